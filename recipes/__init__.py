@@ -1,0 +1,1 @@
+"""Named protocols: one folder a data set, one TOML file a protocol."""

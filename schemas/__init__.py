@@ -1,0 +1,1 @@
+"""What crosses layers: Arrow tables, configurations, records and fingerprints."""

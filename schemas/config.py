@@ -1,0 +1,218 @@
+"""Configurations: frozen, with unknown keys refused and all their errors reported at once."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vlltr_index.errors import ConfigError
+
+__all__ = [
+    "FORMAT",
+    "AugmentConfig",
+    "BaselineConfig",
+    "CVLPConfig",
+    "EncoderConfig",
+    "FusionConfig",
+    "LGRConfig",
+    "Recipe",
+    "SelectConfig",
+    "WorkspaceConfig",
+    "apply_overrides",
+    "load_toml",
+    "validate",
+]
+
+FORMAT = 1
+"""The workspace format this program writes."""
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class EncoderConfig(_Config):
+    """Which open_clip model, and where its weights come from (a tag, a file, or nothing: from scratch)."""
+
+    model: str = "ViT-B-16"
+    pretrained: str | None = None
+    image_size: int | None = Field(default=None, ge=16, le=1024)
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+class AugmentConfig(_Config):
+    """Training augmentation. `photo` is for colour photographs; `glyph` for small grey drawings (no flip)."""
+
+    kind: Literal["photo", "glyph", "none"] = "photo"
+    crop_min: float = Field(default=0.5, gt=0, le=1)
+    flip: bool = True
+    color_jitter: float = Field(default=0.2, ge=0, le=1)
+    auto_augment: str | None = "rand-m6-mstd0.5-inc1"
+    random_erase: float = Field(default=0.0, ge=0, le=1)
+
+
+class CVLPConfig(_Config):
+    """Stage 1: class-wise visual-linguistic pre-training."""
+
+    epochs: int = Field(default=10, ge=1)
+    batch_size: int = Field(default=256, ge=2)  # global
+    lr: float = Field(default=5e-5, gt=0)
+    weight_decay: float = Field(default=0.05, ge=0)
+    warmup_epochs: float = Field(default=0.5, ge=0)
+    clip_grad: float | None = Field(default=1.0, gt=0)
+    sampler_power: float = Field(default=0.5, ge=0, le=1)  # weight n^-power a sample: 0.5 = square root
+    ccl_weight: float = Field(default=1.0, ge=0)  # lambda of Eq. 3 when there is distillation
+    ccl_reduction: Literal["sum", "mean"] = "mean"
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    distillation: Literal["none", "full", "paired"] = "none"
+    distillation_weight: float = Field(default=0.0, ge=0)
+    joint_weight: float = Field(default=0.0, ge=0)  # the joint stage; 0 turns it off
+    joint_visual_weight: float = Field(default=1.0, ge=0)
+    extra_classes: int = Field(default=256, ge=0)
+    word_dropout: float = Field(default=0.0, ge=0, lt=1)
+    max_scale: float = Field(default=100.0, gt=1)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    workers: int = Field(default=2, ge=0)
+    checkpoint_every: int = Field(default=1, ge=1)  # epochs
+    seed: int = 0
+    augment: AugmentConfig = AugmentConfig()
+
+
+class SelectConfig(_Config):
+    """AnSS: which sentences become anchors."""
+
+    mode: Literal["anss", "cutoff"] = "anss"
+    max_anchors: int = Field(default=64, ge=1)
+    images_per_class: int = Field(default=50, ge=1)
+    split: str = "train"
+
+
+class LGRConfig(_Config):
+    """Stage 2: the language-guided recognition head."""
+
+    tune: Literal["head", "visual"] = "head"  # head: on stored vectors; visual: the tower too
+    views: int = Field(default=4, ge=1)  # plain + augmented views of stored vectors (tune = head)
+    epochs: int = Field(default=10, ge=1)
+    batch_size: int = Field(default=256, ge=2)
+    lr: float = Field(default=1e-3, gt=0)
+    projection_lr: float = Field(default=1e-4, ge=0)
+    encoder_lr: float = Field(default=1e-5, ge=0)
+    weight_decay: float = Field(default=0.05, ge=0)
+    warmup_epochs: float = Field(default=0.2, ge=0)
+    sampler_power: float = Field(default=0.5, ge=0, le=1)
+    visual: Literal["linear", "mlp", "cosine"] = "linear"
+    logit_adjustment: float = Field(default=1.0, ge=0)  # times the log of the sampler's prior; 0 = plain
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    learn_scale: bool = False
+    normalise_values: bool = False
+    new_class_fraction: float = Field(default=0.0, ge=0, lt=1)
+    seed: int = 0
+    augment: AugmentConfig = AugmentConfig()
+
+
+class FusionConfig(_Config):
+    """Fusion weight, temperatures and margin, as `vlltr calibrate` fits them."""
+
+    alpha: float = Field(default=0.5, ge=0, le=1)
+    tau_visual: float = Field(default=1.0, gt=0)
+    tau_text: float = Field(default=1.0, gt=0)
+    margin: float = Field(default=0.0, ge=0)
+    run_id: str | None = None  # the calibration run that gave the values
+
+
+class BaselineConfig(_Config):
+    """The image-only baseline: the visual tower and a linear layer under cross-entropy."""
+
+    epochs: int = Field(default=10, ge=1)
+    batch_size: int = Field(default=256, ge=2)
+    lr: float = Field(default=5e-5, gt=0)
+    weight_decay: float = Field(default=0.05, ge=0)
+    warmup_epochs: float = Field(default=0.5, ge=0)
+    clip_grad: float | None = Field(default=1.0, gt=0)
+    sampler_power: float = Field(default=0.5, ge=0, le=1)
+    logit_adjustment: float = Field(default=0.0, ge=0)  # in training; 0 = plain cross-entropy
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    workers: int = Field(default=2, ge=0)
+    checkpoint_every: int = Field(default=1, ge=1)
+    seed: int = 0
+    augment: AugmentConfig = AugmentConfig()
+
+
+class Recipe(_Config):
+    """A protocol: everything both stages need."""
+
+    name: str
+    protocol: Literal["paper", "release", "ours"] = "ours"
+    encoder: EncoderConfig = EncoderConfig()
+    cvlp: CVLPConfig = CVLPConfig()
+    select: SelectConfig = SelectConfig()
+    lgr: LGRConfig = LGRConfig()
+    fusion: FusionConfig = FusionConfig()
+    baseline: BaselineConfig = BaselineConfig()
+
+
+class WorkspaceConfig(_Config):
+    """`vlltr.toml`: the format and the recipe the workspace was made with, to be edited freely."""
+
+    format: int = Field(default=FORMAT, ge=1)
+    recipe: Recipe
+
+
+def validate(model: type[_Model], values: dict[str, Any], where: str) -> _Model:
+    """Check `values` against `model`.
+
+    Raises:
+        ConfigError: Naming every key that does not fit, and `where` it stands.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc'])) or '(top)'}: {e['msg']}" for e in error.errors()]
+        raise ConfigError(f"{where} does not fit:\n" + "\n".join(lines), "Mend these keys and run again.") from None
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        ConfigError: If it is missing, is not UTF-8 or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no such file: {path}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def apply_overrides(values: dict[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]:
+    """Return `values` with each `section.key=value` of `overrides` set; values are read as TOML, else as text.
+
+    Raises:
+        ConfigError: If an override has no `=` or goes through something that is not a table.
+    """
+    result = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
+    for item in overrides:
+        key, sep, raw = item.partition("=")
+        if not sep or not key.strip():
+            raise ConfigError(f"--set takes key=value, got {item!r}", "For example: --set cvlp.epochs=3")
+        try:
+            value = tomllib.loads(f"v = {raw}")["v"]
+        except tomllib.TOMLDecodeError:
+            value = None if raw in {"none", "null"} else raw
+        *parents, last = key.strip().split(".")
+        table = result
+        for parent in parents:
+            child = table.get(parent, {})
+            if not isinstance(child, dict):
+                raise ConfigError(f"--set {item}: {parent!r} is a value, not a section")
+            table[parent] = dict(child)
+            table = table[parent]
+        table[last] = value
+    return result

@@ -1,0 +1,26 @@
+"""What identifies a tower: architecture, weights, and preprocessing or tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["digest_bytes", "digest_json", "short"]
+
+
+def digest_bytes(data: bytes) -> str:
+    """SHA-256 of `data` in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def digest_json(value: Mapping[str, Any] | list[Any]) -> str:
+    """SHA-256 of the canonical JSON of `value` (sorted keys, no spaces)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return digest_bytes(text.encode())
+
+
+def short(digest: str) -> str:
+    """The first 16 hexadecimal digits: enough for a name in a workspace."""
+    return digest[:16]

@@ -1,0 +1,92 @@
+"""Plain records that cross layers. None of them holds a tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = [
+    "ClassScore",
+    "ImageRecord",
+    "Prediction",
+    "Progress",
+    "SentenceRecord",
+    "SentenceShare",
+    "Skipped",
+]
+
+from collections.abc import Callable
+
+Progress = Callable[[str, int, int | None], None]
+"""Called as `progress(step, done, total)`; `total` is None where it is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class SentenceRecord:
+    """One sentence about one class, as a reader gives it."""
+
+    class_name: str
+    text: str
+    source: str
+    source_ref: str | None = None
+    licence: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """One image, as a reader gives it: a path, or bytes that came out of a Parquet file."""
+
+    source: str  # path below the source's root, or a row's own name; identifies the image within its split
+    uri: str  # absolute path of the file, or `file.parquet#row`
+    class_name: str | None
+    split: str
+    data: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Something in a source that was left out, and why."""
+
+    where: str  # file, or file:line
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class SentenceShare:
+    """A sentence behind a class's text score.
+
+    `share` is in points of cosine similarity; the shares of all the class's anchors add up to the cosine and may
+    be negative. `effect` is how much the cosine falls when the sentence is struck out.
+    """
+
+    text: str
+    source: str
+    source_ref: str | None
+    licence: str | None
+    attention: float
+    share: float
+    effect: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScore:
+    """A class's probability and what each branch gave: `probability = image_part + text_part`."""
+
+    class_id: int
+    name: str
+    probability: float
+    image_part: float
+    text_part: float
+    cosine: float
+    sentences: tuple[SentenceShare, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The best classes for one image, best first."""
+
+    image: str
+    classes: tuple[ClassScore, ...]
+    residual: float  # probability of the classes that were not scored exactly (0 when exhaustive)
+    retrieval: str  # "faiss" | "exhaustive"
+    commit: int
+    problem: str | None = None  # why the image could not be read; then `classes` is empty

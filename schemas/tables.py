@@ -1,0 +1,156 @@
+"""Arrow schemas of the workspace's tables.
+
+Vectors never change, only grow: they are caches beside the committed tables. Everything else is committed.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+__all__ = [
+    "ANCHORS",
+    "CLASSES",
+    "COMMITTED",
+    "IMAGES",
+    "IMPRINTS",
+    "KEYS",
+    "SENTENCES",
+    "SENTENCE_SCORES",
+    "image_vectors",
+    "image_vectors_name",
+    "imprints",
+    "sentence_vectors",
+    "sentence_vectors_name",
+]
+
+
+def _required(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+CLASSES = pa.schema(
+    [
+        _required("class_id", pa.int32()),  # never reused
+        _required("name", pa.string()),
+        _required("aliases", pa.list_(pa.string())),
+        _required("origin", pa.string()),  # "trained" | "added"
+        _required("created_at", pa.string()),  # ISO 8601, UTC
+        pa.field("retired_at", pa.string()),
+    ]
+)
+
+SENTENCES = pa.schema(
+    [
+        _required("sentence_id", pa.string()),  # hash of class_id and text_hash
+        _required("text_hash", pa.string()),  # hash of the normalised text
+        _required("class_id", pa.int32()),
+        _required("text", pa.string()),
+        _required("source", pa.string()),
+        pa.field("source_ref", pa.string()),
+        pa.field("licence", pa.string()),
+        pa.field("tokens", pa.int32()),  # before any cut; null until embedded
+    ]
+)
+
+IMAGES = pa.schema(
+    [
+        _required("image_id", pa.string()),  # hash of split and source path
+        pa.field("content_hash", pa.string()),  # null where the file cannot be read
+        _required("uri", pa.string()),
+        pa.field("data", pa.binary()),  # bytes where the source was Parquet
+        pa.field("class_id", pa.int32()),
+        _required("split", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("problem", pa.string()),  # why it is quarantined
+    ]
+)
+
+SENTENCE_SCORES = pa.schema(
+    [
+        _required("sentence_id", pa.string()),
+        _required("text_fp", pa.string()),
+        _required("image_fp", pa.string()),
+        _required("scale", pa.float64()),
+        _required("image_set", pa.string()),  # digest of the image ids scored against
+        _required("lse", pa.float64()),
+        _required("last_exact_lse", pa.float64()),
+        _required("positive", pa.float64()),
+        _required("loss", pa.float64()),
+    ]
+)
+
+ANCHORS = pa.schema(
+    [
+        _required("anchor_key", pa.int64()),  # never reused
+        _required("selection_id", pa.string()),
+        _required("class_id", pa.int32()),
+        _required("sentence_id", pa.string()),
+        _required("rank", pa.int32()),
+    ]
+)
+
+
+def imprints(dim: int) -> pa.Schema:
+    """Visual rows made from class means instead of training; `vector` has width `dim`."""
+    return pa.schema(
+        [
+            _required("class_id", pa.int32()),
+            _required("head", pa.string()),
+            _required("image_count", pa.int32()),
+            _required("bias", pa.float64()),
+            _required("vector", pa.list_(pa.float32(), dim)),
+        ]
+    )
+
+
+def sentence_vectors(dim: int) -> pa.Schema:
+    """Text vectors of width `dim`, unnormalised as the encoder gives them."""
+    return pa.schema([_required("text_hash", pa.string()), _required("vector", pa.list_(pa.float32(), dim))])
+
+
+def image_vectors(dim: int) -> pa.Schema:
+    """Image vectors of width `dim`, unnormalised; `view` 0 is the plain preprocessing, others augmented.
+
+    `vector_key` is `image_id:view`.
+    """
+    return pa.schema(
+        [
+            _required("vector_key", pa.string()),
+            _required("image_id", pa.string()),
+            _required("view", pa.int32()),
+            _required("vector", pa.list_(pa.float32(), dim)),
+        ]
+    )
+
+
+def sentence_vectors_name(text_fp: str) -> str:
+    """Name of the table that holds the text vectors of the fingerprint `text_fp`."""
+    return f"sentence_vectors_{text_fp}"
+
+
+def image_vectors_name(image_fp: str) -> str:
+    """Name of the table that holds the image vectors of the fingerprint `image_fp`."""
+    return f"image_vectors_{image_fp}"
+
+
+IMPRINTS = "imprints"  # its width is the encoder's, so the schema is a function
+
+KEYS = {
+    "classes": "class_id",
+    "sentences": "sentence_id",
+    "images": "image_id",
+    "sentence_scores": "sentence_id",
+    "anchors": "anchor_key",
+    "imprints": "class_id",
+}
+"""The primary key of each committed table."""
+
+COMMITTED = {
+    "classes": CLASSES,
+    "sentences": SENTENCES,
+    "images": IMAGES,
+    "sentence_scores": SENTENCE_SCORES,
+    "anchors": ANCHORS,
+}
+"""Committed tables whose schema does not depend on the encoder."""

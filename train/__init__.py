@@ -1,0 +1,1 @@
+"""Training: data, sampling, the first stage (CVLP), recognition (LGR), baselines, checkpoints."""

@@ -1,0 +1,32 @@
+"""Long-tailed image recognition that knows its classes through text (VL-LTR, Tian et al., ECCV 2022)."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlltr_index.classes import add_class as add_class
+    from vlltr_index.recognizer import Recognizer as Recognizer
+    from vlltr_index.workspace import Workspace as Workspace
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "Recognizer": "vlltr_index.recognizer",
+    "Workspace": "vlltr_index.workspace",
+    "add_class": "vlltr_index.classes",
+}
+
+__all__ = ["Recognizer", "Workspace", "__version__", "add_class"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public classes on first use, so that `import vlltr_index` loads no torch."""
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Description sources to sentences: readers, splitting, prompts."""

@@ -1,0 +1,78 @@
+"""One tree of errors. A message gives the value, what was expected, and the next command to run."""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConfigError",
+    "EncoderError",
+    "FingerprintMismatch",
+    "InputError",
+    "LockedError",
+    "MissingStepError",
+    "NewerWorkspaceError",
+    "UnknownClassError",
+    "UsageError",
+    "VlltrError",
+    "WorkspaceError",
+]
+
+
+class VlltrError(Exception):
+    """Base of all errors raised on purpose; `exit_code` is what the command line exits with.
+
+    Args:
+        message: What was wrong, where, and what was expected.
+        hint: The command or change that mends it, shown on a line of its own.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\n{self.hint}"
+
+
+class UsageError(VlltrError):
+    """The request itself cannot be meant: an option's value, a combination of options."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A TOML file or a `--set` value does not fit the schema."""
+
+
+class InputError(VlltrError):
+    """Data that was handed in cannot be used: a file, a line, a tensor's shape."""
+
+
+class EncoderError(VlltrError):
+    """An encoder's name, weights or preprocessing cannot be used."""
+
+
+class WorkspaceError(VlltrError):
+    """The workspace is missing, damaged, or not what the command needs."""
+
+
+class NewerWorkspaceError(WorkspaceError):
+    """The workspace was written by a newer version of this program."""
+
+
+class LockedError(WorkspaceError):
+    """Another process is writing to the workspace."""
+
+
+class MissingStepError(WorkspaceError):
+    """Something must be run first; the hint names the command."""
+
+
+class FingerprintMismatch(WorkspaceError):
+    """Vectors, head and encoder do not belong together."""
+
+
+class UnknownClassError(VlltrError):
+    """A class name that the workspace does not know; the message lists close names."""

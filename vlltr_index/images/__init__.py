@@ -1,0 +1,1 @@
+"""Image sources to records: readers, decoding, quarantine."""

@@ -1,0 +1,1 @@
+"""Small encoder configurations of our own, registered with open_clip."""

@@ -1,0 +1,1 @@
+"""What the commands run: each stage reads a workspace, works, and commits once."""
