@@ -1,0 +1,256 @@
+"""The anchors of all classes in one ragged matrix, with what the head needs of them kept beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from vlltr_index.errors import InputError
+from vlltr_index.tensors import check_labels, check_matrix, check_vector, full_precision, working_dtype
+
+__all__ = ["LAYER_NORM_EPS", "AnchorBank", "Block"]
+
+LAYER_NORM_EPS = 1e-5
+_BLOCK_SLOTS = 8192  # padded anchors worked on at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A run of classes worked on together; shorter classes are padded to `width`, longer runs are split.
+
+    Attributes:
+        first: First class (position in the bank).
+        last: One past the last class.
+        start: First anchor row.
+        stop: One past the last anchor row.
+        width: Anchors of the longest class.
+        slots: Place of each anchor row in the padded order [(last - first) * width], int64; None where all classes
+            have `width` anchors and nothing is padded.
+    """
+
+    first: int
+    last: int
+    start: int
+    stop: int
+    width: int
+    slots: Tensor | None
+
+    def pad(self, rows: Tensor, fill: float = 0.0) -> Tensor:
+        """[anchors, X] -> [classes, width, X], `fill` in the padding."""
+        classes = self.last - self.first
+        if self.slots is None:
+            return rows.view(classes, self.width, rows.shape[1])
+        padded = rows.new_full((classes * self.width, rows.shape[1]), fill)
+        return padded.index_copy_(0, self.slots, rows).view(classes, self.width, rows.shape[1])
+
+    def unpad(self, padded: Tensor) -> Tensor:
+        """[classes, width, X] -> [anchors, X]."""
+        rows = padded.reshape(-1, padded.shape[2])
+        return rows if self.slots is None else rows.index_select(0, self.slots)
+
+
+@dataclass(frozen=True, eq=False)
+class AnchorBank:
+    """Anchor sentence vectors of C classes, ragged: every class has at least one. Make it with `build`.
+
+    Attributes:
+        vectors: Float [A, D], unnormalised as the encoder gives them, sorted by class. Frozen: no gradient.
+        offsets: Int64 [C + 1]; class c owns rows offsets[c] to offsets[c + 1].
+        class_ids: Int64 [C].
+        rows: Int64 [A], where each row stood in what `build` was given.
+    """
+
+    vectors: Tensor
+    offsets: Tensor
+    class_ids: Tensor
+    rows: Tensor
+
+    @classmethod
+    def build(
+        cls, vectors: Tensor, class_of_anchor: Tensor, class_ids: Tensor | Sequence[int]
+    ) -> AnchorBank:
+        """Sort anchors by class.
+
+        Args:
+            vectors: Float [A, D], unnormalised.
+            class_of_anchor: Integers [A], the class *id* of each anchor.
+            class_ids: Integers [C], distinct; their order is the bank's class order.
+
+        Returns:
+            The bank; within a class the anchors keep their order.
+
+        Raises:
+            InputError: Shapes do not fit, a class has no anchor, an anchor's class is unknown, or a vector is not
+                finite; the message names the class id.
+        """
+        check_matrix("vectors", vectors)
+        check_labels("class_of_anchor", class_of_anchor, vectors.shape[0])
+        ids = torch.as_tensor(class_ids, device=vectors.device).to(torch.int64)
+        check_vector("class_ids", ids)
+        position = _positions(class_of_anchor.to(vectors.device, torch.int64), ids)
+        counts = torch.bincount(position, minlength=len(ids))
+        if len(ids) == 0 or bool((counts == 0).any()):
+            missing = "the bank has no class" if len(ids) == 0 else _named(ids[counts == 0], "no anchor")
+            raise InputError(missing, "vlltr embed, then vlltr select")
+        finite = vectors.isfinite().all(1)
+        if not bool(finite.all()):
+            raise InputError(_named(ids[position[~finite]], "an anchor that is not finite"), "vlltr embed")
+        order = torch.argsort(position, stable=True)
+        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        return cls(vectors.detach()[order].contiguous(), offsets, ids, order)
+
+    @property
+    def dim(self) -> int:
+        """Width D of the vectors."""
+        return self.vectors.shape[1]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes C."""
+        return self.class_ids.shape[0]
+
+    @cached_property
+    def bounds(self) -> tuple[int, ...]:
+        """The offsets as plain integers."""
+        return tuple(self.offsets.tolist())
+
+    @cached_property
+    def class_of_row(self) -> Tensor:
+        """Class position of each anchor row, int64 [A]."""
+        return torch.repeat_interleave(
+            torch.arange(self.num_classes, device=self.offsets.device), self.offsets.diff()
+        )
+
+    @cached_property
+    def sigma(self) -> Tensor:
+        """What LayerNorm divides each anchor by: sqrt(variance + eps), [A], float32 at least."""
+        parts = [
+            part.to(working_dtype(part)).var(1, unbiased=False) for part in self.vectors.split(_BLOCK_SLOTS)
+        ]
+        return (torch.cat(parts) + LAYER_NORM_EPS).sqrt()
+
+    @cached_property
+    def norms(self) -> Tensor:
+        """Length of each anchor, [A], float32 at least."""
+        parts = [part.to(working_dtype(part)).norm(dim=1) for part in self.vectors.split(_BLOCK_SLOTS)]
+        return torch.cat(parts)
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """The runs of classes that are worked on together."""
+        bounds, blocks, first, width = self.bounds, list[Block](), 0, 0
+        for position in range(self.num_classes):
+            length = bounds[position + 1] - bounds[position]
+            if position > first and max(width, length) * (position + 1 - first) > _BLOCK_SLOTS:
+                blocks.append(self._block(first, position, width))
+                first, width = position, 0
+            width = max(width, length)
+        blocks.append(self._block(first, self.num_classes, width))
+        return tuple(blocks)
+
+    def block_vectors(self, block: Block, dtype: torch.dtype) -> Tensor:
+        """The anchors of a block, [anchors, D], without a copy where the dtype is right."""
+        return self.vectors[block.start : block.stop].to(dtype)
+
+    def gram(self, number: int, dtype: torch.dtype) -> Tensor:
+        """Inner products of the anchors of each class of block `number`, [classes, width, width], kept."""
+        key = (number, dtype)
+        if key not in self._grams:
+            padded = self.blocks[number].pad(self.block_vectors(self.blocks[number], dtype))
+            with torch.no_grad(), full_precision(padded.device):
+                self._grams[key] = padded @ padded.mT
+        return self._grams[key]
+
+    def has_gram(self, number: int, dtype: torch.dtype) -> bool:
+        """Whether `gram` would return at once."""
+        return (number, dtype) in self._grams
+
+    def prototypes(self, normalise_values: bool = False) -> Tensor:
+        """Mean anchor of each class (uniform attention), [C, D], float32 at least; kept.
+
+        Args:
+            normalise_values: Bring the anchors to length one first.
+        """
+        if normalise_values not in self._means:
+            dtype = working_dtype(self.vectors)
+            sums = self.vectors.new_zeros((self.num_classes, self.dim), dtype=dtype)
+            for start in range(0, self.vectors.shape[0], _BLOCK_SLOTS):
+                part = slice(start, start + _BLOCK_SLOTS)
+                values = self.vectors[part].to(dtype)
+                if normalise_values:
+                    values = values / self.norms[part, None].clamp(min=1e-12)
+                sums.index_add_(0, self.class_of_row[part], values)
+            self._means[normalise_values] = sums / self.offsets.diff()[:, None]
+        return self._means[normalise_values]
+
+    def select(self, classes: Tensor | Sequence[int]) -> AnchorBank:
+        """The bank of some classes alone.
+
+        Args:
+            classes: Integers, *positions* in this bank, in the order wanted.
+
+        Raises:
+            InputError: No class, or a position outside the bank.
+        """
+        wanted = torch.as_tensor(classes, device=self.offsets.device).to(torch.int64)
+        check_labels("classes", wanted, classes=self.num_classes)
+        if wanted.numel() == 0:
+            raise InputError("select needs at least one class")
+        lengths = self.offsets.diff()[wanted]
+        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        total = int(offsets[-1])
+        shift = torch.repeat_interleave(self.offsets[wanted] - offsets[:-1], lengths, output_size=total)
+        rows = torch.arange(total, device=self.offsets.device) + shift
+        chosen = AnchorBank(self.vectors[rows], offsets, self.class_ids[wanted], self.rows[rows])
+        for name in ("sigma", "norms"):
+            if name in self.__dict__:
+                chosen.__dict__[name] = self.__dict__[name][rows]
+        return chosen
+
+    def to(self, device: torch.device | str) -> AnchorBank:
+        """The bank on another device."""
+        if torch.device(device) == self.vectors.device:
+            return self
+        return AnchorBank(
+            self.vectors.to(device), self.offsets.to(device), self.class_ids.to(device), self.rows.to(device)
+        )
+
+    @cached_property
+    def _grams(self) -> dict[tuple[int, torch.dtype], Tensor]:
+        return {}
+
+    @cached_property
+    def _means(self) -> dict[bool, Tensor]:
+        return {}
+
+    def _block(self, first: int, last: int, width: int) -> Block:
+        start, stop = self.bounds[first], self.bounds[last]
+        slots = None
+        if stop - start != (last - first) * width:
+            classes = self.class_of_row[start:stop]
+            within = torch.arange(start, stop, device=classes.device) - self.offsets[classes]
+            slots = (classes - first) * width + within
+        return Block(first, last, start, stop, width, slots)
+
+
+def _positions(class_of_anchor: Tensor, ids: Tensor) -> Tensor:
+    """Position of each anchor's class id within `ids`."""
+    ordered, order = ids.sort()
+    if bool((ordered[1:] == ordered[:-1]).any()):
+        raise InputError(_named(ordered[1:][ordered[1:] == ordered[:-1]], "two places among class_ids"))
+    found = torch.searchsorted(ordered, class_of_anchor).clamp(max=max(len(ids) - 1, 0))
+    known = ordered[found] == class_of_anchor if len(ids) else torch.zeros_like(class_of_anchor, dtype=torch.bool)
+    if len(ids) and not bool(known.all()):
+        raise InputError(_named(class_of_anchor[~known], "anchors but is not among class_ids"))
+    return order[found] if len(ids) else class_of_anchor[:0]
+
+
+def _named(ids: Tensor, what: str) -> str:
+    """`class 7 has no anchor`, with the number of further ones."""
+    distinct = ids.unique().tolist()
+    more = f" (and {len(distinct) - 1} more)" if len(distinct) > 1 else ""
+    return f"class {distinct[0]} has {what}{more}"

@@ -1,0 +1,189 @@
+"""The language-guided recognition head (LGR): a visual classifier beside attention over anchor sentences.
+
+The release projects every anchor in every step. Anchors are frozen here, so the key side is folded into the query:
+with q' = g_k * (W_k^T W_q LayerNorm(I)) less its mean, q . k_m equals q' . E_m / sigma_m up to a constant over m, which
+the softmax drops. The key LayerNorm's bias is part of that constant: it has no effect and no gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlltr_index.bank import LAYER_NORM_EPS, AnchorBank
+from vlltr_index.errors import InputError
+from vlltr_index.lgr_autograd import attend, attended_cosine
+from vlltr_index.tensors import check_matrix, full_precision, unit_rows, working_dtype
+
+__all__ = ["AnchorBank", "CosineClassifier", "KeyNorm", "LGRHead"]
+
+_ROWS_AT_ONCE = 512
+
+
+class KeyNorm(nn.Module):
+    """The affine part of the keys' LayerNorm: `weight` [D] is learned, `bias` [D] is a buffer of zeros."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.register_buffer("bias", torch.zeros(dim))
+
+
+class CosineClassifier(nn.Module):
+    """Cosines with one row a class: [B, D] -> [B, C]."""
+
+    def __init__(self, dim: int, classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(classes, dim) * dim**-0.5)
+
+    def forward(self, image_features: Tensor) -> Tensor:
+        """Cosine of each image with each row; inputs need not be normalised."""
+        return unit_rows(image_features) @ unit_rows(self.weight).T
+
+
+class LGRHead(nn.Module):
+    """Visual logits and text logits of images (VL-LTR, Eqs. 4-7).
+
+    Parameters: `query_norm` (LayerNorm), `key_norm.weight`, `query_proj.weight` and `key_proj.weight` [D, D] (identity
+    at first, no bias), `visual_head`, `log_logit_scale` (the logarithm; frozen unless `learn_scale`).
+
+    Args:
+        dim: Embedding width D.
+        num_visual_classes: Rows C_v of the visual classifier; may be 0.
+        visual: `linear`; `mlp`: linear to 4 D, ReLU, linear; `cosine`: scale times cosine with a row.
+        logit_scale: The multiplier of the cosine to start from, not its logarithm.
+        learn_scale: Whether the scale is learned.
+        normalise_values: Weigh each sentence as if its vector had length one; by default it weighs by its norm.
+
+    Raises:
+        InputError: An unknown kind of visual head, or sizes or scale out of range.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_visual_classes: int,
+        visual: Literal["linear", "mlp", "cosine"] = "linear",
+        logit_scale: float = 1 / 0.07,
+        learn_scale: bool = False,
+        normalise_values: bool = False,
+    ) -> None:
+        super().__init__()
+        if dim < 1 or num_visual_classes < 0:
+            raise InputError(
+                f"dim must be at least 1 and num_visual_classes at least 0, got {dim} and {num_visual_classes}"
+            )
+        if not (math.isfinite(logit_scale) and logit_scale > 0):
+            raise InputError(f"logit_scale is a multiplier above 0, got {logit_scale}")
+        self.dim, self.num_visual_classes, self.visual = dim, num_visual_classes, visual
+        self.normalise_values = normalise_values
+        self.query_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.key_norm = KeyNorm(dim)
+        self.query_proj = nn.Linear(dim, dim, bias=False)
+        self.key_proj = nn.Linear(dim, dim, bias=False)
+        nn.init.eye_(self.query_proj.weight)
+        nn.init.eye_(self.key_proj.weight)
+        self.visual_head = _visual_head(visual, dim, num_visual_classes)
+        self.log_logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale)), requires_grad=learn_scale)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """The multiplier of the cosine, a scalar."""
+        return self.log_logit_scale.exp()
+
+    @torch.no_grad()
+    def clamp_scale_(self, maximum: float = 100.0) -> None:
+        """Keep the multiplier at or below `maximum`, in place; call it after each optimizer step."""
+        self.log_logit_scale.clamp_(max=math.log(maximum))
+
+    def forward(self, image_features: Tensor, bank: AnchorBank) -> tuple[Tensor, Tensor]:
+        """Both branches.
+
+        Args:
+            image_features: Float [B, D], unnormalised as the encoder gives them.
+            bank: The anchors of C classes.
+
+        Returns:
+            Visual logits [B, C_v] and text logits [B, C], float32 at least.
+
+        Raises:
+            InputError: Widths do not fit.
+        """
+        return self.visual_logits(image_features), self.text_logits(image_features, bank)
+
+    def visual_logits(self, image_features: Tensor) -> Tensor:
+        """Logits of the visual classifier, [B, C_v]; `image_features` float [B, D], unnormalised."""
+        features = self._features(image_features)
+        with full_precision(features.device):
+            logits: Tensor = self.visual_head(features)
+            return logits * self.logit_scale if self.visual == "cosine" else logits
+
+    def text_logits(self, image_features: Tensor, bank: AnchorBank) -> Tensor:
+        """scale * cos(I, G_c) with G_c the attended anchors of class c, [B, C]; arguments as for `forward`."""
+        features = self._features(image_features, bank)
+        with full_precision(features.device):
+            query, image = self.query(features), unit_rows(features)
+            parts = [
+                attended_cosine(q, i, bank, self.normalise_values)
+                for q, i in zip(query.split(_ROWS_AT_ONCE), image.split(_ROWS_AT_ONCE), strict=True)
+            ]
+            return self.logit_scale * (parts[0] if len(parts) == 1 else torch.cat(parts))
+
+    def query(self, image_features: Tensor) -> Tensor:
+        """q' [B, D]: the attention logit of anchor m is q' . E_m / sigma_m, up to a constant over a class's anchors."""
+        features = self._features(image_features)
+        with full_precision(features.device):
+            normed = F.layer_norm(
+                features, (self.dim,), self._wide(self.query_norm.weight), self._wide(self.query_norm.bias), LAYER_NORM_EPS
+            )
+            query = normed @ self._wide(self.query_proj.weight).T @ self._wide(self.key_proj.weight)
+            query = query * self._wide(self.key_norm.weight)
+            return (query - query.mean(1, keepdim=True)) / math.sqrt(self.dim)
+
+    def attention_for(self, image_features: Tensor, bank: AnchorBank) -> Tensor:
+        """Attention over the anchors, [B, A] in the bank's row order; sums to one within a class. No gradient."""
+        return attend(self.query(self._features(image_features, bank)).detach(), bank)
+
+    def prototype_logits(self, image_features: Tensor, bank: AnchorBank) -> Tensor:
+        """scale * cos(I, mean anchor of the class), [B, C]: the text logits under uniform attention."""
+        features = self._features(image_features, bank)
+        with full_precision(features.device):
+            prototypes = unit_rows(bank.prototypes(self.normalise_values).to(features.dtype))
+            return self.logit_scale * (unit_rows(features) @ prototypes.T)
+
+    def _features(self, image_features: Tensor, bank: AnchorBank | None = None) -> Tensor:
+        """The features in the head's working dtype, after a look at their width."""
+        check_matrix("image_features", image_features, columns=self.dim)
+        if bank is not None and bank.dim != self.dim:
+            raise InputError(f"the head is {self.dim} wide, the anchors {bank.dim}", "vlltr embed, then vlltr train lgr")
+        return image_features.to(working_dtype(self.query_proj.weight))
+
+    def _wide(self, value: Tensor) -> Tensor:
+        return value.to(working_dtype(value))
+
+
+def _visual_head(visual: str, dim: int, classes: int) -> nn.Module:
+    if visual == "linear":
+        return _linear(dim, classes)
+    if visual == "mlp":
+        return nn.Sequential(nn.Linear(dim, 4 * dim), nn.ReLU(), _linear(4 * dim, classes))
+    if visual == "cosine":
+        return CosineClassifier(dim, classes)
+    raise InputError(f"visual must be 'linear', 'mlp' or 'cosine', got {visual!r}")
+
+
+def _linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer that may have no output at all."""
+    if outputs:
+        return nn.Linear(inputs, outputs)
+    layer = nn.Linear(inputs, 1)
+    layer.out_features = 0
+    layer.weight, layer.bias = nn.Parameter(torch.empty(0, inputs)), nn.Parameter(torch.empty(0))
+    return layer

@@ -1,0 +1,279 @@
+"""Losses of the first stage and of the head: class-wise contrast, distillation, the joint stage's text loss.
+
+Pure functions: tensors in, tensors out. All of them compute in float32 at least, also under an ambient autocast,
+because a bfloat16 cosine times a scale of 100 is off by whole units.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vlltr_index.errors import InputError
+from vlltr_index.tensors import (
+    check_labels,
+    check_matrix,
+    check_vector,
+    full_precision,
+    unit_rows,
+    working_dtype,
+)
+
+__all__ = [
+    "candidate_log_prior",
+    "class_contrastive_loss",
+    "distillation_loss",
+    "joint_log_adjustment",
+    "logit_adjusted_cross_entropy",
+    "sampler_prior",
+    "text_classification_loss",
+]
+
+
+def class_contrastive_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    image_labels: Tensor,
+    text_labels: Tensor,
+    logit_scale: float | Tensor,
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Class-wise contrastive loss: every image and sentence of one class are a positive pair (VL-LTR, Eq. 2).
+
+    Args:
+        image_features: Float [N_i, D], normalised or not.
+        text_features: Float [N_t, D], normalised or not; N_t may differ from N_i.
+        image_labels: Integers [N_i].
+        text_labels: Integers [N_t].
+        logit_scale: The multiplier of the cosine, not its logarithm.
+        label_smoothing: Share of each target row spread evenly over all its columns.
+
+    Returns:
+        The image-to-text and the text-to-image loss, scalars. Rows without a positive are left out of the mean;
+        a side without any positive is zero and still has gradients.
+
+    Raises:
+        InputError: Shapes or dtypes do not fit.
+    """
+    check_matrix("image_features", image_features)
+    check_matrix("text_features", text_features, columns=image_features.shape[1])
+    check_labels("image_labels", image_labels, image_features.shape[0])
+    check_labels("text_labels", text_labels, text_features.shape[0])
+    _check_share("label_smoothing", label_smoothing)
+    with full_precision(image_features.device):
+        logits = _scaled_cosines(image_features, text_features, logit_scale)
+        positives = image_labels[:, None] == text_labels[None, :]
+        return (
+            _side(logits, positives, label_smoothing),
+            _side(logits.T, positives.T, label_smoothing),
+        )
+
+
+def distillation_loss(
+    student_logits: Tensor, teacher_logits: Tensor, mode: Literal["full", "paired"] = "full"
+) -> Tensor:
+    """Distillation from a frozen copy of the starting model (VL-LTR, Eq. 3).
+
+    Args:
+        student_logits: Float [N_i, N_t], scaled cosines; rows are images.
+        teacher_logits: Float [N_i, N_t], the same of the teacher. No gradient flows into it.
+        mode: `full`: cross-entropy with the teacher's whole rows and columns, mean of the two sides (what the
+            release runs). `paired`: the equation as printed, diagonal terms only, sum of the two sides.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        InputError: Shapes differ, `paired` on a matrix that is not square, or an unknown mode.
+    """
+    if mode not in ("full", "paired"):
+        raise InputError(f"distillation mode must be 'full' or 'paired', got {mode!r}")
+    check_matrix("student_logits", student_logits)
+    check_matrix("teacher_logits", teacher_logits, student_logits.shape[1], student_logits.shape[0])
+    if mode == "paired" and student_logits.shape[0] != student_logits.shape[1]:
+        raise InputError(
+            f"paired distillation needs as many sentences as images, got {list(student_logits.shape)}"
+        )
+    dtype = working_dtype(student_logits, teacher_logits)
+    student, teacher = student_logits.to(dtype), teacher_logits.detach().to(dtype)
+    with full_precision(student.device):
+        sides = []
+        for s, t in ((student, teacher), (student.T, teacher.T)):
+            terms = t.softmax(1) * s.log_softmax(1)
+            sides.append(-terms.diagonal().mean() if mode == "paired" else -terms.sum(1).mean())
+        return sides[0] + sides[1] if mode == "paired" else (sides[0] + sides[1]) / 2
+
+
+def sampler_prior(class_counts: Tensor, power: float = 0.5) -> Tensor:
+    """Class prior of a sampler that draws images with replacement by weights n_c^-power: mass n_c^(1 - power).
+
+    Args:
+        class_counts: Training images of each class, [C]; classes without any get probability zero.
+        power: 0 draws images uniformly, 0.5 is the square-root sampler, 1 draws classes uniformly.
+
+    Returns:
+        Probabilities, float64 [C].
+
+    Raises:
+        InputError: A negative count, or no image at all.
+    """
+    check_vector("class_counts", class_counts)
+    counts = class_counts.to(torch.float64)
+    if counts.numel() == 0 or bool((counts < 0).any()) or not bool((counts > 0).any()):
+        raise InputError("class_counts must hold no negative number and at least one positive one")
+    mass = torch.where(counts > 0, counts.clamp(min=1e-300) ** (1.0 - power), counts)
+    return mass / mass.sum()
+
+
+def candidate_log_prior(prior: Tensor, batch_size: int, extra: int) -> Tensor:
+    """Log probability that a class other than the image's own is among the candidates of a joint-stage step.
+
+    The candidates are the classes in the batch and `extra` others, drawn uniformly among the rest that have training
+    images: pi_c = 1 - (1 - p_c)^(B-1), plus the chance of being among the extra ones where it is not.
+
+    Args:
+        prior: The sampler's class prior p, [C], summing to one.
+        batch_size: B, the images of a step over all processes.
+        extra: Extra classes drawn a step.
+
+    Returns:
+        log pi, float64 [C]; zero for classes with p = 0, which never are candidates.
+
+    Raises:
+        InputError: `batch_size` is below one, or `extra` is negative.
+    """
+    check_vector("prior", prior)
+    if batch_size < 1 or extra < 0:
+        raise InputError(f"batch_size must be at least 1 and extra at least 0, got {batch_size} and {extra}")
+    p = prior.to(torch.float64)
+    drawn = p > 0
+    absent = torch.exp((batch_size - 1) * torch.log1p(-p.clamp(max=1.0 - 1e-15)))
+    # Classes outside the batch, given that c is one of them: c itself and the expected number of the others.
+    outside = torch.where(drawn, torch.exp(batch_size * torch.log1p(-p.clamp(max=1.0 - 1e-15))), 0.0)
+    others = 1.0 + outside.sum() - outside
+    chance = (1.0 - absent) + absent * (extra / others).clamp(max=1.0)
+    return torch.where(drawn, chance.clamp(min=1e-300).log(), 0.0)
+
+
+def joint_log_adjustment(prior: Tensor, batch_size: int, extra: int) -> Tensor:
+    """log p_c - log pi_c, what the joint stage adds to every candidate's logit, the target's included.
+
+    Args:
+        prior: The sampler's class prior p, [C].
+        batch_size: As for `candidate_log_prior`.
+        extra: As for `candidate_log_prior`.
+
+    Returns:
+        Float64 [C]; minus infinity for classes without training images, which keeps them out of the denominator.
+
+    Raises:
+        InputError: As `candidate_log_prior`.
+    """
+    return prior.to(torch.float64).log() - candidate_log_prior(prior, batch_size, extra)
+
+
+def text_classification_loss(
+    image_features: Tensor,
+    candidate_text_features: Tensor,
+    targets: Tensor,
+    log_adjustment: Tensor,
+    logit_scale: float | Tensor,
+) -> Tensor:
+    """Cross-entropy of images among candidate classes, one sentence for each: scale * cosine + log p_c - log pi_c.
+
+    Args:
+        image_features: Float [B, D], normalised or not.
+        candidate_text_features: Float [K, D], one sentence of each candidate class, normalised or not.
+        targets: Integers [B], positions among the candidates.
+        log_adjustment: Float [K], see `joint_log_adjustment`; minus infinity leaves a candidate out.
+        logit_scale: The multiplier of the cosine, not its logarithm.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        InputError: Shapes or dtypes do not fit, a target is out of range, or its adjustment is not finite.
+    """
+    check_matrix("image_features", image_features)
+    check_matrix("candidate_text_features", candidate_text_features, columns=image_features.shape[1])
+    with full_precision(image_features.device):
+        logits = _scaled_cosines(image_features, candidate_text_features, logit_scale)
+    return _adjusted_cross_entropy(logits, targets, log_adjustment, "log_adjustment", 0.0)
+
+
+def logit_adjusted_cross_entropy(
+    logits: Tensor, targets: Tensor, log_prior: Tensor, tau: float = 1.0, label_smoothing: float = 0.0
+) -> Tensor:
+    """Cross-entropy of logits + tau * log prior (logit adjustment, Menon et al. 2021).
+
+    Args:
+        logits: Float [B, C].
+        targets: Integers [B].
+        log_prior: Float [C], the logarithm of the sampler's class prior; minus infinity leaves a class out.
+        tau: Strength of the adjustment; 0 is plain cross-entropy (classes left out stay out).
+        label_smoothing: Share of the target spread evenly over the classes that are not left out.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        InputError: Shapes or dtypes do not fit, a target is out of range, or its prior is zero.
+    """
+    check_matrix("logits", logits)
+    _check_share("label_smoothing", label_smoothing)
+    adjustment = torch.where(torch.isneginf(log_prior), log_prior, tau * log_prior)
+    return _adjusted_cross_entropy(logits, targets, adjustment, "log_prior", label_smoothing)
+
+
+def _scaled_cosines(image_features: Tensor, text_features: Tensor, logit_scale: float | Tensor) -> Tensor:
+    """scale * cosine of every image with every sentence, [N_i, N_t], in float32 at least."""
+    dtype = working_dtype(image_features, text_features)
+    return logit_scale * (unit_rows(image_features.to(dtype)) @ unit_rows(text_features.to(dtype)).T)
+
+
+def _side(logits: Tensor, positives: Tensor, label_smoothing: float) -> Tensor:
+    """Mean over the rows that have a positive of the cross-entropy with the normalised positives."""
+    counts = positives.sum(1)
+    kept = counts > 0
+    if not bool(kept.any()):
+        return logits.sum() * 0.0
+    targets = positives.to(logits.dtype) / counts.clamp(min=1)[:, None]
+    if label_smoothing:
+        targets = (1.0 - label_smoothing) * targets + label_smoothing / logits.shape[1]
+    rows = -(targets * logits.log_softmax(1)).sum(1)
+    return torch.where(kept, rows, 0.0).sum() / kept.sum()
+
+
+def _adjusted_cross_entropy(
+    logits: Tensor, targets: Tensor, adjustment: Tensor, name: str, label_smoothing: float
+) -> Tensor:
+    """Cross-entropy of logits + adjustment, where minus infinity leaves a column out of everything."""
+    check_labels("targets", targets, logits.shape[0], logits.shape[1])
+    check_vector(name, adjustment, logits.shape[1])
+    if logits.shape[0] == 0:
+        raise InputError("the batch is empty: there is nothing to average over")
+    dtype = working_dtype(logits)
+    adjustment = adjustment.to(logits.device, dtype)
+    own = adjustment[targets]
+    if not bool(own.isfinite().all()):
+        position = int(targets[~own.isfinite()][0])
+        raise InputError(
+            f"{name} of target {position} is {float(adjustment[position])}: "
+            "an image's own class must have training images"
+        )
+    with full_precision(logits.device):
+        log_probabilities = (logits.to(dtype) + adjustment).log_softmax(1)
+        loss = F.nll_loss(log_probabilities, targets.long())
+        if label_smoothing:
+            present = adjustment.isfinite()
+            spread = -log_probabilities[:, present].mean()
+            loss = (1.0 - label_smoothing) * loss + label_smoothing * spread
+        return loss
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0.0 <= value < 1.0:
+        raise InputError(f"{name} must be at least 0 and below 1, got {value}")
