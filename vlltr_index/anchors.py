@@ -1,8 +1,8 @@
 """Anchor sentence selection (AnSS): which sentences of a class tell it best from all the others.
 
-L_lin(t) = logsumexp_i s(t, i) - mean over the class's images of s(t, i), with s = scale * cosine. The mean is linear
-in the images, so only the logsumexp needs all products; it is taken in chunks and kept a sentence, so that later
-images change it without the old ones.
+L_lin(t) = logsumexp_i s(t, i) - mean over the class's images of s(t, i), with s = scale * cosine. The mean
+is linear in the images, so only the logsumexp needs all products; it is taken in chunks and kept a
+sentence, so that later images change it without the old ones.
 """
 
 from __future__ import annotations
@@ -16,8 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlltr_index.anchor_terms import against_means, count_labels, logsumexp_cosines
 from vlltr_index.errors import InputError
-from vlltr_index.tensors import check_labels, check_matrix, check_vector, full_precision, unit_rows, working_dtype
+from vlltr_index.tensors import (
+    check_labels,
+    check_matrix,
+    check_vector,
+)
 
 __all__ = [
     "Selection",
@@ -31,8 +36,6 @@ __all__ = [
     "sentence_losses",
 ]
 
-_MEMORY_BYTES = 256 * 2**20
-
 
 @dataclass(frozen=True)
 class SentenceScores:
@@ -40,10 +43,10 @@ class SentenceScores:
 
     Attributes:
         lse: logsumexp over all images, float64 [N_t].
-        last_exact_lse: The value below which removals are measured: the largest `lse` since it was last computed
-            from all images, float64 [N_t].
-        positive: scale * mean cosine with the class's images (without images: with its mean sentence), float64
-            [N_t].
+        last_exact_lse: The value below which removals are measured: the largest `lse` since it was last
+            computed from all images, float64 [N_t].
+        positive: scale * mean cosine with the class's images (without images: with its mean sentence),
+            float64 [N_t].
     """
 
     lse: Tensor
@@ -57,7 +60,12 @@ class SentenceScores:
 
 
 class Selection(NamedTuple):
-    """Chosen sentences: `positions` int64 [A] into the input, ordered by class and rank; `ranks` int64 [A] from 0."""
+    """Chosen sentences, ordered by class and rank.
+
+    Attributes:
+        positions: Int64 [A], places in the input.
+        ranks: Int64 [A], from 0 within each class.
+    """
 
     positions: Tensor
     ranks: Tensor
@@ -91,8 +99,8 @@ def score_sentences(
 
     Args:
         text_features: Float [N_t, D], normalised or not.
-        text_labels: Integers [N_t], class ids. A class without an image is scored against its mean sentence, so all
-            its sentences must be here.
+        text_labels: Integers [N_t], class ids. A class without an image is scored against its mean
+            sentence, so all its sentences must be here.
         image_features: Float [N_i, D], normalised or not.
         image_labels: Integers [N_i], class ids.
         logit_scale: The multiplier of the cosine, not its logarithm.
@@ -107,9 +115,11 @@ def score_sentences(
     """
     _check_pairs(text_features, text_labels, image_features, image_labels)
     if image_features.shape[0] == 0:
-        raise InputError("there is no image to score sentences against", "vlltr ingest images PATH --split train")
+        raise InputError(
+            "there is no image to score sentences against", "vlltr ingest images PATH --split train"
+        )
     scale = float(logit_scale)
-    lse = _logsumexp(text_features, image_features, scale, chunk_rows, chunk_images)
+    lse = logsumexp_cosines(text_features, image_features, scale, chunk_rows, chunk_images)
     positive = _positive(text_features, text_labels, image_features, image_labels, scale)
     return SentenceScores(lse, lse.clone(), positive)
 
@@ -150,11 +160,15 @@ def add_images(
     if new_images.shape[0] == 0:
         return scores
     scale = float(logit_scale)
-    lse = torch.logaddexp(scores.lse, _logsumexp(text_features, new_images, scale, chunk_rows, chunk_images))
+    lse = torch.logaddexp(
+        scores.lse, logsumexp_cosines(text_features, new_images, scale, chunk_rows, chunk_images)
+    )
     added = _positive(text_features, text_labels, new_images, new_labels, scale, fallback=False)
-    old, new = _count(text_labels, old_labels), _count(text_labels, new_labels)
+    old, new = count_labels(text_labels, old_labels), count_labels(text_labels, new_labels)
     # A class without old images weighs its fallback by zero, so that it is replaced.
-    positive = torch.where(new > 0, (old * scores.positive + new * added) / (old + new).clamp(min=1), scores.positive)
+    positive = torch.where(
+        new > 0, (old * scores.positive + new * added) / (old + new).clamp(min=1), scores.positive
+    )
     return SentenceScores(lse, torch.maximum(scores.last_exact_lse, lse), positive)
 
 
@@ -172,13 +186,13 @@ def remove_images(
 ) -> SentenceScores:
     """Scores after images have gone, by subtraction in the log domain.
 
-    A row whose logsumexp falls more than ln 2 below its `last_exact_lse` has lost the digits that subtraction needs;
-    those rows alone are computed again from the remaining images.
+    A row whose logsumexp falls more than ln 2 below its `last_exact_lse` has lost the digits that
+    subtraction needs; those rows alone are computed again from the remaining images.
 
     Args:
         scores: Scores of the sentences against removed and remaining images together.
-        text_features: Float [N_t, D], the sentences the scores belong to; of a class that loses its last image all
-            sentences must be here.
+        text_features: Float [N_t, D], the sentences the scores belong to; of a class that loses its last
+            image all sentences must be here.
         text_labels: Integers [N_t], class ids.
         removed_images: Float [N_gone, D], normalised or not.
         removed_labels: Integers [N_gone], class ids.
@@ -200,14 +214,16 @@ def remove_images(
     if removed_images.shape[0] == 0:
         return scores
     if remaining_images.shape[0] == 0:
-        raise InputError("no image remains to score sentences against", "vlltr ingest images PATH --split train")
+        raise InputError(
+            "no image remains to score sentences against", "vlltr ingest images PATH --split train"
+        )
     scale = float(logit_scale)
-    gone = _logsumexp(text_features, removed_images, scale, chunk_rows, chunk_images)
+    gone = logsumexp_cosines(text_features, removed_images, scale, chunk_rows, chunk_images)
     lse = scores.lse + torch.log1p(-torch.exp(gone - scores.lse).clamp(max=1.0))
     last_exact = scores.last_exact_lse.clone()
     lost = lse < last_exact - math.log(2.0)
     if bool(lost.any()):
-        lse[lost] = _logsumexp(text_features[lost], remaining_images, scale, chunk_rows, chunk_images)
+        lse[lost] = logsumexp_cosines(text_features[lost], remaining_images, scale, chunk_rows, chunk_images)
         last_exact[lost] = lse[lost]
     positive = scores.positive.clone()
     touched = torch.isin(text_labels, removed_labels)
@@ -218,7 +234,8 @@ def remove_images(
 
 
 def fallback_positive(text_features: Tensor, text_labels: Tensor, logit_scale: float | Tensor) -> Tensor:
-    """The positive term of classes without an image: scale * cos(t, mean of the class's normalised sentences).
+    """The positive term of classes without an image: scale * cos(t, mean of the class's normalised
+    sentences).
 
     Args:
         text_features: Float [N_t, D], all sentences of the classes, normalised or not.
@@ -233,7 +250,7 @@ def fallback_positive(text_features: Tensor, text_labels: Tensor, logit_scale: f
     """
     check_matrix("text_features", text_features)
     check_labels("text_labels", text_labels, text_features.shape[0])
-    return _against_means(
+    return against_means(
         text_features, text_labels, text_features, text_labels, float(logit_scale), renormalise=True
     )
 
@@ -252,8 +269,8 @@ def select_anchors(
         text_labels: Integers [N_t], class ids.
         sentence_ids: [N_t] strings or integers that break ties, so that the input's order does not matter.
         max_per_class: M, at least 1.
-        mode: `anss`: the smallest losses, ties by sentence id. `cutoff`: the first M in the input's order (the
-            paper's baseline).
+        mode: `anss`: the smallest losses, ties by sentence id. `cutoff`: the first M in the input's order
+            (the paper's baseline).
 
     Returns:
         Positions ordered by class, then loss, then sentence id, and their ranks.
@@ -267,7 +284,9 @@ def select_anchors(
         raise InputError(f"max_per_class must be at least 1, got {max_per_class}")
     check_vector("losses", losses)
     check_labels("text_labels", text_labels, losses.shape[0])
-    ids = sentence_ids.detach().cpu().numpy() if isinstance(sentence_ids, Tensor) else np.asarray(sentence_ids)
+    ids = (
+        sentence_ids.detach().cpu().numpy() if isinstance(sentence_ids, Tensor) else np.asarray(sentence_ids)
+    )
     if ids.shape != (losses.shape[0],):
         raise InputError(f"sentence_ids must have length {losses.shape[0]}, got shape {list(ids.shape)}")
     labels = text_labels.detach().cpu().numpy()
@@ -302,33 +321,13 @@ def choose_score_images(content_hashes: Sequence[str], labels: Tensor, per_class
     return torch.from_numpy(order[_ranks(classes[order]) < per_class].astype(np.int64))
 
 
-def _ranks(sorted_labels: np.ndarray[tuple[int], np.dtype[np.int64]]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _ranks(
+    sorted_labels: np.ndarray[tuple[int], np.dtype[np.int64]],
+) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Position of each element within its run of equal labels."""
     positions = np.arange(len(sorted_labels), dtype=np.int64)
     starts = np.r_[True, sorted_labels[1:] != sorted_labels[:-1]] if len(sorted_labels) else np.zeros(0, bool)
     return positions - np.maximum.accumulate(np.where(starts, positions, 0))
-
-
-def _logsumexp(
-    text_features: Tensor, images: Tensor, scale: float, chunk_rows: int | None, chunk_images: int | None
-) -> Tensor:
-    """logsumexp_i scale * cos(t, i) of every sentence, float64 [N_t], one chunk of products at a time."""
-    dtype = working_dtype(text_features, images)
-    # On a CPU a chunk that stays near the caches is twice as fast as the largest one that fits the budget.
-    columns = chunk_images or min(max(1, images.shape[0]), 2048 if images.device.type == "cpu" else 8192)
-    # Three buffers of a chunk's size may live at once.
-    rows = chunk_rows or max(1, min(1024, _MEMORY_BYTES // (3 * columns * dtype.itemsize)))
-    result = text_features.new_full((text_features.shape[0],), -math.inf, dtype=torch.float64)
-    with torch.no_grad(), full_precision(text_features.device):
-        for start in range(0, text_features.shape[0], rows):
-            stop = min(start + rows, text_features.shape[0])
-            text = scale * unit_rows(text_features[start:stop].to(dtype))
-            for first in range(0, images.shape[0], columns):
-                logits = text @ unit_rows(images[first : first + columns].to(dtype)).T
-                top = logits.amax(1, keepdim=True)
-                part = logits.sub_(top).exp_().sum(1).to(torch.float64).log_() + top[:, 0]
-                result[start:stop] = torch.logaddexp(result[start:stop], part)
-    return result
 
 
 def _positive(
@@ -340,46 +339,11 @@ def _positive(
     fallback: bool = True,
 ) -> Tensor:
     """scale * mean cosine of each sentence with its class's images; without images the fallback, or zero."""
-    positive = _against_means(text_features, text_labels, images, image_labels, scale, renormalise=False)
+    positive = against_means(text_features, text_labels, images, image_labels, scale, renormalise=False)
     bare = ~torch.isin(text_labels, image_labels)
     if fallback and bool(bare.any()):
         positive[bare] = fallback_positive(text_features[bare], text_labels[bare], scale)
     return positive
-
-
-def _against_means(
-    text_features: Tensor,
-    text_labels: Tensor,
-    features: Tensor,
-    labels: Tensor,
-    scale: float,
-    renormalise: bool,
-) -> Tensor:
-    """scale * t . mean of the class's normalised `features`, float64 [N_t]; zero for a class without any."""
-    with torch.no_grad(), full_precision(text_features.device):
-        classes, group = torch.unique(labels, return_inverse=True)
-        sums = features.new_zeros((len(classes) + 1, features.shape[1]), dtype=torch.float64)
-        for start in range(0, features.shape[0], 8192):
-            part = slice(start, start + 8192)
-            sums.index_add_(0, group[part], unit_rows(features[part].to(torch.float64)))
-        means = sums / torch.bincount(group, minlength=len(classes) + 1).clamp(min=1)[:, None]
-        means = unit_rows(means) if renormalise else means
-        own = torch.searchsorted(classes, text_labels.contiguous())
-        found = torch.isin(text_labels, classes)
-        own = torch.where(found, own, len(classes))  # the last row of `means` is zero
-        result = text_features.new_empty((text_features.shape[0],), dtype=torch.float64)
-        for start in range(0, text_features.shape[0], 8192):
-            part = slice(start, start + 8192)
-            result[part] = scale * (unit_rows(text_features[part].to(torch.float64)) * means[own[part]]).sum(1)
-        return result
-
-
-def _count(text_labels: Tensor, labels: Tensor) -> Tensor:
-    """How many of `labels` equal each sentence's label, float64 [N_t]."""
-    ordered = labels.to(text_labels).sort().values
-    text_labels = text_labels.contiguous()
-    right = torch.searchsorted(ordered, text_labels, right=True)
-    return (right - torch.searchsorted(ordered, text_labels)).to(torch.float64)
 
 
 def _check_pairs(text_features: Tensor, text_labels: Tensor, images: Tensor, image_labels: Tensor) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -28,8 +29,8 @@ class Block:
         start: First anchor row.
         stop: One past the last anchor row.
         width: Anchors of the longest class.
-        slots: Place of each anchor row in the padded order [(last - first) * width], int64; None where all classes
-            have `width` anchors and nothing is padded.
+        slots: Place of each anchor row in the padded order [(last - first) * width], int64; None where all
+            classes have `width` anchors and nothing is padded.
     """
 
     first: int
@@ -70,9 +71,7 @@ class AnchorBank:
     rows: Tensor
 
     @classmethod
-    def build(
-        cls, vectors: Tensor, class_of_anchor: Tensor, class_ids: Tensor | Sequence[int]
-    ) -> AnchorBank:
+    def build(cls, vectors: Tensor, class_of_anchor: Tensor, class_ids: Tensor | Sequence[int]) -> AnchorBank:
         """Sort anchors by class.
 
         Args:
@@ -84,8 +83,8 @@ class AnchorBank:
             The bank; within a class the anchors keep their order.
 
         Raises:
-            InputError: Shapes do not fit, a class has no anchor, an anchor's class is unknown, or a vector is not
-                finite; the message names the class id.
+            InputError: Shapes do not fit, a class has no anchor, an anchor's class is unknown, or a vector
+                is not finite; the message names the class id.
         """
         check_matrix("vectors", vectors)
         check_labels("class_of_anchor", class_of_anchor, vectors.shape[0])
@@ -128,16 +127,19 @@ class AnchorBank:
     @cached_property
     def sigma(self) -> Tensor:
         """What LayerNorm divides each anchor by: sqrt(variance + eps), [A], float32 at least."""
-        parts = [
-            part.to(working_dtype(part)).var(1, unbiased=False) for part in self.vectors.split(_BLOCK_SLOTS)
-        ]
-        return (torch.cat(parts) + LAYER_NORM_EPS).sqrt()
+        with _kept():
+            parts = torch.split(self.vectors, _BLOCK_SLOTS)
+            variances = [part.to(working_dtype(part)).var(1, unbiased=False) for part in parts]
+            return (torch.cat(variances) + LAYER_NORM_EPS).sqrt()
 
     @cached_property
     def norms(self) -> Tensor:
         """Length of each anchor, [A], float32 at least."""
-        parts = [part.to(working_dtype(part)).norm(dim=1) for part in self.vectors.split(_BLOCK_SLOTS)]
-        return torch.cat(parts)
+        with _kept():
+            parts = torch.split(self.vectors, _BLOCK_SLOTS)
+            return torch.cat(
+                [torch.linalg.vector_norm(part.to(working_dtype(part)), dim=1) for part in parts]
+            )
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -160,8 +162,8 @@ class AnchorBank:
         """Inner products of the anchors of each class of block `number`, [classes, width, width], kept."""
         key = (number, dtype)
         if key not in self._grams:
-            padded = self.blocks[number].pad(self.block_vectors(self.blocks[number], dtype))
-            with torch.no_grad(), full_precision(padded.device):
+            with _kept(), full_precision(self.vectors.device):
+                padded = self.blocks[number].pad(self.block_vectors(self.blocks[number], dtype))
                 self._grams[key] = padded @ padded.mT
         return self._grams[key]
 
@@ -176,15 +178,8 @@ class AnchorBank:
             normalise_values: Bring the anchors to length one first.
         """
         if normalise_values not in self._means:
-            dtype = working_dtype(self.vectors)
-            sums = self.vectors.new_zeros((self.num_classes, self.dim), dtype=dtype)
-            for start in range(0, self.vectors.shape[0], _BLOCK_SLOTS):
-                part = slice(start, start + _BLOCK_SLOTS)
-                values = self.vectors[part].to(dtype)
-                if normalise_values:
-                    values = values / self.norms[part, None].clamp(min=1e-12)
-                sums.index_add_(0, self.class_of_row[part], values)
-            self._means[normalise_values] = sums / self.offsets.diff()[:, None]
+            with _kept():
+                self._means[normalise_values] = self._mean_values(normalise_values)
         return self._means[normalise_values]
 
     def select(self, classes: Tensor | Sequence[int]) -> AnchorBank:
@@ -219,6 +214,18 @@ class AnchorBank:
             self.vectors.to(device), self.offsets.to(device), self.class_ids.to(device), self.rows.to(device)
         )
 
+    def _mean_values(self, normalise_values: bool) -> Tensor:
+        """Mean of each class's anchors, [C, D]."""
+        dtype = working_dtype(self.vectors)
+        sums = self.vectors.new_zeros((self.num_classes, self.dim), dtype=dtype)
+        for start in range(0, self.vectors.shape[0], _BLOCK_SLOTS):
+            part = slice(start, start + _BLOCK_SLOTS)
+            values = self.vectors[part].to(dtype)
+            if normalise_values:
+                values = values / self.norms[part, None].clamp(min=1e-12)
+            sums.index_add_(0, self.class_of_row[part], values)
+        return sums / self.offsets.diff()[:, None]
+
     @cached_property
     def _grams(self) -> dict[tuple[int, torch.dtype], Tensor]:
         return {}
@@ -237,13 +244,22 @@ class AnchorBank:
         return Block(first, last, start, stop, width, slots)
 
 
+@contextmanager
+def _kept() -> Iterator[None]:
+    """Compute without gradient and outside inference mode, so that autograd may save it later."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
 def _positions(class_of_anchor: Tensor, ids: Tensor) -> Tensor:
     """Position of each anchor's class id within `ids`."""
     ordered, order = ids.sort()
     if bool((ordered[1:] == ordered[:-1]).any()):
         raise InputError(_named(ordered[1:][ordered[1:] == ordered[:-1]], "two places among class_ids"))
     found = torch.searchsorted(ordered, class_of_anchor).clamp(max=max(len(ids) - 1, 0))
-    known = ordered[found] == class_of_anchor if len(ids) else torch.zeros_like(class_of_anchor, dtype=torch.bool)
+    known = (
+        ordered[found] == class_of_anchor if len(ids) else torch.zeros_like(class_of_anchor, dtype=torch.bool)
+    )
     if len(ids) and not bool(known.all()):
         raise InputError(_named(class_of_anchor[~known], "anchors but is not among class_ids"))
     return order[found] if len(ids) else class_of_anchor[:0]
@@ -251,6 +267,6 @@ def _positions(class_of_anchor: Tensor, ids: Tensor) -> Tensor:
 
 def _named(ids: Tensor, what: str) -> str:
     """`class 7 has no anchor`, with the number of further ones."""
-    distinct = ids.unique().tolist()
+    distinct = torch.unique(ids).tolist()
     more = f" (and {len(distinct) - 1} more)" if len(distinct) > 1 else ""
     return f"class {distinct[0]} has {what}{more}"

@@ -1,8 +1,10 @@
 """The language-guided recognition head (LGR): a visual classifier beside attention over anchor sentences.
 
-The release projects every anchor in every step. Anchors are frozen here, so the key side is folded into the query:
-with q' = g_k * (W_k^T W_q LayerNorm(I)) less its mean, q . k_m equals q' . E_m / sigma_m up to a constant over m, which
-the softmax drops. The key LayerNorm's bias is part of that constant: it has no effect and no gradient.
+The release projects every anchor in every step. Anchors are frozen here, so the key side is folded into the
+query:
+with q' = g_k * (W_k^T W_q LayerNorm(I)) less its mean, q . k_m equals q' . E_m / sigma_m up to a constant
+over m, which the softmax drops. The key LayerNorm's bias is part of that constant: it has no effect and no
+gradient.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ class CosineClassifier(nn.Module):
 class LGRHead(nn.Module):
     """Visual logits and text logits of images (VL-LTR, Eqs. 4-7).
 
-    Parameters: `query_norm` (LayerNorm), `key_norm.weight`, `query_proj.weight` and `key_proj.weight` [D, D] (identity
+    Parameters: `query_norm` (LayerNorm), `key_norm.weight`, `query_proj.weight` and `key_proj.weight` [D,
+        D] (identity
     at first, no bias), `visual_head`, `log_logit_scale` (the logarithm; frozen unless `learn_scale`).
 
     Args:
@@ -60,7 +63,8 @@ class LGRHead(nn.Module):
         visual: `linear`; `mlp`: linear to 4 D, ReLU, linear; `cosine`: scale times cosine with a row.
         logit_scale: The multiplier of the cosine to start from, not its logarithm.
         learn_scale: Whether the scale is learned.
-        normalise_values: Weigh each sentence as if its vector had length one; by default it weighs by its norm.
+        normalise_values: Weigh each sentence as if its vector had length one; by default it weighs by its
+            norm.
 
     Raises:
         InputError: An unknown kind of visual head, or sizes or scale out of range.
@@ -78,7 +82,7 @@ class LGRHead(nn.Module):
         super().__init__()
         if dim < 1 or num_visual_classes < 0:
             raise InputError(
-                f"dim must be at least 1 and num_visual_classes at least 0, got {dim} and {num_visual_classes}"
+                f"dim must be above 0 and num_visual_classes not negative, got {dim} and {num_visual_classes}"
             )
         if not (math.isfinite(logit_scale) and logit_scale > 0):
             raise InputError(f"logit_scale is a multiplier above 0, got {logit_scale}")
@@ -126,29 +130,35 @@ class LGRHead(nn.Module):
             return logits * self.logit_scale if self.visual == "cosine" else logits
 
     def text_logits(self, image_features: Tensor, bank: AnchorBank) -> Tensor:
-        """scale * cos(I, G_c) with G_c the attended anchors of class c, [B, C]; arguments as for `forward`."""
+        """scale * cos(I, G_c), G_c the attended anchors of class c, [B, C]; arguments as for `forward`."""
         features = self._features(image_features, bank)
         with full_precision(features.device):
             query, image = self.query(features), unit_rows(features)
             parts = [
                 attended_cosine(q, i, bank, self.normalise_values)
-                for q, i in zip(query.split(_ROWS_AT_ONCE), image.split(_ROWS_AT_ONCE), strict=True)
+                for q, i in zip(
+                    torch.split(query, _ROWS_AT_ONCE), torch.split(image, _ROWS_AT_ONCE), strict=True
+                )
             ]
             return self.logit_scale * (parts[0] if len(parts) == 1 else torch.cat(parts))
 
     def query(self, image_features: Tensor) -> Tensor:
-        """q' [B, D]: the attention logit of anchor m is q' . E_m / sigma_m, up to a constant over a class's anchors."""
+        """q' [B, D]: anchor m's attention logit is q' . E_m / sigma_m, up to a constant over its class."""
         features = self._features(image_features)
         with full_precision(features.device):
             normed = F.layer_norm(
-                features, (self.dim,), self._wide(self.query_norm.weight), self._wide(self.query_norm.bias), LAYER_NORM_EPS
+                features,
+                (self.dim,),
+                self._wide(self.query_norm.weight),
+                self._wide(self.query_norm.bias),
+                LAYER_NORM_EPS,
             )
             query = normed @ self._wide(self.query_proj.weight).T @ self._wide(self.key_proj.weight)
             query = query * self._wide(self.key_norm.weight)
             return (query - query.mean(1, keepdim=True)) / math.sqrt(self.dim)
 
     def attention_for(self, image_features: Tensor, bank: AnchorBank) -> Tensor:
-        """Attention over the anchors, [B, A] in the bank's row order; sums to one within a class. No gradient."""
+        """Attention over the anchors, [B, A] in the bank's row order, one in sum a class; no gradient."""
         return attend(self.query(self._features(image_features, bank)).detach(), bank)
 
     def prototype_logits(self, image_features: Tensor, bank: AnchorBank) -> Tensor:
@@ -162,7 +172,9 @@ class LGRHead(nn.Module):
         """The features in the head's working dtype, after a look at their width."""
         check_matrix("image_features", image_features, columns=self.dim)
         if bank is not None and bank.dim != self.dim:
-            raise InputError(f"the head is {self.dim} wide, the anchors {bank.dim}", "vlltr embed, then vlltr train lgr")
+            raise InputError(
+                f"the head is {self.dim} wide, the anchors {bank.dim}", "vlltr embed, then vlltr train lgr"
+            )
         return image_features.to(working_dtype(self.query_proj.weight))
 
     def _wide(self, value: Tensor) -> Tensor:

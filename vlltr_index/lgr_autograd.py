@@ -1,13 +1,14 @@
 """The cosine between images and attended anchors, without projecting anchors and without building them up.
 
-With one query q' an image, attention over the anchors E_m of a class is softmax_m(q' . E_m / sigma_m), and with
-p_m = a_m w_m (w_m = 1, or 1 / |E_m| where values are normalised), s_m = E_m . I and R the class's Gram matrix
+With one query q' an image, attention over the anchors E_m of a class is softmax_m(q' . E_m / sigma_m), and
+with p_m = a_m w_m (w_m = 1, or 1 / |E_m| where values are normalised), s_m = E_m . I and R the class's Gram
+matrix
 
     cos(I, G) = p . s / sqrt(p^T R p),    G = sum_m p_m E_m,    |I| = 1.
 
-One product of the stacked [q'; I] with E gives both attention and s. G itself (images x classes x width) is built
-only where p^T R p has lost its digits to cancellation. Layout: anchors first, images last, so that a block of
-classes is a contiguous view.
+One product of the stacked [q'; I] with E gives both attention and s. G itself (images x classes x width) is
+built only where p^T R p has lost its digits to cancellation. Layout: anchors first, images last, so that a
+block of classes is a contiguous view.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from vlltr_index.bank import AnchorBank, Block
 from vlltr_index.tensors import full_precision
@@ -27,7 +29,7 @@ _CANCELLED = 1e-3
 
 
 class _Terms(NamedTuple):
-    """What cosine and gradient need of a block, all [classes, images] but `mixed` [classes, width, images]."""
+    """What cosine and gradient need of a block: [classes, images], `mixed` [classes, width, images]."""
 
     dot: Tensor  # G . I
     inverse: Tensor  # 1 / |G|, zero where G has cancelled to nothing
@@ -47,12 +49,14 @@ def attended_cosine(query: Tensor, image: Tensor, bank: AnchorBank, normalise_va
         [B, C]; zero, without gradient, where the attended anchors cancel to nothing.
     """
     with full_precision(query.device):
-        result: Tensor = _AttendedCosine.apply(query, image, bank, normalise_values)
+        result: Tensor = _AttendedCosine.apply(  # type: ignore[no-untyped-call] # torch leaves it untyped
+            query, image, bank, normalise_values
+        )
         return result
 
 
 def attend(query: Tensor, bank: AnchorBank) -> Tensor:
-    """Attention of each image over the anchors of each class, [B, A]; sums to one within a class. No gradient."""
+    """Attention of each image over the anchors of each class, [B, A], one in sum a class; no gradient."""
     with torch.no_grad(), full_precision(query.device):
         result = query.new_empty((query.shape[0], bank.vectors.shape[0]))
         for block in bank.blocks:
@@ -81,6 +85,7 @@ class _AttendedCosine(torch.autograd.Function):
         return result
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         bank: AnchorBank = ctx.bank
         image, *saved = ctx.saved_tensors

@@ -1,7 +1,7 @@
 """Losses of the first stage and of the head: class-wise contrast, distillation, the joint stage's text loss.
 
-Pure functions: tensors in, tensors out. All of them compute in float32 at least, also under an ambient autocast,
-because a bfloat16 cosine times a scale of 100 is off by whole units.
+Pure functions: tensors in, tensors out. All of them compute in float32 at least, also under an ambient
+autocast, because a bfloat16 cosine times a scale of 100 is off by whole units.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def class_contrastive_loss(
         label_smoothing: Share of each target row spread evenly over all its columns.
 
     Returns:
-        The image-to-text and the text-to-image loss, scalars. Rows without a positive are left out of the mean;
-        a side without any positive is zero and still has gradients.
+        The image-to-text and the text-to-image loss, scalars. Rows without a positive are left out of the
+        mean; a side without any positive is zero and still has gradients.
 
     Raises:
         InputError: Shapes or dtypes do not fit.
@@ -108,7 +108,8 @@ def distillation_loss(
 
 
 def sampler_prior(class_counts: Tensor, power: float = 0.5) -> Tensor:
-    """Class prior of a sampler that draws images with replacement by weights n_c^-power: mass n_c^(1 - power).
+    """Class prior of a sampler that draws images with replacement by weights n_c^-power: mass n_c^(1 -
+    power).
 
     Args:
         class_counts: Training images of each class, [C]; classes without any get probability zero.
@@ -131,8 +132,9 @@ def sampler_prior(class_counts: Tensor, power: float = 0.5) -> Tensor:
 def candidate_log_prior(prior: Tensor, batch_size: int, extra: int) -> Tensor:
     """Log probability that a class other than the image's own is among the candidates of a joint-stage step.
 
-    The candidates are the classes in the batch and `extra` others, drawn uniformly among the rest that have training
-    images: pi_c = 1 - (1 - p_c)^(B-1), plus the chance of being among the extra ones where it is not.
+    The candidates are the classes in the batch and `extra` others, drawn uniformly among the rest that have
+    training images: pi_c = 1 - (1 - p_c)^(B-1), plus the chance of being among the extra ones where it is
+    not.
 
     Args:
         prior: The sampler's class prior p, [C], summing to one.
@@ -167,7 +169,8 @@ def joint_log_adjustment(prior: Tensor, batch_size: int, extra: int) -> Tensor:
         extra: As for `candidate_log_prior`.
 
     Returns:
-        Float64 [C]; minus infinity for classes without training images, which keeps them out of the denominator.
+        Float64 [C]; minus infinity for classes without training images, which keeps them out of the
+        denominator.
 
     Raises:
         InputError: As `candidate_log_prior`.
@@ -182,7 +185,8 @@ def text_classification_loss(
     log_adjustment: Tensor,
     logit_scale: float | Tensor,
 ) -> Tensor:
-    """Cross-entropy of images among candidate classes, one sentence for each: scale * cosine + log p_c - log pi_c.
+    """Cross-entropy of images among candidate classes, one sentence for each: scale * cosine + log p_c -
+    log pi_c.
 
     Args:
         image_features: Float [B, D], normalised or not.

@@ -1,4 +1,4 @@
-"""What the numeric modules share: shape checks with clear texts, unit rows, and full precision under autocast."""
+"""What the numeric modules share: shape checks, unit rows, and full precision under an ambient autocast."""
 
 from __future__ import annotations
 

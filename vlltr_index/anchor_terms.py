@@ -1,0 +1,73 @@
+"""The two terms of a sentence's L_lin: logsumexp over all images in chunks, and products with class means."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from vlltr_index.tensors import full_precision, unit_rows, working_dtype
+
+__all__ = ["against_means", "count_labels", "logsumexp_cosines"]
+
+_MEMORY_BYTES = 256 * 2**20
+
+
+def logsumexp_cosines(
+    text_features: Tensor, images: Tensor, scale: float, chunk_rows: int | None, chunk_images: int | None
+) -> Tensor:
+    """logsumexp_i scale * cos(t, i) of every sentence, float64 [N_t], one chunk of products at a time."""
+    dtype = working_dtype(text_features, images)
+    # On a CPU a chunk that stays near the caches is twice as fast as the largest one that fits the budget.
+    columns = chunk_images or min(max(1, images.shape[0]), 2048 if images.device.type == "cpu" else 8192)
+    # Three buffers of a chunk's size may live at once.
+    rows = chunk_rows or max(1, min(1024, _MEMORY_BYTES // (3 * columns * dtype.itemsize)))
+    result = text_features.new_full((text_features.shape[0],), -math.inf, dtype=torch.float64)
+    with torch.no_grad(), full_precision(text_features.device):
+        for start in range(0, text_features.shape[0], rows):
+            stop = min(start + rows, text_features.shape[0])
+            text = scale * unit_rows(text_features[start:stop].to(dtype))
+            for first in range(0, images.shape[0], columns):
+                logits = text @ unit_rows(images[first : first + columns].to(dtype)).T
+                top = logits.amax(1, keepdim=True)
+                part = logits.sub_(top).exp_().sum(1).to(torch.float64).log_() + top[:, 0]
+                result[start:stop] = torch.logaddexp(result[start:stop], part)
+    return result
+
+
+def against_means(
+    text_features: Tensor,
+    text_labels: Tensor,
+    features: Tensor,
+    labels: Tensor,
+    scale: float,
+    renormalise: bool,
+) -> Tensor:
+    """scale * t . mean of the class's normalised `features`, float64 [N_t]; zero for a class without any."""
+    with torch.no_grad(), full_precision(text_features.device):
+        classes, group = torch.unique(labels, return_inverse=True)
+        sums = features.new_zeros((len(classes) + 1, features.shape[1]), dtype=torch.float64)
+        for start in range(0, features.shape[0], 8192):
+            part = slice(start, start + 8192)
+            sums.index_add_(0, group[part], unit_rows(features[part].to(torch.float64)))
+        means = sums / torch.bincount(group, minlength=len(classes) + 1).clamp(min=1)[:, None]
+        means = unit_rows(means) if renormalise else means
+        own = torch.searchsorted(classes, text_labels.contiguous())
+        found = torch.isin(text_labels, classes)
+        own = torch.where(found, own, len(classes))  # the last row of `means` is zero
+        result = text_features.new_empty((text_features.shape[0],), dtype=torch.float64)
+        for start in range(0, text_features.shape[0], 8192):
+            part = slice(start, start + 8192)
+            result[part] = scale * (unit_rows(text_features[part].to(torch.float64)) * means[own[part]]).sum(
+                1
+            )
+        return result
+
+
+def count_labels(text_labels: Tensor, labels: Tensor) -> Tensor:
+    """How many of `labels` equal each sentence's label, float64 [N_t]."""
+    ordered = labels.to(text_labels).sort().values
+    text_labels = text_labels.contiguous()
+    right = torch.searchsorted(ordered, text_labels, right=True)
+    return (right - torch.searchsorted(ordered, text_labels)).to(torch.float64)

@@ -1,0 +1,149 @@
+"""One distribution from the visual and the text branch, over classes that may or may not have a visual row.
+
+The visual branch is a distribution over the classes it has rows for. What the text branch gives to the
+classes without a row, u, is kept for them; the rest is shared between the branches by alpha.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vlltr_index.errors import InputError
+from vlltr_index.tensors import check_labels, check_matrix, check_vector, working_dtype
+
+__all__ = ["FusedScores", "FusionParams", "fuse", "imprint_row"]
+
+
+@dataclass(frozen=True, slots=True)
+class FusionParams:
+    """What calibration fits.
+
+    Attributes:
+        alpha: Weight of the visual branch, 0 to 1.
+        tau_visual: Temperature of the visual logits, above 0.
+        tau_text: Temperature of the text logits, above 0.
+        margin: Taken off the text logits of classes the head was trained on, after the temperature.
+    """
+
+    alpha: float = 0.5
+    tau_visual: float = 1.0
+    tau_text: float = 1.0
+    margin: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.alpha <= 1.0:
+            raise InputError(f"alpha must lie in 0..1, got {self.alpha}", "vlltr calibrate")
+        if not (self.tau_visual > 0.0 and self.tau_text > 0.0):
+            raise InputError(
+                f"temperatures must be above 0, got {self.tau_visual} and {self.tau_text}", "vlltr calibrate"
+            )
+
+
+class FusedScores(NamedTuple):
+    """Probabilities and where they come from; `probabilities = visual_part + text_part`.
+
+    Attributes:
+        probabilities: Float [B, C], rows sum to one.
+        visual_part: Float [B, C]: alpha (1 - u) P^I; zero for classes without a row.
+        text_part: Float [B, C]: (1 - alpha) P^T, or P^T for classes without a row.
+        u: Float [B]: text probability of all classes without a visual row.
+    """
+
+    probabilities: Tensor
+    visual_part: Tensor
+    text_part: Tensor
+    u: Tensor
+
+
+def fuse(
+    visual_logits: Tensor, text_logits: Tensor, row_class: Tensor, trained: Tensor, params: FusionParams
+) -> FusedScores:
+    """Fuse the branches: alpha P^I (1 - u) + (1 - alpha) P^T for classes with a visual row, P^T for the
+    others.
+
+    Args:
+        visual_logits: Float [B, C_v], one column a visual row.
+        text_logits: Float [B, C].
+        row_class: Integers [C_v]: position among the C classes of each visual row's class; -1 for a retired
+            row, which is masked before the softmax. Rows of one class (merged classes) add their
+            probabilities.
+        trained: Bool [C]: classes the head was trained on; imprinted and text-only ones are not.
+        params: Weight, temperatures and margin.
+
+    Returns:
+        The scores, in float32 at least. Without any live row the probabilities are P^T.
+
+    Raises:
+        InputError: Shapes or dtypes do not fit, or a row points outside the classes.
+    """
+    check_matrix("text_logits", text_logits)
+    batch, classes = text_logits.shape
+    check_matrix("visual_logits", visual_logits, rows=batch)
+    rows = visual_logits.shape[1]
+    check_labels("row_class", row_class, rows)
+    if rows and not -1 <= int(row_class.min()) <= int(row_class.max()) < classes:
+        raise InputError(f"row_class must lie in -1..{classes - 1}, got {torch.unique(row_class).tolist()}")
+    check_vector("trained", trained, classes)
+    if trained.dtype != torch.bool:
+        raise InputError(f"trained must be bool, got {trained.dtype}")
+    dtype = working_dtype(text_logits, visual_logits)
+    text = text_logits.to(dtype) / params.tau_text - params.margin * trained.to(dtype)
+    by_text = text.softmax(1)
+    live = (row_class >= 0).nonzero()[:, 0]
+    has_row = trained.new_zeros(classes)
+    has_row[row_class[live]] = True
+    u = torch.where(has_row, 0.0, by_text).sum(1)
+    by_image = torch.zeros_like(by_text)
+    if len(live):
+        per_row = (visual_logits[:, live].to(dtype) / params.tau_visual).softmax(1)
+        by_image = by_image.index_add(1, row_class[live].long(), per_row)
+    else:
+        u = torch.ones_like(u)
+    # The mass the text leaves to classes with a row, summed directly: 1 - u would lose its digits near one.
+    known = torch.where(has_row, by_text, 0.0).sum(1, keepdim=True)
+    visual_part = params.alpha * known * by_image
+    text_part = torch.where(has_row, (1.0 - params.alpha) * by_text, by_text)
+    return FusedScores(visual_part + text_part, visual_part, text_part, u)
+
+
+def imprint_row(
+    class_mean: Tensor, training_mean: Tensor, trained_weight: Tensor, trained_bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """A visual row for a class the linear visual head was not trained on.
+
+    r = class mean - training mean, scaled to the trained rows' mean norm; its bias puts the training mean's
+    logit at the trained rows' average there. Without the centring the new row wins everywhere.
+
+    Args:
+        class_mean: Float [D], mean feature of the new class's images, as the head sees features
+            (unnormalised).
+        training_mean: Float [D], mean feature of the training images, g.
+        trained_weight: Float [C_v, D], trained rows.
+        trained_bias: Float [C_v], or None for zeros.
+
+    Returns:
+        The row [D] and its bias, a scalar, in the weight's dtype (float32 at least).
+
+    Raises:
+        InputError: Shapes do not fit, there is no trained row, or the class mean equals the training mean.
+    """
+    check_matrix("trained_weight", trained_weight)
+    rows, dim = trained_weight.shape
+    check_vector("class_mean", class_mean, dim)
+    check_vector("training_mean", training_mean, dim)
+    if rows == 0:
+        raise InputError("there is no trained visual row to imprint beside", "vlltr train lgr")
+    dtype = working_dtype(trained_weight)
+    weight, mean = trained_weight.detach().to(dtype), training_mean.detach().to(dtype)
+    bias = weight.new_zeros(rows) if trained_bias is None else trained_bias.detach().to(dtype)
+    check_vector("trained_bias", bias, rows)
+    direction = class_mean.detach().to(dtype) - mean
+    length = direction.norm()
+    if not float(length) > 0.0:
+        raise InputError("the class's mean feature equals the training mean: its images tell nothing apart")
+    row = direction / length * weight.norm(dim=1).mean()
+    return row, (bias + weight @ mean).mean() - row @ mean
