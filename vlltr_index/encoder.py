@@ -1,0 +1,318 @@
+"""An image tower, a text tower, their tokenizer and preprocessing, as one thing that is saved and identified."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vlltr_index import openclip, weights
+from vlltr_index.errors import EncoderError, InputError
+from vlltr_index.fingerprints import revision, weights_digest
+from vlltr_index.schemas.fingerprint import digest_json, short
+from vlltr_index.tokenizing import Tokenizer, Tokens, WordTokenizer
+
+__all__ = ["Encoder", "Tokens"]
+
+Precision = Literal["fp32", "bf16"]
+
+_FORMAT = 1
+_FACTS, _WEIGHTS, _WORDS = "encoder.json", "model.safetensors", "words.json"
+_TOKENS_A_BATCH = 16_384
+
+
+class Encoder:
+    """Two towers of one open_clip model, with everything that has to travel with their weights.
+
+    Attributes:
+        model: The open_clip model, weights in float32.
+        tokenizer: Texts to token ids.
+        name: What the model is called.
+        dim: Width D of the features.
+        image_size: (height, width) in pixels.
+        mean: float32 [3] of the preprocessing.
+        std: float32 [3] of the preprocessing.
+        precision: "bf16" runs both towers under bfloat16 autocast; outputs are float32 all the same.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        config: dict[str, Any],
+        *,
+        name: str,
+        precision: Precision = "fp32",
+        device: str | torch.device | None = None,
+    ) -> None:
+        if precision not in {"fp32", "bf16"}:
+            raise EncoderError(f"precision is fp32 or bf16, got {precision!r}")
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = model.to(self.device).eval()
+        self.tokenizer = tokenizer
+        self.name = name
+        self.precision = precision
+        self._config = deepcopy(config)
+        pre = self._config["preprocess_cfg"]
+        self._transform = openclip.make_transform(pre)
+        size = pre["size"]
+        self.image_size: tuple[int, int] = (
+            (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        )
+        self.mean = torch.tensor(pre["mean"], dtype=torch.float32)
+        self.std = torch.tensor(pre["std"], dtype=torch.float32)
+        self.dim = int(self._config["model_cfg"]["embed_dim"])
+        self._trims = openclip.trims_exactly(model)
+        self._digests: dict[str, tuple[object, str]] = {}
+
+    @classmethod
+    def scratch(
+        cls,
+        model: str,
+        texts: Iterable[str] | None = None,
+        seed: int = 0,
+        *,
+        image_size: int | None = None,
+        precision: Precision = "fp32",
+        device: str | torch.device | None = None,
+    ) -> Encoder:
+        """Random weights drawn from `seed`; the caller's random state is left as it was.
+
+        Args:
+            model: A name that open_clip knows, or `vlltr-tiny`.
+            texts: What a word vocabulary is built from; only `vlltr-tiny` has one.
+            seed: Same seed and texts, same weights.
+            image_size: Side in pixels, instead of the model's own.
+            precision: Of the towers' arithmetic.
+            device: Default: a GPU where there is one.
+
+        Raises:
+            EncoderError: If there is no such model, or it needs texts and got none.
+        """
+        config = openclip.find_config(model)
+        tokenizer: Tokenizer
+        if config["tokenizer"] == "words":
+            tokenizer = WordTokenizer.build(
+                texts or (), int(config["model_cfg"]["text_cfg"]["context_length"])
+            )
+            if not tokenizer.words:
+                raise EncoderError(
+                    f"{model} builds its vocabulary from the sentences, and there are none",
+                    "Run: vlltr ingest text PATH",
+                )
+            config["model_cfg"]["text_cfg"]["vocab_size"] = tokenizer.vocab_size
+        else:
+            tokenizer = openclip.make_tokenizer(config)
+        weights.set_image_size(config, image_size)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            built = openclip.build_model(config["model_cfg"])
+        return cls(built, tokenizer, config, name=model, precision=precision, device=device)
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | Path,
+        *,
+        precision: Precision | None = None,
+        device: str | torch.device | None = None,
+    ) -> Encoder:
+        """Read what `save` wrote.
+
+        Raises:
+            EncoderError: If a file is missing, damaged, or was written by a newer version.
+        """
+        folder = Path(folder)
+        facts = weights.read_json(folder / _FACTS)
+        if not isinstance(facts.get("format"), int) or facts["format"] > _FORMAT:
+            raise EncoderError(
+                f"{folder / _FACTS} has format {facts.get('format')!r}, this program reads up to {_FORMAT}",
+                "Run: pip install -U vlltr-index",
+            )
+        try:
+            config, name, saved = facts["config"], str(facts["name"]), facts["precision"]
+            length = int(config["model_cfg"]["text_cfg"].get("context_length", 77))
+            words = config["tokenizer"] == "words"
+            built = openclip.build_model(config["model_cfg"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise EncoderError(f"{folder / _FACTS} is damaged: {type(error).__name__}: {error}") from None
+        tokenizer = (
+            WordTokenizer.open(folder / _WORDS, length) if words else openclip.make_tokenizer(config, folder)
+        )
+        openclip.load_state(built, weights.read_weights(folder / _WEIGHTS), str(folder / _WEIGHTS))
+        return cls(built, tokenizer, config, name=name, precision=precision or saved, device=device)
+
+    def save(self, folder: str | Path) -> None:
+        """Write encoder.json, model.safetensors and, for a word vocabulary, words.json into `folder`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {n: v.detach().cpu().contiguous().clone() for n, v in self.model.state_dict().items()}
+        save_file(state, str(folder / _WEIGHTS))
+        facts = {"format": _FORMAT, "name": self.name, "precision": self.precision, "config": self._config}
+        (folder / _FACTS).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        if isinstance(self.tokenizer, WordTokenizer):
+            self.tokenizer.save(folder / _WORDS)
+
+    def copy(self) -> Encoder:
+        """A second encoder with the same weights in its own memory, as a teacher needs it."""
+        return Encoder(
+            deepcopy(self.model),
+            self.tokenizer,
+            self._config,
+            name=self.name,
+            precision=self.precision,
+            device=self.device,
+        )
+
+    def to(self, device: str | torch.device) -> Encoder:
+        """Move the weights; returns self."""
+        self.device = torch.device(device)
+        self.model.to(self.device)
+        return self
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Put both towers into training mode; returns self."""
+        self.model.train(mode)
+        return self
+
+    def eval(self) -> Encoder:
+        """Put both towers into evaluation mode; returns self."""
+        return self.train(False)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """A copy of the configuration: `model_cfg`, `preprocess_cfg` and `tokenizer`."""
+        return deepcopy(self._config)
+
+    @property
+    def logit_scale(self) -> float:
+        """The multiplier on cosines, exp(log-scale) = 1/tau; `model.logit_scale` is its log, as a parameter."""
+        return float(self.model.logit_scale.detach().exp())  # type: ignore[operator]  # a Parameter, not a Module
+
+    @property
+    def text_fp(self) -> str:
+        """Names the text tower: architecture, weights, tokenizer, precision."""
+        return self._fingerprint("text")
+
+    @property
+    def image_fp(self) -> str:
+        """Names the image tower: architecture, weights, preprocessing, precision."""
+        return self._fingerprint("image")
+
+    def _fingerprint(self, tower: Literal["text", "image"]) -> str:
+        skip = ("logit_scale", "logit_bias")
+        state = {
+            n: v
+            for n, v in self.model.state_dict().items()
+            if n.startswith("visual.") == (tower == "image") and n not in skip
+        }
+        now = revision(state.values())
+        if tower not in self._digests or self._digests[tower][0] != now:
+            drop = "vision_cfg" if tower == "text" else "text_cfg"
+            facts = {
+                "architecture": {k: v for k, v in self._config["model_cfg"].items() if k != drop},
+                "weights": weights_digest(state),
+                "precision": self.precision,
+                "input": self.tokenizer.identity() if tower == "text" else self._config["preprocess_cfg"],
+            }
+            self._digests[tower] = (now, short(digest_json(facts)))
+        return self._digests[tower][1]
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """One image, resized, cropped and normalised as the weights expect: float32 [3, H, W]."""
+        return self._transform(image)
+
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        """Token ids of N texts, trimmed to the longest; longer ones than the context are cut and counted."""
+        return self.tokenizer(texts)
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Image features float32 [B, D], unnormalised, with gradients.
+
+        Args:
+            pixels: Floating [B, 3, H, W] on the encoder's device, normalised by `mean` and `std`.
+
+        Raises:
+            InputError: If the shape does not fit.
+        """
+        if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
+            raise InputError(f"pixels must be floating [B, 3, H, W], got {pixels.dtype} {list(pixels.shape)}")
+        with self._arithmetic():
+            features = self.model.encode_image(pixels)  # type: ignore[operator]  # nn.Module types its methods as Tensor
+        return _float(features)
+
+    def encode_tokens(self, ids: Tensor) -> Tensor:
+        """Text features float32 [B, D], unnormalised, with gradients; the same whatever the padding.
+
+        Args:
+            ids: int64 [B, L] on the encoder's device, L at most the context length.
+
+        Raises:
+            InputError: If the shape, the dtype or the length does not fit.
+        """
+        length = self.tokenizer.context_length
+        if ids.ndim != 2 or ids.dtype != torch.int64 or not 1 <= ids.shape[1] <= length:
+            raise InputError(f"ids must be int64 [B, 1..{length}], got {ids.dtype} {list(ids.shape)}")
+        if not self._trims and ids.shape[1] < length:
+            ids = nn.functional.pad(ids, (0, length - ids.shape[1]), value=self.tokenizer.pad_id)
+        with self._arithmetic():
+            features = openclip.encode_text(self.model, ids)
+        return _float(features)
+
+    def encode_texts(
+        self, texts: Sequence[str] | Tokens, progress: Callable[[int, int], None] | None = None
+    ) -> Tensor:
+        """Text features float32 [N, D] on the CPU, unnormalised, without gradients, in the order of `texts`.
+
+        Texts of like length go through the tower together, each batch cut to its longest: same values, less work.
+
+        Args:
+            texts: N texts, or what `tokenize` made of them.
+            progress: Called with what is done and the total after each batch.
+        """
+        tokens = texts if isinstance(texts, Tokens) else self.tokenize(texts)
+        result = torch.empty(len(tokens), self.dim)
+        lengths = tokens.lengths.clamp(max=self.tokenizer.context_length)
+        order = torch.argsort(lengths, stable=True)
+        done = 0
+        while done < len(order):
+            # The batch starts at its shortest text; what it is padded to is known only at its end.
+            step = max(1, _TOKENS_A_BATCH // max(1, int(lengths[order[done]])))
+            rows = order[done : done + step]
+            rows = rows[: max(1, _TOKENS_A_BATCH // max(1, int(lengths[rows[-1]])))]
+            width = int(lengths[rows[-1]]) if self._trims else tokens.ids.shape[1]
+            with torch.no_grad():
+                result[rows] = self.encode_tokens(tokens.ids[rows, :width].to(self.device)).cpu()
+            done += len(rows)
+            if progress:
+                progress(done, len(order))
+        return result
+
+    def _arithmetic(self) -> AbstractContextManager[Any]:
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return _Plain()
+
+
+class _Plain:
+    """Leaves an ambient autocast as it is: training decides its own."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def _float(features: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """The pooled features in float32; some towers return their tokens beside them."""
+    pooled = features[0] if isinstance(features, tuple) else features
+    return pooled.float()
