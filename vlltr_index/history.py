@@ -1,0 +1,181 @@
+"""The commits: `history/<n>.json`, each written once, whole or not at all, and never changed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vlltr_index.errors import NewerWorkspaceError, WorkspaceError
+from vlltr_index.schemas.config import FORMAT, FusionConfig
+
+__all__ = ["Commit", "History", "sync_folder"]
+
+_HISTORY_HINT = "See which commits there are: vlltr history"
+
+
+class Commit(BaseModel):
+    """What a workspace holds after one command.
+
+    Attributes:
+        format: The workspace format it was written in.
+        id: 1, 2, 3 ...
+        parent: The commit before; null for the first.
+        command: The command that made it, without `vlltr`.
+        created_at: ISO 8601, UTC.
+        program_version: The version of this program that wrote it.
+        tables: The version of each committed table, tagged `c<id>`.
+        text_fp: Fingerprint of the text tower whose vectors the commit uses.
+        image_fp: Fingerprint of the visual tower.
+        checkpoint: Digest of the stage 1 run that gave the encoder; null: the recipe's weights.
+        head: Digest of the head.
+        fusion: Fusion weight, temperatures and margin.
+        index: The index over the anchors: its digest, and facts about it.
+        selection_id: The selection that the table `anchors` holds.
+        info: Small facts, such as the encoder's scale; handed on from commit to commit.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    format: int = FORMAT
+    id: int = Field(ge=1)
+    parent: int | None
+    command: str
+    created_at: str
+    program_version: str
+    tables: dict[str, int]
+    text_fp: str | None = None
+    image_fp: str | None = None
+    checkpoint: str | None = None
+    head: str | None = None
+    fusion: FusionConfig | None = None
+    index: dict[str, Any] | None = None
+    selection_id: str | None = None
+    info: dict[str, Any] = Field(default_factory=dict)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class History:
+    """The commits in `folder`, oldest first."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def _path(self, commit_id: int) -> Path:
+        return self.folder / f"{commit_id}.json"
+
+    def ids(self) -> Sequence[int]:
+        """Numbers of all commits, ascending."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(
+            int(p.stem) for p in self.folder.glob("*.json") if p.stem.isascii() and p.stem.isdigit()
+        )
+
+    def last(self) -> Commit | None:
+        """The newest commit; None where nothing has been committed.
+
+        Raises:
+            WorkspaceError: If its file is damaged.
+            NewerWorkspaceError: If a newer version of this program wrote it.
+        """
+        ids = self.ids()
+        return self.read(ids[-1]) if ids else None
+
+    def list(self) -> Sequence[Commit]:
+        """All commits, oldest first."""
+        return [self.read(i) for i in self.ids()]
+
+    def read(self, commit_id: int) -> Commit:
+        """One commit.
+
+        Raises:
+            WorkspaceError: If there is no such commit, or its file is damaged.
+            NewerWorkspaceError: If a newer version of this program wrote it.
+        """
+        path = self._path(commit_id)
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(values, dict):
+                raise ValueError("not a JSON object")
+        except FileNotFoundError:
+            ids = self.ids()
+            known = f"there are {ids[0]} to {ids[-1]}" if ids else "nothing has been committed yet"
+            raise WorkspaceError(f"there is no commit {commit_id}; {known}", _HISTORY_HINT) from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise self._damaged(commit_id, str(error)) from None
+        written = values.get("format")
+        if isinstance(written, int) and written > FORMAT:
+            raise NewerWorkspaceError(
+                f"{path} has format {written}, this program reads up to {FORMAT}",
+                "Bring it up to date: pip install -U vlltr-index",
+            )
+        try:
+            commit = Commit.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "(top)"
+            raise self._damaged(commit_id, f"{where}: {first['msg']}") from None
+        if commit.id != commit_id:
+            raise self._damaged(commit_id, f"it says it is commit {commit.id}")
+        return commit
+
+    def _damaged(self, commit_id: int, why: str) -> WorkspaceError:
+        hint = "Bring the file back from a backup."
+        if commit_id == max(self.ids(), default=0):
+            back = f"to commit {commit_id - 1}" if commit_id > 1 else "to an empty workspace"
+            hint += f" To go back {back} and lose what this one added, delete it: rm {self._path(commit_id)}"
+        return WorkspaceError(f"{self._path(commit_id)} is damaged: {why}", hint)
+
+    def append(self, commit: Commit) -> None:
+        """Write the next commit: durable when this returns; never over one that is there.
+
+        Raises:
+            WorkspaceError: If a commit of that number exists, or it is not the next one.
+        """
+        newest = max(self.ids(), default=0)
+        if commit.id != newest + 1:
+            raise WorkspaceError(
+                f"commit {commit.id} cannot follow commit {newest}: another writer was here",
+                "Run the command again.",
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f".{commit.id}.{os.getpid()}.tmp"
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(commit.model_dump(mode="json"), file, indent=1, ensure_ascii=False, sort_keys=True)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            _publish(temporary, self._path(commit.id))
+        except FileExistsError:
+            raise WorkspaceError(
+                f"commit {commit.id} exists already: another writer was here", "Run the command again."
+            ) from None
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(self.folder)
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    """Give the file its name, unless that is taken."""
+    try:
+        os.link(temporary, final)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: writers hold the workspace's lock
+        if final.exists():
+            raise FileExistsError(final) from None
+        os.rename(temporary, final)

@@ -1,0 +1,91 @@
+"""Reading a workspace at exactly one commit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from vlltr_index.classtable import ClassTable
+from vlltr_index.errors import UsageError
+from vlltr_index.history import Commit
+from vlltr_index.schemas.tables import COMMITTED, IMPRINTS, KEYS, imprints
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from vlltr_index.store import Store
+
+__all__ = ["Snapshot"]
+
+
+class Snapshot:
+    """The committed tables as one commit names them; writers after it change nothing here.
+
+    Attributes:
+        store: The tables, for the vectors: those are caches outside the commits.
+        commit: The commit; None where nothing has been committed.
+    """
+
+    def __init__(self, store: Store, commit: Commit | None) -> None:
+        self.store = store
+        self.commit = commit
+        self._classes: ClassTable | None = None
+
+    def _version(self, name: str) -> int | None:
+        """The version to read, None for the newest."""
+        return self.commit.tables[name] if self.commit is not None else None
+
+    def has(self, name: str) -> bool:
+        """Whether the commit has that table.
+
+        Raises:
+            UsageError: If `name` is not the name of a committed table.
+        """
+        if name not in KEYS:
+            raise UsageError(f"no committed table {name!r}; there are {', '.join(KEYS)}")
+        return self.commit is not None and name in self.commit.tables
+
+    def schema(self, name: str) -> pa.Schema:
+        """The table's columns, whether it is there or not."""
+        if self.has(name):
+            return self.store.schema(name, self._version(name))
+        if name == IMPRINTS:
+            dim = self.commit.info.get("dim", 1) if self.commit is not None else 1
+            return imprints(dim)
+        return COMMITTED[name]
+
+    def table(self, name: str, columns: Sequence[str] | None = None, where: str | None = None) -> pa.Table:
+        """A committed table's rows, in no order to rely on; no rows where it has not been written yet.
+
+        Args:
+            name: One of `schemas.tables.KEYS`.
+            columns: Which, and in what order; default all.
+            where: SQL condition; literals through `store.quote`.
+        """
+        if self.has(name):
+            return self.store.read(name, columns, where, self._version(name))
+        empty = self.schema(name).empty_table()
+        return empty if columns is None else empty.select(list(columns))
+
+    def scan(
+        self,
+        name: str,
+        columns: Sequence[str] | None = None,
+        where: str | None = None,
+        batch_rows: int = 1024,
+    ) -> Iterator[pa.RecordBatch]:
+        """Stream a committed table's rows, for tables that hold image bytes."""
+        if self.has(name):
+            yield from self.store.scan(name, columns, where, self._version(name), batch_rows)
+
+    def count(self, name: str, where: str | None = None) -> int:
+        """How many rows a committed table has (for which `where` holds)."""
+        return self.store.count(name, where, self._version(name)) if self.has(name) else 0
+
+    def class_table(self) -> ClassTable:
+        """The classes by number, name and alias."""
+        if self._classes is None:
+            self._classes = ClassTable.from_arrow(
+                self.table("classes", ["class_id", "name", "aliases", "retired_at"])
+            )
+        return self._classes

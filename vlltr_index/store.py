@@ -1,0 +1,362 @@
+"""The only lancedb import: tables by name, upsert by key, scans into tensors, versions and tags.
+
+Every call opens its table anew, so that no handle is stale, and none outlives a fork.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lancedb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vlltr_index.errors import MissingStepError, WorkspaceError
+from vlltr_index.rows import conform, last_per_key, one_of, quote
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Store", "one_of", "quote"]
+
+_log = logging.getLogger(__name__)
+
+_BATCH = 8192  # rows a scan hands out at once, at most
+_GROUP = 32768  # rows whose keys are looked up together
+_FEW = 2000  # keys that are worth a filter instead of a scan
+_KEY_MARK = b"lance-schema:unenforced-primary-key:position"
+_NAME = re.compile(r"[A-Za-z0-9_.-]+\Z")
+
+
+class Store:
+    """Tables in the folder (or other LanceDB address) `uri`."""
+
+    def __init__(self, uri: str | Path) -> None:
+        self.uri = str(uri)
+        self._db: Any = None
+        self._pid = -1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"uri": self.uri, "_db": None, "_pid": -1}
+
+    @property
+    def _connection(self) -> Any:
+        if self._pid != os.getpid():  # a connection does not survive a fork
+            self._db = lancedb.connect(self.uri, read_consistency_interval=timedelta(0))
+            self._pid = os.getpid()
+        return self._db
+
+    def _open(self, name: str, version: int | None = None) -> Any:
+        try:
+            return self._connection.open_table(name, version=version)
+        except ValueError as error:
+            if "not found" in str(error):
+                raise MissingStepError(
+                    f"there is no table {name!r} in {self.uri}", "See what there is: vlltr status"
+                ) from None
+            if version is not None:
+                raise WorkspaceError(
+                    f"version {version} of table {name!r} in {self.uri} is gone: {error}",
+                    "See which commits are left: vlltr history",
+                ) from None
+            raise self._damaged(name, error) from None
+        except (RuntimeError, OSError) as error:
+            raise self._damaged(name, error) from None
+
+    def _damaged(self, name: str, error: Exception) -> WorkspaceError:
+        return WorkspaceError(
+            f"table {name!r} in {self.uri} cannot be opened: {error}",
+            "Bring the folder back from a backup, or make a new workspace: vlltr init DIR",
+        )
+
+    def names(self) -> list[str]:
+        """Names of all tables, half-made ones too, sorted."""
+        names: list[str] = []
+        token: str | None = None
+        while True:
+            page = self._connection.list_tables(page_token=token)
+            names += page.tables
+            token = page.page_token
+            if not token:
+                return sorted(names)
+
+    def exists(self, name: str) -> bool:
+        """Whether the table is there and opens: a writer killed while making it leaves just a name."""
+        try:
+            self._open(name)
+        except MissingStepError:
+            return False
+        return True
+
+    def create(self, name: str, schema: pa.Schema, key: str | None = None) -> None:
+        """Make an empty table, unless it is there; a half-made one is made anew.
+
+        Raises:
+            WorkspaceError: If a table of that name has other columns.
+        """
+        if not _NAME.match(name):
+            raise WorkspaceError(f"{name!r} is no name for a table: letters, digits, '_', '-' and '.' only")
+        if self.exists(name):
+            table = self._open(name)
+        else:
+            table = self._connection.create_table(name, schema=schema, exist_ok=True)
+        found = _plain(table.schema)
+        if not found.equals(_plain(schema)):
+            raise WorkspaceError(
+                f"table {name!r} in {self.uri} has the columns\n{found}\n"
+                f"and this program expects\n{_plain(schema)}",
+                "Make a new workspace: vlltr init DIR",
+            )
+        if key is not None and _KEY_MARK not in (table.schema.field(key).metadata or {}):
+            table.set_unenforced_primary_key([key])
+
+    def drop(self, name: str) -> None:
+        """Remove a table and all its versions, if it is there."""
+        if name in self.names():
+            self._connection.drop_table(name, ignore_missing=True)
+
+    def schema(self, name: str, version: int | None = None) -> pa.Schema:
+        """The table's schema, without LanceDB's own metadata."""
+        return _plain(self._open(name, version).schema)
+
+    def append(self, name: str, data: pa.Table | Iterable[pa.RecordBatch]) -> int:
+        """Add rows without looking at keys; returns how many.
+
+        Raises:
+            InputError: If the rows do not fit the table.
+        """
+        table, total = self._open(name), 0
+        for rows in self._parts(table, name, data):
+            table.add(rows)
+            total += rows.num_rows
+        return total
+
+    def upsert(self, name: str, data: pa.Table | Iterable[pa.RecordBatch], key: str) -> int:
+        """Write rows by `key`: replace the row that has it, else insert; of equal keys the last counts.
+
+        Raises:
+            InputError: If the rows do not fit the table.
+        """
+        table, total = self._open(name), 0
+        for part in self._parts(table, name, data):
+            rows = last_per_key(part, key)
+            merge = table.merge_insert(key).when_matched_update_all().when_not_matched_insert_all()
+            merge.execute(rows)
+            total += rows.num_rows
+        return total
+
+    def _parts(self, table: Any, name: str, data: pa.Table | Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+        schema = _plain(table.schema)
+        for part in [data] if isinstance(data, pa.Table | pa.RecordBatch) else data:
+            if part.num_rows:
+                yield conform(part, schema, name)
+
+    def delete(self, name: str, where: str) -> int:
+        """Delete the rows for which `where` holds (literals through `quote`); returns how many there were."""
+        if self.count(name, where) == 0:
+            return 0
+        return int(self._open(name).delete(where).num_deleted_rows)
+
+    def count(self, name: str, where: str | None = None, version: int | None = None) -> int:
+        """How many rows there are (for which `where` holds)."""
+        return int(self._open(name, version).count_rows(where))
+
+    def scan(
+        self,
+        name: str,
+        columns: Sequence[str] | None = None,
+        where: str | None = None,
+        version: int | None = None,
+        batch_rows: int = _BATCH,
+    ) -> Iterator[pa.RecordBatch]:
+        """Stream a table's rows, in no order to rely on."""
+        query = self._open(name, version).search()
+        if where is not None:
+            query = query.where(where)
+        if columns is not None:
+            query = query.select(list(columns))
+        yield from query.to_batches(batch_rows)
+
+    def read(
+        self,
+        name: str,
+        columns: Sequence[str] | None = None,
+        where: str | None = None,
+        version: int | None = None,
+    ) -> pa.Table:
+        """A table's rows as one Arrow table, with `columns` in their order."""
+        full = self.schema(name, version)
+        schema = full if columns is None else pa.schema([full.field(c) for c in columns])
+        batches = [b.select(schema.names) for b in self.scan(name, columns, where, version)]
+        return pa.Table.from_batches(
+            [pa.RecordBatch.from_arrays(b.columns, schema=schema) for b in batches], schema
+        )
+
+    def keys(self, name: str, column: str) -> set[str]:
+        """All values of a text column; an empty set where there is no such table."""
+        if not self.exists(name):
+            return set()
+        found: set[str] = set()
+        for batch in self.scan(name, [column]):
+            found.update(batch.column(0).to_pylist())
+        return found
+
+    def vector_batches(
+        self,
+        name: str,
+        key_column: str,
+        where: str | None = None,
+        version: int | None = None,
+        column: str = "vector",
+    ) -> Iterator[tuple[pa.Array, torch.Tensor]]:
+        """Stream (keys [b], vectors float32 [b, D], unnormalised) without copying.
+
+        Do not write into the vectors: the memory is Arrow's. Rows whose vector is null are left out.
+        """
+        import torch
+
+        for batch in self.scan(name, [key_column, column], where, version):
+            rows = batch.filter(batch.column(column).is_valid()) if batch.column(column).null_count else batch
+            if rows.num_rows:
+                flat = rows.column(column).flatten()
+                yield rows.column(key_column), torch.from_dlpack(flat).view(rows.num_rows, -1)
+
+    def vectors(
+        self,
+        name: str,
+        key_column: str,
+        keys: Sequence[str] | None = None,
+        version: int | None = None,
+        column: str = "vector",
+    ) -> tuple[list[str] | pa.Array, torch.Tensor]:
+        """Vectors as one tensor float32 [n, D], unnormalised as stored, and the key of each row.
+
+        Args:
+            name: A table with a key column and a fixed-size list column.
+            key_column: Name of the key column.
+            keys: Rows wanted, in this order, repeats allowed; none given: all rows, in no order to rely on.
+            version: Of the table; default the newest.
+            column: Name of the vector column.
+
+        Raises:
+            MissingStepError: If a key has no vector, or there is no such table.
+        """
+        import torch
+
+        if keys is None:
+            dim = self.schema(name, version).field(column).type.list_size
+            out = torch.empty(self.count(name, f"{column} IS NOT NULL", version), dim)
+            names, at = [], 0
+            for found, rows in self.vector_batches(name, key_column, None, version, column):
+                out[at : at + len(rows)] = rows
+                names.append(found)
+                at += len(rows)
+            return pa.concat_arrays(names) if names else pa.array([], pa.string()), out
+        if not keys:
+            return [], torch.empty(0, 0)
+        return list(keys), self._chosen(name, key_column, pa.array(keys, pa.string()), version, column)
+
+    def _chosen(
+        self, name: str, key_column: str, keys: pa.Array, version: int | None, column: str
+    ) -> torch.Tensor:
+        import torch
+
+        if not self.exists(name):
+            raise _missing(len(keys.unique()), len(keys.unique()), name)
+        unique = keys.unique()
+        dim = self.schema(name, version).field(column).type.list_size
+        out = torch.empty(len(unique), dim)
+        seen = np.zeros(len(unique), dtype=bool)
+        few = len(unique) <= _FEW and len(unique) * 4 < self.count(name, version=version)
+        where = one_of(key_column, unique.to_pylist()) if few else None
+        for found, parts in _groups(self.vector_batches(name, key_column, where, version, column)):
+            place = pc.fill_null(pc.index_in(found, value_set=unique), -1).to_numpy()
+            at = 0
+            for part in parts:
+                to = place[at : at + len(part)]
+                rows = np.flatnonzero(to >= 0)
+                out[torch.from_numpy(to[rows].astype(np.int64))] = part[torch.from_numpy(rows)]
+                seen[to[rows]] = True
+                at += len(part)
+        if not seen.all():
+            raise _missing(int((~seen).sum()), len(unique), name)
+        if len(unique) == len(keys):
+            return out
+        return out[torch.from_numpy(pc.index_in(keys, value_set=unique).to_numpy().astype(np.int64))]
+
+    def version(self, name: str) -> int:
+        """The newest version's number."""
+        return int(self._open(name).version)
+
+    def tags(self, name: str) -> dict[str, int]:
+        """Tags and the version each names."""
+        return {tag: int(facts["version"]) for tag, facts in self._open(name).tags.list().items()}
+
+    def tag(self, name: str, version: int, tag: str) -> None:
+        """Name a version, which keeps it from being cleaned away; a tag that is there is moved."""
+        tags = self._open(name).tags
+        if tag in tags.list():
+            tags.update(tag, version)
+        else:
+            tags.create(tag, version)
+
+    def untag(self, name: str, tag: str) -> None:
+        """Remove a tag, if it is there."""
+        tags = self._open(name).tags
+        if tag in tags.list():
+            tags.delete(tag)
+
+    def restore(self, name: str, version: int) -> int:
+        """Make an old version's rows the newest again; returns the number of the version that this makes."""
+        table = self._open(name)
+        try:
+            table.restore(version)
+        except (ValueError, RuntimeError) as error:
+            raise WorkspaceError(
+                f"version {version} of table {name!r} in {self.uri} is gone: {error}",
+                "See which commits are left: vlltr history",
+            ) from None
+        return int(table.version)
+
+    def optimize(self, name: str, cleanup_older_than: timedelta | None = None) -> bool:
+        """Merge small fragments, clean old untagged versions; False where another writer was in the way."""
+        try:
+            self._open(name).optimize(cleanup_older_than=cleanup_older_than)
+        except RuntimeError as error:
+            _log.info("table %s was not compacted: %s", name, error)
+            return False
+        return True
+
+
+def _plain(schema: pa.Schema) -> pa.Schema:
+    """`schema` without metadata."""
+    return pa.schema([pa.field(f.name, f.type, f.nullable) for f in schema])
+
+
+def _missing(missing: int, wanted: int, name: str) -> MissingStepError:
+    return MissingStepError(f"{missing:,} of {wanted:,} vectors are not in {name}", "Make them: vlltr embed")
+
+
+def _groups(
+    batches: Iterator[tuple[pa.Array, torch.Tensor]],
+) -> Iterator[tuple[pa.Array, list[torch.Tensor]]]:
+    """Batches put together until there are enough keys to look up at once."""
+    keys: list[pa.Array] = []
+    parts: list[torch.Tensor] = []
+    rows = 0
+    for found, part in batches:
+        keys.append(found)
+        parts.append(part)
+        rows += len(part)
+        if rows >= _GROUP:
+            yield pa.concat_arrays(keys), parts
+            keys, parts, rows = [], [], 0
+    if keys:
+        yield pa.concat_arrays(keys), parts

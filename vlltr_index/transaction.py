@@ -1,0 +1,281 @@
+"""One command's writes: all of them in one commit, or none."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vlltr_index import __version__
+from vlltr_index.errors import InputError, UsageError
+from vlltr_index.history import Commit, History
+from vlltr_index.schemas.tables import KEYS
+from vlltr_index.snapshot import Snapshot
+from vlltr_index.store import Store, conform, last_per_key, one_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Transaction", "put_back"]
+
+_log = logging.getLogger(__name__)
+
+_NUMBERED = frozenset({"classes", "anchors"})  # tables whose key is a number that is never used again
+_FIELDS = frozenset({"text_fp", "image_fp", "checkpoint", "head", "fusion", "index", "selection_id"})
+_PART = 1000  # rows compared with what is there at once
+_COMPACT_FROM = 32  # writes to one table that are worth merging before the commit
+
+
+def put_back(store: Store, last: Commit | None) -> list[str]:
+    """Undo what a writer left that did not commit; returns the names of the tables it had touched."""
+    committed = last.tables if last is not None else {}
+    newest = last.id if last is not None else 0
+    touched = []
+    for name in store.names():
+        if name not in KEYS:
+            continue  # vectors are caches: what is there is right
+        if name not in committed:
+            store.drop(name)
+            touched.append(name)
+            continue
+        if store.version(name) != committed[name]:
+            store.restore(name, committed[name])
+            touched.append(name)
+        for tag in store.tags(name):
+            if tag[:1] == "c" and tag[1:].isdecimal() and int(tag[1:]) > newest:
+                store.untag(name, tag)
+    return touched
+
+
+class Transaction(Snapshot):
+    """Reads of the newest state, and writes that become one commit at the end.
+
+    Made by `Workspace.transaction`.
+
+    Attributes:
+        commit: The commit this one starts from; `set` and `note` show only in `result_commit`.
+        result_commit: After the end: the commit that was made, or the last one if nothing changed.
+    """
+
+    def __init__(self, store: Store, history: History, command: str, base: Commit | None) -> None:
+        super().__init__(store, base)
+        self.command = command
+        self.result_commit: Commit | None = base
+        self._history = history
+        self._tables = set(base.tables) if base is not None else set()
+        self._writes: dict[str, int] = {}
+        self._fields: dict[str, Any] = {}
+        self._info: dict[str, Any] = dict(base.info) if base is not None else {}
+        self._next: dict[str, int] = dict(self._info.get("next", {}))
+        self._known: dict[str, set[Any]] = {}
+
+    def has(self, name: str) -> bool:
+        """Whether the table is there now."""
+        super().has(name)
+        return name in self._tables
+
+    def _version(self, name: str) -> int | None:
+        return None
+
+    def _wrote(self, name: str) -> None:
+        self._writes[name] = self._writes.get(name, 0) + 1
+        if name == "classes":
+            self._classes = None
+
+    def _ready(self, name: str, schema: pa.Schema) -> None:
+        """Make the table if it is not there yet."""
+        if not self.has(name):
+            self.store.create(name, schema, KEYS[name])
+            self._tables.add(name)
+            self._wrote(name)
+
+    def upsert(self, name: str, rows: pa.Table | Iterable[pa.RecordBatch]) -> int:
+        """Write rows by the table's key; rows that are there already, and equal, are not written.
+
+        Args:
+            name: One of `schemas.tables.KEYS`.
+            rows: A table, or record batches (streamed); of equal keys the last counts.
+
+        Returns:
+            How many rows were new or different.
+
+        Raises:
+            InputError: If the rows do not fit the table.
+        """
+        self.has(name)
+        written = 0
+        for part in [rows] if isinstance(rows, pa.Table | pa.RecordBatch) else rows:
+            for start in range(0, part.num_rows, _PART):
+                written += self._upsert_part(name, part.slice(start, _PART))
+        return written
+
+    def _upsert_part(self, name: str, part: pa.Table | pa.RecordBatch) -> int:
+        schema = part.schema if name == "imprints" and not self.has(name) else self.schema(name)
+        key = KEYS[name]
+        rows = last_per_key(conform(part, schema, name), key)
+        known = self._keys(name)
+        is_known = pa.array([k in known for k in rows.column(key).to_pylist()], pa.bool_())
+        new = rows.filter(pc.invert(is_known))
+        changed = self._changed(name, rows.filter(is_known))
+        if new.num_rows:
+            self._ready(name, schema)
+            self.store.append(name, new)
+            known.update(new.column(key).to_pylist())
+            self._used(name, new)
+            self._wrote(name)
+        if changed.num_rows:
+            self.store.upsert(name, changed, key)
+            self._wrote(name)
+        return int(new.num_rows + changed.num_rows)
+
+    def _keys(self, name: str) -> set[Any]:
+        if name not in self._known:
+            found: set[Any] = set()
+            for batch in self.scan(name, [KEYS[name]], batch_rows=8192):
+                found.update(batch.column(0).to_pylist())
+            self._known[name] = found
+        return self._known[name]
+
+    def _changed(self, name: str, rows: pa.Table) -> pa.Table:
+        """Those of `rows`, whose keys are all there, that differ from what is there."""
+        if not rows.num_rows:
+            return rows
+        key = KEYS[name]
+        stored = self.table(name, where=one_of(key, rows.column(key).to_pylist()))
+        stored = stored.take(pc.index_in(rows.column(key), value_set=stored.column(key).combine_chunks()))
+        return rows.filter(pc.invert(_same_rows(rows, stored)))
+
+    def delete(self, name: str, where: str) -> int:
+        """Delete the rows for which `where` holds (literals through `store.quote`); returns how many."""
+        if not self.has(name):
+            return 0
+        gone = self.store.delete(name, where)
+        if gone:
+            self._known.pop(name, None)
+            self._wrote(name)
+        return gone
+
+    def replace(self, name: str, rows: pa.Table) -> bool:
+        """Make `rows` all that the table holds; False if it held just that.
+
+        Raises:
+            InputError: If the rows do not fit the table, or two have one key.
+        """
+        key = KEYS[name] if self.has(name) or name in KEYS else ""
+        schema = rows.schema if name == "imprints" and not self.has(name) else self.schema(name)
+        rows = conform(rows, schema, name)
+        if last_per_key(rows, key).num_rows != rows.num_rows:
+            raise InputError(f"two rows for table {name} have the same {key}")
+        if self.has(name):
+            stored = self.table(name)
+            if stored.num_rows == rows.num_rows:
+                order = pc.index_in(rows.column(key), value_set=stored.column(key).combine_chunks())
+                if not order.null_count and pc.all(_same_rows(rows, stored.take(order))).as_py() is not False:
+                    return False
+        self.delete(name, "true")
+        if not rows.num_rows:
+            return True
+        self._ready(name, schema)
+        self.store.append(name, rows)
+        self._known.pop(name, None)
+        self._used(name, rows)
+        self._wrote(name)
+        return True
+
+    def _used(self, name: str, rows: pa.Table) -> None:
+        if name in _NUMBERED:
+            top = pc.max(rows.column(KEYS[name])).as_py() + 1
+            self._next[name] = max(self._next.get(name, 0), top)
+
+    def next_id(self, name: str, count: int = 1) -> int:
+        """The first of `count` numbers for new rows of `name` that no row has, or ever had."""
+        if name not in _NUMBERED:
+            raise UsageError(
+                f"the rows of {name} have no numbers of their own; those of {sorted(_NUMBERED)} have"
+            )
+        first = self._next.get(name, 0)
+        self._next[name] = first + count
+        return first
+
+    def set(self, **fields: Any) -> None:
+        """Set fields of the commit: text_fp, image_fp, checkpoint, head, fusion, index, selection_id.
+
+        Raises:
+            UsageError: If there is no such field.
+        """
+        unknown = sorted(fields.keys() - _FIELDS)
+        if unknown:
+            raise UsageError(
+                f"a commit has no field {', '.join(unknown)}; there are {', '.join(sorted(_FIELDS))}"
+            )
+        self._fields.update(fields)
+
+    def note(self, **info: Any) -> None:
+        """Set small JSON facts of the commit; each is handed on to later commits, None takes it away."""
+        for name, value in info.items():
+            if value is None:
+                self._info.pop(name, None)
+            else:
+                self._info[name] = value
+
+    def finish(self) -> Commit | None:
+        """Commit, if anything changed; called by `Workspace.transaction`."""
+        base = self.commit
+        if self._writes and self._next:
+            self._info["next"] = self._next
+        before = {} if base is None else {k: getattr(base, k) for k in _FIELDS}
+        fields = {**before, **self._fields}
+        values = {
+            **fields,
+            "info": self._info,
+            "id": 1 if base is None else base.id + 1,
+            "parent": None if base is None else base.id,
+            "command": self.command,
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "program_version": __version__,
+            "tables": {},
+        }
+        commit = Commit.model_validate(values)
+        if not self._writes and base is not None and _facts(commit) == _facts(base):
+            return base
+        if not self._writes and base is None and not any(fields.values()) and not self._info:
+            return None
+        commit = commit.model_copy(update={"tables": self._tagged(commit.id)})
+        self._history.append(commit)
+        self.result_commit = commit
+        return commit
+
+    def _tagged(self, commit_id: int) -> dict[str, int]:
+        versions = {}
+        for name in sorted(self._tables):
+            if self._writes.get(name, 0) >= _COMPACT_FROM:
+                self.store.optimize(name)
+            versions[name] = self.store.version(name)
+            self.store.tag(name, versions[name], f"c{commit_id}")
+        return versions
+
+
+def _facts(commit: Commit) -> dict[str, Any]:
+    return commit.model_dump(mode="json", include={*_FIELDS, "info"})
+
+
+def _same_rows(left: pa.Table, right: pa.Table) -> pa.Array:
+    """Whether each row of two tables of one schema and length is equal; null equals null."""
+    same = pa.array([True] * left.num_rows, pa.bool_())
+    for name in left.schema.names:
+        a, b = left.column(name).combine_chunks(), right.column(name).combine_chunks()
+        if pa.types.is_nested(a.type):
+            equal = pa.array([x == y for x, y in _pairs(a, b)], pa.bool_())
+        else:
+            both_null = pc.and_(pc.is_null(a), pc.is_null(b))
+            equal = pc.or_(pc.fill_null(pc.equal(a, b), False), both_null)
+        same = pc.and_(same, equal)
+    return same
+
+
+def _pairs(a: pa.Array, b: pa.Array) -> Iterator[tuple[Any, Any]]:
+    return zip(a.to_pylist(), b.to_pylist(), strict=True)

@@ -1,0 +1,285 @@
+"""A folder that holds it all: vlltr.toml, lance/, heads/, checkpoints/, index/, history/."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import tomli_w
+from pydantic import BaseModel
+
+from vlltr_index.errors import MissingStepError, NewerWorkspaceError, UsageError, WorkspaceError
+from vlltr_index.history import History, sync_folder
+from vlltr_index.lock import write_lock
+from vlltr_index.schemas.config import FORMAT, Recipe, WorkspaceConfig, load_toml, validate
+
+if TYPE_CHECKING:
+    from vlltr_index.snapshot import Snapshot
+    from vlltr_index.store import Store
+    from vlltr_index.transaction import Transaction
+
+__all__ = ["CONFIG_NAME", "Kind", "Workspace"]
+
+_log = logging.getLogger(__name__)
+
+CONFIG_NAME = "vlltr.toml"
+Kind = Literal["heads", "checkpoints", "index"]
+
+_REMAKE = {"heads": "vlltr train lgr", "checkpoints": "vlltr train cvlp", "index": "vlltr index"}
+_HEADER = '# A vlltr workspace. Change the recipe freely; "none" stands for no value.\n\n'
+
+
+class Workspace:
+    """A workspace in the folder `path`; made by `create`, `open` or `find`.
+
+    Attributes:
+        path: The folder, absolute.
+        config: What its `vlltr.toml` says.
+    """
+
+    def __init__(self, path: Path, config: WorkspaceConfig) -> None:
+        self.path = path
+        self.config = config
+        self.history = History(path / "history")
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe the workspace works by."""
+        return self.config.recipe
+
+    @cached_property
+    def store(self) -> Store:
+        """Its tables."""
+        from vlltr_index.store import Store
+
+        return Store(self.path / "lance")
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], recipe: Recipe) -> Workspace:
+        """Make a workspace in a new or empty folder; one that is there with the same recipe is opened.
+
+        Raises:
+            UsageError: If `path` is not a local folder.
+            WorkspaceError: If the folder holds other things, or is a workspace with another recipe.
+        """
+        folder = _local(path)
+        if (folder / CONFIG_NAME).exists():
+            there = cls.open(folder)
+            if there.recipe != recipe:
+                raise WorkspaceError(
+                    f"{folder} is a workspace already, of recipe {there.recipe.name!r} or with other values",
+                    f"Edit {folder / CONFIG_NAME}, or choose another folder.",
+                )
+            return there
+        if folder.exists() and not folder.is_dir():
+            raise WorkspaceError(f"{folder} is a file", "Choose another folder: vlltr init DIR")
+        if folder.is_dir() and any(not p.name.startswith(f".{CONFIG_NAME}") for p in folder.iterdir()):
+            raise WorkspaceError(
+                f"{folder} is not empty and not a workspace", "Choose a new folder: vlltr init DIR"
+            )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            workspace = cls(folder, WorkspaceConfig(recipe=recipe))
+            workspace.write_config()
+        except OSError as error:
+            raise WorkspaceError(f"{folder} cannot be made: {error}", "Choose another folder.") from None
+        return workspace
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Workspace:
+        """Open the workspace in `path`.
+
+        Raises:
+            WorkspaceError: If there is none.
+            NewerWorkspaceError: If a newer version of this program wrote it.
+            ConfigError: If its `vlltr.toml` does not fit.
+        """
+        folder = _local(path)
+        file = folder / CONFIG_NAME
+        if not file.is_file():
+            raise WorkspaceError(
+                f"{folder} is not a workspace: it has no {CONFIG_NAME}", f"Make one: vlltr init {path}"
+            )
+        values = load_toml(file)
+        written = values.get("format")
+        if isinstance(written, int) and written > FORMAT:
+            raise NewerWorkspaceError(
+                f"{file} has format {written}, this program reads up to {FORMAT}",
+                "Bring it up to date: pip install -U vlltr-index",
+            )
+        return cls(folder, validate(WorkspaceConfig, _with_nulls(WorkspaceConfig, values), str(file)))
+
+    @classmethod
+    def find(cls, start: str | os.PathLike[str] | None = None) -> Workspace:
+        """Open the workspace that `start` (default: the current folder) lies in.
+
+        Raises:
+            WorkspaceError: If neither it nor a folder above it is a workspace.
+        """
+        first = _local(Path.cwd() if start is None else start)
+        for folder in (first, *first.parents):
+            if (folder / CONFIG_NAME).is_file():
+                return cls.open(folder)
+        raise WorkspaceError(
+            f"no workspace: neither {first} nor a folder above it has a {CONFIG_NAME}",
+            "Make one: vlltr init DIR, or name one: vlltr -w DIR ...",
+        )
+
+    def write_config(self, config: WorkspaceConfig | None = None) -> None:
+        """Write `vlltr.toml`, whole or not at all, and keep to it from here on."""
+        self.config = config or self.config
+        text = _HEADER + tomli_w.dumps(_without_nulls(self.config))
+        handle, temporary = tempfile.mkstemp(prefix=f".{CONFIG_NAME}.", dir=self.path)
+        try:
+            with open(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, self.path / CONFIG_NAME)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+        sync_folder(self.path)
+
+    def snapshot(self, at: int | None = None) -> Snapshot:
+        """Read exactly one commit: the newest, or number `at`.
+
+        Raises:
+            WorkspaceError: If there is no such commit, or its file is damaged.
+        """
+        from vlltr_index.snapshot import Snapshot
+
+        return Snapshot(self.store, self.history.last() if at is None else self.history.read(at))
+
+    @contextmanager
+    def transaction(self, command: str, timeout: float | None = None) -> Iterator[Transaction]:
+        """Write: one commit at the end if anything changed, nothing if an error leaves the block.
+
+        Args:
+            command: What the commit says was run, without `vlltr`.
+            timeout: Seconds to wait for another writer; default: as long as it takes.
+
+        Raises:
+            LockedError: If another writer is still there after `timeout`.
+        """
+        from vlltr_index.transaction import Transaction, put_back
+
+        with write_lock(self.path / "lock", command, timeout):
+            last = self.history.last()
+            touched = put_back(self.store, last)
+            if touched:
+                _log.info("put back what an unfinished command left in %s", ", ".join(touched))
+            self._sweep()
+            tx = Transaction(self.store, self.history, command, last)
+            try:
+                yield tx
+                tx.finish()
+            except BaseException:
+                put_back(self.store, self.history.last())
+                raise
+
+    def put_object(self, kind: Kind, build: Callable[[Path], object]) -> str:
+        """Keep files that never change, named by their content; call it inside a transaction.
+
+        Args:
+            kind: Which folder they go to.
+            build: Writes the files into the empty folder it is given.
+
+        Returns:
+            The digest that `object_path` takes: SHA-256 over names and bytes.
+        """
+        parent = self.path / kind
+        parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=parent))
+        try:
+            build(temporary)
+            digest = _digest_folder(temporary, sync=True)
+            final = parent / digest[:16]
+            if final.exists() and _digest_folder(final) != digest:
+                shutil.rmtree(final)  # damaged since: put it right
+            if not final.exists():
+                os.chmod(temporary, 0o755)
+                os.rename(temporary, final)
+                sync_folder(parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return digest
+
+    def object_path(self, kind: Kind, digest: str) -> Path:
+        """The folder of an object.
+
+        Raises:
+            MissingStepError: If it is gone.
+        """
+        path = self.path / kind / digest[:16]
+        if not digest.isalnum() or not path.is_dir():
+            raise MissingStepError(
+                f"{path} is gone: the workspace's newest commits need it", f"Make it again: {_REMAKE[kind]}"
+            )
+        return path
+
+    def _sweep(self) -> None:
+        """Remove what a killed `put_object` left."""
+        for kind in get_args(Kind):
+            for left in (self.path / kind).glob(".tmp-*"):
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _local(path: str | os.PathLike[str]) -> Path:
+    if "://" in os.fspath(path):
+        raise UsageError(
+            f"{os.fspath(path)} is not a local folder: only local folders can be workspaces",
+            "Give a folder: vlltr -w DIR ...",
+        )
+    return Path(path).expanduser().absolute()
+
+
+def _digest_folder(folder: Path, sync: bool = False) -> str:
+    """SHA-256 over the relative path, length and bytes of every file, in path order."""
+    whole = hashlib.sha256()
+    files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    for name in sorted(files):
+        with open(files[name], "rb") as file:
+            inner = hashlib.file_digest(file, "sha256").hexdigest()
+            if sync:
+                os.fsync(file.fileno())
+        whole.update(f"{name}\0{inner}\0".encode())
+    if sync:
+        for part in [folder, *(p for p in folder.rglob("*") if p.is_dir())]:
+            sync_folder(part)
+    return whole.hexdigest()
+
+
+def _without_nulls(config: BaseModel) -> dict[str, Any]:
+    """`config` for TOML, which has no null: left out where that is the default, else "none"."""
+    result: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            result[name] = _without_nulls(value)
+        elif value is not None:
+            result[name] = list(value) if isinstance(value, tuple) else value
+        elif field.default is not None:
+            result[name] = "none"
+    return result
+
+
+def _with_nulls(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
+    """Undo `_without_nulls`: "none" is null where the field allows it."""
+    result = dict(values)
+    for name, field in model.model_fields.items():
+        value = values.get(name)
+        kind = field.annotation
+        if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, BaseModel):
+            result[name] = _with_nulls(kind, value)
+        elif value == "none" and type(None) in get_args(kind):
+            result[name] = None
+    return result
