@@ -110,7 +110,6 @@ class LGRConfig(_Config):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     learn_scale: bool = False
     normalise_values: bool = False
-    new_class_fraction: float = Field(default=0.0, ge=0, lt=1)
     seed: int = 0
     augment: AugmentConfig = AugmentConfig()
 
@@ -149,6 +148,7 @@ class Recipe(_Config):
 
     name: str
     protocol: Literal["paper", "release", "ours"] = "ours"
+    prompts: tuple[str, ...] | None = None  # templates for every class; none given: the 80 for photographs
     encoder: EncoderConfig = EncoderConfig()
     cvlp: CVLPConfig = CVLPConfig()
     select: SelectConfig = SelectConfig()

@@ -1,0 +1,68 @@
+"""What every command shares: the workspace, how results leave, and progress on stderr."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vlltr_index.schemas.records import Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vlltr_index.workspace import Workspace
+
+__all__ = ["Context", "pass_context"]
+
+
+@dataclass
+class Context:
+    """The global options, and the few things commands do with them."""
+
+    workspace: str | None = None
+    as_json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+    def open(self) -> Workspace:
+        """The workspace named by `-w`, or the nearest one upward."""
+        from vlltr_index.workspace import Workspace
+
+        return Workspace.open(self.workspace) if self.workspace else Workspace.find()
+
+    def console(self, stderr: bool = False) -> Console:
+        """A rich console; results go to stdout, everything else to stderr."""
+        from rich.console import Console
+
+        return Console(stderr=stderr, highlight=False, soft_wrap=False)
+
+    def emit(self, value: Any) -> None:
+        """Write `value` to stdout as one JSON document."""
+        click.echo(json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True))
+
+    def say(self, message: str) -> None:
+        """A line for people: on stdout, or on stderr where stdout carries JSON; not under `-q`."""
+        if not self.quiet:
+            click.echo(message, err=self.as_json)
+
+    @contextmanager
+    def progress(self) -> Iterator[Progress]:
+        """A callback that draws progress on stderr: bars in a terminal, plain lines elsewhere."""
+        from vlltr_index.cli.render import show_progress
+
+        with show_progress(self.console(stderr=True), self.quiet) as report:
+            yield report
+
+
+pass_context = click.make_pass_decorator(Context)
+
+
+def existing(path: str) -> Path:
+    """A path as the user typed it, with `~` expanded."""
+    return Path(path).expanduser()

@@ -1,0 +1,111 @@
+"""`vlltr`: the group, its global options, and how errors leave the program."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from vlltr_index import __version__
+from vlltr_index.cli.context import Context
+from vlltr_index.errors import VlltrError
+
+__all__ = ["COMMANDS", "main", "vlltr"]
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    # name: (module of vlltr_index.cli, what `vlltr --help` says), in the order of a first session
+    "quickstart": ("quickstart", "Run the whole method on the data set that ships with the package."),
+    "init": ("workspace", "Make a workspace."),
+    "ingest": ("ingest", "Bring in images and text."),
+    "train": ("train", "Train the encoder (cvlp), the head (lgr), both (all), or a baseline."),
+    "embed": ("stages", "Embed sentences and images with the workspace's encoder."),
+    "select": ("stages", "Select each class's anchor sentences (AnSS)."),
+    "index": ("stages", "Build the FAISS index over the anchors."),
+    "calibrate": ("stages", "Fit fusion weight, temperatures and margin on training data."),
+    "predict": ("predict", "Recognise images and name the sentences behind each answer."),
+    "explain": ("predict", "Show why an image is, or is not, of a class."),
+    "evaluate": ("evaluate", "Measure accuracy on a split: overall, many, medium, few."),
+    "classes": ("classes", "List, show and add classes, without retraining."),
+    "status": ("workspace", "Show what exists, what is stale, and the next command."),
+    "history": ("workspace", "List the workspace's commits."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module only when the command is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All commands, in the order of `COMMANDS`."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module that defines `cmd_name`."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f"vlltr_index.cli.{COMMANDS[cmd_name][0]}")
+        command = getattr(module, f"{cmd_name}_command")
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands from their stored summaries: `--help` imports no command."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Say which command was meant when the name is not one."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from difflib import get_close_matches
+
+            close = get_close_matches(args[0], list(COMMANDS), n=1) if args else []
+            if close:
+                error.message += f" Did you mean {close[0]!r}?"
+            raise
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("-w", "--workspace", metavar="DIR", help="The workspace; default: the nearest folder upward.")
+@click.option("--json", "as_json", is_flag=True, help="Write results to stdout as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress; warnings and errors only.")
+@click.option("-v", "--verbose", is_flag=True, help="More detail on stderr.")
+@click.version_option(__version__, prog_name="vlltr")
+@click.pass_context
+def vlltr(ctx: click.Context, workspace: str | None, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Long-tailed image recognition that knows its classes through text (VL-LTR)."""
+    ctx.obj = Context(workspace=workspace, as_json=as_json, quiet=quiet, verbose=verbose)
+    level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s", force=True)
+    logging.getLogger("vlltr_index").setLevel(level)
+
+
+def main(argv: list[str] | None = None) -> Any:
+    """Run the command line: errors raised on purpose leave as a message and an exit code, never a traceback."""
+    try:
+        return vlltr.main(args=argv, prog_name="vlltr", standalone_mode=False) or 0
+    except click.exceptions.Exit as leave:
+        sys.exit(leave.exit_code)
+    except click.Abort:
+        click.echo("Stopped. Run the same command again to go on.", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except VlltrError as error:
+        click.echo(f"Error: {error.message}", err=True)
+        if error.hint:
+            click.echo(error.hint, err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        click.echo("Stopped. Run the same command again to go on.", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(0)

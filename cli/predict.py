@@ -1,0 +1,57 @@
+"""`vlltr predict` and `vlltr explain`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from vlltr_index.cli.context import Context, pass_context
+
+
+@click.command("predict")
+@click.argument("images", nargs=-1, required=True, metavar="IMG...")
+@click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="Classes an image.")
+@click.option("--explain", default=3, show_default=True, type=click.IntRange(0), help="Sentences a class.")
+@click.option("--retrieval", type=click.Choice(["faiss", "exhaustive"]), default="faiss", show_default=True)
+@click.option("--at", type=int, metavar="ID", help="Answer as of this commit.")
+@pass_context
+def predict_command(
+    context: Context, images: tuple[str, ...], top: int, explain: int, retrieval: str, at: int | None
+) -> None:
+    """Recognise images and name the sentences behind each answer.
+
+    An image that cannot be read is reported and the others are answered; the exit code is then 1.
+    """
+    from vlltr_index.cli.render import prediction_lines
+    from vlltr_index.recognizer import Recognizer
+
+    recognizer = Recognizer.open(context.open(), at=at)
+    predictions = recognizer.predict(list(images), top=top, explain=explain, retrieval=retrieval)
+    if context.as_json:
+        context.emit([asdict(prediction) for prediction in predictions])
+    else:
+        for prediction in predictions:
+            click.echo("\n".join(prediction_lines(prediction)))
+    unread = [p for p in predictions if p.problem is not None]
+    if unread:
+        raise click.exceptions.Exit(1)
+
+
+@click.command("explain")
+@click.argument("image", metavar="IMG")
+@click.option("--class", "name", required=True, help="The class to explain.")
+@click.option("--against", help="Another class: why the one and not the other.")
+@click.option("--at", type=int, metavar="ID", help="Answer as of this commit.")
+@pass_context
+def explain_command(context: Context, image: str, name: str, against: str | None, at: int | None) -> None:
+    """Show every anchor sentence of a class with its share and effect for one image."""
+    from vlltr_index.cli.render import explanation_lines
+    from vlltr_index.recognizer import Recognizer
+
+    recognizer = Recognizer.open(context.open(), at=at)
+    scores = [recognizer.explain(image, name)] + ([recognizer.explain(image, against)] if against else [])
+    if context.as_json:
+        context.emit([asdict(score) for score in scores])
+        return
+    click.echo("\n".join(explanation_lines(image, scores)))

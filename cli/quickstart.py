@@ -1,0 +1,177 @@
+"""`vlltr quickstart`: the whole method on Glyphs-LT, each step a command that could have been typed."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vlltr_index.cli.context import Context, existing, pass_context
+
+_FOLDER = {"fast": "vlltr-quickstart-fast", "short": "vlltr-quickstart", "full": "vlltr-quickstart-full"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command, why it is run, and whether it is run again each time (it only shows something)."""
+
+    title: str
+    args: tuple[str, ...]
+    shows: bool = False
+
+
+@dataclass
+class Journal:
+    """Which steps are done, with their wall time and the peak memory of the process so far."""
+
+    path: Path
+    steps: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: Path) -> Journal:
+        """Read the journal of an earlier start, if there is one."""
+        path = folder / "quickstart.json"
+        steps = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return cls(path, steps)
+
+    def record(self, key: str, seconds: float) -> None:
+        """Note a finished step; the file is replaced as a whole."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        self.steps[key] = {"seconds": round(seconds, 1), "peak_mib": peak}
+        fresh = self.path.with_suffix(".new")
+        fresh.write_text(json.dumps(self.steps, indent=2) + "\n", encoding="utf-8")
+        fresh.replace(self.path)
+
+
+@click.command("quickstart")
+@click.option("--fast", "size", flag_value="fast", help="A small slice in about a minute: does it work here?")
+@click.option("--full", "size", flag_value="full", help="Train method and image-only baseline in full (<= 40 minutes).")
+@click.option("--dir", "directory", metavar="DIR", help="Where to; default: ./vlltr-quickstart (-fast, -full).")
+@click.option("--seed", default=0, show_default=True, help="The seed of the runs.")
+@pass_context
+def quickstart_command(context: Context, size: str | None, directory: str | None, seed: int) -> None:
+    """Run the whole method on Glyphs-LT, the long-tailed data set that ships with the package.
+
+    Ingests text and images, trains, selects anchor sentences, indexes, evaluates, explains a prediction, and adds a class
+    by its description alone. Every step is printed as the command that does it. Stopped, it goes on where it was.
+    """
+    size = size or "short"
+    folder = existing(directory or _FOLDER[size])
+    started = time.monotonic()
+    steps = plan_steps(folder, size, seed)
+    journal = Journal.open(folder)
+    for number, step in enumerate(steps, 1):
+        _run(context, journal, folder, step, f"[{number}/{len(steps)}]")
+        if step.args[0] == "evaluate" and size == "short":
+            _committed_baseline(context)
+    minutes = (time.monotonic() - started) / 60
+    if context.as_json:
+        context.emit({"workspace": str(folder), "steps": journal.steps, "minutes": round(minutes, 2)})
+    context.say(f"\nDone in {minutes:.1f} minutes. The workspace is {folder}; look around with:")
+    context.say(f"  vlltr -w {folder} status")
+    context.say(f"  vlltr -w {folder} predict {folder}/samples/*.png --explain 5")
+
+
+def plan_steps(folder: Path, size: str, seed: int) -> list[Step]:
+    """The commands of a quickstart, in order; writes the sample files that they name."""
+    from vlltr_index.glyphs import glyph_files
+
+    data = glyph_files(fast=size == "fast")
+    recipe = {"fast": "glyphs_lt/fast", "short": "glyphs_lt/quick", "full": "glyphs_lt/ours"}[size]
+    steps = [Step("A workspace", ("init", str(folder), "--recipe", recipe))]
+    steps.append(Step("Sentences about every class", ("ingest", "text", str(data.texts))))
+    for split in ("train", "val", "test"):
+        steps.append(Step(f"Images: {split}", ("ingest", "images", str(data.images), "--split", split)))
+    steps += [
+        Step("Stage 1: train both towers together (CVLP)", ("train", "cvlp", "--seed", str(seed))),
+        Step("Embed sentences and images into LanceDB", ("embed",)),
+        Step("Keep the sentences that tell the classes apart (AnSS)", ("select",)),
+        Step("Stage 2: the language-guided head (LGR)", ("train", "lgr", "--seed", str(seed))),
+        Step("The index over the anchor sentences", ("index",)),
+    ]
+    if size == "full":
+        steps.append(Step("The image-only baseline", ("train", "baseline", "fc", "--seed", str(seed))))
+    steps.append(Step("Accuracy by class size", ("evaluate", "--split", "test"), shows=True))
+    return steps + _showing(folder, size, data)
+
+
+def _showing(folder: Path, size: str, data: Any) -> list[Step]:
+    """A prediction explained, and a class added by its description alone."""
+    from vlltr_index.glyphs import write_sample, write_text
+
+    known, unseen = _sample_classes(data)
+    samples = folder / "samples"
+    make: list[Callable[[], Path]] = [
+        lambda: write_sample(data.images, "test", known, samples / "known.png"),
+        lambda: write_sample(data.images, "dev_test", unseen, samples / "unseen.png"),
+        lambda: write_text(data.heldout_classes("dev")[unseen], samples / "unseen.txt"),
+    ]
+    samples.parent.mkdir(parents=True, exist_ok=True)
+    known_png, unseen_png, unseen_txt = (str(one()) for one in make)
+    steps = [
+        Step(f"A rare character, explained ({known})", ("predict", known_png, "--top", "2"), shows=True),
+        Step(f"A character that no class stands for ({unseen})", ("predict", unseen_png, "--top", "2", "--explain", "1")),
+        Step("Add its class by its description alone", ("classes", "add", unseen, "--text", unseen_txt)),
+        Step("The same picture again", ("predict", unseen_png, "--top", "2"), shows=True),
+    ]
+    if size == "full":
+        dev = {k: v for k, v in data.heldout_classes("dev").items() if k != unseen}
+        manifest = folder / "samples" / "dev-classes.json"
+        manifest.write_text(json.dumps(dev, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        steps += [
+            Step("Add the other development classes, from text alone", ("classes", "add", "--from", str(manifest))),
+            Step("Their images", ("ingest", "images", str(data.images), "--split", "dev_test")),
+            Step("Embed them", ("embed",)),
+            Step("New classes among all", ("evaluate", "--split", "dev_test"), shows=True),
+            Step("Old classes beside them", ("evaluate", "--split", "test"), shows=True),
+        ]
+    return steps
+
+
+def _sample_classes(data: Any) -> tuple[str, str]:
+    """A few-shot class, and the held-out development class, that the quickstart shows."""
+    classes = json.loads((data.folder / "classes.json").read_text(encoding="utf-8"))
+    texts = json.loads(data.texts.read_text(encoding="utf-8"))
+    few = sorted(n for n in texts if classes[n]["bin"] == "few" and classes[n]["train"] <= 5)
+    unseen = sorted(data.heldout_classes("dev"))
+    return few[len(few) // 2], unseen[len(unseen) // 2]
+
+
+def _run(context: Context, journal: Journal, folder: Path, step: Step, place: str) -> None:
+    from vlltr_index.cli.main import vlltr
+
+    args = step.args if step.args[0] == "init" else ("-w", str(folder), *step.args)
+    key = shlex.join(step.args)
+    if key in journal.steps and not step.shows:
+        context.say(f"{place} {step.title}: done before")
+        return
+    context.say(f"\n{place} {step.title}\n$ {shlex.join(('vlltr', *args))}")
+    options = ["--quiet"] if context.quiet or context.as_json else []
+    started = time.monotonic()
+    vlltr.main(args=[*options, *args], prog_name="vlltr", standalone_mode=False)
+    seconds = time.monotonic() - started
+    journal.record(key, seconds)
+    context.say(f"({seconds:.1f} s)")
+
+
+def _committed_baseline(context: Context) -> None:
+    """Show the image-only rows from the results that ship with the package, marked so."""
+    from vlltr_index.cli.render import percent, table
+    from vlltr_index.glyphs import glyph_files
+
+    path = glyph_files().folder.parent / "results.json"
+    if not path.is_file():
+        return
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    bins = ("overall", "many", "medium", "few", "few5")
+    shown = [[r["name"], str(r["epochs"]), *(percent(r["top1"][b]) for b in bins)] for r in rows]
+    context.console(stderr=context.as_json).print(
+        table("For comparison: committed results of full runs, not of this one", ["", "epochs", *bins], shown)
+    )

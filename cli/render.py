@@ -1,0 +1,175 @@
+"""Rendering: progress, tables, predictions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from vlltr_index.schemas.records import ClassScore, Prediction, Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from vlltr_index.stages.evaluate import EvaluationReport
+
+__all__ = [
+    "evaluation_table",
+    "explanation_lines",
+    "percent",
+    "points",
+    "prediction_lines",
+    "show_progress",
+    "table",
+]
+
+_PLAIN_EVERY = 10.0  # seconds between two plain lines of one step
+
+
+@contextmanager
+def show_progress(console: Console, quiet: bool) -> Iterator[Progress]:
+    """Yield a progress callback that draws on `console`, a bar a step; plain lines where it is no terminal."""
+    if quiet:
+        yield lambda step, done, total: None
+    elif console.is_terminal:
+        with _bars(console) as report:
+            yield report
+    else:
+        yield _plain(console)
+
+
+@contextmanager
+def _bars(console: Console) -> Iterator[Progress]:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with RichProgress(*columns, console=console, transient=False) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def report(step: str, done: int, total: int | None) -> None:
+            if step not in tasks:
+                tasks[step] = bars.add_task(step, total=total, rate="")
+            speed = next(t.speed for t in bars.tasks if t.id == tasks[step])
+            bars.update(tasks[step], completed=done, total=total, rate=f"{speed:,.0f}/s" if speed else "")
+
+        yield report
+
+
+def _plain(console: Console) -> Progress:
+    started: dict[str, float] = {}
+    shown: dict[str, float] = {}
+
+    def report(step: str, done: int, total: int | None) -> None:
+        now = time.monotonic()
+        started.setdefault(step, now)
+        last = total is not None and done >= total
+        if not last and now - shown.get(step, started[step]) < _PLAIN_EVERY:
+            return
+        if last and shown.get(step) == float("inf"):
+            return
+        shown[step] = float("inf") if last else now
+        rate = done / (now - started[step]) if now > started[step] else 0.0
+        left = f", {(total - done) / rate:,.0f} s left" if total is not None and rate and not last else ""
+        console.print(f"{step}: {done:,}/{total if total is None else f'{total:,}'} ({rate:,.0f}/s{left})", markup=False)
+
+    return report
+
+
+def percent(value: float | None) -> str:
+    """A fraction as a percentage with one decimal, or a dash."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def points(value: float) -> str:
+    """Points of cosine similarity, signed."""
+    return f"{value:+.3f}"
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> Table:
+    """A rich table whose first `left` columns are text and the others numbers."""
+    from rich import box
+    from rich.table import Table as RichTable
+
+    result = RichTable(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for position, name in enumerate(columns):
+        result.add_column(name, justify="left" if position < left else "right", overflow="fold")
+    for row in rows:
+        result.add_row(*row)
+    return result
+
+
+def prediction_lines(prediction: Prediction) -> list[str]:
+    """A prediction for people: classes with both parts, and under each its sentences, by effect."""
+    if prediction.problem is not None:
+        return [f"{prediction.image}: not read: {prediction.problem}"]
+    lines = [prediction.image]
+    for score in prediction.classes:
+        lines.append(
+            f"  {percent(score.probability):>5} %  {score.name}"
+            f"   (image branch {percent(score.image_part)} + text branch {percent(score.text_part)})"
+        )
+        for sentence in score.sentences:
+            lines.append(
+                f"           {points(sentence.effect)}  share {points(sentence.share)}  {sentence.text}"
+                f"  [{sentence.source}]"
+            )
+        if score.sentences:
+            lines.append(
+                f"           cosine {score.cosine:.3f} = the sum of all shares; the first number is what striking"
+                " the sentence out would take away"
+            )
+    return lines
+
+
+def explanation_lines(image: str, scores: Sequence[ClassScore]) -> list[str]:
+    """One class, or two side by side, with all their anchor sentences."""
+    lines = [image]
+    for score in scores:
+        lines.append(
+            f"  {percent(score.probability):>5} %  {score.name}   (image branch {percent(score.image_part)}"
+            f" + text branch {percent(score.text_part)}; cosine {score.cosine:.3f})"
+        )
+        lines.append("           effect   share  attention")
+        for s in score.sentences:
+            lines.append(f"           {points(s.effect)}  {points(s.share)}  {s.attention:.3f}  {s.text}  [{s.source}]")
+    if len(scores) == 2:
+        first, second = scores
+        lead = "the text" if first.cosine > second.cosine else "not the text"
+        lines.append(
+            f"  {first.name} against {second.name}: {100 * (first.probability - second.probability):+.1f} points of"
+            f" probability, {100 * (first.image_part - second.image_part):+.1f} of them from the image branch;"
+            f" {first.cosine - second.cosine:+.3f} of cosine, so {lead} speaks for {first.name}"
+        )
+    return lines
+
+
+def evaluation_table(report: EvaluationReport) -> Table:
+    """Rows by bin with 95 % intervals, and the paired difference to the image-only row below."""
+    bins = [b for b in ("overall", "many", "medium", "few", "few5", "new") if b in report.rows["vl-ltr"].top1]
+    rows = []
+    for name, row in report.rows.items():
+        cells = [f"{percent(row.top1[b].value)} ±{50 * (row.top1[b].high - row.top1[b].low):.1f}" for b in bins]
+        top5 = percent(row.top5["overall"].value) if "overall" in row.top5 else "-"
+        rows.append([name, *cells, top5])
+    if report.differences:
+        cells = [
+            f"{100 * d.value:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
+            for d in (report.differences[b] for b in bins)
+        ]
+        rows.append([f"vl-ltr - {report.against}", *cells, ""])
+    title = (
+        f"Top-1 on {report.split}: {report.images:,} images, {report.classes:,} classes;"
+        f" {report.convention} bounds (many >= 100, few <= 20)"
+    )
+    return table(title, ["", *bins, "top-5"], rows)

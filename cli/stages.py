@@ -1,0 +1,100 @@
+"""`vlltr embed`, `select`, `index`, `calibrate`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from vlltr_index.cli.context import Context, pass_context
+
+
+@click.command("embed")
+@click.option("--views", type=click.IntRange(1), help="Stored views of a training image; default: the recipe's.")
+@click.option("--engine", type=click.Choice(["local"]), default="local", show_default=True)
+@pass_context
+def embed_command(context: Context, views: int | None, engine: str) -> None:
+    """Embed every sentence and image that has no vector yet; an interrupted run goes on where it was."""
+    from vlltr_index.stages.embed import embed
+
+    workspace = context.open()
+    with context.progress() as progress:
+        report = embed(workspace, views, progress)
+    if context.as_json:
+        context.emit(asdict(report))
+        return
+    context.say(
+        f"Embedded {report.sentences:,} sentences ({report.sentences_before:,} were there) and"
+        f" {report.images:,} image vectors ({report.images_before:,} were there)."
+    )
+    if report.truncated:
+        context.say(f"{report.truncated:,} sentences were longer than the encoder's context and were cut.")
+    if report.unreadable:
+        context.say(f"{report.unreadable:,} images could not be read again and were left out.")
+    context.say("Next: vlltr select")
+
+
+@click.command("select")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value; repeatable.")
+@pass_context
+def select_command(context: Context, overrides: tuple[str, ...]) -> None:
+    """Score each sentence against the class image sets and keep the best of each class as anchors (AnSS)."""
+    from vlltr_index.recipe import override
+    from vlltr_index.selection import select
+
+    workspace = context.open()
+    with context.progress() as progress:
+        report = select(workspace, override(workspace.recipe, overrides).select, progress)
+    if context.as_json:
+        context.emit(asdict(report))
+        return
+    context.say(
+        f"Selected {report.anchors:,} anchors of {report.sentences:,} sentences for {report.classes:,} classes"
+        f" ({report.mode}, {report.images:,} images)."
+    )
+    if report.classes_without_images:
+        context.say(f"{report.classes_without_images:,} classes have no training image: theirs go by text alone.")
+    context.say("Next: vlltr train lgr")
+
+
+@click.command("index")
+@click.option("--kind", type=click.Choice(["auto", "torch", "flat", "ivf", "hnsw"]), default="auto", show_default=True)
+@click.option("--plan", "plan_only", is_flag=True, help="Only say which kind would be built, and why.")
+@pass_context
+def index_command(context: Context, kind: str, plan_only: bool) -> None:
+    """Build the index over the anchors; its kind goes by their number."""
+    from vlltr_index.stages.build_index import index_anchors
+
+    workspace = context.open()
+    with context.progress() as progress:
+        report = index_anchors(workspace, kind, plan_only, progress)
+    if context.as_json:
+        context.emit(asdict(report))
+        return
+    verb = "Would build" if plan_only else "Built"
+    context.say(f"{verb} a {report.kind} index over {report.anchors:,} anchors of width {report.dim}: {report.reason}.")
+    if not plan_only:
+        context.say("Next: vlltr predict IMAGE --explain 3")
+
+
+@click.command("calibrate")
+@click.option("--write/--no-write", default=True, help="Put the fitted values into the workspace's vlltr.toml.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value; repeatable.")
+@pass_context
+def calibrate_command(context: Context, write: bool, overrides: tuple[str, ...]) -> None:
+    """Fit fusion weight, temperatures and margin on training data.
+
+    Makes one extra stage-1 run in which some classes are left out (pseudo-new) and some many-shot classes are cut to
+    1-5 images (pseudo-few), and fits the values on what that run never saw.
+    """
+    from vlltr_index.recipe import override
+    from vlltr_index.stages.calibrate import calibrate
+
+    workspace = context.open()
+    with context.progress() as progress:
+        report = calibrate(workspace, override(workspace.recipe, overrides), progress, write=write)
+    if context.as_json:
+        context.emit(asdict(report))
+        return
+    for line in report.lines():
+        context.say(line)

@@ -1,0 +1,121 @@
+"""`vlltr train cvlp`, `lgr`, `all`, `baseline`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vlltr_index.cli.context import Context, pass_context
+
+if TYPE_CHECKING:
+    from vlltr_index.schemas.config import Recipe
+    from vlltr_index.stages.train import TrainReport
+    from vlltr_index.workspace import Workspace
+
+
+def _options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value; repeatable."),
+        click.option("--recipe", metavar="NAME", help="Use this recipe's values instead of the workspace's."),
+        click.option("--seed", type=int, help="The seed of the run."),
+        click.option("--resume/--restart", default=True, help="Go on from an interrupted run of the same settings."),
+    ):
+        function = option(function)
+    return function
+
+
+def _recipe(workspace: Workspace, name: str | None, overrides: tuple[str, ...], seed: int | None, part: str) -> Recipe:
+    from vlltr_index.recipe import load_recipe, override
+
+    values = (f"{part}.seed={seed}",) if seed is not None else ()
+    recipe = load_recipe(name) if name else workspace.recipe
+    return override(recipe, (*overrides, *values))
+
+
+@click.group("train")
+def train_command() -> None:
+    """Train the encoder (cvlp), the head (lgr), both, or a baseline."""
+
+
+@train_command.command("cvlp")
+@_options
+@pass_context
+def cvlp(
+    context: Context, resume: bool, seed: int | None, recipe: str | None, overrides: tuple[str, ...]
+) -> None:
+    """Stage 1: class-wise visual-linguistic pre-training of the encoder."""
+    from vlltr_index.stages.train import train_cvlp_stage
+
+    workspace = context.open()
+    config = _recipe(workspace, recipe, overrides, seed, "cvlp").cvlp
+    with context.progress() as progress:
+        report = train_cvlp_stage(workspace, config, progress, resume=resume)
+    _show(context, report, "vlltr embed")
+
+
+@train_command.command("lgr")
+@_options
+@pass_context
+def lgr(context: Context, resume: bool, seed: int | None, recipe: str | None, overrides: tuple[str, ...]) -> None:
+    """Stage 2: the language-guided recognition head, on stored vectors."""
+    from vlltr_index.stages.train import train_lgr_stage
+
+    workspace = context.open()
+    config = _recipe(workspace, recipe, overrides, seed, "lgr").lgr
+    with context.progress() as progress:
+        report = train_lgr_stage(workspace, config, progress)
+    _show(context, report, "vlltr index")
+
+
+@train_command.command("all")
+@_options
+@pass_context
+def everything(
+    context: Context, resume: bool, seed: int | None, recipe: str | None, overrides: tuple[str, ...]
+) -> None:
+    """Both stages and what lies between: cvlp, embed, select, lgr, index."""
+    from vlltr_index.stages.pipeline import train_all
+
+    workspace = context.open()
+    chosen = _recipe(workspace, recipe, overrides, None, "cvlp")
+    if seed is not None:
+        from vlltr_index.recipe import override
+
+        chosen = override(chosen, (f"cvlp.seed={seed}", f"lgr.seed={seed}"))
+    with context.progress() as progress:
+        reports = train_all(workspace, chosen, progress, resume=resume)
+    if context.as_json:
+        context.emit({name: asdict(report) for name, report in reports.items()})
+    context.say("Trained, embedded, selected and indexed. Next: vlltr evaluate --split test")
+
+
+@train_command.command("baseline")
+@click.argument("name", type=click.Choice(["fc"]))
+@_options
+@pass_context
+def baseline(
+    context: Context, name: str, resume: bool, seed: int | None, recipe: str | None, overrides: tuple[str, ...]
+) -> None:
+    """An image-only baseline: `fc` is the same visual tower with a linear layer under cross-entropy."""
+    from vlltr_index.stages.train import train_baseline_stage
+
+    workspace = context.open()
+    config = _recipe(workspace, recipe, overrides, seed, "baseline").baseline
+    with context.progress() as progress:
+        report = train_baseline_stage(workspace, config, progress, resume=resume)
+    _show(context, report, "vlltr evaluate --split test")
+
+
+def _show(context: Context, report: TrainReport, following: str) -> None:
+    if context.as_json:
+        context.emit(asdict(report))
+        return
+    again = " (resumed)" if report.resumed else ""
+    context.say(
+        f"Trained {report.what} on {report.images:,} images of {report.classes:,} classes,"
+        f" {report.epochs} epochs{again}: {report.digest[:16]}"
+    )
+    context.say(f"Next: {following}")

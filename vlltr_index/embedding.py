@@ -1,0 +1,134 @@
+"""Vectors of sentences and images that have none yet, appended to the caches of their fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from vlltr_index.encoder import Encoder
+from vlltr_index.errors import InputError
+from vlltr_index.images.decode import open_image
+from vlltr_index.loading import usable_images, view_suffix
+from vlltr_index.schemas.config import AugmentConfig
+from vlltr_index.schemas.tables import (
+    image_vectors,
+    image_vectors_name,
+    sentence_vectors,
+    sentence_vectors_name,
+)
+from vlltr_index.store import quote
+
+if TYPE_CHECKING:
+    from vlltr_index.schemas.records import Progress
+    from vlltr_index.workspace import Snapshot
+
+__all__ = ["Augment", "embed_images", "embed_sentences", "load_sources", "vector_table"]
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+"""Pixels [B, 3, H, W] as the encoder's preprocessing gives them, to an augmented batch of the same shape."""
+
+_TEXT_BATCH = 4096
+_IMAGE_BATCH = 256
+
+
+def embed_sentences(
+    tx: Snapshot, encoder: Encoder, hashes: Sequence[str], texts: Sequence[str], progress: Progress | None = None
+) -> tuple[int, int, int]:
+    """Embed the texts whose hash is not in the cache; returns (embedded, there before, cut to the context)."""
+    name = sentence_vectors_name(encoder.text_fp)
+    tx.store.create(name, sentence_vectors(encoder.dim), "text_hash")
+    have = tx.store.keys(name, "text_hash")
+    todo = {h: t for h, t in zip(hashes, texts, strict=True) if h not in have}
+    keys, truncated = list(todo), 0
+    for start in range(0, len(keys), _TEXT_BATCH):
+        part = keys[start : start + _TEXT_BATCH]
+        batch = [todo[h] for h in part]
+        truncated += encoder.tokenize(batch).truncated
+        vectors = encoder.encode_texts(batch)
+        tx.store.append(name, vector_table({"text_hash": part}, vectors))
+        if progress:
+            progress("embed sentences", start + len(part), len(keys))
+    return len(keys), len(set(hashes)) - len(keys), truncated
+
+
+def embed_images(
+    tx: Snapshot,
+    encoder: Encoder,
+    split: str,
+    view: int = 0,
+    augment: Augment | None = None,
+    config: AugmentConfig | None = None,
+    progress: Progress | None = None,
+) -> tuple[int, int, int]:
+    """Embed one view of the images of `split` that are not in the cache; returns (embedded, before, unreadable)."""
+    name = image_vectors_name(encoder.image_fp)
+    tx.store.create(name, image_vectors(encoder.dim), "vector_key")
+    ids = usable_images(tx, split, [])["image_id"].to_pylist()
+    have = tx.store.keys(name, "vector_key")
+    suffix = view_suffix(view, config)
+    todo = [i for i in ids if f"{i}:{suffix}" not in have]
+    done = failed = 0
+    label = f"embed {split} images" + (f", view {view}" if view else "")
+    for part, pixels, bad in _pixel_batches(tx, encoder, todo, view, augment):
+        failed += len(bad)
+        if part:
+            with torch.inference_mode():
+                vectors = encoder.encode_pixels(pixels.to(encoder.device)).float().cpu()
+            columns = {"vector_key": [f"{i}:{suffix}" for i in part], "image_id": part, "view": [view] * len(part)}
+            tx.store.append(name, vector_table(columns, vectors))
+        done += len(part)
+        if progress:
+            progress(label, done + failed, len(todo))
+    return done, len(ids) - len(todo), failed
+
+
+def _pixel_batches(
+    tx: Snapshot, encoder: Encoder, ids: list[str], view: int, augment: Augment | None
+) -> Iterator[tuple[list[str], Tensor, list[str]]]:
+    """Decoded batches in `ids` order: (image ids, pixels [B, 3, H, W] normalised, ids that could not be read)."""
+    for start in range(0, len(ids), _IMAGE_BATCH):
+        part = ids[start : start + _IMAGE_BATCH]
+        good, pixels, bad = [], [], []
+        for image_id, source in load_sources(tx, part):
+            try:
+                image = open_image(source)
+            except InputError:
+                bad.append(image_id)
+                continue
+            good.append(image_id)
+            pixels.append(encoder.preprocess(image))
+        batch = torch.stack(pixels) if pixels else torch.empty(0)
+        if augment is not None and good:
+            seed = int.from_bytes(hashlib.sha256(f"{good[0]}:{view}".encode()).digest()[:7], "big")
+            batch = augment(batch, torch.Generator().manual_seed(seed))
+        yield good, batch, bad
+
+
+def load_sources(tx: Snapshot, ids: list[str]) -> list[tuple[str, bytes | str]]:
+    """Bytes, or else the path, of each image of `ids`, in their order."""
+    where = f"image_id IN ({', '.join(quote(i) for i in ids)})"
+    rows = tx.table("images", columns=["image_id", "uri", "data"], where=where)
+    found = {
+        i: (data if data is not None else uri)
+        for i, uri, data in zip(
+            rows["image_id"].to_pylist(), rows["uri"].to_pylist(), rows["data"].to_pylist(), strict=True
+        )
+    }
+    return [(i, found[i]) for i in ids]
+
+
+def vector_table(columns: dict[str, list[str] | list[int]], vectors: Tensor) -> pa.Table:
+    """An Arrow table of `columns` and a fixed-size-list column `vector` from float32 [N, D], without a copy."""
+    flat = pa.array(np.ascontiguousarray(vectors.numpy()).reshape(-1))
+    arrays = {
+        name: pa.array(values, pa.int32() if values and isinstance(values[0], int) else pa.string())
+        for name, values in columns.items()
+    }
+    arrays["vector"] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+    return pa.table(arrays)

@@ -1,0 +1,73 @@
+"""Glyphs-LT, the data set that ships with the package: where its files are, and samples written out as PNG."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from vlltr_index.errors import WorkspaceError
+
+__all__ = ["GlyphFiles", "glyph_files", "write_sample", "write_text"]
+
+
+@dataclass(frozen=True)
+class GlyphFiles:
+    """The files of the whole set, or of the small slice for a quick look."""
+
+    images: Path
+    texts: Path
+    heldout: Path
+    folder: Path
+
+    def heldout_classes(self, group: str = "dev") -> dict[str, list[str]]:
+        """Sentences of the held-out classes of `dev` or `final`, by name."""
+        values: dict[str, dict[str, list[str]]] = json.loads(self.heldout.read_text(encoding="utf-8"))
+        return values[group]
+
+
+def glyph_files(fast: bool = False) -> GlyphFiles:
+    """Paths of the data.
+
+    Raises:
+        WorkspaceError: If the package was installed without its data.
+    """
+    folder = Path(str(files("vlltr_index.recipes.glyphs_lt"))) / "data"
+    prefix = "fast_" if fast else ""
+    found = GlyphFiles(
+        folder / ("fast.parquet" if fast else "glyphs_lt.parquet"),
+        folder / f"{prefix}texts.json",
+        folder / f"{prefix}heldout.json",
+        folder,
+    )
+    for path in (found.images, found.texts, found.heldout):
+        if not path.is_file():
+            raise WorkspaceError(
+                f"the Glyphs-LT file {path.name} is not in this installation", "Install the package again."
+            )
+    return found
+
+
+def write_sample(parquet: Path, split: str, label: str, target: Path, number: int = 0) -> Path:
+    """Write one image of a class and split as a PNG file; returns `target`.
+
+    Raises:
+        WorkspaceError: If there is no such image.
+    """
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(parquet, filters=(pc.field("split") == split) & (pc.field("label") == label))
+    if table.num_rows <= number:
+        raise WorkspaceError(f"{parquet.name} has no image {number} of {label!r} in split {split!r}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(table["image"][number].as_py())
+    return target
+
+
+def write_text(sentences: list[str], target: Path) -> Path:
+    """Write sentences as a text file, one a line; returns `target`."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text("\n".join(sentences) + "\n", encoding="utf-8")
+    return target

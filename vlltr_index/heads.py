@@ -1,0 +1,82 @@
+"""Heads as files: the LGR head, the classes its visual rows stand for, and what imprinting needs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vlltr_index.errors import WorkspaceError
+from vlltr_index.lgr import LGRHead
+
+__all__ = ["SavedHead", "load_head", "save_head"]
+
+
+@dataclass(frozen=True)
+class SavedHead:
+    """A trained head and its surroundings.
+
+    Attributes:
+        head: The module, in eval mode.
+        class_ids: int64 [C_v], the class of each visual row, ascending: the classes it was trained on.
+        training_mean: float32 [D], mean of the training images' features (unnormalised), for imprinting.
+        text_fp: Fingerprint of the text tower whose vectors it was trained on.
+        image_fp: Fingerprint of the visual tower.
+    """
+
+    head: LGRHead
+    class_ids: Tensor
+    training_mean: Tensor
+    text_fp: str
+    image_fp: str
+
+
+def save_head(saved: SavedHead, folder: Path) -> None:
+    """Write `head.safetensors` and `head.json` into `folder`."""
+    tensors = {f"head.{k}": v.detach().cpu().contiguous() for k, v in saved.head.state_dict().items()}
+    tensors["class_ids"] = saved.class_ids.long().contiguous()
+    tensors["training_mean"] = saved.training_mean.float().contiguous()
+    save_file(tensors, folder / "head.safetensors")
+    head = saved.head
+    facts = {
+        "format": 1,
+        "dim": head.dim,
+        "visual": head.visual,
+        "normalise_values": head.normalise_values,
+        "text_fp": saved.text_fp,
+        "image_fp": saved.image_fp,
+    }
+    (folder / "head.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def load_head(folder: Path) -> SavedHead:
+    """Read what `save_head` wrote.
+
+    Raises:
+        WorkspaceError: If a file is missing or damaged.
+    """
+    try:
+        facts: dict[str, Any] = json.loads((folder / "head.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "head.safetensors")
+        class_ids = tensors.pop("class_ids")
+        training_mean = tensors.pop("training_mean")
+        head = LGRHead(
+            facts["dim"], len(class_ids), visual=facts["visual"], normalise_values=facts["normalise_values"]
+        )
+        head.load_state_dict({k.removeprefix("head."): v for k, v in tensors.items()})
+        return SavedHead(head.eval(), class_ids, training_mean, facts["text_fp"], facts["image_fp"])
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise WorkspaceError(
+            f"the head in {folder} cannot be read: {error}", "Train it again: vlltr train lgr"
+        ) from None
+
+
+def mean_feature(features: Tensor) -> Tensor:
+    """Mean of features [N, D] in float64, as float32 [D]."""
+    return features.double().mean(0).to(torch.float32)

@@ -1,0 +1,166 @@
+"""Reading a workspace into tensors: its encoder, features by split, and the anchor bank."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from vlltr_index.bank import AnchorBank
+from vlltr_index.encoder import Encoder
+from vlltr_index.errors import FingerprintMismatch, MissingStepError
+from vlltr_index.schemas.config import AugmentConfig
+from vlltr_index.schemas.fingerprint import digest_json
+from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
+
+if TYPE_CHECKING:
+    from vlltr_index.workspace import Snapshot, Workspace
+
+__all__ = [
+    "ImageSet",
+    "LoadedBank",
+    "class_positions",
+    "image_set",
+    "load_bank",
+    "open_encoder",
+    "run_folder",
+    "usable_images",
+    "view_suffix",
+]
+
+_log = logging.getLogger(__name__)
+
+
+def open_encoder(workspace: Workspace, snapshot: Snapshot) -> Encoder:
+    """The encoder that a commit names: its checkpoint, or the recipe's weights where stage 1 has not run.
+
+    Raises:
+        MissingStepError: If the encoder starts from scratch and stage 1 has not run.
+        FingerprintMismatch: If the weights are not the ones that made the commit's vectors.
+    """
+    commit, config = snapshot.commit, workspace.recipe.encoder
+    if commit is not None and commit.checkpoint:
+        encoder = Encoder.open(workspace.object_path("checkpoints", commit.checkpoint))
+    elif config.pretrained:
+        encoder = Encoder.load(
+            config.model, config.pretrained, image_size=config.image_size, precision=config.precision
+        )
+    else:
+        raise MissingStepError(
+            f"the encoder {config.model} has no weights yet: the recipe starts it from scratch",
+            "Train it: vlltr train cvlp",
+        )
+    if commit is not None and commit.image_fp:
+        _check("images", commit.image_fp, encoder.image_fp)
+    if commit is not None and commit.text_fp:
+        _check("sentences", commit.text_fp, encoder.text_fp)
+    return encoder
+
+
+def _check(what: str, expected: str, found: str) -> None:
+    if expected != found:
+        raise FingerprintMismatch(
+            f"the vectors of the {what} were made by encoder {expected}, the encoder that loads now is {found}: "
+            "its weights, preprocessing or tokenizer changed",
+            "Put the old weights back, or run: vlltr embed --force, then select, train lgr, index",
+        )
+
+
+def usable_images(snapshot: Snapshot, split: str, columns: list[str]) -> pa.Table:
+    """Rows of `images` of one split that have a class and no problem, ordered by image_id."""
+    rows = snapshot.table("images", columns=sorted({*columns, "image_id", "class_id", "split", "problem"}))
+    keep = pc.and_(
+        pc.equal(rows["split"], split), pc.and_(pc.is_valid(rows["class_id"]), pc.is_null(rows["problem"]))
+    )
+    return rows.filter(keep).sort_by("image_id").select([*dict.fromkeys(["image_id", "class_id", *columns])])
+
+
+def class_positions(class_ids: Tensor, wanted: Tensor) -> Tensor:
+    """Position of each of `wanted` int64 [N] in the ascending `class_ids` int64 [C]; -1 where it is not there."""
+    if class_ids.numel() == 0:
+        return torch.full_like(wanted, -1)
+    at = torch.searchsorted(class_ids, wanted).clamp(max=class_ids.numel() - 1)
+    return torch.where(class_ids[at] == wanted, at, -1)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Stored vectors of one split: features float32 [N, D] unnormalised, class ids int64 [N], in image_id order."""
+
+    image_ids: list[str]
+    class_ids: Tensor
+    features: Tensor
+
+
+def view_suffix(view: int, augment: AugmentConfig | None = None) -> str:
+    """What follows the image id in a vector's key: view 0 is plain; others depend on the augmentation."""
+    if view == 0:
+        return "0"
+    facts = {} if augment is None else augment.model_dump(mode="json")
+    return f"{view}-{digest_json(facts)[:8]}"
+
+
+def image_set(snapshot: Snapshot, split: str, view: int = 0, augment: AugmentConfig | None = None) -> ImageSet:
+    """The stored vectors of the usable images of `split`, in one view.
+
+    Raises:
+        MissingStepError: If the split is empty, or not all of it has been embedded.
+    """
+    rows = usable_images(snapshot, split, [])
+    if not rows.num_rows:
+        raise MissingStepError(
+            f"there are no images in split {split!r}", f"Run: vlltr ingest images PATH --split {split}"
+        )
+    if snapshot.commit is None or not snapshot.commit.image_fp:
+        raise MissingStepError("no image has been embedded yet", "Run: vlltr embed")
+    ids: list[str] = rows["image_id"].to_pylist()
+    suffix = view_suffix(view, augment)
+    name = image_vectors_name(snapshot.commit.image_fp)
+    _, features = snapshot.store.vectors(name, "vector_key", [f"{i}:{suffix}" for i in ids])
+    return ImageSet(ids, torch.from_numpy(rows["class_id"].to_numpy().copy()).long(), features)
+
+
+@dataclass(frozen=True)
+class LoadedBank:
+    """The anchors of a commit, and the sentence behind each."""
+
+    bank: AnchorBank
+    keys: Tensor  # int64 [A], in the bank's order
+    sentence_ids: list[str]
+    selection_id: str
+
+
+def load_bank(snapshot: Snapshot) -> LoadedBank:
+    """The anchors that a commit names, ordered by class and rank, with their stored vectors.
+
+    Raises:
+        MissingStepError: If no anchors have been selected, or their vectors are missing.
+    """
+    commit = snapshot.commit
+    anchors = snapshot.table("anchors")
+    if commit is None or not commit.text_fp or not commit.selection_id or not anchors.num_rows:
+        raise MissingStepError("no anchor sentences have been selected yet", "Run: vlltr select")
+    anchors = anchors.sort_by([("class_id", "ascending"), ("rank", "ascending")])
+    sentences = snapshot.table("sentences", columns=["sentence_id", "text_hash"])
+    hash_of = dict(zip(sentences["sentence_id"].to_pylist(), sentences["text_hash"].to_pylist(), strict=True))
+    sentence_ids: list[str] = anchors["sentence_id"].to_pylist()
+    _, vectors = snapshot.store.vectors(
+        sentence_vectors_name(commit.text_fp), "text_hash", [hash_of[s] for s in sentence_ids]
+    )
+    owner = torch.from_numpy(anchors["class_id"].to_numpy().copy()).long()
+    bank = AnchorBank.build(vectors, owner, torch.unique(owner))
+    keys = torch.from_numpy(anchors["anchor_key"].to_numpy().copy())
+    return LoadedBank(bank, keys, sentence_ids, commit.selection_id)
+
+
+def run_folder(workspace: Workspace, key: str) -> Path:
+    """The folder where a run with this key keeps its resume state until it commits."""
+    folder = workspace.path / "runs" / key
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,58 @@
+"""Finding, reading and overriding recipes."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+
+from vlltr_index.errors import UsageError
+from vlltr_index.schemas.config import Recipe, apply_overrides, load_toml, validate
+
+__all__ = ["list_recipes", "load_recipe", "override"]
+
+
+def _root() -> Path:
+    return Path(str(files("vlltr_index.recipes")))
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes that ship with the package, such as `glyphs_lt/ours`."""
+    root = _root()
+    return sorted(str(p.relative_to(root).with_suffix("")) for p in root.rglob("*.toml"))
+
+
+def load_recipe(name: str | None = None, overrides: tuple[str, ...] = (), encoder: str | None = None) -> Recipe:
+    """Read the recipe `name` (one that ships, or a path to a TOML file), with values overridden.
+
+    Args:
+        name: Default `ours`.
+        overrides: `section.key=value` strings.
+        encoder: `MODEL`, `MODEL:TAG` or `MODEL:FILE`; replaces the recipe's encoder.
+
+    Raises:
+        UsageError: If there is no such recipe; the message lists those there are.
+        ConfigError: If the file or an override does not fit the schema.
+    """
+    name = name or "ours"
+    path = Path(name) if name.endswith(".toml") else _root() / f"{name}.toml"
+    if not path.is_file():
+        close = get_close_matches(name, list_recipes(), n=1)
+        hint = f"Did you mean {close[0]}? " if close else ""
+        raise UsageError(f"no recipe {name!r}", f"{hint}There are: {', '.join(list_recipes())}.")
+    values = load_toml(path)
+    if encoder is not None:
+        model, _, pretrained = encoder.partition(":")
+        values["encoder"] = {"model": model, **({"pretrained": pretrained} if pretrained else {})}
+    return validate(Recipe, apply_overrides(values, overrides), f"recipe {name}")
+
+
+def override(recipe: Recipe, overrides: tuple[str, ...]) -> Recipe:
+    """`recipe` with `section.key=value` strings applied.
+
+    Raises:
+        ConfigError: If one of them does not fit the schema.
+    """
+    if not overrides:
+        return recipe
+    return validate(Recipe, apply_overrides(recipe.model_dump(), overrides), "--set")

@@ -1,0 +1,127 @@
+"""A workspace's commit as something that scores image features: bank, head, imprinted rows, fusion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vlltr_index.errors import FingerprintMismatch, MissingStepError
+from vlltr_index.fusion import FusedScores, FusionParams, fuse
+from vlltr_index.heads import SavedHead, load_head
+from vlltr_index.loading import LoadedBank, class_positions, load_bank
+
+if TYPE_CHECKING:
+    from vlltr_index.bank import AnchorBank
+    from vlltr_index.workspace import Snapshot, Workspace
+
+__all__ = ["Scorer", "load_scorer"]
+
+_BATCH = 512
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Everything that turns image features [B, D] (unnormalised) into class probabilities [B, C].
+
+    Attributes:
+        loaded: The anchors; classes stand in the order of `loaded.bank.class_ids`, ascending.
+        saved: The trained head.
+        imprint_class_ids: int64 [R], classes whose visual row was imprinted.
+        imprint_weight: float32 [R, D].
+        imprint_bias: float32 [R].
+        params: Fusion weight, temperatures and margin.
+    """
+
+    loaded: LoadedBank
+    saved: SavedHead
+    imprint_class_ids: Tensor
+    imprint_weight: Tensor
+    imprint_bias: Tensor
+    params: FusionParams
+
+    @property
+    def bank(self) -> AnchorBank:
+        """The anchors."""
+        return self.loaded.bank
+
+    @property
+    def class_ids(self) -> Tensor:
+        """int64 [C], the class of each column."""
+        return self.bank.class_ids
+
+    @property
+    def row_class(self) -> Tensor:
+        """int64 [C_v + R], the column each visual row belongs to; -1 for a class that is gone."""
+        rows = torch.cat([self.saved.class_ids, self.imprint_class_ids])
+        return class_positions(self.class_ids, rows)
+
+    @property
+    def trained(self) -> Tensor:
+        """bool [C], the classes that the head was trained on."""
+        return class_positions(self.saved.class_ids, self.class_ids) >= 0
+
+    def visual_logits(self, features: Tensor) -> Tensor:
+        """Logits of all visual rows, trained then imprinted, [B, C_v + R]."""
+        logits = self.saved.head.visual_logits(features)
+        if not len(self.imprint_class_ids):
+            return logits
+        extra = features.to(self.imprint_weight.dtype) @ self.imprint_weight.T + self.imprint_bias
+        return torch.cat([logits, extra.to(logits.dtype)], dim=1)
+
+    def fuse(self, visual_logits: Tensor, text_logits: Tensor) -> FusedScores:
+        """Both branches to one distribution."""
+        return fuse(visual_logits, text_logits, self.row_class, self.trained, self.params)
+
+    @torch.inference_mode()
+    def exhaustive(self, features: Tensor) -> FusedScores:
+        """Score features [B, D] against every class, in batches."""
+        parts = [
+            self.fuse(self.visual_logits(part), self.saved.head.text_logits(part, self.bank))
+            for part in features.split(_BATCH)
+        ]
+        return FusedScores(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+    def with_params(self, params: FusionParams) -> Scorer:
+        """The same scorer with other fusion values."""
+        return replace(self, params=params)
+
+
+def load_scorer(workspace: Workspace, snapshot: Snapshot) -> Scorer:
+    """Load what a commit names.
+
+    Raises:
+        MissingStepError: If anchors or head are not there yet.
+        FingerprintMismatch: If the head was trained on another encoder's vectors.
+    """
+    loaded = load_bank(snapshot)
+    commit = snapshot.commit
+    assert commit is not None
+    if not commit.head:
+        raise MissingStepError("no head has been trained yet", "Run: vlltr train lgr")
+    saved = load_head(workspace.object_path("heads", commit.head))
+    for what, mine, theirs in (
+        ("sentence", saved.text_fp, commit.text_fp),
+        ("image", saved.image_fp, commit.image_fp),
+    ):
+        if mine != theirs:
+            raise FingerprintMismatch(
+                f"the head was trained on {what} vectors of encoder {mine}, the workspace's are of {theirs}",
+                "Train it again: vlltr train lgr",
+            )
+    fusion = commit.fusion or workspace.recipe.fusion
+    params = FusionParams(fusion.alpha, fusion.tau_visual, fusion.tau_text, fusion.margin)
+    ids, weight, bias = _imprints(snapshot, commit.head, saved.head.dim)
+    return Scorer(loaded, saved, ids, weight, bias, params)
+
+
+def _imprints(snapshot: Snapshot, head: str, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    rows = snapshot.table("imprints") if snapshot.has_table("imprints") else None
+    if rows is not None:
+        rows = rows.filter([h == head for h in rows["head"].to_pylist()]).sort_by("class_id")
+    if rows is None or not rows.num_rows:
+        return torch.empty(0, dtype=torch.int64), torch.empty(0, dim), torch.empty(0)
+    ids = torch.tensor(rows["class_id"].to_pylist(), dtype=torch.int64)
+    return ids, torch.tensor(rows["vector"].to_pylist()), torch.tensor(rows["bias"].to_pylist()).float()

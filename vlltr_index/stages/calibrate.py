@@ -1,0 +1,223 @@
+"""`vlltr calibrate`: the fusion values, from one extra run on training data."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from vlltr_index.calibration import BranchLogits, FusionFit, fit_fusion
+from vlltr_index.classes import NewClass, add_classes
+from vlltr_index.errors import MissingStepError
+from vlltr_index.loading import ImageSet, class_positions, image_set, usable_images
+from vlltr_index.schemas.config import FusionConfig, Recipe
+from vlltr_index.schemas.fingerprint import digest_json, short
+from vlltr_index.scoring import Scorer, load_scorer
+from vlltr_index.stages.embed import embed
+from vlltr_index.stages.pipeline import train_all
+
+if TYPE_CHECKING:
+    from vlltr_index.schemas.records import Progress
+    from vlltr_index.workspace import Snapshot, Workspace
+
+__all__ = ["CalibrationReport", "calibrate"]
+
+_NEW_SHARE = 10  # one class in ten is left out
+_FEW_SHARE = 3  # one many-shot class in three is cut
+_MANY = 100
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """The fitted values, the run they come from, and what they give on what that run never saw."""
+
+    fusion: FusionConfig
+    run_id: str
+    pseudo_new: int
+    pseudo_few: int
+    old_images: int
+    new_images: int
+    old_alone: float
+    old_with_new: float
+    new: float
+    new_without_margin: float
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        f = self.fusion
+        return [
+            f"Calibration {self.run_id}: {self.pseudo_new} classes left out, {self.pseudo_few} cut to 1-5 images.",
+            f"alpha {f.alpha:.2f}, temperatures {f.tau_visual:.2f} (image) and {f.tau_text:.2f} (text),"
+            f" margin {f.margin:.2f}",
+            f"Old classes, each counted alike: {100 * self.old_alone:.1f} % alone,"
+            f" {100 * self.old_with_new:.1f} % beside the new ones ({self.old_images:,} images).",
+            f"New classes from text: {100 * self.new:.1f} % ({100 * self.new_without_margin:.1f} % without the margin;"
+            f" {self.new_images:,} images).",
+        ]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which classes play new, and which training images of pseudo-few classes are held back."""
+
+    new: list[int]
+    few: list[int]
+    held_back: set[str]
+
+
+def calibrate(
+    workspace: Workspace, recipe: Recipe, progress: Progress | None = None, write: bool = True
+) -> CalibrationReport:
+    """Train once more with pseudo-new and pseudo-few classes, and fit fusion on what that run never saw.
+
+    The values go into `vlltr.toml`, and with a trained head into a commit. Only the splits train and val are read.
+
+    Raises:
+        MissingStepError: If there are too few training classes to leave some out.
+    """
+    snapshot = workspace.snapshot()
+    plan = _plan(snapshot)
+    facts = [plan.new, sorted(plan.held_back), recipe.model_dump(mode="json", exclude={"fusion", "baseline"})]
+    run_id = short(digest_json(facts))
+    inner = _inner_workspace(workspace, snapshot, recipe, plan, run_id)
+    last = inner.history.last()
+    if last is None or last.head is None:
+        train_all(inner, recipe, progress)
+    names = snapshot.class_table().names
+    missing = [i for i in plan.new if inner.snapshot().class_table().get(names[i]) is None]
+    if missing:
+        texts = _texts_of(snapshot, missing)
+        add_classes(inner, [NewClass(names[i], tuple(texts[i])) for i in missing], progress=progress)
+    _bring_images(inner, snapshot, plan, names)
+    embed(inner, recipe.lgr.views, progress)
+    fit, old_images, new_images = _fit(inner)
+    fusion = FusionConfig(
+        alpha=fit.params.alpha,
+        tau_visual=fit.params.tau_visual,
+        tau_text=fit.params.tau_text,
+        margin=fit.params.margin,
+        run_id=run_id,
+    )
+    if write:
+        workspace.write_recipe(workspace.recipe.model_copy(update={"fusion": fusion}))
+        with workspace.transaction("calibrate") as tx:
+            if tx.commit is not None and tx.commit.head:
+                tx.set(fusion=fusion)
+    shutil.rmtree(inner.path, ignore_errors=True)
+    return CalibrationReport(
+        fusion,
+        run_id,
+        len(plan.new),
+        len(plan.few),
+        old_images,
+        new_images,
+        fit.old_alone,
+        fit.old_with_new,
+        fit.new,
+        fit.new_without_margin,
+    )
+
+
+def _order(value: int | str) -> str:
+    """A fixed pseudo-random order that depends on nothing but the value."""
+    return hashlib.sha256(f"calibrate:{value}".encode()).hexdigest()
+
+
+def _plan(snapshot: Snapshot) -> _Plan:
+    rows = usable_images(snapshot, "train", [])
+    by_class: dict[int, list[str]] = {}
+    for image_id, class_id in zip(rows["image_id"].to_pylist(), rows["class_id"].to_pylist(), strict=True):
+        by_class.setdefault(class_id, []).append(image_id)
+    if len(by_class) < 2 * _NEW_SHARE:
+        raise MissingStepError(
+            f"calibration leaves one class in {_NEW_SHARE} out and needs {2 * _NEW_SHARE} classes with training images;"
+            f" there are {len(by_class)}",
+            "Set the values by hand in vlltr.toml: [recipe.fusion] alpha, tau_visual, tau_text, margin",
+        )
+    names = snapshot.class_table().names
+    ordered = sorted(by_class, key=lambda i: _order(names[i]))
+    new = ordered[: len(ordered) // _NEW_SHARE]
+    many = [i for i in ordered if i not in set(new) and len(by_class[i]) >= _MANY]
+    few = many[: len(many) // _FEW_SHARE]
+    held_back: set[str] = set()
+    for place, class_id in enumerate(few):
+        images = sorted(by_class[class_id], key=_order)
+        held_back.update(images[1 + place % 5 :])
+    return _Plan(sorted(new), sorted(few), held_back)
+
+
+def _inner_workspace(
+    workspace: Workspace, snapshot: Snapshot, recipe: Recipe, plan: _Plan, run_id: str
+) -> Workspace:
+    """A workspace below `runs/` with the classes, sentences and images that the run may see."""
+    path = workspace.path / "runs" / f"calibrate-{run_id}"
+    inner = type(workspace).create(path, recipe)
+    if inner.history.last() is not None:
+        return inner
+    new = pa.array(plan.new, pa.int32())
+    with inner.transaction("calibrate: prepare") as tx:
+        for name in ("classes", "sentences", "images"):
+            rows = snapshot.table(name)
+            rows = rows.filter(pc.invert(pc.is_in(rows["class_id"], new)))
+            if name == "images":
+                rows = rows.filter(pc.is_in(rows["split"], pa.array(["train", "val"])))
+                rows = _move(rows, plan.held_back)
+            tx.upsert(name, rows)
+        tx.next_id("classes", 1 + max(snapshot.class_table().names))
+    return inner
+
+
+def _move(rows: pa.Table, held_back: set[str]) -> pa.Table:
+    """The same rows with the held-back images, and those of val, in split `old`."""
+    ids, splits = rows["image_id"].to_pylist(), rows["split"].to_pylist()
+    moved = ["old" if i in held_back or s == "val" else s for i, s in zip(ids, splits, strict=True)]
+    return rows.set_column(rows.column_names.index("split"), rows.schema.field("split"), pa.array(moved, pa.string()))
+
+
+def _texts_of(snapshot: Snapshot, class_ids: list[int]) -> dict[int, list[str]]:
+    rows = snapshot.table("sentences", columns=["class_id", "text"])
+    result: dict[int, list[str]] = {i: [] for i in class_ids}
+    for class_id, text in zip(rows["class_id"].to_pylist(), rows["text"].to_pylist(), strict=True):
+        if class_id in result:
+            result[class_id].append(text)
+    return result
+
+
+def _bring_images(inner: Workspace, snapshot: Snapshot, plan: _Plan, names: dict[int, str]) -> None:
+    """Training images of the pseudo-new classes, under the ids these got when they were added."""
+    table = inner.snapshot().class_table()
+    rows = snapshot.table("images")
+    rows = rows.filter(
+        pc.and_(
+            pc.is_in(rows["class_id"], pa.array(plan.new, pa.int32())),
+            pc.is_in(rows["split"], pa.array(["train", "val"])),
+        )
+    )
+    owner = pa.array([table.find(names[i]) for i in rows["class_id"].to_pylist()], pa.int32())
+    rows = rows.set_column(rows.column_names.index("class_id"), rows.schema.field("class_id"), owner)
+    splits = pa.array(["new"] * rows.num_rows, pa.string())
+    rows = rows.set_column(rows.column_names.index("split"), rows.schema.field("split"), splits)
+    with inner.transaction("calibrate: images of the classes left out") as tx:
+        tx.upsert("images", rows)
+
+
+def _fit(inner: Workspace) -> tuple[FusionFit, int, int]:
+    snapshot = inner.snapshot()
+    scorer = load_scorer(inner, snapshot)
+    old, new = image_set(snapshot, "old"), image_set(snapshot, "new")
+    fit = fit_fusion(_logits(scorer, old), _logits(scorer, new), scorer.row_class, scorer.trained)
+    return fit, len(old.class_ids), len(new.class_ids)
+
+
+@torch.inference_mode()
+def _logits(scorer: Scorer, data: ImageSet) -> BranchLogits:
+    head = scorer.saved.head
+    text = torch.cat([head.text_logits(part, scorer.bank) for part in data.features.split(512)])
+    return BranchLogits(
+        scorer.visual_logits(data.features), text, class_positions(scorer.class_ids, data.class_ids)
+    )

@@ -1,0 +1,67 @@
+"""`vlltr embed`: vectors of every sentence and image that has none yet, into caches keyed by fingerprint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vlltr_index.embedding import embed_images, embed_sentences
+from vlltr_index.encoder import Encoder
+from vlltr_index.loading import open_encoder
+from vlltr_index.train.augment import make_augment
+
+if TYPE_CHECKING:
+    from vlltr_index.schemas.records import Progress
+    from vlltr_index.workspace import Snapshot, Workspace
+
+__all__ = ["EmbedReport", "embed"]
+
+
+@dataclass(frozen=True)
+class EmbedReport:
+    """What was embedded in this run, and what was there already."""
+
+    sentences: int
+    sentences_before: int
+    truncated: int
+    images: int
+    images_before: int
+    unreadable: int
+    text_fp: str
+    image_fp: str
+
+
+def embed(workspace: Workspace, views: int | None = None, progress: Progress | None = None) -> EmbedReport:
+    """Embed what is new; the caches resume by key, and the commit names their fingerprints.
+
+    Args:
+        workspace: Where sentences and images are.
+        views: Vectors an image of split train: 1 plain and the rest augmented; default: the recipe's `lgr.views`.
+        progress: Called with the step's name, what is done, and the total.
+    """
+    views = workspace.recipe.lgr.views if views is None else views
+    with workspace.transaction("embed") as tx:
+        encoder = open_encoder(workspace, tx)
+        encoder.eval()
+        report = _embed_all(workspace, tx, encoder, views, progress)
+        tx.set(text_fp=encoder.text_fp, image_fp=encoder.image_fp)
+        tx.note(logit_scale=encoder.logit_scale, dim=encoder.dim, views=views)
+    return report
+
+
+def _embed_all(
+    workspace: Workspace, tx: Snapshot, encoder: Encoder, views: int, progress: Progress | None
+) -> EmbedReport:
+    sentences = tx.table("sentences", columns=["text_hash", "text"])
+    new, before, truncated = embed_sentences(
+        tx, encoder, sentences["text_hash"].to_pylist(), sentences["text"].to_pylist(), progress
+    )
+    config = workspace.recipe.lgr.augment
+    augment = make_augment(config, encoder)
+    splits = sorted(set(tx.table("images", columns=["split"])["split"].to_pylist()))
+    images = images_before = unreadable = 0
+    for split in splits:
+        for view in range(views if split == "train" else 1):
+            made, had, failed = embed_images(tx, encoder, split, view, augment, config, progress)
+            images, images_before, unreadable = images + made, images_before + had, unreadable + failed
+    return EmbedReport(new, before, truncated, images, images_before, unreadable, encoder.text_fp, encoder.image_fp)

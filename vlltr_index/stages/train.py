@@ -1,0 +1,229 @@
+"""`vlltr train`: both stages and the image-only baseline, over a workspace."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vlltr_index.encoder import Encoder
+from vlltr_index.errors import MissingStepError
+from vlltr_index.heads import SavedHead, mean_feature, save_head
+from vlltr_index.schemas.config import BaselineConfig, CVLPConfig, LGRConfig, Recipe
+from vlltr_index.schemas.fingerprint import digest_json, short
+from vlltr_index.loading import class_positions, image_set, load_bank, open_encoder, run_folder, usable_images
+from vlltr_index.train.baseline import train_image_only
+from vlltr_index.train.cvlp import StageOne, train_cvlp
+from vlltr_index.train.data import TrainImages, TrainTexts
+from vlltr_index.train.recognition import train_lgr
+
+if TYPE_CHECKING:
+    from vlltr_index.schemas.records import Progress
+    from vlltr_index.workspace import Snapshot, Workspace
+
+__all__ = ["TrainReport", "load_visual", "train_baseline_stage", "train_cvlp_stage", "train_lgr_stage"]
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a training run did."""
+
+    what: str
+    digest: str
+    classes: int
+    images: int
+    epochs: int
+    resumed: bool
+    last: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The images and texts of the classes that have training images; labels are positions in `class_ids`."""
+
+    class_ids: Tensor  # int64 [C], ascending
+    counts: Tensor  # int64 [C]
+    image_ids: list[str]
+    labels: Tensor  # int64 [N]
+    sources: list[bytes | str]
+    texts: list[list[str]]  # a class's sentences, in sentence_id order
+
+
+def training_set(snapshot: Snapshot, with_texts: bool = True) -> TrainingSet:
+    """Collect split `train`.
+
+    Raises:
+        MissingStepError: If there are no training images, or a class with images has no sentence.
+    """
+    rows = usable_images(snapshot, "train", ["uri", "data"])
+    if not rows.num_rows:
+        raise MissingStepError("there are no training images", "Run: vlltr ingest images PATH --split train")
+    owner = torch.from_numpy(rows["class_id"].to_numpy().copy()).long()
+    class_ids, labels, counts = torch.unique(owner, return_inverse=True, return_counts=True)
+    sources = [
+        data if data is not None else uri
+        for uri, data in zip(rows["uri"].to_pylist(), rows["data"].to_pylist(), strict=True)
+    ]
+    texts = _texts(snapshot, class_ids.tolist()) if with_texts else []
+    return TrainingSet(class_ids, counts, rows["image_id"].to_pylist(), labels, sources, texts)
+
+
+def _texts(snapshot: Snapshot, class_ids: list[int]) -> list[list[str]]:
+    rows = snapshot.table("sentences", columns=["sentence_id", "class_id", "text"]).sort_by("sentence_id")
+    by_class: dict[int, list[str]] = {i: [] for i in class_ids}
+    for class_id, text in zip(rows["class_id"].to_pylist(), rows["text"].to_pylist(), strict=True):
+        if class_id in by_class:
+            by_class[class_id].append(text)
+    bare = [i for i, texts in by_class.items() if not texts]
+    if bare:
+        names = snapshot.class_table().names
+        shown = ", ".join(repr(names[i]) for i in bare[:5]) + (" ..." if len(bare) > 5 else "")
+        raise MissingStepError(
+            f"{len(bare)} classes with training images have no sentence: {shown}",
+            "Bring text for them: vlltr ingest text PATH",
+        )
+    return list(by_class.values())
+
+
+def _starting_encoder(recipe: Recipe, texts: list[list[str]] | None, seed: int) -> Encoder:
+    config = recipe.encoder
+    if config.pretrained:
+        return Encoder.load(
+            config.model, config.pretrained, image_size=config.image_size, precision=config.precision
+        )
+    flat = [t for group in texts for t in group] if texts is not None else None
+    return Encoder.scratch(config.model, flat, seed=seed)
+
+
+def _run_key(what: str, recipe: Recipe, section: Any, data: TrainingSet) -> str:
+    facts = [what, recipe.encoder.model_dump(), section.model_dump(), data.image_ids, data.labels.tolist(), data.texts]
+    return f"{what}-{short(digest_json(facts))}"
+
+
+def train_cvlp_stage(
+    workspace: Workspace, config: CVLPConfig, progress: Progress | None = None, resume: bool = True
+) -> TrainReport:
+    """Stage 1: train the encoder on the workspace's training split; commit it as the workspace's encoder.
+
+    Vectors, anchors, head and index of the encoder before are of another fingerprint: the commit names none.
+    """
+    with workspace.transaction("train cvlp") as tx:
+        data = training_set(tx)
+        folder = run_folder(workspace, _run_key("cvlp", workspace.recipe, config, data))
+        resumed = _prepare(folder, resume)
+        encoder = _starting_encoder(workspace.recipe, data.texts, config.seed)
+        teacher = None
+        if config.distillation != "none" and workspace.recipe.encoder.pretrained:
+            teacher = _starting_encoder(workspace.recipe, data.texts, config.seed)
+        images = TrainImages(data.sources, data.labels, encoder, config.augment, workers=config.workers)
+        texts = TrainTexts(data.texts, encoder)
+        stage = train_cvlp(
+            encoder, images, texts, config, run_dir=folder, log_dir=_logs(workspace), progress=progress, teacher=teacher
+        )
+        facts = {"config": config.model_dump(mode="json"), "kind": "cvlp"}
+        digest = workspace.put_object("checkpoints", lambda path: save_stage(stage, data, facts, path))
+        tx.set(
+            checkpoint=digest, text_fp=None, image_fp=None, head=None, index=None, selection_id=None, fusion=None
+        )
+        tx.note(checkpoint_images=len(data.labels))
+    shutil.rmtree(folder, ignore_errors=True)
+    return _report("cvlp", digest, data, config.epochs, resumed, stage)
+
+
+def train_baseline_stage(
+    workspace: Workspace, config: BaselineConfig, progress: Progress | None = None, resume: bool = True
+) -> TrainReport:
+    """The image-only baseline: the same visual tower from the same start, a linear layer, cross-entropy."""
+    with workspace.transaction("train baseline fc") as tx:
+        data = training_set(tx, with_texts=False)
+        folder = run_folder(workspace, _run_key("baseline-fc", workspace.recipe, config, data))
+        resumed = _prepare(folder, resume)
+        encoder = _starting_encoder(workspace.recipe, [["a"]], config.seed)
+        images = TrainImages(data.sources, data.labels, encoder, config.augment, workers=config.workers)
+        stage = train_image_only(
+            encoder, images, config, run_dir=folder, log_dir=_logs(workspace), progress=progress
+        )
+        facts = {"config": config.model_dump(mode="json"), "kind": "baseline-fc"}
+        digest = workspace.put_object("checkpoints", lambda path: save_stage(stage, data, facts, path))
+        tx.note(baseline_fc=digest)
+    shutil.rmtree(folder, ignore_errors=True)
+    return _report("baseline fc", digest, data, config.epochs, resumed, stage)
+
+
+def train_lgr_stage(workspace: Workspace, config: LGRConfig, progress: Progress | None = None) -> TrainReport:
+    """Stage 2 on stored vectors: both branches of the head, with the encoder frozen; commit the head."""
+    with workspace.transaction("train lgr") as tx:
+        loaded = load_bank(tx)
+        first = image_set(tx, "train")
+        augment = workspace.recipe.lgr.augment
+        rest = [image_set(tx, "train", view, augment).features for view in range(1, config.views)]
+        views = [first.features, *rest]
+        class_ids, labels = torch.unique(first.class_ids, return_inverse=True)
+        bank = loaded.bank.select(class_positions(loaded.bank.class_ids, class_ids))
+        assert tx.commit is not None
+        visual_init = None
+        if tx.commit.checkpoint:
+            visual_init = load_visual(workspace.object_path("checkpoints", tx.commit.checkpoint), class_ids)
+        head = train_lgr(
+            torch.stack(views),
+            labels,
+            bank,
+            config,
+            visual_init=visual_init,
+            logit_scale=float(tx.commit.info["logit_scale"]),
+            progress=progress,
+        )
+        assert tx.commit.text_fp is not None
+        assert tx.commit.image_fp is not None
+        saved = SavedHead(head, class_ids, mean_feature(first.features), tx.commit.text_fp, tx.commit.image_fp)
+        digest = workspace.put_object("heads", lambda path: save_head(saved, path))
+        tx.set(head=digest, fusion=workspace.recipe.fusion)
+    return TrainReport("lgr", digest, len(class_ids), len(labels), config.epochs, False, {})
+
+
+def save_stage(stage: StageOne, data: TrainingSet, facts: dict[str, Any], folder: Path) -> None:
+    """Write a stage's encoder, its visual classifier, and what it was trained on."""
+    stage.encoder.save(folder)
+    if stage.visual_weight is not None and stage.visual_bias is not None:
+        tensors = {
+            "weight": stage.visual_weight.detach().float().contiguous(),
+            "bias": stage.visual_bias.detach().float().contiguous(),
+            "class_ids": data.class_ids.contiguous(),
+            "counts": data.counts.contiguous(),
+        }
+        save_file(tensors, folder / "visual.safetensors")
+    record = {**facts, "log": stage.log, "classes": len(data.class_ids), "images": len(data.labels)}
+    (folder / "train.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def load_visual(folder: Path, class_ids: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The visual classifier saved with a checkpoint, (weight [C, D], bias [C]), if it has exactly `class_ids`."""
+    path = folder / "visual.safetensors"
+    if not path.is_file():
+        return None
+    tensors = load_file(path)
+    if not torch.equal(tensors["class_ids"], class_ids):
+        return None
+    return tensors["weight"], tensors["bias"]
+
+
+def _prepare(folder: Path, resume: bool) -> bool:
+    if not resume:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    return any(folder.iterdir())
+
+
+def _logs(workspace: Workspace) -> Path:
+    return workspace.path / "logs"
+
+
+def _report(what: str, digest: str, data: TrainingSet, epochs: int, resumed: bool, stage: StageOne) -> TrainReport:
+    last = stage.log[-1] if stage.log else {}
+    return TrainReport(what, digest, len(data.class_ids), len(data.labels), epochs, resumed, last)
