@@ -1,0 +1,523 @@
+"""One set of tests for every kind of index; rankings are compared tie-aware, against a naive search."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import faiss
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from vlltr_index import index as index_module
+from vlltr_index import nearest
+from vlltr_index.errors import InputError, MissingStepError, WorkspaceError
+from vlltr_index.index import (
+    KINDS,
+    AnchorIndex,
+    FaissIndex,
+    TorchIndex,
+    WithDelta,
+    build_index,
+    gpu_count,
+    load_index,
+    plan,
+    save_index,
+)
+
+EXACT = ("torch", "flat")
+DIM = 16
+every_kind = pytest.mark.parametrize("kind", KINDS)
+exact_kinds = pytest.mark.parametrize("kind", EXACT)
+
+
+def anchors(size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Clustered vectors of length one, and distinct keys in no order."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(max(size // 8, 1), DIM, generator=generator)
+    noise = 0.5 * torch.randn(size, DIM, generator=generator)
+    vectors = F.normalize(centres[torch.arange(size) % len(centres)] + noise, dim=1)
+    return vectors, torch.randperm(10 * size, generator=generator)[:size]
+
+
+def queries(number: int = 7, seed: int = 9) -> Tensor:
+    """Vectors of length one."""
+    return F.normalize(torch.randn(number, DIM, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def naive(vectors: Tensor, wanted: Tensor, k: int) -> Tensor:
+    """The best cosines, from the whole matrix in float64."""
+    products = wanted.double() @ vectors.double().T
+    return products.sort(dim=1, descending=True).values[:, :k]
+
+
+def check_hits(scores: Tensor, keys: Tensor, wanted: Tensor, vectors: Tensor, own_keys: Tensor) -> None:
+    """Every hit is an anchor with its own cosine; hits are distinct and fall; padding follows them."""
+    cosine = {int(key): vectors[row] for row, key in enumerate(own_keys)}
+    assert scores.dtype == torch.float32
+    assert keys.dtype == torch.int64
+    for row in range(len(wanted)):
+        hits = [int(key) for key in keys[row] if key >= 0]
+        assert len(set(hits)) == len(hits)
+        assert bool((keys[row, len(hits) :] == -1).all())
+        assert bool(scores[row, len(hits) :].isneginf().all())
+        own = torch.stack([wanted[row] @ cosine[key] for key in hits]) if hits else torch.empty(0)
+        torch.testing.assert_close(scores[row, : len(hits)], own, atol=1e-5, rtol=0)
+        assert bool((own.diff() <= 1e-5).all())
+
+
+def recall(scores: Tensor, best: Tensor) -> float:
+    """Share of hits that reach the last of the true best scores: ties count as found."""
+    return float((scores.double() >= best[:, -1:] - 1e-5).double().mean())
+
+
+@every_kind
+@pytest.mark.parametrize("k", [1, 5, 40])
+def test_finds_the_nearest(kind: str, k: int) -> None:
+    """All kinds give true cosines in falling order: the exact ones the best, the others nearly all."""
+    vectors, keys = anchors(600)
+    index = build_index(vectors, keys, kind)
+    scores, found = index.search(queries(), k)
+    assert (index.kind, index.dim, index.size) == (kind, DIM, 600)
+    torch.testing.assert_close(index.keys, keys)
+    check_hits(scores, found, queries(), vectors, keys)
+    best = naive(vectors, queries(), k)
+    if kind in EXACT:
+        torch.testing.assert_close(scores.double(), best, atol=1e-5, rtol=0)
+    assert recall(scores, best) >= 0.95
+
+
+@every_kind
+def test_pads_what_is_not_there(kind: str) -> None:
+    """More neighbours than anchors: every anchor is found, and the rest is padding."""
+    vectors, keys = anchors(50)
+    scores, found = build_index(vectors, keys, kind).search(queries(), 60)
+    assert found.shape == scores.shape == (7, 60)
+    check_hits(scores, found, queries(), vectors, keys)
+    assert bool((found[:, :50] >= 0).all())
+    assert bool((found[:, 50:] == -1).all())
+
+
+@every_kind
+def test_a_single_anchor_and_no_query(kind: str) -> None:
+    """The smallest index works, and an empty batch gives empty answers."""
+    vectors, keys = anchors(1)
+    index = build_index(vectors, keys, kind)
+    assert index.search(queries(1), 1)[1].tolist() == [[int(keys[0])]]
+    scores, found = index.search(torch.empty(0, DIM), 3)
+    assert scores.shape == found.shape == (0, 3)
+
+
+@every_kind
+def test_equal_vectors_are_all_found(kind: str) -> None:
+    """The same vector under several keys gives several hits."""
+    vectors, keys = anchors(1)[0].repeat(5, 1), torch.tensor([3, 1, 4, 15, 9])
+    found = build_index(vectors, keys, kind).search(vectors[:1], 5)[1]
+    assert sorted(found[0].tolist()) == [1, 3, 4, 9, 15]
+
+
+@every_kind
+def test_queries_leave_nothing_behind(kind: str) -> None:
+    """A wide search does not change what a narrow one answers."""
+    index = build_index(*anchors(600), kind)
+    first = index.search(queries(), 3)
+    index.search(queries(), 500)
+    torch.testing.assert_close(index.search(queries(), 3), first)
+
+
+@every_kind
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes(kind: str, dtype: torch.dtype) -> None:
+    """Queries of another width are answered in float32."""
+    scores, _ = build_index(*anchors(40), kind).search(queries().to(dtype), 4)
+    assert scores.dtype == torch.float32
+
+
+@every_kind
+def test_autocast_does_not_narrow(kind: str) -> None:
+    """An ambient autocast changes no score."""
+    index = build_index(*anchors(100), kind)
+    plain = index.search(queries(), 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(index.search(queries(), 4), plain)
+
+
+def test_ivf_looks_further_until_k_are_found() -> None:
+    """With many cells all neighbours asked for come back, also where the nearest cells do not hold them."""
+    vectors, keys = anchors(4000)
+    index = build_index(vectors, keys, "ivf")
+    assert isinstance(index, FaissIndex)
+    assert index.index.nlist == 128
+    scores, found = index.search(queries(), 2500)
+    assert bool((found >= 0).all())
+    assert index.search(queries(), 4000)[0].sort(1).values.isfinite().all()
+    check_hits(scores[:1, :50], found[:1, :50], queries()[:1], vectors, keys)
+
+
+def test_ivf_is_the_same_for_the_same_seed() -> None:
+    """Two builds with one seed answer alike."""
+    one, two = (build_index(*anchors(2000), "ivf", seed=3).search(queries(), 20) for _ in range(2))
+    torch.testing.assert_close(one, two)
+
+
+@settings(max_examples=30, deadline=None)
+@given(size=st.integers(1, 60), k=st.integers(1, 70), chunk=st.integers(1, 500), seed=st.integers(0, 99))
+def test_exact_search_in_pieces(size: int, k: int, chunk: int, seed: int) -> None:
+    """Exact search gives the naive ranking whatever the size of its pieces."""
+    vectors, keys = anchors(size, seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nearest, "_SCORES_AT_ONCE", chunk)
+        scores, found = TorchIndex(vectors, keys).search(queries(), k)
+    check_hits(scores, found, queries(), vectors, keys)
+    torch.testing.assert_close(
+        scores[:, : min(k, size)].double(), naive(vectors, queries(), k), atol=1e-5, rtol=0
+    )
+
+
+# ---- the delta
+
+
+def delta_and_rebuilt(kind: str, extra: int, removed: int) -> tuple[WithDelta, AnchorIndex, Tensor, Tensor]:
+    """An index with a delta, and one built from the same anchors."""
+    vectors, keys = anchors(300 + extra)
+    base = build_index(vectors[:300], keys[:300], kind)
+    index = WithDelta(base, vectors[300:], keys[300:], keys[:removed])
+    return index, build_index(vectors[removed:], keys[removed:], kind), vectors[removed:], keys[removed:]
+
+
+@exact_kinds
+@pytest.mark.parametrize(("extra", "removed"), [(0, 0), (40, 0), (0, 40), (40, 290), (1, 300)])
+@pytest.mark.parametrize("k", [1, 20, 400])
+def test_delta_equals_a_rebuild(kind: str, extra: int, removed: int, k: int) -> None:
+    """Additions and removals beside an exact index give what an index built from scratch gives."""
+    index, rebuilt, vectors, keys = delta_and_rebuilt(kind, extra, removed)
+    scores, found = index.search(queries(), k)
+    assert index.size == rebuilt.size
+    assert sorted(index.keys.tolist()) == sorted(rebuilt.keys.tolist())
+    torch.testing.assert_close(scores, rebuilt.search(queries(), k)[0], atol=1e-6, rtol=0)
+    check_hits(scores, found, queries(), vectors, keys)
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_delta_beside_an_approximate_index(kind: str) -> None:
+    """Removed anchors never come back, and added ones are always found."""
+    index, _, vectors, keys = delta_and_rebuilt(kind, 40, 200)
+    scores, found = index.search(queries(), 20)
+    check_hits(scores, found, queries(), vectors, keys)
+    assert recall(scores, naive(vectors, queries(), 20)) >= 0.95
+
+
+def test_removing_the_nearest_anchors_asks_deeper() -> None:
+    """All of the base's best are gone: the next ones are found all the same."""
+    vectors, keys = anchors(300)
+    base = build_index(vectors, keys, "torch")
+    gone = base.search(queries(1), 100)[1][0]
+    scores, _ = WithDelta(base, vectors[:0], keys[:0], gone).search(queries(1), 2)
+    torch.testing.assert_close(scores.double(), naive(vectors, queries(1), 102)[:, 100:], atol=1e-5, rtol=0)
+
+
+def test_everything_removed() -> None:
+    """An index whose anchors are all gone answers with padding."""
+    vectors, keys = anchors(10)
+    scores, found = WithDelta(build_index(vectors, keys), vectors[:0], keys[:0], keys).search(queries(), 3)
+    assert bool((found == -1).all())
+    assert bool(scores.isneginf().all())
+
+
+def test_an_added_key_replaces_the_base_one() -> None:
+    """A key that both have is answered with the added vector, once."""
+    vectors, keys = anchors(10)
+    index = WithDelta(build_index(vectors, keys), -vectors[:1], keys[:1], torch.empty(0, dtype=torch.int64))
+    scores, found = index.search(-vectors[:1], 10)
+    assert int(found[0, 0]) == int(keys[0])
+    assert float(scores[0, 0]) == pytest.approx(1.0)
+    assert sorted(found[0].tolist()) == sorted(keys.tolist())
+
+
+def test_unknown_removed_keys_are_ignored() -> None:
+    """A removal of something the base never had changes nothing."""
+    vectors, keys = anchors(10)
+    index = WithDelta(build_index(vectors, keys), vectors[:0], keys[:0], torch.tensor([10**9]))
+    assert index.size == 10
+
+
+def test_a_delta_on_a_delta() -> None:
+    """A delta is an index like any other."""
+    vectors, keys = anchors(30)
+    first = WithDelta(build_index(vectors[:20], keys[:20]), vectors[20:25], keys[20:25], keys[:2])
+    second = WithDelta(first, vectors[25:], keys[25:], keys[20:22])
+    live = torch.cat([torch.arange(2, 20), torch.arange(22, 30)])
+    scores, found = second.search(queries(), 26)
+    torch.testing.assert_close(scores.double(), naive(vectors[live], queries(), 26), atol=1e-5, rtol=0)
+    check_hits(scores, found, queries(), vectors[live], keys[live])
+
+
+# ---- files
+
+
+@every_kind
+@pytest.mark.parametrize("mmap", [True, False])
+def test_save_and_load(kind: str, mmap: bool, tmp_path: Path) -> None:
+    """What is loaded answers as what was saved, mapped or read."""
+    index = build_index(*anchors(300), kind)
+    save_index(index, tmp_path)
+    loaded = load_index(tmp_path, mmap=mmap)
+    assert (loaded.kind, loaded.dim, loaded.size) == (kind, DIM, 300)
+    torch.testing.assert_close(loaded.keys, index.keys)
+    torch.testing.assert_close(loaded.search(queries(), 9), index.search(queries(), 9))
+
+
+@every_kind
+def test_a_cut_file_is_refused(kind: str, tmp_path: Path) -> None:
+    """A truncated file gives an error that names file, sizes and mending command, even without digests."""
+    save_index(build_index(*anchors(100), kind), tmp_path)
+    name = "anchors.safetensors" if kind == "torch" else "index.faiss"
+    data = (tmp_path / name).read_bytes()
+    for length in (0, 1, len(data) // 2, len(data) - 1):
+        (tmp_path / name).write_bytes(data[:length])
+        with pytest.raises(WorkspaceError) as caught:
+            load_index(tmp_path, verify=False)
+        assert str(caught.value) == (
+            f"the index in {tmp_path} cannot be used: {name} has {length:,} bytes, expected {len(data):,}:"
+            " it was cut short or changed\nBuild it again: vlltr index"
+        )
+
+
+@every_kind
+def test_a_changed_file_is_refused(kind: str, tmp_path: Path) -> None:
+    """One flipped byte is noticed."""
+    save_index(build_index(*anchors(100), kind), tmp_path)
+    for path in [p for p in tmp_path.iterdir() if p.name != "index.json"]:
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(bytes(data))
+        with pytest.raises(
+            WorkspaceError, match=f"{path.name} is not the file that was written: its SHA-256"
+        ):
+            load_index(tmp_path)
+        data[-1] ^= 1
+        path.write_bytes(bytes(data))
+    assert load_index(tmp_path).size == 100
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size": 99}, r"width, anchors and keys are \(16, 100, 100\), expected \(16, 99, 99\)"),
+        ({"dim": 8}, "width, anchors and keys are"),
+        ({"format": 2}, "format 2, kind 'flat' is not known to this version"),
+        ({"kind": "pq"}, "format 1, kind 'pq' is not known to this version"),
+        ({"files": {}}, "KeyError: 'anchors.safetensors'"),
+        ({"files": None}, "TypeError"),
+    ],
+)
+def test_facts_that_do_not_fit_are_refused(change: dict[str, object], message: str, tmp_path: Path) -> None:
+    """`index.json` must agree with the files, and be of this version."""
+    save_index(build_index(*anchors(100), "flat"), tmp_path)
+    facts = json.loads((tmp_path / "index.json").read_text()) | change
+    (tmp_path / "index.json").write_text(json.dumps(facts))
+    with pytest.raises(WorkspaceError, match=message):
+        load_index(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "nonsense", None])
+def test_damaged_facts_are_refused(content: str | None, tmp_path: Path) -> None:
+    """A missing, empty or foreign `index.json` gives an error of ours."""
+    save_index(build_index(*anchors(10)), tmp_path)
+    (tmp_path / "index.json").unlink() if content is None else (tmp_path / "index.json").write_text(content)
+    with pytest.raises(WorkspaceError, match="Build it again: vlltr index"):
+        load_index(tmp_path)
+
+
+def test_a_foreign_metric_is_refused(tmp_path: Path) -> None:
+    """An index by distance would rank backwards."""
+    vectors, keys = anchors(10)
+    by_distance = faiss.IndexFlatL2(DIM)
+    by_distance.add(vectors.numpy())
+    save_index(FaissIndex(by_distance, "flat", keys), tmp_path)
+    with pytest.raises(WorkspaceError, match="does not search by inner product"):
+        load_index(tmp_path)
+
+
+def test_a_delta_is_not_saved(tmp_path: Path) -> None:
+    """Saving would lose the delta."""
+    with pytest.raises(InputError, match="an index with a delta cannot be saved"):
+        save_index(delta_and_rebuilt("torch", 1, 1)[0], tmp_path)
+
+
+# ---- without FAISS, and with a GPU
+
+
+@pytest.fixture
+def no_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`import faiss` fails."""
+    monkeypatch.setitem(sys.modules, "faiss", None)
+
+
+def check_names_both_extras(call: Callable[[], object]) -> None:
+    """The error names both ways to install FAISS and the way without it."""
+    with pytest.raises(MissingStepError) as caught:
+        call()
+    text = str(caught.value)
+    assert text.startswith("this kind of index needs FAISS, which cannot be imported: ")
+    assert 'pip install "vlltr-index[cpu]"' in text
+    assert 'pip install "vlltr-index[gpu]"' in text
+    assert "vlltr index --kind torch" in text
+
+
+@pytest.mark.usefixtures("no_faiss")
+@pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
+def test_without_faiss_an_error_names_both_extras(kind: str) -> None:
+    """Kinds that need FAISS say how to get it."""
+    check_names_both_extras(lambda: build_index(*anchors(10), kind))
+
+
+def test_loading_without_faiss_names_both_extras(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """So does an index that another machine has built."""
+    save_index(build_index(*anchors(10), "flat"), tmp_path)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    check_names_both_extras(lambda: load_index(tmp_path))
+
+
+@pytest.mark.usefixtures("no_faiss")
+def test_the_exact_twin_works_without_faiss(tmp_path: Path) -> None:
+    """Build, save, load and search need no FAISS for `torch`, which is what `auto` takes for few anchors."""
+    vectors, keys = anchors(100)
+    save_index(build_index(vectors, keys), tmp_path)
+    loaded = load_index(tmp_path)
+    assert (loaded.kind, gpu_count()) == ("torch", 0)
+    torch.testing.assert_close(
+        loaded.search(queries(), 5)[0].double(), naive(vectors, queries(), 5), atol=1e-5, rtol=0
+    )
+
+
+def test_the_gpu_is_asked_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FAISS ends the process when asked for a GPU it lacks, so the number of GPUs comes first."""
+    assert gpu_count() == faiss.get_num_gpus()
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0)
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu", lambda *_: pytest.fail("asked for a GPU"), raising=False)
+    assert build_index(*anchors(10), "flat").search(queries(), 2)[1].shape == (7, 2)
+
+
+def test_a_flat_index_is_answered_by_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a GPU its copy of a flat index answers, up to the number of neighbours that a GPU can give."""
+    asked: list[int] = []
+
+    def to_gpu(resources: object, device: int, index: faiss.IndexFlatIP) -> SimpleNamespace:
+        def search(array: object, k: int) -> object:
+            asked.append(k)
+            return index.search(array, k)
+
+        assert (resources, device) == ("resources", 0)
+        return SimpleNamespace(search=search)
+
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+    monkeypatch.setattr(faiss, "StandardGpuResources", lambda: "resources", raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu", to_gpu, raising=False)
+    vectors, keys = anchors(2100)
+    index = build_index(vectors, keys)
+    assert index.kind == "flat"
+    for k in (5, 2048, 2049):
+        scores, _ = index.search(queries(2), k)
+        torch.testing.assert_close(scores.double(), naive(vectors, queries(2), k), atol=1e-5, rtol=0)
+    assert asked == [5, 2048]
+
+
+# ---- the plan, and what is refused
+
+
+@pytest.mark.parametrize(
+    ("size", "dim", "gpu", "kind", "reason"),
+    [
+        (
+            64_000,
+            512,
+            False,
+            "torch",
+            "64,000 anchors of width 512: exact search takes about 1.4 ms an image",
+        ),
+        (100, 64, False, "torch", "exact search takes about 0.1 ms an image"),
+        (521_088, 512, False, "ivf", "would take about 12 ms an image exactly"),
+        (521_088, 512, True, "flat", "521,088 anchors of width 512 fit a GPU"),
+        (20_000_000, 512, True, "ivf", "do not fit a GPU"),
+    ],
+)
+def test_plan(size: int, dim: int, gpu: bool, kind: str, reason: str) -> None:
+    """The kind goes by the number of anchors, and the reason says why."""
+    chosen, why = plan(size, dim, gpu=gpu)
+    assert chosen == kind
+    assert reason in why
+
+
+def test_auto_follows_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` builds what `plan` says."""
+    monkeypatch.setattr(index_module, "_EXACT_FLOATS", 100)
+    assert build_index(*anchors(100)).kind == "ivf"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda v, k: (v * 2, k),
+            r"must be normalised and finite: the one with key \d+ has length 2 \(20 such\)",
+        ),
+        (lambda v, k: (v * torch.nan, k), "has length nan"),
+        (lambda v, k: (torch.zeros_like(v), k), "has length 0"),
+        (lambda v, k: (v, k[:-1]), r"keys must have shape \[20\], got \[19\]"),
+        (lambda v, k: (v, k.float()), "keys must be integers"),
+        (lambda v, k: (v[0], k), r"vectors must have shape \[N, D\], got \[16\]"),
+        (lambda v, k: (v, torch.zeros_like(k)), "keys must be distinct and not negative"),
+        (lambda v, k: (v, -1 - k), "keys must be distinct and not negative"),
+        (lambda v, k: (v[:0], k[:0]), "there are no anchors to index\nRun: vlltr select"),
+    ],
+)
+def test_anchors_that_do_not_fit(
+    change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], message: str
+) -> None:
+    """What cannot be indexed is refused with its reason."""
+    with pytest.raises(InputError, match=message):
+        build_index(*change(*anchors(20)))
+
+
+def test_unknown_kind() -> None:
+    """The message lists the kinds there are."""
+    with pytest.raises(InputError) as caught:
+        build_index(*anchors(3), "pq")
+    assert str(caught.value) == "an index is one of torch, flat, ivf, hnsw or auto, got 'pq'"
+
+
+@every_kind
+@pytest.mark.parametrize(
+    ("wanted", "k", "message"),
+    [
+        (torch.ones(2, DIM + 1), 3, rf"queries must have shape \[N, {DIM}\], got \[2, {DIM + 1}\]"),
+        (torch.ones(2, DIM, dtype=torch.int64), 3, "queries must be floating point"),
+        (torch.full((2, DIM), torch.nan), 3, "a query holds values that are not finite"),
+        (torch.ones(2, DIM), 0, "k must be at least 1, got 0"),
+    ],
+)
+def test_queries_that_do_not_fit(kind: str, wanted: Tensor, k: int, message: str) -> None:
+    """All kinds refuse the same queries in the same words."""
+    base = build_index(*anchors(10), kind)
+    empty = torch.empty(0, dtype=torch.int64)
+    for index in (base, WithDelta(base, torch.empty(0, DIM), empty, empty)):
+        with pytest.raises(InputError, match=message):
+            index.search(wanted, k)
+
+
+def test_a_delta_that_does_not_fit() -> None:
+    """A key both added and removed, or vectors of another width, are refused."""
+    vectors, keys = anchors(10)
+    base = build_index(vectors[:5], keys[:5])
+    with pytest.raises(InputError, match=f"anchor key {int(keys[5])} is both added and removed"):
+        WithDelta(base, vectors[5:], keys[5:], keys[5:6])
+    with pytest.raises(InputError, match=r"vectors must have shape \[N, 16\]"):
+        WithDelta(base, vectors[5:, :4], keys[5:], keys[:0])
