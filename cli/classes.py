@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import click
-
 from vlltr_index.cli.context import Context, existing, pass_context
 
 
@@ -25,7 +24,9 @@ def list_(context: Context) -> None:
         context.emit([asdict(row) for row in rows])
         return
     for row in rows:
-        click.echo(f"{row.class_id:>6}  {row.origin:<8} {row.images:>6} images {row.sentences:>6} sentences  {row.name}")
+        click.echo(
+            f"{row.class_id:>6}  {row.origin:<8} {row.images:>6} images {row.sentences:>6} sentences  {row.name}"
+        )
 
 
 @classes_command.command("show")
@@ -70,13 +71,21 @@ def add(
     from vlltr_index.errors import UsageError
 
     if (name is None) == (manifest is None):
-        raise UsageError("give either NAME or --from FILE", "For example: vlltr classes add okapi --text okapi.txt")
+        raise UsageError(
+            "give either NAME or --from FILE", "For example: vlltr classes add okapi --text okapi.txt"
+        )
     if manifest is not None:
         wanted = read_manifest(existing(manifest))
     else:
         assert name is not None
         wanted = [
-            NewClass(name, tuple(sentences), existing(text) if text else None, existing(images) if images else None, tuple(aliases))
+            NewClass(
+                name,
+                tuple(sentences),
+                existing(text) if text else None,
+                existing(images) if images else None,
+                tuple(aliases),
+            )
         ]
     workspace = context.open()
     with context.progress() as progress:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-
 from vlltr_index.schemas.records import Progress
 
 if TYPE_CHECKING:

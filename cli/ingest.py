@@ -6,7 +6,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
-
 from vlltr_index.cli.context import Context, existing, pass_context
 
 if TYPE_CHECKING:
@@ -20,10 +19,14 @@ def ingest_command() -> None:
 
 @ingest_command.command("images")
 @click.argument("path")
-@click.option("--split", help="train, val, test or a name of your own; a Parquet file may have a column for it.")
+@click.option(
+    "--split", help="train, val, test or a name of your own; a Parquet file may have a column for it."
+)
 @click.option("--root", help="Folder that the paths of a list file are relative to; default: the list's own.")
 @click.option("--names", help="A text file with one class name a line, for lists with numeric labels.")
-@click.option("--create-classes", is_flag=True, help="Make classes for unknown names in splits other than train.")
+@click.option(
+    "--create-classes", is_flag=True, help="Make classes for unknown names in splits other than train."
+)
 @pass_context
 def images(
     context: Context, path: str, split: str | None, root: str | None, names: str | None, create_classes: bool
@@ -50,7 +53,9 @@ def images(
 
 @ingest_command.command("text")
 @click.argument("path")
-@click.option("--prompts/--no-prompts", default=None, help="Add the recipe's prompts for each class; default: yes.")
+@click.option(
+    "--prompts/--no-prompts", default=None, help="Add the recipe's prompts for each class; default: yes."
+)
 @pass_context
 def text(context: Context, path: str, prompts: bool | None) -> None:
     """Bring in sentences from PATH.

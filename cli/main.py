@@ -8,9 +8,9 @@ from importlib import import_module
 from typing import Any
 
 import click
+from vlltr_index.cli.context import Context
 
 from vlltr_index import __version__
-from vlltr_index.cli.context import Context
 from vlltr_index.errors import VlltrError
 
 __all__ = ["COMMANDS", "main", "vlltr"]
@@ -70,7 +70,9 @@ class LazyGroup(click.Group):
             raise
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.option("-w", "--workspace", metavar="DIR", help="The workspace; default: the nearest folder upward.")
 @click.option("--json", "as_json", is_flag=True, help="Write results to stdout as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress; warnings and errors only.")

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import resource
 import shlex
+import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
-
 from vlltr_index.cli.context import Context, existing, pass_context
 
 _FOLDER = {"fast": "vlltr-quickstart-fast", "short": "vlltr-quickstart", "full": "vlltr-quickstart-full"}
+_RECIPE = {"fast": "glyphs_lt/fast", "short": "glyphs_lt/quick", "full": "glyphs_lt/ours"}
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,12 @@ class Journal:
 
 @click.command("quickstart")
 @click.option("--fast", "size", flag_value="fast", help="A small slice in about a minute: does it work here?")
-@click.option("--full", "size", flag_value="full", help="Train method and image-only baseline in full (<= 40 minutes).")
-@click.option("--dir", "directory", metavar="DIR", help="Where to; default: ./vlltr-quickstart (-fast, -full).")
+@click.option(
+    "--full", "size", flag_value="full", help="Train method and image-only baseline in full (<= 40 minutes)."
+)
+@click.option(
+    "--dir", "directory", metavar="DIR", help="Where to; default: ./vlltr-quickstart (-fast, -full)."
+)
 @click.option("--seed", default=0, show_default=True, help="The seed of the runs.")
 @pass_context
 def quickstart_command(context: Context, size: str | None, directory: str | None, seed: int) -> None:
@@ -65,8 +71,10 @@ def quickstart_command(context: Context, size: str | None, directory: str | None
     size = size or "short"
     folder = existing(directory or _FOLDER[size])
     started = time.monotonic()
-    steps = plan_steps(folder, size, seed)
+    first = Step("A workspace", ("init", str(folder), "--recipe", _RECIPE[size]))
     journal = Journal.open(folder)
+    _run(context, journal, folder, first, "")
+    steps = plan_steps(folder, size, seed)
     for number, step in enumerate(steps, 1):
         _run(context, journal, folder, step, f"[{number}/{len(steps)}]")
         if step.args[0] == "evaluate" and size == "short":
@@ -84,9 +92,7 @@ def plan_steps(folder: Path, size: str, seed: int) -> list[Step]:
     from vlltr_index.glyphs import glyph_files
 
     data = glyph_files(fast=size == "fast")
-    recipe = {"fast": "glyphs_lt/fast", "short": "glyphs_lt/quick", "full": "glyphs_lt/ours"}[size]
-    steps = [Step("A workspace", ("init", str(folder), "--recipe", recipe))]
-    steps.append(Step("Sentences about every class", ("ingest", "text", str(data.texts))))
+    steps = [Step("Sentences about every class", ("ingest", "text", str(data.texts)))]
     for split in ("train", "val", "test"):
         steps.append(Step(f"Images: {split}", ("ingest", "images", str(data.images), "--split", split)))
     steps += [
@@ -113,11 +119,13 @@ def _showing(folder: Path, size: str, data: Any) -> list[Step]:
         lambda: write_sample(data.images, "dev_test", unseen, samples / "unseen.png"),
         lambda: write_text(data.heldout_classes("dev")[unseen], samples / "unseen.txt"),
     ]
-    samples.parent.mkdir(parents=True, exist_ok=True)
     known_png, unseen_png, unseen_txt = (str(one()) for one in make)
     steps = [
         Step(f"A rare character, explained ({known})", ("predict", known_png, "--top", "2"), shows=True),
-        Step(f"A character that no class stands for ({unseen})", ("predict", unseen_png, "--top", "2", "--explain", "1")),
+        Step(
+            f"A character that no class stands for ({unseen})",
+            ("predict", unseen_png, "--top", "2", "--explain", "1"),
+        ),
         Step("Add its class by its description alone", ("classes", "add", unseen, "--text", unseen_txt)),
         Step("The same picture again", ("predict", unseen_png, "--top", "2"), shows=True),
     ]
@@ -126,7 +134,10 @@ def _showing(folder: Path, size: str, data: Any) -> list[Step]:
         manifest = folder / "samples" / "dev-classes.json"
         manifest.write_text(json.dumps(dev, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         steps += [
-            Step("Add the other development classes, from text alone", ("classes", "add", "--from", str(manifest))),
+            Step(
+                "Add the other development classes, from text alone",
+                ("classes", "add", "--from", str(manifest)),
+            ),
             Step("Their images", ("ingest", "images", str(data.images), "--split", "dev_test")),
             Step("Embed them", ("embed",)),
             Step("New classes among all", ("evaluate", "--split", "dev_test"), shows=True),
@@ -155,7 +166,8 @@ def _run(context: Context, journal: Journal, folder: Path, step: Step, place: st
     context.say(f"\n{place} {step.title}\n$ {shlex.join(('vlltr', *args))}")
     options = ["--quiet"] if context.quiet or context.as_json else []
     started = time.monotonic()
-    vlltr.main(args=[*options, *args], prog_name="vlltr", standalone_mode=False)
+    with redirect_stdout(sys.stderr if context.as_json else sys.stdout):
+        vlltr.main(args=[*options, *args], prog_name="vlltr", standalone_mode=False)
     seconds = time.monotonic() - started
     journal.record(key, seconds)
     context.say(f"({seconds:.1f} s)")
@@ -164,6 +176,7 @@ def _run(context: Context, journal: Journal, folder: Path, step: Step, place: st
 def _committed_baseline(context: Context) -> None:
     """Show the image-only rows from the results that ship with the package, marked so."""
     from vlltr_index.cli.render import percent, table
+
     from vlltr_index.glyphs import glyph_files
 
     path = glyph_files().folder.parent / "results.json"

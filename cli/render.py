@@ -42,9 +42,15 @@ def show_progress(console: Console, quiet: bool) -> Iterator[Progress]:
 
 @contextmanager
 def _bars(console: Console) -> Iterator[Progress]:
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TaskID,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from rich.progress import Progress as RichProgress
-    from rich.progress import TaskID
 
     columns = (
         TextColumn("{task.description}"),
@@ -81,7 +87,9 @@ def _plain(console: Console) -> Progress:
         shown[step] = float("inf") if last else now
         rate = done / (now - started[step]) if now > started[step] else 0.0
         left = f", {(total - done) / rate:,.0f} s left" if total is not None and rate and not last else ""
-        console.print(f"{step}: {done:,}/{total if total is None else f'{total:,}'} ({rate:,.0f}/s{left})", markup=False)
+        console.print(
+            f"{step}: {done:,}/{total if total is None else f'{total:,}'} ({rate:,.0f}/s{left})", markup=False
+        )
 
     return report
 
@@ -142,7 +150,9 @@ def explanation_lines(image: str, scores: Sequence[ClassScore]) -> list[str]:
         )
         lines.append("           effect   share  attention")
         for s in score.sentences:
-            lines.append(f"           {points(s.effect)}  {points(s.share)}  {s.attention:.3f}  {s.text}  [{s.source}]")
+            lines.append(
+                f"           {points(s.effect)}  {points(s.share)}  {s.attention:.3f}  {s.text}  [{s.source}]"
+            )
     if len(scores) == 2:
         first, second = scores
         lead = "the text" if first.cosine > second.cosine else "not the text"
@@ -159,7 +169,9 @@ def evaluation_table(report: EvaluationReport) -> Table:
     bins = [b for b in ("overall", "many", "medium", "few", "few5", "new") if b in report.rows["vl-ltr"].top1]
     rows = []
     for name, row in report.rows.items():
-        cells = [f"{percent(row.top1[b].value)} ±{50 * (row.top1[b].high - row.top1[b].low):.1f}" for b in bins]
+        cells = [
+            f"{percent(row.top1[b].value)} ±{50 * (row.top1[b].high - row.top1[b].low):.1f}" for b in bins
+        ]
         top5 = percent(row.top5["overall"].value) if "overall" in row.top5 else "-"
         rows.append([name, *cells, top5])
     if report.differences:

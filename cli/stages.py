@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import click
-
 from vlltr_index.cli.context import Context, pass_context
 
 
 @click.command("embed")
-@click.option("--views", type=click.IntRange(1), help="Stored views of a training image; default: the recipe's.")
+@click.option(
+    "--views", type=click.IntRange(1), help="Stored views of a training image; default: the recipe's."
+)
 @click.option("--engine", type=click.Choice(["local"]), default="local", show_default=True)
 @pass_context
 def embed_command(context: Context, views: int | None, engine: str) -> None:
@@ -53,12 +54,16 @@ def select_command(context: Context, overrides: tuple[str, ...]) -> None:
         f" ({report.mode}, {report.images:,} images)."
     )
     if report.classes_without_images:
-        context.say(f"{report.classes_without_images:,} classes have no training image: theirs go by text alone.")
+        context.say(
+            f"{report.classes_without_images:,} classes have no training image: theirs go by text alone."
+        )
     context.say("Next: vlltr train lgr")
 
 
 @click.command("index")
-@click.option("--kind", type=click.Choice(["auto", "torch", "flat", "ivf", "hnsw"]), default="auto", show_default=True)
+@click.option(
+    "--kind", type=click.Choice(["auto", "torch", "flat", "ivf", "hnsw"]), default="auto", show_default=True
+)
 @click.option("--plan", "plan_only", is_flag=True, help="Only say which kind would be built, and why.")
 @pass_context
 def index_command(context: Context, kind: str, plan_only: bool) -> None:
@@ -72,13 +77,17 @@ def index_command(context: Context, kind: str, plan_only: bool) -> None:
         context.emit(asdict(report))
         return
     verb = "Would build" if plan_only else "Built"
-    context.say(f"{verb} a {report.kind} index over {report.anchors:,} anchors of width {report.dim}: {report.reason}.")
+    context.say(
+        f"{verb} a {report.kind} index over {report.anchors:,} anchors of width {report.dim}: {report.reason}."
+    )
     if not plan_only:
         context.say("Next: vlltr predict IMAGE --explain 3")
 
 
 @click.command("calibrate")
-@click.option("--write/--no-write", default=True, help="Put the fitted values into the workspace's vlltr.toml.")
+@click.option(
+    "--write/--no-write", default=True, help="Put the fitted values into the workspace's vlltr.toml."
+)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value; repeatable.")
 @pass_context
 def calibrate_command(context: Context, write: bool, overrides: tuple[str, ...]) -> None:

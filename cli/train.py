@@ -7,27 +7,33 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
-
 from vlltr_index.cli.context import Context, pass_context
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.config import Recipe
+
     from vlltr_index.stages.train import TrainReport
     from vlltr_index.workspace import Workspace
 
 
 def _options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
-        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value; repeatable."),
+        click.option(
+            "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value; repeatable."
+        ),
         click.option("--recipe", metavar="NAME", help="Use this recipe's values instead of the workspace's."),
         click.option("--seed", type=int, help="The seed of the run."),
-        click.option("--resume/--restart", default=True, help="Go on from an interrupted run of the same settings."),
+        click.option(
+            "--resume/--restart", default=True, help="Go on from an interrupted run of the same settings."
+        ),
     ):
         function = option(function)
     return function
 
 
-def _recipe(workspace: Workspace, name: str | None, overrides: tuple[str, ...], seed: int | None, part: str) -> Recipe:
+def _recipe(
+    workspace: Workspace, name: str | None, overrides: tuple[str, ...], seed: int | None, part: str
+) -> Recipe:
     from vlltr_index.recipe import load_recipe, override
 
     values = (f"{part}.seed={seed}",) if seed is not None else ()
@@ -59,7 +65,9 @@ def cvlp(
 @train_command.command("lgr")
 @_options
 @pass_context
-def lgr(context: Context, resume: bool, seed: int | None, recipe: str | None, overrides: tuple[str, ...]) -> None:
+def lgr(
+    context: Context, resume: bool, seed: int | None, recipe: str | None, overrides: tuple[str, ...]
+) -> None:
     """Stage 2: the language-guided recognition head, on stored vectors."""
     from vlltr_index.stages.train import train_lgr_stage
 
@@ -97,7 +105,12 @@ def everything(
 @_options
 @pass_context
 def baseline(
-    context: Context, name: str, resume: bool, seed: int | None, recipe: str | None, overrides: tuple[str, ...]
+    context: Context,
+    name: str,
+    resume: bool,
+    seed: int | None,
+    recipe: str | None,
+    overrides: tuple[str, ...],
 ) -> None:
     """An image-only baseline: `fc` is the same visual tower with a linear layer under cross-entropy."""
     from vlltr_index.stages.train import train_baseline_stage

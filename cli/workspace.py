@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import click
-
 from vlltr_index.cli.context import Context, existing, pass_context
 
 

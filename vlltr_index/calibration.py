@@ -112,8 +112,12 @@ def _fit_margin(
     tried: list[tuple[float, float, float]] = []
     for margin in _MARGINS.tolist():
         at = FusionParams(params.alpha, params.tau_visual, params.tau_text, margin)
-        with_new = balanced_accuracy(fuse(old.visual, old.text, row_class, trained, at).probabilities, old.labels)
-        fresh = balanced_accuracy(fuse(new.visual, new.text, row_class, trained, at).probabilities, new.labels)
+        with_new = balanced_accuracy(
+            fuse(old.visual, old.text, row_class, trained, at).probabilities, old.labels
+        )
+        fresh = balanced_accuracy(
+            fuse(new.visual, new.text, row_class, trained, at).probabilities, new.labels
+        )
         tried.append((margin, with_new, fresh))
         if margin and with_new < old_alone - 4 * max_loss:
             break

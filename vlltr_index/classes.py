@@ -28,7 +28,9 @@ from vlltr_index.selection import extend
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
-    from vlltr_index.workspace import Snapshot, Transaction, Workspace
+    from vlltr_index.snapshot import Snapshot
+    from vlltr_index.transaction import Transaction
+    from vlltr_index.workspace import Workspace
 
 __all__ = ["AddReport", "NewClass", "add_class", "add_classes", "read_manifest"]
 
@@ -118,12 +120,16 @@ def _manifest_entry(path: Path, name: str, value: Any) -> NewClass:
         value = {"sentences": value}
     allowed = {"sentences", "images", "aliases"}
     if not isinstance(value, dict) or not value.keys() <= allowed:
-        raise InputError(f"{path}: class {name!r}: expected a list of sentences, or keys among {sorted(allowed)}")
+        raise InputError(
+            f"{path}: class {name!r}: expected a list of sentences, or keys among {sorted(allowed)}"
+        )
     for key, items in value.items():
         if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
             raise InputError(f"{path}: class {name!r}: {key!r} must be a list of strings")
     files = tuple(path.parent / image for image in value.get("images", []))
-    return NewClass(name, tuple(value.get("sentences", ())), None, None, tuple(value.get("aliases", ())), files)
+    return NewClass(
+        name, tuple(value.get("sentences", ())), None, None, tuple(value.get("aliases", ())), files
+    )
 
 
 def add_class(
@@ -161,7 +167,11 @@ def add_classes(
 
 
 def _add(
-    workspace: Workspace, tx: Transaction, wanted: Sequence[NewClass], dry_run: bool, progress: Progress | None
+    workspace: Workspace,
+    tx: Transaction,
+    wanted: Sequence[NewClass],
+    dry_run: bool,
+    progress: Progress | None,
 ) -> AddReport:
     before = load_scorer(workspace, tx)
     encoder = open_encoder(workspace, tx)
@@ -184,7 +194,11 @@ def _add(
     if picture_rows.num_rows:
         tx.upsert("images", picture_rows)
         embed_images(tx, encoder, "train", progress=progress)
-    skipped += [f"{u}: {p}" for u, p in zip(*(picture_rows[c].to_pylist() for c in ("uri", "problem")), strict=True) if p]
+    skipped += [
+        f"{u}: {p}"
+        for u, p in zip(*(picture_rows[c].to_pylist() for c in ("uri", "problem")), strict=True)
+        if p
+    ]
     extend(workspace, tx, workspace.recipe.select, set(ids), images_changed=picture_rows.num_rows > 0)
     imprinted = _imprint(tx, before, set(ids))
     after = load_scorer(workspace, tx)
@@ -198,7 +212,7 @@ def _new_ids(tx: Transaction, wanted: Sequence[NewClass]) -> list[int]:
         name = " ".join(one.name.split())
         if not name:
             raise InputError("a class needs a name; got an empty one")
-        if table.get(name) is not None:
+        if table.find(name) is not None:
             raise InputError(
                 f"there is a class {name!r} already", "See what it holds: vlltr classes show " + repr(name)
             )
@@ -291,7 +305,11 @@ def _report(
     names = tx.class_table().names
     owners = after.bank.class_ids[after.bank.class_of_row].tolist()
     sentence_owner = text_rows["class_id"].to_pylist()
-    readable = [i for i, p in zip(*(picture_rows[c].to_pylist() for c in ("class_id", "problem")), strict=True) if not p]
+    readable = [
+        i
+        for i, p in zip(*(picture_rows[c].to_pylist() for c in ("class_id", "problem")), strict=True)
+        if not p
+    ]
     added = [
         AddedClass(
             one.name,
@@ -332,4 +350,3 @@ def _validation(tx: Snapshot, before: Scorer, after: Scorer) -> tuple[float | No
 def _top1(scorer: Scorer, features: Tensor, owners: Tensor) -> float:
     best = scorer.class_ids[scorer.exhaustive(features).probabilities.argmax(1)]
     return float((best == owners).double().mean())
-

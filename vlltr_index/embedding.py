@@ -26,7 +26,7 @@ from vlltr_index.store import quote
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
-    from vlltr_index.workspace import Snapshot
+    from vlltr_index.snapshot import Snapshot
 
 __all__ = ["Augment", "embed_images", "embed_sentences", "load_sources", "vector_table"]
 
@@ -38,7 +38,11 @@ _IMAGE_BATCH = 256
 
 
 def embed_sentences(
-    tx: Snapshot, encoder: Encoder, hashes: Sequence[str], texts: Sequence[str], progress: Progress | None = None
+    tx: Snapshot,
+    encoder: Encoder,
+    hashes: Sequence[str],
+    texts: Sequence[str],
+    progress: Progress | None = None,
 ) -> tuple[int, int, int]:
     """Embed the texts whose hash is not in the cache; returns (embedded, there before, cut to the context)."""
     name = sentence_vectors_name(encoder.text_fp)
@@ -80,7 +84,11 @@ def embed_images(
         if part:
             with torch.inference_mode():
                 vectors = encoder.encode_pixels(pixels.to(encoder.device)).float().cpu()
-            columns = {"vector_key": [f"{i}:{suffix}" for i in part], "image_id": part, "view": [view] * len(part)}
+            columns = {
+                "vector_key": [f"{i}:{suffix}" for i in part],
+                "image_id": part,
+                "view": [view] * len(part),
+            }
             tx.store.append(name, vector_table(columns, vectors))
         done += len(part)
         if progress:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
@@ -14,18 +14,19 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vlltr_index import openclip, weights
+from vlltr_index import openclip, sources
 from vlltr_index.errors import EncoderError, InputError
 from vlltr_index.fingerprints import revision, weights_digest
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.tokenizing import Tokenizer, Tokens, WordTokenizer
+from vlltr_index.weights import read_json, read_weights
 
 __all__ = ["Encoder", "Tokens"]
 
 Precision = Literal["fp32", "bf16"]
 
 _FORMAT = 1
-_FACTS, _WEIGHTS, _WORDS = "encoder.json", "model.safetensors", "words.json"
+_FACTS, _WEIGHTS, _WORDS = sources.ENCODER_FILE, "model.safetensors", "words.json"
 _TOKENS_A_BATCH = 16_384
 
 
@@ -111,11 +112,47 @@ class Encoder:
             config["model_cfg"]["text_cfg"]["vocab_size"] = tokenizer.vocab_size
         else:
             tokenizer = openclip.make_tokenizer(config)
-        weights.set_image_size(config, image_size)
+        sources.set_image_size(config, image_size)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             built = openclip.build_model(config["model_cfg"])
         return cls(built, tokenizer, config, name=model, precision=precision, device=device)
+
+    @classmethod
+    def load(
+        cls,
+        model: str,
+        pretrained: str | None = None,
+        *,
+        image_size: int | None = None,
+        precision: Precision = "fp32",
+        device: str | torch.device | None = None,
+    ) -> Encoder:
+        """Weights from open_clip's list, from a file or from a folder, with the preprocessing that belongs to them.
+
+        Weights are read as tensors only. Where they are known to need QuickGELU, they get it, whatever the name says.
+
+        Args:
+            model: A name that open_clip knows, a folder, `local-dir:FOLDER`, or `hf-hub:OWNER/NAME`.
+            pretrained: A tag, or a .safetensors, .pt, .pth, .bin or .ckpt file, or a folder.
+            image_size: Side in pixels; position embeddings are interpolated to it.
+            precision: Of the towers' arithmetic.
+            device: Default: a GPU where there is one.
+
+        Raises:
+            EncoderError: If the weights cannot be had, do not fit the model, or their activation is in doubt.
+        """
+        folder = sources.locate_folder(model, pretrained)
+        if folder is not None and (folder / _FACTS).is_file():
+            return cls.open(folder, image_size=image_size, precision=precision, device=device)
+        source = sources.read_source(model, pretrained)
+        tokenizer = openclip.make_tokenizer(source.config, source.folder)
+        sources.set_image_size(source.config, image_size)
+        built = openclip.build_model(source.config["model_cfg"])
+        openclip.load_state(built, source.state, source.where)
+        if image_size is not None:
+            openclip.set_timm_size(built, image_size)
+        return cls(built, tokenizer, source.config, name=source.name, precision=precision, device=device)
 
     @classmethod
     def open(
@@ -131,7 +168,7 @@ class Encoder:
             EncoderError: If a file is missing, damaged, or was written by a newer version.
         """
         folder = Path(folder)
-        facts = weights.read_json(folder / _FACTS)
+        facts = read_json(folder / _FACTS)
         if not isinstance(facts.get("format"), int) or facts["format"] > _FORMAT:
             raise EncoderError(
                 f"{folder / _FACTS} has format {facts.get('format')!r}, this program reads up to {_FORMAT}",
@@ -147,7 +184,7 @@ class Encoder:
         tokenizer = (
             WordTokenizer.open(folder / _WORDS, length) if words else openclip.make_tokenizer(config, folder)
         )
-        openclip.load_state(built, weights.read_weights(folder / _WEIGHTS), str(folder / _WEIGHTS))
+        openclip.load_state(built, read_weights(folder / _WEIGHTS), str(folder / _WEIGHTS))
         return cls(built, tokenizer, config, name=name, precision=precision or saved, device=device)
 
     def save(self, folder: str | Path) -> None:
@@ -246,7 +283,7 @@ class Encoder:
         if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
             raise InputError(f"pixels must be floating [B, 3, H, W], got {pixels.dtype} {list(pixels.shape)}")
         with self._arithmetic():
-            features = self.model.encode_image(pixels)  # type: ignore[operator]  # nn.Module types its methods as Tensor
+            features = self.model.encode_image(pixels, normalize=False)  # type: ignore[operator]  # nn.Module types its methods as Tensor
         return _float(features)
 
     def encode_tokens(self, ids: Tensor) -> Tensor:
@@ -299,17 +336,7 @@ class Encoder:
     def _arithmetic(self) -> AbstractContextManager[Any]:
         if self.precision == "bf16":
             return torch.autocast(self.device.type, torch.bfloat16)
-        return _Plain()
-
-
-class _Plain:
-    """Leaves an ambient autocast as it is: training decides its own."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        return None
+        return nullcontext()  # an ambient autocast stays: training decides its own
 
 
 def _float(features: Tensor | tuple[Tensor, ...]) -> Tensor:

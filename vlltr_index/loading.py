@@ -20,7 +20,8 @@ from vlltr_index.schemas.fingerprint import digest_json
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
 
 if TYPE_CHECKING:
-    from vlltr_index.workspace import Snapshot, Workspace
+    from vlltr_index.snapshot import Snapshot
+    from vlltr_index.workspace import Workspace
 
 __all__ = [
     "ImageSet",
@@ -106,7 +107,9 @@ def view_suffix(view: int, augment: AugmentConfig | None = None) -> str:
     return f"{view}-{digest_json(facts)[:8]}"
 
 
-def image_set(snapshot: Snapshot, split: str, view: int = 0, augment: AugmentConfig | None = None) -> ImageSet:
+def image_set(
+    snapshot: Snapshot, split: str, view: int = 0, augment: AugmentConfig | None = None
+) -> ImageSet:
     """The stored vectors of the usable images of `split`, in one view.
 
     Raises:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from difflib import get_close_matches
 from importlib.resources import files
@@ -17,6 +16,7 @@ from open_clip.convert import convert_state_dict
 from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import text_global_pool
+from open_clip.pretrained import download_pretrained, download_pretrained_from_hf, get_pretrained_cfg
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,14 +28,19 @@ __all__ = [
     "build_model",
     "default_preprocess",
     "encode_text",
+    "fetch_repository",
+    "fetch_tag",
     "find_config",
+    "find_tag",
     "load_state",
     "make_tokenizer",
     "make_transform",
+    "published_as",
+    "quick_gelu_twin",
+    "set_timm_size",
+    "tags_of",
     "trims_exactly",
 ]
-
-_log = logging.getLogger(__name__)
 
 Config = dict[str, Any]
 """`model_cfg` and `preprocess_cfg` as in an `open_clip_config.json`, and `tokenizer`: "open_clip" or "words"."""
@@ -78,6 +83,80 @@ def find_config(model: str) -> Config:
             hint + "`python -c 'import open_clip; print(open_clip.list_models())'` lists them.",
         )
     return {"model_cfg": found, "preprocess_cfg": default_preprocess(), "tokenizer": "open_clip"}
+
+
+def tags_of(model: str) -> list[str]:
+    """The tags under which open_clip knows weights of `model`."""
+    return list(open_clip.list_pretrained_tags_by_model(_clean(model)))
+
+
+def find_tag(model: str, tag: str) -> Config | None:
+    """What open_clip knows of a tag: address, activation, preprocessing. A tag of the twin counts as the model's."""
+    for name in (_clean(model), _clean(model).removesuffix("-quickgelu")):
+        found = get_pretrained_cfg(name, tag)
+        if found:
+            return dict(found)
+    return None
+
+
+def published_as(filename: str) -> Iterator[tuple[str, str, Config, str]]:
+    """Weights that open_clip publishes under this file name: (model, tag, facts, start of the SHA-256 or "")."""
+    for model, tag in open_clip.list_pretrained():
+        facts = get_pretrained_cfg(model, tag)
+        url = str(facts.get("url") or "")
+        if url.rpartition("/")[2] != filename:
+            continue
+        if "openaipublic" in url:
+            yield model, tag, dict(facts), url.split("/")[-2]
+        elif "mlfoundations" in url:
+            yield model, tag, dict(facts), filename.rpartition(".")[0].rpartition("-")[2]
+        else:
+            yield model, tag, dict(facts), ""
+
+
+def quick_gelu_twin(model: str) -> str | None:
+    """The name of the same model with QuickGELU, where open_clip has one and `model` is not it."""
+    name = f"{_clean(model)}-quickgelu"
+    return name if name in open_clip.list_models() else None
+
+
+def _clean(model: str) -> str:
+    return model.replace("/", "-")
+
+
+def fetch_tag(model: str, tag: str, facts: Config) -> Path:
+    """The file of a tag, from the local cache or the network.
+
+    Raises:
+        EncoderError: If it can be had from neither.
+    """
+    return Path(_fetch(f"{model}:{tag}", model, lambda: download_pretrained(facts)))
+
+
+def fetch_repository(repository: str) -> Path:
+    """A local folder with the configuration and the weights of a hub repository.
+
+    Raises:
+        EncoderError: If it can be had neither from the local cache nor from the network.
+    """
+
+    def both() -> str:
+        download_pretrained_from_hf(repository)
+        return str(download_pretrained_from_hf(repository, filename="open_clip_config.json"))
+
+    return Path(_fetch(f"hf-hub:{repository}", "MODEL", both)).parent
+
+
+def _fetch(what: str, model: str, download: Callable[[], str]) -> str:
+    try:
+        return download()
+    except Exception as error:  # urllib, http, huggingface_hub and the file system each raise their own
+        first = (str(error).splitlines() or [""])[0]
+        raise EncoderError(
+            f"the weights {what} are not on this machine, and cannot be downloaded: {type(error).__name__}: {first}",
+            "Without a network, copy the file here and name it instead: "
+            f"vlltr init DIR --encoder {model}:/path/to/open_clip_model.safetensors",
+        ) from error
 
 
 def build_model(model_cfg: Config) -> nn.Module:
@@ -155,6 +234,13 @@ def _resize_positions(model: nn.Module, state: dict[str, Tensor]) -> None:
     square = grid.float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
     square = F.interpolate(square, size=(new, new), mode="bicubic", antialias=True, align_corners=False)
     state[name] = torch.cat([first.float(), square.permute(0, 2, 3, 1).reshape(new * new, -1)])
+
+
+def set_timm_size(model: nn.Module, image_size: int | list[int]) -> None:
+    """Give a timm image tower another input size; its position embeddings are interpolated. Others are left alone."""
+    visual: Any = model.visual
+    if hasattr(visual, "trunk") and hasattr(visual.trunk, "set_input_size"):
+        visual.set_input_size(image_size)
 
 
 def make_tokenizer(config: Config, folder: Path | None = None) -> Tokenizer:
@@ -237,12 +323,17 @@ def encode_text(model: nn.Module, ids: Tensor) -> Tensor:
     other.
     """
     if not trims_exactly(model):
-        return cast(Tensor, model.encode_text(ids))  # type: ignore[operator]  # nn.Module types its methods as Tensor
+        return cast(Tensor, model.encode_text(ids, normalize=False))  # type: ignore[operator]  # nn.Module types its methods as Tensor
     part: Any = _text_part(model)
     length = ids.shape[1]
     dtype = part.transformer.get_cast_dtype()
     x = part.token_embedding(ids).to(dtype) + part.positional_embedding[:length].to(dtype)
-    x = part.ln_final(part.transformer(x, attn_mask=part.attn_mask[:length, :length]))
+    mask = part.attn_mask[:length, :length]
+    if x.requires_grad and x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        # A mask that asks for a gradient keeps attention off torch's CPU flash kernel, whose bfloat16 backward takes
+        # five times as long on short texts. (Choosing a kernel by name would be a setting of the whole process.)
+        mask = mask.clone().requires_grad_()
+    x = part.ln_final(part.transformer(x, attn_mask=mask))
     pool = getattr(part, "text_pool_type", getattr(part, "pool_type", "argmax"))
     eos = getattr(part, "text_eos_id", getattr(part, "eos_id", None))
     x = text_global_pool(x, ids, pool, eos_token_id=eos)

@@ -22,7 +22,9 @@ def list_recipes() -> list[str]:
     return sorted(str(p.relative_to(root).with_suffix("")) for p in root.rglob("*.toml"))
 
 
-def load_recipe(name: str | None = None, overrides: tuple[str, ...] = (), encoder: str | None = None) -> Recipe:
+def load_recipe(
+    name: str | None = None, overrides: tuple[str, ...] = (), encoder: str | None = None
+) -> Recipe:
     """Read the recipe `name` (one that ships, or a path to a TOML file), with values overridden.
 
     Args:

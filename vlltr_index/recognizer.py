@@ -23,7 +23,8 @@ from vlltr_index.scoring import Scorer, load_scorer
 if TYPE_CHECKING:
     from vlltr_index.encoder import Encoder
     from vlltr_index.fusion import FusedScores
-    from vlltr_index.workspace import Snapshot, Workspace
+    from vlltr_index.snapshot import Snapshot
+    from vlltr_index.workspace import Workspace
 
 __all__ = ["Recognizer"]
 
@@ -116,7 +117,9 @@ class Recognizer:
         problems: list[str | None] = []
         for image in images:
             try:
-                pixels.append(self.encoder.preprocess(open_image(image if isinstance(image, bytes) else str(image))))
+                pixels.append(
+                    self.encoder.preprocess(open_image(image if isinstance(image, bytes) else str(image)))
+                )
                 problems.append(None)
             except InputError as error:
                 problems.append(error.message)
@@ -144,7 +147,7 @@ class Recognizer:
             InputError: If the image cannot be read.
             UnknownClassError: If there is no such class.
         """
-        class_id = self._snapshot.class_table().find(name)
+        class_id = self._snapshot.class_table().lookup(name)
         features, problems = self.features([image])
         if problems[0] is not None:
             raise InputError(problems[0])
@@ -205,7 +208,9 @@ class Recognizer:
     def _sentence_rows(self) -> dict[str, tuple[str, str, str | None, str | None]]:
         columns = ["sentence_id", "text", "source", "source_ref", "licence"]
         rows = self._snapshot.table("sentences", columns=columns)
-        return {i: (t, s, r, x) for i, t, s, r, x in zip(*(rows[c].to_pylist() for c in columns), strict=True)}
+        return {
+            i: (t, s, r, x) for i, t, s, r, x in zip(*(rows[c].to_pylist() for c in columns), strict=True)
+        }
 
     def _sentences(self, ids: Sequence[str]) -> dict[str, tuple[str, str, str | None, str | None]]:
         return {i: self._sentence_rows[i] for i in ids}

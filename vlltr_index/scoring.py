@@ -15,7 +15,8 @@ from vlltr_index.loading import LoadedBank, class_positions, load_bank
 
 if TYPE_CHECKING:
     from vlltr_index.bank import AnchorBank
-    from vlltr_index.workspace import Snapshot, Workspace
+    from vlltr_index.snapshot import Snapshot
+    from vlltr_index.workspace import Workspace
 
 __all__ = ["Scorer", "load_scorer"]
 
@@ -118,7 +119,7 @@ def load_scorer(workspace: Workspace, snapshot: Snapshot) -> Scorer:
 
 
 def _imprints(snapshot: Snapshot, head: str, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    rows = snapshot.table("imprints") if snapshot.has_table("imprints") else None
+    rows = snapshot.table("imprints") if snapshot.has("imprints") else None
     if rows is not None:
         rows = rows.filter([h == head for h in rows["head"].to_pylist()]).sort_by("class_id")
     if rows is None or not rows.num_rows:

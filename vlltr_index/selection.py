@@ -16,14 +16,16 @@ from vlltr_index.anchors import (
     select_anchors,
 )
 from vlltr_index.errors import MissingStepError
+from vlltr_index.loading import usable_images
 from vlltr_index.schemas.config import SelectConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.schemas.tables import ANCHORS, SENTENCE_SCORES, image_vectors_name, sentence_vectors_name
-from vlltr_index.loading import usable_images
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
-    from vlltr_index.workspace import Snapshot, Transaction, Workspace
+    from vlltr_index.snapshot import Snapshot
+    from vlltr_index.transaction import Transaction
+    from vlltr_index.workspace import Workspace
 
 __all__ = ["SelectReport", "extend", "select"]
 
@@ -71,7 +73,13 @@ def select(workspace: Workspace, config: SelectConfig, progress: Progress | None
     with_images = set(image_class.tolist())
     classes = set(text_class.tolist())
     return SelectReport(
-        len(ids), len(image_ids), len(classes), len(chosen), config.mode, len(classes - with_images), selection_id
+        len(ids),
+        len(image_ids),
+        len(classes),
+        len(chosen),
+        config.mode,
+        len(classes - with_images),
+        selection_id,
     )
 
 
@@ -195,7 +203,9 @@ def extend(
     if not images_changed:
         new_ids = [ids[i] for i in new_at.tolist()]
         _write_scores(tx, new_ids, fresh, text_fp, image_fp, scale, image_set, replace=False)
-        chosen, ranks = select_anchors(fresh.loss, owner[new_at], new_ids, config.max_anchors, mode=config.mode)
+        chosen, ranks = select_anchors(
+            fresh.loss, owner[new_at], new_ids, config.max_anchors, mode=config.mode
+        )
         picked = [new_ids[i] for i in chosen.tolist()]
         _write_anchors(tx, _next_selection(tx, picked), picked, owner[new_at][chosen], ranks, replace=False)
         return
@@ -242,7 +252,10 @@ def _stored_scores(
     if any(i not in place for i in sentence_ids):
         return None
     at = [place[i] for i in sentence_ids]
-    found = {(t, i, s) for t, i, s in zip(*(rows[c].to_pylist() for c in ("text_fp", "image_fp", "scale")), strict=True)}
+    found = {
+        (t, i, s)
+        for t, i, s in zip(*(rows[c].to_pylist() for c in ("text_fp", "image_fp", "scale")), strict=True)
+    }
     if found != {facts}:
         return None
     return SentenceScores(

@@ -23,7 +23,8 @@ from vlltr_index.stages.pipeline import train_all
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
-    from vlltr_index.workspace import Snapshot, Workspace
+    from vlltr_index.snapshot import Snapshot
+    from vlltr_index.workspace import Workspace
 
 __all__ = ["CalibrationReport", "calibrate"]
 
@@ -89,7 +90,7 @@ def calibrate(
     if last is None or last.head is None:
         train_all(inner, recipe, progress)
     names = snapshot.class_table().names
-    missing = [i for i in plan.new if inner.snapshot().class_table().get(names[i]) is None]
+    missing = [i for i in plan.new if inner.snapshot().class_table().find(names[i]) is None]
     if missing:
         texts = _texts_of(snapshot, missing)
         add_classes(inner, [NewClass(names[i], tuple(texts[i])) for i in missing], progress=progress)
@@ -104,7 +105,8 @@ def calibrate(
         run_id=run_id,
     )
     if write:
-        workspace.write_recipe(workspace.recipe.model_copy(update={"fusion": fusion}))
+        recipe = workspace.recipe.model_copy(update={"fusion": fusion})
+        workspace.write_config(workspace.config.model_copy(update={"recipe": recipe}))
         with workspace.transaction("calibrate") as tx:
             if tx.commit is not None and tx.commit.head:
                 tx.set(fusion=fusion)
@@ -176,7 +178,9 @@ def _move(rows: pa.Table, held_back: set[str]) -> pa.Table:
     """The same rows with the held-back images, and those of val, in split `old`."""
     ids, splits = rows["image_id"].to_pylist(), rows["split"].to_pylist()
     moved = ["old" if i in held_back or s == "val" else s for i, s in zip(ids, splits, strict=True)]
-    return rows.set_column(rows.column_names.index("split"), rows.schema.field("split"), pa.array(moved, pa.string()))
+    return rows.set_column(
+        rows.column_names.index("split"), rows.schema.field("split"), pa.array(moved, pa.string())
+    )
 
 
 def _texts_of(snapshot: Snapshot, class_ids: list[int]) -> dict[int, list[str]]:
@@ -198,7 +202,7 @@ def _bring_images(inner: Workspace, snapshot: Snapshot, plan: _Plan, names: dict
             pc.is_in(rows["split"], pa.array(["train", "val"])),
         )
     )
-    owner = pa.array([table.find(names[i]) for i in rows["class_id"].to_pylist()], pa.int32())
+    owner = pa.array([table.lookup(names[i]) for i in rows["class_id"].to_pylist()], pa.int32())
     rows = rows.set_column(rows.column_names.index("class_id"), rows.schema.field("class_id"), owner)
     splits = pa.array(["new"] * rows.num_rows, pa.string())
     rows = rows.set_column(rows.column_names.index("split"), rows.schema.field("split"), splits)

@@ -12,7 +12,8 @@ from vlltr_index.train.augment import make_augment
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
-    from vlltr_index.workspace import Snapshot, Workspace
+    from vlltr_index.snapshot import Snapshot
+    from vlltr_index.workspace import Workspace
 
 __all__ = ["EmbedReport", "embed"]
 
@@ -64,4 +65,6 @@ def _embed_all(
         for view in range(views if split == "train" else 1):
             made, had, failed = embed_images(tx, encoder, split, view, augment, config, progress)
             images, images_before, unreadable = images + made, images_before + had, unreadable + failed
-    return EmbedReport(new, before, truncated, images, images_before, unreadable, encoder.text_fp, encoder.image_fp)
+    return EmbedReport(
+        new, before, truncated, images, images_before, unreadable, encoder.text_fp, encoder.image_fp
+    )

@@ -13,7 +13,13 @@ from vlltr_index.embedding import embed_images
 from vlltr_index.encoder import Encoder
 from vlltr_index.loading import ImageSet, class_positions, image_set, usable_images
 from vlltr_index.losses import sampler_prior
-from vlltr_index.metrics import AccuracyReport, Interval, accuracy_report, expected_calibration_error, paired_difference
+from vlltr_index.metrics import (
+    AccuracyReport,
+    Interval,
+    accuracy_report,
+    expected_calibration_error,
+    paired_difference,
+)
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.tables import image_vectors_name
 
@@ -21,7 +27,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vlltr_index.schemas.records import Progress
-    from vlltr_index.workspace import Snapshot, Workspace
+    from vlltr_index.snapshot import Snapshot
+    from vlltr_index.workspace import Workspace
 
 __all__ = ["EvaluationReport", "evaluate", "training_counts"]
 
@@ -139,7 +146,9 @@ def _baseline_rows(
     with workspace.transaction("evaluate") as tx:  # only the cache grows: no commit
         embed_images(tx, encoder, split, progress=progress)
         ids = usable_images(tx, split, [])["image_id"].to_pylist()
-        _, features = tx.store.vectors(image_vectors_name(encoder.image_fp), "vector_key", [f"{i}:0" for i in ids])
+        _, features = tx.store.vectors(
+            image_vectors_name(encoder.image_fp), "vector_key", [f"{i}:0" for i in ids]
+        )
     logits = features @ visual["weight"].T + visual["bias"]
     class_ids, plain = visual["class_ids"], logits.softmax(1)
     rows = {"image-only": _Row(class_ids[_top(plain)[0]], _top(plain)[1])}

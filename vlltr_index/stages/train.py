@@ -15,9 +15,9 @@ from torch import Tensor
 from vlltr_index.encoder import Encoder
 from vlltr_index.errors import MissingStepError
 from vlltr_index.heads import SavedHead, mean_feature, save_head
+from vlltr_index.loading import class_positions, image_set, load_bank, run_folder, usable_images
 from vlltr_index.schemas.config import BaselineConfig, CVLPConfig, LGRConfig, Recipe
 from vlltr_index.schemas.fingerprint import digest_json, short
-from vlltr_index.loading import class_positions, image_set, load_bank, open_encoder, run_folder, usable_images
 from vlltr_index.train.baseline import train_image_only
 from vlltr_index.train.cvlp import StageOne, train_cvlp
 from vlltr_index.train.data import TrainImages, TrainTexts
@@ -25,7 +25,8 @@ from vlltr_index.train.recognition import train_lgr
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
-    from vlltr_index.workspace import Snapshot, Workspace
+    from vlltr_index.snapshot import Snapshot
+    from vlltr_index.workspace import Workspace
 
 __all__ = ["TrainReport", "load_visual", "train_baseline_stage", "train_cvlp_stage", "train_lgr_stage"]
 
@@ -102,7 +103,14 @@ def _starting_encoder(recipe: Recipe, texts: list[list[str]] | None, seed: int) 
 
 
 def _run_key(what: str, recipe: Recipe, section: Any, data: TrainingSet) -> str:
-    facts = [what, recipe.encoder.model_dump(), section.model_dump(), data.image_ids, data.labels.tolist(), data.texts]
+    facts = [
+        what,
+        recipe.encoder.model_dump(),
+        section.model_dump(),
+        data.image_ids,
+        data.labels.tolist(),
+        data.texts,
+    ]
     return f"{what}-{short(digest_json(facts))}"
 
 
@@ -124,12 +132,25 @@ def train_cvlp_stage(
         images = TrainImages(data.sources, data.labels, encoder, config.augment, workers=config.workers)
         texts = TrainTexts(data.texts, encoder)
         stage = train_cvlp(
-            encoder, images, texts, config, run_dir=folder, log_dir=_logs(workspace), progress=progress, teacher=teacher
+            encoder,
+            images,
+            texts,
+            config,
+            run_dir=folder,
+            log_dir=_logs(workspace),
+            progress=progress,
+            teacher=teacher,
         )
         facts = {"config": config.model_dump(mode="json"), "kind": "cvlp"}
         digest = workspace.put_object("checkpoints", lambda path: save_stage(stage, data, facts, path))
         tx.set(
-            checkpoint=digest, text_fp=None, image_fp=None, head=None, index=None, selection_id=None, fusion=None
+            checkpoint=digest,
+            text_fp=None,
+            image_fp=None,
+            head=None,
+            index=None,
+            selection_id=None,
+            fusion=None,
         )
         tx.note(checkpoint_images=len(data.labels))
     shutil.rmtree(folder, ignore_errors=True)
@@ -181,7 +202,9 @@ def train_lgr_stage(workspace: Workspace, config: LGRConfig, progress: Progress 
         )
         assert tx.commit.text_fp is not None
         assert tx.commit.image_fp is not None
-        saved = SavedHead(head, class_ids, mean_feature(first.features), tx.commit.text_fp, tx.commit.image_fp)
+        saved = SavedHead(
+            head, class_ids, mean_feature(first.features), tx.commit.text_fp, tx.commit.image_fp
+        )
         digest = workspace.put_object("heads", lambda path: save_head(saved, path))
         tx.set(head=digest, fusion=workspace.recipe.fusion)
     return TrainReport("lgr", digest, len(class_ids), len(labels), config.epochs, False, {})
@@ -224,6 +247,8 @@ def _logs(workspace: Workspace) -> Path:
     return workspace.path / "logs"
 
 
-def _report(what: str, digest: str, data: TrainingSet, epochs: int, resumed: bool, stage: StageOne) -> TrainReport:
+def _report(
+    what: str, digest: str, data: TrainingSet, epochs: int, resumed: bool, stage: StageOne
+) -> TrainReport:
     last = stage.log[-1] if stage.log else {}
     return TrainReport(what, digest, len(data.class_ids), len(data.labels), epochs, resumed, last)
