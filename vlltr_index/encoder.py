@@ -1,4 +1,4 @@
-"""An image tower, a text tower, their tokenizer and preprocessing, as one thing that is saved and identified."""
+"""An image tower, a text tower, tokenizer and preprocessing, as one thing that is saved and identified."""
 
 from __future__ import annotations
 
@@ -130,7 +130,8 @@ class Encoder:
     ) -> Encoder:
         """Weights from open_clip's list, from a file or from a folder, with the preprocessing that belongs to them.
 
-        Weights are read as tensors only. Where they are known to need QuickGELU, they get it, whatever the name says.
+        Weights are read as tensors only. Where they are known to need QuickGELU, they get it, whatever the name
+        says.
 
         Args:
             model: A name that open_clip knows, a folder, `local-dir:FOLDER`, or `hf-hub:OWNER/NAME`.
@@ -159,6 +160,7 @@ class Encoder:
         cls,
         folder: str | Path,
         *,
+        image_size: int | None = None,
         precision: Precision | None = None,
         device: str | torch.device | None = None,
     ) -> Encoder:
@@ -174,18 +176,21 @@ class Encoder:
                 f"{folder / _FACTS} has format {facts.get('format')!r}, this program reads up to {_FORMAT}",
                 "Run: pip install -U vlltr-index",
             )
+        state = read_weights(folder / _WEIGHTS)
         try:
             config, name, saved = facts["config"], str(facts["name"]), facts["precision"]
-            length = int(config["model_cfg"]["text_cfg"].get("context_length", 77))
-            words = config["tokenizer"] == "words"
+            stored = config["model_cfg"]["vision_cfg"].get("image_size", 224)
+            sources.set_image_size(config, image_size)
+            tokenizer = _open_tokenizer(config, folder)
             built = openclip.build_model(config["model_cfg"])
-        except (KeyError, TypeError, AttributeError) as error:
-            raise EncoderError(f"{folder / _FACTS} is damaged: {type(error).__name__}: {error}") from None
-        tokenizer = (
-            WordTokenizer.open(folder / _WORDS, length) if words else openclip.make_tokenizer(config, folder)
-        )
-        openclip.load_state(built, read_weights(folder / _WEIGHTS), str(folder / _WEIGHTS))
-        return cls(built, tokenizer, config, name=name, precision=precision or saved, device=device)
+            if config.get("resized"):
+                openclip.set_timm_size(built, stored)
+            openclip.load_state(built, state, str(folder / _WEIGHTS))
+            if image_size is not None:
+                openclip.set_timm_size(built, image_size)
+            return cls(built, tokenizer, config, name=name, precision=precision or saved, device=device)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise EncoderError(f"{folder / _FACTS} is damaged: {type(error).__name__}: {error}") from error
 
     def save(self, folder: str | Path) -> None:
         """Write encoder.json, model.safetensors and, for a word vocabulary, words.json into `folder`."""
@@ -231,7 +236,7 @@ class Encoder:
 
     @property
     def logit_scale(self) -> float:
-        """The multiplier on cosines, exp(log-scale) = 1/tau; `model.logit_scale` is its log, as a parameter."""
+        """The multiplier on cosines, 1/tau = exp(log-scale); `model.logit_scale` is the log, as a parameter."""
         return float(self.model.logit_scale.detach().exp())  # type: ignore[operator]  # a Parameter, not a Module
 
     @property
@@ -309,7 +314,8 @@ class Encoder:
     ) -> Tensor:
         """Text features float32 [N, D] on the CPU, unnormalised, without gradients, in the order of `texts`.
 
-        Texts of like length go through the tower together, each batch cut to its longest: same values, less work.
+        Texts of like length go through the tower together, each batch cut to its longest: same values, less
+        work.
 
         Args:
             texts: N texts, or what `tokenize` made of them.
@@ -337,6 +343,12 @@ class Encoder:
         if self.precision == "bf16":
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()  # an ambient autocast stays: training decides its own
+
+
+def _open_tokenizer(config: dict[str, Any], folder: Path) -> Tokenizer:
+    if config["tokenizer"] != "words":
+        return openclip.make_tokenizer(config, folder)
+    return WordTokenizer.open(folder / _WORDS, int(config["model_cfg"]["text_cfg"]["context_length"]))
 
 
 def _float(features: Tensor | tuple[Tensor, ...]) -> Tensor:

@@ -25,5 +25,5 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def revision(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
-    """Changes whenever one of the tensors is written in place or replaced: an optimiser's step, a load, a move."""
+    """Changes when one of the tensors is written in place or replaced: an optimiser's step, a load, a move."""
     return tuple((value._version, value.data_ptr()) for value in tensors)

@@ -14,9 +14,9 @@ import open_clip
 import torch
 from open_clip.convert import convert_state_dict
 from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
+from open_clip.pretrained import download_pretrained, download_pretrained_from_hf, get_pretrained_cfg
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import text_global_pool
-from open_clip.pretrained import download_pretrained, download_pretrained_from_hf, get_pretrained_cfg
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -43,11 +43,11 @@ __all__ = [
 ]
 
 Config = dict[str, Any]
-"""`model_cfg` and `preprocess_cfg` as in an `open_clip_config.json`, and `tokenizer`: "open_clip" or "words"."""
+"""`model_cfg` and `preprocess_cfg` as in an open_clip_config.json, and `tokenizer`: "open_clip" or "words"."""
 
 
 def default_preprocess() -> Config:
-    """open_clip's preprocessing where a model says nothing else: 224 px, bicubic, centre crop, CLIP's mean and std."""
+    """open_clip's preprocessing where a model says nothing else: bicubic, centre crop, CLIP's mean and std."""
     cfg = PreprocessCfg()
     return {
         "size": cfg.size,
@@ -151,9 +151,8 @@ def _fetch(what: str, model: str, download: Callable[[], str]) -> str:
     try:
         return download()
     except Exception as error:  # urllib, http, huggingface_hub and the file system each raise their own
-        first = (str(error).splitlines() or [""])[0]
         raise EncoderError(
-            f"the weights {what} are not on this machine, and cannot be downloaded: {type(error).__name__}: {first}",
+            f"the weights {what} are not on this machine, and cannot be downloaded: {_first_line(error)}",
             "Without a network, copy the file here and name it instead: "
             f"vlltr init DIR --encoder {model}:/path/to/open_clip_model.safetensors",
         ) from error
@@ -188,7 +187,7 @@ def build_model(model_cfg: Config) -> nn.Module:
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
-    """Put weights into `model`: older layouts are converted, image position embeddings interpolated to its size.
+    """Put weights into `model`: older layouts are converted, image positions interpolated to its size.
 
     Raises:
         EncoderError: If names or shapes do not fit; the message shows the first few.
@@ -221,7 +220,7 @@ def load_state(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
 
 
 def _resize_positions(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Interpolate image position embeddings (bicubic) of ViTs and of ResNets' attention pooling to the model's grid."""
+    """Interpolate (bicubic) image positions of ViTs and of ResNets' attention pooling to the model's grid."""
     resize_pos_embed(state, model)
     name = "visual.attnpool.positional_embedding"
     own = model.state_dict().get(name)
@@ -237,7 +236,7 @@ def _resize_positions(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def set_timm_size(model: nn.Module, image_size: int | list[int]) -> None:
-    """Give a timm image tower another input size; its position embeddings are interpolated. Others are left alone."""
+    """Give a timm image tower another input size, its positions interpolated; leave other towers alone."""
     visual: Any = model.visual
     if hasattr(visual, "trunk") and hasattr(visual.trunk, "set_input_size"):
         visual.set_input_size(image_size)
@@ -269,9 +268,9 @@ def make_tokenizer(config: Config, folder: Path | None = None) -> Tokenizer:
         Exception
     ) as error:  # transformers raises whatever it meets: OSError, ImportError, ValueError, its own
         raise EncoderError(
-            f"the tokenizer {source} cannot be loaded: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-            "It is a Hugging Face tokenizer: it needs `pip install transformers` and a network the first time, "
-            "or its files beside open_clip_config.json in a local folder: vlltr init DIR --encoder local-dir:FOLDER",
+            f"the tokenizer {source} cannot be loaded: {_first_line(error)}",
+            "It is a Hugging Face tokenizer: it needs `pip install transformers` and a network the first time,\n"
+            "or its files beside open_clip_config.json: vlltr init DIR --encoder local-dir:FOLDER",
         ) from error
     return HubTokenizer(hub, str(name))
 
@@ -301,13 +300,17 @@ def make_transform(preprocess_cfg: Config) -> Callable[[Image.Image], Tensor]:
     return apply
 
 
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
 def _text_part(model: nn.Module) -> nn.Module:
     """Where the text transformer's parts hang: the model itself (CLIP), or its `text` (CustomTextCLIP)."""
     return cast(nn.Module, getattr(model, "text", model))
 
 
 def trims_exactly(model: nn.Module) -> bool:
-    """Whether padding on the right cannot change the output: causal attention, and a token of the text is pooled."""
+    """Whether padding on the right cannot matter: attention is causal, and a token of the text is pooled."""
     part = _text_part(model)
     if getattr(part, "attn_mask", None) is None or getattr(part, "cls_emb", None) is not None:
         return False
@@ -317,10 +320,10 @@ def trims_exactly(model: nn.Module) -> bool:
 
 
 def encode_text(model: nn.Module, ids: Tensor) -> Tensor:
-    """Text features [B, D], unnormalised, of ids int64 [B, L]; L may be shorter than the context (`trims_exactly`).
+    """Text features [B, D], unnormalised, of ids int64 [B, L].
 
-    Positions and mask are cut to L on the way, and nothing of the model is changed, so callers do not disturb each
-    other.
+    L may be shorter than the context where `trims_exactly` holds. Positions and mask are cut to L on the way, and
+    nothing of the model is changed, so callers do not disturb each other.
     """
     if not trims_exactly(model):
         return cast(Tensor, model.encode_text(ids, normalize=False))  # type: ignore[operator]  # nn.Module types its methods as Tensor

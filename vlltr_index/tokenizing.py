@@ -75,7 +75,7 @@ class Tokenizer(ABC):
 
 
 class WordTokenizer(Tokenizer):
-    """Lower-cased words and numbers; PAD 0, UNK 1, words from 2, start V-2, end V-1 (the largest id, as CLIP's)."""
+    """Lower-cased words and numbers; PAD 0, UNK 1, words from 2, start V-2, end V-1 (the largest, as in CLIP)."""
 
     def __init__(self, words: Sequence[str], context_length: int) -> None:
         super().__init__(context_length, len(words) + 4, pad_id=0, unk_id=1)

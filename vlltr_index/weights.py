@@ -43,8 +43,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors, .pt, .pth, .bin or .ckpt file, on the CPU, by name.
 
-    A training checkpoint's `state_dict` is taken out, and the `module.` that data-parallel training puts before every
-    name is dropped. Nothing in the file is executed.
+    A training checkpoint's `state_dict` is taken out, and the `module.` that data-parallel training puts before
+    every name is dropped. Nothing in the file is executed.
 
     Raises:
         EncoderError: If the file is missing or damaged, or holds anything but tensors.
@@ -52,7 +52,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     suffix = path.suffix.lower()
     if suffix not in {".safetensors", *_PICKLED}:
         raise EncoderError(
-            f"{path} does not end like a file of weights", "Weights end in .safetensors, .pt, .pth, .bin or .ckpt."
+            f"{path} does not end like a file of weights",
+            "Weights end in .safetensors, .pt, .pth, .bin or .ckpt.",
         )
     if not path.is_file():
         raise EncoderError(f"no such file: {path}")
@@ -92,7 +93,9 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
         ) from None
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         first = (str(error).splitlines() or [""])[0]
-        raise EncoderError(f"{path} is damaged or not a file of weights: {type(error).__name__}: {first}") from None
+        raise EncoderError(
+            f"{path} is damaged or not a file of weights: {type(error).__name__}: {first}"
+        ) from None
     if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
         value = value["state_dict"]
     return value if isinstance(value, dict) else {}
@@ -110,5 +113,8 @@ def half_with_float_norms(state: dict[str, Tensor]) -> bool:
     """Whether matrices are float16 and norms float32, the way OpenAI saved its models."""
     matrix, norm = state.get("transformer.resblocks.0.mlp.c_fc.weight"), state.get("ln_final.weight")
     return (
-        matrix is not None and norm is not None and matrix.dtype == torch.float16 and norm.dtype == torch.float32
+        matrix is not None
+        and norm is not None
+        and matrix.dtype == torch.float16
+        and norm.dtype == torch.float32
     )
