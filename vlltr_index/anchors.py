@@ -118,7 +118,7 @@ def score_sentences(
         raise InputError(
             "there is no image to score sentences against", "vlltr ingest images PATH --split train"
         )
-    scale = float(logit_scale)
+    scale = _scale(logit_scale)
     lse = logsumexp_cosines(text_features, image_features, scale, chunk_rows, chunk_images)
     positive = _positive(text_features, text_labels, image_features, image_labels, scale)
     return SentenceScores(lse, lse.clone(), positive)
@@ -159,7 +159,7 @@ def add_images(
     _check_scores(scores, text_features)
     if new_images.shape[0] == 0:
         return scores
-    scale = float(logit_scale)
+    scale = _scale(logit_scale)
     lse = torch.logaddexp(
         scores.lse, logsumexp_cosines(text_features, new_images, scale, chunk_rows, chunk_images)
     )
@@ -217,7 +217,7 @@ def remove_images(
         raise InputError(
             "no image remains to score sentences against", "vlltr ingest images PATH --split train"
         )
-    scale = float(logit_scale)
+    scale = _scale(logit_scale)
     gone = logsumexp_cosines(text_features, removed_images, scale, chunk_rows, chunk_images)
     lse = scores.lse + torch.log1p(-torch.exp(gone - scores.lse).clamp(max=1.0))
     last_exact = scores.last_exact_lse.clone()
@@ -251,7 +251,7 @@ def fallback_positive(text_features: Tensor, text_labels: Tensor, logit_scale: f
     check_matrix("text_features", text_features)
     check_labels("text_labels", text_labels, text_features.shape[0])
     return against_means(
-        text_features, text_labels, text_features, text_labels, float(logit_scale), renormalise=True
+        text_features, text_labels, text_features, text_labels, _scale(logit_scale), renormalise=True
     )
 
 
@@ -344,6 +344,10 @@ def _positive(
     if fallback and bool(bare.any()):
         positive[bare] = fallback_positive(text_features[bare], text_labels[bare], scale)
     return positive
+
+
+def _scale(logit_scale: float | Tensor) -> float:
+    return float(torch.as_tensor(logit_scale).detach())
 
 
 def _check_pairs(text_features: Tensor, text_labels: Tensor, images: Tensor, image_labels: Tensor) -> None:

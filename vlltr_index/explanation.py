@@ -100,7 +100,7 @@ def explain_class(head: LGRHead, bank: AnchorBank, position: int, image_feature:
         length = attended.norm()
         shares = terms @ image / length if float(length) else torch.zeros_like(attention)
         effects = cosine - _cosine(_without_each(terms), image)
-        scale = float(head.logit_scale)
+        scale = float(head.logit_scale.detach())
     return ClassExplanation(
         position, bank.rows[start:stop], attention, shares, effects, float(cosine), scale * float(cosine)
     )

@@ -1,0 +1,215 @@
+"""Tests of `vlltr_index.anchors` against the released code's numbers and against whole matrices."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import twins
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from vlltr_index.anchors import (
+    SentenceScores,
+    add_images,
+    choose_score_images,
+    fallback_positive,
+    remove_images,
+    score_sentences,
+    select_anchors,
+    sentence_losses,
+)
+from vlltr_index.errors import InputError
+
+quick = settings(max_examples=25, deadline=None)
+
+
+def _draw(seed: int, texts: int, images: int, classes: int, dim: int = 6) -> tuple[Tensor, ...]:
+    g = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(texts, dim, generator=g, dtype=torch.float64) * 3,
+        torch.randint(classes, (texts,), generator=g),
+        torch.randn(images, dim, generator=g, dtype=torch.float64) * 2,
+        torch.randint(classes, (images,), generator=g),
+    )
+
+
+def test_losses_equal_the_release() -> None:
+    """L_lin agrees with the released code within 1e-6, in chunks that do not divide the sizes."""
+    data = twins.parity("anss")
+    names = ("text_features", "text_labels", "image_features", "image_labels", "logit_scale")
+    losses = sentence_losses(*(data[name] for name in names), chunk_rows=7, chunk_images=11)
+    torch.testing.assert_close(losses, data["losses"], atol=1e-6, rtol=0)
+
+
+@quick
+@given(
+    texts=st.integers(1, 9),
+    images=st.integers(1, 9),
+    classes=st.integers(1, 5),
+    rows=st.sampled_from([None, 1, 4]),
+    columns=st.sampled_from([None, 1, 3]),
+    scale=st.sampled_from([1.0, 33.3, 1e4]),
+    seed=st.integers(0, 2**31),
+)
+def test_losses_equal_their_twin(
+    texts: int, images: int, classes: int, rows: int | None, columns: int | None, scale: float, seed: int
+) -> None:
+    """Chunked scores agree with the whole matrix, classes without an image included; float32 within 1e-3."""
+    t, tl, x, xl = _draw(seed, texts, images, classes)
+    expected = twins.sentence_losses(t, tl, x, xl, scale)
+    torch.testing.assert_close(
+        sentence_losses(t, tl, x, xl, scale, rows, columns), expected, rtol=1e-9, atol=1e-9
+    )
+    narrow = sentence_losses(t.float(), tl, x.float(), xl, scale, rows, columns)
+    assert narrow.dtype == torch.float64
+    torch.testing.assert_close(narrow, expected, rtol=0, atol=1e-3 * max(1.0, scale / 100))
+
+
+def test_scores_ignore_an_ambient_autocast() -> None:
+    """Scores under bfloat16 autocast are the same to the last bit."""
+    t, tl, x, xl = _draw(0, 8, 20, 3)
+    t, x = t.float(), x.float()
+    expected = sentence_losses(t, tl, x, xl, 100.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(sentence_losses(t, tl, x, xl, 100.0), expected, rtol=0, atol=0)
+
+
+@quick
+@given(
+    images=st.integers(2, 12),
+    classes=st.integers(1, 6),
+    cut=st.integers(1, 11),
+    scale=st.sampled_from([5.0, 100.0]),
+    seed=st.integers(0, 2**31),
+)
+def test_images_added_and_removed_equal_scoring_anew(
+    images: int, classes: int, cut: int, scale: float, seed: int
+) -> None:
+    """Adding then removing gives what scoring from scratch gives, for classes that gain or lose all images too."""
+    t, tl, x, xl = _draw(seed, 10, images, classes)
+    t, x, cut = t.float(), x.float(), min(cut, images - 1)
+    old, everything = (score_sentences(t, tl, x[:n], xl[:n], scale) for n in (cut, images))
+    grown = add_images(old, t, tl, x[cut:], xl[cut:], xl[:cut], scale)
+    torch.testing.assert_close(grown.loss, everything.loss, rtol=0, atol=1e-4)
+    shrunk = remove_images(grown, t, tl, x[cut:], xl[cut:], x[:cut], xl[:cut], scale)
+    torch.testing.assert_close(shrunk.loss, old.loss, rtol=0, atol=1e-3)
+    assert bool((shrunk.lse >= shrunk.last_exact_lse - math.log(2.0)).all())
+
+
+def test_removal_recomputes_the_rows_that_lost_their_digits() -> None:
+    """A sentence whose best image goes is computed again, exactly; one that hardly changes is not."""
+    t = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    x = torch.tensor([[1.0, 0.0], [0.1, 1.0], [0.0, 1.0]])
+    tl, xl = torch.tensor([0, 1]), torch.tensor([0, 1, 1])
+    scores = score_sentences(t, tl, x, xl, 100.0)
+    after = remove_images(scores, t, tl, x[:1], xl[:1], x[1:], xl[1:], 100.0)
+    exact = score_sentences(t, tl, x[1:], xl[1:], 100.0)
+    torch.testing.assert_close(after.lse, exact.lse, rtol=0, atol=1e-9)
+    torch.testing.assert_close(after.positive, exact.positive, rtol=0, atol=1e-9)
+    assert (after.last_exact_lse == after.lse).tolist() == [True, True]
+    assert (after.last_exact_lse == scores.last_exact_lse).tolist() == [False, True]
+
+
+def test_many_removals_stay_close() -> None:
+    """Removing 60 images one by one stays within 1e-3 of scoring the rest."""
+    t, tl, x, xl = _draw(5, 12, 80, 4)
+    t, x = t.float(), x.float()
+    scores = score_sentences(t, tl, x, xl, 60.0)
+    for k in range(60):
+        scores = remove_images(scores, t, tl, x[k : k + 1], xl[k : k + 1], x[k + 1 :], xl[k + 1 :], 60.0)
+    exact = score_sentences(t, tl, x[60:], xl[60:], 60.0)
+    torch.testing.assert_close(scores.loss, exact.loss, rtol=0, atol=1e-3)
+
+
+def test_nothing_added_or_removed_changes_nothing() -> None:
+    """Empty additions and removals return the scores as they are."""
+    t, tl, x, xl = _draw(1, 3, 4, 2)
+    scores = score_sentences(t, tl, x, xl, 10.0)
+    assert add_images(scores, t, tl, x[:0], xl[:0], xl, 10.0) is scores
+    assert remove_images(scores, t, tl, x[:0], xl[:0], x, xl, 10.0) is scores
+    with pytest.raises(InputError, match="no image remains"):
+        remove_images(scores, t, tl, x, xl, x[:0], xl[:0], 10.0)
+
+
+def test_a_class_without_images_is_held_against_its_mean_sentence() -> None:
+    """Its only sentence has cosine one with the mean, so its positive term is the scale."""
+    t = torch.randn(1, 5)
+    torch.testing.assert_close(fallback_positive(t, torch.tensor([4]), 30.0), torch.tensor([30.0]).double())
+    with pytest.raises(InputError) as error:
+        score_sentences(t, torch.tensor([4]), torch.randn(0, 5), torch.zeros(0).long(), 30.0)
+    assert str(error.value) == (
+        "there is no image to score sentences against\nvlltr ingest images PATH --split train"
+    )
+
+
+def test_scores_belong_to_their_sentences() -> None:
+    """Scores of other sentences are refused."""
+    t, tl, x, xl = _draw(1, 3, 4, 2)
+    wrong = SentenceScores(*(torch.zeros(2, dtype=torch.float64) for _ in range(3)))
+    with pytest.raises(InputError, match=r"scores must have shape \[3\], got \[2\]"):
+        add_images(wrong, t, tl, x, xl, xl, 10.0)
+
+
+@quick
+@given(
+    labels=st.lists(st.integers(0, 3), min_size=1, max_size=12),
+    most=st.integers(1, 4),
+    data=st.data(),
+)
+def test_selection_equals_its_twin(labels: list[int], most: int, data: st.DataObject) -> None:
+    """Per class: the smallest (loss, id) pairs, in that order, whatever the order of the input."""
+    losses = data.draw(
+        st.lists(st.sampled_from([0.0, 1.0, 2.5]), min_size=len(labels), max_size=len(labels))
+    )
+    ids = [f"s{k:02d}" for k in data.draw(st.permutations(range(len(labels))))]
+    expected: list[tuple[int, int]] = []
+    for label in sorted(set(labels)):
+        mine = sorted((losses[k], ids[k], k) for k in range(len(labels)) if labels[k] == label)
+        expected += [(k, rank) for rank, (_, _, k) in enumerate(mine[:most])]
+    positions, ranks = select_anchors(torch.tensor(losses), torch.tensor(labels), ids, most)
+    assert list(zip(positions.tolist(), ranks.tolist(), strict=True)) == expected
+    numbers = torch.tensor([int(i[1:]) for i in ids])
+    same = select_anchors(torch.tensor(losses), torch.tensor(labels), numbers, most)
+    assert same.positions.tolist() == positions.tolist()
+
+
+def test_cutoff_keeps_the_first_sentences() -> None:
+    """`cutoff` ignores the losses and keeps the input's order."""
+    labels = torch.tensor([1, 0, 1, 1, 0])
+    positions, ranks = select_anchors(torch.full((5,), math.nan), labels, list("edcba"), 2, mode="cutoff")
+    assert positions.tolist() == [1, 4, 0, 2]
+    assert ranks.tolist() == [0, 1, 0, 1]
+
+
+def test_selection_refuses_what_it_cannot_rank() -> None:
+    """NaN losses, unknown modes, a limit below one and wrong lengths are named."""
+    labels = torch.tensor([0, 0])
+    with pytest.raises(InputError) as error:
+        select_anchors(torch.tensor([0.0, math.nan]), labels, ["a", "b"], 1)
+    assert str(error.value) == "the loss of sentence b is not a number"
+    with pytest.raises(InputError, match="'anss' or 'cutoff', got 'best'"):
+        select_anchors(torch.zeros(2), labels, ["a", "b"], 1, mode="best")  # type: ignore[arg-type] # on purpose
+    with pytest.raises(InputError, match="max_per_class must be at least 1, got 0"):
+        select_anchors(torch.zeros(2), labels, ["a", "b"], 0)
+    with pytest.raises(InputError, match="sentence_ids must have length 2"):
+        select_anchors(torch.zeros(2), labels, ["a"], 1)
+
+
+@quick
+@given(labels=st.lists(st.integers(0, 3), max_size=15), most=st.integers(1, 4), data=st.data())
+def test_score_images_do_not_depend_on_the_order(labels: list[int], most: int, data: st.DataObject) -> None:
+    """Each class keeps its smallest hashes, also after a shuffle."""
+    hashes = [f"{(k * 7919) % 1009:04x}" for k in range(len(labels))]
+    expected = {
+        h
+        for c in set(labels)
+        for h in sorted(h for h, label in zip(hashes, labels, strict=True) if label == c)[:most]
+    }
+    order = data.draw(st.permutations(range(len(labels))))
+    shuffled = [hashes[k] for k in order]
+    kept = choose_score_images(shuffled, torch.tensor([labels[k] for k in order], dtype=torch.int64), most)
+    assert {shuffled[k] for k in kept.tolist()} == expected
+    assert len(kept) == len(expected)

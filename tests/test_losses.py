@@ -1,0 +1,254 @@
+"""Tests of `vlltr_index.losses` against the released code's numbers and against loops."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import twins
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from vlltr_index.errors import InputError
+from vlltr_index.losses import (
+    candidate_log_prior,
+    class_contrastive_loss,
+    distillation_loss,
+    joint_log_adjustment,
+    logit_adjusted_cross_entropy,
+    sampler_prior,
+    text_classification_loss,
+)
+
+quick = settings(max_examples=25, deadline=None)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_contrastive_loss_equals_the_release(smoothing: float) -> None:
+    """Both sides of the loss agree with the released code within 1e-6."""
+    data = twins.parity("cvlp")
+    vis, lin = class_contrastive_loss(
+        data["image_features"],
+        data["text_features"],
+        data["labels"],
+        data["labels"],
+        float(data["logit_scale"]),
+        smoothing,
+    )
+    torch.testing.assert_close(vis, data[f"vis_smoothing_{smoothing}"], atol=1e-6, rtol=0)
+    torch.testing.assert_close(lin, data[f"lin_smoothing_{smoothing}"], atol=1e-6, rtol=0)
+
+
+def test_full_distillation_equals_the_release() -> None:
+    """Whole-row distillation, mean of the two sides, agrees with the released code within 1e-6."""
+    data = twins.parity("cvlp")
+    student = data["logit_scale"] * twins.cosines(data["image_features"], data["text_features"])
+    loss = distillation_loss(student, data["teacher_logits"])
+    torch.testing.assert_close(loss, data["distillation_full_mean_of_two"], atol=1e-6, rtol=0)
+
+
+@quick
+@given(
+    images=st.integers(1, 7),
+    texts=st.integers(1, 7),
+    dim=st.integers(2, 9),
+    classes=st.integers(1, 5),
+    scale=st.sampled_from([1.0, 14.3, 100.0, 1e4]),
+    smoothing=st.sampled_from([0.0, 0.1]),
+    seed=st.integers(0, 2**31),
+)
+def test_contrastive_loss_equals_its_twin(
+    images: int, texts: int, dim: int, classes: int, scale: float, smoothing: float, seed: int
+) -> None:
+    """Loss and gradients agree with loops, with unequal counts and rows that have no positive."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(images, dim, generator=g, dtype=torch.float64, requires_grad=True)
+    t = torch.randn(texts, dim, generator=g, dtype=torch.float64, requires_grad=True)
+    image_labels = torch.randint(classes, (images,), generator=g)
+    text_labels = torch.randint(classes, (texts,), generator=g)
+    ours = class_contrastive_loss(x, t, image_labels, text_labels, scale, smoothing)
+    naive = twins.contrastive(x, t, image_labels, text_labels, scale, smoothing)
+    for mine, other in zip(ours, naive, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-9)
+    gradients = torch.autograd.grad(ours[0] + 2 * ours[1], (x, t))
+    expected = torch.autograd.grad(naive[0] + 2 * naive[1], (x, t))
+    torch.testing.assert_close(gradients, expected, rtol=1e-7, atol=1e-9 * scale)
+
+
+def test_contrastive_loss_without_any_positive_is_zero_and_differentiable() -> None:
+    """Disjoint labels give zero on both sides, with zero gradients instead of NaN."""
+    x, t = torch.randn(3, 4, requires_grad=True), torch.randn(2, 4)
+    vis, lin = class_contrastive_loss(x, t, torch.tensor([0, 1, 2]), torch.tensor([7, 8]), 100.0, 0.1)
+    (vis + lin).backward()
+    assert vis.item() == lin.item() == 0.0
+    assert x.grad is not None
+    assert bool((x.grad == 0).all())
+
+
+def test_contrastive_loss_keeps_full_precision_under_autocast() -> None:
+    """Ambient bfloat16 autocast and bfloat16 inputs leave the arithmetic in float32."""
+    x, t = torch.randn(6, 32), torch.randn(5, 32)
+    a, b = torch.tensor([0, 0, 1, 2, 1, 0]), torch.tensor([0, 1, 2, 1, 0])
+    expected = class_contrastive_loss(x, t, a, b, 100.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(class_contrastive_loss(x, t, a, b, 100.0), expected, rtol=0, atol=0)
+    narrow = class_contrastive_loss(x.bfloat16(), t.bfloat16(), a, b, 100.0)
+    assert narrow[0].dtype == torch.float32
+
+
+def test_contrastive_loss_survives_a_zero_vector_and_a_huge_scale() -> None:
+    """Gradients stay finite in float32 with a zero feature and a scale of a million."""
+    x = torch.randn(4, 8)
+    x[1] = 0
+    x.requires_grad_()
+    labels = torch.tensor([0, 0, 1, 1])
+    vis, lin = class_contrastive_loss(x, torch.randn(4, 8), labels, labels, 1e6)
+    (vis + lin).backward()
+    assert x.grad is not None
+    assert bool(x.grad.isfinite().all())
+    assert math.isfinite((vis + lin).item())
+
+
+@quick
+@given(
+    images=st.integers(1, 6),
+    texts=st.integers(1, 6),
+    mode=st.sampled_from(["full", "paired"]),
+    scale=st.sampled_from([1.0, 100.0, 1e3]),
+    seed=st.integers(0, 2**31),
+)
+def test_distillation_equals_its_twin(images: int, texts: int, mode: str, scale: float, seed: int) -> None:
+    """Both modes agree with loops; no gradient reaches the teacher."""
+    g = torch.Generator().manual_seed(seed)
+    texts = images if mode == "paired" else texts
+    student = (scale * torch.randn(images, texts, generator=g, dtype=torch.float64)).requires_grad_()
+    teacher = (scale * torch.randn(images, texts, generator=g, dtype=torch.float64)).requires_grad_()
+    ours = distillation_loss(student, teacher, mode)  # type: ignore[arg-type] # hypothesis draws a plain str
+    naive = twins.distillation(student, teacher.detach(), mode)
+    torch.testing.assert_close(ours, naive, rtol=1e-9, atol=1e-12)
+    mine, theirs = (torch.autograd.grad(loss, student)[0] for loss in (ours, naive))
+    torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-12)
+    assert teacher.grad is None
+
+
+def test_distillation_names_both_modes() -> None:
+    """An unknown mode is refused with the two that exist; `paired` needs a square matrix."""
+    with pytest.raises(InputError) as error:
+        distillation_loss(torch.zeros(2, 2), torch.zeros(2, 2), "diagonal")  # type: ignore[arg-type] # on purpose
+    assert str(error.value) == "distillation mode must be 'full' or 'paired', got 'diagonal'"
+    with pytest.raises(InputError) as error:
+        distillation_loss(torch.zeros(2, 3), torch.zeros(2, 3), "paired")
+    assert str(error.value) == "paired distillation needs as many sentences as images, got [2, 3]"
+
+
+def test_sampler_prior_is_the_mass_of_the_weights() -> None:
+    """Weights n^-power a sample give mass n^(1 - power); classes without images have none."""
+    counts = torch.tensor([100, 0, 4, 1])
+    torch.testing.assert_close(sampler_prior(counts), torch.tensor([10, 0, 2, 1]).double() / 13)
+    torch.testing.assert_close(sampler_prior(counts, 1.0), torch.tensor([1, 0, 1, 1]).double() / 3)
+    torch.testing.assert_close(sampler_prior(counts, 0.0), counts.double() / 105)
+    with pytest.raises(InputError):
+        sampler_prior(torch.tensor([0, 0]))
+
+
+def test_candidate_prior_is_what_sampling_gives() -> None:
+    """log pi agrees with 30,000 simulated steps."""
+    rng, batch, extra, steps = np.random.default_rng(0), 12, 8, 30_000
+    prior = sampler_prior(torch.tensor([300 // (c + 1) + 1 for c in range(40)]))
+    drawn = rng.choice(40, size=(steps, batch), p=prior.numpy())
+    candidate = np.zeros((steps, 40), bool)
+    candidate[np.arange(steps)[:, None], drawn] = True
+    keys = np.where(candidate, 2.0, rng.random((steps, 40)))
+    candidate |= keys <= np.partition(keys, extra - 1, axis=1)[:, extra - 1 : extra]
+    seen = np.array([candidate[drawn[:, 0] != c, c].mean() for c in range(40)])
+    found = candidate_log_prior(prior, batch, extra).exp().numpy()
+    np.testing.assert_allclose(found, seen, atol=0.015)
+
+
+def test_candidate_prior_at_its_ends() -> None:
+    """With enough extra classes all are candidates; one class or a batch of one stays finite."""
+    prior = sampler_prior(torch.tensor([50, 3, 0, 1]))
+    assert bool((candidate_log_prior(prior, 4, 100) == 0).all())
+    assert float(candidate_log_prior(torch.ones(1), 8, 256)) == 0.0
+    assert bool(candidate_log_prior(prior, 1, 0).isfinite().all())
+    adjustment = joint_log_adjustment(prior, 4, 2)
+    assert adjustment[2] == -math.inf
+    assert bool(adjustment[[0, 1, 3]].isfinite().all())
+    with pytest.raises(InputError):
+        candidate_log_prior(prior, 0, 1)
+
+
+def test_text_classification_is_adjusted_cross_entropy() -> None:
+    """The loss is the cross-entropy of scale * cosine + adjustment, and gradients agree."""
+    g = torch.Generator().manual_seed(3)
+    x = torch.randn(5, 6, generator=g, dtype=torch.float64, requires_grad=True)
+    t = torch.randn(4, 6, generator=g, dtype=torch.float64, requires_grad=True)
+    targets, adjustment = torch.tensor([0, 3, 3, 1, 2]), torch.randn(4, generator=g, dtype=torch.float64)
+    scale = torch.tensor(30.0, dtype=torch.float64, requires_grad=True)
+    ours = text_classification_loss(x, t, targets, adjustment, scale)
+    naive = F.cross_entropy(scale * twins.cosines(x, t) + adjustment, targets)
+    torch.testing.assert_close(ours, naive)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, (x, t, scale)), torch.autograd.grad(naive, (x, t, scale))
+    )
+
+
+def test_adjustment_is_constant_where_candidates_follow_the_prior() -> None:
+    """Of rare classes pi is (B - 1) p, so that log p - log pi is the same for all of them."""
+    prior = sampler_prior(torch.tensor([1000.0 / (c + 1) for c in range(2000)]))
+    adjustment = joint_log_adjustment(prior, 16, 0)
+    torch.testing.assert_close(adjustment[-500:], torch.full((500,), -math.log(15.0)).double(), atol=5e-3, rtol=0)
+
+
+def test_text_classification_leaves_out_classes_without_images() -> None:
+    """Minus infinity takes a candidate out of the denominator; as a target it is refused."""
+    x, t = torch.randn(2, 4, requires_grad=True), torch.randn(3, 4)
+    adjustment = torch.tensor([0.3, -math.inf, -0.2])
+    loss = text_classification_loss(x, t, torch.tensor([0, 2]), adjustment, 50.0)
+    kept = text_classification_loss(x, t[[0, 2]], torch.tensor([0, 1]), adjustment[[0, 2]], 50.0)
+    torch.testing.assert_close(loss, kept)
+    loss.backward()
+    assert x.grad is not None
+    assert bool(x.grad.isfinite().all())
+    with pytest.raises(InputError, match="log_adjustment of target 1 is -inf"):
+        text_classification_loss(x, t, torch.tensor([0, 1]), adjustment, 50.0)
+
+
+def test_logit_adjusted_cross_entropy() -> None:
+    """It equals torch's cross-entropy of the adjusted logits, smoothing included, and tau 0 turns it off."""
+    logits, targets = torch.randn(5, 3) * 1e4, torch.tensor([0, 2, 1, 1, 0])
+    prior = torch.tensor([0.7, 0.2, 0.1]).log()
+    torch.testing.assert_close(
+        logit_adjusted_cross_entropy(logits, targets, prior, 1.5, 0.1),
+        F.cross_entropy(logits + 1.5 * prior, targets, label_smoothing=0.1),
+    )
+    empty = torch.tensor([0.0, 0.0, -math.inf])
+    some = torch.tensor([0, 1, 1, 0, 0])
+    torch.testing.assert_close(
+        logit_adjusted_cross_entropy(logits, some, empty, 0.0, 0.1),
+        F.cross_entropy(logits[:, :2], some, label_smoothing=0.1),
+    )
+    one = logit_adjusted_cross_entropy(torch.randn(2, 1), torch.zeros(2).long(), torch.zeros(1))
+    assert float(one) == 0.0
+
+
+def test_bad_shapes_are_named() -> None:
+    """The message names the argument, the shape expected, and the shape given."""
+    labels = torch.zeros(2).long()
+    with pytest.raises(InputError) as error:
+        class_contrastive_loss(torch.randn(2, 3), torch.randn(2, 4), labels, labels, 1.0)
+    assert str(error.value) == "text_features must have shape [N, 3], got [2, 4]"
+    with pytest.raises(InputError) as error:
+        class_contrastive_loss(torch.randn(2, 3), torch.randn(2, 3), labels[:1], labels, 1.0)
+    assert str(error.value) == "image_labels must have shape [2], got [1]"
+    with pytest.raises(InputError, match="image_labels must be integers"):
+        class_contrastive_loss(torch.randn(2, 3), torch.randn(2, 3), labels.float(), labels, 1.0)
+    with pytest.raises(InputError, match="label_smoothing must be at least 0 and below 1"):
+        class_contrastive_loss(torch.randn(2, 3), torch.randn(2, 3), labels, labels, 1.0, 1.0)
+    with pytest.raises(InputError, match=r"targets must lie in 0\.\.2"):
+        logit_adjusted_cross_entropy(torch.zeros(1, 3), torch.tensor([3]), torch.zeros(3))
+    with pytest.raises(InputError, match="the batch is empty"):
+        logit_adjusted_cross_entropy(torch.zeros(0, 3), labels[:0], torch.zeros(3))
