@@ -1,0 +1,230 @@
+"""Training augmentation: whole batches of small images on tensors, single photographs on PIL images."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from vlltr_index.errors import ConfigError
+from vlltr_index.schemas.config import AugmentConfig
+
+if TYPE_CHECKING:
+    from vlltr_index.encoder import Encoder
+
+__all__ = ["BatchAugment", "photo_transform", "make_augment", "seeded"]
+
+_ROTATE = 0.14  # radians, about 8 degrees
+_SHEAR = 0.12
+_ZOOM = 0.12
+_SHIFT = 0.08  # of the side
+_THICKEN, _THIN, _BLUR = 0.2, 0.15, 0.2  # shares of a batch
+
+
+class BatchAugment:
+    """Augments batches of images with values in 0..1, of any number of channels.
+
+    The random numbers are drawn for a whole batch and may be applied to a part of it, so that processes which share
+    a batch see what one process would.
+    """
+
+    def __init__(self, config: AugmentConfig) -> None:
+        self.config = config
+        self._auto = auto_augment(config) if config.kind == "photo" else None
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Random numbers for `count` images, uniform in 0..1: float32 [count, 12]."""
+        return torch.rand(count, 12, generator=generator)
+
+    def apply(self, pixels: Tensor, draws: Tensor) -> Tensor:
+        """Augment float [B, C, H, W] with values in 0..1 by the rows of `draws` [B, 12]; same shape and range."""
+        if self.config.kind == "none" or not len(pixels):
+            return pixels
+        if self.config.kind == "glyph":
+            return _reshape_strokes(_warp(pixels, _glyph_matrices(draws)), draws)
+        if self._auto is not None:
+            pixels = _each(self._auto, pixels, draws)
+        pixels = _warp(pixels, _crop_matrices(draws, self.config.crop_min, self.config.flip))
+        pixels = _jitter(pixels, draws, self.config.color_jitter)
+        return _erase(pixels, draws, self.config.random_erase)
+
+    def __call__(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """`draw` and `apply` in one."""
+        return self.apply(pixels, self.draw(len(pixels), generator).to(pixels.device))
+
+
+def make_augment(config: AugmentConfig, encoder: Encoder) -> Callable[[Tensor, torch.Generator], Tensor]:
+    """The batch augmentation for pixels that are already normalised for `encoder`: float [B, 3, H, W] to the same."""
+    augment = BatchAugment(config)
+    mean, std = (
+        torch.as_tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (encoder.mean, encoder.std)
+    )
+
+    def normalised(pixels: Tensor, generator: torch.Generator) -> Tensor:
+        centre, spread = mean.to(pixels.device), std.to(pixels.device)
+        return (augment((pixels * spread + centre).clamp(0.0, 1.0), generator) - centre) / spread
+
+    return normalised
+
+
+def _glyph_matrices(draws: Tensor) -> Tensor:
+    """Small rotation, shear, zoom and shift: inverse maps for `affine_grid`, [B, 2, 3]."""
+    turn, shear, across, down, right, below = (draws[:, :6] * 2 - 1).unbind(1)
+    cos, sin = torch.cos(_ROTATE * turn), torch.sin(_ROTATE * turn)
+    sx, sy = 1 + _ZOOM * across, 1 + _ZOOM * down
+    lean = _SHEAR * shear
+    rows = [
+        sx * cos,
+        sy * (lean * cos - sin),
+        2 * _SHIFT * right,
+        sx * sin,
+        sy * (lean * sin + cos),
+        2 * _SHIFT * below,
+    ]
+    return torch.stack(rows, 1).view(-1, 2, 3)
+
+
+def _crop_matrices(draws: Tensor, crop_min: float, flip: bool) -> Tensor:
+    """Random resized crops (area from `crop_min` to 1, aspect 3/4 to 4/3) and flips, [B, 2, 3]."""
+    area, aspect, right, below, mirror = draws[:, :5].unbind(1)
+    side = (crop_min + (1 - crop_min) * area).sqrt()
+    ratio = torch.exp((aspect - 0.5) * float(np.log(16 / 9)) / 2)
+    width, height = (side * ratio).clamp(max=1.0), (side / ratio).clamp(max=1.0)
+    sign = torch.where(mirror < 0.5, -1.0, 1.0) if flip else torch.ones_like(mirror)
+    zero = torch.zeros_like(width)
+    rows = [width * sign, zero, (1 - width) * (2 * right - 1), zero, height, (1 - height) * (2 * below - 1)]
+    return torch.stack(rows, 1).view(-1, 2, 3)
+
+
+def _warp(pixels: Tensor, matrices: Tensor) -> Tensor:
+    grid = F.affine_grid(matrices, list(pixels.shape), align_corners=False)
+    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _reshape_strokes(pixels: Tensor, draws: Tensor) -> Tensor:
+    """Widen bright areas in some images, dark areas in others, and blur some; by half a step, mixed with the original."""
+    choice, amount, blur = draws[:, 6], draws[:, 7].view(-1, 1, 1, 1), draws[:, 8]
+    result = pixels.clone()
+    brighter = (choice < _THICKEN).nonzero()[:, 0]
+    darker = ((choice >= _THICKEN) & (choice < _THICKEN + _THIN)).nonzero()[:, 0]
+    for rows, sign in ((brighter, 1.0), (darker, -1.0)):
+        if len(rows):
+            part = pixels[rows]
+            result[rows] = torch.lerp(part, sign * F.max_pool2d(sign * part, 3, 1, 1), amount[rows])
+    rows = (blur < _BLUR).nonzero()[:, 0]
+    if len(rows):
+        result[rows] = F.avg_pool2d(result[rows], 3, 1, 1, count_include_pad=False)
+    return result
+
+
+def _jitter(pixels: Tensor, draws: Tensor, strength: float) -> Tensor:
+    """Brightness, contrast and saturation by factors of 1 +- `strength`."""
+    if strength == 0:
+        return pixels
+    bright, contrast, colour = (1 + strength * (2 * draws[:, 5:8] - 1)).view(-1, 3, 1, 1, 1).unbind(1)
+    pixels = pixels * bright
+    mean = pixels.mean((1, 2, 3), keepdim=True)
+    pixels = mean + (pixels - mean) * contrast
+    grey = pixels.mean(1, keepdim=True)
+    return (grey + (pixels - grey) * colour).clamp(0.0, 1.0)
+
+
+def _erase(pixels: Tensor, draws: Tensor, share: float) -> Tensor:
+    """Blank a square of a third of the side, in a `share` of the images."""
+    if share == 0:
+        return pixels
+    height, width = pixels.shape[2:]
+    rows, columns = torch.arange(height, device=pixels.device), torch.arange(width, device=pixels.device)
+    top, left = draws[:, 9, None] * height * 2 / 3, draws[:, 10, None] * width * 2 / 3
+    inside = ((rows >= top) & (rows < top + height / 3))[:, :, None] & (
+        (columns >= left) & (columns < left + width / 3)
+    )[:, None]
+    erased = inside & (draws[:, 8] < share)[:, None, None]
+    return pixels.masked_fill(erased[:, None], 0.5)
+
+
+class _PilTransform(Protocol):
+    def __call__(self, image: Image.Image) -> Image.Image: ...
+
+
+def auto_augment(config: AugmentConfig) -> _PilTransform | None:
+    """timm's RandAugment as `config.auto_augment` spells it, or None.
+
+    Raises:
+        ConfigError: If the spelling is not timm's.
+    """
+    if config.auto_augment is None:
+        return None
+    if not re.fullmatch(r"rand(-(m|n|p|w|t|mstd|mmax|inc)\d+(\.\d+)?)*", config.auto_augment):
+        raise ConfigError(
+            f"augment.auto_augment is {config.auto_augment!r}, which is not a RandAugment in timm's spelling",
+            'For example: auto_augment = "rand-m6-mstd0.5-inc1", or leave it out',
+        )
+    from timm.data.auto_augment import rand_augment_transform
+
+    transform: _PilTransform = rand_augment_transform(config.auto_augment, {"img_mean": (128, 128, 128)})
+    return transform
+
+
+def seeded(seed: int, work: Callable[[], Any]) -> Any:
+    """Run `work` with the global generators of Python, NumPy and torch (CPU) seeded; put them back afterwards."""
+    python, array = random.getstate(), np.random.get_state()  # noqa: NPY002 - timm draws from the global one
+    try:
+        with torch.random.fork_rng(devices=[]):
+            random.seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002 - as above
+            torch.manual_seed(seed)
+            return work()
+    finally:
+        random.setstate(python)
+        np.random.set_state(array)  # noqa: NPY002 - as above
+
+
+def _each(transform: _PilTransform, pixels: Tensor, draws: Tensor) -> Tensor:
+    """Run a PIL transform over every image of a batch, seeded by its row of `draws`."""
+    arrays = (pixels * 255).round().to(torch.uint8).movedim(1, 3).expand(-1, -1, -1, 3).cpu().numpy()
+    seeds = (draws[:, 11].double() * 2**24).long().tolist()
+    done = [
+        np.asarray(seeded(seed, lambda array=array: transform(Image.fromarray(array))))
+        for array, seed in zip(arrays, seeds, strict=True)
+    ]
+    return torch.from_numpy(np.stack(done)).to(pixels.device).movedim(3, 1).to(pixels.dtype) / 255
+
+
+def photo_transform(config: AugmentConfig, encoder: Encoder) -> Callable[[Image.Image, int], Tensor]:
+    """A function of a PIL image and a seed for single photographs: float32 [3, H, W], normalised for `encoder`."""
+    from torchvision.transforms import v2
+
+    jitter = config.color_jitter
+    steps: list[Any] = [
+        v2.RandomResizedCrop(
+            encoder.image_size, scale=(config.crop_min, 1.0), interpolation=v2.InterpolationMode.BICUBIC
+        ),
+        v2.RandomHorizontalFlip(0.5 if config.flip else 0.0),
+        auto_augment(config),
+        v2.ColorJitter(jitter, jitter, jitter) if jitter else None,
+        v2.ToImage(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(torch.as_tensor(encoder.mean).tolist(), torch.as_tensor(encoder.std).tolist()),
+        v2.RandomErasing(config.random_erase) if config.random_erase else None,
+    ]
+    chosen = [step for step in steps if step is not None]
+
+    def transform(image: Image.Image, seed: int) -> Tensor:
+        def work() -> Any:
+            value: Any = image
+            for step in chosen:
+                value = step(value)
+            return value
+
+        result = seeded(seed, work)
+        return result.as_subclass(torch.Tensor) if isinstance(result, Tensor) else torch.as_tensor(result)
+
+    return transform

@@ -1,0 +1,82 @@
+"""The image-only baseline: the visual tower and a linear layer under cross-entropy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from vlltr_index.losses import logit_adjusted_cross_entropy, sampler_prior
+from vlltr_index.schemas.config import BaselineConfig
+from vlltr_index.train.cvlp import visual_classifier
+from vlltr_index.train.data import TrainImages
+from vlltr_index.train.distributed import gather_rows
+from vlltr_index.train.loop import RunPlan, StageOne, run
+
+if TYPE_CHECKING:
+    from vlltr_index.encoder import Encoder
+    from vlltr_index.schemas.records import Progress
+
+__all__ = ["train_image_only"]
+
+
+def train_image_only(
+    encoder: Encoder,
+    images: TrainImages,
+    config: BaselineConfig,
+    *,
+    run_dir: Path | None = None,
+    log_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> StageOne:
+    """Train the visual tower, in place, and a linear classifier of its unnormalised features; texts play no part.
+
+    With `config.logit_adjustment` at zero this is plain cross-entropy; subtract the log of the sampler's prior
+    from its logits afterwards for logit adjustment after training.
+
+    Args:
+        encoder: Where to start; its text tower stays as it is.
+        images: Training images, labels 0..C-1.
+        config: The recipe's `baseline` section.
+        run_dir: Where the state of an unfinished run is kept; None keeps none.
+        log_dir: For TensorBoard, where it is installed.
+        progress: Called after every step.
+
+    Raises:
+        ConfigError: The batch cannot be shared out among the processes.
+    """
+    visual = visual_classifier(encoder, images.num_classes, config.seed)
+    tower = encoder.model.visual
+    assert isinstance(tower, nn.Module)
+    module = nn.ModuleDict({"tower": tower, "visual": visual})
+    log_prior = sampler_prior(images.class_counts, config.sampler_power).log().float()
+
+    def objective(
+        pixels: Tensor, positions: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        features = gather_rows(encoder.encode_pixels(pixels))
+        with torch.autocast(features.device.type, enabled=False):
+            logits = visual(features.float())
+        loss = logit_adjusted_cross_entropy(
+            logits,
+            images.labels[positions].to(logits.device),
+            log_prior.to(logits.device),
+            config.logit_adjustment,
+            config.label_smoothing,
+        )
+        return loss, {"visual": loss}
+
+    log = run(
+        RunPlan.of("train baseline fc", config),
+        encoder,
+        module,
+        images,
+        objective,
+        run_dir=run_dir,
+        log_dir=log_dir,
+        progress=progress,
+    )
+    encoder.eval()
+    return StageOne(encoder, visual.weight.detach().float().cpu(), visual.bias.detach().float().cpu(), log)

@@ -1,0 +1,216 @@
+"""Stage 1: class-wise visual-linguistic pre-training (CVLP), with distillation and the joint stage as options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from vlltr_index.errors import ConfigError, InputError
+from vlltr_index.losses import class_contrastive_loss, distillation_loss
+from vlltr_index.schemas.config import CVLPConfig
+from vlltr_index.tensors import unit_rows
+from vlltr_index.train.data import TrainImages, TrainTexts
+from vlltr_index.train.distributed import gather_rows, world
+from vlltr_index.train.joint import Candidates, JointPriors, draw_candidates, joint_losses
+from vlltr_index.train.loop import RunPlan, StageOne, run
+from vlltr_index.train.sampling import seed_of
+
+if TYPE_CHECKING:
+    from vlltr_index.encoder import Encoder
+    from vlltr_index.schemas.records import Progress
+
+__all__ = ["StageOne", "train_cvlp", "visual_classifier"]
+
+
+def train_cvlp(
+    encoder: Encoder,
+    images: TrainImages,
+    texts: TrainTexts,
+    config: CVLPConfig,
+    *,
+    run_dir: Path | None = None,
+    log_dir: Path | None = None,
+    progress: Progress | None = None,
+    teacher: Encoder | None = None,
+) -> StageOne:
+    """Train both towers.
+
+    loss = ccl_weight * CCL (Eq. 2) + distillation_weight * distillation (Eq. 3)
+         + joint_weight * (text loss + joint_visual_weight * visual loss)
+
+    Without the joint stage every image brings a sentence of its class. With it every class in the batch does, and
+    `extra_classes` others; the CCL then runs over the sentences of the classes in the batch.
+
+    Args:
+        encoder: Where to start; trained in place.
+        images: Training images, labels 0..C-1.
+        texts: Sentences of the same C classes.
+        config: The recipe's `cvlp` section.
+        run_dir: Where the state of an unfinished run is kept; None keeps none.
+        log_dir: For TensorBoard, where it is installed.
+        progress: Called after every step.
+        teacher: Frozen, for distillation; default: a copy of `encoder` as it comes in.
+
+    Returns:
+        The encoder, and the visual classifier where the joint stage trained one.
+
+    Raises:
+        ConfigError: Options that exclude each other, or every weight is zero.
+        InputError: Images and texts have different numbers of classes.
+    """
+    _check(images, texts, config)
+    if config.distillation != "none" and config.distillation_weight > 0:
+        teacher = encoder.copy() if teacher is None else teacher
+        teacher.eval()
+        teacher.model.requires_grad_(False)
+    else:
+        teacher = None
+    module = nn.ModuleDict({"encoder": encoder.model})
+    if config.joint_weight > 0:
+        module["visual"] = visual_classifier(encoder, images.num_classes, config.seed)
+    log_scale = _log_scale(encoder)
+    log = run(
+        RunPlan.of("train cvlp", config, max_scale=config.max_scale),
+        encoder,
+        module,
+        images,
+        _Objective(encoder, teacher, module, images, texts, config, log_scale),
+        run_dir=run_dir,
+        log_dir=log_dir,
+        progress=progress,
+        log_scale=log_scale,
+    )
+    encoder.eval()
+    if "visual" not in module:
+        return StageOne(encoder, None, None, log)
+    visual = module["visual"]
+    return StageOne(encoder, visual.weight.detach().float().cpu(), visual.bias.detach().float().cpu(), log)
+
+
+def visual_classifier(encoder: Encoder, classes: int, seed: int) -> nn.Linear:
+    """A linear layer over unnormalised features, its start drawn from `seed`, on the encoder's device."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, "visual"))
+        return nn.Linear(encoder.dim, classes).to(encoder.device)
+
+
+def _check(images: TrainImages, texts: TrainTexts, config: CVLPConfig) -> None:
+    if images.num_classes != texts.num_classes:
+        raise InputError(
+            f"there are images of {images.num_classes} classes, and texts of {texts.num_classes}"
+        )
+    if config.distillation == "paired" and config.joint_weight > 0:
+        raise ConfigError(
+            "paired distillation needs a sentence for every image, the joint stage draws one for every class",
+            "Use --set cvlp.distillation=full, or --set cvlp.joint_weight=0",
+        )
+    distils = config.distillation != "none" and config.distillation_weight > 0
+    if not (config.ccl_weight > 0 or config.joint_weight > 0 or distils):
+        raise ConfigError("cvlp: every weight is zero, there is nothing to train", "Set cvlp.ccl_weight=1")
+
+
+def _log_scale(encoder: Encoder) -> nn.Parameter:
+    parameter = encoder.model.logit_scale
+    assert isinstance(parameter, nn.Parameter)
+    return parameter
+
+
+class _Objective:
+    """The loss of one step, from this process's pixels and everybody's labels."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        teacher: Encoder | None,
+        module: nn.ModuleDict,
+        images: TrainImages,
+        texts: TrainTexts,
+        config: CVLPConfig,
+        log_scale: nn.Parameter,
+    ) -> None:
+        self.encoder, self.teacher, self.module, self.config = encoder, teacher, module, config
+        self.labels, self.texts, self.log_scale = images.labels, texts, log_scale
+        self.present = images.class_counts.nonzero()[:, 0]
+        self.priors = JointPriors.build(
+            images.class_counts, config.sampler_power, config.batch_size, config.extra_classes
+        )
+
+    def __call__(
+        self, pixels: Tensor, positions: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        config, labels = self.config, self.labels[positions]
+        candidates = None
+        if config.joint_weight > 0:
+            candidates = draw_candidates(labels, self.present, config.extra_classes, generator)
+        text_labels = labels if candidates is None else candidates.classes
+        rows = self.texts.draw(text_labels, generator)
+        ids = self.texts.tokens(rows, config.word_dropout, generator).to(self.encoder.device)
+        image = gather_rows(self.encoder.encode_pixels(pixels))
+        text = _gather_texts(self.encoder, ids)
+        # The CCL sees sentences of the batch's classes only: the others have no positive among the images.
+        paired = slice(None if candidates is None else candidates.in_batch)
+        parts = self._contrast(image, text[paired], labels, text_labels[paired])
+        if self.teacher is not None:
+            parts["distillation"] = self._distil(pixels, ids, image, text[paired], paired)
+        loss = sum(
+            (weight * parts[name] for name, weight in self._weights().items() if name in parts),
+            image.new_zeros(()),
+        )
+        if candidates is not None:
+            parts |= self._joint(image, text, labels, candidates)
+            loss = loss + config.joint_weight * (parts["text"] + config.joint_visual_weight * parts["visual"])
+        return loss, parts
+
+    def _weights(self) -> dict[str, float]:
+        return {"ccl": self.config.ccl_weight, "distillation": self.config.distillation_weight}
+
+    def _contrast(
+        self, image: Tensor, text: Tensor, labels: Tensor, text_labels: Tensor
+    ) -> dict[str, Tensor]:
+        if self.config.ccl_weight == 0:
+            return {}
+        device = image.device
+        first, second = class_contrastive_loss(
+            image,
+            text,
+            labels.to(device),
+            text_labels.to(device),
+            self.log_scale.exp(),
+            self.config.label_smoothing,
+        )
+        return {"ccl": first + second if self.config.ccl_reduction == "sum" else (first + second) / 2}
+
+    def _distil(self, pixels: Tensor, ids: Tensor, image: Tensor, text: Tensor, paired: slice) -> Tensor:
+        assert self.teacher is not None
+        assert self.config.distillation != "none"
+        with torch.no_grad():
+            teacher_image = gather_rows(self.teacher.encode_pixels(pixels))
+            teacher_text = _gather_texts(self.teacher, ids)[paired]
+            target = self.teacher.logit_scale * unit_rows(teacher_image) @ unit_rows(teacher_text).T
+        with torch.autocast(image.device.type, enabled=False):
+            logits = self.log_scale.exp() * unit_rows(image) @ unit_rows(text).T
+        return distillation_loss(logits, target, self.config.distillation)
+
+    def _joint(
+        self, image: Tensor, text: Tensor, labels: Tensor, candidates: Candidates
+    ) -> dict[str, Tensor]:
+        with torch.autocast(image.device.type, enabled=False):
+            logits = self.module["visual"](image.float())
+        text_loss, visual_loss = joint_losses(
+            image, text, logits, labels, candidates, self.priors, self.log_scale.exp()
+        )
+        return {"text": text_loss, "visual": visual_loss}
+
+
+def _gather_texts(encoder: Encoder, ids: Tensor) -> Tensor:
+    """Features of token ids [K, L], each process encoding its share: float [K, D] in every process."""
+    rank, processes = world()
+    if processes == 1:
+        return encoder.encode_tokens(ids)
+    count = len(ids)
+    share = -(-count // processes)
+    padded = torch.cat([ids, ids[:1].expand(share * processes - count, -1)])
+    return gather_rows(encoder.encode_tokens(padded[rank * share : (rank + 1) * share]))[:count]

@@ -1,0 +1,291 @@
+"""Training images and sentences: small images held decoded in memory, photographs streamed from workers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vlltr_index.errors import InputError
+from vlltr_index.schemas.config import AugmentConfig
+from vlltr_index.tensors import check_labels
+from vlltr_index.train.augment import BatchAugment, make_augment, photo_transform
+from vlltr_index.train.sampling import seed_of, stream
+
+if TYPE_CHECKING:
+    from vlltr_index.encoder import Encoder
+    from vlltr_index.schemas.records import Progress
+
+__all__ = ["TrainImages", "TrainTexts"]
+
+_log = logging.getLogger(__name__)
+
+MEMORY_LIMIT = 1 << 30
+SMALL_SIDE = 96
+
+
+class TrainImages:
+    """Training images with labels 0..C-1.
+
+    Images of at most 96 pixels a side are decoded once into uint8 [N, 1 or 3, H, W] (1 where all of them are grey),
+    as long as N * H * W * 3 bytes stay below `memory_limit`, and augmented as batches. Larger ones are decoded and
+    augmented by DataLoader workers, each time anew. An image that cannot be read is replaced by another one of its
+    class (a blank one where there is none), with a warning.
+
+    Args:
+        sources: Bytes, or the path, of each image.
+        labels: Integers [N]; every class 0..C-1 should occur.
+        encoder: Gives size, preprocessing, mean and std.
+        augment: The training augmentation.
+        workers: Processes that decode streamed images; 0 decodes in this one.
+        memory_limit: See above.
+        progress: Called while images are decoded into memory.
+
+    Raises:
+        InputError: Numbers differ, there is no image, or none of them can be read.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[bytes | str],
+        labels: Tensor,
+        encoder: Encoder,
+        augment: AugmentConfig,
+        *,
+        workers: int = 2,
+        memory_limit: int = MEMORY_LIMIT,
+        progress: Progress | None = None,
+    ) -> None:
+        self._set_up(labels, len(sources), encoder, augment)
+        self._sources, self._workers = sources, workers
+        height, width = encoder.image_size
+        if max(height, width) <= SMALL_SIDE and len(sources) * height * width * 3 <= memory_limit:
+            self.pixels = self._decode_all(encoder, progress)
+        else:
+            self._stream = _Stream(sources, self.labels, encoder, augment)
+            self._late = make_augment(augment, encoder) if augment.kind == "glyph" else None
+
+    @classmethod
+    def from_pixels(
+        cls, pixels: Tensor, labels: Tensor, encoder: Encoder, augment: AugmentConfig
+    ) -> TrainImages:
+        """Images that are decoded already: uint8 [N, 1 or 3, H, W], sized for `encoder`.
+
+        Raises:
+            InputError: Shape or dtype do not fit.
+        """
+        if pixels.dtype != torch.uint8 or pixels.dim() != 4 or pixels.shape[1] not in (1, 3):
+            raise InputError(
+                f"pixels must be uint8 [N, 1 or 3, H, W], got {pixels.dtype} {list(pixels.shape)}"
+            )
+        if tuple(pixels.shape[2:]) != tuple(encoder.image_size):
+            raise InputError(
+                f"the encoder takes {encoder.image_size} pixels, these are {list(pixels.shape[2:])}"
+            )
+        made = cls.__new__(cls)
+        made._set_up(labels, len(pixels), encoder, augment)
+        made._sources, made._workers, made.pixels = [""] * len(pixels), 0, pixels
+        return made
+
+    def _set_up(self, labels: Tensor, count: int, encoder: Encoder, augment: AugmentConfig) -> None:
+        check_labels("labels", labels, count)
+        if not count:
+            raise InputError("there are no training images", "Run: vlltr ingest images PATH --split train")
+        self.labels = labels.long()
+        self.num_classes = int(self.labels.max()) + 1
+        self.class_counts = torch.bincount(self.labels, minlength=self.num_classes)
+        self.replaced: set[int] = set()
+        self._mean, self._std = (
+            torch.as_tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (encoder.mean, encoder.std)
+        )
+        self._augment = BatchAugment(augment)
+        self.pixels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def epoch(self, batches: Tensor, part: slice, *seed: object) -> Iterator[Tensor]:
+        """The pixels of one epoch's steps, augmented.
+
+        Args:
+            batches: int64 [steps, B], positions of the images of all processes.
+            part: The columns that this process wants.
+            seed: What the random numbers depend on; they do not depend on `part` or the number of workers.
+
+        Yields:
+            float32 [b, 3, H, W], normalised, on the CPU.
+        """
+        generator = stream("augment", *seed)
+        if self.pixels is not None:
+            for positions in batches:
+                draws = self._augment.draw(len(positions), generator)[part]
+                yield self._normalise(self._augment.apply(self.pixels[positions[part]].float() / 255, draws))
+            return
+        yield from self._streamed(batches, part, generator, *seed)
+
+    def _streamed(
+        self, batches: Tensor, part: slice, generator: torch.Generator, *seed: object
+    ) -> Iterator[Tensor]:
+        wanted = [
+            [
+                (position, seed_of(*seed, step, column + (part.start or 0)))
+                for column, position in enumerate(row)
+            ]
+            for step, row in enumerate(batches[:, part].tolist())
+        ]
+        loader = DataLoader(
+            self._stream,
+            batch_sampler=wanted,
+            num_workers=self._workers,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator().manual_seed(0),
+        )
+        for pixels, read in loader:
+            self._note([p for p in read.tolist() if p >= 0])
+            if self._late is not None:
+                seeds = torch.Generator().manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+                pixels = self._late(pixels, seeds)
+            yield pixels
+
+    def _note(self, positions: list[int]) -> None:
+        for position in set(positions) - self.replaced:
+            self.replaced.add(position)
+            _log.warning(
+                "training image %s cannot be read; another one of its class stands in", self._name(position)
+            )
+
+    def _name(self, position: int) -> str:
+        source = self._sources[position]
+        return source if isinstance(source, str) else f"number {position}"
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        return (pixels - self._mean) / self._std
+
+    def _decode_all(self, encoder: Encoder, progress: Progress | None) -> Tensor:
+        total, grey = len(self._sources), True
+        pixels, broken = np.zeros((total, 3, *encoder.image_size), np.uint8), []
+        for position, source in enumerate(self._sources):
+            try:
+                pixels[position] = self._decode(source, encoder)
+            except InputError:
+                broken.append(position)
+            first = pixels[position, 0]
+            grey = (
+                grey
+                and np.array_equal(first, pixels[position, 1])
+                and np.array_equal(first, pixels[position, 2])
+            )
+            if progress and ((position + 1) % 1000 == 0 or position + 1 == total):
+                progress("decode training images", position + 1, total)
+        if len(broken) == total:
+            raise InputError(f"none of the {total} training images can be read, for example {self._name(0)}")
+        bad = set(broken)
+        for position in broken:
+            mates = (self.labels == self.labels[position]).nonzero()[:, 0].tolist()
+            mate = next((m for m in mates if m not in bad), None)
+            pixels[position] = 128 if mate is None else pixels[mate]
+        self._note(broken)
+        return torch.from_numpy(np.ascontiguousarray(pixels[:, :1]) if grey else pixels)
+
+    def _decode(
+        self, source: bytes | str, encoder: Encoder
+    ) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+        """uint8 [3, H, W], what the encoder's preprocessing sees before it normalises."""
+        from vlltr_index.images.decode import open_image
+
+        values = (encoder.preprocess(open_image(source)) * self._std[0] + self._mean[0]) * 255
+        return values.round().clamp(0, 255).to(torch.uint8).numpy()
+
+
+class _Stream(Dataset[tuple[Tensor, int]]):
+    """Reads (position, seed) pairs: pixels, and the position where another image had to stand in (else -1)."""
+
+    def __init__(
+        self, sources: Sequence[bytes | str], labels: Tensor, encoder: Encoder, augment: AugmentConfig
+    ) -> None:
+        self._sources, self._labels, self._size = sources, labels, encoder.image_size
+        plain = encoder.preprocess
+        self._transform: Callable[[Image.Image, int], Tensor] = (
+            photo_transform(augment, encoder) if augment.kind == "photo" else lambda image, seed: plain(image)
+        )
+
+    def __getitem__(self, wanted: tuple[int, int]) -> tuple[Tensor, int]:
+        from vlltr_index.images.decode import open_image
+
+        position, seed = wanted
+        for candidate in self._candidates(position):
+            try:
+                image = open_image(self._sources[candidate])
+            except InputError:
+                continue
+            return self._transform(image, seed), -1 if candidate == position else position
+        return torch.zeros(3, *self._size), position
+
+    def _candidates(self, position: int) -> Iterator[int]:
+        yield position
+        mates = (self._labels == self._labels[position]).nonzero()[:, 0].tolist()
+        yield from (m for m in mates[:20] if m != position)
+
+
+class TrainTexts:
+    """The sentences of classes 0..C-1 as token ids.
+
+    Args:
+        texts: The sentences of each class, one at least.
+        encoder: Gives the tokens.
+
+    Raises:
+        InputError: A class has no sentence.
+    """
+
+    def __init__(self, texts: Sequence[Sequence[str]], encoder: Encoder) -> None:
+        bare = next((c for c, sentences in enumerate(texts) if not len(sentences)), None)
+        if bare is not None or not len(texts):
+            raise InputError(
+                "there are no sentences" if bare is None else f"class {bare} has no sentence",
+                "Run: vlltr ingest text PATH",
+            )
+        tokens = encoder.tokenize([t for sentences in texts for t in sentences])
+        self.ids = tokens.ids
+        self.lengths = tokens.lengths.clamp(max=self.ids.shape[1])
+        self.truncated = tokens.truncated
+        counts = torch.tensor([len(sentences) for sentences in texts])
+        self.offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+        self.num_classes = len(texts)
+        padded = torch.arange(self.ids.shape[1]) >= self.lengths[:, None]
+        self._pad = int(self.ids[padded][0]) if bool(padded.any()) else 0
+
+    def draw(self, classes: Tensor, generator: torch.Generator) -> Tensor:
+        """One random sentence for each of `classes` int64 [K]: rows int64 [K]."""
+        first, last = self.offsets[classes], self.offsets[classes + 1]
+        share = torch.rand(len(classes), generator=generator, dtype=torch.float64)
+        return first + (share * (last - first)).long()
+
+    def tokens(self, rows: Tensor, word_dropout: float, generator: torch.Generator) -> Tensor:
+        """Token ids of `rows`, int64 [K, L], trimmed to the longest.
+
+        With dropout each token between start and end is struck out with that probability; a sentence never loses
+        all of them.
+        """
+        ids, lengths = self.ids[rows], self.lengths[rows]
+        if word_dropout > 0:
+            ids, lengths = self._drop(ids, lengths, word_dropout, generator)
+        return ids[:, : int(lengths.max())]
+
+    def _drop(
+        self, ids: Tensor, lengths: Tensor, share: float, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        places = torch.arange(ids.shape[1])
+        inner = (places > 0) & (places < lengths[:, None] - 1)
+        struck = inner & (torch.rand(ids.shape, generator=generator) < share)
+        struck &= (inner & ~struck).any(1, keepdim=True)
+        keep = ~struck & (places < lengths[:, None])
+        order = (~keep).to(torch.uint8).argsort(dim=1, stable=True)
+        kept = keep.sum(1)
+        return torch.where(places < kept[:, None], ids.gather(1, order), self._pad), kept

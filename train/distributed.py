@@ -1,0 +1,141 @@
+"""What several processes of one run share: gathering with gradients, averaged gradients, synchronised BatchNorm.
+
+Every process computes the whole loss from the gathered features. The gradient of a gathered row is the sum over the
+processes' losses, and the averaged gradients are then those of one process with the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from vlltr_index.errors import ConfigError
+
+__all__ = [
+    "average_gradients",
+    "gather_rows",
+    "own_part",
+    "prepare_batch_norm",
+    "restore_batch_norm",
+    "world",
+]
+
+
+def world() -> tuple[int, int]:
+    """(rank, processes) of the process group; (0, 1) without one."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def own_part(batch_size: int) -> slice:
+    """The rows of a global batch that this process encodes.
+
+    Raises:
+        ConfigError: If the batch cannot be shared out evenly.
+    """
+    rank, processes = world()
+    if batch_size % processes:
+        raise ConfigError(
+            f"batch_size is global: {batch_size} cannot be shared out evenly among {processes} processes",
+            f"Use a multiple of {processes}, for example --set cvlp.batch_size={batch_size // processes * processes}",
+        )
+    share = batch_size // processes
+    return slice(rank * share, (rank + 1) * share)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.count = rows.shape[0]
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].contiguous().clone()
+        dist.all_reduce(total)
+        first = dist.get_rank() * ctx.count
+        return total[first : first + ctx.count]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """[b, ...] of every process, as many in each, stacked in rank order to [b * processes, ...], with gradients."""
+    if world()[1] == 1:
+        return rows
+    gathered: Tensor = _Gather.apply(rows.contiguous())
+    return gathered
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace each gradient by its mean over the processes; all processes must have the same ones."""
+    processes = world()[1]
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if processes == 1 or not grads:
+        return
+    flat = torch.cat([g.reshape(-1) for g in grads])
+    dist.all_reduce(flat)
+    flat /= processes
+    for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+        grad.copy_(part.view(grad.shape))
+
+
+def prepare_batch_norm(module: nn.Module, device: torch.device) -> None:
+    """Make BatchNorm in training mode use the statistics of all processes' rows; with one process nothing changes."""
+    if world()[1] == 1:
+        return
+    if device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        return
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.forward = MethodType(_shared_batch_norm, part)  # type: ignore[method-assign]  # until restored
+
+
+def restore_batch_norm(module: nn.Module) -> None:
+    """Undo `prepare_batch_norm` on CPUs."""
+    for part in module.modules():
+        vars(part).pop("forward", None)
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _shared_batch_norm(norm: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
+    """What torch's SyncBatchNorm computes, on any device; every process has as many rows."""
+    axes = [0, *range(2, x.dim())]
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    mean, variance = norm.running_mean, norm.running_var
+    if norm.training or mean is None or variance is None:
+        processes, wide = world()[1], x.float()
+        mean = _Sum.apply(wide.mean(axes)) / processes
+        variance = _Sum.apply((wide - mean.view(shape)).square().mean(axes)) / processes
+        if norm.training and norm.running_mean is not None and norm.running_var is not None:
+            count = processes * x.numel() // x.shape[1]
+            share = 0.1 if norm.momentum is None else norm.momentum
+            with torch.no_grad():
+                norm.running_mean.lerp_(mean.detach(), share)
+                norm.running_var.lerp_(variance.detach() * count / max(1, count - 1), share)
+                if norm.num_batches_tracked is not None:
+                    norm.num_batches_tracked += 1
+    y = (x - mean.view(shape)) * (variance.view(shape) + norm.eps).rsqrt()
+    if norm.weight is not None and norm.bias is not None:
+        y = y * norm.weight.view(shape) + norm.bias.view(shape)
+    return y.to(x.dtype)

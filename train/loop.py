@@ -1,0 +1,269 @@
+"""The loop that the stages share: seeded batches, one optimizer step each, a log line and a saved state an epoch."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from vlltr_index.errors import VlltrError, WorkspaceError
+from vlltr_index.schemas.fingerprint import digest_json
+from vlltr_index.train.checkpoint import load_state, pack_optimizer, save_state, unpack_optimizer
+from vlltr_index.train.data import TrainImages
+from vlltr_index.train.distributed import (
+    average_gradients,
+    own_part,
+    prepare_batch_norm,
+    restore_batch_norm,
+    world,
+)
+from vlltr_index.train.sampling import epoch_batches, seed_of, steps_per_epoch, stream
+from vlltr_index.train.schedule import cosine_factor, parameter_groups
+
+if TYPE_CHECKING:
+    from vlltr_index.encoder import Encoder
+    from vlltr_index.schemas.records import Progress
+
+__all__ = ["Objective", "RunPlan", "StageOne", "run"]
+
+_log = logging.getLogger(__name__)
+
+Log = list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class StageOne:
+    """What the first stage, or a baseline, gives.
+
+    Attributes:
+        encoder: The trained encoder, in eval mode.
+        visual_weight: float32 [C, D] of the linear visual classifier, which takes unnormalised features; None
+            where the stage has none.
+        visual_bias: float32 [C], or None.
+        log: One entry an epoch: the means of the loss parts, scale, lr, images_per_s, seconds.
+    """
+
+    encoder: Encoder
+    visual_weight: Tensor | None
+    visual_bias: Tensor | None
+    log: Log
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The numbers of one run; see the configurations for their meaning."""
+
+    name: str
+    epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    warmup_epochs: float
+    clip_grad: float | None
+    sampler_power: float
+    precision: str
+    checkpoint_every: int
+    seed: int
+    max_scale: float | None = None
+    lr_by_prefix: Mapping[str, float] | None = None
+
+    @classmethod
+    def of(cls, name: str, config: Any, **more: Any) -> RunPlan:
+        """From a configuration that has the fields of the same names."""
+        fields = set(cls.__dataclass_fields__) - {"name", "max_scale", "lr_by_prefix"}
+        return cls(name, **{f: getattr(config, f) for f in fields if f not in more}, **more)
+
+
+class Objective(Protocol):
+    """The loss of one step. Every process gives the same value, over the whole batch."""
+
+    def __call__(
+        self, pixels: Tensor, positions: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and its parts, of this process's pixels [b, 3, H, W] and all processes' positions [B]."""
+        ...
+
+
+def run(
+    plan: RunPlan,
+    encoder: Encoder,
+    module: nn.Module,
+    images: TrainImages,
+    objective: Objective,
+    *,
+    run_dir: Path | None,
+    log_dir: Path | None = None,
+    progress: Progress | None = None,
+    log_scale: nn.Parameter | None = None,
+) -> Log:
+    """Train `module` for `plan.epochs` epochs, from the state in `run_dir` where there is one.
+
+    All randomness depends on the seed and the epoch alone, so a resumed run equals an uninterrupted one.
+
+    Raises:
+        ConfigError: The batch cannot be shared out, or the encoder cannot be shared by several processes.
+        WorkspaceError: The saved state is damaged or of another run.
+        VlltrError: The loss is not finite.
+    """
+    trainer = _Trainer(plan, encoder, module, images, objective, run_dir, progress, log_scale)
+    board = _board(log_dir, plan.name)
+    rank, _ = world()
+    with torch.random.fork_rng(devices=_cuda_devices(encoder.device)):
+        for epoch in range(trainer.restore(), plan.epochs):
+            torch.manual_seed(seed_of(plan.seed, epoch, rank))
+            entry = trainer.epoch(epoch)
+            _log.info("%s epoch %d: %s", plan.name, epoch + 1, {k: round(v, 4) for k, v in entry.items()})
+            for key, value in entry.items():
+                if board is not None and key != "epoch":
+                    board.add_scalar(key, value, epoch + 1)
+            if (epoch + 1) % plan.checkpoint_every == 0 or epoch + 1 == plan.epochs:
+                trainer.save(epoch + 1)
+    if board is not None:
+        board.close()
+    module.eval()
+    restore_batch_norm(module)
+    encoder.model.to(memory_format=torch.contiguous_format)
+    return trainer.log
+
+
+class _Trainer:
+    def __init__(
+        self,
+        plan: RunPlan,
+        encoder: Encoder,
+        module: nn.Module,
+        images: TrainImages,
+        objective: Objective,
+        run_dir: Path | None,
+        progress: Progress | None,
+        log_scale: nn.Parameter | None,
+    ) -> None:
+        self.plan, self.encoder, self.module, self.images = plan, encoder, module, images
+        self.objective, self.log_scale, self.log = objective, log_scale, []
+        self.progress = progress if world()[0] == 0 else None
+        self.state_path = run_dir / "state.safetensors" if run_dir is not None else None
+        self.part = own_part(plan.batch_size)
+        prepare_batch_norm(module, encoder.device)
+        encoder.model.to(memory_format=torch.channels_last)
+        self.named = dict(module.named_parameters())
+        groups = parameter_groups(self.named.items(), plan.lr, plan.weight_decay, plan.lr_by_prefix)
+        self.learned = [p for group in groups for p in group["params"]]
+        self.optimizer = torch.optim.AdamW(groups, fused=True)
+        self.steps = steps_per_epoch(len(images), plan.batch_size)
+
+    log: Log
+
+    def epoch(self, epoch: int) -> dict[str, float]:
+        """One pass; returns its log entry."""
+        plan, started = self.plan, time.perf_counter()
+        batches = epoch_batches(
+            self.images.labels, plan.batch_size, plan.sampler_power, stream(plan.seed, epoch, "images")
+        )
+        generator = stream(plan.seed, epoch, "step")
+        sums: dict[str, Tensor] = {}
+        self.module.train()
+        for step, pixels in enumerate(self.images.epoch(batches, self.part, plan.seed, epoch)):
+            done = epoch * self.steps + step
+            parts = self._step(pixels, batches[step], generator, done)
+            for key, value in parts.items():
+                sums[key] = sums.get(key, 0.0) + value.detach()
+            if self.progress:
+                self.progress(plan.name, done + 1, self.steps * plan.epochs)
+        entry = {key: float(value) / self.steps for key, value in sums.items()}
+        if not math.isfinite(entry["loss"]):
+            raise VlltrError(
+                f"{plan.name}: the loss is {entry['loss']} in epoch {epoch + 1}",
+                "Try a lower lr, or precision fp32",
+            )
+        seconds = time.perf_counter() - started
+        entry |= {"epoch": float(epoch + 1), "lr": self.optimizer.param_groups[0]["lr"], "seconds": seconds}
+        entry["images_per_s"] = self.steps * plan.batch_size / seconds
+        if self.log_scale is not None:
+            entry["scale"] = float(self.log_scale.detach().exp())
+        self.log.append(entry)
+        return entry
+
+    def _step(
+        self, pixels: Tensor, positions: Tensor, generator: torch.Generator, done: int
+    ) -> dict[str, Tensor]:
+        plan = self.plan
+        factor = cosine_factor(done, self.steps * plan.epochs, round(self.steps * plan.warmup_epochs))
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        device = self.encoder.device
+        pixels = pixels.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        with _autocast(plan.precision, device):
+            loss, parts = self.objective(pixels, positions, generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        average_gradients(self.learned)
+        if plan.clip_grad is not None:
+            nn.utils.clip_grad_norm_(self.learned, plan.clip_grad)
+        self.optimizer.step()
+        if plan.max_scale is not None and self.log_scale is not None:
+            with torch.no_grad():
+                self.log_scale.clamp_(max=math.log(plan.max_scale))
+        return {"loss": loss, **parts}
+
+    def identity(self) -> str:
+        """What a saved state must have been made with."""
+        shapes = {name: list(p.shape) for name, p in self.named.items()}
+        numbers = {k: v for k, v in vars(self.plan).items() if k != "checkpoint_every"}
+        return digest_json({"plan": numbers, "shapes": shapes, "labels": self.images.labels.tolist()})
+
+    def restore(self) -> int:
+        """Put the saved state back; returns the epochs it has behind it."""
+        found = load_state(self.state_path) if self.state_path is not None else None
+        if found is None:
+            return 0
+        tensors, facts = found
+        if facts["identity"] != self.identity():
+            raise WorkspaceError(
+                f"{self.state_path} is the state of another run: configuration, model or images differ",
+                "Start the run anew: the same command with --restart",
+            )
+        own = self.module.state_dict()
+        for name, value in own.items():
+            value.copy_(tensors[f"module/{name}"])
+        kept = {k.removeprefix("optimizer/"): v for k, v in tensors.items() if k.startswith("optimizer/")}
+        unpack_optimizer(self.optimizer, self.named, kept)
+        self.log[:] = facts["log"]
+        return int(facts["epoch"])
+
+    def save(self, epoch: int) -> None:
+        """Write the state after `epoch` epochs; the first process does it for all."""
+        if self.state_path is not None and world()[0] == 0:
+            tensors = {f"module/{k}": v for k, v in self.module.state_dict().items()}
+            tensors |= {f"optimizer/{k}": v for k, v in pack_optimizer(self.optimizer, self.named).items()}
+            facts = {"identity": self.identity(), "epoch": epoch, "log": self.log}
+            save_state(self.state_path, tensors, facts)
+        if world()[1] > 1:
+            torch.distributed.barrier()
+
+
+def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def _cuda_devices(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []
+
+
+def _board(log_dir: Path | None, name: str) -> Any:
+    """A TensorBoard writer, where there is a folder for it and the package is installed."""
+    if log_dir is None or world()[0] != 0:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    writer: Callable[..., Any] = SummaryWriter
+    return writer(str(log_dir / name.replace(" ", "-")))

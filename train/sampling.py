@@ -1,0 +1,56 @@
+"""Which images a step sees: a power-law sampler with replacement, and seeded streams of random numbers."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from vlltr_index.errors import InputError
+from vlltr_index.tensors import check_labels
+
+__all__ = ["epoch_batches", "seed_of", "steps_per_epoch", "stream"]
+
+
+def seed_of(*names: object) -> int:
+    """A seed below 2^63 that depends on every one of `names` and on nothing else."""
+    text = "\0".join(map(str, names))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def stream(*names: object) -> torch.Generator:
+    """A CPU generator of its own for the purpose that `names` spell, such as `stream(seed, epoch, "texts")`."""
+    return torch.Generator().manual_seed(seed_of(*names))
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Steps in which about as many images are drawn as there are; one at least."""
+    return max(1, round(images / batch_size))
+
+
+def epoch_batches(labels: Tensor, batch_size: int, power: float, generator: torch.Generator) -> Tensor:
+    """Positions of one epoch's images, drawn with replacement by the weights n_c^-power.
+
+    Args:
+        labels: Integers [N], the class of each image.
+        batch_size: Images a step, over all processes.
+        power: 0 draws images uniformly, 0.5 is the square-root sampler, 1 draws classes uniformly.
+        generator: Where the randomness comes from.
+
+    Returns:
+        int64 [steps, batch_size].
+
+    Raises:
+        InputError: There is no image, or a label is negative.
+    """
+    check_labels("labels", labels)
+    if labels.numel() == 0 or int(labels.min()) < 0:
+        raise InputError("the sampler needs at least one image, and labels that are not negative")
+    labels = labels.cpu().long()
+    steps = steps_per_epoch(labels.numel(), batch_size)
+    counts = torch.bincount(labels).double()
+    edges = counts[labels].pow(-power).cumsum(0)
+    draws = torch.rand(steps * batch_size, generator=generator, dtype=torch.float64) * edges[-1]
+    positions = torch.searchsorted(edges, draws, right=True).clamp(max=labels.numel() - 1)
+    return positions.view(steps, batch_size)

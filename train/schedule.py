@@ -1,0 +1,51 @@
+"""Learning rate over the steps, and which parameters decay."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+__all__ = ["cosine_factor", "decays", "parameter_groups"]
+
+
+def cosine_factor(step: int, total: int, warmup: int) -> float:
+    """Share of the peak learning rate at `step` (from 0) of `total`: a linear rise over `warmup` steps, then a cosine.
+
+    The first step is never zero, and the factor at `step == total` would be zero.
+    """
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies: not to vectors and scalars, biases, and the logit scale."""
+    return parameter.ndim > 1 and not name.endswith(("bias", "logit_scale"))
+
+
+def parameter_groups(
+    named: Iterable[tuple[str, nn.Parameter]],
+    lr: float,
+    weight_decay: float,
+    lr_by_prefix: Mapping[str, float] | None = None,
+) -> list[dict[str, Any]]:
+    """Optimizer groups of the parameters that learn, by learning rate and decay.
+
+    Args:
+        named: Names and parameters; those without `requires_grad` are left out.
+        lr: Peak learning rate, kept in each group as `peak`.
+        weight_decay: For those that `decays` says yes to.
+        lr_by_prefix: Other peaks for names that start with a prefix; the first that fits counts. Zero freezes.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in named:
+        peak = next((v for p, v in (lr_by_prefix or {}).items() if name.startswith(p)), lr)
+        if parameter.requires_grad and peak > 0:
+            groups.setdefault((peak, weight_decay if decays(name, parameter) else 0.0), []).append(parameter)
+    return [
+        {"params": parameters, "lr": peak, "peak": peak, "weight_decay": decay}
+        for (peak, decay), parameters in groups.items()
+    ]
