@@ -1,0 +1,466 @@
+"""Retrieval against naive twins, and against scoring every class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from vlltr_index import retrieval
+from vlltr_index.bank import AnchorBank
+from vlltr_index.errors import InputError
+from vlltr_index.fusion import FusionParams, fuse
+from vlltr_index.index import KINDS, AnchorIndex, WithDelta, build_index
+from vlltr_index.lgr import LGRHead
+from vlltr_index.retrieval import (
+    AnchorClasses,
+    Retrieved,
+    best_row_logits,
+    candidates,
+    estimated_text_logits,
+    retrieve_text_logits,
+)
+
+every_kind = pytest.mark.parametrize("kind", KINDS)
+DIM = 24
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """Images, ragged anchors and a head over `classes` classes; the last fifth of them has no visual row."""
+
+    classes: int
+    images: int = 12
+    scale: float = 40.0
+    alpha: float = 0.5
+    margin: float = 0.0
+    seed: int = 0
+
+    @cached_property
+    def generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed)
+
+    def randn(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.generator)
+
+    @cached_property
+    def centres(self) -> Tensor:
+        groups = self.randn(max(self.classes // 10, 1), DIM)
+        return groups[torch.arange(self.classes) % len(groups)] + 0.8 * self.randn(self.classes, DIM)
+
+    @cached_property
+    def bank(self) -> AnchorBank:
+        counts = torch.randint(1, 9, (self.classes,), generator=self.generator)
+        owner = torch.arange(self.classes).repeat_interleave(counts)
+        return AnchorBank.build(self.centres[owner] + self.randn(len(owner), DIM), owner, range(self.classes))
+
+    @cached_property
+    def features(self) -> Tensor:
+        labels = torch.randint(0, self.classes, (self.images,), generator=self.generator)
+        return 3 * (self.centres[labels] + 0.5 * self.randn(self.images, DIM))
+
+    @cached_property
+    def head(self) -> LGRHead:
+        head = LGRHead(DIM, self.rows, logit_scale=self.scale)
+        head.query_proj.weight.data.mul_(3)
+        return head
+
+    @cached_property
+    def keys(self) -> Tensor:
+        return torch.randperm(5 * len(self.bank.vectors), generator=self.generator)[: len(self.bank.vectors)]
+
+    def index(self, kind: str = "torch") -> AnchorIndex:
+        return build_index(F.normalize(self.bank.vectors, dim=1), self.keys, kind)
+
+    @property
+    def rows(self) -> int:
+        return self.classes - self.classes // 5
+
+    @cached_property
+    def visual(self) -> Tensor:
+        return self.features @ self.centres[: self.rows].T / 20
+
+    @cached_property
+    def by_class(self) -> Tensor:
+        return best_row_logits(self.visual, torch.arange(self.rows), self.classes)
+
+    @cached_property
+    def anchor_classes(self) -> AnchorClasses:
+        return AnchorClasses(self.keys, self.bank.class_of_row, self.classes)
+
+    @cached_property
+    def prototypes(self) -> Tensor:
+        return self.head.prototype_logits(self.features, self.bank).detach()
+
+    @cached_property
+    def exact(self) -> Tensor:
+        return self.head.text_logits(self.features, self.bank).detach()
+
+    def fuse(self, rows: Tensor, text_logits: Tensor) -> tuple[Tensor, Tensor]:
+        trained = torch.arange(self.classes) < self.rows
+        params = FusionParams(self.alpha, margin=self.margin)
+        fused = fuse(self.visual[rows], text_logits, torch.arange(self.rows), trained, params)
+        return fused.probabilities, fused.text_part
+
+    def score(self, rows: Tensor, classes: Tensor | None) -> Tensor:
+        bank = self.bank if classes is None else self.bank.select(classes)
+        return self.head.text_logits(self.features[rows], bank)
+
+    def probabilities(self, text_logits: Tensor) -> Tensor:
+        return self.fuse(torch.arange(self.images), text_logits)[0]
+
+    def retrieve(self, index: AnchorIndex | None = None, **options: float) -> Retrieved:
+        numbers: dict[str, float] = {"want": 6, "prototypes": 6, "visual_top": 3} | options
+        return retrieve_text_logits(
+            self.features,
+            index or self.index(),
+            self.anchor_classes,
+            self.prototypes,
+            self.by_class,
+            self.score,
+            self.fuse,
+            **numbers,  # type: ignore[arg-type]  # one dict holds whole numbers and max_residual
+        )
+
+
+class Spy:
+    """An index that notes what it was asked."""
+
+    def __init__(self, base: AnchorIndex) -> None:
+        self.base, self.asked = base, list[tuple[int, int]]()
+        self.kind, self.dim, self.size, self.keys = base.kind, base.dim, base.size, base.keys
+
+    def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        self.asked.append((len(queries), k))
+        return self.base.search(queries, k)
+
+
+def naive_candidates(world: World, image: int, want: int, prototypes: int, visual_top: int) -> set[int]:
+    """The three sets by Python loops."""
+    cosines = F.normalize(world.bank.vectors, dim=1) @ F.normalize(world.features[image], dim=0)
+    nearest: list[int] = []
+    for row in cosines.argsort(descending=True).tolist():
+        if (owner := int(world.bank.class_of_row[row])) not in nearest:
+            nearest.append(owner)
+    visual = world.by_class[image]
+    by_visual = [c for c in visual.argsort(descending=True).tolist() if visual[c] > float("-inf")]
+    by_prototype = world.prototypes[image].argsort(descending=True).tolist()
+    return {*nearest[:want], *by_prototype[:prototypes], *by_visual[:visual_top]}
+
+
+# ---- candidates
+
+
+@every_kind
+@pytest.mark.parametrize(("want", "prototypes", "visual_top"), [(8, 0, 0), (0, 5, 0), (0, 0, 7), (8, 5, 7)])
+def test_candidates_are_the_naive_ones(kind: str, want: int, prototypes: int, visual_top: int) -> None:
+    """Each image's set is that of a loop over anchors, prototypes and visual rows."""
+    world = World(200)
+    mask = candidates(
+        world.features, world.index(kind), world.prototypes, world.by_class, world.anchor_classes,
+        want=want, prototypes=prototypes, visual_top=visual_top,
+    )  # fmt: skip
+    assert mask.shape == (12, 200)
+    assert mask.dtype == torch.bool
+    same = 0
+    for image in range(12):
+        found = set(mask[image].nonzero()[:, 0].tolist())
+        expected = naive_candidates(world, image, want, prototypes, visual_top)
+        assert len(found & expected) >= 0.8 * len(expected)
+        same += found == expected
+    assert same == 12 or (kind in ("ivf", "hnsw") and same >= 9)
+
+
+def crowded() -> tuple[AnchorIndex, AnchorClasses]:
+    """900 anchors of class 0 lie nearer to every image than the one anchor of each of 99 other classes."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(999, DIM, generator=generator) * torch.cat(
+        [torch.full((900, 1), 0.01), torch.ones(99, 1)]
+    )
+    owner = torch.cat([torch.zeros(900, dtype=torch.int64), torch.arange(1, 100)])
+    index = build_index(F.normalize(1.0 + noise, dim=1), torch.arange(999))
+    return index, AnchorClasses(torch.arange(999), owner, 100)
+
+
+def test_neighbours_are_doubled_until_there_are_enough_classes() -> None:
+    """One class with very many near anchors does not use up the search."""
+    index, anchor_classes = crowded()
+    spy = Spy(index)
+    features = torch.ones(2, DIM)
+    empty = torch.full((2, 100), float("-inf"))
+    mask = candidates(features, spy, empty, empty, anchor_classes, want=10, prototypes=0, visual_top=0)
+    assert mask.sum(1).tolist() == [10, 10]
+    assert spy.asked == [(2, 40), (2, 80), (2, 160), (2, 320), (2, 640), (2, 999)]
+
+
+def test_only_images_that_lack_classes_are_searched_again() -> None:
+    """An image that has enough is left alone while others are doubled."""
+    index, anchor_classes = crowded()
+    spy = Spy(index)
+    features = torch.stack([torch.ones(DIM), -torch.ones(DIM)])
+    empty = torch.full((2, 100), float("-inf"))
+    candidates(features, spy, empty, empty, anchor_classes, want=10, prototypes=0, visual_top=0)
+    assert [images for images, _ in spy.asked] == [2, 1, 1, 1, 1, 1]
+
+
+def test_an_exhausted_index_ends_the_search() -> None:
+    """Fewer indexed classes than wanted: all of them are candidates, and nothing is asked twice."""
+    world = World(50)
+    keep = world.bank.class_of_row < 4
+    index = Spy(build_index(F.normalize(world.bank.vectors[keep], dim=1), world.keys[keep]))
+    empty = torch.full((12, 50), float("-inf"))
+    mask = candidates(world.features, index, empty, empty, world.anchor_classes, 10, 0, 0)
+    assert mask.sum(1).tolist() == [4] * 12
+    assert index.asked == [(12, index.size)]
+
+
+def test_few_classes_are_all_candidates() -> None:
+    """Where there are no more classes than wanted, nothing is searched."""
+    world = World(30)
+    spy = Spy(world.index())
+    assert bool(candidates(world.features, spy, world.prototypes, world.by_class, world.anchor_classes).all())
+    assert spy.asked == []
+
+
+def test_anchors_of_unknown_classes_are_left_out() -> None:
+    """Keys that the map does not know (a retired class) give no candidate."""
+    world = World(100)
+    known = world.bank.class_of_row != 7
+    anchor_classes = AnchorClasses(world.keys[known], world.bank.class_of_row[known], 100)
+    mask = candidates(
+        world.features, world.index(), world.prototypes, world.by_class, anchor_classes, 80, 0, 0
+    )
+    assert not bool(mask[:, 7].any())
+    assert mask.sum(1).tolist() == [80] * 12
+
+
+def test_visual_classes_without_a_row_never_count() -> None:
+    """Minus infinity is no visual candidate, however many are asked for."""
+    world = World(100)
+    mask = candidates(
+        world.features, world.index(), world.prototypes, world.by_class, world.anchor_classes, 0, 0, 99
+    )
+    assert mask.sum(1).tolist() == [80] * 12
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    owners=st.lists(st.integers(0, 4), max_size=20),
+    wanted=st.lists(st.integers(-1, 70), max_size=12),
+    seed=st.integers(0, 99),
+)
+def test_anchor_classes_is_a_dictionary(owners: list[int], wanted: list[int], seed: int) -> None:
+    """Lookup equals a dict, with -1 for what is missing."""
+    keys = torch.randperm(60, generator=torch.Generator().manual_seed(seed))[: len(owners)]
+    table = dict(zip(keys.tolist(), owners, strict=True))
+    found = AnchorClasses(keys, torch.tensor(owners, dtype=torch.int64), 5).positions(
+        torch.tensor(wanted, dtype=torch.int64)
+    )
+    assert found.tolist() == [table.get(key, -1) for key in wanted]
+
+
+def test_best_row_logits() -> None:
+    """Classes take the best of their rows, retired rows count nowhere, classes without rows get -inf."""
+    logits = torch.tensor([[1.0, 5.0, 3.0, 9.0], [4.0, 2.0, -1.0, 9.0]])
+    found = best_row_logits(logits, torch.tensor([2, 0, 2, -1]), 4)
+    infinity = float("inf")
+    expected = torch.tensor([[5.0, -infinity, 3.0, -infinity], [2.0, -infinity, 4.0, -infinity]])
+    torch.testing.assert_close(found, expected)
+
+
+# ---- estimates
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.integers(1, 4), classes=st.integers(1, 9), seed=st.integers(0, 999), spread=st.floats(0.1, 50.0)
+)
+def test_estimates_are_the_naive_ones(batch: int, classes: int, seed: int, spread: float) -> None:
+    """Candidates keep their logits; others get prototype + mean lift, held below the best candidate."""
+    generator = torch.Generator().manual_seed(seed)
+    prototypes, exact = spread * torch.randn(2, batch, classes, generator=generator, dtype=torch.float64)
+    mask = torch.rand(batch, classes, generator=generator) < 0.5
+    mask[torch.arange(batch), torch.randint(0, classes, (batch,), generator=generator)] = True
+    found = estimated_text_logits(prototypes, exact.masked_fill(~mask, torch.nan), mask)
+    for i in range(batch):
+        chosen = [c for c in range(classes) if mask[i, c]]
+        lift = sum(float(exact[i, c] - prototypes[i, c]) for c in chosen) / len(chosen)
+        best = max(float(exact[i, c]) for c in chosen)
+        for c in range(classes):
+            if c in chosen:
+                assert float(found[i, c]) == float(exact[i, c])
+            else:
+                assert float(found[i, c]) < best
+                assert float(found[i, c]) == pytest.approx(
+                    min(float(prototypes[i, c]) + lift, best), rel=2e-6, abs=2e-6
+                )
+
+
+def test_estimates_need_a_candidate() -> None:
+    """An image without one is refused."""
+    mask = torch.tensor([[True, False], [False, False]])
+    with pytest.raises(InputError, match="an image has no candidate class to estimate the others from"):
+        estimated_text_logits(torch.zeros(2, 2), torch.zeros(2, 2), mask)
+
+
+# ---- the whole
+
+
+@every_kind
+def test_agrees_with_scoring_every_class(kind: str) -> None:
+    """Winners are the same, probabilities differ by no more than what rests on estimates."""
+    world = World(200)
+    found = world.retrieve(world.index(kind))
+    ours, full = world.probabilities(found.text_logits), world.probabilities(world.exact)
+    assert found.candidates.float().mean() < 0.6
+    assert bool((found.residual <= 0.05).all())
+    assert torch.equal(ours.argmax(1), full.argmax(1))
+    assert float((ours - full).abs().sum(1).max()) / 2 <= 0.05
+    kept = found.candidates
+    torch.testing.assert_close(found.text_logits[kept], world.exact[kept], atol=1e-4, rtol=1e-5)
+
+
+def test_residual_is_the_text_part_of_what_was_estimated() -> None:
+    """The reported residual can be computed again from the answer."""
+    world = World(200)
+    found = world.retrieve()
+    _, text_part = world.fuse(torch.arange(12), found.text_logits)
+    torch.testing.assert_close(found.residual, (text_part * ~found.candidates).sum(1))
+    assert float(found.residual.max()) > 0
+
+
+def test_no_residual_means_exhaustive() -> None:
+    """With nothing left to estimates the answer is that of scoring every class."""
+    world = World(200)
+    found = world.retrieve(max_residual=0.0)
+    assert bool((found.residual == 0).all())
+    ours, full = world.probabilities(found.text_logits), world.probabilities(world.exact)
+    torch.testing.assert_close(ours, full, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("limit", [0.1, 0.05, 0.01])
+def test_classes_join_until_the_residual_is_small(limit: float) -> None:
+    """A flat distribution starts with a large residual; classes join until it is below the limit."""
+    world = World(200, scale=8.0)
+    first, found = world.retrieve(max_residual=1.0), world.retrieve(max_residual=limit)
+    assert float(first.residual.min()) > limit
+    assert bool((found.residual <= limit).all())
+    assert bool((found.candidates | ~first.candidates).all())
+    assert bool((found.candidates.sum(1) > first.candidates.sum(1)).all())
+    ours, full = world.probabilities(found.text_logits), world.probabilities(world.exact)
+    assert torch.equal(ours.argmax(1), full.argmax(1))
+
+
+@pytest.mark.parametrize("margin", [0.0, 4.0])
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_an_estimated_class_never_wins(alpha: float, margin: float) -> None:
+    """Whatever the visual branch and the margin prefer: a class that would win is scored exactly first."""
+    world = World(200, alpha=alpha, margin=margin, scale=15.0)
+    found = world.retrieve(want=1, prototypes=1, visual_top=0, max_residual=1.0)
+    winners = world.probabilities(found.text_logits).argmax(1)
+    assert bool(found.candidates[torch.arange(12), winners].all())
+
+
+def test_without_neighbours_prototypes_or_rows() -> None:
+    """One prototype is always a candidate, so there is something to estimate from."""
+    world = World(200)
+    found = world.retrieve(want=0, prototypes=0, visual_top=0)
+    assert bool((found.residual <= 0.05).all())
+
+
+def test_an_image_alone_and_among_others() -> None:
+    """The answer does not depend on the images beside it, nor on the way many images are scored."""
+    world = World(400, images=24)
+    together = world.retrieve()
+    for image in range(0, 24, 5):
+        row = slice(image, image + 1)
+        alone = retrieve_text_logits(
+            world.features[row], world.index(), world.anchor_classes, world.prototypes[row], world.by_class[row],
+            lambda rows, classes, at=image: world.score(rows + at, classes),
+            lambda rows, logits, at=image: world.fuse(rows + at, logits),
+            want=6, prototypes=6, visual_top=3,
+        )  # fmt: skip
+        assert torch.equal(alone.candidates[0], together.candidates[image])
+        torch.testing.assert_close(alone.text_logits[0], together.text_logits[image], atol=1e-4, rtol=1e-5)
+
+
+def test_one_image_touches_its_candidates_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For one image no anchor of another class is scored."""
+    world = World(400, images=1)
+    asked: list[list[int]] = []
+    score = world.score
+
+    def noting(rows: Tensor, classes: Tensor | None) -> Tensor:
+        assert classes is not None
+        asked.append(classes.tolist())
+        return score(rows, classes)
+
+    monkeypatch.setattr(World, "score", lambda self, rows, classes: noting(rows, classes))
+    found = world.retrieve()
+    scored = sorted(c for classes in asked for c in classes)
+    assert scored == found.candidates[0].nonzero()[:, 0].tolist()
+
+
+@pytest.mark.parametrize("cost", [0.0, 1e9])
+def test_pieces_and_the_whole_bank_give_the_same(cost: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scoring few images at a time, or all classes at once, changes nothing."""
+    world = World(300, images=10)
+    usual = world.retrieve()
+    monkeypatch.setattr(retrieval, "_GATHER_COST", cost)
+    other = world.retrieve()
+    assert torch.equal(usual.candidates, other.candidates)
+    torch.testing.assert_close(usual.text_logits, other.text_logits, atol=1e-4, rtol=1e-5)
+
+
+def test_a_class_added_after_the_index_was_built() -> None:
+    """Through the delta a new class is retrieved like any other."""
+    world = World(200)
+    new = world.bank.class_of_row >= 190
+    unit = F.normalize(world.bank.vectors, dim=1)
+    base = build_index(unit[~new], world.keys[~new])
+    delta = WithDelta(base, unit[new], world.keys[new], torch.empty(0, dtype=torch.int64))
+    one, two = world.retrieve(delta), world.retrieve()
+    assert torch.equal(one.candidates, two.candidates)
+
+
+def test_no_image() -> None:
+    """An empty batch gives an empty answer."""
+    found = World(200, images=0).retrieve()
+    assert found.text_logits.shape == found.candidates.shape == (0, 200)
+    assert found.residual.shape == (0,)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    """Shapes and numbers are checked before anything is searched."""
+    world = World(200)
+    index, keys = world.index(), world.anchor_classes
+    with pytest.raises(InputError, match=r"prototype_logits must have shape \[12, 200\], got \[12, 199\]"):
+        candidates(world.features, index, world.prototypes[:, 1:], world.by_class, keys)
+    with pytest.raises(InputError, match=r"visual_logits must have shape \[12, 200\], got \[12, 160\]"):
+        candidates(world.features, index, world.prototypes, world.visual, keys)
+    with pytest.raises(InputError, match=r"image_features must have shape \[N, 24\], got \[12, 3\]"):
+        candidates(world.features[:, :3], index, world.prototypes, world.by_class, keys)
+    with pytest.raises(InputError, match="numbers of candidates cannot be negative: 6, -1, 3"):
+        world.retrieve(prototypes=-1)
+    with pytest.raises(InputError, match=r"classes must lie in 0\.\.4"):
+        AnchorClasses(torch.arange(3), torch.tensor([0, 1, 5]), 5)
+    with pytest.raises(InputError, match=r"candidate_mask must be bool \[12, 200\]"):
+        estimated_text_logits(world.prototypes, world.exact, world.prototypes)
+
+
+def test_no_class() -> None:
+    """Without a class there is nothing to answer, and the message says what to run."""
+    empty, none = torch.empty(1, 0), torch.empty(0, dtype=torch.int64)
+    index = World(3).index()
+    with pytest.raises(InputError) as caught:
+        retrieve_text_logits(
+            torch.ones(1, DIM), index, AnchorClasses(none, none, 0), empty, empty,
+            lambda rows, classes: empty, lambda rows, logits: (empty, empty),
+        )  # fmt: skip
+    assert str(caught.value) == "there is no class to score\nRun: vlltr select"
