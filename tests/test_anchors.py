@@ -39,8 +39,15 @@ def _draw(seed: int, texts: int, images: int, classes: int, dim: int = 6) -> tup
 def test_losses_equal_the_release() -> None:
     """L_lin agrees with the released code within 1e-6, in chunks that do not divide the sizes."""
     data = twins.parity("anss")
-    names = ("text_features", "text_labels", "image_features", "image_labels", "logit_scale")
-    losses = sentence_losses(*(data[name] for name in names), chunk_rows=7, chunk_images=11)
+    losses = sentence_losses(
+        data["text_features"],
+        data["text_labels"],
+        data["image_features"],
+        data["image_labels"],
+        data["logit_scale"],
+        chunk_rows=7,
+        chunk_images=11,
+    )
     torch.testing.assert_close(losses, data["losses"], atol=1e-6, rtol=0)
 
 
@@ -161,9 +168,7 @@ def test_scores_belong_to_their_sentences() -> None:
 )
 def test_selection_equals_its_twin(labels: list[int], most: int, data: st.DataObject) -> None:
     """Per class: the smallest (loss, id) pairs, in that order, whatever the order of the input."""
-    losses = data.draw(
-        st.lists(st.sampled_from([0.0, 1.0, 2.5]), min_size=len(labels), max_size=len(labels))
-    )
+    losses = data.draw(st.lists(st.sampled_from([0.0, 1.0, 2.5]), min_size=len(labels), max_size=len(labels)))
     ids = [f"s{k:02d}" for k in data.draw(st.permutations(range(len(labels))))]
     expected: list[tuple[int, int]] = []
     for label in sorted(set(labels)):

@@ -82,7 +82,7 @@ def test_contrastive_loss_without_any_positive_is_zero_and_differentiable() -> N
     """Disjoint labels give zero on both sides, with zero gradients instead of NaN."""
     x, t = torch.randn(3, 4, requires_grad=True), torch.randn(2, 4)
     vis, lin = class_contrastive_loss(x, t, torch.tensor([0, 1, 2]), torch.tensor([7, 8]), 100.0, 0.1)
-    (vis + lin).backward()
+    torch.autograd.backward(vis + lin)
     assert vis.item() == lin.item() == 0.0
     assert x.grad is not None
     assert bool((x.grad == 0).all())
@@ -106,7 +106,7 @@ def test_contrastive_loss_survives_a_zero_vector_and_a_huge_scale() -> None:
     x.requires_grad_()
     labels = torch.tensor([0, 0, 1, 1])
     vis, lin = class_contrastive_loss(x, torch.randn(4, 8), labels, labels, 1e6)
-    (vis + lin).backward()
+    torch.autograd.backward(vis + lin)
     assert x.grad is not None
     assert bool(x.grad.isfinite().all())
     assert math.isfinite((vis + lin).item())
@@ -200,7 +200,9 @@ def test_adjustment_is_constant_where_candidates_follow_the_prior() -> None:
     """Of rare classes pi is (B - 1) p, so that log p - log pi is the same for all of them."""
     prior = sampler_prior(torch.tensor([1000.0 / (c + 1) for c in range(2000)]))
     adjustment = joint_log_adjustment(prior, 16, 0)
-    torch.testing.assert_close(adjustment[-500:], torch.full((500,), -math.log(15.0)).double(), atol=5e-3, rtol=0)
+    torch.testing.assert_close(
+        adjustment[-500:], torch.full((500,), -math.log(15.0)).double(), atol=5e-3, rtol=0
+    )
 
 
 def test_text_classification_leaves_out_classes_without_images() -> None:
@@ -210,7 +212,7 @@ def test_text_classification_leaves_out_classes_without_images() -> None:
     loss = text_classification_loss(x, t, torch.tensor([0, 2]), adjustment, 50.0)
     kept = text_classification_loss(x, t[[0, 2]], torch.tensor([0, 1]), adjustment[[0, 2]], 50.0)
     torch.testing.assert_close(loss, kept)
-    loss.backward()
+    torch.autograd.backward(loss)
     assert x.grad is not None
     assert bool(x.grad.isfinite().all())
     with pytest.raises(InputError, match="log_adjustment of target 1 is -inf"):

@@ -347,7 +347,7 @@ def _positive(
 
 
 def _scale(logit_scale: float | Tensor) -> float:
-    return float(torch.as_tensor(logit_scale).detach())
+    return float(logit_scale.detach()) if isinstance(logit_scale, Tensor) else float(logit_scale)
 
 
 def _check_pairs(text_features: Tensor, text_labels: Tensor, images: Tensor, image_labels: Tensor) -> None:

@@ -1,0 +1,99 @@
+"""Tests of `vlltr_index.explanation`: shares add up, effects are what striking out does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlltr_index.errors import InputError
+from vlltr_index.explanation import contrast, explain_class
+from vlltr_index.lgr import AnchorBank, LGRHead
+
+quick = settings(max_examples=25, deadline=None)
+
+
+def _setup(
+    seed: int, lengths: list[int], normalise: bool = False
+) -> tuple[LGRHead, AnchorBank, torch.Tensor]:
+    torch.manual_seed(seed)
+    head = LGRHead(8, 2, logit_scale=30.0, normalise_values=normalise)
+    owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    bank = AnchorBank.build(torch.randn(len(owner), 8), owner, range(len(lengths)))
+    return head, bank, torch.randn(8)
+
+
+@quick
+@given(
+    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    normalise=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_shares_add_up_and_effects_are_what_striking_out_does(
+    lengths: list[int], normalise: bool, seed: int
+) -> None:
+    """Shares sum to the cosine within 1e-6; times scale that is the text logit; effects equal recomputation."""
+    head, bank, image = _setup(seed, lengths, normalise)
+    logits = head.text_logits(image[None], bank)[0]
+    for position, length in enumerate(lengths):
+        found = explain_class(head, bank, position, image)
+        assert float(found.shares.sum()) == pytest.approx(found.cosine, abs=1e-6)
+        assert found.logit == pytest.approx(logits[position].item(), abs=1e-3)
+        assert float(found.attention.sum()) == pytest.approx(1.0, abs=1e-5)
+        vectors = bank.vectors[bank.bounds[position] : bank.bounds[position + 1]].double()
+        values = vectors / vectors.norm(dim=1, keepdim=True) if normalise else vectors
+        for m in range(length):
+            kept = [k for k in range(length) if k != m]
+            attended = (found.attention[kept, None] * values[kept]).sum(0)
+            left = torch.cosine_similarity(attended, image.double(), dim=0, eps=1e-300) if kept else 0.0
+            assert float(found.effects[m]) == pytest.approx(found.cosine - float(left), abs=1e-9)
+        assert found.effects[found.order()].tolist() == sorted(found.effects.tolist(), reverse=True)
+        assert torch.equal(
+            bank.vectors[bank.bounds[position] : bank.bounds[position + 1]], bank.vectors[found.rows]
+        )
+
+
+def test_a_single_sentence_has_all_of_it() -> None:
+    """With one anchor, share and effect are the whole cosine."""
+    head, bank, image = _setup(0, [1, 3])
+    found = explain_class(head, bank, 0, image)
+    assert found.attention.tolist() == [1.0]
+    assert float(found.shares[0]) == pytest.approx(found.cosine)
+    assert float(found.effects[0]) == pytest.approx(found.cosine)
+
+
+def test_anchors_that_cancel_have_no_cosine_and_no_shares() -> None:
+    """Opposite anchors under equal attention: cosine and shares are zero, effects are finite."""
+    head, _, image = _setup(0, [1])
+    with torch.no_grad():
+        head.key_norm.weight.zero_()
+    v = torch.randn(1, 8)
+    bank = AnchorBank.build(torch.cat([v, -v]), torch.tensor([0, 0]), [0])
+    found = explain_class(head, bank, 0, image)
+    assert found.cosine == 0.0
+    assert found.shares.tolist() == [0.0, 0.0]
+    assert bool(found.effects.isfinite().all())
+
+
+def test_contrast_of_two_classes() -> None:
+    """The gap is one's shares less the other's; only sentences with a positive effect argue."""
+    head, bank, image = _setup(3, [5, 4])
+    found = contrast(head, bank, 1, 0, image)
+    assert found.gap == pytest.approx(float(found.first.shares.sum() - found.second.shares.sum()), abs=1e-9)
+    assert found.first.position == 1
+    for chosen, one in ((found.for_first, found.first), (found.against_first, found.second)):
+        effects = one.effects[chosen].tolist()
+        assert effects == sorted((e for e in one.effects.tolist() if e > 0), reverse=True)
+
+
+def test_explanation_refuses_what_does_not_fit() -> None:
+    """A position outside the bank, a feature of another width, a class against itself."""
+    head, bank, image = _setup(0, [1, 2])
+    with pytest.raises(InputError) as error:
+        explain_class(head, bank, 2, image)
+    assert str(error.value) == "class position must lie in 0..1, got 2"
+    with pytest.raises(InputError, match=r"image_feature must have shape \[8\], got \[7\]"):
+        explain_class(head, bank, 0, image[:7])
+    with pytest.raises(InputError, match="cannot be compared with itself"):
+        contrast(head, bank, 1, 1, image)

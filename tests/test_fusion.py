@@ -1,0 +1,122 @@
+"""Tests of `vlltr_index.fusion` against the rule in plain Python."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import twins
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlltr_index.errors import InputError
+from vlltr_index.fusion import FusionParams, fuse, imprint_row
+
+quick = settings(max_examples=40, deadline=None)
+
+
+@quick
+@given(
+    row_class=st.lists(st.integers(-1, 4), max_size=7),
+    trained=st.lists(st.booleans(), min_size=5, max_size=5),
+    alpha=st.sampled_from([0.0, 0.2, 0.7, 1.0]),
+    taus=st.tuples(st.sampled_from([0.5, 1.0, 3.0]), st.sampled_from([0.5, 1.0, 3.0])),
+    margin=st.sampled_from([0.0, 1.5]),
+    size=st.sampled_from([1.0, 30.0, 1e4]),
+    seed=st.integers(0, 2**31),
+)
+def test_fusion_equals_its_twin(
+    row_class: list[int],
+    trained: list[bool],
+    alpha: float,
+    taus: tuple[float, float],
+    margin: float,
+    size: float,
+    seed: int,
+) -> None:
+    """Retired and merged rows, classes without rows, huge logits: the rule holds and rows sum to one."""
+    g = torch.Generator().manual_seed(seed)
+    visual = size * torch.randn(3, len(row_class), generator=g, dtype=torch.float64)
+    text = size * torch.randn(3, 5, generator=g, dtype=torch.float64)
+    params = FusionParams(alpha, taus[0], taus[1], margin)
+    rows = torch.tensor(row_class, dtype=torch.int64)
+    scores = fuse(visual, text, rows, torch.tensor(trained), params)
+    expected = [
+        twins.fused(v, t, row_class, trained, alpha, taus, margin) for v, t in zip(visual, text, strict=True)
+    ]
+    torch.testing.assert_close(scores.probabilities, torch.stack(expected), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(scores.probabilities.sum(1), torch.ones(3, dtype=torch.float64))
+    torch.testing.assert_close(scores.probabilities, scores.visual_part + scores.text_part)
+    narrow = fuse(visual.float(), text.float(), rows, torch.tensor(trained), params)
+    torch.testing.assert_close(narrow.probabilities.double(), scores.probabilities, rtol=0, atol=2e-3)
+
+
+def test_without_rows_the_text_decides() -> None:
+    """No visual row, or only retired ones: P is P^T and u is one."""
+    text, trained = torch.randn(2, 3), torch.tensor([True, True, False])
+    params = FusionParams(alpha=0.9, margin=2.0)
+    expected = (text - 2.0 * trained).softmax(1)
+    none = fuse(torch.zeros(2, 0), text, torch.zeros(0, dtype=torch.int64), trained, params)
+    retired = fuse(torch.randn(2, 2), text, torch.tensor([-1, -1]), trained, params)
+    for scores in (none, retired):
+        torch.testing.assert_close(scores.probabilities, expected)
+        assert bool((scores.u == 1).all())
+        assert bool((scores.visual_part == 0).all())
+
+
+def test_a_new_class_is_not_starved() -> None:
+    """A class without a row keeps its whole text probability, whatever alpha; adding the branches would halve it."""
+    text = torch.tensor([[0.0, 0.0, 8.0]])
+    params = FusionParams(alpha=0.9)
+    scores = fuse(
+        torch.tensor([[9.0, 0.0]]), text, torch.tensor([0, 1]), torch.tensor([True, True, False]), params
+    )
+    torch.testing.assert_close(scores.probabilities[0, 2], text.softmax(1)[0, 2])
+    torch.testing.assert_close(scores.u, text.softmax(1)[:, 2])
+
+
+def test_retired_rows_do_not_take_mass_and_merged_rows_add_up() -> None:
+    """A retired row's huge logit changes nothing; two rows of one class add their probabilities."""
+    text, trained = torch.zeros(1, 2), torch.tensor([True, True])
+    visual = torch.tensor([[1.0, 0.5, 99.0, -0.3]])
+    params = FusionParams(alpha=1.0)
+    scores = fuse(visual, text, torch.tensor([0, 1, -1, 0]), trained, params)
+    parts = visual[:, [0, 1, 3]].softmax(1)[0]
+    torch.testing.assert_close(scores.probabilities[0], torch.stack([parts[0] + parts[2], parts[1]]))
+
+
+def test_fusion_refuses_what_does_not_fit() -> None:
+    """Parameters out of range, rows that point outside the classes, and a mask that is none."""
+    with pytest.raises(InputError) as error:
+        FusionParams(alpha=1.2)
+    assert str(error.value) == "alpha must lie in 0..1, got 1.2\nvlltr calibrate"
+    with pytest.raises(InputError, match=r"temperatures must be above 0, got 1\.0 and 0\.0"):
+        FusionParams(tau_text=0.0)
+    visual, text, mask = torch.zeros(1, 2), torch.zeros(1, 3), torch.ones(3, dtype=torch.bool)
+    with pytest.raises(InputError) as error:
+        fuse(visual, text, torch.tensor([0, 3]), mask, FusionParams())
+    assert str(error.value) == "row_class must lie in -1..2, got [0, 3]"
+    with pytest.raises(InputError, match="trained must be bool"):
+        fuse(visual, text, torch.tensor([0, 1]), mask.long(), FusionParams())
+    with pytest.raises(InputError, match=r"visual_logits must have shape \[1, D\]"):
+        fuse(visual.expand(2, 2), text, torch.tensor([0, 1]), mask, FusionParams())
+
+
+def test_imprinted_row_is_centred_and_scaled() -> None:
+    """The row has the trained rows' norm, and at the training mean it scores their average."""
+    g = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(6, 4, generator=g), torch.randn(6, generator=g)
+    mean, own = torch.randn(4, generator=g), torch.randn(4, generator=g)
+    row, offset = imprint_row(own, mean, weight, bias)
+    torch.testing.assert_close(row.norm(), weight.norm(dim=1).mean())
+    torch.testing.assert_close(row / row.norm(), (own - mean) / (own - mean).norm())
+    torch.testing.assert_close(row @ mean + offset, (weight @ mean + bias).mean())
+    plain = imprint_row(own, mean, weight)[1]
+    torch.testing.assert_close(plain, (weight @ mean).mean() - row @ mean)
+
+
+def test_imprinting_needs_something_to_imprint() -> None:
+    """A class mean equal to the training mean, and a head without rows, are refused."""
+    with pytest.raises(InputError, match="equals the training mean"):
+        imprint_row(torch.ones(3), torch.ones(3), torch.randn(2, 3))
+    with pytest.raises(InputError, match="no trained visual row"):
+        imprint_row(torch.ones(3), torch.zeros(3), torch.randn(0, 3))

@@ -1,0 +1,414 @@
+"""Tests of the head: the released code's numbers, a twin that builds everything up, gradients, ragged banks."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import twins
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+import vlltr_index.bank
+from vlltr_index.errors import InputError
+from vlltr_index.lgr import AnchorBank, LGRHead
+from vlltr_index.lgr_autograd import attended_cosine
+from vlltr_index.tensors import unit_rows
+
+quick = settings(max_examples=25, deadline=None)
+WEIGHTS = ("query_norm_weight", "query_norm_bias", "key_norm_weight", "query_proj", "key_proj")
+
+
+def _parameters(head: LGRHead) -> dict[str, Tensor]:
+    return {
+        "query_norm_weight": head.query_norm.weight,
+        "query_norm_bias": head.query_norm.bias,
+        "key_norm_weight": head.key_norm.weight,
+        "query_proj": head.query_proj.weight,
+        "key_proj": head.key_proj.weight,
+    }
+
+
+def _bank(classes: list[Tensor]) -> AnchorBank:
+    owner = torch.repeat_interleave(torch.arange(len(classes)), torch.tensor([len(c) for c in classes]))
+    return AnchorBank.build(torch.cat(classes), owner, range(len(classes)))
+
+
+def _draw(
+    seed: int, lengths: list[int], dim: int, normalise_values: bool = False
+) -> tuple[LGRHead, list[Tensor]]:
+    """A float64 head with random weights, and anchors of the given lengths."""
+    torch.manual_seed(seed)
+    head = LGRHead(dim, 2, logit_scale=20.0, normalise_values=normalise_values).double()
+    with torch.no_grad():
+        for parameter in _parameters(head).values():
+            parameter.copy_(torch.randn_like(parameter))
+    return head, [torch.randn(n, dim, dtype=torch.float64) * 3 + 1 for n in lengths]
+
+
+def _parity_head() -> tuple[LGRHead, AnchorBank, dict[str, Tensor]]:
+    data = twins.parity("lgr")
+    head = LGRHead(16, 23, visual="mlp", logit_scale=float(data["logit_scale"])).double()
+    state = {
+        "query_norm.weight": data["query_norm_weight"],
+        "query_norm.bias": data["query_norm_bias"],
+        "key_norm.weight": data["key_norm_weight"],
+        "key_norm.bias": torch.zeros(16, dtype=torch.float64),
+        "query_proj.weight": data["query_proj"],
+        "key_proj.weight": data["key_proj"],
+        "log_logit_scale": data["logit_scale"].log(),
+    }
+    for layer in (0, 2):
+        for part in ("weight", "bias"):
+            state[f"visual_head.{layer}.{part}"] = data[f"mlp_{layer}_{part}"]
+    head.load_state_dict(state)
+    bank = _bank([data["anchors"][c, :n] for c, n in enumerate(data["lengths"].tolist())])
+    return head, bank, data
+
+
+@pytest.mark.parametrize("slots", [8192, 20])
+def test_head_equals_the_release(monkeypatch: pytest.MonkeyPatch, slots: int) -> None:
+    """Both branches, the loss and its gradients agree within 1e-6, in one block of classes or in many."""
+    monkeypatch.setattr(vlltr_index.bank, "_BLOCK_SLOTS", slots)
+    head, bank, data = _parity_head()
+    assert (len(bank.blocks) > 1) == (slots == 20)
+    visual, text = head(data["image_features"], bank)
+    torch.testing.assert_close(visual, data["visual_logits"], atol=1e-6, rtol=0)
+    torch.testing.assert_close(text, data["text_logits"], atol=1e-6, rtol=0)
+    loss = F.cross_entropy(visual, data["labels"]) + F.cross_entropy(text, data["labels"])
+    torch.testing.assert_close(loss, data["loss"], atol=1e-6, rtol=0)
+    torch.autograd.backward(loss)
+    parameters = _parameters(head)
+    for name in ("query_proj", "key_proj", "query_norm_weight", "key_norm_weight"):
+        torch.testing.assert_close(parameters[name].grad, data[f"grad_{name}"], atol=1e-6, rtol=0)
+
+
+@quick
+@given(
+    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=6),
+    images=st.integers(1, 8),
+    dim=st.integers(3, 9),
+    normalise=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_text_logits_equal_their_twin(
+    lengths: list[int], images: int, dim: int, normalise: bool, seed: int
+) -> None:
+    """Logits and every gradient agree with projecting each key and building G, for ragged classes."""
+    head, classes = _draw(seed, lengths, dim, normalise_values=normalise)
+    features = torch.randn(images, dim, dtype=torch.float64, requires_grad=True)
+    ours = head.text_logits(features, _bank(classes))
+    naive = twins.text_logits(_parameters(head), features, classes, 20.0, normalise)
+    torch.testing.assert_close(ours, naive, rtol=1e-7, atol=1e-5)
+    outer = torch.randn_like(naive)
+    inputs = [features, *_parameters(head).values()]
+    mine = torch.autograd.grad((ours * outer).sum(), inputs)
+    theirs = torch.autograd.grad((naive * outer).sum(), inputs)
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * max(1.0, float(b.abs().max())))
+
+
+@quick
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=9), seed=st.integers(0, 2**31))
+def test_float32_stays_close_and_blocks_do_not_matter(lengths: list[int], seed: int) -> None:
+    """In float32 the logits are within 1e-3 of float64, and many small blocks give what one block gives."""
+    head, classes = _draw(seed, lengths, 32)
+    features, bank = torch.randn(5, 32, dtype=torch.float64), _bank(classes)
+    exact = head.text_logits(features, bank)
+    narrow = head.float().text_logits(features.float(), _bank([c.float() for c in classes]))
+    assert narrow.dtype == torch.float32
+    torch.testing.assert_close(narrow.double(), exact, rtol=0, atol=1e-2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vlltr_index.bank, "_BLOCK_SLOTS", 16)
+        split = _bank(classes)
+        torch.testing.assert_close(head.double().text_logits(features, split), exact, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_gradcheck(normalise: bool) -> None:
+    """The custom gradient agrees with finite differences, by query and by image."""
+    torch.manual_seed(0)
+    bank = _bank([torch.randn(n, 5, dtype=torch.float64) for n in (3, 1, 4)])
+    query = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    image = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda q, i: attended_cosine(q, F.normalize(i), bank, normalise), (query, image)
+    )
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_nearly_cancelling_anchors_are_built_up(normalise: bool) -> None:
+    """Opposite anchors: the quadratic form has lost its digits, the direct path has not, gradients included."""
+    torch.manual_seed(1)
+    base = torch.randn(4, 16)
+    classes = [
+        torch.stack([base[0], -base[0] + 1e-3 * base[1]]),
+        base,
+        torch.stack([base[2], -base[2] + 1e-2 * base[3], 1e-3 * base[1]]),
+    ]
+    query, image = torch.zeros(3, 16), unit_rows(torch.randn(3, 16))
+    query = (query + 1e-4 * torch.randn(3, 16)).requires_grad_()
+    image.requires_grad_()
+    ours = attended_cosine(query, image, _bank(classes), normalise)
+    wide = [query.detach().double().requires_grad_(), image.detach().double().requires_grad_()]
+    exact = attended_cosine(wide[0], wide[1], _bank([c.double() for c in classes]), normalise)
+    torch.testing.assert_close(ours.double(), exact, rtol=0, atol=2e-3)
+    naive = _explicit(wide[0], wide[1], classes, normalise)
+    torch.testing.assert_close(exact, naive, rtol=0, atol=1e-9)
+    outer = torch.randn(3, 3)
+    mine = torch.autograd.grad((ours * outer).sum(), (query, image))
+    theirs = torch.autograd.grad((naive * outer).sum(), wide)
+    for a, b in zip(mine, theirs, strict=True):
+        assert float((a - b).norm() / b.norm()) < 2e-3
+
+
+def _explicit(query: Tensor, image: Tensor, classes: list[Tensor], normalise: bool) -> Tensor:
+    columns = []
+    for anchors in classes:
+        anchors = anchors.double()
+        sigma = (anchors.var(1, unbiased=False) + 1e-5).sqrt()
+        values = anchors / anchors.norm(dim=1, keepdim=True) if normalise else anchors
+        attended = ((query @ anchors.T) / sigma).softmax(1) @ values
+        columns.append((image * attended).sum(1) / attended.norm(dim=1))
+    return torch.stack(columns, 1)
+
+
+def test_anchors_that_cancel_to_nothing_give_zero_without_gradient() -> None:
+    """Exactly opposite anchors, and anchors of zeros, have no direction: cosine 0 and finite gradients."""
+    v = torch.randn(1, 8)
+    bank = _bank([torch.cat([v, -v]), torch.zeros(2, 8), torch.zeros(1, 8)])
+    query = torch.zeros(2, 8, requires_grad=True)
+    image = unit_rows(torch.randn(2, 8)).requires_grad_()
+    cosine = attended_cosine(query, image, bank)
+    assert bool((cosine == 0).all())
+    torch.autograd.backward(cosine.sum())
+    assert query.grad is not None
+    assert image.grad is not None
+    assert bool((query.grad == 0).all())
+    assert bool((image.grad == 0).all())
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_huge_queries_and_features_stay_finite(scale: float) -> None:
+    """Saturated attention and features of any length keep logits within the scale and gradients finite."""
+    torch.manual_seed(2)
+    head = LGRHead(16, 3, logit_scale=100.0, learn_scale=True)
+    with torch.no_grad():
+        head.key_norm.weight.mul_(1e4)
+    features = (torch.randn(4, 16) * scale).requires_grad_()
+    logits = head.text_logits(features, _bank([torch.randn(n, 16) * scale for n in (5, 1, 2)]))
+    assert bool((logits.abs() <= 100.01).all())
+    torch.autograd.backward(F.cross_entropy(logits, torch.tensor([0, 1, 2, 0])))
+    for value in (features, *head.parameters()):
+        assert value.grad is None or bool(value.grad.isfinite().all())
+
+
+def test_ambient_autocast_changes_nothing() -> None:
+    """Under bfloat16 autocast, forward and backward, results are those of float32."""
+    torch.manual_seed(3)
+    head, bank = LGRHead(32, 4), _bank([torch.randn(n, 32) for n in (3, 7, 1)])
+    features = torch.randn(6, 32, requires_grad=True)
+    query, image = (
+        head.query(features).detach().requires_grad_(),
+        unit_rows(features.detach()).requires_grad_(),
+    )
+    expected = (
+        *head(features, bank),
+        head.prototype_logits(features, bank),
+        head.attention_for(features, bank),
+    )
+    plain = torch.autograd.grad(attended_cosine(query, image, bank).square().sum(), (query, image))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = (
+            *head(features, bank),
+            head.prototype_logits(features, bank),
+            head.attention_for(features, bank),
+        )
+        ambient = torch.autograd.grad(attended_cosine(query, image, bank).square().sum(), (query, image))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    torch.testing.assert_close(ambient, plain, rtol=0, atol=0)
+    assert head(features.bfloat16(), bank)[1].dtype == torch.float32
+
+
+def test_frozen_inputs_get_no_gradient_and_nothing_is_saved_for_them() -> None:
+    """Stored features need no gradient; the bank never has one; a second derivative is refused."""
+    head, bank = LGRHead(8, 2), _bank([torch.randn(2, 8), torch.randn(3, 8)])
+    logits = head.text_logits(torch.randn(3, 8), bank)
+    (gradient,) = torch.autograd.grad(logits.sum(), (head.query_proj.weight,), create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate"):
+        torch.autograd.grad(gradient.sum(), (head.query_proj.weight,))
+    assert not bank.vectors.requires_grad
+    with torch.no_grad():
+        assert head.text_logits(torch.randn(3, 8), bank).grad_fn is None
+
+
+@pytest.mark.parametrize("images", [1, 3, 40, 600])
+def test_inference_equals_training_whatever_the_batch(images: int) -> None:
+    """Few images take the path without Gram matrices and many are split; logits are the same."""
+    torch.manual_seed(4)
+    head, classes = LGRHead(12, 2), [torch.randn(n, 12) for n in (9, 4, 1, 9)]
+    features = torch.randn(images, 12)
+    with torch.inference_mode():
+        fresh = head.text_logits(features, _bank(classes))
+    torch.testing.assert_close(
+        fresh, head.text_logits(features, _bank(classes)).detach(), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_what_inference_mode_kept_can_be_trained_with() -> None:
+    """Values cached by a first call in inference mode do not break a later backward."""
+    head, bank = LGRHead(8, 2), _bank([torch.randn(2, 8), torch.randn(3, 8)])
+    features = torch.randn(5, 8, requires_grad=True)
+    with torch.inference_mode():
+        head.text_logits(features, bank)
+        head.prototype_logits(features, bank)
+    torch.autograd.backward(
+        head.text_logits(features, bank).sum() + head.prototype_logits(features, bank).sum()
+    )
+    assert features.grad is not None
+
+
+def test_attention_and_query_are_the_release_s() -> None:
+    """Attention sums to one within each class and equals the twin's; q' has no mean."""
+    head, classes = _draw(5, [4, 1, 3], 7)
+    features, bank = torch.randn(2, 7, dtype=torch.float64), _bank(classes)
+    attention = head.attention_for(features, bank)
+    expected = [
+        torch.cat([twins.head_attention(_parameters(head), image, anchors) for anchors in classes])
+        for image in features
+    ]
+    torch.testing.assert_close(attention, torch.stack(expected).detach(), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(head.query(features).mean(1), torch.zeros(2, dtype=torch.float64))
+    logits = head.query(features) @ bank.vectors.T / bank.sigma
+    torch.testing.assert_close(attention[:, :4], logits[:, :4].softmax(1))
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_prototype_logits(normalise: bool) -> None:
+    """They are scale * cosine with the mean anchor, as the text logits under uniform attention."""
+    torch.manual_seed(6)
+    head = LGRHead(6, 2, logit_scale=10.0, normalise_values=normalise)
+    classes, features = [torch.randn(n, 6) for n in (3, 1)], torch.randn(4, 6)
+    means = torch.stack([(F.normalize(c) if normalise else c).mean(0) for c in classes])
+    found = head.prototype_logits(features, _bank(classes))
+    torch.testing.assert_close(found, 10.0 * twins.cosines(features, means))
+    with torch.no_grad():
+        head.key_norm.weight.zero_()
+    torch.testing.assert_close(head.text_logits(features, _bank(classes)), found)
+
+
+def test_visual_heads() -> None:
+    """Linear, MLP of width 4 D and cosine give [B, C_v]; no rows at all is allowed."""
+    features = torch.randn(3, 8)
+    head = LGRHead(8, 5)
+    expected = features @ head.get_parameter("visual_head.weight").T + head.get_parameter("visual_head.bias")
+    torch.testing.assert_close(head.visual_logits(features), expected)
+    assert next(LGRHead(8, 5, "mlp").visual_head.parameters()).shape == (32, 8)
+    cosine = LGRHead(8, 5, "cosine", logit_scale=7.0)
+    expected = 7.0 * twins.cosines(features, cosine.get_parameter("visual_head.weight"))
+    torch.testing.assert_close(cosine.visual_logits(features), expected)
+    assert LGRHead(8, 0, "linear").visual_logits(features).shape == (3, 0)
+    assert LGRHead(8, 0, "mlp").visual_logits(features).shape == (3, 0)
+    with pytest.raises(InputError) as error:
+        LGRHead(8, 5, "deep")  # type: ignore[arg-type] # on purpose
+    assert str(error.value) == "visual must be 'linear', 'mlp' or 'cosine', got 'deep'"
+
+
+def test_scale_is_a_multiplier_clamped_in_place() -> None:
+    """The stored logarithm is clamped to ln 100 by the method alone, and learned only on request."""
+    head = LGRHead(4, 1, logit_scale=250.0, learn_scale=True)
+    assert head.logit_scale.item() == pytest.approx(250.0)
+    head.clamp_scale_()
+    assert head.log_logit_scale.item() == pytest.approx(math.log(100.0))
+    assert head.log_logit_scale.requires_grad
+    assert not LGRHead(4, 1).log_logit_scale.requires_grad
+    with pytest.raises(InputError, match="logit_scale is a multiplier above 0, got 0"):
+        LGRHead(4, 1, logit_scale=0.0)
+    with pytest.raises(InputError, match="dim must be above 0"):
+        LGRHead(0, 1)
+
+
+def test_key_bias_is_a_buffer_and_projections_start_as_the_identity() -> None:
+    """What has no gradient is no parameter."""
+    head = LGRHead(4, 2)
+    names = {name for name, _ in head.named_parameters()}
+    assert names == {
+        "query_norm.weight",
+        "query_norm.bias",
+        "key_norm.weight",
+        "query_proj.weight",
+        "key_proj.weight",
+        "visual_head.weight",
+        "visual_head.bias",
+        "log_logit_scale",
+    }
+    assert dict(head.named_buffers()).keys() == {"key_norm.bias"}
+    assert torch.equal(head.query_proj.weight, torch.eye(4))
+    assert torch.equal(head.key_proj.weight, torch.eye(4))
+
+
+def test_bank_sorts_by_class_and_remembers_where_rows_came_from() -> None:
+    """Unsorted input, class ids that are no positions, order within a class kept."""
+    vectors = torch.arange(10.0).view(5, 2)
+    bank = AnchorBank.build(vectors, torch.tensor([9, 4, 9, 7, 4]), torch.tensor([9, 4, 7]))
+    assert bank.offsets.tolist() == [0, 2, 4, 5]
+    assert bank.rows.tolist() == [0, 2, 1, 4, 3]
+    assert torch.equal(bank.vectors, vectors[bank.rows])
+    assert bank.class_of_row.tolist() == [0, 0, 1, 1, 2]
+    assert (bank.dim, bank.num_classes, bank.bounds) == (2, 3, (0, 2, 4, 5))
+    torch.testing.assert_close(bank.sigma, (vectors[bank.rows].var(1, unbiased=False) + 1e-5).sqrt())
+    assert bank.to("cpu") is bank
+
+
+@quick
+@given(
+    lengths=st.lists(st.integers(1, 5), min_size=1, max_size=6),
+    wanted=st.lists(st.integers(0, 5), min_size=1, max_size=8),
+    seed=st.integers(0, 2**31),
+)
+def test_select_equals_building_from_the_parts(lengths: list[int], wanted: list[int], seed: int) -> None:
+    """A sub-bank gives the columns of the whole bank, in any order, repeats included."""
+    wanted = [w % len(lengths) for w in wanted]
+    head, classes = _draw(seed, lengths, 6)
+    features, bank = torch.randn(3, 6, dtype=torch.float64), _bank(classes)
+    whole = head.text_logits(features, bank)
+    part = bank.select(wanted)
+    torch.testing.assert_close(head.text_logits(features, part), whole[:, wanted], rtol=1e-6, atol=1e-5)
+    assert part.class_ids.tolist() == wanted
+    assert torch.equal(part.vectors, bank.vectors[part.rows])
+
+
+@pytest.mark.parametrize(
+    ("owner", "ids", "text"),
+    [
+        ([3, 3], [3, 8], "class 8 has no anchor\nvlltr embed, then vlltr select"),
+        ([3, 3], [3, 8, 9], "class 8 has no anchor (and 1 more)\nvlltr embed, then vlltr select"),
+        ([3, 5], [3], "class 5 has anchors but is not among class_ids"),
+        ([3, 3], [3, 3], "class 3 has two places among class_ids"),
+        ([], [], "the bank has no class\nvlltr embed, then vlltr select"),
+    ],
+)
+def test_bank_names_the_class_that_does_not_fit(owner: list[int], ids: list[int], text: str) -> None:
+    """Every class needs an anchor, every anchor a class."""
+    with pytest.raises(InputError) as error:
+        AnchorBank.build(torch.randn(len(owner), 4), torch.tensor(owner, dtype=torch.int64), ids)
+    assert str(error.value) == text
+
+
+def test_bank_and_head_refuse_what_does_not_fit() -> None:
+    """NaN anchors, another width, positions outside the bank."""
+    with pytest.raises(InputError) as error:
+        AnchorBank.build(torch.tensor([[1.0, math.nan], [0.0, 1.0]]), torch.tensor([6, 2]), [2, 6])
+    assert str(error.value) == "class 6 has an anchor that is not finite\nvlltr embed"
+    bank = _bank([torch.randn(2, 4)])
+    with pytest.raises(InputError, match="the head is 8 wide, the anchors 4"):
+        LGRHead(8, 1).text_logits(torch.randn(1, 8), bank)
+    with pytest.raises(InputError, match=r"image_features must have shape \[N, 4\], got \[4\]"):
+        LGRHead(4, 1)(torch.randn(4), bank)
+    with pytest.raises(InputError, match=r"classes must lie in 0\.\.0"):
+        bank.select([1])
+    with pytest.raises(InputError, match="at least one class"):
+        bank.select([])
