@@ -7,23 +7,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import faiss
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from neighbours import DIM, anchors, check_hits, naive, queries, recall
 from torch import Tensor
-from torch.nn import functional as F
 
 from vlltr_index import index as index_module
-from vlltr_index import nearest
 from vlltr_index.errors import InputError, MissingStepError, WorkspaceError
 from vlltr_index.index import (
     KINDS,
-    AnchorIndex,
     FaissIndex,
-    TorchIndex,
     WithDelta,
     build_index,
     gpu_count,
@@ -33,49 +29,7 @@ from vlltr_index.index import (
 )
 
 EXACT = ("torch", "flat")
-DIM = 16
 every_kind = pytest.mark.parametrize("kind", KINDS)
-exact_kinds = pytest.mark.parametrize("kind", EXACT)
-
-
-def anchors(size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Clustered vectors of length one, and distinct keys in no order."""
-    generator = torch.Generator().manual_seed(seed)
-    centres = torch.randn(max(size // 8, 1), DIM, generator=generator)
-    noise = 0.5 * torch.randn(size, DIM, generator=generator)
-    vectors = F.normalize(centres[torch.arange(size) % len(centres)] + noise, dim=1)
-    return vectors, torch.randperm(10 * size, generator=generator)[:size]
-
-
-def queries(number: int = 7, seed: int = 9) -> Tensor:
-    """Vectors of length one."""
-    return F.normalize(torch.randn(number, DIM, generator=torch.Generator().manual_seed(seed)), dim=1)
-
-
-def naive(vectors: Tensor, wanted: Tensor, k: int) -> Tensor:
-    """The best cosines, from the whole matrix in float64."""
-    products = wanted.double() @ vectors.double().T
-    return products.sort(dim=1, descending=True).values[:, :k]
-
-
-def check_hits(scores: Tensor, keys: Tensor, wanted: Tensor, vectors: Tensor, own_keys: Tensor) -> None:
-    """Every hit is an anchor with its own cosine; hits are distinct and fall; padding follows them."""
-    cosine = {int(key): vectors[row] for row, key in enumerate(own_keys)}
-    assert scores.dtype == torch.float32
-    assert keys.dtype == torch.int64
-    for row in range(len(wanted)):
-        hits = [int(key) for key in keys[row] if key >= 0]
-        assert len(set(hits)) == len(hits)
-        assert bool((keys[row, len(hits) :] == -1).all())
-        assert bool(scores[row, len(hits) :].isneginf().all())
-        own = torch.stack([wanted[row] @ cosine[key] for key in hits]) if hits else torch.empty(0)
-        torch.testing.assert_close(scores[row, : len(hits)], own, atol=1e-5, rtol=0)
-        assert bool((own.diff() <= 1e-5).all())
-
-
-def recall(scores: Tensor, best: Tensor) -> float:
-    """Share of hits that reach the last of the true best scores: ties count as found."""
-    return float((scores.double() >= best[:, -1:] - 1e-5).double().mean())
 
 
 @every_kind
@@ -167,98 +121,6 @@ def test_ivf_is_the_same_for_the_same_seed() -> None:
     torch.testing.assert_close(one, two)
 
 
-@settings(max_examples=30, deadline=None)
-@given(size=st.integers(1, 60), k=st.integers(1, 70), chunk=st.integers(1, 500), seed=st.integers(0, 99))
-def test_exact_search_in_pieces(size: int, k: int, chunk: int, seed: int) -> None:
-    """Exact search gives the naive ranking whatever the size of its pieces."""
-    vectors, keys = anchors(size, seed)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nearest, "_SCORES_AT_ONCE", chunk)
-        scores, found = TorchIndex(vectors, keys).search(queries(), k)
-    check_hits(scores, found, queries(), vectors, keys)
-    torch.testing.assert_close(
-        scores[:, : min(k, size)].double(), naive(vectors, queries(), k), atol=1e-5, rtol=0
-    )
-
-
-# ---- the delta
-
-
-def delta_and_rebuilt(kind: str, extra: int, removed: int) -> tuple[WithDelta, AnchorIndex, Tensor, Tensor]:
-    """An index with a delta, and one built from the same anchors."""
-    vectors, keys = anchors(300 + extra)
-    base = build_index(vectors[:300], keys[:300], kind)
-    index = WithDelta(base, vectors[300:], keys[300:], keys[:removed])
-    return index, build_index(vectors[removed:], keys[removed:], kind), vectors[removed:], keys[removed:]
-
-
-@exact_kinds
-@pytest.mark.parametrize(("extra", "removed"), [(0, 0), (40, 0), (0, 40), (40, 290), (1, 300)])
-@pytest.mark.parametrize("k", [1, 20, 400])
-def test_delta_equals_a_rebuild(kind: str, extra: int, removed: int, k: int) -> None:
-    """Additions and removals beside an exact index give what an index built from scratch gives."""
-    index, rebuilt, vectors, keys = delta_and_rebuilt(kind, extra, removed)
-    scores, found = index.search(queries(), k)
-    assert index.size == rebuilt.size
-    assert sorted(index.keys.tolist()) == sorted(rebuilt.keys.tolist())
-    torch.testing.assert_close(scores, rebuilt.search(queries(), k)[0], atol=1e-6, rtol=0)
-    check_hits(scores, found, queries(), vectors, keys)
-
-
-@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
-def test_delta_beside_an_approximate_index(kind: str) -> None:
-    """Removed anchors never come back, and added ones are always found."""
-    index, _, vectors, keys = delta_and_rebuilt(kind, 40, 200)
-    scores, found = index.search(queries(), 20)
-    check_hits(scores, found, queries(), vectors, keys)
-    assert recall(scores, naive(vectors, queries(), 20)) >= 0.95
-
-
-def test_removing_the_nearest_anchors_asks_deeper() -> None:
-    """All of the base's best are gone: the next ones are found all the same."""
-    vectors, keys = anchors(300)
-    base = build_index(vectors, keys, "torch")
-    gone = base.search(queries(1), 100)[1][0]
-    scores, _ = WithDelta(base, vectors[:0], keys[:0], gone).search(queries(1), 2)
-    torch.testing.assert_close(scores.double(), naive(vectors, queries(1), 102)[:, 100:], atol=1e-5, rtol=0)
-
-
-def test_everything_removed() -> None:
-    """An index whose anchors are all gone answers with padding."""
-    vectors, keys = anchors(10)
-    scores, found = WithDelta(build_index(vectors, keys), vectors[:0], keys[:0], keys).search(queries(), 3)
-    assert bool((found == -1).all())
-    assert bool(scores.isneginf().all())
-
-
-def test_an_added_key_replaces_the_base_one() -> None:
-    """A key that both have is answered with the added vector, once."""
-    vectors, keys = anchors(10)
-    index = WithDelta(build_index(vectors, keys), -vectors[:1], keys[:1], torch.empty(0, dtype=torch.int64))
-    scores, found = index.search(-vectors[:1], 10)
-    assert int(found[0, 0]) == int(keys[0])
-    assert float(scores[0, 0]) == pytest.approx(1.0)
-    assert sorted(found[0].tolist()) == sorted(keys.tolist())
-
-
-def test_unknown_removed_keys_are_ignored() -> None:
-    """A removal of something the base never had changes nothing."""
-    vectors, keys = anchors(10)
-    index = WithDelta(build_index(vectors, keys), vectors[:0], keys[:0], torch.tensor([10**9]))
-    assert index.size == 10
-
-
-def test_a_delta_on_a_delta() -> None:
-    """A delta is an index like any other."""
-    vectors, keys = anchors(30)
-    first = WithDelta(build_index(vectors[:20], keys[:20]), vectors[20:25], keys[20:25], keys[:2])
-    second = WithDelta(first, vectors[25:], keys[25:], keys[20:22])
-    live = torch.cat([torch.arange(2, 20), torch.arange(22, 30)])
-    scores, found = second.search(queries(), 26)
-    torch.testing.assert_close(scores.double(), naive(vectors[live], queries(), 26), atol=1e-5, rtol=0)
-    check_hits(scores, found, queries(), vectors[live], keys[live])
-
-
 # ---- files
 
 
@@ -348,8 +210,10 @@ def test_a_foreign_metric_is_refused(tmp_path: Path) -> None:
 
 def test_a_delta_is_not_saved(tmp_path: Path) -> None:
     """Saving would lose the delta."""
+    vectors, keys = anchors(10)
+    index = WithDelta(build_index(vectors[:9], keys[:9]), vectors[9:], keys[9:], keys[:1])
     with pytest.raises(InputError, match="an index with a delta cannot be saved"):
-        save_index(delta_and_rebuilt("torch", 1, 1)[0], tmp_path)
+        save_index(index, tmp_path)
 
 
 # ---- without FAISS, and with a GPU
@@ -411,7 +275,7 @@ def test_a_flat_index_is_answered_by_the_gpu(monkeypatch: pytest.MonkeyPatch) ->
     asked: list[int] = []
 
     def to_gpu(resources: object, device: int, index: faiss.IndexFlatIP) -> SimpleNamespace:
-        def search(array: object, k: int) -> object:
+        def search(array: Any, k: int) -> Any:
             asked.append(k)
             return index.search(array, k)
 
@@ -511,13 +375,3 @@ def test_queries_that_do_not_fit(kind: str, wanted: Tensor, k: int, message: str
     for index in (base, WithDelta(base, torch.empty(0, DIM), empty, empty)):
         with pytest.raises(InputError, match=message):
             index.search(wanted, k)
-
-
-def test_a_delta_that_does_not_fit() -> None:
-    """A key both added and removed, or vectors of another width, are refused."""
-    vectors, keys = anchors(10)
-    base = build_index(vectors[:5], keys[:5])
-    with pytest.raises(InputError, match=f"anchor key {int(keys[5])} is both added and removed"):
-        WithDelta(base, vectors[5:], keys[5:], keys[5:6])
-    with pytest.raises(InputError, match=r"vectors must have shape \[N, 16\]"):
-        WithDelta(base, vectors[5:, :4], keys[5:], keys[:0])

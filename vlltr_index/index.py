@@ -7,7 +7,6 @@ again. All kinds can be built again from the anchors' vectors at any time.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import math
 from pathlib import Path
@@ -253,13 +252,14 @@ def _faiss() -> Any:
         MissingStepError: It is not installed.
     """
     try:
-        return importlib.import_module("faiss")
+        import faiss
     except ImportError as error:
         raise MissingStepError(
             f"this kind of index needs FAISS, which cannot be imported: {error}",
             'Run: pip install "vlltr-index[cpu]" (with an NVIDIA GPU: pip install "vlltr-index[gpu]").\n'
             "Without FAISS: vlltr index --kind torch",
         ) from None
+    return faiss
 
 
 def _build_faiss(faiss: Any, vectors: Tensor, kind: str, seed: int) -> Any:

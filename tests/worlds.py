@@ -1,0 +1,128 @@
+"""A small world of classes, anchors and images with a head, on which retrieval is tried."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vlltr_index.bank import AnchorBank
+from vlltr_index.fusion import FusionParams, fuse
+from vlltr_index.index import AnchorIndex, build_index
+from vlltr_index.lgr import LGRHead
+from vlltr_index.retrieval import AnchorClasses, Retrieved, best_row_logits, retrieve_text_logits
+
+DIM = 24
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """Images, ragged anchors and a head over `classes` classes; the last fifth of them has no visual row."""
+
+    classes: int
+    images: int = 12
+    scale: float = 40.0
+    alpha: float = 0.5
+    margin: float = 0.0
+    seed: int = 0
+
+    @cached_property
+    def generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed)
+
+    def randn(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.generator)
+
+    @cached_property
+    def centres(self) -> Tensor:
+        groups = self.randn(max(self.classes // 10, 1), DIM)
+        return groups[torch.arange(self.classes) % len(groups)] + 0.8 * self.randn(self.classes, DIM)
+
+    @cached_property
+    def bank(self) -> AnchorBank:
+        counts = torch.randint(1, 9, (self.classes,), generator=self.generator)
+        owner = torch.arange(self.classes).repeat_interleave(counts)
+        return AnchorBank.build(self.centres[owner] + self.randn(len(owner), DIM), owner, range(self.classes))
+
+    @cached_property
+    def features(self) -> Tensor:
+        labels = torch.randint(0, self.classes, (self.images,), generator=self.generator)
+        return 3 * (self.centres[labels] + 0.5 * self.randn(self.images, DIM))
+
+    @cached_property
+    def head(self) -> LGRHead:
+        head = LGRHead(DIM, self.rows, logit_scale=self.scale)
+        head.query_proj.weight.data.mul_(3)
+        return head
+
+    @cached_property
+    def keys(self) -> Tensor:
+        return torch.randperm(5 * len(self.bank.vectors), generator=self.generator)[: len(self.bank.vectors)]
+
+    def index(self, kind: str = "torch") -> AnchorIndex:
+        return build_index(F.normalize(self.bank.vectors, dim=1), self.keys, kind)
+
+    @property
+    def rows(self) -> int:
+        return self.classes - self.classes // 5
+
+    @cached_property
+    def visual(self) -> Tensor:
+        return self.features @ self.centres[: self.rows].T / 20
+
+    @cached_property
+    def by_class(self) -> Tensor:
+        return best_row_logits(self.visual, torch.arange(self.rows), self.classes)
+
+    @cached_property
+    def anchor_classes(self) -> AnchorClasses:
+        return AnchorClasses(self.keys, self.bank.class_of_row, self.classes)
+
+    @cached_property
+    def prototypes(self) -> Tensor:
+        return self.head.prototype_logits(self.features, self.bank).detach()
+
+    @cached_property
+    def exact(self) -> Tensor:
+        return self.head.text_logits(self.features, self.bank).detach()
+
+    def fuse(self, rows: Tensor, text_logits: Tensor) -> tuple[Tensor, Tensor]:
+        trained = torch.arange(self.classes) < self.rows
+        params = FusionParams(self.alpha, margin=self.margin)
+        fused = fuse(self.visual[rows], text_logits, torch.arange(self.rows), trained, params)
+        return fused.probabilities, fused.text_part
+
+    def score(self, rows: Tensor, classes: Tensor | None) -> Tensor:
+        bank = self.bank if classes is None else self.bank.select(classes)
+        return self.head.text_logits(self.features[rows], bank)
+
+    def probabilities(self, text_logits: Tensor) -> Tensor:
+        return self.fuse(torch.arange(self.images), text_logits)[0]
+
+    def retrieve(self, index: AnchorIndex | None = None, **options: float) -> Retrieved:
+        numbers: dict[str, float] = {"want": 6, "prototypes": 6, "visual_top": 3} | options
+        return retrieve_text_logits(
+            self.features,
+            index or self.index(),
+            self.anchor_classes,
+            self.prototypes,
+            self.by_class,
+            self.score,
+            self.fuse,
+            **numbers,  # type: ignore[arg-type]  # one dict holds whole numbers and max_residual
+        )
+
+
+class Spy:
+    """An index that notes what it was asked."""
+
+    def __init__(self, base: AnchorIndex) -> None:
+        self.base, self.asked = base, list[tuple[int, int]]()
+        self.kind, self.dim, self.size, self.keys = base.kind, base.dim, base.size, base.keys
+
+    def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        self.asked.append((len(queries), k))
+        return self.base.search(queries, k)
