@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from vlltr_index.schemas.config import AugmentConfig
 
 from vlltr_index.errors import ConfigError
-from vlltr_index.schemas.config import AugmentConfig
 
 if TYPE_CHECKING:
     from vlltr_index.encoder import Encoder
 
-__all__ = ["BatchAugment", "photo_transform", "make_augment", "seeded"]
+__all__ = ["BatchAugment", "make_augment", "photo_transform", "seeded"]
 
 _ROTATE = 0.14  # radians, about 8 degrees
 _SHEAR = 0.12
@@ -109,7 +109,7 @@ def _warp(pixels: Tensor, matrices: Tensor) -> Tensor:
 
 
 def _reshape_strokes(pixels: Tensor, draws: Tensor) -> Tensor:
-    """Widen bright areas in some images, dark areas in others, and blur some; by half a step, mixed with the original."""
+    """Widen bright areas in some images, dark ones in others, and blur some; each mixed with the original."""
     choice, amount, blur = draws[:, 6], draws[:, 7].view(-1, 1, 1, 1), draws[:, 8]
     result = pixels.clone()
     brighter = (choice < _THICKEN).nonzero()[:, 0]
@@ -175,16 +175,16 @@ def auto_augment(config: AugmentConfig) -> _PilTransform | None:
 
 def seeded(seed: int, work: Callable[[], Any]) -> Any:
     """Run `work` with the global generators of Python, NumPy and torch (CPU) seeded; put them back afterwards."""
-    python, array = random.getstate(), np.random.get_state()  # noqa: NPY002 - timm draws from the global one
+    python, array = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
             random.seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002 - as above
+            np.random.seed(seed % 2**32)
             torch.manual_seed(seed)
             return work()
     finally:
         random.setstate(python)
-        np.random.set_state(array)  # noqa: NPY002 - as above
+        np.random.set_state(array)
 
 
 def _each(transform: _PilTransform, pixels: Tensor, draws: Tensor) -> Tensor:

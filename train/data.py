@@ -11,16 +11,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-
-from vlltr_index.errors import InputError
 from vlltr_index.schemas.config import AugmentConfig
-from vlltr_index.tensors import check_labels
 from vlltr_index.train.augment import BatchAugment, make_augment, photo_transform
 from vlltr_index.train.sampling import seed_of, stream
 
+from vlltr_index.errors import InputError
+from vlltr_index.tensors import check_labels
+
 if TYPE_CHECKING:
-    from vlltr_index.encoder import Encoder
     from vlltr_index.schemas.records import Progress
+
+    from vlltr_index.encoder import Encoder
 
 __all__ = ["TrainImages", "TrainTexts"]
 

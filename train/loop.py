@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
-
-from vlltr_index.errors import VlltrError, WorkspaceError
 from vlltr_index.schemas.fingerprint import digest_json
 from vlltr_index.train.checkpoint import load_state, pack_optimizer, save_state, unpack_optimizer
 from vlltr_index.train.data import TrainImages
@@ -28,9 +26,12 @@ from vlltr_index.train.distributed import (
 from vlltr_index.train.sampling import epoch_batches, seed_of, steps_per_epoch, stream
 from vlltr_index.train.schedule import cosine_factor, parameter_groups
 
+from vlltr_index.errors import VlltrError, WorkspaceError
+
 if TYPE_CHECKING:
-    from vlltr_index.encoder import Encoder
     from vlltr_index.schemas.records import Progress
+
+    from vlltr_index.encoder import Encoder
 
 __all__ = ["Objective", "RunPlan", "StageOne", "run"]
 
