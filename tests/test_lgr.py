@@ -114,17 +114,16 @@ def test_text_logits_equal_their_twin(
 @quick
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=9), seed=st.integers(0, 2**31))
 def test_float32_stays_close_and_blocks_do_not_matter(lengths: list[int], seed: int) -> None:
-    """In float32 the logits are within 1e-3 of float64, and many small blocks give what one block gives."""
+    """In float32 the logits are within 1e-2 of float64 at scale 20, and many small blocks give what one block gives."""
     head, classes = _draw(seed, lengths, 32)
     features, bank = torch.randn(5, 32, dtype=torch.float64), _bank(classes)
     exact = head.text_logits(features, bank)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vlltr_index.bank, "_BLOCK_SLOTS", 16)
+        torch.testing.assert_close(head.text_logits(features, _bank(classes)), exact, rtol=1e-9, atol=1e-9)
     narrow = head.float().text_logits(features.float(), _bank([c.float() for c in classes]))
     assert narrow.dtype == torch.float32
     torch.testing.assert_close(narrow.double(), exact, rtol=0, atol=1e-2)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vlltr_index.bank, "_BLOCK_SLOTS", 16)
-        split = _bank(classes)
-        torch.testing.assert_close(head.double().text_logits(features, split), exact, rtol=1e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize("normalise", [False, True])
