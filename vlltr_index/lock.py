@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vlltr_index.errors import LockedError, UsageError
 
-__all__ = ["write_lock"]
+__all__ = ["write_lock", "writer"]
 
 _log = logging.getLogger(__name__)
 
@@ -81,6 +81,20 @@ def _wait(handle: int, path: Path, timeout: float | None) -> None:
             _log.warning("waiting for %s, which is writing to %s", holder, path.parent)
             told = True
         time.sleep(_PAUSE)
+
+
+def writer(path: Path) -> str | None:
+    """Who holds the lock file `path` now, in words; None if nobody does."""
+    if not path.exists():
+        return None
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _holder(handle)
+    finally:
+        os.close(handle)
+    return None
 
 
 def _holder(handle: int) -> str:

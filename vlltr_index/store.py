@@ -220,13 +220,13 @@ class Store:
 
         Do not write into the vectors: the memory is Arrow's. Rows whose vector is null are left out.
         """
-        import torch
+        from torch.utils.dlpack import from_dlpack
 
         for batch in self.scan(name, [key_column, column], where, version):
             rows = batch.filter(batch.column(column).is_valid()) if batch.column(column).null_count else batch
             if rows.num_rows:
                 flat = rows.column(column).flatten()
-                yield rows.column(key_column), torch.from_dlpack(flat).view(rows.num_rows, -1)
+                yield rows.column(key_column), from_dlpack(flat).view(rows.num_rows, -1)
 
     def vectors(
         self,

@@ -13,12 +13,14 @@ import pyarrow.compute as pc
 from vlltr_index import __version__
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.history import Commit, History
+from vlltr_index.rows import conform, last_per_key, one_of
 from vlltr_index.schemas.tables import KEYS
 from vlltr_index.snapshot import Snapshot
-from vlltr_index.store import Store, conform, last_per_key, one_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from vlltr_index.store import Store
 
 __all__ = ["Transaction", "put_back"]
 
