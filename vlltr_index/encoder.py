@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
@@ -71,6 +71,7 @@ class Encoder:
         self.mean = torch.tensor(pre["mean"], dtype=torch.float32)
         self.std = torch.tensor(pre["std"], dtype=torch.float32)
         self.dim = int(self._config["model_cfg"]["embed_dim"])
+        self._channels_last = openclip.prefer_channels_last(model)
         self._trims = openclip.trims_exactly(model)
         self._digests: dict[str, tuple[object, str]] = {}
 
@@ -114,7 +115,7 @@ class Encoder:
             tokenizer = openclip.make_tokenizer(config)
         sources.set_image_size(config, image_size)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # leaves the GPUs' alone
             built = openclip.build_model(config["model_cfg"])
         return cls(built, tokenizer, config, name=model, precision=precision, device=device)
 
@@ -287,6 +288,8 @@ class Encoder:
         """
         if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
             raise InputError(f"pixels must be floating [B, 3, H, W], got {pixels.dtype} {list(pixels.shape)}")
+        if self._channels_last:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
         with self._arithmetic():
             features = self.model.encode_image(pixels, normalize=False)  # type: ignore[operator]  # nn.Module types its methods as Tensor
         return _float(features)
@@ -339,10 +342,17 @@ class Encoder:
                 progress(done, len(order))
         return result
 
-    def _arithmetic(self) -> AbstractContextManager[Any]:
-        if self.precision == "bf16":
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()  # an ambient autocast stays: training decides its own
+    @contextmanager
+    def _arithmetic(self) -> Iterator[None]:
+        """Under bfloat16 where asked for; otherwise an ambient autocast stays, since training decides its own."""
+        with ExitStack() as stack:
+            if torch.is_inference_mode_enabled():
+                # Under inference mode and autocast torch copies an attention layer's weights once for every token.
+                stack.enter_context(torch.inference_mode(False))
+                stack.enter_context(torch.no_grad())
+            if self.precision == "bf16":
+                stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
+            yield
 
 
 def _open_tokenizer(config: dict[str, Any], folder: Path) -> Tokenizer:

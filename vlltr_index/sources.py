@@ -30,6 +30,7 @@ _WEIGHT_FILES = (
     "open_clip_pytorch_model.pth",
     "pytorch_model.bin",
 )
+_MARKED = "the entries that only OpenAI's files have"
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ def locate_folder(model: str, pretrained: str | None) -> Path | None:
             raise EncoderError(f"no such folder: {folder}")
         return folder
     if pretrained is not None:
-        return Path(pretrained) if Path(pretrained).is_dir() else None
+        is_tag = openclip.find_tag(model, pretrained) is not None
+        return Path(pretrained) if Path(pretrained).is_dir() and not is_tag else None
     return Path(model) if Path(model).is_dir() else None
 
 
@@ -137,15 +139,15 @@ def _from_folder(folder: Path, model: str | None) -> Source:
     pre = {**openclip.default_preprocess(), **_preprocess(facts.get("preprocess_cfg") or {})}
     config = {"model_cfg": facts["model_cfg"], "preprocess_cfg": pre, "tokenizer": "open_clip"}
     source = Source(model or folder.name, config, state, str(files[0]), folder)
-    return _agree(source, _Known(True, {}, "the file itself"), None) if openai else source
+    return _agree(source, _Known(True, {}, _MARKED), None) if openai else source
 
 
 def _from_file(model: str, config: dict[str, Any], path: Path) -> Source:
     state, openai = _without_marks(read_weights(path))
     source = Source(model, config, state, str(path))
     known = _beside(config, path) or _by_name(config, path)
-    if known is None and openai:
-        known = _Known(True, {}, "the file itself, which is OpenAI's")
+    if openai:
+        known = _Known(True, known.preprocess if known else {}, _MARKED)
     if known is not None:
         return _agree(source, known, str(path))
     twin = openclip.quick_gelu_twin(model)
@@ -180,7 +182,7 @@ def _agree(source: Source, known: _Known, pretrained: str | None) -> Source:
     if named and not known.quick_gelu:
         plain = source.name.removesuffix("-quickgelu")
         raise EncoderError(
-            f"{source.where} was trained without QuickGELU ({known.who} says so), {source.name} has it",
+            f"{source.where} was trained without QuickGELU, according to {known.who}; {source.name} has it",
             f"Run: vlltr init DIR --encoder {plain}:{pretrained}",
         )
     if named == known.quick_gelu:
@@ -188,11 +190,10 @@ def _agree(source: Source, known: _Known, pretrained: str | None) -> Source:
     name = openclip.quick_gelu_twin(source.name) or source.name
     config["model_cfg"]["quick_gelu"] = True
     _log.warning(
-        "%s was trained with QuickGELU (%s says so): it is loaded as %s, not as %s",
+        "%s was trained with QuickGELU, according to %s: it is loaded with it, as %s",
         source.where,
         known.who,
         name,
-        source.name if name != source.name else "its configuration says",
     )
     return replace(source, name=name)
 

@@ -121,7 +121,7 @@ class WordTokenizer(Tokenizer):
         """
         try:
             words = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise EncoderError(f"cannot read the vocabulary {path}: {error}") from None
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise EncoderError(f"{path} is not a list of words")

@@ -89,7 +89,8 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
         value = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise EncoderError(
-            f"{path} holds more than tensors, and loading it could run code: refused", _CONVERT_HINT
+            f"{path} is refused: it holds more than tensors, and loading it could run code (or it is damaged)",
+            _CONVERT_HINT,
         ) from None
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         first = (str(error).splitlines() or [""])[0]

@@ -1,0 +1,49 @@
+"""Tests of `vlltr_index.fingerprints`."""
+
+from __future__ import annotations
+
+import torch
+
+from vlltr_index.fingerprints import revision, weights_digest
+
+
+def test_digest_does_not_depend_on_order_or_layout() -> None:
+    """The order of the entries and the memory layout are not part of the weights."""
+    a, b = torch.randn(3, 4, 2, 2), torch.randn(5)
+    one = weights_digest({"a": a, "b": b})
+    assert one == weights_digest({"b": b, "a": a.to(memory_format=torch.channels_last)})
+    assert one == weights_digest(
+        {"a": a.permute(1, 0, 2, 3).contiguous().permute(1, 0, 2, 3), "b": b.clone()}
+    )
+
+
+def test_digest_depends_on_values_names_shapes_and_dtypes() -> None:
+    """Each of them makes other weights."""
+    a = torch.zeros(4)
+    others = [{"b": a}, {"a": a.view(2, 2)}, {"a": a.half()}, {"a": a + 1e-7}, {"a": a, "b": a}, {"a": -a}]
+    digests = {weights_digest(other) for other in [{"a": a}, *others]}
+    assert len(digests) == len(others) + 1
+
+
+def test_digest_takes_every_dtype_and_scalars() -> None:
+    """bfloat16 and 0-dimensional buffers have no NumPy form of their own."""
+    assert weights_digest({"a": torch.ones(2).bfloat16(), "b": torch.tensor(3)})
+
+
+def test_digest_is_a_known_value() -> None:
+    """It must stay the same between processes and versions: it names stored vectors."""
+    found = weights_digest({"w": torch.tensor([1.0, -2.0])})
+    assert found == "b1cb542b528f166a313e65a98b996bd463e3486fac571d928a63fc54857fece7"
+
+
+def test_revision_changes_with_a_step_and_a_load() -> None:
+    """Every way in which training changes weights is noticed."""
+    layer = torch.nn.Linear(2, 2)
+    before = revision(layer.parameters())
+    assert revision(layer.parameters()) == before
+    layer(torch.ones(1, 2)).sum().backward()
+    torch.optim.AdamW(layer.parameters()).step()
+    after = revision(layer.parameters())
+    assert after != before
+    layer.load_state_dict(torch.nn.Linear(2, 2).state_dict())
+    assert revision(layer.parameters()) != after

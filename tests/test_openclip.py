@@ -1,0 +1,222 @@
+"""Tests of `vlltr_index.openclip`."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import open_clip
+import pytest
+import small_clip
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from vlltr_index import openclip
+from vlltr_index.errors import EncoderError
+
+TEXTS = ["a tench", "a photo of a tench, a freshwater fish of the carp family", "", "omega"]
+
+
+@pytest.mark.parametrize("custom", [False, True])
+@pytest.mark.parametrize("pool", ["argmax", "first"])
+def test_trimmed_text_features_equal_the_full_context(custom: bool, pool: str) -> None:
+    """For both of open_clip's classes, within 1e-5 of its own encoding at all 77 positions."""
+    text = {**small_clip.MODEL_CFG["text_cfg"], "pool_type": pool}
+    model: Any = small_clip.make(custom_text=custom, text_cfg=text)
+    full = open_clip.SimpleTokenizer(context_length=77)(TEXTS)
+    length = int((full != 0).sum(1).max())
+    assert openclip.trims_exactly(model)
+    with torch.no_grad():
+        trimmed = openclip.encode_text(model, full[:, :length])
+        assert torch.allclose(trimmed, model.encode_text(full), atol=1e-5)
+        assert torch.allclose(openclip.encode_text(model, full), model.encode_text(full), atol=1e-5)
+
+
+@pytest.mark.parametrize("custom", [False, True])
+def test_trimming_leaves_the_model_as_it_was(custom: bool) -> None:
+    """Positions, mask and context length are those of before: the next caller sees the whole context."""
+    model: Any = small_clip.make(custom_text=custom)
+    part = model.text if custom else model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    mask = part.attn_mask.clone()
+    openclip.encode_text(model, torch.full((2, 9), 5))
+    assert part.context_length == 77
+    assert torch.equal(part.attn_mask, mask)
+    assert part.positional_embedding.shape[0] == 77
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_callers_in_threads_do_not_disturb_each_other() -> None:
+    """Different lengths at the same time give what each gives alone."""
+    model = small_clip.make()
+    batches = [torch.randint(1, 400, (3, length)) for length in (4, 9, 30, 77)]
+    with torch.no_grad():
+        alone = [openclip.encode_text(model, batch) for batch in batches]
+    found: dict[int, list[torch.Tensor]] = {at: [] for at in range(len(batches))}
+
+    def work(at: int) -> None:
+        with torch.no_grad():
+            for _ in range(8):
+                found[at].append(openclip.encode_text(model, batches[at]))
+
+    threads = [threading.Thread(target=work, args=(at,)) for at in found]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.allclose(y, alone[at], atol=1e-6) for at, ys in found.items() for y in ys)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_training_gradients_equal_the_full_context(seed: int) -> None:
+    """In float32 within 1e-5; under autocast no further from float32 than open_clip's own full context is."""
+    model: Any = small_clip.make(seed)
+    full = open_clip.SimpleTokenizer(context_length=77)(TEXTS)
+    short = full[:, : int((full != 0).sum(1).max())]
+
+    def gradient(ids: torch.Tensor, trimmed: bool, autocast: bool) -> torch.Tensor:
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = openclip.encode_text(model, ids) if trimmed else model.encode_text(ids)
+        y.float().square().sum().backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    exact = gradient(full, False, False)
+
+    def error(found: torch.Tensor) -> float:
+        return float((found - exact).norm() / exact.norm())
+
+    assert error(gradient(short, True, False)) < 1e-5
+    assert error(gradient(short, True, True)) < 1.1 * error(gradient(full, False, True))
+
+
+def test_models_that_look_at_their_padding_are_not_trimmed() -> None:
+    """Attention in both directions, pooling of the last position, an appended class token."""
+    for changes in ({"no_causal_mask": True}, {"pool_type": "last"}, {"embed_cls": True}):
+        text = {**small_clip.MODEL_CFG["text_cfg"], **changes}
+        assert not openclip.trims_exactly(small_clip.make(custom_text=True, text_cfg=text))
+
+
+def test_unknown_names_bring_close_ones() -> None:
+    """The message is exact; our own models are among the suggestions."""
+    with pytest.raises(EncoderError) as caught:
+        openclip.find_config("vlltr-tini")
+    assert caught.value.message == "no encoder is called 'vlltr-tini'"
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("Did you mean vlltr-tiny")
+    assert openclip.find_config("ViT-B/16") == openclip.find_config("ViT-B-16")
+
+
+def test_found_configurations_are_copies() -> None:
+    """Changing one does not change the next; nothing of vlltr-tiny leaks into open_clip's defaults."""
+    for name in ("ViT-B-16", "vlltr-tiny"):
+        openclip.find_config(name)["model_cfg"]["vision_cfg"]["image_size"] = 5
+        assert openclip.find_config(name)["model_cfg"]["vision_cfg"]["image_size"] != 5
+    assert openclip.find_config("ViT-B-16")["preprocess_cfg"] == openclip.default_preprocess()
+    assert openclip.default_preprocess()["mode"] == "RGB"
+    assert openclip.default_preprocess()["size"] == 224
+
+
+def test_state_of_another_model_is_refused() -> None:
+    """The message names the first differences and counts the rest."""
+    model = small_clip.make()
+    state = dict(model.state_dict())
+    state.pop("ln_final.bias")
+    state["extra"] = torch.zeros(1)
+    state["visual.proj"] = torch.zeros(1, 2)
+    with pytest.raises(EncoderError) as caught:
+        openclip.load_state(model, state, "w.pt")
+    assert str(caught.value) == (
+        "w.pt holds the weights of another model: ln_final.bias is missing; extra is not part of the model; "
+        "visual.proj is [1, 2], the model's is [32, 24]\n"
+        "Name the model that the file belongs to: vlltr init DIR --encoder MODEL:FILE"
+    )
+
+
+def test_clip_weights_load_into_the_custom_class() -> None:
+    """The older layout is converted; features are the same."""
+    model: Any = small_clip.make()
+    custom: Any = small_clip.make(seed=1, custom_text=True)
+    openclip.load_state(custom, model.state_dict(), "w")
+    ids = torch.randint(1, 400, (2, 77))
+    assert torch.allclose(custom.encode_text(ids), model.encode_text(ids), atol=1e-6)
+
+
+def test_resnet_positions_are_interpolated() -> None:
+    """CLIP's ResNets carry their positions in the attention pooling; open_clip itself leaves those alone."""
+    vision = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}
+    small: Any = small_clip.make(vision_cfg=vision)
+    large: Any = small_clip.make(seed=1, vision_cfg={**vision, "image_size": 128})
+    openclip.load_state(large, small.state_dict(), "w")
+    name = "attnpool.positional_embedding"
+    grid = small.visual.state_dict()[name][1:].T.reshape(1, -1, 2, 2)
+    expected = F.interpolate(grid, size=(4, 4), mode="bicubic", antialias=True, align_corners=False)
+    found = large.visual.state_dict()[name]
+    assert torch.equal(found[0], small.visual.state_dict()[name][0])
+    assert torch.allclose(found[1:].T.reshape(1, -1, 4, 4), expected, atol=1e-6)
+
+
+def test_unbuildable_configurations_are_refused() -> None:
+    """Unknown keys and impossible values: one error, with open_clip's reason."""
+    for changes in ({"nonsense": 1}, {"vision_cfg": {"unknown": 1}}, {"text_cfg": {"pool_type": "?"}}):
+        with pytest.raises(EncoderError, match="open_clip cannot build this model"):
+            openclip.build_model({**small_clip.MODEL_CFG, **changes})
+    with pytest.raises(EncoderError, match="open_clip cannot build this model: KeyError"):
+        openclip.build_model({})
+
+
+@pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
+def test_transform_equals_open_clips(resize_mode: str) -> None:
+    """Resize, crop, mean and std are those of the configuration."""
+    cfg = {
+        **openclip.default_preprocess(),
+        "size": 48,
+        "resize_mode": resize_mode,
+        "interpolation": "bilinear",
+    }
+    cfg |= {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    image = Image.effect_noise((90, 60), 80).convert("RGB")
+    expected = open_clip.image_transform(
+        48, False, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), resize_mode=resize_mode, interpolation="bilinear"
+    )(image)
+    found = openclip.make_transform(cfg)(image)
+    assert found.shape == (3, 48, 48)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "change", [{"mode": "CMYK"}, {"interpolation": "?"}, {"resize_mode": "?"}, {"what": 1}]
+)
+def test_unknown_preprocessing_is_refused(change: dict[str, Any]) -> None:
+    """A value that would otherwise be ignored changes every vector."""
+    with pytest.raises(EncoderError, match="this preprocessing cannot be used"):
+        openclip.make_transform({**openclip.default_preprocess(), **change})
+
+
+def test_hub_tokenizers_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says that this tokenizer needs a network, and what to do without one."""
+
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no connection\nmore")
+
+    monkeypatch.setattr(openclip, "HFTokenizer", offline)
+    text = {**small_clip.MODEL_CFG["text_cfg"], "hf_tokenizer_name": "owner/name"}
+    with pytest.raises(EncoderError) as caught:
+        openclip.make_tokenizer({"model_cfg": {**small_clip.MODEL_CFG, "text_cfg": text}})
+    assert str(caught.value) == (
+        "the tokenizer owner/name cannot be loaded: OSError: no connection\n"
+        "It is a Hugging Face tokenizer: it needs `pip install transformers` and a network the first time,\n"
+        "or its files beside open_clip_config.json: vlltr init DIR --encoder local-dir:FOLDER"
+    )
+
+
+def test_every_published_file_name_is_found() -> None:
+    """The list that files are recognised by still has the form that we read it in."""
+    found = list(openclip.published_as("vit_b_32-quickgelu-laion400m_e31-d867053b.pt"))
+    assert ("ViT-B-32", "laion400m_e31") in [(model, tag) for model, tag, _, _ in found]
+    assert {prefix for *_, prefix in found} == {"d867053b"}
+    openai = list(openclip.published_as("ViT-B-16.pt"))
+    assert {len(prefix) for *_, prefix in openai} == {64}
+    assert all(facts["quick_gelu"] for _, _, facts, _ in openai)
+    assert list(openclip.published_as("")) == []

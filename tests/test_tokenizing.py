@@ -1,0 +1,168 @@
+"""Tests of `vlltr_index.tokenizing`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlltr_index.errors import EncoderError
+from vlltr_index.tokenizing import BPETokenizer, HubTokenizer, WordTokenizer
+
+SENTENCES = ["A photo of a tench.", "", "it's the 2nd, naïve café — ok", "word " * 200]
+
+
+@pytest.fixture(scope="module")
+def simple() -> Any:
+    """open_clip's own tokenizer."""
+    return open_clip.SimpleTokenizer(context_length=77)
+
+
+def test_bpe_gives_open_clips_ids(simple: Any) -> None:
+    """Ids equal open_clip's, apart from the padding that is trimmed; cut texts end with the end token."""
+    tokens = BPETokenizer(simple, "lower")(SENTENCES)
+    assert torch.equal(tokens.ids, simple(SENTENCES)[:, : tokens.ids.shape[1]])
+    assert tokens.lengths.tolist() == [len(simple.encode(s)) + 2 for s in SENTENCES]
+    assert tokens.truncated == 1
+
+
+def test_bpe_trims_to_the_longest(simple: Any) -> None:
+    """The width is that of the longest text, not the context."""
+    tokens = BPETokenizer(simple, "lower")(SENTENCES[:2])
+    assert tokens.ids.shape == (2, int(tokens.lengths.max()))
+    assert len(tokens) == 2
+    assert tokens.truncated == 0
+
+
+def test_bpe_identity_knows_its_vocabulary(simple: Any) -> None:
+    """Another context or cleaning is another tokenizer."""
+    other = open_clip.SimpleTokenizer(context_length=32)
+    assert BPETokenizer(simple, "lower").identity() == BPETokenizer(simple, "lower").identity()
+    assert BPETokenizer(simple, "lower").identity() != BPETokenizer(other, "lower").identity()
+    assert BPETokenizer(simple, "lower").identity() != BPETokenizer(simple, "whitespace").identity()
+
+
+def test_no_texts_give_no_tokens(simple: Any) -> None:
+    """An empty list is not an error."""
+    for tokenizer in (BPETokenizer(simple, "lower"), WordTokenizer(["a"], 8)):
+        tokens = tokenizer([])
+        assert tokens.ids.shape == (0, 0)
+        assert tokens.truncated == 0
+
+
+def test_words_are_ranked_by_count_then_spelling() -> None:
+    """The vocabulary does not depend on the order of the texts."""
+    texts = ["Greek capital OMEGA", "greek small omega", "a-b_c, a!"]
+    tokenizer = WordTokenizer.build(texts, 16)
+    assert tokenizer.words == ("a", "greek", "omega", "b", "c", "capital", "small")
+    assert WordTokenizer.build(reversed(texts), 16).words == tokenizer.words
+
+
+def test_words_ids_are_laid_out_as_stated() -> None:
+    """PAD 0, UNK 1, words from 2, start V-2 and end V-1, so that the largest id is the end."""
+    tokenizer = WordTokenizer(["omega", "small"], 6)
+    tokens = tokenizer(["Small OMEGA", "unknown", ""])
+    assert tokenizer.vocab_size == 6
+    assert tokens.ids.tolist() == [[4, 3, 2, 5], [4, 1, 5, 0], [4, 5, 0, 0]]
+    assert tokens.lengths.tolist() == [4, 3, 2]
+
+
+def test_words_are_cut_and_counted() -> None:
+    """A long text keeps its end token, and its full length is reported."""
+    tokens = WordTokenizer(["a", "b"], 4)(["a b a b a", "a b", "a b a"])
+    assert tokens.ids.tolist() == [[4, 2, 3, 5], [4, 2, 3, 5], [4, 2, 3, 5]]
+    assert tokens.lengths.tolist() == [7, 4, 5]
+    assert tokens.truncated == 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(max_size=60), min_size=1, max_size=5), st.integers(2, 12))
+def test_any_text_can_be_tokenised(texts: list[str], context: int) -> None:
+    """Whatever the characters: start first, one end, padding after it, known words wherever they were seen."""
+    tokenizer = WordTokenizer.build(texts, context)
+    tokens = tokenizer(texts)
+    assert tokens.ids.shape[1] <= context
+    for row, length in zip(tokens.ids, tokens.lengths.clamp(max=context).tolist(), strict=True):
+        assert row[0] == tokenizer.start_id
+        assert int(row.argmax()) == length - 1
+        assert (row[length:] == tokenizer.pad_id).all()
+        assert (row != tokenizer.unk_id).all()
+
+
+def test_vocabulary_survives_saving(tmp_path: Path) -> None:
+    """Words of any script come back as they were."""
+    tokenizer = WordTokenizer(["ω", "naïve", "字", "a"], 8)
+    tokenizer.save(tmp_path / "words.json")
+    again = WordTokenizer.open(tmp_path / "words.json", 8)
+    assert again.words == tokenizer.words
+    assert again.identity() == tokenizer.identity()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{}", "{path} is not a list of words"),
+        (b"[1]", "{path} is not a list of words"),
+        (b'["a", "a"]', "{path} names a word twice"),
+    ],
+)
+def test_damaged_vocabulary_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    """The message names the file."""
+    path = tmp_path / "words.json"
+    path.write_bytes(content)
+    with pytest.raises(EncoderError) as caught:
+        WordTokenizer.open(path, 8)
+    assert str(caught.value) == message.format(path=path)
+
+
+@pytest.mark.parametrize("content", [None, b"[", b"\xff", b"[" * 100_000])
+def test_unreadable_vocabulary_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    """Missing, not JSON, not UTF-8, or nested beyond reason: one error."""
+    path = tmp_path / "words.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(EncoderError, match="cannot read the vocabulary"):
+        WordTokenizer.open(path, 8)
+
+
+class _Hub:
+    """What the adapter uses of open_clip's `HFTokenizer`: padded ids, and the tokenizer inside."""
+
+    context_length = 5
+    tokenizer_mode = ""
+
+    class _Inner:
+        pad_token_id = 0
+
+        def __len__(self) -> int:
+            return 30
+
+        def __call__(self, text: str, truncation: bool) -> SimpleNamespace:
+            assert not truncation
+            return SimpleNamespace(input_ids=[*(len(w) for w in text.split()), 29])
+
+        def get_vocab(self) -> dict[str, int]:
+            return {"a": 1}
+
+    tokenizer = _Inner()
+
+    def clean_fn(self, text: str) -> str:
+        return text.lower()
+
+    def __call__(self, texts: list[str]) -> torch.Tensor:
+        rows = [self.tokenizer(t, truncation=False).input_ids[:5] for t in texts]
+        return torch.tensor([row + [0] * (5 - len(row)) for row in rows])
+
+
+def test_hub_tokenizer_keeps_the_padding_and_counts_the_cut() -> None:
+    """Models of this kind may look at the padding, so the whole context is kept."""
+    tokens = HubTokenizer(_Hub(), "some/name")(["a bb", "a b c d e f"])
+    assert tokens.ids.tolist() == [[1, 2, 29, 0, 0], [1, 1, 1, 1, 1]]
+    assert tokens.lengths.tolist() == [3, 7]
+    assert tokens.truncated == 1

@@ -1,0 +1,157 @@
+"""Tests of `vlltr_index.weights`: whatever a file holds, nothing of it runs."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vlltr_index.errors import EncoderError
+from vlltr_index.weights import half_with_float_norms, read_json, read_weights
+
+STATE = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.tensor(1)}
+
+
+class _Hostile:
+    """Unpickling this makes a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("ending", [".pt", ".pth", ".bin", ".ckpt", ".safetensors"])
+def test_weights_come_back(tmp_path: Path, ending: str) -> None:
+    """Every ending that weights have is read."""
+    path = tmp_path / f"w{ending}"
+    if ending == ".safetensors":
+        save_file(STATE, str(path))
+    else:
+        torch.save(STATE, path)
+    found = read_weights(path)
+    assert found.keys() == STATE.keys()
+    assert all(torch.equal(found[name], STATE[name]) for name in STATE)
+
+
+def test_training_checkpoints_are_unwrapped(tmp_path: Path) -> None:
+    """`state_dict` is taken out and the prefix of data-parallel training dropped."""
+    state = {f"module.{name}": value for name, value in STATE.items()}
+    torch.save({"epoch": 3, "state_dict": state}, tmp_path / "w.pt")
+    assert read_weights(tmp_path / "w.pt").keys() == STATE.keys()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_hostile_pickles_do_not_run(tmp_path: Path, zipped: bool) -> None:
+    """A file whose unpickling would run a command is refused, and the command has not run."""
+    path, target = tmp_path / "evil.pt", tmp_path / "made-by-the-file"
+    if zipped:
+        torch.save({"state_dict": _Hostile(target)}, path)
+    else:
+        path.write_bytes(pickle.dumps(_Hostile(target), protocol=2))
+    with pytest.raises(EncoderError) as caught:
+        read_weights(path)
+    assert not target.exists()
+    assert str(caught.value) == (
+        f"{path} is refused: it holds more than tensors, and loading it could run code (or it is damaged)\n"
+        "Save them with: safetensors.torch.save_file(model.state_dict(), 'FILE.safetensors')"
+    )
+
+
+def test_torchscript_is_refused_with_the_command_that_converts_it(tmp_path: Path) -> None:
+    """OpenAI's own .pt files are programs; the hint is a command that runs as it stands."""
+    path = tmp_path / "ViT.pt"
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), path)
+    with pytest.raises(EncoderError) as caught:
+        read_weights(path)
+    assert caught.value.message == f"{path} is a TorchScript archive: opening it would run the program inside"
+    assert caught.value.hint is not None
+    code = caught.value.hint.partition('python -c "')[2].removesuffix('"')
+    before = Path.cwd()
+    os.chdir(tmp_path)
+    try:
+        exec(compile(code, "hint", "exec"), {})
+    finally:
+        os.chdir(before)
+    assert read_weights(tmp_path / "ViT.safetensors").keys() == {"weight", "bias"}
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x02", b"garbage" * 50, b"\xff" * 64])
+def test_damaged_files_are_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    """One error that names the file, whatever the bytes are."""
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(EncoderError, match="damaged") as caught:
+        read_weights(path)
+    assert str(path) in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+def test_truncated_files_are_refused(tmp_path: Path, name: str) -> None:
+    """A download that broke off is not half a model."""
+    path = tmp_path / name
+    big = {"w": torch.randn(64, 64)}
+    if name == "w.pt":
+        torch.save(big, path)
+    else:
+        save_file(big, str(path))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(EncoderError, match="damaged"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("value", [[1, 2], {}, {"a": 1}, {"a": "text"}, torch.zeros(2)])
+def test_other_content_is_refused(tmp_path: Path, value: object) -> None:
+    """Something that torch saved is not yet a model's weights."""
+    torch.save(value, tmp_path / "w.pt")
+    with pytest.raises(EncoderError) as caught:
+        read_weights(tmp_path / "w.pt")
+    assert caught.value.message == f"{tmp_path / 'w.pt'} does not hold weights by name"
+
+
+def test_missing_and_misnamed_files(tmp_path: Path) -> None:
+    """Each has its own message."""
+    with pytest.raises(EncoderError) as caught:
+        read_weights(tmp_path / "w.pt")
+    assert str(caught.value) == f"no such file: {tmp_path / 'w.pt'}"
+    with pytest.raises(EncoderError) as caught:
+        read_weights(tmp_path / "w.npz")
+    assert str(caught.value) == (
+        f"{tmp_path / 'w.npz'} does not end like a file of weights\n"
+        "Weights end in .safetensors, .pt, .pth, .bin or .ckpt."
+    )
+
+
+def test_json_that_is_no_object_is_refused(tmp_path: Path) -> None:
+    """Missing, damaged and of another type."""
+    path = tmp_path / "f.json"
+    with pytest.raises(EncoderError, match="no such file"):
+        read_json(path)
+    for content, message in (
+        (b"[", "is not valid JSON"),
+        (b"[" * 99_999, "is not valid JSON"),
+        (b"[1]", "object"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(EncoderError, match=message):
+            read_json(path)
+
+
+def test_openais_mixture_of_dtypes_is_recognised() -> None:
+    """Matrices in half precision beside norms in single: only that."""
+    names = ("transformer.resblocks.0.mlp.c_fc.weight", "ln_final.weight")
+    for matrix, norm, expected in (
+        (torch.float16, torch.float32, True),
+        (torch.float32, torch.float32, False),
+        (torch.float16, torch.float16, False),
+    ):
+        state = {names[0]: torch.zeros(1, dtype=matrix), names[1]: torch.zeros(1, dtype=norm)}
+        assert half_with_float_norms(state) is expected
+    assert not half_with_float_norms({})
