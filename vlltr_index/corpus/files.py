@@ -1,0 +1,88 @@
+"""Reading text files that may be anything: encoding, size and line length are checked on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from vlltr_index.errors import InputError
+
+__all__ = ["MAX_LINE", "decode", "read_lines", "read_whole", "require"]
+
+MAX_LINE = 64 * 2**20
+"""Bytes a line may have."""
+
+_HEADS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_BOM = "\ufeff"
+
+
+def require(path: Path) -> Path:
+    """`path`, which must be there and readable.
+
+    Raises:
+        InputError: If it is not.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"no such file or folder: {path}", "Check the path.") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}") from None
+    return path
+
+
+def decode(data: bytes, where: str, path: Path) -> str:
+    """`data` as UTF-8 text, without a byte order mark.
+
+    Raises:
+        InputError: If it is not UTF-8; `where` says where it stands.
+    """
+    try:
+        return data.decode("utf-8").removeprefix(_BOM)
+    except UnicodeDecodeError as error:
+        guess = _HEADS.get(data[:2])
+        raise InputError(
+            f"{where}: not UTF-8 text (byte 0x{data[error.start]:02x} at position {error.start})"
+            + (f"; it looks like {guess}" if guess else ""),
+            f"Convert it first: iconv -f {guess or 'ENCODING'} -t UTF-8 '{path}' > NEW"
+            + ("" if guess else "   (often GBK, LATIN1 or CP1252)"),
+        ) from None
+
+
+def read_whole(path: Path, limit: int) -> str:
+    """The text of a file of at most `limit` bytes.
+
+    Raises:
+        InputError: If it cannot be read, is larger, or is not UTF-8.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    if len(data) > limit:
+        raise InputError(
+            f"{path} is larger than {limit >> 20} MiB, the most that is read in one piece",
+            'Write it as JSONL, one {"class": ..., "text": ...} a line.',
+        )
+    return decode(data, str(path), path)
+
+
+def read_lines(path: Path, limit: int = MAX_LINE) -> Iterator[tuple[int, str]]:
+    """Line numbers from 1 and lines, each with its line break.
+
+    Raises:
+        InputError: If the file cannot be read, a line is longer than `limit` bytes or is not UTF-8.
+    """
+    try:
+        with open(path, "rb") as file:
+            number = 0
+            while line := file.readline(limit + 1):
+                number += 1
+                if len(line) > limit:
+                    raise InputError(
+                        f"{path}:{number}: the line is longer than {limit >> 20} MiB", "Is this a text file?"
+                    )
+                yield number, decode(line, f"{path}:{number}", path)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None

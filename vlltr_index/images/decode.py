@@ -1,0 +1,178 @@
+"""Decoding images that may be anything: size is read from the header first, and every failure gives a reason."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, UnidentifiedImageError
+
+from vlltr_index.errors import InputError
+from vlltr_index.schemas.records import ImageRecord
+
+__all__ = ["ENDINGS", "MAX_BYTES", "MAX_PIXELS", "Probe", "content_hash", "open_image", "probe"]
+
+MAX_PIXELS = 64_000_000
+"""Pixels an image may have: more is taken for a decompression bomb."""
+MAX_BYTES = 256 * 2**20
+"""Bytes an image file may have."""
+ENDINGS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+"""Endings of the files that are taken for images, in lower case."""
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+_MAGIC = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG": "PNG",
+    b"GIF8": "GIF",
+    b"RIFF": "WebP",
+    b"BM": "BMP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+}
+_ORIENTATION = 0x0112  # the EXIF tag
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class Probe(NamedTuple):
+    """What decoding an image showed; width and height are those after its EXIF rotation."""
+
+    content_hash: str | None  # SHA-256 of the bytes; None where the file cannot be read
+    width: int | None
+    height: int | None
+    problem: str | None
+
+
+def open_image(
+    source: ImageRecord | bytes | str | os.PathLike[str], max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """Decode a JPEG, PNG, WebP, BMP, GIF (first frame) or TIFF (first page) into RGB, upright as its EXIF says.
+
+    Transparent parts become white, 16-bit values are scaled to 8 bits, CMYK and palettes are converted.
+
+    Raises:
+        InputError: With the reason, if the file is missing, of another format, damaged, or has more than
+            `max_pixels` pixels.
+    """
+    data, name = _bytes(source)
+    try:
+        return _rgb(_decode(data, max_pixels))
+    except InputError as error:
+        raise InputError(f"cannot read the image {name}: {error.message}") from None
+
+
+def probe(record: ImageRecord | bytes | str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Probe:
+    """Decode an image in full to see whether it can be used; never raises for what is in it."""
+    try:
+        data, _ = _bytes(record)
+    except InputError as error:
+        return Probe(None, None, None, _reason(error))
+    digest = content_hash(data)
+    try:
+        image = _decode(data, max_pixels)
+    except InputError as error:
+        return Probe(digest, None, None, error.message)
+    return Probe(digest, *image.size, None)
+
+
+def content_hash(data: bytes) -> str:
+    """SHA-256 of the bytes in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _reason(error: InputError) -> str:
+    return error.message.partition(": ")[2] or error.message
+
+
+def _bytes(source: ImageRecord | bytes | str | os.PathLike[str]) -> tuple[bytes, str]:
+    """The file's bytes, and what to call it in a message."""
+    if isinstance(source, bytes):
+        return source, f"of {len(source):,} bytes"
+    if isinstance(source, ImageRecord):
+        if source.data is not None:
+            return source.data, source.uri
+        source = source.uri
+    name = os.fspath(source)
+    try:
+        facts = os.stat(name)
+        if not stat.S_ISREG(facts.st_mode):
+            raise InputError(f"cannot read the image {name}: not a file")
+        if facts.st_size > MAX_BYTES:
+            raise InputError(f"cannot read the image {name}: larger than {MAX_BYTES >> 20} MiB")
+        return Path(name).read_bytes(), name
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"cannot read the image {name}: no such file") from None
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"cannot read the image {name}: {why}") from None
+
+
+def _decode(data: bytes, max_pixels: int) -> Image.Image:
+    """The decoded image, turned upright; raises InputError with nothing but the reason."""
+    if not data:
+        raise InputError("the file is empty")
+    if len(data) > MAX_BYTES:
+        raise InputError(f"larger than {MAX_BYTES >> 20} MiB")
+    try:
+        image = Image.open(BytesIO(data), formats=_FORMATS)
+        width, height = image.size
+        if width * height <= max_pixels:
+            image.load()
+            return _upright(image)
+    except UnidentifiedImageError:
+        known = next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), None)
+        raise InputError(
+            f"a damaged {known} file" if known else "not a JPEG, PNG, WebP, BMP, GIF or TIFF image"
+        ) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise InputError(f"more than the {max_pixels:,} pixels allowed") from None
+    except Exception as error:  # Pillow's plugins raise many kinds for damaged files
+        raise InputError(f"truncated or corrupt: {str(error) or type(error).__name__}") from None
+    raise InputError(f"{width:,} x {height:,} pixels, more than the {max_pixels:,} allowed")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+    except Exception:  # damaged EXIF data is no reason to lose the picture
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode[0] in "IF":
+        return _scaled(image).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        pixels = image.convert("RGBA")
+        paper = Image.new("RGBA", pixels.size, "white")
+        return Image.alpha_composite(paper, pixels).convert("RGB")
+    if image.mode == "RGB":
+        return image
+    try:
+        return image.convert("RGB")
+    except ValueError as error:
+        raise InputError(f"colours of the kind {image.mode} cannot be converted: {error}") from None
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    """A grey image of 16 or 32 bits or of floats (0 to 1, else 0 to 255) in 8 bits."""
+    import numpy as np
+
+    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
+    top = values.max()
+    if image.mode == "F":
+        factor = 255.0 if top <= 1 else 1.0
+    else:
+        factor = 255 / 65535 if image.mode != "I" or top > 255 else 1.0
+    return Image.fromarray(np.clip(np.rint(values * factor), 0, 255).astype(np.uint8))
