@@ -66,7 +66,7 @@ class LazyGroup(click.Group):
 
             close = get_close_matches(args[0], list(COMMANDS), n=1) if args else []
             if close:
-                error.message += f" Did you mean {close[0]!r}?"
+                raise click.UsageError(f"{error.message} Did you mean {close[0]!r}?", ctx) from None
             raise
 
 

@@ -130,7 +130,8 @@ def _fit_margin(
 def _class_weights(labels: Tensor) -> Tensor:
     """Weights [N] that give each class present the same total; they sum to one."""
     _, inverse, counts = torch.unique(labels, return_inverse=True, return_counts=True)
-    return 1.0 / (counts[inverse].double() * len(counts))
+    weights: Tensor = 1.0 / (counts[inverse].double() * len(counts))
+    return weights
 
 
 def _weighted_nll(probabilities: Tensor, labels: Tensor, weights: Tensor) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlltr_index.corpus.prompts import class_prompts
@@ -271,7 +271,9 @@ def _imprint(tx: Transaction, scorer: Scorer, ids: set[int]) -> set[int]:
     head = scorer.saved.head
     if rows is None or head.visual != "linear":
         return set()
-    weight, bias = head.visual_head.weight.detach(), head.visual_head.bias.detach()
+    visual = head.visual_head
+    assert isinstance(visual, nn.Linear)
+    weight, bias = visual.weight.detach(), visual.bias.detach()
     made: list[dict[str, Any]] = []
     for class_id in sorted(ids & set(rows.class_ids.tolist())):
         mine = rows.features[rows.class_ids == class_id]

@@ -84,7 +84,7 @@ def embed_images(
         if part:
             with torch.inference_mode():
                 vectors = encoder.encode_pixels(pixels.to(encoder.device)).float().cpu()
-            columns = {
+            columns: dict[str, list[str] | list[int]] = {
                 "vector_key": [f"{i}:{suffix}" for i in part],
                 "image_id": part,
                 "view": [view] * len(part),

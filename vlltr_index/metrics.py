@@ -115,7 +115,7 @@ def accuracy_report(
             f"predictions must be [N] or [N, K] with N = {len(labels)}, got {list(predictions.shape)}"
         )
     hits = ranked == labels[:, None].to(ranked.device)
-    masks = _bin_masks(labels, class_counts, convention)
+    masks = bin_masks(labels, class_counts, convention)
     rng = np.random.default_rng(seed)
     classes = labels.cpu().numpy() if stratified else np.zeros(len(labels), dtype=np.int64)
     tops: list[dict[str, Interval]] = [{}, {}]
@@ -223,7 +223,7 @@ def _two_sides(scores: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
     return scores.double(), right
 
 
-def _bin_masks(labels: Tensor, class_counts: Tensor, convention: Convention) -> dict[str, NDArray[np.bool_]]:
+def bin_masks(labels: Tensor, class_counts: Tensor, convention: Convention) -> dict[str, NDArray[np.bool_]]:
     """The images of each bin that has any, in the order they are reported."""
     names = np.asarray(bins(class_counts, convention))[labels.cpu().numpy()]
     masks = {"overall": np.ones(len(names), dtype=np.bool_)}

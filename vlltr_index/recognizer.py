@@ -16,7 +16,7 @@ from vlltr_index.explanation import explain_class
 from vlltr_index.images.decode import open_image
 from vlltr_index.index import AnchorIndex, WithDelta, load_index
 from vlltr_index.loading import open_encoder
-from vlltr_index.retrieval import retrieve_text_logits
+from vlltr_index.retrieval import AnchorClasses, best_row_logits, retrieve_text_logits
 from vlltr_index.schemas.records import ClassScore, Prediction, SentenceShare
 from vlltr_index.scoring import Scorer, load_scorer
 
@@ -137,8 +137,36 @@ class Recognizer:
         index = self._index if retrieval == "faiss" else None
         if index is None:
             return self.scorer.exhaustive(features), torch.zeros(len(features))
-        visual = self.scorer.visual_logits(features)
-        return retrieve_text_logits(self.scorer, index, features, visual)
+        return self._retrieve(index, features)
+
+    def _retrieve(self, index: AnchorIndex, features: Tensor) -> tuple[FusedScores, Tensor]:
+        scorer = self.scorer
+        bank, head = scorer.bank, scorer.saved.head
+        visual = scorer.visual_logits(features)
+
+        def exact(rows: Tensor, classes: Tensor | None) -> Tensor:
+            return head.text_logits(features[rows], bank if classes is None else bank.select(classes))
+
+        def fused_parts(rows: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+            fused = scorer.fuse(visual[rows], text)
+            return fused.probabilities, fused.text_part
+
+        found = retrieve_text_logits(
+            features,
+            index,
+            self._anchor_classes,
+            head.prototype_logits(features, bank),
+            best_row_logits(visual, scorer.row_class, bank.num_classes),
+            exact,
+            fused_parts,
+        )
+        return scorer.fuse(visual, found.text_logits), found.residual
+
+    @cached_property
+    def _anchor_classes(self) -> AnchorClasses:
+        """Anchor key to the position of its class."""
+        bank = self.scorer.bank
+        return AnchorClasses(self.scorer.loaded.keys, bank.class_of_row, bank.num_classes)
 
     def explain(self, image: str | Path | bytes, name: str) -> ClassScore:
         """One class's score for one image, with every one of its anchor sentences, by effect.

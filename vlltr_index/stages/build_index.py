@@ -40,12 +40,13 @@ def index_anchors(
     if plan_only:
         loaded = load_bank(workspace.snapshot())
         size, dim = loaded.bank.vectors.shape
-        chosen, reason = plan(size, dim, gpu=gpu_count() > 0)
-        return IndexReport(chosen, reason, size, dim, None)
+        planned, reason = plan(size, dim, gpu=gpu_count() > 0)
+        return IndexReport(planned, reason, size, dim, None)
     with workspace.transaction("index") as tx:
         loaded = load_bank(tx)
         size, dim = loaded.bank.vectors.shape
-        chosen, reason = plan(size, dim, gpu=gpu_count() > 0) if kind == "auto" else (kind, "asked for")
+        planned, reason = plan(size, dim, gpu=gpu_count() > 0)
+        chosen, reason = (planned, reason) if kind == "auto" else (kind, "asked for")
         if progress:
             progress("build index", 0, size)
         index = build_index(F.normalize(loaded.bank.vectors, dim=1), loaded.keys, kind=chosen)

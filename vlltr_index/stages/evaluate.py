@@ -14,6 +14,7 @@ from vlltr_index.encoder import Encoder
 from vlltr_index.loading import ImageSet, class_positions, image_set, usable_images
 from vlltr_index.losses import sampler_prior
 from vlltr_index.metrics import (
+    bin_masks,
     AccuracyReport,
     Interval,
     accuracy_report,
@@ -173,10 +174,8 @@ def _report(
     against = "image-only + logit adjustment"
     if against not in right:
         return reports, errors, {}, None
-    from vlltr_index.metrics import bin_masks
-
     differences = {
-        name: paired_difference(right["vl-ltr"][mask], right[against][mask], resamples=bootstrap)
+        name: paired_difference(right["vl-ltr"][torch.from_numpy(mask)], right[against][torch.from_numpy(mask)], resamples=bootstrap)
         for name, mask in bin_masks(labels, counts).items()
     }
     return reports, errors, differences, against
