@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["StageOne", "train_cvlp", "visual_classifier"]
 
+_LENGTH_GROUPS, _GROUP_ROWS = 4, 64
+
 
 def train_cvlp(
     encoder: Encoder,
@@ -148,14 +150,14 @@ class _Objective:
             candidates = draw_candidates(labels, self.present, config.extra_classes, generator)
         text_labels = labels if candidates is None else candidates.classes
         rows = self.texts.draw(text_labels, generator)
-        ids = self.texts.tokens(rows, config.word_dropout, generator).to(self.encoder.device)
+        sentences = self.texts.tokens(rows, config.word_dropout, generator)
         image = gather_rows(self.encoder.encode_pixels(pixels))
-        text = _gather_texts(self.encoder, ids)
+        text = _gather_texts(self.encoder, *sentences)
         # The CCL sees sentences of the batch's classes only: the others have no positive among the images.
         paired = slice(None if candidates is None else candidates.in_batch)
         parts = self._contrast(image, text[paired], labels, text_labels[paired])
         if self.teacher is not None:
-            parts["distillation"] = self._distil(pixels, ids, image, text[paired], paired)
+            parts["distillation"] = self._distil(pixels, sentences, image, text[paired], paired)
         loss = sum(
             (weight * parts[name] for name, weight in self._weights().items() if name in parts),
             image.new_zeros(()),
@@ -184,12 +186,14 @@ class _Objective:
         )
         return {"ccl": first + second if self.config.ccl_reduction == "sum" else (first + second) / 2}
 
-    def _distil(self, pixels: Tensor, ids: Tensor, image: Tensor, text: Tensor, paired: slice) -> Tensor:
+    def _distil(
+        self, pixels: Tensor, sentences: tuple[Tensor, Tensor], image: Tensor, text: Tensor, paired: slice
+    ) -> Tensor:
         assert self.teacher is not None
         assert self.config.distillation != "none"
         with torch.no_grad():
             teacher_image = gather_rows(self.teacher.encode_pixels(pixels))
-            teacher_text = _gather_texts(self.teacher, ids)[paired]
+            teacher_text = _gather_texts(self.teacher, *sentences)[paired]
             target = self.teacher.logit_scale * unit_rows(teacher_image) @ unit_rows(teacher_text).T
         with torch.autocast(image.device.type, enabled=False):
             logits = self.log_scale.exp() * unit_rows(image) @ unit_rows(text).T
@@ -206,12 +210,21 @@ class _Objective:
         return {"text": text_loss, "visual": visual_loss}
 
 
-def _gather_texts(encoder: Encoder, ids: Tensor) -> Tensor:
-    """Features of token ids [K, L], each process encoding its share: float [K, D] in every process."""
+def _gather_texts(encoder: Encoder, ids: Tensor, lengths: Tensor) -> Tensor:
+    """Features of sentences, each process encoding its share: float [K, D] in every process.
+
+    Args:
+        encoder: Whose text tower runs.
+        ids: int64 [K, L] on the CPU.
+        lengths: int64 [K]; sentences of like length go through the tower together, cut to their longest.
+    """
     rank, processes = world()
-    if processes == 1:
-        return encoder.encode_tokens(ids)
-    count = len(ids)
-    share = -(-count // processes)
-    padded = torch.cat([ids, ids[:1].expand(share * processes - count, -1)])
-    return gather_rows(encoder.encode_tokens(padded[rank * share : (rank + 1) * share]))[:count]
+    order = lengths.argsort(stable=True)
+    share = -(-len(ids) // processes)
+    padded = torch.cat([order, order[-1:].expand(share * processes - len(ids))])
+    own = padded[rank * share : (rank + 1) * share]
+    pieces = own.chunk(min(_LENGTH_GROUPS, -(-share // _GROUP_ROWS)))
+    features = torch.cat(
+        [encoder.encode_tokens(ids[rows, : int(lengths[rows].max())].to(encoder.device)) for rows in pieces]
+    )
+    return gather_rows(features)[: len(ids)][order.argsort().to(features.device)]

@@ -268,8 +268,8 @@ class TrainTexts:
         share = torch.rand(len(classes), generator=generator, dtype=torch.float64)
         return first + (share * (last - first)).long()
 
-    def tokens(self, rows: Tensor, word_dropout: float, generator: torch.Generator) -> Tensor:
-        """Token ids of `rows`, int64 [K, L], trimmed to the longest.
+    def tokens(self, rows: Tensor, word_dropout: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Token ids of `rows`, int64 [K, L], trimmed to the longest, and the length of each, int64 [K].
 
         With dropout each token between start and end is struck out with that probability; a sentence never loses
         all of them.
@@ -277,7 +277,7 @@ class TrainTexts:
         ids, lengths = self.ids[rows], self.lengths[rows]
         if word_dropout > 0:
             ids, lengths = self._drop(ids, lengths, word_dropout, generator)
-        return ids[:, : int(lengths.max())]
+        return ids[:, : int(lengths.max())], lengths
 
     def _drop(
         self, ids: Tensor, lengths: Tensor, share: float, generator: torch.Generator
