@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from vlltr_index.schemas.config import Recipe
+
 from vlltr_index.workspace import Workspace
 
 

@@ -1,0 +1,162 @@
+"""Commits as files: written once, whole or not at all; damage and newer formats are named."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vlltr_index.schemas.config import FORMAT, FusionConfig
+
+from vlltr_index.errors import NewerWorkspaceError, WorkspaceError
+from vlltr_index.history import Commit, History
+
+
+def commit(number: int, **fields: Any) -> Commit:
+    """Commit `number` of a straight line."""
+    parent = number - 1 if number > 1 else None
+    facts = {
+        "command": "embed",
+        "created_at": "2026-01-01T00:00:00+00:00",
+        "program_version": "0",
+        "tables": {},
+    }
+    return Commit.model_validate({"id": number, "parent": parent, **facts, **fields})
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> History:
+    """An empty history."""
+    return History(tmp_path / "history")
+
+
+def test_no_history_is_no_commit(history: History) -> None:
+    """Before the first commit there is none, not even the folder."""
+    assert (history.last(), list(history.list()), list(history.ids())) == (None, [], [])
+    with pytest.raises(WorkspaceError) as error:
+        history.read(1)
+    assert str(error.value) == (
+        "there is no commit 1; nothing has been committed yet\nSee which commits there are: vlltr history"
+    )
+
+
+def test_commits_come_back_in_order(history: History) -> None:
+    """All fields survive the file, and ten comes after nine."""
+    fields = {"tables": {"classes": 3}, "fusion": FusionConfig(alpha=0.7), "info": {"next": {"anchors": 5}}}
+    commits = [commit(n, text_fp="t", index={"digest": "d"}, **fields) for n in range(1, 12)]
+    for one in commits:
+        history.append(one)
+    assert list(history.list()) == commits
+    assert history.last() == commits[-1]
+    with pytest.raises(WorkspaceError, match="there is no commit 99; there are 1 to 11"):
+        history.read(99)
+
+
+def test_a_number_is_taken_once(history: History) -> None:
+    """A commit is never written over another, nor out of turn."""
+    history.append(commit(1))
+    before = (history.folder / "1.json").read_bytes()
+    for number in (1, 3):
+        with pytest.raises(
+            WorkspaceError, match=f"commit {number} cannot follow commit 1: another writer was here"
+        ):
+            history.append(commit(number))
+    assert (history.folder / "1.json").read_bytes() == before
+    assert os.listdir(history.folder) == ["1.json"]
+
+
+def test_a_race_for_a_number_has_one_winner(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where both looked before either wrote, the file system decides, and the loser leaves nothing."""
+    history.append(commit(1, command="winner"))
+    monkeypatch.setattr(History, "ids", lambda self: [])
+    with pytest.raises(WorkspaceError, match="commit 1 exists already: another writer was here"):
+        history.append(commit(1, command="loser"))
+    assert history.read(1).command == "winner"
+    assert os.listdir(history.folder) == ["1.json"]
+
+
+def test_without_hard_links_too(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that has no hard links still gets each number once."""
+
+    def no_links(*_: object) -> None:
+        raise PermissionError("no hard links here")
+
+    monkeypatch.setattr(os, "link", no_links)
+    history.append(commit(1, command="winner"))
+    monkeypatch.setattr(History, "ids", lambda self: [])
+    with pytest.raises(WorkspaceError, match="commit 1 exists already"):
+        history.append(commit(1, command="loser"))
+    assert history.read(1).command == "winner"
+    assert os.listdir(history.folder) == ["1.json"]
+
+
+def test_files_that_are_no_commits_are_left_alone(history: History) -> None:
+    """A killed writer's temporary file, or a note, is not a commit."""
+    history.append(commit(1))
+    for name in (".2.77.tmp", "notes.json", "x.txt", "2.json.bak"):
+        (history.folder / name).write_text("{")
+    assert list(history.ids()) == [1]
+    history.append(commit(2))
+    assert [c.id for c in history.list()] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "Expecting value"),
+        (b'{"id": 2, "par', "Unterminated string"),
+        (b"\xff\xfe\x00", "'utf-8' codec can't decode"),
+        (b"[1, 2]", "not a JSON object"),
+        (b"[" * 100_000, "recursion"),
+        (b'{"id": 2}', "parent: Field required"),
+        (None, "it says it is commit 1"),
+        ("extra", "surprise: Extra inputs are not permitted"),
+        ("tables", "tables.classes: Input should be a valid integer"),
+    ],
+)
+def test_damage_is_named(history: History, content: bytes | str | None, why: str) -> None:
+    """Each kind of damage says which file, what is wrong, and how to go on."""
+    history.append(commit(1))
+    path = history.folder / "2.json"
+    if content is None:
+        path.write_bytes((history.folder / "1.json").read_bytes())
+    elif isinstance(content, str):
+        values = commit(2).model_dump(mode="json") | ({"surprise": 1} if content == "extra" else {})
+        values |= {"tables": {"classes": "many"}} if content == "tables" else {}
+        path.write_text(json.dumps(values))
+    else:
+        path.write_bytes(content)
+    with pytest.raises(WorkspaceError) as error:
+        history.last()
+    assert error.value.message.startswith(f"{path} is damaged: ")
+    assert why.casefold() in error.value.message.casefold()
+    assert error.value.hint == (
+        "Bring the file back from a backup. To go back to commit 1 and lose what this one added, "
+        f"delete it: rm {path}"
+    )
+
+
+def test_damage_in_the_middle_has_no_easy_way_out(history: History) -> None:
+    """An older commit that is damaged cannot be deleted away."""
+    for number in (1, 2):
+        history.append(commit(number))
+    (history.folder / "1.json").write_text("")
+    with pytest.raises(WorkspaceError) as error:
+        history.list()
+    assert error.value.hint == "Bring the file back from a backup."
+    assert history.last() == commit(2)
+
+
+def test_a_newer_format_is_refused_before_its_fields(history: History) -> None:
+    """A commit of a newer program names both formats and the remedy, whatever fields it has."""
+    history.append(commit(1))
+    values = {"format": FORMAT + 1, "id": 2, "unheard_of": True}
+    (history.folder / "2.json").write_text(json.dumps(values))
+    with pytest.raises(NewerWorkspaceError) as error:
+        history.last()
+    assert str(error.value) == (
+        f"{history.folder / '2.json'} has format {FORMAT + 1}, this program reads up to {FORMAT}\n"
+        "Bring it up to date: pip install -U vlltr-index"
+    )

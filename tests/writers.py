@@ -1,0 +1,92 @@
+"""What other processes do in the tests of concurrent and killed writers; imports no pytest."""
+
+from __future__ import annotations
+
+import os
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any
+
+from tablerows import anchor_rows, class_rows, sentence_rows
+
+from vlltr_index import history as history_module
+from vlltr_index.history import Commit, History
+from vlltr_index.lock import write_lock
+from vlltr_index.workspace import Workspace
+
+
+def add_anchors(path: Path, start: Barrier, rounds: int, size: int) -> None:
+    """Commit `rounds` times, each time `size` anchors with new keys."""
+    workspace = Workspace.open(path)
+    start.wait()
+    for _ in range(rounds):
+        with workspace.transaction("select") as tx:
+            first = tx.next_id("anchors", size)
+            tx.upsert("anchors", anchor_rows(range(first, first + size)))
+
+
+STEPS = (
+    "lock taken",
+    "class changed",
+    "table made",
+    "rows deleted",
+    "object half written",
+    "tables tagged",
+    "commit written beside",
+    "commit published",
+)
+"""The moments at which `write_in_steps` stops and waits."""
+
+
+def write_in_steps(path: Path, pipe: Connection) -> None:
+    """One transaction; says each of `STEPS` through the pipe and goes on when answered."""
+    workspace = Workspace.open(path)
+
+    def stop(step: str) -> None:
+        pipe.send(step)
+        pipe.recv()
+
+    _stop_in_append(stop)
+    with workspace.transaction("ingest") as tx:
+        stop("lock taken")
+        tx.upsert("classes", class_rows([0, 1, 7], name="changed"))
+        stop("class changed")
+        tx.upsert("sentences", sentence_rows(range(5)))
+        stop("table made")
+        tx.delete("classes", "class_id = 1")
+        stop("rows deleted")
+
+        def build(folder: Path) -> None:
+            (folder / "head.bin").write_bytes(b"x" * 100)
+            stop("object half written")
+            (folder / "head.json").write_text("{}")
+
+        tx.set(head=workspace.put_object("heads", build))
+
+
+def _stop_in_append(stop: Any) -> None:
+    append, publish = History.append, history_module._publish
+
+    def slow_append(self: History, commit: Commit) -> None:
+        stop("tables tagged")
+        append(self, commit)
+        stop("commit published")
+
+    def slow_publish(temporary: Path, final: Path) -> None:
+        stop("commit written beside")
+        publish(temporary, final)
+
+    History.append = slow_append  # type: ignore[method-assign]  # this process only
+    history_module._publish = slow_publish
+
+
+def hold_lock_with_child(path: Path, pipe: Connection) -> None:
+    """Take the lock, fork a child that outlives this process, and wait to be killed."""
+    with write_lock(path, "train cvlp"):
+        child = os.fork()
+        if child == 0:
+            pipe.recv()  # until the test is over
+            os._exit(0)
+        pipe.send(child)
+        pipe.recv()
