@@ -1,0 +1,345 @@
+"""Tests of `vlltr_index.encoder`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small_clip
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch.nn import functional as F
+
+from vlltr_index import openclip
+from vlltr_index.encoder import Encoder, Tokens
+from vlltr_index.errors import EncoderError, InputError
+
+TEXTS = ["greek small letter omega", "latin capital letter a with grave", "an arrow", "a", ""]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registered(tmp_path_factory: pytest.TempPathFactory) -> None:
+    small_clip.register(tmp_path_factory.mktemp("configs"))
+
+
+@pytest.fixture(scope="module", params=["vlltr-tiny", small_clip.NAME])
+def encoder(request: pytest.FixtureRequest) -> Encoder:
+    """Both kinds of tokenizer and tower; not to be changed."""
+    return Encoder.scratch(request.param, TEXTS, seed=3)
+
+
+def _prints(encoder: Encoder) -> tuple[str, str]:
+    return encoder.text_fp, encoder.image_fp
+
+
+def test_facts_of_an_encoder(encoder: Encoder) -> None:
+    """Width, size, scale and preprocessing are those of the configuration."""
+    tiny = encoder.name == "vlltr-tiny"
+    assert encoder.dim == (192 if tiny else 24)
+    assert encoder.image_size == (32, 32)
+    assert encoder.logit_scale == pytest.approx(1 / 0.07)
+    assert encoder.mean.tolist() == pytest.approx([0.5] * 3 if tiny else [0.48145466, 0.4578275, 0.40821073])
+    assert encoder.mean.dtype == encoder.std.dtype == torch.float32
+
+
+def test_saving_and_opening_changes_nothing(encoder: Encoder, tmp_path: Path) -> None:
+    """Fingerprints, features, tokens and preprocessing come back as they were."""
+    encoder.save(tmp_path)
+    again = Encoder.open(tmp_path)
+    assert _prints(again) == _prints(encoder)
+    assert torch.equal(again.encode_texts(TEXTS), encoder.encode_texts(TEXTS))
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(again.encode_pixels(pixels), encoder.encode_pixels(pixels))
+    image = Image.effect_noise((50, 40), 90)
+    assert torch.equal(again.preprocess(image), encoder.preprocess(image))
+    assert (again.name, again.config, again.precision) == (encoder.name, encoder.config, encoder.precision)
+    assert not again.model.training
+
+
+def test_fingerprints_are_equal_across_processes(encoder: Encoder, tmp_path: Path) -> None:
+    """They name stored vectors, so another process must find the same."""
+    encoder.save(tmp_path)
+    code = f"from vlltr_index.encoder import Encoder; e = Encoder.open({str(tmp_path)!r}); print(e.text_fp, e.image_fp)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert tuple(done.stdout.split()) == _prints(encoder)
+
+
+def test_a_saved_folder_loads_by_its_path(encoder: Encoder, tmp_path: Path) -> None:
+    """`Encoder.load` takes the folder, also as `local-dir:`."""
+    encoder.save(tmp_path)
+    for arguments in ((str(tmp_path), None), ("local-dir", str(tmp_path)), (encoder.name, str(tmp_path))):
+        assert _prints(Encoder.load(*arguments)) == _prints(encoder)
+
+
+def test_each_tower_has_its_own_fingerprint(encoder: Encoder) -> None:
+    """A changed tower changes its own, at once, and not the other's; the scale belongs to neither."""
+    other = encoder.copy()
+    text, image = _prints(other)
+    with torch.no_grad():
+        other.model.logit_scale.add_(1)  # type: ignore[operator]
+        assert _prints(other) == (text, image)
+        next(p for n, p in other.model.named_parameters() if n.startswith("visual.")).add_(1e-3)
+        assert other.text_fp == text
+        assert other.image_fp != image
+        changed = other.image_fp
+        next(p for n, p in other.model.named_parameters() if "ln_final" in n).add_(1e-3)
+    assert other.text_fp != text
+    assert other.image_fp == changed
+    assert _prints(encoder) == (text, image)
+
+
+def test_fingerprints_follow_training(encoder: Encoder) -> None:
+    """A step of the optimiser is seen, although the digest is kept between calls."""
+    other = encoder.copy().train()
+    before = _prints(other)
+    optimiser = torch.optim.AdamW(other.model.parameters(), lr=1e-2)
+    loss = (
+        other.encode_pixels(torch.randn(2, 3, 32, 32)).sum()
+        + other.encode_tokens(other.tokenize(TEXTS).ids).sum()
+    )
+    loss.backward()
+    optimiser.step()
+    assert other.text_fp != before[0]
+    assert other.image_fp != before[1]
+
+
+def test_fingerprints_know_tokenizer_preprocessing_activation_and_precision(encoder: Encoder) -> None:
+    """The same weights used otherwise give other vectors."""
+
+    def changed(precision: Any = "fp32", **parts: Any) -> tuple[str, str]:
+        config = encoder.config
+        for part, values in parts.items():
+            config[part] = {**config[part], **values}
+        return _prints(Encoder(encoder.model, encoder.tokenizer, config, name="x", precision=precision))
+
+    text, image = _prints(encoder)
+    assert changed() == (text, image)
+    mean = changed(preprocess_cfg={"mean": [0.1, 0.1, 0.1]})
+    assert (mean[0] == text, mean[1] == image) == (True, False)
+    quick = changed(model_cfg={"quick_gelu": True})
+    assert (quick[0] == text, quick[1] == image) == (False, False)
+    bf16 = changed(precision="bf16")
+    assert (bf16[0] == text, bf16[1] == image) == (False, False)
+    if encoder.name == "vlltr-tiny":
+        words = Encoder.scratch("vlltr-tiny", ["omega greek small letter"], 3)
+        assert words.text_fp != Encoder.scratch("vlltr-tiny", ["alpha greek small letter"], 3).text_fp
+
+
+def test_texts_are_encoded_in_their_order(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sorting by length and small batches change nothing: each row equals its text alone at the full context."""
+    monkeypatch.setattr("vlltr_index.encoder._TOKENS_A_BATCH", 12)
+    texts = [TEXTS[at % 5] for at in (1, 4, 0, 2, 3, 1, 0, 4)]
+    seen: list[tuple[int, int]] = []
+    found = encoder.encode_texts(texts, progress=lambda done, total: seen.append((done, total)))
+    context = encoder.tokenizer.context_length
+    for row, text in zip(found, texts, strict=True):
+        ids = encoder.tokenize([text]).ids
+        with torch.no_grad():
+            alone = encoder.model.encode_text(F.pad(ids, (0, context - ids.shape[1])))  # type: ignore[operator]
+        assert torch.allclose(row, alone[0], atol=1e-5)
+    assert seen[-1] == (8, 8)
+    assert len(seen) > 2
+    assert not found.requires_grad
+
+
+def test_texts_may_be_tokenised_beforehand(encoder: Encoder) -> None:
+    """Tokens are taken as they are, so that nobody tokenises twice."""
+    tokens = encoder.tokenize(TEXTS)
+    assert isinstance(tokens, Tokens)
+    assert torch.equal(encoder.encode_texts(tokens), encoder.encode_texts(TEXTS))
+    assert encoder.encode_texts([]).shape == (0, encoder.dim)
+
+
+def test_long_texts_are_cut_and_counted(encoder: Encoder) -> None:
+    """What lies beyond the context changes nothing, and the count says so."""
+    start = "a " * 100
+    tokens = encoder.tokenize([start + "omega", start + "arrow", "a"])
+    assert tokens.truncated == 2
+    assert tokens.ids.shape[1] == encoder.tokenizer.context_length
+    vectors = encoder.encode_texts(tokens)
+    assert torch.equal(vectors[0], vectors[1])
+
+
+def test_features_carry_gradients_and_are_not_normalised(encoder: Encoder) -> None:
+    """Both towers, in float32."""
+    image = encoder.encode_pixels(torch.randn(2, 3, 32, 32))
+    text = encoder.encode_tokens(encoder.tokenize(TEXTS).ids)
+    for value in (image, text):
+        assert value.requires_grad
+        assert value.dtype == torch.float32
+        assert not torch.allclose(value.norm(dim=1), torch.ones(len(value)), atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (2, 1, 32, 32)])
+def test_pixels_of_another_shape_are_refused(encoder: Encoder, shape: tuple[int, ...]) -> None:
+    """The message names what was expected and what came."""
+    with pytest.raises(InputError) as caught:
+        encoder.encode_pixels(torch.zeros(shape))
+    assert str(caught.value) == f"pixels must be floating [B, 3, H, W], got torch.float32 {list(shape)}"
+    with pytest.raises(InputError, match=r"torch\.uint8"):
+        encoder.encode_pixels(torch.zeros((2, 3, 32, 32), dtype=torch.uint8))
+
+
+def test_tokens_of_another_shape_are_refused(encoder: Encoder) -> None:
+    """Too long, of the wrong dtype, or without a batch."""
+    context = encoder.tokenizer.context_length
+    for ids in (
+        torch.zeros(1, context + 1).long(),
+        torch.zeros(1, 4),
+        torch.zeros(4).long(),
+        torch.zeros(1, 0).long(),
+    ):
+        with pytest.raises(InputError, match=rf"ids must be int64 \[B, 1..{context}\]"):
+            encoder.encode_tokens(ids)
+
+
+def test_bfloat16_is_close_and_returns_float32(encoder: Encoder) -> None:
+    """Also inside inference mode, where torch's attention would otherwise copy its weights for every token."""
+    fast = Encoder(encoder.model, encoder.tokenizer, encoder.config, name="x", precision="bf16")
+    pixels = torch.randn(4, 3, 32, 32)
+    with torch.inference_mode():
+        exact, found = encoder.encode_pixels(pixels), fast.encode_pixels(pixels)
+        assert torch.is_inference_mode_enabled()
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, exact)
+    assert F.cosine_similarity(found, exact).min() > 0.99
+    assert F.cosine_similarity(fast.encode_texts(TEXTS), encoder.encode_texts(TEXTS)).min() > 0.99
+    with pytest.raises(EncoderError) as caught:
+        Encoder(encoder.model, encoder.tokenizer, encoder.config, name="x", precision="fp8")  # type: ignore[arg-type]
+    assert str(caught.value) == "precision is fp32 or bf16, got 'fp8'"
+
+
+def test_models_that_look_at_their_padding_get_the_whole_context() -> None:
+    """Short tokens are padded for them, so the result is open_clip's."""
+    cfg = {**small_clip.MODEL_CFG, "custom_text": True}
+    cfg["text_cfg"] = {**small_clip.MODEL_CFG["text_cfg"], "no_causal_mask": True, "pool_type": "last"}
+    config = {**openclip.find_config(small_clip.NAME), "model_cfg": cfg}
+    config["preprocess_cfg"]["size"] = 32
+    model: Any = openclip.build_model(cfg)
+    encoder = Encoder(model, openclip.make_tokenizer(config), config, name="x")
+    ids = encoder.tokenize(TEXTS).ids
+    with torch.no_grad():
+        expected = model.encode_text(F.pad(ids, (0, 77 - ids.shape[1])))
+    assert torch.allclose(encoder.encode_tokens(ids), expected, atol=1e-6)
+    assert torch.allclose(encoder.encode_texts(TEXTS), expected, atol=1e-5)
+
+
+def test_another_image_size_interpolates_positions(tmp_path: Path) -> None:
+    """Bicubic, on the grid alone; the choice is saved, and can be changed again."""
+    model: Any = small_clip.make()
+    save_file(dict(model.state_dict()), str(tmp_path / "w.safetensors"))
+    encoder = Encoder.load(small_clip.NAME, str(tmp_path / "w.safetensors"), image_size=64)
+    own = model.visual.positional_embedding
+    grid = own[1:].T.reshape(1, -1, 4, 4)
+    expected = F.interpolate(grid, size=(8, 8), mode="bicubic", antialias=True, align_corners=False)
+    visual: Any = encoder.model.visual
+    assert torch.allclose(visual.positional_embedding[1:].T.reshape(1, -1, 8, 8), expected, atol=1e-6)
+    assert torch.equal(visual.positional_embedding[0], own[0])
+    assert encoder.image_size == (64, 64)
+    assert encoder.preprocess(Image.new("RGB", (90, 80))).shape == (3, 64, 64)
+    encoder.save(tmp_path / "saved")
+    again = Encoder.open(tmp_path / "saved")
+    assert _prints(again) == _prints(encoder)
+    assert Encoder.load(str(tmp_path / "saved"), image_size=32).image_size == (32, 32)
+    assert encoder.text_fp == Encoder.load(small_clip.NAME, str(tmp_path / "w.safetensors")).text_fp
+
+
+def test_another_image_size_of_a_timm_tower(tmp_path: Path) -> None:
+    """timm interpolates its own positions; the saved folder opens at the new size."""
+    cfg = {
+        "embed_dim": 24,
+        "vision_cfg": {
+            "timm_model_name": "test_vit",
+            "timm_pool": "",
+            "timm_proj": "linear",
+            "image_size": 160,
+        },
+        "text_cfg": small_clip.MODEL_CFG["text_cfg"],
+    }
+    folder = tmp_path / "f"
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": cfg}), encoding="utf-8")
+    save_file(dict(openclip.build_model(cfg).state_dict()), str(folder / "open_clip_model.safetensors"))
+    encoder = Encoder.load(str(folder), image_size=96)
+    pixels = torch.randn(1, 3, 96, 96)
+    encoder.save(tmp_path / "saved")
+    again = Encoder.open(tmp_path / "saved")
+    with torch.no_grad():
+        assert torch.equal(again.encode_pixels(pixels), encoder.encode_pixels(pixels))
+    assert _prints(again) == _prints(encoder)
+    assert Encoder.open(tmp_path / "saved", image_size=160).encode_pixels(
+        torch.zeros(1, 3, 160, 160)
+    ).shape == (1, 24)
+
+
+def test_a_copy_has_its_own_weights(encoder: Encoder) -> None:
+    """A teacher does not move with its student."""
+    teacher = encoder.copy()
+    ours, theirs = encoder.model.state_dict(), teacher.model.state_dict()
+    assert all(torch.equal(ours[n], theirs[n]) and ours[n].data_ptr() != theirs[n].data_ptr() for n in ours)
+
+
+def test_training_mode_and_device_return_the_encoder() -> None:
+    """So that calls can be chained."""
+    encoder = Encoder.scratch(small_clip.NAME)
+    assert encoder.train() is encoder
+    assert encoder.model.training
+    assert encoder.eval().to("cpu") is encoder
+    assert not encoder.model.training
+
+
+def test_a_word_vocabulary_needs_texts() -> None:
+    """Without sentences there is nothing to build it from."""
+    for texts in (None, [], ["", "!?"]):
+        with pytest.raises(EncoderError) as caught:
+            Encoder.scratch("vlltr-tiny", texts)
+        assert str(caught.value) == (
+            "vlltr-tiny builds its vocabulary from the sentences, and there are none\nRun: vlltr ingest text PATH"
+        )
+
+
+def test_newer_folders_are_refused(encoder: Encoder, tmp_path: Path) -> None:
+    """Both numbers are named."""
+    encoder.save(tmp_path)
+    facts = json.loads((tmp_path / "encoder.json").read_text())
+    (tmp_path / "encoder.json").write_text(json.dumps({**facts, "format": 2}))
+    with pytest.raises(EncoderError) as caught:
+        Encoder.open(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path / 'encoder.json'} has format 2, this program reads up to 1\nRun: pip install -U vlltr-index"
+    )
+
+
+@pytest.mark.parametrize("name", ["encoder.json", "model.safetensors", "words.json"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "empty object"])
+def test_damaged_folders_are_refused(tmp_path: Path, name: str, damage: str) -> None:
+    """Whichever file it is: one error that names it."""
+    Encoder.scratch("vlltr-tiny", TEXTS).save(tmp_path)
+    path = tmp_path / name
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(b"{}" if damage == "empty object" else path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(EncoderError) as caught:
+        Encoder.open(tmp_path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["name", "precision", "config"])
+def test_incomplete_facts_are_refused(tmp_path: Path, key: str) -> None:
+    """A missing key, or one of another type, is damage and not a traceback."""
+    Encoder.scratch("vlltr-tiny", TEXTS).save(tmp_path)
+    path = tmp_path / "encoder.json"
+    facts = json.loads(path.read_text())
+    for broken in ({k: v for k, v in facts.items() if k != key}, {**facts, key: 5}):
+        if key == "name" and broken.get("name") == 5:
+            continue  # any value can be shown as a name
+        path.write_text(json.dumps(broken))
+        with pytest.raises(EncoderError):
+            Encoder.open(tmp_path)
