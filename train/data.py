@@ -16,6 +16,7 @@ from vlltr_index.train.augment import BatchAugment, make_augment, photo_transfor
 from vlltr_index.train.sampling import seed_of, stream
 
 from vlltr_index.errors import InputError
+from vlltr_index.images.decode import open_image
 from vlltr_index.tensors import check_labels
 
 if TYPE_CHECKING:
@@ -198,8 +199,6 @@ class TrainImages:
         self, source: bytes | str, encoder: Encoder
     ) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
         """uint8 [3, H, W], what the encoder's preprocessing sees before it normalises."""
-        from vlltr_index.images.decode import open_image
-
         values = (encoder.preprocess(open_image(source)) * self._std[0] + self._mean[0]) * 255
         return values.round().clamp(0, 255).to(torch.uint8).numpy()
 
@@ -217,8 +216,6 @@ class _Stream(Dataset[tuple[Tensor, int]]):
         )
 
     def __getitem__(self, wanted: tuple[int, int]) -> tuple[Tensor, int]:
-        from vlltr_index.images.decode import open_image
-
         position, seed = wanted
         for candidate in self._candidates(position):
             try:

@@ -1,0 +1,72 @@
+"""A few classes of simple drawings with sentences, small enough to train on within a second."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from vlltr_index.schemas.config import AugmentConfig
+from vlltr_index.train.data import TrainImages, TrainTexts
+
+from vlltr_index.encoder import Encoder
+
+COUNTS = (20, 12, 8, 6, 4, 3, 2, 1)
+WORDS = ("ring", "cross", "bar", "dot", "wedge", "arch", "hook", "wave")
+AUGMENT = AugmentConfig(kind="glyph")
+
+
+def labels() -> Tensor:
+    """int64 [56], long-tailed."""
+    return torch.arange(len(COUNTS)).repeat_interleave(torch.tensor(COUNTS))
+
+
+def pixels(seed: int = 0) -> Tensor:
+    """uint8 [56, 1, 32, 32]: a pattern a class, with noise."""
+    generator = torch.Generator().manual_seed(seed)
+    patterns = torch.rand(len(COUNTS), 1, 4, 4, generator=torch.Generator().manual_seed(1)).gt(0.5).float()
+    large = torch.nn.functional.interpolate(patterns, size=32)[labels()]
+    noise = torch.rand(large.shape, generator=generator) * 0.3
+    return ((0.7 * large + noise) * 255).to(torch.uint8)
+
+
+def texts() -> list[list[str]]:
+    """Three sentences a class."""
+    return [
+        [f"the {w} number {i}", f"a drawing of one {w}", f"{w} {WORDS[i - 1]} made of lines and other things"]
+        for i, w in enumerate(WORDS)
+    ]
+
+
+def encoder(seed: int = 0) -> Encoder:
+    """`vlltr-tiny` with random weights."""
+    return Encoder.scratch("vlltr-tiny", [t for group in texts() for t in group], seed, device="cpu")
+
+
+def images(of: Encoder, augment: AugmentConfig = AUGMENT) -> TrainImages:
+    """The drawings as training images."""
+    return TrainImages.from_pixels(pixels(), labels(), of, augment)
+
+
+def sentences(of: Encoder) -> TrainTexts:
+    """The sentences as training texts."""
+    return TrainTexts(texts(), of)
+
+
+def png(values: Tensor) -> bytes:
+    """A PNG of uint8 [H, W] or [3, H, W]."""
+    array = values.numpy() if values.dim() == 2 else values.permute(1, 2, 0).contiguous().numpy()
+    target = BytesIO()
+    Image.fromarray(array).save(target, "PNG")
+    return target.getvalue()
+
+
+def same_weights(one: Encoder, other: Encoder) -> bool:
+    """Whether all weights and buffers are equal to the last bit."""
+    first, second = one.model.state_dict(), other.model.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+HERE = Path(__file__).parent

@@ -1,0 +1,86 @@
+"""The sampler, its random streams, the schedule and the optimizer's groups."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from vlltr_index.train.sampling import epoch_batches, seed_of, steps_per_epoch, stream
+from vlltr_index.train.schedule import cosine_factor, parameter_groups
+
+from vlltr_index.errors import InputError
+from vlltr_index.losses import sampler_prior
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_classes_come_up_as_often_as_the_prior_says(power: float) -> None:
+    """Over many draws the share of each class is within five standard errors of `sampler_prior`."""
+    counts = torch.tensor([300, 90, 30, 9, 1])
+    labels = torch.arange(5).repeat_interleave(counts)
+    draws = torch.cat([epoch_batches(labels, 43, power, stream(0, e)).flatten() for e in range(100)])
+    share = torch.bincount(labels[draws], minlength=5) / len(draws)
+    prior = sampler_prior(counts, power)
+    assert ((share - prior).abs() < 5 * (prior * (1 - prior) / len(draws)).sqrt()).all()
+
+
+def test_images_of_a_class_come_up_equally() -> None:
+    """Within a class every image has the same chance, the last one included."""
+    labels = torch.tensor([0, 1, 0, 1, 0, 1])
+    draws = torch.cat([epoch_batches(labels, 6, 0.5, stream(e)).flatten() for e in range(2000)])
+    share = torch.bincount(draws, minlength=6) / len(draws)
+    assert (share - 1 / 6).abs().max() < 0.02
+
+
+@given(st.integers(1, 500), st.integers(1, 64))
+@settings(max_examples=50, deadline=None)
+def test_an_epoch_has_full_batches_and_about_as_many_images_as_there_are(images: int, batch: int) -> None:
+    """The shape is [steps, batch], and steps * batch is within half a batch of the images, or one batch."""
+    batches = epoch_batches(torch.zeros(images, dtype=torch.int64), batch, 0.5, stream(0))
+    assert batches.shape == (steps_per_epoch(images, batch), batch)
+    assert int(batches.min()) >= 0
+    assert int(batches.max()) < images
+    assert len(batches) == 1 or abs(batches.numel() - images) <= batch / 2
+
+
+def test_streams_depend_on_all_their_names() -> None:
+    """The same names give the same numbers; others do not, nor does another split of the same characters."""
+    assert seed_of(1, 2, "a") == seed_of(1, 2, "a")
+    assert len({seed_of(1, 2), seed_of(12), seed_of(2, 1), seed_of(1, 2, "")}) == 4
+    assert torch.equal(torch.rand(3, generator=stream(1)), torch.rand(3, generator=stream(1)))
+
+
+def test_a_sampler_without_images_is_refused() -> None:
+    """The error says what is missing."""
+    with pytest.raises(InputError, match="at least one image"):
+        epoch_batches(torch.empty(0, dtype=torch.int64), 2, 0.5, stream(0))
+
+
+def test_the_rate_rises_linearly_and_falls_as_a_cosine() -> None:
+    """It starts above zero, peaks after the warm-up, is half way down in the middle, and ends near zero."""
+    factors = [cosine_factor(step, 110, 10) for step in range(111)]
+    assert factors[0] == pytest.approx(1 / 11)
+    assert factors[10] == 1.0
+    assert factors[60] == pytest.approx(0.5)
+    assert factors[110] == pytest.approx(0.0)
+    assert all(a < b for a, b in zip(factors[:10], factors[1:11], strict=True))
+    assert factors[35] == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+
+
+def test_only_matrices_decay_and_prefixes_set_rates() -> None:
+    """Biases, vectors, and the logit scale have no decay; a rate of zero leaves a part out; frozen ones are left out."""
+    module = nn.Module()
+    module.layer, module.slow, module.off = nn.Linear(2, 2), nn.Linear(2, 2, bias=False), nn.Linear(2, 2)
+    module.norm, module.logit_scale = nn.LayerNorm(2), nn.Parameter(torch.tensor(1.0))
+    module.frozen = nn.Parameter(torch.ones(2, 2), requires_grad=False)
+    groups = parameter_groups(module.named_parameters(), 1.0, 0.1, {"slow": 0.5, "off": 0.0})
+    found = {(g["peak"], g["weight_decay"]): g["params"] for g in groups}
+    assert set(found) == {(1.0, 0.1), (1.0, 0.0), (0.5, 0.1)}
+    assert found[1.0, 0.1] == [module.layer.weight]
+    assert found[0.5, 0.1] == [module.slow.weight]
+    assert {id(p) for p in found[1.0, 0.0]} == {
+        id(p) for p in (module.layer.bias, module.norm.weight, module.norm.bias, module.logit_scale)
+    }
