@@ -1,0 +1,105 @@
+"""One writer at a time."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+from writers import hold_lock_with_child
+
+from vlltr_index.errors import LockedError, UsageError
+from vlltr_index.lock import write_lock, writer
+
+
+def test_a_second_writer_says_for_whom_it_waits(tmp_path: Path) -> None:
+    """With a timeout, it gives up with the holder's command and process."""
+    errors: list[LockedError] = []
+
+    def second() -> None:
+        try:
+            with write_lock(tmp_path / "lock", "embed", timeout=0):
+                pass
+        except LockedError as error:
+            errors.append(error)
+
+    with write_lock(tmp_path / "lock", "train cvlp"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+    assert str(errors[0]) == (
+        f"`vlltr train cvlp` (process {os.getpid()}) is writing to {tmp_path}\n"
+        "Wait until it is done, or stop it, and run this again."
+    )
+
+
+def test_a_waiting_writer_comes_next(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Without a timeout it waits, says so once, and goes on when the first is done."""
+    waiting, order = threading.Event(), []
+
+    class Heard(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            waiting.set()
+
+    def second() -> None:
+        with write_lock(tmp_path / "lock", "embed"):
+            order.append("second")
+
+    handler = Heard()
+    logging.getLogger("vlltr_index.lock").addHandler(handler)
+    try:
+        thread = threading.Thread(target=second)
+        with write_lock(tmp_path / "lock", "select"):
+            thread.start()
+            assert waiting.wait(20)
+            order.append("first")
+        thread.join()
+    finally:
+        logging.getLogger("vlltr_index.lock").removeHandler(handler)
+    assert order == ["first", "second"]
+    assert [r.getMessage() for r in caplog.records] == [
+        f"waiting for `vlltr select` (process {os.getpid()}), which is writing to {tmp_path}"
+    ]
+
+
+def test_a_transaction_inside_another_is_refused(tmp_path: Path) -> None:
+    """It would wait for itself for ever."""
+    with (
+        write_lock(tmp_path / "lock", "a"),
+        pytest.raises(UsageError, match="b: this program is already writing to"),
+        write_lock(tmp_path / "lock", "b"),
+    ):
+        pass
+    with write_lock(tmp_path / "lock", "c", timeout=0):
+        pass
+
+
+def test_writer_names_the_holder(tmp_path: Path) -> None:
+    """Looking takes no lock away, and a lock file of old is nobody's."""
+    path = tmp_path / "lock"
+    assert writer(path) is None
+    with write_lock(path, "embed"):
+        assert writer(path) == f"`vlltr embed` (process {os.getpid()})"
+        path.write_text("garbage")
+        assert writer(path) == "another process"
+    assert writer(path) is None
+
+
+def test_a_killed_writer_lets_go_though_its_worker_lives(tmp_path: Path) -> None:
+    """A forked worker that outlives a killed writer does not keep the lock."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=hold_lock_with_child, args=(tmp_path / "lock", theirs))
+    process.start()
+    child = ours.recv()
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    os.kill(child, 0)  # still there
+    with write_lock(tmp_path / "lock", "embed", timeout=10):
+        pass
+    os.kill(child, signal.SIGKILL)

@@ -1,0 +1,304 @@
+"""One command, one commit: what is written, what is put back, and what is not worth a commit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import pyarrow as pa
+import pytest
+from tablerows import anchor_rows, class_rows, image_rows, score_rows, sentence_rows
+from vlltr_index.schemas.config import FusionConfig
+from vlltr_index.schemas.tables import IMAGES, SENTENCES, imprints
+
+from vlltr_index.errors import InputError, UsageError
+from vlltr_index.history import Commit
+from vlltr_index.transaction import Transaction
+from vlltr_index.workspace import Workspace
+
+
+def write(workspace: Workspace, **tables: pa.Table) -> Commit | None:
+    """One transaction that upserts `tables`."""
+    with workspace.transaction("ingest") as tx:
+        for name, rows in tables.items():
+            tx.upsert(name, rows)
+    return tx.result_commit
+
+
+@contextmanager
+def interrupted(workspace: Workspace) -> Iterator[Transaction]:
+    """A transaction that Ctrl-C ends."""
+    with suppress(KeyboardInterrupt), workspace.transaction("ingest") as tx:
+        yield tx
+        raise KeyboardInterrupt
+
+
+def ids(workspace: Workspace, at: int | None = None) -> list[int]:
+    """Class ids that a commit holds."""
+    return sorted(workspace.snapshot(at).table("classes", ["class_id"])["class_id"].to_pylist())
+
+
+def test_a_transaction_makes_one_commit(workspace: Workspace) -> None:
+    """All tables and fields come in one commit, which names the versions and is tagged."""
+    with workspace.transaction("train lgr") as tx:
+        tx.upsert("classes", class_rows([0, 1]))
+        tx.upsert("sentences", sentence_rows(range(3)))
+        tx.set(text_fp="t", head="d" * 64, fusion=FusionConfig(alpha=0.7), index={"digest": "e"})
+        tx.note(logit_scale=2.5)
+    commit = tx.result_commit
+    assert commit is not None
+    assert (commit.id, commit.parent, commit.command) == (1, None, "train lgr")
+    assert (commit.text_fp, commit.head, commit.fusion) == ("t", "d" * 64, FusionConfig(alpha=0.7))
+    assert commit.info == {"logit_scale": 2.5, "next": {"classes": 2}}
+    assert commit.tables == {n: workspace.store.version(n) for n in ("classes", "sentences")}
+    assert workspace.store.tags("classes") == {"c1": commit.tables["classes"]}
+    assert list(workspace.history.list()) == [commit]
+
+
+def test_what_a_command_does_not_touch_is_handed_on(workspace: Workspace) -> None:
+    """Fields, facts and tables stay until they are set again; None takes a field or a fact away."""
+    with workspace.transaction("embed") as tx:
+        tx.upsert("classes", class_rows([0]))
+        tx.set(text_fp="t", image_fp="i")
+        tx.note(scale=1.0, dim=3)
+    with workspace.transaction("select") as tx:
+        tx.set(selection_id="s", image_fp=None)
+        tx.note(dim=None)
+    commit = tx.result_commit
+    assert commit is not None
+    assert (commit.id, commit.parent, commit.text_fp, commit.image_fp, commit.selection_id) == (
+        2,
+        1,
+        "t",
+        None,
+        "s",
+    )
+    assert commit.info == {"scale": 1.0, "next": {"classes": 1}}
+    assert workspace.store.tags("classes") == dict.fromkeys(("c1", "c2"), commit.tables["classes"])
+
+
+def test_nothing_new_is_no_commit(workspace: Workspace) -> None:
+    """The same rows, fields and facts again change nothing, not even a table's version."""
+
+    def run() -> Commit | None:
+        with workspace.transaction("ingest") as tx:
+            tx.upsert("classes", class_rows([0, 1], retired=[1]))
+            tx.upsert("images", image_rows(range(4), data=b"bytes", width=3))
+            tx.replace("anchors", anchor_rows(range(3)))
+            tx.replace("sentence_scores", score_rows([]))
+            tx.delete("classes", "class_id = 99")
+            tx.set(text_fp="t", fusion=FusionConfig(), index={"digest": "e", "kind": "flat"})
+            tx.note(scale=1.0, list=[1, 2])
+        return tx.result_commit
+
+    first = run()
+    assert run() == first
+    assert len(workspace.history.list()) == 1
+    assert first is not None
+    assert workspace.store.version("images") == first.tables["images"]
+
+
+def test_an_empty_transaction_is_no_commit(workspace: Workspace) -> None:
+    """Nothing at all, and an upsert of no rows, leave no trace."""
+    with workspace.transaction("embed") as tx:
+        tx.upsert("classes", class_rows([]))
+        tx.next_id("classes", 5)
+    assert (tx.result_commit, workspace.history.last(), workspace.store.names()) == (None, None, [])
+
+
+def test_upsert_counts_what_changed(workspace: Workspace) -> None:
+    """New and different rows are counted and written; a null where a value was is a difference."""
+    write(workspace, images=image_rows(range(3), width=7), classes=class_rows([0, 1]))
+    with workspace.transaction("ingest") as tx:
+        rows = pa.concat_tables([image_rows([0], width=7), image_rows([1], width=8), image_rows([2, 3])])
+        assert tx.upsert("images", rows) == 3
+        renamed = class_rows([1]).set_column(2, "aliases", pa.array([["other"]]))
+        assert tx.upsert("classes", renamed) == 1
+    rows = workspace.snapshot().table("images", ["image_id", "width"]).sort_by("image_id")
+    assert rows["width"].to_pylist() == [7, 8, None, None]
+
+
+def test_upsert_takes_batches_and_later_rows_win(workspace: Workspace) -> None:
+    """Batches are streamed; of equal keys in one source the last one counts, across batches too."""
+    batches = [*class_rows([0, 0], name="a").to_batches(), *class_rows([0, 1], name="b").to_batches()]
+    with workspace.transaction("ingest") as tx:
+        tx.upsert("classes", iter(batches))
+    rows = workspace.snapshot().table("classes", ["class_id", "name"]).sort_by("class_id")
+    assert rows["name"].to_pylist() == ["b 0", "b 1"]
+
+
+def test_more_rows_than_are_compared_at_once(workspace: Workspace) -> None:
+    """Parts of a large upsert do not lose or double rows, and compare with all that is there."""
+    rows = sentence_rows(range(2300))
+    write(workspace, sentences=rows)
+    with workspace.transaction("ingest") as tx:
+        assert tx.upsert("sentences", sentence_rows(range(1200, 2500))) == 200
+        assert tx.count("sentences") == 2500
+    assert workspace.snapshot().table("sentences").sort_by("sentence_id").num_rows == 2500
+
+
+def test_a_transaction_reads_its_own_writes(workspace: Workspace) -> None:
+    """Reads inside show the newest rows; a snapshot outside shows the commit."""
+    write(workspace, classes=class_rows([0]))
+    with workspace.transaction("classes add") as tx:
+        assert len(tx.class_table()) == 1
+        tx.upsert("classes", class_rows([5]))
+        assert tx.class_table().lookup("class 5") == 5
+        assert tx.count("classes") == 2
+        assert [r for b in tx.scan("classes", ["class_id"]) for r in b.column(0).to_pylist()] == [0, 5]
+        assert tx.commit is not None
+        assert tx.commit.id == 1
+        assert ids(workspace) == [0]
+        tx.delete("classes", "class_id = 0")
+        assert tx.class_table().ids == (5,)
+    assert ids(workspace) == [5]
+
+
+def test_a_snapshot_stays_as_it_was(workspace: Workspace) -> None:
+    """Later commits change nothing in a snapshot, and old commits can be read by number."""
+    write(workspace, classes=class_rows([0]))
+    before = workspace.snapshot()
+    write(workspace, classes=class_rows([1]), sentences=sentence_rows([1]))
+    assert before.count("classes") == 1
+    assert (before.count("sentences"), before.table("sentences", ["text"]).num_rows) == (0, 0)
+    assert not before.has("sentences")
+    assert (ids(workspace, 1), ids(workspace, 2), ids(workspace)) == ([0], [0, 1], [0, 1])
+
+
+def test_tables_that_are_not_there_read_as_empty(workspace: Workspace) -> None:
+    """A table that nothing was written to has its columns and no rows."""
+    snapshot = workspace.snapshot()
+    assert snapshot.commit is None
+    assert snapshot.table("images").schema.equals(IMAGES)
+    assert snapshot.table("sentences", ["text", "source"]).column_names == ["text", "source"]
+    assert snapshot.table("imprints").num_rows == 0
+    assert list(snapshot.scan("images")) == []
+    assert snapshot.class_table().ids == ()
+    with pytest.raises(
+        UsageError, match="no committed table 'pictures'; there are classes, sentences, images"
+    ):
+        snapshot.table("pictures")
+
+
+def test_an_error_puts_everything_back(workspace: Workspace) -> None:
+    """After an error rows are as before, new tables are gone, and nothing is committed."""
+    write(workspace, classes=class_rows([0, 1]))
+    with interrupted(workspace) as tx:
+        tx.upsert("classes", class_rows([0, 5], name="new"))
+        tx.delete("classes", "class_id = 1")
+        tx.upsert("sentences", sentence_rows(range(3)))
+    assert workspace.store.names() == ["classes"]
+    assert workspace.store.read("classes").sort_by("class_id").equals(class_rows([0, 1]))
+    assert len(workspace.history.list()) == 1
+    write(workspace, classes=class_rows([2]))
+    assert ids(workspace) == [0, 1, 2]
+
+
+def test_an_error_before_the_first_commit_leaves_nothing(workspace: Workspace) -> None:
+    """The first command's tables go too."""
+    with pytest.raises(InputError, match="column 'name' of table classes is missing"):
+        write(workspace, sentences=sentence_rows([0]), classes=class_rows([0]).drop_columns(["name"]))
+    assert (workspace.store.names(), workspace.history.last()) == ([], None)
+
+
+def test_what_an_unfinished_writer_left_is_put_back(workspace: Workspace) -> None:
+    """Versions, tables and tags that no commit names are undone by the next writer, and never read."""
+    commit = write(workspace, classes=class_rows([0]))
+    assert commit is not None
+    store = workspace.store
+    store.upsert("classes", class_rows([0, 9], name="stray"), "class_id")
+    store.create("sentences", SENTENCES, "sentence_id")
+    store.append("sentences", sentence_rows([0]))
+    store.tag("classes", store.version("classes"), "c2")
+    (workspace.path / "lance" / "images.lance" / "_versions").mkdir(parents=True)
+    assert ids(workspace) == [0]
+    with workspace.transaction("embed") as tx:
+        assert tx.table("classes").equals(class_rows([0]))
+        assert not tx.has("sentences")
+    assert store.names() == ["classes"]
+    assert store.tags("classes") == {"c1": commit.tables["classes"]}
+    after = write(workspace, classes=class_rows([1]), sentences=sentence_rows([4]), images=image_rows([0]))
+    assert after is not None
+    assert store.tags("classes") == {"c1": commit.tables["classes"], "c2": after.tables["classes"]}
+    assert (ids(workspace, 1), ids(workspace)) == ([0], [0, 1])
+
+
+def test_vector_caches_are_not_put_back(workspace: Workspace) -> None:
+    """Vectors stay when a command fails: that is how it resumes."""
+    with interrupted(workspace) as tx:
+        tx.store.create("sentence_vectors_t", imprints(3), "class_id")
+    assert workspace.store.names() == ["sentence_vectors_t"]
+
+
+def test_replace_makes_a_table_just_that(workspace: Workspace) -> None:
+    """Rows that are not given go; the same rows in another order are no change."""
+    with workspace.transaction("select") as tx:
+        assert tx.replace("anchors", anchor_rows([1, 2, 3]))
+        assert not tx.replace("anchors", anchor_rows([3, 1, 2]))
+        assert tx.replace("anchors", anchor_rows([2, 4]))
+        assert tx.replace("anchors", anchor_rows([2, 4], sentence="other"))
+        assert tx.upsert("anchors", anchor_rows([5])) == 1
+    assert sorted(workspace.snapshot().table("anchors")["anchor_key"].to_pylist()) == [2, 4, 5]
+    with workspace.transaction("select") as tx:
+        assert tx.replace("anchors", anchor_rows([]))
+        assert not tx.replace("anchors", anchor_rows([]))
+    assert workspace.snapshot().count("anchors") == 0
+    with pytest.raises(InputError) as error, workspace.transaction("select") as tx:
+        tx.replace("anchors", anchor_rows([1, 1]))
+    assert str(error.value) == "two rows for table anchors have the same anchor_key"
+
+
+def test_numbers_are_never_used_again(workspace: Workspace) -> None:
+    """Numbers go up over deletions, replacements and commits; those of a failed command are free again."""
+    with workspace.transaction("select") as tx:
+        assert (tx.next_id("anchors", 3), tx.next_id("anchors", 2), tx.next_id("anchors", 0)) == (0, 3, 5)
+        tx.upsert("anchors", anchor_rows(range(5)))
+        tx.delete("anchors", "anchor_key >= 2")
+    with interrupted(workspace) as tx:
+        assert tx.next_id("anchors", 10) == 5
+    with workspace.transaction("select") as tx:
+        assert tx.next_id("anchors") == 5
+        tx.replace("anchors", anchor_rows([9]))
+    with workspace.transaction("select") as tx:
+        tx.delete("anchors", "true")
+    with workspace.transaction("select") as tx:
+        assert tx.next_id("anchors") == 10
+    with pytest.raises(UsageError, match="the rows of sentences have no numbers of their own"):
+        tx.next_id("sentences")
+
+
+def test_imprints_take_the_width_they_are_given(workspace: Workspace) -> None:
+    """The one committed table whose schema depends on the encoder is made from its first rows."""
+    rows = pa.Table.from_pylist(
+        [{"class_id": 1, "head": "h", "image_count": 2, "bias": 0.5, "vector": [1.0, 2, 3]}],
+        schema=imprints(3),
+    )
+    assert write(workspace, imprints=rows) == write(workspace, imprints=rows)
+    assert workspace.snapshot().table("imprints").equals(rows)
+    with pytest.raises(InputError, match="column 'vector' of table imprints"):
+        write(
+            workspace,
+            imprints=pa.Table.from_pylist(rows.to_pylist(), schema=imprints(3)).set_column(
+                4, "vector", pa.array([[1.0, 2]], pa.list_(pa.float32(), 2))
+            ),
+        )
+
+
+def test_unknown_fields_are_refused(workspace: Workspace) -> None:
+    """A misspelt field is an error, and so nothing is committed."""
+    with pytest.raises(UsageError) as error, workspace.transaction("x") as tx:
+        tx.set(text_fingerprint="t")
+    assert error.value.message.startswith(
+        "a commit has no field text_fingerprint; there are checkpoint, fusion"
+    )
+    assert workspace.history.last() is None
+
+
+def test_many_small_writes_are_merged_before_the_commit(workspace: Workspace) -> None:
+    """A table written in many parts is compacted once, and the commit names the compacted version."""
+    with workspace.transaction("ingest") as tx:
+        tx.upsert("classes", (batch for i in range(40) for batch in class_rows([i]).to_batches()))
+    assert ids(workspace) == list(range(40))
+    commit = tx.result_commit
+    assert commit is not None
+    assert commit.tables["classes"] == workspace.store.version("classes") > 42

@@ -1,0 +1,300 @@
+"""The folder, its configuration, its objects, and writers that race or are killed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+from tablerows import class_rows
+from vlltr_index.schemas.config import (
+    FORMAT,
+    AugmentConfig,
+    CVLPConfig,
+    EncoderConfig,
+    Recipe,
+    WorkspaceConfig,
+)
+from writers import STEPS, add_anchors, write_in_steps
+
+from vlltr_index.errors import (
+    ConfigError,
+    LockedError,
+    MissingStepError,
+    NewerWorkspaceError,
+    UsageError,
+    WorkspaceError,
+)
+from vlltr_index.workspace import Workspace
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def test_create_and_open(tmp_path: Path) -> None:
+    """A workspace is made, with folders above it, and comes back with the same recipe."""
+    recipe = Recipe(name="mine", encoder=EncoderConfig(model="RN50", pretrained="openai"), prompts=("a {}.",))
+    made = Workspace.create(tmp_path / "a" / "b", recipe)
+    opened = Workspace.open(str(tmp_path / "a" / "b"))
+    assert opened.recipe == made.recipe == recipe
+    assert opened.path == tmp_path / "a" / "b"
+    assert opened.config.format == FORMAT
+    assert os.listdir(opened.path) == ["vlltr.toml"]
+    assert opened.snapshot().commit is None
+
+
+def test_no_value_survives_the_file(tmp_path: Path) -> None:
+    """TOML has no null; a field that is null though its default is not comes back null, and "none" stays a word."""
+    augment = AugmentConfig(kind="none", auto_augment=None)
+    recipe = Recipe(name="x", cvlp=CVLPConfig(clip_grad=None, distillation="none", augment=augment))
+    workspace = Workspace.create(tmp_path / "w", recipe)
+    assert Workspace.open(workspace.path).recipe == recipe
+    assert 'clip_grad = "none"' in (workspace.path / "vlltr.toml").read_text()
+
+
+def test_create_twice(workspace: Workspace) -> None:
+    """The same again opens it; another recipe is refused; nothing is lost either way."""
+    with workspace.transaction("ingest") as tx:
+        tx.upsert("classes", class_rows([0]))
+    assert Workspace.create(workspace.path, Recipe(name="test")).snapshot().count("classes") == 1
+    with pytest.raises(WorkspaceError) as error:
+        Workspace.create(workspace.path, Recipe(name="other"))
+    assert str(error.value) == (
+        f"{workspace.path} is a workspace already, of recipe 'test' or with other values\n"
+        f"Edit {workspace.path / 'vlltr.toml'}, or choose another folder."
+    )
+
+
+def test_create_refuses_folders_with_other_things(tmp_path: Path) -> None:
+    """A folder that holds something is not taken over; an empty one, or one an interrupted `create` left, is."""
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(WorkspaceError) as error:
+        Workspace.create(tmp_path, Recipe(name="test"))
+    assert (
+        str(error.value)
+        == f"{tmp_path} is not empty and not a workspace\nChoose a new folder: vlltr init DIR"
+    )
+    with pytest.raises(WorkspaceError, match=r"notes\.txt is a file"):
+        Workspace.create(tmp_path / "notes.txt", Recipe(name="test"))
+    with pytest.raises(WorkspaceError, match="cannot be made"):
+        Workspace.create(tmp_path / "notes.txt" / "below", Recipe(name="test"))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / ".vlltr.toml.x1y2").write_text("half")
+    Workspace.create(tmp_path / "empty", Recipe(name="test"))
+
+
+def test_open_needs_a_workspace(tmp_path: Path) -> None:
+    """A folder without vlltr.toml, or none at all, says how to make one."""
+    with pytest.raises(WorkspaceError) as error:
+        Workspace.open(tmp_path / "none")
+    assert str(error.value) == (
+        f"{tmp_path / 'none'} is not a workspace: it has no vlltr.toml\nMake one: vlltr init {tmp_path / 'none'}"
+    )
+
+
+def test_addresses_are_refused_for_now(tmp_path: Path) -> None:
+    """Object storage is not a local folder."""
+    for method in (Workspace.open, Workspace.find, lambda p: Workspace.create(p, Recipe(name="test"))):
+        with pytest.raises(UsageError) as error:
+            method("s3://bucket/w")
+        assert str(error.value) == (
+            "s3://bucket/w is not a local folder: only local folders can be workspaces\n"
+            "Give a folder: vlltr -w DIR ..."
+        )
+
+
+def test_find_goes_upward(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The nearest folder upward with a vlltr.toml is it."""
+    below = workspace.path / "reports" / "deep"
+    below.mkdir(parents=True)
+    assert Workspace.find(below).path == workspace.path
+    monkeypatch.chdir(below)
+    assert Workspace.find().path == workspace.path
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WorkspaceError) as error:
+        Workspace.find()
+    assert str(error.value) == (
+        f"no workspace: neither {tmp_path} nor a folder above it has a vlltr.toml\n"
+        "Make one: vlltr init DIR, or name one: vlltr -w DIR ..."
+    )
+
+
+def test_a_newer_format_is_refused(workspace: Workspace) -> None:
+    """Both formats and the remedy are named, before the keys that this program does not know."""
+    (workspace.path / "vlltr.toml").write_text(f"format = {FORMAT + 4}\nunheard_of = 1\n")
+    with pytest.raises(NewerWorkspaceError) as error:
+        Workspace.open(workspace.path)
+    assert str(error.value) == (
+        f"{workspace.path / 'vlltr.toml'} has format {FORMAT + 4}, this program reads up to {FORMAT}\n"
+        "Bring it up to date: pip install -U vlltr-index"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("format = ", "is not valid TOML"),
+        ("format = 1\n", "recipe: Field required"),
+        ('format = 1\n[recipe]\nname = "x"\nepoch = 3\n', "recipe.epoch: Extra inputs are not permitted"),
+        ('format = 0\n[recipe]\nname = "x"\n', "format: Input should be greater than or equal to 1"),
+        ('format = "one"\n[recipe]\nname = "x"\n', "format: Input should be a valid integer"),
+        ('recipe = "x"\n', "recipe: Input should be a valid dictionary"),
+    ],
+)
+def test_a_damaged_configuration_is_named(workspace: Workspace, text: str, message: str) -> None:
+    """The file and the key are in the message."""
+    (workspace.path / "vlltr.toml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        Workspace.open(workspace.path)
+    assert str(workspace.path / "vlltr.toml") in error.value.message
+    assert message in error.value.message
+
+
+def test_the_configuration_can_be_edited(workspace: Workspace) -> None:
+    """Writing replaces the file whole and leaves nothing else."""
+    workspace.write_config(WorkspaceConfig(recipe=Recipe(name="edited")))
+    assert workspace.recipe.name == Workspace.open(workspace.path).recipe.name == "edited"
+    assert os.listdir(workspace.path) == ["vlltr.toml"]
+
+
+def test_objects_are_named_by_their_content(workspace: Workspace) -> None:
+    """The same files give the same digest and one folder; other bytes or names give another."""
+
+    def build(name: str, data: str) -> str:
+        def write(folder: Path) -> None:
+            (folder / "deep").mkdir()
+            (folder / "deep" / name).write_text(data)
+
+        return workspace.put_object("heads", write)
+
+    first = build("a", "1")
+    assert build("a", "1") == first
+    assert len({first, build("a", "2"), build("b", "1")}) == 3
+    assert (workspace.object_path("heads", first) / "deep" / "a").read_text() == "1"
+    assert sorted(os.listdir(workspace.path / "heads"))[0] != ".tmp"
+    assert all(len(name) == 16 for name in os.listdir(workspace.path / "heads"))
+
+
+def test_a_damaged_object_is_put_right(workspace: Workspace) -> None:
+    """Building an object whose files were changed since replaces them."""
+
+    def write(folder: Path) -> None:
+        (folder / "a").write_text("right")
+
+    digest = workspace.put_object("index", write)
+    (workspace.object_path("index", digest) / "a").write_text("wrong")
+    assert workspace.put_object("index", write) == digest
+    assert (workspace.object_path("index", digest) / "a").read_text() == "right"
+
+
+def test_a_failed_build_leaves_nothing(workspace: Workspace) -> None:
+    """No folder is left of an object whose making failed."""
+
+    def write(folder: Path) -> None:
+        (folder / "a").write_text("x")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        workspace.put_object("heads", write)
+    assert os.listdir(workspace.path / "heads") == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "command"),
+    [("heads", "vlltr train lgr"), ("checkpoints", "vlltr train cvlp"), ("index", "vlltr index")],
+)
+def test_a_missing_object_names_the_command(workspace: Workspace, kind: str, command: str) -> None:
+    """Files that are gone can be made again; a digest cannot leave the folder."""
+    with pytest.raises(MissingStepError) as error:
+        workspace.object_path(kind, "ab" * 32)  # type: ignore[arg-type]  # parametrised
+    path = workspace.path / kind / "abababababababab"
+    assert (
+        str(error.value)
+        == f"{path} is gone: the workspace's newest commits need it\nMake it again: {command}"
+    )
+    with pytest.raises(MissingStepError):
+        workspace.object_path("heads", "../history")
+
+
+def test_a_timeout_gives_up(workspace: Workspace) -> None:
+    """A second writer with a timeout is told who is writing."""
+    code = (
+        "import sys; from vlltr_index.workspace import Workspace\n"
+        f"with Workspace.open({str(workspace.path)!r}).transaction('embed', timeout=0): pass"
+    )
+    with workspace.transaction("train cvlp"):
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert LockedError.__name__ in result.stderr
+    assert f"`vlltr train cvlp` (process {os.getpid()}) is writing to {workspace.path}" in result.stderr
+
+
+def test_two_writers_lose_nothing(workspace: Workspace) -> None:
+    """Two processes that write at once both succeed: no row lost, no number twice, one commit each time."""
+    rounds, size = 4, 7
+    start = SPAWN.Barrier(2)
+    processes = [
+        SPAWN.Process(target=add_anchors, args=(workspace.path, start, rounds, size)) for _ in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [p.exitcode for p in processes] == [0, 0]
+    keys = sorted(workspace.snapshot().table("anchors")["anchor_key"].to_pylist())
+    assert keys == list(range(2 * rounds * size))
+    commits = workspace.history.list()
+    assert [c.id for c in commits] == list(range(1, 2 * rounds + 1))
+    counts = [workspace.snapshot(c.id).count("anchors") for c in commits]
+    assert counts == [size * (n + 1) for n in range(2 * rounds)]
+
+
+def run_until(pipe: Connection, step: str | None) -> None:
+    """Let the writer go on, up to and including `step`."""
+    while (said := pipe.recv()) != step:
+        pipe.send("go on")
+    assert said == step
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_killed_writer_leaves_the_last_commit_or_its_own(workspace: Workspace, step: str) -> None:
+    """SIGKILL at every moment: readers see a whole commit, and the next writer finds nothing half done."""
+    before = class_rows([0, 1])
+    with workspace.transaction("ingest") as tx:
+        tx.upsert("classes", before)
+    ours, theirs = SPAWN.Pipe()
+    process = SPAWN.Process(target=write_in_steps, args=(workspace.path, theirs))
+    process.start()
+    run_until(ours, step)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    done = step == "commit published"
+    for _ in range(2):
+        snapshot = Workspace.open(workspace.path).snapshot()
+        names = snapshot.table("classes").sort_by("class_id")["name"].to_pylist()
+        assert names == (["changed 0", "changed 7"] if done else ["class 0", "class 1"])
+        assert snapshot.count("sentences") == (5 if done else 0)
+        with workspace.transaction("status", timeout=20) as tx:  # puts back what was left
+            assert tx.table("classes").equals(snapshot.table("classes"))
+    assert len(workspace.history.list()) == 1 + done
+    assert workspace.store.names() == ["classes", "sentences"] if done else ["classes"]
+    assert not list((workspace.path / "heads").glob(".tmp-*"))
+    with workspace.transaction("ingest") as tx:
+        tx.upsert("classes", class_rows([3]))
+    assert tx.result_commit is not None
+    assert tx.result_commit.id == 2 + done
+
+
+def test_status_and_history_load_no_torch(workspace: Workspace) -> None:
+    """Opening, reading and status work without torch, open_clip and faiss."""
+    code = (
+        "import sys; from vlltr_index.workspace import Workspace; from vlltr_index.stages.status import status\n"
+        f"w = Workspace.open({str(workspace.path)!r}); status(w); w.history.list()\n"
+        "print(sorted({'torch', 'open_clip', 'faiss'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
