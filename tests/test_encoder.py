@@ -206,6 +206,7 @@ def test_bfloat16_is_close_and_returns_float32(encoder: Encoder) -> None:
     with torch.inference_mode():
         exact, found = encoder.encode_pixels(pixels), fast.encode_pixels(pixels)
         assert torch.is_inference_mode_enabled()
+    assert not exact.is_inference()  # the tower ran outside of it
     assert found.dtype == torch.float32
     assert not torch.equal(found, exact)
     assert F.cosine_similarity(found, exact).min() > 0.99
