@@ -76,7 +76,7 @@ class CVLPConfig(_Config):
     extra_classes: int = Field(default=256, ge=0)
     word_dropout: float = Field(default=0.0, ge=0, lt=1)
     max_scale: float = Field(default=100.0, gt=1)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 where the hardware multiplies it fast
     workers: int = Field(default=2, ge=0)
     checkpoint_every: int = Field(default=1, ge=1)  # epochs
     seed: int = 0
@@ -136,7 +136,7 @@ class BaselineConfig(_Config):
     sampler_power: float = Field(default=0.5, ge=0, le=1)
     logit_adjustment: float = Field(default=0.0, ge=0)  # in training; 0 = plain cross-entropy
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 where the hardware multiplies it fast
     workers: int = Field(default=2, ge=0)
     checkpoint_every: int = Field(default=1, ge=1)
     seed: int = 0

@@ -251,7 +251,16 @@ class _Trainer:
 
 
 def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+    fast = precision == "bf16" or (precision == "auto" and _bfloat16_is_fast(device))
+    return torch.autocast(device.type, torch.bfloat16) if fast else nullcontext()
+
+
+def _bfloat16_is_fast(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 itself; emulated it is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in checks)
 
 
 def _cuda_devices(device: torch.device) -> list[torch.device]:

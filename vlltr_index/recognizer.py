@@ -110,23 +110,24 @@ class Recognizer:
             result += self._predict_batch(images[start : start + _BATCH], top, explain, retrieval)
         return result
 
-    @torch.inference_mode()
     def features(self, images: Sequence[str | Path | bytes]) -> tuple[Tensor, list[str | None]]:
         """Features [B, D] of the readable images, unnormalised, and for each image why it was not readable."""
+        encoder = self.encoder
         pixels: list[Tensor] = []
         problems: list[str | None] = []
         for image in images:
             try:
                 pixels.append(
-                    self.encoder.preprocess(open_image(image if isinstance(image, bytes) else str(image)))
+                    encoder.preprocess(open_image(image if isinstance(image, bytes) else str(image)))
                 )
                 problems.append(None)
             except InputError as error:
                 problems.append(error.message)
         if not pixels:
-            return torch.empty(0, self.encoder.dim), problems
-        batch = torch.stack(pixels).to(self.encoder.device)
-        return self.encoder.encode_pixels(batch).float().cpu(), problems
+            return torch.empty(0, encoder.dim), problems
+        with torch.inference_mode():
+            batch = torch.stack(pixels).to(encoder.device)
+            return encoder.encode_pixels(batch).float().cpu(), problems
 
     @torch.inference_mode()
     def score(self, features: Tensor, retrieval: str = "faiss") -> tuple[FusedScores, Tensor]:
