@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vlltr_index.schemas.config import BaselineConfig
 from vlltr_index.train.cvlp import visual_classifier
 from vlltr_index.train.data import TrainImages
-from vlltr_index.train.distributed import gather_rows
+from vlltr_index.train.distributed import gather_rows, join_processes
 from vlltr_index.train.loop import RunPlan, StageOne, run
 
 from vlltr_index.losses import logit_adjusted_cross_entropy, sampler_prior
@@ -48,6 +48,7 @@ def train_image_only(
     Raises:
         ConfigError: The batch cannot be shared out among the processes.
     """
+    join_processes(encoder)
     visual = visual_classifier(encoder, images.num_classes, config.seed)
     tower = encoder.model.visual
     assert isinstance(tower, nn.Module)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from vlltr_index.schemas.config import CVLPConfig
 from vlltr_index.train.data import TrainImages, TrainTexts
-from vlltr_index.train.distributed import gather_rows, world
+from vlltr_index.train.distributed import gather_rows, join_processes, world
 from vlltr_index.train.joint import Candidates, JointPriors, draw_candidates, joint_losses
 from vlltr_index.train.loop import RunPlan, StageOne, run
 from vlltr_index.train.sampling import seed_of
@@ -64,10 +64,11 @@ def train_cvlp(
         ConfigError: Options that exclude each other, or every weight is zero.
         InputError: Images and texts have different numbers of classes.
     """
+    join_processes(encoder)
     _check(images, texts, config)
     if config.distillation != "none" and config.distillation_weight > 0:
         teacher = encoder.copy() if teacher is None else teacher
-        teacher.eval()
+        teacher.to(encoder.device).eval()
         teacher.model.requires_grad_(False)
     else:
         teacher = None

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from vlltr_index.schemas.config import AugmentConfig
-from vlltr_index.train.augment import BatchAugment, make_augment, photo_transform
+from vlltr_index.train.augment import BatchAugment, photo_transform
 from vlltr_index.train.sampling import seed_of, stream
 
 from vlltr_index.errors import InputError
@@ -71,7 +71,7 @@ class TrainImages:
             self.pixels = self._decode_all(encoder, progress)
         else:
             self._stream = _Stream(sources, self.labels, encoder, augment)
-            self._late = make_augment(augment, encoder) if augment.kind == "glyph" else None
+            self._glyphs = augment.kind == "glyph"
 
     @classmethod
     def from_pixels(
@@ -150,9 +150,10 @@ class TrainImages:
         )
         for pixels, read in loader:
             self._note([p for p in read.tolist() if p >= 0])
-            if self._late is not None:
-                seeds = torch.Generator().manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
-                pixels = self._late(pixels, seeds)
+            if self._glyphs:
+                draws = self._augment.draw(batches.shape[1], generator)[part]
+                raw = (pixels * self._std + self._mean).clamp(0.0, 1.0)
+                pixels = self._normalise(self._augment.apply(raw, draws))
             yield pixels
 
     def _note(self, positions: list[int]) -> None:

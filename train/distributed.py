@@ -6,24 +6,41 @@ processes' losses, and the averaged gradients are then those of one process with
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from types import MethodType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from vlltr_index.errors import ConfigError
+from vlltr_index.tensors import working_dtype
+
+if TYPE_CHECKING:
+    from vlltr_index.encoder import Encoder
 
 __all__ = [
     "average_gradients",
     "gather_rows",
+    "join_processes",
     "own_part",
     "prepare_batch_norm",
     "restore_batch_norm",
     "world",
 ]
+
+
+def join_processes(encoder: Encoder) -> None:
+    """Meet the other processes that `accelerate launch` or `torchrun` started, and move the encoder to this one's device.
+
+    Started alone, or with a process group there already, nothing happens.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_available() and not dist.is_initialized():
+        from accelerate import PartialState
+
+        encoder.to(PartialState().device)
 
 
 def world() -> tuple[int, int]:
@@ -124,7 +141,7 @@ def _shared_batch_norm(norm: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tens
     shape = [1, -1] + [1] * (x.dim() - 2)
     mean, variance = norm.running_mean, norm.running_var
     if norm.training or mean is None or variance is None:
-        processes, wide = world()[1], x.float()
+        processes, wide = world()[1], x.to(working_dtype(x))
         mean = _Sum.apply(wide.mean(axes)) / processes
         variance = _Sum.apply((wide - mean.view(shape)).square().mean(axes)) / processes
         if norm.training and norm.running_mean is not None and norm.running_var is not None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.train.data import TrainImages
-from vlltr_index.train.distributed import gather_rows
+from vlltr_index.train.distributed import gather_rows, join_processes
 from vlltr_index.train.loop import RunPlan, run
 from vlltr_index.train.sampling import epoch_batches, seed_of, stream
 from vlltr_index.train.schedule import cosine_factor, parameter_groups
@@ -133,6 +133,7 @@ def tune_visual(
         InputError: Images and anchors have different classes.
         ConfigError: The batch cannot be shared out among the processes.
     """
+    join_processes(encoder)
     check_labels("labels", images.labels, classes=bank.num_classes)
     head = new_head(encoder.dim, bank, config, visual_init, encoder.logit_scale).to(encoder.device)
     bank = bank.to(encoder.device)

@@ -1,0 +1,316 @@
+"""Stage 1: what it minimises, that it learns, and that an interrupted run resumes exactly."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import drawings
+import pytest
+import torch
+from torch.nn import functional as F
+from vlltr_index.schemas.config import CVLPConfig
+from vlltr_index.train import loop
+from vlltr_index.train.checkpoint import load_state
+from vlltr_index.train.cvlp import StageOne, train_cvlp
+from vlltr_index.train.joint import JointPriors, draw_candidates, joint_losses
+from vlltr_index.train.sampling import stream
+
+from vlltr_index.errors import ConfigError, InputError, VlltrError, WorkspaceError
+from vlltr_index.losses import candidate_log_prior, sampler_prior
+
+OURS = CVLPConfig(
+    epochs=3,
+    batch_size=16,
+    lr=2e-3,
+    joint_weight=1.0,
+    ccl_weight=0.5,
+    extra_classes=3,
+    word_dropout=0.1,
+    warmup_epochs=0.5,
+    augment=drawings.AUGMENT,
+)
+PAPER = CVLPConfig(epochs=2, batch_size=16, lr=1e-3, ccl_reduction="sum", augment=drawings.AUGMENT)
+
+
+def fit(config: CVLPConfig, run_dir: Path | None = None, stop: int | None = None) -> StageOne:
+    """Train on the drawings; with `stop`, raise KeyboardInterrupt after that many steps."""
+    encoder = drawings.encoder()
+
+    def progress(step: str, done: int, total: int | None) -> None:
+        if done == stop:
+            raise KeyboardInterrupt
+
+    return train_cvlp(
+        encoder,
+        drawings.images(encoder),
+        drawings.sentences(encoder),
+        config,
+        run_dir=run_dir,
+        progress=progress,
+    )
+
+
+def facts(log: list[dict[str, float]]) -> list[dict[str, float]]:
+    """The log without what the clock says."""
+    return [{k: v for k, v in e.items() if k not in {"seconds", "images_per_s"}} for e in log]
+
+
+def same(one: StageOne, other: StageOne) -> bool:
+    """Equal weights, classifiers and logs, to the bit."""
+    assert one.visual_weight is not None
+    assert other.visual_weight is not None
+    return (
+        drawings.same_weights(one.encoder, other.encoder)
+        and torch.equal(one.visual_weight, other.visual_weight)
+        and facts(one.log) == facts(other.log)
+    )
+
+
+@pytest.fixture(scope="module")
+def whole() -> StageOne:
+    """An uninterrupted run."""
+    return fit(OURS)
+
+
+def test_the_log_tells_loss_parts_scale_rate_and_speed(whole: StageOne) -> None:
+    """One entry an epoch, and the loss is the weighted sum of its parts."""
+    assert [e["epoch"] for e in whole.log] == [1, 2, 3]
+    for entry in whole.log:
+        assert set(entry) == {
+            *("epoch", "loss", "ccl", "text", "visual", "lr", "scale", "seconds", "images_per_s")
+        }
+        assert entry["loss"] == pytest.approx(0.5 * entry["ccl"] + entry["text"] + entry["visual"], rel=1e-5)
+        assert entry["images_per_s"] > 0
+    assert whole.log[-1]["loss"] < whole.log[0]["loss"]
+
+
+def test_it_learns_both_branches() -> None:
+    """After some epochs, the classifier and the sentences both name the drawings of the larger classes."""
+    stage = fit(OURS.model_copy(update={"epochs": 25}))
+    assert stage.visual_weight is not None
+    assert stage.visual_bias is not None
+    encoder = stage.encoder
+    pixels = (drawings.pixels(seed=5).float() / 255).expand(-1, 3, -1, -1)
+    mean, std = encoder.mean.view(1, 3, 1, 1), encoder.std.view(1, 3, 1, 1)
+    with torch.no_grad():
+        features = encoder.encode_pixels((pixels - mean) / std)
+        texts = F.normalize(encoder.encode_texts([g[0] for g in drawings.texts()]), dim=1)
+    by_row = (features @ stage.visual_weight.T + stage.visual_bias).argmax(1)
+    by_text = (F.normalize(features, dim=1) @ texts.T).argmax(1)
+    labels = drawings.labels()
+    assert (by_row == labels).float().mean() > 0.9
+    assert (by_text == labels).float().mean() > 0.8
+
+
+def test_the_same_seed_gives_the_same_run(whole: StageOne) -> None:
+    """And another one another; the caller's random state plays no part and stays as it is."""
+    torch.manual_seed(123)
+    before = torch.random.get_rng_state()
+    assert same(fit(OURS), whole)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    other = fit(OURS.model_copy(update={"seed": 1, "epochs": 1}))
+    assert other.log[0]["loss"] != whole.log[0]["loss"]
+
+
+@pytest.mark.parametrize("stop", [2, 4, 9])
+def test_an_interrupted_run_resumes_to_the_same_end(whole: StageOne, tmp_path: Path, stop: int) -> None:
+    """Stopped before the first saved state, in the middle of an epoch, or late: the end is equal to the bit."""
+    with pytest.raises(KeyboardInterrupt):
+        fit(OURS, tmp_path, stop)
+    assert same(fit(OURS, tmp_path), whole)
+
+
+def test_states_are_saved_as_often_as_asked(whole: StageOne, tmp_path: Path) -> None:
+    """With a state every two epochs, a stop in the third goes back to the second."""
+    config = OURS.model_copy(update={"checkpoint_every": 2})
+    with pytest.raises(KeyboardInterrupt):
+        fit(config, tmp_path, 11)
+    state = load_state(tmp_path / "state.safetensors")
+    assert state is not None
+    assert state[1]["epoch"] == 2
+    assert same(fit(config, tmp_path), whole)
+
+
+def test_a_finished_run_is_read_back(whole: StageOne, tmp_path: Path) -> None:
+    """Run again after its end, it takes no step."""
+    fit(OURS, tmp_path)
+    assert same(fit(OURS, tmp_path, stop=1), whole)
+
+
+def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
+    """Other settings in the same folder are an error that says how to start anew."""
+    fit(OURS.model_copy(update={"epochs": 1}), tmp_path)
+    with pytest.raises(WorkspaceError, match=r"another run.*\n.*--restart"):
+        fit(OURS, tmp_path)
+
+
+KILLED = """
+import sys, drawings
+from pathlib import Path
+import test_train_cvlp as t
+def progress(step, done, total):
+    print(done, flush=True)
+e = drawings.encoder()
+t.train_cvlp(e, drawings.images(e), drawings.sentences(e), t.OURS, run_dir=Path(sys.argv[1]), progress=progress)
+"""
+
+
+def test_a_killed_process_loses_at_most_an_epoch(whole: StageOne, tmp_path: Path) -> None:
+    """SIGKILL while it trains; another process goes on to the same end."""
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        cwd=drawings.HERE,
+        text=True,
+        env={"OMP_NUM_THREADS": str(torch.get_num_threads()), "PATH": ""},
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if int(line) == 7:
+                process.send_signal(signal.SIGKILL)
+                break
+    assert process.returncode == -signal.SIGKILL
+    state = load_state(tmp_path / "state.safetensors")
+    assert state is not None
+    assert state[1]["epoch"] >= 1
+    assert same(fit(OURS, tmp_path), whole)
+
+
+def test_the_scale_is_clamped_in_place() -> None:
+    """It never passes `max_scale`, and still has a gradient there."""
+    stage = fit(OURS.model_copy(update={"epochs": 2, "max_scale": 14.0, "lr": 0.05}))
+    assert stage.encoder.logit_scale <= 14.0 + 1e-4
+
+
+def test_the_papers_way_has_no_visual_classifier() -> None:
+    """Without the joint stage there is one sentence an image, the sum of the sides, and no classifier."""
+    stage = fit(PAPER)
+    assert stage.visual_weight is None
+    assert stage.visual_bias is None
+    assert set(stage.log[0]) >= {"loss", "ccl"}
+    assert "text" not in stage.log[0]
+
+
+@pytest.mark.parametrize("mode", ["full", "paired"])
+def test_distillation_starts_at_the_teacher(mode: str) -> None:
+    """With a rate near zero student and teacher agree, so the distillation is the teacher's entropy or above it."""
+    update = {"distillation": mode, "distillation_weight": 0.5, "ccl_weight": 0.5, "epochs": 1}
+    stage = fit(PAPER.model_copy(update=update))
+    entry = stage.log[0]
+    assert entry["distillation"] > 0
+    assert entry["loss"] == pytest.approx(0.5 * entry["ccl"] + 0.5 * entry["distillation"], rel=1e-5)
+
+
+def test_bf16_stays_near_fp32(whole: StageOne) -> None:
+    """The first epoch's loss is within two per cent."""
+    half = fit(OURS.model_copy(update={"precision": "bf16", "epochs": 1}))
+    full = fit(OURS.model_copy(update={"epochs": 1}))
+    assert half.log[0]["loss"] == pytest.approx(full.log[0]["loss"], rel=0.02)
+
+
+def test_options_that_exclude_each_other_are_refused() -> None:
+    """Paired distillation with the joint stage, and nothing to train."""
+    with pytest.raises(ConfigError, match="paired distillation needs a sentence for every image"):
+        fit(OURS.model_copy(update={"distillation": "paired", "distillation_weight": 0.5}))
+    with pytest.raises(ConfigError, match="every weight is zero"):
+        fit(PAPER.model_copy(update={"ccl_weight": 0.0}))
+
+
+def test_images_and_texts_must_have_the_same_classes() -> None:
+    """The message gives both numbers."""
+    encoder = drawings.encoder()
+    texts = drawings.TrainTexts(drawings.texts()[:7], encoder)
+    with pytest.raises(InputError, match="images of 8 classes, and texts of 7"):
+        train_cvlp(encoder, drawings.images(encoder), texts, OURS)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run() -> None:
+    """Rather than saving what it made."""
+    with pytest.raises(VlltrError, match="the loss is nan"):
+        fit(OURS.model_copy(update={"lr": 1e30, "clip_grad": None, "epochs": 2}))
+
+
+def test_tensorboard_gets_the_log(tmp_path: Path) -> None:
+    """Where it is installed there is an event file a run."""
+    pytest.importorskip("tensorboard")
+    encoder = drawings.encoder()
+    config = OURS.model_copy(update={"epochs": 1})
+    train_cvlp(encoder, drawings.images(encoder), drawings.sentences(encoder), config, log_dir=tmp_path)
+    assert list((tmp_path / "train-cvlp").glob("events*"))
+
+
+def test_candidates_are_the_batchs_classes_and_distinct_others() -> None:
+    """Every target points at its class; extra classes have images, are not in the batch, and are all used if few."""
+    labels = torch.tensor([4, 1, 4, 0])
+    present = torch.tensor([0, 1, 3, 4, 6, 7])
+    for extra in (0, 2, 50):
+        found = draw_candidates(labels, present, extra, stream(extra))
+        assert found.in_batch == 3
+        assert torch.equal(found.classes[found.targets], labels)
+        others = found.classes[3:].tolist()
+        assert len(others) == len(set(others)) == min(extra, 3)
+        assert set(others) <= {3, 6, 7}
+
+
+def test_extra_candidates_come_up_as_often_as_their_prior_says() -> None:
+    """Over many steps of the real sampler, the share of steps in which a class not the image's own is a candidate
+    is `candidate_log_prior`, conditional on the other images of the batch."""
+    counts, batch, extra = torch.tensor([40, 20, 10, 5, 2, 1, 1, 1]), 6, 2
+    prior = sampler_prior(counts)
+    generator = torch.Generator().manual_seed(0)
+    hits = torch.zeros(8)
+    steps = 4000
+    for _ in range(steps):
+        others = torch.multinomial(prior, batch - 1, True, generator=generator)
+        # The image itself has class 0; for the others the mean over its class differs little.
+        found = draw_candidates(torch.cat([torch.tensor([0]), others]), torch.arange(8), extra, generator)
+        hits[found.classes] += 1
+    expected = candidate_log_prior(prior, batch, extra).exp()
+    assert (hits / steps - expected)[1:].abs().max() < 0.06
+
+
+def test_joint_losses_are_the_adjusted_cross_entropies() -> None:
+    """Against a loop over images: scale * cosine + log p - log pi among candidates, logits + log p among classes."""
+    generator = torch.Generator().manual_seed(0)
+    counts, batch, extra = torch.tensor([9, 4, 1, 1, 2]), 4, 1
+    labels = torch.tensor([0, 2, 0, 1])
+    candidates = draw_candidates(labels, torch.arange(5), extra, generator)
+    image, text = (
+        torch.randn(4, 6, generator=generator),
+        torch.randn(len(candidates.classes), 6, generator=generator),
+    )
+    logits = torch.randn(4, 5, generator=generator)
+    scale = torch.tensor(7.0)
+    priors = JointPriors.build(counts, 0.5, batch, extra)
+    found = joint_losses(image, text, logits, labels, candidates, priors, scale)
+    p = sampler_prior(counts)
+    log_pi = candidate_log_prior(p, batch, extra)
+    text_terms, visual_terms = [], []
+    for i in range(4):
+        rows = torch.stack(
+            [
+                7.0 * torch.cosine_similarity(image[i], text[k], dim=0) + p[c].log() - log_pi[c]
+                for k, c in enumerate(candidates.classes.tolist())
+            ]
+        )
+        own = candidates.classes.tolist().index(int(labels[i]))
+        text_terms.append(rows.logsumexp(0) - rows[own])
+        adjusted = logits[i] + p.log()
+        visual_terms.append(adjusted.logsumexp(0) - adjusted[labels[i]])
+    assert found[0].item() == pytest.approx(torch.stack(text_terms).mean().item(), rel=1e-5)
+    assert found[1].item() == pytest.approx(torch.stack(visual_terms).mean().item(), rel=1e-5)
+
+
+def test_a_plan_takes_its_numbers_from_a_configuration() -> None:
+    """Every field is set, and what is given goes before."""
+    plan = loop.RunPlan.of("x", OURS, precision="bf16")
+    assert (plan.epochs, plan.batch_size, plan.lr, plan.precision, plan.max_scale) == (
+        3,
+        16,
+        2e-3,
+        "bf16",
+        None,
+    )
