@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -66,12 +67,12 @@ def test_the_rate_rises_linearly_and_falls_as_a_cosine() -> None:
     assert factors[10] == 1.0
     assert factors[60] == pytest.approx(0.5)
     assert factors[110] == pytest.approx(0.0)
-    assert all(a < b for a, b in zip(factors[:10], factors[1:11], strict=True))
+    assert all(a < b for a, b in itertools.pairwise(factors[:11]))
     assert factors[35] == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
 
 
 def test_only_matrices_decay_and_prefixes_set_rates() -> None:
-    """Biases, vectors, and the logit scale have no decay; a rate of zero leaves a part out; frozen ones are left out."""
+    """Biases, vectors, and the logit scale have no decay; a rate of zero freezes."""
     module = nn.Module()
     module.layer, module.slow, module.off = nn.Linear(2, 2), nn.Linear(2, 2, bias=False), nn.Linear(2, 2)
     module.norm, module.logit_scale = nn.LayerNorm(2), nn.Parameter(torch.tensor(1.0))

@@ -33,7 +33,7 @@ __all__ = [
 
 
 def join_processes(encoder: Encoder) -> None:
-    """Meet the other processes that `accelerate launch` or `torchrun` started, and move the encoder to this one's device.
+    """Meet the processes that `accelerate launch` or `torchrun` started; move the encoder to this one's device.
 
     Started alone, or with a process group there already, nothing happens.
     """
