@@ -166,8 +166,11 @@ def _row(row: Mapping[str, Any], source: str, where: str) -> Iterator[SentenceRe
 
 
 def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", type(None): "null", bool: "a boolean", str: "a string"}
-    return names.get(type(value), f"{type(value).__name__} {value!r}" if len(str(value)) < 40 else "a number")
+    """What a JSON value is, for a message."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    names: dict[type, str] = {dict: "an object", list: "a list", str: "a string"}
+    return names.get(type(value), "a number")
 
 
 def _read_json(path: Path, source: str) -> Iterator[SentenceRecord | Skipped]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -72,13 +73,25 @@ def open_image(
         raise InputError(f"cannot read the image {name}: {error.message}") from None
 
 
-def probe(record: ImageRecord | bytes | str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Probe:
-    """Decode an image in full to see whether it can be used; never raises for what is in it."""
+def probe(
+    record: ImageRecord | bytes | str | os.PathLike[str],
+    max_pixels: int = MAX_PIXELS,
+    known: Mapping[str, Probe] | None = None,
+) -> Probe:
+    """Decode an image in full to see whether it can be used; never raises for what is in it.
+
+    Args:
+        record: A file's path, or bytes.
+        max_pixels: See `open_image`.
+        known: Earlier probes by content hash: the same bytes are not decoded again.
+    """
     try:
         data, _ = _bytes(record)
     except InputError as error:
         return Probe(None, None, None, _reason(error))
     digest = content_hash(data)
+    if known is not None and digest in known:
+        return known[digest]
     try:
         image = _decode(data, max_pixels)
     except InputError as error:
@@ -144,7 +157,7 @@ def _decode(data: bytes, max_pixels: int) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # damaged EXIF data is no reason to lose the picture
         turn = None
     return image if turn is None else image.transpose(turn)

@@ -1,0 +1,430 @@
+"""Tests of `stages.ingest`: what comes into a workspace, once, and in one commit a command."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from vlltr_index.schemas.config import Recipe
+from vlltr_index.schemas.records import ImageRecord, SentenceRecord
+from vlltr_index.schemas.tables import IMAGES, SENTENCES
+
+from vlltr_index import ingestion
+from vlltr_index.corpus.clean import sentence_id, text_hash
+from vlltr_index.errors import InputError, UsageError
+from vlltr_index.ingestion import image_id, image_rows, probe_all, sentence_rows
+from vlltr_index.stages import ingest
+from vlltr_index.stages.ingest import ingest_images, ingest_text
+from vlltr_index.workspace import Workspace
+
+
+def png(number: int) -> bytes:
+    """A small PNG of its own."""
+    out = BytesIO()
+    noise = np.random.default_rng(number).integers(0, 255, (6, 4, 3), np.uint8)
+    Image.fromarray(noise).save(out, "PNG")
+    return out.getvalue()
+
+
+def put(path: Path, number: int) -> Path:
+    """Write an image file, with its folders."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png(number))
+    return path
+
+
+def texts(path: Path, values: dict[str, list[str]]) -> Path:
+    """Write sentences as JSON."""
+    path.write_text(json.dumps(values), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """An empty workspace whose recipe has two prompts."""
+    recipe = Recipe(name="test", prompts=("a photo of a {}.", "my {}."))
+    return Workspace.create(tmp_path / "ws", recipe)
+
+
+def rows(workspace: Workspace, name: str) -> list[dict[str, Any]]:
+    """A committed table as dictionaries, by its first column."""
+    table = workspace.snapshot().table(name)
+    return table.sort_by(table.schema.names[0]).to_pylist()
+
+
+def names(workspace: Workspace) -> dict[int, str]:
+    """Class names by number."""
+    return workspace.snapshot().class_table().names
+
+
+# Rows
+
+
+def test_rows_have_the_tables_schemas_and_stated_keys() -> None:
+    """Keys are the hashes they are said to be; of equal sentences the first stays; a bad image has a problem."""
+    sentences = sentence_rows(
+        {
+            3: [
+                SentenceRecord("owl", " It\nhoots. ", "book", "p. 1", "CC0"),
+                SentenceRecord("owl", "IT HOOTS.", "web"),
+            ],
+            4: [SentenceRecord("tit", "It hoots.", "web"), SentenceRecord("tit", " ", "web")],
+        }
+    )
+    assert sentences.schema == SENTENCES
+    hashed = hashlib.sha256(b"it hoots.").hexdigest()
+    assert [(r["class_id"], r["text"], r["source"], r["text_hash"]) for r in sentences.to_pylist()] == [
+        (3, "It hoots.", "book", hashed),
+        (4, "It hoots.", "web", hashed),
+    ]
+    assert sentences["sentence_id"].to_pylist() == [
+        hashlib.sha256(f"{i}\0{hashed}".encode()).hexdigest()[:32] for i in (3, 4)
+    ]
+    images = image_rows(
+        {3: [ImageRecord("a", "p#0", "owl", "train", png(1)), ImageRecord("b", "/no", "owl", "val")]}
+    )
+    assert images.schema == IMAGES
+    good, bad = images.to_pylist()
+    assert good["image_id"] == hashlib.sha256(b"train\0a").hexdigest()[:32]
+    assert (good["content_hash"], good["width"], good["height"]) == (hashlib.sha256(png(1)).hexdigest(), 4, 6)
+    assert (good["data"], good["problem"], bad["content_hash"], bad["problem"]) == (
+        png(1),
+        None,
+        None,
+        "no such file",
+    )
+
+
+def test_probes_keep_their_order_in_parallel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads change neither the order nor the result."""
+    records = [ImageRecord(str(i), "p#0", None, "train", png(i) if i % 7 else b"no") for i in range(300)]
+    monkeypatch.setattr(ingestion.os, "sched_getaffinity", lambda pid: {0})
+    alone = probe_all(records)
+    monkeypatch.setattr(ingestion.os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
+    assert probe_all(records) == alone
+    assert [p.problem is None for p in alone] == [bool(i % 7) for i in range(300)]
+    assert probe_all([]) == []
+
+
+# Images
+
+
+def test_images_of_a_folder(workspace: Workspace, tmp_path: Path) -> None:
+    """Files stay where they are; classes are made; the report says what is next; again changes nothing."""
+    for name, number in (("owl/a.png", 1), ("owl/b.png", 2), ("tit/a.png", 3)):
+        put(tmp_path / "data" / name, number)
+    put(tmp_path / "data/tit/broken.png", 4).write_bytes(png(4)[:80])
+    seen: list[tuple[str, int, int | None]] = []
+    report = ingest_images(workspace, tmp_path / "data", "train", progress=lambda *args: seen.append(args))
+    assert (report.added, report.updated, report.unchanged, report.classes_added) == (4, 0, 0, 2)
+    assert report.splits == {"train": 4}
+    assert report.lines() == [
+        f"{tmp_path / 'data'}: images 4 added (train 4).",
+        "Classes: 2, 2 of them new.",
+        "1 images cannot be read; they are kept aside with the reason.",
+        f"  kept aside: {tmp_path}/data/tit/broken.png: {report.notes[0].rpartition('broken.png: ')[2]}",
+        "Next: vlltr ingest text PATH   (2 classes have no sentence yet)",
+    ]
+    assert seen[-1] == ("ingest images", 4, 4)
+    assert names(workspace) == {0: "owl", 1: "tit"}
+    assert {r["origin"] for r in rows(workspace, "classes")} == {"trained"}
+    found = {r["uri"]: r for r in rows(workspace, "images")}
+    assert set(found) == {str(p) for p in (tmp_path / "data").rglob("*.png")}
+    one = found[str(tmp_path / "data/owl/a.png")]
+    assert one == {
+        "image_id": image_id("train", "owl/a.png"),
+        "content_hash": hashlib.sha256(png(1)).hexdigest(),
+        "uri": str(tmp_path / "data/owl/a.png"),
+        "data": None,
+        "class_id": 0,
+        "split": "train",
+        "width": 4,
+        "height": 6,
+        "problem": None,
+    }
+    broken = found[str(tmp_path / "data/tit/broken.png")]
+    assert broken["problem"]
+    assert broken["class_id"] == 1
+    again = ingest_images(workspace, tmp_path / "data", "train")
+    assert (again.added, again.updated, again.unchanged, again.classes_added) == (0, 0, 4, 0)
+    assert len(workspace.history.list()) == 1
+    assert workspace.history.list()[0].command == f"ingest images {tmp_path / 'data'} --split train"
+
+
+def test_changed_mended_and_moved_files(workspace: Workspace, tmp_path: Path) -> None:
+    """A changed file updates its row, a mended one loses its problem, a moved folder its old address."""
+    data = tmp_path / "data"
+    put(data / "owl/a.png", 1)
+    put(data / "owl/b.png", 2).write_bytes(b"oops")
+    ingest_images(workspace, data, "train")
+    put(data / "owl/a.png", 3)
+    put(data / "owl/b.png", 2)
+    report = ingest_images(workspace, data, "train")
+    assert (report.added, report.updated, report.unchanged, report.quarantined) == (0, 2, 0, 0)
+    assert [r["problem"] for r in rows(workspace, "images")] == [None, None]
+    data.rename(tmp_path / "moved")
+    report = ingest_images(workspace, tmp_path / "moved", "train")
+    assert (report.added, report.updated) == (0, 2)
+    assert {r["uri"] for r in rows(workspace, "images")} == {
+        str(p) for p in (tmp_path / "moved").rglob("*.png")
+    }
+
+
+def test_the_same_name_in_two_folders_is_two_images(workspace: Workspace, tmp_path: Path) -> None:
+    """A second folder does not overwrite the first one's images; a copy of an image is the same image."""
+    put(tmp_path / "one/owl/1.png", 1)
+    put(tmp_path / "one/owl/2.png", 2)
+    put(tmp_path / "two/owl/1.png", 3)
+    shutil.copy(tmp_path / "one/owl/2.png", tmp_path / "two/owl/2.png")
+    ingest_images(workspace, tmp_path / "one", "train")
+    report = ingest_images(workspace, tmp_path / "two", "train")
+    assert (report.added, report.updated, report.unchanged) == (1, 0, 1)
+    assert {r["uri"].removeprefix(str(tmp_path)) for r in rows(workspace, "images")} == {
+        "/one/owl/1.png",
+        "/one/owl/2.png",
+        "/two/owl/1.png",
+    }
+    for folder in ("one", "two"):
+        assert ingest_images(workspace, tmp_path / folder, "train").unchanged == 2
+    assert len(workspace.history.list()) == 2
+
+
+def parquet(path: Path, items: list[tuple[int, str, str]]) -> Path:
+    """Write (number, label, split) rows, the number both image and source."""
+    numbers, labels, splits = zip(*items, strict=True)
+    columns = {
+        "image": [png(n) for n in numbers],
+        "label": list(labels),
+        "split": list(splits),
+        "source": [str(n) for n in numbers],
+    }
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def test_parquet_rows_are_copied_in(workspace: Workspace, tmp_path: Path) -> None:
+    """Bytes go into the workspace; a test row may come before its class's first training row."""
+    path = parquet(tmp_path / "p.parquet", [(1, "owl", "test"), (2, "owl", "train"), (3, "tit", "train")])
+    report = ingest_images(workspace, path)
+    assert (report.added, report.classes_added, report.unknown_class) == (3, 2, 0)
+    assert report.splits == {"train": 2, "test": 1}
+    by_uri = {r["uri"]: r for r in rows(workspace, "images")}
+    assert [by_uri[f"{path}#{i}"]["data"] for i in range(3)] == [png(1), png(2), png(3)]
+    assert by_uri[f"{path}#0"]["class_id"] == by_uri[f"{path}#1"]["class_id"] == 0
+    path.rename(tmp_path / "q.parquet")
+    again = ingest_images(workspace, tmp_path / "q.parquet", "train")
+    assert (again.added, again.updated, again.unchanged) == (0, 0, 2)
+    parquet(path, [(9, "tit", "train"), (3, "owl", "train")])
+    again = ingest_images(workspace, path)
+    assert (again.added, again.updated, again.unchanged) == (1, 1, 0)
+    assert {r["class_id"] for r in rows(workspace, "images") if r["image_id"] == image_id("train", "3")} == {
+        0
+    }
+
+
+def test_many_rows_are_written_in_parts(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts of few rows or few bytes give the same table as one part."""
+    path = parquet(tmp_path / "p.parquet", [(n, f"c{n % 3}", "train") for n in range(20)])
+    monkeypatch.setattr(ingest, "_BYTES", len(png(0)) * 3)
+    assert ingest_images(workspace, path).added == 20
+    monkeypatch.setattr(ingest, "_ROWS", 7)
+    assert ingest_images(workspace, path).unchanged == 20
+    assert {r["uri"]: r["data"] for r in rows(workspace, "images")} == {
+        f"{path}#{n}": png(n) for n in range(20)
+    }
+
+
+def test_only_train_makes_classes(workspace: Workspace, tmp_path: Path) -> None:
+    """Unknown classes of other splits are left out and counted; nothing but such is an error."""
+    path = parquet(tmp_path / "p.parquet", [(1, "owl", "test"), (2, "tit", "train"), (3, "tit", "test")])
+    with pytest.raises(InputError) as caught:
+        ingest_images(workspace, path, "test")
+    assert str(caught.value) == (
+        "none of the 2 images is of a class that the workspace knows; theirs are, for example, 'owl' (1), 'tit' (1)\n"
+        "Bring in the training images or the texts first, or make the classes now: --create-classes"
+    )
+    assert workspace.history.last() is None
+    report = ingest_images(workspace, path)
+    assert (report.added, report.unknown_class) == (2, 1)
+    assert "1 images were left out: the workspace has no class of their name." in report.lines()
+    assert report.notes == ["no class of the name 'owl' (1)"]
+    assert names(workspace) == {0: "tit"}
+    assert ingest_images(workspace, path, create_classes=True).added == 1
+    assert names(workspace) == {0: "tit", 1: "owl"}
+
+
+def test_images_without_a_label_are_kept(workspace: Workspace, tmp_path: Path) -> None:
+    """A null label gives a row without a class."""
+    pq.write_table(pa.table({"image": [png(1), png(2)], "label": ["owl", None]}), tmp_path / "p.parquet")
+    ingest_images(workspace, tmp_path / "p.parquet", "train")
+    assert sorted(map(str, (r["class_id"] for r in rows(workspace, "images")))) == ["0", "None"]
+
+
+def test_the_same_bytes_in_two_splits_are_reported(workspace: Workspace, tmp_path: Path) -> None:
+    """As many as a count over dictionaries finds, over several ingestions."""
+    items = [
+        (n % 5, "owl", split)
+        for n, split in enumerate(["train", "val", "test", "train", "val", "test", "train"])
+    ]
+    columns = {
+        "image": [png(n) for n, _, _ in items],
+        "label": [label for _, label, _ in items],
+        "split": [split for _, _, split in items],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "p.parquet")
+    splits: dict[int, set[str]] = {}
+    for n, _, split in items:
+        splits.setdefault(n, set()).add(split)
+    expected = sum(len(where) > 1 for where in splits.values())
+    assert expected == 2
+    assert ingest_images(workspace, tmp_path / "p.parquet", "train").duplicates_across_splits == 0
+    ingest_images(workspace, tmp_path / "p.parquet", "val")
+    report = ingest_images(workspace, tmp_path / "p.parquet", "test")
+    assert report.duplicates_across_splits == expected
+    assert "Warning: 2 images are in more than one split, byte for byte." in report.lines()
+
+
+def test_lists_with_names_and_repeats(workspace: Workspace, tmp_path: Path) -> None:
+    """Names out of a file, a path that comes twice, a missing file: each in the report."""
+    put(tmp_path / "data/1.png", 1)
+    (tmp_path / "list.txt").write_text("1.png 1\n1.png 0\n2.png 0\n")
+    (tmp_path / "names.txt").write_text("owl\ngreat tit\n")
+    report = ingest_images(
+        workspace,
+        tmp_path / "list.txt",
+        "train",
+        list_root=tmp_path / "data",
+        label_names=tmp_path / "names.txt",
+    )
+    assert (report.added, report.skipped) == (1, 2)
+    assert sorted(report.notes) == [
+        f"left out: {tmp_path / 'data/1.png'}: named before in this source",
+        f"left out: {tmp_path / 'list.txt'}:3: 2.png: no such file",
+    ]
+    assert "2 entries were left out." in report.lines()
+    (image,) = rows(workspace, "images")
+    assert names(workspace)[image["class_id"]] == "great tit"
+
+
+def test_sources_of_which_nothing_can_be_taken(workspace: Workspace, tmp_path: Path) -> None:
+    """Bad sources leave the workspace without a commit."""
+    columns = {"image": pa.array([None], pa.binary()), "label": ["a"]}
+    path = tmp_path / "p.parquet"
+    pq.write_table(pa.table(columns), path)
+    with pytest.raises(InputError) as caught:
+        ingest_images(workspace, path, "train")
+    assert str(caught.value) == (
+        f"no image was taken: left out: {path}#0: the row has no image bytes\n"
+        "Mend the source and run the command again."
+    )
+    calls: list[Callable[[], Any]] = [
+        lambda: ingest_images(workspace, tmp_path / "no", "train"),
+        lambda: ingest_images(workspace, path),
+        lambda: ingest_text(workspace, tmp_path / "no"),
+    ]
+    for call in calls:
+        with pytest.raises((InputError, UsageError)):
+            call()
+    assert workspace.history.last() is None
+    assert not workspace.snapshot().class_table().names
+
+
+def test_an_error_late_in_a_source_commits_nothing(workspace: Workspace, tmp_path: Path) -> None:
+    """Rows written before a bad line are taken back."""
+    put(tmp_path / "1.png", 1)
+    (tmp_path / "good.txt").write_text("1.png owl\n")
+    ingest_images(workspace, tmp_path / "good.txt", "train")
+    put(tmp_path / "2.png", 2)
+    (tmp_path / "list.txt").write_text("2.png tit\n../x.png tit\n")
+    with pytest.raises(InputError, match=r"list.txt:2: the path '../x.png' leaves the folder"):
+        ingest_images(workspace, tmp_path / "list.txt", "train")
+    assert names(workspace) == {0: "owl"}
+    assert len(rows(workspace, "images")) == 1
+
+
+# Sentences
+
+
+def test_sentences_and_prompts(workspace: Workspace, tmp_path: Path) -> None:
+    """Sentences, the recipe's prompts for every class, each once; again changes nothing."""
+    put(tmp_path / "data/owl/1.png", 1)
+    ingest_images(workspace, tmp_path / "data", "train")
+    path = texts(
+        tmp_path / "t.json",
+        {"tit": ["It sings.", "it  SINGS.", "My tit."], "wren": ["It sings."], "none": []},
+    )
+    report = ingest_text(workspace, path)
+    assert (report.added, report.unchanged, report.prompts, report.classes_added, report.classes) == (
+        8,
+        1,
+        5,
+        2,
+        3,
+    )
+    assert report.lines() == [
+        f"{path}: sentences 8 added, 1 repeated or there before.",
+        "5 of them are prompts made from the class names.",
+        "Classes: 3, 2 of them new.",
+        "1 entries were left out.",
+        f"  left out: {path}: class 'none': the class has no sentence",
+    ]
+    found = {(r["class_id"], r["text"], r["source"]) for r in rows(workspace, "sentences")}
+    assert found == {
+        (0, "a photo of an owl.", "prompt"),
+        (0, "my owl.", "prompt"),
+        (1, "It sings.", "t.json"),
+        (1, "My tit.", "t.json"),
+        (1, "a photo of a tit.", "prompt"),
+        (2, "It sings.", "t.json"),
+        (2, "a photo of a wren.", "prompt"),
+        (2, "my wren.", "prompt"),
+    }
+    for row in rows(workspace, "sentences"):
+        assert row["sentence_id"] == sentence_id(row["class_id"], text_hash(row["text"]))
+    assert ingest_text(workspace, path).added == 0
+    assert len(workspace.history.list()) == 2
+
+
+def test_prompts_can_be_left_out(workspace: Workspace, tmp_path: Path) -> None:
+    """By the argument, or by a recipe with no templates; a recipe without a word on it has the 80."""
+    path = texts(tmp_path / "t.json", {"owl": ["It hoots."]})
+    assert ingest_text(workspace, path, prompts=False).added == 1
+    silent = Workspace.create(tmp_path / "silent", Recipe(name="x", prompts=()))
+    assert ingest_text(silent, path, prompts=True).prompts == 0
+    plain = Workspace.create(tmp_path / "plain", Recipe(name="x"))
+    assert ingest_text(plain, path).prompts == 80
+
+
+def test_names_meet_without_regard_to_case_unless_it_decides(workspace: Workspace, tmp_path: Path) -> None:
+    """`Owl` finds `owl`; where a source has both spellings, they are two classes."""
+    ingest_text(workspace, texts(tmp_path / "t.json", {"owl": ["It hoots."]}), prompts=False)
+    put(tmp_path / "one/Owl/1.png", 1)
+    assert ingest_images(workspace, tmp_path / "one", "train").classes_added == 0
+    put(tmp_path / "two/owl/1.png", 2)
+    put(tmp_path / "two/OWL/1.png", 3)
+    assert ingest_images(workspace, tmp_path / "two", "train").classes_added == 1
+    assert names(workspace) == {0: "owl", 1: "OWL"}
+
+
+def test_text_without_a_sentence_is_an_error(workspace: Workspace, tmp_path: Path) -> None:
+    """The message says why the first one was left out."""
+    path = texts(tmp_path / "t.json", {"owl": []})
+    with pytest.raises(InputError) as caught:
+        ingest_text(workspace, path)
+    assert str(caught.value) == (
+        f"{path} holds no sentence (left out: {path}: class 'owl': the class has no sentence)\n"
+        "Give every class a sentence or more."
+    )
+    assert workspace.history.last() is None

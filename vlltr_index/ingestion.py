@@ -1,0 +1,149 @@
+"""Records to rows of the workspace's tables, and class names to class numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from vlltr_index.corpus.clean import normalise_text, sentence_id, text_hash
+from vlltr_index.images.decode import Probe, probe
+from vlltr_index.schemas.records import ImageRecord, SentenceRecord
+from vlltr_index.schemas.tables import CLASSES, IMAGES, SENTENCES
+
+if TYPE_CHECKING:
+    from vlltr_index.transaction import Transaction
+
+__all__ = [
+    "file_of",
+    "image_id",
+    "image_row",
+    "image_rows",
+    "is_gone",
+    "probe_all",
+    "resolve_classes",
+    "sentence_row",
+    "sentence_rows",
+]
+
+_SLICE = 64  # images a worker takes at once
+
+
+def image_id(split: str, source: str) -> str:
+    """The key of an image: what it is called in its source, within its split."""
+    return hashlib.sha256(f"{split}\0{source}".encode()).hexdigest()[:32]
+
+
+def image_row(record: ImageRecord, found: Probe, class_id: int | None) -> dict[str, Any]:
+    """A row of the table `images`; the bytes are kept only where there is no file to go back to."""
+    return {
+        "image_id": image_id(record.split, record.source),
+        "content_hash": found.content_hash,
+        "uri": record.uri,
+        "data": record.data,
+        "class_id": class_id,
+        "split": record.split,
+        "width": found.width,
+        "height": found.height,
+        "problem": found.problem,
+    }
+
+
+def image_rows(images: Mapping[int, Sequence[ImageRecord]]) -> pa.Table:
+    """Rows of the table `images` for the images of each class, each decoded to see whether it can be used."""
+    owned = [(class_id, record) for class_id, records in images.items() for record in records]
+    probes = probe_all([record for _, record in owned])
+    rows = [image_row(record, found, i) for (i, record), found in zip(owned, probes, strict=True)]
+    return pa.Table.from_pylist(rows, schema=IMAGES)
+
+
+def probe_all(records: Sequence[ImageRecord], known: Mapping[str, Probe] | None = None) -> list[Probe]:
+    """Probe images on all cores; `known` are good probes by content hash, which spare the decoding."""
+    workers = min(8, len(os.sched_getaffinity(0)), -(-len(records) // _SLICE))
+    parts = [records[i : i + _SLICE] for i in range(0, len(records), _SLICE)]
+
+    def work(part: Sequence[ImageRecord]) -> list[Probe]:
+        return [probe(record, known=known) for record in part]
+
+    if workers <= 1:
+        return [found for part in parts for found in work(part)]
+    with ThreadPoolExecutor(workers) as pool:
+        return [found for part in pool.map(work, parts) for found in part]
+
+
+def sentence_row(record: SentenceRecord, class_id: int) -> dict[str, Any]:
+    """A row of the table `sentences`."""
+    hashed = text_hash(record.text)
+    return {
+        "sentence_id": sentence_id(class_id, hashed),
+        "text_hash": hashed,
+        "class_id": class_id,
+        "text": normalise_text(record.text),
+        "source": record.source,
+        "source_ref": record.source_ref,
+        "licence": record.licence,
+        "tokens": None,
+    }
+
+
+def sentence_rows(
+    sentences: Mapping[int, Iterable[SentenceRecord]], known: Callable[[str], bool] | None = None
+) -> pa.Table:
+    """Rows of the table `sentences` for the sentences of each class: the first of those that are the same.
+
+    Two sentences of a class are the same if they differ only in case, white space or invisible characters. Empty
+    ones, and those whose sentence_id is `known`, are left out.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for class_id, records in sentences.items():
+        for record in records:
+            row = sentence_row(record, class_id)
+            if row["text"] and not (known and known(row["sentence_id"])):
+                rows.setdefault(row["sentence_id"], row)
+    return pa.Table.from_pylist(list(rows.values()), schema=SENTENCES)
+
+
+def resolve_classes(
+    tx: Transaction, names: Sequence[str], create: Callable[[str], bool]
+) -> dict[str, int | None]:
+    """The class of each of a source's names; new classes are made where `create` allows it, else None.
+
+    A name that is not known as it is written may differ in case, unless the source uses the known spelling too.
+
+    Raises:
+        UnknownClassError: If a name fits two classes equally well.
+    """
+    table, given = tx.class_table(), set(names)
+    found: dict[str, int | None] = {}
+    for name in dict.fromkeys(names):
+        class_id = table.find(name)
+        if class_id is not None and name not in (table.names[class_id], *table.aliases.get(class_id, ())):
+            class_id = None if table.names[class_id] in given else class_id
+        found[name] = class_id
+    new = [name for name, class_id in found.items() if class_id is None and create(name)]
+    if new:
+        first = tx.next_id("classes", len(new))
+        found |= {name: first + i for i, name in enumerate(new)}
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        rows: list[dict[str, Any]] = [
+            {"class_id": found[name], "name": name, "aliases": [], "origin": "trained", "created_at": now}
+            for name in new
+        ]
+        tx.upsert("classes", pa.Table.from_pylist(rows, schema=CLASSES))
+    return found
+
+
+def file_of(uri: str) -> str:
+    """The file behind an image's address: the Parquet file of a row."""
+    return uri if Path(uri).exists() else uri.rpartition("#")[0] or uri
+
+
+def is_gone(uri: str) -> bool:
+    """Whether the file at an image's address is no longer there."""
+    return not Path(file_of(uri)).exists()

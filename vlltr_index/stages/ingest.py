@@ -1,0 +1,373 @@
+"""`vlltr ingest`: images and sentences into the workspace, one commit a command; again adds only what is new."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vlltr_index.corpus.prompts import class_prompts
+from vlltr_index.corpus.readers import read_text
+from vlltr_index.errors import InputError
+from vlltr_index.images.decode import Probe
+from vlltr_index.images.readers import read_images, read_label_names
+from vlltr_index.ingestion import (
+    file_of,
+    image_id,
+    image_row,
+    is_gone,
+    probe_all,
+    resolve_classes,
+    sentence_rows,
+)
+from vlltr_index.schemas.records import ImageRecord, SentenceRecord, Skipped
+from vlltr_index.schemas.tables import IMAGES
+
+if TYPE_CHECKING:
+    from vlltr_index.schemas.records import Progress
+    from vlltr_index.transaction import Transaction
+    from vlltr_index.workspace import Workspace
+
+__all__ = ["IngestReport", "ingest_images", "ingest_text"]
+
+_ROWS = 1000
+_BYTES = 64 * 2**20
+_EXAMPLES = 10
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What an ingestion did. `notes` are examples of what was left out or kept aside, ten at most of each kind."""
+
+    kind: str  # "images" | "sentences"
+    source: str
+    added: int
+    updated: int  # images whose file, class or address changed
+    unchanged: int  # there before; sentences: the same text in the same class
+    classes_added: int
+    classes: int
+    splits: dict[str, int] = field(default_factory=dict)  # images of this source that are in, by split
+    prompts: int = 0  # of the sentences that were added
+    quarantined: int = 0  # images kept with the reason why they cannot be used
+    skipped: int = 0
+    unknown_class: int = 0  # images left out because no class has that name
+    duplicates_across_splits: int = 0  # images in the workspace whose very bytes are in another split too
+    notes: list[str] = field(default_factory=list)
+    next_step: str | None = None
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        by_split = ", ".join(f"{name} {count:,}" for name, count in sorted(self.splits.items()))
+        same = "there before" if self.kind == "images" else "repeated or there before"
+        counts = [(self.added, "added"), (self.updated, "updated"), (self.unchanged, same)]
+        said = ", ".join(f"{count:,} {what}" for count, what in counts if count or what == "added")
+        lines = [f"{self.source}: {self.kind} {said}" + (f" ({by_split})" if by_split else "") + "."]
+        if self.prompts:
+            lines.append(f"{self.prompts:,} of them are prompts made from the class names.")
+        lines.append(f"Classes: {self.classes:,}, {self.classes_added:,} of them new.")
+        if self.quarantined:
+            lines.append(f"{self.quarantined:,} images cannot be read; they are kept aside with the reason.")
+        if self.skipped:
+            lines.append(f"{self.skipped:,} entries were left out.")
+        if self.unknown_class:
+            lines.append(
+                f"{self.unknown_class:,} images were left out: the workspace has no class of their name."
+            )
+        if self.duplicates_across_splits:
+            lines.append(
+                f"Warning: {self.duplicates_across_splits:,} images are in more than one split, byte for byte."
+            )
+        lines += [f"  {note}" for note in self.notes]
+        return [*lines, f"Next: {self.next_step}"] if self.next_step else lines
+
+
+@dataclass
+class _Notes:
+    """Counts of what was left out, and the first few of each kind in words."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    lines: list[str] = field(default_factory=list)
+
+    def add(self, kind: str, line: str) -> None:
+        self.counts[kind] += 1
+        if self.counts[kind] <= _EXAMPLES:
+            self.lines.append(line)
+
+    def skip(self, item: Skipped) -> None:
+        self.add("skipped", f"left out: {item.where}: {item.why}")
+
+
+def ingest_images(
+    workspace: Workspace,
+    path: Path,
+    split: str | None = None,
+    *,
+    list_root: Path | None = None,
+    label_names: Path | Sequence[str] | None = None,
+    create_classes: bool = False,
+    progress: Progress | None = None,
+) -> IngestReport:
+    """Bring in the images of a folder, list or Parquet file; each is decoded in full once.
+
+    Files stay where they are, only Parquet rows are copied into the workspace. An image that cannot be read is
+    stored with its problem, and the run goes on.
+
+    Args:
+        workspace: Where to.
+        path: See `images.readers.read_images`.
+        split: Names of classes are made from split `train`; images of other splits need a class that is there.
+        list_root: What the paths of a list are relative to; default: its own folder.
+        label_names: Names of numeric labels, or a file with one a line.
+        create_classes: Make classes for unknown names in every split.
+        progress: Called with the step's name, what is done, and the total.
+
+    Raises:
+        InputError: If the source cannot be used, or all of its images are of unknown classes.
+        UsageError: If the split is missing or is no name for one.
+    """
+    names = read_label_names(label_names) if isinstance(label_names, Path) else label_names
+    command = f"ingest images {path}" + (f" --split {split}" if split else "")
+    with workspace.transaction(command) as tx:
+        before = len(tx.class_table())
+        labels = _labels(read_images(path, split, list_root, names, with_data=False))
+        fresh = {name for name, where in labels.items() if create_classes or "train" in where}
+        classes = resolve_classes(tx, list(labels), lambda name: name in fresh)
+        run = _ImageRun(tx, classes, sum(map(Counter.total, labels.values())), progress)
+        run.take(read_images(path, split, list_root, names))
+        return run.report(str(path), before)
+
+
+def _labels(items: Iterator[ImageRecord | Skipped]) -> dict[str, Counter[str]]:
+    """How many images of each class a source has in each split, in order of appearance."""
+    found: dict[str, Counter[str]] = {}
+    for item in items:
+        if isinstance(item, ImageRecord) and item.class_name is not None:
+            found.setdefault(item.class_name, Counter())[item.split] += 1
+    return found
+
+
+class _ImageRun:
+    """One ingestion of images."""
+
+    def __init__(
+        self, tx: Transaction, classes: dict[str, int | None], total: int, progress: Progress | None
+    ) -> None:
+        self._tx, self._classes, self._total, self._progress = tx, classes, total, progress
+        self._notes = _Notes()
+        self._splits: Counter[str] = Counter()
+        self._unknown: Counter[str] = Counter()  # images of classes that are not there, by name
+        self._added = self._updated = self._done = 0
+        self._seen: set[str] = set()
+        self._stored: dict[str, tuple[str, str | None]] = {}  # image_id -> uri, content hash
+        self._probes: dict[str, Probe] = {}  # of readable images, by content hash
+        columns = ["image_id", "uri", "content_hash", "width", "height", "problem"]
+        for batch in tx.scan("images", columns, batch_rows=8192):
+            for key, uri, content, width, height, problem in zip(
+                *(batch.column(c).to_pylist() for c in columns), strict=True
+            ):
+                self._stored[key] = (uri, content)
+                if problem is None and content is not None:
+                    self._probes[content] = Probe(content, width, height, None)
+
+    def take(self, items: Iterator[ImageRecord | Skipped]) -> None:
+        """Store all images of a source."""
+        part: list[ImageRecord] = []
+        size = 0
+        for item in items:
+            if isinstance(item, Skipped):
+                self._notes.skip(item)
+            elif item.class_name is not None and self._classes[item.class_name] is None:
+                self._unknown[item.class_name] += 1
+                self._done += 1
+            else:
+                part.append(item)
+                size += len(item.data or b"")
+            if len(part) >= _ROWS or size >= _BYTES:
+                self._write(part)
+                part, size = [], 0
+        self._write(part)
+        if not self._splits and self._unknown:
+            raise InputError(
+                f"none of the {self._unknown.total():,} images is of a class that the workspace knows; "
+                f"theirs are, for example, {_some(self._unknown)}",
+                "Bring in the training images or the texts first, or make the classes now: --create-classes",
+            )
+        if not self._splits:
+            raise InputError(
+                f"no image was taken: {self._notes.lines[0]}", "Mend the source and run the command again."
+            )
+
+    def _write(self, records: list[ImageRecord]) -> None:
+        rows = []
+        for record, found in zip(records, probe_all(records, self._probes), strict=True):
+            row = image_row(record, found, self._classes[record.class_name] if record.class_name else None)
+            if not self._identify(row, record):
+                continue
+            rows.append(row)
+            self._splits[record.split] += 1
+            self._added += row["image_id"] not in self._stored
+            if found.problem is not None:
+                self._notes.add("quarantined", f"kept aside: {record.uri}: {found.problem}")
+        if rows:
+            new = sum(row["image_id"] not in self._stored for row in rows)
+            written = self._tx.upsert("images", pa.Table.from_pylist(rows, schema=IMAGES))
+            self._updated += written - new
+        self._done += len(records)
+        if self._progress:
+            self._progress("ingest images", self._done, max(self._total, self._done))
+
+    def _identify(self, row: dict[str, object], record: ImageRecord) -> bool:
+        """Settle a row's key and address; False if the source has named the image before.
+
+        The same name with other bytes, while the file it stood for is still there, is another image: it goes by its
+        full address. The same name and bytes elsewhere is the same image: it keeps the address it has.
+        """
+        key = str(row["image_id"])
+        stored = self._stored.get(key)
+        if stored is not None and stored[0] != record.uri:
+            if stored[1] == row["content_hash"]:
+                if record.data is not None or not is_gone(stored[0]):
+                    row["uri"] = stored[0]
+            elif file_of(stored[0]) != file_of(record.uri) and not is_gone(stored[0]):
+                key = row["image_id"] = image_id(record.split, record.uri)
+        if key in self._seen:
+            self._notes.skip(Skipped(record.uri, "named before in this source"))
+            return False
+        self._seen.add(key)
+        return True
+
+    def report(self, source: str, classes_before: int) -> IngestReport:
+        """What was done."""
+        counts, total = self._notes.counts, self._splits.total()
+        if self._unknown:
+            self._notes.add("unknown", f"no class of the name {_some(self._unknown)}")
+        classes = len(self._tx.class_table())
+        silent = _classes_without_text(self._tx)
+        return IngestReport(
+            "images",
+            source,
+            self._added,
+            self._updated,
+            total - self._added - self._updated,
+            classes - classes_before,
+            classes,
+            dict(self._splits),
+            quarantined=counts["quarantined"],
+            skipped=counts["skipped"],
+            unknown_class=self._unknown.total(),
+            duplicates_across_splits=_shared(self._tx),
+            notes=self._notes.lines,
+            next_step=f"vlltr ingest text PATH   ({silent:,} classes have no sentence yet)"
+            if silent
+            else None,
+        )
+
+
+def _some(names: Counter[str]) -> str:
+    shown = [f"{name!r} ({count:,})" for name, count in names.most_common(3)]
+    return ", ".join(shown) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+
+
+def _shared(tx: Transaction) -> int:
+    """How many different images are, byte for byte, in more than one split."""
+    rows = tx.table("images", ["content_hash", "split"])
+    pairs = (
+        rows.filter(pc.is_valid(rows.column("content_hash")))
+        .group_by(["content_hash", "split"])
+        .aggregate([])
+    )
+    splits = pairs.group_by("content_hash").aggregate([("split", "count")]).column("split_count")
+    return int(pc.sum(pc.greater(splits, 1)).as_py() or 0)
+
+
+def _classes_without_text(tx: Transaction) -> int:
+    spoken = set(pc.unique(tx.table("sentences", ["class_id"]).column("class_id")).to_pylist())
+    return len(set(tx.class_table().ids) - spoken)
+
+
+def ingest_text(
+    workspace: Workspace,
+    path: Path,
+    *,
+    source: str | None = None,
+    prompts: bool | None = None,
+    progress: Progress | None = None,
+) -> IngestReport:
+    """Bring in sentences, make classes for new names, and give every class its prompts.
+
+    Args:
+        workspace: Where to.
+        path: See `corpus.readers.read_text`.
+        source: Name of the source for sentences that do not bring one; default: the name of the folder or file.
+        prompts: Whether every class of the workspace gets the recipe's prompts; default: yes.
+        progress: Called with the step's name, what is done, and the total.
+
+    Raises:
+        InputError: If the source cannot be used, or holds no sentence.
+    """
+    notes = _Notes()
+    found: dict[str, list[SentenceRecord]] = {}
+    read = 0
+    for item in read_text(path, source):
+        if isinstance(item, Skipped):
+            notes.skip(item)
+            continue
+        found.setdefault(item.class_name, []).append(item)
+        read += 1
+        if progress and read % 10_000 == 0:
+            progress("read sentences", read, None)
+    if not found:
+        example = notes.lines[0] if notes.lines else ""
+        raise InputError(f"{path} holds no sentence ({example})", "Give every class a sentence or more.")
+    with workspace.transaction(f"ingest text {path}") as tx:
+        report = _write_text(workspace, tx, str(path), found, prompts is not False, notes)
+    if progress:
+        progress("read sentences", read, read)
+    return report
+
+
+def _write_text(
+    workspace: Workspace,
+    tx: Transaction,
+    source: str,
+    found: dict[str, list[SentenceRecord]],
+    prompts: bool,
+    notes: _Notes,
+) -> IngestReport:
+    before = len(tx.class_table())
+    classes = resolve_classes(tx, list(found), lambda name: True)
+    known: set[str] = set()
+    for batch in tx.scan("sentences", ["sentence_id"], batch_rows=8192):
+        known.update(batch.column(0).to_pylist())
+    owned: dict[int, list[SentenceRecord]] = {}
+    for name, records in found.items():
+        class_id = classes[name]
+        assert class_id is not None  # every name may make a class
+        owned.setdefault(class_id, []).extend(records)
+    rows = sentence_rows(owned, known.__contains__)
+    tx.upsert("sentences", rows)
+    known.update(rows.column("sentence_id").to_pylist())
+    made = 0
+    table = tx.class_table()
+    if prompts:
+        templates = workspace.recipe.prompts
+        asked = {i: class_prompts(table.names[i], templates) for i in table.ids}
+        made = tx.upsert("sentences", sentence_rows(asked, known.__contains__))
+    given = sum(map(len, owned.values()))
+    return IngestReport(
+        "sentences",
+        source,
+        rows.num_rows + made,
+        0,
+        given - rows.num_rows,
+        len(table) - before,
+        len(table),
+        prompts=made,
+        skipped=notes.counts["skipped"],
+        notes=notes.lines,
+    )
