@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from writers import hold_lock_with_child
 
-from vlltr_index.errors import LockedError, UsageError
+from vlltr_index.errors import LockedError, UsageError, WorkspaceError
 from vlltr_index.lock import write_lock, writer
 
 
@@ -103,3 +103,27 @@ def test_a_killed_writer_lets_go_though_its_worker_lives(tmp_path: Path) -> None
     with write_lock(tmp_path / "lock", "embed", timeout=10):
         pass
     os.kill(child, signal.SIGKILL)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    """The folder and the system's reason are in the message."""
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(WorkspaceError) as error, write_lock(tmp_path / "lock", "embed"):
+        pass
+    assert error.value.message.startswith(f"{tmp_path} cannot be written: ")
+
+
+def test_a_forked_child_leaves_its_parents_lock_alone(tmp_path: Path) -> None:
+    """A child that runs out of the block neither unlocks nor fails."""
+    with write_lock(tmp_path / "lock", "embed"):
+        child = os.fork()
+        if child == 0:
+            try:
+                with write_lock(tmp_path / "lock", "again", timeout=0):
+                    os._exit(2)
+            except LockedError:
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert writer(tmp_path / "lock") is not None

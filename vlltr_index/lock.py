@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vlltr_index.errors import LockedError, UsageError
+from vlltr_index.errors import LockedError, UsageError, WorkspaceError
 
 __all__ = ["write_lock", "writer"]
 
@@ -43,6 +43,7 @@ def write_lock(path: Path, command: str, timeout: float | None = None) -> Iterat
 
     Raises:
         LockedError: If another process still holds it after `timeout` seconds.
+        WorkspaceError: If the file cannot be written.
         UsageError: If this thread holds it already: it would wait for itself.
     """
     key = (str(path.resolve()), threading.get_ident())
@@ -50,18 +51,28 @@ def write_lock(path: Path, command: str, timeout: float | None = None) -> Iterat
         raise UsageError(
             f"{command}: this program is already writing to {path.parent}", "End that transaction first."
         )
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise WorkspaceError(
+            f"{path.parent} cannot be written: {error}",
+            "Mend its permissions, or work on a copy of the folder.",
+        ) from None
+    taken = False
     try:
         _wait(handle, path, timeout)
         _held[key] = handle
+        taken = True
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps({"process": os.getpid(), "command": command}).encode(), 0)
         yield
     finally:
-        if _held.pop(key, None) is not None:
+        if not taken:
+            os.close(handle)
+        elif _held.pop(key, None) is not None:  # else this is a forked child: the lock is its parent's
             os.ftruncate(handle, 0)
             fcntl.flock(handle, fcntl.LOCK_UN)
-        os.close(handle)
+            os.close(handle)
 
 
 def _wait(handle: int, path: Path, timeout: float | None) -> None:

@@ -117,6 +117,11 @@ class Store:
         if key is not None and _KEY_MARK not in (table.schema.field(key).metadata or {}):
             table.set_unenforced_primary_key([key])
 
+    def remake(self, name: str, schema: pa.Schema, key: str) -> None:
+        """Make the table empty, with other columns, in a new version: the old versions stay as they are."""
+        table = self._connection.create_table(name, schema=schema, mode="overwrite")
+        table.set_unenforced_primary_key([key])
+
     def drop(self, name: str) -> None:
         """Remove a table and all its versions, if it is there."""
         if name in self.names():

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlltr_index import __version__
-from vlltr_index.errors import InputError, UsageError
+from vlltr_index.errors import InputError, UsageError, WorkspaceError
 from vlltr_index.history import Commit, History
 from vlltr_index.rows import conform, last_per_key, one_of
-from vlltr_index.schemas.tables import KEYS
+from vlltr_index.schemas.tables import IMPRINTS, KEYS, imprints
 from vlltr_index.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -36,8 +36,13 @@ def put_back(store: Store, last: Commit | None) -> list[str]:
     """Undo what a writer left that did not commit; returns the names of the tables it had touched."""
     committed = last.tables if last is not None else {}
     newest = last.id if last is not None else 0
-    touched = []
-    for name in store.names():
+    names, touched = store.names(), []
+    if gone := sorted(committed.keys() - set(names)):
+        raise WorkspaceError(
+            f"commit {newest} names the table {gone[0]!r}, which is gone from {store.uri}",
+            "Bring that folder back from a backup, or make a new workspace: vlltr init DIR",
+        )
+    for name in names:
         if name not in KEYS:
             continue  # vectors are caches: what is there is right
         if name not in committed:
@@ -89,11 +94,24 @@ class Transaction(Snapshot):
             self._classes = None
 
     def _ready(self, name: str, schema: pa.Schema) -> None:
-        """Make the table if it is not there yet."""
+        """Make the table if it is not there yet, anew if the encoder's width is another now."""
         if not self.has(name):
             self.store.create(name, schema, KEYS[name])
             self._tables.add(name)
-            self._wrote(name)
+        elif self.schema(name).equals(schema):
+            return
+        else:
+            self.store.remake(name, schema, KEYS[name])
+            self._known.pop(name, None)
+        self._wrote(name)
+
+    def _schema_for(self, name: str, rows: pa.Table | pa.RecordBatch) -> pa.Schema:
+        """The columns to write: imprints have the width of the rows, so that a new encoder can write its own."""
+        self.has(name)
+        field = rows.schema.field("vector") if name == IMPRINTS and "vector" in rows.schema.names else None
+        if field is not None and pa.types.is_fixed_size_list(field.type):
+            return imprints(field.type.list_size)
+        return self.schema(name)
 
     def upsert(self, name: str, rows: pa.Table | Iterable[pa.RecordBatch]) -> int:
         """Write rows by the table's key; rows that are there already, and equal, are not written.
@@ -116,15 +134,15 @@ class Transaction(Snapshot):
         return written
 
     def _upsert_part(self, name: str, part: pa.Table | pa.RecordBatch) -> int:
-        schema = part.schema if name == "imprints" and not self.has(name) else self.schema(name)
-        key = KEYS[name]
+        schema, key = self._schema_for(name, part), KEYS[name]
         rows = last_per_key(conform(part, schema, name), key)
+        if rows.num_rows:
+            self._ready(name, schema)
         known = self._keys(name)
         is_known = pa.array([k in known for k in rows.column(key).to_pylist()], pa.bool_())
         new = rows.filter(pc.invert(is_known))
         changed = self._changed(name, rows.filter(is_known))
         if new.num_rows:
-            self._ready(name, schema)
             self.store.append(name, new)
             known.update(new.column(key).to_pylist())
             self._used(name, new)
@@ -167,12 +185,11 @@ class Transaction(Snapshot):
         Raises:
             InputError: If the rows do not fit the table, or two have one key.
         """
-        key = KEYS[name] if self.has(name) or name in KEYS else ""
-        schema = rows.schema if name == "imprints" and not self.has(name) else self.schema(name)
+        schema, key = self._schema_for(name, rows), KEYS[name]
         rows = conform(rows, schema, name)
         if last_per_key(rows, key).num_rows != rows.num_rows:
             raise InputError(f"two rows for table {name} have the same {key}")
-        if self.has(name):
+        if self.has(name) and self.schema(name).equals(schema):
             stored = self.table(name)
             if stored.num_rows == rows.num_rows:
                 order = pc.index_in(rows.column(key), value_set=stored.column(key).combine_chunks())
