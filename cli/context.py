@@ -39,7 +39,8 @@ class Context:
         """A rich console; results go to stdout, everything else to stderr."""
         from rich.console import Console
 
-        return Console(stderr=stderr, highlight=False, soft_wrap=False)
+        console = Console(stderr=stderr, highlight=False)
+        return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=140)
 
     def emit(self, value: Any) -> None:
         """Write `value` to stdout as one JSON document."""

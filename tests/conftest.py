@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
-from vlltr_index.schemas.config import Recipe
 
+from vlltr_index.glyphs import glyph_files, write_sample
+from vlltr_index.recipe import load_recipe, override
+from vlltr_index.schemas.config import Recipe
+from vlltr_index.stages.ingest import ingest_images, ingest_text
+from vlltr_index.stages.pipeline import train_all
 from vlltr_index.workspace import Workspace
 
 
@@ -14,3 +20,43 @@ from vlltr_index.workspace import Workspace
 def workspace(tmp_path: Path) -> Workspace:
     """An empty workspace."""
     return Workspace.create(tmp_path / "workspace", Recipe(name="test"))
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace on the small slice of Glyphs-LT with every step done; training is two short epochs."""
+    folder = tmp_path_factory.mktemp("trained") / "workspace"
+    data = glyph_files(fast=True)
+    recipe = override(load_recipe("glyphs_lt/fast"), ("cvlp.epochs=2", "lgr.epochs=1", "baseline.epochs=1"))
+    workspace = Workspace.create(folder, recipe)
+    ingest_text(workspace, data.texts)
+    for split in ("train", "val", "test"):
+        ingest_images(workspace, data.images, split)
+    train_all(workspace, workspace.recipe)
+    return folder
+
+
+@pytest.fixture
+def trained(trained_once: Path, tmp_path: Path) -> Workspace:
+    """A copy of the trained workspace that a test may change."""
+    return Workspace.open(shutil.copytree(trained_once, tmp_path / "trained"))
+
+
+@pytest.fixture(scope="session")
+def heldout() -> dict[str, list[str]]:
+    """Sentences about classes that the trained workspace has never seen."""
+    return glyph_files(fast=True).heldout_classes("dev")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory, heldout: dict[str, list[str]]) -> Path:
+    """PNG files: known-0.png to known-5.png of classes in the workspace, and a folder of a held-out class's images."""
+    folder = tmp_path_factory.mktemp("pictures")
+    data = glyph_files(fast=True)
+    names = sorted(json.loads(data.texts.read_text(encoding="utf-8")))
+    for number, name in enumerate(names[:6]):
+        write_sample(data.images, "test", name, folder / f"known-{number}.png")
+    unseen = min(heldout)
+    for number in range(4):
+        write_sample(data.images, "dev_support", unseen, folder / "unseen" / f"{number}.png", number)
+    return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -161,17 +162,37 @@ def _inner_workspace(
     inner = type(workspace).create(path, recipe)
     if inner.history.last() is not None:
         return inner
-    new = pa.array(plan.new, pa.int32())
+    new, names = pa.array(plan.new, pa.int32()), snapshot.class_table().names
     with inner.transaction("calibrate: prepare") as tx:
         for name in ("classes", "sentences", "images"):
             rows = snapshot.table(name)
             rows = rows.filter(pc.invert(pc.is_in(rows["class_id"], new)))
+            if name == "sentences":
+                rows = without_names(rows, names, plan.new)
             if name == "images":
                 rows = rows.filter(pc.is_in(rows["split"], pa.array(["train", "val"])))
                 rows = _move(rows, plan.held_back)
             tx.upsert(name, rows)
-        tx.next_id("classes", 1 + max(snapshot.class_table().names))
+        tx.next_id("classes", 1 + max(names))
     return inner
+
+
+def without_names(rows: pa.Table, names: dict[int, str], left_out: list[int]) -> pa.Table:
+    """Rows of `sentences` without those in which another class's text gives a left-out class's name away.
+
+    A class whose own name holds a left-out one keeps its sentences: they could say nothing else.
+    """
+    pattern = {i: re.compile(rf"\b{re.escape(names[i].casefold())}\b") for i in left_out}
+    telling = {
+        i: [p for p in pattern.values() if not p.search(names[i].casefold())] for i in set(rows["class_id"].to_pylist())
+    }
+    # One pass with all names at once; the few hits are then looked at name by name.
+    every = re.compile("|".join(rf"\b{re.escape(names[i].casefold())}\b" for i in left_out) or r"(?!)")
+    keep = [
+        not (every.search(text.casefold()) and any(p.search(text.casefold()) for p in telling[class_id]))
+        for class_id, text in zip(rows["class_id"].to_pylist(), rows["text"].to_pylist(), strict=True)
+    ]
+    return rows.filter(pa.array(keep, pa.bool_()))
 
 
 def _move(rows: pa.Table, held_back: set[str]) -> pa.Table:
