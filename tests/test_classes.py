@@ -1,0 +1,211 @@
+"""Adding classes without training: by sentences, by images, by both, from a manifest; exactness and refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from vlltr_index.classes import NewClass, add_class, add_classes, read_manifest
+from vlltr_index.errors import InputError
+from vlltr_index.recognizer import Recognizer
+from vlltr_index.scoring import load_scorer
+from vlltr_index.selection import select
+from vlltr_index.workspace import Workspace
+
+
+def anchors_of(workspace: Workspace) -> dict[str, tuple[int, int]]:
+    """sentence_id to (class, rank) of the selection."""
+    rows = workspace.snapshot().table("anchors").to_pylist()
+    return {r["sentence_id"]: (r["class_id"], r["rank"]) for r in rows}
+
+
+def losses_of(workspace: Workspace) -> dict[str, float]:
+    """sentence_id to selection loss."""
+    rows = workspace.snapshot().table("sentence_scores").to_pylist()
+    return {r["sentence_id"]: r["loss"] for r in rows}
+
+
+def test_a_class_by_its_description_alone(trained: Workspace, heldout: dict[str, list[str]], pictures: Path) -> None:
+    """The class is there at once with its own id, no visual row, and can be explained; one commit was made."""
+    name = min(heldout)
+    before = trained.history.last()
+    report = add_class(trained, name, heldout[name])
+    after = trained.history.last()
+    assert before is not None
+    assert after is not None
+    assert after.id == before.id + 1
+    added = report.added[0]
+    assert (added.images, added.imprinted, added.anchors) == (0, False, 8)
+    assert added.sentences == len(heldout[name])
+    recognizer = Recognizer.open(trained)
+    position = recognizer.scorer.class_ids.tolist().index(added.class_id)
+    assert not bool(recognizer.scorer.trained[position])
+    assert recognizer.explain(pictures / "unseen" / "0.png", name).image_part == 0.0
+
+
+def test_text_alone_leaves_the_other_classes_anchors(trained: Workspace, heldout: dict[str, list[str]]) -> None:
+    """Without images no other class's anchors, keys or scores change, and the index is kept."""
+    name = min(heldout)
+    anchors, losses, commit = anchors_of(trained), losses_of(trained), trained.history.last()
+    add_class(trained, name, heldout[name])
+    assert anchors_of(trained).items() >= anchors.items()
+    assert losses_of(trained).items() >= losses.items()
+    now = trained.history.last()
+    assert commit is not None
+    assert now is not None
+    assert now.index == commit.index
+
+
+def test_the_index_delta_gives_what_a_rebuilt_index_gives(
+    trained: Workspace, heldout: dict[str, list[str]], pictures: Path
+) -> None:
+    """Searching the new anchors beside the index equals an index over all of them."""
+    from vlltr_index.stages.build_index import index_anchors
+
+    for name in sorted(heldout):
+        add_class(trained, name, heldout[name])
+    images = sorted(pictures.glob("**/*.png"))
+    beside = Recognizer.open(trained).predict(images, top=3)
+    index_anchors(trained)
+    rebuilt = Recognizer.open(trained).predict(images, top=3)
+    for a, b in zip(beside, rebuilt, strict=True):
+        assert [c.name for c in a.classes] == [c.name for c in b.classes]
+        for x, y in zip(a.classes, b.classes, strict=True):
+            assert x.probability == pytest.approx(y.probability, abs=1e-4)
+
+
+def test_images_imprint_a_row_and_are_recognised(
+    trained: Workspace, heldout: dict[str, list[str]], pictures: Path
+) -> None:
+    """With images the class gets a visual row, and its own pictures get a share from the image branch."""
+    name = min(heldout)
+    report = add_class(trained, name, heldout[name], images=pictures / "unseen")
+    assert report.added[0].images == 4
+    assert report.added[0].imprinted
+    score = Recognizer.open(trained).explain(pictures / "unseen" / "0.png", name)
+    assert score.image_part > 0.0
+
+
+def test_adding_with_images_equals_selecting_anew(
+    trained: Workspace, heldout: dict[str, list[str]], pictures: Path
+) -> None:
+    """The updated terms give the anchors, and within 1e-3 the losses, that a selection from nothing gives."""
+    name = min(heldout)
+    add_class(trained, name, heldout[name], images=pictures / "unseen")
+    anchors, losses = anchors_of(trained), losses_of(trained)
+    select(trained, trained.recipe.select)
+    assert anchors_of(trained) == anchors
+    again = losses_of(trained)
+    assert again.keys() == losses.keys()
+    assert max(abs(again[k] - losses[k]) for k in again) < 1e-3
+
+
+def test_old_classes_keep_their_visual_branch(trained: Workspace, heldout: dict[str, list[str]]) -> None:
+    """A class known by text alone takes from the others only what the text branch gives it."""
+    from vlltr_index.loading import image_set
+
+    features = image_set(trained.snapshot(), "test").features[:50]
+    name = min(heldout)
+    add_class(trained, name, heldout[name])
+    scorer = load_scorer(trained, trained.snapshot())
+    fused = scorer.exhaustive(features)
+    new = ~scorer.trained
+    assert torch.allclose(fused.u, fused.probabilities[:, new].sum(1), atol=1e-6)
+    assert torch.allclose(fused.probabilities.sum(1), torch.ones(50), atol=1e-5)
+
+
+def test_dry_run_writes_nothing(trained: Workspace, heldout: dict[str, list[str]]) -> None:
+    """The report is the same, the history and the class list are not touched."""
+    name = min(heldout)
+    before = trained.history.last()
+    report = add_classes(trained, [NewClass(name, tuple(heldout[name]))], dry_run=True)
+    assert report.dry_run
+    assert report.lines()[0].startswith(f"Would add {name!r}")
+    assert trained.history.last() == before
+    assert trained.snapshot().class_table().find(name) is None
+    real = add_class(trained, name, heldout[name])
+    assert real.added[0].class_id == report.added[0].class_id
+
+
+def test_a_manifest_of_many(trained: Workspace, heldout: dict[str, list[str]], tmp_path: Path, pictures: Path) -> None:
+    """Both forms of an entry, with images relative to the file, in one commit."""
+    names = sorted(heldout)[:3]
+    picture = tmp_path / "one.png"
+    picture.write_bytes((pictures / "unseen" / "0.png").read_bytes())
+    values = {
+        names[0]: {"sentences": heldout[names[0]], "images": ["one.png", "gone.png"], "aliases": ["the first"]},
+        names[1]: heldout[names[1]],
+        names[2]: heldout[names[2]],
+    }
+    path = tmp_path / "many.json"
+    path.write_text(json.dumps(values), encoding="utf-8")
+    before = trained.history.last()
+    report = add_classes(trained, read_manifest(path))
+    after = trained.history.last()
+    assert before is not None
+    assert after is not None
+    assert after.id == before.id + 1
+    assert [a.images for a in report.added] == [1, 0, 0]
+    assert report.skipped == [f"{tmp_path / 'gone.png'}: no such file"]
+    assert trained.snapshot().class_table().lookup("the first") == report.added[0].class_id
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "{path} is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+        ("[]", "{path}: expected {{name: [sentence, ...]}} with at least one class"),
+        ("{}", "{path}: expected {{name: [sentence, ...]}} with at least one class"),
+        (
+            '{"a": 1}',
+            "{path}: class 'a': expected a list of sentences, or keys among ['aliases', 'images', 'sentences']",
+        ),
+        (
+            '{"a": {"text": []}}',
+            "{path}: class 'a': expected a list of sentences, or keys among ['aliases', 'images', 'sentences']",
+        ),
+        ('{"a": [1]}', "{path}: class 'a': 'sentences' must be a list of strings"),
+    ],
+)
+def test_bad_manifests(tmp_path: Path, content: str, message: str) -> None:
+    """Each way a manifest can be wrong has its own text."""
+    path = tmp_path / "m.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        read_manifest(path)
+    assert caught.value.message == message.format(path=path)
+
+
+def test_missing_manifest(tmp_path: Path) -> None:
+    """A file that is not there is named."""
+    with pytest.raises(InputError, match="no such file: "):
+        read_manifest(tmp_path / "none.json")
+
+
+def test_refusals_leave_the_workspace_as_it_was(trained: Workspace) -> None:
+    """A known name, an empty one, one given twice, and one without any content are refused; nothing is written."""
+    known = trained.snapshot().class_table().names[0]
+    before = trained.history.last()
+    cases = [
+        ([NewClass(known, ("x",))], f"there is a class {known!r} already"),
+        ([NewClass(known.upper(), ("x",))], f"there is a class {known.upper()!r} already"),
+        ([NewClass("  ", ("x",))], "a class needs a name; got an empty one"),
+        ([NewClass("okapi", ("x",)), NewClass("Okapi", ("y",))], "class 'Okapi' is given twice"),
+        ([NewClass("okapi")], "nothing is known of class 'okapi': no sentence and no readable image"),
+    ]
+    for wanted, message in cases:
+        with pytest.raises(InputError) as caught:
+            add_classes(trained, wanted)
+        assert caught.value.message == message
+    assert trained.history.last() == before
+
+
+def test_an_id_is_never_used_again(trained: Workspace, heldout: dict[str, list[str]]) -> None:
+    """A refused or tried addition does not free or reuse ids of classes that exist."""
+    names = sorted(heldout)
+    first = add_class(trained, names[0], heldout[names[0]]).added[0].class_id
+    second = add_class(trained, names[1], heldout[names[1]]).added[0].class_id
+    assert second == first + 1

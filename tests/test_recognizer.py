@@ -1,0 +1,163 @@
+"""Predictions: both branches, the sentences behind them, retrieval, pinned commits, bad images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vlltr_index.classes import add_class
+from vlltr_index.errors import FingerprintMismatch, InputError, MissingStepError, UnknownClassError, UsageError
+from vlltr_index.heads import SavedHead, load_head, save_head
+from vlltr_index.loading import image_set
+from vlltr_index.recognizer import Recognizer
+from vlltr_index.workspace import Workspace
+
+
+@pytest.fixture(scope="module")
+def recognizer(trained_once: Path) -> Recognizer:
+    """The trained workspace's recognizer; nothing in this module writes through it."""
+    return Recognizer.open(trained_once)
+
+
+def test_parts_add_up_to_the_probability(recognizer: Recognizer, pictures: Path) -> None:
+    """What each branch gave adds up to each class's probability, and all classes to one."""
+    classes = len(recognizer.scorer.class_ids)
+    for prediction in recognizer.predict(sorted(pictures.glob("known-*.png")), top=classes, retrieval="exhaustive"):
+        assert len(prediction.classes) == classes
+        assert sum(c.probability for c in prediction.classes) == pytest.approx(1.0, abs=1e-5)
+        for score in prediction.classes:
+            assert score.image_part + score.text_part == pytest.approx(score.probability, abs=1e-6)
+        ordered = [c.probability for c in prediction.classes]
+        assert ordered == sorted(ordered, reverse=True)
+
+
+def test_shares_add_up_to_the_text_logit(recognizer: Recognizer, pictures: Path) -> None:
+    """The shares of all anchors of a class sum to the cosine; times the scale, to the head's text logit."""
+    image = pictures / "known-0.png"
+    features, _ = recognizer.features([image])
+    head, bank = recognizer.scorer.saved.head, recognizer.scorer.bank
+    with torch.no_grad():
+        logits = head.text_logits(features, bank)[0]
+    for position in (0, 7, 31):
+        name = recognizer.names[int(bank.class_ids[position])]
+        score = recognizer.explain(image, name)
+        assert len(score.sentences) == bank.bounds[position + 1] - bank.bounds[position]
+        total = sum(s.share for s in score.sentences)
+        assert total == pytest.approx(score.cosine, abs=1e-5)
+        assert total * float(head.logit_scale) == pytest.approx(float(logits[position]), abs=1e-3)
+        assert sum(s.attention for s in score.sentences) == pytest.approx(1.0, abs=1e-5)
+        effects = [s.effect for s in score.sentences]
+        assert effects == sorted(effects, reverse=True)
+
+
+def test_effect_is_what_striking_a_sentence_out_does(recognizer: Recognizer, pictures: Path) -> None:
+    """The stated effect equals the cosine less the cosine of the attended sum without that sentence."""
+    features, _ = recognizer.features([pictures / "known-1.png"])
+    scorer = recognizer.scorer
+    position = 5
+    rows = slice(scorer.bank.bounds[position], scorer.bank.bounds[position + 1])
+    attention = scorer.saved.head.attention_for(features, scorer.bank)[0, rows].double()
+    anchors, image = scorer.bank.vectors[rows].double(), features[0].double()
+    name = recognizer.names[int(scorer.class_ids[position])]
+    found = {s.attention: s.effect for s in recognizer.explain(pictures / "known-1.png", name).sentences}
+    whole = attention @ anchors
+    for m, weight in enumerate(attention):
+        without = whole - weight * anchors[m]
+        expected = torch.cosine_similarity(image, whole, 0) - torch.cosine_similarity(image, without, 0)
+        nearest = min(found, key=lambda a: abs(a - float(weight)))
+        assert found[nearest] == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_retrieval_agrees_with_exhaustive(recognizer: Recognizer, trained_once: Path) -> None:
+    """Scoring only the retrieved classes gives the same winners, and probabilities within 0.02."""
+    snapshot = Workspace.open(trained_once).snapshot()
+    features = image_set(snapshot, "test").features[:64]
+    exact, none = recognizer.score(features, "exhaustive")
+    fast, residual = recognizer.score(features, "faiss")
+    assert torch.equal(exact.probabilities.argmax(1), fast.probabilities.argmax(1))
+    assert float((exact.probabilities - fast.probabilities).abs().max()) < 0.02
+    assert float(none.abs().max()) == 0.0
+    assert float(residual.max()) <= 0.05
+
+
+def test_a_bad_image_does_not_stop_the_others(recognizer: Recognizer, pictures: Path, tmp_path: Path) -> None:
+    """Missing and broken files are reported in their place; the good one is answered."""
+    broken = tmp_path / "broken.png"
+    broken.write_bytes((pictures / "known-0.png").read_bytes()[:40])
+    found = recognizer.predict([tmp_path / "none.png", broken, pictures / "known-0.png"], top=1)
+    assert [bool(p.problem) for p in found] == [True, True, False]
+    assert not found[0].classes
+    assert found[2].classes[0].probability > 0
+
+
+def test_only_bad_images(recognizer: Recognizer, tmp_path: Path) -> None:
+    """Nothing to answer is no crash."""
+    assert recognizer.predict([tmp_path / "none.png"])[0].problem is not None
+    assert recognizer.predict([]) == []
+
+
+def test_bytes_are_images_too(recognizer: Recognizer, pictures: Path) -> None:
+    """Encoded bytes give what the file gives."""
+    path = pictures / "known-2.png"
+    by_path, by_bytes = recognizer.predict([path, path.read_bytes()], top=1, explain=2)
+    assert by_path.classes == by_bytes.classes
+    assert by_bytes.image == "(bytes)"
+
+
+def test_unknown_retrieval_and_class(recognizer: Recognizer, pictures: Path, tmp_path: Path) -> None:
+    """Wrong words are refused with what was expected."""
+    with pytest.raises(UsageError, match="retrieval is 'faiss' or 'exhaustive', got 'magic'"):
+        recognizer.predict([pictures / "known-0.png"], retrieval="magic")
+    with pytest.raises(UnknownClassError, match="no class 'hippopotamus'"):
+        recognizer.explain(pictures / "known-0.png", "hippopotamus")
+    with pytest.raises(InputError):
+        recognizer.explain(tmp_path / "none.png", recognizer.names[0])
+
+
+def test_pinned_commit_does_not_see_what_came_later(
+    trained: Workspace, pictures: Path, heldout: dict[str, list[str]]
+) -> None:
+    """`at` answers as of that commit, also after a class has come."""
+    images = sorted(pictures.glob("known-*.png"))
+    last = trained.history.last()
+    assert last is not None
+    before = Recognizer.open(trained).predict(images, explain=2)
+    name = min(heldout)
+    add_class(trained, name, heldout[name])
+    assert Recognizer.open(trained, at=last.id).predict(images, explain=2) == before
+    assert name in Recognizer.open(trained).names.values()
+
+
+def test_missing_steps_are_named(workspace: Workspace, trained: Workspace) -> None:
+    """Each step that is missing is named with its command."""
+    with pytest.raises(MissingStepError, match="no anchor sentences have been selected yet") as caught:
+        Recognizer.open(workspace)
+    assert caught.value.hint == "Run: vlltr select"
+    with trained.transaction("test") as tx:
+        tx.set(head=None)
+    with pytest.raises(MissingStepError, match="no head has been trained yet"):
+        Recognizer.open(trained)
+
+
+def test_a_head_of_another_encoder_is_refused(trained: Workspace) -> None:
+    """A head whose fingerprint is not the vectors' is refused, not used."""
+    commit = trained.history.last()
+    assert commit is not None
+    assert commit.head is not None
+    saved = load_head(trained.object_path("heads", commit.head))
+    other = SavedHead(saved.head, saved.class_ids, saved.training_mean, saved.text_fp, "0" * 16)
+    with trained.transaction("test") as tx:
+        tx.set(head=trained.put_object("heads", lambda folder: save_head(other, folder)))
+    with pytest.raises(FingerprintMismatch, match=r"the head was trained on image vectors of encoder 0{16}") as caught:
+        Recognizer.open(trained)
+    assert caught.value.hint == "Train it again: vlltr train lgr"
+
+
+def test_changed_weights_are_refused(trained: Workspace, pictures: Path) -> None:
+    """An encoder whose weights changed under the vectors is refused."""
+    with trained.transaction("test") as tx:
+        tx.set(image_fp="f" * 16)
+    with pytest.raises((FingerprintMismatch, MissingStepError)):
+        Recognizer.open(trained).predict([pictures / "known-0.png"])
