@@ -390,16 +390,3 @@ SIGNS: dict[str, str] = {
     "lower left": "at the lower left",
     "lower right": "at the lower right",
 }
-
-DIGITS: dict[str, str] = {
-    "digit zero": "a tall oval",
-    "digit one": "an upright stem with a flag at the upper left",
-    "digit two": "an arch that sweeps down to a level base",
-    "digit three": "two bowls over each other, open on the left",
-    "digit four": "an open or closed angle crossed by an upright stem",
-    "digit five": "a flat top, a short stem and a bowl open on the left",
-    "digit six": "a closed bowl at the bottom with a curve rising over it",
-    "digit seven": "a level top and a slanted stem",
-    "digit eight": "two closed bowls, one over the other",
-    "digit nine": "a closed bowl at the top with a curve falling under it",
-}
