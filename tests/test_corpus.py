@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vlltr_index.schemas.records import SentenceRecord, Skipped
 
 from vlltr_index.corpus import files
 from vlltr_index.corpus.clean import clean_name, normalise_text, sentence_id, text_hash
@@ -21,6 +20,7 @@ from vlltr_index.corpus.prompts import DEFAULT_PROMPTS, class_prompts
 from vlltr_index.corpus.readers import class_sentences, read_text
 from vlltr_index.corpus.split import split_sentences
 from vlltr_index.errors import ConfigError, InputError
+from vlltr_index.schemas.records import SentenceRecord, Skipped
 
 
 def write(path: Path, content: str | bytes) -> Path:

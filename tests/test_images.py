@@ -18,11 +18,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
-from vlltr_index.schemas.records import ImageRecord, Skipped
 
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.images.decode import ENDINGS, MAX_PIXELS, Probe, open_image, probe
 from vlltr_index.images.readers import read_images, read_label_names
+from vlltr_index.schemas.records import ImageRecord, Skipped
 
 LAYOUT = "Put each class's images into a folder named after the class: DIR/tench/1.jpg"
 RNG = np.random.default_rng(0)

@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from vlltr_index.schemas.config import Recipe
-from vlltr_index.schemas.records import ImageRecord, SentenceRecord
-from vlltr_index.schemas.tables import IMAGES, SENTENCES
 
 from vlltr_index import ingestion
 from vlltr_index.corpus.clean import sentence_id, text_hash
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.ingestion import image_id, image_rows, probe_all, sentence_rows
+from vlltr_index.schemas.config import Recipe
+from vlltr_index.schemas.records import ImageRecord, SentenceRecord
+from vlltr_index.schemas.tables import IMAGES, SENTENCES
 from vlltr_index.stages import ingest
 from vlltr_index.stages.ingest import ingest_images, ingest_text
 from vlltr_index.workspace import Workspace
