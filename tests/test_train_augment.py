@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from vlltr_index.schemas.config import AugmentConfig
-from vlltr_index.train.augment import BatchAugment, make_augment, photo_transform, seeded
 
 from vlltr_index.errors import ConfigError
+from vlltr_index.schemas.config import AugmentConfig
+from vlltr_index.train.augment import BatchAugment, make_augment, photo_transform, seeded
 
 KINDS = [
     AugmentConfig(kind="glyph"),

@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from vlltr_index.train.checkpoint import load_state, pack_optimizer, save_state, unpack_optimizer
 
 from vlltr_index.errors import WorkspaceError
+from vlltr_index.train.checkpoint import load_state, pack_optimizer, save_state, unpack_optimizer
 
 
 def test_tensors_and_facts_come_back(tmp_path: Path) -> None:
     """Also those that share memory or are not contiguous; nothing else is left in the folder."""
     base = torch.arange(6.0).view(2, 3)
-    save_state(tmp_path / "run" / "s.safetensors", {"a": base, "b": base.T, "c": torch.tensor(3)}, {"é": [1, None]})
+    save_state(
+        tmp_path / "run" / "s.safetensors", {"a": base, "b": base.T, "c": torch.tensor(3)}, {"é": [1, None]}
+    )
     found = load_state(tmp_path / "run" / "s.safetensors")
     assert found is not None
     tensors, facts = found

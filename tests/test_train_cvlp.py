@@ -11,15 +11,15 @@ import drawings
 import pytest
 import torch
 from torch.nn import functional as F
+
+from vlltr_index.errors import ConfigError, InputError, VlltrError, WorkspaceError
+from vlltr_index.losses import candidate_log_prior, sampler_prior
 from vlltr_index.schemas.config import CVLPConfig
 from vlltr_index.train import loop
 from vlltr_index.train.checkpoint import load_state
 from vlltr_index.train.cvlp import StageOne, train_cvlp
 from vlltr_index.train.joint import JointPriors, draw_candidates, joint_losses
 from vlltr_index.train.sampling import stream
-
-from vlltr_index.errors import ConfigError, InputError, VlltrError, WorkspaceError
-from vlltr_index.losses import candidate_log_prior, sampler_prior
 
 OURS = CVLPConfig(
     epochs=3,
@@ -89,7 +89,7 @@ def test_the_log_tells_loss_parts_scale_rate_and_speed(whole: StageOne) -> None:
 
 def test_it_learns_both_branches() -> None:
     """After some epochs, the classifier and the sentences both name the drawings of the larger classes."""
-    stage = fit(OURS.model_copy(update={"epochs": 25}))
+    stage = fit(OURS.model_copy(update={"epochs": 16}))
     assert stage.visual_weight is not None
     assert stage.visual_bias is not None
     encoder = stage.encoder

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+
+from vlltr_index.errors import ConfigError
 from vlltr_index.schemas.config import BaselineConfig, CVLPConfig
 from vlltr_index.train.baseline import train_image_only
 from vlltr_index.train.checkpoint import load_state
@@ -25,8 +27,6 @@ from vlltr_index.train.distributed import (
     restore_batch_norm,
     world,
 )
-
-from vlltr_index.errors import ConfigError
 
 JOINT = CVLPConfig(
     epochs=1,

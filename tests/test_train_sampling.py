@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from vlltr_index.train.sampling import epoch_batches, seed_of, steps_per_epoch, stream
-from vlltr_index.train.schedule import cosine_factor, parameter_groups
 
 from vlltr_index.errors import InputError
 from vlltr_index.losses import sampler_prior
+from vlltr_index.train.sampling import epoch_batches, seed_of, steps_per_epoch, stream
+from vlltr_index.train.schedule import cosine_factor, parameter_groups
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -12,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from vlltr_index.schemas.config import AugmentConfig
 
 from vlltr_index.errors import ConfigError
+from vlltr_index.schemas.config import AugmentConfig
 
 if TYPE_CHECKING:
     from vlltr_index.encoder import Encoder
@@ -192,7 +193,7 @@ def _each(transform: _PilTransform, pixels: Tensor, draws: Tensor) -> Tensor:
     arrays = (pixels * 255).round().to(torch.uint8).movedim(1, 3).expand(-1, -1, -1, 3).cpu().numpy()
     seeds = (draws[:, 11].double() * 2**24).long().tolist()
     done = [
-        np.asarray(seeded(seed, lambda array=array: transform(Image.fromarray(array))))
+        np.asarray(seeded(seed, partial(transform, Image.fromarray(array))))
         for array, seed in zip(arrays, seeds, strict=True)
     ]
     return torch.from_numpy(np.stack(done)).to(pixels.device).movedim(3, 1).to(pixels.dtype) / 255

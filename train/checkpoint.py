@@ -65,7 +65,7 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
 
 def pack_optimizer(optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """The optimizer's state by parameter name, such as `visual.weight/exp_avg`."""
-    names = {parameter: name for name, parameter in named.items()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in named.items()}
     return {
         f"{names[parameter]}/{key}": torch.as_tensor(value)
         for parameter, state in optimizer.state.items()
@@ -83,4 +83,4 @@ def unpack_optimizer(
         parameter = named[name]
         if value.shape == parameter.shape:
             value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-        optimizer.state[parameter][key] = value
+        optimizer.state[parameter][key] = value.to(parameter.device)

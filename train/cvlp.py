@@ -7,21 +7,20 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+from vlltr_index.errors import ConfigError, InputError
+from vlltr_index.losses import class_contrastive_loss, distillation_loss
 from vlltr_index.schemas.config import CVLPConfig
+from vlltr_index.tensors import unit_rows
 from vlltr_index.train.data import TrainImages, TrainTexts
 from vlltr_index.train.distributed import gather_rows, join_processes, world
 from vlltr_index.train.joint import Candidates, JointPriors, draw_candidates, joint_losses
 from vlltr_index.train.loop import RunPlan, StageOne, run
 from vlltr_index.train.sampling import seed_of
 
-from vlltr_index.errors import ConfigError, InputError
-from vlltr_index.losses import class_contrastive_loss, distillation_loss
-from vlltr_index.tensors import unit_rows
-
 if TYPE_CHECKING:
-    from vlltr_index.schemas.records import Progress
-
     from vlltr_index.encoder import Encoder
+    from vlltr_index.schemas.records import Progress
 
 __all__ = ["StageOne", "train_cvlp", "visual_classifier"]
 
@@ -73,8 +72,9 @@ def train_cvlp(
     else:
         teacher = None
     module = nn.ModuleDict({"encoder": encoder.model})
-    if config.joint_weight > 0:
-        module["visual"] = visual_classifier(encoder, images.num_classes, config.seed)
+    visual = visual_classifier(encoder, images.num_classes, config.seed) if config.joint_weight > 0 else None
+    if visual is not None:
+        module["visual"] = visual
     log_scale = _log_scale(encoder)
     log = run(
         RunPlan.of("train cvlp", config, max_scale=config.max_scale),
@@ -88,9 +88,8 @@ def train_cvlp(
         log_scale=log_scale,
     )
     encoder.eval()
-    if "visual" not in module:
+    if visual is None:
         return StageOne(encoder, None, None, log)
-    visual = module["visual"]
     return StageOne(encoder, visual.weight.detach().float().cpu(), visual.bias.detach().float().cpu(), log)
 
 

@@ -11,18 +11,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from vlltr_index.schemas.config import AugmentConfig
-from vlltr_index.train.augment import BatchAugment, photo_transform
-from vlltr_index.train.sampling import seed_of, stream
 
 from vlltr_index.errors import InputError
 from vlltr_index.images.decode import open_image
+from vlltr_index.schemas.config import AugmentConfig
 from vlltr_index.tensors import check_labels
+from vlltr_index.train.augment import BatchAugment, photo_transform
+from vlltr_index.train.sampling import seed_of, stream
 
 if TYPE_CHECKING:
-    from vlltr_index.schemas.records import Progress
-
     from vlltr_index.encoder import Encoder
+    from vlltr_index.schemas.records import Progress
 
 __all__ = ["TrainImages", "TrainTexts"]
 
@@ -52,6 +51,9 @@ class TrainImages:
     Raises:
         InputError: Numbers differ, there is no image, or none of them can be read.
     """
+
+    pixels: Tensor | None
+    _sources: Sequence[bytes | str]
 
     def __init__(
         self,
@@ -107,7 +109,7 @@ class TrainImages:
             torch.as_tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (encoder.mean, encoder.std)
         )
         self._augment = BatchAugment(augment)
-        self.pixels: Tensor | None = None
+        self.pixels = None
 
     def __len__(self) -> int:
         return len(self.labels)

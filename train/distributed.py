@@ -86,7 +86,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     """[b, ...] of every process, as many in each, stacked in rank order to [b * processes, ...], with gradients."""
     if world()[1] == 1:
         return rows
-    gathered: Tensor = _Gather.apply(rows.contiguous())
+    gathered: Tensor = _Gather.apply(rows.contiguous())  # type: ignore[no-untyped-call] # torch leaves it untyped
     return gathered
 
 
@@ -135,6 +135,12 @@ class _Sum(torch.autograd.Function):
         return total
 
 
+def _sum(value: Tensor) -> Tensor:
+    """The sum over the processes, with gradients."""
+    total: Tensor = _Sum.apply(value)  # type: ignore[no-untyped-call] # torch leaves it untyped
+    return total
+
+
 def _shared_batch_norm(norm: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
     """What torch's SyncBatchNorm computes, on any device; every process has as many rows."""
     axes = [0, *range(2, x.dim())]
@@ -142,8 +148,8 @@ def _shared_batch_norm(norm: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tens
     mean, variance = norm.running_mean, norm.running_var
     if norm.training or mean is None or variance is None:
         processes, wide = world()[1], x.to(working_dtype(x))
-        mean = _Sum.apply(wide.mean(axes)) / processes
-        variance = _Sum.apply((wide - mean.view(shape)).square().mean(axes)) / processes
+        mean = _sum(wide.mean(axes)) / processes
+        variance = _sum((wide - mean.view(shape)).square().mean(axes)) / processes
         if norm.training and norm.running_mean is not None and norm.running_var is not None:
             count = processes * x.numel() // x.shape[1]
             share = 0.1 if norm.momentum is None else norm.momentum

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from vlltr_index.errors import VlltrError, WorkspaceError
 from vlltr_index.schemas.fingerprint import digest_json
 from vlltr_index.train.checkpoint import load_state, pack_optimizer, save_state, unpack_optimizer
 from vlltr_index.train.data import TrainImages
@@ -26,12 +28,9 @@ from vlltr_index.train.distributed import (
 from vlltr_index.train.sampling import epoch_batches, seed_of, steps_per_epoch, stream
 from vlltr_index.train.schedule import cosine_factor, parameter_groups
 
-from vlltr_index.errors import VlltrError, WorkspaceError
-
 if TYPE_CHECKING:
-    from vlltr_index.schemas.records import Progress
-
     from vlltr_index.encoder import Encoder
+    from vlltr_index.schemas.records import Progress
 
 __all__ = ["Objective", "RunPlan", "StageOne", "run"]
 
@@ -131,7 +130,7 @@ def run(
         board.close()
     module.eval()
     restore_batch_norm(module)
-    encoder.model.to(memory_format=torch.contiguous_format)
+    _lay_out(encoder.model, torch.contiguous_format)
     return trainer.log
 
 
@@ -153,7 +152,7 @@ class _Trainer:
         self.state_path = run_dir / "state.safetensors" if run_dir is not None else None
         self.part = own_part(plan.batch_size)
         prepare_batch_norm(module, encoder.device)
-        encoder.model.to(memory_format=torch.channels_last)
+        _lay_out(encoder.model, torch.channels_last)
         self.named = dict(module.named_parameters())
         groups = parameter_groups(self.named.items(), plan.lr, plan.weight_decay, plan.lr_by_prefix)
         self.learned = [p for group in groups for p in group["params"]]
@@ -258,9 +257,14 @@ def _autocast(precision: str, device: torch.device) -> AbstractContextManager[An
 def _bfloat16_is_fast(device: torch.device) -> bool:
     """Whether the hardware multiplies bfloat16 itself; emulated it is slower than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in checks)
+
+
+def _lay_out(module: nn.Module, memory_format: torch.memory_format) -> None:
+    """Change the memory layout of all weights with four dimensions, in place."""
+    module.to(memory_format=memory_format)  # type: ignore[call-overload] # missing in torch's annotations
 
 
 def _cuda_devices(device: torch.device) -> list[torch.device]:

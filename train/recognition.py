@@ -7,22 +7,21 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+from vlltr_index.errors import InputError, VlltrError
+from vlltr_index.lgr import AnchorBank, CosineClassifier, LGRHead
+from vlltr_index.losses import logit_adjusted_cross_entropy, sampler_prior
 from vlltr_index.schemas.config import LGRConfig
+from vlltr_index.tensors import check_labels, unit_rows
 from vlltr_index.train.data import TrainImages
 from vlltr_index.train.distributed import gather_rows, join_processes
 from vlltr_index.train.loop import RunPlan, run
 from vlltr_index.train.sampling import epoch_batches, seed_of, stream
 from vlltr_index.train.schedule import cosine_factor, parameter_groups
 
-from vlltr_index.errors import InputError, VlltrError
-from vlltr_index.lgr import AnchorBank, CosineClassifier, LGRHead
-from vlltr_index.losses import logit_adjusted_cross_entropy, sampler_prior
-from vlltr_index.tensors import check_labels, unit_rows
-
 if TYPE_CHECKING:
-    from vlltr_index.schemas.records import Progress
-
     from vlltr_index.encoder import Encoder
+    from vlltr_index.schemas.records import Progress
 
 __all__ = ["new_head", "train_lgr", "tune_visual"]
 

@@ -1,0 +1,234 @@
+"""Stage 2 and the image-only baseline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import drawings
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlltr_index.encoder import Encoder
+from vlltr_index.errors import InputError, VlltrError
+from vlltr_index.lgr import AnchorBank, LGRHead
+from vlltr_index.losses import sampler_prior
+from vlltr_index.schemas.config import BaselineConfig, LGRConfig
+from vlltr_index.train.baseline import train_image_only
+from vlltr_index.train.recognition import new_head, train_lgr, tune_visual
+
+CLASSES, WIDTH = 6, 12
+CONFIG = LGRConfig(epochs=6, batch_size=16, lr=5e-2, projection_lr=1e-3)
+
+
+def stored(seed: int = 0) -> tuple[Tensor, Tensor, AnchorBank]:
+    """Two views of images around their class's direction, and three anchors a class around another one."""
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.arange(CLASSES).repeat_interleave(torch.tensor([30, 20, 10, 5, 2, 1]))
+    centres = torch.randn(CLASSES, WIDTH, generator=g)
+    features = centres[labels] + 0.3 * torch.randn(2, len(labels), WIDTH, generator=g)
+    owner = torch.arange(CLASSES).repeat_interleave(3)
+    anchors = centres[owner] + 0.5 * torch.randn(len(owner), WIDTH, generator=g)
+    return features, labels, AnchorBank.build(anchors, owner, torch.arange(CLASSES))
+
+
+def accuracy(head: LGRHead, features: Tensor, labels: Tensor, bank: AnchorBank) -> tuple[float, float]:
+    with torch.no_grad():
+        visual, text = head(features, bank)
+    return (visual.argmax(1) == labels).float().mean().item(), (
+        text.argmax(1) == labels
+    ).float().mean().item()
+
+
+def test_both_branches_learn_and_the_log_tells_it() -> None:
+    """The loss falls, both branches name most images, and progress comes once a step."""
+    features, labels, bank = stored()
+    log: list[dict[str, float]] = []
+    calls: list[tuple[str, int, int | None]] = []
+    head = train_lgr(
+        features, labels, bank, CONFIG, logit_scale=20.0, progress=lambda *c: calls.append(c), log=log
+    )
+    assert not head.training
+    assert min(accuracy(head, features[0], labels, bank)) > 0.9
+    assert [e["epoch"] for e in log] == [1, 2, 3, 4, 5, 6]
+    assert log[-1]["loss"] < log[0]["loss"]
+    assert log[0]["loss"] == pytest.approx(log[0]["visual"] + log[0]["text"])
+    assert log[0]["scale"] == pytest.approx(20.0)
+    assert calls == [("train lgr", i + 1, 24) for i in range(24)]
+
+
+def test_the_same_seed_gives_the_same_head() -> None:
+    """And the caller's random state plays no part and stays."""
+    features, labels, bank = stored()
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    one = train_lgr(features, labels, bank, CONFIG, logit_scale=20.0)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(2)
+    two = train_lgr(features, labels, bank, CONFIG, logit_scale=20.0)
+    other = train_lgr(features, labels, bank, CONFIG.model_copy(update={"seed": 1}), logit_scale=20.0)
+    assert all(torch.equal(v, two.state_dict()[k]) for k, v in one.state_dict().items())
+    assert not all(torch.equal(v, other.state_dict()[k]) for k, v in one.state_dict().items())
+
+
+def test_the_first_loss_is_the_adjusted_cross_entropy_of_an_untrained_head() -> None:
+    """With a rate of almost nothing, the log's loss is that of `new_head`, text and visual adjusted by the prior."""
+    features, labels, bank = stored()
+    weight, bias = torch.randn(CLASSES, WIDTH), torch.randn(CLASSES)
+    config = CONFIG.model_copy(update={"epochs": 1, "lr": 1e-12, "projection_lr": 1e-12})
+    log: list[dict[str, float]] = []
+    # Every image is alike, so that it does not matter which ones are drawn.
+    same = features[:1, :1].expand(2, len(labels), -1).contiguous()
+    ones = torch.zeros_like(labels)
+    ones[-5:] = torch.arange(1, 6)
+    train_lgr(same, ones, bank, config, visual_init=(weight, bias), logit_scale=20.0, log=log)
+    prior = sampler_prior(torch.bincount(ones, minlength=CLASSES)).float()
+    head = new_head(WIDTH, bank, config, (weight, bias), 20.0)
+    with torch.no_grad():
+        visual, text = head(same[0, :1], bank)
+    torch.testing.assert_close(visual, F.linear(same[0, :1], weight, bias))
+    for name, logits in (("visual", visual), ("text", text)):
+        terms = -(logits + prior.log()).log_softmax(1)[0]
+        assert min(terms) < log[0][name] < max(terms)
+        assert log[0][name] == pytest.approx(float((prior * terms).sum()), rel=0.5)
+
+
+def test_a_view_is_drawn_for_each_image() -> None:
+    """Where one view is nothing but NaN, the loss shows that it is used; alone, the good one is enough."""
+    features, labels, bank = stored()
+    spoilt = torch.stack([features[0], torch.full_like(features[0], float("nan"))])
+    with pytest.raises(VlltrError, match="the loss is nan in epoch 1"):
+        train_lgr(spoilt, labels, bank, CONFIG, logit_scale=20.0)
+    train_lgr(spoilt[:1], labels, bank, CONFIG.model_copy(update={"epochs": 1}), logit_scale=20.0)
+
+
+def test_the_scale_is_learned_only_when_asked_and_clamped() -> None:
+    """Frozen by default; learned, it stays at or below 100."""
+    features, labels, bank = stored()
+    frozen = train_lgr(features, labels, bank, CONFIG, logit_scale=20.0)
+    assert float(frozen.logit_scale.detach()) == pytest.approx(20.0)
+    learn = CONFIG.model_copy(update={"learn_scale": True, "lr": 0.5, "epochs": 2})
+    learned = train_lgr(features, labels, bank, learn, logit_scale=99.0)
+    assert float(learned.logit_scale.detach()) != pytest.approx(99.0)
+    assert float(learned.logit_scale.detach()) <= 100.001
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp", "cosine"])
+def test_each_kind_of_visual_branch_trains(kind: str) -> None:
+    """Its loss falls; a cosine classifier starts from the classes' mean anchors."""
+    features, labels, bank = stored()
+    log: list[dict[str, float]] = []
+    config = CONFIG.model_copy(update={"visual": kind})
+    train_lgr(features, labels, bank, config, logit_scale=20.0, log=log)
+    assert log[-1]["visual"] < log[0]["visual"]
+    if kind == "cosine":
+        head = new_head(WIDTH, bank, config, None, 20.0)
+        assert isinstance(head.visual_head, nn.Module)
+        torch.testing.assert_close(
+            head.visual_head.weight.detach(), F.normalize(bank.prototypes(False), dim=1)
+        )
+
+
+def test_a_projection_rate_of_zero_leaves_attention_as_it_is() -> None:
+    """Only the visual branch learns then."""
+    features, labels, bank = stored()
+    head = train_lgr(
+        features, labels, bank, CONFIG.model_copy(update={"projection_lr": 0.0}), logit_scale=20.0
+    )
+    assert torch.equal(head.query_proj.weight, torch.eye(WIDTH))
+    assert torch.equal(head.key_proj.weight, torch.eye(WIDTH))
+
+
+def test_shapes_are_checked() -> None:
+    """Features, labels and the classifier to start from."""
+    features, labels, bank = stored()
+    with pytest.raises(InputError, match=r"features must be floating \[V, N, D\]"):
+        train_lgr(features[0], labels, bank, CONFIG, logit_scale=20.0)
+    with pytest.raises(InputError, match=r"labels must lie in 0\.\.5"):
+        train_lgr(features, labels + 1, bank, CONFIG, logit_scale=20.0)
+    init = torch.zeros(2, WIDTH), torch.zeros(2)
+    with pytest.raises(InputError, match="the visual classifier to start from"):
+        train_lgr(features, labels, bank, CONFIG, visual_init=init, logit_scale=20.0)
+
+
+def drawing_bank(encoder: Encoder) -> AnchorBank:
+    flat = [t for group in drawings.texts() for t in group]
+    owner = torch.arange(8).repeat_interleave(3)
+    return AnchorBank.build(encoder.encode_texts(flat), owner, torch.arange(8))
+
+
+VISUAL = LGRConfig(
+    tune="visual",
+    epochs=3,
+    batch_size=16,
+    lr=1e-2,
+    encoder_lr=1e-3,
+    projection_lr=1e-3,
+    augment=drawings.AUGMENT,
+)
+
+
+def test_tuning_the_tower_moves_it_alone(tmp_path: Path) -> None:
+    """The visual tower learns, the text tower and BatchNorm's statistics stay, and an interrupted run resumes."""
+    encoder = drawings.encoder()
+    before = {k: v.clone() for k, v in encoder.model.state_dict().items()}
+    text_fp, image_fp = encoder.text_fp, encoder.image_fp
+    bank = drawing_bank(encoder)
+    head, log = tune_visual(encoder, drawings.images(encoder), bank, VISUAL)
+    assert log[-1]["loss"] < log[0]["loss"]
+    assert encoder.text_fp == text_fp
+    assert encoder.image_fp != image_fp
+    after = encoder.model.state_dict()
+    assert all(
+        torch.equal(after[k], before[k]) for k in after if "running" in k or not k.startswith("visual")
+    )
+
+    other = drawings.encoder()
+
+    def stop(step: str, done: int, total: int | None) -> None:
+        if done == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune_visual(other, drawings.images(other), bank, VISUAL, run_dir=tmp_path, progress=stop)
+    other = drawings.encoder()
+    again, _ = tune_visual(other, drawings.images(other), bank, VISUAL, run_dir=tmp_path)
+    assert drawings.same_weights(other, encoder)
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in head.state_dict().items())
+
+
+BASELINE = BaselineConfig(epochs=3, batch_size=16, lr=2e-3, augment=drawings.AUGMENT)
+
+
+def test_the_baseline_trains_the_tower_without_texts(tmp_path: Path) -> None:
+    """The text tower stays, the loss falls, and an interrupted run resumes."""
+    encoder = drawings.encoder()
+    text_fp = encoder.text_fp
+    stage = train_image_only(encoder, drawings.images(encoder), BASELINE)
+    assert encoder.text_fp == text_fp
+    assert stage.visual_weight is not None
+    assert stage.visual_weight.shape == (8, encoder.dim)
+    assert stage.log[-1]["visual"] < stage.log[0]["visual"]
+    assert "scale" not in stage.log[0]
+
+    def stop(step: str, done: int, total: int | None) -> None:
+        if done == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_image_only(
+            drawings.encoder(), drawings.images(encoder), BASELINE, run_dir=tmp_path, progress=stop
+        )
+    again = train_image_only(drawings.encoder(), drawings.images(encoder), BASELINE, run_dir=tmp_path)
+    assert drawings.same_weights(again.encoder, encoder)
+
+
+def test_logit_adjustment_changes_the_baselines_loss() -> None:
+    """With it, the loss takes the sampler's prior into account."""
+    losses = []
+    for tau in (0.0, 1.0):
+        encoder = drawings.encoder()
+        config = BASELINE.model_copy(update={"epochs": 1, "logit_adjustment": tau})
+        losses.append(train_image_only(encoder, drawings.images(encoder), config).log[0]["loss"])
+    assert losses[0] != losses[1]
