@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import vlltr_index.recipes.glyphs_lt as recipe
 from PIL import Image
+
+import vlltr_index.recipes.glyphs_lt as recipe
 from vlltr_index.recipes.glyphs_lt import fonts, homoglyphs, licences, render, splits, texts
 from vlltr_index.recipes.glyphs_lt.assemble import SPLITS
 from vlltr_index.recipes.glyphs_lt.build import main

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from vlltr_index.recipes.glyphs_lt.fonts import Face
 
 SIDE = 32
