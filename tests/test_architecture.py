@@ -28,6 +28,7 @@ LAYERS = {
     "tokenizing": 3,
     "openclip": 3,
     "weights": 3,
+    "sources": 3,
     "encoder": 3,
     "store": 3,
     "lock": 3,
@@ -64,8 +65,8 @@ LAYERS = {
 }
 DOORS = {
     "lancedb": {"store"},
-    "faiss": {"index", "nearest"},
-    "open_clip": {"encoder", "openclip", "weights", "tokenizing", "models.tiny"},
+    "faiss": {"index"},
+    "open_clip": {"openclip"},
 }
 
 
