@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
-from vlltr_index.schemas.config import AugmentConfig
-from vlltr_index.train.data import TrainImages, TrainTexts
 
 from vlltr_index.encoder import Encoder
+from vlltr_index.schemas.config import AugmentConfig
+from vlltr_index.train.data import TrainImages, TrainTexts
 
 COUNTS = (20, 12, 8, 6, 4, 3, 2, 1)
 WORDS = ("ring", "cross", "bar", "dot", "wedge", "arch", "hook", "wave")
