@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from importlib import import_module
-from typing import Any
+from typing import NoReturn, TextIO
 
 import click
 from vlltr_index.cli.context import Context
@@ -82,15 +82,34 @@ class LazyGroup(click.Group):
 def vlltr(ctx: click.Context, workspace: str | None, as_json: bool, quiet: bool, verbose: bool) -> None:
     """Long-tailed image recognition that knows its classes through text (VL-LTR)."""
     ctx.obj = Context(workspace=workspace, as_json=as_json, quiet=quiet, verbose=verbose)
-    level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s", force=True)
-    logging.getLogger("vlltr_index").setLevel(level)
+    _log_to_stderr(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
 
 
-def main(argv: list[str] | None = None) -> Any:
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to whatever `sys.stderr` is at the time."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: TextIO) -> None: ...
+
+
+def _log_to_stderr(level: int) -> None:
+    logger = logging.getLogger("vlltr_index")
+    logger.setLevel(level)
+    if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
+        handler = _StderrHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command line: errors raised on purpose leave as a message and an exit code, never a traceback."""
     try:
-        return vlltr.main(args=argv, prog_name="vlltr", standalone_mode=False) or 0
+        code = vlltr.main(args=argv, prog_name="vlltr", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)
     except click.Abort:
@@ -110,4 +129,3 @@ def main(argv: list[str] | None = None) -> Any:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
-    sys.exit(0)

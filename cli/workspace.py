@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import click
-from vlltr_index.cli.context import Context, existing, pass_context
+from vlltr_index.cli.context import Context, pass_context
 
 
 @click.command("init")
@@ -25,7 +25,7 @@ def init_command(
     from vlltr_index.recipe import load_recipe
     from vlltr_index.workspace import Workspace
 
-    workspace = Workspace.create(existing(directory), load_recipe(recipe, overrides, encoder))
+    workspace = Workspace.create(directory, load_recipe(recipe, overrides, encoder))
     if context.as_json:
         context.emit({"workspace": str(workspace.path), "recipe": workspace.recipe.name})
     context.say(f"Made the workspace {workspace.path} (recipe {workspace.recipe.name}).")

@@ -74,6 +74,7 @@ class CVLPConfig(_Config):
     joint_weight: float = Field(default=0.0, ge=0)  # the joint stage; 0 turns it off
     joint_visual_weight: float = Field(default=1.0, ge=0)
     extra_classes: int = Field(default=256, ge=0)
+    joint_sentences: int = Field(default=1, ge=1)  # averaged for each candidate class of the joint stage
     word_dropout: float = Field(default=0.0, ge=0, lt=1)
     max_scale: float = Field(default=100.0, gt=1)
     precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 where the hardware multiplies it fast

@@ -18,6 +18,7 @@ from vlltr_index.schemas.config import CVLPConfig
 from vlltr_index.train import loop
 from vlltr_index.train.checkpoint import load_state
 from vlltr_index.train.cvlp import StageOne, train_cvlp
+from vlltr_index.train.data import TrainTexts
 from vlltr_index.train.joint import JointPriors, draw_candidates, joint_losses
 from vlltr_index.train.sampling import stream
 
@@ -314,3 +315,16 @@ def test_a_plan_takes_its_numbers_from_a_configuration() -> None:
         "bf16",
         None,
     )
+
+
+def test_several_sentences_a_candidate_are_averaged() -> None:
+    """Where a class has only one sentence, averaging three draws of it is the loss of a single draw, to rounding."""
+    encoder = drawings.encoder()
+    only = TrainTexts([group[:1] for group in drawings.texts()], encoder)
+    losses = []
+    for count in (1, 3):
+        encoder = drawings.encoder()
+        config = OURS.model_copy(update={"epochs": 1, "batch_size": 56, "word_dropout": 0.0, "joint_sentences": count})
+        losses.append(train_cvlp(encoder, drawings.images(encoder), only, config).log[0]["text"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert fit(OURS.model_copy(update={"epochs": 1, "joint_sentences": 2})).log[0]["loss"] > 0

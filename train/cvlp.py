@@ -44,7 +44,8 @@ def train_cvlp(
          + joint_weight * (text loss + joint_visual_weight * visual loss)
 
     Without the joint stage every image brings a sentence of its class. With it every class in the batch does, and
-    `extra_classes` others; the CCL then runs over the sentences of the classes in the batch.
+    `extra_classes` others, `joint_sentences` of them averaged; the CCL then runs over one sentence of each class in the
+    batch.
 
     Args:
         encoder: Where to start; trained in place.
@@ -149,10 +150,13 @@ class _Objective:
         if config.joint_weight > 0:
             candidates = draw_candidates(labels, self.present, config.extra_classes, generator)
         text_labels = labels if candidates is None else candidates.classes
-        rows = self.texts.draw(text_labels, generator)
+        draws = 1 if candidates is None else config.joint_sentences
+        rows = torch.cat([self.texts.draw(text_labels, generator) for _ in range(draws)])
         sentences = self.texts.tokens(rows, config.word_dropout, generator)
         image = gather_rows(self.encoder.encode_pixels(pixels))
-        text = _gather_texts(self.encoder, *sentences)
+        drawn = _gather_texts(self.encoder, *sentences).view(draws, len(text_labels), -1)
+        text = drawn[0]
+        sentences = sentences[0][: len(text)], sentences[1][: len(text)]
         # The CCL sees sentences of the batch's classes only: the others have no positive among the images.
         paired = slice(None if candidates is None else candidates.in_batch)
         parts = self._contrast(image, text[paired], labels, text_labels[paired])
@@ -163,7 +167,7 @@ class _Objective:
             image.new_zeros(()),
         )
         if candidates is not None:
-            parts |= self._joint(image, text, labels, candidates)
+            parts |= self._joint(image, drawn.mean(0), labels, candidates)
             loss = loss + config.joint_weight * (parts["text"] + config.joint_visual_weight * parts["visual"])
         return loss, parts
 

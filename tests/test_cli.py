@@ -1,0 +1,188 @@
+"""The command line: help, docs, results as JSON, and what each wrong use says and exits with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from vlltr_index.cli.main import COMMANDS, main
+from vlltr_index.cli.reference import commands, reference
+from vlltr_index.workspace import Workspace
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: str | Path) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `vlltr ARGS`, run in this process."""
+    code = 0
+    try:
+        main([str(a) for a in args])
+    except SystemExit as leave:
+        code = int(leave.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_every_command_has_help_and_a_docs_entry() -> None:
+    """`docs/commands.md` is what the program says of itself, and no command or option goes without help."""
+    assert (ROOT / "docs" / "commands.md").read_text(encoding="utf-8") == reference()
+    for path, command in commands():
+        assert command.help, path
+        for option in command.params:
+            if isinstance(option, click.Option):
+                assert option.help or option.default is not None or option.required, (path, option.name)
+
+
+def test_help_lists_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    """The main help names each command once, from its stored summary."""
+    code, out, err = run(capsys, "--help")
+    assert (code, err) == (0, "")
+    for name, (_, summary) in COMMANDS.items():
+        assert f"{name} " in out
+        assert summary.split(".")[0].split(",")[0] in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (("predikt",), 2, "Error: No such command 'predikt'. Did you mean 'predict'?"),
+        (("predict",), 2, "Error: Missing argument 'IMG...'."),
+        (("init", "{tmp}/new", "--recipe", "glyphs_lt/our"), 2, "Error: no recipe 'glyphs_lt/our'"),
+        (
+            ("init", "{tmp}/new", "--set", "cvlp.epochs=0", "--set", "lgr.speed=3"),
+            2,
+            "Error: recipe ours does not fit:\n  cvlp.epochs: Input should be greater than or equal to 1\n"
+            "  lgr.speed: Extra inputs are not permitted\nMend these keys and run again.",
+        ),
+        (("init", "{tmp}/new", "--set", "epochs"), 2, "Error: --set takes key=value, got 'epochs'\nFor example:"),
+        (("init", "s3://bucket/x"), 2, "Error: s3://bucket/x is not a local folder: only local folders can be workspaces"),
+        (
+            ("-w", "{tmp}/none", "status"),
+            1,
+            "Error: {tmp}/none is not a workspace: it has no vlltr.toml\nMake one: vlltr init {tmp}/none",
+        ),
+        (("-w", "{ws}", "ingest", "images", "{tmp}/gone", "--split", "train"), 1, "Error: no such file or folder: {tmp}/gone"),
+        (("-w", "{ws}", "train", "cvlp"), 1, "Error: there are no training images\nRun: vlltr ingest images"),
+        (("-w", "{ws}", "select"), 1, "Error: nothing has been embedded yet\nRun: vlltr embed"),
+        (("-w", "{ws}", "index"), 1, "Error: no anchor sentences have been selected yet\nRun: vlltr select"),
+        (("-w", "{ws}", "train", "lgr"), 1, "Error: no anchor sentences have been selected yet\nRun: vlltr select"),
+        (("-w", "{ws}", "predict", "x.png"), 1, "Error: no anchor sentences have been selected yet\nRun: vlltr select"),
+        (("-w", "{ws}", "evaluate"), 1, "Error: no anchor sentences have been selected yet\nRun: vlltr select"),
+        (("-w", "{ws}", "calibrate"), 1, "Error: calibration leaves one class in 10 out and needs 20 classes"),
+        (("-w", "{ws}", "classes", "show", "x"), 1, "Error: no class 'x'\nThere are no classes yet"),
+        (("-w", "{ws}", "classes", "add"), 2, "Error: give either NAME or --from FILE"),
+    ],
+)
+def test_wrong_use_says_what_mends_it(
+    capsys: pytest.CaptureFixture[str], workspace: Workspace, tmp_path: Path, args: tuple[str, ...], code: int, message: str
+) -> None:
+    """Each wrong use exits with its code and text, without a traceback and without a result on stdout."""
+    names = {"tmp": str(tmp_path), "ws": str(workspace.path)}
+    found, out, err = run(capsys, *(a.format(**names) for a in args))
+    assert message.format(**names) in err
+    assert found == code
+    assert out == ""
+    assert "Traceback" not in err
+
+
+def test_init_status_history_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Results go to stdout as one JSON document, everything else to stderr."""
+    code, out, err = run(capsys, "--json", "init", tmp_path / "w", "--recipe", "glyphs_lt/fast")
+    assert (code, json.loads(out)["recipe"]) == (0, "glyphs_lt/fast")
+    assert "Next: vlltr" in err
+    code, out, _ = run(capsys, "-w", tmp_path / "w", "--json", "status")
+    assert (code, json.loads(out)["classes"]) == (0, 0)
+    code, out, _ = run(capsys, "-w", tmp_path / "w", "--json", "history")
+    assert (code, json.loads(out)) == (0, [])
+
+
+def test_predict_and_explain(capsys: pytest.CaptureFixture[str], trained_once: Path, pictures: Path) -> None:
+    """Both print what people read, and with --json what programs read; a bad image alone gives exit code 1."""
+    image = pictures / "known-0.png"
+    code, out, _ = run(capsys, "-w", trained_once, "predict", image, "--top", "2", "--explain", "1")
+    assert code == 0
+    assert "image branch" in out
+    assert "share" in out
+    code, out, _ = run(capsys, "-w", trained_once, "--json", "predict", image, pictures / "none.png", "--top", "1")
+    assert code == 1
+    first, second = json.loads(out)
+    assert first["classes"][0]["sentences"][0]["text"]
+    assert second["problem"] is not None
+    name = first["classes"][0]["name"]
+    other = Workspace.open(trained_once).snapshot().class_table().names[3]
+    code, out, _ = run(capsys, "-w", trained_once, "explain", image, "--class", name, "--against", other)
+    assert code == 0
+    assert f"{name} against {other}" in out
+    code, _, err = run(capsys, "-w", trained_once, "explain", image, "--class", name[:-1])
+    assert code == 1
+    assert f"Did you mean {name!r}" in err
+
+
+def test_evaluate_and_classes(capsys: pytest.CaptureFixture[str], trained: Workspace, heldout: dict[str, list[str]]) -> None:
+    """The table has a row a branch; adding by sentences shows the effect; list and show know the new class."""
+    code, out, _ = run(capsys, "-w", trained.path, "evaluate", "--split", "test", "--bootstrap", "50")
+    assert code == 0
+    assert {"vl-ltr", "image branch", "text branch"} <= {line.strip()[:12].strip() for line in out.splitlines()}
+    name = min(heldout)
+    sentences = [part for s in heldout[name][:3] for part in ("--sentence", s)]
+    code, out, _ = run(capsys, "-w", trained.path, "classes", "add", name, *sentences)
+    assert code == 0
+    assert out.startswith(f"Added {name!r} (class 60): 3 sentences, 3 anchors, 0 images, known by text alone.")
+    assert "Old classes on" in out
+    code, out, _ = run(capsys, "-w", trained.path, "classes", "list")
+    assert (code, len(out.splitlines())) == (0, 61)
+    code, out, _ = run(capsys, "-w", trained.path, "classes", "show", name.upper())
+    assert code == 0
+    assert len([line for line in out.splitlines() if " loss " in line]) == 3
+    code, out, _ = run(capsys, "-w", trained.path, "history")
+    assert "classes add" in out.splitlines()[0]
+
+
+def test_embed_again_does_nothing(capsys: pytest.CaptureFixture[str], trained: Workspace) -> None:
+    """A second run finds all vectors there, and makes no commit."""
+    before = trained.history.last()
+    code, out, _ = run(capsys, "-w", trained.path, "embed")
+    assert code == 0
+    assert out.startswith("Embedded 0 sentences")
+    assert trained.history.last() == before
+
+
+def test_index_plan_writes_nothing(capsys: pytest.CaptureFixture[str], trained: Workspace) -> None:
+    """--plan names the kind and the reason."""
+    before = trained.history.last()
+    code, out, _ = run(capsys, "-w", trained.path, "index", "--plan")
+    assert code == 0
+    assert out.startswith("Would build a torch index over 480 anchors of width 192")
+    assert trained.history.last() == before
+
+
+def test_interrupted_training_goes_on(tmp_path: Path, trained_once: Path) -> None:
+    """Ctrl-C in stage 1 exits with 130 and a line that says how to go on; the next run resumes and commits once."""
+    import shutil
+
+    folder = shutil.copytree(trained_once, tmp_path / "w")
+    commits = len(Workspace.open(folder).history.ids())
+    command = [sys.executable, "-m", "vlltr_index.cli", "-w", str(folder), "train", "cvlp", "--seed", "3"]
+    command += ["--set", "cvlp.epochs=3"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ)
+    runs = folder / "runs"
+    while process.poll() is None and not list(runs.glob("cvlp-*/state.safetensors")):
+        pass
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    if process.returncode == 0:
+        pytest.fail("training ended before it could be interrupted")
+    assert process.returncode == 130, err
+    assert err.rstrip().endswith("Stopped. Run the same command again to go on.")
+    assert "Traceback" not in err
+    assert len(Workspace.open(folder).history.ids()) == commits
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "3 epochs (resumed)" in done.stdout
+    assert len(Workspace.open(folder).history.ids()) == commits + 1
