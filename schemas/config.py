@@ -121,7 +121,7 @@ class FusionConfig(_Config):
     alpha: float = Field(default=0.5, ge=0, le=1)
     tau_visual: float = Field(default=1.0, gt=0)
     tau_text: float = Field(default=1.0, gt=0)
-    margin: float = Field(default=0.0, ge=0)
+    margin: float = 0.0
     run_id: str | None = None  # the calibration run that gave the values
 
 

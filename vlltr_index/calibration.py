@@ -14,7 +14,7 @@ __all__ = ["BranchLogits", "FusionFit", "balanced_accuracy", "fit_fusion"]
 
 _TEMPERATURES = torch.logspace(-1.0, 1.0, 41, dtype=torch.float64)
 _ALPHAS = torch.linspace(0.0, 1.0, 21, dtype=torch.float64)
-_MARGINS = torch.linspace(0.0, 12.0, 49, dtype=torch.float64)
+_MARGINS = torch.linspace(-4.0, 8.0, 49, dtype=torch.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,11 +25,13 @@ class BranchLogits:
         visual: Float [N, C_v].
         text: Float [N, C].
         labels: Int64 [N], positions among the C classes.
+        few: Bool [N], images that stand for few-shot classes; None: no image does.
     """
 
     visual: Tensor
     text: Tensor
     labels: Tensor
+    few: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,12 @@ def fit_fusion(
     new: BranchLogits | None,
     row_class: Tensor,
     trained: Tensor,
-    max_loss: float = 0.005,
+    max_loss: float = 0.0075,
+    few_share: float = 0.0,
 ) -> FusionFit:
     """Fit temperatures, weight and margin.
 
-    The temperatures minimise each branch's class-balanced negative log-likelihood over the old classes; the weight that
+    The margin may be negative, where new classes would otherwise take too much. The temperatures minimise each branch's class-balanced negative log-likelihood over the old classes; the weight that
     of the fused probabilities; the margin is the one with the best accuracy on the new classes among those that cost the
     old classes at most `max_loss` of class-balanced accuracy.
 
@@ -62,13 +65,14 @@ def fit_fusion(
         row_class: Integers [C_v], as for `fuse`.
         trained: Bool [C], as for `fuse`.
         max_loss: Accuracy the old classes may lose to the margin.
+        few_share: Weight of the images that stand for few-shot classes: the share of these among all classes.
 
     Raises:
         InputError: If there is no image of an old class.
     """
     if not len(old.labels):
         raise InputError("there is no held-back image of a trained class to calibrate on")
-    weights = _class_weights(old.labels)
+    weights = image_weights(old, few_share)
     position = torch.full((len(trained),), -1, dtype=torch.int64)
     position[trained] = torch.arange(int(trained.sum()))
     row_of = torch.full((len(trained),), -1, dtype=torch.int64)
@@ -87,17 +91,30 @@ def fit_fusion(
             best, best_loss = alpha, loss
     params = FusionParams(best, tau_visual, tau_text, 0.0)
     alone = fuse(old.visual, old.text[:, trained], alone_rows, all_trained, params).probabilities
-    old_alone = balanced_accuracy(alone, labels)
+    old_alone = balanced_accuracy(alone, labels, weights)
     if new is None or not len(new.labels):
         return FusionFit(params, old_alone, old_alone, float("nan"), float("nan"))
-    return _fit_margin(old, new, row_class, trained, params, old_alone, max_loss)
+    return _fit_margin(old, new, row_class, trained, params, old_alone, max_loss, weights)
 
 
-def balanced_accuracy(scores: Tensor, labels: Tensor) -> float:
-    """Mean over the classes present of their top-1 accuracy; scores [N, C], labels int64 [N]."""
+def balanced_accuracy(scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> float:
+    """Mean over the classes present of their top-1 accuracy; scores [N, C], labels int64 [N].
+
+    `weights` float64 [N], summing to one, replace the weights that count each class alike.
+    """
     right = (scores.argmax(1) == labels).double()
-    weights = _class_weights(labels)
-    return float((right * weights).sum())
+    return float((right * (_class_weights(labels) if weights is None else weights)).sum())
+
+
+def image_weights(images: BranchLogits, few_share: float) -> Tensor:
+    """Weights float64 [N] that sum to one: classes count alike within the two groups, and the group `few` has
+    `few_share` of the whole (all of it, or nothing, where the other group is empty)."""
+    if images.few is None or not bool(images.few.any()) or bool(images.few.all()):
+        return _class_weights(images.labels)
+    weights = torch.empty(len(images.labels), dtype=torch.float64)
+    weights[images.few] = few_share * _class_weights(images.labels[images.few])
+    weights[~images.few] = (1.0 - few_share) * _class_weights(images.labels[~images.few])
+    return weights
 
 
 def _fit_margin(
@@ -108,23 +125,23 @@ def _fit_margin(
     params: FusionParams,
     old_alone: float,
     max_loss: float,
+    weights: Tensor,
 ) -> FusionFit:
     tried: list[tuple[float, float, float]] = []
     for margin in _MARGINS.tolist():
         at = FusionParams(params.alpha, params.tau_visual, params.tau_text, margin)
         with_new = balanced_accuracy(
-            fuse(old.visual, old.text, row_class, trained, at).probabilities, old.labels
+            fuse(old.visual, old.text, row_class, trained, at).probabilities, old.labels, weights
         )
         fresh = balanced_accuracy(
             fuse(new.visual, new.text, row_class, trained, at).probabilities, new.labels
         )
         tried.append((margin, with_new, fresh))
-        if margin and with_new < old_alone - 4 * max_loss:
-            break
     allowed = [t for t in tried if t[1] >= old_alone - max_loss] or tried[:1]
     margin, with_new, fresh = max(allowed, key=lambda t: (t[2], -t[0]))
     chosen = FusionParams(params.alpha, params.tau_visual, params.tau_text, margin)
-    return FusionFit(chosen, old_alone, with_new, fresh, tried[0][2])
+    without = next(t[2] for t in tried if t[0] == 0.0)
+    return FusionFit(chosen, old_alone, with_new, fresh, without)
 
 
 def _class_weights(labels: Tensor) -> Tensor:

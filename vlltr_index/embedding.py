@@ -112,7 +112,7 @@ def _pixel_batches(
             good.append(image_id)
             pixels.append(encoder.preprocess(image))
         batch = torch.stack(pixels) if pixels else torch.empty(0)
-        if augment is not None and good:
+        if view and augment is not None and good:
             seed = int.from_bytes(hashlib.sha256(f"{good[0]}:{view}".encode()).digest()[:7], "big")
             batch = augment(batch, torch.Generator().manual_seed(seed))
         yield good, batch, bad

@@ -45,6 +45,8 @@ def load_recipe(
     values = load_toml(path)
     if encoder is not None:
         model, _, pretrained = encoder.partition(":")
+        if pretrained and Path(pretrained).expanduser().exists():
+            pretrained = str(Path(pretrained).expanduser().absolute())
         values["encoder"] = {"model": model, **({"pretrained": pretrained} if pretrained else {})}
     return validate(Recipe, apply_overrides(values, overrides), f"recipe {name}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -32,6 +32,7 @@ __all__ = ["CalibrationReport", "calibrate"]
 _NEW_SHARE = 10  # one class in ten is left out
 _FEW_SHARE = 3  # one many-shot class in three is cut
 _MANY = 100
+_FEW = 20
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class _Plan:
     new: list[int]
     few: list[int]
     held_back: set[str]
+    few_share: float  # of few-shot classes among those with training images
 
 
 def calibrate(
@@ -97,7 +99,8 @@ def calibrate(
         add_classes(inner, [NewClass(names[i], tuple(texts[i])) for i in missing], progress=progress)
     _bring_images(inner, snapshot, plan, names)
     embed(inner, recipe.lgr.views, progress)
-    fit, old_images, new_images = _fit(inner)
+    few = {inner.snapshot().class_table().lookup(names[i]) for i in plan.few}
+    fit, old_images, new_images = _fit(inner, few, plan.few_share)
     fusion = FusionConfig(
         alpha=fit.params.alpha,
         tau_visual=fit.params.tau_visual,
@@ -151,7 +154,8 @@ def _plan(snapshot: Snapshot) -> _Plan:
     for place, class_id in enumerate(few):
         images = sorted(by_class[class_id], key=_order)
         held_back.update(images[1 + place % 5 :])
-    return _Plan(sorted(new), sorted(few), held_back)
+    few_share = sum(len(images) <= _FEW for images in by_class.values()) / len(by_class)
+    return _Plan(sorted(new), sorted(few), held_back, few_share)
 
 
 def _inner_workspace(
@@ -231,11 +235,12 @@ def _bring_images(inner: Workspace, snapshot: Snapshot, plan: _Plan, names: dict
         tx.upsert("images", rows)
 
 
-def _fit(inner: Workspace) -> tuple[FusionFit, int, int]:
+def _fit(inner: Workspace, few: set[int], few_share: float) -> tuple[FusionFit, int, int]:
     snapshot = inner.snapshot()
     scorer = load_scorer(inner, snapshot)
     old, new = image_set(snapshot, "old"), image_set(snapshot, "new")
-    fit = fit_fusion(_logits(scorer, old), _logits(scorer, new), scorer.row_class, scorer.trained)
+    seen = replace(_logits(scorer, old), few=torch.isin(old.class_ids, torch.tensor(sorted(few), dtype=torch.int64)))
+    fit = fit_fusion(seen, _logits(scorer, new), scorer.row_class, scorer.trained, few_share=few_share)
     return fit, len(old.class_ids), len(new.class_ids)
 
 
