@@ -1,0 +1,1 @@
+"""Programs that measure; their results are committed under `benchmarks/results`."""
