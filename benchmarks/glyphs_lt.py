@@ -1,10 +1,10 @@
 """The figures on Glyphs-LT: method and image-only baseline at equal image budget, new classes from text alone.
 
-    python -m benchmarks.glyphs_lt run --seed 0 --dir runs     one seed, resumable; writes benchmarks/results/glyphs_lt-0.json
-    python -m benchmarks.glyphs_lt table                       all seeds' results to docs/results.md and results.json
+    python -m benchmarks.glyphs_lt run --seed 0 --dir runs    one seed, resumable; to benchmarks/results/glyphs_lt-0.json
+    python -m benchmarks.glyphs_lt table                      all seeds' results to docs/results.md and results.json
 
-Each row of one seed is evaluated on the same images; differences are paired. The final held-out classes are read here and
-nowhere else.
+Each row of one seed is evaluated on the same images; differences are paired. The final held-out classes are read here
+and nowhere else.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def run(seed: int, folder: Path) -> None:
     recipe = override(load_recipe(RECIPE), (f"cvlp.seed={seed}", f"lgr.seed={seed}", f"baseline.seed={seed}"))
     path = folder / f"seed-{seed}"
     workspace = Workspace.open(path) if (path / "vlltr.toml").exists() else Workspace.create(path, recipe)
-    workspace.write_config(WorkspaceConfig(recipe=recipe))  # the fusion values may be newer than the workspace
+    workspace.write_config(
+        WorkspaceConfig(recipe=recipe)
+    )  # the fusion values may be newer than the workspace
     with seconds("ingest"):
         ingest_text(workspace, data.texts)
         for split in ("train", "val", "test"):
@@ -75,8 +77,14 @@ def run(seed: int, folder: Path) -> None:
         "recipe": recipe.model_dump(mode="json"),
         "protocol": recipe.protocol,
         "dataset": json.loads((data.folder / "manifest.json").read_text(encoding="utf-8"))["content_sha256"],
-        "versions": {n: version(n) for n in ("torch", "open_clip_torch", "lancedb", "faiss-cpu", "vlltr-index")},
-        "machine": {"system": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "versions": {
+            n: version(n) for n in ("torch", "open_clip_torch", "lancedb", "faiss-cpu", "vlltr-index")
+        },
+        "machine": {
+            "system": platform.platform(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
         "seconds": seconds.values,
         **_measure(workspace, data),
     }
@@ -115,7 +123,9 @@ def _measure(workspace: Workspace, data: GlyphFiles) -> dict[str, Any]:
         **_baseline(workspace),
     }
     right = {name: _bits(scores.argmax(1) == labels) for name, scores in rows.items()}
-    top5 = {name: _bits((scores.topk(5, 1).indices == labels[:, None]).any(1)) for name, scores in rows.items()}
+    top5 = {
+        name: _bits((scores.topk(5, 1).indices == labels[:, None]).any(1)) for name, scores in rows.items()
+    }
     return {
         "counts": counts[labels].tolist(),
         "right": right,
@@ -135,7 +145,9 @@ def _baseline(workspace: Workspace) -> dict[str, torch.Tensor]:
     with workspace.transaction("evaluate") as tx:
         embed_images(tx, encoder, "test")
         ids = usable_images(tx, "test", [])["image_id"].to_pylist()
-        _, features = tx.store.vectors(image_vectors_name(encoder.image_fp), "vector_key", [f"{i}:0" for i in ids])
+        _, features = tx.store.vectors(
+            image_vectors_name(encoder.image_fp), "vector_key", [f"{i}:0" for i in ids]
+        )
     logits = features @ visual["weight"].T + visual["bias"]
     prior = sampler_prior(visual["counts"], workspace.recipe.baseline.sampler_power).log().to(logits.dtype)
     return {"image-only": logits, "image-only + logit adjustment": logits - prior}
@@ -172,7 +184,9 @@ def _bits(values: torch.Tensor) -> str:
 
 def main() -> None:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("run")
     one.add_argument("--seed", type=int, required=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import click
+
 from vlltr_index.cli.context import Context, existing, pass_context
 
 

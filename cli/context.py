@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
 from vlltr_index.schemas.records import Progress
 
 if TYPE_CHECKING:

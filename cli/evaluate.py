@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import click
+
 from vlltr_index.cli.context import Context, pass_context
 
 
@@ -24,7 +25,6 @@ def evaluate_command(context: Context, split: str, retrieval: str, at: int | Non
     Rows: both branches fused, each branch alone, and the image-only baseline if it was trained.
     """
     from vlltr_index.cli.render import evaluation_table
-
     from vlltr_index.stages.evaluate import evaluate
 
     workspace = context.open()

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
+
 from vlltr_index.cli.context import Context, existing, pass_context
 
 if TYPE_CHECKING:

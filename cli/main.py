@@ -8,9 +8,9 @@ from importlib import import_module
 from typing import NoReturn, TextIO
 
 import click
-from vlltr_index.cli.context import Context
 
 from vlltr_index import __version__
+from vlltr_index.cli.context import Context
 from vlltr_index.errors import VlltrError
 
 __all__ = ["COMMANDS", "main", "vlltr"]

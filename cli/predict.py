@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import click
+
 from vlltr_index.cli.context import Context, pass_context
 
 
@@ -23,7 +24,6 @@ def predict_command(
     An image that cannot be read is reported and the others are answered; the exit code is then 1.
     """
     from vlltr_index.cli.render import prediction_lines
-
     from vlltr_index.recognizer import Recognizer
 
     recognizer = Recognizer.open(context.open(), at=at)
@@ -47,7 +47,6 @@ def predict_command(
 def explain_command(context: Context, image: str, name: str, against: str | None, at: int | None) -> None:
     """Show every anchor sentence of a class with its share and effect for one image."""
     from vlltr_index.cli.render import explanation_lines
-
     from vlltr_index.recognizer import Recognizer
 
     recognizer = Recognizer.open(context.open(), at=at)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+
 from vlltr_index.cli.context import Context, existing, pass_context
 
 _FOLDER = {"fast": "vlltr-quickstart-fast", "short": "vlltr-quickstart", "full": "vlltr-quickstart-full"}
@@ -65,8 +66,8 @@ class Journal:
 def quickstart_command(context: Context, size: str | None, directory: str | None, seed: int) -> None:
     """Run the whole method on Glyphs-LT, the long-tailed data set that ships with the package.
 
-    Ingests text and images, trains, selects anchor sentences, indexes, evaluates, explains a prediction, and adds a class
-    by its description alone. Every step is printed as the command that does it. Stopped, it goes on where it was.
+    Ingests text and images, trains, selects anchor sentences, indexes, evaluates, explains a prediction, and adds a
+    class by its description alone. Every step is printed as the command that does it. Stopped, it goes on where it was.
     """
     size = size or "short"
     folder = existing(directory or _FOLDER[size])
@@ -176,7 +177,6 @@ def _run(context: Context, journal: Journal, folder: Path, step: Step, place: st
 def _committed_baseline(context: Context) -> None:
     """Show the image-only rows from the results that ship with the package, marked so."""
     from vlltr_index.cli.render import percent, table
-
     from vlltr_index.glyphs import glyph_files
 
     path = glyph_files().folder.parent / "results.json"

@@ -15,13 +15,16 @@ _HEAD = """# Commands
 
 Made from the program by `python -m vlltr_index.cli.reference > docs/commands.md`.
 
-`vlltr [-w DIR] [--json] [-q] [-v] COMMAND ...`: a workspace is the nearest folder upward with a `vlltr.toml`, or the one that
-`-w` names. `--json` writes results to stdout as JSON; everything else goes to stderr. Exit codes: 0 done, 1 failed, 2 the
-command was not understood, 130 stopped by Ctrl-C. A command that was stopped goes on where it was when it is run again.
+`vlltr [-w DIR] [--json] [-q] [-v] COMMAND ...`: a workspace is the nearest folder upward with a `vlltr.toml`, or the one
+that `-w` names. `--json` writes results to stdout as JSON; everything else goes to stderr. Exit codes: 0 done, 1 failed,
+2 the command was not understood, 130 stopped by Ctrl-C. A command that was stopped goes on where it was when it is run
+again.
 """
 
 
-def commands(group: click.Group = vlltr, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+def commands(
+    group: click.Group = vlltr, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     """Every command that can be run, with its words."""
     context = click.Context(group)
     for name in group.list_commands(context):
@@ -45,7 +48,9 @@ def reference() -> str:
 
 
 def _entry(path: tuple[str, ...], command: click.Command) -> str:
-    context = click.Context(command, info_name=" ".join(("vlltr", *path)), max_content_width=100, terminal_width=100)
+    context = click.Context(
+        command, info_name=" ".join(("vlltr", *path)), max_content_width=100, terminal_width=100
+    )
     return f"```text\n{command.get_help(context).rstrip()}\n```\n"
 
 

@@ -7,11 +7,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
+
 from vlltr_index.cli.context import Context, pass_context
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.config import Recipe
-
     from vlltr_index.stages.train import TrainReport
     from vlltr_index.workspace import Workspace
 

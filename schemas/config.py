@@ -175,7 +175,9 @@ def validate(model: type[_Model], values: dict[str, Any], where: str) -> _Model:
         return model.model_validate(values)
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc'])) or '(top)'}: {e['msg']}" for e in error.errors()]
-        raise ConfigError(f"{where} does not fit:\n" + "\n".join(lines), "Mend these keys and run again.") from None
+        raise ConfigError(
+            f"{where} does not fit:\n" + "\n".join(lines), "Mend these keys and run again."
+        ) from None
 
 
 def load_toml(path: Path) -> dict[str, Any]:

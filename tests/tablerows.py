@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
+
 from vlltr_index.schemas.tables import ANCHORS, CLASSES, IMAGES, SENTENCE_SCORES, SENTENCES, sentence_vectors
 
 

@@ -36,7 +36,9 @@ def test_the_margin_keeps_its_promise(seed: int) -> None:
     """Old classes lose at most what was allowed, and new ones are never worse off than without a margin."""
     trained = torch.arange(14) < 10
     rows = torch.arange(10)
-    fit = fit_fusion(branches(seed, 400, 14, 10), branches(seed + 1, 200, 14, 10, True), rows, trained, max_loss=0.02)
+    fit = fit_fusion(
+        branches(seed, 400, 14, 10), branches(seed + 1, 200, 14, 10, True), rows, trained, max_loss=0.02
+    )
     without = fit_fusion(branches(seed, 400, 14, 10), None, rows, trained)
     assert fit.old_alone == pytest.approx(without.old_alone)
     if fit.params.margin > -4:
@@ -102,7 +104,10 @@ def test_left_out_names_are_struck_from_other_classes() -> None:
         }
     )
     kept = without_names(rows, names, [1])
-    assert kept["text"].to_pylist() == ["Not the letter e with acutely bent arm.", "A letter e with acute and dot."]
+    assert kept["text"].to_pylist() == [
+        "Not the letter e with acutely bent arm.",
+        "A letter e with acute and dot.",
+    ]
 
 
 def test_calibrate_writes_values_and_its_run(trained: Workspace) -> None:
@@ -124,7 +129,9 @@ def test_calibrate_writes_values_and_its_run(trained: Workspace) -> None:
 
 def test_too_few_classes(workspace: Workspace) -> None:
     """The error says how many are needed and what to do instead."""
-    with pytest.raises(MissingStepError, match="needs 20 classes with training images; there are 0") as caught:
+    with pytest.raises(
+        MissingStepError, match="needs 20 classes with training images; there are 0"
+    ) as caught:
         calibrate(workspace, workspace.recipe)
     assert caught.value.hint is not None
     assert caught.value.hint.startswith("Set the values by hand in vlltr.toml")

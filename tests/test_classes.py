@@ -28,7 +28,9 @@ def losses_of(workspace: Workspace) -> dict[str, float]:
     return {r["sentence_id"]: r["loss"] for r in rows}
 
 
-def test_a_class_by_its_description_alone(trained: Workspace, heldout: dict[str, list[str]], pictures: Path) -> None:
+def test_a_class_by_its_description_alone(
+    trained: Workspace, heldout: dict[str, list[str]], pictures: Path
+) -> None:
     """The class is there at once with its own id, no visual row, and can be explained; one commit was made."""
     name = min(heldout)
     before = trained.history.last()
@@ -46,7 +48,9 @@ def test_a_class_by_its_description_alone(trained: Workspace, heldout: dict[str,
     assert recognizer.explain(pictures / "unseen" / "0.png", name).image_part == 0.0
 
 
-def test_text_alone_leaves_the_other_classes_anchors(trained: Workspace, heldout: dict[str, list[str]]) -> None:
+def test_text_alone_leaves_the_other_classes_anchors(
+    trained: Workspace, heldout: dict[str, list[str]]
+) -> None:
     """Without images no other class's anchors, keys or scores change, and the index is kept."""
     name = min(heldout)
     anchors, losses, commit = anchors_of(trained), losses_of(trained), trained.history.last()
@@ -130,13 +134,19 @@ def test_dry_run_writes_nothing(trained: Workspace, heldout: dict[str, list[str]
     assert real.added[0].class_id == report.added[0].class_id
 
 
-def test_a_manifest_of_many(trained: Workspace, heldout: dict[str, list[str]], tmp_path: Path, pictures: Path) -> None:
+def test_a_manifest_of_many(
+    trained: Workspace, heldout: dict[str, list[str]], tmp_path: Path, pictures: Path
+) -> None:
     """Both forms of an entry, with images relative to the file, in one commit."""
     names = sorted(heldout)[:3]
     picture = tmp_path / "one.png"
     picture.write_bytes((pictures / "unseen" / "0.png").read_bytes())
     values = {
-        names[0]: {"sentences": heldout[names[0]], "images": ["one.png", "gone.png"], "aliases": ["the first"]},
+        names[0]: {
+            "sentences": heldout[names[0]],
+            "images": ["one.png", "gone.png"],
+            "aliases": ["the first"],
+        },
         names[1]: heldout[names[1]],
         names[2]: heldout[names[2]],
     }
@@ -156,7 +166,10 @@ def test_a_manifest_of_many(trained: Workspace, heldout: dict[str, list[str]], t
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "{path} is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+        (
+            "{",
+            "{path} is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
+        ),
         ("[]", "{path}: expected {{name: [sentence, ...]}} with at least one class"),
         ("{}", "{path}: expected {{name: [sentence, ...]}} with at least one class"),
         (

@@ -61,27 +61,60 @@ def test_help_lists_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
             "Error: recipe ours does not fit:\n  cvlp.epochs: Input should be greater than or equal to 1\n"
             "  lgr.speed: Extra inputs are not permitted\nMend these keys and run again.",
         ),
-        (("init", "{tmp}/new", "--set", "epochs"), 2, "Error: --set takes key=value, got 'epochs'\nFor example:"),
-        (("init", "s3://bucket/x"), 2, "Error: s3://bucket/x is not a local folder: only local folders can be workspaces"),
+        (
+            ("init", "{tmp}/new", "--set", "epochs"),
+            2,
+            "Error: --set takes key=value, got 'epochs'\nFor example:",
+        ),
+        (
+            ("init", "s3://bucket/x"),
+            2,
+            "Error: s3://bucket/x is not a local folder: only local folders can be workspaces",
+        ),
         (
             ("-w", "{tmp}/none", "status"),
             1,
             "Error: {tmp}/none is not a workspace: it has no vlltr.toml\nMake one: vlltr init {tmp}/none",
         ),
-        (("-w", "{ws}", "ingest", "images", "{tmp}/gone", "--split", "train"), 1, "Error: no such file or folder: {tmp}/gone"),
+        (
+            ("-w", "{ws}", "ingest", "images", "{tmp}/gone", "--split", "train"),
+            1,
+            "Error: no such file or folder: {tmp}/gone",
+        ),
         (("-w", "{ws}", "train", "cvlp"), 1, "Error: there are no training images\nRun: vlltr ingest images"),
         (("-w", "{ws}", "select"), 1, "Error: nothing has been embedded yet\nRun: vlltr embed"),
         (("-w", "{ws}", "index"), 1, "Error: no anchor sentences have been selected yet\nRun: vlltr select"),
-        (("-w", "{ws}", "train", "lgr"), 1, "Error: no anchor sentences have been selected yet\nRun: vlltr select"),
-        (("-w", "{ws}", "predict", "x.png"), 1, "Error: no anchor sentences have been selected yet\nRun: vlltr select"),
-        (("-w", "{ws}", "evaluate"), 1, "Error: no anchor sentences have been selected yet\nRun: vlltr select"),
-        (("-w", "{ws}", "calibrate"), 1, "Error: calibration leaves one class in 10 out and needs 20 classes"),
+        (
+            ("-w", "{ws}", "train", "lgr"),
+            1,
+            "Error: no anchor sentences have been selected yet\nRun: vlltr select",
+        ),
+        (
+            ("-w", "{ws}", "predict", "x.png"),
+            1,
+            "Error: no anchor sentences have been selected yet\nRun: vlltr select",
+        ),
+        (
+            ("-w", "{ws}", "evaluate"),
+            1,
+            "Error: no anchor sentences have been selected yet\nRun: vlltr select",
+        ),
+        (
+            ("-w", "{ws}", "calibrate"),
+            1,
+            "Error: calibration leaves one class in 10 out and needs 20 classes",
+        ),
         (("-w", "{ws}", "classes", "show", "x"), 1, "Error: no class 'x'\nThere are no classes yet"),
         (("-w", "{ws}", "classes", "add"), 2, "Error: give either NAME or --from FILE"),
     ],
 )
 def test_wrong_use_says_what_mends_it(
-    capsys: pytest.CaptureFixture[str], workspace: Workspace, tmp_path: Path, args: tuple[str, ...], code: int, message: str
+    capsys: pytest.CaptureFixture[str],
+    workspace: Workspace,
+    tmp_path: Path,
+    args: tuple[str, ...],
+    code: int,
+    message: str,
 ) -> None:
     """Each wrong use exits with its code and text, without a traceback and without a result on stdout."""
     names = {"tmp": str(tmp_path), "ws": str(workspace.path)}
@@ -110,7 +143,9 @@ def test_predict_and_explain(capsys: pytest.CaptureFixture[str], trained_once: P
     assert code == 0
     assert "image branch" in out
     assert "share" in out
-    code, out, _ = run(capsys, "-w", trained_once, "--json", "predict", image, pictures / "none.png", "--top", "1")
+    code, out, _ = run(
+        capsys, "-w", trained_once, "--json", "predict", image, pictures / "none.png", "--top", "1"
+    )
     assert code == 1
     first, second = json.loads(out)
     assert first["classes"][0]["sentences"][0]["text"]
@@ -125,16 +160,22 @@ def test_predict_and_explain(capsys: pytest.CaptureFixture[str], trained_once: P
     assert f"Did you mean {name!r}" in err
 
 
-def test_evaluate_and_classes(capsys: pytest.CaptureFixture[str], trained: Workspace, heldout: dict[str, list[str]]) -> None:
+def test_evaluate_and_classes(
+    capsys: pytest.CaptureFixture[str], trained: Workspace, heldout: dict[str, list[str]]
+) -> None:
     """The table has a row a branch; adding by sentences shows the effect; list and show know the new class."""
     code, out, _ = run(capsys, "-w", trained.path, "evaluate", "--split", "test", "--bootstrap", "50")
     assert code == 0
-    assert {"vl-ltr", "image branch", "text branch"} <= {line.strip()[:12].strip() for line in out.splitlines()}
+    assert {"vl-ltr", "image branch", "text branch"} <= {
+        line.strip()[:12].strip() for line in out.splitlines()
+    }
     name = min(heldout)
     sentences = [part for s in heldout[name][:3] for part in ("--sentence", s)]
     code, out, _ = run(capsys, "-w", trained.path, "classes", "add", name, *sentences)
     assert code == 0
-    assert out.startswith(f"Added {name!r} (class 60): 3 sentences, 3 anchors, 0 images, known by text alone.")
+    assert out.startswith(
+        f"Added {name!r} (class 60): 3 sentences, 3 anchors, 0 images, known by text alone."
+    )
     assert "Old classes on" in out
     code, out, _ = run(capsys, "-w", trained.path, "classes", "list")
     assert (code, len(out.splitlines())) == (0, 61)
@@ -171,7 +212,9 @@ def test_interrupted_training_goes_on(tmp_path: Path, trained_once: Path) -> Non
     commits = len(Workspace.open(folder).history.ids())
     command = [sys.executable, "-m", "vlltr_index.cli", "-w", str(folder), "train", "cvlp", "--seed", "3"]
     command += ["--set", "cvlp.epochs=3"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ
+    )
     runs = folder / "runs"
     while process.poll() is None and not list(runs.glob("cvlp-*/state.safetensors")):
         pass

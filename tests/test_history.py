@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vlltr_index.schemas.config import FORMAT, FusionConfig
 
 from vlltr_index.errors import NewerWorkspaceError, WorkspaceError
 from vlltr_index.history import Commit, History
+from vlltr_index.schemas.config import FORMAT, FusionConfig
 
 
 def commit(number: int, **fields: Any) -> Commit:

@@ -55,10 +55,14 @@ def project(tmp_path: Path) -> Iterator[Path]:
         write(photograph(colour, 99), tmp_path / "test" / name / "a.jpg", 6)
         text = tmp_path / "texts" / f"{name}.txt"
         text.parent.mkdir(exist_ok=True)
-        text.write_text(f"The {name} is a bird. Its body is {name.split()[0]}. It lives in Europe.", encoding="utf-8")
+        text.write_text(
+            f"The {name} is a bird. Its body is {name.split()[0]}. It lives in Europe.", encoding="utf-8"
+        )
     (tmp_path / "pictures" / "red kite" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
     model = small_clip.make(quick_gelu=True)
-    save_file({k: v.contiguous() for k, v in small_clip.openai_state(model).items()}, tmp_path / "clip.safetensors")
+    save_file(
+        {k: v.contiguous() for k, v in small_clip.openai_state(model).items()}, tmp_path / "clip.safetensors"
+    )
     before = Path.cwd()
     os.chdir(tmp_path)
     yield tmp_path
@@ -73,8 +77,15 @@ def vlltr(*args: str) -> None:
 
 
 def test_own_photographs_from_init_to_predict(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Ingest, embed, select, train the head, index, evaluate and predict; rotation is undone, the broken file reported."""
-    vlltr("init", "birds", "--encoder", f"{small_clip.NAME}-quickgelu:clip.safetensors", "--set", "lgr.epochs=30")
+    """From ingest to predict; rotation is undone, the broken file reported."""
+    vlltr(
+        "init",
+        "birds",
+        "--encoder",
+        f"{small_clip.NAME}-quickgelu:clip.safetensors",
+        "--set",
+        "lgr.epochs=30",
+    )
     vlltr("-w", "birds", "ingest", "text", "texts")
     vlltr("-w", "birds", "ingest", "images", "pictures", "--split", "train")
     out = capsys.readouterr().out
@@ -108,7 +119,9 @@ def test_a_workspace_finds_its_weights_from_anywhere(project: Path, monkeypatch:
     vlltr("embed")
 
 
-def test_the_quickgelu_trap_is_refused_with_the_right_command(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_quickgelu_trap_is_refused_with_the_right_command(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """OpenAI's weights without QuickGELU are not embedded silently wrong: mended with a warning, or refused."""
     vlltr("init", "plain", "--encoder", f"{small_clip.NAME}:clip.safetensors")
     vlltr("-w", "plain", "ingest", "text", "texts")

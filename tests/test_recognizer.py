@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from vlltr_index.classes import add_class
-from vlltr_index.errors import FingerprintMismatch, InputError, MissingStepError, UnknownClassError, UsageError
+from vlltr_index.errors import (
+    FingerprintMismatch,
+    InputError,
+    MissingStepError,
+    UnknownClassError,
+    UsageError,
+)
 from vlltr_index.heads import SavedHead, load_head, save_head
 from vlltr_index.loading import image_set
 from vlltr_index.recognizer import Recognizer
@@ -24,7 +30,9 @@ def recognizer(trained_once: Path) -> Recognizer:
 def test_parts_add_up_to_the_probability(recognizer: Recognizer, pictures: Path) -> None:
     """What each branch gave adds up to each class's probability, and all classes to one."""
     classes = len(recognizer.scorer.class_ids)
-    for prediction in recognizer.predict(sorted(pictures.glob("known-*.png")), top=classes, retrieval="exhaustive"):
+    for prediction in recognizer.predict(
+        sorted(pictures.glob("known-*.png")), top=classes, retrieval="exhaustive"
+    ):
         assert len(prediction.classes) == classes
         assert sum(c.probability for c in prediction.classes) == pytest.approx(1.0, abs=1e-5)
         for score in prediction.classes:
@@ -150,7 +158,9 @@ def test_a_head_of_another_encoder_is_refused(trained: Workspace) -> None:
     other = SavedHead(saved.head, saved.class_ids, saved.training_mean, saved.text_fp, "0" * 16)
     with trained.transaction("test") as tx:
         tx.set(head=trained.put_object("heads", lambda folder: save_head(other, folder)))
-    with pytest.raises(FingerprintMismatch, match=r"the head was trained on image vectors of encoder 0{16}") as caught:
+    with pytest.raises(
+        FingerprintMismatch, match=r"the head was trained on image vectors of encoder 0{16}"
+    ) as caught:
         Recognizer.open(trained)
     assert caught.value.hint == "Train it again: vlltr train lgr"
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tablerows import class_rows, vector_rows
-from vlltr_index.schemas.tables import CLASSES, sentence_vectors
 
 from vlltr_index.errors import InputError
 from vlltr_index.rows import conform, last_per_key, one_of, quote
+from vlltr_index.schemas.tables import CLASSES, sentence_vectors
 
 
 def test_conform_orders_columns_and_fills_nullable_ones() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from tablerows import anchor_rows, class_rows, image_rows, score_rows, sentence_rows, vector_rows
+
 from vlltr_index.schemas.config import EncoderConfig, Recipe
 from vlltr_index.schemas.tables import (
     image_vectors,
@@ -17,7 +18,6 @@ from vlltr_index.schemas.tables import (
     sentence_vectors,
     sentence_vectors_name,
 )
-
 from vlltr_index.stages.status import status
 from vlltr_index.transaction import Transaction
 from vlltr_index.workspace import Workspace

@@ -14,9 +14,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tablerows import class_rows, sentence_rows, vector_rows
-from vlltr_index.schemas.tables import CLASSES, SENTENCES, sentence_vectors
 
 from vlltr_index.errors import InputError, MissingStepError, VlltrError, WorkspaceError
+from vlltr_index.schemas.tables import CLASSES, SENTENCES, sentence_vectors
 from vlltr_index.store import Store, quote
 
 

@@ -324,7 +324,9 @@ def test_several_sentences_a_candidate_are_averaged() -> None:
     losses = []
     for count in (1, 3):
         encoder = drawings.encoder()
-        config = OURS.model_copy(update={"epochs": 1, "batch_size": 56, "word_dropout": 0.0, "joint_sentences": count})
+        config = OURS.model_copy(
+            update={"epochs": 1, "batch_size": 56, "word_dropout": 0.0, "joint_sentences": count}
+        )
         losses.append(train_cvlp(encoder, drawings.images(encoder), only, config).log[0]["text"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert fit(OURS.model_copy(update={"epochs": 1, "joint_sentences": 2})).log[0]["loss"] > 0

@@ -8,11 +8,11 @@ from contextlib import contextmanager, suppress
 import pyarrow as pa
 import pytest
 from tablerows import anchor_rows, class_rows, image_rows, score_rows, sentence_rows
-from vlltr_index.schemas.config import FusionConfig
-from vlltr_index.schemas.tables import IMAGES, SENTENCES, imprints
 
 from vlltr_index.errors import InputError, UsageError, WorkspaceError
 from vlltr_index.history import Commit
+from vlltr_index.schemas.config import FusionConfig
+from vlltr_index.schemas.tables import IMAGES, SENTENCES, imprints
 from vlltr_index.transaction import Transaction
 from vlltr_index.workspace import Workspace
 

@@ -12,14 +12,6 @@ from pathlib import Path
 
 import pytest
 from tablerows import class_rows
-from vlltr_index.schemas.config import (
-    FORMAT,
-    AugmentConfig,
-    CVLPConfig,
-    EncoderConfig,
-    Recipe,
-    WorkspaceConfig,
-)
 from writers import STEPS, add_anchors, write_in_steps
 
 from vlltr_index.errors import (
@@ -29,6 +21,14 @@ from vlltr_index.errors import (
     NewerWorkspaceError,
     UsageError,
     WorkspaceError,
+)
+from vlltr_index.schemas.config import (
+    FORMAT,
+    AugmentConfig,
+    CVLPConfig,
+    EncoderConfig,
+    Recipe,
+    WorkspaceConfig,
 )
 from vlltr_index.workspace import Workspace
 

@@ -188,7 +188,8 @@ def without_names(rows: pa.Table, names: dict[int, str], left_out: list[int]) ->
     """
     pattern = {i: re.compile(rf"\b{re.escape(names[i].casefold())}\b") for i in left_out}
     telling = {
-        i: [p for p in pattern.values() if not p.search(names[i].casefold())] for i in set(rows["class_id"].to_pylist())
+        i: [p for p in pattern.values() if not p.search(names[i].casefold())]
+        for i in set(rows["class_id"].to_pylist())
     }
     # One pass with all names at once; the few hits are then looked at name by name.
     every = re.compile("|".join(rf"\b{re.escape(names[i].casefold())}\b" for i in left_out) or r"(?!)")
@@ -239,7 +240,9 @@ def _fit(inner: Workspace, few: set[int], few_share: float) -> tuple[FusionFit, 
     snapshot = inner.snapshot()
     scorer = load_scorer(inner, snapshot)
     old, new = image_set(snapshot, "old"), image_set(snapshot, "new")
-    seen = replace(_logits(scorer, old), few=torch.isin(old.class_ids, torch.tensor(sorted(few), dtype=torch.int64)))
+    seen = replace(
+        _logits(scorer, old), few=torch.isin(old.class_ids, torch.tensor(sorted(few), dtype=torch.int64))
+    )
     fit = fit_fusion(seen, _logits(scorer, new), scorer.row_class, scorer.trained, few_share=few_share)
     return fit, len(old.class_ids), len(new.class_ids)
 

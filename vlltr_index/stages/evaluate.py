@@ -14,10 +14,10 @@ from vlltr_index.encoder import Encoder
 from vlltr_index.loading import ImageSet, class_positions, image_set, usable_images
 from vlltr_index.losses import sampler_prior
 from vlltr_index.metrics import (
-    bin_masks,
     AccuracyReport,
     Interval,
     accuracy_report,
+    bin_masks,
     expected_calibration_error,
     paired_difference,
 )
@@ -175,7 +175,11 @@ def _report(
     if against not in right:
         return reports, errors, {}, None
     differences = {
-        name: paired_difference(right["vl-ltr"][torch.from_numpy(mask)], right[against][torch.from_numpy(mask)], resamples=bootstrap)
+        name: paired_difference(
+            right["vl-ltr"][torch.from_numpy(mask)],
+            right[against][torch.from_numpy(mask)],
+            resamples=bootstrap,
+        )
         for name, mask in bin_masks(labels, counts).items()
     }
     return reports, errors, differences, against
