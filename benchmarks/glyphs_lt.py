@@ -1,6 +1,6 @@
 """The figures on Glyphs-LT: method and image-only baseline at equal image budget, new classes from text alone.
 
-    python -m benchmarks.glyphs_lt run --seed 0 --dir runs    one seed, resumable; to benchmarks/results/glyphs_lt-0.json
+    python -m benchmarks.glyphs_lt run --seed 0 --dir runs    one seed, resumable; to results/glyphs_lt-0.json
     python -m benchmarks.glyphs_lt table                      all seeds' results to docs/results.md and results.json
 
 Each row of one seed is evaluated on the same images; differences are paired. The final held-out classes are read here

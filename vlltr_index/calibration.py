@@ -55,9 +55,10 @@ def fit_fusion(
 ) -> FusionFit:
     """Fit temperatures, weight and margin.
 
-    The temperatures minimise each branch's weighted negative log-likelihood over the old classes; the weight that of the
-    fused probabilities; the margin is the one with the best accuracy on the new classes among those that cost the old
-    classes at most `max_loss` of accuracy. It may be negative, where new classes would otherwise take too much.
+    The temperatures minimise each branch's weighted negative log-likelihood over the old classes; the weight
+    that of the fused probabilities; the margin is the one with the best accuracy on the new classes among
+    those that cost the old classes at most `max_loss` of accuracy. It may be negative, where new classes
+    would otherwise take too much.
 
     Args:
         old: Images of classes the head was trained on.
