@@ -45,7 +45,7 @@ class Context:
 
     def emit(self, value: Any) -> None:
         """Write `value` to stdout as one JSON document."""
-        click.echo(json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True))
+        click.echo(json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True, default=_plain))
 
     def say(self, message: str) -> None:
         """A line for people: on stdout, or on stderr where stdout carries JSON; not under `-q`."""
@@ -59,6 +59,15 @@ class Context:
 
         with show_progress(self.console(stderr=True), self.quiet) as report:
             yield report
+
+
+def _plain(value: Any) -> Any:
+    """What JSON makes of a configuration inside a report."""
+    from pydantic import BaseModel
+
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
 pass_context = click.make_pass_decorator(Context)

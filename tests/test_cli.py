@@ -186,6 +186,32 @@ def test_evaluate_and_classes(
     assert "classes add" in out.splitlines()[0]
 
 
+def test_baseline_beside_the_method(capsys: pytest.CaptureFixture[str], trained: Workspace) -> None:
+    """With the image-only baseline trained, its rows and the paired differences stand beside the method's."""
+    code, out, _ = run(
+        capsys, "-w", trained.path, "--json", "train", "baseline", "fc", "--set", "baseline.epochs=1"
+    )
+    assert (code, json.loads(out)["epochs"]) == (0, 1)
+    code, out, _ = run(capsys, "-w", trained.path, "--json", "evaluate", "--bootstrap", "20")
+    report = json.loads(out)
+    assert code == 0
+    assert report["against"] == "image-only + logit adjustment"
+    assert set(report["rows"]) == {"vl-ltr", "image branch", "text branch", "image-only", report["against"]}
+    rows = report["rows"]
+    gap = rows["vl-ltr"]["top1"]["overall"]["value"] - rows[report["against"]]["top1"]["overall"]["value"]
+    assert report["differences"]["overall"]["value"] == pytest.approx(gap)
+    assert run(capsys, "-w", trained.path, "evaluate", "--bootstrap", "20")[0] == 0
+
+
+def test_calibrate_as_json(capsys: pytest.CaptureFixture[str], trained: Workspace) -> None:
+    """The fitted values come out as JSON too."""
+    code, out, _ = run(
+        capsys, "-w", trained.path, "--json", "calibrate", "--set", "cvlp.epochs=1", "--no-write"
+    )
+    assert code == 0
+    assert 0 <= json.loads(out)["fusion"]["alpha"] <= 1
+
+
 def test_embed_again_does_nothing(capsys: pytest.CaptureFixture[str], trained: Workspace) -> None:
     """A second run finds all vectors there, and makes no commit."""
     before = trained.history.last()

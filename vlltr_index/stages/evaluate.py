@@ -180,6 +180,6 @@ def _report(
             right[against][torch.from_numpy(mask)],
             resamples=bootstrap,
         )
-        for name, mask in bin_masks(labels, counts).items()
+        for name, mask in bin_masks(labels, counts, "release").items()
     }
     return reports, errors, differences, against
