@@ -68,14 +68,17 @@ def cvlp(
 def lgr(
     context: Context, resume: bool, seed: int | None, recipe: str | None, overrides: tuple[str, ...]
 ) -> None:
-    """Stage 2: the language-guided recognition head, on stored vectors."""
+    """Stage 2: the language-guided recognition head, on stored vectors.
+
+    With `--set lgr.tune=visual` the visual tower learns too; run `vlltr embed` after it.
+    """
     from vlltr_index.stages.train import train_lgr_stage
 
     workspace = context.open()
     config = _recipe(workspace, recipe, overrides, seed, "lgr").lgr
     with context.progress() as progress:
-        report = train_lgr_stage(workspace, config, progress)
-    _show(context, report, "vlltr index")
+        report = train_lgr_stage(workspace, config, progress, resume=resume)
+    _show(context, report, "vlltr embed" if config.tune == "visual" else "vlltr index")
 
 
 @train_command.command("all")
