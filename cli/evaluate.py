@@ -16,7 +16,7 @@ from vlltr_index.cli.context import Context, pass_context
 )
 @click.option("--at", type=int, metavar="ID", help="Evaluate this commit.")
 @click.option(
-    "--bootstrap", default=1000, show_default=True, type=click.IntRange(0), help="Draws for the intervals."
+    "--bootstrap", default=1000, show_default=True, type=click.IntRange(1), help="Draws for the intervals."
 )
 @pass_context
 def evaluate_command(context: Context, split: str, retrieval: str, at: int | None, bootstrap: int) -> None:

@@ -14,14 +14,15 @@ from vlltr_index.cli.context import Context, pass_context
     "--views", type=click.IntRange(1), help="Stored views of a training image; default: the recipe's."
 )
 @click.option("--engine", type=click.Choice(["local"]), default="local", show_default=True)
+@click.option("--force", is_flag=True, help="Take an encoder whose weights changed; select and train again.")
 @pass_context
-def embed_command(context: Context, views: int | None, engine: str) -> None:
+def embed_command(context: Context, views: int | None, engine: str, force: bool) -> None:
     """Embed every sentence and image that has no vector yet; an interrupted run goes on where it was."""
     from vlltr_index.stages.embed import embed
 
     workspace = context.open()
     with context.progress() as progress:
-        report = embed(workspace, views, progress)
+        report = embed(workspace, views, progress, force=force)
     if context.as_json:
         context.emit(asdict(report))
         return
@@ -32,7 +33,9 @@ def embed_command(context: Context, views: int | None, engine: str) -> None:
     if report.truncated:
         context.say(f"{report.truncated:,} sentences were longer than the encoder's context and were cut.")
     if report.unreadable:
-        context.say(f"{report.unreadable:,} images could not be read again and were left out.")
+        context.say(
+            f"{report.unreadable:,} images could not be read again and are kept aside with the reason."
+        )
     context.say("Next: vlltr select")
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 
 from vlltr_index.embedding import load_sources
+from vlltr_index.errors import FingerprintMismatch
 from vlltr_index.images.decode import open_image
 from vlltr_index.loading import image_set, load_bank, open_encoder, usable_images
 from vlltr_index.recipe import override
 from vlltr_index.schemas.config import WorkspaceConfig
 from vlltr_index.schemas.tables import sentence_vectors_name
 from vlltr_index.stages.embed import embed
+from vlltr_index.stages.ingest import ingest_images
 from vlltr_index.workspace import Workspace
 
 
@@ -54,3 +59,34 @@ def test_sentence_vectors_are_what_the_encoder_gives(trained: Workspace) -> None
         assert torch.allclose(single, loaded.bank.vectors[position], atol=1e-4, rtol=1e-4)
     assert snapshot.store.exists(sentence_vectors_name(encoder.text_fp))
     assert usable_images(snapshot, "test", []).num_rows == 360
+
+
+def test_an_image_that_went_missing_is_kept_aside(trained: Workspace, pictures: Path, tmp_path: Path) -> None:
+    """A file deleted after it came in stops nothing: it is quarantined, and the split still loads."""
+    name = trained.snapshot().class_table().names[0]
+    folder = tmp_path / "more" / name
+    folder.mkdir(parents=True)
+    for number in range(2):
+        (folder / f"{number}.png").write_bytes((pictures / "unseen" / f"{number}.png").read_bytes())
+    before = len(image_set(trained.snapshot(), "test").image_ids)
+    ingest_images(trained, tmp_path / "more", "test")
+    (folder / "0.png").unlink()
+    report = embed(trained)
+    assert (report.images, report.unreadable) == (1, 1)
+    assert len(image_set(trained.snapshot(), "test").image_ids) == before + 1
+    assert trained.snapshot().count("images", "problem IS NOT NULL") == 1
+
+
+def test_other_weights_are_refused_unless_forced(trained: Workspace) -> None:
+    """The message names a command that works; what belonged to the other encoder is given up."""
+    with trained.transaction("test") as tx:
+        tx.set(image_fp="f" * 16)
+    with pytest.raises(FingerprintMismatch) as caught:
+        embed(trained)
+    assert caught.value.hint.startswith("Put the old weights back, or run: vlltr embed --force")
+    embed(trained, force=True)
+    commit = trained.history.last()
+    assert commit is not None
+    assert commit.image_fp != "f" * 16
+    assert (commit.head, commit.index, commit.selection_id) == (None, None, None)
+    assert len(image_set(trained.snapshot(), "test").image_ids) == 360

@@ -22,11 +22,12 @@ from vlltr_index.schemas.tables import (
     sentence_vectors,
     sentence_vectors_name,
 )
-from vlltr_index.store import quote
+from vlltr_index.store import one_of
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
     from vlltr_index.snapshot import Snapshot
+    from vlltr_index.transaction import Transaction
 
 __all__ = ["Augment", "embed_images", "embed_sentences", "load_sources", "vector_table"]
 
@@ -53,8 +54,9 @@ def embed_sentences(
     for start in range(0, len(keys), _TEXT_BATCH):
         part = keys[start : start + _TEXT_BATCH]
         batch = [todo[h] for h in part]
-        truncated += encoder.tokenize(batch).truncated
-        vectors = encoder.encode_texts(batch)
+        tokens = encoder.tokenize(batch)
+        truncated += tokens.truncated
+        vectors = encoder.encode_texts(tokens)
         tx.store.append(name, vector_table({"text_hash": part}, vectors))
         if progress:
             progress("embed sentences", start + len(part), len(keys))
@@ -62,7 +64,7 @@ def embed_sentences(
 
 
 def embed_images(
-    tx: Snapshot,
+    tx: Transaction,
     encoder: Encoder,
     split: str,
     view: int = 0,
@@ -70,7 +72,10 @@ def embed_images(
     config: AugmentConfig | None = None,
     progress: Progress | None = None,
 ) -> tuple[int, int, int]:
-    """Embed one view of the images of `split` that are not in the cache; returns (embedded, before, unreadable)."""
+    """Embed one view of the images of `split` that are not in the cache; returns (embedded, before, unreadable).
+
+    An image that could be read when it came in, and cannot now, is kept aside with its problem.
+    """
     name = image_vectors_name(encoder.image_fp)
     tx.store.create(name, image_vectors(encoder.dim), "vector_key")
     ids = usable_images(tx, split, [])["image_id"].to_pylist()
@@ -80,7 +85,9 @@ def embed_images(
     done = failed = 0
     label = f"embed {split} images" + (f", view {view}" if view else "")
     for part, pixels, bad in _pixel_batches(tx, encoder, todo, view, augment):
-        failed += len(bad)
+        if bad:
+            failed += len(bad)
+            _keep_aside(tx, bad)
         if part:
             with torch.inference_mode():
                 vectors = encoder.encode_pixels(pixels.to(encoder.device)).float().cpu()
@@ -96,18 +103,29 @@ def embed_images(
     return done, len(ids) - len(todo), failed
 
 
+def _keep_aside(tx: Transaction, problems: dict[str, str]) -> None:
+    """Note why images cannot be used."""
+    rows = tx.table("images", where=one_of("image_id", problems))
+    why = pa.array([problems[i] for i in rows["image_id"].to_pylist()], pa.string())
+    tx.upsert(
+        "images", rows.set_column(rows.column_names.index("problem"), rows.schema.field("problem"), why)
+    )
+
+
 def _pixel_batches(
     tx: Snapshot, encoder: Encoder, ids: list[str], view: int, augment: Augment | None
-) -> Iterator[tuple[list[str], Tensor, list[str]]]:
-    """Decoded batches in `ids` order: (image ids, pixels [B, 3, H, W] normalised, ids that could not be read)."""
+) -> Iterator[tuple[list[str], Tensor, dict[str, str]]]:
+    """Decoded batches in `ids` order: image ids, pixels [B, 3, H, W] normalised, and why others are unreadable."""
     for start in range(0, len(ids), _IMAGE_BATCH):
         part = ids[start : start + _IMAGE_BATCH]
-        good, pixels, bad = [], [], []
+        good: list[str] = []
+        pixels: list[Tensor] = []
+        bad: dict[str, str] = {}
         for image_id, source in load_sources(tx, part):
             try:
                 image = open_image(source)
-            except InputError:
-                bad.append(image_id)
+            except InputError as error:
+                bad[image_id] = error.message
                 continue
             good.append(image_id)
             pixels.append(encoder.preprocess(image))
@@ -120,8 +138,7 @@ def _pixel_batches(
 
 def load_sources(tx: Snapshot, ids: list[str]) -> list[tuple[str, bytes | str]]:
     """Bytes, or else the path, of each image of `ids`, in their order."""
-    where = f"image_id IN ({', '.join(quote(i) for i in ids)})"
-    rows = tx.table("images", columns=["image_id", "uri", "data"], where=where)
+    rows = tx.table("images", ["image_id", "uri", "data"], one_of("image_id", ids))
     found = {
         i: (data if data is not None else uri)
         for i, uri, data in zip(

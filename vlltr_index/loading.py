@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from vlltr_index.bank import AnchorBank
 from vlltr_index.encoder import Encoder
 from vlltr_index.errors import FingerprintMismatch, MissingStepError
+from vlltr_index.rows import quote
 from vlltr_index.schemas.config import AugmentConfig
 from vlltr_index.schemas.fingerprint import digest_json
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
@@ -38,8 +38,10 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 
-def open_encoder(workspace: Workspace, snapshot: Snapshot) -> Encoder:
+def open_encoder(workspace: Workspace, snapshot: Snapshot, check: bool = True) -> Encoder:
     """The encoder that a commit names: its checkpoint, or the recipe's weights where stage 1 has not run.
+
+    With `check` off, weights that changed since the commit are taken as they are.
 
     Raises:
         MissingStepError: If the encoder starts from scratch and stage 1 has not run.
@@ -57,9 +59,9 @@ def open_encoder(workspace: Workspace, snapshot: Snapshot) -> Encoder:
             f"the encoder {config.model} has no weights yet: the recipe starts it from scratch",
             "Train it: vlltr train cvlp",
         )
-    if commit is not None and commit.image_fp:
+    if check and commit is not None and commit.image_fp:
         _check("images", commit.image_fp, encoder.image_fp)
-    if commit is not None and commit.text_fp:
+    if check and commit is not None and commit.text_fp:
         _check("sentences", commit.text_fp, encoder.text_fp)
     return encoder
 
@@ -75,11 +77,9 @@ def _check(what: str, expected: str, found: str) -> None:
 
 def usable_images(snapshot: Snapshot, split: str, columns: list[str]) -> pa.Table:
     """Rows of `images` of one split that have a class and no problem, ordered by image_id."""
-    rows = snapshot.table("images", columns=sorted({*columns, "image_id", "class_id", "split", "problem"}))
-    keep = pc.and_(
-        pc.equal(rows["split"], split), pc.and_(pc.is_valid(rows["class_id"]), pc.is_null(rows["problem"]))
-    )
-    return rows.filter(keep).sort_by("image_id").select([*dict.fromkeys(["image_id", "class_id", *columns])])
+    where = f"split = {quote(split)} AND class_id IS NOT NULL AND problem IS NULL"
+    wanted = list(dict.fromkeys(["image_id", "class_id", *columns]))
+    return snapshot.table("images", wanted, where).sort_by("image_id")
 
 
 def class_positions(class_ids: Tensor, wanted: Tensor) -> Tensor:

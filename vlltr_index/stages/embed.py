@@ -11,8 +11,9 @@ from vlltr_index.loading import open_encoder
 from vlltr_index.train.augment import make_augment
 
 if TYPE_CHECKING:
+    from vlltr_index.history import Commit
     from vlltr_index.schemas.records import Progress
-    from vlltr_index.snapshot import Snapshot
+    from vlltr_index.transaction import Transaction
     from vlltr_index.workspace import Workspace
 
 __all__ = ["EmbedReport", "embed"]
@@ -32,26 +33,47 @@ class EmbedReport:
     image_fp: str
 
 
-def embed(workspace: Workspace, views: int | None = None, progress: Progress | None = None) -> EmbedReport:
+def embed(
+    workspace: Workspace,
+    views: int | None = None,
+    progress: Progress | None = None,
+    force: bool = False,
+) -> EmbedReport:
     """Embed what is new; the caches resume by key, and the commit names their fingerprints.
 
     Args:
         workspace: Where sentences and images are.
         views: Vectors an image of split train: 1 plain and the rest augmented; default: the recipe's `lgr.views`.
         progress: Called with the step's name, what is done, and the total.
+        force: Whether an encoder other than the last commit's is taken; anchors, head and index that belong to the
+            other one are given up then.
+
+    Raises:
+        MissingStepError: If the encoder has no weights yet.
+        FingerprintMismatch: If the encoder is not the one of the commit's vectors, without `force`.
     """
     views = workspace.recipe.lgr.views if views is None else views
     with workspace.transaction("embed") as tx:
-        encoder = open_encoder(workspace, tx)
+        encoder = open_encoder(workspace, tx, check=not force)
         encoder.eval()
         report = _embed_all(workspace, tx, encoder, views, progress)
+        if tx.commit is not None and _differs(tx.commit, encoder):
+            tx.set(selection_id=None, head=None, index=None, fusion=None)
         tx.set(text_fp=encoder.text_fp, image_fp=encoder.image_fp)
         tx.note(logit_scale=encoder.logit_scale, dim=encoder.dim, views=views)
     return report
 
 
+def _differs(commit: Commit, encoder: Encoder) -> bool:
+    """Whether the commit's vectors are another encoder's."""
+    return (commit.text_fp or encoder.text_fp, commit.image_fp or encoder.image_fp) != (
+        encoder.text_fp,
+        encoder.image_fp,
+    )
+
+
 def _embed_all(
-    workspace: Workspace, tx: Snapshot, encoder: Encoder, views: int, progress: Progress | None
+    workspace: Workspace, tx: Transaction, encoder: Encoder, views: int, progress: Progress | None
 ) -> EmbedReport:
     sentences = tx.table("sentences", columns=["text_hash", "text"])
     new, before, truncated = embed_sentences(

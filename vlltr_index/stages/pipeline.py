@@ -18,17 +18,31 @@ __all__ = ["train_all"]
 
 
 def train_all(
-    workspace: Workspace, recipe: Recipe, progress: Progress | None = None, resume: bool = True
+    workspace: Workspace,
+    recipe: Recipe,
+    progress: Progress | None = None,
+    resume: bool = True,
+    stage_one: bool = True,
 ) -> dict[str, Any]:
     """Train the encoder, embed, select, train the head, build the index: one commit a step.
+
+    Args:
+        workspace: Where images and texts are.
+        recipe: The settings of both stages.
+        progress: Called with the step's name, what is done, and the total.
+        resume: Whether an interrupted run of the same settings goes on.
+        stage_one: Whether the encoder is trained; if not, the workspace's is taken as it is.
 
     Returns:
         The report of each step, by its command's name.
     """
-    return {
-        "train cvlp": train_cvlp_stage(workspace, recipe.cvlp, progress, resume=resume),
-        "embed": embed(workspace, recipe.lgr.views, progress),
-        "select": select(workspace, recipe.select, progress),
-        "train lgr": train_lgr_stage(workspace, recipe.lgr, progress),
-        "index": index_anchors(workspace, progress=progress),
-    }
+    reports: dict[str, Any] = {}
+    if stage_one:
+        reports["train cvlp"] = train_cvlp_stage(workspace, recipe.cvlp, progress, resume=resume)
+    reports["embed"] = embed(workspace, recipe.lgr.views, progress)
+    reports["select"] = select(workspace, recipe.select, progress)
+    reports["train lgr"] = train_lgr_stage(workspace, recipe.lgr, progress, resume=resume)
+    if recipe.lgr.tune == "visual":  # image vectors of the tuned tower
+        reports["embed again"] = embed(workspace, recipe.lgr.views, progress)
+    reports["index"] = index_anchors(workspace, progress=progress)
+    return reports

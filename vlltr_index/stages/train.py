@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlltr_index.embedding import embed_images
 from vlltr_index.encoder import Encoder
@@ -208,7 +208,7 @@ def train_lgr_stage(
         train = _tune_visual if config.tune == "visual" else _train_head
         report = train(workspace, tx, loaded, config, progress, resume)
         tx.set(head=report.digest, fusion=workspace.recipe.fusion)
-    if config.tune == "visual":
+    if config.tune == "visual":  # only now that the commit is there
         for folder in (workspace.path / "runs").glob("lgr-*"):
             shutil.rmtree(folder, ignore_errors=True)
     return report
@@ -272,8 +272,9 @@ def _tune_visual(
         log_dir=_logs(workspace),
         progress=progress,
     )
-    linear = head.visual_head if isinstance(head.visual_head, torch.nn.Linear) else None
-    stage = StageOne(encoder, linear and linear.weight, linear and linear.bias, log)
+    stage = StageOne(encoder, None, None, log)
+    if isinstance(head.visual_head, nn.Linear):
+        stage = StageOne(encoder, head.visual_head.weight, head.visual_head.bias, log)
     record = {"config": config.model_dump(mode="json"), "kind": "lgr"}
     checkpoint = workspace.put_object("checkpoints", lambda path: save_stage(stage, data, record, path))
     embed_images(tx, encoder, "train", progress=progress)
@@ -337,14 +338,20 @@ def save_stage(stage: StageOne, data: TrainingSet, facts: dict[str, Any], folder
 
 
 def load_visual(folder: Path, class_ids: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The visual classifier saved with a checkpoint, (weight [C, D], bias [C]), if it has exactly `class_ids`."""
+    """The visual classifier saved with a checkpoint, rows in the order of `class_ids`: weight [C, D], bias [C].
+
+    A class that the checkpoint does not know gets the mean row. None where there is no classifier, or it knows none.
+    """
     path = folder / "visual.safetensors"
     if not path.is_file():
         return None
     tensors = load_file(path)
-    if not torch.equal(tensors["class_ids"], class_ids):
+    at = class_positions(tensors["class_ids"], class_ids)
+    if bool((at < 0).all()):
         return None
-    return tensors["weight"], tensors["bias"]
+    weight, bias = tensors["weight"][at], tensors["bias"][at]
+    weight[at < 0], bias[at < 0] = tensors["weight"].mean(0), tensors["bias"].mean()
+    return weight, bias
 
 
 def _prepare(folder: Path, resume: bool) -> bool:

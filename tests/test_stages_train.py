@@ -1,0 +1,81 @@
+"""`train lgr` over a workspace: tuning the visual tower, classes it does not know, where its classifier starts."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vlltr_index.classes import add_class
+from vlltr_index.errors import MissingStepError
+from vlltr_index.loading import load_bank
+from vlltr_index.recipe import override
+from vlltr_index.recognizer import Recognizer
+from vlltr_index.stages.embed import embed
+from vlltr_index.stages.evaluate import evaluate
+from vlltr_index.stages.ingest import ingest_images
+from vlltr_index.stages.status import status
+from vlltr_index.stages.train import load_visual, train_lgr_stage
+from vlltr_index.workspace import Workspace
+
+
+def test_tuning_the_visual_tower(trained: Workspace, pictures: Path) -> None:
+    """The commit names a new encoder and image fingerprint; texts, anchors and index stay; embed has to follow."""
+    config = override(trained.recipe, ("lgr.tune=visual", "lgr.epochs=1")).lgr
+    before = trained.history.last()
+    keys = load_bank(trained.snapshot()).keys
+    report = train_lgr_stage(trained, config)
+    after = trained.history.last()
+    assert before is not None
+    assert after is not None
+    assert (after.head, after.id) == (report.digest, before.id + 1)
+    assert after.checkpoint != before.checkpoint
+    assert after.image_fp != before.image_fp
+    assert (after.text_fp, after.index) == (before.text_fp, before.index)
+    assert torch.equal(load_bank(trained.snapshot()).keys, keys)
+    assert status(trained).next == "vlltr embed"
+    with pytest.raises(MissingStepError, match="are not in image_vectors_"):
+        evaluate(trained, bootstrap=10)
+    embed(trained)
+    assert evaluate(trained, bootstrap=10).images == 360
+    assert Recognizer.open(trained).predict([pictures / "known-0.png"])[0].problem is None
+    assert not list((trained.path / "runs").glob("lgr-*"))
+    assert train_lgr_stage(trained, config).digest == report.digest  # from the untuned tower again
+
+
+def test_classes_without_anchors_are_named(trained: Workspace, pictures: Path, tmp_path: Path) -> None:
+    """A class that came after the selection stops training with the command that mends it."""
+    shutil.copytree(pictures / "unseen", tmp_path / "more" / "okapi")
+    ingest_images(trained, tmp_path / "more", "train")
+    embed(trained)
+    with pytest.raises(MissingStepError) as caught:
+        train_lgr_stage(trained, trained.recipe.lgr)
+    assert caught.value.message == "1 classes with training images have no anchor sentence: 'okapi'"
+    assert caught.value.hint == "Select again: vlltr embed, then vlltr select"
+
+
+def test_a_class_added_since_stage_1_starts_at_the_mean_row(
+    trained: Workspace, heldout: dict[str, list[str]], pictures: Path
+) -> None:
+    """The others keep their rows, and the head trained then knows it as a trained class, without the imprint."""
+    commit = trained.history.last()
+    assert commit is not None
+    assert commit.checkpoint is not None
+    folder = trained.object_path("checkpoints", commit.checkpoint)
+    stored = load_file(folder / "visual.safetensors")
+    ids = torch.cat([stored["class_ids"][1:], torch.tensor([999])])
+    found = load_visual(folder, ids)
+    assert found is not None
+    assert torch.equal(found[0][:-1], stored["weight"][1:])
+    assert torch.allclose(found[0][-1], stored["weight"].mean(0))
+    assert load_visual(folder, torch.tensor([999])) is None
+    name = min(heldout)
+    added = add_class(trained, name, heldout[name], images=pictures / "unseen").added[0]
+    embed(trained)
+    train_lgr_stage(trained, trained.recipe.lgr)
+    scorer = Recognizer.open(trained).scorer
+    assert added.class_id in scorer.saved.class_ids.tolist()
+    assert not len(scorer.imprint_class_ids)
