@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from vlltr_index.cli.context import Context, existing, pass_context
+from vlltr_index.errors import UsageError
 
 _FOLDER = {"fast": "vlltr-quickstart-fast", "short": "vlltr-quickstart", "full": "vlltr-quickstart-full"}
 _RECIPE = {"fast": "glyphs_lt/fast", "short": "glyphs_lt/quick", "full": "glyphs_lt/ours"}
@@ -28,6 +29,12 @@ class Step:
     title: str
     args: tuple[str, ...]
     shows: bool = False
+    again: bool = False  # the same command as an earlier step, with more to do
+
+    @property
+    def key(self) -> str:
+        """What the journal calls it."""
+        return shlex.join(self.args) + (" (again)" if self.again else "")
 
 
 @dataclass
@@ -43,6 +50,15 @@ class Journal:
         path = folder / "quickstart.json"
         steps = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         return cls(path, steps)
+
+    def check_seed(self, seed: int) -> None:
+        """Refuse to go on with a run of another seed: half of its steps would be the other's."""
+        stage_one = next((key for key in self.steps if "train cvlp --seed " in key), None)
+        if stage_one is not None and not stage_one.endswith(f" --seed {seed}"):
+            raise UsageError(
+                f"{self.path.parent} holds a quickstart with seed {stage_one.rsplit(' ', 1)[1]}",
+                "Choose another folder: vlltr quickstart --dir DIR",
+            )
 
     def record(self, key: str, seconds: float) -> None:
         """Note a finished step; the file is replaced as a whole."""
@@ -74,6 +90,7 @@ def quickstart_command(context: Context, size: str | None, directory: str | None
     started = time.monotonic()
     first = Step("A workspace", ("init", str(folder), "--recipe", _RECIPE[size]))
     journal = Journal.open(folder)
+    journal.check_seed(seed)
     _run(context, journal, folder, first, "")
     steps = plan_steps(folder, size, seed)
     for number, step in enumerate(steps, 1):
@@ -140,9 +157,9 @@ def _showing(folder: Path, size: str, data: Any) -> list[Step]:
                 ("classes", "add", "--from", str(manifest)),
             ),
             Step("Their images", ("ingest", "images", str(data.images), "--split", "dev_test")),
-            Step("Embed them", ("embed",)),
+            Step("Embed them", ("embed",), again=True),
             Step("New classes among all", ("evaluate", "--split", "dev_test"), shows=True),
-            Step("Old classes beside them", ("evaluate", "--split", "test"), shows=True),
+            Step("Old classes beside them", ("evaluate", "--split", "test"), shows=True, again=True),
         ]
     return steps
 
@@ -160,8 +177,7 @@ def _run(context: Context, journal: Journal, folder: Path, step: Step, place: st
     from vlltr_index.cli.main import vlltr
 
     args = step.args if step.args[0] == "init" else ("-w", str(folder), *step.args)
-    key = shlex.join(step.args)
-    if key in journal.steps and not step.shows:
+    if step.key in journal.steps and not step.shows:
         context.say(f"{place} {step.title}: done before")
         return
     context.say(f"\n{place} {step.title}\n$ {shlex.join(('vlltr', *args))}")
@@ -170,7 +186,7 @@ def _run(context: Context, journal: Journal, folder: Path, step: Step, place: st
     with redirect_stdout(sys.stderr if context.as_json else sys.stdout):
         vlltr.main(args=[*options, *args], prog_name="vlltr", standalone_mode=False)
     seconds = time.monotonic() - started
-    journal.record(key, seconds)
+    journal.record(step.key, seconds)
     context.say(f"({seconds:.1f} s)")
 
 
