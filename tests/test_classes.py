@@ -10,9 +10,12 @@ import torch
 
 from vlltr_index.classes import NewClass, add_class, add_classes, read_manifest
 from vlltr_index.errors import InputError
+from vlltr_index.glyphs import glyph_files, write_sample
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.scoring import load_scorer
 from vlltr_index.selection import select
+from vlltr_index.stages.embed import embed
+from vlltr_index.stages.ingest import ingest_images
 from vlltr_index.workspace import Workspace
 
 
@@ -222,3 +225,37 @@ def test_an_id_is_never_used_again(trained: Workspace, heldout: dict[str, list[s
     first = add_class(trained, names[0], heldout[names[0]]).added[0].class_id
     second = add_class(trained, names[1], heldout[names[1]]).added[0].class_id
     assert second == first + 1
+
+
+def test_images_that_came_since_the_selection_are_counted(
+    trained: Workspace, heldout: dict[str, list[str]], pictures: Path, tmp_path: Path
+) -> None:
+    """Stored scores of another image set are not updated but made anew: the losses are those of a new selection."""
+    known = trained.snapshot().class_table().names[0]
+    for number in range(4):
+        target = tmp_path / "more" / known / f"{number}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((pictures / "unseen" / f"{number}.png").read_bytes())
+    ingest_images(trained, tmp_path / "more", "train")
+    embed(trained, views=1)
+    name = max(heldout)
+    write_sample(glyph_files(fast=True).images, "dev_support", name, tmp_path / "new" / "a.png")
+    add_class(trained, name, heldout[name], images=tmp_path / "new")
+    losses = losses_of(trained)
+    select(trained, trained.recipe.select)
+    again = losses_of(trained)
+    assert max(abs(again[k] - losses[k]) for k in again) < 1e-3
+
+
+def test_images_alone_where_the_recipe_has_no_prompts(trained: Workspace, pictures: Path) -> None:
+    """The class's name is its only sentence then, so that it has an anchor."""
+    added = add_class(trained, "okapi", images=pictures / "unseen").added[0]
+    assert (added.sentences, added.anchors, added.imprinted) == (1, 1, True)
+
+
+def test_an_alias_of_another_class_is_refused(trained: Workspace) -> None:
+    """Else neither class could be asked for by that name."""
+    known = trained.snapshot().class_table().names[0]
+    with pytest.raises(InputError, match="is another class's name"):
+        add_class(trained, "okapi", ["x"], aliases=[known])
+    assert add_class(trained, "okapi", ["An animal."], aliases=["Okapi"]).added[0].name == "okapi"

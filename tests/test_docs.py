@@ -1,0 +1,74 @@
+"""What a user reads: every command in README and docs is one that the program takes, every recipe loads."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from vlltr_index.cli.main import vlltr
+from vlltr_index.recipe import list_recipes, load_recipe
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
+
+
+def written_commands() -> list[tuple[str, str]]:
+    """Every line of a shell block that runs `vlltr`."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+            for line in block.splitlines():
+                for part in line.split(" #")[0].split("&&"):
+                    if part.strip().startswith("vlltr "):
+                        found.append((page.name, part.strip()))
+    return found
+
+
+def parse(group: click.Command, args: list[str], name: str) -> None:
+    """Parse without running; click raises on unknown commands, options and missing arguments."""
+    context = group.make_context(name, list(args), resilient_parsing=False)
+    if isinstance(group, click.Group):
+        rest = (
+            [*context.protected_args, *context.args] if hasattr(context, "protected_args") else context.args
+        )
+        word, command, others = group.resolve_command(context, rest)
+        assert word is not None
+        assert command is not None
+        parse(command, others, word)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(("page", "line"), written_commands())
+def test_commands_in_the_docs_are_real(page: str, line: str) -> None:
+    """Words, options and arguments are those of the program."""
+    parse(vlltr, shlex.split(line)[1:], "vlltr")
+
+
+def test_the_readme_has_the_two_commands() -> None:
+    """The two lines that do all the set-up stand there as they are."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert 'pip install -e ".[cpu]" && vlltr quickstart\n' in text
+    assert 'pip install -e ".[cpu,test]" && pytest\n' in text
+    assert 'pip install -e ".[cpu,test]" && pytest\n' in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    """Relative links name files that are there."""
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_recipe_loads_and_states_its_terms() -> None:
+    """Each recipe fits the schema, its name is where it lies, and its header says command, hardware, time and score."""
+    names = list_recipes()
+    assert names == ["glyphs_lt/fast", "glyphs_lt/ours", "glyphs_lt/quick", "ours"]
+    for name in names:
+        assert load_recipe(name).name == name
+        header = (ROOT / "recipes" / f"{name}.toml").read_text(encoding="utf-8").split("name =")[0]
+        for word in ("Command:", "Hardware:", "Time:", "Score:"):
+            assert f"# {word}" in header, name
