@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,9 +22,9 @@ from vlltr_index.errors import InputError, MissingStepError
 from vlltr_index.fusion import imprint_row
 from vlltr_index.images.readers import read_images
 from vlltr_index.ingestion import image_rows, sentence_rows
-from vlltr_index.loading import class_positions, image_set, open_encoder
+from vlltr_index.loading import class_positions, image_set, open_encoder, usable_images
 from vlltr_index.schemas.records import ImageRecord, SentenceRecord
-from vlltr_index.schemas.tables import CLASSES, imprints
+from vlltr_index.schemas.tables import CLASSES, image_vectors_name, imprints
 from vlltr_index.scoring import Scorer, load_scorer
 from vlltr_index.selection import extend
 
@@ -219,6 +221,14 @@ def _new_ids(tx: Transaction, wanted: Sequence[NewClass]) -> list[int]:
         if name.casefold() in seen:
             raise InputError(f"class {name!r} is given twice")
         seen.add(name.casefold())
+        for alias in one.aliases:
+            if alias.casefold() == name.casefold():
+                continue
+            if table.find(alias) is not None or alias.casefold() in seen:
+                raise InputError(
+                    f"class {name!r}: the alias {alias!r} is another class's name", "Leave this alias out."
+                )
+            seen.add(alias.casefold())
     first = tx.next_id("classes", len(wanted))
     return list(range(first, first + len(wanted)))
 
@@ -228,7 +238,9 @@ def _sentences(workspace: Workspace, one: NewClass) -> list[SentenceRecord]:
     if one.text is not None:
         records += class_sentences(one.text, one.name)
     records += class_prompts(one.name, workspace.recipe.prompts)
-    return records
+    return records or [
+        SentenceRecord(one.name, one.name, "name")
+    ]  # a recipe without prompts: no class is mute
 
 
 def _images(one: NewClass, skipped: list[str]) -> list[ImageRecord]:
@@ -267,16 +279,21 @@ def _write_classes(tx: Transaction, ids: Sequence[int], wanted: Sequence[NewClas
 def _imprint(tx: Transaction, scorer: Scorer, ids: set[int]) -> set[int]:
     """Give each new class with images a visual row from its mean feature; returns which classes got one."""
     assert tx.commit is not None
-    rows = image_set(tx, "train") if ids else None
     head = scorer.saved.head
-    if rows is None or head.visual != "linear":
+    images = usable_images(tx, "train", [])
+    images = images.filter(pc.is_in(images["class_id"], pa.array(sorted(ids), pa.int32())))
+    if not images.num_rows or head.visual != "linear":
         return set()
+    assert tx.commit.image_fp is not None
+    keys = [f"{i}:0" for i in images["image_id"].to_pylist()]
+    _, features = tx.store.vectors(image_vectors_name(tx.commit.image_fp), "vector_key", keys)
+    owners = torch.tensor(images["class_id"].to_pylist())
     visual = head.visual_head
     assert isinstance(visual, nn.Linear)
     weight, bias = visual.weight.detach(), visual.bias.detach()
     made: list[dict[str, Any]] = []
-    for class_id in sorted(ids & set(rows.class_ids.tolist())):
-        mine = rows.features[rows.class_ids == class_id]
+    for class_id in torch.unique(owners).tolist():
+        mine = features[owners == class_id]
         row, offset = imprint_row(mine.mean(0), scorer.saved.training_mean, weight, bias)
         made.append(
             {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlltr_index.errors import InputError, UsageError
+from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.explanation import explain_class
 from vlltr_index.images.decode import open_image
 from vlltr_index.index import AnchorIndex, WithDelta, load_index
@@ -175,14 +175,19 @@ class Recognizer:
         Raises:
             InputError: If the image cannot be read.
             UnknownClassError: If there is no such class.
+            MissingStepError: If the class has no anchors: it came after the selection.
         """
         class_id = self._snapshot.class_table().lookup(name)
+        place = (self.scorer.class_ids == class_id).nonzero()[:, 0].tolist()
+        if not place:
+            raise MissingStepError(
+                f"class {name!r} has no anchor sentence", "Select again: vlltr embed, then vlltr select"
+            )
         features, problems = self.features([image])
         if problems[0] is not None:
             raise InputError(problems[0])
         fused, _ = self.score(features, "exhaustive")
-        position = int((self.scorer.class_ids == class_id).nonzero()[0, 0])
-        return self._class_score(features[0], fused, 0, position, explain=None)
+        return self._class_score(features[0], fused, 0, place[0], explain=None)
 
     def _predict_batch(
         self, images: Sequence[str | Path | bytes], top: int, explain: int, retrieval: str

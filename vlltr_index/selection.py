@@ -211,7 +211,9 @@ def extend(
         return
     old_at = (~is_new).nonzero()[:, 0]
     of_new = torch.isin(image_class, torch.tensor(sorted(class_ids)))
-    before = _stored_scores(tx, [ids[i] for i in old_at.tolist()], (text_fp, image_fp, scale))
+    known_images = [i for i, is_theirs in zip(image_ids, of_new.tolist(), strict=True) if not is_theirs]
+    facts = (text_fp, image_fp, scale, short(digest_json(known_images)))
+    before = _stored_scores(tx, [ids[i] for i in old_at.tolist()], facts)
     _, old_text = tx.store.vectors(table, "text_hash", [hashes[i] for i in old_at.tolist()])
     if before is None:
         after = score_sentences(old_text, owner[old_at], images, image_class, scale)
@@ -244,19 +246,16 @@ def _merge(size: int, *parts: tuple[torch.Tensor, SentenceScores]) -> SentenceSc
 
 
 def _stored_scores(
-    tx: Snapshot, sentence_ids: list[str], facts: tuple[str, str, float]
+    tx: Snapshot, sentence_ids: list[str], facts: tuple[str, str, float, str]
 ) -> SentenceScores | None:
-    """Stored terms in the order of `sentence_ids`; None where one is missing or of another encoder or scale."""
+    """Stored terms in the order of `sentence_ids`; None where one is missing, or encoder, scale or images differ."""
     rows = tx.table("sentence_scores")
     place = {i: n for n, i in enumerate(rows["sentence_id"].to_pylist())}
     if any(i not in place for i in sentence_ids):
         return None
     at = [place[i] for i in sentence_ids]
-    found = {
-        (t, i, s)
-        for t, i, s in zip(*(rows[c].to_pylist() for c in ("text_fp", "image_fp", "scale")), strict=True)
-    }
-    if found != {facts}:
+    columns = ("text_fp", "image_fp", "scale", "image_set")
+    if set(zip(*(rows[c].to_pylist() for c in columns), strict=True)) != {facts}:
         return None
     return SentenceScores(
         *(torch.from_numpy(rows[c].to_numpy().copy())[at] for c in ("lse", "last_exact_lse", "positive"))

@@ -91,7 +91,8 @@ def calibrate(
     inner = _inner_workspace(workspace, snapshot, recipe, plan, run_id)
     last = inner.history.last()
     if last is None or last.head is None:
-        train_all(inner, recipe, progress)
+        trained_here = snapshot.commit is not None and snapshot.commit.checkpoint is not None
+        train_all(inner, recipe, progress, stage_one=trained_here or not workspace.recipe.encoder.pretrained)
     names = snapshot.class_table().names
     missing = [i for i in plan.new if inner.snapshot().class_table().find(names[i]) is None]
     if missing:
@@ -143,7 +144,8 @@ def _plan(snapshot: Snapshot) -> _Plan:
         raise MissingStepError(
             f"calibration leaves one class in {_NEW_SHARE} out and needs {2 * _NEW_SHARE} classes with training images;"
             f" there are {len(by_class)}",
-            "Set the values by hand in vlltr.toml: [recipe.fusion] alpha, tau_visual, tau_text, margin",
+            "Set the values by hand in vlltr.toml: [recipe.fusion] alpha, tau_visual, tau_text, margin;"
+            " then run: vlltr train lgr",
         )
     names = snapshot.class_table().names
     ordered = sorted(by_class, key=lambda i: _order(names[i]))
@@ -154,6 +156,11 @@ def _plan(snapshot: Snapshot) -> _Plan:
     for place, class_id in enumerate(few):
         images = sorted(by_class[class_id], key=_order)
         held_back.update(images[1 + place % 5 :])
+    if not held_back and not usable_images(snapshot, "val", []).num_rows:
+        raise MissingStepError(
+            f"calibration holds back images of classes with {_MANY} or more, and reads split val; there are neither",
+            "Bring in validation images: vlltr ingest images PATH --split val",
+        )
     few_share = sum(len(images) <= _FEW for images in by_class.values()) / len(by_class)
     return _Plan(sorted(new), sorted(few), held_back, few_share)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlltr_index.embedding import embed_images
 from vlltr_index.encoder import Encoder
+from vlltr_index.errors import MissingStepError
 from vlltr_index.loading import ImageSet, class_positions, image_set, usable_images
 from vlltr_index.losses import sampler_prior
 from vlltr_index.metrics import (
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["EvaluationReport", "evaluate", "training_counts"]
 
 _BATCH = 512
-_BINS = ("overall", "many", "medium", "few", "few5", "new")
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,12 @@ def evaluate(
     rows = _own_rows(recognizer, data, retrieval, progress)
     baseline = snapshot.commit.info.get("baseline_fc")
     if baseline:
-        rows |= _baseline_rows(workspace, workspace.object_path("checkpoints", baseline), split, progress)
+        folder = workspace.object_path("checkpoints", baseline)
+        rows |= _baseline_rows(workspace, folder, split, data.image_ids, progress)
     class_ids = recognizer.scorer.class_ids
     counts = training_counts(snapshot, class_ids)
     counts[~recognizer.scorer.trained] = 0  # the classes added later are "new", with or without images
-    labels = class_positions(class_ids, data.class_ids)
+    labels = _labels(snapshot, class_ids, data, split)
     report = _report(rows, class_ids, labels, counts, bootstrap)
     result = EvaluationReport(
         split, snapshot.commit.id, "release", len(labels), len(class_ids), retrieval, *report
@@ -105,26 +106,48 @@ def training_counts(snapshot: Snapshot, class_ids: Tensor) -> Tensor:
     return torch.bincount(positions[positions >= 0], minlength=len(class_ids))
 
 
+def _labels(snapshot: Snapshot, class_ids: Tensor, data: ImageSet, split: str) -> Tensor:
+    """Columns of the images' classes, int64 [N].
+
+    Raises:
+        MissingStepError: If one of the classes cannot be answered: it came after the selection.
+    """
+    labels = class_positions(class_ids, data.class_ids)
+    unknown = torch.unique(data.class_ids[labels < 0]).tolist()
+    if unknown:
+        names = snapshot.class_table().names
+        raise MissingStepError(
+            f"{len(unknown)} classes of split {split!r} have no anchor sentence, for example {names[unknown[0]]!r}",
+            "Select again: vlltr embed, then vlltr select",
+        )
+    return labels
+
+
 def _own_rows(
     recognizer: Recognizer, data: ImageSet, retrieval: str, progress: Progress | None
 ) -> dict[str, _Row]:
     scorer = recognizer.scorer
     columns: dict[str, list[tuple[Tensor, Tensor]]] = {"vl-ltr": [], "image branch": [], "text branch": []}
+    rows = scorer.row_class[scorer.row_class >= 0]
+    text_share = torch.ones(len(scorer.class_ids))  # what fusion multiplied each class's text probability by
+    text_share[rows] = 1 - scorer.params.alpha
+    if scorer.params.alpha == 1:
+        del columns["text branch"]
     for start in range(0, len(data.features), _BATCH):
         part = data.features[start : start + _BATCH]
         fused, _ = recognizer.score(part, retrieval)
-        text = fused.text_part / (1 - scorer.params.alpha) if scorer.params.alpha < 1 else fused.text_part
-        for name, scores in (
-            ("vl-ltr", fused.probabilities),
-            ("image branch", fused.visual_part),
-            ("text branch", text),
-        ):
-            columns[name].append(_top(scores))
+        parts = {
+            "vl-ltr": fused.probabilities,
+            "image branch": fused.visual_part,
+            "text branch": fused.text_part / text_share,
+        }
+        for name, column in columns.items():
+            column.append(_top(parts[name]))
         if progress:
             progress("evaluate", min(start + _BATCH, len(data.features)), len(data.features))
     result = {}
-    for name, parts in columns.items():
-        best, confidence = (torch.cat(column) for column in zip(*parts, strict=True))
+    for name, tops in columns.items():
+        best, confidence = (torch.cat(column) for column in zip(*tops, strict=True))
         result[name] = _Row(scorer.class_ids[best], confidence if name == "vl-ltr" else None)
     return result
 
@@ -135,7 +158,7 @@ def _top(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _baseline_rows(
-    workspace: Workspace, folder: Path, split: str, progress: Progress | None
+    workspace: Workspace, folder: Path, split: str, image_ids: list[str], progress: Progress | None
 ) -> dict[str, _Row]:
     """The image-only baseline, as trained and with logit adjustment after training."""
     from safetensors.torch import load_file
@@ -146,10 +169,8 @@ def _baseline_rows(
     config = json.loads((folder / "train.json").read_text(encoding="utf-8"))["config"]
     with workspace.transaction("evaluate") as tx:  # only the cache grows: no commit
         embed_images(tx, encoder, split, progress=progress)
-        ids = usable_images(tx, split, [])["image_id"].to_pylist()
-        _, features = tx.store.vectors(
-            image_vectors_name(encoder.image_fp), "vector_key", [f"{i}:0" for i in ids]
-        )
+        keys = [f"{i}:0" for i in image_ids]
+        _, features = tx.store.vectors(image_vectors_name(encoder.image_fp), "vector_key", keys)
     logits = features @ visual["weight"].T + visual["bias"]
     class_ids, plain = visual["class_ids"], logits.softmax(1)
     rows = {"image-only": _Row(class_ids[_top(plain)[0]], _top(plain)[1])}
