@@ -49,7 +49,11 @@ def reference() -> str:
 
 def _entry(path: tuple[str, ...], command: click.Command) -> str:
     context = click.Context(
-        command, info_name=" ".join(("vlltr", *path)), max_content_width=100, terminal_width=100
+        command,
+        info_name=" ".join(("vlltr", *path)),
+        max_content_width=100,
+        terminal_width=100,
+        help_option_names=["-h", "--help"],
     )
     return f"```text\n{command.get_help(context).rstrip()}\n```\n"
 
