@@ -127,6 +127,15 @@ def test_calibrate_writes_values_and_its_run(trained: Workspace) -> None:
     assert calibrate(trained, recipe, write=False).fusion == report.fusion
 
 
+def test_nothing_held_back(trained: Workspace) -> None:
+    """Without large classes and without split val the run is refused before it starts."""
+    with trained.transaction("test") as tx:
+        tx.delete("images", "split = 'val' OR image_id >= '4'")  # a quarter of each class is left
+    with pytest.raises(MissingStepError, match="classes with 100 or more, or reads split val") as caught:
+        calibrate(trained, trained.recipe)
+    assert caught.value.hint == "Bring in validation images: vlltr ingest images PATH --split val"
+
+
 def test_too_few_classes(workspace: Workspace) -> None:
     """The error says how many are needed and what to do instead."""
     with pytest.raises(

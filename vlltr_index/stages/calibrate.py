@@ -158,7 +158,7 @@ def _plan(snapshot: Snapshot) -> _Plan:
         held_back.update(images[1 + place % 5 :])
     if not held_back and not usable_images(snapshot, "val", []).num_rows:
         raise MissingStepError(
-            f"calibration holds back images of classes with {_MANY} or more, and reads split val; there are neither",
+            f"calibration holds back images of classes with {_MANY} or more, or reads split val; there is neither",
             "Bring in validation images: vlltr ingest images PATH --split val",
         )
     few_share = sum(len(images) <= _FEW for images in by_class.values()) / len(by_class)
