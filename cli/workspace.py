@@ -48,7 +48,9 @@ def status_command(context: Context) -> None:
 
 
 @click.command("history")
-@click.option("--limit", default=20, show_default=True, help="How many of the newest commits.")
+@click.option(
+    "--limit", default=20, show_default=True, type=click.IntRange(1), help="How many of the newest commits."
+)
 @pass_context
 def history_command(context: Context, limit: int) -> None:
     """List the workspace's commits, newest first."""

@@ -182,8 +182,11 @@ def _add(
     skipped: list[str] = []
     sentences = {i: _sentences(workspace, one) for i, one in zip(ids, wanted, strict=True)}
     images = {i: _images(one, skipped) for i, one in zip(ids, wanted, strict=True)}
+    picture_rows = image_rows(images)
+    readable = set(picture_rows.filter(pc.is_null(picture_rows["problem"]))["class_id"].to_pylist())
     for one, class_id in zip(wanted, ids, strict=True):
-        if not one.sentences and one.text is None and not images[class_id]:
+        told = one.text is not None or any(text.strip() for text in one.sentences)
+        if not told and class_id not in readable:
             raise InputError(
                 f"nothing is known of class {one.name!r}: no sentence and no readable image",
                 "Give it a --sentence, a --text file, or --images.",
@@ -192,7 +195,6 @@ def _add(
     text_rows = sentence_rows(sentences)
     tx.upsert("sentences", text_rows)
     embed_sentences(tx, encoder, text_rows["text_hash"].to_pylist(), text_rows["text"].to_pylist(), progress)
-    picture_rows = image_rows(images)
     if picture_rows.num_rows:
         tx.upsert("images", picture_rows)
         embed_images(tx, encoder, "train", progress=progress)

@@ -70,9 +70,9 @@ class Store:
         except (RuntimeError, OSError) as error:
             raise self._damaged(name, error) from None
 
-    def _damaged(self, name: str, error: Exception) -> WorkspaceError:
+    def _damaged(self, name: str, error: Exception, what: str = "opened") -> WorkspaceError:
         return WorkspaceError(
-            f"table {name!r} in {self.uri} cannot be opened: {error}",
+            f"table {name!r} in {self.uri} cannot be {what}: {error}",
             "Bring the folder back from a backup, or make a new workspace: vlltr init DIR",
         )
 
@@ -181,13 +181,20 @@ class Store:
         version: int | None = None,
         batch_rows: int = _BATCH,
     ) -> Iterator[pa.RecordBatch]:
-        """Stream a table's rows, in no order to rely on."""
+        """Stream a table's rows, in no order to rely on.
+
+        Raises:
+            WorkspaceError: If the table's files are damaged.
+        """
         query = self._open(name, version).search()
         if where is not None:
             query = query.where(where)
         if columns is not None:
             query = query.select(list(columns))
-        yield from query.to_batches(batch_rows)
+        try:
+            yield from query.to_batches(batch_rows)
+        except (RuntimeError, OSError) as error:
+            raise self._damaged(name, error, "read") from None
 
     def read(
         self,
