@@ -13,10 +13,9 @@ from vlltr_index.cli.context import Context, pass_context
 @click.option(
     "--views", type=click.IntRange(1), help="Stored views of a training image; default: the recipe's."
 )
-@click.option("--engine", type=click.Choice(["local"]), default="local", show_default=True)
 @click.option("--force", is_flag=True, help="Take an encoder whose weights changed; select and train again.")
 @pass_context
-def embed_command(context: Context, views: int | None, engine: str, force: bool) -> None:
+def embed_command(context: Context, views: int | None, force: bool) -> None:
     """Embed every sentence and image that has no vector yet; an interrupted run goes on where it was."""
     from vlltr_index.stages.embed import embed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from vlltr_index.embedding import embed_images
 from vlltr_index.encoder import Encoder
-from vlltr_index.errors import MissingStepError
+from vlltr_index.errors import MissingStepError, UsageError
 from vlltr_index.heads import SavedHead, mean_feature, save_head
 from vlltr_index.loading import (
     LoadedBank,
@@ -128,13 +129,32 @@ def _run_key(what: str, recipe: Recipe, section: Any, data: TrainingSet) -> str:
     return f"{what}-{short(digest_json(facts))}"
 
 
+def _one_process() -> None:
+    """Refuse to wait for the workspace's lock in every process of a group.
+
+    Raises:
+        UsageError: If this process was started as one of several.
+    """
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes not in ("", "1"):
+        raise UsageError(
+            f"this was started as one of {processes} processes (WORLD_SIZE), and a workspace has one writer",
+            "Run it as one process; train over several with vlltr_index.train.cvlp.train_cvlp from Python.",
+        )
+
+
 def train_cvlp_stage(
     workspace: Workspace, config: CVLPConfig, progress: Progress | None = None, resume: bool = True
 ) -> TrainReport:
     """Stage 1: train the encoder on the workspace's training split; commit it as the workspace's encoder.
 
     Vectors, anchors, head and index of the encoder before are of another fingerprint: the commit names none.
+
+    Raises:
+        MissingStepError: If there are no training images, or one of their classes has no sentence.
+        UsageError: If it was started as one of several processes.
     """
+    _one_process()
     with workspace.transaction("train cvlp") as tx:
         data = training_set(tx)
         folder = run_folder(workspace, _run_key("cvlp", workspace.recipe, config, data))
@@ -175,6 +195,7 @@ def train_baseline_stage(
     workspace: Workspace, config: BaselineConfig, progress: Progress | None = None, resume: bool = True
 ) -> TrainReport:
     """The image-only baseline: the same visual tower from the same start, a linear layer, cross-entropy."""
+    _one_process()
     with workspace.transaction("train baseline fc") as tx:
         data = training_set(tx, with_texts=False)
         folder = run_folder(workspace, _run_key("baseline-fc", workspace.recipe, config, data))
@@ -203,6 +224,7 @@ def train_lgr_stage(
     Raises:
         MissingStepError: If images, vectors or anchors of the training classes are missing.
     """
+    _one_process()
     with workspace.transaction("train lgr") as tx:
         loaded = load_bank(tx)
         train = _tune_visual if config.tune == "visual" else _train_head
