@@ -101,8 +101,9 @@ def quickstart_command(context: Context, size: str | None, directory: str | None
     if context.as_json:
         context.emit({"workspace": str(folder), "steps": journal.steps, "minutes": round(minutes, 2)})
     context.say(f"\nDone in {minutes:.1f} minutes. The workspace is {folder}; look around with:")
-    context.say(f"  vlltr -w {folder} status")
-    context.say(f"  vlltr -w {folder} predict {folder}/samples/*.png --explain 5")
+    typed = shlex.quote(str(folder))
+    context.say(f"  vlltr -w {typed} status")
+    context.say(f"  vlltr -w {typed} predict {typed}/samples/*.png --explain 5")
 
 
 def plan_steps(folder: Path, size: str, seed: int) -> list[Step]:
