@@ -259,3 +259,17 @@ def test_an_alias_of_another_class_is_refused(trained: Workspace) -> None:
     with pytest.raises(InputError, match="is another class's name"):
         add_class(trained, "okapi", ["x"], aliases=[known])
     assert add_class(trained, "okapi", ["An animal."], aliases=["Okapi"]).added[0].name == "okapi"
+
+
+def test_the_head_can_be_trained_again_after_images_came(
+    trained: Workspace, heldout: dict[str, list[str]], pictures: Path
+) -> None:
+    """An addition by images embeds every view that training needs; the class then is a trained one."""
+    from vlltr_index.stages.train import train_lgr_stage
+
+    name = min(heldout)
+    class_id = add_class(trained, name, heldout[name], images=pictures / "unseen").added[0].class_id
+    train_lgr_stage(trained, trained.recipe.lgr)
+    scorer = load_scorer(trained, trained.snapshot())
+    assert class_id in scorer.saved.class_ids.tolist()
+    assert not len(scorer.imprint_class_ids)

@@ -27,8 +27,10 @@ from vlltr_index.schemas.records import ImageRecord, SentenceRecord
 from vlltr_index.schemas.tables import CLASSES, image_vectors_name, imprints
 from vlltr_index.scoring import Scorer, load_scorer
 from vlltr_index.selection import extend
+from vlltr_index.train.augment import make_augment
 
 if TYPE_CHECKING:
+    from vlltr_index.encoder import Encoder
     from vlltr_index.schemas.records import Progress
     from vlltr_index.snapshot import Snapshot
     from vlltr_index.transaction import Transaction
@@ -197,7 +199,7 @@ def _add(
     embed_sentences(tx, encoder, text_rows["text_hash"].to_pylist(), text_rows["text"].to_pylist(), progress)
     if picture_rows.num_rows:
         tx.upsert("images", picture_rows)
-        embed_images(tx, encoder, "train", progress=progress)
+        _embed_views(workspace, tx, encoder, progress)
     skipped += [
         f"{u}: {p}"
         for u, p in zip(*(picture_rows[c].to_pylist() for c in ("uri", "problem")), strict=True)
@@ -207,6 +209,15 @@ def _add(
     imprinted = _imprint(tx, before, set(ids))
     after = load_scorer(workspace, tx)
     return _report(tx, before, after, ids, wanted, text_rows, picture_rows, imprinted, dry_run, skipped)
+
+
+def _embed_views(workspace: Workspace, tx: Transaction, encoder: Encoder, progress: Progress | None) -> None:
+    """Embed the new training images in all views that the others have, so that the head can be trained again."""
+    config = workspace.recipe.lgr.augment
+    augment = make_augment(config, encoder)
+    views = tx.commit.info.get("views", 1) if tx.commit is not None else 1
+    for view in range(views):
+        embed_images(tx, encoder, "train", view, augment, config, progress)
 
 
 def _new_ids(tx: Transaction, wanted: Sequence[NewClass]) -> list[int]:
