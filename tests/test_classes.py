@@ -273,3 +273,14 @@ def test_the_head_can_be_trained_again_after_images_came(
     scorer = load_scorer(trained, trained.snapshot())
     assert class_id in scorer.saved.class_ids.tolist()
     assert not len(scorer.imprint_class_ids)
+
+
+def test_many_classes_are_reported_shortly(trained: Workspace, heldout: dict[str, list[str]]) -> None:
+    """An addition of many names three of them, in the report and in the commit."""
+    names = [*sorted(heldout), "a class more"]
+    report = add_classes(trained, [NewClass(name, ("It looks like nothing else.",)) for name in names])
+    assert len([line for line in report.lines() if line.startswith("Added '")]) == 3
+    assert f"Added {len(names) - 3} more classes." in report.lines()
+    commit = trained.history.last()
+    assert commit is not None
+    assert commit.command == f"classes add {', '.join(map(repr, names[:3]))} and {len(names) - 3} more"

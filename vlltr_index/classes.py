@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["AddReport", "NewClass", "add_class", "add_classes", "read_manifest"]
 
 _RIVALS = 3
+_SHOWN = 3  # classes of an addition that are named one by one
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,14 @@ class AddReport:
         """The report for people."""
         verb = "Would add" if self.dry_run else "Added"
         lines = []
-        for one in self.added:
+        for one in self.added[:_SHOWN]:
             how = "its visual row is imprinted" if one.imprinted else "known by text alone"
             lines.append(
                 f"{verb} {one.name!r} (class {one.class_id}): {one.sentences} sentences, {one.anchors} anchors,"
                 f" {one.images} images, {how}. Nearest: {', '.join(one.rivals) or 'none'}."
             )
+        if len(self.added) > _SHOWN:
+            lines.append(f"{verb} {len(self.added) - _SHOWN} more classes.")
         lines += [f"Left out: {what}" for what in self.skipped]
         if self.old_classes_before is not None and self.old_classes_after is not None:
             lines.append(
@@ -94,6 +97,12 @@ class AddReport:
                 f" {100 * self.old_classes_before:.1f} % before, {100 * self.old_classes_after:.1f} % after."
             )
         return lines
+
+
+def _shortly(names: Sequence[str]) -> str:
+    """The first few names, and how many more."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(repr, names[:_SHOWN])) + more
 
 
 class _DryRunDone(Exception):
@@ -160,7 +169,7 @@ def add_classes(
     """
     report: AddReport | None = None
     try:
-        with workspace.transaction("classes add " + ", ".join(repr(w.name) for w in wanted)) as tx:
+        with workspace.transaction(f"classes add {_shortly([w.name for w in wanted])}") as tx:
             report = _add(workspace, tx, wanted, dry_run, progress)
             if dry_run:
                 raise _DryRunDone
