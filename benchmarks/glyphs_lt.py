@@ -37,7 +37,9 @@ from vlltr_index.stages.build_index import index_anchors
 from vlltr_index.stages.embed import embed
 from vlltr_index.stages.evaluate import training_counts
 from vlltr_index.stages.ingest import ingest_images, ingest_text
-from vlltr_index.stages.train import train_baseline_stage, train_cvlp_stage, train_lgr_stage
+from vlltr_index.stages.train_baseline import train_baseline_stage
+from vlltr_index.stages.train_cvlp import train_cvlp_stage
+from vlltr_index.stages.train_lgr import train_lgr_stage
 from vlltr_index.workspace import Workspace
 
 RESULTS = Path(__file__).parent / "results"

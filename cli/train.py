@@ -12,7 +12,7 @@ from vlltr_index.cli.context import Context, pass_context
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.config import Recipe
-    from vlltr_index.stages.train import TrainReport
+    from vlltr_index.stages.training import TrainReport
     from vlltr_index.workspace import Workspace
 
 
@@ -53,7 +53,7 @@ def cvlp(
     context: Context, resume: bool, seed: int | None, recipe: str | None, overrides: tuple[str, ...]
 ) -> None:
     """Stage 1: class-wise visual-linguistic pre-training of the encoder."""
-    from vlltr_index.stages.train import train_cvlp_stage
+    from vlltr_index.stages.train_cvlp import train_cvlp_stage
 
     workspace = context.open()
     config = _recipe(workspace, recipe, overrides, seed, "cvlp").cvlp
@@ -72,7 +72,7 @@ def lgr(
 
     With `--set lgr.tune=visual` the visual tower learns too; run `vlltr embed` after it.
     """
-    from vlltr_index.stages.train import train_lgr_stage
+    from vlltr_index.stages.train_lgr import train_lgr_stage
 
     workspace = context.open()
     config = _recipe(workspace, recipe, overrides, seed, "lgr").lgr
@@ -116,7 +116,7 @@ def baseline(
     overrides: tuple[str, ...],
 ) -> None:
     """An image-only baseline: `fc` is the same visual tower with a linear layer under cross-entropy."""
-    from vlltr_index.stages.train import train_baseline_stage
+    from vlltr_index.stages.train_baseline import train_baseline_stage
 
     workspace = context.open()
     config = _recipe(workspace, recipe, overrides, seed, "baseline").baseline

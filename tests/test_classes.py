@@ -265,7 +265,7 @@ def test_the_head_can_be_trained_again_after_images_came(
     trained: Workspace, heldout: dict[str, list[str]], pictures: Path
 ) -> None:
     """An addition by images embeds every view that training needs; the class then is a trained one."""
-    from vlltr_index.stages.train import train_lgr_stage
+    from vlltr_index.stages.train_lgr import train_lgr_stage
 
     name = min(heldout)
     class_id = add_class(trained, name, heldout[name], images=pictures / "unseen").added[0].class_id

@@ -16,7 +16,7 @@ from vlltr_index.scoring import load_scorer
 from vlltr_index.stages.embed import embed
 from vlltr_index.stages.evaluate import evaluate
 from vlltr_index.stages.ingest import ingest_images
-from vlltr_index.stages.train import train_baseline_stage
+from vlltr_index.stages.train_baseline import train_baseline_stage
 from vlltr_index.workspace import Workspace
 
 

@@ -18,7 +18,8 @@ from vlltr_index.stages.embed import embed
 from vlltr_index.stages.evaluate import evaluate
 from vlltr_index.stages.ingest import ingest_images
 from vlltr_index.stages.status import status
-from vlltr_index.stages.train import load_visual, train_lgr_stage
+from vlltr_index.stages.train_lgr import train_lgr_stage
+from vlltr_index.stages.training import load_visual
 from vlltr_index.workspace import Workspace
 
 

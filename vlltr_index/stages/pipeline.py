@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from vlltr_index.selection import select
 from vlltr_index.stages.build_index import index_anchors
 from vlltr_index.stages.embed import embed
-from vlltr_index.stages.train import train_cvlp_stage, train_lgr_stage
+from vlltr_index.stages.train_cvlp import train_cvlp_stage
+from vlltr_index.stages.train_lgr import train_lgr_stage
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.config import Recipe

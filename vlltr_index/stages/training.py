@@ -1,0 +1,188 @@
+"""What the training stages share: the training split as lists, where a run starts, how its result is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vlltr_index.encoder import Encoder
+from vlltr_index.errors import MissingStepError, UsageError
+from vlltr_index.loading import class_positions, usable_images
+from vlltr_index.schemas.config import Recipe
+from vlltr_index.schemas.fingerprint import digest_json, short
+from vlltr_index.train.loop import StageOne
+
+if TYPE_CHECKING:
+    from vlltr_index.snapshot import Snapshot
+    from vlltr_index.workspace import Workspace
+
+__all__ = [
+    "TrainReport",
+    "TrainingSet",
+    "load_visual",
+    "log_folder",
+    "one_process",
+    "prepare_run",
+    "run_key",
+    "save_stage",
+    "stage_report",
+    "starting_encoder",
+    "training_set",
+]
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a training run did."""
+
+    what: str
+    digest: str
+    classes: int
+    images: int
+    epochs: int
+    resumed: bool
+    last: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The images and texts of the classes that have training images; labels are positions in `class_ids`."""
+
+    class_ids: Tensor  # int64 [C], ascending
+    counts: Tensor  # int64 [C]
+    image_ids: list[str]
+    labels: Tensor  # int64 [N]
+    sources: list[bytes | str]
+    texts: list[list[str]]  # a class's sentences, in sentence_id order
+
+
+def training_set(snapshot: Snapshot, with_texts: bool = True) -> TrainingSet:
+    """Collect split `train`.
+
+    Raises:
+        MissingStepError: If there are no training images, or a class with images has no sentence.
+    """
+    rows = usable_images(snapshot, "train", ["uri", "data"])
+    if not rows.num_rows:
+        raise MissingStepError("there are no training images", "Run: vlltr ingest images PATH --split train")
+    owner = torch.from_numpy(rows["class_id"].to_numpy().copy()).long()
+    class_ids, labels, counts = torch.unique(owner, return_inverse=True, return_counts=True)
+    sources = [
+        data if data is not None else uri
+        for uri, data in zip(rows["uri"].to_pylist(), rows["data"].to_pylist(), strict=True)
+    ]
+    texts = _texts(snapshot, class_ids.tolist()) if with_texts else []
+    return TrainingSet(class_ids, counts, rows["image_id"].to_pylist(), labels, sources, texts)
+
+
+def _texts(snapshot: Snapshot, class_ids: list[int]) -> list[list[str]]:
+    rows = snapshot.table("sentences", columns=["sentence_id", "class_id", "text"]).sort_by("sentence_id")
+    by_class: dict[int, list[str]] = {i: [] for i in class_ids}
+    for class_id, text in zip(rows["class_id"].to_pylist(), rows["text"].to_pylist(), strict=True):
+        if class_id in by_class:
+            by_class[class_id].append(text)
+    bare = [i for i, texts in by_class.items() if not texts]
+    if bare:
+        names = snapshot.class_table().names
+        shown = ", ".join(repr(names[i]) for i in bare[:5]) + (" ..." if len(bare) > 5 else "")
+        raise MissingStepError(
+            f"{len(bare)} classes with training images have no sentence: {shown}",
+            "Bring text for them: vlltr ingest text PATH",
+        )
+    return list(by_class.values())
+
+
+def starting_encoder(recipe: Recipe, texts: list[list[str]] | None, seed: int) -> Encoder:
+    config = recipe.encoder
+    if config.pretrained:
+        return Encoder.load(
+            config.model, config.pretrained, image_size=config.image_size, precision=config.precision
+        )
+    flat = [t for group in texts for t in group] if texts is not None else None
+    return Encoder.scratch(
+        config.model, flat, seed=seed, image_size=config.image_size, precision=config.precision
+    )
+
+
+def run_key(what: str, recipe: Recipe, section: Any, data: TrainingSet) -> str:
+    facts = [
+        what,
+        recipe.encoder.model_dump(),
+        section.model_dump(),
+        data.image_ids,
+        data.labels.tolist(),
+        data.texts,
+    ]
+    return f"{what}-{short(digest_json(facts))}"
+
+
+def one_process() -> None:
+    """Refuse to wait for the workspace's lock in every process of a group.
+
+    Raises:
+        UsageError: If this process was started as one of several.
+    """
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes not in ("", "1"):
+        raise UsageError(
+            f"this was started as one of {processes} processes (WORLD_SIZE), and a workspace has one writer",
+            "Run it as one process; train over several with vlltr_index.train.cvlp.train_cvlp from Python.",
+        )
+
+
+def prepare_run(folder: Path, resume: bool) -> bool:
+    if not resume:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    return any(folder.iterdir())
+
+
+def log_folder(workspace: Workspace) -> Path:
+    return workspace.path / "logs"
+
+
+def save_stage(stage: StageOne, data: TrainingSet, facts: dict[str, Any], folder: Path) -> None:
+    """Write a stage's encoder, its visual classifier, and what it was trained on."""
+    stage.encoder.save(folder)
+    if stage.visual_weight is not None and stage.visual_bias is not None:
+        tensors = {
+            "weight": stage.visual_weight.detach().float().contiguous(),
+            "bias": stage.visual_bias.detach().float().contiguous(),
+            "class_ids": data.class_ids.contiguous(),
+            "counts": data.counts.contiguous(),
+        }
+        save_file(tensors, folder / "visual.safetensors")
+    record = {**facts, "log": stage.log, "classes": len(data.class_ids), "images": len(data.labels)}
+    (folder / "train.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def load_visual(folder: Path, class_ids: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The visual classifier saved with a checkpoint, rows in the order of `class_ids`: weight [C, D], bias [C].
+
+    A class that the checkpoint does not know gets the mean row. None where there is no classifier, or it knows none.
+    """
+    path = folder / "visual.safetensors"
+    if not path.is_file():
+        return None
+    tensors = load_file(path)
+    at = class_positions(tensors["class_ids"], class_ids)
+    if bool((at < 0).all()):
+        return None
+    weight, bias = tensors["weight"][at], tensors["bias"][at]
+    weight[at < 0], bias[at < 0] = tensors["weight"].mean(0), tensors["bias"].mean()
+    return weight, bias
+
+
+def stage_report(
+    what: str, digest: str, data: TrainingSet, epochs: int, resumed: bool, stage: StageOne
+) -> TrainReport:
+    last = stage.log[-1] if stage.log else {}
+    return TrainReport(what, digest, len(data.class_ids), len(data.labels), epochs, resumed, last)
