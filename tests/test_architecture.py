@@ -60,6 +60,8 @@ LAYERS = {
     "ingestion": 6,
     "classes": 6,
     "train": 6,
+    "baselines": 6,
+    "baselines_text": 6,
     "stages": 7,
     "cli": 8,
 }
