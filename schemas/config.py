@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vlltr_index.errors import ConfigError
+from vlltr_index.schemas.baselines import BaselinesConfig
 
 __all__ = [
     "FORMAT",
@@ -156,6 +157,7 @@ class Recipe(_Config):
     lgr: LGRConfig = LGRConfig()
     fusion: FusionConfig = FusionConfig()
     baseline: BaselineConfig = BaselineConfig()
+    baselines: BaselinesConfig = BaselinesConfig()
 
 
 class WorkspaceConfig(_Config):

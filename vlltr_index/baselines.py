@@ -103,7 +103,7 @@ def adjusted_logits(logits: Tensor, class_counts: Tensor, sampler_power: float) 
 def class_means(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Mean of each class's normalised features, scaled to length one again, [C, D].
 
-    The weights of nearest class mean (Kang et al. 2020), of imprinting (Qi et al. 2018, section 3.2), and of a
+    The weights of nearest class mean (Kang et al. 2020), of imprinting (Qi et al. 2018), and of a
     prompt ensemble where the features are sentences.
 
     Args:
@@ -133,7 +133,7 @@ def cosine_logits(features: Tensor, weight: Tensor, scale: float = 1.0) -> Tenso
 
 
 def tau_normalised(weight: Tensor, tau: float) -> Tensor:
-    """w_i / |w_i|^tau of each row of weight [C, D] (Kang et al. 2020, Eq. 5); a zero row stays zero.
+    """w_i / |w_i|^tau of each row of weight [C, D] (Kang et al. 2020); a zero row stays zero.
 
     With tau 0 the weights are as they were, with tau 1 all have length one. The bias is left out there.
     """
@@ -190,7 +190,7 @@ def lws_scales(
     training: HeadTraining | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Learnable weight scaling (Kang et al. 2020, section 4): one factor f_i a class on a classifier that stays.
+    """Learnable weight scaling (Kang et al. 2020): one factor f_i a class on a classifier that stays.
 
     The logits are f_i (w_i . x + b_i); the factors start at one.
 
@@ -266,7 +266,7 @@ def minimise(
                 logits(views[view, positions]), labels[positions], log_prior, training.logit_adjustment
             )
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+            loss.backward()
             optimizer.step()
             if progress:
                 progress(name, done + 1, total)
