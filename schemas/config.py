@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vlltr_index.errors import ConfigError
 from vlltr_index.schemas.baselines import BaselinesConfig
@@ -19,12 +19,14 @@ __all__ = [
     "EncoderConfig",
     "FusionConfig",
     "LGRConfig",
+    "LoRAConfig",
     "Recipe",
     "SelectConfig",
     "WorkspaceConfig",
     "apply_overrides",
     "load_toml",
     "validate",
+    "with_nulls",
 ]
 
 FORMAT = 1
@@ -57,17 +59,29 @@ class AugmentConfig(_Config):
     random_erase: float = Field(default=0.0, ge=0, le=1)
 
 
+class LoRAConfig(_Config):
+    """Low-rank adapters (LoRA): linear layers and convolutions of a tower get one each, and the attention's input."""
+
+    rank: int = Field(default=8, ge=1)
+    alpha: float = Field(default=16.0, gt=0)  # an adapter's product is multiplied by alpha / rank
+    attention: bool = True  # the packed query, key and value matrix of attention too
+
+
 class CVLPConfig(_Config):
     """Stage 1: class-wise visual-linguistic pre-training."""
 
+    tune: Literal["full", "lora"] = "full"
+    lora: LoRAConfig = LoRAConfig()
     epochs: int = Field(default=10, ge=1)
     batch_size: int = Field(default=256, ge=2)  # global
     lr: float = Field(default=5e-5, gt=0)
+    text_lr: float | None = Field(default=None, ge=0)  # of the text tower; none: lr; 0 freezes it
     weight_decay: float = Field(default=0.05, ge=0)
     warmup_epochs: float = Field(default=0.5, ge=0)
     clip_grad: float | None = Field(default=1.0, gt=0)
+    batch_norm: Literal["train", "eval"] = "train"  # eval: statistics stay those of the weights
     sampler_power: float = Field(default=0.5, ge=0, le=1)  # weight n^-power a sample: 0.5 = square root
-    ccl_weight: float = Field(default=1.0, ge=0)  # lambda of Eq. 3 when there is distillation
+    ccl_weight: float = Field(default=1.0, ge=0)  # lambda of Eq. 3, and distillation_weight 1 - lambda
     ccl_reduction: Literal["sum", "mean"] = "mean"
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     distillation: Literal["none", "full", "paired"] = "none"
@@ -77,7 +91,9 @@ class CVLPConfig(_Config):
     extra_classes: int = Field(default=256, ge=0)
     joint_sentences: int = Field(default=1, ge=1)  # averaged for each candidate class of the joint stage
     word_dropout: float = Field(default=0.0, ge=0, lt=1)
-    max_scale: float = Field(default=100.0, gt=1)
+    temperature: float | None = Field(default=None, gt=0)  # tau to start from; none: the encoder's own
+    learn_scale: bool = True
+    max_scale: float | None = Field(default=100.0, gt=1)  # of 1 / tau, after each step; none: no bound
     precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 where the hardware multiplies it fast
     workers: int = Field(default=2, ge=0)
     checkpoint_every: int = Field(default=1, ge=1)  # epochs
@@ -92,12 +108,20 @@ class SelectConfig(_Config):
     max_anchors: int = Field(default=64, ge=1)
     images_per_class: int = Field(default=50, ge=1)
     split: str = "train"
+    augmented: bool = False  # the first augmented view of each image in the place of the plain one
+
+    @model_validator(mode="after")
+    def _augmented_training_images(self) -> Self:
+        if self.augmented and self.split != "train":
+            raise ValueError(f"augmented views exist of split train alone, split is {self.split!r}")
+        return self
 
 
 class LGRConfig(_Config):
     """Stage 2: the language-guided recognition head."""
 
-    tune: Literal["head", "visual"] = "head"  # head: on stored vectors; visual: the tower too
+    tune: Literal["head", "visual", "lora"] = "head"  # visual, lora: the visual tower too
+    lora: LoRAConfig = LoRAConfig()
     views: int = Field(default=4, ge=1)  # plain + augmented views of stored vectors (tune = head)
     epochs: int = Field(default=10, ge=1)
     batch_size: int = Field(default=256, ge=2)
@@ -106,19 +130,32 @@ class LGRConfig(_Config):
     encoder_lr: float = Field(default=1e-5, ge=0)
     weight_decay: float = Field(default=0.05, ge=0)
     warmup_epochs: float = Field(default=0.2, ge=0)
+    clip_grad: float | None = Field(default=1.0, gt=0)  # where images pass the tower, not on stored vectors
+    batch_norm: Literal["train", "eval"] = "eval"  # of a tower that is tuned
     sampler_power: float = Field(default=0.5, ge=0, le=1)
+    mixup: float = Field(default=0.0, ge=0)  # the beta distribution's parameter; images pass the tower then
+    cutmix: float = Field(default=0.0, ge=0)
     visual: Literal["linear", "mlp", "cosine"] = "linear"
     logit_adjustment: float = Field(default=1.0, ge=0)  # times the log of the sampler's prior; 0 = plain
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     learn_scale: bool = False
+    max_scale: float | None = Field(default=100.0, gt=1)
     normalise_values: bool = False
+    detach_value_norm: bool = False  # no gradient through the length of the attended anchors
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"  # of a tower that images pass; the head keeps float32
     seed: int = 0
     augment: AugmentConfig = AugmentConfig()
 
+    @property
+    def live(self) -> bool:
+        """Whether images pass the visual tower in every step; if not, training runs on stored vectors."""
+        return self.tune != "head" or self.mixup > 0 or self.cutmix > 0
+
 
 class FusionConfig(_Config):
-    """Fusion weight, temperatures and margin, as `vlltr calibrate` fits them."""
+    """The rule that fuses both branches, and its weight, temperatures and margin, as `vlltr calibrate` fits them."""
 
+    rule: Literal["ours", "paper", "logits"] = "ours"
     alpha: float = Field(default=0.5, ge=0, le=1)
     tau_visual: float = Field(default=1.0, gt=0)
     tau_text: float = Field(default=1.0, gt=0)
@@ -182,6 +219,19 @@ def validate(model: type[_Model], values: dict[str, Any], where: str) -> _Model:
         ) from None
 
 
+def with_nulls(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
+    """`values` from TOML, which has no null, with each "none" as null where the field allows it."""
+    result = dict(values)
+    for name, field in model.model_fields.items():
+        value = values.get(name)
+        kind = field.annotation
+        if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, BaseModel):
+            result[name] = with_nulls(kind, value)
+        elif value == "none" and type(None) in get_args(kind):
+            result[name] = None
+    return result
+
+
 def load_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file.
 
@@ -199,6 +249,8 @@ def load_toml(path: Path) -> dict[str, Any]:
 def apply_overrides(values: dict[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]:
     """Return `values` with each `section.key=value` of `overrides` set; values are read as TOML, else as text.
 
+    "none" stays a text, see `with_nulls`; "null" is null.
+
     Raises:
         ConfigError: If an override has no `=` or goes through something that is not a table.
     """
@@ -210,7 +262,7 @@ def apply_overrides(values: dict[str, Any], overrides: tuple[str, ...]) -> dict[
         try:
             value = tomllib.loads(f"v = {raw}")["v"]
         except tomllib.TOMLDecodeError:
-            value = None if raw in {"none", "null"} else raw
+            value = None if raw == "null" else raw
         *parents, last = key.strip().split(".")
         table = result
         for parent in parents:

@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from vlltr_index.errors import UsageError
-from vlltr_index.schemas.config import Recipe, apply_overrides, load_toml, validate
+from vlltr_index.schemas.config import Recipe, apply_overrides, load_toml, validate, with_nulls
 
 __all__ = ["list_recipes", "load_recipe", "override"]
 
@@ -48,7 +48,7 @@ def load_recipe(
         if pretrained and Path(pretrained).expanduser().exists():
             pretrained = str(Path(pretrained).expanduser().absolute())
         values["encoder"] = {"model": model, **({"pretrained": pretrained} if pretrained else {})}
-    return validate(Recipe, apply_overrides(values, overrides), f"recipe {name}")
+    return validate(Recipe, with_nulls(Recipe, apply_overrides(values, overrides)), f"recipe {name}")
 
 
 def override(recipe: Recipe, overrides: tuple[str, ...]) -> Recipe:
@@ -59,4 +59,5 @@ def override(recipe: Recipe, overrides: tuple[str, ...]) -> Recipe:
     """
     if not overrides:
         return recipe
-    return validate(Recipe, apply_overrides(recipe.model_dump(), overrides), "--set")
+    values = apply_overrides(recipe.model_dump(), overrides)
+    return validate(Recipe, with_nulls(Recipe, values), "--set")

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from vlltr_index.errors import MissingStepError, NewerWorkspaceError, UsageError, WorkspaceError
 from vlltr_index.history import History, sync_folder
 from vlltr_index.lock import write_lock
-from vlltr_index.schemas.config import FORMAT, Recipe, WorkspaceConfig, load_toml, validate
+from vlltr_index.schemas.config import FORMAT, Recipe, WorkspaceConfig, load_toml, validate, with_nulls
 
 if TYPE_CHECKING:
     from vlltr_index.snapshot import Snapshot
@@ -115,7 +115,7 @@ class Workspace:
                 f"{file} has format {written}, this program reads up to {FORMAT}",
                 "Bring it up to date: pip install -U vlltr-index",
             )
-        return cls(folder, validate(WorkspaceConfig, _with_nulls(WorkspaceConfig, values), str(file)))
+        return cls(folder, validate(WorkspaceConfig, with_nulls(WorkspaceConfig, values), str(file)))
 
     @classmethod
     def find(cls, start: str | os.PathLike[str] | None = None) -> Workspace:
@@ -269,17 +269,4 @@ def _without_nulls(config: BaseModel) -> dict[str, Any]:
             result[name] = list(value) if isinstance(value, tuple) else value
         elif field.default is not None:
             result[name] = "none"
-    return result
-
-
-def _with_nulls(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
-    """Undo `_without_nulls`: "none" is null where the field allows it."""
-    result = dict(values)
-    for name, field in model.model_fields.items():
-        value = values.get(name)
-        kind = field.annotation
-        if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, BaseModel):
-            result[name] = _with_nulls(kind, value)
-        elif value == "none" and type(None) in get_args(kind):
-            result[name] = None
     return result
