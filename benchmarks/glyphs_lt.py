@@ -120,8 +120,8 @@ def _measure(workspace: Workspace, data: GlyphFiles) -> dict[str, Any]:
     fused = scorer.exhaustive(test.features)
     rows = {
         "vl-ltr": fused.probabilities,
-        "image branch": fused.visual_part,
-        "text branch": fused.text_part,
+        "image branch": fused.by_image,
+        "text branch": fused.by_text,
         **_baseline(workspace),
     }
     right = {name: _bits(scores.argmax(1) == labels) for name, scores in rows.items()}

@@ -123,10 +123,7 @@ def prediction_lines(prediction: Prediction) -> list[str]:
         return [f"{prediction.image}: not read: {prediction.problem}"]
     lines = [prediction.image]
     for score in prediction.classes:
-        lines.append(
-            f"  {percent(score.probability):>5} %  {score.name}"
-            f"   (image branch {percent(score.image_part)} + text branch {percent(score.text_part)})"
-        )
+        lines.append(f"  {percent(score.probability):>5} %  {score.name}   ({_parts(score)})")
         for sentence in score.sentences:
             lines.append(
                 f"           {points(sentence.effect)}  share {points(sentence.share)}  {sentence.text}"
@@ -140,13 +137,20 @@ def prediction_lines(prediction: Prediction) -> list[str]:
     return lines
 
 
+def _parts(score: ClassScore) -> str:
+    """What both branches gave: parts of the probability, or logits."""
+    if score.unit == "logit":
+        total = score.image_part + score.text_part
+        return f"logit {total:.2f} = image branch {score.image_part:.2f} + text branch {score.text_part:.2f}"
+    return f"image branch {percent(score.image_part)} + text branch {percent(score.text_part)}"
+
+
 def explanation_lines(image: str, scores: Sequence[ClassScore]) -> list[str]:
     """One class, or two side by side, with all their anchor sentences."""
     lines = [image]
     for score in scores:
         lines.append(
-            f"  {percent(score.probability):>5} %  {score.name}   (image branch {percent(score.image_part)}"
-            f" + text branch {percent(score.text_part)}; cosine {score.cosine:.3f})"
+            f"  {percent(score.probability):>5} %  {score.name}   ({_parts(score)}; cosine {score.cosine:.3f})"
         )
         lines.append("           effect   share  attention")
         for s in score.sentences:
@@ -156,9 +160,14 @@ def explanation_lines(image: str, scores: Sequence[ClassScore]) -> list[str]:
     if len(scores) == 2:
         first, second = scores
         lead = "the text" if first.cosine > second.cosine else "not the text"
+        by_image = first.image_part - second.image_part
+        if first.unit == "logit":
+            whole = f"{by_image + first.text_part - second.text_part:+.2f} of logit, {by_image:+.2f} of it"
+        else:
+            whole = f"{100 * (first.probability - second.probability):+.1f} points of probability,"
+            whole += f" {100 * by_image:+.1f} of them"
         lines.append(
-            f"  {first.name} against {second.name}: {100 * (first.probability - second.probability):+.1f} points of"
-            f" probability, {100 * (first.image_part - second.image_part):+.1f} of them from the image branch;"
+            f"  {first.name} against {second.name}: {whole} from the image branch;"
             f" {first.cosine - second.cosine:+.3f} of cosine, so {lead} speaks for {first.name}"
         )
     return lines

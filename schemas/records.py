@@ -69,7 +69,11 @@ class SentenceShare:
 
 @dataclass(frozen=True, slots=True)
 class ClassScore:
-    """A class's probability and what each branch gave: `probability = image_part + text_part`."""
+    """A class's probability and what each branch gave.
+
+    `probability = image_part + text_part` where `unit` is `probability`. Where it is `logit` (the fusion rule `logits`),
+    the parts are the branches' logits: their sum, less a number that all classes share, is the probability's logarithm.
+    """
 
     class_id: int
     name: str
@@ -78,6 +82,7 @@ class ClassScore:
     text_part: float
     cosine: float
     sentences: tuple[SentenceShare, ...] = ()
+    unit: str = "probability"  # | "logit"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlltr_index.errors import InputError
-from vlltr_index.fusion import FusionParams, fuse, imprint_row
+from vlltr_index.fusion import FusionParams, Rule, fuse, imprint_row
 
 quick = settings(max_examples=40, deadline=None)
 
@@ -22,6 +22,7 @@ quick = settings(max_examples=40, deadline=None)
     taus=st.tuples(st.sampled_from([0.5, 1.0, 3.0]), st.sampled_from([0.5, 1.0, 3.0])),
     margin=st.sampled_from([0.0, 1.5]),
     size=st.sampled_from([1.0, 30.0, 1e4]),
+    rule=st.sampled_from(["ours", "paper", "logits"]),
     seed=st.integers(0, 2**31),
 )
 def test_fusion_equals_its_twin(
@@ -31,21 +32,24 @@ def test_fusion_equals_its_twin(
     taus: tuple[float, float],
     margin: float,
     size: float,
+    rule: Rule,
     seed: int,
 ) -> None:
     """Retired and merged rows, classes without rows, huge logits: the rule holds and rows sum to one."""
     g = torch.Generator().manual_seed(seed)
     visual = size * torch.randn(3, len(row_class), generator=g, dtype=torch.float64)
     text = size * torch.randn(3, 5, generator=g, dtype=torch.float64)
-    params = FusionParams(alpha, taus[0], taus[1], margin)
+    params = FusionParams(alpha, taus[0], taus[1], margin, rule)
     rows = torch.tensor(row_class, dtype=torch.int64)
     scores = fuse(visual, text, rows, torch.tensor(trained), params)
     expected = [
-        twins.fused(v, t, row_class, trained, alpha, taus, margin) for v, t in zip(visual, text, strict=True)
+        twins.fused(v, t, row_class, trained, alpha, taus, margin, rule)
+        for v, t in zip(visual, text, strict=True)
     ]
     torch.testing.assert_close(scores.probabilities, torch.stack(expected), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(scores.probabilities.sum(1), torch.ones(3, dtype=torch.float64))
-    torch.testing.assert_close(scores.probabilities, scores.visual_part + scores.text_part)
+    total = scores.visual_part + scores.text_part
+    torch.testing.assert_close(scores.probabilities, total.softmax(1) if rule == "logits" else total)
     narrow = fuse(visual.float(), text.float(), rows, torch.tensor(trained), params)
     torch.testing.assert_close(narrow.probabilities.double(), scores.probabilities, rtol=0, atol=2e-3)
 
@@ -91,6 +95,8 @@ def test_fusion_refuses_what_does_not_fit() -> None:
     assert str(error.value) == "alpha must lie in 0..1, got 1.2\nvlltr calibrate"
     with pytest.raises(InputError, match=r"temperatures must be above 0, got 1\.0 and 0\.0"):
         FusionParams(tau_text=0.0)
+    with pytest.raises(InputError, match="must be 'ours', 'paper' or 'logits', got 'sum'"):
+        FusionParams(rule="sum")  # type: ignore[arg-type]  # what a caller without types may pass
     visual, text, mask = torch.zeros(1, 2), torch.zeros(1, 3), torch.ones(3, dtype=torch.bool)
     with pytest.raises(InputError) as error:
         fuse(visual, text, torch.tensor([0, 3]), mask, FusionParams())
@@ -99,6 +105,31 @@ def test_fusion_refuses_what_does_not_fit() -> None:
         fuse(visual, text, torch.tensor([0, 1]), mask.long(), FusionParams())
     with pytest.raises(InputError, match=r"visual_logits must have shape \[1, D\]"):
         fuse(visual.expand(2, 2), text, torch.tensor([0, 1]), mask, FusionParams())
+
+
+def test_the_papers_sum_is_the_release_s_expression() -> None:
+    """With a row for every class: softmax * alpha + softmax * (1 - alpha), and the sum of logits for its bins."""
+    visual, text = torch.randn(4, 5), 20 * torch.randn(4, 5)
+    rows, trained = torch.arange(5), torch.ones(5, dtype=torch.bool)
+    for alpha in (0.2, 0.5, 0.7):
+        scores = fuse(visual, text, rows, trained, FusionParams(alpha, rule="paper"))
+        expected = visual.softmax(1) * alpha + text.softmax(1) * (1 - alpha)
+        torch.testing.assert_close(scores.probabilities, expected)
+        torch.testing.assert_close(scores.by_image, visual.softmax(1))
+        torch.testing.assert_close(scores.by_text, text.softmax(1))
+    scores = fuse(visual, text, rows, trained, FusionParams(rule="logits"))
+    torch.testing.assert_close(scores.probabilities, (visual + text).softmax(1))
+    torch.testing.assert_close(scores.visual_part, visual)
+    torch.testing.assert_close(scores.text_part, text)
+
+
+def test_the_papers_sum_starves_a_new_class() -> None:
+    """Which is why it is not the default: a class without a row gets 1 - alpha of its text probability."""
+    text = torch.tensor([[0.0, 0.0, 8.0]])
+    rows, trained = torch.tensor([0, 1]), torch.tensor([True, True, False])
+    scores = fuse(torch.tensor([[9.0, 0.0]]), text, rows, trained, FusionParams(0.9, rule="paper"))
+    torch.testing.assert_close(scores.probabilities[0, 2], 0.1 * text.softmax(1)[0, 2])
+    assert scores.probabilities.argmax() == 0
 
 
 def test_imprinted_row_is_centred_and_scaled() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import vlltr_index.bank
+from vlltr_index.bank import LAYER_NORM_EPS
 from vlltr_index.errors import InputError
 from vlltr_index.lgr import AnchorBank, LGRHead
 from vlltr_index.lgr_autograd import attended_cosine
@@ -136,6 +137,39 @@ def test_gradcheck(normalise: bool) -> None:
     assert torch.autograd.gradcheck(
         lambda q, i: attended_cosine(q, F.normalize(i), bank, normalise), (query, image)
     )
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_detached_length_changes_gradients_alone(normalise: bool) -> None:
+    """Values stay; the gradients are those of autograd with |G| detached, for ragged classes and a single anchor."""
+    torch.manual_seed(0)
+    classes = [torch.randn(n, 6, dtype=torch.float64) for n in (3, 1, 4)]
+    bank = _bank(classes)
+    query = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
+    raw = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
+    outer = torch.randn(5, 3, dtype=torch.float64)
+    image = F.normalize(raw, dim=1)
+    plain = attended_cosine(query, image, bank, normalise)
+    found = attended_cosine(query, image, bank, normalise, detach_norm=True)
+    assert torch.equal(plain, found)
+    columns = []
+    for anchors in classes:
+        sigma = (anchors.var(1, unbiased=False) + LAYER_NORM_EPS).sqrt()
+        attention = (query @ (anchors / sigma[:, None]).T).softmax(1)
+        values = F.normalize(anchors, dim=1) if normalise else anchors
+        attended = attention @ values
+        columns.append((attended * image).sum(1) / attended.norm(dim=1).detach())
+    expected = torch.stack(columns, 1)
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(
+        torch.autograd.grad((found * outer).sum(), (query, raw), retain_graph=True),
+        torch.autograd.grad((expected * outer).sum(), (query, raw), retain_graph=True),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+    (full,) = torch.autograd.grad((plain * outer).sum(), query)
+    (part,) = torch.autograd.grad((found * outer).sum(), query)
+    assert not torch.allclose(full, part)
 
 
 @pytest.mark.parametrize("normalise", [False, True])

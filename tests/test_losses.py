@@ -20,6 +20,7 @@ from vlltr_index.losses import (
     joint_log_adjustment,
     logit_adjusted_cross_entropy,
     sampler_prior,
+    soft_cross_entropy,
     text_classification_loss,
 )
 
@@ -235,6 +236,54 @@ def test_logit_adjusted_cross_entropy() -> None:
     )
     one = logit_adjusted_cross_entropy(torch.randn(2, 1), torch.zeros(2).long(), torch.zeros(1))
     assert float(one) == 0.0
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 5), st.integers(2, 6)),
+    tau=st.sampled_from([0.0, 1.0]),
+    scale=st.sampled_from([1.0, 100.0]),
+    seed=st.integers(0, 2**31),
+)
+def test_soft_cross_entropy_equals_its_definition(
+    size: tuple[int, int], tau: float, scale: float, seed: int
+) -> None:
+    """Sum over classes of target * log softmax, adjusted; with hard targets it is the plain one; gradients too."""
+    g = torch.Generator().manual_seed(seed)
+    batch, classes = size
+    logits = (scale * torch.randn(batch, classes, generator=g, dtype=torch.float64)).requires_grad_()
+    soft = torch.rand(batch, classes, generator=g, dtype=torch.float64).softmax(1)
+    log_prior = torch.rand(classes, generator=g, dtype=torch.float64).log_softmax(0)
+    loss = soft_cross_entropy(logits, soft, log_prior, tau)
+    expected = torch.zeros((), dtype=torch.float64)
+    for row, target in zip(logits, soft, strict=True):
+        adjusted = row + tau * log_prior
+        expected = expected - (target * (adjusted - torch.logsumexp(adjusted, 0))).sum() / batch
+    torch.testing.assert_close(loss, expected)
+    first, second = (torch.autograd.grad(v, logits, retain_graph=True)[0] for v in (loss, expected))
+    torch.testing.assert_close(first, second)
+    labels = torch.randint(0, classes, (batch,), generator=g)
+    hard = F.one_hot(labels, classes).double()
+    torch.testing.assert_close(
+        soft_cross_entropy(logits, hard, log_prior, tau),
+        logit_adjusted_cross_entropy(logits, labels, log_prior, tau),
+    )
+
+
+def test_soft_cross_entropy_leaves_out_classes_without_images() -> None:
+    """They take no probability, whatever their logit, and a target on one is refused."""
+    logits = torch.tensor([[1.0, 2.0, 50.0]], requires_grad=True)
+    log_prior = torch.tensor([0.5, 0.5, 0.0]).log()
+    loss = soft_cross_entropy(logits, torch.tensor([[0.3, 0.7, 0.0]]), log_prior, 0.0)
+    expected = -(torch.tensor([0.3, 0.7]) * torch.tensor([1.0, 2.0]).log_softmax(0)).sum()
+    torch.testing.assert_close(loss, expected)
+    (grad,) = torch.autograd.grad(loss, logits)
+    assert bool(grad.isfinite().all())
+    assert float(grad[0, 2]) == 0.0
+    with pytest.raises(InputError, match="targets name a class whose prior is zero"):
+        soft_cross_entropy(logits, torch.tensor([[0.3, 0.6, 0.1]]), log_prior, 0.0)
+    with pytest.raises(InputError, match="the batch is empty"):
+        soft_cross_entropy(torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(3))
 
 
 def test_bad_shapes_are_named() -> None:

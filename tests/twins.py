@@ -113,8 +113,9 @@ def fused(
     alpha: float,
     taus: tuple[float, float],
     margin: float,
+    rule: str = "ours",
 ) -> Tensor:
-    """The fusion rule for one image, class by class, in plain Python."""
+    """The fusion rules for one image, class by class, in plain Python."""
     z = [float(t) / taus[1] - (margin if known else 0.0) for t, known in zip(text, trained, strict=True)]
     top = max(z)
     by_text = [math.exp(v - top) / sum(math.exp(w - top) for w in z) for v in z]
@@ -126,11 +127,28 @@ def fused(
     by_image = dict.fromkeys((c for _, c in live), 0.0)
     for v, c in live:
         by_image[c] += math.exp(v - top) / total
+    if rule == "logits":
+        return _summed(z, live)
+    if rule == "paper":
+        both = [alpha * by_image.get(c, 0.0) + (1 - alpha) * p for c, p in enumerate(by_text)]
+        return torch.tensor(both, dtype=torch.float64)
     u = sum(p for c, p in enumerate(by_text) if c not in by_image)
     result = [
         alpha * by_image[c] * (1 - u) + (1 - alpha) * p if c in by_image else p for c, p in enumerate(by_text)
     ]
     return torch.tensor(result, dtype=torch.float64)
+
+
+def _summed(text: list[float], live: list[tuple[float, int]]) -> Tensor:
+    """Softmax of text logit + visual logit; several rows by logsumexp, none by the rows' mean."""
+    mean = sum(v for v, _ in live) / len(live)
+    total = []
+    for c, t in enumerate(text):
+        own = [v for v, owner in live if owner == c]
+        best = max(own, default=mean)
+        total.append(t + best + (math.log(sum(math.exp(v - best) for v in own)) if own else 0.0))
+    weights = [math.exp(v - max(total)) for v in total]
+    return torch.tensor([w / sum(weights) for w in weights], dtype=torch.float64)
 
 
 def auroc(scores: list[float], positives: list[bool]) -> float:

@@ -1,13 +1,18 @@
 """One distribution from the visual and the text branch, over classes that may or may not have a visual row.
 
-The visual branch is a distribution over the classes it has rows for. What the text branch gives to the
-classes without a row, u, is kept for them; the rest is shared between the branches by alpha.
+The visual branch is a distribution over the classes it has rows for. Three rules put the two together:
+
+- `ours`: what the text branch gives to the classes without a row, u, is kept for them, and the rest is shared between
+  the branches by alpha. A class that came later is not starved.
+- `paper`: alpha P^I + (1 - alpha) P^T, whatever classes have rows (VL-LTR's sum at alpha = 0.5; its release has 0.2
+  and 0.7).
+- `logits`: softmax of the sum of both branches' logits, by which the release counts its many, medium and few.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -15,7 +20,9 @@ from torch import Tensor
 from vlltr_index.errors import InputError
 from vlltr_index.tensors import check_labels, check_matrix, check_vector, working_dtype
 
-__all__ = ["FusedScores", "FusionParams", "fuse", "imprint_row"]
+__all__ = ["FusedScores", "FusionParams", "Rule", "fuse", "imprint_row"]
+
+Rule = Literal["ours", "paper", "logits"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +30,22 @@ class FusionParams:
     """What calibration fits.
 
     Attributes:
-        alpha: Weight of the visual branch, 0 to 1.
+        alpha: Weight of the visual branch, 0 to 1; the rule `logits` has no use for it.
         tau_visual: Temperature of the visual logits, above 0.
         tau_text: Temperature of the text logits, above 0.
         margin: Taken off the text logits of classes the head was trained on, after the temperature.
+        rule: How the branches are put together, see the module.
     """
 
     alpha: float = 0.5
     tau_visual: float = 1.0
     tau_text: float = 1.0
     margin: float = 0.0
+    rule: Rule = "ours"
 
     def __post_init__(self) -> None:
+        if self.rule not in get_args(Rule):
+            raise InputError(f"the rule of fusion must be 'ours', 'paper' or 'logits', got {self.rule!r}")
         if not 0.0 <= self.alpha <= 1.0:
             raise InputError(f"alpha must lie in 0..1, got {self.alpha}", "vlltr calibrate")
         if not (self.tau_visual > 0.0 and self.tau_text > 0.0):
@@ -44,26 +55,36 @@ class FusionParams:
 
 
 class FusedScores(NamedTuple):
-    """Probabilities and where they come from; `probabilities = visual_part + text_part`.
+    """Probabilities and where they come from.
+
+    Under the rules `ours` and `paper` the parts add up to the probabilities; under `logits` to the logarithm of each
+    probability, up to a constant of the image: they are the branches' logits there.
 
     Attributes:
         probabilities: Float [B, C], rows sum to one.
-        visual_part: Float [B, C]: alpha (1 - u) P^I; zero for classes without a row.
-        text_part: Float [B, C]: (1 - alpha) P^T, or P^T for classes without a row.
+        visual_part: Float [B, C]: what the visual branch gives, see `fuse`.
+        text_part: Float [B, C]: what the text branch gives.
         u: Float [B]: text probability of all classes without a visual row.
+        by_image: Float [B, C]: P^I, the visual branch alone; zero for classes without a row.
+        by_text: Float [B, C]: P^T, the text branch alone.
     """
 
     probabilities: Tensor
     visual_part: Tensor
     text_part: Tensor
     u: Tensor
+    by_image: Tensor
+    by_text: Tensor
 
 
 def fuse(
     visual_logits: Tensor, text_logits: Tensor, row_class: Tensor, trained: Tensor, params: FusionParams
 ) -> FusedScores:
-    """Fuse the branches: alpha P^I (1 - u) + (1 - alpha) P^T for classes with a visual row, P^T for the
-    others.
+    """Fuse the branches by `params.rule`.
+
+    `ours`: alpha P^I (1 - u) + (1 - alpha) P^T for classes with a visual row, P^T for the others. `paper`:
+    alpha P^I + (1 - alpha) P^T. `logits`: softmax of visual logit + text logit, where a class without a row has the
+    mean visual logit of the rows (it speaks neither for nor against), and one with several rows their logsumexp.
 
     Args:
         visual_logits: Float [B, C_v], one column a visual row.
@@ -72,7 +93,7 @@ def fuse(
             row, which is masked before the softmax. Rows of one class (merged classes) add their
             probabilities.
         trained: Bool [C]: classes the head was trained on; imprinted and text-only ones are not.
-        params: Weight, temperatures and margin.
+        params: Rule, weight, temperatures and margin.
 
     Returns:
         The scores, in float32 at least. Without any live row the probabilities are P^T.
@@ -80,6 +101,36 @@ def fuse(
     Raises:
         InputError: Shapes or dtypes do not fit, or a row points outside the classes.
     """
+    _check(visual_logits, text_logits, row_class, trained)
+    dtype = working_dtype(text_logits, visual_logits)
+    text = text_logits.to(dtype) / params.tau_text - params.margin * trained.to(dtype)
+    by_text = text.softmax(1)
+    live = (row_class >= 0).nonzero()[:, 0]
+    owner = row_class[live].long()
+    has_row = trained.new_zeros(text.shape[1])
+    has_row[owner] = True
+    visual = visual_logits[:, live].to(dtype) / params.tau_visual
+    by_image = torch.zeros_like(by_text)
+    if not len(live):
+        zero = torch.zeros_like(by_text)
+        part = text if params.rule == "logits" else by_text
+        return FusedScores(by_text, zero, part, torch.ones_like(by_text[:, 0]), by_image, by_text)
+    by_image = by_image.index_add(1, owner, visual.softmax(1))
+    u = torch.where(has_row, 0.0, by_text).sum(1)
+    if params.rule == "logits":
+        by_class = _class_logits(visual, owner, has_row)
+        return FusedScores((by_class + text).softmax(1), by_class, text, u, by_image, by_text)
+    if params.rule == "paper":
+        visual_part, text_part = params.alpha * by_image, (1.0 - params.alpha) * by_text
+    else:
+        # The mass the text leaves to classes with a row, summed directly: 1 - u would lose its digits near one.
+        known = torch.where(has_row, by_text, 0.0).sum(1, keepdim=True)
+        visual_part = params.alpha * known * by_image
+        text_part = torch.where(has_row, (1.0 - params.alpha) * by_text, by_text)
+    return FusedScores(visual_part + text_part, visual_part, text_part, u, by_image, by_text)
+
+
+def _check(visual_logits: Tensor, text_logits: Tensor, row_class: Tensor, trained: Tensor) -> None:
     check_matrix("text_logits", text_logits)
     batch, classes = text_logits.shape
     check_matrix("visual_logits", visual_logits, rows=batch)
@@ -90,24 +141,19 @@ def fuse(
     check_vector("trained", trained, classes)
     if trained.dtype != torch.bool:
         raise InputError(f"trained must be bool, got {trained.dtype}")
-    dtype = working_dtype(text_logits, visual_logits)
-    text = text_logits.to(dtype) / params.tau_text - params.margin * trained.to(dtype)
-    by_text = text.softmax(1)
-    live = (row_class >= 0).nonzero()[:, 0]
-    has_row = trained.new_zeros(classes)
-    has_row[row_class[live]] = True
-    u = torch.where(has_row, 0.0, by_text).sum(1)
-    by_image = torch.zeros_like(by_text)
-    if len(live):
-        per_row = (visual_logits[:, live].to(dtype) / params.tau_visual).softmax(1)
-        by_image = by_image.index_add(1, row_class[live].long(), per_row)
-    else:
-        u = torch.ones_like(u)
-    # The mass the text leaves to classes with a row, summed directly: 1 - u would lose its digits near one.
-    known = torch.where(has_row, by_text, 0.0).sum(1, keepdim=True)
-    visual_part = params.alpha * known * by_image
-    text_part = torch.where(has_row, (1.0 - params.alpha) * by_text, by_text)
-    return FusedScores(visual_part + text_part, visual_part, text_part, u)
+
+
+def _class_logits(visual: Tensor, owner: Tensor, has_row: Tensor) -> Tensor:
+    """Logits of live rows [B, R] to logits of all classes [B, C]: logsumexp over a class's rows, else the mean."""
+    highest = visual.amax(1, keepdim=True)
+    columns = owner.expand(len(visual), -1)
+    best = visual.new_full((len(visual), len(has_row)), float("-inf")).scatter_reduce(
+        1, columns, visual, "amax"
+    )
+    above = visual - best.gather(1, columns)
+    sums = torch.zeros_like(best).index_add(1, owner, above.exp())
+    filled = torch.where(has_row, best, highest)  # finite everywhere, so that no infinity meets a zero
+    return torch.where(has_row, filled + sums.clamp(min=1.0).log(), visual.mean(1, keepdim=True))
 
 
 def imprint_row(

@@ -65,6 +65,8 @@ class LGRHead(nn.Module):
         learn_scale: Whether the scale is learned.
         normalise_values: Weigh each sentence as if its vector had length one; by default it weighs by its
             norm.
+        detach_value_norm: Let no gradient flow through the length of the attended anchors, as the release
+            does on iNaturalist; values are the same.
 
     Raises:
         InputError: An unknown kind of visual head, or sizes or scale out of range.
@@ -78,6 +80,7 @@ class LGRHead(nn.Module):
         logit_scale: float = 1 / 0.07,
         learn_scale: bool = False,
         normalise_values: bool = False,
+        detach_value_norm: bool = False,
     ) -> None:
         super().__init__()
         if dim < 1 or num_visual_classes < 0:
@@ -87,7 +90,7 @@ class LGRHead(nn.Module):
         if not (math.isfinite(logit_scale) and logit_scale > 0):
             raise InputError(f"logit_scale is a multiplier above 0, got {logit_scale}")
         self.dim, self.num_visual_classes, self.visual = dim, num_visual_classes, visual
-        self.normalise_values = normalise_values
+        self.normalise_values, self.detach_value_norm = normalise_values, detach_value_norm
         self.query_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.key_norm = KeyNorm(dim)
         self.query_proj = nn.Linear(dim, dim, bias=False)
@@ -135,7 +138,7 @@ class LGRHead(nn.Module):
         with full_precision(features.device):
             query, image = self.query(features), unit_rows(features)
             parts = [
-                attended_cosine(q, i, bank, self.normalise_values)
+                attended_cosine(q, i, bank, self.normalise_values, self.detach_value_norm)
                 for q, i in zip(
                     torch.split(query, _ROWS_AT_ONCE), torch.split(image, _ROWS_AT_ONCE), strict=True
                 )

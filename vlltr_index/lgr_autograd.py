@@ -36,7 +36,13 @@ class _Terms(NamedTuple):
     mixed: Tensor  # E_m . G
 
 
-def attended_cosine(query: Tensor, image: Tensor, bank: AnchorBank, normalise_values: bool = False) -> Tensor:
+def attended_cosine(
+    query: Tensor,
+    image: Tensor,
+    bank: AnchorBank,
+    normalise_values: bool = False,
+    detach_norm: bool = False,
+) -> Tensor:
     """Cosine between each image and its attended anchors of each class (VL-LTR, Eqs. 4-6).
 
     Args:
@@ -44,13 +50,14 @@ def attended_cosine(query: Tensor, image: Tensor, bank: AnchorBank, normalise_va
         image: Float [B, D], rows of length one, same dtype as `query`.
         bank: The anchors, frozen.
         normalise_values: Weigh every sentence as if its vector had length one.
+        detach_norm: Take |G| as a constant in the gradient.
 
     Returns:
         [B, C]; zero, without gradient, where the attended anchors cancel to nothing.
     """
     with full_precision(query.device):
         result: Tensor = _AttendedCosine.apply(  # type: ignore[no-untyped-call] # torch leaves it untyped
-            query, image, bank, normalise_values
+            query, image, bank, normalise_values, detach_norm
         )
         return result
 
@@ -67,7 +74,9 @@ def attend(query: Tensor, bank: AnchorBank) -> Tensor:
 
 class _AttendedCosine(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, image: Tensor, bank: AnchorBank, normalise_values: bool) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, image: Tensor, bank: AnchorBank, normalise_values: bool, detach_norm: bool
+    ) -> Tensor:
         images, learns = query.shape[0], any(ctx.needs_input_grad[:2])
         stacked = torch.cat([query, image]).T.contiguous()
         result = query.new_empty((images, bank.num_classes))
@@ -80,13 +89,13 @@ class _AttendedCosine(torch.autograd.Function):
             result[:, block.first : block.last] = (terms.dot * terms.inverse).T
             if learns:
                 saved += [attention, scores]
-        ctx.bank, ctx.normalise_values = bank, normalise_values
+        ctx.bank, ctx.normalise_values, ctx.detach_norm = bank, normalise_values, detach_norm
         ctx.save_for_backward(image, *saved)
         return result
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         bank: AnchorBank = ctx.bank
         image, *saved = ctx.saved_tensors
         with torch.no_grad(), full_precision(image.device):
@@ -94,12 +103,14 @@ class _AttendedCosine(torch.autograd.Function):
             for number, block in enumerate(bank.blocks):
                 attention, scores = saved[2 * number : 2 * number + 2]
                 outer = grad[:, block.first : block.last].T
-                parts = _block_gradients(attention, scores, outer, image, bank, number, ctx.normalise_values)
+                parts = _block_gradients(
+                    attention, scores, outer, image, bank, number, ctx.normalise_values, ctx.detach_norm
+                )
                 vectors = bank.block_vectors(block, image.dtype)
                 for total, part in zip(totals, parts, strict=True):
                     if total is not None:
                         total.addmm_(part.T, vectors)
-        return totals[0], totals[1], None, None
+        return totals[0], totals[1], None, None, None
 
 
 def _block_gradients(
@@ -110,14 +121,18 @@ def _block_gradients(
     bank: AnchorBank,
     number: int,
     normalise_values: bool,
+    detach_norm: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients by q' . E_m and by I . E_m, both [anchors, images]."""
     block = bank.blocks[number]
     terms = _terms(attention, scores, image, bank, number, normalise_values, keep_gram=True)
     shares, weight = block.pad(attention), _value_weight(bank, block, normalise_values, attention.dtype)
     slope = (outer * terms.inverse)[:, None]
-    pull = (terms.dot * terms.inverse.square())[:, None]
-    by_shares = block.pad(scores).addcmul(terms.mixed, pull, value=-1.0).mul_(slope)
+    if detach_norm:
+        by_shares = block.pad(scores) * slope
+    else:
+        pull = (terms.dot * terms.inverse.square())[:, None]
+        by_shares = block.pad(scores).addcmul(terms.mixed, pull, value=-1.0).mul_(slope)
     if weight is not None:
         by_shares *= block.pad(weight)
     centre = (shares * by_shares).sum(1, keepdim=True)

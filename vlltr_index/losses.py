@@ -29,6 +29,7 @@ __all__ = [
     "joint_log_adjustment",
     "logit_adjusted_cross_entropy",
     "sampler_prior",
+    "soft_cross_entropy",
     "text_classification_loss",
 ]
 
@@ -230,6 +231,37 @@ def logit_adjusted_cross_entropy(
     _check_share("label_smoothing", label_smoothing)
     adjustment = torch.where(torch.isneginf(log_prior), log_prior, tau * log_prior)
     return _adjusted_cross_entropy(logits, targets, adjustment, "log_prior", label_smoothing)
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor, log_prior: Tensor, tau: float = 1.0) -> Tensor:
+    """Cross-entropy with whole distributions, as mixup and cutmix give them, of logits + tau * log prior.
+
+    Args:
+        logits: Float [B, C].
+        targets: Float [B, C], rows summing to one.
+        log_prior: Float [C], as for `logit_adjusted_cross_entropy`.
+        tau: Strength of the adjustment; 0 is plain cross-entropy.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        InputError: Shapes or dtypes do not fit, or a class that is left out has some of a target.
+    """
+    check_matrix("logits", logits)
+    check_matrix("targets", targets, columns=logits.shape[1], rows=logits.shape[0])
+    check_vector("log_prior", log_prior, logits.shape[1])
+    if logits.shape[0] == 0:
+        raise InputError("the batch is empty: there is nothing to average over")
+    dtype = working_dtype(logits)
+    absent = torch.isneginf(log_prior).to(logits.device)
+    if bool((targets[:, absent] > 0).any()):
+        raise InputError("targets name a class whose prior is zero: it must have training images")
+    adjustment = torch.where(absent, 0.0, tau * log_prior.to(logits.device, dtype).masked_fill(absent, 0.0))
+    with full_precision(logits.device):
+        adjusted = (logits.to(dtype) + adjustment).masked_fill(absent, float("-inf"))
+        terms = targets.to(dtype) * adjusted.log_softmax(1).masked_fill(absent, 0.0)
+        return -terms.sum(1).mean()
 
 
 def _scaled_cosines(image_features: Tensor, text_features: Tensor, logit_scale: float | Tensor) -> Tensor:

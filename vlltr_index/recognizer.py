@@ -150,7 +150,10 @@ class Recognizer:
 
         def fused_parts(rows: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
             fused = scorer.fuse(visual[rows], text)
-            return fused.probabilities, fused.text_part
+            logits = (
+                scorer.params.rule == "logits"
+            )  # then a part is a logit, and all of P rests on the text's
+            return fused.probabilities, fused.probabilities if logits else fused.text_part
 
         found = retrieve_text_logits(
             features,
@@ -236,6 +239,7 @@ class Recognizer:
             float(fused.text_part[row, position]),
             float(found.cosine),
             shares,
+            "logit" if self.scorer.params.rule == "logits" else "probability",
         )
 
     @cached_property

@@ -113,7 +113,7 @@ def load_scorer(workspace: Workspace, snapshot: Snapshot) -> Scorer:
                 "Train it again: vlltr train lgr",
             )
     fusion = commit.fusion or workspace.recipe.fusion
-    params = FusionParams(fusion.alpha, fusion.tau_visual, fusion.tau_text, fusion.margin)
+    params = FusionParams(fusion.alpha, fusion.tau_visual, fusion.tau_text, fusion.margin, fusion.rule)
     ids, weight, bias = _imprints(snapshot, commit.head, saved.head.dim)
     return Scorer(loaded, saved, ids, weight, bias, params)
 

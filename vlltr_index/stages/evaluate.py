@@ -128,18 +128,13 @@ def _own_rows(
 ) -> dict[str, _Row]:
     scorer = recognizer.scorer
     columns: dict[str, list[tuple[Tensor, Tensor]]] = {"vl-ltr": [], "image branch": [], "text branch": []}
-    rows = scorer.row_class[scorer.row_class >= 0]
-    text_share = torch.ones(len(scorer.class_ids))  # what fusion multiplied each class's text probability by
-    text_share[rows] = 1 - scorer.params.alpha
-    if scorer.params.alpha == 1:
-        del columns["text branch"]
     for start in range(0, len(data.features), _BATCH):
         part = data.features[start : start + _BATCH]
         fused, _ = recognizer.score(part, retrieval)
         parts = {
             "vl-ltr": fused.probabilities,
-            "image branch": fused.visual_part,
-            "text branch": fused.text_part / text_share,
+            "image branch": fused.by_image,
+            "text branch": fused.by_text,
         }
         for name, column in columns.items():
             column.append(_top(parts[name]))
