@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from vlltr_index.snapshot import Snapshot
     from vlltr_index.workspace import Workspace
 
-__all__ = ["Scorer", "load_scorer"]
+__all__ = ["Scorer", "load_scorer", "merged_classes"]
 
 _BATCH = 512
 
@@ -34,6 +35,7 @@ class Scorer:
         imprint_weight: float32 [R, D].
         imprint_bias: float32 [R].
         params: Fusion weight, temperatures and margin.
+        merged: A class that was merged into another, to that one: its visual row is the other's now.
     """
 
     loaded: LoadedBank
@@ -42,6 +44,7 @@ class Scorer:
     imprint_weight: Tensor
     imprint_bias: Tensor
     params: FusionParams
+    merged: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def bank(self) -> AnchorBank:
@@ -56,13 +59,20 @@ class Scorer:
     @property
     def row_class(self) -> Tensor:
         """int64 [C_v + R], the column each visual row belongs to; -1 for a class that is gone."""
-        rows = torch.cat([self.saved.class_ids, self.imprint_class_ids])
+        rows = torch.cat([self.row_owners, self.imprint_class_ids])
         return class_positions(self.class_ids, rows)
+
+    @property
+    def row_owners(self) -> Tensor:
+        """int64 [C_v], the class each trained row belongs to now, after merges."""
+        if not self.merged:
+            return self.saved.class_ids
+        return torch.tensor([self.merged.get(i, i) for i in self.saved.class_ids.tolist()])
 
     @property
     def trained(self) -> Tensor:
         """bool [C], the classes that the head was trained on."""
-        return class_positions(self.saved.class_ids, self.class_ids) >= 0
+        return torch.isin(self.class_ids, self.row_owners)
 
     def visual_logits(self, features: Tensor) -> Tensor:
         """Logits of all visual rows, trained then imprinted, [B, C_v + R]."""
@@ -115,7 +125,13 @@ def load_scorer(workspace: Workspace, snapshot: Snapshot) -> Scorer:
     fusion = commit.fusion or workspace.recipe.fusion
     params = FusionParams(fusion.alpha, fusion.tau_visual, fusion.tau_text, fusion.margin, fusion.rule)
     ids, weight, bias = _imprints(snapshot, commit.head, saved.head.dim)
-    return Scorer(loaded, saved, ids, weight, bias, params)
+    return Scorer(loaded, saved, ids, weight, bias, params, merged_classes(snapshot))
+
+
+def merged_classes(snapshot: Snapshot) -> dict[int, int]:
+    """The classes that were merged into others, and into which; no chains."""
+    noted = snapshot.commit.info.get("merged", {}) if snapshot.commit is not None else {}
+    return {int(gone): kept for gone, kept in noted.items()}
 
 
 def _imprints(snapshot: Snapshot, head: str, dim: int) -> tuple[Tensor, Tensor, Tensor]:
