@@ -215,6 +215,22 @@ class Encoder:
             device=self.device,
         )
 
+    def learn_words(self, texts: Iterable[str], seed: int) -> int:
+        """Give the words of `texts` that a word vocabulary lacks a row each; returns how many there were.
+
+        The new rows are drawn from `seed` as a new model's are, so they mean nothing until stage 1 has trained them;
+        all others stay, and so do the features of texts without new words. Other tokenizers can spell every word: 0.
+        """
+        if not isinstance(self.tokenizer, WordTokenizer):
+            return 0
+        wider = self.tokenizer.extended(texts)
+        added = wider.vocab_size - self.tokenizer.vocab_size
+        if added:
+            openclip.insert_tokens(self.model, self.tokenizer.start_id, added, seed)
+            self.tokenizer = wider
+            self._config["model_cfg"]["text_cfg"]["vocab_size"] = wider.vocab_size
+        return added
+
     def to(self, device: str | torch.device) -> Encoder:
         """Move the weights; returns self."""
         self.device = torch.device(device)

@@ -34,6 +34,7 @@ __all__ = [
     "fetch_tag",
     "find_config",
     "find_tag",
+    "insert_tokens",
     "load_state",
     "make_tokenizer",
     "make_transform",
@@ -326,6 +327,19 @@ def trims_exactly(model: nn.Module) -> bool:
     if getattr(part, "use_pad_mask", False):
         return False
     return getattr(part, "text_pool_type", getattr(part, "pool_type", None)) in {"argmax", "eos", "first"}
+
+
+def insert_tokens(model: nn.Module, at: int, count: int, seed: int) -> None:
+    """Make room for `count` more tokens before token `at`: rows drawn from `seed` as in a new model, others kept."""
+    part: Any = _text_part(model)
+    old: nn.Embedding = part.token_embedding
+    rows = old.weight.detach()
+    generator = torch.Generator().manual_seed(seed)
+    new = 0.02 * torch.randn(count, rows.shape[1], generator=generator)  # CLIP's own standard deviation
+    weight = torch.cat([rows[:at], new.to(rows), rows[at:]])
+    part.token_embedding = nn.Embedding(len(weight), rows.shape[1], _weight=weight).to(rows.device)
+    if hasattr(part, "vocab_size"):
+        part.vocab_size = len(weight)
 
 
 def encode_text(model: nn.Module, ids: Tensor) -> Tensor:

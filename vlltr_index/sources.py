@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ _WEIGHT_FILES = (
     "open_clip_pytorch_model.pth",
     "pytorch_model.bin",
 )
+_PACKAGED = {("vlltr-tiny", "glyphs"): ("vlltr_index.recipes.glyphs_lt", "pretrained")}
+"""Weights that ship with the package: (model, tag) -> package and the folder of `Encoder.save` in it."""
 _MARKED = "the entries that only OpenAI's files have"
 
 
@@ -54,11 +57,13 @@ class _Known:
 
 
 def locate_folder(model: str, pretrained: str | None) -> Path | None:
-    """The local folder that is meant, if one is: `FOLDER`, `local-dir:FOLDER`, or a folder in place of a tag.
+    """The local folder that is meant, if one is: `FOLDER`, `local-dir:FOLDER`, a folder in place of a tag, or ours.
 
     Raises:
-        EncoderError: If `local-dir:` names no folder.
+        EncoderError: If `local-dir:` names no folder, or weights of ours are not in this installation.
     """
+    if (model, pretrained) in _PACKAGED:
+        return _packaged(model, str(pretrained))
     if model == "local-dir" or model.startswith("local-dir:"):
         folder = Path(pretrained or model.partition(":")[2])
         if not folder.is_dir():
@@ -68,6 +73,16 @@ def locate_folder(model: str, pretrained: str | None) -> Path | None:
         is_tag = openclip.find_tag(model, pretrained) is not None
         return Path(pretrained) if Path(pretrained).is_dir() and not is_tag else None
     return Path(model) if Path(model).is_dir() else None
+
+
+def _packaged(model: str, tag: str) -> Path:
+    package, name = _PACKAGED[model, tag]
+    folder = Path(str(files(package))) / name
+    if not (folder / ENCODER_FILE).is_file():
+        raise EncoderError(
+            f"the weights {model}:{tag} are not in this installation", "Install the package again."
+        )
+    return folder
 
 
 def read_source(model: str, pretrained: str | None) -> Source:
@@ -108,7 +123,7 @@ def read_source(model: str, pretrained: str | None) -> Source:
 def _no_such(model: str, pretrained: str) -> EncoderError:
     if Path(pretrained).suffix or "/" in pretrained:
         return EncoderError(f"no such file: {pretrained}")
-    tags = openclip.tags_of(model)
+    tags = [*openclip.tags_of(model), *(tag for name, tag in _PACKAGED if name == model)]
     return EncoderError(
         f"{model} has no weights called {pretrained!r}, and there is no such file",
         f"Its tags: {', '.join(tags)}." if tags else f"It has no tags; name a file: --encoder {model}:FILE",

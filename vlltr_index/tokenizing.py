@@ -95,6 +95,11 @@ class WordTokenizer(Tokenizer):
         ranked = sorted(counts, key=lambda word: (-counts[word], word))
         return cls(ranked[:_MAX_WORDS], context_length)
 
+    def extended(self, texts: Iterable[str]) -> WordTokenizer:
+        """With the words of `texts` that are not in it yet behind its own, in the order of `build`."""
+        new = [word for word in self.build(texts, self.context_length).words if word not in self._ids]
+        return WordTokenizer([*self.words, *new][: max(_MAX_WORDS, len(self.words))], self.context_length)
+
     def encode(self, text: str) -> list[int]:
         return [self.start_id, *(self._ids.get(word, 1) for word in self.split(text)), self.end_id]
 

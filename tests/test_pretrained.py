@@ -1,0 +1,88 @@
+"""A word vocabulary that grows with new texts, and the weights that ship with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vlltr_index import sources
+from vlltr_index.encoder import Encoder
+from vlltr_index.errors import EncoderError
+from vlltr_index.schemas.config import EncoderConfig, Recipe
+from vlltr_index.stages.training import starting_encoder
+from vlltr_index.tokenizing import WordTokenizer
+
+OLD = ["a small letter", "a capital letter with a stroke"]
+NEW = ["a glyph with serifs and serifs", "a small letter"]
+
+
+@pytest.fixture
+def encoder() -> Encoder:
+    """A tiny encoder that knows the words of `OLD`."""
+    return Encoder.scratch("vlltr-tiny", OLD, seed=1)
+
+
+def test_new_words_follow_the_old_ones() -> None:
+    """Known words keep their ids, new ones come behind them by count, start and end stay the two largest."""
+    first = WordTokenizer.build(OLD, 32)
+    wider = first.extended(NEW)
+    assert wider.words == (*first.words, "serifs", "and", "glyph")
+    assert (wider.start_id, wider.end_id) == (wider.vocab_size - 2, wider.vocab_size - 1)
+    assert wider.encode("a letter")[1:-1] == first.encode("a letter")[1:-1]
+    assert first.extended(OLD).words == first.words
+
+
+def test_features_of_known_words_stay(encoder: Encoder) -> None:
+    """New rows change neither the features of old texts nor the other weights; unknown words get rows of their own."""
+    before, fingerprint = encoder.encode_texts(OLD), encoder.text_fp
+    assert encoder.learn_words(NEW, seed=7) == 3
+    assert torch.equal(encoder.encode_texts(OLD), before)
+    assert encoder.text_fp != fingerprint
+    apart = encoder.encode_texts(["glyph", "serifs"])
+    assert not torch.equal(apart[0], apart[1])
+    assert encoder.learn_words(NEW, seed=8) == 0
+
+
+def test_new_rows_depend_on_the_seed_alone(encoder: Encoder) -> None:
+    """The same seed gives the same rows, another seed others, and a teacher made the same way has the same ids."""
+    twins = [encoder.copy() for _ in range(3)]
+    for twin, seed in zip(twins, (7, 7, 8), strict=True):
+        twin.learn_words(NEW, seed)
+    assert twins[0].text_fp == twins[1].text_fp
+    assert twins[0].text_fp != twins[2].text_fp
+    assert twins[0].image_fp == encoder.image_fp
+
+
+def test_a_grown_vocabulary_is_saved_and_opened(encoder: Encoder, tmp_path: Path) -> None:
+    """What was learnt survives saving."""
+    encoder.learn_words(NEW, seed=7)
+    encoder.save(tmp_path)
+    again = Encoder.open(tmp_path)
+    assert again.text_fp == encoder.text_fp
+    assert torch.equal(again.encode_texts(NEW), encoder.encode_texts(NEW))
+
+
+def test_training_starts_with_a_vocabulary_that_covers_its_texts(encoder: Encoder, tmp_path: Path) -> None:
+    """A run from pretrained weights knows every word of its texts, twice in the same way."""
+    encoder.save(tmp_path)
+    recipe = Recipe(name="t", encoder=EncoderConfig(model="vlltr-tiny", pretrained=str(tmp_path)))
+    first, second = (starting_encoder(recipe, [NEW], 3) for _ in range(2))
+    assert 1 not in first.tokenize(NEW).ids
+    assert first.text_fp == second.text_fp
+    assert starting_encoder(recipe, None, 3).text_fp == encoder.text_fp
+
+
+def test_a_tag_that_we_do_not_have() -> None:
+    """The error lists the tags that there are."""
+    with pytest.raises(EncoderError) as error:
+        Encoder.load("vlltr-tiny", "nothing")
+    assert error.value.hint == "Its tags: glyphs."
+
+
+def test_weights_missing_from_an_installation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the weights and the way out."""
+    monkeypatch.setitem(sources._PACKAGED, ("vlltr-tiny", "lost"), ("vlltr_index", "nowhere"))
+    with pytest.raises(EncoderError, match="vlltr-tiny:lost are not in this installation"):
+        Encoder.load("vlltr-tiny", "lost")
