@@ -1,4 +1,4 @@
-"""`vlltr ingest images` and `vlltr ingest text`."""
+"""`vlltr ingest images`, `text` and `wikipedia`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vlltr_index.cli.context import Context, existing, pass_context
+from vlltr_index.cli.wikipedia import wikipedia_command
 
 if TYPE_CHECKING:
     from vlltr_index.stages.ingest import IngestReport
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 @click.group("ingest")
 def ingest_command() -> None:
     """Bring in images and text; running it again adds only what is new."""
+
+
+ingest_command.add_command(wikipedia_command)
 
 
 @ingest_command.command("images")

@@ -1,0 +1,29 @@
+"""LGR: logits of all classes for images whose features are there, M = 64 anchors a class, nothing retrieved.
+
+Goals at B = 128: 3.5 times the release's formulation at D = 512 and 5 times at D = 1,024; at B = 1: 10 times.
+"""
+
+from __future__ import annotations
+
+from benchmarks.harness import Case
+from benchmarks.lgr_common import agree, inputs
+
+__all__ = ["CASES", "COMPETITORS", "agree", "inputs"]
+
+COMPETITORS = ("release", "release_keys_kept", "ours")
+
+
+def _case(batch: int, classes: int, dim: int, portion: float, rounds: int) -> Case:
+    values = {"classes": classes, "anchors": 64, "dim": dim, "batch": batch}
+    parts = {"release": portion, "release_keys_kept": portion} if portion < 1 else {}
+    return Case(f"B = {batch}, C = {classes:,}, D = {dim:,}", values, parts, rounds)
+
+
+CASES = (
+    _case(128, 1_000, 512, 1, 5),
+    _case(128, 1_000, 1_024, 1, 3),
+    _case(1, 1_000, 512, 1, 10),
+    _case(1, 1_000, 1_024, 1, 10),
+    _case(128, 8_142, 512, 1 / 8, 2),
+    _case(1, 8_142, 512, 1 / 2, 5),
+)
