@@ -110,7 +110,7 @@ class ApiClient:
                 error.close()
                 if error.code not in _AGAIN:
                     raise self._refused(error) from None
-                why, asked = f"HTTP {error.code} {error.reason}".strip(), _retry_after(error.headers)
+                why, asked = f"HTTP {error.code} {error.reason}".strip(), _retry_after(dict(error.headers))
             except (OSError, EOFError, zlib.error, http.client.HTTPException) as error:
                 why, asked = _reason(error), None
             else:
@@ -139,7 +139,7 @@ class ApiClient:
         )
         with urllib.request.urlopen(request, timeout=self.timeout) as response:
             data = _unpacked(response.read(_MAX_ANSWER + 1), response.headers.get("Content-Encoding"))
-            headers = response.headers
+            headers = dict(response.headers)
         if len(data) > _MAX_ANSWER:
             raise self._strange(f"an answer of more than {_MAX_ANSWER >> 20} MiB")
         try:
@@ -169,7 +169,7 @@ def _backoff(attempt: int) -> float:
 
 def _retry_after(headers: Mapping[str, str] | None) -> float | None:
     """Seconds that a server asks to be left alone: a number, or a date."""
-    value = headers.get("Retry-After") if headers is not None else None
+    value = next((v for name, v in (headers or {}).items() if name.casefold() == "retry-after"), None)
     if value is None:
         return None
     try:
@@ -266,13 +266,12 @@ class MediaWiki:
         return [str(title) for title in kept[0]]
 
     def search(self, words: str) -> list[str]:
-        """See `Wiki.search`."""
+        """See `Wiki.search`; the redirect's title where it is the redirect that has the words."""
         kept = self.cache.get("search", words)
         if kept is None:
-            query = next(
-                self.client.query(list="search", srsearch=words, srnamespace="0", srlimit="10", srprop="")
-            )
-            titles = [str(hit["title"]) for hit in query.get("search", ())]
+            asked = {"srsearch": words, "srnamespace": "0", "srlimit": "10", "srprop": "redirecttitle"}
+            query = next(self.client.query(list="search", **asked))
+            titles = [str(hit.get("redirecttitle") or hit["title"]) for hit in query.get("search", ())]
             self.cache.put("search", words, titles)
             return titles
         return [str(title) for title in kept[0]]

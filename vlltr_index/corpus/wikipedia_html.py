@@ -5,23 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from bs4 import BeautifulSoup, NavigableString, Tag
-from bs4.element import PreformattedString
+from bs4 import BeautifulSoup
+from bs4.element import NavigableString, PreformattedString, Tag
 
-from vlltr_index.corpus.wikipedia_text import Section, is_sentence_like, tidy
+from vlltr_index.corpus.wikipedia_text import FORMULA, Section, is_sentence_like, tidy
 
 __all__ = ["html_sections", "is_disambiguation", "revision_of"]
 
 _MAX_HTML = 32 * 2**20
 _AWAY = (
-    "table, style, script, noscript, figure, figcaption, math, svg, audio, video, form, nav, footer, "
+    "table, style, script, noscript, figure, figcaption, svg, audio, video, form, nav, footer, "
     "sup.reference, .mw-references-wrap, ol.references, .reflist, .navbox, .infobox, .hatnote, .dablink, .rellink, "
-    ".mw-editsection, .thumb, .gallery, .mwe-math-element, .toc, #toc, .noprint, .metadata, .ambox, .sidebar, "
+    ".mw-editsection, .thumb, .gallery, .toc, #toc, .noprint, .metadata, .ambox, .sidebar, "
     ".noexcerpt, .shortdescription, .error, .zim-footer, .mw-empty-elt, .IPA"
 )
 _BLOCKS = ("h2", "h3", "h4", "h5", "h6", "p", "li", "dd", "blockquote")
 _NESTED = frozenset({"ul", "ol", "dl", "p", "li", "dd"})
-_DISAMBIGUATION = re.compile(r"\bdisambig", re.IGNORECASE)
+_DISAMBIGUATION = '[id*="disambig" i], [class*="disambig" i]'
 _SEVERAL = re.compile(r"\b(?:may|can|could) (?:also )?refer to\W*$", re.IGNORECASE)
 _REVISION = re.compile(r"[?&;]oldid=(\d+)")
 
@@ -29,10 +29,12 @@ _REVISION = re.compile(r"[?&;]oldid=(\d+)")
 def html_sections(html: str) -> list[Section]:
     """The sections of an article in HTML, in order, with their paragraphs as plain text.
 
-    Left out is what `wikitext_sections` leaves out: tables, formulae, references, figures, boxes, list items that
-    are no sentences.
+    Left out is what `wikitext_sections` leaves out: tables, references, figures, boxes, list items that are no
+    sentences; `FORMULA` stands for formulae.
     """
     soup = BeautifulSoup(html[:_MAX_HTML], "html.parser")
+    for formula in soup.select(".mwe-math-element, .texhtml, math, .chemf"):
+        formula.replace_with(FORMULA)
     for element in soup.select(_AWAY):
         element.decompose()
     sections: list[Section] = []
@@ -63,11 +65,11 @@ def _own_text(element: Tag) -> Iterator[str]:
 
 
 def is_disambiguation(title: str, html: str) -> bool:
-    """Whether a page only lists what its title may mean: a box says so, or its first paragraph ends in "may refer to"."""
+    """Whether a page only lists what its title may mean: a box says so, or its first paragraph "may refer to"."""
     if title.casefold().endswith("(disambiguation)"):
         return True
     soup = BeautifulSoup(html[: 2**18], "html.parser")
-    for element in soup.find_all(attrs={"id": _DISAMBIGUATION}) + soup.find_all(class_=_DISAMBIGUATION):
+    for element in soup.select(_DISAMBIGUATION):
         if element.name != "a" and not element.find_parent(class_="hatnote"):
             return True
     first = soup.find("p")

@@ -12,6 +12,7 @@ from mwparserfromhell.wikicode import Wikicode
 
 __all__ = [
     "DROPPED_SECTIONS",
+    "FORMULA",
     "Section",
     "is_sentence_like",
     "keep_sections",
@@ -27,14 +28,19 @@ DROPPED_SECTIONS: dict[str, tuple[str, ...]] = {
 }
 """Headings, by language, of the sections that do not describe anything."""
 
+FORMULA = "\ufffc"
+"""Stands where a formula was: a sentence is not whole without it."""
+
 _MAX_TEXT = 8 * 2**20  # characters of wikitext; MediaWiki itself stops at 2 MiB
-_SKIPPED_TAGS = frozenset(
-    "ref references gallery math chem ce table timeline code pre syntaxhighlight source score imagemap hiero graph "
-    "mapframe maplink templatestyles style script indicator inputbox categorytree tr td th caption".split()
-)
-_NAMESPACES = frozenset(
-    "file image category media datei bild kategorie fichier catégorie archivo imagen categoría".split()
-)
+_SKIPPED_TAGS = frozenset({
+    "caption", "categorytree", "code", "gallery", "graph", "hiero", "imagemap", "indicator", "inputbox",
+    "mapframe", "maplink", "pre", "ref", "references", "score", "script", "source", "style",
+    "syntaxhighlight", "table", "td", "templatestyles", "th", "timeline", "tr",
+})  # fmt: skip
+_NAMESPACES = frozenset({
+    "archivo", "bild", "category", "categoría", "catégorie", "datei", "fichier", "file", "image", "imagen",
+    "kategorie", "media",
+})  # fmt: skip
 _INTERWIKI = re.compile(r"[a-z]{2,3}(?:-[a-z]+)*\Z|simple\Z")
 _SENTENCE_END = (".", "!", "?", "…", '."', ".”", ".'", ".)")
 _EMPTY_BRACKETS = re.compile(r"\(\s*(?:[,;:–—-]\s*|or\s+)*\)|\[\s*\]")
@@ -87,9 +93,9 @@ def _fold(heading: str) -> str:
 def wikitext_sections(text: str) -> list[Section]:
     """The sections of an article in wikitext, in order, with their paragraphs as plain text.
 
-    What a reader would not read as a sentence is left out: tables, formulae, references, files, categories, list
+    What a reader would not read as a sentence is left out: tables, references, files, categories, list
     items that are no sentences, and templates other than those that stand for a few words ({{convert}} gives the
-    value and unit it starts from).
+    value and unit it starts from). Where a formula was, `FORMULA` stands.
     """
     code = mwparserfromhell.parse(text[:_MAX_TEXT])
     sections: list[Section] = []
@@ -158,6 +164,8 @@ def _node(node: nodes.Node) -> str:
 
 def _tag(tag: nodes.Tag) -> str:
     name = str(tag.tag).strip().casefold()
+    if name in ("math", "chem", "ce"):
+        return FORMULA
     if name in _SKIPPED_TAGS:
         return ""
     if name in ("br", "hr", "p", "div"):
@@ -261,6 +269,7 @@ _TEMPLATES: dict[str, _Handler] = {
     ),
     **dict.fromkeys(("ill", "interlanguage link", "species", "nobold", "noitalic", "smallcaps"), _first),
     **dict.fromkeys(("tooltip", "gloss", "quote", "blockquote", "val/delimitnum"), _first),
+    **dict.fromkeys(("math", "mvar", "chem", "chem2", "bigmath", "nummath"), _sign(FORMULA)),
     "val": _value,
     "frac": _fraction,
     "sfrac": _fraction,

@@ -14,7 +14,7 @@ from vlltr_index.corpus.duplicates import near_duplicates
 from vlltr_index.corpus.prompts import class_prompts
 from vlltr_index.corpus.split import split_sentences
 from vlltr_index.corpus.wikipedia import Article, Match, Page, Wanted, Wiki, match_classes, mentions
-from vlltr_index.corpus.wikipedia_text import DROPPED_SECTIONS, keep_sections
+from vlltr_index.corpus.wikipedia_text import DROPPED_SECTIONS, FORMULA, keep_sections
 from vlltr_index.errors import InputError, MissingStepError, UnknownClassError
 from vlltr_index.ingestion import sentence_rows
 from vlltr_index.schemas.records import SentenceRecord
@@ -41,7 +41,7 @@ _BATCH = 20  # articles between two looks at the progress
 
 @dataclass(frozen=True)
 class ClassArticle:
-    """What became of one class: its article, or why it has none, with the candidates and the command that settles it."""
+    """A class's article, or why it has none, with the candidates and the command that settles it."""
 
     name: str
     title: str | None
@@ -287,13 +287,14 @@ class _Run:
         )
 
     def _sentences(self, article: Article) -> list[str]:
-        """Each different sentence once."""
+        """Each different sentence once; those with a formula are not whole without it."""
         kept = keep_sections(article.sections, self._dropped, self._sections)
         found: dict[str, str] = {}
         for section in kept:
             for paragraph in section.paragraphs:
                 for sentence in split_sentences(paragraph):
-                    if len(sentence.split()) >= _MIN_WORDS and len(sentence) <= _MAX_CHARACTERS:
+                    words = len(sentence.split())
+                    if words >= _MIN_WORDS and len(sentence) <= _MAX_CHARACTERS and FORMULA not in sentence:
                         found.setdefault(sentence.casefold(), sentence)
         return list(found.values())
 
