@@ -28,9 +28,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("predict", "Recognise images and name the sentences behind each answer."),
     "explain": ("predict", "Show why an image is, or is not, of a class."),
     "evaluate": ("evaluate", "Measure accuracy on a split: overall, many, medium, few."),
+    "ablate": ("ablate", "Run the paper's ablation (Table 4), a cell at a time."),
     "classes": ("classes", "List, show and add classes, without retraining."),
     "status": ("workspace", "Show what exists, what is stale, and the next command."),
-    "history": ("workspace", "List the workspace's commits."),
+    "history": ("history", "List the workspace's commits."),
+    "rollback": ("history", "Go back to an earlier commit, in a new one."),
+    "diff": ("history", "Show what differs between two commits."),
+    "prune": ("history", "Give up old commits and the files that only they needed."),
 }
 
 

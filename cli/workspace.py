@@ -1,4 +1,4 @@
-"""`vlltr init`, `status`, `history`."""
+"""`vlltr init` and `status`."""
 
 from __future__ import annotations
 
@@ -45,18 +45,3 @@ def status_command(context: Context) -> None:
         return
     for name, value in report.lines():
         click.echo(f"{name:<22} {value}")
-
-
-@click.command("history")
-@click.option(
-    "--limit", default=20, show_default=True, type=click.IntRange(1), help="How many of the newest commits."
-)
-@pass_context
-def history_command(context: Context, limit: int) -> None:
-    """List the workspace's commits, newest first."""
-    commits = list(context.open().history.list())[::-1][:limit]
-    if context.as_json:
-        context.emit([commit.model_dump(mode="json") for commit in commits])
-        return
-    for commit in commits:
-        click.echo(f"{commit.id:>5}  {commit.created_at}  {commit.command}")

@@ -49,6 +49,7 @@ SENTENCES = pa.schema(
         pa.field("source_ref", pa.string()),
         pa.field("licence", pa.string()),
         pa.field("tokens", pa.int32()),  # before any cut; null until embedded
+        pa.field("position", pa.int32()),  # within its class, in the order in which its sentences came in
     ]
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from datetime import timedelta
+from contextlib import suppress
 from pathlib import Path
 
 import lancedb
@@ -199,16 +199,72 @@ def test_delete_counts_and_makes_no_empty_version(store: Store) -> None:
     assert store.delete("classes", "class_id < 2") == 2
 
 
-@pytest.mark.filterwarnings("ignore:optimize")  # that nobody else reads is what the test is about
 def test_optimize_merges_and_tolerates_tags(store: Store) -> None:
-    """Merging keeps rows and old versions; cleaning up reports False where a tag is in the way."""
+    """Merging keeps rows and old versions; cleaning keeps those from the oldest tag on."""
     for i in range(5):
         store.append("classes", class_rows([i]))
     store.tag("classes", 3, "c1")
     assert store.optimize("classes")
     assert ids(store) == list(range(5))
-    assert not store.optimize("classes", cleanup_older_than=timedelta(0))
     assert ids(store, 3) == [0]
+
+
+def versions_left(store: Store, upto: int) -> list[int]:
+    """Versions of `classes` that can still be read."""
+    left = []
+    for version in range(1, upto + 1):
+        with suppress(WorkspaceError):
+            store.count("classes", version=version)
+            left.append(version)
+    return left
+
+
+def test_clean_keeps_what_is_tagged(store: Store) -> None:
+    """Versions before the oldest tag go, all later ones stay, and a file of no version goes."""
+    for i in range(12):
+        store.append("classes", class_rows([i]))
+    store.delete("classes", "class_id = 0")
+    tagged = store.version("classes") - 1
+    rows, newest = store.read("classes").sort_by("class_id"), store.version("classes")
+    store.tag("classes", tagged, "c1")
+    stray = Path(store.uri) / "classes.lance" / "data" / "stray.lance"
+    stray.write_bytes(b"left by a killed writer")
+    assert store.clean("classes")
+    assert not stray.exists()
+    left = versions_left(store, store.version("classes"))
+    assert {tagged, newest, store.version("classes")} <= set(left)
+    assert min(left) > 2  # those made a moment before the tagged one may stay
+    assert store.read("classes").sort_by("class_id").equals(rows)
+    assert ids(store, tagged) == list(range(12))
+    assert store.restore("classes", tagged) > newest
+    assert ids(store) == list(range(12))
+
+
+def test_clean_without_tags_keeps_the_newest(store: Store) -> None:
+    """A cache has no tags: only its newest rows stay."""
+    for i in range(12):
+        store.append("classes", class_rows([i]))
+    assert store.clean("classes")
+    assert min(versions_left(store, store.version("classes"))) > 2
+    assert ids(store) == list(range(12))
+
+
+def test_rewrite_leaves_old_versions(store: Store) -> None:
+    """Other columns in a new version; the old version still has the old ones, and can be brought back."""
+    store.append("classes", class_rows([0, 1]))
+    old = store.version("classes")
+    store.tag("classes", old, "c1")
+    rows = class_rows([5]).append_column(pa.field("more", pa.int32()), pa.array([7], pa.int32()))
+    store.rewrite("classes", rows, "class_id")
+    assert store.schema("classes").names[-1] == "more"
+    assert store.read("classes").equals(rows)
+    assert store.read("classes", version=old).sort_by("class_id").equals(class_rows([0, 1]))
+    store.upsert("classes", rows.set_column(1, "name", pa.array(["new"])), "class_id")
+    assert store.read("classes", ["name"])["name"].to_pylist() == ["new"]
+    store.restore("classes", old)
+    assert "more" not in store.schema("classes").names
+    store.upsert("classes", class_rows([1, 2], name="again"), "class_id")
+    assert ids(store) == [0, 1, 2]
 
 
 def test_a_store_pickles_without_its_connection(store: Store) -> None:

@@ -15,6 +15,7 @@ from vlltr_index.schemas.config import FORMAT, FusionConfig
 
 __all__ = ["Commit", "History", "sync_folder"]
 
+_PRUNED = "pruned.json"  # beside the commits, which never change
 _HISTORY_HINT = "See which commits there are: vlltr history"
 
 
@@ -36,6 +37,7 @@ class Commit(BaseModel):
         fusion: Fusion weight, temperatures and margin.
         index: The index over the anchors: its digest, and facts about it.
         selection_id: The selection that the table `anchors` holds.
+        state_of: The earlier commit whose state a rollback brought back; null: this commit's state is its own.
         info: Small facts, such as the encoder's scale; handed on from commit to commit.
     """
 
@@ -55,7 +57,13 @@ class Commit(BaseModel):
     fusion: FusionConfig | None = None
     index: dict[str, Any] | None = None
     selection_id: str | None = None
+    state_of: int | None = None
     info: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def state(self) -> int:
+        """The commit that first held this state: itself, or the one that a rollback went back to."""
+        return self.id if self.state_of is None else self.state_of
 
 
 def sync_folder(folder: Path) -> None:
@@ -83,6 +91,10 @@ class History:
         return sorted(
             int(p.stem) for p in self.folder.glob("*.json") if p.stem.isascii() and p.stem.isdigit()
         )
+
+    def newer_than(self, commit_id: int) -> bool:
+        """Whether commit `commit_id` is no longer the newest: two looks at the folder, no listing."""
+        return self._path(commit_id + 1).exists() or (commit_id > 0 and not self._path(commit_id).exists())
 
     def last(self) -> Commit | None:
         """The newest commit; None where nothing has been committed.
@@ -139,6 +151,40 @@ class History:
             hint += f" To go back {back} and lose what this one added, delete it: rm {self._path(commit_id)}"
         return WorkspaceError(f"{self._path(commit_id)} is damaged: {why}", hint)
 
+    def oldest_kept(self) -> int:
+        """The first commit that has not been pruned; 1 where none has.
+
+        Raises:
+            WorkspaceError: If the file that says so is damaged.
+        """
+        path = self.folder / _PRUNED
+        try:
+            return int(json.loads(path.read_text(encoding="utf-8"))["oldest"])
+        except FileNotFoundError:
+            return 1
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise WorkspaceError(
+                f"{path} is damaged: {error}", f"Delete it, then prune again: rm {path}; vlltr prune --keep N"
+            ) from None
+
+    def mark_pruned(self, oldest: int) -> None:
+        """Say, durably, that no commit before `oldest` can be read any more; it is never taken back."""
+        if oldest > self.oldest_kept():
+            _write_whole(self.folder / _PRUNED, {"oldest": oldest})
+
+    def read_kept(self, commit_id: int) -> Commit:
+        """One commit whose tables are still there.
+
+        Raises:
+            WorkspaceError: If there is no such commit, its file is damaged, or it was pruned.
+        """
+        commit, oldest = self.read(commit_id), self.oldest_kept()
+        if commit_id < oldest:
+            newest = max(self.ids())
+            kept = f"{oldest} to {newest}" if newest > oldest else f"{oldest}"
+            raise WorkspaceError(f"commit {commit_id} was pruned; kept: {kept}", _HISTORY_HINT)
+        return commit
+
     def append(self, commit: Commit) -> None:
         """Write the next commit: durable when this returns; never over one that is there.
 
@@ -167,6 +213,20 @@ class History:
         finally:
             temporary.unlink(missing_ok=True)
         sync_folder(self.folder)
+
+
+def _write_whole(path: Path, value: dict[str, Any]) -> None:
+    """Write a small JSON file, whole or not at all, over one that is there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(value, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
 
 
 def _publish(temporary: Path, final: Path) -> None:

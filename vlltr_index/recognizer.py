@@ -1,87 +1,118 @@
-"""Recognizer: encoder, anchors, index and head of one commit, from image files to explained predictions."""
+"""Recognizer: predictions of a workspace, as of its newest commit or of one commit for good."""
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from vlltr_index.errors import InputError, MissingStepError, UsageError
-from vlltr_index.explanation import explain_class
-from vlltr_index.images.decode import open_image
-from vlltr_index.index import AnchorIndex, WithDelta, load_index
-from vlltr_index.loading import open_encoder
-from vlltr_index.retrieval import AnchorClasses, best_row_logits, retrieve_text_logits
-from vlltr_index.schemas.records import ClassScore, Prediction, SentenceShare
+from vlltr_index.answers import Answers
+from vlltr_index.errors import WorkspaceError
+from vlltr_index.schemas.records import ClassScore, Prediction
 from vlltr_index.scoring import Scorer, load_scorer
 
 if TYPE_CHECKING:
     from vlltr_index.encoder import Encoder
     from vlltr_index.fusion import FusedScores
-    from vlltr_index.snapshot import Snapshot
+    from vlltr_index.history import Commit
     from vlltr_index.workspace import Workspace
 
 __all__ = ["Recognizer"]
 
-_BATCH = 64
+_log = logging.getLogger(__name__)
 
 
 class Recognizer:
-    """Answers for one commit of a workspace.
+    """Answers for a workspace; several threads may share one.
 
-    Use `Recognizer.open`; the arguments are what it collects.
+    Made by `Recognizer.open`. Without `at`, `predict` and `explain` look first whether there is a newer commit, and
+    load it; the encoder is loaded again only where it is another one. A newer commit that cannot answer yet, because
+    its head is still to be trained, say, is passed over with a warning: the one before goes on answering.
     """
 
-    def __init__(self, workspace: Workspace, snapshot: Snapshot, scorer: Scorer) -> None:
+    def __init__(self, workspace: Workspace, answers: Answers, follow: bool = True) -> None:
         self._workspace = workspace
-        self._snapshot = snapshot
-        self.scorer = scorer
+        self._answers = answers
+        self._follow = follow
+        self._reloading = threading.Lock()
+        self._passed_over = 0
 
     @classmethod
-    def open(cls, workspace: Workspace | str | Path, at: int | None = None) -> Recognizer:
-        """Open a workspace, or a folder that is one, as of commit `at` (default: the newest).
+    def open(
+        cls, workspace: Workspace | str | Path, at: int | None = None, reload: bool = True
+    ) -> Recognizer:
+        """Open a workspace, or a folder that is one.
+
+        Args:
+            workspace: The workspace or its folder.
+            at: Answer as of this commit, for good; default: as of the newest.
+            reload: Whether newer commits are taken as they come, without `at`.
 
         Raises:
             MissingStepError: If a step before has not been run; the hint names it.
             FingerprintMismatch: If encoder, vectors and head do not belong together.
+            WorkspaceError: If there is no commit `at`, or it was pruned.
         """
         from vlltr_index.workspace import Workspace
 
         if not isinstance(workspace, Workspace):
             workspace = Workspace.open(workspace)
         snapshot = workspace.snapshot(at)
-        return cls(workspace, snapshot, load_scorer(workspace, snapshot))
+        answers = Answers(workspace, snapshot, load_scorer(workspace, snapshot))
+        return cls(workspace, answers, follow=reload and at is None)
 
-    @cached_property
+    @property
+    def commit(self) -> Commit:
+        """The commit that answered last."""
+        commit = self._answers.snapshot.commit
+        assert commit is not None  # without one there is no head, and `open` fails
+        return commit
+
+    @property
+    def scorer(self) -> Scorer:
+        """Anchors, head and fusion values of `commit`."""
+        return self._answers.scorer
+
+    @property
     def encoder(self) -> Encoder:
-        """The commit's encoder, loaded on first use."""
-        encoder = open_encoder(self._workspace, self._snapshot)
-        encoder.eval()
-        return encoder
+        """The encoder of `commit`, loaded on first use."""
+        return self._answers.encoder
 
-    @cached_property
+    @property
     def names(self) -> dict[int, str]:
         """Class id to name."""
-        return self._snapshot.class_table().names
+        return self._answers.names
 
-    @cached_property
-    def _index(self) -> AnchorIndex | None:
-        """The commit's index with what changed since as an exact delta; None if none was built."""
-        commit = self._snapshot.commit
-        if commit is None or commit.index is None or commit.index.get("text_fp") != commit.text_fp:
-            return None
-        base = load_index(self._workspace.object_path("index", commit.index["digest"]))
-        keys = self.scorer.loaded.keys
-        new = ~torch.isin(keys, base.keys)
-        gone = base.keys[~torch.isin(base.keys, keys)]
-        if not bool(new.any()) and not len(gone):
-            return base
-        return WithDelta(base, F.normalize(self.scorer.bank.vectors[new], dim=1), keys[new], gone)
+    def current(self) -> Answers:
+        """The newest commit's answers (with `at` or without `reload`: those opened), loaded now if they are new.
+
+        For several calls that belong together: what this returns never changes.
+        """
+        if not self._follow:
+            return self._answers
+        with self._reloading:
+            if self._workspace.history.newer_than(self.commit.id):
+                self._reload()
+            return self._answers
+
+    def _reload(self) -> None:
+        newest = self._workspace.history.ids()[-1]
+        if newest == self._passed_over:
+            return
+        try:
+            snapshot = self._workspace.snapshot(newest)
+            assert snapshot.commit is not None
+            encoder = self._answers.loaded_encoder if _same_encoder(self.commit, snapshot.commit) else None
+            self._answers = Answers(
+                self._workspace, snapshot, load_scorer(self._workspace, snapshot), encoder
+            )
+        except WorkspaceError as error:
+            self._passed_over = newest
+            _log.warning("answering as of commit %d: commit %d cannot yet: %s", self.commit.id, newest, error)
 
     def predict(
         self,
@@ -90,7 +121,7 @@ class Recognizer:
         explain: int = 0,
         retrieval: str = "faiss",
     ) -> list[Prediction]:
-        """The best classes of each image, best first, each with its nearest sentences.
+        """The best classes of each image, best first, each with its nearest sentences; all from one commit.
 
         Args:
             images: Paths or encoded bytes.
@@ -103,74 +134,7 @@ class Recognizer:
 
         An image that cannot be read gives a `Prediction` with `problem` set; the others are answered.
         """
-        if retrieval not in ("faiss", "exhaustive"):
-            raise UsageError(f"retrieval is 'faiss' or 'exhaustive', got {retrieval!r}")
-        result: list[Prediction] = []
-        for start in range(0, len(images), _BATCH):
-            result += self._predict_batch(images[start : start + _BATCH], top, explain, retrieval)
-        return result
-
-    def features(self, images: Sequence[str | Path | bytes]) -> tuple[Tensor, list[str | None]]:
-        """Features [B, D] of the readable images, unnormalised, and for each image why it was not readable."""
-        encoder = self.encoder
-        pixels: list[Tensor] = []
-        problems: list[str | None] = []
-        for image in images:
-            try:
-                pixels.append(
-                    encoder.preprocess(open_image(image if isinstance(image, bytes) else str(image)))
-                )
-                problems.append(None)
-            except InputError as error:
-                problems.append(error.message)
-        if not pixels:
-            return torch.empty(0, encoder.dim), problems
-        with torch.inference_mode():
-            batch = torch.stack(pixels).to(encoder.device)
-            return encoder.encode_pixels(batch).float().cpu(), problems
-
-    @torch.inference_mode()
-    def score(self, features: Tensor, retrieval: str = "faiss") -> tuple[FusedScores, Tensor]:
-        """Fused scores of features [B, D] over all classes [B, C], and the residual probability [B].
-
-        The residual is the mass of the classes that were not scored exactly: 0 for `exhaustive`.
-        """
-        index = self._index if retrieval == "faiss" else None
-        if index is None:
-            return self.scorer.exhaustive(features), torch.zeros(len(features))
-        return self._retrieve(index, features)
-
-    def _retrieve(self, index: AnchorIndex, features: Tensor) -> tuple[FusedScores, Tensor]:
-        scorer = self.scorer
-        bank, head = scorer.bank, scorer.saved.head
-        visual = scorer.visual_logits(features)
-
-        def exact(rows: Tensor, classes: Tensor | None) -> Tensor:
-            return head.text_logits(features[rows], bank if classes is None else bank.select(classes))
-
-        def fused_parts(rows: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-            fused = scorer.fuse(visual[rows], text)
-            logits = (
-                scorer.params.rule == "logits"
-            )  # then a part is a logit, and all of P rests on the text's
-            return fused.probabilities, fused.probabilities if logits else fused.text_part
-
-        found = retrieve_text_logits(
-            features,
-            index,
-            self._anchor_classes,
-            head.prototype_logits(features, bank),
-            best_row_logits(visual, scorer.row_class, bank.num_classes),
-            exact,
-            fused_parts,
-        )
-        return scorer.fuse(visual, found.text_logits), found.residual
-
-    @cached_property
-    def _anchor_classes(self) -> AnchorClasses:
-        """Anchor key to the position of its class."""
-        bank = self.scorer.bank
-        return AnchorClasses(self.scorer.loaded.keys, bank.class_of_row, bank.num_classes)
+        return self.current().predict(images, top, explain, retrieval)
 
     def explain(self, image: str | Path | bytes, name: str) -> ClassScore:
         """One class's score for one image, with every one of its anchor sentences, by effect.
@@ -180,75 +144,19 @@ class Recognizer:
             UnknownClassError: If there is no such class.
             MissingStepError: If the class has no anchors: it came after the selection.
         """
-        class_id = self._snapshot.class_table().lookup(name)
-        place = (self.scorer.class_ids == class_id).nonzero()[:, 0].tolist()
-        if not place:
-            raise MissingStepError(
-                f"class {name!r} has no anchor sentence", "Select again: vlltr embed, then vlltr select"
-            )
-        features, problems = self.features([image])
-        if problems[0] is not None:
-            raise InputError(problems[0])
-        fused, _ = self.score(features, "exhaustive")
-        return self._class_score(features[0], fused, 0, place[0], explain=None)
+        return self.current().explain(image, name)
 
-    def _predict_batch(
-        self, images: Sequence[str | Path | bytes], top: int, explain: int, retrieval: str
-    ) -> list[Prediction]:
-        features, problems = self.features(images)
-        used = "faiss" if retrieval == "faiss" and self._index is not None else "exhaustive"
-        commit = self._snapshot.commit
-        number = commit.id if commit is not None else 0
-        fused, residual = self.score(features, used) if len(features) else (None, torch.empty(0))
-        result, row = [], 0
-        for image, problem in zip(images, problems, strict=True):
-            label = "(bytes)" if isinstance(image, bytes) else str(image)
-            if problem is not None or fused is None:
-                result.append(Prediction(label, (), 0.0, used, number, problem))
-                continue
-            best = fused.probabilities[row].topk(min(top, fused.probabilities.shape[1])).indices
-            scores = tuple(self._class_score(features[row], fused, row, int(c), explain) for c in best)
-            result.append(Prediction(label, scores, float(residual[row]), used, number))
-            row += 1
-        return result
+    def features(self, images: Sequence[str | Path | bytes]) -> tuple[Tensor, list[str | None]]:
+        """Features [B, D] of the readable images, unnormalised, and for each image why it was not readable."""
+        return self._answers.features(images)
 
-    def _class_score(
-        self, feature: Tensor, fused: FusedScores, row: int, position: int, explain: int | None
-    ) -> ClassScore:
-        found = explain_class(self.scorer.saved.head, self.scorer.bank, position, feature)
-        order = found.effects.argsort(descending=True, stable=True)
-        order = order if explain is None else order[:explain]
-        first = self.scorer.bank.bounds[position]
-        ids = [self.scorer.loaded.sentence_ids[first + int(m)] for m in order]
-        sentences = self._sentences(ids)
-        shares = tuple(
-            SentenceShare(
-                *sentences[sentence_id],
-                attention=float(found.attention[m]),
-                share=float(found.shares[m]),
-                effect=float(found.effects[m]),
-            )
-            for sentence_id, m in zip(ids, order.tolist(), strict=True)
-        )
-        class_id = int(self.scorer.class_ids[position])
-        return ClassScore(
-            class_id,
-            self.names[class_id],
-            float(fused.probabilities[row, position]),
-            float(fused.visual_part[row, position]),
-            float(fused.text_part[row, position]),
-            float(found.cosine),
-            shares,
-            "logit" if self.scorer.params.rule == "logits" else "probability",
-        )
+    def score(self, features: Tensor, retrieval: str = "faiss") -> tuple[FusedScores, Tensor]:
+        """Fused scores of features [B, D] over all classes [B, C] of `commit`, and the residual probability [B].
 
-    @cached_property
-    def _sentence_rows(self) -> dict[str, tuple[str, str, str | None, str | None]]:
-        columns = ["sentence_id", "text", "source", "source_ref", "licence"]
-        rows = self._snapshot.table("sentences", columns=columns)
-        return {
-            i: (t, s, r, x) for i, t, s, r, x in zip(*(rows[c].to_pylist() for c in columns), strict=True)
-        }
+        The residual is the mass of the classes that were not scored exactly: 0 for `exhaustive`.
+        """
+        return self._answers.score(features, retrieval)
 
-    def _sentences(self, ids: Sequence[str]) -> dict[str, tuple[str, str, str | None, str | None]]:
-        return {i: self._sentence_rows[i] for i in ids}
+
+def _same_encoder(old: Commit, new: Commit) -> bool:
+    return (old.checkpoint, old.text_fp, old.image_fp) == (new.checkpoint, new.text_fp, new.image_fp)

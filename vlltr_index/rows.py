@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from vlltr_index.errors import InputError
 
-__all__ = ["conform", "last_per_key", "one_of", "quote"]
+__all__ = ["conform", "last_per_key", "numbered", "one_of", "quote", "with_nulls"]
 
 
 def quote(value: str) -> str:
@@ -86,3 +86,19 @@ def last_per_key(rows: pa.Table, key: str) -> pa.Table:
     numbered = pa.table({"key": keys, "at": np.arange(rows.num_rows)})
     last = numbered.group_by("key", use_threads=False).aggregate([("at", "max")])
     return rows.take(last.column("at_max").combine_chunks().sort())
+
+
+def with_nulls(rows: pa.Table, schema: pa.Schema, names: Iterable[str]) -> pa.Table:
+    """`rows` with the columns `names` of `schema` added, all null."""
+    for name in names:
+        rows = rows.append_column(schema.field(name), pa.nulls(rows.num_rows, schema.field(name).type))
+    return rows
+
+
+def numbered(owners: Iterable[int], following: dict[int, int]) -> pa.Array:
+    """The position of each row within its owner, int32: counted on from `following`, which is brought up to date."""
+    positions = []
+    for owner in owners:
+        positions.append(following.get(owner, 0))
+        following[owner] = positions[-1] + 1
+    return pa.array(positions, pa.int32())

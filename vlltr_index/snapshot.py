@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vlltr_index.classtable import ClassTable
-from vlltr_index.errors import UsageError
+from vlltr_index.errors import MissingStepError, UsageError, WorkspaceError
 from vlltr_index.history import Commit
+from vlltr_index.rows import with_nulls
 from vlltr_index.schemas.tables import COMMITTED, IMPRINTS, KEYS, imprints
 
 if TYPE_CHECKING:
@@ -15,7 +17,16 @@ if TYPE_CHECKING:
 
     from vlltr_index.store import Store
 
-__all__ = ["Snapshot"]
+__all__ = ["Snapshot", "table_gone"]
+
+
+def table_gone(commit_id: int, name: str, uri: str) -> WorkspaceError:
+    """What to say where a table that a commit names is not there: its files were deleted."""
+    return WorkspaceError(
+        f"commit {commit_id} names the table {name!r}, which is gone from {uri}",
+        "Bring that folder back from a backup, or make a new workspace (vlltr init DIR) and run there again what "
+        "`vlltr history` lists.",
+    )
 
 
 class Snapshot:
@@ -47,11 +58,13 @@ class Snapshot:
 
     def schema(self, name: str) -> pa.Schema:
         """The table's columns, whether it is there or not."""
-        if self.has(name):
-            return self.store.schema(name, self._version(name))
         if name == IMPRINTS:
+            if self.has(name):
+                with self._there(name):
+                    return self.store.schema(name, self._version(name))
             dim = self.commit.info.get("dim", 1) if self.commit is not None else 1
             return imprints(dim)
+        self.has(name)  # refuses unknown names
         return COMMITTED[name]
 
     def table(self, name: str, columns: Sequence[str] | None = None, where: str | None = None) -> pa.Table:
@@ -63,7 +76,8 @@ class Snapshot:
             where: SQL condition; literals through `store.quote`.
         """
         if self.has(name):
-            return self.store.read(name, columns, where, self._version(name))
+            with self._there(name):
+                return self._read(name, columns, where)
         empty = self.schema(name).empty_table()
         return empty if columns is None else empty.select(list(columns))
 
@@ -76,11 +90,35 @@ class Snapshot:
     ) -> Iterator[pa.RecordBatch]:
         """Stream a committed table's rows, for tables that hold image bytes."""
         if self.has(name):
-            yield from self.store.scan(name, columns, where, self._version(name), batch_rows)
+            with self._there(name):
+                yield from self.store.scan(name, columns, where, self._version(name), batch_rows)
 
     def count(self, name: str, where: str | None = None) -> int:
         """How many rows a committed table has (for which `where` holds)."""
-        return self.store.count(name, where, self._version(name)) if self.has(name) else 0
+        if not self.has(name):
+            return 0
+        with self._there(name):
+            return self.store.count(name, where, self._version(name))
+
+    def _read(self, name: str, columns: Sequence[str] | None, where: str | None) -> pa.Table:
+        """Rows with the columns of today: null where the version is from before a column."""
+        version, schema = self._version(name), self.schema(name)
+        there = set(self.store.schema(name, version).names)
+        wanted = schema.names if columns is None else list(columns)
+        lacking = [c for c in wanted if c not in there and c in schema.names]
+        read = [c for c in wanted if c not in lacking] or [KEYS[name]]
+        rows = self.store.read(name, read, where, version)
+        return with_nulls(rows, schema, lacking).select(wanted) if lacking else rows
+
+    @contextmanager
+    def _there(self, name: str) -> Iterator[None]:
+        """Say which commit needs the table where its files are gone."""
+        try:
+            yield
+        except MissingStepError:
+            if self.commit is None or name not in self.commit.tables:
+                raise
+            raise table_gone(self.commit.id, name, self.store.uri) from None
 
     def class_table(self) -> ClassTable:
         """The classes by number, name and alias."""

@@ -9,7 +9,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,8 @@ _BATCH = 8192  # rows a scan hands out at once, at most
 _GROUP = 32768  # rows whose keys are looked up together
 _FEW = 2000  # keys that are worth a filter instead of a scan
 _KEY_MARK = b"lance-schema:unenforced-primary-key:position"
+_NEVER = timedelta(days=36500)  # LanceDB's own limit, a week, fails where an older version is tagged
+_MARGINS = tuple(timedelta(milliseconds=m) for m in (1, 3, 10, 50, 500, 5000))
 _NAME = re.compile(r"[A-Za-z0-9_.-]+\Z")
 
 
@@ -120,6 +122,11 @@ class Store:
     def remake(self, name: str, schema: pa.Schema, key: str) -> None:
         """Make the table empty, with other columns, in a new version: the old versions stay as they are."""
         table = self._connection.create_table(name, schema=schema, mode="overwrite")
+        table.set_unenforced_primary_key([key])
+
+    def rewrite(self, name: str, rows: pa.Table, key: str) -> None:
+        """Make `rows`, with their columns, all that the table holds, in a new version."""
+        table = self._connection.create_table(name, data=rows, schema=rows.schema, mode="overwrite")
         table.set_unenforced_primary_key([key])
 
     def drop(self, name: str) -> None:
@@ -319,11 +326,11 @@ class Store:
         else:
             tags.create(tag, version)
 
-    def untag(self, name: str, tag: str) -> None:
-        """Remove a tag, if it is there."""
-        tags = self._open(name).tags
-        if tag in tags.list():
-            tags.delete(tag)
+    def untag(self, name: str, *tags: str) -> None:
+        """Remove tags, those that are there."""
+        there = self._open(name).tags
+        for tag in set(tags) & set(there.list()):
+            there.delete(tag)
 
     def restore(self, name: str, version: int) -> int:
         """Make an old version's rows the newest again; returns the number of the version that this makes."""
@@ -337,14 +344,32 @@ class Store:
             ) from None
         return int(table.version)
 
-    def optimize(self, name: str, cleanup_older_than: timedelta | None = None) -> bool:
-        """Merge small fragments, clean old untagged versions; False where another writer was in the way."""
+    def optimize(self, name: str) -> bool:
+        """Merge small fragments, which makes a new version; False where another writer was in the way."""
         try:
-            self._open(name).optimize(cleanup_older_than=cleanup_older_than)
+            self._open(name).optimize(cleanup_older_than=_NEVER)
         except RuntimeError as error:
             _log.info("table %s was not compacted: %s", name, error)
             return False
         return True
+
+    def clean(self, name: str) -> bool:
+        """Remove the versions before the oldest tagged one (without tags: all old ones), and files of no version.
+
+        Small fragments are merged first, which makes a new version. No other process may write meanwhile. False means
+        that LanceDB refused, and nothing was removed.
+        """
+        self.optimize(name)
+        table, tagged = self._open(name), set(self.tags(name).values())
+        kept = [v["timestamp"] for v in table.list_versions() if v["version"] in tagged]
+        for margin in _MARGINS:  # the clock moves on, and LanceDB refuses where a tagged version looks old
+            age = datetime.now() - min(kept) + margin if kept else margin
+            try:
+                table.optimize(cleanup_older_than=max(age, _MARGINS[0]), delete_unverified=True)
+                return True
+            except RuntimeError as error:
+                _log.info("table %s was not cleaned: %s", name, error)
+        return False
 
 
 def _plain(schema: pa.Schema) -> pa.Schema:

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlltr_index import __version__
-from vlltr_index.errors import InputError, UsageError, WorkspaceError
+from vlltr_index.errors import InputError, UsageError
 from vlltr_index.history import Commit, History
-from vlltr_index.rows import conform, last_per_key, one_of
-from vlltr_index.schemas.tables import IMPRINTS, KEYS, imprints
-from vlltr_index.snapshot import Snapshot
+from vlltr_index.rows import conform, last_per_key, numbered, one_of
+from vlltr_index.schemas.tables import COMMITTED, IMPRINTS, KEYS, imprints
+from vlltr_index.snapshot import Snapshot, table_gone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,10 +38,7 @@ def put_back(store: Store, last: Commit | None) -> list[str]:
     newest = last.id if last is not None else 0
     names, touched = store.names(), []
     if gone := sorted(committed.keys() - set(names)):
-        raise WorkspaceError(
-            f"commit {newest} names the table {gone[0]!r}, which is gone from {store.uri}",
-            "Bring that folder back from a backup, or make a new workspace: vlltr init DIR",
-        )
+        raise table_gone(newest, gone[0], store.uri)
     for name in names:
         if name not in KEYS:
             continue  # vectors are caches: what is there is right
@@ -49,10 +46,13 @@ def put_back(store: Store, last: Commit | None) -> list[str]:
             store.drop(name)
             touched.append(name)
             continue
-        if store.version(name) != committed[name]:
+        tags, version = store.tags(name), store.version(name)
+        if (
+            version != committed[name] and tags.get(f"p{newest}") != version
+        ):  # p: the same rows, merged by prune
             store.restore(name, committed[name])
             touched.append(name)
-        for tag in store.tags(name):
+        for tag in tags:
             if tag[:1] == "c" and tag[1:].isdecimal() and int(tag[1:]) > newest:
                 store.untag(name, tag)
     return touched
@@ -79,6 +79,8 @@ class Transaction(Snapshot):
         self._info: dict[str, Any] = dict(base.info) if base is not None else {}
         self._next: dict[str, int] = dict(self._info.get("next", {}))
         self._known: dict[str, set[Any]] = {}
+        self._following: dict[int, int] | None = None  # class -> the next sentence's position
+        self._state_of: int | None = None
 
     def has(self, name: str) -> bool:
         """Whether the table is there now."""
@@ -94,15 +96,38 @@ class Transaction(Snapshot):
             self._classes = None
 
     def _ready(self, name: str, schema: pa.Schema) -> None:
-        """Make the table if it is not there yet, anew if the encoder's width is another now."""
+        """Make the table if it is not there yet, anew if the encoder's width is another now, wider if it is old."""
         if not self.has(name):
             self.store.create(name, schema, KEYS[name])
             self._tables.add(name)
-        elif self.schema(name).equals(schema):
+        elif self.store.schema(name).equals(schema):
+            return
+        elif name in COMMITTED:
+            self._widen(name)
             return
         else:
             self.store.remake(name, schema, KEYS[name])
             self._known.pop(name, None)
+        self._wrote(name)
+
+    def widen(self, name: str) -> bool:
+        """Give a table of an older format the columns of today; False if it has them, or there is no such table.
+
+        Sentences are numbered within their class in the order in which they lie in the table: the order in which they
+        came, where none was written again since.
+        """
+        if not self.has(name) or self.store.schema(name).equals(self.schema(name)):
+            return False
+        self._widen(name)
+        return True
+
+    def _widen(self, name: str) -> None:
+        rows = self.table(name)
+        if name == "sentences":
+            rows = _numbered(rows, {})
+        self.store.rewrite(name, rows, KEYS[name])
+        self._known.pop(name, None)
+        self._following = None
         self._wrote(name)
 
     def _schema_for(self, name: str, rows: pa.Table | pa.RecordBatch) -> pa.Schema:
@@ -143,6 +168,7 @@ class Transaction(Snapshot):
         new = rows.filter(pc.invert(is_known))
         changed = self._changed(name, rows.filter(is_known))
         if new.num_rows:
+            new = self._placed(name, new)
             self.store.append(name, new)
             known.update(new.column(key).to_pylist())
             self._used(name, new)
@@ -167,7 +193,24 @@ class Transaction(Snapshot):
         key = KEYS[name]
         stored = self.table(name, where=one_of(key, rows.column(key).to_pylist()))
         stored = stored.take(pc.index_in(rows.column(key), value_set=stored.column(key).combine_chunks()))
+        if name == "sentences":  # a sentence keeps the place it came in at
+            rows = _with_positions(rows, stored.column("position"))
         return rows.filter(pc.invert(_same_rows(rows, stored)))
+
+    def _placed(self, name: str, rows: pa.Table) -> pa.Table:
+        """New sentences numbered within their class, after those that are there; other rows as they are."""
+        if name != "sentences":
+            return rows
+        if self._following is None:
+            stored = (
+                self.table(name, ["class_id", "position"])
+                .group_by("class_id")
+                .aggregate([("position", "max")])
+            )
+            pairs = zip(stored["class_id"].to_pylist(), stored["position_max"].to_pylist(), strict=True)
+            self._following = {owner: -1 if last is None else last for owner, last in pairs}
+            self._following = {owner: last + 1 for owner, last in self._following.items()}
+        return _numbered(rows, self._following)
 
     def delete(self, name: str, where: str) -> int:
         """Delete the rows for which `where` holds (literals through `store.quote`); returns how many."""
@@ -176,6 +219,7 @@ class Transaction(Snapshot):
         gone = self.store.delete(name, where)
         if gone:
             self._known.pop(name, None)
+            self._following = None
             self._wrote(name)
         return gone
 
@@ -241,6 +285,29 @@ class Transaction(Snapshot):
             else:
                 self._info[name] = value
 
+    def go_back(self, target: Commit) -> None:
+        """Make rows, fields and facts what they were at `target`; numbers given out since then stay taken.
+
+        The vectors are caches, and stay.
+
+        Raises:
+            WorkspaceError: If one of its tables' versions is gone.
+        """
+        now = {} if self.commit is None else self.commit.tables
+        for name in sorted(now.keys() | target.tables.keys()):
+            if name not in target.tables:
+                self.delete(name, "true")
+            elif now.get(name) != target.tables[name]:
+                self.store.restore(name, target.tables[name])
+                self._tables.add(name)
+                self._known.pop(name, None)
+                self._wrote(name)
+                self.widen(name)
+        self._following = None
+        self._fields = {name: getattr(target, name) for name in _FIELDS}
+        self._info = {**target.info, **({"next": self._next} if self._next else {})}
+        self._state_of = target.state
+
     def finish(self) -> Commit | None:
         """Commit, if anything changed; called by `Workspace.transaction`."""
         base = self.commit
@@ -256,6 +323,7 @@ class Transaction(Snapshot):
             "command": self.command,
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "program_version": __version__,
+            "state_of": self._state_of,
             "tables": {},
         }
         commit = Commit.model_validate(values)
@@ -276,6 +344,16 @@ class Transaction(Snapshot):
             versions[name] = self.store.version(name)
             self.store.tag(name, versions[name], f"c{commit_id}")
         return versions
+
+
+def _with_positions(rows: pa.Table, positions: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """Sentences with other positions."""
+    at = rows.schema.get_field_index("position")
+    return rows.set_column(at, rows.schema.field(at), positions)
+
+
+def _numbered(rows: pa.Table, following: dict[int, int]) -> pa.Table:
+    return _with_positions(rows, numbered(rows.column("class_id").to_pylist(), following))
 
 
 def _facts(commit: Commit) -> dict[str, Any]:

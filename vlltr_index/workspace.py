@@ -153,11 +153,11 @@ class Workspace:
         """Read exactly one commit: the newest, or number `at`.
 
         Raises:
-            WorkspaceError: If there is no such commit, or its file is damaged.
+            WorkspaceError: If there is no such commit, its file is damaged, or it was pruned.
         """
         from vlltr_index.snapshot import Snapshot
 
-        return Snapshot(self.store, self.history.last() if at is None else self.history.read(at))
+        return Snapshot(self.store, self.history.last() if at is None else self.history.read_kept(at))
 
     @contextmanager
     def transaction(self, command: str, timeout: float | None = None) -> Iterator[Transaction]:

@@ -1,0 +1,95 @@
+"""`vlltr history`, `rollback`, `diff`, `prune`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from vlltr_index.cli.context import Context, pass_context
+
+
+def _sure(question: str, yes: bool) -> None:
+    """Ask, unless `--yes` was given; anything but yes ends the command."""
+    if not yes and not click.confirm(question, err=True):
+        raise click.exceptions.Exit(1)
+
+
+@click.command("history")
+@click.option(
+    "--limit", default=20, show_default=True, type=click.IntRange(1), help="How many of the newest commits."
+)
+@pass_context
+def history_command(context: Context, limit: int) -> None:
+    """List the workspace's commits, newest first; of those marked "pruned" only the entry is left."""
+    history = context.open().history
+    oldest, commits = history.oldest_kept(), [history.read(i) for i in reversed(history.ids()[-limit:])]
+    if context.as_json:
+        context.emit([{**commit.model_dump(mode="json"), "pruned": commit.id < oldest} for commit in commits])
+        return
+    for commit in commits:
+        mark = "  (pruned)" if commit.id < oldest else ""
+        click.echo(f"{commit.id:>5}  {commit.created_at}  {commit.command}{mark}")
+
+
+@click.command("rollback")
+@click.argument("commit", type=click.IntRange(1), metavar="ID")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@pass_context
+def rollback_command(context: Context, commit: int, yes: bool) -> None:
+    """Go back to the state of commit ID, in a new commit: nothing is lost."""
+    from vlltr_index.stages.history import rollback, undone
+
+    workspace = context.open()
+    commands = undone(workspace, commit)
+    if commands and not yes:
+        for command in commands:
+            click.echo(f"  vlltr {command}", err=True)
+        _sure(f"Go back to commit {commit}, before these?", yes)
+    report = rollback(workspace, commit)
+    if context.as_json:
+        context.emit(asdict(report))
+        return
+    for line in report.lines():
+        context.say(line)
+
+
+@click.command("diff")
+@click.argument("before", type=click.IntRange(1), metavar="ID")
+@click.argument("after", type=click.IntRange(1), metavar="ID")
+@pass_context
+def diff_command(context: Context, before: int, after: int) -> None:
+    """Show what differs between two commits: classes, sentences, images, anchors, encoder, head, fusion, index."""
+    from vlltr_index.stages.history import diff
+
+    report = diff(context.open(), before, after)
+    if context.as_json:
+        context.emit(asdict(report))
+        return
+    click.echo("\n".join(report.lines()))
+
+
+@click.command("prune")
+@click.option("--keep", required=True, type=click.IntRange(1), help="How many of the newest commits stay.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="Show what would go; remove nothing.")
+@pass_context
+def prune_command(context: Context, keep: int, yes: bool, dry_run: bool) -> None:
+    """Give up old commits, and remove the files that only they needed.
+
+    The commits that stay answer as before. This cannot be taken back.
+    """
+    from vlltr_index.stages.prune import prune
+
+    workspace = context.open()
+    if not dry_run and not yes:
+        for line in prune(workspace, keep, dry_run=True).lines():
+            click.echo(line, err=True)
+        _sure("This cannot be taken back. Go on?", yes)
+    with context.progress() as progress:
+        report = prune(workspace, keep, dry_run=dry_run, progress=progress)
+    if context.as_json:
+        context.emit(asdict(report))
+        return
+    for line in report.lines():
+        context.say(line)

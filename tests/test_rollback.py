@@ -1,0 +1,250 @@
+"""Going back to earlier commits, and what lies between two: rows, fields, numbers, predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from click.testing import CliRunner
+from tablerows import anchor_rows, class_rows, image_rows, sentence_rows
+
+from vlltr_index.cli.main import vlltr
+from vlltr_index.errors import MissingStepError, WorkspaceError
+from vlltr_index.schemas.config import FusionConfig
+from vlltr_index.schemas.tables import KEYS, imprints
+from vlltr_index.stages.history import diff, rollback, undone
+from vlltr_index.stages.train_lgr import train_lgr_stage
+from vlltr_index.workspace import Workspace
+
+
+def state(workspace: Workspace, at: int | None = None) -> dict[str, object]:
+    """All rows and fields of a commit, but not its number, its command and its counters."""
+    snapshot = workspace.snapshot(at)
+    assert snapshot.commit is not None
+    tables = {n: snapshot.table(n).sort_by(KEYS[n]).to_pylist() for n in KEYS if snapshot.count(n)}
+    left_out = {"id", "parent", "command", "created_at", "tables", "state_of", "info", "format"}
+    info = {k: v for k, v in snapshot.commit.info.items() if k != "next"}
+    return {**tables, **snapshot.commit.model_dump(exclude=left_out), "info": info}
+
+
+def imprint(dim: int) -> pa.Table:
+    """One imprinted row of width `dim`."""
+    row = {"class_id": 1, "head": "h", "image_count": 1, "bias": 0.0, "vector": [1.0] * dim}
+    return pa.Table.from_pylist([row], schema=imprints(dim))
+
+
+@pytest.fixture
+def grown(workspace: Workspace) -> Workspace:
+    """Five commits, each of which changes rows, tables or fields."""
+    with workspace.transaction("ingest text") as tx:
+        tx.upsert("classes", class_rows([0, 1]))
+        tx.upsert("sentences", sentence_rows(range(3)))
+    with workspace.transaction("ingest images") as tx:
+        tx.upsert("images", image_rows(range(3)))
+        tx.set(text_fp="t", image_fp="i")
+        tx.note(dim=3)
+    with workspace.transaction("select") as tx:
+        tx.upsert("anchors", anchor_rows([tx.next_id("anchors")]))
+        tx.upsert("imprints", imprint(3))
+        tx.set(selection_id="s", fusion=FusionConfig(alpha=0.3))
+    with workspace.transaction("classes add") as tx:
+        tx.upsert("classes", class_rows([tx.next_id("classes")]))
+        tx.upsert("sentences", sentence_rows([7, 8], class_id=2))
+        tx.upsert("anchors", anchor_rows([tx.next_id("anchors")]))
+        tx.upsert("imprints", imprint(5))
+        tx.set(fusion=FusionConfig(alpha=0.9))
+    with workspace.transaction("classes remove") as tx:
+        tx.upsert("classes", class_rows([0], retired=[0]))
+        tx.delete("images", "image_id = 'train1'")
+        tx.delete("sentences", "class_id = 0")
+    return workspace
+
+
+@pytest.mark.parametrize("target", range(1, 6))
+def test_going_back_brings_all_back(grown: Workspace, target: int) -> None:
+    """Rows, tables and fields are those of the target; every earlier commit reads as before."""
+    before = [state(grown, n) for n in range(1, 6)]
+    report = rollback(grown, target)
+    assert (report.changed, report.commit) == (target != 5, 6 if target != 5 else 5)
+    assert state(grown) == before[target - 1]
+    assert [state(grown, n) for n in range(1, 6)] == before
+    last = grown.history.last()
+    assert last is not None
+    assert last.state == target
+    assert undone(grown, 5) == ([f"rollback {target}"] if target != 5 else [])
+
+
+@pytest.mark.parametrize("target", range(1, 5))
+def test_later_writes_build_on_what_came_back(grown: Workspace, target: int) -> None:
+    """The next command starts from the state gone back to, and puts nothing back."""
+    rollback(grown, target)
+    kept = [state(grown, n) for n in range(1, 7)]
+    with grown.transaction("ingest text") as tx:
+        tx.upsert("sentences", sentence_rows([20]))
+        tx.upsert("images", image_rows([9]))
+    snapshot = grown.snapshot()
+    assert snapshot.count("sentences") == grown.snapshot(target).count("sentences") + 1
+    assert snapshot.count("images") == grown.snapshot(target).count("images") + 1
+    assert snapshot.commit is not None
+    assert snapshot.commit.state == snapshot.commit.id == 7
+    assert [state(grown, n) for n in range(1, 7)] == kept
+    rollback(grown, 6)
+    assert state(grown) == kept[target - 1]
+
+
+def test_numbers_are_not_used_again(grown: Workspace) -> None:
+    """Classes and anchors made after going back get numbers that none ever had, however often one goes back."""
+    for _ in range(2):
+        for target in (1, 3):
+            rollback(grown, target)
+    with grown.transaction("classes add") as tx:
+        assert (tx.next_id("classes"), tx.next_id("anchors")) == (3, 2)
+        tx.upsert("classes", class_rows([3]))
+        tx.upsert("anchors", anchor_rows([2]))
+    rollback(grown, 2)
+    with grown.transaction("classes add") as tx:
+        assert (tx.next_id("classes"), tx.next_id("anchors")) == (4, 3)
+
+
+def test_a_rollback_to_a_rollback(grown: Workspace) -> None:
+    """Its state is the one it went back to; going there twice makes one commit."""
+    rollback(grown, 2)
+    rollback(grown, 4)
+    report = rollback(grown, 6)
+    last = grown.history.last()
+    assert last is not None
+    assert (report.commit, last.state) == (8, 2)
+    again = rollback(grown, 2)
+    assert (again.changed, again.commit) == (False, 8)
+    assert again.lines() == ["The workspace is in the state of commit 2 (ingest images) already."]
+
+
+def test_an_interrupted_rollback_leaves_the_newest_commit(
+    grown: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the tables went back and before the commit: the next writer puts the newest state back."""
+    before = state(grown)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "vlltr_index.transaction.put_back", lambda store, last: []
+        )  # a killed process puts nothing back
+        patch.setattr("vlltr_index.history.History.append", _stop)
+        with pytest.raises(KeyboardInterrupt):
+            rollback(grown, 1)
+    assert state(grown) == before
+    with grown.transaction("ingest text") as tx:
+        assert tx.count("anchors") == 2
+    assert state(grown) == before
+
+
+def _stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_missing_commits_and_files(grown: Workspace) -> None:
+    """A commit that is not there, and one whose head was deleted, are refused before anything is written."""
+    with pytest.raises(WorkspaceError, match="there is no commit 9; there are 1 to 5"):
+        rollback(grown, 9)
+    with grown.transaction("train lgr") as tx:
+        tx.set(head="ab" * 32)
+    with grown.transaction("train lgr") as tx:
+        tx.set(head=None)
+    with pytest.raises(MissingStepError, match="Make it again: vlltr train lgr"):
+        rollback(grown, 6)
+    assert list(grown.history.ids())[-1] == 7
+
+
+def test_diff_says_what_changed(grown: Workspace) -> None:
+    """Classes, rows by class and settings, with the commands between."""
+    report = diff(grown, 3, 5)
+    assert report.commands == ("classes add", "classes remove")
+    assert (report.classes_added, report.classes_removed) == (("class 2",), ("class 0",))
+    assert [(c.name, c.added, c.removed) for c in report.sentences] == [("class 0", 0, 3), ("class 2", 2, 0)]
+    assert report.sentences[0].removed_examples == ("Text 0.", "Text 1.", "Text 2.")
+    assert [(c.name, c.removed, c.removed_examples) for c in report.images] == [("class 0", 1, ("/x/1.png",))]
+    assert [(c.name, c.added, c.removed) for c in report.anchors] == [("class 0", 1, 0)]
+    assert list(report.settings) == ["fusion"]
+    assert report.settings["fusion"][1]["alpha"] == 0.9
+    lines = "\n".join(report.lines())
+    assert "ran: vlltr classes add" in lines
+    assert "class added: class 2" in lines
+    assert "sentences: 2 added, 3 removed, in 2 classes" in lines
+
+
+def test_diff_backwards_and_of_the_same(grown: Workspace) -> None:
+    """The other way round added and removed change places; a rollback differs from its target in nothing."""
+    there, back = diff(grown, 2, 4), diff(grown, 4, 2)
+    assert there.commands == back.commands
+    assert [(c.added, c.removed) for c in there.sentences] == [(c.removed, c.added) for c in back.sentences]
+    rollback(grown, 2)
+    report = diff(grown, 2, 6)
+    assert report.lines()[-1] == "  no difference"
+    assert not any((report.settings, report.sentences, report.images, report.anchors))
+
+
+def test_diff_names_a_renamed_class(grown: Workspace) -> None:
+    """One class under another name is neither added nor removed."""
+    with grown.transaction("classes rename") as tx:
+        tx.upsert("classes", class_rows([1], name="new"))
+    report = diff(grown, 5, 6)
+    assert (report.classes_renamed, report.classes_added) == ((("class 1", "new 1"),), ())
+
+
+def run(workspace: Workspace, *arguments: str, answer: str | None = None, code: int = 0) -> str:
+    """Standard output of one command."""
+    result = CliRunner().invoke(vlltr, ["-w", str(workspace.path), *arguments], input=answer)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result.stdout
+
+
+def test_the_commands(grown: Workspace) -> None:
+    """Going back asks first and says how to take it back; history and diff show it."""
+    assert run(grown, "rollback", "3", answer="n\n", code=1) == ""
+    assert len(grown.history.ids()) == 5
+    said = run(grown, "rollback", "3", "--yes")
+    assert said.startswith(
+        "Commit 6 has the state of commit 3 (select). Nothing is lost: vlltr rollback 5 takes"
+    )
+    assert run(grown, "rollback", "3").startswith("The workspace is in the state of commit 3")
+    assert "rollback 3" in run(grown, "history").splitlines()[0]
+    assert '"classes_added"' in run(grown, "--json", "diff", "3", "4")
+    assert run(grown, "diff", "3", "6").splitlines()[-1] == "  no difference"
+
+
+def retrain(workspace: Workspace) -> None:
+    """Another head, with another seed."""
+    train_lgr_stage(workspace, workspace.recipe.lgr.model_copy(update={"seed": 5}))
+
+
+def add(workspace: Workspace) -> None:
+    """A class from text alone."""
+    from vlltr_index.classes import add_class
+
+    add_class(workspace, "zigzag", sentences=("A zigzag of many strokes.", "It looks like a saw."))
+
+
+def remove(workspace: Workspace) -> None:
+    """A class's rows go, as its removal does it."""
+    with workspace.transaction("classes remove") as tx:
+        tx.delete("anchors", "class_id = 0")
+        tx.delete("sentences", "class_id = 0")
+
+
+@pytest.mark.parametrize("change", [retrain, add, remove])
+def test_predictions_come_back_byte_for_byte(
+    trained: Workspace, pictures: Path, change: Callable[[Workspace], None]
+) -> None:
+    """`predict --json` after a change and a rollback is what it was before, with both ways of retrieval."""
+    images = [str(p) for p in sorted(pictures.glob("known-*.png"))[:2]]
+    commands = [["--json", "predict", *images, "--retrieval", kind] for kind in ("faiss", "exhaustive")]
+    before = [run(trained, *command) for command in commands]
+    target = max(trained.history.ids())
+    change(trained)
+    assert [run(trained, *command) for command in commands] != before
+    rollback(trained, target)
+    assert [run(trained, *command) for command in commands] == before
+    assert run(trained, *commands[0], "--at", str(target)) == before[0]

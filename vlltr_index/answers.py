@@ -1,0 +1,251 @@
+"""Answers from one commit: encoder, anchors, index and head, from image files to explained predictions."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vlltr_index.errors import InputError, MissingStepError, UsageError
+from vlltr_index.explanation import explain_class
+from vlltr_index.images.decode import open_image
+from vlltr_index.index import AnchorIndex, WithDelta, load_index
+from vlltr_index.loading import open_encoder
+from vlltr_index.retrieval import AnchorClasses, best_row_logits, retrieve_text_logits
+from vlltr_index.schemas.records import ClassScore, Prediction, SentenceShare
+from vlltr_index.scoring import Scorer
+
+if TYPE_CHECKING:
+    from vlltr_index.encoder import Encoder
+    from vlltr_index.fusion import FusedScores
+    from vlltr_index.snapshot import Snapshot
+    from vlltr_index.workspace import Workspace
+
+__all__ = ["Answers"]
+
+_BATCH = 64
+
+
+class Answers:
+    """What one commit of a workspace answers; it never changes.
+
+    Args:
+        workspace: Where the encoder and the index lie.
+        snapshot: The commit.
+        scorer: Its anchors, head and fusion values.
+        encoder: Its encoder, where that is loaded already.
+    """
+
+    def __init__(
+        self, workspace: Workspace, snapshot: Snapshot, scorer: Scorer, encoder: Encoder | None = None
+    ) -> None:
+        self._workspace = workspace
+        self.snapshot = snapshot
+        self.scorer = scorer
+        self.loaded_encoder = encoder
+        self._loading = threading.Lock()
+
+    @property
+    def encoder(self) -> Encoder:
+        """The commit's encoder, loaded on first use."""
+        with self._loading:
+            if self.loaded_encoder is None:
+                encoder = open_encoder(self._workspace, self.snapshot)
+                encoder.eval()
+                self.loaded_encoder = encoder
+            return self.loaded_encoder
+
+    @cached_property
+    def names(self) -> dict[int, str]:
+        """Class id to name."""
+        return self.snapshot.class_table().names
+
+    @cached_property
+    def _index(self) -> AnchorIndex | None:
+        """The commit's index with what changed since as an exact delta; None if none was built."""
+        commit = self.snapshot.commit
+        if commit is None or commit.index is None or commit.index.get("text_fp") != commit.text_fp:
+            return None
+        base = load_index(self._workspace.object_path("index", commit.index["digest"]))
+        keys = self.scorer.loaded.keys
+        new = ~torch.isin(keys, base.keys)
+        gone = base.keys[~torch.isin(base.keys, keys)]
+        if not bool(new.any()) and not len(gone):
+            return base
+        return WithDelta(base, F.normalize(self.scorer.bank.vectors[new], dim=1), keys[new], gone)
+
+    def predict(
+        self,
+        images: Sequence[str | Path | bytes],
+        top: int = 5,
+        explain: int = 0,
+        retrieval: str = "faiss",
+    ) -> list[Prediction]:
+        """The best classes of each image, best first, each with its nearest sentences.
+
+        Args:
+            images: Paths or encoded bytes.
+            top: Classes an image.
+            explain: Sentences a class, those whose removal would take most away first.
+            retrieval: `faiss` scores the classes that the index retrieves; `exhaustive` all of them.
+
+        Raises:
+            UsageError: If `retrieval` is neither.
+
+        An image that cannot be read gives a `Prediction` with `problem` set; the others are answered.
+        """
+        if retrieval not in ("faiss", "exhaustive"):
+            raise UsageError(f"retrieval is 'faiss' or 'exhaustive', got {retrieval!r}")
+        result: list[Prediction] = []
+        for start in range(0, len(images), _BATCH):
+            result += self._predict_batch(images[start : start + _BATCH], top, explain, retrieval)
+        return result
+
+    def features(self, images: Sequence[str | Path | bytes]) -> tuple[Tensor, list[str | None]]:
+        """Features [B, D] of the readable images, unnormalised, and for each image why it was not readable."""
+        encoder = self.encoder
+        pixels: list[Tensor] = []
+        problems: list[str | None] = []
+        for image in images:
+            try:
+                pixels.append(
+                    encoder.preprocess(open_image(image if isinstance(image, bytes) else str(image)))
+                )
+                problems.append(None)
+            except InputError as error:
+                problems.append(error.message)
+        if not pixels:
+            return torch.empty(0, encoder.dim), problems
+        with torch.inference_mode():
+            batch = torch.stack(pixels).to(encoder.device)
+            return encoder.encode_pixels(batch).float().cpu(), problems
+
+    @torch.inference_mode()
+    def score(self, features: Tensor, retrieval: str = "faiss") -> tuple[FusedScores, Tensor]:
+        """Fused scores of features [B, D] over all classes [B, C], and the residual probability [B].
+
+        The residual is the mass of the classes that were not scored exactly: 0 for `exhaustive`.
+        """
+        index = self._index if retrieval == "faiss" else None
+        if index is None:
+            return self.scorer.exhaustive(features), torch.zeros(len(features))
+        return self._retrieve(index, features)
+
+    def _retrieve(self, index: AnchorIndex, features: Tensor) -> tuple[FusedScores, Tensor]:
+        scorer = self.scorer
+        bank, head = scorer.bank, scorer.saved.head
+        visual = scorer.visual_logits(features)
+
+        def exact(rows: Tensor, classes: Tensor | None) -> Tensor:
+            return head.text_logits(features[rows], bank if classes is None else bank.select(classes))
+
+        def fused_parts(rows: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+            fused = scorer.fuse(visual[rows], text)
+            logits = (
+                scorer.params.rule == "logits"
+            )  # then a part is a logit, and all of P rests on the text's
+            return fused.probabilities, fused.probabilities if logits else fused.text_part
+
+        found = retrieve_text_logits(
+            features,
+            index,
+            self._anchor_classes,
+            head.prototype_logits(features, bank),
+            best_row_logits(visual, scorer.row_class, bank.num_classes),
+            exact,
+            fused_parts,
+        )
+        return scorer.fuse(visual, found.text_logits), found.residual
+
+    @cached_property
+    def _anchor_classes(self) -> AnchorClasses:
+        """Anchor key to the position of its class."""
+        bank = self.scorer.bank
+        return AnchorClasses(self.scorer.loaded.keys, bank.class_of_row, bank.num_classes)
+
+    def explain(self, image: str | Path | bytes, name: str) -> ClassScore:
+        """One class's score for one image, with every one of its anchor sentences, by effect.
+
+        Raises:
+            InputError: If the image cannot be read.
+            UnknownClassError: If there is no such class.
+            MissingStepError: If the class has no anchors: it came after the selection.
+        """
+        class_id = self.snapshot.class_table().lookup(name)
+        place = (self.scorer.class_ids == class_id).nonzero()[:, 0].tolist()
+        if not place:
+            raise MissingStepError(
+                f"class {name!r} has no anchor sentence", "Select again: vlltr embed, then vlltr select"
+            )
+        features, problems = self.features([image])
+        if problems[0] is not None:
+            raise InputError(problems[0])
+        fused, _ = self.score(features, "exhaustive")
+        return self._class_score(features[0], fused, 0, place[0], explain=None)
+
+    def _predict_batch(
+        self, images: Sequence[str | Path | bytes], top: int, explain: int, retrieval: str
+    ) -> list[Prediction]:
+        features, problems = self.features(images)
+        used = "faiss" if retrieval == "faiss" and self._index is not None else "exhaustive"
+        commit = self.snapshot.commit
+        number = commit.state if commit is not None else 0
+        fused, residual = self.score(features, used) if len(features) else (None, torch.empty(0))
+        result, row = [], 0
+        for image, problem in zip(images, problems, strict=True):
+            label = "(bytes)" if isinstance(image, bytes) else str(image)
+            if problem is not None or fused is None:
+                result.append(Prediction(label, (), 0.0, used, number, problem))
+                continue
+            best = fused.probabilities[row].topk(min(top, fused.probabilities.shape[1])).indices
+            scores = tuple(self._class_score(features[row], fused, row, int(c), explain) for c in best)
+            result.append(Prediction(label, scores, float(residual[row]), used, number))
+            row += 1
+        return result
+
+    def _class_score(
+        self, feature: Tensor, fused: FusedScores, row: int, position: int, explain: int | None
+    ) -> ClassScore:
+        found = explain_class(self.scorer.saved.head, self.scorer.bank, position, feature)
+        order = found.effects.argsort(descending=True, stable=True)
+        order = order if explain is None else order[:explain]
+        first = self.scorer.bank.bounds[position]
+        ids = [self.scorer.loaded.sentence_ids[first + int(m)] for m in order]
+        sentences = self._sentences(ids)
+        shares = tuple(
+            SentenceShare(
+                *sentences[sentence_id],
+                attention=float(found.attention[m]),
+                share=float(found.shares[m]),
+                effect=float(found.effects[m]),
+            )
+            for sentence_id, m in zip(ids, order.tolist(), strict=True)
+        )
+        class_id = int(self.scorer.class_ids[position])
+        return ClassScore(
+            class_id,
+            self.names[class_id],
+            float(fused.probabilities[row, position]),
+            float(fused.visual_part[row, position]),
+            float(fused.text_part[row, position]),
+            float(found.cosine),
+            shares,
+            "logit" if self.scorer.params.rule == "logits" else "probability",
+        )
+
+    @cached_property
+    def _sentence_rows(self) -> dict[str, tuple[str, str, str | None, str | None]]:
+        columns = ["sentence_id", "text", "source", "source_ref", "licence"]
+        rows = self.snapshot.table("sentences", columns=columns)
+        return {
+            i: (t, s, r, x) for i, t, s, r, x in zip(*(rows[c].to_pylist() for c in columns), strict=True)
+        }
+
+    def _sentences(self, ids: Sequence[str]) -> dict[str, tuple[str, str, str | None, str | None]]:
+        return {i: self._sentence_rows[i] for i in ids}

@@ -1,0 +1,186 @@
+"""`vlltr prune`: old commits given up, and the files that only they needed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from vlltr_index.errors import UsageError
+from vlltr_index.schemas.tables import KEYS, image_vectors_name, sentence_vectors_name
+from vlltr_index.workspace import Kind
+
+if TYPE_CHECKING:
+    from vlltr_index.history import Commit
+    from vlltr_index.schemas.records import Progress
+    from vlltr_index.workspace import Workspace
+
+__all__ = ["PruneReport", "prune"]
+
+_DIGEST = re.compile(r"[0-9a-f]{16,64}\Z")
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What pruning removed, or would remove.
+
+    Attributes:
+        kept: Numbers of the commits that stay.
+        pruned: Numbers of those given up now; earlier ones are not among them.
+        vectors: Tables of vectors that no kept commit uses.
+        objects: Folders of heads, checkpoints and indexes that no kept commit names, relative to the workspace.
+        freed: Bytes freed by part (tables, vectors, heads, checkpoints, index); less than 0 where merging small files
+            took more than was freed. With `dry_run`, without what cleaning the tables frees.
+        dry_run: Whether nothing was removed.
+    """
+
+    kept: tuple[int, ...]
+    pruned: tuple[int, ...]
+    vectors: tuple[str, ...]
+    objects: tuple[str, ...]
+    freed: dict[str, int] = field(default_factory=dict)
+    dry_run: bool = False
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        verb = "Would prune" if self.dry_run else "Pruned"
+        gone = f"commits {_range(self.pruned)}" if self.pruned else "no commit"
+        parts = ", ".join(f"{part} {_bytes(size)}" for part, size in self.freed.items() if size)
+        lines = [f"{verb} {gone}; kept: {_range(self.kept)}."]
+        lines += [f"  {what}" for what in (*self.vectors, *self.objects)]
+        total = _bytes(sum(self.freed.values()))
+        if self.dry_run:
+            return [
+                *lines,
+                f"Would free {total}{f' ({parts})' if parts else ''}, and old versions of the tables.",
+            ]
+        return [*lines, f"Freed {total}{f' ({parts})' if parts else ''}."]
+
+
+def prune(
+    workspace: Workspace, keep: int, dry_run: bool = False, progress: Progress | None = None
+) -> PruneReport:
+    """Keep the newest `keep` commits; give up the others, and remove what only they needed.
+
+    The commits that stay answer as before. Running it again after an interruption finishes the work. Readers of a
+    commit that is given up fail; no process should be loading this workspace meanwhile.
+
+    Raises:
+        UsageError: If `keep` is below one.
+    """
+    if keep < 1:
+        raise UsageError(f"at least the newest commit stays: --keep takes 1 or more, got {keep}")
+    if dry_run:
+        return _plan(workspace, keep, dry_run=True)
+    with workspace.transaction(f"prune --keep {keep}"):
+        plan = _plan(workspace, keep)
+        before = _sizes(workspace)
+        if plan.kept:
+            workspace.history.mark_pruned(plan.kept[0])
+            _clean_tables(workspace, plan, progress)
+        for name in plan.objects:
+            _remove(workspace.path / name)
+        after = _sizes(workspace)
+    freed = {part: before[part] - after[part] for part in before}
+    return PruneReport(plan.kept, plan.pruned, plan.vectors, plan.objects, freed)
+
+
+def _plan(workspace: Workspace, keep: int, dry_run: bool = False) -> PruneReport:
+    history = workspace.history
+    ids, oldest = history.ids(), history.oldest_kept()
+    kept = tuple(i for i in ids[-keep:] if i >= oldest)
+    commits = [history.read(i) for i in kept]
+    needed = {digest[:16] for commit in commits for digest in _digests(commit.model_dump(mode="json"))}
+    objects = tuple(
+        f"{kind}/{path.name}"
+        for kind in get_args(Kind)
+        for path in sorted((workspace.path / kind).glob("*"))
+        if path.is_dir() and path.name not in needed
+    )
+    given_up = [history.read(i) for i in ids if kept and i < kept[0]]
+    vectors = tuple(sorted((_vectors(given_up) - _vectors(commits)) & set(workspace.store.names())))
+    freed: dict[str, int] = {}
+    if dry_run:
+        freed["vectors"] = sum(_size(workspace.path / "lance" / f"{name}.lance") for name in vectors)
+        for name in objects:
+            kind = name.partition("/")[0]
+            freed[kind] = freed.get(kind, 0) + _size(workspace.path / name)
+    pruned = tuple(i for i in ids if kept and oldest <= i < kept[0])
+    return PruneReport(kept, pruned, vectors, objects, freed, dry_run)
+
+
+def _clean_tables(workspace: Workspace, plan: PruneReport, progress: Progress | None) -> None:
+    store, newest = workspace.store, plan.kept[-1]
+    committed = workspace.history.read(newest).tables
+    for name in plan.vectors:
+        store.drop(name)
+    names = store.names()
+    for done, name in enumerate(names):
+        if name in committed:
+            keep = {f"c{i}" for i in plan.kept} | {f"p{newest}"}
+            store.untag(name, *(tag for tag in store.tags(name) if tag[:1] in "cp" and tag not in keep))
+            store.optimize(name)
+            if store.version(name) != committed[name]:
+                store.tag(
+                    name, store.version(name), f"p{newest}"
+                )  # the same rows: the next writer goes on from here
+        if name in committed or name not in KEYS:
+            store.clean(name)
+        if progress:
+            progress("clean tables", done + 1, len(names))
+
+
+def _remove(folder: Path) -> None:
+    """Remove an object: out of sight first, so that half of one is never found under its name."""
+    hidden = folder.with_name(f".tmp-{folder.name}")
+    os.rename(folder, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _digests(value: Any) -> Iterator[str]:
+    """Every text inside a commit that may name an object."""
+    if isinstance(value, dict):
+        for inner in value.values():
+            yield from _digests(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _digests(inner)
+    elif isinstance(value, str) and _DIGEST.match(value):
+        yield value
+
+
+def _vectors(commits: list[Commit]) -> set[str]:
+    """The tables of vectors that commits use."""
+    texts = {sentence_vectors_name(c.text_fp) for c in commits if c.text_fp}
+    return texts | {image_vectors_name(c.image_fp) for c in commits if c.image_fp}
+
+
+def _sizes(workspace: Workspace) -> dict[str, int]:
+    """Bytes by part of the workspace."""
+    sizes = {"tables": 0, "vectors": 0}
+    for folder in (workspace.path / "lance").glob("*"):
+        sizes["tables" if folder.stem in KEYS else "vectors"] += _size(folder)
+    return sizes | {kind: _size(workspace.path / kind) for kind in get_args(Kind)}
+
+
+def _size(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def _range(ids: tuple[int, ...]) -> str:
+    if not ids:
+        return "none"
+    return f"{ids[0]}" if len(ids) == 1 else f"{ids[0]} to {ids[-1]}"
+
+
+def _bytes(size: int) -> str:
+    value, unit = float(size), "bytes"
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if abs(value) < 1000 or unit == "GB":
+            break
+        value /= 1000
+    return f"{value:,.0f} {unit}" if unit == "bytes" else f"{value:,.1f} {unit}"
