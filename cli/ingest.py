@@ -27,8 +27,14 @@ ingest_command.add_command(wikipedia_command)
 @click.option(
     "--split", help="train, val, test or a name of your own; a Parquet file may have a column for it."
 )
-@click.option("--root", help="Folder that the paths of a list file are relative to; default: the list's own.")
-@click.option("--names", help="A text file with one class name a line, for lists with numeric labels.")
+@click.option(
+    "--root", metavar="DIR", help="Folder that the paths of a list or JSON are relative to; default: its own."
+)
+@click.option(
+    "--names",
+    metavar="FILE",
+    help="Names of numeric labels: one a line, `n01440764 tench`, `airfield 0`, or categories.json.",
+)
 @click.option(
     "--create-classes", is_flag=True, help="Make classes for unknown names in splits other than train."
 )
@@ -36,9 +42,11 @@ ingest_command.add_command(wikipedia_command)
 def images(
     context: Context, path: str, split: str | None, root: str | None, names: str | None, create_classes: bool
 ) -> None:
-    """Bring in images from PATH: a folder of class folders, a `path label` list, or a Parquet file.
+    """Bring in images from PATH.
 
-    An image that cannot be read is kept aside with its reason; the run goes on.
+    PATH is a folder of class folders, a `path label` list (ImageNet-LT, Places-LT), a JSON file of images and
+    annotations (iNaturalist), or a Parquet file. An image that cannot be read is kept aside with its reason; the run
+    goes on.
     """
     from vlltr_index.stages.ingest import ingest_images
 
@@ -59,20 +67,32 @@ def images(
 @ingest_command.command("text")
 @click.argument("path")
 @click.option(
+    "--names",
+    metavar="FILE",
+    help="Names of the class numbers of desc_N.txt; default: labels.txt or categories.json beside them.",
+)
+@click.option(
     "--prompts/--no-prompts", default=None, help="Add the recipe's prompts for each class; default: yes."
 )
 @pass_context
-def text(context: Context, path: str, prompts: bool | None) -> None:
+def text(context: Context, path: str, names: str | None, prompts: bool | None) -> None:
     """Bring in sentences from PATH.
 
     PATH is a folder of .txt files (one a class), JSONL ({"class", "text", "source"}), JSON ({class: [sentence, ...]}),
-    CSV or Parquet.
+    CSV, Parquet, or a folder of the VL-LTR release's text corpus (wiki/desc_N.txt beside labels.txt or
+    categories.json).
     """
     from vlltr_index.stages.ingest import ingest_text
 
     workspace = context.open()
     with context.progress() as progress:
-        report = ingest_text(workspace, existing(path), prompts=prompts, progress=progress)
+        report = ingest_text(
+            workspace,
+            existing(path),
+            label_names=existing(names) if names else None,
+            prompts=prompts,
+            progress=progress,
+        )
     _show(context, report)
 
 

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.images.decode import ENDINGS, MAX_PIXELS, Probe, open_image, probe
-from vlltr_index.images.readers import read_images, read_label_names
+from vlltr_index.images.readers import read_images
 from vlltr_index.schemas.records import ImageRecord, Skipped
 
 LAYOUT = "Put each class's images into a folder named after the class: DIR/tench/1.jpg"
@@ -333,7 +333,8 @@ def test_sources_of_no_known_kind(tmp_path: Path) -> None:
     other = put(tmp_path / "a.zip")
     assert failure(other, "train") == (
         f"{other}: unknown kind of image source '.zip'\n"
-        "Expected a folder of class folders, a .txt list of `path label` lines, or a .parquet file."
+        "Expected a folder of class folders, a .txt list of `path label` lines, a .json file of images and "
+        "annotations, or a .parquet file."
     )
 
 
@@ -366,15 +367,6 @@ def test_lists_of_paths_and_labels(tmp_path: Path) -> None:
     assert found[2].uri == str(tmp_path / "data" / "tit" / "b.png")
     listing.write_text("data/owl/a.png 1\n")
     assert [r.class_name for r in taken(listing, "val", label_names=["zero", "one"])] == ["one"]
-    names = tmp_path / "names.txt"
-    names.write_text("zero\ngreat  tit\n")
-    assert read_label_names(names) == ["zero", "great tit"]
-    names.write_text("zero\n\n")
-    with pytest.raises(InputError, match=r"names.txt:2: the class name is empty"):
-        read_label_names(names)
-    names.write_text("")
-    with pytest.raises(InputError, match=r"names.txt is empty"):
-        read_label_names(names)
 
 
 def test_lists_do_not_leave_their_root(tmp_path: Path) -> None:
@@ -412,7 +404,7 @@ def test_bad_lists(tmp_path: Path) -> None:
     listing.write_text("a.png 2\n")
     assert failure(listing, "train", label_names=["x", "y"]) == (
         f"{listing}:1: the label 2 has no name: there are 2, from 0\n"
-        "Give a file with one class name a line: --names FILE"
+        "Give a file that names every class: --names FILE"
     )
     listing.write_text("x/1.png 0\nx/2.png 0\n")
     assert failure(listing, "train") == (

@@ -379,6 +379,7 @@ def test_sentences_and_prompts(workspace: Workspace, tmp_path: Path) -> None:
         "Classes: 3, 2 of them new.",
         "1 entries were left out.",
         f"  left out: {path}: class 'none': the class has no sentence",
+        "  1 of 3 classes have no text but prompts: 'owl'",
     ]
     found = {(r["class_id"], r["text"], r["source"]) for r in rows(workspace, "sentences")}
     assert found == {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vlltr_index.errors import InputError
 
-__all__ = ["MAX_LINE", "decode", "read_lines", "read_whole", "require"]
+__all__ = ["MAX_LINE", "decode", "read_bytes", "read_lines", "read_whole", "require"]
 
 MAX_LINE = 64 * 2**20
 """Bytes a line may have."""
@@ -55,6 +55,15 @@ def read_whole(path: Path, limit: int) -> str:
     Raises:
         InputError: If it cannot be read, is larger, or is not UTF-8.
     """
+    return decode(read_bytes(path, limit), str(path), path)
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """What a file of at most `limit` bytes holds.
+
+    Raises:
+        InputError: If it cannot be read, or is larger.
+    """
     try:
         with open(path, "rb") as file:
             data = file.read(limit + 1)
@@ -65,7 +74,7 @@ def read_whole(path: Path, limit: int) -> str:
             f"{path} is larger than {limit >> 20} MiB, the most that is read in one piece",
             'Write it as JSONL, one {"class": ..., "text": ...} a line.',
         )
-    return decode(data, str(path), path)
+    return data
 
 
 def read_lines(path: Path, limit: int = MAX_LINE) -> Iterator[tuple[int, str]]:

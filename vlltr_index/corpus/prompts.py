@@ -47,6 +47,7 @@ DEFAULT_PROMPTS: tuple[str, ...] = (
 )
 """The 80 templates for photographs; `{}` stands for the class name."""
 
+_KEY = re.compile(r" \(n\d{8}\)$")  # a WordNet id that tells two classes of one name apart
 _SLOT = re.compile(r"(?:\b([Aa]n?|[Tt]he) )?\{\}")
 _OWN_ARTICLE = re.compile(r"(?:a|an|the)\s", re.IGNORECASE)
 _VOWEL_SOUND = re.compile(r"(?:[aeiou]|hour|honest|honou?r|heir|8|11\b|18\b)", re.IGNORECASE)
@@ -58,6 +59,8 @@ _CONSONANT_SOUND = re.compile(
 def class_prompts(class_name: str, templates: Sequence[str] | None = None) -> list[SentenceRecord]:
     """One sentence for each template, with `a` or `an` as the name asks and underscores as spaces.
 
+    Of `crane (n02012849)` the name is `crane`.
+
     Args:
         class_name: The class, as it is named in the workspace.
         templates: Each with one `{}`; none given: the 80 for photographs.
@@ -65,7 +68,7 @@ def class_prompts(class_name: str, templates: Sequence[str] | None = None) -> li
     Raises:
         ConfigError: If a template has no `{}`, or more than one.
     """
-    spoken = " ".join(class_name.replace("_", " ").split())
+    spoken = " ".join(_KEY.sub("", class_name).replace("_", " ").split())
     chosen = DEFAULT_PROMPTS if templates is None else templates
     return [SentenceRecord(class_name, _fill(template, spoken), "prompt") for template in chosen]
 

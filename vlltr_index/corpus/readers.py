@@ -11,6 +11,8 @@ from typing import Any
 
 from vlltr_index.corpus.clean import clean_name, normalise_text
 from vlltr_index.corpus.files import read_lines, read_whole, require
+from vlltr_index.corpus.names import ClassNames
+from vlltr_index.corpus.release import is_release_corpus, names_beside, read_release_corpus
 from vlltr_index.corpus.split import split_sentences
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.records import SentenceRecord, Skipped
@@ -29,22 +31,29 @@ _FORMATS = (
 )
 
 
-def read_text(path: Path, source: str | None = None) -> Iterator[SentenceRecord | Skipped]:
+def read_text(
+    path: Path, source: str | None = None, names: ClassNames | None = None
+) -> Iterator[SentenceRecord | Skipped]:
     """Stream the sentences of a source.
 
     Texts in .txt, JSONL, CSV, TSV and Parquet are split into sentences; a JSON list holds sentences already. A
-    .txt file is named after its class; those in a subfolder belong to the class the subfolder is named after.
+    .txt file is named after its class; those in a subfolder belong to the class the subfolder is named after. A
+    folder with `desc_<class number>.txt` (or `wiki` in it) is a release's corpus: see `read_release_corpus`.
     Empty texts, empty classes and pieces longer than 4,000 characters are handed out as `Skipped`.
 
     Args:
         path: A folder or a file.
         source: Name of the source for records that do not bring one; default: the name of the folder or file.
+        names: Names of the class numbers of a release's corpus; default: those that lie beside it.
 
     Raises:
         InputError: If the path is missing, of no known format, or something in it is malformed; the message names
             file and line.
     """
     require(path)
+    if path.is_dir() and is_release_corpus(path):
+        yield from read_release_corpus(path, names or names_beside(path), source)
+        return
     if path.is_dir():
         yield from _read_folder(path, source or path.resolve().name)
         return

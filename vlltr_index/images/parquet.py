@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlltr_index.corpus.clean import clean_name
+from vlltr_index.corpus.names import ClassNames
 from vlltr_index.errors import InputError, UsageError
-from vlltr_index.images.readers import check_split, label_name
+from vlltr_index.images.readers import check_split
 from vlltr_index.schemas.records import ImageRecord, Skipped
 
 __all__ = ["read_parquet"]
@@ -22,7 +23,7 @@ _ROWS = 64  # decoded at once
 
 
 def read_parquet(
-    path: Path, split: str | None, names: Sequence[str] | None, with_data: bool
+    path: Path, split: str | None, names: ClassNames | None, with_data: bool
 ) -> Iterator[ImageRecord | Skipped]:
     """Stream the rows of a Parquet file; see `read_images`.
 
@@ -42,7 +43,7 @@ def read_parquet(
 
 
 def _rows(
-    path: Path, file: pq.ParquetFile, split: str | None, names: Sequence[str] | None, with_data: bool
+    path: Path, file: pq.ParquetFile, split: str | None, names: ClassNames | None, with_data: bool
 ) -> Iterator[ImageRecord | Skipped]:
     schema = file.schema_arrow
     _check_columns(path, schema)
@@ -103,14 +104,16 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def _own_names(schema: pa.Schema) -> list[str] | None:
+def _own_names(schema: pa.Schema) -> ClassNames | None:
     """Names of the numeric labels, as Hugging Face's `datasets` writes them into the metadata."""
     try:
         facts: Any = json.loads((schema.metadata or {})[b"huggingface"])
         names = facts["info"]["features"]["label"]["names"]
     except (KeyError, ValueError, TypeError, RecursionError):
         return None
-    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+    if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+        return None
+    return ClassNames.of(clean_name(name, "the file's own label names") for name in names)
 
 
 def _has_own_sources(file: pq.ParquetFile, schema: pa.Schema) -> bool:
@@ -129,7 +132,7 @@ def _batch(
     batch: pa.RecordBatch,
     base: int,
     split: str | None,
-    names: Sequence[str] | None,
+    names: ClassNames | None,
     with_data: bool,
 ) -> Iterator[ImageRecord | Skipped]:
     batch = batch.append_column("row", pa.array(range(base, base + batch.num_rows), pa.int64()))
@@ -151,11 +154,13 @@ def _batch(
         yield ImageRecord(source, where, _class(row["label"], names, where), check_split(own), data)
 
 
-def _class(label: str | int | None, names: Sequence[str] | None, where: str) -> str | None:
+def _class(label: str | int | None, names: ClassNames | None, where: str) -> str | None:
     """The class name of a row's label; null and negative numbers stand for none."""
     if label is None or (isinstance(label, int) and label < 0):
         return None
-    return clean_name(label_name(label, names, where) if isinstance(label, int) else label, where)
+    if isinstance(label, int):
+        return names.name(label, where) if names is not None else str(label)
+    return clean_name(label, where)
 
 
 def _nothing(path: Path, file: pq.ParquetFile, split: str | None) -> str:

@@ -1,22 +1,26 @@
-"""Image sources to records: folders of class folders, `path label` lists, Parquet."""
+"""Image sources to records: folders of class folders, `path label` lists, COCO-like JSON, Parquet."""
 
 from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vlltr_index.corpus.clean import clean_name
 from vlltr_index.corpus.files import read_lines, require
+from vlltr_index.corpus.names import ClassNames
 from vlltr_index.errors import InputError, UsageError
+from vlltr_index.images.coco import read_coco
 from vlltr_index.images.decode import ENDINGS
+from vlltr_index.images.paths import ListedFiles
 from vlltr_index.schemas.records import ImageRecord, Skipped
 
-__all__ = ["check_split", "read_images", "read_label_names"]
+__all__ = ["check_split", "read_images"]
 
 _SPLIT = re.compile(r"[\w.-]{1,64}")
+_NUMBER = re.compile(r"-?[0-9]{1,9}")
+_WORDNET = re.compile(r"(?:^|/)(n\d{8})(?=/)")
 _LISTS = (".txt", ".lst", ".list", ".tsv")
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing", "dev"}
 _LOOKED_FOR = ", ".join(ENDINGS)
@@ -27,20 +31,20 @@ def read_images(
     path: Path,
     split: str | None = None,
     list_root: Path | None = None,
-    label_names: Sequence[str] | None = None,
+    label_names: ClassNames | Sequence[str] | None = None,
     class_name: str | None = None,
     with_data: bool = True,
 ) -> Iterator[ImageRecord | Skipped]:
     """Stream the images of a source; no image is opened.
 
     In a folder, the first level names the classes, and whatever lies deeper belongs to them. A list has a path and a
-    label on each line, with a tab or the last space between. A Parquet file has the columns image and label, and
-    perhaps split and source.
+    label on each line, with a tab or the last space between. A JSON file has images and annotations, as
+    iNaturalist's. A Parquet file has the columns image and label, and perhaps split and source.
 
     Args:
-        path: A folder, a list or a Parquet file.
+        path: A folder, a list, a JSON file or a Parquet file.
         split: The split the images go to; of a Parquet file with a column `split`, only the rows of that split.
-        list_root: What the paths of a list are relative to; default: the list's own folder.
+        list_root: What the paths of a list or JSON file are relative to; default: its own folder.
         label_names: Names of numeric labels 0, 1, 2 ...
         class_name: The class of all images, whatever their folder; folders only.
         with_data: Whether to read the bytes out of a Parquet file; without, its records have no data.
@@ -52,6 +56,8 @@ def read_images(
     require(path)
     if split is not None:
         check_split(split)
+    if label_names is not None and not isinstance(label_names, ClassNames):
+        label_names = ClassNames.of(clean_name(name, "label_names") for name in label_names)
     if path.suffix.lower() == ".parquet" and path.is_file():
         from vlltr_index.images.parquet import read_parquet
 
@@ -63,12 +69,15 @@ def read_images(
         yield from _read_folder(path, split, class_name)
     elif path.suffix.lower() in _LISTS:
         yield from _read_list(path, split, list_root or path.parent, label_names)
+    elif path.suffix.lower() == ".json":
+        yield from read_coco(path, split, list_root or path.parent, label_names)
     elif path.suffix.lower() in ENDINGS:
         raise InputError(f"{path} is a single image", _LAYOUT + ", and give DIR.")
     else:
         raise InputError(
             f"{path}: unknown kind of image source {path.suffix!r}",
-            "Expected a folder of class folders, a .txt list of `path label` lines, or a .parquet file.",
+            "Expected a folder of class folders, a .txt list of `path label` lines, a .json file of images and "
+            "annotations, or a .parquet file.",
         )
 
 
@@ -84,35 +93,6 @@ def check_split(split: str) -> str:
             "For example: --split train",
         )
     return split
-
-
-def read_label_names(path: Path) -> list[str]:
-    """The lines of a file of class names: line n names the label n, from 0.
-
-    Raises:
-        InputError: If the file is missing, empty, or a line of it is.
-    """
-    require(path)
-    names = [clean_name(line, f"{path}:{number}") for number, line in read_lines(path)]
-    if not names:
-        raise InputError(f"{path} is empty", "Write one class name on each line.")
-    return names
-
-
-def label_name(label: int, names: Sequence[str] | None, where: str) -> str:
-    """The class name of a numeric label.
-
-    Raises:
-        InputError: If there are names and it is beyond them.
-    """
-    if names is None:
-        return str(label)
-    if not 0 <= label < len(names):
-        raise InputError(
-            f"{where}: the label {label} has no name: there are {len(names)}, from 0",
-            "Give a file with one class name a line: --names FILE",
-        )
-    return names[label]
 
 
 def _read_folder(folder: Path, split: str, class_name: str | None) -> Iterator[ImageRecord | Skipped]:
@@ -199,14 +179,9 @@ def _unfit(entry: os.DirEntry[str], root: Path) -> str:
 
 
 def _read_list(
-    path: Path, split: str, list_root: Path, names: Sequence[str] | None
+    path: Path, split: str, root: Path, names: ClassNames | None
 ) -> Iterator[ImageRecord | Skipped]:
-    if not list_root.is_dir():
-        raise InputError(
-            f"no such folder: {list_root}", "Name the one that the paths are relative to: --root DIR"
-        )
-    root = list_root.resolve()
-    parents: dict[str, bool] = {}  # folders seen, and whether they really lie below the root
+    files = ListedFiles(root)
     found = missing = 0
     example = ""
     for number, line in read_lines(path):
@@ -214,25 +189,22 @@ def _read_list(
             continue
         where = f"{path}:{number}"
         entry, name = _parse_line(line, names, where)
-        full = _below(root, entry, where)
-        why = _file_problem(full, root, parents)
+        full = files.path(entry, where)
+        why = files.problem(full)
         if why:
             missing += 1
             example = example or full
             yield Skipped(where, f"{entry}: {why}")
         else:
             found += 1
-            yield ImageRecord(full[len(str(root)) :].lstrip("/"), full, name, split)
+            yield ImageRecord(files.source(full), full, name, split)
     if not found and missing:
-        raise InputError(
-            f"none of the {missing:,} files that {path} names can be used, for example {example}",
-            "Name the folder that the paths are relative to: --root DIR",
-        )
+        raise files.none_usable(path, missing, example)
     if not found:
         raise InputError(f"{path} is empty", "Write a path and a label on each line: tench/1.jpg tench")
 
 
-def _parse_line(line: str, names: Sequence[str] | None, where: str) -> tuple[str, str]:
+def _parse_line(line: str, names: ClassNames | None, where: str) -> tuple[str, str]:
     """Path and class name of a line."""
     line = line.strip()
     entry, _, label = line.rpartition("\t") if "\t" in line else line.rpartition(" ")
@@ -242,35 +214,24 @@ def _parse_line(line: str, names: Sequence[str] | None, where: str) -> tuple[str
             f"{where}: expected a path and a label, got {line[:80]!r}",
             "For example: train/tench/1.jpg 0   (a tab between them if labels have spaces)",
         )
-    if label.isascii() and label.isdecimal() and len(label) < 10:
-        return entry, clean_name(label_name(int(label), names, where), where)
-    return entry, clean_name(label, where)
+    if not _NUMBER.fullmatch(label):
+        return entry, clean_name(label, where)
+    if names is None:
+        if label.startswith("-"):
+            raise InputError(f"{where}: the label {label} is below 0", "Number the classes 0, 1, 2 ...")
+        return entry, clean_name(str(int(label)), where)
+    name = names.name(int(label), where)
+    if names.keys:
+        _check_key(entry, int(label), names, where)
+    return entry, name
 
 
-def _below(root: Path, entry: str, where: str) -> str:
-    """The full path of a list's entry, which must lie below the root."""
-    full = os.path.normpath(os.path.join(root, entry))
-    if not full.startswith(os.path.join(root, "")):
+def _check_key(entry: str, label: int, names: ClassNames, where: str) -> None:
+    """A path through a folder named by another class's WordNet id: list and names are not of one order."""
+    folder = _WORDNET.search(entry)
+    if folder and folder[1] != names.keys[label]:
         raise InputError(
-            f"{where}: the path {entry!r} leaves the folder {root}",
-            "Paths must lie below the list's folder, or below the one given by --root DIR",
+            f"{where}: {entry} lies in the folder {folder[1]}, but the label {label} is {names.keys[label]} "
+            f"({names.names[label]}) according to {names.where}",
+            "Are list and names of one release? ImageNet-LT numbers the classes by WordNet id.",
         )
-    return full
-
-
-def _file_problem(full: str, root: Path, parents: dict[str, bool]) -> str:
-    """Why a listed file cannot be taken, or an empty string."""
-    parent = os.path.dirname(full)
-    if parent not in parents:
-        parents[parent] = Path(os.path.realpath(parent)).is_relative_to(root)
-    try:
-        facts = os.lstat(full)
-        if stat.S_ISLNK(facts.st_mode):
-            if not Path(os.path.realpath(full)).is_relative_to(root):
-                return "a link that leaves the folder"
-            facts = os.stat(full)
-    except OSError:
-        return "no such file"
-    if not parents[parent]:
-        return "a link that leaves the folder"
-    return "" if stat.S_ISREG(facts.st_mode) else "not a file"

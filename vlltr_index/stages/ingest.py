@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vlltr_index.corpus.names import ClassNames, read_class_names
 from vlltr_index.corpus.prompts import class_prompts
 from vlltr_index.corpus.readers import read_text
+from vlltr_index.corpus.release import is_release_corpus, names_beside
 from vlltr_index.errors import InputError
 from vlltr_index.images.decode import Probe
-from vlltr_index.images.readers import read_images, read_label_names
+from vlltr_index.images.readers import read_images
 from vlltr_index.ingestion import (
     file_of,
     image_id,
@@ -27,6 +28,8 @@ from vlltr_index.ingestion import (
 )
 from vlltr_index.schemas.records import ImageRecord, SentenceRecord, Skipped
 from vlltr_index.schemas.tables import IMAGES
+from vlltr_index.stages.ingest_report import IngestReport, Notes, some
+from vlltr_index.stages.naming import known_names, note_aliases
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
@@ -37,69 +40,6 @@ __all__ = ["IngestReport", "ingest_images", "ingest_text"]
 
 _ROWS = 1000
 _BYTES = 64 * 2**20
-_EXAMPLES = 10
-
-
-@dataclass(frozen=True)
-class IngestReport:
-    """What an ingestion did. `notes` are examples of what was left out or kept aside, ten at most of each kind."""
-
-    kind: str  # "images" | "sentences"
-    source: str
-    added: int
-    updated: int  # images whose file, class or address changed
-    unchanged: int  # there before; sentences: the same text in the same class
-    classes_added: int
-    classes: int
-    splits: dict[str, int] = field(default_factory=dict)  # images of this source that are in, by split
-    prompts: int = 0  # of the sentences that were added
-    quarantined: int = 0  # images kept with the reason why they cannot be used
-    skipped: int = 0
-    unknown_class: int = 0  # images left out because no class has that name
-    duplicates_across_splits: int = 0  # images in the workspace whose very bytes are in another split too
-    notes: list[str] = field(default_factory=list)
-    next_step: str | None = None
-
-    def lines(self) -> list[str]:
-        """The report for people."""
-        by_split = ", ".join(f"{name} {count:,}" for name, count in sorted(self.splits.items()))
-        same = "there before" if self.kind == "images" else "repeated or there before"
-        counts = [(self.added, "added"), (self.updated, "updated"), (self.unchanged, same)]
-        said = ", ".join(f"{count:,} {what}" for count, what in counts if count or what == "added")
-        lines = [f"{self.source}: {self.kind} {said}" + (f" ({by_split})" if by_split else "") + "."]
-        if self.prompts:
-            lines.append(f"{self.prompts:,} of them are prompts made from the class names.")
-        lines.append(f"Classes: {self.classes:,}, {self.classes_added:,} of them new.")
-        if self.quarantined:
-            lines.append(f"{self.quarantined:,} images cannot be read; they are kept aside with the reason.")
-        if self.skipped:
-            lines.append(f"{self.skipped:,} entries were left out.")
-        if self.unknown_class:
-            lines.append(
-                f"{self.unknown_class:,} images were left out: the workspace has no class of their name."
-            )
-        if self.duplicates_across_splits:
-            lines.append(
-                f"Warning: {self.duplicates_across_splits:,} images are in more than one split, byte for byte."
-            )
-        lines += [f"  {note}" for note in self.notes]
-        return [*lines, f"Next: {self.next_step}"] if self.next_step else lines
-
-
-@dataclass
-class _Notes:
-    """Counts of what was left out, and the first few of each kind in words."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    lines: list[str] = field(default_factory=list)
-
-    def add(self, kind: str, line: str) -> None:
-        self.counts[kind] += 1
-        if self.counts[kind] <= _EXAMPLES:
-            self.lines.append(line)
-
-    def skip(self, item: Skipped) -> None:
-        self.add("skipped", f"left out: {item.where}: {item.why}")
 
 
 def ingest_images(
@@ -108,11 +48,11 @@ def ingest_images(
     split: str | None = None,
     *,
     list_root: Path | None = None,
-    label_names: Path | Sequence[str] | None = None,
+    label_names: Path | ClassNames | Sequence[str] | None = None,
     create_classes: bool = False,
     progress: Progress | None = None,
 ) -> IngestReport:
-    """Bring in the images of a folder, list or Parquet file; each is decoded in full once.
+    """Bring in the images of a folder, list, JSON or Parquet file; each is decoded in full once.
 
     Files stay where they are, only Parquet rows are copied into the workspace. An image that cannot be read is
     stored with its problem, and the run goes on.
@@ -122,7 +62,7 @@ def ingest_images(
         path: See `images.readers.read_images`.
         split: Names of classes are made from split `train`; images of other splits need a class that is there.
         list_root: What the paths of a list are relative to; default: its own folder.
-        label_names: Names of numeric labels, or a file with one a line.
+        label_names: Names of numeric labels, or a file of them: see `corpus.names.read_class_names`.
         create_classes: Make classes for unknown names in every split.
         progress: Called with the step's name, what is done, and the total.
 
@@ -130,15 +70,19 @@ def ingest_images(
         InputError: If the source cannot be used, or all of its images are of unknown classes.
         UsageError: If the split is missing or is no name for one.
     """
-    names = read_label_names(label_names) if isinstance(label_names, Path) else label_names
+    given = read_class_names(label_names) if isinstance(label_names, Path) else label_names
+    given = given if given is None or isinstance(given, ClassNames) else ClassNames.of(given)
     command = f"ingest images {path}" + (f" --split {split}" if split else "")
     with workspace.transaction(command) as tx:
         before = len(tx.class_table())
+        names = known_names(tx, given)
         labels = _labels(read_images(path, split, list_root, names, with_data=False))
         fresh = {name for name, where in labels.items() if create_classes or "train" in where}
         classes = resolve_classes(tx, list(labels), lambda name: name in fresh)
+        note_aliases(tx, given, names, classes)
         run = _ImageRun(tx, classes, sum(map(Counter.total, labels.values())), progress)
         run.take(read_images(path, split, list_root, names))
+        run.compare(names, labels)
         return run.report(str(path), before)
 
 
@@ -158,7 +102,7 @@ class _ImageRun:
         self, tx: Transaction, classes: dict[str, int | None], total: int, progress: Progress | None
     ) -> None:
         self._tx, self._classes, self._total, self._progress = tx, classes, total, progress
-        self._notes = _Notes()
+        self._notes = Notes()
         self._splits: Counter[str] = Counter()
         self._unknown: Counter[str] = Counter()  # images of classes that are not there, by name
         self._added = self._updated = self._done = 0
@@ -194,12 +138,27 @@ class _ImageRun:
         if not self._splits and self._unknown:
             raise InputError(
                 f"none of the {self._unknown.total():,} images is of a class that the workspace knows; "
-                f"theirs are, for example, {_some(self._unknown)}",
+                f"theirs are, for example, {_counted(self._unknown)}",
                 "Bring in the training images or the texts first, or make the classes now: --create-classes",
             )
         if not self._splits:
             raise InputError(
                 f"no image was taken: {self._notes.lines[0]}", "Mend the source and run the command again."
+            )
+
+    def compare(self, names: ClassNames | None, labels: dict[str, Counter[str]]) -> None:
+        """Note the named classes of which the source has no image, and labels that are bare numbers."""
+        if names is None:
+            numbers = [name for name in labels if name.isascii() and name.isdecimal()]
+            if numbers and len(numbers) == len(labels):
+                self._notes.lines.append(
+                    f"the labels are numbers, so classes are called {some(numbers)}; name them: --names FILE"
+                )
+            return
+        empty = [name for name in names.names if name not in labels]
+        if empty:
+            self._notes.lines.append(
+                f"{len(empty):,} of the {len(names):,} named classes have no image here: {some(empty)}"
             )
 
     def _write(self, records: list[ImageRecord]) -> None:
@@ -245,9 +204,9 @@ class _ImageRun:
         """What was done."""
         counts, total = self._notes.counts, self._splits.total()
         if self._unknown:
-            self._notes.add("unknown", f"no class of the name {_some(self._unknown)}")
+            self._notes.add("unknown", f"no class of the name {_counted(self._unknown)}")
         classes = len(self._tx.class_table())
-        silent = _classes_without_text(self._tx)
+        silent = len(_classes_without_text(self._tx))
         return IngestReport(
             "images",
             source,
@@ -268,7 +227,7 @@ class _ImageRun:
         )
 
 
-def _some(names: Counter[str]) -> str:
+def _counted(names: Counter[str]) -> str:
     shown = [f"{name!r} ({count:,})" for name, count in names.most_common(3)]
     return ", ".join(shown) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
@@ -285,9 +244,11 @@ def _shared(tx: Transaction) -> int:
     return int(pc.sum(pc.greater(splits, 1)).as_py() or 0)
 
 
-def _classes_without_text(tx: Transaction) -> int:
-    spoken = set(pc.unique(tx.table("sentences", ["class_id"]).column("class_id")).to_pylist())
-    return len(set(tx.class_table().ids) - spoken)
+def _classes_without_text(tx: Transaction, prompts: bool = True) -> list[int]:
+    """The classes that have no sentence; with `prompts` off, none but prompts."""
+    rows = tx.table("sentences", ["class_id", "source"])
+    rows = rows if prompts else rows.filter(pc.not_equal(rows.column("source"), "prompt"))
+    return sorted(set(tx.class_table().ids) - set(pc.unique(rows.column("class_id")).to_pylist()))
 
 
 def ingest_text(
@@ -295,6 +256,7 @@ def ingest_text(
     path: Path,
     *,
     source: str | None = None,
+    label_names: Path | ClassNames | None = None,
     prompts: bool | None = None,
     progress: Progress | None = None,
 ) -> IngestReport:
@@ -304,16 +266,45 @@ def ingest_text(
         workspace: Where to.
         path: See `corpus.readers.read_text`.
         source: Name of the source for sentences that do not bring one; default: the name of the folder or file.
+        label_names: Names of a release corpus's class numbers; default: the file beside it.
         prompts: Whether every class of the workspace gets the recipe's prompts; default: yes.
         progress: Called with the step's name, what is done, and the total.
 
     Raises:
         InputError: If the source cannot be used, or holds no sentence.
     """
-    notes = _Notes()
+    names = _corpus_names(path, label_names)
+    with workspace.transaction(f"ingest text {path}") as tx:
+        used = known_names(tx, names)
+        notes = Notes()
+        found = _read_sentences(path, source, used, notes, progress)
+        return _write_text(workspace, tx, str(path), found, prompts is not False, notes, (names, used))
+
+
+def _corpus_names(path: Path, given: Path | ClassNames | None) -> ClassNames | None:
+    """The names of a release corpus's class numbers.
+
+    Raises:
+        InputError: If there are none, or they are given for another kind of source.
+    """
+    numbered = path.is_dir() and is_release_corpus(path)
+    if given is None:
+        return names_beside(path) if numbered else None
+    if not numbered and path.exists():
+        raise InputError(
+            f"{path} names its classes itself: --names is for a folder of desc_<class number>.txt",
+            f"Leave it out: vlltr ingest text {path}",
+        )
+    return read_class_names(given) if isinstance(given, Path) else given
+
+
+def _read_sentences(
+    path: Path, source: str | None, names: ClassNames | None, notes: Notes, progress: Progress | None
+) -> dict[str, list[SentenceRecord]]:
+    """The sentences of a source by class name."""
     found: dict[str, list[SentenceRecord]] = {}
     read = 0
-    for item in read_text(path, source):
+    for item in read_text(path, source, names):
         if isinstance(item, Skipped):
             notes.skip(item)
             continue
@@ -324,11 +315,9 @@ def ingest_text(
     if not found:
         example = notes.lines[0] if notes.lines else ""
         raise InputError(f"{path} holds no sentence ({example})", "Give every class a sentence or more.")
-    with workspace.transaction(f"ingest text {path}") as tx:
-        report = _write_text(workspace, tx, str(path), found, prompts is not False, notes)
     if progress:
         progress("read sentences", read, read)
-    return report
+    return found
 
 
 def _write_text(
@@ -337,10 +326,12 @@ def _write_text(
     source: str,
     found: dict[str, list[SentenceRecord]],
     prompts: bool,
-    notes: _Notes,
+    notes: Notes,
+    names: tuple[ClassNames | None, ClassNames | None],
 ) -> IngestReport:
     before = len(tx.class_table())
     classes = resolve_classes(tx, list(found), lambda name: True)
+    note_aliases(tx, *names, classes)
     known: set[str] = set()
     for batch in tx.scan("sentences", ["sentence_id"], batch_rows=8192):
         known.update(batch.column(0).to_pylist())
@@ -359,6 +350,12 @@ def _write_text(
         asked = {i: class_prompts(table.names[i], templates) for i in table.ids}
         made = tx.upsert("sentences", sentence_rows(asked, known.__contains__))
     given = sum(map(len, owned.values()))
+    bare = _classes_without_text(tx, prompts=False)
+    if bare:
+        notes.lines.append(
+            f"{len(bare):,} of {len(table):,} classes have no text{' but prompts' if prompts else ''}: "
+            + some(table.names[i] for i in bare)
+        )
     return IngestReport(
         "sentences",
         source,

@@ -1,0 +1,390 @@
+"""The published benchmarks' layouts, from the command line into a workspace, and what may be wrong with them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import benchmark_trees
+import pytest
+from benchmark_trees import IMAGENET, PLACES, SPECIES, WORDNET
+
+from vlltr_index.cli.main import main
+from vlltr_index.schemas.config import Recipe
+from vlltr_index.workspace import Workspace
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Workspace:
+    """An empty workspace whose recipe has one prompt."""
+    return Workspace.create(tmp_path / "ws", Recipe(name="test", prompts=("a photo of a {}.",)))
+
+
+def run(space: Workspace, *args: object, code: int = 0) -> None:
+    """A `vlltr` command in the workspace."""
+    with pytest.raises(SystemExit) as left:
+        main(["-w", str(space.path), *map(str, args)])
+    assert left.value.code == code
+
+
+def images(space: Workspace) -> dict[str, list[tuple[str, str]]]:
+    """(class name, file name) of the images by split, sorted."""
+    snapshot = space.snapshot()
+    names = snapshot.class_table().names
+    found: dict[str, list[tuple[str, str]]] = {}
+    for row in snapshot.table("images").to_pylist():
+        assert row["problem"] is None
+        found.setdefault(row["split"], []).append((names[row["class_id"]], Path(row["uri"]).name))
+    return {split: sorted(rows) for split, rows in found.items()}
+
+
+def sentences(space: Workspace, name: str, source: str | None = None) -> list[dict[str, Any]]:
+    """The sentences of a class."""
+    snapshot = space.snapshot()
+    class_id = snapshot.class_table().lookup(name)
+    rows = snapshot.table("sentences", where=f"class_id = {class_id}").to_pylist()
+    return [row for row in rows if source is None or row["source"] == source]
+
+
+def test_imagenet_lt(space: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three lists over train/ and val/, names from the release's labels.txt; the two cranes stay two classes."""
+    data = benchmark_trees.imagenet_lt(tmp_path / "imagenet")
+    for split in ("train", "val", "test"):
+        run(space, "ingest", "images", data / f"ImageNet_LT_{split}.txt", "--split", split,
+            "--names", data / "labels.txt")  # fmt: skip
+    found = images(space)
+    assert [name for name, _ in found["test"]] == sorted(IMAGENET)
+    assert ("crane (n02012849)", "ILSVRC2012_val_00000002.JPEG") in found["test"]
+    assert {split: len(rows) for split, rows in found.items()} == {"train": 10, "val": 4, "test": 4}
+    table = space.snapshot().class_table()
+    assert [table.names[table.lookup(key)] for key in WORDNET] == list(IMAGENET)
+    run(space, "ingest", "text", data)
+    assert len(space.snapshot().class_table()) == 4
+    (prompt,) = sentences(space, "n02012849", "prompt")
+    assert prompt["text"] == "a photo of a crane."
+    capsys.readouterr()
+
+
+def test_imagenet_lt_lists_elsewhere_and_class_folders(space: Workspace, tmp_path: Path) -> None:
+    """`--root`, `n01440764 tench` lines, and val/ as class folders named by WordNet id: all meet the same classes."""
+    data = benchmark_trees.imagenet_lt(tmp_path / "imagenet")
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    for name in ("train", "val"):
+        (data / f"ImageNet_LT_{name}.txt").rename(lists / f"{name}.txt")
+    names = lists / "names.txt"
+    spoken = ("tench, Tinca tinca", "goldfish", "crane, wader", "crane, lifting machine")
+    names.write_text("".join(f"{key} {s}\n" for key, s in zip(WORDNET, spoken, strict=True)))
+    run(space, "ingest", "images", lists / "train.txt", "--split", "train", "--root", data, "--names", names)
+    run(space, "ingest", "images", data / "val", "--split", "test")
+    assert [name for name, _ in images(space)["test"]] == sorted(IMAGENET)
+    assert space.snapshot().class_table().lookup("Tinca tinca") == 0
+
+
+def test_class_folders_first_names_later(space: Workspace, tmp_path: Path) -> None:
+    """Classes that are named by WordNet ids already keep that name; the benchmark's becomes an alias."""
+    data = benchmark_trees.imagenet_lt(tmp_path / "imagenet")
+    run(space, "ingest", "images", data / "train", "--split", "train")
+    run(space, "ingest", "text", data)
+    table = space.snapshot().class_table()
+    assert sorted(table.names.values()) == sorted(WORDNET)
+    assert table.lookup("tench") == table.lookup("n01440764")
+    assert sentences(space, "tench", "wikipedia")
+
+
+def test_places_lt(space: Workspace, tmp_path: Path) -> None:
+    """Names with `_` and `/` become spoken names; folders' and lists' own spellings are aliases."""
+    data = benchmark_trees.places_lt(tmp_path / "places")
+    run(space, "ingest", "text", data)
+    for split in ("train", "val", "test"):
+        run(space, "ingest", "images", data / f"Places_LT_{split}.txt", "--split", split,
+            "--root", data, "--names", data / "labels.txt")  # fmt: skip
+    assert [name for name, _ in images(space)["test"]] == list(PLACES)
+    table = space.snapshot().class_table()
+    for other in ("apartment_building/outdoor", "apartment_building-outdoor"):
+        assert table.names[table.lookup(other)] == "apartment building outdoor"
+    assert [s["text"] for s in sentences(space, "art studio", "prompt")] == ["a photo of an art studio."]
+
+
+@pytest.mark.parametrize("kind", ["json", "list"])
+def test_inat2018(space: Workspace, tmp_path: Path, kind: str) -> None:
+    """JSON and list lines give the same images; species by scientific name."""
+    data = benchmark_trees.inat2018(tmp_path / "iNat")
+    run(space, "ingest", "text", data)
+    for split in ("train", "val"):
+        source = data / (f"{split}2018.json" if kind == "json" else f"iNaturalist18_{split}.txt")
+        run(space, "ingest", "images", source, "--split", split, "--names", data / "categories.json")
+    found = images(space)
+    assert [name for name, _ in found["val"]] == list(SPECIES)
+    assert found["train"][0] == ("Acer rubrum", "00ab.jpg")
+    assert {split: len(rows) for split, rows in found.items()} == {"train": 6, "val": 3}
+
+
+def test_the_releases_texts(space: Workspace, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Summary and sections are split well; irrelevant sections and what lies below them are dropped; GBK is read."""
+    data = benchmark_trees.imagenet_lt(tmp_path / "imagenet")
+    caplog.set_level("INFO", "vlltr_index")
+    run(space, "ingest", "text", data, "--no-prompts")
+    found = sentences(space, "tench")
+    assert {(row["text"], row["source_ref"]) for row in found} == {
+        ("The tench is the first thing here.", "desc_0.txt"),
+        ("Mr. Smith saw a tench in the U.S.", "desc_0.txt"),
+        ("It was large.", "desc_0.txt"),
+        ("The tench has a colour.", "desc_0.txt#Description"),
+        ("It is as long as an arm.", "desc_0.txt#Size"),
+        ("It lives outdoors.", "desc_0.txt#Habitat"),
+    }
+    assert not any("book" in row["text"] or "List of" in row["text"] for row in found)
+    assert {(row["source"], row["licence"]) for row in found} == {("wikipedia", "CC BY-SA (Wikipedia)")}
+    assert any("鱼" in row["text"] for row in sentences(space, "goldfish"))
+    assert f"{data / 'wiki'}: 1 files are not UTF-8 and were read as GBK" in caplog.messages
+
+
+def test_texts_whose_names_lie_elsewhere(
+    space: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The wiki folder alone takes the names beside it, or those that are given; without any it says so."""
+    data = benchmark_trees.inat2018(tmp_path / "iNat")
+    run(space, "ingest", "text", data / "wiki")
+    assert sorted(space.snapshot().class_table().names.values()) == list(SPECIES)
+    moved = (data / "categories.json").rename(tmp_path / "names.json")
+    capsys.readouterr()
+    run(space, "ingest", "text", data, code=1)
+    assert capsys.readouterr().err == (
+        f"Error: {data} holds texts by class number, and no labels.txt or categories.json that names the classes\n"
+        "Name the file: vlltr ingest text PATH --names FILE\n"
+    )
+    run(space, "ingest", "text", data, "--names", moved)
+    assert "sentences 0 added" in capsys.readouterr().out
+
+
+def refusal(space: Workspace, capsys: pytest.CaptureFixture[str], *args: object) -> str:
+    """What a command that fails writes to stderr; nothing is committed."""
+    before = space.history.last()
+    capsys.readouterr()
+    run(space, *args, code=1)
+    assert space.history.last() == before
+    return capsys.readouterr().err
+
+
+def test_labels_out_of_range(space: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a list, a JSON file and a text corpus; numbers below zero too."""
+    data = benchmark_trees.places_lt(tmp_path / "places")
+    path, names = data / "Places_LT_train.txt", data / "labels.txt"
+    path.write_text(path.read_text() + "train/airfield/00000.jpg 3\n")
+    args = ("ingest", "images", path, "--split", "train", "--names", names)
+    assert refusal(space, capsys, *args) == (
+        f"Error: {path}:7: the label 3 has no name: there are 3, from 0\n"
+        "Give a file that names every class: --names FILE\n"
+    )
+    path.write_text("train/airfield/00000.jpg -1\n")
+    assert "the label -1 has no name" in refusal(space, capsys, *args)
+    assert refusal(space, capsys, *args[:-2]) == (
+        f"Error: {path}:1: the label -1 is below 0\nNumber the classes 0, 1, 2 ...\n"
+    )
+    (data / "wiki" / "desc_3.txt").write_text("Something.")
+    assert refusal(space, capsys, "ingest", "text", data).startswith(
+        f"Error: {data / 'wiki' / 'desc_3.txt'}: the label 3 has no name: there are 3, from 0\n"
+    )
+    nature = benchmark_trees.inat2018(tmp_path / "iNat")
+    (nature / "categories.json").write_text(json.dumps([{"id": 0, "name": "Acer rubrum"}]))
+    args = ("ingest", "images", nature / "train2018.json", "--split", "train")
+    assert refusal(space, capsys, *args, "--names", nature / "categories.json").startswith(
+        f"Error: {nature / 'train2018.json'}: image 103: the label 1 has no name: there are 1, from 0\n"
+    )
+
+
+@pytest.mark.parametrize("kind", ["list", "json"])
+@pytest.mark.parametrize("entry", ["../secret.jpg", "ABSOLUTE", "train/../../secret.jpg"])
+def test_paths_that_leave_the_root(
+    space: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, entry: str
+) -> None:
+    """Upward, absolute and through a folder: refused, with the place."""
+    root = tmp_path / "data"
+    root.mkdir()
+    secret = benchmark_trees.picture(tmp_path / "secret.jpg", 1)
+    entry = str(secret) if entry == "ABSOLUTE" else entry
+    path = root / f"list.{'txt' if kind == 'list' else 'json'}"
+    path.write_text(f"{entry} 0\n" if kind == "list" else json.dumps(benchmark_trees.coco([(entry, 0)])))
+    where = f"{path}:1" if kind == "list" else f"{path}: image 100"
+    assert refusal(space, capsys, "ingest", "images", path, "--split", "train") == (
+        f"Error: {where}: the path {entry!r} leaves the folder {root}\n"
+        "Paths must lie below the list's folder, or below the one given by --root DIR\n"
+    )
+
+
+@pytest.mark.parametrize("kind", ["list", "json"])
+def test_links_that_leave_the_root(
+    space: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    """A linked file and a file in a linked folder are left out; the rest comes in."""
+    root = tmp_path / "data"
+    benchmark_trees.picture(root / "a" / "1.jpg", 1)
+    benchmark_trees.picture(tmp_path / "other" / "2.jpg", 2)
+    os.symlink(tmp_path / "other" / "2.jpg", root / "a" / "2.jpg")
+    os.symlink(tmp_path / "other", root / "b")
+    rows = [("a/1.jpg", 0), ("a/2.jpg", 0), ("b/2.jpg", 0), ("a/3.jpg", 0)]
+    path = root / f"list.{'txt' if kind == 'list' else 'json'}"
+    lines = "".join(f"{p} {c}\n" for p, c in rows)
+    path.write_text(lines if kind == "list" else json.dumps(benchmark_trees.coco(rows)))
+    run(space, "ingest", "images", path, "--split", "train")
+    said = capsys.readouterr().out
+    assert said.count("a link that leaves the folder") == 2
+    assert "a/3.jpg: no such file" in said
+    assert "the labels are numbers, so classes are called '0'; name them: --names FILE" in said
+    assert images(space) == {"train": [("0", "1.jpg")]}
+
+
+def test_missing_files_and_wrong_root(
+    space: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No list, no root, no names file, and a root under which nothing lies."""
+    data = benchmark_trees.imagenet_lt(tmp_path / "imagenet")
+    path, empty = data / "ImageNet_LT_train.txt", tmp_path / "empty"
+    empty.mkdir()
+    base = ("ingest", "images", path, "--split", "train")
+    gone = tmp_path / "no"
+    assert f"no such file or folder: {gone}" in refusal(
+        space, capsys, "ingest", "images", gone, "--split", "x"
+    )
+    assert f"no such file or folder: {gone}" in refusal(space, capsys, *base, "--names", gone)
+    assert f"no such folder: {gone}" in refusal(space, capsys, *base, "--root", gone)
+    assert refusal(space, capsys, *base, "--root", empty) == (
+        f"Error: none of the 10 files that {path} names can be used, "
+        f"for example {empty}/train/n01440764/n01440764_0.JPEG\n"
+        "Name the folder that the paths are relative to: --root DIR\n"
+    )
+
+
+def test_names_of_another_order(space: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A path through another class's folder shows that list and names do not belong together."""
+    data = benchmark_trees.imagenet_lt(tmp_path / "imagenet")
+    path = data / "ImageNet_LT_train.txt"
+    path.write_text("train/n01440764/n01440764_0.JPEG 1\n")
+    args = ("ingest", "images", path, "--split", "train", "--names", data / "labels.txt")
+    assert refusal(space, capsys, *args) == (
+        f"Error: {path}:1: train/n01440764/n01440764_0.JPEG lies in the folder n01440764, but the label 1 is "
+        f"n01443537 (goldfish) according to {data / 'labels.txt'}\n"
+        "Are list and names of one release? ImageNet-LT numbers the classes by WordNet id.\n"
+    )
+
+
+def test_classes_without_text_or_images(
+    space: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each is said, with names; the rest comes in."""
+    data = benchmark_trees.imagenet_lt(tmp_path / "imagenet")
+    path = data / "ImageNet_LT_train.txt"
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if not line.endswith(" 1\n")))
+    run(space, "ingest", "images", path, "--split", "train", "--names", data / "labels.txt")
+    assert "  1 of the 4 named classes have no image here: 'goldfish'\n" in capsys.readouterr().out
+    (data / "wiki" / "desc_0.txt").unlink()
+    (data / "wiki" / "desc_3.txt").write_text("== References ==\nA book.\n")
+    run(space, "ingest", "text", data)
+    said = capsys.readouterr().out
+    assert (
+        f"  left out: {data / 'wiki' / 'desc_0.txt'}: no such file: the class 'tench' has no text here\n"
+        in said
+    )
+    assert (
+        f"  left out: {data / 'wiki' / 'desc_3.txt'}: the text is empty: the class 'crane (n03126707)' "
+        "has no text here\n" in said
+    )
+    assert "  2 of 4 classes have no text but prompts: 'tench', 'crane (n03126707)'\n" in said
+
+
+def test_wrong_encodings(space: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Text that is neither UTF-8 nor GBK, and names and lists that are not UTF-8."""
+    data = benchmark_trees.places_lt(tmp_path / "places")
+    text = data / "wiki" / "desc_2.txt"
+    text.write_bytes(b"Caf\xe9\xff\xff bar.")
+    assert refusal(space, capsys, "ingest", "text", data).startswith(
+        f"Error: {text}: neither UTF-8 nor GBK text\nConvert it first: iconv -f ENCODING -t UTF-8 '{text}' > NEW"
+    )
+    (data / "labels.txt").write_bytes(b"caf\xe9 0\n")
+    assert f"Error: {data / 'labels.txt'}:1: not UTF-8 text (byte 0xe9 at position 3)\n" in refusal(
+        space, capsys, "ingest", "text", data
+    )
+
+
+INAT: list[tuple[Any, str]] = [
+    ([], "{path} has no images"),
+    ({"images": []}, "{path} has no images"),
+    ({"images": [{"id": 1, "file_name": "a.jpg"}]}, "{path} has no annotations"),
+    ({"images": [{"id": 1}], "annotations": [{}]}, "{path}: image 0 has no id and file_name"),
+    (
+        {"images": [{"id": 1, "file_name": "a\0"}], "annotations": [{}]},
+        "{path}: image 1 has no usable file_name",
+    ),
+    (
+        {"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}], "annotations": [{}]},
+        "{path}: two images have the id 1",
+    ),
+    (
+        {"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1, "category_id": True}]},
+        "{path}: annotation 0 has no image_id and category_id",
+    ),
+    (
+        {"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 2, "category_id": 0}]},
+        "{path}: annotation 0 points to image 2, which is not among the images",
+    ),
+    (
+        {
+            "images": [{"id": 1, "file_name": "a"}],
+            "annotations": [{"image_id": 1, "category_id": 0}],
+            "categories": [{"id": 0}],
+        },
+        "{path}: category 0 has no whole number id and text name",
+    ),
+]
+
+
+@pytest.mark.parametrize(("value", "message"), INAT)
+def test_malformed_json(
+    space: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str], value: Any, message: str
+) -> None:
+    """Each of the ways in which a JSON file can be wrong is named, with a hint."""
+    path = tmp_path / "train2018.json"
+    path.write_text(json.dumps(value))
+    lines = refusal(space, capsys, "ingest", "images", path, "--split", "train").splitlines()
+    assert lines[0] == f"Error: {message.format(path=path)}"
+    assert len(lines) == 2
+
+
+def test_json_that_is_cut_off(space: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A download that broke off is recognised as one, wherever it broke."""
+    data = benchmark_trees.inat2018(tmp_path / "iNat")
+    path = data / "train2018.json"
+    whole = path.read_text()
+    for cut in (1, len(whole) // 3, len(whole) // 2, len(whole) - 1):
+        path.write_text(whole[:cut])
+        said = refusal(space, capsys, "ingest", "images", path, "--split", "train")
+        assert said.startswith(f"Error: {path}:1: not JSON: "), cut
+        assert said.endswith("Fetch the file again: its download or unpacking broke off.\n"), (cut, said)
+
+
+def test_images_with_no_or_two_categories(space: Workspace, tmp_path: Path) -> None:
+    """Both are left out, with the reason; the file's own categories name the rest."""
+    rows = [(f"{n}.jpg", 0) for n in range(3)]
+    for n in range(3):
+        benchmark_trees.picture(tmp_path / "d" / f"{n}.jpg", n)
+    value = benchmark_trees.coco(rows)
+    value["annotations"] = [*value["annotations"][:2], {"image_id": 101, "category_id": 1}]
+    value["categories"] = [{"id": 1, "name": "wren"}, {"id": 0, "name": "owl"}]
+    (tmp_path / "d" / "train.json").write_text(json.dumps(value))
+    run(space, "ingest", "images", tmp_path / "d" / "train.json", "--split", "train")
+    assert images(space) == {"train": [("owl", "0.jpg")]}
+
+
+def test_names_for_texts_that_bring_their_own(
+    space: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--names` with a source that names its classes is refused."""
+    path = tmp_path / "t.json"
+    path.write_text('{"owl": ["It hoots."]}')
+    assert refusal(space, capsys, "ingest", "text", path, "--names", path) == (
+        f"Error: {path} names its classes itself: --names is for a folder of desc_<class number>.txt\n"
+        f"Leave it out: vlltr ingest text {path}\n"
+    )
