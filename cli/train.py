@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +15,7 @@ from vlltr_index.cli.context import Context, pass_context
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.config import Recipe
+    from vlltr_index.schemas.records import Progress
     from vlltr_index.stages.training import TrainReport
     from vlltr_index.workspace import Workspace
 
@@ -25,6 +29,14 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--seed", type=int, help="The seed of the run."),
         click.option(
             "--resume/--restart", default=True, help="Go on from an interrupted run of the same settings."
+        ),
+        click.option(
+            "--processes",
+            default=1,
+            show_default=True,
+            type=click.IntRange(1),
+            metavar="N",
+            help="Train with N processes on this machine, a GPU each where there are GPUs.",
         ),
     ):
         function = option(function)
@@ -41,6 +53,28 @@ def _recipe(
     return override(recipe, (*overrides, *values))
 
 
+def _speaks() -> bool:
+    """Whether this process talks to the user: of several that torchrun started, the first does."""
+    return int(os.environ.get("WORLD_SIZE") or "1") == 1 or int(os.environ.get("RANK") or "0") == 0
+
+
+@contextmanager
+def _training(context: Context) -> Iterator[Progress]:
+    """Progress of a training command, and a quiet end where another process says what was wrong."""
+    from vlltr_index.errors import PeerError
+    from vlltr_index.train.distributed import leave
+
+    if not _speaks():
+        context.quiet, context.as_json = True, False
+        logging.getLogger("vlltr_index").setLevel(logging.WARNING)
+    try:
+        with context.progress() as progress:
+            yield progress
+    except PeerError as error:
+        raise click.exceptions.Exit(error.exit_code) from None
+    leave()
+
+
 @click.group("train")
 def train_command() -> None:
     """Train the encoder (cvlp), the head (lgr), both, or a baseline."""
@@ -50,15 +84,20 @@ def train_command() -> None:
 @_options
 @pass_context
 def cvlp(
-    context: Context, resume: bool, seed: int | None, recipe: str | None, overrides: tuple[str, ...]
+    context: Context,
+    processes: int,
+    resume: bool,
+    seed: int | None,
+    recipe: str | None,
+    overrides: tuple[str, ...],
 ) -> None:
     """Stage 1: class-wise visual-linguistic pre-training of the encoder."""
     from vlltr_index.stages.train_cvlp import train_cvlp_stage
 
     workspace = context.open()
     config = _recipe(workspace, recipe, overrides, seed, "cvlp").cvlp
-    with context.progress() as progress:
-        report = train_cvlp_stage(workspace, config, progress, resume=resume)
+    with _training(context) as progress:
+        report = train_cvlp_stage(workspace, config, progress, resume=resume, processes=processes)
     _show(context, report, "vlltr embed")
 
 
@@ -66,7 +105,12 @@ def cvlp(
 @_options
 @pass_context
 def lgr(
-    context: Context, resume: bool, seed: int | None, recipe: str | None, overrides: tuple[str, ...]
+    context: Context,
+    processes: int,
+    resume: bool,
+    seed: int | None,
+    recipe: str | None,
+    overrides: tuple[str, ...],
 ) -> None:
     """Stage 2: the language-guided recognition head, on stored vectors.
 
@@ -76,16 +120,21 @@ def lgr(
 
     workspace = context.open()
     config = _recipe(workspace, recipe, overrides, seed, "lgr").lgr
-    with context.progress() as progress:
-        report = train_lgr_stage(workspace, config, progress, resume=resume)
-    _show(context, report, "vlltr embed" if config.tune == "visual" else "vlltr index")
+    with _training(context) as progress:
+        report = train_lgr_stage(workspace, config, progress, resume=resume, processes=processes)
+    _show(context, report, "vlltr embed" if config.tune != "head" else "vlltr index")
 
 
 @train_command.command("all")
 @_options
 @pass_context
 def everything(
-    context: Context, resume: bool, seed: int | None, recipe: str | None, overrides: tuple[str, ...]
+    context: Context,
+    processes: int,
+    resume: bool,
+    seed: int | None,
+    recipe: str | None,
+    overrides: tuple[str, ...],
 ) -> None:
     """Both stages and what lies between: cvlp, embed, select, lgr, index."""
     from vlltr_index.stages.pipeline import train_all
@@ -96,8 +145,8 @@ def everything(
         from vlltr_index.recipe import override
 
         chosen = override(chosen, (f"cvlp.seed={seed}", f"lgr.seed={seed}"))
-    with context.progress() as progress:
-        reports = train_all(workspace, chosen, progress, resume=resume)
+    with _training(context) as progress:
+        reports = train_all(workspace, chosen, progress, resume=resume, processes=processes)
     if context.as_json:
         context.emit({name: asdict(report) for name, report in reports.items()})
     context.say("Trained, embedded, selected and indexed. Next: vlltr evaluate --split test")
@@ -110,6 +159,7 @@ def everything(
 def baseline(
     context: Context,
     name: str,
+    processes: int,
     resume: bool,
     seed: int | None,
     recipe: str | None,
@@ -120,8 +170,8 @@ def baseline(
 
     workspace = context.open()
     config = _recipe(workspace, recipe, overrides, seed, "baseline").baseline
-    with context.progress() as progress:
-        report = train_baseline_stage(workspace, config, progress, resume=resume)
+    with _training(context) as progress:
+        report = train_baseline_stage(workspace, config, progress, resume=resume, processes=processes)
     _show(context, report, "vlltr evaluate --split test")
 
 

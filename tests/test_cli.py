@@ -215,14 +215,14 @@ def test_calibrate_as_json(capsys: pytest.CaptureFixture[str], trained: Workspac
     assert 0 <= json.loads(out)["fusion"]["alpha"] <= 1
 
 
-def test_several_processes_are_refused(
+def test_processes_within_processes_are_refused(
     capsys: pytest.CaptureFixture[str], workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A launcher that starts the command twice gets an error, not two processes that wait for each other."""
+    """One of several processes that a launcher started does not start more."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    code, _, err = run(capsys, "-w", workspace.path, "train", "cvlp")
+    code, _, err = run(capsys, "-w", workspace.path, "train", "cvlp", "--processes", "2")
     assert code == 2
-    assert "this was started as one of 2 processes (WORLD_SIZE), and a workspace has one writer" in err
+    assert "this was started as one of 2 processes (WORLD_SIZE) and cannot start more" in err
 
 
 def test_embed_again_does_nothing(capsys: pytest.CaptureFixture[str], trained: Workspace) -> None:

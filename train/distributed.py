@@ -7,24 +7,30 @@ processes' losses, and the averaged gradients are then those of one process with
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from datetime import timedelta
 from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from vlltr_index.errors import ConfigError
+from vlltr_index.errors import ConfigError, PeerError, VlltrError
 from vlltr_index.tensors import working_dtype
 
 if TYPE_CHECKING:
     from vlltr_index.encoder import Encoder
 
 __all__ = [
+    "TIMEOUT",
     "average_gradients",
+    "by_first",
+    "first_then_all",
     "gather_rows",
     "join_processes",
+    "leave",
+    "meet",
     "own_part",
     "prepare_batch_norm",
     "restore_batch_norm",
@@ -32,15 +38,37 @@ __all__ = [
 ]
 
 
-def join_processes(encoder: Encoder) -> None:
-    """Meet the processes that `accelerate launch` or `torchrun` started; move the encoder to this one's device.
+TIMEOUT = timedelta(days=7)
+"""How long a process waits for the others: the first may embed and write for hours. A dead one is noticed at once."""
 
-    Started alone, or with a process group there already, nothing happens.
+T = TypeVar("T")
+
+
+def meet() -> torch.device | None:
+    """Meet the processes that this one was started with, by `accelerate launch`, `torchrun` or `launch`.
+
+    Returns:
+        This process's device; None if it was started alone.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_available() and not dist.is_initialized():
-        from accelerate import PartialState
+    if int(os.environ.get("WORLD_SIZE") or "1") == 1 or not dist.is_available():
+        return None
+    from accelerate import PartialState
 
-        encoder.to(PartialState().device)
+    device: torch.device = PartialState(timeout=TIMEOUT).device
+    return device
+
+
+def join_processes(encoder: Encoder) -> None:
+    """`meet`, and move the encoder to this process's device; started alone, nothing happens."""
+    device = meet()
+    if device is not None:
+        encoder.to(device)
+
+
+def leave() -> None:
+    """End the process group, where there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def world() -> tuple[int, int]:
@@ -48,6 +76,42 @@ def world() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+def by_first(work: Callable[[], T]) -> T:
+    """Do `work` in the first process and hand what it gives (anything that can be pickled) to all.
+
+    Raises:
+        PeerError: In the others, if it raises an error in the first.
+    """
+    rank, processes = world()
+    if processes == 1:
+        return work()
+    said: list[Any] = [None]
+    if rank == 0:
+        try:
+            said = [(None, work())]
+        except Exception as error:
+            code = error.exit_code if isinstance(error, VlltrError) else 1
+            dist.broadcast_object_list([(code, None)])
+            raise
+    dist.broadcast_object_list(said)
+    code, result = said[0]
+    if code is not None:
+        raise PeerError(code)
+    value: T = result
+    return value
+
+
+def first_then_all(work: Callable[[], T]) -> T:
+    """Do `work` in the first process, then in each of the others: what fails for all is raised once, by the first.
+
+    Raises:
+        PeerError: In the others, if it raises an error in the first.
+    """
+    made: list[T] = []
+    by_first(lambda: made.append(work()))
+    return made[0] if made else work()
 
 
 def own_part(batch_size: int) -> slice:

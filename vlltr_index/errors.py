@@ -10,6 +10,7 @@ __all__ = [
     "LockedError",
     "MissingStepError",
     "NewerWorkspaceError",
+    "PeerError",
     "UnknownClassError",
     "UsageError",
     "VlltrError",
@@ -76,3 +77,18 @@ class FingerprintMismatch(WorkspaceError):
 
 class UnknownClassError(VlltrError):
     """A class name that the workspace does not know; the message lists close names."""
+
+
+class PeerError(VlltrError):
+    """Another process of the same run failed, and says itself why.
+
+    Args:
+        exit_code: What that one exits with.
+    """
+
+    def __init__(self, exit_code: int = 1) -> None:
+        super().__init__("the first process of this run failed")
+        self.exit_code = exit_code
+
+    def __reduce__(self) -> tuple[type[PeerError], tuple[int]]:
+        return type(self), (self.exit_code,)

@@ -2,48 +2,77 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING
 
-from vlltr_index.loading import run_folder
 from vlltr_index.schemas.config import BaselineConfig
+from vlltr_index.stages.runs import in_processes, training_run
 from vlltr_index.stages.training import (
+    TrainingSet,
     TrainReport,
     log_folder,
-    one_process,
-    prepare_run,
     run_key,
     save_stage,
     stage_report,
     starting_encoder,
-    training_set,
 )
 from vlltr_index.train.baseline import train_image_only
 from vlltr_index.train.data import TrainImages
+from vlltr_index.train.loop import StageOne
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
+    from vlltr_index.transaction import Transaction
     from vlltr_index.workspace import Workspace
 
 __all__ = ["train_baseline_stage"]
 
 
 def train_baseline_stage(
-    workspace: Workspace, config: BaselineConfig, progress: Progress | None = None, resume: bool = True
+    workspace: Workspace,
+    config: BaselineConfig,
+    progress: Progress | None = None,
+    resume: bool = True,
+    processes: int = 1,
 ) -> TrainReport:
-    """The image-only baseline: the same visual tower from the same start, a linear layer, cross-entropy."""
-    one_process()
-    with workspace.transaction("train baseline fc") as tx:
-        data = training_set(tx, with_texts=False)
-        folder = run_folder(workspace, run_key("baseline-fc", workspace.recipe, config, data))
-        resumed = prepare_run(folder, resume)
-        encoder = starting_encoder(workspace.recipe, [["a"]], config.seed)
+    """The image-only baseline: the same visual tower from the same start, a linear layer, cross-entropy.
+
+    Args:
+        workspace: What it trains on, and where it commits.
+        config: The recipe's `baseline` section.
+        progress: Called after every step, in the first process.
+        resume: Whether an interrupted run of the same settings goes on, with as many processes or others.
+        processes: How many to start on this machine; 1 trains here, as one of those that were started already.
+
+    Raises:
+        MissingStepError: If there are no training images.
+        WorkspaceError: If the training images changed meanwhile.
+        ConfigError: If the batch cannot be shared out among the processes.
+    """
+    if processes > 1:
+        return in_processes(train_baseline_stage, workspace, config, progress, resume, processes)
+    recipe = workspace.recipe
+    with training_run(
+        workspace,
+        "train baseline fc",
+        config.batch_size,
+        resume,
+        lambda _, data: run_key("baseline-fc", recipe, config, data),
+        with_texts=False,
+    ) as run:
+        data = run.data
+        encoder = starting_encoder(recipe, [["a"]], config.seed)
         images = TrainImages(data.sources, data.labels, encoder, config.augment, workers=config.workers)
         stage = train_image_only(
-            encoder, images, config, run_dir=folder, log_dir=log_folder(workspace), progress=progress
+            encoder, images, config, run_dir=run.folder, log_dir=log_folder(workspace), progress=progress
         )
-        facts = {"config": config.model_dump(mode="json"), "kind": "baseline-fc"}
-        digest = workspace.put_object("checkpoints", lambda path: save_stage(stage, data, facts, path))
-        tx.note(baseline_fc=digest)
-    shutil.rmtree(folder, ignore_errors=True)
-    return stage_report("baseline fc", digest, data, config.epochs, resumed, stage)
+        digest = run.commit(lambda tx: _keep(workspace, tx, stage, data, config))
+    return stage_report("baseline fc", digest, data, config.epochs, run.resumed, stage)
+
+
+def _keep(
+    workspace: Workspace, tx: Transaction, stage: StageOne, data: TrainingSet, config: BaselineConfig
+) -> str:
+    facts = {"config": config.model_dump(mode="json"), "kind": "baseline-fc"}
+    digest = workspace.put_object("checkpoints", lambda path: save_stage(stage, data, facts, path))
+    tx.note(baseline_fc=digest)
+    return digest

@@ -2,75 +2,97 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING
 
-from vlltr_index.loading import run_folder
 from vlltr_index.schemas.config import CVLPConfig
+from vlltr_index.stages.runs import in_processes, training_run
 from vlltr_index.stages.training import (
+    TrainingSet,
     TrainReport,
     log_folder,
-    one_process,
-    prepare_run,
     run_key,
     save_stage,
     stage_report,
     starting_encoder,
-    training_set,
 )
-from vlltr_index.train.cvlp import train_cvlp
+from vlltr_index.train.cvlp import StageOne, train_cvlp
 from vlltr_index.train.data import TrainImages, TrainTexts
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
+    from vlltr_index.transaction import Transaction
     from vlltr_index.workspace import Workspace
 
 __all__ = ["train_cvlp_stage"]
 
 
 def train_cvlp_stage(
-    workspace: Workspace, config: CVLPConfig, progress: Progress | None = None, resume: bool = True
+    workspace: Workspace,
+    config: CVLPConfig,
+    progress: Progress | None = None,
+    resume: bool = True,
+    processes: int = 1,
 ) -> TrainReport:
     """Stage 1: train the encoder on the workspace's training split; commit it as the workspace's encoder.
 
-    Vectors, anchors, head and index of the encoder before are of another fingerprint: the commit names none.
+    Vectors, anchors, head and index of the encoder before are of another fingerprint: the commit names none. Others
+    may read and write the workspace meanwhile.
+
+    Args:
+        workspace: What it trains on, and where it commits.
+        config: The recipe's `cvlp` section.
+        progress: Called after every step, in the first process.
+        resume: Whether an interrupted run of the same settings goes on, with as many processes or others.
+        processes: How many to start on this machine; 1 trains here, as one of those that were started already.
 
     Raises:
         MissingStepError: If there are no training images, or one of their classes has no sentence.
-        UsageError: If it was started as one of several processes.
+        WorkspaceError: If the training images or their texts changed meanwhile.
+        ConfigError: If the batch cannot be shared out among the processes.
     """
-    one_process()
-    with workspace.transaction("train cvlp") as tx:
-        data = training_set(tx)
-        folder = run_folder(workspace, run_key("cvlp", workspace.recipe, config, data))
-        resumed = prepare_run(folder, resume)
-        encoder = starting_encoder(workspace.recipe, data.texts, config.seed)
+    if processes > 1:
+        return in_processes(train_cvlp_stage, workspace, config, progress, resume, processes)
+    recipe = workspace.recipe
+    with training_run(
+        workspace,
+        "train cvlp",
+        config.batch_size,
+        resume,
+        lambda _, data: run_key("cvlp", recipe, config, data),
+    ) as run:
+        data = run.data
+        encoder = starting_encoder(recipe, data.texts, config.seed)
         teacher = None
-        if config.distillation != "none" and workspace.recipe.encoder.pretrained:
-            teacher = starting_encoder(workspace.recipe, data.texts, config.seed)
+        if config.distillation != "none" and recipe.encoder.pretrained:
+            teacher = starting_encoder(recipe, data.texts, config.seed)
         images = TrainImages(data.sources, data.labels, encoder, config.augment, workers=config.workers)
-        texts = TrainTexts(data.texts, encoder)
         stage = train_cvlp(
             encoder,
             images,
-            texts,
+            TrainTexts(data.texts, encoder),
             config,
-            run_dir=folder,
+            run_dir=run.folder,
             log_dir=log_folder(workspace),
             progress=progress,
             teacher=teacher,
         )
-        facts = {"config": config.model_dump(mode="json"), "kind": "cvlp"}
-        digest = workspace.put_object("checkpoints", lambda path: save_stage(stage, data, facts, path))
-        tx.set(
-            checkpoint=digest,
-            text_fp=None,
-            image_fp=None,
-            head=None,
-            index=None,
-            selection_id=None,
-            fusion=None,
-        )
-        tx.note(checkpoint_images=len(data.labels))
-    shutil.rmtree(folder, ignore_errors=True)
-    return stage_report("cvlp", digest, data, config.epochs, resumed, stage)
+        digest = run.commit(lambda tx: _keep(workspace, tx, stage, data, config))
+    return stage_report("cvlp", digest, data, config.epochs, run.resumed, stage)
+
+
+def _keep(
+    workspace: Workspace, tx: Transaction, stage: StageOne, data: TrainingSet, config: CVLPConfig
+) -> str:
+    facts = {"config": config.model_dump(mode="json"), "kind": "cvlp"}
+    digest = workspace.put_object("checkpoints", lambda path: save_stage(stage, data, facts, path))
+    tx.set(
+        checkpoint=digest,
+        text_fp=None,
+        image_fp=None,
+        head=None,
+        index=None,
+        selection_id=None,
+        fusion=None,
+    )
+    tx.note(checkpoint_images=len(data.labels))
+    return digest

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
+import logging
 from typing import TYPE_CHECKING
 
+import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 
@@ -18,29 +19,29 @@ from vlltr_index.loading import (
     image_set,
     load_bank,
     open_encoder,
-    run_folder,
     usable_images,
 )
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.schemas.tables import image_vectors_name
+from vlltr_index.stages.runs import differences, in_processes, refuse, training_run
 from vlltr_index.stages.training import (
+    TrainingSet,
     TrainReport,
     load_visual,
     log_folder,
-    one_process,
-    prepare_run,
     save_stage,
     stage_report,
     starting_encoder,
-    training_set,
 )
 from vlltr_index.train.cvlp import StageOne
 from vlltr_index.train.data import TrainImages
+from vlltr_index.train.distributed import by_first, first_then_all, meet
 from vlltr_index.train.recognition import train_lgr, tune_visual
 
 if TYPE_CHECKING:
     from vlltr_index.bank import AnchorBank
+    from vlltr_index.lgr import LGRHead
     from vlltr_index.schemas.records import Progress
     from vlltr_index.snapshot import Snapshot
     from vlltr_index.transaction import Transaction
@@ -48,51 +49,53 @@ if TYPE_CHECKING:
 
 __all__ = ["train_lgr_stage"]
 
+_log = logging.getLogger(__name__)
+
 
 def train_lgr_stage(
-    workspace: Workspace, config: LGRConfig, progress: Progress | None = None, resume: bool = True
+    workspace: Workspace,
+    config: LGRConfig,
+    progress: Progress | None = None,
+    resume: bool = True,
+    processes: int = 1,
 ) -> TrainReport:
     """Stage 2: both branches of the head; commit the head.
 
-    With `tune = "head"` the encoder is frozen and training runs on stored vectors. With `tune = "visual"` the visual
-    tower learns too: the commit names the tuned encoder and its fingerprint, `vlltr embed` has to follow, and the
-    anchors, their vectors and the index stay. Run again, it starts from the untuned tower, as the first time.
+    With `tune = "head"` the encoder is frozen and one process trains on stored vectors, or with mixup or cutmix on
+    images. With `tune = "visual"` or `lora` the visual tower learns too: the commit names the tuned encoder and its
+    fingerprint, `vlltr embed` has to follow, and the anchors, their vectors and the index stay. Run again, it starts
+    from the untuned tower, as the first time.
+    `progress`, `resume` and `processes` are as for `train_cvlp_stage`.
 
     Raises:
         MissingStepError: If images, vectors or anchors of the training classes are missing.
+        WorkspaceError: If the training images, their classes' anchors or the encoder changed meanwhile.
     """
-    one_process()
-    with workspace.transaction("train lgr") as tx:
-        loaded = load_bank(tx)
-        train = _tune_visual if config.tune == "visual" else _train_head
-        report = train(workspace, tx, loaded, config, progress, resume)
-        tx.set(head=report.digest, fusion=workspace.recipe.fusion)
-    if config.tune == "visual":  # only now that the commit is there
-        for folder in (workspace.path / "runs").glob("lgr-*"):
-            shutil.rmtree(folder, ignore_errors=True)
-    return report
+    if config.live:
+        if processes > 1:
+            return in_processes(train_lgr_stage, workspace, config, progress, resume, processes)
+        return _tune_visual(workspace, config, progress, resume)
+    if processes > 1:
+        _log.info("the head trains on stored vectors, in one process")
+    meet()
+    return by_first(lambda: _train_head(workspace, config, progress))
 
 
-def _train_head(
-    workspace: Workspace,
-    tx: Transaction,
-    loaded: LoadedBank,
-    config: LGRConfig,
-    progress: Progress | None,
-    resume: bool,
-) -> TrainReport:
-    first = image_set(tx, "train")
+def _train_head(workspace: Workspace, config: LGRConfig, progress: Progress | None) -> TrainReport:
+    snapshot = workspace.snapshot()
+    loaded, first = load_bank(snapshot), image_set(snapshot, "train")
+    before = {"the training images": first.image_ids, **_facts(snapshot)}
     augment = workspace.recipe.lgr.augment
-    rest = [image_set(tx, "train", view, augment).features for view in range(1, config.views)]
+    rest = [image_set(snapshot, "train", view, augment).features for view in range(1, config.views)]
     class_ids, labels = torch.unique(first.class_ids, return_inverse=True)
-    commit, log = tx.commit, list[dict[str, float]]()
+    commit, log = snapshot.commit, list[dict[str, float]]()
     assert commit is not None
     assert commit.text_fp is not None
     assert commit.image_fp is not None
     head = train_lgr(
         torch.stack([first.features, *rest]),
         labels,
-        _trained_bank(tx, loaded, class_ids),
+        _trained_bank(snapshot, loaded, class_ids),
         config,
         visual_init=_visual_init(workspace, commit.checkpoint, class_ids),
         logit_scale=float(commit.info["logit_scale"]),
@@ -100,61 +103,118 @@ def _train_head(
         log=log,
     )
     saved = SavedHead(head, class_ids, mean_feature(first.features), commit.text_fp, commit.image_fp)
-    digest = workspace.put_object("heads", lambda path: save_head(saved, path))
+    with workspace.transaction("train lgr") as tx:
+        images = usable_images(tx, "train", [])["image_id"].to_pylist()
+        refuse("train lgr", differences(before, {"the training images": images, **_facts(tx)}))
+        digest = _keep_head(workspace, tx, saved, config)
     return TrainReport("lgr", digest, len(class_ids), len(labels), config.epochs, False, log[-1])
 
 
+def _facts(snapshot: Snapshot) -> dict[str, object]:
+    """What a head depends on besides its images: the encoder and the anchors of the classes that have images."""
+    commit = snapshot.commit
+    owners = usable_images(snapshot, "train", [])["class_id"]
+    anchors = snapshot.table("anchors", ["class_id", "sentence_id", "rank"])
+    anchors = anchors.filter(pc.is_in(anchors["class_id"], value_set=owners.combine_chunks().unique()))
+    ordered = anchors.sort_by([("class_id", "ascending"), ("rank", "ascending")])
+    return {
+        "the encoder": [commit.checkpoint, commit.text_fp, commit.image_fp] if commit is not None else None,
+        "the anchors of the training classes": digest_json(
+            [ordered["class_id"].to_pylist(), ordered["sentence_id"].to_pylist()]
+        ),
+    }
+
+
 def _tune_visual(
+    workspace: Workspace, config: LGRConfig, progress: Progress | None, resume: bool
+) -> TrainReport:
+    def key(snapshot: Snapshot, data: TrainingSet) -> str:
+        start, selection = _start(snapshot, config), load_bank(snapshot).selection_id
+        facts = [start, selection, config.model_dump(), data.image_ids, data.labels.tolist()]
+        return f"lgr-{short(digest_json(facts))}"
+
+    with training_run(
+        workspace, "train lgr", config.batch_size, resume, key, with_texts=False, facts=_facts
+    ) as run:
+        data, snapshot = run.data, run.snapshot
+        bank = first_then_all(lambda: _trained_bank(snapshot, load_bank(snapshot), data.class_ids))
+        start = _start(snapshot, config)
+        encoder = _starting_encoder(workspace, snapshot, start)
+        head, log = tune_visual(
+            encoder,
+            TrainImages(
+                data.sources, data.labels, encoder, config.augment, workers=workspace.recipe.cvlp.workers
+            ),
+            bank,
+            config,
+            visual_init=_visual_init(workspace, start, data.class_ids),
+            run_dir=run.folder,
+            log_dir=log_folder(workspace),
+            progress=progress,
+        )
+        stage = StageOne(encoder, None, None, log)
+        if isinstance(head.visual_head, nn.Linear):
+            stage = StageOne(encoder, head.visual_head.weight, head.visual_head.bias, log)
+
+        def keep(tx: Transaction) -> str:
+            return _keep_tuned(workspace, tx, stage, head, data, config, progress)
+
+        digest = run.commit(keep)
+    return stage_report("lgr", digest, data, config.epochs, run.resumed, stage)
+
+
+def _keep_tuned(
     workspace: Workspace,
     tx: Transaction,
-    loaded: LoadedBank,
+    stage: StageOne,
+    head: LGRHead,
+    data: TrainingSet,
     config: LGRConfig,
     progress: Progress | None,
-    resume: bool,
-) -> TrainReport:
-    data = training_set(tx, with_texts=False)
-    encoder, start = _untuned_encoder(workspace, tx)
-    facts = [start, loaded.selection_id, config.model_dump(), data.image_ids, data.labels.tolist()]
-    folder = run_folder(workspace, f"lgr-{short(digest_json(facts))}")
-    resumed = prepare_run(folder, resume)
-    images = TrainImages(
-        data.sources, data.labels, encoder, config.augment, workers=workspace.recipe.cvlp.workers
-    )
-    head, log = tune_visual(
-        encoder,
-        images,
-        _trained_bank(tx, loaded, data.class_ids),
-        config,
-        visual_init=_visual_init(workspace, start, data.class_ids),
-        precision=encoder.precision,
-        run_dir=folder,
-        log_dir=log_folder(workspace),
-        progress=progress,
-    )
-    stage = StageOne(encoder, None, None, log)
-    if isinstance(head.visual_head, nn.Linear):
-        stage = StageOne(encoder, head.visual_head.weight, head.visual_head.bias, log)
-    record = {"config": config.model_dump(mode="json"), "kind": "lgr"}
-    checkpoint = workspace.put_object("checkpoints", lambda path: save_stage(stage, data, record, path))
+) -> str:
+    encoder = stage.encoder
+    if config.tune != "head":
+        record = {"config": config.model_dump(mode="json"), "kind": "lgr"}
+        checkpoint = workspace.put_object("checkpoints", lambda path: save_stage(stage, data, record, path))
+        tuned = {"checkpoint": checkpoint, "from": _start(tx, config)}
+        tx.set(checkpoint=checkpoint, image_fp=encoder.image_fp)
+        tx.note(tuned=tuned)
     embed_images(tx, encoder, "train", progress=progress)
     keys = [f"{i}:0" for i in usable_images(tx, "train", [])["image_id"].to_pylist()]
     _, features = tx.store.vectors(image_vectors_name(encoder.image_fp), "vector_key", keys)
     saved = SavedHead(head, data.class_ids, mean_feature(features), encoder.text_fp, encoder.image_fp)
+    return _keep_head(workspace, tx, saved, config)
+
+
+def _keep_head(workspace: Workspace, tx: Transaction, saved: SavedHead, config: LGRConfig) -> str:
+    """Commit the head with the settings it was trained by."""
     digest = workspace.put_object("heads", lambda path: save_head(saved, path))
-    tx.set(checkpoint=checkpoint, image_fp=encoder.image_fp)
-    tx.note(tuned={"checkpoint": checkpoint, "from": start})
-    return stage_report("lgr", digest, data, config.epochs, resumed, stage)
+    recipe = workspace.recipe
+    tx.set(head=digest, fusion=recipe.fusion)
+    tx.note(lgr=config.model_dump(mode="json"), recipe=recipe.name, protocol=recipe.protocol)
+    return digest
 
 
-def _untuned_encoder(workspace: Workspace, tx: Transaction) -> tuple[Encoder, str | None]:
-    """The encoder that stage 2 starts from, and its checkpoint: the one before an earlier tuning."""
-    commit = tx.commit
-    tuned = commit.info.get("tuned") if commit is not None else None
-    if commit is None or tuned is None or tuned["checkpoint"] != commit.checkpoint:
-        return open_encoder(workspace, tx), commit.checkpoint if commit is not None else None
-    if tuned["from"] is None:
-        return starting_encoder(workspace.recipe, None, 0), None
-    return Encoder.open(workspace.object_path("checkpoints", tuned["from"])), tuned["from"]
+def _start(snapshot: Snapshot, config: LGRConfig) -> str | None:
+    """The checkpoint that stage 2 starts from; None: the recipe's weights.
+
+    A tower that is tuned starts from the one before an earlier tuning.
+    """
+    commit = snapshot.commit
+    tuned = commit.info.get("tuned") if commit is not None and config.tune != "head" else None
+    if commit is not None and tuned is not None and tuned["checkpoint"] == commit.checkpoint:
+        before: str | None = tuned["from"]
+        return before
+    return commit.checkpoint if commit is not None else None
+
+
+def _starting_encoder(workspace: Workspace, snapshot: Snapshot, start: str | None) -> Encoder:
+    """The encoder of the checkpoint that stage 2 starts from."""
+    if snapshot.commit is not None and start == snapshot.commit.checkpoint:
+        return open_encoder(workspace, snapshot)
+    if start is None:
+        return starting_encoder(workspace.recipe, None, 0)
+    return Encoder.open(workspace.object_path("checkpoints", start))
 
 
 def _trained_bank(tx: Snapshot, loaded: LoadedBank, class_ids: Tensor) -> AnchorBank:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlltr_index.encoder import Encoder
-from vlltr_index.errors import MissingStepError, UsageError
+from vlltr_index.errors import MissingStepError
 from vlltr_index.loading import class_positions, usable_images
 from vlltr_index.schemas.config import Recipe
 from vlltr_index.schemas.fingerprint import digest_json, short
@@ -27,10 +25,9 @@ if TYPE_CHECKING:
 __all__ = [
     "TrainReport",
     "TrainingSet",
+    "class_texts",
     "load_visual",
     "log_folder",
-    "one_process",
-    "prepare_run",
     "run_key",
     "save_stage",
     "stage_report",
@@ -83,12 +80,18 @@ def training_set(snapshot: Snapshot, with_texts: bool = True) -> TrainingSet:
     return TrainingSet(class_ids, counts, rows["image_id"].to_pylist(), labels, sources, texts)
 
 
-def _texts(snapshot: Snapshot, class_ids: list[int]) -> list[list[str]]:
+def class_texts(snapshot: Snapshot, class_ids: list[int]) -> dict[int, list[str]]:
+    """The sentences of each class, in sentence_id order."""
     rows = snapshot.table("sentences", columns=["sentence_id", "class_id", "text"]).sort_by("sentence_id")
     by_class: dict[int, list[str]] = {i: [] for i in class_ids}
     for class_id, text in zip(rows["class_id"].to_pylist(), rows["text"].to_pylist(), strict=True):
         if class_id in by_class:
             by_class[class_id].append(text)
+    return by_class
+
+
+def _texts(snapshot: Snapshot, class_ids: list[int]) -> list[list[str]]:
+    by_class = class_texts(snapshot, class_ids)
     bare = [i for i, texts in by_class.items() if not texts]
     if bare:
         names = snapshot.class_table().names
@@ -101,12 +104,15 @@ def _texts(snapshot: Snapshot, class_ids: list[int]) -> list[list[str]]:
 
 
 def starting_encoder(recipe: Recipe, texts: list[list[str]] | None, seed: int) -> Encoder:
+    """The recipe's weights, their word vocabulary (where they have one) grown by `texts`, or random ones."""
     config = recipe.encoder
+    flat = [t for group in texts for t in group] if texts is not None else None
     if config.pretrained:
-        return Encoder.load(
+        encoder = Encoder.load(
             config.model, config.pretrained, image_size=config.image_size, precision=config.precision
         )
-    flat = [t for group in texts for t in group] if texts is not None else None
+        encoder.learn_words(flat or (), seed)
+        return encoder
     return Encoder.scratch(
         config.model, flat, seed=seed, image_size=config.image_size, precision=config.precision
     )
@@ -122,27 +128,6 @@ def run_key(what: str, recipe: Recipe, section: Any, data: TrainingSet) -> str:
         data.texts,
     ]
     return f"{what}-{short(digest_json(facts))}"
-
-
-def one_process() -> None:
-    """Refuse to wait for the workspace's lock in every process of a group.
-
-    Raises:
-        UsageError: If this process was started as one of several.
-    """
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if processes not in ("", "1"):
-        raise UsageError(
-            f"this was started as one of {processes} processes (WORLD_SIZE), and a workspace has one writer",
-            "Run it as one process; train over several with vlltr_index.train.cvlp.train_cvlp from Python.",
-        )
-
-
-def prepare_run(folder: Path, resume: bool) -> bool:
-    if not resume:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-    return any(folder.iterdir())
 
 
 def log_folder(workspace: Workspace) -> Path:

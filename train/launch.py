@@ -1,0 +1,241 @@
+"""Starting several training processes on this machine, and ending all of them together."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from vlltr_index.errors import PeerError, UsageError, VlltrError
+from vlltr_index.train.distributed import TIMEOUT, leave
+
+if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
+
+    from vlltr_index.schemas.records import Progress
+
+__all__ = ["launch"]
+
+_log = logging.getLogger(__name__)
+
+_HOST = "127.0.0.1"
+_GRACE = 3.0  # seconds in which the others may end by themselves after one has failed
+_PATIENCE = 10.0  # seconds between asking a process to end and ending it
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What a process is told when it starts."""
+
+    processes: int
+    port: int
+    threads: int
+    level: int  # of the program's log
+    work: Callable[..., Any]
+    args: tuple[Any, ...]
+
+
+@dataclass
+class _Outcome:
+    """What the processes have said so far: the first one's result, and failures as (when, rank, what)."""
+
+    result: Any = None
+    failures: list[tuple[float, int, VlltrError | str]] = field(default_factory=list)
+    warned: set[str] = field(default_factory=set)
+
+
+def launch(processes: int, work: Callable[..., T], *args: Any, progress: Progress | None = None) -> T:
+    """Run `work(*args, progress)` in several processes that form a group; returns what the first one gives.
+
+    Each process has a GPU of its own where there are GPUs, else the cores are shared out (OMP_NUM_THREADS, where it is
+    set, is each one's number of threads). The first that fails, or Ctrl-C, ends all. The program must be importable: a
+    script that calls this needs `if __name__ == "__main__":`.
+
+    Args:
+        processes: How many.
+        work: A function of a module, so that a new process finds it; its last argument is a progress callback.
+        args: Anything that can be pickled.
+        progress: Called here with the first process's progress.
+
+    Raises:
+        UsageError: If there are fewer GPUs than processes, or this is one of several processes already.
+        VlltrError: What `work` raised in one of them; or a process was killed.
+        RuntimeError: If one of them failed otherwise; with its traceback.
+    """
+    _check(processes)
+    # The store lives here, on a port that the system chose: no second program can take it in between.
+    store = dist.TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
+    pipes = [mp.get_context("spawn").Pipe(duplex=False) for _ in range(processes)]
+    start = _Start(processes, store.port, _threads(processes), _log.getEffectiveLevel(), work, args)
+    context = mp.start_processes(
+        _process, (start, [w for _, w in pipes]), processes, join=False, start_method="spawn"
+    )
+    for _, writer in pipes:
+        writer.close()
+    outcome = _Outcome()
+    try:
+        dead = _follow(context.processes, [r for r, _ in pipes], outcome, progress)
+    finally:
+        _end(context.processes, _GRACE)
+    if dead is not None or outcome.failures:
+        raise _failure(dead, outcome, processes)
+    result: T = outcome.result
+    return result
+
+
+def _check(processes: int) -> None:
+    if int(os.environ.get("WORLD_SIZE") or "1") > 1:
+        raise UsageError(
+            f"this was started as one of {os.environ['WORLD_SIZE']} processes (WORLD_SIZE) and cannot start more",
+            "Leave --processes away, or start it without torchrun.",
+        )
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+        return
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else processes
+    if processes > gpus:
+        raise UsageError(
+            f"--processes {processes}: each takes a GPU of its own, and there {'is' if gpus == 1 else 'are'} {gpus}",
+            f"Use --processes {gpus}." if gpus > 1 else "Leave --processes away.",
+        )
+
+
+def _threads(processes: int) -> int:
+    own = os.environ.get("OMP_NUM_THREADS", "")
+    if own.isdecimal() and int(own):
+        return int(own)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // processes)
+
+
+class _Forward(logging.Handler):
+    """Sends log records to the process that started this one."""
+
+    def __init__(self, outbox: Connection) -> None:
+        super().__init__()
+        self._outbox = outbox
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._outbox.send(("log", record.name, record.levelno, record.getMessage()))
+
+
+def _process(rank: int, start: _Start, outboxes: Sequence[Connection]) -> None:
+    """The life of one process."""
+    for other, outbox in enumerate(outboxes):
+        if other != rank:
+            outbox.close()
+    mine = outboxes[rank]
+    logger = logging.getLogger("vlltr_index")
+    logger.setLevel(start.level if rank == 0 else max(start.level, logging.WARNING))
+    logger.addHandler(_Forward(mine))
+    try:
+        _meet(rank, start)
+        progress = (lambda *done: mine.send(("progress", *done))) if rank == 0 else None
+        result = start.work(*start.args, progress)
+        if rank == 0:
+            mine.send(("result", result))
+        leave()
+    except VlltrError as error:
+        mine.send(("failure", time.monotonic(), rank, error))
+        sys.exit(error.exit_code)
+    except Exception:
+        mine.send(("failure", time.monotonic(), rank, traceback.format_exc()))
+        sys.exit(1)
+
+
+def _meet(rank: int, start: _Start) -> None:
+    os.environ |= {"WORLD_SIZE": str(start.processes), "RANK": str(rank)}
+    os.environ |= {"LOCAL_WORLD_SIZE": str(start.processes), "LOCAL_RANK": str(rank)}
+    os.environ |= {
+        "MASTER_ADDR": _HOST,
+        "MASTER_PORT": str(start.port),
+        "OMP_NUM_THREADS": str(start.threads),
+    }
+    torch.set_num_threads(start.threads)
+    from accelerate import PartialState
+
+    store = dist.TCPStore(_HOST, start.port, is_master=False)
+    PartialState(store=store, rank=rank, world_size=start.processes, timeout=TIMEOUT)
+
+
+def _follow(
+    processes: Sequence[BaseProcess],
+    inboxes: Sequence[Connection],
+    outcome: _Outcome,
+    progress: Progress | None,
+) -> tuple[int, int] | None:
+    """Take in messages until all have ended, or one has failed; (rank, signal) of one that was killed."""
+    running = {process.sentinel: rank for rank, process in enumerate(processes)}
+    open_boxes, failed = list(inboxes), False
+    while (running and not failed) or open_boxes:
+        deadline = _GRACE if failed else None  # what the others still have to say
+        ready = wait([*open_boxes, *running], timeout=deadline)
+        if not ready:
+            return None
+        for box in [b for b in open_boxes if b in ready]:
+            try:
+                _take(box.recv(), outcome, progress)
+            except (EOFError, ConnectionResetError):
+                open_boxes.remove(box)
+        for sentinel in [s for s in running if s in ready]:
+            rank = running.pop(sentinel)
+            processes[rank].join()
+            code = processes[rank].exitcode or 0
+            if code < 0:
+                return rank, -code
+            failed = failed or code != 0
+    return None
+
+
+def _take(message: tuple[Any, ...], outcome: _Outcome, progress: Progress | None) -> None:
+    kind, *rest = message
+    if kind == "progress" and progress is not None:
+        progress(*rest)
+    elif kind == "log":
+        name, level, text = rest
+        if level < logging.WARNING or text not in outcome.warned:  # each process warns of what it sees
+            outcome.warned.add(text)
+            logging.getLogger(name).log(level, "%s", text)
+    elif kind == "result":
+        (outcome.result,) = rest
+    elif kind == "failure":
+        outcome.failures.append((rest[0], rest[1], rest[2]))
+
+
+def _end(processes: Sequence[BaseProcess], grace: float) -> None:
+    """Wait a little, then ask whoever is still there to end, then end it."""
+    for step, patience in ((None, grace), ("terminate", _PATIENCE), ("kill", _PATIENCE)):
+        until = time.monotonic() + patience
+        alive = [process for process in processes if process.is_alive()]
+        for process in alive:
+            if step is not None:
+                getattr(process, step)()
+        for process in alive:
+            process.join(max(0.0, until - time.monotonic()))
+
+
+def _failure(dead: tuple[int, int] | None, outcome: _Outcome, processes: int) -> Exception:
+    """The first failure; the others follow from it."""
+    if dead is not None:
+        rank, number = dead
+        return VlltrError(
+            f"training process {rank + 1} of {processes} was ended by {signal.Signals(number).name}",
+            "If memory ran out: a smaller batch_size or fewer processes. The same command goes on from the last epoch.",
+        )
+    own = [f for f in outcome.failures if not isinstance(f[2], PeerError)] or outcome.failures
+    _, rank, what = min(own, key=lambda f: f[0])
+    if isinstance(what, VlltrError):
+        return what
+    return RuntimeError(f"training process {rank + 1} of {processes} failed:\n{what}")
