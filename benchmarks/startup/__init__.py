@@ -1,0 +1,41 @@
+"""Start-up: how long a command takes from the shell to its end.
+
+Goals: `vlltr --help` within 2 times a bare click program with as many commands; `vlltr classes list` within 1.5 times a
+click program that imports lancedb and reads one table; a cold `vlltr predict` of one image within 1.3 times bare
+open_clip doing the same forward pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness import Arrays, Case, Disagreement
+
+COMPETITORS = ("bare", "ours")
+CASES = (
+    Case("vlltr --help", {"what": "help"}, rounds=10),
+    Case("vlltr classes list, 1,000 classes", {"what": "list", "classes": 1_000}, rounds=7),
+    Case("vlltr predict, one image, cold, ViT-B-32", {"what": "predict", "model": "ViT-B-32"}, rounds=5),
+)
+
+
+def inputs(values: dict[str, Any]) -> Arrays:
+    """Random weights are drawn from this seed."""
+    return {"seed": np.zeros(1, dtype=np.int64)}
+
+
+def agree(case: Case, answers: dict[str, Arrays]) -> dict[str, float]:
+    """Both programs ended well; lists have as many lines, features of the image are the same.
+
+    Raises:
+        Disagreement: If they are not.
+    """
+    bare, ours = (answers[name]["facts"] for name in COMPETITORS)
+    if bare.shape != ours.shape:
+        raise Disagreement(f"the answers have shapes {bare.shape} and {ours.shape}")
+    worst = float(np.abs(bare - ours).max())
+    if worst > 1e-4:
+        raise Disagreement(f"the answers differ by {worst:.2g}")
+    return {"largest difference": worst}

@@ -1,0 +1,44 @@
+"""lancedb alone: `table.add`, and a scan straight into a tensor."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from typing import Any
+
+import lancedb
+import pyarrow as pa
+import torch
+
+from benchmarks.harness import Arrays
+from benchmarks.store.common import folder, head, schema, table
+
+
+def prepare(inputs: Arrays, values: dict[str, Any]) -> Any:
+    """Rows as Arrow; for reading, a table that holds them."""
+    rows, place = table(inputs, values), folder()
+    database = lancedb.connect(place)
+    if values["what"] == "read":
+        database.create_table("t", schema=schema(values["dim"])).add(rows)
+    return values, rows, database, place
+
+
+def run(state: Any) -> Arrays:
+    """Write all rows into a new table, or read them all."""
+    values, rows, database, place = state
+    start = time.perf_counter()
+    if values["what"] == "write":
+        made = database.create_table("t", schema=schema(values["dim"]))
+        made.add(rows)
+        seconds = time.perf_counter() - start
+        first = made.search().where(f"text_hash = '{rows['text_hash'][0].as_py()}'").to_arrow()["vector"]
+        answer = head(first[0].as_py())
+        database.drop_table("t")
+        shutil.rmtree(place / "t.lance", ignore_errors=True)
+        return {"head": answer, "_extra": {"seconds": seconds}}
+    column = database.open_table("t").to_arrow()["vector"]
+    parts = [torch.from_dlpack(chunk.flatten()).view(-1, values["dim"]) for chunk in column.chunks]
+    vectors = torch.cat(parts)
+    seconds = time.perf_counter() - start
+    assert isinstance(column, pa.ChunkedArray)
+    return {"head": head(vectors[0]), "_extra": {"seconds": seconds}}

@@ -1,0 +1,40 @@
+"""`vlltr_index.store.Store`: upsert by key, and vectors into a tensor."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from typing import Any
+
+from benchmarks.harness import Arrays
+from benchmarks.store.common import folder, head, schema, table
+from vlltr_index.store import Store
+
+
+def prepare(inputs: Arrays, values: dict[str, Any]) -> Any:
+    """Rows as Arrow; for reading, a table that holds them."""
+    rows, place = table(inputs, values), folder()
+    store = Store(place)
+    if values["what"] == "read":
+        store.create("t", schema(values["dim"]), "text_hash")
+        store.upsert("t", rows, "text_hash")
+    return values, rows, store, place
+
+
+def run(state: Any) -> Arrays:
+    """Write all rows into a new table, or read them all."""
+    values, rows, store, place = state
+    first = [rows["text_hash"][0].as_py()]
+    start = time.perf_counter()
+    if values["what"] == "write":
+        store.create("t", schema(values["dim"]), "text_hash")
+        store.upsert("t", rows, "text_hash")
+        seconds = time.perf_counter() - start
+        _, vectors = store.vectors("t", "text_hash", first)
+        store.drop("t")
+        shutil.rmtree(place / "t.lance", ignore_errors=True)
+        return {"head": head(vectors[0]), "_extra": {"seconds": seconds}}
+    _, vectors = store.vectors("t", "text_hash")
+    seconds = time.perf_counter() - start
+    _, some = store.vectors("t", "text_hash", first)
+    return {"head": head(some[0]), "_extra": {"seconds": seconds, "rows": len(vectors)}}
