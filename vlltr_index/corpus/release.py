@@ -14,14 +14,9 @@ from vlltr_index.corpus.split import split_sentences
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.records import SentenceRecord, Skipped
 
-__all__ = ["DROPPED_SECTIONS", "is_release_corpus", "names_beside", "read_release_corpus", "sections"]
+__all__ = ["is_release_corpus", "names_beside", "read_release_corpus", "sections"]
 
 _log = logging.getLogger(__name__)
-
-DROPPED_SECTIONS = frozenset(
-    {"bibliography", "external links", "further reading", "notes", "references", "see also"}
-)
-"""Headings, in lower case, whose sections say nothing about the class."""
 
 _DESC = re.compile(r"desc_(\d{1,9})\.txt")
 _HEADING = re.compile(r"(={2,})\s*(.*?)\s*=*")
@@ -105,22 +100,19 @@ def _text(path: Path) -> tuple[str, bool]:
     )
 
 
-def sections(text: str) -> Iterator[tuple[str, str]]:
-    """Headings and bodies of an article, dropped sections left out; the summary's heading is empty."""
-    heading, body, dropped = "", list[str](), 0  # dropped: level of the section left out at the moment
+def sections(text: str) -> list[tuple[str, str]]:
+    """Headings and bodies of an article, irrelevant sections left out; the summary's heading is empty."""
+    from vlltr_index.corpus.wikipedia_text import DROPPED_SECTIONS, Section, keep_sections
+
+    found: list[tuple[str, int, list[str]]] = [("", 1, [])]
     for line in text.splitlines():
-        found = _HEADING.fullmatch(line.strip())
-        if found is None:
-            if not dropped:
-                body.append(line)
-            continue
-        if not dropped:
-            yield heading, "\n".join(body)
-        level, heading, body = len(found[1]), normalise_text(found[2]), []
-        if not dropped or level <= dropped:
-            dropped = level if heading.casefold() in DROPPED_SECTIONS else 0
-    if not dropped:
-        yield heading, "\n".join(body)
+        heading = _HEADING.fullmatch(line.strip())
+        if heading is None:
+            found[-1][2].append(line)
+        else:
+            found.append((normalise_text(heading[2]), len(heading[1]), []))
+    kept = keep_sections([Section(h, n, tuple(lines)) for h, n, lines in found], DROPPED_SECTIONS["en"])
+    return [(section.heading, "\n".join(section.paragraphs)) for section in kept]
 
 
 def _sentences(text: str, name: str, path: Path, source: str) -> Iterator[SentenceRecord | Skipped]:
