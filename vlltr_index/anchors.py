@@ -30,10 +30,12 @@ __all__ = [
     "add_images",
     "choose_score_images",
     "fallback_positive",
+    "positive_terms",
     "remove_images",
     "score_sentences",
     "select_anchors",
     "sentence_losses",
+    "subtract_lse",
 ]
 
 
@@ -219,9 +221,8 @@ def remove_images(
         )
     scale = _scale(logit_scale)
     gone = logsumexp_cosines(text_features, removed_images, scale, chunk_rows, chunk_images)
-    lse = scores.lse + torch.log1p(-torch.exp(gone - scores.lse).clamp(max=1.0))
+    lse, lost = subtract_lse(scores, gone)
     last_exact = scores.last_exact_lse.clone()
-    lost = lse < last_exact - math.log(2.0)
     if bool(lost.any()):
         lse[lost] = logsumexp_cosines(text_features[lost], remaining_images, scale, chunk_rows, chunk_images)
         last_exact[lost] = lse[lost]
@@ -231,6 +232,47 @@ def remove_images(
         text_features[touched], text_labels[touched], remaining_images, remaining_labels, scale
     )
     return SentenceScores(lse, last_exact, positive)
+
+
+def subtract_lse(scores: SentenceScores, gone: Tensor) -> tuple[Tensor, Tensor]:
+    """Take images out of the logsumexp in the log domain.
+
+    Args:
+        scores: Scores of the sentences against all images.
+        gone: logsumexp of the sentences against the images that go, float64 [N_t].
+
+    Returns:
+        The logsumexp without them, float64 [N_t], and bool [N_t]: rows that fell more than ln 2 below their last
+        exact value, whose digits are lost and which must be computed again.
+    """
+    lse = scores.lse + torch.log1p(-torch.exp(gone - scores.lse).clamp(max=1.0))
+    return lse, lse < scores.last_exact_lse - math.log(2.0)
+
+
+def positive_terms(
+    text_features: Tensor,
+    text_labels: Tensor,
+    images: Tensor,
+    image_labels: Tensor,
+    logit_scale: float | Tensor,
+) -> Tensor:
+    """The positive term of L_lin: scale * mean cosine with the class's images, else `fallback_positive`.
+
+    Args:
+        text_features: Float [N_t, D], normalised or not; all sentences of a class that has no image.
+        text_labels: Integers [N_t], class ids.
+        images: Float [N_i, D], the images of these classes, normalised or not.
+        image_labels: Integers [N_i], class ids.
+        logit_scale: The multiplier of the cosine.
+
+    Returns:
+        Float64 [N_t].
+
+    Raises:
+        InputError: Shapes or dtypes do not fit.
+    """
+    _check_pairs(text_features, text_labels, images, image_labels)
+    return _positive(text_features, text_labels, images, image_labels, _scale(logit_scale))
 
 
 def fallback_positive(text_features: Tensor, text_labels: Tensor, logit_scale: float | Tensor) -> Tensor:

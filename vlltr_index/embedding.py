@@ -36,6 +36,7 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 _TEXT_BATCH = 4096
 _IMAGE_BATCH = 256
+_FEW = 1000  # keys that are worth a condition instead of a scan
 
 
 def embed_sentences(
@@ -48,7 +49,7 @@ def embed_sentences(
     """Embed the texts whose hash is not in the cache; returns (embedded, there before, cut to the context)."""
     name = sentence_vectors_name(encoder.text_fp)
     tx.store.create(name, sentence_vectors(encoder.dim), "text_hash")
-    have = tx.store.keys(name, "text_hash")
+    have = _have(tx, name, "text_hash", hashes)
     todo = {h: t for h, t in zip(hashes, texts, strict=True) if h not in have}
     keys, truncated = list(todo), 0
     for start in range(0, len(keys), _TEXT_BATCH):
@@ -71,16 +72,18 @@ def embed_images(
     augment: Augment | None = None,
     config: AugmentConfig | None = None,
     progress: Progress | None = None,
+    only: Sequence[str] | None = None,
 ) -> tuple[int, int, int]:
     """Embed one view of the images of `split` that are not in the cache; returns (embedded, before, unreadable).
 
-    An image that could be read when it came in, and cannot now, is kept aside with its problem.
+    An image that could be read when it came in, and cannot now, is kept aside with its problem. With `only`, these
+    images alone are looked at.
     """
     name = image_vectors_name(encoder.image_fp)
     tx.store.create(name, image_vectors(encoder.dim), "vector_key")
-    ids = usable_images(tx, split, [])["image_id"].to_pylist()
-    have = tx.store.keys(name, "vector_key")
+    ids = list(only) if only is not None else usable_images(tx, split, [])["image_id"].to_pylist()
     suffix = view_suffix(view, config)
+    have = _have(tx, name, "vector_key", [f"{i}:{suffix}" for i in ids])
     todo = [i for i in ids if f"{i}:{suffix}" not in have]
     done = failed = 0
     label = f"embed {split} images" + (f", view {view}" if view else "")
@@ -101,6 +104,13 @@ def embed_images(
         if progress:
             progress(label, done + failed, len(todo))
     return done, len(ids) - len(todo), failed
+
+
+def _have(tx: Snapshot, name: str, column: str, keys: Sequence[str]) -> set[str]:
+    """Keys that are in a cache: of `keys` at least, where they are few those alone."""
+    if len(keys) > _FEW:
+        return tx.store.keys(name, column)
+    return set(tx.store.read(name, [column], one_of(column, keys))[column].to_pylist())
 
 
 def _keep_aside(tx: Transaction, problems: dict[str, str]) -> None:

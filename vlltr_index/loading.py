@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ __all__ = [
     "LoadedBank",
     "class_positions",
     "image_set",
+    "image_vectors_of",
     "load_bank",
     "open_encoder",
     "run_folder",
@@ -127,6 +129,18 @@ def image_set(
     name = image_vectors_name(snapshot.commit.image_fp)
     _, features = snapshot.store.vectors(name, "vector_key", [f"{i}:{suffix}" for i in ids])
     return ImageSet(ids, torch.from_numpy(rows["class_id"].to_numpy().copy()).long(), features)
+
+
+def image_vectors_of(snapshot: Snapshot, image_ids: Sequence[str]) -> Tensor:
+    """Stored vectors of images in the plain view, float32 [N, D] unnormalised, in the order given.
+
+    Raises:
+        MissingStepError: If one of them has not been embedded.
+    """
+    if snapshot.commit is None or not snapshot.commit.image_fp:
+        raise MissingStepError("no image has been embedded yet", "Run: vlltr embed")
+    keys = [f"{i}:0" for i in image_ids]
+    return snapshot.store.vectors(image_vectors_name(snapshot.commit.image_fp), "vector_key", keys)[1]
 
 
 @dataclass(frozen=True)

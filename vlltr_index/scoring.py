@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vlltr_index.snapshot import Snapshot
     from vlltr_index.workspace import Workspace
 
-__all__ = ["Scorer", "load_scorer", "merged_classes"]
+__all__ = ["Scorer", "load_imprints", "load_scorer", "merged_classes"]
 
 _BATCH = 512
 
@@ -124,7 +124,7 @@ def load_scorer(workspace: Workspace, snapshot: Snapshot) -> Scorer:
             )
     fusion = commit.fusion or workspace.recipe.fusion
     params = FusionParams(fusion.alpha, fusion.tau_visual, fusion.tau_text, fusion.margin, fusion.rule)
-    ids, weight, bias = _imprints(snapshot, commit.head, saved.head.dim)
+    ids, weight, bias = load_imprints(snapshot, commit.head, saved.head.dim)
     return Scorer(loaded, saved, ids, weight, bias, params, merged_classes(snapshot))
 
 
@@ -134,7 +134,8 @@ def merged_classes(snapshot: Snapshot) -> dict[int, int]:
     return {int(gone): kept for gone, kept in noted.items()}
 
 
-def _imprints(snapshot: Snapshot, head: str, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+def load_imprints(snapshot: Snapshot, head: str, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Imprinted visual rows that go with a head: class ids int64 [R], weight float32 [R, D], bias float32 [R]."""
     rows = snapshot.table("imprints") if snapshot.has("imprints") else None
     if rows is not None:
         rows = rows.filter([h == head for h in rows["head"].to_pylist()]).sort_by("class_id")

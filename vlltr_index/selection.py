@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
+from torch import Tensor
 
+from vlltr_index.anchor_terms import logsumexp_cosines
 from vlltr_index.anchors import (
     SentenceScores,
-    add_images,
     choose_score_images,
+    positive_terms,
     score_sentences,
     select_anchors,
+    subtract_lse,
 )
 from vlltr_index.errors import MissingStepError
 from vlltr_index.loading import usable_images
 from vlltr_index.schemas.config import SelectConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.schemas.tables import ANCHORS, SENTENCE_SCORES, image_vectors_name, sentence_vectors_name
+from vlltr_index.store import one_of
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
@@ -27,7 +35,9 @@ if TYPE_CHECKING:
     from vlltr_index.transaction import Transaction
     from vlltr_index.workspace import Workspace
 
-__all__ = ["SelectReport", "extend", "select"]
+__all__ = ["ScoreImages", "SelectReport", "score_images", "select", "update"]
+
+_PART = 1000  # keys a condition names at once
 
 
 @dataclass(frozen=True)
@@ -56,25 +66,26 @@ def select(workspace: Workspace, config: SelectConfig, progress: Progress | None
         _, text = tx.store.vectors(
             sentence_vectors_name(text_fp), "text_hash", sentences["text_hash"].to_pylist()
         )
-        image_ids, image_class, images = _score_images(tx, config, image_fp)
+        kept = score_images(tx, config)
+        keys = [f"{i}:0" for i in kept.ids]
+        _, images = tx.store.vectors(image_vectors_name(image_fp), "vector_key", keys)
         if progress:
             progress("score sentences", 0, len(text))
-        scores = score_sentences(text, text_class, images, image_class, scale)
+        scores = score_sentences(text, text_class, images, kept.class_ids, scale)
         if progress:
             progress("score sentences", len(text), len(text))
         ids: list[str] = sentences["sentence_id"].to_pylist()
         chosen, ranks = select_anchors(scores.loss, text_class, ids, config.max_anchors, mode=config.mode)
-        facts = [text_fp, image_fp, scale, config.max_anchors, config.mode, sorted(ids), image_ids]
+        facts = [text_fp, image_fp, scale, config.max_anchors, config.mode, sorted(ids), kept.ids]
         selection_id = short(digest_json(facts))
-        image_set = short(digest_json(image_ids))
-        _write_scores(tx, ids, scores, text_fp, image_fp, scale, image_set)
+        _write_scores(tx, ids, scores, text_fp, image_fp, scale, kept.digest)
         _write_anchors(tx, selection_id, [ids[i] for i in chosen.tolist()], text_class[chosen], ranks)
         tx.set(selection_id=selection_id)
-    with_images = set(image_class.tolist())
+    with_images = set(kept.class_ids.tolist())
     classes = set(text_class.tolist())
     return SelectReport(
         len(ids),
-        len(image_ids),
+        len(kept.ids),
         len(classes),
         len(chosen),
         config.mode,
@@ -114,18 +125,6 @@ def _sentences(tx: Snapshot) -> pa.Table:
     return rows.sort_by([("class_id", "ascending"), ("sentence_id", "ascending")])
 
 
-def _score_images(
-    tx: Snapshot, config: SelectConfig, image_fp: str
-) -> tuple[list[str], torch.Tensor, torch.Tensor]:
-    rows = usable_images(tx, config.split, ["content_hash"])
-    labels = torch.from_numpy(rows["class_id"].to_numpy().copy()).long()
-    kept = choose_score_images(rows["content_hash"].to_pylist(), labels, config.images_per_class)
-    all_ids = rows["image_id"].to_pylist()
-    ids = [all_ids[i] for i in kept.tolist()]
-    _, vectors = tx.store.vectors(image_vectors_name(image_fp), "vector_key", [f"{i}:0" for i in ids])
-    return ids, labels[kept], vectors
-
-
 def _write_scores(
     tx: Transaction,
     ids: list[str],
@@ -157,22 +156,27 @@ def _write_anchors(
     tx: Transaction,
     selection_id: str,
     sentence_ids: list[str],
-    class_ids: torch.Tensor,
-    ranks: torch.Tensor,
-    replace: bool = True,
+    class_ids: Tensor,
+    ranks: Tensor,
+    key_of: dict[str, int] | None = None,
 ) -> None:
-    """Write the selection; a sentence that was an anchor keeps its key, so the index stays valid for it."""
-    old = tx.table("anchors", columns=["anchor_key", "sentence_id"])
-    key_of = dict(zip(old["sentence_id"].to_pylist(), old["anchor_key"].to_pylist(), strict=True))
+    """Write anchors: all there are, or, where `key_of` names those that are there, these beside the others.
+
+    A sentence that was an anchor keeps its key, so the index stays valid for it.
+    """
+    replace = key_of is None
+    if key_of is None:
+        old = tx.table("anchors", columns=["anchor_key", "sentence_id"])
+        key_of = dict(zip(old["sentence_id"].to_pylist(), old["anchor_key"].to_pylist(), strict=True))
     new = [s for s in sentence_ids if s not in key_of]
-    first = tx.next_id("anchors", len(new))
-    key_of.update({s: first + i for i, s in enumerate(new)})
+    first = tx.next_id("anchors", len(new)) if new else 0
+    keys = key_of | {s: first + i for i, s in enumerate(new)}
     rows = pa.table(
         {
-            "anchor_key": pa.array([key_of[s] for s in sentence_ids], pa.int64()),
+            "anchor_key": pa.array([keys[s] for s in sentence_ids], pa.int64()),
             "selection_id": [selection_id] * len(sentence_ids),
             "class_id": pa.array(class_ids.tolist(), pa.int32()),
-            "sentence_id": sentence_ids,
+            "sentence_id": pa.array(sentence_ids, pa.string()),
             "rank": pa.array(ranks.tolist(), pa.int32()),
         },
         schema=ANCHORS,
@@ -180,83 +184,207 @@ def _write_anchors(
     (tx.replace if replace else tx.upsert)("anchors", rows)
 
 
-def extend(
-    workspace: Workspace, tx: Transaction, config: SelectConfig, class_ids: set[int], images_changed: bool
-) -> None:
-    """Select anchors for new classes inside an open transaction.
+@dataclass(frozen=True)
+class ScoreImages:
+    """The images that sentences are scored against, ordered by class and content hash.
 
-    With text alone, only the new sentences are scored. With images, the terms of the others are updated from the new
-    images alone, and all classes are selected again.
+    Attributes:
+        ids: Of the images [N_i].
+        class_ids: int64 [N_i].
     """
-    text_fp, image_fp, scale = _encoder_facts(tx)
-    sentences = _sentences(tx)
-    ids: list[str] = sentences["sentence_id"].to_pylist()
-    owner = torch.from_numpy(sentences["class_id"].to_numpy().copy()).long()
-    is_new = torch.isin(owner, torch.tensor(sorted(class_ids)))
-    image_ids, image_class, images = _score_images(tx, config, image_fp)
-    hashes = sentences["text_hash"].to_pylist()
-    table = sentence_vectors_name(text_fp)
-    image_set = short(digest_json(image_ids))
-    new_at = is_new.nonzero()[:, 0]
-    _, new_text = tx.store.vectors(table, "text_hash", [hashes[i] for i in new_at.tolist()])
-    fresh = score_sentences(new_text, owner[new_at], images, image_class, scale)
-    if not images_changed:
-        new_ids = [ids[i] for i in new_at.tolist()]
-        _write_scores(tx, new_ids, fresh, text_fp, image_fp, scale, image_set, replace=False)
-        chosen, ranks = select_anchors(
-            fresh.loss, owner[new_at], new_ids, config.max_anchors, mode=config.mode
-        )
-        picked = [new_ids[i] for i in chosen.tolist()]
-        _write_anchors(tx, _next_selection(tx, picked), picked, owner[new_at][chosen], ranks, replace=False)
-        return
-    old_at = (~is_new).nonzero()[:, 0]
-    of_new = torch.isin(image_class, torch.tensor(sorted(class_ids)))
-    known_images = [i for i, is_theirs in zip(image_ids, of_new.tolist(), strict=True) if not is_theirs]
-    facts = (text_fp, image_fp, scale, short(digest_json(known_images)))
-    before = _stored_scores(tx, [ids[i] for i in old_at.tolist()], facts)
-    _, old_text = tx.store.vectors(table, "text_hash", [hashes[i] for i in old_at.tolist()])
-    if before is None:
-        after = score_sentences(old_text, owner[old_at], images, image_class, scale)
+
+    ids: list[str]
+    class_ids: Tensor
+
+    @property
+    def digest(self) -> str:
+        """What the stored scores name their images by."""
+        return short(digest_json(self.ids))
+
+    @cached_property
+    def owner(self) -> dict[str, int]:
+        """Image to class."""
+        return dict(zip(self.ids, self.class_ids.tolist(), strict=True))
+
+
+def score_images(tx: Snapshot, config: SelectConfig) -> ScoreImages:
+    """The images that sentences are to be scored against as the tables are now; no vector is read."""
+    rows = usable_images(tx, config.split, ["content_hash"])
+    labels = torch.from_numpy(rows["class_id"].to_numpy().copy()).long()
+    kept = choose_score_images(rows["content_hash"].to_pylist(), labels, config.images_per_class)
+    ids = rows["image_id"].take(pa.array(kept.numpy())).to_pylist()
+    return ScoreImages(ids, labels[kept])
+
+
+def update(tx: Transaction, config: SelectConfig, before: ScoreImages, touched: set[int]) -> None:
+    """Bring scores and anchors up to date after other tables changed in this transaction.
+
+    Only new sentences are scored against all images. The terms of the others change by the images that came and went
+    alone; those of a row that lost its digits are computed again. Where images changed, all classes are selected
+    again, else the touched ones. A sentence that stays an anchor keeps its key, so the index stays valid for it.
+
+    Args:
+        tx: With the tables as they are to be.
+        config: The recipe's `select` section.
+        before: `score_images` before the change.
+        touched: Classes whose sentences or images changed, those that are gone too.
+
+    Raises:
+        MissingStepError: If a class has no sentence, or a vector is missing.
+        InputError: If no image is left to score against.
+    """
+    rows = _Rows(tx, before, score_images(tx, config))
+    scores = rows.rescored(touched)
+    everything = rows.images_changed or rows.stored is None
+    if everything:
+        _write_scores(tx, rows.ids, scores, *rows.facts, rows.now.digest)
     else:
-        after = add_images(
-            before, old_text, owner[old_at], images[of_new], image_class[of_new], image_class[~of_new], scale
-        )
-    scores = _merge(len(ids), (old_at, after), (new_at, fresh))
-    _write_scores(tx, ids, scores, text_fp, image_fp, scale, image_set)
-    chosen, ranks = select_anchors(scores.loss, owner, ids, config.max_anchors, mode=config.mode)
-    picked = [ids[i] for i in chosen.tolist()]
-    _write_anchors(tx, _next_selection(tx, picked), picked, owner[chosen], ranks)
+        changed = rows.in_classes(touched)
+        part = SentenceScores(*(c[changed] for c in (scores.lse, scores.last_exact_lse, scores.positive)))
+        ids = [rows.ids[i] for i in changed.tolist()]
+        _write_scores(tx, ids, part, *rows.facts, rows.now.digest, replace=False)
+        _delete(tx, "sentence_scores", "sentence_id", rows.gone)
+    scope = torch.arange(len(rows.ids)) if everything else rows.in_classes(touched)
+    ids = [rows.ids[i] for i in scope.tolist()]
+    owner = rows.owner[scope]
+    chosen, ranks = select_anchors(scores.loss[scope], owner, ids, config.max_anchors, mode=config.mode)
+    wanted = {
+        ids[i]: (c, r)
+        for i, c, r in zip(chosen.tolist(), owner[chosen].tolist(), ranks.tolist(), strict=True)
+    }
+    _change_anchors(tx, wanted, None if everything else touched)
 
 
-def _next_selection(tx: Transaction, picked: list[str]) -> str:
+class _Rows:
+    """The sentences of a workspace beside their stored scores and the images that came and went."""
+
+    def __init__(self, tx: Transaction, before: ScoreImages, now: ScoreImages) -> None:
+        self.tx, self.before, self.now = tx, before, now
+        self.facts = _encoder_facts(tx)
+        sentences = _sentences(tx)
+        self.ids: list[str] = sentences["sentence_id"].to_pylist()
+        self.owner = torch.from_numpy(sentences["class_id"].to_numpy().copy()).long()
+        self._hashes = sentences["text_hash"]
+        self.stored = _stored_scores(tx, (*self.facts, before.digest))
+        at = np.full(len(self.ids), -1)
+        self.gone: list[str] = []
+        if self.stored is not None:
+            mine, theirs = sentences["sentence_id"], self.stored["sentence_id"]
+            at = pc.fill_null(pc.index_in(mine, value_set=theirs.combine_chunks()), -1).to_numpy()
+            self.gone = theirs.filter(pc.invert(pc.is_in(theirs, mine.combine_chunks()))).to_pylist()
+        self._at = torch.from_numpy(at.astype(np.int64))
+
+    @property
+    def images_changed(self) -> bool:
+        return self.before.owner != self.now.owner
+
+    def text(self, at: Tensor) -> Tensor:
+        hashes = self._hashes.take(pa.array(at.numpy())).to_pylist()
+        return self.tx.store.vectors(sentence_vectors_name(self.facts[0]), "text_hash", hashes)[1]
+
+    def images(self, ids: Sequence[str], dim: int) -> Tensor:
+        if not ids:
+            return torch.empty(0, dim)
+        keys = [f"{i}:0" for i in ids]
+        return self.tx.store.vectors(image_vectors_name(self.facts[1]), "vector_key", keys)[1]
+
+    def in_classes(self, classes: set[int]) -> Tensor:
+        """Places of the sentences of these classes."""
+        return torch.isin(self.owner, torch.tensor(sorted(classes), dtype=torch.int64)).nonzero()[:, 0]
+
+    def rescored(self, touched: set[int]) -> SentenceScores:
+        """Both terms of every sentence, as they are now; `touched` gains the classes that turn out to be new."""
+        known, size = self._at >= 0, len(self.ids)
+        columns = [torch.zeros(size, dtype=torch.float64) for _ in range(3)]
+        if self.stored is not None:
+            for column, name in zip(columns, ("lse", "last_exact_lse", "positive"), strict=True):
+                column[known] = torch.from_numpy(self.stored[name].to_numpy().copy())[self._at[known]]
+        lse, last, positive = columns
+        inexact = ~known
+        if self.images_changed and bool(known.any()):
+            at = known.nonzero()[:, 0]
+            part = SentenceScores(lse[at], last[at], positive[at])
+            lse[at], last[at], lost = self._shifted(part, self.text(at))
+            inexact[at[lost]] = True
+        again = inexact.nonzero()[:, 0]
+        if len(again):
+            text = self.text(again)
+            fresh = score_sentences(
+                text,
+                self.owner[again],
+                self.images(self.now.ids, text.shape[1]),
+                self.now.class_ids,
+                self.facts[2],
+            )
+            lse[again] = last[again] = fresh.lse
+        touched.update(self.owner[~known].tolist(), self._moved())
+        at = self.in_classes(touched)
+        if len(at):
+            positive[at] = self._positives(at, touched)
+        return SentenceScores(lse, last, positive)
+
+    def _shifted(self, scores: SentenceScores, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """lse and last exact lse after the images that came and went, and which rows lost their digits by it."""
+        scale, lse, last = self.facts[2], scores.lse, scores.last_exact_lse
+        lost = torch.zeros(len(lse), dtype=torch.bool)
+        came = [i for i in self.now.ids if i not in self.before.owner]
+        went = [i for i in self.before.ids if i not in self.now.owner]
+        if came:
+            lse = torch.logaddexp(
+                lse, logsumexp_cosines(text, self.images(came, text.shape[1]), scale, None, None)
+            )
+            last = torch.maximum(last, lse)
+        if went:
+            gone = logsumexp_cosines(text, self.images(went, text.shape[1]), scale, None, None)
+            lse, lost = subtract_lse(SentenceScores(lse, last, scores.positive), gone)
+        return lse, last, lost
+
+    def _moved(self) -> set[int]:
+        """Classes whose own images changed."""
+        moved = self.before.owner.items() ^ self.now.owner.items()
+        return {class_id for _, class_id in moved}
+
+    def _positives(self, at: Tensor, classes: set[int]) -> Tensor:
+        text = self.text(at)
+        mine = torch.isin(self.now.class_ids, torch.tensor(sorted(classes), dtype=torch.int64)).nonzero()[
+            :, 0
+        ]
+        images = self.images([self.now.ids[i] for i in mine.tolist()], text.shape[1])
+        return positive_terms(text, self.owner[at], images, self.now.class_ids[mine], self.facts[2])
+
+
+def _delete(tx: Transaction, table: str, key: str, values: Sequence[str] | Sequence[int]) -> None:
+    for start in range(0, len(values), _PART):
+        tx.delete(table, one_of(key, values[start : start + _PART]))
+
+
+def _change_anchors(tx: Transaction, wanted: dict[str, tuple[int, int]], classes: set[int] | None) -> None:
+    """Make `wanted` (sentence to class and rank) the anchors of `classes` (None: all), writing only differences."""
+    rows = tx.table("anchors", ["anchor_key", "class_id", "sentence_id", "rank"])
+    if classes is not None:
+        rows = rows.filter(pc.is_in(rows["class_id"], pa.array(sorted(classes), pa.int32())))
+    key_of, there = dict[str, int](), dict[str, tuple[int, int]]()
+    for key, class_id, sentence_id, rank in zip(
+        *(rows[c].to_pylist() for c in rows.column_names), strict=True
+    ):
+        key_of[sentence_id], there[sentence_id] = key, (class_id, rank)
+    gone = [key_of[s] for s in there.keys() - wanted.keys()]
+    changed = [s for s, place in wanted.items() if there.get(s) != place]
+    if not gone and not changed:
+        return
+    _delete(tx, "anchors", "anchor_key", sorted(gone))
     assert tx.commit is not None
-    selection_id = short(digest_json([tx.commit.selection_id, sorted(picked)]))
+    facts = [tx.commit.selection_id, sorted(gone), [[s, *wanted[s]] for s in sorted(changed)]]
+    selection_id = short(digest_json(facts))
+    places = torch.tensor([wanted[s] for s in changed], dtype=torch.int64).reshape(-1, 2)
+    _write_anchors(tx, selection_id, changed, places[:, 0], places[:, 1], key_of)
     tx.set(selection_id=selection_id)
-    return selection_id
 
 
-def _merge(size: int, *parts: tuple[torch.Tensor, SentenceScores]) -> SentenceScores:
-    columns = []
-    for name in ("lse", "last_exact_lse", "positive"):
-        column = torch.empty(size, dtype=torch.float64)
-        for at, scores in parts:
-            column[at] = getattr(scores, name)
-        columns.append(column)
-    return SentenceScores(*columns)
-
-
-def _stored_scores(
-    tx: Snapshot, sentence_ids: list[str], facts: tuple[str, str, float, str]
-) -> SentenceScores | None:
-    """Stored terms in the order of `sentence_ids`; None where one is missing, or encoder, scale or images differ."""
+def _stored_scores(tx: Snapshot, facts: tuple[str, str, float, str]) -> pa.Table | None:
+    """All stored scores; None where the encoder, scale or images of one differ from `facts`."""
     rows = tx.table("sentence_scores")
-    place = {i: n for n, i in enumerate(rows["sentence_id"].to_pylist())}
-    if any(i not in place for i in sentence_ids):
-        return None
-    at = [place[i] for i in sentence_ids]
-    columns = ("text_fp", "image_fp", "scale", "image_set")
-    if set(zip(*(rows[c].to_pylist() for c in columns), strict=True)) != {facts}:
-        return None
-    return SentenceScores(
-        *(torch.from_numpy(rows[c].to_numpy().copy())[at] for c in ("lse", "last_exact_lse", "positive"))
-    )
+    for name, value in zip(("text_fp", "image_fp", "scale", "image_set"), facts, strict=True):
+        if pc.unique(rows[name]).to_pylist() != [value]:
+            return None
+    return rows

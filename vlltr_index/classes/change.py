@@ -1,0 +1,167 @@
+"""One change to the class list from its first row to its commit and its report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vlltr_index.classes.imprint import update_imprints
+from vlltr_index.classes.reports import AddedClass, ChangeReport, Effect
+from vlltr_index.classes.session import Session, View
+from vlltr_index.embedding import embed_images, embed_sentences
+from vlltr_index.selection import score_images, update
+from vlltr_index.store import one_of
+from vlltr_index.train.augment import make_augment
+
+if TYPE_CHECKING:
+    from vlltr_index.schemas.records import Progress
+    from vlltr_index.transaction import Transaction
+    from vlltr_index.workspace import Workspace
+
+__all__ = ["Edit", "Options", "change"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a change is made, the same for all of them.
+
+    Attributes:
+        dry_run: Show what would happen; commit nothing. (New vectors stay in the cache.)
+        progress: Called with the step's name, what is done, and the total.
+        session: Keeps encoder and scorer for the next change; none given: they are loaded for this one.
+    """
+
+    dry_run: bool = False
+    progress: Progress | None = None
+    session: Session | None = None
+
+
+@dataclass
+class Edit:
+    """What a command wrote, for what has to follow.
+
+    Attributes:
+        touched: Classes whose sentences or images changed, those that are gone too.
+        shown: Classes to report on, as they are in the end.
+        sentences: New rows of `sentences`, written already.
+        images: New rows of `images`, written already.
+        images_changed: Classes whose images came or went.
+        merged: All merges, where one was made: a class to the one that took it in.
+        notes: What was done, for people.
+    """
+
+    touched: set[int] = field(default_factory=set)
+    shown: list[int] = field(default_factory=list)
+    sentences: pa.Table | None = None
+    images: pa.Table | None = None
+    images_changed: set[int] = field(default_factory=set)
+    merged: dict[int, int] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+class _DryRunDone(Exception):
+    """Leaves a transaction without a commit."""
+
+
+def change(
+    workspace: Workspace, command: str, edit: Callable[[Transaction], Edit], options: Options
+) -> ChangeReport:
+    """Make a change in one commit: embed only what is new, bring scores, anchors and imprinted rows up to date.
+
+    The index is not rebuilt: new anchors are searched beside it, exactly, and those that left are struck out.
+
+    Args:
+        workspace: With a trained head.
+        command: What the commit says was run.
+        edit: Writes the rows of `classes`, `sentences` and `images`.
+        options: As `Options` says.
+
+    Raises:
+        MissingStepError: If the workspace has no trained head yet.
+    """
+    session = options.session or Session(workspace)
+    made: tuple[View, ChangeReport] | None = None
+    try:
+        with workspace.transaction(command) as tx:
+            made = _make(session, tx, command, edit, options)
+            if options.dry_run:
+                raise _DryRunDone
+    except _DryRunDone:
+        pass
+    assert made is not None
+    view, report = made
+    result = tx.result_commit
+    if result is None or result == tx.commit:
+        return report if options.dry_run else replace(report, changed=False)
+    session.keep(result.id, view)
+    return report
+
+
+def _make(
+    session: Session, tx: Transaction, command: str, edit: Callable[[Transaction], Edit], options: Options
+) -> tuple[View, ChangeReport]:
+    before, select = session.view(tx), session.workspace.recipe.select
+    images = score_images(tx, select)
+    done = edit(tx)
+    if done.merged is not None:
+        tx.note(merged={str(gone): kept for gone, kept in done.merged.items()})
+    after, effect = before, Effect()
+    if done.touched:
+        _embed(session, tx, done, options.progress)
+        update(tx, select, images, set(done.touched))
+        merged = before.scorer.merged if done.merged is None else done.merged
+        update_imprints(tx, replace(before.scorer, merged=merged), done.images_changed)
+        _ = before.text_logits  # so that only the columns that change are scored again
+        after = before.updated(tx, merged)
+        effect = after.effect(before, done.touched)
+    states = _states(tx, after, done.shown)
+    return after, ChangeReport(command, options.dry_run, done.notes, states, effect)
+
+
+def _embed(session: Session, tx: Transaction, done: Edit, progress: Progress | None) -> None:
+    """Embed the new sentences, and the new training images in all views that the others have."""
+    if done.sentences is not None and done.sentences.num_rows:
+        hashes, texts = (done.sentences[c].to_pylist() for c in ("text_hash", "text"))
+        embed_sentences(tx, session.encoder(tx), hashes, texts, progress)
+    if done.images is None:
+        return
+    good = done.images.filter(pc.is_null(done.images["problem"]))["image_id"].to_pylist()
+    if not good:
+        return
+    config = session.workspace.recipe.lgr.augment
+    encoder = session.encoder(tx)
+    augment = make_augment(config, encoder)
+    views = tx.commit.info.get("views", 1) if tx.commit is not None else 1
+    for view in range(views):
+        embed_images(tx, encoder, "train", view, augment, config, progress, only=good)
+
+
+def _states(tx: Transaction, view: View, class_ids: Sequence[int]) -> list[AddedClass]:
+    """The classes as they are now."""
+    if not class_ids:
+        return []
+    names, rivals, bank = tx.class_table().names, view.rivals(class_ids), view.scorer.bank
+    where = one_of("class_id", class_ids)
+    sentences = Counter(tx.table("sentences", ["class_id"], where)["class_id"].to_pylist())
+    usable = f"split = 'train' AND problem IS NULL AND {where}"
+    images = Counter(tx.table("images", ["class_id"], usable)["class_id"].to_pylist())
+    anchors = dict(zip(bank.class_ids.tolist(), bank.offsets.diff().tolist(), strict=True))
+    visual = view.visual_rows()
+    return [
+        AddedClass(
+            names[i],
+            i,
+            sentences[i],
+            anchors[i],
+            images[i],
+            visual.get(i) == "imprinted",
+            [names[r] for r in rivals[i]],
+            visual.get(i, "none"),
+        )
+        for i in class_ids
+    ]

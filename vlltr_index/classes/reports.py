@@ -1,0 +1,111 @@
+"""What a change to the class list did, and what it did to the classes it was not about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+__all__ = ["AddReport", "AddedClass", "ChangeReport", "Effect", "shortly"]
+
+_SHOWN = 3  # classes of a change that are named one by one
+_HARM = 0.01  # a loss of the other classes' accuracy that is worth a warning
+
+
+@dataclass(frozen=True)
+class AddedClass:
+    """A class as a change leaves it."""
+
+    name: str
+    class_id: int
+    sentences: int
+    anchors: int
+    images: int  # usable ones of split train
+    imprinted: bool
+    rivals: list[str]
+    visual: str = "none"  # its row of the visual classifier: "trained" | "imprinted" | "none"
+
+    def line(self, verb: str) -> str:
+        """The class for people."""
+        how = {
+            "trained": "its visual row is trained",
+            "imprinted": "its visual row is imprinted",
+            "none": "known by text alone",
+        }[self.visual]
+        return (
+            f"{verb} {self.name!r} (class {self.class_id}): {self.sentences} sentences, {self.anchors} anchors,"
+            f" {self.images} images, {how}. Nearest: {', '.join(self.rivals) or 'none'}."
+        )
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Top-1 on stored validation vectors of the classes that a change was not about, before and after.
+
+    None where there are no such images.
+    """
+
+    before: float | None = None
+    after: float | None = None
+    images: int = 0
+
+    def lines(self) -> list[str]:
+        """The effect for people, with a warning where it is harm."""
+        if self.before is None or self.after is None:
+            return []
+        lines = [
+            f"Old classes on {self.images:,} validation images:"
+            f" {100 * self.before:.1f} % before, {100 * self.after:.1f} % after."
+        ]
+        if self.before - self.after > _HARM:
+            lines.append(
+                f"Warning: the old classes lose {100 * (self.before - self.after):.1f} points."
+                " Sentences that tell a class apart, or more images of it, may help; `vlltr history` shows the commit"
+                " before, `vlltr rollback ID` goes back to it."
+            )
+        return lines
+
+
+@dataclass(frozen=True)
+class AddReport:
+    """What an addition did, and what it did to the old classes' accuracy on stored validation vectors."""
+
+    added: list[AddedClass]
+    dry_run: bool
+    skipped: list[str] = field(default_factory=list)
+    old_classes_before: float | None = None
+    old_classes_after: float | None = None
+    validation_images: int = 0
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        verb = "Would add" if self.dry_run else "Added"
+        lines = [one.line(verb) for one in self.added[:_SHOWN]]
+        if len(self.added) > _SHOWN:
+            lines.append(f"{verb} {len(self.added) - _SHOWN} more classes.")
+        lines += [f"Left out: {what}" for what in self.skipped]
+        return lines + Effect(self.old_classes_before, self.old_classes_after, self.validation_images).lines()
+
+
+@dataclass(frozen=True)
+class ChangeReport:
+    """What a change did to the classes it was about, and to the accuracy of the others."""
+
+    command: str
+    dry_run: bool
+    notes: list[str]  # what was done, a sentence each
+    classes: list[AddedClass]  # as they are now
+    effect: Effect
+    changed: bool = True  # whether there is a new commit
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        lines = list(self.notes)
+        lines += [one.line("Now" if self.changed else "Still") for one in self.classes[:_SHOWN]]
+        lines += self.effect.lines()
+        return [*lines, "This was a dry run: nothing was written."] if self.dry_run else lines
+
+
+def shortly(names: Sequence[str]) -> str:
+    """The first few names, and how many more."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(repr, names[:_SHOWN])) + more

@@ -1,0 +1,197 @@
+"""What changes to a workspace need loaded: encoder, scorer, and how the validation images score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vlltr_index.bank import AnchorBank
+from vlltr_index.classes.reports import Effect
+from vlltr_index.errors import MissingStepError
+from vlltr_index.loading import LoadedBank, image_vectors_of, open_encoder, usable_images
+from vlltr_index.schemas.tables import sentence_vectors_name
+from vlltr_index.scoring import Scorer, load_imprints, load_scorer
+from vlltr_index.store import one_of
+
+if TYPE_CHECKING:
+    from vlltr_index.encoder import Encoder
+    from vlltr_index.snapshot import Snapshot
+    from vlltr_index.transaction import Transaction
+    from vlltr_index.workspace import Workspace
+
+__all__ = ["Session", "View"]
+
+_VALIDATION = 1000  # images at most: the effect is known to a point then
+_RIVALS = 3
+
+
+@dataclass(frozen=True)
+class View:
+    """A state of the workspace that scores images, and the validation images it is looked at through.
+
+    Attributes:
+        scorer: Of that state.
+        features: Float [V, D], stored vectors of split val, unnormalised; V may be 0.
+        owners: int64 [V], class ids.
+    """
+
+    scorer: Scorer
+    features: Tensor
+    owners: Tensor
+
+    @classmethod
+    def load(cls, workspace: Workspace, snapshot: Snapshot) -> View:
+        """Read a state as a whole."""
+        scorer = load_scorer(workspace, snapshot)
+        rows = usable_images(snapshot, "val", []).slice(
+            0, _VALIDATION
+        )  # in the order of their ids, which are hashes
+        owners = torch.from_numpy(rows["class_id"].to_numpy().copy()).long()
+        if not len(owners):
+            return cls(scorer, torch.empty(0, scorer.saved.head.dim), owners)
+        try:
+            features = image_vectors_of(snapshot, rows["image_id"].to_pylist())
+        except MissingStepError:  # not embedded yet: the effect is not shown
+            return cls(scorer, torch.empty(0, scorer.saved.head.dim), owners[:0])
+        return cls(scorer, features, owners)
+
+    @cached_property
+    def text_logits(self) -> Tensor:
+        """Of the validation images, [V, C]."""
+        return self._text_logits(self.scorer.bank)
+
+    @torch.inference_mode()
+    def _text_logits(self, bank: AnchorBank) -> Tensor:
+        if not len(self.features):
+            return torch.empty(0, bank.num_classes)
+        head = self.scorer.saved.head
+        return torch.cat([head.text_logits(part, bank) for part in self.features.split(256)])
+
+    def updated(self, tx: Transaction, merged: Mapping[int, int]) -> View:
+        """The state after a change, at the cost of what differs in its anchors and rows."""
+        assert tx.commit is not None
+        loaded = _updated_bank(tx, self.scorer.loaded)
+        imprinted = load_imprints(tx, tx.commit.head or "", self.scorer.saved.head.dim)
+        names = ("imprint_class_ids", "imprint_weight", "imprint_bias")
+        fields = dict(zip(names, imprinted, strict=True))
+        after = View(replace(self.scorer, loaded=loaded, merged=merged, **fields), self.features, self.owners)
+        if "text_logits" in self.__dict__:
+            after.__dict__["text_logits"] = self._columns_after(loaded)
+        return after
+
+    def _columns_after(self, loaded: LoadedBank) -> Tensor:
+        """Text logits after a change: columns of classes with the same anchors are taken over."""
+        before, after = _anchors_of(self.scorer.loaded), _anchors_of(loaded)
+        place = {c: n for n, c in enumerate(before)}
+        same = torch.tensor([place[c] if before.get(c) == a else -1 for c, a in after.items()])
+        logits = self.text_logits[:, same.clamp(min=0)]
+        changed = (same < 0).nonzero()[:, 0]
+        if len(changed):
+            logits[:, changed] = self._text_logits(loaded.bank.select(changed))
+        return logits
+
+    def effect(self, before: View, touched: set[int]) -> Effect:
+        """Top-1 of the classes that are in both states and not in `touched`."""
+        there = torch.isin(self.owners, self.scorer.class_ids)
+        there &= torch.isin(self.owners, before.scorer.class_ids)
+        there &= ~torch.isin(self.owners, torch.tensor(sorted(touched), dtype=torch.int64))
+        if not bool(there.any()):
+            return Effect()
+        return Effect(before.top1(there), self.top1(there), int(there.sum()))
+
+    @torch.inference_mode()
+    def top1(self, which: Tensor) -> float:
+        """Share of the validation images `which`, bool [V], whose class comes first."""
+        visual = self.scorer.visual_logits(self.features[which])
+        best = self.scorer.fuse(visual, self.text_logits[which]).probabilities.argmax(1)
+        return float((self.scorer.class_ids[best] == self.owners[which]).double().mean())
+
+    def rivals(self, class_ids: Iterable[int]) -> dict[int, list[int]]:
+        """The classes whose mean anchor is nearest to that of each of `class_ids`."""
+        prototypes = F.normalize(self.scorer.bank.prototypes(), dim=1)
+        ids, found = self.scorer.class_ids, dict[int, list[int]]()
+        for class_id in class_ids:
+            position = int((ids == class_id).nonzero()[0, 0])
+            near = (prototypes @ prototypes[position]).topk(min(_RIVALS + 1, len(ids))).indices.tolist()
+            found[class_id] = [int(ids[i]) for i in near if i != position][:_RIVALS]
+        return found
+
+    def visual_rows(self) -> dict[int, str]:
+        """The classes that have a visual row, and what kind: trained or imprinted."""
+        rows = dict.fromkeys(self.scorer.imprint_class_ids.tolist(), "imprinted")
+        return rows | dict.fromkeys(self.scorer.row_owners.tolist(), "trained")
+
+
+def _anchors_of(loaded: LoadedBank) -> dict[int, tuple[str, ...]]:
+    """The sentences of each class, in the bank's order."""
+    bounds, ids = loaded.bank.bounds, loaded.bank.class_ids.tolist()
+    return {c: tuple(loaded.sentence_ids[bounds[n] : bounds[n + 1]]) for n, c in enumerate(ids)}
+
+
+def _updated_bank(tx: Snapshot, before: LoadedBank) -> LoadedBank:
+    """`load_bank` after a change, where only vectors that `before` does not have are read."""
+    assert tx.commit is not None
+    assert tx.commit.text_fp is not None
+    anchors = tx.table("anchors").sort_by([("class_id", "ascending"), ("rank", "ascending")])
+    sentence_ids: list[str] = anchors["sentence_id"].to_pylist()
+    row_of = {s: n for n, s in enumerate(before.sentence_ids)}
+    at = torch.tensor([row_of.get(s, -1) for s in sentence_ids])
+    vectors = before.bank.vectors[at.clamp(min=0)]
+    new = (at < 0).nonzero()[:, 0]
+    if len(new):
+        wanted = [sentence_ids[i] for i in new.tolist()]
+        hash_of = _hashes(tx, wanted)
+        name = sentence_vectors_name(tx.commit.text_fp)
+        vectors[new] = tx.store.vectors(name, "text_hash", [hash_of[s] for s in wanted])[1]
+    owner = torch.from_numpy(anchors["class_id"].to_numpy().copy()).long()
+    keys = torch.from_numpy(anchors["anchor_key"].to_numpy().copy())
+    bank = AnchorBank.build(vectors, owner, torch.unique(owner))
+    return LoadedBank(bank, keys, sentence_ids, before.selection_id)
+
+
+def _hashes(tx: Snapshot, sentence_ids: list[str]) -> dict[str, str]:
+    where = one_of("sentence_id", sentence_ids) if len(sentence_ids) <= 1000 else None
+    rows = tx.table("sentences", ["sentence_id", "text_hash"], where)
+    return dict(zip(rows["sentence_id"].to_pylist(), rows["text_hash"].to_pylist(), strict=True))
+
+
+class Session:
+    """Keeps a workspace's encoder and scorer loaded from one change to the next, so that each costs what it changes.
+
+    Args:
+        workspace: The workspace whose changes are made through it.
+
+    A change by another process is noticed: the scorer is read again then.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self._encoder: tuple[tuple[str | None, ...], Encoder] | None = None
+        self._view: tuple[int, View] | None = None
+
+    def encoder(self, snapshot: Snapshot) -> Encoder:
+        """The commit's encoder, in eval mode."""
+        commit = snapshot.commit
+        facts = (None,) if commit is None else (commit.checkpoint, commit.text_fp, commit.image_fp)
+        if self._encoder is None or self._encoder[0] != facts:
+            encoder = open_encoder(self.workspace, snapshot)
+            encoder.eval()
+            self._encoder = (facts, encoder)
+        return self._encoder[1]
+
+    def view(self, snapshot: Snapshot) -> View:
+        """The commit's state."""
+        number = snapshot.commit.id if snapshot.commit is not None else 0
+        if self._view is None or self._view[0] != number:
+            self._view = (number, View.load(self.workspace, snapshot))
+        return self._view[1]
+
+    def keep(self, commit_id: int, view: View) -> None:
+        """Take `view` for the state of a commit that was just made."""
+        self._view = (commit_id, view)
