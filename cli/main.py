@@ -31,10 +31,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ablate": ("ablate", "Run the paper's ablation (Table 4), a cell at a time."),
     "classes": ("classes", "List, show and add classes, without retraining."),
     "status": ("workspace", "Show what exists, what is stale, and the next command."),
+    "doctor": ("doctor", "Look whether versions, GPU, disk and workspace are in order."),
     "history": ("history", "List the workspace's commits."),
     "rollback": ("history", "Go back to an earlier commit, in a new one."),
     "diff": ("history", "Show what differs between two commits."),
     "prune": ("history", "Give up old commits and the files that only they needed."),
+    "completion": ("doctor", "Print the script that completes commands with Tab."),
 }
 
 

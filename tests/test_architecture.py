@@ -55,6 +55,7 @@ LAYERS = {
     "loading": 4,
     "embedding": 4,
     "selection": 5,
+    "doctor": 5,
     "scoring": 5,
     "answers": 6,
     "recognizer": 6,
