@@ -1,0 +1,51 @@
+"""`vlltr doctor` and `vlltr completion`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from vlltr_index.cli.context import Context, pass_context
+
+
+@click.command("doctor")
+@pass_context
+def doctor_command(context: Context) -> None:
+    """Look at versions, GPU, FAISS, disk, weights and the workspace; exit code 1 where something must be mended."""
+    from vlltr_index.doctor import diagnose
+
+    checks = diagnose(context.workspace, named=context.workspace is not None)
+    problems = sum(check.state == "problem" for check in checks)
+    if context.as_json:
+        context.emit({"ok": not problems, "checks": [asdict(check) for check in checks]})
+    else:
+        for check in checks:
+            if context.quiet and check.state != "problem":
+                continue
+            click.echo(f"{check.state:<8} {check.name:<18} {check.value}")
+            if check.mend:
+                click.echo(f"{'':<27} {check.mend}")
+        context.say(
+            f"{problems} problem{'s' * (problems != 1)} found." if problems else "Everything is in order."
+        )
+    if problems:
+        raise click.exceptions.Exit(1)
+
+
+@click.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion_command(context: click.Context, shell: str) -> None:
+    """Print the script that completes commands and options with Tab in SHELL.
+
+    \b
+    bash:  eval "$(vlltr completion bash)"    in ~/.bashrc
+    zsh:   eval "$(vlltr completion zsh)"     in ~/.zshrc
+    fish:  vlltr completion fish > ~/.config/fish/completions/vlltr.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    assert found is not None  # the choice names only shells that click knows
+    click.echo(found(context.find_root().command, {}, "vlltr", "_VLLTR_COMPLETE").source())
