@@ -17,6 +17,7 @@ __all__ = ["Commit", "History", "sync_folder"]
 
 _PRUNED = "pruned.json"  # beside the commits, which never change
 _HISTORY_HINT = "See which commits there are: vlltr history"
+_LEFT_HINT = "See which commits are left: vlltr history"
 
 
 class Commit(BaseModel):
@@ -182,7 +183,7 @@ class History:
         if commit_id < oldest:
             newest = max(self.ids())
             kept = f"{oldest} to {newest}" if newest > oldest else f"{oldest}"
-            raise WorkspaceError(f"commit {commit_id} was pruned; kept: {kept}", _HISTORY_HINT)
+            raise WorkspaceError(f"commit {commit_id} was pruned; kept: {kept}", _LEFT_HINT)
         return commit
 
     def append(self, commit: Commit) -> None:
