@@ -11,12 +11,13 @@ import random
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from vlltr_index.baselines import HeadTraining, cosine_logits, minimise
+from vlltr_index.baselines import HeadTraining, best_setting, cosine_logits, minimise
 from vlltr_index.errors import InputError
 from vlltr_index.tensors import check_labels, check_matrix, unit_rows, working_dtype
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "TipCache",
     "cache_logits",
+    "choose_tip",
     "first_of_each_class",
     "tip_logits",
     "tune_cache_keys",
@@ -99,6 +101,37 @@ def tip_logits(features: Tensor, cache: TipCache, alpha: float, beta: float) -> 
         for part in features.split(_BATCH)
     ]
     return torch.cat(parts) if parts else features.new_empty(0, classes)
+
+
+def choose_tip(
+    features: Tensor, labels: Tensor, cache: TipCache, alphas: Sequence[float], betas: Sequence[float]
+) -> tuple[float, float, float]:
+    """The pair (alpha, beta) with the best class-balanced top-1 accuracy, and that accuracy; of equals the first.
+
+    Args:
+        features: Float [N, D] of images that are not in the cache.
+        labels: Integers [N].
+        cache: The cache.
+        alphas: Weights to try.
+        betas: Sharpnesses to try.
+
+    Raises:
+        InputError: If there is nothing to choose from, or the shapes do not fit.
+    """
+    classes = cache.prototypes.shape[0]
+    text = cosine_logits(features, cache.prototypes, cache.scale)
+    found: list[tuple[float, float, float]] = []
+    for beta in betas:
+        kept = cache_logits(features, cache.keys, cache.labels, classes, beta)
+        alpha, accuracy = best_setting(alphas, partial(_weighted, text, kept), labels)
+        found.append((alpha, beta, accuracy))
+    if not found:
+        raise InputError("nothing to choose from: no beta")
+    return max(found, key=lambda pair: pair[2])
+
+
+def _weighted(text: Tensor, kept: Tensor, alpha: float) -> Tensor:
+    return text + alpha * kept
 
 
 def tune_cache_keys(
