@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
 from vlltr_index.cli.context import Context, existing, pass_context
 
+if TYPE_CHECKING:
+    from vlltr_index.classes import ChangeReport
+    from vlltr_index.stages.classlist import ClassDetail
+
+__all__ = ["classes_command", "dry_run_option", "show_change"]
+
+_PICTURES = 10
+
+dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would happen; write nothing.")
+
+
+def show_change(context: Context, report: ChangeReport) -> None:
+    """Write the report of a change to the class list."""
+    if context.as_json:
+        context.emit(asdict(report))
+        return
+    for line in report.lines():
+        context.say(line)
+
 
 @click.group("classes")
 def classes_command() -> None:
-    """List, show and add classes, without retraining."""
+    """List, show, add, remove, rename and merge classes, without retraining."""
 
 
 @classes_command.command("list")
@@ -32,20 +53,45 @@ def list_(context: Context) -> None:
 
 @classes_command.command("show")
 @click.argument("name")
+@click.option("--all", "every", is_flag=True, help="Every sentence, with its id, and every image.")
 @pass_context
-def show(context: Context, name: str) -> None:
-    """Show a class: its anchors with their losses, and its aliases."""
+def show(context: Context, name: str, every: bool) -> None:
+    """Show a class: its anchors with their losses, its images, its nearest rivals."""
     from vlltr_index.stages.classlist import show_class
 
-    detail = show_class(context.open(), name)
+    detail = show_class(context.open(), name, every_sentence=every)
     if context.as_json:
         context.emit(asdict(detail))
         return
-    click.echo(f"{detail.name} (class {detail.class_id}, {detail.origin}, {detail.images} training images)")
-    if detail.aliases:
-        click.echo(f"also: {', '.join(detail.aliases)}")
-    for anchor in detail.anchors:
-        click.echo(f"  {anchor.rank:>3}  loss {anchor.loss:8.3f}  {anchor.text}  [{anchor.source}]")
+    for line in _detail_lines(detail, every):
+        click.echo(line)
+
+
+def _detail_lines(detail: ClassDetail, every: bool) -> list[str]:
+    row = {
+        "trained": "visual row trained",
+        "imprinted": "visual row imprinted from its images",
+        "none": "no visual row",
+    }[detail.visual]
+    lines = [
+        f"{detail.name} (class {detail.class_id}, {detail.origin}, {detail.images} training images,"
+        f" {detail.sentences} sentences, {row})"
+    ]
+    for label, names in (("also", detail.aliases), ("took in", detail.merged), ("nearest", detail.rivals)):
+        if names:
+            lines.append(f"{label}: {', '.join(names)}")
+    for sentence in [*detail.anchors, *detail.others]:
+        rank = "    -" if sentence.rank is None else f"  {sentence.rank:>3}"
+        loss = "       -" if sentence.loss is None else f"{sentence.loss:8.3f}"
+        key = f"  {sentence.sentence_id[:12]}" if every else ""
+        lines.append(f"{rank}  loss {loss}{key}  {sentence.text}  [{sentence.source}]")
+    shown = detail.pictures if every else detail.pictures[:_PICTURES]
+    for picture in shown:
+        problem = f"  ({picture.problem})" if picture.problem else ""
+        lines.append(f"  {picture.split:<6} {picture.image_id[:12]}  {picture.uri}{problem}")
+    if len(detail.pictures) > len(shown):
+        lines.append(f"  and {len(detail.pictures) - len(shown)} more images (--all)")
+    return lines
 
 
 @classes_command.command("add")
@@ -55,7 +101,7 @@ def show(context: Context, name: str) -> None:
 @click.option("--images", help="A folder of its images.")
 @click.option("--alias", "aliases", multiple=True, help="Another name; repeatable.")
 @click.option("--from", "manifest", help="A JSON file of many classes: {name: [sentence, ...]}.")
-@click.option("--dry-run", is_flag=True, help="Show what would happen; write nothing.")
+@dry_run_option
 @pass_context
 def add(
     context: Context,
@@ -79,15 +125,8 @@ def add(
         wanted = read_manifest(existing(manifest))
     else:
         assert name is not None
-        wanted = [
-            NewClass(
-                name,
-                tuple(sentences),
-                existing(text) if text else None,
-                existing(images) if images else None,
-                tuple(aliases),
-            )
-        ]
+        text_file, folder = existing(text) if text else None, existing(images) if images else None
+        wanted = [NewClass(name, tuple(sentences), text_file, folder, tuple(aliases))]
     workspace = context.open()
     with context.progress() as progress:
         report = add_classes(workspace, wanted, dry_run=dry_run, progress=progress)
@@ -96,3 +135,56 @@ def add(
         return
     for line in report.lines():
         context.say(line)
+
+
+@classes_command.command("remove")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@dry_run_option
+@pass_context
+def remove(context: Context, names: tuple[str, ...], yes: bool, dry_run: bool) -> None:
+    """Remove classes with their sentences and images; `vlltr rollback` brings them back."""
+    from vlltr_index.classes import remove_classes
+    from vlltr_index.errors import UsageError
+
+    workspace = context.open()
+    table = workspace.snapshot().class_table()
+    known = [table.names[table.lookup(name)] for name in names]
+    if not yes and not dry_run:
+        if not sys.stdin.isatty():
+            raise UsageError(
+                "removing classes asks first, and there is no terminal to ask at", "Say so beforehand: --yes"
+            )
+        click.confirm(
+            f"Remove {', '.join(map(repr, known))} with all sentences and images?", abort=True, err=True
+        )
+    with context.progress() as progress:
+        show_change(context, remove_classes(workspace, known, dry_run, progress))
+
+
+@classes_command.command("rename")
+@click.argument("old")
+@click.argument("new")
+@dry_run_option
+@pass_context
+def rename(context: Context, old: str, new: str, dry_run: bool) -> None:
+    """Give the class OLD the name NEW: its number and texts stay, its prompts are made anew."""
+    from vlltr_index.classes import rename_class
+
+    workspace = context.open()
+    with context.progress() as progress:
+        show_change(context, rename_class(workspace, old, new, dry_run, progress))
+
+
+@classes_command.command("merge")
+@click.argument("into")
+@click.argument("other")
+@dry_run_option
+@pass_context
+def merge(context: Context, into: str, other: str, dry_run: bool) -> None:
+    """Make two classes one: sentences and images of OTHER go to INTO, its name becomes an alias."""
+    from vlltr_index.classes import merge_classes
+
+    workspace = context.open()
+    with context.progress() as progress:
+        show_change(context, merge_classes(workspace, into, other, dry_run, progress))

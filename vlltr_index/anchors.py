@@ -18,11 +18,7 @@ from torch import Tensor
 
 from vlltr_index.anchor_terms import against_means, count_labels, logsumexp_cosines
 from vlltr_index.errors import InputError
-from vlltr_index.tensors import (
-    check_labels,
-    check_matrix,
-    check_vector,
-)
+from vlltr_index.tensors import check_labels, check_matrix, check_vector
 
 __all__ = [
     "Selection",

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from vlltr_index.classes.imprint import update_imprints
 from vlltr_index.classes.reports import AddedClass, ChangeReport, Effect
-from vlltr_index.classes.session import Session, View
+from vlltr_index.classes.session import Session, View, rivals
 from vlltr_index.embedding import embed_images, embed_sentences
 from vlltr_index.selection import score_images, update
 from vlltr_index.store import one_of
@@ -145,7 +145,8 @@ def _states(tx: Transaction, view: View, class_ids: Sequence[int]) -> list[Added
     """The classes as they are now."""
     if not class_ids:
         return []
-    names, rivals, bank = tx.class_table().names, view.rivals(class_ids), view.scorer.bank
+    names, bank = tx.class_table().names, view.scorer.bank
+    near = rivals(bank, class_ids)
     where = one_of("class_id", class_ids)
     sentences = Counter(tx.table("sentences", ["class_id"], where)["class_id"].to_pylist())
     usable = f"split = 'train' AND problem IS NULL AND {where}"
@@ -160,7 +161,7 @@ def _states(tx: Transaction, view: View, class_ids: Sequence[int]) -> list[Added
             anchors[i],
             images[i],
             visual.get(i) == "imprinted",
-            [names[r] for r in rivals[i]],
+            [names[r] for r in near[i]],
             visual.get(i, "none"),
         )
         for i in class_ids

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vlltr_index.transaction import Transaction
     from vlltr_index.workspace import Workspace
 
-__all__ = ["Session", "View"]
+__all__ = ["Session", "View", "rivals"]
 
 _VALIDATION = 1000  # images at most: the effect is known to a point then
 _RIVALS = 3
@@ -112,20 +112,20 @@ class View:
         best = self.scorer.fuse(visual, self.text_logits[which]).probabilities.argmax(1)
         return float((self.scorer.class_ids[best] == self.owners[which]).double().mean())
 
-    def rivals(self, class_ids: Iterable[int]) -> dict[int, list[int]]:
-        """The classes whose mean anchor is nearest to that of each of `class_ids`."""
-        prototypes = F.normalize(self.scorer.bank.prototypes(), dim=1)
-        ids, found = self.scorer.class_ids, dict[int, list[int]]()
-        for class_id in class_ids:
-            position = int((ids == class_id).nonzero()[0, 0])
-            near = (prototypes @ prototypes[position]).topk(min(_RIVALS + 1, len(ids))).indices.tolist()
-            found[class_id] = [int(ids[i]) for i in near if i != position][:_RIVALS]
-        return found
-
     def visual_rows(self) -> dict[int, str]:
         """The classes that have a visual row, and what kind: trained or imprinted."""
         rows = dict.fromkeys(self.scorer.imprint_class_ids.tolist(), "imprinted")
         return rows | dict.fromkeys(self.scorer.row_owners.tolist(), "trained")
+
+
+def rivals(bank: AnchorBank, class_ids: Sequence[int]) -> dict[int, list[int]]:
+    """The classes whose mean anchor is nearest to that of each of `class_ids`, nearest first."""
+    prototypes, ids, found = F.normalize(bank.prototypes(), dim=1), bank.class_ids, dict[int, list[int]]()
+    for class_id in class_ids:
+        position = int((ids == class_id).nonzero()[0, 0])
+        near = (prototypes @ prototypes[position]).topk(min(_RIVALS + 1, len(ids))).indices.tolist()
+        found[class_id] = [int(ids[i]) for i in near if i != position][:_RIVALS]
+    return found
 
 
 def _anchors_of(loaded: LoadedBank) -> dict[int, tuple[str, ...]]:

@@ -1,0 +1,34 @@
+"""`vlltr refit`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from vlltr_index.cli.context import Context, pass_context
+
+__all__ = ["refit_command"]
+
+
+@click.command("refit")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value; repeatable.")
+@pass_context
+def refit_command(context: Context, overrides: tuple[str, ...]) -> None:
+    """Train the head again, on stored vectors, over all classes that have images by now.
+
+    Worth it when many classes came by images, or trained ones got more: their visual rows are trained then instead of
+    imprinted. Takes seconds to minutes; the encoder, the anchors and the index stay.
+    """
+    from vlltr_index.recipe import override
+    from vlltr_index.stages.refit import refit
+
+    workspace = context.open()
+    config = override(workspace.recipe, overrides).lgr
+    with context.progress() as progress:
+        report = refit(workspace, config, progress)
+    if context.as_json:
+        context.emit(asdict(report))
+        return
+    for line in report.lines():
+        context.say(line)

@@ -1,0 +1,48 @@
+"""`vlltr sentences`: the texts of a class."""
+
+from __future__ import annotations
+
+import click
+
+from vlltr_index.cli.classes import dry_run_option, show_change
+from vlltr_index.cli.context import Context, existing, pass_context
+
+__all__ = ["sentences_command"]
+
+
+@click.group("sentences")
+def sentences_command() -> None:
+    """Give a class more sentences, or take some away, without retraining."""
+
+
+@sentences_command.command("add")
+@click.argument("name", metavar="CLASS")
+@click.option("--sentence", "sentences", multiple=True, help="A sentence about the class; repeatable.")
+@click.option("--text", help="A file of text about the class.")
+@dry_run_option
+@pass_context
+def add(context: Context, name: str, sentences: tuple[str, ...], text: str | None, dry_run: bool) -> None:
+    """Add sentences to CLASS; its anchors are selected again."""
+    from vlltr_index.classes import add_sentences
+
+    workspace = context.open()
+    with context.progress() as progress:
+        report = add_sentences(
+            workspace, name, sentences, existing(text) if text else None, dry_run, progress
+        )
+    show_change(context, report)
+
+
+@sentences_command.command("remove")
+@click.argument("name", metavar="CLASS")
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@click.option("--matching", metavar="TEXT", help="All sentences of the class that hold this text.")
+@dry_run_option
+@pass_context
+def remove(context: Context, name: str, ids: tuple[str, ...], matching: str | None, dry_run: bool) -> None:
+    """Take sentences from CLASS, by id (`vlltr classes show CLASS --all`) or by what they say."""
+    from vlltr_index.classes import remove_sentences
+
+    workspace = context.open()
+    with context.progress() as progress:
+        show_change(context, remove_sentences(workspace, name, ids, matching, dry_run, progress))
