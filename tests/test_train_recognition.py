@@ -198,6 +198,85 @@ def test_tuning_the_tower_moves_it_alone(tmp_path: Path) -> None:
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in head.state_dict().items())
 
 
+def test_with_mixing_a_frozen_tower_stays_and_the_head_learns(tmp_path: Path) -> None:
+    """`tune = "head"` with mixup and cutmix: not a weight or statistic of the encoder moves; a stopped run resumes."""
+    config = VISUAL.model_copy(
+        update={"tune": "head", "mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1, "epochs": 4}
+    )
+    encoder = drawings.encoder()
+    bank = drawing_bank(encoder)
+    head, log = tune_visual(encoder, drawings.images(encoder), bank, config)
+    assert drawings.same_weights(encoder, drawings.encoder())
+    start = new_head(encoder.dim, bank, config, None, encoder.logit_scale).state_dict()
+    assert not torch.equal(head.state_dict()["visual_head.weight"], start["visual_head.weight"])
+    assert log[0]["loss"] == pytest.approx(log[0]["visual"] + log[0]["text"], rel=1e-5)
+
+    def stop(step: str, done: int, total: int | None) -> None:
+        if done == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune_visual(encoder, drawings.images(encoder), bank, config, run_dir=tmp_path, progress=stop)
+    again, _ = tune_visual(encoder, drawings.images(encoder), bank, config, run_dir=tmp_path)
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in head.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mixup": 0.8},
+        {"cutmix": 1.0},
+        {"label_smoothing": 0.1},
+        {"mixup": 0.8, "label_smoothing": 0.1},
+        {"logit_adjustment": 0.0},
+        {"batch_norm": "train"},
+        {"detach_value_norm": True},
+        {"learn_scale": True},
+        {"visual": "mlp"},
+        {"normalise_values": True},
+        {"clip_grad": 0.01},
+        {"warmup_epochs": 1.0},
+        {"sampler_power": 0.0},
+        {"projection_lr": 1e-6},
+        {"precision": "bf16"},
+    ],
+)
+def test_every_setting_of_a_tuned_tower_counts(plain: Encoder, change: dict[str, object]) -> None:
+    """Changed alone, each of them gives another tower after one epoch."""
+    config = LGRConfig.model_validate({**VISUAL.model_dump(), "epochs": 1, **change})
+    encoder = drawings.encoder()
+    tune_visual(encoder, drawings.images(encoder), drawing_bank(encoder), config)
+    assert not drawings.same_weights(encoder, plain)
+    moved = any(
+        not torch.equal(v, w)
+        for (k, v), w in zip(
+            encoder.model.state_dict().items(), drawings.encoder().model.state_dict().values(), strict=True
+        )
+        if "running" in k
+    )
+    assert moved is ("batch_norm" in change)
+
+
+@pytest.fixture(scope="module")
+def plain() -> Encoder:
+    """The tower after one epoch without any of the options."""
+    encoder = drawings.encoder()
+    tune_visual(
+        encoder, drawings.images(encoder), drawing_bank(encoder), VISUAL.model_copy(update={"epochs": 1})
+    )
+    return encoder
+
+
+def test_the_scale_may_be_unbounded() -> None:
+    """`max_scale = none` leaves a learned scale alone; a lower bound holds it."""
+    features, labels, bank = stored()
+    learn = CONFIG.model_copy(update={"learn_scale": True, "lr": 0.5, "epochs": 2})
+    free = train_lgr(features, labels, bank, learn.model_copy(update={"max_scale": None}), logit_scale=200.0)
+    assert float(free.logit_scale.detach()) > 101.0
+    held = train_lgr(features, labels, bank, learn.model_copy(update={"max_scale": 50.0}), logit_scale=200.0)
+    assert float(held.logit_scale.detach()) <= 50.01
+
+
 BASELINE = BaselineConfig(epochs=3, batch_size=16, lr=2e-3, augment=drawings.AUGMENT)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +19,7 @@ from vlltr_index.train.data import TrainImages, TrainTexts
 from vlltr_index.train.distributed import gather_rows, join_processes, world
 from vlltr_index.train.joint import Candidates, JointPriors, draw_candidates, joint_losses
 from vlltr_index.train.loop import RunPlan, StageOne, run
+from vlltr_index.train.lora import adapted
 from vlltr_index.train.sampling import seed_of
 
 if TYPE_CHECKING:
@@ -38,7 +42,7 @@ def train_cvlp(
     progress: Progress | None = None,
     teacher: Encoder | None = None,
 ) -> StageOne:
-    """Train both towers.
+    """Train both towers: all their weights, or low-rank adapters that are merged at the end (`tune = "lora"`).
 
     loss = ccl_weight * CCL (Eq. 2) + distillation_weight * distillation (Eq. 3)
          + joint_weight * (text loss + joint_visual_weight * visual loss)
@@ -72,22 +76,22 @@ def train_cvlp(
         teacher.model.requires_grad_(False)
     else:
         teacher = None
-    module = nn.ModuleDict({"encoder": encoder.model})
     visual = visual_classifier(encoder, images.num_classes, config.seed) if config.joint_weight > 0 else None
-    if visual is not None:
-        module["visual"] = visual
-    log_scale = _log_scale(encoder)
-    log = run(
-        RunPlan.of("train cvlp", config, max_scale=config.max_scale),
-        encoder,
-        module,
-        images,
-        _Objective(encoder, teacher, module, images, texts, config, log_scale),
-        run_dir=run_dir,
-        log_dir=log_dir,
-        progress=progress,
-        log_scale=log_scale,
-    )
+    with _tuned(encoder, config) as log_scale:
+        module = nn.ModuleDict({"encoder": encoder.model})
+        if visual is not None:
+            module["visual"] = visual
+        log = run(
+            _plan(config),
+            encoder,
+            module,
+            images,
+            _Objective(encoder, teacher, module, images, texts, config, log_scale),
+            run_dir=run_dir,
+            log_dir=log_dir,
+            progress=progress,
+            log_scale=log_scale,
+        )
     encoder.eval()
     if visual is None:
         return StageOne(encoder, None, None, log)
@@ -116,10 +120,37 @@ def _check(images: TrainImages, texts: TrainTexts, config: CVLPConfig) -> None:
         raise ConfigError("cvlp: every weight is zero, there is nothing to train", "Set cvlp.ccl_weight=1")
 
 
-def _log_scale(encoder: Encoder) -> nn.Parameter:
-    parameter = encoder.model.logit_scale
-    assert isinstance(parameter, nn.Parameter)
-    return parameter
+def _plan(config: CVLPConfig) -> RunPlan:
+    """The run's numbers: adapters leave BatchNorm's statistics alone, and the towers may have rates of their own."""
+    rates = None
+    if config.text_lr is not None:
+        towers = {"encoder.visual.": config.lr, "encoder.logit_scale": config.lr}
+        rates = towers | {"encoder.": config.text_lr}
+    return RunPlan.of(
+        "train cvlp",
+        config,
+        max_scale=config.max_scale,
+        lr_by_prefix=rates,
+        batch_norm="eval" if config.tune == "lora" else config.batch_norm,
+    )
+
+
+@contextmanager
+def _tuned(encoder: Encoder, config: CVLPConfig) -> Iterator[nn.Parameter]:
+    """Make the encoder ready for what the configuration tunes; yields the log of its scale."""
+    log_scale = encoder.model.logit_scale
+    assert isinstance(log_scale, nn.Parameter)
+    if config.temperature is not None:
+        with torch.no_grad():
+            log_scale.fill_(-math.log(config.temperature))
+    if config.tune == "lora":
+        with adapted(encoder, config.lora, visual_only=False, seed=config.seed):
+            log_scale.requires_grad_(config.learn_scale)
+            yield log_scale
+    else:
+        log_scale.requires_grad_(config.learn_scale)
+        yield log_scale
+    log_scale.requires_grad_(True)
 
 
 class _Objective:

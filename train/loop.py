@@ -74,11 +74,12 @@ class RunPlan:
     seed: int
     max_scale: float | None = None
     lr_by_prefix: Mapping[str, float] | None = None
+    batch_norm: str = "train"  # | "eval": BatchNorm keeps its statistics and uses them
 
     @classmethod
     def of(cls, name: str, config: Any, **more: Any) -> RunPlan:
         """From a configuration that has the fields of the same names."""
-        fields = set(cls.__dataclass_fields__) - {"name", "max_scale", "lr_by_prefix"}
+        fields = set(cls.__dataclass_fields__) - {"name", "max_scale", "lr_by_prefix", "batch_norm"}
         return cls(name, **{f: getattr(config, f) for f in fields if f not in more}, **more)
 
 
@@ -170,6 +171,8 @@ class _Trainer:
         generator = stream(plan.seed, epoch, "step")
         sums: dict[str, Tensor] = {}
         self.module.train()
+        if plan.batch_norm == "eval":
+            _freeze_batch_norm(self.module)
         for step, pixels in enumerate(self.images.epoch(batches, self.part, plan.seed, epoch)):
             done = epoch * self.steps + step
             parts = self._step(pixels, batches[step], generator, done)
@@ -260,6 +263,12 @@ def _bfloat16_is_fast(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in checks)
+
+
+def _freeze_batch_norm(module: nn.Module) -> None:
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.eval()
 
 
 def _lay_out(module: nn.Module, memory_format: torch.memory_format) -> None:

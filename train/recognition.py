@@ -1,7 +1,8 @@
-"""Stage 2: training the language-guided recognition head, on stored vectors or together with the visual tower."""
+"""Stage 2: training the language-guided recognition head, on stored vectors or on images that pass the tower."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,14 @@ from torch import Tensor, nn
 
 from vlltr_index.errors import InputError, VlltrError
 from vlltr_index.lgr import AnchorBank, CosineClassifier, LGRHead
-from vlltr_index.losses import logit_adjusted_cross_entropy, sampler_prior
+from vlltr_index.losses import logit_adjusted_cross_entropy, sampler_prior, soft_cross_entropy
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.tensors import check_labels, unit_rows
 from vlltr_index.train.data import TrainImages
 from vlltr_index.train.distributed import gather_rows, join_processes
 from vlltr_index.train.loop import RunPlan, run
+from vlltr_index.train.lora import adapted
+from vlltr_index.train.mixing import BatchMixer
 from vlltr_index.train.sampling import epoch_batches, seed_of, stream
 from vlltr_index.train.schedule import cosine_factor, parameter_groups
 
@@ -25,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["new_head", "train_lgr", "tune_visual"]
 
-_MAX_SCALE = 100.0
 _PROJECTIONS = ("query_proj", "key_proj", "query_norm", "key_norm")
 
 
@@ -82,7 +84,8 @@ def train_lgr(
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            head.clamp_scale_(_MAX_SCALE)
+            if config.max_scale is not None:
+                head.clamp_scale_(config.max_scale)
             for key, value in {"loss": loss, **parts}.items():
                 sums[key] = sums.get(key, 0.0) + float(value.detach()) / len(batches)
             if progress:
@@ -104,15 +107,15 @@ def tune_visual(
     config: LGRConfig,
     *,
     visual_init: tuple[Tensor, Tensor] | None = None,
-    precision: str = "fp32",
     run_dir: Path | None = None,
     log_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[LGRHead, list[dict[str, float]]]:
-    """Train head and visual tower together (`tune = "visual"`); the anchors' vectors stay as they are.
+    """Train the head on images that pass the visual tower in every step; the anchors' vectors stay as they are.
 
-    BatchNorm keeps its statistics. The tower is trained in place with `config.encoder_lr`; the text tower is not
-    touched, so stored sentence vectors stay valid, and image vectors do not.
+    With `tune = "visual"` the tower is trained in place with `config.encoder_lr`; with `lora` low-rank adapters are,
+    and merged at the end; with `head` it stays as it is, and images are augmented and mixed (mixup, cutmix) anew.
+    The text tower is not touched, so stored sentence vectors stay valid; image vectors do not where the tower learns.
 
     Args:
         encoder: Where to start.
@@ -120,7 +123,6 @@ def tune_visual(
         bank: The anchors of the C classes.
         config: The recipe's `lgr` section.
         visual_init: Weight [C, D] and bias [C] to start a linear visual classifier from.
-        precision: Of the tower: fp32 or bf16. The head always computes in float32.
         run_dir: Where the state of an unfinished run is kept; None keeps none.
         log_dir: For TensorBoard, where it is installed.
         progress: Called after every step.
@@ -130,46 +132,58 @@ def tune_visual(
 
     Raises:
         InputError: Images and anchors have different classes.
-        ConfigError: The batch cannot be shared out among the processes.
+        ConfigError: The batch cannot be shared out among the processes, or not into pairs to mix.
     """
     join_processes(encoder)
+    encoder.eval()
     check_labels("labels", images.labels, classes=bank.num_classes)
     head = new_head(encoder.dim, bank, config, visual_init, encoder.logit_scale).to(encoder.device)
-    bank = bank.to(encoder.device)
-    head_loss = _HeadLoss(head, bank, images.labels, config)
+    head_loss = _HeadLoss(head, bank.to(encoder.device), images.labels, config)
     tower = encoder.model.visual
     assert isinstance(tower, nn.Module)
-    module = nn.ModuleDict({"head": head, "tower": tower})
+    learns = config.tune != "head"
+    mixer = BatchMixer.of(config, bank.num_classes)
 
     def objective(
         pixels: Tensor, positions: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        _freeze_batch_norm(tower)
-        return head_loss(gather_rows(encoder.encode_pixels(pixels)), positions)
+        soft = None
+        if mixer is not None:
+            pixels, soft = mixer(pixels, images.labels[positions], generator)
+        with torch.set_grad_enabled(learns):
+            features = gather_rows(encoder.encode_pixels(pixels))
+        return head_loss(features, positions, soft)
 
-    rates = {f"head.{name}": config.projection_lr for name in _PROJECTIONS} | {"tower.": config.encoder_lr}
-    plan = RunPlan.of(
-        "train lgr",
-        config,
-        clip_grad=1.0,
-        precision=precision,
-        checkpoint_every=1,
-        max_scale=_MAX_SCALE,
-        lr_by_prefix=rates,
-    )
-    log = run(
-        plan,
-        encoder,
-        module,
-        images,
-        objective,
-        run_dir=run_dir,
-        log_dir=log_dir,
-        progress=progress,
-        log_scale=head.log_logit_scale,
-    )
+    with ExitStack() as stack:
+        if config.tune == "lora":
+            stack.enter_context(adapted(encoder, config.lora, visual_only=True, seed=config.seed))
+        module = nn.ModuleDict({"head": head} | ({"tower": tower} if learns else {}))
+        log = run(
+            _plan(config),
+            encoder,
+            module,
+            images,
+            objective,
+            run_dir=run_dir,
+            log_dir=log_dir,
+            progress=progress,
+            log_scale=head.log_logit_scale,
+        )
     encoder.eval()
     return head.cpu().eval(), log
+
+
+def _plan(config: LGRConfig) -> RunPlan:
+    """The numbers of a run over images; without a tower that learns, only the head's parameters are in it."""
+    rates = {f"head.{name}": config.projection_lr for name in _PROJECTIONS} | {"tower.": config.encoder_lr}
+    return RunPlan.of(
+        "train lgr",
+        config,
+        checkpoint_every=1,
+        max_scale=config.max_scale,
+        lr_by_prefix=rates,
+        batch_norm="train" if config.tune == "visual" and config.batch_norm == "train" else "eval",
+    )
 
 
 def new_head(
@@ -193,6 +207,7 @@ def new_head(
             logit_scale=logit_scale,
             learn_scale=config.learn_scale,
             normalise_values=config.normalise_values,
+            detach_value_norm=config.detach_value_norm,
         )
     with torch.no_grad():
         if isinstance(head.visual_head, CosineClassifier):
@@ -217,16 +232,22 @@ class _HeadLoss:
         counts = torch.bincount(labels, minlength=bank.num_classes)
         self.log_prior = sampler_prior(counts, config.sampler_power).log().float()
 
-    def __call__(self, features: Tensor, positions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and parts of features [B, D] of the images at `positions` [B]."""
+    def __call__(
+        self, features: Tensor, positions: Tensor, soft: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and parts of features [B, D] of the images at `positions` [B], or of mixed ones with targets [B, C]."""
+        config = self.config
         targets = self.labels[positions].to(features.device)
         log_prior = self.log_prior.to(features.device)
-        parts = {
-            name: logit_adjusted_cross_entropy(
-                logits, targets, log_prior, self.config.logit_adjustment, self.config.label_smoothing
+        parts = {}
+        for name, logits in zip(("visual", "text"), self.head(features, self.bank), strict=True):
+            parts[name] = (
+                soft_cross_entropy(logits, soft, log_prior, config.logit_adjustment)
+                if soft is not None
+                else logit_adjusted_cross_entropy(
+                    logits, targets, log_prior, config.logit_adjustment, config.label_smoothing
+                )
             )
-            for name, logits in zip(("visual", "text"), self.head(features, self.bank), strict=True)
-        }
         return parts["visual"] + parts["text"], parts
 
 
@@ -234,9 +255,3 @@ def _groups(head: LGRHead, config: LGRConfig, prefix: str) -> list[dict[str, obj
     rates = {prefix + name: config.projection_lr for name in _PROJECTIONS}
     named = ((prefix + name, parameter) for name, parameter in head.named_parameters())
     return parameter_groups(named, config.lr, config.weight_decay, rates)
-
-
-def _freeze_batch_norm(module: nn.Module) -> None:
-    for part in module.modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm):
-            part.eval()
