@@ -84,7 +84,7 @@ def test_pruned_commits_are_named(old: Workspace) -> None:
             use(3)
         assert str(error.value) == f"{message}\nSee which commits are left: vlltr history"
     prune(old, 1)
-    with pytest.raises(WorkspaceError, match=r"commit 5 was pruned; kept: 6$"):
+    with pytest.raises(WorkspaceError, match=r"commit 5 was pruned; kept: 6\n"):
         old.snapshot(5)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,10 +17,13 @@ from vlltr_index.errors import (
     MissingStepError,
     UnknownClassError,
     UsageError,
+    WorkspaceError,
 )
 from vlltr_index.heads import SavedHead, load_head, save_head
 from vlltr_index.loading import image_set
 from vlltr_index.recognizer import Recognizer
+from vlltr_index.stages.history import rollback
+from vlltr_index.stages.prune import prune
 from vlltr_index.workspace import Workspace
 
 
@@ -171,3 +177,93 @@ def test_changed_weights_are_refused(trained: Workspace, pictures: Path) -> None
         tx.set(image_fp="f" * 16)
     with pytest.raises((FingerprintMismatch, MissingStepError)):
         Recognizer.open(trained).predict([pictures / "known-0.png"])
+
+
+def add(workspace: Workspace, heldout: dict[str, list[str]]) -> str:
+    """Add a class through another handle, as another process would; returns its name."""
+    name = min(heldout)
+    add_class(Workspace.open(workspace.path), name, heldout[name])
+    return name
+
+
+def test_an_open_recognizer_takes_newer_commits(
+    trained: Workspace, pictures: Path, heldout: dict[str, list[str]]
+) -> None:
+    """The next prediction is the new commit's, as if opened anew, by the encoder that is loaded already."""
+    images = sorted(pictures.glob("known-*.png"))[:2]
+    following = Recognizer.open(trained)
+    staying = Recognizer.open(trained, reload=False)
+    before = following.predict(images, explain=2)
+    encoder = following.encoder
+    name = add(trained, heldout)
+    after = following.predict(images, explain=2)
+    assert after == Recognizer.open(trained).predict(images, explain=2) != before
+    assert {p.commit for p in after} == {following.commit.id} == {before[0].commit + 1}
+    assert name in following.names.values()
+    assert following.encoder is encoder
+    assert staying.predict(images, explain=2) == before
+    assert following.explain(images[0], name).name == name
+    rollback(trained, before[0].commit)
+    assert following.predict(images, explain=2) == before
+
+
+def test_another_encoder_is_loaded(trained: Workspace, pictures: Path) -> None:
+    """Where the commit names another checkpoint, the encoder is opened anew."""
+    recognizer = Recognizer.open(trained)
+    recognizer.predict([pictures / "known-0.png"])
+    first = recognizer.encoder
+    copied = trained.object_path("checkpoints", str(recognizer.commit.checkpoint))
+
+    def build(folder: Path) -> None:
+        shutil.copytree(copied, folder, dirs_exist_ok=True)
+        (folder / "note.txt").write_text("the same weights under another name")
+
+    with trained.transaction("train cvlp") as tx:
+        tx.set(checkpoint=trained.put_object("checkpoints", build))
+    recognizer.predict([pictures / "known-0.png"])
+    assert recognizer.encoder is not first
+
+
+def test_a_commit_that_cannot_answer_is_passed_over(
+    trained: Workspace, pictures: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While the head is being trained anew the old one answers, with one warning; then the new one does."""
+    image = [pictures / "known-0.png"]
+    recognizer = Recognizer.open(trained)
+    before = recognizer.predict(image)
+    head = recognizer.commit.head
+    with trained.transaction("train cvlp") as tx:
+        tx.set(head=None)
+    with caplog.at_level(logging.WARNING, "vlltr_index.recognizer"):
+        assert [recognizer.predict(image), recognizer.predict(image)] == [before, before]
+    number = before[0].commit
+    assert [r.getMessage().splitlines()[0] for r in caplog.records] == [
+        f"answering as of commit {number}: commit {number + 1} cannot yet: no head has been trained yet"
+    ]
+    with trained.transaction("train lgr") as tx:
+        tx.set(head=head)
+    assert recognizer.predict(image)[0].commit == number + 2
+
+
+def test_threads_share_a_recognizer(
+    trained: Workspace, pictures: Path, heldout: dict[str, list[str]]
+) -> None:
+    """Threads that predict while a class is added get one commit's answers each, old or new, and then the new."""
+    images = sorted(pictures.glob("known-*.png"))[:2]
+    recognizer = Recognizer.open(trained)
+    number = recognizer.commit.id
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(recognizer.predict, images) for _ in range(4)]
+        add(trained, heldout)
+        futures += [pool.submit(recognizer.predict, images) for _ in range(4)]
+        answers = [[p.commit for p in future.result()] for future in futures]
+    assert all(a in ([number, number], [number + 1, number + 1]) for a in answers)
+    assert answers[4:] == [[number + 1, number + 1]] * 4
+
+
+def test_a_pruned_commit_cannot_be_opened(trained: Workspace) -> None:
+    """`at` a commit that was pruned names those that are left."""
+    newest = max(trained.history.ids())
+    prune(trained, 2)
+    with pytest.raises(WorkspaceError, match=f"commit 1 was pruned; kept: {newest - 1} to {newest}"):
+        Recognizer.open(trained, at=1)
