@@ -55,6 +55,8 @@ LAYERS = {
     "loading": 4,
     "embedding": 4,
     "selection": 5,
+    "search": 6,
+    "sheet": 3,
     "doctor": 5,
     "scoring": 5,
     "answers": 6,

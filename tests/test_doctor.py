@@ -124,7 +124,7 @@ def test_a_package_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch, work
 def test_the_command(
     capsys: pytest.CaptureFixture[str], workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A line a check; exit code 1 and the command where there is a problem; -q shows problems alone; JSON has it all."""
+    """A line a check, exit code 1 where there is a problem; -q shows problems alone; JSON has it all."""
     good = [Check("torch", "ok", "2.13 (needs >=2.6)"), Check("gpu", "note", "none", "buy one")]
     monkeypatch.setattr(doctor, "diagnose", lambda start, named: good)
     code, out, _ = run(capsys, "-w", workspace.path, "doctor")

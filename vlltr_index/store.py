@@ -13,7 +13,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lancedb
+import lancedb.index
+import lancedb.query
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -309,6 +310,13 @@ class Store:
         if len(unique) == len(keys):
             return out
         return out[torch.from_numpy(pc.index_in(keys, value_set=unique).to_numpy().astype(np.int64))]
+
+    def full_text(self, name: str, column: str, words: str, limit: int) -> pa.Table:
+        """Rows whose text has the words (BM25, in `_score`), best first; the index is made at the first call."""
+        table = self._open(name)
+        if not table.list_indices():
+            table.create_index(column, config=lancedb.index.FTS())
+        return table.search(lancedb.query.MatchQuery(words, column)).limit(limit).to_arrow()
 
     def version(self, name: str) -> int:
         """The newest version's number."""
