@@ -87,7 +87,10 @@ def render_face(face: Face, codes: Iterable[int]) -> dict[int, Image]:
     missing = _ink(font, "\U000f1234")[0]
     images: dict[int, Image] = {}
     for code in sorted(set(codes) & face.chars):
-        ink, _, top = _ink(font, chr(code))
+        try:
+            ink, _, top = _ink(font, chr(code))
+        except OSError:  # an outline that FreeType cannot fill
+            continue
         if ink.size == 0 or (ink.shape == missing.shape and np.array_equal(ink, missing)):
             continue
         image = place(ink, top)
