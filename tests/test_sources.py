@@ -254,7 +254,7 @@ def test_weights_that_do_not_exist(tmp_path: Path) -> None:
     """A missing file, an unknown tag, and no weights at all."""
     with pytest.raises(EncoderError) as caught:
         Encoder.load(NAME, str(tmp_path / "w.pt"))
-    assert str(caught.value) == f"no such file: {tmp_path / 'w.pt'}"
+    assert str(caught.value) == f"no such file: {tmp_path / 'w.pt'}\nCheck the path."
     with pytest.raises(EncoderError) as caught:
         Encoder.load("ViT-B-16", "opnai")
     assert caught.value.message == "ViT-B-16 has no weights called 'opnai', and there is no such file"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from vlltr_index.errors import EncoderError
-from vlltr_index.weights import half_with_float_norms, read_json, read_weights
+from vlltr_index.weights import half_with_float_norms, load_checkpoint, read_json, read_weights
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.tensor(1)}
 
@@ -59,7 +60,7 @@ def test_hostile_pickles_do_not_run(tmp_path: Path, zipped: bool) -> None:
         read_weights(path)
     assert not target.exists()
     assert str(caught.value) == (
-        f"{path} is refused: it holds more than tensors, and loading it could run code (or it is damaged)\n"
+        f"{path} is refused: it names posix.mkdir, and loading it could run code\n"
         "Save them with: safetensors.torch.save_file(model.state_dict(), 'FILE.safetensors')"
     )
 
@@ -120,13 +121,57 @@ def test_missing_and_misnamed_files(tmp_path: Path) -> None:
     """Each has its own message."""
     with pytest.raises(EncoderError) as caught:
         read_weights(tmp_path / "w.pt")
-    assert str(caught.value) == f"no such file: {tmp_path / 'w.pt'}"
+    assert str(caught.value) == f"no such file: {tmp_path / 'w.pt'}\nCheck the path."
     with pytest.raises(EncoderError) as caught:
         read_weights(tmp_path / "w.npz")
     assert str(caught.value) == (
         f"{tmp_path / 'w.npz'} does not end like a file of weights\n"
         "Weights end in .safetensors, .pt, .pth, .bin or .ckpt."
     )
+    with pytest.raises(EncoderError) as caught:
+        read_weights(tmp_path / "w.zip")
+    assert caught.value.hint == f"Unpack it first: unzip '{tmp_path / 'w.zip'}'"
+
+
+def test_options_beside_weights(tmp_path: Path) -> None:
+    """A training program's options are refused with the command that reads them, and read only where allowed."""
+    path = tmp_path / "checkpoint.pth"
+    options = argparse.Namespace(lr=0.1, names=["a"], inner=argparse.Namespace(x=None))
+    torch.save({"model": STATE, "args": options}, path)
+    with pytest.raises(EncoderError) as caught:
+        read_weights(path)
+    assert str(caught.value) == (
+        f"{path} is refused: it holds a training program's options beside the weights\n"
+        f"If it is a checkpoint of the VL-LTR release: vlltr import release {path}"
+    )
+    found = load_checkpoint(path, [argparse.Namespace])
+    assert found["args"] == options
+    assert found["model"].keys() == STATE.keys()
+    with pytest.raises(EncoderError):  # what was allowed once is not allowed from then on
+        load_checkpoint(path)
+
+
+class _Poisoned(argparse.Namespace):
+    """A namespace whose unpickling would do more than hold values."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str], dict[str, str]]:
+        return argparse.Namespace, (), {"__class__": "x", "__reduce__": "y", "target": "z"}  # type: ignore[return-value]  # no arguments
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_hostile_options_do_not_run(tmp_path: Path, zipped: bool) -> None:
+    """Allowing options allows nothing inside them: neither calls, nor other classes, nor other functions' names."""
+    target = tmp_path / "made-by-the-file"
+    path = tmp_path / "evil.pth"
+    for args in (argparse.Namespace(lr=_Hostile(target)), argparse.FileType("w"), argparse.ArgumentParser):
+        torch.save({"model": STATE, "args": args}, path, _use_new_zipfile_serialization=zipped)
+        with pytest.raises(EncoderError, match="is refused"):
+            load_checkpoint(path, [argparse.Namespace])
+        assert not target.exists()
+    torch.save({"args": _Poisoned()}, path, _use_new_zipfile_serialization=zipped)
+    found = load_checkpoint(path, [argparse.Namespace])["args"]
+    assert type(found) is argparse.Namespace
+    assert vars(found) == {"__class__": "x", "__reduce__": "y", "target": "z"}
 
 
 def test_json_that_is_no_object_is_refused(tmp_path: Path) -> None:

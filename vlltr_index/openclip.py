@@ -22,6 +22,7 @@ from open_clip.transformer import text_global_pool
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.transforms.functional import center_crop
 
 from vlltr_index.errors import EncoderError
 from vlltr_index.tokenizing import BPETokenizer, HubTokenizer, Tokenizer
@@ -286,18 +287,25 @@ def make_tokenizer(config: Config, folder: Path | None = None) -> Tokenizer:
 
 
 def make_transform(preprocess_cfg: Config) -> Callable[[Image.Image], Tensor]:
-    """PIL image to float32 [3, H, W], normalised; mode "L" (ours) takes the colour out first.
+    """PIL image to float32 [3, H, W], normalised.
+
+    Two values are ours: mode "L" takes the colour out first; `resize` is what the image is resized to before the
+    square of `size` is cropped out of its middle.
 
     Raises:
         EncoderError: If the configuration is not one that open_clip knows.
     """
     cfg = dict(preprocess_cfg)
-    mode = cfg.pop("mode", "RGB")
+    mode, resize = cfg.pop("mode", "RGB"), cfg.pop("resize", None)
     size = cfg.get("size", 224)
     cfg["size"] = tuple(size) if isinstance(size, (list, tuple)) else int(size)
     try:
         if mode not in {"RGB", "L"}:
             raise ValueError(f"mode {mode!r} is neither 'RGB' nor 'L'")
+        if resize is not None:
+            if not isinstance(size, int) or not isinstance(resize, int) or resize < size:
+                raise ValueError(f"resize {resize!r} is no whole number of at least size {size!r}")
+            cfg["size"] = resize
         transform = image_transform_v2(PreprocessCfg(**cfg), is_train=False)
     except (TypeError, ValueError, AssertionError) as error:
         raise EncoderError(f"this preprocessing cannot be used: {preprocess_cfg}: {error}") from error
@@ -305,7 +313,8 @@ def make_transform(preprocess_cfg: Config) -> Callable[[Image.Image], Tensor]:
     def apply(image: Image.Image) -> Tensor:
         if mode == "L":
             image = image.convert("L")
-        return cast(Tensor, transform(image.convert("RGB")))
+        pixels = cast(Tensor, transform(image.convert("RGB")))
+        return pixels if resize is None else center_crop(pixels, [size, size])
 
     return apply
 

@@ -67,7 +67,7 @@ def locate_folder(model: str, pretrained: str | None) -> Path | None:
     if model == "local-dir" or model.startswith("local-dir:"):
         folder = Path(pretrained or model.partition(":")[2])
         if not folder.is_dir():
-            raise EncoderError(f"no such folder: {folder}")
+            raise EncoderError(f"no such folder: {folder}", "Check the path.")
         return folder
     if pretrained is not None:
         is_tag = openclip.find_tag(model, pretrained) is not None
@@ -122,7 +122,7 @@ def read_source(model: str, pretrained: str | None) -> Source:
 
 def _no_such(model: str, pretrained: str) -> EncoderError:
     if Path(pretrained).suffix or "/" in pretrained:
-        return EncoderError(f"no such file: {pretrained}")
+        return EncoderError(f"no such file: {pretrained}", "Check the path.")
     tags = [*openclip.tags_of(model), *(tag for name, tag in _PACKAGED if name == model)]
     return EncoderError(
         f"{model} has no weights called {pretrained!r}, and there is no such file",
@@ -291,3 +291,5 @@ def set_image_size(config: dict[str, Any], image_size: int | None) -> None:
         vision["image_size"] = image_size
         config["resized"] = True
     pre["size"] = vision.get("image_size", 224)
+    if "resize" in pre:
+        pre["resize"] = pre["size"] * 256 // 224

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
+import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from torch import Tensor
 
 from vlltr_index.errors import EncoderError
 
-__all__ = ["OPENAI_MARKS", "half_with_float_norms", "read_json", "read_weights"]
+__all__ = ["OPENAI_MARKS", "half_with_float_norms", "load_checkpoint", "read_json", "read_weights"]
 
 OPENAI_MARKS = frozenset({"input_resolution", "context_length", "vocab_size"})
 """Entries that only OpenAI's own CLIP files have beside their weights."""
@@ -49,15 +52,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         EncoderError: If the file is missing or damaged, or holds anything but tensors.
     """
-    suffix = path.suffix.lower()
-    if suffix not in {".safetensors", *_PICKLED}:
-        raise EncoderError(
-            f"{path} does not end like a file of weights",
-            "Weights end in .safetensors, .pt, .pth, .bin or .ckpt.",
-        )
-    if not path.is_file():
-        raise EncoderError(f"no such file: {path}")
-    state = _read_safetensors(path) if suffix == ".safetensors" else _read_pickled(path)
+    value = load_checkpoint(path)
+    if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
+        value = value["state_dict"]
+    state = value if isinstance(value, dict) else {}
     if not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise EncoderError(f"{path} does not hold weights by name", _CONVERT_HINT)
     if all(name.startswith("module.") for name in state):
@@ -65,6 +63,32 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
+def load_checkpoint(path: Path, allowed: Sequence[type] = ()) -> Any:
+    """What a file of weights holds, on the CPU: tensors, numbers, texts, lists and dictionaries of them.
+
+    Nothing in the file is executed.
+
+    Args:
+        path: A .safetensors, .pt, .pth, .bin or .ckpt file.
+        allowed: Classes whose instances may be in it too. Only such as merely hold values: `argparse.Namespace`.
+
+    Raises:
+        EncoderError: If the file is missing or damaged, or holds anything else.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in {".safetensors", *_PICKLED}:
+        hint = "Weights end in .safetensors, .pt, .pth, .bin or .ckpt."
+        raise EncoderError(
+            f"{path} does not end like a file of weights",
+            f"Unpack it first: unzip '{path}'" if suffix == ".zip" else hint,
+        )
+    if not path.is_file():
+        raise EncoderError(f"no such file: {path}", "Check the path.")
+    return _read_safetensors(path) if suffix == ".safetensors" else _read_pickled(path, allowed)
+
+
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+_AGAIN = "Fetch or copy it again."
 _CONVERT_HINT = "Save them with: safetensors.torch.save_file(model.state_dict(), 'FILE.safetensors')"
 
 
@@ -72,10 +96,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(str(path))
     except (SafetensorError, OSError) as error:
-        raise EncoderError(f"{path} is damaged or not a safetensors file: {error}") from None
+        raise EncoderError(f"{path} is damaged or not a safetensors file: {error}", _AGAIN) from None
 
 
-def _read_pickled(path: Path) -> dict[str, Tensor]:
+def _read_pickled(path: Path, allowed: Sequence[type]) -> Any:
     if _is_torchscript(path):
         out = path.with_suffix(".safetensors").name
         raise EncoderError(
@@ -86,20 +110,27 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
             f'{out!r})"',
         )
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise EncoderError(
-            f"{path} is refused: it holds more than tensors, and loading it could run code (or it is damaged)",
-            _CONVERT_HINT,
-        ) from None
+        with torch.serialization.safe_globals(list(allowed)):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise _refused(path, _GLOBAL.search(str(error))) from None
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         first = (str(error).splitlines() or [""])[0]
         raise EncoderError(
-            f"{path} is damaged or not a file of weights: {type(error).__name__}: {first}"
+            f"{path} is damaged or not a file of weights: {type(error).__name__}: {first}", _AGAIN
         ) from None
-    if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
-        value = value["state_dict"]
-    return value if isinstance(value, dict) else {}
+
+
+def _refused(path: Path, found: re.Match[str] | None) -> EncoderError:
+    """The error for a file that holds more than tensors; `found` is what it would have called."""
+    if found and found[1] == f"{argparse.Namespace.__module__}.{argparse.Namespace.__name__}":
+        return EncoderError(
+            f"{path} is refused: it holds a training program's options beside the weights",
+            f"If it is a checkpoint of the VL-LTR release: vlltr import release {path}",
+        )
+    why = f"it names {found[1]}, and" if found else "it holds more than tensors, and"
+    damaged = "" if found else " (or it is damaged)"
+    return EncoderError(f"{path} is refused: {why} loading it could run code{damaged}", _CONVERT_HINT)
 
 
 def _is_torchscript(path: Path) -> bool:
