@@ -1,0 +1,125 @@
+"""The data behind the pretrained weights: nothing that is, or looks like, or names a class of Glyphs-LT."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from vlltr_index.recipes.glyphs_lt import pretrain, splits
+from vlltr_index.recipes.glyphs_lt.designs import Design
+from vlltr_index.recipes.glyphs_lt.pretrain import Known
+from vlltr_index.recipes.glyphs_lt.unicode_data import Character
+
+RNG = np.random.default_rng(0)
+
+
+def char(code: int, name: str, category: str = "Ll", decomposition: str = "", **more: Any) -> Character:
+    return Character(code, name, category, decomposition, None, None, more.pop("script", "Latin"), **more)
+
+
+def picture() -> Any:
+    return RNG.integers(0, 256, (32, 32)).astype(np.uint8)
+
+
+TABLE = {
+    c.code: c
+    for c in (
+        char(0x61, "latin small letter a"),
+        char(0xFF41, "fullwidth latin small letter a", decomposition="<wide> 0061"),
+        char(0x24D0, "circled latin small letter a", "So", "<circle> 0061"),
+        char(0x1EA1, "latin small letter a with dot below", decomposition="0061 0323"),
+        char(0x323, "combining dot below", "Mn", script="Inherited"),
+        char(0x430, "cyrillic small letter a", script="Cyrillic"),
+        char(
+            0x3042,
+            "hiragana letter a",
+            "Lo",
+            script="Hiragana",
+            notes=["latin small letter a with dot below"],
+        ),
+        char(0x4E2D, "ideograph", "Lo", script="Han"),
+        char(0x3231, "parenthesized ideograph", "So", "<compat> 0028 682A 0029"),
+    )
+}
+
+
+def test_candidates_have_names_to_read() -> None:
+    """Letters, signs and marks count; ideographs do not, nor what is made of them."""
+    found = {code for code, c in TABLE.items() if pretrain.is_candidate(c, TABLE)}
+    assert found == set(TABLE) - {0x4E2D, 0x3231}
+
+
+def test_forms_and_lookalikes_of_classes_are_out() -> None:
+    """With the class goes what is merged with it, and what is another form of it; a circled letter is another sign."""
+    merged = {code: code for code in TABLE} | {0x430: 0x61}
+    out = pretrain.excluded_codes(merged, TABLE, Known(frozenset({0x61})))
+    assert out == {0x61, 0x430, 0xFF41}
+
+
+def test_images_like_a_class_are_out() -> None:
+    """An image near one of Glyphs-LT, or near its own design's image of a class, is left out."""
+    letter, shipped, other = picture(), picture(), picture()
+    near = np.clip(shipped.astype(int) + RNG.integers(-5, 6, (32, 32)), 0, 255).astype(np.uint8)
+    images = {1: letter, 2: letter, 3: near, 4: other}
+    kept, dropped = pretrain.drop_lookalikes(images, {1}, pretrain.flat([shipped]))
+    assert (list(kept), dropped) == ([4], 2)
+    assert pretrain.drop_lookalikes({1: letter}, {1}, pretrain.flat([shipped])) == ({}, 0)
+
+
+def test_distances_against_the_definition() -> None:
+    """Squared distance over the product of the norms, as a loop has it."""
+    left, right = pretrain.flat([picture() for _ in range(4)]), pretrain.flat([picture() for _ in range(3)])
+    found = pretrain.relative_distances(left, right)
+    for a, row in zip(left, found, strict=True):
+        for b, value in zip(right, row, strict=True):
+            expected = ((a - b) ** 2).sum() / (np.linalg.norm(a) * np.linalg.norm(b))
+            assert value == pytest.approx(expected, abs=2e-4)
+
+
+def designs(codes: list[int], groups: list[str]) -> list[Design]:
+    return [Design(g, g, [g], {c: picture() for c in codes}, dict.fromkeys(codes, g)) for g in groups]
+
+
+def test_no_sentence_names_a_held_out_class() -> None:
+    """Such sentences are struck; images come from training groups alone, and a class needs three."""
+    secret = {"latin small letter a with dot below": (["latin small letter a with dot below"], "\u1ea1")}
+    known = Known(frozenset({0x61}), secret)
+    made = designs([0x3042], ["one", "two", "three", min(splits.TEST_GROUPS)])
+    data = pretrain.assemble(made, {0x3042: 0x3042}, TABLE, known)
+    assert [(name, split) for name, split, _ in data.rows] == [("hiragana letter a", "train")] * 3
+    assert data.struck == 1
+    assert not any("with dot below" in s for s in data.texts["hiragana letter a"])
+    assert not pretrain.assemble(made[1:], {0x3042: 0x3042}, TABLE, known).rows
+    assert pretrain.counts(data, TABLE)["scripts"] == {"Hiragana": 1}
+
+
+def test_packing_halves_the_matrices(tmp_path: Path) -> None:
+    """Matrices become float16, the rest stays, and the digests are those of the files."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    state = {"m": np.ones((2, 3), np.float32), "v": np.ones(3, np.float32), "n": np.ones((2, 2), np.int64)}
+    save_file(state, folder / "model.safetensors")
+    for name in ("encoder.json", "words.json"):
+        (folder / name).write_text("[]")
+    size = pretrain.pack(folder, out)
+    assert size == (out / "model.safetensors").stat().st_size
+    kinds = {name: value.dtype.name for name, value in load_file(out / "model.safetensors").items()}
+    assert kinds == {"m": "float16", "v": "float32", "n": "int64"}
+    for line in (out / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split("  ")
+        assert hashlib.sha256((out / name).read_bytes()).hexdigest() == digest
+
+
+def test_known_classes_are_those_of_the_data_set() -> None:
+    """All 1,134 classes are known by code, the 200 held-out ones with their names and aliases."""
+    known = Known.read(pretrain.DATA / "classes.json")
+    classes = json.loads((pretrain.DATA / "classes.json").read_text(encoding="utf-8"))
+    assert len(known.codes) == len(classes) == 1134
+    assert len(known.held_out) == 200
+    assert all(names[0] == name for name, (names, _) in known.held_out.items())
