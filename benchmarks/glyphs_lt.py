@@ -23,16 +23,13 @@ from typing import Any
 import torch
 
 from vlltr_index.classes import NewClass, add_classes
-from vlltr_index.embedding import embed_images
-from vlltr_index.encoder import Encoder
 from vlltr_index.glyphs import GlyphFiles, glyph_files
-from vlltr_index.loading import class_positions, image_set, usable_images
-from vlltr_index.losses import sampler_prior
+from vlltr_index.loading import class_positions, image_set
 from vlltr_index.recipe import load_recipe, override
 from vlltr_index.schemas.config import WorkspaceConfig
-from vlltr_index.schemas.tables import image_vectors_name
 from vlltr_index.scoring import load_scorer
 from vlltr_index.selection import select
+from vlltr_index.stages.baselines import score_fc
 from vlltr_index.stages.build_index import index_anchors
 from vlltr_index.stages.embed import embed
 from vlltr_index.stages.evaluate import training_counts
@@ -122,7 +119,7 @@ def _measure(workspace: Workspace, data: GlyphFiles) -> dict[str, Any]:
         "vl-ltr": fused.probabilities,
         "image branch": fused.by_image,
         "text branch": fused.by_text,
-        **_baseline(workspace),
+        **{row.label: row.scores for row in score_fc(workspace, snapshot, "test", test.image_ids)},
     }
     right = {name: _bits(scores.argmax(1) == labels) for name, scores in rows.items()}
     top5 = {
@@ -134,25 +131,6 @@ def _measure(workspace: Workspace, data: GlyphFiles) -> dict[str, Any]:
         "top5": top5,
         "new": {group: _new_classes(workspace, data, group) for group in ("dev", "final")},
     }
-
-
-def _baseline(workspace: Workspace) -> dict[str, torch.Tensor]:
-    commit = workspace.history.last()
-    assert commit is not None
-    from safetensors.torch import load_file
-
-    folder = workspace.object_path("checkpoints", commit.info["baseline_fc"])
-    encoder, visual = Encoder.open(folder), load_file(folder / "visual.safetensors")
-    encoder.eval()
-    with workspace.transaction("evaluate") as tx:
-        embed_images(tx, encoder, "test")
-        ids = usable_images(tx, "test", [])["image_id"].to_pylist()
-        _, features = tx.store.vectors(
-            image_vectors_name(encoder.image_fp), "vector_key", [f"{i}:0" for i in ids]
-        )
-    logits = features @ visual["weight"].T + visual["bias"]
-    prior = sampler_prior(visual["counts"], workspace.recipe.baseline.sampler_power).log().to(logits.dtype)
-    return {"image-only": logits, "image-only + logit adjustment": logits - prior}
 
 
 def _new_classes(workspace: Workspace, data: GlyphFiles, group: str) -> dict[str, Any]:

@@ -18,21 +18,37 @@ from vlltr_index.cli.context import Context, pass_context
 @click.option(
     "--bootstrap", default=1000, show_default=True, type=click.IntRange(1), help="Draws for the intervals."
 )
+@click.option(
+    "--against",
+    metavar="ROW",
+    help="Report the paired difference to this row; default: image-only + logit adjustment, where it is there.",
+)
 @pass_context
-def evaluate_command(context: Context, split: str, retrieval: str, at: int | None, bootstrap: int) -> None:
+def evaluate_command(
+    context: Context, split: str, retrieval: str, at: int | None, bootstrap: int, against: str | None
+) -> None:
     """Measure accuracy on a split: overall, many, medium, few (the release's bounds), with 95 % intervals.
 
-    Rows: both branches fused, each branch alone, and the image-only baseline if it was trained.
+    Rows: both branches fused, each branch alone, and every baseline that was trained. ECE is the expected calibration
+    error, for rows that give probabilities.
     """
-    from vlltr_index.cli.render import evaluation_table
+    from vlltr_index.cli.render import evaluation_notes, evaluation_table
     from vlltr_index.stages.evaluate import evaluate
 
     workspace = context.open()
     with context.progress() as progress:
         report = evaluate(
-            workspace, split, retrieval=retrieval, at=at, bootstrap=bootstrap, progress=progress
+            workspace,
+            split,
+            retrieval=retrieval,
+            at=at,
+            bootstrap=bootstrap,
+            progress=progress,
+            against=against,
         )
     if context.as_json:
         context.emit(asdict(report))
         return
     context.console().print(evaluation_table(report))
+    for line in evaluation_notes(report):
+        context.say(line)

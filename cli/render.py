@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vlltr_index.stages.evaluate import EvaluationReport
 
 __all__ = [
+    "evaluation_notes",
     "evaluation_table",
     "explanation_lines",
     "percent",
@@ -174,7 +175,7 @@ def explanation_lines(image: str, scores: Sequence[ClassScore]) -> list[str]:
 
 
 def evaluation_table(report: EvaluationReport) -> Table:
-    """Rows by bin with 95 % intervals, and the paired difference to the image-only row below."""
+    """Rows by bin with 95 % intervals, and the paired difference to one of them below."""
     bins = [b for b in ("overall", "many", "medium", "few", "few5", "new") if b in report.rows["vl-ltr"].top1]
     rows = []
     for name, row in report.rows.items():
@@ -182,15 +183,20 @@ def evaluation_table(report: EvaluationReport) -> Table:
             f"{percent(row.top1[b].value)} ±{50 * (row.top1[b].high - row.top1[b].low):.1f}" for b in bins
         ]
         top5 = percent(row.top5["overall"].value) if "overall" in row.top5 else "-"
-        rows.append([name, *cells, top5])
+        rows.append([name, *cells, top5, percent(report.calibration_error.get(name))])
     if report.differences:
         cells = [
             f"{100 * d.value:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
             for d in (report.differences[b] for b in bins)
         ]
-        rows.append([f"vl-ltr - {report.against}", *cells, ""])
+        rows.append([f"vl-ltr - {report.against}", *cells, "", ""])
     title = (
         f"Top-1 on {report.split}: {report.images:,} images, {report.classes:,} classes;"
         f" {report.convention} bounds (many >= 100, few <= 20)"
     )
-    return table(title, ["", *bins, "top-5"], rows)
+    return table(title, ["", *bins, "top-5", "ECE"], rows)
+
+
+def evaluation_notes(report: EvaluationReport) -> list[str]:
+    """What a reader must know of the rows, one line each."""
+    return [f"{name}: {note}" for name, note in report.notes.items()]

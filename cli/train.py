@@ -152,8 +152,23 @@ def everything(
     context.say("Trained, embedded, selected and indexed. Next: vlltr evaluate --split test")
 
 
+_BASELINES = (
+    "fc",
+    "ncm",
+    "crt",
+    "tau-norm",
+    "lws",
+    "imprint",
+    "zero-shot",
+    "knn",
+    "tip-adapter",
+    "tip-adapter-f",
+    "waffle",
+)
+
+
 @train_command.command("baseline")
-@click.argument("name", type=click.Choice(["fc"]))
+@click.argument("name", type=click.Choice([*_BASELINES, "rest"]))
 @_options
 @pass_context
 def baseline(
@@ -165,14 +180,44 @@ def baseline(
     recipe: str | None,
     overrides: tuple[str, ...],
 ) -> None:
-    """An image-only baseline: `fc` is the same visual tower with a linear layer under cross-entropy."""
+    """A baseline with the same encoder and budget; `vlltr evaluate` shows each as a row.
+
+    `fc` trains the same visual tower with a linear layer under cross-entropy. The others are made from stored
+    vectors, `rest` makes them all. From fc's tower: `ncm` (nearest class mean), `crt` (classifier trained again on
+    balanced classes), `tau-norm`, `lws` (a learned scale a class). From the workspace's encoder: `imprint` (class
+    means as weights), `zero-shot` (prompt ensemble), `knn` (votes of the nearest sentences), `tip-adapter` and
+    `tip-adapter-f` (a cache of at most 16 images a class, plain and tuned), `waffle` (random words in place of our
+    sentences). What they choose from is in the recipe's section `baselines`; split val chooses, never test.
+    """
+    workspace = context.open()
+    if name != "fc":
+        _cheap(context, workspace, name, _recipe(workspace, recipe, overrides, seed, "baselines"))
+        return
     from vlltr_index.stages.train_baseline import train_baseline_stage
 
-    workspace = context.open()
     config = _recipe(workspace, recipe, overrides, seed, "baseline").baseline
     with _training(context) as progress:
         report = train_baseline_stage(workspace, config, progress, resume=resume, processes=processes)
     _show(context, report, "vlltr evaluate --split test")
+
+
+def _cheap(context: Context, workspace: Workspace, name: str, recipe: Recipe) -> None:
+    """Make one baseline on stored vectors, or all of them, and say what was chosen."""
+    from vlltr_index.stages.baselines import CHEAP
+    from vlltr_index.stages.cheap_baselines import train_cheap_baseline
+
+    reports = []
+    for one in CHEAP if name == "rest" else (name,):
+        with context.progress() as progress:
+            reports.append(train_cheap_baseline(workspace, one, recipe.baselines, progress))
+        report = reports[-1]
+        for label, settings in report.settings.items():
+            chosen = ", ".join(f"{key} {value}" for key, value in settings.items())
+            note = f"; {report.notes[label]}" if label in report.notes else ""
+            context.say(f"{label}: {chosen}{note}: {report.digest[:16]}")
+    if context.as_json:
+        context.emit({report.name: asdict(report) for report in reports})
+    context.say("Next: vlltr evaluate --split test")
 
 
 def _show(context: Context, report: TrainReport, following: str) -> None:

@@ -19,6 +19,7 @@ __all__ = [
     "Interval",
     "accuracy_report",
     "auroc",
+    "bin_masks",
     "bins",
     "expected_calibration_error",
     "few5",

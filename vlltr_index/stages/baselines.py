@@ -29,20 +29,37 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ADJUSTED",
+    "CHEAP",
     "FC",
     "BaselineRow",
     "ScoredRow",
     "Sentences",
+    "baseline_labels",
     "fc_checkpoint",
     "load_baseline",
     "save_baseline",
     "score_baselines",
+    "score_fc",
     "sentences_of",
 ]
 
 FC = "image-only"
 ADJUSTED = "image-only + logit adjustment"
 """The strongest image-only row: what the method is compared with unless another row is named."""
+
+CHEAP = (
+    "ncm",
+    "crt",
+    "tau-norm",
+    "lws",
+    "imprint",
+    "zero-shot",
+    "knn",
+    "tip-adapter",
+    "tip-adapter-f",
+    "waffle",
+)
+"""The baselines on stored vectors, in the order of the table: seconds to minutes each."""
 
 Rule = Literal["linear", "cosine", "knn", "tip"]
 Tower = Literal["fc", "own", "start"]
@@ -150,7 +167,10 @@ def save_baseline(rows: list[BaselineRow], folder: Path) -> None:
     """Write `baseline.json` and `baseline.safetensors` into `folder`."""
     tensors, facts = {}, []
     for number, row in enumerate(rows):
-        tensors |= {f"{number}.{k}": v.detach().clone() for k, v in row.tensors.items()}
+        tensors |= {
+            f"{number}.{k}": v.detach().clone(memory_format=torch.contiguous_format)
+            for k, v in row.tensors.items()
+        }
         tensors[f"{number}.class_ids"] = row.class_ids.clone()
         plain = ("label", "rule", "tower", "checkpoint", "image_fp", "settings", "probabilities", "note")
         facts.append({name: getattr(row, name) for name in plain})
@@ -201,6 +221,22 @@ def fc_checkpoint(workspace: Workspace, snapshot: Snapshot) -> Path:
         raise MissingStepError(error.message, again) from None
 
 
+def baseline_labels(workspace: Workspace, snapshot: Snapshot) -> list[str]:
+    """Names of the rows that `score_baselines` gives, in its order.
+
+    Raises:
+        MissingStepError: If a baseline's files are gone.
+    """
+    info = snapshot.commit.info if snapshot.commit is not None else {}
+    names = []
+    if info.get("baseline_fc"):
+        adjusted = _fc_config(fc_checkpoint(workspace, snapshot))["logit_adjustment"] != 0
+        names = [FC] if adjusted else [FC, ADJUSTED]
+    for name, digest in _committed(info):
+        names += [row.label for row in load_baseline(workspace, name, digest)]
+    return names
+
+
 def score_baselines(
     workspace: Workspace,
     snapshot: Snapshot,
@@ -224,8 +260,8 @@ def score_baselines(
     info = snapshot.commit.info if snapshot.commit is not None else {}
     known: dict[str, Tensor] = {}
     if info.get("baseline_fc"):
-        yield from _fc_rows(workspace, snapshot, split, image_ids, progress)
-    for name, digest in info.get("baselines", {}).items():
+        yield from score_fc(workspace, snapshot, split, image_ids, progress)
+    for name, digest in _committed(info):
         for row in load_baseline(workspace, name, digest):
             if row.image_fp not in known:
                 known = {row.image_fp: _features(workspace, row, name, split, image_ids, progress)}
@@ -234,19 +270,34 @@ def score_baselines(
             yield ScoredRow(row.label, row.class_ids, scores, row.probabilities, note)
 
 
-def _fc_rows(
+def score_fc(
     workspace: Workspace, snapshot: Snapshot, split: str, image_ids: list[str], progress: Progress | None
 ) -> Iterator[ScoredRow]:
-    """The image-only baseline, as trained and with logit adjustment after training."""
+    """The image-only baseline, as trained and (where it was trained without) with logit adjustment after training.
+
+    Raises:
+        MissingStepError: If it was not trained, or its files are gone.
+    """
     folder = fc_checkpoint(workspace, snapshot)
     visual = load_file(folder / "visual.safetensors")
-    config = json.loads((folder / "train.json").read_text(encoding="utf-8"))["config"]
+    config = _fc_config(folder)
     features = _embedded(workspace, Encoder.open(folder), split, image_ids, progress)
     logits, ids = linear_logits(features, visual["weight"], visual["bias"]), visual["class_ids"]
     yield ScoredRow(FC, ids, logits, True, "")
     if config["logit_adjustment"] == 0:
         adjusted = adjusted_logits(logits, visual["counts"], config["sampler_power"])
         yield ScoredRow(ADJUSTED, ids, adjusted, True, "")
+
+
+def _committed(info: dict[str, Any]) -> list[tuple[str, str]]:
+    """Names and digests of the committed baselines, in the order of `CHEAP`."""
+    there = info.get("baselines", {})
+    return [(name, there[name]) for name in CHEAP if name in there]
+
+
+def _fc_config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "train.json").read_text(encoding="utf-8"))["config"]
+    return config
 
 
 def _features(

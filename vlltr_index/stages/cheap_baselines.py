@@ -8,18 +8,16 @@ from typing import TYPE_CHECKING, Any
 from vlltr_index.errors import UsageError
 from vlltr_index.stages.baseline_fits import FITS, Making
 from vlltr_index.stages.baseline_text_fits import TEXT_FITS
-from vlltr_index.stages.baselines import save_baseline
+from vlltr_index.stages.baselines import CHEAP, save_baseline
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.config import BaselinesConfig
     from vlltr_index.schemas.records import Progress
     from vlltr_index.workspace import Workspace
 
-__all__ = ["CHEAP", "BaselineReport", "train_cheap_baseline"]
+__all__ = ["BaselineReport", "train_cheap_baseline"]
 
 _ALL = {**FITS, **TEXT_FITS}
-CHEAP = tuple(_ALL)
-"""The baselines on stored vectors: seconds to minutes each."""
 
 
 @dataclass(frozen=True)

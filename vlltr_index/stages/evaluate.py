@@ -1,4 +1,4 @@
-"""`vlltr evaluate`: accuracy by many, medium and few, both branches and the baseline, from one fusion rule."""
+"""`vlltr evaluate`: accuracy by many, medium and few, the method, both branches and every baseline."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vlltr_index.embedding import embed_images
-from vlltr_index.encoder import Encoder
-from vlltr_index.errors import MissingStepError
+from vlltr_index.errors import MissingStepError, UsageError
 from vlltr_index.loading import ImageSet, class_positions, image_set, usable_images
-from vlltr_index.losses import sampler_prior
 from vlltr_index.metrics import (
     AccuracyReport,
     Interval,
@@ -23,11 +20,9 @@ from vlltr_index.metrics import (
     paired_difference,
 )
 from vlltr_index.recognizer import Recognizer
-from vlltr_index.schemas.tables import image_vectors_name
+from vlltr_index.stages.baselines import ADJUSTED, baseline_labels, score_baselines
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from vlltr_index.schemas.records import Progress
     from vlltr_index.snapshot import Snapshot
     from vlltr_index.workspace import Workspace
@@ -35,11 +30,27 @@ if TYPE_CHECKING:
 __all__ = ["EvaluationReport", "evaluate", "training_counts"]
 
 _BATCH = 512
+_METHOD = "vl-ltr"
+_BRANCHES = (_METHOD, "image branch", "text branch")
 
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """Accuracy of each row by bin, and paired differences to the strongest image-only row."""
+    """Accuracy of each row by bin, and the paired difference of the method to one of the others.
+
+    Attributes:
+        split: Which images.
+        commit: Which commit.
+        convention: The bounds of many, medium and few.
+        images: How many images.
+        classes: How many classes were to choose from.
+        retrieval: `faiss` or `exhaustive`.
+        rows: Accuracy of each row.
+        calibration_error: Expected calibration error of the rows that have probabilities.
+        differences: The method less `against`, by bin, on the same images.
+        against: The row it is compared with.
+        notes: What a reader must know of a row.
+    """
 
     split: str
     commit: int
@@ -51,6 +62,7 @@ class EvaluationReport:
     calibration_error: dict[str, float]
     differences: dict[str, Interval] = field(default_factory=dict)
     against: str | None = None
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,7 @@ class _Row:
 
     best: Tensor
     confidence: Tensor | None
+    note: str = ""
 
 
 def evaluate(
@@ -68,35 +81,69 @@ def evaluate(
     at: int | None = None,
     bootstrap: int = 1000,
     progress: Progress | None = None,
+    against: str | None = None,
 ) -> EvaluationReport:
-    """Evaluate on the stored vectors of `split` over all classes of the workspace.
+    """Evaluate on the stored vectors of `split` over all classes of the workspace, beside every committed baseline.
 
     The report is also written to `reports/evaluate-<split>-<commit>.json`.
 
+    Args:
+        workspace: What to evaluate.
+        split: Which images.
+        retrieval: `faiss` scores the classes that the index retrieves; `exhaustive` all of them.
+        at: Which commit; default the newest.
+        bootstrap: Draws for the intervals.
+        progress: Called while scoring and embedding.
+        against: The row whose paired difference to the method is reported; default: image-only with logit
+            adjustment, where it is there.
+
     Raises:
         MissingStepError: If the split is empty or not embedded, or there is no head.
+        UsageError: If there is no row `against`.
     """
     recognizer = Recognizer.open(workspace, at)
     snapshot = workspace.snapshot(at)
     assert snapshot.commit is not None
+    _check_against(workspace, snapshot, against)
     data = image_set(snapshot, split)
-    rows = _own_rows(recognizer, data, retrieval, progress)
-    baseline = snapshot.commit.info.get("baseline_fc")
-    if baseline:
-        folder = workspace.object_path("checkpoints", baseline)
-        rows |= _baseline_rows(workspace, folder, split, data.image_ids, progress)
     class_ids = recognizer.scorer.class_ids
+    labels = _labels(snapshot, class_ids, data, split)
+    rows = _own_rows(recognizer, data, retrieval, progress)
+    for scored in score_baselines(workspace, snapshot, split, data.image_ids, progress):
+        best, confidence = _top(scored.scores.softmax(1) if scored.probabilities else scored.scores)
+        rows[scored.label] = _Row(
+            scored.class_ids[best], confidence if scored.probabilities else None, scored.note
+        )
     counts = training_counts(snapshot, class_ids)
     counts[~recognizer.scorer.trained] = 0  # the classes added later are "new", with or without images
-    labels = _labels(snapshot, class_ids, data, split)
-    report = _report(rows, class_ids, labels, counts, bootstrap)
     result = EvaluationReport(
-        split, snapshot.commit.id, "release", len(labels), len(class_ids), retrieval, *report
+        split,
+        snapshot.commit.id,
+        "release",
+        len(labels),
+        len(class_ids),
+        retrieval,
+        *_report(rows, class_ids, labels, counts, bootstrap, against),
+        {name: row.note for name, row in rows.items() if row.note},
     )
     path = workspace.path / "reports" / f"evaluate-{split}-{snapshot.commit.id}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(asdict(result), indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return result
+
+
+def _check_against(workspace: Workspace, snapshot: Snapshot, against: str | None) -> None:
+    """Refuse a row to compare with that will not be there, before anything is scored.
+
+    Raises:
+        UsageError: Naming the rows there are.
+    """
+    rows = [name for name in (*_BRANCHES, *baseline_labels(workspace, snapshot)) if name != _METHOD]
+    if against is not None and against not in rows:
+        raise UsageError(
+            f"no row {against!r} to compare with",
+            f"There are: {', '.join(rows)}. Make others: vlltr train baseline NAME",
+        )
 
 
 def training_counts(snapshot: Snapshot, class_ids: Tensor) -> Tensor:
@@ -127,23 +174,20 @@ def _own_rows(
     recognizer: Recognizer, data: ImageSet, retrieval: str, progress: Progress | None
 ) -> dict[str, _Row]:
     scorer = recognizer.scorer
-    columns: dict[str, list[tuple[Tensor, Tensor]]] = {"vl-ltr": [], "image branch": [], "text branch": []}
+    columns: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in _BRANCHES}
     for start in range(0, len(data.features), _BATCH):
         part = data.features[start : start + _BATCH]
         fused, _ = recognizer.score(part, retrieval)
-        parts = {
-            "vl-ltr": fused.probabilities,
-            "image branch": fused.by_image,
-            "text branch": fused.by_text,
-        }
-        for name, column in columns.items():
-            column.append(_top(parts[name]))
+        for name, part_of in zip(
+            _BRANCHES, (fused.probabilities, fused.by_image, fused.by_text), strict=True
+        ):
+            columns[name].append(_top(part_of))
         if progress:
             progress("evaluate", min(start + _BATCH, len(data.features)), len(data.features))
     result = {}
     for name, tops in columns.items():
         best, confidence = (torch.cat(column) for column in zip(*tops, strict=True))
-        result[name] = _Row(scorer.class_ids[best], confidence if name == "vl-ltr" else None)
+        result[name] = _Row(scorer.class_ids[best], confidence)
     return result
 
 
@@ -152,32 +196,13 @@ def _top(scores: Tensor) -> tuple[Tensor, Tensor]:
     return best.indices, best.values[:, 0]
 
 
-def _baseline_rows(
-    workspace: Workspace, folder: Path, split: str, image_ids: list[str], progress: Progress | None
-) -> dict[str, _Row]:
-    """The image-only baseline, as trained and with logit adjustment after training."""
-    from safetensors.torch import load_file
-
-    encoder = Encoder.open(folder)
-    encoder.eval()
-    visual = load_file(folder / "visual.safetensors")
-    config = json.loads((folder / "train.json").read_text(encoding="utf-8"))["config"]
-    with workspace.transaction("evaluate") as tx:  # only the cache grows: no commit
-        embed_images(tx, encoder, split, progress=progress)
-        keys = [f"{i}:0" for i in image_ids]
-        _, features = tx.store.vectors(image_vectors_name(encoder.image_fp), "vector_key", keys)
-    logits = features @ visual["weight"].T + visual["bias"]
-    class_ids, plain = visual["class_ids"], logits.softmax(1)
-    rows = {"image-only": _Row(class_ids[_top(plain)[0]], _top(plain)[1])}
-    if config["logit_adjustment"] == 0:
-        prior = sampler_prior(visual["counts"], config["sampler_power"]).log().to(logits.dtype)
-        adjusted = (logits - prior).softmax(1)
-        rows["image-only + logit adjustment"] = _Row(class_ids[_top(adjusted)[0]], _top(adjusted)[1])
-    return rows
-
-
 def _report(
-    rows: dict[str, _Row], class_ids: Tensor, labels: Tensor, counts: Tensor, bootstrap: int
+    rows: dict[str, _Row],
+    class_ids: Tensor,
+    labels: Tensor,
+    counts: Tensor,
+    bootstrap: int,
+    against: str | None,
 ) -> tuple[dict[str, AccuracyReport], dict[str, float], dict[str, Interval], str | None]:
     reports, errors = {}, {}
     right = {}
@@ -187,15 +212,13 @@ def _report(
         right[name] = positions[:, 0] == labels
         if row.confidence is not None:
             errors[name] = expected_calibration_error(row.confidence, right[name])
-    against = "image-only + logit adjustment"
-    if against not in right:
+    other = against or ADJUSTED
+    if other not in right:
         return reports, errors, {}, None
     differences = {
         name: paired_difference(
-            right["vl-ltr"][torch.from_numpy(mask)],
-            right[against][torch.from_numpy(mask)],
-            resamples=bootstrap,
+            right[_METHOD][torch.from_numpy(mask)], right[other][torch.from_numpy(mask)], resamples=bootstrap
         )
         for name, mask in bin_masks(labels, counts, "release").items()
     }
-    return reports, errors, differences, against
+    return reports, errors, differences, other
