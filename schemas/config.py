@@ -196,6 +196,12 @@ class Recipe(_Config):
     baseline: BaselineConfig = BaselineConfig()
     baselines: BaselinesConfig = BaselinesConfig()
 
+    @model_validator(mode="after")
+    def _views_for_selection(self) -> Self:
+        if self.select.augmented and self.lgr.views < 2:
+            raise ValueError("select.augmented needs an augmented view of each image: lgr.views of 2 or more")
+        return self
+
 
 class WorkspaceConfig(_Config):
     """`vlltr.toml`: the format and the recipe the workspace was made with, to be edited freely."""

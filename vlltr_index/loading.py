@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ImageSet",
     "LoadedBank",
+    "augmented_view",
     "class_positions",
     "image_set",
     "image_vectors_of",
@@ -107,6 +108,21 @@ def view_suffix(view: int, augment: AugmentConfig | None = None) -> str:
         return "0"
     facts = {} if augment is None else augment.model_dump(mode="json")
     return f"{view}-{digest_json(facts)[:8]}"
+
+
+def augmented_view(snapshot: Snapshot) -> str:
+    """The suffix of the first augmented view, by the augmentation that the stored ones were made with.
+
+    Raises:
+        MissingStepError: If none have been embedded.
+    """
+    info = snapshot.commit.info if snapshot.commit is not None else {}
+    if info.get("views", 1) < 2 or "augment" not in info:
+        raise MissingStepError(
+            "the selection wants augmented views of the images (select.augmented), and there are none",
+            "Set recipe.lgr.views in vlltr.toml to 2 or more, then run: vlltr embed",
+        )
+    return view_suffix(1, AugmentConfig.model_validate(info["augment"]))
 
 
 def image_set(

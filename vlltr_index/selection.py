@@ -23,7 +23,7 @@ from vlltr_index.anchors import (
     subtract_lse,
 )
 from vlltr_index.errors import MissingStepError
-from vlltr_index.loading import usable_images
+from vlltr_index.loading import augmented_view, usable_images
 from vlltr_index.schemas.config import SelectConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.schemas.tables import ANCHORS, SENTENCE_SCORES, image_vectors_name, sentence_vectors_name
@@ -61,14 +61,12 @@ def select(workspace: Workspace, config: SelectConfig, progress: Progress | None
     """
     with workspace.transaction("select") as tx:
         text_fp, image_fp, scale = _encoder_facts(tx)
-        sentences = _sentences(tx)
+        sentences = _sentences(tx, config.mode)
         text_class = torch.from_numpy(sentences["class_id"].to_numpy().copy()).long()
-        _, text = tx.store.vectors(
-            sentence_vectors_name(text_fp), "text_hash", sentences["text_hash"].to_pylist()
-        )
+        hashes = sentences["text_hash"].to_pylist()
+        _, text = tx.store.vectors(sentence_vectors_name(text_fp), "text_hash", hashes)
         kept = score_images(tx, config)
-        keys = [f"{i}:0" for i in kept.ids]
-        _, images = tx.store.vectors(image_vectors_name(image_fp), "vector_key", keys)
+        _, images = tx.store.vectors(image_vectors_name(image_fp), "vector_key", kept.keys(kept.ids))
         if progress:
             progress("score sentences", 0, len(text))
         scores = score_sentences(text, text_class, images, kept.class_ids, scale)
@@ -76,22 +74,14 @@ def select(workspace: Workspace, config: SelectConfig, progress: Progress | None
             progress("score sentences", len(text), len(text))
         ids: list[str] = sentences["sentence_id"].to_pylist()
         chosen, ranks = select_anchors(scores.loss, text_class, ids, config.max_anchors, mode=config.mode)
-        facts = [text_fp, image_fp, scale, config.max_anchors, config.mode, sorted(ids), kept.ids]
+        facts = [text_fp, image_fp, scale, config.max_anchors, config.mode, sorted(ids), kept.digest]
         selection_id = short(digest_json(facts))
         _write_scores(tx, ids, scores, text_fp, image_fp, scale, kept.digest)
         _write_anchors(tx, selection_id, [ids[i] for i in chosen.tolist()], text_class[chosen], ranks)
         tx.set(selection_id=selection_id)
-    with_images = set(kept.class_ids.tolist())
     classes = set(text_class.tolist())
-    return SelectReport(
-        len(ids),
-        len(kept.ids),
-        len(classes),
-        len(chosen),
-        config.mode,
-        len(classes - with_images),
-        selection_id,
-    )
+    bare = len(classes - set(kept.class_ids.tolist()))
+    return SelectReport(len(ids), len(kept.ids), len(classes), len(chosen), config.mode, bare, selection_id)
 
 
 def _encoder_facts(tx: Snapshot) -> tuple[str, str, float]:
@@ -101,7 +91,8 @@ def _encoder_facts(tx: Snapshot) -> tuple[str, str, float]:
     return commit.text_fp, commit.image_fp, float(commit.info["logit_scale"])
 
 
-def _sentences(tx: Snapshot) -> pa.Table:
+def _sentences(tx: Snapshot, mode: str) -> pa.Table:
+    """Sentences of the classes in use, by class and key; for `cutoff`, in the order in which they came in."""
     classes = tx.table("classes")
     active = {
         i: name
@@ -113,7 +104,7 @@ def _sentences(tx: Snapshot) -> pa.Table:
         )
         if retired is None
     }
-    rows = tx.table("sentences", columns=["sentence_id", "text_hash", "class_id"])
+    rows = tx.table("sentences", columns=["sentence_id", "text_hash", "class_id", "position"])
     rows = rows.filter(pa.compute.is_in(rows["class_id"], pa.array(list(active), pa.int32())))
     bare = sorted(active.keys() - set(rows["class_id"].to_pylist()))
     if bare:
@@ -122,7 +113,8 @@ def _sentences(tx: Snapshot) -> pa.Table:
             f"{len(bare)} classes have no sentence: {names}",
             "Bring text for them: vlltr ingest text PATH",
         )
-    return rows.sort_by([("class_id", "ascending"), ("sentence_id", "ascending")])
+    order = ["class_id", *(["position"] if mode == "cutoff" else []), "sentence_id"]
+    return rows.sort_by([(column, "ascending") for column in order])
 
 
 def _write_scores(
@@ -191,15 +183,21 @@ class ScoreImages:
     Attributes:
         ids: Of the images [N_i].
         class_ids: int64 [N_i].
+        view: Which of their stored views counts: the plain one, "0", or an augmented one.
     """
 
     ids: list[str]
     class_ids: Tensor
+    view: str = "0"
 
     @property
     def digest(self) -> str:
         """What the stored scores name their images by."""
-        return short(digest_json(self.ids))
+        return short(digest_json(self.ids if self.view == "0" else [self.view, self.ids]))
+
+    def keys(self, ids: Sequence[str]) -> list[str]:
+        """Keys of the vectors of some of them."""
+        return [f"{i}:{self.view}" for i in ids]
 
     @cached_property
     def owner(self) -> dict[str, int]:
@@ -208,12 +206,21 @@ class ScoreImages:
 
 
 def score_images(tx: Snapshot, config: SelectConfig) -> ScoreImages:
-    """The images that sentences are to be scored against as the tables are now; no vector is read."""
+    """The images that sentences are to be scored against as the tables are now; no vector is read.
+
+    Raises:
+        MissingStepError: If the split has no images, or augmented views are asked for and none are embedded.
+    """
     rows = usable_images(tx, config.split, ["content_hash"])
+    if not rows.num_rows and config.split != "train":
+        raise MissingStepError(
+            f"sentences are selected by the images of split {config.split!r} (select.split), which has none",
+            f"Run: vlltr ingest images PATH --split {config.split}, or use --set select.split=train",
+        )
     labels = torch.from_numpy(rows["class_id"].to_numpy().copy()).long()
     kept = choose_score_images(rows["content_hash"].to_pylist(), labels, config.images_per_class)
     ids = rows["image_id"].take(pa.array(kept.numpy())).to_pylist()
-    return ScoreImages(ids, labels[kept])
+    return ScoreImages(ids, labels[kept], augmented_view(tx) if config.augmented else "0")
 
 
 def update(tx: Transaction, config: SelectConfig, before: ScoreImages, touched: set[int]) -> None:
@@ -233,7 +240,7 @@ def update(tx: Transaction, config: SelectConfig, before: ScoreImages, touched: 
         MissingStepError: If a class has no sentence, or a vector is missing.
         InputError: If no image is left to score against.
     """
-    rows = _Rows(tx, before, score_images(tx, config))
+    rows = _Rows(tx, before, score_images(tx, config), config.mode)
     scores = rows.rescored(touched)
     everything = rows.images_changed or rows.stored is None
     if everything:
@@ -258,10 +265,10 @@ def update(tx: Transaction, config: SelectConfig, before: ScoreImages, touched: 
 class _Rows:
     """The sentences of a workspace beside their stored scores and the images that came and went."""
 
-    def __init__(self, tx: Transaction, before: ScoreImages, now: ScoreImages) -> None:
+    def __init__(self, tx: Transaction, before: ScoreImages, now: ScoreImages, mode: str) -> None:
         self.tx, self.before, self.now = tx, before, now
         self.facts = _encoder_facts(tx)
-        sentences = _sentences(tx)
+        sentences = _sentences(tx, mode)
         self.ids: list[str] = sentences["sentence_id"].to_pylist()
         self.owner = torch.from_numpy(sentences["class_id"].to_numpy().copy()).long()
         self._hashes = sentences["text_hash"]
@@ -285,7 +292,7 @@ class _Rows:
     def images(self, ids: Sequence[str], dim: int) -> Tensor:
         if not ids:
             return torch.empty(0, dim)
-        keys = [f"{i}:0" for i in ids]
+        keys = self.now.keys(ids)
         return self.tx.store.vectors(image_vectors_name(self.facts[1]), "vector_key", keys)[1]
 
     def in_classes(self, classes: set[int]) -> Tensor:

@@ -60,7 +60,8 @@ def embed(
         if tx.commit is not None and _differs(tx.commit, encoder):
             tx.set(selection_id=None, head=None, index=None, fusion=None)
         tx.set(text_fp=encoder.text_fp, image_fp=encoder.image_fp)
-        tx.note(logit_scale=encoder.logit_scale, dim=encoder.dim, views=views)
+        augment = workspace.recipe.lgr.augment.model_dump(mode="json")
+        tx.note(logit_scale=encoder.logit_scale, dim=encoder.dim, views=views, augment=augment)
     return report
 
 
