@@ -50,10 +50,10 @@ def sentence_rows(ids: Iterable[int], class_id: int = 0) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=SENTENCES)
 
 
-def score_rows(ids: Iterable[int], text_fp: str = "t") -> pa.Table:
+def score_rows(ids: Iterable[int], text_fp: str = "t", image_set: str = "e") -> pa.Table:
     """Scores of the sentences `s<n>`."""
     numbers = dict.fromkeys(("scale", "lse", "last_exact_lse", "positive", "loss"), 1.0)
-    facts = {"text_fp": text_fp, "image_fp": "i", "image_set": "e", **numbers}
+    facts = {"text_fp": text_fp, "image_fp": "i", "image_set": image_set, **numbers}
     return pa.Table.from_pylist([{"sentence_id": f"s{i}", **facts} for i in ids], schema=SENTENCE_SCORES)
 
 

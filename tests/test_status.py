@@ -11,7 +11,9 @@ import pyarrow as pa
 import pytest
 from tablerows import anchor_rows, class_rows, image_rows, score_rows, sentence_rows, vector_rows
 
-from vlltr_index.schemas.config import EncoderConfig, Recipe
+from vlltr_index.errors import WorkspaceError
+from vlltr_index.schemas.config import EncoderConfig, Recipe, WorkspaceConfig
+from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.schemas.tables import (
     image_vectors,
     image_vectors_name,
@@ -21,6 +23,10 @@ from vlltr_index.schemas.tables import (
 from vlltr_index.stages.status import status
 from vlltr_index.transaction import Transaction
 from vlltr_index.workspace import Workspace
+
+SCORED = short(
+    digest_json(["train0", "train1"])
+)  # what a selection over the images of `ingest` names them by
 
 
 def image_vector_rows(ids: list[str]) -> pa.Table:
@@ -61,7 +67,7 @@ def embed(workspace: Workspace, tx: Transaction) -> None:
 
 def select(workspace: Workspace, tx: Transaction) -> None:
     """Scores for all sentences, and two anchors."""
-    tx.replace("sentence_scores", score_rows(range(3)))
+    tx.replace("sentence_scores", score_rows(range(3), image_set=SCORED))
     tx.replace("anchors", anchor_rows([0, 2]))
     tx.set(selection_id="s")
 
@@ -152,6 +158,17 @@ def more_text(workspace: Workspace, tx: Transaction) -> None:
     tx.upsert("classes", class_rows([2]))
 
 
+def more_images(workspace: Workspace, tx: Transaction) -> None:
+    """An image that has a vector, and that no sentence was scored against."""
+    tx.upsert("images", image_rows([7]))
+    tx.store.append(image_vectors_name("i"), image_vector_rows(["train7"]))
+
+
+def fewer_images(workspace: Workspace, tx: Transaction) -> None:
+    """An image that sentences were scored against goes."""
+    tx.delete("images", "image_id = 'train1'")
+
+
 def other_anchors(workspace: Workspace, tx: Transaction) -> None:
     """A selection after the index."""
     tx.upsert("anchors", anchor_rows([9]))
@@ -162,7 +179,7 @@ def other_encoder(workspace: Workspace, tx: Transaction) -> None:
     for fp, name in (("t", sentence_vectors_name), ("i", image_vectors_name)):
         tx.store.create(name(f"{fp}2"), tx.store.schema(name(fp)))
         tx.store.append(name(f"{fp}2"), tx.store.read(name(fp)))
-    tx.replace("sentence_scores", score_rows(range(3), text_fp="t2"))
+    tx.replace("sentence_scores", score_rows(range(3), text_fp="t2", image_set=SCORED))
     tx.set(text_fp="t2", image_fp="i2")
 
 
@@ -177,6 +194,16 @@ def other_encoder(workspace: Workspace, tx: Transaction) -> None:
                 "the selection is from before 1 sentence came or went",
             ),
             "vlltr ingest text PATH",
+        ),
+        (
+            more_images,
+            ("the selection is from before images that it scores against came or went",),
+            "vlltr select",
+        ),
+        (
+            fewer_images,
+            ("the selection is from before images that it scores against came or went",),
+            "vlltr select",
         ),
         (
             other_anchors,
@@ -205,7 +232,7 @@ def test_retired_classes_need_nothing(finished: Workspace) -> None:
 
     def retire(workspace: Workspace, tx: Transaction) -> None:
         tx.upsert("classes", class_rows([1], retired=[1]))
-        tx.replace("sentence_scores", score_rows(range(2)))
+        tx.replace("sentence_scores", score_rows(range(2), image_set=SCORED))
 
     commit(finished, retire)
     assert (status(finished).stale, status(finished).classes) == ((), 1)
@@ -237,3 +264,58 @@ def test_who_is_writing(finished: Workspace) -> None:
     assert report.writing is not None
     assert report.writing.startswith("`vlltr train cvlp` (process ")
     assert dict(report.lines())["now"] == f"{report.writing} is writing"
+
+
+def recommended(workspace: Workspace, model: str, image_size: int | None) -> Workspace:
+    """The workspace after its vlltr.toml was edited to another encoder."""
+    encoder = EncoderConfig(model=model, image_size=image_size)
+    recipe = workspace.recipe.model_copy(update={"encoder": encoder})
+    workspace.write_config(WorkspaceConfig(recipe=recipe))
+    return Workspace.open(workspace.path)
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "stale"),
+    [
+        ("ViT-B-16", None, ()),
+        ("ViT-B-16-quickgelu", 224, ()),
+        ("some/folder", None, ()),
+        ("RN50", None, ("the recipe's encoder is RN50, the trained one ViT-B-16 at 224 px",)),
+        (
+            "ViT-B-16",
+            384,
+            ("the recipe's encoder is ViT-B-16 at 384 px, the trained one ViT-B-16 at 224 px",),
+        ),
+    ],
+)
+def test_another_encoder_in_the_recipe(
+    finished: Workspace, model: str, size: int | None, stale: tuple[str, ...]
+) -> None:
+    """An encoder that was edited after training is named beside the trained one."""
+    facts = {"name": "ViT-B-16", "config": {"model_cfg": {"vision_cfg": {"image_size": 224}}}}
+    with finished.transaction("train cvlp") as tx:
+        tx.set(checkpoint=files(finished, "checkpoints", "encoder.json", json.dumps(facts)))
+    report = status(recommended(finished, model, size))
+    assert report.stale == stale
+    if stale:
+        assert report.next == "vlltr train cvlp"
+
+
+def test_tables_that_were_deleted(finished: Workspace) -> None:
+    """Without its tables a workspace names one of them, and what brings them back."""
+    shutil.rmtree(finished.path / "lance")
+    with pytest.raises(WorkspaceError) as error:
+        status(finished)
+    assert (
+        error.value.message == f"commit 6 names the table 'images', which is gone from {finished.store.uri}"
+    )
+    assert error.value.hint == (
+        "Bring that folder back from a backup, or make a new workspace (vlltr init DIR) and run there again what "
+        "`vlltr history` lists."
+    )
+
+
+def test_newest_vectors_may_be_gone(finished: Workspace) -> None:
+    """Vectors are caches: without them the step is to embed."""
+    finished.store.drop(sentence_vectors_name("t"))
+    assert status(finished).next == "vlltr embed"

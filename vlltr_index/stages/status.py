@@ -13,10 +13,11 @@ import pyarrow.compute as pc
 from vlltr_index.errors import WorkspaceError
 from vlltr_index.lock import writer
 from vlltr_index.rows import quote
-from vlltr_index.schemas.fingerprint import short
+from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
 
 if TYPE_CHECKING:
+    from vlltr_index.schemas.config import SelectConfig
     from vlltr_index.snapshot import Snapshot
     from vlltr_index.workspace import Kind, Workspace
 
@@ -103,7 +104,7 @@ def status(workspace: Workspace) -> StatusReport:
         *_data_steps(snapshot, images, sentences),
         *_encoder_steps(workspace, snapshot, images.get("train", 0)),
         *_vector_steps(snapshot, sentences - text_vectors, sum(images.values()) - image_vectors),
-        *_selection_steps(snapshot),
+        *_selection_steps(workspace, snapshot),
         *_head_steps(workspace, snapshot),
         *_index_steps(workspace, snapshot),
     ]
@@ -156,7 +157,8 @@ def _image_vectors(snapshot: Snapshot) -> int:
 def _encoder(workspace: Workspace, snapshot: Snapshot) -> str:
     config = workspace.recipe.encoder
     if snapshot.commit is not None and snapshot.commit.checkpoint:
-        return f"{config.model}, trained here ({short(snapshot.commit.checkpoint)})"
+        model, _ = _trained(workspace, snapshot.commit.checkpoint) or (config.model, 0)
+        return f"{model}, trained here ({short(snapshot.commit.checkpoint)})"
     return f"{config.model}, {config.pretrained}" if config.pretrained else f"{config.model}, not trained yet"
 
 
@@ -184,7 +186,30 @@ def _encoder_steps(workspace: Workspace, snapshot: Snapshot, train_images: int) 
         return [] if workspace.recipe.encoder.pretrained else [("the encoder has not been trained", command)]
     if _gone(workspace, "checkpoints", commit.checkpoint):
         return [(f"the encoder's files are gone: {short(commit.checkpoint)}", command)]
-    return []
+    asked, trained = workspace.recipe.encoder, _trained(workspace, commit.checkpoint)
+    if (
+        trained is None or "/" in asked.model or ":" in asked.model
+    ):  # a folder or a hub's name is not the model's
+        return []
+    model, size = trained
+    if _bare(model) == _bare(asked.model) and asked.image_size in (None, size):
+        return []
+    wanted = f"{asked.model} at {asked.image_size} px" if asked.image_size else asked.model
+    return [(f"the recipe's encoder is {wanted}, the trained one {model} at {size} px", command)]
+
+
+def _trained(workspace: Workspace, digest: str) -> tuple[str, int] | None:
+    """The open_clip model that a checkpoint says it is, and its image size."""
+    try:
+        facts = json.loads((workspace.object_path("checkpoints", digest) / "encoder.json").read_text("utf-8"))
+        return str(facts["name"]), int(facts["config"]["model_cfg"]["vision_cfg"]["image_size"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _bare(model: str) -> str:
+    """A model's name without its activation, which weights decide."""
+    return model.removesuffix("-quickgelu")
 
 
 def _vector_steps(snapshot: Snapshot, sentences: int, images: int) -> list[_Step]:
@@ -197,20 +222,40 @@ def _vector_steps(snapshot: Snapshot, sentences: int, images: int) -> list[_Step
     return [(f"without a vector: {' and '.join(missing)}", "vlltr embed")] if missing else []
 
 
-def _selection_steps(snapshot: Snapshot) -> list[_Step]:
+def _selection_steps(workspace: Workspace, snapshot: Snapshot) -> list[_Step]:
     commit = snapshot.commit
     if commit is None or not commit.text_fp:
         return []
     if not commit.selection_id:
         return [("no anchor sentences have been selected", "vlltr select")]
-    scored = snapshot.table("sentence_scores", ["sentence_id"], f"text_fp = {quote(commit.text_fp)}")
+    fits = f"text_fp = {quote(commit.text_fp)}"
+    scored = snapshot.table("sentence_scores", ["sentence_id", "image_set"], fits)
     texts = snapshot.table("sentences", ["sentence_id", "class_id"])
     used = pc.is_in(texts["class_id"], value_set=pa.array(snapshot.class_table().ids, pa.int32()))
     there = texts.filter(used)["sentence_id"].to_pylist()
     changed = len(set(there) ^ set(scored["sentence_id"].to_pylist()))
     if changed:
         return [(f"the selection is from before {_many(changed, 'sentence')} came or went", "vlltr select")]
+    config = workspace.recipe.select
+    by_plain_views = not config.augmented  # the others' name depends on the augmentation too
+    if by_plain_views and set(scored["image_set"].to_pylist()) - {_image_set(snapshot, config)}:
+        return [("the selection is from before images that it scores against came or went", "vlltr select")]
     return []
+
+
+def _image_set(snapshot: Snapshot, config: SelectConfig) -> str:
+    """What a selection made now would name its images by: those of each class with the smallest content hashes."""
+    where = f"split = {quote(config.split)} AND class_id IS NOT NULL AND problem IS NULL"
+    rows = snapshot.table("images", ["class_id", "content_hash", "image_id"], where)
+    order = [(column, "ascending") for column in ("class_id", "content_hash", "image_id")]
+    kept: list[str] = []
+    counts: Counter[int] = Counter()
+    ordered = rows.sort_by(order)
+    for owner, image in zip(ordered["class_id"].to_pylist(), ordered["image_id"].to_pylist(), strict=True):
+        counts[owner] += 1
+        if counts[owner] <= config.images_per_class:
+            kept.append(image)
+    return short(digest_json(kept))
 
 
 def _head_steps(workspace: Workspace, snapshot: Snapshot) -> list[_Step]:
