@@ -30,9 +30,9 @@ from vlltr_index.schemas.tables import image_vectors_name
 from vlltr_index.stages.baselines import BaselineRow, Rule, Tower, fc_checkpoint
 
 if TYPE_CHECKING:
-    from vlltr_index.schemas.config import BaselinesConfig
+    from vlltr_index.schemas.baselines import BaselinesConfig
     from vlltr_index.schemas.records import Progress
-    from vlltr_index.transaction import Transaction
+    from vlltr_index.snapshot import Snapshot
     from vlltr_index.workspace import Workspace
 
 __all__ = ["FITS", "Making", "TowerData", "choose", "own_data", "tower_data"]
@@ -46,7 +46,7 @@ class Making:
     """What every fit is given."""
 
     workspace: Workspace
-    tx: Transaction
+    snapshot: Snapshot
     config: BaselinesConfig
     progress: Progress | None
 
@@ -144,14 +144,16 @@ def tower_data(
 
 
 def _split(making: Making, encoder: Encoder, split: str) -> tuple[list[str], Tensor, Tensor]:
-    embed_images(making.tx, encoder, split, progress=making.progress)
-    rows = usable_images(making.tx, split, [])
+    with making.workspace.transaction("embed for a baseline") as tx:  # the cache grows; no commit, as a rule
+        embed_images(tx, encoder, split, progress=making.progress)
+    now = making.workspace.snapshot()  # without what turned out to be unreadable
+    rows = usable_images(now, split, [])
     ids: list[str] = rows["image_id"].to_pylist()
     owner = torch.from_numpy(rows["class_id"].to_numpy().copy()).long()
     if not ids:
         return ids, owner, torch.empty(0, encoder.dim)
     name = image_vectors_name(encoder.image_fp)
-    return ids, owner, making.tx.store.vectors(name, "vector_key", [f"{i}:0" for i in ids])[1]
+    return ids, owner, now.store.vectors(name, "vector_key", [f"{i}:0" for i in ids])[1]
 
 
 def own_data(making: Making, class_ids: Tensor | None = None) -> TowerData:
@@ -160,8 +162,8 @@ def own_data(making: Making, class_ids: Tensor | None = None) -> TowerData:
     Raises:
         MissingStepError: If it has no weights yet, or there are no training images.
     """
-    encoder = open_encoder(making.workspace, making.tx)
-    checkpoint = making.tx.commit.checkpoint if making.tx.commit is not None else None
+    encoder = open_encoder(making.workspace, making.snapshot)
+    checkpoint = making.snapshot.commit.checkpoint if making.snapshot.commit is not None else None
     return tower_data(making, encoder, "own", checkpoint, class_ids)
 
 
@@ -171,12 +173,12 @@ def _fc_data(making: Making) -> tuple[TowerData, Tensor, Tensor]:
     Raises:
         MissingStepError: If the fc baseline has not been trained.
     """
-    folder = fc_checkpoint(making.workspace, making.tx)
+    folder = fc_checkpoint(making.workspace, making.snapshot)
     visual = load_file(folder / "visual.safetensors")
-    owner = torch.from_numpy(usable_images(making.tx, "train", [])["class_id"].to_numpy().copy()).long()
+    owner = torch.from_numpy(usable_images(making.snapshot, "train", [])["class_id"].to_numpy().copy()).long()
     rows = torch.isin(visual["class_ids"], owner)
-    assert making.tx.commit is not None
-    digest = making.tx.commit.info["baseline_fc"]
+    assert making.snapshot.commit is not None
+    digest = making.snapshot.commit.info["baseline_fc"]
     data = tower_data(making, Encoder.open(folder), "fc", digest, visual["class_ids"][rows])
     return data, visual["weight"][rows], visual["bias"][rows]
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vlltr_index.baselines import class_means, cosine_logits, knn_sentence_logits
+from vlltr_index.baselines import HeadTraining, class_means, cosine_logits, knn_sentence_logits
 from vlltr_index.baselines_text import (
-    HeadTraining,
     TipCache,
     choose_tip,
     first_of_each_class,
@@ -39,9 +38,10 @@ _WORD = re.compile(r"[a-z]{3,}")
 
 def _vectors(making: Making, encoder: Encoder, sentences: Sentences) -> Tensor:
     """Stored vectors of the sentences, embedded where they lack; float32 [N_t, D], unnormalised."""
-    embed_sentences(making.tx, encoder, sentences.hashes, sentences.texts, making.progress)
+    with making.workspace.transaction("embed for a baseline") as tx:  # only the cache grows: no commit
+        embed_sentences(tx, encoder, sentences.hashes, sentences.texts, making.progress)
     name = sentence_vectors_name(encoder.text_fp)
-    return making.tx.store.vectors(name, "text_hash", sentences.hashes)[1]
+    return making.snapshot.store.vectors(name, "text_hash", sentences.hashes)[1]
 
 
 def _ensemble(making: Making, encoder: Encoder, sentences: Sentences) -> tuple[Tensor, str]:
@@ -66,7 +66,7 @@ def _ensemble(making: Making, encoder: Encoder, sentences: Sentences) -> tuple[T
 
 
 def _zero_shot(making: Making) -> list[BaselineRow]:
-    sentences = sentences_of(making.tx)
+    sentences = sentences_of(making.snapshot)
     data = own_data(making, sentences.class_ids)
     weight, note = _ensemble(making, data.encoder, sentences)
     rows = [
@@ -93,7 +93,7 @@ def _zero_shot(making: Making) -> list[BaselineRow]:
 
 
 def _knn(making: Making) -> list[BaselineRow]:
-    sentences = sentences_of(making.tx)
+    sentences = sentences_of(making.snapshot)
     data = own_data(making, sentences.class_ids)
     vectors, classes = _vectors(making, data.encoder, sentences), len(sentences.class_ids)
     k, _, facts = choose(
@@ -129,7 +129,7 @@ def _tip_adapter_f(making: Making) -> list[BaselineRow]:
 
 
 def _tip_data(making: Making) -> tuple[TowerData, Tensor, str]:
-    sentences = sentences_of(making.tx)
+    sentences = sentences_of(making.snapshot)
     data = own_data(making, sentences.class_ids)
     return data, *_ensemble(making, data.encoder, sentences)
 
@@ -168,21 +168,21 @@ def _stored_views(making: Making, data: TowerData, places: Tensor) -> Tensor:
 
     A plain view would meet itself among the keys, so it takes no part where there are others.
     """
-    commit, augment = making.tx.commit, making.workspace.recipe.lgr.augment
+    commit, augment = making.snapshot.commit, making.workspace.recipe.lgr.augment
     stored = int(commit.info.get("views", 1)) if commit is not None else 1
     ids = [data.image_ids[i] for i in places.tolist()]
     name, found = image_vectors_name(data.encoder.image_fp), []
     for view in range(1, stored):
         keys = [f"{i}:{view_suffix(view, augment)}" for i in ids]
         try:
-            found.append(making.tx.store.vectors(name, "vector_key", keys)[1])
+            found.append(making.snapshot.store.vectors(name, "vector_key", keys)[1])
         except MissingStepError:
             break
     return torch.stack(found) if found else data.features[places][None]
 
 
 def _waffle(making: Making) -> list[BaselineRow]:
-    bank = load_bank(making.tx).bank
+    bank = load_bank(making.snapshot).bank
     data = own_data(making, bank.class_ids)
     counts = bank.offsets.diff()
     weights = [_waffle_prototypes(making, data, counts, seed) for seed in range(making.config.waffle_seeds)]
@@ -208,8 +208,8 @@ def _waffle(making: Making) -> list[BaselineRow]:
 
 def _waffle_prototypes(making: Making, data: TowerData, counts: Tensor, seed: int) -> Tensor:
     """Means [C, D] of as many meaningless sentences of each class as it has anchors, int64 [C]."""
-    recipe, names = making.workspace.recipe, making.tx.class_table().names
-    words = sorted({w for t in sentences_of(making.tx).texts for w in _WORD.findall(t.lower())})
+    recipe, names = making.workspace.recipe, making.snapshot.class_table().names
+    words = sorted({w for t in sentences_of(making.snapshot).texts for w in _WORD.findall(t.lower())})
     noise = waffle_noise(words, int(counts.max()), making.config.seed * 1000 + seed)
     template = (DEFAULT_PROMPTS if recipe.prompts is None else recipe.prompts or ("{}",))[0]
     prompts = [class_prompts(names[i], [template])[0].text for i in data.class_ids.tolist()]

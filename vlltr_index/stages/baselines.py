@@ -165,7 +165,8 @@ def sentences_of(snapshot: Snapshot, class_ids: Tensor | None = None) -> Sentenc
 
 def save_baseline(rows: list[BaselineRow], folder: Path) -> None:
     """Write `baseline.json` and `baseline.safetensors` into `folder`."""
-    tensors, facts = {}, []
+    tensors: dict[str, Tensor] = {}
+    facts: list[dict[str, Any]] = []
     for number, row in enumerate(rows):
         tensors |= {
             f"{number}.{k}": v.detach().clone(memory_format=torch.contiguous_format)

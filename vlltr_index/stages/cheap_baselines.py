@@ -11,7 +11,7 @@ from vlltr_index.stages.baseline_text_fits import TEXT_FITS
 from vlltr_index.stages.baselines import CHEAP, save_baseline
 
 if TYPE_CHECKING:
-    from vlltr_index.schemas.config import BaselinesConfig
+    from vlltr_index.schemas.baselines import BaselinesConfig
     from vlltr_index.schemas.records import Progress
     from vlltr_index.workspace import Workspace
 
@@ -34,7 +34,7 @@ class BaselineReport:
 def train_cheap_baseline(
     workspace: Workspace, name: str, config: BaselinesConfig, progress: Progress | None = None
 ) -> BaselineReport:
-    """Make one of the baselines on stored vectors, and commit it under its name.
+    """Make one of the baselines on stored vectors, and commit it under its name; others may write meanwhile.
 
     Args:
         workspace: Where images, sentences and towers are.
@@ -48,8 +48,8 @@ def train_cheap_baseline(
     """
     if name not in _ALL:
         raise UsageError(f"no baseline {name!r}", f"There are: fc, {', '.join(CHEAP)}.")
+    rows = _ALL[name](Making(workspace, workspace.snapshot(), config, progress))
     with workspace.transaction(f"train baseline {name}") as tx:
-        rows = _ALL[name](Making(workspace, tx, config, progress))
         digest = workspace.put_object("heads", lambda path: save_baseline(rows, path))
         there = tx.commit.info.get("baselines", {}) if tx.commit is not None else {}
         tx.note(baselines={**there, name: digest})
