@@ -1,0 +1,255 @@
+"""Tests of search by concept: images by a text, sentences by an image or a text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lancedb.rerankers import RRFReranker
+from PIL import Image
+from test_cli import run
+from torch.nn import functional as F
+
+from vlltr_index.encoder import Encoder
+from vlltr_index.errors import InputError, MissingStepError, UnknownClassError, UsageError
+from vlltr_index.loading import image_set, open_encoder
+from vlltr_index.schemas.config import Recipe, WorkspaceConfig
+from vlltr_index.schemas.tables import sentence_vectors_name
+from vlltr_index.search import fuse_ranks, is_image_path, nearest, search_images, search_sentences
+from vlltr_index.store import Store
+from vlltr_index.workspace import Workspace
+
+
+@given(
+    st.lists(st.tuples(st.integers(-2, 2), st.integers(-2, 2)), min_size=1, max_size=30),
+    st.integers(1, 8),
+    st.integers(1, 12),
+    st.data(),
+)
+def test_nearest_is_what_sorting_everything_finds(
+    vectors: list[tuple[int, int]], batch: int, top: int, data: st.DataObject
+) -> None:
+    """By batches as all at once, ties by key; keys that are not allowed do not count."""
+    keys = [f"k{i:02}" for i in range(len(vectors))]
+    allowed = data.draw(st.lists(st.sampled_from(keys), unique=True))
+    matrix = torch.tensor(vectors, dtype=torch.float32)
+    query = torch.tensor([1.0, 0.5])
+    batches = [(pa.array(keys[i : i + batch]), matrix[i : i + batch]) for i in range(0, len(keys), batch)]
+    found, compared = nearest(batches, query, pa.array(allowed, pa.string()), top)
+    cosines = {
+        k: float(F.normalize(v, dim=0) @ F.normalize(query, dim=0)) for k, v in zip(keys, matrix, strict=True)
+    }
+    naive = sorted(allowed, key=lambda k: (-round(cosines[k], 5), k))[:top]
+    assert compared == len(allowed)
+    assert [round(score, 5) for _, score in found] == [
+        pytest.approx(round(cosines[k], 5), abs=2e-5) for k in naive
+    ]
+    assert len({key for key, _ in found}) == len(naive)
+
+
+def test_equal_similarities_go_by_key() -> None:
+    """However the rows are batched."""
+    keys, vectors = pa.array(["b", "a", "c"]), torch.ones(3, 2)
+    for batches in ([(keys, vectors)], [(keys[i : i + 1], vectors[:1]) for i in range(3)]):
+        assert [k for k, _ in nearest(batches, torch.ones(2), keys, 2)[0]] == ["a", "b"]
+
+
+@given(st.permutations(range(6)), st.permutations(range(6)), st.integers(0, 6), st.integers(0, 6))
+def test_fusion_is_lancedbs(one: list[int], other: list[int], first: int, second: int) -> None:
+    """Reciprocal rank fusion gives the scores that LanceDB's own reranker gives."""
+    left, right = one[:first], other[:second]
+    fused = fuse_ranks([str(i) for i in left], [str(i) for i in right])
+    if not left or not right:
+        assert set(fused) == {str(i) for i in (*left, *right)}
+        return
+    tables = [pa.table({"_rowid": pa.array(ids, pa.uint64()), column: [0.0] * len(ids)})
+              for ids, column in ((left, "_distance"), (right, "_score"))]  # fmt: skip
+    ranked = RRFReranker().rerank_hybrid("x", *tables)
+    theirs = dict(zip(ranked["_rowid"].to_pylist(), ranked["_relevance_score"].to_pylist(), strict=True))
+    assert {int(k): v for k, v in fused.items()} == pytest.approx(theirs, abs=1e-7)
+
+
+@pytest.mark.parametrize("words", ['"', "a:b AND (", "*", "text:'x' OR 1=1", "é\u200d", "the of"])
+def test_full_text_takes_any_words(words: str) -> None:
+    """What a user types is words, never a query language."""
+    store = Store("memory://")
+    rows = pa.table({"key": ["1", "2"], "text": ["a round fish", "a long bird"]})
+    store.create("texts", rows.schema)
+    store.append("texts", rows)
+    assert store.full_text("texts", "text", words, 5).num_rows == 0
+    assert store.full_text("texts", "text", f"{words} FISH", 5)["key"].to_pylist() == ["1"]
+
+
+def test_images_nearest_to_a_text(trained_once: Path) -> None:
+    """The stored vectors, all compared: the same as by one matrix product."""
+    workspace = Workspace.open(trained_once)
+    snapshot = workspace.snapshot()
+    found = search_images(workspace, "a round shape", split="test", top=7)
+    stored = image_set(snapshot, "test")
+    query = open_encoder(workspace, snapshot).encode_texts(["a round shape"])[0]
+    cosines = F.normalize(stored.features, dim=1) @ F.normalize(query, dim=0)
+    assert [h.similarity for h in found.hits] == pytest.approx(
+        cosines.sort(descending=True).values[:7].tolist(), abs=1e-6
+    )
+    assert found.searched == len(stored.image_ids)
+    assert found.without_vector == 0
+    assert found.base is None
+    classes = dict(zip(stored.image_ids, stored.class_ids.tolist(), strict=True))
+    assert all(classes[h.image_id] == h.class_id and h.split == "test" for h in found.hits)
+    everywhere = search_images(workspace, "a round shape", top=3)
+    assert everywhere.searched > found.searched
+
+
+def test_searches_that_cannot_be(tmp_path: Path, trained_once: Path, workspace: Workspace) -> None:
+    """Each says what to do instead."""
+    trained = Workspace.open(trained_once)
+    with pytest.raises(UsageError, match="the text is empty"):
+        search_images(trained, "  ")
+    with pytest.raises(UsageError, match="no images in split 'dev'; there are test, train, val"):
+        search_images(trained, "x", split="dev")
+    with pytest.raises(UsageError, match="the recipe starts vlltr-tiny from random weights"):
+        search_images(trained, "x", compare=True)
+    with pytest.raises(MissingStepError, match="there are no images"):
+        search_images(workspace, "x")
+    with pytest.raises(MissingStepError, match="there are no sentences"):
+        search_sentences(workspace, "x")
+    with pytest.raises(UnknownClassError, match="no class 'nothing'"):
+        search_sentences(trained, "x", class_name="nothing")
+    with pytest.raises(UsageError, match="an image has no words"):
+        search_sentences(trained, "x.png", hybrid=True, is_image=True)
+    with pytest.raises(InputError, match=r"no such file: none\.PNG"):
+        is_image_path("none.PNG")
+    assert not is_image_path("a spotted texture")
+
+
+def test_comparing_with_the_encoder_before_training(tmp_path: Path, trained: Workspace) -> None:
+    """The starting encoder's own vectors are made once, without a commit, and are another ranking."""
+    base = Encoder.scratch("vlltr-tiny", ["a round shape with a stroke"], seed=5)
+    base.save(tmp_path / "base")
+    encoder = trained.recipe.encoder.model_copy(update={"pretrained": str(tmp_path / "base")})
+    trained.write_config(WorkspaceConfig(recipe=trained.recipe.model_copy(update={"encoder": encoder})))
+    commits = trained.history.ids()
+    steps: list[str] = []
+    found = search_images(
+        trained,
+        "a round shape",
+        split="val",
+        top=5,
+        compare=True,
+        progress=lambda step, done, total: steps.append(step),
+    )
+    assert set(steps) == {"embed val images"}
+    assert found.base is not None
+    assert len(found.base) == 5
+    assert [h.similarity for h in found.base] != [h.similarity for h in found.hits]
+    assert found.hits == search_images(trained, "a round shape", split="val", top=5).hits
+    steps.clear()
+    again = search_images(
+        trained,
+        "a round shape",
+        split="val",
+        top=5,
+        compare=True,
+        progress=lambda step, done, total: steps.append(step),
+    )
+    assert (again, steps) == (found, [])
+    assert trained.history.ids() == commits
+
+
+def test_comparing_before_training(tmp_path: Path) -> None:
+    """With weights and no training both would be the same."""
+    base = Encoder.scratch("vlltr-tiny", ["a round shape"], seed=5)
+    base.save(tmp_path / "base")
+    recipe = Recipe.model_validate(
+        {
+            "name": "x",
+            "encoder": {"model": "vlltr-tiny", "pretrained": str(tmp_path / "base")},
+            "prompts": ["a {}."],
+        }
+    )
+    from vlltr_index.stages.ingest import ingest_images
+
+    workspace = Workspace.create(tmp_path / "ws", recipe)
+    (tmp_path / "images" / "dot").mkdir(parents=True)
+    Image.new("RGB", (32, 32), "black").save(tmp_path / "images" / "dot" / "1.png")
+    ingest_images(workspace, tmp_path / "images", "train")
+    with pytest.raises(UsageError, match="vlltr-tiny has not been trained here"):
+        search_images(workspace, "x", compare=True)
+    with pytest.raises(MissingStepError, match="no image has been embedded"):
+        search_images(workspace, "x")
+
+
+def test_sentences_nearest_to_an_image(trained_once: Path, pictures: Path) -> None:
+    """All stored sentence vectors are compared with the image's."""
+    workspace = Workspace.open(trained_once)
+    snapshot = workspace.snapshot()
+    found = search_sentences(workspace, str(pictures / "known-0.png"), top=6, is_image=True)
+    encoder = open_encoder(workspace, snapshot).eval()
+    with Image.open(pictures / "known-0.png") as image, torch.no_grad():
+        query = encoder.encode_pixels(encoder.preprocess(image.convert("RGB")).unsqueeze(0))[0]
+    rows = snapshot.table("sentences").to_pylist()
+    hashes = sorted({r["text_hash"] for r in rows})
+    _, vectors = workspace.store.vectors(sentence_vectors_name(encoder.text_fp), "text_hash", hashes)
+    cosines = F.normalize(vectors, dim=1) @ F.normalize(query, dim=0)
+    by_hash = dict(zip(hashes, cosines.tolist(), strict=True))
+    naive = sorted((by_hash[r["text_hash"]] for r in rows), reverse=True)[:6]
+    assert [h.similarity for h in found.hits] == pytest.approx(naive, abs=1e-5)
+    assert (found.kind, found.hybrid, found.searched) == ("image", False, len(hashes))
+    assert all(h.by_words is None and h.by_vector is None for h in found.hits)
+
+
+def test_hybrid_search_knows_words_that_the_encoder_does_not(trained: Workspace) -> None:
+    """A sentence with a rare word is found by it; alone by vectors it is not, and by class only that class's."""
+    from vlltr_index.stages.embed import embed
+    from vlltr_index.stages.ingest import ingest_text
+
+    names = trained.snapshot().class_table().names
+    file = trained.path.parent / "more.json"
+    file.write_text(json.dumps({names[0]: ["Zyxomma is what the catalogue calls it."]}), encoding="utf-8")
+    ingest_text(trained, file, prompts=False)
+    embed(trained)
+    found = search_sentences(trained, "zyxomma", top=3)
+    assert found.hybrid
+    top = next(h for h in found.hits if h.by_words == 1)
+    assert (top.class_name, top.source) == (names[0], "more.json")
+    assert search_sentences(trained, "zyxomma", top=3, hybrid=False).hits[0].by_words is None
+    only = search_sentences(trained, "the catalogue", class_name=names[0], top=500)
+    assert {h.class_name for h in only.hits} == {names[0]}
+    assert len({h.sentence_id for h in only.hits}) == len(only.hits)
+
+
+def test_the_commands(
+    capsys: pytest.CaptureFixture[str], trained_once: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """Lines for people, JSON for programs, a sheet for looking at; wrong endings are refused before any work."""
+    args = ("-w", trained_once, "search", "images", "a round shape", "--split", "test", "--top", "4")
+    code, out, _ = run(capsys, *args, "--out", tmp_path / "sheet.png")
+    assert (code, len(out.splitlines())) == (0, 5)
+    assert out.splitlines()[-1] == f"Wrote {tmp_path / 'sheet.png'}."
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.format == "PNG"
+    code, out, _ = run(capsys, "-w", trained_once, "--json", *args[2:])
+    report = json.loads(out)
+    assert (code, len(report["hits"]), report["sheet"], report["base"]) == (0, 4, None, None)
+    code, out, err = run(capsys, *args, "--out", "sheet.gif")
+    assert (code, out) == (2, "")
+    assert "a sheet is written as .png, .jpg, .jpeg, .webp; 'sheet.gif' ends otherwise" in err
+    code, out, err = run(capsys, *args, "--compare")
+    assert (code, out) == (2, "")
+    assert "--compare has nothing to compare with" in err
+    code, out, _ = run(
+        capsys, "-w", trained_once, "search", "sentences", pictures / "known-0.png", "--top", "3"
+    )
+    assert (code, len(out.splitlines())) == (0, 3)
+    code, out, _ = run(capsys, "-w", trained_once, "search", "sentences", "round", "--top", "2")
+    assert code == 0
+    assert "words" in out.splitlines()[0]
+    code, out, _ = run(capsys, "-w", trained_once, "--json", "search", "sentences", "round", "--no-hybrid")
+    assert (code, json.loads(out)["hybrid"]) == (0, False)
+    code, _, err = run(capsys, "-w", trained_once, "search", "sentences", "gone.png")
+    assert (code, "no such file: gone.png" in err) == (1, True)
