@@ -1,0 +1,26 @@
+"""What the processes of `launch` do in tests; a module of its own that imports little, so that they start fast."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from vlltr_index.errors import VlltrError
+from vlltr_index.train.distributed import by_first, world
+
+
+def work(marks: Path, what: str, progress: Callable[..., None] | None) -> tuple[int, int]:
+    """Leave a mark, report progress, fail as `what` says, and give a number of the first process."""
+    rank, processes = world()
+    (marks / f"{what}-{rank}").touch()
+    if progress is not None:
+        progress("work", 1, 2)
+    if what == "killed" and rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "one" and rank == 1:
+        raise VlltrError("the second one's trouble", "its remedy")
+    if what == "crash":
+        by_first(lambda: {}["a bug"])
+    return by_first(lambda: rank + 10), processes
