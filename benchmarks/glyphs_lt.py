@@ -45,7 +45,7 @@ RECIPE = "glyphs_lt/ours"
 
 def run(seed: int, folder: Path) -> None:
     """Train and evaluate one seed; a step that is done is not done again."""
-    data, seconds = glyph_files(), _Clock(folder / f"seconds-{seed}.json")
+    data, seconds = glyph_files(), Clock(folder / f"seconds-{seed}.json")
     recipe = override(load_recipe(RECIPE), (f"cvlp.seed={seed}", f"lgr.seed={seed}", f"baseline.seed={seed}"))
     path = folder / f"seed-{seed}"
     workspace = Workspace.open(path) if (path / "vlltr.toml").exists() else Workspace.create(path, recipe)
@@ -76,14 +76,7 @@ def run(seed: int, folder: Path) -> None:
         "recipe": recipe.model_dump(mode="json"),
         "protocol": recipe.protocol,
         "dataset": json.loads((data.folder / "manifest.json").read_text(encoding="utf-8"))["content_sha256"],
-        "versions": {
-            n: version(n) for n in ("torch", "open_clip_torch", "lancedb", "faiss-cpu", "vlltr-index")
-        },
-        "machine": {
-            "system": platform.platform(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-        },
+        **surroundings(),
         "seconds": seconds.values,
         **_measure(workspace, data),
     }
@@ -91,14 +84,27 @@ def run(seed: int, folder: Path) -> None:
     (RESULTS / f"glyphs_lt-{seed}.json").write_text(json.dumps(result, sort_keys=True, indent=1) + "\n")
 
 
-class _Clock:
+def surroundings() -> dict[str, Any]:
+    """Versions of the libraries, and the machine."""
+    names = ("torch", "open_clip_torch", "lancedb", "faiss-cpu", "vlltr-index")
+    return {
+        "versions": {n: version(n) for n in names},
+        "machine": {
+            "system": platform.platform(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+    }
+
+
+class Clock:
     """Wall seconds of each step, kept in a file beside the run."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.values: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
 
-    def __call__(self, name: str) -> _Clock:
+    def __call__(self, name: str) -> Clock:
         self._name, self._start = name, time.monotonic()
         return self
 
@@ -121,9 +127,9 @@ def _measure(workspace: Workspace, data: GlyphFiles) -> dict[str, Any]:
         "text branch": fused.by_text,
         **{row.label: row.scores for row in score_fc(workspace, snapshot, "test", test.image_ids)},
     }
-    right = {name: _bits(scores.argmax(1) == labels) for name, scores in rows.items()}
+    right = {name: bits(scores.argmax(1) == labels) for name, scores in rows.items()}
     top5 = {
-        name: _bits((scores.topk(5, 1).indices == labels[:, None]).any(1)) for name, scores in rows.items()
+        name: bits((scores.topk(5, 1).indices == labels[:, None]).any(1)) for name, scores in rows.items()
     }
     return {
         "counts": counts[labels].tolist(),
@@ -151,14 +157,15 @@ def _new_classes(workspace: Workspace, data: GlyphFiles, group: str) -> dict[str
     best = scorer.class_ids[chances.topk(5, 1).indices]
     shutil.rmtree(copy)
     return {
-        "right": _bits(best[:, 0] == new.class_ids),
-        "top5": _bits((best == new.class_ids[:, None]).any(1)),
-        "old_before": _bits(before),
-        "old_after": _bits(after),
+        "right": bits(best[:, 0] == new.class_ids),
+        "top5": bits((best == new.class_ids[:, None]).any(1)),
+        "old_before": bits(before),
+        "old_after": bits(after),
     }
 
 
-def _bits(values: torch.Tensor) -> str:
+def bits(values: torch.Tensor) -> str:
+    """Booleans as a text of ones and zeros."""
     return "".join("1" if v else "0" for v in values.tolist())
 
 

@@ -30,7 +30,7 @@ def write() -> None:
             "name": name,
             "epochs": runs[0]["recipe"]["baseline"]["epochs"],
             "seeds": len(runs),
-            "top1": {b: round(float(np.mean([_mean(r, name, b) for r in runs])), 4) for b in BINS},
+            "top1": {b: round(float(np.mean([mean(r, name, b) for r in runs])), 4) for b in BINS},
         }
         for name in ("image-only", AGAINST)
     ]
@@ -57,10 +57,10 @@ def generated(runs: Sequence[dict[str, Any]]) -> str:
         "| --- |" + " --- |" * (len(BINS) + 1),
     ]
     for name in runs[0]["right"]:
-        cells = [_spread([_mean(r, name, b) for r in runs]) for b in BINS]
-        top5 = _spread([float(_bits(r["top5"][name]).mean()) for r in runs])
+        cells = [spread([mean(r, name, b) for r in runs]) for b in BINS]
+        top5 = spread([float(bits(r["top5"][name]).mean()) for r in runs])
         lines.append(f"| {name} | " + " | ".join([*cells, top5]) + " |")
-    cells = [_difference(runs, b) for b in BINS]
+    cells = [difference(runs, b) for b in BINS]
     lines += [
         f"| **vl-ltr less {AGAINST}**, paired bootstrap 95 % | " + " | ".join(cells) + " | |",
         "",
@@ -73,11 +73,11 @@ def generated(runs: Sequence[dict[str, Any]]) -> str:
     for group, label in (("dev", "100 for development"), ("final", "100 for final figures")):
         found = [r["new"][group] for r in runs]
         values = [
-            [float(_bits(f[k]).mean()) for f in found] for k in ("right", "top5", "old_before", "old_after")
+            [float(bits(f[k]).mean()) for f in found] for k in ("right", "top5", "old_before", "old_after")
         ]
         change = [a - b for a, b in zip(values[3], values[2], strict=True)]
         lines.append(
-            f"| {label} | " + " | ".join(_spread(v) for v in values) + f" | {_spread(change, signed=True)} |"
+            f"| {label} | " + " | ".join(spread(v) for v in values) + f" | {spread(change, signed=True)} |"
         )
     lines += ["", "Seconds a step, one thread, two runs side by side:", ""]
     names = list(runs[0]["seconds"])
@@ -88,11 +88,13 @@ def generated(runs: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _bits(text: str) -> Bits:
+def bits(text: str) -> Bits:
+    """Ones and zeros as numbers, [N]."""
     return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.float64) - ord("0")
 
 
-def _mask(run: dict[str, Any], name: str) -> NDArray[np.bool_]:
+def mask(run: dict[str, Any], name: str) -> NDArray[np.bool_]:
+    """The images of one bin, bool [N]."""
     counts = np.asarray(run["counts"])
     masks = {
         "overall": counts >= 0,
@@ -104,20 +106,22 @@ def _mask(run: dict[str, Any], name: str) -> NDArray[np.bool_]:
     return masks[name]
 
 
-def _mean(run: dict[str, Any], row: str, name: str) -> float:
-    return float(_bits(run["right"][row])[_mask(run, name)].mean())
+def mean(run: dict[str, Any], row: str, name: str) -> float:
+    """Share of a bin's images that a row has right."""
+    return float(bits(run["right"][row])[mask(run, name)].mean())
 
 
-def _spread(values: Sequence[float], signed: bool = False) -> str:
+def spread(values: Sequence[float], signed: bool = False) -> str:
+    """Mean in per cent, and the standard deviation over the seeds where there are several."""
     shown = f"{100 * np.mean(values):{'+' if signed else ''}.1f}"
     return shown + (f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
 
 
-def _difference(runs: Sequence[dict[str, Any]], name: str, draws: int = 10_000) -> str:
+def difference(runs: Sequence[dict[str, Any]], name: str, draws: int = 10_000, against: str = AGAINST) -> str:
     """Mean over the seeds of the paired difference, images resampled: the interval is that of the test images."""
-    each = [_bits(r["right"]["vl-ltr"]) - _bits(r["right"][AGAINST]) for r in runs]
-    difference = np.mean(each, axis=0)[_mask(runs[0], name)]
+    each = [bits(r["right"]["vl-ltr"]) - bits(r["right"][against]) for r in runs]
+    values = np.mean(each, axis=0)[mask(runs[0], name)]
     rng = np.random.default_rng(0)
-    picks = (rng.choice(difference, len(difference)).mean() for _ in range(draws))
+    picks = (rng.choice(values, len(values)).mean() for _ in range(draws))
     low, high = np.quantile(np.fromiter(picks, np.float64, draws), [0.025, 0.975])
-    return f"{100 * difference.mean():+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return f"{100 * values.mean():+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
