@@ -102,7 +102,8 @@ def relative_distances(left: Floats, right: Floats) -> Floats:
     """Return the relative squared L2 distance of each of images [N, P] to each of [M, P], rounded, shape (N, M)."""
     squares = np.einsum("ij,ij->i", left, left), np.einsum("ij,ij->i", right, right)
     squared = squares[0][:, None] + squares[1][None, :] - 2.0 * (left @ right.T)
-    return np.round(squared / np.sqrt(squares[0][:, None] * squares[1][None, :]), 4)
+    distances: Floats = np.round(squared / np.sqrt(squares[0][:, None] * squares[1][None, :]), 4)
+    return distances
 
 
 def drop_lookalikes(

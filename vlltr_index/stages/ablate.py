@@ -108,16 +108,16 @@ def ablate(
 
 
 def dataset_hash(snapshot: Snapshot) -> str:
-    """SHA-256 over names, sentences, and the images' content, classes and splits, whatever the rows' order."""
+    """SHA-256 over class names, their sentences, and the images' content, classes and splits; not the rows' order."""
     names = snapshot.class_table().names
     classes = snapshot.table("classes", ["class_id", "retired_at"]).to_pylist()
-    sentences = snapshot.table("sentences", ["class_id", "text_hash"]).to_pylist()
+    sentences = snapshot.table("sentences", ["class_id", "text_hash", "position"]).to_pylist()
     images = snapshot.table(
         "images", ["image_id", "content_hash", "class_id", "split", "problem"]
     ).to_pylist()
     facts: list[Any] = [
         sorted(names[c["class_id"]] for c in classes if c["retired_at"] is None),
-        sorted([names.get(s["class_id"], ""), s["text_hash"]] for s in sentences),
+        sorted([names.get(s["class_id"], ""), s["text_hash"], s["position"] or 0] for s in sentences),
         sorted(
             [i["image_id"], i["content_hash"] or "", names.get(i["class_id"], ""), i["split"]]
             for i in images
