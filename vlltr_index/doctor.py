@@ -68,9 +68,9 @@ def diagnose(start: str | os.PathLike[str] | None = None, named: bool = False) -
     """
     needed = [Requirement(text) for text in metadata.requires(_NAME) or ()]
     core = [r for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})]
-    python = metadata.metadata(_NAME).get("Requires-Python") or ""
+    python = metadata.metadata(_NAME).get_all("Requires-Python") or [""]
     return [
-        check_python(platform.python_version(), python),
+        check_python(platform.python_version(), python[0]),
         *(check_requirement(r, _version(r.name)) for r in core),
         *_broken(),
         check_faiss({name: version for name in _FAISS if (version := _version(name))}, needed),
