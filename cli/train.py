@@ -136,8 +136,13 @@ def everything(
     recipe: str | None,
     overrides: tuple[str, ...],
 ) -> None:
-    """Both stages and what lies between: cvlp, embed, select, lgr, index."""
-    from vlltr_index.stages.pipeline import train_all
+    """Both stages and what lies between: cvlp, embed, select, lgr, index.
+
+    A recipe, and every value set, becomes the workspace's own: vlltr.toml says so from then on. A recipe is taken as a
+    whole, with its encoder, prompts and fusion.
+    """
+    from vlltr_index.stages.pipeline import adopt_recipe, train_all
+    from vlltr_index.train.distributed import meet
 
     workspace = context.open()
     chosen = _recipe(workspace, recipe, overrides, None, "cvlp")
@@ -146,6 +151,9 @@ def everything(
 
         chosen = override(chosen, (f"cvlp.seed={seed}", f"lgr.seed={seed}"))
     with _training(context) as progress:
+        meet()
+        if adopt_recipe(workspace, chosen):
+            context.say(f"Recipe {chosen.name} is the workspace's own now: {workspace.path / 'vlltr.toml'}")
         reports = train_all(workspace, chosen, progress, resume=resume, processes=processes)
     if context.as_json:
         context.emit({name: asdict(report) for name, report in reports.items()})

@@ -66,8 +66,13 @@ def test_links_between_pages_lead_somewhere() -> None:
 def test_every_recipe_loads_and_states_its_terms() -> None:
     """Each recipe fits the schema, its name is where it lies, and its header says command, hardware, time and score."""
     names = list_recipes()
-    glyphs = [f"glyphs_lt/{name}" for name in ("ablation", "fast", "ours", "pretrain", "quick")]
-    assert names == [*glyphs, "ours"]
+    glyphs = ("ablation", "fast", "ours", "paper", "pretrain", "quick", "release")
+    expected = {f"glyphs_lt/{name}" for name in glyphs} | {"ours"}
+    for folder in ("imagenet_lt", "inat2018", "places_lt"):
+        expected |= {
+            f"{folder}/{p}-{net}" for p in ("ours", "paper", "release") for net in ("rn50", "vit_b16")
+        }
+    assert names == sorted(expected)
     for name in names:
         assert load_recipe(name).name == name
         header = (ROOT / "recipes" / f"{name}.toml").read_text(encoding="utf-8").split("name =")[0]

@@ -2,21 +2,62 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
+from vlltr_index.errors import UsageError
 from vlltr_index.selection import select
 from vlltr_index.stages.build_index import index_anchors
 from vlltr_index.stages.embed import embed
 from vlltr_index.stages.train_cvlp import train_cvlp_stage
 from vlltr_index.stages.train_lgr import train_lgr_stage
-from vlltr_index.train.distributed import by_first, meet
+from vlltr_index.train.distributed import by_first, meet, world
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.config import Recipe
     from vlltr_index.schemas.records import Progress
     from vlltr_index.workspace import Workspace
 
-__all__ = ["train_all"]
+__all__ = ["adopt_recipe", "train_all"]
+
+_log = logging.getLogger(__name__)
+
+
+def adopt_recipe(workspace: Workspace, recipe: Recipe) -> bool:
+    """Make `recipe` the workspace's own before both stages are trained by it: `vlltr.toml` says so from then on.
+
+    The encoder, the prompts, the augmentation of stored views and the fusion are read from there by the steps, so a
+    recipe is taken as a whole or not at all. Prompts are made when texts come in: where the recipe has others than
+    the workspace, a warning says that the texts have to come in again.
+
+    Returns:
+        Whether anything changed.
+
+    Raises:
+        UsageError: If an encoder of another model has been trained in the workspace.
+    """
+    mine = workspace.recipe
+    if recipe == mine:
+        return False
+    commit = workspace.history.last()
+    if commit is not None and commit.checkpoint and recipe.encoder.model != mine.encoder.model:
+        raise UsageError(
+            f"the workspace has a trained encoder, {mine.encoder.model}; recipe {recipe.name} is for"
+            f" {recipe.encoder.model}",
+            f"Make a workspace for it: vlltr init DIR --recipe {recipe.name},"
+            f" or keep the encoder: --set encoder.model={mine.encoder.model}",
+        )
+    if recipe.prompts != mine.prompts and workspace.snapshot().count("sentences"):
+        _log.warning(
+            "recipe %s has other prompts than the texts here were given; to use them, run again:"
+            " vlltr ingest text PATH",
+            recipe.name,
+        )
+    config = workspace.config.model_copy(update={"recipe": recipe})
+    if world()[0] == 0:
+        workspace.write_config(config)
+    workspace.config = config
+    return True
 
 
 def train_all(

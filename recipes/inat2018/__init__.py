@@ -1,0 +1,1 @@
+"""Protocols for iNaturalist 2018."""
