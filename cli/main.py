@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart", "Run the whole method on the data set that ships with the package."),
     "init": ("workspace", "Make a workspace."),
     "ingest": ("ingest", "Bring in images and text."),
+    "import": ("import_", "Bring in checkpoints of the VL-LTR release."),
     "train": ("train", "Train the encoder (cvlp), the head (lgr), both (all), or a baseline."),
     "embed": ("stages", "Embed sentences and images with the workspace's encoder."),
     "select": ("stages", "Select each class's anchor sentences (AnSS)."),
@@ -40,6 +41,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rollback": ("history", "Go back to an earlier commit, in a new one."),
     "diff": ("history", "Show what differs between two commits."),
     "prune": ("history", "Give up old commits and the files that only they needed."),
+    "upgrade": ("workspace", "Bring a workspace of an older version up to date."),
     "completion": ("doctor", "Print the script that completes commands with Tab."),
 }
 

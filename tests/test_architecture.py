@@ -52,6 +52,7 @@ LAYERS = {
     "explanation": 4,
     "retrieval": 4,
     "heads": 4,
+    "release_weights": 4,
     "loading": 4,
     "embedding": 4,
     "selection": 5,

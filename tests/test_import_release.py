@@ -1,0 +1,243 @@
+"""`vlltr import release` from the command line: commits, classes, predictions, refusals."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import benchmark_trees
+import pytest
+import release_twins
+import torch
+from benchmark_trees import PLACES
+
+from vlltr_index.cli.main import main
+from vlltr_index.encoder import Encoder
+from vlltr_index.heads import load_head
+from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.config import Recipe
+from vlltr_index.workspace import Workspace
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Workspace:
+    """An empty workspace with one prompt and one view."""
+    recipe = Recipe.model_validate({"name": "test", "prompts": ("a photo of a {}.",), "lgr": {"views": 1}})
+    return Workspace.create(tmp_path / "ws", recipe)
+
+
+def run(space: Workspace, *args: object, code: int = 0) -> None:
+    """A `vlltr` command in the workspace."""
+    with pytest.raises(SystemExit) as left:
+        main(["-w", str(space.path), *map(str, args)])
+    assert left.value.code == code
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Checkpoints of both stages, of Places-LT with three classes, and that data set."""
+    folder = tmp_path_factory.mktemp("release")
+    torch.manual_seed(5)
+    one = release_twins.vit() | release_twins.text_tower()
+    visual = {k: v for k, v in one.items() if k.startswith("visual.")}
+    two = visual | release_twins.head(3, 4)
+    return {
+        "one": release_twins.save(folder / "one.pth", one, model="CVLP_vit16", data_set="PLACES_LT"),
+        "two": release_twins.save(folder / "two.pth", two, model="LGR_vit16", data_set="PLACES_LT"),
+        "state": two,
+        "data": benchmark_trees.places_lt(folder / "places"),
+    }
+
+
+def ingest(space: Workspace, data: Path) -> None:
+    """Texts and the three lists; the workspace's class numbers are not the benchmark's."""
+    names = ("--names", data / "labels.txt")
+    (data / "last.txt").write_text("train/art_studio/00000.jpg 2\n")
+    run(space, "ingest", "images", data / "last.txt", "--split", "train", *names)
+    for split in ("train", "test"):
+        run(space, "ingest", "images", data / f"Places_LT_{split}.txt", "--split", split, *names)
+    run(space, "ingest", "text", data)
+
+
+def test_stage_one_becomes_the_encoder(
+    space: Workspace, files: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One commit; importing it again changes nothing, vectors and all; other files take everything back."""
+    run(space, "import", "release", files["one"])
+    assert capsys.readouterr().out == (
+        f"{files['one']}: stage 1 of the release, saved after epoch 49.\n"
+        "Encoder: ViT of width 64, 24 wide, images of 32 pixels.\n"
+        "Next: vlltr ingest text PATH\n"
+    )
+    ingest(space, files["data"])
+    run(space, "embed")
+    before = space.history.last()
+    assert before is not None
+    assert before.checkpoint is not None
+    assert before.text_fp == Encoder.open(space.object_path("checkpoints", before.checkpoint)).text_fp
+    run(space, "import", "release", files["one"], "--stage", "1")
+    assert space.history.last() == before
+
+
+def test_the_way_through_both_stages(
+    space: Workspace, files: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stage 1, data, stage 2, embed, select, index: the head's rows follow the workspace's class numbers."""
+    data = files["data"]
+    run(space, "import", "release", files["one"])
+    ingest(space, data)
+    capsys.readouterr()
+    run(space, "import", "release", files["two"], "--names", data / "labels.txt")
+    assert capsys.readouterr().out == (
+        f"{files['two']}: stage 2 of the release, saved after epoch 49.\n"
+        "Encoder: ViT of width 64, 24 wide, images of 32 pixels.\n"
+        "Head: 3 classes, 0 of them new in the workspace, weight of the visual branch 0.2.\n"
+        "Next: vlltr embed, then vlltr select and vlltr index\n"
+    )
+    for command in ("embed", "select", "index"):
+        run(space, command)
+    commit = space.history.last()
+    assert commit is not None
+    assert commit.head is not None
+    assert commit.fusion is not None
+    assert commit.fusion.alpha == 0.2
+    table = space.snapshot().class_table()
+    assert [table.lookup(name) for name in PLACES] == [1, 2, 0]
+    saved = load_head(space.object_path("heads", commit.head))
+    images = torch.randn(4, 24)
+    visual, _ = release_twins.logits(files["state"], images)
+    assert torch.allclose(saved.head.visual_logits(images), visual[:, [2, 0, 1]], atol=1e-4)
+    image = data / "val" / "airfield" / "Places365_val_00000000.jpg"
+    run(space, "predict", image, "--explain", "1")
+    assert "airfield" in capsys.readouterr().out
+    run(space, "evaluate", "--split", "test")
+
+
+def test_predictions_on_the_checkpoints_anchors(
+    space: Workspace, files: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --anchors, probabilities are the release's: 0.2 and 0.8 of the two softmaxes; classes are made by name."""
+    data, image = files["data"], files["data"] / "val" / "airfield" / "Places365_val_00000000.jpg"
+    run(space, "import", "release", files["one"])
+    run(space, "import", "release", files["two"], "--names", data / "labels.txt", "--anchors")
+    said = capsys.readouterr().out
+    assert "Head: 3 classes, 3 of them new in the workspace, weight of the visual branch 0.2.\n" in said
+    assert "Anchors: 6 vectors without their sentences.\n" in said
+    recognizer = Recognizer.open(space)
+    features, _ = recognizer.features([image])
+    visual, text = release_twins.logits(files["state"], features)
+    expected = 0.2 * visual.softmax(1) + 0.8 * text.softmax(1)
+    (prediction,) = recognizer.predict([image], top=3, explain=1)
+    found = {score.name: score.probability for score in prediction.classes}
+    assert [found[name] for name in PLACES] == pytest.approx(expected[0].tolist(), abs=1e-5)
+    assert prediction.classes[0].sentences[0].source == "anchors of the release"
+    before = space.history.last()
+    run(space, "import", "release", files["two"], "--names", data / "labels.txt", "--anchors")
+    assert space.history.last() == before
+    state = {**files["state"], "text_embeddings": 2 * files["state"]["text_embeddings"]}
+    other = release_twins.save(tmp_path / "other.pth", state)
+    run(space, "import", "release", other, "--names", data / "labels.txt", "--anchors")
+    assert space.snapshot().count("sentences") == space.snapshot().count("anchors") == 6
+    bank = Recognizer.open(space).scorer.bank
+    assert float(bank.vectors.norm()) == pytest.approx(float(state["text_embeddings"].norm()))
+
+
+def refusal(space: Workspace, capsys: pytest.CaptureFixture[str], *args: object, code: int = 1) -> str:
+    """What a command that fails writes to stderr; nothing is committed."""
+    before = space.history.last()
+    capsys.readouterr()
+    run(space, *args, code=code)
+    assert space.history.last() == before
+    return capsys.readouterr().err
+
+
+def test_what_stage_two_needs(
+    space: Workspace, files: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names, as many as classes, an encoder; options of stage 2 are refused for stage 1."""
+    one, two, labels = files["one"], files["two"], files["data"] / "labels.txt"
+    base = ("import", "release", two)
+    assert refusal(space, capsys, *base, "--names", labels) == (
+        "Error: a checkpoint of stage 2 has no text tower, and the workspace has no encoder to take one from\n"
+        "Import the checkpoint of stage 1 first: vlltr import release CHECKPOINT\n"
+    )
+    assert refusal(space, capsys, *base, code=2) == (
+        f"Error: which classes are the rows of the head in {two}?\n"
+        f"Name the benchmark's class names: vlltr import release {two} --names labels.txt\n"
+    )
+    (tmp_path / "few.txt").write_text("airfield\nalley\n")
+    assert refusal(space, capsys, *base, "--names", tmp_path / "few.txt") == (
+        f"Error: the head in {two} has 3 classes, {tmp_path / 'few.txt'} names 2\n"
+        "Give the names of the benchmark it was trained on: --names FILE\n"
+    )
+    assert refusal(space, capsys, "import", "release", one, "--anchors", code=2) == (
+        f"Error: {one} is a checkpoint of stage 1: it has no classes and no anchors\n"
+        f"Leave the options out: vlltr import release {one}\n"
+    )
+
+
+def test_hostile_and_damaged_checkpoints(
+    space: Workspace, files: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A program in the options does not run; a file that broke off, a missing one and a zip each say so."""
+    target, path = tmp_path / "made-by-the-file", tmp_path / "evil.pth"
+
+    class Hostile:
+        def __reduce__(self) -> tuple[Any, tuple[str]]:
+            return os.mkdir, (str(target),)
+
+    torch.save({"model": {}, "args": argparse.Namespace(x=Hostile())}, path)
+    assert refusal(space, capsys, "import", "release", path) == (
+        f"Error: {path} is refused: it names posix.mkdir, and loading it could run code\n"
+        "Save them with: safetensors.torch.save_file(model.state_dict(), 'FILE.safetensors')\n"
+    )
+    assert not target.exists()
+    path.write_bytes(files["one"].read_bytes()[:100_000])
+    said = refusal(space, capsys, "import", "release", path)
+    assert said.startswith(f"Error: {path} is damaged or not a file of weights: ")
+    assert said.endswith("Fetch or copy it again.\n")
+    assert refusal(space, capsys, "import", "release", tmp_path / "no.pth") == (
+        f"Error: no such file: {tmp_path / 'no.pth'}\nCheck the path.\n"
+    )
+    (tmp_path / "r50.zip").write_bytes(b"PK")
+    assert "Unpack it first: unzip" in refusal(space, capsys, "import", "release", tmp_path / "r50.zip")
+    anchors = tmp_path / "txt_embed.pkl"
+    anchors.write_bytes(b"x")
+    assert "does not end like a file of weights" in refusal(space, capsys, "import", "release", anchors)
+
+
+def test_import_as_json(space: Workspace, files: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """The report as one document."""
+    run(space, "--json", "import", "release", files["one"])
+    report = json.loads(capsys.readouterr().out)
+    assert (report["stage"], report["dim"], report["head"]) == (1, 24, None)
+
+
+def test_stage_two_over_weights_that_are_not_stage_ones(
+    tmp_path: Path, files: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A recipe's own weights give the text tower with a warning; plain GELU is refused."""
+    import small_clip
+
+    small_clip.register(tmp_path)
+    weights = tmp_path / "w.pt"
+    torch.save(small_clip.make().state_dict(), weights)
+    for name in (small_clip.NAME, f"{small_clip.NAME}-quickgelu"):
+        recipe = Recipe.model_validate(
+            {"name": "test", "encoder": {"model": name, "pretrained": str(weights)}}
+        )
+        space = Workspace.create(tmp_path / name, recipe)
+        args = ("import", "release", files["two"], "--names", files["data"] / "labels.txt")
+        said = refusal(space, capsys, *args)
+        if name == small_clip.NAME:
+            assert "has plain GELU, the release's has QuickGELU" in said
+        else:  # another image tower
+            assert "Import the stage 1 checkpoint that belongs to it first." in said
+    own = Encoder.load(f"{small_clip.NAME}-quickgelu", str(weights)).model.state_dict()
+    visual = {k: v for k, v in own.items() if k.startswith("visual.")}
+    path = release_twins.save(tmp_path / "fits.pth", visual | release_twins.head(3, 2))
+    run(space, "import", "release", path, "--names", files["data"] / "labels.txt")
+    assert "  the text tower is that of small-vit-quickgelu:" in capsys.readouterr().out
