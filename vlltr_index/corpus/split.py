@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from vlltr_index.corpus.clean import normalise_text
@@ -15,6 +16,15 @@ __all__ = ["split_sentences"]
 
 _ABBREVIATIONS = ["approx", "ca", "cf", "cv", "fig", "figs", "spp", "ssp", "subsp", "syn", "var"]
 _HEADING = re.compile(r"=+[^=].*=+")  # as in wiki text: == Description ==
+_OPENERS = (  # words that begin a sentence and are nobody's name
+    "It|Its|This|That|These|Those|They|Their|There|The|He|She|His|Her|We|An?|In|At|As|And|But|For|From|By|With|"
+    "When|While|Where|After|Before|Although|Though|However|Because|If|Since|During|Then|Some|Many|Most|Both|Each|"
+    "All|Other|Unlike|Such|Also"
+)
+# "vitamin C. It", "3 m. The": a single letter that ends a sentence, where the splitter takes it for an initial.
+_LETTER_END = re.compile(
+    rf"(?:(?<=[^\W\d_] )[A-Z]|(?<=\d )[a-zA-Zµ]{{1,3}}|(?<=\d)[a-z])\.(?= (?:{_OPENERS})\s)"
+)
 _UNBROKEN = re.compile(r"\S{500}")  # the splitter's time is quadratic in such a run
 _WRAPPED = 60  # a line of that many characters that ends in mid-sentence was broken to fit the page
 _ENDS = tuple(".!?…:;\"”’')]")
@@ -38,8 +48,15 @@ def split_sentences(text: str) -> list[str]:
     found: list[str] = []
     for block in _blocks(text):
         pieces = [block] if _UNBROKEN.search(block) else _splitter().tokenize(block)
-        found += [piece for piece in map(normalise_text, pieces) if any(map(str.isalnum, piece))]
+        for whole in map(normalise_text, pieces):
+            found += [piece for piece in _after_letters(whole) if any(map(str.isalnum, piece))]
     return found
+
+
+def _after_letters(sentence: str) -> list[str]:
+    """A sentence, parted where a single letter or a unit ends one."""
+    ends = [0, *(match.end() for match in _LETTER_END.finditer(sentence)), len(sentence)]
+    return [sentence[start:end].strip() for start, end in pairwise(ends)]
 
 
 def _blocks(text: str) -> list[str]:

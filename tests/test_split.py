@@ -1,0 +1,46 @@
+"""Tests of the places where sentences are parted, and where they are not."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlltr_index.corpus.split import split_sentences
+
+
+@pytest.mark.parametrize(
+    "sentences",
+    [
+        ["It eats vitamin C.", "It is big!", "Is it?", "Yes."],
+        ["Vitamin C.", "A lack of it harms."],
+        ["The plant needs vitamin K.", "It also needs vitamin D."],
+        ["It was plan B.", "Then they left."],
+        ["It grows to 3 m.", "It is large."],
+        ["It weighs 70 kg.", "The record is 6m.", "They swim."],
+        ["Mr. Smith went.", "He came."],
+        ["He lives in the U.S.", "It is big."],
+        ["J. K. Rowling wrote it.", "She did."],
+        ["It was found by C. Darwin in 1831."],
+        ["Described by A. R. Wallace.", "It swims."],
+        ["The name is by J. A. Gray."],
+        ["See fig. 3.", "It is A. Smith's idea."],
+        ["S. The list of J. R. In is short."],
+        ["Tinca tinca subsp. aurea is golden.", "Others, e.g. the carp, are not."],
+    ],
+)
+def test_sentences_end_where_a_reader_ends_them(sentences: list[str]) -> None:
+    """A single letter ends a sentence before a word that only begins one; initials and abbreviations do not."""
+    assert split_sentences(" ".join(sentences)) == sentences
+
+
+@given(
+    st.lists(
+        st.sampled_from(["vitamin C.", "It", "is", "J.", "K.", "Gray", "3 m.", "The", "fish.", "A."]),
+        max_size=12,
+    )
+)
+def test_no_word_is_lost_or_made(words: list[str]) -> None:
+    """Whatever the order, the sentences together are the text."""
+    text = " ".join(words)
+    assert " ".join(split_sentences(text)) == text
