@@ -1,0 +1,185 @@
+"""Every protocol from the command line: lists and texts come in, both stages train, evaluation answers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import drawings
+import pytest
+from PIL import Image
+
+from vlltr_index.cli.main import main
+from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.config import Recipe
+from vlltr_index.workspace import Workspace
+
+FOLDERS = {"imagenet_lt": "rn50", "places_lt": "vit_b16", "inat2018": "rn50"}
+RECIPES = [
+    *(f"{folder}/{protocol}-{net}" for folder, net in FOLDERS.items() for protocol in ("paper", "release", "ours")),
+    *("glyphs_lt/paper", "glyphs_lt/release", "glyphs_lt/ours"),
+]  # fmt: skip
+SMALL = (
+    *("encoder.model=vlltr-tiny", "encoder.pretrained=none"),
+    *("cvlp.epochs=1", "cvlp.batch_size=8", "cvlp.workers=0", "cvlp.extra_classes=2"),
+    *("lgr.epochs=1", "lgr.batch_size=8", "select.max_anchors=4"),
+)
+
+
+def vlltr(*args: str | Path) -> None:
+    """Run a command in this process; it must end well."""
+    code = 0
+    try:
+        main([str(a) for a in args])
+    except SystemExit as leave:
+        code = int(leave.code or 0)
+    assert code == 0, args
+
+
+@pytest.fixture(scope="module")
+def ingested(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace of the default recipe with lists in the benchmarks' form, and texts of the classes."""
+    root = tmp_path_factory.mktemp("benchmark")
+    lines: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    for split, seed in (("train", 0), ("val", 1), ("test", 2)):
+        seen: dict[int, int] = {}
+        for pixels, label in zip(drawings.pixels(seed), drawings.labels().tolist(), strict=True):
+            number = seen[label] = seen.get(label, 0) + 1
+            if split != "train" and number > 2:
+                continue
+            name = f"{split}/{drawings.WORDS[label]}/{number}.png"
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels[0].numpy()).save(root / name)
+            lines[split].append(f"{name} {label}")
+    (root / "names.txt").write_text("\n".join(drawings.WORDS) + "\n", encoding="utf-8")
+    texts = dict(zip(drawings.WORDS, drawings.texts(), strict=True))
+    (root / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
+    vlltr("-q", "init", root / "workspace", "--set", 'prompts=["a drawing of a {}."]')
+    for split, entries in lines.items():
+        path = root / f"List_LT_{split}.txt"
+        path.write_text("\n".join(entries) + "\n", encoding="utf-8")
+        vlltr(
+            "-q",
+            "-w",
+            root / "workspace",
+            "ingest",
+            "images",
+            path,
+            "--split",
+            split,
+            "--names",
+            root / "names.txt",
+        )
+    vlltr("-q", "-w", root / "workspace", "ingest", "text", root / "texts.json")
+    return root / "workspace"
+
+
+def train(workspace: Path, recipe: str, *more: str) -> None:
+    settings = [part for value in (*SMALL, *more) for part in ("--set", value)]
+    vlltr("-q", "-w", workspace, "train", "all", "--recipe", recipe, *settings)
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    """What the workspace, its commit and its first-stage checkpoint say of the run."""
+    workspace = Workspace.open(folder)
+    commit = workspace.history.last()
+    assert commit is not None
+    assert commit.checkpoint is not None
+    first = commit.info["tuned"]["from"] if "tuned" in commit.info else commit.checkpoint
+    path = workspace.object_path("checkpoints", first) / "train.json"
+    return {
+        "recipe": workspace.recipe,
+        "stage 1": json.loads(path.read_text(encoding="utf-8"))["config"],
+        "stage 2": commit.info["lgr"],
+        "named": (commit.info["protocol"], commit.info["recipe"]),
+        "tuned": "tuned" in commit.info,
+        "rule": commit.fusion.rule if commit.fusion is not None else None,
+        "visual": Recognizer.open(workspace).scorer.saved.head.visual,
+    }
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_protocol_runs_from_end_to_end(ingested: Path, tmp_path: Path, name: str) -> None:
+    """train all, evaluate and predict; what is recorded is the protocol's, and fusion and explanation add up."""
+    folder = Path(shutil.copytree(ingested, tmp_path / "workspace"))
+    train(folder, name)
+    vlltr("-q", "-w", folder, "evaluate", "--split", "test", "--bootstrap", "5")
+    (path,) = (folder / "reports").glob("evaluate-test-*.json")
+    report = json.loads(path.read_text(encoding="utf-8"))
+    assert report["images"] == 15
+    assert set(report["rows"]) >= {"vl-ltr", "image branch", "text branch"}
+    assert 0 <= report["calibration_error"]["vl-ltr"] <= 1
+    found = recorded(folder)
+    recipe: Recipe = found["recipe"]
+    assert found["named"] == (recipe.protocol, name)
+    assert name.split("/")[1].split("-")[0] == recipe.protocol
+    assert found["stage 1"] == recipe.cvlp.model_dump(mode="json")
+    assert found["stage 2"] == recipe.lgr.model_dump(mode="json")
+    assert found["rule"] == ("ours" if recipe.protocol == "ours" else "paper")
+    assert found["visual"] == ("linear" if recipe.protocol == "ours" else "mlp")
+    tuned = recipe.protocol == "paper" or name.startswith("inat2018/release")
+    assert found["tuned"] is tuned is (recipe.lgr.tune == "visual")
+    image = next((ingested.parent / "test").glob("*/*.png"))
+    (prediction,) = Recognizer.open(folder).predict([image], explain=2)
+    for score in prediction.classes:
+        assert score.image_part + score.text_part == pytest.approx(score.probability, abs=1e-5)
+
+
+def test_under_the_rule_logits_parts_are_logits(
+    ingested: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They add up to the logarithm of the probability but for one number an image; lines and contrast say logit."""
+    folder = Path(shutil.copytree(ingested, tmp_path / "workspace"))
+    train(folder, "imagenet_lt/release-rn50", "fusion.rule=logits")
+    image = next((ingested.parent / "test").glob("*/*.png"))
+    recognizer = Recognizer.open(folder)
+    for retrieval in ("faiss", "exhaustive"):
+        (prediction,) = recognizer.predict([image], top=8, retrieval=retrieval)
+        assert {score.unit for score in prediction.classes} == {"logit"}
+        totals = [score.image_part + score.text_part for score in prediction.classes]
+        highest = max(totals)
+        weights = [2.718281828459045 ** (t - highest) for t in totals]
+        for score, weight in zip(prediction.classes, weights, strict=True):
+            assert score.probability == pytest.approx(weight / sum(weights), rel=1e-3, abs=1e-6)
+    capsys.readouterr()
+    names = [score.name for score in prediction.classes[:2]]
+    vlltr("-w", folder, "explain", image, "--class", names[0], "--against", names[1])
+    shown = capsys.readouterr().out
+    assert "(logit " in shown
+    assert " of logit, " in shown
+    vlltr("-w", folder, "predict", image)
+    assert "= image branch" in capsys.readouterr().out
+
+
+def test_a_recipe_of_another_encoder_is_refused_once_one_is_trained(
+    ingested: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The message names both and what to do; the workspace's recipe stays. Other prompts are warned of."""
+    folder = Path(shutil.copytree(ingested, tmp_path / "workspace"))
+    train(folder, "glyphs_lt/ours")
+    before = Workspace.open(folder).recipe
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as leave:
+        main(["-w", str(folder), "train", "all", "--recipe", "imagenet_lt/paper-rn50"])
+    assert leave.value.code == 2
+    assert capsys.readouterr().err == (
+        "Error: the workspace has a trained encoder, vlltr-tiny; recipe imagenet_lt/paper-rn50 is for RN50-quickgelu\n"
+        "Make a workspace for it: vlltr init DIR --recipe imagenet_lt/paper-rn50,"
+        " or keep the encoder: --set encoder.model=vlltr-tiny\n"
+    )
+    assert Workspace.open(folder).recipe == before
+    assert before.prompts == ()  # the recipe's, no longer the one template that the texts came in with
+
+
+def test_low_rank_adapters_in_both_stages(ingested: Path, tmp_path: Path) -> None:
+    """A workspace trained through adapters is like any other: checkpoints are plain, evaluation and embed work."""
+    folder = Path(shutil.copytree(ingested, tmp_path / "workspace"))
+    train(folder, "glyphs_lt/ours", "cvlp.tune=lora", "lgr.tune=lora", "lgr.lora.rank=2")
+    vlltr("-q", "-w", folder, "evaluate", "--split", "test", "--bootstrap", "5")
+    found = recorded(folder)
+    assert found["tuned"]
+    assert found["stage 1"]["tune"] == found["stage 2"]["tune"] == "lora"
+    recognizer = Recognizer.open(folder)
+    assert not [name for name in recognizer.encoder.model.state_dict() if "lora" in name]
