@@ -1,0 +1,212 @@
+"""Every baseline beside the method on Glyphs-LT, over the workspaces that `benchmarks.glyphs_lt run` made.
+
+    python -m benchmarks.baselines run --seed 0 --dir runs    one seed, resumable; to results/baselines-0.json
+    python -m benchmarks.baselines table                      all seeds' results to docs/results.md
+
+All rows of one seed are evaluated on the same images. What a baseline can choose, it chooses on split val.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.glyphs_lt import RESULTS, Clock, bits, surroundings
+from benchmarks.glyphs_lt_table import BINS, ROOT, difference, mean, spread
+from benchmarks.glyphs_lt_table import bits as numbers
+from vlltr_index.glyphs import glyph_files
+from vlltr_index.loading import class_positions, image_set
+from vlltr_index.metrics import expected_calibration_error
+from vlltr_index.scoring import load_scorer
+from vlltr_index.stages.baselines import CHEAP, ScoredRow, load_baseline, score_baselines
+from vlltr_index.stages.cheap_baselines import train_cheap_baseline
+from vlltr_index.stages.evaluate import training_counts
+from vlltr_index.workspace import Workspace
+
+MARKS = (
+    "<!-- generated: python -m benchmarks.baselines table -->",
+    "<!-- end of the baselines' tables -->",
+)
+METHOD = "vl-ltr"
+
+
+def run(seed: int, folder: Path) -> None:
+    """Make the baselines of one seed's workspace and evaluate them; one that is made is not made again."""
+    path = folder / f"seed-{seed}"
+    if not (path / "vlltr.toml").exists():
+        raise SystemExit(
+            f"{path} is no workspace; run: python -m benchmarks.glyphs_lt run --seed {seed} --dir {folder}"
+        )
+    workspace, seconds = Workspace.open(path), Clock(folder / f"seconds-baselines-{seed}.json")
+    config = workspace.recipe.baselines.model_copy(update={"seed": seed})
+    for name in CHEAP:
+        last = workspace.history.last()
+        if last is None or name not in last.info.get("baselines", {}):
+            with seconds(name):
+                train_cheap_baseline(workspace, name, config)
+    recipe = workspace.recipe.model_copy(update={"baselines": config})
+    manifest = json.loads((glyph_files().folder / "manifest.json").read_text(encoding="utf-8"))
+    result = {
+        "seed": seed,
+        "recipe": recipe.model_dump(mode="json"),
+        "protocol": recipe.protocol,
+        "dataset": manifest["content_sha256"],
+        **surroundings(),
+        "seconds": seconds.values,
+        **_measure(workspace),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps(result, sort_keys=True, indent=1) + "\n"
+    (RESULTS / f"baselines-{seed}.json").write_text(text, encoding="utf-8")
+
+
+def _measure(workspace: Workspace) -> dict[str, Any]:
+    snapshot = workspace.snapshot()
+    assert snapshot.commit is not None
+    scorer, test = load_scorer(workspace, snapshot), image_set(snapshot, "test")
+    labels = class_positions(scorer.class_ids, test.class_ids)
+    found: dict[str, Any] = {
+        "order": [],
+        "counts": training_counts(snapshot, scorer.class_ids)[labels].tolist(),
+        "right": {},
+        "top5": {},
+        "calibration_error": {},
+        "notes": {},
+    }
+    for row in (*_method(workspace), *score_baselines(workspace, snapshot, "test", test.image_ids)):
+        best = row.class_ids[row.scores.topk(5, 1).indices]
+        right = best[:, 0] == test.class_ids
+        found["order"].append(row.label)
+        found["right"][row.label] = bits(right)
+        found["top5"][row.label] = bits((best == test.class_ids[:, None]).any(1))
+        if row.probabilities:
+            confidence = row.scores.softmax(1).max(1).values
+            found["calibration_error"][row.label] = round(expected_calibration_error(confidence, right), 4)
+        if row.note:
+            found["notes"][row.label] = row.note
+    found["top1"] = {name: {b: round(mean(found, name, b), 4) for b in BINS} for name in found["order"]}
+    found["settings"] = {
+        row.label: row.settings
+        for name, digest in snapshot.commit.info["baselines"].items()
+        for row in load_baseline(workspace, name, digest)
+    }
+    return found
+
+
+def _method(workspace: Workspace) -> Iterator[ScoredRow]:
+    """The method and its branches; their probabilities' logarithms are scores as any other row's."""
+    snapshot = workspace.snapshot()
+    scorer, test = load_scorer(workspace, snapshot), image_set(snapshot, "test")
+    fused = scorer.exhaustive(test.features)
+    rows = {METHOD: fused.probabilities, "image branch": fused.by_image, "text branch": fused.by_text}
+    for name, chances in rows.items():
+        yield ScoredRow(name, scorer.class_ids, chances.clamp(min=1e-30).log(), True, "")
+
+
+def write() -> None:
+    """Write the section of docs/results.md."""
+    runs = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(RESULTS.glob("baselines-*.json"))]
+    if not runs:
+        raise SystemExit("no results; run: python -m benchmarks.baselines run --seed 0 --dir runs")
+    page = ROOT / "docs" / "results.md"
+    page.write_text(placed(page.read_text(encoding="utf-8"), generated(runs)), encoding="utf-8")
+
+
+def placed(page: str, part: str) -> str:
+    """`page` with `part` between the marks, which are put at its end where there are none."""
+    if MARKS[0] not in page:
+        page = f"{page.rstrip()}\n\n## Baselines on Glyphs-LT\n\n{MARKS[0]}\n{MARKS[1]}\n"
+    head, tail = page.split(MARKS[0])[0], page.split(MARKS[1])[1]
+    return f"{head}{MARKS[0]}\n\n{part}\n{MARKS[1]}{tail}"
+
+
+def generated(runs: Sequence[dict[str, Any]]) -> str:
+    """Accuracy of every row, what the method gains over each, what was chosen, and the seconds, as Markdown."""
+    first = runs[0]
+    versions, machine = first["versions"], first["machine"]
+    lines = [
+        f"Data set `{first['dataset'][:16]}` (sha256), recipe `{first['recipe']['name']}`, "
+        f"protocol {first['protocol']}, "
+        f"seeds {', '.join(str(r['seed']) for r in runs)}; {len(first['counts']):,} test images; torch "
+        f"{versions['torch']}, open_clip {versions['open_clip_torch']}; {machine['cores']} cores, "
+        f"{machine['threads']} thread a run. Top-1 in per cent, mean over the seeds and their standard deviation; "
+        "release bounds (many >= 100, few <= 20; few5 <= 5). ECE: expected calibration error in per cent, of rows that "
+        "give probabilities.",
+        "",
+        "| | " + " | ".join(BINS) + " | top-5 | ECE |",
+        "| --- |" + " --- |" * (len(BINS) + 2),
+        *(_accuracy_line(runs, name) for name in first["order"]),
+        "",
+        f"What {METHOD} gains over each row, in points: mean over the seeds, paired bootstrap 95 % over the images.",
+        "",
+        f"| {METHOD} less | " + " | ".join(BINS) + " |",
+        "| --- |" + " --- |" * len(BINS),
+        *(_difference_line(runs, name) for name in first["order"] if name != METHOD),
+        "",
+        *_chosen(runs),
+        "",
+        "Seconds, one thread (embedding what the rows before had not embedded included):",
+        "",
+        "| seed | " + " | ".join(CHEAP) + " |",
+        "| --- |" + " --- |" * len(CHEAP),
+        *(
+            f"| {r['seed']} | " + " | ".join(f"{r['seconds'].get(n, 0):.0f}" for n in CHEAP) + " |"
+            for r in runs
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _accuracy_line(runs: Sequence[dict[str, Any]], name: str) -> str:
+    cells = [spread([mean(r, name, b) for r in runs]) for b in BINS]
+    cells.append(spread([float(numbers(r["top5"][name]).mean()) for r in runs]))
+    errors = [r["calibration_error"][name] for r in runs if name in r["calibration_error"]]
+    cells.append(f"{100 * np.mean(errors):.1f}" if errors else "-")
+    return f"| {name} | " + " | ".join(cells) + " |"
+
+
+def _difference_line(runs: Sequence[dict[str, Any]], name: str) -> str:
+    return f"| {name} | " + " | ".join(difference(runs, b, against=name) for b in BINS) + " |"
+
+
+def _chosen(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """What was chosen on split val, and the rows' notes."""
+    lines = []
+    for name in runs[0]["order"]:
+        parts = []
+        for key in ("tau", "lr", "k", "alpha", "beta"):
+            values = [r["settings"][name][key] for r in runs if key in r["settings"].get(name, {})]
+            if values:
+                parts.append(f"{key} {', '.join(f'{v:g}' for v in values)}")
+        notes = list(dict.fromkeys(r["notes"][name] for r in runs if name in r["notes"]))
+        if parts:
+            parts = [f"chosen on {runs[0]['settings'][name]['chosen_on']}: {'; '.join(parts)}"]
+        if parts or notes:
+            lines.append(f"- {name}: {'; '.join([*parts, *notes])}.")
+    return lines
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("run")
+    one.add_argument("--seed", type=int, required=True)
+    one.add_argument("--dir", type=Path, required=True)
+    commands.add_parser("table")
+    args = parser.parse_args()
+    if args.command == "run":
+        run(args.seed, args.dir)
+    else:
+        write()
+
+
+if __name__ == "__main__":
+    main()
