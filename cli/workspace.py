@@ -1,4 +1,4 @@
-"""`vlltr init` and `status`."""
+"""`vlltr init`, `status`, `upgrade`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,21 @@ from vlltr_index.cli.context import Context, pass_context
 @click.argument("directory")
 @click.option("--encoder", metavar="MODEL[:PRETRAINED|:FILE]", help="An open_clip model and its weights.")
 @click.option("--recipe", metavar="NAME", help="A recipe, such as glyphs_lt/ours; default: ours.")
+@click.option(
+    "--prompts",
+    metavar="photos|clip|FILE",
+    help="What every class's prompts are made from: 80 templates for photographs, CLIP's 80, or a file with one"
+    " a line, {} for the class; default: the recipe's.",
+)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value; repeatable.")
 @pass_context
 def init_command(
-    context: Context, directory: str, encoder: str | None, recipe: str | None, overrides: tuple[str, ...]
+    context: Context,
+    directory: str,
+    encoder: str | None,
+    recipe: str | None,
+    prompts: str | None,
+    overrides: tuple[str, ...],
 ) -> None:
     """Make a workspace in DIRECTORY.
 
@@ -26,7 +37,16 @@ def init_command(
     from vlltr_index.recipe import load_recipe
     from vlltr_index.workspace import Workspace
 
-    workspace = Workspace.create(directory, load_recipe(recipe, overrides, encoder))
+    chosen = load_recipe(recipe, overrides, encoder)
+    if prompts is not None:
+        from vlltr_index.stages.prompts import prompt_templates
+
+        chosen = chosen.model_copy(update={"prompts": prompt_templates(prompts)})
+    if encoder or any(item.lstrip().startswith("encoder.") for item in overrides):
+        from vlltr_index.sources import check_source
+
+        check_source(chosen.encoder.model, chosen.encoder.pretrained)
+    workspace = Workspace.create(directory, chosen)
     if context.as_json:
         context.emit({"workspace": str(workspace.path), "recipe": workspace.recipe.name})
     context.say(f"Made the workspace {workspace.path} (recipe {workspace.recipe.name}).")
@@ -45,3 +65,23 @@ def status_command(context: Context) -> None:
         return
     for name, value in report.lines():
         click.echo(f"{name:<22} {value}")
+
+
+@click.command("upgrade")
+@pass_context
+def upgrade_command(context: Context) -> None:
+    """Bring a workspace of an older version up to date.
+
+    Its old commits can still be read; older versions of the program cannot open it any more.
+    """
+    from vlltr_index.stages.upgrade import upgrade
+    from vlltr_index.workspace import Workspace
+
+    folder = context.workspace
+    workspace = Workspace.open(folder, any_format=True) if folder else Workspace.find(any_format=True)
+    report = upgrade(workspace)
+    if context.as_json:
+        context.emit(asdict(report))
+        return
+    for line in report.lines():
+        context.say(line)

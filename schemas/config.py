@@ -29,8 +29,8 @@ __all__ = [
     "with_nulls",
 ]
 
-FORMAT = 1
-"""The workspace format this program writes."""
+FORMAT = 2
+"""The workspace format (2: sentences have positions); `vlltr upgrade` brings older ones to it."""
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -160,6 +160,9 @@ class FusionConfig(_Config):
     tau_visual: float = Field(default=1.0, gt=0)
     tau_text: float = Field(default=1.0, gt=0)
     margin: float = 0.0
+    reject_score: Literal["text", "visual", "fused", "evidence"] | None = None  # see vlltr_index.rejection
+    reject_threshold: float | None = None  # an image that scores less is of none of the classes
+    reject_tpr: float | None = Field(default=None, gt=0, le=1)  # share of known images that this accepted
     run_id: str | None = None  # the calibration run that gave the values
 
 
@@ -247,9 +250,11 @@ def load_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"no such file: {path}") from None
+        raise ConfigError(f"no such file: {path}", "Check the path.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+        hint = "Mend it there: texts stand in quotes, names of sections in brackets. "
+        hint += "To compare, `vlltr init NEWDIR` writes a whole one."
+        raise ConfigError(f"{path} is not valid TOML: {error}", hint) from None
 
 
 def apply_overrides(values: dict[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from tablerows import class_rows, image_rows, sentence_rows, vector_rows
-from test_rollback import run, state
+from test_rollback import killed, run, state
 
 from vlltr_index.errors import UsageError, WorkspaceError
 from vlltr_index.schemas.tables import sentence_vectors, sentence_vectors_name
@@ -181,9 +181,7 @@ def test_killed_in_the_middle(
     """Wherever it is killed, the kept commits read and write as before, and running it again finishes the work."""
     before = {n: state(old, n) for n in (5, 6)}
     with monkeypatch.context() as patch:
-        patch.setattr(
-            "vlltr_index.transaction.put_back", lambda store, last: []
-        )  # a killed process puts nothing back
+        killed(patch)
         patch.setattr(owner, name, _stop_at(getattr(owner, name), number))
         with pytest.raises(KeyboardInterrupt):
             prune(old, 2)

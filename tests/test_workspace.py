@@ -138,8 +138,8 @@ def test_a_newer_format_is_refused(workspace: Workspace) -> None:
     ("text", "message"),
     [
         ("format = ", "is not valid TOML"),
-        ("format = 1\n", "recipe: Field required"),
-        ('format = 1\n[recipe]\nname = "x"\nepoch = 3\n', "recipe.epoch: Extra inputs are not permitted"),
+        ("format = 2\n", "recipe: Field required"),
+        ('format = 2\n[recipe]\nname = "x"\nepoch = 3\n', "recipe.epoch: Extra inputs are not permitted"),
         ('format = 0\n[recipe]\nname = "x"\n', "format: Input should be greater than or equal to 1"),
         ('format = "one"\n[recipe]\nname = "x"\n', "format: Input should be a valid integer"),
         ('recipe = "x"\n', "recipe: Input should be a valid dictionary"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -94,11 +95,11 @@ class Workspace:
         return workspace
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Workspace:
-        """Open the workspace in `path`.
+    def open(cls, path: str | os.PathLike[str], any_format: bool = False) -> Workspace:
+        """Open the workspace in `path`; with `any_format`, one of an older format too, so as to bring it up to date.
 
         Raises:
-            WorkspaceError: If there is none.
+            WorkspaceError: If there is none, or it has an older format.
             NewerWorkspaceError: If a newer version of this program wrote it.
             ConfigError: If its `vlltr.toml` does not fit.
         """
@@ -115,11 +116,16 @@ class Workspace:
                 f"{file} has format {written}, this program reads up to {FORMAT}",
                 "Bring it up to date: pip install -U vlltr-index",
             )
+        if isinstance(written, int) and 0 < written < FORMAT and not any_format:
+            raise WorkspaceError(
+                f"{file} has format {written}, this program works with format {FORMAT}",
+                f"Bring the workspace up to date: vlltr -w {path} upgrade",
+            )
         return cls(folder, validate(WorkspaceConfig, with_nulls(WorkspaceConfig, values), str(file)))
 
     @classmethod
-    def find(cls, start: str | os.PathLike[str] | None = None) -> Workspace:
-        """Open the workspace that `start` (default: the current folder) lies in.
+    def find(cls, start: str | os.PathLike[str] | None = None, any_format: bool = False) -> Workspace:
+        """Open the workspace that `start` (default: the current folder) lies in; `any_format` is as for `open`.
 
         Raises:
             WorkspaceError: If neither it nor a folder above it is a workspace.
@@ -127,7 +133,7 @@ class Workspace:
         first = _local(Path.cwd() if start is None else start)
         for folder in (first, *first.parents):
             if (folder / CONFIG_NAME).is_file():
-                return cls.open(folder)
+                return cls.open(folder, any_format)
         raise WorkspaceError(
             f"no workspace: neither {first} nor a folder above it has a {CONFIG_NAME}",
             "Make one: vlltr init DIR, or name one: vlltr -w DIR ...",
@@ -136,7 +142,18 @@ class Workspace:
     def write_config(self, config: WorkspaceConfig | None = None) -> None:
         """Write `vlltr.toml`, whole or not at all, and keep to it from here on."""
         self.config = config or self.config
-        text = _HEADER + tomli_w.dumps(_without_nulls(self.config))
+        self._write(_HEADER + tomli_w.dumps(_without_nulls(self.config)))
+
+    def write_format(self) -> None:
+        """Say in `vlltr.toml` that the workspace has this program's format; all else in it stays as it is written."""
+        text = (self.path / CONFIG_NAME).read_text(encoding="utf-8")
+        self.config = self.config.model_copy(update={"format": FORMAT})
+        self._write(
+            re.sub(r"(?m)\A((?:[^\[]*\n)?[ \t]*format[ \t]*=[ \t]*)\d+", rf"\g<1>{FORMAT}", text, count=1)
+        )
+
+    def _write(self, text: str) -> None:
+        """Replace `vlltr.toml`, whole or not at all."""
         handle, temporary = tempfile.mkstemp(prefix=f".{CONFIG_NAME}.", dir=self.path)
         try:
             with open(handle, "w", encoding="utf-8") as file:

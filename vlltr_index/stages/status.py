@@ -203,7 +203,7 @@ def _trained(workspace: Workspace, digest: str) -> tuple[str, int] | None:
     try:
         facts = json.loads((workspace.object_path("checkpoints", digest) / "encoder.json").read_text("utf-8"))
         return str(facts["name"]), int(facts["config"]["model_cfg"]["vision_cfg"]["image_size"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, WorkspaceError):
         return None
 
 
