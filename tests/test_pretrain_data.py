@@ -60,6 +60,8 @@ def test_forms_and_lookalikes_of_classes_are_out() -> None:
     merged = {code: code for code in TABLE} | {0x430: 0x61}
     out = pretrain.excluded_codes(merged, TABLE, Known(frozenset({0x61})))
     assert out == {0x61, 0x430, 0xFF41}
+    named = Known(frozenset({0x61}), aliases=frozenset({"combining dot below"}))
+    assert pretrain.excluded_codes(merged, TABLE, named) == out | {0x323}
 
 
 def test_images_like_a_class_are_out() -> None:

@@ -58,13 +58,15 @@ class Known:
 
     codes: frozenset[int]
     held_out: dict[str, tuple[list[str], str]] = field(default_factory=dict)  # name -> (names, character)
+    aliases: frozenset[str] = frozenset()  # of all classes: what was merged with them, and other names
 
     @classmethod
     def read(cls, path: Path) -> Known:
         """Read classes.json of Glyphs-LT."""
         classes: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
         secret = {n: ([n, *c["aliases"]], c["char"]) for n, c in classes.items() if c["heldout"]}
-        return cls(frozenset(ord(c["char"]) for c in classes.values()), secret)
+        aliases = frozenset(alias.casefold() for c in classes.values() for alias in c["aliases"])
+        return cls(frozenset(ord(c["char"]) for c in classes.values()), secret, aliases)
 
 
 def is_candidate(char: Character, table: Mapping[int, Character]) -> bool:
@@ -87,9 +89,10 @@ def stands_for(char: Character) -> int | None:
 
 
 def excluded_codes(merged: Mapping[int, int], table: Mapping[int, Character], known: Known) -> set[int]:
-    """Return the codes that are a class of Glyphs-LT, look like one, or are another form of one."""
+    """Return the codes that are a class of Glyphs-LT, look like one, have its name, or are another form of one."""
     roots = {merged[code] for code in known.codes if code in merged}
-    out = {code for code, root in merged.items() if root in roots} | set(known.codes)
+    out = {code for code, root in merged.items() if root in roots or table[code].name in known.aliases}
+    out |= known.codes
     grown = True
     while grown:  # a form of a form
         more = {c for c in merged if c not in out and stands_for(table[c]) in out}
