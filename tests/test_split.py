@@ -34,12 +34,10 @@ def test_sentences_end_where_a_reader_ends_them(sentences: list[str]) -> None:
     assert split_sentences(" ".join(sentences)) == sentences
 
 
-@given(
-    st.lists(
-        st.sampled_from(["vitamin C.", "It", "is", "J.", "K.", "Gray", "3 m.", "The", "fish.", "A."]),
-        max_size=12,
-    )
-)
+_WORDS = ["vitamin C.", "It", "is", "J.", "K.", "Gray", "3 m.", "The", "fish.", "A."]
+
+
+@given(st.lists(st.sampled_from(_WORDS), max_size=12))
 def test_no_word_is_lost_or_made(words: list[str]) -> None:
     """Whatever the order, the sentences together are the text."""
     text = " ".join(words)

@@ -29,6 +29,7 @@ from vlltr_index.tokenizing import BPETokenizer, HubTokenizer, Tokenizer
 
 __all__ = [
     "build_model",
+    "clip_templates",
     "default_preprocess",
     "encode_text",
     "fetch_repository",
@@ -82,12 +83,17 @@ def find_config(model: str) -> Config:
     if found is None:
         names = [*own, *open_clip.list_models()]
         close = get_close_matches(model, names, n=3, cutoff=0.5)
-        hint = f"Did you mean {' or '.join(close)}? " if close else ""
+        hint = f"Did you mean {' or '.join(close)}? " if close else "For example ViT-B-16-quickgelu:openai. "
         raise EncoderError(
             f"no encoder is called {model!r}",
             hint + "`python -c 'import open_clip; print(open_clip.list_models())'` lists them.",
         )
     return {"model_cfg": found, "preprocess_cfg": default_preprocess(), "tokenizer": "open_clip"}
+
+
+def clip_templates() -> tuple[str, ...]:
+    """The 80 prompts that CLIP was evaluated with on ImageNet; `{}` stands for the class name."""
+    return tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
 
 
 def tags_of(model: str) -> list[str]:
