@@ -190,6 +190,7 @@ def test_titles_go_in_batches_and_come_from_the_cache(wiki: MediaWiki, server: F
     assert found["Crane"] is not None
     assert found["Crane"].disambiguation
     assert found["nothing 7"] is None
+    assert wiki.pages(["Tench|Crane", " "]) == {"Tench|Crane": None, " ": None}
     assert len(server.asked) == 3
     assert wiki.pages(titles) == found
     assert len(server.asked) == 3

@@ -208,7 +208,9 @@ class MediaWiki:
         missing: list[str] = []
         for title in dict.fromkeys(titles):
             kept = self.cache.get("pages", title)
-            if kept is None:
+            if not title.strip() or "|" in title or "\x1f" in title:  # would be two titles
+                found[title] = None
+            elif kept is None:
                 missing.append(title)
             else:
                 found[title] = Page(**kept[0]) if kept[0] is not None else None
@@ -345,7 +347,7 @@ def _site(query: Mapping[str, Any], api: str) -> dict[str, str]:
 
 def _page(raw: Mapping[str, Any], before: Page | None) -> Page | None:
     """A page out of an answer, put together with what an earlier part of it said."""
-    if "pageid" not in raw or raw.get("missing") or raw.get("invalid"):
+    if "pageid" not in raw or raw.get("missing") or raw.get("invalid") or raw.get("ns", 0) != 0:
         return None
     props = raw.get("pageprops", {})
     return Page(

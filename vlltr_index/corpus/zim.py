@@ -50,7 +50,7 @@ class ZimWiki:
             self._archive: Any = reader.Archive(path)
         except (RuntimeError, OSError, ValueError) as error:
             raise InputError(f"{path} is not a readable ZIM file: {error}", "Fetch it again.") from None
-        self._html = lru_cache(maxsize=64)(self._read)
+        self._html = lru_cache(maxsize=16)(self._read)
 
     def pages(self, titles: Sequence[str]) -> dict[str, Page | None]:
         """See `Wiki.pages`: by title, then by path, also with a capital first letter as wikis have it."""

@@ -36,7 +36,7 @@ __all__ = [
 _MIN_WORDS = 3  # fewer words are no sentence
 _MAX_CHARACTERS = 4_000
 _TITLES = "titles.json"
-_BATCH = 20  # articles between two looks at the progress
+_BATCH = 20  # articles between two steps of the progress
 
 
 @dataclass(frozen=True)
@@ -167,10 +167,11 @@ def ingest_wikipedia(
     away = (*DROPPED_SECTIONS.get(lang, DROPPED_SECTIONS["en"]), *dropped)
     with workspace.transaction(f"ingest wikipedia ({source})") as tx:
         run = _Run(tx, hint, away, sections, command)
-        rows = [
-            run.take(class_id, match, articles.get(match.page.key) if match.page else None)
-            for class_id, match in zip(wanted, matches, strict=True)
-        ]
+        rows: list[ClassArticle] = []
+        for class_id, match in zip(wanted, matches, strict=True):
+            rows.append(run.take(class_id, match, articles.get(match.page.key) if match.page else None))
+            if progress and (len(rows) % _BATCH == 0 or len(rows) == len(wanted)):
+                progress("split into sentences", len(rows), len(wanted))
         added, made = run.write(workspace if prompts else None)
     _remember(workspace, {name: t for name, t in (titles or {}).items() if _is_taken(rows, name)})
     return WikipediaReport(source, tuple(rows), added, made, "vlltr embed" if added or made else None)
