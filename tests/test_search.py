@@ -18,9 +18,10 @@ from torch.nn import functional as F
 from vlltr_index.encoder import Encoder
 from vlltr_index.errors import InputError, MissingStepError, UnknownClassError, UsageError
 from vlltr_index.loading import image_set, open_encoder
+from vlltr_index.ranking import fuse_ranks, nearest
 from vlltr_index.schemas.config import Recipe, WorkspaceConfig
 from vlltr_index.schemas.tables import sentence_vectors_name
-from vlltr_index.search import fuse_ranks, is_image_path, nearest, search_images, search_sentences
+from vlltr_index.search import is_image_path, search_images, search_sentences
 from vlltr_index.store import Store
 from vlltr_index.workspace import Workspace
 
