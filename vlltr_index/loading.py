@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlltr_index.bank import AnchorBank
 from vlltr_index.encoder import Encoder
-from vlltr_index.errors import FingerprintMismatch, MissingStepError
+from vlltr_index.errors import EncoderError, FingerprintMismatch, MissingStepError
 from vlltr_index.rows import quote
 from vlltr_index.schemas.config import AugmentConfig
 from vlltr_index.schemas.fingerprint import digest_json
@@ -52,7 +52,7 @@ def open_encoder(workspace: Workspace, snapshot: Snapshot, check: bool = True) -
     """
     commit, config = snapshot.commit, workspace.recipe.encoder
     if commit is not None and commit.checkpoint:
-        encoder = Encoder.open(workspace.object_path("checkpoints", commit.checkpoint))
+        encoder = _open_checkpoint(workspace.object_path("checkpoints", commit.checkpoint))
     elif config.pretrained:
         encoder = Encoder.load(
             config.model, config.pretrained, image_size=config.image_size, precision=config.precision
@@ -67,6 +67,17 @@ def open_encoder(workspace: Workspace, snapshot: Snapshot, check: bool = True) -
     if check and commit is not None and commit.text_fp:
         _check("sentences", commit.text_fp, encoder.text_fp)
     return encoder
+
+
+def _open_checkpoint(folder: Path) -> Encoder:
+    try:
+        return Encoder.open(folder)
+    except EncoderError as error:
+        raise EncoderError(
+            error.message,
+            f"Bring {folder} back from a backup, or make it again: vlltr train cvlp "
+            "(or vlltr import release, if it came from there)",
+        ) from None
 
 
 def _check(what: str, expected: str, found: str) -> None:

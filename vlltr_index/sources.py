@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from vlltr_index import openclip
 from vlltr_index.errors import EncoderError
 from vlltr_index.weights import OPENAI_MARKS, half_with_float_norms, read_json, read_weights
 
-__all__ = ["ENCODER_FILE", "Source", "locate_folder", "read_source", "set_image_size"]
+__all__ = ["ENCODER_FILE", "Source", "check_source", "locate_folder", "read_source", "set_image_size"]
 
 _log = logging.getLogger(__name__)
 
@@ -85,6 +86,25 @@ def _packaged(model: str, tag: str) -> Path:
     return folder
 
 
+def check_source(model: str, pretrained: str | None) -> None:
+    """See whether there can be such an encoder, before anything is loaded or fetched.
+
+    Raises:
+        EncoderError: If no model has that name, or it has no such tag and there is no such file or folder; the hint
+            names the closest.
+    """
+    folder = locate_folder(model, pretrained)
+    if folder is not None:
+        if not any((folder / name).is_file() for name in (ENCODER_FILE, _CONFIG_FILE)):
+            raise _no_encoder(folder)
+        return
+    if model == "hf-hub" or model.startswith("hf-hub:"):
+        return
+    openclip.find_config(model)
+    if pretrained and openclip.find_tag(model, pretrained) is None and not Path(pretrained).is_file():
+        raise _no_such(model, pretrained)
+
+
 def read_source(model: str, pretrained: str | None) -> Source:
     """Weights by tag, file, folder or hub repository, with the right activation and preprocessing.
 
@@ -124,9 +144,20 @@ def _no_such(model: str, pretrained: str) -> EncoderError:
     if Path(pretrained).suffix or "/" in pretrained:
         return EncoderError(f"no such file: {pretrained}", "Check the path.")
     tags = [*openclip.tags_of(model), *(tag for name, tag in _PACKAGED if name == model)]
+    close = get_close_matches(pretrained, tags, n=1)
+    meant = f"Did you mean {model}:{close[0]}? " if close else ""
     return EncoderError(
         f"{model} has no weights called {pretrained!r}, and there is no such file",
-        f"Its tags: {', '.join(tags)}." if tags else f"It has no tags; name a file: --encoder {model}:FILE",
+        f"{meant}Its tags: {', '.join(tags)}."
+        if tags
+        else f"It has no tags; name a file: --encoder {model}:FILE",
+    )
+
+
+def _no_encoder(folder: Path) -> EncoderError:
+    return EncoderError(
+        f"{folder} holds no encoder: neither {ENCODER_FILE} nor {_CONFIG_FILE} with a model_cfg",
+        "A local folder needs open_clip_config.json and open_clip_model.safetensors.",
     )
 
 
@@ -134,10 +165,7 @@ def _from_folder(folder: Path, model: str | None) -> Source:
     """open_clip's layout: its configuration beside its weights; `model`, where given, must describe the same."""
     facts = read_json(folder / _CONFIG_FILE) if (folder / _CONFIG_FILE).is_file() else None
     if facts is None or not isinstance(facts.get("model_cfg"), dict):
-        raise EncoderError(
-            f"{folder} holds no encoder: neither {ENCODER_FILE} nor {_CONFIG_FILE} with a model_cfg",
-            "A local folder needs open_clip_config.json and open_clip_model.safetensors.",
-        )
+        raise _no_encoder(folder)
     if model is not None and not _same_architecture(
         openclip.find_config(model)["model_cfg"], facts["model_cfg"]
     ):

@@ -15,7 +15,16 @@ from PIL import Image, UnidentifiedImageError
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.records import ImageRecord
 
-__all__ = ["ENDINGS", "MAX_BYTES", "MAX_PIXELS", "Probe", "content_hash", "open_image", "probe"]
+__all__ = [
+    "ENDINGS",
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "UNREADABLE",
+    "Probe",
+    "content_hash",
+    "open_image",
+    "probe",
+]
 
 MAX_PIXELS = 64_000_000
 """Pixels an image may have: more is taken for a decompression bomb."""
@@ -23,6 +32,9 @@ MAX_BYTES = 256 * 2**20
 """Bytes an image file may have."""
 ENDINGS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """Endings of the files that are taken for images, in lower case."""
+
+UNREADABLE = "Give JPEG, PNG, WebP, BMP, GIF or TIFF files; open the image elsewhere to see whether it is whole."
+"""What to do about an image that cannot be read."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 _MAGIC = {
