@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.explanation import explain_class
-from vlltr_index.images.decode import open_image
+from vlltr_index.images.decode import UNREADABLE, open_image
 from vlltr_index.index import AnchorIndex, WithDelta, load_index
 from vlltr_index.loading import open_encoder
 from vlltr_index.retrieval import AnchorClasses, best_row_logits, retrieve_text_logits
@@ -185,7 +185,7 @@ class Answers:
             )
         features, problems = self.features([image])
         if problems[0] is not None:
-            raise InputError(problems[0])
+            raise InputError(problems[0], UNREADABLE)
         fused, _ = self.score(features, "exhaustive")
         return self._class_score(features[0], fused, 0, place[0], explain=None)
 
