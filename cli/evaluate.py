@@ -23,9 +23,22 @@ from vlltr_index.cli.context import Context, pass_context
     metavar="ROW",
     help="Report the paired difference to this row; default: image-only + logit adjustment, where it is there.",
 )
+@click.option(
+    "--crops",
+    default=1,
+    show_default=True,
+    type=int,
+    help="Crops of each image: 1, or 5 (centre and corners).",
+)
 @pass_context
 def evaluate_command(
-    context: Context, split: str, retrieval: str, at: int | None, bootstrap: int, against: str | None
+    context: Context,
+    split: str,
+    retrieval: str,
+    at: int | None,
+    bootstrap: int,
+    against: str | None,
+    crops: int,
 ) -> None:
     """Measure accuracy on a split: overall, many, medium, few (the release's bounds), with 95 % intervals.
 
@@ -45,6 +58,7 @@ def evaluate_command(
             bootstrap=bootstrap,
             progress=progress,
             against=against,
+            crops=crops,
         )
     if context.as_json:
         context.emit(asdict(report))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from vlltr_index.crops import embed_crops
 from vlltr_index.errors import MissingStepError, UsageError
 from vlltr_index.loading import ImageSet, class_positions, image_set, usable_images
 from vlltr_index.metrics import (
@@ -50,6 +51,7 @@ class EvaluationReport:
         differences: The method less `against`, by bin, on the same images.
         against: The row it is compared with.
         notes: What a reader must know of a row.
+        crops: How many crops of each image the method saw.
     """
 
     split: str
@@ -63,6 +65,7 @@ class EvaluationReport:
     differences: dict[str, Interval] = field(default_factory=dict)
     against: str | None = None
     notes: dict[str, str] = field(default_factory=dict)
+    crops: int = 1
 
 
 @dataclass(frozen=True)
@@ -82,10 +85,11 @@ def evaluate(
     bootstrap: int = 1000,
     progress: Progress | None = None,
     against: str | None = None,
+    crops: int = 1,
 ) -> EvaluationReport:
     """Evaluate on the stored vectors of `split` over all classes of the workspace, beside every committed baseline.
 
-    The report is also written to `reports/evaluate-<split>-<commit>.json`.
+    The report is also written to `reports/evaluate-<split>-<commit>.json`, with crops to `...-crops-<number>.json`.
 
     Args:
         workspace: What to evaluate.
@@ -96,10 +100,11 @@ def evaluate(
         progress: Called while scoring and embedding.
         against: The row whose paired difference to the method is reported; default: image-only with logit
             adjustment, where it is there.
+        crops: Test-time crops of each image, 1 or 5; they are embedded first, and kept. Baselines see the plain view.
 
     Raises:
         MissingStepError: If the split is empty or not embedded, or there is no head.
-        UsageError: If there is no row `against`.
+        UsageError: If there is no row `against`, or another number of crops.
     """
     recognizer = Recognizer.open(workspace, at)
     snapshot = workspace.snapshot(at)
@@ -108,7 +113,13 @@ def evaluate(
     data = image_set(snapshot, split)
     class_ids = recognizer.scorer.class_ids
     labels = _labels(snapshot, class_ids, data, split)
+    if crops != 1:
+        with workspace.transaction("evaluate") as tx:  # only the cache grows: no commit
+            features = embed_crops(tx, recognizer.encoder, data.image_ids, crops, progress)
+        data = replace(data, features=features)
     rows = _own_rows(recognizer, data, retrieval, progress)
+    if crops != 1:
+        rows = {name: replace(row, note=f"{crops} crops an image") for name, row in rows.items()}
     for scored in score_baselines(workspace, snapshot, split, data.image_ids, progress):
         best, confidence = _top(scored.scores.softmax(1) if scored.probabilities else scored.scores)
         rows[scored.label] = _Row(
@@ -125,8 +136,10 @@ def evaluate(
         retrieval,
         *_report(rows, class_ids, labels, counts, bootstrap, against),
         {name: row.note for name, row in rows.items() if row.note},
+        crops,
     )
-    path = workspace.path / "reports" / f"evaluate-{split}-{snapshot.commit.id}.json"
+    ending = "" if crops == 1 else f"-crops-{crops}"
+    path = workspace.path / "reports" / f"evaluate-{split}-{snapshot.commit.id}{ending}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(asdict(result), indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return result

@@ -1,0 +1,93 @@
+"""Test-time crops: which pixels, how they become one feature, and that evaluation uses them."""
+
+from __future__ import annotations
+
+import drawings
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from vlltr_index.crops import Crops, embed_crops, pool_crops
+from vlltr_index.errors import UsageError
+from vlltr_index.loading import image_set
+from vlltr_index.recognizer import Recognizer
+from vlltr_index.stages.evaluate import evaluate
+from vlltr_index.workspace import Workspace
+
+
+def test_five_crops_are_the_centre_and_the_corners() -> None:
+    """Of the drawing preprocessed to 36 pixels instead of 32; one crop is the plain preprocessing."""
+    encoder = drawings.encoder()
+    image = Image.fromarray(drawings.pixels()[0, 0].numpy()).resize((72, 72))
+    plain = Crops(encoder).pixels(image)
+    assert torch.equal(plain, encoder.preprocess(image)[None])
+    five = Crops(encoder, 5).pixels(image)
+    assert five.shape == (5, 3, 32, 32)
+    centre, top_left, top_right, bottom_left, bottom_right = five
+    assert torch.equal(top_left[:, 2:, 2:], centre[:, :-2, :-2])
+    assert torch.equal(bottom_right[:, :-2, :-2], centre[:, 2:, 2:])
+    assert torch.equal(top_left[:, :, 4:], top_right[:, :, :-4])
+    assert torch.equal(top_left[:, 4:], bottom_left[:, :-4])
+
+
+@settings(max_examples=25, deadline=None)
+@given(images=st.integers(1, 3), crops=st.integers(1, 5), seed=st.integers(0, 2**31))
+def test_pooling_is_the_mean_direction_at_the_mean_length(images: int, crops: int, seed: int) -> None:
+    """Against loops in float64; one crop stays as it is."""
+    features = torch.randn(images, crops, 6, generator=torch.Generator().manual_seed(seed)).double()
+    pooled = pool_crops(features)
+    for row, parts in zip(pooled, features, strict=True):
+        direction = sum(part / part.norm() for part in parts)
+        length = sum(part.norm() for part in parts) / crops
+        torch.testing.assert_close(row, direction / torch.linalg.vector_norm(direction) * length)
+    assert torch.equal(pool_crops(features[:, :1]), features[:, 0])
+
+
+def test_pooling_survives_zeros_and_opposites() -> None:
+    """Features that cancel or vanish give zeros, not NaN."""
+    one = torch.randn(1, 1, 4)
+    assert bool(pool_crops(torch.cat([one, -one], 1)).isfinite().all())
+    assert pool_crops(torch.zeros(1, 2, 4)).tolist() == [[0.0] * 4]
+
+
+def test_another_number_is_refused() -> None:
+    """With what to ask for."""
+    with pytest.raises(UsageError) as error:
+        Crops(drawings.encoder(), 3)
+    assert str(error.value) == "crops is 1 or 5 (the centre and the corners), got 3\nUse --crops 5"
+
+
+def test_embedded_crops_are_kept_and_are_the_features_of_the_crops(trained: Workspace) -> None:
+    """The second time nothing is encoded; one crop is the plain vector; five are what the definition gives."""
+    recognizer = Recognizer.open(trained)
+    data = image_set(trained.snapshot(), "test")
+    ids = data.image_ids[:5]
+    calls: list[str] = []
+
+    def watch(step: str, done: int, total: int | None) -> None:
+        calls.append(step)
+
+    with trained.transaction("test") as tx:
+        first = embed_crops(tx, recognizer.encoder, ids, 5, watch)
+        again = embed_crops(tx, recognizer.encoder, ids, 5, watch)
+        plain = embed_crops(tx, recognizer.encoder, ids, 1, watch)
+    assert calls == ["embed images, 5 crops each"]
+    assert torch.equal(first, again)
+    assert torch.equal(plain, data.features[:5])
+    assert not torch.equal(first, plain)
+
+
+def test_evaluation_through_crops(trained: Workspace) -> None:
+    """The method's rows say so, baselines keep the plain view, and the report has a file of its own."""
+    plain = evaluate(trained, bootstrap=5)
+    cropped = evaluate(trained, bootstrap=5, crops=5)
+    assert (plain.crops, cropped.crops) == (1, 5)
+    assert cropped.notes["vl-ltr"] == "5 crops an image"
+    assert plain.notes.get("vl-ltr") is None
+    for name in plain.rows.keys() - {"vl-ltr", "image branch", "text branch"}:
+        assert cropped.rows[name] == plain.rows[name]
+    assert len(list((trained.path / "reports").glob("evaluate-test-*-crops-5.json"))) == 1
+    with pytest.raises(UsageError, match="crops is 1 or 5"):
+        evaluate(trained, bootstrap=5, crops=2)
