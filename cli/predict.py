@@ -14,10 +14,17 @@ from vlltr_index.cli.context import Context, pass_context
 @click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="Classes an image.")
 @click.option("--explain", default=3, show_default=True, type=click.IntRange(0), help="Sentences a class.")
 @click.option("--retrieval", type=click.Choice(["faiss", "exhaustive"]), default="faiss", show_default=True)
+@click.option("--reject", is_flag=True, help='Say "none of these" below the calibrated threshold.')
 @click.option("--at", type=int, metavar="ID", help="Answer as of this commit.")
 @pass_context
 def predict_command(
-    context: Context, images: tuple[str, ...], top: int, explain: int, retrieval: str, at: int | None
+    context: Context,
+    images: tuple[str, ...],
+    top: int,
+    explain: int,
+    retrieval: str,
+    reject: bool,
+    at: int | None,
 ) -> None:
     """Recognise images and name the sentences behind each answer.
 
@@ -27,7 +34,9 @@ def predict_command(
     from vlltr_index.recognizer import Recognizer
 
     recognizer = Recognizer.open(context.open(), at=at)
-    predictions = recognizer.predict(list(images), top=top, explain=explain, retrieval=retrieval)
+    predictions = recognizer.predict(
+        list(images), top=top, explain=explain, retrieval=retrieval, reject=reject
+    )
     if context.as_json:
         context.emit([asdict(prediction) for prediction in predictions])
     else:

@@ -123,6 +123,9 @@ def prediction_lines(prediction: Prediction) -> list[str]:
     if prediction.problem is not None:
         return [f"{prediction.image}: not read: {prediction.problem}"]
     lines = [prediction.image]
+    if prediction.known is False:
+        closest = ", ".join(f"{s.name} {percent(s.probability)} %" for s in prediction.classes[:3])
+        return [*lines, f"  none of these (closest: {closest})"]
     for score in prediction.classes:
         lines.append(f"  {percent(score.probability):>5} %  {score.name}   ({_parts(score)})")
         for sentence in score.sentences:

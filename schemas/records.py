@@ -95,3 +95,5 @@ class Prediction:
     retrieval: str  # "faiss" | "exhaustive"
     commit: int
     problem: str | None = None  # why the image could not be read; then `classes` is empty
+    known: bool | None = None  # whether it is of any of the classes at all; None where that was not asked
+    known_score: float | None = None  # what that was judged by, against the calibrated threshold

@@ -17,6 +17,7 @@ from vlltr_index.explanation import explain_class
 from vlltr_index.images.decode import UNREADABLE, open_image
 from vlltr_index.index import AnchorIndex, WithDelta, load_index
 from vlltr_index.loading import open_encoder
+from vlltr_index.rejection import known_scores
 from vlltr_index.retrieval import AnchorClasses, best_row_logits, retrieve_text_logits
 from vlltr_index.schemas.records import ClassScore, Prediction, SentenceShare
 from vlltr_index.scoring import Scorer
@@ -24,6 +25,7 @@ from vlltr_index.scoring import Scorer
 if TYPE_CHECKING:
     from vlltr_index.encoder import Encoder
     from vlltr_index.fusion import FusedScores
+    from vlltr_index.rejection import Score
     from vlltr_index.snapshot import Snapshot
     from vlltr_index.workspace import Workspace
 
@@ -86,6 +88,7 @@ class Answers:
         top: int = 5,
         explain: int = 0,
         retrieval: str = "faiss",
+        reject: bool = False,
     ) -> list[Prediction]:
         """The best classes of each image, best first, each with its nearest sentences.
 
@@ -94,18 +97,31 @@ class Answers:
             top: Classes an image.
             explain: Sentences a class, those whose removal would take most away first.
             retrieval: `faiss` scores the classes that the index retrieves; `exhaustive` all of them.
+            reject: Whether each prediction says if the image is of any of the classes at all.
 
         Raises:
             UsageError: If `retrieval` is neither.
+            MissingStepError: If `reject` is asked for and no threshold has been calibrated.
 
         An image that cannot be read gives a `Prediction` with `problem` set; the others are answered.
         """
         if retrieval not in ("faiss", "exhaustive"):
             raise UsageError(f"retrieval is 'faiss' or 'exhaustive', got {retrieval!r}")
+        limit = self._limit() if reject else None
         result: list[Prediction] = []
         for start in range(0, len(images), _BATCH):
-            result += self._predict_batch(images[start : start + _BATCH], top, explain, retrieval)
+            result += self._predict_batch(images[start : start + _BATCH], top, explain, retrieval, limit)
         return result
+
+    def _limit(self) -> tuple[Score, float]:
+        """The score by which images are rejected, and its threshold."""
+        commit = self.snapshot.commit
+        fusion = (commit.fusion if commit is not None else None) or self._workspace.recipe.fusion
+        if fusion.reject_score is None or fusion.reject_threshold is None:
+            raise MissingStepError(
+                "no threshold for 'none of these' has been calibrated", "Run: vlltr calibrate"
+            )
+        return fusion.reject_score, fusion.reject_threshold
 
     def features(self, images: Sequence[str | Path | bytes]) -> tuple[Tensor, list[str | None]]:
         """Features [B, D] of the readable images, unnormalised, and for each image why it was not readable."""
@@ -135,9 +151,29 @@ class Answers:
         index = self._index if retrieval == "faiss" else None
         if index is None:
             return self.scorer.exhaustive(features), torch.zeros(len(features))
-        return self._retrieve(index, features)
+        visual, text, residual = self._retrieve(index, features)
+        return self.scorer.fuse(visual, text), residual
 
-    def _retrieve(self, index: AnchorIndex, features: Tensor) -> tuple[FusedScores, Tensor]:
+    @torch.inference_mode()
+    def _judge(
+        self, features: Tensor, retrieval: str, limit: tuple[Score, float] | None
+    ) -> tuple[FusedScores, Tensor, list[tuple[bool | None, float | None]]]:
+        """As `score`, and for each image whether it is known and by what score, where there is a `limit`."""
+        if limit is None:
+            fused, residual = self.score(features, retrieval)
+            return fused, residual, [(None, None)] * len(features)
+        scorer, index = self.scorer, self._index if retrieval == "faiss" else None
+        if index is None:
+            text = scorer.saved.head.text_logits(features, scorer.bank)
+            visual, residual = scorer.visual_logits(features), torch.zeros(len(features))
+        else:
+            visual, text, residual = self._retrieve(index, features)
+        name, threshold = limit
+        values = known_scores(visual, text, scorer.row_class, scorer.trained, scorer.params, (name,))[name]
+        return scorer.fuse(visual, text), residual, [(v >= threshold, v) for v in values.tolist()]
+
+    def _retrieve(self, index: AnchorIndex, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Visual logits [B, C_v + R], text logits [B, C] and the residual probability [B]."""
         scorer = self.scorer
         bank, head = scorer.bank, scorer.saved.head
         visual = scorer.visual_logits(features)
@@ -161,7 +197,7 @@ class Answers:
             exact,
             fused_parts,
         )
-        return scorer.fuse(visual, found.text_logits), found.residual
+        return visual, found.text_logits, found.residual
 
     @cached_property
     def _anchor_classes(self) -> AnchorClasses:
@@ -190,13 +226,20 @@ class Answers:
         return self._class_score(features[0], fused, 0, place[0], explain=None)
 
     def _predict_batch(
-        self, images: Sequence[str | Path | bytes], top: int, explain: int, retrieval: str
+        self,
+        images: Sequence[str | Path | bytes],
+        top: int,
+        explain: int,
+        retrieval: str,
+        limit: tuple[Score, float] | None,
     ) -> list[Prediction]:
         features, problems = self.features(images)
         used = "faiss" if retrieval == "faiss" and self._index is not None else "exhaustive"
         commit = self.snapshot.commit
         number = commit.state if commit is not None else 0
-        fused, residual = self.score(features, used) if len(features) else (None, torch.empty(0))
+        fused, residual, known = (
+            self._judge(features, used, limit) if len(features) else (None, torch.empty(0), [])
+        )
         result, row = [], 0
         for image, problem in zip(images, problems, strict=True):
             label = "(bytes)" if isinstance(image, bytes) else str(image)
@@ -205,7 +248,7 @@ class Answers:
                 continue
             best = fused.probabilities[row].topk(min(top, fused.probabilities.shape[1])).indices
             scores = tuple(self._class_score(features[row], fused, row, int(c), explain) for c in best)
-            result.append(Prediction(label, scores, float(residual[row]), used, number))
+            result.append(Prediction(label, scores, float(residual[row]), used, number, None, *known[row]))
             row += 1
         return result
 

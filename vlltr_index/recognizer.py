@@ -120,6 +120,7 @@ class Recognizer:
         top: int = 5,
         explain: int = 0,
         retrieval: str = "faiss",
+        reject: bool = False,
     ) -> list[Prediction]:
         """The best classes of each image, best first, each with its nearest sentences; all from one commit.
 
@@ -128,13 +129,15 @@ class Recognizer:
             top: Classes an image.
             explain: Sentences a class, those whose removal would take most away first.
             retrieval: `faiss` scores the classes that the index retrieves; `exhaustive` all of them.
+            reject: Whether each prediction says if the image is of any of the classes at all (`known`).
 
         Raises:
             UsageError: If `retrieval` is neither.
+            MissingStepError: If `reject` is asked for and no threshold has been calibrated.
 
         An image that cannot be read gives a `Prediction` with `problem` set; the others are answered.
         """
-        return self.current().predict(images, top, explain, retrieval)
+        return self.current().predict(images, top, explain, retrieval, reject)
 
     def explain(self, image: str | Path | bytes, name: str) -> ClassScore:
         """One class's score for one image, with every one of its anchor sentences, by effect.

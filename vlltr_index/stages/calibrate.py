@@ -1,4 +1,4 @@
-"""`vlltr calibrate`: the fusion values, from one extra run on training data."""
+"""`vlltr calibrate`: fusion values and the threshold of rejection, from one extra run on training data."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from torch import Tensor
 
-from vlltr_index.calibration import BranchLogits, FusionFit, fit_fusion
+from vlltr_index.calibration import BranchLogits, FusionFit, fit_fusion, image_weights
 from vlltr_index.classes import NewClass, add_classes
 from vlltr_index.errors import MissingStepError
+from vlltr_index.fusion import FusionParams
 from vlltr_index.loading import ImageSet, class_positions, image_set, usable_images
+from vlltr_index.rejection import RejectionFit, fit_rejection, known_scores
 from vlltr_index.schemas.config import FusionConfig, Recipe
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.scoring import Scorer, load_scorer
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from vlltr_index.snapshot import Snapshot
     from vlltr_index.workspace import Workspace
 
-__all__ = ["CalibrationReport", "calibrate"]
+__all__ = ["CalibrationReport", "calibrate", "fit_none_of_these", "without_names"]
 
 _NEW_SHARE = 10  # one class in ten is left out
 _FEW_SHARE = 3  # one many-shot class in three is cut
@@ -49,6 +52,11 @@ class CalibrationReport:
     old_with_new: float
     new: float
     new_without_margin: float
+    reject_auroc: dict[str, float]  # of each score, known images against those of the classes left out
+    reject_fpr: dict[
+        str, float
+    ]  # of each: share of the latter that it accepts beside `fusion.reject_tpr` of the known
+    added_accepted: float  # share of the latter that the chosen score accepts once their classes are added
 
     def lines(self) -> list[str]:
         """The report for people."""
@@ -61,6 +69,21 @@ class CalibrationReport:
             f" {100 * self.old_with_new:.1f} % beside the new ones ({self.old_images:,} images).",
             f"New classes from text: {100 * self.new:.1f} % ({100 * self.new_without_margin:.1f} % without the margin;"
             f" {self.new_images:,} images).",
+            *self._rejection(),
+        ]
+
+    def _rejection(self) -> list[str]:
+        f = self.fusion
+        if f.reject_score is None or f.reject_threshold is None or f.reject_tpr is None:
+            return []
+        rates = ", ".join(
+            f"{k} {v:.3f} and {100 * self.reject_fpr[k]:.1f} %" for k, v in self.reject_auroc.items()
+        )
+        return [
+            f"None of these: below {f.reject_threshold:.2f} by the score {f.reject_score!r}. That accepts"
+            f" {100 * f.reject_tpr:.1f} % of the images of known classes, {100 * self.reject_fpr[f.reject_score]:.1f} %"
+            f" of those of classes left out, and {100 * self.added_accepted:.1f} % of the latter once these are added.",
+            f"AUROC, and images of unknown classes accepted at that rate, of each score: {rates}.",
         ]
 
 
@@ -77,7 +100,7 @@ class _Plan:
 def calibrate(
     workspace: Workspace, recipe: Recipe, progress: Progress | None = None, write: bool = True
 ) -> CalibrationReport:
-    """Train once more with pseudo-new and pseudo-few classes, and fit fusion on what that run never saw.
+    """Train once more with pseudo-new and pseudo-few classes, and fit fusion and rejection on what that run never saw.
 
     The values go into `vlltr.toml`, and with a trained head into a commit. Only the splits train and val are read.
 
@@ -86,8 +109,7 @@ def calibrate(
     """
     snapshot = workspace.snapshot()
     plan = _plan(snapshot)
-    facts = [plan.new, sorted(plan.held_back), recipe.model_dump(mode="json", exclude={"fusion", "baseline"})]
-    run_id = short(digest_json(facts))
+    run_id = _run_id(snapshot, recipe, plan)
     inner = _inner_workspace(workspace, snapshot, recipe, plan, run_id)
     last = inner.history.last()
     if last is None or last.head is None:
@@ -101,12 +123,17 @@ def calibrate(
     _bring_images(inner, snapshot, plan, names)
     embed(inner, recipe.lgr.views, progress)
     few = {inner.snapshot().class_table().lookup(names[i]) for i in plan.few}
-    fit, old_images, new_images = _fit(inner, few, plan.few_share)
+    found = _fit(inner, few, plan.few_share)
+    fit, rejection = found.fusion, found.rejection
     fusion = FusionConfig(
+        rule=recipe.fusion.rule,
         alpha=fit.params.alpha,
         tau_visual=fit.params.tau_visual,
         tau_text=fit.params.tau_text,
         margin=fit.params.margin,
+        reject_score=rejection.score,
+        reject_threshold=rejection.threshold,
+        reject_tpr=min(1.0, rejection.tpr),
         run_id=run_id,
     )
     if write:
@@ -121,13 +148,31 @@ def calibrate(
         run_id,
         len(plan.new),
         len(plan.few),
-        old_images,
-        new_images,
+        found.old_images,
+        found.new_images,
         fit.old_alone,
         fit.old_with_new,
         fit.new,
         fit.new_without_margin,
+        {str(k): v for k, v in rejection.auroc.items()},
+        {str(k): v for k, v in rejection.fpr.items()},
+        found.added_accepted,
     )
+
+
+def _run_id(snapshot: Snapshot, recipe: Recipe, plan: _Plan) -> str:
+    """Named after all that the run depends on: settings, images and their contents, texts, and what is left out."""
+    images = snapshot.table("images", ["image_id", "content_hash", "class_id", "split", "problem"])
+    images = images.filter(pc.is_in(images["split"], pa.array(["train", "val"]))).sort_by("image_id")
+    texts = snapshot.table("sentences", ["sentence_id", "class_id", "text_hash"]).sort_by("sentence_id")
+    facts = [
+        recipe.model_dump(mode="json", exclude={"fusion", "baseline"}),
+        [images[name].to_pylist() for name in ("image_id", "content_hash", "class_id", "split", "problem")],
+        [texts[name].to_pylist() for name in ("class_id", "text_hash")],
+        plan.new,
+        sorted(plan.held_back),
+    ]
+    return short(digest_json(facts))
 
 
 def _order(value: int | str) -> str:
@@ -243,15 +288,62 @@ def _bring_images(inner: Workspace, snapshot: Snapshot, plan: _Plan, names: dict
         tx.upsert("images", rows)
 
 
-def _fit(inner: Workspace, few: set[int], few_share: float) -> tuple[FusionFit, int, int]:
+@dataclass(frozen=True)
+class _Found:
+    """What was fitted, and on how many images."""
+
+    fusion: FusionFit
+    rejection: RejectionFit
+    added_accepted: float
+    old_images: int
+    new_images: int
+
+
+def _fit(inner: Workspace, few: set[int], few_share: float) -> _Found:
     snapshot = inner.snapshot()
     scorer = load_scorer(inner, snapshot)
     old, new = image_set(snapshot, "old"), image_set(snapshot, "new")
     seen = replace(
         _logits(scorer, old), few=torch.isin(old.class_ids, torch.tensor(sorted(few), dtype=torch.int64))
     )
-    fit = fit_fusion(seen, _logits(scorer, new), scorer.row_class, scorer.trained, few_share=few_share)
-    return fit, len(old.class_ids), len(new.class_ids)
+    unseen = _logits(scorer, new)
+    fit = fit_fusion(seen, unseen, scorer.row_class, scorer.trained, few_share=few_share)
+    rejection, accepted = fit_none_of_these(
+        seen, unseen, scorer.row_class, scorer.trained, fit.params, few_share
+    )
+    return _Found(fit, rejection, accepted, len(old.class_ids), len(new.class_ids))
+
+
+def fit_none_of_these(
+    old: BranchLogits,
+    new: BranchLogits,
+    row_class: Tensor,
+    trained: Tensor,
+    params: FusionParams,
+    few_share: float,
+) -> tuple[RejectionFit, float]:
+    """Fit the rejection as before the new classes were added, when nothing was known of them.
+
+    Args:
+        old: Images of classes the head was trained on.
+        new: Images of the others.
+        row_class: As for `fuse`; so are `trained` and `params`.
+        few_share: As for `fit_fusion`.
+
+    Returns:
+        The fit, and the share of the images in `new` that it accepts after their classes were added.
+    """
+    position = trained.long().cumsum(0) - 1
+    rows = torch.where(
+        (row_class >= 0) & trained[row_class.clamp(min=0)], position[row_class.clamp(min=0)], -1
+    )
+    alone = torch.ones(int(trained.sum()), dtype=torch.bool)
+    known, unknown = (
+        known_scores(images.visual, images.text[:, trained], rows, alone, params) for images in (old, new)
+    )
+    fit = fit_rejection(known, unknown, image_weights(old, few_share))
+    added = known_scores(new.visual, new.text, row_class, trained, params, (fit.score,))[fit.score]
+    return fit, float((added.double() >= fit.threshold).double().mean())
 
 
 @torch.inference_mode()
