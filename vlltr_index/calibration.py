@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from vlltr_index.errors import InputError
-from vlltr_index.fusion import FusionParams, fuse
+from vlltr_index.fusion import FusionParams, Rule, fuse
 
 __all__ = ["BranchLogits", "FusionFit", "balanced_accuracy", "fit_fusion"]
 
@@ -52,6 +52,7 @@ def fit_fusion(
     trained: Tensor,
     max_loss: float = 0.0075,
     few_share: float = 0.0,
+    rule: Rule = "ours",
 ) -> FusionFit:
     """Fit temperatures, weight and margin.
 
@@ -67,6 +68,8 @@ def fit_fusion(
         trained: Bool [C], as for `fuse`.
         max_loss: Accuracy the old classes may lose to the margin.
         few_share: Weight of the images that stand for few-shot classes: the share of these among all classes.
+        rule: How the branches are put together. For `logits`, which sums them as they are, the margin alone is
+            fitted.
 
     Raises:
         InputError: If there is no image of an old class.
@@ -78,19 +81,22 @@ def fit_fusion(
     position[trained] = torch.arange(int(trained.sum()))
     row_of = torch.full((len(trained),), -1, dtype=torch.int64)
     row_of[row_class[row_class >= 0]] = torch.arange(len(row_class))[row_class >= 0]
-    tau_visual = _temperature(old.visual, row_of[old.labels], weights)
-    tau_text = _temperature(old.text[:, trained], position[old.labels], weights)
+    params = FusionParams(rule=rule)
+    if rule != "logits":
+        tau_visual = _temperature(old.visual, row_of[old.labels], weights)
+        tau_text = _temperature(old.text[:, trained], position[old.labels], weights)
+        params = replace(params, tau_visual=tau_visual, tau_text=tau_text)
     alone_rows = torch.where(row_class >= 0, position[row_class.clamp(min=0)], -1)
     all_trained = torch.ones(int(trained.sum()), dtype=torch.bool)
     labels = position[old.labels]
     best, best_loss = 0.5, float("inf")
-    for alpha in _ALPHAS.tolist():
-        params = FusionParams(alpha, tau_visual, tau_text, 0.0)
-        chances = fuse(old.visual, old.text[:, trained], alone_rows, all_trained, params).probabilities
+    for alpha in _ALPHAS.tolist() if rule != "logits" else []:
+        at = replace(params, alpha=alpha)
+        chances = fuse(old.visual, old.text[:, trained], alone_rows, all_trained, at).probabilities
         loss = _weighted_nll(chances, labels, weights)
         if loss < best_loss:
             best, best_loss = alpha, loss
-    params = FusionParams(best, tau_visual, tau_text, 0.0)
+    params = replace(params, alpha=best)
     alone = fuse(old.visual, old.text[:, trained], alone_rows, all_trained, params).probabilities
     old_alone = balanced_accuracy(alone, labels, weights)
     if new is None or not len(new.labels):
@@ -130,7 +136,7 @@ def _fit_margin(
 ) -> FusionFit:
     tried: list[tuple[float, float, float]] = []
     for margin in _MARGINS.tolist():
-        at = FusionParams(params.alpha, params.tau_visual, params.tau_text, margin)
+        at = replace(params, margin=margin)
         with_new = balanced_accuracy(
             fuse(old.visual, old.text, row_class, trained, at).probabilities, old.labels, weights
         )
@@ -140,7 +146,7 @@ def _fit_margin(
         tried.append((margin, with_new, fresh))
     allowed = [t for t in tried if t[1] >= old_alone - max_loss] or tried[:1]
     margin, with_new, fresh = max(allowed, key=lambda t: (t[2], -t[0]))
-    chosen = FusionParams(params.alpha, params.tau_visual, params.tau_text, margin)
+    chosen = replace(params, margin=margin)
     without = next(t[2] for t in tried if t[0] == 0.0)
     return FusionFit(chosen, old_alone, with_new, fresh, without)
 
