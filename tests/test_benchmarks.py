@@ -10,9 +10,15 @@ from typing import Any
 import benchmark_trees
 import pytest
 from benchmark_trees import IMAGENET, PLACES, SPECIES, WORDNET
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vlltr_index.cli.main import main
+from vlltr_index.corpus.release import sections
+from vlltr_index.errors import InputError
+from vlltr_index.images.coco import read_coco
 from vlltr_index.schemas.config import Recipe
+from vlltr_index.schemas.records import Skipped
 from vlltr_index.workspace import Workspace
 
 
@@ -331,6 +337,10 @@ INAT: list[tuple[Any, str]] = [
         "{path}: annotation 0 points to image 2, which is not among the images",
     ),
     (
+        {"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1, "category_id": -1}]},
+        "{path}: annotation 0 has the category -1, below 0",
+    ),
+    (
         {
             "images": [{"id": 1, "file_name": "a"}],
             "annotations": [{"image_id": 1, "category_id": 0}],
@@ -388,3 +398,48 @@ def test_names_for_texts_that_bring_their_own(
         f"Error: {path} names its classes itself: --names is for a folder of desc_<class number>.txt\n"
         f"Leave it out: vlltr ingest text {path}\n"
     )
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 3) | st.text("a./\0", max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["id", "file_name", "image_id", "category_id", "name"]), inner, max_size=4
+        )
+    ),
+    max_leaves=8,
+)
+_ROWS = st.lists(_VALUES, max_size=4)
+
+
+@given(
+    st.fixed_dictionaries({"images": _ROWS, "annotations": _ROWS}, optional={"categories": _ROWS}) | _VALUES
+)
+def test_any_json_of_images_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, value: Any) -> None:
+    """Whatever the values are: records and reasons, or one error that names the file."""
+    path = tmp_path_factory.mktemp("j") / "train.json"
+    path.write_text(json.dumps(value))
+    message = str(path)
+    try:
+        items = list(read_coco(path, "train", path.parent, None))
+    except InputError as error:
+        items, message = [], error.message
+    assert str(path) in message
+    assert all(isinstance(item, Skipped) for item in items)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(2, 4), st.sampled_from(["Habitat", "Notes", "see also", "Size"])), max_size=6
+    )
+)
+def test_sections_below_a_dropped_one_are_dropped(headings: list[tuple[int, str]]) -> None:
+    """A body stays if neither its own heading nor one that it lies below is dropped."""
+    lines, expected, path = ["lead"], [("", "lead")], list[tuple[int, str]]()
+    for number, (level, heading) in enumerate(headings):
+        lines += [f"{'=' * level} {heading} {'=' * level}", f"body {number}"]
+        path = [*((n, h) for n, h in path if n < level), (level, heading)]
+        if not any(h.casefold() in ("notes", "see also") for _, h in path):
+            expected.append((heading, f"body {number}"))
+    assert sections("\n".join(lines)) == expected

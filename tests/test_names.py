@@ -29,6 +29,8 @@ def refused(path: Path, text: str) -> str:
 def test_plain_lines(tmp_path: Path) -> None:
     """One name a line, numbers in names too; blank lines at the end do not count, others do."""
     path = tmp_path / "names.txt"
+    assert read(path, "area 1\narea 2\n").names == ("area 1", "area 2")
+    assert read(path, "boeing model 1\nairbus model 2\n").names == ("boeing model 1", "airbus model 2")
     found = read(path, "\ufeffzero\ngreat  tit\nboeing 737\n\n")
     assert found.names == ("zero", "great tit", "boeing 737")
     assert found.aliases == ((), (), ())
@@ -58,6 +60,7 @@ def test_numbered_lines(tmp_path: Path) -> None:
     path = tmp_path / "labels.txt"
     found = read(path, "/a/airport_terminal 1\n/a/airfield 0\n/a/apartment_building/outdoor 2\n")
     assert found.names == ("airfield", "airport terminal", "apartment building outdoor")
+    assert read(path, "alley x 1\nairfield y z 0\n").names == ("airfield", "alley")
     assert found.aliases[1:] == (
         ("airport_terminal",),
         ("apartment_building-outdoor", "apartment_building/outdoor"),

@@ -18,7 +18,7 @@ __all__ = ["ClassNames", "category_names", "read_class_names", "read_json_file"]
 
 _MAX_JSON = 1024 * 2**20
 _WORDNET = re.compile(r"(n\d{8})[\s,:]+(?:(\d+)\s+(?=\S+$))?(\S.*)")
-_NUMBERED = re.compile(r"(\S+)[ \t]+(\d{1,9})")
+_NUMBERED = re.compile(r"(\S+)\s+(?:(\S.*)\s)?(\d{1,9})")
 _INITIAL = re.compile(r"/[a-z]/")  # as in /a/airfield
 _CATEGORIES = 'Expected iNaturalist\'s categories.json: [{"id": 0, "name": "Acer rubrum"}, ...]'
 _LAYOUTS = (
@@ -131,12 +131,21 @@ def read_class_names(path: Path) -> ClassNames:
         raise InputError(
             f"{path}:{bad}: expected a WordNet id and a name, as on line 1", "For example: n01440764 tench"
         )
-    numbered = [_NUMBERED.fullmatch(line) for _, line in lines]
-    if all(numbered):
-        labels = [int(m[2]) for m in numbered if m]
-        if max(labels) <= len(lines):  # else the numbers are part of the names
-            return _from_numbered(path, [m[1] for m in numbered if m], labels)
+    rows = _numbered_rows([line for _, line in lines])
+    if rows:
+        return _from_numbered(path, [name for name, _ in rows], [label for _, label in rows])
     return ClassNames.of((clean_name(line, f"{path}:{number}") for number, line in lines), where=str(path))
+
+
+def _numbered_rows(lines: list[str]) -> list[tuple[str, int]]:
+    """Name and number of each line (the first and the last field); empty where numbers are part of the names."""
+    found = [_NUMBERED.fullmatch(line) for line in lines]
+    rows = [(m[1], int(m[3])) for m in found if m]
+    names, labels = {name for name, _ in rows}, [label for _, label in rows]
+    if len(rows) < len(lines) or len(names) < len(lines) or max(labels) > len(lines):
+        return []
+    exact = sorted(labels) == list(range(len(lines)))
+    return rows if exact or not any(m[2] for m in found if m) else []
 
 
 def _from_wordnet(path: Path, rows: list[tuple[str | Any, ...]]) -> ClassNames:

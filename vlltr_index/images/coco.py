@@ -106,6 +106,8 @@ def _labels(
                 f"{path}: annotation {n} points to image {image_id}, which is not among the images",
                 "Are images and annotations of one file? Fetch it again.",
             )
+        if category < 0:
+            raise InputError(f"{path}: annotation {n} has the category {category}, below 0", _EXPECTED)
         if labels.setdefault(image_id, category) != category:
             doubled.add(image_id)
     return labels, doubled
