@@ -1,0 +1,36 @@
+"""Embedding: images and sentences through the product's pipeline, against the bare model on tensors in memory.
+
+Goal: 0.9 of the bare model's rate. Images are 800 x 600 JPEG files; sentences are of all lengths.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness import Arrays, Case, Disagreement
+
+COMPETITORS = ("bare", "ours")
+CASES = (
+    Case("64 images, ViT-B-32", {"what": "images", "number": 64, "model": "ViT-B-32"}, rounds=2),
+    Case("2,000 sentences, ViT-B-32", {"what": "sentences", "number": 2_000, "model": "ViT-B-32"}, rounds=2),
+)
+
+
+def inputs(values: dict[str, Any]) -> Arrays:
+    """Seeds; files and sentences are made from them by both."""
+    return {"seed": np.zeros(1, dtype=np.int64)}
+
+
+def agree(case: Case, answers: dict[str, Arrays]) -> dict[str, float]:
+    """Cosines of the vectors both gave.
+
+    Raises:
+        Disagreement: If a vector differs. JPEG files go through one decoder on both sides.
+    """
+    bare, ours = answers["bare"]["vectors"], answers["ours"]["vectors"]
+    cosine = (bare * ours).sum(1) / (np.linalg.norm(bare, axis=1) * np.linalg.norm(ours, axis=1))
+    if float(cosine.min()) < 0.9999:
+        raise Disagreement(f"the cosine of a vector with itself is {cosine.min():.5f}")
+    return {"smallest cosine": float(cosine.min())}

@@ -1,0 +1,45 @@
+"""Head training: one epoch over ImageNet-LT's 115,800 training images, on stored vectors and through the encoder.
+
+C = 1,000, M = 64, B = 128. The head's work is the same in both; what differs is where an image's features come from.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from benchmarks.clusters import around, centres
+from benchmarks.harness import Arrays, Case, Disagreement
+
+COMPETITORS = ("encoder", "ours")
+IMAGES = 115_846
+_VALUES = {"images": IMAGES, "classes": 1_000, "anchors": 64, "dim": 512, "batch": 128, "model": "ViT-B-16"}
+CASES = (Case("ImageNet-LT, ViT-B-16 at 224", _VALUES, {"encoder": 128 / IMAGES, "ours": 2_560 / IMAGES}, 2),)
+
+
+def inputs(values: dict[str, Any]) -> Arrays:
+    """Anchors, stored vectors with their labels, and one batch of pixels."""
+    rng = np.random.default_rng(0)
+    centre = centres(rng, values["classes"], values["dim"])
+    labels = rng.integers(0, values["classes"], 20 * values["batch"])
+    labels[: values["classes"]] = np.arange(values["classes"])
+    owner = np.repeat(np.arange(values["classes"]), values["anchors"])
+    return {
+        "anchors": around(rng, centre, owner, spread=1.5),
+        "features": around(rng, centre, labels),
+        "labels": labels.astype(np.int64),
+        "pixels": rng.standard_normal((values["batch"], 3, 224, 224), dtype=np.float32),
+    }
+
+
+def agree(case: Case, answers: dict[str, Arrays]) -> dict[str, float]:
+    """Both trained: their losses are finite. They see different features, so there is no more to compare.
+
+    Raises:
+        Disagreement: If a loss is not a number.
+    """
+    losses = {name: float(answer["loss"][0]) for name, answer in answers.items()}
+    if not all(np.isfinite(v) for v in losses.values()):
+        raise Disagreement(f"losses: {losses}")
+    return losses

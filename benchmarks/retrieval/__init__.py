@@ -1,0 +1,72 @@
+"""Retrieval: probabilities of all classes for images whose features are there, by way of each kind of index.
+
+Seconds are of a batch of 128; `one image` stands beside them. Goals at 2,000,000 anchors: 10 times the exhaustive head
+with the same best class for 99.5 % of the images; the mean error of the best class's probability at most 0.01.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from benchmarks.clusters import around, centres
+from benchmarks.harness import Arrays, Case, Disagreement
+
+COMPETITORS = ("exhaustive", "torch_topk", "flat", "hnsw", "ivf", "ivf_pq", "lancedb_ivf_pq", "ours")
+SAME_BEST, PROBABILITY_ERROR = 0.995, 0.01
+QUERIES = 512
+_SLOW_BUILD = "building it takes more than 20 minutes on two cores"
+
+
+def _case(classes: int, rounds: int, skip: dict[str, str] | None = None, together: bool = True) -> Case:
+    values = {"classes": classes, "anchors": 64, "dim": 512}
+    return Case(f"{64 * classes:,} anchors", values, {}, rounds, skip or {}, together)
+
+
+CASES = (
+    _case(1_000, 2),
+    _case(8_142, 1, {"hnsw": _SLOW_BUILD}),
+    _case(
+        31_250,
+        1,
+        {"hnsw": _SLOW_BUILD, "lancedb_ivf_pq": _SLOW_BUILD, "flat": "as torch_topk, three times slower"},
+        together=False,
+    ),
+)
+
+
+def inputs(values: dict[str, Any]) -> Arrays:
+    """Anchors in class order, images of all classes, rows of a visual classifier."""
+    rng = np.random.default_rng(0)
+    classes = values["classes"]
+    centre = centres(rng, classes, values["dim"])
+    labels = rng.integers(0, classes, QUERIES)
+    rows = around(rng, centre, np.arange(classes), spread=0.3)
+    return {
+        "anchors": around(rng, centre, np.repeat(np.arange(classes), values["anchors"]), spread=1.5),
+        "images": around(rng, centre, labels, spread=1.0),
+        "labels": labels.astype(np.int64),
+        "visual": (2.0 * rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32),
+    }
+
+
+def agree(case: Case, answers: dict[str, Arrays]) -> dict[str, Any]:
+    """How often the best class is the exhaustive head's, and by how much its probability is off.
+
+    Raises:
+        Disagreement: If the product misses either goal.
+    """
+    truth = answers["exhaustive"]
+    result: dict[str, Any] = {}
+    for name, answer in answers.items():
+        if name == "exhaustive":
+            continue
+        # Where the two best classes are equally likely either of them is right.
+        same = (answer["best"] == truth["best"]) | (truth["lead"] < 1e-6)
+        error = float(np.abs(answer["chance"] - truth["chance"]).mean())
+        result[name] = {"same best class": float(same.mean()), "mean error of its probability": error}
+    ours = result["ours"]
+    if ours["same best class"] < SAME_BEST or ours["mean error of its probability"] > PROBABILITY_ERROR:
+        raise Disagreement(f"ours: {ours}")
+    return result

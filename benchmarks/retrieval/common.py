@@ -1,0 +1,113 @@
+"""A trained classifier as the product holds it, with any index in place of its own."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.harness import Arrays
+from vlltr_index.answers import Answers
+from vlltr_index.bank import AnchorBank
+from vlltr_index.fusion import FusionParams
+from vlltr_index.heads import SavedHead
+from vlltr_index.lgr import LGRHead
+from vlltr_index.loading import LoadedBank
+from vlltr_index.scoring import Scorer
+
+BATCH, SINGLES, RECALL_AT = 128, 16, 64
+
+
+class State:
+    """The classifier, its queries, and the index under test (None: exhaustive)."""
+
+    def __init__(self, inputs: Arrays, values: dict[str, Any]) -> None:
+        anchors = torch.from_numpy(inputs["anchors"])
+        classes, dim = values["classes"], values["dim"]
+        owner = torch.arange(classes).repeat_interleave(values["anchors"])
+        bank = AnchorBank.build(anchors, owner, list(range(classes)))
+        head = LGRHead(dim, classes, logit_scale=50.0)
+        with torch.no_grad():
+            assert isinstance(head.visual_head, torch.nn.Linear)
+            head.visual_head.weight.copy_(torch.from_numpy(inputs["visual"]))
+            head.visual_head.bias.zero_()
+        ids = torch.arange(classes)
+        saved = SavedHead(head.eval(), ids, torch.zeros(dim), "text", "image")
+        none = torch.zeros(0, dtype=torch.int64)
+        self.scorer = Scorer(
+            LoadedBank(bank, torch.arange(len(anchors)), [], "one"),
+            saved,
+            none,
+            torch.zeros(0, dim),
+            torch.zeros(0),
+            FusionParams(alpha=0.5),
+        )
+        self.images = torch.from_numpy(inputs["images"])
+        self.keys = torch.arange(len(anchors))
+        self.unit = F.normalize(anchors, dim=1)
+        self.facts: dict[str, Any] = {}
+        self.answers: Answers | None = None
+        self._nearest: Tensor | None = None
+
+    def use(self, index: Any, build_seconds: float) -> State:
+        """Answer by way of this index."""
+        self.answers = Answers(None, None, self.scorer, None)  # type: ignore[arg-type] # it only scores here
+        self.answers.__dict__["_index"] = index
+        self.facts = {"build_seconds": round(build_seconds, 2), "kind": index.kind}
+        return self
+
+    def measure(self) -> Arrays:
+        """Score all queries in batches, then some alone; seconds are of one batch."""
+        start = time.perf_counter()
+        parts = [self._score(part) for part in self.images.split(BATCH)]
+        batch = (time.perf_counter() - start) / len(parts)
+        alone = []
+        for image in self.images[:SINGLES].split(1):
+            start = time.perf_counter()
+            self._score(image)
+            alone.append(time.perf_counter() - start)
+        chances = torch.cat(parts)
+        best = chances.topk(2, dim=1)
+        facts = {
+            **self.facts,
+            "seconds": batch,
+            "one_image_seconds": float(np.median(alone)),
+            **self._recall(),
+        }
+        return {
+            "best": best.indices[:, 0].numpy(),
+            "chance": best.values[:, 0].numpy(),
+            "lead": (best.values[:, 0] - best.values[:, 1]).numpy(),
+            "_extra": facts,  # type: ignore[dict-item] # taken out by the harness
+        }
+
+    def _score(self, images: Tensor) -> Tensor:
+        if self.answers is None:
+            return self.scorer.exhaustive(images).probabilities
+        return self.answers.score(images)[0].probabilities
+
+    def _recall(self) -> dict[str, float]:
+        """Share of the true nearest anchors that the index finds."""
+        if self.answers is None:
+            return {}
+        queries = F.normalize(self.images[:BATCH], dim=1)
+        if self._nearest is None:
+            self._nearest = (queries @ self.unit.T).topk(RECALL_AT, dim=1).indices
+        index = self.answers.__dict__["_index"]
+        found = index.search(queries, RECALL_AT)[1]
+        hit = (found[:, :, None] == self._nearest[:, None, :]).any(1)
+        return {f"recall_at_{RECALL_AT}": float(hit.float().mean())}
+
+
+def built(inputs: Arrays, values: dict[str, Any], kind: str) -> State:
+    """A state with one of the product's own kinds of index."""
+    from vlltr_index.index import build_index
+
+    state = State(inputs, values)
+    start = time.perf_counter()
+    index = build_index(state.unit, state.keys, kind)
+    return state.use(index, time.perf_counter() - start)

@@ -1,0 +1,150 @@
+"""docs/benchmarks.md from the committed results of `python -m benchmarks run`, with one plot a question."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+PAGE = ROOT / "docs" / "benchmarks.md"
+MARKS = ("<!-- generated: python -m benchmarks table -->", "<!-- end of the generated part -->")
+
+
+def write() -> None:
+    """Write the generated part of the page, and the plots beside it."""
+    results = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(RESULTS.glob("speed-*.json"))]
+    text = PAGE.read_text(encoding="utf-8")
+    head, tail = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
+    PAGE.write_text(f"{head}{MARKS[0]}\n\n{page(results)}\n{MARKS[1]}{tail}", encoding="utf-8")
+    for result in results:
+        plot(result, ROOT / "docs" / "plots" / f"speed-{result['question']}.svg")
+
+
+def page(results: list[dict[str, Any]]) -> str:
+    """All questions as Markdown."""
+    lines: list[str] = []
+    for result in results:
+        module = importlib.import_module(f"benchmarks.{result['question']}")
+        title, _, goals = (module.__doc__ or "").strip().partition("\n")
+        lines += [f"## {title}", "", " ".join(goals.split()), ""]
+        lines += [f"`python -m benchmarks run {result['question']}`", ""]
+        lines += [f"![median time of each competitor](plots/speed-{result['question']}.svg)", ""]
+        for case in module.CASES:
+            if case.name in result["cases"]:
+                lines += table(result["cases"][case.name], module.COMPETITORS)
+    return "\n".join(lines)
+
+
+def table(case: dict[str, Any], order: tuple[str, ...]) -> list[str]:
+    """One size as a Markdown table, with what it was measured on below it."""
+    ours = case["rows"][order[-1]]["median"]
+    extras = sorted({k for row in case["rows"].values() for k in row} - _KNOWN)
+    shown = [k for k in extras if k != "kind"]
+    lines = [f"### {case['case']}", ""]
+    heads = ["", "median s", "x ours", "peak extra MiB", *[k.replace("_", " ") for k in shown]]
+    lines += ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    for name in order:
+        if name not in case["rows"]:
+            continue
+        row = case["rows"][name]
+        star = " *" if row["portion"] < 1 else ""
+        label = name.replace("_", " ") + (f" ({row['kind']})" if name == "ours" and "kind" in row else "")
+        cells = [
+            label,
+            _number(row["median"]) + star,
+            f"{row['median'] / ours:.2f}",
+            f"{row['peak_extra_mib']:.0f}",
+        ]
+        cells += [_number(row[k]) if k in row else "" for k in shown]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines.append("")
+    parts = {n: r["portion"] for n, r in case["rows"].items() if r["portion"] < 1}
+    if parts:
+        told = ", ".join(f"{n.replace('_', ' ')} 1/{1 / p:,.0f}" for n, p in parts.items())
+        lines += [f"\\* extrapolated from a part of the work: {told}.", ""]
+    lines += [f"Left out: {name.replace('_', ' ')}, {why}." for name, why in case["skipped"].items()]
+    lines += [_agreement(case["agreement"]), "", _machine(case), ""]
+    return lines
+
+
+_KNOWN = {"seconds", "median", "portion", "prepare_seconds", "resident_mib", "peak_extra_mib"}
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _agreement(found: dict[str, Any]) -> str:
+    def one(value: Any) -> str:
+        if isinstance(value, dict):
+            return ", ".join(f"{k} {v:.4g}" for k, v in value.items())
+        return f"{value:.2g}"
+
+    return "Agreement: " + "; ".join(f"{k.replace('_', ' ')}: {one(v)}" for k, v in found.items()) + "."
+
+
+def _machine(case: dict[str, Any]) -> str:
+    m = case["machine"]
+    versions = ", ".join(f"{k} {v}" for k, v in m["versions"].items() if k != "vlltr-index")
+    turns = "in turns" if case["in_turns"] else "one after the other, for memory"
+    gpu = m["gpu"] or "no GPU"
+    return (
+        f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, {m['memory_gib']:.0f} GiB, {gpu}; "
+        f"{versions}; competitors ran {turns}."
+    )
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Median seconds of every competitor at every size, on a logarithmic axis."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "vlltr"
+    from matplotlib import pyplot
+
+    module = importlib.import_module(f"benchmarks.{result['question']}")
+    cases = [c.name for c in module.CASES if c.name in result["cases"]]
+    names = [n for n in module.COMPETITORS if any(n in result["cases"][c]["rows"] for c in cases)]
+    height = 0.28 * sum(len(result["cases"][c]["rows"]) for c in cases) + 0.5 * len(cases) + 0.8
+    figure, axis = pyplot.subplots(figsize=(8, height), layout="constrained")
+    place, ticks, labels = 0.0, [], []
+    hatches = ("", "//", "..", "xx", "\\\\", "--", "++", "oo")
+    for case in cases:
+        rows = result["cases"][case]["rows"]
+        axis.text(
+            0.0, place - 0.15, f" {case}", transform=axis.get_yaxis_transform(), fontsize=9, weight="bold"
+        )
+        place += 0.7
+        for name in names:
+            if name not in rows:
+                continue
+            colour = "#0b5394" if name == "ours" else "#bdbdbd"
+            hatch = hatches[names.index(name) % len(hatches)] if name != "ours" else ""
+            axis.barh(
+                place, rows[name]["median"], color=colour, hatch=hatch, edgecolor="#333333", linewidth=0.5
+            )
+            star = " *" if rows[name]["portion"] < 1 else ""
+            axis.text(
+                rows[name]["median"],
+                place,
+                f" {_number(rows[name]['median'])} s{star}",
+                va="center",
+                fontsize=8,
+            )
+            ticks.append(place)
+            labels.append(name.replace("_", " "))
+            place += 1
+        place += 0.5
+    axis.set_xscale("log")
+    axis.set_yticks(ticks, labels, fontsize=8)
+    axis.set_ylim(place - 0.5, -0.8)
+    axis.margins(x=0.15)
+    axis.set_xlabel("seconds, median (* extrapolated)")
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
