@@ -29,7 +29,7 @@ from vlltr_index.stages.train_lgr import train_lgr_stage
 from vlltr_index.workspace import Workspace
 
 CLASSES_AT_FIRST = 10
-PROMPTS = ("a picture of the {}.", "the {}, printed.")
+PROMPTS = ("a sign like the {}.", "the {}, printed.")
 
 
 @dataclass

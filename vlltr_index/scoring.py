@@ -137,7 +137,7 @@ def merged_classes(snapshot: Snapshot) -> dict[int, int]:
 def load_imprints(snapshot: Snapshot, head: str, dim: int) -> tuple[Tensor, Tensor, Tensor]:
     """Imprinted visual rows that go with a head: class ids int64 [R], weight float32 [R, D], bias float32 [R]."""
     rows = snapshot.table("imprints") if snapshot.has("imprints") else None
-    if rows is not None:
+    if rows is not None and rows.num_rows:
         rows = rows.filter([h == head for h in rows["head"].to_pylist()]).sort_by("class_id")
     if rows is None or not rows.num_rows:
         return torch.empty(0, dtype=torch.int64), torch.empty(0, dim), torch.empty(0)

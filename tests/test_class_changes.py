@@ -1,0 +1,288 @@
+"""Removing, renaming and merging classes, and changing their sentences and images: what is done, said and refused."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.changes import World, anchors, build_world
+from vlltr_index.classes import (
+    ChangeReport,
+    NewClass,
+    Session,
+    add_class,
+    add_classes,
+    add_images,
+    add_sentences,
+    merge_classes,
+    remove_classes,
+    remove_images,
+    remove_sentences,
+    rename_class,
+)
+from vlltr_index.classes.reports import Effect
+from vlltr_index.classes.session import View
+from vlltr_index.errors import InputError, UnknownClassError, UsageError, VlltrError
+from vlltr_index.loading import image_set
+from vlltr_index.scoring import load_scorer
+from vlltr_index.stages.classlist import show_class
+from vlltr_index.workspace import Workspace
+
+
+@pytest.fixture(scope="module")
+def world(trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """The small world, made once."""
+    return build_world(tmp_path_factory.mktemp("world"), Workspace.open(trained_once))
+
+
+@pytest.fixture
+def small(world: World, tmp_path: Path) -> Workspace:
+    """A copy of its workspace that a test may change."""
+    return Workspace.open(shutil.copytree(world.folder, tmp_path / "small"))
+
+
+@pytest.fixture
+def names(world: World) -> list[str]:
+    """Names of its classes, by number."""
+    return [world.classes[i].name for i in sorted(world.classes)]
+
+
+def rows_of(workspace: Workspace, table: str, class_id: int) -> int:
+    """How many rows of a table a class owns."""
+    return workspace.snapshot().count(table, f"class_id = {class_id}")
+
+
+def commits(workspace: Workspace) -> int:
+    """Number of the newest commit."""
+    last = workspace.history.last()
+    return last.id if last is not None else 0
+
+
+def test_a_removed_class_leaves_nothing_but_its_number(small: Workspace, names: list[str]) -> None:
+    """Sentences, images, anchors and scores go in one commit; the name is free, the number is not."""
+    before, scores = commits(small), small.snapshot().count("sentence_scores")
+    report = remove_classes(small, [names[2]])
+    assert commits(small) == before + 1
+    assert report.notes[0].startswith(f"Removed {names[2]!r} (class 2) with 8 sentences and ")
+    assert [rows_of(small, t, 2) for t in ("sentences", "images", "anchors")] == [0, 0, 0]
+    assert small.snapshot().count("sentence_scores") == scores - 8
+    with pytest.raises(UnknownClassError):
+        remove_classes(small, [names[2]])
+    again = add_class(small, names[2], ["It is back."]).added[0]
+    assert again.class_id == len(names)
+    assert again.visual == "none"
+
+
+def test_the_trained_row_of_a_removed_class_is_masked(small: Workspace, names: list[str]) -> None:
+    """The image branch shares its mass among the classes that are left."""
+    features = image_set(small.snapshot(), "val").features
+    remove_classes(small, [names[2], names[5]])
+    scorer = load_scorer(small, small.snapshot())
+    assert scorer.class_ids.tolist() == [0, 1, 3, 4, 6, 7, 8, 9]
+    assert scorer.row_class.tolist() == [0, 1, -1, 2, 3, -1, 4, 5, 6, 7]
+    fused = scorer.exhaustive(features)
+    assert torch.allclose(fused.probabilities.sum(1), torch.ones(len(features)), atol=1e-5)
+
+
+def test_the_last_class_stays(small: Workspace, names: list[str]) -> None:
+    """A workspace without a class could answer nothing."""
+    with pytest.raises(InputError, match="no class would be left"):
+        remove_classes(small, names)
+
+
+def test_a_renamed_class_keeps_its_number_and_its_own_texts(small: Workspace, names: list[str]) -> None:
+    """Prompts are made from the new name; the report says how many of each."""
+    report = rename_class(small, names[0], "  the  first ")
+    assert report.notes == [
+        f"Renamed {names[0]!r} to 'the first' (class 0).",
+        "2 sentences made from the old name gave way to 2 made from the new one; 6 other sentences stay as they are.",
+    ]
+    texts = small.snapshot().table("sentences", ["text", "source"], "class_id = 0").to_pylist()
+    assert sorted(t["text"] for t in texts if t["source"] == "prompt") == [
+        "a sign like the first.",
+        "the first, printed.",
+    ]
+    table = small.snapshot().class_table()
+    assert table.find("the first") == 0
+    assert table.find(names[0]) is None
+
+
+def test_renaming_onto_another_class_is_refused(small: Workspace, names: list[str]) -> None:
+    """The message names the way to make them one; an alias of its own may become its name."""
+    with pytest.raises(InputError) as caught:
+        rename_class(small, names[0], names[1])
+    assert caught.value.hint == f"To make them one: vlltr classes merge {names[1]!r} {names[0]!r}"
+    add_class(small, "okapi", ["It is an animal."], aliases=["forest giraffe"])
+    rename_class(small, "okapi", "Forest Giraffe")
+    assert show_class(small, "forest giraffe").aliases == []
+
+
+def test_merged_classes_add_their_rows(small: Workspace, names: list[str]) -> None:
+    """Texts and images go over, the name is an alias, and the image branch gives the sum of both rows' chances."""
+    features = image_set(small.snapshot(), "val").features
+    before = load_scorer(small, small.snapshot())
+    rows = (before.visual_logits(features) / before.params.tau_visual).softmax(1)
+    report = merge_classes(small, names[3], names[7])
+    assert "the name is an alias now" in report.notes[0]
+    merge_classes(small, names[1], names[3])
+    detail = show_class(small, names[7])
+    assert (detail.class_id, set(detail.aliases)) == (1, {names[3], names[7]})
+    assert set(detail.merged) == {names[3], names[7]}
+    after = load_scorer(small, small.snapshot())
+    fused = after.exhaustive(features)
+    place = after.class_ids.tolist().index(1)
+    expected = after.params.alpha * rows[:, [1, 3, 7]].sum(1)
+    assert torch.allclose(fused.visual_part[:, place], expected, atol=1e-5)
+    with pytest.raises(InputError, match="are the same class"):
+        merge_classes(small, names[1], names[7])
+
+
+def test_sentences_come_and_go(small: Workspace, names: list[str]) -> None:
+    """What is there already changes nothing; ids may be short; a text takes all that hold it."""
+    report = add_sentences(small, names[4], ["It is a test.", "IT is a  test.", "Another test."])
+    assert report.notes == ["2 sentences added; 1 were there before."]
+    at = commits(small)
+    assert not add_sentences(small, names[4], ["It is a test."]).changed
+    assert commits(small) == at
+    one = next(i for i in show_class(small, names[4], every_sentence=True).anchors)
+    remove_sentences(small, names[4], [one.sentence_id[:10]])
+    assert one.sentence_id not in anchors(small)
+    report = remove_sentences(small, names[4], matching="TEST")
+    assert sum(line.startswith("  ") for line in report.notes) >= 1
+    left = show_class(small, names[4], every_sentence=True)
+    assert not [s for s in [*left.anchors, *left.others] if "test" in s.text]
+
+
+def test_an_imprinted_row_comes_and_goes_with_the_images(small: Workspace, world: World) -> None:
+    """A class known by text gets a row by its first image, and loses it with its last."""
+    add_class(small, "okapi", ["It is an animal."])
+    picture = Path(world.pictures[0])
+    report = add_images(small, "okapi", [picture])
+    assert (report.classes[0].visual, report.classes[0].images) == ("imprinted", 1)
+    assert not add_images(small, "okapi", [picture]).changed
+    shown = show_class(small, "okapi")
+    assert (shown.visual, shown.pictures[0].uri) == ("imprinted", str(picture))
+    report = remove_images(small, [shown.pictures[0].image_id[:8]])
+    assert (report.classes[0].visual, report.classes[0].images) == ("none", 0)
+
+
+def test_a_trained_row_stays_when_images_come(small: Workspace, world: World, names: list[str]) -> None:
+    """The report says so, and names the command that trains it again."""
+    report = add_images(small, names[0], [Path(world.pictures[1])])
+    assert report.classes[0].visual == "trained"
+    assert report.notes[-1].endswith("to train all rows again: vlltr refit")
+    assert not len(load_scorer(small, small.snapshot()).imprint_class_ids)
+
+
+def test_an_image_that_changed_is_another(small: Workspace, world: World, tmp_path: Path) -> None:
+    """The vector of what a file held before is not taken for what it holds now."""
+    add_class(small, "okapi", ["It is an animal."])
+    file = tmp_path / "one.png"
+    for picture in world.pictures[:2]:
+        file.write_bytes(Path(picture).read_bytes())
+        add_images(small, "okapi", [file])
+    assert show_class(small, "okapi").images == 2
+
+
+def refusals(world: World) -> list[tuple[type[VlltrError], str]]:
+    """Kinds and messages, in the order of the calls below."""
+    first = world.classes[0].name
+    return [
+        (InputError, "no sentence was given"),
+        (UsageError, "which sentences?"),
+        (InputError, f"no sentence of class {first!r} holds 'zebra'"),
+        (InputError, f"no sentence of class {first!r} with the id 'abcdef' can be told: there is none"),
+        (InputError, f"class {first!r} would have no sentence left, and could not be recognised by text"),
+        (InputError, "no readable image among what was given (/none.png: no such file)"),
+        (UsageError, "which images?"),
+        (InputError, "no image with the id 'abcdef' can be told: there is none"),
+        (InputError, f"{world.pictures[2]} is an image of class 'okapi' already"),
+    ]
+
+
+def test_what_is_refused_is_told_and_changes_nothing(small: Workspace, world: World) -> None:
+    """Each refusal has its own message, and leaves the workspace as it was."""
+    first, picture = world.classes[0].name, Path(world.pictures[2])
+    add_class(small, "okapi", ["It is an animal."])
+    add_images(small, "okapi", [picture])
+    calls = [
+        lambda: add_sentences(small, first, [" "]),
+        lambda: remove_sentences(small, first),
+        lambda: remove_sentences(small, first, matching="zebra"),
+        lambda: remove_sentences(small, first, ["abcdef"]),
+        lambda: remove_sentences(small, first, matching=first.split()[0]),
+        lambda: add_images(small, first, [Path("/none.png")]),
+        lambda: remove_images(small, []),
+        lambda: remove_images(small, ["abcdef"]),
+        lambda: add_images(small, first, [picture]),
+    ]
+    at = commits(small)
+    for call, (kind, message) in zip(calls, refusals(world), strict=True):
+        with pytest.raises(kind) as caught:
+            call()
+        assert caught.value.message == message
+    assert commits(small) == at
+
+
+def test_dry_runs_write_nothing(small: Workspace, world: World, names: list[str]) -> None:
+    """Each change can be looked at first; the reports are those of the real ones."""
+    at = commits(small)
+    reports: list[ChangeReport] = [
+        remove_classes(small, [names[0]], dry_run=True),
+        rename_class(small, names[0], "other", dry_run=True),
+        merge_classes(small, names[0], names[1], dry_run=True),
+        add_sentences(small, names[0], ["New."], dry_run=True),
+        remove_sentences(small, names[0], matching="printed", dry_run=True),
+        add_images(small, names[0], [Path(world.pictures[3])], dry_run=True),
+        remove_images(small, [show_class(small, names[0]).pictures[0].image_id], dry_run=True),
+    ]
+    assert commits(small) == at
+    for report in reports:
+        assert report.dry_run
+        assert report.lines()[-1] == "This was a dry run: nothing was written."
+
+
+def test_a_session_scores_only_what_changed(small: Workspace, world: World) -> None:
+    """After changes of every kind the session's state is what a new one reads."""
+    session = Session(small)
+    texts = sorted(world.texts)
+    add_classes(small, [NewClass(texts[0], tuple(world.texts[texts[0]]))], session=session)
+    add_images(small, texts[0], [Path(world.pictures[4])], session=session)
+    merge_classes(small, world.classes[0].name, world.classes[1].name, session=session)
+    remove_classes(small, [world.classes[2].name], session=session)
+    kept, read = session.view(small.snapshot()), View.load(small, small.snapshot())
+    assert kept is session.view(small.snapshot())
+    assert kept.scorer.loaded.sentence_ids == read.scorer.loaded.sentence_ids
+    assert torch.equal(kept.scorer.loaded.keys, read.scorer.loaded.keys)
+    assert torch.equal(kept.scorer.bank.vectors, read.scorer.bank.vectors)
+    assert torch.equal(kept.scorer.row_class, read.scorer.row_class)
+    assert torch.allclose(kept.text_logits, read.text_logits, atol=1e-4)
+
+
+def test_a_session_notices_what_others_wrote(small: Workspace, names: list[str]) -> None:
+    """A change made without it is there at its next one."""
+    session = Session(small)
+    add_class(small, "okapi", ["It is an animal."], session=session)
+    remove_classes(small, [names[0]])
+    report = add_sentences(small, names[1], ["It is new."], session=session)
+    assert report.changed
+    assert 0 not in session.view(small.snapshot()).scorer.class_ids.tolist()
+
+
+def test_harm_is_warned_of() -> None:
+    """A loss of more than one point has a line of its own that names the way back."""
+    assert Effect().lines() == []
+    assert len(Effect(0.9, 0.895, 100).lines()) == 1
+    lines = Effect(0.9, 0.85, 1000).lines()
+    assert lines[0] == "Old classes on 1,000 validation images: 90.0 % before, 85.0 % after."
+    assert lines[1].startswith("Warning: the old classes lose 5.0 points.")
+    assert "vlltr rollback ID" in lines[1]
+
+
+def test_the_report_names_a_class_as_it_is_stored(small: Workspace) -> None:
+    """White space in the name that was typed is not shown."""
+    report = add_class(small, "  okapi \t of the woods ", ["It is an animal."])
+    assert report.lines()[0].startswith("Added 'okapi of the woods' (class 10): ")
