@@ -15,6 +15,13 @@ from vlltr_index.cli.context import Context, pass_context
 @click.option("--explain", default=3, show_default=True, type=click.IntRange(0), help="Sentences a class.")
 @click.option("--retrieval", type=click.Choice(["faiss", "exhaustive"]), default="faiss", show_default=True)
 @click.option("--reject", is_flag=True, help='Say "none of these" below the calibrated threshold.')
+@click.option(
+    "--crops",
+    default=1,
+    show_default=True,
+    type=int,
+    help="Crops of each image: 1, or 5 (centre and corners).",
+)
 @click.option("--at", type=int, metavar="ID", help="Answer as of this commit.")
 @pass_context
 def predict_command(
@@ -24,6 +31,7 @@ def predict_command(
     explain: int,
     retrieval: str,
     reject: bool,
+    crops: int,
     at: int | None,
 ) -> None:
     """Recognise images and name the sentences behind each answer.
@@ -35,7 +43,7 @@ def predict_command(
 
     recognizer = Recognizer.open(context.open(), at=at)
     predictions = recognizer.predict(
-        list(images), top=top, explain=explain, retrieval=retrieval, reject=reject
+        list(images), top=top, explain=explain, retrieval=retrieval, reject=reject, crops=crops
     )
     if context.as_json:
         context.emit([asdict(prediction) for prediction in predictions])
@@ -54,15 +62,24 @@ def predict_command(
 @click.argument("image", metavar="IMG")
 @click.option("--class", "name", required=True, help="The class to explain.")
 @click.option("--against", help="Another class: why the one and not the other.")
+@click.option(
+    "--crops",
+    default=1,
+    show_default=True,
+    type=int,
+    help="Crops of each image: 1, or 5 (centre and corners).",
+)
 @click.option("--at", type=int, metavar="ID", help="Answer as of this commit.")
 @pass_context
-def explain_command(context: Context, image: str, name: str, against: str | None, at: int | None) -> None:
+def explain_command(
+    context: Context, image: str, name: str, against: str | None, crops: int, at: int | None
+) -> None:
     """Show every anchor sentence of a class with its share and effect for one image."""
     from vlltr_index.cli.render import explanation_lines
     from vlltr_index.recognizer import Recognizer
 
     recognizer = Recognizer.open(context.open(), at=at)
-    scores = [recognizer.explain(image, name)] + ([recognizer.explain(image, against)] if against else [])
+    scores = [recognizer.explain(image, one, crops) for one in (name, against) if one]
     if context.as_json:
         context.emit([asdict(score) for score in scores])
         return

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import drawings
 import pytest
 import torch
@@ -9,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vlltr_index.cli.main import main
 from vlltr_index.crops import Crops, embed_crops, pool_crops
 from vlltr_index.errors import UsageError
 from vlltr_index.loading import image_set
@@ -91,3 +95,45 @@ def test_evaluation_through_crops(trained: Workspace) -> None:
     assert len(list((trained.path / "reports").glob("evaluate-test-*-crops-5.json"))) == 1
     with pytest.raises(UsageError, match="crops is 1 or 5"):
         evaluate(trained, bootstrap=5, crops=2)
+
+
+def test_predictions_and_explanations_are_of_the_feature_that_is_scored(
+    trained: Workspace, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Shares add up to the cosine of the pooled feature, parts to the probability, from Python and the command line."""
+    recognizer = Recognizer.open(trained)
+    image = pictures / "known-0.png"
+    (plain,) = recognizer.predict([image], retrieval="exhaustive")
+    (cropped,) = recognizer.predict([image], explain=99, retrieval="exhaustive", crops=5)
+    features, _ = recognizer.features([image], crops=5)
+    fused, _ = recognizer.score(features, "exhaustive")
+    position = {int(c): n for n, c in enumerate(recognizer.scorer.class_ids)}
+    assert [c.probability for c in plain.classes] != [c.probability for c in cropped.classes]
+    with torch.inference_mode():
+        logits = recognizer.scorer.saved.head.text_logits(features, recognizer.scorer.bank)[0]
+    scale = float(recognizer.scorer.saved.head.logit_scale.detach())
+    for found in cropped.classes:
+        at = position[found.class_id]
+        assert found.probability == pytest.approx(float(fused.probabilities[0, at]), abs=1e-6)
+        assert found.image_part + found.text_part == pytest.approx(found.probability, abs=1e-6)
+        assert sum(s.share for s in found.sentences) == pytest.approx(found.cosine, abs=1e-6)
+        assert scale * found.cosine == pytest.approx(float(logits[at]), abs=1e-3)
+    again = recognizer.explain(image, cropped.classes[0].name, crops=5)
+    assert again.cosine == pytest.approx(cropped.classes[0].cosine)
+    main(
+        [
+            "--json",
+            "-w",
+            str(trained.path),
+            "predict",
+            str(image),
+            "--crops",
+            "5",
+            "--retrieval",
+            "exhaustive",
+        ]
+    )
+    (said,) = json.loads(capsys.readouterr().out)
+    assert said["classes"][0]["probability"] == pytest.approx(cropped.classes[0].probability, abs=1e-6)
+    with pytest.raises(UsageError, match="crops is 1 or 5"):
+        recognizer.predict([image], crops=4)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vlltr_index.crops import Crops
 from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.explanation import explain_class
 from vlltr_index.images.decode import UNREADABLE, open_image
@@ -89,6 +90,7 @@ class Answers:
         explain: int = 0,
         retrieval: str = "faiss",
         reject: bool = False,
+        crops: int = 1,
     ) -> list[Prediction]:
         """The best classes of each image, best first, each with its nearest sentences.
 
@@ -98,9 +100,10 @@ class Answers:
             explain: Sentences a class, those whose removal would take most away first.
             retrieval: `faiss` scores the classes that the index retrieves; `exhaustive` all of them.
             reject: Whether each prediction says if the image is of any of the classes at all.
+            crops: Crops of each image that make its feature: 1, or 5, see `vlltr_index.crops`.
 
         Raises:
-            UsageError: If `retrieval` is neither.
+            UsageError: If `retrieval` is neither, or another number of crops.
             MissingStepError: If `reject` is asked for and no threshold has been calibrated.
 
         An image that cannot be read gives a `Prediction` with `problem` set; the others are answered.
@@ -110,7 +113,9 @@ class Answers:
         limit = self._limit() if reject else None
         result: list[Prediction] = []
         for start in range(0, len(images), _BATCH):
-            result += self._predict_batch(images[start : start + _BATCH], top, explain, retrieval, limit)
+            part = images[start : start + _BATCH]
+            features, problems = self.features(part, crops)
+            result += self._predict_batch(part, features, problems, top, explain, retrieval, limit)
         return result
 
     def _limit(self) -> tuple[Score, float]:
@@ -123,24 +128,20 @@ class Answers:
             )
         return fusion.reject_score, fusion.reject_threshold
 
-    def features(self, images: Sequence[str | Path | bytes]) -> tuple[Tensor, list[str | None]]:
+    def features(
+        self, images: Sequence[str | Path | bytes], crops: int = 1
+    ) -> tuple[Tensor, list[str | None]]:
         """Features [B, D] of the readable images, unnormalised, and for each image why it was not readable."""
-        encoder = self.encoder
+        views = Crops(self.encoder, crops)
         pixels: list[Tensor] = []
         problems: list[str | None] = []
         for image in images:
             try:
-                pixels.append(
-                    encoder.preprocess(open_image(image if isinstance(image, bytes) else str(image)))
-                )
+                pixels.append(views.pixels(open_image(image if isinstance(image, bytes) else str(image))))
                 problems.append(None)
             except InputError as error:
                 problems.append(error.message)
-        if not pixels:
-            return torch.empty(0, encoder.dim), problems
-        with torch.inference_mode():
-            batch = torch.stack(pixels).to(encoder.device)
-            return encoder.encode_pixels(batch).float().cpu(), problems
+        return views.features(pixels) if pixels else torch.empty(0, self.encoder.dim), problems
 
     @torch.inference_mode()
     def score(self, features: Tensor, retrieval: str = "faiss") -> tuple[FusedScores, Tensor]:
@@ -183,9 +184,8 @@ class Answers:
 
         def fused_parts(rows: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
             fused = scorer.fuse(visual[rows], text)
-            logits = (
-                scorer.params.rule == "logits"
-            )  # then a part is a logit, and all of P rests on the text's
+            # Under `logits` a part is a logit, and all of a probability rests on the text's.
+            logits = scorer.params.rule == "logits"
             return fused.probabilities, fused.probabilities if logits else fused.text_part
 
         found = retrieve_text_logits(
@@ -205,8 +205,8 @@ class Answers:
         bank = self.scorer.bank
         return AnchorClasses(self.scorer.loaded.keys, bank.class_of_row, bank.num_classes)
 
-    def explain(self, image: str | Path | bytes, name: str) -> ClassScore:
-        """One class's score for one image, with every one of its anchor sentences, by effect.
+    def explain(self, image: str | Path | bytes, name: str, crops: int = 1) -> ClassScore:
+        """One class's score for one image, with every one of its anchor sentences, by effect; `crops` as in `predict`.
 
         Raises:
             InputError: If the image cannot be read.
@@ -219,7 +219,7 @@ class Answers:
             raise MissingStepError(
                 f"class {name!r} has no anchor sentence", "Select again: vlltr embed, then vlltr select"
             )
-        features, problems = self.features([image])
+        features, problems = self.features([image], crops)
         if problems[0] is not None:
             raise InputError(problems[0], UNREADABLE)
         fused, _ = self.score(features, "exhaustive")
@@ -228,12 +228,13 @@ class Answers:
     def _predict_batch(
         self,
         images: Sequence[str | Path | bytes],
+        features: Tensor,
+        problems: Sequence[str | None],
         top: int,
         explain: int,
         retrieval: str,
         limit: tuple[Score, float] | None,
     ) -> list[Prediction]:
-        features, problems = self.features(images)
         used = "faiss" if retrieval == "faiss" and self._index is not None else "exhaustive"
         commit = self.snapshot.commit
         number = commit.state if commit is not None else 0

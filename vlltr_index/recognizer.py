@@ -121,6 +121,7 @@ class Recognizer:
         explain: int = 0,
         retrieval: str = "faiss",
         reject: bool = False,
+        crops: int = 1,
     ) -> list[Prediction]:
         """The best classes of each image, best first, each with its nearest sentences; all from one commit.
 
@@ -130,28 +131,31 @@ class Recognizer:
             explain: Sentences a class, those whose removal would take most away first.
             retrieval: `faiss` scores the classes that the index retrieves; `exhaustive` all of them.
             reject: Whether each prediction says if the image is of any of the classes at all (`known`).
+            crops: Crops of each image that make its feature: 1, or 5 (the centre and the corners).
 
         Raises:
-            UsageError: If `retrieval` is neither.
+            UsageError: If `retrieval` is neither, or another number of crops.
             MissingStepError: If `reject` is asked for and no threshold has been calibrated.
 
         An image that cannot be read gives a `Prediction` with `problem` set; the others are answered.
         """
-        return self.current().predict(images, top, explain, retrieval, reject)
+        return self.current().predict(images, top, explain, retrieval, reject, crops)
 
-    def explain(self, image: str | Path | bytes, name: str) -> ClassScore:
-        """One class's score for one image, with every one of its anchor sentences, by effect.
+    def explain(self, image: str | Path | bytes, name: str, crops: int = 1) -> ClassScore:
+        """One class's score for one image, with every one of its anchor sentences, by effect; `crops` as in `predict`.
 
         Raises:
             InputError: If the image cannot be read.
             UnknownClassError: If there is no such class.
             MissingStepError: If the class has no anchors: it came after the selection.
         """
-        return self.current().explain(image, name)
+        return self.current().explain(image, name, crops)
 
-    def features(self, images: Sequence[str | Path | bytes]) -> tuple[Tensor, list[str | None]]:
+    def features(
+        self, images: Sequence[str | Path | bytes], crops: int = 1
+    ) -> tuple[Tensor, list[str | None]]:
         """Features [B, D] of the readable images, unnormalised, and for each image why it was not readable."""
-        return self._answers.features(images)
+        return self._answers.features(images, crops)
 
     def score(self, features: Tensor, retrieval: str = "faiss") -> tuple[FusedScores, Tensor]:
         """Fused scores of features [B, D] over all classes [B, C] of `commit`, and the residual probability [B].
