@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from io import BytesIO
 from pathlib import Path
 
@@ -10,8 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from vlltr_index.encoder import Encoder
+from vlltr_index.recipe import load_recipe, override
 from vlltr_index.schemas.config import AugmentConfig
+from vlltr_index.stages.ingest import ingest_images, ingest_text
 from vlltr_index.train.data import TrainImages, TrainTexts
+from vlltr_index.workspace import Workspace
 
 COUNTS = (20, 12, 8, 6, 4, 3, 2, 1)
 WORDS = ("ring", "cross", "bar", "dot", "wedge", "arch", "hook", "wave")
@@ -61,6 +65,20 @@ def png(values: Tensor) -> bytes:
     target = BytesIO()
     Image.fromarray(array).save(target, "PNG")
     return target.getvalue()
+
+
+def workspace(folder: Path, *settings: str) -> Workspace:
+    """A workspace in `folder` / workspace with the drawings and their sentences, nothing trained."""
+    for number, (values, label) in enumerate(zip(pixels(), labels().tolist(), strict=True)):
+        path = folder / "images" / WORDS[label] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(values[0]))
+    told = dict(zip(WORDS, texts(), strict=True))
+    (folder / "texts.json").write_text(json.dumps(told), encoding="utf-8")
+    made = Workspace.create(folder / "workspace", override(load_recipe("glyphs_lt/fast"), settings))
+    ingest_text(made, folder / "texts.json")
+    ingest_images(made, folder / "images", "train")
+    return made
 
 
 def same_weights(one: Encoder, other: Encoder) -> bool:

@@ -12,7 +12,7 @@ from vlltr_index.calibration import BranchLogits, balanced_accuracy, fit_fusion,
 from vlltr_index.errors import InputError, MissingStepError
 from vlltr_index.fusion import FusionParams, fuse
 from vlltr_index.recipe import override
-from vlltr_index.stages.calibrate import calibrate, without_names
+from vlltr_index.stages.calibrate import _plan, _run_id, calibrate, without_names
 from vlltr_index.workspace import Workspace
 
 
@@ -123,8 +123,35 @@ def test_calibrate_writes_values_and_its_run(trained: Workspace) -> None:
     assert commit is not None
     assert commit.fusion == report.fusion
     assert report.fusion.run_id == report.run_id
+    fusion = report.fusion
+    assert fusion.reject_score == max(report.reject_auroc, key=lambda name: report.reject_auroc[name])
+    assert fusion.reject_threshold is not None
+    assert fusion.reject_tpr is not None
+    assert 0.95 <= fusion.reject_tpr <= 1
+    assert "None of these: below" in "\n".join(report.lines())
     assert not list((trained.path / "runs").glob("calibrate-*"))
     assert calibrate(trained, recipe, write=False).fusion == report.fusion
+
+
+def test_the_runs_name_depends_on_texts_and_contents(trained: Workspace) -> None:
+    """Other bytes of an image, or another sentence, are another run."""
+    recipe, plan = trained.recipe, _plan(trained.snapshot())
+    names = [_run_id(trained.snapshot(), recipe, plan)]
+    for table, column in (("images", "content_hash"), ("sentences", "text_hash")):
+        with trained.transaction("test") as tx:
+            rows = tx.table(table)
+            rows = (
+                rows.filter(pa.array([s != "test" for s in rows["split"].to_pylist()]))
+                if table == "images"
+                else rows
+            )
+            changed = rows.slice(0, 1).set_column(
+                rows.column_names.index(column), rows.schema.field(column), pa.array(["0" * 32], pa.string())
+            )
+            tx.upsert(table, changed)
+        names.append(_run_id(trained.snapshot(), recipe, plan))
+    assert len(set(names)) == 3
+    assert _run_id(trained.snapshot(), override(recipe, ("cvlp.seed=9",)), plan) not in names
 
 
 def test_nothing_held_back(trained: Workspace) -> None:

@@ -17,8 +17,7 @@ from launched import work
 from safetensors.torch import load_file
 
 from vlltr_index.errors import PeerError, UsageError, VlltrError
-from vlltr_index.recipe import load_recipe, override
-from vlltr_index.stages.ingest import ingest_images, ingest_text
+from vlltr_index.recipe import override
 from vlltr_index.stages.train_cvlp import train_cvlp_stage
 from vlltr_index.train.distributed import by_first, first_then_all
 from vlltr_index.train.launch import launch
@@ -37,17 +36,7 @@ SETTINGS = (
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with a few drawings, nothing trained."""
-    folder = tmp_path_factory.mktemp("drawn")
-    for number, (pixels, label) in enumerate(zip(drawings.pixels(), drawings.labels().tolist(), strict=True)):
-        path = folder / "images" / drawings.WORDS[label] / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(drawings.png(pixels[0]))
-    texts = dict(zip(drawings.WORDS, drawings.texts(), strict=True))
-    (folder / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
-    workspace = Workspace.create(folder / "workspace", override(load_recipe("glyphs_lt/fast"), SETTINGS))
-    ingest_text(workspace, folder / "texts.json")
-    ingest_images(workspace, folder / "images", "train")
-    return folder / "workspace"
+    return drawings.workspace(tmp_path_factory.mktemp("drawn"), *SETTINGS).path
 
 
 def start(path: Path, *args: str) -> subprocess.Popen[str]:

@@ -1,0 +1,152 @@
+"""Training beside others: the workspace stays open, and what changed meanwhile is not committed over."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import drawings
+import pytest
+
+from vlltr_index.classes import add_class
+from vlltr_index.errors import LockedError, WorkspaceError
+from vlltr_index.lock import write_lock
+from vlltr_index.recognizer import Recognizer
+from vlltr_index.stages.classlist import list_classes
+from vlltr_index.stages.ingest import ingest_images
+from vlltr_index.stages.pipeline import train_all
+from vlltr_index.stages.train_baseline import train_baseline_stage
+from vlltr_index.stages.train_cvlp import train_cvlp_stage
+from vlltr_index.stages.train_lgr import train_lgr_stage
+from vlltr_index.workspace import Workspace
+
+SETTINGS = ("cvlp.epochs=1", "cvlp.batch_size=28", "lgr.epochs=1", "lgr.views=1", "lgr.batch_size=28")
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The drawings with every step done."""
+    workspace = drawings.workspace(
+        tmp_path_factory.mktemp("drawn"), *SETTINGS, "baseline.epochs=1", "baseline.batch_size=28"
+    )
+    train_all(workspace, workspace.recipe)
+    return workspace.path
+
+
+@pytest.fixture
+def drawn(once: Path, tmp_path: Path) -> Workspace:
+    """A copy that a test may change; its images are beside it, in `images`."""
+    shutil.copytree(once.parent / "images", tmp_path / "images")
+    return Workspace.open(shutil.copytree(once, tmp_path / "workspace"))
+
+
+def at_first_step(do: Callable[[], object]) -> Callable[[str, int, int | None], None]:
+    """A progress callback that does something once, in the middle of training."""
+    done: list[object] = []
+
+    def progress(step: str, count: int, total: int | None) -> None:
+        if step.startswith("train ") and not done:
+            done.append(True)
+            do()
+
+    return progress
+
+
+def commits(workspace: Workspace) -> list[str]:
+    """The commands of all commits."""
+    return [commit.command for commit in workspace.history.list()]
+
+
+def test_others_read_and_write_while_it_trains(drawn: Workspace, tmp_path: Path) -> None:
+    """A class is listed, an image recognised and a class added in mid-training; both commits stand."""
+    image = tmp_path / "images" / "ring" / "0.png"
+
+    def meanwhile() -> None:
+        other = Workspace.open(drawn.path)
+        assert len(list_classes(other)) == len(drawings.WORDS)
+        assert Recognizer.open(other).predict([image])[0].problem is None
+        add_class(other, "knot", ["a knot tied of two lines"])
+
+    before = commits(drawn)
+    train_cvlp_stage(drawn, drawn.recipe.cvlp, at_first_step(meanwhile))
+    assert commits(drawn) == [*before, "classes add 'knot'", "train cvlp"]
+    assert drawn.snapshot().class_table().find("knot") is not None
+    assert not list((drawn.path / "runs").iterdir())
+
+
+def test_new_training_images_are_not_committed_over(drawn: Workspace, tmp_path: Path) -> None:
+    """The error says what changed and keeps the run; with the change undone the same command commits it untrained."""
+    (tmp_path / "more" / "ring").mkdir(parents=True)
+    shutil.copy(tmp_path / "images" / "wave" / "55.png", tmp_path / "more" / "ring" / "new.png")
+
+    def meanwhile() -> None:
+        ingest_images(Workspace.open(drawn.path), tmp_path / "more", "train")
+
+    before = commits(drawn)
+    with pytest.raises(WorkspaceError) as caught:
+        train_cvlp_stage(drawn, drawn.recipe.cvlp, at_first_step(meanwhile))
+    assert caught.value.message == (
+        "train cvlp: what it was trained on changed meanwhile: 1 training images came. Nothing was committed"
+    )
+    (folder,) = (drawn.path / "runs").iterdir()
+    assert caught.value.hint == (
+        "Run the same command again to train on what is there now. The finished run is kept in"
+        f" {folder}: once the change is undone, the same command commits it without training."
+    )
+    assert len(commits(drawn)) == len(before) + 1
+    with drawn.transaction("undo") as tx:
+        rows = tx.table("images", ["image_id", "uri"]).to_pylist()
+        (new,) = [row["image_id"] for row in rows if row["uri"].endswith("new.png")]
+        tx.delete("images", f"image_id = '{new}'")
+    steps: list[str] = []
+    report = train_cvlp_stage(drawn, drawn.recipe.cvlp, lambda step, done, total: steps.append(step))
+    assert report.resumed
+    assert "train cvlp" not in steps
+    assert commits(drawn)[-1] == "train cvlp"
+
+
+def test_changed_texts_and_anchors_are_named(drawn: Workspace) -> None:
+    """A sentence of a training class stops stage 1's commit; an anchor of one stops the head's; a baseline has no texts."""
+
+    def retell() -> None:
+        with Workspace.open(drawn.path).transaction("retell") as tx:
+            owner = tx.class_table().lookup("dot")
+            tx.delete("sentences", f"class_id = {owner} AND text LIKE 'the dot%'")
+
+    def unanchor() -> None:
+        with Workspace.open(drawn.path).transaction("unanchor") as tx:
+            tx.delete("anchors", "rank = 1")
+
+    with pytest.raises(WorkspaceError, match="the anchors of the training classes changed. Nothing"):
+        train_lgr_stage(drawn, drawn.recipe.lgr, at_first_step(unanchor))
+    with pytest.raises(WorkspaceError, match="meanwhile: the sentences of 'dot' changed. Nothing"):
+        train_cvlp_stage(drawn, drawn.recipe.cvlp, at_first_step(retell))
+    train_baseline_stage(
+        drawn, drawn.recipe.baseline, at_first_step(lambda: add_class(drawn, "knot", ["a knot"]))
+    )
+    assert commits(drawn)[-1] == "train baseline fc"
+
+
+def test_one_run_is_trained_once_at_a_time(drawn: Workspace) -> None:
+    """A second process with the same settings does not write into the first one's folder."""
+
+    def meanwhile() -> None:
+        (folder,) = (drawn.path / "runs").iterdir()
+        with pytest.raises(LockedError, match="`vlltr train cvlp`") as caught:
+            _take(folder / "lock")
+        assert caught.value.hint is not None
+
+    train_cvlp_stage(drawn, drawn.recipe.cvlp, at_first_step(meanwhile))
+
+
+def _take(path: Path) -> None:
+    """Try for a lock from another thread, as another process would."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def take() -> None:
+        with write_lock(path, "train cvlp", timeout=0):
+            pass
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(take).result()
