@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.changes import World, build_world
 from vlltr_index.glyphs import glyph_files, write_sample
 from vlltr_index.recipe import load_recipe, override
 from vlltr_index.schemas.config import Recipe
@@ -40,6 +41,12 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(trained_once: Path, tmp_path: Path) -> Workspace:
     """A copy of the trained workspace that a test may change."""
     return Workspace.open(shutil.copytree(trained_once, tmp_path / "trained"))
+
+
+@pytest.fixture(scope="session")
+def world(trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Ten classes in a trained workspace of their own, and a model of them; tests change copies."""
+    return build_world(tmp_path_factory.mktemp("world"), Workspace.open(trained_once))
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.changes import World, anchors, build_world
+from tests.changes import World, anchors
 from vlltr_index.classes import (
     ChangeReport,
     NewClass,
@@ -30,12 +30,6 @@ from vlltr_index.loading import image_set
 from vlltr_index.scoring import load_scorer
 from vlltr_index.stages.classlist import show_class
 from vlltr_index.workspace import Workspace
-
-
-@pytest.fixture(scope="module")
-def world(trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
-    """The small world, made once."""
-    return build_world(tmp_path_factory.mktemp("world"), Workspace.open(trained_once))
 
 
 @pytest.fixture

@@ -8,13 +8,12 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.changes import Kept as Model
-from tests.changes import World, anchors, build_world, losses, probabilities, rebuilt
+from tests.changes import World, anchors, losses, probabilities, rebuilt
 from vlltr_index.classes import (
     NewClass,
     Session,
@@ -141,12 +140,6 @@ class Story:
             lambda: self.merge(n, m),
         ]
         steps[kind]()
-
-
-@pytest.fixture(scope="module")
-def world(trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
-    """The small world, made once."""
-    return build_world(tmp_path_factory.mktemp("world"), Workspace.open(trained_once))
 
 
 def check(story: Story, folder: Path) -> None:

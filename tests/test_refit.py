@@ -1,0 +1,97 @@
+"""Training the head again over the classes that have images by now."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.changes import World
+from vlltr_index.classes import NewClass, add_classes, merge_classes, remove_classes
+from vlltr_index.errors import WorkspaceError
+from vlltr_index.scoring import load_scorer
+from vlltr_index.stages import refit as stage
+from vlltr_index.stages.refit import refit, starting_rows
+from vlltr_index.stages.train_lgr import train_lgr_stage
+from vlltr_index.workspace import Workspace
+
+
+@pytest.fixture(scope="module")
+def changed(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small world after changes: 10 added by images, 11 by text, 2 removed, 4 merged into 3."""
+    workspace = Workspace.open(shutil.copytree(world.folder, tmp_path_factory.mktemp("refit") / "changed"))
+    names = [world.classes[i].name for i in range(10)]
+    wanted = [
+        NewClass("seen", ("It is seen.",), image_files=tuple(map(Path, world.pictures[:3]))),
+        NewClass("told", ("It is told.",)),
+    ]
+    add_classes(workspace, wanted)
+    remove_classes(workspace, [names[2]])
+    merge_classes(workspace, names[3], names[4])
+    return workspace.path
+
+
+@pytest.fixture
+def small(changed: Path, tmp_path: Path) -> Workspace:
+    """A copy that a test may change."""
+    return Workspace.open(shutil.copytree(changed, tmp_path / "small"))
+
+
+def test_all_classes_with_images_are_trained(small: Workspace) -> None:
+    """The imprinted class becomes a trained one, the class known by text stays so, merged rows become one."""
+    before = small.history.last()
+    report = refit(small, small.recipe.lgr)
+    after = small.history.last()
+    assert before is not None
+    assert after is not None
+    assert (report.classes, report.new_classes, report.text_only) == (9, ["seen"], 1)
+    assert after.head == report.digest != before.head
+    assert (after.checkpoint, after.selection_id, after.index) == (
+        before.checkpoint,
+        before.selection_id,
+        before.index,
+    )
+    scorer = load_scorer(small, small.snapshot())
+    assert scorer.saved.class_ids.tolist() == [0, 1, 3, 5, 6, 7, 8, 9, 10]
+    assert scorer.class_ids[~scorer.trained].tolist() == [11]
+    assert not len(scorer.imprint_class_ids)
+    assert not scorer.merged
+    assert report.lines()[1] == "New in it: seen. Known by text alone: 1 classes."
+
+
+def test_rows_start_where_they_are(small: Workspace) -> None:
+    """Trained rows from the head, an imprinted one from its imprint; nothing is lost where nothing is learned."""
+    scorer = load_scorer(small, small.snapshot())
+    ids = torch.tensor([0, 3, 10])
+    rows = starting_rows(scorer, ids)
+    assert rows is not None
+    visual = scorer.saved.head.visual_head
+    assert isinstance(visual, torch.nn.Linear)
+    assert torch.equal(rows[0], torch.stack([visual.weight[0], visual.weight[3], scorer.imprint_weight[0]]))
+    assert rows[1].tolist() == pytest.approx(
+        [visual.bias[0].item(), visual.bias[3].item(), scorer.imprint_bias[0].item()]
+    )
+
+
+def test_a_change_meanwhile_is_refused(small: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head that was trained on another class list is not committed."""
+    train = stage.train_lgr
+
+    def slowly(*args: object, **options: object) -> object:
+        remove_classes(small, ["told"])
+        return train(*args, **options)  # type: ignore[arg-type]  # handed on as they came
+
+    monkeypatch.setattr(stage, "train_lgr", slowly)
+    with pytest.raises(WorkspaceError, match="the workspace changed while the head was trained"):
+        refit(small, small.recipe.lgr)
+
+
+def test_stage_two_trains_on_a_changed_class_list(small: Workspace) -> None:
+    """`train lgr` takes the added class in, and leaves out removed, merged and text-only ones."""
+    train_lgr_stage(small, small.recipe.lgr)
+    scorer = load_scorer(small, small.snapshot())
+    assert scorer.saved.class_ids.tolist() == [0, 1, 3, 5, 6, 7, 8, 9, 10]
+    assert scorer.class_ids.tolist() == [0, 1, 3, 5, 6, 7, 8, 9, 10, 11]
+    assert not len(scorer.imprint_class_ids)
