@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +11,10 @@ import pyarrow.compute as pc
 
 from vlltr_index.errors import InputError
 
-__all__ = ["conform", "last_per_key", "numbered", "one_of", "quote", "with_nulls"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["conform", "grouped", "last_per_key", "numbered", "one_of", "quote", "with_nulls"]
 
 
 def quote(value: str) -> str:
@@ -102,3 +105,21 @@ def numbered(owners: Iterable[int], following: dict[int, int]) -> pa.Array:
         positions.append(following.get(owner, 0))
         following[owner] = positions[-1] + 1
     return pa.array(positions, pa.int32())
+
+
+def grouped(
+    batches: Iterator[tuple[pa.Array, torch.Tensor]], size: int
+) -> Iterator[tuple[pa.Array, list[torch.Tensor]]]:
+    """Batches (keys, vectors) put together until there are `size` keys to look up at once."""
+    keys: list[pa.Array] = []
+    parts: list[torch.Tensor] = []
+    rows = 0
+    for found, part in batches:
+        keys.append(found)
+        parts.append(part)
+        rows += len(part)
+        if rows >= size:
+            yield pa.concat_arrays(keys), parts
+            keys, parts, rows = [], [], 0
+    if keys:
+        yield pa.concat_arrays(keys), parts

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlltr_index.errors import MissingStepError, WorkspaceError
-from vlltr_index.rows import conform, last_per_key, one_of, quote
+from vlltr_index.rows import conform, grouped, last_per_key, one_of, quote
 
 if TYPE_CHECKING:
     import torch
@@ -296,7 +296,7 @@ class Store:
         seen = np.zeros(len(unique), dtype=bool)
         few = len(unique) <= _FEW and len(unique) * 4 < self.count(name, version=version)
         where = one_of(key_column, unique.to_pylist()) if few else None
-        for found, parts in _groups(self.vector_batches(name, key_column, where, version, column)):
+        for found, parts in grouped(self.vector_batches(name, key_column, where, version, column), _GROUP):
             place = pc.fill_null(pc.index_in(found, value_set=unique), -1).to_numpy()
             at = 0
             for part in parts:
@@ -371,7 +371,7 @@ class Store:
         table, tagged = self._open(name), set(self.tags(name).values())
         kept = [v["timestamp"] for v in table.list_versions() if v["version"] in tagged]
         for margin in _MARGINS:  # the clock moves on, and LanceDB refuses where a tagged version looks old
-            age = datetime.now() - min(kept) + margin if kept else margin
+            age = datetime.now() - min(kept) + margin if kept else margin  # LanceDB's times have no zone
             try:
                 table.optimize(cleanup_older_than=max(age, _MARGINS[0]), delete_unverified=True)
                 return True
@@ -387,21 +387,3 @@ def _plain(schema: pa.Schema) -> pa.Schema:
 
 def _missing(missing: int, wanted: int, name: str) -> MissingStepError:
     return MissingStepError(f"{missing:,} of {wanted:,} vectors are not in {name}", "Make them: vlltr embed")
-
-
-def _groups(
-    batches: Iterator[tuple[pa.Array, torch.Tensor]],
-) -> Iterator[tuple[pa.Array, list[torch.Tensor]]]:
-    """Batches put together until there are enough keys to look up at once."""
-    keys: list[pa.Array] = []
-    parts: list[torch.Tensor] = []
-    rows = 0
-    for found, part in batches:
-        keys.append(found)
-        parts.append(part)
-        rows += len(part)
-        if rows >= _GROUP:
-            yield pa.concat_arrays(keys), parts
-            keys, parts, rows = [], [], 0
-    if keys:
-        yield pa.concat_arrays(keys), parts

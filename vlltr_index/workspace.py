@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import re
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -119,7 +120,7 @@ class Workspace:
         if isinstance(written, int) and 0 < written < FORMAT and not any_format:
             raise WorkspaceError(
                 f"{file} has format {written}, this program works with format {FORMAT}",
-                f"Bring the workspace up to date: vlltr -w {path} upgrade",
+                f"Bring the workspace up to date: vlltr -w {shlex.quote(str(path))} upgrade",
             )
         return cls(folder, validate(WorkspaceConfig, with_nulls(WorkspaceConfig, values), str(file)))
 
