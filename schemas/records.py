@@ -93,7 +93,7 @@ class Prediction:
     classes: tuple[ClassScore, ...]
     residual: float  # probability of the classes that were not scored exactly (0 when exhaustive)
     retrieval: str  # "faiss" | "exhaustive"
-    commit: int
+    commit: int  # whose state answered: after a rollback, the commit gone back to
     problem: str | None = None  # why the image could not be read; then `classes` is empty
     known: bool | None = None  # whether it is of any of the classes at all; None where that was not asked
     known_score: float | None = None  # what that was judged by, against the calibrated threshold
