@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
 from vlltr_index.classes import add_class
-from vlltr_index.errors import MissingStepError
+from vlltr_index.cli.main import main
+from vlltr_index.errors import MissingStepError, UsageError
 from vlltr_index.loading import image_set
 from vlltr_index.recipe import override
 from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.scoring import load_scorer
+from vlltr_index.stages.baselines import CHEAP
+from vlltr_index.stages.cheap_baselines import train_cheap_baseline
 from vlltr_index.stages.embed import embed
 from vlltr_index.stages.evaluate import evaluate
 from vlltr_index.stages.ingest import ingest_images
@@ -60,3 +64,65 @@ def test_images_of_a_class_without_anchors_are_refused(
         evaluate(trained, bootstrap=10)
     assert caught.value.message == "1 classes of split 'test' have no anchor sentence, for example 'okapi'"
     assert caught.value.hint == "Select again: vlltr embed, then vlltr select"
+
+
+def test_the_method_is_compared_with_any_row(trained: Workspace) -> None:
+    """By default with the adjusted image-only row; `--against` takes another, and names what there is."""
+    assert evaluate(trained, bootstrap=10).against is None
+    train_cheap_baseline(trained, "knn", trained.recipe.baselines)
+    train_cheap_baseline(trained, "zero-shot", trained.recipe.baselines)
+    report = evaluate(trained, bootstrap=10, against="knn")
+    assert list(report.rows) == ["vl-ltr", "image branch", "text branch", "zero-shot", "knn"]
+    assert report.against == "knn"
+    gain = report.rows["vl-ltr"].top1["overall"].value - report.rows["knn"].top1["overall"].value
+    assert report.differences["overall"].value == pytest.approx(gain)
+    assert "knn" not in report.calibration_error
+    assert {"vl-ltr", "image branch", "text branch", "zero-shot"} == report.calibration_error.keys()
+    assert "classes have no prompt" in report.notes["zero-shot"]
+    with pytest.raises(UsageError) as caught:
+        evaluate(trained, bootstrap=10, against="ncm")
+    assert caught.value.message == "no row 'ncm' to compare with"
+    assert caught.value.hint == (
+        "There are: image branch, text branch, zero-shot, knn. Make others: vlltr train baseline NAME"
+    )
+
+
+def test_the_table_shows_every_baseline(trained: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    """`train baseline rest` makes them all and says what was chosen; `evaluate` has a row for each, and its notes."""
+    quick = (
+        "baselines.epochs=1",
+        "baselines.lrs=[1e-2]",
+        "baselines.tip_epochs=1",
+        "baselines.waffle_seeds=1",
+    )
+    sets = [part for value in quick for part in ("--set", value)]
+    assert run(trained, "train", "baseline", "ncm") == 1
+    assert "Run: vlltr train baseline fc" in capsys.readouterr().err
+    assert run(trained, "train", "baseline", "fc", "--set", "baseline.epochs=1") == 0
+    assert run(trained, "train", "baseline", "rest", *sets) == 0
+    said = capsys.readouterr().out
+    assert "\ntau-norm: tau 0." in said
+    assert "chosen_on val" in said
+    assert said.endswith("Next: vlltr evaluate --split test\n")
+    assert run(trained, "evaluate", "--bootstrap", "10", "--against", "crt") == 0
+    shown = capsys.readouterr().out
+    for name in ("image-only", *CHEAP):
+        assert f"\n  {name} " in shown
+    assert "ECE" in shown
+    assert "vl-ltr - crt" in shown
+    assert "waffle: random words, the median of 1 seeds on val" in shown
+    assert run(trained, "--json", "evaluate", "--bootstrap", "10") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["against"] == "image-only + logit adjustment"
+    assert set(report["rows"]) > set(CHEAP)
+    assert run(trained, "--json", "train", "baseline", "imprint", "--seed", "3") == 0
+    assert json.loads(capsys.readouterr().out)["imprint"]["settings"]["imprint"]["chosen_on"] == "val"
+    assert run(trained, "train", "baseline", "best") == 2
+    assert "'best' is not one of 'fc', 'ncm', 'crt'" in capsys.readouterr().err
+
+
+def run(workspace: Workspace, *args: str) -> int:
+    """A `vlltr` command in the workspace; its exit code."""
+    with pytest.raises(SystemExit) as left:
+        main(["-w", str(workspace.path), *args])
+    return int(left.value.code or 0)
