@@ -120,19 +120,20 @@ def test_predictions_and_explanations_are_of_the_feature_that_is_scored(
         assert scale * found.cosine == pytest.approx(float(logits[at]), abs=1e-3)
     again = recognizer.explain(image, cropped.classes[0].name, crops=5)
     assert again.cosine == pytest.approx(cropped.classes[0].cosine)
-    main(
-        [
-            "--json",
-            "-w",
-            str(trained.path),
-            "predict",
-            str(image),
-            "--crops",
-            "5",
-            "--retrieval",
-            "exhaustive",
-        ]
-    )
+    line = [
+        "--json",
+        "-w",
+        str(trained.path),
+        "predict",
+        str(image),
+        "--crops",
+        "5",
+        "--retrieval",
+        "exhaustive",
+    ]
+    with pytest.raises(SystemExit) as leave:
+        main(line)
+    assert not leave.value.code
     (said,) = json.loads(capsys.readouterr().out)
     assert said["classes"][0]["probability"] == pytest.approx(cropped.classes[0].probability, abs=1e-6)
     with pytest.raises(UsageError, match="crops is 1 or 5"):
