@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import benchmark_trees
+import open_clip
 import pytest
 import release_twins
 import torch
@@ -18,6 +19,7 @@ from vlltr_index.cli.main import main
 from vlltr_index.encoder import Encoder
 from vlltr_index.heads import load_head
 from vlltr_index.recognizer import Recognizer
+from vlltr_index.release_weights import model_config, read_release
 from vlltr_index.schemas.config import Recipe
 from vlltr_index.workspace import Workspace
 
@@ -177,6 +179,30 @@ def test_what_stage_two_needs(
         f"Error: {one} is a checkpoint of stage 1: it has no classes and no anchors\n"
         f"Leave the options out: vlltr import release {one}\n"
     )
+
+
+def test_the_recipe_must_name_the_checkpoints_model(
+    files: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model that open_clip knows by name goes into a workspace whose recipe names it, with or without QuickGELU."""
+    cfg = {**model_config(read_release(files["one"]).state, "x"), "quick_gelu": True}
+    path = tmp_path / "release-small-quickgelu.json"
+    path.write_text(json.dumps(cfg))
+    open_clip.add_model_config(path)
+    try:
+        for model in ("release-small", "release-small-quickgelu"):
+            recipe = Recipe.model_validate(
+                {"name": "test", "encoder": {"model": model, "pretrained": "openai"}}
+            )
+            run(Workspace.create(tmp_path / model, recipe), "import", "release", files["one"])
+            assert "Encoder: release-small-quickgelu, 24 wide" in capsys.readouterr().out
+        other = Workspace.create(tmp_path / "other", Recipe(name="test"))
+        assert refusal(other, capsys, "import", "release", files["one"], code=2) == (
+            f"Error: {files['one']} holds a release-small-quickgelu, the workspace's recipe names ViT-B-16\n"
+            "Make a workspace for it: vlltr init DIR --encoder release-small-quickgelu:openai\n"
+        )
+    finally:
+        open_clip.factory._MODEL_CONFIGS.pop("release-small-quickgelu")
 
 
 def test_hostile_and_damaged_checkpoints(

@@ -13,12 +13,14 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from vlltr_index import openclip
 from vlltr_index.bank import AnchorBank
 from vlltr_index.encoder import Encoder
 from vlltr_index.errors import EncoderError, UsageError
 from vlltr_index.release_weights import (
     anchor_vectors,
     fusion_alpha,
+    model_config,
     read_release,
     release_head,
     stage_one_encoder,
@@ -35,6 +37,16 @@ def stage_one(path: Path, kind: str, **args: Any) -> release_twins.State:
     state = TOWERS[kind]() | release_twins.text_tower()
     release_twins.save(path, state, **args)
     return state
+
+
+@pytest.mark.parametrize("name", ["RN50-quickgelu", "ViT-B-16-quickgelu", "ViT-B-32-quickgelu"])
+def test_the_releases_models_are_known_by_their_shapes(name: str) -> None:
+    """The shapes of open_clip's own models, weights on no device, give back their configuration and their name."""
+    with torch.device("meta"):
+        model = openclip.build_model(openclip.find_config(name)["model_cfg"])
+    cfg = model_config(model.state_dict(), "the file")
+    assert openclip.known_as(cfg) == name
+    assert openclip.known_as({**cfg, "embed_dim": 7}) is None
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet"])

@@ -37,6 +37,7 @@ __all__ = [
     "find_config",
     "find_tag",
     "insert_tokens",
+    "known_as",
     "load_state",
     "make_tokenizer",
     "make_transform",
@@ -129,6 +130,24 @@ def quick_gelu_twin(model: str) -> str | None:
     """The name of the same model with QuickGELU, where open_clip has one and `model` is not it."""
     name = f"{_clean(model)}-quickgelu"
     return name if name in open_clip.list_models() else None
+
+
+def known_as(model_cfg: Config) -> str | None:
+    """The name under which open_clip knows a CLIP of these sizes and this activation; None if it has none."""
+    wanted = _sizes(model_cfg)
+    for name in sorted(open_clip.list_models(), key=len):
+        known = open_clip.get_model_config(name)
+        parts = known["vision_cfg"].keys() | known["text_cfg"].keys()
+        if not parts & {"timm_model_name", "hf_model_name"} and _sizes(known) == wanted:
+            return cast(str, name)
+    return None
+
+
+def _sizes(cfg: Config) -> list[Any]:
+    vision, text = cfg["vision_cfg"], cfg["text_cfg"]
+    whole = [cfg.get("embed_dim"), bool(cfg.get("quick_gelu")), bool(cfg.get("custom_text"))]
+    whole += [vision.get(key) for key in ("image_size", "layers", "width", "patch_size")]
+    return whole + [text.get(key) for key in ("context_length", "vocab_size", "width", "heads", "layers")]
 
 
 def _clean(model: str) -> str:

@@ -35,7 +35,6 @@ __all__ = [
 _HEAD_WIDTH = 64
 _MEAN, _STD = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_NAMES = ("RN50-quickgelu", "ViT-B-16-quickgelu", "ViT-B-32-quickgelu")
 _HEAD_NAMES = {
     "text_block.attn.norm1q.weight": "query_norm.weight",
     "text_block.attn.norm1q.bias": "query_norm.bias",
@@ -221,15 +220,9 @@ def stage_one_encoder(checkpoint: ReleaseCheckpoint, precision: Precision = "fp3
 
 def _architecture(cfg: dict[str, Any]) -> str:
     """open_clip's name for a configuration, else one made from its sizes."""
-    vision = cfg["vision_cfg"]
-    key = (vision["layers"], vision["width"], vision["patch_size"], cfg["embed_dim"])
-    for name in _NAMES:
-        known = openclip.find_config(name)["model_cfg"]
-        its = known["vision_cfg"]
-        if key == (its["layers"], its["width"], its.get("patch_size"), known["embed_dim"]):
-            return name
-    kind = "RN" if isinstance(vision["layers"], list) else "ViT"
-    return f"{kind} of width {vision['width']}"
+    known = openclip.known_as(cfg)
+    kind = "RN" if isinstance(cfg["vision_cfg"]["layers"], list) else "ViT"
+    return known or f"{kind} of width {cfg['vision_cfg']['width']}"
 
 
 def stage_two_encoder(checkpoint: ReleaseCheckpoint, base: Encoder) -> Encoder:

@@ -103,7 +103,8 @@ def import_release(
 
     Raises:
         EncoderError: If the file is refused, damaged or of another kind, or does not fit the workspace's encoder.
-        UsageError: If it is of another stage, or an option is missing or of no use for it.
+        UsageError: If it is of another stage, the recipe names another encoder, or an option is missing or of no
+            use for it.
         InputError: If there are more or fewer names than classes.
         MissingStepError: If stage 2 comes before the workspace has an encoder.
     """
@@ -127,6 +128,7 @@ def import_release(
 
 def _stage_one(workspace: Workspace, checkpoint: ReleaseCheckpoint) -> ImportReport:
     encoder = stage_one_encoder(checkpoint, workspace.recipe.encoder.precision)
+    _check_recipe(workspace, encoder.name, checkpoint.path)
     with workspace.transaction(f"import release {checkpoint.path}") as tx:
         digest = _keep_encoder(workspace, checkpoint, encoder)
         if tx.commit is None or tx.commit.checkpoint != digest:
@@ -142,6 +144,21 @@ def _stage_one(workspace: Workspace, checkpoint: ReleaseCheckpoint) -> ImportRep
         digest,
         checkpoint.epoch,
         next_step="vlltr embed" if text else "vlltr ingest text PATH",
+    )
+
+
+def _check_recipe(workspace: Workspace, name: str, path: Path) -> None:
+    """The recipe names the workspace's encoder: a later training run starts from it.
+
+    Raises:
+        UsageError: If that is another model than the checkpoint's.
+    """
+    asked = workspace.recipe.encoder.model
+    if " " in name or asked.removesuffix("-quickgelu") == name.removesuffix("-quickgelu"):
+        return
+    raise UsageError(
+        f"{path} holds a {name}, the workspace's recipe names {asked}",
+        f"Make a workspace for it: vlltr init DIR --encoder {name}:openai",
     )
 
 
