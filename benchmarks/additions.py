@@ -1,0 +1,288 @@
+"""What it costs to add one class, by the number of classes that are there; and two hundred in a row.
+
+    python -m benchmarks.additions run [--small]    to results/additions.json; --small only looks whether it runs
+    python -m benchmarks.additions table            to docs/results.md
+
+The classes that are there have random vectors in clusters, written straight into the tables: the cost does not depend
+on what they mean. Encoder: vlltr-tiny with random weights. Timed is `add_classes` with a `Session` that is loaded, from
+files and sentences to the commit, with 80 sentences and 5 images (or none) for each new class.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import platform
+import random
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from benchmarks.page import put
+from vlltr_index.classes import NewClass, Session, add_classes
+from vlltr_index.corpus.clean import sentence_id, text_hash
+from vlltr_index.embedding import vector_table
+from vlltr_index.encoder import Encoder
+from vlltr_index.heads import SavedHead, save_head
+from vlltr_index.lgr import LGRHead
+from vlltr_index.recipe import load_recipe, override
+from vlltr_index.schemas.tables import (
+    CLASSES,
+    IMAGES,
+    SENTENCES,
+    image_vectors,
+    image_vectors_name,
+    sentence_vectors,
+    sentence_vectors_name,
+)
+from vlltr_index.selection import select
+from vlltr_index.stages.build_index import index_anchors
+from vlltr_index.workspace import Workspace
+
+RESULT = Path(__file__).parent / "results" / "additions.json"
+SENTENCES_EACH, IMAGES_EACH, VAL_IMAGES, CLUSTER = 8, 2, 500, 20
+WORDS = [
+    a + b
+    for a in ("ba", "do", "fe", "gu", "ki", "lo", "mi", "nu")
+    for b in ("ran", "tel", "sis", "vor", "wen")
+]
+_log = logging.getLogger(__name__)
+
+
+def run(small: bool) -> None:
+    """Measure at all sizes, and the row of additions."""
+    sizes, repeats, row = ((50, 100), 2, 5) if small else ((100, 1000, 10_000), 5, 200)
+    result: dict[str, Any] = {"cost": [_cost(size, repeats) for size in sizes], "row": _row(sizes[1], row)}
+    names = ("torch", "lancedb", "pyarrow", "vlltr-index")
+    result["versions"] = {n: version(n) for n in names}
+    result["machine"] = {
+        "system": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    if not small:
+        RESULT.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _cost(classes: int, repeats: int) -> dict[str, Any]:
+    """Seconds and bytes of one addition beside `classes` others: from text alone, and with images."""
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.monotonic()
+        workspace = _workspace(Path(folder) / "workspace", classes)
+        made = time.monotonic() - started
+        session, draw, found = Session(workspace), random.Random(0), dict[str, Any]()
+        add_classes(workspace, [_new(draw, Path(folder), "warm", 1)], session=session)  # loads what is kept
+        for kind, images in (("text", 0), ("text + 5 images", 5)):
+            times, sizes = [], []
+            for number in range(repeats):
+                seconds, size = _timed(
+                    workspace, session, _new(draw, Path(folder), f"{kind} {number}", images)
+                )
+                times.append(seconds)
+                sizes.append(size)
+            found[kind] = {
+                "seconds": round(median(times), 3),
+                "mib": round(median(sizes) / 2**20, 2),
+                "all": times,
+            }
+        facts = {"classes": classes, "sentences": classes * SENTENCES_EACH, "images": classes * IMAGES_EACH}
+        _log.info(
+            "%s (made in %.0f s): %s", facts, made, {k: (v["seconds"], v["mib"]) for k, v in found.items()}
+        )
+        return {**facts, **found}
+
+
+def _row(classes: int, count: int) -> dict[str, Any]:
+    """Seconds and bytes of each of many additions in a row."""
+    with tempfile.TemporaryDirectory() as folder:
+        workspace = _workspace(Path(folder) / "workspace", classes)
+        session, draw = Session(workspace), random.Random(1)
+        add_classes(workspace, [_new(draw, Path(folder), "warm", 1)], session=session)
+        steps = [_timed(workspace, session, _new(draw, Path(folder), f"class {n}", 5)) for n in range(count)]
+        tenth = max(1, count // 10)
+        found = {
+            "classes": classes,
+            "additions": count,
+            "seconds": [round(s, 3) for s, _ in steps],
+            "mib": [round(b / 2**20, 3) for _, b in steps],
+        }
+        for what in ("seconds", "mib"):
+            _log.info(
+                "%s: first %.3f, last %.3f", what, mean(found[what][:tenth]), mean(found[what][-tenth:])
+            )
+        return found
+
+
+def _timed(workspace: Workspace, session: Session, wanted: NewClass) -> tuple[float, int]:
+    before, started = _bytes(workspace.path), time.monotonic()
+    add_classes(workspace, [wanted], session=session)
+    return time.monotonic() - started, _bytes(workspace.path) - before
+
+
+def _bytes(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def _new(draw: random.Random, folder: Path, name: str, images: int) -> NewClass:
+    """A class of random words and noise."""
+    sentences = tuple(f"{name} {n}: " + " ".join(draw.choices(WORDS, k=8)) for n in range(80))
+    files = []
+    for number in range(images):
+        path = folder / "images" / name / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.frombuffer(draw.randbytes(32 * 32 * 3), dtype=np.uint8).reshape(32, 32, 3)
+        Image.fromarray(noise).save(path)
+        files.append(path)
+    return NewClass(name, sentences, image_files=tuple(files))
+
+
+def _workspace(folder: Path, classes: int) -> Workspace:
+    """A finished workspace with vectors out of the air."""
+    recipe = override(load_recipe("glyphs_lt/ours"), ("lgr.views=1",))
+    workspace = Workspace.create(folder, recipe)
+    encoder = Encoder.scratch("vlltr-tiny", WORDS, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    dim = encoder.dim
+    groups = torch.randn(classes // CLUSTER + 1, dim, generator=generator)
+    centres = groups[torch.arange(classes) // CLUSTER] + 0.7 * torch.randn(classes, dim, generator=generator)
+
+    def around(owners: Tensor) -> Tensor:
+        return centres[owners] + 0.7 * torch.randn(len(owners), dim, generator=generator)
+
+    with workspace.transaction("a workspace out of the air") as tx:
+        _write_classes(tx, classes)
+        _write_sentences(tx, encoder, classes, around)
+        _write_images(tx, encoder, "train", torch.arange(classes).repeat_interleave(IMAGES_EACH), around)
+        owners = torch.randint(classes, (VAL_IMAGES,), generator=generator)
+        _write_images(tx, encoder, "val", owners, around)
+        checkpoint = workspace.put_object("checkpoints", encoder.save)
+        tx.set(checkpoint=checkpoint, text_fp=encoder.text_fp, image_fp=encoder.image_fp)
+        tx.note(logit_scale=encoder.logit_scale, dim=dim, views=1)
+    select(workspace, recipe.select)
+    head = LGRHead(dim, classes, logit_scale=encoder.logit_scale)
+    assert isinstance(head.visual_head, nn.Linear)
+    with torch.no_grad():
+        head.visual_head.weight.copy_(centres / dim**0.5)
+    saved = SavedHead(head, torch.arange(classes), centres.mean(0), encoder.text_fp, encoder.image_fp)
+    with workspace.transaction("a head out of the air") as tx:
+        tx.set(head=workspace.put_object("heads", lambda path: save_head(saved, path)))
+    index_anchors(workspace)
+    return workspace
+
+
+def _write_classes(tx: Any, classes: int) -> None:
+    rows = [
+        {
+            "class_id": i,
+            "name": f"old {i}",
+            "aliases": [],
+            "origin": "trained",
+            "created_at": "2026-01-01T00:00:00+00:00",
+        }
+        for i in range(classes)
+    ]
+    tx.replace("classes", pa.Table.from_pylist(rows, schema=CLASSES))
+
+
+def _write_sentences(tx: Any, encoder: Encoder, classes: int, around: Any) -> None:
+    owners = torch.arange(classes).repeat_interleave(SENTENCES_EACH)
+    texts = [f"Old {i}, sentence {n}." for n, i in enumerate(owners.tolist())]
+    hashes = [text_hash(t) for t in texts]
+    ids = [sentence_id(i, h) for i, h in zip(owners.tolist(), hashes, strict=True)]
+    columns = {
+        "sentence_id": ids,
+        "text_hash": hashes,
+        "class_id": owners.int().numpy(),
+        "text": texts,
+        "source": ["made"] * len(ids),
+    }
+    empty = {f.name: pa.nulls(len(ids), f.type) for f in SENTENCES if f.name not in columns}
+    tx.replace("sentences", pa.table({**columns, **empty}).select(SENTENCES.names).cast(SENTENCES))
+    name = sentence_vectors_name(encoder.text_fp)
+    tx.store.create(name, sentence_vectors(encoder.dim), "text_hash")
+    tx.store.append(name, vector_table({"text_hash": hashes}, around(owners)))
+
+
+def _write_images(tx: Any, encoder: Encoder, split: str, owners: Tensor, around: Any) -> None:
+    hashes = [text_hash(f"{split} {n}") for n in range(len(owners))]
+    rows = [
+        {
+            "image_id": h[:32],
+            "content_hash": h,
+            "uri": f"/made/{split}/{n}.png",
+            "class_id": i,
+            "split": split,
+        }
+        for n, (h, i) in enumerate(zip(hashes, owners.tolist(), strict=True))
+    ]
+    tx.upsert("images", pa.Table.from_pylist(rows, schema=IMAGES))
+    ids = [h[:32] for h in hashes]
+    name = image_vectors_name(encoder.image_fp)
+    tx.store.create(name, image_vectors(encoder.dim), "vector_key")
+    keys: dict[str, list[str] | list[int]] = {
+        "vector_key": [f"{i}:0" for i in ids],
+        "image_id": ids,
+        "view": [0] * len(ids),
+    }
+    tx.store.append(name, vector_table(keys, around(owners)))
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    machine, versions, repeats = result["machine"], result["versions"], len(result["cost"][0]["text"]["all"])
+    lines = [
+        f"One class with 80 sentences, added to a loaded workspace: median of {repeats}, {machine['threads']} thread of"
+        f" {machine['cores']} cores, torch {versions['torch']}, lancedb {versions['lancedb']}.",
+        "",
+        "| classes | sentences | images | text: seconds | MiB | text + 5 images: seconds | MiB |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in result["cost"]:
+        cells = [f"{row[key]:,}" for key in ("classes", "sentences", "images")]
+        for kind in ("text", "text + 5 images"):
+            cells += [f"{row[kind]['seconds']:.2f}", f"{row[kind]['mib']:.2f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    row, count = result["row"], result["row"]["additions"]
+    tenth = max(1, count // 10)
+    first, last = (
+        [mean(row[what][part]) for what in ("seconds", "mib")]
+        for part in (slice(0, tenth), slice(-tenth, None))
+    )
+    lines += [
+        "",
+        f"{count} such additions in a row, with images, beside {row['classes']:,} classes: {first[0]:.2f} s and"
+        f" {first[1]:.2f} MiB each for the first {tenth}, {last[0]:.2f} s and {last[1]:.2f} MiB for the last {tenth}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("run").add_argument("--small", action="store_true")
+    commands.add_parser("table")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if args.command == "run":
+        run(args.small)
+    else:
+        part = table(json.loads(RESULT.read_text(encoding="utf-8")))
+        put("python -m benchmarks.additions table", "What an addition costs", part)
+
+
+if __name__ == "__main__":
+    main()
