@@ -199,6 +199,8 @@ def baseline(
     """
     workspace = context.open()
     if name != "fc":
+        if processes > 1:
+            raise click.UsageError(f"baseline {name} is made in one process; --processes is for fc")
         _cheap(context, workspace, name, _recipe(workspace, recipe, overrides, seed, "baselines"))
         return
     from vlltr_index.stages.train_baseline import train_baseline_stage

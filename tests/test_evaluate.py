@@ -117,6 +117,8 @@ def test_the_table_shows_every_baseline(trained: Workspace, capsys: pytest.Captu
     assert set(report["rows"]) > set(CHEAP)
     assert run(trained, "--json", "train", "baseline", "imprint", "--seed", "3") == 0
     assert json.loads(capsys.readouterr().out)["imprint"]["settings"]["imprint"]["chosen_on"] == "val"
+    assert run(trained, "train", "baseline", "ncm", "--processes", "2") == 2
+    assert "baseline ncm is made in one process; --processes is for fc" in capsys.readouterr().err
     assert run(trained, "train", "baseline", "best") == 2
     assert "'best' is not one of 'fc', 'ncm', 'crt'" in capsys.readouterr().err
 

@@ -347,11 +347,12 @@ def hold_back(labels: Tensor, share: float) -> Tensor:
     Of each class with two images or more the first round(share * n), and at least one; of the others none.
     """
     check_labels("labels", labels)
+    order = labels.argsort(stable=True)
+    _, inverse, counts = torch.unique(labels, return_inverse=True, return_counts=True)
+    given = (share * counts.double()).round().clamp(min=1).minimum(counts - 1.0)  # none of a single image
+    rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
     held = torch.zeros(len(labels), dtype=torch.bool)
-    for label in torch.unique(labels).tolist():
-        places = (labels == label).nonzero()[:, 0]
-        if len(places) > 1:
-            held[places[: min(max(1, round(share * len(places))), len(places) - 1)]] = True
+    held[order] = rank < given[inverse[order]]
     return held
 
 

@@ -122,7 +122,8 @@ def choose_tip(
     text = cosine_logits(features, cache.prototypes, cache.scale)
     found: list[tuple[float, float, float]] = []
     for beta in betas:
-        kept = cache_logits(features, cache.keys, cache.labels, classes, beta)
+        parts = [cache_logits(p, cache.keys, cache.labels, classes, beta) for p in features.split(_BATCH)]
+        kept = torch.cat(parts)
         alpha, accuracy = best_setting(alphas, partial(_weighted, text, kept), labels)
         found.append((alpha, beta, accuracy))
     if not found:

@@ -272,7 +272,11 @@ def score_baselines(
 
 
 def score_fc(
-    workspace: Workspace, snapshot: Snapshot, split: str, image_ids: list[str], progress: Progress | None
+    workspace: Workspace,
+    snapshot: Snapshot,
+    split: str,
+    image_ids: list[str],
+    progress: Progress | None = None,
 ) -> Iterator[ScoredRow]:
     """The image-only baseline, as trained and (where it was trained without) with logit adjustment after training.
 
