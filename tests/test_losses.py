@@ -135,6 +135,34 @@ def test_distillation_equals_its_twin(images: int, texts: int, mode: str, scale:
     assert teacher.grad is None
 
 
+def test_distillation_and_soft_targets_keep_full_precision_under_autocast() -> None:
+    """In float32, and under an ambient bfloat16 autocast, they are what float64 gives; gradients are finite."""
+    g = torch.Generator().manual_seed(0)
+    student, teacher = (100 * torch.randn(5, 5, generator=g, dtype=torch.float64) for _ in range(2))
+    log_prior = torch.zeros(5, dtype=torch.float64)
+    exact = [distillation_loss(student, teacher, m) for m in ("full", "paired")]
+    exact.append(soft_cross_entropy(student, teacher.softmax(1), log_prior))
+    narrow = student.float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [distillation_loss(narrow, teacher.float(), m) for m in ("full", "paired")]
+        found.append(soft_cross_entropy(narrow, teacher.float().softmax(1), log_prior.float()))
+    for one, other in zip(found, exact, strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)
+        (grad,) = torch.autograd.grad(one, narrow, retain_graph=True)
+        assert bool(grad.isfinite().all())
+
+
+@pytest.mark.parametrize("mode", ["full", "paired"])
+def test_distillation_of_one_image_and_one_sentence_is_zero(mode: str) -> None:
+    """There is nothing to choose between."""
+    one = torch.randn(1, 1, requires_grad=True)
+    loss = distillation_loss(one, torch.randn(1, 1), mode)  # type: ignore[arg-type]  # parametrize passes str
+    assert float(loss.detach()) == 0.0
+    loss.backward()
+    assert float(one.grad) == 0.0
+
+
 def test_distillation_names_both_modes() -> None:
     """An unknown mode is refused with the two that exist; `paired` needs a square matrix."""
     with pytest.raises(InputError) as error:

@@ -109,6 +109,9 @@ def calibrate(
     """
     snapshot = workspace.snapshot()
     plan = _plan(snapshot)
+    # Split val is what fusion is fitted on: the run selects by training images, whatever the recipe does.
+    select = recipe.select.model_copy(update={"split": "train"})
+    recipe = recipe.model_copy(update={"select": select})
     run_id = _run_id(snapshot, recipe, plan)
     inner = _inner_workspace(workspace, snapshot, recipe, plan, run_id)
     last = inner.history.last()
@@ -307,7 +310,8 @@ def _fit(inner: Workspace, few: set[int], few_share: float) -> _Found:
         _logits(scorer, old), few=torch.isin(old.class_ids, torch.tensor(sorted(few), dtype=torch.int64))
     )
     unseen = _logits(scorer, new)
-    fit = fit_fusion(seen, unseen, scorer.row_class, scorer.trained, few_share=few_share)
+    rule = inner.recipe.fusion.rule
+    fit = fit_fusion(seen, unseen, scorer.row_class, scorer.trained, few_share=few_share, rule=rule)
     rejection, accepted = fit_none_of_these(
         seen, unseen, scorer.row_class, scorer.trained, fit.params, few_share
     )
