@@ -147,10 +147,10 @@ def generated(runs: Sequence[dict[str, Any]]) -> str:
     groups = [group for group in labels if all(group in run["groups"] for run in runs)]
     known = first["groups"][groups[0]]["images"][0]
     lines = [
-        f"Score `{fusion['reject_score']}` and threshold {fusion['reject_threshold']:.2f} are those of `vlltr calibrate`"
-        f" (run `{fusion['run_id']}`, training data only), which accepted {100 * fusion['reject_tpr']:.1f} % of its"
-        f" known images. Known: the {known:,} test images; unknown: the test images of held-out classes, before these"
-        f" are added. Seeds {', '.join(str(r['seed']) for r in runs)}; data set `{first['dataset'][:16]}`.",
+        f"Score `{fusion['reject_score']}` and threshold {fusion['reject_threshold']:.2f} are those of"
+        f" `vlltr calibrate` (run `{fusion['run_id']}`, training data only),"
+        f" which accepted {100 * fusion['reject_tpr']:.1f} % of its known images. Known: the {known:,} test images; unknown: the test images of held-out"
+        f" classes, before these are added. Seeds {', '.join(str(r['seed']) for r in runs)}; data set `{first['dataset'][:16]}`.",
         "",
         "| held-out classes | known accepted | unknown accepted | the same images once added from text | known then |",
         "| --- | --- | --- | --- | --- |",

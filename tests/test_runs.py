@@ -87,7 +87,7 @@ def test_new_training_images_are_not_committed_over(drawn: Workspace, tmp_path: 
     with pytest.raises(WorkspaceError) as caught:
         train_cvlp_stage(drawn, drawn.recipe.cvlp, at_first_step(meanwhile))
     assert caught.value.message == (
-        "train cvlp: what it was trained on changed meanwhile: 1 training images came. Nothing was committed"
+        "train cvlp: what it was trained on changed meanwhile: 1 training image came. Nothing was committed"
     )
     (folder,) = (drawn.path / "runs").iterdir()
     assert caught.value.hint == (
@@ -107,24 +107,22 @@ def test_new_training_images_are_not_committed_over(drawn: Workspace, tmp_path: 
 
 
 def test_changed_texts_and_anchors_are_named(drawn: Workspace) -> None:
-    """A sentence of a training class stops stage 1's commit; an anchor of one stops the head's; a baseline has no texts."""
+    """A training class's sentence stops stage 1's commit, its anchors the head's; a baseline does not mind texts."""
 
-    def retell() -> None:
+    def retell(name: str) -> None:
         with Workspace.open(drawn.path).transaction("retell") as tx:
-            owner = tx.class_table().lookup("dot")
-            tx.delete("sentences", f"class_id = {owner} AND text LIKE 'the dot%'")
+            owner = tx.class_table().lookup(name)
+            tx.delete("sentences", f"class_id = {owner} AND text LIKE 'the {name}%'")
 
     def unanchor() -> None:
         with Workspace.open(drawn.path).transaction("unanchor") as tx:
             tx.delete("anchors", "rank = 1")
 
-    with pytest.raises(WorkspaceError, match="the anchors of the training classes changed. Nothing"):
+    with pytest.raises(WorkspaceError, match=r"the anchors of the training classes changed\. Nothing"):
         train_lgr_stage(drawn, drawn.recipe.lgr, at_first_step(unanchor))
-    with pytest.raises(WorkspaceError, match="meanwhile: the sentences of 'dot' changed. Nothing"):
-        train_cvlp_stage(drawn, drawn.recipe.cvlp, at_first_step(retell))
-    train_baseline_stage(
-        drawn, drawn.recipe.baseline, at_first_step(lambda: add_class(drawn, "knot", ["a knot"]))
-    )
+    with pytest.raises(WorkspaceError, match=r"meanwhile: the sentences of 'dot' changed\. Nothing"):
+        train_cvlp_stage(drawn, drawn.recipe.cvlp, at_first_step(lambda: retell("dot")))
+    train_baseline_stage(drawn, drawn.recipe.baseline, at_first_step(lambda: retell("wave")))
     assert commits(drawn)[-1] == "train baseline fc"
 
 

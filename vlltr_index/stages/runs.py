@@ -210,7 +210,11 @@ def _changes(data: TrainingSet, before: Snapshot, now: Snapshot) -> list[str]:
     new = dict(zip(rows["image_id"].to_pylist(), rows["class_id"].to_pylist(), strict=True))
     moved = sum(new[image] != owner for image, owner in old.items() if image in new)
     counts = ((len(new.keys() - old.keys()), "came"), (len(old.keys() - new.keys()), "left"))
-    changes = [f"{n:,} training images {what}" for n, what in (*counts, (moved, "changed class")) if n]
+    changes = [
+        f"{n:,} training {'image' if n == 1 else 'images'} {what}"
+        for n, what in (*counts, (moved, "changed class"))
+        if n
+    ]
     if data.texts:
         texts = class_texts(now, data.class_ids.tolist())
         told = [i for i, was in zip(data.class_ids.tolist(), data.texts, strict=True) if texts[i] != was]
