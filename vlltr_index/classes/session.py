@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Session", "View", "rivals"]
 
-_VALIDATION = 1000  # images at most: the effect is known to a point then
+# Validation images that the effect is seen through: so many that their scores stay within this, whatever the number
+# of classes, but no fewer and no more than these.
+_SCORES, _FEWEST, _MOST = 4_000_000, 300, 1000
 _RIVALS = 3
 
 
@@ -49,9 +51,10 @@ class View:
     def load(cls, workspace: Workspace, snapshot: Snapshot) -> View:
         """Read a state as a whole."""
         scorer = load_scorer(workspace, snapshot)
+        most = max(_FEWEST, min(_MOST, _SCORES // len(scorer.class_ids)))
         rows = usable_images(snapshot, "val", []).slice(
-            0, _VALIDATION
-        )  # in the order of their ids, which are hashes
+            0, most
+        )  # by their ids, which are hashes: as good as drawn
         owners = torch.from_numpy(rows["class_id"].to_numpy().copy()).long()
         if not len(owners):
             return cls(scorer, torch.empty(0, scorer.saved.head.dim), owners)
@@ -103,14 +106,16 @@ class View:
         there &= ~torch.isin(self.owners, torch.tensor(sorted(touched), dtype=torch.int64))
         if not bool(there.any()):
             return Effect()
-        return Effect(before.top1(there), self.top1(there), int(there.sum()))
+        was, now = (float(view.right[there].double().mean()) for view in (before, self))
+        return Effect(was, now, int(there.sum()))
 
-    @torch.inference_mode()
-    def top1(self, which: Tensor) -> float:
-        """Share of the validation images `which`, bool [V], whose class comes first."""
-        visual = self.scorer.visual_logits(self.features[which])
-        best = self.scorer.fuse(visual, self.text_logits[which]).probabilities.argmax(1)
-        return float((self.scorer.class_ids[best] == self.owners[which]).double().mean())
+    @cached_property
+    def right(self) -> Tensor:
+        """Whether the class of each validation image comes first, bool [V]."""
+        with torch.inference_mode():
+            visual = self.scorer.visual_logits(self.features)
+            best = self.scorer.fuse(visual, self.text_logits).probabilities.argmax(1)
+        return self.scorer.class_ids[best] == self.owners
 
     def visual_rows(self) -> dict[int, str]:
         """The classes that have a visual row, and what kind: trained or imprinted."""
