@@ -160,3 +160,37 @@ def test_a_newer_format_is_refused_before_its_fields(history: History) -> None:
         f"{history.folder / '2.json'} has format {FORMAT + 1}, this program reads up to {FORMAT}\n"
         "Bring it up to date: pip install -U vlltr-index"
     )
+
+
+def test_whether_there_is_a_newer_commit(history: History) -> None:
+    """One that came, and the newest that somebody deleted, are noticed; nothing else is."""
+    assert not history.newer_than(0)
+    history.append(commit(1))
+    assert history.newer_than(0)
+    assert not history.newer_than(1)
+    history.append(commit(2))
+    assert history.newer_than(1)
+    assert not history.newer_than(2)
+    (history.folder / "2.json").unlink()
+    assert history.newer_than(2)
+    assert not history.newer_than(1)
+
+
+def test_what_was_pruned_stays_pruned(history: History) -> None:
+    """The note only moves forward, and is no commit."""
+    for number in range(1, 6):
+        history.append(commit(number))
+    assert history.oldest_kept() == 1
+    for oldest, noted in ((3, 3), (2, 3), (5, 5)):
+        history.mark_pruned(oldest)
+        assert history.oldest_kept() == noted
+    assert list(history.ids()) == [1, 2, 3, 4, 5]
+    assert history.read(2) == commit(2)
+    assert history.read_kept(5) == commit(5)
+    with pytest.raises(WorkspaceError, match="commit 4 was pruned; kept: 5\n"):
+        history.read_kept(4)
+
+
+def test_a_state_is_named_by_the_commit_that_first_held_it() -> None:
+    """A rollback's state is its target's, any other commit's its own."""
+    assert (commit(4).state, commit(4, state_of=2).state) == (4, 2)
