@@ -27,6 +27,8 @@ from vlltr_index.train.distributed import (
     restore_batch_norm,
     world,
 )
+from vlltr_index.train.mixing import BatchMixer
+from vlltr_index.train.sampling import stream
 
 JOINT = CVLPConfig(
     epochs=1,
@@ -41,6 +43,9 @@ JOINT = CVLPConfig(
     augment=drawings.AUGMENT,
 )
 PAPER = CVLPConfig(epochs=1, batch_size=28, lr=1e-3, augment=drawings.AUGMENT)
+LORA = CVLPConfig(
+    epochs=1, batch_size=28, lr=1e-3, tune="lora", joint_weight=1.0, extra_classes=1, augment=drawings.AUGMENT
+)
 BASELINE = BaselineConfig(epochs=1, batch_size=28, lr=1e-3, augment=drawings.AUGMENT)
 
 
@@ -51,7 +56,7 @@ def train(name: str, folder: Path) -> None:
     if name == "baseline":
         train_image_only(encoder, images, BASELINE, run_dir=folder)
     else:
-        config = JOINT if name == "joint" else PAPER
+        config = {"joint": JOINT, "paper": PAPER, "lora": LORA}[name]
         train_cvlp(encoder, images, drawings.sentences(encoder), config, run_dir=folder)
     if world()[0] == 0:
         (folder / "state.safetensors").rename(folder / f"{world()[1]}.safetensors")
@@ -86,7 +91,19 @@ def arithmetic(folder: Path) -> None:
     assert "forward" not in vars(shared)
     with pytest.raises(ConfigError, match=r"5 cannot be shared out evenly among 2 processes\n.*batch_size=4"):
         own_part(5)
+    mixing()
     (folder / f"done-{rank}").touch()
+
+
+def mixing() -> None:
+    """Each process mixes within its own part, by the same share, and knows the targets of all."""
+    labels, pixels = torch.arange(4), torch.rand(2, 3, 4, 4)
+    mixed, targets = BatchMixer(0.8, 0.0, 0.0, 4)(pixels, labels, stream("mixing"))
+    share = targets[0, 0]
+    torch.testing.assert_close(mixed, share * pixels + (1 - share) * pixels.flip(0))
+    mirrored = torch.tensor([1, 0, 3, 2])
+    hot = torch.eye(4)
+    torch.testing.assert_close(targets, share * hot + (1 - share) * hot[mirrored])
 
 
 def process(rank: int, folder: Path, port: int) -> None:
@@ -97,7 +114,7 @@ def process(rank: int, folder: Path, port: int) -> None:
     join_processes(drawings.encoder())
     assert dist.is_initialized()
     arithmetic(folder)
-    for name in ("joint", "paper", "baseline"):
+    for name in ("joint", "paper", "lora", "baseline"):
         train(name, folder / name)
     dist.destroy_process_group()
 
@@ -106,13 +123,13 @@ def process(rank: int, folder: Path, port: int) -> None:
 def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what two processes and one process gave."""
     folder = tmp_path_factory.mktemp("runs")
-    for name in ("joint", "paper", "baseline"):
+    for name in ("joint", "paper", "lora", "baseline"):
         (folder / name).mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     mp.spawn(process, (folder, port), nprocs=2)
-    for name in ("joint", "paper", "baseline"):
+    for name in ("joint", "paper", "lora", "baseline"):
         train(name, folder / name)
     return folder
 
@@ -123,9 +140,9 @@ def test_gathering_and_batch_norm_equal_one_process(both: Path) -> None:
     assert (both / "done-1").exists()
 
 
-@pytest.mark.parametrize("name", ["joint", "paper", "baseline"])
+@pytest.mark.parametrize("name", ["joint", "paper", "lora", "baseline"])
 def test_two_processes_train_as_one(both: Path, name: str) -> None:
-    """Loss parts and mean gradients (Adam's first moment) of two steps agree, with distillation and BatchNorm."""
+    """Loss parts and mean gradients (Adam's first moment) of two steps agree: distillation, BatchNorm, adapters."""
     states = [load_state(both / name / f"{processes}.safetensors") for processes in (1, 2)]
     assert states[0] is not None
     assert states[1] is not None
