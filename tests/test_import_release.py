@@ -127,7 +127,8 @@ def test_predictions_on_the_checkpoints_anchors(
     run(space, "import", "release", files["two"], "--names", data / "labels.txt", "--anchors")
     said = capsys.readouterr().out
     assert "Head: 3 classes, 3 of them new in the workspace, weight of the visual branch 0.2.\n" in said
-    assert "Anchors: 6 vectors without their sentences.\n" in said
+    assert "Anchors: 6 vectors without their sentences (vlltr select would choose new ones).\n" in said
+    assert said.endswith("Next: vlltr embed, then vlltr index\n")
     recognizer = Recognizer.open(space)
     features, _ = recognizer.features([image])
     visual, text = release_twins.logits(files["state"], features)

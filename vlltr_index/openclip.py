@@ -134,20 +134,17 @@ def quick_gelu_twin(model: str) -> str | None:
 
 def known_as(model_cfg: Config) -> str | None:
     """The name under which open_clip knows a CLIP of these sizes and this activation; None if it has none."""
-    wanted = _sizes(model_cfg)
-    for name in sorted(open_clip.list_models(), key=len):
-        known = open_clip.get_model_config(name)
-        parts = known["vision_cfg"].keys() | known["text_cfg"].keys()
-        if not parts & {"timm_model_name", "hf_model_name"} and _sizes(known) == wanted:
-            return cast(str, name)
-    return None
+    names = sorted(open_clip.list_models(), key=len)
+    found = (name for name in names if _sizes(open_clip.get_model_config(name)) == _sizes(model_cfg))
+    return next(found, None)
 
 
 def _sizes(cfg: Config) -> list[Any]:
     vision, text = cfg["vision_cfg"], cfg["text_cfg"]
     whole = [cfg.get("embed_dim"), bool(cfg.get("quick_gelu")), bool(cfg.get("custom_text"))]
-    whole += [vision.get(key) for key in ("image_size", "layers", "width", "patch_size")]
-    return whole + [text.get(key) for key in ("context_length", "vocab_size", "width", "heads", "layers")]
+    keys = ("timm_model_name", "hf_model_name", "image_size", "layers", "width", "patch_size", "heads")
+    keys += ("context_length", "vocab_size")
+    return whole + [part.get(key) for part in (vision, text) for key in keys]
 
 
 def _clean(model: str) -> str:

@@ -76,7 +76,9 @@ class ImportReport:
                 f"Head: {self.classes:,} classes, {self.classes_added:,} of them new in the workspace{alpha}."
             )
         if self.anchors:
-            lines.append(f"Anchors: {self.anchors:,} vectors without their sentences.")
+            lines.append(
+                f"Anchors: {self.anchors:,} vectors without their sentences (vlltr select would choose new ones)."
+            )
         return [*lines, *(f"  {note}" for note in self.notes), f"Next: {self.next_step}"]
 
 
@@ -222,7 +224,7 @@ def _stage_two(
         fusion.alpha,
         sum(map(len, vectors)),
         notes,
-        "vlltr embed" if anchors else "vlltr embed, then vlltr select and vlltr index",
+        "vlltr embed, then vlltr index" if anchors else "vlltr embed, then vlltr select and vlltr index",
     )
 
 
