@@ -146,11 +146,12 @@ def generated(runs: Sequence[dict[str, Any]]) -> str:
     labels = {"dev": "100 for development", "final": "100 for final figures"}
     groups = [group for group in labels if all(group in run["groups"] for run in runs)]
     known = first["groups"][groups[0]]["images"][0]
+    rate = f"{100 * fusion['reject_tpr']:.1f} %"
     lines = [
         f"Score `{fusion['reject_score']}` and threshold {fusion['reject_threshold']:.2f} are those of"
-        f" `vlltr calibrate` (run `{fusion['run_id']}`, training data only),"
-        f" which accepted {100 * fusion['reject_tpr']:.1f} % of its known images. Known: the {known:,} test images; unknown: the test images of held-out"
-        f" classes, before these are added. Seeds {', '.join(str(r['seed']) for r in runs)}; data set `{first['dataset'][:16]}`.",
+        f" `vlltr calibrate` (run `{fusion['run_id']}`, training data only), which accepted {rate} of its known"
+        f" images. Known: the {known:,} test images; unknown: the test images of held-out classes, before these are"
+        f" added. Seeds {', '.join(str(r['seed']) for r in runs)}; data set `{first['dataset'][:16]}`.",
         "",
         "| held-out classes | known accepted | unknown accepted | the same images once added from text | known then |",
         "| --- | --- | --- | --- | --- |",

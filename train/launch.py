@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import start_processes
 
 from vlltr_index.errors import PeerError, UsageError, VlltrError
 from vlltr_index.train.distributed import TIMEOUT, leave
@@ -77,10 +78,10 @@ def launch(processes: int, work: Callable[..., T], *args: Any, progress: Progres
     """
     _check(processes)
     # The store lives here, on a port that the system chose: no second program can take it in between.
-    store = dist.TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
+    store = _store(0, is_master=True, wait_for_workers=False)
     pipes = [mp.get_context("spawn").Pipe(duplex=False) for _ in range(processes)]
     start = _Start(processes, store.port, _threads(processes), _log.getEffectiveLevel(), work, args)
-    context = mp.start_processes(
+    context = start_processes(
         _process, (start, [w for _, w in pipes]), processes, join=False, start_method="spawn"
     )
     for _, writer in pipes:
@@ -94,6 +95,10 @@ def launch(processes: int, work: Callable[..., T], *args: Any, progress: Progres
         raise _failure(dead, outcome, processes)
     result: T = outcome.result
     return result
+
+
+def _store(port: int, **options: Any) -> Any:
+    return dist.TCPStore(_HOST, port, **options)  # type: ignore[attr-defined]  # torch lists it nowhere
 
 
 def _check(processes: int) -> None:
@@ -166,7 +171,7 @@ def _meet(rank: int, start: _Start) -> None:
     torch.set_num_threads(start.threads)
     from accelerate import PartialState
 
-    store = dist.TCPStore(_HOST, start.port, is_master=False)
+    store = _store(start.port, is_master=False)
     PartialState(store=store, rank=rank, world_size=start.processes, timeout=TIMEOUT)
 
 

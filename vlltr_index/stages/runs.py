@@ -175,9 +175,10 @@ def in_processes(
     processes: int,
 ) -> T:
     """Run `stage(workspace, config, progress, resume)` in several processes of this machine; see `launch`."""
-    return launch(
+    result: T = launch(
         processes, _stage, stage, workspace.path, workspace.config, config, resume, progress=progress
     )
+    return result
 
 
 def _stage(
