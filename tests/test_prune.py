@@ -55,7 +55,10 @@ def heads(workspace: Workspace) -> set[str]:
 def test_what_is_kept_reads_as_before(old: Workspace) -> None:
     """Rows and files of the newest commits stay; heads, vectors and versions of the others are gone, and counted."""
     before = {n: state(old, n) for n in range(1, 7)}
+    left = old.path / "history" / ".7.99.tmp"
+    left.write_text("of a killed writer")
     report = prune(old, 2)
+    assert not left.exists()
     assert (report.kept, report.pruned) == ((5, 6), (1, 2, 3, 4))
     assert {n: state(old, n) for n in (5, 6)} == {n: before[n] for n in (5, 6)}
     assert heads(old) == {"head 4", "head 5", "the baseline"}

@@ -84,6 +84,8 @@ def prune(
             _clean_tables(workspace, plan, progress)
         for name in plan.objects:
             _remove(workspace.path / name)
+        for left in workspace.history.folder.glob(".*.tmp"):  # of a writer killed in the middle of its commit
+            left.unlink()
         after = _sizes(workspace)
     freed = {part: before[part] - after[part] for part in before}
     return PruneReport(plan.kept, plan.pruned, plan.vectors, plan.objects, freed)
