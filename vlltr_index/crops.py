@@ -6,7 +6,7 @@ that one feature; so fusion, retrieval and explanation are what they are for any
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -49,7 +49,7 @@ class Crops:
         self.encoder, self.number = encoder, number
         height, width = encoder.image_size
         self._margins = max(1, round(height / _MARGIN)), max(1, round(width / _MARGIN))
-        self._transform = encoder.preprocess
+        self._transform: Callable[[Image.Image], Tensor] = encoder.preprocess
         if number > 1:
             larger = height + 2 * self._margins[0], width + 2 * self._margins[1]
             size = larger[0] if larger[0] == larger[1] else list(larger)
@@ -85,7 +85,9 @@ def pool_crops(features: Tensor) -> Tensor:
         return features[:, 0]
     lengths = torch.linalg.vector_norm(features, dim=2, keepdim=True)
     mean = (features / lengths.clamp(min=1e-12)).mean(1)
-    return mean / torch.linalg.vector_norm(mean, dim=1, keepdim=True).clamp(min=1e-12) * lengths.mean(1)
+    unit = mean / torch.linalg.vector_norm(mean, dim=1, keepdim=True).clamp(min=1e-12)
+    pooled: Tensor = unit * lengths.mean(1)
+    return pooled
 
 
 def embed_crops(
