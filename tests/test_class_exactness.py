@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -30,6 +31,7 @@ from vlltr_index.corpus.clean import text_hash
 from vlltr_index.corpus.prompts import class_prompts
 from vlltr_index.loading import image_set
 from vlltr_index.recognizer import Recognizer
+from vlltr_index.stages.build_index import index_anchors
 from vlltr_index.workspace import Workspace
 
 TOLERANCE = 1e-3
@@ -210,3 +212,20 @@ def test_all_ten_changes_in_one_story(world: World, tmp_path: Path) -> None:
     retrieved, _ = Recognizer.open(story.workspace).score(features, "faiss")
     assert torch.allclose(retrieved.probabilities, exact, atol=1e-5)
     assert len(ids) == len(story.classes)
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
+def test_approximate_retrieval_agrees_after_changes(trained: Workspace, kind: str) -> None:
+    """An approximate index with additions and removals beside it gives 99 in 100 answers that all classes give."""
+    index_anchors(trained, kind)
+    names = [trained.snapshot().class_table().names[i] for i in range(4)]
+    new = [NewClass(f"sign {n}", (f"It has {n} strokes.", f"It is sign {n}.")) for n in range(30)]
+    session = Session(trained)
+    add_classes(trained, new, session=session)
+    remove_classes(trained, names, session=session)
+    features = image_set(trained.snapshot(), "test").features
+    recognizer = Recognizer.open(trained)
+    exact, found = (recognizer.score(features, way)[0].probabilities for way in ("exhaustive", "faiss"))
+    assert exact.shape[1] > 64  # else every class is a candidate
+    assert float((exact.argmax(1) == found.argmax(1)).double().mean()) >= 0.99
+    assert float((exact - found).abs().max()) < 0.02

@@ -80,10 +80,16 @@ class View:
         """The state after a change, at the cost of what differs in its anchors and rows."""
         assert tx.commit is not None
         loaded = _updated_bank(tx, self.scorer.loaded)
-        imprinted = load_imprints(tx, tx.commit.head or "", self.scorer.saved.head.dim)
-        names = ("imprint_class_ids", "imprint_weight", "imprint_bias")
-        fields = dict(zip(names, imprinted, strict=True))
-        after = View(replace(self.scorer, loaded=loaded, merged=merged, **fields), self.features, self.owners)
+        ids, weight, bias = load_imprints(tx, tx.commit.head or "", self.scorer.saved.head.dim)
+        scorer = replace(
+            self.scorer,
+            loaded=loaded,
+            merged=merged,
+            imprint_class_ids=ids,
+            imprint_weight=weight,
+            imprint_bias=bias,
+        )
+        after = View(scorer, self.features, self.owners)
         if "text_logits" in self.__dict__:
             after.__dict__["text_logits"] = self._columns_after(loaded)
         return after
@@ -156,7 +162,9 @@ def _updated_bank(tx: Snapshot, before: LoadedBank) -> LoadedBank:
         vectors[new] = tx.store.vectors(name, "text_hash", [hash_of[s] for s in wanted])[1]
     owner = torch.from_numpy(anchors["class_id"].to_numpy().copy()).long()
     keys = torch.from_numpy(anchors["anchor_key"].to_numpy().copy())
-    bank = AnchorBank.build(vectors, owner, torch.unique(owner))
+    class_ids, counts = torch.unique_consecutive(owner, return_counts=True)
+    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    bank = AnchorBank(vectors, offsets, class_ids, torch.arange(len(owner)))  # in order already
     return LoadedBank(bank, keys, sentence_ids, before.selection_id)
 
 
