@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import benchmark_trees
 import drawings
 import pytest
 from PIL import Image
@@ -16,11 +18,7 @@ from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.config import Recipe
 from vlltr_index.workspace import Workspace
 
-FOLDERS = {"imagenet_lt": "rn50", "places_lt": "vit_b16", "inat2018": "rn50"}
-RECIPES = [
-    *(f"{folder}/{protocol}-{net}" for folder, net in FOLDERS.items() for protocol in ("paper", "release", "ours")),
-    *("glyphs_lt/paper", "glyphs_lt/release", "glyphs_lt/ours"),
-]  # fmt: skip
+NETS = {"imagenet_lt": "rn50", "places_lt": "vit_b16", "inat2018": "rn50"}
 SMALL = (
     *("encoder.model=vlltr-tiny", "encoder.pretrained=none"),
     *("cvlp.epochs=1", "cvlp.batch_size=8", "cvlp.workers=0", "cvlp.extra_classes=2"),
@@ -36,6 +34,49 @@ def vlltr(*args: str | Path) -> None:
     except SystemExit as leave:
         code = int(leave.code or 0)
     assert code == 0, args
+
+
+TREES: dict[str, tuple[Callable[[Path], Path], str, dict[str, str]]] = {
+    "imagenet_lt": (
+        benchmark_trees.imagenet_lt,
+        "labels.txt",
+        {split: f"ImageNet_LT_{split}.txt" for split in ("train", "val", "test")},
+    ),
+    "places_lt": (
+        benchmark_trees.places_lt,
+        "labels.txt",
+        {split: f"Places_LT_{split}.txt" for split in ("train", "val", "test")},
+    ),
+    "inat2018": (
+        benchmark_trees.inat2018,
+        "categories.json",
+        {"train": "train2018.json", "test": "val2018.json"},
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=list(TREES))
+def tree(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A benchmark's name, and a workspace of the default recipe with a tiny tree in its published form."""
+    make, names, sources = TREES[request.param]
+    data = make(tmp_path_factory.mktemp(request.param) / "data")
+    workspace = data.parent / "workspace"
+    vlltr("-q", "init", workspace)
+    vlltr("-q", "-w", workspace, "ingest", "text", data / "wiki")
+    for split, source in sources.items():
+        vlltr(
+            "-q",
+            "-w",
+            workspace,
+            "ingest",
+            "images",
+            data / source,
+            "--split",
+            split,
+            "--names",
+            data / names,
+        )
+    return request.param, workspace
 
 
 @pytest.fixture(scope="module")
@@ -100,15 +141,13 @@ def recorded(folder: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_protocol_runs_from_end_to_end(ingested: Path, tmp_path: Path, name: str) -> None:
-    """train all, evaluate and predict; what is recorded is the protocol's, and fusion and explanation add up."""
-    folder = Path(shutil.copytree(ingested, tmp_path / "workspace"))
+def check(folder: Path, name: str, images: int) -> None:
+    """Train, evaluate and predict; what is recorded is the protocol's, and the parts of each answer add up."""
     train(folder, name)
     vlltr("-q", "-w", folder, "evaluate", "--split", "test", "--bootstrap", "5")
     (path,) = (folder / "reports").glob("evaluate-test-*.json")
     report = json.loads(path.read_text(encoding="utf-8"))
-    assert report["images"] == 15
+    assert report["images"] == images
     assert set(report["rows"]) >= {"vl-ltr", "image branch", "text branch"}
     assert 0 <= report["calibration_error"]["vl-ltr"] <= 1
     found = recorded(folder)
@@ -121,10 +160,29 @@ def test_a_protocol_runs_from_end_to_end(ingested: Path, tmp_path: Path, name: s
     assert found["visual"] == ("linear" if recipe.protocol == "ours" else "mlp")
     tuned = recipe.protocol == "paper" or name.startswith("inat2018/release")
     assert found["tuned"] is tuned is (recipe.lgr.tune == "visual")
-    image = next((ingested.parent / "test").glob("*/*.png"))
-    (prediction,) = Recognizer.open(folder).predict([image], explain=2)
+    snapshot = Workspace.open(folder).snapshot()
+    source = snapshot.table("images", ["uri"], "split = 'test'")["uri"].to_pylist()[0]
+    (prediction,) = Recognizer.open(folder).predict([source], explain=2)
+    assert prediction.problem is None
     for score in prediction.classes:
         assert score.image_part + score.text_part == pytest.approx(score.probability, abs=1e-5)
+
+
+@pytest.mark.parametrize("protocol", ["paper", "release", "ours"])
+def test_a_protocol_runs_on_a_tree_of_its_benchmark(
+    tree: tuple[str, Path], tmp_path: Path, protocol: str
+) -> None:
+    """From the lists, JSON files and texts as they are published to an evaluated workspace."""
+    folder, workspace = tree
+    copy = Path(shutil.copytree(workspace, tmp_path / "workspace"))
+    images = {"imagenet_lt": 4, "places_lt": 3, "inat2018": 3}[folder]
+    check(copy, f"{folder}/{protocol}-{NETS[folder]}", images)
+
+
+@pytest.mark.parametrize("protocol", ["paper", "release", "ours"])
+def test_a_protocol_runs_on_drawings(ingested: Path, tmp_path: Path, protocol: str) -> None:
+    """The recipes of Glyphs-LT."""
+    check(Path(shutil.copytree(ingested, tmp_path / "workspace")), f"glyphs_lt/{protocol}", 15)
 
 
 def test_under_the_rule_logits_parts_are_logits(
