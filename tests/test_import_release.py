@@ -183,27 +183,24 @@ def test_what_stage_two_needs(
 
 
 def test_the_recipe_must_name_the_checkpoints_model(
-    files: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    files: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model that open_clip knows by name goes into a workspace whose recipe names it, with or without QuickGELU."""
     cfg = {**model_config(read_release(files["one"]).state, "x"), "quick_gelu": True}
     path = tmp_path / "release-small-quickgelu.json"
     path.write_text(json.dumps(cfg))
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIG_PATHS", [*open_clip.factory._MODEL_CONFIG_PATHS])
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", {**open_clip.factory._MODEL_CONFIGS})
     open_clip.add_model_config(path)
-    try:
-        for model in ("release-small", "release-small-quickgelu"):
-            recipe = Recipe.model_validate(
-                {"name": "test", "encoder": {"model": model, "pretrained": "openai"}}
-            )
-            run(Workspace.create(tmp_path / model, recipe), "import", "release", files["one"])
-            assert "Encoder: release-small-quickgelu, 24 wide" in capsys.readouterr().out
-        other = Workspace.create(tmp_path / "other", Recipe(name="test"))
-        assert refusal(other, capsys, "import", "release", files["one"], code=2) == (
-            f"Error: {files['one']} holds a release-small-quickgelu, the workspace's recipe names ViT-B-16\n"
-            "Make a workspace for it: vlltr init DIR --encoder release-small-quickgelu:openai\n"
-        )
-    finally:
-        open_clip.factory._MODEL_CONFIGS.pop("release-small-quickgelu")
+    for model in ("release-small", "release-small-quickgelu"):
+        recipe = Recipe.model_validate({"name": "test", "encoder": {"model": model, "pretrained": "openai"}})
+        run(Workspace.create(tmp_path / model, recipe), "import", "release", files["one"])
+        assert "Encoder: release-small-quickgelu, 24 wide" in capsys.readouterr().out
+    other = Workspace.create(tmp_path / "other", Recipe(name="test"))
+    assert refusal(other, capsys, "import", "release", files["one"], code=2) == (
+        f"Error: {files['one']} holds a release-small-quickgelu, the workspace's recipe names ViT-B-16\n"
+        "Make a workspace for it: vlltr init DIR --encoder release-small-quickgelu:openai\n"
+    )
 
 
 def test_hostile_and_damaged_checkpoints(
