@@ -20,14 +20,15 @@ from vlltr_index.encoder import Encoder
 from vlltr_index.heads import load_head
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.release_weights import model_config, read_release
-from vlltr_index.schemas.config import Recipe
+from vlltr_index.schemas.config import FusionConfig, Recipe
 from vlltr_index.workspace import Workspace
 
 
 @pytest.fixture
 def space(tmp_path: Path) -> Workspace:
     """An empty workspace with one prompt and one view."""
-    recipe = Recipe.model_validate({"name": "test", "prompts": ("a photo of a {}.",), "lgr": {"views": 1}})
+    values = {"lgr": {"views": 1}, "fusion": {"alpha": 0.4, "tau_text": 3.0, "margin": 1.0}}
+    recipe = Recipe.model_validate({"name": "test", "prompts": ("a photo of a {}.",), **values})
     return Workspace.create(tmp_path / "ws", recipe)
 
 
@@ -105,7 +106,9 @@ def test_the_way_through_both_stages(
     assert commit is not None
     assert commit.head is not None
     assert commit.fusion is not None
-    assert commit.fusion.alpha == 0.2
+    assert commit.fusion == FusionConfig(
+        alpha=0.2
+    )  # temperatures of another head's calibration do not carry over
     table = space.snapshot().class_table()
     assert [table.lookup(name) for name in PLACES] == [1, 2, 0]
     saved = load_head(space.object_path("heads", commit.head))

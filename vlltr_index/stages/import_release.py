@@ -30,6 +30,7 @@ from vlltr_index.release_weights import (
     stage_two_encoder,
 )
 from vlltr_index.rows import one_of, quote
+from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.schemas.records import SentenceRecord
 from vlltr_index.schemas.tables import ANCHORS, sentence_vectors, sentence_vectors_name
@@ -202,9 +203,8 @@ def _stage_two(
         ids = torch.tensor([classes[name] for name in used.names], dtype=torch.int64)
         digest = _keep_encoder(workspace, checkpoint, encoder)
         head_digest = _keep_head(workspace, checkpoint, encoder, ids)
-        alpha = fusion_alpha(checkpoint)
-        fusion = workspace.recipe.fusion
-        fusion = fusion if alpha is None else fusion.model_copy(update={"alpha": alpha})
+        alpha, own = fusion_alpha(checkpoint), workspace.recipe.fusion
+        fusion = FusionConfig(rule=own.rule, alpha=own.alpha if alpha is None else alpha)
         _set_encoder(tx, encoder, digest, start)
         tx.set(head=head_digest, fusion=fusion)
         if anchors:
