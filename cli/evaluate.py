@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
 from vlltr_index.cli.context import Context, pass_context
+
+if TYPE_CHECKING:
+    from vlltr_index.fusion import Rule
 
 
 @click.command("evaluate")
@@ -30,6 +34,11 @@ from vlltr_index.cli.context import Context, pass_context
     type=int,
     help="Crops of each image: 1, or 5 (centre and corners).",
 )
+@click.option(
+    "--rule",
+    type=click.Choice(["ours", "paper", "logits"]),
+    help="Fuse the branches by this rule; default: the workspace's.",
+)
 @pass_context
 def evaluate_command(
     context: Context,
@@ -39,6 +48,7 @@ def evaluate_command(
     bootstrap: int,
     against: str | None,
     crops: int,
+    rule: Rule | None,
 ) -> None:
     """Measure accuracy on a split: overall, many, medium, few (the release's bounds), with 95 % intervals.
 
@@ -59,6 +69,7 @@ def evaluate_command(
             progress=progress,
             against=against,
             crops=crops,
+            rule=rule,
         )
     if context.as_json:
         context.emit(asdict(report))

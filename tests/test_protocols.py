@@ -201,6 +201,12 @@ def test_under_the_rule_logits_parts_are_logits(
         weights = [2.718281828459045 ** (t - highest) for t in totals]
         for score, weight in zip(prediction.classes, weights, strict=True):
             assert score.probability == pytest.approx(weight / sum(weights), rel=1e-3, abs=1e-6)
+    vlltr("-q", "-w", folder, "evaluate", "--bootstrap", "5")
+    vlltr("-q", "-w", folder, "evaluate", "--bootstrap", "5", "--rule", "paper")
+    (plain,) = (p for p in (folder / "reports").iterdir() if not p.stem.endswith("-paper"))
+    reports = [json.loads(p.read_text("utf-8")) for p in (plain, plain.with_stem(f"{plain.stem}-paper"))]
+    assert [r["rule"] for r in reports] == ["logits", "paper"]
+    assert [r["notes"]["vl-ltr"] for r in reports] == ["fusion rule logits", "fusion rule paper, alpha 0.2"]
     capsys.readouterr()
     names = [score.name for score in prediction.classes[:2]]
     vlltr("-w", folder, "explain", image, "--class", names[0], "--against", names[1])

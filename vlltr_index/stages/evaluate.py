@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vlltr_index.answers import Answers
 from vlltr_index.crops import embed_crops
 from vlltr_index.errors import MissingStepError, UsageError
+from vlltr_index.fusion import FusionParams, Rule
 from vlltr_index.loading import ImageSet, class_positions, image_set, usable_images
 from vlltr_index.metrics import (
     AccuracyReport,
@@ -21,6 +23,7 @@ from vlltr_index.metrics import (
     paired_difference,
 )
 from vlltr_index.recognizer import Recognizer
+from vlltr_index.scoring import load_scorer
 from vlltr_index.stages.baselines import ADJUSTED, baseline_labels, score_baselines
 
 if TYPE_CHECKING:
@@ -52,6 +55,7 @@ class EvaluationReport:
         against: The row it is compared with.
         notes: What a reader must know of a row.
         crops: How many crops of each image the method saw.
+        rule: How the branches were put together.
     """
 
     split: str
@@ -66,6 +70,7 @@ class EvaluationReport:
     against: str | None = None
     notes: dict[str, str] = field(default_factory=dict)
     crops: int = 1
+    rule: Rule = "ours"
 
 
 @dataclass(frozen=True)
@@ -86,10 +91,12 @@ def evaluate(
     progress: Progress | None = None,
     against: str | None = None,
     crops: int = 1,
+    rule: Rule | None = None,
 ) -> EvaluationReport:
     """Evaluate on the stored vectors of `split` over all classes of the workspace, beside every committed baseline.
 
-    The report is also written to `reports/evaluate-<split>-<commit>.json`, with crops to `...-crops-<number>.json`.
+    The report is also written to `reports/evaluate-<split>-<commit>.json`, with crops or another rule to one
+    whose name says so.
 
     Args:
         workspace: What to evaluate.
@@ -101,13 +108,17 @@ def evaluate(
         against: The row whose paired difference to the method is reported; default: image-only with logit
             adjustment, where it is there.
         crops: Test-time crops of each image, 1 or 5; they are embedded first, and kept. Baselines see the plain view.
+        rule: Put the branches together by this rule instead of the workspace's; weight, temperatures and margin stay.
 
     Raises:
         MissingStepError: If the split is empty or not embedded, or there is no head.
         UsageError: If there is no row `against`, or another number of crops.
     """
-    recognizer = Recognizer.open(workspace, at)
     snapshot = workspace.snapshot(at)
+    scorer = load_scorer(workspace, snapshot)
+    if rule is not None:
+        scorer = scorer.with_params(replace(scorer.params, rule=rule))
+    recognizer = Recognizer(workspace, Answers(workspace, snapshot, scorer), follow=False)
     assert snapshot.commit is not None
     _check_against(workspace, snapshot, against)
     data = image_set(snapshot, split)
@@ -118,8 +129,10 @@ def evaluate(
             features = embed_crops(tx, recognizer.encoder, data.image_ids, crops, progress)
         data = replace(data, features=features)
     rows = _own_rows(recognizer, data, retrieval, progress)
-    if crops != 1:
-        rows = {name: replace(row, note=f"{crops} crops an image") for name, row in rows.items()}
+    seen = f"{crops} crops an image" if crops != 1 else ""
+    rows = {name: replace(row, note=seen) for name, row in rows.items()}
+    by_rule = _rule_note(scorer.params)
+    rows[_METHOD] = replace(rows[_METHOD], note="; ".join(filter(None, (by_rule, seen))))
     for scored in score_baselines(workspace, snapshot, split, data.image_ids, progress):
         best, confidence = _top(scored.scores.softmax(1) if scored.probabilities else scored.scores)
         rows[scored.label] = _Row(
@@ -137,12 +150,20 @@ def evaluate(
         *_report(rows, class_ids, labels, counts, bootstrap, against),
         {name: row.note for name, row in rows.items() if row.note},
         crops,
+        scorer.params.rule,
     )
-    ending = "" if crops == 1 else f"-crops-{crops}"
+    ending = (f"-crops-{crops}" if crops != 1 else "") + (f"-{rule}" if rule is not None else "")
     path = workspace.path / "reports" / f"evaluate-{split}-{snapshot.commit.id}{ending}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(asdict(result), indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return result
+
+
+def _rule_note(params: FusionParams) -> str:
+    """What put the branches together, where it is not our rule."""
+    if params.rule == "ours":
+        return ""
+    return f"fusion rule {params.rule}" + (f", alpha {params.alpha:g}" if params.rule == "paper" else "")
 
 
 def _check_against(workspace: Workspace, snapshot: Snapshot, against: str | None) -> None:
