@@ -114,7 +114,8 @@ def lgr(
 ) -> None:
     """Stage 2: the language-guided recognition head, on stored vectors.
 
-    With `--set lgr.tune=visual` the visual tower learns too; run `vlltr embed` after it.
+    With `--set lgr.tune=visual`, or `lora` for low-rank adapters, the visual tower learns too; run `vlltr embed` after
+    it. With mixup or cutmix images pass the tower in every step, frozen or not.
     """
     from vlltr_index.stages.train_lgr import train_lgr_stage
 
