@@ -169,3 +169,19 @@ def test_alone_everybody_is_the_first() -> None:
     with pytest.raises(KeyError):
         by_first(lambda: {}[1])
     assert PeerError(2).exit_code == 2
+
+
+def test_torchrun_starts_them_too(drawn: Path, tmp_path: Path) -> None:
+    """Two processes of `torchrun` train the baseline, the first one commits, and it alone talks."""
+    workspace = copy(drawn, tmp_path / "workspace")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "vlltr_index.cli", "-w", str(workspace.path), "--json", "train", "baseline", "fc"]
+    command += ["--set", "baseline.epochs=1", "--set", "baseline.batch_size=28"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    commit = workspace.history.last()
+    assert commit is not None
+    assert json.loads(done.stdout)["digest"] == commit.info["baseline_fc"]
+    assert "Traceback" not in done.stderr
