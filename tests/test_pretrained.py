@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -86,3 +89,37 @@ def test_weights_missing_from_an_installation(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sources._PACKAGED, ("vlltr-tiny", "lost"), ("vlltr_index", "nowhere"))
     with pytest.raises(EncoderError, match="vlltr-tiny:lost are not in this installation"):
         Encoder.load("vlltr-tiny", "lost")
+
+
+SHIPPED = Path(str(files("vlltr_index.recipes.glyphs_lt"))) / "pretrained"
+
+
+def test_the_weights_that_ship_are_what_they_say() -> None:
+    """Digests are those of the files, the size stays small, and the counts stand in the manifest and on the page."""
+    lines = (SHIPPED / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    found = {name: hashlib.sha256((SHIPPED / name).read_bytes()).hexdigest() for name in _named(lines)}
+    assert [f"{digest}  {name}" for name, digest in found.items()] == lines
+    assert sorted(found) == ["encoder.json", "model.safetensors", "words.json"]
+    assert (SHIPPED / "model.safetensors").stat().st_size <= 7_000_000
+    manifest = json.loads((SHIPPED / "manifest.json").read_text(encoding="utf-8"))
+    page = (SHIPPED / "README.md").read_text(encoding="utf-8")
+    for count in (manifest["classes"], manifest["images"]["train"], manifest["sentences"]):
+        assert f"{count:,}" in page
+
+
+def _named(lines: list[str]) -> list[str]:
+    return [line.split("  ")[1] for line in lines]
+
+
+def test_the_weights_that_ship_load_by_their_tag() -> None:
+    """In float32, the same each time, with a vocabulary of their own; texts about other things lie apart."""
+    encoder = Encoder.load("vlltr-tiny", "glyphs", device="cpu")
+    assert (encoder.name, encoder.dim, encoder.image_size) == ("vlltr-tiny", 192, (32, 32))
+    assert all(p.dtype == torch.float32 for p in encoder.model.parameters())
+    assert isinstance(encoder.tokenizer, WordTokenizer)
+    assert {"combining", "acute", "hiragana"} <= set(encoder.tokenizer.words)
+    assert Encoder.load("vlltr-tiny", "glyphs", device="cpu").text_fp == encoder.text_fp
+    a, b = encoder.encode_texts(
+        ["a picture of the hiragana letter ka.", "a picture of the box drawings light up."]
+    )
+    assert float(torch.cosine_similarity(a, b, dim=0)) < 0.9
