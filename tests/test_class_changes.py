@@ -266,6 +266,21 @@ def test_a_session_notices_what_others_wrote(small: Workspace, names: list[str])
     assert 0 not in session.view(small.snapshot()).scorer.class_ids.tolist()
 
 
+def test_fragments_are_merged_now_and_then(
+    small: Workspace, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commit after every so many holds merged tables, with the same rows; going on from it works."""
+    from vlltr_index.classes import change as module
+
+    monkeypatch.setattr(module, "_TIDY", 1)
+    before = anchors(small)
+    add_sentences(small, names[0], ["It is a test of many words."])
+    add_class(small, "okapi", ["It is an animal."])
+    remove_classes(small, ["okapi"])
+    remove_sentences(small, names[0], matching="many words")
+    assert anchors(small) == before
+
+
 def test_harm_is_warned_of() -> None:
     """A loss of more than one point has a line of its own that names the way back."""
     assert Effect().lines() == []

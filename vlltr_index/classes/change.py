@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Edit", "Options", "change"]
 
+_NARROW = ("classes", "sentences", "sentence_scores", "anchors")
+_TIDY = 64  # commits
+
 
 @dataclass(frozen=True)
 class Options:
@@ -91,6 +94,7 @@ def change(
             made = _make(session, tx, command, edit, options)
             if options.dry_run:
                 raise _DryRunDone
+            _tidy(tx)
     except _DryRunDone:
         pass
     assert made is not None
@@ -121,6 +125,14 @@ def _make(
         effect = after.effect(before, done.touched)
     states = _states(tx, after, done.shown)
     return after, ChangeReport(command, options.dry_run, done.notes, states, effect)
+
+
+def _tidy(tx: Transaction) -> None:
+    """Now and then merge what many small commits leave in the narrow tables, so that the next ones stay quick."""
+    if tx.commit is not None and tx.commit.id % _TIDY == 0:
+        for name in _NARROW:
+            if tx.has(name):
+                tx.store.optimize(name)
 
 
 def _embed(session: Session, tx: Transaction, done: Edit, progress: Progress | None) -> None:
