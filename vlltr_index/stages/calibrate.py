@@ -140,8 +140,9 @@ def calibrate(
         run_id=run_id,
     )
     if write:
-        recipe = workspace.recipe.model_copy(update={"fusion": fusion})
-        workspace.write_config(workspace.config.model_copy(update={"recipe": recipe}))
+        config = type(workspace).open(workspace.path).config  # as it is now: the run may have taken hours
+        recipe = config.recipe.model_copy(update={"fusion": fusion})
+        workspace.write_config(config.model_copy(update={"recipe": recipe}))
         with workspace.transaction("calibrate") as tx:
             if tx.commit is not None and tx.commit.head:
                 tx.set(fusion=fusion)
