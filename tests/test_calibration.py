@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlltr_index.calibration import BranchLogits, balanced_accuracy, fit_fusion, image_weights
-from vlltr_index.errors import InputError, MissingStepError
+from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.fusion import FusionParams, fuse
 from vlltr_index.recipe import override
 from vlltr_index.stages.calibrate import _plan, _run_id, calibrate, without_names
@@ -164,6 +164,13 @@ def test_nothing_held_back(trained: Workspace) -> None:
     with pytest.raises(MissingStepError, match="classes with 100 or more, or reads split val") as caught:
         calibrate(trained, trained.recipe)
     assert caught.value.hint == "Bring in validation images: vlltr ingest images PATH --split val"
+
+
+def test_one_of_several_processes(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under torchrun each process would train the same run."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match=r"calibration runs in one process, this is one of 2 \(WORLD_SIZE\)"):
+        calibrate(workspace, workspace.recipe)
 
 
 def test_too_few_classes(workspace: Workspace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from vlltr_index.calibration import BranchLogits, FusionFit, fit_fusion, image_weights
 from vlltr_index.classes import NewClass, add_classes
-from vlltr_index.errors import MissingStepError
+from vlltr_index.errors import MissingStepError, UsageError
 from vlltr_index.fusion import FusionParams
 from vlltr_index.loading import ImageSet, class_positions, image_set, usable_images
 from vlltr_index.rejection import RejectionFit, fit_rejection, known_scores
@@ -106,7 +107,13 @@ def calibrate(
 
     Raises:
         MissingStepError: If there are too few training classes to leave some out.
+        UsageError: If this is one of several processes.
     """
+    if (os.environ.get("WORLD_SIZE") or "1") != "1":
+        raise UsageError(
+            f"calibration runs in one process, this is one of {os.environ['WORLD_SIZE']} (WORLD_SIZE)",
+            "Start it without torchrun: vlltr calibrate",
+        )
     snapshot = workspace.snapshot()
     plan = _plan(snapshot)
     # Split val is what fusion is fitted on: the run selects by training images, whatever the recipe does.
