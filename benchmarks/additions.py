@@ -52,6 +52,8 @@ from vlltr_index.workspace import Workspace
 
 RESULT = Path(__file__).parent / "results" / "additions.json"
 SENTENCES_EACH, IMAGES_EACH, VAL_IMAGES, CLUSTER = 8, 2, 500, 20
+# In the row there are many sentences from the start, so that what the new ones add is little: images cost by them.
+ROW_SENTENCES, ROW_NEW = 40, 16
 WORDS = [
     a + b
     for a in ("ba", "do", "fe", "gu", "ki", "lo", "mi", "nu")
@@ -106,14 +108,18 @@ def _cost(classes: int, repeats: int) -> dict[str, Any]:
 def _row(classes: int, count: int) -> dict[str, Any]:
     """Seconds and bytes of each of many additions in a row."""
     with tempfile.TemporaryDirectory() as folder:
-        workspace = _workspace(Path(folder) / "workspace", classes)
+        workspace = _workspace(Path(folder) / "workspace", classes, ROW_SENTENCES)
         session, draw = Session(workspace), random.Random(1)
         add_classes(workspace, [_new(draw, Path(folder), "warm", 1)], session=session)
-        steps = [_timed(workspace, session, _new(draw, Path(folder), f"class {n}", 5)) for n in range(count)]
+        steps = [
+            _timed(workspace, session, _new(draw, Path(folder), f"class {n}", 5, ROW_NEW))
+            for n in range(count)
+        ]
         tenth = max(1, count // 10)
         found = {
             "classes": classes,
             "additions": count,
+            "sentences": [classes * ROW_SENTENCES, ROW_NEW],
             "seconds": [round(s, 3) for s, _ in steps],
             "mib": [round(b / 2**20, 3) for _, b in steps],
         }
@@ -134,9 +140,9 @@ def _bytes(folder: Path) -> int:
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 
-def _new(draw: random.Random, folder: Path, name: str, images: int) -> NewClass:
+def _new(draw: random.Random, folder: Path, name: str, images: int, sentences: int = 80) -> NewClass:
     """A class of random words and noise."""
-    sentences = tuple(f"{name} {n}: " + " ".join(draw.choices(WORDS, k=8)) for n in range(80))
+    texts = tuple(f"{name} {n}: " + " ".join(draw.choices(WORDS, k=8)) for n in range(sentences))
     files = []
     for number in range(images):
         path = folder / "images" / name / f"{number}.png"
@@ -144,11 +150,11 @@ def _new(draw: random.Random, folder: Path, name: str, images: int) -> NewClass:
         noise = np.frombuffer(draw.randbytes(32 * 32 * 3), dtype=np.uint8).reshape(32, 32, 3)
         Image.fromarray(noise).save(path)
         files.append(path)
-    return NewClass(name, sentences, image_files=tuple(files))
+    return NewClass(name, texts, image_files=tuple(files))
 
 
-def _workspace(folder: Path, classes: int) -> Workspace:
-    """A finished workspace with vectors out of the air."""
+def _workspace(folder: Path, classes: int, sentences: int = SENTENCES_EACH) -> Workspace:
+    """A finished workspace with vectors out of the air, `sentences` a class."""
     recipe = override(load_recipe("glyphs_lt/ours"), ("lgr.views=1",))
     workspace = Workspace.create(folder, recipe)
     encoder = Encoder.scratch("vlltr-tiny", WORDS, seed=0)
@@ -162,7 +168,7 @@ def _workspace(folder: Path, classes: int) -> Workspace:
 
     with workspace.transaction("a workspace out of the air") as tx:
         _write_classes(tx, classes)
-        _write_sentences(tx, encoder, classes, around)
+        _write_sentences(tx, encoder, classes, sentences, around)
         _write_images(tx, encoder, "train", torch.arange(classes).repeat_interleave(IMAGES_EACH), around)
         owners = torch.randint(classes, (VAL_IMAGES,), generator=generator)
         _write_images(tx, encoder, "val", owners, around)
@@ -195,8 +201,8 @@ def _write_classes(tx: Any, classes: int) -> None:
     tx.replace("classes", pa.Table.from_pylist(rows, schema=CLASSES))
 
 
-def _write_sentences(tx: Any, encoder: Encoder, classes: int, around: Any) -> None:
-    owners = torch.arange(classes).repeat_interleave(SENTENCES_EACH)
+def _write_sentences(tx: Any, encoder: Encoder, classes: int, each: int, around: Any) -> None:
+    owners = torch.arange(classes).repeat_interleave(each)
     texts = [f"Old {i}, sentence {n}." for n, i in enumerate(owners.tolist())]
     hashes = [text_hash(t) for t in texts]
     ids = [sentence_id(i, h) for i, h in zip(owners.tolist(), hashes, strict=True)]
@@ -261,7 +267,8 @@ def table(result: dict[str, Any]) -> str:
     )
     lines += [
         "",
-        f"{count} such additions in a row, with images, beside {row['classes']:,} classes: {first[0]:.2f} s and"
+        f"{count} additions in a row, each with {row['sentences'][1]} sentences and 5 images, beside {row['classes']:,}"
+        f" classes with {row['sentences'][0]:,} sentences: {first[0]:.2f} s and"
         f" {first[1]:.2f} MiB each for the first {tenth}, {last[0]:.2f} s and {last[1]:.2f} MiB for the last {tenth}.",
     ]
     return "\n".join(lines) + "\n"
