@@ -25,6 +25,7 @@ import numpy.typing as npt
 from vlltr_index.recipes.glyphs_lt import build, fonts, homoglyphs, render, splits, texts, unicode_data
 from vlltr_index.recipes.glyphs_lt.assemble import Dataset
 from vlltr_index.recipes.glyphs_lt.designs import Design, make_designs
+from vlltr_index.recipes.glyphs_lt.licences import copyright_holder, copyright_text
 from vlltr_index.recipes.glyphs_lt.unicode_data import Character
 
 LOG = logging.getLogger(__name__)
@@ -197,21 +198,31 @@ def make(folder: Path, out: Path, jobs: int) -> dict[str, Any]:
     out_codes = excluded_codes(merged, table, known)
     alike, shipped = 0, read_shipped(DATA / f"{build.NAME}.parquet")
     for design, images in zip(made, clean, strict=True):
-        design.images, dropped = drop_lookalikes(images, out_codes, shipped)
+        mine = {} if design.group in splits.TEST_GROUPS else images
+        design.images, dropped = drop_lookalikes(mine, out_codes, shipped)
         alike += dropped
     left = {code: standing for code, standing in merged.items() if code not in out_codes}
     data = assemble(made, left, table, known)
     build.write_json(out / "texts.json", data.texts)
     build.write_parquet(out / f"{NAME}.parquet", data, made)
+    (out / "FONTS.md").write_text(fonts_page(folder, faces, made, data), encoding="utf-8")
     manifest = {
         "name": f"glyphs_lt/{NAME}",
-        "files": {n: _sha256(out / n) for n in (f"{NAME}.parquet", "texts.json")},
+        "files": {n: _sha256(out / n) for n in (f"{NAME}.parquet", "texts.json", "FONTS.md")},
         "characters_excluded": len(out_codes),
         "images_like_a_class": alike,
         **counts(data, table),
     }
     build.write_json(out / "manifest.json", manifest)
     return manifest
+
+
+def fonts_page(folder: Path, faces: Sequence[fonts.Face], made: Sequence[Design], data: Dataset) -> str:
+    """Return the table of the fonts drawn on, see `fonts_markdown`."""
+    used = Counter(made[p.number].source[p.code] for _, _, p in data.rows)
+    places = {face.package: folder / f"{face.package}_{face.version}" for face in faces}
+    holders = {name: copyright_holder(copyright_text(place, name)) for name, place in places.items()}
+    return fonts.fonts_markdown(faces, used, holders)
 
 
 def counts(data: Dataset, table: Mapping[int, Character]) -> dict[str, Any]:
