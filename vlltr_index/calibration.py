@@ -50,7 +50,7 @@ def fit_fusion(
     new: BranchLogits | None,
     row_class: Tensor,
     trained: Tensor,
-    max_loss: float = 0.0075,
+    max_loss: float = 0.01,
     few_share: float = 0.0,
     rule: Rule = "ours",
 ) -> FusionFit:
