@@ -1,0 +1,152 @@
+"""Settings of the image-only baseline on Glyphs-LT, each judged on fonts of the training split that it did not see.
+
+    python -m benchmarks.baseline_trials run --trial 0 --dir runs    one of TRIALS, resumable
+    python -m benchmarks.baseline_trials table                       all results to docs/results.md
+
+The training images of 20 font groups are held out; a trial trains on the others as `benchmarks.glyphs_lt run` does and
+is judged by the accuracy on the held-out ones, each class counted alike. The test split is not read. There are as many
+trials as the method had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from benchmarks.glyphs_lt import RECIPE, RESULTS, Clock, surroundings
+from benchmarks.page import put
+from vlltr_index.calibration import balanced_accuracy
+from vlltr_index.glyphs import glyph_files
+from vlltr_index.loading import class_positions, usable_images
+from vlltr_index.recipe import load_recipe, override
+from vlltr_index.stages.baselines import score_fc
+from vlltr_index.stages.evaluate import training_counts
+from vlltr_index.stages.ingest import ingest_images
+from vlltr_index.stages.train_baseline import train_baseline_stage
+from vlltr_index.workspace import Workspace
+
+RESULT = RESULTS / "baseline_trials.json"
+COMMAND = "python -m benchmarks.baseline_trials table"
+HELD_GROUPS = 20
+TRIALS: tuple[tuple[str, ...], ...] = (
+    (),  # the recipe as it is
+    ("baseline.lr=1e-3",),
+    ("baseline.lr=4e-3",),
+    ("baseline.weight_decay=0.2",),
+    ("baseline.logit_adjustment=1.0",),
+)
+FEW, FEW5 = 20, 5
+
+
+def held_groups(table: pa.Table) -> list[str]:
+    """The font groups of split train whose images are held out, by a hash of their names."""
+    rows = table.filter(pc.equal(table["split"], "train"))
+    groups = {source.split("/")[0] for source in rows["source"].to_pylist()}
+    return sorted(groups, key=lambda g: hashlib.sha256(f"held:{g}".encode()).hexdigest())[:HELD_GROUPS]
+
+
+def without_held(table: pa.Table, held: Sequence[str]) -> pa.Table:
+    """Split train with the held-out groups' images in split `held`; classes that have no others are left out."""
+    rows = table.filter(pc.equal(table["split"], "train"))
+    names = set(held)
+    out = pa.array([source.split("/")[0] in names for source in rows["source"].to_pylist()])
+    stay = pc.unique(rows.filter(pc.invert(out))["label"])
+    rows = rows.set_column(rows.column_names.index("split"), "split", pc.if_else(out, "held", "train"))
+    return rows.filter(pc.is_in(rows["label"], stay))
+
+
+def run(number: int, folder: Path) -> None:
+    """Train and judge one trial; a trial that was stopped goes on."""
+    data, overrides = glyph_files(), TRIALS[number]
+    recipe = override(load_recipe(RECIPE), overrides)
+    path, seconds = folder / f"trial-{number}", Clock(folder / f"seconds-trial-{number}.json")
+    table = pq.read_table(data.images)
+    held = held_groups(table)
+    workspace = Workspace.open(path) if (path / "vlltr.toml").exists() else Workspace.create(path, recipe)
+    images = folder / f"trial-{number}.parquet"
+    pq.write_table(without_held(table, held), images)
+    for split in ("train", "held"):
+        ingest_images(workspace, images, split)
+    with seconds("train baseline fc"):
+        train_baseline_stage(workspace, recipe.baseline)
+    result = {
+        "settings": list(overrides),
+        "held": held,
+        "dataset": json.loads((data.folder / "manifest.json").read_text(encoding="utf-8"))["content_sha256"],
+        "recipe": recipe.model_dump(mode="json"),
+        **surroundings(),
+        "seconds": seconds.values,
+        **_judge(workspace),
+    }
+    found = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
+    found[str(number)] = result
+    RESULT.write_text(json.dumps(found, sort_keys=True, indent=1) + "\n", encoding="utf-8")
+
+
+def _judge(workspace: Workspace) -> dict[str, Any]:
+    """Accuracy on split `held`, each class counted alike: over all classes, and over those with few images."""
+    snapshot = workspace.snapshot()
+    images = usable_images(snapshot, "held", [])
+    owners = torch.tensor(images["class_id"].to_pylist())
+    rows: dict[str, Any] = {}
+    counts: Tensor | None = None
+    for row in score_fc(workspace, snapshot, "held", images["image_id"].to_pylist()):
+        labels = class_positions(row.class_ids, owners)
+        if counts is None:
+            counts = training_counts(snapshot, row.class_ids)[labels]
+        parts = {"overall": counts > 0, "few": counts <= FEW, "few5": counts <= FEW5}
+        rows[row.label] = {
+            name: round(balanced_accuracy(row.scores[part], labels[part]), 4) for name, part in parts.items()
+        }
+    return {"images": len(owners), "top1": rows}
+
+
+def generated(trials: dict[str, Any]) -> str:
+    """The trials as Markdown."""
+    first = next(iter(trials.values()))
+    lines = [
+        f"{len(trials)} trials, recipe `{first['recipe']['name']}`, seed 0, judged on {first['images']:,} images of"
+        f" {len(first['held'])} font groups of the training split that the trial did not see; top-1 in per cent, each"
+        " class counted alike (few, few5: classes with at most 20, 5 training images that are left).",
+        "",
+        "| settings | row | overall | few | few5 |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for _, trial in sorted(trials.items()):
+        settings = ", ".join(s.removeprefix("baseline.") for s in trial["settings"]) or "as in the recipe"
+        for name, figures in trial["top1"].items():
+            cells = " | ".join(f"{100 * figures[k]:.1f}" for k in ("overall", "few", "few5"))
+            lines.append(f"| {settings} | {name} | {cells} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("run")
+    one.add_argument("--trial", type=int, required=True, choices=range(len(TRIALS)))
+    one.add_argument("--dir", type=Path, required=True)
+    commands.add_parser("table")
+    args = parser.parse_args()
+    if args.command == "run":
+        args.dir.mkdir(parents=True, exist_ok=True)
+        run(args.trial, args.dir)
+    else:
+        put(COMMAND, "Trials of the baseline", generated(json.loads(RESULT.read_text(encoding="utf-8"))))
+
+
+if __name__ == "__main__":
+    main()
