@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,10 @@ from vlltr_index.schemas.config import Recipe
 from vlltr_index.stages.ingest import ingest_images, ingest_text
 from vlltr_index.stages.pipeline import train_all
 from vlltr_index.workspace import Workspace
+
+# A shell that starts pytest in the background has it ignore Ctrl-C, and with it every program that a test starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
