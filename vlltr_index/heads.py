@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from vlltr_index.errors import WorkspaceError
 from vlltr_index.lgr import LGRHead
 
 __all__ = ["SavedHead", "load_head", "save_head"]
+
+_TIMES = ("seconds", "images_per_s")  # left out of the log: the same training gives the same digest
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,20 @@ class SavedHead:
     image_fp: str
 
 
-def save_head(saved: SavedHead, folder: Path) -> None:
-    """Write `head.safetensors` and `head.json` into `folder`."""
+def save_head(
+    saved: SavedHead,
+    folder: Path,
+    log: Sequence[Mapping[str, float]] = (),
+    config: Mapping[str, Any] | None = None,
+) -> None:
+    """Write `head.safetensors` and `head.json` into `folder`, and `train.json` where there is a `log`.
+
+    Args:
+        saved: The head.
+        folder: Where to.
+        log: What its training gave, an entry an epoch; times are left out.
+        config: What it was trained by.
+    """
     tensors = {f"head.{k}": v.detach().cpu().contiguous() for k, v in saved.head.state_dict().items()}
     tensors["class_ids"] = saved.class_ids.long().contiguous()
     tensors["training_mean"] = saved.training_mean.float().contiguous()
@@ -52,7 +67,14 @@ def save_head(saved: SavedHead, folder: Path) -> None:
         "text_fp": saved.text_fp,
         "image_fp": saved.image_fp,
     }
-    (folder / "head.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    _write(folder / "head.json", facts)
+    if log:
+        kept = [{k: v for k, v in entry.items() if k not in _TIMES} for entry in log]
+        _write(folder / "train.json", {"kind": "lgr", "config": config, "log": kept})
+
+
+def _write(path: Path, facts: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def load_head(folder: Path) -> SavedHead:

@@ -17,6 +17,7 @@ __all__ = [
     "AccuracyReport",
     "Convention",
     "Interval",
+    "ReliabilityBin",
     "accuracy_report",
     "auroc",
     "bin_masks",
@@ -25,6 +26,7 @@ __all__ = [
     "few5",
     "fpr95",
     "paired_difference",
+    "reliability",
 ]
 
 Convention = Literal["release", "lift"]
@@ -57,6 +59,15 @@ class AccuracyReport:
     convention: Convention
     top1: dict[str, Interval]
     top5: dict[str, Interval]
+
+
+@dataclass(frozen=True, slots=True)
+class ReliabilityBin:
+    """Images of about one confidence: how many, their mean confidence, and the share that is right."""
+
+    images: int
+    confidence: float
+    accuracy: float
 
 
 def bins(class_counts: Tensor, convention: Convention = "release") -> list[str]:
@@ -161,7 +172,13 @@ def paired_difference(
 
 
 def expected_calibration_error(confidences: Tensor, correct: Tensor, bins: int = 15) -> float:
-    """Mean gap between confidence and accuracy over equally wide bins, weighed by their images.
+    """Mean gap between confidence and accuracy over the bins of `reliability`, weighed by their images; as there."""
+    found = reliability(confidences, correct, bins)
+    return sum(b.images * abs(b.confidence - b.accuracy) for b in found) / sum(b.images for b in found)
+
+
+def reliability(confidences: Tensor, correct: Tensor, bins: int = 15) -> list[ReliabilityBin]:
+    """Confidence and accuracy over equally wide bins of confidence; bins without images are left out.
 
     Args:
         confidences: Float [N], probability of the predicted class.
@@ -177,8 +194,9 @@ def expected_calibration_error(confidences: Tensor, correct: Tensor, bins: int =
     if values.numel() == 0 or not bool(((values >= 0) & (values <= 1 + 1e-6)).all()):
         raise InputError("confidences must be probabilities in 0..1, and at least one")
     place = (values * bins).ceil().long().sub(1).clamp(0, bins - 1)
-    gaps = torch.zeros(bins, dtype=torch.float64, device=values.device).index_add(0, place, values - right)
-    return float(gaps.abs().sum() / values.numel())
+    columns = torch.stack([torch.ones_like(values), values, right], dim=1)
+    sums = torch.zeros(bins, 3, dtype=torch.float64, device=values.device).index_add(0, place, columns)
+    return [ReliabilityBin(int(n), s / n, r / n) for n, s, r in sums.tolist() if n]
 
 
 def auroc(scores: Tensor, positives: Tensor) -> float:

@@ -31,11 +31,19 @@ if TYPE_CHECKING:
     from vlltr_index.snapshot import Snapshot
     from vlltr_index.workspace import Workspace
 
-__all__ = ["EvaluationReport", "evaluate", "training_counts"]
+__all__ = [
+    "METHOD",
+    "Evaluation",
+    "EvaluationReport",
+    "RowAnswers",
+    "evaluate",
+    "evaluation",
+    "training_counts",
+]
 
 _BATCH = 512
-_METHOD = "vl-ltr"
-_BRANCHES = (_METHOD, "image branch", "text branch")
+METHOD = "vl-ltr"
+_BRANCHES = (METHOD, "image branch", "text branch")
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,44 @@ class _Row:
     note: str = ""
 
 
+@dataclass(frozen=True, eq=False)
+class RowAnswers:
+    """What one row answered.
+
+    Attributes:
+        best: int64 [N, K], K at most 5: columns of the best classes, best first; -1 for a class that is gone.
+        right: bool [N], whether the best is right.
+        confidence: float [N], the best's probability; None for a row without probabilities.
+    """
+
+    best: Tensor
+    right: Tensor
+    confidence: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """An evaluation with what was answered for each image.
+
+    Attributes:
+        report: The figures.
+        answers: What each row answered, by the names of `report.rows`.
+        recognizer: What answered, pinned to the commit.
+        data: The images.
+        class_ids: int64 [C], the class of each column.
+        labels: int64 [N], columns of the images' classes.
+        counts: int64 [C], training images; 0 for classes that were added after training.
+    """
+
+    report: EvaluationReport
+    answers: dict[str, RowAnswers]
+    recognizer: Recognizer
+    data: ImageSet
+    class_ids: Tensor
+    labels: Tensor
+    counts: Tensor
+
+
 def evaluate(
     workspace: Workspace,
     split: str = "test",
@@ -96,7 +142,28 @@ def evaluate(
     """Evaluate on the stored vectors of `split` over all classes of the workspace, beside every committed baseline.
 
     The report is also written to `reports/evaluate-<split>-<commit>.json`, with crops or another rule to one
-    whose name says so.
+    whose name says so. Arguments and errors are those of `evaluation`.
+    """
+    result = evaluation(workspace, split, retrieval, at, bootstrap, progress, against, crops, rule).report
+    ending = (f"-crops-{crops}" if crops != 1 else "") + (f"-{rule}" if rule is not None else "")
+    path = workspace.path / "reports" / f"evaluate-{split}-{result.commit}{ending}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(asdict(result), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return result
+
+
+def evaluation(
+    workspace: Workspace,
+    split: str = "test",
+    retrieval: str = "exhaustive",
+    at: int | None = None,
+    bootstrap: int = 1000,
+    progress: Progress | None = None,
+    against: str | None = None,
+    crops: int = 1,
+    rule: Rule | None = None,
+) -> Evaluation:
+    """Evaluate, and keep what each row answered for each image; nothing is written but vectors into their caches.
 
     Args:
         workspace: What to evaluate.
@@ -132,7 +199,7 @@ def evaluate(
     seen = f"{crops} crops an image" if crops != 1 else ""
     rows = {name: replace(row, note=seen) for name, row in rows.items()}
     by_rule = _rule_note(scorer.params)
-    rows[_METHOD] = replace(rows[_METHOD], note="; ".join(filter(None, (by_rule, seen))))
+    rows[METHOD] = replace(rows[METHOD], note="; ".join(filter(None, (by_rule, seen))))
     for scored in score_baselines(workspace, snapshot, split, data.image_ids, progress):
         best, confidence = _top(scored.scores.softmax(1) if scored.probabilities else scored.scores)
         rows[scored.label] = _Row(
@@ -140,23 +207,25 @@ def evaluate(
         )
     counts = training_counts(snapshot, class_ids)
     counts[~recognizer.scorer.trained] = 0  # the classes added later are "new", with or without images
-    result = EvaluationReport(
+    answers = {name: _answers(row, class_ids, labels) for name, row in rows.items()}
+    report = EvaluationReport(
         split,
         snapshot.commit.id,
         "release",
         len(labels),
         len(class_ids),
         retrieval,
-        *_report(rows, class_ids, labels, counts, bootstrap, against),
+        *_report(answers, labels, counts, bootstrap, against),
         {name: row.note for name, row in rows.items() if row.note},
         crops,
         scorer.params.rule,
     )
-    ending = (f"-crops-{crops}" if crops != 1 else "") + (f"-{rule}" if rule is not None else "")
-    path = workspace.path / "reports" / f"evaluate-{split}-{snapshot.commit.id}{ending}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(asdict(result), indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return result
+    return Evaluation(report, answers, recognizer, data, class_ids, labels, counts)
+
+
+def _answers(row: _Row, class_ids: Tensor, labels: Tensor) -> RowAnswers:
+    positions = class_positions(class_ids, row.best.reshape(-1)).reshape(row.best.shape)
+    return RowAnswers(positions, positions[:, 0] == labels, row.confidence)
 
 
 def _rule_note(params: FusionParams) -> str:
@@ -172,7 +241,7 @@ def _check_against(workspace: Workspace, snapshot: Snapshot, against: str | None
     Raises:
         UsageError: Naming the rows there are.
     """
-    rows = [name for name in (*_BRANCHES, *baseline_labels(workspace, snapshot)) if name != _METHOD]
+    rows = [name for name in (*_BRANCHES, *baseline_labels(workspace, snapshot)) if name != METHOD]
     if against is not None and against not in rows:
         raise UsageError(
             f"no row {against!r} to compare with",
@@ -231,27 +300,25 @@ def _top(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _report(
-    rows: dict[str, _Row],
-    class_ids: Tensor,
+    answers: dict[str, RowAnswers],
     labels: Tensor,
     counts: Tensor,
     bootstrap: int,
     against: str | None,
 ) -> tuple[dict[str, AccuracyReport], dict[str, float], dict[str, Interval], str | None]:
     reports, errors = {}, {}
-    right = {}
-    for name, row in rows.items():
-        positions = class_positions(class_ids, row.best.reshape(-1)).reshape(row.best.shape)
-        reports[name] = accuracy_report(positions, labels, counts, resamples=bootstrap)
-        right[name] = positions[:, 0] == labels
+    for name, row in answers.items():
+        reports[name] = accuracy_report(row.best, labels, counts, resamples=bootstrap)
         if row.confidence is not None:
-            errors[name] = expected_calibration_error(row.confidence, right[name])
+            errors[name] = expected_calibration_error(row.confidence, row.right)
     other = against or ADJUSTED
-    if other not in right:
+    if other not in answers:
         return reports, errors, {}, None
     differences = {
         name: paired_difference(
-            right[_METHOD][torch.from_numpy(mask)], right[other][torch.from_numpy(mask)], resamples=bootstrap
+            answers[METHOD].right[torch.from_numpy(mask)],
+            answers[other].right[torch.from_numpy(mask)],
+            resamples=bootstrap,
         )
         for name, mask in bin_masks(labels, counts, "release").items()
     }

@@ -71,6 +71,7 @@ def refit(workspace: Workspace, config: LGRConfig, progress: Progress | None = N
     augment = workspace.recipe.lgr.augment
     rest = [image_set(snapshot, "train", view, augment).features for view in range(1, views)]
     class_ids, labels = torch.unique(first.class_ids, return_inverse=True)
+    log: list[dict[str, float]] = []
     head = train_lgr(
         torch.stack([first.features, *rest]),
         labels,
@@ -79,6 +80,7 @@ def refit(workspace: Workspace, config: LGRConfig, progress: Progress | None = N
         visual_init=starting_rows(scorer, class_ids) if config.visual == "linear" else None,
         logit_scale=float(scorer.saved.head.logit_scale.detach()),
         progress=progress,
+        log=log,
     )
     saved = SavedHead(
         head, class_ids, mean_feature(first.features), scorer.saved.text_fp, scorer.saved.image_fp
@@ -88,7 +90,8 @@ def refit(workspace: Workspace, config: LGRConfig, progress: Progress | None = N
             raise WorkspaceError(
                 "the workspace changed while the head was trained", "Run it again: vlltr refit"
             )
-        digest = workspace.put_object("heads", lambda path: save_head(saved, path))
+        settings = config.model_dump(mode="json")
+        digest = workspace.put_object("heads", lambda path: save_head(saved, path, log, settings))
         tx.set(head=digest)
         tx.delete("imprints", "true")
         tx.note(merged=None)

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from vlltr_index.lgr import LGRHead
     from vlltr_index.schemas.records import Progress
     from vlltr_index.snapshot import Snapshot
+    from vlltr_index.train.loop import Log
     from vlltr_index.transaction import Transaction
     from vlltr_index.workspace import Workspace
 
@@ -106,7 +107,7 @@ def _train_head(workspace: Workspace, config: LGRConfig, progress: Progress | No
     with workspace.transaction("train lgr") as tx:
         images = usable_images(tx, "train", [])["image_id"].to_pylist()
         refuse("train lgr", differences(before, {"the training images": images, **_facts(tx)}))
-        digest = _keep_head(workspace, tx, saved, config)
+        digest = _keep_head(workspace, tx, saved, config, log)
     return TrainReport("lgr", digest, len(class_ids), len(labels), config.epochs, False, log[-1])
 
 
@@ -183,15 +184,16 @@ def _keep_tuned(
     keys = [f"{i}:0" for i in usable_images(tx, "train", [])["image_id"].to_pylist()]
     _, features = tx.store.vectors(image_vectors_name(encoder.image_fp), "vector_key", keys)
     saved = SavedHead(head, data.class_ids, mean_feature(features), encoder.text_fp, encoder.image_fp)
-    return _keep_head(workspace, tx, saved, config)
+    return _keep_head(workspace, tx, saved, config, stage.log)
 
 
-def _keep_head(workspace: Workspace, tx: Transaction, saved: SavedHead, config: LGRConfig) -> str:
-    """Commit the head with the settings it was trained by."""
-    digest = workspace.put_object("heads", lambda path: save_head(saved, path))
+def _keep_head(workspace: Workspace, tx: Transaction, saved: SavedHead, config: LGRConfig, log: Log) -> str:
+    """Commit the head with the settings it was trained by, and the log of its losses."""
+    settings = config.model_dump(mode="json")
+    digest = workspace.put_object("heads", lambda path: save_head(saved, path, log, settings))
     recipe = workspace.recipe
     tx.set(head=digest, fusion=recipe.fusion)
-    tx.note(lgr=config.model_dump(mode="json"), recipe=recipe.name, protocol=recipe.protocol)
+    tx.note(lgr=settings, recipe=recipe.name, protocol=recipe.protocol)
     return digest
 
 
