@@ -69,6 +69,7 @@ LAYERS = {
     "classes": 6,
     "train": 6,
     "ablation": 6,
+    "report": 6,
     "baselines": 6,
     "baselines_text": 6,
     "stages": 7,

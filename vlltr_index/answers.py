@@ -225,6 +225,18 @@ class Answers:
         fused, _ = self.score(features, "exhaustive")
         return self._class_score(features[0], fused, 0, place[0], explain=None)
 
+    def explained(self, feature: Tensor, class_ids: Sequence[int], explain: int) -> list[ClassScore]:
+        """Scores of some classes for one image, with their first sentences by effect; all classes are scored.
+
+        Args:
+            feature: Float [D], unnormalised as the encoder gives it.
+            class_ids: Classes that have anchors.
+            explain: Sentences a class.
+        """
+        fused, _ = self.score(feature[None], "exhaustive")
+        places = [int((self.scorer.class_ids == i).nonzero()[0, 0]) for i in class_ids]
+        return [self._class_score(feature, fused, 0, place, explain) for place in places]
+
     def _predict_batch(
         self,
         images: Sequence[str | Path | bytes],

@@ -89,13 +89,13 @@ class StatusReport:
         return [*lines, *(("to do", what) for what in self.stale), ("next", self.next)]
 
 
-def status(workspace: Workspace) -> StatusReport:
-    """Look at the newest commit and the vectors beside it.
+def status(workspace: Workspace, at: int | None = None) -> StatusReport:
+    """Look at the newest commit, or number `at`, and the vectors beside it.
 
     Raises:
-        WorkspaceError: If the newest commit's file is damaged.
+        WorkspaceError: If the commit's file is damaged.
     """
-    snapshot = workspace.snapshot()
+    snapshot = workspace.snapshot(at)
     commit = snapshot.commit
     images, quarantined = _images(snapshot)
     sentences = snapshot.count("sentences")

@@ -1,0 +1,1 @@
+"""The report as one HTML file: its records, its figures and charts, and the page they are drawn on."""
