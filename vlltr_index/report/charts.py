@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from vlltr_index.metrics import AccuracyReport, ReliabilityBin
-from vlltr_index.report.drawing import WIDTH, Canvas, Chart, Scale, fitted, nice_ticks, text_width
+from vlltr_index.report.drawing import WIDTH, Canvas, Chart, Scale, fitted, log_ticks, nice_ticks, text_width
 from vlltr_index.report.records import Curves, GroupGain
 
 __all__ = ["accuracy_chart", "gain_chart", "loss_chart", "reliability_chart"]
+
+_WIDE = 8.0  # losses further apart than this are drawn on a logarithmic scale
 
 
 def accuracy_chart(rows: Mapping[str, AccuracyReport]) -> Chart:
@@ -114,13 +116,13 @@ def loss_chart(curves: Curves) -> Chart:
     canvas = Canvas(240)
     names = list(curves.values)
     room = min(120.0, max(text_width(name) for name in names) + 16)
-    ticks = nice_ticks(0.0, max(v for values in curves.values.values() for v in values))
+    every = [v for values in curves.values.values() for v in values]
+    logarithmic = min(every) > 0 and max(every) > _WIDE * min(every)
+    ticks = log_ticks(min(every), max(every)) if logarithmic else nice_ticks(min(0.0, *every), max(every))
     last = max(curves.epochs)
     left, right, top, bottom = 42.0, WIDTH - room, 12.0, 200.0
-    x, y = (
-        Scale(min(1.0, last - 1) if last > 1 else 0.0, last, left, right),
-        Scale(ticks[0], ticks[-1], bottom, top),
-    )
+    x = Scale(min(1.0, last - 1) if last > 1 else 0.0, last, left, right)
+    y = Scale(ticks[0], ticks[-1], bottom, top, logarithmic)
     for tick in ticks:
         canvas.line(left, y(tick), right, y(tick), "grid")
         canvas.text(left - 5, y(tick) + 4, f"{tick:g}", "small", "end")
@@ -130,13 +132,14 @@ def loss_chart(curves: Curves) -> Chart:
     for series, name in enumerate(names):
         points = [(x(e), y(v)) for e, v in zip(curves.epochs, curves.values[name], strict=True)]
         canvas.curve(points, f"s{series % 5} d{series % 5}")
-        every = -(-len(points) // 10)
-        for place in {*range(0, len(points), every), len(points) - 1}:
+        step = -(-len(points) // 10)
+        for place in {*range(0, len(points), step), len(points) - 1}:
             said = f"{name}, epoch {curves.epochs[place]:g}: {curves.values[name][place]:.3f}"
             canvas.mark(series, *points[place], 3.2, said)
         canvas.line(points[-1][0] + 5, points[-1][1], right + 11, ends[series], "leader")
         canvas.text(right + 13, ends[series] + 4, fitted(name, room - 13), "ink")
-    canvas.text((left + right) / 2, 236, "epoch", "small", "middle")
+    label = "epoch; logarithmic scale of losses" if logarithmic else "epoch"
+    canvas.text((left + right) / 2, 236, label, "small", "middle")
     return canvas.chart(f"{curves.title}: mean loss by epoch of {', '.join(names)}.")
 
 
@@ -175,7 +178,6 @@ def reliability_chart(rows: Mapping[str, Sequence[ReliabilityBin]], errors: Mapp
         canvas.text(left - 5, y(tick) + 4, str(tick), "small", "end")
         canvas.text(x(tick), floor + 16, str(tick), "small", "middle")
     canvas.line(x(0), y(0), x(100), y(100), "ideal")
-    canvas.text(x(28), y(36), "as sure as right", "small", "middle")
     for series, (name, found) in enumerate(rows.items()):
         points = [(x(100 * b.confidence), y(100 * b.accuracy)) for b in found]
         canvas.curve(points, f"s{series} d{series}")

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["WIDTH", "Canvas", "Chart", "Scale", "Shape", "fitted", "nice_ticks", "text_width"]
+__all__ = ["WIDTH", "Canvas", "Chart", "Scale", "Shape", "fitted", "log_ticks", "nice_ticks", "text_width"]
 
 WIDTH = 400.0
 _LETTER = 6.3  # mean width of a letter at size 12
@@ -39,17 +39,20 @@ class Chart:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """A linear map from values to places."""
+    """A map from values to places, linear or logarithmic."""
 
     low: float
     high: float
     start: float
     end: float
+    logarithmic: bool = False
 
     def __call__(self, value: float) -> float:
         """Where `value` stands."""
-        span = self.high - self.low
-        return self.start + (value - self.low) / (span or 1.0) * (self.end - self.start)
+        low, high = self.low, self.high
+        if self.logarithmic:
+            low, high, value = math.log(low), math.log(high), math.log(value)
+        return self.start + (value - low) / ((high - low) or 1.0) * (self.end - self.start)
 
 
 @dataclass
@@ -125,6 +128,16 @@ def fitted(text: str, width: float, size: float = 12.0) -> str:
     """`text`, cut with an ellipsis where it is wider."""
     letters = max(1, int(width / (_LETTER * size / 12)))
     return text if len(text) <= letters else text[: max(1, letters - 1)].rstrip() + "…"
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Ones, twos and fives times powers of ten that cover `low` to `high`, both positive; powers alone if many."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    every = (1, 2, 5) if last - first <= 3 else (1,)
+    ticks = [digit * 10.0**power for power in range(first, last + 1) for digit in every]
+    below = [t for t in ticks if t <= low * (1 + 1e-9)]
+    above = [t for t in ticks if t >= high * (1 - 1e-9)]
+    return [t for t in ticks if below[-1] <= t <= above[0]]
 
 
 def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:

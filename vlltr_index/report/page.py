@@ -19,7 +19,6 @@ from vlltr_index.report.records import Curves, Gains, Measured, Missing, Report
 __all__ = ["render"]
 
 _CARDS = {
-    "overall": "all images",
     "many": "many (100 or more training images)",
     "medium": "medium (21 to 99)",
     "few": "few (20 or fewer)",
@@ -46,8 +45,8 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
     )
     environment.filters["percent"] = lambda value: f"{100 * value:.1f}"
-    environment.filters["signed"] = lambda value: f"{100 * value:+.1f}"
-    environment.filters["points"] = lambda value: f"{value:+.3f}"
+    environment.filters["signed"] = lambda value: f"{round(100 * value, 1) + 0.0:+.1f}"
+    environment.filters["points"] = lambda value: f"{round(value, 3) + 0.0:+.3f}"
     environment.filters["count"] = lambda value: f"{value:,}"
     environment.filters["many"] = _many
     environment.tests["missing"] = lambda part: isinstance(part, Missing)

@@ -154,6 +154,8 @@ def _read_log(path: Path, title: str) -> Curves:
     if not names:
         raise ValueError("no losses")
     names.sort(key=lambda n: (n != "loss", n))
+    if len(names) == 2 and "loss" in names:  # one part is all of it
+        names = ["loss"]
     words = {"loss": "total"} if len(names) > 1 else {}
     values = {clip(words.get(n, n), 40): tuple(float(e[n]) for e in log) for n in names[:5]}
     return Curves(title, tuple(float(e["epoch"]) for e in log), values)
