@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser import chromium
 from tests.changes import World, build_world
 from vlltr_index.glyphs import glyph_files, write_sample
 from vlltr_index.recipe import load_recipe, override
@@ -20,6 +21,7 @@ from vlltr_index.workspace import Workspace
 # A shell that starts pytest in the background has it ignore Ctrl-C, and with it every program that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+__all__ = ["chromium"]  # a fixture that lives elsewhere
 
 
 @pytest.fixture
