@@ -102,7 +102,7 @@ def _shot_labels(
             canvas.line(at, top - 26, at, bottom + 8, "divider")
         most, least = members[0].largest, members[-1].smallest
         numbers = f"{most}" if most == least else f"{most}–{least}"
-        wide = max(text_width(shot), text_width(numbers, 11)) + 6
+        wide = max(1.2 * text_width(shot), text_width(numbers, 11)) + 8  # the name is bold
         middle = min(max((at + end) / 2, wide / 2), WIDTH - wide / 2)
         row = 0 if middle - wide / 2 >= free[0] else 1
         free[row] = middle + wide / 2
