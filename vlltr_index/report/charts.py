@@ -135,7 +135,7 @@ def loss_chart(curves: Curves) -> Chart:
         step = -(-len(points) // 10)
         for place in {*range(0, len(points), step), len(points) - 1}:
             said = f"{name}, epoch {curves.epochs[place]:g}: {curves.values[name][place]:.3f}"
-            canvas.mark(series, *points[place], 3.2, said)
+            canvas.mark(series, points[place][0], points[place][1], 3.2, said)
         canvas.line(points[-1][0] + 5, points[-1][1], right + 11, ends[series], "leader")
         canvas.text(right + 13, ends[series] + 4, fitted(name, room - 13), "ink")
     label = "epoch; logarithmic scale of losses" if logarithmic else "epoch"

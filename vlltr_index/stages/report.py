@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -273,13 +273,20 @@ def _write(path: Path, data: bytes) -> None:
 
 def _figures(report: Report, commit: int, path: Path, size: int) -> ReportFile:
     measured = report.measured
-    parts = [measured, *report.curves, report.anchors]
-    if isinstance(measured, Missing):
-        known: tuple[Any, ...] = ("release", 0, {}, None, None, {})
-    else:
-        found = measured.evaluation
-        top1, error = found.rows[METHOD].top1, found.calibration_error[METHOD]
-        known = (found.convention, found.images, top1, error, found.against, found.differences)
+    parts: list[object] = [measured, *report.curves, report.anchors]
+    found = measured.evaluation if isinstance(measured, Measured) else None
+    if isinstance(measured, Measured):
         parts.append(measured.gains)
-    lacking = tuple(part for part in parts if isinstance(part, Missing))
-    return ReportFile(str(path), size, commit, report.split, *known, lacking)
+    return ReportFile(
+        path=str(path),
+        bytes=size,
+        commit=commit,
+        split=report.split,
+        convention=found.convention if found else "release",
+        images=found.images if found else 0,
+        top1=found.rows[METHOD].top1 if found else {},
+        calibration_error=found.calibration_error[METHOD] if found else None,
+        against=found.against if found else None,
+        differences=found.differences if found else {},
+        missing=tuple(part for part in parts if isinstance(part, Missing)),
+    )

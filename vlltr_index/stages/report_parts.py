@@ -41,8 +41,10 @@ _LIBRARIES = (
     "lancedb",
     "pyarrow",
     "faiss-cpu",
+    "faiss-gpu",
+    "numpy",
+    "accelerate",
 )
-_LIBRARIES += ("faiss-gpu", "numpy", "accelerate")
 
 
 def clip(text: str, letters: int = _NAME) -> str:
