@@ -18,10 +18,11 @@ from vlltr_index.stages.ingest import ingest_images, ingest_text
 from vlltr_index.stages.pipeline import train_all
 from vlltr_index.workspace import Workspace
 
+__all__ = ["chromium"]  # a fixture that lives elsewhere
+
 # A shell that starts pytest in the background has it ignore Ctrl-C, and with it every program that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-__all__ = ["chromium"]  # a fixture that lives elsewhere
 
 
 @pytest.fixture
