@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser import chromium
 from tests.changes import World, build_world
 from vlltr_index.glyphs import glyph_files, write_sample
 from vlltr_index.recipe import load_recipe, override
@@ -15,6 +16,8 @@ from vlltr_index.schemas.config import Recipe
 from vlltr_index.stages.ingest import ingest_images, ingest_text
 from vlltr_index.stages.pipeline import train_all
 from vlltr_index.workspace import Workspace
+
+__all__ = ["chromium"]  # a fixture that lives elsewhere
 
 
 @pytest.fixture

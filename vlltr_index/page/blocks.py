@@ -64,13 +64,9 @@ class Visit:
     offered: int | None = None  # the commit that the undo button names
 
 
-class _Picture(gr.Image):  # type: ignore[misc]  # Gradio is optional: for the type checker it is Any
-    """Gives the uploaded file as it is: Gradio would decode it before we have looked at its size."""
-
-    is_template = True
-
-    def preprocess(self, payload: Any) -> str | None:
-        return None if payload is None else payload.path
+def _path(payload: Any) -> str | None:
+    """An uploaded file as it is: Gradio would decode a picture before anybody has looked at its size."""
+    return None if payload is None else payload.path
 
 
 def build_page(desk: Desk) -> gr.Blocks:
@@ -101,7 +97,7 @@ class _Page:
     def _lay_out_answer(self) -> None:
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=280):
-                self._picture = _Picture(
+                self._picture = gr.Image(
                     label="Picture: drop it, paste it, or choose a file",
                     type="filepath",
                     sources=["upload", "clipboard"],
@@ -109,6 +105,7 @@ class _Page:
                     buttons=[],
                     elem_id="vl-picture",
                 )
+                self._picture.preprocess = _path
             with gr.Column(scale=3, min_width=280):
                 self._best = gr.HTML(
                     render.best_html([], None), js_on_load=_CHOOSE, elem_id="vl-best", min_height=120
@@ -166,9 +163,9 @@ class _Page:
         form = [self._new_name, self._new_text, self._new_pictures]
         write = {"concurrency_id": "write", "api_visibility": "private"}
         added = self._add.click(self._add_class, form, [*form, self._report], **write)
-        self._on(added.then, self._follow, with_picture)
+        self._on(added.then, self._look_again, with_picture)
         undone = self._undo.click(self._take_back, self._visit, self._report, **write)
-        self._on(undone.then, self._follow, with_picture)
+        self._on(undone.then, self._look_again, with_picture)
 
     def _on(
         self, listen: Callable[..., Any], handler: Callable[..., Any], inputs: Any = (), **more: Any
@@ -213,6 +210,10 @@ class _Page:
         """Draw everything anew if there is a newer commit."""
         current = number_of(self._desk.answers())
         return {self._visit: visit} if visit.commit == current else self._draw(visit, picture)
+
+    def _look_again(self, visit: Visit, picture: str | None) -> _Drawing:
+        """Draw the picture's best classes after a change that was made here."""
+        return self._draw(replace(visit, chosen=None, first=None, second=None), picture)
 
     def _add_class(self, name: str, text: str, pictures: list[str] | None) -> tuple[Any, ...]:
         """Add a class; the form is emptied if that succeeds."""

@@ -27,7 +27,7 @@ POLICY = "; ".join(
 
 # All that the page asks for. Gradio also has routes that fetch other addresses, record, monitor and edit: not here.
 _ANSWERED = re.compile(
-    r"/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|static/.+|assets/.+|svelte/.+)?"
+    r"/(config|theme\.css|favicon\.ico|robots\.txt|static/.+|assets/.+|svelte/.+)?"
     r"|/gradio_api/(app_id|info|theme\.css|startup-events|upload|upload_progress|reset|cancel|heartbeat/\w+"
     r"|queue/(join|data)|file=/.+)"
 )
@@ -59,11 +59,11 @@ class Guard:
             return await self._app(scope, receive, send)
         if scope["type"] != "http":
             return await send({"type": "websocket.close"})
+        if scope["path"] == "/manifest.json":  # the page names one, and Gradio has none
+            return await _answer(send, 200, b"{}")
         status = self._refusal(scope)
         if status is not None:
             return await _answer(send, status, b"")
-        if scope["path"] == "/manifest.json":  # the page names one, and Gradio has none
-            return await _answer(send, 200, b"{}")
 
         async def with_policy(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
@@ -95,6 +95,6 @@ def _headers(given: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     ours = {
         b"content-security-policy": POLICY.encode(),
         b"x-content-type-options": b"nosniff",
-        b"referrer-policy": b"no-referrer",
+        b"referrer-policy": b"same-origin",
     }
     return [(n, v) for n, v in given if n.lower() not in ours] + list(ours.items())

@@ -44,9 +44,8 @@ def notice_html(lines: Sequence[str], kind: str = "done") -> str:
     if not lines:
         return ""
     role = "alert" if kind == "error" else "status"
-    first, *rest = (escape(line) for line in lines)
-    more = "".join(f"<p>{line}</p>" for line in rest)
-    return f'<div class="vl-notice vl-{kind}" role="{role}"><p><b>{first}</b></p>{more}</div>'
+    shown = "".join(f"<p>{escape(line)}</p>" for line in lines)
+    return f'<div class="vl-notice vl-{kind}" role="{role}">{shown}</div>'
 
 
 def error_html(error: VlltrError) -> str:
