@@ -202,7 +202,9 @@ def app(trained: Workspace) -> Iterator[Any]:
         yield made
 
 
-def ask(app: Any, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
+def ask(
+    app: Any, path: str, method: str = "GET", content: bytes = b"", **headers: str
+) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body of one answer."""
     sent: list[dict[str, Any]] = []
     given = {"host": "127.0.0.1:7860"} | headers
@@ -222,7 +224,7 @@ def ask(app: Any, path: str, method: str = "GET", **headers: str) -> tuple[int, 
     }
 
     async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": b"", "more_body": False}
+        return {"type": "http.request", "body": content, "more_body": False}
 
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
@@ -268,6 +270,29 @@ def test_requests_that_others_made_the_browser_send_are_refused(app: Any) -> Non
     for host in ("localhost:7860", "[::1]:7860", "127.0.0.1"):
         assert ask(app, "/", host=host)[0] == 200
     assert ask(Guard(app, local=False), "/manifest.json", host="example.org")[2] == b"{}"
+
+
+def test_events_that_name_no_upload_are_refused() -> None:
+    """An address would be fetched by Gradio; what is too long or no JSON is not passed on; others are, as they came."""
+    passed: list[bytes] = []
+
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        passed.append((await receive())["body"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    def sent(content: bytes) -> int:
+        return ask(Guard(inner, local=True), "/gradio_api/queue/join", "POST", content)[0]
+
+    good = b'{"data": [null, {"path": "/tmp/x/a.png", "url": "http://127.0.0.1:7860/a"}], "fn_index": 2}'
+    assert sent(good) == 200
+    assert passed == [good]
+    for path in ("http://example.org/a.png", "https://example.org/a.png", "ftp://example.org", "a.png"):
+        assert sent(b'{"data": [[{"path": "%s"}]]}' % path.encode()) == 403
+    assert sent(b"not JSON") == 403
+    assert sent(b"[" * 100_000) == 403
+    assert sent(b'"' + b"x" * 2**21 + b'"') == 413
+    assert len(passed) == 1
 
 
 def test_uploads_lie_in_a_folder_that_goes_with_the_page(trained: Workspace) -> None:

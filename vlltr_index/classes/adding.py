@@ -126,7 +126,7 @@ def _write(workspace: Workspace, tx: Transaction, wanted: Sequence[NewClass], sk
     first = tx.next_id("classes", len(wanted))
     ids = list(range(first, first + len(wanted)))
     sentences = {i: _sentences(workspace, one) for i, one in zip(ids, wanted, strict=True)}
-    paths = {
+    paths: dict[int, list[Path | tuple[str, bytes]]] = {
         i: [*([one.images] if one.images else []), *one.image_files, *one.image_bytes]
         for i, one in zip(ids, wanted, strict=True)
     }

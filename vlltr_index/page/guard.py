@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -31,6 +32,8 @@ _ANSWERED = re.compile(
     r"|/gradio_api/(app_id|info|theme\.css|startup-events|upload|upload_progress|reset|cancel|heartbeat/\w+"
     r"|queue/(join|data)|file=/.+)"
 )
+_EVENT = "/gradio_api/queue/join"  # what a click or an input sends
+_MAX_EVENT = 2 * 2**20  # bytes
 _NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 _Scope = MutableMapping[str, Any]
@@ -42,7 +45,7 @@ _App = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
 class Guard:
     """An ASGI application before another one.
 
-    Refused are paths that the page has no use for, requests that another site's page makes the browser send, and, where
+    Refused are paths that the page has no use for, events that name a file which is no upload, requests that another site's page makes the browser send, and, where
     the page is for this machine alone, those that come under another name (a site whose name leads here).
 
     Args:
@@ -65,6 +68,14 @@ class Guard:
         if status is not None:
             return await _answer(send, status, b"")
 
+        if scope["path"] == _EVENT:
+            body = await _body(receive)
+            if body is None:
+                return await _answer(send, 413, b"")
+            if _names_another_place(body):
+                return await _answer(send, 403, b"")
+            receive = _Again(body, receive)
+
         async def with_policy(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = _headers(message.get("headers", []))
@@ -82,6 +93,47 @@ class Guard:
         if origin is not None and origin.partition("://")[2] != host:
             return 403
         return None if _ANSWERED.fullmatch(scope["path"]) else 404
+
+
+class _Again:
+    """Gives a body that was read already, then what else comes."""
+
+    def __init__(self, body: bytes, receive: _Receive) -> None:
+        self._body: bytes | None = body
+        self._receive = receive
+
+    async def __call__(self) -> MutableMapping[str, Any]:
+        if self._body is None:
+            return await self._receive()
+        body, self._body = self._body, None
+        return {"type": "http.request", "body": body, "more_body": False}
+
+
+async def _body(receive: _Receive) -> bytes | None:
+    """The whole body of a request; None if it is too long."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > _MAX_EVENT:
+            return None
+    return body
+
+
+def _names_another_place(body: bytes) -> bool:
+    """Whether an event names a file that is not an upload: Gradio would fetch it if it is an address."""
+
+    def foreign(value: Any) -> bool:
+        if isinstance(value, dict):
+            path = value.get("path")
+            return (isinstance(path, str) and not path.startswith("/")) or any(map(foreign, value.values()))
+        return isinstance(value, list) and any(map(foreign, value))
+
+    try:
+        return foreign(json.loads(body or b"null"))
+    except (ValueError, RecursionError):
+        return True
 
 
 async def _answer(send: _Send, status: int, body: bytes) -> None:
