@@ -45,8 +45,9 @@ _App = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
 class Guard:
     """An ASGI application before another one.
 
-    Refused are paths that the page has no use for, events that name a file which is no upload, requests that another site's page makes the browser send, and, where
-    the page is for this machine alone, those that come under another name (a site whose name leads here).
+    Refused are paths that the page has no use for, events that name a file which is no upload, requests that another
+    site's page makes the browser send, and, where the page is for this machine alone, those that come under another
+    name (a site whose name leads here).
 
     Args:
         app: The application.
