@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "images": ("images", "Give a class more training images, or take some away."),
     "refit": ("refit", "Train the head again over all classes that have images by now."),
     "search": ("search", "Find images by a text, and sentences by an image or a text."),
+    "ui": ("ui", "Serve a page to recognise pictures, take answers apart, and add classes."),
     "status": ("workspace", "Show what exists, what is stale, and the next command."),
     "doctor": ("doctor", "Look whether versions, GPU, disk and workspace are in order."),
     "history": ("history", "List the workspace's commits."),

@@ -68,17 +68,20 @@ LAYERS = {
     "ingestion": 6,
     "classes": 6,
     "train": 6,
+    "examination": 6,
     "ablation": 6,
     "report": 6,
     "baselines": 6,
     "baselines_text": 6,
     "stages": 7,
+    "page": 7,
     "cli": 8,
 }
 DOORS = {
     "lancedb": {"store"},
     "faiss": {"index"},
     "open_clip": {"openclip"},
+    "gradio": {"page.blocks", "page.server"},
 }
 
 

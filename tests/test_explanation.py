@@ -97,3 +97,56 @@ def test_explanation_refuses_what_does_not_fit() -> None:
         explain_class(head, bank, 0, image[:7])
     with pytest.raises(InputError, match="cannot be compared with itself"):
         contrast(head, bank, 1, 1, image)
+
+
+@quick
+@given(
+    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    normalise=st.booleans(),
+    seed=st.integers(0, 2**31),
+    data=st.data(),
+)
+def test_striking_out_is_as_if_the_class_never_had_the_sentences(
+    lengths: list[int], normalise: bool, seed: int, data: st.DataObject
+) -> None:
+    """Cosine and logit are those of a bank without the sentences; shares add up, effects put one back or take one."""
+    head, bank, image = _setup(seed, lengths, normalise)
+    position = data.draw(st.integers(0, len(lengths) - 1))
+    length, start = lengths[position], bank.bounds[position]
+    struck = data.draw(st.sets(st.integers(0, length - 1)))
+
+    def cosine_without(out: set[int]) -> float:
+        kept = [start + m for m in range(length) if m not in out]
+        if not kept:
+            return 0.0
+        left = AnchorBank.build(bank.vectors[kept], torch.zeros(len(kept), dtype=torch.int64), [0])
+        return (head.text_logits(image[None], left) / head.logit_scale).item()
+
+    found = explain_class(head, bank, position, image, sorted(struck))
+    assert found.cosine == pytest.approx(cosine_without(struck), abs=1e-5)
+    assert found.logit == pytest.approx(30.0 * found.cosine, rel=1e-5)
+    assert float(found.shares.sum()) == pytest.approx(found.cosine, abs=1e-6)
+    for m in range(length):
+        effect = cosine_without(struck - {m}) - cosine_without(struck | {m})
+        assert float(found.effects[m]) == pytest.approx(effect, abs=1e-5)
+        if m in struck:
+            assert float(found.shares[m]) == 0.0
+
+
+def test_a_contrast_without_some_sentences() -> None:
+    """The gap is that of what is left, and no sentence that is struck out argues."""
+    head, bank, image = _setup(3, [5, 4])
+    struck = {0: [1], 1: [0, 2]}
+    found = contrast(head, bank, 0, 1, image, struck)
+    one, other = (explain_class(head, bank, position, image, struck[position]) for position in (0, 1))
+    assert found.gap == one.cosine - other.cosine
+    assert not {1} & set(found.for_first.tolist())
+    assert not {0, 2} & set(found.against_first.tolist())
+
+
+def test_a_sentence_that_is_not_there_cannot_be_struck_out() -> None:
+    """The range is named."""
+    head, bank, image = _setup(0, [1, 2])
+    with pytest.raises(InputError) as error:
+        explain_class(head, bank, 1, image, [0, 2])
+    assert str(error.value) == "a sentence to strike out must lie in 0..1, got 2"

@@ -273,7 +273,7 @@ class Answers:
         order = order if explain is None else order[:explain]
         first = self.scorer.bank.bounds[position]
         ids = [self.scorer.loaded.sentence_ids[first + int(m)] for m in order]
-        sentences = self._sentences(ids)
+        sentences = self.sentences(ids)
         shares = tuple(
             SentenceShare(
                 *sentences[sentence_id],
@@ -303,5 +303,6 @@ class Answers:
             i: (t, s, r, x) for i, t, s, r, x in zip(*(rows[c].to_pylist() for c in columns), strict=True)
         }
 
-    def _sentences(self, ids: Sequence[str]) -> dict[str, tuple[str, str, str | None, str | None]]:
+    def sentences(self, ids: Sequence[str]) -> dict[str, tuple[str, str, str | None, str | None]]:
+        """Sentence id to text, source, its reference there, and licence."""
         return {i: self._sentence_rows[i] for i in ids}

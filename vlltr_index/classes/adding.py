@@ -42,6 +42,7 @@ class NewClass:
     images: Path | None = None  # a folder of its images
     aliases: tuple[str, ...] = ()
     image_files: tuple[Path, ...] = ()
+    image_bytes: tuple[tuple[str, bytes], ...] = ()  # names and encoded images; the workspace keeps the bytes
 
 
 def read_manifest(path: Path) -> list[NewClass]:
@@ -125,8 +126,8 @@ def _write(workspace: Workspace, tx: Transaction, wanted: Sequence[NewClass], sk
     first = tx.next_id("classes", len(wanted))
     ids = list(range(first, first + len(wanted)))
     sentences = {i: _sentences(workspace, one) for i, one in zip(ids, wanted, strict=True)}
-    paths = {
-        i: [*([one.images] if one.images else []), *one.image_files]
+    paths: dict[int, list[Path | tuple[str, bytes]]] = {
+        i: [*([one.images] if one.images else []), *one.image_files, *one.image_bytes]
         for i, one in zip(ids, wanted, strict=True)
     }
     pictures = new_image_rows(tx, paths, dict(zip(ids, names, strict=True)), skipped)

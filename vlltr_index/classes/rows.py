@@ -35,7 +35,10 @@ def change_class(tx: Transaction, class_id: int, **fields: Any) -> None:
 
 
 def new_image_rows(
-    tx: Transaction, paths: Mapping[int, Sequence[Path]], names: Mapping[int, str], skipped: list[str]
+    tx: Transaction,
+    paths: Mapping[int, Sequence[Path | tuple[str, bytes]]],
+    names: Mapping[int, str],
+    skipped: list[str],
 ) -> pa.Table:
     """Rows of `images` in split train for files and folders of each class, each image decoded to see if it can be used.
 
@@ -43,7 +46,7 @@ def new_image_rows(
 
     Args:
         tx: Where they are to go.
-        paths: Class to files and folders.
+        paths: Class to files, folders, and names with encoded images: of these the bytes are kept.
         names: Class to name.
         skipped: Gains what was left out, and why.
 
@@ -74,10 +77,13 @@ def _key(row: Mapping[str, Any]) -> str:
     return image_id(row["split"], f"{row['uri']}#{content[:16]}")
 
 
-def _records(paths: Sequence[Path], name: str, skipped: list[str]) -> list[ImageRecord]:
+def _records(paths: Sequence[Path | tuple[str, bytes]], name: str, skipped: list[str]) -> list[ImageRecord]:
     found: list[ImageRecord] = []
     for path in paths:
-        if path.is_file():
+        if isinstance(path, tuple):
+            given, data = path
+            found.append(ImageRecord(given, f"given#{given}", name, "train", data))
+        elif path.is_file():
             full = str(path.resolve())
             found.append(ImageRecord(full, full, name, "train"))
         elif path.is_dir():

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vlltr_index.errors import WorkspaceError
 from vlltr_index.schemas.fingerprint import short
 
 if TYPE_CHECKING:
@@ -47,16 +48,26 @@ class RollbackReport:
         ]
 
 
-def rollback(workspace: Workspace, commit_id: int) -> RollbackReport:
+def rollback(workspace: Workspace, commit_id: int, newest: int | None = None) -> RollbackReport:
     """Append a commit that has the rows, encoder, head, index and fusion values of commit `commit_id`.
 
     History is not rewritten, numbers of classes and anchors are not used again, and vectors stay: they are caches.
 
+    Args:
+        workspace: The workspace.
+        commit_id: Where to go back to.
+        newest: Go back only if this is still the newest commit, so that nobody else's work is taken back.
+
     Raises:
-        WorkspaceError: If there is no such commit, or it was pruned.
+        WorkspaceError: If there is no such commit, it was pruned, or there are commits after `newest`.
         MissingStepError: If files of its encoder, head or index are gone.
     """
     with workspace.transaction(f"rollback {commit_id}") as tx:
+        if newest is not None and tx.commit is not None and tx.commit.id != newest:
+            raise WorkspaceError(
+                f"commit {tx.commit.id} ({tx.commit.command}) has come since, and going back would undo it too",
+                f"See what there is: vlltr history; then, if that is meant: vlltr rollback {commit_id}",
+            )
         target = workspace.history.read_kept(commit_id)
         _check_files(workspace, target)
         last = tx.commit

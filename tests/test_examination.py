@@ -1,0 +1,116 @@
+"""Tests of `vlltr_index.examination`: all classes without some sentences, against banks that never had them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from vlltr_index.answers import Answers
+from vlltr_index.bank import AnchorBank
+from vlltr_index.errors import InputError, UnknownClassError
+from vlltr_index.examination import Examination
+from vlltr_index.recognizer import Recognizer
+from vlltr_index.scoring import Scorer
+from vlltr_index.workspace import Workspace
+
+
+@pytest.fixture(scope="module")
+def answers(trained_once: Path) -> Answers:
+    """Of the trained workspace."""
+    return Recognizer.open(Workspace.open(trained_once)).current()
+
+
+@pytest.fixture(scope="module")
+def look(answers: Answers, pictures: Path) -> Examination:
+    """One picture of a known class."""
+    return Examination.of(answers, pictures / "known-0.png")
+
+
+def probabilities_without(scorer: Scorer, feature: Tensor, ids: set[str]) -> Tensor:
+    """The naive twin: all scores again, with a bank that lacks the sentences."""
+    kept = [n for n, i in enumerate(scorer.loaded.sentence_ids) if i not in ids]
+    bank = scorer.bank
+    left = AnchorBank.build(
+        bank.vectors[kept], bank.class_ids[bank.class_of_row[kept]], bank.class_ids.tolist()
+    )
+    without = replace(scorer, loaded=replace(scorer.loaded, bank=left))
+    return without.exhaustive(feature[None]).probabilities[0]
+
+
+def test_nothing_struck_out_is_what_predict_answers(
+    look: Examination, answers: Answers, pictures: Path
+) -> None:
+    """Classes, probabilities and parts are those of exhaustive scoring; sentences those of `explain`."""
+    expected = answers.predict([pictures / "known-0.png"], top=4, retrieval="exhaustive")[0].classes
+    best = look.best(4)
+    assert [one.name for one in best] == [one.name for one in expected]
+    for one, other in zip(best, expected, strict=True):
+        assert one.probability == one.probability_before == pytest.approx(other.probability, abs=1e-6)
+        assert one.image_part + one.text_part == pytest.approx(one.probability, abs=1e-6)
+        assert one.cosine == one.cosine_before == pytest.approx(other.cosine, abs=1e-6)
+        assert one.sentences == ()
+    shown = look.look(best[0].name).sentences
+    explained = answers.explain(pictures / "known-0.png", best[0].name).sentences
+    assert [s.text for s in shown] == [s.text for s in explained]
+    assert [s.effect for s in shown] == pytest.approx([s.effect for s in explained], abs=1e-6)
+    assert not any(s.struck for s in shown)
+
+
+def test_striking_out_moves_all_probabilities_as_a_bank_without_the_sentences_does(
+    look: Examination, answers: Answers
+) -> None:
+    """Sentences of two classes at once; the effect of one alone is the fall of the cosine."""
+    first, second = (look.look(one.name) for one in look.best(2))
+    struck = {first.sentences[0].sentence_id, first.sentences[2].sentence_id, second.sentences[1].sentence_id}
+    expected = probabilities_without(answers.scorer, look.feature, struck)
+    assert torch.allclose(look.scores(struck).probabilities[0], expected, atol=1e-5)
+    alone = look.look(first.name, {first.sentences[0].sentence_id})
+    assert alone.cosine == pytest.approx(first.cosine - first.sentences[0].effect, abs=1e-9)
+    assert alone.logit < alone.logit_before == first.logit
+    assert alone.probability_before == first.probability
+    assert alone.probability < first.probability
+    assert [s.struck for s in alone.sentences] == [n == 0 for n in range(len(alone.sentences))]
+    assert [s.sentence_id for s in alone.sentences] == [s.sentence_id for s in first.sentences]
+    assert look.scores(struck).probabilities.sum().item() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_all_sentences_struck_out_and_unknown_ones(look: Examination) -> None:
+    """A class without any has the cosine 0; ids that are no anchors are passed over."""
+    one = look.best(1)[0]
+    every = {s.sentence_id for s in look.look(one.name).sentences}
+    mute = look.look(one.name, every)
+    assert (mute.cosine, mute.logit) == (0.0, 0.0)
+    assert [s.share for s in mute.sentences] == [0.0] * len(every)
+    assert look.look(one.name, {"no such sentence"}) == look.look(one.name)
+
+
+def test_two_classes_compared(look: Examination) -> None:
+    """The gap is of cosines, with what is struck out; arguments are sentences that count."""
+    first, second = (one.name for one in look.best(2))
+    found = look.compare(first, second)
+    assert found.gap == pytest.approx(found.first.cosine - found.second.cosine)
+    assert all(s.effect > 0 for s in (*found.for_first, *found.for_second))
+    strongest = found.for_first[0]
+    less = look.compare(first, second, {strongest.sentence_id})
+    assert less.gap == pytest.approx(found.gap - strongest.effect, abs=1e-9)
+    assert strongest.sentence_id not in {s.sentence_id for s in less.for_first}
+
+
+def test_what_cannot_be_examined(look: Examination, answers: Answers, tmp_path: Path) -> None:
+    """A broken picture, a class that is not there, a class against itself."""
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"\x89PNG nothing")
+    with pytest.raises(InputError, match="a damaged PNG file"):
+        Examination.of(answers, bad)
+    with pytest.raises(UnknownClassError):
+        look.look("nothing of the kind")
+    name = look.best(1)[0].name
+    with pytest.raises(InputError) as error:
+        look.compare(name, name)
+    assert str(error.value) == f"class {name!r} cannot be compared with itself\nChoose another one."
+    with pytest.raises(InputError, match="feature must have shape"):
+        Examination(answers, look.feature[:3])

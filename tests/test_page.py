@@ -1,0 +1,388 @@
+"""Tests of `vlltr_index.page` without a browser: what it does, what it says, what it refuses to serve."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vlltr_index.classes import NewClass, add_classes
+from vlltr_index.cli.main import main
+from vlltr_index.errors import InputError, MissingStepError, UsageError, WorkspaceError
+from vlltr_index.images.decode import UNREADABLE
+from vlltr_index.page import desk as desk_module
+from vlltr_index.page import render, server
+from vlltr_index.page.desk import Desk
+from vlltr_index.page.guard import POLICY, Guard
+from vlltr_index.workspace import Workspace
+
+HOSTILE = '<img src=x onerror=alert(1)> & "quotes" \' ${1+1} {{value}}'
+TEXT = "It has a long tail. The tail is striped."
+
+
+@pytest.fixture
+def desk(trained: Workspace) -> Desk:
+    """On a copy of the trained workspace."""
+    return Desk(trained)
+
+
+def last(desk: Desk) -> int:
+    """The newest commit."""
+    return desk.workspace.history.ids()[-1]
+
+
+def test_a_class_is_added_used_and_taken_back(desk: Desk, pictures: Path) -> None:
+    """One commit each way; its pictures live in the workspace; the answer is as it was."""
+    before, number = desk.examine(pictures / "unseen" / "1.png").best(3), last(desk)
+    assert desk.offer() is None
+    report = desk.add(
+        "okapi", TEXT, [(f"C:\\tmp\\{n}.png", pictures / "unseen" / f"{n}.png") for n in (0, 1)]
+    )
+    assert last(desk) == number + 1
+    assert report.added[0].images == 2
+    assert report.old_classes_before is not None
+    found = desk.examine(pictures / "unseen" / "1.png")
+    assert found.best(1)[0].name == "okapi"
+    assert {s.text for s in found.look("okapi").sentences} >= {"It has a long tail.", "The tail is striped."}
+    rows = desk.workspace.snapshot().table("images", ["uri", "data"], "uri LIKE 'given#%'")
+    assert sorted(rows["uri"].to_pylist()) == ["given#0.png", "given#1.png"]
+    assert (pictures / "unseen" / "0.png").read_bytes() in rows["data"].to_pylist()
+    offer = desk.offer()
+    assert offer is not None
+    assert (offer.commit, offer.before, offer.name) == (number + 1, number, "okapi")
+    undone = desk.undo(offer.commit)
+    assert (undone.target, undone.commit) == (number, number + 2)
+    assert desk.examine(pictures / "unseen" / "1.png").best(3) == before
+    assert desk.offer() is None
+
+
+def test_only_what_was_done_here_and_last_can_be_undone(desk: Desk) -> None:
+    """Two additions are undone one after the other; one from elsewhere stands in the way."""
+    for name in ("okapi", "dodo"):
+        desk.add(name, TEXT)
+    newest = last(desk)
+    with pytest.raises(WorkspaceError) as error:
+        desk.undo(newest - 1)
+    assert str(error.value) == (
+        f"commit {newest - 1} is not the newest any more, that is commit {newest} (classes add 'dodo'): nothing was"
+        " undone\nOnly what was done last, and from this page, can be undone here. For anything else: vlltr history,"
+        " then vlltr rollback"
+    )
+    for name in ("dodo", "okapi"):
+        offer = desk.offer()
+        assert offer is not None
+        assert offer.name == name
+        desk.undo(offer.commit)
+    assert not {"dodo", "okapi"} & set(desk.answers().names.values())
+    desk.add("okapi", TEXT)
+    mine = last(desk)
+    add_classes(desk.workspace, [NewClass("dodo", (TEXT,))])
+    assert desk.offer() is None
+    with pytest.raises(WorkspaceError, match=f"commit {mine} is not the newest any more"):
+        desk.undo(mine)
+    assert "dodo" in desk_module.names_of(desk.answers())
+
+
+def test_a_rollback_that_would_undo_somebody_elses_work_is_refused(trained: Workspace) -> None:
+    """Under the lock the newest commit is looked at once more."""
+    from vlltr_index.stages.history import rollback
+
+    newest = trained.history.ids()[-1]
+    with pytest.raises(WorkspaceError) as error:
+        rollback(trained, newest - 1, newest=newest - 1)
+    command = trained.history.read(newest).command
+    assert str(error.value) == (
+        f"commit {newest} ({command}) has come since, and going back would undo it too\n"
+        f"See what there is: vlltr history; then, if that is meant: vlltr rollback {newest - 1}"
+    )
+    assert trained.history.ids()[-1] == newest
+
+
+def test_additions_that_are_refused(
+    desk: Desk, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each limit, a broken picture, a name that is taken: said in words, and nothing is written."""
+    bad = tmp_path / "secret-folder" / "bad.png"
+    bad.parent.mkdir()
+    bad.write_bytes(b"\x89PNG nothing")
+    number = last(desk)
+    monkeypatch.setattr(desk_module, "MAX_UPLOAD", 2**20)
+    large = tmp_path / "large.png"
+    large.write_bytes(bytes(2**20 + 1))
+    good = ("a.png", pictures / "unseen" / "0.png")
+    refused: list[tuple[tuple[Any, ...], str]] = [
+        (("", TEXT), "a class needs a name; got an empty one"),
+        ((" ", ""), "a class needs a name; got an empty one"),
+        (("okapi", ""), "nothing is known of class 'okapi': no sentence and no readable image"),
+        (("okapi", "x" * 200_001), "a text of 200,001 characters; 200,000 are allowed here"),
+        (("okapi", TEXT, [good] * 51), "51 pictures; 50 are allowed here"),
+        (
+            ("okapi", TEXT, [("../x/bad.png", bad)]),
+            "bad.png: cannot read the image of 12 bytes: a damaged PNG file",
+        ),
+        (("okapi", TEXT, [("large.png", large)]), "a picture of 1.0 MiB; 1 are allowed"),
+        (("okapi", TEXT, [("gone.png", tmp_path / "gone.png")]), "the picture is not there any more"),
+        ((next(iter(desk.answers().names.values())), TEXT), "there is a class "),
+    ]
+    for arguments, message in refused:
+        with pytest.raises(InputError) as error:
+            desk.add(*arguments)
+        assert error.value.message.startswith(message)
+        assert "secret-folder" not in str(error.value)
+    with pytest.raises(InputError) as error:
+        desk.examine(bad)
+    assert str(error.value) == f"cannot read the image of 12 bytes: a damaged PNG file\n{UNREADABLE}"
+    assert last(desk) == number
+
+
+def test_a_page_for_reading_only(trained: Workspace) -> None:
+    """Neither adds nor undoes, whoever asks."""
+    desk, number = Desk(trained, read_only=True), trained.history.ids()[-1]
+    for act in (lambda: desk.add("okapi", TEXT), lambda: desk.undo(number)):
+        with pytest.raises(UsageError) as error:
+            act()
+        assert str(error.value) == (
+            "this page is for reading only\nStart it without --read-only, or use the command line."
+        )
+    assert desk.offer() is None
+    assert trained.history.ids()[-1] == number
+
+
+def test_every_text_is_escaped(desk: Desk, pictures: Path) -> None:
+    """A class's name and sentences, an error's words, and the workspace's name are shown as they are written."""
+    report = desk.add(HOSTILE, f"{HOSTILE}.", [("a.png", pictures / "unseen" / "0.png")])
+    found = desk.examine(pictures / "unseen" / "0.png")
+    best = found.best(5)
+    name = best[0].name
+    assert name == HOSTILE
+    one = found.look(name, {found.look(name).sentences[0].sentence_id})
+    pieces = [
+        render.best_html(best, name),
+        render.sentences_html(one),
+        render.comparison_html(found.compare(name, best[1].name)),
+        render.comparison_html(found.compare(best[1].name, name)),
+        render.added_html(report),
+        render.error_html(InputError(HOSTILE, HOSTILE)),
+        render.status_html(HOSTILE, 1, 2, True),
+        render.undone_html(HOSTILE, desk.undo(last(desk))),
+    ]
+    for piece in pieces:
+        assert "<img" not in piece
+        assert "&lt;img src=x onerror=alert(1)&gt;" in piece
+        assert 'alert(1)> & "' not in piece
+
+
+def test_numbers_are_points_of_similarity(desk: Desk, pictures: Path) -> None:
+    """Shares and effects are signed points, never per cent; what is struck out shows how the score was."""
+    found = desk.examine(pictures / "known-0.png")
+    name = found.best(1)[0].name
+    whole = found.look(name)
+    first = whole.sentences[0]
+    less = found.look(name, {first.sentence_id})
+    html = render.sentences_html(less)
+    assert f"{less.cosine:.3f} <span" in html
+    assert f"was {whole.cosine:.3f}" in html
+    assert html.count(" checked") == html.count("class=vl-struck") == 1
+    assert "1 struck out" in html
+    table = html.partition("<tbody>")[2].partition("</tbody>")[0]
+    assert "%" not in table
+    assert f"{first.effect:+.3f}" in table
+    assert "was" not in render.sentences_html(whole)
+
+
+@pytest.fixture
+def app(trained: Workspace) -> Iterator[Any]:
+    """The page, as it is served to this machine alone."""
+    with server.page_app(trained) as made:
+        yield made
+
+
+def ask(
+    app: Any, path: str, method: str = "GET", content: bytes = b"", **headers: str
+) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of one answer."""
+    sent: list[dict[str, Any]] = []
+    given = {"host": "127.0.0.1:7860"} | headers
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(name.encode(), value.encode()) for name, value in given.items()],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 7860),
+    }
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": content, "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    body = b"".join(m.get("body", b"") for m in sent)
+    return sent[0]["status"], {n.decode().lower(): v.decode() for n, v in sent[0]["headers"]}, body
+
+
+def test_nothing_but_the_page_is_served(app: Any, trained: Workspace, tmp_path: Path) -> None:
+    """No file of the workspace or the machine, no fetching of other addresses, no route the page has no use for."""
+    status, headers, body = ask(app, "/")
+    assert status == 200
+    assert headers["content-security-policy"] == POLICY
+    assert "http" not in POLICY
+    assert b"fonts.googleapis.com" not in body
+    config = trained.path / "vlltr.toml"
+    assert ask(app, f"/gradio_api/file={config}")[0] == 403
+    assert ask(app, "/gradio_api/file=/etc/passwd")[0] == 403
+    upload = Path(os.environ["GRADIO_TEMP_DIR"])
+    assert ask(app, f"/gradio_api/file={upload}/../{config.relative_to('/')}")[0] in (403, 404)
+    (upload / "link.toml").symlink_to(config)
+    assert b"recipe" not in ask(app, f"/gradio_api/file={upload}/link.toml")[2]
+    for path in (
+        "/gradio_api/file=https://example.org/x.png",
+        "/gradio_api/proxy=https://example.org/",
+        "/gradio_api/file=vlltr.toml",
+        "/monitoring",
+        "/gradio_api/deep_link",
+        "/gradio_api/openapi.json",
+        "/gradio_api/call/add",
+        "/docs",
+    ):
+        assert ask(app, path)[0] == 404, path
+
+
+def test_requests_that_others_made_the_browser_send_are_refused(app: Any) -> None:
+    """Another site's form, and another site's name that leads to this machine."""
+    join = "/gradio_api/queue/join"
+    assert ask(app, join, "POST", origin="http://example.org")[0] == 403
+    assert ask(app, join, "POST", origin="null")[0] == 403
+    assert ask(app, "/", host="example.org:7860")[0] == 421
+    for host in ("localhost:7860", "[::1]:7860", "127.0.0.1"):
+        assert ask(app, "/", host=host)[0] == 200
+    assert ask(Guard(app, local=False), "/manifest.json", host="example.org")[2] == b"{}"
+
+
+def test_events_that_name_no_upload_are_refused() -> None:
+    """An address would be fetched by Gradio; what is too long or no JSON is not passed on; others are, as they came."""
+    passed: list[bytes] = []
+
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        passed.append((await receive())["body"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    def sent(content: bytes) -> int:
+        return ask(Guard(inner, local=True), "/gradio_api/queue/join", "POST", content)[0]
+
+    good = b'{"data": [null, {"path": "/tmp/x/a.png", "url": "http://127.0.0.1:7860/a"}], "fn_index": 2}'
+    assert sent(good) == 200
+    assert passed == [good]
+    for path in ("http://example.org/a.png", "https://example.org/a.png", "ftp://example.org", "a.png"):
+        assert sent(b'{"data": [[{"path": "%s"}]]}' % path.encode()) == 403
+    assert sent(b"not JSON") == 403
+    assert sent(b"[" * 100_000) == 403
+    assert sent(b'"' + b"x" * 2**21 + b'"') == 413
+    assert len(passed) == 1
+
+
+def test_uploads_lie_in_a_folder_that_goes_with_the_page(trained: Workspace) -> None:
+    """The environment is as it was afterwards."""
+    before = dict(os.environ)
+    with server.page_app(trained, read_only=True):
+        folder = Path(os.environ["GRADIO_TEMP_DIR"])
+        assert folder.is_dir()
+        assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
+    assert not folder.exists()
+    assert {n: v for n, v in os.environ.items() if n.startswith("GRADIO")} == {
+        n: v for n, v in before.items() if n.startswith("GRADIO")
+    }
+
+
+def test_addresses() -> None:
+    """What is this machine alone, and what cannot be listened at."""
+    assert [
+        server.is_local(h) for h in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "192.0.2.1", "a.org")
+    ] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
+    with server.bind("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError) as error:
+            server.bind("127.0.0.1", port)
+    assert str(error.value) == (
+        f"cannot listen at 127.0.0.1, port {port}: Address already in use\n"
+        "Take another one: --port 0 finds a free port, --host 127.0.0.1 is this machine alone."
+    )
+    with pytest.raises(UsageError, match=r"cannot listen at 192\.0\.2\.1, port 0: "):
+        server.bind("192.0.2.1", 0)
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_the_command(
+    trained: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, read_only: bool
+) -> None:
+    """The address on stdout; a warning where others can reach it."""
+
+    def serve(workspace: Workspace, listening: socket.socket, only: bool, ready: Any) -> None:
+        assert (workspace.path, only) == (trained.path, read_only)
+        ready("http://192.0.2.1:1/")
+        listening.close()
+
+    monkeypatch.setattr(server, "serve", serve)
+    only = ["--read-only"] if read_only else []
+    for host, options in (("127.0.0.1", []), ("0.0.0.0", ["--json"])):
+        with pytest.raises(SystemExit) as left:
+            main([*options, "-w", str(trained.path), "ui", "--host", host, "--port", "0", *only])
+        assert left.value.code == 0
+        out, err = capsys.readouterr()
+        if not options:
+            assert (out, err) == ("http://192.0.2.1:1/\n", "")
+            continue
+        assert out == '{\n  "address": "http://192.0.2.1:1/"\n}\n'
+        can = "see this workspace's classes and sentences" if read_only else "change this workspace"
+        assert err.startswith("Warning: everyone who reaches port ")
+        assert err.splitlines()[0].endswith(f" of this machine can {can}.")
+        more = [] if read_only else ["With --read-only nothing can be added or undone."]
+        assert err.splitlines()[1:] == more
+
+
+def test_without_gradio(
+    trained: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The extra is named."""
+    monkeypatch.setattr(server, "find_spec", lambda name: None)
+    with pytest.raises(MissingStepError):
+        server.need_gradio()
+    with pytest.raises(SystemExit) as left:
+        main(["-w", str(trained.path), "ui"])
+    assert left.value.code == 1
+    assert capsys.readouterr().err == (
+        'Error: the page needs Gradio, which is not installed\nInstall it: pip install "vlltr-index[ui]"\n'
+    )
+
+
+def test_an_untrained_workspace_is_refused_before_anything_is_served(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The next command is named, and there is no traceback."""
+    with pytest.raises(SystemExit) as left:
+        main(["-w", str(workspace.path), "ui", "--port", "0"])
+    assert left.value.code == 1
+    err = capsys.readouterr().err
+    assert err.startswith("Error: ")
+    assert "Traceback" not in err

@@ -1,0 +1,262 @@
+"""One image under one commit, looked at from all sides: its best classes, their sentences, two classes compared.
+
+Any sentences may be struck out beforehand. Then the class's cosine is that of what is left (`explain_class`), its
+text logit is scale * cosine, and the probabilities of all classes are fused anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vlltr_index.errors import InputError, MissingStepError
+from vlltr_index.explanation import ClassExplanation, contrast, explain_class
+from vlltr_index.images.decode import UNREADABLE
+from vlltr_index.tensors import check_vector
+
+if TYPE_CHECKING:
+    from vlltr_index.answers import Answers
+    from vlltr_index.fusion import FusedScores
+
+__all__ = ["Comparison", "Examination", "ExaminedClass", "ExaminedSentence"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExaminedSentence:
+    """An anchor sentence of a class, and what it does for the image; share and effect are points of similarity.
+
+    Attributes:
+        sentence_id: Its key.
+        text: Its words.
+        source: Where it comes from.
+        source_ref: The place there.
+        licence: Its licence.
+        attention: Of 0 to 1, one in sum over the class.
+        share: Of the cosine; zero where it is struck out.
+        effect: The cosine with it less the cosine without it.
+        struck: Whether it is struck out.
+    """
+
+    sentence_id: str
+    text: str
+    source: str
+    source_ref: str | None
+    licence: str | None
+    attention: float
+    share: float
+    effect: float
+    struck: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ExaminedClass:
+    """A class's score for the image; the fields with `before` are what it had with nothing struck out.
+
+    Attributes:
+        class_id: Its number.
+        name: Its name.
+        probability: Among all classes.
+        image_part: What the visual branch gives, see `schemas.records.ClassScore`.
+        text_part: What the text branch gives.
+        cosine: Of the image and what its sentences say together.
+        logit: scale * cosine, before temperature and margin.
+        probability_before: As `probability`.
+        cosine_before: As `cosine`.
+        logit_before: As `logit`.
+        unit: What the parts are: "probability" or "logit".
+        sentences: All its anchors, by falling effect with nothing struck out; empty where they were not asked for.
+    """
+
+    class_id: int
+    name: str
+    probability: float
+    image_part: float
+    text_part: float
+    cosine: float
+    logit: float
+    probability_before: float
+    cosine_before: float
+    logit_before: float
+    unit: str
+    sentences: tuple[ExaminedSentence, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Why one class and not another.
+
+    Attributes:
+        first: The class argued for, with its sentences.
+        second: The class argued against, with its sentences.
+        gap: Cosine of the first less cosine of the second.
+        for_first: The first's sentences that widen the gap, strongest first.
+        for_second: The second's sentences that narrow it, strongest first.
+    """
+
+    first: ExaminedClass
+    second: ExaminedClass
+    gap: float
+    for_first: tuple[ExaminedSentence, ...]
+    for_second: tuple[ExaminedSentence, ...]
+
+
+class Examination:
+    """One image under one commit; it never changes, and every class is scored exactly.
+
+    Args:
+        answers: The commit's.
+        feature: Float [D], unnormalised as the commit's encoder gives it.
+
+    Raises:
+        InputError: If the feature has another shape.
+    """
+
+    def __init__(self, answers: Answers, feature: Tensor) -> None:
+        scorer = answers.scorer
+        check_vector("feature", feature, scorer.bank.dim)
+        self.answers, self.feature = answers, feature
+        with torch.inference_mode():
+            self._visual = scorer.visual_logits(feature[None])
+            self._text = scorer.saved.head.text_logits(feature[None], scorer.bank)
+        self._whole = self._fuse(self._text)
+
+    @classmethod
+    def of(cls, answers: Answers, image: str | Path | bytes) -> Examination:
+        """Look at an image file, or its bytes.
+
+        Raises:
+            InputError: If it cannot be read.
+        """
+        features, problems = answers.features([image])
+        if problems[0] is not None:
+            raise InputError(problems[0], UNREADABLE)
+        return cls(answers, features[0])
+
+    def scores(self, struck: Collection[str] = ()) -> FusedScores:
+        """Fused scores of all classes, rows of one, without the sentences that are struck out.
+
+        Args:
+            struck: Sentence ids of any classes; those that are no anchors of this commit are passed over.
+        """
+        left_out = self._places(struck)
+        if not left_out:
+            return self._whole
+        text = self._text.clone()
+        for position, sentences in left_out.items():
+            text[0, position] = self._explain(position, sentences).logit
+        return self._fuse(text)
+
+    def best(self, top: int = 5, struck: Collection[str] = ()) -> list[ExaminedClass]:
+        """The `top` best classes, best first, without their sentences; `struck` as for `scores`."""
+        fused, left_out = self.scores(struck), self._places(struck)
+        probabilities = fused.probabilities[0]
+        places = probabilities.topk(min(top, len(probabilities))).indices.tolist()
+        return [self._class(p, fused, self._explain(p, left_out.get(p, ())), ()) for p in places]
+
+    def look(self, name: str, struck: Collection[str] = ()) -> ExaminedClass:
+        """One class with all its sentences; `struck` as for `scores`.
+
+        Raises:
+            UnknownClassError: If there is no such class.
+            MissingStepError: If it has no anchors.
+        """
+        position, left_out = self._position(name), self._places(struck).get(self._position(name), ())
+        found = self._explain(position, left_out)
+        return self._class(position, self.scores(struck), found, left_out, sentences=True)
+
+    def compare(self, first: str, second: str, struck: Collection[str] = ()) -> Comparison:
+        """Why the class `first` and not `second`; `struck` as for `scores`.
+
+        Raises:
+            UnknownClassError: If there is no such class.
+            MissingStepError: If one has no anchors.
+            InputError: If both are the same class.
+        """
+        one, other, left_out = self._position(first), self._position(second), self._places(struck)
+        if one == other:
+            raise InputError(f"class {first!r} cannot be compared with itself", "Choose another one.")
+        scorer, fused = self.answers.scorer, self.scores(struck)
+        found = contrast(scorer.saved.head, scorer.bank, one, other, self.feature, left_out)
+        classes, arguments = [], []
+        for side, chosen in ((found.first, found.for_first), (found.second, found.against_first)):
+            out = left_out.get(side.position, ())
+            classes.append(self._class(side.position, fused, side, out, sentences=True))
+            arguments.append(self._sentences(side, chosen.tolist(), out))
+        return Comparison(classes[0], classes[1], found.gap, arguments[0], arguments[1])
+
+    def _fuse(self, text: Tensor) -> FusedScores:
+        with torch.inference_mode():
+            return self.answers.scorer.fuse(self._visual, text)
+
+    def _position(self, name: str) -> int:
+        class_id = self.answers.snapshot.class_table().lookup(name)
+        place = (self.answers.scorer.class_ids == class_id).nonzero()[:, 0].tolist()
+        if not place:
+            raise MissingStepError(
+                f"class {name!r} has no anchor sentence", "Select again: vlltr embed, then vlltr select"
+            )
+        return int(place[0])
+
+    def _places(self, struck: Collection[str]) -> Mapping[int, tuple[int, ...]]:
+        """Position of a class to its sentences that are struck out, by their place among its anchors."""
+        if not struck:
+            return {}
+        wanted, bank = frozenset(struck), self.answers.scorer.bank
+        found: dict[int, tuple[int, ...]] = {}
+        for row, sentence_id in enumerate(self.answers.scorer.loaded.sentence_ids):
+            if sentence_id in wanted:
+                position = int(bank.class_of_row[row])
+                found[position] = (*found.get(position, ()), row - bank.bounds[position])
+        return found
+
+    def _explain(self, position: int, struck: Sequence[int] = ()) -> ClassExplanation:
+        scorer = self.answers.scorer
+        return explain_class(scorer.saved.head, scorer.bank, position, self.feature, struck)
+
+    def _class(
+        self,
+        position: int,
+        fused: FusedScores,
+        found: ClassExplanation,
+        struck: Sequence[int],
+        sentences: bool = False,
+    ) -> ExaminedClass:
+        scorer = self.answers.scorer
+        class_id, whole = int(scorer.class_ids[position]), self._explain(position)
+        return ExaminedClass(
+            class_id,
+            self.answers.names[class_id],
+            float(fused.probabilities[0, position]),
+            float(fused.visual_part[0, position]),
+            float(fused.text_part[0, position]),
+            found.cosine,
+            found.logit,
+            float(self._whole.probabilities[0, position]),
+            whole.cosine,
+            whole.logit,
+            "logit" if scorer.params.rule == "logits" else "probability",
+            self._sentences(found, whole.order().tolist(), struck) if sentences else (),
+        )
+
+    def _sentences(
+        self, found: ClassExplanation, order: Sequence[int], struck: Sequence[int]
+    ) -> tuple[ExaminedSentence, ...]:
+        start = self.answers.scorer.bank.bounds[found.position]
+        ids = [self.answers.scorer.loaded.sentence_ids[start + m] for m in order]
+        known = self.answers.sentences(ids)
+        return tuple(
+            ExaminedSentence(
+                sentence_id,
+                *known[sentence_id],
+                attention=float(found.attention[m]),
+                share=float(found.shares[m]),
+                effect=float(found.effects[m]),
+                struck=m in struck,
+            )
+            for sentence_id, m in zip(ids, order, strict=True)
+        )
