@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vlltr_index.stages.evaluate import EvaluationReport
 
 __all__ = [
+    "broken",
     "evaluation_notes",
     "evaluation_table",
     "explanation_lines",
@@ -26,6 +27,7 @@ __all__ = [
     "table",
 ]
 
+_INDENT = " " * 11
 _PLAIN_EVERY = 10.0  # seconds between two plain lines of one step
 
 
@@ -118,8 +120,13 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], lef
     return result
 
 
-def prediction_lines(prediction: Prediction) -> list[str]:
-    """A prediction for people: classes with both parts, and under each its sentences, by effect."""
+def prediction_lines(prediction: Prediction, width: int | None = None) -> list[str]:
+    """A prediction for people: classes with both parts, and under each its sentences, by effect.
+
+    Args:
+        prediction: What the recognizer says of one image.
+        width: Columns to break sentences at; none: a sentence a line, however long.
+    """
     if prediction.problem is not None:
         return [f"{prediction.image}: not read: {prediction.problem}"]
     lines = [prediction.image]
@@ -127,18 +134,26 @@ def prediction_lines(prediction: Prediction) -> list[str]:
         closest = ", ".join(f"{s.name} {percent(s.probability)} %" for s in prediction.classes[:3])
         return [*lines, f"  none of these (closest: {closest})"]
     for score in prediction.classes:
-        lines.append(f"  {percent(score.probability):>5} %  {score.name}   ({_parts(score)})")
-        for sentence in score.sentences:
-            lines.append(
-                f"           {points(sentence.effect)}  share {points(sentence.share)}  {sentence.text}"
-                f"  [{sentence.source}]"
-            )
+        cosine = f"; cosine {score.cosine:.3f}" if score.sentences else ""
+        lines.append(f"  {percent(score.probability):>5} %  {score.name}   ({_parts(score)}{cosine})")
         if score.sentences:
-            lines.append(
-                f"           cosine {score.cosine:.3f} = the sum of all shares; the first number is what striking"
-                " the sentence out would take away"
-            )
+            lines.append(f"{_INDENT}effect   share")
+        for s in score.sentences:
+            numbers = f"{_INDENT}{points(s.effect)}  {points(s.share)}  "
+            lines += broken(numbers, f"{s.text}  [{s.source}]", width)
+    if any(score.sentences for score in prediction.classes):
+        lines.append("  effect: what striking the sentence out takes from the cosine, the sum of all shares")
     return lines
+
+
+def broken(before: str, text: str, width: int | None) -> list[str]:
+    """`text` after `before`, broken at `width` columns with the rest below its beginning."""
+    if width is None or len(before) + len(text) <= width:
+        return [before + text]
+    from textwrap import wrap
+
+    first, *rest = wrap(text, max(24, width - len(before)))
+    return [before + first, *(" " * len(before) + line for line in rest)]
 
 
 def _parts(score: ClassScore) -> str:
@@ -149,18 +164,17 @@ def _parts(score: ClassScore) -> str:
     return f"image branch {percent(score.image_part)} + text branch {percent(score.text_part)}"
 
 
-def explanation_lines(image: str, scores: Sequence[ClassScore]) -> list[str]:
-    """One class, or two side by side, with all their anchor sentences."""
+def explanation_lines(image: str, scores: Sequence[ClassScore], width: int | None = None) -> list[str]:
+    """One class, or two side by side, with all their anchor sentences, broken at `width` columns."""
     lines = [image]
     for score in scores:
         lines.append(
             f"  {percent(score.probability):>5} %  {score.name}   ({_parts(score)}; cosine {score.cosine:.3f})"
         )
-        lines.append("           effect   share  attention")
+        lines.append(f"{_INDENT}effect   share  attention")
         for s in score.sentences:
-            lines.append(
-                f"           {points(s.effect)}  {points(s.share)}  {s.attention:.3f}  {s.text}  [{s.source}]"
-            )
+            numbers = f"{_INDENT}{points(s.effect)}  {points(s.share)}  {s.attention:.3f}  "
+            lines += broken(numbers, f"{s.text}  [{s.source}]", width)
     if len(scores) == 2:
         first, second = scores
         lead = "the text" if first.cosine > second.cosine else "not the text"
@@ -170,9 +184,11 @@ def explanation_lines(image: str, scores: Sequence[ClassScore]) -> list[str]:
         else:
             whole = f"{100 * (first.probability - second.probability):+.1f} points of probability,"
             whole += f" {100 * by_image:+.1f} of them"
-        lines.append(
-            f"  {first.name} against {second.name}: {whole} from the image branch;"
-            f" {first.cosine - second.cosine:+.3f} of cosine, so {lead} speaks for {first.name}"
+        lines += broken(
+            f"  {first.name} against {second.name}: ",
+            f"{whole} from the image branch; {first.cosine - second.cosine:+.3f} of cosine, so {lead} speaks for"
+            f" {first.name}",
+            width,
         )
     return lines
 

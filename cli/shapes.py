@@ -27,11 +27,11 @@ MODULES = (
 
 _HEAD = """# Shapes
 
-Made from the program by `python -m vlltr_index.cli.shapes > docs/shapes.md`: the public functions of the numeric modules and
-`Recognizer`, with the shapes, dtypes and errors that their docstrings state.
+Made from the program by `python -m vlltr_index.cli.shapes > docs/shapes.md`: the public functions of the numeric
+modules and `Recognizer`, with the shapes, dtypes and errors that their docstrings state.
 
-B images in a batch, C classes, M anchors of a class at most, A anchors in all, D width of the vectors, N_t sentences, N_i
-images; [concepts](concepts.md#1-words-and-shapes) has the words. Vectors are not normalised unless it is said.
+B images in a batch, C classes, M anchors of a class at most, A anchors in all, D width of the vectors, N_t sentences,
+N_i images; [concepts](concepts.md#1-words-and-shapes) has the words. Vectors are not normalised unless it is said.
 """
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Yields|Raises):$")
 _ENTRY = re.compile(r"^ {4}(\w+): (.*)$")

@@ -1,4 +1,4 @@
-"""Training on several machines as `torchrun --nnodes` starts it: two nodes here, on one machine and over its loopback."""
+"""Training on several machines as `torchrun --nnodes` starts it: two nodes here, over one machine's loopback."""
 
 from __future__ import annotations
 
