@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "broken",
+    "difference_lines",
     "evaluation_notes",
     "evaluation_table",
     "explanation_lines",
@@ -114,7 +115,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], lef
 
     result = RichTable(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for position, name in enumerate(columns):
-        result.add_column(name, justify="left" if position < left else "right", overflow="fold")
+        text = position < left  # in a narrow terminal texts are broken, numbers never
+        result.add_column(name, justify="left" if text else "right", overflow="fold", no_wrap=not text)
     for row in rows:
         result.add_row(*row)
     return result
@@ -194,7 +196,7 @@ def explanation_lines(image: str, scores: Sequence[ClassScore], width: int | Non
 
 
 def evaluation_table(report: EvaluationReport) -> Table:
-    """Rows by bin with 95 % intervals, and the paired difference to one of them below."""
+    """Rows by bin with 95 % intervals."""
     bins = [b for b in ("overall", "many", "medium", "few", "few5", "new") if b in report.rows["vl-ltr"].top1]
     rows = []
     for name, row in report.rows.items():
@@ -203,17 +205,21 @@ def evaluation_table(report: EvaluationReport) -> Table:
         ]
         top5 = percent(row.top5["overall"].value) if "overall" in row.top5 else "-"
         rows.append([name, *cells, top5, percent(report.calibration_error.get(name))])
-    if report.differences:
-        cells = [
-            f"{100 * d.value:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
-            for d in (report.differences[b] for b in bins)
-        ]
-        rows.append([f"vl-ltr - {report.against}", *cells, "", ""])
     title = (
         f"Top-1 on {report.split}: {report.images:,} images, {report.classes:,} classes;"
         f" {report.convention} bounds (many >= 100, few <= 20)"
     )
     return table(title, ["", *bins, "top-5", "ECE"], rows)
+
+
+def difference_lines(report: EvaluationReport) -> list[str]:
+    """The paired difference to another row, a bin a line; nothing where there is no such row."""
+    if not report.differences:
+        return []
+    lines = [f"vl-ltr less {report.against}, in points [95 % of the paired bootstrap]"]
+    for name, d in report.differences.items():
+        lines.append(f"  {name:<8} {100 * d.value:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]")
+    return lines
 
 
 def evaluation_notes(report: EvaluationReport) -> list[str]:
