@@ -113,7 +113,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], lef
     from rich import box
     from rich.table import Table as RichTable
 
-    result = RichTable(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    result = RichTable(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
     for position, name in enumerate(columns):
         text = position < left  # in a narrow terminal texts are broken, numbers never
         result.add_column(name, justify="left" if text else "right", overflow="fold", no_wrap=not text)
@@ -186,12 +186,9 @@ def explanation_lines(image: str, scores: Sequence[ClassScore], width: int | Non
         else:
             whole = f"{100 * (first.probability - second.probability):+.1f} points of probability,"
             whole += f" {100 * by_image:+.1f} of them"
-        lines += broken(
-            f"  {first.name} against {second.name}: ",
-            f"{whole} from the image branch; {first.cosine - second.cosine:+.3f} of cosine, so {lead} speaks for"
-            f" {first.name}",
-            width,
-        )
+        gap = f"{first.cosine - second.cosine:+.3f} of cosine, so {lead} speaks for {first.name}"
+        found = f"{first.name} against {second.name}: {whole} from the image branch; {gap}"
+        lines += broken("  ", found, width)
     return lines
 
 
