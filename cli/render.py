@@ -144,7 +144,7 @@ def prediction_lines(prediction: Prediction, width: int | None = None) -> list[s
             numbers = f"{_INDENT}{points(s.effect)}  {points(s.share)}  "
             lines += broken(numbers, f"{s.text}  [{s.source}]", width)
     if any(score.sentences for score in prediction.classes):
-        lines.append("  effect: what striking the sentence out takes from the cosine, the sum of all shares")
+        lines.append("  effect: what the cosine, the sum of all shares, loses without the sentence")
     return lines
 
 
