@@ -43,6 +43,11 @@ class Context:
         console = Console(stderr=stderr, highlight=False)
         return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=140)
 
+    def width(self) -> int | None:
+        """Columns of the terminal that results go to; none where they go to a file or a pipe."""
+        console = self.console()
+        return console.width if console.is_terminal else None
+
     def emit(self, value: Any) -> None:
         """Write `value` to stdout as one JSON document."""
         click.echo(json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True, default=_plain))

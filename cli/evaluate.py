@@ -55,7 +55,7 @@ def evaluate_command(
     Rows: both branches fused, each branch alone, and every baseline that was trained. ECE is the expected calibration
     error, for rows that give probabilities.
     """
-    from vlltr_index.cli.render import evaluation_notes, evaluation_table
+    from vlltr_index.cli.render import difference_lines, evaluation_notes, evaluation_table
     from vlltr_index.stages.evaluate import evaluate
 
     workspace = context.open()
@@ -75,5 +75,7 @@ def evaluate_command(
         context.emit(asdict(report))
         return
     context.console().print(evaluation_table(report))
+    for line in difference_lines(report):
+        click.echo(line)
     for line in evaluation_notes(report):
         context.say(line)

@@ -49,7 +49,7 @@ def predict_command(
         context.emit([asdict(prediction) for prediction in predictions])
     else:
         for prediction in predictions:
-            click.echo("\n".join(prediction_lines(prediction)))
+            click.echo("\n".join(prediction_lines(prediction, context.width())))
     unread = [p for p in predictions if p.problem is not None]
     if unread:
         from vlltr_index.images.decode import UNREADABLE
@@ -83,4 +83,4 @@ def explain_command(
     if context.as_json:
         context.emit([asdict(score) for score in scores])
         return
-    click.echo("\n".join(explanation_lines(image, scores)))
+    click.echo("\n".join(explanation_lines(image, scores, context.width())))

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from vlltr_index.stages.evaluate import EvaluationReport
 
 __all__ = [
+    "broken",
+    "difference_lines",
     "evaluation_notes",
     "evaluation_table",
     "explanation_lines",
@@ -26,6 +28,7 @@ __all__ = [
     "table",
 ]
 
+_INDENT = " " * 11
 _PLAIN_EVERY = 10.0  # seconds between two plain lines of one step
 
 
@@ -110,16 +113,22 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], lef
     from rich import box
     from rich.table import Table as RichTable
 
-    result = RichTable(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    result = RichTable(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
     for position, name in enumerate(columns):
-        result.add_column(name, justify="left" if position < left else "right", overflow="fold")
+        text = position < left  # in a narrow terminal texts are broken, numbers never
+        result.add_column(name, justify="left" if text else "right", overflow="fold", no_wrap=not text)
     for row in rows:
         result.add_row(*row)
     return result
 
 
-def prediction_lines(prediction: Prediction) -> list[str]:
-    """A prediction for people: classes with both parts, and under each its sentences, by effect."""
+def prediction_lines(prediction: Prediction, width: int | None = None) -> list[str]:
+    """A prediction for people: classes with both parts, and under each its sentences, by effect.
+
+    Args:
+        prediction: What the recognizer says of one image.
+        width: Columns to break sentences at; none: a sentence a line, however long.
+    """
     if prediction.problem is not None:
         return [f"{prediction.image}: not read: {prediction.problem}"]
     lines = [prediction.image]
@@ -127,18 +136,26 @@ def prediction_lines(prediction: Prediction) -> list[str]:
         closest = ", ".join(f"{s.name} {percent(s.probability)} %" for s in prediction.classes[:3])
         return [*lines, f"  none of these (closest: {closest})"]
     for score in prediction.classes:
-        lines.append(f"  {percent(score.probability):>5} %  {score.name}   ({_parts(score)})")
-        for sentence in score.sentences:
-            lines.append(
-                f"           {points(sentence.effect)}  share {points(sentence.share)}  {sentence.text}"
-                f"  [{sentence.source}]"
-            )
+        cosine = f"; cosine {score.cosine:.3f}" if score.sentences else ""
+        lines.append(f"  {percent(score.probability):>5} %  {score.name}   ({_parts(score)}{cosine})")
         if score.sentences:
-            lines.append(
-                f"           cosine {score.cosine:.3f} = the sum of all shares; the first number is what striking"
-                " the sentence out would take away"
-            )
+            lines.append(f"{_INDENT}effect   share")
+        for s in score.sentences:
+            numbers = f"{_INDENT}{points(s.effect)}  {points(s.share)}  "
+            lines += broken(numbers, f"{s.text}  [{s.source}]", width)
+    if any(score.sentences for score in prediction.classes):
+        lines.append("  effect: what the cosine, the sum of all shares, loses without the sentence")
     return lines
+
+
+def broken(before: str, text: str, width: int | None) -> list[str]:
+    """`text` after `before`, broken at `width` columns with the rest below its beginning."""
+    if width is None or len(before) + len(text) <= width:
+        return [before + text]
+    from textwrap import wrap
+
+    first, *rest = wrap(text, max(24, width - len(before)))
+    return [before + first, *(" " * len(before) + line for line in rest)]
 
 
 def _parts(score: ClassScore) -> str:
@@ -149,18 +166,17 @@ def _parts(score: ClassScore) -> str:
     return f"image branch {percent(score.image_part)} + text branch {percent(score.text_part)}"
 
 
-def explanation_lines(image: str, scores: Sequence[ClassScore]) -> list[str]:
-    """One class, or two side by side, with all their anchor sentences."""
+def explanation_lines(image: str, scores: Sequence[ClassScore], width: int | None = None) -> list[str]:
+    """One class, or two side by side, with all their anchor sentences, broken at `width` columns."""
     lines = [image]
     for score in scores:
         lines.append(
             f"  {percent(score.probability):>5} %  {score.name}   ({_parts(score)}; cosine {score.cosine:.3f})"
         )
-        lines.append("           effect   share  attention")
+        lines.append(f"{_INDENT}effect   share  attention")
         for s in score.sentences:
-            lines.append(
-                f"           {points(s.effect)}  {points(s.share)}  {s.attention:.3f}  {s.text}  [{s.source}]"
-            )
+            numbers = f"{_INDENT}{points(s.effect)}  {points(s.share)}  {s.attention:.3f}  "
+            lines += broken(numbers, f"{s.text}  [{s.source}]", width)
     if len(scores) == 2:
         first, second = scores
         lead = "the text" if first.cosine > second.cosine else "not the text"
@@ -170,15 +186,14 @@ def explanation_lines(image: str, scores: Sequence[ClassScore]) -> list[str]:
         else:
             whole = f"{100 * (first.probability - second.probability):+.1f} points of probability,"
             whole += f" {100 * by_image:+.1f} of them"
-        lines.append(
-            f"  {first.name} against {second.name}: {whole} from the image branch;"
-            f" {first.cosine - second.cosine:+.3f} of cosine, so {lead} speaks for {first.name}"
-        )
+        gap = f"{first.cosine - second.cosine:+.3f} of cosine, so {lead} speaks for {first.name}"
+        found = f"{first.name} against {second.name}: {whole} from the image branch; {gap}"
+        lines += broken("  ", found, width)
     return lines
 
 
 def evaluation_table(report: EvaluationReport) -> Table:
-    """Rows by bin with 95 % intervals, and the paired difference to one of them below."""
+    """Rows by bin with 95 % intervals."""
     bins = [b for b in ("overall", "many", "medium", "few", "few5", "new") if b in report.rows["vl-ltr"].top1]
     rows = []
     for name, row in report.rows.items():
@@ -187,17 +202,21 @@ def evaluation_table(report: EvaluationReport) -> Table:
         ]
         top5 = percent(row.top5["overall"].value) if "overall" in row.top5 else "-"
         rows.append([name, *cells, top5, percent(report.calibration_error.get(name))])
-    if report.differences:
-        cells = [
-            f"{100 * d.value:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
-            for d in (report.differences[b] for b in bins)
-        ]
-        rows.append([f"vl-ltr - {report.against}", *cells, "", ""])
     title = (
         f"Top-1 on {report.split}: {report.images:,} images, {report.classes:,} classes;"
         f" {report.convention} bounds (many >= 100, few <= 20)"
     )
     return table(title, ["", *bins, "top-5", "ECE"], rows)
+
+
+def difference_lines(report: EvaluationReport) -> list[str]:
+    """The paired difference to another row, a bin a line; nothing where there is no such row."""
+    if not report.differences:
+        return []
+    lines = [f"vl-ltr less {report.against}, in points [95 % of the paired bootstrap]"]
+    for name, d in report.differences.items():
+        lines.append(f"  {name:<8} {100 * d.value:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]")
+    return lines
 
 
 def evaluation_notes(report: EvaluationReport) -> list[str]:

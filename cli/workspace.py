@@ -63,8 +63,10 @@ def status_command(context: Context) -> None:
     if context.as_json:
         context.emit(asdict(report))
         return
+    from vlltr_index.cli.render import broken
+
     for name, value in report.lines():
-        click.echo(f"{name:<22} {value}")
+        click.echo("\n".join(broken(f"{name:<22} ", value, context.width())))
 
 
 @click.command("upgrade")

@@ -107,9 +107,9 @@ def test_the_table_shows_every_baseline(trained: Workspace, capsys: pytest.Captu
     assert run(trained, "evaluate", "--bootstrap", "10", "--against", "crt") == 0
     shown = capsys.readouterr().out
     for name in ("image-only", *CHEAP):
-        assert f"\n  {name} " in shown
+        assert f"\n {name} " in shown
     assert "ECE" in shown
-    assert "vl-ltr - crt" in shown
+    assert "vl-ltr less crt, in points [95 % of the paired bootstrap]\n  overall  " in shown
     assert "waffle: random words, the median of 1 seeds on val" in shown
     assert run(trained, "--json", "evaluate", "--bootstrap", "10") == 0
     report = json.loads(capsys.readouterr().out)

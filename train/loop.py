@@ -121,7 +121,7 @@ def run(
         for epoch in range(trainer.restore(), plan.epochs):
             torch.manual_seed(seed_of(plan.seed, epoch, rank))
             entry = trainer.epoch(epoch)
-            _log.info("%s epoch %d: %s", plan.name, epoch + 1, {k: round(v, 4) for k, v in entry.items()})
+            _log.info("%s epoch %d: %s", plan.name, epoch + 1, _in_words(entry))
             for key, value in entry.items():
                 if board is not None and key != "epoch":
                     board.add_scalar(key, value, epoch + 1)
@@ -133,6 +133,12 @@ def run(
     restore_batch_norm(module)
     _lay_out(encoder.model, torch.contiguous_format)
     return trainer.log
+
+
+def _in_words(entry: Mapping[str, float]) -> str:
+    """An epoch's numbers for people: the loss and its parts, the settings of the moment, and the speed."""
+    parts = [f"{k} {v:.4g}" for k, v in entry.items() if k not in ("epoch", "seconds", "images_per_s")]
+    return ", ".join([*parts, f"{entry['images_per_s']:,.0f} images/s"])
 
 
 class _Trainer:

@@ -186,7 +186,7 @@ class AnchorBank:
         """The bank of some classes alone.
 
         Args:
-            classes: Integers, *positions* in this bank, in the order wanted.
+            classes: Integers [C'], *positions* in this bank, in the order wanted.
 
         Raises:
             InputError: No class, or a position outside the bank.

@@ -63,9 +63,9 @@ class Contrast:
         first: The class argued for.
         second: The class argued against.
         gap: Cosine of the first less cosine of the second; the first's shares less the second's add up to it.
-        for_first: Positions among the first's anchors whose removal would lower the gap, strongest first.
-        against_first: Positions among the second's anchors whose removal would raise the gap, strongest
-            first.
+        for_first: int64 [n], positions among the first's anchors whose removal would lower the gap, strongest first.
+        against_first: int64 [n], positions among the second's anchors whose removal would raise the gap,
+            strongest first.
     """
 
     first: ClassExplanation

@@ -46,7 +46,7 @@ class CosineClassifier(nn.Module):
         self.weight = nn.Parameter(torch.randn(classes, dim) * dim**-0.5)
 
     def forward(self, image_features: Tensor) -> Tensor:
-        """Cosine of each image with each row; inputs need not be normalised."""
+        """Cosine of each image [B, D] with each row [R, D]: [B, R]; inputs need not be normalised."""
         return unit_rows(image_features) @ unit_rows(self.weight).T
 
 

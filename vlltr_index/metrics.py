@@ -243,7 +243,7 @@ def _two_sides(scores: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def bin_masks(labels: Tensor, class_counts: Tensor, convention: Convention) -> dict[str, NDArray[np.bool_]]:
-    """The images of each bin that has any, in the order they are reported."""
+    """The images of each bin that has any, bool [N], in the order they are reported."""
     names = np.asarray(bins(class_counts, convention))[labels.cpu().numpy()]
     masks = {"overall": np.ones(len(names), dtype=np.bool_)}
     masks |= {name: names == name for name in ("many", "medium", "few")}

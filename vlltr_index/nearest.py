@@ -166,7 +166,7 @@ class WithDelta:
 
 
 def check_anchors(vectors: Tensor, keys: Tensor, dim: int | None = None) -> tuple[Tensor, Tensor]:
-    """Vectors as contiguous float32 and keys as int64, both on the CPU, after a look at them."""
+    """Vectors [A, D] as contiguous float32 and keys [A] as int64, both on the CPU, after a look at them."""
     check_matrix("vectors", vectors, columns=dim)
     check_labels("keys", keys, size=vectors.shape[0])
     vectors, keys = vectors.detach().cpu().float().contiguous(), keys.detach().cpu().long().contiguous()
@@ -184,7 +184,7 @@ def check_anchors(vectors: Tensor, keys: Tensor, dim: int | None = None) -> tupl
 
 
 def check_search(queries: Tensor, k: int, dim: int) -> Tensor:
-    """Queries as contiguous float32 on the CPU, after a look at them."""
+    """Queries [B, D] as contiguous float32 on the CPU, after a look at them."""
     check_matrix("queries", queries, columns=dim)
     if k < 1:
         raise InputError(f"k must be at least 1, got {k}")
@@ -194,7 +194,7 @@ def check_search(queries: Tensor, k: int, dim: int) -> Tensor:
 
 
 def padded(scores: Tensor, keys: Tensor, k: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Results widened to k columns, on the device wanted."""
+    """Results [B, at most k] widened to [B, k], on the device wanted."""
     missing = k - scores.shape[1]
     if missing:
         scores = F.pad(scores, (0, missing), value=float("-inf"))

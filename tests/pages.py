@@ -1,0 +1,37 @@
+"""Reading the pages: their code blocks, with what stands before each."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Block", "blocks", "in_pattern"]
+
+_BLOCK = re.compile(
+    r"(?:^<!-- (?P<note>[^\n]*) -->\n)?^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: `sh`, `python`, `text`; the comment on the line before it; its line in the page."""
+
+    kind: str
+    text: str
+    note: str
+    line: int
+
+
+def blocks(page: Path) -> list[Block]:
+    """The fenced blocks of a page, in order."""
+    content = page.read_text(encoding="utf-8")
+    return [
+        Block(m["kind"], m["text"], m["note"] or "", content[: m.start()].count("\n") + 1)
+        for m in _BLOCK.finditer(content)
+    ]
+
+
+def in_pattern(text: str) -> str:
+    """`text` with each number as `#` and each run of blanks as one, so that outputs of two runs can be compared."""
+    return re.sub(r"[ \t]+", " ", re.sub(r"[+-]?\d+(?:[.,]\d+)*", "#", text)).strip()

@@ -1,0 +1,117 @@
+"""The documentation site: it builds without a warning, holds every page, and asks no other host for anything."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from vlltr_index.cli.shapes import MODULES, shapes
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(path.stem for path in (ROOT / "docs").glob("*.md"))
+_LOADS = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href"}
+
+
+class Page(HTMLParser):
+    """What one page loads, where it links to, and the anchors it has."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.loads, self.links, self.anchors = list[str](), list[str](), set[str]()
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note addresses and anchors."""
+        given = {key: value or "" for key, value in attrs}
+        if "id" in given:
+            self.anchors.add(given["id"])
+        if tag in _LOADS and given.get(_LOADS[tag]):
+            self.loads.append(given[_LOADS[tag]])
+        if tag == "a" and given.get("href"):
+            self.links.append(given["href"])
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site as `zensical build --strict` makes it from a copy of docs/."""
+    pytest.importorskip("zensical", reason='the site needs its generator: pip install -e ".[docs]"')
+    folder = tmp_path_factory.mktemp("site")
+    shutil.copytree(ROOT / "docs", folder / "docs")
+    shutil.copy(ROOT / "zensical.toml", folder)
+    command = [sys.executable, "-c", "from zensical.main import cli; cli()", "build", "--strict"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "No issues found" in done.stdout + done.stderr
+    return folder / "site"
+
+
+def named(nav: list[dict[str, object]]) -> Iterator[str]:
+    """The files that the navigation names."""
+    for entry in nav:
+        for value in entry.values():
+            if isinstance(value, str):
+                yield value
+            else:
+                assert isinstance(value, list)
+                yield from named(value)
+
+
+def test_every_page_is_in_the_navigation(site: Path) -> None:
+    """No page of docs/ is left out, and each became a page with a heading."""
+    config = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]
+    assert sorted(named(config["nav"])) == [f"{page}.md" for page in PAGES]
+    for page in PAGES:
+        assert "<h1" in (site / f"{page}.html").read_text(encoding="utf-8"), page
+
+
+def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
+    """Scripts, styles, images and fonts lie beside the pages."""
+    for page in site.rglob("*.html"):
+        for address in Page(page).loads:
+            assert not urlsplit(address).netloc, f"{page.name}: {address}"
+    for style in site.rglob("*.css"):
+        for address in re.findall(r"(?:url\(|@import )[\"']?([^\"')]+)", style.read_text(encoding="utf-8")):
+            assert address.startswith("data:") or not urlsplit(address).netloc, f"{style.name}: {address}"
+
+
+def test_links_and_anchors_lead_somewhere(site: Path) -> None:
+    """Within the site every link names a page, and the part after # one of its headings."""
+    pages = {path.name: Page(path) for path in site.glob("*.html")}
+    for name in (f"{page}.html" for page in PAGES):
+        for link in pages[name].links:
+            target = urlsplit(link)
+            if target.scheme or target.netloc:
+                continue
+            page = Path(unquote(target.path)).name or name
+            if page in (".", ".."):
+                continue
+            assert page in pages, f"{name}: {link}"
+            assert not target.fragment or unquote(target.fragment) in pages[page].anchors, f"{name}: {link}"
+
+
+def test_shapes_are_the_programs_own() -> None:
+    """`docs/shapes.md` is what signatures and docstrings say, and states shapes for the numeric modules."""
+    page = (ROOT / "docs" / "shapes.md").read_text(encoding="utf-8")
+    assert page == shapes(), "run: python -m vlltr_index.cli.shapes > docs/shapes.md"
+    for module in MODULES:
+        assert f"\n## vlltr_index.{module}\n" in page
+    entries = [entry.split("```", 2) for entry in page.split("\n### ")[1:]]
+    silent = [e[0].strip() for e in entries if "Tensor" in e[1] and not re.search(r"\[|calar|See `", e[2])]
+    assert not silent, "no shape is stated"
+
+
+def test_files_that_the_pages_name_are_there() -> None:
+    """A claim names its test or result file; the file exists."""
+    for page in PAGES:
+        text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+        for name in re.findall(r"`((?:tests|benchmarks)/[\w/.-]+\.\w+)`", text):
+            assert (ROOT / name).exists(), f"{page}.md: {name}"
