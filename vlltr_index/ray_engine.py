@@ -146,13 +146,12 @@ class RayEngine:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         address = os.environ.get("RAY_ADDRESS")
         self._started = True
+        options = {} if address else {"include_dashboard": False}
         try:
-            self._ray.init(
-                log_to_driver=False,
-                logging_level="error",
-                **({} if address else {"include_dashboard": False}),
-            )
-        except (OSError, RuntimeError, ValueError) as error:
+            self._ray.init(log_to_driver=False, logging_level="error", **options)
+        except (
+            Exception
+        ) as error:  # a machine that is too busy gives a bare Exception, an address a ConnectionError
             first = str(error).strip().partition("\n")[0]
             if address:
                 what, mend = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
@@ -11,6 +12,7 @@ from vlltr_index.encoder import Encoder
 from vlltr_index.engines import Augment, Engine, LocalEngine
 from vlltr_index.errors import UsageError
 from vlltr_index.loading import open_encoder
+from vlltr_index.stages.status import encoder_change
 from vlltr_index.train.augment import make_augment
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from vlltr_index.workspace import Workspace
 
 __all__ = ["EmbedReport", "EngineName", "embed"]
+
+_log = logging.getLogger(__name__)
 
 EngineName = Literal["local", "ray"]
 
@@ -66,6 +70,9 @@ def embed(
     views = workspace.recipe.lgr.views if views is None else views
     _check_engine(engine, actors)
     with workspace.transaction("embed") as tx:
+        checkpoint = tx.commit.checkpoint if tx.commit is not None else None
+        if checkpoint and (change := encoder_change(workspace, checkpoint)):
+            _log.warning("%s: the trained one is used, until it is trained again: vlltr train cvlp", change)
         encoder = open_encoder(workspace, tx, check=not force)
         encoder.eval()
         augment = make_augment(workspace.recipe.lgr.augment, encoder)
