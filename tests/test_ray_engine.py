@@ -49,7 +49,14 @@ def cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_worker_niceness", "0")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+        for left in (2, 1, 0):  # Ray gives itself 30 seconds to start
+            try:
+                ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+                break
+            except Exception:
+                ray.shutdown()
+                if not left:
+                    raise
         yield
         ray.shutdown()
 

@@ -31,6 +31,7 @@ __all__ = ["RayEngine"]
 _CPUS = (
     0.5  # an actor's share: with more, two actors and the driver's own work wait for each other on two CPUs
 )
+_TRIES = 3  # to start Ray here: it gives itself 30 seconds, which is little on a machine that is busy
 _AHEAD = 2  # batches in hand for each actor, so that none waits for the writer
 
 _KEPT = (
@@ -147,20 +148,25 @@ class RayEngine:
         address = os.environ.get("RAY_ADDRESS")
         self._started = True
         options = {} if address else {"include_dashboard": False}
-        try:
-            self._ray.init(log_to_driver=False, logging_level="error", **options)
-        except (
-            Exception
-        ) as error:  # a machine that is too busy gives a bare Exception, an address a ConnectionError
-            first = str(error).strip().partition("\n")[0]
-            if address:
-                what, mend = (
-                    f"ray at RAY_ADDRESS={address} cannot be reached",
-                    "Mend or unset RAY_ADDRESS, or run",
-                )
-            else:
-                what, mend = "ray cannot be started on this machine", "Run"
-            raise VlltrError(f"{what}: {first}", f"{mend} it with --engine local.") from None
+        for attempt in range(_TRIES):
+            try:
+                self._ray.init(log_to_driver=False, logging_level="error", **options)
+                return
+            except (
+                Exception
+            ) as error:  # Ray raises many kinds: a bare Exception where the machine is too busy
+                self._ray.shutdown()
+                if not address and attempt + 1 < _TRIES:
+                    continue
+                raise _not_up(address, error) from None
+
+
+def _not_up(address: str | None, error: Exception) -> VlltrError:
+    what, mend = "ray cannot be started on this machine", "Run"
+    if address:
+        what, mend = f"ray at RAY_ADDRESS={address} cannot be reached", "Mend or unset RAY_ADDRESS, or run"
+    first = str(error).strip().partition("\n")[0]
+    return VlltrError(f"{what}: {first}", f"{mend} it with --engine local.")
 
 
 class _Worker:
