@@ -112,10 +112,7 @@ class RayEngine:
             raise
         except RayError as error:
             first = str(error).strip().partition("\n")[0]
-            raise VlltrError(
-                f"the ray engine lost an actor: {first}",
-                _KEPT,
-            ) from None
+            raise VlltrError(f"the ray engine lost an actor: {first}", _KEPT) from None
 
     def _ready(self) -> tuple[Any, int]:
         """The pool and its size; the actors are started at the first call."""
@@ -152,9 +149,7 @@ class RayEngine:
             try:
                 self._ray.init(log_to_driver=False, logging_level="error", **options)
                 return
-            except (
-                Exception
-            ) as error:  # Ray raises many kinds: a bare Exception where the machine is too busy
+            except Exception as error:  # a bare one where the machine is too busy, other kinds for addresses
                 self._ray.shutdown()
                 if not address and attempt + 1 < _TRIES:
                     continue
