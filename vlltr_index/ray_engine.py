@@ -31,7 +31,6 @@ __all__ = ["RayEngine"]
 _CPUS = (
     0.5  # an actor's share: with more, two actors and the driver's own work wait for each other on two CPUs
 )
-_TRIES = 3  # to start Ray here: it gives itself 30 seconds, which is little on a machine that is busy
 _AHEAD = 2  # batches in hand for each actor, so that none waits for the writer
 
 _KEPT = (
@@ -145,15 +144,10 @@ class RayEngine:
         address = os.environ.get("RAY_ADDRESS")
         self._started = True
         options = {} if address else {"include_dashboard": False}
-        for attempt in range(_TRIES):
-            try:
-                self._ray.init(log_to_driver=False, logging_level="error", **options)
-                return
-            except Exception as error:  # a bare one where the machine is too busy, other kinds for addresses
-                self._ray.shutdown()
-                if not address and attempt + 1 < _TRIES:
-                    continue
-                raise _not_up(address, error) from None
+        try:
+            self._ray.init(log_to_driver=False, logging_level="error", **options)
+        except Exception as error:  # a bare one where the machine is too busy, other kinds for addresses
+            raise _not_up(address, error) from None
 
 
 def _not_up(address: str | None, error: Exception) -> VlltrError:
