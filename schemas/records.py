@@ -71,8 +71,9 @@ class SentenceShare:
 class ClassScore:
     """A class's probability and what each branch gave.
 
-    `probability = image_part + text_part` where `unit` is `probability`. Where it is `logit` (the fusion rule `logits`),
-    the parts are the branches' logits: their sum, less a number that all classes share, is the probability's logarithm.
+    `probability = image_part + text_part` where `unit` is `probability`. Where it is `logit` (the fusion rule
+    `logits`), the parts are the branches' logits: their sum, less a number that all classes share, is the
+    probability's logarithm.
     """
 
     class_id: int

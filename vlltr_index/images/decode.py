@@ -33,7 +33,9 @@ MAX_BYTES = 256 * 2**20
 ENDINGS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """Endings of the files that are taken for images, in lower case."""
 
-UNREADABLE = "Give JPEG, PNG, WebP, BMP, GIF or TIFF files; open the image elsewhere to see whether it is whole."
+UNREADABLE = (
+    "Give JPEG, PNG, WebP, BMP, GIF or TIFF files; open the image elsewhere to see whether it is whole."
+)
 """What to do about an image that cannot be read."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
