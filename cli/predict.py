@@ -79,7 +79,10 @@ def explain_command(
     from vlltr_index.recognizer import Recognizer
 
     recognizer = Recognizer.open(context.open(), at=at)
-    scores = [recognizer.explain(image, one, crops) for one in (name, against) if one]
+    names = (name,) if against is None else (name, against)
+    scores = [recognizer.explain(image, one, crops) for one in names]
+    if len({score.class_id for score in scores}) < len(scores):
+        raise click.UsageError(f"--class and --against are the same class, {scores[0].name!r}")
     if context.as_json:
         context.emit([asdict(score) for score in scores])
         return

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
 from vlltr_index.cli.context import Context, pass_context
+
+if TYPE_CHECKING:
+    from vlltr_index.stages.embed import EngineName
 
 
 @click.command("embed")
@@ -14,14 +18,29 @@ from vlltr_index.cli.context import Context, pass_context
     "--views", type=click.IntRange(1), help="Stored views of a training image; default: the recipe's."
 )
 @click.option("--force", is_flag=True, help="Take an encoder whose weights changed; select and train again.")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Compute in this process, or by Ray actors here or on a cluster (RAY_ADDRESS).",
+)
+@click.option(
+    "--actors", type=click.IntRange(1), help="How many Ray actors; default: one a GPU, or else one a CPU."
+)
 @pass_context
-def embed_command(context: Context, views: int | None, force: bool) -> None:
-    """Embed every sentence and image that has no vector yet; an interrupted run goes on where it was."""
+def embed_command(
+    context: Context, views: int | None, force: bool, engine: EngineName, actors: int | None
+) -> None:
+    """Embed every sentence and image that has no vector yet; an interrupted run goes on where it was.
+
+    Either engine computes the same vectors, and goes on where the other one was.
+    """
     from vlltr_index.stages.embed import embed
 
     workspace = context.open()
     with context.progress() as progress:
-        report = embed(workspace, views, progress, force=force)
+        report = embed(workspace, views, progress, force, engine, actors)
     if context.as_json:
         context.emit(asdict(report))
         return

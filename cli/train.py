@@ -20,12 +20,19 @@ if TYPE_CHECKING:
     from vlltr_index.workspace import Workspace
 
 
+_log = logging.getLogger("vlltr_index.cli.train")
+
+
 def _options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option(
             "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value; repeatable."
         ),
-        click.option("--recipe", metavar="NAME", help="Use this recipe's values instead of the workspace's."),
+        click.option(
+            "--recipe",
+            metavar="NAME",
+            help="Use this recipe's section for the step alone; `all` takes the recipe as a whole.",
+        ),
         click.option("--seed", type=int, help="The seed of the run."),
         click.option(
             "--resume/--restart", default=True, help="Go on from an interrupted run of the same settings."
@@ -50,6 +57,15 @@ def _recipe(
 
     values = (f"{part}.seed={seed}",) if seed is not None else ()
     recipe = load_recipe(name) if name else workspace.recipe
+    if name and part and recipe.encoder != workspace.recipe.encoder and _speaks():
+        _log.warning(
+            "of recipe %s only the section [%s] is used: the encoder stays %s, as in vlltr.toml"
+            " (vlltr train all --recipe %s takes it as a whole)",
+            recipe.name,
+            part,
+            workspace.recipe.encoder.model,
+            name,
+        )
     return override(recipe, (*overrides, *values))
 
 
@@ -146,7 +162,7 @@ def everything(
     from vlltr_index.train.distributed import meet
 
     workspace = context.open()
-    chosen = _recipe(workspace, recipe, overrides, None, "cvlp")
+    chosen = _recipe(workspace, recipe, overrides, None, "")
     if seed is not None:
         from vlltr_index.recipe import override
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 
 import click
@@ -50,7 +51,7 @@ def init_command(
     if context.as_json:
         context.emit({"workspace": str(workspace.path), "recipe": workspace.recipe.name})
     context.say(f"Made the workspace {workspace.path} (recipe {workspace.recipe.name}).")
-    context.say(f"Next: vlltr -w {directory} ingest images PATH --split train")
+    context.say(f"Next: vlltr -w {shlex.quote(directory)} ingest images PATH --split train")
 
 
 @click.command("status")

@@ -36,7 +36,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 class _Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class EncoderConfig(_Config):

@@ -54,6 +54,8 @@ LAYERS = {
     "heads": 4,
     "release_weights": 4,
     "loading": 4,
+    "engines": 4,
+    "ray_engine": 4,
     "embedding": 4,
     "crops": 4,
     "selection": 5,
@@ -82,6 +84,7 @@ DOORS = {
     "faiss": {"index"},
     "open_clip": {"openclip"},
     "gradio": {"page.blocks", "page.server"},
+    "ray": {"ray_engine"},
 }
 
 

@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 
 from vlltr_index.cli.main import main
+from vlltr_index.errors import ConfigError
+from vlltr_index.recipe import load_recipe, override
+from vlltr_index.schemas.config import WorkspaceConfig
+from vlltr_index.stages.embed import embed
 from vlltr_index.workspace import Workspace
 
 
@@ -50,3 +54,99 @@ def test_history_shows_at_least_one_commit(trained: Workspace, capsys: pytest.Ca
     code, err = refused(capsys, "-w", str(trained.path), "history", "--limit", "-1")
     assert code == 2
     assert "Invalid value for '--limit': -1 is not in the range x>=1." in err
+
+
+def test_numbers_must_be_finite() -> None:
+    """inf and nan fit no setting: a head trained with them would be one of nans."""
+    with pytest.raises(ConfigError) as caught:
+        load_recipe("ours", ("lgr.lr=inf", "fusion.margin=nan", "cvlp.weight_decay=inf"))
+    assert caught.value.message == (
+        "recipe ours does not fit:\n"
+        "  cvlp.weight_decay: Input should be a finite number\n"
+        "  lgr.lr: Input should be a finite number\n"
+        "  fusion.margin: Input should be a finite number"
+    )
+
+
+def test_one_class_is_not_explained_against_itself(
+    trained: Workspace, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Twice the same class is a usage error; an empty name is of no class."""
+    name = trained.snapshot().class_table().names[0]
+    args = ("-w", str(trained.path), "explain", str(pictures / "known-0.png"), "--class")
+    code, err = refused(capsys, *args, name, "--against", name)
+    assert code == 2
+    assert err.endswith(f"Error: --class and --against are the same class, {name!r}\n")
+    code, err = refused(capsys, *args, "")
+    assert (code, err) == (1, "Error: no class ''\nList all: vlltr classes list\n")
+    code, err = refused(capsys, *args, name, "--against", "")
+    assert (code, err) == (1, "Error: no class ''\nList all: vlltr classes list\n")
+
+
+@pytest.mark.parametrize("content", [b"xx", None])
+def test_a_damaged_visual_classifier_is_named(
+    trained: Workspace, capsys: pytest.CaptureFixture[str], content: bytes | None
+) -> None:
+    """`train lgr` starts from stage 1's classifier: its file cut short, or another in its place, is no traceback."""
+    commit = trained.history.last()
+    assert commit is not None
+    assert commit.checkpoint is not None
+    folder = trained.object_path("checkpoints", commit.checkpoint)
+    path = folder / "visual.safetensors"
+    path.write_bytes((folder / "model.safetensors").read_bytes() if content is None else content)
+    code, err = refused(capsys, "-w", str(trained.path), "train", "lgr")
+    assert code == 1
+    assert f"Error: the visual classifier {path} cannot be read: " in err
+    assert ("it has no weight, bias, class_ids" in err) == (content is None)
+    assert err.endswith("Bring it back from a backup, or make it again: vlltr train cvlp\n")
+    assert trained.history.last() == commit
+
+
+def test_another_encoder_in_the_recipe_is_told(
+    trained: Workspace, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Vectors go on being the trained encoder's, and `embed` says so; so does a recipe of which one section is used."""
+    args = ["-w", str(trained.path), "train", "lgr", "--recipe", "ours"]
+    with caplog.at_level("WARNING", "vlltr_index"), pytest.raises(SystemExit) as left:
+        main([*args, "--set", "lgr.views=1", "--set", "lgr.epochs=1"])
+    assert left.value.code == 0, capsys.readouterr().err
+    assert caplog.messages == [
+        "of recipe ours only the section [lgr] is used: the encoder stays vlltr-tiny, as in vlltr.toml"
+        " (vlltr train all --recipe ours takes it as a whole)"
+    ]
+    caplog.clear()
+    trained.write_config(WorkspaceConfig(recipe=override(trained.recipe, ("encoder.model=RN50",))))
+    embed(trained, views=1)
+    assert caplog.messages == [
+        "the recipe's encoder is RN50, the trained one vlltr-tiny at 32 px: the trained one is used, until it is"
+        " trained again: vlltr train cvlp"
+    ]
+
+
+def test_commands_to_run_next_quote_their_paths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder with a space in its name, and a file that is no workspace."""
+    folder = tmp_path / "my birds"
+    code, err = refused(capsys, "-w", str(folder), "status")
+    assert (code, err.splitlines()[-1]) == (1, f"Make one: vlltr init '{folder}'")
+    with pytest.raises(SystemExit) as left:
+        main(["init", str(folder), "--recipe", "glyphs_lt/fast"])
+    assert left.value.code == 0
+    assert f"Next: vlltr -w '{folder}' ingest images" in capsys.readouterr().out
+    code, err = refused(capsys, "-w", str(folder / "vlltr.toml"), "status")
+    assert (code, err) == (
+        1,
+        f"Error: {folder / 'vlltr.toml'} is a file, not a workspace\nName a folder: vlltr -w DIR ...\n",
+    )
+
+
+def test_more_views_than_are_stored(trained: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command that is named makes them: `vlltr embed` alone would not."""
+    commit = trained.history.last()
+    assert commit is not None
+    stored = commit.info["views"]
+    code, err = refused(capsys, "-w", str(trained.path), "train", "lgr", "--set", "lgr.views=9")
+    assert (code, err) == (
+        1,
+        f"Error: the head is to be trained on 9 views of each image (lgr.views), and {stored} are stored\n"
+        f"Make them: vlltr embed --views 9, or use --set lgr.views={stored}\n",
+    )

@@ -152,6 +152,17 @@ def test_shapes_are_checked() -> None:
         train_lgr(features, labels, bank, CONFIG, visual_init=init, logit_scale=20.0)
 
 
+def test_a_last_step_that_ruins_the_weights_is_refused() -> None:
+    """The loss of the only step is finite, the weights after it are not."""
+    features, labels, bank = stored()
+    config = CONFIG.model_copy(update={"epochs": 1, "batch_size": len(labels), "lr": 1e39})
+    with pytest.raises(VlltrError) as caught:
+        train_lgr(features, labels, bank, config, logit_scale=20.0)
+    assert caught.value.message.startswith("train lgr: the weights ")
+    assert caught.value.message.endswith(" are not finite any more")
+    assert caught.value.hint == "Try a lower lr."
+
+
 def drawing_bank(encoder: Encoder) -> AnchorBank:
     flat = [t for group in drawings.texts() for t in group]
     owner = torch.arange(8).repeat_interleave(3)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from vlltr_index.encoder import Encoder
     from vlltr_index.schemas.records import Progress
 
-__all__ = ["Objective", "RunPlan", "StageOne", "run"]
+__all__ = ["Objective", "RunPlan", "StageOne", "check_finite", "run"]
 
 _log = logging.getLogger(__name__)
 
@@ -93,6 +93,17 @@ class Objective(Protocol):
         ...
 
 
+def check_finite(module: nn.Module, name: str) -> None:
+    """See that the last step left all weights finite: the next loss would show it, but there may be none.
+
+    Raises:
+        VlltrError: If one is not.
+    """
+    for key, value in module.named_parameters():
+        if not bool(torch.isfinite(value).all()):
+            raise VlltrError(f"{name}: the weights {key} are not finite any more", "Try a lower lr.")
+
+
 def run(
     plan: RunPlan,
     encoder: Encoder,
@@ -112,7 +123,7 @@ def run(
     Raises:
         ConfigError: The batch cannot be shared out, or the encoder cannot be shared by several processes.
         WorkspaceError: The saved state is damaged or of another run.
-        VlltrError: The loss is not finite.
+        VlltrError: The loss, or a weight after an epoch, is not finite.
     """
     trainer = _Trainer(plan, encoder, module, images, objective, run_dir, progress, log_scale)
     board = _board(log_dir, plan.name)
@@ -192,6 +203,7 @@ class _Trainer:
                 f"{plan.name}: the loss is {entry['loss']} in epoch {epoch + 1}",
                 "Try a lower lr, or precision fp32",
             )
+        check_finite(self.module, plan.name)
         seconds = time.perf_counter() - started
         entry |= {"epoch": float(epoch + 1), "lr": self.optimizer.param_groups[0]["lr"], "seconds": seconds}
         entry["images_per_s"] = self.steps * plan.batch_size / seconds

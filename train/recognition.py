@@ -16,7 +16,7 @@ from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.tensors import check_labels, unit_rows
 from vlltr_index.train.data import TrainImages
 from vlltr_index.train.distributed import gather_rows, join_processes
-from vlltr_index.train.loop import RunPlan, run
+from vlltr_index.train.loop import RunPlan, check_finite, run
 from vlltr_index.train.lora import adapted
 from vlltr_index.train.mixing import BatchMixer
 from vlltr_index.train.sampling import epoch_batches, seed_of, stream
@@ -59,7 +59,7 @@ def train_lgr(
 
     Raises:
         InputError: Shapes do not fit, or a label is out of range.
-        VlltrError: The loss is not finite.
+        VlltrError: The loss, or a weight at the end, is not finite.
     """
     if features.dim() != 3 or not features.is_floating_point() or not features.shape[0]:
         raise InputError(f"features must be floating [V, N, D], got {features.dtype} {list(features.shape)}")
@@ -97,6 +97,7 @@ def train_lgr(
         if log is not None:
             scale = float(head.logit_scale.detach())
             log.append({**sums, "epoch": epoch + 1.0, "scale": scale, "lr": optimizer.param_groups[0]["lr"]})
+    check_finite(head, "train lgr")
     return head.eval()
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import torch
 from torch import Tensor
 
 from vlltr_index.encoder import Encoder
-from vlltr_index.errors import InputError
-from vlltr_index.images.decode import open_image
+from vlltr_index.engines import Augment, Engine, ImageSource, LocalEngine
 from vlltr_index.loading import usable_images, view_suffix
 from vlltr_index.schemas.config import AugmentConfig
 from vlltr_index.schemas.tables import (
@@ -29,10 +26,7 @@ if TYPE_CHECKING:
     from vlltr_index.snapshot import Snapshot
     from vlltr_index.transaction import Transaction
 
-__all__ = ["Augment", "embed_images", "embed_sentences", "load_sources", "vector_table"]
-
-Augment = Callable[[Tensor, torch.Generator], Tensor]
-"""Pixels [B, 3, H, W] as the encoder's preprocessing gives them, to an augmented batch of the same shape."""
+__all__ = ["embed_images", "embed_sentences", "load_sources", "vector_table"]
 
 _TEXT_BATCH = 4096
 _IMAGE_BATCH = 256
@@ -45,22 +39,26 @@ def embed_sentences(
     hashes: Sequence[str],
     texts: Sequence[str],
     progress: Progress | None = None,
+    engine: Engine | None = None,
 ) -> tuple[int, int, int]:
-    """Embed the texts whose hash is not in the cache; returns (embedded, there before, cut to the context)."""
+    """Embed the texts whose hash is not in the cache; returns (embedded, there before, cut to the context).
+
+    The vectors are computed by `engine`, by default in this process, and appended here.
+    """
     name = sentence_vectors_name(encoder.text_fp)
     tx.store.create(name, sentence_vectors(encoder.dim), "text_hash")
     have = _have(tx, name, "text_hash", hashes)
     todo = {h: t for h, t in zip(hashes, texts, strict=True) if h not in have}
-    keys, truncated = list(todo), 0
-    for start in range(0, len(keys), _TEXT_BATCH):
-        part = keys[start : start + _TEXT_BATCH]
-        batch = [todo[h] for h in part]
-        tokens = encoder.tokenize(batch)
-        truncated += tokens.truncated
-        vectors = encoder.encode_texts(tokens)
+    keys, truncated, done = list(todo), 0, 0
+    parts = [keys[start : start + _TEXT_BATCH] for start in range(0, len(keys), _TEXT_BATCH)]
+    engine = engine or LocalEngine(encoder)
+    computed = engine.texts([todo[h] for h in part] for part in parts)
+    for part, (vectors, cut) in zip(parts, computed, strict=True):
+        truncated += cut
         tx.store.append(name, vector_table({"text_hash": part}, vectors))
+        done += len(part)
         if progress:
-            progress("embed sentences", start + len(part), len(keys))
+            progress("embed sentences", done, len(keys))
     return len(keys), len(set(hashes)) - len(keys), truncated
 
 
@@ -73,11 +71,12 @@ def embed_images(
     config: AugmentConfig | None = None,
     progress: Progress | None = None,
     only: Sequence[str] | None = None,
+    engine: Engine | None = None,
 ) -> tuple[int, int, int]:
     """Embed one view of the images of `split` that are not in the cache; returns (embedded, before, unreadable).
 
     An image that could be read when it came in, and cannot now, is kept aside with its problem. With `only`, these
-    images alone are looked at.
+    images alone are looked at. The vectors are computed by `engine`, by default in this process with `augment`.
     """
     name = image_vectors_name(encoder.image_fp)
     tx.store.create(name, image_vectors(encoder.dim), "vector_key")
@@ -87,20 +86,19 @@ def embed_images(
     todo = [i for i in ids if f"{i}:{suffix}" not in have]
     done = failed = 0
     label = f"embed {split} images" + (f", view {view}" if view else "")
-    for part, pixels, bad in _pixel_batches(tx, encoder, todo, view, augment):
-        if bad:
-            failed += len(bad)
-            _keep_aside(tx, bad)
-        if part:
-            with torch.inference_mode():
-                vectors = encoder.encode_pixels(pixels.to(encoder.device)).float().cpu()
+    engine = engine or LocalEngine(encoder, augment)
+    for result in engine.images(_source_batches(tx, todo), view):
+        if result.problems:
+            failed += len(result.problems)
+            _keep_aside(tx, result.problems)
+        if result.ids:
             columns: dict[str, list[str] | list[int]] = {
-                "vector_key": [f"{i}:{suffix}" for i in part],
-                "image_id": part,
-                "view": [view] * len(part),
+                "vector_key": [f"{i}:{suffix}" for i in result.ids],
+                "image_id": result.ids,
+                "view": [view] * len(result.ids),
             }
-            tx.store.append(name, vector_table(columns, vectors))
-        done += len(part)
+            tx.store.append(name, vector_table(columns, result.vectors))
+        done += len(result.ids)
         if progress:
             progress(label, done + failed, len(todo))
     return done, len(ids) - len(todo), failed
@@ -122,31 +120,13 @@ def _keep_aside(tx: Transaction, problems: dict[str, str]) -> None:
     )
 
 
-def _pixel_batches(
-    tx: Snapshot, encoder: Encoder, ids: list[str], view: int, augment: Augment | None
-) -> Iterator[tuple[list[str], Tensor, dict[str, str]]]:
-    """Decoded batches in `ids` order: image ids, pixels [B, 3, H, W] normalised, and why others are unreadable."""
+def _source_batches(tx: Snapshot, ids: list[str]) -> Iterator[list[ImageSource]]:
+    """Batches of images in `ids` order."""
     for start in range(0, len(ids), _IMAGE_BATCH):
-        part = ids[start : start + _IMAGE_BATCH]
-        good: list[str] = []
-        pixels: list[Tensor] = []
-        bad: dict[str, str] = {}
-        for image_id, source in load_sources(tx, part):
-            try:
-                image = open_image(source)
-            except InputError as error:
-                bad[image_id] = error.message
-                continue
-            good.append(image_id)
-            pixels.append(encoder.preprocess(image))
-        batch = torch.stack(pixels) if pixels else torch.empty(0)
-        if view and augment is not None and good:
-            seed = int.from_bytes(hashlib.sha256(f"{good[0]}:{view}".encode()).digest()[:7], "big")
-            batch = augment(batch, torch.Generator().manual_seed(seed))
-        yield good, batch, bad
+        yield load_sources(tx, ids[start : start + _IMAGE_BATCH])
 
 
-def load_sources(tx: Snapshot, ids: list[str]) -> list[tuple[str, bytes | str]]:
+def load_sources(tx: Snapshot, ids: list[str]) -> list[ImageSource]:
     """Bytes, or else the path, of each image of `ids`, in their order."""
     rows = tx.table("images", ["image_id", "uri", "data"], one_of("image_id", ids))
     found = {

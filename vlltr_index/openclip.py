@@ -142,7 +142,15 @@ def known_as(model_cfg: Config) -> str | None:
 def _sizes(cfg: Config) -> list[Any]:
     vision, text = cfg["vision_cfg"], cfg["text_cfg"]
     whole = [cfg.get("embed_dim"), bool(cfg.get("quick_gelu")), bool(cfg.get("custom_text"))]
-    keys = ("timm_model_name", "hf_model_name", "image_size", "layers", "width", "patch_size", "heads")
+    keys: tuple[str, ...] = (
+        "timm_model_name",
+        "hf_model_name",
+        "image_size",
+        "layers",
+        "width",
+        "patch_size",
+        "heads",
+    )
     keys += ("context_length", "vocab_size")
     return whole + [part.get(key) for part in (vision, text) for key in keys]
 

@@ -107,8 +107,13 @@ class Workspace:
         folder = _local(path)
         file = folder / CONFIG_NAME
         if not file.is_file():
+            if folder.is_file():
+                raise WorkspaceError(
+                    f"{folder} is a file, not a workspace", "Name a folder: vlltr -w DIR ..."
+                )
             raise WorkspaceError(
-                f"{folder} is not a workspace: it has no {CONFIG_NAME}", f"Make one: vlltr init {path}"
+                f"{folder} is not a workspace: it has no {CONFIG_NAME}",
+                f"Make one: vlltr init {shlex.quote(str(path))}",
             )
         values = load_toml(file)
         written = values.get("format")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from vlltr_index.baselines import (
@@ -28,6 +27,7 @@ from vlltr_index.errors import MissingStepError
 from vlltr_index.loading import class_positions, open_encoder, usable_images
 from vlltr_index.schemas.tables import image_vectors_name
 from vlltr_index.stages.baselines import BaselineRow, Rule, Tower, fc_checkpoint
+from vlltr_index.stages.training import read_visual
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.baselines import BaselinesConfig
@@ -174,7 +174,7 @@ def _fc_data(making: Making) -> tuple[TowerData, Tensor, Tensor]:
         MissingStepError: If the fc baseline has not been trained.
     """
     folder = fc_checkpoint(making.workspace, making.snapshot)
-    visual = load_file(folder / "visual.safetensors")
+    visual = read_visual(folder, "vlltr train baseline fc")
     owner = torch.from_numpy(usable_images(making.snapshot, "train", [])["class_id"].to_numpy().copy()).long()
     rows = torch.isin(visual["class_ids"], owner)
     assert making.snapshot.commit is not None

@@ -20,7 +20,7 @@ from vlltr_index.encoder import Encoder
 from vlltr_index.errors import FingerprintMismatch, MissingStepError, WorkspaceError
 from vlltr_index.loading import class_positions
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
-from vlltr_index.stages.training import starting_encoder
+from vlltr_index.stages.training import read_visual, starting_encoder
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
@@ -284,7 +284,7 @@ def score_fc(
         MissingStepError: If it was not trained, or its files are gone.
     """
     folder = fc_checkpoint(workspace, snapshot)
-    visual = load_file(folder / "visual.safetensors")
+    visual = read_visual(folder, "vlltr train baseline fc")
     config = _fc_config(folder)
     features = _embedded(workspace, Encoder.open(folder), split, image_ids, progress)
     logits, ids = linear_logits(features, visual["weight"], visual["bias"]), visual["class_ids"]

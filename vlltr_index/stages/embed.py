@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from vlltr_index.embedding import embed_images, embed_sentences
 from vlltr_index.encoder import Encoder
+from vlltr_index.engines import Augment, Engine, LocalEngine
+from vlltr_index.errors import UsageError
 from vlltr_index.loading import open_encoder
+from vlltr_index.stages.status import encoder_change
 from vlltr_index.train.augment import make_augment
 
 if TYPE_CHECKING:
@@ -16,7 +21,11 @@ if TYPE_CHECKING:
     from vlltr_index.transaction import Transaction
     from vlltr_index.workspace import Workspace
 
-__all__ = ["EmbedReport", "embed"]
+__all__ = ["EmbedReport", "EngineName", "embed"]
+
+_log = logging.getLogger(__name__)
+
+EngineName = Literal["local", "ray"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,8 @@ def embed(
     views: int | None = None,
     progress: Progress | None = None,
     force: bool = False,
+    engine: EngineName = "local",
+    actors: int | None = None,
 ) -> EmbedReport:
     """Embed what is new; the caches resume by key, and the commit names their fingerprints.
 
@@ -47,21 +58,31 @@ def embed(
         progress: Called with the step's name, what is done, and the total.
         force: Whether an encoder other than the last commit's is taken; anchors, head and index that belong to the
             other one are given up then.
+        engine: Where vectors are computed: in this process, or by Ray actors; this process writes them either way.
+        actors: How many actors Ray starts; default: one a GPU, or where there is none one a CPU.
 
     Raises:
+        UsageError: If there is no such engine, or `actors` does not go with it.
+        ConfigError: If the engine's package is not installed.
         MissingStepError: If the encoder has no weights yet.
         FingerprintMismatch: If the encoder is not the one of the commit's vectors, without `force`.
     """
     views = workspace.recipe.lgr.views if views is None else views
+    _check_engine(engine, actors)
     with workspace.transaction("embed") as tx:
+        checkpoint = tx.commit.checkpoint if tx.commit is not None else None
+        if checkpoint and (change := encoder_change(workspace, checkpoint)):
+            _log.warning("%s: the trained one is used, until it is trained again: vlltr train cvlp", change)
         encoder = open_encoder(workspace, tx, check=not force)
         encoder.eval()
-        report = _embed_all(workspace, tx, encoder, views, progress)
+        augment = make_augment(workspace.recipe.lgr.augment, encoder)
+        with _open_engine(engine, actors, encoder, augment) as computes:
+            report = _embed_all(workspace, tx, encoder, views, progress, computes)
         if tx.commit is not None and _differs(tx.commit, encoder):
             tx.set(selection_id=None, head=None, index=None, fusion=None)
         tx.set(text_fp=encoder.text_fp, image_fp=encoder.image_fp)
-        augment = workspace.recipe.lgr.augment.model_dump(mode="json")
-        tx.note(logit_scale=encoder.logit_scale, dim=encoder.dim, views=views, augment=augment)
+        drawn = workspace.recipe.lgr.augment.model_dump(mode="json")
+        tx.note(logit_scale=encoder.logit_scale, dim=encoder.dim, views=views, augment=drawn)
     return report
 
 
@@ -73,20 +94,43 @@ def _differs(commit: Commit, encoder: Encoder) -> bool:
     )
 
 
+def _check_engine(engine: str, actors: int | None) -> None:
+    if engine not in get_args(EngineName):
+        raise UsageError(f"no engine {engine!r}", f"There are: {', '.join(get_args(EngineName))}.")
+    if actors is not None and engine != "ray":
+        raise UsageError("--actors is for --engine ray", "Leave it out, or run: vlltr embed --engine ray")
+
+
+def _open_engine(
+    name: EngineName, actors: int | None, encoder: Encoder, augment: Augment
+) -> AbstractContextManager[Engine]:
+    if name == "local":
+        return nullcontext(LocalEngine(encoder, augment))
+    from vlltr_index.ray_engine import RayEngine
+
+    return RayEngine(encoder, augment, actors)
+
+
 def _embed_all(
-    workspace: Workspace, tx: Transaction, encoder: Encoder, views: int, progress: Progress | None
+    workspace: Workspace,
+    tx: Transaction,
+    encoder: Encoder,
+    views: int,
+    progress: Progress | None,
+    engine: Engine,
 ) -> EmbedReport:
     sentences = tx.table("sentences", columns=["text_hash", "text"])
     new, before, truncated = embed_sentences(
-        tx, encoder, sentences["text_hash"].to_pylist(), sentences["text"].to_pylist(), progress
+        tx, encoder, sentences["text_hash"].to_pylist(), sentences["text"].to_pylist(), progress, engine
     )
     config = workspace.recipe.lgr.augment
-    augment = make_augment(config, encoder)
     splits = sorted(set(tx.table("images", columns=["split"])["split"].to_pylist()))
     images = images_before = unreadable = 0
     for split in splits:
         for view in range(views if split == "train" else 1):
-            made, had, failed = embed_images(tx, encoder, split, view, augment, config, progress)
+            made, had, failed = embed_images(
+                tx, encoder, split, view, config=config, progress=progress, engine=engine
+            )
             images, images_before, unreadable = images + made, images_before + had, unreadable + failed
     return EmbedReport(
         new, before, truncated, images, images_before, unreadable, encoder.text_fp, encoder.image_fp

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vlltr_index.snapshot import Snapshot
     from vlltr_index.workspace import Kind, Workspace
 
-__all__ = ["StatusReport", "status"]
+__all__ = ["StatusReport", "encoder_change", "status"]
 
 
 @dataclass(frozen=True)
@@ -186,16 +186,22 @@ def _encoder_steps(workspace: Workspace, snapshot: Snapshot, train_images: int) 
         return [] if workspace.recipe.encoder.pretrained else [("the encoder has not been trained", command)]
     if _gone(workspace, "checkpoints", commit.checkpoint):
         return [(f"the encoder's files are gone: {short(commit.checkpoint)}", command)]
-    asked, trained = workspace.recipe.encoder, _trained(workspace, commit.checkpoint)
+    change = encoder_change(workspace, commit.checkpoint)
+    return [(change, command)] if change else []
+
+
+def encoder_change(workspace: Workspace, checkpoint: str) -> str | None:
+    """How the encoder that `vlltr.toml` names differs from the one of a checkpoint, in words; None if it does not."""
+    asked, trained = workspace.recipe.encoder, _trained(workspace, checkpoint)
     if (
         trained is None or "/" in asked.model or ":" in asked.model
     ):  # a folder or a hub's name is not the model's
-        return []
+        return None
     model, size = trained
     if _bare(model) == _bare(asked.model) and asked.image_size in (None, size):
-        return []
+        return None
     wanted = f"{asked.model} at {asked.image_size} px" if asked.image_size else asked.model
-    return [(f"the recipe's encoder is {wanted}, the trained one {model} at {size} px", command)]
+    return f"the recipe's encoder is {wanted}, the trained one {model} at {size} px"
 
 
 def _trained(workspace: Workspace, digest: str) -> tuple[str, int] | None:

@@ -87,6 +87,7 @@ def _train_head(workspace: Workspace, config: LGRConfig, progress: Progress | No
     loaded, first = load_bank(snapshot), image_set(snapshot, "train")
     before = {"the training images": first.image_ids, **_facts(snapshot)}
     augment = workspace.recipe.lgr.augment
+    _check_views(snapshot, config)
     rest = [image_set(snapshot, "train", view, augment).features for view in range(1, config.views)]
     class_ids, labels = torch.unique(first.class_ids, return_inverse=True)
     commit, log = snapshot.commit, list[dict[str, float]]()
@@ -109,6 +110,21 @@ def _train_head(workspace: Workspace, config: LGRConfig, progress: Progress | No
         refuse("train lgr", differences(before, {"the training images": images, **_facts(tx)}))
         digest = _keep_head(workspace, tx, saved, config, log)
     return TrainReport("lgr", digest, len(class_ids), len(labels), config.epochs, False, log[-1])
+
+
+def _check_views(snapshot: Snapshot, config: LGRConfig) -> None:
+    """See that as many views are stored as the head shall be trained on.
+
+    Raises:
+        MissingStepError: If not: `vlltr embed` alone makes those of the workspace's recipe.
+    """
+    info = snapshot.commit.info if snapshot.commit is not None else {}
+    stored = int(info.get("views", config.views))
+    if stored < config.views:
+        raise MissingStepError(
+            f"the head is to be trained on {config.views} views of each image (lgr.views), and {stored} are stored",
+            f"Make them: vlltr embed --views {config.views}, or use --set lgr.views={stored}",
+        )
 
 
 def _facts(snapshot: Snapshot) -> dict[str, object]:

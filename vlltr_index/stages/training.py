@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlltr_index.encoder import Encoder
-from vlltr_index.errors import MissingStepError
+from vlltr_index.errors import MissingStepError, WorkspaceError
 from vlltr_index.loading import class_positions, usable_images
 from vlltr_index.schemas.config import Recipe
 from vlltr_index.schemas.fingerprint import digest_json, short
@@ -28,6 +29,7 @@ __all__ = [
     "class_texts",
     "load_visual",
     "log_folder",
+    "read_visual",
     "run_key",
     "save_stage",
     "stage_report",
@@ -149,15 +151,39 @@ def save_stage(stage: StageOne, data: TrainingSet, facts: dict[str, Any], folder
     (folder / "train.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def read_visual(folder: Path, command: str) -> dict[str, Tensor]:
+    """The visual classifier saved with a checkpoint: weight float32 [C, D], bias [C], class_ids int64 [C], and more.
+
+    Raises:
+        WorkspaceError: If its file is missing or damaged; `command` makes it again.
+    """
+    path = folder / "visual.safetensors"
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        why = str(error)
+    else:
+        missing = [name for name in ("weight", "bias", "class_ids") if name not in tensors]
+        if not missing:
+            return tensors
+        why = f"it has no {', '.join(missing)}"
+    raise WorkspaceError(
+        f"the visual classifier {path} cannot be read: {why}",
+        f"Bring it back from a backup, or make it again: {command}",
+    )
+
+
 def load_visual(folder: Path, class_ids: Tensor) -> tuple[Tensor, Tensor] | None:
     """The visual classifier saved with a checkpoint, rows in the order of `class_ids`: weight [C, D], bias [C].
 
     A class that the checkpoint does not know gets the mean row. None where there is no classifier, or it knows none.
+
+    Raises:
+        WorkspaceError: If the file is damaged.
     """
-    path = folder / "visual.safetensors"
-    if not path.is_file():
+    if not (folder / "visual.safetensors").is_file():
         return None
-    tensors = load_file(path)
+    tensors = read_visual(folder, "vlltr train cvlp")
     at = class_positions(tensors["class_ids"], class_ids)
     if bool((at < 0).all()):
         return None

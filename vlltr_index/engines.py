@@ -1,0 +1,112 @@
+"""What turns batches of sentences and images into vectors: this process, or others; none of them writes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vlltr_index.encoder import Encoder
+from vlltr_index.errors import InputError
+from vlltr_index.images.decode import open_image
+
+__all__ = [
+    "Augment",
+    "Engine",
+    "ImageSource",
+    "ImageVectors",
+    "LocalEngine",
+    "image_vectors_of_batch",
+    "text_vectors_of_batch",
+]
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+"""Pixels [B, 3, H, W] as the encoder's preprocessing gives them, to an augmented batch of the same shape."""
+
+ImageSource = tuple[str, bytes | str]
+"""An image's id, and its bytes or else its path."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageVectors:
+    """The vectors of one batch of images.
+
+    Attributes:
+        ids: Of the images that could be read, in the order given.
+        vectors: float32 [len(ids), D] on the CPU, unnormalised.
+        problems: Why the others could not, by id.
+    """
+
+    ids: list[str]
+    vectors: Tensor
+    problems: dict[str, str]
+
+
+class Engine(Protocol):
+    """Computes vectors of batches, lazily and in the order of the batches."""
+
+    def texts(self, batches: Iterable[Sequence[str]]) -> Iterator[tuple[Tensor, int]]:
+        """For each batch of N texts: float32 [N, D] on the CPU, unnormalised, and how many texts were cut."""
+        ...
+
+    def images(self, batches: Iterable[Sequence[ImageSource]], view: int) -> Iterator[ImageVectors]:
+        """The vectors of each batch of images, in the plain view 0 or an augmented one."""
+        ...
+
+
+class LocalEngine:
+    """Computes in this process, on the encoder's device."""
+
+    def __init__(self, encoder: Encoder, augment: Augment | None = None) -> None:
+        self._encoder = encoder
+        self._augment = augment
+
+    def texts(self, batches: Iterable[Sequence[str]]) -> Iterator[tuple[Tensor, int]]:
+        """See `Engine`."""
+        for batch in batches:
+            yield text_vectors_of_batch(self._encoder, batch)
+
+    def images(self, batches: Iterable[Sequence[ImageSource]], view: int) -> Iterator[ImageVectors]:
+        """See `Engine`."""
+        for batch in batches:
+            yield image_vectors_of_batch(self._encoder, batch, view, self._augment)
+
+
+def text_vectors_of_batch(encoder: Encoder, texts: Sequence[str]) -> tuple[Tensor, int]:
+    """Vectors float32 [N, D] on the CPU, unnormalised, and how many texts were cut to the context."""
+    tokens = encoder.tokenize(texts)
+    return encoder.encode_texts(tokens), tokens.truncated
+
+
+def image_vectors_of_batch(
+    encoder: Encoder, batch: Sequence[ImageSource], view: int, augment: Augment | None
+) -> ImageVectors:
+    """Decode, preprocess and encode one batch; what cannot be read is named with the reason.
+
+    An augmented view is drawn from the batch's first readable image and the view, so that the same batch gives the same
+    vectors wherever it is computed.
+    """
+    ids: list[str] = []
+    pixels: list[Tensor] = []
+    problems: dict[str, str] = {}
+    for image_id, source in batch:
+        try:
+            image = open_image(source)
+        except InputError as error:
+            problems[image_id] = error.message
+            continue
+        ids.append(image_id)
+        pixels.append(encoder.preprocess(image))
+    if not ids:
+        return ImageVectors(ids, torch.empty(0, encoder.dim), problems)
+    stacked = torch.stack(pixels)
+    if view and augment is not None:
+        seed = int.from_bytes(hashlib.sha256(f"{ids[0]}:{view}".encode()).digest()[:7], "big")
+        stacked = augment(stacked, torch.Generator().manual_seed(seed))
+    with torch.inference_mode():
+        vectors = encoder.encode_pixels(stacked.to(encoder.device)).float().cpu()
+    return ImageVectors(ids, vectors, problems)
