@@ -11,7 +11,7 @@ import click
 from vlltr_index.cli.context import Context, existing, pass_context
 
 if TYPE_CHECKING:
-    from vlltr_index.classes import ChangeReport
+    from vlltr_index.classes import ChangeReport, NewClass
     from vlltr_index.stages.classlist import ClassDetail
 
 __all__ = ["classes_command", "dry_run_option", "show_change"]
@@ -100,7 +100,11 @@ def _detail_lines(detail: ClassDetail, every: bool) -> list[str]:
 @click.option("--text", help="A file of text about the class (.txt, JSON, JSONL).")
 @click.option("--images", help="A folder of its images.")
 @click.option("--alias", "aliases", multiple=True, help="Another name; repeatable.")
-@click.option("--from", "manifest", help="A JSON file of many classes: {name: [sentence, ...]}.")
+@click.option(
+    "--from",
+    "manifest",
+    help='A JSON file of many: {name: [sentence, ...]} or {name: {"sentences": [...], "images": [...]}}.',
+)
 @dry_run_option
 @pass_context
 def add(
@@ -114,19 +118,9 @@ def add(
     dry_run: bool,
 ) -> None:
     """Add the class NAME by its sentences, its images, or both; it can be recognised at once."""
-    from vlltr_index.classes import NewClass, add_classes, read_manifest
-    from vlltr_index.errors import UsageError
+    from vlltr_index.classes import add_classes
 
-    if (name is None) == (manifest is None):
-        raise UsageError(
-            "give either NAME or --from FILE", "For example: vlltr classes add okapi --text okapi.txt"
-        )
-    if manifest is not None:
-        wanted = read_manifest(existing(manifest))
-    else:
-        assert name is not None
-        text_file, folder = existing(text) if text else None, existing(images) if images else None
-        wanted = [NewClass(name, tuple(sentences), text_file, folder, tuple(aliases))]
+    wanted = _wanted(name, sentences, text, images, aliases, manifest)
     workspace = context.open()
     with context.progress() as progress:
         report = add_classes(workspace, wanted, dry_run=dry_run, progress=progress)
@@ -135,6 +129,34 @@ def add(
         return
     for line in report.lines():
         context.say(line)
+
+
+def _wanted(
+    name: str | None,
+    sentences: tuple[str, ...],
+    text: str | None,
+    images: str | None,
+    aliases: tuple[str, ...],
+    manifest: str | None,
+) -> list[NewClass]:
+    """The classes that the options of `add` describe."""
+    from vlltr_index.classes import NewClass, read_manifest
+    from vlltr_index.errors import UsageError
+
+    if (name is None) == (manifest is None):
+        raise UsageError(
+            "give either NAME or --from FILE", "For example: vlltr classes add okapi --text okapi.txt"
+        )
+    if manifest is None:
+        assert name is not None
+        text_file, folder = existing(text) if text else None, existing(images) if images else None
+        return [NewClass(name, tuple(sentences), text_file, folder, tuple(aliases))]
+    if sentences or text or images or aliases:
+        raise UsageError(
+            "--from FILE says all about its classes: --sentence, --text, --images and --alias go with NAME",
+            "Write them into the file, or leave --from out.",
+        )
+    return read_manifest(existing(manifest))
 
 
 @classes_command.command("remove")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pyarrow as pa
 import pytest
 import torch
@@ -45,6 +47,28 @@ def test_the_margin_keeps_its_promise(seed: int) -> None:
         assert fit.old_with_new >= fit.old_alone - 0.02
     if fit.params.margin >= 0:
         assert fit.new >= fit.new_without_margin
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_margin_and_agreement_against_brute_force(seed: int) -> None:
+    """No agreement and margin of a grid does more for the new classes without costing the old ones too much."""
+    trained, rows = torch.arange(14) < 10, torch.arange(10)
+    old, new = branches(seed, 400, 14, 10), branches(seed + 9, 200, 14, 10, True)
+    fit = fit_fusion(old, new, rows, trained, max_loss=0.02)
+    assert fit.old_with_new >= fit.old_alone - 0.02 - 1e-9
+
+    def accuracy(images: BranchLogits, params: FusionParams) -> float:
+        return balanced_accuracy(
+            fuse(images.visual, images.text, rows, trained, params).probabilities, images.labels
+        )
+
+    assert accuracy(new, fit.params) == pytest.approx(fit.new)
+    assert accuracy(old, fit.params) == pytest.approx(fit.old_with_new)
+    for agreement in (0.0, 0.5, 1.0, 1.5):
+        for margin in range(-2, 8):
+            other = replace(fit.params, agreement=agreement, margin=float(margin))
+            if accuracy(old, other) >= fit.old_alone - 0.02:
+                assert accuracy(new, other) <= fit.new + 1e-9
 
 
 def test_weight_and_temperatures_against_brute_force() -> None:

@@ -25,7 +25,7 @@ from vlltr_index.classes import (
 )
 from vlltr_index.classes.reports import Effect
 from vlltr_index.classes.session import View
-from vlltr_index.errors import InputError, UnknownClassError, UsageError, VlltrError
+from vlltr_index.errors import InputError, UnknownClassError, UsageError, VlltrError, WorkspaceError
 from vlltr_index.loading import image_set
 from vlltr_index.scoring import load_scorer
 from vlltr_index.stages.classlist import show_class
@@ -221,9 +221,20 @@ def test_what_is_refused_is_told_and_changes_nothing(small: Workspace, world: Wo
     assert commits(small) == at
 
 
+def everything(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file below a folder with its time and its bytes."""
+    files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    return {name: (path.stat().st_mtime_ns, path.read_bytes()) for name, path in files.items()}
+
+
 def test_dry_runs_write_nothing(small: Workspace, world: World, names: list[str]) -> None:
-    """Each change can be looked at first; the reports are those of the real ones."""
-    at = commits(small)
+    """Each change can be looked at first: not a byte of the folder changes, not even a vector or the lock."""
+    at, before = commits(small), everything(small.path)
+    added = add_classes(
+        small, [NewClass("okapi", ("It is new.",), image_files=(Path(world.pictures[0]),))], dry_run=True
+    )
+    assert (added.added[0].images, added.added[0].imprinted) == (1, True)
+    assert added.lines()[-1] == "This was a dry run: nothing was written."
     reports: list[ChangeReport] = [
         remove_classes(small, [names[0]], dry_run=True),
         rename_class(small, names[0], "other", dry_run=True),
@@ -234,6 +245,7 @@ def test_dry_runs_write_nothing(small: Workspace, world: World, names: list[str]
         remove_images(small, [show_class(small, names[0]).pictures[0].image_id], dry_run=True),
     ]
     assert commits(small) == at
+    assert everything(small.path) == before
     for report in reports:
         assert report.dry_run
         assert report.lines()[-1] == "This was a dry run: nothing was written."
@@ -295,3 +307,33 @@ def test_the_report_names_a_class_as_it_is_stored(small: Workspace) -> None:
     """White space in the name that was typed is not shown."""
     report = add_class(small, "  okapi \t of the woods ", ["It is an animal."])
     assert report.lines()[0].startswith("Added 'okapi of the woods' (class 10): ")
+
+
+def test_a_dry_run_tells_what_the_change_then_does(small: Workspace, world: World, names: list[str]) -> None:
+    """Classes, numbers, rivals and effect are those of the real change after it."""
+    wanted = [NewClass("okapi", ("It is new.",), image_files=(Path(world.pictures[0]),))]
+    told, done = add_classes(small, wanted, dry_run=True), add_classes(small, wanted)
+    assert told.added == done.added
+    assert (told.old_classes_before, told.old_classes_after) == (
+        done.old_classes_before,
+        done.old_classes_after,
+    )
+    seen, made = (
+        merge_classes(small, names[0], "okapi", dry_run=True),
+        merge_classes(small, names[0], "okapi"),
+    )
+    assert (seen.notes, seen.classes, seen.effect) == (made.notes, made.classes, made.effect)
+
+
+def test_a_dry_run_where_files_go_missing_meanwhile(
+    small: Workspace, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where another process cleans up at that moment, the command says so and leaves nothing behind."""
+    from vlltr_index import scratch as module
+
+    def gone(source: str, target: str) -> str:
+        raise FileNotFoundError(source)
+
+    monkeypatch.setattr(module, "_link", gone)
+    with pytest.raises(WorkspaceError, match=f"{small.path} changed while it was read: "):
+        remove_classes(small, [names[0]], dry_run=True)

@@ -95,3 +95,34 @@ def test_a_class_is_shown_for_people(small: Path, world: World, capsys: pytest.C
     assert sum(line.startswith("  train ") for line in lines) == len(world.classes[0].pictures)
     _, out, _ = run(capsys, "-w", small, "classes", "show", world.classes[0].name, "--all")
     assert sum("  loss " in line for line in out.splitlines()) == 8
+
+
+def test_a_manifest_in_both_forms(
+    small: Path, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`add --from` takes lists and objects beside each other, in one commit; options of NAME are refused."""
+    texts = sorted(world.texts)[:2]
+    values = {
+        texts[0]: world.texts[texts[0]],
+        texts[1]: {"sentences": world.texts[texts[1]], "images": world.pictures[:2], "aliases": ["beta"]},
+    }
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(json.dumps(values), encoding="utf-8")
+    before = len(list((small / "history").glob("*.json")))
+    code, out, err = run(
+        capsys, "-q", "-w", small, "--json", "classes", "add", "--from", manifest, "--alias", "x"
+    )
+    assert (code, out) == (2, "")
+    assert err.startswith("Error: --from FILE says all about its classes: --sentence, --text, --images and")
+    code, out, _ = run(capsys, "-q", "-w", small, "--json", "classes", "add", "--from", manifest)
+    assert code == 0
+    added = json.loads(out)["added"]
+    assert [(one["name"], one["images"], one["visual"]) for one in added] == [
+        (texts[0], 0, "none"),
+        (texts[1], 2, "imprinted"),
+    ]
+    assert len(list((small / "history").glob("*.json"))) == before + 1
+    code, out, _ = run(capsys, "-w", small, "classes", "show", "beta")
+    assert (code, out.splitlines()[1]) == (0, "also: beta")
+    code, _, err = run(capsys, "-w", small, "classes", "add", "okapi", "--from", manifest)
+    assert (code, err.splitlines()[0]) == (2, "Error: give either NAME or --from FILE")

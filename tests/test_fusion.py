@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlltr_index.errors import InputError
-from vlltr_index.fusion import FusionParams, Rule, fuse, imprint_row
+from vlltr_index.fusion import FusionParams, Rule, disagreement, fuse, imprint_row
 
 quick = settings(max_examples=40, deadline=None)
 
@@ -23,6 +23,7 @@ quick = settings(max_examples=40, deadline=None)
     margin=st.sampled_from([0.0, 1.5]),
     size=st.sampled_from([1.0, 30.0, 1e4]),
     rule=st.sampled_from(["ours", "paper", "logits"]),
+    agreement=st.sampled_from([0.0, 0.7]),
     seed=st.integers(0, 2**31),
 )
 def test_fusion_equals_its_twin(
@@ -33,17 +34,18 @@ def test_fusion_equals_its_twin(
     margin: float,
     size: float,
     rule: Rule,
+    agreement: float,
     seed: int,
 ) -> None:
     """Retired and merged rows, classes without rows, huge logits: the rule holds and rows sum to one."""
     g = torch.Generator().manual_seed(seed)
     visual = size * torch.randn(3, len(row_class), generator=g, dtype=torch.float64)
     text = size * torch.randn(3, 5, generator=g, dtype=torch.float64)
-    params = FusionParams(alpha, taus[0], taus[1], margin, rule)
+    params = FusionParams(alpha, taus[0], taus[1], margin, rule, agreement)
     rows = torch.tensor(row_class, dtype=torch.int64)
     scores = fuse(visual, text, rows, torch.tensor(trained), params)
     expected = [
-        twins.fused(v, t, row_class, trained, alpha, taus, margin, rule)
+        twins.fused(v, t, row_class, trained, alpha, taus, margin, rule, agreement)
         for v, t in zip(visual, text, strict=True)
     ]
     torch.testing.assert_close(scores.probabilities, torch.stack(expected), rtol=1e-9, atol=1e-9)
@@ -65,6 +67,35 @@ def test_without_rows_the_text_decides() -> None:
         torch.testing.assert_close(scores.probabilities, expected)
         assert bool((scores.u == 1).all())
         assert bool((scores.visual_part == 0).all())
+
+
+def test_where_the_branches_disagree_a_new_class_gains() -> None:
+    """What both see stays; where they name different trained classes, the class that came later gets more. Where none
+    came later, agreement changes nothing."""
+    text = torch.tensor([[6.0, 0.0, 4.0], [6.0, 0.0, 4.0]])
+    visual = torch.tensor([[6.0, 0.0], [0.0, 6.0]])
+    rows, trained = torch.tensor([0, 1]), torch.tensor([True, True, False])
+    plain, wary = (fuse(visual, text, rows, trained, FusionParams(0.4, agreement=a)) for a in (0.0, 1.0))
+    gain = (wary.probabilities - plain.probabilities)[:, 2]
+    assert float(gain[0]) < 0.001
+    assert float(gain[1]) > 0.7
+    among = [s.probabilities[:, :2] / s.probabilities[:, :2].sum(1, keepdim=True) for s in (plain, wary)]
+    torch.testing.assert_close(among[0], among[1])
+    alone = [
+        fuse(visual, text[:, :2], rows, trained[:2], FusionParams(0.4, agreement=a)).probabilities
+        for a in (0.0, 1.0)
+    ]
+    torch.testing.assert_close(alone[0], alone[1])
+
+
+def test_disagreement_does_not_see_what_came_later() -> None:
+    """Adding classes, with rows or without, leaves it as it was."""
+    g = torch.Generator().manual_seed(3)
+    visual, text = torch.randn(4, 5, generator=g), torch.randn(4, 6, generator=g)
+    trained = torch.tensor([True, True, True, False, False, False])
+    whole = disagreement(visual, text, torch.tensor([0, 1, 2, 3, 4]), trained)
+    before = disagreement(visual[:, :3], text[:, :3], torch.tensor([0, 1, 2]), trained[:3])
+    torch.testing.assert_close(whole, before)
 
 
 def test_a_new_class_is_not_starved() -> None:
@@ -95,6 +126,8 @@ def test_fusion_refuses_what_does_not_fit() -> None:
     assert str(error.value) == "alpha must lie in 0..1, got 1.2\nvlltr calibrate"
     with pytest.raises(InputError, match=r"temperatures must be above 0, got 1\.0 and 0\.0"):
         FusionParams(tau_text=0.0)
+    with pytest.raises(InputError, match="agreement must not be below 0, got -1"):
+        FusionParams(agreement=-1)
     with pytest.raises(InputError, match="must be 'ours', 'paper' or 'logits', got 'sum'"):
         FusionParams(rule="sum")  # type: ignore[arg-type]  # what a caller without types may pass
     visual, text, mask = torch.zeros(1, 2), torch.zeros(1, 3), torch.ones(3, dtype=torch.bool)

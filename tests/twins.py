@@ -114,12 +114,16 @@ def fused(
     taus: tuple[float, float],
     margin: float,
     rule: str = "ours",
+    agreement: float = 0.0,
 ) -> Tensor:
     """The fusion rules for one image, class by class, in plain Python."""
     z = [float(t) / taus[1] - (margin if known else 0.0) for t, known in zip(text, trained, strict=True)]
+    live = [(float(v) / taus[0], c) for v, c in zip(visual, row_class, strict=True) if c >= 0]
+    if rule == "ours" and agreement:
+        apart = _disagreement(z, live, trained)
+        z = [v - (agreement * apart if known else 0.0) for v, known in zip(z, trained, strict=True)]
     top = max(z)
     by_text = [math.exp(v - top) / sum(math.exp(w - top) for w in z) for v in z]
-    live = [(float(v) / taus[0], c) for v, c in zip(visual, row_class, strict=True) if c >= 0]
     if not live:
         return torch.tensor(by_text, dtype=torch.float64)
     top = max(v for v, _ in live)
@@ -137,6 +141,18 @@ def fused(
         alpha * by_image[c] * (1 - u) + (1 - alpha) * p if c in by_image else p for c, p in enumerate(by_text)
     ]
     return torch.tensor(result, dtype=torch.float64)
+
+
+def _disagreement(text: list[float], live: list[tuple[float, int]], trained: list[bool]) -> float:
+    """-log of the chance that both branches name the same trained class."""
+    rows = [(v, c) for v, c in live if trained[c]]
+    if not rows:
+        return 0.0
+    tops = max(v for v, _ in rows), max(t for t, known in zip(text, trained, strict=True) if known)
+    by_image = [math.exp(v - tops[0]) / sum(math.exp(w - tops[0]) for w, _ in rows) for v, _ in rows]
+    among = sum(math.exp(t - tops[1]) for t, known in zip(text, trained, strict=True) if known)
+    same = sum(p * math.exp(text[c] - tops[1]) / among for p, (_, c) in zip(by_image, rows, strict=True))
+    return -math.log(max(same, 1e-6))
 
 
 def _summed(text: list[float], live: list[tuple[float, int]]) -> Tensor:

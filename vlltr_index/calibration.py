@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from vlltr_index.errors import InputError
-from vlltr_index.fusion import FusionParams, Rule, fuse
+from vlltr_index.fusion import FusionParams, Rule, disagreement, fuse
 
 __all__ = ["BranchLogits", "FusionFit", "balanced_accuracy", "fit_fusion"]
 
 _TEMPERATURES = torch.logspace(-1.0, 1.0, 41, dtype=torch.float64)
 _ALPHAS = torch.linspace(0.0, 1.0, 21, dtype=torch.float64)
-_MARGINS = torch.linspace(-4.0, 8.0, 49, dtype=torch.float64)
+_MARGINS = torch.linspace(-4.0, 8.0, 241, dtype=torch.float64)
+_COARSE = 5  # every fifth is tried where each costs a pass over all scores
+_AGREEMENTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +44,7 @@ class FusionFit:
     old_alone: float  # old classes, the new ones absent
     old_with_new: float
     new: float
-    new_without_margin: float
+    new_without_margin: float  # nor agreement
 
 
 def fit_fusion(
@@ -54,11 +56,11 @@ def fit_fusion(
     few_share: float = 0.0,
     rule: Rule = "ours",
 ) -> FusionFit:
-    """Fit temperatures, weight and margin.
+    """Fit temperatures, weight, margin and agreement.
 
     The temperatures minimise each branch's weighted negative log-likelihood over the old classes; the weight
-    that of the fused probabilities; the margin is the one with the best accuracy on the new classes among
-    those that cost the old classes at most `max_loss` of accuracy. It may be negative, where new classes
+    that of the fused probabilities; margin and agreement are those with the best accuracy on the new classes among
+    those that cost the old classes at most `max_loss` of accuracy. The margin may be negative, where new classes
     would otherwise take too much.
 
     Args:
@@ -66,7 +68,7 @@ def fit_fusion(
         new: Images of classes it was not trained on, known by text; None leaves the margin at 0.
         row_class: Integers [C_v], as for `fuse`.
         trained: Bool [C], as for `fuse`.
-        max_loss: Accuracy the old classes may lose to the margin.
+        max_loss: Accuracy the old classes may lose to margin and agreement.
         few_share: Weight of the images that stand for few-shot classes: the share of these among all classes.
         rule: How the branches are put together. For `logits`, which sums them as they are, the margin alone is
             fitted.
@@ -101,7 +103,11 @@ def fit_fusion(
     old_alone = balanced_accuracy(alone, labels, weights)
     if new is None or not len(new.labels):
         return FusionFit(params, old_alone, old_alone, float("nan"), float("nan"))
-    return _fit_margin(old, new, row_class, trained, params, old_alone, max_loss, weights)
+    margins: list[float] = _MARGINS[::_COARSE].tolist()
+    if rule == "ours" and bool(trained[row_class[row_class >= 0]].all()):
+        agreement, margin = _agreement(old, new, row_class, trained, params, max_loss, weights)
+        params, margins = replace(params, agreement=agreement), [margin]
+    return _fit_margin(old, new, row_class, trained, params, old_alone, max_loss, weights, margins)
 
 
 def balanced_accuracy(scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> float:
@@ -124,6 +130,58 @@ def image_weights(images: BranchLogits, few_share: float) -> Tensor:
     return weights
 
 
+def _agreement(
+    old: BranchLogits,
+    new: BranchLogits,
+    row_class: Tensor,
+    trained: Tensor,
+    params: FusionParams,
+    max_loss: float,
+    weights: Tensor,
+) -> tuple[float, float]:
+    """Agreement and margin that do most for new classes without rows; of equal ones the least."""
+    seen, fresh = (_decisions(images, row_class, trained, params) for images in (old, new))
+    fresh_weights = _class_weights(new.labels)
+    alone = float((seen.right_old.double() * weights).sum())
+    best, most = (0.0, float(_MARGINS[0])), -1.0
+    for agreement in _AGREEMENTS:
+        level, above = (d.turn - agreement * d.disagreement for d in (seen, fresh))
+        for margin in _MARGINS.tolist():
+            kept = float(((seen.right_old & (level >= margin)).double() * weights).sum())
+            found = float(((fresh.right_new & (above < margin)).double() * fresh_weights).sum())
+            if kept >= alone - max_loss and found > most + 1e-9:
+                best, most = (agreement, margin), found
+    return best
+
+
+@dataclass(frozen=True, eq=False)
+class _Decisions:
+    """What decides between old and new classes, for N images: above `turn`, margin + agreement * disagreement lets the
+    best new class win. `right_old` and `right_new`: whether the best of each side is the right answer."""
+
+    turn: Tensor
+    disagreement: Tensor
+    right_old: Tensor
+    right_new: Tensor
+
+
+def _decisions(images: BranchLogits, row_class: Tensor, trained: Tensor, params: FusionParams) -> _Decisions:
+    """The best old class has the share of the old ones' text probability that it has without the new ones."""
+    there, fresh = trained.nonzero()[:, 0], (~trained).nonzero()[:, 0]
+    position = trained.long().cumsum(0) - 1
+    rows = torch.where(row_class >= 0, position[row_class.clamp(min=0)], -1)
+    text = images.text.double() / params.tau_text
+    known = torch.ones(len(there), dtype=torch.bool)
+    share, best = fuse(images.visual, images.text[:, there], rows, known, params).probabilities.max(1)
+    high, other = text[:, fresh].max(1)
+    live = row_class >= 0
+    apart = disagreement(
+        images.visual[:, live].double() / params.tau_visual, text, row_class[live].long(), trained
+    )
+    turn = text[:, there].logsumexp(1) + share.double().log() - high
+    return _Decisions(turn, apart, there[best] == images.labels, fresh[other] == images.labels)
+
+
 def _fit_margin(
     old: BranchLogits,
     new: BranchLogits,
@@ -133,9 +191,10 @@ def _fit_margin(
     old_alone: float,
     max_loss: float,
     weights: Tensor,
+    margins: list[float],
 ) -> FusionFit:
     tried: list[tuple[float, float, float]] = []
-    for margin in _MARGINS.tolist():
+    for margin in margins:
         at = replace(params, margin=margin)
         with_new = balanced_accuracy(
             fuse(old.visual, old.text, row_class, trained, at).probabilities, old.labels, weights
@@ -147,7 +206,9 @@ def _fit_margin(
     allowed = [t for t in tried if t[1] >= old_alone - max_loss] or tried[:1]
     margin, with_new, fresh = max(allowed, key=lambda t: (t[2], -t[0]))
     chosen = replace(params, margin=margin)
-    without = next(t[2] for t in tried if t[0] == 0.0)
+    plain = replace(params, margin=0.0, agreement=0.0)
+    plainly = fuse(new.visual, new.text, row_class, trained, plain).probabilities
+    without = balanced_accuracy(plainly, new.labels)
     return FusionFit(chosen, old_alone, with_new, fresh, without)
 
 

@@ -3,7 +3,8 @@
 The visual branch is a distribution over the classes it has rows for. Three rules put the two together:
 
 - `ours`: what the text branch gives to the classes without a row, u, is kept for them, and the rest is shared between
-  the branches by alpha. A class that came later is not starved.
+  the branches by alpha. A class that came later is not starved. Where the branches disagree about which trained class
+  an image shows, it may well show none of them: by `agreement`, that speaks for the classes that came later.
 - `paper`: alpha P^I + (1 - alpha) P^T, whatever classes have rows (VL-LTR's sum at alpha = 0.5; its release has 0.2
   and 0.7).
 - `logits`: softmax of the sum of both branches' logits, by which the release counts its many, medium and few.
@@ -20,9 +21,11 @@ from torch import Tensor
 from vlltr_index.errors import InputError
 from vlltr_index.tensors import check_labels, check_matrix, check_vector, working_dtype
 
-__all__ = ["FusedScores", "FusionParams", "Rule", "fuse", "imprint_row"]
+__all__ = ["FusedScores", "FusionParams", "Rule", "disagreement", "fuse", "imprint_row"]
 
 Rule = Literal["ours", "paper", "logits"]
+
+_LEAST_AGREEMENT = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,8 @@ class FusionParams:
         tau_text: Temperature of the text logits, above 0.
         margin: Taken off the text logits of classes the head was trained on, after the temperature.
         rule: How the branches are put together, see the module.
+        agreement: How often -log of the branches' agreement about the trained classes is taken off too, 0 or more; only
+            the rule `ours` has a use for it.
     """
 
     alpha: float = 0.5
@@ -42,12 +47,15 @@ class FusionParams:
     tau_text: float = 1.0
     margin: float = 0.0
     rule: Rule = "ours"
+    agreement: float = 0.0
 
     def __post_init__(self) -> None:
         if self.rule not in get_args(Rule):
             raise InputError(f"the rule of fusion must be 'ours', 'paper' or 'logits', got {self.rule!r}")
         if not 0.0 <= self.alpha <= 1.0:
             raise InputError(f"alpha must lie in 0..1, got {self.alpha}", "vlltr calibrate")
+        if not self.agreement >= 0.0:
+            raise InputError(f"agreement must not be below 0, got {self.agreement}", "vlltr calibrate")
         if not (self.tau_visual > 0.0 and self.tau_text > 0.0):
             raise InputError(
                 f"temperatures must be above 0, got {self.tau_visual} and {self.tau_text}", "vlltr calibrate"
@@ -82,7 +90,8 @@ def fuse(
 ) -> FusedScores:
     """Fuse the branches by `params.rule`.
 
-    `ours`: alpha P^I (1 - u) + (1 - alpha) P^T for classes with a visual row, P^T for the others. `paper`:
+    `ours`: alpha P^I (1 - u) + (1 - alpha) P^T for classes with a visual row, P^T for the others, where the trained
+    classes' text logits are lower by the margin, and by agreement * `disagreement`. `paper`:
     alpha P^I + (1 - alpha) P^T. `logits`: softmax of visual logit + text logit, where a class without a row has the
     mean visual logit of the rows (it speaks neither for nor against), and one with several rows their logsumexp.
 
@@ -104,12 +113,15 @@ def fuse(
     _check(visual_logits, text_logits, row_class, trained)
     dtype = working_dtype(text_logits, visual_logits)
     text = text_logits.to(dtype) / params.tau_text - params.margin * trained.to(dtype)
-    by_text = text.softmax(1)
     live = (row_class >= 0).nonzero()[:, 0]
     owner = row_class[live].long()
     has_row = trained.new_zeros(text.shape[1])
     has_row[owner] = True
     visual = visual_logits[:, live].to(dtype) / params.tau_visual
+    if params.rule == "ours" and params.agreement and not bool(trained.all()):
+        lower = params.agreement * disagreement(visual, text, owner, trained)
+        text = text - lower[:, None] * trained.to(dtype)
+    by_text = text.softmax(1)
     by_image = torch.zeros_like(by_text)
     if not len(live):
         zero = torch.zeros_like(by_text)
@@ -128,6 +140,27 @@ def fuse(
         visual_part = params.alpha * known * by_image
         text_part = torch.where(has_row, (1.0 - params.alpha) * by_text, by_text)
     return FusedScores(visual_part + text_part, visual_part, text_part, u, by_image, by_text)
+
+
+def disagreement(visual: Tensor, text: Tensor, owner: Tensor, trained: Tensor) -> Tensor:
+    """-log of the chance that both branches, asked for one trained class each, name the same; float [B], 0 to 14.
+
+    Classes that came later play no part in it, so that adding them changes nothing for those that are there.
+
+    Args:
+        visual: Float [B, R], logits of live visual rows, after the temperature.
+        text: Float [B, C], text logits, after the temperature.
+        owner: Int64 [R], the position of each row's class.
+        trained: Bool [C].
+
+    Without a trained class that has a row it is 0.
+    """
+    rows = trained[owner]
+    if not bool(rows.any()):
+        return text.new_zeros(len(text))
+    by_image = torch.zeros_like(text).index_add(1, owner[rows], visual[:, rows].softmax(1))
+    by_text = text.masked_fill(~trained, float("-inf")).softmax(1)
+    return -(by_image * by_text).sum(1).clamp(min=_LEAST_AGREEMENT).log()
 
 
 def _check(visual_logits: Tensor, text_logits: Tensor, row_class: Tensor, trained: Tensor) -> None:

@@ -123,7 +123,8 @@ def load_scorer(workspace: Workspace, snapshot: Snapshot) -> Scorer:
                 "Train it again: vlltr train lgr",
             )
     fusion = commit.fusion or workspace.recipe.fusion
-    params = FusionParams(fusion.alpha, fusion.tau_visual, fusion.tau_text, fusion.margin, fusion.rule)
+    values = (fusion.alpha, fusion.tau_visual, fusion.tau_text, fusion.margin, fusion.rule, fusion.agreement)
+    params = FusionParams(*values)
     ids, weight, bias = load_imprints(snapshot, commit.head, saved.head.dim)
     return Scorer(loaded, saved, ids, weight, bias, params, merged_classes(snapshot))
 

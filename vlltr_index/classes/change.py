@@ -14,6 +14,7 @@ from vlltr_index.classes.imprint import update_imprints
 from vlltr_index.classes.reports import AddedClass, ChangeReport, Effect
 from vlltr_index.classes.session import Session, View, rivals
 from vlltr_index.embedding import embed_images, embed_sentences
+from vlltr_index.scratch import scratch
 from vlltr_index.selection import score_images, update
 from vlltr_index.store import one_of
 from vlltr_index.train.augment import make_augment
@@ -34,7 +35,7 @@ class Options:
     """How a change is made, the same for all of them.
 
     Attributes:
-        dry_run: Show what would happen; commit nothing. (New vectors stay in the cache.)
+        dry_run: Show what would happen; write nothing below the workspace.
         progress: Called with the step's name, what is done, and the total.
         session: Keeps encoder and scorer for the next change; none given: they are loaded for this one.
     """
@@ -67,10 +68,6 @@ class Edit:
     notes: list[str] = field(default_factory=list)
 
 
-class _DryRunDone(Exception):
-    """Leaves a transaction without a commit."""
-
-
 def change(
     workspace: Workspace, command: str, edit: Callable[[Transaction], Edit], options: Options
 ) -> ChangeReport:
@@ -88,20 +85,15 @@ def change(
         MissingStepError: If the workspace has no trained head yet.
     """
     session = options.session or Session(workspace)
-    made: tuple[View, ChangeReport] | None = None
-    try:
-        with workspace.transaction(command) as tx:
-            made = _make(session, tx, command, edit, options)
-            if options.dry_run:
-                raise _DryRunDone
-            _tidy(tx)
-    except _DryRunDone:
-        pass
-    assert made is not None
-    view, report = made
+    if options.dry_run:
+        with scratch(workspace) as copy, copy.transaction(command) as tx:
+            return _make(session, tx, command, edit, options)[1]
+    with workspace.transaction(command) as tx:
+        view, report = _make(session, tx, command, edit, options)
+        _tidy(tx)
     result = tx.result_commit
     if result is None or result == tx.commit:
-        return report if options.dry_run else replace(report, changed=False)
+        return replace(report, changed=False)
     session.keep(result.id, view)
     return report
 

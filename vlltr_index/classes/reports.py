@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 __all__ = ["AddReport", "AddedClass", "ChangeReport", "Effect", "shortly"]
 
 _SHOWN = 3  # classes of a change that are named one by one
+_DRY = "This was a dry run: nothing was written."
 _HARM = 0.01  # a loss of the other classes' accuracy that is worth a warning
 
 
@@ -83,7 +84,8 @@ class AddReport:
         if len(self.added) > _SHOWN:
             lines.append(f"{verb} {len(self.added) - _SHOWN} more classes.")
         lines += [f"Left out: {what}" for what in self.skipped]
-        return lines + Effect(self.old_classes_before, self.old_classes_after, self.validation_images).lines()
+        lines += Effect(self.old_classes_before, self.old_classes_after, self.validation_images).lines()
+        return [*lines, _DRY] if self.dry_run else lines
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class ChangeReport:
         lines = list(self.notes)
         lines += [one.line("Now" if self.changed else "Still") for one in self.classes[:_SHOWN]]
         lines += self.effect.lines()
-        return [*lines, "This was a dry run: nothing was written."] if self.dry_run else lines
+        return [*lines, _DRY] if self.dry_run else lines
 
 
 def shortly(names: Sequence[str]) -> str:

@@ -65,11 +65,11 @@ class CalibrationReport:
         return [
             f"Calibration {self.run_id}: {self.pseudo_new} classes left out, {self.pseudo_few} cut to 1-5 images.",
             f"alpha {f.alpha:.2f}, temperatures {f.tau_visual:.2f} (image) and {f.tau_text:.2f} (text),"
-            f" margin {f.margin:.2f}",
+            f" margin {f.margin:.2f}, agreement {f.agreement:.2f}",
             f"Old classes, each counted alike: {100 * self.old_alone:.1f} % alone,"
             f" {100 * self.old_with_new:.1f} % beside the new ones ({self.old_images:,} images).",
-            f"New classes from text: {100 * self.new:.1f} % ({100 * self.new_without_margin:.1f} % without the margin;"
-            f" {self.new_images:,} images).",
+            f"New classes from text: {100 * self.new:.1f} % ({100 * self.new_without_margin:.1f} % without margin and"
+            f" agreement; {self.new_images:,} images).",
             *self._rejection(),
         ]
 
@@ -141,6 +141,7 @@ def calibrate(
         tau_visual=fit.params.tau_visual,
         tau_text=fit.params.tau_text,
         margin=fit.params.margin,
+        agreement=fit.params.agreement,
         reject_score=rejection.score,
         reject_threshold=rejection.threshold,
         reject_tpr=min(1.0, rejection.tpr),

@@ -1,0 +1,60 @@
+"""An addition of a class that ends at a chosen moment, as a process that is killed there ends; imports no pytest."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+WRITES = ("create", "remake", "append", "upsert", "delete", "tag", "untag", "restore")
+"""Methods of the store that write."""
+
+
+def okapi(picture: Path) -> Any:
+    """The class that is added."""
+    from vlltr_index.classes import NewClass
+
+    return NewClass("okapi", ("It is an animal.", "It has stripes."), image_files=(picture,))
+
+
+@contextmanager
+def moments(reach: Callable[[int], None]) -> Iterator[None]:
+    """Call `reach` with 0, 1, ... before and after each write to a table, and around the writing of the commit."""
+    from vlltr_index import history
+    from vlltr_index.store import Store
+
+    numbers = iter(range(10_000))
+
+    def around(call: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(call)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            reach(next(numbers))
+            result = call(*args, **kwargs)
+            reach(next(numbers))
+            return result
+
+        return wrapped
+
+    with (
+        mock.patch.multiple(Store, **{name: around(getattr(Store, name)) for name in WRITES}),
+        mock.patch.object(history, "_publish", around(history._publish)),
+    ):
+        yield
+
+
+def add_until(path: Path, picture: Path, moment: int) -> None:
+    """Add a class, and die by SIGKILL at moment number `moment`."""
+    from vlltr_index.classes import add_classes
+    from vlltr_index.workspace import Workspace
+
+    def reach(now: int) -> None:
+        if now == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with moments(reach):
+        add_classes(Workspace.open(path), [okapi(picture)])
