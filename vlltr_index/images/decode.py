@@ -27,6 +27,7 @@ __all__ = [
     "ImageSource",
     "Probe",
     "content_hash",
+    "image_bytes",
     "image_label",
     "open_image",
     "probe",
@@ -159,6 +160,15 @@ def _in_memory(source: Image.Image | NDArray[np.uint8], max_pixels: int) -> Imag
     except Exception as error:  # Pillow's plugins raise many kinds for damaged files
         raise InputError(f"truncated or corrupt: {str(error) or type(error).__name__}") from None
     return _upright(source)
+
+
+def image_bytes(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of an image file as they are.
+
+    Raises:
+        InputError: With the reason, if the file is missing, cannot be read, or is larger than `MAX_BYTES`.
+    """
+    return _bytes(path)[0]
 
 
 def _reason(error: InputError) -> str:

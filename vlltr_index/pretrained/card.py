@@ -90,7 +90,7 @@ def _front_matter(config: ExportedConfig, licence: str, results: Results | None)
     data_set = _data_set(config)
     other: dict[str, str] = {"license_name": "see-data-licences"} if licence == "other" else {}
     measured = []
-    if results is not None:
+    if results is not None and results.same:
         for name, value in _top1(results).items():
             measured.append(
                 EvalResult(

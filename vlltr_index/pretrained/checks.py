@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from pydantic import ValidationError
@@ -26,7 +27,16 @@ from vlltr_index.lgr import LGRHead
 from vlltr_index.pretrained.layout import CARD, MODEL_FILES, OPTIONAL, file_digest, read_sums
 from vlltr_index.schemas.exported import EXPORT_FORMAT, LIBRARY, ExportedConfig
 
-__all__ = ["AGAIN", "check_encoder", "check_head", "read_config", "read_imprints", "read_rows", "verify"]
+__all__ = [
+    "AGAIN",
+    "check_encoder",
+    "check_head",
+    "check_links",
+    "read_config",
+    "read_imprints",
+    "read_rows",
+    "verify",
+]
 
 AGAIN = "Fetch the folder again, or export it again: vlltr export DIR"
 """What to do about a folder that is damaged."""
@@ -49,6 +59,8 @@ def verify(folder: Path) -> dict[str, str]:
     digests = read_sums(folder, MODEL_FILES)
     for name in MODEL_FILES:
         path = folder / name
+        if name.endswith(".json") and path.is_file() and path.stat().st_size > _MOST_JSON:
+            _damaged(path, f"larger than {_MOST_JSON >> 20} MiB")
         if name == CARD or (name in OPTIONAL and name not in digests and not path.exists()):
             continue
         if not path.is_file():
@@ -156,6 +168,7 @@ def check_encoder(folder: Path, config: ExportedConfig) -> None:
     except VlltrError as error:
         _damaged(path, error.message)
     check_shapes(folder / "model.safetensors", {n: tuple(v.shape) for n, v in state.items()})
+    _check_finite(folder / "model.safetensors")
 
 
 def _check_names(path: Path, text: Mapping[str, Any], vision: Mapping[str, Any]) -> None:
@@ -269,3 +282,26 @@ def read_rows(path: Path, schema: pa.Schema, number: int) -> pa.Table:
             return rows
     except (pa.ArrowException, OSError, ValueError) as error:
         _damaged(path, f"not a readable Parquet file: {error}")
+
+
+def check_links(folder: Path, config: ExportedConfig, anchors: pa.Table, sentences: pa.Table) -> None:
+    """See whether classes, sentences and anchors name each other: distinct keys, and nothing that is not there.
+
+    Raises:
+        PretrainedError: If not.
+    """
+    path = folder / "anchors.parquet"
+    classes = pa.array([item.class_id for item in config.classes], pa.int32())
+    for where, rows in ((path, anchors), (folder / "sentences.parquet", sentences)):
+        if not pc.all(pc.is_in(rows["class_id"], value_set=classes)).as_py():
+            _damaged(where, "a class_id is not among the classes of config.json")
+        if pc.count_distinct(rows["sentence_id"]).as_py() != rows.num_rows:
+            _damaged(where, "two rows have one sentence_id")
+    known = sentences["sentence_id"].combine_chunks()
+    if not pc.all(pc.is_in(anchors["sentence_id"], value_set=known)).as_py():
+        _damaged(path, "a sentence_id is not in sentences.parquet")
+    keys = anchors["anchor_key"]
+    if pc.count_distinct(keys).as_py() != anchors.num_rows or pc.min(keys).as_py() < 0:
+        _damaged(path, "anchor_key must be distinct and not negative")
+    if not pc.all(pc.is_finite(pc.list_flatten(anchors["vector"]))).as_py():
+        _damaged(path, "a vector holds values that are not finite")

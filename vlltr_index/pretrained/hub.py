@@ -133,14 +133,14 @@ def _refused(repository: str, revision: str | None, error: Exception) -> Pretrai
         return PretrainedError(
             f"{repository} has no revision {revision!r} on the hub", "Leave it out for the newest."
         )
-    if status in (401, 403):
-        return PretrainedError(
-            f"the hub refuses {repository} with status {status}: {_first_line(error)}", _TOKEN_HINT
-        )
     if isinstance(error, errors.RepositoryNotFoundError):
         return PretrainedError(
             f"{repository} is neither a folder here nor a repository on the hub that you may see",
             f"Check the name. If it is private: {_TOKEN_HINT}",
+        )
+    if status in (401, 403):
+        return PretrainedError(
+            f"the hub refuses {repository} with status {status}: {_first_line(error)}", _TOKEN_HINT
         )
     if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled) or _unreachable(error):
         return PretrainedError(

@@ -155,6 +155,7 @@ def _write_sums(folder: Path) -> None:
     lines = [f"{file_digest(folder / name)}  {name}\n" for name in files]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
     for name in (*files, SUMS):
+        (folder / name).chmod(0o644)  # some libraries let only their user read what they write
         with (folder / name).open("rb") as file:
             os.fsync(file.fileno())
     for part in [folder, *(p for p in folder.rglob("*") if p.is_dir())]:

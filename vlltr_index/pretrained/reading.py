@@ -20,6 +20,7 @@ from vlltr_index.pretrained.checks import (
     AGAIN,
     check_encoder,
     check_head,
+    check_links,
     read_config,
     read_imprints,
     read_rows,
@@ -58,13 +59,15 @@ def read_model(folder: Path, device: str | torch.device | None = None, trust_ind
     config = read_config(folder)
     files = verify(folder)
     try:
-        encoder = _encoder(folder, config, device)
+        check_encoder(folder / "encoder", config)
         saved = _head(folder, config)
+        imprints = read_imprints(folder / "imprints.safetensors", config.dim, "imprints.safetensors" in files)
         anchors = read_rows(folder / "anchors.parquet", anchors_schema(config.dim), config.anchors)
         sentences = read_rows(folder / "sentences.parquet", sentences_schema(), config.sentences)
+        check_links(folder, config, anchors, sentences)
         snapshot = as_snapshot(config, anchors, sentences)
         loaded = load_bank(snapshot)
-        imprints = read_imprints(folder / "imprints.safetensors", config.dim, "imprints.safetensors" in files)
+        encoder = _encoder(folder / "encoder", config, device)
         snapshot.store.drop(f"sentence_vectors_{config.text_fp}")  # the bank has them
         values = config.fusion
         params = FusionParams(values.alpha, values.tau_visual, values.tau_text, values.margin, values.rule)
@@ -77,9 +80,7 @@ def read_model(folder: Path, device: str | torch.device | None = None, trust_ind
         raise PretrainedError(f"{folder} cannot be used: {error.message}", AGAIN) from None
 
 
-def _encoder(folder: Path, config: ExportedConfig, device: str | torch.device | None) -> Encoder:
-    path = folder / "encoder"
-    check_encoder(path, config)
+def _encoder(path: Path, config: ExportedConfig, device: str | torch.device | None) -> Encoder:
     try:
         encoder = Encoder.open(path, device=device).eval()
     except VlltrError as error:

@@ -30,12 +30,13 @@ from vlltr_index.scoring import load_scorer
 if TYPE_CHECKING:
     from vlltr_index.encoder import Encoder
     from vlltr_index.history import Commit
+    from vlltr_index.loading import LoadedBank
     from vlltr_index.schemas.records import Progress
     from vlltr_index.scoring import Scorer
     from vlltr_index.snapshot import Snapshot
     from vlltr_index.workspace import Workspace
 
-__all__ = ["ExportReport", "copy_model", "export_model", "folder_size"]
+__all__ = ["ExportReport", "anchor_rows", "copy_model", "export_model", "folder_size", "sentence_rows"]
 
 _STEPS = 4
 
@@ -98,8 +99,8 @@ def export_model(
     check_movable(encoder)
     commit = snapshot.commit
     assert commit is not None  # without one there is no head
-    sentences = _sentences(snapshot, scorer)
-    anchors = _anchors(sentences, scorer)
+    sentences = sentence_rows(snapshot, scorer.loaded)
+    anchors = anchor_rows(sentences, scorer.loaded)
     config = _config(workspace, snapshot, scorer, encoder, sentences.num_rows)
 
     def build(new: Path) -> None:
@@ -178,8 +179,8 @@ def _notes(sentences: pa.Table) -> tuple[str, ...]:
     return (f"{without:,} sentences state no licence: see whether you may share them.",)
 
 
-def _sentences(snapshot: Snapshot, scorer: Scorer) -> pa.Table:
-    """The sentences of all classes in use, by class and position, with the rank of those that are anchors."""
+def sentence_rows(snapshot: Snapshot, loaded: LoadedBank | None) -> pa.Table:
+    """The sentences of all classes in use, by class and position; those that are anchors have their rank."""
     table = snapshot.class_table()
     columns = ["sentence_id", "class_id", "text", "source", "source_ref", "licence", "position"]
     rows = snapshot.table("sentences", columns)
@@ -187,26 +188,30 @@ def _sentences(snapshot: Snapshot, scorer: Scorer) -> pa.Table:
     order = [("class_id", "ascending"), ("position", "ascending"), ("sentence_id", "ascending")]
     rows = rows.sort_by(order)
     names = pa.array([table.names[i] for i in rows["class_id"].to_pylist()], pa.string())
-    ranks = dict(zip(scorer.loaded.sentence_ids, _ranks(scorer), strict=True))
+    ranks = {} if loaded is None else dict(zip(loaded.sentence_ids, _ranks(loaded), strict=True))
     rank = pa.array([ranks.get(i) for i in rows["sentence_id"].to_pylist()], pa.int32())
     rows = rows.append_column("class", names).append_column("rank", rank)
     return rows.select(sentences_schema().names).cast(sentences_schema())
 
 
-def _ranks(scorer: Scorer) -> list[int]:
+def _ranks(loaded: LoadedBank) -> list[int]:
     """Each anchor's place among its class's, from 0, in the bank's order."""
-    bank = scorer.bank
-    return [place for n in bank.offsets.diff().tolist() for place in range(n)]
+    return [place for n in loaded.bank.offsets.diff().tolist() for place in range(n)]
 
 
-def _anchors(sentences: pa.Table, scorer: Scorer) -> pa.Table:
-    """The anchors in the bank's order, with their vectors."""
-    schema = anchors_schema(scorer.bank.dim)
-    ids = pa.array(scorer.loaded.sentence_ids, pa.string())
+def anchor_rows(sentences: pa.Table, loaded: LoadedBank) -> pa.Table:
+    """The anchors in the bank's order, with their vectors.
+
+    Args:
+        sentences: As `sentence_rows` gives them.
+        loaded: The anchors.
+    """
+    schema = anchors_schema(loaded.bank.dim)
+    ids = pa.array(loaded.sentence_ids, pa.string())
     rows = sentences.take(pc.index_in(ids, value_set=sentences["sentence_id"].combine_chunks()))
-    flat = pa.array(scorer.bank.vectors.float().contiguous().view(-1).numpy())
+    flat = pa.array(loaded.bank.vectors.float().contiguous().view(-1).numpy())
     vectors = pa.FixedSizeListArray.from_arrays(flat, type=schema.field("vector").type)
-    rows = rows.append_column("anchor_key", pa.array(scorer.loaded.keys.numpy()))
+    rows = rows.append_column("anchor_key", pa.array(loaded.keys.numpy()))
     return rows.append_column("vector", vectors).select(schema.names).cast(schema)
 
 
