@@ -167,7 +167,7 @@ class Answers:
             InputError: If an image cannot be read, naming it.
             UsageError: If it is another number of crops.
         """
-        rows = [np.empty((0, len(self.scorer.class_ids)))]
+        rows: list[NDArray[np.float64]] = [np.empty((0, len(self.scorer.class_ids)))]
         for start in range(0, len(images), _BATCH):
             part = images[start : start + _BATCH]
             features, problems = self.features(part, crops)
@@ -176,8 +176,9 @@ class Answers:
                     raise InputError(f"images[{place}]: {problem}", UNREADABLE)
             fused, _ = self.score(features, "exhaustive")
             rows.append(fused.probabilities.double().numpy())
-        whole = np.concatenate(rows)
-        return whole / whole.sum(axis=1, keepdims=True)
+        whole: NDArray[np.float64] = np.concatenate(rows)
+        whole /= whole.sum(axis=1, keepdims=True)
+        return whole
 
     @torch.inference_mode()
     def score(self, features: Tensor, retrieval: str = "faiss") -> tuple[FusedScores, Tensor]:

@@ -88,7 +88,6 @@ def _front_matter(config: ExportedConfig, licence: str, results: Results | None)
     from huggingface_hub import EvalResult, ModelCardData
 
     data_set = _data_set(config)
-    other: dict[str, str] = {"license_name": "see-data-licences"} if licence == "other" else {}
     measured = []
     if results is not None and results.same:
         for name, value in _top1(results).items():
@@ -108,10 +107,10 @@ def _front_matter(config: ExportedConfig, licence: str, results: Results | None)
         tags=list(_TAGS),
         pipeline_tag="image-classification",
         license=licence,
+        license_name="see-data-licences" if licence == "other" else None,
         datasets=[data_set] if data_set else None,
         model_name=f"vlltr-index {config.recipe}" if measured else None,
         eval_results=measured or None,
-        **other,
     )
     return str(card.to_yaml())
 

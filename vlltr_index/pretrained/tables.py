@@ -194,8 +194,7 @@ def _card(
         for name, parts in files.items()
         if parts
     ]
-    other = {"license_name": "see-data-licences"} if licence == "other" else {}
-    front = DatasetCardData(license=licence, tags=[LIBRARY], configs=configs, **other).to_yaml()
+    front = DatasetCardData(license=licence, tags=[LIBRARY], configs=configs).to_yaml()
     commit = f", commit {snapshot.commit.id}" if snapshot.commit is not None else ""
     lines = [
         f"# Tables of a {LIBRARY} workspace",

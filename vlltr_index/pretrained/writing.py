@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -256,7 +255,7 @@ def _config(
     )
 
 
-def _classes(snapshot: Snapshot) -> Sequence[ExportedClass]:
+def _classes(snapshot: Snapshot) -> tuple[ExportedClass, ...]:
     rows: list[dict[str, Any]] = snapshot.table("classes").sort_by("class_id").to_pylist()
     fields = ("class_id", "name", "aliases", "origin")
     return tuple(
