@@ -227,7 +227,7 @@ def test_the_command_writes_and_reports(trained: Workspace, tmp_path: Path) -> N
     assert isinstance(again.exception, PretrainedError)
     forced = runner.invoke(vlltr, ["-w", str(trained.path), "export", "--force", str(target)])
     assert f"Wrote {target}: " in forced.stdout
-    assert "sentences state no licence: see whether you may share them." in forced.stdout
+    assert "See whether you may share them." in forced.stdout
 
 
 @pytest.mark.parametrize(

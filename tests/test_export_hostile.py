@@ -96,7 +96,11 @@ def pickled(folder: Path) -> None:
 
 def sums(line: str) -> Spoil:
     """Add a line to the digests."""
-    return lambda folder: (folder / SUMS).open("a").write(line + "\n") and None
+
+    def spoil(folder: Path) -> None:
+        (folder / SUMS).write_text((folder / SUMS).read_text() + line + "\n")
+
+    return spoil
 
 
 def other_columns(folder: Path) -> None:

@@ -63,15 +63,15 @@ def test_files_are_embedded_on_request(tmp_path: Path) -> None:
     report = export_tables(workspace, tmp_path / "paths")
     number = report.rows["images"]
     assert report.notes == (
-        "1 images that cannot be read are left out.",
-        f"{number} images are named by their path on this machine: --embed-images puts them in.",
+        "Images that cannot be read, left out: 1.",
+        f"Images named by their path on this machine: {number}; --embed-images puts them in.",
     )
     row = pq.read_table(tmp_path / "paths" / "images" / "dev_set.parquet").to_pylist()[0]
     assert row["image"]["bytes"] is None
     assert Path(row["image"]["path"]).is_file()
     whole = export_tables(workspace, tmp_path / "whole", embed_images=True)
     assert whole.rows == report.rows
-    assert whole.notes == ("1 images that cannot be read are left out.",)
+    assert whole.notes == ("Images that cannot be read, left out: 1.",)
     row = pq.read_table(tmp_path / "whole" / "images" / "train.parquet").to_pylist()[0]
     assert row["image"]["bytes"].startswith(b"\x89PNG")
     assert "/" not in row["image"]["path"]

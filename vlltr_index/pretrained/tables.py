@@ -105,10 +105,10 @@ def export_tables(
         files["images"], rows["images"], paths = _write_images(snapshot, new, embed_images, progress)
         broken = snapshot.count("images", "problem IS NOT NULL")
         if broken:
-            notes.append(f"{broken:,} images that cannot be read are left out.")
+            notes.append(f"Images that cannot be read, left out: {broken:,}.")
         if paths:
             notes.append(
-                f"{paths:,} images are named by their path on this machine: --embed-images puts them in."
+                f"Images named by their path on this machine: {paths:,}; --embed-images puts them in."
             )
         (new / CARD).write_text(_card(workspace, snapshot, files, rows, sentences), encoding="utf-8")
 

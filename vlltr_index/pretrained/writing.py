@@ -175,7 +175,7 @@ def _notes(sentences: pa.Table) -> tuple[str, ...]:
     without = sentences["licence"].null_count
     if not without:
         return ()
-    return (f"{without:,} sentences state no licence: see whether you may share them.",)
+    return (f"Sentences that state no licence: {without:,}. See whether you may share them.",)
 
 
 def sentence_rows(snapshot: Snapshot, loaded: LoadedBank | None) -> pa.Table:
