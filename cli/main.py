@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sentences": ("sentences", "Give a class more sentences, or take some away."),
     "images": ("images", "Give a class more training images, or take some away."),
     "refit": ("refit", "Train the head again over all classes that have images by now."),
+    "export": ("export", "Write a folder to share: the model, or the tables."),
     "search": ("search", "Find images by a text, and sentences by an image or a text."),
     "ui": ("ui", "Serve a page to recognise pictures, take answers apart, and add classes."),
     "status": ("workspace", "Show what exists, what is stale, and the next command."),

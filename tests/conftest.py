@@ -11,6 +11,7 @@ import pytest
 
 from tests.browser import chromium
 from tests.changes import World, build_world
+from tests.exports import Shared, changed, share
 from vlltr_index.glyphs import glyph_files, write_sample
 from vlltr_index.recipe import load_recipe, override
 from vlltr_index.schemas.config import Recipe
@@ -75,3 +76,17 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, heldout: dict[str, list[s
     for number in range(4):
         write_sample(data.images, "dev_support", unseen, folder / "unseen" / f"{number}.png", number)
     return folder
+
+
+@pytest.fixture(scope="session")
+def shared(
+    trained_once: Path,
+    heldout: dict[str, list[str]],
+    pictures: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Shared:
+    """An exported model, with imprinted, added and merged classes; its workspace is gone. Nothing may write into it."""
+    place = tmp_path_factory.mktemp("shared")
+    workspace = Workspace.open(shutil.copytree(trained_once, place / "workspace"))
+    changed(workspace, heldout, pictures)
+    return share(workspace, place / "model", pictures)

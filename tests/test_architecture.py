@@ -68,6 +68,7 @@ LAYERS = {
     "rejection": 5,
     "answers": 6,
     "recognizer": 6,
+    "pretrained": 6,
     "ingestion": 6,
     "classes": 6,
     "train": 6,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from vlltr_index.crops import Crops
 from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.explanation import explain_class
-from vlltr_index.images.decode import UNREADABLE, open_image
+from vlltr_index.images.decode import UNREADABLE, ImageSource, image_label, open_image
 from vlltr_index.index import AnchorIndex, WithDelta, load_index
 from vlltr_index.loading import open_encoder
 from vlltr_index.rejection import known_scores
@@ -24,6 +24,8 @@ from vlltr_index.schemas.records import ClassScore, Prediction, SentenceShare
 from vlltr_index.scoring import Scorer
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from vlltr_index.encoder import Encoder
     from vlltr_index.fusion import FusedScores
     from vlltr_index.rejection import Score
@@ -39,19 +41,26 @@ class Answers:
     """What one commit of a workspace answers; it never changes.
 
     Args:
-        workspace: Where the encoder and the index lie.
+        workspace: Where the encoder and the index lie; None where both are given: an exported folder has no more.
         snapshot: The commit.
         scorer: Its anchors, head and fusion values.
         encoder: Its encoder, where that is loaded already.
+        index: Without a workspace, the index over its anchors; None: all classes are scored.
     """
 
     def __init__(
-        self, workspace: Workspace, snapshot: Snapshot, scorer: Scorer, encoder: Encoder | None = None
+        self,
+        workspace: Workspace | None,
+        snapshot: Snapshot,
+        scorer: Scorer,
+        encoder: Encoder | None = None,
+        index: AnchorIndex | None = None,
     ) -> None:
         self._workspace = workspace
         self.snapshot = snapshot
         self.scorer = scorer
         self.loaded_encoder = encoder
+        self._given_index = index
         self._loading = threading.Lock()
 
     @property
@@ -59,6 +68,7 @@ class Answers:
         """The commit's encoder, loaded on first use."""
         with self._loading:
             if self.loaded_encoder is None:
+                assert self._workspace is not None  # without one the encoder is given
                 encoder = open_encoder(self._workspace, self.snapshot)
                 encoder.eval()
                 self.loaded_encoder = encoder
@@ -72,10 +82,9 @@ class Answers:
     @cached_property
     def _index(self) -> AnchorIndex | None:
         """The commit's index with what changed since as an exact delta; None if none was built."""
-        commit = self.snapshot.commit
-        if commit is None or commit.index is None or commit.index.get("text_fp") != commit.text_fp:
+        base = self._base_index()
+        if base is None:
             return None
-        base = load_index(self._workspace.object_path("index", commit.index["digest"]))
         keys = self.scorer.loaded.keys
         new = ~torch.isin(keys, base.keys)
         gone = base.keys[~torch.isin(base.keys, keys)]
@@ -83,9 +92,17 @@ class Answers:
             return base
         return WithDelta(base, F.normalize(self.scorer.bank.vectors[new], dim=1), keys[new], gone)
 
+    def _base_index(self) -> AnchorIndex | None:
+        if self._workspace is None:
+            return self._given_index
+        commit = self.snapshot.commit
+        if commit is None or commit.index is None or commit.index.get("text_fp") != commit.text_fp:
+            return None
+        return load_index(self._workspace.object_path("index", commit.index["digest"]))
+
     def predict(
         self,
-        images: Sequence[str | Path | bytes],
+        images: Sequence[ImageSource],
         top: int = 5,
         explain: int = 0,
         retrieval: str = "faiss",
@@ -95,7 +112,7 @@ class Answers:
         """The best classes of each image, best first, each with its nearest sentences.
 
         Args:
-            images: Paths or encoded bytes.
+            images: Paths, encoded bytes, PIL images, or arrays uint8 [H, W, 3].
             top: Classes an image.
             explain: Sentences a class, those whose removal would take most away first.
             retrieval: `faiss` scores the classes that the index retrieves; `exhaustive` all of them.
@@ -121,27 +138,47 @@ class Answers:
     def _limit(self) -> tuple[Score, float]:
         """The score by which images are rejected, and its threshold."""
         commit = self.snapshot.commit
-        fusion = (commit.fusion if commit is not None else None) or self._workspace.recipe.fusion
-        if fusion.reject_score is None or fusion.reject_threshold is None:
+        fusion = commit.fusion if commit is not None else None
+        if fusion is None and self._workspace is not None:
+            fusion = self._workspace.recipe.fusion
+        if fusion is None or fusion.reject_score is None or fusion.reject_threshold is None:
             raise MissingStepError(
                 "no threshold for 'none of these' has been calibrated", "Run: vlltr calibrate"
             )
         return fusion.reject_score, fusion.reject_threshold
 
-    def features(
-        self, images: Sequence[str | Path | bytes], crops: int = 1
-    ) -> tuple[Tensor, list[str | None]]:
+    def features(self, images: Sequence[ImageSource], crops: int = 1) -> tuple[Tensor, list[str | None]]:
         """Features [B, D] of the readable images, unnormalised, and for each image why it was not readable."""
         views = Crops(self.encoder, crops)
         pixels: list[Tensor] = []
         problems: list[str | None] = []
         for image in images:
             try:
-                pixels.append(views.pixels(open_image(image if isinstance(image, bytes) else str(image))))
+                pixels.append(views.pixels(open_image(image)))
                 problems.append(None)
             except InputError as error:
                 problems.append(error.message)
         return views.features(pixels) if pixels else torch.empty(0, self.encoder.dim), problems
+
+    def probabilities(self, images: Sequence[ImageSource], crops: int = 1) -> NDArray[np.float64]:
+        """Probability of every class for each image, float64 [B, C], every class scored exactly; rows sum to one.
+
+        Raises:
+            InputError: If an image cannot be read, naming it.
+            UsageError: If it is another number of crops.
+        """
+        rows: list[NDArray[np.float64]] = [np.empty((0, len(self.scorer.class_ids)))]
+        for start in range(0, len(images), _BATCH):
+            part = images[start : start + _BATCH]
+            features, problems = self.features(part, crops)
+            for place, problem in enumerate(problems, start):
+                if problem is not None:
+                    raise InputError(f"images[{place}]: {problem}", UNREADABLE)
+            fused, _ = self.score(features, "exhaustive")
+            rows.append(fused.probabilities.double().numpy())
+        whole: NDArray[np.float64] = np.concatenate(rows)
+        whole /= whole.sum(axis=1, keepdims=True)
+        return whole
 
     @torch.inference_mode()
     def score(self, features: Tensor, retrieval: str = "faiss") -> tuple[FusedScores, Tensor]:
@@ -205,7 +242,7 @@ class Answers:
         bank = self.scorer.bank
         return AnchorClasses(self.scorer.loaded.keys, bank.class_of_row, bank.num_classes)
 
-    def explain(self, image: str | Path | bytes, name: str, crops: int = 1) -> ClassScore:
+    def explain(self, image: ImageSource, name: str, crops: int = 1) -> ClassScore:
         """One class's score for one image, with every one of its anchor sentences, by effect; `crops` as in `predict`.
 
         Raises:
@@ -239,7 +276,7 @@ class Answers:
 
     def _predict_batch(
         self,
-        images: Sequence[str | Path | bytes],
+        images: Sequence[ImageSource],
         features: Tensor,
         problems: Sequence[str | None],
         top: int,
@@ -255,7 +292,7 @@ class Answers:
         )
         result, row = [], 0
         for image, problem in zip(images, problems, strict=True):
-            label = "(bytes)" if isinstance(image, bytes) else str(image)
+            label = image_label(image)
             if problem is not None or fused is None:
                 result.append(Prediction(label, (), 0.0, used, number, problem))
                 continue

@@ -11,6 +11,7 @@ __all__ = [
     "MissingStepError",
     "NewerWorkspaceError",
     "PeerError",
+    "PretrainedError",
     "UnknownClassError",
     "UsageError",
     "VlltrError",
@@ -73,6 +74,10 @@ class MissingStepError(WorkspaceError):
 
 class FingerprintMismatch(WorkspaceError):
     """Vectors, head and encoder do not belong together."""
+
+
+class PretrainedError(VlltrError):
+    """An exported folder cannot be written or used, or the hub did not give or take it."""
 
 
 class UnknownClassError(VlltrError):

@@ -1,4 +1,4 @@
-"""Recognizer: predictions of a workspace, as of its newest commit or of one commit for good."""
+"""Recognizer: predictions of a workspace, as of its newest commit or one commit for good, or of an exported folder."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ from vlltr_index.schemas.records import ClassScore, Prediction
 from vlltr_index.scoring import Scorer, load_scorer
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from vlltr_index.encoder import Encoder
     from vlltr_index.fusion import FusedScores
     from vlltr_index.history import Commit
+    from vlltr_index.images.decode import ImageSource
+    from vlltr_index.pretrained.writing import ExportReport
     from vlltr_index.workspace import Workspace
 
 __all__ = ["Recognizer"]
@@ -27,15 +32,23 @@ _log = logging.getLogger(__name__)
 
 
 class Recognizer:
-    """Answers for a workspace; several threads may share one.
+    """Answers for a workspace or an exported folder; several threads may share one.
 
-    Made by `Recognizer.open`. Without `at`, `predict` and `explain` look first whether there is a newer commit, and
-    load it; the encoder is loaded again only where it is another one. A newer commit that cannot answer yet, because
-    its head is still to be trained, say, is passed over with a warning: the one before goes on answering.
+    Made by `Recognizer.open` or `Recognizer.from_pretrained`; the latter never changes. The former, without `at`, looks
+    before `predict` and `explain` whether there is a newer commit, and loads it; the encoder is loaded again only where
+    it is another one. A newer commit that cannot answer yet, because its head is still to be trained, say, is passed
+    over with a warning: the one before goes on answering.
     """
 
-    def __init__(self, workspace: Workspace, answers: Answers, follow: bool = True) -> None:
+    def __init__(
+        self,
+        workspace: Workspace | None,
+        answers: Answers,
+        follow: bool = True,
+        folder: Path | None = None,
+    ) -> None:
         self._workspace = workspace
+        self._folder = folder
         self._answers = answers
         self._follow = follow
         self._reloading = threading.Lock()
@@ -65,6 +78,95 @@ class Recognizer:
         answers = Answers(workspace, snapshot, load_scorer(workspace, snapshot))
         return cls(workspace, answers, follow=reload and at is None)
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        device: str | None = None,
+        trust_index: bool = False,
+    ) -> Recognizer:
+        """Read what `export`, `push_to_hub` or `vlltr export` wrote; it answers as the workspace did at that commit.
+
+        Digests, shapes, sizes and values are checked first, and nothing that was fetched is executed.
+
+        Args:
+            name: A folder, or a repository on the Hugging Face hub, `user/name`.
+            revision: Branch, tag or commit of the repository.
+            token: For the hub; default: the one that is stored; False: none.
+            cache_dir: Where fetched files are kept; default: huggingface_hub's cache.
+            device: Of the encoder; default: a GPU where there is one.
+            trust_index: Whether FAISS may read the index file, if the folder has one. FAISS was not made for files
+                that somebody changed on purpose; without it the anchors are searched exactly.
+
+        Raises:
+            UsageError: If `name` is neither a folder nor a repository's name.
+            PretrainedError: If the hub does not give it, or something in it is not what it should be.
+        """
+        from vlltr_index.pretrained.hub import locate
+        from vlltr_index.pretrained.reading import read_model
+
+        folder = locate(name, revision, token, cache_dir)
+        return cls(None, read_model(folder, device, trust_index), follow=False, folder=folder)
+
+    def export(self, folder: str | Path, *, force: bool = False, with_index: bool = False) -> ExportReport:
+        """Write what `from_pretrained` reads, whole or not at all: this model as of the commit that answers now.
+
+        Args:
+            folder: A new or empty folder.
+            force: Replace an export that is there; anything else is left alone all the same.
+            with_index: Put the FAISS index in, where there is one; a copy of an exported folder has what that has.
+
+        Raises:
+            PretrainedError: If the folder may not be written.
+        """
+        from vlltr_index.pretrained.writing import copy_model, export_model
+
+        commit = self.current().snapshot.commit
+        assert commit is not None
+        if self._workspace is None:
+            assert self._folder is not None  # only `from_pretrained` makes one without a workspace
+            return copy_model(self._folder, folder, force=force)
+        return export_model(self._workspace, folder, commit.id, force=force, with_index=with_index)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        commit_message: str | None = None,
+        token: str | bool | None = None,
+        with_index: bool = False,
+    ) -> str:
+        """Export this model and make that the repository `repo_id` on the Hugging Face hub, in one commit there.
+
+        Args:
+            repo_id: `user/name`; made if it is not there.
+            private: Whether a new repository is private; default: what the user or organisation has set.
+            commit_message: Default: names the workspace's commit.
+            token: For the hub; default: the one that is stored.
+            with_index: As for `export`.
+
+        Returns:
+            The address of the hub's commit.
+
+        Raises:
+            UsageError: If `repo_id` is no name.
+            PretrainedError: If the hub does not take it.
+        """
+        import tempfile
+
+        from vlltr_index.pretrained.hub import check_repository, push
+
+        check_repository(repo_id)
+        with tempfile.TemporaryDirectory(prefix="vlltr-export-") as place:
+            folder = Path(place) / "model"
+            self.export(folder, with_index=with_index)
+            return push(folder, repo_id, private=private, commit_message=commit_message, token=token)
+
     @property
     def commit(self) -> Commit:
         """The commit that answered last."""
@@ -92,31 +194,29 @@ class Recognizer:
 
         For several calls that belong together: what this returns never changes.
         """
-        if not self._follow:
+        if not self._follow or self._workspace is None:
             return self._answers
         with self._reloading:
             if self._workspace.history.newer_than(self.commit.id):
-                self._reload()
+                self._reload(self._workspace)
             return self._answers
 
-    def _reload(self) -> None:
-        newest = self._workspace.history.ids()[-1]
+    def _reload(self, workspace: Workspace) -> None:
+        newest = workspace.history.ids()[-1]
         if newest == self._passed_over:
             return
         try:
-            snapshot = self._workspace.snapshot(newest)
+            snapshot = workspace.snapshot(newest)
             assert snapshot.commit is not None
             encoder = self._answers.loaded_encoder if _same_encoder(self.commit, snapshot.commit) else None
-            self._answers = Answers(
-                self._workspace, snapshot, load_scorer(self._workspace, snapshot), encoder
-            )
+            self._answers = Answers(workspace, snapshot, load_scorer(workspace, snapshot), encoder)
         except WorkspaceError as error:
             self._passed_over = newest
             _log.warning("answering as of commit %d: commit %d cannot yet: %s", self.commit.id, newest, error)
 
     def predict(
         self,
-        images: Sequence[str | Path | bytes],
+        images: Sequence[ImageSource],
         top: int = 5,
         explain: int = 0,
         retrieval: str = "faiss",
@@ -126,7 +226,7 @@ class Recognizer:
         """The best classes of each image, best first, each with its nearest sentences; all from one commit.
 
         Args:
-            images: Paths or encoded bytes.
+            images: Paths, encoded bytes, PIL images, or arrays uint8 [H, W, 3] of red, green and blue.
             top: Classes an image.
             explain: Sentences a class, those whose removal would take most away first.
             retrieval: `faiss` scores the classes that the index retrieves; `exhaustive` all of them.
@@ -141,7 +241,36 @@ class Recognizer:
         """
         return self.current().predict(images, top, explain, retrieval, reject, crops)
 
-    def explain(self, image: str | Path | bytes, name: str, crops: int = 1) -> ClassScore:
+    @property
+    def classes_(self) -> NDArray[np.str_]:
+        """Names of the classes [C] in the order of `predict_proba`'s columns, as of the commit that answered last."""
+        import numpy as np
+
+        return np.array([self.names[i] for i in self.scorer.class_ids.tolist()], dtype=np.str_)
+
+    def predict_proba(self, images: Sequence[ImageSource], crops: int = 1) -> NDArray[np.float64]:
+        """Probability of every class for each image, float64 [B, C]: columns as `classes_`, rows sum to one.
+
+        Every class is scored exactly, as by `predict` with `retrieval="exhaustive"`.
+
+        Args:
+            images: Paths, encoded bytes, PIL images, or arrays uint8 [H, W, 3] of red, green and blue.
+            crops: As in `predict`.
+
+        Raises:
+            InputError: If an image cannot be read; the message names it, and its place in `images`. (`predict` answers
+                the others.)
+            UsageError: If it is another number of crops.
+        """
+        return self.current().probabilities(images, crops)
+
+    def predict_names(self, images: Sequence[ImageSource], crops: int = 1) -> list[str]:
+        """The name of the most probable class of each image; arguments and errors as for `predict_proba`."""
+        answers = self.current()
+        best = answers.probabilities(images, crops).argmax(axis=1)
+        return [answers.names[int(answers.scorer.class_ids[c])] for c in best]
+
+    def explain(self, image: ImageSource, name: str, crops: int = 1) -> ClassScore:
         """One class's score for one image, with every one of its anchor sentences, by effect; `crops` as in `predict`.
 
         Raises:
@@ -151,9 +280,7 @@ class Recognizer:
         """
         return self.current().explain(image, name, crops)
 
-    def features(
-        self, images: Sequence[str | Path | bytes], crops: int = 1
-    ) -> tuple[Tensor, list[str | None]]:
+    def features(self, images: Sequence[ImageSource], crops: int = 1) -> tuple[Tensor, list[str | None]]:
         """Features [B, D] of the readable images, unnormalised, and for each image why it was not readable."""
         return self._answers.features(images, crops)
 

@@ -9,7 +9,7 @@ import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,8 @@ from vlltr_index.lock import write_lock
 from vlltr_index.schemas.config import FORMAT, Recipe, WorkspaceConfig, load_toml, validate, with_nulls
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from vlltr_index.snapshot import Snapshot
     from vlltr_index.store import Store
     from vlltr_index.transaction import Transaction
@@ -181,6 +183,26 @@ class Workspace:
         from vlltr_index.snapshot import Snapshot
 
         return Snapshot(self.store, self.history.last() if at is None else self.history.read_kept(at))
+
+    def table(self, name: str, at: int | None = None, columns: Sequence[str] | None = None) -> pa.Table:
+        """A table as Arrow, as of the newest commit or of `at`: for pandas `.to_pandas()`, for polars `from_arrow`.
+
+        Args:
+            name: `classes`, `sentences`, `images`, `sentence_scores`, `anchors` or `imprints`.
+            at: As of this commit.
+            columns: Which, and in what order; default all. `images` may hold the images' bytes in `data`.
+
+        Raises:
+            UsageError: If there is no table or column of that name.
+            WorkspaceError: If there is no commit `at`, or it was pruned.
+        """
+        snapshot = self.snapshot(at)
+        known = snapshot.schema(name).names
+        if unknown := [column for column in columns or () if column not in known]:
+            raise UsageError(
+                f"table {name!r} has no column {unknown[0]!r}", f"There are: {', '.join(known)}."
+            )
+        return snapshot.table(name, columns)
 
     @contextmanager
     def transaction(self, command: str, timeout: float | None = None) -> Iterator[Transaction]:

@@ -8,20 +8,27 @@ import stat
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, Union
 
 from PIL import Image, UnidentifiedImageError
 
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.records import ImageRecord
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 __all__ = [
     "ENDINGS",
     "MAX_BYTES",
     "MAX_PIXELS",
     "UNREADABLE",
+    "ImageSource",
     "Probe",
     "content_hash",
+    "image_bytes",
+    "image_label",
     "open_image",
     "probe",
 ]
@@ -37,6 +44,9 @@ UNREADABLE = (
     "Give JPEG, PNG, WebP, BMP, GIF or TIFF files; open the image elsewhere to see whether it is whole."
 )
 """What to do about an image that cannot be read."""
+
+ImageSource: TypeAlias = Union[str, Path, bytes, Image.Image, "NDArray[np.uint8]"]
+"""A file's path, encoded bytes, a PIL image, or an array uint8 [H, W, 3] of red, green and blue."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 _MAGIC = {
@@ -70,16 +80,22 @@ class Probe(NamedTuple):
 
 
 def open_image(
-    source: ImageRecord | bytes | str | os.PathLike[str], max_pixels: int = MAX_PIXELS
+    source: ImageRecord | ImageSource | os.PathLike[str], max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
     """Decode a JPEG, PNG, WebP, BMP, GIF (first frame) or TIFF (first page) into RGB, upright as its EXIF says.
 
-    Transparent parts become white, 16-bit values are scaled to 8 bits, CMYK and palettes are converted.
+    Transparent parts become white, 16-bit values are scaled to 8 bits, CMYK and palettes are converted; so are those
+    of a PIL image. An array is taken as it is.
 
     Raises:
         InputError: With the reason, if the file is missing, of another format, damaged, or has more than
-            `max_pixels` pixels.
+            `max_pixels` pixels, or if an array is not uint8 [H, W, 3].
     """
+    if not isinstance(source, ImageRecord | bytes | str | os.PathLike):
+        try:
+            return _rgb(_in_memory(source, max_pixels))
+        except InputError as error:
+            raise InputError(f"cannot read the image {image_label(source)}: {error.message}") from None
     data, name = _bytes(source)
     try:
         return _rgb(_decode(data, max_pixels))
@@ -116,6 +132,43 @@ def probe(
 def content_hash(data: bytes) -> str:
     """SHA-256 of the bytes in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
+
+
+def image_label(source: ImageSource) -> str:
+    """What to call an image in an answer: its path, or what it is."""
+    if isinstance(source, bytes):
+        return "(bytes)"
+    return str(source) if isinstance(source, str | os.PathLike) else f"({type(source).__name__})"
+
+
+def _in_memory(source: Image.Image | NDArray[np.uint8], max_pixels: int) -> Image.Image:
+    """A PIL image, turned upright, or an array as one; raises InputError with nothing but the reason."""
+    if not isinstance(source, Image.Image):
+        shape, kind = getattr(source, "shape", None), getattr(source, "dtype", None)
+        if shape is None or len(shape) != 3 or shape[2] != 3 or not all(shape) or str(kind) != "uint8":
+            found = type(source).__name__ if shape is None else f"{kind} {list(shape)}"
+            raise InputError(f"an array must be uint8 [H, W, 3], got {found}")
+        size = shape[1], shape[0]
+    else:
+        size = source.size
+    if size[0] * size[1] > max_pixels:
+        raise InputError(f"{size[0]:,} x {size[1]:,} pixels, more than the {max_pixels:,} allowed")
+    if not isinstance(source, Image.Image):
+        return Image.fromarray(source)
+    try:
+        source.load()
+    except Exception as error:  # Pillow's plugins raise many kinds for damaged files
+        raise InputError(f"truncated or corrupt: {str(error) or type(error).__name__}") from None
+    return _upright(source)
+
+
+def image_bytes(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of an image file as they are.
+
+    Raises:
+        InputError: With the reason, if the file is missing, cannot be read, or is larger than `MAX_BYTES`.
+    """
+    return _bytes(path)[0]
 
 
 def _reason(error: InputError) -> str:

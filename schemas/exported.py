@@ -1,0 +1,118 @@
+"""What an exported folder says about itself: `config.json`, and the columns of its Parquet files."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field
+
+from vlltr_index.schemas.config import FusionConfig
+
+__all__ = [
+    "EXPORT_FORMAT",
+    "LIBRARY",
+    "ExportedClass",
+    "ExportedConfig",
+    "anchors_schema",
+    "sentences_schema",
+]
+
+EXPORT_FORMAT = 1
+"""The format of exported folders."""
+LIBRARY = "vlltr-index"
+"""The value of `library` in `config.json`, by which an exported folder is known."""
+
+_MOST_CLASSES = 1_000_000
+_WIDEST = 16_384
+
+
+class _Exported(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+
+class ExportedClass(_Exported):
+    """A class by number and names; one without an anchor sentence is never an answer."""
+
+    class_id: int = Field(ge=0, lt=2**31)
+    name: str = Field(min_length=1, max_length=10_000)
+    aliases: tuple[str, ...] = ()
+    origin: str = "trained"  # | "added"
+
+
+class ExportedConfig(_Exported):
+    """The file `config.json`.
+
+    Attributes:
+        format: Of the folder.
+        library: Always `vlltr-index`.
+        program_version: The version of this program that wrote the folder.
+        commit: The workspace's commit, whose predictions the folder gives.
+        created_at: When that commit was made, ISO 8601, UTC.
+        recipe: The recipe's name.
+        protocol: `paper`, `release` or `ours`.
+        settings: The recipe's sections, for people.
+        encoder: What the encoder is called.
+        text_fp: Fingerprint of the text tower.
+        image_fp: Fingerprint of the visual tower.
+        dim: Width D of the vectors.
+        preprocess: What images go through; for people, `encoder/encoder.json` counts.
+        tokenizer: What makes the tokenizer; for people.
+        selection_id: The selection of the anchors.
+        fusion: Rule, weight, temperatures, margin, and the threshold for "none of these".
+        classes: The classes, by ascending number.
+        merged: A class that was merged into another, to that one.
+        anchors: Rows of `anchors.parquet`.
+        sentences: Rows of `sentences.parquet`.
+        index: The kind of index the workspace answered with; null: none was built.
+    """
+
+    format: Literal[1] = 1
+    library: Literal["vlltr-index"] = "vlltr-index"
+    program_version: str
+    commit: int = Field(ge=1)
+    created_at: str
+    recipe: str
+    protocol: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+    encoder: str
+    text_fp: str = Field(pattern="^[0-9a-f]{16}$")
+    image_fp: str = Field(pattern="^[0-9a-f]{16}$")
+    dim: int = Field(ge=1, le=_WIDEST)
+    preprocess: dict[str, Any] = Field(default_factory=dict)
+    tokenizer: dict[str, Any] = Field(default_factory=dict)
+    selection_id: str
+    fusion: FusionConfig
+    classes: tuple[ExportedClass, ...] = Field(min_length=1, max_length=_MOST_CLASSES)
+    merged: dict[int, int] = Field(default_factory=dict)
+    anchors: int = Field(ge=1, le=50_000_000)
+    sentences: int = Field(ge=1, le=500_000_000)
+    index: Literal["torch", "flat", "ivf", "hnsw"] | None = None
+
+
+_SENTENCE = [
+    pa.field("sentence_id", pa.string(), nullable=False),
+    pa.field("class_id", pa.int32(), nullable=False),
+    pa.field("class", pa.string(), nullable=False),
+    pa.field("text", pa.string(), nullable=False),
+    pa.field("source", pa.string(), nullable=False),
+    pa.field("source_ref", pa.string()),
+    pa.field("licence", pa.string()),
+]
+
+
+def sentences_schema() -> pa.Schema:
+    """All sentences of the classes; `rank` is null for those that are not anchors."""
+    return pa.schema([*_SENTENCE, pa.field("rank", pa.int32())])
+
+
+def anchors_schema(dim: int) -> pa.Schema:
+    """The anchors, by class and rank, with their vectors float32 [dim], unnormalised as the encoder gives them."""
+    return pa.schema(
+        [
+            pa.field("anchor_key", pa.int64(), nullable=False),
+            *_SENTENCE,
+            pa.field("rank", pa.int32(), nullable=False),
+            pa.field("vector", pa.list_(pa.field("item", pa.float32()), dim), nullable=False),
+        ]
+    )

@@ -1,0 +1,99 @@
+"""An exported model with all that one can have, the answers of the workspace it came from, and ways to spoil it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vlltr_index.classes import add_class, merge_classes
+from vlltr_index.pretrained.layout import SUMS, file_digest
+from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.records import ClassScore, Prediction
+from vlltr_index.workspace import Workspace
+
+REJECT = {"reject_score": "text", "reject_threshold": 9.0, "reject_tpr": 0.95}
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A folder, and what its workspace answered before it was deleted."""
+
+    folder: Path
+    commit: int
+    names: list[str]  # of the columns
+    answers: list[list[Prediction]]  # a list for each of `ASKED`
+    explained: list[ClassScore]
+
+
+ASKED: list[dict[str, Any]] = [
+    {"top": 5, "explain": 99, "retrieval": "faiss", "reject": True},
+    {"top": 99, "explain": 1, "retrieval": "exhaustive", "crops": 5},
+]
+
+
+def changed(workspace: Workspace, heldout: dict[str, list[str]], pictures: Path) -> None:
+    """Give a trained workspace an imprinted class, one of text alone, a merged one and a threshold to reject by."""
+    first, second = sorted(heldout)[:2]
+    add_class(workspace, first, heldout[first], images=pictures / "unseen")
+    add_class(workspace, second, heldout[second], aliases=["the second"])
+    names = workspace.snapshot().class_table().names
+    merge_classes(workspace, names[0], names[1])
+    commit = workspace.history.last()
+    assert commit is not None
+    fusion = commit.fusion or workspace.recipe.fusion
+    with workspace.transaction("a threshold") as tx:
+        tx.set(fusion=fusion.model_copy(update=REJECT))
+
+
+def share(workspace: Workspace, folder: Path, pictures: Path) -> Shared:
+    """Export a workspace, ask it, and delete it."""
+    images = sorted(pictures.glob("known-*.png"))
+    recognizer = Recognizer.open(workspace)
+    answers = [recognizer.predict(images, **asked) for asked in ASKED]
+    names = [recognizer.names[i] for i in recognizer.scorer.class_ids.tolist()]
+    explained = [recognizer.explain(images[0], names[n]) for n in (0, -1, -2)]
+    recognizer.export(folder)
+    shutil.rmtree(workspace.path)
+    return Shared(folder, recognizer.commit.id, names, answers, explained)
+
+
+def sign(folder: Path) -> None:
+    """Write the digests of what is in the folder now, as somebody who means harm would."""
+    files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    lines = [f"{file_digest(folder / name)}  {name}\n" for name in files if name != SUMS]
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def edit_json(folder: Path, name: str, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a JSON file, and sign."""
+    value = json.loads((folder / name).read_text(encoding="utf-8"))
+    change(value)
+    (folder / name).write_text(json.dumps(value), encoding="utf-8")
+    sign(folder)
+
+
+def edit_tensors(folder: Path, name: str, change: Callable[[dict[str, Tensor]], None]) -> None:
+    """Change a safetensors file, and sign."""
+    tensors = {key: value.clone() for key, value in load_file(folder / name).items()}
+    change(tensors)
+    save_file(tensors, folder / name)
+    sign(folder)
+
+
+def edit_rows(folder: Path, name: str, change: Callable[[list[dict[str, Any]]], None]) -> None:
+    """Change the rows of a Parquet file, and sign."""
+    table = pq.read_table(folder / name)
+    rows = table.to_pylist()
+    change(rows)
+    loose = pa.schema([pa.field(f.name, f.type) for f in table.schema])
+    pq.write_table(pa.Table.from_pylist(rows, schema=loose), folder / name)
+    sign(folder)

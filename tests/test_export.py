@@ -1,0 +1,266 @@
+"""Exported models: the same answers without the workspace, the same bytes twice, and nothing of others overwritten."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+
+from tests.exports import ASKED, REJECT, Shared
+from vlltr_index.cli.main import vlltr
+from vlltr_index.errors import PretrainedError, UsageError
+from vlltr_index.pretrained import export_model, writing
+from vlltr_index.pretrained.layout import SUMS
+from vlltr_index.recognizer import Recognizer
+from vlltr_index.stages.build_index import index_anchors
+from vlltr_index.stages.evaluate import evaluate
+from vlltr_index.workspace import Workspace
+
+
+@pytest.fixture(scope="module")
+def recognizer(shared: Shared) -> Recognizer:
+    """The exported model."""
+    return Recognizer.from_pretrained(shared.folder)
+
+
+@pytest.mark.parametrize("number", range(len(ASKED)))
+def test_answers_are_the_workspaces(
+    recognizer: Recognizer, shared: Shared, pictures: Path, number: int
+) -> None:
+    """Probabilities, parts, residual, sentences and the verdict on known are those of the workspace, to the bit."""
+    images = sorted(pictures.glob("known-*.png"))
+    assert recognizer.predict(images, **ASKED[number]) == shared.answers[number]
+
+
+def test_explanations_are_the_workspaces(recognizer: Recognizer, shared: Shared, pictures: Path) -> None:
+    """A trained class, one added by text and an imprinted one are explained as in the workspace."""
+    image = pictures / "known-0.png"
+    assert [recognizer.explain(image, score.name) for score in shared.explained] == shared.explained
+    assert recognizer.explain(image, "the second").name in shared.names
+
+
+def test_it_knows_what_it_is(recognizer: Recognizer, shared: Shared) -> None:
+    """Commit, classes, imprinted and merged rows, and the threshold travel along."""
+    assert recognizer.commit.id == shared.commit
+    assert recognizer.classes_.tolist() == shared.names
+    assert len(recognizer.scorer.imprint_class_ids) == 1
+    assert recognizer.scorer.merged
+    assert recognizer.commit.fusion is not None
+    assert recognizer.commit.fusion.reject_threshold == REJECT["reject_threshold"]
+    assert recognizer.current() is recognizer.current()
+
+
+def test_no_pickle_and_true_digests(shared: Shared) -> None:
+    """The folder has the files it should have, and `sha256sum` agrees with the digests."""
+    names = {p.relative_to(shared.folder).as_posix() for p in shared.folder.rglob("*") if p.is_file()}
+    assert names == {
+        "README.md",
+        "SHA256SUMS",
+        "anchors.parquet",
+        "config.json",
+        "encoder/encoder.json",
+        "encoder/model.safetensors",
+        "encoder/words.json",
+        "head/head.json",
+        "head/head.safetensors",
+        "imprints.safetensors",
+        "sentences.parquet",
+    }
+    done = subprocess.run(["sha256sum", "-c", SUMS], cwd=shared.folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert {p.stat().st_mode & 0o777 for p in shared.folder.rglob("*") if p.is_file()} == {0o644}
+
+
+def test_tables_say_where_texts_come_from(shared: Shared) -> None:
+    """Anchors have text, source, licence, class, rank and vector; sentences know which of them are anchors."""
+    anchors = pq.read_table(shared.folder / "anchors.parquet")
+    sentences = pq.read_table(shared.folder / "sentences.parquet")
+    wanted = {"text", "source", "source_ref", "licence", "class", "rank", "vector"}
+    assert wanted <= set(anchors.schema.names)
+    ranked = {s["sentence_id"]: s["rank"] for s in sentences.to_pylist() if s["rank"] is not None}
+    assert ranked == dict(zip(anchors["sentence_id"].to_pylist(), anchors["rank"].to_pylist(), strict=True))
+    assert sentences.num_rows > anchors.num_rows
+    assert set(anchors["class"].to_pylist()) == set(shared.names)
+
+
+def test_the_same_commit_gives_the_same_bytes(trained: Workspace, tmp_path: Path) -> None:
+    """Two exports, one of them as of an older commit by number, and a copy of an export agree in every digest."""
+    number = trained.history.ids()[-1]
+    report = export_model(trained, tmp_path / "one", number)
+    with trained.transaction("later") as tx:
+        tx.set(index=None)
+    export_model(trained, tmp_path / "two", number)
+    copied = Recognizer.from_pretrained(tmp_path / "one").export(tmp_path / "three")
+    sums = {(tmp_path / name / SUMS).read_text() for name in ("one", "two", "three")}
+    assert len(sums) == 1
+    assert (copied.rows, copied.bytes, copied.commit) == (report.rows, report.bytes, number)
+    export_model(trained, tmp_path / "four")
+    assert json.loads((tmp_path / "four" / "config.json").read_text())["index"] is None
+
+
+def test_a_faiss_index_is_read_only_where_it_is_trusted(
+    trained: Workspace, pictures: Path, tmp_path: Path
+) -> None:
+    """`with_index` puts it in; by default it is left unread, and the exact answers are the same."""
+    images = sorted(pictures.glob("known-*.png"))
+    index_anchors(trained, "flat")
+    asked = Recognizer.open(trained)
+    expected = asked.predict(images, explain=2)
+    assert {p.retrieval for p in expected} == {"faiss"}
+    asked.export(tmp_path / "model", with_index=True)
+    assert (tmp_path / "model" / "index" / "index.faiss").is_file()
+    plain = Recognizer.from_pretrained(tmp_path / "model")
+    trusting = Recognizer.from_pretrained(tmp_path / "model", trust_index=True)
+    kinds = [r.current()._index.kind for r in (plain, trusting)]  # type: ignore[union-attr]  # both have one
+    assert kinds == ["torch", "flat"]
+    assert plain.predict(images, explain=2) == trusting.predict(images, explain=2) == expected
+
+
+def test_results_stand_in_the_card(trained: Workspace, tmp_path: Path) -> None:
+    """Without an evaluation the card says so; with one it has its figures, for people and for the hub."""
+    for path in (trained.path / "reports").glob("evaluate-*"):
+        path.unlink()
+    export_model(trained, tmp_path / "before")
+    text = (tmp_path / "before" / "README.md").read_text(encoding="utf-8")
+    assert "None: no evaluation has been run" in text
+    assert "model-index" not in text
+    report = evaluate(trained, bootstrap=20)
+    export_model(trained, tmp_path / "after")
+    text = (tmp_path / "after" / "README.md").read_text(encoding="utf-8")
+    front = yaml.safe_load(text.split("---\n")[1])
+    measured = front["model-index"][0]["results"][0]["metrics"]
+    overall = report.rows["vl-ltr"].top1["overall"].value
+    assert measured[0] == {"type": "accuracy", "value": round(overall, 4), "name": "top-1, overall"}
+    assert f"| overall | {100 * overall:.1f} |" in text
+    assert "Measured on this model: split test" in text
+    with trained.transaction("another head") as tx:
+        tx.set(fusion=trained.recipe.fusion.model_copy(update={"alpha": 0.123}))
+    export_model(trained, tmp_path / "later")
+    text = (tmp_path / "later" / "README.md").read_text(encoding="utf-8")
+    assert f"an earlier state of it (commit {report.commit}, this is {report.commit + 1})" in text
+    assert "model-index" not in text
+
+
+def test_a_damaged_report_is_left_out(
+    trained: Workspace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A report that cannot be read is no reason not to export."""
+    (trained.path / "reports").mkdir(exist_ok=True)
+    (trained.path / "reports" / "evaluate-test-1.json").write_text('{"commit": "x"')
+    with caplog.at_level("WARNING", "vlltr_index.pretrained.results"):
+        export_model(trained, tmp_path / "model")
+    assert "evaluate-test-1.json is left out of the model card: JSONDecodeError" in caplog.text
+
+
+def test_what_is_not_an_export_is_left_alone(shared: Shared, tmp_path: Path) -> None:
+    """Files, folders of other things and exports with something beside them stay, with `force` too."""
+    recognizer = Recognizer.from_pretrained(shared.folder)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(PretrainedError, match="file is not a folder"):
+        recognizer.export(tmp_path / "file", force=True)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_text("mine")
+    with pytest.raises(PretrainedError, match="holds other things than an export, and is left as it is"):
+        recognizer.export(tmp_path / "photos", force=True)
+    target = tmp_path / "model"
+    recognizer.export(target)
+    with pytest.raises(PretrainedError, match="holds an export already") as caught:
+        recognizer.export(target)
+    assert caught.value.hint == f"Replace it: vlltr export --force {target}"
+    (target / "notes.txt").write_text("mine")
+    with pytest.raises(PretrainedError, match=r"holds 'notes.txt' beside an export, and is left as it is"):
+        recognizer.export(target, force=True)
+    assert (target / "notes.txt").read_text() == "mine"
+    (target / "notes.txt").unlink()
+    (target / "README.md").write_text("edited")
+    recognizer.export(target, force=True)
+    assert (target / SUMS).read_text() == (shared.folder / SUMS).read_text()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "model", "photos"]
+
+
+def test_a_full_disk_leaves_nothing_half_written(
+    trained: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error while writing leaves no folder, and under `force` the old one as it was."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    export_model(trained, tmp_path / "old")
+    before = (tmp_path / "old" / SUMS).read_text()
+    monkeypatch.setattr(writing, "write_card", full)
+    for name, force in (("new", False), ("old", True)):
+        with pytest.raises(PretrainedError, match=f"{name} cannot be written: No space left on device"):
+            export_model(trained, tmp_path / name, force=force)
+    assert [p.name for p in tmp_path.iterdir() if p.name != "trained"] == ["old"]
+    assert (tmp_path / "old" / SUMS).read_text() == before
+
+
+def test_neither_a_folder_nor_a_repository(tmp_path: Path, shared: Shared) -> None:
+    """A name that can be neither is refused before anything is asked of the hub; a folder has no revision."""
+    with pytest.raises(UsageError, match=r"'/no/such/model' is neither a folder nor a repository on the hub"):
+        Recognizer.from_pretrained("/no/such/model")
+    with pytest.raises(UsageError, match="is a folder here: it has no revision 'v1'"):
+        Recognizer.from_pretrained(shared.folder, revision="v1")
+    with pytest.raises(PretrainedError, match=r"is not an exported folder: it has no config\.json"):
+        Recognizer.from_pretrained(tmp_path)
+
+
+def test_the_command_writes_and_reports(trained: Workspace, tmp_path: Path) -> None:
+    """`vlltr export DIR` prints what it wrote, `--json` its fields; a second time it says how to replace it."""
+    target = tmp_path / "model"
+    runner = CliRunner()
+    done = runner.invoke(vlltr, ["-w", str(trained.path), "--json", "-q", "export", str(target)])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["commit"] == trained.history.ids()[-1]
+    assert told["url"] is None
+    assert told["rows"]["anchors"] == len(Recognizer.from_pretrained(target).scorer.loaded.keys)
+    again = runner.invoke(vlltr, ["-w", str(trained.path), "-q", "export", str(target)])
+    assert isinstance(again.exception, PretrainedError)
+    forced = runner.invoke(vlltr, ["-w", str(trained.path), "export", "--force", str(target)])
+    assert f"Wrote {target}: " in forced.stdout
+    assert "See whether you may share them." in forced.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--embed-images"], "--embed-images is for --tables: a model has no images"),
+        (["--tables", "--index"], "--index is for a model, not for --tables"),
+        (["--tables", "--push", "user/name"], "--push is for a model, not for --tables"),
+        (["--private"], "--private and --message are for --push"),
+        (["--push", "name"], "'name' is no name for a repository on the hub"),
+        (["--push", "a/b/c"], "'a/b/c' is no name for a repository on the hub"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    workspace: Workspace, tmp_path: Path, options: list[str], message: str
+) -> None:
+    """They are refused with exit code 2 before anything is written."""
+    done = CliRunner().invoke(vlltr, ["-w", str(workspace.path), "export", str(tmp_path / "out"), *options])
+    assert isinstance(done.exception, UsageError)
+    assert done.exception.message == message
+    assert done.exception.exit_code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_steps_are_named(workspace: Workspace, tmp_path: Path) -> None:
+    """An untrained workspace says what to run, and no folder appears."""
+    done = CliRunner().invoke(vlltr, ["-w", str(workspace.path), "export", str(tmp_path / "out")])
+    assert str(done.exception).startswith("no anchor sentences have been selected yet")
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_need_no_workspace_device(shared: Shared) -> None:
+    """The encoder goes to the device that is named, in evaluation mode."""
+    encoder = Recognizer.from_pretrained(shared.folder, device="cpu").encoder
+    assert encoder.device == torch.device("cpu")
+    assert not encoder.model.training

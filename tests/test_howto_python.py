@@ -1,0 +1,72 @@
+"""The sections "Share a model" and "Use it from Python" of docs/howto.md: every block runs, in the order written."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+import huggingface_hub.constants
+import pytest
+from click.testing import CliRunner
+
+from tests.hubserver import TOKEN, HubServer, hub_server
+from vlltr_index.cli.main import vlltr
+
+PAGE = Path(__file__).parents[1] / "docs" / "howto.md"
+
+
+def blocks(title: str) -> list[tuple[str, str]]:
+    """Language and text of each block of one section."""
+    section = PAGE.read_text(encoding="utf-8").split(f"\n## {title}\n")[1].split("\n## ")[0]
+    return re.findall(r"```(\w+)\n(.*?)```", section, re.DOTALL)
+
+
+@pytest.fixture
+def place(
+    trained_once: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[HubServer]:
+    """A folder with `workspace` and `photo.jpg`, where somebody is logged in at a hub."""
+    shutil.copytree(trained_once, tmp_path / "workspace")
+    shutil.copy(pictures / "known-0.png", tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    with hub_server() as server:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield server
+
+
+def run(title: str) -> list[str]:
+    """Run each block; gives the languages."""
+    names: dict[str, object] = {}
+    for language, text in blocks(title):
+        if language == "python":
+            exec(compile(text, f"{PAGE.name}: {title}", "exec"), names)
+            continue
+        for line in text.splitlines():
+            command = shlex.split(line)
+            assert command[0] == "vlltr"
+            done = CliRunner().invoke(vlltr, ["-w", "workspace", *command[1:]], catch_exceptions=False)
+            assert done.exit_code == 0, (line, done.output)
+    return [language for language, _ in blocks(title)]
+
+
+def test_share_a_model(place: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The folder, the private repository and the tables come to be."""
+    assert run("Share a model") == ["sh", "python", "sh", "python"]
+    repo = place.repos["user/name"]
+    assert repo.private
+    assert repo.messages[-1] == "First version"
+    assert (tmp_path / "my-model" / "README.md").is_file()
+    assert "Image(" in capsys.readouterr().out
+
+
+def test_use_it_from_python(place: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """Probabilities and tables come as arrays and frames."""
+    assert run("Use it from Python") == ["python", "python"]
+    assert capsys.readouterr().out.startswith("(2, ")

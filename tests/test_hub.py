@@ -1,0 +1,188 @@
+"""The hub, through huggingface_hub against a local server: push, fetch, revisions, and what it may refuse."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+from click.testing import CliRunner
+
+from tests.exports import ASKED, Shared
+from tests.hubserver import TOKEN, HubServer, Repo, hub_server
+from vlltr_index.cli.main import vlltr
+from vlltr_index.errors import PretrainedError, UsageError
+from vlltr_index.pretrained import locate, push
+from vlltr_index.pretrained.layout import MODEL_FILES, SUMS
+from vlltr_index.recognizer import Recognizer
+from vlltr_index.workspace import Workspace
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    """A hub of this test alone, where nobody is logged in and nothing is cached."""
+    with hub_server() as server:
+        for name, value in {"ENDPOINT": server.url, "HF_HUB_CACHE": str(tmp_path / "hf")}.items():
+            monkeypatch.setattr(huggingface_hub.constants, name, value)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+        yield server
+
+
+def put(server: HubServer, name: str, folder: Path, **options: bool) -> Repo:
+    """Place a folder in a repository, past the API."""
+    files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    repo = server.repos[name] = Repo(**options)
+    repo.commits.append(files)
+    repo.messages.append("put")
+    return repo
+
+
+def test_what_is_pushed_comes_back(
+    hub: HubServer, shared: Shared, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A private repository is made, filled in one commit, and read back to the same answers."""
+    recognizer = Recognizer.from_pretrained(shared.folder)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    url = recognizer.push_to_hub("user/birds", private=True, commit_message="First")
+    repo = hub.repos["user/birds"]
+    assert repo.private
+    assert repo.messages == ["initial commit", "First"]
+    assert url == f"{hub.url}/user/birds/commit/{repo.sha()}"
+    here = {
+        p.relative_to(shared.folder).as_posix(): p.read_bytes()
+        for p in shared.folder.rglob("*")
+        if p.is_file()
+    }
+    assert repo.commits[-1] == here
+    again = Recognizer.from_pretrained("user/birds")
+    images = sorted(pictures.glob("known-*.png"))
+    assert again.predict(images, **ASKED[0]) == shared.answers[0]
+
+
+def test_only_known_files_are_fetched_and_old_ones_are_kept_out(
+    hub: HubServer, shared: Shared, tmp_path: Path
+) -> None:
+    """Strange files stay on the hub; a second push takes the index of the first away, and revisions lead back."""
+    repo = put(hub, "user/birds", shared.folder)
+    repo.commits[-1] |= {"pickle.bin": b"x", "index/index.json": b"{}", ".gitattributes": b""}
+    folder = locate("user/birds", cache_dir=tmp_path / "cache")
+    assert {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()} <= {
+        SUMS,
+        *MODEL_FILES,
+    }
+    assert str(folder).startswith(str(tmp_path / "cache"))
+    first = repo.sha()
+    push(shared.folder, "user/birds", token=TOKEN)
+    assert "index/index.json" not in repo.commits[-1]
+    assert {"pickle.bin", ".gitattributes"} <= set(repo.commits[-1])
+    assert repo.messages[-1] == f"Upload commit {shared.commit} of recipe glyphs_lt/fast"
+    old = locate("user/birds", revision=first, cache_dir=tmp_path / "cache")
+    assert (old / "index" / "index.json").exists()
+
+
+def test_the_command_pushes(
+    hub: HubServer, trained: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`vlltr export DIR --push` leaves the folder and says where it went; refused, the folder is there all the same."""
+    command = ["-w", str(trained.path), "export", str(tmp_path / "model"), "--push", "user/birds"]
+    refused = CliRunner().invoke(vlltr, command)
+    assert isinstance(refused.exception, PretrainedError)
+    assert (tmp_path / "model" / SUMS).is_file()
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    done = CliRunner().invoke(vlltr, [*command, "--force", "--message", "Hello"])
+    assert done.exit_code == 0, done.exception
+    assert f"Pushed: {hub.url}/user/birds/commit/{hub.repos['user/birds'].sha()}" in done.stdout
+    assert hub.repos["user/birds"].messages[-1] == "Hello"
+
+
+def test_a_repository_that_is_not_there(hub: HubServer) -> None:
+    """Without a token the hub does not tell a missing repository from a private one; nor do we."""
+    for token in (None, TOKEN):
+        with pytest.raises(
+            PretrainedError, match="user/nothing is neither a folder here nor a repository"
+        ) as caught:
+            locate("user/nothing", token=token)
+        assert "If it is private: Log in (hf auth login)" in str(caught.value.hint)
+
+
+def test_a_private_repository(hub: HubServer, shared: Shared) -> None:
+    """It is not there without a token, and there with one."""
+    put(hub, "user/mine", shared.folder, private=True)
+    with pytest.raises(PretrainedError, match="nor a repository on the hub that you may see"):
+        locate("user/mine", token=False)
+    assert (locate("user/mine", token=TOKEN) / SUMS).is_file()
+
+
+def test_a_gated_repository(hub: HubServer, shared: Shared) -> None:
+    """Its owner has to let one in."""
+    put(hub, "user/gate", shared.folder, gated=True)
+    with pytest.raises(PretrainedError, match="user/gate is gated on the hub: its owner has to let you in"):
+        locate("user/gate")
+
+
+def test_a_bad_token(hub: HubServer, shared: Shared) -> None:
+    """The hub's words are passed on, for reading and for writing."""
+    put(hub, "user/birds", shared.folder)
+    wrong = "hf_" + "b" * 34
+    with pytest.raises(PretrainedError, match="the hub refuses user/birds with status 401") as caught:
+        push(shared.folder, "user/birds", token=wrong)
+    assert caught.value.hint == "Log in (hf auth login), set HF_TOKEN, or give token="
+    with pytest.raises(PretrainedError, match="the hub refuses user/birds with status 401"):
+        locate("user/birds", token=wrong)
+
+
+def test_an_unknown_revision(hub: HubServer, shared: Shared) -> None:
+    """It is named."""
+    put(hub, "user/birds", shared.folder)
+    with pytest.raises(PretrainedError, match="user/birds has no revision 'v9' on the hub"):
+        locate("user/birds", revision="v9")
+
+
+def test_without_a_network(hub: HubServer, shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is cached is used; what is not cannot be had, and the error says so."""
+    put(hub, "user/birds", shared.folder)
+    folder = locate("user/birds")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert locate("user/birds") == folder
+    with pytest.raises(
+        PretrainedError, match="the hub cannot be reached, and user/other is not in the cache"
+    ) as caught:
+        locate("user/other")
+    assert caught.value.hint == "Try again with a network, or copy the folder here and name it instead."
+
+
+def test_a_server_that_is_gone(shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody listens: the same error, for pushing too."""
+    with hub_server() as server:
+        url = server.url
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+    for ask in (
+        lambda: locate("user/birds", cache_dir=tmp_path),
+        lambda: push(shared.folder, "user/birds", token=TOKEN),
+    ):
+        with pytest.raises(PretrainedError, match="the hub cannot be reached"):
+            ask()
+
+
+def test_a_repository_of_something_else(hub: HubServer, tmp_path: Path) -> None:
+    """A repository that is no exported model is named as such."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "bert"}')
+    put(hub, "user/bert", tmp_path / "other")
+    with pytest.raises(PretrainedError, match="is not of vlltr-index: its library is None"):
+        Recognizer.from_pretrained("user/bert")
+
+
+def test_a_damaged_folder_is_not_pushed(hub: HubServer, shared: Shared, tmp_path: Path) -> None:
+    """Digests are checked before anything is asked of the hub."""
+    folder = Path(shutil.copytree(shared.folder, tmp_path / "model"))
+    (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    with pytest.raises(PretrainedError, match=r"config\.json is not the file that was exported"):
+        push(folder, "user/birds", token=TOKEN)
+    with pytest.raises(UsageError, match="'birds' is no name for a repository"):
+        push(folder, "birds", token=TOKEN)
+    assert hub.log == []
