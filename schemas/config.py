@@ -160,7 +160,9 @@ class FusionConfig(_Config):
     tau_visual: float = Field(default=1.0, gt=0)
     tau_text: float = Field(default=1.0, gt=0)
     margin: float = 0.0
-    agreement: float = Field(default=0.0, ge=0)  # of the branches about the trained classes, see vlltr_index.fusion
+    agreement: float = Field(
+        default=0.0, ge=0
+    )  # of the branches about the trained classes, see vlltr_index.fusion
     reject_score: Literal["text", "visual", "fused", "evidence"] | None = None  # see vlltr_index.rejection
     reject_threshold: float | None = None  # an image that scores less is of none of the classes
     reject_tpr: float | None = Field(default=None, gt=0, le=1)  # share of known images that this accepted
