@@ -19,8 +19,10 @@ QUESTIONS = (
     "retrieval",
     "embedding",
     "head_epoch",
+    "training_loader",
     "store",
     "startup",
+    "growth",
 )
 
 
@@ -28,11 +30,11 @@ def run(question: str, wanted: str | None) -> None:
     """Measure every case of a question; each is written to its result file as soon as it is there."""
     module = importlib.import_module(f"benchmarks.{question}")
     path = RESULTS / f"speed-{question}.json"
-    here = machine()
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"cases": {}}
     for case in module.CASES:
         if wanted is not None and case.name != wanted:
             continue
+        here = machine()
         try:
             result = run_case(question, case, _say)
         except Disagreement as error:

@@ -26,6 +26,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.peak import measure
+
 __all__ = ["Case", "Disagreement", "machine", "run_case"]
 
 Arrays = dict[str, NDArray[Any]]
@@ -88,6 +90,7 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "gpu": _gpu(),
+        "peak": measure(),
         "versions": versions,
     }
 
