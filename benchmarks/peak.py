@@ -34,7 +34,7 @@ class Work:
 
 
 def measure() -> dict[str, float]:
-    """float32 `gemm_gflops` (a square product of side 1,536) and `read_gib_s` (the sum of 256 MiB): the best of seven."""
+    """`gemm_gflops` (a square float32 product) and `read_gib_s` (the sum of 256 MiB), the best of seven each."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     a, b = torch.rand(2, _SIDE, _SIDE, device=device)
     line = torch.rand(_FLOATS, device=device)

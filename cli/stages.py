@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from vlltr_index.cli.context import Context, pass_context
+from vlltr_index.cli.context import Context, cache_images, pass_context
 
 
 @click.command("embed")
@@ -14,12 +14,15 @@ from vlltr_index.cli.context import Context, pass_context
     "--views", type=click.IntRange(1), help="Stored views of a training image; default: the recipe's."
 )
 @click.option("--force", is_flag=True, help="Take an encoder whose weights changed; select and train again.")
+@cache_images
 @pass_context
-def embed_command(context: Context, views: int | None, force: bool) -> None:
+def embed_command(context: Context, cache_images: bool, views: int | None, force: bool) -> None:
     """Embed every sentence and image that has no vector yet; an interrupted run goes on where it was."""
     from vlltr_index.stages.embed import embed
 
     workspace = context.open()
+    if cache_images:
+        context.read_images_as(workspace, workspace.recipe.images.model_copy(update={"cache": True}))
     with context.progress() as progress:
         report = embed(workspace, views, progress, force=force)
     if context.as_json:

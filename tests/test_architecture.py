@@ -56,6 +56,7 @@ LAYERS = {
     "loading": 4,
     "embedding": 4,
     "crops": 4,
+    "pixels": 4,
     "selection": 5,
     "search": 6,
     "ranking": 3,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +17,7 @@ from vlltr_index.encoder import Encoder
 from vlltr_index.errors import InputError
 from vlltr_index.images.decode import open_image
 from vlltr_index.loading import usable_images, view_suffix
+from vlltr_index.pixels import normalised
 from vlltr_index.schemas.config import AugmentConfig
 from vlltr_index.schemas.tables import (
     image_vectors,
@@ -25,6 +28,7 @@ from vlltr_index.schemas.tables import (
 from vlltr_index.store import one_of
 
 if TYPE_CHECKING:
+    from vlltr_index.images.cache import PixelCache
     from vlltr_index.schemas.records import Progress
     from vlltr_index.snapshot import Snapshot
     from vlltr_index.transaction import Transaction
@@ -35,7 +39,8 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 """Pixels [B, 3, H, W] as the encoder's preprocessing gives them, to an augmented batch of the same shape."""
 
 _TEXT_BATCH = 4096
-_IMAGE_BATCH = 256
+_PLAIN_BATCH, _VIEW_BATCH = 64, 256  # images; the random numbers of augmented views depend on theirs
+_DECODERS = 4  # threads that decode, at most; Pillow lets others run meanwhile
 _FEW = 1000  # keys that are worth a condition instead of a scan
 
 
@@ -73,11 +78,13 @@ def embed_images(
     config: AugmentConfig | None = None,
     progress: Progress | None = None,
     only: Sequence[str] | None = None,
+    cache: PixelCache | None = None,
 ) -> tuple[int, int, int]:
-    """Embed one view of the images of `split` that are not in the cache; returns (embedded, before, unreadable).
+    """Embed one view of the images of `split` that have no vector yet; returns (embedded, before, unreadable).
 
     An image that could be read when it came in, and cannot now, is kept aside with its problem. With `only`, these
-    images alone are looked at.
+    images alone are looked at. With `cache` (a `plain_cache`) decoded images are taken from there and kept there; the
+    vectors are the same. The next batch is decoded while the tower works on this one.
     """
     name = image_vectors_name(encoder.image_fp)
     tx.store.create(name, image_vectors(encoder.dim), "vector_key")
@@ -87,7 +94,7 @@ def embed_images(
     todo = [i for i in ids if f"{i}:{suffix}" not in have]
     done = failed = 0
     label = f"embed {split} images" + (f", view {view}" if view else "")
-    for part, pixels, bad in _pixel_batches(tx, encoder, todo, view, augment):
+    for part, pixels, bad in _pixel_batches(tx, encoder, todo, view, augment, cache):
         if bad:
             failed += len(bad)
             _keep_aside(tx, bad)
@@ -123,39 +130,66 @@ def _keep_aside(tx: Transaction, problems: dict[str, str]) -> None:
 
 
 def _pixel_batches(
-    tx: Snapshot, encoder: Encoder, ids: list[str], view: int, augment: Augment | None
+    tx: Snapshot,
+    encoder: Encoder,
+    ids: list[str],
+    view: int,
+    augment: Augment | None,
+    cache: PixelCache | None,
 ) -> Iterator[tuple[list[str], Tensor, dict[str, str]]]:
     """Decoded batches in `ids` order: image ids, pixels [B, 3, H, W] normalised, and why others are unreadable."""
-    for start in range(0, len(ids), _IMAGE_BATCH):
-        part = ids[start : start + _IMAGE_BATCH]
-        good: list[str] = []
-        pixels: list[Tensor] = []
-        bad: dict[str, str] = {}
-        for image_id, source in load_sources(tx, part):
-            try:
-                image = open_image(source)
-            except InputError as error:
-                bad[image_id] = error.message
-                continue
-            good.append(image_id)
-            pixels.append(encoder.preprocess(image))
-        batch = torch.stack(pixels) if pixels else torch.empty(0)
-        if view and augment is not None and good:
-            seed = int.from_bytes(hashlib.sha256(f"{good[0]}:{view}".encode()).digest()[:7], "big")
-            batch = augment(batch, torch.Generator().manual_seed(seed))
-        yield good, batch, bad
+    size = _VIEW_BATCH if view else _PLAIN_BATCH
+    parts = [ids[start : start + size] for start in range(0, len(ids), size)]
+    with ThreadPoolExecutor(min(_DECODERS, os.cpu_count() or 1)) as pool:
+
+        def begin(part: list[str]) -> list[Future[Tensor]]:
+            rows = _sources(tx, part)
+            return [pool.submit(_pixels, encoder, *rows[image_id], cache) for image_id in part]
+
+        coming = begin(parts[0]) if parts else []
+        for number, part in enumerate(parts):
+            futures, coming = coming, begin(parts[number + 1]) if number + 1 < len(parts) else []
+            good: list[str] = []
+            pixels: list[Tensor] = []
+            bad: dict[str, str] = {}
+            for image_id, future in zip(part, futures, strict=True):
+                try:
+                    pixels.append(future.result())
+                    good.append(image_id)
+                except InputError as error:
+                    bad[image_id] = error.message
+            batch = torch.stack(pixels) if pixels else torch.empty(0)
+            if view and augment is not None and good:
+                batch = augment(batch, _view_generator(good[0], view))
+            yield good, batch, bad
+
+
+def _view_generator(first: str, view: int) -> torch.Generator:
+    """The random numbers of a batch's augmented view."""
+    seed = int.from_bytes(hashlib.sha256(f"{first}:{view}".encode()).digest()[:7], "big")
+    return torch.Generator().manual_seed(seed)
+
+
+def _pixels(encoder: Encoder, source: bytes | str, digest: str | None, cache: PixelCache | None) -> Tensor:
+    """float32 [3, H, W], as `encoder.preprocess` gives it."""
+    if cache is None:
+        return encoder.preprocess(open_image(source))
+    return normalised(cache.image(source, digest), encoder)
+
+
+def _sources(tx: Snapshot, ids: list[str]) -> dict[str, tuple[bytes | str, str | None]]:
+    """Bytes, or else the path, of each image and the digest of its bytes, by its id."""
+    rows = tx.table("images", ["image_id", "uri", "data", "content_hash"], one_of("image_id", ids))
+    columns = (rows[name].to_pylist() for name in ("image_id", "uri", "data", "content_hash"))
+    return {
+        i: (data if data is not None else uri, digest) for i, uri, data, digest in zip(*columns, strict=True)
+    }
 
 
 def load_sources(tx: Snapshot, ids: list[str]) -> list[tuple[str, bytes | str]]:
     """Bytes, or else the path, of each image of `ids`, in their order."""
-    rows = tx.table("images", ["image_id", "uri", "data"], one_of("image_id", ids))
-    found = {
-        i: (data if data is not None else uri)
-        for i, uri, data in zip(
-            rows["image_id"].to_pylist(), rows["uri"].to_pylist(), rows["data"].to_pylist(), strict=True
-        )
-    }
-    return [(i, found[i]) for i in ids]
+    found = _sources(tx, ids)
+    return [(i, found[i][0]) for i in ids]
 
 
 def vector_table(columns: dict[str, list[str] | list[int]], vectors: Tensor) -> pa.Table:

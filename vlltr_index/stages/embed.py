@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 from vlltr_index.embedding import embed_images, embed_sentences
 from vlltr_index.encoder import Encoder
-from vlltr_index.loading import open_encoder
+from vlltr_index.loading import image_cache_folder, known_images, open_encoder
+from vlltr_index.pixels import plain_cache, plain_need
 from vlltr_index.train.augment import make_augment
 
 if TYPE_CHECKING:
     from vlltr_index.history import Commit
+    from vlltr_index.images.cache import PixelCache
     from vlltr_index.schemas.records import Progress
     from vlltr_index.transaction import Transaction
     from vlltr_index.workspace import Workspace
@@ -51,6 +53,7 @@ def embed(
     Raises:
         MissingStepError: If the encoder has no weights yet.
         FingerprintMismatch: If the encoder is not the one of the commit's vectors, without `force`.
+        WorkspaceError: If decoded images are to be kept (`images.cache`) and the disk is too small.
     """
     views = workspace.recipe.lgr.views if views is None else views
     with workspace.transaction("embed") as tx:
@@ -76,6 +79,7 @@ def _differs(commit: Commit, encoder: Encoder) -> bool:
 def _embed_all(
     workspace: Workspace, tx: Transaction, encoder: Encoder, views: int, progress: Progress | None
 ) -> EmbedReport:
+    cache = _image_cache(workspace, tx, encoder)
     sentences = tx.table("sentences", columns=["text_hash", "text"])
     new, before, truncated = embed_sentences(
         tx, encoder, sentences["text_hash"].to_pylist(), sentences["text"].to_pylist(), progress
@@ -86,8 +90,22 @@ def _embed_all(
     images = images_before = unreadable = 0
     for split in splits:
         for view in range(views if split == "train" else 1):
-            made, had, failed = embed_images(tx, encoder, split, view, augment, config, progress)
+            made, had, failed = embed_images(tx, encoder, split, view, augment, config, progress, cache=cache)
             images, images_before, unreadable = images + made, images_before + had, unreadable + failed
     return EmbedReport(
         new, before, truncated, images, images_before, unreadable, encoder.text_fp, encoder.image_fp
     )
+
+
+def _image_cache(workspace: Workspace, tx: Transaction, encoder: Encoder) -> PixelCache | None:
+    """The cache of decoded images, where the recipe wants one; nothing is decoded yet.
+
+    Raises:
+        WorkspaceError: If the disk is too small.
+    """
+    if not workspace.recipe.images.cache:
+        return None
+    digests = tx.table("images", ["content_hash"], "class_id IS NOT NULL AND problem IS NULL")["content_hash"]
+    cache = plain_cache(image_cache_folder(workspace), encoder)
+    cache.prepare(plain_need([d for d in digests.to_pylist() if d], encoder), known_images(workspace))
+    return cache
