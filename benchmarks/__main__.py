@@ -14,6 +14,7 @@ from benchmarks.harness import Disagreement, machine, run_case
 RESULTS = Path(__file__).parent / "results"
 QUESTIONS = (
     "anss",
+    "anss_update",
     "lgr_training",
     "lgr_inference",
     "retrieval",

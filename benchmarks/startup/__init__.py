@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.goals import Goal, at_most
 from benchmarks.harness import Arrays, Case, Disagreement
 
 COMPETITORS = ("bare", "ours")
@@ -39,3 +40,11 @@ def agree(case: Case, answers: dict[str, Arrays]) -> dict[str, float]:
     if worst > 1e-4:
         raise Disagreement(f"the answers differ by {worst:.2g}")
     return {"largest difference": worst}
+
+
+def goals(values: dict[str, Any], rows: dict[str, Any], gpu: bool) -> list[Goal]:
+    """What was wanted beside what was found."""
+    wanted = {"help": 2.0, "list": 1.5, "predict": 1.3}[values["what"]]
+    return [
+        at_most("time of the bare program", rows["ours"]["median"] / rows["bare"]["median"], wanted, " x")
+    ]

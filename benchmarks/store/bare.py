@@ -27,9 +27,13 @@ def run(state: Any) -> Arrays:
     """Write all rows into a new table, or read them all."""
     values, rows, database, place = state
     start = time.perf_counter()
-    if values["what"] == "write":
+    if values["what"] != "read":
         made = database.create_table("t", schema=schema(values["dim"]))
-        made.add(rows)
+        if values["what"] == "write":
+            made.add(rows)
+        else:
+            merge = made.merge_insert("text_hash").when_matched_update_all()
+            merge.when_not_matched_insert_all().execute(rows)
         seconds = time.perf_counter() - start
         first = made.search().where(f"text_hash = '{rows['text_hash'][0].as_py()}'").to_arrow()["vector"]
         answer = head(first[0].as_py())

@@ -1,4 +1,4 @@
-"""`vlltr_index.store.Store`: upsert by key, and vectors into a tensor."""
+"""`vlltr_index.store.Store`: append as `vlltr embed` does, upsert by key, and vectors into a tensor."""
 
 from __future__ import annotations
 
@@ -26,9 +26,12 @@ def run(state: Any) -> Arrays:
     values, rows, store, place = state
     first = [rows["text_hash"][0].as_py()]
     start = time.perf_counter()
-    if values["what"] == "write":
+    if values["what"] != "read":
         store.create("t", schema(values["dim"]), "text_hash")
-        store.upsert("t", rows, "text_hash")
+        if values["what"] == "write":
+            store.append("t", rows)
+        else:
+            store.upsert("t", rows, "text_hash")
         seconds = time.perf_counter() - start
         _, vectors = store.vectors("t", "text_hash", first)
         store.drop("t")
