@@ -57,7 +57,8 @@ def summary(module: Any, result: dict[str, Any]) -> list[str]:
     for name, row in result["rows"].items():
         note = f" (extrapolated from {row['portion']:.3g} of the work)" if row["portion"] < 1 else ""
         lines.append(
-            f"  {name:<12} {row['median']:>10.4f} s  {row['median'] / ours:>7.2f} x ours"
+            f"  {name:<12} {row['median']:>10.4f} s  {row['cpu_median']:>10.4f} CPU s"
+            f"  {row['median'] / ours:>7.2f} x ours"
             f"  peak extra {row['peak_extra_mib']:>8.1f} MiB{note}"
         )
     lines += [f"  {name:<12} left out: {why}" for name, why in result["skipped"].items()]

@@ -48,5 +48,5 @@ def agree(case: Case, answers: dict[str, Arrays]) -> dict[str, float]:
 
 def goals(values: dict[str, Any], rows: dict[str, Any], gpu: bool) -> list[Goal]:
     """Stored vectors have to be worth storing; no figure was set beforehand."""
-    faster, part = ratio(rows, "encoder", "ours")
+    faster, part = ratio(rows, "encoder", "ours", gpu)
     return [at_least("faster than through the encoder", faster, 1, " x", part)]

@@ -34,7 +34,7 @@ CASES = (
 def goals(values: dict[str, Any], rows: dict[str, Any], gpu: bool) -> list[Goal]:
     """What was wanted beside what was found; memory with the anchors."""
     held = anchors_mib(values)
-    faster, part = ratio(rows, "release", "ours")
+    faster, part = ratio(rows, "release", "ours", gpu)
     wanted = 7 if values["dim"] == 512 else 12
     theirs = memory(rows["release"], held * rows["release"]["portion"]) / rows["release"]["portion"]
     mine = memory(rows["ours"], held)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.clock import Clock
 from benchmarks.harness import Arrays
 from vlltr_index.answers import Answers
 from vlltr_index.bank import AnchorBank
@@ -62,20 +62,20 @@ class State:
 
     def measure(self) -> Arrays:
         """Score all queries in batches, then some alone; seconds are of one batch."""
-        start = time.perf_counter()
+        clock = Clock()
         parts = [self._score(part) for part in self.images.split(BATCH)]
-        batch = (time.perf_counter() - start) / len(parts)
-        alone = []
+        took = {key: value / len(parts) for key, value in clock.read().items()}
+        clock = Clock()
         for image in self.images[:SINGLES].split(1):
-            start = time.perf_counter()
             self._score(image)
-            alone.append(time.perf_counter() - start)
+        alone = clock.read()
         chances = torch.cat(parts)
         best = chances.topk(2, dim=1)
         facts = {
             **self.facts,
-            "seconds": batch,
-            "one_image_seconds": float(np.median(alone)),
+            **took,
+            "one_image_cpu_s": alone["cpu_seconds"] / SINGLES,
+            "one_image_s": alone["seconds"] / SINGLES,
             **self._recall(),
         }
         return {
