@@ -129,11 +129,10 @@ def add(size: int) -> Work:
     select(workspace, workspace.recipe.select)
     train_lgr_stage(workspace, workspace.recipe.lgr)
     index_anchors(workspace)
-    new = _images(_folder(), 1, 2) / "class 00000"
     numbers = itertools.count()
 
     def work() -> object:
-        name = f"new {next(numbers)}"
+        name, new = f"new {next(numbers)}", _images(_folder(), 1, 2) / "class 00000"
         return add_class(workspace, name, [f"The {name} has {n} corners." for n in range(3)], new)
 
     work()
