@@ -14,13 +14,16 @@ from benchmarks.harness import Disagreement, machine, run_case
 RESULTS = Path(__file__).parent / "results"
 QUESTIONS = (
     "anss",
+    "anss_update",
     "lgr_training",
     "lgr_inference",
     "retrieval",
     "embedding",
     "head_epoch",
+    "training_loader",
     "store",
     "startup",
+    "growth",
 )
 
 
@@ -28,11 +31,11 @@ def run(question: str, wanted: str | None) -> None:
     """Measure every case of a question; each is written to its result file as soon as it is there."""
     module = importlib.import_module(f"benchmarks.{question}")
     path = RESULTS / f"speed-{question}.json"
-    here = machine()
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"cases": {}}
     for case in module.CASES:
         if wanted is not None and case.name != wanted:
             continue
+        here = machine()
         try:
             result = run_case(question, case, _say)
         except Disagreement as error:
@@ -54,7 +57,8 @@ def summary(module: Any, result: dict[str, Any]) -> list[str]:
     for name, row in result["rows"].items():
         note = f" (extrapolated from {row['portion']:.3g} of the work)" if row["portion"] < 1 else ""
         lines.append(
-            f"  {name:<12} {row['median']:>10.4f} s  {row['median'] / ours:>7.2f} x ours"
+            f"  {name:<12} {row['median']:>10.4f} s  {row['cpu_median']:>10.4f} CPU s"
+            f"  {row['median'] / ours:>7.2f} x ours"
             f"  peak extra {row['peak_extra_mib']:>8.1f} MiB{note}"
         )
     lines += [f"  {name:<12} left out: {why}" for name, why in result["skipped"].items()]

@@ -26,6 +26,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.clock import Clock
+from benchmarks.peak import measure
+
 __all__ = ["Case", "Disagreement", "machine", "run_case"]
 
 Arrays = dict[str, NDArray[Any]]
@@ -88,6 +91,8 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "gpu": _gpu(),
+        "load": round(os.getloadavg()[0], 1),
+        "peak": measure(),
         "versions": versions,
     }
 
@@ -168,6 +173,7 @@ class _Worker:
         )
         self.ready = self._read()
         self.seconds: list[float] = []
+        self.cpu: list[float] = []
         self.peak = 0.0
         self.extra: dict[str, Any] = {}
 
@@ -179,6 +185,7 @@ class _Worker:
         self.peak = max(self.peak, reply["peak_mib"])
         if not warm:
             self.seconds.append(reply["seconds"])
+            self.cpu.append(reply["cpu_seconds"])
             self.extra = reply["extra"]
         return float(reply["seconds"])
 
@@ -191,6 +198,7 @@ class _Worker:
         return {
             "seconds": scaled,
             "median": float(np.median(scaled)),
+            "cpu_median": round(float(np.median(self.cpu)) / self.portion, 6),
             "portion": self.portion,
             "prepare_seconds": self.ready["seconds"],
             "resident_mib": self.ready["resident_mib"],
@@ -243,15 +251,15 @@ def _serve(order: Mapping[str, Any]) -> None:
     for _ in sys.stdin:
         before = _memory("VmRSS")
         _reset_peak()
-        start = time.perf_counter()
+        clock = Clock()
         answer = competitor.run(state)
-        seconds = time.perf_counter() - start
+        took = clock.read()
         peak = _memory("VmHWM") - before
         extra = answer.pop("_extra", {})
         # A competitor may time itself where part of a run is not to count (a process's start, a clean-up).
-        seconds = extra.pop("seconds", seconds)
+        took = {key: extra.pop(key, value) for key, value in took.items()}
         np.savez(order["answer"], **answer)
-        _reply(out, {"seconds": seconds, "peak_mib": peak, "extra": extra})
+        _reply(out, {**took, "peak_mib": peak, "extra": extra})
 
 
 def _reply(out: Any, values: dict[str, Any]) -> None:

@@ -12,7 +12,17 @@ from torch.nn import functional as F
 from benchmarks.clusters import around, centres
 from benchmarks.harness import Arrays, Case, Disagreement
 
-__all__ = ["DEVICE", "ReleaseHead", "agree", "anchors_of", "bank_of", "images_of", "inputs", "wait"]
+__all__ = [
+    "DEVICE",
+    "ReleaseHead",
+    "agree",
+    "anchors_mib",
+    "anchors_of",
+    "bank_of",
+    "images_of",
+    "inputs",
+    "wait",
+]
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LOGIT_TOLERANCE = 2e-3  # of logits of up to 50: float32 on both sides
@@ -38,6 +48,11 @@ def anchors_of(inputs: Arrays, values: dict[str, Any]) -> Tensor:
     kept = max(1, round(values["classes"] * values["portion"]))
     rows = torch.from_numpy(inputs["anchors"][: kept * values["anchors"]])
     return rows.view(kept, values["anchors"], values["dim"]).to(DEVICE)
+
+
+def anchors_mib(values: dict[str, Any]) -> float:
+    """MiB of all anchors in float32."""
+    return float(values["classes"] * values["anchors"] * values["dim"]) * 4 / 2**20
 
 
 def bank_of(inputs: Arrays, values: dict[str, Any]) -> Any:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+from benchmarks.peak import least_seconds
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -31,20 +35,36 @@ def page(results: list[dict[str, Any]]) -> str:
         title, _, goals = (module.__doc__ or "").strip().partition("\n")
         lines += [f"## {title}", "", " ".join(goals.split()), ""]
         lines += [f"`python -m benchmarks run {result['question']}`", ""]
-        lines += [f"![median time of each competitor](plots/speed-{result['question']}.svg)", ""]
+        lines += [f"![{_ALT.get(result['question'], _USUAL)}](plots/speed-{result['question']}.svg)", ""]
+        if hasattr(module, "part"):
+            lines += [*module.part(result), _machine(next(iter(result["cases"].values()))), ""]
+            continue
         for case in module.CASES:
             if case.name in result["cases"]:
-                lines += table(result["cases"][case.name], module.COMPETITORS)
+                lines += table(result["cases"][case.name], module.COMPETITORS, module)
     return "\n".join(lines)
 
 
-def table(case: dict[str, Any], order: tuple[str, ...]) -> list[str]:
+_USUAL = "median time of each competitor"
+_ALT = {"growth": "cost of each step against size, both logarithmic"}
+
+
+def table(case: dict[str, Any], order: tuple[str, ...], module: ModuleType) -> list[str]:
     """One size as a Markdown table, with what it was measured on below it."""
-    ours = case["rows"][order[-1]]["median"]
+    key = "cpu_median" if _by_processor(case) else "median"
+    ours = case["rows"][order[-1]][key]
     extras = sorted({k for row in case["rows"].values() for k in row} - _KNOWN)
     shown = [k for k in extras if k != "kind"]
     lines = [f"### {case['case']}", ""]
-    heads = ["", "median s", "x ours", "peak extra MiB", *[k.replace("_", " ") for k in shown]]
+    heads = [
+        "",
+        "median s",
+        "processor s",
+        "x ours",
+        "peak extra MiB",
+        "resident MiB",
+        *[k.replace("_", " ") for k in shown],
+    ]
     lines += ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
     for name in order:
         if name not in case["rows"]:
@@ -55,8 +75,10 @@ def table(case: dict[str, Any], order: tuple[str, ...]) -> list[str]:
         cells = [
             label,
             _number(row["median"]) + star,
-            f"{row['median'] / ours:.2f}",
+            _number(row["cpu_median"]) + star if "cpu_median" in row else "",
+            f"{row[key] / ours:.2f}",
             f"{row['peak_extra_mib']:.0f}",
+            f"{row['resident_mib']:.0f}",
         ]
         cells += [_number(row[k]) if k in row else "" for k in shown]
         lines.append("| " + " | ".join(cells) + " |")
@@ -66,11 +88,56 @@ def table(case: dict[str, Any], order: tuple[str, ...]) -> list[str]:
         told = ", ".join(f"{n.replace('_', ' ')} 1/{1 / p:,.0f}" for n, p in parts.items())
         lines += [f"\\* extrapolated from a part of the work: {told}.", ""]
     lines += [f"Left out: {name.replace('_', ' ')}, {why}." for name, why in case["skipped"].items()]
+    lines += goals(case, module)
     lines += [_agreement(case["agreement"]), "", _machine(case), ""]
     return lines
 
 
-_KNOWN = {"seconds", "median", "portion", "prepare_seconds", "resident_mib", "peak_extra_mib"}
+def goals(case: dict[str, Any], module: ModuleType) -> list[str]:
+    """Each goal, what was found, whether that is good enough; below it what bounds the task at all."""
+    given = [case["values"], case["rows"], case["machine"]["gpu"] is not None]
+    if "found" in inspect.signature(module.goals).parameters:
+        given.append(case["agreement"])
+    lines = []
+    for goal in module.goals(*given):
+        star = " \\*" if goal.extrapolated else ""
+        lines.append(
+            f"- {goal.what}: {goal.wanted}; found {_number(goal.found)}{star}: {'met' if goal.met else '**missed**'}"
+        )
+    return [*lines, "", *bound(case, module)]
+
+
+def bound(case: dict[str, Any], module: ModuleType) -> list[str]:
+    """The two numbers: operations over the measured peak, bytes over the measured bandwidth; and ours beside them."""
+    if not hasattr(module, "least"):
+        return []
+    work, peak = module.least(case["values"]), case["machine"]["peak"]
+    operations, memory = least_seconds(work, peak)
+    ours = case["rows"][module.COMPETITORS[-1]]
+    took = ours.get("cpu_median", ours["median"])
+    parts = [
+        f"{work.operations / 1e9:,.1f} GFLOP at {peak['gemm_gflops']:.0f} GFLOP/s: {_number(operations)} s"
+    ]
+    parts.append(f"{work.bytes / 2**20:,.0f} MiB at {peak['read_gib_s']:.1f} GiB/s: {_number(memory)} s")
+    kept = parts if work.operations else parts[1:]
+    return [f"Bound ({work.what}): {'; '.join(kept)}. Ours took {_number(took)} s.", ""]
+
+
+def _by_processor(case: dict[str, Any]) -> bool:
+    """Whether ratios go by processor time: every row has it, and no GPU worked."""
+    return case["machine"]["gpu"] is None and all("cpu_median" in row for row in case["rows"].values())
+
+
+_KNOWN = {
+    "seconds",
+    "median",
+    "cpu_median",
+    "each",
+    "portion",
+    "prepare_seconds",
+    "resident_mib",
+    "peak_extra_mib",
+}
 
 
 def _number(value: float) -> str:
@@ -89,12 +156,19 @@ def _agreement(found: dict[str, Any]) -> str:
 def _machine(case: dict[str, Any]) -> str:
     m = case["machine"]
     versions = ", ".join(f"{k} {v}" for k, v in m["versions"].items() if k != "vlltr-index")
+    load = f" (load {m['load']})" if "load" in m else ""
     turns = "in turns" if case["in_turns"] else "one after the other, for memory"
     gpu = m["gpu"] or "no GPU"
     return (
-        f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, {m['memory_gib']:.0f} GiB, {gpu}; "
+        f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads{load}, {m['memory_gib']:.0f} GiB, {gpu}; "
         f"{versions}; competitors ran {turns}."
     )
+
+
+def _seconds(rows: dict[str, Any], name: str) -> float:
+    """Processor seconds where all rows have them."""
+    every = all("cpu_median" in row for row in rows.values())
+    return float(rows[name]["cpu_median" if every else "median"])
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
@@ -106,6 +180,9 @@ def plot(result: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     module = importlib.import_module(f"benchmarks.{result['question']}")
+    if hasattr(module, "draw"):
+        module.draw(result, path)
+        return
     cases = [c.name for c in module.CASES if c.name in result["cases"]]
     names = [n for n in module.COMPETITORS if any(n in result["cases"][c]["rows"] for c in cases)]
     height = 0.28 * sum(len(result["cases"][c]["rows"]) for c in cases) + 0.5 * len(cases) + 0.8
@@ -124,13 +201,13 @@ def plot(result: dict[str, Any], path: Path) -> None:
             colour = "#0b5394" if name == "ours" else "#bdbdbd"
             hatch = hatches[names.index(name) % len(hatches)] if name != "ours" else ""
             axis.barh(
-                place, rows[name]["median"], color=colour, hatch=hatch, edgecolor="#333333", linewidth=0.5
+                place, _seconds(rows, name), color=colour, hatch=hatch, edgecolor="#333333", linewidth=0.5
             )
             star = " *" if rows[name]["portion"] < 1 else ""
             axis.text(
-                rows[name]["median"],
+                _seconds(rows, name),
                 place,
-                f" {_number(rows[name]['median'])} s{star}",
+                f" {_number(_seconds(rows, name))} s{star}",
                 va="center",
                 fontsize=8,
             )
@@ -142,7 +219,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     axis.set_yticks(ticks, labels, fontsize=8)
     axis.set_ylim(place - 0.5, -0.8)
     axis.margins(x=0.15)
-    axis.set_xlabel("seconds, median (* extrapolated)")
+    axis.set_xlabel("seconds, of the processor where they were taken; median (* extrapolated)")
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     path.parent.mkdir(exist_ok=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vlltr_index.cli.context import Context, pass_context
+from vlltr_index.cli.context import Context, cache_images, pass_context
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.config import Recipe
@@ -45,17 +45,24 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
             metavar="N",
             help="Train with N processes on this machine, a GPU each where there are GPUs.",
         ),
+        cache_images,
     ):
         function = option(function)
     return function
 
 
 def _recipe(
-    workspace: Workspace, name: str | None, overrides: tuple[str, ...], seed: int | None, part: str
+    workspace: Workspace,
+    name: str | None,
+    overrides: tuple[str, ...],
+    seed: int | None,
+    part: str,
+    cache_images: bool,
 ) -> Recipe:
     from vlltr_index.recipe import load_recipe, override
 
-    values = (f"{part}.seed={seed}",) if seed is not None else ()
+    values: tuple[str, ...] = (f"{part}.seed={seed}",) if seed is not None else ()
+    values += ("images.cache=true",) if cache_images else ()
     recipe = load_recipe(name) if name else workspace.recipe
     if name and part and recipe.encoder != workspace.recipe.encoder and _speaks():
         _log.warning(
@@ -101,6 +108,7 @@ def train_command() -> None:
 @pass_context
 def cvlp(
     context: Context,
+    cache_images: bool,
     processes: int,
     resume: bool,
     seed: int | None,
@@ -111,9 +119,10 @@ def cvlp(
     from vlltr_index.stages.train_cvlp import train_cvlp_stage
 
     workspace = context.open()
-    config = _recipe(workspace, recipe, overrides, seed, "cvlp").cvlp
+    chosen = _recipe(workspace, recipe, overrides, seed, "cvlp", cache_images)
+    context.read_images_as(workspace, chosen.images)
     with _training(context) as progress:
-        report = train_cvlp_stage(workspace, config, progress, resume=resume, processes=processes)
+        report = train_cvlp_stage(workspace, chosen.cvlp, progress, resume=resume, processes=processes)
     _show(context, report, "vlltr embed")
 
 
@@ -122,6 +131,7 @@ def cvlp(
 @pass_context
 def lgr(
     context: Context,
+    cache_images: bool,
     processes: int,
     resume: bool,
     seed: int | None,
@@ -136,7 +146,9 @@ def lgr(
     from vlltr_index.stages.train_lgr import train_lgr_stage
 
     workspace = context.open()
-    config = _recipe(workspace, recipe, overrides, seed, "lgr").lgr
+    chosen = _recipe(workspace, recipe, overrides, seed, "lgr", cache_images)
+    context.read_images_as(workspace, chosen.images)
+    config = chosen.lgr
     with _training(context) as progress:
         report = train_lgr_stage(workspace, config, progress, resume=resume, processes=processes)
     _show(context, report, "vlltr embed" if config.tune != "head" else "vlltr index")
@@ -147,6 +159,7 @@ def lgr(
 @pass_context
 def everything(
     context: Context,
+    cache_images: bool,
     processes: int,
     resume: bool,
     seed: int | None,
@@ -162,7 +175,7 @@ def everything(
     from vlltr_index.train.distributed import meet
 
     workspace = context.open()
-    chosen = _recipe(workspace, recipe, overrides, None, "")
+    chosen = _recipe(workspace, recipe, overrides, None, "", cache_images)
     if seed is not None:
         from vlltr_index.recipe import override
 
@@ -199,6 +212,7 @@ _BASELINES = (
 def baseline(
     context: Context,
     name: str,
+    cache_images: bool,
     processes: int,
     resume: bool,
     seed: int | None,
@@ -218,13 +232,16 @@ def baseline(
     if name != "fc":
         if processes > 1:
             raise click.UsageError(f"baseline {name} is made in one process; --processes is for fc")
-        _cheap(context, workspace, name, _recipe(workspace, recipe, overrides, seed, "baselines"))
+        _cheap(context, workspace, name, _recipe(workspace, recipe, overrides, seed, "baselines", False))
         return
     from vlltr_index.stages.train_baseline import train_baseline_stage
 
-    config = _recipe(workspace, recipe, overrides, seed, "baseline").baseline
+    chosen = _recipe(workspace, recipe, overrides, seed, "baseline", cache_images)
+    context.read_images_as(workspace, chosen.images)
     with _training(context) as progress:
-        report = train_baseline_stage(workspace, config, progress, resume=resume, processes=processes)
+        report = train_baseline_stage(
+            workspace, chosen.baseline, progress, resume=resume, processes=processes
+        )
     _show(context, report, "vlltr evaluate --split test")
 
 

@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vlltr_index.errors import InputError
+from vlltr_index.images.cache import PixelCache
 from vlltr_index.images.decode import open_image
+from vlltr_index.pixels import cropped, normalised
 from vlltr_index.schemas.config import AugmentConfig
 from vlltr_index.tensors import check_labels
 from vlltr_index.train.augment import BatchAugment, photo_transform
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from vlltr_index.encoder import Encoder
     from vlltr_index.schemas.records import Progress
 
-__all__ = ["TrainImages", "TrainTexts"]
+__all__ = ["TrainImages", "TrainTexts", "in_memory"]
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +47,11 @@ class TrainImages:
         encoder: Gives size, preprocessing, mean and std.
         augment: The training augmentation.
         workers: Processes that decode streamed images; 0 decodes in this one.
+        side: Shorter side in pixels that streamed photographs are reduced to before they are augmented; None: as
+            they are.
+        cache: Where streamed images are kept: `reduced_cache` of `side` for photographs, else `plain_cache`. What is
+            seen is the same with and without it.
+        digests: SHA-256 of each source's bytes, for the cache.
         memory_limit: See above.
         progress: Called while images are decoded into memory.
 
@@ -63,16 +70,19 @@ class TrainImages:
         augment: AugmentConfig,
         *,
         workers: int = 2,
+        side: int | None = None,
+        cache: PixelCache | None = None,
+        digests: Sequence[str | None] | None = None,
         memory_limit: int = MEMORY_LIMIT,
         progress: Progress | None = None,
     ) -> None:
         self._set_up(labels, len(sources), encoder, augment)
         self._sources, self._workers = sources, workers
-        height, width = encoder.image_size
-        if max(height, width) <= SMALL_SIDE and len(sources) * height * width * 3 <= memory_limit:
+        if in_memory(len(sources), encoder.image_size, memory_limit):
             self.pixels = self._decode_all(encoder, progress)
         else:
-            self._stream = _Stream(sources, self.labels, encoder, augment)
+            side = side if augment.kind == "photo" else None
+            self._stream = _Stream(_Reader(sources, side, cache, digests), self.labels, encoder, augment)
             self._glyphs = augment.kind == "glyph"
 
     @classmethod
@@ -202,27 +212,55 @@ class TrainImages:
         self, source: bytes | str, encoder: Encoder
     ) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
         """uint8 [3, H, W], what the encoder's preprocessing sees before it normalises."""
-        values = (encoder.preprocess(open_image(source)) * self._std[0] + self._mean[0]) * 255
-        return values.round().clamp(0, 255).to(torch.uint8).numpy()
+        return np.asarray(cropped(open_image(source), encoder)).transpose(2, 0, 1)
+
+
+def in_memory(count: int, image_size: tuple[int, int], memory_limit: int = MEMORY_LIMIT) -> bool:
+    """Whether so many images, for an encoder of this (height, width), are held decoded in memory."""
+    height, width = image_size
+    return max(height, width) <= SMALL_SIDE and count * height * width * 3 <= memory_limit
+
+
+class _Reader:
+    """Positions to decoded images, by way of the cache where there is one."""
+
+    def __init__(
+        self,
+        sources: Sequence[bytes | str],
+        side: int | None,
+        cache: PixelCache | None,
+        digests: Sequence[str | None] | None,
+    ) -> None:
+        if cache is not None and (digests is None or len(digests) != len(sources)):
+            raise InputError(f"a cache needs the digest of each of the {len(sources)} images")
+        self._sources, self._side, self._cache, self._digests = sources, side, cache, digests
+        self.cached = cache is not None
+
+    def __call__(self, position: int) -> Image.Image:
+        source = self._sources[position]
+        if self._cache is None or self._digests is None:
+            return open_image(source, side=self._side)
+        return self._cache.image(source, self._digests[position])
 
 
 class _Stream(Dataset[tuple[Tensor, int]]):
     """Reads (position, seed) pairs: pixels, and the position where another image had to stand in (else -1)."""
 
-    def __init__(
-        self, sources: Sequence[bytes | str], labels: Tensor, encoder: Encoder, augment: AugmentConfig
-    ) -> None:
-        self._sources, self._labels, self._size = sources, labels, encoder.image_size
-        plain = encoder.preprocess
-        self._transform: Callable[[Image.Image, int], Tensor] = (
-            photo_transform(augment, encoder) if augment.kind == "photo" else lambda image, seed: plain(image)
-        )
+    def __init__(self, read: _Reader, labels: Tensor, encoder: Encoder, augment: AugmentConfig) -> None:
+        self._read, self._labels, self._size = read, labels, encoder.image_size
+        self._transform: Callable[[Image.Image, int], Tensor]
+        if augment.kind == "photo":
+            self._transform = photo_transform(augment, encoder)
+        elif read.cached:
+            self._transform = lambda image, seed: normalised(image, encoder)
+        else:
+            self._transform = lambda image, seed: encoder.preprocess(image)
 
     def __getitem__(self, wanted: tuple[int, int]) -> tuple[Tensor, int]:
         position, seed = wanted
         for candidate in self._candidates(position):
             try:
-                image = open_image(self._sources[candidate])
+                image = self._read(candidate)
             except InputError:
                 continue
             return self._transform(image, seed), -1 if candidate == position else position

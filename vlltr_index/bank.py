@@ -167,10 +167,6 @@ class AnchorBank:
                 self._grams[key] = padded @ padded.mT
         return self._grams[key]
 
-    def has_gram(self, number: int, dtype: torch.dtype) -> bool:
-        """Whether `gram` would return at once."""
-        return (number, dtype) in self._grams
-
     def prototypes(self, normalise_values: bool = False) -> Tensor:
         """Mean anchor of each class (uniform attention), [C, D], float32 at least; kept.
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["embed_images", "embed_sentences", "load_sources", "vector_table"]
 
 _TEXT_BATCH = 4096
-_IMAGE_BATCH = 256
+_PLAIN_BATCH, _VIEW_BATCH = 64, 256  # images; the random numbers of augmented views depend on theirs
 _FEW = 1000  # keys that are worth a condition instead of a scan
 
 
@@ -73,7 +73,7 @@ def embed_images(
     only: Sequence[str] | None = None,
     engine: Engine | None = None,
 ) -> tuple[int, int, int]:
-    """Embed one view of the images of `split` that are not in the cache; returns (embedded, before, unreadable).
+    """Embed one view of the images of `split` that have no vector yet; returns (embedded, before, unreadable).
 
     An image that could be read when it came in, and cannot now, is kept aside with its problem. With `only`, these
     images alone are looked at. The vectors are computed by `engine`, by default in this process with `augment`.
@@ -87,7 +87,7 @@ def embed_images(
     done = failed = 0
     label = f"embed {split} images" + (f", view {view}" if view else "")
     engine = engine or LocalEngine(encoder, augment)
-    for result in engine.images(_source_batches(tx, todo), view):
+    for result in engine.images(_source_batches(tx, todo, view), view):
         if result.problems:
             failed += len(result.problems)
             _keep_aside(tx, result.problems)
@@ -120,22 +120,22 @@ def _keep_aside(tx: Transaction, problems: dict[str, str]) -> None:
     )
 
 
-def _source_batches(tx: Snapshot, ids: list[str]) -> Iterator[list[ImageSource]]:
+def _source_batches(tx: Snapshot, ids: list[str], view: int) -> Iterator[list[ImageSource]]:
     """Batches of images in `ids` order."""
-    for start in range(0, len(ids), _IMAGE_BATCH):
-        yield load_sources(tx, ids[start : start + _IMAGE_BATCH])
+    size = _VIEW_BATCH if view else _PLAIN_BATCH
+    for start in range(0, len(ids), size):
+        yield load_sources(tx, ids[start : start + size])
 
 
 def load_sources(tx: Snapshot, ids: list[str]) -> list[ImageSource]:
-    """Bytes, or else the path, of each image of `ids`, in their order."""
-    rows = tx.table("images", ["image_id", "uri", "data"], one_of("image_id", ids))
+    """Bytes, or else the path, of each image of `ids` and the digest of its content, in their order."""
+    rows = tx.table("images", ["image_id", "uri", "data", "content_hash"], one_of("image_id", ids))
+    columns = (rows[name].to_pylist() for name in ("image_id", "uri", "data", "content_hash"))
     found = {
-        i: (data if data is not None else uri)
-        for i, uri, data in zip(
-            rows["image_id"].to_pylist(), rows["uri"].to_pylist(), rows["data"].to_pylist(), strict=True
-        )
+        i: (i, data if data is not None else uri, digest)
+        for i, uri, data, digest in zip(*columns, strict=True)
     }
-    return [(i, found[i]) for i in ids]
+    return [found[i] for i in ids]
 
 
 def vector_table(columns: dict[str, list[str] | list[int]], vectors: Tensor) -> pa.Table:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -13,22 +15,33 @@ from torch import Tensor
 from vlltr_index.encoder import Encoder
 from vlltr_index.errors import InputError
 from vlltr_index.images.decode import open_image
+from vlltr_index.pixels import normalised
+
+if TYPE_CHECKING:
+    from vlltr_index.images.cache import PixelCache
 
 __all__ = [
     "Augment",
+    "Decoded",
     "Engine",
     "ImageSource",
     "ImageVectors",
     "LocalEngine",
     "image_vectors_of_batch",
     "text_vectors_of_batch",
+    "vectors_of_decoded",
 ]
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """Pixels [B, 3, H, W] as the encoder's preprocessing gives them, to an augmented batch of the same shape."""
 
-ImageSource = tuple[str, bytes | str]
-"""An image's id, and its bytes or else its path."""
+ImageSource = tuple[str, bytes | str, str | None]
+"""An image's id, its bytes or else its path, and the digest of its content where that is known."""
+
+Decoded = tuple[str, Callable[[], Tensor]]
+"""An image's id, and what gives its pixels float32 [3, H, W] or raises InputError."""
+
+_DECODERS = 4  # threads that decode, at most; Pillow lets others run meanwhile
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,11 +72,21 @@ class Engine(Protocol):
 
 
 class LocalEngine:
-    """Computes in this process, on the encoder's device."""
+    """Computes in this process, on the encoder's device; the next batch is decoded while the tower works on this one.
 
-    def __init__(self, encoder: Encoder, augment: Augment | None = None) -> None:
+    Args:
+        encoder: What computes the vectors.
+        augment: Of the views after the plain one.
+        cache: A `plain_cache` of the encoder: decoded images are taken from there and kept there. The vectors are the
+            same.
+    """
+
+    def __init__(
+        self, encoder: Encoder, augment: Augment | None = None, cache: PixelCache | None = None
+    ) -> None:
         self._encoder = encoder
         self._augment = augment
+        self._cache = cache
 
     def texts(self, batches: Iterable[Sequence[str]]) -> Iterator[tuple[Tensor, int]]:
         """See `Engine`."""
@@ -72,8 +95,23 @@ class LocalEngine:
 
     def images(self, batches: Iterable[Sequence[ImageSource]], view: int) -> Iterator[ImageVectors]:
         """See `Engine`."""
-        for batch in batches:
-            yield image_vectors_of_batch(self._encoder, batch, view, self._augment)
+        waiting: list[Decoded] = []
+        with ThreadPoolExecutor(min(_DECODERS, os.cpu_count() or 1)) as pool:
+            for batch in batches:
+                coming = [(i, pool.submit(self._pixels, source, digest)) for i, source, digest in batch]
+                if waiting:
+                    yield self._vectors(waiting, view)
+                waiting = [(image_id, future.result) for image_id, future in coming]
+            if waiting:
+                yield self._vectors(waiting, view)
+
+    def _pixels(self, source: bytes | str, digest: str | None) -> Tensor:
+        if self._cache is None:
+            return self._encoder.preprocess(open_image(source))
+        return normalised(self._cache.image(source, digest), self._encoder)
+
+    def _vectors(self, decoded: list[Decoded], view: int) -> ImageVectors:
+        return vectors_of_decoded(self._encoder, decoded, view, self._augment)
 
 
 def text_vectors_of_batch(encoder: Encoder, texts: Sequence[str]) -> tuple[Tensor, int]:
@@ -85,7 +123,18 @@ def text_vectors_of_batch(encoder: Encoder, texts: Sequence[str]) -> tuple[Tenso
 def image_vectors_of_batch(
     encoder: Encoder, batch: Sequence[ImageSource], view: int, augment: Augment | None
 ) -> ImageVectors:
-    """Decode, preprocess and encode one batch; what cannot be read is named with the reason.
+    """Decode, preprocess and encode one batch, one image after the other; see `vectors_of_decoded`."""
+
+    def pixels(source: bytes | str) -> Callable[[], Tensor]:
+        return lambda: encoder.preprocess(open_image(source))
+
+    return vectors_of_decoded(encoder, [(i, pixels(source)) for i, source, _ in batch], view, augment)
+
+
+def vectors_of_decoded(
+    encoder: Encoder, decoded: Sequence[Decoded], view: int, augment: Augment | None
+) -> ImageVectors:
+    """Encode one batch; what cannot be read is named with the reason.
 
     An augmented view is drawn from the batch's first readable image and the view, so that the same batch gives the same
     vectors wherever it is computed.
@@ -93,14 +142,13 @@ def image_vectors_of_batch(
     ids: list[str] = []
     pixels: list[Tensor] = []
     problems: dict[str, str] = {}
-    for image_id, source in batch:
+    for image_id, result in decoded:
         try:
-            image = open_image(source)
+            pixels.append(result())
         except InputError as error:
             problems[image_id] = error.message
             continue
         ids.append(image_id)
-        pixels.append(encoder.preprocess(image))
     if not ids:
         return ImageVectors(ids, torch.empty(0, encoder.dim), problems)
     stacked = torch.stack(pixels)

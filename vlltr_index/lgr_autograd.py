@@ -78,6 +78,9 @@ class _AttendedCosine(torch.autograd.Function):
         ctx: Any, query: Tensor, image: Tensor, bank: AnchorBank, normalise_values: bool, detach_norm: bool
     ) -> Tensor:
         images, learns = query.shape[0], any(ctx.needs_input_grad[:2])
+        ctx.bank, ctx.normalise_values, ctx.detach_norm = bank, normalise_values, detach_norm
+        if not learns and all(images < block.width for block in bank.blocks):
+            return _few_images(query, image, bank, normalise_values)
         stacked = torch.cat([query, image]).T.contiguous()
         result = query.new_empty((images, bank.num_classes))
         saved = []
@@ -85,11 +88,10 @@ class _AttendedCosine(torch.autograd.Function):
             products = bank.block_vectors(block, query.dtype) @ stacked
             attention = _softmax(products[:, :images], bank, block)
             scores = products[:, images:].contiguous()
-            terms = _terms(attention, scores, image, bank, number, normalise_values, keep_gram=learns)
+            terms = _terms(attention, scores, image, bank, number, normalise_values)
             result[:, block.first : block.last] = (terms.dot * terms.inverse).T
             if learns:
                 saved += [attention, scores]
-        ctx.bank, ctx.normalise_values, ctx.detach_norm = bank, normalise_values, detach_norm
         ctx.save_for_backward(image, *saved)
         return result
 
@@ -125,7 +127,7 @@ def _block_gradients(
 ) -> tuple[Tensor, Tensor]:
     """Gradients by q' . E_m and by I . E_m, both [anchors, images]."""
     block = bank.blocks[number]
-    terms = _terms(attention, scores, image, bank, number, normalise_values, keep_gram=True)
+    terms = _terms(attention, scores, image, bank, number, normalise_values)
     shares, weight = block.pad(attention), _value_weight(bank, block, normalise_values, attention.dtype)
     slope = (outer * terms.inverse)[:, None]
     if detach_norm:
@@ -157,6 +159,25 @@ def _value_weight(
     return bank.norms[block.start : block.stop, None].to(dtype).clamp(min=1e-12).reciprocal()
 
 
+def _few_images(query: Tensor, image: Tensor, bank: AnchorBank, normalise_values: bool) -> Tensor:
+    """The cosine [B, C] without gradient, by way of G: for few images it is small, and two passes over E do."""
+    result = query.new_empty((query.shape[0], bank.num_classes))
+    for block in bank.blocks:
+        vectors = bank.block_vectors(block, query.dtype)
+        weighted = _softmax((query @ vectors.T).T, bank, block)
+        weight = _value_weight(bank, block, normalise_values, query.dtype)
+        if weight is not None:
+            weighted = weighted * weight
+        reach = block.pad(weighted * bank.norms[block.start : block.stop, None].to(query.dtype)).sum(1)
+        # Images before anchors: the other way round torch multiplies a hundred times slower.
+        attended = block.pad(weighted).mT.contiguous() @ block.pad(vectors)
+        length = torch.linalg.vector_norm(attended, dim=2)
+        floor = torch.finfo(query.dtype).eps * reach
+        cosine = (attended * image).sum(2) / length.clamp(min=torch.finfo(query.dtype).tiny)
+        result[:, block.first : block.last] = torch.where(length > floor, cosine, 0.0).T
+    return result
+
+
 def _terms(
     attention: Tensor,
     scores: Tensor,
@@ -164,18 +185,13 @@ def _terms(
     bank: AnchorBank,
     number: int,
     normalise_values: bool,
-    keep_gram: bool,
 ) -> _Terms:
     """G . I, 1 / |G| and E_m . G of every image with every class of a block."""
     block, dtype = bank.blocks[number], attention.dtype
     weight = _value_weight(bank, block, normalise_values, dtype)
     weighted = attention if weight is None else attention * weight
     values = block.pad(weighted)
-    if keep_gram or values.shape[2] >= block.width or bank.has_gram(number, dtype):
-        mixed = bank.gram(number, dtype) @ values
-    else:  # few images: two thin products are cheaper than a Gram matrix
-        vectors = block.pad(bank.block_vectors(block, dtype))
-        mixed = vectors @ (vectors.mT @ values)
+    mixed = bank.gram(number, dtype) @ values
     dot = (values * block.pad(scores)).sum(1)
     square = (values * mixed).sum(1)
     reach = block.pad(weighted * bank.norms[block.start : block.stop, None].to(dtype)).sum(1)

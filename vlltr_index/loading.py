@@ -29,8 +29,10 @@ __all__ = [
     "LoadedBank",
     "augmented_view",
     "class_positions",
+    "image_cache_folder",
     "image_set",
     "image_vectors_of",
+    "known_images",
     "load_bank",
     "open_encoder",
     "run_folder",
@@ -201,6 +203,17 @@ def load_bank(snapshot: Snapshot) -> LoadedBank:
     bank = AnchorBank.build(vectors, owner, torch.unique(owner))
     keys = torch.from_numpy(anchors["anchor_key"].to_numpy().copy())
     return LoadedBank(bank, keys, sentence_ids, commit.selection_id)
+
+
+def image_cache_folder(workspace: Workspace) -> Path:
+    """Where decoded images are kept; it may be deleted at any time."""
+    return workspace.path / "cache" / "images"
+
+
+def known_images(workspace: Workspace) -> set[str]:
+    """Content hashes of all images of the newest commit."""
+    rows = workspace.snapshot().table("images", ["content_hash"])
+    return {digest for digest in rows["content_hash"].to_pylist() if digest is not None}
 
 
 def run_folder(workspace: Workspace, key: str) -> Path:

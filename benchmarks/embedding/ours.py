@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.clock import Clock
 from benchmarks.embedding import common
 from benchmarks.harness import Arrays
 from vlltr_index.corpus.clean import text_hash
@@ -44,18 +44,18 @@ def run(state: Any) -> Arrays:
     other = Workspace.open(shutil.copytree(workspace.path, copy))
     hashes = [text_hash(t) for t in texts]
     with other.transaction("embed") as tx:
-        start = time.perf_counter()
+        clock = Clock()
         if values["what"] == "images":
             embed_images(tx, encoder, "train")
             name, column = image_vectors_name(encoder.image_fp), "vector_key"
         else:
             embed_sentences(tx, encoder, hashes, texts)
             name, column = sentence_vectors_name(encoder.text_fp), "text_hash"
-        seconds = time.perf_counter() - start
+        took = clock.read()
         rows = tx.table("images", columns=["image_id", "uri"])
         ids = {
             Path(u).name: i for u, i in zip(*(rows[c].to_pylist() for c in ("uri", "image_id")), strict=True)
         }
         keys = [f"{ids[f.name]}:0" for f in files] if values["what"] == "images" else hashes
         _, vectors = tx.store.vectors(name, column, keys)
-    return {"vectors": common.arrays(vectors), "_extra": {"seconds": seconds}}
+    return {"vectors": common.arrays(vectors), "_extra": took}

@@ -14,7 +14,7 @@ from vlltr_index.lgr import LGRHead
 
 
 def prepare(inputs: Arrays, values: dict[str, Any]) -> Any:
-    """Tower with random weights, head, one batch."""
+    """Tower with random weights, head, 32 images."""
     torch.manual_seed(0)
     model = open_clip.create_model(values["model"]).eval().to(DEVICE)
     bank = bank_of(inputs, {**values, "portion": 1.0})
@@ -26,7 +26,7 @@ def prepare(inputs: Arrays, values: dict[str, Any]) -> Any:
 
 
 def run(state: Any) -> Arrays:
-    """One batch of the epoch."""
+    """A quarter of a batch."""
     model, pixels, step = state
     with torch.inference_mode():
         features = model.encode_image(pixels).float()

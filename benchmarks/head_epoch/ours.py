@@ -20,7 +20,7 @@ def prepare(inputs: Arrays, values: dict[str, Any]) -> Any:
 
 
 def run(state: Any) -> Arrays:
-    """Twenty batches of the epoch."""
+    """Ten batches of the epoch."""
     features, labels, bank = state
     log: list[dict[str, float]] = []
     train_lgr(features, labels, bank, LGRConfig(epochs=1, batch_size=128), logit_scale=50.0, log=log)

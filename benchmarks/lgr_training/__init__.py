@@ -6,8 +6,12 @@ iNaturalist's 8,142 classes within 4 GiB.
 
 from __future__ import annotations
 
+from typing import Any
+
+from benchmarks.goals import Goal, at_least, at_most, memory, ratio
 from benchmarks.harness import Case
-from benchmarks.lgr_common import agree, inputs
+from benchmarks.lgr_common import agree, anchors_mib, inputs
+from benchmarks.peak import Work
 
 __all__ = ["CASES", "COMPETITORS", "agree", "inputs"]
 
@@ -25,3 +29,28 @@ CASES = (
     _case(8_142, 512, 1 / 8, 2),
     _case(8_142, 1_024, 1 / 16, 1),
 )
+
+
+def goals(values: dict[str, Any], rows: dict[str, Any], gpu: bool) -> list[Goal]:
+    """What was wanted beside what was found; memory with the anchors."""
+    held = anchors_mib(values)
+    faster, part = ratio(rows, "release", "ours", gpu)
+    wanted = 7 if values["dim"] == 512 else 12
+    theirs = memory(rows["release"], held * rows["release"]["portion"]) / rows["release"]["portion"]
+    mine = memory(rows["ours"], held)
+    found = [
+        at_least("faster than the release's formulation", faster, wanted, " x", part),
+        at_most("memory, anchors included, of the release's", mine / theirs, 0.2, " x", part),
+    ]
+    if values["classes"] > 8_000:
+        found.append(at_most("memory, anchors included", mine, 4096, " MiB"))
+    return found
+
+
+def least(values: dict[str, Any]) -> Work:
+    """[q'; I] E^T and both of its gradients, without the step's softmax and its quadratic form."""
+    anchors = values["classes"] * values["anchors"]
+    products = 2.0 * 2 * values["batch"] * anchors * values["dim"]
+    return Work(
+        2 * products, 4.0 * anchors * values["dim"] * 2, "products with the anchors, forward and backward"
+    )

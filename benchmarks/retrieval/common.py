@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.clock import Clock
 from benchmarks.harness import Arrays
 from vlltr_index.answers import Answers
 from vlltr_index.bank import AnchorBank
@@ -17,6 +18,7 @@ from vlltr_index.fusion import FusionParams
 from vlltr_index.heads import SavedHead
 from vlltr_index.lgr import LGRHead
 from vlltr_index.loading import LoadedBank
+from vlltr_index.nearest import WithDelta
 from vlltr_index.scoring import Scorer
 
 BATCH, SINGLES, RECALL_AT = 128, 16, 64
@@ -51,6 +53,7 @@ class State:
         self.unit = F.normalize(anchors, dim=1)
         self.facts: dict[str, Any] = {}
         self.answers: Answers | None = None
+        self.change: Callable[[], object] | None = None
         self._nearest: Tensor | None = None
 
     def use(self, index: Any, build_seconds: float) -> State:
@@ -62,21 +65,22 @@ class State:
 
     def measure(self) -> Arrays:
         """Score all queries in batches, then some alone; seconds are of one batch."""
-        start = time.perf_counter()
-        parts = [self._score(part) for part in self.images.split(BATCH)]
-        batch = (time.perf_counter() - start) / len(parts)
-        alone = []
+        clock = Clock()
+        parts = [self.score(part) for part in self.images.split(BATCH)]
+        took = {key: value / len(parts) for key, value in clock.read().items()}
+        clock = Clock()
         for image in self.images[:SINGLES].split(1):
-            start = time.perf_counter()
-            self._score(image)
-            alone.append(time.perf_counter() - start)
+            self.score(image)
+        alone = clock.read()
         chances = torch.cat(parts)
         best = chances.topk(2, dim=1)
         facts = {
             **self.facts,
-            "seconds": batch,
-            "one_image_seconds": float(np.median(alone)),
+            **took,
+            "one_image_cpu_s": alone["cpu_seconds"] / SINGLES,
+            "one_image_s": alone["seconds"] / SINGLES,
             **self._recall(),
+            **self._changes(),
         }
         return {
             "best": best.indices[:, 0].numpy(),
@@ -85,10 +89,19 @@ class State:
             "_extra": facts,  # type: ignore[dict-item] # taken out by the harness
         }
 
-    def _score(self, images: Tensor) -> Tensor:
+    def score(self, images: Tensor) -> Tensor:
+        """Probabilities of all classes [B, C]."""
         if self.answers is None:
             return self.scorer.exhaustive(images).probabilities
         return self.answers.score(images)[0].probabilities
+
+    def _changes(self) -> dict[str, float]:
+        """Processor seconds to add 64 anchors and remove 64."""
+        if self.change is None:
+            return {}
+        clock = Clock()
+        self.change()
+        return {"add_and_remove_64_cpu_s": clock.read()["cpu_seconds"]}
 
     def _recall(self) -> dict[str, float]:
         """Share of the true nearest anchors that the index finds."""
@@ -110,4 +123,8 @@ def built(inputs: Arrays, values: dict[str, Any], kind: str) -> State:
     state = State(inputs, values)
     start = time.perf_counter()
     index = build_index(state.unit, state.keys, kind)
-    return state.use(index, time.perf_counter() - start)
+    state.use(index, time.perf_counter() - start)
+    new = F.normalize(torch.randn(64, state.unit.shape[1], generator=torch.Generator().manual_seed(0)), dim=1)
+    keys = torch.arange(64)
+    state.change = lambda: WithDelta(index, new, keys + len(state.keys), keys)
+    return state

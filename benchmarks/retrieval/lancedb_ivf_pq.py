@@ -44,7 +44,15 @@ def prepare(inputs: Arrays, values: dict[str, Any]) -> State:
     rows = pa.table({"key": pa.array(state.keys.numpy()), "vector": vectors})
     table = lancedb.connect(tempfile.mkdtemp(prefix="vlltr-retrieval-")).create_table("anchors", data=rows)
     table.create_index("vector", config=IvfPq(distance_type="cosine"))
-    return state.use(_Table(table, state.keys, dim), time.perf_counter() - start)
+    state.use(_Table(table, state.keys, dim), time.perf_counter() - start)
+    new = rows.slice(0, 64).set_column(0, "key", pa.array(range(len(state.keys), len(state.keys) + 64)))
+
+    def change() -> None:
+        table.add(new)
+        table.delete(f"key >= {len(state.keys)}")
+
+    state.change = change
+    return state
 
 
 def run(state: State) -> Arrays:

@@ -32,7 +32,7 @@ def prepare(inputs: Arrays, values: dict[str, Any]) -> Any:
 def run(state: Any) -> Arrays:
     """Start it, wait for its end."""
     values, arguments = state
-    seconds, out = programs.call(arguments)
+    took, out = programs.call(arguments)
     found = {"help": [1.0], "list": [len(out.splitlines())]}.get(values["what"])
     answer = programs.facts(found if found else [float(out.split()[-1])])
-    return {"facts": answer, "_extra": {"seconds": seconds}}
+    return {"facts": answer, "_extra": took}

@@ -26,6 +26,6 @@ def prepare(inputs: Arrays, values: dict[str, Any]) -> Any:
 def run(state: Any) -> Arrays:
     """Start it, wait for its end."""
     _, arguments, known = state
-    seconds, out = programs.call(arguments)
+    took, out = programs.call(arguments)
     answer = known if known is not None else [float(len(json.loads(out)))]
-    return {"facts": programs.facts(answer), "_extra": {"seconds": seconds}}
+    return {"facts": programs.facts(answer), "_extra": took}

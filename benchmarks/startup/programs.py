@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from benchmarks.clock import Clock
 
 HELP = """
 import click
@@ -46,18 +47,18 @@ with torch.inference_mode():
 """
 
 
-def call(arguments: list[str]) -> tuple[float, str]:
-    """Seconds and stdout of a program.
+def call(arguments: list[str]) -> tuple[dict[str, float], str]:
+    """Both clocks and stdout of a program.
 
     Raises:
         RuntimeError: If it fails.
     """
-    start = time.perf_counter()
+    clock = Clock()
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    seconds = time.perf_counter() - start
+    took = clock.read()
     if done.returncode:
         raise RuntimeError(f"{arguments}: {done.stderr}")
-    return seconds, done.stdout
+    return took, done.stdout
 
 
 def script(source: str) -> str:

@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 
 from benchmarks.clusters import around, centres
+from benchmarks.goals import Goal, at_least, ratio
 from benchmarks.harness import Arrays, Case, Disagreement
+from benchmarks.peak import Work
 
 COMPETITORS = ("bare", "lists", "ours")
+_SIZE = {"rows": 127_000, "dim": 512}
+_READS = {"lists": "reads only"}
 CASES = (
-    Case(
-        "write 127,000 x 512", {"what": "write", "rows": 127_000, "dim": 512}, {}, 3, {"lists": "reads only"}
-    ),
-    Case("read 127,000 x 512", {"what": "read", "rows": 127_000, "dim": 512}, {"lists": 1 / 8}, 3),
+    Case("write 127,000 x 512", {"what": "write", **_SIZE}, {}, 3, _READS),
+    Case("write by key, 127,000 x 512", {"what": "upsert", **_SIZE}, {}, 3, _READS),
+    Case("read 127,000 x 512", {"what": "read", **_SIZE}, {"lists": 1 / 8}, 3),
 )
 
 
@@ -39,3 +42,14 @@ def agree(case: Case, answers: dict[str, Arrays]) -> dict[str, float]:
         if answer["head"].shape != ours.shape or np.abs(answer["head"] - ours).max() > 0:
             raise Disagreement(f"{name}: other vectors came back")
     return {"largest difference": 0.0}
+
+
+def goals(values: dict[str, Any], rows: dict[str, Any], gpu: bool) -> list[Goal]:
+    """What was wanted beside what was found."""
+    what = f"of bare lancedb's rate ({'table.add' if values['what'] == 'write' else values['what']})"
+    return [at_least(what, ratio(rows, "bare", "ours", gpu)[0], 0.8, " x")]
+
+
+def least(values: dict[str, Any]) -> Work:
+    """The vectors, once."""
+    return Work(0.0, 4.0 * values["rows"] * values["dim"], "the vectors")

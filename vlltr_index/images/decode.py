@@ -31,6 +31,7 @@ __all__ = [
     "image_label",
     "open_image",
     "probe",
+    "reduced_size",
 ]
 
 MAX_PIXELS = 64_000_000
@@ -68,6 +69,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = {_TURNS[n] for n in (5, 6, 7, 8)}
 
 
 class Probe(NamedTuple):
@@ -80,12 +82,16 @@ class Probe(NamedTuple):
 
 
 def open_image(
-    source: ImageRecord | ImageSource | os.PathLike[str], max_pixels: int = MAX_PIXELS
+    source: ImageRecord | ImageSource | os.PathLike[str],
+    max_pixels: int = MAX_PIXELS,
+    side: int | None = None,
 ) -> Image.Image:
     """Decode a JPEG, PNG, WebP, BMP, GIF (first frame) or TIFF (first page) into RGB, upright as its EXIF says.
 
     Transparent parts become white, 16-bit values are scaled to 8 bits, CMYK and palettes are converted; so are those
-    of a PIL image. An array is taken as it is.
+    of a PIL image. An array is taken as it is. With `side` a larger file's image is brought to that shorter side
+    (`reduced_size`, bicubic); a JPEG is then decoded at the smallest of 1/1, 1/2, 1/4 and 1/8 that is no smaller,
+    which costs a fraction.
 
     Raises:
         InputError: With the reason, if the file is missing, of another format, damaged, or has more than
@@ -98,7 +104,9 @@ def open_image(
             raise InputError(f"cannot read the image {image_label(source)}: {error.message}") from None
     data, name = _bytes(source)
     try:
-        return _rgb(_decode(data, max_pixels))
+        image, size = _decode(data, max_pixels, side)
+        image = _rgb(image)
+        return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
     except InputError as error:
         raise InputError(f"cannot read the image {name}: {error.message}") from None
 
@@ -123,10 +131,18 @@ def probe(
     if known is not None and digest in known:
         return known[digest]
     try:
-        image = _decode(data, max_pixels)
+        _, size = _decode(data, max_pixels)
     except InputError as error:
         return Probe(digest, None, None, error.message)
-    return Probe(digest, *image.size, None)
+    return Probe(digest, *size, None)
+
+
+def reduced_size(width: int, height: int, side: int) -> tuple[int, int]:
+    """(width, height) with the shorter one at `side` pixels and the ratio kept; smaller images stay as they are."""
+    short = min(width, height)
+    if short <= side:
+        return width, height
+    return max(1, round(width * side / short)), max(1, round(height * side / short))
 
 
 def content_hash(data: bytes) -> str:
@@ -159,16 +175,17 @@ def _in_memory(source: Image.Image | NDArray[np.uint8], max_pixels: int) -> Imag
         source.load()
     except Exception as error:  # Pillow's plugins raise many kinds for damaged files
         raise InputError(f"truncated or corrupt: {str(error) or type(error).__name__}") from None
-    return _upright(source)
+    turn = _turn(source)
+    return source if turn is None else source.transpose(turn)
 
 
-def image_bytes(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of an image file as they are.
+def image_bytes(source: bytes | str | os.PathLike[str]) -> bytes:
+    """The bytes of an image file as they are; bytes are what they are.
 
     Raises:
         InputError: With the reason, if the file is missing, cannot be read, or is larger than `MAX_BYTES`.
     """
-    return _bytes(path)[0]
+    return _bytes(source)[0]
 
 
 def _reason(error: InputError) -> str:
@@ -198,18 +215,25 @@ def _bytes(source: ImageRecord | bytes | str | os.PathLike[str]) -> tuple[bytes,
         raise InputError(f"cannot read the image {name}: {why}") from None
 
 
-def _decode(data: bytes, max_pixels: int) -> Image.Image:
-    """The decoded image, turned upright; raises InputError with nothing but the reason."""
+def _decode(data: bytes, max_pixels: int, side: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
+    """The decoded image, turned upright, and the size it is to get; raises InputError with nothing but the reason."""
     if not data:
         raise InputError("the file is empty")
     if len(data) > MAX_BYTES:
         raise InputError(f"larger than {MAX_BYTES >> 20} MiB")
     try:
-        image = Image.open(BytesIO(data), formats=_FORMATS)
+        image: Image.Image = Image.open(BytesIO(data), formats=_FORMATS)
         width, height = image.size
         if width * height <= max_pixels:
+            if side is not None:
+                image.draft(None, reduced_size(width, height, side))  # None: any colours
+            drafted = image.size
             image.load()
-            return _upright(image)
+            size = (width, height) if image.size == drafted else image.size  # loading turns a TIFF upright
+            turn = _turn(image)
+            size = size[::-1] if turn in _SIDEWAYS else size
+            image = image if turn is None else image.transpose(turn)
+            return image, size if side is None else reduced_size(*size, side)
     except UnidentifiedImageError:
         known = next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), None)
         raise InputError(
@@ -222,12 +246,12 @@ def _decode(data: bytes, max_pixels: int) -> Image.Image:
     raise InputError(f"{width:,} x {height:,} pixels, more than the {max_pixels:,} allowed")
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What puts the image upright."""
     try:
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+        return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # damaged EXIF data is no reason to lose the picture
-        turn = None
-    return image if turn is None else image.transpose(turn)
+        return None
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -56,8 +56,8 @@ def bind(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)
     except OSError as error:
-        known = error.errno is not None and error.errno > 0  # else it comes from looking the name up
-        why = os.strerror(error.errno) if known else error.strerror
+        number = error.errno or 0
+        why = os.strerror(number) if number > 0 else error.strerror  # else it comes from looking the name up
         raise UsageError(
             f"cannot listen at {host}, port {port}: {why}",
             "Take another one: --port 0 finds a free port, --host 127.0.0.1 is this machine alone.",

@@ -14,9 +14,9 @@ from vlltr_index.stages.training import (
     save_stage,
     stage_report,
     starting_encoder,
+    training_images,
 )
 from vlltr_index.train.baseline import train_image_only
-from vlltr_index.train.data import TrainImages
 from vlltr_index.train.loop import StageOne
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def train_baseline_stage(
     ) as run:
         data = run.data
         encoder = starting_encoder(recipe, [["a"]], config.seed)
-        images = TrainImages(data.sources, data.labels, encoder, config.augment, workers=config.workers)
+        images = training_images(workspace, data, encoder, config.augment, config.workers)
         stage = train_image_only(
             encoder, images, config, run_dir=run.folder, log_dir=log_folder(workspace), progress=progress
         )
@@ -72,7 +72,8 @@ def train_baseline_stage(
 def _keep(
     workspace: Workspace, tx: Transaction, stage: StageOne, data: TrainingSet, config: BaselineConfig
 ) -> str:
-    facts = {"config": config.model_dump(mode="json"), "kind": "baseline-fc"}
+    reading = workspace.recipe.images.model_dump(mode="json")
+    facts = {"config": config.model_dump(mode="json"), "reading": reading, "kind": "baseline-fc"}
     digest = workspace.put_object("checkpoints", lambda path: save_stage(stage, data, facts, path))
     tx.note(baseline_fc=digest)
     return digest

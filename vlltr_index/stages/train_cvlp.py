@@ -14,9 +14,10 @@ from vlltr_index.stages.training import (
     save_stage,
     stage_report,
     starting_encoder,
+    training_images,
 )
 from vlltr_index.train.cvlp import StageOne, train_cvlp
-from vlltr_index.train.data import TrainImages, TrainTexts
+from vlltr_index.train.data import TrainTexts
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
@@ -65,7 +66,7 @@ def train_cvlp_stage(
         teacher = None
         if config.distillation != "none" and recipe.encoder.pretrained:
             teacher = starting_encoder(recipe, data.texts, config.seed)
-        images = TrainImages(data.sources, data.labels, encoder, config.augment, workers=config.workers)
+        images = training_images(workspace, data, encoder, config.augment, config.workers)
         stage = train_cvlp(
             encoder,
             images,
@@ -83,7 +84,8 @@ def train_cvlp_stage(
 def _keep(
     workspace: Workspace, tx: Transaction, stage: StageOne, data: TrainingSet, config: CVLPConfig
 ) -> str:
-    facts = {"config": config.model_dump(mode="json"), "kind": "cvlp"}
+    reading = workspace.recipe.images.model_dump(mode="json")
+    facts = {"config": config.model_dump(mode="json"), "reading": reading, "kind": "cvlp"}
     digest = workspace.put_object("checkpoints", lambda path: save_stage(stage, data, facts, path))
     tx.set(
         checkpoint=digest,

@@ -30,12 +30,13 @@ from vlltr_index.stages.training import (
     TrainReport,
     load_visual,
     log_folder,
+    reading,
     save_stage,
     stage_report,
     starting_encoder,
+    training_images,
 )
 from vlltr_index.train.cvlp import StageOne
-from vlltr_index.train.data import TrainImages
 from vlltr_index.train.distributed import by_first, first_then_all, meet
 from vlltr_index.train.recognition import train_lgr, tune_visual
 
@@ -148,6 +149,7 @@ def _tune_visual(
     def key(snapshot: Snapshot, data: TrainingSet) -> str:
         start, selection = _start(snapshot, config), load_bank(snapshot).selection_id
         facts = [start, selection, config.model_dump(), data.image_ids, data.labels.tolist()]
+        facts += reading(workspace.recipe)
         return f"lgr-{short(digest_json(facts))}"
 
     with training_run(
@@ -159,9 +161,7 @@ def _tune_visual(
         encoder = _starting_encoder(workspace, snapshot, start)
         head, log = tune_visual(
             encoder,
-            TrainImages(
-                data.sources, data.labels, encoder, config.augment, workers=workspace.recipe.cvlp.workers
-            ),
+            training_images(workspace, data, encoder, config.augment, workspace.recipe.cvlp.workers),
             bank,
             config,
             visual_init=_visual_init(workspace, start, data.class_ids),
@@ -191,7 +191,8 @@ def _keep_tuned(
 ) -> str:
     encoder = stage.encoder
     if config.tune != "head":
-        record = {"config": config.model_dump(mode="json"), "kind": "lgr"}
+        images = workspace.recipe.images.model_dump(mode="json")
+        record = {"config": config.model_dump(mode="json"), "reading": images, "kind": "lgr"}
         checkpoint = workspace.put_object("checkpoints", lambda path: save_stage(stage, data, record, path))
         tuned = {"checkpoint": checkpoint, "from": _start(tx, config)}
         tx.set(checkpoint=checkpoint, image_fp=encoder.image_fp)

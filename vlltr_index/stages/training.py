@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +16,13 @@ from torch import Tensor
 
 from vlltr_index.encoder import Encoder
 from vlltr_index.errors import MissingStepError, WorkspaceError
-from vlltr_index.loading import class_positions, usable_images
-from vlltr_index.schemas.config import Recipe
+from vlltr_index.images.cache import PixelCache, reduced_cache, reduced_need
+from vlltr_index.loading import class_positions, image_cache_folder, known_images, usable_images
+from vlltr_index.pixels import plain_cache, plain_need
+from vlltr_index.schemas.config import AugmentConfig, Recipe
 from vlltr_index.schemas.fingerprint import digest_json, short
+from vlltr_index.train.data import TrainImages, in_memory
+from vlltr_index.train.distributed import by_first
 from vlltr_index.train.loop import StageOne
 
 if TYPE_CHECKING:
@@ -30,12 +36,16 @@ __all__ = [
     "load_visual",
     "log_folder",
     "read_visual",
+    "reading",
     "run_key",
     "save_stage",
     "stage_report",
     "starting_encoder",
+    "training_images",
     "training_set",
 ]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,8 @@ class TrainingSet:
     image_ids: list[str]
     labels: Tensor  # int64 [N]
     sources: list[bytes | str]
+    digests: list[str | None]  # of each source's bytes
+    sizes: list[tuple[int, int]]  # (width, height) of each image
     texts: list[list[str]]  # a class's sentences, in sentence_id order
 
 
@@ -69,7 +81,7 @@ def training_set(snapshot: Snapshot, with_texts: bool = True) -> TrainingSet:
     Raises:
         MissingStepError: If there are no training images, or a class with images has no sentence.
     """
-    rows = usable_images(snapshot, "train", ["uri", "data"])
+    rows = usable_images(snapshot, "train", ["uri", "data", "content_hash", "width", "height"])
     if not rows.num_rows:
         raise MissingStepError("there are no training images", "Run: vlltr ingest images PATH --split train")
     owner = torch.from_numpy(rows["class_id"].to_numpy().copy()).long()
@@ -79,7 +91,49 @@ def training_set(snapshot: Snapshot, with_texts: bool = True) -> TrainingSet:
         for uri, data in zip(rows["uri"].to_pylist(), rows["data"].to_pylist(), strict=True)
     ]
     texts = _texts(snapshot, class_ids.tolist()) if with_texts else []
-    return TrainingSet(class_ids, counts, rows["image_id"].to_pylist(), labels, sources, texts)
+    sizes = list(zip(rows["width"].to_pylist(), rows["height"].to_pylist(), strict=True))
+    digests, ids = rows["content_hash"].to_pylist(), rows["image_id"].to_pylist()
+    return TrainingSet(class_ids, counts, ids, labels, sources, digests, sizes, texts)
+
+
+def training_images(
+    workspace: Workspace, data: TrainingSet, encoder: Encoder, augment: AugmentConfig, workers: int
+) -> TrainImages:
+    """The training images as the recipe's `images` section wants them read, from its cache where it has one.
+
+    Raises:
+        WorkspaceError: If the disk is too small for the cache.
+    """
+    settings = workspace.recipe.images
+    side = settings.reduced_to(encoder.image_size)
+    cache: PixelCache | None = None
+    need: dict[str, int] = {}
+    if settings.cache and in_memory(len(data.labels), encoder.image_size):
+        _log.info("images of this size are held decoded in memory: there is nothing to cache on disk")
+    elif settings.cache and side is not None and augment.kind == "photo":
+        sizes = {d: size for d, size in zip(data.digests, data.sizes, strict=True) if d is not None}
+        cache, need = reduced_cache(image_cache_folder(workspace), side), reduced_need(sizes, side)
+    elif settings.cache:
+        cache = plain_cache(image_cache_folder(workspace), encoder)
+        need = plain_need([d for d in data.digests if d is not None], encoder)
+    if cache is not None:
+        by_first(partial(cache.prepare, need, known_images(workspace)))
+    return TrainImages(
+        data.sources,
+        data.labels,
+        encoder,
+        augment,
+        workers=workers,
+        side=side,
+        cache=cache,
+        digests=data.digests,
+    )
+
+
+def reading(recipe: Recipe) -> list[Any]:
+    """What a run's key holds of the way in which images are read; nothing where they are taken as they are."""
+    images = recipe.images
+    return [] if images.side is None and not images.cache else [f"side {images.side or 'by the encoder'}"]
 
 
 def class_texts(snapshot: Snapshot, class_ids: list[int]) -> dict[int, list[str]]:
@@ -128,6 +182,7 @@ def run_key(what: str, recipe: Recipe, section: Any, data: TrainingSet) -> str:
         data.image_ids,
         data.labels.tolist(),
         data.texts,
+        *reading(recipe),
     ]
     return f"{what}-{short(digest_json(facts))}"
 

@@ -1,0 +1,22 @@
+"""All sentences against all images, anew."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.anss import SCALE
+from benchmarks.anss.common import tensors, wait
+from benchmarks.harness import Arrays
+from vlltr_index.anchors import sentence_losses
+
+
+def prepare(inputs: Arrays, values: dict[str, Any]) -> Any:
+    """Old and new together."""
+    return tensors(inputs, {**values, "sentences": len(inputs["texts"])})
+
+
+def run(state: Any) -> Arrays:
+    """Everything."""
+    losses = sentence_losses(*state, SCALE)
+    wait()
+    return {"losses": losses.cpu().numpy()}

@@ -1,0 +1,65 @@
+"""What the machine can do at most, measured next to the results: the rate of a matrix product and of reading memory.
+
+`python -m benchmarks.peak` prints both. A result's machine description holds them, as they were when it was measured.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["Work", "least_seconds", "measure"]
+
+_SIDE, _FLOATS, _REPEATS = 1536, 2**26, 7
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a task cannot do without.
+
+    Attributes:
+        operations: Multiplications and additions of float32 numbers.
+        bytes: Read from or written to memory, each once.
+        what: Which ones these are, in words.
+    """
+
+    operations: float
+    bytes: float
+    what: str
+
+
+def measure() -> dict[str, float]:
+    """`gemm_gflops` (a square float32 product) and `read_gib_s` (the sum of 256 MiB), the best of seven each."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a, b = torch.rand(2, _SIDE, _SIDE, device=device)
+    line = torch.rand(_FLOATS, device=device)
+    product = _best(lambda: torch.mm(a, b))
+    return {
+        "gemm_gflops": round(2 * _SIDE**3 / product / 1e9, 1),
+        "read_gib_s": round(4 * _FLOATS / _best(line.sum) / 2**30, 2),
+    }
+
+
+def _best(work: Callable[[], object]) -> float:
+    seconds = []
+    for _ in range(_REPEATS + 1):
+        start = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
+
+
+def least_seconds(work: Work, peak: dict[str, float]) -> tuple[float, float]:
+    """Seconds that the operations take at the measured rate, and that the bytes do."""
+    return work.operations / peak["gemm_gflops"] / 1e9, work.bytes / peak["read_gib_s"] / 2**30
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(measure()) + "\n")

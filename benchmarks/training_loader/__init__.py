@@ -1,0 +1,53 @@
+"""Training on photographs: an epoch through the product's loader, without and with `--cache-images`, and on tensors.
+
+Goal: after the first epoch 0.9 of the rate on tensors that are in memory. Photographs are 800 x 600 JPEG files, with
+RandAugment; the first epoch, which fills the cache, is not in the time. `loader alone` is an epoch without the model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from benchmarks.goals import Goal, at_least, ratio
+from benchmarks.harness import Arrays, Case, Disagreement
+
+COMPETITORS = ("bare", "decoding", "ours")
+CASES = (
+    Case(
+        "32 photographs, ViT-B-32, B = 16",
+        {"number": 32, "model": "ViT-B-32", "batch": 16, "side": 256},
+        rounds=1,
+    ),
+)
+
+
+def inputs(values: dict[str, Any]) -> Arrays:
+    """The photographs are drawn from this seed."""
+    return {"seed": np.zeros(1, dtype=np.int64)}
+
+
+def agree(case: Case, answers: dict[str, Arrays]) -> dict[str, float]:
+    """The epoch's mean loss is the same with all three: they saw the same pixels.
+
+    Raises:
+        Disagreement: If a loss differs.
+    """
+    losses = {name: float(answer["loss"][0]) for name, answer in answers.items()}
+    worst = max(losses.values()) - min(losses.values())
+    if worst > 1e-6:
+        raise Disagreement(f"losses: {losses}")
+    return {"largest difference of a loss": worst}
+
+
+def goals(values: dict[str, Any], rows: dict[str, Any], gpu: bool) -> list[Goal]:
+    """What was wanted beside what was found."""
+    return [
+        at_least(
+            "of the rate on tensors, with the cache",
+            ratio(rows, "bare", "ours", gpu)[0],
+            0.9,
+            " x",
+        )
+    ]
