@@ -24,7 +24,8 @@ __all__ = [
     "write_folder",
 ]
 
-CARD, SUMS = "README.md", "SHA256SUMS"
+CARD = "README.md"
+SUMS = "SHA256SUMS"
 OPTIONAL = (
     "imprints.safetensors",
     "encoder/words.json",
