@@ -31,4 +31,4 @@ class BaselinesConfig(BaseModel):
     tip_lr: float = Field(default=1e-3, gt=0)
     waffle_seeds: int = Field(default=5, ge=1)
     held_back: float = Field(default=0.1, gt=0, lt=1)  # of the training images, where there is no split val
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)

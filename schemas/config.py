@@ -111,7 +111,7 @@ class CVLPConfig(_Config):
     precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 where the hardware multiplies it fast
     workers: int = Field(default=2, ge=0)
     checkpoint_every: int = Field(default=1, ge=1)  # epochs
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     augment: AugmentConfig = AugmentConfig()
 
 
@@ -157,7 +157,7 @@ class LGRConfig(_Config):
     normalise_values: bool = False
     detach_value_norm: bool = False  # no gradient through the length of the attended anchors
     precision: Literal["fp32", "bf16", "auto"] = "fp32"  # of a tower that images pass; the head keeps float32
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     augment: AugmentConfig = AugmentConfig()
 
     @property
@@ -198,7 +198,7 @@ class BaselineConfig(_Config):
     precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 where the hardware multiplies it fast
     workers: int = Field(default=2, ge=0)
     checkpoint_every: int = Field(default=1, ge=1)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     augment: AugmentConfig = AugmentConfig()
 
 

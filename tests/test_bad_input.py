@@ -68,6 +68,19 @@ def test_numbers_must_be_finite() -> None:
     )
 
 
+def test_seeds_are_those_that_every_generator_takes() -> None:
+    """64 bits without a sign: a larger one would fail in torch, after the data has been read."""
+    with pytest.raises(ConfigError) as caught:
+        load_recipe("ours", (f"cvlp.seed={2**63}", "lgr.seed=-1", "baselines.seed=-1"))
+    assert caught.value.message == (
+        "recipe ours does not fit:\n"
+        f"  cvlp.seed: Input should be less than {2**63}\n"
+        "  lgr.seed: Input should be greater than or equal to 0\n"
+        "  baselines.seed: Input should be greater than or equal to 0"
+    )
+    assert load_recipe("ours", (f"cvlp.seed={2**63 - 1}",)).cvlp.seed == 2**63 - 1
+
+
 def test_one_class_is_not_explained_against_itself(
     trained: Workspace, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
