@@ -207,9 +207,11 @@ class _Page:
         return self._draw(replace(visit, first=first, second=second), picture)
 
     def _follow(self, visit: Visit, picture: str | None) -> _Drawing:
-        """Draw everything anew if there is a newer commit."""
-        current = number_of(self._desk.answers())
-        return {self._visit: visit} if visit.commit == current else self._draw(visit, picture)
+        """Draw everything anew if there is a newer commit, or another thing to undo."""
+        current = number_of(self._desk.answers()), _commit_of(self._desk.offer())
+        return (
+            {self._visit: visit} if current == (visit.commit, visit.offered) else self._draw(visit, picture)
+        )
 
     def _look_again(self, visit: Visit, picture: str | None) -> _Drawing:
         """Draw the picture's best classes after a change that was made here."""
@@ -245,10 +247,9 @@ class _Page:
             visit = Visit(commit=visit.commit, offered=visit.offered)
         names, number = names_of(answers), number_of(answers)
         drawn: _Drawing = {self._notice: notice}
-        choices = {}
-        if visit.commit != number:
-            offer = self._desk.offer()
-            visit = replace(visit, commit=number, offered=offer.commit if offer is not None else None)
+        choices, offer = {}, self._desk.offer()
+        if (visit.commit, visit.offered) != (number, _commit_of(offer)):
+            visit = replace(visit, commit=number, offered=_commit_of(offer))
             drawn |= self._draw_commit(number, len(names), offer)
             choices = {"choices": names}
         best = found.best(_TOP, visit.struck) if found is not None else []
@@ -290,6 +291,10 @@ class _Page:
         except VlltrError as error:
             two = render.error_html(error)
         return {self._sentences: render.sentences_html(one), self._comparison: two}
+
+
+def _commit_of(offer: Made | None) -> int | None:
+    return offer.commit if offer is not None else None
 
 
 def _settled(visit: Visit, best: Sequence[ExaminedClass], names: Sequence[str]) -> Visit:

@@ -33,6 +33,7 @@ _ANSWERED = re.compile(
     r"|queue/(join|data)|file=/.+)"
 )
 _EVENT = "/gradio_api/queue/join"  # what a click or an input sends
+_MANIFEST = b'{"name": "vlltr", "start_url": "/", "display": "browser"}'
 _MAX_EVENT = 2 * 2**20  # bytes
 _NAMES = ("127.0.0.1", "localhost", "[::1]")
 
@@ -64,7 +65,7 @@ class Guard:
         if scope["type"] != "http":
             return await send({"type": "websocket.close"})
         if scope["path"] == "/manifest.json":  # the page names one, and Gradio has none
-            return await _answer(send, 200, b"{}")
+            return await _answer(send, 200, _MANIFEST, b"application/manifest+json")
         status = self._refusal(scope)
         if status is not None:
             return await _answer(send, status, b"")
@@ -137,8 +138,8 @@ def _names_another_place(body: bytes) -> bool:
         return True
 
 
-async def _answer(send: _Send, status: int, body: bytes) -> None:
-    headers = _headers([(b"content-type", b"application/json")])
+async def _answer(send: _Send, status: int, body: bytes, kind: bytes = b"text/plain") -> None:
+    headers = _headers([(b"content-type", kind), (b"content-length", str(len(body)).encode())])
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
