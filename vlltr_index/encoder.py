@@ -18,6 +18,7 @@ from vlltr_index import openclip, sources
 from vlltr_index.errors import EncoderError, InputError
 from vlltr_index.fingerprints import revision, weights_digest
 from vlltr_index.schemas.fingerprint import digest_json, short
+from vlltr_index.tensors import NoDraws
 from vlltr_index.tokenizing import Tokenizer, Tokens, WordTokenizer
 from vlltr_index.weights import read_json, read_weights
 
@@ -150,7 +151,8 @@ class Encoder:
         source = sources.read_source(model, pretrained)
         tokenizer = openclip.make_tokenizer(source.config, source.folder)
         sources.set_image_size(source.config, image_size)
-        built = openclip.build_model(source.config["model_cfg"])
+        with NoDraws():  # every weight is loaded next, and drawing takes longer than that
+            built = openclip.build_model(source.config["model_cfg"])
         openclip.load_state(built, source.state, source.where)
         if image_size is not None:
             openclip.set_timm_size(built, image_size)
@@ -183,7 +185,8 @@ class Encoder:
             stored = config["model_cfg"]["vision_cfg"].get("image_size", 224)
             sources.set_image_size(config, image_size)
             tokenizer = _open_tokenizer(config, folder)
-            built = openclip.build_model(config["model_cfg"])
+            with NoDraws():
+                built = openclip.build_model(config["model_cfg"])
             if config.get("resized"):
                 openclip.set_timm_size(built, stored)
             openclip.load_state(built, state, str(folder / _WEIGHTS))

@@ -16,8 +16,8 @@ from benchmarks.harness import Arrays, Case, Disagreement
 COMPETITORS = ("bare", "decoding", "ours")
 CASES = (
     Case(
-        "32 photographs, ViT-B-32, B = 16",
-        {"number": 32, "model": "ViT-B-32", "batch": 16, "side": 256},
+        "96 photographs, ViT-B-32, B = 16",
+        {"number": 96, "model": "ViT-B-32", "batch": 16, "side": 256},
         rounds=1,
     ),
 )
