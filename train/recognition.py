@@ -13,7 +13,7 @@ from vlltr_index.errors import InputError, VlltrError
 from vlltr_index.lgr import AnchorBank, CosineClassifier, LGRHead
 from vlltr_index.losses import logit_adjusted_cross_entropy, sampler_prior, soft_cross_entropy
 from vlltr_index.schemas.config import LGRConfig
-from vlltr_index.tensors import check_labels, unit_rows
+from vlltr_index.tensors import check_labels, unit_rows, work_device
 from vlltr_index.train.data import TrainImages
 from vlltr_index.train.distributed import gather_rows, join_processes
 from vlltr_index.train.loop import RunPlan, check_finite, run
@@ -44,6 +44,8 @@ def train_lgr(
 ) -> LGRHead:
     """Train the head on stored vectors; each step takes one of an image's views at random.
 
+    Vectors on the CPU stay there, and batches are worked on by a GPU where there is one.
+
     Args:
         features: Float [V, N, D], V views of N images, unnormalised.
         labels: Integers [N], positions among the bank's classes.
@@ -55,7 +57,7 @@ def train_lgr(
         log: Receives one entry an epoch.
 
     Returns:
-        The head, in eval mode.
+        The head, in eval mode, where the vectors lie.
 
     Raises:
         InputError: Shapes do not fit, or a label is out of range.
@@ -65,8 +67,9 @@ def train_lgr(
         raise InputError(f"features must be floating [V, N, D], got {features.dtype} {list(features.shape)}")
     check_labels("labels", labels, features.shape[1], bank.num_classes)
     labels = labels.long()
-    head = new_head(features.shape[2], bank, config, visual_init, logit_scale)
-    objective = _HeadLoss(head, bank, labels, config)
+    device = work_device(features)
+    head = new_head(features.shape[2], bank, config, visual_init, logit_scale).to(device)
+    objective = _HeadLoss(head, bank.to(device), labels, config)
     optimizer = torch.optim.AdamW(_groups(head, config, ""), fused=True)
     views, total = features.shape[0], 0
     for epoch in range(config.epochs):
@@ -80,7 +83,7 @@ def train_lgr(
             done = epoch * len(batches) + step
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * cosine_factor(done, total, warmup)
-            loss, parts = objective(features[view, positions].float(), positions)
+            loss, parts = objective(features[view, positions].float().to(device), positions)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -98,7 +101,7 @@ def train_lgr(
             scale = float(head.logit_scale.detach())
             log.append({**sums, "epoch": epoch + 1.0, "scale": scale, "lr": optimizer.param_groups[0]["lr"]})
     check_finite(head, "train lgr")
-    return head.eval()
+    return head.to(features.device).eval()
 
 
 def tune_visual(

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from vlltr_index.tensors import full_precision, unit_rows, working_dtype
+from vlltr_index.tensors import full_precision, unit_rows, work_device, working_dtype
 
 __all__ = ["against_means", "count_labels", "logsumexp_cosines"]
 
@@ -17,22 +17,26 @@ _MEMORY_BYTES = 256 * 2**20
 def logsumexp_cosines(
     text_features: Tensor, images: Tensor, scale: float, chunk_rows: int | None, chunk_images: int | None
 ) -> Tensor:
-    """logsumexp_i scale * cos(t, i) of every sentence, float64 [N_t], one chunk of products at a time."""
-    dtype = working_dtype(text_features, images)
+    """logsumexp_i scale * cos(t, i) of every sentence, float64 [N_t], one chunk of products at a time.
+
+    Features on the CPU are worked on by a GPU where there is one: the images all at once, sentences in chunks.
+    """
+    dtype, device = working_dtype(text_features, images), work_device(text_features)
+    images = images.to(device)
     # On a CPU a chunk that stays near the caches is twice as fast as the largest one that fits the budget.
     columns = chunk_images or min(max(1, images.shape[0]), 2048 if images.device.type == "cpu" else 8192)
     # Three buffers of a chunk's size may live at once.
     rows = chunk_rows or max(1, min(1024, _MEMORY_BYTES // (3 * columns * dtype.itemsize)))
     result = text_features.new_full((text_features.shape[0],), -math.inf, dtype=torch.float64)
-    with torch.no_grad(), full_precision(text_features.device):
+    with torch.no_grad(), full_precision(device):
         for start in range(0, text_features.shape[0], rows):
             stop = min(start + rows, text_features.shape[0])
-            text = scale * unit_rows(text_features[start:stop].to(dtype))
+            text = scale * unit_rows(text_features[start:stop].to(device, dtype))
             for first in range(0, images.shape[0], columns):
                 logits = text @ unit_rows(images[first : first + columns].to(dtype)).T
                 top = logits.amax(1, keepdim=True)
                 part = logits.sub_(top).exp_().sum(1).to(torch.float64).log_() + top[:, 0]
-                result[start:stop] = torch.logaddexp(result[start:stop], part)
+                result[start:stop] = torch.logaddexp(result[start:stop], part.to(result.device))
     return result
 
 

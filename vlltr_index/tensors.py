@@ -19,6 +19,7 @@ __all__ = [
     "check_vector",
     "full_precision",
     "unit_rows",
+    "work_device",
     "working_dtype",
 ]
 
@@ -77,6 +78,13 @@ def working_dtype(*values: Tensor) -> torch.dtype:
 def full_precision(device: torch.device) -> AbstractContextManager[None]:
     """A context in which an ambient autocast does not narrow anything."""
     return torch.autocast(device_type=device.type, enabled=False)
+
+
+def work_device(value: Tensor) -> torch.device:
+    """Where heavy work on `value` is done: on a GPU where it lies on the CPU and there is one, else where it lies."""
+    if value.device.type == "cpu" and torch.cuda.is_available():
+        return torch.device("cuda")
+    return value.device
 
 
 def unit_rows(value: Tensor) -> Tensor:
