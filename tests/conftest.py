@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.buckets import Bucket, serve
 from tests.changes import World, build_world
 from vlltr_index.glyphs import glyph_files, write_sample
 from vlltr_index.recipe import load_recipe, override
@@ -21,6 +23,21 @@ from vlltr_index.workspace import Workspace
 def workspace(tmp_path: Path) -> Workspace:
     """An empty workspace."""
     return Workspace.create(tmp_path / "workspace", Recipe(name="test"))
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Bucket]:
+    """An S3 server with an empty bucket."""
+    with serve() as bucket:
+        yield bucket
+
+
+@pytest.fixture
+def bucket(server: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """The bucket, with the environment of who uses it, and a cache of its own."""
+    for name, value in {**server.environment(), "VLLTR_CACHE_DIR": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
+    return server
 
 
 @pytest.fixture(scope="session")

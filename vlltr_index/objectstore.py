@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vlltr_index.errors import MissingStepError, UsageError, VlltrError, WorkspaceError
-from vlltr_index.lease import lease_holder, lease_lock
+from vlltr_index.lease import LEASE, lease_holder, lease_lock
 from vlltr_index.storage import StillHeld, Storage
 from vlltr_index.storage_errors import NO_BUCKET, explain, storage_error
 
@@ -38,10 +38,15 @@ class ObjectStorage(Storage):
     What libraries want as files, and what belongs to this machine, is kept in a folder below the user's cache, or below
     `VLLTR_CACHE_DIR`.
 
+    Attributes:
+        lease: Seconds that the lock for writers outlives one that was killed.
+
     Raises:
         UsageError: If it is no such address.
         MissingStepError: If the extra `remote` is not installed.
     """
+
+    lease: float = LEASE
 
     def __init__(self, address: str) -> None:
         parts = address.partition("://")[2].removesuffix("/").split("/")
@@ -187,7 +192,7 @@ class ObjectStorage(Storage):
 
     def lock(self, command: str, timeout: float | None = None) -> AbstractContextManager[StillHeld]:
         """Hold the lock object, see `vlltr_index.lease`."""
-        return lease_lock(_Conditional(self, _LOCK), self.address, command, timeout)
+        return lease_lock(_Conditional(self, _LOCK), self.address, command, timeout, self.lease)
 
     def writer(self) -> str | None:
         """Who holds the lock object, or held it when it was killed."""
