@@ -6,10 +6,10 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.buckets import Bucket, serve
 from tests.changes import World, build_world
 from vlltr_index.glyphs import glyph_files, write_sample
 from vlltr_index.recipe import load_recipe, override
@@ -17,6 +17,9 @@ from vlltr_index.schemas.config import Recipe
 from vlltr_index.stages.ingest import ingest_images, ingest_text
 from vlltr_index.stages.pipeline import train_all
 from vlltr_index.workspace import Workspace
+
+if TYPE_CHECKING:
+    from tests.buckets import Bucket
 
 
 @pytest.fixture
@@ -28,6 +31,8 @@ def workspace(tmp_path: Path) -> Workspace:
 @pytest.fixture(scope="session")
 def server() -> Iterator[Bucket]:
     """An S3 server with an empty bucket."""
+    from tests.buckets import serve
+
     with serve() as bucket:
         yield bucket
 

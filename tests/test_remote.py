@@ -60,7 +60,7 @@ def test_the_whole_way_by_uri(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Predictions are the same to the last bit, also on a machine that has nothing of it yet; an open reader follows."""
+    """Predictions are the same, also on a machine that has nothing of it yet; an open reader follows."""
     address, folder = bucket.address(), tmp_path / "w"
     chosen = ["--recipe", "glyphs_lt/fast", "--set", "encoder.pretrained=glyphs", "--set", "lgr.epochs=1"]
     images = sorted(files.glob("test-*.png"))
