@@ -282,7 +282,7 @@ def test_who_lost_the_lock_commits_nothing(bucket: Bucket) -> None:
     [
         (
             {"AWS_ENDPOINT": "http://127.0.0.1:9"},
-            "the storage of {address} cannot be used: Error performing GET http://127.0.0.1:9/",
+            "the storage of {address} cannot be used: Error performing ",
             "Look at the network, the address and the endpoint (AWS_ENDPOINT), then run the same command again.",
         ),
         (
@@ -291,7 +291,16 @@ def test_who_lost_the_lock_commits_nothing(bucket: Bucket) -> None:
             "For storage of your own: export AWS_ALLOW_HTTP=true",
         ),
         (
-            {"AWS_ACCESS_KEY_ID": "", "AWS_METADATA_ENDPOINT": "http://127.0.0.1:9"},
+            {
+                "AWS_ACCESS_KEY_ID": "",
+                "AWS_SECRET_ACCESS_KEY": "",
+                "AWS_METADATA_ENDPOINT": "http://127.0.0.1:9",
+            },
+            "no credentials for {address}: ",
+            "Set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION in the environment.",
+        ),
+        (
+            {"AWS_ACCESS_KEY_ID": ""},
             "no credentials for {address}: ",
             "Set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION in the environment.",
         ),

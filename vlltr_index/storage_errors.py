@@ -15,7 +15,9 @@ _OURS = re.compile(
 )
 _PREFIX = re.compile(r"\AGeneric \w+ error: ")
 _NO_HTTP = re.compile(r"builder error|BadScheme", re.I)
-_NO_KEY = re.compile(r"169\.254\.1|latest/api/token|computeMetadata|must be specified|credential", re.I)
+_NO_KEY = re.compile(
+    r"169\.254\.1|latest/api/token|computeMetadata|must be specified|credential|Missing \w*Key", re.I
+)
 _REFUSED = re.compile(
     r"\b40[13]\b|Forbidden|AccessDenied|PermissionDenied|Unauthenticated|Unauthorized"
     r"|SignatureDoesNotMatch|InvalidAccessKeyId|AuthenticationFailed",
