@@ -88,7 +88,9 @@ class LazyGroup(click.Group):
 @click.group(
     cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
-@click.option("-w", "--workspace", metavar="DIR", help="The workspace; default: the nearest folder upward.")
+@click.option(
+    "-w", "--workspace", metavar="DIR|URI", help="The workspace; default: the nearest folder upward."
+)
 @click.option("--json", "as_json", is_flag=True, help="Write results to stdout as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress; warnings and errors only.")
 @click.option("-v", "--verbose", is_flag=True, help="More detail on stderr.")

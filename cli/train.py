@@ -183,7 +183,9 @@ def everything(
     with _training(context) as progress:
         meet()
         if adopt_recipe(workspace, chosen):
-            context.say(f"Recipe {chosen.name} is the workspace's own now: {workspace.path / 'vlltr.toml'}")
+            context.say(
+                f"Recipe {chosen.name} is the workspace's own now: {workspace.storage.at('vlltr.toml')}"
+            )
         reports = train_all(workspace, chosen, progress, resume=resume, processes=processes)
     if context.as_json:
         context.emit({name: asdict(report) for name, report in reports.items()})

@@ -30,7 +30,7 @@ def init_command(
     prompts: str | None,
     overrides: tuple[str, ...],
 ) -> None:
-    """Make a workspace in DIRECTORY.
+    """Make a workspace in DIRECTORY: a folder, or an address in object storage, such as s3://bucket/birds.
 
     Without weights (`--encoder ViT-B-16`) the encoder starts from scratch; with a tag (`ViT-B-16:openai`) or a file
     (`ViT-B-16-quickgelu:weights.pt`) from those weights.
@@ -49,8 +49,8 @@ def init_command(
         check_source(chosen.encoder.model, chosen.encoder.pretrained)
     workspace = Workspace.create(directory, chosen)
     if context.as_json:
-        context.emit({"workspace": str(workspace.path), "recipe": workspace.recipe.name})
-    context.say(f"Made the workspace {workspace.path} (recipe {workspace.recipe.name}).")
+        context.emit({"workspace": workspace.address, "recipe": workspace.recipe.name})
+    context.say(f"Made the workspace {workspace.address} (recipe {workspace.recipe.name}).")
     context.say(f"Next: vlltr -w {shlex.quote(directory)} ingest images PATH --split train")
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "WorkspaceConfig",
     "apply_overrides",
     "load_toml",
+    "parse_toml",
     "validate",
     "with_nulls",
 ]
@@ -266,13 +267,27 @@ def load_toml(path: Path) -> dict[str, Any]:
         ConfigError: If it is missing, is not UTF-8 or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_toml(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise ConfigError(f"no such file: {path}", "Check the path.") from None
+
+
+def parse_toml(data: bytes, where: str) -> dict[str, Any]:
+    """What a TOML file holds.
+
+    Args:
+        data: Its bytes.
+        where: What people call it.
+
+    Raises:
+        ConfigError: If it is not UTF-8 or is not TOML.
+    """
+    try:
+        return tomllib.loads(data.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         hint = "Mend it there: texts stand in quotes, names of sections in brackets. "
         hint += "To compare, `vlltr init NEWDIR` writes a whole one."
-        raise ConfigError(f"{path} is not valid TOML: {error}", hint) from None
+        raise ConfigError(f"{where} is not valid TOML: {error}", hint) from None
 
 
 def apply_overrides(values: dict[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]:

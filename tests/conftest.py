@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -19,6 +21,9 @@ from vlltr_index.stages.ingest import ingest_images, ingest_text
 from vlltr_index.stages.pipeline import train_all
 from vlltr_index.workspace import Workspace
 
+if TYPE_CHECKING:
+    from tests.buckets import Bucket
+
 __all__ = ["chromium"]  # a fixture that lives elsewhere
 
 # A shell that starts pytest in the background has it ignore Ctrl-C, and with it every program that a test starts.
@@ -30,6 +35,23 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def workspace(tmp_path: Path) -> Workspace:
     """An empty workspace."""
     return Workspace.create(tmp_path / "workspace", Recipe(name="test"))
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Bucket]:
+    """An S3 server with an empty bucket."""
+    from tests.buckets import serve
+
+    with serve() as bucket:
+        yield bucket
+
+
+@pytest.fixture
+def bucket(server: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """The bucket, with the environment of who uses it, and a cache of its own."""
+    for name, value in {**server.environment(), "VLLTR_CACHE_DIR": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
+    return server
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,10 @@ LAYERS = {
     "encoder": 3,
     "store": 3,
     "lock": 3,
+    "lease": 3,
+    "storage": 3,
+    "objectstore": 3,
+    "storage_errors": 3,
     "history": 3,
     "classtable": 3,
     "snapshot": 3,
@@ -84,6 +88,7 @@ LAYERS = {
 }
 DOORS = {
     "lancedb": {"store"},
+    "obstore": {"objectstore"},
     "faiss": {"index"},
     "open_clip": {"openclip"},
     "gradio": {"page.blocks", "page.server"},

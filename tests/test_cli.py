@@ -70,9 +70,9 @@ def test_help_lists_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
             "Error: --set takes key=value, got 'epochs'\nFor example:",
         ),
         (
-            ("init", "s3://bucket/x"),
+            ("init", "ftp://host/x"),
             2,
-            "Error: s3://bucket/x is not a local folder: only local folders can be workspaces",
+            "Error: ftp://host/x is not an address that can hold a workspace\nGive a folder, or an address such as",
         ),
         (
             ("-w", "{tmp}/none", "status"),

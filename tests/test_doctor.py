@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 from test_cli import run
 
-from vlltr_index import doctor
+from vlltr_index import doctor, storage
 from vlltr_index.doctor import (
     Check,
     check_disk,
@@ -105,7 +105,7 @@ def test_the_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**options: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(doctor.tempfile, "NamedTemporaryFile", refuse)
+    monkeypatch.setattr(storage.tempfile, "NamedTemporaryFile", refuse)
     assert (
         check_workspace(workspace.path)[1].value == f"{workspace.path} cannot be written: Permission denied"
     )

@@ -12,6 +12,7 @@ import pytest
 from vlltr_index.errors import NewerWorkspaceError, WorkspaceError
 from vlltr_index.history import Commit, History
 from vlltr_index.schemas.config import FORMAT, FusionConfig
+from vlltr_index.storage import LocalStorage
 
 
 def commit(number: int, **fields: Any) -> Commit:
@@ -26,13 +27,21 @@ def commit(number: int, **fields: Any) -> Commit:
     return Commit.model_validate({"id": number, "parent": parent, **facts, **fields})
 
 
+class LocalHistory(History):
+    """A history in a folder, which tests look into."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(LocalStorage(root))
+        self.folder = root / "history"
+
+
 @pytest.fixture
-def history(tmp_path: Path) -> History:
+def history(tmp_path: Path) -> LocalHistory:
     """An empty history."""
-    return History(tmp_path / "history")
+    return LocalHistory(tmp_path)
 
 
-def test_no_history_is_no_commit(history: History) -> None:
+def test_no_history_is_no_commit(history: LocalHistory) -> None:
     """Before the first commit there is none, not even the folder."""
     assert (history.last(), list(history.list()), list(history.ids())) == (None, [], [])
     with pytest.raises(WorkspaceError) as error:
@@ -42,7 +51,7 @@ def test_no_history_is_no_commit(history: History) -> None:
     )
 
 
-def test_commits_come_back_in_order(history: History) -> None:
+def test_commits_come_back_in_order(history: LocalHistory) -> None:
     """All fields survive the file, and ten comes after nine."""
     fields = {"tables": {"classes": 3}, "fusion": FusionConfig(alpha=0.7), "info": {"next": {"anchors": 5}}}
     commits = [commit(n, text_fp="t", index={"digest": "d"}, **fields) for n in range(1, 12)]
@@ -54,7 +63,7 @@ def test_commits_come_back_in_order(history: History) -> None:
         history.read(99)
 
 
-def test_a_number_is_taken_once(history: History) -> None:
+def test_a_number_is_taken_once(history: LocalHistory) -> None:
     """A commit is never written over another, nor out of turn."""
     history.append(commit(1))
     before = (history.folder / "1.json").read_bytes()
@@ -67,7 +76,7 @@ def test_a_number_is_taken_once(history: History) -> None:
     assert os.listdir(history.folder) == ["1.json"]
 
 
-def test_a_race_for_a_number_has_one_winner(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_race_for_a_number_has_one_winner(history: LocalHistory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where both looked before either wrote, the file system decides, and the loser leaves nothing."""
     history.append(commit(1, command="winner"))
     monkeypatch.setattr(History, "ids", lambda self: [])
@@ -77,7 +86,7 @@ def test_a_race_for_a_number_has_one_winner(history: History, monkeypatch: pytes
     assert os.listdir(history.folder) == ["1.json"]
 
 
-def test_without_hard_links_too(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_hard_links_too(history: LocalHistory, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file system that has no hard links still gets each number once."""
 
     def no_links(*_: object) -> None:
@@ -92,7 +101,7 @@ def test_without_hard_links_too(history: History, monkeypatch: pytest.MonkeyPatc
     assert os.listdir(history.folder) == ["1.json"]
 
 
-def test_files_that_are_no_commits_are_left_alone(history: History) -> None:
+def test_files_that_are_no_commits_are_left_alone(history: LocalHistory) -> None:
     """A killed writer's temporary file, or a note, is not a commit."""
     history.append(commit(1))
     for name in (".2.77.tmp", "notes.json", "x.txt", "2.json.bak"):
@@ -116,7 +125,7 @@ def test_files_that_are_no_commits_are_left_alone(history: History) -> None:
         ("tables", "tables.classes: Input should be a valid integer"),
     ],
 )
-def test_damage_is_named(history: History, content: bytes | str | None, why: str) -> None:
+def test_damage_is_named(history: LocalHistory, content: bytes | str | None, why: str) -> None:
     """Each kind of damage says which file, what is wrong, and how to go on."""
     history.append(commit(1))
     path = history.folder / "2.json"
@@ -138,7 +147,7 @@ def test_damage_is_named(history: History, content: bytes | str | None, why: str
     )
 
 
-def test_damage_in_the_middle_has_no_easy_way_out(history: History) -> None:
+def test_damage_in_the_middle_has_no_easy_way_out(history: LocalHistory) -> None:
     """An older commit that is damaged cannot be deleted away."""
     for number in (1, 2):
         history.append(commit(number))
@@ -149,7 +158,7 @@ def test_damage_in_the_middle_has_no_easy_way_out(history: History) -> None:
     assert history.last() == commit(2)
 
 
-def test_a_newer_format_is_refused_before_its_fields(history: History) -> None:
+def test_a_newer_format_is_refused_before_its_fields(history: LocalHistory) -> None:
     """A commit of a newer program names both formats and the remedy, whatever fields it has."""
     history.append(commit(1))
     values = {"format": FORMAT + 1, "id": 2, "unheard_of": True}
@@ -162,7 +171,7 @@ def test_a_newer_format_is_refused_before_its_fields(history: History) -> None:
     )
 
 
-def test_whether_there_is_a_newer_commit(history: History) -> None:
+def test_whether_there_is_a_newer_commit(history: LocalHistory) -> None:
     """One that came, and the newest that somebody deleted, are noticed; nothing else is."""
     assert not history.newer_than(0)
     history.append(commit(1))
@@ -176,7 +185,7 @@ def test_whether_there_is_a_newer_commit(history: History) -> None:
     assert not history.newer_than(1)
 
 
-def test_what_was_pruned_stays_pruned(history: History) -> None:
+def test_what_was_pruned_stays_pruned(history: LocalHistory) -> None:
     """The note only moves forward, and is no commit."""
     for number in range(1, 6):
         history.append(commit(number))

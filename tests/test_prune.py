@@ -11,12 +11,14 @@ import pytest
 from tablerows import class_rows, image_rows, sentence_rows, vector_rows
 from test_rollback import killed, run, state
 
+from vlltr_index import storage as storage_module
 from vlltr_index.errors import UsageError, WorkspaceError
 from vlltr_index.schemas.tables import sentence_vectors, sentence_vectors_name
 from vlltr_index.stages import prune as prune_module
 from vlltr_index.stages.history import diff, rollback
 from vlltr_index.stages.prune import PruneReport, prune
 from vlltr_index.stages.train_lgr import train_lgr_stage
+from vlltr_index.storage import LocalStorage
 from vlltr_index.store import Store
 from vlltr_index.workspace import Workspace
 
@@ -160,9 +162,9 @@ STOPS: list[tuple[Any, str, int]] = [
     (Store, "tag", 0),  # merged, and not yet tagged
     (Store, "clean", 0),
     (Store, "clean", 2),
-    (prune_module, "_remove", 0),
-    (prune_module, "_remove", 2),
-    (prune_module.shutil, "rmtree", 0),  # out of sight, and not yet removed
+    (LocalStorage, "remove", 0),
+    (LocalStorage, "remove", 2),
+    (storage_module.shutil, "rmtree", 0),  # out of sight, and not yet removed
 ]
 
 

@@ -96,15 +96,20 @@ def test_open_needs_a_workspace(tmp_path: Path) -> None:
     )
 
 
-def test_addresses_are_refused_for_now(tmp_path: Path) -> None:
-    """Object storage is not a local folder."""
+@pytest.mark.parametrize(
+    "address", ["ftp://host/w", "memory://w", "s3://", "s3://bucket/../w", "s3://bucket/a//b", "s3://b/?x"]
+)
+def test_other_addresses_are_refused(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no bucket cannot hold a workspace; nothing is made."""
+    monkeypatch.setenv("VLLTR_CACHE_DIR", str(tmp_path / "cache"))
     for method in (Workspace.open, Workspace.find, lambda p: Workspace.create(p, Recipe(name="test"))):
         with pytest.raises(UsageError) as error:
-            method("s3://bucket/w")
+            method(address)
         assert str(error.value) == (
-            "s3://bucket/w is not a local folder: only local folders can be workspaces\n"
-            "Give a folder: vlltr -w DIR ..."
+            f"{address} is not an address that can hold a workspace\n"
+            "Give a folder, or an address such as s3://BUCKET/NAME, gs://BUCKET/NAME or az://CONTAINER/NAME."
         )
+    assert not (tmp_path / "cache").exists()
 
 
 def test_find_goes_upward(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tablerows import anchor_rows, class_rows, sentence_rows
 
-from vlltr_index import history as history_module
+from vlltr_index import storage as storage_module
 from vlltr_index.history import Commit, History
 from vlltr_index.lock import write_lock
 from vlltr_index.workspace import Workspace
@@ -66,7 +66,7 @@ def write_in_steps(path: Path, pipe: Connection) -> None:
 
 
 def _stop_in_append(stop: Any) -> None:
-    append, publish = History.append, history_module._publish
+    append, publish = History.append, storage_module._publish
 
     def slow_append(self: History, commit: Commit) -> None:
         stop("tables tagged")
@@ -78,7 +78,7 @@ def _stop_in_append(stop: Any) -> None:
         publish(temporary, final)
 
     History.append = slow_append  # type: ignore[method-assign]  # this process only
-    history_module._publish = slow_publish
+    storage_module._publish = slow_publish
 
 
 def hold_lock_with_child(path: Path, pipe: Connection) -> None:

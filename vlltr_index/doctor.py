@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module, metadata
@@ -235,20 +234,23 @@ def check_workspace(start: str | os.PathLike[str] | None = None, named: bool = F
         first = Check("workspace", "note" if missing else "problem", error.message, error.hint)
         return [first, check_disk(Path.cwd())]
     return [
-        Check("workspace", "ok", str(workspace.path)),
-        _writable(workspace.path),
+        Check("workspace", "ok", workspace.address),
+        _writable(workspace),
         check_disk(workspace.path),
         *_workspace_weights(workspace),
     ]
 
 
-def _writable(folder: Path) -> Check:
+def _writable(workspace: Workspace) -> Check:
+    folder = workspace.address
     try:
-        with tempfile.NamedTemporaryFile(prefix=".tmp-doctor-", dir=folder):
-            return Check("writing", "ok", "the workspace can be written")
+        workspace.storage.try_write()
     except OSError as error:
         mend = f"chmod -R u+w '{folder}'   (or copy it where you may write)"
         return Check("writing", "problem", f"{folder} cannot be written: {error.strerror}", mend)
+    except VlltrError as error:
+        return Check("writing", "problem", error.message, error.hint)
+    return Check("writing", "ok", "the workspace can be written")
 
 
 def check_disk(folder: Path, free: int | None = None) -> Check:
@@ -271,5 +273,5 @@ def _workspace_weights(workspace: Workspace) -> list[Check]:
     trained = workspace.history.last()
     if trained is not None and trained.checkpoint:
         return [Check("weights", "note", f"{value}; the trained encoder is")]
-    mend = f"Put it back, or change encoder.pretrained in {workspace.path / 'vlltr.toml'}"
+    mend = f"Put it back, or change encoder.pretrained in {workspace.storage.at('vlltr.toml')}"
     return [Check("weights", "problem", value, mend)]

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vlltr_index.errors import NewerWorkspaceError, WorkspaceError
 from vlltr_index.schemas.config import FORMAT, FusionConfig
+from vlltr_index.storage import Storage
 
-__all__ = ["Commit", "History", "sync_folder"]
+__all__ = ["Commit", "History"]
 
-_PRUNED = "pruned.json"  # beside the commits, which never change
+_FOLDER = "history"
+_PRUNED = "history/pruned.json"  # beside the commits, which never change
 _HISTORY_HINT = "See which commits there are: vlltr history"
 _LEFT_HINT = "See which commits are left: vlltr history"
 
@@ -67,35 +67,27 @@ class Commit(BaseModel):
         return self.id if self.state_of is None else self.state_of
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 class History:
-    """The commits in `folder`, oldest first."""
+    """The commits below `history/`, oldest first."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
 
-    def _path(self, commit_id: int) -> Path:
-        return self.folder / f"{commit_id}.json"
+    def _name(self, commit_id: int) -> str:
+        return f"{_FOLDER}/{commit_id}.json"
+
+    def _at(self, commit_id: int) -> str:
+        return self._storage.at(self._name(commit_id))
 
     def ids(self) -> Sequence[int]:
         """Numbers of all commits, ascending."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(
-            int(p.stem) for p in self.folder.glob("*.json") if p.stem.isascii() and p.stem.isdigit()
-        )
+        stems = [n.removesuffix(".json") for n in self._storage.files(_FOLDER) if n.endswith(".json")]
+        return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdigit())
 
     def newer_than(self, commit_id: int) -> bool:
         """Whether commit `commit_id` is no longer the newest: two looks at the folder, no listing."""
-        return self._path(commit_id + 1).exists() or (commit_id > 0 and not self._path(commit_id).exists())
+        there = self._storage.exists
+        return there(self._name(commit_id + 1)) or (commit_id > 0 and not there(self._name(commit_id)))
 
     def last(self) -> Commit | None:
         """The newest commit; None where nothing has been committed.
@@ -118,9 +110,8 @@ class History:
             WorkspaceError: If there is no such commit, or its file is damaged.
             NewerWorkspaceError: If a newer version of this program wrote it.
         """
-        path = self._path(commit_id)
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(self._storage.read(self._name(commit_id)).decode("utf-8"))
             if not isinstance(values, dict):
                 raise ValueError("not a JSON object")
         except FileNotFoundError:
@@ -132,7 +123,7 @@ class History:
         written = values.get("format")
         if isinstance(written, int) and written > FORMAT:
             raise NewerWorkspaceError(
-                f"{path} has format {written}, this program reads up to {FORMAT}",
+                f"{self._at(commit_id)} has format {written}, this program reads up to {FORMAT}",
                 "Bring it up to date: pip install -U vlltr-index",
             )
         try:
@@ -149,8 +140,9 @@ class History:
         hint = "Bring the file back from a backup."
         if commit_id == max(self.ids(), default=0):
             back = f"to commit {commit_id - 1}" if commit_id > 1 else "to an empty workspace"
-            hint += f" To go back {back} and lose what this one added, delete it: rm {self._path(commit_id)}"
-        return WorkspaceError(f"{self._path(commit_id)} is damaged: {why}", hint)
+            removal = self._storage.removal(self._name(commit_id))
+            hint += f" To go back {back} and lose what this one added, delete it: {removal}"
+        return WorkspaceError(f"{self._at(commit_id)} is damaged: {why}", hint)
 
     def oldest_kept(self) -> int:
         """The first commit that has not been pruned; 1 where none has.
@@ -158,20 +150,20 @@ class History:
         Raises:
             WorkspaceError: If the file that says so is damaged.
         """
-        path = self.folder / _PRUNED
         try:
-            return int(json.loads(path.read_text(encoding="utf-8"))["oldest"])
+            return int(json.loads(self._storage.read(_PRUNED).decode("utf-8"))["oldest"])
         except FileNotFoundError:
             return 1
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise WorkspaceError(
-                f"{path} is damaged: {error}", f"Delete it, then prune again: rm {path}; vlltr prune --keep N"
+                f"{self._storage.at(_PRUNED)} is damaged: {error}",
+                f"Delete it, then prune again: {self._storage.removal(_PRUNED)}; vlltr prune --keep N",
             ) from None
 
     def mark_pruned(self, oldest: int) -> None:
         """Say, durably, that no commit before `oldest` can be read any more; it is never taken back."""
         if oldest > self.oldest_kept():
-            _write_whole(self.folder / _PRUNED, {"oldest": oldest})
+            self._storage.write(_PRUNED, json.dumps({"oldest": oldest}).encode())
 
     def read_kept(self, commit_id: int) -> Commit:
         """One commit whose tables are still there.
@@ -198,45 +190,11 @@ class History:
                 f"commit {commit.id} cannot follow commit {newest}: another writer was here",
                 "Run the command again.",
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{commit.id}.{os.getpid()}.tmp"
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(commit.model_dump(mode="json"), file, indent=1, ensure_ascii=False, sort_keys=True)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
+        values = commit.model_dump(mode="json")
+        text = json.dumps(values, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
         try:
-            _publish(temporary, self._path(commit.id))
+            self._storage.create(self._name(commit.id), text.encode("utf-8"))
         except FileExistsError:
             raise WorkspaceError(
                 f"commit {commit.id} exists already: another writer was here", "Run the command again."
             ) from None
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_folder(self.folder)
-
-
-def _write_whole(path: Path, value: dict[str, Any]) -> None:
-    """Write a small JSON file, whole or not at all, over one that is there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(value, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def _publish(temporary: Path, final: Path) -> None:
-    """Give the file its name, unless that is taken."""
-    try:
-        os.link(temporary, final)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links: writers hold the workspace's lock
-        if final.exists():
-            raise FileExistsError(final) from None
-        os.rename(temporary, final)

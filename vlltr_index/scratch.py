@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlltr_index.errors import WorkspaceError
+from vlltr_index.errors import UsageError, WorkspaceError
+from vlltr_index.storage import LocalStorage
 
 if TYPE_CHECKING:
     from vlltr_index.workspace import Workspace
@@ -29,13 +30,19 @@ def scratch(workspace: Workspace) -> Iterator[Workspace]:
     `workspace`.
 
     Raises:
+        UsageError: If the workspace is in object storage: all its tables would have to be fetched.
         WorkspaceError: If another process removed files while they were read.
     """
+    if not isinstance(workspace.storage, LocalStorage):
+        raise UsageError(
+            f"--dry-run is for workspaces in a folder, not for {workspace.storage.address}",
+            "Make the change; `vlltr rollback ID` takes it back.",
+        )
     folder = Path(tempfile.mkdtemp(prefix="vlltr-dry-run-"))
     try:
         try:
-            if workspace.history.folder.is_dir():
-                shutil.copytree(workspace.history.folder, folder / "history")
+            if (workspace.path / "history").is_dir():
+                shutil.copytree(workspace.path / "history", folder / "history")
             for table in sorted((workspace.path / "lance").glob("*")):
                 if table.is_dir():
                     _table(table, folder / "lance" / table.name)
@@ -43,7 +50,7 @@ def scratch(workspace: Workspace) -> Iterator[Workspace]:
             raise WorkspaceError(
                 f"{workspace.path} changed while it was read: {error}", "Run the command again."
             ) from None
-        yield type(workspace)(folder, workspace.config)
+        yield type(workspace)(LocalStorage(folder), workspace.config)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

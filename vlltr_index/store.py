@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 
 from vlltr_index.errors import MissingStepError, WorkspaceError
 from vlltr_index.rows import conform, grouped, last_per_key, one_of, quote
+from vlltr_index.storage_errors import storage_error
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +61,8 @@ class Store:
         try:
             return self._connection.open_table(name, version=version)
         except ValueError as error:
+            if said := storage_error(self.uri, error):
+                raise said from None
             if "not found" in str(error):
                 raise MissingStepError(
                     f"there is no table {name!r} in {self.uri}", "See what there is: vlltr status"
@@ -74,7 +77,7 @@ class Store:
             raise self._damaged(name, error) from None
 
     def _damaged(self, name: str, error: Exception, what: str = "opened") -> WorkspaceError:
-        return WorkspaceError(
+        return storage_error(self.uri, error) or WorkspaceError(
             f"table {name!r} in {self.uri} cannot be {what}: {error}",
             "Bring the folder back from a backup, or make a new workspace: vlltr init DIR",
         )
@@ -84,11 +87,19 @@ class Store:
         names: list[str] = []
         token: str | None = None
         while True:
-            page = self._connection.list_tables(page_token=token)
+            page = self._page(token)
             names += page.tables
             token = page.page_token
             if not token:
                 return sorted(names)
+
+    def _page(self, token: str | None) -> Any:
+        try:
+            return self._connection.list_tables(page_token=token)
+        except (ValueError, RuntimeError, OSError) as error:
+            if said := storage_error(self.uri, error):
+                raise said from None
+            raise
 
     def exists(self, name: str) -> bool:
         """Whether the table is there and opens: a writer killed while making it leaves just a name."""

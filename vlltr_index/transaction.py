@@ -20,6 +20,7 @@ from vlltr_index.snapshot import Snapshot, table_gone
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from vlltr_index.storage import StillHeld
     from vlltr_index.store import Store
 
 __all__ = ["Transaction", "put_back"]
@@ -68,8 +69,11 @@ class Transaction(Snapshot):
         result_commit: After the end: the commit that was made, or the last one if nothing changed.
     """
 
-    def __init__(self, store: Store, history: History, command: str, base: Commit | None) -> None:
+    def __init__(
+        self, store: Store, history: History, command: str, base: Commit | None, still_held: StillHeld
+    ) -> None:
         super().__init__(store, base)
+        self._still_held = still_held
         self.command = command
         self.result_commit: Commit | None = base
         self._history = history
@@ -159,6 +163,7 @@ class Transaction(Snapshot):
         return written
 
     def _upsert_part(self, name: str, part: pa.Table | pa.RecordBatch) -> int:
+        self._still_held()
         schema, key = self._schema_for(name, part), KEYS[name]
         rows = last_per_key(conform(part, schema, name), key)
         if rows.num_rows:
@@ -216,6 +221,7 @@ class Transaction(Snapshot):
         """Delete the rows for which `where` holds (literals through `store.quote`); returns how many."""
         if not self.has(name):
             return 0
+        self._still_held()
         gone = self.store.delete(name, where)
         if gone:
             self._known.pop(name, None)
@@ -298,6 +304,7 @@ class Transaction(Snapshot):
             if name not in target.tables:
                 self.delete(name, "true")
             elif now.get(name) != target.tables[name]:
+                self._still_held()
                 self.store.restore(name, target.tables[name])
                 self._tables.add(name)
                 self._known.pop(name, None)
@@ -331,7 +338,9 @@ class Transaction(Snapshot):
             return base
         if not self._writes and base is None and not any(fields.values()) and not self._info:
             return None
+        self._still_held()
         commit = commit.model_copy(update={"tables": self._tagged(commit.id)})
+        self._still_held()
         self._history.append(commit)
         self.result_commit = commit
         return commit

@@ -1,4 +1,4 @@
-"""A folder that holds it all: vlltr.toml, lance/, heads/, checkpoints/, index/, history/."""
+"""A folder or a URI that holds it all: vlltr.toml, lance/, heads/, checkpoints/, index/, history/."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import re
 import shlex
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -18,10 +19,16 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import tomli_w
 from pydantic import BaseModel
 
-from vlltr_index.errors import MissingStepError, NewerWorkspaceError, UsageError, WorkspaceError
-from vlltr_index.history import History, sync_folder
-from vlltr_index.lock import write_lock
-from vlltr_index.schemas.config import FORMAT, Recipe, WorkspaceConfig, load_toml, validate, with_nulls
+from vlltr_index.errors import (
+    LockedError,
+    MissingStepError,
+    NewerWorkspaceError,
+    UsageError,
+    WorkspaceError,
+)
+from vlltr_index.history import History
+from vlltr_index.schemas.config import FORMAT, Recipe, WorkspaceConfig, parse_toml, validate, with_nulls
+from vlltr_index.storage import Storage, storage_at, sync_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,21 +45,27 @@ CONFIG_NAME = "vlltr.toml"
 Kind = Literal["heads", "checkpoints", "index"]
 
 _REMAKE = {"heads": "vlltr train lgr", "checkpoints": "vlltr train cvlp", "index": "vlltr index"}
+_OLD = 2 * 24 * 3600  # seconds after which nobody is bringing an object any more
 _HEADER = '# A vlltr workspace. Change the recipe freely; "none" stands for no value.\n\n'
 
 
 class Workspace:
-    """A workspace in the folder `path`; made by `create`, `open` or `find`.
+    """A workspace in a folder or in object storage; made by `create`, `open` or `find`.
 
     Attributes:
-        path: The folder, absolute.
+        storage: Where its files are.
+        address: What people call it: the folder's path, absolute, or the URI.
+        path: The folder, absolute. Of a workspace in object storage: the local folder for copies of objects, for the
+            state of runs that train here, logs, and what wikis answered.
         config: What its `vlltr.toml` says.
     """
 
-    def __init__(self, path: Path, config: WorkspaceConfig) -> None:
-        self.path = path
+    def __init__(self, place: Storage | str | os.PathLike[str], config: WorkspaceConfig) -> None:
+        self.storage = place if isinstance(place, Storage) else storage_at(place)
+        self.address = self.storage.address
+        self.path = self.storage.root
         self.config = config
-        self.history = History(path / "history")
+        self.history = History(self.storage)
 
     @property
     def recipe(self) -> Recipe:
@@ -64,37 +77,33 @@ class Workspace:
         """Its tables."""
         from vlltr_index.store import Store
 
-        return Store(self.path / "lance")
+        return Store(self.storage.tables)
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], recipe: Recipe) -> Workspace:
-        """Make a workspace in a new or empty folder; one that is there with the same recipe is opened.
+        """Make a workspace in a new or empty folder, or at a URI; one that is there with the same recipe is opened.
 
         Raises:
-            UsageError: If `path` is not a local folder.
+            UsageError: If `path` is an address that cannot hold a workspace.
             WorkspaceError: If the folder holds other things, or is a workspace with another recipe.
         """
-        folder = _local(path)
-        if (folder / CONFIG_NAME).exists():
-            there = cls.open(folder)
+        storage = storage_at(path)
+        if storage.exists(CONFIG_NAME):
+            there = cls.open(path)
             if there.recipe != recipe:
                 raise WorkspaceError(
-                    f"{folder} is a workspace already, of recipe {there.recipe.name!r} or with other values",
-                    f"Edit {folder / CONFIG_NAME}, or choose another folder.",
+                    f"{storage.address} is a workspace already, of recipe {there.recipe.name!r} or with other values",
+                    f"Edit {storage.at(CONFIG_NAME)}, or choose another folder.",
                 )
             return there
-        if folder.exists() and not folder.is_dir():
-            raise WorkspaceError(f"{folder} is a file", "Choose another folder: vlltr init DIR")
-        if folder.is_dir() and any(not p.name.startswith(f".{CONFIG_NAME}") for p in folder.iterdir()):
-            raise WorkspaceError(
-                f"{folder} is not empty and not a workspace", "Choose a new folder: vlltr init DIR"
-            )
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            workspace = cls(folder, WorkspaceConfig(recipe=recipe))
+            storage.prepare(CONFIG_NAME)
+            workspace = cls(storage, WorkspaceConfig(recipe=recipe))
             workspace.write_config()
         except OSError as error:
-            raise WorkspaceError(f"{folder} cannot be made: {error}", "Choose another folder.") from None
+            raise WorkspaceError(
+                f"{storage.address} cannot be made: {error}", "Choose another folder."
+            ) from None
         return workspace
 
     @classmethod
@@ -106,18 +115,19 @@ class Workspace:
             NewerWorkspaceError: If a newer version of this program wrote it.
             ConfigError: If its `vlltr.toml` does not fit.
         """
-        folder = _local(path)
-        file = folder / CONFIG_NAME
-        if not file.is_file():
-            if folder.is_file():
+        storage = storage_at(path)
+        file = storage.at(CONFIG_NAME)
+        try:
+            values = parse_toml(storage.read(CONFIG_NAME), file)
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            if "://" not in str(path) and Path(path).expanduser().is_file():
                 raise WorkspaceError(
-                    f"{folder} is a file, not a workspace", "Name a folder: vlltr -w DIR ..."
-                )
+                    f"{storage.address} is a file, not a workspace", "Name a folder: vlltr -w DIR ..."
+                ) from None
             raise WorkspaceError(
-                f"{folder} is not a workspace: it has no {CONFIG_NAME}",
+                f"{storage.address} is not a workspace: it has no {CONFIG_NAME}",
                 f"Make one: vlltr init {shlex.quote(str(path))}",
-            )
-        values = load_toml(file)
+            ) from None
         written = values.get("format")
         if isinstance(written, int) and written > FORMAT:
             raise NewerWorkspaceError(
@@ -129,7 +139,7 @@ class Workspace:
                 f"{file} has format {written}, this program works with format {FORMAT}",
                 f"Bring the workspace up to date: vlltr -w {shlex.quote(str(path))} upgrade",
             )
-        return cls(folder, validate(WorkspaceConfig, with_nulls(WorkspaceConfig, values), str(file)))
+        return cls(storage, validate(WorkspaceConfig, with_nulls(WorkspaceConfig, values), file))
 
     @classmethod
     def find(cls, start: str | os.PathLike[str] | None = None, any_format: bool = False) -> Workspace:
@@ -138,12 +148,12 @@ class Workspace:
         Raises:
             WorkspaceError: If neither it nor a folder above it is a workspace.
         """
-        first = _local(Path.cwd() if start is None else start)
-        for folder in (first, *first.parents):
-            if (folder / CONFIG_NAME).is_file():
-                return cls.open(folder, any_format)
+        first = storage_at(Path.cwd() if start is None else start)
+        for address in first.upward():
+            if storage_at(address).exists(CONFIG_NAME):
+                return cls.open(address, any_format)
         raise WorkspaceError(
-            f"no workspace: neither {first} nor a folder above it has a {CONFIG_NAME}",
+            f"no workspace: neither {first.address} nor a folder above it has a {CONFIG_NAME}",
             "Make one: vlltr init DIR, or name one: vlltr -w DIR ...",
         )
 
@@ -154,7 +164,7 @@ class Workspace:
 
     def write_format(self) -> None:
         """Say in `vlltr.toml` that the workspace has this program's format; all else in it stays as it is written."""
-        text = (self.path / CONFIG_NAME).read_text(encoding="utf-8")
+        text = self.storage.read(CONFIG_NAME).decode("utf-8")
         self.config = self.config.model_copy(update={"format": FORMAT})
         self._write(
             re.sub(r"(?m)\A((?:[^\[]*\n)?[ \t]*format[ \t]*=[ \t]*)\d+", rf"\g<1>{FORMAT}", text, count=1)
@@ -162,17 +172,7 @@ class Workspace:
 
     def _write(self, text: str) -> None:
         """Replace `vlltr.toml`, whole or not at all."""
-        handle, temporary = tempfile.mkstemp(prefix=f".{CONFIG_NAME}.", dir=self.path)
-        try:
-            with open(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, self.path / CONFIG_NAME)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-        sync_folder(self.path)
+        self.storage.write(CONFIG_NAME, text.encode("utf-8"))
 
     def snapshot(self, at: int | None = None) -> Snapshot:
         """Read exactly one commit: the newest, or number `at`.
@@ -213,22 +213,24 @@ class Workspace:
             timeout: Seconds to wait for another writer; default: as long as it takes.
 
         Raises:
-            LockedError: If another writer is still there after `timeout`.
+            LockedError: If another writer is still there after `timeout`, or took the lock over meanwhile.
         """
         from vlltr_index.transaction import Transaction, put_back
 
-        with write_lock(self.path / "lock", command, timeout):
+        with self.storage.explained(), self.storage.lock(command, timeout) as still_held:
             last = self.history.last()
             touched = put_back(self.store, last)
             if touched:
                 _log.info("put back what an unfinished command left in %s", ", ".join(touched))
             self._sweep()
-            tx = Transaction(self.store, self.history, command, last)
+            tx = Transaction(self.store, self.history, command, last, still_held)
             try:
                 yield tx
                 tx.finish()
             except BaseException:
-                put_back(self.store, self.history.last())
+                with suppress(LockedError):  # another writer has put it back
+                    still_held()
+                    put_back(self.store, self.history.last())
                 raise
 
     def put_object(self, kind: Kind, build: Callable[[Path], object]) -> str:
@@ -256,35 +258,81 @@ class Workspace:
                 sync_folder(parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+        self.storage.upload(f"{kind}/{final.name}", final)
         return digest
 
     def object_path(self, kind: Kind, digest: str) -> Path:
-        """The folder of an object.
+        """The local folder of an object; one in object storage is brought here first, and checked.
+
+        Raises:
+            MissingStepError: If it is gone.
+            WorkspaceError: If what object storage has is not what was put there.
+        """
+        path = self.path / kind / digest[:16]
+        if not digest.isalnum() or not (path.is_dir() or self._bring(kind, digest, path)):
+            raise self._gone(kind, digest)
+        return path
+
+    def check_object(self, kind: Kind, digest: str) -> None:
+        """See whether an object is kept, without bringing it here.
 
         Raises:
             MissingStepError: If it is gone.
         """
-        path = self.path / kind / digest[:16]
-        if not digest.isalnum() or not path.is_dir():
-            raise MissingStepError(
-                f"{path} is gone: the workspace's newest commits need it", f"Make it again: {_REMAKE[kind]}"
-            )
-        return path
+        if not digest.isalnum() or not self.storage.has_folder(f"{kind}/{digest[:16]}"):
+            raise self._gone(kind, digest)
+
+    def object_file(self, kind: Kind, digest: str, name: str) -> bytes:
+        """One file of an object, without bringing the others here.
+
+        Raises:
+            OSError: If there is no such file.
+            MissingStepError: If the object is gone.
+        """
+        self.check_object(kind, digest)
+        return self.storage.read(f"{kind}/{digest[:16]}/{name}")
+
+    def _gone(self, kind: Kind, digest: str) -> MissingStepError:
+        return MissingStepError(
+            f"{self.storage.at(f'{kind}/{digest[:16]}')} is gone: the workspace's newest commits need it",
+            f"Make it again: {_REMAKE[kind]}",
+        )
+
+    def _bring(self, kind: Kind, digest: str, final: Path) -> bool:
+        """Bring an object here, whole or not at all; whether there was one."""
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=final.parent))
+        try:
+            if not self.storage.download(f"{kind}/{final.name}", temporary):
+                return False
+            if not _digest_folder(temporary).startswith(digest):
+                raise WorkspaceError(
+                    f"{self.storage.at(f'{kind}/{final.name}')} is damaged: its content has another digest",
+                    f"Bring it back from a backup, or make it again: {_REMAKE[kind]}",
+                )
+            os.chmod(temporary, 0o755)
+            _rename(temporary, final)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return True
 
     def _sweep(self) -> None:
-        """Remove what a killed `put_object` left."""
+        """Remove what a killed `put_object` left, and what `object_path` left days ago."""
         for kind in get_args(Kind):
             for left in (self.path / kind).glob(".tmp-*"):
                 shutil.rmtree(left, ignore_errors=True)
+            for left in (self.path / kind).glob(".new-*"):  # readers bring objects without the lock
+                if time.time() - left.stat().st_mtime > _OLD:
+                    shutil.rmtree(left, ignore_errors=True)
 
 
-def _local(path: str | os.PathLike[str]) -> Path:
-    if "://" in os.fspath(path):
-        raise UsageError(
-            f"{os.fspath(path)} is not a local folder: only local folders can be workspaces",
-            "Give a folder: vlltr -w DIR ...",
-        )
-    return Path(path).expanduser().absolute()
+def _rename(temporary: Path, final: Path) -> None:
+    """Give a folder its name, unless another process gave it to one of the same content."""
+    try:
+        os.rename(temporary, final)
+    except OSError:
+        if not final.is_dir():
+            raise
 
 
 def _digest_folder(folder: Path, sync: bool = False) -> str:

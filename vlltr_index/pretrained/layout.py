@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from vlltr_index.errors import PretrainedError
-from vlltr_index.history import sync_folder
+from vlltr_index.storage import sync_folder
 
 __all__ = [
     "CARD",

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
 
 from vlltr_index.errors import WorkspaceError
@@ -42,14 +43,17 @@ class Results:
 def newest_results(workspace: Workspace, commit: Commit) -> Results | None:
     """The newest plain evaluation of `commit` or one before it, preferring split test; None if there is none."""
     found: list[tuple[tuple[int, bool], Results]] = []
-    for path in sorted((workspace.path / "reports").glob("evaluate-*.json")):
+    for name in workspace.storage.files("reports"):
+        if not fnmatch(name, "evaluate-*.json"):
+            continue
         try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
+            facts = json.loads(workspace.storage.read(f"reports/{name}"))
             number, split = int(facts["commit"]), str(facts["split"])
             rows = facts["rows"]["vl-ltr"]
             if not isinstance(rows, dict) or facts["crops"] != 1 or number > commit.id:
                 continue
         except (OSError, ValueError, KeyError, TypeError) as error:
+            path = workspace.storage.at(f"reports/{name}")
             _log.warning("%s is left out of the model card: %s: %s", path, type(error).__name__, error)
             continue
         same = _same(workspace, commit, number)

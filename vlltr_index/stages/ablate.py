@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from vlltr_index.schemas.config import Recipe
     from vlltr_index.schemas.records import Progress
     from vlltr_index.snapshot import Snapshot
+    from vlltr_index.storage import Storage
 
 __all__ = ["AblationReport", "ablate", "dataset_hash"]
 
@@ -86,21 +87,20 @@ def ablate(
     _check_splits(source, split)
     dataset = dataset_hash(source)
     reasons = {n: reason for n in rows if (reason := _missing(ROWS[n], recipe)) is not None}
-    folder = workspace.path / "reports" / "ablate"
     results, files, trained = [], [], 0
     for seed in seeds:
         for number in rows:
             if number in reasons:
                 continue
             cell = _Cell(workspace, ROWS[number], seed, recipe_of(ROWS[number], recipe, seed), split, dataset)
-            path = folder / f"{number}-{seed}.json"
-            result = cell.read(path)
+            name = f"reports/ablate/{number}-{seed}.json"
+            result = cell.read(name)
             if result is None:
                 result = cell.run(source, _named(progress, f"row {number}, seed {seed}"))
-                _write(path, result)
+                _write(workspace.storage, name, result)
                 trained += 1
             results.append(result)
-            files.append(str(path))
+            files.append(workspace.storage.at(name))
     table = summarise(rows, results, reasons)
     return AblationReport(
         dataset, recipe.name, recipe.protocol, split, "release", table, files, trained, len(results) - trained
@@ -157,12 +157,9 @@ def _named(progress: Progress | None, cell: str) -> Progress | None:
     return lambda step, done, total: progress(f"{cell}: {step}", done, total)
 
 
-def _write(path: Path, value: dict[str, Any]) -> None:
+def _write(storage: Storage, name: str, value: dict[str, Any]) -> None:
     """Write JSON whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    storage.write(name, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode("utf-8"))
 
 
 @dataclass(frozen=True)
@@ -191,10 +188,10 @@ class _Cell:
             digest_json([_FORMAT, self.seed, self.dataset, recipe.encoder.model_dump(mode="json"), stage])
         )
 
-    def read(self, path: Path) -> dict[str, Any] | None:
+    def read(self, name: str) -> dict[str, Any] | None:
         """What was written for these very settings, or None."""
         try:
-            value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            value: dict[str, Any] = json.loads(self.parent.storage.read(name))
         except (OSError, ValueError):
             return None
         return value if isinstance(value, dict) and value.get("settings") == self.settings else None
@@ -230,7 +227,7 @@ class _Cell:
             started = time.monotonic()
             facts["checkpoint"] = train_cvlp_stage(workspace, self.recipe.cvlp, progress).digest
             facts["seconds"] = round(time.monotonic() - started, 1)
-        _write(path, facts)
+        _write(workspace.storage, _FACTS, facts)
         with workspace.transaction("back to stage 1") as tx:
             tx.set(checkpoint=facts["checkpoint"], text_fp=None, image_fp=None, head=None, index=None)
             tx.set(selection_id=None, fusion=None)

@@ -148,7 +148,7 @@ def calibrate(
         run_id=run_id,
     )
     if write:
-        config = type(workspace).open(workspace.path).config  # as it is now: the run may have taken hours
+        config = type(workspace).open(workspace.address).config  # as it is now: the run may have taken hours
         recipe = config.recipe.model_copy(update={"fusion": fusion})
         workspace.write_config(config.model_copy(update={"recipe": recipe}))
         with workspace.transaction("calibrate") as tx:

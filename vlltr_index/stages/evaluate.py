@@ -146,9 +146,8 @@ def evaluate(
     """
     result = evaluation(workspace, split, retrieval, at, bootstrap, progress, against, crops, rule).report
     ending = (f"-crops-{crops}" if crops != 1 else "") + (f"-{rule}" if rule is not None else "")
-    path = workspace.path / "reports" / f"evaluate-{split}-{result.commit}{ending}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(asdict(result), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    text = json.dumps(asdict(result), indent=2, sort_keys=True) + "\n"
+    workspace.storage.write(f"reports/evaluate-{split}-{result.commit}{ending}.json", text.encode("utf-8"))
     return result
 
 

@@ -92,11 +92,11 @@ def undone(workspace: Workspace, commit_id: int) -> list[str]:
 
 def _check_files(workspace: Workspace, commit: Commit) -> None:
     if commit.checkpoint:
-        workspace.object_path("checkpoints", commit.checkpoint)
+        workspace.check_object("checkpoints", commit.checkpoint)
     if commit.head:
-        workspace.object_path("heads", commit.head)
+        workspace.check_object("heads", commit.head)
     if commit.index:
-        workspace.object_path("index", str(commit.index["digest"]))
+        workspace.check_object("index", str(commit.index["digest"]))
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from vlltr_index.errors import UsageError
@@ -83,9 +80,8 @@ def prune(
             workspace.history.mark_pruned(plan.kept[0])
             _clean_tables(workspace, plan, progress)
         for name in plan.objects:
-            _remove(workspace.path / name)
-        for left in workspace.history.folder.glob(".*.tmp"):  # of a writer killed in the middle of its commit
-            left.unlink()
+            workspace.storage.remove(name)
+        workspace.storage.tidy()
         after = _sizes(workspace)
     freed = {part: before[part] - after[part] for part in before}
     return PruneReport(plan.kept, plan.pruned, plan.vectors, plan.objects, freed)
@@ -98,19 +94,19 @@ def _plan(workspace: Workspace, keep: int, dry_run: bool = False) -> PruneReport
     commits = [history.read(i) for i in kept]
     needed = {digest[:16] for commit in commits for digest in _digests(commit.model_dump(mode="json"))}
     objects = tuple(
-        f"{kind}/{path.name}"
+        f"{kind}/{name}"
         for kind in get_args(Kind)
-        for path in sorted((workspace.path / kind).glob("*"))
-        if path.is_dir() and path.name not in needed
+        for name in workspace.storage.folders(kind)
+        if name not in needed
     )
     given_up = [history.read(i) for i in ids if kept and i < kept[0]]
     vectors = tuple(sorted((_vectors(given_up) - _vectors(commits)) & set(workspace.store.names())))
     freed: dict[str, int] = {}
     if dry_run:
-        freed["vectors"] = sum(_size(workspace.path / "lance" / f"{name}.lance") for name in vectors)
+        freed["vectors"] = sum(workspace.storage.size(f"lance/{name}.lance") for name in vectors)
         for name in objects:
             kind = name.partition("/")[0]
-            freed[kind] = freed.get(kind, 0) + _size(workspace.path / name)
+            freed[kind] = freed.get(kind, 0) + workspace.storage.size(name)
     pruned = tuple(i for i in ids if kept and oldest <= i < kept[0])
     return PruneReport(kept, pruned, vectors, objects, freed, dry_run)
 
@@ -136,13 +132,6 @@ def _clean_tables(workspace: Workspace, plan: PruneReport, progress: Progress | 
             progress("clean tables", done + 1, len(names))
 
 
-def _remove(folder: Path) -> None:
-    """Remove an object: out of sight first, so that half of one is never found under its name."""
-    hidden = folder.with_name(f".tmp-{folder.name}")
-    os.rename(folder, hidden)
-    shutil.rmtree(hidden, ignore_errors=True)
-
-
 def _digests(value: Any) -> Iterator[str]:
     """Every text inside a commit that may name an object."""
     if isinstance(value, dict):
@@ -164,13 +153,10 @@ def _vectors(commits: list[Commit]) -> set[str]:
 def _sizes(workspace: Workspace) -> dict[str, int]:
     """Bytes by part of the workspace."""
     sizes = {"tables": 0, "vectors": 0}
-    for folder in (workspace.path / "lance").glob("*"):
-        sizes["tables" if folder.stem in KEYS else "vectors"] += _size(folder)
-    return sizes | {kind: _size(workspace.path / kind) for kind in get_args(Kind)}
-
-
-def _size(folder: Path) -> int:
-    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    for folder in workspace.storage.folders("lance"):
+        part = "tables" if folder.removesuffix(".lance") in KEYS else "vectors"
+        sizes[part] += workspace.storage.size(f"lance/{folder}")
+    return sizes | {kind: workspace.storage.size(kind) for kind in get_args(Kind)}
 
 
 def _range(ids: tuple[int, ...]) -> str:

@@ -176,17 +176,17 @@ def in_processes(
 ) -> T:
     """Run `stage(workspace, config, progress, resume)` in several processes of this machine; see `launch`."""
     result: T = launch(
-        processes, _stage, stage, workspace.path, workspace.config, config, resume, progress=progress
+        processes, _stage, stage, workspace.address, workspace.config, config, resume, progress=progress
     )
     return result
 
 
 def _stage(
-    stage: Callable[..., T], path: Path, settings: Any, config: Any, resume: bool, progress: Progress | None
+    stage: Callable[..., T], address: str, settings: Any, config: Any, resume: bool, progress: Progress | None
 ) -> T:
     from vlltr_index.workspace import Workspace
 
-    return stage(Workspace(path, settings), config, progress, resume=resume)
+    return stage(Workspace(address, settings), config, progress, resume=resume)
 
 
 def _number(commit: Commit | None) -> int | None:

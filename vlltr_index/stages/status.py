@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlltr_index.errors import WorkspaceError
-from vlltr_index.lock import writer
 from vlltr_index.rows import quote
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
@@ -109,11 +108,11 @@ def status(workspace: Workspace, at: int | None = None) -> StatusReport:
         *_index_steps(workspace, snapshot),
     ]
     return StatusReport(
-        workspace=str(workspace.path),
+        workspace=workspace.address,
         recipe=workspace.recipe.name,
         commit=commit.id if commit else None,
         command=commit.command if commit else None,
-        writing=writer(workspace.path / "lock"),
+        writing=workspace.storage.writer(),
         classes=len(snapshot.class_table()),
         images=images,
         quarantined=quarantined,
@@ -207,7 +206,7 @@ def encoder_change(workspace: Workspace, checkpoint: str) -> str | None:
 def _trained(workspace: Workspace, digest: str) -> tuple[str, int] | None:
     """The open_clip model that a checkpoint says it is, and its image size."""
     try:
-        facts = json.loads((workspace.object_path("checkpoints", digest) / "encoder.json").read_text("utf-8"))
+        facts = json.loads(workspace.object_file("checkpoints", digest, "encoder.json"))
         return str(facts["name"]), int(facts["config"]["model_cfg"]["vision_cfg"]["image_size"])
     except (OSError, ValueError, KeyError, TypeError, WorkspaceError):
         return None
@@ -273,7 +272,7 @@ def _head_steps(workspace: Workspace, snapshot: Snapshot) -> list[_Step]:
     if _gone(workspace, "heads", commit.head):
         return [(f"the head's files are gone: {short(commit.head)}", command)]
     try:
-        facts = json.loads((workspace.object_path("heads", commit.head) / "head.json").read_text("utf-8"))
+        facts = json.loads(workspace.object_file("heads", commit.head, "head.json"))
         fits = (facts["text_fp"], facts["image_fp"]) == (commit.text_fp, commit.image_fp)
     except (OSError, ValueError, KeyError, TypeError):
         return [(f"the head's files are damaged: {short(commit.head)}", command)]
@@ -318,7 +317,7 @@ def _anchors_since(workspace: Workspace, snapshot: Snapshot, digest: str) -> boo
 
 def _gone(workspace: Workspace, kind: Kind, digest: str) -> bool:
     try:
-        workspace.object_path(kind, digest)
+        workspace.check_object(kind, digest)
     except WorkspaceError:
         return True
     return False
