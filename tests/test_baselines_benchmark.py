@@ -61,9 +61,7 @@ def test_it_is_put_between_its_marks() -> None:
 
 def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No workspace for the seed, no results: the command to run."""
-    with pytest.raises(
-        SystemExit, match=r"is no workspace; run: python -m benchmarks.glyphs_lt run --seed 7"
-    ):
+    with pytest.raises(SystemExit, match=r"is no workspace; run: python -m benchmarks.glyphs_lt run --seed 7"):
         baselines.run(7, tmp_path)
     monkeypatch.setattr(baselines, "RESULTS", tmp_path)
     with pytest.raises(SystemExit, match=r"no results; run: python -m benchmarks.baselines run"):

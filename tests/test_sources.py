@@ -258,7 +258,9 @@ def test_weights_that_do_not_exist(tmp_path: Path) -> None:
     with pytest.raises(EncoderError) as caught:
         Encoder.load("ViT-B-16", "opnai")
     assert caught.value.message == "ViT-B-16 has no weights called 'opnai', and there is no such file"
-    assert str(caught.value.hint).startswith("Did you mean ViT-B-16:openai? Its tags: openai, laion400m_e31")
+    assert str(caught.value.hint).startswith(
+        "Did you mean ViT-B-16:openai? Its tags: openai, laion400m_e31"
+    )
     with pytest.raises(EncoderError) as caught:
         Encoder.load(NAME, "what")
     assert caught.value.hint == f"It has no tags; name a file: --encoder {NAME}:FILE"
