@@ -14,9 +14,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import huggingface_hub.constants
+import pytest
 
 TOKEN = "hf_" + "a" * 34
 _LFS = (".safetensors", ".parquet", ".faiss")
@@ -69,6 +73,21 @@ def hub_server() -> Iterator[HubServer]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def point_at(url: str, cache: Path, patch: pytest.MonkeyPatch) -> None:
+    """Let huggingface_hub talk to `url`, as with HF_ENDPOINT set, with an empty cache and nobody logged in."""
+    values = {
+        "ENDPOINT": url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(cache),
+        "HF_TOKEN_PATH": str(cache / "no-token"),
+        "HF_STORED_TOKENS_PATH": str(cache / "no-tokens"),
+    }
+    for name, value in values.items():
+        patch.setattr(huggingface_hub.constants, name, value)
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        patch.delenv(name, raising=False)
 
 
 class Handler(BaseHTTPRequestHandler):

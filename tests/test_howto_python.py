@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
-import huggingface_hub.constants
 import pytest
 from click.testing import CliRunner
 
-from tests.hubserver import TOKEN, HubServer, hub_server
+from tests.hubserver import TOKEN, HubServer, hub_server, point_at
 from vlltr_index.cli.main import vlltr
 
 PAGE = Path(__file__).parents[1] / "docs" / "howto.md"
@@ -34,8 +33,7 @@ def place(
     shutil.copy(pictures / "known-0.png", tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     with hub_server() as server:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+        point_at(server.url, tmp_path / "hf", monkeypatch)
         monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield server

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.exports import ASKED, Shared
-from tests.hubserver import TOKEN, HubServer, Repo, hub_server
+from tests.hubserver import TOKEN, HubServer, Repo, hub_server, point_at
 from vlltr_index.cli.main import vlltr
 from vlltr_index.errors import PretrainedError, UsageError
 from vlltr_index.pretrained import locate, push
@@ -24,11 +24,7 @@ from vlltr_index.workspace import Workspace
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     """A hub of this test alone, where nobody is logged in and nothing is cached."""
     with hub_server() as server:
-        for name, value in {"ENDPOINT": server.url, "HF_HUB_CACHE": str(tmp_path / "hf")}.items():
-            monkeypatch.setattr(huggingface_hub.constants, name, value)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+        point_at(server.url, tmp_path / "hf", monkeypatch)
         yield server
 
 
@@ -159,7 +155,7 @@ def test_a_server_that_is_gone(shared: Shared, tmp_path: Path, monkeypatch: pyte
     """Nobody listens: the same error, for pushing too."""
     with hub_server() as server:
         url = server.url
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+    point_at(url, tmp_path / "hf", monkeypatch)
     for ask in (
         lambda: locate("user/birds", cache_dir=tmp_path),
         lambda: push(shared.folder, "user/birds", token=TOKEN),
