@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,10 +16,11 @@ from vlltr_index.loading import LoadedBank, class_positions, load_bank
 
 if TYPE_CHECKING:
     from vlltr_index.bank import AnchorBank
+    from vlltr_index.schemas.config import FusionConfig
     from vlltr_index.snapshot import Snapshot
     from vlltr_index.workspace import Workspace
 
-__all__ = ["Scorer", "load_imprints", "load_scorer", "merged_classes"]
+__all__ = ["Scorer", "fusion_params", "load_imprints", "load_scorer", "merged_classes"]
 
 _BATCH = 512
 
@@ -122,11 +123,14 @@ def load_scorer(workspace: Workspace, snapshot: Snapshot) -> Scorer:
                 f"the head was trained on {what} vectors of encoder {mine}, the workspace's are of {theirs}",
                 "Train it again: vlltr train lgr",
             )
-    fusion = commit.fusion or workspace.recipe.fusion
-    values = (fusion.alpha, fusion.tau_visual, fusion.tau_text, fusion.margin, fusion.rule, fusion.agreement)
-    params = FusionParams(*values)
+    params = fusion_params(commit.fusion or workspace.recipe.fusion)
     ids, weight, bias = load_imprints(snapshot, commit.head, saved.head.dim)
     return Scorer(loaded, saved, ids, weight, bias, params, merged_classes(snapshot))
+
+
+def fusion_params(config: FusionConfig) -> FusionParams:
+    """The part of a configuration's `fusion` section that puts the branches together."""
+    return FusionParams(**{f.name: getattr(config, f.name) for f in fields(FusionParams)})
 
 
 def merged_classes(snapshot: Snapshot) -> dict[int, int]:

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from vlltr_index.answers import Answers
 from vlltr_index.encoder import Encoder
 from vlltr_index.errors import InputError, MissingStepError, PretrainedError, VlltrError, WorkspaceError
-from vlltr_index.fusion import FusionParams
 from vlltr_index.heads import SavedHead, load_head
 from vlltr_index.index import TorchIndex, load_index
 from vlltr_index.loading import load_bank
@@ -28,7 +27,7 @@ from vlltr_index.pretrained.checks import (
 )
 from vlltr_index.pretrained.memory import as_snapshot
 from vlltr_index.schemas.exported import anchors_schema, sentences_schema
-from vlltr_index.scoring import Scorer
+from vlltr_index.scoring import Scorer, fusion_params
 
 if TYPE_CHECKING:
     from vlltr_index.index import AnchorIndex
@@ -69,9 +68,7 @@ def read_model(folder: Path, device: str | torch.device | None = None, trust_ind
         loaded = load_bank(snapshot)
         encoder = _encoder(folder / "encoder", config, device)
         snapshot.store.drop(f"sentence_vectors_{config.text_fp}")  # the bank has them
-        values = config.fusion
-        params = FusionParams(values.alpha, values.tau_visual, values.tau_text, values.margin, values.rule)
-        scorer = Scorer(loaded, saved, *imprints, params, config.merged)
+        scorer = Scorer(loaded, saved, *imprints, fusion_params(config.fusion), config.merged)
         index = _index(folder, config, loaded, trust_index and "index/index.json" in files)
         return Answers(None, snapshot, scorer, encoder, index)
     except PretrainedError:

@@ -75,7 +75,8 @@ def facts(
         (
             "fusion",
             f"rule {fusion.rule}, alpha {fusion.alpha:g}, temperatures {fusion.tau_visual:g} (image) and"
-            f" {fusion.tau_text:g} (text), margin {fusion.margin:g}{calibrated}",
+            f" {fusion.tau_text:g} (text), margin {fusion.margin:g},"
+            f" agreement {fusion.agreement:g}{calibrated}",
         ),
         ("classes", f"{state.classes:,} ({_by_shot(snapshot)})"),
         ("images", f"{images}; {state.quarantined:,} quarantined"),
