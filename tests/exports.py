@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -38,6 +39,30 @@ ASKED: list[dict[str, Any]] = [
     {"top": 5, "explain": 99, "retrieval": "faiss", "reject": True},
     {"top": 99, "explain": 1, "retrieval": "exhaustive", "crops": 5},
 ]
+
+
+def check_same(found: Any, expected: Any) -> None:
+    """Records with the same words and ids, and numbers that agree to 1e-6: products round by where memory lies."""
+    if is_dataclass(expected) and not isinstance(expected, type):
+        assert type(found) is type(expected)
+        found, expected = vars_of(found), vars_of(expected)
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            check_same(found[key], value)
+    elif isinstance(expected, list | tuple):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            check_same(one, other)
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    else:
+        assert found == expected
+
+
+def vars_of(record: Any) -> dict[str, Any]:
+    """A record's fields by name."""
+    return {f.name: getattr(record, f.name) for f in fields(record)}
 
 
 def changed(workspace: Workspace, heldout: dict[str, list[str]], pictures: Path) -> None:

@@ -10,7 +10,7 @@ import huggingface_hub.constants
 import pytest
 from click.testing import CliRunner
 
-from tests.exports import ASKED, Shared
+from tests.exports import ASKED, Shared, check_same
 from tests.hubserver import TOKEN, HubServer, Repo, hub_server, point_at
 from vlltr_index.cli.main import vlltr
 from vlltr_index.errors import PretrainedError, UsageError
@@ -56,7 +56,7 @@ def test_what_is_pushed_comes_back(
     assert repo.commits[-1] == here
     again = Recognizer.from_pretrained("user/birds")
     images = sorted(pictures.glob("known-*.png"))
-    assert again.predict(images, **ASKED[0]) == shared.answers[0]
+    check_same(again.predict(images, **ASKED[0]), shared.answers[0])
 
 
 def test_only_known_files_are_fetched_and_old_ones_are_kept_out(
