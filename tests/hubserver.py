@@ -76,8 +76,12 @@ def hub_server() -> Iterator[HubServer]:
 
 
 def point_at(url: str, cache: Path, patch: pytest.MonkeyPatch) -> None:
-    """Let huggingface_hub talk to `url`, as with HF_ENDPOINT set, with an empty cache and nobody logged in."""
-    values = {
+    """Let huggingface_hub talk to `url`, as with HF_ENDPOINT set, with an empty cache and nobody logged in.
+
+    Large files go by LFS, as with HF_HUB_DISABLE_XET set: the server does not speak Xet.
+    """
+    values: dict[str, str | bool] = {
+        "HF_HUB_DISABLE_XET": True,
         "ENDPOINT": url,
         "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
         "HF_HUB_CACHE": str(cache),
