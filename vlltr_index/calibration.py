@@ -16,6 +16,7 @@ _TEMPERATURES = torch.logspace(-1.0, 1.0, 41, dtype=torch.float64)
 _ALPHAS = torch.linspace(0.0, 1.0, 21, dtype=torch.float64)
 _MARGINS = torch.linspace(-4.0, 8.0, 241, dtype=torch.float64)
 _COARSE = 5  # every fifth is tried where each costs a pass over all scores
+_SURE = 1.645  # standard errors: one-sided 95 %
 _AGREEMENTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 
 
@@ -60,8 +61,8 @@ def fit_fusion(
 
     The temperatures minimise each branch's weighted negative log-likelihood over the old classes; the weight
     that of the fused probabilities; margin and agreement are those with the best accuracy on the new classes among
-    those that cost the old classes at most `max_loss` of accuracy. The margin may be negative, where new classes
-    would otherwise take too much.
+    those that cost the old classes at most `max_loss` of accuracy, for sure: the upper end of the loss's one-sided
+    95 % interval may not exceed it. The margin may be negative, where new classes would otherwise take too much.
 
     Args:
         old: Images of classes the head was trained on.
@@ -100,6 +101,7 @@ def fit_fusion(
             best, best_loss = alpha, loss
     params = replace(params, alpha=best)
     alone = fuse(old.visual, old.text[:, trained], alone_rows, all_trained, params).probabilities
+    right_alone = alone.argmax(1) == labels
     old_alone = balanced_accuracy(alone, labels, weights)
     if new is None or not len(new.labels):
         return FusionFit(params, old_alone, old_alone, float("nan"), float("nan"))
@@ -107,7 +109,7 @@ def fit_fusion(
     if rule == "ours" and bool(trained[row_class[row_class >= 0]].all()):
         agreement, margin = _agreement(old, new, row_class, trained, params, max_loss, weights)
         params, margins = replace(params, agreement=agreement), [margin]
-    return _fit_margin(old, new, row_class, trained, params, old_alone, max_loss, weights, margins)
+    return _fit_margin(old, new, row_class, trained, params, right_alone, max_loss, weights, margins)
 
 
 def balanced_accuracy(scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> float:
@@ -142,16 +144,22 @@ def _agreement(
     """Agreement and margin that do most for new classes without rows; of equal ones the least."""
     seen, fresh = (_decisions(images, row_class, trained, params) for images in (old, new))
     fresh_weights = _class_weights(new.labels)
-    alone = float((seen.right_old.double() * weights).sum())
     best, most = (0.0, float(_MARGINS[0])), -1.0
     for agreement in _AGREEMENTS:
         level, above = (d.turn - agreement * d.disagreement for d in (seen, fresh))
         for margin in _MARGINS.tolist():
-            kept = float(((seen.right_old & (level >= margin)).double() * weights).sum())
+            kept = seen.right_old & (level >= margin)
             found = float(((fresh.right_new & (above < margin)).double() * fresh_weights).sum())
-            if kept >= alone - max_loss and found > most + 1e-9:
+            if found > most + 1e-9 and _largest_loss(seen.right_old, kept, weights) <= max_loss:
                 best, most = (agreement, margin), found
     return best
+
+
+def _largest_loss(before: Tensor, after: Tensor, weights: Tensor) -> float:
+    """The upper end of the one-sided 95 % interval of what images [N], right or not, lose; `weights` sum to one."""
+    lost = before.double() - after.double()
+    loss = (weights * lost).sum()
+    return float(loss + _SURE * (weights * (lost - loss)).square().sum().sqrt())
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,27 +196,27 @@ def _fit_margin(
     row_class: Tensor,
     trained: Tensor,
     params: FusionParams,
-    old_alone: float,
+    right_alone: Tensor,
     max_loss: float,
     weights: Tensor,
     margins: list[float],
 ) -> FusionFit:
-    tried: list[tuple[float, float, float]] = []
+    tried: list[tuple[float, float, float, float]] = []  # margin, old classes, new ones, largest loss
     for margin in margins:
         at = replace(params, margin=margin)
-        with_new = balanced_accuracy(
-            fuse(old.visual, old.text, row_class, trained, at).probabilities, old.labels, weights
-        )
+        right = fuse(old.visual, old.text, row_class, trained, at).probabilities.argmax(1) == old.labels
         fresh = balanced_accuracy(
             fuse(new.visual, new.text, row_class, trained, at).probabilities, new.labels
         )
-        tried.append((margin, with_new, fresh))
-    allowed = [t for t in tried if t[1] >= old_alone - max_loss] or tried[:1]
-    margin, with_new, fresh = max(allowed, key=lambda t: (t[2], -t[0]))
+        with_new = float((right.double() * weights).sum())
+        tried.append((margin, with_new, fresh, _largest_loss(right_alone, right, weights)))
+    allowed = [t for t in tried if t[3] <= max_loss] or tried[:1]
+    margin, with_new, fresh, _ = max(allowed, key=lambda t: (t[2], -t[0]))
     chosen = replace(params, margin=margin)
     plain = replace(params, margin=0.0, agreement=0.0)
     plainly = fuse(new.visual, new.text, row_class, trained, plain).probabilities
     without = balanced_accuracy(plainly, new.labels)
+    old_alone = float((right_alone.double() * weights).sum())
     return FusionFit(chosen, old_alone, with_new, fresh, without)
 
 
