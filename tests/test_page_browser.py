@@ -176,6 +176,7 @@ def test_errors_are_messages(page: Page, tmp_path: Path, pictures: Path) -> None
     page.all("#vl-new-name input, #vl-new-name textarea")[0].send_keys(name)
     page.click("#vl-add")
     page.wait(lambda: "there is a class " in page.text("#vl-report"))
+    assert "a damaged PNG file" in page.text("#vl-notice")
     page.browser.screenshot("ui-errors")
     assert "Traceback" not in page.text("body")
 

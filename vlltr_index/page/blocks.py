@@ -114,7 +114,7 @@ class _Page:
         with gr.Row(equal_height=False):
             self._class = gr.Dropdown(label="class", scale=3, min_width=200, elem_id="vl-class")
             self._put_back = gr.Button(
-                "Put all sentences back", interactive=False, scale=1, min_width=160, elem_id="vl-put-back"
+                "Put all back", interactive=False, scale=1, min_width=160, elem_id="vl-put-back"
             )
         self._sentences = gr.HTML(render.sentences_html(None), js_on_load=_STRIKE, elem_id="vl-sentences")
 
@@ -179,7 +179,7 @@ class _Page:
     def _look(self, visit: Visit, picture: str | None) -> _Drawing:
         """Another picture, or none any more."""
         if picture is None:
-            return self._draw(Visit())
+            return self._draw(Visit()) | {self._notice: ""}
         try:
             found = self._desk.examine(Path(picture))
         except VlltrError as error:
@@ -246,7 +246,8 @@ class _Page:
             found, notice = None, render.error_html(error)
             visit = Visit(commit=visit.commit, offered=visit.offered)
         names, number = names_of(answers), number_of(answers)
-        drawn: _Drawing = {self._notice: notice}
+        # What was said of a picture that cannot be shown stays until there is another one.
+        drawn: _Drawing = {self._notice: notice} if notice or found is not None else {}
         choices, offer = {}, self._desk.offer()
         if (visit.commit, visit.offered) != (number, _commit_of(offer)):
             visit = replace(visit, commit=number, offered=_commit_of(offer))

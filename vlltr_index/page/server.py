@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import socket
 import tempfile
@@ -56,8 +57,8 @@ def bind(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)
     except OSError as error:
-        number = error.errno or 0
-        why = os.strerror(number) if number > 0 else error.strerror  # else it comes from looking the name up
+        number = error.errno or 0  # above 0 unless it comes from looking the name up
+        why = os.strerror(number) if number > 0 else error.strerror
         raise UsageError(
             f"cannot listen at {host}, port {port}: {why}",
             "Take another one: --port 0 finds a free port, --host 127.0.0.1 is this machine alone.",
@@ -128,6 +129,11 @@ def serve(
                 await super().startup(sockets=sockets)
                 if self.started:
                     ready(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
+
+            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+                # Open tabs hold connections; each that is cut off now would be logged with a traceback.
+                logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+                await super().shutdown(sockets=sockets)
 
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, ws="none", timeout_graceful_shutdown=1
