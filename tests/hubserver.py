@@ -85,6 +85,7 @@ def point_at(url: str, cache: Path, patch: pytest.MonkeyPatch) -> None:
         "ENDPOINT": url,
         "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
         "HF_HUB_CACHE": str(cache),
+        "HF_HUB_DISABLE_XET": True,  # Xet's servers are no part of this; files go by the LFS API
         "HF_TOKEN_PATH": str(cache / "no-token"),
         "HF_STORED_TOKENS_PATH": str(cache / "no-tokens"),
     }

@@ -115,11 +115,13 @@ def push(
             delete_patterns=list(OPTIONAL),  # of an earlier push; those that are uploaded stay
         )
     except Exception as error:  # as in `locate`
-        raise _refused(repo_id, None, error) from error
+        raise _refused(repo_id, None, error, pushing=True) from error
     return str(done.commit_url)
 
 
-def _refused(repository: str, revision: str | None, error: Exception) -> PretrainedError:
+def _refused(
+    repository: str, revision: str | None, error: Exception, pushing: bool = False
+) -> PretrainedError:
     """What to say when the hub does not do what it was asked."""
     from huggingface_hub import errors
 
@@ -143,6 +145,10 @@ def _refused(repository: str, revision: str | None, error: Exception) -> Pretrai
             f"the hub refuses {repository} with status {status}: {_first_line(error)}", _TOKEN_HINT
         )
     if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled) or _unreachable(error):
+        if pushing:
+            return PretrainedError(
+                f"the hub cannot be reached: {_first_line(error)}", "Try again with a network."
+            )
         return PretrainedError(
             f"the hub cannot be reached, and {repository} is not in the cache: {_first_line(error)}",
             "Try again with a network, or copy the folder here and name it instead.",
