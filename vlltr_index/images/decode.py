@@ -182,14 +182,14 @@ def _decode(data: bytes, max_pixels: int, side: int | None = None) -> tuple[Imag
         width, height = image.size
         if width * height <= max_pixels:
             if side is not None:
-                image.draft(None, reduced_size(width, height, side))  # type: ignore[arg-type] # None: any colours
+                image.draft(None, reduced_size(width, height, side))  # None: any colours
             drafted = image.size
             image.load()
             size = (width, height) if image.size == drafted else image.size  # loading turns a TIFF upright
             turn = _turn(image)
             size = size[::-1] if turn in _SIDEWAYS else size
-            image = image if turn is None else image.transpose(turn)
-            return image, size if side is None else reduced_size(*size, side)
+            upright: Image.Image = image if turn is None else image.transpose(turn)
+            return upright, size if side is None else reduced_size(*size, side)
     except UnidentifiedImageError:
         known = next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), None)
         raise InputError(
