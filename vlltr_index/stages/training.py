@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlltr_index.encoder import Encoder
 from vlltr_index.errors import MissingStepError
-from vlltr_index.images.cache import reduced_cache, reduced_need
+from vlltr_index.images.cache import PixelCache, reduced_cache, reduced_need
 from vlltr_index.loading import class_positions, image_cache_folder, known_images, usable_images
 from vlltr_index.pixels import plain_cache, plain_need
 from vlltr_index.schemas.config import AugmentConfig, Recipe
@@ -102,18 +102,11 @@ def training_images(
         WorkspaceError: If the disk is too small for the cache.
     """
     settings = workspace.recipe.images
-    side = settings.reduced_to(encoder.image_size)
-    cache = None
+    side, cache = settings.reduced_to(encoder.image_size), None
     if settings.cache and in_memory(len(data.labels), encoder.image_size):
         _log.info("images of this size are held decoded in memory: there is nothing to cache on disk")
-    elif settings.cache and side is not None and augment.kind == "photo":
-        sizes = {d: size for d, size in zip(data.digests, data.sizes, strict=True) if d is not None}
-        cache, need = reduced_cache(image_cache_folder(workspace), side), reduced_need(sizes, side)
-        by_first(lambda: cache.prepare(need, known_images(workspace)))
     elif settings.cache:
-        cache = plain_cache(image_cache_folder(workspace), encoder)
-        need = plain_need([d for d in data.digests if d is not None], encoder)
-        by_first(lambda: cache.prepare(need, known_images(workspace)))
+        cache = _prepared(workspace, data, encoder, side if augment.kind == "photo" else None)
     return TrainImages(
         data.sources,
         data.labels,
@@ -124,6 +117,18 @@ def training_images(
         cache=cache,
         digests=data.digests,
     )
+
+
+def _prepared(workspace: Workspace, data: TrainingSet, encoder: Encoder, side: int | None) -> PixelCache:
+    """The cache of reduced photographs; without a side, of images as the encoder's preprocessing gives them."""
+    folder = image_cache_folder(workspace)
+    sizes = {d: size for d, size in zip(data.digests, data.sizes, strict=True) if d is not None}
+    if side is not None:
+        cache, need = reduced_cache(folder, side), reduced_need(sizes, side)
+    else:
+        cache, need = plain_cache(folder, encoder), plain_need(list(sizes), encoder)
+    by_first(lambda: cache.prepare(need, known_images(workspace)))
+    return cache
 
 
 def reading(recipe: Recipe) -> list[Any]:
