@@ -61,8 +61,8 @@ def _recipe(
 ) -> Recipe:
     from vlltr_index.recipe import load_recipe, override
 
-    values: tuple[str, ...] = (f"{part}.seed={seed}",) if seed is not None else ()
-    values += ("images.cache=true",) if cache_images else ()
+    values = [f"{part}.seed={seed}"] if seed is not None else []
+    values += ["images.cache=true"] if cache_images else []
     recipe = load_recipe(name) if name else workspace.recipe
     if name and part and recipe.encoder != workspace.recipe.encoder and _speaks():
         _log.warning(

@@ -143,8 +143,7 @@ def add_images(
         new_labels: Integers [N_new], class ids.
         old_labels: Integers [N_old], class ids of the images the scores know already (only counted).
         logit_scale: The multiplier the scores were computed with.
-        chunk_rows: As for `score_sentences`.
-        chunk_images: As for `score_sentences`.
+        chunk_rows: As for `score_sentences`; so is `chunk_images`.
 
     Returns:
         The scores against old and new images together.
@@ -161,7 +160,8 @@ def add_images(
     lse = torch.logaddexp(
         scores.lse, logsumexp_cosines(text_features, new_images, scale, chunk_rows, chunk_images)
     )
-    added = _positive(text_features, text_labels, new_images, new_labels, scale, fallback=False)
+    own, added = torch.isin(text_labels, new_labels), torch.zeros_like(scores.positive)
+    added[own] = _positive(text_features[own], text_labels[own], new_images, new_labels, scale, False)
     old, new = count_labels(text_labels, old_labels), count_labels(text_labels, new_labels)
     # A class without old images weighs its fallback by zero, so that it is replaced.
     positive = torch.where(
@@ -197,8 +197,7 @@ def remove_images(
         remaining_images: Float [N_i, D], normalised or not.
         remaining_labels: Integers [N_i], class ids.
         logit_scale: The multiplier the scores were computed with.
-        chunk_rows: As for `score_sentences`.
-        chunk_images: As for `score_sentences`.
+        chunk_rows: As for `score_sentences`; so is `chunk_images`.
 
     Returns:
         The scores against the remaining images; rows computed again have `last_exact_lse == lse`.

@@ -232,8 +232,8 @@ def _decode(data: bytes, max_pixels: int, side: int | None = None) -> tuple[Imag
             size = (width, height) if image.size == drafted else image.size  # loading turns a TIFF upright
             turn = _turn(image)
             size = size[::-1] if turn in _SIDEWAYS else size
-            image = image if turn is None else image.transpose(turn)
-            return image, size if side is None else reduced_size(*size, side)
+            upright: Image.Image = image if turn is None else image.transpose(turn)
+            return upright, size if side is None else reduced_size(*size, side)
     except UnidentifiedImageError:
         known = next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), None)
         raise InputError(

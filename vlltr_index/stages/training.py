@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,19 +104,11 @@ def training_images(
         WorkspaceError: If the disk is too small for the cache.
     """
     settings = workspace.recipe.images
-    side = settings.reduced_to(encoder.image_size)
-    cache: PixelCache | None = None
-    need: dict[str, int] = {}
+    side, cache = settings.reduced_to(encoder.image_size), None
     if settings.cache and in_memory(len(data.labels), encoder.image_size):
         _log.info("images of this size are held decoded in memory: there is nothing to cache on disk")
-    elif settings.cache and side is not None and augment.kind == "photo":
-        sizes = {d: size for d, size in zip(data.digests, data.sizes, strict=True) if d is not None}
-        cache, need = reduced_cache(image_cache_folder(workspace), side), reduced_need(sizes, side)
     elif settings.cache:
-        cache = plain_cache(image_cache_folder(workspace), encoder)
-        need = plain_need([d for d in data.digests if d is not None], encoder)
-    if cache is not None:
-        by_first(partial(cache.prepare, need, known_images(workspace)))
+        cache = _prepared(workspace, data, encoder, side if augment.kind == "photo" else None)
     return TrainImages(
         data.sources,
         data.labels,
@@ -128,6 +119,18 @@ def training_images(
         cache=cache,
         digests=data.digests,
     )
+
+
+def _prepared(workspace: Workspace, data: TrainingSet, encoder: Encoder, side: int | None) -> PixelCache:
+    """The cache of reduced photographs; without a side, of images as the encoder's preprocessing gives them."""
+    folder = image_cache_folder(workspace)
+    sizes = {d: size for d, size in zip(data.digests, data.sizes, strict=True) if d is not None}
+    if side is not None:
+        cache, need = reduced_cache(folder, side), reduced_need(sizes, side)
+    else:
+        cache, need = plain_cache(folder, encoder), plain_need(list(sizes), encoder)
+    by_first(lambda: cache.prepare(need, known_images(workspace)))
+    return cache
 
 
 def reading(recipe: Recipe) -> list[Any]:
