@@ -81,7 +81,6 @@ def point_at(url: str, cache: Path, patch: pytest.MonkeyPatch) -> None:
     Large files go by LFS, as with HF_HUB_DISABLE_XET set: the server does not speak Xet.
     """
     values: dict[str, str | bool] = {
-        "HF_HUB_DISABLE_XET": True,
         "ENDPOINT": url,
         "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
         "HF_HUB_CACHE": str(cache),
