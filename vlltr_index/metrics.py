@@ -172,7 +172,16 @@ def paired_difference(
 
 
 def expected_calibration_error(confidences: Tensor, correct: Tensor, bins: int = 15) -> float:
-    """Mean gap between confidence and accuracy over the bins of `reliability`, weighed by their images; as there."""
+    """Mean gap between confidence and accuracy over the bins of `reliability`, weighed by their images.
+
+    Args:
+        confidences: Float [N], probability of the predicted class.
+        correct: Bool [N].
+        bins: Number of bins.
+
+    Raises:
+        InputError: As for `reliability`.
+    """
     found = reliability(confidences, correct, bins)
     return sum(b.images * abs(b.confidence - b.accuracy) for b in found) / sum(b.images for b in found)
 
