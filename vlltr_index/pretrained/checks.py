@@ -218,7 +218,8 @@ def read_imprints(path: Path, dim: int, there: bool) -> tuple[Tensor, Tensor, Te
     found = load_file(path)
     if found["class_ids"].dtype != torch.int64:
         _damaged(path, f"class_ids are {found['class_ids'].dtype}")
-    return found["class_ids"], found["weight"].float(), found["bias"].float()
+    # In memory of its own: rows that lie askew in a mapped file are multiplied by other kernels, and round otherwise.
+    return found["class_ids"].clone(), found["weight"].float().clone(), found["bias"].float().clone()
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
