@@ -27,7 +27,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.clock import Clock
-from benchmarks.peak import measure
 
 __all__ = ["Case", "Disagreement", "machine", "run_case"]
 
@@ -92,7 +91,6 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "gpu": _gpu(),
         "load": round(os.getloadavg()[0], 1),
-        "peak": measure(),
         "versions": versions,
     }
 
@@ -145,7 +143,8 @@ def run_case(question: str, case: Case, say: Callable[[str], None]) -> dict[str,
 
 def _rounds(what: str, rounds: int, workers: Mapping[str, _Worker], say: Callable[[str], None]) -> None:
     for round_ in range(rounds + 1):
-        for name, worker in workers.items():
+        order = list(workers.items())
+        for name, worker in reversed(order) if round_ % 2 else order:  # nobody always goes first
             seconds = worker.run(warm=round_ == 0)
             say(f"{what} round {round_}: {name} {seconds:.3f} s")
 

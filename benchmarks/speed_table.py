@@ -75,6 +75,9 @@ def table(case: dict[str, Any], order: tuple[str, ...], module: ModuleType) -> l
         cells = [
             label,
             _number(row["median"]) + star,
+            f"{_number(min(row['seconds']))} to {_number(max(row['seconds']))}"
+            if len(row["seconds"]) > 1
+            else "one run",
             _number(row["cpu_median"]) + star if "cpu_median" in row else "",
             f"{row[key] / ours:.2f}",
             f"{row['peak_extra_mib']:.0f}",
@@ -87,10 +90,11 @@ def table(case: dict[str, Any], order: tuple[str, ...], module: ModuleType) -> l
     if parts:
         told = ", ".join(f"{n.replace('_', ' ')} 1/{1 / p:,.0f}" for n, p in parts.items())
         lines += [f"\\* extrapolated from a part of the work: {told}.", ""]
-    lines += [f"Left out: {name.replace('_', ' ')}, {why}." for name, why in case["skipped"].items()]
+    for name, why in case["skipped"].items():
+        lines += [f"Left out: {name.replace('_', ' ')}, {why}.", ""]
     lines += goals(case, module)
-    lines += [_agreement(case["agreement"]), "", _machine(case), ""]
-    return lines
+    told = [_agreement(case["agreement"])] if case["agreement"] else ["The answers cannot be compared."]
+    return [*lines, *told, "", _machine(case), ""]
 
 
 def goals(case: dict[str, Any], module: ModuleType) -> list[str]:
@@ -108,19 +112,23 @@ def goals(case: dict[str, Any], module: ModuleType) -> list[str]:
 
 
 def bound(case: dict[str, Any], module: ModuleType) -> list[str]:
-    """The two numbers: operations over the measured peak, bytes over the measured bandwidth; and ours beside them."""
+    """Operations over the measured peak, bytes over the measured bandwidth, and ours: all by processor time."""
     if not hasattr(module, "least"):
         return []
-    work, peak = module.least(case["values"]), case["machine"]["peak"]
+    if not _by_processor(case):
+        return [
+            "No bound: processor time was not taken, and wall time on a shared machine cannot be held against one.",
+            "",
+        ]
+    work, peak = module.least(case["values"]), json.loads((RESULTS / "peak.json").read_text(encoding="utf-8"))
     operations, memory = least_seconds(work, peak)
-    ours = case["rows"][module.COMPETITORS[-1]]
-    took = ours.get("cpu_median", ours["median"])
     parts = [
         f"{work.operations / 1e9:,.1f} GFLOP at {peak['gemm_gflops']:.0f} GFLOP/s: {_number(operations)} s"
     ]
     parts.append(f"{work.bytes / 2**20:,.0f} MiB at {peak['read_gib_s']:.1f} GiB/s: {_number(memory)} s")
     kept = parts if work.operations else parts[1:]
-    return [f"Bound ({work.what}): {'; '.join(kept)}. Ours took {_number(took)} s.", ""]
+    took = _number(case["rows"][module.COMPETITORS[-1]]["cpu_median"])
+    return [f"Bound ({work.what}): {'; '.join(kept)}. Ours took {took} s.", ""]
 
 
 def _by_processor(case: dict[str, Any]) -> bool:

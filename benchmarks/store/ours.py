@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.clock import Clock
 from benchmarks.harness import Arrays
-from benchmarks.store.common import folder, head, schema, table
+from benchmarks.store.common import folder, head, schema, table, whole
 from vlltr_index.store import Store
 
 
@@ -34,9 +34,10 @@ def run(state: Any) -> Arrays:
             store.upsert("t", rows, "text_hash")
         took = clock.read()
         _, vectors = store.vectors("t", "text_hash", first)
+        all_of_it = whole(place)
         store.drop("t")
         shutil.rmtree(place / "t.lance", ignore_errors=True)
-        return {"head": head(vectors[0]), "_extra": took}
+        return {"head": head(vectors[0]), "whole": all_of_it, "_extra": took}
     _, vectors = store.vectors("t", "text_hash")
     took = clock.read()
     _, some = store.vectors("t", "text_hash", first)

@@ -1,0 +1,62 @@
+"""What the speed page makes of results: ratios, goals, bounds, exponents; and that the committed page is up to date."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import growth, speed_table
+from benchmarks.__main__ import QUESTIONS
+from benchmarks.goals import at_least, at_most, ratio
+from benchmarks.peak import Work, least_seconds
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+
+
+def row(median: float, cpu: float | None = None, portion: float = 1.0) -> dict[str, float]:
+    """A competitor's row."""
+    return {"median": median, "portion": portion, **({} if cpu is None else {"cpu_median": cpu})}
+
+
+def test_ratios_go_by_processor_time_where_both_have_it() -> None:
+    """Not where one lacks it, and not where a GPU worked; a part of the work is told."""
+    rows = {"slow": row(10.0, 6.0, 0.5), "fast": row(5.0, 1.0), "old": row(4.0)}
+    assert ratio(rows, "slow", "fast") == (6.0, True)
+    assert ratio(rows, "slow", "fast", gpu=True) == (2.0, True)
+    assert ratio(rows, "fast", "old") == (1.25, False)
+
+
+def test_goals_are_met_at_the_bound_and_missed_beyond() -> None:
+    """Both directions."""
+    assert at_least("a", 15.0, 15).met
+    assert not at_least("a", 14.9, 15).met
+    assert at_most("a", 1.3, 1.3).met
+    assert not at_most("a", 1.31, 1.3).met
+
+
+def test_bounds_and_exponents() -> None:
+    """Operations over the rate, bytes over the bandwidth; the slope of a power law is its exponent."""
+    peak = {"gemm_gflops": 50.0, "read_gib_s": 2.0}
+    assert least_seconds(Work(1e11, 2**30, "x"), peak) == (2.0, 0.5)
+    assert growth.exponent([1, 10, 100], [3, 30, 300]) == pytest.approx(1.0)
+    assert growth.exponent([1, 10, 100], [3, 3, 3]) == pytest.approx(0.0)
+
+
+def test_no_measured_size_is_left_out_of_the_page() -> None:
+    """Each case of a committed result is one that its question still asks, so that a miss cannot vanish by renaming."""
+    for path in sorted(RESULTS.glob("speed-*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        asked = {case.name for case in importlib.import_module(f"benchmarks.{result['question']}").CASES}
+        assert set(result["cases"]) <= asked, path.name
+        assert result["question"] in QUESTIONS
+
+
+def test_the_committed_page_is_made_from_the_committed_results() -> None:
+    """Run `python -m benchmarks table` where this fails."""
+    results = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(RESULTS.glob("speed-*.json"))]
+    text = speed_table.PAGE.read_text(encoding="utf-8")
+    made = text.split(speed_table.MARKS[0])[1].split(speed_table.MARKS[1])[0]
+    assert made == f"\n\n{speed_table.page(results)}\n"
