@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
@@ -132,8 +133,6 @@ class ObjectStorage(Storage):
 
     def remove(self, folder: str) -> None:
         """Remove the objects below a prefix, and this machine's copy."""
-        import shutil
-
         with self._asked(folder):
             _library().delete(self._store, [name for name, _ in self._below(folder)])
         shutil.rmtree(self.root / folder, ignore_errors=True)
