@@ -56,15 +56,8 @@ def table(case: dict[str, Any], order: tuple[str, ...], module: ModuleType) -> l
     extras = sorted({k for row in case["rows"].values() for k in row} - _KNOWN)
     shown = [k for k in extras if k != "kind"]
     lines = [f"### {case['case']}", ""]
-    heads = [
-        "",
-        "median s",
-        "processor s",
-        "x ours",
-        "peak extra MiB",
-        "resident MiB",
-        *[k.replace("_", " ") for k in shown],
-    ]
+    heads = ["", "median s", "least to most", "processor s", "x ours", "peak extra MiB", "resident MiB"]
+    heads += [k.replace("_", " ") for k in shown]
     lines += ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
     for name in order:
         if name not in case["rows"]:

@@ -60,3 +60,14 @@ def test_the_committed_page_is_made_from_the_committed_results() -> None:
     text = speed_table.PAGE.read_text(encoding="utf-8")
     made = text.split(speed_table.MARKS[0])[1].split(speed_table.MARKS[1])[0]
     assert made == f"\n\n{speed_table.page(results)}\n"
+
+
+def test_rows_are_as_wide_as_their_heads() -> None:
+    """No cell of the committed page stands under another column's name."""
+    table: list[str] = []
+    for line in [*speed_table.PAGE.read_text(encoding="utf-8").splitlines(), ""]:
+        if line.startswith("|"):
+            table.append(line)
+        else:
+            assert len({row.count("|") for row in table}) <= 1, table[:1]
+            table = []
