@@ -47,6 +47,37 @@ def test_tuning_the_visual_tower(trained: Workspace, pictures: Path) -> None:
     assert train_lgr_stage(trained, config).digest == report.digest  # from the untuned tower again
 
 
+def test_a_stopped_head_on_stored_vectors_goes_on(trained: Workspace) -> None:
+    """The same command resumes and gives the head of a run that was not stopped; `resume=False` starts anew."""
+    config = override(trained.recipe, ("lgr.epochs=3", "lgr.seed=5")).lgr
+    seen = list[int]()
+
+    def stop(step: str, done: int, total: int | None) -> None:
+        assert total is not None
+        seen.append(done)
+        if 3 * done > total:
+            raise KeyboardInterrupt
+
+    commits = len(trained.history.ids())
+    for resume in (True, False):
+        seen.clear()
+        with pytest.raises(KeyboardInterrupt):
+            train_lgr_stage(trained, config, stop, resume)
+        assert seen[0] == 1
+        if resume:
+            with pytest.raises(KeyboardInterrupt):
+                train_lgr_stage(trained, config, stop)
+            assert seen[-1] > 1
+            assert seen[-2] == seen[-1]  # it began where it was stopped
+    assert len(trained.history.ids()) == commits
+    report = train_lgr_stage(trained, config)
+    assert report.resumed
+    assert not list((trained.path / "runs").glob("lgr-*"))
+    anew = train_lgr_stage(trained, config)
+    assert not anew.resumed
+    assert anew.digest == report.digest
+
+
 def test_classes_without_anchors_are_named(trained: Workspace, pictures: Path, tmp_path: Path) -> None:
     """A class that came after the selection stops training with the command that mends it."""
     shutil.copytree(pictures / "unseen", tmp_path / "more" / "okapi")

@@ -114,6 +114,40 @@ def test_the_scale_is_learned_only_when_asked_and_clamped() -> None:
     assert float(learned.logit_scale.detach()) <= 100.001
 
 
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_a_stopped_run_on_stored_vectors_goes_on(kind: str, tmp_path: Path) -> None:
+    """Stopped in its third epoch it does two of them no more, and ends with the same weights and log."""
+    features, labels, bank = stored()
+    config = CONFIG.model_copy(update={"visual": kind, "learn_scale": True, "epochs": 4})
+    whole: list[dict[str, float]] = []
+    head = train_lgr(features, labels, bank, config, logit_scale=20.0, log=whole)
+    steps = list[int]()
+
+    def stop(step: str, done: int, total: int | None) -> None:
+        assert total is not None
+        steps.append(done)
+        if 2 * done > total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_lgr(features, labels, bank, config, logit_scale=20.0, run_dir=tmp_path, progress=stop)
+    log: list[dict[str, float]] = []
+    first = list[int]()
+    again = train_lgr(
+        features,
+        labels,
+        bank,
+        config,
+        logit_scale=20.0,
+        run_dir=tmp_path,
+        log=log,
+        progress=lambda _, done, __: first.append(done),
+    )
+    assert first[0] == steps[-1]
+    assert log == whole
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in head.state_dict().items())
+
+
 @pytest.mark.parametrize("kind", ["linear", "mlp", "cosine"])
 def test_each_kind_of_visual_branch_trains(kind: str) -> None:
     """Its loss falls; a cosine classifier starts from the classes' mean anchors."""

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 
 from vlltr_index.errors import WorkspaceError
 
-__all__ = ["load_state", "pack_optimizer", "save_state", "unpack_optimizer"]
+__all__ = ["STATE", "load_state", "pack_optimizer", "save_state", "unpack_optimizer"]
+
+STATE = "state.safetensors"
+"""The file of a run's state, in the run's folder."""
 
 _FORMAT = "1"
 

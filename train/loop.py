@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vlltr_index.errors import VlltrError, WorkspaceError
 from vlltr_index.schemas.fingerprint import digest_json
-from vlltr_index.train.checkpoint import load_state, pack_optimizer, save_state, unpack_optimizer
+from vlltr_index.train.checkpoint import STATE, load_state, pack_optimizer, save_state, unpack_optimizer
 from vlltr_index.train.data import TrainImages
 from vlltr_index.train.distributed import (
     average_gradients,
@@ -167,7 +167,7 @@ class _Trainer:
         self.plan, self.encoder, self.module, self.images = plan, encoder, module, images
         self.objective, self.log_scale, self.log = objective, log_scale, []
         self.progress = progress if world()[0] == 0 else None
-        self.state_path = run_dir / "state.safetensors" if run_dir is not None else None
+        self.state_path = run_dir / STATE if run_dir is not None else None
         self.part = own_part(plan.batch_size)
         prepare_batch_norm(module, encoder.device)
         _lay_out(encoder.model, torch.channels_last)

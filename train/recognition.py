@@ -14,6 +14,7 @@ from vlltr_index.lgr import AnchorBank, CosineClassifier, LGRHead
 from vlltr_index.losses import logit_adjusted_cross_entropy, sampler_prior, soft_cross_entropy
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.tensors import check_labels, unit_rows, work_device
+from vlltr_index.train.checkpoint import STATE, load_state, pack_optimizer, save_state, unpack_optimizer
 from vlltr_index.train.data import TrainImages
 from vlltr_index.train.distributed import gather_rows, join_processes
 from vlltr_index.train.loop import RunPlan, check_finite, run
@@ -39,6 +40,7 @@ def train_lgr(
     *,
     visual_init: tuple[Tensor, Tensor] | None = None,
     logit_scale: float,
+    run_dir: Path | None = None,
     progress: Progress | None = None,
     log: list[dict[str, float]] | None = None,
 ) -> LGRHead:
@@ -53,6 +55,8 @@ def train_lgr(
         config: The recipe's `lgr` section; `tune` is the caller's affair.
         visual_init: Weight [C, D] and bias [C] to start a linear visual classifier from.
         logit_scale: The multiplier of the cosine, stage 1's.
+        run_dir: Where the state of an unfinished run is kept after each epoch, and gone on from; its name must stand
+            for all that the run depends on. None keeps none.
         progress: Called after every step.
         log: Receives one entry an epoch.
 
@@ -62,46 +66,86 @@ def train_lgr(
     Raises:
         InputError: Shapes do not fit, or a label is out of range.
         VlltrError: The loss, or a weight at the end, is not finite.
+        WorkspaceError: The state in `run_dir` is damaged.
     """
     if features.dim() != 3 or not features.is_floating_point() or not features.shape[0]:
         raise InputError(f"features must be floating [V, N, D], got {features.dtype} {list(features.shape)}")
     check_labels("labels", labels, features.shape[1], bank.num_classes)
-    labels = labels.long()
-    device = work_device(features)
+    labels, device = labels.long(), work_device(features)
     head = new_head(features.shape[2], bank, config, visual_init, logit_scale).to(device)
     objective = _HeadLoss(head, bank.to(device), labels, config)
     optimizer = torch.optim.AdamW(_groups(head, config, ""), fused=True)
-    views, total = features.shape[0], 0
-    for epoch in range(config.epochs):
-        batches = epoch_batches(
-            labels, config.batch_size, config.sampler_power, stream(config.seed, epoch, "lgr")
-        )
-        chosen = torch.randint(views, batches.shape, generator=stream(config.seed, epoch, "views"))
-        total, warmup = len(batches) * config.epochs, round(len(batches) * config.warmup_epochs)
-        sums: dict[str, float] = {}
-        for step, (positions, view) in enumerate(zip(batches, chosen, strict=True)):
-            done = epoch * len(batches) + step
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * cosine_factor(done, total, warmup)
-            loss, parts = objective(features[view, positions].float().to(device), positions)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            if config.max_scale is not None:
-                head.clamp_scale_(config.max_scale)
-            for key, value in {"loss": loss, **parts}.items():
-                sums[key] = sums.get(key, 0.0) + float(value.detach()) / len(batches)
-            if progress:
-                progress("train lgr", done + 1, total)
-        if not sums["loss"] < float("inf"):
+    state, log = run_dir / STATE if run_dir is not None else None, [] if log is None else log
+    for epoch in range(_restore_head(state, head, optimizer, log), config.epochs):
+        entry = _head_epoch(epoch, features, objective, optimizer, progress)
+        if not entry["loss"] < float("inf"):
             raise VlltrError(
-                f"train lgr: the loss is {sums['loss']} in epoch {epoch + 1}", "Try a lower lgr.lr"
+                f"train lgr: the loss is {entry['loss']} in epoch {epoch + 1}", "Try a lower lgr.lr"
             )
-        if log is not None:
-            scale = float(head.logit_scale.detach())
-            log.append({**sums, "epoch": epoch + 1.0, "scale": scale, "lr": optimizer.param_groups[0]["lr"]})
+        log.append(entry)
+        if state is not None:
+            _keep_head_state(state, head, optimizer, log)
     check_finite(head, "train lgr")
     return head.to(features.device).eval()
+
+
+def _head_epoch(
+    epoch: int,
+    features: Tensor,
+    objective: _HeadLoss,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress | None,
+) -> dict[str, float]:
+    """One epoch over stored vectors; what the log says of it."""
+    config, head = objective.config, objective.head
+    device = head.log_logit_scale.device
+    draws = stream(config.seed, epoch, "lgr")
+    batches = epoch_batches(objective.labels, config.batch_size, config.sampler_power, draws)
+    chosen = torch.randint(features.shape[0], batches.shape, generator=stream(config.seed, epoch, "views"))
+    total, warmup = len(batches) * config.epochs, round(len(batches) * config.warmup_epochs)
+    sums: dict[str, float] = {}
+    for done, (positions, view) in enumerate(zip(batches, chosen, strict=True), epoch * len(batches)):
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * cosine_factor(done, total, warmup)
+        loss, parts = objective(features[view, positions].float().to(device), positions)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if config.max_scale is not None:
+            head.clamp_scale_(config.max_scale)
+        for key, value in {"loss": loss, **parts}.items():
+            sums[key] = sums.get(key, 0.0) + float(value.detach()) / len(batches)
+        if progress:
+            progress("train lgr", done + 1, total)
+    scale = float(head.logit_scale.detach())
+    return {**sums, "epoch": epoch + 1.0, "scale": scale, "lr": optimizer.param_groups[0]["lr"]}
+
+
+def _keep_head_state(
+    path: Path, head: LGRHead, optimizer: torch.optim.Optimizer, log: list[dict[str, float]]
+) -> None:
+    """Write head, optimizer and log after an epoch."""
+    tensors = {f"head/{name}": value for name, value in head.state_dict().items()}
+    moments = pack_optimizer(optimizer, dict(head.named_parameters()))
+    save_state(path, tensors | {f"optimizer/{name}": value for name, value in moments.items()}, {"log": log})
+
+
+def _restore_head(
+    path: Path | None, head: LGRHead, optimizer: torch.optim.Optimizer, log: list[dict[str, float]]
+) -> int:
+    """Put back what `_keep_head_state` wrote; how many epochs are done."""
+    found = load_state(path) if path is not None else None
+    if found is None:
+        return 0
+    tensors, facts = found
+    parts: dict[str, dict[str, Tensor]] = {"head": {}, "optimizer": {}}
+    for name, value in tensors.items():
+        part, _, rest = name.partition("/")
+        parts[part][rest] = value
+    head.load_state_dict(parts["head"])
+    unpack_optimizer(optimizer, dict(head.named_parameters()), parts["optimizer"])
+    log.extend(facts["log"])
+    return len(log)
 
 
 def tune_visual(

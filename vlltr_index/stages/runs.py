@@ -30,6 +30,7 @@ __all__ = [
     "Facts",
     "TrainingRun",
     "differences",
+    "held_folder",
     "in_processes",
     "newest_snapshot",
     "refuse",
@@ -135,11 +136,21 @@ def training_run(
     with ExitStack() as held:
 
         def start() -> bool:
-            held.enter_context(write_lock(folder / _LOCK, command, timeout=0))
-            return _prepare(folder, resume)
+            return held.enter_context(held_folder(folder, command, resume))
 
         resumed = by_first(start)
         yield TrainingRun(workspace, command, snapshot, data, folder, resumed, known, facts)
+
+
+@contextmanager
+def held_folder(folder: Path, command: str, resume: bool) -> Iterator[bool]:
+    """Keep others from the run in `folder`; whether there is a state to go on from, which is removed without `resume`.
+
+    Raises:
+        LockedError: If another process trains the same run.
+    """
+    with write_lock(folder / _LOCK, command, timeout=0):
+        yield _prepare(folder, resume)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
@@ -19,12 +20,13 @@ from vlltr_index.loading import (
     image_set,
     load_bank,
     open_encoder,
+    run_folder,
     usable_images,
 )
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.schemas.tables import image_vectors_name
-from vlltr_index.stages.runs import differences, in_processes, refuse, training_run
+from vlltr_index.stages.runs import differences, held_folder, in_processes, refuse, training_run
 from vlltr_index.stages.training import (
     TrainingSet,
     TrainReport,
@@ -80,10 +82,12 @@ def train_lgr_stage(
     if processes > 1:
         _log.info("the head trains on stored vectors, in one process")
     meet()
-    return by_first(lambda: _train_head(workspace, config, progress))
+    return by_first(lambda: _train_head(workspace, config, progress, resume))
 
 
-def _train_head(workspace: Workspace, config: LGRConfig, progress: Progress | None) -> TrainReport:
+def _train_head(
+    workspace: Workspace, config: LGRConfig, progress: Progress | None, resume: bool
+) -> TrainReport:
     snapshot = workspace.snapshot()
     loaded, first = load_bank(snapshot), image_set(snapshot, "train")
     before = {"the training images": first.image_ids, **_facts(snapshot)}
@@ -95,22 +99,32 @@ def _train_head(workspace: Workspace, config: LGRConfig, progress: Progress | No
     assert commit is not None
     assert commit.text_fp is not None
     assert commit.image_fp is not None
-    head = train_lgr(
-        torch.stack([first.features, *rest]),
-        labels,
-        _trained_bank(snapshot, loaded, class_ids),
-        config,
-        visual_init=_visual_init(workspace, commit.checkpoint, class_ids),
-        logit_scale=float(commit.info["logit_scale"]),
-        progress=progress,
-        log=log,
-    )
-    saved = SavedHead(head, class_ids, mean_feature(first.features), commit.text_fp, commit.image_fp)
-    with workspace.transaction("train lgr") as tx:
-        images = usable_images(tx, "train", [])["image_id"].to_pylist()
-        refuse("train lgr", differences(before, {"the training images": images, **_facts(tx)}))
-        digest = _keep_head(workspace, tx, saved, config, log)
-    return TrainReport("lgr", digest, len(class_ids), len(labels), config.epochs, False, log[-1])
+    facts = [
+        before,
+        first.class_ids.tolist(),
+        config.model_dump(mode="json"),
+        augment.model_dump(mode="json"),
+    ]
+    folder = run_folder(workspace, f"lgr-{short(digest_json(facts))}")
+    with held_folder(folder, "train lgr", resume) as resumed:
+        head = train_lgr(
+            torch.stack([first.features, *rest]),
+            labels,
+            _trained_bank(snapshot, loaded, class_ids),
+            config,
+            visual_init=_visual_init(workspace, commit.checkpoint, class_ids),
+            logit_scale=float(commit.info["logit_scale"]),
+            run_dir=folder,
+            progress=progress,
+            log=log,
+        )
+        saved = SavedHead(head, class_ids, mean_feature(first.features), commit.text_fp, commit.image_fp)
+        with workspace.transaction("train lgr") as tx:
+            images = usable_images(tx, "train", [])["image_id"].to_pylist()
+            refuse("train lgr", differences(before, {"the training images": images, **_facts(tx)}))
+            digest = _keep_head(workspace, tx, saved, config, log)
+        shutil.rmtree(folder, ignore_errors=True)  # only now that the commit is there
+    return TrainReport("lgr", digest, len(class_ids), len(labels), config.epochs, resumed, log[-1])
 
 
 def _check_views(snapshot: Snapshot, config: LGRConfig) -> None:
