@@ -161,6 +161,8 @@ def test_calibrate_writes_values_and_its_run(trained: Workspace) -> None:
     assert report.pseudo_new == 6
     assert report.new_images > 0
     assert Workspace.open(trained.path).recipe.fusion == report.fusion
+    fitted = [getattr(report.fusion, n) for n in ("alpha", "tau_visual", "tau_text", "margin", "agreement")]
+    assert fitted == [round(value, 6) for value in fitted]
     commit = trained.history.last()
     assert commit is not None
     assert commit.fusion == report.fusion

@@ -12,22 +12,12 @@ from pathlib import Path
 import click
 import pytest
 
-from vlltr_index.cli.main import COMMANDS, main
+from tests.commands import run
+from vlltr_index.cli.main import COMMANDS
 from vlltr_index.cli.reference import commands
 from vlltr_index.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
-
-
-def run(capsys: pytest.CaptureFixture[str], *args: str | Path) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of `vlltr ARGS`, run in this process."""
-    code = 0
-    try:
-        main([str(a) for a in args])
-    except SystemExit as leave:
-        code = int(leave.code or 0)
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 def test_every_command_has_help_and_a_docs_entry() -> None:

@@ -11,24 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests.changes import World
-from vlltr_index.cli.main import main
+from tests.commands import run
 
 
 @pytest.fixture
 def small(world: World, tmp_path: Path) -> Path:
     """A copy of its workspace that a test may change."""
     return Path(shutil.copytree(world.folder, tmp_path / "small"))
-
-
-def run(capsys: pytest.CaptureFixture[str], *args: str | Path) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of `vlltr ARGS`, run in this process."""
-    code = 0
-    try:
-        main([str(a) for a in args])
-    except SystemExit as leave:
-        code = int(leave.code or 0)
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 def test_removing_asks_first(

@@ -9,23 +9,12 @@ from pathlib import Path
 import pytest
 from buckets import Bucket
 
-from vlltr_index.cli.main import main
+from tests.commands import run
 from vlltr_index.glyphs import glyph_files, write_sample
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.workspace import Workspace
 
 CLASSES = 5
-
-
-def run(capsys: pytest.CaptureFixture[str], *args: str | Path) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of `vlltr ARGS`, run in this process."""
-    code = 0
-    try:
-        main([str(a) for a in args])
-    except SystemExit as leave:
-        code = int(leave.code or 0)
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 @pytest.fixture(scope="module")

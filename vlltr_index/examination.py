@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -165,7 +166,8 @@ class Examination:
             UnknownClassError: If there is no such class.
             MissingStepError: If it has no anchors.
         """
-        position, left_out = self._position(name), self._places(struck).get(self._position(name), ())
+        position = self._position(name)
+        left_out = self._places(struck).get(position, ())
         found = self._explain(position, left_out)
         return self._class(position, self.scores(struck), found, left_out, sentences=True)
 
@@ -206,13 +208,16 @@ class Examination:
         """Position of a class to its sentences that are struck out, by their place among its anchors."""
         if not struck:
             return {}
-        wanted, bank = frozenset(struck), self.answers.scorer.bank
-        found: dict[int, tuple[int, ...]] = {}
-        for row, sentence_id in enumerate(self.answers.scorer.loaded.sentence_ids):
-            if sentence_id in wanted:
-                position = int(bank.class_of_row[row])
-                found[position] = (*found.get(position, ()), row - bank.bounds[position])
+        bank, found = self.answers.scorer.bank, dict[int, tuple[int, ...]]()
+        for row in sorted(self._rows[sentence_id] for sentence_id in frozenset(struck) & self._rows.keys()):
+            position = int(bank.class_of_row[row])
+            found[position] = (*found.get(position, ()), row - bank.bounds[position])
         return found
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        """Sentence id to its row among all anchors."""
+        return {sentence_id: row for row, sentence_id in enumerate(self.answers.scorer.loaded.sentence_ids)}
 
     def _explain(self, position: int, struck: Sequence[int] = ()) -> ClassExplanation:
         scorer = self.answers.scorer

@@ -137,11 +137,11 @@ def calibrate(
     fit, rejection = found.fusion, found.rejection
     fusion = FusionConfig(
         rule=recipe.fusion.rule,
-        alpha=fit.params.alpha,
-        tau_visual=fit.params.tau_visual,
-        tau_text=fit.params.tau_text,
-        margin=fit.params.margin,
-        agreement=fit.params.agreement,
+        alpha=_rounded(fit.params.alpha),
+        tau_visual=_rounded(fit.params.tau_visual),
+        tau_text=_rounded(fit.params.tau_text),
+        margin=_rounded(fit.params.margin),
+        agreement=_rounded(fit.params.agreement),
         reject_score=rejection.score,
         reject_threshold=rejection.threshold,
         reject_tpr=min(1.0, rejection.tpr),
@@ -170,6 +170,11 @@ def calibrate(
         {str(k): v for k, v in rejection.fpr.items()},
         found.added_accepted,
     )
+
+
+def _rounded(value: float) -> float:
+    """A value off a grid as people write it: 0.55, not 0.5499999999999999."""
+    return round(value, 6)
 
 
 def _run_id(snapshot: Snapshot, recipe: Recipe, plan: _Plan) -> str:
