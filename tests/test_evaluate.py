@@ -19,7 +19,7 @@ from vlltr_index.stages.baselines import CHEAP
 from vlltr_index.stages.cheap_baselines import train_cheap_baseline
 from vlltr_index.stages.embed import embed
 from vlltr_index.stages.evaluate import evaluate
-from vlltr_index.stages.ingest import ingest_images
+from vlltr_index.stages.ingest import ingest_images, ingest_text
 from vlltr_index.stages.train_baseline import train_baseline_stage
 from vlltr_index.workspace import Workspace
 
@@ -60,6 +60,14 @@ def test_images_of_a_class_without_anchors_are_refused(
     shutil.copytree(pictures / "unseen", tmp_path / "more" / "okapi")
     ingest_images(trained, tmp_path / "more", "test", create_classes=True)
     embed(trained)
+    with pytest.raises(MissingStepError) as caught:
+        evaluate(trained, bootstrap=10)
+    assert caught.value.message == "1 classes of split 'test' have no sentence, for example 'okapi'"
+    assert (
+        caught.value.hint == "Bring text for them: vlltr ingest text PATH, then vlltr embed and vlltr select"
+    )
+    (tmp_path / "texts.json").write_text('{"okapi": ["Its legs are striped."]}', encoding="utf-8")
+    ingest_text(trained, tmp_path / "texts.json")
     with pytest.raises(MissingStepError) as caught:
         evaluate(trained, bootstrap=10)
     assert caught.value.message == "1 classes of split 'test' have no anchor sentence, for example 'okapi'"

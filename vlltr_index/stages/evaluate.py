@@ -259,12 +259,19 @@ def _labels(snapshot: Snapshot, class_ids: Tensor, data: ImageSet, split: str) -
     """Columns of the images' classes, int64 [N].
 
     Raises:
-        MissingStepError: If one of the classes cannot be answered: it came after the selection.
+        MissingStepError: If one of the classes cannot be answered: it has no text, or came after the selection.
     """
     labels = class_positions(class_ids, data.class_ids)
     unknown = torch.unique(data.class_ids[labels < 0]).tolist()
     if unknown:
         names = snapshot.class_table().names
+        told = set(snapshot.table("sentences", ["class_id"])["class_id"].to_pylist())
+        bare = [class_id for class_id in unknown if class_id not in told]
+        if bare:
+            raise MissingStepError(
+                f"{len(bare)} classes of split {split!r} have no sentence, for example {names[bare[0]]!r}",
+                "Bring text for them: vlltr ingest text PATH, then vlltr embed and vlltr select",
+            )
         raise MissingStepError(
             f"{len(unknown)} classes of split {split!r} have no anchor sentence, for example {names[unknown[0]]!r}",
             "Select again: vlltr embed, then vlltr select",
