@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 from collections.abc import Callable
@@ -17,9 +18,13 @@ def work(marks: Path, what: str, progress: Callable[..., None] | None) -> tuple[
     (marks / f"{what}-{rank}").touch()
     if progress is not None:
         progress("work", 1, 2)
+    if what.startswith("untidy"):
+        atexit.register(os.abort)  # as a library's threads may do to a process that has said all
+    if what == "silent" and rank == 1:
+        os._exit(3)
     if what == "killed" and rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    if what == "one" and rank == 1:
+    if what in ("one", "untidy-one") and rank == 1:
         raise VlltrError("the second one's trouble", "its remedy")
     if what == "crash":
         by_first(lambda: {}["a bug"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -143,14 +144,24 @@ def test_launch_gives_the_first_processs_result(tmp_path: Path) -> None:
 
 def test_the_first_failure_ends_all(tmp_path: Path) -> None:
     """The others wait for one that failed or was killed; the error is its own, whichever it was."""
-    with pytest.raises(VlltrError) as caught:
-        launch(2, work, tmp_path, "one")
-    assert str(caught.value) == "the second one's trouble\nits remedy"
+    for what in ("one", "untidy-one"):
+        with pytest.raises(VlltrError) as caught:
+            launch(2, work, tmp_path, what)
+        assert str(caught.value) == "the second one's trouble\nits remedy"
     with pytest.raises(VlltrError) as caught:
         launch(2, work, tmp_path, "killed")
     assert caught.value.message == "training process 2 of 2 was ended by SIGKILL"
+    with pytest.raises(VlltrError) as caught:
+        launch(2, work, tmp_path, "silent")
+    assert caught.value.message == "training process 2 of 2 ended with exit code 3"
     with pytest.raises(RuntimeError, match=r"(?s)training process 1 of 2 failed:\n.*KeyError: 'a bug'"):
         launch(2, work, tmp_path, "crash")
+
+
+def test_a_process_that_has_said_all_may_end_as_it_likes(tmp_path: Path) -> None:
+    """An abort while the interpreter shuts down does not undo what was committed."""
+    assert launch(2, work, tmp_path, "untidy") == (10, 2)
+    assert not multiprocessing.active_children()
 
 
 def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,9 @@ class _Outcome:
 
     result: Any = None
     failures: list[tuple[float, int, VlltrError | str]] = field(default_factory=list)
+    done: set[int] = field(
+        default_factory=set
+    )  # who has said how it ended; what its exit does is of no interest
     warned: set[str] = field(default_factory=set)
 
 
@@ -88,11 +91,12 @@ def launch(processes: int, work: Callable[..., T], *args: Any, progress: Progres
         writer.close()
     outcome = _Outcome()
     try:
-        dead = _follow(context.processes, [r for r, _ in pipes], outcome, progress)
+        ended = _follow(context.processes, [r for r, _ in pipes], outcome, progress)
     finally:
         _end(context.processes, _GRACE)
-    if dead is not None or outcome.failures:
-        raise _failure(dead, outcome, processes)
+    died = {rank: code for rank, code in ended.items() if code != 0 and rank not in outcome.done}
+    if died or outcome.failures:
+        raise _failure(died, outcome, processes)
     result: T = outcome.result
     return result
 
@@ -149,8 +153,7 @@ def _process(rank: int, start: _Start, outboxes: Sequence[Connection]) -> None:
         _meet(rank, start)
         progress = (lambda *done: mine.send(("progress", *done))) if rank == 0 else None
         result = start.work(*start.args, progress)
-        if rank == 0:
-            mine.send(("result", result))
+        mine.send(("result", rank, result if rank == 0 else None))
         leave()
     except VlltrError as error:
         mine.send(("failure", time.monotonic(), rank, error))
@@ -180,15 +183,17 @@ def _follow(
     inboxes: Sequence[Connection],
     outcome: _Outcome,
     progress: Progress | None,
-) -> tuple[int, int] | None:
-    """Take in messages until all have ended, or one has failed; (rank, signal) of one that was killed."""
+) -> dict[int, int]:
+    """Take in messages until all have ended, or one has failed; the exit codes of those that ended."""
     running = {process.sentinel: rank for rank, process in enumerate(processes)}
+    ended: dict[int, int] = {}
     open_boxes, failed = list(inboxes), False
     while (running and not failed) or open_boxes:
-        deadline = _GRACE if failed else None  # what the others still have to say
-        ready = wait([*open_boxes, *running], timeout=deadline)
+        ready = wait(
+            [*open_boxes, *running], timeout=_GRACE if failed else None
+        )  # what the others have to say
         if not ready:
-            return None
+            break
         for box in [b for b in open_boxes if b in ready]:
             try:
                 _take(box.recv(), outcome, progress)
@@ -197,11 +202,9 @@ def _follow(
         for sentinel in [s for s in running if s in ready]:
             rank = running.pop(sentinel)
             processes[rank].join()
-            code = processes[rank].exitcode or 0
-            if code < 0:
-                return rank, -code
-            failed = failed or code != 0
-    return None
+            ended[rank] = processes[rank].exitcode or 0
+            failed = failed or ended[rank] != 0
+    return ended
 
 
 def _take(message: tuple[Any, ...], outcome: _Outcome, progress: Progress | None) -> None:
@@ -214,9 +217,13 @@ def _take(message: tuple[Any, ...], outcome: _Outcome, progress: Progress | None
             outcome.warned.add(text)
             logging.getLogger(name).log(level, "%s", text)
     elif kind == "result":
-        (outcome.result,) = rest
+        rank, result = rest
+        outcome.done.add(rank)
+        outcome.result = result if rank == 0 else outcome.result
     elif kind == "failure":
-        outcome.failures.append((rest[0], rest[1], rest[2]))
+        when, rank, what = rest
+        outcome.done.add(rank)
+        outcome.failures.append((when, rank, what))
 
 
 def _end(processes: Sequence[BaseProcess], grace: float) -> None:
@@ -231,16 +238,18 @@ def _end(processes: Sequence[BaseProcess], grace: float) -> None:
             process.join(max(0.0, until - time.monotonic()))
 
 
-def _failure(dead: tuple[int, int] | None, outcome: _Outcome, processes: int) -> Exception:
-    """The first failure; the others follow from it."""
-    if dead is not None:
-        rank, number = dead
+def _failure(died: dict[int, int], outcome: _Outcome, processes: int) -> Exception:
+    """What the others follow from: an error that was raised, one that ended without a word, or another failure."""
+    own = [f for f in outcome.failures if not isinstance(f[2], PeerError)]
+    raised = [f for f in own if isinstance(f[2], VlltrError)]
+    if died and not raised:
+        rank, code = next(iter(died.items()))
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return VlltrError(
-            f"training process {rank + 1} of {processes} was ended by {signal.Signals(number).name}",
+            f"training process {rank + 1} of {processes} {how}",
             "If memory ran out: a smaller batch_size or fewer processes. The same command goes on from the last epoch.",
         )
-    own = [f for f in outcome.failures if not isinstance(f[2], PeerError)] or outcome.failures
-    _, rank, what = min(own, key=lambda f: f[0])
+    _, rank, what = min(raised or own or outcome.failures, key=lambda f: f[0])
     if isinstance(what, VlltrError):
         return what
     return RuntimeError(f"training process {rank + 1} of {processes} failed:\n{what}")
