@@ -63,7 +63,7 @@ def test_a_trial_runs_on_the_small_slice_and_is_judged(
     assert found["0"]["images"] > 0
     assert found["0"]["recipe"]["baseline"]["lr"] == 1e-3
     page = trials.generated(found)
-    assert "| epochs=1, lr=1e-3 | image-only |" in page
+    assert "| 0.001 | 0.05 | 0 | image-only |" in page
     assert f"{found['0']['images']:,} images of 3 font groups" in page
 
 
