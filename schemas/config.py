@@ -178,6 +178,10 @@ class FusionConfig(_Config):
     agreement: float = Field(
         default=0.0, ge=0
     )  # of the branches about the trained classes, see vlltr_index.fusion
+    imprint_strength: float = Field(
+        default=0.8, gt=0
+    )  # of visual rows made from images, see vlltr_index.fusion
+    imprint_lift: float = 1.0
     reject_score: Literal["text", "visual", "fused", "evidence"] | None = None  # see vlltr_index.rejection
     reject_threshold: float | None = None  # an image that scores less is of none of the classes
     reject_tpr: float | None = Field(default=None, gt=0, le=1)  # share of known images that this accepted

@@ -171,8 +171,8 @@ def _imprint(world: World, fresh: Workspace) -> None:
     rows = []
     for class_id in sorted(set(images.class_ids.tolist()) - trained):
         mean = images.features[images.class_ids == class_id].double().mean(0)
-        row = 0.8 * (mean - g) / (mean - g).norm() * weight.norm(dim=1).mean()
-        level = (weight @ g + bias).mean() + 1.0
+        row = (mean - g) / (mean - g).norm() * weight.norm(dim=1).mean()
+        level = (weight @ g + bias).mean()
         rows.append(
             {
                 "class_id": class_id,

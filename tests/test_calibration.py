@@ -161,7 +161,8 @@ def test_calibrate_writes_values_and_its_run(trained: Workspace) -> None:
     assert report.pseudo_new == 6
     assert report.new_images > 0
     assert Workspace.open(trained.path).recipe.fusion == report.fusion
-    fitted = [getattr(report.fusion, n) for n in ("alpha", "tau_visual", "tau_text", "margin", "agreement")]
+    names = ("alpha", "tau_visual", "tau_text", "margin", "agreement", "imprint_strength", "imprint_lift")
+    fitted = [getattr(report.fusion, n) for n in names]
     assert fitted == [round(value, 6) for value in fitted]
     commit = trained.history.last()
     assert commit is not None
@@ -172,7 +173,11 @@ def test_calibrate_writes_values_and_its_run(trained: Workspace) -> None:
     assert fusion.reject_threshold is not None
     assert fusion.reject_tpr is not None
     assert 0.95 <= fusion.reject_tpr <= 1
-    assert "None of these: below" in "\n".join(report.lines())
+    said = "\n".join(report.lines())
+    assert "None of these: below" in said
+    assert report.imprinted is not None
+    assert report.imprinted.params.imprint_strength == pytest.approx(report.fusion.imprint_strength)
+    assert f"Rows imprinted from 1 to 5 images each: strength {report.fusion.imprint_strength:.1f}," in said
     assert not list((trained.path / "runs").glob("calibrate-*"))
     assert calibrate(trained, recipe, write=False).fusion == report.fusion
 

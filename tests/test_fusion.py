@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlltr_index.errors import InputError
-from vlltr_index.fusion import FusionParams, Rule, disagreement, fuse, imprint_row
+from vlltr_index.fusion import FusionParams, Rule, disagreement, fuse, imprint_row, moderate
 
 quick = settings(max_examples=40, deadline=None)
 
@@ -176,6 +176,17 @@ def test_imprinted_row_is_centred_and_scaled() -> None:
     torch.testing.assert_close(row @ mean + offset, (weight @ mean + bias).mean())
     plain = imprint_row(own, mean, weight)[1]
     torch.testing.assert_close(plain, (weight @ mean).mean() - row @ mean)
+
+
+def test_moderation_is_about_the_trained_level() -> None:
+    """At the trained rows' level only the lift counts; full strength without lift changes nothing."""
+    logits = torch.tensor([[-2.0, 1.0, 4.0]])
+    as_is = FusionParams(imprint_strength=1.0, imprint_lift=0.0)
+    assert torch.equal(moderate(logits, 1.0, as_is), logits)
+    half = FusionParams(imprint_strength=0.5, imprint_lift=2.0)
+    assert moderate(logits, 1.0, half).tolist() == [[1.5, 3.0, 4.5]]
+    with pytest.raises(InputError, match=r"imprint_strength must be above 0, got 0\.0"):
+        FusionParams(imprint_strength=0.0)
 
 
 def test_imprinting_needs_something_to_imprint() -> None:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 from torch import Tensor
 
 from vlltr_index.errors import InputError
-from vlltr_index.fusion import FusionParams, Rule, disagreement, fuse
+from vlltr_index.fusion import FusionParams, Rule, disagreement, fuse, moderate
 
-__all__ = ["BranchLogits", "FusionFit", "balanced_accuracy", "fit_fusion"]
+__all__ = ["BranchLogits", "FusionFit", "ImprintFit", "balanced_accuracy", "fit_fusion", "fit_imprints"]
 
 _TEMPERATURES = torch.logspace(-1.0, 1.0, 41, dtype=torch.float64)
 _ALPHAS = torch.linspace(0.0, 1.0, 21, dtype=torch.float64)
 _MARGINS = torch.linspace(-4.0, 8.0, 241, dtype=torch.float64)
 _COARSE = 5  # every fifth is tried where each costs a pass over all scores
 _SURE = 1.645  # standard errors: one-sided 95 %
+_STRENGTHS = tuple(n / 10 for n in range(2, 13))
+_LIFTS = tuple(n / 2 for n in range(-4, 9))
 _AGREEMENTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 
 
@@ -46,6 +49,75 @@ class FusionFit:
     old_with_new: float
     new: float
     new_without_margin: float  # nor agreement
+
+
+@dataclass(frozen=True)
+class ImprintFit:
+    """Strength and lift of imprinted rows within `params`, and what they give, class-balanced."""
+
+    params: FusionParams
+    old_with_new: float
+    new: float  # images of the imprinted classes
+    new_from_text: float  # the same images without the rows
+
+
+def fit_imprints(
+    old: BranchLogits,
+    new: BranchLogits,
+    row_class: Tensor,
+    trained: Tensor,
+    trained_level: float,
+    params: FusionParams,
+    max_loss: float = 0.01,
+    few_share: float = 0.0,
+) -> ImprintFit:
+    """Fit strength and lift of imprinted rows: those with the best accuracy on the new classes among those that, with
+    all else that came with the new classes, cost the old ones at most `max_loss` for sure, as in `fit_fusion`.
+
+    If none is so cheap, the cheapest is taken.
+
+    Args:
+        old: Images of classes the head was trained on.
+        new: Images of the new classes, others than the rows were made from.
+        row_class: Integers [C_v], as for `fuse`; a live row of a class that was not trained is an imprinted one, its
+            logits are as `imprint_row` gives them.
+        trained: Bool [C], as for `fuse`.
+        trained_level: As for `moderate`.
+        params: What `fit_fusion` found.
+        max_loss: As for `fit_fusion`; so is `few_share`.
+
+    Raises:
+        InputError: If there is no image on one side, or no imprinted row.
+    """
+    imprinted = (row_class >= 0) & ~trained[row_class.clamp(min=0)]
+    if not len(old.labels) or not len(new.labels) or not bool(imprinted.any()):
+        raise InputError(
+            "imprinted rows are fitted on such rows, and on images of trained and of new classes; one is missing"
+        )
+    weights, right_alone = image_weights(old, few_share), _right_alone(old, row_class, trained, params)
+
+    def chances(images: BranchLogits, at: FusionParams) -> Tensor:
+        visual = torch.where(imprinted, moderate(images.visual, trained_level, at), images.visual)
+        return fuse(visual, images.text, row_class, trained, at).probabilities
+
+    tried: list[tuple[float, float, float, FusionParams]] = []  # largest loss, new classes, old ones
+    for strength, lift in product(_STRENGTHS, _LIFTS):
+        at = replace(params, imprint_strength=strength, imprint_lift=lift)
+        right = chances(old, at).argmax(1) == old.labels
+        kept, loss = float((right.double() * weights).sum()), _largest_loss(right_alone, right, weights)
+        tried.append((loss, balanced_accuracy(chances(new, at), new.labels), kept, at))
+    allowed = [t for t in tried if t[0] <= max_loss] or [min(tried, key=lambda t: t[0])]
+    _, found, kept, chosen = max(allowed, key=lambda t: (t[1], t[2]))
+    by_text = fuse(new.visual, new.text, torch.where(imprinted, -1, row_class), trained, params).probabilities
+    return ImprintFit(chosen, kept, found, balanced_accuracy(by_text, new.labels))
+
+
+def _right_alone(old: BranchLogits, row_class: Tensor, trained: Tensor, params: FusionParams) -> Tensor:
+    """Which images are recognised among the trained classes alone, bool [N]."""
+    position = torch.where(trained, trained.long().cumsum(0) - 1, -1)
+    rows = torch.where(row_class >= 0, position[row_class.clamp(min=0)], -1)
+    chances = fuse(old.visual, old.text[:, trained], rows, trained[trained], params).probabilities
+    return chances.argmax(1) == position[old.labels]
 
 
 def fit_fusion(

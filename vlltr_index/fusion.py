@@ -21,7 +21,7 @@ from torch import Tensor
 from vlltr_index.errors import InputError
 from vlltr_index.tensors import check_labels, check_matrix, check_vector, working_dtype
 
-__all__ = ["FusedScores", "FusionParams", "Rule", "disagreement", "fuse", "imprint_row"]
+__all__ = ["FusedScores", "FusionParams", "Rule", "disagreement", "fuse", "imprint_row", "moderate"]
 
 Rule = Literal["ours", "paper", "logits"]
 
@@ -40,6 +40,10 @@ class FusionParams:
         rule: How the branches are put together, see the module.
         agreement: How often -log of the branches' agreement about the trained classes is taken off too, 0 or more; only
             the rule `ours` has a use for it.
+        imprint_strength: What imprinted rows' logits are multiplied by, about their level at the training mean; over 0.
+            At full strength a hundred of them take several points from the old classes, for each has a direction that
+            no training has smoothed. See `moderate`.
+        imprint_lift: Added to them, in nats.
     """
 
     alpha: float = 0.5
@@ -48,6 +52,8 @@ class FusionParams:
     margin: float = 0.0
     rule: Rule = "ours"
     agreement: float = 0.0
+    imprint_strength: float = 0.8
+    imprint_lift: float = 1.0
 
     def __post_init__(self) -> None:
         if self.rule not in get_args(Rule):
@@ -56,6 +62,10 @@ class FusionParams:
             raise InputError(f"alpha must lie in 0..1, got {self.alpha}", "vlltr calibrate")
         if not self.agreement >= 0.0:
             raise InputError(f"agreement must not be below 0, got {self.agreement}", "vlltr calibrate")
+        if not self.imprint_strength > 0.0:
+            raise InputError(
+                f"imprint_strength must be above 0, got {self.imprint_strength}", "vlltr calibrate"
+            )
         if not (self.tau_visual > 0.0 and self.tau_text > 0.0):
             raise InputError(
                 f"temperatures must be above 0, got {self.tau_visual} and {self.tau_text}", "vlltr calibrate"
@@ -226,3 +236,17 @@ def imprint_row(
         raise InputError("the class's mean feature equals the training mean: its images tell nothing apart")
     row = direction / length * weight.norm(dim=1).mean()
     return row, (bias + weight @ mean).mean() - row @ mean
+
+
+def moderate(logits: Tensor, trained_level: Tensor | float, params: FusionParams) -> Tensor:
+    """Logits of imprinted rows as they are used: level + lift + strength * (logit - level).
+
+    Args:
+        logits: Float [B, R], of rows from `imprint_row`.
+        trained_level: Scalar, the trained rows' mean logit at the training mean; `imprint_row` puts its rows there.
+        params: Strength and lift.
+
+    Returns:
+        [B, R].
+    """
+    return trained_level + params.imprint_lift + params.imprint_strength * (logits - trained_level)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from vlltr_index.errors import FingerprintMismatch, MissingStepError
-from vlltr_index.fusion import FusedScores, FusionParams, fuse
+from vlltr_index.fusion import FusedScores, FusionParams, fuse, moderate
 from vlltr_index.heads import SavedHead, load_head
 from vlltr_index.loading import LoadedBank, class_positions, load_bank
 
@@ -33,9 +34,9 @@ class Scorer:
         loaded: The anchors; classes stand in the order of `loaded.bank.class_ids`, ascending.
         saved: The trained head.
         imprint_class_ids: int64 [R], classes whose visual row was imprinted.
-        imprint_weight: float32 [R, D].
+        imprint_weight: float32 [R, D], as `fusion.imprint_row` gives them.
         imprint_bias: float32 [R].
-        params: Fusion weight, temperatures and margin.
+        params: Fusion weight, temperatures and margin; strength and lift of the imprinted rows.
         merged: A class that was merged into another, to that one: its visual row is the other's now.
     """
 
@@ -81,7 +82,13 @@ class Scorer:
         if not len(self.imprint_class_ids):
             return logits
         extra = features.to(self.imprint_weight.dtype) @ self.imprint_weight.T + self.imprint_bias
-        return torch.cat([logits, extra.to(logits.dtype)], dim=1)
+        return torch.cat([logits, moderate(extra, self.trained_level, self.params).to(logits.dtype)], dim=1)
+
+    @cached_property
+    def trained_level(self) -> float:
+        """The trained rows' mean logit at the training mean."""
+        with torch.inference_mode():
+            return float(self.saved.head.visual_logits(self.saved.training_mean[None]).double().mean())
 
     def fuse(self, visual_logits: Tensor, text_logits: Tensor) -> FusedScores:
         """Both branches to one distribution."""

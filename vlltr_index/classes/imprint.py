@@ -1,4 +1,4 @@
-"""Visual rows made from a class's images instead of training."""
+"""Visual rows made from a class's images instead of training; `Scorer` moderates their logits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vlltr_index.fusion import imprint_row
 from vlltr_index.loading import image_vectors_of
@@ -17,28 +17,7 @@ if TYPE_CHECKING:
     from vlltr_index.scoring import Scorer
     from vlltr_index.transaction import Transaction
 
-__all__ = ["moderate_row", "update_imprints"]
-
-# Chosen on the development classes of Glyphs-LT, see docs/results.md: rows at full strength take three points from
-# the old classes where 100 are imprinted at once, for each has a direction that no training has smoothed.
-_STRENGTH = 0.8
-_LIFT = 1.0  # in nats: the logits come from cross-entropy
-
-
-def moderate_row(
-    class_mean: Tensor, training_mean: Tensor, weight: Tensor, bias: Tensor
-) -> tuple[Tensor, Tensor]:
-    """`fusion.imprint_row` with 0.8 of its strength, and one nat added for what that costs the class itself.
-
-    Arguments, shapes and errors are as there.
-
-    Returns:
-        The row [D] and its bias, a scalar.
-    """
-    row, offset = imprint_row(class_mean, training_mean, weight, bias)
-    mean = training_mean.to(row.dtype)
-    level = offset + row @ mean  # its logit at the training mean, which is the trained rows' average there
-    return _STRENGTH * row, level + _LIFT - _STRENGTH * (row @ mean)
+__all__ = ["update_imprints"]
 
 
 def update_imprints(tx: Transaction, scorer: Scorer, touched: set[int]) -> None:
@@ -79,7 +58,7 @@ def _rows(tx: Transaction, scorer: Scorer, images: pa.Table) -> list[dict[str, A
     made = []
     for class_id in torch.unique(owners).tolist():
         mine = features[owners == class_id]
-        row, offset = moderate_row(mine.mean(0), scorer.saved.training_mean, weight, bias)
+        row, offset = imprint_row(mine.mean(0), scorer.saved.training_mean, weight, bias)
         made.append(
             {
                 "class_id": class_id,

@@ -12,17 +12,25 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vlltr_index.calibration import BranchLogits, FusionFit, fit_fusion, image_weights
+from vlltr_index.calibration import (
+    BranchLogits,
+    FusionFit,
+    ImprintFit,
+    fit_fusion,
+    fit_imprints,
+    image_weights,
+)
 from vlltr_index.classes import NewClass, add_classes
 from vlltr_index.errors import MissingStepError, UsageError
-from vlltr_index.fusion import FusionParams
+from vlltr_index.fusion import FusionParams, imprint_row
 from vlltr_index.loading import ImageSet, class_positions, image_set, usable_images
 from vlltr_index.rejection import RejectionFit, fit_rejection, known_scores
 from vlltr_index.schemas.config import FusionConfig, Recipe
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.scoring import Scorer, load_scorer
+from vlltr_index.stages.calibrate_report import CalibrationReport
 from vlltr_index.stages.embed import embed
 from vlltr_index.stages.pipeline import train_all
 
@@ -37,55 +45,6 @@ _NEW_SHARE = 10  # one class in ten is left out
 _FEW_SHARE = 3  # one many-shot class in three is cut
 _MANY = 100
 _FEW = 20
-
-
-@dataclass(frozen=True)
-class CalibrationReport:
-    """The fitted values, the run they come from, and what they give on what that run never saw."""
-
-    fusion: FusionConfig
-    run_id: str
-    pseudo_new: int
-    pseudo_few: int
-    old_images: int
-    new_images: int
-    old_alone: float
-    old_with_new: float
-    new: float
-    new_without_margin: float
-    reject_auroc: dict[str, float]  # of each score, known images against those of the classes left out
-    reject_fpr: dict[
-        str, float
-    ]  # of each: share of the latter that it accepts beside `fusion.reject_tpr` of the known
-    added_accepted: float  # share of the latter that the chosen score accepts once their classes are added
-
-    def lines(self) -> list[str]:
-        """The report for people."""
-        f = self.fusion
-        return [
-            f"Calibration {self.run_id}: {self.pseudo_new} classes left out, {self.pseudo_few} cut to 1-5 images.",
-            f"alpha {f.alpha:.2f}, temperatures {f.tau_visual:.2f} (image) and {f.tau_text:.2f} (text),"
-            f" margin {f.margin:.2f}, agreement {f.agreement:.2f}",
-            f"Old classes, each counted alike: {100 * self.old_alone:.1f} % alone,"
-            f" {100 * self.old_with_new:.1f} % beside the new ones ({self.old_images:,} images).",
-            f"New classes from text: {100 * self.new:.1f} % ({100 * self.new_without_margin:.1f} % without margin and"
-            f" agreement; {self.new_images:,} images).",
-            *self._rejection(),
-        ]
-
-    def _rejection(self) -> list[str]:
-        f = self.fusion
-        if f.reject_score is None or f.reject_threshold is None or f.reject_tpr is None:
-            return []
-        rates = ", ".join(
-            f"{k} {v:.3f} and {100 * self.reject_fpr[k]:.1f} %" for k, v in self.reject_auroc.items()
-        )
-        return [
-            f"None of these: below {f.reject_threshold:.2f} by the score {f.reject_score!r}. That accepts"
-            f" {100 * f.reject_tpr:.1f} % of the images of known classes, {100 * self.reject_fpr[f.reject_score]:.1f} %"
-            f" of those of classes left out, and {100 * self.added_accepted:.1f} % of the latter once these are added.",
-            f"AUROC, and images of unknown classes accepted at that rate, of each score: {rates}.",
-        ]
 
 
 @dataclass(frozen=True)
@@ -142,6 +101,8 @@ def calibrate(
         tau_text=_rounded(fit.params.tau_text),
         margin=_rounded(fit.params.margin),
         agreement=_rounded(fit.params.agreement),
+        imprint_strength=_rounded((found.imprints or fit).params.imprint_strength),
+        imprint_lift=_rounded((found.imprints or fit).params.imprint_lift),
         reject_score=rejection.score,
         reject_threshold=rejection.threshold,
         reject_tpr=min(1.0, rejection.tpr),
@@ -169,6 +130,7 @@ def calibrate(
         {str(k): v for k, v in rejection.auroc.items()},
         {str(k): v for k, v in rejection.fpr.items()},
         found.added_accepted,
+        found.imprints,
     )
 
 
@@ -311,6 +273,7 @@ class _Found:
 
     fusion: FusionFit
     rejection: RejectionFit
+    imprints: ImprintFit | None
     added_accepted: float
     old_images: int
     new_images: int
@@ -329,7 +292,51 @@ def _fit(inner: Workspace, few: set[int], few_share: float) -> _Found:
     rejection, accepted = fit_none_of_these(
         seen, unseen, scorer.row_class, scorer.trained, fit.params, few_share
     )
-    return _Found(fit, rejection, accepted, len(old.class_ids), len(new.class_ids))
+    imprints = _fit_imprints(scorer, (old, seen), (new, unseen), fit.params, few_share)
+    return _Found(fit, rejection, imprints, accepted, len(old.class_ids), len(new.class_ids))
+
+
+def _fit_imprints(
+    scorer: Scorer,
+    old: tuple[ImageSet, BranchLogits],
+    new: tuple[ImageSet, BranchLogits],
+    params: FusionParams,
+    few_share: float,
+) -> ImprintFit | None:
+    """Imprint the left-out classes from 1 to 5 of their images, and fit on the others."""
+    visual, (images, unseen) = scorer.saved.head.visual_head, new
+    shown = _shown(images)
+    if not isinstance(visual, nn.Linear) or bool(shown.all()):
+        return None
+    ids = torch.unique(images.class_ids)
+    weight, bias, mean = visual.weight.detach(), visual.bias.detach(), scorer.saved.training_mean
+    made = [
+        imprint_row(images.features[shown & (images.class_ids == i)].mean(0), mean, weight, bias)
+        for i in ids.tolist()
+    ]
+    full = replace(
+        scorer,
+        imprint_class_ids=ids,
+        imprint_weight=torch.stack([row for row, _ in made]),
+        imprint_bias=torch.stack([offset for _, offset in made]),
+        params=replace(params, imprint_strength=1.0, imprint_lift=0.0),
+    )
+    seen = replace(old[1], visual=full.visual_logits(old[0].features))
+    rest = BranchLogits(
+        full.visual_logits(images.features[~shown]), unseen.text[~shown], unseen.labels[~shown]
+    )
+    return fit_imprints(
+        seen, rest, full.row_class, full.trained, full.trained_level, params, few_share=few_share
+    )
+
+
+def _shown(images: ImageSet) -> Tensor:
+    """Which images the rows are made from, bool [N]: of the n-th class 1 + n mod 5."""
+    shown = torch.zeros(len(images.class_ids), dtype=torch.bool)
+    for place, class_id in enumerate(torch.unique(images.class_ids).tolist()):
+        mine = (images.class_ids == class_id).nonzero()[:, 0].tolist()
+        shown[sorted(mine, key=lambda n: _order(images.image_ids[n]))[: 1 + place % 5]] = True
+    return shown
 
 
 def fit_none_of_these(
