@@ -29,6 +29,7 @@ from vlltr_index.errors import InputError, UnknownClassError, UsageError, VlltrE
 from vlltr_index.loading import image_set
 from vlltr_index.scoring import load_scorer
 from vlltr_index.stages.classlist import show_class
+from vlltr_index.store import Store
 from vlltr_index.workspace import Workspace
 
 
@@ -284,13 +285,23 @@ def test_fragments_are_merged_now_and_then(
     """The commit after every so many holds merged tables, with the same rows; going on from it works."""
     from vlltr_index.classes import change as module
 
+    merged: list[str] = []
+    optimize = Store.optimize
+    monkeypatch.setattr(Store, "optimize", lambda self, name: merged.append(name) or optimize(self, name))
     monkeypatch.setattr(module, "_TIDY", 1)
+    monkeypatch.setattr(module, "_TIDY_VECTORS", 1)
     before = anchors(small)
     add_sentences(small, names[0], ["It is a test of many words."])
     add_class(small, "okapi", ["It is an animal."])
     remove_classes(small, ["okapi"])
     remove_sentences(small, names[0], matching="many words")
     assert anchors(small) == before
+    assert {"images", "anchors"} < set(merged)
+    assert sum(name.startswith(("sentence_vectors", "image_vectors")) for name in set(merged)) == 2
+    merged.clear()
+    monkeypatch.setattr(module, "_SMALL", 0)
+    add_class(small, "okapi", ["It is an animal."])
+    assert not any("vectors" in name for name in merged)
 
 
 def test_harm_is_warned_of() -> None:

@@ -185,9 +185,13 @@ def test_tags_can_be_moved_and_removed(store: Store) -> None:
     store.tag("classes", 1, "c1")
     store.tag("classes", 2, "c1")
     assert store.tags("classes") == {"c1": 2}
+    assert (store.tagged("classes", "c1"), store.tagged("classes", "c2")) == (2, None)
+    with pytest.raises(RuntimeError, match="version main:9 does not exist"):
+        store.tag("classes", 9, "c2")
     store.untag("classes", "c1")
     store.untag("classes", "c1")
     assert store.tags("classes") == {}
+    assert store.tagged("classes", "c1") is None
 
 
 def test_delete_counts_and_makes_no_empty_version(store: Store) -> None:

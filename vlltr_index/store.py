@@ -36,6 +36,7 @@ _FEW = 2000  # keys that are worth a filter instead of a scan
 _KEY_MARK = b"lance-schema:unenforced-primary-key:position"
 _NEVER = timedelta(days=36500)  # LanceDB's own limit, a week, fails where an older version is tagged
 _MARGINS = tuple(timedelta(milliseconds=m) for m in (1, 3, 10, 50, 500, 5000))
+_NO_TAG, _TAG_THERE = "Ref not found", "Ref conflict"  # in LanceDB's words
 _NAME = re.compile(r"[A-Za-z0-9_.-]+\Z")
 
 
@@ -339,17 +340,32 @@ class Store:
 
     def tag(self, name: str, version: int, tag: str) -> None:
         """Name a version, which keeps it from being cleaned away; a tag that is there is moved."""
-        tags = self._open(name).tags
-        if tag in tags.list():
-            tags.update(tag, version)
-        else:
+        tags = self._open(name).tags  # listing them would read a file for each
+        try:
             tags.create(tag, version)
+        except RuntimeError as error:
+            if _TAG_THERE not in str(error):
+                raise
+            tags.update(tag, version)
+
+    def tagged(self, name: str, tag: str) -> int | None:
+        """The version that a tag names; None if there is no such tag."""
+        try:
+            return int(self._open(name).tags.get_version(tag))
+        except RuntimeError as error:
+            if _NO_TAG not in str(error):
+                raise
+            return None
 
     def untag(self, name: str, *tags: str) -> None:
         """Remove tags, those that are there."""
         there = self._open(name).tags
-        for tag in set(tags) & set(there.list()):
-            there.delete(tag)
+        for tag in tags:
+            try:
+                there.delete(tag)
+            except RuntimeError as error:
+                if _NO_TAG not in str(error):
+                    raise
 
     def restore(self, name: str, version: int) -> int:
         """Make an old version's rows the newest again; returns the number of the version that this makes."""

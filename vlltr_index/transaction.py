@@ -47,15 +47,14 @@ def put_back(store: Store, last: Commit | None) -> list[str]:
             store.drop(name)
             touched.append(name)
             continue
-        tags, version = store.tags(name), store.version(name)
+        version = store.version(name)
         if (
-            version != committed[name] and tags.get(f"p{newest}") != version
+            version != committed[name] and store.tagged(name, f"p{newest}") != version
         ):  # p: the same rows, merged by prune
             store.restore(name, committed[name])
             touched.append(name)
-        for tag in tags:
-            if tag[:1] == "c" and tag[1:].isdecimal() and int(tag[1:]) > newest:
-                store.untag(name, tag)
+        if store.tagged(name, f"c{newest + 1}") is not None:  # the one tag such a writer makes
+            store.untag(name, f"c{newest + 1}")
     return touched
 
 

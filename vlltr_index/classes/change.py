@@ -14,6 +14,7 @@ from vlltr_index.classes.imprint import update_imprints
 from vlltr_index.classes.reports import AddedClass, ChangeReport, Effect
 from vlltr_index.classes.session import Session, View, rivals
 from vlltr_index.embedding import embed_images, embed_sentences
+from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
 from vlltr_index.scratch import scratch
 from vlltr_index.selection import score_images, update
 from vlltr_index.store import one_of
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Edit", "Options", "change"]
 
-_NARROW = ("classes", "sentences", "sentence_scores", "anchors")
-_TIDY = 64  # commits
+_NARROW = ("classes", "sentences", "sentence_scores", "anchors", "images", "imprints")
+_TIDY = 32  # commits
+_TIDY_VECTORS = 64  # commits; merging writes the whole table anew, so only
+_SMALL = 200_000  # rows: in a larger one the many small parts are no great part of a scan
 
 
 @dataclass(frozen=True)
@@ -120,10 +123,16 @@ def _make(
 
 
 def _tidy(tx: Transaction) -> None:
-    """Now and then merge what many small commits leave in the narrow tables, so that the next ones stay quick."""
-    if tx.commit is not None and tx.commit.id % _TIDY == 0:
-        for name in _NARROW:
-            if tx.has(name):
+    """Now and then merge what many small commits leave in the tables, so that the next ones stay quick."""
+    commit = tx.commit
+    if commit is None or commit.id % _TIDY:
+        return
+    for name in _NARROW:
+        if tx.has(name):
+            tx.store.optimize(name)
+    if commit.id % _TIDY_VECTORS == 0:
+        for name in (sentence_vectors_name(commit.text_fp or ""), image_vectors_name(commit.image_fp or "")):
+            if tx.store.exists(name) and tx.store.count(name) <= _SMALL:
                 tx.store.optimize(name)
 
 
