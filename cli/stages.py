@@ -121,7 +121,7 @@ def index_command(context: Context, kind: str, plan_only: bool) -> None:
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value; repeatable.")
 @pass_context
 def calibrate_command(context: Context, write: bool, overrides: tuple[str, ...]) -> None:
-    """Fit fusion weight, temperatures, margin and agreement on training data.
+    """Fit fusion weight, temperatures, margin, agreement and the strength of imprinted rows on training data.
 
     Makes one extra stage-1 run in which some classes are left out (pseudo-new) and some many-shot classes are cut to
     1-5 images (pseudo-few), and fits the values on what that run never saw.

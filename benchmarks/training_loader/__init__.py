@@ -17,9 +17,9 @@ from benchmarks.harness import Arrays, Case, Disagreement
 COMPETITORS = ("bare", "decoding", "ours")
 CASES = (
     Case(
-        "32 photographs, ViT-B-32, B = 16",
-        {"number": 32, "model": "ViT-B-32", "batch": 16, "side": 256},
-        rounds=3,
+        "160 photographs, ViT-B-32, B = 16",
+        {"number": 160, "model": "ViT-B-32", "batch": 16, "side": 256},
+        rounds=2,
     ),
 )
 

@@ -76,7 +76,8 @@ def facts(
             "fusion",
             f"rule {fusion.rule}, alpha {fusion.alpha:g}, temperatures {fusion.tau_visual:g} (image) and"
             f" {fusion.tau_text:g} (text), margin {fusion.margin:g},"
-            f" agreement {fusion.agreement:g}{calibrated}",
+            f" agreement {fusion.agreement:g}; imprinted rows: strength {fusion.imprint_strength:g}, lift"
+            f" {fusion.imprint_lift:g}{calibrated}",
         ),
         ("classes", f"{state.classes:,} ({_by_shot(snapshot)})"),
         ("images", f"{images}; {state.quarantined:,} quarantined"),
