@@ -1,4 +1,4 @@
-"""What it costs to add one class, by the number of classes that are there; and two hundred in a row.
+"""What it costs to add one class, by the number of classes that are there; and many in a row.
 
     python -m benchmarks.additions run [--small]    to results/additions.json; --small only looks whether it runs
     python -m benchmarks.additions table            to docs/results.md
@@ -65,7 +65,7 @@ _log = logging.getLogger(__name__)
 
 def run(small: bool) -> None:
     """Measure at all sizes, and the row of additions."""
-    sizes, repeats, row = ((50, 100), 2, 5) if small else ((100, 1000, 10_000), 5, 200)
+    sizes, repeats, row = ((50, 100), 2, 5) if small else ((100, 1000, 10_000), 5, 256)
     result: dict[str, Any] = {"cost": [_cost(size, repeats) for size in sizes], "row": _row(sizes[1], row)}
     names = ("torch", "lancedb", "pyarrow", "vlltr-index")
     result["versions"] = {n: version(n) for n in names}
@@ -127,7 +127,7 @@ def _row(classes: int, count: int) -> dict[str, Any]:
 
 
 def _quarters(values: list[float]) -> list[float]:
-    """Means of the four quarters: small parts of tables are merged now and then, in each quarter as often."""
+    """Means of the four quarters; of 256 additions each holds one merging of vectors (every 64) and two of the rest."""
     size = max(1, len(values) // 4)
     return [round(mean(values[n : n + size]), 3) for n in range(0, 4 * size, size)][:4]
 

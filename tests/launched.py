@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +21,21 @@ def work(marks: Path, what: str, progress: Callable[..., None] | None) -> tuple[
         progress("work", 1, 2)
     if what.startswith("untidy"):
         atexit.register(os.abort)  # as a library's threads may do to a process that has said all
-    if what == "silent" and rank == 1:
+    if what == "slow":
+        if rank == 1:
+            atexit.register(os.abort)
+            return 11, processes
+        time.sleep(6)  # longer than the others have once one has failed
+        return 10, processes
+    if what == "busy" and rank == 0 and progress is not None:
+        for done in range(300):
+            progress("work", done, 300)
+            time.sleep(0.1)
+    if what == "busy":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "bug" and rank == 0:
+        raise ValueError("the real bug")
+    if what in ("silent", "bug") and rank == 1:
         os._exit(3)
     if what == "killed" and rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)

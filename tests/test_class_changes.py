@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,28 @@ def test_an_imprinted_row_comes_and_goes_with_the_images(small: Workspace, world
     assert (shown.visual, shown.pictures[0].uri) == ("imprinted", str(picture))
     report = remove_images(small, [shown.pictures[0].image_id[:8]])
     assert (report.classes[0].visual, report.classes[0].images) == ("none", 0)
+
+
+def test_an_imprinted_row_is_moderated_when_it_is_used(small: Workspace, world: World) -> None:
+    """Its logit is level + lift + strength * (l - level), written out, for the values of the commit and for others."""
+    add_class(small, "okapi", ["It is an animal."])
+    add_images(small, "okapi", [Path(world.pictures[0])])
+    scorer, images = load_scorer(small, small.snapshot()), image_set(small.snapshot(), "train")
+    head, mean = scorer.saved.head.visual_head, scorer.saved.training_mean.double()
+    assert isinstance(head, torch.nn.Linear)
+    weight, bias = head.weight.detach().double(), head.bias.detach().double()
+    own = images.features[images.class_ids == scorer.imprint_class_ids].double().mean(0)
+    row = (own - mean) / (own - mean).norm() * weight.norm(dim=1).mean()
+    level = (weight @ mean + bias).mean()
+    full = (images.features.double() - mean) @ row + level
+    for strength, lift in ((0.8, 1.0), (0.3, -2.0)):
+        params = replace(scorer.params, imprint_strength=strength, imprint_lift=lift)
+        found = scorer.with_params(params).visual_logits(images.features)[:, -1].double()
+        torch.testing.assert_close(found, level + lift + strength * (full - level), atol=1e-4, rtol=1e-4)
+    commit = small.history.last()
+    assert commit is not None
+    assert commit.fusion is not None
+    assert scorer.params.imprint_lift == commit.fusion.imprint_lift
 
 
 def test_a_trained_row_stays_when_images_come(small: Workspace, world: World, names: list[str]) -> None:

@@ -142,8 +142,9 @@ def test_launch_gives_the_first_processs_result(tmp_path: Path) -> None:
     assert "RANK" not in os.environ
 
 
-def test_the_first_failure_ends_all(tmp_path: Path) -> None:
+def test_the_first_failure_ends_all(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The others wait for one that failed or was killed; the error is its own, whichever it was."""
+    caplog.set_level("INFO", "vlltr_index")
     for what in ("one", "untidy-one"):
         with pytest.raises(VlltrError) as caught:
             launch(2, work, tmp_path, what)
@@ -154,6 +155,15 @@ def test_the_first_failure_ends_all(tmp_path: Path) -> None:
     with pytest.raises(VlltrError) as caught:
         launch(2, work, tmp_path, "silent")
     assert caught.value.message == "training process 2 of 2 ended with exit code 3"
+    seen: list[int] = []
+    with pytest.raises(VlltrError) as caught:
+        launch(2, work, tmp_path, "busy", progress=lambda *told: seen.append(told[1]))
+    assert caught.value.message == "training process 2 of 2 was ended by SIGKILL"
+    assert seen[-1] < 299  # the first was ended, though it had not fallen silent
+    with pytest.raises(VlltrError) as caught:
+        launch(2, work, tmp_path, "bug")
+    assert caught.value.message == "training process 2 of 2 ended with exit code 3"
+    assert "ValueError: the real bug" in caplog.text
     with pytest.raises(RuntimeError, match=r"(?s)training process 1 of 2 failed:\n.*KeyError: 'a bug'"):
         launch(2, work, tmp_path, "crash")
 
@@ -161,6 +171,7 @@ def test_the_first_failure_ends_all(tmp_path: Path) -> None:
 def test_a_process_that_has_said_all_may_end_as_it_likes(tmp_path: Path) -> None:
     """An abort while the interpreter shuts down does not undo what was committed."""
     assert launch(2, work, tmp_path, "untidy") == (10, 2)
+    assert launch(2, work, tmp_path, "slow") == (10, 2)
     assert not multiprocessing.active_children()
 
 

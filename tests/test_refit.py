@@ -69,9 +69,10 @@ def test_rows_start_where_they_are(small: Workspace) -> None:
     assert rows is not None
     visual = scorer.saved.head.visual_head
     assert isinstance(visual, torch.nn.Linear)
-    assert torch.equal(rows[0], torch.stack([visual.weight[0], visual.weight[3], scorer.imprint_weight[0]]))
-    assert rows[1].tolist() == pytest.approx(
-        [visual.bias[0].item(), visual.bias[3].item(), scorer.imprint_bias[0].item()]
+    torch.testing.assert_close(rows[0][:2], visual.weight[[0, 3]])
+    features = torch.randn(5, visual.in_features, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        features @ rows[0].T + rows[1], scorer.visual_logits(features)[:, [0, 3, -1]], atol=1e-5, rtol=1e-5
     )
 
 

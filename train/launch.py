@@ -60,6 +60,10 @@ class _Outcome:
     )  # who has said how it ended; what its exit does is of no interest
     warned: set[str] = field(default_factory=set)
 
+    def well(self, rank: int) -> bool:
+        """Whether a process has done its work."""
+        return rank in self.done and all(failed != rank for _, failed, _ in self.failures)
+
 
 def launch(processes: int, work: Callable[..., T], *args: Any, progress: Progress | None = None) -> T:
     """Run `work(*args, progress)` in several processes that form a group; returns what the first one gives.
@@ -94,7 +98,7 @@ def launch(processes: int, work: Callable[..., T], *args: Any, progress: Progres
         ended = _follow(context.processes, [r for r, _ in pipes], outcome, progress)
     finally:
         _end(context.processes, _GRACE)
-    died = {rank: code for rank, code in ended.items() if code != 0 and rank not in outcome.done}
+    died = {rank: code for rank, code in ended.items() if rank not in outcome.done}
     if died or outcome.failures:
         raise _failure(died, outcome, processes)
     result: T = outcome.result
@@ -184,27 +188,34 @@ def _follow(
     outcome: _Outcome,
     progress: Progress | None,
 ) -> dict[int, int]:
-    """Take in messages until all have ended, or one has failed; the exit codes of those that ended."""
+    """Take in messages until all have ended, or a little longer than one has not ended well; who has ended, and how."""
     running = {process.sentinel: rank for rank, process in enumerate(processes)}
-    ended: dict[int, int] = {}
-    open_boxes, failed = list(inboxes), False
-    while (running and not failed) or open_boxes:
-        ready = wait(
-            [*open_boxes, *running], timeout=_GRACE if failed else None
-        )  # what the others have to say
-        if not ready:
-            break
-        for box in [b for b in open_boxes if b in ready]:
-            try:
-                _take(box.recv(), outcome, progress)
-            except (EOFError, ConnectionResetError):
-                open_boxes.remove(box)
+    boxes, ended, until = dict(enumerate(inboxes)), dict[int, int](), float("inf")
+    while running and time.monotonic() < until:
+        left = None if until == float("inf") else until - time.monotonic()
+        ready = wait([*boxes.values(), *running], timeout=left)
+        for rank in [r for r, box in boxes.items() if box in ready]:
+            if not _read(boxes[rank], outcome, progress):
+                del boxes[rank]
         for sentinel in [s for s in running if s in ready]:
             rank = running.pop(sentinel)
             processes[rank].join()
+            box = boxes.pop(rank, None)
+            while box is not None and box.poll() and _read(box, outcome, progress):
+                pass  # its last words, before it is judged
             ended[rank] = processes[rank].exitcode or 0
-            failed = failed or ended[rank] != 0
+            if not outcome.well(rank):
+                until = min(until, time.monotonic() + _GRACE)  # the others may still say how they ended
     return ended
+
+
+def _read(box: Connection, outcome: _Outcome, progress: Progress | None) -> bool:
+    """Take in one message; False where the other end is closed."""
+    try:
+        _take(box.recv(), outcome, progress)
+    except (EOFError, ConnectionResetError):
+        return False
+    return True
 
 
 def _take(message: tuple[Any, ...], outcome: _Outcome, progress: Progress | None) -> None:
@@ -245,6 +256,8 @@ def _failure(died: dict[int, int], outcome: _Outcome, processes: int) -> Excepti
     if died and not raised:
         rank, code = next(iter(died.items()))
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        for _, other, what in own:  # as a rule because it lost the one that ended
+            _log.info("training process %d of %d failed:\n%s", other + 1, processes, what)
         return VlltrError(
             f"training process {rank + 1} of {processes} {how}",
             "If memory ran out: a smaller batch_size or fewer processes. The same command goes on from the last epoch.",

@@ -43,7 +43,7 @@ class FusionParams:
         imprint_strength: What imprinted rows' logits are multiplied by, about their level at the training mean; over 0.
             At full strength a hundred of them take several points from the old classes, for each has a direction that
             no training has smoothed. See `moderate`.
-        imprint_lift: Added to them, in nats.
+        imprint_lift: Added to them, before the temperature.
     """
 
     alpha: float = 0.5
@@ -242,11 +242,11 @@ def moderate(logits: Tensor, trained_level: Tensor | float, params: FusionParams
     """Logits of imprinted rows as they are used: level + lift + strength * (logit - level).
 
     Args:
-        logits: Float [B, R], of rows from `imprint_row`.
+        logits: Float [..., R], of rows from `imprint_row`.
         trained_level: Scalar, the trained rows' mean logit at the training mean; `imprint_row` puts its rows there.
         params: Strength and lift.
 
     Returns:
-        [B, R].
+        As `logits`.
     """
     return trained_level + params.imprint_lift + params.imprint_strength * (logits - trained_level)

@@ -84,6 +84,11 @@ class Scorer:
         extra = features.to(self.imprint_weight.dtype) @ self.imprint_weight.T + self.imprint_bias
         return torch.cat([logits, moderate(extra, self.trained_level, self.params).to(logits.dtype)], dim=1)
 
+    def moderate_rows(self) -> tuple[Tensor, Tensor]:
+        """The imprinted rows with strength and lift in them: weight float32 [R, D], bias float32 [R]."""
+        bias = moderate(self.imprint_bias, self.trained_level, self.params)
+        return self.params.imprint_strength * self.imprint_weight, bias
+
     @cached_property
     def trained_level(self) -> float:
         """The trained rows' mean logit at the training mean."""

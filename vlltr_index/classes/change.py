@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Edit", "Options", "change"]
 
-_NARROW = ("classes", "sentences", "sentence_scores", "anchors", "images", "imprints")
+_NARROW = ("classes", "sentences", "sentence_scores", "anchors", "imprints")
 _TIDY = 32  # commits
 _TIDY_VECTORS = 64  # commits; merging writes the whole table anew, so only
 _SMALL = 200_000  # rows: in a larger one the many small parts are no great part of a scan
@@ -130,6 +130,10 @@ def _tidy(tx: Transaction) -> None:
     for name in _NARROW:
         if tx.has(name):
             tx.store.optimize(name)
+    if tx.has("images") and not tx.store.count(
+        "images", "data IS NOT NULL"
+    ):  # pictures are too much to write anew
+        tx.store.optimize("images")
     if commit.id % _TIDY_VECTORS == 0:
         for name in (sentence_vectors_name(commit.text_fp or ""), image_vectors_name(commit.image_fp or "")):
             if tx.store.exists(name) and tx.store.count(name) <= _SMALL:

@@ -94,6 +94,7 @@ def calibrate(
     few = {inner.snapshot().class_table().lookup(names[i]) for i in plan.few}
     found = _fit(inner, few, plan.few_share)
     fit, rejection = found.fusion, found.rejection
+    rows = recipe.fusion if found.imprints is None else found.imprints.params
     fusion = FusionConfig(
         rule=recipe.fusion.rule,
         alpha=_rounded(fit.params.alpha),
@@ -101,8 +102,8 @@ def calibrate(
         tau_text=_rounded(fit.params.tau_text),
         margin=_rounded(fit.params.margin),
         agreement=_rounded(fit.params.agreement),
-        imprint_strength=_rounded((found.imprints or fit).params.imprint_strength),
-        imprint_lift=_rounded((found.imprints or fit).params.imprint_lift),
+        imprint_strength=_rounded(rows.imprint_strength),
+        imprint_lift=_rounded(rows.imprint_lift),
         reject_score=rejection.score,
         reject_threshold=rejection.threshold,
         reject_tpr=min(1.0, rejection.tpr),
@@ -168,7 +169,7 @@ def _plan(snapshot: Snapshot) -> _Plan:
         raise MissingStepError(
             f"calibration leaves one class in {_NEW_SHARE} out and needs {2 * _NEW_SHARE} classes with training images;"
             f" there are {len(by_class)}",
-            "Set the values by hand in vlltr.toml: [recipe.fusion] alpha, tau_visual, tau_text, margin;"
+            "Set the values by hand in vlltr.toml: [recipe.fusion] alpha, tau_visual, tau_text, margin, agreement;"
             " then run: vlltr train lgr",
         )
     names = snapshot.class_table().names
@@ -296,6 +297,7 @@ def _fit(inner: Workspace, few: set[int], few_share: float) -> _Found:
     return _Found(fit, rejection, imprints, accepted, len(old.class_ids), len(new.class_ids))
 
 
+@torch.inference_mode()
 def _fit_imprints(
     scorer: Scorer,
     old: tuple[ImageSet, BranchLogits],

@@ -50,7 +50,10 @@ class CalibrationReport:
 
     def _imprinted(self) -> list[str]:
         if self.imprinted is None:
-            return []
+            return [
+                "Strength and lift of imprinted rows were not fitted: that takes a linear visual classifier and two"
+                " images of a left-out class."
+            ]
         f, fit = self.fusion, self.imprinted
         return [
             f"Rows imprinted from 1 to 5 images each: strength {f.imprint_strength:.1f}, lift {f.imprint_lift:.1f}. New"

@@ -116,7 +116,7 @@ def starting_rows(scorer: Scorer, class_ids: Tensor) -> tuple[Tensor, Tensor] | 
     rows, biases = weight.mean(0).repeat(len(class_ids), 1), bias.mean().repeat(len(class_ids))
     sources = (
         (scorer.row_owners, weight, bias),
-        (scorer.imprint_class_ids, scorer.imprint_weight, scorer.imprint_bias),
+        (scorer.imprint_class_ids, *scorer.moderate_rows()),
         (scorer.saved.class_ids, weight, bias),
     )
     for owners, from_rows, from_biases in sources:

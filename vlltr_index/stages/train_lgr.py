@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
 from typing import TYPE_CHECKING
@@ -104,6 +105,8 @@ def _train_head(
         first.class_ids.tolist(),
         config.model_dump(mode="json"),
         augment.model_dump(mode="json"),
+        float(commit.info["logit_scale"]),
+        [hashlib.sha256(view.contiguous().numpy().data).hexdigest() for view in (first.features, *rest)],
     ]
     folder = run_folder(workspace, f"lgr-{short(digest_json(facts))}")
     with held_folder(folder, "train lgr", resume) as resumed:
