@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vlltr_index.cli.context import Context, existing, pass_context
+from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from vlltr_index.classes import ChangeReport, NewClass
@@ -74,8 +75,8 @@ def _detail_lines(detail: ClassDetail, every: bool) -> list[str]:
         "none": "no visual row",
     }[detail.visual]
     lines = [
-        f"{detail.name} (class {detail.class_id}, {detail.origin}, {detail.images} training images,"
-        f" {detail.sentences} sentences, {row})"
+        f"{detail.name} (class {detail.class_id}, {detail.origin}, {many(detail.images, 'training image')},"
+        f" {many(detail.sentences, 'sentence')}, {row})"
     ]
     for label, names in (("also", detail.aliases), ("took in", detail.merged), ("nearest", detail.rivals)):
         if names:

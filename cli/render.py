@@ -91,9 +91,8 @@ def _plain(console: Console) -> Progress:
         shown[step] = float("inf") if last else now
         rate = done / (now - started[step]) if now > started[step] else 0.0
         left = f", {(total - done) / rate:,.0f} s left" if total is not None and rate and not last else ""
-        console.print(
-            f"{step}: {done:,}/{total if total is None else f'{total:,}'} ({rate:,.0f}/s{left})", markup=False
-        )
+        so_far = f"{done:,}/{total:,}" if total is not None else f"{done:,}"
+        console.print(f"{step}: {so_far}" + (f" ({rate:,.0f}/s{left})" if rate else ""), markup=False)
 
     return report
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vlltr_index.cli.context import Context, cache_images, pass_context
+from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from vlltr_index.stages.embed import EngineName
@@ -53,15 +54,15 @@ def embed_command(
         context.emit(asdict(report))
         return
     context.say(
-        f"Embedded {report.sentences:,} sentences ({report.sentences_before:,} were there) and"
-        f" {report.images:,} image vectors ({report.images_before:,} were there)."
+        f"Embedded {many(report.sentences, 'sentence')} ({report.sentences_before:,} there before) and"
+        f" {many(report.images, 'image vector')} ({report.images_before:,} there before)."
     )
     if report.truncated:
-        context.say(f"{report.truncated:,} sentences were longer than the encoder's context and were cut.")
+        cut = many(report.truncated, "sentence was", "sentences were")
+        context.say(f"{cut} longer than the encoder's context and cut there.")
     if report.unreadable:
-        context.say(
-            f"{report.unreadable:,} images could not be read again and are kept aside with the reason."
-        )
+        unread = many(report.unreadable, "image")
+        context.say(f"{unread} could not be read again: kept aside with the reason.")
     context.say("Next: vlltr select")
 
 
@@ -79,14 +80,14 @@ def select_command(context: Context, overrides: tuple[str, ...]) -> None:
     if context.as_json:
         context.emit(asdict(report))
         return
+    classes = many(report.classes, "class", "classes")
     context.say(
-        f"Selected {report.anchors:,} anchors of {report.sentences:,} sentences for {report.classes:,} classes"
-        f" ({report.mode}, {report.images:,} images)."
+        f"Selected {many(report.anchors, 'anchor')} of {many(report.sentences, 'sentence')} for {classes}"
+        f" ({report.mode}, {many(report.images, 'image')})."
     )
     if report.classes_without_images:
-        context.say(
-            f"{report.classes_without_images:,} classes have no training image: theirs go by text alone."
-        )
+        bare = many(report.classes_without_images, "class has", "classes have")
+        context.say(f"{bare} no training image: sentences there go by text alone.")
     context.say("Next: vlltr train lgr")
 
 

@@ -139,7 +139,7 @@ def test_merged_classes_add_their_rows(small: Workspace, names: list[str]) -> No
 def test_sentences_come_and_go(small: Workspace, names: list[str]) -> None:
     """What is there already changes nothing; ids may be short; a text takes all that hold it."""
     report = add_sentences(small, names[4], ["It is a test.", "IT is a  test.", "Another test."])
-    assert report.notes == ["2 sentences added; 1 were there before."]
+    assert report.notes == ["2 sentences added; 1 there before."]
     at = commits(small)
     assert not add_sentences(small, names[4], ["It is a test."]).changed
     assert commits(small) == at

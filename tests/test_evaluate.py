@@ -62,7 +62,7 @@ def test_images_of_a_class_without_anchors_are_refused(
     embed(trained)
     with pytest.raises(MissingStepError) as caught:
         evaluate(trained, bootstrap=10)
-    assert caught.value.message == "1 classes of split 'test' have no sentence, for example 'okapi'"
+    assert caught.value.message == "1 class of split 'test' without a sentence, for example 'okapi'"
     assert (
         caught.value.hint == "Bring text for them: vlltr ingest text PATH, then vlltr embed and vlltr select"
     )
@@ -70,7 +70,7 @@ def test_images_of_a_class_without_anchors_are_refused(
     ingest_text(trained, tmp_path / "texts.json")
     with pytest.raises(MissingStepError) as caught:
         evaluate(trained, bootstrap=10)
-    assert caught.value.message == "1 classes of split 'test' have no anchor sentence, for example 'okapi'"
+    assert caught.value.message == "1 class of split 'test' without an anchor sentence, for example 'okapi'"
     assert caught.value.hint == "Select again: vlltr embed, then vlltr select"
 
 

@@ -131,7 +131,7 @@ def test_images_of_a_folder(workspace: Workspace, tmp_path: Path) -> None:
     assert report.lines() == [
         f"{tmp_path / 'data'}: images 4 added (train 4).",
         "Classes: 2, 2 of them new.",
-        "1 images cannot be read; they are kept aside with the reason.",
+        "1 image cannot be read; it is kept aside with the reason.",
         f"  kept aside: {tmp_path}/data/tit/broken.png: {report.notes[0].rpartition('broken.png: ')[2]}",
         "Next: vlltr ingest text PATH   (2 classes have no sentence yet)",
     ]
@@ -258,7 +258,7 @@ def test_only_train_makes_classes(workspace: Workspace, tmp_path: Path) -> None:
     assert workspace.history.last() is None
     report = ingest_images(workspace, path)
     assert (report.added, report.unknown_class) == (2, 1)
-    assert "1 images were left out: the workspace has no class of their name." in report.lines()
+    assert "1 image was left out: the workspace has no class of that name." in report.lines()
     assert report.notes == ["no class of the name 'owl' (1)"]
     assert names(workspace) == {0: "tit"}
     assert ingest_images(workspace, path, create_classes=True).added == 1
@@ -377,7 +377,7 @@ def test_sentences_and_prompts(workspace: Workspace, tmp_path: Path) -> None:
         f"{path}: sentences 8 added, 1 repeated or there before.",
         "5 of them are prompts made from the class names.",
         "Classes: 3, 2 of them new.",
-        "1 entries were left out.",
+        "1 entry was left out.",
         f"  left out: {path}: class 'none': the class has no sentence",
         "  1 of 3 classes have no text but prompts: 'owl'",
     ]

@@ -58,7 +58,7 @@ def test_all_classes_with_images_are_trained(small: Workspace) -> None:
     assert scorer.class_ids[~scorer.trained].tolist() == [11]
     assert not len(scorer.imprint_class_ids)
     assert not scorer.merged
-    assert report.lines()[1] == "New in it: seen. Known by text alone: 1 classes."
+    assert report.lines()[1] == "New in it: seen. Known by text alone: 1 class."
 
 
 def test_rows_start_where_they_are(small: Workspace) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from io import StringIO
 
 import pytest
@@ -12,10 +14,12 @@ from vlltr_index.cli.render import (
     evaluation_table,
     explanation_lines,
     prediction_lines,
+    show_progress,
 )
 from vlltr_index.metrics import AccuracyReport, Interval
 from vlltr_index.schemas.records import ClassScore, Prediction, SentenceShare
 from vlltr_index.stages.evaluate import EvaluationReport
+from vlltr_index.wording import many
 
 LONG = "A very large and heavy bird with a grey head, a chestnut breast and a back that is barred in black and gold."
 
@@ -87,3 +91,26 @@ def test_the_table_fits_a_terminal(width: int) -> None:
     assert lines[0] == "vl-ltr less image-only + logit adjustment, in points [95 % of the paired bootstrap]"
     assert lines[1] == "  overall  +1.8 [+1.0, +2.5]"
     assert len(lines) == 6
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [(0, "0 images are"), (1, "1 image is"), (2, "2 images are"), (12_000, "12,000 images are")],
+)
+def test_a_count_has_its_noun_in_the_right_number(count: int, said: str) -> None:
+    """One is singular, none and many are plural."""
+    assert many(count, "image is", "images are") == said
+    assert many(count, "image") == said.rsplit(" ", 1)[0]
+
+
+def test_plain_progress_says_a_rate_only_where_there_is_one() -> None:
+    """A step whose first word is its last has no rate; one that took time has."""
+    out = StringIO()
+    with show_progress(Console(file=out, width=200), quiet=False) as report:
+        report("embed sentences", 25, 25)
+        report("train", 0, 10)
+        time.sleep(0.02)
+        report("train", 10, 10)
+    first, second = out.getvalue().splitlines()
+    assert first == "embed sentences: 25/25"
+    assert re.fullmatch(r"train: 10/10 \([\d,]+/s\)", second)

@@ -85,7 +85,7 @@ def test_classes_without_anchors_are_named(trained: Workspace, pictures: Path, t
     embed(trained)
     with pytest.raises(MissingStepError) as caught:
         train_lgr_stage(trained, trained.recipe.lgr)
-    assert caught.value.message == "1 classes with training images have no anchor sentence: 'okapi'"
+    assert caught.value.message == "1 class with training images has no anchor sentence: 'okapi'"
     assert caught.value.hint == "Select again: vlltr embed, then vlltr select"
 
 

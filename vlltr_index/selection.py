@@ -28,6 +28,7 @@ from vlltr_index.schemas.config import SelectConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.schemas.tables import ANCHORS, SENTENCE_SCORES, image_vectors_name, sentence_vectors_name
 from vlltr_index.store import one_of
+from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
@@ -110,7 +111,7 @@ def _sentences(tx: Snapshot, mode: str) -> pa.Table:
     if bare:
         names = ", ".join(repr(active[i]) for i in bare[:5]) + (" ..." if len(bare) > 5 else "")
         raise MissingStepError(
-            f"{len(bare)} classes have no sentence: {names}",
+            f"{many(len(bare), 'class has', 'classes have')} no sentence: {names}",
             "Bring text for them: vlltr ingest text PATH",
         )
     order = ["class_id", *(["position"] if mode == "cutoff" else []), "sentence_id"]

@@ -17,6 +17,7 @@ from vlltr_index.errors import InputError, UsageError
 from vlltr_index.ingestion import sentence_rows
 from vlltr_index.schemas.records import SentenceRecord
 from vlltr_index.store import one_of
+from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from vlltr_index.classes.session import Session
@@ -62,8 +63,8 @@ def add_sentences(
         where = f"class_id = {class_id}"
         there = set(tx.table("sentences", ["sentence_id"], where)["sentence_id"].to_pylist())
         rows = sentence_rows({class_id: records}, known=there.__contains__)
-        same = f"; {len(records) - rows.num_rows} were there before" if rows.num_rows < len(records) else ""
-        notes = [f"{rows.num_rows} sentences added{same}."]
+        same = f"; {len(records) - rows.num_rows} there before" if rows.num_rows < len(records) else ""
+        notes = [f"{many(rows.num_rows, 'sentence')} added{same}."]
         if not rows.num_rows:
             return Edit(shown=[class_id], notes=notes)
         tx.upsert("sentences", rows)
@@ -118,7 +119,7 @@ def remove_sentences(
         tx.delete("sentences", one_of("sentence_id", gone))
         shown = [f"  {there[i]}" for i in gone[:_EXAMPLES]]
         more = [f"  and {len(gone) - _EXAMPLES} more"] if len(gone) > _EXAMPLES else []
-        return Edit({class_id}, [class_id], notes=[f"{len(gone)} sentences removed:", *shown, *more])
+        return Edit({class_id}, [class_id], notes=[f"{many(len(gone), 'sentence')} removed:", *shown, *more])
 
     return change(workspace, f"sentences remove {name!r}", write, Options(dry_run, progress, session))
 
@@ -155,7 +156,7 @@ def add_images(
         there = tx.count("images", one_of("image_id", good["image_id"].to_pylist()))
         tx.upsert("images", rows)
         notes = [
-            f"{good.num_rows - there} images added" + (f"; {there} were there before." if there else ".")
+            many(good.num_rows - there, "image") + " added" + (f"; {there} there before." if there else ".")
         ]
         notes += [f"Left out: {what}" for what in skipped]
         if good.num_rows == there:
@@ -196,7 +197,9 @@ def remove_images(
         rows = tx.table("images", ["class_id", "split"], where)
         tx.delete("images", where)
         owners = {i for i in classes_of(rows.filter(pc.equal(rows["split"], "train"))) if i is not None}
-        return Edit(owners, sorted(owners), images_changed=owners, notes=[f"{len(gone)} images removed."])
+        return Edit(
+            owners, sorted(owners), images_changed=owners, notes=[f"{many(len(gone), 'image')} removed."]
+        )
 
     command = f"images remove {' '.join(ids[:3])}" + (" ..." if len(ids) > 3 else "")
     report = change(workspace, command, write, Options(dry_run, progress, session))

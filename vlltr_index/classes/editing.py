@@ -18,6 +18,7 @@ from vlltr_index.ingestion import sentence_rows
 from vlltr_index.schemas.records import SentenceRecord
 from vlltr_index.scoring import merged_classes
 from vlltr_index.store import one_of
+from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from vlltr_index.classes.session import Session
@@ -61,7 +62,8 @@ def _retire(tx: Transaction, class_id: int, name: str) -> str:
     where = f"class_id = {class_id}"
     sentences, images = tx.delete("sentences", where), tx.delete("images", where)
     change_class(tx, class_id, retired_at=_now())
-    return f"Removed {name!r} (class {class_id}) with {sentences} sentences and {images} images."
+    content = f"{many(sentences, 'sentence')} and {many(images, 'image')}"
+    return f"Removed {name!r} (class {class_id}) with {content}."
 
 
 def _now() -> str:
@@ -173,7 +175,8 @@ def merge_classes(
         merged = {i: kept if to == gone else to for i, to in merged_classes(tx).items()} | {gone: kept}
         note = (
             f"Merged {table.names[gone]!r} (class {gone}) into {table.names[kept]!r} (class {kept}):"
-            f" {moved} sentences and {images.num_rows} images went over; the name is an alias now."
+            f" {many(moved, 'sentence')} and {many(images.num_rows, 'image')} went over;"
+            " the name is an alias now."
         )
         return Edit({kept, gone}, [kept], images_changed={kept, gone}, merged=merged, notes=[note])
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from vlltr_index.wording import many
+
 __all__ = ["AddReport", "AddedClass", "ChangeReport", "Effect", "shortly"]
 
 _SHOWN = 3  # classes of a change that are named one by one
@@ -33,8 +35,9 @@ class AddedClass:
             "none": "known by text alone",
         }[self.visual]
         return (
-            f"{verb} {self.name!r} (class {self.class_id}): {self.sentences} sentences, {self.anchors} anchors,"
-            f" {self.images} images, {how}. Nearest: {', '.join(self.rivals) or 'none'}."
+            f"{verb} {self.name!r} (class {self.class_id}): {many(self.sentences, 'sentence')},"
+            f" {many(self.anchors, 'anchor')}, {many(self.images, 'image')}, {how}."
+            f" Nearest: {', '.join(self.rivals) or 'none'}."
         )
 
 
@@ -54,7 +57,7 @@ class Effect:
         if self.before is None or self.after is None:
             return []
         lines = [
-            f"Old classes on {self.images:,} validation images:"
+            f"Old classes on {many(self.images, 'validation image')}:"
             f" {100 * self.before:.1f} % before, {100 * self.after:.1f} % after."
         ]
         if self.before - self.after > _HARM:

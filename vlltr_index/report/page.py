@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from vlltr_index.report.charts import accuracy_chart, gain_chart, loss_chart, reliability_chart
 from vlltr_index.report.drawing import Chart
 from vlltr_index.report.records import Curves, Gains, Measured, Missing, Report
+from vlltr_index.wording import many
 
 __all__ = ["render"]
 
@@ -48,13 +49,9 @@ def _environment() -> Environment:
     environment.filters["signed"] = lambda value: f"{round(100 * value, 1) + 0.0:+.1f}"
     environment.filters["points"] = lambda value: f"{round(value, 3) + 0.0:+.3f}"
     environment.filters["count"] = lambda value: f"{value:,}"
-    environment.filters["many"] = _many
+    environment.filters["many"] = many
     environment.tests["missing"] = lambda part: isinstance(part, Missing)
     return environment
-
-
-def _many(count: int, one: str, several: str | None = None) -> str:
-    return f"{count:,} {one if count == 1 else several or one + 's'}"
 
 
 def _charts(report: Report) -> dict[str, Any]:

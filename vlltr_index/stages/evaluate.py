@@ -25,6 +25,7 @@ from vlltr_index.metrics import (
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.scoring import load_scorer
 from vlltr_index.stages.baselines import ADJUSTED, baseline_labels, score_baselines
+from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
@@ -269,11 +270,13 @@ def _labels(snapshot: Snapshot, class_ids: Tensor, data: ImageSet, split: str) -
         bare = [class_id for class_id in unknown if class_id not in told]
         if bare:
             raise MissingStepError(
-                f"{len(bare)} classes of split {split!r} have no sentence, for example {names[bare[0]]!r}",
+                f"{many(len(bare), 'class', 'classes')} of split {split!r} without a sentence,"
+                f" for example {names[bare[0]]!r}",
                 "Bring text for them: vlltr ingest text PATH, then vlltr embed and vlltr select",
             )
         raise MissingStepError(
-            f"{len(unknown)} classes of split {split!r} have no anchor sentence, for example {names[unknown[0]]!r}",
+            f"{many(len(unknown), 'class', 'classes')} of split {split!r} without an anchor sentence,"
+            f" for example {names[unknown[0]]!r}",
             "Select again: vlltr embed, then vlltr select",
         )
     return labels

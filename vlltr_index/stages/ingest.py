@@ -30,6 +30,7 @@ from vlltr_index.schemas.records import ImageRecord, SentenceRecord, Skipped
 from vlltr_index.schemas.tables import IMAGES
 from vlltr_index.stages.ingest_report import IngestReport, Notes, some
 from vlltr_index.stages.naming import known_names, note_aliases
+from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
@@ -221,7 +222,7 @@ class _ImageRun:
             unknown_class=self._unknown.total(),
             duplicates_across_splits=_shared(self._tx),
             notes=self._notes.lines,
-            next_step=f"vlltr ingest text PATH   ({silent:,} classes have no sentence yet)"
+            next_step=f"vlltr ingest text PATH   ({many(silent, 'class has', 'classes have')} no sentence yet)"
             if silent
             else None,
         )

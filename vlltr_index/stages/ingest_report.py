@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from vlltr_index.schemas.records import Skipped
+from vlltr_index.wording import many
 
 __all__ = ["IngestReport", "Notes", "some"]
 
@@ -41,20 +42,20 @@ class IngestReport:
         said = ", ".join(f"{count:,} {what}" for count, what in counts if count or what == "added")
         lines = [f"{self.source}: {self.kind} {said}" + (f" ({by_split})" if by_split else "") + "."]
         if self.prompts:
-            lines.append(f"{self.prompts:,} of them are prompts made from the class names.")
+            made = many(self.prompts, "of them is a prompt", "of them are prompts")
+            lines.append(f"{made} made from the class names.")
         lines.append(f"Classes: {self.classes:,}, {self.classes_added:,} of them new.")
         if self.quarantined:
-            lines.append(f"{self.quarantined:,} images cannot be read; they are kept aside with the reason.")
+            kept = many(self.quarantined, "image cannot be read; it is", "images cannot be read; they are")
+            lines.append(f"{kept} kept aside with the reason.")
         if self.skipped:
-            lines.append(f"{self.skipped:,} entries were left out.")
+            lines.append(f"{many(self.skipped, 'entry was', 'entries were')} left out.")
         if self.unknown_class:
-            lines.append(
-                f"{self.unknown_class:,} images were left out: the workspace has no class of their name."
-            )
+            out = many(self.unknown_class, "image was", "images were")
+            lines.append(f"{out} left out: the workspace has no class of that name.")
         if self.duplicates_across_splits:
-            lines.append(
-                f"Warning: {self.duplicates_across_splits:,} images are in more than one split, byte for byte."
-            )
+            twice = many(self.duplicates_across_splits, "image is", "images are")
+            lines.append(f"Warning: {twice} in more than one split, byte for byte.")
         lines += [f"  {note}" for note in self.notes]
         return [*lines, f"Next: {self.next_step}"] if self.next_step else lines
 

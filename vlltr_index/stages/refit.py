@@ -15,6 +15,7 @@ from vlltr_index.heads import SavedHead, mean_feature, save_head
 from vlltr_index.loading import class_positions, image_set
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.train.recognition import train_lgr
+from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
@@ -40,9 +41,9 @@ class RefitReport:
         """The report for people."""
         more = ", ".join(self.new_classes[:5]) + (" ..." if len(self.new_classes) > 5 else "")
         lines = [
-            f"Trained the head on {self.images:,} images of {self.classes:,} classes, {self.epochs} epochs:"
-            f" {self.digest[:16]}",
-            f"New in it: {more or 'none'}. Known by text alone: {self.text_only:,} classes.",
+            f"Trained the head on {many(self.images, 'image')} of {many(self.classes, 'class', 'classes')},"
+            f" {many(self.epochs, 'epoch')}: {self.digest[:16]}",
+            f"New in it: {more or 'none'}. Known by text alone: {many(self.text_only, 'class', 'classes')}.",
         ]
         return lines + self.effect.lines()
 

@@ -18,6 +18,7 @@ from vlltr_index.lock import write_lock
 from vlltr_index.stages.training import TrainingSet, class_texts, training_set
 from vlltr_index.train.distributed import by_first, first_then_all, meet, own_part
 from vlltr_index.train.launch import launch
+from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from vlltr_index.history import Commit
@@ -222,11 +223,7 @@ def _changes(data: TrainingSet, before: Snapshot, now: Snapshot) -> list[str]:
     new = dict(zip(rows["image_id"].to_pylist(), rows["class_id"].to_pylist(), strict=True))
     moved = sum(new[image] != owner for image, owner in old.items() if image in new)
     counts = ((len(new.keys() - old.keys()), "came"), (len(old.keys() - new.keys()), "left"))
-    changes = [
-        f"{n:,} training {'image' if n == 1 else 'images'} {what}"
-        for n, what in (*counts, (moved, "changed class"))
-        if n
-    ]
+    changes = [f"{many(n, 'training image')} {what}" for n, what in (*counts, (moved, "changed class")) if n]
     if data.texts:
         texts = class_texts(now, data.class_ids.tolist())
         told = [i for i, was in zip(data.class_ids.tolist(), data.texts, strict=True) if texts[i] != was]

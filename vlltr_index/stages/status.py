@@ -14,6 +14,7 @@ from vlltr_index.errors import WorkspaceError
 from vlltr_index.rows import quote
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
+from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.config import SelectConfig
@@ -174,7 +175,7 @@ def _data_steps(snapshot: Snapshot, images: dict[str, int], sentences: int) -> l
         described = set(snapshot.table("sentences", ["class_id"])["class_id"].to_pylist())
         bare = len(set(snapshot.class_table().ids) - described)
         if bare:
-            steps.append((f"{_many(bare, 'class has', 'classes have')} no text", "vlltr ingest text PATH"))
+            steps.append((f"{many(bare, 'class has', 'classes have')} no text", "vlltr ingest text PATH"))
     return steps
 
 
@@ -223,7 +224,7 @@ def _vector_steps(snapshot: Snapshot, sentences: int, images: int) -> list[_Step
         return []
     if not commit.text_fp or not commit.image_fp:
         return [("nothing has been embedded with this encoder", "vlltr embed")]
-    missing = [_many(n, one) for n, one in ((sentences, "sentence"), (images, "image")) if n]
+    missing = [many(n, one) for n, one in ((sentences, "sentence"), (images, "image")) if n]
     return [(f"without a vector: {' and '.join(missing)}", "vlltr embed")] if missing else []
 
 
@@ -240,7 +241,7 @@ def _selection_steps(workspace: Workspace, snapshot: Snapshot) -> list[_Step]:
     there = texts.filter(used)["sentence_id"].to_pylist()
     changed = len(set(there) ^ set(scored["sentence_id"].to_pylist()))
     if changed:
-        return [(f"the selection is from before {_many(changed, 'sentence')} came or went", "vlltr select")]
+        return [(f"the selection is from before {many(changed, 'sentence')} came or went", "vlltr select")]
     config = workspace.recipe.select
     by_plain_views = not config.augmented  # the others' name depends on the augmentation too
     if by_plain_views and set(scored["image_set"].to_pylist()) - {_image_set(snapshot, config)}:
@@ -321,10 +322,6 @@ def _gone(workspace: Workspace, kind: Kind, digest: str) -> bool:
     except WorkspaceError:
         return True
     return False
-
-
-def _many(count: int, one: str, several: str | None = None) -> str:
-    return f"{count:,} {one if count == 1 else several or one + 's'}"
 
 
 def _use(images: dict[str, int]) -> str:

@@ -42,6 +42,7 @@ from vlltr_index.stages.training import (
 from vlltr_index.train.cvlp import StageOne
 from vlltr_index.train.distributed import by_first, first_then_all, meet
 from vlltr_index.train.recognition import train_lgr, tune_visual
+from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from vlltr_index.bank import AnchorBank
@@ -265,7 +266,8 @@ def _trained_bank(tx: Snapshot, loaded: LoadedBank, class_ids: Tensor) -> Anchor
         names = tx.class_table().names
         shown = ", ".join(repr(names[i]) for i in bare[:5]) + (" ..." if len(bare) > 5 else "")
         raise MissingStepError(
-            f"{len(bare)} classes with training images have no anchor sentence: {shown}",
+            many(len(bare), "class with training images has", "classes with training images have")
+            + f" no anchor sentence: {shown}",
             "Select again: vlltr embed, then vlltr select",
         )
     return loaded.bank.select(positions)

@@ -23,6 +23,7 @@ from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.train.data import TrainImages, in_memory
 from vlltr_index.train.distributed import by_first
 from vlltr_index.train.loop import StageOne
+from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from vlltr_index.snapshot import Snapshot
@@ -156,7 +157,8 @@ def _texts(snapshot: Snapshot, class_ids: list[int]) -> list[list[str]]:
         names = snapshot.class_table().names
         shown = ", ".join(repr(names[i]) for i in bare[:5]) + (" ..." if len(bare) > 5 else "")
         raise MissingStepError(
-            f"{len(bare)} classes with training images have no sentence: {shown}",
+            many(len(bare), "class with training images has", "classes with training images have")
+            + f" no sentence: {shown}",
             "Bring text for them: vlltr ingest text PATH",
         )
     return list(by_class.values())
