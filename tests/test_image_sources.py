@@ -1,0 +1,336 @@
+"""Tests of the readers of images: folders, lists, Parquet."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pictures import COLOURS, encoded, put
+
+from vlltr_index.errors import InputError, UsageError
+from vlltr_index.images.decode import ENDINGS
+from vlltr_index.images.readers import read_images
+from vlltr_index.schemas.records import ImageRecord, Skipped
+
+LAYOUT = "Put each class's images into a folder named after the class: DIR/tench/1.jpg"
+
+
+def taken(path: Path, *args: Any, **options: Any) -> list[ImageRecord]:
+    """The images a reader takes."""
+    return [r for r in read_images(path, *args, **options) if isinstance(r, ImageRecord)]
+
+
+def left_out(path: Path, *args: Any, **options: Any) -> list[tuple[str, str]]:
+    """Where and why of what it leaves out."""
+    return [(s.where, s.why) for s in read_images(path, *args, **options) if isinstance(s, Skipped)]
+
+
+def failure(path: Path, *args: Any, **options: Any) -> str:
+    """The error that reading a source ends in."""
+    with pytest.raises((InputError, UsageError)) as caught:
+        list(read_images(path, *args, **options))
+    return str(caught.value)
+
+
+# Folders
+
+
+def test_folder_of_class_folders(tmp_path: Path) -> None:
+    """The first level names the class, deeper files belong to it, endings may be capital letters."""
+    for name in ("owl/b.png", "owl/a.JPG", "owl/deep/er/c.webp", "great_tit/1.tiff"):
+        put(tmp_path / name)
+    put(tmp_path / ".git" / "x.png")
+    found = taken(tmp_path, "train")
+    assert found == [
+        ImageRecord("great_tit/1.tiff", str(tmp_path / "great_tit/1.tiff"), "great_tit", "train"),
+        ImageRecord("owl/a.JPG", str(tmp_path / "owl/a.JPG"), "owl", "train"),
+        ImageRecord("owl/b.png", str(tmp_path / "owl/b.png"), "owl", "train"),
+        ImageRecord("owl/deep/er/c.webp", str(tmp_path / "owl/deep/er/c.webp"), "owl", "train"),
+    ]
+    assert not left_out(tmp_path, "train")
+
+
+def test_what_a_folder_leaves_out(tmp_path: Path) -> None:
+    """Strays, other files, empty classes and links that leave the folder, each with its reason."""
+    outside = put(tmp_path / "outside" / "x.png")
+    root = tmp_path / "data"
+    put(root / "owl" / "a.png")
+    put(root / "stray.png")
+    put(root / "owl" / "notes.txt", b"hm")
+    (root / "empty").mkdir()
+    (root / "owl" / "away.png").symlink_to(outside)
+    (root / "owl" / "here.png").symlink_to(root / "owl" / "a.png")
+    (root / "linked").symlink_to(outside.parent)
+    (root / "owl" / "loop").symlink_to(root)
+    (root / "owl" / "dead.png").symlink_to(root / "nowhere")
+    os.mkfifo(root / "owl" / "pipe.png")
+    with open(os.fsencode(root / "owl") + b"/\xff.png", "wb") as file:
+        file.write(encoded(COLOURS))
+    assert [r.source for r in taken(root, "train")] == ["owl/a.png", "owl/here.png"]
+    why = {Path(where).name: why for where, why in left_out(root, "train")}
+    assert why.pop("\udcff.png") == "its name is not UTF-8"
+    assert why == {
+        "away.png": "a link that leaves the folder",
+        "dead.png": "not a file",
+        "empty": "no image in this class folder",
+        "linked": "a link to a folder",
+        "loop": "a link to a folder",
+        "notes.txt": "not an image by its ending",
+        "pipe.png": "not a file",
+        "stray.png": "an image outside every class folder",
+    }
+
+
+def test_a_folder_of_one_class(tmp_path: Path) -> None:
+    """With a class name, all images are its own, whatever their folder."""
+    put(tmp_path / "a.png")
+    put(tmp_path / "sub" / "b.png")
+    assert [(r.source, r.class_name) for r in taken(tmp_path, "train", class_name="owl")] == [
+        ("owl/a.png", "owl"),
+        ("owl/sub/b.png", "owl"),
+    ]
+
+
+def test_folders_without_images(tmp_path: Path) -> None:
+    """Exact messages for a missing, an empty and a misunderstood folder."""
+    endings = ".jpg, .jpeg, .jpe, .png, .webp, .bmp, .gif, .tif, .tiff"
+    assert ", ".join(ENDINGS) == endings
+    assert failure(tmp_path / "no", "train") == f"no such file or folder: {tmp_path / 'no'}\nCheck the path."
+    put(tmp_path / "stray.png")
+    assert failure(tmp_path, "train") == (
+        f"no image in a class folder of {tmp_path}: looked for {endings}\n{LAYOUT}"
+    )
+    empty = tmp_path / "e"
+    empty.mkdir()
+    assert failure(empty, "train", class_name="owl") == f"no image in {empty}: looked for {endings}\n{LAYOUT}"
+    put(empty / "train-0.parquet", b"")
+    assert failure(empty, "train").endswith(
+        f"\nThe folder holds Parquet files: give one, such as {empty / 'train-0.parquet'}"
+    )
+    for split in ("train", "val"):
+        put(tmp_path / "s" / split / "owl" / "a.png")
+    assert failure(tmp_path / "s", "train") == (
+        f"{tmp_path / 's'} holds splits (train, val), not classes\n"
+        f"Give one at a time: vlltr ingest images {tmp_path / 's' / 'train'} --split train"
+    )
+
+
+def test_sources_of_no_known_kind(tmp_path: Path) -> None:
+    """A single image and an unknown ending."""
+    image = put(tmp_path / "a.png")
+    assert failure(image, "train") == f"{image} is a single image\n{LAYOUT}, and give DIR."
+    other = put(tmp_path / "a.zip")
+    assert failure(other, "train") == (
+        f"{other}: unknown kind of image source '.zip'\n"
+        "Expected a folder of class folders, a .txt list of `path label` lines, a .json file of images and "
+        "annotations, or a .parquet file."
+    )
+
+
+def test_a_split_is_needed_and_named_well(tmp_path: Path) -> None:
+    """No split and a strange one are errors of usage."""
+    put(tmp_path / "owl" / "a.png")
+    assert failure(tmp_path) == f"which split do the images of {tmp_path} belong to?\nSay so: --split train"
+    for bad in ("", "a b", "x'; --", "x" * 65, "a/b"):
+        assert failure(tmp_path, bad) == (
+            f"{bad!r} is no name for a split: letters, digits, '_', '-' and '.', up to 64\n"
+            "For example: --split train"
+        )
+
+
+# Lists
+
+
+def test_lists_of_paths_and_labels(tmp_path: Path) -> None:
+    """Names, numbers with and without names, tabs, spaces in paths, and a root elsewhere."""
+    for name in ("owl/a.png", "owl/my file.png", "tit/b.png"):
+        put(tmp_path / "data" / name)
+    listing = tmp_path / "list.txt"
+    listing.write_text("\ufeffowl/a.png owl\r\n\nowl/my file.png 7\n./tit/../tit/b.png\tgreat tit\n")
+    found = taken(listing, "val", list_root=tmp_path / "data")
+    assert [(r.source, r.class_name, r.split) for r in found] == [
+        ("owl/a.png", "owl", "val"),
+        ("owl/my file.png", "7", "val"),
+        ("tit/b.png", "great tit", "val"),
+    ]
+    assert found[2].uri == str(tmp_path / "data" / "tit" / "b.png")
+    listing.write_text("data/owl/a.png 1\n")
+    assert [r.class_name for r in taken(listing, "val", label_names=["zero", "one"])] == ["one"]
+
+
+def test_lists_do_not_leave_their_root(tmp_path: Path) -> None:
+    """Paths upward and absolute ones are refused with file and line; links that leave are left out."""
+    secret = put(tmp_path / "secret.png")
+    root = tmp_path / "data"
+    put(root / "a.png")
+    (root / "link.png").symlink_to(secret)
+    (root / "up").symlink_to(tmp_path)
+    listing = root / "list.txt"
+    for bad in ("../secret.png", "x/../../secret.png", str(secret), f"{root}2/x.png"):
+        listing.write_text(f"a.png 0\n{bad} 0\n")
+        assert failure(listing, "train") == (
+            f"{listing}:2: the path {bad!r} leaves the folder {root}\n"
+            "Paths must lie below the list's folder, or below the one given by --root DIR"
+        )
+    listing.write_text(f"a.png 0\nlink.png 0\nup/secret.png 0\nno.png 0\n{root}/a.png 0\n")
+    assert [r.source for r in taken(listing, "train")] == ["a.png", "a.png"]
+    assert left_out(listing, "train") == [
+        (f"{listing}:2", "link.png: a link that leaves the folder"),
+        (f"{listing}:3", "up/secret.png: a link that leaves the folder"),
+        (f"{listing}:4", "no.png: no such file"),
+    ]
+
+
+def test_bad_lists(tmp_path: Path) -> None:
+    """Lines without a label, labels without a name, nothing but missing files, an empty list, no root."""
+    listing = tmp_path / "list.txt"
+    put(tmp_path / "a.png")
+    listing.write_text("a.png\n")
+    assert failure(listing, "train") == (
+        f"{listing}:1: expected a path and a label, got 'a.png'\n"
+        "For example: train/tench/1.jpg 0   (a tab between them if labels have spaces)"
+    )
+    listing.write_text("a.png 2\n")
+    assert failure(listing, "train", label_names=["x", "y"]) == (
+        f"{listing}:1: the label 2 has no name: there are 2, from 0\n"
+        "Give a file that names every class: --names FILE"
+    )
+    listing.write_text("x/1.png 0\nx/2.png 0\n")
+    assert failure(listing, "train") == (
+        f"none of the 2 files that {listing} names can be used, for example {tmp_path}/x/1.png\n"
+        "Name the folder that the paths are relative to: --root DIR"
+    )
+    listing.write_text("\n")
+    assert failure(listing, "train").startswith(f"{listing} is empty\n")
+    assert failure(listing, "train", tmp_path / "no").startswith(f"no such folder: {tmp_path / 'no'}\n")
+    listing.write_bytes(b"a.png 0\n\xe9.png 0\n")
+    assert failure(listing, "train").startswith(f"{listing}:2: not UTF-8 text (byte 0xe9 at position 0)\n")
+    listing.write_bytes(b"a\0.png 0\n")
+    assert failure(listing, "train").startswith(f"{listing}:1: expected a path and a label")
+
+
+# Parquet
+
+
+def table(path: Path, **columns: Any) -> Path:
+    """Write a Parquet file."""
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def test_parquet_rows(tmp_path: Path) -> None:
+    """Bytes, labels, splits and sources; one split of several; cheap without data."""
+    data = encoded(COLOURS)
+    path = table(
+        tmp_path / "p.parquet",
+        image=[data] * 3,
+        label=["owl", None, "tit"],
+        split=["train", "train", "test"],
+        source=["a", "b", "a"],
+    )
+    assert taken(path) == [
+        ImageRecord("a", f"{path}#0", "owl", "train", data),
+        ImageRecord("b", f"{path}#1", None, "train", data),
+        ImageRecord("a", f"{path}#2", "tit", "test", data),
+    ]
+    assert taken(path, "test") == taken(path)[2:]
+    assert [r.data for r in taken(path, with_data=False)] == [None] * 3
+    assert failure(path, "val") == (
+        f"{path} has no row of split 'val'; it has test, train\nChoose one of them: --split NAME"
+    )
+
+
+def test_parquet_rows_whose_sources_repeat_go_by_number(tmp_path: Path) -> None:
+    """A source that does not tell rows apart is no identity."""
+    path = table(tmp_path / "p.parquet", image=[b"x"] * 3, label=["a"] * 3, source=["web", "web", "book"])
+    assert [r.source for r in taken(path, "train")] == ["p.parquet#0", "p.parquet#1", "p.parquet#2"]
+
+
+def test_parquet_of_hugging_face(tmp_path: Path) -> None:
+    """Images as structs, numeric labels with names in the metadata, -1 for none, a row without bytes."""
+    names = {"info": {"features": {"label": {"names": ["owl", "great tit"], "_type": "ClassLabel"}}}}
+    rows = pa.table(
+        {
+            "image": [
+                {"bytes": b"1", "path": "1.png"},
+                {"bytes": b"2", "path": None},
+                {"bytes": None, "path": "3.png"},
+            ],
+            "label": [1, -1, 0],
+        }
+    ).replace_schema_metadata({"huggingface": json.dumps(names)})
+    path = tmp_path / "hf.parquet"
+    pq.write_table(rows, path)
+    assert [(r.class_name, r.data) for r in taken(path, "train")] == [("great tit", b"1"), (None, b"2")]
+    assert left_out(path, "train") == [(f"{path}#2", "the row has no image bytes")]
+    assert [r.class_name for r in taken(path, "train", label_names=["x", "y"])] == ["y", None]
+    pq.write_table(rows.replace_schema_metadata({"huggingface": "{"}), path)
+    assert [r.class_name for r in taken(path, "train")] == ["1", None]
+    assert failure(path, "train", label_names=["x"]).startswith(
+        f"{path}#0: the label 1 has no name: there are 1,"
+    )
+
+
+def test_parquet_with_dictionaries_and_large_types(tmp_path: Path) -> None:
+    """Other Arrow encodings of the same columns read the same."""
+    path = table(
+        tmp_path / "p.parquet",
+        image=pa.array([b"1", b"2"], pa.large_binary()),
+        label=pa.array(["a", "b"]).dictionary_encode(),
+        split=pa.array(["train", "test"], pa.large_string()).dictionary_encode(),
+    )
+    assert [(r.class_name, r.split) for r in taken(path)] == [("a", "train"), ("b", "test")]
+    assert [r.class_name for r in taken(path, "test")] == ["b"]
+
+
+def test_bad_parquet(tmp_path: Path) -> None:
+    """Missing columns, wrong types, no split, no rows, bad split names, and files that are no Parquet."""
+    path = tmp_path / "p.parquet"
+    table(path, img=[b"x"], label=["a"])
+    assert failure(path, "train") == (
+        f"{path}: no column 'image'; it has 'img', 'label'\n"
+        "Name the columns image (encoded bytes) and label (and split, source, if you have them)."
+    )
+    table(path, image=["x.png"], label=["a"])
+    assert failure(path, "train") == (
+        f"{path}: the column 'image' holds string, expected binary, or a struct with bytes\n"
+        "Store each image as the bytes of a PNG or JPEG file."
+    )
+    table(path, image=[b"x"], label=[0.5])
+    assert failure(path, "train") == (
+        f"{path}: the column 'label' holds double, expected text or whole numbers\nStore class names as text."
+    )
+    table(path, image=[b"x"], label=["a"], split=[3])
+    assert failure(path) == f"{path}: the column 'split' holds int64, expected text\nStore split as text."
+    table(path, image=[b"x"], label=["a"])
+    assert failure(path) == f"which split do the images of {path} belong to?\nSay so: --split train"
+    table(path, image=[b"x"], label=["a"], split=["a b"])
+    assert failure(path).startswith("'a b' is no name for a split")
+    table(path, image=[b"x"], label=["a"], split=pa.array([None], pa.string()))
+    assert left_out(path) == [(f"{path}#0", "the row names no split")]
+    table(path, image=pa.array([], pa.binary()), label=pa.array([], pa.string()))
+    assert failure(path, "train") == f"{path} has no rows"
+    path.write_bytes(b"PAR1 no")
+    assert failure(path, "train").startswith(f"{path}: not a readable Parquet file: ")
+
+
+@settings(max_examples=100, deadline=None)
+@given(entry=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20))
+def test_no_list_entry_gets_outside(entry: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Whatever a list names, a record's file lies below the root."""
+    root = tmp_path_factory.getbasetemp() / "inside"
+    put(root / "a.png")
+    listing = root / "list.txt"
+    listing.write_text(f"{entry}\tx\na.png\tx\n", encoding="utf-8")
+    try:
+        found = taken(listing, "train")
+    except (InputError, UsageError):
+        return
+    assert all(Path(os.path.realpath(r.uri)).is_relative_to(root) for r in found)
