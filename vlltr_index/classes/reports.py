@@ -11,6 +11,10 @@ __all__ = ["AddReport", "AddedClass", "ChangeReport", "Effect", "shortly"]
 
 _SHOWN = 3  # classes of a change that are named one by one
 _DRY = "This was a dry run: nothing was written."
+_UNMEASURED = (
+    "What the other classes lose by it was not measured: no image of theirs is in split val."
+    " Bring some in (vlltr ingest images PATH --split val, then vlltr embed), or look: vlltr evaluate --split test"
+)
 _HARM = 0.01  # a loss of the other classes' accuracy that is worth a warning
 
 
@@ -45,15 +49,18 @@ class AddedClass:
 class Effect:
     """Top-1 on stored validation vectors of the classes that a change was not about, before and after.
 
-    None where there are no such images.
+    None where there are no such images, or nothing that could have an effect was changed.
     """
 
     before: float | None = None
     after: float | None = None
     images: int = 0
+    unmeasured: bool = False  # there may be an effect, and no image to see it by
 
     def lines(self) -> list[str]:
         """The effect for people, with a warning where it is harm."""
+        if self.unmeasured:
+            return [_UNMEASURED]
         if self.before is None or self.after is None:
             return []
         lines = [
@@ -87,7 +94,10 @@ class AddReport:
         if len(self.added) > _SHOWN:
             lines.append(f"{verb} {len(self.added) - _SHOWN} more classes.")
         lines += [f"Left out: {what}" for what in self.skipped]
-        lines += Effect(self.old_classes_before, self.old_classes_after, self.validation_images).lines()
+        unmeasured = self.old_classes_before is None
+        lines += Effect(
+            self.old_classes_before, self.old_classes_after, self.validation_images, unmeasured
+        ).lines()
         return [*lines, _DRY] if self.dry_run else lines
 
 

@@ -111,7 +111,7 @@ class View:
         there &= torch.isin(self.owners, before.scorer.class_ids)
         there &= ~torch.isin(self.owners, torch.tensor(sorted(touched), dtype=torch.int64))
         if not bool(there.any()):
-            return Effect()
+            return Effect(unmeasured=True)
         was, now = (float(view.right[there].double().mean()) for view in (before, self))
         return Effect(was, now, int(there.sum()))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,9 @@ MAX_SENTENCE = 4_000
 
 _MAX_TXT = 64 * 2**20
 _MAX_JSON = 512 * 2**20
+_JSON_EXAMPLE = 'Expected {"tench": ["A tench is a fish.", ...], ...}'
 _KEYS = ("class", "text", "source", "source_ref", "licence")
+_NAMING = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")  # files that name the classes themselves
 _FORMATS = (
     'Expected a folder of .txt files (one a class), .jsonl ({"class": ..., "text": ...} a line), '
     ".json ({class: [sentence, ...]}), .csv, .tsv or .parquet with the columns class and text."
@@ -73,17 +76,36 @@ def read_text(
 
 
 def class_sentences(path: Path, class_name: str) -> list[SentenceRecord]:
-    """The sentences of a plain text file about one class.
+    """The sentences of a file about one class: plain text, a JSON list of sentences, or a format of `read_text`.
+
+    Of a file that names classes, those of `class_name` are taken, without regard to case.
 
     Raises:
-        InputError: If the file is missing, is not UTF-8, or holds no sentence.
+        InputError: If the file is missing, is malformed, or holds no sentence about the class.
     """
-    text = read_whole(require(path), _MAX_TXT)
-    items = _split(text, clean_name(class_name, "--text"), path.name, None, None, str(path))
+    name, items = clean_name(class_name, "--text"), _items_about(require(path), class_name)
     found = [item for item in items if isinstance(item, SentenceRecord)]
+    ours = [item for item in found if item.class_name.casefold() == name.casefold()]
+    if found and not ours:
+        others = list(dict.fromkeys(item.class_name for item in found))
+        more = f" and {len(others) - 1:,} more" if len(others) > 1 else ""
+        raise InputError(
+            f"{path} says nothing about {name!r}; it is about {others[0]!r}{more}",
+            "Name the class as the file does, or take the file's classes in as they are: vlltr classes add --from FILE",
+        )
     if not found:
         raise InputError(f"{path} holds no sentence", "Write a few sentences about the class into it.")
-    return found
+    return ours
+
+
+def _items_about(path: Path, class_name: str) -> Iterator[SentenceRecord | Skipped]:
+    """What a file says about classes that it names, or, where it names none, about `class_name`."""
+    kind, name = path.suffix.lower(), clean_name(class_name, "--text")
+    if kind == ".json" and path.is_file() and isinstance(values := _load_json(path), list):
+        return _json_list(values, name, path.name, str(path))
+    if kind in _NAMING and path.is_file():
+        return read_text(path)
+    return _split(read_whole(path, _MAX_TXT), name, path.name, None, None, str(path))
 
 
 def _split(
@@ -110,6 +132,13 @@ def _read_folder(folder: Path, source: str) -> Iterator[SentenceRecord | Skipped
     files = sorted(p for p in folder.rglob("*.txt") if not p.name.startswith("."))
     if not files:
         raise InputError(f"no .txt file in the folder {folder}", _FORMATS)
+    for file in sorted(folder.iterdir()):
+        kind = file.suffix.lower()
+        if kind != ".txt" and not file.name.startswith(".") and file.is_file():
+            by_itself = f"; take it by itself: vlltr ingest text {shlex.quote(str(file))}"
+            yield Skipped(
+                str(file), "of a folder, .txt files are read" + (by_itself if kind in _NAMING else "")
+            )
     for file in files:
         if not file.resolve().is_relative_to(root):
             yield Skipped(str(file), "a link that leaves the folder")
@@ -182,20 +211,24 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _read_json(path: Path, source: str) -> Iterator[SentenceRecord | Skipped]:
-    example = 'Expected {"tench": ["A tench is a fish.", ...], ...}'
+def _load_json(path: Path) -> Any:
     try:
-        values = json.loads(read_whole(path, _MAX_JSON), object_pairs_hook=partial(_no_twins, path))
+        return json.loads(read_whole(path, _MAX_JSON), object_pairs_hook=partial(_no_twins, path))
     except json.JSONDecodeError as error:
         lines = error.msg == "Extra data"
         raise InputError(
             f"{path}:{error.lineno}: not JSON: {error.msg} at column {error.colno}",
-            "If every line is an object of its own, name the file .jsonl" if lines else example,
+            "If every line is an object of its own, name the file .jsonl" if lines else _JSON_EXAMPLE,
         ) from None
     except (ValueError, RecursionError):
-        raise InputError(f"{path}: not JSON: a number too long or too deeply nested", example) from None
+        raise InputError(f"{path}: not JSON: a number too long or too deeply nested", _JSON_EXAMPLE) from None
+
+
+def _read_json(path: Path, source: str) -> Iterator[SentenceRecord | Skipped]:
+    values = _load_json(path)
     if not isinstance(values, dict) or not values:
-        raise InputError(f"{path}: {'no class in it' if values == {} else f'got {_kind(values)}'}", example)
+        wrong = "no class in it" if values == {} else f"got {_kind(values)}"
+        raise InputError(f"{path}: {wrong}", _JSON_EXAMPLE)
     for key, texts in values.items():
         where = f"{path}: class {key[:60]!r}"
         name = clean_name(key, where)
@@ -204,7 +237,7 @@ def _read_json(path: Path, source: str) -> Iterator[SentenceRecord | Skipped]:
         elif isinstance(texts, list):
             yield from _json_list(texts, name, source, where)
         else:
-            raise InputError(f"{where}: expected a list of sentences, got {_kind(texts)}", example)
+            raise InputError(f"{where}: expected a list of sentences, got {_kind(texts)}", _JSON_EXAMPLE)
 
 
 def _no_twins(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
