@@ -98,7 +98,10 @@ def _detail_lines(detail: ClassDetail, every: bool) -> list[str]:
 @classes_command.command("add")
 @click.argument("name", required=False)
 @click.option("--sentence", "sentences", multiple=True, help="A sentence about the class; repeatable.")
-@click.option("--text", help="A file of text about the class (.txt, JSON, JSONL).")
+@click.option(
+    "--text",
+    help="A file of text about the class: .txt, or JSON, JSONL, CSV or Parquet as for `ingest text`.",
+)
 @click.option("--images", help="A folder of its images.")
 @click.option("--alias", "aliases", multiple=True, help="Another name; repeatable.")
 @click.option(
@@ -142,6 +145,7 @@ def _wanted(
 ) -> list[NewClass]:
     """The classes that the options of `add` describe."""
     from vlltr_index.classes import NewClass, read_manifest
+    from vlltr_index.corpus.files import require
     from vlltr_index.errors import UsageError
 
     if (name is None) == (manifest is None):
@@ -150,7 +154,7 @@ def _wanted(
         )
     if manifest is None:
         assert name is not None
-        text_file, folder = existing(text) if text else None, existing(images) if images else None
+        text_file, folder = existing(text) if text else None, require(existing(images)) if images else None
         return [NewClass(name, tuple(sentences), text_file, folder, tuple(aliases))]
     if sentences or text or images or aliases:
         raise UsageError(

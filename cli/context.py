@@ -30,12 +30,27 @@ class Context:
     as_json: bool = False
     quiet: bool = False
     verbose: bool = False
+    opened: Workspace | None = None
 
     def open(self) -> Workspace:
         """The workspace named by `-w`, or the nearest one upward."""
         from vlltr_index.workspace import Workspace
 
-        return Workspace.open(self.workspace) if self.workspace else Workspace.find()
+        self.opened = Workspace.open(self.workspace) if self.workspace else Workspace.find()
+        return self.opened
+
+    def first_step(self) -> str | None:
+        """The command that the opened workspace needs first of all, as `vlltr status` has it; None: it has all."""
+        from vlltr_index.errors import VlltrError
+        from vlltr_index.stages.status import status
+
+        if self.opened is None:
+            return None
+        try:
+            found = status(self.opened)
+        except VlltrError:
+            return None
+        return found.next if found.stale else None
 
     def read_images_as(self, workspace: Workspace, images: ImagesConfig) -> None:
         """Read images as `images` says for this command alone; `vlltr.toml` stays as it is."""

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 )
 @click.option("--at", type=int, metavar="ID", help="Evaluate this commit.")
 @click.option(
-    "--bootstrap", default=1000, show_default=True, type=click.IntRange(1), help="Draws for the intervals."
+    "--bootstrap",
+    default=1000,
+    show_default=True,
+    type=click.IntRange(1, 1_000_000),
+    help="Draws for the intervals.",
 )
 @click.option(
     "--against",
@@ -56,8 +60,10 @@ def evaluate_command(
     error, for rows that give probabilities.
     """
     from vlltr_index.cli.render import difference_lines, evaluation_notes, evaluation_table
+    from vlltr_index.images.readers import check_split
     from vlltr_index.stages.evaluate import evaluate
 
+    check_split(split)
     workspace = context.open()
     with context.progress() as progress:
         report = evaluate(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import sys
+from contextlib import suppress
 from importlib import import_module
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 import click
 
 from vlltr_index import __version__
 from vlltr_index.cli.context import Context
-from vlltr_index.errors import VlltrError
+from vlltr_index.errors import MissingStepError, VlltrError
 
 __all__ = ["COMMANDS", "main", "vlltr"]
 
@@ -48,6 +51,17 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "completion": ("doctor", "Print the script that completes commands with Tab."),
 }
 
+_ELSEWHERE = "Choose a folder that you may write to."
+_MENDS = {
+    errno.ENOSPC: "Free some space there, then run the same command again.",
+    errno.EDQUOT: "Free some space there, then run the same command again.",
+    errno.EROFS: _ELSEWHERE,
+    errno.EACCES: _ELSEWHERE,
+    errno.EPERM: _ELSEWHERE,
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.ELOOP: "A link there leads back to itself: remove it.",
+}
+
 
 class LazyGroup(click.Group):
     """A group that imports a command's module only when the command is used."""
@@ -64,6 +78,18 @@ class LazyGroup(click.Group):
         command = getattr(module, f"{cmd_name}_command")
         assert isinstance(command, click.Command)
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; where it lacks a step, say which one comes first of all."""
+        try:
+            return super().invoke(ctx)
+        except MissingStepError as error:
+            first = ctx.obj.first_step() if isinstance(ctx.obj, Context) else None
+            if first is None or first in (error.hint or ""):
+                raise
+            raise MissingStepError(
+                error.message, f"{error.hint or ''}\nBefore that: {first}".strip()
+            ) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands from their stored summaries: `--help` imports no command."""
@@ -146,3 +172,22 @@ def main(argv: list[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
+    except (OSError, MemoryError) as error:
+        _say_what_the_machine_lacks(error)
+        sys.exit(1)
+
+
+def _say_what_the_machine_lacks(error: OSError | MemoryError) -> None:
+    """The last word on what no command foresees: a full disk, a folder that cannot be written, too little memory."""
+    if isinstance(error, MemoryError):
+        click.echo(f"Error: there is not enough memory: {str(error) or 'none is left'}", err=True)
+        return
+    where = f": {error.filename}" if error.filename is not None else ""
+    click.echo(f"Error: {error.strerror or error}{where}", err=True)
+    hint = _MENDS.get(error.errno or 0)
+    if hint is not None:
+        click.echo(hint, err=True)
+    with suppress(OSError):
+        sys.stdout.flush()  # fails again where stdout is what is full, and is then given up
+        return
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -88,11 +88,11 @@ class CVLPConfig(_Config):
     tune: Literal["full", "lora"] = "full"
     lora: LoRAConfig = LoRAConfig()
     epochs: int = Field(default=10, ge=1)
-    batch_size: int = Field(default=256, ge=2)  # global
+    batch_size: int = Field(default=256, ge=2, le=1_000_000)  # global
     lr: float = Field(default=5e-5, gt=0)
     text_lr: float | None = Field(default=None, ge=0)  # of the text tower; none: lr; 0 freezes it
     weight_decay: float = Field(default=0.05, ge=0)
-    warmup_epochs: float = Field(default=0.5, ge=0)
+    warmup_epochs: float = Field(default=0.5, ge=0, le=1_000_000)
     clip_grad: float | None = Field(default=1.0, gt=0)
     batch_norm: Literal["train", "eval"] = "train"  # eval: statistics stay those of the weights
     sampler_power: float = Field(default=0.5, ge=0, le=1)  # weight n^-power a sample: 0.5 = square root
@@ -122,7 +122,7 @@ class SelectConfig(_Config):
     mode: Literal["anss", "cutoff"] = "anss"
     max_anchors: int = Field(default=64, ge=1)
     images_per_class: int = Field(default=50, ge=1)
-    split: str = "train"
+    split: str = Field(default="train", min_length=1)
     augmented: bool = False  # the first augmented view of each image in the place of the plain one
 
     @model_validator(mode="after")
@@ -139,12 +139,12 @@ class LGRConfig(_Config):
     lora: LoRAConfig = LoRAConfig()
     views: int = Field(default=4, ge=1)  # plain + augmented views of stored vectors (tune = head)
     epochs: int = Field(default=10, ge=1)
-    batch_size: int = Field(default=256, ge=2)
+    batch_size: int = Field(default=256, ge=2, le=1_000_000)
     lr: float = Field(default=1e-3, gt=0)
     projection_lr: float = Field(default=1e-4, ge=0)
     encoder_lr: float = Field(default=1e-5, ge=0)
     weight_decay: float = Field(default=0.05, ge=0)
-    warmup_epochs: float = Field(default=0.2, ge=0)
+    warmup_epochs: float = Field(default=0.2, ge=0, le=1_000_000)
     clip_grad: float | None = Field(default=1.0, gt=0)  # where images pass the tower, not on stored vectors
     batch_norm: Literal["train", "eval"] = "eval"  # of a tower that is tuned
     sampler_power: float = Field(default=0.5, ge=0, le=1)
@@ -192,10 +192,10 @@ class BaselineConfig(_Config):
     """The image-only baseline: the visual tower and a linear layer under cross-entropy."""
 
     epochs: int = Field(default=10, ge=1)
-    batch_size: int = Field(default=256, ge=2)
+    batch_size: int = Field(default=256, ge=2, le=1_000_000)
     lr: float = Field(default=5e-5, gt=0)
     weight_decay: float = Field(default=0.05, ge=0)
-    warmup_epochs: float = Field(default=0.5, ge=0)
+    warmup_epochs: float = Field(default=0.5, ge=0, le=1_000_000)
     clip_grad: float | None = Field(default=1.0, gt=0)
     sampler_power: float = Field(default=0.5, ge=0, le=1)
     logit_adjustment: float = Field(default=0.0, ge=0)  # in training; 0 = plain cross-entropy
@@ -288,7 +288,10 @@ def parse_toml(data: bytes, where: str) -> dict[str, Any]:
     """
     try:
         return tomllib.loads(data.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # TOML and UTF-8 that is none, endless numbers, endless nesting
         hint = "Mend it there: texts stand in quotes, names of sections in brackets. "
         hint += "To compare, `vlltr init NEWDIR` writes a whole one."
         raise ConfigError(f"{where} is not valid TOML: {error}", hint) from None
@@ -311,6 +314,9 @@ def apply_overrides(values: dict[str, Any], overrides: tuple[str, ...]) -> dict[
             value = tomllib.loads(f"v = {raw}")["v"]
         except tomllib.TOMLDecodeError:
             value = None if raw == "null" else raw
+        except (ValueError, RecursionError):
+            wrong = f"--set {key.strip()}: a number too long, or too deeply nested"
+            raise ConfigError(wrong, "For example: --set cvlp.epochs=3") from None
         *parents, last = key.strip().split(".")
         table = result
         for parent in parents:

@@ -330,6 +330,10 @@ def test_fragments_are_merged_now_and_then(
 def test_harm_is_warned_of() -> None:
     """A loss of more than one point has a line of its own that names the way back."""
     assert Effect().lines() == []
+    assert Effect(unmeasured=True).lines() == [
+        "What the other classes lose by it was not measured: no image of theirs is in split val."
+        " Bring some in (vlltr ingest images PATH --split val, then vlltr embed), or look: vlltr evaluate --split test"
+    ]
     assert len(Effect(0.9, 0.895, 100).lines()) == 1
     lines = Effect(0.9, 0.85, 1000).lines()
     assert lines[0] == "Old classes on 1,000 validation images: 90.0 % before, 85.0 % after."

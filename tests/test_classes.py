@@ -171,8 +171,9 @@ def test_a_manifest_of_many(
     [
         (
             "{",
-            "{path} is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
+            "{path}:1: not JSON: Expecting property name enclosed in double quotes at column 2",
         ),
+        ('{"a": ["x"], "a": ["y"]}', "{path}: class 'a' occurs twice"),
         ("[]", "{path}: expected {{name: [sentence, ...]}} with at least one class"),
         ("{}", "{path}: expected {{name: [sentence, ...]}} with at least one class"),
         (
@@ -197,7 +198,7 @@ def test_bad_manifests(tmp_path: Path, content: str, message: str) -> None:
 
 def test_missing_manifest(tmp_path: Path) -> None:
     """A file that is not there is named."""
-    with pytest.raises(InputError, match="no such file: "):
+    with pytest.raises(InputError, match="no such file or folder: "):
         read_manifest(tmp_path / "none.json")
 
 

@@ -79,6 +79,18 @@ def test_sentences_of_a_biological_text() -> None:
     ]
 
 
+def test_a_sentence_that_begins_with_a_common_word_stands_alone() -> None:
+    """Also after a word that the splitter takes for the first of a pair; abbreviations of ours end nothing."""
+    assert split_sentences("It has two wings. Its body is thin.") == [
+        "It has two wings.",
+        "Its body is thin.",
+    ]
+    assert split_sentences("He said no. His dog left.") == [
+        "He said no. His dog left."
+    ]  # "no." may be a number's
+    assert split_sentences("It is a subsp. Its name is old.") == ["It is a subsp. Its name is old."]
+
+
 def test_line_breaks_end_sentences_unless_they_only_fit_the_page() -> None:
     """Lists stay lists, wrapped paragraphs are joined, headings and rules go."""
     wrapped = "The tench is a fish that is found in fresh and brackish waters of the Western\nPalaearctic."

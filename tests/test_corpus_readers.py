@@ -288,6 +288,48 @@ def test_text_about_one_class(tmp_path: Path) -> None:
         class_sentences(tmp_path, "owl")
 
 
+def test_a_file_that_names_classes_tells_of_one(tmp_path: Path) -> None:
+    """JSON, a JSON list, JSONL and CSV are read as such; of several classes the one asked for is taken."""
+    found = {
+        "a.json": '{"Owl": ["It hoots.", "It flies."], "tit": ["It sings."]}',
+        "b.json": '["It hoots.", "It flies."]',
+        "c.jsonl": '{"class": "owl", "text": "It hoots. It flies."}\n{"class": "tit", "text": "It sings."}\n',
+        "d.csv": "class,text\nowl,It hoots. It flies.\n",
+    }
+    for name, content in found.items():
+        path = write(tmp_path / name, content)
+        assert [r.text for r in class_sentences(path, "owl")] == ["It hoots.", "It flies."], name
+    with pytest.raises(InputError) as caught:
+        class_sentences(tmp_path / "a.json", "wren")
+    assert str(caught.value) == (
+        f"{tmp_path / 'a.json'} says nothing about 'wren'; it is about 'Owl' and 1 more\n"
+        "Name the class as the file does, or take the file's classes in as they are: vlltr classes add --from FILE"
+    )
+    with pytest.raises(InputError, match=r"e\.json:1: not JSON: "):
+        class_sentences(write(tmp_path / "e.json", '{"a": ['), "owl")
+    with pytest.raises(InputError, match=r"f\.jsonl:1: no 'text'"):
+        class_sentences(write(tmp_path / "f.jsonl", '{"class": "owl"}'), "owl")
+
+
+def test_what_a_folder_of_texts_leaves_out(tmp_path: Path) -> None:
+    """Files of other kinds are named, with the command for those that name their classes; links are looked through."""
+    folder = tmp_path / "texts"
+    write(folder / "owl.txt", "It hoots.")
+    write(folder / "more.json", "{}")
+    write(folder / "notes.docx", "x")
+    write(folder / ".hidden.json", "{}")
+    (folder / "loop.txt").symlink_to(folder / "loop.txt")
+    assert records(folder) == [("owl", "It hoots.")]
+    assert left_out(folder) == [
+        (
+            str(folder / "more.json"),
+            f"of a folder, .txt files are read; take it by itself: vlltr ingest text {folder / 'more.json'}",
+        ),
+        (str(folder / "notes.docx"), "of a folder, .txt files are read"),
+        (str(folder / "loop.txt"), "not a file"),
+    ]
+
+
 json_values: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),

@@ -70,6 +70,8 @@ def test_what_a_folder_leaves_out(tmp_path: Path) -> None:
     (root / "linked").symlink_to(outside.parent)
     (root / "owl" / "loop").symlink_to(root)
     (root / "owl" / "dead.png").symlink_to(root / "nowhere")
+    (root / "owl" / "self.png").symlink_to(root / "owl" / "self.png")
+    (root / "self").symlink_to(root / "self")
     os.mkfifo(root / "owl" / "pipe.png")
     with open(os.fsencode(root / "owl") + b"/\xff.png", "wb") as file:
         file.write(encoded(COLOURS))
@@ -84,6 +86,8 @@ def test_what_a_folder_leaves_out(tmp_path: Path) -> None:
         "loop": "a link to a folder",
         "notes.txt": "not an image by its ending",
         "pipe.png": "not a file",
+        "self": "cannot be looked at: Too many levels of symbolic links",
+        "self.png": "cannot be looked at: Too many levels of symbolic links",
         "stray.png": "an image outside every class folder",
     }
 

@@ -207,7 +207,7 @@ def other_encoder(workspace: Workspace, tx: Transaction) -> None:
         ),
         (
             other_anchors,
-            ("anchors have changed since the index was built; they are searched beside it",),
+            ("1 anchor came or went since the index was built; those are searched beside it",),
             "vlltr index",
         ),
         (

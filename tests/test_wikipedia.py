@@ -21,7 +21,7 @@ from vlltr_index.corpus.zim import ZimWiki
 from vlltr_index.errors import InputError, MissingStepError, UnknownClassError, UsageError
 from vlltr_index.schemas.config import Recipe
 from vlltr_index.stages.ingest import ingest_text
-from vlltr_index.stages.wikipedia import ingest_wikipedia, parse_titles
+from vlltr_index.stages.wikipedia import ingest_wikipedia, open_wiki, parse_titles
 from vlltr_index.workspace import Workspace
 
 
@@ -375,8 +375,22 @@ def test_titles_on_the_command_line() -> None:
     """CLASS=TITLE, both of them there."""
     assert parse_titles(["crane=Crane (bird)", "a=b=C"]) == {"crane": "Crane (bird)", "a=b": "C"}
     for wrong in ("crane", "=Crane", "crane="):
-        with pytest.raises(InputError, match="--title takes CLASS=TITLE"):
+        with pytest.raises(UsageError, match="--title takes CLASS=TITLE"):
             parse_titles([wrong])
+
+
+def test_a_language_and_a_way_to_reach_you(tmp_path: Path) -> None:
+    """What cannot be part of an address or of a header is refused before anything is asked."""
+    workspace = named(tmp_path, ["tench"])
+    for lang in ("../x", "EN", "e", ""):
+        with pytest.raises(UsageError, match="is no code of a language"):
+            open_wiki(workspace, lang=lang)
+    for contact in ("a\nb", "café@example.org"):
+        with pytest.raises(UsageError, match="--contact takes one line of ASCII"):
+            open_wiki(workspace, contact=contact)
+    assert open_wiki(workspace, lang="zh-min-nan", contact="you@example.org")[1].startswith(
+        "https://zh-min-nan."
+    )
 
 
 # From a ZIM file.

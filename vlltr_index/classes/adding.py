@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,8 +15,9 @@ from vlltr_index.classes.change import Edit, Options, change
 from vlltr_index.classes.reports import AddReport, shortly
 from vlltr_index.classes.rows import classes_of, new_image_rows
 from vlltr_index.corpus.clean import clean_name
+from vlltr_index.corpus.files import require
 from vlltr_index.corpus.prompts import class_prompts
-from vlltr_index.corpus.readers import class_sentences
+from vlltr_index.corpus.readers import class_sentences, read_json
 from vlltr_index.errors import InputError
 from vlltr_index.ingestion import sentence_rows
 from vlltr_index.schemas.records import SentenceRecord
@@ -53,14 +53,12 @@ def read_manifest(path: Path) -> list[NewClass]:
     Raises:
         InputError: If the file is missing, is not JSON, or an entry is neither.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"no such file: {path}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
+    values = read_json(require(path))
     if not isinstance(values, dict) or not values:
-        raise InputError(f"{path}: expected {{name: [sentence, ...]}} with at least one class")
+        raise InputError(
+            f"{path}: expected {{name: [sentence, ...]}} with at least one class",
+            "Write it so, and run it again.",
+        )
     return [_manifest_entry(path, name, value) for name, value in values.items()]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -18,7 +19,7 @@ from vlltr_index.corpus.split import split_sentences
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.records import SentenceRecord, Skipped
 
-__all__ = ["MAX_SENTENCE", "class_sentences", "read_text"]
+__all__ = ["MAX_SENTENCE", "class_sentences", "read_json", "read_text"]
 
 MAX_SENTENCE = 4_000
 """Characters a sentence may have: more is no sentence, and no encoder reads so far."""
@@ -101,7 +102,7 @@ def class_sentences(path: Path, class_name: str) -> list[SentenceRecord]:
 def _items_about(path: Path, class_name: str) -> Iterator[SentenceRecord | Skipped]:
     """What a file says about classes that it names, or, where it names none, about `class_name`."""
     kind, name = path.suffix.lower(), clean_name(class_name, "--text")
-    if kind == ".json" and path.is_file() and isinstance(values := _load_json(path), list):
+    if kind == ".json" and path.is_file() and isinstance(values := read_json(path), list):
         return _json_list(values, name, path.name, str(path))
     if kind in _NAMING and path.is_file():
         return read_text(path)
@@ -140,9 +141,11 @@ def _read_folder(folder: Path, source: str) -> Iterator[SentenceRecord | Skipped
                 str(file), "of a folder, .txt files are read" + (by_itself if kind in _NAMING else "")
             )
     for file in files:
-        if not file.resolve().is_relative_to(root):
+        if not Path(os.path.realpath(file)).is_relative_to(root):
             yield Skipped(str(file), "a link that leaves the folder")
-        elif file.is_file():
+        elif not file.is_file():
+            yield Skipped(str(file), "not a file")
+        else:
             parts = file.relative_to(folder).parts
             name = file.stem if len(parts) == 1 else parts[0]
             yield from _file_text(file, name, source, "/".join(parts))
@@ -211,7 +214,12 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _load_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """The JSON in a file of texts by class.
+
+    Raises:
+        InputError: If it is not JSON or not UTF-8, or names a class twice.
+    """
     try:
         return json.loads(read_whole(path, _MAX_JSON), object_pairs_hook=partial(_no_twins, path))
     except json.JSONDecodeError as error:
@@ -225,7 +233,7 @@ def _load_json(path: Path) -> Any:
 
 
 def _read_json(path: Path, source: str) -> Iterator[SentenceRecord | Skipped]:
-    values = _load_json(path)
+    values = read_json(path)
     if not isinstance(values, dict) or not values:
         wrong = "no class in it" if values == {} else f"got {_kind(values)}"
         raise InputError(f"{path}: {wrong}", _JSON_EXAMPLE)

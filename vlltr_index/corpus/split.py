@@ -25,6 +25,8 @@ _OPENERS = (  # words that begin a sentence and are nobody's name
 _LETTER_END = re.compile(
     rf"(?:(?<=[^\W\d_] )[A-Z]|(?<=\d )[a-zA-Zµ]{{1,3}}|(?<=\d)[a-z])\.(?= (?:{_OPENERS})\s)"
 )
+# "two wings. Its": a whole word that ends a sentence, where the splitter knows the two words as a pair.
+_WORD_END = re.compile(rf"\b([a-z]{{3,}})\.(?= (?:{_OPENERS})\s)")
 _UNBROKEN = re.compile(r"\S{500}")  # the splitter's time is quadratic in such a run
 _WRAPPED = 60  # a line of that many characters that ends in mid-sentence was broken to fit the page
 _ENDS = tuple(".!?…:;\"”’')]")
@@ -49,13 +51,14 @@ def split_sentences(text: str) -> list[str]:
     for block in _blocks(text):
         pieces = [block] if _UNBROKEN.search(block) else _splitter().tokenize(block)
         for whole in map(normalise_text, pieces):
-            found += [piece for piece in _after_letters(whole) if any(map(str.isalnum, piece))]
+            found += [piece for piece in _parted(whole) if any(map(str.isalnum, piece))]
     return found
 
 
-def _after_letters(sentence: str) -> list[str]:
-    """A sentence, parted where a single letter or a unit ends one."""
-    ends = [0, *(match.end() for match in _LETTER_END.finditer(sentence)), len(sentence)]
+def _parted(sentence: str) -> list[str]:
+    """A sentence, parted where a single letter, a unit, or a word that is no abbreviation ends one."""
+    words = (match.end() for match in _WORD_END.finditer(sentence) if match[1] not in _ABBREVIATIONS)
+    ends = sorted({0, *(match.end() for match in _LETTER_END.finditer(sentence)), *words, len(sentence)})
     return [sentence[start:end].strip() for start, end in pairwise(ends)]
 
 

@@ -168,14 +168,17 @@ def _unfit(entry: os.DirEntry[str], root: Path) -> str:
         entry.name.encode()
     except UnicodeEncodeError:
         return "its name is not UTF-8"
-    if entry.is_symlink():
-        if entry.is_dir():
-            return "a link to a folder"
-        if not Path(os.path.realpath(entry.path)).is_relative_to(root):
-            return "a link that leaves the folder"
-    if not entry.name.lower().endswith(ENDINGS):
-        return "not an image by its ending"
-    return "" if entry.is_file() else "not a file"
+    try:
+        if entry.is_symlink():
+            if entry.is_dir():
+                return "a link to a folder"
+            if not Path(os.path.realpath(entry.path)).is_relative_to(root):
+                return "a link that leaves the folder"
+        if not entry.name.lower().endswith(ENDINGS):
+            return "not an image by its ending"
+        return "" if entry.is_file() else "not a file"
+    except OSError as error:  # a link that leads back to itself
+        return f"cannot be looked at: {error.strerror}"
 
 
 def _read_list(

@@ -78,24 +78,17 @@ def write_card(folder: Path, config: ExportedConfig, sentences: pa.Table, result
     (folder / CARD).write_text(f"---\n{front}\n---\n\n{body}\n", encoding="utf-8")
 
 
-def _data_set(config: ExportedConfig) -> str | None:
-    """The data set that the recipe is for, None where it is for any."""
-    name, _, rest = config.recipe.partition("/")
-    return name if rest else None
-
-
 def _front_matter(config: ExportedConfig, licence: str, results: Results | None) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    data_set = _data_set(config)
     measured = []
     if results is not None and results.same:
         for name, value in _top1(results).items():
             measured.append(
                 EvalResult(
                     task_type="image-classification",
-                    dataset_type=data_set or "own",
-                    dataset_name=data_set or "own images",
+                    dataset_type="own",
+                    dataset_name="own images",
                     dataset_split=results.split,
                     metric_type="accuracy",
                     metric_name=f"top-1, {name}",
@@ -108,7 +101,6 @@ def _front_matter(config: ExportedConfig, licence: str, results: Results | None)
         pipeline_tag="image-classification",
         license=licence,
         license_name="see-data-licences" if licence == "other" else None,
-        datasets=[data_set] if data_set else None,
         model_name=f"vlltr-index {config.recipe}" if measured else None,
         eval_results=measured or None,
     )

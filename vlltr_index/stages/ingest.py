@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -208,6 +208,7 @@ class _ImageRun:
             self._notes.add("unknown", f"no class of the name {_counted(self._unknown)}")
         classes = len(self._tx.class_table())
         silent = len(_classes_without_text(self._tx))
+        shared, between = _shared(self._tx, self._splits)
         return IngestReport(
             "images",
             source,
@@ -220,7 +221,8 @@ class _ImageRun:
             quarantined=counts["quarantined"],
             skipped=counts["skipped"],
             unknown_class=self._unknown.total(),
-            duplicates_across_splits=_shared(self._tx),
+            duplicates_across_splits=shared,
+            duplicates_in=between,
             notes=self._notes.lines,
             next_step=f"vlltr ingest text PATH   ({many(silent, 'class has', 'classes have')} no sentence yet)"
             if silent
@@ -233,16 +235,23 @@ def _counted(names: Counter[str]) -> str:
     return ", ".join(shown) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
-def _shared(tx: Transaction) -> int:
-    """How many different images are, byte for byte, in more than one split."""
+def _shared(tx: Transaction, given: Iterable[str]) -> tuple[int, list[str]]:
+    """How many different images of the splits `given` are, byte for byte, in another split too, and in which."""
     rows = tx.table("images", ["content_hash", "split"])
     pairs = (
         rows.filter(pc.is_valid(rows.column("content_hash")))
         .group_by(["content_hash", "split"])
         .aggregate([])
     )
-    splits = pairs.group_by("content_hash").aggregate([("split", "count")]).column("split_count")
-    return int(pc.sum(pc.greater(splits, 1)).as_py() or 0)
+    mine = pc.is_in(pairs["split"], pa.array(sorted(given), pa.string()))
+    ours = pairs.filter(mine)["content_hash"]
+    splits = (
+        pairs.filter(pc.is_in(pairs["content_hash"], ours))
+        .group_by("content_hash")
+        .aggregate([("split", "list")])
+    )
+    shared = [found for found in splits["split_list"].to_pylist() if len(found) > 1]
+    return len(shared), sorted({split for found in shared for split in found})
 
 
 def _classes_without_text(tx: Transaction, prompts: bool = True) -> list[int]:

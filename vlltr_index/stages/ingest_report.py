@@ -30,7 +30,10 @@ class IngestReport:
     quarantined: int = 0  # images kept with the reason why they cannot be used
     skipped: int = 0
     unknown_class: int = 0  # images left out because no class has that name
-    duplicates_across_splits: int = 0  # images in the workspace whose very bytes are in another split too
+    duplicates_across_splits: int = (
+        0  # images of the splits just brought in whose very bytes are in another one too
+    )
+    duplicates_in: list[str] = field(default_factory=list)  # those splits
     notes: list[str] = field(default_factory=list)
     next_step: str | None = None
 
@@ -55,7 +58,9 @@ class IngestReport:
             lines.append(f"{out} left out: the workspace has no class of that name.")
         if self.duplicates_across_splits:
             twice = many(self.duplicates_across_splits, "image is", "images are")
-            lines.append(f"Warning: {twice} in more than one split, byte for byte.")
+            lines.append(
+                f"Warning: {twice} in more than one split, byte for byte: {', '.join(self.duplicates_in)}."
+            )
         lines += [f"  {note}" for note in self.notes]
         return [*lines, f"Next: {self.next_step}"] if self.next_step else lines
 

@@ -14,6 +14,7 @@ import torch
 
 from vlltr_index.errors import MissingStepError
 from vlltr_index.loading import usable_images
+from vlltr_index.recipe import list_recipes, load_recipe
 from vlltr_index.report.figures import SHOTS, shots
 from vlltr_index.report.records import Anchor, AnchorList, ClassAnchors, Curves, Missing, Problem, Quarantine
 from vlltr_index.schemas.fingerprint import short
@@ -61,7 +62,7 @@ def facts(
     assert commit is not None
     recipe = workspace.recipe
     fusion = commit.fusion or recipe.fusion
-    calibrated = f", calibrated by run {fusion.run_id}" if fusion.run_id else ""
+    calibrated = _calibration(recipe.name, fusion.run_id)
     images = ", ".join(f"{n:,} {name}" for name, n in state.images.items()) or "none"
     return (
         ("commit", f"{commit.id} ({commit.command}), {commit.created_at}" + _back(commit)),
@@ -84,6 +85,14 @@ def facts(
         ("sentences", f"{state.sentences:,}, of which {state.anchors:,} are anchors"),
         ("versions", ", ".join([f"Python {platform.python_version()}", *_versions()])),
     )
+
+
+def _calibration(recipe: str, run_id: str | None) -> str:
+    """Where fusion values come from: a calibration of this workspace, or one whose values a recipe brought along."""
+    if not run_id:
+        return ""
+    came_with = recipe in list_recipes() and load_recipe(recipe).fusion.run_id == run_id
+    return f", from calibration {run_id}" + (f", which recipe {recipe} brought along" if came_with else "")
 
 
 def _back(commit: Commit) -> str:

@@ -129,6 +129,11 @@ def status(workspace: Workspace, at: int | None = None) -> StatusReport:
     )
 
 
+def next_step(workspace: Workspace) -> str:
+    """The command to run next; raises as `status` does."""
+    return status(workspace).next
+
+
 def _images(snapshot: Snapshot) -> tuple[dict[str, int], int]:
     """Usable images by split, and how many are quarantined."""
     rows = snapshot.table("images", ["split", "class_id", "problem"])
@@ -162,6 +167,7 @@ def _encoder(workspace: Workspace, snapshot: Snapshot) -> str:
     return f"{config.model}, {config.pretrained}" if config.pretrained else f"{config.model}, not trained yet"
 
 
+_BESIDE = 0.25  # of all anchors: so many that an index over them would be quicker than looking at each
 _Step = tuple[str, str]  # what is to do, and the command that does it
 
 
@@ -291,13 +297,17 @@ def _index_steps(workspace: Workspace, snapshot: Snapshot) -> list[_Step]:
         return [(f"the index's files are gone: {short(digest)}", command)]
     if commit.index.get("text_fp") != commit.text_fp:
         return [("the index is over another encoder's vectors", command)]
-    if _anchors_since(workspace, snapshot, digest):
-        return [("anchors have changed since the index was built; they are searched beside it", command)]
+    beside = _anchors_since(workspace, snapshot, digest)
+    if beside > _BESIDE * snapshot.count("anchors"):
+        said = (
+            f"{many(beside, 'anchor')} came or went since the index was built; those are searched beside it"
+        )
+        return [(said, command)]
     return []
 
 
-def _anchors_since(workspace: Workspace, snapshot: Snapshot, digest: str) -> bool:
-    """Whether the anchors are others than those the index was built over."""
+def _anchors_since(workspace: Workspace, snapshot: Snapshot, digest: str) -> int:
+    """How many anchors came or went since the index was built."""
     commit = snapshot.commit
     assert commit is not None
     built = commit
@@ -307,13 +317,13 @@ def _anchors_since(workspace: Workspace, snapshot: Snapshot, digest: str) -> boo
             break
         built = earlier
     if built.tables["anchors"] == commit.tables["anchors"]:
-        return False
-    columns = ["anchor_key", "sentence_id"]
+        return 0
     try:
-        then = workspace.snapshot(built.id).table("anchors", columns).sort_by("anchor_key")
+        then = workspace.snapshot(built.id).table("anchors", ["anchor_key"])["anchor_key"]
     except WorkspaceError:  # cleaned away
-        return True
-    return not then.equals(snapshot.table("anchors", columns).sort_by("anchor_key"))
+        return snapshot.count("anchors")
+    now = snapshot.table("anchors", ["anchor_key"])["anchor_key"]
+    return len(set(then.to_pylist()) ^ set(now.to_pylist()))
 
 
 def _gone(workspace: Workspace, kind: Kind, digest: str) -> bool:

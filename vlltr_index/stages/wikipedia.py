@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from vlltr_index.corpus.prompts import class_prompts
 from vlltr_index.corpus.split import split_sentences
 from vlltr_index.corpus.wikipedia import Article, Match, Page, Wanted, Wiki, match_classes, mentions
 from vlltr_index.corpus.wikipedia_text import DROPPED_SECTIONS, FORMULA, keep_sections
-from vlltr_index.errors import InputError, MissingStepError, UnknownClassError
+from vlltr_index.errors import MissingStepError, UnknownClassError, UsageError
 from vlltr_index.ingestion import sentence_rows
 from vlltr_index.schemas.records import SentenceRecord
 
@@ -32,6 +33,8 @@ __all__ = [
     "open_wiki",
     "parse_titles",
 ]
+
+_LANGUAGE = re.compile(r"[a-z][a-z0-9-]{1,30}")  # as in en, de, zh-min-nan
 
 _MIN_WORDS = 3  # fewer words are no sentence
 _MAX_CHARACTERS = 4_000
@@ -95,8 +98,12 @@ def open_wiki(
 
     Raises:
         InputError: If the ZIM file cannot be read.
-        UsageError: If `api` is no address.
+        UsageError: If `api` is no address, `lang` no code of a language, or `contact` more than a line.
     """
+    if not _LANGUAGE.fullmatch(lang):
+        raise UsageError(f"{lang[:40]!r} is no code of a language", "For example: --lang de")
+    if contact is not None and not (contact.isascii() and contact.isprintable()):
+        raise UsageError("--contact takes one line of ASCII", "For example: --contact you@example.org")
     if zim is not None:
         from vlltr_index.corpus.zim import ZimWiki
 
@@ -326,13 +333,13 @@ def parse_titles(values: Sequence[str]) -> dict[str, str]:
     """`CLASS=TITLE`, parted at the last `=`, as article by class.
 
     Raises:
-        InputError: If there is no `=`, or nothing before or after it.
+        UsageError: If there is no `=`, or nothing before or after it.
     """
     found: dict[str, str] = {}
     for value in values:
         name, sign, title = value.rpartition("=")
         if not sign or not name.strip() or not title.strip():
-            raise InputError(
+            raise UsageError(
                 f"--title takes CLASS=TITLE, got {value!r}", 'For example: --title "crane=Crane (bird)"'
             )
         found[name.strip()] = title.strip()

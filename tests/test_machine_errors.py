@@ -1,0 +1,144 @@
+"""What the machine lacks, options that nobody can mean, and the step that comes first: messages, no tracebacks."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vlltr_index.cli.main import main
+from vlltr_index.errors import ConfigError
+from vlltr_index.recipe import load_recipe, override
+from vlltr_index.schemas.config import parse_toml
+from vlltr_index.workspace import Workspace
+
+
+def left(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[object, str]:
+    """Exit code and stderr of a command that fails."""
+    with pytest.raises(SystemExit) as caught:
+        main([str(arg) for arg in args])
+    return caught.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/x"),
+            "Error: No space left on device: /data/x\nFree some space there, then run the same command again.\n",
+        ),
+        (
+            OSError(errno.EROFS, os.strerror(errno.EROFS), "/data/x"),
+            "Error: Read-only file system: /data/x\nChoose a folder that you may write to.\n",
+        ),
+        (OSError("odd"), "Error: odd\n"),
+        (MemoryError("8 TiB"), "Error: there is not enough memory: 8 TiB\n"),
+        (MemoryError(), "Error: there is not enough memory: none is left\n"),
+    ],
+)
+def test_what_no_command_foresees(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    trained_once: Path,
+    error: Exception,
+    said: str,
+) -> None:
+    """A full disk, a folder that cannot be written, too little memory: a message and exit code 1."""
+
+    def fail(*args: object, **options: object) -> Workspace:
+        raise error
+
+    monkeypatch.setattr(Workspace, "open", fail)
+    assert left(capsys, "-w", trained_once, "status") == (1, said)
+
+
+def test_names_and_links_that_the_system_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A name that is too long, and a settings file that is a link to itself."""
+    code, err = left(capsys, "-w", tmp_path / ("y" * 300), "status")
+    assert code == 1
+    assert err.startswith("Error: File name too long: ")
+    assert err.endswith("Choose a shorter name.\n")
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "vlltr.toml").symlink_to(tmp_path / "w" / "vlltr.toml")
+    code, err = left(capsys, "-w", tmp_path / "w", "status")
+    assert code == 1
+    assert err.startswith("Error: Too many levels of symbolic links: ")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("args", [("status",), ("--json", "classes", "list"), ("--help",)])
+def test_an_output_that_is_full(trained_once: Path, args: tuple[str, ...]) -> None:
+    """Results that cannot be written are an error, said once."""
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        command = [sys.executable, "-m", "vlltr_index.cli", "-w", str(trained_once), *args]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "Error: No space left on device\nFree some space there, then run the same command again.\n"
+    )
+
+
+def test_the_step_that_comes_first_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """`predict` on an empty workspace asks for what `vlltr status` asks for, not only for its own last step."""
+    Workspace.create(tmp_path / "w", load_recipe("glyphs_lt/fast"))
+    code, err = left(capsys, "-w", tmp_path / "w", "predict", "x.png")
+    assert code == 1
+    assert err.splitlines()[-1] == "Before that: vlltr ingest images PATH --split train"
+
+
+def test_a_step_that_is_first_is_named_once(
+    capsys: pytest.CaptureFixture[str], trained: Workspace, pictures: Path
+) -> None:
+    """Where the error names the very command already, nothing is added."""
+    commit = trained.history.last()
+    assert commit is not None
+    with trained.transaction("forget the head") as tx:
+        tx.set(head=None)
+    shutil.rmtree(trained.path / "heads")
+    code, err = left(capsys, "-w", trained.path, "predict", pictures / "known-0.png")
+    assert code == 1
+    assert "vlltr train lgr" in err
+    assert "Before that" not in err
+
+
+def test_settings_that_cannot_be_read_or_meant() -> None:
+    """Endless numbers and nesting in TOML, batches beyond all memory, an empty split."""
+    hint = "Mend it there: texts stand in quotes"
+    for content in (b"a = " + b"1" * 5000, b"a = " + b"[" * 40_000):
+        with pytest.raises(ConfigError, match="x is not valid TOML: ") as caught:
+            parse_toml(content, "x")
+        assert str(caught.value.hint).startswith(hint)
+    recipe = load_recipe("glyphs_lt/fast")
+    for raw in ("1" * 5000, "[" * 40_000):
+        with pytest.raises(ConfigError, match=r"--set lgr\.lr: a number too long, or too deeply nested"):
+            override(recipe, (f"lgr.lr={raw}",))
+    for item in ("lgr.batch_size=99999999999", "cvlp.warmup_epochs=1e308", "select.split="):
+        with pytest.raises(ConfigError, match=item.partition("=")[0]):
+            override(recipe, (item,))
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("evaluate", "--split", ""), "Error: '' is no name for a split"),
+        (("evaluate", "--bootstrap", "9999999999999"), "is not in the range 1<=x<=1000000"),
+    ],
+)
+def test_values_that_nobody_can_mean(
+    capsys: pytest.CaptureFixture[str], trained_once: Path, args: tuple[str, ...], said: str
+) -> None:
+    """Usage errors: exit code 2."""
+    code, err = left(capsys, "-w", trained_once, *args)
+    assert code == 2
+    assert said in err
+
+
+def test_a_folder_of_images_that_is_not_there(capsys: pytest.CaptureFixture[str], trained_once: Path) -> None:
+    """The folder is named, rather than that nothing is known of the class."""
+    code, err = left(capsys, "-w", trained_once, "classes", "add", "okapi", "--images", "nope")
+    assert (code, err) == (1, "Error: no such file or folder: nope\nCheck the path.\n")
