@@ -306,7 +306,7 @@ def _anchors_since(workspace: Workspace, snapshot: Snapshot, digest: str) -> boo
         if earlier.index is None or earlier.index.get("digest") != digest:
             break
         built = earlier
-    if built.tables["anchors"] == commit.tables["anchors"]:
+    if built.tables.get("anchors") == commit.tables.get("anchors"):
         return False
     columns = ["anchor_key", "sentence_id"]
     try:
