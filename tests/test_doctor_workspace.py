@@ -123,6 +123,31 @@ def test_corrupt_tables(trained: Workspace, name: str, how: Callable[[Path], obj
         assert f"table {table!r} in {trained.path / 'lance'} cannot be " in found[0].value
 
 
+def garbage(path: Path) -> None:
+    """Something else in a file's place, as long as it was."""
+    path.write_bytes(b"x" * path.stat().st_size)
+
+
+@pytest.mark.parametrize("part", ["data", "_versions"])
+def test_something_else_in_a_tables_files(trained: Workspace, part: str) -> None:
+    """LanceDB says that in other ways than it does of a file cut short."""
+    for path in (trained.path / "lance" / "anchors.lance" / part).iterdir():
+        garbage(path)
+    (found,) = problems(trained)
+    assert found.name == "table anchors"
+    assert f"table 'anchors' in {trained.path / 'lance'} cannot be " in found.value
+
+
+def test_what_a_library_says_is_passed_on(trained: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that nobody foresaw is a row too, and not a traceback."""
+
+    def refuse(*_: object) -> None:
+        raise ZeroDivisionError("of all things")
+
+    monkeypatch.setattr(Workspace, "check_object", refuse)
+    assert {c.value for c in problems(trained)} == {"cannot be read: ZeroDivisionError: of all things"}
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "row", "mend"),
     [

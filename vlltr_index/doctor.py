@@ -343,8 +343,9 @@ def _problem(what: str, look: Callable[[], object], mend: str | None = None) -> 
         look()
     except VlltrError as error:
         return [Check(what, "problem", error.message, mend or error.hint)]
-    except OSError as error:
-        return [Check(what, "problem", str(error), mend)]
+    except Exception as error:  # whatever a library makes of damaged files
+        value = f"cannot be read: {type(error).__name__}: {error}"
+        return [Check(what, "problem", value, mend or "Bring the workspace back from a backup.")]
     return []
 
 
