@@ -290,13 +290,13 @@ class Workspace:
         return path
 
     def _damaged(self, kind: Kind, path: Path, why: str) -> WorkspaceError:
-        again = f"Bring it back from a backup, or make it again: {_REMAKE[kind]}"
-        if self.storage.at(f"{kind}/{path.name}") != str(path):  # object storage has it, this is a copy
-            again = f"Delete this copy, and it is fetched again: rm -r {shlex.quote(str(path))}"
-        return WorkspaceError(
-            f"{path} is damaged: {why}",
-            f"{again}. To go back to a commit that does without it: vlltr history, then vlltr rollback ID",
+        hint = (
+            f"Bring it back from a backup, or make it again: {_REMAKE[kind]}. "
+            "To go back to a commit that does without it: vlltr history, then vlltr rollback ID"
         )
+        if self.storage.at(f"{kind}/{path.name}") != str(path):  # object storage has it, this is a copy
+            hint = f"Delete this copy, and it is fetched again: rm -r {shlex.quote(str(path))}"
+        return WorkspaceError(f"{path} is damaged: {why}", hint)
 
     def check_object(self, kind: Kind, digest: str) -> None:
         """See whether an object is kept, without bringing it here.
