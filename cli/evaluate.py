@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.option(
     "--retrieval", type=click.Choice(["faiss", "exhaustive"]), default="exhaustive", show_default=True
 )
-@click.option("--at", type=int, metavar="ID", help="Evaluate this commit.")
+@click.option("--at", type=click.IntRange(1), metavar="ID", help="Evaluate this commit.")
 @click.option(
     "--bootstrap",
     default=1000,

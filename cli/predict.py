@@ -22,7 +22,7 @@ from vlltr_index.cli.context import Context, pass_context
     type=int,
     help="Crops of each image: 1, or 5 (centre and corners).",
 )
-@click.option("--at", type=int, metavar="ID", help="Answer as of this commit.")
+@click.option("--at", type=click.IntRange(1), metavar="ID", help="Answer as of this commit.")
 @pass_context
 def predict_command(
     context: Context,
@@ -69,7 +69,7 @@ def predict_command(
     type=int,
     help="Crops of each image: 1, or 5 (centre and corners).",
 )
-@click.option("--at", type=int, metavar="ID", help="Answer as of this commit.")
+@click.option("--at", type=click.IntRange(1), metavar="ID", help="Answer as of this commit.")
 @pass_context
 def explain_command(
     context: Context, image: str, name: str, against: str | None, crops: int, at: int | None

@@ -13,6 +13,8 @@ from vlltr_index.schemas.baselines import BaselinesConfig
 
 __all__ = [
     "FORMAT",
+    "LARGEST",
+    "LARGEST_FACTOR",
     "AugmentConfig",
     "BaselineConfig",
     "CVLPConfig",
@@ -33,6 +35,11 @@ __all__ = [
 
 FORMAT = 2
 """The workspace format (2: sentences have positions); `vlltr upgrade` brings older ones to it."""
+
+LARGEST = 1e6
+"""The largest temperature, margin or lift of fusion, and one over the smallest temperature: float32 bears them."""
+LARGEST_FACTOR = 1e3
+"""The largest factor of fusion: agreement, and the strength of imprinted rows."""
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -172,16 +179,16 @@ class FusionConfig(_Config):
 
     rule: Literal["ours", "paper", "logits"] = "ours"
     alpha: float = Field(default=0.5, ge=0, le=1)
-    tau_visual: float = Field(default=1.0, gt=0)
-    tau_text: float = Field(default=1.0, gt=0)
-    margin: float = 0.0
+    tau_visual: float = Field(default=1.0, ge=1 / LARGEST, le=LARGEST)
+    tau_text: float = Field(default=1.0, ge=1 / LARGEST, le=LARGEST)
+    margin: float = Field(default=0.0, ge=-LARGEST, le=LARGEST)
     agreement: float = Field(
-        default=0.0, ge=0
+        default=0.0, ge=0, le=LARGEST_FACTOR
     )  # of the branches about the trained classes, see vlltr_index.fusion
     imprint_strength: float = Field(
-        default=0.8, gt=0
+        default=0.8, gt=0, le=LARGEST_FACTOR
     )  # of visual rows made from images, see vlltr_index.fusion
-    imprint_lift: float = 1.0
+    imprint_lift: float = Field(default=1.0, ge=-LARGEST, le=LARGEST)
     reject_score: Literal["text", "visual", "fused", "evidence"] | None = None  # see vlltr_index.rejection
     reject_threshold: float | None = None  # an image that scores less is of none of the classes
     reject_tpr: float | None = Field(default=None, gt=0, le=1)  # share of known images that this accepted

@@ -163,3 +163,16 @@ def test_more_views_than_are_stored(trained: Workspace, capsys: pytest.CaptureFi
         f"Error: the head is to be trained on 9 views of each image (lgr.views), and {stored} are stored\n"
         f"Make them: vlltr embed --views 9, or use --set lgr.views={stored}\n",
     )
+
+
+@pytest.mark.parametrize("number", ["0", "-1"])
+@pytest.mark.parametrize(
+    "command", [("predict", "a.png"), ("explain", "a.png", "--class", "a"), ("evaluate",), ("export", "x")]
+)
+def test_commits_are_counted_from_one(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], command: tuple[str, ...], number: str
+) -> None:
+    """A number that no commit can have is a usage error, as it is for `vlltr diff`."""
+    code, err = refused(capsys, "-w", str(workspace.path), *command, "--at", number)
+    assert code == 2
+    assert f"Invalid value for '--at': {number} is not in the range x>=1." in err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -145,6 +146,18 @@ CASES: dict[str, tuple[Spoil, str]] = {
         lambda f: edit_json(f, "config.json", lambda v: v["fusion"].update(alpha=7)),
         r"fusion\.alpha: Input should be less than or equal to 1",
     ),
+    "config: agreement": (
+        lambda f: edit_json(f, "config.json", lambda v: v["fusion"].update(agreement=1e308)),
+        r"fusion\.agreement: Input should be less than or equal to 1000",
+    ),
+    "config: temperature": (
+        lambda f: edit_json(f, "config.json", lambda v: v["fusion"].update(tau_text=1e-300)),
+        r"fusion\.tau_text: Input should be greater than or equal to 0.000001",
+    ),
+    "config: lift": (
+        lambda f: edit_json(f, "config.json", lambda v: v["fusion"].update(imprint_lift=-1e7)),
+        r"fusion\.imprint_lift: Input should be greater than or equal to -1000000",
+    ),
     "config: twice": (
         lambda f: edit_json(f, "config.json", lambda v: v["classes"].append(v["classes"][0])),
         "two classes have one number",
@@ -194,6 +207,24 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "head: kind": (
         lambda f: edit_json(f, "head/head.json", lambda v: v.update(visual="magic")),
         "visual must be 'linear', 'mlp' or 'cosine', got 'magic'",
+    ),
+    "head: values": (
+        lambda f: edit_json(f, "head/head.json", lambda v: v.update(normalise_values=[])),
+        r"head\.json cannot be used: normalise_values in head\.json must be of type bool, got \[\]",
+    ),
+    "head: text for truth": (
+        lambda f: edit_json(f, "head/head.json", lambda v: v.update(normalise_values="../x")),
+        r"normalise_values in head\.json must be of type bool, got '\.\./x'",
+    ),
+    "head: scale": (
+        tensors("head/head.safetensors", head__log_logit_scale=torch.tensor(90.0)),
+        r"the logits' scale is 1\.\d+e\+39; up to 1,000,000 can be",
+    ),
+    "head: numbers": (
+        lambda f: edit_tensors(
+            f, "head/head.safetensors", lambda t: t.update(class_ids=t["class_ids"].float())
+        ),
+        r"class_ids are torch\.float32, expected int64",
     ),
     "head: format": (
         lambda f: edit_json(f, "head/head.json", lambda v: v.update(format=2)),
@@ -280,3 +311,14 @@ def test_an_edited_card_is_no_damage(folder: Path) -> None:
     """People edit README.md on the hub."""
     (folder / "README.md").write_text("better words")
     assert read_model(folder).names
+
+
+@pytest.mark.parametrize(
+    "name", [SUMS, "config.json", "head/head.json", "anchors.parquet", "imprints.safetensors"]
+)
+def test_a_pipe_is_no_file(folder: Path, name: str) -> None:
+    """Opening one would wait forever."""
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(PretrainedError, match=f"{name} is not a regular file"):
+        read_model(folder)

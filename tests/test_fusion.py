@@ -128,6 +128,16 @@ def test_fusion_refuses_what_does_not_fit() -> None:
         FusionParams(tau_text=0.0)
     with pytest.raises(InputError, match="agreement must not be below 0, got -1"):
         FusionParams(agreement=-1)
+    for values, why in (
+        ({"agreement": 1e308}, r"agreement must lie within 1,000, got 1e\+308"),
+        ({"imprint_strength": float("inf")}, "imprint_strength must lie within 1,000, got inf"),
+        ({"imprint_lift": float("nan")}, "imprint_lift must lie within 1,000,000, got nan"),
+        ({"margin": -1e7}, r"margin must lie within 1,000,000, got -10000000\.0"),
+        ({"tau_text": float("inf")}, "tau_text must lie within 1,000,000, got inf"),
+        ({"tau_visual": 1e-300}, "tau_visual must not be below 1e-06, got 1e-300"),
+    ):
+        with pytest.raises(InputError, match=why):
+            FusionParams(**values)  # type: ignore[arg-type]  # a dict of floats
     with pytest.raises(InputError, match="must be 'ours', 'paper' or 'logits', got 'sum'"):
         FusionParams(rule="sum")  # type: ignore[arg-type]  # what a caller without types may pass
     visual, text, mask = torch.zeros(1, 2), torch.zeros(1, 3), torch.ones(3, dtype=torch.bool)

@@ -203,3 +203,55 @@ def test_what_was_pruned_stays_pruned(history: LocalHistory) -> None:
 def test_a_state_is_named_by_the_commit_that_first_held_it() -> None:
     """A rollback's state is its target's, any other commit's its own."""
     assert (commit(4).state, commit(4, state_of=2).state) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"index": {"digest": 5}}, "index.digest: Input should be a valid string"),
+        ({"index": {"kind": "flat"}}, "index.digest: Field required"),
+        (
+            {"index": {"digest": "d", "kind": "x"}},
+            "index.kind: Input should be 'torch', 'flat', 'ivf' or 'hnsw'",
+        ),
+        ({"index": {"digest": "d"}}, "tables: it names none, though it has a selection or an index"),
+        ({"selection_id": "s"}, "tables: it names none, though it has a selection or an index"),
+        ({"tables": {"classes": -1}}, "tables.classes: Input should be greater than or equal to 1"),
+        ({"tables": {"classes": 2**70}}, f"tables.classes: Input should be less than {2**63}"),
+        ({"text_fp": "../x"}, "text_fp: String should match pattern '^[A-Za-z0-9_.-]+$'"),
+        ({"info": {"next": 5}}, "info.next: Input should be a valid dictionary"),
+        ({"info": {"next": {"classes": "5"}}}, "info.next.classes: Input should be a valid integer"),
+        (
+            {"info": {"next": {"classes": -5}}},
+            "info.next.classes: Input should be greater than or equal to 0",
+        ),
+        ({"info": {"logit_scale": "2"}}, "info.logit_scale: Input should be a valid number"),
+        ({"info": {"logit_scale": float("nan")}}, "info.logit_scale: Input should be a finite number"),
+        ({"info": {"dim": 0}}, "info.dim: Input should be greater than or equal to 1"),
+        ({"info": {"views": "many"}}, "info.views: Input should be a valid integer"),
+        ({"info": {"merged": [1]}}, "info.merged: Input should be a valid dictionary"),
+        ({"info": {"merged": {"a": 1}}}, "info.merged.a.[key]: String should match pattern '^[0-9]{1,10}$'"),
+        ({"info": {"tuned": {"checkpoint": "d"}}}, "info.tuned.from: Field required"),
+        ({"info": {"baselines": {"ncm": None}}}, "info.baselines.ncm: Input should be a valid string"),
+        ({"info": []}, "info: Input should be a valid dictionary"),
+    ],
+)
+def test_facts_of_another_type_are_damage(history: LocalHistory, fields: dict[str, Any], why: str) -> None:
+    """What a command would stumble over is named when the file is read."""
+    history.append(commit(1))
+    path = history.folder / "2.json"
+    path.write_text(json.dumps(commit(2).model_dump(mode="json") | fields))
+    with pytest.raises(WorkspaceError) as error:
+        history.last()
+    assert error.value.message.startswith(f"{path} is damaged: {why}")
+
+
+def test_a_commit_without_the_encoders_scale() -> None:
+    """It may lack it until something was embedded; who needs it is told."""
+    assert commit(2, info={"logit_scale": 3}).logit_scale == 3.0
+    with pytest.raises(WorkspaceError) as error:
+        commit(2).logit_scale  # noqa: B018 - reading it is the test
+    assert str(error.value) == (
+        "commit 2 is damaged: its info has no logit_scale, the encoder's scale\n"
+        "Bring history/2.json back from a backup, or note it again: vlltr embed"
+    )

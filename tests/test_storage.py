@@ -236,6 +236,14 @@ def test_objects_are_brought_here_and_checked(
     asked = bucket.asked
     there.object_path("heads", digest)
     assert bucket.asked == asked
+    copy = there.whole_object("heads", digest)
+    (copy / "a.bin").write_bytes(b"y")
+    with pytest.raises(WorkspaceError) as damaged:
+        there.whole_object("heads", digest)
+    assert damaged.value.message == (
+        f"{copy} is damaged: its files are not those that were written: the digest differs"
+    )
+    assert damaged.value.hint == f"Delete this copy, and it is fetched again: rm -r {copy}"
     monkeypatch.setenv("VLLTR_CACHE_DIR", str(tmp_path / "third"))
     third = Workspace.open(address)
     third.storage.write(f"heads/{digest[:16]}/a.bin", b"y")

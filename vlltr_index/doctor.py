@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from vlltr_index.errors import VlltrError
-from vlltr_index.workspace import Workspace
+from vlltr_index.workspace import Kind, Workspace
+
+if TYPE_CHECKING:
+    from vlltr_index.history import Commit
 
 __all__ = [
     "Check",
@@ -226,7 +230,10 @@ def check_extras(needed: Iterable[Requirement], version_of: Callable[[str], str 
 
 
 def check_workspace(start: str | os.PathLike[str] | None = None, named: bool = False) -> list[Check]:
-    """Whether the workspace opens, can be written, and has room; without one, the folder in its place."""
+    """Whether the workspace opens, can be written, has room, and holds what its newest commit names.
+
+    Without a workspace: the folder in its place.
+    """
     try:
         workspace = Workspace.open(start) if named and start is not None else Workspace.find(start)
     except VlltrError as error:
@@ -237,7 +244,7 @@ def check_workspace(start: str | os.PathLike[str] | None = None, named: bool = F
         Check("workspace", "ok", workspace.address),
         _writable(workspace),
         check_disk(workspace.path),
-        *_workspace_weights(workspace),
+        *_commit(workspace),
     ]
 
 
@@ -263,15 +270,93 @@ def check_disk(folder: Path, free: int | None = None) -> Check:
     return Check("disk", "note" if free < _SCARCE else "ok", value)
 
 
-def _workspace_weights(workspace: Workspace) -> list[Check]:
+def _commit(workspace: Workspace) -> list[Check]:
+    """Whether the newest commit can be read, and what it names is there and whole."""
+    try:
+        commit = workspace.history.last()
+        workspace.history.oldest_kept()
+    except VlltrError as error:
+        return [Check("commit", "problem", error.message, error.hint)]
+    weights = _workspace_weights(workspace, commit)
+    if commit is None:
+        return weights
+    problems = [*_tables(workspace, commit), *_objects(workspace, commit)]
+    if problems:
+        return [*weights, *problems]
+    value = f"{commit.id} ({commit.command}): its tables can be read, and the files that it names are whole"
+    return [*weights, Check("commit", "ok", value)]
+
+
+def _tables(workspace: Workspace, commit: Commit) -> Iterator[Check]:
+    """Tables that the commit names, or whose vectors it uses, and that cannot be read."""
+    try:
+        from vlltr_index.schemas.tables import KEYS, image_vectors_name, sentence_vectors_name
+        from vlltr_index.snapshot import Snapshot, check_named
+
+        snapshot = Snapshot(workspace.store, commit)
+    except Exception:  # a half-installed package: reported by `_broken`
+        return
+    store = snapshot.store
+    yield from _problem("tables", lambda: check_named(store, commit, store.names()))
+    for name in sorted(commit.tables):
+        yield from _problem(f"table {name}", partial(_read, snapshot.scan, name, KEYS.get(name)))
+    if commit.text_fp and commit.selection_id:
+        name = sentence_vectors_name(commit.text_fp)
+        yield from _problem("text vectors", partial(_read, store.scan, name, "text_hash"), "vlltr embed")
+    if commit.image_fp and store.exists(name := image_vectors_name(commit.image_fp)):
+        yield from _problem("image vectors", partial(_read, store.scan, name, "vector_key"), "vlltr embed")
+
+
+def _read(scan: Callable[..., Iterator[object]], name: str, key: str | None) -> None:
+    """Read all keys of a table, for which every part of it is opened, and one whole row."""
+    for _ in scan(name, None if key is None else [key]):
+        pass
+    next(scan(name, batch_rows=1), None)
+
+
+def _objects(workspace: Workspace, commit: Commit) -> Iterator[Check]:
+    """Folders that the commit names and that are gone, or whose files are not those that were written."""
+    named: list[tuple[str, Kind, str | None, str | None]] = [
+        ("encoder", "checkpoints", commit.checkpoint, None),
+        ("head", "heads", commit.head, None),
+        ("index", "index", commit.index["digest"] if commit.index else None, None),
+        ("baseline fc", "checkpoints", commit.info.get("baseline_fc"), "vlltr train baseline fc"),
+    ]
+    for name, digest in commit.info.get("baselines", {}).items():
+        named.append((f"baseline {name}", "heads", digest, f"vlltr train baseline {name}"))
+    for what, kind, digest, mend in named:
+        if digest:
+            yield from _problem(what, partial(_look_into, workspace, kind, digest), mend)
+
+
+def _look_into(workspace: Workspace, kind: Kind, digest: str) -> None:
+    workspace.check_object(kind, digest)
+    if (
+        workspace.path / kind / digest[:16]
+    ).is_dir():  # of object storage only what was brought here: no downloads
+        workspace.whole_object(kind, digest)
+
+
+def _problem(what: str, look: Callable[[], object], mend: str | None = None) -> list[Check]:
+    """What looking at a part of the workspace gives away: nothing where it is in order."""
+    try:
+        look()
+    except VlltrError as error:
+        return [Check(what, "problem", error.message, mend or error.hint)]
+    except Exception as error:  # whatever a library makes of damaged files
+        value = f"cannot be read: {type(error).__name__}: {error}"
+        return [Check(what, "problem", value, mend or "Bring the workspace back from a backup.")]
+    return []
+
+
+def _workspace_weights(workspace: Workspace, commit: Commit | None) -> list[Check]:
     """Whether the file is there that the recipe's encoder starts from."""
     config = workspace.recipe.encoder
     given = config.pretrained
     if not given or not given.endswith(_WEIGHT_ENDINGS) or Path(given).exists():
         return []
     value = f"the recipe starts {config.model} from {given}, which is not there"
-    trained = workspace.history.last()
-    if trained is not None and trained.checkpoint:
+    if commit is not None and commit.checkpoint:
         return [Check("weights", "note", f"{value}; the trained encoder is")]
     mend = f"Put it back, or change encoder.pretrained in {workspace.storage.at('vlltr.toml')}"
     return [Check("weights", "problem", value, mend)]

@@ -13,12 +13,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vlltr_index.errors import WorkspaceError
+from vlltr_index.errors import InputError, WorkspaceError
 from vlltr_index.lgr import LGRHead
 
-__all__ = ["SavedHead", "load_head", "save_head"]
+__all__ = ["SavedHead", "check_facts", "load_head", "save_head"]
 
 _TIMES = ("seconds", "images_per_s")  # left out of the log: the same training gives the same digest
+_TYPES: dict[str, type] = {
+    "dim": int,
+    "visual": str,
+    "normalise_values": bool,
+    "text_fp": str,
+    "image_fp": str,
+}
 
 
 @dataclass(frozen=True)
@@ -78,25 +85,43 @@ def _write(path: Path, facts: Mapping[str, Any]) -> None:
 
 
 def load_head(folder: Path) -> SavedHead:
-    """Read what `save_head` wrote.
+    """Read what `save_head` wrote. Whether its weights are still those, `Workspace.whole_object` tells.
 
     Raises:
         WorkspaceError: If a file is missing or damaged.
     """
     try:
         facts: dict[str, Any] = json.loads((folder / "head.json").read_text(encoding="utf-8"))
+        check_facts(facts)
         tensors = load_file(folder / "head.safetensors")
         class_ids = tensors.pop("class_ids")
         training_mean = tensors.pop("training_mean")
+        if class_ids.dtype != torch.int64:
+            raise ValueError(f"class_ids are {class_ids.dtype}, expected int64")
         head = LGRHead(
             facts["dim"], len(class_ids), visual=facts["visual"], normalise_values=facts["normalise_values"]
         )
         head.load_state_dict({k.removeprefix("head."): v for k, v in tensors.items()})
         return SavedHead(head.eval(), class_ids, training_mean, facts["text_fp"], facts["image_fp"])
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, InputError) as error:
         raise WorkspaceError(
             f"the head in {folder} cannot be read: {error}", "Train it again: vlltr train lgr"
         ) from None
+
+
+def check_facts(facts: Any) -> None:
+    """See whether what `head.json` holds has the types that `save_head` writes.
+
+    Raises:
+        ValueError: Naming the first value that has another.
+    """
+    if not isinstance(facts, dict):
+        raise ValueError("head.json is not a JSON object")
+    for name, kind in _TYPES.items():
+        if name not in facts:
+            raise ValueError(f"head.json has no {name!r}")
+        if type(facts[name]) is not kind:  # a bool is an int to isinstance
+            raise ValueError(f"{name} in head.json must be of type {kind.__name__}, got {facts[name]!r:.80}")
 
 
 def mean_feature(features: Tensor) -> Tensor:

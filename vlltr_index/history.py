@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vlltr_index.errors import NewerWorkspaceError, WorkspaceError
 from vlltr_index.schemas.config import FORMAT, FusionConfig
+from vlltr_index.schemas.facts import CommitFacts
 from vlltr_index.storage import Storage
 
 __all__ = ["Commit", "History"]
@@ -18,6 +19,9 @@ _FOLDER = "history"
 _PRUNED = "history/pruned.json"  # beside the commits, which never change
 _HISTORY_HINT = "See which commits there are: vlltr history"
 _LEFT_HINT = "See which commits are left: vlltr history"
+
+_Version = Annotated[int, Field(ge=1, lt=2**63)]
+_Fingerprint = Annotated[str, Field(pattern="^[A-Za-z0-9_.-]+$")]  # part of a table's name
 
 
 class Commit(BaseModel):
@@ -50,9 +54,9 @@ class Commit(BaseModel):
     command: str
     created_at: str
     program_version: str
-    tables: dict[str, int]
-    text_fp: str | None = None
-    image_fp: str | None = None
+    tables: dict[str, _Version]
+    text_fp: _Fingerprint | None = None
+    image_fp: _Fingerprint | None = None
     checkpoint: str | None = None
     head: str | None = None
     fusion: FusionConfig | None = None
@@ -65,6 +69,21 @@ class Commit(BaseModel):
     def state(self) -> int:
         """The commit that first held this state: itself, or the one that a rollback went back to."""
         return self.id if self.state_of is None else self.state_of
+
+    @property
+    def logit_scale(self) -> float:
+        """The scale of the encoder that made the vectors.
+
+        Raises:
+            WorkspaceError: If the commit does not say it, though whatever embeds notes it.
+        """
+        try:
+            return float(self.info["logit_scale"])
+        except KeyError:
+            raise WorkspaceError(
+                f"commit {self.id} is damaged: its info has no logit_scale, the encoder's scale",
+                f"Bring {_FOLDER}/{self.id}.json back from a backup, or note it again: vlltr embed",
+            ) from None
 
 
 class History:
@@ -128,12 +147,15 @@ class History:
             )
         try:
             commit = Commit.model_validate(values)
+            CommitFacts.model_validate({"index": commit.index, "info": commit.info})
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "(top)"
             raise self._damaged(commit_id, f"{where}: {first['msg']}") from None
         if commit.id != commit_id:
             raise self._damaged(commit_id, f"it says it is commit {commit.id}")
+        if not commit.tables and (commit.selection_id or commit.index):
+            raise self._damaged(commit_id, "tables: it names none, though it has a selection or an index")
         return commit
 
     def _damaged(self, commit_id: int, why: str) -> WorkspaceError:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from vlltr_index.bank import AnchorBank
 from vlltr_index.encoder import Encoder
-from vlltr_index.errors import EncoderError, FingerprintMismatch, MissingStepError
+from vlltr_index.errors import EncoderError, FingerprintMismatch, MissingStepError, WorkspaceError
 from vlltr_index.rows import quote
 from vlltr_index.schemas.config import AugmentConfig
 from vlltr_index.schemas.fingerprint import digest_json
@@ -128,6 +129,7 @@ def augmented_view(snapshot: Snapshot) -> str:
 
     Raises:
         MissingStepError: If none have been embedded.
+        WorkspaceError: If the commit does not say how they were made.
     """
     info = snapshot.commit.info if snapshot.commit is not None else {}
     if info.get("views", 1) < 2 or "augment" not in info:
@@ -135,7 +137,13 @@ def augmented_view(snapshot: Snapshot) -> str:
             "the selection wants augmented views of the images (select.augmented), and there are none",
             "Set recipe.lgr.views in vlltr.toml to 2 or more, then run: vlltr embed",
         )
-    return view_suffix(1, AugmentConfig.model_validate(info["augment"]))
+    try:
+        return view_suffix(1, AugmentConfig.model_validate(info["augment"]))
+    except ValidationError as error:
+        raise WorkspaceError(
+            f"the newest commit is damaged: info.augment: {error.errors()[0]['msg']}",
+            "Note it again: vlltr embed",
+        ) from None
 
 
 def image_set(

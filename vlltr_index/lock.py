@@ -112,5 +112,5 @@ def _holder(handle: int) -> str:
     try:
         facts = json.loads(os.pread(handle, 4096, 0))
         return f"`vlltr {facts['command']}` (process {facts['process']})"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return "another process"

@@ -118,6 +118,7 @@ def load_scorer(workspace: Workspace, snapshot: Snapshot) -> Scorer:
 
     Raises:
         MissingStepError: If anchors or head are not there yet.
+        WorkspaceError: If the head's files are damaged.
         FingerprintMismatch: If the head was trained on another encoder's vectors.
     """
     loaded = load_bank(snapshot)
@@ -125,7 +126,7 @@ def load_scorer(workspace: Workspace, snapshot: Snapshot) -> Scorer:
     assert commit is not None
     if not commit.head:
         raise MissingStepError("no head has been trained yet", "Run: vlltr train lgr")
-    saved = load_head(workspace.object_path("heads", commit.head))
+    saved = load_head(workspace.whole_object("heads", commit.head))
     for what, mine, theirs in (
         ("sentence", saved.text_fp, commit.text_fp),
         ("image", saved.image_fp, commit.image_fp),

@@ -89,7 +89,7 @@ def _encoder_facts(tx: Snapshot) -> tuple[str, str, float]:
     commit = tx.commit
     if commit is None or not commit.text_fp or not commit.image_fp:
         raise MissingStepError("nothing has been embedded yet", "Run: vlltr embed")
-    return commit.text_fp, commit.image_fp, float(commit.info["logit_scale"])
+    return commit.text_fp, commit.image_fp, commit.logit_scale
 
 
 def _sentences(tx: Snapshot, mode: str) -> pa.Table:

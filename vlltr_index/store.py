@@ -190,8 +190,16 @@ class Store:
         return int(self._open(name).delete(where).num_deleted_rows)
 
     def count(self, name: str, where: str | None = None, version: int | None = None) -> int:
-        """How many rows there are (for which `where` holds)."""
-        return int(self._open(name, version).count_rows(where))
+        """How many rows there are (for which `where` holds).
+
+        Raises:
+            WorkspaceError: If the table's files are damaged.
+        """
+        table = self._open(name, version)
+        try:
+            return int(table.count_rows(where))
+        except (ValueError, RuntimeError, OSError) as error:
+            raise self._damaged(name, error, "read") from None
 
     def scan(
         self,
@@ -213,7 +221,7 @@ class Store:
             query = query.select(list(columns))
         try:
             yield from query.to_batches(batch_rows)
-        except (RuntimeError, OSError) as error:
+        except (ValueError, RuntimeError, OSError) as error:
             raise self._damaged(name, error, "read") from None
 
     def read(

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlltr_index import __version__
-from vlltr_index.errors import InputError, UsageError
+from vlltr_index.errors import InputError, UsageError, WorkspaceError
 from vlltr_index.history import Commit, History
 from vlltr_index.rows import conform, last_per_key, numbered, one_of
 from vlltr_index.schemas.tables import COMMITTED, IMPRINTS, KEYS, imprints
-from vlltr_index.snapshot import Snapshot, table_gone
+from vlltr_index.snapshot import Snapshot, check_named, table_gone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,6 +40,8 @@ def put_back(store: Store, last: Commit | None) -> list[str]:
     names, touched = store.names(), []
     if gone := sorted(committed.keys() - set(names)):
         raise table_gone(newest, gone[0], store.uri)
+    if last is not None:
+        check_named(store, last, names)
     for name in names:
         if name not in KEYS:
             continue  # vectors are caches: what is there is right
@@ -260,10 +262,21 @@ class Transaction(Snapshot):
             self._next[name] = max(self._next.get(name, 0), top)
 
     def next_id(self, name: str, count: int = 1) -> int:
-        """The first of `count` numbers for new rows of `name` that no row has, or ever had."""
+        """The first of `count` numbers for new rows of `name` that no row has, or ever had.
+
+        Raises:
+            UsageError: If its rows have no numbers.
+            WorkspaceError: If the last commit does not say which were given out.
+        """
         if name not in _NUMBERED:
             raise UsageError(
                 f"the rows of {name} have no numbers of their own; those of {sorted(_NUMBERED)} have"
+            )
+        if name not in self._next and self.commit is not None and name in self.commit.tables:
+            raise WorkspaceError(
+                f"commit {self.commit.id} is damaged: its info.next does not say which numbers {name} have had",
+                f"Bring history/{self.commit.id}.json back from a backup, or go back to an earlier commit: "
+                "vlltr history, then vlltr rollback ID",
             )
         first = self._next.get(name, 0)
         self._next[name] = first + count

@@ -273,6 +273,31 @@ class Workspace:
             raise self._gone(kind, digest)
         return path
 
+    def whole_object(self, kind: Kind, digest: str) -> Path:
+        """The local folder of an object whose files are still those that were put there.
+
+        Raises:
+            MissingStepError: If it is gone.
+            WorkspaceError: If a file of it was changed, cut short or deleted.
+        """
+        path = self.object_path(kind, digest)
+        try:
+            whole = _digest_folder(path).startswith(digest)
+        except OSError as error:
+            raise self._damaged(kind, path, str(error)) from None
+        if not whole:
+            raise self._damaged(kind, path, "its files are not those that were written: the digest differs")
+        return path
+
+    def _damaged(self, kind: Kind, path: Path, why: str) -> WorkspaceError:
+        hint = (
+            f"Bring it back from a backup, or make it again: {_REMAKE[kind]}. "
+            "To go back to a commit that does without it: vlltr history, then vlltr rollback ID"
+        )
+        if self.storage.at(f"{kind}/{path.name}") != str(path):  # object storage has it, this is a copy
+            hint = f"Delete this copy, and it is fetched again: rm -r {shlex.quote(str(path))}"
+        return WorkspaceError(f"{path} is damaged: {why}", hint)
+
     def check_object(self, kind: Kind, digest: str) -> None:
         """See whether an object is kept, without bringing it here.
 
@@ -336,9 +361,10 @@ def _rename(temporary: Path, final: Path) -> None:
 
 
 def _digest_folder(folder: Path, sync: bool = False) -> str:
-    """SHA-256 over the relative path, length and bytes of every file, in path order."""
+    """SHA-256 over the relative path and the bytes of every file, in path order; what others hid there is left out."""
     whole = hashlib.sha256()
-    files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    found = (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    files = {p.relative_to(folder).as_posix(): p for p in found}
     for name in sorted(files):
         with open(files[name], "rb") as file:
             inner = hashlib.file_digest(file, "sha256").hexdigest()

@@ -23,8 +23,10 @@ from torch import Tensor
 
 from vlltr_index import openclip
 from vlltr_index.errors import PretrainedError, VlltrError
+from vlltr_index.heads import check_facts
 from vlltr_index.lgr import LGRHead
-from vlltr_index.pretrained.layout import CARD, MODEL_FILES, OPTIONAL, file_digest, read_sums
+from vlltr_index.pretrained.layout import CARD, MODEL_FILES, OPTIONAL, check_regular, file_digest, read_sums
+from vlltr_index.schemas.config import LARGEST
 from vlltr_index.schemas.exported import EXPORT_FORMAT, LIBRARY, ExportedConfig
 
 __all__ = [
@@ -63,6 +65,7 @@ def verify(folder: Path) -> dict[str, str]:
             _damaged(path, f"larger than {_MOST_JSON >> 20} MiB")
         if name == CARD or (name in OPTIONAL and name not in digests and not path.exists()):
             continue
+        check_regular(path)
         if not path.is_file():
             raise PretrainedError(f"{folder} has no file {name}", AGAIN)
         if digests.get(name) != file_digest(path):
@@ -103,6 +106,7 @@ def read_config(folder: Path) -> ExportedConfig:
 
 def _json(path: Path) -> dict[str, Any]:
     """A JSON object of reasonable size, all of whose numbers are finite."""
+    check_regular(path)
     try:
         if path.stat().st_size > _MOST_JSON:
             _damaged(path, f"larger than {_MOST_JSON >> 20} MiB")
@@ -188,6 +192,10 @@ def check_head(folder: Path, config: ExportedConfig) -> None:
     facts = _json(path)
     if facts.get("format") != 1:
         _damaged(path, f"format {facts.get('format')!r}, this program reads 1")
+    try:
+        check_facts(facts)
+    except ValueError as error:
+        _damaged(path, str(error))
     if facts.get("dim") != config.dim:
         _damaged(path, f"the head is {facts.get('dim')!r} wide, config.json says {config.dim}")
     rows = _shapes(weights).get("class_ids", ())
@@ -195,12 +203,15 @@ def check_head(folder: Path, config: ExportedConfig) -> None:
         _damaged(weights, f"class_ids has shape {list(rows)}")
     try:
         with torch.device("meta"):
-            head = LGRHead(config.dim, rows[0], facts.get("visual", ""))
+            head = LGRHead(config.dim, rows[0], facts["visual"])
     except VlltrError as error:
         _damaged(path, error.message)
     expected = {f"head.{name}": tuple(value.shape) for name, value in head.state_dict().items()}
     check_shapes(weights, expected | {"class_ids": rows, "training_mean": (config.dim,)})
     _check_finite(weights)
+    scale = float(load_file(weights)["head.log_logit_scale"].double().exp())
+    if not scale <= LARGEST:
+        _damaged(weights, f"the logits' scale is {scale:g}; up to {LARGEST:,.0f} can be")
 
 
 def read_imprints(path: Path, dim: int, there: bool) -> tuple[Tensor, Tensor, Tensor]:

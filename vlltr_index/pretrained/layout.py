@@ -18,6 +18,7 @@ __all__ = [
     "MODEL_FILES",
     "OPTIONAL",
     "SUMS",
+    "check_regular",
     "check_target",
     "file_digest",
     "read_sums",
@@ -58,6 +59,16 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def check_regular(path: Path) -> None:
+    """Refuse what is neither a file nor a link to one: opening a pipe, say, waits forever.
+
+    Raises:
+        PretrainedError: If it is such a thing.
+    """
+    if path.exists() and not path.is_file():
+        raise PretrainedError(f"{path} is not a regular file", "Fetch the folder again.")
+
+
 def read_sums(folder: Path, allowed: Collection[str] | None = None) -> dict[str, str]:
     """The digests in `SHA256SUMS` by file name.
 
@@ -65,6 +76,7 @@ def read_sums(folder: Path, allowed: Collection[str] | None = None) -> dict[str,
         PretrainedError: If it is missing or damaged, or names a file that is not one of `allowed`.
     """
     path = folder / SUMS
+    check_regular(path)
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise PretrainedError(f"{path} is larger than {_MOST_BYTES:,} bytes: this is no list of digests")

@@ -52,7 +52,7 @@ def newest_results(workspace: Workspace, commit: Commit) -> Results | None:
             rows = facts["rows"]["vl-ltr"]
             if not isinstance(rows, dict) or facts["crops"] != 1 or number > commit.id:
                 continue
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             path = workspace.storage.at(f"reports/{name}")
             _log.warning("%s is left out of the model card: %s: %s", path, type(error).__name__, error)
             continue

@@ -192,7 +192,7 @@ class _Cell:
         """What was written for these very settings, or None."""
         try:
             value: dict[str, Any] = json.loads(self.parent.storage.read(name))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         return value if isinstance(value, dict) and value.get("settings") == self.settings else None
 

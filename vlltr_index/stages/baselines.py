@@ -190,9 +190,14 @@ def load_baseline(workspace: Workspace, name: str, digest: str) -> list[Baseline
     """
     again = f"Make it again: vlltr train baseline {name}"
     try:
-        folder = workspace.object_path("heads", digest)
-    except MissingStepError as error:
-        raise MissingStepError(error.message, again) from None
+        rows = _rows_in(workspace.object_path("heads", digest))
+        workspace.whole_object("heads", digest)
+    except WorkspaceError as error:
+        raise type(error)(error.message, again) from None
+    return rows
+
+
+def _rows_in(folder: Path) -> list[BaselineRow]:
     try:
         tensors = load_file(folder / "baseline.safetensors")
         record = json.loads((folder / "baseline.json").read_text(encoding="utf-8"))
@@ -202,8 +207,8 @@ def load_baseline(workspace: Workspace, name: str, digest: str) -> list[Baseline
             own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             rows.append(BaselineRow(class_ids=own.pop("class_ids"), tensors=own, **facts))
         return rows
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise WorkspaceError(f"the baseline in {folder} cannot be read: {error}", again) from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+        raise WorkspaceError(f"the baseline in {folder} cannot be read: {error}") from None
 
 
 def fc_checkpoint(workspace: Workspace, snapshot: Snapshot) -> Path:
@@ -301,8 +306,17 @@ def _committed(info: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _fc_config(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((folder / "train.json").read_text(encoding="utf-8"))["config"]
-    return config
+    """The settings that the fc baseline was trained by; `score_fc` wants two of them as numbers."""
+    path = folder / "train.json"
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["config"]
+        for name in ("logit_adjustment", "sampler_power"):
+            float(config[name])
+        return config
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise WorkspaceError(
+            f"{path} is damaged: {type(error).__name__}: {error}", "Make it again: vlltr train baseline fc"
+        ) from None
 
 
 def _features(

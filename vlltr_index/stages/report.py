@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from vlltr_index.embedding import load_sources
-from vlltr_index.errors import FingerprintMismatch, InputError, MissingStepError, UsageError
+from vlltr_index.errors import InputError, MissingStepError, UsageError, WorkspaceError
 from vlltr_index.metrics import Interval, reliability
 from vlltr_index.report.figures import confused_pairs, gains, shots, spread, weakest
 from vlltr_index.report.page import render
@@ -146,7 +146,7 @@ def _measure(
         labels = baseline_labels(workspace, snapshot)
         other = against or next((name for name in (ADJUSTED, FC) if name in labels), None)
         return evaluation(workspace, split, at=snapshot.commit.id, progress=progress, against=other)
-    except (MissingStepError, FingerprintMismatch) as error:
+    except WorkspaceError as error:  # not there, damaged, or another encoder's
         return Missing(error.message, error.hint or "See: vlltr status")
 
 

@@ -156,7 +156,7 @@ def _curves(
         return _read_log(path, title)
     except MissingStepError:
         return Missing(f"{title}: its files are gone", f"Run: {command}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
         return Missing(f"{title}: its log cannot be read", f"Train it again: {command}")
 
 

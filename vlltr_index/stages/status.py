@@ -215,7 +215,7 @@ def _trained(workspace: Workspace, digest: str) -> tuple[str, int] | None:
     try:
         facts = json.loads(workspace.object_file("checkpoints", digest, "encoder.json"))
         return str(facts["name"]), int(facts["config"]["model_cfg"]["vision_cfg"]["image_size"])
-    except (OSError, ValueError, KeyError, TypeError, WorkspaceError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, WorkspaceError):
         return None
 
 
@@ -281,7 +281,7 @@ def _head_steps(workspace: Workspace, snapshot: Snapshot) -> list[_Step]:
     try:
         facts = json.loads(workspace.object_file("heads", commit.head, "head.json"))
         fits = (facts["text_fp"], facts["image_fp"]) == (commit.text_fp, commit.image_fp)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return [(f"the head's files are damaged: {short(commit.head)}", command)]
     return [] if fits else [("the head was trained on another encoder's vectors", command)]
 
@@ -316,7 +316,7 @@ def _anchors_since(workspace: Workspace, snapshot: Snapshot, digest: str) -> int
         if earlier.index is None or earlier.index.get("digest") != digest:
             break
         built = earlier
-    if built.tables["anchors"] == commit.tables["anchors"]:
+    if built.tables.get("anchors") == commit.tables.get("anchors"):
         return 0
     try:
         then = workspace.snapshot(built.id).table("anchors", ["anchor_key"])["anchor_key"]

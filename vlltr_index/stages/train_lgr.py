@@ -106,7 +106,7 @@ def _train_head(
         first.class_ids.tolist(),
         config.model_dump(mode="json"),
         augment.model_dump(mode="json"),
-        float(commit.info["logit_scale"]),
+        commit.logit_scale,
         [hashlib.sha256(view.contiguous().numpy().data).hexdigest() for view in (first.features, *rest)],
     ]
     folder = run_folder(workspace, f"lgr-{short(digest_json(facts))}")
@@ -117,7 +117,7 @@ def _train_head(
             _trained_bank(snapshot, loaded, class_ids),
             config,
             visual_init=_visual_init(workspace, commit.checkpoint, class_ids),
-            logit_scale=float(commit.info["logit_scale"]),
+            logit_scale=commit.logit_scale,
             run_dir=folder,
             progress=progress,
             log=log,

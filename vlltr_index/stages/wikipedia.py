@@ -215,7 +215,7 @@ def _remembered(workspace: Workspace) -> dict[str, str]:
     """Titles that were settled in earlier runs, by class."""
     try:
         values = json.loads((cache_folder(workspace) / _TITLES).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return {str(k): str(v) for k, v in values.items()} if isinstance(values, dict) else {}
 
