@@ -37,6 +37,7 @@ LAYERS = {
     "storage": 3,
     "objectstore": 3,
     "storage_errors": 3,
+    "versions": 3,
     "history": 3,
     "classtable": 3,
     "snapshot": 3,

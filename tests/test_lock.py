@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import multiprocessing
 import os
@@ -111,6 +112,24 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(WorkspaceError) as error, write_lock(tmp_path / "lock", "embed"):
         pass
     assert error.value.message.startswith(f"{tmp_path} cannot be written: ")
+
+
+def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock is let go of, and the message says what is wrong."""
+
+    def full(*arguments: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(WorkspaceError) as error, write_lock(tmp_path / "lock", "embed"):
+            pass
+    assert str(error.value) == (
+        f"{tmp_path} is full: no space is left on its disk\n"
+        "Free some space, then run the same command again; the workspace is as it was."
+    )
+    with write_lock(tmp_path / "lock", "embed", timeout=0):
+        pass
 
 
 def test_a_forked_child_leaves_its_parents_lock_alone(tmp_path: Path) -> None:

@@ -215,12 +215,53 @@ def test_the_command(old: Workspace) -> None:
 
 
 def test_sizes_in_words() -> None:
-    """Bytes, and units of a thousand; merging can take more than cleaning frees."""
-    freed = {"tables": 1_234_567, "heads": -999, "index": 0, "vectors": 3_000_000_000_000}
+    """Bytes, and units of a thousand."""
+    freed = {"tables": 1_234_567, "heads": 999, "index": 0, "vectors": 3_000_000_000_000}
     report = PruneReport((5,), (1, 2), (), (), freed)
     assert report.lines() == [
         "Pruned commits 1 to 2; kept: 5.",
-        "Freed 3,000.0 GB (tables 1.2 MB, heads -999 bytes, vectors 3,000.0 GB).",
+        "Freed 3,000.0 GB (tables 1.2 MB, heads 999 bytes, vectors 3,000.0 GB).",
+    ]
+
+
+def test_merging_that_takes_more_than_was_freed() -> None:
+    """No amount below nothing: what grew is said beside what was freed, or instead of it."""
+    grown = "the tables were merged, and take 937.5 kB more until commit 5 is pruned."
+    report = PruneReport((4, 5), (), (), (), {"tables": -937_500, "vectors": 250_300})
+    assert report.lines()[1] == f"Freed 250.3 kB (vectors 250.3 kB); {grown}"
+    report = PruneReport((4, 5), (), (), (), {"tables": -937_500, "vectors": 0})
+    assert report.lines()[1] == f"Nothing to free; {grown}"
+    assert PruneReport((5,), (), (), (), {"tables": 0}).lines()[1] == "Freed 0 bytes."
+
+
+def test_the_merged_files_replace_the_old_ones(old: Workspace) -> None:
+    """Once the newest commit is pruned in its turn, its own files go, and only the merged ones stay."""
+    prune(old, 1)
+    before = prune_module._sizes(old)["tables"]
+    with old.transaction("more") as tx:
+        tx.upsert("classes", class_rows([99]))
+    report = prune(old, 1)
+    assert report.freed["tables"] > 0
+    assert prune_module._sizes(old)["tables"] < before
+
+
+def test_lancedbs_refusals_are_not_shown(old: Workspace, caplog: pytest.LogCaptureFixture) -> None:
+    """What it says of tagged versions is for the log of details; in plain words where old versions stay."""
+
+    def refuse(**options: object) -> None:
+        raise RuntimeError('Cleanup error: 1 tagged version(s) have been marked for cleanup: {"c12": 6}')
+
+    class Refusing:
+        def __getattr__(self, name: str) -> Any:
+            return refuse if name == "optimize" else getattr(table, name)
+
+    table = old.store._open("classes")
+    with caplog.at_level("INFO"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Store, "optimize", lambda store, name: True)
+        patch.setattr(Store, "_open", lambda store, name, version=None: Refusing())
+        assert not old.store.clean("classes")
+    assert [record.getMessage() for record in caplog.records] == [
+        "table classes: its old versions could not be removed now; the next prune will try again"
     ]
 
 

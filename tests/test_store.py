@@ -186,7 +186,7 @@ def test_tags_can_be_moved_and_removed(store: Store) -> None:
     store.tag("classes", 2, "c1")
     assert store.tags("classes") == {"c1": 2}
     assert (store.tagged("classes", "c1"), store.tagged("classes", "c2")) == (2, None)
-    with pytest.raises(RuntimeError, match="version main:9 does not exist"):
+    with pytest.raises(WorkspaceError, match="version main:9 does not exist"):
         store.tag("classes", 9, "c2")
     store.untag("classes", "c1")
     store.untag("classes", "c1")

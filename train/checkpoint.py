@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlltr_index.errors import WorkspaceError
+from vlltr_index.storage_errors import disk_explained
 
 __all__ = ["STATE", "load_state", "pack_optimizer", "save_state", "unpack_optimizer"]
 
@@ -30,14 +31,25 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, An
         path: Where to write; its folder is made.
         tensors: Any tensors; copied to the CPU, contiguous.
         facts: Anything JSON holds.
+
+    Raises:
+        WorkspaceError: If the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_explained(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _save(path, tensors, facts)
+
+
+def _save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     flat = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file(flat, scratch, metadata={"format": _FORMAT, "facts": json.dumps(facts, sort_keys=True)})
-    with scratch.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
+    try:
+        save_file(flat, scratch, metadata={"format": _FORMAT, "facts": json.dumps(facts, sort_keys=True)})
+        with scratch.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from vlltr_index.rows import quote
 from vlltr_index.schemas.config import AugmentConfig
 from vlltr_index.schemas.fingerprint import digest_json
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
+from vlltr_index.storage_errors import write_error
 
 if TYPE_CHECKING:
     from vlltr_index.snapshot import Snapshot
@@ -29,6 +31,7 @@ __all__ = [
     "ImageSet",
     "LoadedBank",
     "augmented_view",
+    "check_runs",
     "class_positions",
     "image_cache_folder",
     "image_set",
@@ -225,7 +228,29 @@ def known_images(workspace: Workspace) -> set[str]:
 
 
 def run_folder(workspace: Workspace, key: str) -> Path:
-    """The folder where a run with this key keeps its resume state until it commits."""
+    """The folder where a run with this key keeps its resume state until it commits.
+
+    Raises:
+        WorkspaceError: If it cannot be made.
+    """
     folder = workspace.path / "runs" / key
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(folder, error) from None
     return folder
+
+
+def check_runs(workspace: Workspace) -> None:
+    """See whether a run can keep its state, before anything is read for it.
+
+    Raises:
+        WorkspaceError: If the folder of all runs cannot be written.
+    """
+    folder = workspace.path / "runs"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise write_error(folder, error) from None

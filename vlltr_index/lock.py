@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vlltr_index.errors import LockedError, UsageError, WorkspaceError
+from vlltr_index.errors import LockedError, UsageError
+from vlltr_index.storage_errors import write_error
 
 __all__ = ["write_lock", "writer"]
 
@@ -43,7 +44,7 @@ def write_lock(path: Path, command: str, timeout: float | None = None) -> Iterat
 
     Raises:
         LockedError: If another process still holds it after `timeout` seconds.
-        WorkspaceError: If the file cannot be written.
+        WorkspaceError: If the file cannot be written, for example on a full disk.
         UsageError: If this thread holds it already: it would wait for itself.
     """
     key = (str(path.resolve()), threading.get_ident())
@@ -54,17 +55,13 @@ def write_lock(path: Path, command: str, timeout: float | None = None) -> Iterat
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise WorkspaceError(
-            f"{path.parent} cannot be written: {error}",
-            "Mend its permissions, or work on a copy of the folder.",
-        ) from None
+        raise write_error(path.parent, error) from None
     taken = False
     try:
         _wait(handle, path, timeout)
         _held[key] = handle
         taken = True
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps({"process": os.getpid(), "command": command}).encode(), 0)
+        _sign(handle, path, command)
         yield
     finally:
         if not taken:
@@ -73,6 +70,15 @@ def write_lock(path: Path, command: str, timeout: float | None = None) -> Iterat
             os.ftruncate(handle, 0)
             fcntl.flock(handle, fcntl.LOCK_UN)
             os.close(handle)
+
+
+def _sign(handle: int, path: Path, command: str) -> None:
+    """Write into the lock file who holds it."""
+    try:
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps({"process": os.getpid(), "command": command}).encode(), 0)
+    except OSError as error:
+        raise write_error(path.parent, error) from None
 
 
 def _wait(handle: int, path: Path, timeout: float | None) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from vlltr_index.errors import MissingStepError, UsageError, VlltrError, WorkspaceError
 from vlltr_index.lease import LEASE, lease_holder, lease_lock
 from vlltr_index.storage import StillHeld, Storage
-from vlltr_index.storage_errors import NO_BUCKET, explain, storage_error
+from vlltr_index.storage_errors import NO_BUCKET, disk_error, explain, storage_error
 
 __all__ = ["CACHE_VARIABLE", "ObjectStorage"]
 
@@ -205,7 +205,8 @@ class ObjectStorage(Storage):
         except VlltrError:
             raise
         except Exception as error:
-            if (said := storage_error(self.address, error)) is not None:
+            said = storage_error(self.address, error) or disk_error(self.root, error)
+            if said is not None:
                 raise said from None
             raise
 

@@ -8,11 +8,12 @@ import tempfile
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from vlltr_index.errors import WorkspaceError
 from vlltr_index.lock import write_lock, writer
+from vlltr_index.storage_errors import disk_explained
 
 __all__ = ["LocalStorage", "StillHeld", "Storage", "storage_at", "sync_folder"]
 
@@ -274,8 +275,8 @@ class LocalStorage(Storage):
         return writer(self.root / _LOCK)
 
     def explained(self) -> AbstractContextManager[None]:
-        """Nothing to explain: the system's errors name the file."""
-        return nullcontext()
+        """A disk that is full or may only be read, in words that help; the system's other errors name the file."""
+        return disk_explained(self.root)
 
 
 def _held() -> None:

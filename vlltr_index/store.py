@@ -5,11 +5,10 @@ Every call opens its table anew, so that no handle is stale, and none outlives a
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,26 +20,22 @@ import pyarrow.compute as pc
 
 from vlltr_index.errors import MissingStepError, WorkspaceError
 from vlltr_index.rows import conform, grouped, last_per_key, one_of, quote
-from vlltr_index.storage_errors import storage_error
+from vlltr_index.storage_errors import is_library_error, short, storage_error, table_error
+from vlltr_index.versions import Versions, is_gone, version_gone
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["Store", "one_of", "quote"]
 
-_log = logging.getLogger(__name__)
-
 _BATCH = 8192  # rows a scan hands out at once, at most
 _GROUP = 32768  # rows whose keys are looked up together
 _FEW = 2000  # keys that are worth a filter instead of a scan
 _KEY_MARK = b"lance-schema:unenforced-primary-key:position"
-_NEVER = timedelta(days=36500)  # LanceDB's own limit, a week, fails where an older version is tagged
-_MARGINS = tuple(timedelta(milliseconds=m) for m in (1, 3, 10, 50, 500, 5000))
-_NO_TAG, _TAG_THERE = "Ref not found", "Ref conflict"  # in LanceDB's words
 _NAME = re.compile(r"[A-Za-z0-9_.-]+\Z")
 
 
-class Store:
+class Store(Versions):
     """Tables in the folder (or other LanceDB address) `uri`."""
 
     def __init__(self, uri: str | Path) -> None:
@@ -61,27 +56,21 @@ class Store:
     def _open(self, name: str, version: int | None = None) -> Any:
         try:
             return self._connection.open_table(name, version=version)
-        except ValueError as error:
-            if said := storage_error(self.uri, error):
-                raise said from None
-            if "not found" in str(error):
-                raise MissingStepError(
-                    f"there is no table {name!r} in {self.uri}", "See what there is: vlltr status"
-                ) from None
-            if version is not None:
-                raise WorkspaceError(
-                    f"version {version} of table {name!r} in {self.uri} is gone: {error}",
-                    "See which commits are left: vlltr history",
-                ) from None
-            raise self._damaged(name, error) from None
-        except (RuntimeError, OSError) as error:
-            raise self._damaged(name, error) from None
+        except BaseException as error:  # a panic may be a BaseException
+            if not is_library_error(error):
+                raise
+            raise self._not_opened(name, version, error) from None
 
-    def _damaged(self, name: str, error: Exception, what: str = "opened") -> WorkspaceError:
-        return storage_error(self.uri, error) or WorkspaceError(
-            f"table {name!r} in {self.uri} cannot be {what}: {error}",
-            "Bring the folder back from a backup, or make a new workspace: vlltr init DIR",
-        )
+    def _not_opened(self, name: str, version: int | None, error: BaseException) -> WorkspaceError:
+        if not isinstance(error, ValueError) or storage_error(self.uri, error):
+            return table_error(self.uri, name, error)
+        if version is not None and is_gone(error):
+            return version_gone(self.uri, name, version, error)
+        if "not found" in str(error):
+            return MissingStepError(
+                f"there is no table {name!r} in {self.uri}", "See what there is: vlltr status"
+            )
+        return table_error(self.uri, name, error)
 
     def names(self) -> list[str]:
         """Names of all tables, half-made ones too, sorted."""
@@ -98,9 +87,10 @@ class Store:
         try:
             return self._connection.list_tables(page_token=token)
         except (ValueError, RuntimeError, OSError) as error:
-            if said := storage_error(self.uri, error):
-                raise said from None
-            raise
+            raise storage_error(self.uri, error) or WorkspaceError(
+                f"the tables in {self.uri} cannot be listed: {short(error)}",
+                "Look at the folder's permissions, or bring it back from a backup.",
+            ) from None
 
     def exists(self, name: str) -> bool:
         """Whether the table is there and opens: a writer killed while making it leaves just a name."""
@@ -121,7 +111,8 @@ class Store:
         if self.exists(name):
             table = self._open(name)
         else:
-            table = self._connection.create_table(name, schema=schema, exist_ok=True)
+            with self._explained(name, "made"):
+                table = self._connection.create_table(name, schema=schema, exist_ok=True)
         found = _plain(table.schema)
         if not found.equals(_plain(schema)):
             raise WorkspaceError(
@@ -130,22 +121,26 @@ class Store:
                 "Make a new workspace: vlltr init DIR",
             )
         if key is not None and _KEY_MARK not in (table.schema.field(key).metadata or {}):
-            table.set_unenforced_primary_key([key])
+            with self._explained(name, "written"):
+                table.set_unenforced_primary_key([key])
 
     def remake(self, name: str, schema: pa.Schema, key: str) -> None:
         """Make the table empty, with other columns, in a new version: the old versions stay as they are."""
-        table = self._connection.create_table(name, schema=schema, mode="overwrite")
-        table.set_unenforced_primary_key([key])
+        with self._explained(name, "written"):
+            table = self._connection.create_table(name, schema=schema, mode="overwrite")
+            table.set_unenforced_primary_key([key])
 
     def rewrite(self, name: str, rows: pa.Table, key: str) -> None:
         """Make `rows`, with their columns, all that the table holds, in a new version."""
-        table = self._connection.create_table(name, data=rows, schema=rows.schema, mode="overwrite")
-        table.set_unenforced_primary_key([key])
+        with self._explained(name, "written"):
+            table = self._connection.create_table(name, data=rows, schema=rows.schema, mode="overwrite")
+            table.set_unenforced_primary_key([key])
 
     def drop(self, name: str) -> None:
         """Remove a table and all its versions, if it is there."""
         if name in self.names():
-            self._connection.drop_table(name, ignore_missing=True)
+            with self._explained(name, "removed"):
+                self._connection.drop_table(name, ignore_missing=True)
 
     def schema(self, name: str, version: int | None = None) -> pa.Schema:
         """The table's schema, without LanceDB's own metadata."""
@@ -159,7 +154,8 @@ class Store:
         """
         table, total = self._open(name), 0
         for rows in self._parts(table, name, data):
-            table.add(rows)
+            with self._explained(name, "written"):
+                table.add(rows)
             total += rows.num_rows
         return total
 
@@ -173,7 +169,8 @@ class Store:
         for part in self._parts(table, name, data):
             rows = last_per_key(part, key)
             merge = table.merge_insert(key).when_matched_update_all().when_not_matched_insert_all()
-            merge.execute(rows)
+            with self._explained(name, "written"):
+                merge.execute(rows)
             total += rows.num_rows
         return total
 
@@ -187,19 +184,15 @@ class Store:
         """Delete the rows for which `where` holds (literals through `quote`); returns how many there were."""
         if self.count(name, where) == 0:
             return 0
-        return int(self._open(name).delete(where).num_deleted_rows)
+        table = self._open(name)
+        with self._explained(name, "written"):
+            return int(table.delete(where).num_deleted_rows)
 
     def count(self, name: str, where: str | None = None, version: int | None = None) -> int:
-        """How many rows there are (for which `where` holds).
-
-        Raises:
-            WorkspaceError: If the table's files are damaged.
-        """
+        """How many rows there are (for which `where` holds)."""
         table = self._open(name, version)
-        try:
+        with self._explained(name):
             return int(table.count_rows(where))
-        except (ValueError, RuntimeError, OSError) as error:
-            raise self._damaged(name, error, "read") from None
 
     def scan(
         self,
@@ -219,10 +212,14 @@ class Store:
             query = query.where(where)
         if columns is not None:
             query = query.select(list(columns))
-        try:
-            yield from query.to_batches(batch_rows)
-        except (ValueError, RuntimeError, OSError) as error:
-            raise self._damaged(name, error, "read") from None
+        with self._explained(name):
+            batches = iter(query.to_batches(batch_rows))
+        while True:  # what happens between two batches is the caller's
+            with self._explained(name):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
     def read(
         self,
@@ -334,85 +331,10 @@ class Store:
     def full_text(self, name: str, column: str, words: str, limit: int) -> pa.Table:
         """Rows whose text has the words (BM25, in `_score`), best first; the index is made at the first call."""
         table = self._open(name)
-        if not table.list_indices():
-            table.create_index(column, config=lancedb.index.FTS())
-        return table.search(lancedb.query.MatchQuery(words, column)).limit(limit).to_arrow()
-
-    def version(self, name: str) -> int:
-        """The newest version's number."""
-        return int(self._open(name).version)
-
-    def tags(self, name: str) -> dict[str, int]:
-        """Tags and the version each names."""
-        return {tag: int(facts["version"]) for tag, facts in self._open(name).tags.list().items()}
-
-    def tag(self, name: str, version: int, tag: str) -> None:
-        """Name a version, which keeps it from being cleaned away; a tag that is there is moved."""
-        tags = self._open(name).tags  # listing them would read a file for each
-        try:
-            tags.create(tag, version)
-        except RuntimeError as error:
-            if _TAG_THERE not in str(error):
-                raise
-            tags.update(tag, version)
-
-    def tagged(self, name: str, tag: str) -> int | None:
-        """The version that a tag names; None if there is no such tag."""
-        try:
-            return int(self._open(name).tags.get_version(tag))
-        except RuntimeError as error:
-            if _NO_TAG not in str(error):
-                raise
-            return None
-
-    def untag(self, name: str, *tags: str) -> None:
-        """Remove tags, those that are there."""
-        there = self._open(name).tags
-        for tag in tags:
-            try:
-                there.delete(tag)
-            except RuntimeError as error:
-                if _NO_TAG not in str(error):
-                    raise
-
-    def restore(self, name: str, version: int) -> int:
-        """Make an old version's rows the newest again; returns the number of the version that this makes."""
-        table = self._open(name)
-        try:
-            table.restore(version)
-        except (ValueError, RuntimeError) as error:
-            raise WorkspaceError(
-                f"version {version} of table {name!r} in {self.uri} is gone: {error}",
-                "See which commits are left: vlltr history",
-            ) from None
-        return int(table.version)
-
-    def optimize(self, name: str) -> bool:
-        """Merge small fragments, which makes a new version; False where another writer was in the way."""
-        try:
-            self._open(name).optimize(cleanup_older_than=_NEVER)
-        except RuntimeError as error:
-            _log.info("table %s was not compacted: %s", name, error)
-            return False
-        return True
-
-    def clean(self, name: str) -> bool:
-        """Remove the versions before the oldest tagged one (without tags: all old ones), and files of no version.
-
-        Small fragments are merged first, which makes a new version. No other process may write meanwhile. False means
-        that LanceDB refused, and nothing was removed.
-        """
-        self.optimize(name)
-        table, tagged = self._open(name), set(self.tags(name).values())
-        kept = [v["timestamp"] for v in table.list_versions() if v["version"] in tagged]
-        for margin in _MARGINS:  # the clock moves on, and LanceDB refuses where a tagged version looks old
-            age = datetime.now() - min(kept) + margin if kept else margin  # LanceDB's times have no zone
-            try:
-                table.optimize(cleanup_older_than=max(age, _MARGINS[0]), delete_unverified=True)
-                return True
-            except RuntimeError as error:
-                _log.info("table %s was not cleaned: %s", name, error)
-        return False
+        with self._explained(name):
+            if not table.list_indices():
+                table.create_index(column, config=lancedb.index.FTS())
+            return table.search(lancedb.query.MatchQuery(words, column)).limit(limit).to_arrow()
 
 
 def _plain(schema: pa.Schema) -> pa.Schema:

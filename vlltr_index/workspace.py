@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -228,9 +228,13 @@ class Workspace:
                 yield tx
                 tx.finish()
             except BaseException:
-                with suppress(LockedError):  # another writer has put it back
+                try:
                     still_held()
                     put_back(self.store, self.history.last())
+                except LockedError:  # another writer has put it back
+                    pass
+                except WorkspaceError as error:  # such as a disk that is full: the next writer puts it back
+                    _log.debug("what the command wrote was not put back: %s", error.message)
                 raise
 
     def put_object(self, kind: Kind, build: Callable[[Path], object]) -> str:

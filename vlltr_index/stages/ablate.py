@@ -18,6 +18,7 @@ from vlltr_index import __version__
 from vlltr_index.ablation import ROWS, AblationRow, RowSummary, recipe_of, summarise
 from vlltr_index.encoder import Encoder
 from vlltr_index.errors import EncoderError, MissingStepError
+from vlltr_index.loading import check_runs
 from vlltr_index.lock import write_lock
 from vlltr_index.metrics import AccuracyReport
 from vlltr_index.schemas.config import WorkspaceConfig
@@ -82,6 +83,7 @@ def ablate(
 
     Raises:
         MissingStepError: If there are no images in `train` or in `split`, or no sentences.
+        WorkspaceError: If there is something to run, and the workspace cannot be written.
     """
     source = workspace.snapshot()
     _check_splits(source, split)
@@ -198,6 +200,7 @@ class _Cell:
 
     def run(self, source: Snapshot, progress: Progress | None) -> dict[str, Any]:
         """Train and evaluate; a run that was stopped goes on."""
+        check_runs(self.parent)
         folder = self.parent.path / "runs" / "ablate" / self.stage_key
         folder.parent.mkdir(parents=True, exist_ok=True)
         with write_lock(folder.parent / f"{self.stage_key}.lock", "ablate"):

@@ -25,7 +25,7 @@ from vlltr_index.calibration import (
 from vlltr_index.classes import NewClass, add_classes
 from vlltr_index.errors import MissingStepError, UsageError
 from vlltr_index.fusion import FusionParams, imprint_row
-from vlltr_index.loading import ImageSet, class_positions, image_set, usable_images
+from vlltr_index.loading import ImageSet, check_runs, class_positions, image_set, usable_images
 from vlltr_index.rejection import RejectionFit, fit_rejection, known_scores
 from vlltr_index.schemas.config import FusionConfig, Recipe
 from vlltr_index.schemas.fingerprint import digest_json, short
@@ -67,12 +67,14 @@ def calibrate(
     Raises:
         MissingStepError: If there are too few training classes to leave some out.
         UsageError: If this is one of several processes.
+        WorkspaceError: If the workspace cannot be written.
     """
     if (os.environ.get("WORLD_SIZE") or "1") != "1":
         raise UsageError(
             f"calibration runs in one process, this is one of {os.environ['WORLD_SIZE']} (WORLD_SIZE)",
             "Start it without torchrun: vlltr calibrate",
         )
+    check_runs(workspace)
     snapshot = workspace.snapshot()
     plan = _plan(snapshot)
     # Split val is what fusion is fitted on: the run selects by training images, whatever the recipe does.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from vlltr_index.answers import Answers
 from vlltr_index.crops import embed_crops
-from vlltr_index.errors import MissingStepError, UsageError
+from vlltr_index.errors import MissingStepError, UsageError, WorkspaceError
 from vlltr_index.fusion import FusionParams, Rule
 from vlltr_index.loading import ImageSet, class_positions, image_set, usable_images
 from vlltr_index.metrics import (
@@ -25,11 +26,13 @@ from vlltr_index.metrics import (
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.scoring import load_scorer
 from vlltr_index.stages.baselines import ADJUSTED, baseline_labels, score_baselines
+from vlltr_index.storage_errors import disk_error
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
     from vlltr_index.snapshot import Snapshot
+    from vlltr_index.storage import Storage
     from vlltr_index.workspace import Workspace
 
 __all__ = [
@@ -41,6 +44,8 @@ __all__ = [
     "evaluation",
     "training_counts",
 ]
+
+_log = logging.getLogger(__name__)
 
 _BATCH = 512
 METHOD = "vl-ltr"
@@ -143,13 +148,24 @@ def evaluate(
     """Evaluate on the stored vectors of `split` over all classes of the workspace, beside every committed baseline.
 
     The report is also written to `reports/evaluate-<split>-<commit>.json`, with crops or another rule to one
-    whose name says so. Arguments and errors are those of `evaluation`.
+    whose name says so; where that cannot be written, a warning says why. Arguments and errors are those of
+    `evaluation`.
     """
     result = evaluation(workspace, split, retrieval, at, bootstrap, progress, against, crops, rule).report
     ending = (f"-crops-{crops}" if crops != 1 else "") + (f"-{rule}" if rule is not None else "")
     text = json.dumps(asdict(result), indent=2, sort_keys=True) + "\n"
-    workspace.storage.write(f"reports/evaluate-{split}-{result.commit}{ending}.json", text.encode("utf-8"))
+    _keep(workspace.storage, f"reports/evaluate-{split}-{result.commit}{ending}.json", text)
     return result
+
+
+def _keep(storage: Storage, name: str, text: str) -> None:
+    """Write a report into the workspace; it is not worth losing the result over."""
+    try:
+        storage.write(name, text.encode("utf-8"))
+    except (OSError, WorkspaceError) as error:
+        said = (disk_error(storage.address, error) or error) if isinstance(error, OSError) else error
+        why = said.message if isinstance(said, WorkspaceError) else str(said)
+        _log.warning("this evaluation could not be kept in %s: %s", storage.at(name), why)
 
 
 def evaluation(

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, get_args
 
-from vlltr_index.errors import UsageError
+from vlltr_index.errors import UsageError, WorkspaceError
 from vlltr_index.schemas.tables import KEYS, image_vectors_name, sentence_vectors_name
 from vlltr_index.workspace import Kind
 
 if TYPE_CHECKING:
     from vlltr_index.history import Commit
     from vlltr_index.schemas.records import Progress
+    from vlltr_index.store import Store
     from vlltr_index.workspace import Workspace
 
 __all__ = ["PruneReport", "prune"]
 
+_HEAVY = frozenset({"data", "vector"})  # columns that are not read to see whether a table can be
 _DIGEST = re.compile(r"[0-9a-f]{16,64}\Z")
 
 
@@ -31,7 +34,8 @@ class PruneReport:
         vectors: Tables of vectors that no kept commit uses.
         objects: Folders of heads, checkpoints and indexes that no kept commit names, relative to the workspace.
         freed: Bytes freed by part (tables, vectors, heads, checkpoints, index); less than 0 where merging small files
-            took more than was freed. With `dry_run`, without what cleaning the tables frees.
+            took more than was freed: the newest commit's own files stay beside the merged ones until it is pruned.
+            With `dry_run`, without what cleaning the tables frees.
         dry_run: Whether nothing was removed.
     """
 
@@ -46,16 +50,24 @@ class PruneReport:
         """The report for people."""
         verb = "Would prune" if self.dry_run else "Pruned"
         gone = f"commits {_range(self.pruned)}" if self.pruned else "no commit"
-        parts = ", ".join(f"{part} {_bytes(size)}" for part, size in self.freed.items() if size)
         lines = [f"{verb} {gone}; kept: {_range(self.kept)}."]
         lines += [f"  {what}" for what in (*self.vectors, *self.objects)]
-        total = _bytes(sum(self.freed.values()))
+        freed = self._freed()
         if self.dry_run:
-            return [
-                *lines,
-                f"Would free {total}{f' ({parts})' if parts else ''}, and old versions of the tables.",
-            ]
-        return [*lines, f"Freed {total}{f' ({parts})' if parts else ''}."]
+            return [*lines, f"Would free {freed or _bytes(0)}, and old versions of the tables."]
+        grown = -sum(size for size in self.freed.values() if size < 0)
+        if not grown:
+            return [*lines, f"Freed {freed or _bytes(0)}."]
+        merged = (
+            f"the tables were merged, and take {_bytes(grown)} more until commit {self.kept[-1]} is pruned"
+        )
+        return [*lines, f"Freed {freed}; {merged}." if freed else f"Nothing to free; {merged}."]
+
+    def _freed(self) -> str:
+        """What was freed, and of what parts; nothing where nothing was."""
+        freed = {part: size for part, size in self.freed.items() if size > 0}
+        parts = ", ".join(f"{part} {_bytes(size)}" for part, size in freed.items())
+        return f"{_bytes(sum(freed.values()))} ({parts})" if freed else ""
 
 
 def prune(
@@ -68,6 +80,7 @@ def prune(
 
     Raises:
         UsageError: If `keep` is below one.
+        WorkspaceError: If a table that stays, or a tag of one, is damaged; nothing is given up then.
     """
     if keep < 1:
         raise UsageError(f"at least the newest commit stays: --keep takes 1 or more, got {keep}")
@@ -77,10 +90,13 @@ def prune(
         plan = _plan(workspace, keep)
         before = _sizes(workspace)
         if plan.kept:
+            _check_tables(workspace, plan)
             workspace.history.mark_pruned(plan.kept[0])
-            _clean_tables(workspace, plan, progress)
-        for name in plan.objects:
+        for name in plan.objects:  # first: merging tables needs space
             workspace.storage.remove(name)
+        with _unfinished():
+            if plan.kept:
+                _clean_tables(workspace, plan, progress)
         workspace.storage.tidy()
         after = _sizes(workspace)
     freed = {part: before[part] - after[part] for part in before}
@@ -109,6 +125,45 @@ def _plan(workspace: Workspace, keep: int, dry_run: bool = False) -> PruneReport
             freed[kind] = freed.get(kind, 0) + workspace.storage.size(name)
     pruned = tuple(i for i in ids if kept and oldest <= i < kept[0])
     return PruneReport(kept, pruned, vectors, objects, freed, dry_run)
+
+
+def _check_tables(workspace: Workspace, plan: PruneReport) -> None:
+    """Read what stays, all but the images' bytes and the vectors, before anything is given up.
+
+    Raises:
+        WorkspaceError: If it cannot be read.
+    """
+    store, history = workspace.store, workspace.history
+    kept = [history.read(i).tables for i in plan.kept]
+    try:
+        for name in store.names():
+            versions = {tables[name] for tables in kept if name in tables}
+            for version in sorted(versions):
+                _read(store, name, version)
+            if versions:
+                store.tags(name)
+            elif name not in KEYS and name not in plan.vectors:
+                _read(store, name, None)
+    except WorkspaceError as error:
+        raise WorkspaceError(f"nothing was pruned: {error.message}", error.hint) from None
+
+
+def _read(store: Store, name: str, version: int | None) -> None:
+    columns = [column for column in store.schema(name, version).names if column not in _HEAVY]
+    for _ in store.scan(name, columns, version=version):
+        pass
+
+
+@contextmanager
+def _unfinished() -> Iterator[None]:
+    """Say, where it stops once commits are given up, that the rest is to be done again."""
+    try:
+        yield
+    except WorkspaceError as error:
+        raise WorkspaceError(
+            f"pruning stopped half-way: {error.message}",
+            "The commits that stay are whole. Once that is mended, run the same command again: it finishes the work.",
+        ) from None
 
 
 def _clean_tables(workspace: Workspace, plan: PruneReport, progress: Progress | None) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vlltr_index.errors import WorkspaceError
-from vlltr_index.loading import run_folder, usable_images
+from vlltr_index.loading import check_runs, run_folder, usable_images
 from vlltr_index.lock import write_lock
 from vlltr_index.stages.training import TrainingSet, class_texts, training_set
 from vlltr_index.train.distributed import by_first, first_then_all, meet, own_part
@@ -123,8 +123,10 @@ def training_run(
         MissingStepError: As `training_set`.
         ConfigError: If the batch cannot be shared out among the processes.
         LockedError: If another process trains the same run.
+        WorkspaceError: If the workspace cannot be written.
     """
     meet()
+    first_then_all(lambda: check_runs(workspace))
     snapshot = newest_snapshot(workspace)
 
     def read() -> tuple[TrainingSet, Path, Mapping[str, Any]]:

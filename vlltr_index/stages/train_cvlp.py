@@ -48,7 +48,7 @@ def train_cvlp_stage(
 
     Raises:
         MissingStepError: If there are no training images, or one of their classes has no sentence.
-        WorkspaceError: If the training images or their texts changed meanwhile.
+        WorkspaceError: If the training images or their texts changed meanwhile, or the workspace cannot be written.
         ConfigError: If the batch cannot be shared out among the processes.
     """
     if processes > 1:

@@ -17,6 +17,7 @@ from vlltr_index.errors import MissingStepError
 from vlltr_index.heads import SavedHead, mean_feature, save_head
 from vlltr_index.loading import (
     LoadedBank,
+    check_runs,
     class_positions,
     image_set,
     load_bank,
@@ -75,7 +76,8 @@ def train_lgr_stage(
 
     Raises:
         MissingStepError: If images, vectors or anchors of the training classes are missing.
-        WorkspaceError: If the training images, their classes' anchors or the encoder changed meanwhile.
+        WorkspaceError: If the training images, their classes' anchors or the encoder changed meanwhile, or the
+            workspace cannot be written.
     """
     if config.live:
         if processes > 1:
@@ -90,6 +92,7 @@ def train_lgr_stage(
 def _train_head(
     workspace: Workspace, config: LGRConfig, progress: Progress | None, resume: bool
 ) -> TrainReport:
+    check_runs(workspace)
     snapshot = workspace.snapshot()
     loaded, first = load_bank(snapshot), image_set(snapshot, "train")
     before = {"the training images": first.image_ids, **_facts(snapshot)}
