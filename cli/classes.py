@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["classes_command", "dry_run_option", "show_change"]
 
 _PICTURES = 10
+# The word in the tables to the reader's: a class that was ingested need not be trained yet.
+_ORIGIN = {"trained": "ingested", "added": "added"}
 
 dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would happen; write nothing.")
 
@@ -47,9 +49,8 @@ def list_(context: Context) -> None:
         context.emit([asdict(row) for row in rows])
         return
     for row in rows:
-        click.echo(
-            f"{row.class_id:>6}  {row.origin:<8} {row.images:>6} images {row.sentences:>6} sentences  {row.name}"
-        )
+        counts = f"{row.images:>6} images {row.sentences:>6} sentences"
+        click.echo(f"{row.class_id:>6}  {_ORIGIN[row.origin]:<8} {counts}  {row.name}")
 
 
 @classes_command.command("show")
@@ -75,7 +76,7 @@ def _detail_lines(detail: ClassDetail, every: bool) -> list[str]:
         "none": "no visual row",
     }[detail.visual]
     lines = [
-        f"{detail.name} (class {detail.class_id}, {detail.origin}, {many(detail.images, 'training image')},"
+        f"{detail.name} (class {detail.class_id}, {_ORIGIN[detail.origin]}, {many(detail.images, 'training image')},"
         f" {many(detail.sentences, 'sentence')}, {row})"
     ]
     for label, names in (("also", detail.aliases), ("took in", detail.merged), ("nearest", detail.rivals)):

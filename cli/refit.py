@@ -24,7 +24,7 @@ def refit_command(context: Context, overrides: tuple[str, ...]) -> None:
     from vlltr_index.stages.refit import refit
 
     workspace = context.open()
-    config = override(workspace.recipe, overrides).lgr
+    config = override(workspace.recipe, overrides, ("lgr",)).lgr
     with context.progress() as progress:
         report = refit(workspace, config, progress)
     if context.as_json:

@@ -78,7 +78,7 @@ def select_command(context: Context, overrides: tuple[str, ...]) -> None:
 
     workspace = context.open()
     with context.progress() as progress:
-        report = select(workspace, override(workspace.recipe, overrides).select, progress)
+        report = select(workspace, override(workspace.recipe, overrides, ("select",)).select, progress)
     if context.as_json:
         context.emit(asdict(report))
         return

@@ -73,7 +73,7 @@ def _recipe(
             workspace.recipe.encoder.model,
             name,
         )
-    return override(recipe, (*overrides, *values))
+    return override(recipe, (*overrides, *values), (part, "images") if part else ())
 
 
 def _speaks() -> bool:

@@ -77,7 +77,7 @@ def test_a_class_is_shown_for_people(small: Path, world: World, capsys: pytest.C
     code, out, _ = run(capsys, "-w", small, "classes", "show", world.classes[0].name)
     lines = out.splitlines()
     assert code == 0
-    assert lines[0].startswith(f"{world.classes[0].name} (class 0, trained, ")
+    assert lines[0].startswith(f"{world.classes[0].name} (class 0, ingested, ")
     assert lines[0].endswith("8 sentences, visual row trained)")
     assert lines[1].startswith("nearest: ")
     assert sum("  loss " in line for line in lines) == 4

@@ -123,6 +123,32 @@ def test_settings_that_cannot_be_read_or_meant() -> None:
 
 
 @pytest.mark.parametrize(
+    ("command", "item", "sections"),
+    [
+        (("train", "lgr"), "encoder.model=RN50", "[lgr] and [images]"),
+        (("train", "cvlp"), 'prompts=["a"]', "[cvlp] and [images]"),
+        (("train", "baseline", "ncm"), "lgr.epochs=1", "[baselines] and [images]"),
+        (("select",), "fusion.alpha=0.1", "[select]"),
+        (("refit",), "select.images=2", "[lgr]"),
+    ],
+)
+def test_a_value_that_would_count_for_nothing(
+    capsys: pytest.CaptureFixture[str],
+    trained_once: Path,
+    command: tuple[str, ...],
+    item: str,
+    sections: str,
+) -> None:
+    """A step does not take a value of another step in silence."""
+    code, err = left(capsys, "-w", trained_once, *command, "--set", item)
+    assert (code, err) == (
+        2,
+        f"Error: --set {item}: this command reads of the recipe {sections} alone\n"
+        "Change it in vlltr.toml, below [recipe]; or in a run of everything: vlltr train all --set ...\n",
+    )
+
+
+@pytest.mark.parametrize(
     ("args", "said"),
     [
         (("evaluate", "--split", ""), "Error: '' is no name for a split"),

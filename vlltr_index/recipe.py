@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 
-from vlltr_index.errors import UsageError
+from vlltr_index.errors import ConfigError, UsageError
 from vlltr_index.schemas.config import Recipe, apply_overrides, load_toml, validate, with_nulls
 
 __all__ = ["list_recipes", "load_recipe", "override"]
@@ -51,13 +51,25 @@ def load_recipe(
     return validate(Recipe, with_nulls(Recipe, apply_overrides(values, overrides)), f"recipe {name}")
 
 
-def override(recipe: Recipe, overrides: tuple[str, ...]) -> Recipe:
+def override(recipe: Recipe, overrides: tuple[str, ...], sections: tuple[str, ...] = ()) -> Recipe:
     """`recipe` with `section.key=value` strings applied.
 
+    Args:
+        recipe: Stays as it is.
+        overrides: As they follow `--set`.
+        sections: Those that the command reads, if it does not read all.
+
     Raises:
-        ConfigError: If one of them does not fit the schema.
+        ConfigError: If one of them does not fit the schema, or is of a section where it would count for nothing.
     """
     if not overrides:
         return recipe
+    for item in overrides:
+        section = item.partition("=")[0].partition(".")[0].strip()
+        if sections and section in Recipe.model_fields and section not in sections:
+            raise ConfigError(
+                f"--set {item[:80]}: this command reads of the recipe {' and '.join(f'[{s}]' for s in sections)} alone",
+                "Change it in vlltr.toml, below [recipe]; or in a run of everything: vlltr train all --set ...",
+            )
     values = apply_overrides(recipe.model_dump(), overrides)
     return validate(Recipe, with_nulls(Recipe, values), "--set")
