@@ -84,12 +84,11 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except MissingStepError as error:
-            first = ctx.obj.first_step() if isinstance(ctx.obj, Context) else None
-            if first is None or first in (error.hint or ""):
+            hint = error.hint or ""
+            first = ctx.obj.first_step() if hint.startswith("Run: vlltr ") else None
+            if first is None or first in hint:
                 raise
-            raise MissingStepError(
-                error.message, f"{error.hint or ''}\nBefore that: {first}".strip()
-            ) from None
+            raise MissingStepError(error.message, f"{hint}\nBefore that: {first}") from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands from their stored summaries: `--help` imports no command."""
