@@ -12,6 +12,7 @@ from vlltr_index.tensors import full_precision, unit_rows, work_device, working_
 __all__ = ["against_means", "count_labels", "logsumexp_cosines"]
 
 _MEMORY_BYTES = 256 * 2**20
+_TEXT_BYTES = 64 * 2**20
 
 
 def logsumexp_cosines(
@@ -28,15 +29,19 @@ def logsumexp_cosines(
     # Three buffers of a chunk's size may live at once.
     rows = chunk_rows or max(1, min(1024, _MEMORY_BYTES // (3 * columns * dtype.itemsize)))
     result = text_features.new_full((text_features.shape[0],), -math.inf, dtype=torch.float64)
+    # Texts are normalised once, images once a block of texts.
+    block = rows * max(1, _TEXT_BYTES // (rows * max(1, text_features.shape[1]) * dtype.itemsize))
     with torch.no_grad(), full_precision(device):
-        for start in range(0, text_features.shape[0], rows):
-            stop = min(start + rows, text_features.shape[0])
-            text = scale * unit_rows(text_features[start:stop].to(device, dtype))
+        for start in range(0, text_features.shape[0], block):
+            text = scale * unit_rows(text_features[start : start + block].to(device, dtype))
+            total = result[start : start + block]
             for first in range(0, images.shape[0], columns):
-                logits = text @ unit_rows(images[first : first + columns].to(dtype)).T
-                top = logits.amax(1, keepdim=True)
-                part = logits.sub_(top).exp_().sum(1).to(torch.float64).log_() + top[:, 0]
-                result[start:stop] = torch.logaddexp(result[start:stop], part.to(result.device))
+                unit = unit_rows(images[first : first + columns].to(dtype)).T
+                for row in range(0, text.shape[0], rows):
+                    logits = text[row : row + rows] @ unit
+                    top = logits.amax(1, keepdim=True)
+                    part = logits.sub_(top).exp_().sum(1).to(torch.float64).log_() + top[:, 0]
+                    total[row : row + rows] = torch.logaddexp(total[row : row + rows], part.to(result.device))
     return result
 
 
