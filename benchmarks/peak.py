@@ -1,6 +1,7 @@
 """What the machine can do at most by processor time (by the clock on a GPU): multiply matrices, and read memory.
 
-`python -m benchmarks.peak` prints both and keeps them in results/peak.json, from which the page takes its bounds.
+`python -m benchmarks.peak` prints both and keeps them in results/peak.json, by the name of the processor or GPU. The
+page takes its bounds from there.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.clock import Clock
+from benchmarks.harness import machine
 
 __all__ = ["Work", "least_seconds", "measure"]
 
@@ -65,6 +67,9 @@ def least_seconds(work: Work, peak: dict[str, float]) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    found = json.dumps({**measure(), "threads": torch.get_num_threads()}, sort_keys=True) + "\n"
-    (Path(__file__).parent / "results" / "peak.json").write_text(found, encoding="utf-8")
+    here, path = machine(), Path(__file__).parent / "results" / "peak.json"
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    kept[here["gpu"] or here["cpu"]] = {**measure(), "threads": torch.get_num_threads()}
+    found = json.dumps(kept, indent=1, sort_keys=True) + "\n"
+    path.write_text(found, encoding="utf-8")
     sys.stdout.write(found)

@@ -113,7 +113,10 @@ def bound(case: dict[str, Any], module: ModuleType) -> list[str]:
             "No bound: processor time was not taken, and wall time on a shared machine cannot be held against one.",
             "",
         ]
-    work, peak = module.least(case["values"]), json.loads((RESULTS / "peak.json").read_text(encoding="utf-8"))
+    peaks, cpu = json.loads((RESULTS / "peak.json").read_text(encoding="utf-8")), case["machine"]["cpu"]
+    if cpu not in peaks:
+        return [f"No bound: the peak of {cpu} was not measured.", ""]
+    work, peak = module.least(case["values"]), peaks[cpu]
     operations, memory = least_seconds(work, peak)
     parts = [
         f"{work.operations / 1e9:,.1f} GFLOP at {peak['gemm_gflops']:.0f} GFLOP/s: {_number(operations)} s"
