@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from vlltr_index.schemas.config import ImagesConfig
+    from vlltr_index.stages.status import StatusReport
     from vlltr_index.workspace import Workspace
 
 __all__ = ["Context", "cache_images", "pass_context"]
@@ -41,16 +42,22 @@ class Context:
 
     def first_step(self) -> str | None:
         """The command that the opened workspace needs first of all, as `vlltr status` has it; None: it has all."""
+        found = self._status()
+        return found.next if found is not None and found.stale else None
+
+    def say_next(self) -> None:
+        """Name the command that comes next for the opened workspace, as `vlltr status` has it."""
+        if not self.quiet and (found := self._status()) is not None:
+            self.say(f"Next: {found.next}")
+
+    def _status(self) -> StatusReport | None:
         from vlltr_index.errors import VlltrError
         from vlltr_index.stages.status import status
 
-        if self.opened is None:
-            return None
         try:
-            found = status(self.opened)
-        except VlltrError:
+            return None if self.opened is None else status(self.opened)
+        except VlltrError:  # what is wrong with it is for the next command to say
             return None
-        return found.next if found.stale else None
 
     def read_images_as(self, workspace: Workspace, images: ImagesConfig) -> None:
         """Read images as `images` says for this command alone; `vlltr.toml` stays as it is."""

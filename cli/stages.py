@@ -44,7 +44,6 @@ def embed_command(
     Either engine computes the same vectors, and goes on where the other one was.
     """
     from vlltr_index.stages.embed import embed
-    from vlltr_index.stages.status import next_step
 
     workspace = context.open()
     if cache_images:
@@ -64,7 +63,7 @@ def embed_command(
     if report.unreadable:
         unread = many(report.unreadable, "image")
         context.say(f"{unread} could not be read again: kept aside with the reason.")
-    context.say(f"Next: {next_step(workspace)}")
+    context.say_next()
 
 
 @click.command("select")
@@ -74,7 +73,6 @@ def select_command(context: Context, overrides: tuple[str, ...]) -> None:
     """Score each sentence against the class image sets and keep the best of each class as anchors (AnSS)."""
     from vlltr_index.recipe import override
     from vlltr_index.selection import select
-    from vlltr_index.stages.status import next_step
 
     workspace = context.open()
     with context.progress() as progress:
@@ -90,7 +88,7 @@ def select_command(context: Context, overrides: tuple[str, ...]) -> None:
     if report.classes_without_images:
         bare = many(report.classes_without_images, "class has", "classes have")
         context.say(f"{bare} no training image: sentences there go by text alone.")
-    context.say(f"Next: {next_step(workspace)}")
+    context.say_next()
 
 
 @click.command("index")
@@ -102,7 +100,6 @@ def select_command(context: Context, overrides: tuple[str, ...]) -> None:
 def index_command(context: Context, kind: str, plan_only: bool) -> None:
     """Build the index over the anchors; its kind goes by their number."""
     from vlltr_index.stages.build_index import index_anchors
-    from vlltr_index.stages.status import next_step
 
     workspace = context.open()
     with context.progress() as progress:
@@ -115,7 +112,7 @@ def index_command(context: Context, kind: str, plan_only: bool) -> None:
         f"{verb} a {report.kind} index over {report.anchors:,} anchors of width {report.dim}: {report.reason}."
     )
     if not plan_only:
-        context.say(f"Next: {next_step(workspace)}")
+        context.say_next()
 
 
 @click.command("calibrate")

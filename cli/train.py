@@ -73,7 +73,10 @@ def _recipe(
             workspace.recipe.encoder.model,
             name,
         )
-    return override(recipe, (*overrides, *values), (part, "images") if part else ())
+    sections = {"": (), "baselines": ("baselines",)}.get(
+        part, (part, "images")
+    )  # those that the command reads
+    return override(recipe, (*overrides, *values), sections)
 
 
 def _speaks() -> bool:

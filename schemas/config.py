@@ -295,10 +295,7 @@ def parse_toml(data: bytes, where: str) -> dict[str, Any]:
     """
     try:
         return tomllib.loads(data.decode("utf-8"))
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # TOML and UTF-8 that is none, endless numbers, endless nesting
+    except (ValueError, RecursionError) as error:  # also endless numbers and endless nesting
         hint = "Mend it there: texts stand in quotes, names of sections in brackets. "
         hint += "To compare, `vlltr init NEWDIR` writes a whole one."
         raise ConfigError(f"{where} is not valid TOML: {error}", hint) from None

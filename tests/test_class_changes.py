@@ -331,7 +331,7 @@ def test_harm_is_warned_of() -> None:
     """A loss of more than one point has a line of its own that names the way back."""
     assert Effect().lines() == []
     assert Effect(unmeasured=True).lines() == [
-        "What the other classes lose by it was not measured: no image of theirs is in split val."
+        "What the other classes lose by it was not measured: no image of theirs in split val is embedded."
         " Bring some in (vlltr ingest images PATH --split val, then vlltr embed), or look: vlltr evaluate --split test"
     ]
     assert len(Effect(0.9, 0.895, 100).lines()) == 1

@@ -303,7 +303,7 @@ def test_a_file_that_names_classes_tells_of_one(tmp_path: Path) -> None:
         class_sentences(tmp_path / "a.json", "wren")
     assert str(caught.value) == (
         f"{tmp_path / 'a.json'} says nothing about 'wren'; it is about 'Owl' and 1 more\n"
-        "Name the class as the file does, or take the file's classes in as they are: vlltr classes add --from FILE"
+        "Name the class as the file does."
     )
     with pytest.raises(InputError, match=r"e\.json:1: not JSON: "):
         class_sentences(write(tmp_path / "e.json", '{"a": ['), "owl")
@@ -317,6 +317,7 @@ def test_what_a_folder_of_texts_leaves_out(tmp_path: Path) -> None:
     write(folder / "owl.txt", "It hoots.")
     write(folder / "more.json", "{}")
     write(folder / "notes.docx", "x")
+    write(folder / "tit.TXT", "It sings.")
     write(folder / ".hidden.json", "{}")
     (folder / "loop.txt").symlink_to(folder / "loop.txt")
     assert records(folder) == [("owl", "It hoots.")]
@@ -326,6 +327,7 @@ def test_what_a_folder_of_texts_leaves_out(tmp_path: Path) -> None:
             f"of a folder, .txt files are read; take it by itself: vlltr ingest text {folder / 'more.json'}",
         ),
         (str(folder / "notes.docx"), "of a folder, .txt files are read"),
+        (str(folder / "tit.TXT"), "of a folder, .txt files are read"),
         (str(folder / "loop.txt"), "not a file"),
     ]
 

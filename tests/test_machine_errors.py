@@ -127,7 +127,7 @@ def test_settings_that_cannot_be_read_or_meant() -> None:
     [
         (("train", "lgr"), "encoder.model=RN50", "[lgr] and [images]"),
         (("train", "cvlp"), 'prompts=["a"]', "[cvlp] and [images]"),
-        (("train", "baseline", "ncm"), "lgr.epochs=1", "[baselines] and [images]"),
+        (("train", "baseline", "ncm"), "lgr.epochs=1", "[baselines]"),
         (("select",), "fusion.alpha=0.1", "[select]"),
         (("refit",), "select.images=2", "[lgr]"),
     ],

@@ -31,7 +31,7 @@ MEND = "Mend its permissions, or work on a copy of the folder."
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 LANCE_FULL = RuntimeError(
     "lance error: LanceError(IO): Generic LocalFileSystem error: Unable to copy data to file: "
-    "No space left on device (os error 28), /root/.cargo/registry/src/lance-io-13.0.0/src/local.rs:70:9"
+    "No space left on device (os error 28), /cargo/registry/src/lance-io-13.0.0/src/local.rs:70:9"
 )
 
 
@@ -112,7 +112,7 @@ def test_panics() -> None:
 
 def test_what_lancedb_says_is_cut_short() -> None:
     """Its own wrapping and the places in its source are left out."""
-    said = "lance error: LanceError(IO): it broke, /root/.cargo/registry/src/lance-file-13.0.0/src/reader.rs:943:31"
+    said = "lance error: LanceError(IO): it broke, /cargo/registry/src/lance-file-13.0.0/src/reader.rs:943:31"
     assert short(RuntimeError(said)) == "it broke"
     assert short(RuntimeError("External error: first line\nsecond line")) == "first line"
 

@@ -12,7 +12,7 @@ from vlltr_index.tensors import full_precision, unit_rows, work_device, working_
 __all__ = ["against_means", "count_labels", "logsumexp_cosines"]
 
 _MEMORY_BYTES = 256 * 2**20
-_TEXT_BYTES = 64 * 2**20
+_TEXT_BYTES = 64 * 2**20  # of normalised texts
 
 
 def logsumexp_cosines(
@@ -20,7 +20,8 @@ def logsumexp_cosines(
 ) -> Tensor:
     """logsumexp_i scale * cos(t, i) of every sentence, float64 [N_t], one chunk of products at a time.
 
-    Features on the CPU are worked on by a GPU where there is one: the images all at once, sentences in chunks.
+    Beside it lie 64 MiB of normalised sentences, or one chunk of them. Features on the CPU are worked on by a GPU
+    where there is one: the images all at once, sentences in blocks.
     """
     dtype, device = working_dtype(text_features, images), work_device(text_features)
     images = images.to(device)

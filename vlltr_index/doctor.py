@@ -331,9 +331,8 @@ def _objects(workspace: Workspace, commit: Commit) -> Iterator[Check]:
 
 def _look_into(workspace: Workspace, kind: Kind, digest: str) -> None:
     workspace.check_object(kind, digest)
-    if (
-        workspace.path / kind / digest[:16]
-    ).is_dir():  # of object storage only what was brought here: no downloads
+    local = workspace.path / kind / digest[:16]
+    if local.is_dir():  # of object storage only what was brought here: no downloads
         workspace.whole_object(kind, digest)
 
 

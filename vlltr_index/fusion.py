@@ -27,6 +27,14 @@ __all__ = ["FusedScores", "FusionParams", "Rule", "disagreement", "fuse", "impri
 Rule = Literal["ours", "paper", "logits"]
 
 _LEAST_AGREEMENT = 1e-6
+_LARGEST = {
+    "tau_visual": LARGEST,
+    "tau_text": LARGEST,
+    "margin": LARGEST,
+    "imprint_lift": LARGEST,
+    "agreement": LARGEST_FACTOR,
+    "imprint_strength": LARGEST_FACTOR,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,25 +69,26 @@ class FusionParams:
             raise InputError(f"the rule of fusion must be 'ours', 'paper' or 'logits', got {self.rule!r}")
         if not 0.0 <= self.alpha <= 1.0:
             raise InputError(f"alpha must lie in 0..1, got {self.alpha}", "vlltr calibrate")
-        self._check("agreement", self.agreement >= 0.0, "must not be below 0", LARGEST_FACTOR)
-        self._check("imprint_strength", self.imprint_strength > 0.0, "must be above 0", LARGEST_FACTOR)
-        self._check("margin", True, "", LARGEST)
-        self._check("imprint_lift", True, "", LARGEST)
+        if not self.agreement >= 0.0:
+            raise InputError(f"agreement must not be below 0, got {self.agreement}", "vlltr calibrate")
+        if not self.imprint_strength > 0.0:
+            raise InputError(
+                f"imprint_strength must be above 0, got {self.imprint_strength}", "vlltr calibrate"
+            )
         if not (self.tau_visual > 0.0 and self.tau_text > 0.0):
             raise InputError(
                 f"temperatures must be above 0, got {self.tau_visual} and {self.tau_text}", "vlltr calibrate"
             )
         for name in ("tau_visual", "tau_text"):
-            least = 1 / LARGEST
-            self._check(name, getattr(self, name) >= least, f"must not be below {least:g}", LARGEST)
-
-    def _check(self, name: str, holds: bool, lowest: str, largest: float) -> None:
-        """Refuse a value for which `lowest` does not hold, one beyond the largest, and nan."""
-        value = getattr(self, name)
-        if not holds:
-            raise InputError(f"{name} {lowest}, got {value}", "vlltr calibrate")
-        if not abs(value) <= largest:
-            raise InputError(f"{name} must lie within {largest:,.0f}, got {value}", "vlltr calibrate")
+            if not getattr(self, name) >= 1 / LARGEST:
+                raise InputError(
+                    f"{name} must not be below {1 / LARGEST:g}, got {getattr(self, name)}", "vlltr calibrate"
+                )
+        for name, largest in _LARGEST.items():
+            if not abs(getattr(self, name)) <= largest:  # nan too
+                raise InputError(
+                    f"{name} must lie within {largest:,.0f}, got {getattr(self, name)}", "vlltr calibrate"
+                )
 
 
 class FusedScores(NamedTuple):

@@ -1,8 +1,8 @@
 """AnSS: the loss of every sentence against the score images of all classes.
 
 Goals: 15 times the release's loop on a CPU, within 1.3 times the bare products, 512 MiB beside the inputs. The loop
-itself takes 15 to 29 times the bare products here, the more the less of the images stays in the caches: where it
-takes 15 times, an exact method can be 15 times as fast only if all else costs nothing.
+itself takes 14 to 29 times the bare products here, the more the less of the images stays in the caches: where it
+takes 14 times, no exact method can be 15 times as fast.
 """
 
 from __future__ import annotations

@@ -130,9 +130,8 @@ def _tidy(tx: Transaction) -> None:
     for name in _NARROW:
         if tx.has(name):
             tx.store.optimize(name)
-    if tx.has("images") and not tx.store.count(
-        "images", "data IS NOT NULL"
-    ):  # pictures are too much to write anew
+    # Pictures that the table holds itself are too much to write anew.
+    if tx.has("images") and not tx.store.count("images", "data IS NOT NULL"):
         tx.store.optimize("images")
     if commit.id % _TIDY_VECTORS == 0:
         for name in (sentence_vectors_name(commit.text_fp or ""), image_vectors_name(commit.image_fp or "")):

@@ -12,7 +12,7 @@ __all__ = ["AddReport", "AddedClass", "ChangeReport", "Effect", "shortly"]
 _SHOWN = 3  # classes of a change that are named one by one
 _DRY = "This was a dry run: nothing was written."
 _UNMEASURED = (
-    "What the other classes lose by it was not measured: no image of theirs is in split val."
+    "What the other classes lose by it was not measured: no image of theirs in split val is embedded."
     " Bring some in (vlltr ingest images PATH --split val, then vlltr embed), or look: vlltr evaluate --split test"
 )
 _HARM = 0.01  # a loss of the other classes' accuracy that is worth a warning

@@ -28,7 +28,6 @@ _MAX_TXT = 64 * 2**20
 _MAX_JSON = 512 * 2**20
 _JSON_EXAMPLE = 'Expected {"tench": ["A tench is a fish.", ...], ...}'
 _KEYS = ("class", "text", "source", "source_ref", "licence")
-_NAMING = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")  # files that name the classes themselves
 _FORMATS = (
     'Expected a folder of .txt files (one a class), .jsonl ({"class": ..., "text": ...} a line), '
     ".json ({class: [sentence, ...]}), .csv, .tsv or .parquet with the columns class and text."
@@ -61,16 +60,7 @@ def read_text(
     if path.is_dir():
         yield from _read_folder(path, source or path.resolve().name)
         return
-    readers: dict[str, Callable[[Path, str], Iterator[SentenceRecord | Skipped]]] = {
-        ".txt": _read_txt,
-        ".jsonl": _read_jsonl,
-        ".ndjson": _read_jsonl,
-        ".json": _read_json,
-        ".csv": partial(_read_csv, delimiter=","),
-        ".tsv": partial(_read_csv, delimiter="\t"),
-        ".parquet": _read_parquet,
-    }
-    reader = readers.get(path.suffix.lower())
+    reader = {".txt": _read_txt, **_NAMING}.get(path.suffix.lower())
     if reader is None:
         raise InputError(f"{path}: unknown text format {path.suffix!r}", _FORMATS)
     yield from reader(path, source or path.name)
@@ -84,28 +74,32 @@ def class_sentences(path: Path, class_name: str) -> list[SentenceRecord]:
     Raises:
         InputError: If the file is missing, is malformed, or holds no sentence about the class.
     """
-    name, items = clean_name(class_name, "--text"), _items_about(require(path), class_name)
-    found = [item for item in items if isinstance(item, SentenceRecord)]
+    name = clean_name(class_name, "--text")
+    found = [item for item in _items_about(require(path), name) if isinstance(item, SentenceRecord)]
     ours = [item for item in found if item.class_name.casefold() == name.casefold()]
     if found and not ours:
         others = list(dict.fromkeys(item.class_name for item in found))
         more = f" and {len(others) - 1:,} more" if len(others) > 1 else ""
         raise InputError(
             f"{path} says nothing about {name!r}; it is about {others[0]!r}{more}",
-            "Name the class as the file does, or take the file's classes in as they are: vlltr classes add --from FILE",
+            "Name the class as the file does.",
         )
     if not found:
         raise InputError(f"{path} holds no sentence", "Write a few sentences about the class into it.")
     return ours
 
 
-def _items_about(path: Path, class_name: str) -> Iterator[SentenceRecord | Skipped]:
-    """What a file says about classes that it names, or, where it names none, about `class_name`."""
-    kind, name = path.suffix.lower(), clean_name(class_name, "--text")
-    if kind == ".json" and path.is_file() and isinstance(values := read_json(path), list):
-        return _json_list(values, name, path.name, str(path))
+def _items_about(path: Path, name: str) -> Iterator[SentenceRecord | Skipped]:
+    """What a file says about classes that it names, or, where it names none, about the class `name`."""
+    kind = path.suffix.lower()
+    if kind == ".json" and path.is_file():
+        values = read_json(path)
+        is_list = isinstance(values, list)
+        return (
+            _json_list(values, name, path.name, str(path)) if is_list else _by_class(values, path, path.name)
+        )
     if kind in _NAMING and path.is_file():
-        return read_text(path)
+        return _NAMING[kind](path, path.name)
     return _split(read_whole(path, _MAX_TXT), name, path.name, None, None, str(path))
 
 
@@ -134,12 +128,11 @@ def _read_folder(folder: Path, source: str) -> Iterator[SentenceRecord | Skipped
     if not files:
         raise InputError(f"no .txt file in the folder {folder}", _FORMATS)
     for file in sorted(folder.iterdir()):
-        kind = file.suffix.lower()
-        if kind != ".txt" and not file.name.startswith(".") and file.is_file():
-            by_itself = f"; take it by itself: vlltr ingest text {shlex.quote(str(file))}"
-            yield Skipped(
-                str(file), "of a folder, .txt files are read" + (by_itself if kind in _NAMING else "")
-            )
+        if file.suffix != ".txt" and not file.name.startswith(".") and file.is_file():
+            why = "of a folder, .txt files are read"
+            if file.suffix.lower() in _NAMING:
+                why += f"; take it by itself: vlltr ingest text {shlex.quote(str(file))}"
+            yield Skipped(str(file), why)
     for file in files:
         if not Path(os.path.realpath(file)).is_relative_to(root):
             yield Skipped(str(file), "a link that leaves the folder")
@@ -233,7 +226,11 @@ def read_json(path: Path) -> Any:
 
 
 def _read_json(path: Path, source: str) -> Iterator[SentenceRecord | Skipped]:
-    values = read_json(path)
+    yield from _by_class(read_json(path), path, source)
+
+
+def _by_class(values: Any, path: Path, source: str) -> Iterator[SentenceRecord | Skipped]:
+    """The sentences of {class: [sentence, ...]} or {class: text}."""
     if not isinstance(values, dict) or not values:
         wrong = "no class in it" if values == {} else f"got {_kind(values)}"
         raise InputError(f"{path}: {wrong}", _JSON_EXAMPLE)
@@ -317,3 +314,14 @@ def _read_parquet(path: Path, source: str) -> Iterator[SentenceRecord | Skipped]
                     number += 1
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a readable Parquet file: {error}", "Write the file again.") from None
+
+
+# Files that name their classes themselves, by their ending.
+_NAMING: dict[str, Callable[[Path, str], Iterator[SentenceRecord | Skipped]]] = {
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".json": _read_json,
+    ".csv": partial(_read_csv, delimiter=","),
+    ".tsv": partial(_read_csv, delimiter="\t"),
+    ".parquet": _read_parquet,
+}

@@ -26,7 +26,6 @@ from vlltr_index.metrics import (
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.scoring import load_scorer
 from vlltr_index.stages.baselines import ADJUSTED, baseline_labels, score_baselines
-from vlltr_index.storage_errors import disk_error
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
@@ -161,10 +160,10 @@ def evaluate(
 def _keep(storage: Storage, name: str, text: str) -> None:
     """Write a report into the workspace; it is not worth losing the result over."""
     try:
-        storage.write(name, text.encode("utf-8"))
+        with storage.explained():
+            storage.write(name, text.encode("utf-8"))
     except (OSError, WorkspaceError) as error:
-        said = (disk_error(storage.address, error) or error) if isinstance(error, OSError) else error
-        why = said.message if isinstance(said, WorkspaceError) else str(said)
+        why = error.message if isinstance(error, WorkspaceError) else error
         _log.warning("this evaluation could not be kept in %s: %s", storage.at(name), why)
 
 

@@ -30,9 +30,7 @@ class IngestReport:
     quarantined: int = 0  # images kept with the reason why they cannot be used
     skipped: int = 0
     unknown_class: int = 0  # images left out because no class has that name
-    duplicates_across_splits: int = (
-        0  # images of the splits just brought in whose very bytes are in another one too
-    )
+    duplicates_across_splits: int = 0  # images of the splits brought in whose very bytes are in another too
     duplicates_in: list[str] = field(default_factory=list)  # those splits
     notes: list[str] = field(default_factory=list)
     next_step: str | None = None

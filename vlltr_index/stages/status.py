@@ -129,11 +129,6 @@ def status(workspace: Workspace, at: int | None = None) -> StatusReport:
     )
 
 
-def next_step(workspace: Workspace) -> str:
-    """The command to run next; raises as `status` does."""
-    return status(workspace).next
-
-
 def _images(snapshot: Snapshot) -> tuple[dict[str, int], int]:
     """Usable images by split, and how many are quarantined."""
     rows = snapshot.table("images", ["split", "class_id", "problem"])
