@@ -109,6 +109,31 @@ def test_own_photographs_from_init_to_predict(project: Path, capsys: pytest.Capt
     assert float(torch.cosine_similarity(turned, straight)) > 0.98
 
 
+def test_pictures_without_any_text_go_through_the_readmes_commands(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each class has CLIP's 80 prompts as soon as its pictures are in, and an answer names them."""
+    vlltr("init", "birds", "--encoder", f"{small_clip.NAME}-quickgelu:clip.safetensors")
+    vlltr("-w", "birds", "ingest", "images", "pictures", "--split", "train")
+    said = capsys.readouterr().out
+    assert "240 prompts were made from the class names." in said
+    assert "or without text: vlltr embed   (3 classes have no text but prompts)" in said
+    for step in (("embed",), ("select",), ("train", "lgr"), ("index",)):
+        vlltr("-w", "birds", *step)
+    capsys.readouterr()
+    vlltr("-w", "birds", "--json", "predict", "test/red kite/a.jpg", "--explain", "3")
+    (found,) = json.loads(capsys.readouterr().out)
+    assert {c["name"] for c in found["classes"]} == set(COLOURS)
+    assert sum(c["probability"] for c in found["classes"]) == pytest.approx(1)
+    for one in found["classes"]:
+        assert {s["source"] for s in one["sentences"]} == {"prompt"}
+        assert all(one["name"] in s["text"] for s in one["sentences"])
+    vlltr("-w", "birds", "classes", "add", "snow_owl", "--images", "test/red kite")
+    snapshot = Workspace.open("birds").snapshot()
+    texts = snapshot.table("sentences", ["text"], "class_id = 3")["text"].to_pylist()
+    assert (len(texts), "a photo of a snow owl." in texts) == (80, True)
+
+
 def test_a_workspace_finds_its_weights_from_anywhere(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The weights' file is kept by its full path, and a workspace is found from a folder below it."""
     vlltr("init", "birds", "--encoder", f"{small_clip.NAME}-quickgelu:clip.safetensors")

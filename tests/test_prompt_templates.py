@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
+import open_clip
 import pytest
 from test_cli import run
 
@@ -14,17 +17,15 @@ from vlltr_index.workspace import Workspace
 
 
 def test_clips_eighty_prompts_read_well() -> None:
-    """All 80, each different, with single spaces, no space before the full stop, and the article the name needs."""
-    templates = prompt_templates("clip")
-    assert templates is not None
-    assert len(set(templates)) == 80
-    assert templates[0] == "a bad photo of a {}."
+    """CLIP's own words, with single spaces, and the article that the name needs."""
+    assert prompt_templates("clip") == "clip"
+    plain = [record.text for record in class_prompts("tench", "clip")]
+    assert plain == [template("tench") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
     for name in ("owl", "tench", "great_grey_owl"):
-        texts = [record.text for record in class_prompts(name, templates)]
+        texts = [record.text for record in class_prompts(name, "clip")]
         assert len(set(texts)) == 80
         assert all("  " not in t and " ." not in t and "_" not in t and t == t.strip() for t in texts)
-    assert "a bad photo of an owl." in [r.text for r in class_prompts("owl", templates)]
-    assert prompt_templates("photos") is None
+    assert "a bad photo of an owl." in [r.text for r in class_prompts("owl", "clip")]
 
 
 def test_templates_of_your_own(tmp_path: Path) -> None:
@@ -43,9 +44,23 @@ def test_templates_of_your_own(tmp_path: Path) -> None:
 
 
 def test_init_keeps_the_templates(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """They are in the workspace's recipe, one by one."""
-    code, _, _ = run(capsys, "init", tmp_path / "ws", "--prompts", "clip", "--encoder", "vlltr-tiny")
-    prompts = Workspace.open(tmp_path / "ws").recipe.prompts
-    assert (code, prompts) == (0, prompt_templates("clip"))
+    """CLIP's by their name, one's own one by one; they are CLIP's where nothing is said."""
+    file = tmp_path / "prompts.txt"
+    file.write_text("my {}\n", encoding="utf-8")
+    for asked, kept in (((), "clip"), (("--prompts", "clip"), "clip"), (("--prompts", file), ("my {}",))):
+        folder = tmp_path / f"ws{len(list(tmp_path.iterdir()))}"
+        code, _, _ = run(capsys, "init", folder, *asked, "--encoder", "vlltr-tiny")
+        assert (code, Workspace.open(folder).recipe.prompts) == (0, kept)
     code, _, err = run(capsys, "init", tmp_path / "other", "--prompts", "films")
     assert (code, "no such file or folder: films" in err) == (1, True)
+
+
+def test_init_does_not_import_open_clip(tmp_path: Path) -> None:
+    """Its templates take seconds to import, so they are read where prompts are made."""
+    code = (
+        "import sys\nfrom vlltr_index.cli.main import vlltr\n"
+        f"vlltr.main(['init', {str(tmp_path / 'ws')!r}, '--prompts', 'clip'], standalone_mode=False)\n"
+        "print(sorted({'torch', 'open_clip'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip().splitlines()[-1] == "[]"

@@ -13,6 +13,7 @@ import drawings
 import pytest
 from PIL import Image
 
+from tests.parts import check_parts
 from vlltr_index.cli.main import main
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.config import Recipe
@@ -20,7 +21,7 @@ from vlltr_index.workspace import Workspace
 
 NETS = {"imagenet_lt": "rn50", "places_lt": "vit_b16", "inat2018": "rn50"}
 SMALL = (
-    *("encoder.model=vlltr-tiny", "encoder.pretrained=none"),
+    *("encoder.model=vlltr-tiny", "encoder.pretrained=none", "encoder.resize=36"),
     *("cvlp.epochs=1", "cvlp.batch_size=8", "cvlp.workers=0", "cvlp.extra_classes=2"),
     *("lgr.epochs=1", "lgr.batch_size=8", "select.max_anchors=4"),
 )
@@ -164,8 +165,9 @@ def check(folder: Path, name: str, images: int) -> None:
     source = snapshot.table("images", ["uri"], "split = 'test'")["uri"].to_pylist()[0]
     (prediction,) = Recognizer.open(folder).predict([source], explain=2)
     assert prediction.problem is None
-    for score in prediction.classes:
-        assert score.image_part + score.text_part == pytest.approx(score.probability, abs=1e-5)
+    unit = "log-odds" if recipe.protocol == "ours" else "probability"
+    assert {score.unit for score in prediction.classes} == {unit}
+    check_parts(prediction.classes)
 
 
 @pytest.mark.parametrize("protocol", ["paper", "release", "ours"])
@@ -185,22 +187,18 @@ def test_a_protocol_runs_on_drawings(ingested: Path, tmp_path: Path, protocol: s
     check(Path(shutil.copytree(ingested, tmp_path / "workspace")), f"glyphs_lt/{protocol}", 15)
 
 
-def test_under_the_rule_logits_parts_are_logits(
+def test_under_the_rule_logits_parts_are_of_the_log_odds(
     ingested: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They add up to the logarithm of the probability but for one number an image; lines and contrast say logit."""
+    """They add up to the logarithm of the odds against the best other class; lines say so."""
     folder = Path(shutil.copytree(ingested, tmp_path / "workspace"))
     train(folder, "imagenet_lt/release-rn50", "fusion.rule=logits")
     image = next((ingested.parent / "test").glob("*/*.png"))
     recognizer = Recognizer.open(folder)
     for retrieval in ("faiss", "exhaustive"):
         (prediction,) = recognizer.predict([image], top=8, retrieval=retrieval)
-        assert {score.unit for score in prediction.classes} == {"logit"}
-        totals = [score.image_part + score.text_part for score in prediction.classes]
-        highest = max(totals)
-        weights = [2.718281828459045 ** (t - highest) for t in totals]
-        for score, weight in zip(prediction.classes, weights, strict=True):
-            assert score.probability == pytest.approx(weight / sum(weights), rel=1e-3, abs=1e-6)
+        assert {score.unit for score in prediction.classes} == {"log-odds"}
+        check_parts(prediction.classes)
     vlltr("-q", "-w", folder, "evaluate", "--bootstrap", "5")
     vlltr("-q", "-w", folder, "evaluate", "--bootstrap", "5", "--rule", "paper")
     (plain,) = (p for p in (folder / "reports").iterdir() if not p.stem.endswith("-paper"))
@@ -211,10 +209,10 @@ def test_under_the_rule_logits_parts_are_logits(
     names = [score.name for score in prediction.classes[:2]]
     vlltr("-w", folder, "explain", image, "--class", names[0], "--against", names[1])
     shown = capsys.readouterr().out
-    assert "(logit " in shown
-    assert " of logit, " in shown
+    assert "(log-odds " in shown
+    assert " points of probability; " in shown
     vlltr("-w", folder, "predict", image)
-    assert "= image branch" in capsys.readouterr().out
+    assert "= image side " in capsys.readouterr().out
 
 
 def test_a_recipe_of_another_encoder_is_refused_once_one_is_trained(

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from vlltr_index.losses import logit_adjusted_cross_entropy, sampler_prior
+from vlltr_index.losses import logit_adjusted_cross_entropy, sampler_prior, soft_cross_entropy
 from vlltr_index.schemas.config import BaselineConfig
 from vlltr_index.train.cvlp import visual_classifier
 from vlltr_index.train.data import TrainImages
 from vlltr_index.train.distributed import gather_rows, join_processes
 from vlltr_index.train.loop import RunPlan, StageOne, run
+from vlltr_index.train.mixing import BatchMixer
 
 if TYPE_CHECKING:
     from vlltr_index.encoder import Encoder
@@ -45,27 +46,31 @@ def train_image_only(
         progress: Called after every step.
 
     Raises:
-        ConfigError: The batch cannot be shared out among the processes.
+        ConfigError: The batch cannot be shared out among the processes, or not into pairs to mix.
     """
     join_processes(encoder)
     visual = visual_classifier(encoder, images.num_classes, config.seed)
     tower = encoder.model.visual
     assert isinstance(tower, nn.Module)
     module = nn.ModuleDict({"tower": tower, "visual": visual})
-    log_prior = sampler_prior(images.class_counts, config.sampler_power).log().float()
+    log_prior = sampler_prior(images.class_counts, config.sampler_power).log().float().to(encoder.device)
+    mixer = BatchMixer.of(config, images.num_classes)
 
     def objective(
         pixels: Tensor, positions: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        labels, soft = images.labels[positions], None
+        if mixer is not None:
+            pixels, soft = mixer(pixels, labels, generator)
         features = gather_rows(encoder.encode_pixels(pixels))
         with torch.autocast(features.device.type, enabled=False):
             logits = visual(features.float())
-        loss = logit_adjusted_cross_entropy(
-            logits,
-            images.labels[positions].to(logits.device),
-            log_prior.to(logits.device),
-            config.logit_adjustment,
-            config.label_smoothing,
+        loss = (
+            soft_cross_entropy(logits, soft, log_prior, config.logit_adjustment)
+            if soft is not None
+            else logit_adjusted_cross_entropy(
+                logits, labels.to(logits.device), log_prior, config.logit_adjustment, config.label_smoothing
+            )
         )
         return loss, {"visual": loss}
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vlltr_index.errors import ConfigError
-from vlltr_index.schemas.config import LGRConfig
+from vlltr_index.schemas.config import BaselineConfig, LGRConfig
 from vlltr_index.train.augment import seeded
 from vlltr_index.train.distributed import gather_rows, world
 
@@ -36,7 +36,7 @@ class BatchMixer:
         )
 
     @classmethod
-    def of(cls, config: LGRConfig, classes: int) -> BatchMixer | None:
+    def of(cls, config: LGRConfig | BaselineConfig, classes: int) -> BatchMixer | None:
         """As the configuration says; None where it mixes nothing.
 
         Raises:
@@ -46,9 +46,10 @@ class BatchMixer:
             return None
         share, left = divmod(config.batch_size, world()[1])
         if left == 0 and share % 2:
+            section = "lgr" if isinstance(config, LGRConfig) else "baseline"
             raise ConfigError(
                 f"mixup and cutmix pair images up: each process has {share} of the batch, which is odd",
-                f"Use --set lgr.batch_size={(share + 1) * world()[1]}",
+                f"Use --set {section}.batch_size={(share + 1) * world()[1]}",
             )
         return cls(config.mixup, config.cutmix, config.label_smoothing, classes)
 

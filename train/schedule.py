@@ -7,18 +7,30 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
-__all__ = ["cosine_factor", "decays", "parameter_groups"]
+__all__ = ["cosine_factor", "decays", "parameter_groups", "set_rates"]
 
 
-def cosine_factor(step: int, total: int, warmup: int) -> float:
+def cosine_factor(step: int, total: int, warmup: int, floor: float = 0.0) -> float:
     """Share of the peak learning rate at `step` (from 0) of `total`: a linear rise over `warmup` steps, then a cosine.
 
-    The first step is never zero, and the factor at `step == total` would be zero.
+    The first step is never zero, and the share at `step == total` would be `floor`.
     """
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
+    fallen = 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
+    return floor + (1.0 - floor) * fallen
+
+
+def set_rates(optimizer: Optimizer, step: int, total: int, warmup: int, min_lr: float) -> None:
+    """Give each group of `parameter_groups` its rate at a step of `cosine_factor`.
+
+    A rate ends at `min_lr`; one whose peak is lower stays at its peak.
+    """
+    for group in optimizer.param_groups:
+        floor = min(1.0, min_lr / group["peak"])
+        group["lr"] = group["peak"] * cosine_factor(step, total, warmup, floor)
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:

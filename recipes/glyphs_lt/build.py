@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import logging
 import platform
@@ -17,6 +18,9 @@ from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from vlltr_index.recipes.glyphs_lt import designs as designing
 from vlltr_index.recipes.glyphs_lt import fonts, homoglyphs, render, splits, unicode_data
@@ -42,11 +46,8 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=0, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def write_parquet(path: Path, data: Dataset, made: Sequence[designing.Design]) -> None:
-    """Write the rows of a data set: image (PNG bytes), label, split, source."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+def picture_table(data: Dataset, made: Sequence[designing.Design]) -> pa.Table:
+    """The rows of a data set: image (PNG bytes), label, split, source."""
     columns = {
         "image": pa.array(
             [render.to_png(made[p.number].images[p.code]) for _, _, p in data.rows], pa.binary()
@@ -55,9 +56,21 @@ def write_parquet(path: Path, data: Dataset, made: Sequence[designing.Design]) -
         "split": pa.array([split for _, split, _ in data.rows], pa.string()),
         "source": pa.array([p.source for _, _, p in data.rows], pa.string()),
     }
+    return pa.table(columns)
+
+
+def with_groups(table: pa.Table) -> pa.Table:
+    """The table with a column `group`: the font group that each `source` begins with."""
+    groups = [source.split("/")[0] for source in table["source"].to_pylist()]
+    return table.append_column("group", pa.array(groups, pa.string()))
+
+
+def encoded(table: pa.Table) -> bytes:
+    """The table as a Parquet file."""
+    buffer = io.BytesIO()
     pq.write_table(
-        pa.table(columns),
-        path,
+        table,
+        buffer,
         compression="zstd",
         compression_level=9,
         use_dictionary=["label", "split"],
@@ -66,6 +79,7 @@ def write_parquet(path: Path, data: Dataset, made: Sequence[designing.Design]) -
         write_statistics=False,
         store_schema=False,
     )
+    return buffer.getvalue()
 
 
 def _rules() -> dict[str, Any]:
@@ -109,18 +123,23 @@ def _counts(data: Dataset) -> dict[str, Any]:
 
 
 def write_all(out: Path, data: Dataset, made: Sequence[designing.Design], more: dict[str, Any]) -> str:
-    """Write every file but FONTS.md and the Unicode notice, then the manifest; return the content hash."""
-    small = fast_slice(data)
+    """Write every file but FONTS.md and the Unicode notice, then the manifest; return the content hash.
+
+    The content hash is made of the files' hashes, that of a table without `group`, which repeats part of `source`.
+    """
+    small, bare = fast_slice(data), dict[str, str]()
     for prefix, part in (("", data), ("fast_", small)):
         write_json(out / f"{prefix}texts.json", part.texts)
         write_json(out / f"{prefix}heldout.json", part.held_out)
     write_json(out / "classes.json", data.classes)
-    write_parquet(out / f"{NAME}.parquet", data, made)
-    write_parquet(out / "fast.parquet", small, made)
+    for name, part in ((f"{NAME}.parquet", data), ("fast.parquet", small)):
+        table = picture_table(part, made)
+        bare[name] = hashlib.sha256(encoded(table)).hexdigest()
+        (out / name).write_bytes(encoded(with_groups(table)))
     files = sorted(path for path in out.iterdir() if path.is_file() and path.name != "manifest.json")
     hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     content = hashlib.sha256(
-        "".join(f"{name} {value}\n" for name, value in sorted(hashes.items())).encode()
+        "".join(f"{name} {value}\n" for name, value in sorted({**hashes, **bare}.items())).encode()
     ).hexdigest()
     groups = {split: {p.group for _, s, p in data.rows if s == split} for split in ("train", "test")}
     made_of = {

@@ -204,7 +204,7 @@ def make(folder: Path, out: Path, jobs: int) -> dict[str, Any]:
     left = {code: standing for code, standing in merged.items() if code not in out_codes}
     data = assemble(made, left, table, known)
     build.write_json(out / "texts.json", data.texts)
-    build.write_parquet(out / f"{NAME}.parquet", data, made)
+    (out / f"{NAME}.parquet").write_bytes(build.encoded(build.picture_table(data, made)))
     (out / "FONTS.md").write_text(fonts_page(folder, faces, made, data), encoding="utf-8")
     manifest = {
         "name": f"glyphs_lt/{NAME}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from vlltr_index.corpus.clean import normalise_text
 from vlltr_index.corpus.files import read_lines, require
@@ -12,21 +13,17 @@ from vlltr_index.errors import InputError
 __all__ = ["prompt_templates"]
 
 
-def prompt_templates(which: str) -> tuple[str, ...] | None:
-    """Templates by name (`photos`, `clip`) or from a text file with one a line.
+def prompt_templates(which: str) -> Literal["clip"] | tuple[str, ...]:
+    """What a recipe's `prompts` are: "clip" as it is, or the templates of a text file with one a line.
 
-    Blank lines, and lines that start with `#`, are left out. None stands for the 80 for photographs.
+    Blank lines, and lines that start with `#`, are left out.
 
     Raises:
         InputError: If the file is missing or has no template.
         ConfigError: If a template does not have one `{}`.
     """
-    if which == "photos":
-        return None
     if which == "clip":
-        from vlltr_index.openclip import clip_templates
-
-        return clip_templates()
+        return "clip"
     path = Path(which).expanduser()
     lines = (normalise_text(line) for _, line in read_lines(require(path)))
     templates = tuple(line for line in lines if line and not line.startswith("#"))
