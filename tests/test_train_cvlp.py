@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Literal
 
 import drawings
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vlltr_index.encoder import Encoder
 from vlltr_index.errors import ConfigError, InputError, VlltrError, WorkspaceError
-from vlltr_index.losses import candidate_log_prior, sampler_prior
+from vlltr_index.losses import candidate_log_prior, distillation_loss, sampler_prior
 from vlltr_index.schemas.config import CVLPConfig
 from vlltr_index.train import loop
 from vlltr_index.train.checkpoint import load_state
-from vlltr_index.train.cvlp import StageOne, train_cvlp
-from vlltr_index.train.data import TrainTexts
+from vlltr_index.train.cvlp import StageOne, _Objective, train_cvlp
+from vlltr_index.train.data import TrainImages, TrainTexts
 from vlltr_index.train.joint import JointPriors, draw_candidates, joint_losses
 from vlltr_index.train.sampling import stream
 
@@ -148,6 +153,61 @@ def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
         fit(OURS, tmp_path)
 
 
+def stored(encoder: Encoder) -> TrainImages:
+    """The drawings as stored vectors."""
+    pixels = (drawings.pixels().float() / 255).expand(-1, 3, -1, -1)
+    with torch.no_grad():
+        features = encoder.encode_pixels((pixels - encoder.mean.view(3, 1, 1)) / encoder.std.view(3, 1, 1))
+    return TrainImages.from_features(features, drawings.labels())
+
+
+def zero_shot(encoder: Encoder, images: TrainImages) -> float:
+    """The share of stored vectors whose class's sentences are nearest."""
+    assert images.features is not None
+    texts = torch.stack([F.normalize(encoder.encode_texts(g), dim=1).mean(0) for g in drawings.texts()])
+    return float(((images.features @ F.normalize(texts, dim=1).T).argmax(1) == images.labels).float().mean())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_text_tower_alone_learns_from_stored_vectors(tmp_path: Path, precision: str) -> None:
+    """The visual tower stays to the bit, zero-shot accuracy rises, and a stopped run goes on to the same end."""
+    update = {"tune": "text", "epochs": 12, "lr": 5e-3, "precision": precision}
+    update |= {"distillation": "full", "distillation_weight": 0.05}
+    config, before, stages = OURS.model_copy(update=update), drawings.encoder(), []
+    for run_dir, stop in ((None, None), (tmp_path, 20), (tmp_path, None)):
+        encoder = drawings.encoder()
+
+        def progress(step: str, done: int, total: int | None, stop: int | None = stop) -> None:
+            if done == stop:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt) if stop else nullcontext():
+            texts = drawings.sentences(encoder)
+            stages.append(
+                train_cvlp(encoder, stored(encoder), texts, config, run_dir=run_dir, progress=progress)
+            )
+    whole, resumed = stages
+    assert same(whole, resumed)
+    after = whole.encoder
+    assert after.image_fp == before.image_fp
+    assert after.text_fp != before.text_fp
+    assert after.logit_scale != before.logit_scale
+    for name, value in before.model.state_dict().items():
+        assert torch.equal(value, after.model.state_dict()[name]) == name.startswith("visual."), name
+    assert all(p.requires_grad for p in after.model.parameters())
+    assert whole.log[-1]["loss"] < 0.8 * whole.log[0]["loss"]
+    assert whole.log[-1]["visual"] < whole.log[0]["visual"]
+    assert zero_shot(after, stored(after)) > zero_shot(before, stored(before)) + 0.4
+
+
+def test_pixels_pass_a_locked_tower_too() -> None:
+    """Without stored vectors the images go through the tower, which stays as it is."""
+    before = drawings.encoder()
+    stage = fit(OURS.model_copy(update={"tune": "text", "epochs": 1, "lr": 1e-2}))
+    assert stage.encoder.image_fp == before.image_fp
+    assert stage.encoder.text_fp != before.text_fp
+
+
 KILLED = """
 import sys, drawings
 from pathlib import Path
@@ -203,6 +263,53 @@ def test_distillation_starts_at_the_teacher(mode: str) -> None:
     entry = stage.log[0]
     assert entry["distillation"] > 0
     assert entry["loss"] == pytest.approx(0.5 * entry["ccl"] + 0.5 * entry["distillation"], rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["full", "paired"])
+@pytest.mark.parametrize(("whose", "scale"), [("teacher", 25.0), ("student", 8.0)])
+def test_distillation_by_one_tau_or_by_two(mode: Literal["full", "paired"], whose: str, scale: float) -> None:
+    """Against both matrices written out: S has the student's scale, S' that or the teacher's, and no gradient."""
+    student, teacher = drawings.encoder(), drawings.encoder(seed=1)
+    images, texts = drawings.images(student), drawings.sentences(student)
+    changes = {"distillation": mode, "distillation_scale": whose, "distillation_weight": 0.5}
+    objective = _Objective(
+        student,
+        teacher,
+        nn.ModuleDict({"encoder": student.model}),
+        images,
+        texts,
+        PAPER.model_copy(update=changes),
+        student.model.logit_scale,
+    )
+    with torch.no_grad():
+        student.model.logit_scale.fill_(math.log(8.0))
+        teacher.model.logit_scale.fill_(math.log(25.0))
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(6, 3, *student.image_size, generator=generator)
+    ids, lengths = texts.tokens(texts.draw(images.labels[:6], generator), 0.0, generator)
+
+    def cosines(encoder: Encoder) -> tuple[Tensor, Tensor]:
+        return encoder.encode_pixels(pixels), encoder.encode_tokens(ids)
+
+    image, text = cosines(student)
+    with torch.no_grad():
+        own = F.normalize(cosines(teacher)[0]) @ F.normalize(cosines(teacher)[1]).T
+    found = objective._distil(pixels, (ids, lengths), image, text, slice(None))
+    logits = student.model.logit_scale.exp() * F.normalize(image) @ F.normalize(text).T
+    expected = distillation_loss(logits, scale * own, mode)
+    torch.testing.assert_close(found, expected)
+    parameter = student.model.logit_scale
+    gradients = [torch.autograd.grad(loss, parameter, retain_graph=True)[0] for loss in (found, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_the_rate_ends_where_it_is_told() -> None:
+    """The last steps of a run with a floor run at more than the floor, those of one without at less."""
+    free, floored = (
+        fit(PAPER.model_copy(update={"epochs": 3, "min_lr": rate})).log[-1]["lr"] for rate in (0.0, 5e-4)
+    )
+    assert free < 5e-4 < floored < 1e-3
+    assert floored == pytest.approx(5e-4 + 0.5 * free)
 
 
 def test_bf16_stays_near_fp32(whole: StageOne) -> None:

@@ -44,6 +44,8 @@ def train_cvlp(
 ) -> StageOne:
     """Train both towers: all their weights, or low-rank adapters that are merged at the end (`tune = "lora"`).
 
+    With `tune = "text"` the visual tower stays as it is, and images may be its stored vectors.
+
     loss = ccl_weight * CCL (Eq. 2) + distillation_weight * distillation (Eq. 3)
          + joint_weight * (text loss + joint_visual_weight * visual loss)
 
@@ -53,7 +55,7 @@ def train_cvlp(
 
     Args:
         encoder: Where to start; trained in place.
-        images: Training images, labels 0..C-1.
+        images: Training images or, for `tune = "text"`, their vectors; labels 0..C-1.
         texts: Sentences of the same C classes.
         config: The recipe's `cvlp` section.
         run_dir: Where the state of an unfinished run is kept; None keeps none.
@@ -121,7 +123,7 @@ def _check(images: TrainImages, texts: TrainTexts, config: CVLPConfig) -> None:
 
 
 def _plan(config: CVLPConfig) -> RunPlan:
-    """The run's numbers: adapters leave BatchNorm's statistics alone, and the towers may have rates of their own."""
+    """The run's numbers: only a full run moves BatchNorm's statistics, and the towers may have rates of their own."""
     rates = None
     if config.text_lr is not None:
         towers = {"encoder.visual.": config.lr, "encoder.logit_scale": config.lr}
@@ -131,7 +133,7 @@ def _plan(config: CVLPConfig) -> RunPlan:
         config,
         max_scale=config.max_scale,
         lr_by_prefix=rates,
-        batch_norm="eval" if config.tune == "lora" else config.batch_norm,
+        batch_norm="eval" if config.tune != "full" else config.batch_norm,
     )
 
 
@@ -148,13 +150,17 @@ def _tuned(encoder: Encoder, config: CVLPConfig) -> Iterator[nn.Parameter]:
             log_scale.requires_grad_(config.learn_scale)
             yield log_scale
     else:
+        visual = encoder.model.visual
+        assert isinstance(visual, nn.Module)
+        visual.requires_grad_(config.tune == "full")
         log_scale.requires_grad_(config.learn_scale)
         yield log_scale
+        visual.requires_grad_(True)
     log_scale.requires_grad_(True)
 
 
 class _Objective:
-    """The loss of one step, from this process's pixels and everybody's labels."""
+    """The loss of one step, from this process's pixels or vectors and everybody's labels."""
 
     def __init__(
         self,
@@ -167,7 +173,7 @@ class _Objective:
         log_scale: nn.Parameter,
     ) -> None:
         self.encoder, self.teacher, self.module, self.config = encoder, teacher, module, config
-        self.labels, self.texts, self.log_scale = images.labels, texts, log_scale
+        self.images, self.labels, self.texts, self.log_scale = images, images.labels, texts, log_scale
         self.present = images.class_counts.nonzero()[:, 0]
         self.priors = JointPriors.build(
             images.class_counts, config.sampler_power, config.batch_size, config.extra_classes
@@ -184,7 +190,7 @@ class _Objective:
         draws = 1 if candidates is None else config.joint_sentences
         rows = torch.cat([self.texts.draw(text_labels, generator) for _ in range(draws)])
         sentences = self.texts.tokens(rows, config.word_dropout, generator)
-        image = gather_rows(self.encoder.encode_pixels(pixels))
+        image = gather_rows(self.images.encode(self.encoder, pixels))
         drawn = _gather_texts(self.encoder, *sentences).view(draws, len(text_labels), -1)
         text = drawn[0]
         sentences = sentences[0][: len(text)], sentences[1][: len(text)]
@@ -227,9 +233,11 @@ class _Objective:
         assert self.teacher is not None
         assert self.config.distillation != "none"
         with torch.no_grad():
-            teacher_image = gather_rows(self.teacher.encode_pixels(pixels))
+            teacher_image = gather_rows(self.images.encode(self.teacher, pixels))
             teacher_text = _gather_texts(self.teacher, *sentences)[paired]
-            target = self.teacher.logit_scale * unit_rows(teacher_image) @ unit_rows(teacher_text).T
+            own = self.config.distillation_scale == "teacher"
+            scale = self.teacher.logit_scale if own else self.log_scale.exp()
+            target = scale * unit_rows(teacher_image) @ unit_rows(teacher_text).T
         with torch.autocast(image.device.type, enabled=False):
             logits = self.log_scale.exp() * unit_rows(image) @ unit_rows(text).T
         return distillation_loss(logits, target, self.config.distillation)

@@ -60,6 +60,7 @@ class TrainImages:
     """
 
     pixels: Tensor | None
+    features: Tensor | None
     _sources: Sequence[bytes | str]
 
     def __init__(
@@ -107,7 +108,26 @@ class TrainImages:
         made._sources, made._workers, made.pixels = [""] * len(pixels), 0, pixels
         return made
 
+    @classmethod
+    def from_features(cls, features: Tensor, labels: Tensor) -> TrainImages:
+        """Stored vectors float32 [N, D], unnormalised, for training that leaves the visual tower as it is."""
+        made = cls.__new__(cls)
+        made._set_labels(labels, len(features))
+        made.features = features
+        return made
+
+    def encode(self, encoder: Encoder, batch: Tensor) -> Tensor:
+        """Image features float32 [b, D] of what `epoch` yields, which stored vectors are already."""
+        return encoder.encode_pixels(batch) if self.features is None else batch
+
     def _set_up(self, labels: Tensor, count: int, encoder: Encoder, augment: AugmentConfig) -> None:
+        self._set_labels(labels, count)
+        self._mean, self._std = (
+            torch.as_tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (encoder.mean, encoder.std)
+        )
+        self._augment = BatchAugment(augment)
+
+    def _set_labels(self, labels: Tensor, count: int) -> None:
         check_labels("labels", labels, count)
         if not count:
             raise InputError("there are no training images", "Run: vlltr ingest images PATH --split train")
@@ -115,11 +135,7 @@ class TrainImages:
         self.num_classes = int(self.labels.max()) + 1
         self.class_counts = torch.bincount(self.labels, minlength=self.num_classes)
         self.replaced: set[int] = set()
-        self._mean, self._std = (
-            torch.as_tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (encoder.mean, encoder.std)
-        )
-        self._augment = BatchAugment(augment)
-        self.pixels = None
+        self.pixels = self.features = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -133,8 +149,11 @@ class TrainImages:
             seed: What the random numbers depend on; they do not depend on `part` or the number of workers.
 
         Yields:
-            float32 [b, 3, H, W], normalised, on the CPU.
+            float32 [b, 3, H, W], normalised, on the CPU; of stored vectors float32 [b, D], as they are.
         """
+        if self.features is not None:
+            yield from (self.features[positions[part]] for positions in batches)
+            return
         generator = stream("augment", *seed)
         if self.pixels is not None:
             for positions in batches:

@@ -26,7 +26,7 @@ from vlltr_index.train.distributed import (
     world,
 )
 from vlltr_index.train.sampling import epoch_batches, seed_of, steps_per_epoch, stream
-from vlltr_index.train.schedule import cosine_factor, parameter_groups
+from vlltr_index.train.schedule import parameter_groups, set_rates
 
 if TYPE_CHECKING:
     from vlltr_index.encoder import Encoder
@@ -65,6 +65,7 @@ class RunPlan:
     epochs: int
     batch_size: int
     lr: float
+    min_lr: float
     weight_decay: float
     warmup_epochs: float
     clip_grad: float | None
@@ -89,7 +90,7 @@ class Objective(Protocol):
     def __call__(
         self, pixels: Tensor, positions: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and its parts, of this process's pixels [b, 3, H, W] and all processes' positions [B]."""
+        """Loss and its parts, of this process's pixels [b, 3, H, W] or vectors [b, D], and all positions [B]."""
         ...
 
 
@@ -216,11 +217,12 @@ class _Trainer:
         self, pixels: Tensor, positions: Tensor, generator: torch.Generator, done: int
     ) -> dict[str, Tensor]:
         plan = self.plan
-        factor = cosine_factor(done, self.steps * plan.epochs, round(self.steps * plan.warmup_epochs))
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
+        warmup = round(self.steps * plan.warmup_epochs)
+        set_rates(self.optimizer, done, self.steps * plan.epochs, warmup, plan.min_lr)
         device = self.encoder.device
-        pixels = pixels.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        pixels = pixels.to(device, non_blocking=True)
+        if pixels.dim() == 4:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
         with _autocast(plan.precision, device):
             loss, parts = self.objective(pixels, positions, generator)
         self.optimizer.zero_grad(set_to_none=True)

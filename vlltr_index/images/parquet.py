@@ -29,7 +29,7 @@ def read_parquet(
 
     `image` is binary or a struct with `bytes`; `label` is text, or a number whose name comes from `names` or else
     from the file's own metadata. A row is identified by `source` where that is different for every row, else by
-    its number.
+    its number. Text in `group` says which images are held out together.
 
     Raises:
         InputError: If it is not a Parquet file, a column is missing or of another type, or no row is of that split.
@@ -51,7 +51,7 @@ def _rows(
         raise UsageError(f"which split do the images of {path} belong to?", "Say so: --split train")
     names = names or _own_names(schema)
     named = _has_own_sources(file, schema)
-    columns = [c for c in ("image", "label", "split", "source") if c in schema.names]
+    columns = [c for c in ("image", "label", "split", "source", "group") if c in schema.names]
     if not with_data:
         columns.remove("image")
     if not named and "source" in columns:
@@ -72,7 +72,7 @@ def _check_columns(path: Path, schema: pa.Schema) -> None:
         raise InputError(
             f"{path}: no column {' and no column '.join(map(repr, missing))}; "
             f"it has {', '.join(map(repr, schema.names))}",
-            "Name the columns image (encoded bytes) and label (and split, source, if you have them).",
+            "Name the columns image (encoded bytes) and label (and split, source, group, if you have them).",
         )
     image, label = schema.field("image").type, schema.field("label").type
     inner = (
@@ -91,7 +91,7 @@ def _check_columns(path: Path, schema: pa.Schema) -> None:
             f"{path}: the column 'label' holds {label}, expected text or whole numbers",
             "Store class names as text.",
         )
-    for name in {"split", "source"} & set(schema.names):
+    for name in {"split", "source", "group"} & set(schema.names):
         kind = schema.field(name).type
         value = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not _is_text(value):
@@ -151,7 +151,8 @@ def _batch(
             yield Skipped(where, "the row names no split")
             continue
         source = row.get("source") or f"{path.name}#{row['row']}"
-        yield ImageRecord(source, where, _class(row["label"], names, where), check_split(own), data)
+        name, group = _class(row["label"], names, where), row.get("group") or None
+        yield ImageRecord(source, where, name, check_split(own), data, group)
 
 
 def _class(label: str | int | None, names: ClassNames | None, where: str) -> str | None:

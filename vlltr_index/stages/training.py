@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ __all__ = [
     "class_texts",
     "load_visual",
     "log_folder",
+    "part_of",
     "read_visual",
     "reading",
     "run_key",
@@ -59,6 +61,9 @@ class TrainReport:
     epochs: int
     resumed: bool
     last: dict[str, Any]
+    held_images: int = 0  # kept out, of the classes that it saw
+    held_classes: int = 0
+    notes: tuple[str, ...] = ()  # what was decided, for people
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ class TrainingSet:
     sources: list[bytes | str]
     digests: list[str | None]  # of each source's bytes
     sizes: list[tuple[int, int]]  # (width, height) of each image
+    groups: list[str | None]  # of images that are held out together
     texts: list[list[str]]  # a class's sentences, in sentence_id order
 
 
@@ -81,7 +87,7 @@ def training_set(snapshot: Snapshot, with_texts: bool = True) -> TrainingSet:
     Raises:
         MissingStepError: If there are no training images, or a class with images has no sentence.
     """
-    rows = usable_images(snapshot, "train", ["uri", "data", "content_hash", "width", "height"])
+    rows = usable_images(snapshot, "train", ["uri", "data", "content_hash", "width", "height", "group"])
     if not rows.num_rows:
         raise MissingStepError("there are no training images", "Run: vlltr ingest images PATH --split train")
     owner = torch.from_numpy(rows["class_id"].to_numpy().copy()).long()
@@ -93,7 +99,25 @@ def training_set(snapshot: Snapshot, with_texts: bool = True) -> TrainingSet:
     texts = _texts(snapshot, class_ids.tolist()) if with_texts else []
     sizes = list(zip(rows["width"].to_pylist(), rows["height"].to_pylist(), strict=True))
     digests, ids = rows["content_hash"].to_pylist(), rows["image_id"].to_pylist()
-    return TrainingSet(class_ids, counts, ids, labels, sources, digests, sizes, texts)
+    groups = rows["group"].to_pylist()
+    return TrainingSet(class_ids, counts, ids, labels, sources, digests, sizes, groups, texts)
+
+
+def part_of(data: TrainingSet, kept: Sequence[int], texts: list[list[str]]) -> TrainingSet:
+    """Some of the images, at ascending positions, with the sentences of their classes."""
+    owners = data.class_ids[data.labels[list(kept)]]
+    class_ids, labels, counts = torch.unique(owners, return_inverse=True, return_counts=True)
+    return TrainingSet(
+        class_ids,
+        counts,
+        [data.image_ids[n] for n in kept],
+        labels,
+        [data.sources[n] for n in kept],
+        [data.digests[n] for n in kept],
+        [data.sizes[n] for n in kept],
+        [data.groups[n] for n in kept],
+        texts,
+    )
 
 
 def training_images(
@@ -170,12 +194,21 @@ def starting_encoder(recipe: Recipe, texts: list[list[str]] | None, seed: int) -
     flat = [t for group in texts for t in group] if texts is not None else None
     if config.pretrained:
         encoder = Encoder.load(
-            config.model, config.pretrained, image_size=config.image_size, precision=config.precision
+            config.model,
+            config.pretrained,
+            image_size=config.image_size,
+            resize=config.resize,
+            precision=config.precision,
         )
         encoder.learn_words(flat or (), seed)
         return encoder
     return Encoder.scratch(
-        config.model, flat, seed=seed, image_size=config.image_size, precision=config.precision
+        config.model,
+        flat,
+        seed=seed,
+        image_size=config.image_size,
+        resize=config.resize,
+        precision=config.precision,
     )
 
 

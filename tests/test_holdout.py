@@ -1,0 +1,224 @@
+"""What stage 1 does not see: how it is chosen, that it takes no part, and that the checkpoint says so."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import drawings
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from test_rollback import run
+
+from vlltr_index import holdout
+from vlltr_index.errors import WorkspaceError
+from vlltr_index.holdout import (
+    HeldOut,
+    choose_held_out,
+    choose_held_out_classes,
+    read_held_out,
+    without_names,
+    write_held_out,
+)
+from vlltr_index.recipe import override
+from vlltr_index.stages.evaluate import evaluate
+from vlltr_index.stages.pipeline import train_all
+from vlltr_index.stages.status import status
+from vlltr_index.stages.train_cvlp import train_cvlp_stage
+from vlltr_index.workspace import Workspace
+
+ONE_EPOCH = ("cvlp.epochs=1", "cvlp.batch_size=14", "lgr.epochs=1", "lgr.views=1", "lgr.batch_size=28")
+
+
+class Image(NamedTuple):
+    """An image as the choice sees it."""
+
+    image_id: str
+    class_id: int
+    group: str | None
+    content: str | None
+
+
+def choose(images: list[Image], most: int) -> list[Image]:
+    """The images chosen."""
+    columns = zip(*images, strict=True) if images else ((), (), (), ())
+    return [images[place] for place in choose_held_out(*map(list, columns), most)]
+
+
+def units(images: list[Image]) -> list[list[Image]]:
+    """The images that must go together."""
+    found: dict[object, list[Image]] = {}
+    for image in images:
+        found.setdefault(("g", image.group) if image.group else ("c", image.content or image), []).append(
+            image
+        )
+    return list(found.values())
+
+
+@st.composite
+def collections(draw: st.DrawFn) -> list[Image]:
+    """Images of a few classes, some in groups, some with equal contents."""
+    count = draw(st.integers(0, 80))
+    group = st.sampled_from([None, *"abcdefgh"]) if draw(st.booleans()) else st.none()
+    content = st.one_of(st.none(), st.integers(0, draw(st.integers(1, 200))).map(str))
+    return [Image(str(n), draw(st.integers(0, 4)), draw(group), draw(content)) for n in range(count)]
+
+
+@settings(max_examples=300, deadline=None)
+@given(images=collections(), most=st.integers(0, 12), random=st.randoms(use_true_random=False))
+def test_the_choice(images: list[Image], most: int, random: object) -> None:
+    """At most the budget, two images of a class stay, small groups and equal contents go whole, in any order."""
+    chosen = choose(images, most)
+    budget, counts = min(most, len(images) // 10), Counter(image.class_id for image in images)
+    assert len(chosen) <= budget
+    assert chosen == [image for image in images if image in set(chosen)]
+    left = counts - Counter(image.class_id for image in chosen)
+    assert all(left[i.class_id] >= 2 for i in chosen)
+    size = Counter(image.group for image in images)
+    for unit in units(images):
+        if unit[0].group is None or size[unit[0].group] <= 5:
+            assert set(unit) <= set(chosen) or not set(unit) & set(chosen)
+    shuffled = list(images)
+    random.shuffle(shuffled)  # type: ignore[attr-defined] # hypothesis gives a random.Random
+    assert set(choose(shuffled, most)) == set(chosen)
+
+
+def test_groups_and_classes() -> None:
+    """Half of the choice are whole groups, the rest is spread over the classes; large groups are parted for that."""
+    images = [Image(str(n), n % 60, f"font {n // 50}", f"content {n}") for n in range(3000)]
+    chosen = choose(images, 300)
+    size = Counter(image.group for image in chosen)
+    assert len(chosen) == 300
+    assert sum(count for count in size.values() if count == 50) == 150
+    spread = Counter(image.class_id for image in chosen if size[image.group] < 50)
+    assert min(Counter(image.class_id for image in chosen).values()) >= 4
+    assert len(spread) >= 50
+    small = [image._replace(class_id=n % 5, group=f"burst {n // 4}") for n, image in enumerate(images[:100])]
+    assert set(Counter(image.group for image in choose(small, 300)).values()) == {4}
+
+
+@settings(max_examples=100, deadline=None)
+@given(sizes=st.lists(st.integers(1, 30), max_size=300), random=st.randoms(use_true_random=False))
+def test_the_choice_of_classes(sizes: list[int], random: object) -> None:
+    """One in 50 from 100 classes on, of those with ten images; the order does not matter."""
+    images = {f"class {n}": size for n, size in enumerate(sizes)}
+    chosen = choose_held_out_classes(images)
+    able = sum(size >= 10 for size in sizes)
+    assert len(set(chosen)) == (0 if len(sizes) < 100 else min(able, len(sizes) // 50))
+    assert all(images[name] >= 10 for name in chosen)
+    shuffled = list(images.items())
+    random.shuffle(shuffled)  # type: ignore[attr-defined] # as above
+    assert choose_held_out_classes(dict(shuffled)) == chosen
+    assert len(choose_held_out_classes({str(n): 10 for n in range(5000)})) == 20
+
+
+def test_sentences_that_name_a_class_kept_out() -> None:
+    """They go, but not those of a class whose own name holds it; part of a word is no name."""
+    names = {0: "owl", 1: "barn owl", 2: "tit"}
+    texts = [(0, "The owl."), (1, "This OWL hunts."), (2, "Fears the Owl."), (2, "It howls.")]
+    rows = pa.table({"class_id": [i for i, _ in texts], "text": [text for _, text in texts]})
+    assert without_names(rows, names, [0])["text"].to_pylist() == ["The owl.", "This OWL hunts.", "It howls."]
+    assert without_names(rows, names, []).equals(rows)
+
+
+def test_the_file(tmp_path: Path) -> None:
+    """What is written is read; none means nothing; a damaged one is named, with the command."""
+    assert read_held_out(tmp_path) == HeldOut()
+    held = HeldOut(frozenset(["b", "a"]), frozenset([3]))
+    write_held_out(held, tmp_path)
+    assert read_held_out(tmp_path) == held
+    path = tmp_path / "held_out.json"
+    for content in (
+        b"{",
+        b"[]",
+        b"\xff",
+        b"{}",
+        b'{"images": [1], "classes": []}',
+        b'{"images": [], "classes": 1}',
+    ):
+        path.write_bytes(content)
+        with pytest.raises(
+            WorkspaceError, match=f"^{path} does not say what stage 1 did not see: "
+        ) as caught:
+            read_held_out(tmp_path)
+        assert caught.value.hint == "Bring it back from a backup, or make it again: vlltr train cvlp"
+
+
+def trained_with(workspace: Workspace, *settings: str) -> tuple[HeldOut, dict[int, int]]:
+    """Run stage 1; what it did not see, and how many images of each class it saw."""
+    report = train_cvlp_stage(workspace, override(workspace.recipe, settings).cvlp)
+    folder = workspace.object_path("checkpoints", report.digest)
+    held, visual = read_held_out(folder), load_file(folder / "visual.safetensors")
+    counts = dict(zip(visual["class_ids"].tolist(), visual["counts"].tolist(), strict=True))
+    assert (report.held_images, report.held_classes) == (len(held.images), len(held.classes))
+    assert (report.images, report.classes) == (sum(counts.values()), len(counts))
+    assert status(workspace).next == "vlltr embed"  # not: images came since
+    assert not list((workspace.path / "runs").iterdir())
+    return held, counts
+
+
+def test_stage_one_does_not_see_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images and classes kept out are not in the counts; everything after stage 1 runs; with 0 all are trained on."""
+    workspace = drawings.workspace(tmp_path, *ONE_EPOCH)
+    all_of = dict(enumerate(drawings.COUNTS))
+    held, counts = trained_with(workspace)
+    rows = workspace.snapshot().table("images", ["image_id", "class_id"])
+    owner = dict(zip(*(rows[c].to_pylist() for c in ("image_id", "class_id")), strict=True))
+    names = workspace.snapshot().class_table().names
+    sizes = {i: all_of[drawings.WORDS.index(name)] for i, name in names.items()}
+    assert (len(held.images), held.classes) == (5, frozenset())
+    assert counts == {i: n - Counter(owner[x] for x in held.images)[i] for i, n in sizes.items()}
+    assert trained_with(workspace, "cvlp.hold_out=0") == (HeldOut(), sizes)
+    monkeypatch.setattr(holdout, "LEAST_CLASSES", 8)
+    monkeypatch.setattr(holdout, "CLASS_SHARE", 4)
+    held, counts = trained_with(workspace)
+    assert {sizes[i] for i in held.classes} == {20, 12}
+    assert counts.keys() == sizes.keys() - held.classes
+    assert all(owner[image] in counts for image in held.images)
+    assert trained_with(workspace, "cvlp.hold_out_classes=false")[0].classes == frozenset()
+    train_all(workspace, workspace.recipe)
+    assert evaluate(workspace, "train", bootstrap=10).images == 56
+
+
+def test_the_texts_of_the_others_do_not_name_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The vocabulary of an encoder from scratch holds no word of a class kept out; the report says what is."""
+    workspace = drawings.workspace(tmp_path, *ONE_EPOCH)
+    monkeypatch.setattr(holdout, "LEAST_CLASSES", 8)
+    monkeypatch.setattr(holdout, "CLASS_SHARE", 8)
+    said = run(workspace, "train", "cvlp")
+    assert said.splitlines()[1] == (
+        "Kept out, so that train lgr weighs its parts on what this stage never saw: 3 images and 1 class"
+        " (cvlp.hold_out, cvlp.hold_out_classes)"
+    )
+    commit = workspace.history.last()
+    assert commit is not None
+    assert commit.checkpoint is not None
+    folder = workspace.object_path("checkpoints", commit.checkpoint)
+    (apart,) = read_held_out(folder).classes
+    name = workspace.snapshot().class_table().names[apart]
+    words = (folder / "words.json").read_text(encoding="utf-8")
+    assert json.dumps(name) not in words
+    assert all(json.dumps(word) in words for word in {*drawings.WORDS} - {name})
+
+
+def test_the_run_goes_by_what_is_kept_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stopped run is not gone on with where another choice is made; with the same one it is."""
+    workspace = drawings.workspace(tmp_path, *ONE_EPOCH, "cvlp.epochs=3")
+
+    def stop(step: str, done: int, total: int | None) -> None:
+        if step == "train cvlp" and done > 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_cvlp_stage(workspace, workspace.recipe.cvlp, stop)
+    (folder,) = (workspace.path / "runs").iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(holdout, "_order", lambda key: key[::-1])
+        assert not train_cvlp_stage(workspace, workspace.recipe.cvlp).resumed
+    assert folder.exists()
+    assert train_cvlp_stage(workspace, workspace.recipe.cvlp).resumed

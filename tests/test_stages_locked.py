@@ -1,0 +1,115 @@
+"""`train cvlp` with `tune = "text"`: stored vectors are used, missing ones made, and all of them stay valid."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import drawings
+import pytest
+
+from vlltr_index.encoder import Encoder
+from vlltr_index.errors import ConfigError
+from vlltr_index.history import Commit
+from vlltr_index.recipe import override
+from vlltr_index.stages.embed import embed
+from vlltr_index.stages.evaluate import evaluate
+from vlltr_index.stages.pipeline import train_all
+from vlltr_index.stages.train_cvlp import train_cvlp_stage
+from vlltr_index.workspace import Workspace
+
+SETTINGS = (
+    "cvlp.tune=text",
+    "cvlp.epochs=2",
+    "cvlp.batch_size=14",
+    "cvlp.precision=fp32",
+    "lgr.epochs=1",
+    "lgr.views=1",
+    "lgr.batch_size=28",
+)
+
+
+@pytest.fixture
+def drawn(tmp_path: Path) -> Workspace:
+    """The drawings with the shipped encoder, nothing embedded."""
+    return drawings.workspace(tmp_path, *SETTINGS, "encoder.pretrained=glyphs")
+
+
+def newest(workspace: Workspace) -> Commit:
+    """The newest commit."""
+    commit = workspace.history.last()
+    assert commit is not None
+    return commit
+
+
+def trained(workspace: Workspace, processes: int = 1) -> tuple[Encoder, set[str]]:
+    """Run stage 1; its encoder, and the steps that were shown."""
+    steps = set[str]()
+    config = workspace.recipe.cvlp
+    train_cvlp_stage(workspace, config, lambda step, done, total: steps.add(step), processes=processes)
+    commit = newest(workspace)
+    assert commit.checkpoint is not None
+    return Encoder.open(workspace.object_path("checkpoints", commit.checkpoint)), steps
+
+
+def test_vectors_are_made_once_and_stay_valid(drawn: Workspace) -> None:
+    """The first run embeds the images, `embed` after it the sentences alone, and a second run no image again."""
+    encoder, steps = trained(drawn)
+    assert steps == {"embed train images", "train cvlp"}
+    assert newest(drawn).id == 3  # texts, images, stage 1
+    start = Encoder.load("vlltr-tiny", "glyphs")
+    assert encoder.image_fp == start.image_fp
+    assert encoder.text_fp != start.text_fp
+    report = embed(drawn)
+    assert (report.images, report.images_before, report.image_fp) == (0, 56, start.image_fp)
+    assert report.sentences > 0
+    again, steps = trained(drawn)
+    assert steps == {"train cvlp"}
+    assert drawings.same_weights(again, encoder)
+    train_all(drawn, drawn.recipe)
+    assert evaluate(drawn, "train", bootstrap=10).images == 56
+
+
+def test_stored_vectors_are_taken(drawn: Workspace) -> None:
+    """What `embed` has stored for the starting encoder is not computed again."""
+    embed(drawn)
+    assert trained(drawn)[1] == {"train cvlp"}
+
+
+def test_an_image_that_is_gone_is_kept_aside(drawn: Workspace, tmp_path: Path) -> None:
+    """It is found out before training, which then goes on without it."""
+    (tmp_path / "images" / "ring" / "0.png").unlink()
+    trained(drawn)
+    assert [commit.command for commit in drawn.history.list()][-2:] == ["train cvlp: embed", "train cvlp"]
+    assert embed(drawn).images_before == 55
+
+
+def test_a_tower_from_scratch_is_not_locked(tmp_path: Path) -> None:
+    """It knows nothing yet; the error says so."""
+    workspace = drawings.workspace(tmp_path, *SETTINGS)
+    with pytest.raises(ConfigError) as caught:
+        train_cvlp_stage(workspace, workspace.recipe.cvlp)
+    assert caught.value.message == (
+        "cvlp.tune=text leaves the visual tower as it is, and that of vlltr-tiny starts from scratch"
+    )
+    assert caught.value.hint == (
+        "Name its weights in recipe.encoder.pretrained of vlltr.toml, or use --set cvlp.tune=full"
+    )
+
+
+def test_two_processes_give_one_processs_text_tower(drawn: Workspace, tmp_path: Path) -> None:
+    """Weights within 2 % of their norm; the image tower is equal to the bit."""
+    other = Workspace.open(shutil.copytree(drawn.path, tmp_path / "other"))
+    one, (two, _) = trained(drawn)[0], trained(other, 2)
+    assert one.image_fp == two.image_fp
+    found = two.model.state_dict()
+    for name, value in one.model.state_dict().items():
+        if value.is_floating_point():
+            assert float((found[name] - value).norm() / value.norm().clamp(min=0.1)) < 0.02, name
+
+
+def test_everything_is_kept_out_as_in_a_full_run(drawn: Workspace) -> None:
+    """The same images are kept out as by a full run."""
+    texts = train_cvlp_stage(drawn, drawn.recipe.cvlp)
+    full = train_cvlp_stage(drawn, override(drawn.recipe, ("cvlp.tune=full",)).cvlp)
+    assert (texts.images, texts.held_images) == (full.images, full.held_images) == (51, 5)
