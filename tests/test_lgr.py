@@ -24,7 +24,8 @@ WEIGHTS = ("query_norm_weight", "query_norm_bias", "key_norm_weight", "query_pro
 
 
 def _parameters(head: LGRHead) -> dict[str, Tensor]:
-    return {
+    beta = {} if head.log_beta is None else {"log_beta": head.log_beta}
+    return beta | {
         "query_norm_weight": head.query_norm.weight,
         "query_norm_bias": head.query_norm.bias,
         "key_norm_weight": head.key_norm.weight,
@@ -33,26 +34,28 @@ def _parameters(head: LGRHead) -> dict[str, Tensor]:
     }
 
 
-def _bank(classes: list[Tensor]) -> AnchorBank:
+def _bank(classes: list[Tensor], losses: list[Tensor] | None = None) -> AnchorBank:
     owner = torch.repeat_interleave(torch.arange(len(classes)), torch.tensor([len(c) for c in classes]))
-    return AnchorBank.build(torch.cat(classes), owner, range(len(classes)))
+    known = None if losses is None else torch.cat(losses)
+    return AnchorBank.build(torch.cat(classes), owner, range(len(classes)), known)
 
 
 def _draw(
     seed: int, lengths: list[int], dim: int, normalise_values: bool = False
-) -> tuple[LGRHead, list[Tensor]]:
-    """A float64 head with random weights, and anchors of the given lengths."""
+) -> tuple[LGRHead, list[Tensor], list[Tensor]]:
+    """A float64 head with random weights, and anchors of the given lengths with their losses."""
     torch.manual_seed(seed)
     head = LGRHead(dim, 2, logit_scale=20.0, normalise_values=normalise_values).double()
     with torch.no_grad():
         for parameter in _parameters(head).values():
             parameter.copy_(torch.randn_like(parameter))
-    return head, [torch.randn(n, dim, dtype=torch.float64) * 3 + 1 for n in lengths]
+    classes = [torch.randn(n, dim, dtype=torch.float64) * 3 + 1 for n in lengths]
+    return head, classes, [torch.randn(n, dtype=torch.float64) + 9 for n in lengths]
 
 
 def _parity_head() -> tuple[LGRHead, AnchorBank, dict[str, Tensor]]:
     data = twins.parity("lgr")
-    head = LGRHead(16, 23, visual="mlp", logit_scale=float(data["logit_scale"])).double()
+    head = LGRHead(16, 23, visual="mlp", logit_scale=float(data["logit_scale"]), loss_bias=False).double()
     state = {
         "query_norm.weight": data["query_norm_weight"],
         "query_norm.bias": data["query_norm_bias"],
@@ -98,11 +101,11 @@ def test_head_equals_the_release(monkeypatch: pytest.MonkeyPatch, slots: int) ->
 def test_text_logits_equal_their_twin(
     lengths: list[int], images: int, dim: int, normalise: bool, seed: int
 ) -> None:
-    """Logits and every gradient agree with projecting each key and building G, for ragged classes."""
-    head, classes = _draw(seed, lengths, dim, normalise_values=normalise)
+    """Logits and every gradient, beta's too, agree with projecting each key and building G, for ragged classes."""
+    head, classes, losses = _draw(seed, lengths, dim, normalise_values=normalise)
     features = torch.randn(images, dim, dtype=torch.float64, requires_grad=True)
-    ours = head.text_logits(features, _bank(classes))
-    naive = twins.text_logits(_parameters(head), features, classes, 20.0, normalise)
+    ours = head.text_logits(features, _bank(classes, losses))
+    naive = twins.text_logits(_parameters(head), features, classes, losses, 20.0, normalise)
     torch.testing.assert_close(ours, naive, rtol=1e-7, atol=1e-5)
     outer = torch.randn_like(naive)
     inputs = [features, *_parameters(head).values()]
@@ -116,26 +119,30 @@ def test_text_logits_equal_their_twin(
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=9), seed=st.integers(0, 2**31))
 def test_float32_stays_close_and_blocks_do_not_matter(lengths: list[int], seed: int) -> None:
     """In float32 the logits are within 1e-2 of float64 at scale 20, and many small blocks give what one block gives."""
-    head, classes = _draw(seed, lengths, 32)
-    features, bank = torch.randn(5, 32, dtype=torch.float64), _bank(classes)
+    head, classes, losses = _draw(seed, lengths, 32)
+    features, bank = torch.randn(5, 32, dtype=torch.float64), _bank(classes, losses)
     exact = head.text_logits(features, bank)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vlltr_index.bank, "_BLOCK_SLOTS", 16)
-        torch.testing.assert_close(head.text_logits(features, _bank(classes)), exact, rtol=1e-9, atol=1e-9)
-    narrow = head.float().text_logits(features.float(), _bank([c.float() for c in classes]))
+        many = _bank(classes, losses)
+        torch.testing.assert_close(head.text_logits(features, many), exact, rtol=1e-9, atol=1e-9)
+    narrow = head.float().text_logits(features.float(), _bank([c.float() for c in classes], losses))
     assert narrow.dtype == torch.float32
     torch.testing.assert_close(narrow.double(), exact, rtol=0, atol=1e-2)
 
 
 @pytest.mark.parametrize("normalise", [False, True])
 def test_gradcheck(normalise: bool) -> None:
-    """The custom gradient agrees with finite differences, by query and by image."""
+    """The custom gradient agrees with finite differences, by query, image and bias; one anchor is left out."""
     torch.manual_seed(0)
     bank = _bank([torch.randn(n, 5, dtype=torch.float64) for n in (3, 1, 4)])
+    bias = torch.randn(8, dtype=torch.float64)
+    bias[1] = -math.inf
+    bias.requires_grad_()
     query = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     image = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(
-        lambda q, i: attended_cosine(q, F.normalize(i), bank, normalise), (query, image)
+        lambda q, i, b: attended_cosine(q, F.normalize(i), bank, normalise, bias=b), (query, image, bias)
     )
 
 
@@ -283,12 +290,11 @@ def test_inference_equals_training_whatever_the_batch(images: int) -> None:
     """Few images take the path without Gram matrices and many are split; logits are the same."""
     torch.manual_seed(4)
     head, classes = LGRHead(12, 2), [torch.randn(n, 12) for n in (9, 4, 1, 9)]
-    features = torch.randn(images, 12)
+    features, losses = torch.randn(images, 12), [torch.randn(len(c)) for c in classes]
     with torch.inference_mode():
-        fresh = head.text_logits(features, _bank(classes))
-    torch.testing.assert_close(
-        fresh, head.text_logits(features, _bank(classes)).detach(), rtol=1e-4, atol=1e-4
-    )
+        fresh = head.text_logits(features, _bank(classes, losses))
+    trained = head.text_logits(features, _bank(classes, losses)).detach()
+    torch.testing.assert_close(fresh, trained, rtol=1e-4, atol=1e-4)
 
 
 def test_what_inference_mode_kept_can_be_trained_with() -> None:
@@ -306,31 +312,82 @@ def test_what_inference_mode_kept_can_be_trained_with() -> None:
 
 def test_attention_and_query_are_the_release_s() -> None:
     """Attention sums to one within each class and equals the twin's; q' has no mean."""
-    head, classes = _draw(5, [4, 1, 3], 7)
-    features, bank = torch.randn(2, 7, dtype=torch.float64), _bank(classes)
+    head, classes, losses = _draw(5, [4, 1, 3], 7)
+    features, bank = torch.randn(2, 7, dtype=torch.float64), _bank(classes, losses)
+    with torch.no_grad():
+        head.log_beta.fill_(0.3)
     attention = head.attention_for(features, bank)
+    weights, pairs = _parameters(head), list(zip(classes, losses, strict=True))
     expected = [
-        torch.cat([twins.head_attention(_parameters(head), image, anchors) for anchors in classes])
+        torch.cat([twins.head_attention(weights, image, a, -head.beta * x) for a, x in pairs])
         for image in features
     ]
     torch.testing.assert_close(attention, torch.stack(expected).detach(), rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(head.query(features).mean(1), torch.zeros(2, dtype=torch.float64))
-    logits = head.query(features) @ bank.vectors.T / bank.sigma
+    logits = head.query(features) @ bank.vectors.T / bank.sigma - head.beta * bank.losses
     torch.testing.assert_close(attention[:, :4], logits[:, :4].softmax(1))
+
+
+def test_what_is_not_kept_might_as_well_not_be_there() -> None:
+    """Logits and gradients with some anchors left out are those of a bank without them, with a bias by loss or not."""
+    for loss_bias in (True, False):
+        head, classes, losses = _draw(7, [4, 1, 3], 6)
+        if not loss_bias:
+            head.log_beta = None
+        features, outer = torch.randn(5, 6, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+        kept = torch.tensor([True, False, True, False, True, False, True, True])
+        left = [rows[part] for rows, part in zip(classes, kept.split([4, 1, 3]), strict=True)]
+        less = [rows[part] for rows, part in zip(losses, kept.split([4, 1, 3]), strict=True)]
+        found = head(features, _bank(classes, losses), kept)[1]
+        expected = head(features, _bank(left, less))[1]
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+        weights = list(_parameters(head).values())
+        for mine, theirs in zip(
+            torch.autograd.grad((found * outer).sum(), weights),
+            torch.autograd.grad((expected * outer).sum(), weights),
+            strict=True,
+        ):
+            torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-8)
+
+
+def test_losses_count_within_a_class_and_by_beta() -> None:
+    """A constant over a class's losses changes nothing; a large beta leaves the best sentence; none is as all alike."""
+    head, classes, losses = _draw(8, [4, 2], 6)
+    features = torch.randn(3, 6, dtype=torch.float64)
+    logits = head.text_logits(features, _bank(classes, losses))
+    shifted = _bank(classes, [losses[0] + 5, losses[1] - 3])
+    torch.testing.assert_close(head.text_logits(features, shifted), logits)
+    assert not torch.allclose(head.text_logits(features, _bank(classes)), logits)
+    with torch.no_grad():
+        head.log_beta.fill_(9.0)
+    attention = head.attention_for(features, _bank(classes, losses))
+    assert bool((attention[:, int(losses[0].argmin())] > 0.999).all())
+    head.log_beta = None
+    assert head.beta == 0.0
+    assert "log_beta" not in head.state_dict()
+    torch.testing.assert_close(
+        head.text_logits(features, _bank(classes, losses)), head.text_logits(features, _bank(classes))
+    )
 
 
 @pytest.mark.parametrize("normalise", [False, True])
 def test_prototype_logits(normalise: bool) -> None:
-    """They are scale * cosine with the mean anchor, as the text logits under uniform attention."""
+    """They are scale * cosine with the anchors' mean by softmax(-beta L), as the text logits where queries are zero."""
     torch.manual_seed(6)
     head = LGRHead(6, 2, logit_scale=10.0, normalise_values=normalise)
     classes, features = [torch.randn(n, 6) for n in (3, 1)], torch.randn(4, 6)
-    means = torch.stack([(F.normalize(c) if normalise else c).mean(0) for c in classes])
-    found = head.prototype_logits(features, _bank(classes))
+    losses = [torch.rand(n) * 4 + 80 for n in (3, 1)]
+    with torch.no_grad():
+        head.log_beta.fill_(0.7)
+    bank, values = _bank(classes, losses), [F.normalize(c) if normalise else c for c in classes]
+    weights = [(-head.beta * loss).softmax(0) for loss in losses]
+    means = torch.stack([(w[:, None] * v).sum(0) for w, v in zip(weights, values, strict=True)])
+    found = head.prototype_logits(features, bank)
     torch.testing.assert_close(found, 10.0 * twins.cosines(features, means))
+    torch.testing.assert_close(bank.prototypes(normalise), torch.stack([v.mean(0) for v in values]))
     with torch.no_grad():
         head.key_norm.weight.zero_()
-    torch.testing.assert_close(head.text_logits(features, _bank(classes)), found)
+    torch.testing.assert_close(head.text_logits(features, bank), found)
 
 
 def test_visual_heads() -> None:
@@ -377,6 +434,7 @@ def test_key_bias_is_a_buffer_and_projections_start_as_the_identity() -> None:
         "visual_head.weight",
         "visual_head.bias",
         "log_logit_scale",
+        "log_beta",
     }
     assert dict(head.named_buffers()).keys() == {"key_norm.bias"}
     assert torch.equal(head.query_proj.weight, torch.eye(4))
@@ -386,14 +444,20 @@ def test_key_bias_is_a_buffer_and_projections_start_as_the_identity() -> None:
 def test_bank_sorts_by_class_and_remembers_where_rows_came_from() -> None:
     """Unsorted input, class ids that are no positions, order within a class kept."""
     vectors = torch.arange(10.0).view(5, 2)
-    bank = AnchorBank.build(vectors, torch.tensor([9, 4, 9, 7, 4]), torch.tensor([9, 4, 7]))
+    losses = torch.arange(5, dtype=torch.float64)
+    bank = AnchorBank.build(vectors, torch.tensor([9, 4, 9, 7, 4]), torch.tensor([9, 4, 7]), losses)
     assert bank.offsets.tolist() == [0, 2, 4, 5]
     assert bank.rows.tolist() == [0, 2, 1, 4, 3]
     assert torch.equal(bank.vectors, vectors[bank.rows])
+    assert torch.equal(bank.losses, losses.float()[bank.rows])
     assert bank.class_of_row.tolist() == [0, 0, 1, 1, 2]
     assert (bank.dim, bank.num_classes, bank.bounds) == (2, 3, (0, 2, 4, 5))
     torch.testing.assert_close(bank.sigma, (vectors[bank.rows].var(1, unbiased=False) + 1e-5).sqrt())
     assert bank.to("cpu") is bank
+    assert bank.to("meta").losses.device.type == "meta"
+    assert AnchorBank.build(vectors, torch.zeros(5).long(), [0]).losses.tolist() == [0.0] * 5
+    with pytest.raises(InputError, match=r"losses must have shape \[5\], got \[4\]"):
+        AnchorBank.build(vectors, torch.zeros(5).long(), [0], losses[1:])
 
 
 @quick
@@ -405,8 +469,8 @@ def test_bank_sorts_by_class_and_remembers_where_rows_came_from() -> None:
 def test_select_equals_building_from_the_parts(lengths: list[int], wanted: list[int], seed: int) -> None:
     """A sub-bank gives the columns of the whole bank, in any order, repeats included."""
     wanted = [w % len(lengths) for w in wanted]
-    head, classes = _draw(seed, lengths, 6)
-    features, bank = torch.randn(3, 6, dtype=torch.float64), _bank(classes)
+    head, classes, losses = _draw(seed, lengths, 6)
+    features, bank = torch.randn(3, 6, dtype=torch.float64), _bank(classes, losses)
     whole = head.text_logits(features, bank)
     part = bank.select(wanted)
     torch.testing.assert_close(head.text_logits(features, part), whole[:, wanted], rtol=1e-6, atol=1e-5)

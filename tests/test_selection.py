@@ -1,16 +1,25 @@
-"""Which images sentences are scored against: splits, augmented views, and what is said where there are none."""
+"""Which images sentences are scored against, and how many become anchors, also without any image or any text."""
 
 from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from tests.changes import anchors
 from vlltr_index.errors import MissingStepError
-from vlltr_index.loading import image_set
+from vlltr_index.holdout import held_images
+from vlltr_index.loading import anchor_losses, image_set, load_bank
 from vlltr_index.recipe import override
 from vlltr_index.schemas.config import Recipe, SelectConfig
-from vlltr_index.selection import score_images, select
+from vlltr_index.selection import score_images, select, update
 from vlltr_index.stages.embed import embed
+from vlltr_index.stages.ingest import ingest_images, ingest_text
+from vlltr_index.stages.status import status
 from vlltr_index.workspace import Workspace
 
 
@@ -33,9 +42,10 @@ def test_augmented_views_may_select(trained: Workspace) -> None:
     """As the release does on iNaturalist: the same images through the training augmentation."""
     plain = trained.recipe.select
     select(trained, plain)
-    before, images = losses(trained), score_images(trained.snapshot(), plain)
+    held = held_images(trained, trained.snapshot())
+    before, images = losses(trained), score_images(trained.snapshot(), plain, held)
     report = select(trained, plain.model_copy(update={"augmented": True}))
-    augmented = score_images(trained.snapshot(), SelectConfig(augmented=True))
+    augmented = score_images(trained.snapshot(), SelectConfig(augmented=True), held)
     assert augmented.ids == images.ids
     assert augmented.digest != images.digest
     assert augmented.view.startswith("1-")
@@ -66,3 +76,116 @@ def test_augmented_selection_needs_training_images_and_views() -> None:
         Recipe.model_validate({"name": "x", "select": {"augmented": True}, "lgr": {"views": 1}})
     recipe = override(Recipe(name="x"), ("select.augmented=true", "lgr.views=2"))
     assert recipe.select.augmented
+
+
+def fresh(
+    folder: Path, texts: dict[str, list[str]], pictures: Path | None = None, **values: object
+) -> Workspace:
+    """A workspace with the small encoder, embedded; values go to the recipe."""
+    encoder = {"model": "vlltr-tiny", "pretrained": "glyphs"}
+    recipe = Recipe.model_validate(
+        {"name": "x", "encoder": encoder, "prompts": (), "lgr": {"views": 1}, **values}
+    )
+    workspace = Workspace.create(folder, recipe)
+    if texts:
+        (folder / "texts.json").write_text(json.dumps(texts))
+        ingest_text(workspace, folder / "texts.json")
+    if pictures is not None:
+        ingest_images(workspace, pictures, "train")
+    embed(workspace)
+    return workspace
+
+
+TEXTS = {
+    "arrow": [f"An arrow that points {where}." for where in ("up", "down", "left", "right", "away", "back")],
+    "circle": [f"A {kind} circle." for kind in ("round", "large", "small", "black")],
+    "star": ["A star."],
+}
+
+
+def sizes(workspace: Workspace) -> dict[str, int]:
+    """Anchors of each class by name."""
+    names = workspace.snapshot().class_table().names
+    return dict(Counter(names[class_id] for class_id, _ in anchors(workspace).values()))
+
+
+def test_without_any_image_texts_are_selected_by_each_other(tmp_path: Path) -> None:
+    """A third of a class's sentences, but two; and after new texts all is as if selected anew."""
+    workspace = fresh(tmp_path / "one", TEXTS)
+    report = select(workspace, workspace.recipe.select)
+    assert (report.images, report.classes_without_images, report.classes) == (0, 3, 3)
+    assert sizes(workspace) == {"arrow": 2, "circle": 2, "star": 1}
+    assert load_bank(workspace.snapshot()).bank.num_classes == 3
+    assert not [what for what in status(workspace).stale if "selection" in what]
+    more = {**TEXTS, "star": ["A star.", "A star with five points.", "A bright star."]}
+    other = fresh(tmp_path / "two", more)
+    select(other, other.recipe.select)
+    (tmp_path / "more.json").write_text(json.dumps({"star": more["star"][1:]}))
+    ingest_text(workspace, tmp_path / "more.json")
+    embed(workspace)
+    with workspace.transaction("update") as tx:
+        update(tx, workspace.recipe.select, score_images(tx, workspace.recipe.select), {2})
+    assert losses(workspace) == pytest.approx(losses(other), abs=1e-3)
+    assert anchors(workspace) == anchors(other)
+
+
+def test_the_first_and_the_last_image_change_all_scores(tmp_path: Path, pictures: Path) -> None:
+    """Pictures that come to a workspace without any, and go again: each time as if selected anew."""
+    texts = {**TEXTS, "unseen": ["A letter.", "A sign."]}
+    workspace = fresh(tmp_path / "one", texts)
+    config = workspace.recipe.select
+    select(workspace, config)
+    shutil.copytree(pictures / "unseen", tmp_path / "pictures" / "unseen")
+    alone, none = losses(workspace), score_images(workspace.snapshot(), config)
+    ingest_images(workspace, tmp_path / "pictures", "train")
+    embed(workspace)
+    with workspace.transaction("update") as tx:
+        update(tx, config, none, set())
+    other = fresh(tmp_path / "two", texts, tmp_path / "pictures")
+    select(other, config)
+    assert losses(workspace) == pytest.approx(losses(other), abs=1e-3)
+    some = score_images(workspace.snapshot(), config)
+    with workspace.transaction("update") as tx:
+        tx.delete("images", "split = 'train'")
+        update(tx, config, some, set())
+    assert losses(workspace) == pytest.approx(alone, abs=1e-3)
+
+
+def test_classes_without_sentences_have_no_anchor(tmp_path: Path, pictures: Path) -> None:
+    """Where others have texts, and where there is no text at all: embed and select go through."""
+    shutil.copytree(pictures / "unseen", tmp_path / "pictures" / "unseen")
+    some = fresh(tmp_path / "some", TEXTS, tmp_path / "pictures")
+    report = select(some, some.recipe.select)
+    assert (report.classes, report.classes_without_sentences, report.anchors) == (3, 1, 5)
+    assert "unseen" not in sizes(some)
+    mute = fresh(tmp_path / "mute", {}, tmp_path / "pictures")
+    report = select(mute, mute.recipe.select)
+    assert (report.sentences, report.anchors, report.classes_without_sentences) == (0, 0, 1)
+    commit = mute.history.last()
+    assert commit is not None
+    assert commit.selection_id == report.selection_id
+    assert load_bank(mute.snapshot()).bank.num_classes == 0
+
+
+def test_prompts_count_where_a_class_has_nothing_else(tmp_path: Path) -> None:
+    """Six own sentences give two anchors whatever prompts there are; nine prompts alone give three."""
+    prompts = tuple(f"{word} the {{}}." for word in ("a", "b", "c", "d", "e", "f", "g", "h", "i"))
+    workspace = fresh(tmp_path / "one", TEXTS, prompts=prompts)
+    with workspace.transaction("prompts alone") as tx:
+        tx.delete("sentences", f"class_id = {tx.class_table().lookup('circle')} AND source != 'prompt'")
+    select(workspace, workspace.recipe.select)
+    assert sizes(workspace) == {"arrow": 2, "circle": 3, "star": 2}
+    select(workspace, SelectConfig(max_share=None, max_anchors=7))
+    assert sizes(workspace) == {"arrow": 7, "circle": 7, "star": 7}
+
+
+def test_the_bank_knows_the_losses_and_the_commit_the_settings(trained: Workspace) -> None:
+    """Each anchor has its sentence's stored loss, in the bank's order; an unknown sentence has zero."""
+    snapshot = trained.snapshot()
+    loaded, stored = load_bank(snapshot), losses(trained)
+    assert loaded.bank.losses.tolist() == pytest.approx([stored[s] for s in loaded.sentence_ids], abs=1e-5)
+    assert anchor_losses(snapshot, ["nobody"]).tolist() == [0.0]
+    assert snapshot.commit is not None
+    assert snapshot.commit.info["select"] == trained.recipe.select.model_dump(mode="json")
+    head = trained.object_path("heads", snapshot.commit.head or "")
+    assert json.loads((head / "train.json").read_text())["config"]["select"] == snapshot.commit.info["select"]

@@ -14,7 +14,7 @@ from torch import nn
 from vlltr_index.errors import InputError
 from vlltr_index.losses import sampler_prior
 from vlltr_index.train.sampling import epoch_batches, seed_of, steps_per_epoch, stream
-from vlltr_index.train.schedule import cosine_factor, parameter_groups
+from vlltr_index.train.schedule import cosine_factor, parameter_groups, set_rates
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
@@ -69,6 +69,19 @@ def test_the_rate_rises_linearly_and_falls_as_a_cosine() -> None:
     assert factors[110] == pytest.approx(0.0)
     assert all(a < b for a, b in itertools.pairwise(factors[:11]))
     assert factors[35] == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+
+
+def test_the_rate_ends_at_its_floor() -> None:
+    """min + (peak - min) * cosine after the warm-up, as timm has it; a peak below the floor stays where it is."""
+    high, low = (nn.Parameter(torch.zeros(1)) for _ in range(2))
+    groups = [{"params": [high], "peak": 4e-3}, {"params": [low], "peak": 1e-4}]
+    optimizer = torch.optim.AdamW(groups)
+    for step in range(111):
+        set_rates(optimizer, step, 110, 10, min_lr=1e-3)
+        fallen = 0.5 * (1 + math.cos(math.pi * (step - 10) / 100))
+        expected = 4e-3 * (step + 1) / 11 if step < 10 else 1e-3 + 3e-3 * fallen
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(expected)
+        assert optimizer.param_groups[1]["lr"] == pytest.approx(1e-4 * min(1, (step + 1) / 11))
 
 
 def test_only_matrices_decay_and_prefixes_set_rates() -> None:

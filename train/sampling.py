@@ -29,7 +29,9 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
     return max(1, round(images / batch_size))
 
 
-def epoch_batches(labels: Tensor, batch_size: int, power: float, generator: torch.Generator) -> Tensor:
+def epoch_batches(
+    labels: Tensor, batch_size: int, power: float, generator: torch.Generator, steps: int | None = None
+) -> Tensor:
     """Positions of one epoch's images, drawn with replacement by the weights n_c^-power.
 
     Args:
@@ -37,6 +39,7 @@ def epoch_batches(labels: Tensor, batch_size: int, power: float, generator: torc
         batch_size: Images a step, over all processes.
         power: 0 draws images uniformly, 0.5 is the square-root sampler, 1 draws classes uniformly.
         generator: Where the randomness comes from.
+        steps: How many; default: as `steps_per_epoch` has it.
 
     Returns:
         int64 [steps, batch_size].
@@ -48,7 +51,7 @@ def epoch_batches(labels: Tensor, batch_size: int, power: float, generator: torc
     if labels.numel() == 0 or int(labels.min()) < 0:
         raise InputError("the sampler needs at least one image, and labels that are not negative")
     labels = labels.cpu().long()
-    steps = steps_per_epoch(labels.numel(), batch_size)
+    steps = steps or steps_per_epoch(labels.numel(), batch_size)
     counts = torch.bincount(labels).double()
     edges = counts[labels].pow(-power).cumsum(0)
     draws = torch.rand(steps * batch_size, generator=generator, dtype=torch.float64) * edges[-1]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vlltr_index.tensors import full_precision, unit_rows, work_device, working_dtype
 
-__all__ = ["against_means", "count_labels", "logsumexp_cosines"]
+__all__ = ["against_means", "class_means", "count_labels", "logsumexp_cosines"]
 
 _MEMORY_BYTES = 256 * 2**20
 _TEXT_BYTES = 64 * 2**20  # of normalised texts
@@ -46,6 +46,16 @@ def logsumexp_cosines(
     return result
 
 
+def class_means(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Means of the normalised `features` [N, D] of each class: the labels int64 [G], ascending, and float64 [G, D]."""
+    classes, group = torch.unique(labels, return_inverse=True)
+    sums = features.new_zeros((len(classes), features.shape[1]), dtype=torch.float64)
+    for start in range(0, features.shape[0], 8192):
+        part = slice(start, start + 8192)
+        sums.index_add_(0, group[part], unit_rows(features[part].to(torch.float64)))
+    return classes, sums / torch.bincount(group, minlength=len(classes))[:, None]
+
+
 def against_means(
     text_features: Tensor,
     text_labels: Tensor,
@@ -56,13 +66,8 @@ def against_means(
 ) -> Tensor:
     """scale * t . mean of the class's normalised `features`, float64 [N_t]; zero for a class without any."""
     with torch.no_grad(), full_precision(text_features.device):
-        classes, group = torch.unique(labels, return_inverse=True)
-        sums = features.new_zeros((len(classes) + 1, features.shape[1]), dtype=torch.float64)
-        for start in range(0, features.shape[0], 8192):
-            part = slice(start, start + 8192)
-            sums.index_add_(0, group[part], unit_rows(features[part].to(torch.float64)))
-        means = sums / torch.bincount(group, minlength=len(classes) + 1).clamp(min=1)[:, None]
-        means = unit_rows(means) if renormalise else means
+        classes, means = class_means(features, labels)
+        means = torch.cat([unit_rows(means) if renormalise else means, means.new_zeros(1, means.shape[1])])
         own = torch.searchsorted(classes, text_labels.contiguous())
         found = torch.isin(text_labels, classes)
         own = torch.where(found, own, len(classes))  # the last row of `means` is zero

@@ -16,14 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlltr_index.anchor_terms import against_means, count_labels, logsumexp_cosines
+from vlltr_index.anchor_terms import against_means, class_means, count_labels, logsumexp_cosines
 from vlltr_index.errors import InputError
-from vlltr_index.tensors import check_labels, check_matrix, check_vector
+from vlltr_index.tensors import check_labels, check_matrix, check_vector, working_dtype
 
 __all__ = [
     "Selection",
     "SentenceScores",
     "add_images",
+    "anchor_limits",
     "choose_score_images",
     "fallback_positive",
     "positive_terms",
@@ -99,7 +100,8 @@ def score_sentences(
         text_features: Float [N_t, D], normalised or not.
         text_labels: Integers [N_t], class ids. A class without an image is scored against its mean
             sentence, so all its sentences must be here.
-        image_features: Float [N_i, D], normalised or not.
+        image_features: Float [N_i, D], normalised or not. Where there is none at all, the classes' mean sentences
+            stand in for them, one a class.
         image_labels: Integers [N_i], class ids.
         logit_scale: The multiplier of the cosine, not its logarithm.
         chunk_rows: Sentences at a time; None keeps a chunk of products within 256 MiB.
@@ -109,13 +111,12 @@ def score_sentences(
         The scores. Memory stays at one chunk of products and 64 MiB of normalised texts beside the inputs.
 
     Raises:
-        InputError: Shapes or dtypes do not fit, or there is no image.
+        InputError: Shapes or dtypes do not fit.
     """
     _check_pairs(text_features, text_labels, image_features, image_labels)
     if image_features.shape[0] == 0:
-        raise InputError(
-            "there is no image to score sentences against", "vlltr ingest images PATH --split train"
-        )
+        image_labels, means = class_means(text_features, text_labels)
+        image_features = means.to(working_dtype(text_features))
     scale = _scale(logit_scale)
     lse = logsumexp_cosines(text_features, image_features, scale, chunk_rows, chunk_images)
     positive = _positive(text_features, text_labels, image_features, image_labels, scale)
@@ -296,7 +297,7 @@ def select_anchors(
     losses: Tensor,
     text_labels: Tensor,
     sentence_ids: Sequence[str] | Sequence[int] | Tensor,
-    max_per_class: int,
+    max_per_class: int | Tensor,
     mode: Literal["anss", "cutoff"] = "anss",
 ) -> Selection:
     """Keep at most `max_per_class` sentences of each class.
@@ -305,7 +306,7 @@ def select_anchors(
         losses: L_lin, float [N_t]; ignored by `cutoff`.
         text_labels: Integers [N_t], class ids.
         sentence_ids: [N_t] strings or integers that break ties, so that the input's order does not matter.
-        max_per_class: M, at least 1.
+        max_per_class: M, at least 1; or integers [N_t], the M of each sentence's class.
         mode: `anss`: the smallest losses, ties by sentence id. `cutoff`: the first M in the input's order
             (the paper's baseline).
 
@@ -313,13 +314,14 @@ def select_anchors(
         Positions ordered by class, then loss, then sentence id, and their ranks.
 
     Raises:
-        InputError: Lengths differ, a loss is NaN, `max_per_class` is below one, or an unknown mode.
+        InputError: Lengths differ, a loss is NaN, a `max_per_class` is below one, or an unknown mode.
     """
     if mode not in ("anss", "cutoff"):
         raise InputError(f"selection mode must be 'anss' or 'cutoff', got {mode!r}")
-    if max_per_class < 1:
-        raise InputError(f"max_per_class must be at least 1, got {max_per_class}")
     check_vector("losses", losses)
+    limits = torch.as_tensor(max_per_class).cpu().expand(losses.shape[0])
+    if bool((limits < 1).any()):
+        raise InputError(f"max_per_class must be at least 1, got {int(limits.min())}")
     check_labels("text_labels", text_labels, losses.shape[0])
     ids = (
         sentence_ids.detach().cpu().numpy() if isinstance(sentence_ids, Tensor) else np.asarray(sentence_ids)
@@ -332,8 +334,28 @@ def select_anchors(
         raise InputError(f"the loss of sentence {ids[np.isnan(values)][0]} is not a number")
     order = np.lexsort((ids, values, labels)) if mode == "anss" else np.argsort(labels, kind="stable")
     ranks = _ranks(labels[order])
-    kept = ranks < max_per_class
+    kept = ranks < limits.numpy()[order]
     return Selection(torch.from_numpy(order[kept].astype(np.int64)), torch.from_numpy(ranks[kept]))
+
+
+def anchor_limits(text_labels: Tensor, prompts: Tensor, most: int, share: float | None) -> Tensor:
+    """How many anchors the class of each sentence may have: at most `most`, and at most a share of its sentences.
+
+    Args:
+        text_labels: Integers [N_t], class ids.
+        prompts: Bool [N_t], which sentences are prompts: they count where a class has no others.
+        most: M, at least 1.
+        share: Of the class's own sentences, rounded down, but no fewer than 2; None: no such limit.
+
+    Returns:
+        int64 [N_t], the same for all sentences of a class.
+    """
+    if share is None:
+        return torch.full_like(text_labels, most, dtype=torch.int64)
+    classes, group = torch.unique(text_labels, return_inverse=True)
+    own, every = (torch.bincount(group[part], minlength=len(classes)) for part in (~prompts, slice(None)))
+    counted = torch.where(own > 0, own, every)
+    return (counted * share + 1e-9).long().clamp(min=2).clamp(max=most)[group]
 
 
 def choose_score_images(content_hashes: Sequence[str], labels: Tensor, per_class: int = 50) -> Tensor:

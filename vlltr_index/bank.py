@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
@@ -63,21 +63,31 @@ class AnchorBank:
         offsets: Int64 [C + 1]; class c owns rows offsets[c] to offsets[c + 1].
         class_ids: Int64 [C].
         rows: Int64 [A], where each row stood in what `build` was given.
+        losses: Float [A], L_lin of each anchor, float32 at least; zeros where it is unknown. Only differences within a
+            class count.
     """
 
     vectors: Tensor
     offsets: Tensor
     class_ids: Tensor
     rows: Tensor
+    losses: Tensor
 
     @classmethod
-    def build(cls, vectors: Tensor, class_of_anchor: Tensor, class_ids: Tensor | Sequence[int]) -> AnchorBank:
+    def build(
+        cls,
+        vectors: Tensor,
+        class_of_anchor: Tensor,
+        class_ids: Tensor | Sequence[int],
+        losses: Tensor | None = None,
+    ) -> AnchorBank:
         """Sort anchors by class.
 
         Args:
             vectors: Float [A, D], unnormalised.
             class_of_anchor: Integers [A], the class *id* of each anchor.
             class_ids: Integers [C], distinct; their order is the bank's class order.
+            losses: Float [A], L_lin of each anchor; none given: unknown.
 
         Returns:
             The bank; within a class the anchors keep their order.
@@ -100,7 +110,13 @@ class AnchorBank:
             raise InputError(_named(ids[position[~finite]], "an anchor that is not finite"), "vlltr embed")
         order = torch.argsort(position, stable=True)
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        return cls(vectors.detach()[order].contiguous(), offsets, ids, order)
+        dtype = working_dtype(vectors)
+        if losses is None:
+            losses = vectors.new_zeros(vectors.shape[0], dtype=dtype)
+        check_vector("losses", losses, vectors.shape[0])
+        return cls(
+            vectors.detach()[order].contiguous(), offsets, ids, order, losses.to(order.device, dtype)[order]
+        )
 
     @property
     def dim(self) -> int:
@@ -167,16 +183,18 @@ class AnchorBank:
                 self._grams[key] = padded @ padded.mT
         return self._grams[key]
 
-    def prototypes(self, normalise_values: bool = False) -> Tensor:
-        """Mean anchor of each class (uniform attention), [C, D], float32 at least; kept.
+    def prototypes(self, normalise_values: bool = False, beta: float = 0.0) -> Tensor:
+        """Mean anchor of each class, [C, D], float32 at least; kept.
 
         Args:
             normalise_values: Bring the anchors to length one first.
+            beta: Weigh them by the softmax of -beta times their losses; 0: all alike.
         """
-        if normalise_values not in self._means:
+        key = (normalise_values, beta)
+        if key not in self._means:
             with _kept():
-                self._means[normalise_values] = self._mean_values(normalise_values)
-        return self._means[normalise_values]
+                self._means[key] = self._mean_values(*key)
+        return self._means[key]
 
     def select(self, classes: Tensor | Sequence[int]) -> AnchorBank:
         """The bank of some classes alone.
@@ -196,7 +214,9 @@ class AnchorBank:
         total = int(offsets[-1])
         shift = torch.repeat_interleave(self.offsets[wanted] - offsets[:-1], lengths, output_size=total)
         rows = torch.arange(total, device=self.offsets.device) + shift
-        chosen = AnchorBank(self.vectors[rows], offsets, self.class_ids[wanted], self.rows[rows])
+        chosen = AnchorBank(
+            self.vectors[rows], offsets, self.class_ids[wanted], self.rows[rows], self.losses[rows]
+        )
         for name in ("sigma", "norms"):
             if name in self.__dict__:
                 chosen.__dict__[name] = self.__dict__[name][rows]
@@ -206,28 +226,30 @@ class AnchorBank:
         """The bank on another device."""
         if torch.device(device) == self.vectors.device:
             return self
-        return AnchorBank(
-            self.vectors.to(device), self.offsets.to(device), self.class_ids.to(device), self.rows.to(device)
-        )
+        return AnchorBank(*(getattr(self, f.name).to(device) for f in fields(self)))
 
-    def _mean_values(self, normalise_values: bool) -> Tensor:
-        """Mean of each class's anchors, [C, D]."""
-        dtype = working_dtype(self.vectors)
+    def _mean_values(self, normalise_values: bool, beta: float) -> Tensor:
+        """Weighted mean of each class's anchors, [C, D]."""
+        dtype, owner = working_dtype(self.vectors), self.class_of_row
+        least = self.losses.new_full((self.num_classes,), torch.inf).scatter_reduce(
+            0, owner, self.losses, "amin"
+        )
+        weights = torch.exp(beta * (least[owner] - self.losses)).to(dtype)
         sums = self.vectors.new_zeros((self.num_classes, self.dim), dtype=dtype)
         for start in range(0, self.vectors.shape[0], _BLOCK_SLOTS):
             part = slice(start, start + _BLOCK_SLOTS)
             values = self.vectors[part].to(dtype)
             if normalise_values:
                 values = values / self.norms[part, None].clamp(min=1e-12)
-            sums.index_add_(0, self.class_of_row[part], values)
-        return sums / self.offsets.diff()[:, None]
+            sums.index_add_(0, owner[part], weights[part, None] * values)
+        return sums / weights.new_zeros(self.num_classes).index_add_(0, owner, weights)[:, None]
 
     @cached_property
     def _grams(self) -> dict[tuple[int, torch.dtype], Tensor]:
         return {}
 
     @cached_property
-    def _means(self) -> dict[bool, Tensor]:
+    def _means(self) -> dict[tuple[bool, float], Tensor]:
         return {}
 
     def _block(self, first: int, last: int, width: int) -> Block:

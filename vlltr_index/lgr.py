@@ -4,7 +4,8 @@ The release projects every anchor in every step. Anchors are frozen here, so the
 query:
 with q' = g_k * (W_k^T W_q LayerNorm(I)) less its mean, q . k_m equals q' . E_m / sigma_m up to a constant
 over m, which the softmax drops. The key LayerNorm's bias is part of that constant: it has no effect and no
-gradient.
+gradient. Beside what the image asks for stands what is known of a sentence without any image: -beta L_lin, its loss in
+anchor selection. At beta = 1 that alone would weigh a sentence by how surely it names its class among the score images.
 """
 
 from __future__ import annotations
@@ -51,11 +52,10 @@ class CosineClassifier(nn.Module):
 
 
 class LGRHead(nn.Module):
-    """Visual logits and text logits of images (VL-LTR, Eqs. 4-7).
+    """Visual logits and text logits of images (VL-LTR, Eqs. 4-7; the bias by each anchor's loss is ours).
 
-    Parameters: `query_norm` (LayerNorm), `key_norm.weight`, `query_proj.weight` and `key_proj.weight` [D,
-        D] (identity
-    at first, no bias), `visual_head`, `log_logit_scale` (the logarithm; frozen unless `learn_scale`).
+    Parameters: `query_norm` (LayerNorm), `key_norm.weight`, `query_proj.weight` and `key_proj.weight` [D, D] (identity
+    at first, no bias), `visual_head`, `log_logit_scale` (the logarithm; frozen unless `learn_scale`), `log_beta`.
 
     Args:
         dim: Embedding width D.
@@ -67,6 +67,8 @@ class LGRHead(nn.Module):
             norm.
         detach_value_norm: Let no gradient flow through the length of the attended anchors, as the release
             does on iNaturalist; values are the same.
+        loss_bias: Subtract beta times an anchor's loss from its attention logits; beta is learned, above 0, and 1 at
+            first. Without it beta is 0.
 
     Raises:
         InputError: An unknown kind of visual head, or sizes or scale out of range.
@@ -81,6 +83,7 @@ class LGRHead(nn.Module):
         learn_scale: bool = False,
         normalise_values: bool = False,
         detach_value_norm: bool = False,
+        loss_bias: bool = True,
     ) -> None:
         super().__init__()
         if dim < 1 or num_visual_classes < 0:
@@ -99,23 +102,32 @@ class LGRHead(nn.Module):
         nn.init.eye_(self.key_proj.weight)
         self.visual_head = _visual_head(visual, dim, num_visual_classes)
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale)), requires_grad=learn_scale)
+        self.log_beta = nn.Parameter(torch.zeros(())) if loss_bias else None
 
     @property
     def logit_scale(self) -> Tensor:
         """The multiplier of the cosine, a scalar."""
         return self.log_logit_scale.exp()
 
+    @property
+    def beta(self) -> float:
+        """What an anchor's loss is multiplied by before it is taken off its attention logits."""
+        return 0.0 if self.log_beta is None else float(self.log_beta.detach().exp())
+
     @torch.no_grad()
     def clamp_scale_(self, maximum: float = 100.0) -> None:
         """Keep the multiplier at or below `maximum`, in place; call it after each optimizer step."""
         self.log_logit_scale.clamp_(max=math.log(maximum))
 
-    def forward(self, image_features: Tensor, bank: AnchorBank) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, image_features: Tensor, bank: AnchorBank, kept: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Both branches.
 
         Args:
             image_features: Float [B, D], unnormalised as the encoder gives them.
             bank: The anchors of C classes.
+            kept: Bool [A], the anchors that take part, at least one of each class; default: all.
 
         Returns:
             Visual logits [B, C_v] and text logits [B, C], float32 at least.
@@ -123,7 +135,7 @@ class LGRHead(nn.Module):
         Raises:
             InputError: Widths do not fit.
         """
-        return self.visual_logits(image_features), self.text_logits(image_features, bank)
+        return self.visual_logits(image_features), self.text_logits(image_features, bank, kept)
 
     def visual_logits(self, image_features: Tensor) -> Tensor:
         """Logits of the visual classifier, [B, C_v]; `image_features` float [B, D], unnormalised."""
@@ -132,13 +144,14 @@ class LGRHead(nn.Module):
             logits: Tensor = self.visual_head(features)
             return logits * self.logit_scale if self.visual == "cosine" else logits
 
-    def text_logits(self, image_features: Tensor, bank: AnchorBank) -> Tensor:
+    def text_logits(self, image_features: Tensor, bank: AnchorBank, kept: Tensor | None = None) -> Tensor:
         """scale * cos(I, G_c), G_c the attended anchors of class c, [B, C]; arguments as for `forward`."""
         features = self._features(image_features, bank)
         with full_precision(features.device):
             query, image = self.query(features), unit_rows(features)
+            bias = self._bias(bank, kept)
             parts = [
-                attended_cosine(q, i, bank, self.normalise_values, self.detach_value_norm)
+                attended_cosine(q, i, bank, self.normalise_values, self.detach_value_norm, bias)
                 for q, i in zip(
                     torch.split(query, _ROWS_AT_ONCE), torch.split(image, _ROWS_AT_ONCE), strict=True
                 )
@@ -146,7 +159,7 @@ class LGRHead(nn.Module):
             return self.logit_scale * (parts[0] if len(parts) == 1 else torch.cat(parts))
 
     def query(self, image_features: Tensor) -> Tensor:
-        """q' [B, D]: anchor m's attention logit is q' . E_m / sigma_m, up to a constant over its class."""
+        """q' [B, D]: anchor m's attention logit is q' . E_m / sigma_m - beta L_m, up to a constant over its class."""
         features = self._features(image_features)
         with full_precision(features.device):
             normed = F.layer_norm(
@@ -162,14 +175,29 @@ class LGRHead(nn.Module):
 
     def attention_for(self, image_features: Tensor, bank: AnchorBank) -> Tensor:
         """Attention over the anchors, [B, A] in the bank's row order, one in sum a class; no gradient."""
-        return attend(self.query(self._features(image_features, bank)).detach(), bank)
+        with torch.no_grad():
+            return attend(self.query(self._features(image_features, bank)), bank, self._bias(bank))
 
     def prototype_logits(self, image_features: Tensor, bank: AnchorBank) -> Tensor:
-        """scale * cos(I, mean anchor of the class), [B, C]: the text logits under uniform attention."""
+        """scale * cos(I, mean anchor of the class), [B, C]: the text logits by what is known without the image.
+
+        Anchors are weighed by the softmax of -beta L_m, as attention weighs them where nothing in the image matters.
+        """
         features = self._features(image_features, bank)
         with full_precision(features.device):
-            prototypes = unit_rows(bank.prototypes(self.normalise_values).to(features.dtype))
+            prototypes = unit_rows(bank.prototypes(self.normalise_values, self.beta).to(features.dtype))
             return self.logit_scale * (unit_rows(features) @ prototypes.T)
+
+    def _bias(self, bank: AnchorBank, kept: Tensor | None = None) -> Tensor | None:
+        """What is added to the attention logits, [A]: -beta L_m, and -inf where not `kept`; None for nothing."""
+        bias = None
+        if self.log_beta is not None:
+            beta = self._wide(self.log_beta).exp()
+            bias = -beta * bank.losses.to(beta.dtype)
+        if kept is None:
+            return bias
+        out = torch.full((), -math.inf, dtype=working_dtype(self.query_proj.weight), device=kept.device)
+        return torch.where(kept, torch.zeros_like(out) if bias is None else bias, out)
 
     def _features(self, image_features: Tensor, bank: AnchorBank | None = None) -> Tensor:
         """The features in the head's working dtype, after a look at their width."""

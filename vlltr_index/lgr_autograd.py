@@ -1,6 +1,6 @@
 """The cosine between images and attended anchors, without projecting anchors and without building them up.
 
-With one query q' an image, attention over the anchors E_m of a class is softmax_m(q' . E_m / sigma_m), and
+With one query q' an image, attention over the anchors E_m of a class is softmax_m(q' . E_m / sigma_m + b_m), and
 with p_m = a_m w_m (w_m = 1, or 1 / |E_m| where values are normalised), s_m = E_m . I and R the class's Gram
 matrix
 
@@ -42,6 +42,7 @@ def attended_cosine(
     bank: AnchorBank,
     normalise_values: bool = False,
     detach_norm: bool = False,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Cosine between each image and its attended anchors of each class (VL-LTR, Eqs. 4-6).
 
@@ -51,42 +52,53 @@ def attended_cosine(
         bank: The anchors, frozen.
         normalise_values: Weigh every sentence as if its vector had length one.
         detach_norm: Take |G| as a constant in the gradient.
+        bias: Float [A], added to the attention logits of each anchor, same dtype; -inf leaves an anchor out, but may
+            not stand for all of a class.
 
     Returns:
         [B, C]; zero, without gradient, where the attended anchors cancel to nothing.
     """
     with full_precision(query.device):
         result: Tensor = _AttendedCosine.apply(  # type: ignore[no-untyped-call] # torch leaves it untyped
-            query, image, bank, normalise_values, detach_norm
+            query, image, bias, bank, normalise_values, detach_norm
         )
         return result
 
 
-def attend(query: Tensor, bank: AnchorBank) -> Tensor:
-    """Attention of each image over the anchors of each class, [B, A], one in sum a class; no gradient."""
+def attend(query: Tensor, bank: AnchorBank, bias: Tensor | None = None) -> Tensor:
+    """Attention of each image over the anchors of each class, [B, A], one in sum a class; no gradient.
+
+    Arguments are as for `attended_cosine`.
+    """
     with torch.no_grad(), full_precision(query.device):
         result = query.new_empty((query.shape[0], bank.vectors.shape[0]))
         for block in bank.blocks:
             products = bank.block_vectors(block, query.dtype) @ query.T
-            result[:, block.start : block.stop] = _softmax(products, bank, block).T
+            result[:, block.start : block.stop] = _softmax(products, bank, block, bias).T
         return result
 
 
 class _AttendedCosine(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, image: Tensor, bank: AnchorBank, normalise_values: bool, detach_norm: bool
+        ctx: Any,
+        query: Tensor,
+        image: Tensor,
+        bias: Tensor | None,
+        bank: AnchorBank,
+        normalise_values: bool,
+        detach_norm: bool,
     ) -> Tensor:
-        images, learns = query.shape[0], any(ctx.needs_input_grad[:2])
+        images, learns = query.shape[0], any(ctx.needs_input_grad[:3])
         ctx.bank, ctx.normalise_values, ctx.detach_norm = bank, normalise_values, detach_norm
         if not learns and all(images < block.width for block in bank.blocks):
-            return _few_images(query, image, bank, normalise_values)
+            return _few_images(query, image, bank, normalise_values, bias)
         stacked = torch.cat([query, image]).T.contiguous()
         result = query.new_empty((images, bank.num_classes))
         saved = []
         for number, block in enumerate(bank.blocks):
             products = bank.block_vectors(block, query.dtype) @ stacked
-            attention = _softmax(products[:, :images], bank, block)
+            attention = _softmax(products[:, :images], bank, block, bias)
             scores = products[:, images:].contiguous()
             terms = _terms(attention, scores, image, bank, number, normalise_values)
             result[:, block.first : block.last] = (terms.dot * terms.inverse).T
@@ -97,22 +109,32 @@ class _AttendedCosine(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
         bank: AnchorBank = ctx.bank
         image, *saved = ctx.saved_tensors
         with torch.no_grad(), full_precision(image.device):
             totals = [torch.zeros_like(image) if needed else None for needed in ctx.needs_input_grad[:2]]
+            by_bias = (
+                bank.losses.new_empty(len(bank.losses), dtype=image.dtype)
+                if ctx.needs_input_grad[2]
+                else None
+            )
             for number, block in enumerate(bank.blocks):
                 attention, scores = saved[2 * number : 2 * number + 2]
                 outer = grad[:, block.first : block.last].T
-                parts = _block_gradients(
+                by_logit, by_image = _block_gradients(
                     attention, scores, outer, image, bank, number, ctx.normalise_values, ctx.detach_norm
                 )
+                if by_bias is not None:
+                    by_bias[block.start : block.stop] = by_logit.sum(1)
                 vectors = bank.block_vectors(block, image.dtype)
-                for total, part in zip(totals, parts, strict=True):
+                by_query = by_logit.div_(bank.sigma[block.start : block.stop, None].to(image.dtype))
+                for total, part in zip(totals, (by_query, by_image), strict=True):
                     if total is not None:
                         total.addmm_(part.T, vectors)
-        return totals[0], totals[1], None, None, None
+        return totals[0], totals[1], by_bias, None, None, None
 
 
 def _block_gradients(
@@ -125,7 +147,7 @@ def _block_gradients(
     normalise_values: bool,
     detach_norm: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients by q' . E_m and by I . E_m, both [anchors, images]."""
+    """Gradients by the attention logits and by I . E_m, both [anchors, images]."""
     block = bank.blocks[number]
     terms = _terms(attention, scores, image, bank, number, normalise_values)
     shares, weight = block.pad(attention), _value_weight(bank, block, normalise_values, attention.dtype)
@@ -138,15 +160,16 @@ def _block_gradients(
     if weight is not None:
         by_shares *= block.pad(weight)
     centre = (shares * by_shares).sum(1, keepdim=True)
-    by_query = block.unpad((by_shares - centre).mul_(shares))
-    by_query /= bank.sigma[block.start : block.stop, None].to(attention.dtype)
+    by_logit = block.unpad((by_shares - centre).mul_(shares))
     by_image = block.unpad(shares * slope)
-    return by_query, by_image if weight is None else by_image * weight
+    return by_logit, by_image if weight is None else by_image * weight
 
 
-def _softmax(products: Tensor, bank: AnchorBank, block: Block) -> Tensor:
-    """Softmax within each class of q' . E_m / sigma_m, [anchors, images] to the same."""
+def _softmax(products: Tensor, bank: AnchorBank, block: Block, bias: Tensor | None) -> Tensor:
+    """Softmax within each class of q' . E_m / sigma_m + b_m, [anchors, images] to the same."""
     logits = products / bank.sigma[block.start : block.stop, None].to(products.dtype)
+    if bias is not None:
+        logits += bias[block.start : block.stop, None]
     return block.unpad(block.pad(logits, fill=float("-inf")).softmax(1))
 
 
@@ -159,12 +182,14 @@ def _value_weight(
     return bank.norms[block.start : block.stop, None].to(dtype).clamp(min=1e-12).reciprocal()
 
 
-def _few_images(query: Tensor, image: Tensor, bank: AnchorBank, normalise_values: bool) -> Tensor:
+def _few_images(
+    query: Tensor, image: Tensor, bank: AnchorBank, normalise_values: bool, bias: Tensor | None
+) -> Tensor:
     """The cosine [B, C] without gradient, by way of G: for few images it is small, and two passes over E do."""
     result = query.new_empty((query.shape[0], bank.num_classes))
     for block in bank.blocks:
         vectors = bank.block_vectors(block, query.dtype)
-        weighted = _softmax((query @ vectors.T).T, bank, block)
+        weighted = _softmax((query @ vectors.T).T, bank, block, bias)
         weight = _value_weight(bank, block, normalise_values, query.dtype)
         if weight is not None:
             weighted = weighted * weight

@@ -16,6 +16,7 @@ from torch import Tensor
 from vlltr_index.anchor_terms import logsumexp_cosines
 from vlltr_index.anchors import (
     SentenceScores,
+    anchor_limits,
     choose_score_images,
     positive_terms,
     score_sentences,
@@ -23,12 +24,12 @@ from vlltr_index.anchors import (
     subtract_lse,
 )
 from vlltr_index.errors import MissingStepError
+from vlltr_index.holdout import held_images
 from vlltr_index.loading import augmented_view, usable_images
 from vlltr_index.schemas.config import SelectConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.schemas.tables import ANCHORS, SENTENCE_SCORES, image_vectors_name, sentence_vectors_name
 from vlltr_index.store import one_of
-from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
@@ -51,38 +52,45 @@ class SelectReport:
     anchors: int
     mode: str
     classes_without_images: int
+    classes_without_sentences: int
     selection_id: str
 
 
 def select(workspace: Workspace, config: SelectConfig, progress: Progress | None = None) -> SelectReport:
     """Score every sentence against the class image sets and keep the best of each class, in one commit.
 
+    A class without any sentence gets no anchor; a workspace without any gets none at all.
+
     Raises:
-        MissingStepError: If sentences or images have not been embedded, or a class has no sentence.
+        MissingStepError: If sentences or images have not been embedded.
     """
     with workspace.transaction("select") as tx:
         text_fp, image_fp, scale = _encoder_facts(tx)
         sentences = _sentences(tx, config.mode)
         text_class = torch.from_numpy(sentences["class_id"].to_numpy().copy()).long()
-        hashes = sentences["text_hash"].to_pylist()
-        _, text = tx.store.vectors(sentence_vectors_name(text_fp), "text_hash", hashes)
-        kept = score_images(tx, config)
-        _, images = tx.store.vectors(image_vectors_name(image_fp), "vector_key", kept.keys(kept.ids))
+        text = _vectors(tx, sentence_vectors_name(text_fp), "text_hash", sentences["text_hash"].to_pylist())
+        kept = score_images(tx, config, held_images(workspace, tx))
+        images = _vectors(tx, image_vectors_name(image_fp), "vector_key", kept.keys(kept.ids))
         if progress:
             progress("score sentences", 0, len(text))
         scores = score_sentences(text, text_class, images, kept.class_ids, scale)
         if progress:
             progress("score sentences", len(text), len(text))
         ids: list[str] = sentences["sentence_id"].to_pylist()
-        chosen, ranks = select_anchors(scores.loss, text_class, ids, config.max_anchors, mode=config.mode)
-        facts = [text_fp, image_fp, scale, config.max_anchors, config.mode, sorted(ids), kept.digest]
+        limits = anchor_limits(text_class, _prompts(sentences), config.max_anchors, config.max_share)
+        chosen, ranks = select_anchors(scores.loss, text_class, ids, limits, mode=config.mode)
+        facts = [text_fp, image_fp, scale, limits.tolist(), config.mode, sorted(ids), kept.digest]
         selection_id = short(digest_json(facts))
         _write_scores(tx, ids, scores, text_fp, image_fp, scale, kept.digest)
         _write_anchors(tx, selection_id, [ids[i] for i in chosen.tolist()], text_class[chosen], ranks)
         tx.set(selection_id=selection_id)
+        tx.note(select=config.model_dump(mode="json"))
+        silent = len(set(tx.class_table().ids) - set(text_class.tolist()))
     classes = set(text_class.tolist())
     bare = len(classes - set(kept.class_ids.tolist()))
-    return SelectReport(len(ids), len(kept.ids), len(classes), len(chosen), config.mode, bare, selection_id)
+    return SelectReport(
+        len(ids), len(kept.ids), len(classes), len(chosen), config.mode, bare, silent, selection_id
+    )
 
 
 def _encoder_facts(tx: Snapshot) -> tuple[str, str, float]:
@@ -94,28 +102,21 @@ def _encoder_facts(tx: Snapshot) -> tuple[str, str, float]:
 
 def _sentences(tx: Snapshot, mode: str) -> pa.Table:
     """Sentences of the classes in use, by class and key; for `cutoff`, in the order in which they came in."""
-    classes = tx.table("classes")
-    active = {
-        i: name
-        for i, name, retired in zip(
-            classes["class_id"].to_pylist(),
-            classes["name"].to_pylist(),
-            classes["retired_at"].to_pylist(),
-            strict=True,
-        )
-        if retired is None
-    }
-    rows = tx.table("sentences", columns=["sentence_id", "text_hash", "class_id", "position"])
-    rows = rows.filter(pa.compute.is_in(rows["class_id"], pa.array(list(active), pa.int32())))
-    bare = sorted(active.keys() - set(rows["class_id"].to_pylist()))
-    if bare:
-        names = ", ".join(repr(active[i]) for i in bare[:5]) + (" ..." if len(bare) > 5 else "")
-        raise MissingStepError(
-            f"{many(len(bare), 'class has', 'classes have')} no sentence: {names}",
-            "Bring text for them: vlltr ingest text PATH",
-        )
+    rows = tx.table("sentences", columns=["sentence_id", "text_hash", "class_id", "source", "position"])
+    rows = rows.filter(pc.is_in(rows["class_id"], pa.array(tx.class_table().ids, pa.int32())))
     order = ["class_id", *(["position"] if mode == "cutoff" else []), "sentence_id"]
     return rows.sort_by([(column, "ascending") for column in order])
+
+
+def _prompts(sentences: pa.Table) -> Tensor:
+    """Which sentences are prompts, bool [N_t]."""
+    return torch.tensor([source == "prompt" for source in sentences["source"].to_pylist()], dtype=torch.bool)
+
+
+def _vectors(tx: Snapshot, name: str, key_column: str, keys: Sequence[str]) -> Tensor:
+    """Stored vectors by key, float32 [n, D]; as wide as the encoder's also where there are none."""
+    assert tx.commit is not None  # something has been embedded
+    return tx.store.vectors(name, key_column, keys)[1] if keys else torch.empty(0, tx.commit.info["dim"])
 
 
 def _write_scores(
@@ -206,13 +207,19 @@ class ScoreImages:
         return dict(zip(self.ids, self.class_ids.tolist(), strict=True))
 
 
-def score_images(tx: Snapshot, config: SelectConfig) -> ScoreImages:
+def score_images(tx: Snapshot, config: SelectConfig, held: frozenset[str] = frozenset()) -> ScoreImages:
     """The images that sentences are to be scored against as the tables are now; no vector is read.
+
+    Images that stage 1 `held` out are not among them: what they say of the text shall not have chosen it.
 
     Raises:
         MissingStepError: If the split has no images, or augmented views are asked for and none are embedded.
     """
     rows = usable_images(tx, config.split, ["content_hash"])
+    if held:
+        rows = rows.filter(
+            pc.invert(pc.is_in(rows["image_id"], value_set=pa.array(sorted(held), pa.string())))
+        )
     if not rows.num_rows and config.split != "train":
         raise MissingStepError(
             f"sentences are selected by the images of split {config.split!r} (select.split), which has none",
@@ -224,24 +231,31 @@ def score_images(tx: Snapshot, config: SelectConfig) -> ScoreImages:
     return ScoreImages(ids, labels[kept], augmented_view(tx) if config.augmented else "0")
 
 
-def update(tx: Transaction, config: SelectConfig, before: ScoreImages, touched: set[int]) -> None:
+def update(
+    tx: Transaction,
+    config: SelectConfig,
+    before: ScoreImages,
+    touched: set[int],
+    held: frozenset[str] = frozenset(),
+) -> None:
     """Bring scores and anchors up to date after other tables changed in this transaction.
 
     Only new sentences are scored against all images. The terms of the others change by the images that came and went
-    alone; those of a row that lost its digits are computed again. Where images changed, all classes are selected
-    again, else the touched ones. A sentence that stays an anchor keeps its key, so the index stays valid for it.
+    alone; those of a row that lost its digits are computed again, and all of them where there were or are no images.
+    Where images changed, all classes are selected again, else the touched ones. A sentence that stays an anchor keeps
+    its key, so the index stays valid for it.
 
     Args:
         tx: With the tables as they are to be.
         config: The recipe's `select` section.
         before: `score_images` before the change.
         touched: Classes whose sentences or images changed, those that are gone too.
+        held: As for `score_images`.
 
     Raises:
-        MissingStepError: If a class has no sentence, or a vector is missing.
-        InputError: If no image is left to score against.
+        MissingStepError: If a vector is missing.
     """
-    rows = _Rows(tx, before, score_images(tx, config), config.mode)
+    rows = _Rows(tx, before, score_images(tx, config, held), config.mode)
     scores = rows.rescored(touched)
     everything = rows.images_changed or rows.stored is None
     if everything:
@@ -255,7 +269,8 @@ def update(tx: Transaction, config: SelectConfig, before: ScoreImages, touched: 
     scope = torch.arange(len(rows.ids)) if everything else rows.in_classes(touched)
     ids = [rows.ids[i] for i in scope.tolist()]
     owner = rows.owner[scope]
-    chosen, ranks = select_anchors(scores.loss[scope], owner, ids, config.max_anchors, mode=config.mode)
+    limits = anchor_limits(owner, rows.prompts[scope], config.max_anchors, config.max_share)
+    chosen, ranks = select_anchors(scores.loss[scope], owner, ids, limits, mode=config.mode)
     wanted = {
         ids[i]: (c, r)
         for i, c, r in zip(chosen.tolist(), owner[chosen].tolist(), ranks.tolist(), strict=True)
@@ -272,8 +287,10 @@ class _Rows:
         sentences = _sentences(tx, mode)
         self.ids: list[str] = sentences["sentence_id"].to_pylist()
         self.owner = torch.from_numpy(sentences["class_id"].to_numpy().copy()).long()
-        self._hashes = sentences["text_hash"]
-        self.stored = _stored_scores(tx, (*self.facts, before.digest))
+        self.prompts, self._hashes = _prompts(sentences), sentences["text_hash"]
+        # Without images the texts stand in for them, and every sentence's terms depend on all others.
+        kept = _stored_scores(tx, (*self.facts, before.digest)) if before.ids and now.ids else None
+        self.stored = kept
         at = np.full(len(self.ids), -1)
         self.gone: list[str] = []
         if self.stored is not None:
@@ -288,13 +305,10 @@ class _Rows:
 
     def text(self, at: Tensor) -> Tensor:
         hashes = self._hashes.take(pa.array(at.numpy())).to_pylist()
-        return self.tx.store.vectors(sentence_vectors_name(self.facts[0]), "text_hash", hashes)[1]
+        return _vectors(self.tx, sentence_vectors_name(self.facts[0]), "text_hash", hashes)
 
-    def images(self, ids: Sequence[str], dim: int) -> Tensor:
-        if not ids:
-            return torch.empty(0, dim)
-        keys = self.now.keys(ids)
-        return self.tx.store.vectors(image_vectors_name(self.facts[1]), "vector_key", keys)[1]
+    def images(self, ids: Sequence[str]) -> Tensor:
+        return _vectors(self.tx, image_vectors_name(self.facts[1]), "vector_key", self.now.keys(ids))
 
     def in_classes(self, classes: set[int]) -> Tensor:
         """Places of the sentences of these classes."""
@@ -320,7 +334,7 @@ class _Rows:
             fresh = score_sentences(
                 text,
                 self.owner[again],
-                self.images(self.now.ids, text.shape[1]),
+                self.images(self.now.ids),
                 self.now.class_ids,
                 self.facts[2],
             )
@@ -338,12 +352,10 @@ class _Rows:
         came = [i for i in self.now.ids if i not in self.before.owner]
         went = [i for i in self.before.ids if i not in self.now.owner]
         if came:
-            lse = torch.logaddexp(
-                lse, logsumexp_cosines(text, self.images(came, text.shape[1]), scale, None, None)
-            )
+            lse = torch.logaddexp(lse, logsumexp_cosines(text, self.images(came), scale, None, None))
             last = torch.maximum(last, lse)
         if went:
-            gone = logsumexp_cosines(text, self.images(went, text.shape[1]), scale, None, None)
+            gone = logsumexp_cosines(text, self.images(went), scale, None, None)
             lse, lost = subtract_lse(SentenceScores(lse, last, scores.positive), gone)
         return lse, last, lost
 
@@ -357,7 +369,7 @@ class _Rows:
         mine = torch.isin(self.now.class_ids, torch.tensor(sorted(classes), dtype=torch.int64)).nonzero()[
             :, 0
         ]
-        images = self.images([self.now.ids[i] for i in mine.tolist()], text.shape[1])
+        images = self.images([self.now.ids[i] for i in mine.tolist()])
         return positive_terms(text, self.owner[at], images, self.now.class_ids[mine], self.facts[2])
 
 
