@@ -71,9 +71,9 @@ def show(context: Context, name: str, every: bool) -> None:
 
 def _detail_lines(detail: ClassDetail, every: bool) -> list[str]:
     row = {
-        "trained": "visual row trained",
-        "imprinted": "visual row imprinted from its images",
-        "none": "no visual row",
+        "trained": "trained on its images",
+        "images": "known by images that came later",
+        "none": "known by text alone",
     }[detail.visual]
     lines = [
         f"{detail.name} (class {detail.class_id}, {_ORIGIN[detail.origin]}, {many(detail.images, 'training image')},"

@@ -46,7 +46,7 @@ def images(
 
     PATH is a folder of class folders, a `path label` list (ImageNet-LT, Places-LT), a JSON file of images and
     annotations (iNaturalist), or a Parquet file. An image that cannot be read is kept aside with its reason; the run
-    goes on.
+    goes on. A class without any sentence gets the recipe's prompts.
     """
     from vlltr_index.stages.ingest import ingest_images
 

@@ -28,7 +28,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "embed": ("stages", "Embed sentences and images with the workspace's encoder."),
     "select": ("stages", "Select each class's anchor sentences (AnSS)."),
     "index": ("stages", "Build the FAISS index over the anchors."),
-    "calibrate": ("stages", "Fit fusion weight, temperatures, margin and agreement on training data."),
     "predict": ("predict", "Recognise images and name the sentences behind each answer."),
     "explain": ("predict", "Show why an image is, or is not, of a class."),
     "evaluate": ("evaluate", "Measure accuracy on a split: overall, many, medium, few."),

@@ -14,7 +14,7 @@ from vlltr_index.cli.context import Context, pass_context
 @click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="Classes an image.")
 @click.option("--explain", default=3, show_default=True, type=click.IntRange(0), help="Sentences a class.")
 @click.option("--retrieval", type=click.Choice(["faiss", "exhaustive"]), default="faiss", show_default=True)
-@click.option("--reject", is_flag=True, help='Say "none of these" below the calibrated threshold.')
+@click.option("--reject", is_flag=True, help='Say "none of these" where 95 % of known images are likelier.')
 @click.option(
     "--crops",
     default=1,

@@ -17,8 +17,8 @@ __all__ = ["refit_command"]
 def refit_command(context: Context, overrides: tuple[str, ...]) -> None:
     """Train the head again, on stored vectors, over all classes that have images by now.
 
-    Worth it when many classes came by images, or trained ones got more: their visual rows are trained then instead of
-    imprinted. Takes seconds to minutes; the encoder, the anchors and the index stay.
+    Worth it when many classes came by images, or trained ones got more: they take part in the training
+    then. Takes seconds to minutes; the encoder, the anchors and the index stay.
     """
     from vlltr_index.recipe import override
     from vlltr_index.stages.refit import refit

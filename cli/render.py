@@ -158,10 +158,10 @@ def broken(before: str, text: str, width: int | None) -> list[str]:
 
 
 def _parts(score: ClassScore) -> str:
-    """What both branches gave: parts of the probability, or logits."""
-    if score.unit == "logit":
+    """What both sides gave: parts of the log-odds against the next best class, or of the probability."""
+    if score.unit == "log-odds":
         total = score.image_part + score.text_part
-        return f"logit {total:.2f} = image branch {score.image_part:.2f} + text branch {score.text_part:.2f}"
+        return f"log-odds {total:+.2f} = image side {score.image_part:+.2f}, text {score.text_part:+.2f}"
     return f"image branch {percent(score.image_part)} + text branch {percent(score.text_part)}"
 
 
@@ -179,14 +179,12 @@ def explanation_lines(image: str, scores: Sequence[ClassScore], width: int | Non
     if len(scores) == 2:
         first, second = scores
         lead = "the text" if first.cosine > second.cosine else "not the text"
-        by_image = first.image_part - second.image_part
-        if first.unit == "logit":
-            whole = f"{by_image + first.text_part - second.text_part:+.2f} of logit, {by_image:+.2f} of it"
-        else:
-            whole = f"{100 * (first.probability - second.probability):+.1f} points of probability,"
-            whole += f" {100 * by_image:+.1f} of them"
+        whole = f"{100 * (first.probability - second.probability):+.1f} points of probability"
+        if first.unit == "probability":
+            by_image = first.image_part - second.image_part
+            whole += f", {100 * by_image:+.1f} of them from the image branch"
         gap = f"{first.cosine - second.cosine:+.3f} of cosine, so {lead} speaks for {first.name}"
-        found = f"{first.name} against {second.name}: {whole} from the image branch; {gap}"
+        found = f"{first.name} against {second.name}: {whole}; {gap}"
         lines += broken("  ", found, width)
     return lines
 

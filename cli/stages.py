@@ -1,4 +1,4 @@
-"""`vlltr embed`, `select`, `index`, `calibrate`."""
+"""`vlltr embed`, `select`, `index`."""
 
 from __future__ import annotations
 
@@ -88,6 +88,9 @@ def select_command(context: Context, overrides: tuple[str, ...]) -> None:
     if report.classes_without_images:
         bare = many(report.classes_without_images, "class has", "classes have")
         context.say(f"{bare} no training image: sentences there go by text alone.")
+    if report.classes_without_sentences:
+        silent = many(report.classes_without_sentences, "class has", "classes have")
+        context.say(f"{silent} no sentence, and no anchor: they are told by their images alone.")
     context.say_next()
 
 
@@ -108,33 +111,7 @@ def index_command(context: Context, kind: str, plan_only: bool) -> None:
         context.emit(asdict(report))
         return
     verb = "Would build" if plan_only else "Built"
-    context.say(
-        f"{verb} a {report.kind} index over {report.anchors:,} anchors of width {report.dim}: {report.reason}."
-    )
+    what = f"a {report.kind} index over {report.anchors:,} anchors of width {report.dim}"
+    context.say(f"{verb} {what if report.anchors else 'no index'}: {report.reason}.")
     if not plan_only:
         context.say_next()
-
-
-@click.command("calibrate")
-@click.option(
-    "--write/--no-write", default=True, help="Put the fitted values into the workspace's vlltr.toml."
-)
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value; repeatable.")
-@pass_context
-def calibrate_command(context: Context, write: bool, overrides: tuple[str, ...]) -> None:
-    """Fit fusion weight, temperatures, margin, agreement and the strength of imprinted rows on training data.
-
-    Makes one extra stage-1 run in which some classes are left out (pseudo-new) and some many-shot classes are cut to
-    1-5 images (pseudo-few), and fits the values on what that run never saw.
-    """
-    from vlltr_index.recipe import override
-    from vlltr_index.stages.calibrate import calibrate
-
-    workspace = context.open()
-    with context.progress() as progress:
-        report = calibrate(workspace, override(workspace.recipe, overrides), progress, write=write)
-    if context.as_json:
-        context.emit(asdict(report))
-        return
-    for line in report.lines():
-        context.say(line)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vlltr_index.cli.context import Context, cache_images, pass_context
+from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.config import Recipe
@@ -278,4 +279,12 @@ def _show(context: Context, report: TrainReport, following: str) -> None:
         f"Trained {report.what} on {report.images:,} images of {report.classes:,} classes,"
         f" {report.epochs} epochs{again}: {report.digest[:16]}"
     )
+    if report.held_images or report.held_classes:
+        classes = f" and {many(report.held_classes, 'class', 'classes')}" if report.held_classes else ""
+        context.say(
+            f"Kept out, so that train lgr weighs its parts on what this stage never saw:"
+            f" {many(report.held_images, 'image')}{classes} (cvlp.hold_out, cvlp.hold_out_classes)"
+        )
+    for note in report.notes:
+        context.say(note)
     context.say(f"Next: {following}")

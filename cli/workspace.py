@@ -16,9 +16,9 @@ from vlltr_index.cli.context import Context, pass_context
 @click.option("--recipe", metavar="NAME", help="A recipe, such as glyphs_lt/ours; default: ours.")
 @click.option(
     "--prompts",
-    metavar="photos|clip|FILE",
-    help="What every class's prompts are made from: 80 templates for photographs, CLIP's 80, or a file with one"
-    " a line, {} for the class; default: the recipe's.",
+    metavar="clip|FILE",
+    help="What every class's prompts are made from: the 80 templates that CLIP was evaluated with, or a file with"
+    " one a line, {} for the class; default: the recipe's.",
 )
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value; repeatable.")
 @pass_context

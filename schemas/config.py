@@ -13,8 +13,6 @@ from vlltr_index.schemas.baselines import BaselinesConfig
 
 __all__ = [
     "FORMAT",
-    "LARGEST",
-    "LARGEST_FACTOR",
     "AugmentConfig",
     "BaselineConfig",
     "CVLPConfig",
@@ -34,12 +32,7 @@ __all__ = [
 ]
 
 FORMAT = 2
-"""The workspace format (2: sentences have positions); `vlltr upgrade` brings older ones to it."""
-
-LARGEST = 1e6
-"""The largest temperature, margin or lift of fusion, and one over the smallest temperature: float32 bears them."""
-LARGEST_FACTOR = 1e3
-"""The largest factor of fusion: agreement, and the strength of imprinted rows."""
+"""The workspace format (2: sentences have positions, images groups); `vlltr upgrade` brings older ones to it."""
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -54,7 +47,14 @@ class EncoderConfig(_Config):
     model: str = "ViT-B-16"
     pretrained: str | None = None
     image_size: int | None = Field(default=None, ge=16, le=1024)
+    resize: int | None = Field(default=None, ge=16, le=2048)  # the shorter side, before the centre crop
     precision: Literal["fp32", "bf16"] = "fp32"
+
+    @model_validator(mode="after")
+    def _room_for_the_crop(self) -> Self:
+        if self.resize is not None and self.image_size is not None and self.resize < self.image_size:
+            raise ValueError(f"resize is {self.resize}, less than the crop's {self.image_size} pixels")
+        return self
 
 
 class AugmentConfig(_Config):
@@ -92,11 +92,12 @@ class LoRAConfig(_Config):
 class CVLPConfig(_Config):
     """Stage 1: class-wise visual-linguistic pre-training."""
 
-    tune: Literal["full", "lora"] = "full"
+    tune: Literal["full", "lora", "text"] = "full"  # text: the text tower alone, on stored image vectors
     lora: LoRAConfig = LoRAConfig()
     epochs: int = Field(default=10, ge=1)
     batch_size: int = Field(default=256, ge=2, le=1_000_000)  # global
     lr: float = Field(default=5e-5, gt=0)
+    min_lr: float = Field(default=0.0, ge=0)  # what the cosine ends at
     text_lr: float | None = Field(default=None, ge=0)  # of the text tower; none: lr; 0 freezes it
     weight_decay: float = Field(default=0.05, ge=0)
     warmup_epochs: float = Field(default=0.5, ge=0, le=1_000_000)
@@ -108,6 +109,7 @@ class CVLPConfig(_Config):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     distillation: Literal["none", "full", "paired"] = "none"
     distillation_weight: float = Field(default=0.0, ge=0)
+    distillation_scale: Literal["teacher", "student"] = "teacher"  # whose 1 / tau the teacher's logits have
     joint_weight: float = Field(default=0.0, ge=0)  # the joint stage; 0 turns it off
     joint_visual_weight: float = Field(default=1.0, ge=0)
     extra_classes: int = Field(default=256, ge=0)
@@ -117,6 +119,8 @@ class CVLPConfig(_Config):
     learn_scale: bool = True
     max_scale: float | None = Field(default=100.0, gt=1)  # of 1 / tau, after each step; none: no bound
     precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 where the hardware multiplies it fast
+    hold_out: int = Field(default=300, ge=0)  # most images kept out, to weigh parts on; never over a tenth
+    hold_out_classes: bool = True  # keep one class in 50 out, at most 20, where there are 100; see holdout
     workers: int = Field(default=2, ge=0)
     checkpoint_every: int = Field(default=1, ge=1)  # epochs
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -128,6 +132,7 @@ class SelectConfig(_Config):
 
     mode: Literal["anss", "cutoff"] = "anss"
     max_anchors: int = Field(default=64, ge=1)
+    max_share: float | None = Field(default=1 / 3, gt=0, le=1)  # of a class's own sentences, but at least 2
     images_per_class: int = Field(default=50, ge=1)
     split: str = Field(default="train", min_length=1)
     augmented: bool = False  # the first augmented view of each image in the place of the plain one
@@ -148,6 +153,7 @@ class LGRConfig(_Config):
     epochs: int = Field(default=10, ge=1)
     batch_size: int = Field(default=256, ge=2, le=1_000_000)
     lr: float = Field(default=1e-3, gt=0)
+    min_lr: float = Field(default=0.0, ge=0)  # as in stage 1
     projection_lr: float = Field(default=1e-4, ge=0)
     encoder_lr: float = Field(default=1e-5, ge=0)
     weight_decay: float = Field(default=0.05, ge=0)
@@ -164,6 +170,9 @@ class LGRConfig(_Config):
     max_scale: float | None = Field(default=100.0, gt=1)
     normalise_values: bool = False
     detach_value_norm: bool = False  # no gradient through the length of the attended anchors
+    loss_bias: bool = True  # attention less beta times an anchor's AnSS loss; beta is learned
+    anchor_dropout: float = Field(default=0.3, ge=0, lt=1)  # chance of each anchor to be left out of a step
+    strays: float = Field(default=0.25, ge=0, le=10)  # anchors of other classes beside each of a class's own
     precision: Literal["fp32", "bf16", "auto"] = "fp32"  # of a tower that images pass; the head keeps float32
     seed: int = Field(default=0, ge=0, lt=2**63)
     augment: AugmentConfig = AugmentConfig()
@@ -175,24 +184,10 @@ class LGRConfig(_Config):
 
 
 class FusionConfig(_Config):
-    """The rule that fuses both branches, and its weight, temperatures and margin, as `vlltr calibrate` fits them."""
+    """How both branches are put together. The weights of the rule `ours` lie with the head."""
 
     rule: Literal["ours", "paper", "logits"] = "ours"
-    alpha: float = Field(default=0.5, ge=0, le=1)
-    tau_visual: float = Field(default=1.0, ge=1 / LARGEST, le=LARGEST)
-    tau_text: float = Field(default=1.0, ge=1 / LARGEST, le=LARGEST)
-    margin: float = Field(default=0.0, ge=-LARGEST, le=LARGEST)
-    agreement: float = Field(
-        default=0.0, ge=0, le=LARGEST_FACTOR
-    )  # of the branches about the trained classes, see vlltr_index.fusion
-    imprint_strength: float = Field(
-        default=0.8, gt=0, le=LARGEST_FACTOR
-    )  # of visual rows made from images, see vlltr_index.fusion
-    imprint_lift: float = Field(default=1.0, ge=-LARGEST, le=LARGEST)
-    reject_score: Literal["text", "visual", "fused", "evidence"] | None = None  # see vlltr_index.rejection
-    reject_threshold: float | None = None  # an image that scores less is of none of the classes
-    reject_tpr: float | None = Field(default=None, gt=0, le=1)  # share of known images that this accepted
-    run_id: str | None = None  # the calibration run that gave the values
+    alpha: float = Field(default=0.5, ge=0, le=1)  # of the visual branch, under the rule `paper`
 
 
 class BaselineConfig(_Config):
@@ -201,10 +196,13 @@ class BaselineConfig(_Config):
     epochs: int = Field(default=10, ge=1)
     batch_size: int = Field(default=256, ge=2, le=1_000_000)
     lr: float = Field(default=5e-5, gt=0)
+    min_lr: float = Field(default=0.0, ge=0)  # what the cosine ends at
     weight_decay: float = Field(default=0.05, ge=0)
     warmup_epochs: float = Field(default=0.5, ge=0, le=1_000_000)
     clip_grad: float | None = Field(default=1.0, gt=0)
     sampler_power: float = Field(default=0.5, ge=0, le=1)
+    mixup: float = Field(default=0.0, ge=0)  # as in stage 2
+    cutmix: float = Field(default=0.0, ge=0)
     logit_adjustment: float = Field(default=0.0, ge=0)  # in training; 0 = plain cross-entropy
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 where the hardware multiplies it fast
@@ -219,7 +217,7 @@ class Recipe(_Config):
 
     name: str
     protocol: Literal["paper", "release", "ours"] = "ours"
-    prompts: tuple[str, ...] | None = None  # templates for every class; none given: the 80 for photographs
+    prompts: Literal["clip"] | tuple[str, ...] = "clip"  # templates for every class; "clip": CLIP's 80
     encoder: EncoderConfig = EncoderConfig()
     images: ImagesConfig = ImagesConfig()
     cvlp: CVLPConfig = CVLPConfig()

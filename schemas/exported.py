@@ -59,7 +59,8 @@ class ExportedConfig(_Exported):
         preprocess: What images go through; for people, `encoder/encoder.json` counts.
         tokenizer: What makes the tokenizer; for people.
         selection_id: The selection of the anchors.
-        fusion: Rule, weight, temperatures, margin, and the threshold for "none of these".
+        fusion: How both branches are put together.
+        rejects: Whether the head knows a level for "none of these".
         classes: The classes, by ascending number.
         merged: A class that was merged into another, to that one.
         anchors: Rows of `anchors.parquet`.
@@ -83,10 +84,11 @@ class ExportedConfig(_Exported):
     tokenizer: dict[str, Any] = Field(default_factory=dict)
     selection_id: str
     fusion: FusionConfig
+    rejects: bool = False
     classes: tuple[ExportedClass, ...] = Field(min_length=1, max_length=_MOST_CLASSES)
     merged: dict[int, int] = Field(default_factory=dict)
-    anchors: int = Field(ge=1, le=50_000_000)
-    sentences: int = Field(ge=1, le=500_000_000)
+    anchors: int = Field(ge=0, le=50_000_000)
+    sentences: int = Field(ge=0, le=500_000_000)
     index: Literal["torch", "flat", "ivf", "hnsw"] | None = None
 
 
@@ -107,12 +109,16 @@ def sentences_schema() -> pa.Schema:
 
 
 def anchors_schema(dim: int) -> pa.Schema:
-    """The anchors, by class and rank, with their vectors float32 [dim], unnormalised as the encoder gives them."""
+    """The anchors, by class and rank, with their vectors float32 [dim], unnormalised as the encoder gives them.
+
+    `loss` is L_lin, zero where it is unknown.
+    """
     return pa.schema(
         [
             pa.field("anchor_key", pa.int64(), nullable=False),
             *_SENTENCE,
             pa.field("rank", pa.int32(), nullable=False),
+            pa.field("loss", pa.float32(), nullable=False),
             pa.field("vector", pa.list_(pa.field("item", pa.float32()), dim), nullable=False),
         ]
     )

@@ -12,6 +12,7 @@ __all__ = [
     "SentenceRecord",
     "SentenceShare",
     "Skipped",
+    "image_share",
 ]
 
 from collections.abc import Callable
@@ -40,6 +41,9 @@ class ImageRecord:
     class_name: str | None
     split: str
     data: bytes | None = None
+    group: str | None = (
+        None  # what it shares with others that are held out together: a font, a camera, a burst
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +71,18 @@ class SentenceShare:
     effect: float
 
 
+def image_share(image_part: float, text_part: float) -> float:
+    """The images' share of the parts that speak for a class, 0 to 1; a half where neither does."""
+    image, text = max(image_part, 0.0), max(text_part, 0.0)
+    return image / (image + text) if image + text else 0.5
+
+
 @dataclass(frozen=True, slots=True)
 class ClassScore:
     """A class's probability and what each branch gave.
 
-    `probability = image_part + text_part` where `unit` is `probability`. Where it is `logit` (the fusion rule
-    `logits`), the parts are the branches' logits: their sum, less a number that all classes share, is the
-    probability's logarithm.
+    Where `unit` is `log-odds`, `image_part + text_part` is log P(this class) / P(the best other class). Where it is
+    `probability` (the fusion rule `paper`), it is the probability.
     """
 
     class_id: int
@@ -83,7 +92,12 @@ class ClassScore:
     text_part: float
     cosine: float
     sentences: tuple[SentenceShare, ...] = ()
-    unit: str = "probability"  # | "logit"
+    unit: str = "probability"  # | "log-odds"
+
+    @property
+    def image_share(self) -> float:
+        """How much of what speaks for the class the images gave, 0 to 1."""
+        return image_share(self.image_part, self.text_part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,4 +111,4 @@ class Prediction:
     commit: int  # whose state answered: after a rollback, the commit gone back to
     problem: str | None = None  # why the image could not be read; then `classes` is empty
     known: bool | None = None  # whether it is of any of the classes at all; None where that was not asked
-    known_score: float | None = None  # what that was judged by, against the calibrated threshold
+    known_score: float | None = None  # what that was judged by, the likelihood of its best class

@@ -10,15 +10,15 @@ import pyarrow as pa
 __all__ = [
     "ANCHORS",
     "CLASSES",
+    "CLASS_STATS",
     "COMMITTED",
     "IMAGES",
-    "IMPRINTS",
     "KEYS",
     "SENTENCES",
     "SENTENCE_SCORES",
+    "class_stats",
     "image_vectors",
     "image_vectors_name",
-    "imprints",
     "sentence_vectors",
     "sentence_vectors_name",
 ]
@@ -64,6 +64,9 @@ IMAGES = pa.schema(
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
         pa.field("problem", pa.string()),  # why it is quarantined
+        pa.field(
+            "group", pa.string()
+        ),  # images of one group are held out together: a font, a camera, a burst
     ]
 )
 
@@ -92,15 +95,14 @@ ANCHORS = pa.schema(
 )
 
 
-def imprints(dim: int) -> pa.Schema:
-    """Visual rows made from class means instead of training; `vector` has width `dim`."""
+def class_stats(dim: int) -> pa.Schema:
+    """What the generative model knows a class by: its training images and the sum [dim] of their normalised vectors."""
     return pa.schema(
         [
             _required("class_id", pa.int32()),
-            _required("head", pa.string()),
-            _required("image_count", pa.int32()),
-            _required("bias", pa.float64()),
-            _required("vector", pa.list_(pa.float32(), dim)),
+            _required("image_fp", pa.string()),
+            _required("images", pa.int32()),
+            _required("sum", pa.list_(pa.float64(), dim)),
         ]
     )
 
@@ -135,7 +137,7 @@ def image_vectors_name(image_fp: str) -> str:
     return f"image_vectors_{image_fp}"
 
 
-IMPRINTS = "imprints"  # its width is the encoder's, so the schema is a function
+CLASS_STATS = "class_stats"  # its width is the encoder's, so the schema is a function
 
 KEYS = {
     "classes": "class_id",
@@ -143,7 +145,7 @@ KEYS = {
     "images": "image_id",
     "sentence_scores": "sentence_id",
     "anchors": "anchor_key",
-    "imprints": "class_id",
+    "class_stats": "class_id",
 }
 """The primary key of each committed table."""
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from vlltr_index.anchor_terms import class_means
 from vlltr_index.errors import InputError, VlltrError
 from vlltr_index.lgr import AnchorBank, CosineClassifier, LGRHead
 from vlltr_index.losses import logit_adjusted_cross_entropy, sampler_prior, soft_cross_entropy
@@ -20,15 +23,21 @@ from vlltr_index.train.distributed import gather_rows, join_processes
 from vlltr_index.train.loop import RunPlan, check_finite, run
 from vlltr_index.train.lora import adapted
 from vlltr_index.train.mixing import BatchMixer
-from vlltr_index.train.sampling import epoch_batches, seed_of, stream
-from vlltr_index.train.schedule import cosine_factor, parameter_groups
+from vlltr_index.train.noise import TrainingAnchors, with_strays
+from vlltr_index.train.sampling import epoch_batches, seed_of, steps_per_epoch, stream
+from vlltr_index.train.schedule import parameter_groups, set_rates
+from vlltr_index.weighing import fit_temperature, nll
 
 if TYPE_CHECKING:
     from vlltr_index.encoder import Encoder
     from vlltr_index.schemas.records import Progress
 
-__all__ = ["new_head", "train_lgr", "tune_visual"]
+__all__ = ["HeldOut", "new_head", "train_lgr", "train_until", "tune_visual"]
 
+_LEAST_STEPS, _MOST_CHECKS, _PATIENCE = 20, 200, 2
+_GAIN, _LEAST_GAIN = 0.005, 0.002
+_WARM_STEPS = 20
+_AT_ONCE = 512
 _PROJECTIONS = ("query_proj", "key_proj", "query_norm", "key_norm")
 
 
@@ -45,6 +54,8 @@ def train_lgr(
     log: list[dict[str, float]] | None = None,
 ) -> LGRHead:
     """Train the head on stored vectors; each step takes one of an image's views at random.
+
+    The anchors have strays of other classes among them, and some are left out in each step, see `train.noise`.
 
     Vectors on the CPU stay there, and batches are worked on by a GPU where there is one.
 
@@ -72,21 +83,118 @@ def train_lgr(
         raise InputError(f"features must be floating [V, N, D], got {features.dtype} {list(features.shape)}")
     check_labels("labels", labels, features.shape[1], bank.num_classes)
     labels, device = labels.long(), work_device(features)
-    head = new_head(features.shape[2], bank, config, visual_init, logit_scale).to(device)
-    objective = _HeadLoss(head, bank.to(device), labels, config)
+    head = new_head(features.shape[2], bank, config, visual_init, logit_scale, rows=bank.num_classes).to(
+        device
+    )
+    anchors = _training_anchors(features, labels, bank, logit_scale, config)
+    objective = _HeadLoss(head, anchors, labels, config)
     optimizer = torch.optim.AdamW(_groups(head, config, ""), fused=True)
     state, log = run_dir / STATE if run_dir is not None else None, [] if log is None else log
     for epoch in range(_restore_head(state, head, optimizer, log), config.epochs):
-        entry = _head_epoch(epoch, features, objective, optimizer, progress)
-        if not entry["loss"] < float("inf"):
-            raise VlltrError(
-                f"train lgr: the loss is {entry['loss']} in epoch {epoch + 1}", "Try a lower lgr.lr"
-            )
-        log.append(entry)
+        log.append(_head_epoch(epoch, features, objective, optimizer, progress, config.epochs))
         if state is not None:
             _keep_head_state(state, head, optimizer, log)
     check_finite(head, "train lgr")
     return head.to(features.device).eval()
+
+
+def train_until(
+    head: LGRHead,
+    features: Tensor,
+    labels: Tensor,
+    bank: AnchorBank,
+    config: LGRConfig,
+    stop: int | HeldOut,
+    *,
+    places: Tensor,
+    run_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[LGRHead, list[dict[str, float]]]:
+    """Train a head on stored vectors at a steady rate: for so many steps, or until a held-out loss has converged.
+
+    That loss is looked at every epoch, or every 20 steps where an epoch is shorter. It has converged once two looks
+    have not lowered it by 0.5 % and 0.002; the head is then as it was at its lowest, which may be before the first
+    step. It is taken at the temperature that suits it best: a head that is merely too sure of itself is not trained too
+    long.
+
+    Args:
+        head: Where to start; trained in place.
+        features: Float [V, N, D], V views of N images, unnormalised.
+        labels: Int64 [N], rows of the visual classifier.
+        bank: Anchors of the classes that have a sentence.
+        config: The recipe's `lgr` section; `epochs` is not looked at.
+        stop: Steps, or images that are not among those trained on.
+        places: Int64 [C], the position in the bank of each row's class; -1 for a class without a sentence.
+        run_dir: As for `train_lgr`; for a number of steps.
+        progress: Called after every step.
+
+    Returns:
+        The head, in eval mode, where the vectors lie; and the log, each entry with the `steps` so far, the last with
+        the `best` number of steps.
+
+    Raises:
+        VlltrError: The loss, or a weight at the end, is not finite.
+        WorkspaceError: The state in `run_dir` is damaged.
+    """
+    device, log = work_device(features), list[dict[str, float]]()
+    head = head.to(device)
+    anchors = _training_anchors(features, places[labels], bank, float(head.logit_scale.detach()), config)
+    objective = _HeadLoss(head, anchors, labels, config, places)
+    optimizer = torch.optim.AdamW(_groups(head, config, ""), fused=True)
+    state = run_dir / STATE if run_dir is not None else None
+    each = max(steps_per_epoch(len(labels), config.batch_size), _LEAST_STEPS)
+    held = None if isinstance(stop, int) else stop
+    checks = _MOST_CHECKS if held is not None or not isinstance(stop, int) else max(round(stop / each), 1)
+    best, lowest, kept = 0, held.loss(objective) if held is not None else 0.0, _copied(head)
+    for check in range(_restore_head(state, head, optimizer, log), checks):
+        log.append(_head_epoch(check, features, objective, optimizer, progress, checks, steady=each))
+        if state is not None:
+            _keep_head_state(state, head, optimizer, log)
+        if held is None:
+            continue
+        log[-1]["held_out"] = loss = held.loss(objective)
+        if loss < min((1.0 - _GAIN) * lowest, lowest - _LEAST_GAIN):
+            best, lowest, kept = check + 1, loss, _copied(head)
+        elif check + 1 - best >= _PATIENCE:
+            break
+    if held is not None:
+        head.load_state_dict(kept)
+    check_finite(head, "train lgr")
+    if log:
+        log[-1]["best"] = float((best if held is not None else checks) * each)
+    return head.to(features.device).eval(), log
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Images that say when to stop.
+
+    Attributes:
+        features: Float [M, D], unnormalised.
+        labels: Int64 [M], rows of the visual classifier.
+        bank: The anchors without strays.
+        watched: Which losses are: `visual`, `text` or both.
+    """
+
+    features: Tensor
+    labels: Tensor
+    bank: AnchorBank
+    watched: tuple[str, ...]
+
+    @torch.no_grad()
+    def loss(self, objective: _HeadLoss) -> float:
+        """The sum of the losses watched, each at the temperature that suits it best; images weigh n^-power."""
+        total = 0.0
+        for name, (logits, labels, weights) in objective.held_out(
+            self.features, self.labels, self.bank
+        ).items():
+            if name in self.watched and len(labels):
+                total += nll(fit_temperature(logits, labels, weights) * logits, labels, weights)
+        return total
+
+
+def _copied(head: LGRHead) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in head.state_dict().items()}
 
 
 def _head_epoch(
@@ -95,19 +203,30 @@ def _head_epoch(
     objective: _HeadLoss,
     optimizer: torch.optim.Optimizer,
     progress: Progress | None,
+    epochs: int,
+    steady: int | None = None,
 ) -> dict[str, float]:
-    """One epoch over stored vectors; what the log says of it."""
+    """One of `epochs` over stored vectors, or `steady` steps after a short warm-up; what the log says of it.
+
+    Raises:
+        VlltrError: The loss is not finite.
+    """
     config, head = objective.config, objective.head
     device = head.log_logit_scale.device
     draws = stream(config.seed, epoch, "lgr")
-    batches = epoch_batches(objective.labels, config.batch_size, config.sampler_power, draws)
+    size = min(config.batch_size, len(objective.labels)) if steady else config.batch_size
+    batches = epoch_batches(objective.labels, size, config.sampler_power, draws, steady)
     chosen = torch.randint(features.shape[0], batches.shape, generator=stream(config.seed, epoch, "views"))
-    total, warmup = len(batches) * config.epochs, round(len(batches) * config.warmup_epochs)
+    dropping = stream(config.seed, epoch, "anchors")
+    total, warmup = len(batches) * epochs, round(len(batches) * config.warmup_epochs)
     sums: dict[str, float] = {}
     for done, (positions, view) in enumerate(zip(batches, chosen, strict=True), epoch * len(batches)):
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * cosine_factor(done, total, warmup)
-        loss, parts = objective(features[view, positions].float().to(device), positions)
+        if steady:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * min(1.0, (done + 1) / _WARM_STEPS)
+        else:
+            set_rates(optimizer, done, total, warmup, config.min_lr)
+        loss, parts = objective(features[view, positions].float().to(device), positions, dropping)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -117,8 +236,11 @@ def _head_epoch(
             sums[key] = sums.get(key, 0.0) + float(value.detach()) / len(batches)
         if progress:
             progress("train lgr", done + 1, total)
+    if not sums["loss"] < float("inf"):
+        raise VlltrError(f"train lgr: the loss is {sums['loss']} in epoch {epoch + 1}", "Try a lower lgr.lr")
     scale = float(head.logit_scale.detach())
-    return {**sums, "epoch": epoch + 1.0, "scale": scale, "lr": optimizer.param_groups[0]["lr"]}
+    entry = {**sums, "epoch": epoch + 1.0, "scale": scale, "lr": optimizer.param_groups[0]["lr"]}
+    return entry | ({"steps": float((epoch + 1) * steady)} if steady else {})
 
 
 def _keep_head_state(
@@ -164,6 +286,7 @@ def tune_visual(
     With `tune = "visual"` the tower is trained in place with `config.encoder_lr`; with `lora` low-rank adapters are,
     and merged at the end; with `head` it stays as it is, and images are augmented and mixed (mixup, cutmix) anew.
     The text tower is not touched, so stored sentence vectors stay valid; image vectors do not where the tower learns.
+    Anchors are left out of steps as in `train_lgr`, but no strays come among them.
 
     Args:
         encoder: Where to start.
@@ -185,8 +308,11 @@ def tune_visual(
     join_processes(encoder)
     encoder.eval()
     check_labels("labels", images.labels, classes=bank.num_classes)
-    head = new_head(encoder.dim, bank, config, visual_init, encoder.logit_scale).to(encoder.device)
-    head_loss = _HeadLoss(head, bank.to(encoder.device), images.labels, config)
+    head = new_head(encoder.dim, bank, config, visual_init, encoder.logit_scale, rows=bank.num_classes).to(
+        encoder.device
+    )
+    anchors = TrainingAnchors(bank.to(encoder.device), len(bank.vectors), config.anchor_dropout)
+    head_loss = _HeadLoss(head, anchors, images.labels, config)
     tower = encoder.model.visual
     assert isinstance(tower, nn.Module)
     learns = config.tune != "head"
@@ -200,7 +326,7 @@ def tune_visual(
             pixels, soft = mixer(pixels, images.labels[positions], generator)
         with torch.set_grad_enabled(learns):
             features = gather_rows(encoder.encode_pixels(pixels))
-        return head_loss(features, positions, soft)
+        return head_loss(features, positions, generator, soft)
 
     with ExitStack() as stack:
         if config.tune == "lora":
@@ -240,6 +366,7 @@ def new_head(
     config: LGRConfig,
     visual_init: tuple[Tensor, Tensor] | None,
     logit_scale: float,
+    rows: int | None = None,
 ) -> LGRHead:
     """An untrained head: identity projections, its visual classifier from stage 1 or, for `cosine`, from the texts.
 
@@ -250,16 +377,20 @@ def new_head(
         torch.manual_seed(seed_of(config.seed, "head"))
         head = LGRHead(
             dim,
-            bank.num_classes,
+            (bank.num_classes if visual_init is None else len(visual_init[1])) if rows is None else rows,
             visual=config.visual,
             logit_scale=logit_scale,
             learn_scale=config.learn_scale,
             normalise_values=config.normalise_values,
             detach_value_norm=config.detach_value_norm,
+            loss_bias=config.loss_bias,
         )
     with torch.no_grad():
-        if isinstance(head.visual_head, CosineClassifier):
-            head.visual_head.weight.copy_(unit_rows(bank.prototypes(config.normalise_values)))
+        if isinstance(head.visual_head, CosineClassifier) and head.num_visual_classes:
+            start = bank.prototypes(config.normalise_values)
+            if visual_init is not None and len(visual_init[1]) != bank.num_classes:
+                start = visual_init[0]  # a class has no sentence
+            head.visual_head.weight.copy_(unit_rows(start))
         elif isinstance(head.visual_head, nn.Linear) and visual_init is not None:
             weight, bias = visual_init
             if weight.shape != head.visual_head.weight.shape or bias.shape != head.visual_head.bias.shape:
@@ -272,31 +403,93 @@ def new_head(
     return head
 
 
+def _training_anchors(
+    features: Tensor, places: Tensor, bank: AnchorBank, logit_scale: float, config: LGRConfig
+) -> TrainingAnchors:
+    """The anchors with strays among them; `places` int64 [N] are the images' classes in the bank, -1 for none."""
+    told = places >= 0
+    classes, means = class_means(features[0, told], places[told])
+    centres = means.new_zeros(bank.num_classes, bank.dim)
+    centres[classes] = means
+    noisy = with_strays(
+        bank, centres.to(bank.vectors), logit_scale, config.strays, stream(config.seed, "strays")
+    )
+    return TrainingAnchors(noisy.to(work_device(features)), len(bank.vectors), config.anchor_dropout)
+
+
 class _HeadLoss:
     """Visual plus text cross-entropy, both adjusted by the sampler's prior."""
 
-    def __init__(self, head: LGRHead, bank: AnchorBank, labels: Tensor, config: LGRConfig) -> None:
-        self.head, self.bank, self.labels, self.config = head, bank, labels, config
-        counts = torch.bincount(labels, minlength=bank.num_classes)
-        self.log_prior = sampler_prior(counts, config.sampler_power).log().float()
+    def __init__(
+        self,
+        head: LGRHead,
+        anchors: TrainingAnchors,
+        labels: Tensor,
+        config: LGRConfig,
+        places: Tensor | None = None,
+    ) -> None:
+        self.head, self.anchors, self.labels, self.config = head, anchors, labels, config
+        text_classes = anchors.bank.num_classes
+        classes = text_classes if places is None else len(places)
+        prior = sampler_prior(torch.bincount(labels, minlength=classes), config.sampler_power)
+        self.log_prior = prior.log().float()
+        self.places = torch.arange(classes) if places is None else places
+        told = (self.places >= 0).nonzero()[:, 0]
+        self.text_prior = self.log_prior.new_full((text_classes,), -math.inf)
+        self.text_prior[self.places[told]] = self.log_prior[told]
 
     def __call__(
-        self, features: Tensor, positions: Tensor, soft: Tensor | None = None
+        self, features: Tensor, positions: Tensor, generator: torch.Generator, soft: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and parts of features [B, D] of the images at `positions` [B], or of mixed ones with targets [B, C]."""
+        """Loss and parts of features [B, D] of the images at `positions` [B], or of mixed ones with targets [B, C].
+
+        `generator` says which anchors are left out.
+        """
+        config, kept = self.config, self.anchors.kept(generator) if self.anchors.bank.num_classes else None
+        if soft is not None:
+            log_prior, parts = self.log_prior.to(features.device), {}
+            for name, logits in zip(
+                ("visual", "text"), self.head(features, self.anchors.bank, kept), strict=True
+            ):
+                parts[name] = soft_cross_entropy(logits, soft, log_prior, config.logit_adjustment)
+        else:
+            parts = self._hard(features, self.labels[positions], kept)
+        return sum(parts.values(), features.new_zeros(())), parts
+
+    def _hard(self, features: Tensor, labels: Tensor, kept: Tensor | None) -> dict[str, Tensor]:
+        """Both losses of images with labels int64 [B]; that of the text is of those whose class has a sentence."""
+        places, device = self.places[labels], features.device
+        told = places >= 0
+        parts = {
+            "visual": self._entropy(self.head.visual_logits(features), labels.to(device), self.log_prior)
+        }
+        if bool(told.any()):
+            logits = self.head.text_logits(features[told.to(device)], self.anchors.bank, kept)
+            parts["text"] = self._entropy(logits, places[told].to(device), self.text_prior)
+        return parts
+
+    def _entropy(self, logits: Tensor, targets: Tensor, log_prior: Tensor) -> Tensor:
         config = self.config
-        targets = self.labels[positions].to(features.device)
-        log_prior = self.log_prior.to(features.device)
-        parts = {}
-        for name, logits in zip(("visual", "text"), self.head(features, self.bank), strict=True):
-            parts[name] = (
-                soft_cross_entropy(logits, soft, log_prior, config.logit_adjustment)
-                if soft is not None
-                else logit_adjusted_cross_entropy(
-                    logits, targets, log_prior, config.logit_adjustment, config.label_smoothing
-                )
-            )
-        return parts["visual"] + parts["text"], parts
+        return logit_adjusted_cross_entropy(
+            logits, targets, log_prior.to(logits.device), config.logit_adjustment, config.label_smoothing
+        )
+
+    def held_out(
+        self, features: Tensor, labels: Tensor, bank: AnchorBank
+    ) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+        """Logits, labels and weights of images that are not trained on, among the classes that are, for each branch."""
+        counts = torch.bincount(self.labels, minlength=len(self.places)).double()
+        weights = counts[labels].clamp(min=1.0) ** -self.config.sampler_power
+        device, known = self.head.log_logit_scale.device, self.log_prior.isfinite()
+        parts = [part.float().to(device) for part in features.split(_AT_ONCE)]
+        visual = torch.cat([self.head.visual_logits(part).cpu() for part in parts])
+        found = {"visual": (visual[:, known], (known.cumsum(0) - 1)[labels], weights)}
+        if bank.num_classes:
+            text = torch.cat([self.head.text_logits(part, bank).cpu() for part in parts])
+            known, places = self.text_prior.isfinite(), self.places[labels]
+            told = places >= 0
+            found["text"] = (text[told][:, known], (known.cumsum(0) - 1)[places[told]], weights[told])
+        return found
 
 
 def _groups(head: LGRHead, config: LGRConfig, prefix: str) -> list[dict[str, object]]:

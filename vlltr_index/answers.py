@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from vlltr_index.crops import Crops
 from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.explanation import explain_class
+from vlltr_index.fusion import parts_of
 from vlltr_index.images.decode import UNREADABLE, ImageSource, image_label, open_image
 from vlltr_index.index import AnchorIndex, WithDelta, load_index
 from vlltr_index.loading import open_encoder
-from vlltr_index.rejection import known_scores
-from vlltr_index.retrieval import AnchorClasses, best_row_logits, retrieve_text_logits
+from vlltr_index.retrieval import AnchorClasses, retrieve_text_logits
 from vlltr_index.schemas.records import ClassScore, Prediction, SentenceShare
 from vlltr_index.scoring import Scorer
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from vlltr_index.encoder import Encoder
     from vlltr_index.fusion import FusedScores
-    from vlltr_index.rejection import Score
     from vlltr_index.snapshot import Snapshot
     from vlltr_index.workspace import Workspace
 
@@ -121,31 +120,39 @@ class Answers:
 
         Raises:
             UsageError: If `retrieval` is neither, or another number of crops.
-            MissingStepError: If `reject` is asked for and no threshold has been calibrated.
+            MissingStepError: If `reject` is asked for and the head has no level for it.
 
         An image that cannot be read gives a `Prediction` with `problem` set; the others are answered.
         """
         if retrieval not in ("faiss", "exhaustive"):
             raise UsageError(f"retrieval is 'faiss' or 'exhaustive', got {retrieval!r}")
-        limit = self._limit() if reject else None
+        if reject and self._accept_above is None:
+            raise self._no_level()
         result: list[Prediction] = []
         for start in range(0, len(images), _BATCH):
             part = images[start : start + _BATCH]
             features, problems = self.features(part, crops)
-            result += self._predict_batch(part, features, problems, top, explain, retrieval, limit)
+            result += self._predict_batch(part, features, problems, top, explain, retrieval, reject)
         return result
 
-    def _limit(self) -> tuple[Score, float]:
-        """The score by which images are rejected, and its threshold."""
-        commit = self.snapshot.commit
-        fusion = commit.fusion if commit is not None else None
-        if fusion is None and self._workspace is not None:
-            fusion = self._workspace.recipe.fusion
-        if fusion is None or fusion.reject_score is None or fusion.reject_threshold is None:
-            raise MissingStepError(
-                "no threshold for 'none of these' has been calibrated", "Run: vlltr calibrate"
+    def _no_level(self) -> MissingStepError:
+        """Why the head has no level for 'none of these'."""
+        lacking = "this head knows no level for 'none of these': "
+        if self.scorer.saved.parts is None:
+            return MissingStepError(
+                f"{lacking}it was trained for the protocols paper or release",
+                "Train one: vlltr train lgr --recipe ours",
             )
-        return fusion.reject_score, fusion.reject_threshold
+        return MissingStepError(
+            f"{lacking}no image could be held out when it was trained",
+            "Bring in more images, then run: vlltr train lgr",
+        )
+
+    @property
+    def _accept_above(self) -> float | None:
+        """The best log-likelihood of a known image is seldom below this."""
+        parts = self.scorer.saved.parts
+        return parts.accept_above if parts is not None and self.scorer.model is not None else None
 
     def features(self, images: Sequence[ImageSource], crops: int = 1) -> tuple[Tensor, list[str | None]]:
         """Features [B, D] of the readable images, unnormalised, and for each image why it was not readable."""
@@ -187,54 +194,43 @@ class Answers:
         The residual is the mass of the classes that were not scored exactly: 0 for `exhaustive`.
         """
         index = self._index if retrieval == "faiss" else None
-        if index is None:
+        if index is None or self.scorer.bank.num_classes < len(self.scorer.class_ids):
             return self.scorer.exhaustive(features), torch.zeros(len(features))
-        visual, text, residual = self._retrieve(index, features)
-        return self.scorer.fuse(visual, text), residual
+        image, text, residual = self._retrieve(index, features)
+        return self.scorer.fuse(image, text), residual
 
-    @torch.inference_mode()
-    def _judge(
-        self, features: Tensor, retrieval: str, limit: tuple[Score, float] | None
-    ) -> tuple[FusedScores, Tensor, list[tuple[bool | None, float | None]]]:
-        """As `score`, and for each image whether it is known and by what score, where there is a `limit`."""
-        if limit is None:
-            fused, residual = self.score(features, retrieval)
-            return fused, residual, [(None, None)] * len(features)
-        scorer, index = self.scorer, self._index if retrieval == "faiss" else None
-        if index is None:
-            text = scorer.saved.head.text_logits(features, scorer.bank)
-            visual, residual = scorer.visual_logits(features), torch.zeros(len(features))
-        else:
-            visual, text, residual = self._retrieve(index, features)
-        name, threshold = limit
-        values = known_scores(visual, text, scorer.row_class, scorer.trained, scorer.params, (name,))[name]
-        return scorer.fuse(visual, text), residual, [(v >= threshold, v) for v in values.tolist()]
+    def _known(self, features: Tensor) -> list[tuple[bool, float]]:
+        """For each of features [B, D] whether it is of any class at all, and the likelihood that this is judged by."""
+        level = self._accept_above
+        assert level is not None
+        values = self.scorer.log_likelihoods(features).amax(1).tolist()
+        return [(value >= level, value) for value in values]
 
     def _retrieve(self, index: AnchorIndex, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Visual logits [B, C_v + R], text logits [B, C] and the residual probability [B]."""
+        """Image scores [B, C], text logits [B, C] and the residual probability [B]."""
         scorer = self.scorer
         bank, head = scorer.bank, scorer.saved.head
-        visual = scorer.visual_logits(features)
+        image = scorer.image_scores(features)
 
         def exact(rows: Tensor, classes: Tensor | None) -> Tensor:
             return head.text_logits(features[rows], bank if classes is None else bank.select(classes))
 
         def fused_parts(rows: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-            fused = scorer.fuse(visual[rows], text)
-            # Under `logits` a part is a logit, and all of a probability rests on the text's.
-            logits = scorer.params.rule == "logits"
-            return fused.probabilities, fused.probabilities if logits else fused.text_part
+            fused = scorer.fuse(image[rows], text)
+            # In a product all of a probability rests on the text's estimate.
+            whole = scorer.fusion.rule != "paper"
+            return fused.probabilities, fused.probabilities if whole else fused.text_part
 
         found = retrieve_text_logits(
             features,
             index,
             self._anchor_classes,
             head.prototype_logits(features, bank),
-            best_row_logits(visual, scorer.row_class, bank.num_classes),
+            image,
             exact,
             fused_parts,
         )
-        return visual, found.text_logits, found.residual
+        return image, found.text_logits, found.residual
 
     @cached_property
     def _anchor_classes(self) -> AnchorClasses:
@@ -248,13 +244,14 @@ class Answers:
         Raises:
             InputError: If the image cannot be read.
             UnknownClassError: If there is no such class.
-            MissingStepError: If the class has no anchors: it came after the selection.
+            MissingStepError: If the class has neither anchors nor images: it came after the selection.
         """
         class_id = self.snapshot.class_table().lookup(name)
         place = (self.scorer.class_ids == class_id).nonzero()[:, 0].tolist()
         if not place:
             raise MissingStepError(
-                f"class {name!r} has no anchor sentence", "Select again: vlltr embed, then vlltr select"
+                f"class {name!r} has neither an anchor sentence nor a training image",
+                "Select again: vlltr embed, then vlltr select",
             )
         features, problems = self.features([image], crops)
         if problems[0] is not None:
@@ -267,7 +264,7 @@ class Answers:
 
         Args:
             feature: Float [D], unnormalised as the encoder gives it.
-            class_ids: Classes that have anchors.
+            class_ids: Classes that are among the answers.
             explain: Sentences a class.
         """
         fused, _ = self.score(feature[None], "exhaustive")
@@ -282,14 +279,13 @@ class Answers:
         top: int,
         explain: int,
         retrieval: str,
-        limit: tuple[Score, float] | None,
+        reject: bool,
     ) -> list[Prediction]:
         used = "faiss" if retrieval == "faiss" and self._index is not None else "exhaustive"
         commit = self.snapshot.commit
         number = commit.state if commit is not None else 0
-        fused, residual, known = (
-            self._judge(features, used, limit) if len(features) else (None, torch.empty(0), [])
-        )
+        fused, residual = self.score(features, used) if len(features) else (None, torch.empty(0))
+        known = self._known(features) if reject and len(features) else [(None, None)] * len(features)
         result, row = [], 0
         for image, problem in zip(images, problems, strict=True):
             label = image_label(image)
@@ -305,13 +301,34 @@ class Answers:
     def _class_score(
         self, feature: Tensor, fused: FusedScores, row: int, position: int, explain: int | None
     ) -> ClassScore:
-        found = explain_class(self.scorer.saved.head, self.scorer.bank, position, feature)
+        class_id = int(self.scorer.class_ids[position])
+        cosine, shares = self._shares(feature, class_id, explain)
+        image_part, text_part = parts_of(fused, row, position, self.scorer.fusion.rule)
+        return ClassScore(
+            class_id,
+            self.names[class_id],
+            float(fused.probabilities[row, position]),
+            image_part,
+            text_part,
+            cosine,
+            shares,
+            "probability" if self.scorer.fusion.rule == "paper" else "log-odds",
+        )
+
+    def _shares(
+        self, feature: Tensor, class_id: int, explain: int | None
+    ) -> tuple[float, tuple[SentenceShare, ...]]:
+        """The cosine of an image with a class's sentences, and the first of these by effect; none without any."""
+        place = (self.scorer.bank.class_ids == class_id).nonzero()[:, 0].tolist()
+        if not place:
+            return 0.0, ()
+        found = explain_class(self.scorer.saved.head, self.scorer.bank, place[0], feature)
         order = found.effects.argsort(descending=True, stable=True)
         order = order if explain is None else order[:explain]
-        first = self.scorer.bank.bounds[position]
+        first = self.scorer.bank.bounds[place[0]]
         ids = [self.scorer.loaded.sentence_ids[first + int(m)] for m in order]
         sentences = self.sentences(ids)
-        shares = tuple(
+        return float(found.cosine), tuple(
             SentenceShare(
                 *sentences[sentence_id],
                 attention=float(found.attention[m]),
@@ -319,17 +336,6 @@ class Answers:
                 effect=float(found.effects[m]),
             )
             for sentence_id, m in zip(ids, order.tolist(), strict=True)
-        )
-        class_id = int(self.scorer.class_ids[position])
-        return ClassScore(
-            class_id,
-            self.names[class_id],
-            float(fused.probabilities[row, position]),
-            float(fused.visual_part[row, position]),
-            float(fused.text_part[row, position]),
-            float(found.cosine),
-            shares,
-            "logit" if self.scorer.params.rule == "logits" else "probability",
         )
 
     @cached_property

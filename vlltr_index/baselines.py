@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from vlltr_index.calibration import balanced_accuracy
 from vlltr_index.errors import InputError, VlltrError
 from vlltr_index.losses import logit_adjusted_cross_entropy, sampler_prior
+from vlltr_index.metrics import balanced_accuracy
 from vlltr_index.tensors import check_labels, check_matrix, check_vector, unit_rows, working_dtype
 from vlltr_index.train.sampling import epoch_batches, stream
 from vlltr_index.train.schedule import cosine_factor

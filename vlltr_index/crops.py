@@ -52,8 +52,11 @@ class Crops:
         self._transform: Callable[[Image.Image], Tensor] = encoder.preprocess
         if number > 1:
             larger = height + 2 * self._margins[0], width + 2 * self._margins[1]
-            size = larger[0] if larger[0] == larger[1] else list(larger)
-            self._transform = make_transform({**encoder.config["preprocess_cfg"], "size": size})
+            cfg = encoder.config["preprocess_cfg"]
+            cfg["size"] = larger[0] if larger[0] == larger[1] else list(larger)
+            if "resize" in cfg:
+                cfg["resize"] = max(cfg["resize"], *larger)
+            self._transform = make_transform(cfg)
 
     def pixels(self, image: Image.Image) -> Tensor:
         """The crops of one image, normalised for the encoder: float32 [number, 3, H, W]."""

@@ -84,6 +84,7 @@ class Encoder:
         seed: int = 0,
         *,
         image_size: int | None = None,
+        resize: int | None = None,
         precision: Precision = "fp32",
         device: str | torch.device | None = None,
     ) -> Encoder:
@@ -94,6 +95,7 @@ class Encoder:
             texts: What a word vocabulary is built from; only `vlltr-tiny` has one.
             seed: Same seed and texts, same weights.
             image_size: Side in pixels, instead of the model's own.
+            resize: Shorter side before the crop, instead of the crop's.
             precision: Of the towers' arithmetic.
             device: Default: a GPU where there is one.
 
@@ -114,7 +116,7 @@ class Encoder:
             config["model_cfg"]["text_cfg"]["vocab_size"] = tokenizer.vocab_size
         else:
             tokenizer = openclip.make_tokenizer(config)
-        sources.set_image_size(config, image_size)
+        sources.set_image_size(config, image_size, resize)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # leaves the GPUs' alone
             built = openclip.build_model(config["model_cfg"])
@@ -127,6 +129,7 @@ class Encoder:
         pretrained: str | None = None,
         *,
         image_size: int | None = None,
+        resize: int | None = None,
         precision: Precision = "fp32",
         device: str | torch.device | None = None,
     ) -> Encoder:
@@ -139,6 +142,7 @@ class Encoder:
             model: A name that open_clip knows, a folder, `local-dir:FOLDER`, or `hf-hub:OWNER/NAME`.
             pretrained: A tag, or a .safetensors, .pt, .pth, .bin or .ckpt file, or a folder.
             image_size: Side in pixels; position embeddings are interpolated to it.
+            resize: Shorter side before the crop, instead of what belongs to the weights.
             precision: Of the towers' arithmetic.
             device: Default: a GPU where there is one.
 
@@ -147,10 +151,10 @@ class Encoder:
         """
         folder = sources.locate_folder(model, pretrained)
         if folder is not None and (folder / _FACTS).is_file():
-            return cls.open(folder, image_size=image_size, precision=precision, device=device)
+            return cls.open(folder, image_size=image_size, resize=resize, precision=precision, device=device)
         source = sources.read_source(model, pretrained)
         tokenizer = openclip.make_tokenizer(source.config, source.folder)
-        sources.set_image_size(source.config, image_size)
+        sources.set_image_size(source.config, image_size, resize)
         with NoDraws():  # every weight is loaded next, and drawing takes longer than that
             built = openclip.build_model(source.config["model_cfg"])
         openclip.load_state(built, source.state, source.where)
@@ -164,6 +168,7 @@ class Encoder:
         folder: str | Path,
         *,
         image_size: int | None = None,
+        resize: int | None = None,
         precision: Precision | None = None,
         device: str | torch.device | None = None,
     ) -> Encoder:
@@ -183,7 +188,7 @@ class Encoder:
         try:
             config, name, saved = facts["config"], str(facts["name"]), facts["precision"]
             stored = config["model_cfg"]["vision_cfg"].get("image_size", 224)
-            sources.set_image_size(config, image_size)
+            sources.set_image_size(config, image_size, resize)
             tokenizer = _open_tokenizer(config, folder)
             with NoDraws():
                 built = openclip.build_model(config["model_cfg"])

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from vlltr_index.errors import InputError, MissingStepError
 from vlltr_index.explanation import ClassExplanation, contrast, explain_class
+from vlltr_index.fusion import parts_of
 from vlltr_index.images.decode import UNREADABLE
+from vlltr_index.schemas.records import image_share
 from vlltr_index.tensors import check_vector
 
 if TYPE_CHECKING:
@@ -65,11 +67,11 @@ class ExaminedClass:
         image_part: What the visual branch gives, see `schemas.records.ClassScore`.
         text_part: What the text branch gives.
         cosine: Of the image and what its sentences say together.
-        logit: scale * cosine, before temperature and margin.
+        logit: scale * cosine, before the text's weight.
         probability_before: As `probability`.
         cosine_before: As `cosine`.
         logit_before: As `logit`.
-        unit: What the parts are: "probability" or "logit".
+        unit: What the parts are: "probability" or "log-odds".
         sentences: All its anchors, by falling effect with nothing struck out; empty where they were not asked for.
     """
 
@@ -85,6 +87,11 @@ class ExaminedClass:
     logit_before: float
     unit: str
     sentences: tuple[ExaminedSentence, ...] = ()
+
+    @property
+    def image_share(self) -> float:
+        """How much of what speaks for the class the images gave, 0 to 1."""
+        return image_share(self.image_part, self.text_part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +129,7 @@ class Examination:
         check_vector("feature", feature, scorer.bank.dim)
         self.answers, self.feature = answers, feature
         with torch.inference_mode():
-            self._visual = scorer.visual_logits(feature[None])
+            self._visual = scorer.image_scores(feature[None])
             self._text = scorer.saved.head.text_logits(feature[None], scorer.bank)
         self._whole = self._fuse(self._text)
 
@@ -148,16 +155,18 @@ class Examination:
         if not left_out:
             return self._whole
         text = self._text.clone()
-        for position, sentences in left_out.items():
-            text[0, position] = self._explain(position, sentences).logit
+        for place, sentences in left_out.items():
+            text[0, place] = self._explain(place, sentences).logit
         return self._fuse(text)
 
     def best(self, top: int = 5, struck: Collection[str] = ()) -> list[ExaminedClass]:
         """The `top` best classes, best first, without their sentences; `struck` as for `scores`."""
         fused, left_out = self.scores(struck), self._places(struck)
-        probabilities = fused.probabilities[0]
-        places = probabilities.topk(min(top, len(probabilities))).indices.tolist()
-        return [self._class(p, fused, self._explain(p, left_out.get(p, ())), ()) for p in places]
+        probabilities, ids = fused.probabilities[0], self.answers.scorer.class_ids
+        best = ids[probabilities.topk(min(top, len(probabilities))).indices].tolist()
+        places = {c: n for n, c in enumerate(self.answers.scorer.bank.class_ids.tolist())}
+        found = {c: self._explain(places[c], left_out.get(places[c], ())) for c in best if c in places}
+        return [self._class(c, fused, found.get(c), ()) for c in best]
 
     def look(self, name: str, struck: Collection[str] = ()) -> ExaminedClass:
         """One class with all its sentences; `struck` as for `scores`.
@@ -166,10 +175,10 @@ class Examination:
             UnknownClassError: If there is no such class.
             MissingStepError: If it has no anchors.
         """
-        position = self._position(name)
-        left_out = self._places(struck).get(position, ())
-        found = self._explain(position, left_out)
-        return self._class(position, self.scores(struck), found, left_out, sentences=True)
+        class_id, place = self._place(name)
+        left_out = self._places(struck).get(place, ())
+        found = self._explain(place, left_out)
+        return self._class(class_id, self.scores(struck), found, left_out, sentences=True)
 
     def compare(self, first: str, second: str, struck: Collection[str] = ()) -> Comparison:
         """Why the class `first` and not `second`; `struck` as for `scores`.
@@ -179,30 +188,35 @@ class Examination:
             MissingStepError: If one has no anchors.
             InputError: If both are the same class.
         """
-        one, other, left_out = self._position(first), self._position(second), self._places(struck)
+        (first_id, one), (second_id, other) = self._place(first), self._place(second)
+        left_out = self._places(struck)
         if one == other:
             raise InputError(f"class {first!r} cannot be compared with itself", "Choose another one.")
         scorer, fused = self.answers.scorer, self.scores(struck)
         found = contrast(scorer.saved.head, scorer.bank, one, other, self.feature, left_out)
         classes, arguments = [], []
-        for side, chosen in ((found.first, found.for_first), (found.second, found.against_first)):
+        for class_id, side, chosen in (
+            (first_id, found.first, found.for_first),
+            (second_id, found.second, found.against_first),
+        ):
             out = left_out.get(side.position, ())
-            classes.append(self._class(side.position, fused, side, out, sentences=True))
+            classes.append(self._class(class_id, fused, side, out, sentences=True))
             arguments.append(self._sentences(side, chosen.tolist(), out))
         return Comparison(classes[0], classes[1], found.gap, arguments[0], arguments[1])
 
     def _fuse(self, text: Tensor) -> FusedScores:
         with torch.inference_mode():
-            return self.answers.scorer.fuse(self._visual, text)
+            return self.answers.scorer.fuse(self._visual, self.answers.scorer.whole(text))
 
-    def _position(self, name: str) -> int:
+    def _place(self, name: str) -> tuple[int, int]:
+        """A class's number, and its position among the anchors."""
         class_id = self.answers.snapshot.class_table().lookup(name)
-        place = (self.answers.scorer.class_ids == class_id).nonzero()[:, 0].tolist()
+        place = (self.answers.scorer.bank.class_ids == class_id).nonzero()[:, 0].tolist()
         if not place:
             raise MissingStepError(
                 f"class {name!r} has no anchor sentence", "Select again: vlltr embed, then vlltr select"
             )
-        return int(place[0])
+        return class_id, int(place[0])
 
     def _places(self, struck: Collection[str]) -> Mapping[int, tuple[int, ...]]:
         """Position of a class to its sentences that are struck out, by their place among its anchors."""
@@ -225,27 +239,30 @@ class Examination:
 
     def _class(
         self,
-        position: int,
+        class_id: int,
         fused: FusedScores,
-        found: ClassExplanation,
+        found: ClassExplanation | None,
         struck: Sequence[int],
         sentences: bool = False,
     ) -> ExaminedClass:
+        """`found` is None for a class without a sentence."""
         scorer = self.answers.scorer
-        class_id, whole = int(scorer.class_ids[position]), self._explain(position)
+        whole = None if found is None else self._explain(found.position)
+        column = int((scorer.class_ids == class_id).nonzero()[0, 0])
+        image_part, text_part = parts_of(fused, 0, column, scorer.fusion.rule)
         return ExaminedClass(
             class_id,
             self.answers.names[class_id],
-            float(fused.probabilities[0, position]),
-            float(fused.visual_part[0, position]),
-            float(fused.text_part[0, position]),
-            found.cosine,
-            found.logit,
-            float(self._whole.probabilities[0, position]),
-            whole.cosine,
-            whole.logit,
-            "logit" if scorer.params.rule == "logits" else "probability",
-            self._sentences(found, whole.order().tolist(), struck) if sentences else (),
+            float(fused.probabilities[0, column]),
+            image_part,
+            text_part,
+            0.0 if found is None else found.cosine,
+            0.0 if found is None else found.logit,
+            float(self._whole.probabilities[0, column]),
+            0.0 if whole is None else whole.cosine,
+            0.0 if whole is None else whole.logit,
+            "probability" if scorer.fusion.rule == "paper" else "log-odds",
+            self._sentences(found, whole.order().tolist(), struck) if sentences and found and whole else (),
         )
 
     def _sentences(

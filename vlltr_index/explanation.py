@@ -39,7 +39,7 @@ class ClassExplanation:
         effects: Float64 [M], the cosine with the sentence less the cosine without it, the others as they are: what
             striking it out takes away, and for one struck out already what putting it back would give.
         cosine: cos(I, G).
-        logit: scale * cosine, the text logit before temperature and margin.
+        logit: scale * cosine, the text logit.
     """
 
     position: int

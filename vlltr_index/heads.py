@@ -1,10 +1,10 @@
-"""Heads as files: the LGR head, the classes its visual rows stand for, and what imprinting needs."""
+"""Heads as files: the LGR head, the classes of its visual rows, the generative model's shared parameters, weights."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,41 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlltr_index.errors import InputError, WorkspaceError
+from vlltr_index.fusion import PartWeights
+from vlltr_index.generative import SharedGaussian
 from vlltr_index.lgr import LGRHead
 
-__all__ = ["SavedHead", "check_facts", "load_head", "save_head"]
+__all__ = ["SHARED", "Parts", "SavedHead", "check_facts", "load_head", "save_head"]
 
+_PARTS = {"weights", "noise", "text_r2", "accept_above"}
+_WIDEST = 1e3
 _TIMES = ("seconds", "images_per_s")  # left out of the log: the same training gives the same digest
 _TYPES: dict[str, type] = {
     "dim": int,
     "visual": str,
     "normalise_values": bool,
+    "loss_bias": bool,
     "text_fp": str,
     "image_fp": str,
 }
+SHARED = ("centre", "basis", "spread", "text_centre", "text_map")
+"""The tensors of the generative model in a head's file, below `generative.`."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the rule `ours` needs beside the head, as `vlltr train lgr` decided it.
+
+    Attributes:
+        shared: The generative model's shared parameters.
+        weights: How much each part counts.
+        accept_above: The best log-likelihood of 95 % of images that trained nothing is at least this; None where there
+            were none.
+    """
+
+    shared: SharedGaussian
+    weights: PartWeights
+    accept_above: float | None = None
 
 
 @dataclass(frozen=True)
@@ -35,16 +58,16 @@ class SavedHead:
     Attributes:
         head: The module, in eval mode.
         class_ids: int64 [C_v], the class of each visual row, ascending: the classes it was trained on.
-        training_mean: float32 [D], mean of the training images' features (unnormalised), for imprinting.
         text_fp: Fingerprint of the text tower whose vectors it was trained on.
         image_fp: Fingerprint of the visual tower.
+        parts: None for a head of the protocols `paper` and `release`.
     """
 
     head: LGRHead
     class_ids: Tensor
-    training_mean: Tensor
     text_fp: str
     image_fp: str
+    parts: Parts | None = None
 
 
 def save_head(
@@ -63,7 +86,9 @@ def save_head(
     """
     tensors = {f"head.{k}": v.detach().cpu().contiguous() for k, v in saved.head.state_dict().items()}
     tensors["class_ids"] = saved.class_ids.long().contiguous()
-    tensors["training_mean"] = saved.training_mean.float().contiguous()
+    parts = saved.parts
+    if parts is not None:
+        tensors |= {f"generative.{n}": getattr(parts.shared, n).float().contiguous() for n in SHARED}
     save_file(tensors, folder / "head.safetensors")
     head = saved.head
     facts = {
@@ -71,13 +96,36 @@ def save_head(
         "dim": head.dim,
         "visual": head.visual,
         "normalise_values": head.normalise_values,
+        "loss_bias": head.log_beta is not None,
         "text_fp": saved.text_fp,
         "image_fp": saved.image_fp,
+        "parts": None if parts is None else _facts_of(parts),
     }
     _write(folder / "head.json", facts)
     if log:
         kept = [{k: v for k, v in entry.items() if k not in _TIMES} for entry in log]
         _write(folder / "train.json", {"kind": "lgr", "config": config, "log": kept})
+
+
+def _facts_of(parts: Parts) -> dict[str, Any]:
+    return {
+        "weights": asdict(parts.weights),
+        "noise": parts.shared.noise,
+        "text_r2": parts.shared.text_r2,
+        "accept_above": parts.accept_above,
+    }
+
+
+def _parts(facts: Mapping[str, Any], tensors: dict[str, Tensor]) -> Parts:
+    """What `_facts_of` and the tensors of the file say; these are taken out of `tensors`."""
+    shared = {name: tensors.pop(f"generative.{name}").double() for name in SHARED}
+    if not bool((shared["spread"] > 0.0).all()):
+        raise ValueError("a variance in head.safetensors is not above 0")
+    return Parts(
+        SharedGaussian(**shared, noise=facts["noise"], text_r2=facts["text_r2"]),
+        PartWeights(**facts["weights"]),
+        facts["accept_above"],
+    )
 
 
 def _write(path: Path, facts: Mapping[str, Any]) -> None:
@@ -95,15 +143,14 @@ def load_head(folder: Path) -> SavedHead:
         check_facts(facts)
         tensors = load_file(folder / "head.safetensors")
         class_ids = tensors.pop("class_ids")
-        training_mean = tensors.pop("training_mean")
         if class_ids.dtype != torch.int64:
             raise ValueError(f"class_ids are {class_ids.dtype}, expected int64")
-        head = LGRHead(
-            facts["dim"], len(class_ids), visual=facts["visual"], normalise_values=facts["normalise_values"]
-        )
+        parts = None if facts["parts"] is None else _parts(facts["parts"], tensors)
+        names = ("visual", "normalise_values", "loss_bias")
+        head = LGRHead(facts["dim"], len(class_ids), **{name: facts[name] for name in names})
         head.load_state_dict({k.removeprefix("head."): v for k, v in tensors.items()})
-        return SavedHead(head.eval(), class_ids, training_mean, facts["text_fp"], facts["image_fp"])
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, InputError) as error:
+        return SavedHead(head.eval(), class_ids, facts["text_fp"], facts["image_fp"], parts)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, InputError) as error:
         raise WorkspaceError(
             f"the head in {folder} cannot be read: {error}", "Train it again: vlltr train lgr"
         ) from None
@@ -122,8 +169,22 @@ def check_facts(facts: Any) -> None:
             raise ValueError(f"head.json has no {name!r}")
         if type(facts[name]) is not kind:  # a bool is an int to isinstance
             raise ValueError(f"{name} in head.json must be of type {kind.__name__}, got {facts[name]!r:.80}")
+    if "parts" not in facts:
+        raise ValueError("head.json has no 'parts'")
+    if facts["parts"] is not None:
+        _check_parts(facts["parts"])
 
 
-def mean_feature(features: Tensor) -> Tensor:
-    """Mean of features [N, D] in float64, as float32 [D]."""
-    return features.double().mean(0).to(torch.float32)
+def _check_parts(facts: Any) -> None:
+    weights = facts.get("weights") if isinstance(facts, dict) else None
+    names = {field.name for field in fields(PartWeights)}
+    if not isinstance(weights, dict) or weights.keys() != names or facts.keys() != _PARTS:
+        raise ValueError(f"parts in head.json must hold {', '.join(sorted(_PARTS))}, weights {sorted(names)}")
+    numbers = {**weights, "noise": facts["noise"], "text_r2": facts["text_r2"]}
+    if facts["accept_above"] is not None:
+        numbers["accept_above"] = facts["accept_above"]
+    for name, value in numbers.items():
+        if type(value) is not float or not abs(value) < float("inf"):
+            raise ValueError(f"{name} in head.json must be a finite float, got {value!r:.80}")
+    if not 0.0 < facts["noise"] <= _WIDEST:
+        raise ValueError(f"noise in head.json must lie between 0 and {_WIDEST:g}, got {facts['noise']}")

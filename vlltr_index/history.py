@@ -39,7 +39,7 @@ class Commit(BaseModel):
         image_fp: Fingerprint of the visual tower.
         checkpoint: Digest of the stage 1 run that gave the encoder; null: the recipe's weights.
         head: Digest of the head.
-        fusion: The values that `calibrate` fits.
+        fusion: How both branches are put together.
         index: The index over the anchors: its digest, and facts about it.
         selection_id: The selection that the table `anchors` holds.
         state_of: The earlier commit whose state a rollback brought back; null: this commit's state is its own.

@@ -52,6 +52,7 @@ def image_row(record: ImageRecord, found: Probe, class_id: int | None) -> dict[s
         "width": found.width,
         "height": found.height,
         "problem": found.problem,
+        "group": record.group,
     }
 
 

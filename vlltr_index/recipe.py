@@ -30,7 +30,7 @@ def load_recipe(
     Args:
         name: Default `ours`.
         overrides: `section.key=value` strings.
-        encoder: `MODEL`, `MODEL:TAG` or `MODEL:FILE`; replaces the recipe's encoder.
+        encoder: `MODEL`, `MODEL:TAG` or `MODEL:FILE`; replaces the recipe's model and weights.
 
     Raises:
         UsageError: If there is no such recipe; the message lists those there are.
@@ -47,7 +47,7 @@ def load_recipe(
         model, _, pretrained = encoder.partition(":")
         if pretrained and Path(pretrained).expanduser().exists():
             pretrained = str(Path(pretrained).expanduser().absolute())
-        values["encoder"] = {"model": model, **({"pretrained": pretrained} if pretrained else {})}
+        values["encoder"] = values.get("encoder", {}) | {"model": model, "pretrained": pretrained or None}
     return validate(Recipe, with_nulls(Recipe, apply_overrides(values, overrides)), f"recipe {name}")
 
 

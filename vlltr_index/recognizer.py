@@ -235,7 +235,7 @@ class Recognizer:
 
         Raises:
             UsageError: If `retrieval` is neither, or another number of crops.
-            MissingStepError: If `reject` is asked for and no threshold has been calibrated.
+            MissingStepError: If `reject` is asked for and the head has no level for it.
 
         An image that cannot be read gives a `Prediction` with `problem` set; the others are answered.
         """

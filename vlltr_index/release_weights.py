@@ -274,7 +274,7 @@ def release_head(checkpoint: ReleaseCheckpoint, rows: Tensor | None = None) -> L
     own["log_logit_scale"] = own["log_logit_scale"].reshape(())
     last = ("visual_head.2.weight", "visual_head.2.bias")
     own |= {name: own[name][rows] for name in last if rows is not None}
-    head = LGRHead(len(own["query_norm.weight"]), len(own[last[0]]), visual="mlp")
+    head = LGRHead(len(own["query_norm.weight"]), len(own[last[0]]), visual="mlp", loss_bias=False)
     try:
         head.load_state_dict(own)
     except RuntimeError as error:

@@ -1,8 +1,8 @@
 """Text logits of all classes at the cost of a few: retrieved classes are scored exactly, the others estimated.
 
-Candidates are the classes of an image's nearest anchors, those of its best prototypes (the mean anchor of a class,
-what uniform attention would give) and the best of the visual branch: the nearest anchors alone promise nothing,
-because attended anchors can come nearer to the image than any single one. Every other class stays in the
+Candidates are the classes of an image's nearest anchors, those of its best prototypes (the mean anchor of a class, as
+attention without an image would weigh it) and the best of the visual branch: the nearest anchors alone promise
+nothing, because attended anchors can come nearer to the image than any single one. Every other class stays in the
 denominator with its prototype's logit, raised by what attention gave the candidates on average.
 """
 
@@ -23,7 +23,6 @@ __all__ = [
     "Fuse",
     "Retrieved",
     "Score",
-    "best_row_logits",
     "candidates",
     "estimated_text_logits",
     "retrieve_text_logits",
@@ -82,25 +81,6 @@ class Retrieved:
     text_logits: Tensor
     candidates: Tensor
     residual: Tensor
-
-
-def best_row_logits(visual_logits: Tensor, row_class: Tensor, num_classes: int) -> Tensor:
-    """Largest visual logit of each class: [B, R] to [B, C], minus infinity for classes without a row.
-
-    Args:
-        visual_logits: Float [B, R], one column a visual row.
-        row_class: Integers [R], the class position of each row; -1 for a row whose class is gone.
-        num_classes: C.
-
-    Raises:
-        InputError: Shapes do not fit, or a position is out of range.
-    """
-    check_matrix("visual_logits", visual_logits, columns=row_class.shape[0])
-    check_labels("row_class", row_class + 1, classes=num_classes + 1)
-    live = row_class >= 0
-    index = row_class[live].long().expand(len(visual_logits), -1)
-    best = visual_logits.new_full((len(visual_logits), num_classes), float("-inf"))
-    return best.scatter_reduce(1, index, visual_logits[:, live], "amax")
 
 
 def candidates(

@@ -1,27 +1,28 @@
-"""A workspace's commit as something that scores image features: bank, head, imprinted rows, fusion."""
+"""A workspace's commit as something that scores image features: anchors, head, generative model, fusion."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from vlltr_index.errors import FingerprintMismatch, MissingStepError
-from vlltr_index.fusion import FusedScores, FusionParams, fuse, moderate
+from vlltr_index.fusion import FusedScores, class_logits, fuse, fuse_protocol, image_scores
+from vlltr_index.generative import GenerativeModel
 from vlltr_index.heads import SavedHead, load_head
-from vlltr_index.loading import LoadedBank, class_positions, load_bank
+from vlltr_index.loading import ClassStats, LoadedBank, class_positions, class_stats, load_bank
+from vlltr_index.schemas.config import FusionConfig
+from vlltr_index.tensors import unit_rows
 
 if TYPE_CHECKING:
     from vlltr_index.bank import AnchorBank
-    from vlltr_index.schemas.config import FusionConfig
     from vlltr_index.snapshot import Snapshot
     from vlltr_index.workspace import Workspace
 
-__all__ = ["Scorer", "fusion_params", "load_imprints", "load_scorer", "merged_classes"]
+__all__ = ["Scorer", "load_scorer", "merged_classes"]
 
 _BATCH = 512
 
@@ -30,23 +31,50 @@ _BATCH = 512
 class Scorer:
     """Everything that turns image features [B, D] (unnormalised) into class probabilities [B, C].
 
+    The classes are those that have an anchor sentence or training images, ascending. Make it with `build`.
+
     Attributes:
-        loaded: The anchors; classes stand in the order of `loaded.bank.class_ids`, ascending.
+        loaded: The anchors.
         saved: The trained head.
-        imprint_class_ids: int64 [R], classes whose visual row was imprinted.
-        imprint_weight: float32 [R, D], as `fusion.imprint_row` gives them.
-        imprint_bias: float32 [R].
-        params: Fusion weight, temperatures and margin; strength and lift of the imprinted rows.
+        stats: What is known of the classes' images.
+        class_ids: int64 [C], the class of each column.
+        model: The generative model of the C classes; None under the rules `paper` and `logits`.
+        fusion: The rule.
         merged: A class that was merged into another, to that one: its visual row is the other's now.
     """
 
     loaded: LoadedBank
     saved: SavedHead
-    imprint_class_ids: Tensor
-    imprint_weight: Tensor
-    imprint_bias: Tensor
-    params: FusionParams
+    stats: ClassStats
+    class_ids: Tensor
+    model: GenerativeModel | None
+    fusion: FusionConfig
     merged: Mapping[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def build(
+        cls,
+        loaded: LoadedBank,
+        saved: SavedHead,
+        stats: ClassStats,
+        fusion: FusionConfig,
+        merged: Mapping[int, int],
+    ) -> Scorer:
+        """Put the parts together; a head without parts of the rule `ours` goes by the rule `paper`."""
+        bank = loaded.bank
+        if saved.parts is None:
+            rule = "paper" if fusion.rule == "ours" else fusion.rule
+            fusion = fusion.model_copy(update={"rule": rule})
+            return cls(loaded, saved, stats, bank.class_ids, None, fusion, merged)
+        class_ids = torch.unique(torch.cat([bank.class_ids, stats.class_ids]))
+        counts = torch.zeros(len(class_ids), dtype=torch.int64)
+        sums = torch.zeros(len(class_ids), saved.head.dim, dtype=torch.float64)
+        prototypes = torch.zeros(len(class_ids), saved.head.dim)
+        at = class_positions(class_ids, stats.class_ids)
+        counts[at], sums[at] = stats.counts, stats.sums
+        prototypes[class_positions(class_ids, bank.class_ids)] = bank.prototypes(True).float()
+        model = GenerativeModel(saved.parts.shared, counts, sums, prototypes)
+        return cls(loaded, saved, stats, class_ids, model, fusion, merged)
 
     @property
     def bank(self) -> AnchorBank:
@@ -54,19 +82,8 @@ class Scorer:
         return self.loaded.bank
 
     @property
-    def class_ids(self) -> Tensor:
-        """int64 [C], the class of each column."""
-        return self.bank.class_ids
-
-    @property
-    def row_class(self) -> Tensor:
-        """int64 [C_v + R], the column each visual row belongs to; -1 for a class that is gone."""
-        rows = torch.cat([self.row_owners, self.imprint_class_ids])
-        return class_positions(self.class_ids, rows)
-
-    @property
     def row_owners(self) -> Tensor:
-        """int64 [C_v], the class each trained row belongs to now, after merges."""
+        """int64 [C_v], the class each visual row belongs to now, after merges."""
         if not self.merged:
             return self.saved.class_ids
         return torch.tensor([self.merged.get(i, i) for i in self.saved.class_ids.tolist()])
@@ -76,41 +93,76 @@ class Scorer:
         """bool [C], the classes that the head was trained on."""
         return torch.isin(self.class_ids, self.row_owners)
 
+    def visual_sides(self) -> dict[int, str]:
+        """The classes that images are known of: `trained` on them, or by `images` that came later."""
+        later = self.stats.class_ids.tolist() if self.model is not None else []
+        return dict.fromkeys(later, "images") | dict.fromkeys(self.row_owners.tolist(), "trained")
+
     def visual_logits(self, features: Tensor) -> Tensor:
-        """Logits of all visual rows, trained then imprinted, [B, C_v + R]."""
-        logits = self.saved.head.visual_logits(features)
-        if not len(self.imprint_class_ids):
-            return logits
-        extra = features.to(self.imprint_weight.dtype) @ self.imprint_weight.T + self.imprint_bias
-        return torch.cat([logits, moderate(extra, self.trained_level, self.params).to(logits.dtype)], dim=1)
+        """Logits of the visual classifier, [B, C]; minus infinity for a class without a row."""
+        rows = self.saved.head.visual_logits(features)
+        return class_logits(rows, class_positions(self.class_ids, self.row_owners), len(self.class_ids))
 
-    def moderate_rows(self) -> tuple[Tensor, Tensor]:
-        """The imprinted rows with strength and lift in them: weight float32 [R, D], bias float32 [R]."""
-        bias = moderate(self.imprint_bias, self.trained_level, self.params)
-        return self.params.imprint_strength * self.imprint_weight, bias
+    def log_likelihoods(self, features: Tensor) -> Tensor:
+        """Of the generative model, [B, C]; under `paper` and `logits` there is none."""
+        assert self.model is not None
+        return self.model.log_likelihoods(unit_rows(features))
 
-    @cached_property
-    def trained_level(self) -> float:
-        """The trained rows' mean logit at the training mean."""
-        with torch.inference_mode():
-            return float(self.saved.head.visual_logits(self.saved.training_mean[None]).double().mean())
+    def image_scores(self, features: Tensor) -> Tensor:
+        """What the visual side says, [B, C]: log-scores under `ours`, else the visual classifier's logits."""
+        if self.saved.parts is None or self.fusion.rule != "ours":
+            return self.visual_logits(features)
+        weights = self.saved.parts.weights
+        likelihoods = self.log_likelihoods(features)
+        visual = self.visual_logits(features) if weights.image else likelihoods
+        return image_scores(visual, likelihoods, self.trained, weights)
 
-    def fuse(self, visual_logits: Tensor, text_logits: Tensor) -> FusedScores:
-        """Both branches to one distribution."""
-        return fuse(visual_logits, text_logits, self.row_class, self.trained, self.params)
+    def text_logits(self, features: Tensor) -> Tensor:
+        """Text logits, [B, C]; a class without anchors has the mean of the others, neither for nor against it."""
+        if not self.bank.num_classes:
+            return features.new_zeros(len(features), len(self.class_ids))
+        return self.whole(self.saved.head.text_logits(features, self.bank))
+
+    def whole(self, bank_logits: Tensor) -> Tensor:
+        """Text logits of the anchors' classes [B, C_a] to logits of all classes [B, C]."""
+        if self.bank.num_classes == len(self.class_ids):
+            return bank_logits
+        missing = (
+            bank_logits.mean(1, keepdim=True)
+            if self.bank.num_classes
+            else bank_logits.new_zeros(len(bank_logits), 1)
+        )
+        logits = missing.expand(-1, len(self.class_ids)).clone()
+        logits[:, class_positions(self.class_ids, self.bank.class_ids)] = bank_logits
+        return logits
+
+    def fuse(self, image: Tensor, text_logits: Tensor) -> FusedScores:
+        """Put `image_scores` and `text_logits`, both [B, C], into one distribution."""
+        if self.fusion.rule != "ours":
+            return fuse_protocol(image, text_logits, self.fusion.rule, self.fusion.alpha)
+        assert self.saved.parts is not None
+        return fuse(image, text_logits, self.saved.parts.weights)
 
     @torch.inference_mode()
     def exhaustive(self, features: Tensor) -> FusedScores:
         """Score features [B, D] against every class, in batches."""
         parts = [
-            self.fuse(self.visual_logits(part), self.saved.head.text_logits(part, self.bank))
-            for part in features.split(_BATCH)
+            self.fuse(self.image_scores(part), self.text_logits(part)) for part in features.split(_BATCH)
         ]
         return FusedScores(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
-    def with_params(self, params: FusionParams) -> Scorer:
-        """The same scorer with other fusion values."""
-        return replace(self, params=params)
+    def with_rule(self, fusion: FusionConfig) -> Scorer:
+        """The same scorer with another rule.
+
+        Raises:
+            MissingStepError: If the rule is `ours` and the head was trained for another protocol.
+        """
+        if fusion.rule == "ours" and self.saved.parts is None:
+            raise MissingStepError(
+                "this head was trained for the protocols paper or release: it has no weights for the rule 'ours'",
+                "Train one: vlltr train lgr --recipe ours",
+            )
+        return replace(self, fusion=fusion)
 
 
 def load_scorer(workspace: Workspace, snapshot: Snapshot) -> Scorer:
@@ -136,28 +188,12 @@ def load_scorer(workspace: Workspace, snapshot: Snapshot) -> Scorer:
                 f"the head was trained on {what} vectors of encoder {mine}, the workspace's are of {theirs}",
                 "Train it again: vlltr train lgr",
             )
-    params = fusion_params(commit.fusion or workspace.recipe.fusion)
-    ids, weight, bias = load_imprints(snapshot, commit.head, saved.head.dim)
-    return Scorer(loaded, saved, ids, weight, bias, params, merged_classes(snapshot))
-
-
-def fusion_params(config: FusionConfig) -> FusionParams:
-    """The part of a configuration's `fusion` section that puts the branches together."""
-    return FusionParams(**{f.name: getattr(config, f.name) for f in fields(FusionParams)})
+    stats = class_stats(snapshot, saved.head.dim)
+    fusion = commit.fusion or workspace.recipe.fusion
+    return Scorer.build(loaded, saved, stats, fusion, merged_classes(snapshot))
 
 
 def merged_classes(snapshot: Snapshot) -> dict[int, int]:
     """The classes that were merged into others, and into which; no chains."""
     noted = snapshot.commit.info.get("merged", {}) if snapshot.commit is not None else {}
     return {int(gone): kept for gone, kept in noted.items()}
-
-
-def load_imprints(snapshot: Snapshot, head: str, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Imprinted visual rows that go with a head: class ids int64 [R], weight float32 [R, D], bias float32 [R]."""
-    rows = snapshot.table("imprints") if snapshot.has("imprints") else None
-    if rows is not None and rows.num_rows:
-        rows = rows.filter([h == head for h in rows["head"].to_pylist()]).sort_by("class_id")
-    if rows is None or not rows.num_rows:
-        return torch.empty(0, dtype=torch.int64), torch.empty(0, dim), torch.empty(0)
-    ids = torch.tensor(rows["class_id"].to_pylist(), dtype=torch.int64)
-    return ids, torch.tensor(rows["vector"].to_pylist()), torch.tensor(rows["bias"].to_pylist()).float()

@@ -184,7 +184,11 @@ def _starting_encoder(workspace: Workspace, snapshot: Snapshot) -> Encoder:
             "Train it first: vlltr train cvlp",
         )
     return Encoder.load(
-        config.model, config.pretrained, image_size=config.image_size, precision=config.precision
+        config.model,
+        config.pretrained,
+        image_size=config.image_size,
+        resize=config.resize,
+        precision=config.precision,
     ).eval()
 
 

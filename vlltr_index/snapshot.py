@@ -10,7 +10,7 @@ from vlltr_index.classtable import ClassTable
 from vlltr_index.errors import MissingStepError, UsageError, WorkspaceError
 from vlltr_index.history import Commit
 from vlltr_index.rows import with_nulls
-from vlltr_index.schemas.tables import COMMITTED, IMPRINTS, KEYS, imprints
+from vlltr_index.schemas.tables import CLASS_STATS, COMMITTED, KEYS, class_stats
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -81,12 +81,12 @@ class Snapshot:
 
     def schema(self, name: str) -> pa.Schema:
         """The table's columns, whether it is there or not."""
-        if name == IMPRINTS:
+        if name == CLASS_STATS:
             if self.has(name):
                 with self._there(name):
                     return self.store.schema(name, self._version(name))
             dim = self.commit.info.get("dim", 1) if self.commit is not None else 1
-            return imprints(dim)
+            return class_stats(dim)
         self.has(name)  # refuses unknown names
         return COMMITTED[name]
 

@@ -297,8 +297,14 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def set_image_size(config: dict[str, Any], image_size: int | None) -> None:
+def set_image_size(config: dict[str, Any], image_size: int | None, resize: int | None = None) -> None:
     """Write the side in pixels into `config`, for model and preprocessing; None takes the model's own.
+
+    Args:
+        config: Changed in place.
+        image_size: The side of the square that the tower sees. What `config` resizes to goes with it.
+        resize: What the shorter side becomes before that square is cut out of the middle; None leaves what
+            `config` says, and where it says nothing images are resized to the square's side.
 
     Raises:
         EncoderError: If the tower cannot take images of that size.
@@ -318,6 +324,8 @@ def set_image_size(config: dict[str, Any], image_size: int | None) -> None:
             )
         vision["image_size"] = image_size
         config["resized"] = True
+        if "resize" in pre:
+            pre["resize"] = pre["resize"] * image_size // pre["size"]
     pre["size"] = vision.get("image_size", 224)
-    if "resize" in pre:
-        pre["resize"] = pre["size"] * 256 // 224
+    if resize is not None:
+        pre["resize"] = resize

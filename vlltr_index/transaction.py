@@ -14,7 +14,7 @@ from vlltr_index import __version__
 from vlltr_index.errors import InputError, UsageError, WorkspaceError
 from vlltr_index.history import Commit, History
 from vlltr_index.rows import conform, last_per_key, numbered, one_of
-from vlltr_index.schemas.tables import COMMITTED, IMPRINTS, KEYS, imprints
+from vlltr_index.schemas.tables import CLASS_STATS, COMMITTED, KEYS, class_stats
 from vlltr_index.snapshot import Snapshot, check_named, table_gone
 
 if TYPE_CHECKING:
@@ -136,11 +136,11 @@ class Transaction(Snapshot):
         self._wrote(name)
 
     def _schema_for(self, name: str, rows: pa.Table | pa.RecordBatch) -> pa.Schema:
-        """The columns to write: imprints have the width of the rows, so that a new encoder can write its own."""
+        """The columns to write: sums have the width of the rows, so that a new encoder can write its own."""
         self.has(name)
-        field = rows.schema.field("vector") if name == IMPRINTS and "vector" in rows.schema.names else None
+        field = rows.schema.field("sum") if name == CLASS_STATS and "sum" in rows.schema.names else None
         if field is not None and pa.types.is_fixed_size_list(field.type):
-            return imprints(field.type.list_size)
+            return class_stats(field.type.list_size)
         return self.schema(name)
 
     def upsert(self, name: str, rows: pa.Table | Iterable[pa.RecordBatch]) -> int:

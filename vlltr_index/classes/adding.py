@@ -99,7 +99,7 @@ def add_classes(
     progress: Progress | None = None,
     session: Session | None = None,
 ) -> AddReport:
-    """Add classes in one commit: embed only what is new, score it, select anchors, imprint rows from images.
+    """Add classes in one commit: embed only what is new, score it, select anchors, count its images.
 
     The index is not rebuilt: the new anchors are searched beside it, exactly. For the arguments see `change.Options`.
 

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
-from vlltr_index.classes.imprint import update_imprints
 from vlltr_index.classes.reports import AddedClass, ChangeReport, Effect
 from vlltr_index.classes.session import Session, View, rivals
 from vlltr_index.embedding import embed_images, embed_sentences
+from vlltr_index.holdout import held_images
+from vlltr_index.loading import image_vectors_of, stats_rows
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
 from vlltr_index.scratch import scratch
 from vlltr_index.selection import score_images, update
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Edit", "Options", "change"]
 
-_NARROW = ("classes", "sentences", "sentence_scores", "anchors", "imprints")
+_NARROW = ("classes", "sentences", "sentence_scores", "anchors", "class_stats")
 _TIDY = 32  # commits
 _TIDY_VECTORS = 64  # commits; merging writes the whole table anew, so only
 _SMALL = 200_000  # rows: in a larger one the many small parts are no great part of a scan
@@ -74,7 +76,7 @@ class Edit:
 def change(
     workspace: Workspace, command: str, edit: Callable[[Transaction], Edit], options: Options
 ) -> ChangeReport:
-    """Make a change in one commit: embed only what is new, bring scores, anchors and imprinted rows up to date.
+    """Make a change in one commit: embed only what is new, bring scores, anchors and class statistics up to date.
 
     The index is not rebuilt: new anchors are searched beside it, exactly, and those that left are struck out.
 
@@ -105,21 +107,39 @@ def _make(
     session: Session, tx: Transaction, command: str, edit: Callable[[Transaction], Edit], options: Options
 ) -> tuple[View, ChangeReport]:
     before, select = session.view(tx), session.workspace.recipe.select
-    images = score_images(tx, select)
+    held = held_images(session.workspace, tx)
+    images = score_images(tx, select, held)
     done = edit(tx)
     if done.merged is not None:
         tx.note(merged={str(gone): kept for gone, kept in done.merged.items()})
     after, effect = before, Effect()
     if done.touched:
         _embed(session, tx, done, options.progress)
-        update(tx, select, images, set(done.touched))
+        update(tx, select, images, set(done.touched), held)
         merged = before.scorer.merged if done.merged is None else done.merged
-        update_imprints(tx, replace(before.scorer, merged=merged), done.images_changed)
+        _update_stats(tx, done.images_changed)
         _ = before.text_logits  # so that only the columns that change are scored again
         after = before.updated(tx, merged)
         effect = after.effect(before, done.touched)
     states = _states(tx, after, done.shown)
     return after, ChangeReport(command, options.dry_run, done.notes, states, effect)
+
+
+def _update_stats(tx: Transaction, touched: set[int]) -> None:
+    """Count and sum the training images of classes whose images came or went anew."""
+    if not touched:
+        return
+    assert tx.commit is not None
+    wanted = sorted(touched & set(tx.class_table().ids))
+    where = f"split = 'train' AND problem IS NULL AND {one_of('class_id', wanted)}"
+    images = tx.table("images", ["image_id", "class_id"], where).sort_by("image_id")
+    gone = sorted(touched - set(images["class_id"].to_pylist()))
+    if gone and tx.has("class_stats"):
+        tx.delete("class_stats", one_of("class_id", gone))
+    if images.num_rows:
+        features = image_vectors_of(tx, images["image_id"].to_pylist())
+        owners = torch.tensor(images["class_id"].to_pylist())
+        tx.upsert("class_stats", stats_rows(features, owners, tx.commit.image_fp or ""))
 
 
 def _tidy(tx: Transaction) -> None:
@@ -167,8 +187,8 @@ def _states(tx: Transaction, view: View, class_ids: Sequence[int]) -> list[Added
     sentences = Counter(tx.table("sentences", ["class_id"], where)["class_id"].to_pylist())
     usable = f"split = 'train' AND problem IS NULL AND {where}"
     images = Counter(tx.table("images", ["class_id"], usable)["class_id"].to_pylist())
-    anchors = dict(zip(bank.class_ids.tolist(), bank.offsets.diff().tolist(), strict=True))
-    visual = view.visual_rows()
+    anchors = Counter(dict(zip(bank.class_ids.tolist(), bank.offsets.diff().tolist(), strict=True)))
+    visual = view.scorer.visual_sides()
     return [
         AddedClass(
             names[i],
@@ -176,7 +196,6 @@ def _states(tx: Transaction, view: View, class_ids: Sequence[int]) -> list[Added
             sentences[i],
             anchors[i],
             images[i],
-            visual.get(i) == "imprinted",
             [names[r] for r in near[i]],
             visual.get(i, "none"),
         )

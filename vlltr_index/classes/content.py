@@ -132,7 +132,7 @@ def add_images(
     progress: Progress | None = None,
     session: Session | None = None,
 ) -> ChangeReport:
-    """Give a class more training images: all anchors are selected again, and its row, if not trained, is imprinted.
+    """Give a class more training images: all anchors are selected again, and what is known of its images is counted.
 
     Args:
         workspace: With a trained head.
@@ -174,7 +174,7 @@ def remove_images(
     progress: Progress | None = None,
     session: Session | None = None,
 ) -> ChangeReport:
-    """Take images away: all anchors are selected again, and imprinted rows of their classes are made anew.
+    """Take images away: all anchors are selected again, and what is known of their classes' images is counted anew.
 
     A class that loses its last training image is known by text alone, if it was not trained.
 

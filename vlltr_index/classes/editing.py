@@ -36,7 +36,7 @@ def remove_classes(
     progress: Progress | None = None,
     session: Session | None = None,
 ) -> ChangeReport:
-    """Retire classes: their sentences, images (of all splits) and imprinted rows go, trained rows are masked.
+    """Retire classes: their sentences, images (of all splits) and statistics go, trained rows are masked.
 
     Their numbers are not used again; a class of the same name can be added again. For the arguments see
     `change.Options`.

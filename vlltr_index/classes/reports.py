@@ -27,15 +27,14 @@ class AddedClass:
     sentences: int
     anchors: int
     images: int  # usable ones of split train
-    imprinted: bool
     rivals: list[str]
-    visual: str = "none"  # its row of the visual classifier: "trained" | "imprinted" | "none"
+    visual: str = "none"  # what its images do: "trained" on them | known by "images" that came later | "none"
 
     def line(self, verb: str) -> str:
         """The class for people."""
         how = {
-            "trained": "its visual row is trained",
-            "imprinted": "its visual row is imprinted",
+            "trained": "trained on",
+            "images": "known by text and images",
             "none": "known by text alone",
         }[self.visual]
         return (

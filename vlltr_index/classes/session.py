@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -14,9 +14,16 @@ from torch.nn import functional as F
 from vlltr_index.bank import AnchorBank
 from vlltr_index.classes.reports import Effect
 from vlltr_index.errors import MissingStepError
-from vlltr_index.loading import LoadedBank, image_vectors_of, open_encoder, usable_images
+from vlltr_index.loading import (
+    LoadedBank,
+    anchor_losses,
+    class_stats,
+    image_vectors_of,
+    open_encoder,
+    usable_images,
+)
 from vlltr_index.schemas.tables import sentence_vectors_name
-from vlltr_index.scoring import Scorer, load_imprints, load_scorer
+from vlltr_index.scoring import Scorer, load_scorer
 from vlltr_index.store import one_of
 
 if TYPE_CHECKING:
@@ -25,12 +32,13 @@ if TYPE_CHECKING:
     from vlltr_index.transaction import Transaction
     from vlltr_index.workspace import Workspace
 
-__all__ = ["Session", "View", "rivals"]
+__all__ = ["Session", "View", "rivals", "settled_losses"]
 
 # Validation images that the effect is seen through: so many that their scores stay within this, whatever the number
 # of classes, but no fewer and no more than these.
 _SCORES, _FEWEST, _MOST = 4_000_000, 300, 1000
 _RIVALS = 3
+_STILL = 1e-3  # of losses
 
 
 @dataclass(frozen=True)
@@ -66,13 +74,13 @@ class View:
 
     @cached_property
     def text_logits(self) -> Tensor:
-        """Of the validation images, [V, C]."""
+        """Of the validation images, [V, C_a], a column an anchor bank's class."""
         return self._text_logits(self.scorer.bank)
 
     @torch.inference_mode()
     def _text_logits(self, bank: AnchorBank) -> Tensor:
-        if not len(self.features):
-            return torch.empty(0, bank.num_classes)
+        if not len(self.features) or not bank.num_classes:
+            return torch.empty(len(self.features), bank.num_classes)
         head = self.scorer.saved.head
         return torch.cat([head.text_logits(part, bank) for part in self.features.split(256)])
 
@@ -80,15 +88,8 @@ class View:
         """The state after a change, at the cost of what differs in its anchors and rows."""
         assert tx.commit is not None
         loaded = _updated_bank(tx, self.scorer.loaded)
-        ids, weight, bias = load_imprints(tx, tx.commit.head or "", self.scorer.saved.head.dim)
-        scorer = replace(
-            self.scorer,
-            loaded=loaded,
-            merged=merged,
-            imprint_class_ids=ids,
-            imprint_weight=weight,
-            imprint_bias=bias,
-        )
+        saved = self.scorer.saved
+        scorer = Scorer.build(loaded, saved, class_stats(tx, saved.head.dim), self.scorer.fusion, merged)
         after = View(scorer, self.features, self.owners)
         if "text_logits" in self.__dict__:
             after.__dict__["text_logits"] = self._columns_after(loaded)
@@ -97,8 +98,11 @@ class View:
     def _columns_after(self, loaded: LoadedBank) -> Tensor:
         """Text logits after a change: columns of classes with the same anchors are taken over."""
         before, after = _anchors_of(self.scorer.loaded), _anchors_of(loaded)
+        if not before:  # no class had a sentence
+            return self._text_logits(loaded.bank)
         place = {c: n for n, c in enumerate(before)}
-        same = torch.tensor([place[c] if before.get(c) == a else -1 for c, a in after.items()])
+        taken = [place[c] if before.get(c) == a else -1 for c, a in after.items()]
+        same = torch.tensor(taken, dtype=torch.int64)
         logits = self.text_logits[:, same.clamp(min=0)]
         changed = (same < 0).nonzero()[:, 0]
         if len(changed):
@@ -119,30 +123,31 @@ class View:
     def right(self) -> Tensor:
         """Whether the class of each validation image comes first, bool [V]."""
         with torch.inference_mode():
-            visual = self.scorer.visual_logits(self.features)
-            best = self.scorer.fuse(visual, self.text_logits).probabilities.argmax(1)
+            scorer = self.scorer
+            fused = scorer.fuse(scorer.image_scores(self.features), scorer.whole(self.text_logits))
+            best = fused.probabilities.argmax(1)
         return self.scorer.class_ids[best] == self.owners
-
-    def visual_rows(self) -> dict[int, str]:
-        """The classes that have a visual row, and what kind: trained or imprinted."""
-        rows = dict.fromkeys(self.scorer.imprint_class_ids.tolist(), "imprinted")
-        return rows | dict.fromkeys(self.scorer.row_owners.tolist(), "trained")
 
 
 def rivals(bank: AnchorBank, class_ids: Sequence[int]) -> dict[int, list[int]]:
     """The classes whose mean anchor is nearest to that of each of `class_ids`, nearest first."""
     prototypes, ids, found = F.normalize(bank.prototypes(), dim=1), bank.class_ids, dict[int, list[int]]()
     for class_id in class_ids:
-        position = int((ids == class_id).nonzero()[0, 0])
+        place = (ids == class_id).nonzero()[:, 0].tolist()
+        if not place:  # without a sentence
+            found[class_id] = []
+            continue
+        position = place[0]
         near = (prototypes @ prototypes[position]).topk(min(_RIVALS + 1, len(ids))).indices.tolist()
         found[class_id] = [int(ids[i]) for i in near if i != position][:_RIVALS]
     return found
 
 
-def _anchors_of(loaded: LoadedBank) -> dict[int, tuple[str, ...]]:
-    """The sentences of each class, in the bank's order."""
+def _anchors_of(loaded: LoadedBank) -> dict[int, tuple[tuple[str, float], ...]]:
+    """The sentences of each class with their losses, in the bank's order."""
     bounds, ids = loaded.bank.bounds, loaded.bank.class_ids.tolist()
-    return {c: tuple(loaded.sentence_ids[bounds[n] : bounds[n + 1]]) for n, c in enumerate(ids)}
+    anchors = list(zip(loaded.sentence_ids, loaded.bank.losses.tolist(), strict=True))
+    return {c: tuple(anchors[bounds[n] : bounds[n + 1]]) for n, c in enumerate(ids)}
 
 
 def _updated_bank(tx: Snapshot, before: LoadedBank) -> LoadedBank:
@@ -152,8 +157,10 @@ def _updated_bank(tx: Snapshot, before: LoadedBank) -> LoadedBank:
     anchors = tx.table("anchors").sort_by([("class_id", "ascending"), ("rank", "ascending")])
     sentence_ids: list[str] = anchors["sentence_id"].to_pylist()
     row_of = {s: n for n, s in enumerate(before.sentence_ids)}
-    at = torch.tensor([row_of.get(s, -1) for s in sentence_ids])
-    vectors = before.bank.vectors[at.clamp(min=0)]
+    at = torch.tensor([row_of.get(s, -1) for s in sentence_ids], dtype=torch.int64)
+    vectors = before.bank.vectors.new_empty(len(at), before.bank.dim)
+    if row_of:
+        vectors = before.bank.vectors[at.clamp(min=0)]
     new = (at < 0).nonzero()[:, 0]
     if len(new):
         wanted = [sentence_ids[i] for i in new.tolist()]
@@ -164,8 +171,32 @@ def _updated_bank(tx: Snapshot, before: LoadedBank) -> LoadedBank:
     keys = torch.from_numpy(anchors["anchor_key"].to_numpy().copy())
     class_ids, counts = torch.unique_consecutive(owner, return_counts=True)
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    bank = AnchorBank(vectors, offsets, class_ids, torch.arange(len(owner)))  # in order already
+    losses = settled_losses(anchor_losses(tx, sentence_ids), before.bank.losses, at, counts)
+    bank = AnchorBank(vectors, offsets, class_ids, torch.arange(len(owner)), losses)  # in order already
     return LoadedBank(bank, keys, sentence_ids, before.selection_id)
+
+
+def settled_losses(losses: Tensor, before: Tensor, at: Tensor, counts: Tensor) -> Tensor:
+    """Losses after a change, float [A], but a class's old ones where the differences among them hardly moved.
+
+    New images change the loss of every sentence a little; so the columns of classes far from them can be taken over.
+
+    Args:
+        losses: Float [A], as they are now, by class.
+        before: Float [A'], as they were.
+        at: int64 [A], the place of each anchor among those before; -1: it is new.
+        counts: int64 [C], anchors of each class.
+    """
+    if not len(before):
+        return losses
+    moved = torch.where(at < 0, torch.inf, losses - before[at.clamp(min=0)])
+    owner = torch.repeat_interleave(torch.arange(len(counts)), counts)
+    high, low = (
+        moved.new_zeros(len(counts)).scatter_reduce(0, owner, moved, way, include_self=False)
+        for way in ("amax", "amin")
+    )
+    still = (high - low)[owner] < _STILL  # infinite less infinite is no number, and not less
+    return torch.where(still, before[at.clamp(min=0)], losses)
 
 
 def _hashes(tx: Snapshot, sentence_ids: list[str]) -> dict[str, str]:

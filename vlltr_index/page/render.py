@@ -78,21 +78,20 @@ def best_html(classes: Sequence[ExaminedClass], chosen: str | None) -> str:
         '<p class="vl-key"><span class="vl-box vl-image"></span>image branch '
         '<span class="vl-box vl-text"></span>text branch</p>'
     )
-    logits = classes[0].unit == "logit"
-    return f'{"" if logits else key}<ol class="vl-best">{rows}</ol>'
+    return f'{key}<ol class="vl-best">{rows}</ol>'
 
 
 def _class_row(one: ExaminedClass, chosen: bool) -> str:
     name = escape(one.name)
-    if one.unit == "logit":
-        parts, bar = f"logits: image branch {one.image_part:.2f} + text branch {one.text_part:.2f}", ""
+    if one.unit == "log-odds":
+        parts = f"log-odds: image side {one.image_part:+.2f}, text {one.text_part:+.2f}"
     else:
-        image, text = 100 * one.image_part, 100 * one.text_part
-        parts = f"image branch {image:.1f} + text branch {text:.1f}"
-        bar = (
-            f'<span class="vl-bar" aria-hidden="true"><span class="vl-image" style="width:{image:.2f}%"></span>'
-            f'<span class="vl-text" style="width:{text:.2f}%"></span></span>'
-        )
+        parts = f"image branch {100 * one.image_part:.1f} + text branch {100 * one.text_part:.1f}"
+    image, text = 100 * one.probability * one.image_share, 100 * one.probability * (1.0 - one.image_share)
+    bar = (
+        f'<span class="vl-bar" aria-hidden="true"><span class="vl-image" style="width:{image:.2f}%"></span>'
+        f'<span class="vl-text" style="width:{text:.2f}%"></span></span>'
+    )
     change = ""
     if abs(one.probability - one.probability_before) >= 5e-4:
         change = f' <span class="vl-was">was {100 * one.probability_before:.1f} %</span>'
@@ -174,10 +173,9 @@ def comparison_html(found: Comparison | None) -> str:
 
 def _whole(one: ExaminedClass, other: ExaminedClass) -> str:
     """The difference, and how much of it comes from the image branch."""
+    if one.unit == "log-odds":
+        return f"{100 * one.probability:.1f} % against {100 * other.probability:.1f} %"
     by_image = one.image_part - other.image_part
-    if one.unit == "logit":
-        whole = one.image_part + one.text_part - other.image_part - other.text_part
-        return f"{whole:+.2f} of logit, {by_image:+.2f} of it from the image branch"
     return (
         f"{100 * (one.probability - other.probability):+.1f} points of probability,"
         f" {100 * by_image:+.1f} of them from the image branch"

@@ -151,7 +151,7 @@ def _use(config: ExportedConfig) -> Iterator[str]:
     yield "from vlltr_index import Recognizer"
     yield ""
     yield 'recognizer = Recognizer.from_pretrained(".")  # this folder, or "user/name" on the hub'
-    reject = "" if config.fusion.reject_threshold is None else ", reject=True"
+    reject = ", reject=True" if config.rejects else ""
     yield f'for prediction in recognizer.predict(["photo.jpg"], top=5, explain=3{reject}):'
     yield "    for answer in prediction.classes:"
     yield "        print(answer.name, answer.probability, [s.text for s in answer.sentences])"
@@ -162,7 +162,7 @@ def _use(config: ExportedConfig) -> Iterator[str]:
     yield (
         "Telling apart the classes below in images like those it was trained on. Probabilities say which of these "
         "classes fits best, not whether any does"
-        + (": for that, ask for `reject`." if reject else "; no threshold for that was calibrated.")
+        + (": for that, ask for `reject`." if reject else "; no level for that is known.")
         + " An explanation says which sentences the score rests on, not whether they are true. Not for "
         "decisions about people, and not where a wrong answer does harm without somebody looking at it."
     )

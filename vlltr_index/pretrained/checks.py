@@ -19,14 +19,13 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor
 
 from vlltr_index import openclip
 from vlltr_index.errors import PretrainedError, VlltrError
-from vlltr_index.heads import check_facts
+from vlltr_index.heads import SHARED, check_facts
 from vlltr_index.lgr import LGRHead
+from vlltr_index.loading import ClassStats
 from vlltr_index.pretrained.layout import CARD, MODEL_FILES, OPTIONAL, check_regular, file_digest, read_sums
-from vlltr_index.schemas.config import LARGEST
 from vlltr_index.schemas.exported import EXPORT_FORMAT, LIBRARY, ExportedConfig
 
 __all__ = [
@@ -35,8 +34,8 @@ __all__ = [
     "check_head",
     "check_links",
     "read_config",
-    "read_imprints",
     "read_rows",
+    "read_stats",
     "verify",
 ]
 
@@ -46,6 +45,7 @@ AGAIN = "Fetch the folder again, or export it again: vlltr export DIR"
 _MOST_JSON = 64 << 20
 _MOST_TABLE = 32 << 30  # bytes in memory
 _BATCH = 1024
+LARGEST = 1e6
 _LARGEST_NUMBER = 1 << 21  # a vocabulary, the widest layer
 _DEEPEST = 512
 _LARGEST_IMAGE = 4096
@@ -203,34 +203,46 @@ def check_head(folder: Path, config: ExportedConfig) -> None:
         _damaged(weights, f"class_ids has shape {list(rows)}")
     try:
         with torch.device("meta"):
-            head = LGRHead(config.dim, rows[0], facts["visual"])
+            head = LGRHead(config.dim, rows[0], facts["visual"], loss_bias=facts["loss_bias"])
     except VlltrError as error:
         _damaged(path, error.message)
     expected = {f"head.{name}": tuple(value.shape) for name, value in head.state_dict().items()}
-    check_shapes(weights, expected | {"class_ids": rows, "training_mean": (config.dim,)})
+    if facts["parts"] is not None:
+        wide = {"basis", "text_map"}
+        expected |= {f"generative.{n}": (config.dim,) * (2 if n in wide else 1) for n in SHARED}
+    check_shapes(weights, expected | {"class_ids": rows})
     _check_finite(weights)
-    scale = float(load_file(weights)["head.log_logit_scale"].double().exp())
-    if not scale <= LARGEST:
-        _damaged(weights, f"the logits' scale is {scale:g}; up to {LARGEST:,.0f} can be")
+    factors = {"the logits' scale": "log_logit_scale", "the losses' factor": "log_beta"}
+    for what, name in factors.items():
+        value = float(load_file(weights).get(f"head.{name}", torch.zeros(())).double().exp())
+        if not value <= LARGEST:
+            _damaged(weights, f"{what} is {value:g}; up to {LARGEST:,.0f} can be")
 
 
-def read_imprints(path: Path, dim: int, there: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The imprinted rows: class ids int64 [R], weight float32 [R, dim], bias float32 [R]; R is 0 without the file.
+def read_stats(path: Path, config: ExportedConfig, there: bool) -> ClassStats:
+    """What is known of the classes' images; of none without the file.
 
     Raises:
-        PretrainedError: If shapes or dtypes do not fit, or a value is not finite.
+        PretrainedError: If shapes or dtypes do not fit, a value cannot be, or a class is not in `config`.
     """
+    dim, none = config.dim, torch.empty(0, dtype=torch.int64)
     if not there:
-        return torch.empty(0, dtype=torch.int64), torch.empty(0, dim), torch.empty(0)
+        return ClassStats(none, none, torch.empty(0, dim, dtype=torch.float64))
     rows = _shapes(path).get("class_ids", (0,))
     count = rows[0] if len(rows) == 1 else 0
-    check_shapes(path, {"class_ids": (count,), "weight": (count, dim), "bias": (count,)})
+    check_shapes(path, {"class_ids": (count,), "counts": (count,), "sums": (count, dim)})
     _check_finite(path)
-    found = load_file(path)
-    if found["class_ids"].dtype != torch.int64:
-        _damaged(path, f"class_ids are {found['class_ids'].dtype}")
     # In memory of its own: rows that lie askew in a mapped file are multiplied by other kernels, and round otherwise.
-    return found["class_ids"].clone(), found["weight"].float().clone(), found["bias"].float().clone()
+    found = {name: value.clone() for name, value in load_file(path).items()}
+    for name, dtype in (("class_ids", torch.int64), ("counts", torch.int64), ("sums", torch.float64)):
+        if found[name].dtype != dtype:
+            _damaged(path, f"{name} are {found[name].dtype}, expected {dtype}")
+    ids, counts = found["class_ids"], found["counts"]
+    if set(ids.tolist()) - {item.class_id for item in config.classes} or bool((ids.diff() <= 0).any()):
+        _damaged(path, "class_ids must be ascending numbers of classes in config.json")
+    if bool((counts < 1).any()) or bool((found["sums"].norm(dim=1) > 1.001 * counts).any()):
+        _damaged(path, "a class's sum is longer than its images' normalised vectors can add up to")
+    return ClassStats(ids, counts, found["sums"])
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -305,15 +317,22 @@ def check_links(folder: Path, config: ExportedConfig, anchors: pa.Table, sentenc
     path = folder / "anchors.parquet"
     classes = pa.array([item.class_id for item in config.classes], pa.int32())
     for where, rows in ((path, anchors), (folder / "sentences.parquet", sentences)):
-        if not pc.all(pc.is_in(rows["class_id"], value_set=classes)).as_py():
+        if not _all(pc.is_in(rows["class_id"], value_set=classes)):
             _damaged(where, "a class_id is not among the classes of config.json")
         if pc.count_distinct(rows["sentence_id"]).as_py() != rows.num_rows:
             _damaged(where, "two rows have one sentence_id")
     known = sentences["sentence_id"].combine_chunks()
-    if not pc.all(pc.is_in(anchors["sentence_id"], value_set=known)).as_py():
+    if not _all(pc.is_in(anchors["sentence_id"], value_set=known)):
         _damaged(path, "a sentence_id is not in sentences.parquet")
     keys = anchors["anchor_key"]
-    if pc.count_distinct(keys).as_py() != anchors.num_rows or pc.min(keys).as_py() < 0:
+    if pc.count_distinct(keys).as_py() != anchors.num_rows or not _all(pc.greater_equal(keys, 0)):
         _damaged(path, "anchor_key must be distinct and not negative")
-    if not pc.all(pc.is_finite(pc.list_flatten(anchors["vector"]))).as_py():
+    if not _all(pc.is_finite(pc.list_flatten(anchors["vector"]))):
         _damaged(path, "a vector holds values that are not finite")
+    if not _all(pc.less_equal(pc.abs(anchors["loss"]), LARGEST)):
+        _damaged(path, f"a loss is not a number up to {LARGEST:,.0f}")
+
+
+def _all(true: pa.ChunkedArray) -> bool:
+    """Whether all of these booleans are true; so they are where there is none."""
+    return bool(pc.all(true, min_count=0).as_py())

@@ -28,7 +28,7 @@ __all__ = [
 CARD = "README.md"
 SUMS = "SHA256SUMS"
 OPTIONAL = (
-    "imprints.safetensors",
+    "class_stats.safetensors",
     "encoder/words.json",
     "index/index.json",
     "index/anchors.safetensors",

@@ -21,7 +21,7 @@ __all__ = ["as_snapshot"]
 
 
 def as_snapshot(config: ExportedConfig, anchors: pa.Table, sentences: pa.Table) -> Snapshot:
-    """A snapshot with the classes, the sentences, the anchors and their vectors; a sentence's text hash is its id.
+    """A snapshot with classes, sentences, anchors, their losses and vectors; a sentence's text hash is its id.
 
     Args:
         config: What the folder says about itself.
@@ -33,6 +33,7 @@ def as_snapshot(config: ExportedConfig, anchors: pa.Table, sentences: pa.Table) 
         "classes": _classes(config),
         "sentences": _sentences(sentences),
         "anchors": _anchors(config, anchors),
+        "sentence_scores": anchors.select(["sentence_id", "loss"]),
     }
     versions = {}
     for name, rows in tables.items():

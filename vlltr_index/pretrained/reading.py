@@ -21,13 +21,13 @@ from vlltr_index.pretrained.checks import (
     check_head,
     check_links,
     read_config,
-    read_imprints,
     read_rows,
+    read_stats,
     verify,
 )
 from vlltr_index.pretrained.memory import as_snapshot
 from vlltr_index.schemas.exported import anchors_schema, sentences_schema
-from vlltr_index.scoring import Scorer, fusion_params
+from vlltr_index.scoring import Scorer
 
 if TYPE_CHECKING:
     from vlltr_index.index import AnchorIndex
@@ -60,7 +60,7 @@ def read_model(folder: Path, device: str | torch.device | None = None, trust_ind
     try:
         check_encoder(folder / "encoder", config)
         saved = _head(folder, config)
-        imprints = read_imprints(folder / "imprints.safetensors", config.dim, "imprints.safetensors" in files)
+        stats = read_stats(folder / "class_stats.safetensors", config, "class_stats.safetensors" in files)
         anchors = read_rows(folder / "anchors.parquet", anchors_schema(config.dim), config.anchors)
         sentences = read_rows(folder / "sentences.parquet", sentences_schema(), config.sentences)
         check_links(folder, config, anchors, sentences)
@@ -68,7 +68,7 @@ def read_model(folder: Path, device: str | torch.device | None = None, trust_ind
         loaded = load_bank(snapshot)
         encoder = _encoder(folder / "encoder", config, device)
         snapshot.store.drop(f"sentence_vectors_{config.text_fp}")  # the bank has them
-        scorer = Scorer(loaded, saved, *imprints, fusion_params(config.fusion), config.merged)
+        scorer = Scorer.build(loaded, saved, stats, config.fusion, config.merged)
         index = _index(folder, config, loaded, trust_index and "index/index.json" in files)
         return Answers(None, snapshot, scorer, encoder, index)
     except PretrainedError:

@@ -20,7 +20,7 @@ __all__ = ["Results", "newest_results"]
 _log = logging.getLogger(__name__)
 
 _SAME = ("head", "checkpoint", "text_fp", "image_fp", "fusion", "selection_id")
-_TABLES = ("anchors", "imprints")
+_TABLES = ("anchors", "class_stats")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def newest_results(workspace: Workspace, commit: Commit) -> Results | None:
 
 
 def _same(workspace: Workspace, commit: Commit, number: int) -> bool:
-    """Whether commit `number` answers as `commit` does: the same towers, head, anchors, imprinted rows and fusion."""
+    """Whether commit `number` answers as `commit` does: the same towers, head, anchors, class statistics and rule."""
     try:
         other = workspace.history.read(number)
     except WorkspaceError:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 from safetensors.torch import save_file
 
 from vlltr_index import __version__
@@ -107,7 +106,7 @@ def export_model(
         _tell(progress, 1)
         (new / "head").mkdir()
         save_head(scorer.saved, new / "head")
-        _save_imprints(scorer, new / "imprints.safetensors")
+        _save_stats(scorer, new / "class_stats.safetensors")
         _tell(progress, 2)
         pq.write_table(anchors, new / "anchors.parquet")
         pq.write_table(sentences, new / "sentences.parquet")
@@ -199,7 +198,7 @@ def _ranks(loaded: LoadedBank) -> list[int]:
 
 
 def anchor_rows(sentences: pa.Table, loaded: LoadedBank) -> pa.Table:
-    """The anchors in the bank's order, with their vectors.
+    """The anchors in the bank's order, with their losses and vectors.
 
     Args:
         sentences: As `sentence_rows` gives them.
@@ -211,19 +210,16 @@ def anchor_rows(sentences: pa.Table, loaded: LoadedBank) -> pa.Table:
     flat = pa.array(loaded.bank.vectors.float().contiguous().view(-1).numpy())
     vectors = pa.FixedSizeListArray.from_arrays(flat, type=schema.field("vector").type)
     rows = rows.append_column("anchor_key", pa.array(loaded.keys.numpy()))
+    rows = rows.append_column("loss", pa.array(loaded.bank.losses.numpy()))
     return rows.append_column("vector", vectors).select(schema.names).cast(schema)
 
 
-def _save_imprints(scorer: Scorer, path: Path) -> None:
-    """The visual rows that were made without training, where there are any."""
-    if len(scorer.imprint_class_ids):
-        tensors = {
-            "class_ids": scorer.imprint_class_ids,
-            "weight": scorer.imprint_weight,
-            "bias": scorer.imprint_bias,
-        }
-        save_file({name: value.contiguous().to(torch.int64 if name == "class_ids" else torch.float32)
-                   for name, value in tensors.items()}, path)  # fmt: skip
+def _save_stats(scorer: Scorer, path: Path) -> None:
+    """What is known of the classes' images, where there is a generative model."""
+    if scorer.model is not None:
+        stats = scorer.stats
+        tensors = {"class_ids": stats.class_ids, "counts": stats.counts, "sums": stats.sums}
+        save_file({name: value.contiguous() for name, value in tensors.items()}, path)
 
 
 def _config(
@@ -246,7 +242,8 @@ def _config(
         preprocess=encoder.config["preprocess_cfg"],
         tokenizer=encoder.tokenizer.identity(),
         selection_id=scorer.loaded.selection_id,
-        fusion=commit.fusion or recipe.fusion,
+        fusion=scorer.fusion,
+        rejects=scorer.saved.parts is not None and scorer.saved.parts.accept_above is not None,
         classes=_classes(snapshot),
         merged=dict(scorer.merged),
         anchors=len(scorer.loaded.keys),

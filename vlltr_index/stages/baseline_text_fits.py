@@ -18,11 +18,11 @@ from vlltr_index.baselines_text import (
     waffle_noise,
     waffle_text,
 )
-from vlltr_index.calibration import balanced_accuracy
-from vlltr_index.corpus.prompts import DEFAULT_PROMPTS, class_prompts
+from vlltr_index.corpus.prompts import class_prompts
 from vlltr_index.embedding import embed_sentences
 from vlltr_index.errors import MissingStepError
 from vlltr_index.loading import load_bank, view_suffix
+from vlltr_index.metrics import balanced_accuracy
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
 from vlltr_index.stages.baseline_fits import Making, TowerData, choose, own_data
 from vlltr_index.stages.baselines import BaselineRow, Sentences, sentences_of
@@ -211,7 +211,7 @@ def _waffle_prototypes(making: Making, data: TowerData, counts: Tensor, seed: in
     recipe, names = making.workspace.recipe, making.snapshot.class_table().names
     words = sorted({w for t in sentences_of(making.snapshot).texts for w in _WORD.findall(t.lower())})
     noise = waffle_noise(words, int(counts.max()), making.config.seed * 1000 + seed)
-    template = (DEFAULT_PROMPTS if recipe.prompts is None else recipe.prompts or ("{}",))[0]
+    template = "a photo of a {}." if recipe.prompts == "clip" else (recipe.prompts or ("{}",))[0]
     prompts = [class_prompts(names[i], [template])[0].text for i in data.class_ids.tolist()]
     texts = [
         waffle_text(prompt, noise[n])

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 __all__ = ["IndexReport", "index_anchors"]
 
+_NO_ANCHOR = "no class has a sentence, so all are scored by their images"
+
 
 @dataclass(frozen=True)
 class IndexReport:
-    """What kind of index was built, over how many anchors, and why that kind."""
+    """What kind of index was built, over how many anchors, and why that kind; `none` where there is no anchor."""
 
     kind: str
     reason: str
@@ -34,17 +36,22 @@ def index_anchors(
 ) -> IndexReport:
     """Build the index and commit it; with `plan_only`, only say which kind it would be.
 
+    Where no class has an anchor there is nothing to build: all classes are scored.
+
     Raises:
         MissingStepError: If no anchors have been selected.
     """
     if plan_only:
         loaded = load_bank(workspace.snapshot())
         size, dim = loaded.bank.vectors.shape
-        planned, reason = plan(size, dim, gpu=gpu_count() > 0)
+        planned, reason = plan(size, dim, gpu=gpu_count() > 0) if size else ("none", _NO_ANCHOR)
         return IndexReport(planned, reason, size, dim, None)
     with workspace.transaction("index") as tx:
         loaded = load_bank(tx)
         size, dim = loaded.bank.vectors.shape
+        if not size:
+            tx.set(index=None)
+            return IndexReport("none", _NO_ANCHOR, size, dim, None)
         planned, reason = plan(size, dim, gpu=gpu_count() > 0)
         chosen, reason = (planned, reason) if kind == "auto" else (kind, "asked for")
         if progress:

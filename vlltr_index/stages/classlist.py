@@ -49,7 +49,7 @@ class ImageRow:
 class ClassDetail:
     """A class with its anchors, best first.
 
-    `visual` says what its row of the visual classifier is: trained, imprinted from its images, or none. `rivals` are
+    `visual` says what its images do: trained on them, known by images that came later, or none. `rivals` are
     the classes whose mean anchor is nearest to its own, `merged` the names of classes that it took in.
     """
 
@@ -94,7 +94,7 @@ def show_class(workspace: Workspace, name: str, every_sentence: bool = False) ->
     row = snapshot.table("classes", where=f"class_id = {class_id}").to_pylist()[0]
     anchors, others = _sentences(snapshot, class_id)
     pictures = _pictures(snapshot, class_id)
-    visual, rivals = _standing(workspace, snapshot, class_id) if anchors else ("none", [])
+    visual, rivals = _standing(workspace, snapshot, class_id)
     return ClassDetail(
         class_id,
         row["name"],
@@ -132,21 +132,21 @@ def _pictures(snapshot: Snapshot, class_id: int) -> list[ImageRow]:
 
 
 def _standing(workspace: Workspace, snapshot: Snapshot, class_id: int) -> tuple[str, list[str]]:
-    """Which visual row the class has, and its nearest rivals."""
+    """What the class's images do, and its nearest rivals."""
     from vlltr_index.classes.session import rivals
     from vlltr_index.errors import MissingStepError
     from vlltr_index.loading import load_bank
     from vlltr_index.scoring import load_scorer
 
+    visual = "none"
     try:
         scorer = load_scorer(workspace, snapshot)
-        bank = scorer.bank
-        trained = class_id in scorer.row_owners.tolist()
-        visual = "trained" if trained else "none"
-        if not trained and class_id in scorer.imprint_class_ids.tolist():
-            visual = "imprinted"
+        bank, visual = scorer.bank, scorer.visual_sides().get(class_id, "none")
     except MissingStepError:  # no head yet
-        bank, visual = load_bank(snapshot).bank, "none"
+        try:
+            bank = load_bank(snapshot).bank
+        except MissingStepError:  # nothing is selected either
+            return visual, []
     names = snapshot.class_table().names
     return visual, [names[i] for i in rivals(bank, [class_id])[class_id]]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from vlltr_index.answers import Answers
 from vlltr_index.crops import embed_crops
 from vlltr_index.errors import MissingStepError, UsageError, WorkspaceError
-from vlltr_index.fusion import FusionParams, Rule
+from vlltr_index.fusion import Rule
 from vlltr_index.loading import ImageSet, class_positions, image_set, usable_images
 from vlltr_index.metrics import (
     AccuracyReport,
@@ -24,6 +24,7 @@ from vlltr_index.metrics import (
     paired_difference,
 )
 from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.scoring import load_scorer
 from vlltr_index.stages.baselines import ADJUSTED, baseline_labels, score_baselines
 from vlltr_index.wording import many
@@ -190,7 +191,7 @@ def evaluation(
         against: The row whose paired difference to the method is reported; default: image-only with logit
             adjustment, where it is there.
         crops: Test-time crops of each image, 1 or 5; they are embedded first, and kept. Baselines see the plain view.
-        rule: Put the branches together by this rule instead of the workspace's; weight, temperatures and margin stay.
+        rule: Put the branches together by this rule instead of the workspace's.
 
     Raises:
         MissingStepError: If the split is empty or not embedded, or there is no head.
@@ -199,7 +200,7 @@ def evaluation(
     snapshot = workspace.snapshot(at)
     scorer = load_scorer(workspace, snapshot)
     if rule is not None:
-        scorer = scorer.with_params(replace(scorer.params, rule=rule))
+        scorer = scorer.with_rule(scorer.fusion.model_copy(update={"rule": rule}))
     recognizer = Recognizer(workspace, Answers(workspace, snapshot, scorer), follow=False)
     assert snapshot.commit is not None
     _check_against(workspace, snapshot, against)
@@ -213,7 +214,7 @@ def evaluation(
     rows = _own_rows(recognizer, data, retrieval, progress)
     seen = f"{crops} crops an image" if crops != 1 else ""
     rows = {name: replace(row, note=seen) for name, row in rows.items()}
-    by_rule = _rule_note(scorer.params)
+    by_rule = _rule_note(scorer.fusion)
     rows[METHOD] = replace(rows[METHOD], note="; ".join(filter(None, (by_rule, seen))))
     for scored in score_baselines(workspace, snapshot, split, data.image_ids, progress):
         best, confidence = _top(scored.scores.softmax(1) if scored.probabilities else scored.scores)
@@ -221,7 +222,9 @@ def evaluation(
             scored.class_ids[best], confidence if scored.probabilities else None, scored.note
         )
     counts = training_counts(snapshot, class_ids)
-    counts[~recognizer.scorer.trained] = 0  # the classes added later are "new", with or without images
+    added = snapshot.table("classes", ["class_id"], "origin = 'added'")["class_id"].to_pylist()
+    late = torch.isin(class_ids, torch.tensor(added, dtype=torch.int64)) & ~recognizer.scorer.trained
+    counts[late] = 0  # the classes added later are "new", with or without images
     answers = {name: _answers(row, class_ids, labels) for name, row in rows.items()}
     report = EvaluationReport(
         split,
@@ -233,7 +236,7 @@ def evaluation(
         *_report(answers, labels, counts, bootstrap, against),
         {name: row.note for name, row in rows.items() if row.note},
         crops,
-        scorer.params.rule,
+        scorer.fusion.rule,
     )
     return Evaluation(report, answers, recognizer, data, class_ids, labels, counts)
 
@@ -243,11 +246,11 @@ def _answers(row: _Row, class_ids: Tensor, labels: Tensor) -> RowAnswers:
     return RowAnswers(positions, positions[:, 0] == labels, row.confidence)
 
 
-def _rule_note(params: FusionParams) -> str:
+def _rule_note(fusion: FusionConfig) -> str:
     """What put the branches together, where it is not our rule."""
-    if params.rule == "ours":
+    if fusion.rule == "ours":
         return ""
-    return f"fusion rule {params.rule}" + (f", alpha {params.alpha:g}" if params.rule == "paper" else "")
+    return f"fusion rule {fusion.rule}" + (f", alpha {fusion.alpha:g}" if fusion.rule == "paper" else "")
 
 
 def _check_against(workspace: Workspace, snapshot: Snapshot, against: str | None) -> None:
@@ -281,18 +284,10 @@ def _labels(snapshot: Snapshot, class_ids: Tensor, data: ImageSet, split: str) -
     unknown = torch.unique(data.class_ids[labels < 0]).tolist()
     if unknown:
         names = snapshot.class_table().names
-        told = set(snapshot.table("sentences", ["class_id"])["class_id"].to_pylist())
-        bare = [class_id for class_id in unknown if class_id not in told]
-        if bare:
-            raise MissingStepError(
-                f"{many(len(bare), 'class', 'classes')} of split {split!r} without a sentence,"
-                f" for example {names[bare[0]]!r}",
-                "Bring text for them: vlltr ingest text PATH, then vlltr embed and vlltr select",
-            )
         raise MissingStepError(
-            f"{many(len(unknown), 'class', 'classes')} of split {split!r} without an anchor sentence,"
-            f" for example {names[unknown[0]]!r}",
-            "Select again: vlltr embed, then vlltr select",
+            f"{many(len(unknown), 'class', 'classes')} of split {split!r} with neither an anchor sentence nor a"
+            f" training image, for example {names[unknown[0]]!r}",
+            "Bring text or images for them (vlltr ingest text PATH), then: vlltr embed, vlltr select, vlltr train lgr",
         )
     return labels
 

@@ -204,7 +204,8 @@ def _stage_two(
         digest = _keep_encoder(workspace, checkpoint, encoder)
         head_digest = _keep_head(workspace, checkpoint, encoder, ids)
         alpha, own = fusion_alpha(checkpoint), workspace.recipe.fusion
-        fusion = FusionConfig(rule=own.rule, alpha=own.alpha if alpha is None else alpha)
+        rule = "paper" if own.rule == "ours" else own.rule
+        fusion = FusionConfig(rule=rule, alpha=own.alpha if alpha is None else alpha)
         _set_encoder(tx, encoder, digest, start)
         tx.set(head=head_digest, fusion=fusion)
         if anchors:
@@ -252,13 +253,7 @@ def _base(workspace: Workspace, tx: Transaction) -> tuple[Encoder, str | None, l
 def _keep_head(workspace: Workspace, checkpoint: ReleaseCheckpoint, encoder: Encoder, ids: Tensor) -> str:
     """Its visual rows in the order of the class ids."""
     order = ids.argsort()
-    saved = SavedHead(
-        release_head(checkpoint, order),
-        ids[order],
-        torch.zeros(encoder.dim),  # nothing is imprinted beside an MLP
-        encoder.text_fp,
-        encoder.image_fp,
-    )
+    saved = SavedHead(release_head(checkpoint, order), ids[order], encoder.text_fp, encoder.image_fp)
     return workspace.put_object("heads", lambda folder: save_head(saved, folder))
 
 

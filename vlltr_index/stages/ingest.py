@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,7 +56,7 @@ def ingest_images(
     """Bring in the images of a folder, list, JSON or Parquet file; each is decoded in full once.
 
     Files stay where they are, only Parquet rows are copied into the workspace. An image that cannot be read is
-    stored with its problem, and the run goes on.
+    stored with its problem, and the run goes on. Classes of the source that have no sentence get their prompts.
 
     Args:
         workspace: Where to.
@@ -84,7 +84,8 @@ def ingest_images(
         run = _ImageRun(tx, classes, sum(map(Counter.total, labels.values())), progress)
         run.take(read_images(path, split, list_root, names))
         run.compare(names, labels)
-        return run.report(str(path), before)
+        mute = set(_classes_without_text(tx)[0]).intersection(classes.values())
+        return run.report(str(path), before, _write_prompts(workspace, tx, mute))
 
 
 def _labels(items: Iterator[ImageRecord | Skipped]) -> dict[str, Counter[str]]:
@@ -201,13 +202,12 @@ class _ImageRun:
         self._seen.add(key)
         return True
 
-    def report(self, source: str, classes_before: int) -> IngestReport:
+    def report(self, source: str, classes_before: int, prompts: int) -> IngestReport:
         """What was done."""
         counts, total = self._notes.counts, self._splits.total()
         if self._unknown:
             self._notes.add("unknown", f"no class of the name {_counted(self._unknown)}")
         classes = len(self._tx.class_table())
-        silent = len(_classes_without_text(self._tx))
         shared, between = _shared(self._tx, self._splits)
         return IngestReport(
             "images",
@@ -218,15 +218,14 @@ class _ImageRun:
             classes - classes_before,
             classes,
             dict(self._splits),
+            prompts,
             quarantined=counts["quarantined"],
             skipped=counts["skipped"],
             unknown_class=self._unknown.total(),
             duplicates_across_splits=shared,
             duplicates_in=between,
             notes=self._notes.lines,
-            next_step=f"vlltr ingest text PATH   ({many(silent, 'class has', 'classes have')} no sentence yet)"
-            if silent
-            else None,
+            next_step=_next_step(self._tx),
         )
 
 
@@ -254,11 +253,36 @@ def _shared(tx: Transaction, given: Iterable[str]) -> tuple[int, list[str]]:
     return len(shared), sorted({split for found in shared for split in found})
 
 
-def _classes_without_text(tx: Transaction, prompts: bool = True) -> list[int]:
-    """The classes that have no sentence; with `prompts` off, none but prompts."""
+def _next_step(tx: Transaction) -> str | None:
+    """The command that brings text, where classes lack it."""
+    mute, bare = map(len, _classes_without_text(tx))
+    if mute:
+        return f"vlltr ingest text PATH   ({many(mute, 'class has', 'classes have')} no sentence yet)"
+    if bare:
+        told = f"{many(bare, 'class has', 'classes have')} no text but prompts"
+        return f"vlltr ingest text PATH, or without text: vlltr embed   ({told})"
+    return None
+
+
+def _write_prompts(
+    workspace: Workspace,
+    tx: Transaction,
+    class_ids: Iterable[int],
+    known: Callable[[str], bool] | None = None,
+) -> int:
+    """Give classes the recipe's prompts, but for sentences that are `known` by their id; how many are new."""
+    names = tx.class_table().names
+    asked = {i: class_prompts(names[i], workspace.recipe.prompts) for i in sorted(class_ids)}
+    return tx.upsert("sentences", sentence_rows(asked, known))
+
+
+def _classes_without_text(tx: Transaction) -> tuple[list[int], list[int]]:
+    """The classes that have no sentence, and those that have none but prompts or none at all."""
     rows = tx.table("sentences", ["class_id", "source"])
-    rows = rows if prompts else rows.filter(pc.not_equal(rows.column("source"), "prompt"))
-    return sorted(set(tx.class_table().ids) - set(pc.unique(rows.column("class_id")).to_pylist()))
+    told = rows.filter(pc.not_equal(rows.column("source"), "prompt"))
+    ids = set(tx.class_table().ids)
+    mute, bare = (sorted(ids - set(pc.unique(part.column("class_id")).to_pylist())) for part in (rows, told))
+    return mute, bare
 
 
 def ingest_text(
@@ -353,14 +377,10 @@ def _write_text(
     rows = sentence_rows(owned, known.__contains__)
     tx.upsert("sentences", rows)
     known.update(rows.column("sentence_id").to_pylist())
-    made = 0
     table = tx.class_table()
-    if prompts:
-        templates = workspace.recipe.prompts
-        asked = {i: class_prompts(table.names[i], templates) for i in table.ids}
-        made = tx.upsert("sentences", sentence_rows(asked, known.__contains__))
+    made = _write_prompts(workspace, tx, table.ids, known.__contains__) if prompts else 0
     given = sum(map(len, owned.values()))
-    bare = _classes_without_text(tx, prompts=False)
+    _, bare = _classes_without_text(tx)
     if bare:
         notes.lines.append(
             f"{len(bare):,} of {len(table):,} classes have no text{' but prompts' if prompts else ''}: "

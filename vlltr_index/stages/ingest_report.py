@@ -26,7 +26,7 @@ class IngestReport:
     classes_added: int
     classes: int
     splits: dict[str, int] = field(default_factory=dict)  # images of this source that are in, by split
-    prompts: int = 0  # of the sentences that were added
+    prompts: int = 0  # sentences made from class names; where text came in, they count as added
     quarantined: int = 0  # images kept with the reason why they cannot be used
     skipped: int = 0
     unknown_class: int = 0  # images left out because no class has that name
@@ -43,7 +43,11 @@ class IngestReport:
         said = ", ".join(f"{count:,} {what}" for count, what in counts if count or what == "added")
         lines = [f"{self.source}: {self.kind} {said}" + (f" ({by_split})" if by_split else "") + "."]
         if self.prompts:
-            made = many(self.prompts, "of them is a prompt", "of them are prompts")
+            made = (
+                many(self.prompts, "prompt was", "prompts were")
+                if self.kind == "images"
+                else many(self.prompts, "of them is a prompt", "of them are prompts")
+            )
             lines.append(f"{made} made from the class names.")
         lines.append(f"Classes: {self.classes:,}, {self.classes_added:,} of them new.")
         if self.quarantined:

@@ -27,8 +27,8 @@ def adopt_recipe(workspace: Workspace, recipe: Recipe) -> bool:
     """Make `recipe` the workspace's own before both stages are trained by it: `vlltr.toml` says so from then on.
 
     The encoder, the prompts, the augmentation of stored views and the fusion are read from there by the steps, so a
-    recipe is taken as a whole or not at all. Prompts are made when texts come in: where the recipe has others than
-    the workspace, a warning says that the texts have to come in again.
+    recipe is taken as a whole or not at all. Prompts are made when texts and images come in: where the recipe has
+    others than the workspace, a warning says that the texts have to come in again.
 
     Returns:
         Whether anything changed.

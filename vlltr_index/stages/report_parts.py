@@ -6,21 +6,23 @@ import json
 import math
 import platform
 from collections import Counter
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vlltr_index.errors import MissingStepError
+from vlltr_index.errors import MissingStepError, WorkspaceError
+from vlltr_index.heads import load_head
 from vlltr_index.loading import usable_images
-from vlltr_index.recipe import list_recipes, load_recipe
 from vlltr_index.report.figures import SHOTS, shots
 from vlltr_index.report.records import Anchor, AnchorList, ClassAnchors, Curves, Missing, Problem, Quarantine
 from vlltr_index.schemas.fingerprint import short
 
 if TYPE_CHECKING:
     from vlltr_index.history import Commit
+    from vlltr_index.schemas.config import FusionConfig
     from vlltr_index.snapshot import Snapshot
     from vlltr_index.stages.status import StatusReport
     from vlltr_index.workspace import Workspace
@@ -32,7 +34,7 @@ _ANCHOR_CLASSES = 3000
 _GROUP = 50  # classes under one heading
 _QUARANTINED = 100
 _NAME, _TEXT = 120, 240  # letters of a name, and of a sentence
-_NO_LOSS = {"epoch", "lr", "seconds", "images_per_s", "scale"}
+_NO_LOSS = {"epoch", "steps", "best", "lr", "seconds", "images_per_s", "scale"}
 _LIBRARIES = (
     "vlltr-index",
     "torch",
@@ -62,7 +64,6 @@ def facts(
     assert commit is not None
     recipe = workspace.recipe
     fusion = commit.fusion or recipe.fusion
-    calibrated = _calibration(recipe.name, fusion.run_id)
     images = ", ".join(f"{n:,} {name}" for name, n in state.images.items()) or "none"
     return (
         ("commit", f"{commit.id} ({commit.command}), {commit.created_at}" + _back(commit)),
@@ -73,13 +74,7 @@ def facts(
         ("encoder", state.encoder),
         ("fingerprints", f"text {commit.text_fp or 'none'}, images {commit.image_fp or 'none'}"),
         ("head", short(commit.head) if commit.head else "none"),
-        (
-            "fusion",
-            f"rule {fusion.rule}, alpha {fusion.alpha:g}, temperatures {fusion.tau_visual:g} (image) and"
-            f" {fusion.tau_text:g} (text), margin {fusion.margin:g},"
-            f" agreement {fusion.agreement:g}; imprinted rows: strength {fusion.imprint_strength:g}, lift"
-            f" {fusion.imprint_lift:g}{calibrated}",
-        ),
+        ("fusion", _fusion(workspace, commit, fusion)),
         ("classes", f"{state.classes:,} ({_by_shot(snapshot)})"),
         ("images", f"{images}; {state.quarantined:,} quarantined"),
         ("sentences", f"{state.sentences:,}, of which {state.anchors:,} are anchors"),
@@ -87,12 +82,21 @@ def facts(
     )
 
 
-def _calibration(recipe: str, run_id: str | None) -> str:
-    """Where fusion values come from: a calibration of this workspace, or one whose values a recipe brought along."""
-    if not run_id:
-        return ""
-    came_with = recipe in list_recipes() and load_recipe(recipe).fusion.run_id == run_id
-    return f", from calibration {run_id}" + (f", which recipe {recipe} brought along" if came_with else "")
+def _fusion(workspace: Workspace, commit: Commit, fusion: FusionConfig) -> str:
+    """The rule, and what each part counts under it."""
+    if fusion.rule != "ours":
+        return f"rule {fusion.rule}" + (f", alpha {fusion.alpha:g}" if fusion.rule == "paper" else "")
+    parts = None
+    with suppress(MissingStepError, WorkspaceError):  # the measured part says so
+        parts = load_head(workspace.whole_object("heads", commit.head)).parts if commit.head else None
+    if parts is None:
+        return "rule ours"
+    w = parts.weights
+    return (
+        f"rule ours: visual classifier {w.image:.3g}, generative model {w.generative:.3g}, text {w.text:.3g};"
+        f" between old and new classes {w.gate:.3g}, offset {w.offset:.2f}; texts foretell"
+        f" {100 * parts.shared.text_r2:.0f} % of the class means"
+    )
 
 
 def _back(commit: Commit) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlltr_index.errors import WorkspaceError
+from vlltr_index.errors import MissingStepError, WorkspaceError
+from vlltr_index.holdout import held_images
 from vlltr_index.rows import quote
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
@@ -157,7 +159,7 @@ def _image_vectors(snapshot: Snapshot) -> int:
 def _encoder(workspace: Workspace, snapshot: Snapshot) -> str:
     config = workspace.recipe.encoder
     if snapshot.commit is not None and snapshot.commit.checkpoint:
-        model, _ = _trained(workspace, snapshot.commit.checkpoint) or (config.model, 0)
+        model = (_trained(workspace, snapshot.commit.checkpoint) or (config.model,))[0]
         return f"{model}, trained here ({short(snapshot.commit.checkpoint)})"
     return f"{config.model}, {config.pretrained}" if config.pretrained else f"{config.model}, not trained yet"
 
@@ -198,18 +200,28 @@ def encoder_change(workspace: Workspace, checkpoint: str) -> str | None:
         trained is None or "/" in asked.model or ":" in asked.model
     ):  # a folder or a hub's name is not the model's
         return None
-    model, size = trained
-    if _bare(model) == _bare(asked.model) and asked.image_size in (None, size):
+    model, size, resize = trained
+    if (
+        _bare(model) == _bare(asked.model)
+        and asked.image_size in (None, size)
+        and asked.resize in (None, resize)
+    ):
         return None
-    wanted = f"{asked.model} at {asked.image_size} px" if asked.image_size else asked.model
-    return f"the recipe's encoder is {wanted}, the trained one {model} at {size} px"
+    wanted = _described(asked.model, asked.image_size, asked.resize)
+    return f"the recipe's encoder is {wanted}, the trained one {_described(*trained)}"
 
 
-def _trained(workspace: Workspace, digest: str) -> tuple[str, int] | None:
-    """The open_clip model that a checkpoint says it is, and its image size."""
+def _described(model: str, size: int | None, resize: int | None) -> str:
+    """An encoder in words, such as `RN50 at 224 px out of 256 px`."""
+    return model + (f" at {size} px" if size else "") + (f" out of {resize} px" if resize else "")
+
+
+def _trained(workspace: Workspace, digest: str) -> tuple[str, int, int | None] | None:
+    """The open_clip model that a checkpoint says it is, its image size, and what images are resized to before."""
     try:
         facts = json.loads(workspace.object_file("checkpoints", digest, "encoder.json"))
-        return str(facts["name"]), int(facts["config"]["model_cfg"]["vision_cfg"]["image_size"])
+        config, resize = facts["config"], dict(facts["config"]["preprocess_cfg"]).get("resize")
+        return str(facts["name"]), int(config["model_cfg"]["vision_cfg"]["image_size"]), resize
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, WorkspaceError):
         return None
 
@@ -244,13 +256,17 @@ def _selection_steps(workspace: Workspace, snapshot: Snapshot) -> list[_Step]:
     if changed:
         return [(f"the selection is from before {many(changed, 'sentence')} came or went", "vlltr select")]
     config = workspace.recipe.select
-    by_plain_views = not config.augmented  # the others' name depends on the augmentation too
-    if by_plain_views and set(scored["image_set"].to_pylist()) - {_image_set(snapshot, config)}:
+    if config.augmented:  # their name depends on the augmentation too
+        return []
+    held = frozenset[str]()
+    with suppress(MissingStepError):  # a checkpoint that is gone is told of elsewhere
+        held = held_images(workspace, snapshot)
+    if set(scored["image_set"].to_pylist()) - {_image_set(snapshot, config, held)}:
         return [("the selection is from before images that it scores against came or went", "vlltr select")]
     return []
 
 
-def _image_set(snapshot: Snapshot, config: SelectConfig) -> str:
+def _image_set(snapshot: Snapshot, config: SelectConfig, held: frozenset[str]) -> str:
     """What a selection made now would name its images by: those of each class with the smallest content hashes."""
     where = f"split = {quote(config.split)} AND class_id IS NOT NULL AND problem IS NULL"
     rows = snapshot.table("images", ["class_id", "content_hash", "image_id"], where)
@@ -259,6 +275,8 @@ def _image_set(snapshot: Snapshot, config: SelectConfig) -> str:
     counts: Counter[int] = Counter()
     ordered = rows.sort_by(order)
     for owner, image in zip(ordered["class_id"].to_pylist(), ordered["image_id"].to_pylist(), strict=True):
+        if image in held:
+            continue
         counts[owner] += 1
         if counts[owner] <= config.images_per_class:
             kept.append(image)
@@ -286,7 +304,7 @@ def _index_steps(workspace: Workspace, snapshot: Snapshot) -> list[_Step]:
     if commit is None or not commit.selection_id:
         return []
     if not commit.index:
-        return [("there is no index over the anchors", command)]
+        return [("there is no index over the anchors", command)] if snapshot.count("anchors") else []
     digest = str(commit.index["digest"])
     if _gone(workspace, "index", digest):
         return [(f"the index's files are gone: {short(digest)}", command)]

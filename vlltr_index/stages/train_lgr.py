@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
@@ -14,8 +16,10 @@ from torch import Tensor, nn
 from vlltr_index.embedding import embed_images
 from vlltr_index.encoder import Encoder
 from vlltr_index.errors import MissingStepError
-from vlltr_index.heads import SavedHead, mean_feature, save_head
+from vlltr_index.heads import SavedHead, save_head
+from vlltr_index.holdout import HeldOut, choose_held_out, read_held_out, write_held_out
 from vlltr_index.loading import (
+    ImageSet,
     LoadedBank,
     check_runs,
     class_positions,
@@ -23,17 +27,20 @@ from vlltr_index.loading import (
     load_bank,
     open_encoder,
     run_folder,
+    sentence_means,
+    stats_rows,
     usable_images,
 )
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
-from vlltr_index.schemas.tables import image_vectors_name
 from vlltr_index.stages.runs import differences, held_folder, in_processes, refuse, training_run
 from vlltr_index.stages.training import (
     TrainingSet,
     TrainReport,
     load_visual,
     log_folder,
+    part_of,
+    read_visual,
     reading,
     save_stage,
     stage_report,
@@ -41,11 +48,14 @@ from vlltr_index.stages.training import (
     training_images,
 )
 from vlltr_index.train.cvlp import StageOne
+from vlltr_index.train.deciding import Decision, StageTwoData, decide, weigh, without_images
 from vlltr_index.train.distributed import by_first, first_then_all, meet
 from vlltr_index.train.recognition import train_lgr, tune_visual
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vlltr_index.bank import AnchorBank
     from vlltr_index.lgr import LGRHead
     from vlltr_index.schemas.records import Progress
@@ -65,6 +75,7 @@ def train_lgr_stage(
     progress: Progress | None = None,
     resume: bool = True,
     processes: int = 1,
+    command: str = "train lgr",
 ) -> TrainReport:
     """Stage 2: both branches of the head; commit the head.
 
@@ -86,52 +97,129 @@ def train_lgr_stage(
     if processes > 1:
         _log.info("the head trains on stored vectors, in one process")
     meet()
-    return by_first(lambda: _train_head(workspace, config, progress, resume))
+    return by_first(lambda: _train_head(workspace, config, progress, resume, command))
 
 
 def _train_head(
-    workspace: Workspace, config: LGRConfig, progress: Progress | None, resume: bool
+    workspace: Workspace, config: LGRConfig, progress: Progress | None, resume: bool, command: str
 ) -> TrainReport:
     check_runs(workspace)
     snapshot = workspace.snapshot()
-    loaded, first = load_bank(snapshot), image_set(snapshot, "train")
-    before = {"the training images": first.image_ids, **_facts(snapshot)}
-    augment = workspace.recipe.lgr.augment
-    _check_views(snapshot, config)
-    rest = [image_set(snapshot, "train", view, augment).features for view in range(1, config.views)]
-    class_ids, labels = torch.unique(first.class_ids, return_inverse=True)
-    commit, log = snapshot.commit, list[dict[str, float]]()
+    commit, loaded = snapshot.commit, load_bank(snapshot)
     assert commit is not None
     assert commit.text_fp is not None
     assert commit.image_fp is not None
+    before = {
+        "the training images": usable_images(snapshot, "train", [])["image_id"].to_pylist(),
+        **_facts(snapshot),
+    }
+    if workspace.recipe.fusion.rule == "ours" and not before["the training images"]:
+        decision = without_images(loaded.bank, config, commit.logit_scale)
+        return _commit_head(
+            workspace, config, decision, torch.empty(0, dtype=torch.int64), None, before, False, command
+        )
+    _check_views(snapshot, config)
+    first = image_set(snapshot, "train")
+    augment = workspace.recipe.lgr.augment
+    rest = [image_set(snapshot, "train", view, augment).features for view in range(1, config.views)]
+    features = torch.stack([first.features, *rest])
     facts = [
         before,
         first.class_ids.tolist(),
         config.model_dump(mode="json"),
         augment.model_dump(mode="json"),
         commit.logit_scale,
-        [hashlib.sha256(view.contiguous().numpy().data).hexdigest() for view in (first.features, *rest)],
+        workspace.recipe.fusion.rule,
+        [hashlib.sha256(view.contiguous().numpy().data).hexdigest() for view in features],
     ]
     folder = run_folder(workspace, f"lgr-{short(digest_json(facts))}")
-    with held_folder(folder, "train lgr", resume) as resumed:
-        head = train_lgr(
-            torch.stack([first.features, *rest]),
-            labels,
-            _trained_bank(snapshot, loaded, class_ids),
-            config,
-            visual_init=_visual_init(workspace, commit.checkpoint, class_ids),
-            logit_scale=commit.logit_scale,
-            run_dir=folder,
-            progress=progress,
-            log=log,
-        )
-        saved = SavedHead(head, class_ids, mean_feature(first.features), commit.text_fp, commit.image_fp)
-        with workspace.transaction("train lgr") as tx:
-            images = usable_images(tx, "train", [])["image_id"].to_pylist()
-            refuse("train lgr", differences(before, {"the training images": images, **_facts(tx)}))
-            digest = _keep_head(workspace, tx, saved, config, log)
+    with held_folder(folder, command, resume) as resumed:
+        if workspace.recipe.fusion.rule == "ours":
+            data, class_ids = _stage_two_data(workspace, snapshot, loaded, first, features)
+            decision = decide(data, config, folder, progress)
+            trained = class_ids if decision.rows is None else class_ids[decision.rows]
+        else:
+            class_ids, labels = torch.unique(first.class_ids, return_inverse=True)
+            log: list[dict[str, float]] = []
+            head = train_lgr(
+                features,
+                labels,
+                _trained_bank(snapshot, loaded, class_ids),
+                config,
+                visual_init=_visual_init(workspace, commit.checkpoint, class_ids),
+                logit_scale=commit.logit_scale,
+                run_dir=folder,
+                progress=progress,
+                log=log,
+            )
+            decision, trained = Decision(head, None, log), class_ids
+        report = _commit_head(workspace, config, decision, trained, first, before, resumed, command)
         shutil.rmtree(folder, ignore_errors=True)  # only now that the commit is there
-    return TrainReport("lgr", digest, len(class_ids), len(labels), config.epochs, resumed, log[-1])
+    return report
+
+
+def _stage_two_data(
+    workspace: Workspace, snapshot: Snapshot, loaded: LoadedBank, first: ImageSet, features: Tensor
+) -> tuple[StageTwoData, Tensor]:
+    """What stage 2 learns from, and the classes int64 [C] that have training images."""
+    commit = snapshot.commit
+    assert commit is not None
+    class_ids, labels = torch.unique(first.class_ids, return_inverse=True)
+    groups = usable_images(snapshot, "train", ["group"])["group"].to_pylist()
+    held, init = HeldOut(), None
+    if commit.checkpoint:
+        folder = workspace.object_path("checkpoints", commit.checkpoint)
+        held, init = read_held_out(folder), load_visual(folder, class_ids)
+    if init is not None:  # rows that are not stage 1's start elsewhere
+        known = class_positions(read_visual(folder, "vlltr train cvlp")["class_ids"], class_ids) >= 0
+        init[1][~known] = float("nan")
+    places = class_positions(loaded.bank.class_ids, class_ids)
+    there = places[places >= 0]
+    data = StageTwoData(
+        features,
+        labels,
+        loaded.bank.select(there) if len(there) else loaded.bank,
+        torch.where(places >= 0, (places >= 0).cumsum(0) - 1, -1),
+        groups,
+        torch.tensor([image in held.images for image in first.image_ids], dtype=torch.bool),
+        torch.tensor([i in held.classes for i in class_ids.tolist()], dtype=torch.bool),
+        init,
+        commit.logit_scale,
+        sentence_means(snapshot, class_ids),
+    )
+    return data, class_ids
+
+
+def _commit_head(
+    workspace: Workspace,
+    config: LGRConfig,
+    decision: Decision,
+    class_ids: Tensor,
+    images: ImageSet | None,
+    before: Mapping[str, object],
+    resumed: bool,
+    command: str,
+) -> TrainReport:
+    """Commit the head and the statistics of the classes' images, if nothing that they rest on changed meanwhile."""
+    with workspace.transaction(command) as tx:
+        now = usable_images(tx, "train", [])["image_id"].to_pylist()
+        refuse(command, differences(before, {"the training images": now, **_facts(tx)}))
+        assert tx.commit is not None
+        saved = SavedHead(
+            decision.head, class_ids, tx.commit.text_fp or "", tx.commit.image_fp or "", decision.parts
+        )
+        digest = _keep_head(workspace, tx, saved, config, decision.log)
+        if images is not None:
+            tx.replace("class_stats", stats_rows(images.features, images.class_ids, saved.image_fp))
+        if tx.commit.info.get("merged"):
+            tx.note(merged=None)
+    count = len(images.class_ids) if images is not None else 0
+    log = decision.log
+    epochs = round(log[-1]["epoch"]) if log else 0
+    last = log[-1] if log else {}
+    return TrainReport(
+        "lgr", digest, len(class_ids), count, epochs, resumed, last, notes=tuple(decision.notes)
+    )
 
 
 def _check_views(snapshot: Snapshot, config: LGRConfig) -> None:
@@ -176,7 +264,8 @@ def _tune_visual(
     with training_run(
         workspace, "train lgr", config.batch_size, resume, key, with_texts=False, facts=_facts
     ) as run:
-        data, snapshot = run.data, run.snapshot
+        snapshot = run.snapshot
+        data, held = _parted(workspace, run.data, _start(snapshot, config))
         bank = first_then_all(lambda: _trained_bank(snapshot, load_bank(snapshot), data.class_ids))
         start = _start(snapshot, config)
         encoder = _starting_encoder(workspace, snapshot, start)
@@ -195,7 +284,7 @@ def _tune_visual(
             stage = StageOne(encoder, head.visual_head.weight, head.visual_head.bias, log)
 
         def keep(tx: Transaction) -> str:
-            return _keep_tuned(workspace, tx, stage, head, data, config, progress)
+            return _keep_tuned(workspace, tx, stage, head, data, held, config, progress)
 
         digest = run.commit(keep)
     return stage_report("lgr", digest, data, config.epochs, run.resumed, stage)
@@ -207,28 +296,58 @@ def _keep_tuned(
     stage: StageOne,
     head: LGRHead,
     data: TrainingSet,
+    held: HeldOut,
     config: LGRConfig,
     progress: Progress | None,
 ) -> str:
     encoder = stage.encoder
     if config.tune != "head":
-        images = workspace.recipe.images.model_dump(mode="json")
-        record = {"config": config.model_dump(mode="json"), "reading": images, "kind": "lgr"}
-        checkpoint = workspace.put_object("checkpoints", lambda path: save_stage(stage, data, record, path))
+        as_read = workspace.recipe.images.model_dump(mode="json")
+        record = {"config": config.model_dump(mode="json"), "reading": as_read, "kind": "lgr"}
+
+        def build(path: Path) -> None:
+            save_stage(stage, data, record, path)
+            write_held_out(held, path)
+
+        checkpoint = workspace.put_object("checkpoints", build)
         tuned = {"checkpoint": checkpoint, "from": _start(tx, config)}
         tx.set(checkpoint=checkpoint, image_fp=encoder.image_fp)
         tx.note(tuned=tuned)
     embed_images(tx, encoder, "train", progress=progress)
-    keys = [f"{i}:0" for i in usable_images(tx, "train", [])["image_id"].to_pylist()]
-    _, features = tx.store.vectors(image_vectors_name(encoder.image_fp), "vector_key", keys)
-    saved = SavedHead(head, data.class_ids, mean_feature(features), encoder.text_fp, encoder.image_fp)
+    # The transaction's commit is still the one before: it names the vectors of the encoder before.
+    images, parts = image_set(tx, "train", image_fp=encoder.image_fp), None
+    if workspace.recipe.fusion.rule == "ours":
+        whole, class_ids = _stage_two_data(workspace, tx, load_bank(tx), images, images.features[None])
+        unseen = torch.tensor([image in held.images for image in images.image_ids], dtype=torch.bool)
+        apart = torch.tensor([i in held.classes for i in class_ids.tolist()], dtype=torch.bool)
+        parts = weigh(replace(whole, unseen=unseen, unseen_classes=apart), head).parts
+    saved = SavedHead(head, data.class_ids, encoder.text_fp, encoder.image_fp, parts)
+    tx.replace("class_stats", stats_rows(images.features, images.class_ids, saved.image_fp))
     return _keep_head(workspace, tx, saved, config, stage.log)
 
 
+def _parted(workspace: Workspace, data: TrainingSet, start: str | None) -> tuple[TrainingSet, HeldOut]:
+    """The training images without those that the parts are weighed on, and these: stage 1's, or as many chosen anew."""
+    if workspace.recipe.fusion.rule != "ours":
+        return data, HeldOut()
+    held = read_held_out(workspace.object_path("checkpoints", start)) if start else HeldOut()
+    owners = data.class_ids[data.labels].tolist()
+    if not held.images:
+        chosen = choose_held_out(
+            data.image_ids, owners, data.groups, data.digests, workspace.recipe.cvlp.hold_out
+        )
+        held = replace(held, images=frozenset(data.image_ids[n] for n in chosen))
+    pairs = zip(data.image_ids, owners, strict=True)
+    kept = [n for n, (image, i) in enumerate(pairs) if image not in held.images and i not in held.classes]
+    return part_of(data, kept, data.texts), held
+
+
 def _keep_head(workspace: Workspace, tx: Transaction, saved: SavedHead, config: LGRConfig, log: Log) -> str:
-    """Commit the head with the settings it was trained by, and the log of its losses."""
+    """Commit the head with the settings it was trained by, those of its selection too, and the log of its losses."""
     settings = config.model_dump(mode="json")
-    digest = workspace.put_object("heads", lambda path: save_head(saved, path, log, settings))
+    selected = tx.commit.info.get("select") if tx.commit is not None else None
+    record = {**settings, "select": selected}
+    digest = workspace.put_object("heads", lambda path: save_head(saved, path, log, record))
     recipe = workspace.recipe
     tx.set(head=digest, fusion=recipe.fusion)
     tx.note(lgr=settings, recipe=recipe.name, protocol=recipe.protocol)

@@ -54,6 +54,8 @@ def upgrade(workspace: Workspace) -> UpgradeReport:
         last = tx.commit
         if tx.widen("sentences"):
             steps.append("sentences have positions: the order in which they lie in the table, by class")
+        if tx.widen("images"):
+            steps.append("images have groups: none, until they are brought in again with theirs")
     if tx.result_commit is not None and tx.result_commit != last:
         commit = tx.result_commit.id
     workspace.write_format()

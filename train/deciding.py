@@ -1,0 +1,479 @@
+"""Stage 2 over stored vectors: head, generative model, and how much each part counts, from training images alone."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from vlltr_index.fusion import PartWeights
+from vlltr_index.generative import GenerativeModel, SharedGaussian, class_sums, fit_shared
+from vlltr_index.heads import Parts
+from vlltr_index.lgr import LGRHead
+from vlltr_index.metrics import balanced_accuracy
+from vlltr_index.schemas.config import LGRConfig
+from vlltr_index.tensors import unit_rows
+from vlltr_index.train.recognition import HeldOut, new_head, train_until
+from vlltr_index.weighing import (
+    HeldOutScores,
+    Newcomers,
+    fit_gate,
+    fit_temperature,
+    fit_weights,
+    image_weights,
+    nll,
+)
+from vlltr_index.wording import many
+
+if TYPE_CHECKING:
+    from vlltr_index.bank import AnchorBank
+    from vlltr_index.schemas.records import Progress
+
+__all__ = ["Decision", "StageTwoData", "decide", "text_matches"]
+
+_log = logging.getLogger(__name__)
+
+_FEW_IMAGES = 5000  # below it the parts are held out in folds, from there on in one part
+_FOLDS, _ONE_PART, _MOST_HELD = 5, 10, 1000
+_ALIKE = 0.9995  # cosine of near duplicates
+_NOISES = (0.5, 0.65, 0.8, 1.0, 1.25)
+_TEMPERED = 1 / 12
+_NEW_IMAGES = (0, 1, 5)
+_PERMUTATIONS = 99
+_ACCEPTED = 0.95
+_BETTER = 0.01
+_FEWEST_TO_MATCH = 5
+_QUERIES = 20
+_BY_DEFAULT = PartWeights(0.0, _TEMPERED, 0.0, _TEMPERED)
+_NOTHING_TO_SPARE = (
+    "No class has an image to spare, so nothing could be weighed: the images count, text as a prior."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class StageTwoData:
+    """What stage 2 learns from.
+
+    Attributes:
+        features: Float [V, N, D], V views of N images, the plain one first, unnormalised.
+        labels: Int64 [N], 0 to C - 1.
+        bank: Anchors of the C classes, or of some; the others have no sentence.
+        places: Int64 [C], each class's position in the bank; -1 for one without a sentence.
+        groups: For each image what it is held out together with, None for an image by itself.
+        unseen: Bool [N], images that stage 1 did not see, of classes that it saw; all False where it did not run.
+        unseen_classes: Bool [C], classes that stage 1 did not see.
+        visual_init: Rows [C, D] and biases [C] of stage 1's visual classifier, NaN for classes it did not see.
+        logit_scale: The multiplier of the cosine.
+        sentence_means: Float [C, D], mean of all normalised sentences of each class, chosen or not, zeros without one;
+            None: as `prototypes`.
+    """
+
+    features: Tensor
+    labels: Tensor
+    bank: AnchorBank
+    places: Tensor
+    groups: Sequence[str | None]
+    unseen: Tensor
+    unseen_classes: Tensor
+    visual_init: tuple[Tensor, Tensor] | None
+    logit_scale: float
+    sentence_means: Tensor | None = None
+
+    @property
+    def classes(self) -> int:
+        """C."""
+        return len(self.places)
+
+    @property
+    def prototypes(self) -> Tensor:
+        """Mean of each class's normalised anchors, float32 [C, D]; zeros for a class without a sentence."""
+        rows = torch.zeros(self.classes, self.features.shape[2])
+        told = self.places >= 0
+        if bool(told.any()):
+            rows[told] = self.bank.prototypes(True).float()[self.places[told]]
+        return rows
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What stage 2 gives.
+
+    Attributes:
+        head: The trained head.
+        parts: The generative model's shared parameters and the weights; None for the rules `paper` and `logits`.
+        log: One entry a check of the head's training.
+        notes: What was decided, a sentence each.
+        held_out: Images that the weights were fitted on.
+        rows: Bool [C], the classes that have a row in the visual classifier; None: all. Those that stage 1 did not see
+            have none beside its classifier: they meet the others as classes do that come later.
+    """
+
+    head: LGRHead
+    parts: Parts | None
+    log: list[dict[str, float]]
+    notes: list[str] = field(default_factory=list)
+    held_out: int = 0
+    rows: Tensor | None = None
+
+
+def decide(
+    data: StageTwoData, config: LGRConfig, run_dir: Path | None = None, progress: Progress | None = None
+) -> Decision:
+    """Train the head and fit the generative model; weigh them on images that trained none of the parts weighed.
+
+    Those are the images that stage 1 did not see, where there are some; else five folds, from 5,000 images on one part
+    in ten. In each fold everything is fitted anew on the rest. Then all is fitted on all images, the head for as many
+    steps as its held-out loss took to converge.
+
+    Args:
+        data: See there.
+        config: The recipe's `lgr` section.
+        run_dir: Where the final head's unfinished state is kept; None keeps none.
+        progress: Called after every step.
+    """
+    linear = data.visual_init is not None or len(data.labels) >= _FEW_IMAGES
+    matches = text_matches(data)
+    if matches is False:
+        _log.info("the texts do not match the images: the text branch is not trained")
+    use = _Use(linear, matches is not False and data.bank.num_classes > 0)
+    folds = [_fold(data, config, out, use, progress) for out in _held_out(data)]
+    everything = torch.ones_like(data.labels, dtype=torch.bool)
+    shared, steps = _shared(data, everything), 0
+    weights, accept, notes = _BY_DEFAULT, None, [_NOTHING_TO_SPARE]
+    if folds:
+        steps = round(sum(fold.steps for fold in folds) / len(folds))
+        shared, weights, accept, notes = _weigh(data, folds, shared, use, matches)
+    head, log = _head(data, config, shared, everything), list[dict[str, float]]()
+    rows = ~data.unseen_classes if data.visual_init is not None else torch.ones_like(data.unseen_classes)
+    seen = rows[data.labels]
+    if steps:
+        head, log = train_until(
+            head, data.features[:, seen], data.labels[seen], data.bank, config, steps, places=data.places,
+            run_dir=run_dir, progress=progress,
+        )  # fmt: skip
+    _keep_rows(head, rows)
+    held = sum(len(fold.labels) for fold in folds)
+    return Decision(head.eval(), Parts(shared, weights, accept), log, notes, held, rows)
+
+
+def _keep_rows(head: LGRHead, rows: Tensor) -> None:
+    """Take the rows of other classes than `rows`, bool [C], out of the visual classifier, whatever its kind."""
+    layer = head.visual_head[-1] if isinstance(head.visual_head, nn.Sequential) else head.visual_head
+    head.num_visual_classes = int(rows.sum())
+    for name, values in layer.named_parameters():
+        setattr(layer, name, nn.Parameter(values.detach()[rows].clone()))
+
+
+def weigh(data: StageTwoData, head: LGRHead) -> Decision:
+    """Fit the generative model beside a head that is trained already, and weigh both on the images it did not see."""
+    everything, linear = (
+        torch.ones_like(data.labels, dtype=torch.bool),
+        isinstance(head.visual_head, nn.Linear),
+    )
+    shared, matches = _shared(data, everything), text_matches(data)
+    folds = [_judged(data, out, head, 0) for out in _held_out(data)] if bool(data.unseen.any()) else []
+    if not folds:
+        return Decision(head, Parts(shared, _BY_DEFAULT), [], [_NOTHING_TO_SPARE])
+    shared, weights, accept, notes = _weigh(data, folds, shared, _Use(linear, matches is not False), matches)
+    return Decision(head, Parts(shared, weights, accept), [], notes, len(folds[0].labels))
+
+
+def without_images(bank: AnchorBank, config: LGRConfig, logit_scale: float) -> Decision:
+    """A head for classes none of which has an image: untrained attention over their sentences alone decides."""
+    dim = bank.dim
+    head = new_head(dim, bank, config, None, logit_scale, rows=0)
+    zeros, none = torch.zeros(dim, dtype=torch.float64), torch.zeros(dim, dim, dtype=torch.float64)
+    shared = SharedGaussian(zeros, torch.eye(dim, dtype=torch.float64), zeros + 1.0, zeros, none)
+    notes = ["There is no training image: the classes are told apart by their texts alone."]
+    return Decision(head.eval(), Parts(shared, PartWeights(0.0, 0.0, 1.0, 0.0)), [], notes)
+
+
+def text_matches(data: StageTwoData) -> bool | None:
+    """Whether the classes' texts lie nearer to their own images than permuted ones do; None below 5 classes with both.
+
+    The statistic is the sum over the classes of the inner product of the mean image and the mean sentence, both less
+    their means over the classes; it has to exceed those of 95 in 99 permutations. All sentences count, for anchors were
+    chosen by the images.
+    """
+    images = unit_rows(data.features[0])
+    text = data.prototypes if data.sentence_means is None else data.sentence_means
+    counts, sums = class_sums(images, data.labels, data.classes)
+    both = (counts > 0) & (data.places >= 0)
+    if int(both.sum()) < _FEWEST_TO_MATCH:
+        return None
+    means, text = sums[both] / counts[both][:, None], text[both].double()
+    agreement = (means - means.mean(0)) @ (text - text.mean(0)).T
+    generator = torch.Generator().manual_seed(0)
+    own = float(agreement.trace())
+    drawn = [torch.randperm(len(text), generator=generator) for _ in range(_PERMUTATIONS)]
+    less = sum(float(agreement.gather(1, order[:, None]).sum()) < own for order in drawn)
+    return less >= 0.95 * _PERMUTATIONS
+
+
+@dataclass(frozen=True)
+class _Use:
+    """Which trained parts may count."""
+
+    linear: bool
+    text: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _Fold:
+    """All parts fitted without some images, and what they say of these; C columns."""
+
+    labels: Tensor  # int64 [M]
+    features: Tensor  # [M, D], normalised
+    model: GenerativeModel
+    head: LGRHead
+    image: Tensor
+    text: Tensor
+    steps: int
+
+    def likelihoods(self, noise: float) -> Tensor:
+        model = replace(self.model, shared=replace(self.model.shared, noise=noise))
+        return model.log_likelihoods(self.features)
+
+
+def _held_out(data: StageTwoData) -> list[Tensor]:
+    """The images that each fold holds out, bool [N]: what goes together, but never the last images of a class."""
+    folds = [data.unseen] if bool(data.unseen.any()) else _drawn_folds(data)
+    left = []
+    for fold in folds:
+        out = fold & ~data.unseen_classes[data.labels]
+        counts = torch.bincount(data.labels[~out], minlength=data.classes)
+        out &= counts[data.labels] > 0
+        if bool(out.any()):
+            left.append(out)
+    return left
+
+
+def _drawn_folds(data: StageTwoData) -> list[Tensor]:
+    """Five folds of all images, or one of a tenth; what goes together is in one."""
+    units = _units(data)
+    order = torch.tensor([int(hashlib.sha256(f"fold:{u}".encode()).hexdigest()[:8], 16) for u in units])
+    by_unit = dict(zip(units, order.tolist(), strict=True))
+    ranks = {unit: rank for rank, unit in enumerate(sorted(by_unit, key=lambda u: (by_unit[u], u)))}
+    place = torch.tensor([ranks[unit] for unit in units])
+    if len(units) < _FEW_IMAGES:
+        return [place % _FOLDS == part for part in range(_FOLDS)]
+    out = place % _ONE_PART == 0
+    return [out & (out.cumsum(0) <= _MOST_HELD)]
+
+
+def _units(data: StageTwoData) -> list[str]:
+    """What each image is held out together with: its group, or one of its class that is nearly the same."""
+    images = unit_rows(data.features[0])
+    units = [f"group {group}" if group else f"image {n}" for n, group in enumerate(data.groups)]
+    for label in data.labels.unique().tolist():
+        own = (data.labels == label).nonzero()[:, 0].tolist()
+        own = torch.tensor(sorted(own, key=lambda n: not data.groups[n]))  # those with a group first
+        first = (images[own] @ images[own].T > _ALIKE).int().argmax(1)
+        for n, at in zip(own.tolist(), own[first].tolist(), strict=True):
+            if not data.groups[n]:
+                units[n] = units[at]
+    return units
+
+
+def _shared(data: StageTwoData, rest: Tensor) -> SharedGaussian:
+    return fit_shared(unit_rows(data.features[:, rest]), data.labels[rest], data.prototypes)
+
+
+def _model(data: StageTwoData, shared: SharedGaussian, rest: Tensor) -> GenerativeModel:
+    counts, sums = class_sums(unit_rows(data.features[0, rest]), data.labels[rest], data.classes)
+    return GenerativeModel(shared, counts, sums, data.prototypes)
+
+
+def _head(data: StageTwoData, config: LGRConfig, shared: SharedGaussian, rest: Tensor) -> LGRHead:
+    """An untrained head; its visual rows are stage 1's, or else start from the tempered discriminant."""
+    model = _model(data, shared, rest)
+    length = data.features[0, rest].norm(dim=1).mean()
+    rows = _TEMPERED * (shared.basis @ model.posterior[0].T).T
+    biases = -(rows @ shared.centre) - 0.5 * _TEMPERED * model.posterior[0].square().sum(1)
+    rows, biases = (rows / length).float(), biases.float()
+    if data.visual_init is not None:
+        there = data.visual_init[1].isfinite()
+        rows[there], biases[there] = data.visual_init[0][there], data.visual_init[1][there]
+    return new_head(rows.shape[1], data.bank, config, (rows, biases), data.logit_scale)
+
+
+def _fold(data: StageTwoData, config: LGRConfig, out: Tensor, use: _Use, progress: Progress | None) -> _Fold:
+    rest = ~out & ~data.unseen_classes[data.labels]
+    shared = _shared(data, rest)
+    head, labels, log = _head(data, config, shared, rest), data.labels[out], list[dict[str, float]]()
+    plain = data.features[0, out]
+    if use.linear or use.text:
+        watched = ("visual",) * use.linear + ("text",) * use.text
+        head, log = train_until(
+            head, data.features[:, rest], data.labels[rest], data.bank, config,
+            HeldOut(plain, labels, data.bank, watched), places=data.places, progress=progress,
+        )  # fmt: skip
+    return _judged(data, out, head, int(log[-1]["best"]) if log else 0)
+
+
+def _judged(data: StageTwoData, out: Tensor, head: LGRHead, steps: int) -> _Fold:
+    """What a head that was trained without some images says of these, beside a generative model without them."""
+    rest, plain = ~out & ~data.unseen_classes[data.labels], data.features[0, out]
+    with torch.inference_mode():
+        image, text = _visual(data, head, plain), _text(data, head, plain)
+    model = _model(data, _shared(data, rest), rest)
+    return _Fold(data.labels[out], unit_rows(plain), model, head, image, text, steps)
+
+
+def _visual(data: StageTwoData, head: LGRHead, features: Tensor) -> Tensor:
+    """Logits of the visual classifier [B, C]; zeros where those of classes that stage 1 did not see have no row."""
+    logits = head.visual_logits(features)
+    if logits.shape[1] == data.classes:
+        return logits
+    whole = logits.new_zeros(len(features), data.classes)
+    whole[:, ~data.unseen_classes] = logits
+    return whole
+
+
+def _text(data: StageTwoData, head: LGRHead, features: Tensor) -> Tensor:
+    """Text logits [B, C]; a class without a sentence has the mean of the others."""
+    if not data.bank.num_classes:
+        return torch.zeros(len(features), data.classes)
+    logits = torch.cat([head.text_logits(part, data.bank) for part in features.split(512)])
+    told = torch.where(data.places >= 0, data.places, 0)
+    return torch.where(data.places >= 0, logits[:, told], logits.mean(1, keepdim=True))
+
+
+def _weigh(
+    data: StageTwoData, folds: list[_Fold], shared: SharedGaussian, use: _Use, matches: bool | None
+) -> tuple[SharedGaussian, PartWeights, float, list[str]]:
+    """Noise, weights, the level of known images, and what to say of them."""
+    counts, known = torch.bincount(data.labels, minlength=data.classes), ~data.unseen_classes
+    position = known.long().cumsum(0) - 1
+    labels = position[torch.cat([fold.labels for fold in folds])]
+    weights = image_weights(labels, counts[known])
+
+    def columns(parts: list[Tensor]) -> Tensor:
+        return torch.cat(parts)[:, known]
+
+    def loss(noise: float) -> float:
+        level = columns([fold.likelihoods(noise) for fold in folds])
+        return nll(fit_temperature(level, labels, weights) * level, labels, weights)
+
+    noise = min(_NOISES, key=loss)
+    scores = HeldOutScores(
+        labels,
+        columns([fold.image for fold in folds]) if use.linear else None,
+        columns([fold.likelihoods(noise) for fold in folds]),
+        columns([fold.text for fold in folds]) if use.text else None,
+        weights,
+    )
+    found = fit_weights(scores)
+    if bool(data.unseen_classes.any()):
+        most = int(
+            counts[data.unseen_classes].max()
+        )  # one with more images than it is known by has some to ask
+        designs = [_newcomers(data, folds[0], noise, k) for k in _NEW_IMAGES if k < most]
+        found = fit_gate(found, designs)
+    best = scores.likelihoods.amax(1).sort().values
+    accept = float(best[int((1.0 - _ACCEPTED) * len(best))])
+    notes = _notes(data, folds, scores, found, shared, matches)
+    return replace(shared, noise=noise), found, accept, notes
+
+
+def _newcomers(data: StageTwoData, fold: _Fold, noise: float, images: int) -> Newcomers:
+    """The classes that stage 1 did not see, each known by its text and so many images."""
+    known = ~data.unseen_classes
+    order = torch.cat([known.nonzero()[:, 0], data.unseen_classes.nonzero()[:, 0]])
+    counts, sums = fold.model.counts.clone(), fold.model.sums.clone()
+    rest = []
+    for place in data.unseen_classes.nonzero()[:, 0].tolist():
+        own = (data.labels == place).nonzero()[:, 0]
+        shown, others = own[:images], own[images : images + _QUERIES]
+        counts[place] = len(shown)
+        sums[place] = unit_rows(data.features[0, shown]).double().sum(0)
+        rest.append(others)
+    queries = torch.cat(rest)
+    model = replace(
+        fold.model, shared=replace(fold.model.shared, noise=noise), counts=counts, sums=sums
+    ).select(order)
+    new, place = data.features[0, queries], order.argsort()
+    with torch.inference_mode():
+        visual, text = _visual(data, fold.head, new)[:, order], _text(data, fold.head, new)[:, order]
+    return Newcomers(
+        fold.image[:, order], model.log_likelihoods(fold.features), fold.text[:, order], place[fold.labels],
+        visual, model.log_likelihoods(unit_rows(new)), text, place[data.labels[queries]], int(known.sum()),
+    )  # fmt: skip
+
+
+def _notes(
+    data: StageTwoData,
+    folds: list[_Fold],
+    scores: HeldOutScores,
+    weights: PartWeights,
+    shared: SharedGaussian,
+    matches: bool | None,
+) -> list[str]:
+    """What was decided, for people; a warning where a simple rule does better on the images held out."""
+    fused = weights.generative * scores.likelihoods
+    if scores.image is not None:
+        fused = fused + weights.image * scores.image
+    if scores.text is not None:
+        fused = fused + weights.text * scores.text
+    own = balanced_accuracy(fused, scores.labels)
+    used = ", ".join(name for name in ("image", "generative", "text") if getattr(weights, name))
+    notes = [
+        f"Weighed on {many(len(scores.labels), 'image')} that trained nothing: {used or 'no part counts'};"
+        f" {100 * own:.1f} % of them right, each class counted alike."
+    ]
+    if not data.bank.num_classes:
+        notes.append("There is no sentence: the images alone count.")
+    elif matches is False:
+        notes.append(
+            "The texts do not match the images: permuted between the classes they fit as well. They do not count."
+        )
+    elif not weights.text and not shared.text_r2:
+        match = "match the images" if matches else "of so few classes may match the images or not"
+        notes.append(f"The texts {match}, but the images say as much by themselves.")
+    else:
+        notes.append(
+            f"The texts foretell {100 * shared.text_r2:.0f} % of how the class means differ"
+            + (
+                ", and count beside the images."
+                if weights.text
+                else "; beside the images they say nothing more."
+            )
+        )
+    known = ~data.unseen_classes
+    for name, rule in (
+        ("class means", _class_means),
+        ("a linear discriminant", _discriminant),
+        ("zero-shot", _zero_shot),
+    ):
+        simple = torch.cat([rule(fold) for fold in folds])[:, known]
+        right = balanced_accuracy(simple, scores.labels)
+        if right > own + _BETTER:
+            _log.warning(
+                "on the images held out %s alone would be right for %.1f %%, more than all parts together: %.1f %%",
+                name, 100 * right, 100 * own,
+            )  # fmt: skip
+    return notes
+
+
+def _class_means(fold: _Fold) -> Tensor:
+    """Cosine with the class means, [M, C]."""
+    return fold.features.double() @ unit_rows(fold.model.sums).T
+
+
+def _zero_shot(fold: _Fold) -> Tensor:
+    """Cosine with the mean sentences, [M, C]; 0 for a class without one."""
+    return fold.features.double() @ unit_rows(fold.model.prototypes.double()).T
+
+
+def _discriminant(fold: _Fold) -> Tensor:
+    """Fisher's linear discriminant with the shrunk covariance, [M, C]."""
+    shared, n = fold.model.shared, fold.model.counts.double()[:, None]
+    means = (fold.model.sums / n.clamp(min=1.0) - shared.centre) @ shared.basis
+    scores = (fold.features.double() - shared.centre) @ shared.basis @ means.T - 0.5 * means.square().sum(1)
+    return torch.where(n.T > 0, scores, float("-inf"))

@@ -1,0 +1,284 @@
+"""One generative model of image features for all classes, trained or added, in closed form.
+
+Probabilistic LDA (Ioffe 2006; Prince & Elder 2007) with a prior mean that the class's text gives:
+
+    x | c ~ N(mu_c, s Sigma)        mu_c ~ N(g + T (t_c - tbar), Lambda)
+
+A class is known by the number and the sum of its features, and by its text prototype, so that classes come and go
+without a new fit, and one without images has a place too. Work is done in the basis where Sigma is the identity and
+Lambda is diagonal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from vlltr_index.errors import InputError
+from vlltr_index.tensors import check_labels, check_matrix, full_precision
+
+__all__ = ["GenerativeModel", "SharedGaussian", "class_sums", "fit_shared"]
+
+_FOLDS = 5
+_RIDGES = tuple(10.0**n for n in range(-2, 5))
+_LEAST_SPREAD = 0.02
+_ROWS_AT_ONCE = 1024
+_NO_SCATTER = 1e-12  # of the mean squared length: what rounding leaves between images that are the same
+
+
+@dataclass(frozen=True, eq=False)
+class SharedGaussian:
+    """What all classes share; float64.
+
+    Attributes:
+        centre: [D], g: the mean of the class means.
+        basis: [D, D]; z = (x - centre) @ basis has within-class covariance I, and Lambda is diagonal there.
+        spread: [D], Lambda's diagonal.
+        text_centre: [T], tbar.
+        text_map: [T, D]; (t - text_centre) @ text_map is a class's prior mean in the basis. Zero where texts do not
+            foretell the class means.
+        noise: s, how wide images of classes not fitted here lie, in units of Sigma.
+        text_r2: Share of the class means' variance that texts foretell of classes left out, 0 to 1.
+    """
+
+    centre: Tensor
+    basis: Tensor
+    spread: Tensor
+    text_centre: Tensor
+    text_map: Tensor
+    noise: float = 1.0
+    text_r2: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class GenerativeModel:
+    """C classes under shared parameters.
+
+    Attributes:
+        shared: The parameters.
+        counts: Int64 [C], images of each class; may be 0.
+        sums: Float64 [C, D], the sum of their features, unnormalised.
+        prototypes: Float [C, T], mean of each class's normalised sentences; a row of zeros is a class without text.
+    """
+
+    shared: SharedGaussian
+    counts: Tensor
+    sums: Tensor
+    prototypes: Tensor
+
+    @cached_property
+    def prior_means(self) -> Tensor:
+        """Float64 [C, D] in the basis: what the text foretells of the class mean, zero for a class without text."""
+        shared, text = self.shared, self.prototypes.double()
+        told = (text != 0).any(1, keepdim=True)
+        return torch.where(told, (text - shared.text_centre) @ shared.text_map, 0.0)
+
+    @cached_property
+    def posterior(self) -> tuple[Tensor, Tensor]:
+        """Mean and predictive variance of each class in the basis, both float64 [C, D]."""
+        shared, n = self.shared, self.counts.double()[:, None]
+        means = (self.sums / n.clamp(min=1.0) - shared.centre) @ shared.basis
+        gain = n * shared.spread / (n * shared.spread + shared.noise)
+        mean = self.prior_means + gain * (means - self.prior_means)
+        return mean, shared.noise + shared.spread * (1.0 - gain)
+
+    def log_likelihoods(self, features: Tensor) -> Tensor:
+        """log N(x; m_c, v_c) up to a constant that all classes share.
+
+        Args:
+            features: Float [B, D], unnormalised as the encoder gives them.
+
+        Returns:
+            [B, C], in the features' dtype, float32 at least.
+        """
+        check_matrix("features", features, columns=len(self.shared.centre))
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        weights, offset = (part.to(features.device, dtype) for part in self._quadratic)
+        centre, basis = (p.to(features.device, dtype) for p in (self.shared.centre, self.shared.basis))
+        with full_precision(features.device):
+            z = (features.to(dtype) - centre) @ basis
+            return torch.cat([z.square(), z], 1) @ weights - offset
+
+    @cached_property
+    def _quadratic(self) -> tuple[Tensor, Tensor]:
+        """Float64 [2 D, C] and [C]: the log-likelihood is [z^2, z] @ weights - offset."""
+        mean, variance = self.posterior
+        weights = torch.cat([-0.5 / variance, mean / variance], 1).T.contiguous()
+        return weights, 0.5 * (mean.square() / variance + variance.log()).sum(1)
+
+    def add_class(self, count: int, total: Tensor, prototype: Tensor) -> GenerativeModel:
+        """The model with one more class, last; the others are as they were.
+
+        Args:
+            count: Its images; may be 0.
+            total: Float [D], the sum of their features.
+            prototype: Float [T], mean of its normalised sentences; zeros for a class without text.
+        """
+        return replace(
+            self,
+            counts=torch.cat([self.counts, torch.tensor([count])]),
+            sums=torch.cat([self.sums, total.double()[None]]),
+            prototypes=torch.cat([self.prototypes, prototype.to(self.prototypes)[None]]),
+        )
+
+    def select(self, classes: Tensor) -> GenerativeModel:
+        """The model of the classes at the positions int64 [C']."""
+        return GenerativeModel(
+            self.shared, self.counts[classes], self.sums[classes], self.prototypes[classes]
+        )
+
+
+def class_sums(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Images and sums of features of each class: int64 [C] and float64 [C, D], of features [N, D], labels int64 [N]."""
+    sums = torch.zeros(classes, features.shape[1], dtype=torch.float64)
+    return torch.bincount(labels, minlength=classes), sums.index_add_(0, labels, features.double())
+
+
+def fit_shared(features: Tensor, labels: Tensor, prototypes: Tensor) -> SharedGaussian:
+    """Fit what all classes share.
+
+    Sigma is the pooled within-class covariance S of all views, (1 - r) S + r tr(S) / D with r = D / (N - C + D);
+    where every class has one image, or the same one several times, half the total scatter stands for it. T is a
+    multiple of the identity and a ridge on what that leaves, chosen on classes left out (5 folds, means taken inside
+    each fold); zero where it foretells nothing. Lambda is the covariance of the residuals on classes left out, less
+    what sampling adds, shrunk as Sigma.
+
+    Args:
+        features: Float [V, N, D], V views of N images, the plain one first, unnormalised.
+        labels: Int64 [N], 0 to C - 1.
+        prototypes: Float [C, T], as for `GenerativeModel`; T is D.
+
+    Raises:
+        InputError: Shapes do not fit, there is no image, or values are not finite.
+    """
+    if features.dim() != 3 or not features.shape[0] or not features.shape[1]:
+        raise InputError(f"features must be [V, N, D] with an image at least, got {list(features.shape)}")
+    check_labels("labels", labels, features.shape[1], len(prototypes))
+    check_matrix("prototypes", prototypes, columns=features.shape[2])
+    if not bool(features.isfinite().all()) or not bool(prototypes.isfinite().all()):
+        raise InputError("features and prototypes must be finite", "vlltr embed")
+    counts, sums = class_sums(features[0], labels, len(prototypes))
+    there = counts > 0
+    n, means = counts[there].double(), sums[there] / counts[there].double()[:, None]
+    weights = n / (n + 2.0)
+    centre = _mean(means, weights)
+    whitening = _inverse_root(_within(features, labels, centre, len(n)), features.shape[1] - len(n))
+    text = prototypes[there].double()
+    told = (text != 0).any(1)
+    text_centre = _mean(text[told], weights[told]) if bool(told.any()) else text.new_zeros(text.shape[1])
+    seen, known = (means - centre) @ whitening, torch.where(told[:, None], text - text_centre, 0.0)
+    text_map, residuals, r2 = _fit_text(known @ whitening, seen, weights * told)
+    spread, rotation = _spread(residuals, n, weights)
+    basis = whitening @ rotation
+    return SharedGaussian(centre, basis, spread, text_centre, whitening @ text_map @ rotation, text_r2=r2)
+
+
+def _mean(rows: Tensor, weights: Tensor) -> Tensor:
+    return (weights[:, None] * rows).sum(0) / weights.sum()
+
+
+def _within(features: Tensor, labels: Tensor, centre: Tensor, classes: int) -> Tensor:
+    """S float64 [D, D]: pooled over the views; where classes have no scatter, half that about the centre."""
+    views, images, dim = features.shape
+    least = _NO_SCATTER * float(features[0].double().square().sum(1).mean())
+    if images > classes:
+        owners = features.new_zeros(int(labels.max()) + 1, dim, dtype=torch.float64)
+        for view in features:
+            owners.index_add_(0, labels, view.double())
+        owners /= torch.bincount(labels).clamp(min=1)[:, None] * views
+        pooled = _scatter(features, owners, labels) / (views * (images - classes))
+        if float(pooled.trace()) > least:
+            return pooled
+    total = _scatter(features[:1], centre[None], torch.zeros_like(labels)) / (2 * images)
+    return total if float(total.trace()) > least else torch.eye(dim, dtype=torch.float64)
+
+
+def _scatter(features: Tensor, means: Tensor, owners: Tensor) -> Tensor:
+    """Sum over views and images of (x - mean)^T (x - mean), float64 [D, D]."""
+    scatter = means.new_zeros(means.shape[1], means.shape[1])
+    for view in features:
+        for rows, own in zip(view.split(_ROWS_AT_ONCE), owners.split(_ROWS_AT_ONCE), strict=True):
+            apart = rows.double() - means[own]
+            scatter += apart.T @ apart
+    return scatter
+
+
+def _shrunk(covariance: Tensor, freedom: int) -> Tensor:
+    dim = len(covariance)
+    r = dim / (freedom + dim)
+    return (1 - r) * covariance + r * covariance.trace() / dim * torch.eye(dim, dtype=covariance.dtype)
+
+
+def _inverse_root(covariance: Tensor, freedom: int) -> Tensor:
+    """Sigma^(-1/2) of the shrunk covariance."""
+    values, vectors = torch.linalg.eigh(_shrunk(covariance, freedom))
+    least = torch.finfo(values.dtype).eps * values.amax().clamp(min=1e-20)
+    root: Tensor = vectors * values.clamp(min=least).rsqrt() @ vectors.T
+    return root
+
+
+def _fit_text(text: Tensor, seen: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, float]:
+    """T, the class means less what it foretells with the class left out, and the share that it foretells.
+
+    Args:
+        text: Float64 [C, D], prototypes less their mean, whitened.
+        seen: Float64 [C, D], class means less theirs, whitened.
+        weights: Float64 [C]; 0 for a class without text.
+
+    Returns:
+        [D, D], [C, D] and the R^2 against the mean of the other classes, which T = 0 gives.
+    """
+    nothing = torch.zeros(text.shape[1], seen.shape[1], dtype=seen.dtype)
+    told = weights > 0
+    if int(told.sum()) < 3:
+        return nothing, seen, 0.0
+    folds = (told.cumsum(0) - 1).clamp(min=0)  # few classes: each by itself
+    if int(told.sum()) >= 2 * _FOLDS:
+        folds = folds % _FOLDS
+    alone = torch.zeros_like(seen)
+    foretold = [torch.zeros_like(seen) for _ in (0.0, *_RIDGES)]
+    for fold in folds.unique():
+        out = folds == fold
+        w = torch.where(out, 0.0, weights)
+        x0, y0 = _mean(text, w), _mean(seen, w)
+        alone[out] = seen[out] - y0
+        for which, mapped in enumerate(_maps(text - x0, seen - y0, w)):
+            foretold[which][out] = (text[out] - x0) @ mapped
+    total = (weights[:, None] * alone.square()).sum()
+    left = torch.stack([(weights[:, None] * (alone - f).square()).sum() for f in foretold])
+    best = int(left.argmin())
+    r2 = float(1.0 - left[best] / total) if float(total) else 0.0
+    if not r2 > 0.0:
+        return nothing, seen, 0.0
+    residuals = torch.where(told[:, None], alone - foretold[best], seen)
+    chosen = _maps(text - _mean(text, weights), seen - _mean(seen, weights), weights)[best]
+    return chosen, residuals, r2
+
+
+def _maps(text: Tensor, seen: Tensor, weights: Tensor) -> list[Tensor]:
+    """a I, and a I + R for each ridge; text and means [C, D] are centred."""
+    w = weights[:, None]
+    scale = (w * text * seen).sum() / (w * text.square()).sum().clamp(min=1e-300)
+    identity = torch.eye(text.shape[1], dtype=text.dtype) * scale
+    values, vectors = torch.linalg.eigh((w * text).T @ text)
+    toward = vectors.T @ ((w * text).T @ (seen - scale * text))
+    level = values.mean().clamp(min=1e-300)
+    return [
+        identity,
+        *(identity + vectors @ (toward / (values + ridge * level)[:, None]) for ridge in _RIDGES),
+    ]
+
+
+def _spread(residuals: Tensor, counts: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Lambda's eigenvalues [D] and eigenvectors [D, D], from residuals [C, D] of classes with `counts` images."""
+    classes, dim = residuals.shape
+    if classes == 1:
+        return torch.ones(dim, dtype=residuals.dtype), torch.eye(dim, dtype=residuals.dtype)
+    share = weights / weights.sum()
+    between = (share[:, None] * residuals).T @ residuals
+    between = between - (share / counts).sum() * torch.eye(dim, dtype=residuals.dtype)
+    values, vectors = torch.linalg.eigh(_shrunk(between, classes))
+    return values.clamp(min=_LEAST_SPREAD), vectors

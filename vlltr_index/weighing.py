@@ -1,0 +1,224 @@
+"""How much each part of an answer counts, fitted on images that did not train the parts: tensors in, values out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlltr_index.fusion import PartWeights, image_scores
+
+__all__ = ["HeldOutScores", "Newcomers", "fit_gate", "fit_temperature", "fit_weights", "image_weights", "nll"]
+
+_PRIOR_SPREAD = 0.25  # of a part's weight, in units of the visual parts' common weight
+_STEPS = 60
+_LEAST = 0.02  # a smaller share than this is none
+_GATES = (1.0, 0.7, 0.5, 0.35)
+_LOSS = 0.005  # share of their images that trained classes may lose
+_TAIL = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOutScores:
+    """What the parts say of N images that trained none of them; a part that is not there is None.
+
+    Attributes:
+        labels: Int64 [N], positions among the C classes.
+        image: Float [N, C], logits of the visual classifier.
+        likelihoods: Float [N, C], of the generative model.
+        text: Float [N, C], text logits.
+        weights: Float64 [N], what each image counts; they sum to N.
+    """
+
+    labels: Tensor
+    image: Tensor | None
+    likelihoods: Tensor
+    text: Tensor | None
+    weights: Tensor
+
+
+def image_weights(labels: Tensor, counts: Tensor) -> Tensor:
+    """n^-1/2 of each image's class, float64 [N], scaled to sum to N; counts int64 [C] of training images."""
+    weights = counts[labels].double().clamp(min=1.0).rsqrt()
+    return weights * (len(labels) / weights.sum())
+
+
+def nll(logits: Tensor, labels: Tensor, weights: Tensor) -> float:
+    """Weighted mean negative log-likelihood of softmax(logits) [N, C]."""
+    chosen = logits.double().log_softmax(1).gather(1, labels[:, None])[:, 0]
+    return float(-(weights * chosen).sum() / weights.sum())
+
+
+def fit_temperature(logits: Tensor, labels: Tensor, weights: Tensor) -> float:
+    """The factor that makes softmax(factor * logits) likeliest; 1 / temperature. 1 where they tell no class apart.
+
+    Args:
+        logits: Float [N, C].
+        labels: Int64 [N].
+        weights: Float64 [N], what each image counts.
+    """
+    spread = _spread(logits)
+    if spread == math.inf:
+        return 1.0
+    scaled = logits.double() / spread
+    return float(_fit([scaled], labels, weights, torch.ones(1), torch.zeros(1))[0]) / spread
+
+
+def fit_weights(held_out: HeldOutScores) -> PartWeights:
+    """How much each part counts.
+
+    The visual parts count alike, each brought to the same spread over the classes: what of the classifier's lead is
+    merely its own training cannot be seen well enough to prefer one. Their common factor is the likeliest. The text's
+    is the most probable one under a half-normal prior at 0, a quarter of the visual parts' wide; below 2 % of the whole
+    it is 0.
+    """
+    labels, weights, text = held_out.labels, held_out.weights, held_out.text
+    visual = held_out.likelihoods.double() / _spread(held_out.likelihoods)
+    if held_out.image is not None:
+        visual = 0.5 * (visual + held_out.image.double() / _spread(held_out.image))
+    factor, told = fit_temperature(visual, labels, weights), 0.0
+    if text is not None:
+        scaled = text.double() / _spread(text)
+        means, width = torch.tensor([factor, 0.0]), _PRIOR_SPREAD * max(factor, 1e-6)
+        precision = torch.tensor([0.0, width**-2])
+        factor, told = _fit([visual, scaled], labels, weights, means, precision).tolist()
+        told = told / _spread(text) if told >= _LEAST * (factor + told) else 0.0
+    share = 0.5 if held_out.image is not None else 1.0
+    image = 0.0 if held_out.image is None else share * factor / _spread(held_out.image)
+    gate = fit_temperature(held_out.likelihoods, labels, weights)
+    return PartWeights(image, share * factor / _spread(held_out.likelihoods), told, gate)
+
+
+def _spread(part: Tensor) -> float:
+    """The mean over images of a part's standard deviation over classes; infinite for one that tells none apart."""
+    spread = float(part.double().std(1, unbiased=False).mean())
+    return spread if spread > 1e-9 else math.inf
+
+
+def _fit(parts: list[Tensor], labels: Tensor, weights: Tensor, means: Tensor, precision: Tensor) -> Tensor:
+    """The non-negative factors that maximise the weighted likelihood of softmax(sum of factor * part) and the prior.
+
+    The problem is convex: Newton's method, projected, with halved steps.
+    """
+    stacked = torch.stack([part - part.mean(1, keepdim=True) for part in parts])  # [P, N, C]
+    right = stacked.gather(2, labels.expand(len(parts), -1)[:, :, None])[:, :, 0]
+    # As if one image more had been of any class: bounded where all are right.
+    unsure = 1.0 / (1.0 + len(labels))
+    right = (1.0 - unsure) * right + unsure * stacked.mean(2)
+    means, precision = means.double(), precision.double()
+
+    def loss(factors: Tensor) -> Tensor:
+        scores = torch.einsum("p,pnc->nc", factors, stacked)
+        likelihood = (weights * (scores.logsumexp(1) - factors @ right)).sum()
+        return likelihood + 0.5 * (precision * (factors - means).square()).sum()
+
+    factors = means.clamp(min=0.0)
+    value = loss(factors)
+    for _ in range(_STEPS):
+        chances = torch.einsum("p,pnc->nc", factors, stacked).softmax(1)
+        expected = (stacked * chances).sum(2)
+        gradient = ((expected - right) * weights).sum(1) + precision * (factors - means)
+        second = torch.einsum("pnc,qnc,nc->pq", stacked, stacked, chances * weights[:, None])
+        second = second - (expected * weights) @ expected.T + precision.diag()
+        free = (factors > 0.0) | (gradient < 0.0)
+        ridge = 1e-9 * second.diagonal().mean().clamp(min=1e-30)
+        kept = second[free][:, free] + ridge * torch.eye(int(free.sum()), dtype=second.dtype)
+        step = torch.zeros_like(factors)
+        step[free] = torch.linalg.solve(kept, gradient[free])
+        length = 1.0
+        while length > 1e-6:
+            moved = (factors - length * step).clamp(min=0.0)
+            lower = loss(moved)
+            if bool(lower <= value):
+                break
+            length /= 2
+        else:
+            break
+        done = bool((moved - factors).abs().max() <= 1e-7 * (1.0 + factors.abs().max()))
+        factors, value = moved, lower
+        if done:
+            break
+    return factors
+
+
+@dataclass(frozen=True, eq=False)
+class Newcomers:
+    """What the parts say, some classes standing for ones that came later, known by so and so many images each.
+
+    The first C classes are the trained ones, the K others the newcomers.
+
+    Attributes:
+        image: Float [N, C + K], visual logits of held-out images of trained classes; the last K columns do not count.
+        likelihoods: Float [N, C + K], of the same images.
+        text: Float [N, C + K].
+        labels: Int64 [N], of the same images.
+        new_image: Float [M, C + K], and so on, of images of the newcomers that their rows were not made of.
+        new_likelihoods: Float [M, C + K].
+        new_text: Float [M, C + K].
+        new_labels: Int64 [M], C to C + K - 1; M may be 0.
+        trained: C.
+    """
+
+    image: Tensor
+    likelihoods: Tensor
+    text: Tensor
+    labels: Tensor
+    new_image: Tensor
+    new_likelihoods: Tensor
+    new_text: Tensor
+    new_labels: Tensor
+    trained: int
+
+
+def fit_gate(weights: PartWeights, designs: list[Newcomers]) -> PartWeights:
+    """The gate and the offset by which classes meet that came later, from classes that the encoder never saw.
+
+    For each gate the offset is the largest at which no design costs the trained classes more than 0.5 % of their
+    images.
+    So small a loss is not seen directly: beyond its last tenth the distribution of margins is taken to fall
+    exponentially. Of the gates the one that finds most newcomers is kept. Designs without an image of a newcomer say
+    nothing.
+    """
+    best, most, designs = weights, -1.0, [one for one in designs if len(one.new_labels)]
+    if not designs:
+        return weights
+    for share in _GATES:
+        tried = PartWeights(weights.image, weights.generative, weights.text, weights.gate * share)
+        margins = [_margins(tried, one) for one in designs]
+        offset = min(_largest_offset(old) for old, _ in margins)
+        found = sum(float((new < offset).double().mean()) for _, new in margins) / len(margins)
+        if found > most:
+            best, most = PartWeights(tried.image, tried.generative, tried.text, tried.gate, offset), found
+    return best
+
+
+def _margins(weights: PartWeights, one: Newcomers) -> tuple[Tensor, Tensor]:
+    """By how much the offset may rise before each held-out image is lost; how high it must be for each of a newcomer's
+    to be found, infinite where the wrong newcomer is ahead."""
+    first = one.trained
+    trained = torch.arange(one.likelihoods.shape[1]) < first
+
+    def sides(image: Tensor, likelihoods: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        scores = image_scores(image.double(), likelihoods.double(), trained, weights) + weights.text * text
+        return scores[:, :first], scores[:, first:]
+
+    old, new = sides(one.image, one.likelihoods, one.text)
+    right = old.argmax(1) == one.labels
+    kept = (old.amax(1) - new.amax(1))[right]
+    old, new = sides(one.new_image, one.new_likelihoods, one.new_text)
+    needed = old.amax(1) - new.amax(1)
+    needed = torch.where(new.argmax(1) + first == one.new_labels, needed, math.inf)
+    return kept, needed
+
+
+def _largest_offset(kept: Tensor) -> float:
+    """The offset at which the expected loss is half a per cent of the images; 0 where there is nothing to lose."""
+    if not len(kept):
+        return 0.0
+    ordered = kept.sort().values
+    last = max(int(_TAIL * len(ordered)), 1)
+    start = ordered[min(last, len(ordered) - 1)]
+    excess = (start - ordered[:last]).mean()
+    return float(start - excess * math.log(_TAIL / _LOSS))
