@@ -35,8 +35,11 @@ from vlltr_index.classes import NewClass, Session, add_classes
 from vlltr_index.corpus.clean import sentence_id, text_hash
 from vlltr_index.embedding import vector_table
 from vlltr_index.encoder import Encoder
-from vlltr_index.heads import SavedHead, save_head
+from vlltr_index.fusion import PartWeights
+from vlltr_index.generative import fit_shared
+from vlltr_index.heads import Parts, SavedHead, save_head
 from vlltr_index.lgr import LGRHead
+from vlltr_index.loading import image_set, stats_rows
 from vlltr_index.recipe import load_recipe, override
 from vlltr_index.schemas.tables import (
     CLASSES,
@@ -49,6 +52,7 @@ from vlltr_index.schemas.tables import (
 )
 from vlltr_index.selection import select
 from vlltr_index.stages.build_index import index_anchors
+from vlltr_index.tensors import unit_rows
 from vlltr_index.workspace import Workspace
 
 RESULT = Path(__file__).parent / "results" / "additions.json"
@@ -114,7 +118,7 @@ def _row(classes: int, count: int) -> dict[str, Any]:
             _timed(workspace, session, _new(draw, Path(folder), f"class {n}", 5, ROW_NEW))
             for n in range(count)
         ]
-        found = {
+        found: dict[str, Any] = {
             "classes": classes,
             "additions": count,
             "sentences": [classes * ROW_SENTENCES, ROW_NEW],
@@ -186,9 +190,13 @@ def _workspace(folder: Path, classes: int, sentences: int = SENTENCES_EACH) -> W
     assert isinstance(head.visual_head, nn.Linear)
     with torch.no_grad():
         head.visual_head.weight.copy_(centres / dim**0.5)
-    saved = SavedHead(head, torch.arange(classes), centres.mean(0), encoder.text_fp, encoder.image_fp)
+    images = image_set(workspace.snapshot(), "train")
+    shared = fit_shared(unit_rows(images.features)[None], images.class_ids, unit_rows(centres))
+    parts = Parts(shared, PartWeights(1.0, 0.1, 0.1, 0.1))
+    saved = SavedHead(head, torch.arange(classes), encoder.text_fp, encoder.image_fp, parts)
     with workspace.transaction("a head out of the air") as tx:
         tx.set(head=workspace.put_object("heads", lambda path: save_head(saved, path)))
+        tx.replace("class_stats", stats_rows(images.features, images.class_ids, encoder.image_fp))
     index_anchors(workspace)
     return workspace
 

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from benchmarks.glyphs_lt import RECIPE, RESULTS, Clock, surroundings
 from benchmarks.page import put
-from vlltr_index.calibration import balanced_accuracy
 from vlltr_index.glyphs import glyph_files
 from vlltr_index.loading import class_positions, usable_images
+from vlltr_index.metrics import balanced_accuracy
 from vlltr_index.recipe import load_recipe, override
 from vlltr_index.stages.baselines import score_fc
 from vlltr_index.stages.evaluate import training_counts

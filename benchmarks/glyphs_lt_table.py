@@ -10,21 +10,45 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.page import put
+from benchmarks.without_text import WHOLE
+
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-MARKS = ("<!-- generated: python -m benchmarks.glyphs_lt table -->", "<!-- end of the generated part -->")
-AGAINST = "image-only + logit adjustment"
+COMMAND = "python -m benchmarks.glyphs_lt table"
+TITLE = "Glyphs-LT: method, controls without text, and image-only at equal image budget"
+METHOD, AGAINST = "vl-ltr", "image-only + logit adjustment"
+ORDER = (
+    METHOD,
+    "image side",
+    "text branch",
+    WHOLE,
+    "generative without text",
+    "class means",
+    "shrunk discriminant",
+    "linear + class means",
+    "linear + discriminant",
+    "image-only",
+    AGAINST,
+)
 BINS = ("overall", "many", "medium", "few", "few5")
 Bits = NDArray[np.float64]
+Runs = Sequence[dict[str, Any]]
 
 
 def write() -> None:
     """Write the generated part of docs/results.md, and recipes/glyphs_lt/results.json."""
-    runs = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(RESULTS.glob("glyphs_lt-*.json"))]
-    page = ROOT / "docs" / "results.md"
-    text = page.read_text(encoding="utf-8")
-    head, tail = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
-    page.write_text(f"{head}{MARKS[0]}\n\n{generated(runs)}\n{MARKS[1]}{tail}", encoding="utf-8")
+    runs, swapped = (
+        [
+            run
+            for path in sorted(RESULTS.glob(name))
+            if "labels" in (run := json.loads(path.read_text("utf-8")))
+        ]
+        for name in ("glyphs_lt-[0-9]*.json", "glyphs_lt-permuted-*.json")
+    )
+    if not runs:
+        raise SystemExit("no results; run: python -m benchmarks.glyphs_lt run --seed 0 --dir runs")
+    put(COMMAND, TITLE, generated(runs, swapped))
     rows = [
         {
             "name": name,
@@ -40,8 +64,8 @@ def write() -> None:
     )
 
 
-def generated(runs: Sequence[dict[str, Any]]) -> str:
-    """The tables as Markdown."""
+def generated(runs: Runs, swapped: Runs = ()) -> str:
+    """The tables as Markdown: with the classes' own texts, what the method gains over each row, with swapped texts."""
     seeds = ", ".join(str(r["seed"]) for r in runs)
     first = runs[0]
     versions, machine = first["versions"], first["machine"]
@@ -51,41 +75,62 @@ def generated(runs: Sequence[dict[str, Any]]) -> str:
         f"seeds {seeds}; {len(first['counts']):,} test images; torch {versions['torch']}, "
         f"open_clip {versions['open_clip_torch']}; {machine['cores']} cores, {machine['threads']} thread a run. "
         "Top-1 in per cent, mean over the seeds and their standard deviation; release bounds (many >= 100, few <= 20; "
-        "few5 <= 5).",
+        "few5 <= 5). ECE: expected calibration error in per cent.",
         "",
-        "| | " + " | ".join(BINS) + " | top-5 |",
-        "| --- |" + " --- |" * (len(BINS) + 1),
+        *_accuracies(runs),
+        "",
+        f"{METHOD} less each row on the same images, in points: mean over the seeds, and the 95 % bootstrap "
+        "interval over classes and the images within them.",
+        "",
+        f"| {METHOD} less | " + " | ".join(BINS) + " |",
+        "| --- |" + " --- |" * len(BINS),
     ]
-    for name in runs[0]["right"]:
-        cells = [spread([mean(r, name, b) for r in runs]) for b in BINS]
-        top5 = spread([float(bits(r["top5"][name]).mean()) for r in runs])
-        lines.append(f"| {name} | " + " | ".join([*cells, top5]) + " |")
-    cells = [difference(runs, b) for b in BINS]
-    lines += [
-        f"| **vl-ltr less {AGAINST}**, paired bootstrap 95 % | " + " | ".join(cells) + " | |",
-        "",
-        "New classes from text alone: 100 classes added at once to the trained workspace, recognised among all,",
-        "and what the old classes lose meanwhile (points of their top-1 on the test split).",
-        "",
-        "| held-out classes | top-1 | top-5 | old classes before | beside them | change |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for group, label in (("dev", "100 for development"), ("final", "100 for final figures")):
-        found = [r["new"][group] for r in runs]
-        values = [
-            [float(bits(f[k]).mean()) for f in found] for k in ("right", "top5", "old_before", "old_after")
+    for name in _rows(runs)[1:]:
+        shown = f"**{name}**" if name == WHOLE else name
+        lines.append(f"| {shown} | " + " | ".join(difference(runs, b, against=name) for b in BINS) + " |")
+    if swapped:
+        lines += [
+            "",
+            "The same with texts permuted between the classes, from stage 1 on:",
+            "",
+            *_accuracies(swapped),
         ]
-        change = [a - b for a, b in zip(values[3], values[2], strict=True)]
-        lines.append(
-            f"| {label} | " + " | ".join(spread(v) for v in values) + f" | {spread(change, signed=True)} |"
-        )
-    lines += ["", "Seconds a step, one thread, two runs side by side:", ""]
-    names = list(runs[0]["seconds"])
+        kept = {run["seed"] for run in swapped}
+        paired = [run for run in runs if run["seed"] in kept]
+        cells = [difference(paired, b, against=METHOD, others=swapped) for b in BINS]
+        lines += [f"| **{METHOD}, own texts less permuted** | " + " | ".join(cells) + " | | |"]
+    lines += ["", "What `train lgr` decided:", "", *_decisions([*runs, *swapped])]
+    lines += ["", "Seconds a step, one thread:", ""]
+    names = list(dict.fromkeys(name for run in runs for name in run["seconds"]))
     lines += ["| seed | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
     lines += [
         f"| {r['seed']} | " + " | ".join(f"{r['seconds'].get(n, 0):.0f}" for n in names) + " |" for r in runs
     ]
     return "\n".join(lines) + "\n"
+
+
+def _rows(runs: Runs) -> list[str]:
+    return [name for name in ORDER if all(name in run["right"] for run in runs)]
+
+
+def _accuracies(runs: Runs) -> list[str]:
+    lines = ["| | " + " | ".join(BINS) + " | top-5 | ECE |", "| --- |" + " --- |" * (len(BINS) + 2)]
+    for name in _rows(runs):
+        cells = [spread([mean(r, name, b) for r in runs]) for b in BINS]
+        cells.append(spread([float(bits(r["top5"][name]).mean()) for r in runs]))
+        errors = [r["calibration_error"][name] for r in runs if name in r["calibration_error"]]
+        cells.append(f"{100 * np.mean(errors):.1f}" if errors else "-")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _decisions(runs: Runs) -> list[str]:
+    columns = ("image", "generative", "text", "gate", "offset", "noise", "text_r2")
+    lines = ["| texts | seed | " + " | ".join(columns) + " |", "| --- | --- |" + " --- |" * len(columns)]
+    for run in runs:
+        cells = " | ".join(f"{run['decided'][METHOD][name]:.3g}" for name in columns)
+        lines.append(f"| {run['texts']} | {run['seed']} | {cells} |")
+    return lines
 
 
 def bits(text: str) -> Bits:
@@ -117,11 +162,38 @@ def spread(values: Sequence[float], signed: bool = False) -> str:
     return shown + (f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
 
 
-def difference(runs: Sequence[dict[str, Any]], name: str, draws: int = 10_000, against: str = AGAINST) -> str:
-    """Mean over the seeds of the paired difference, images resampled: the interval is that of the test images."""
-    each = [bits(r["right"]["vl-ltr"]) - bits(r["right"][against]) for r in runs]
-    values = np.mean(each, axis=0)[mask(runs[0], name)]
-    rng = np.random.default_rng(0)
-    picks = [rng.choice(values, (500, len(values))).mean(1) for _ in range(draws // 500)]
-    low, high = np.quantile(np.concatenate(picks), [0.025, 0.975])
+def difference(runs: Runs, name: str, against: str, others: Runs | None = None) -> str:
+    """The method less the row `against` of the same runs, or of `others` of the same seeds, in one bin."""
+    pairs = zip(runs, runs if others is None else others, strict=True)
+    values = np.mean([bits(a["right"][METHOD]) - bits(b["right"][against]) for a, b in pairs], axis=0)
+    kept = mask(runs[0], name)
+    return shown_gap(values[kept], np.asarray(runs[0]["labels"])[kept])
+
+
+def shown_gap(values: Bits, classes: NDArray[Any]) -> str:
+    """Mean of paired differences [N] of images of classes int [N] in points, with its interval."""
+    low, high = clustered_interval(values, classes)
     return f"{100 * values.mean():+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def clustered_interval(
+    values: Bits, classes: NDArray[Any], draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of values [N]: classes are drawn, then of each as many images as it has.
+
+    Args:
+        values: One an image.
+        classes: Integers [N], the class of each image.
+        draws: How often.
+        seed: Of the draws.
+    """
+    order = np.argsort(classes, kind="stable")
+    _, starts, sizes = np.unique(classes[order], return_index=True, return_counts=True)
+    ordered, rng, means = values[order], np.random.default_rng(seed), []
+    for _ in range(draws):
+        picked = rng.integers(len(sizes), size=len(sizes))
+        size = np.repeat(sizes[picked], sizes[picked])
+        start = np.repeat(starts[picked], sizes[picked])
+        means.append(ordered[start + (rng.random(len(size)) * size).astype(np.int64)].mean())
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)

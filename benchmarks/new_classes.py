@@ -1,10 +1,15 @@
 """New classes on Glyphs-LT: recognised among all, from text, from images, from both; and what old classes lose by it.
 
-    python -m benchmarks.new_classes run --workspace DIR --seed 0 --group dev    to results/new_classes-0-dev.json
-    python -m benchmarks.new_classes table                                       all results to docs/results.md
+    python -m benchmarks.new_classes run --workspace DIR --seed 0 --group dev   to results/new_classes-0-dev.json
+    python -m benchmarks.new_classes oracle --dir runs --seed 0 --images 1      to results/new_classes-oracle-*.json
+    python -m benchmarks.new_classes table                                      all results to docs/results.md
 
 DIR is a finished workspace of `benchmarks.glyphs_lt`; it is copied, and not written to. All classes of a group are
-added at once. The final group is for figures, the development group for choosing.
+added at once. The oracle is a workspace of old and new classes together, both stages trained on all of them; a step of
+it that is done is not done again. The final group is for figures, the development group for choosing.
+
+Rows of the method before (commit 710832f) in an earlier result of the same seed and group stay in the new one, and
+beside them which images are right now if the offset is moved until the old classes lose as many as then.
 """
 
 from __future__ import annotations
@@ -12,23 +17,36 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
-import platform
-import random
 import re
 import shutil
+import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from benchmarks.glyphs_lt import (
+    RESULTS,
+    SPLITS,
+    Clock,
+    bits,
+    dataset,
+    in_top5,
+    made,
+    seeded,
+    surroundings,
+    write_result,
+)
+from benchmarks.heldout import Group, drawn, read_group
 from vlltr_index.baselines import class_means, cosine_logits
 from vlltr_index.baselines_text import (
     TipCache,
@@ -39,17 +57,13 @@ from vlltr_index.baselines_text import (
     waffle_text,
 )
 from vlltr_index.classes import NewClass, Session, add_classes
-from vlltr_index.fusion import imprint_row
 from vlltr_index.glyphs import GlyphFiles, glyph_files
-from vlltr_index.images.decode import open_image
 from vlltr_index.loading import class_positions, image_set
 from vlltr_index.schemas.tables import sentence_vectors_name
 from vlltr_index.scoring import Scorer, load_scorer
 from vlltr_index.stages.refit import refit
-from vlltr_index.stages.upgrade import upgrade
 from vlltr_index.workspace import Workspace
 
-RESULTS = Path(__file__).parent / "results"
 DRAWS = 3
 SHOTS = (1, 5)
 ALPHAS, BETAS = (
@@ -57,20 +71,9 @@ ALPHAS, BETAS = (
     (1.0, 3.0, 5.5, 10.0, 20.0),
 )  # of Tip-Adapter, chosen on split val
 CACHE = 16  # images a class in its cache
+BEFORE = ("text", "text + 1 image", "text + 5 images")  # rows of the method before that are compared with
 Row = dict[str, str]
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Group:
-    """Held-out classes: their names, sentences, support images as files, and features of their test images."""
-
-    names: list[str]
-    texts: dict[str, list[str]]
-    files: dict[str, list[Path]]
-    support: dict[str, Tensor]  # [n, D] a class
-    features: Tensor
-    labels: Tensor  # positions in `names`
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Old:
     scorer: Scorer
     test: Tensor
     test_owners: Tensor
-    before: Tensor  # bool, which test images are right
+    right: Tensor  # bool, which test images are
 
     @classmethod
     def load(cls, workspace: Workspace) -> Old:
@@ -92,102 +95,103 @@ class Old:
         return cls(workspace, scorer, test.features, test.class_ids, best == test.class_ids)
 
 
-def run(source: Path, seed: int, group_name: str) -> None:
+def run(source: Path, seed: int, group_name: str, fast: bool = False) -> None:
     """Measure all rows for one group."""
-    started, data = time.monotonic(), glyph_files()
+    started, data, name = time.monotonic(), glyph_files(fast), f"new_classes-{seed}-{group_name}"
+    earlier = {} if fast else _earlier(name)
     with tempfile.TemporaryDirectory() as folder:
         workspace = _copy(source, Path(folder) / "base")
-        upgrade(workspace)
-        workspace = Workspace.open(workspace.path)
         old, session = Old.load(workspace), Session(workspace)
-        group = _group(data, group_name, workspace, session, Path(folder) / "support")
+        group = read_group(data, group_name, session.encoder(workspace.snapshot()), Path(folder) / "support")
         rows: dict[str, Row] = {}
-        for name, wanted, refitted in _conditions(group):
-            rows |= _added(old, group, name, wanted, refitted, Path(folder))
-            _log.info("%6.0f s  %s: %s", time.monotonic() - started, name, _percent(rows[name]))
-        for name, row in _baselines(old, group, session):
-            rows[name] = row
-            _log.info("%6.0f s  %s: %s", time.monotonic() - started, name, _percent(row))
+        for label, wanted, refitted in _conditions(group):
+            lost = _lost(earlier["rows"][label], earlier) if label in earlier.get("rows", {}) else None
+            rows[label] = _added(old, group, wanted, refitted, lost, Path(folder))
+            _log.info("%6.0f s  %s: %s", time.monotonic() - started, label, _percent(rows[label]))
+        for label, row in _baselines(old, group, session):
+            rows[label] = row
+            _log.info("%6.0f s  %s: %s", time.monotonic() - started, label, _percent(row))
         result = {
             "seed": seed,
             "group": group_name,
             "recipe": workspace.recipe.model_dump(mode="json"),
             "head": getattr(workspace.history.last(), "head", None),
-            "dataset": json.loads((data.folder / "manifest.json").read_text(encoding="utf-8"))[
-                "content_sha256"
-            ],
-            **_surroundings(),
-            "classes": len(group.names),
-            "old_before": _bits(old.before),
+            "dataset": dataset(data),
+            **surroundings(),
+            "labels": group.labels.tolist(),
+            "old_before": bits(old.right),
             "rows": rows,
+            "before": earlier,
             "seconds": round(time.monotonic() - started, 1),
         }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"new_classes-{seed}-{group_name}.json"
-    path.write_text(json.dumps(result, sort_keys=True, indent=1) + "\n", encoding="utf-8")
+    if not fast:
+        write_result(name, result)
 
 
-def _surroundings() -> dict[str, Any]:
-    names = ("torch", "open_clip_torch", "lancedb", "faiss-cpu", "vlltr-index")
-    machine = {"system": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-    return {"versions": {n: version(n) for n in names}, "machine": machine}
+def oracle(folder: Path, seed: int, images: int, group_name: str = "final", fast: bool = False) -> None:
+    """Train both stages on old and new classes together, `images` of each new one, and measure as `run` does."""
+    data, name = glyph_files(fast), f"oracle-{group_name}-{seed}-{images}"
+    seconds, recipe = Clock(folder / f"seconds-{name}.json"), seeded(seed, fast)
+    texts, pictures = _together(data, group_name, images, folder / name)
+    workspace = made(folder / name, recipe, texts, pictures, seconds, SPLITS)
+    snapshot = workspace.snapshot()
+    scorer, test = load_scorer(workspace, snapshot), image_set(snapshot, "test")
+    with tempfile.TemporaryDirectory() as support:
+        encoder = Session(workspace).encoder(snapshot)
+        group = read_group(data, group_name, encoder, Path(support))
+    row = _row(scorer, snapshot.class_table().lookup, group, test.features, test.class_ids)
+    _log.info("%s: %s", name, _percent(row))
+    if not fast:
+        facts = {"seed": seed, "group": group_name, "images": images, "dataset": dataset(data)}
+        facts |= {"recipe": recipe.model_dump(mode="json"), "seconds": seconds.values, **surroundings()}
+        write_result(f"new_classes-{name}", {**facts, "labels": group.labels.tolist(), "row": row})
+
+
+def _together(data: GlyphFiles, group_name: str, images: int, target: Path) -> tuple[Path, Path]:
+    """Files of texts and images of all classes, the drawn support images in split train."""
+    told = json.loads(data.texts.read_text(encoding="utf-8")) | data.heldout_classes(group_name)
+    table = pq.read_table(data.images)
+    split, place = table["split"].to_pylist(), dict[str, list[int]]()
+    for row, (which, label) in enumerate(zip(split, table["label"].to_pylist(), strict=True)):
+        if which == f"{group_name}_support":
+            place.setdefault(label, []).append(row)
+    for label, rows in place.items():
+        for at in drawn(label, len(rows), images, 0):
+            split[rows[at]] = "train"
+    table = table.set_column(table.column_names.index("split"), "split", pa.array(split))
+    texts, pictures = target.with_suffix(".json"), target.with_suffix(".parquet")
+    texts.write_text(json.dumps(told), encoding="utf-8")
+    pq.write_table(table.filter(pc.is_in(table["split"], pa.array(SPLITS))), pictures)
+    return texts, pictures
+
+
+def _earlier(name: str) -> dict[str, Any]:
+    """Rows of the method before, from a result that is there already."""
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return {}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if "before" in found:
+        there: dict[str, Any] = found["before"]
+        return there
+    rows = {label: row for label, row in found["rows"].items() if re.sub(r", draw \d+", "", label) in BEFORE}
+    return {"rows": rows, "old_before": found["old_before"], "versions": found["versions"]}
+
+
+def _lost(row: Row, result: dict[str, Any]) -> int:
+    """How many test images of old classes a row lost."""
+    lost: int = result["old_before"].count("1") - row["old"].count("1")
+    return lost
 
 
 def _copy(source: Path, target: Path) -> Workspace:
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("runs", "logs", "reports"))
-    return Workspace.open(target, any_format=True)
+    return Workspace.open(target)
 
 
 def _percent(row: Row) -> str:
-    new, lost = _share(row["right"]), _share(row["old"])
-    return f"new {100 * new:.1f}, top-5 {100 * _share(row['top5']):.1f}, old {100 * lost:.1f}"
-
-
-def _share(bits: str) -> float:
-    return bits.count("1") / len(bits)
-
-
-def _bits(values: Tensor) -> str:
-    return "".join("1" if v else "0" for v in values.tolist())
-
-
-def _group(data: GlyphFiles, name: str, workspace: Workspace, session: Session, folder: Path) -> Group:
-    texts = data.heldout_classes(name)
-    names = sorted(texts)
-    rows = pq.read_table(data.images, columns=["image", "label", "split"]).to_pylist()
-    encoder = session.encoder(workspace.snapshot())
-
-    def features(images: Sequence[bytes]) -> Tensor:
-        with torch.inference_mode():
-            pixels = [encoder.preprocess(open_image(image)) for image in images]
-            return torch.cat(
-                [encoder.encode_pixels(torch.stack(pixels[i : i + 128])) for i in range(0, len(pixels), 128)]
-            )
-
-    files: dict[str, list[Path]] = {n: [] for n in names}
-    support = {
-        n: features([r["image"] for r in rows if r["label"] == n and r["split"] == f"{name}_support"])
-        for n in names
-    }
-    for row in rows:
-        if row["split"] == f"{name}_support":
-            path = folder / str(names.index(row["label"])) / f"{len(files[row['label']])}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(row["image"])
-            files[row["label"]].append(path)
-    tests = [r for r in rows if r["split"] == f"{name}_test"]
-    labels = torch.tensor([names.index(r["label"]) for r in tests])
-    return Group(names, texts, files, support, features([r["image"] for r in tests]).float(), labels)
-
-
-def drawn(group: Group, shots: int, draw: int) -> dict[str, list[int]]:
-    """Which support images of each class a draw takes."""
-    picked = {}
-    for name in group.names:
-        order = list(range(len(group.files[name])))
-        random.Random(f"{draw}:{name}").shuffle(order)
-        picked[name] = order[:shots]
-    return picked
+    new, top5, old = (100 * row[key].count("1") / len(row[key]) for key in ("right", "top5", "old"))
+    return f"new {new:.1f}, top-5 {top5:.1f}, old {old:.1f}"
 
 
 def _draws(shots: int) -> Iterator[tuple[int, str]]:
@@ -200,61 +204,96 @@ def _conditions(group: Group) -> Iterator[tuple[str, list[NewClass], bool]]:
     """Ways to add the classes: a name, what is known of each, and whether the head is trained again."""
     words = sorted({w for texts in group.texts.values() for t in texts for w in re.findall(r"[a-z]{3,}", t)})
     noise = waffle_noise(words, 28, seed=0)
-    waffle = {n: [n, *(waffle_text(f"a picture of the {n}.", words) for words in noise)] for n in group.names}
-    ways: list[tuple[str, dict[str, list[str]]]] = [
-        ("text", group.texts),
-        ("name", {n: [n] for n in group.names}),
-        ("random words", waffle),
-    ]
-    for label, texts in ways:
+    ways: dict[str, dict[str, list[str]]] = {
+        "text": group.texts,
+        "name": {n: [n] for n in group.names},
+        "random words": {
+            n: [n, *(waffle_text(f"a picture of the {n}.", words) for words in noise)] for n in group.names
+        },
+    }
+    for label, texts in ways.items():
         yield label, [NewClass(n, tuple(texts[n])) for n in group.names], False
     for shots in SHOTS:
         for draw, label in _draws(shots):
-            picked = drawn(group, shots, draw)
-            images = {n: tuple(group.files[n][i] for i in picked[n]) for n in group.names}
-            alone = [NewClass(n, image_files=images[n]) for n in group.names]
+            images = {
+                n: tuple(files[i] for i in drawn(n, len(files), shots, draw))
+                for n, files in group.files.items()
+            }
+            yield label, [NewClass(n, image_files=images[n]) for n in group.names], False
             both = [NewClass(n, tuple(group.texts[n]), image_files=images[n]) for n in group.names]
-            yield f"{label}", alone, False
             yield f"text + {label}", both, False
-            if draw == 0:
-                yield (
-                    f"random words + {label}",
-                    [NewClass(n, tuple(waffle[n]), image_files=images[n]) for n in group.names],
-                    False,
-                )
     yield "text + 5 images, refit", both, True
 
 
 def _added(
-    old: Old, group: Group, name: str, wanted: list[NewClass], refitted: bool, folder: Path
-) -> dict[str, Row]:
+    old: Old, group: Group, wanted: list[NewClass], refitted: bool, lost: int | None, folder: Path
+) -> Row:
     """Add the classes to a copy of the workspace, and score."""
     workspace = _copy(old.workspace.path, folder / "added")
     add_classes(workspace, wanted)
     if refitted:
         refit(workspace, workspace.recipe.lgr)
     snapshot = workspace.snapshot()
-    scorer, table = load_scorer(workspace, snapshot), snapshot.class_table()
-    ids = torch.tensor([table.lookup(n) for n in group.names])
-    new, kept = scorer.exhaustive(group.features).probabilities, scorer.exhaustive(old.test).probabilities
+    scorer, lookup = load_scorer(workspace, snapshot), snapshot.class_table().lookup
     shutil.rmtree(workspace.path)
-    return {
-        name: _row(
-            new,
-            kept,
-            class_positions(scorer.class_ids, ids[group.labels]),
-            class_positions(scorer.class_ids, old.test_owners),
-        )
-    }
+    return _row(scorer, lookup, group, old.test, old.test_owners, lost)
 
 
-def _row(new: Tensor, kept: Tensor, labels: Tensor, owners: Tensor) -> Row:
-    """Which images are right, as bits."""
-    best = new.topk(5, 1).indices
+def _row(
+    scorer: Scorer,
+    lookup: Callable[[str], int],
+    group: Group,
+    test: Tensor,
+    owners: Tensor,
+    lost: int | None = None,
+) -> Row:
+    """Which images of the group and of the old classes are right, as bits; `lost` as for `at_equal_loss`."""
+    ids = torch.tensor([lookup(name) for name in group.names])
+    labels = class_positions(scorer.class_ids, ids[group.labels])
+    places = class_positions(scorer.class_ids, owners)
+    new, old = (_scores(scorer, features) for features in (group.features, test))
+    row = _bits_of(new, old, labels, places)
+    if lost is not None:
+        added = torch.isin(torch.arange(new.shape[1]), class_positions(scorer.class_ids, ids))
+        row["right_at_equal_loss"] = bits(at_equal_loss(new, labels, old, places, added, lost))
+    return row
+
+
+def _scores(scorer: Scorer, features: Tensor) -> Tensor:
+    """What probabilities are the softmax of, [N, C]."""
+    fused = scorer.exhaustive(features)
+    return fused.visual_part + fused.text_part
+
+
+def at_equal_loss(
+    new: Tensor, labels: Tensor, old: Tensor, owners: Tensor, added: Tensor, lost: int
+) -> Tensor:
+    """Which images of added classes are right once an offset on these lets so many images of the old ones be lost.
+
+    Args:
+        new: Float [N, C], scores of images of the added classes.
+        labels: Int64 [N], their columns.
+        old: Float [M, C], scores of images of the others.
+        owners: Int64 [M], their columns.
+        added: Bool [C].
+        lost: How many of the M that were right without the added classes may be wrong.
+
+    Returns:
+        Bool [N].
+    """
+    others, mine = ~added, added.nonzero()[:, 0]
+    right = others.nonzero()[:, 0][old[:, others].argmax(1)] == owners
+    room = (old[:, others].amax(1) - old[:, added].amax(1))[right].sort().values
+    offset = room[lost] if lost < len(room) else torch.inf
+    needed = new[:, others].amax(1) - new[:, added].amax(1)
+    return (needed < offset) & (mine[new[:, added].argmax(1)] == labels)
+
+
+def _bits_of(new: Tensor, old: Tensor, labels: Tensor, owners: Tensor) -> Row:
     return {
-        "right": _bits(best[:, 0] == labels),
-        "top5": _bits((best == labels[:, None]).any(1)),
-        "old": _bits(kept.argmax(1) == owners),
+        "right": bits(new.argmax(1) == labels),
+        "top5": bits(in_top5(new, labels)),
+        "old": bits(old.argmax(1) == owners),
     }
 
 
@@ -262,11 +301,11 @@ def _baselines(old: Old, group: Group, session: Session) -> Iterator[tuple[str, 
     """Ways without the head, over old and new classes together: the new ones come last."""
     classes = len(old.scorer.class_ids)
     owners = class_positions(old.scorer.class_ids, old.test_owners)
-    prototypes = torch.cat([_text_means(old, session), _new_text_means(old, group, session)])
+    prototypes = torch.cat([_text_means(old), _new_text_means(old, group, session)])
     scale = old.scorer.saved.head.logit_scale.item()
 
-    def row(score: Any) -> Row:
-        return _row(score(group.features), score(old.test), group.labels + classes, owners)
+    def row(score: Callable[[Tensor], Tensor]) -> Row:
+        return _bits_of(score(group.features), score(old.test), group.labels + classes, owners)
 
     yield "text prototypes", row(lambda f: cosine_logits(f, prototypes))
     train = image_set(old.workspace.snapshot(), "train")
@@ -279,27 +318,13 @@ def _baselines(old: Old, group: Group, session: Session) -> Iterator[tuple[str, 
     )
     for shots in SHOTS:
         for draw, label in _draws(shots):
-            picked = drawn(group, shots, draw)
-            some = [group.support[n][picked[n]] for n in group.names]
-            yield f"imprinting alone, {label}", row(_imprinted(old, some))
+            some = [group.support[n][drawn(n, len(group.support[n]), shots, draw)] for n in group.names]
             owner = torch.arange(len(some)).repeat_interleave(torch.tensor([len(s) for s in some])) + classes
             cache = TipCache(torch.cat([own.keys, *some]), torch.cat([own.labels, owner]), prototypes, scale)
-            yield f"Tip-Adapter, {label}", row(lambda f, cache=cache: tip_logits(f, cache, alpha, beta))
+            yield f"Tip-Adapter, {label}", row(partial(tip_logits, cache=cache, alpha=alpha, beta=beta))
 
 
-def _imprinted(old: Old, some: Sequence[Tensor]) -> Any:
-    """The visual classifier alone, with full-strength rows for the new classes."""
-    head = old.scorer.saved.head.visual_head
-    assert isinstance(head, nn.Linear)
-    weight, bias = head.weight.detach(), head.bias.detach()
-    made = [imprint_row(images.mean(0), old.scorer.saved.training_mean, weight, bias) for images in some]
-    columns = class_positions(old.scorer.saved.class_ids, old.scorer.class_ids)
-    rows = torch.cat([weight[columns], torch.stack([row for row, _ in made])])
-    biases = torch.cat([bias[columns], torch.stack([offset for _, offset in made])])
-    return lambda features: features @ rows.T + biases
-
-
-def _text_means(old: Old, session: Session) -> Tensor:
+def _text_means(old: Old) -> Tensor:
     """Mean of all sentences of each old class, [C, D]."""
     snapshot = old.workspace.snapshot()
     rows = snapshot.table("sentences", ["class_id", "text_hash"])
@@ -328,11 +353,21 @@ def main() -> None:
     one.add_argument("--workspace", type=Path, required=True)
     one.add_argument("--seed", type=int, required=True)
     one.add_argument("--group", choices=("dev", "final"), required=True)
+    best = commands.add_parser("oracle")
+    best.add_argument("--dir", type=Path, required=True)
+    best.add_argument("--seed", type=int, default=0)
+    best.add_argument("--images", type=int, choices=SHOTS, required=True)
+    best.add_argument("--group", choices=("dev", "final"), default="final")
+    for command in (one, best):
+        command.add_argument("--fast", action="store_true", help="on the small slice; nothing is kept")
     commands.add_parser("table")
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     if args.command == "run":
-        run(args.workspace, args.seed, args.group)
+        run(args.workspace, args.seed, args.group, args.fast)
+    elif args.command == "oracle":
+        args.dir.mkdir(parents=True, exist_ok=True)
+        oracle(args.dir, args.seed, args.images, args.group, args.fast)
     else:
         from benchmarks.new_classes_table import write
 

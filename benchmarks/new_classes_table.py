@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.glyphs_lt_table import bits, shown_gap
 from benchmarks.page import put
 
 __all__ = ["generated", "write"]
 
 RESULTS = Path(__file__).parent / "results"
 COMMAND = "python -m benchmarks.new_classes table"
+TITLE = "Glyphs-LT: new classes from text and images"
 GROUPS = {"dev": "100 for development", "final": "100 for final figures"}
 ORDER = (
     "text",
@@ -23,39 +25,42 @@ ORDER = (
     "random words",
     "1 image",
     "text + 1 image",
-    "random words + 1 image",
     "5 images",
     "text + 5 images",
-    "random words + 5 images",
     "text + 5 images, refit",
     "text prototypes",
-    "imprinting alone, 1 image",
-    "imprinting alone, 5 images",
     "Tip-Adapter, 1 image",
     "Tip-Adapter, 5 images",
 )
+ORACLE = {1: "text + 1 image", 5: "text + 5 images"}  # what the rows of the oracle are compared with
+Result = dict[str, Any]
 
 
 def write() -> None:
     """Write the generated part of docs/results.md."""
-    runs = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(RESULTS.glob("new_classes-*.json"))]
-    put(COMMAND, "Glyphs-LT: new classes from text and images", generated(runs))
+    found = [json.loads(path.read_text("utf-8")) for path in sorted(RESULTS.glob("new_classes-*.json"))]
+    runs = [result for result in found if "before" in result]
+    if not runs:
+        raise SystemExit(
+            "no results; run: python -m benchmarks.new_classes run --workspace DIR --seed 0 --group dev"
+        )
+    put(COMMAND, TITLE, generated(runs, [result for result in found if "row" in result]))
 
 
-def generated(runs: Sequence[dict[str, Any]]) -> str:
+def generated(runs: Sequence[Result], oracles: Sequence[Result] = ()) -> str:
     """A table for each group: top-1 and top-5 of the new classes among all, and what the old ones have left."""
     parts = []
     for group, label in GROUPS.items():
         mine = [run for run in runs if run["group"] == group]
         if mine:
-            parts.append(_table(mine, label))
+            parts.append(_table(mine, [one for one in oracles if one["group"] == group], label))
     return "\n".join(parts)
 
 
-def _table(runs: Sequence[dict[str, Any]], label: str) -> str:
+def _table(runs: Sequence[Result], oracles: Sequence[Result], label: str) -> str:
     first = runs[0]
     seeds = ", ".join(str(run["seed"]) for run in runs)
-    before = float(np.mean([_share(run["old_before"]) for run in runs]))
+    before = float(np.mean([bits(run["old_before"]).mean() for run in runs]))
     lines = [
         f"**{label}**, added at once to the trained workspace; data set `{first['dataset'][:16]}`, seeds {seeds}, torch"
         f" {first['versions']['torch']}, {first['machine']['threads']} thread. Top-1 and top-5 in per cent among all"
@@ -66,27 +71,67 @@ def _table(runs: Sequence[dict[str, Any]], label: str) -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     for row in ORDER:
-        lines += _line(runs, row, before)
-    return "\n".join(lines) + "\n"
+        lines += _line(row, [r for run in runs for r in _draws(run["rows"], row).values()], before)
+    for one in oracles:
+        lines += _line(
+            f"oracle, seed {one['seed']}: trained with them, {ORACLE[one['images']]}", [one["row"]], before
+        )
+    return "\n".join([*lines, *_oracle_gaps(runs, oracles), *_gains(runs)]) + "\n"
 
 
-def _line(runs: Sequence[dict[str, Any]], row: str, before: float) -> list[str]:
-    values: list[list[float]] = []
-    for run in runs:
-        values += [
-            [_share(bits[key]) for key in ("right", "top5", "old")]
-            for name, bits in run["rows"].items()
-            if re.sub(r", draw \d+", "", name) == row
-        ]
-    if not values:
+def _draws(rows: dict[str, Any], name: str) -> dict[str, Any]:
+    return {label: row for label, row in rows.items() if re.sub(r", draw \d+", "", label) == name}
+
+
+def _line(name: str, rows: Sequence[Result], before: float) -> list[str]:
+    if not rows:
         return []
+    values = [[float(bits(row[key]).mean()) for key in ("right", "top5", "old")] for row in rows]
     right, top5, old = np.mean(values, axis=0)
     shown = f"{100 * right:.1f}"
     if len(values) > 1:
         ones = [v[0] for v in values]
         shown += f" ({100 * min(ones):.1f}-{100 * max(ones):.1f})"
-    return [f"| {row} | {shown} | {100 * top5:.1f} | {100 * old:.1f} | {100 * (old - before):+.1f} |"]
+    return [f"| {name} | {shown} | {100 * top5:.1f} | {100 * old:.1f} | {100 * (old - before):+.1f} |"]
 
 
-def _share(bits: str) -> float:
-    return bits.count("1") / len(bits)
+def _oracle_gaps(runs: Sequence[Result], oracles: Sequence[Result]) -> list[str]:
+    """What is lost against a model that was trained with the same images."""
+    lines = []
+    for one in oracles:
+        same = [run for run in runs if run["seed"] == one["seed"]]
+        row = _draws(same[0]["rows"], ORACLE[one["images"]]) if same else {}
+        mine = next((r for label, r in row.items() if label.endswith("draw 0")), None)
+        if mine is not None:
+            gap = shown_gap(bits(mine["right"]) - bits(one["row"]["right"]), np.asarray(one["labels"]))
+            lines.append(
+                f"- {ORACLE[one['images']]} less the oracle, seed {one['seed']}, the same images: {gap}."
+            )
+    return ["", *lines] if lines else []
+
+
+def _gains(runs: Sequence[Result]) -> list[str]:
+    """Each row beside the method before, the old classes losing as many images as they did then."""
+    lines, labels = [], np.asarray(runs[0]["labels"])
+    for name in ("text", "text + 1 image", "text + 5 images"):
+        now, then, lost = [], [], []
+        for run in runs:
+            for label, row in _draws(run["before"].get("rows", {}), name).items():
+                now.append(bits(run["rows"][label]["right_at_equal_loss"]))
+                then.append(bits(row["right"]))
+                lost.append(bits(run["before"]["old_before"]).mean() - bits(row["old"]).mean())
+        if now:
+            gap = shown_gap(np.mean(now, axis=0) - np.mean(then, axis=0), labels)
+            cells = [f"{100 * np.mean(lost):.1f}", *(f"{100 * np.mean(v):.1f}" for v in (then, now)), gap]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    if not lines:
+        return []
+    return [
+        "",
+        "Beside the method before (commit 710832f), the old classes losing as much as they did then; top-1 of the new"
+        " classes, and the paired gain with its 95 % interval over classes and images:",
+        "",
+        "| known of each class | old classes lose | before | now | gain |",
+        "| --- | --- | --- | --- | --- |",
+        *lines,
+    ]

@@ -14,14 +14,17 @@ from benchmarks.clock import Clock
 from benchmarks.harness import Arrays
 from vlltr_index.answers import Answers
 from vlltr_index.bank import AnchorBank
-from vlltr_index.fusion import FusionParams
-from vlltr_index.heads import SavedHead
+from vlltr_index.fusion import PartWeights
+from vlltr_index.generative import SharedGaussian
+from vlltr_index.heads import Parts, SavedHead
 from vlltr_index.lgr import LGRHead
-from vlltr_index.loading import LoadedBank
+from vlltr_index.loading import ClassStats, LoadedBank
 from vlltr_index.nearest import WithDelta
+from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.scoring import Scorer
 
 BATCH, SINGLES, RECALL_AT = 128, 16, 64
+IMAGES_EACH = 5
 
 
 class State:
@@ -35,19 +38,15 @@ class State:
         head = LGRHead(dim, classes, logit_scale=50.0)
         with torch.no_grad():
             assert isinstance(head.visual_head, torch.nn.Linear)
-            head.visual_head.weight.copy_(torch.from_numpy(inputs["visual"]))
+            visual = torch.from_numpy(inputs["visual"])
+            head.visual_head.weight.copy_(visual)
             head.visual_head.bias.zero_()
         ids = torch.arange(classes)
-        saved = SavedHead(head.eval(), ids, torch.zeros(dim), "text", "image")
-        none = torch.zeros(0, dtype=torch.int64)
-        self.scorer = Scorer(
-            LoadedBank(bank, torch.arange(len(anchors)), [], "one"),
-            saved,
-            none,
-            torch.zeros(0, dim),
-            torch.zeros(0),
-            FusionParams(alpha=0.5),
-        )
+        saved = SavedHead(head.eval(), ids, "text", "image", _parts(dim))
+        means = F.normalize(visual.double(), dim=1)
+        stats = ClassStats(ids, torch.full((classes,), IMAGES_EACH), IMAGES_EACH * means)
+        loaded = LoadedBank(bank, torch.arange(len(anchors)), [], "one")
+        self.scorer = Scorer.build(loaded, saved, stats, FusionConfig(), {})
         self.images = torch.from_numpy(inputs["images"])
         self.keys = torch.arange(len(anchors))
         self.unit = F.normalize(anchors, dim=1)
@@ -114,6 +113,13 @@ class State:
         found = index.search(queries, RECALL_AT)[1]
         hit = (found[:, :, None] == self._nearest[:, None, :]).any(1)
         return {f"recall_at_{RECALL_AT}": float(hit.float().mean())}
+
+
+def _parts(dim: int) -> Parts:
+    """A generative model in which each direction varies alike, and weights of the size that training fits."""
+    zeros, eye = torch.zeros(dim, dtype=torch.float64), torch.eye(dim, dtype=torch.float64)
+    shared = SharedGaussian(zeros, dim**0.5 * eye, zeros + 1.0, zeros, 0.0 * eye)
+    return Parts(shared, PartWeights(image=0.5, generative=0.05, text=0.2, gate=0.1))
 
 
 def built(inputs: Arrays, values: dict[str, Any], kind: str) -> State:

@@ -1,0 +1,256 @@
+"""One draw of `benchmarks.draws`: workspaces made by the README's commands in this process, and their answers."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from benchmarks.draws_rules import choose, rules, text_means
+from benchmarks.draws_sources import Draw, Kind, write_picture
+from vlltr_index import Recognizer
+from vlltr_index.baselines import cosine_logits
+from vlltr_index.cli.main import vlltr
+from vlltr_index.errors import VlltrError
+from vlltr_index.loading import ImageSet, image_set
+from vlltr_index.metrics import expected_calibration_error
+from vlltr_index.schemas.tables import sentence_vectors_name
+from vlltr_index.workspace import Workspace
+
+__all__ = ["ADDITIONS", "IMAGE_SIDE", "METHOD", "TEXT_SIDE", "Bench", "sides"]
+
+ADDITIONS = {"5 images": 5, "1 image": 1, "text": 0}
+METHOD, IMAGE_SIDE, TEXT_SIDE = "vl-ltr", "image side", "text side"
+
+
+class Bench:
+    """One draw's files and workspaces, below `folder`."""
+
+    def __init__(self, folder: Path, encoder: str, drawn: Draw) -> None:
+        self._folder, self._encoder, self._drawn = folder, encoder, drawn
+        self._base = folder / "base"
+        self._seconds: dict[str, float] = {}
+        self._trained: dict[str, Any] = {}  # what `train lgr` reported
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def with_images(self, number: int) -> dict[str, Any]:
+        """The collection in a workspace of its own: the method, its parts, and the simple rules."""
+        kinds = self._drawn.kinds
+        problem = self._made(kinds, kinds)
+        workspace = Workspace.open(self._base)
+        snapshot = workspace.snapshot()
+        train, test = image_set(snapshot, "train"), image_set(snapshot, "test")
+        ids, labels = torch.unique(train.class_ids, return_inverse=True)
+        answers = torch.searchsorted(ids, test.class_ids)
+        usable = rules(*_prototypes(workspace, ids))
+        chosen = choose(usable, train.features, labels, test.features, number)
+        on_folds = {n: None if one.on_folds is None else round(one.on_folds, 5) for n, one in chosen.items()}
+        return {
+            **({"failed": problem} if problem else {}),
+            **self._report({} if problem else _scores(Recognizer.open(workspace), test), len(answers)),
+            "rules": {n: _share(one.best == answers) for n, one in chosen.items()},
+            "settings": {n: one.setting for n, one in chosen.items()},
+            "on folds": on_folds,
+            "best simple": max(on_folds, key=lambda n: on_folds[n] or 0.0),
+        }
+
+    def without_images(self) -> dict[str, Any]:
+        """Classes that a collection of others gets from their texts alone: the answers among them, beside zero-shot."""
+        others, kinds = self._drawn.others, self._drawn.kinds
+        if problem := self._made(others, ()):
+            return {"failed": problem, **self._report({}, 0), "rules": {}, "best simple": "zero-shot"}
+        told = self._folder / "new.json"
+        told.write_text(json.dumps({k.name: k.sentences for k in kinds}), encoding="utf-8")
+        self._command(self._base, "classes", "add", "--from", str(told), step="classes add")
+        pictures = self._pictures("test", kinds, test=True)
+        self._command(self._base, "ingest", "images", pictures, "--split", "test")
+        self._command(self._base, "embed")
+        workspace = Workspace.open(self._base)
+        test = image_set(workspace.snapshot(), "test")
+        ids = torch.unique(test.class_ids)
+        prototypes, _ = _prototypes(workspace, ids)
+        setting, rows = next(iter(prototypes.items()))
+        best = ids[cosine_logits(test.features.double(), rows).argmax(1)]
+        return {
+            **self._report(_scores(Recognizer.open(workspace), test, ids), len(test.class_ids)),
+            "rules": {"zero-shot": _share(best == test.class_ids)},
+            "settings": {"zero-shot": setting},
+            "best simple": "zero-shot",
+        }
+
+    def _report(self, sides: dict[str, dict[str, float]], tests: int) -> dict[str, Any]:
+        return {"sides": sides, "tests": tests, "seconds": self._seconds, "trained": self._trained}
+
+    def additions(self) -> dict[str, Any]:
+        """One more class, added and there from the start: share right of the others' images, and of its own."""
+        test, new = image_set(Workspace.open(self._base).snapshot(), "test"), self._new_features()
+        found: dict[str, Any] = {"before": self._answered(self._base, test, new)[0]}
+        for way, images in ADDITIONS.items():
+            found[way] = {}
+            for how, change in (("added", self._add), ("joint", self._join)):
+                place = self._folder / how
+                shutil.copytree(self._base, place)
+                try:
+                    change(place, images)
+                    found[way][how] = self._answered(place, test, new)
+                except VlltrError as error:
+                    found[way][how] = f"{error.message} {error.hint or ''}"
+                shutil.rmtree(place)
+        return found
+
+    def _add(self, place: Path, images: int) -> None:
+        new = self._drawn.new
+        self._command(place, "classes", "add", new.name, *self._known(new, images), step="classes add")
+
+    def _known(self, new: Kind, images: int) -> list[str]:
+        if images:
+            return ["--images", f"{self._some(new, images)}/{new.name}"]
+        path = self._folder / "new.txt"
+        path.write_text("\n".join(new.sentences) + "\n", encoding="utf-8")
+        return ["--text", str(path)]
+
+    def _join(self, place: Path, images: int) -> None:
+        new, kinds = self._drawn.new, list(self._drawn.kinds)
+        if images:
+            self._command(place, "ingest", "images", self._some(new, images), "--split", "train")
+        else:
+            kinds.append(new)
+        if any(kind.sentences for kind in kinds):
+            self._command(place, "ingest", "text", self._texts(kinds))  # gives the new class its prompts too
+        for step in ("embed", "select", "train lgr", "index"):
+            self._command(place, *step.split(), step="")
+
+    def _new_features(self) -> Tensor:
+        """Vectors of the new class's test images."""
+        place = shutil.copytree(self._base, self._folder / "new")
+        pictures = self._pictures("new test", [self._drawn.new], test=True)
+        self._command(place, "ingest", "images", pictures, "--split", "new", "--create-classes", step="")
+        self._command(place, "embed", step="")
+        features = image_set(Workspace.open(place).snapshot(), "new").features
+        shutil.rmtree(place)
+        return features
+
+    def _answered(self, place: Path, test: ImageSet, new: Tensor) -> tuple[float, float]:
+        """Share of the others' test images that are right, and of the new class's."""
+        recognizer = Recognizer.open(place)
+        ids = _columns(recognizer)
+        number = next((i for i, name in recognizer.names.items() if name == self._drawn.new.name), -1)
+        old = ids[sides(recognizer, test.features)[METHOD].argmax(1)] == test.class_ids
+        return _share(old), _share(ids[sides(recognizer, new)[METHOD].argmax(1)] == number)
+
+    def _made(self, train: Sequence[Kind], test: Sequence[Kind]) -> str:
+        """Make the workspace; returns why a command refused, or nothing."""
+        base = self._base
+        self._command(None, "init", str(base), "--encoder", self._encoder)
+        if any(kind.sentences for kind in train):
+            self._command(base, "ingest", "text", self._texts(train))
+        self._command(base, "ingest", "images", self._pictures("train", train), "--split", "train")
+        if test:
+            pictures = self._pictures("test", test, test=True)
+            self._command(base, "ingest", "images", pictures, "--split", "test")
+        try:
+            for step in ("embed", "select", "train lgr", "index"):
+                said = self._command(base, *step.split(), step=step)
+                self._trained = json.loads(said) if step == "train lgr" else self._trained
+        except VlltrError as error:
+            return f"{error.message} {error.hint or ''}"
+        return ""
+
+    def _command(self, workspace: Path | None, *words: str, step: str | None = None) -> str:
+        """Run `vlltr` in this process and note its processor seconds under `step`; returns what it wrote."""
+        where = [] if workspace is None else ["-w", str(workspace)]
+        started, written = time.process_time(), io.StringIO()
+        with contextlib.redirect_stdout(written):
+            vlltr.main(args=["-q", "--json", *where, *words], prog_name="vlltr", standalone_mode=False)
+        step = words[0] if step is None else step
+        self._seconds[step] = round(self._seconds.get(step, 0.0) + time.process_time() - started, 2)
+        return written.getvalue()
+
+    def _texts(self, kinds: Sequence[Kind]) -> str:
+        path = self._folder / "texts.json"
+        told = {kind.name: kind.sentences for kind in kinds if kind.sentences}
+        path.write_text(json.dumps(told, ensure_ascii=False), encoding="utf-8")
+        return str(path)
+
+    def _pictures(self, name: str, kinds: Sequence[Kind], test: bool = False) -> str:
+        """A folder with one folder of pictures a class."""
+        for kind in kinds:
+            place = self._folder / name / kind.name
+            place.mkdir(parents=True, exist_ok=True)
+            for picture in kind.test if test else kind.train:
+                write_picture(picture, place)
+        return str(self._folder / name)
+
+    def _some(self, new: Kind, images: int) -> str:
+        return self._pictures(f"{images} new", [replace(new, train=new.train[:images])])
+
+
+def sides(recognizer: Recognizer, features: Tensor) -> dict[str, Tensor]:
+    """Probabilities [N, C] of stored vectors [N, D]: of the whole, and of its parts alone."""
+    scores, _ = recognizer.score(features, "exhaustive")
+    return {METHOD: scores.probabilities, IMAGE_SIDE: scores.by_image, TEXT_SIDE: scores.by_text}
+
+
+def _columns(recognizer: Recognizer) -> Tensor:
+    """The class of each column of `sides`, int64 [C]."""
+    number = {name: i for i, name in recognizer.names.items()}
+    return torch.tensor([number[name] for name in recognizer.classes_.tolist()])
+
+
+def _scores(
+    recognizer: Recognizer, test: ImageSet, only: Tensor | None = None
+) -> dict[str, dict[str, float]]:
+    """Accuracy, calibration error and mean negative log-likelihood of each side, among the classes `only` or all."""
+    ids = _columns(recognizer)
+    kept = torch.ones(len(ids), dtype=torch.bool) if only is None else torch.isin(ids, only)
+    place = {i: at for at, i in enumerate(ids[kept].tolist())}
+    labels = torch.tensor([place[i] for i in test.class_ids.tolist()])
+    found = {}
+    for name, chances in sides(recognizer, test.features).items():
+        shares = chances[:, kept].double().clamp(min=1e-12)
+        shares = shares / shares.sum(1, keepdim=True)
+        confidence, best = shares.max(1)
+        own = shares.gather(1, labels[:, None])
+        found[name] = {
+            "accuracy": _share(best == labels),
+            "ece": round(expected_calibration_error(confidence, best == labels), 5),
+            "nll": round(float(-own.log().mean()), 4),
+        }
+    return found
+
+
+def _prototypes(workspace: Workspace, ids: Tensor) -> tuple[dict[str, Tensor], float]:
+    """Means of the stored sentences of the classes int64 [C] by what they are, each [C, D], and the encoder's scale."""
+    snapshot = workspace.snapshot()
+    commit = snapshot.commit
+    assert commit is not None
+    assert commit.text_fp is not None
+    rows = snapshot.table("sentences", ["class_id", "text_hash", "source"])
+    rows = rows.filter(pc.is_in(rows["class_id"], pa.array(ids.tolist(), rows["class_id"].type)))
+    found = {}
+    for name, some in (
+        ("own sentences", rows.filter(pc.not_equal(rows["source"], "prompt"))),
+        ("with prompts", rows),
+    ):
+        owners = torch.searchsorted(ids, torch.tensor(some["class_id"].to_pylist(), dtype=torch.int64))
+        if len(torch.unique(owners)) < len(ids):
+            continue  # a class without
+        hashes = some["text_hash"].to_pylist()
+        vectors = snapshot.store.vectors(sentence_vectors_name(commit.text_fp), "text_hash", hashes)[1]
+        found[name] = text_means(vectors, owners, len(ids))
+    return found, commit.logit_scale
+
+
+def _share(right: Tensor) -> float:
+    return round(float(right.double().mean()), 5)

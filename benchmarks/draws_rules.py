@@ -1,0 +1,147 @@
+"""The simple rules that `benchmarks.draws` holds against the method, on the same stored vectors, chosen on folds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlltr_index.baselines import class_means, cosine_logits
+from vlltr_index.baselines_text import cache_logits, first_of_each_class
+from vlltr_index.tensors import unit_rows
+
+__all__ = ["TEXTLESS", "Chosen", "choose", "discriminant", "folds", "rules"]
+
+ALPHAS, BETAS = (
+    (1.0, 0.5, 2.0, 5.0, 10.0, 20.0),
+    (5.5, 1.0, 3.0, 10.0, 20.0),
+)  # of Tip-Adapter; the first: its own
+CACHE = 16  # images a class in its cache
+FOLDS, WHOLE = 5, 5000  # from so many images on one fold is held out, not each
+TEXTLESS = ("class means", "shrunk discriminant")
+Scores = Iterator[tuple[str, Tensor]]
+Rule = Callable[[Tensor, Tensor, Tensor], Scores]
+"""Training vectors [N, D], labels [N], queries [Q, D], to the scores [Q, C] of each setting; all unnormalised."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A rule's setting that is best on the folds, its accuracy there (None: no fold could be held out), its answers."""
+
+    setting: str
+    on_folds: float | None
+    best: Tensor  # int64 [Q]
+
+
+def rules(prototypes: Mapping[str, Tensor], scale: float) -> dict[str, Rule]:
+    """The rules that can be had.
+
+    Args:
+        prototypes: Means of the classes' sentences, float [C, D], by what sentences; none: no rule that uses text.
+        scale: Multiplier of the text cosines in Tip-Adapter.
+    """
+
+    def zero_shot(x: Tensor, y: Tensor, queries: Tensor) -> Scores:
+        for name, rows in prototypes.items():
+            yield name, cosine_logits(queries, rows)
+
+    def tip_adapter(x: Tensor, y: Tensor, queries: Tensor) -> Scores:
+        text = next(iter(prototypes.values()))
+        kept = first_of_each_class(y, CACHE)
+        cosines = cosine_logits(queries, text, scale)
+        for beta in BETAS:
+            cache = cache_logits(queries, x[kept], y[kept], len(text), beta)
+            for alpha in ALPHAS:
+                yield f"alpha {alpha:g}, beta {beta:g}", cosines + alpha * cache
+
+    found: dict[str, Rule] = {"class means": nearest_mean, "shrunk discriminant": discriminant}
+    return found | ({"zero-shot": zero_shot, "Tip-Adapter": tip_adapter} if prototypes else {})
+
+
+def nearest_mean(x: Tensor, y: Tensor, queries: Tensor) -> Scores:
+    """The nearest class mean, by cosine (of means of normalised vectors) and by distance."""
+    classes = int(y.max()) + 1
+    yield "cosine", cosine_logits(queries, class_means(x, y, classes))
+    yield "Euclidean", -torch.cdist(queries, _means(x, y, classes))
+
+
+def discriminant(x: Tensor, y: Tensor, queries: Tensor) -> Scores:
+    """Linear discriminant with equal priors and (1 - r) S + r tr(S) / D I, r = D / (N - C + D); S pooled within."""
+    means = _means(x, y, int(y.max()) + 1)
+    within, freedom, width = x - means[y], len(y) - len(means), x.shape[1]
+    pooled = within.T @ within / max(freedom, 1)
+    r, level = width / (freedom + width), pooled.trace() / width
+    shrunk = (1 - r) * pooled + (r * level if level > 0 else 1.0) * torch.eye(width, dtype=x.dtype)
+    weight = torch.linalg.solve(shrunk, means.T)  # [D, C]
+    yield "", queries @ weight - (means.T * weight).sum(0) / 2
+
+
+def _means(x: Tensor, y: Tensor, classes: int) -> Tensor:
+    sums = torch.zeros(classes, x.shape[1], dtype=x.dtype).index_add(0, y, x)
+    return sums / torch.bincount(y, minlength=classes)[:, None]
+
+
+def folds(labels: Tensor, seed: int) -> list[Tensor]:
+    """Parts of the images to hold out, positions int64, disjoint; no class ever loses its last image.
+
+    Args:
+        labels: Integers [N].
+        seed: Of the draw.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = order[labels[order].argsort(stable=True)]  # by class, at random within
+    _, counts = torch.unique_consecutive(labels[order], return_counts=True)
+    starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    within = torch.arange(len(labels)) - starts
+    offset = torch.randint(FOLDS, (len(counts),), generator=torch.Generator().manual_seed(seed))
+    part = (within + offset.repeat_interleave(counts)) % FOLDS
+    part[counts.repeat_interleave(counts) == 1] = -1
+    held = [order[part == n] for n in range(FOLDS if len(labels) < WHOLE else 1)]
+    return [rows for rows in held if len(rows)]
+
+
+def choose(found: Mapping[str, Rule], x: Tensor, y: Tensor, queries: Tensor, seed: int) -> dict[str, Chosen]:
+    """Each rule at the setting with the best class-balanced accuracy on the folds of the training images.
+
+    Args:
+        found: The rules.
+        x: Float [N, D], training vectors, unnormalised.
+        y: Integers [N], their classes, 0 to C - 1, each there.
+        queries: Float [Q, D].
+        seed: Of the folds.
+    """
+    x, queries = x.double(), queries.double()
+    held = folds(y, seed)
+    chosen = {}
+    for name, rule in found.items():
+        right = dict[str, Tensor]()
+        for rows in held:
+            kept = torch.ones(len(y), dtype=torch.bool).index_fill(0, rows, False)
+            for setting, scores in rule(x[kept], y[kept], x[rows]):
+                hit = torch.zeros(len(y), dtype=torch.float64)
+                hit[rows] = (scores.argmax(1) == y[rows]).double()
+                right[setting] = right.get(setting, 0) + hit
+        accuracy = {s: _balanced(hit, y, torch.cat(held)) for s, hit in right.items()}
+        wanted = max(accuracy, key=accuracy.__getitem__) if accuracy else None
+        for label, scores in rule(x, y, queries):
+            if wanted in (None, label):
+                chosen[name] = Chosen(label, accuracy.get(label), scores.argmax(1))
+                break
+    return chosen
+
+
+def _balanced(hit: Tensor, labels: Tensor, rows: Tensor) -> float:
+    """Mean over the classes of the share of their held-out images that are right."""
+    counts = torch.bincount(labels[rows]).double()
+    sums = torch.zeros_like(counts).index_add(0, labels[rows], hit[rows])
+    return float((sums / counts)[counts > 0].mean())
+
+
+def text_means(vectors: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Means of the normalised sentences of each class, float [C, D]; a class without any gets a zero row."""
+    sums = torch.zeros(classes, vectors.shape[1], dtype=torch.float64).index_add(
+        0, labels, unit_rows(vectors.double())
+    )
+    return sums / torch.bincount(labels, minlength=classes).clamp(min=1)[:, None]

@@ -1,0 +1,281 @@
+"""Where `benchmarks.draws` takes its collections from: glyphs, or vectors of CLIP's geometry; and their texts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlltr_index import openclip
+from vlltr_index.encoder import Encoder
+from vlltr_index.engines import ImageSource, ImageVectors
+from vlltr_index.glyphs import glyph_files
+
+__all__ = [
+    "TEXTS",
+    "Draw",
+    "Kind",
+    "Setting",
+    "clip_encoder",
+    "draw",
+    "image_vectors",
+    "text_vectors",
+    "with_texts",
+]
+
+TEXTS = ("true", "swapped", "random", "none")
+LEAST_TEST, NEW_IMAGES = 3, 5  # test images a class at least; images of the class that is added
+OTHERS = 10  # classes with images beside those without
+ALL_SHARE = 0.25  # of each class's training images, at least one
+Picture = tuple[str, bytes]  # without bytes where the name says it all
+_WORD = re.compile(r"[\w-]+")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """`CxK`: C classes of K images each; `all`: every class that is trained, long-tailed."""
+
+    classes: int | None
+    images: int | None
+
+    @classmethod
+    def of(cls, name: str) -> Setting:
+        """The setting that is called `name`."""
+        if name == "all":
+            return cls(None, None)
+        classes, images = name.split("x")
+        return cls(int(classes), int(images))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A class of a draw: its name and sentences, and pictures as (file name, PNG)."""
+
+    name: str
+    sentences: tuple[str, ...]
+    train: tuple[Picture, ...]
+    test: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A collection, a class that is added to it, and classes with images for a collection that has none."""
+
+    kinds: tuple[Kind, ...]
+    new: Kind
+    others: tuple[Kind, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """A class's pictures; without `test`, training and test pictures come out of one pool."""
+
+    name: str
+    sentences: tuple[str, ...]
+    train: list[Picture]
+    test: list[Picture]
+
+
+def draw(source: str, setting: Setting, number: int, final: bool = False) -> Draw:
+    """Collection `number` of a source; its classes and pictures depend on nothing else.
+
+    Args:
+        source: `heldout`, `train` or `clip`.
+        setting: Its size.
+        number: Of the draw.
+        final: Take the held-out classes that are for final figures.
+    """
+    images = setting.images if setting.images is not None else 1
+    pools = _clip(number) if source == "clip" else _glyphs(source, final)
+    fits = [p for p in pools if not p.test or len(p.train) >= images]  # of a pool there may be fewer
+    chance = random.Random(f"{source}:{setting.classes}:{number}")
+    fits = chance.sample(fits, len(fits))
+    new = next(p for p in fits if len(p.train) >= NEW_IMAGES)
+    fits.remove(new)
+    count = len(fits) if setting.classes is None else setting.classes
+    kinds = tuple(_kind(p, setting.images, number) for p in fits[:count])
+    others = fits[count : count + OTHERS] if setting.images == 0 else []
+    return Draw(kinds, _kind(new, NEW_IMAGES, number), tuple(_kind(p, NEW_IMAGES, number) for p in others))
+
+
+def _kind(pool: _Pool, images: int | None, number: int) -> Kind:
+    """A class with its pictures in an order of the draw's, so that more training pictures contain fewer."""
+    order = random.Random(f"{number}:{pool.name}").sample(pool.train, len(pool.train))
+    taken = math.ceil(ALL_SHARE * len(order)) if images is None else images
+    if pool.test:
+        return Kind(pool.name, pool.sentences, tuple(order[:taken]), tuple(pool.test))
+    taken = min(taken, len(order) - LEAST_TEST)
+    return Kind(pool.name, pool.sentences, tuple(order[:taken]), tuple(order[max(taken, NEW_IMAGES) :]))
+
+
+@cache
+def _glyphs(source: str, final: bool) -> list[_Pool]:
+    files, group = glyph_files(), "final" if final else "dev"
+    texts = (
+        json.loads(files.texts.read_text(encoding="utf-8"))
+        if source == "train"
+        else files.heldout_classes(group)
+    )
+    splits = ("train", "test") if source == "train" else (f"{group}_support", f"{group}_test")
+    pools = {n: _Pool(n, tuple(t), [], []) for n, t in sorted(texts.items())}
+    rows = pq.read_table(files.images, columns=["image", "label", "split"], filters=[("split", "in", splits)])
+    for at, row in enumerate(rows.to_pylist()):
+        pool = pools[row["label"]]
+        part = pool.test if row["split"] == "test" else pool.train
+        part.append((f"{at}.png", row["image"]))
+    return list(pools.values())
+
+
+def with_texts(drawn: Draw, texts: str, number: int) -> Draw:
+    """The same pictures under other names and sentences, for its classes but not for the one that is added.
+
+    `swapped` gives each class the name and the sentences of another, `random` words of other classes in their number,
+    `none` takes the sentences away.
+    """
+    chance, kinds = random.Random(f"{texts}:{number}"), drawn.kinds
+    if texts == "swapped":
+        order = list(range(len(kinds)))
+        while any(at == to for at, to in enumerate(order)):
+            chance.shuffle(order)
+        told = [(kinds[to].name, kinds[to].sentences) for to in order]
+    elif texts == "random":
+        words = sorted({w for k in kinds for s in k.sentences for w in _WORD.findall(s)})
+        told = [
+            (
+                f"{_scrambled(k.name, words, chance)} {at}",
+                tuple(_scrambled(s, words, chance) for s in k.sentences),
+            )
+            for at, k in enumerate(kinds)
+        ]
+    else:
+        told = [(k.name, k.sentences if texts == "true" else ()) for k in kinds]
+    renamed = tuple(replace(k, name=n, sentences=s) for k, (n, s) in zip(kinds, told, strict=True))
+    return replace(drawn, kinds=renamed)
+
+
+def _scrambled(text: str, words: Sequence[str], chance: random.Random) -> str:
+    return " ".join(chance.choices(words, k=max(3, len(text.split()))))
+
+
+_vectors_of: dict[str, dict[str, Tensor]] = {}
+
+
+def remembered(encoder: Encoder, texts: Sequence[str]) -> tuple[Tensor, int]:
+    """In the place of `engines.text_vectors_of_batch`, with the same vectors: a text is embedded in one draw only."""
+    known = _vectors_of.setdefault(encoder.text_fp, {})
+    new = [text for text in texts if text not in known]
+    if new:
+        known |= dict(zip(new, encoder.encode_texts(new), strict=True))
+    return torch.stack([known[text] for text in texts]), 0
+
+
+# Vectors of CLIP's geometry: norm 10, scale 100, a large common mean, images and texts far apart. A picture's file name
+# and a sentence name their class, and their vectors are drawn from that.
+
+WIDTH, NORM, SCALE = 512, 10.0, 100.0
+CLASS, NOISE = (
+    0.25,
+    0.9,
+)  # length of a class's own part and of what differs within it, beside a mean of length 1
+TEXT_CLASS, TEXT_NOISE = 0.4, 0.5  # the same of sentences
+SHARED = 0.8  # cosine of both towers' class parts
+SENTENCES = 12
+_NAME = re.compile(r"kind-\d+-\d+")
+
+
+def _clip(number: int) -> list[_Pool]:
+    """Classes of one world, with as many training pictures as the glyph classes have, and six for testing."""
+    pools = []
+    for at, like in enumerate(_glyphs("train", False)):
+        name = f"kind-{number}-{at}"
+        pictures = [(f"{name}.{n}.png", b"") for n in range(len(like.train) + 6)]
+        said = tuple(f"{name} has mark {n}." for n in range(SENTENCES))
+        pools.append(_Pool(name, said, pictures[6:], pictures[:6]))
+    return pools
+
+
+def write_picture(picture: Picture, folder: Path) -> None:
+    """Write a picture; of one that has no bytes a small one that no other name has."""
+    name, data = picture
+    if data:
+        (folder / name).write_bytes(data)
+        return
+    pixels = np.frombuffer(hashlib.shake_256(name.encode()).digest(192), dtype=np.uint8).reshape(8, 8, 3)
+    Image.fromarray(pixels).save(folder / name)
+
+
+@cache
+def _spectrum() -> Tensor:
+    """Standard deviations of a vector of length about one whose variance falls with its place, [D]."""
+    falling = torch.arange(1, WIDTH + 1).double() ** -0.25
+    return torch.nn.functional.normalize(falling, dim=0)
+
+
+_class_direction = cache(lambda name: _direction(name))
+
+
+def _direction(name: str) -> Tensor:
+    """A vector of length about one, float64 [D], drawn from `name`."""
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
+    return (
+        torch.randn(WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * _spectrum()
+    )
+
+
+def _vector(tower: str, own: Tensor | float, noise: float, seed: str) -> Tensor:
+    mean = torch.nn.functional.normalize(_direction(f"mean of {tower}"), dim=0)
+    row = mean + own + noise * _direction(seed)
+    return NORM * torch.nn.functional.normalize(row, dim=0)
+
+
+def text_vectors(encoder: Encoder, texts: Sequence[str]) -> tuple[Tensor, int]:
+    """In the place of `engines.text_vectors_of_batch`: a sentence that names no class has no class's part."""
+    rows = []
+    for text in texts:
+        found = _NAME.search(text)
+        own: Tensor | float = 0.0
+        if found is not None:
+            rest = math.sqrt(1 - SHARED**2) * _direction(f"words of {found[0]}")
+            own = TEXT_CLASS * (SHARED * _class_direction(found[0]) + rest)
+        rows.append(_vector("texts", own, TEXT_NOISE, text))
+    return torch.stack(rows).float(), 0
+
+
+def image_vectors(
+    engine: object, batches: Iterable[Sequence[ImageSource]], view: int
+) -> Iterator[ImageVectors]:
+    """In the place of `LocalEngine.images`; an augmented view has a tenth of the noise of its own."""
+    for batch in batches:
+        rows = []
+        for _, path, _ in batch:
+            stem = Path(str(path)).stem
+            own = CLASS * _direction(stem.split(".")[0]) + (
+                0.1 * NOISE * _direction(f"{stem}:{view}") if view else 0.0
+            )
+            rows.append(_vector("images", own, NOISE, stem))
+        yield ImageVectors([i for i, _, _ in batch], torch.stack(rows).float(), {})
+
+
+def clip_encoder(folder: Path) -> str:
+    """An encoder of that width and scale, for `vlltr init --encoder`; its towers are never asked."""
+    config = Encoder.scratch("vlltr-tiny", ["a"]).config
+    config["model_cfg"]["embed_dim"] = WIDTH
+    like = Encoder.scratch("vlltr-tiny", ["a"])
+    torch.manual_seed(0)
+    model = openclip.build_model(config["model_cfg"])
+    with torch.no_grad():
+        model.get_parameter("logit_scale").fill_(math.log(SCALE))
+    Encoder(model, like.tokenizer, config, name="vectors").save(folder)
+    return f"local-dir:{folder}"

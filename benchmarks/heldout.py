@@ -1,0 +1,67 @@
+"""The held-out classes of Glyphs-LT: what is known of each, and features of their images."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from vlltr_index.encoder import Encoder
+from vlltr_index.glyphs import GlyphFiles
+from vlltr_index.images.decode import open_image
+
+__all__ = ["Group", "drawn", "read_group"]
+
+_BATCH = 128
+
+
+@dataclass(frozen=True)
+class Group:
+    """Held-out classes: their names, sentences, support images as files, and features of their test images."""
+
+    names: list[str]
+    texts: dict[str, list[str]]
+    files: dict[str, list[Path]]
+    support: dict[str, Tensor]  # [n, D] a class
+    features: Tensor
+    labels: Tensor  # positions in `names`
+
+
+def read_group(data: GlyphFiles, name: str, encoder: Encoder, folder: Path) -> Group:
+    """Read the group `dev` or `final`; its support images are written to files below `folder`."""
+    texts = data.heldout_classes(name)
+    names = sorted(texts)
+    rows = pq.read_table(data.images, columns=["image", "label", "split"]).to_pylist()
+    files: dict[str, list[Path]] = {n: [] for n in names}
+    for row in rows:
+        if row["split"] == f"{name}_support":
+            path = folder / str(names.index(row["label"])) / f"{len(files[row['label']])}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(row["image"])
+            files[row["label"]].append(path)
+    support = {n: _features(encoder, [path.read_bytes() for path in files[n]]) for n in names}
+    tests = [row for row in rows if row["split"] == f"{name}_test"]
+    labels = torch.tensor([names.index(row["label"]) for row in tests])
+    return Group(names, texts, files, support, _features(encoder, [row["image"] for row in tests]), labels)
+
+
+@torch.inference_mode()
+def _features(encoder: Encoder, images: Sequence[bytes]) -> Tensor:
+    """[N, D], unnormalised."""
+    pixels = [encoder.preprocess(open_image(image)) for image in images]
+    parts = [
+        encoder.encode_pixels(torch.stack(pixels[i : i + _BATCH])) for i in range(0, len(pixels), _BATCH)
+    ]
+    return torch.cat(parts).float()
+
+
+def drawn(name: str, there: int, shots: int, draw: int) -> list[int]:
+    """Which of a class's support images a draw takes."""
+    order = list(range(there))
+    random.Random(f"{draw}:{name}").shuffle(order)
+    return order[:shots]

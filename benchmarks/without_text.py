@@ -1,0 +1,108 @@
+"""What a trained workspace's stored vectors say of images without any text: its own visual parts, and simple rules."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vlltr_index.bank import AnchorBank
+from vlltr_index.baselines import class_means, cosine_logits
+from vlltr_index.fusion import image_scores
+from vlltr_index.generative import GenerativeModel, class_sums
+from vlltr_index.heads import Parts
+from vlltr_index.holdout import read_held_out
+from vlltr_index.lgr import LGRHead
+from vlltr_index.loading import image_set
+from vlltr_index.scoring import Scorer
+from vlltr_index.snapshot import Snapshot
+from vlltr_index.tensors import unit_rows
+from vlltr_index.train.deciding import StageTwoData, weigh
+from vlltr_index.weighing import HeldOutScores, fit_weights, image_weights
+from vlltr_index.workspace import Workspace
+
+__all__ = ["WHOLE", "discriminant", "rows_without_text", "training_data"]
+
+GENERATIVE, MEANS, DISCRIMINANT = "generative without text", "class means", "shrunk discriminant"
+WHOLE = f"linear + {GENERATIVE}"
+
+
+def rows_without_text(
+    workspace: Workspace, snapshot: Snapshot, scorer: Scorer, features: Tensor
+) -> tuple[dict[str, Tensor], Parts]:
+    """Scores [N, C] of features [N, D] in the scorer's columns by each rule, and the parts of the row `WHOLE`.
+
+    The linear layer is the head's. The generative model is fitted anew with prototypes of zero, and weighed beside it
+    as `vlltr train lgr` does. In the other products both sides have the same spread over the classes, taken from the
+    images that stage 1 did not see. Classes without a row in the linear layer meet the others by the chain rule; the
+    simple rules have no offset in it.
+    """
+    data = training_data(workspace, snapshot)
+    assert data.classes == len(scorer.class_ids), "classes were added after training"
+    plain, trained = data.features[0], scorer.trained
+    counts, sums = class_sums(unit_rows(plain), data.labels, data.classes)
+    parts = weigh(data, _with_rows_for_all(scorer)).parts
+    assert parts is not None
+    model = GenerativeModel(parts.shared, counts, sums, data.prototypes)
+    means = class_means(plain, data.labels, data.classes)
+
+    @torch.inference_mode()
+    def said(some: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return scorer.visual_logits(some).double(), {
+            GENERATIVE: model.log_likelihoods(unit_rows(some)).double(),
+            MEANS: cosine_logits(some, means).double(),
+            DISCRIMINANT: discriminant(model, unit_rows(some)),
+        }
+
+    linear, rows = said(features)
+    rows[WHOLE] = image_scores(linear, rows[GENERATIVE], trained, parts.weights)
+    held_linear, held = said(plain[data.unseen])
+    labels = (trained.long().cumsum(0) - 1)[data.labels[data.unseen]]
+    each = image_weights(labels, counts[trained])
+    for name, short in ((MEANS, MEANS), (DISCRIMINANT, "discriminant")):
+        scores = HeldOutScores(labels, held_linear[:, trained], held[name][:, trained], None, each)
+        rows[f"linear + {short}"] = image_scores(linear, rows[name], trained, fit_weights(scores))
+    return rows, parts
+
+
+def _with_rows_for_all(scorer: Scorer) -> LGRHead:
+    """A head with the scorer's visual rows, in its columns; zeros for a class without one."""
+    layer = scorer.saved.head.visual_head
+    assert isinstance(layer, nn.Linear)
+    whole = LGRHead(scorer.saved.head.dim, len(scorer.class_ids)).eval()
+    assert isinstance(whole.visual_head, nn.Linear)
+    with torch.no_grad():
+        for target, rows in ((whole.visual_head.weight, layer.weight), (whole.visual_head.bias, layer.bias)):
+            target.zero_()
+            target[scorer.trained] = rows
+    return whole
+
+
+def discriminant(model: GenerativeModel, features: Tensor) -> Tensor:
+    """Fisher's linear discriminant with the model's shrunk covariance; float64 [N, C] of features [N, D]."""
+    shared = model.shared
+    means = (model.sums / model.counts[:, None] - shared.centre) @ shared.basis
+    return (features.double() - shared.centre) @ shared.basis @ means.T - 0.5 * means.square().sum(1)
+
+
+def training_data(workspace: Workspace, snapshot: Snapshot) -> StageTwoData:
+    """The stored vectors of the training images, in all views, with no sentence for any class."""
+    commit, recipe = snapshot.commit, workspace.recipe.lgr
+    assert commit is not None
+    assert commit.checkpoint is not None
+    first = image_set(snapshot, "train")
+    rest = [image_set(snapshot, "train", view, recipe.augment).features for view in range(1, recipe.views)]
+    class_ids, labels = torch.unique(first.class_ids, return_inverse=True)
+    held = read_held_out(workspace.object_path("checkpoints", commit.checkpoint))
+    none, dim = torch.empty(0, dtype=torch.int64), first.features.shape[1]
+    empty = AnchorBank(torch.empty(0, dim), none.new_zeros(1), none, none, torch.empty(0))
+    return StageTwoData(
+        torch.stack([first.features, *rest]),
+        labels,
+        empty,
+        torch.full_like(class_ids, -1),
+        [None] * len(labels),
+        torch.tensor([image in held.images for image in first.image_ids]),
+        torch.tensor([i in held.classes for i in class_ids.tolist()]),
+        None,
+        commit.logit_scale,
+    )
