@@ -10,7 +10,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import nn
 
 from vlltr_index.corpus.clean import text_hash
 from vlltr_index.corpus.prompts import class_prompts
@@ -19,7 +18,7 @@ from vlltr_index.ingestion import image_rows, sentence_rows
 from vlltr_index.loading import image_set
 from vlltr_index.recipe import override
 from vlltr_index.schemas.records import ImageRecord, SentenceRecord
-from vlltr_index.schemas.tables import CLASSES, imprints
+from vlltr_index.schemas.tables import CLASSES, class_stats
 from vlltr_index.scoring import load_scorer
 from vlltr_index.selection import select
 from vlltr_index.stages.build_index import index_anchors
@@ -156,35 +155,22 @@ def rebuilt(world: World, source: Workspace, folder: Path) -> Workspace:
     with fresh.transaction("the same head") as tx:
         tx.set(head=commit.head, fusion=commit.fusion)
         tx.note(merged={str(gone): kept for gone, kept in world.merged.items()})
-    _imprint(world, fresh)
+    _count(fresh)
     return fresh
 
 
-def _imprint(world: World, fresh: Workspace) -> None:
-    """Rows of the classes that have images and no trained row, by the formula written out."""
+def _count(fresh: Workspace) -> None:
+    """The number of each class's training images and the sum of their normalised vectors, written out."""
     snapshot = fresh.snapshot()
-    scorer, images = load_scorer(fresh, snapshot), image_set(snapshot, "train")
-    head, g = scorer.saved.head.visual_head, scorer.saved.training_mean.double()
-    assert isinstance(head, nn.Linear)
-    weight, bias = head.weight.detach().double(), head.bias.detach().double()
-    trained = {world.merged.get(i, i) for i in scorer.saved.class_ids.tolist()}
+    images = image_set(snapshot, "train")
     rows = []
-    for class_id in sorted(set(images.class_ids.tolist()) - trained):
-        mean = images.features[images.class_ids == class_id].double().mean(0)
-        row = (mean - g) / (mean - g).norm() * weight.norm(dim=1).mean()
-        level = (weight @ g + bias).mean()
-        rows.append(
-            {
-                "class_id": class_id,
-                "head": snapshot.commit.head if snapshot.commit else "",
-                "image_count": 1,
-                "bias": float(level - row @ g),
-                "vector": row.tolist(),
-            }
-        )
-    if rows:
-        with fresh.transaction("imprint") as tx:
-            tx.upsert("imprints", pa.Table.from_pylist(rows, schema=imprints(len(g))))
+    for class_id in sorted(set(images.class_ids.tolist())):
+        own = images.features[images.class_ids == class_id].double()
+        total = (own / own.norm(dim=1, keepdim=True)).sum(0)
+        fp = snapshot.commit.image_fp if snapshot.commit else ""
+        rows.append({"class_id": class_id, "image_fp": fp, "images": len(own), "sum": total.tolist()})
+    with fresh.transaction("count") as tx:
+        tx.upsert("class_stats", pa.Table.from_pylist(rows, schema=class_stats(len(total))))
 
 
 def losses(workspace: Workspace) -> dict[str, float]:

@@ -107,7 +107,9 @@ def shared(
     pictures: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Shared:
-    """An exported model, with imprinted, added and merged classes; its workspace is gone. Nothing may write into it."""
+    """An exported model, with classes added by images and by text, and merged ones; its workspace is gone. Nothing may
+    write into it.
+    """
     place = tmp_path_factory.mktemp("shared")
     workspace = Workspace.open(shutil.copytree(trained_once, place / "workspace"))
     changed(workspace, heldout, pictures)

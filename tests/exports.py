@@ -21,8 +21,6 @@ from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.records import ClassScore, Prediction
 from vlltr_index.workspace import Workspace
 
-REJECT = {"reject_score": "text", "reject_threshold": 9.0, "reject_tpr": 0.95}
-
 
 @dataclass(frozen=True)
 class Shared:
@@ -66,17 +64,12 @@ def vars_of(record: Any) -> dict[str, Any]:
 
 
 def changed(workspace: Workspace, heldout: dict[str, list[str]], pictures: Path) -> None:
-    """Give a trained workspace an imprinted class, one of text alone, a merged one and a threshold to reject by."""
+    """Give a trained workspace a class known by text and images, one by text alone, and a merged one."""
     first, second = sorted(heldout)[:2]
     add_class(workspace, first, heldout[first], images=pictures / "unseen")
     add_class(workspace, second, heldout[second], aliases=["the second"])
     names = workspace.snapshot().class_table().names
     merge_classes(workspace, names[0], names[1])
-    commit = workspace.history.last()
-    assert commit is not None
-    fusion = commit.fusion or workspace.recipe.fusion
-    with workspace.transaction("a threshold") as tx:
-        tx.set(fusion=fusion.model_copy(update=REJECT))
 
 
 def share(workspace: Workspace, folder: Path, pictures: Path) -> Shared:

@@ -6,7 +6,15 @@ from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 
-from vlltr_index.schemas.tables import ANCHORS, CLASSES, IMAGES, SENTENCE_SCORES, SENTENCES, sentence_vectors
+from vlltr_index.schemas.tables import (
+    ANCHORS,
+    CLASSES,
+    IMAGES,
+    SENTENCE_SCORES,
+    SENTENCES,
+    class_stats,
+    sentence_vectors,
+)
 
 
 def class_rows(ids: Iterable[int], name: str = "class", retired: Iterable[int] = ()) -> pa.Table:
@@ -66,6 +74,12 @@ def image_rows(
         for i in ids
     ]
     return pa.Table.from_pylist(rows, schema=IMAGES)
+
+
+def stats_rows(ids: Iterable[int], dim: int, images: int = 2) -> pa.Table:
+    """Statistics of classes whose images have vectors of width `dim`."""
+    rows = [{"class_id": i, "image_fp": "i", "images": images, "sum": [0.5] * dim} for i in ids]
+    return pa.Table.from_pylist(rows, schema=class_stats(dim))
 
 
 def vector_rows(keys: Sequence[str], vectors: Sequence[Sequence[float] | None], dim: int = 3) -> pa.Table:

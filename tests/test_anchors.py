@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from vlltr_index.anchors import (
     SentenceScores,
     add_images,
+    anchor_limits,
     choose_score_images,
     fallback_positive,
     remove_images,
@@ -145,11 +147,44 @@ def test_a_class_without_images_is_held_against_its_mean_sentence() -> None:
     """Its only sentence has cosine one with the mean, so its positive term is the scale."""
     t = torch.randn(1, 5)
     torch.testing.assert_close(fallback_positive(t, torch.tensor([4]), 30.0), torch.tensor([30.0]).double())
-    with pytest.raises(InputError) as error:
-        score_sentences(t, torch.tensor([4]), torch.randn(0, 5), torch.zeros(0).long(), 30.0)
-    assert str(error.value) == (
-        "there is no image to score sentences against\nvlltr ingest images PATH --split train"
-    )
+
+
+def test_without_any_image_the_mean_sentences_stand_in() -> None:
+    """One a class: losses equal the twin's, a sentence alone has none, and no sentence at all is no error."""
+    t, labels = torch.randn(7, 5), torch.tensor([3, 0, 3, 0, 0, 8, 3])
+    nothing = torch.randn(0, 5), torch.zeros(0).long()
+    found = sentence_losses(t, labels, *nothing, 12.0)
+    torch.testing.assert_close(found, twins.sentence_losses(t, labels, *nothing, 12.0), atol=1e-5, rtol=0)
+    assert float(sentence_losses(t[:1], labels[:1], *nothing, 12.0)) == pytest.approx(0.0, abs=1e-6)
+    assert sentence_losses(t[:0], labels[:0], *nothing, 12.0).shape == (0,)
+    assert select_anchors(torch.empty(0), labels[:0], [], 3).positions.tolist() == []
+
+
+@quick
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=40),
+    most=st.integers(1, 6),
+    share=st.sampled_from([None, 0.1, 1 / 3, 0.5, 1.0]),
+)
+def test_limits_equal_their_twin(rows: list[tuple[int, bool]], most: int, share: float | None) -> None:
+    """At most M, at most a share of a class's own sentences (its prompts where it has no others), but 2."""
+    labels = torch.tensor([label for label, _ in rows], dtype=torch.int64)
+    prompts = torch.tensor([prompt for _, prompt in rows], dtype=torch.bool)
+    expected = []
+    for label, _ in rows:
+        kinds = [prompt for other, prompt in rows if other == label]
+        counted = kinds.count(False) or kinds.count(True)
+        limit = (
+            most
+            if share is None
+            else min(most, max(2, math.floor(counted * Fraction(share).limit_denominator(10))))
+        )
+        expected.append(limit)
+    limits = anchor_limits(labels, prompts, most, share)
+    assert limits.tolist() == expected
+    kept = select_anchors(torch.zeros(len(rows)), labels, list(range(len(rows))), limits)
+    for label, limit in zip(labels.tolist(), expected, strict=True):
+        assert int((labels[kept.positions] == label).sum()) == min(limit, int((labels == label).sum()))
 
 
 def test_scores_belong_to_their_sentences() -> None:
@@ -197,6 +232,8 @@ def test_selection_refuses_what_it_cannot_rank() -> None:
     assert str(error.value) == "the loss of sentence b is not a number"
     with pytest.raises(InputError, match="'anss' or 'cutoff', got 'best'"):
         select_anchors(torch.zeros(2), labels, ["a", "b"], 1, mode="best")  # type: ignore[arg-type] # on purpose
+    with pytest.raises(InputError, match="max_per_class must be at least 1, got -1"):
+        select_anchors(torch.zeros(2), labels, ["a", "b"], torch.tensor([1, -1]))
     with pytest.raises(InputError, match="max_per_class must be at least 1, got 0"):
         select_anchors(torch.zeros(2), labels, ["a", "b"], 0)
     with pytest.raises(InputError, match="sentence_ids must have length 2"):

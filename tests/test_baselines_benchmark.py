@@ -22,6 +22,7 @@ def result(seed: int) -> dict[str, Any]:
         "versions": {"torch": "2", "open_clip_torch": "3"},
         "machine": {"cores": 2, "threads": 1},
         "counts": [200, 50, 10, 3],
+        "labels": [0, 1, 2, 3],
         "order": ["vl-ltr", "image-only", "tau-norm"],
         "right": {"vl-ltr": "1111", "image-only": "1110", "tau-norm": "1101" if seed else "0111"},
         "top5": {"vl-ltr": "1111", "image-only": "1111", "tau-norm": "1111"},

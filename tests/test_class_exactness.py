@@ -144,11 +144,26 @@ class Story:
         steps[kind]()
 
 
+def statistics(workspace: Workspace) -> dict[int, tuple[int, torch.Tensor]]:
+    """Class to the number of its training images and the sum of their normalised vectors."""
+    rows = workspace.snapshot().table("class_stats").to_pylist()
+    return {r["class_id"]: (r["images"], torch.tensor(r["sum"], dtype=torch.float64)) for r in rows}
+
+
+def check_statistics(found: Workspace, expected: Workspace) -> None:
+    """Same classes, same numbers, same sums."""
+    mine, theirs = statistics(found), statistics(expected)
+    assert {i: n for i, (n, _) in mine.items()} == {i: n for i, (n, _) in theirs.items()}
+    for class_id, (_, total) in theirs.items():
+        assert torch.allclose(mine[class_id][1], total, atol=1e-5)
+
+
 def check(story: Story, folder: Path) -> None:
-    """Scores, anchors, vectors and predictions are those of a workspace built from the final classes."""
+    """Scores, anchors, vectors, statistics and predictions are those of a workspace of the final classes."""
     final = World(story.world.folder, story.classes, {}, [], story.merged)
     fresh, mine = rebuilt(final, story.workspace, folder / "rebuilt"), story.workspace
     expected, found = losses(fresh), losses(mine)
+    check_statistics(mine, fresh)
     assert found.keys() == expected.keys()
     assert max(abs(found[i] - expected[i]) for i in expected) < TOLERANCE
     same = tie_aware_same(anchors(mine), anchors(fresh), expected)
@@ -212,6 +227,27 @@ def test_all_ten_changes_in_one_story(world: World, tmp_path: Path) -> None:
     retrieved, _ = Recognizer.open(story.workspace).score(features, "faiss")
     assert torch.allclose(retrieved.probabilities, exact, atol=1e-5)
     assert len(ids) == len(story.classes)
+
+
+def test_removing_what_was_added_leaves_the_state_before(world: World, tmp_path: Path) -> None:
+    """Images, sentences and classes that came and went leave the same statistics, bit for bit, anchors and answers."""
+    workspace = Workspace.open(shutil.copytree(world.folder, tmp_path / "changed"))
+    features = image_set(workspace.snapshot(), "val").features
+    before, chances = statistics(workspace), probabilities(workspace, features)
+    chosen, first = anchors(workspace), world.classes[0].name
+    add_classes(workspace, [NewClass("okapi", ("An animal.",), image_files=(Path(world.pictures[0]),))])
+    add_images(workspace, first, [Path(p) for p in world.pictures[1:3]])
+    add_sentences(workspace, first, ["It has many strokes."])
+    assert statistics(workspace)[0][0] == before[0][0] + 2
+    remove_classes(workspace, ["okapi"])
+    remove_sentences(workspace, first, matching="many strokes")
+    rows = workspace.snapshot().table("images", ["image_id", "uri"]).to_pylist()
+    remove_images(workspace, [r["image_id"] for r in rows if r["uri"] in world.pictures[1:3]])
+    after = statistics(workspace)
+    assert after.keys() == before.keys()
+    assert all(after[i][0] == n and torch.equal(after[i][1], total) for i, (n, total) in before.items())
+    assert anchors(workspace) == chosen
+    assert torch.allclose(probabilities(workspace, features)[1], chances[1], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["hnsw", "ivf"])

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
-from vlltr_index.classes import NewClass, add_class, add_classes, read_manifest
+from vlltr_index.classes import NewClass, add_class, add_classes, add_images, read_manifest
 from vlltr_index.errors import InputError
 from vlltr_index.glyphs import glyph_files, write_sample
+from vlltr_index.loading import ClassStats, image_set
 from vlltr_index.recognizer import Recognizer
-from vlltr_index.scoring import load_scorer
+from vlltr_index.scoring import Scorer, load_scorer
 from vlltr_index.selection import select
 from vlltr_index.stages.embed import embed
 from vlltr_index.stages.ingest import ingest_images
+from vlltr_index.tensors import unit_rows
 from vlltr_index.workspace import Workspace
 
 
@@ -34,7 +37,7 @@ def losses_of(workspace: Workspace) -> dict[str, float]:
 def test_a_class_by_its_description_alone(
     trained: Workspace, heldout: dict[str, list[str]], pictures: Path
 ) -> None:
-    """The class is there at once with its own id, no visual row, and can be explained; one commit was made."""
+    """The class is there at once with its own id, no images, and can be explained; one commit was made."""
     name = min(heldout)
     before = trained.history.last()
     report = add_class(trained, name, heldout[name])
@@ -43,12 +46,17 @@ def test_a_class_by_its_description_alone(
     assert after is not None
     assert after.id == before.id + 1
     added = report.added[0]
-    assert (added.images, added.imprinted, added.anchors) == (0, False, 8)
+    assert (added.images, added.visual, added.anchors) == (0, "none", 8)
     assert added.sentences == len(heldout[name])
     recognizer = Recognizer.open(trained)
     position = recognizer.scorer.class_ids.tolist().index(added.class_id)
     assert not bool(recognizer.scorer.trained[position])
-    assert recognizer.explain(pictures / "unseen" / "0.png", name).image_part == 0.0
+    scores = recognizer.predict([pictures / "unseen" / "0.png"], top=61, retrieval="exhaustive")[0].classes
+    told = recognizer.explain(pictures / "unseen" / "0.png", name)
+    rival = next(score for score in scores if score.name != name)
+    assert told.image_part + told.text_part == pytest.approx(
+        math.log(told.probability / rival.probability), abs=1e-3
+    )
 
 
 def test_text_alone_leaves_the_other_classes_anchors(
@@ -84,16 +92,18 @@ def test_the_index_delta_gives_what_a_rebuilt_index_gives(
             assert x.probability == pytest.approx(y.probability, abs=1e-4)
 
 
-def test_images_imprint_a_row_and_are_recognised(
+def test_images_are_counted_and_recognised(
     trained: Workspace, heldout: dict[str, list[str]], pictures: Path
 ) -> None:
-    """With images the class gets a visual row, and its own pictures get a share from the image branch."""
-    name = min(heldout)
-    report = add_class(trained, name, heldout[name], images=pictures / "unseen")
-    assert report.added[0].images == 4
-    assert report.added[0].imprinted
-    score = Recognizer.open(trained).explain(pictures / "unseen" / "0.png", name)
-    assert score.image_part > 0.0
+    """A class with images is known by them too: the image branch speaks more for its pictures than by text alone."""
+    name, picture = min(heldout), pictures / "unseen" / "0.png"
+    report = add_class(trained, name, heldout[name])
+    told = Recognizer.open(trained).explain(picture, name)
+    seen = add_images(trained, name, [pictures / "unseen"]).classes[0]
+    assert (report.added[0].visual, seen.visual, seen.images) == ("none", "images", 4)
+    score = Recognizer.open(trained).explain(picture, name)
+    assert score.image_part > told.image_part
+    assert score.probability > told.probability
 
 
 def test_adding_with_images_equals_selecting_anew(
@@ -110,18 +120,27 @@ def test_adding_with_images_equals_selecting_anew(
     assert max(abs(again[k] - losses[k]) for k in again) < 1e-3
 
 
-def test_old_classes_keep_their_visual_branch(trained: Workspace, heldout: dict[str, list[str]]) -> None:
-    """A class known by text alone takes from the others only what the text branch gives it."""
-    from vlltr_index.loading import image_set
-
+def test_old_classes_keep_their_order_among_themselves(
+    trained: Workspace, heldout: dict[str, list[str]]
+) -> None:
+    """A class that comes by text, or by images too with the same anchors, takes the same share from each old class."""
     features = image_set(trained.snapshot(), "test").features[:50]
+    before = load_scorer(trained, trained.snapshot()).exhaustive(features).probabilities
     name = min(heldout)
-    add_class(trained, name, heldout[name])
+    class_id = add_class(trained, name, heldout[name]).added[0].class_id
     scorer = load_scorer(trained, trained.snapshot())
-    fused = scorer.exhaustive(features)
-    new = ~scorer.trained
-    assert torch.allclose(fused.u, fused.probabilities[:, new].sum(1), atol=1e-6)
-    assert torch.allclose(fused.probabilities.sum(1), torch.ones(50), atol=1e-5)
+    stats = ClassStats(
+        torch.cat([scorer.stats.class_ids, torch.tensor([class_id])]),
+        torch.cat([scorer.stats.counts, torch.tensor([3])]),
+        torch.cat([scorer.stats.sums, unit_rows(features[:3]).double().sum(0)[None]]),
+    )
+    seen = Scorer.build(scorer.loaded, scorer.saved, stats, scorer.fusion, scorer.merged)
+    assert (class_id in scorer.visual_sides(), seen.visual_sides()[class_id]) == (False, "images")
+    for with_it in (scorer, seen):
+        after = with_it.exhaustive(features).probabilities
+        assert torch.allclose(after.sum(1), torch.ones(50), atol=1e-5)
+        old = after[:, scorer.trained]
+        assert torch.allclose(old / old.sum(1, keepdim=True), before, atol=1e-5)
 
 
 def test_dry_run_writes_nothing(trained: Workspace, heldout: dict[str, list[str]]) -> None:
@@ -251,7 +270,7 @@ def test_images_that_came_since_the_selection_are_counted(
 def test_images_alone_where_the_recipe_has_no_prompts(trained: Workspace, pictures: Path) -> None:
     """The class's name is its only sentence then, so that it has an anchor."""
     added = add_class(trained, "okapi", images=pictures / "unseen").added[0]
-    assert (added.sentences, added.anchors, added.imprinted) == (1, 1, True)
+    assert (added.sentences, added.anchors, added.visual) == (1, 1, "images")
 
 
 def test_an_alias_of_another_class_is_refused(trained: Workspace) -> None:
@@ -273,7 +292,7 @@ def test_the_head_can_be_trained_again_after_images_came(
     train_lgr_stage(trained, trained.recipe.lgr)
     scorer = load_scorer(trained, trained.snapshot())
     assert class_id in scorer.saved.class_ids.tolist()
-    assert not len(scorer.imprint_class_ids)
+    assert scorer.visual_sides()[class_id] == "trained"
 
 
 def test_many_classes_are_reported_shortly(trained: Workspace, heldout: dict[str, list[str]]) -> None:

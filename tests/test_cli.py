@@ -92,11 +92,6 @@ def test_help_lists_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
             1,
             "Error: no anchor sentences have been selected yet\nRun: vlltr select",
         ),
-        (
-            ("-w", "{ws}", "calibrate"),
-            1,
-            "Error: calibration leaves one class in 10 out and needs 20 classes",
-        ),
         (("-w", "{ws}", "classes", "show", "x"), 1, "Error: no class 'x'\nThere are no classes yet"),
         (("-w", "{ws}", "classes", "add"), 2, "Error: give either NAME or --from FILE"),
     ],
@@ -134,7 +129,8 @@ def test_predict_and_explain(capsys: pytest.CaptureFixture[str], trained_once: P
     image = pictures / "known-0.png"
     code, out, _ = run(capsys, "-w", trained_once, "predict", image, "--top", "2", "--explain", "1")
     assert code == 0
-    assert "image branch" in out
+    assert "log-odds" in out
+    assert "image side" in out
     assert "share" in out
     code, out, _ = run(
         capsys, "-w", trained_once, "--json", "predict", image, pictures / "none.png", "--top", "1"
@@ -167,14 +163,14 @@ def test_evaluate_and_classes(
     code, out, _ = run(capsys, "-w", trained.path, "classes", "add", name, *sentences)
     assert code == 0
     assert out.startswith(
-        f"Added {name!r} (class 60): 3 sentences, 3 anchors, 0 images, known by text alone."
+        f"Added {name!r} (class 60): 3 sentences, 2 anchors, 0 images, known by text alone."
     )
     assert "Old classes on" in out
     code, out, _ = run(capsys, "-w", trained.path, "classes", "list")
     assert (code, len(out.splitlines())) == (0, 61)
     code, out, _ = run(capsys, "-w", trained.path, "classes", "show", name.upper())
     assert code == 0
-    assert len([line for line in out.splitlines() if " loss " in line]) == 3
+    assert len([line for line in out.splitlines() if " loss " in line]) == 2
     code, out, _ = run(capsys, "-w", trained.path, "history")
     assert "classes add" in out.splitlines()[0]
 
@@ -194,15 +190,6 @@ def test_baseline_beside_the_method(capsys: pytest.CaptureFixture[str], trained:
     gap = rows["vl-ltr"]["top1"]["overall"]["value"] - rows[report["against"]]["top1"]["overall"]["value"]
     assert report["differences"]["overall"]["value"] == pytest.approx(gap)
     assert run(capsys, "-w", trained.path, "evaluate", "--bootstrap", "20")[0] == 0
-
-
-def test_calibrate_as_json(capsys: pytest.CaptureFixture[str], trained: Workspace) -> None:
-    """The fitted values come out as JSON too."""
-    code, out, _ = run(
-        capsys, "-w", trained.path, "--json", "calibrate", "--set", "cvlp.epochs=1", "--no-write"
-    )
-    assert code == 0
-    assert 0 <= json.loads(out)["fusion"]["alpha"] <= 1
 
 
 def test_processes_within_processes_are_refused(

@@ -78,9 +78,9 @@ def test_a_class_is_shown_for_people(small: Path, world: World, capsys: pytest.C
     lines = out.splitlines()
     assert code == 0
     assert lines[0].startswith(f"{world.classes[0].name} (class 0, ingested, ")
-    assert lines[0].endswith("8 sentences, visual row trained)")
+    assert lines[0].endswith("8 sentences, trained on its images)")
     assert lines[1].startswith("nearest: ")
-    assert sum("  loss " in line for line in lines) == 4
+    assert sum("  loss " in line for line in lines) == 2  # a third of six
     assert sum(line.startswith("  train ") for line in lines) == len(world.classes[0].pictures)
     _, out, _ = run(capsys, "-w", small, "classes", "show", world.classes[0].name, "--all")
     assert sum("  loss " in line for line in out.splitlines()) == 8
@@ -108,7 +108,7 @@ def test_a_manifest_in_both_forms(
     added = json.loads(out)["added"]
     assert [(one["name"], one["images"], one["visual"]) for one in added] == [
         (texts[0], 0, "none"),
-        (texts[1], 2, "imprinted"),
+        (texts[1], 2, "images"),
     ]
     assert len(list((small / "history").glob("*.json"))) == before + 1
     code, out, _ = run(capsys, "-w", small, "classes", "show", "beta")

@@ -12,10 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.parts import check_parts
 from vlltr_index.cli.main import main
 from vlltr_index.crops import Crops, embed_crops, pool_crops
+from vlltr_index.encoder import Encoder
 from vlltr_index.errors import UsageError
 from vlltr_index.loading import image_set
+from vlltr_index.openclip import make_transform
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.stages.evaluate import evaluate
 from vlltr_index.workspace import Workspace
@@ -34,6 +37,17 @@ def test_five_crops_are_the_centre_and_the_corners() -> None:
     assert torch.equal(bottom_right[:, :-2, :-2], centre[:, 2:, 2:])
     assert torch.equal(top_left[:, :, 4:], top_right[:, :, :-4])
     assert torch.equal(top_left[:, 4:], bottom_left[:, :-4])
+
+
+@pytest.mark.parametrize(("resize", "seen"), [(33, 36), (36, 36), (48, 48)])
+def test_five_crops_of_an_encoder_that_cuts_out_the_middle(resize: int, seen: int) -> None:
+    """Its own resize where that leaves room for the corners, else as much as they need."""
+    encoder = Encoder.scratch("vlltr-tiny", ["a"], resize=resize)
+    image = Image.fromarray(drawings.pixels()[0, 0].numpy())
+    five = Crops(encoder, 5).pixels(image)
+    whole = make_transform(encoder.config["preprocess_cfg"] | {"resize": None, "size": seen})(image)
+    edge = (seen - 36) // 2
+    torch.testing.assert_close(five[1], whole[:, edge : edge + 32, edge : edge + 32])
 
 
 @settings(max_examples=25, deadline=None)
@@ -100,7 +114,7 @@ def test_evaluation_through_crops(trained: Workspace) -> None:
 def test_predictions_and_explanations_are_of_the_feature_that_is_scored(
     trained: Workspace, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Shares add up to the cosine of the pooled feature, parts to the probability, from Python and the command line."""
+    """Shares add up to the cosine of the pooled feature, parts to the log-odds, from Python and the command line."""
     recognizer = Recognizer.open(trained)
     image = pictures / "known-0.png"
     (plain,) = recognizer.predict([image], retrieval="exhaustive")
@@ -115,9 +129,9 @@ def test_predictions_and_explanations_are_of_the_feature_that_is_scored(
     for found in cropped.classes:
         at = position[found.class_id]
         assert found.probability == pytest.approx(float(fused.probabilities[0, at]), abs=1e-6)
-        assert found.image_part + found.text_part == pytest.approx(found.probability, abs=1e-6)
         assert sum(s.share for s in found.sentences) == pytest.approx(found.cosine, abs=1e-6)
         assert scale * found.cosine == pytest.approx(float(logits[at]), abs=1e-3)
+    check_parts(cropped.classes)
     again = recognizer.explain(image, cropped.classes[0].name, crops=5)
     assert again.cosine == pytest.approx(cropped.classes[0].cosine)
     line = [

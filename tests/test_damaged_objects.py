@@ -104,7 +104,8 @@ def test_infinite_sizes_are_no_size(trained: Workspace) -> None:
     commit = trained.history.last()
     assert commit is not None
     path = trained.object_path("checkpoints", str(commit.checkpoint)) / "encoder.json"
-    facts = {"name": "x", "config": {"model_cfg": {"vision_cfg": {"image_size": float("inf")}}}}
+    config = {"model_cfg": {"vision_cfg": {"image_size": float("inf")}}, "preprocess_cfg": {}}
+    facts = {"name": "x", "config": config}
     path.write_text(json.dumps(facts), encoding="utf-8")
     assert status(trained).encoder.startswith("vlltr-tiny, trained here (")
 

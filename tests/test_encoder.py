@@ -8,12 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import small_clip
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import center_crop, resize, to_tensor
 
 from vlltr_index import openclip
 from vlltr_index.encoder import Encoder, Tokens
@@ -249,6 +252,32 @@ def test_another_image_size_interpolates_positions(tmp_path: Path) -> None:
     assert _prints(again) == _prints(encoder)
     assert Encoder.load(str(tmp_path / "saved"), image_size=32).image_size == (32, 32)
     assert encoder.text_fp == Encoder.load(small_clip.NAME, str(tmp_path / "w.safetensors")).text_fp
+
+
+def test_a_larger_resize_takes_the_middle(tmp_path: Path) -> None:
+    """Against torchvision's resize and centre crop; another fingerprint, kept when saved, in step with the size."""
+    model: Any = small_clip.make()
+    weights = str(tmp_path / "w.safetensors")
+    save_file(dict(model.state_dict()), weights)
+    plain, encoder = (Encoder.load(small_clip.NAME, weights, resize=side) for side in (None, 40))
+    noise = np.random.default_rng(0).integers(0, 255, (50, 90, 3), np.uint8)
+    image = Image.fromarray(noise)
+    resized = resize(image, [40], InterpolationMode.BICUBIC)
+    twin = (to_tensor(center_crop(resized, [32, 32])) - encoder.mean.view(3, 1, 1)) / encoder.std.view(
+        3, 1, 1
+    )
+    torch.testing.assert_close(encoder.preprocess(image), twin)
+    assert encoder.text_fp == plain.text_fp
+    assert encoder.image_fp != plain.image_fp
+    encoder.save(tmp_path / "saved")
+    again = Encoder.load(str(tmp_path / "saved"))
+    assert _prints(again) == _prints(encoder)
+    assert torch.equal(again.preprocess(image), encoder.preprocess(image))
+    larger = Encoder.open(tmp_path / "saved", image_size=64)
+    assert (larger.image_size, larger.config["preprocess_cfg"]["resize"]) == ((64, 64), 80)
+    assert Encoder.scratch(small_clip.NAME, resize=36).config["preprocess_cfg"]["resize"] == 36
+    with pytest.raises(EncoderError, match="resize 31 is no whole number of at least size 32"):
+        Encoder.load(small_clip.NAME, weights, resize=31)
 
 
 def test_another_image_size_of_a_timm_tower(tmp_path: Path) -> None:

@@ -14,14 +14,21 @@ from vlltr_index.bank import AnchorBank
 from vlltr_index.errors import InputError, UnknownClassError
 from vlltr_index.examination import Examination
 from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.scoring import Scorer
 from vlltr_index.workspace import Workspace
 
 
-@pytest.fixture(scope="module")
-def answers(trained_once: Path) -> Answers:
-    """Of the trained workspace."""
-    return Recognizer.open(Workspace.open(trained_once)).current()
+@pytest.fixture(scope="module", params=["ours", "logits", "paper"])
+def answers(trained_once: Path, request: pytest.FixtureRequest) -> Answers:
+    """Of the trained workspace under each rule; under ours the text counts, whatever it was worth in so short a run."""
+    found = Recognizer.open(Workspace.open(trained_once)).current()
+    scorer = found.scorer.with_rule(FusionConfig(rule=request.param))
+    parts = scorer.saved.parts
+    assert parts is not None
+    heard = replace(parts, weights=replace(parts.weights, text=0.5))
+    scorer = replace(scorer, saved=replace(scorer.saved, parts=heard))
+    return Answers(Workspace.open(trained_once), found.snapshot, scorer, found.encoder)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +42,10 @@ def probabilities_without(scorer: Scorer, feature: Tensor, ids: set[str]) -> Ten
     kept = [n for n, i in enumerate(scorer.loaded.sentence_ids) if i not in ids]
     bank = scorer.bank
     left = AnchorBank.build(
-        bank.vectors[kept], bank.class_ids[bank.class_of_row[kept]], bank.class_ids.tolist()
+        bank.vectors[kept],
+        bank.class_ids[bank.class_of_row[kept]],
+        bank.class_ids.tolist(),
+        bank.losses[kept],
     )
     without = replace(scorer, loaded=replace(scorer.loaded, bank=left))
     return without.exhaustive(feature[None]).probabilities[0]
@@ -50,7 +60,12 @@ def test_nothing_struck_out_is_what_predict_answers(
     assert [one.name for one in best] == [one.name for one in expected]
     for one, other in zip(best, expected, strict=True):
         assert one.probability == one.probability_before == pytest.approx(other.probability, abs=1e-6)
-        assert one.image_part + one.text_part == pytest.approx(one.probability, abs=1e-6)
+        assert (one.image_part, one.text_part) == pytest.approx((other.image_part, other.text_part), abs=1e-4)
+        assert (
+            one.unit == other.unit == ("probability" if answers.scorer.fusion.rule == "paper" else "log-odds")
+        )
+        if one.unit == "probability":
+            assert one.image_part + one.text_part == pytest.approx(one.probability, abs=1e-6)
         assert one.cosine == one.cosine_before == pytest.approx(other.cosine, abs=1e-6)
         assert one.sentences == ()
     shown = look.look(best[0].name).sentences
@@ -72,7 +87,8 @@ def test_striking_out_moves_all_probabilities_as_a_bank_without_the_sentences_do
     assert alone.cosine == pytest.approx(first.cosine - first.sentences[0].effect, abs=1e-9)
     assert alone.logit < alone.logit_before == first.logit
     assert alone.probability_before == first.probability
-    assert alone.probability < first.probability
+    assert alone.text_part < first.text_part
+    assert alone.probability <= first.probability
     assert [s.struck for s in alone.sentences] == [n == 0 for n in range(len(alone.sentences))]
     assert [s.sentence_id for s in alone.sentences] == [s.sentence_id for s in first.sentences]
     assert look.scores(struck).probabilities.sum().item() == pytest.approx(1.0, abs=1e-5)

@@ -20,7 +20,7 @@ def _setup(
     torch.manual_seed(seed)
     head = LGRHead(8, 2, logit_scale=30.0, normalise_values=normalise)
     owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    bank = AnchorBank.build(torch.randn(len(owner), 8), owner, range(len(lengths)))
+    bank = AnchorBank.build(torch.randn(len(owner), 8), owner, range(len(lengths)), torch.randn(len(owner)))
     return head, bank, torch.randn(8)
 
 
@@ -119,7 +119,8 @@ def test_striking_out_is_as_if_the_class_never_had_the_sentences(
         kept = [start + m for m in range(length) if m not in out]
         if not kept:
             return 0.0
-        left = AnchorBank.build(bank.vectors[kept], torch.zeros(len(kept), dtype=torch.int64), [0])
+        owner = torch.zeros(len(kept), dtype=torch.int64)
+        left = AnchorBank.build(bank.vectors[kept], owner, [0], bank.losses[kept])
         return (head.text_logits(image[None], left) / head.logit_scale).item()
 
     found = explain_class(head, bank, position, image, sorted(struck))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import subprocess
+from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,7 +15,7 @@ import torch
 import yaml
 from click.testing import CliRunner
 
-from tests.exports import ASKED, REJECT, Shared, check_same
+from tests.exports import ASKED, Shared, check_same
 from vlltr_index.cli.main import vlltr
 from vlltr_index.errors import PretrainedError, UsageError
 from vlltr_index.pretrained import export_model, writing
@@ -40,20 +42,23 @@ def test_answers_are_the_workspaces(
 
 
 def test_explanations_are_the_workspaces(recognizer: Recognizer, shared: Shared, pictures: Path) -> None:
-    """A trained class, one added by text and an imprinted one are explained as in the workspace."""
+    """A trained class, one added by text and one added by images are explained as in the workspace."""
     image = pictures / "known-0.png"
     check_same([recognizer.explain(image, score.name) for score in shared.explained], shared.explained)
     assert recognizer.explain(image, "the second").name in shared.names
 
 
 def test_it_knows_what_it_is(recognizer: Recognizer, shared: Shared) -> None:
-    """Commit, classes, imprinted and merged rows, and the threshold travel along."""
+    """Commit, classes, what images say of them, merged rows, weights and the level of known images travel along."""
     assert recognizer.commit.id == shared.commit
     assert recognizer.classes_.tolist() == shared.names
-    assert len(recognizer.scorer.imprint_class_ids) == 1
+    assert Counter(recognizer.scorer.visual_sides().values()) == {"trained": 59, "images": 1}
     assert recognizer.scorer.merged
-    assert recognizer.commit.fusion is not None
-    assert recognizer.commit.fusion.reject_threshold == REJECT["reject_threshold"]
+    facts = json.loads((shared.folder / "head" / "head.json").read_text(encoding="utf-8"))["parts"]
+    parts = recognizer.scorer.saved.parts
+    assert parts is not None
+    assert (asdict(parts.weights), parts.accept_above) == (facts["weights"], facts["accept_above"])
+    assert json.loads((shared.folder / "config.json").read_text(encoding="utf-8"))["rejects"] is True
     assert recognizer.current() is recognizer.current()
 
 
@@ -64,13 +69,13 @@ def test_no_pickle_and_true_digests(shared: Shared) -> None:
         "README.md",
         "SHA256SUMS",
         "anchors.parquet",
+        "class_stats.safetensors",
         "config.json",
         "encoder/encoder.json",
         "encoder/model.safetensors",
         "encoder/words.json",
         "head/head.json",
         "head/head.safetensors",
-        "imprints.safetensors",
         "sentences.parquet",
     }
     done = subprocess.run(["sha256sum", "-c", SUMS], cwd=shared.folder, capture_output=True, text=True)
@@ -79,11 +84,12 @@ def test_no_pickle_and_true_digests(shared: Shared) -> None:
 
 
 def test_tables_say_where_texts_come_from(shared: Shared) -> None:
-    """Anchors have text, source, licence, class, rank and vector; sentences know which of them are anchors."""
+    """Anchors have text, source, licence, class, rank, loss and vector; sentences know which of them are anchors."""
     anchors = pq.read_table(shared.folder / "anchors.parquet")
     sentences = pq.read_table(shared.folder / "sentences.parquet")
-    wanted = {"text", "source", "source_ref", "licence", "class", "rank", "vector"}
+    wanted = {"text", "source", "source_ref", "licence", "class", "rank", "loss", "vector"}
     assert wanted <= set(anchors.schema.names)
+    assert len(set(anchors["loss"].to_pylist())) > anchors.num_rows / 2
     ranked = {s["sentence_id"]: s["rank"] for s in sentences.to_pylist() if s["rank"] is not None}
     assert ranked == dict(zip(anchors["sentence_id"].to_pylist(), anchors["rank"].to_pylist(), strict=True))
     assert sentences.num_rows > anchors.num_rows

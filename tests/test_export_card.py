@@ -72,7 +72,7 @@ def test_a_recipes_name_cannot_break_the_front_matter(tmp_path: Path) -> None:
 
 
 def test_what_the_card_says(tmp_path: Path) -> None:
-    """Tags, licence, data set, use, the missing threshold, no results, and the licences' table."""
+    """Tags, licence, data set, use, the missing level, no results, and the licences' table."""
     table = sentences(("Wikipedia", "CC BY-SA 4.0"), ("Wikipedia", "CC BY-SA 4.0"), ("mine", None))
     front, body = card(tmp_path, config("tench", "crane"), table, None)
     assert front["license"] == "other"
@@ -84,12 +84,12 @@ def test_what_the_card_says(tmp_path: Path) -> None:
         "| mine | not stated | 1 |",
         "None: no evaluation has been run",
         'Recognizer.from_pretrained(".")',
-        "no threshold for that was calibrated",
+        "no level for that is known",
         "## Intended use",
         "tench, crane.",
     ):
         assert part in body
-    told = config("tench", fusion=FusionConfig(reject_score="text", reject_threshold=1.0), recipe="ours")
+    told = config("tench", rejects=True, recipe="ours")
     front, body = card(tmp_path, told, sentences(("Wikipedia", "CC BY-SA 4.0")), None)
     assert front["license"] == "cc-by-sa-4.0"
     assert "reject=True" in body

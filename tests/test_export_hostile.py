@@ -21,6 +21,10 @@ from vlltr_index.pretrained.layout import SUMS
 
 Spoil = Callable[[Path], None]
 
+GONE = object()
+STATS = "class_stats.safetensors"
+FIRST = torch.tensor([0])
+
 
 @pytest.fixture
 def folder(shared: Shared, tmp_path: Path) -> Path:
@@ -49,6 +53,33 @@ def tensors(name: str, **values: torch.Tensor) -> Spoil:
     """Put tensors into a safetensors file; `__` in a name stands for a dot."""
     new = {key.replace("__", "."): value for key, value in values.items()}
     return lambda folder: edit_tensors(folder, name, lambda t: t.update(new))
+
+
+def change_tensor(name: str, key: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Spoil:
+    """Change one tensor of a safetensors file."""
+    return lambda folder: edit_tensors(
+        folder, name, lambda t: t.update({key: change(t[key]).clone(memory_format=torch.contiguous_format)})
+    )
+
+
+def rows_of_one(stats: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The classes' sums, brought to length 1."""
+    return stats["sums"] / stats["sums"].norm(dim=1, keepdim=True)
+
+
+def parts(*path: str, value: Any = GONE) -> Spoil:
+    """Set one value of what the head's file says of its parts, or take it away."""
+
+    def change(values: dict[str, Any]) -> None:
+        *above, last = ("parts", *path)
+        for key in above:
+            values = values[key]
+        if value is GONE:
+            del values[last]
+        else:
+            values[last] = value
+
+    return lambda folder: edit_json(folder, "head/head.json", change)
 
 
 def rows(name: str, number: int = 0, **values: Any) -> Spoil:
@@ -146,17 +177,9 @@ CASES: dict[str, tuple[Spoil, str]] = {
         lambda f: edit_json(f, "config.json", lambda v: v["fusion"].update(alpha=7)),
         r"fusion\.alpha: Input should be less than or equal to 1",
     ),
-    "config: agreement": (
-        lambda f: edit_json(f, "config.json", lambda v: v["fusion"].update(agreement=1e308)),
-        r"fusion\.agreement: Input should be less than or equal to 1000",
-    ),
-    "config: temperature": (
+    "config: calibration": (
         lambda f: edit_json(f, "config.json", lambda v: v["fusion"].update(tau_text=1e-300)),
-        r"fusion\.tau_text: Input should be greater than or equal to 0.000001",
-    ),
-    "config: lift": (
-        lambda f: edit_json(f, "config.json", lambda v: v["fusion"].update(imprint_lift=-1e7)),
-        r"fusion\.imprint_lift: Input should be greater than or equal to -1000000",
+        r"fusion\.tau_text: Extra inputs are not permitted",
     ),
     "config: twice": (
         lambda f: edit_json(f, "config.json", lambda v: v["classes"].append(v["classes"][0])),
@@ -246,14 +269,136 @@ CASES: dict[str, tuple[Spoil, str]] = {
         tensors("head/head.safetensors", head__log_logit_scale=NAN),
         r"head\.log_logit_scale holds values that are not finite",
     ),
-    "head: pickle": (pickled, "not a safetensors file"),
-    "imprints: shape": (
-        tensors("imprints.safetensors", bias=torch.zeros(7)),
-        r"imprints\.safetensors cannot be used: bias has shape \[7\], expected \[1\]",
+    "head: beta": (
+        tensors("head/head.safetensors", head__log_beta=torch.tensor(60.0)),
+        r"the losses' factor is 1\.\d+e\+26; up to 1,000,000 can be",
     ),
-    "imprints: infinite": (
-        tensors("imprints.safetensors", bias=torch.tensor([float("inf")])),
-        "bias holds values that are not finite",
+    "head: without its beta": (
+        lambda f: edit_json(f, "head/head.json", lambda v: v.update(loss_bias=False)),
+        r"'head\.log_beta' is not part of the model",
+    ),
+    "head: no word of beta": (
+        lambda f: edit_json(f, "head/head.json", lambda v: v.pop("loss_bias")),
+        r"head\.json has no 'loss_bias'",
+    ),
+    "head: pickle": (pickled, "not a safetensors file"),
+    "parts: missing": (
+        lambda f: edit_json(f, "head/head.json", lambda v: v.pop("parts")),
+        r"head\.json cannot be used: head\.json has no 'parts'",
+    ),
+    "parts: a list": (parts(value=[]), "parts in head.json must hold accept_above, noise, text_r2, weights"),
+    "parts: none": (parts(value=None), r"'generative\.\w+' is not part of the model"),
+    "parts: no noise": (parts("noise"), "parts in head.json must hold accept_above, noise, text_r2, weights"),
+    "parts: noise": (parts("noise", value=0.0), r"noise in head\.json must lie between 0 and 1000, got 0\.0"),
+    "parts: loud": (
+        parts("noise", value=1e300),
+        r"noise in head\.json must lie between 0 and 1000, got 1e\+300",
+    ),
+    "parts: share": (parts("text_r2", value="1"), r"text_r2 in head\.json must be a finite float, got '1'"),
+    "parts: level": (
+        parts("accept_above", value=True),
+        r"accept_above in head\.json must be a finite float, got True",
+    ),
+    "weights: NaN": (parts("weights", "text", value=float("nan")), r"parts\.weights\.text is nan"),
+    "weights: text": (
+        parts("weights", "gate", value="0.5"),
+        r"gate in head\.json must be a finite float, got '0\.5'",
+    ),
+    "weights: missing": (
+        parts("weights", "image"),
+        r"weights \['gate', 'generative', 'image', 'offset', 'text'\]",
+    ),
+    "weights: one more": (
+        parts("weights", "luck", value=1.0),
+        r"weights \['gate', 'generative', 'image', 'offset', 'text'\]",
+    ),
+    "weights: negative": (
+        parts("weights", "generative", value=-0.1),
+        r"the weight 'generative' must lie in 0\.\.1,000,000, got -0\.1",
+    ),
+    "weights: huge": (
+        parts("weights", "offset", value=-1e7),
+        r"the offset must lie within 1,000,000, got -10000000\.0",
+    ),
+    "generative: spread": (
+        change_tensor("head/head.safetensors", "generative.spread", lambda t: t.index_fill(0, FIRST, 0.0)),
+        r"a variance in head\.safetensors is not above 0",
+    ),
+    "generative: negative spread": (
+        change_tensor("head/head.safetensors", "generative.spread", torch.neg),
+        r"a variance in head\.safetensors is not above 0",
+    ),
+    "generative: basis": (
+        change_tensor("head/head.safetensors", "generative.basis", lambda t: t[:, 1:]),
+        r"generative\.basis has shape \[192, 191\], expected \[192, 192\]",
+    ),
+    "generative: centre": (
+        change_tensor("head/head.safetensors", "generative.centre", lambda t: t[None]),
+        r"generative\.centre has shape \[1, 192\], expected \[192\]",
+    ),
+    "generative: NaN": (
+        change_tensor("head/head.safetensors", "generative.text_map", lambda t: t.fill_(float("nan"))),
+        r"generative\.text_map holds values that are not finite",
+    ),
+    "generative: gone": (
+        lambda f: edit_tensors(f, "head/head.safetensors", lambda t: t.pop("generative.basis")),
+        r"generative\.basis is missing",
+    ),
+    "stats: shape": (
+        tensors(STATS, counts=torch.ones(7, dtype=torch.int64)),
+        r"class_stats\.safetensors cannot be used: counts has shape \[7\], expected \[60\]",
+    ),
+    "stats: width": (
+        change_tensor(STATS, "sums", lambda t: t[:, 1:]),
+        r"sums has shape \[60, 191\], expected \[60, 192\]",
+    ),
+    "stats: scalar": (tensors(STATS, class_ids=torch.tensor(1)), r"class_ids has shape \[\], expected \[0\]"),
+    "stats: gone": (
+        lambda f: edit_tensors(f, STATS, lambda t: t.pop("counts")),
+        r"class_stats\.safetensors cannot be used: counts is missing",
+    ),
+    "stats: infinite": (
+        change_tensor(STATS, "sums", lambda t: t.fill_(float("inf"))),
+        "sums holds values that are not finite",
+    ),
+    "stats: too long": (
+        lambda f: edit_tensors(
+            f, STATS, lambda t: t.update(sums=1.01 * t["counts"][:, None] * rows_of_one(t))
+        ),
+        "a class's sum is longer than its images' normalised vectors can add up to",
+    ),
+    "stats: no image": (
+        change_tensor(STATS, "counts", lambda t: t.index_fill(0, FIRST, 0)),
+        "a class's sum is longer than its images' normalised vectors can add up to",
+    ),
+    "stats: below none": (
+        change_tensor(STATS, "counts", torch.neg),
+        "a class's sum is longer than its images' normalised vectors can add up to",
+    ),
+    "stats: class": (
+        change_tensor(STATS, "class_ids", lambda t: t + 1000),
+        "class_ids must be ascending numbers of classes in config.json",
+    ),
+    "stats: twice": (
+        change_tensor(STATS, "class_ids", lambda t: t[:1].expand(len(t)).contiguous()),
+        "class_ids must be ascending numbers of classes in config.json",
+    ),
+    "stats: float counts": (
+        change_tensor(STATS, "counts", torch.Tensor.float),
+        r"counts are torch\.float32, expected torch\.int64",
+    ),
+    "stats: narrow classes": (
+        change_tensor(STATS, "class_ids", torch.Tensor.int),
+        r"class_ids are torch\.int32, expected torch\.int64",
+    ),
+    "stats: narrow sums": (
+        change_tensor(STATS, "sums", torch.Tensor.float),
+        r"sums are torch\.float32, expected torch\.float64",
+    ),
+    "stats: more": (tensors(STATS, stowaway=torch.ones(1)), "'stowaway' is not part of the model"),
+    "stats: no tensors": (
+        text(STATS, "no"),
+        r"class_stats\.safetensors cannot be used: not a safetensors file",
     ),
     "anchors: no Parquet": (
         text("anchors.parquet", "no"),
@@ -267,6 +412,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
         rows("anchors.parquet", sentence_id="x"),
         r"a sentence_id is not in sentences\.parquet",
     ),
+    "anchors: loss": (rows("anchors.parquet", loss=float("nan")), "a loss is not a number up to 1,000,000"),
     "anchors: key": (rows("anchors.parquet", anchor_key=-1), "anchor_key must be distinct and not negative"),
     "sentences: class": (rows("sentences.parquet", class_id=12345), "a class_id is not among the classes"),
 }
@@ -313,9 +459,7 @@ def test_an_edited_card_is_no_damage(folder: Path) -> None:
     assert read_model(folder).names
 
 
-@pytest.mark.parametrize(
-    "name", [SUMS, "config.json", "head/head.json", "anchors.parquet", "imprints.safetensors"]
-)
+@pytest.mark.parametrize("name", [SUMS, "config.json", "head/head.json", "anchors.parquet", STATS])
 def test_a_pipe_is_no_file(folder: Path, name: str) -> None:
     """Opening one would wait forever."""
     (folder / name).unlink(missing_ok=True)

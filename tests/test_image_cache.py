@@ -285,7 +285,7 @@ def test_commands(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     vlltr("-w", "ws", "ingest", "images", "pictures", "--split", "train")
     before = Path("ws/vlltr.toml").read_text()
     shutil.copytree("ws", "plain")
-    base = ("--set", "images.side=60", "--set", "cvlp.epochs=2")
+    base = ("--set", "images.side=60", "--set", "cvlp.epochs=2", "--set", "cvlp.hold_out=0")
     vlltr("-w", "plain", "train", "cvlp", *base)
     capsys.readouterr()
     vlltr("-w", "ws", "train", "cvlp", *base, "--cache-images")

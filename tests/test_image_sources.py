@@ -230,7 +230,7 @@ def table(path: Path, **columns: Any) -> Path:
 
 
 def test_parquet_rows(tmp_path: Path) -> None:
-    """Bytes, labels, splits and sources; one split of several; cheap without data."""
+    """Bytes, labels, splits, sources and groups; one split of several; cheap without data."""
     data = encoded(COLOURS)
     path = table(
         tmp_path / "p.parquet",
@@ -238,9 +238,10 @@ def test_parquet_rows(tmp_path: Path) -> None:
         label=["owl", None, "tit"],
         split=["train", "train", "test"],
         source=["a", "b", "a"],
+        group=["camera 1", None, ""],
     )
     assert taken(path) == [
-        ImageRecord("a", f"{path}#0", "owl", "train", data),
+        ImageRecord("a", f"{path}#0", "owl", "train", data, "camera 1"),
         ImageRecord("b", f"{path}#1", None, "train", data),
         ImageRecord("a", f"{path}#2", "tit", "test", data),
     ]
@@ -300,7 +301,7 @@ def test_bad_parquet(tmp_path: Path) -> None:
     table(path, img=[b"x"], label=["a"])
     assert failure(path, "train") == (
         f"{path}: no column 'image'; it has 'img', 'label'\n"
-        "Name the columns image (encoded bytes) and label (and split, source, if you have them)."
+        "Name the columns image (encoded bytes) and label (and split, source, group, if you have them)."
     )
     table(path, image=["x.png"], label=["a"])
     assert failure(path, "train") == (

@@ -27,7 +27,7 @@ from vlltr_index.workspace import Workspace
 @pytest.fixture
 def space(tmp_path: Path) -> Workspace:
     """An empty workspace with one prompt and one view."""
-    values = {"lgr": {"views": 1}, "fusion": {"alpha": 0.4, "tau_text": 3.0, "margin": 1.0}}
+    values = {"lgr": {"views": 1}, "fusion": {"alpha": 0.4}}
     recipe = Recipe.model_validate({"name": "test", "prompts": ("a photo of a {}.",), **values})
     return Workspace.create(tmp_path / "ws", recipe)
 
@@ -106,9 +106,7 @@ def test_the_way_through_both_stages(
     assert commit is not None
     assert commit.head is not None
     assert commit.fusion is not None
-    assert commit.fusion == FusionConfig(
-        alpha=0.2
-    )  # temperatures of another head's calibration do not carry over
+    assert commit.fusion == FusionConfig(rule="paper", alpha=0.2)  # it has no weights for the recipe's rule
     table = space.snapshot().class_table()
     assert [table.lookup(name) for name in PLACES] == [1, 2, 0]
     saved = load_head(space.object_path("heads", commit.head))

@@ -20,7 +20,7 @@ from vlltr_index import ingestion
 from vlltr_index.corpus.clean import sentence_id, text_hash
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.ingestion import image_id, image_rows, probe_all, sentence_rows
-from vlltr_index.schemas.config import Recipe
+from vlltr_index.schemas.config import Recipe, WorkspaceConfig
 from vlltr_index.schemas.records import ImageRecord, SentenceRecord
 from vlltr_index.schemas.tables import IMAGES, SENTENCES
 from vlltr_index.stages import ingest
@@ -91,12 +91,18 @@ def test_rows_have_the_tables_schemas_and_stated_keys() -> None:
         hashlib.sha256(f"{i}\0{hashed}".encode()).hexdigest()[:32] for i in (3, 4)
     ]
     images = image_rows(
-        {3: [ImageRecord("a", "p#0", "owl", "train", png(1)), ImageRecord("b", "/no", "owl", "val")]}
+        {
+            3: [
+                ImageRecord("a", "p#0", "owl", "train", png(1), "camera 1"),
+                ImageRecord("b", "/no", "owl", "val"),
+            ]
+        }
     )
     assert images.schema == IMAGES
     good, bad = images.to_pylist()
     assert good["image_id"] == hashlib.sha256(b"train\0a").hexdigest()[:32]
     assert (good["content_hash"], good["width"], good["height"]) == (hashlib.sha256(png(1)).hexdigest(), 4, 6)
+    assert (good["group"], bad["group"]) == ("camera 1", None)
     assert (good["data"], good["problem"], bad["content_hash"], bad["problem"]) == (
         png(1),
         None,
@@ -130,10 +136,11 @@ def test_images_of_a_folder(workspace: Workspace, tmp_path: Path) -> None:
     assert report.splits == {"train": 4}
     assert report.lines() == [
         f"{tmp_path / 'data'}: images 4 added (train 4).",
+        "4 prompts were made from the class names.",
         "Classes: 2, 2 of them new.",
         "1 image cannot be read; it is kept aside with the reason.",
         f"  kept aside: {tmp_path}/data/tit/broken.png: {report.notes[0].rpartition('broken.png: ')[2]}",
-        "Next: vlltr ingest text PATH   (2 classes have no sentence yet)",
+        "Next: vlltr ingest text PATH, or without text: vlltr embed   (2 classes have no text but prompts)",
     ]
     assert seen[-1] == ("ingest images", 4, 4)
     assert names(workspace) == {0: "owl", 1: "tit"}
@@ -151,6 +158,7 @@ def test_images_of_a_folder(workspace: Workspace, tmp_path: Path) -> None:
         "width": 4,
         "height": 6,
         "problem": None,
+        "group": None,
     }
     broken = found[str(tmp_path / "data/tit/broken.png")]
     assert broken["problem"]
@@ -358,7 +366,7 @@ def test_an_error_late_in_a_source_commits_nothing(workspace: Workspace, tmp_pat
 
 
 def test_sentences_and_prompts(workspace: Workspace, tmp_path: Path) -> None:
-    """Sentences, the recipe's prompts for every class, each once; again changes nothing."""
+    """Sentences, the recipe's prompts for every new class, each once; again changes nothing."""
     put(tmp_path / "data/owl/1.png", 1)
     ingest_images(workspace, tmp_path / "data", "train")
     path = texts(
@@ -367,15 +375,15 @@ def test_sentences_and_prompts(workspace: Workspace, tmp_path: Path) -> None:
     )
     report = ingest_text(workspace, path)
     assert (report.added, report.unchanged, report.prompts, report.classes_added, report.classes) == (
-        8,
+        6,
         1,
-        5,
+        3,
         2,
         3,
     )
     assert report.lines() == [
-        f"{path}: sentences 8 added, 1 repeated or there before.",
-        "5 of them are prompts made from the class names.",
+        f"{path}: sentences 6 added, 1 repeated or there before.",
+        "3 of them are prompts made from the class names.",
         "Classes: 3, 2 of them new.",
         "1 entry was left out.",
         f"  left out: {path}: class 'none': the class has no sentence",
@@ -406,6 +414,30 @@ def test_prompts_can_be_left_out(workspace: Workspace, tmp_path: Path) -> None:
     assert ingest_text(silent, path, prompts=True).prompts == 0
     plain = Workspace.create(tmp_path / "plain", Recipe(name="x"))
     assert ingest_text(plain, path).prompts == 80
+
+
+def test_images_bring_prompts_to_classes_that_have_no_sentence(workspace: Workspace, tmp_path: Path) -> None:
+    """New ones, and those of the source that were mute; not to those that have text, nor where there are none."""
+    path = texts(tmp_path / "t.json", {"owl": ["It hoots."]})
+    ingest_text(workspace, path, prompts=False)
+    put(tmp_path / "data/owl/1.png", 1)
+    put(tmp_path / "data/great_grey_owl/1.png", 2)
+    report = ingest_images(workspace, tmp_path / "data", "train")
+    assert (report.prompts, report.next_step) == (
+        2,
+        "vlltr ingest text PATH, or without text: vlltr embed   (1 class has no text but prompts)",
+    )
+    prompted = {r["text"] for r in rows(workspace, "sentences") if r["source"] == "prompt"}
+    assert prompted == {"a photo of a great grey owl.", "my great grey owl."}
+    assert ingest_images(workspace, tmp_path / "data", "train").prompts == 0
+    silent = Workspace.create(tmp_path / "silent", Recipe(name="x", prompts=()))
+    report = ingest_images(silent, tmp_path / "data", "train")
+    assert (report.prompts, report.next_step) == (
+        0,
+        "vlltr ingest text PATH   (2 classes have no sentence yet)",
+    )
+    silent.write_config(WorkspaceConfig(recipe=Recipe(name="x", prompts=("my {}",))))
+    assert ingest_images(Workspace.open(silent.path), tmp_path / "data", "train").prompts == 2
 
 
 def test_names_meet_without_regard_to_case_unless_it_decides(workspace: Workspace, tmp_path: Path) -> None:

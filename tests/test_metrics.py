@@ -13,6 +13,7 @@ from vlltr_index.errors import InputError
 from vlltr_index.metrics import (
     accuracy_report,
     auroc,
+    balanced_accuracy,
     bins,
     expected_calibration_error,
     few5,
@@ -94,6 +95,14 @@ def test_paired_difference_equals_naive_resampling() -> None:
     assert (same.low, same.value, same.high) == (0.0, 0.0, 0.0)
     better = paired_difference(torch.ones(5).bool(), torch.zeros(5).bool())
     assert (better.low, better.value, better.high) == (1.0, 1.0, 1.0)
+
+
+def test_balanced_accuracy_counts_classes_alike() -> None:
+    """The mean over the classes that have an image of the share of theirs that is right."""
+    scores = torch.tensor([[2.0, 1.0, 0.0]] * 4 + [[0.0, 1.0, 2.0]])
+    labels = torch.tensor([0, 0, 0, 1, 1])
+    assert balanced_accuracy(scores, labels) == pytest.approx((1.0 + 0.0) / 2)
+    assert balanced_accuracy(scores[:, [1, 0, 2]], labels) == pytest.approx((0.0 + 0.5) / 2)
 
 
 @quick

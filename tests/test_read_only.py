@@ -14,7 +14,6 @@ from tests.commands import run
 from vlltr_index.errors import WorkspaceError
 from vlltr_index.recipe import override
 from vlltr_index.stages.ablate import ablate
-from vlltr_index.stages.calibrate import calibrate
 from vlltr_index.stages.train_baseline import train_baseline_stage
 from vlltr_index.stages.train_cvlp import train_cvlp_stage
 from vlltr_index.stages.train_lgr import train_lgr_stage
@@ -69,7 +68,6 @@ RUNS: dict[str, Callable[[Workspace], object]] = {
     ),
     "train cvlp": lambda workspace: train_cvlp_stage(workspace, workspace.recipe.cvlp),
     "train baseline": lambda workspace: train_baseline_stage(workspace, workspace.recipe.baseline),
-    "calibrate": lambda workspace: calibrate(workspace, workspace.recipe),
     "ablate": lambda workspace: ablate(workspace, workspace.recipe, rows=(3,), seeds=(0,)),
 }
 
@@ -81,7 +79,6 @@ def test_runs_that_cannot_keep_their_state(
     """They are refused before anything is read or trained."""
     monkeypatch.setattr("vlltr_index.stages.runs.training_set", refuse(OSError("too late")))
     monkeypatch.setattr("vlltr_index.stages.train_lgr.load_bank", refuse(OSError("too late")))
-    monkeypatch.setattr("vlltr_index.stages.calibrate._inner_workspace", refuse(OSError("too late")))
     folder = trained.path / "runs"
     shutil.rmtree(folder, ignore_errors=True)
     folder.write_text("in the way")

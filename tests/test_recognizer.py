@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.parts import check_parts
 from vlltr_index.classes import add_class
 from vlltr_index.errors import (
     FingerprintMismatch,
@@ -19,9 +21,10 @@ from vlltr_index.errors import (
     UsageError,
     WorkspaceError,
 )
-from vlltr_index.heads import SavedHead, load_head, save_head
+from vlltr_index.heads import load_head, save_head
 from vlltr_index.loading import image_set
 from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.stages.history import rollback
 from vlltr_index.stages.prune import prune
 from vlltr_index.workspace import Workspace
@@ -33,18 +36,23 @@ def recognizer(trained_once: Path) -> Recognizer:
     return Recognizer.open(trained_once)
 
 
-def test_parts_add_up_to_the_probability(recognizer: Recognizer, pictures: Path) -> None:
-    """What each branch gave adds up to each class's probability, and all classes to one."""
+@pytest.mark.parametrize("rule", ["ours", "logits", "paper"])
+def test_parts_add_up(trained: Workspace, pictures: Path, rule: str) -> None:
+    """What each side gave adds up to a class's log-odds against the best other class, under `paper` to its probability;
+    all probabilities add up to one."""
+    with trained.transaction("test") as tx:
+        tx.set(fusion=FusionConfig.model_validate({"rule": rule, "alpha": 0.4}))
+    recognizer = Recognizer.open(trained)
     classes = len(recognizer.scorer.class_ids)
     for prediction in recognizer.predict(
         sorted(pictures.glob("known-*.png")), top=classes, retrieval="exhaustive"
     ):
         assert len(prediction.classes) == classes
-        assert sum(c.probability for c in prediction.classes) == pytest.approx(1.0, abs=1e-5)
-        for score in prediction.classes:
-            assert score.image_part + score.text_part == pytest.approx(score.probability, abs=1e-6)
         ordered = [c.probability for c in prediction.classes]
+        assert sum(ordered) == pytest.approx(1.0, abs=1e-5)
         assert ordered == sorted(ordered, reverse=True)
+        assert {c.unit for c in prediction.classes} == {"probability" if rule == "paper" else "log-odds"}
+        check_parts(prediction.classes)
 
 
 def test_shares_add_up_to_the_text_logit(recognizer: Recognizer, pictures: Path) -> None:
@@ -161,7 +169,7 @@ def test_a_head_of_another_encoder_is_refused(trained: Workspace) -> None:
     assert commit is not None
     assert commit.head is not None
     saved = load_head(trained.object_path("heads", commit.head))
-    other = SavedHead(saved.head, saved.class_ids, saved.training_mean, saved.text_fp, "0" * 16)
+    other = replace(saved, image_fp="0" * 16)
     with trained.transaction("test") as tx:
         tx.set(head=trained.put_object("heads", lambda folder: save_head(other, folder)))
     with pytest.raises(

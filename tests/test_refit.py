@@ -12,8 +12,8 @@ from tests.changes import World
 from vlltr_index.classes import NewClass, add_classes, merge_classes, remove_classes
 from vlltr_index.errors import WorkspaceError
 from vlltr_index.scoring import load_scorer
-from vlltr_index.stages import refit as stage
-from vlltr_index.stages.refit import refit, starting_rows
+from vlltr_index.stages import train_lgr as stage
+from vlltr_index.stages.refit import refit
 from vlltr_index.stages.train_lgr import train_lgr_stage
 from vlltr_index.workspace import Workspace
 
@@ -40,8 +40,9 @@ def small(changed: Path, tmp_path: Path) -> Workspace:
 
 
 def test_all_classes_with_images_are_trained(small: Workspace) -> None:
-    """The imprinted class becomes a trained one, the class known by text stays so, merged rows become one."""
+    """The class known by images becomes a trained one, the class known by text stays so, merged rows become one."""
     before = small.history.last()
+    assert load_scorer(small, small.snapshot()).visual_sides()[10] == "images"
     report = refit(small, small.recipe.lgr)
     after = small.history.last()
     assert before is not None
@@ -56,37 +57,42 @@ def test_all_classes_with_images_are_trained(small: Workspace) -> None:
     scorer = load_scorer(small, small.snapshot())
     assert scorer.saved.class_ids.tolist() == [0, 1, 3, 5, 6, 7, 8, 9, 10]
     assert scorer.class_ids[~scorer.trained].tolist() == [11]
-    assert not len(scorer.imprint_class_ids)
+    assert scorer.visual_sides() == dict.fromkeys([0, 1, 3, 5, 6, 7, 8, 9, 10], "trained")
     assert not scorer.merged
     assert report.lines()[1] == "New in it: seen. Known by text alone: 1 class."
 
 
-def test_rows_start_where_they_are(small: Workspace) -> None:
-    """Trained rows from the head, an imprinted one from its imprint; nothing is lost where nothing is learned."""
-    scorer = load_scorer(small, small.snapshot())
-    ids = torch.tensor([0, 3, 10])
-    rows = starting_rows(scorer, ids)
-    assert rows is not None
-    visual = scorer.saved.head.visual_head
-    assert isinstance(visual, torch.nn.Linear)
-    torch.testing.assert_close(rows[0][:2], visual.weight[[0, 3]])
-    features = torch.randn(5, visual.in_features, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(
-        features @ rows[0].T + rows[1], scorer.visual_logits(features)[:, [0, 3, -1]], atol=1e-5, rtol=1e-5
-    )
+def test_it_is_training_on_what_is_there(small: Workspace, tmp_path: Path) -> None:
+    """The head, parts and weights are those of `train lgr` on the same workspace; tuning and mixing play no part."""
+    other = Workspace.open(shutil.copytree(small.path, tmp_path / "other"))
+    odd = small.recipe.lgr.model_copy(update={"tune": "visual", "mixup": 0.8, "views": 3})
+    refit(small, odd)
+    train_lgr_stage(other, other.recipe.lgr)
+    one, two = (load_scorer(w, w.snapshot()) for w in (small, other))
+    features = torch.randn(5, one.saved.head.dim, generator=torch.Generator().manual_seed(0))
+    assert one.saved.parts is not None
+    assert two.saved.parts is not None
+    assert one.saved.parts.weights == two.saved.parts.weights
+    torch.testing.assert_close(one.exhaustive(features).probabilities, two.exhaustive(features).probabilities)
 
 
 def test_a_change_meanwhile_is_refused(small: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """A head that was trained on another class list is not committed."""
-    train = stage.train_lgr
+    train = stage.decide
 
     def slowly(*args: object, **options: object) -> object:
-        remove_classes(small, ["told"])
+        remove_classes(small, ["seen"])
         return train(*args, **options)  # type: ignore[arg-type]  # handed on as they came
 
-    monkeypatch.setattr(stage, "train_lgr", slowly)
-    with pytest.raises(WorkspaceError, match="the workspace changed while the head was trained"):
+    monkeypatch.setattr(stage, "decide", slowly)
+    with pytest.raises(WorkspaceError) as caught:
         refit(small, small.recipe.lgr)
+    assert caught.value.message.startswith(
+        "refit: what it was trained on changed meanwhile: the training images changed"
+    )
+    last = small.history.last()
+    assert last is not None
+    assert last.command.startswith("classes remove")
 
 
 def test_stage_two_trains_on_a_changed_class_list(small: Workspace) -> None:
@@ -95,4 +101,4 @@ def test_stage_two_trains_on_a_changed_class_list(small: Workspace) -> None:
     scorer = load_scorer(small, small.snapshot())
     assert scorer.saved.class_ids.tolist() == [0, 1, 3, 5, 6, 7, 8, 9, 10]
     assert scorer.class_ids.tolist() == [0, 1, 3, 5, 6, 7, 8, 9, 10, 11]
-    assert not len(scorer.imprint_class_ids)
+    assert scorer.visual_sides()[10] == "trained"

@@ -181,8 +181,12 @@ def test_a_head_without_a_log(trained: Workspace, tmp_path: Path) -> None:
     assert commit.head is not None
     log = trained.object_path("heads", commit.head) / "train.json"
     kept = json.loads(log.read_text(encoding="utf-8"))
-    assert [set(entry) for entry in kept["log"]] == [{"epoch", "loss", "lr", "scale", "text", "visual"}]
+    names = {"epoch", "steps", "loss", "lr", "scale", "text", "visual"}
+    assert [set(entry) - {"best"} for entry in kept["log"]] == [names] * len(kept["log"])
     assert kept["config"]["epochs"] == 1
+    drawn = gather_report(trained, commit.id).curves[1]
+    assert isinstance(drawn, Curves)
+    assert list(drawn.values) == ["total", "text", "visual"]
     load_head(log.parent)
     log.write_text('{"log": [{"loss": "much"}]}', encoding="utf-8")
     damaged = Missing("Stage 2 (LGR): its log cannot be read", "Train it again: vlltr train lgr")

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 from click.testing import CliRunner
-from tablerows import anchor_rows, class_rows, image_rows, sentence_rows
+from tablerows import anchor_rows, class_rows, image_rows, sentence_rows, stats_rows
 
 from vlltr_index.classes import add_class, remove_classes
 from vlltr_index.cli.main import vlltr
 from vlltr_index.errors import MissingStepError, WorkspaceError
 from vlltr_index.history import Commit
 from vlltr_index.schemas.config import FusionConfig
-from vlltr_index.schemas.tables import KEYS, imprints
+from vlltr_index.schemas.tables import KEYS
 from vlltr_index.stages.history import diff, rollback, undone
 from vlltr_index.stages.train_lgr import train_lgr_stage
 from vlltr_index.store import Store
@@ -33,12 +32,6 @@ def state(workspace: Workspace, at: int | None = None) -> dict[str, object]:
     return {**tables, **snapshot.commit.model_dump(exclude=left_out), "info": info}
 
 
-def imprint(dim: int) -> pa.Table:
-    """One imprinted row of width `dim`."""
-    row = {"class_id": 1, "head": "h", "image_count": 1, "bias": 0.0, "vector": [1.0] * dim}
-    return pa.Table.from_pylist([row], schema=imprints(dim))
-
-
 @pytest.fixture
 def grown(workspace: Workspace) -> Workspace:
     """Five commits, each of which changes rows, tables or fields."""
@@ -51,13 +44,13 @@ def grown(workspace: Workspace) -> Workspace:
         tx.note(dim=3)
     with workspace.transaction("select") as tx:
         tx.upsert("anchors", anchor_rows([tx.next_id("anchors")]))
-        tx.upsert("imprints", imprint(3))
+        tx.upsert("class_stats", stats_rows([1], 3))
         tx.set(selection_id="s", fusion=FusionConfig(alpha=0.3))
     with workspace.transaction("classes add") as tx:
         tx.upsert("classes", class_rows([tx.next_id("classes")]))
         tx.upsert("sentences", sentence_rows([7, 8], class_id=2))
         tx.upsert("anchors", anchor_rows([tx.next_id("anchors")]))
-        tx.upsert("imprints", imprint(5))
+        tx.upsert("class_stats", stats_rows([1], 5))
         tx.set(fusion=FusionConfig(alpha=0.9))
     with workspace.transaction("classes remove") as tx:
         tx.upsert("classes", class_rows([0], retired=[0]))

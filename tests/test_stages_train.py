@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn import functional as F
 
 from vlltr_index.classes import add_class
 from vlltr_index.errors import MissingStepError
-from vlltr_index.loading import load_bank
+from vlltr_index.loading import image_set, load_bank
 from vlltr_index.recipe import override
 from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.config import WorkspaceConfig
+from vlltr_index.scoring import load_scorer
 from vlltr_index.stages.embed import embed
 from vlltr_index.stages.evaluate import evaluate
 from vlltr_index.stages.ingest import ingest_images
@@ -42,13 +45,48 @@ def test_tuning_the_visual_tower(trained: Workspace, pictures: Path) -> None:
         evaluate(trained, bootstrap=10)
     embed(trained)
     assert evaluate(trained, bootstrap=10).images == 360
+    images, scorer = image_set(trained.snapshot(), "train"), load_scorer(trained, trained.snapshot())
+    assert scorer.model is not None
+    own = images.class_ids == scorer.class_ids[3]
+    expected = F.normalize(images.features[own], dim=1).double().sum(0)
+    torch.testing.assert_close(scorer.model.sums[3], expected, rtol=1e-6, atol=1e-6)
     assert Recognizer.open(trained).predict([pictures / "known-0.png"])[0].problem is None
     assert not list((trained.path / "runs").glob("lgr-*"))
     assert train_lgr_stage(trained, config).digest == report.digest  # from the untuned tower again
 
 
-def test_a_stopped_head_on_stored_vectors_goes_on(trained: Workspace) -> None:
+def by_rule(workspace: Workspace, *sets: str) -> None:
+    """Let the workspace's recipe have other values."""
+    workspace.write_config(WorkspaceConfig(recipe=override(workspace.recipe, sets)))
+
+
+def test_a_stopped_decision_goes_on(trained: Workspace) -> None:
+    """Stopped in its final head, the same command goes on there and commits the head of a run that was not stopped."""
+    sets = ("lgr.lr=3e-2", "lgr.projection_lr=3e-2", "lgr.batch_size=32", "lgr.views=1")
+    config, calls = override(trained.recipe, sets).lgr, list[int]()
+    whole = train_lgr_stage(trained, config, lambda _, done, __: calls.append(done))
+    assert len(whole.notes) == 2
+    assert whole.epochs > 1
+    left = [len(calls) - 1]
+
+    def stop(step: str, done: int, total: int | None) -> None:
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_lgr_stage(trained, config, stop)
+    again = list[int]()
+    report = train_lgr_stage(trained, config, lambda _, done, __: again.append(done))
+    assert report.resumed
+    assert len(again) < len(calls)
+    assert (report.digest, report.notes) == (whole.digest, whole.notes)
+    assert not list((trained.path / "runs").glob("lgr-*"))
+
+
+def test_a_stopped_head_of_a_protocol_goes_on(trained: Workspace) -> None:
     """The same command resumes and gives the head of a run that was not stopped; `resume=False` starts anew."""
+    by_rule(trained, "fusion.rule=paper")
     config = override(trained.recipe, ("lgr.epochs=3", "lgr.seed=5")).lgr
     seen = list[int]()
 
@@ -79,10 +117,16 @@ def test_a_stopped_head_on_stored_vectors_goes_on(trained: Workspace) -> None:
 
 
 def test_classes_without_anchors_are_named(trained: Workspace, pictures: Path, tmp_path: Path) -> None:
-    """A class that came after the selection stops training with the command that mends it."""
+    """A class that came after the selection stops the training of a protocol with the command that mends it; by our
+    rule it is trained on its images."""
     shutil.copytree(pictures / "unseen", tmp_path / "more" / "okapi")
     ingest_images(trained, tmp_path / "more", "train")
     embed(trained)
+    train_lgr_stage(trained, trained.recipe.lgr)
+    scorer, names = Recognizer.open(trained).scorer, trained.snapshot().class_table().names
+    assert names[int(scorer.class_ids[-1])] == "okapi"
+    assert bool(scorer.trained[-1])
+    by_rule(trained, "fusion.rule=paper")
     with pytest.raises(MissingStepError) as caught:
         train_lgr_stage(trained, trained.recipe.lgr)
     assert caught.value.message == "1 class with training images has no anchor sentence: 'okapi'"
@@ -92,7 +136,7 @@ def test_classes_without_anchors_are_named(trained: Workspace, pictures: Path, t
 def test_a_class_added_since_stage_1_starts_at_the_mean_row(
     trained: Workspace, heldout: dict[str, list[str]], pictures: Path
 ) -> None:
-    """The others keep their rows, and the head trained then knows it as a trained class, without the imprint."""
+    """The others keep their rows, and the head trained then knows it as a trained class."""
     commit = trained.history.last()
     assert commit is not None
     assert commit.checkpoint is not None
@@ -110,4 +154,4 @@ def test_a_class_added_since_stage_1_starts_at_the_mean_row(
     train_lgr_stage(trained, trained.recipe.lgr)
     scorer = Recognizer.open(trained).scorer
     assert added.class_id in scorer.saved.class_ids.tolist()
-    assert not len(scorer.imprint_class_ids)
+    assert scorer.visual_sides()[added.class_id] == "trained"

@@ -266,38 +266,39 @@ def test_who_is_writing(finished: Workspace) -> None:
     assert dict(report.lines())["now"] == f"{report.writing} is writing"
 
 
-def recommended(workspace: Workspace, model: str, image_size: int | None) -> Workspace:
+def recommended(
+    workspace: Workspace, model: str, image_size: int | None, resize: int | None = None
+) -> Workspace:
     """The workspace after its vlltr.toml was edited to another encoder."""
-    encoder = EncoderConfig(model=model, image_size=image_size)
+    encoder = EncoderConfig(model=model, image_size=image_size, resize=resize)
     recipe = workspace.recipe.model_copy(update={"encoder": encoder})
     workspace.write_config(WorkspaceConfig(recipe=recipe))
     return Workspace.open(workspace.path)
 
 
 @pytest.mark.parametrize(
-    ("model", "size", "stale"),
+    ("model", "size", "resize", "wanted"),
     [
-        ("ViT-B-16", None, ()),
-        ("ViT-B-16-quickgelu", 224, ()),
-        ("some/folder", None, ()),
-        ("RN50", None, ("the recipe's encoder is RN50, the trained one ViT-B-16 at 224 px",)),
-        (
-            "ViT-B-16",
-            384,
-            ("the recipe's encoder is ViT-B-16 at 384 px, the trained one ViT-B-16 at 224 px",),
-        ),
+        ("ViT-B-16", None, None, None),
+        ("ViT-B-16-quickgelu", 224, 248, None),
+        ("some/folder", None, None, None),
+        ("RN50", None, None, "RN50"),
+        ("ViT-B-16", 384, None, "ViT-B-16 at 384 px"),
+        ("ViT-B-16", None, 256, "ViT-B-16 out of 256 px"),
     ],
 )
 def test_another_encoder_in_the_recipe(
-    finished: Workspace, model: str, size: int | None, stale: tuple[str, ...]
+    finished: Workspace, model: str, size: int | None, resize: int | None, wanted: str | None
 ) -> None:
     """An encoder that was edited after training is named beside the trained one."""
-    facts = {"name": "ViT-B-16", "config": {"model_cfg": {"vision_cfg": {"image_size": 224}}}}
+    config = {"model_cfg": {"vision_cfg": {"image_size": 224}}, "preprocess_cfg": {"resize": 248}}
+    facts = {"name": "ViT-B-16", "config": config}
     with finished.transaction("train cvlp") as tx:
         tx.set(checkpoint=files(finished, "checkpoints", "encoder.json", json.dumps(facts)))
-    report = status(recommended(finished, model, size))
-    assert report.stale == stale
-    if stale:
+    report = status(recommended(finished, model, size, resize))
+    trained = "the trained one ViT-B-16 at 224 px out of 248 px"
+    assert report.stale == ((f"the recipe's encoder is {wanted}, {trained}",) if wanted else ())
+    if wanted:
         assert report.next == "vlltr train cvlp"
 
 

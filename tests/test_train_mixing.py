@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vlltr_index.errors import ConfigError
-from vlltr_index.schemas.config import LGRConfig
+from vlltr_index.schemas.config import BaselineConfig, LGRConfig
 from vlltr_index.train import mixing
 from vlltr_index.train.mixing import BatchMixer
 from vlltr_index.train.sampling import stream
@@ -74,6 +74,8 @@ def test_nothing_to_mix_and_an_odd_batch(monkeypatch: pytest.MonkeyPatch) -> Non
         == "mixup and cutmix pair images up: each process has 7 of the batch, which is odd"
     )
     assert error.value.hint == "Use --set lgr.batch_size=8"
+    with pytest.raises(ConfigError, match=r"Use --set baseline\.batch_size=8"):
+        BatchMixer.of(BaselineConfig(mixup=0.8, batch_size=7), 3)
     monkeypatch.setattr(mixing, "world", lambda: (0, 2))
     with pytest.raises(ConfigError, match="each process has 3 of the batch"):
         BatchMixer.of(LGRConfig(mixup=0.8, batch_size=6), 3)

@@ -10,27 +10,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vlltr_index.anchors import select_anchors, sentence_losses
 from vlltr_index.encoder import Encoder
 from vlltr_index.errors import InputError, VlltrError
 from vlltr_index.lgr import AnchorBank, LGRHead
-from vlltr_index.losses import sampler_prior
+from vlltr_index.losses import sampler_prior, soft_cross_entropy
 from vlltr_index.schemas.config import BaselineConfig, LGRConfig
 from vlltr_index.train.baseline import train_image_only
-from vlltr_index.train.recognition import new_head, train_lgr, tune_visual
+from vlltr_index.train.cvlp import visual_classifier
+from vlltr_index.train.mixing import BatchMixer
+from vlltr_index.train.recognition import HeldOut, new_head, train_lgr, train_until, tune_visual
+from vlltr_index.train.sampling import epoch_batches, stream
 
 CLASSES, WIDTH = 6, 12
 CONFIG = LGRConfig(epochs=6, batch_size=16, lr=5e-2, projection_lr=1e-3)
 
 
 def stored(seed: int = 0) -> tuple[Tensor, Tensor, AnchorBank]:
-    """Two views of images around their class's direction, and three anchors a class around another one."""
+    """Two views of images around their class's direction, and three anchors a class around it, the first the best."""
     g = torch.Generator().manual_seed(seed)
     labels = torch.arange(CLASSES).repeat_interleave(torch.tensor([30, 20, 10, 5, 2, 1]))
     centres = torch.randn(CLASSES, WIDTH, generator=g)
     features = centres[labels] + 0.3 * torch.randn(2, len(labels), WIDTH, generator=g)
     owner = torch.arange(CLASSES).repeat_interleave(3)
     anchors = centres[owner] + 0.5 * torch.randn(len(owner), WIDTH, generator=g)
-    return features, labels, AnchorBank.build(anchors, owner, torch.arange(CLASSES))
+    losses = torch.arange(3.0).repeat(CLASSES)
+    return features, labels, AnchorBank.build(anchors, owner, torch.arange(CLASSES), losses)
 
 
 def accuracy(head: LGRHead, features: Tensor, labels: Tensor, bank: AnchorBank) -> tuple[float, float]:
@@ -164,6 +169,152 @@ def test_each_kind_of_visual_branch_trains(kind: str) -> None:
         )
 
 
+def test_beta_is_learned_and_anchors_are_left_out_in_training() -> None:
+    """Each setting gives another head; without the bias there is no beta; beta has the head's rate and no decay."""
+    features, labels, bank = stored()
+    changes: list[dict[str, object]] = [
+        {},
+        {"anchor_dropout": 0.0},
+        {"strays": 0.0},
+        {"strays": 1.0},
+        {"loss_bias": False},
+    ]
+    heads = [
+        train_lgr(features, labels, bank, CONFIG.model_copy(update=change), logit_scale=20.0)
+        for change in changes
+    ]
+    assert len({tuple(head.query_proj.weight.flatten().tolist()) for head in heads}) == 5
+    assert all(head.beta not in (0.0, 1.0) for head in heads[:4])
+    assert heads[4].log_beta is None
+    still = CONFIG.model_copy(update={"lr": 1e-12, "projection_lr": 0.0, "weight_decay": 1.0})
+    head = train_lgr(features, labels, bank, still, logit_scale=20.0)
+    assert head.beta == pytest.approx(1.0)
+
+
+def test_other_sentences_than_the_anchors_do_not_break_a_trained_head() -> None:
+    """All sentences, and three of other classes for each right one: plain attention breaks, ours does not."""
+    g = torch.Generator().manual_seed(0)
+    centres, labels = torch.randn(40, 24, generator=g), torch.arange(40).repeat_interleave(8)
+    images, fresh = centres[labels] + 0.5 * torch.randn(2, len(labels), 24, generator=g)
+    owner = torch.arange(40).repeat_interleave(12)
+    spread = torch.linspace(0.3, 2.0, 12).repeat(40)[:, None]
+    texts = centres[owner] + spread * torch.randn(len(owner), 24, generator=g)
+    stray, host = torch.randint(len(owner), (3 * len(owner),), generator=g), owner.repeat(3)
+    stray, host = stray[owner[stray] != host], host[owner[stray] != host]
+
+    def bank_of(texts: Tensor, owner: Tensor, most: int) -> AnchorBank:
+        losses = sentence_losses(texts, owner, images, labels, 10.0)
+        kept = select_anchors(losses, owner, torch.arange(len(owner)), most).positions
+        return AnchorBank.build(texts[kept], owner[kept], range(40), losses[kept])
+
+    anchors = bank_of(texts, owner, 4)
+    others = (
+        bank_of(texts, owner, 99),
+        bank_of(torch.cat([texts, texts[stray]]), torch.cat([owner, host]), 99),
+    )
+    config = LGRConfig(epochs=12, batch_size=32, lr=1e-2, projection_lr=3e-2)
+    plain = config.model_copy(update={"loss_bias": False, "anchor_dropout": 0.0, "strays": 0.0})
+    for settings, all_of_them, noisy in ((plain, (0.7, 0.9), (0.0, 0.2)), (config, (0.98, 1), (0.98, 1))):
+        head = train_lgr(images[None], labels, anchors, settings, logit_scale=10.0)
+        assert accuracy(head, fresh, labels, anchors)[1] > 0.98
+        for bank, (low, high) in zip(others, (all_of_them, noisy), strict=True):
+            assert low <= accuracy(head, fresh, labels, bank)[1] <= high
+
+
+def start(bank: AnchorBank, config: LGRConfig, rows: int = CLASSES) -> LGRHead:
+    """An untrained head with a linear visual classifier of zeros."""
+    return new_head(WIDTH, bank, config, (torch.zeros(rows, WIDTH), torch.zeros(rows)), 20.0)
+
+
+def same_head(one: LGRHead, other: LGRHead) -> bool:
+    """Whether all weights agree."""
+    return all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+
+
+def test_a_head_trains_until_the_held_out_loss_has_converged() -> None:
+    """It ends as it was when that was lowest: as one trained for just so many steps, each check in the log."""
+    features, labels, bank = stored()
+    places, held = torch.arange(CLASSES), HeldOut(features[1], labels, bank, ("visual", "text"))
+    calls = list[int]()
+    head, log = train_until(
+        start(bank, CONFIG), features[:1], labels, bank, CONFIG, held, places=places,
+        progress=lambda _, done, __: calls.append(done),
+    )  # fmt: skip
+    assert not head.training
+    assert min(accuracy(head, features[1], labels, bank)) > 0.9
+    best, each = int(log[-1]["best"]), int(log[0]["steps"])
+    assert [entry["steps"] for entry in log] == [each * (n + 1) for n in range(len(log))]
+    assert calls == list(range(1, len(log) * each + 1))
+    assert 0 < best < len(log) * each
+    losses = [entry["held_out"] for entry in log]
+    assert losses[best // each - 1] <= 1.005 * min(losses) + 0.002
+    again, steps = train_until(start(bank, CONFIG), features[:1], labels, bank, CONFIG, best, places=places)
+    assert same_head(again, head)
+    assert steps[-1]["best"] == steps[-1]["steps"] == best
+
+
+def test_a_head_that_only_gets_worse_is_left_as_it_was() -> None:
+    """With a ruinous rate the best head is the one before the first step."""
+    features, labels, bank = stored()
+    config = CONFIG.model_copy(update={"lr": 30.0, "projection_lr": 30.0})
+    good = train_lgr(features[:1], labels, bank, CONFIG, logit_scale=20.0)
+    before = {name: value.clone() for name, value in good.state_dict().items()}
+    held = HeldOut(features[1], labels, bank, ("visual", "text"))
+    places = torch.arange(CLASSES)
+    head, log = train_until(good, features[:1], labels, bank, config, held, places=places)
+    assert log[-1]["best"] == 0.0
+    assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
+
+
+@pytest.mark.parametrize("told", [4, 0])
+def test_classes_without_a_sentence_have_a_visual_row_alone(told: int) -> None:
+    """Their images teach the classifier; the text branch learns from the others, and without any there is none."""
+    features, labels, bank = stored()
+    none = torch.empty(0, dtype=torch.int64)
+    some = AnchorBank(torch.empty(0, WIDTH), none.new_zeros(1), none, none, torch.empty(0))
+    if told:
+        some = bank.select(torch.arange(told))
+    places = torch.where(torch.arange(CLASSES) < told, torch.arange(CLASSES), -1)
+    held = HeldOut(features[1], labels, some, ("visual", "text"))
+    head, log = train_until(start(some, CONFIG), features[:1], labels, some, CONFIG, held, places=places)
+    right = head.visual_logits(features[1]).argmax(1) == labels
+    assert float(right.float().mean()) > 0.9
+    assert {"visual", "text"} & log[-1].keys() == ({"visual", "text"} if told else {"visual"})
+    if told:
+        seen = labels < told
+        text = head.text_logits(features[1, seen], some).argmax(1)
+        assert float((text == labels[seen]).float().mean()) > 0.9
+
+
+def test_a_stopped_run_of_so_many_steps_goes_on(tmp_path: Path) -> None:
+    """Also where all steps were done: head and log are those of a run that was not stopped."""
+    features, labels, bank = stored()
+    places = torch.arange(CLASSES)
+
+    def run(run_dir: Path | None, until: int | None = None) -> tuple[LGRHead, list[dict[str, float]], int]:
+        calls = list[int]()
+
+        def progress(step: str, done: int, total: int | None) -> None:
+            calls.append(done)
+            if done == until:
+                raise KeyboardInterrupt
+
+        head, log = train_until(
+            start(bank, CONFIG), features, labels, bank, CONFIG, 60, places=places, run_dir=run_dir,
+            progress=progress,
+        )  # fmt: skip
+        return head, log, len(calls)
+
+    whole, log, steps = run(None)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, steps - 1)
+    for left in (log[0]["steps"], 0):
+        head, again, done = run(tmp_path)
+        assert same_head(head, whole)
+        assert again == log
+        assert done == left
+
+
 def test_a_projection_rate_of_zero_leaves_attention_as_it_is() -> None:
     """Only the visual branch learns then."""
     features, labels, bank = stored()
@@ -200,7 +351,7 @@ def test_a_last_step_that_ruins_the_weights_is_refused() -> None:
 def drawing_bank(encoder: Encoder) -> AnchorBank:
     flat = [t for group in drawings.texts() for t in group]
     owner = torch.arange(8).repeat_interleave(3)
-    return AnchorBank.build(encoder.encode_texts(flat), owner, torch.arange(8))
+    return AnchorBank.build(encoder.encode_texts(flat), owner, torch.arange(8), torch.arange(24.0) % 3)
 
 
 VISUAL = LGRConfig(
@@ -276,6 +427,8 @@ def test_with_mixing_a_frozen_tower_stays_and_the_head_learns(tmp_path: Path) ->
         {"logit_adjustment": 0.0},
         {"batch_norm": "train"},
         {"detach_value_norm": True},
+        {"loss_bias": False},
+        {"anchor_dropout": 0.6},
         {"learn_scale": True},
         {"visual": "mlp"},
         {"normalise_values": True},
@@ -283,6 +436,7 @@ def test_with_mixing_a_frozen_tower_stays_and_the_head_learns(tmp_path: Path) ->
         {"warmup_epochs": 1.0},
         {"sampler_power": 0.0},
         {"projection_lr": 1e-6},
+        {"min_lr": 5e-4},
         {"precision": "bf16"},
     ],
 )
@@ -310,6 +464,18 @@ def plain() -> Encoder:
         encoder, drawings.images(encoder), drawing_bank(encoder), VISUAL.model_copy(update={"epochs": 1})
     )
     return encoder
+
+
+def test_the_rate_on_stored_vectors_ends_where_it_is_told() -> None:
+    """The last logged rate lies above the floor by what a run without one has left of its own."""
+    features, labels, bank = stored()
+    rates = []
+    for floor in (0.0, CONFIG.lr / 2):
+        log: list[dict[str, float]] = []
+        config = CONFIG.model_copy(update={"min_lr": floor, "projection_lr": CONFIG.lr})
+        train_lgr(features, labels, bank, config, logit_scale=20.0, log=log)
+        rates.append(log[-1]["lr"])
+    assert rates[1] - rates[0] / 2 == pytest.approx(CONFIG.lr / 2)
 
 
 def test_the_scale_may_be_unbounded() -> None:
@@ -346,6 +512,29 @@ def test_the_baseline_trains_the_tower_without_texts(tmp_path: Path) -> None:
         )
     again = train_image_only(drawings.encoder(), drawings.images(encoder), BASELINE, run_dir=tmp_path)
     assert drawings.same_weights(again.encoder, encoder)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
+def test_the_baselines_batches_are_mixed(mixup: float, cutmix: float, smoothing: float) -> None:
+    """The first step's loss is the cross-entropy of mixed pixels with mixed targets, drawn here once more."""
+    changes = {"mixup": mixup, "cutmix": cutmix, "label_smoothing": smoothing, "logit_adjustment": 0.5}
+    config = BASELINE.model_copy(update={"epochs": 1, "batch_size": 56, **changes})
+    encoder = drawings.encoder()
+    images = drawings.images(encoder)
+    (batch,) = epoch_batches(images.labels, 56, config.sampler_power, stream(config.seed, 0, "images"))
+    (pixels,) = images.epoch(batch[None], slice(None), config.seed, 0)
+    mixer = BatchMixer(mixup, cutmix, smoothing, images.num_classes)
+    mixed, targets = mixer(pixels, images.labels[batch], stream(config.seed, 0, "step"))
+    classifier = visual_classifier(encoder, images.num_classes, config.seed)
+    encoder.train()
+    with torch.no_grad():
+        logits = classifier(encoder.encode_pixels(mixed))
+    prior = sampler_prior(images.class_counts, config.sampler_power).log().float()
+    expected = soft_cross_entropy(logits, targets, prior, 0.5)
+    encoder = drawings.encoder()
+    found = train_image_only(encoder, drawings.images(encoder), config).log[0]
+    assert found["loss"] == found["visual"] == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_logit_adjustment_changes_the_baselines_loss() -> None:

@@ -7,12 +7,12 @@ from contextlib import contextmanager, suppress
 
 import pyarrow as pa
 import pytest
-from tablerows import anchor_rows, class_rows, image_rows, score_rows, sentence_rows
+from tablerows import anchor_rows, class_rows, image_rows, score_rows, sentence_rows, stats_rows
 
 from vlltr_index.errors import InputError, UsageError, WorkspaceError
 from vlltr_index.history import Commit
 from vlltr_index.schemas.config import FusionConfig
-from vlltr_index.schemas.tables import IMAGES, SENTENCES, imprints
+from vlltr_index.schemas.tables import IMAGES, SENTENCES, sentence_vectors
 from vlltr_index.transaction import Transaction
 from vlltr_index.workspace import Workspace
 
@@ -171,7 +171,7 @@ def test_tables_that_are_not_there_read_as_empty(workspace: Workspace) -> None:
     assert snapshot.commit is None
     assert snapshot.table("images").schema.equals(IMAGES)
     assert snapshot.table("sentences", ["text", "source"]).column_names == ["text", "source"]
-    assert snapshot.table("imprints").num_rows == 0
+    assert snapshot.table("class_stats").num_rows == 0
     assert list(snapshot.scan("images")) == []
     assert snapshot.class_table().ids == ()
     with pytest.raises(
@@ -226,7 +226,7 @@ def test_what_an_unfinished_writer_left_is_put_back(workspace: Workspace) -> Non
 def test_vector_caches_are_not_put_back(workspace: Workspace) -> None:
     """Vectors stay when a command fails: that is how it resumes."""
     with interrupted(workspace) as tx:
-        tx.store.create("sentence_vectors_t", imprints(3), "class_id")
+        tx.store.create("sentence_vectors_t", sentence_vectors(3), "text_hash")
     assert workspace.store.names() == ["sentence_vectors_t"]
 
 
@@ -267,26 +267,20 @@ def test_numbers_are_never_used_again(workspace: Workspace) -> None:
         tx.next_id("sentences")
 
 
-def imprint_rows(ids: list[int], dim: int) -> pa.Table:
-    """Imprinted rows of a head of width `dim`."""
-    rows = [{"class_id": i, "head": "h", "image_count": 2, "bias": 0.5, "vector": [1.0] * dim} for i in ids]
-    return pa.Table.from_pylist(rows, schema=imprints(dim))
-
-
 @pytest.mark.parametrize("method", ["upsert", "replace"])
-def test_imprints_take_the_width_they_are_given(workspace: Workspace, method: str) -> None:
+def test_statistics_take_the_width_they_are_given(workspace: Workspace, method: str) -> None:
     """A new encoder's width makes the table anew; the commits before still read the old one."""
-    for rows in (imprint_rows([1], 3), imprint_rows([1], 3), imprint_rows([2], 5)):
+    for rows in (stats_rows([1], 3), stats_rows([1], 3), stats_rows([2], 5)):
         with workspace.transaction("classes add") as tx:
-            getattr(tx, method)("imprints", rows)
-    assert workspace.snapshot(1).table("imprints").equals(imprint_rows([1], 3))
-    assert workspace.snapshot().table("imprints").equals(imprint_rows([2], 5))
+            getattr(tx, method)("class_stats", rows)
+    assert workspace.snapshot(1).table("class_stats").equals(stats_rows([1], 3))
+    assert workspace.snapshot().table("class_stats").equals(stats_rows([2], 5))
     assert len(workspace.history.list()) == 2
     with interrupted(workspace) as tx:
-        getattr(tx, method)("imprints", imprint_rows([4], 7))
+        getattr(tx, method)("class_stats", stats_rows([4], 7))
     with workspace.transaction("classes add") as tx:
-        assert tx.upsert("imprints", imprint_rows([2, 3], 5)) == 1
-    assert workspace.snapshot().count("imprints") == 2
+        assert tx.upsert("class_stats", stats_rows([2, 3], 5)) == 1
+    assert workspace.snapshot().count("class_stats") == 2
 
 
 def test_a_table_that_somebody_deleted_is_named(workspace: Workspace) -> None:

@@ -65,7 +65,13 @@ def distillation(student: Tensor, teacher: Tensor, mode: str) -> Tensor:
 def sentence_losses(
     texts: Tensor, text_labels: Tensor, images: Tensor, image_labels: Tensor, scale: float
 ) -> Tensor:
-    """L_lin from the whole matrix; a class without an image is held against its mean sentence."""
+    """L_lin from the whole matrix; a class without an image is held against its mean sentence, and so are all classes
+    where there is no image at all: then the logsumexp runs over those means."""
+    labels = sorted(set(text_labels.tolist()))
+    if not len(images):
+        units = texts.double() / texts.double().norm(dim=1, keepdim=True)
+        images = torch.stack([units[text_labels == label].mean(0) for label in labels])
+        image_labels = torch.tensor(labels)
     logits = scale * cosines(texts.double(), images.double())
     result = []
     for t, label in enumerate(text_labels.tolist()):
@@ -80,24 +86,29 @@ def sentence_losses(
     return torch.stack(result)
 
 
-def head_attention(weights: dict[str, Tensor], image: Tensor, anchors: Tensor) -> Tensor:
-    """Eqs. 4-5 as the release computes them: project every key, then softmax. [D], [M, D] -> [M]."""
+def head_attention(weights: dict[str, Tensor], image: Tensor, anchors: Tensor, bias: Tensor) -> Tensor:
+    """Eqs. 4-5 as the release computes them: project every key, then softmax. [D], [M, D], [M] -> [M]."""
     dim = len(image)
     query = F.layer_norm(image, (dim,), weights["query_norm_weight"], weights["query_norm_bias"])
     keys = F.layer_norm(anchors, (dim,), weights["key_norm_weight"], weights.get("key_norm_bias"))
     query, keys = weights["query_proj"] @ query, keys @ weights["key_proj"].T
-    return torch.softmax(keys @ query / math.sqrt(dim), 0)
+    return torch.softmax(keys @ query / math.sqrt(dim) + bias, 0)
 
 
 def text_logits(
-    weights: dict[str, Tensor], images: Tensor, classes: list[Tensor], scale: float, normalise_values: bool
+    weights: dict[str, Tensor],
+    images: Tensor,
+    classes: list[Tensor],
+    losses: list[Tensor],
+    scale: float,
+    normalise_values: bool,
 ) -> Tensor:
-    """Eqs. 4-6, one image and one class at a time, with G built up."""
+    """Eqs. 4-6 with -beta L in the attention, one image and one class at a time, with G built up."""
     rows = []
     for image in images:
         row = []
-        for anchors in classes:
-            attention = head_attention(weights, image, anchors)
+        for anchors, loss in zip(classes, losses, strict=True):
+            attention = head_attention(weights, image, anchors, -weights["log_beta"].exp() * loss)
             values = anchors / anchors.norm(dim=1, keepdim=True) if normalise_values else anchors
             attended = (attention[:, None] * values).sum(0)
             row.append(scale * (image @ attended) / (image.norm() * attended.norm()))
@@ -105,66 +116,206 @@ def text_logits(
     return torch.stack(rows)
 
 
-def fused(
-    visual: Tensor,
-    text: Tensor,
-    row_class: list[int],
-    trained: list[bool],
-    alpha: float,
-    taus: tuple[float, float],
-    margin: float,
-    rule: str = "ours",
-    agreement: float = 0.0,
-) -> Tensor:
-    """The fusion rules for one image, class by class, in plain Python."""
-    z = [float(t) / taus[1] - (margin if known else 0.0) for t, known in zip(text, trained, strict=True)]
-    live = [(float(v) / taus[0], c) for v, c in zip(visual, row_class, strict=True) if c >= 0]
-    if rule == "ours" and agreement:
-        apart = _disagreement(z, live, trained)
-        z = [v - (agreement * apart if known else 0.0) for v, known in zip(z, trained, strict=True)]
-    top = max(z)
-    by_text = [math.exp(v - top) / sum(math.exp(w - top) for w in z) for v in z]
-    if not live:
-        return torch.tensor(by_text, dtype=torch.float64)
-    top = max(v for v, _ in live)
-    total = sum(math.exp(v - top) for v, _ in live)
-    by_image = dict.fromkeys((c for _, c in live), 0.0)
-    for v, c in live:
-        by_image[c] += math.exp(v - top) / total
-    if rule == "logits":
-        return _summed(z, live)
-    if rule == "paper":
-        both = [alpha * by_image.get(c, 0.0) + (1 - alpha) * p for c, p in enumerate(by_text)]
-        return torch.tensor(both, dtype=torch.float64)
-    u = sum(p for c, p in enumerate(by_text) if c not in by_image)
-    result = [
-        alpha * by_image[c] * (1 - u) + (1 - alpha) * p if c in by_image else p for c, p in enumerate(by_text)
+def softmax(values: list[float]) -> list[float]:
+    """exp over the sum of exp; minus infinity gives 0."""
+    top = max(values)
+    total = sum(math.exp(v - top) for v in values)
+    return [math.exp(v - top) / total for v in values]
+
+
+def logsumexp(values: list[float]) -> float:
+    """log of the sum of exp; minus infinity of nothing."""
+    top = max(values, default=-math.inf)
+    return top + math.log(sum(math.exp(v - top) for v in values)) if math.isfinite(top) else -math.inf
+
+
+def class_logits(rows: list[float], owners: list[int], classes: int) -> list[float]:
+    """What the rows of each class are worth together, for one image."""
+    return [logsumexp([v for v, o in zip(rows, owners, strict=True) if o == c]) for c in range(classes)]
+
+
+def image_scores(
+    visual: list[float], likelihoods: list[float], trained: list[bool], weights: dict[str, float]
+) -> list[float]:
+    """The chain rule for one image: a trained class has log P(class | trained) + log of all that trained ones weigh."""
+    known = [c for c, there in enumerate(trained) if there]
+    experts = {
+        c: weights["generative"] * likelihoods[c]
+        + (weights["image"] * visual[c] if weights["image"] else 0.0)
+        for c in known
+    }
+    level = logsumexp([weights["gate"] * likelihoods[c] for c in known])
+    whole = logsumexp(list(experts.values()))
+    return [
+        experts[c] - whole + level if c in experts else weights["gate"] * likelihoods[c] + weights["offset"]
+        for c in range(len(trained))
     ]
-    return torch.tensor(result, dtype=torch.float64)
 
 
-def _disagreement(text: list[float], live: list[tuple[float, int]], trained: list[bool]) -> float:
-    """-log of the chance that both branches name the same trained class."""
-    rows = [(v, c) for v, c in live if trained[c]]
-    if not rows:
-        return 0.0
-    tops = max(v for v, _ in rows), max(t for t, known in zip(text, trained, strict=True) if known)
-    by_image = [math.exp(v - tops[0]) / sum(math.exp(w - tops[0]) for w, _ in rows) for v, _ in rows]
-    among = sum(math.exp(t - tops[1]) for t, known in zip(text, trained, strict=True) if known)
-    same = sum(p * math.exp(text[c] - tops[1]) / among for p, (_, c) in zip(by_image, rows, strict=True))
-    return -math.log(max(same, 1e-6))
+def protocol(visual: list[float], text: list[float], rule: str, alpha: float) -> list[float]:
+    """The rules of the paper and of the release for one image; minus infinity is a class without a visual row."""
+    by_text, there = softmax(text), [v for v in visual if math.isfinite(v)]
+    if rule == "logits":
+        mean = sum(there) / max(len(there), 1)
+        return softmax([t + (v if math.isfinite(v) else mean) for v, t in zip(visual, text, strict=True)])
+    if not there:
+        return by_text
+    by_image = [math.exp(v - logsumexp(there)) for v in visual]
+    return [alpha * p + (1 - alpha) * q for p, q in zip(by_image, by_text, strict=True)]
 
 
-def _summed(text: list[float], live: list[tuple[float, int]]) -> Tensor:
-    """Softmax of text logit + visual logit; several rows by logsumexp, none by the rows' mean."""
-    mean = sum(v for v, _ in live) / len(live)
-    total = []
-    for c, t in enumerate(text):
-        own = [v for v, owner in live if owner == c]
-        best = max(own, default=mean)
-        total.append(t + best + (math.log(sum(math.exp(v - best) for v in own)) if own else 0.0))
-    weights = [math.exp(v - max(total)) for v in total]
-    return torch.tensor([w / sum(weights) for w in weights], dtype=torch.float64)
+def weighted_mean(rows: list[Tensor], weights: list[float]) -> Tensor:
+    """Row by row."""
+    total = torch.zeros_like(rows[0])
+    for row, weight in zip(rows, weights, strict=True):
+        total = total + weight * row
+    return total / sum(weights)
+
+
+def shrunk(covariance: Tensor, freedom: int) -> Tensor:
+    """Toward the multiple of the identity that has its trace."""
+    dim = len(covariance)
+    r = dim / (freedom + dim)
+    return (1 - r) * covariance + r * covariance.trace() / dim * torch.eye(dim, dtype=covariance.dtype)
+
+
+def within(features: Tensor, labels: list[int], centre: Tensor) -> Tensor:
+    """S, [V, N, D]: about each class's mean over all views, or half that about the centre where there is none."""
+    views, images, dim = features.shape
+    pooled = torch.zeros(dim, dim, dtype=torch.float64)
+    for label in set(labels):
+        own = [view[n] for view in features for n in range(images) if labels[n] == label]
+        mean = sum(own, torch.zeros(dim, dtype=torch.float64)) / len(own)
+        for x in own:
+            pooled += torch.outer(x - mean, x - mean)
+    if images > len(set(labels)) and pooled.trace() > 1e-9:
+        return pooled / (views * (images - len(set(labels))))
+    total = torch.zeros(dim, dim, dtype=torch.float64)
+    for x in features[0]:
+        total += torch.outer(x - centre, x - centre)
+    return total / (2 * images) if total.trace() > 1e-9 else torch.eye(dim, dtype=torch.float64)
+
+
+def text_maps(text: list[Tensor], seen: list[Tensor], weights: list[float]) -> list[Tensor]:
+    """a I, and a I + R for each strength of the ridge, from centred rows."""
+    dim, both, own = len(text[0]), 0.0, 0.0
+    square = torch.zeros(dim, dim, dtype=torch.float64)
+    for t, m, w in zip(text, seen, weights, strict=True):
+        both, own = both + w * float(t @ m), own + w * float(t @ t)
+        square += w * torch.outer(t, t)
+    scale = both / own
+    cross = torch.zeros(dim, dim, dtype=torch.float64)
+    for t, m, w in zip(text, seen, weights, strict=True):
+        cross += w * torch.outer(t, m - scale * t)
+    identity = torch.eye(dim, dtype=torch.float64)
+    maps = [scale * identity]
+    for ridge in (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0):
+        rest = torch.linalg.solve(square + ridge * square.trace() / dim * identity, cross)
+        maps.append(scale * identity + rest)
+    return maps
+
+
+def text_fit(
+    text: list[Tensor], seen: list[Tensor], weights: list[float], told: list[bool]
+) -> tuple[Tensor, list[Tensor], float]:
+    """T, what it leaves of each class mean with the class left out, and R^2."""
+    dim = len(seen[0])
+    nothing = torch.zeros(dim, dim, dtype=torch.float64), seen, 0.0
+    known = [c for c, there in enumerate(told) if there]
+    if len(known) < 3:
+        return nothing
+    folds = [known[f::5] for f in range(5)] if len(known) >= 10 else [[c] for c in known]
+    alone, foretold = dict[int, Tensor](), [dict[int, Tensor]() for _ in range(8)]
+    for fold in folds:
+        rest = [c for c in known if c not in fold]
+        w = [weights[c] for c in rest]
+        x0, y0 = weighted_mean([text[c] for c in rest], w), weighted_mean([seen[c] for c in rest], w)
+        maps = text_maps([text[c] - x0 for c in rest], [seen[c] - y0 for c in rest], w)
+        for c in fold:
+            alone[c] = seen[c] - y0
+            for found, mapped in zip(foretold, maps, strict=True):
+                found[c] = (text[c] - x0) @ mapped
+    total = sum(weights[c] * float(alone[c] @ alone[c]) for c in known)
+    left = [sum(weights[c] * float((alone[c] - f[c]).square().sum()) for c in known) for f in foretold]
+    best = left.index(min(left))
+    if not left[best] < total:
+        return nothing
+    residuals = [alone[c] - foretold[best][c] if c in alone else seen[c] for c in range(len(seen))]
+    w = [weights[c] for c in known]
+    x0, y0 = (weighted_mean([rows[c] for c in known], w) for rows in (text, seen))
+    mapped = text_maps([text[c] - x0 for c in known], [seen[c] - y0 for c in known], w)[best]
+    return mapped, residuals, 1.0 - left[best] / total
+
+
+def shared_gaussian(features: Tensor, labels: list[int], prototypes: Tensor) -> dict[str, Tensor]:
+    """What all classes share, in the features' own coordinates: g, Sigma, Lambda, tbar, T and R^2.
+
+    Whitened by a Cholesky factor: any other root of Sigma turns the space, and nothing here depends on that.
+    """
+    dim, classes = features.shape[2], sorted(set(labels))
+    n = [float(labels.count(c)) for c in classes]
+    weights = [count / (count + 2.0) for count in n]
+    means = [
+        sum((x for x, own in zip(features[0], labels, strict=True) if own == c), torch.zeros(dim).double())
+        / count
+        for c, count in zip(classes, n, strict=True)
+    ]
+    centre = weighted_mean(means, weights)
+    sigma = shrunk(within(features, labels, centre), len(labels) - len(classes))
+    whitening = torch.linalg.inv(torch.linalg.cholesky(sigma)).T
+    told = [bool((prototypes[c] != 0).any()) for c in classes]
+    text_centre = torch.zeros(dim, dtype=torch.float64)
+    if any(told):
+        own = [(prototypes[c], w) for c, w, there in zip(classes, weights, told, strict=True) if there]
+        text_centre = weighted_mean([t for t, _ in own], [w for _, w in own])
+    text = [(prototypes[c] - text_centre) @ whitening for c in classes]
+    seen = [(mean - centre) @ whitening for mean in means]
+    mapped, residuals, r2 = text_fit(text, seen, weights, told)
+    spread = torch.eye(dim, dtype=torch.float64)
+    if len(classes) > 1:
+        between = torch.zeros(dim, dim, dtype=torch.float64)
+        for residual, count, w in zip(residuals, n, weights, strict=True):
+            sampling = torch.eye(dim, dtype=torch.float64) / count
+            between += w / sum(weights) * (torch.outer(residual, residual) - sampling)
+        values, vectors = torch.linalg.eigh(shrunk(between, len(classes)))
+        spread = sum(max(float(v), 0.02) * torch.outer(u, u) for v, u in zip(values, vectors.T, strict=True))
+    back = torch.linalg.inv(whitening)
+    return {
+        "centre": centre,
+        "sigma": sigma,
+        "spread": back.T @ spread @ back,
+        "text_centre": text_centre,
+        "text_map": whitening @ mapped @ back,
+        "text_r2": torch.tensor(r2, dtype=torch.float64),
+    }
+
+
+def log_likelihoods(
+    shared: dict[str, Tensor],
+    noise: float,
+    counts: list[int],
+    sums: Tensor,
+    prototypes: Tensor,
+    images: Tensor,
+) -> Tensor:
+    """log N(x; m, V) with whole covariance matrices, image by image and class by class."""
+    sigma, spread = noise * shared["sigma"], shared["spread"]
+    rows = []
+    for x in images:
+        row = []
+        for n, total, text in zip(counts, sums, prototypes, strict=True):
+            mean = prior = shared["centre"]
+            if bool((text != 0).any()):
+                mean = prior = shared["centre"] + (text - shared["text_centre"]) @ shared["text_map"]
+            variance = sigma + spread
+            if n:
+                gain = spread @ torch.linalg.inv(spread + sigma / n)
+                mean = prior + gain @ (total / n - prior)
+                variance = sigma + torch.linalg.inv(torch.linalg.inv(spread) + n * torch.linalg.inv(sigma))
+            apart = x - mean
+            row.append(-0.5 * (apart @ torch.linalg.inv(variance) @ apart + torch.logdet(variance)))
+        rows.append(torch.stack(row))
+    return torch.stack(rows)
 
 
 def auroc(scores: list[float], positives: list[bool]) -> float:

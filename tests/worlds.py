@@ -10,23 +10,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlltr_index.bank import AnchorBank
-from vlltr_index.fusion import FusionParams, fuse
+from vlltr_index.fusion import PartWeights, class_logits, fuse, fuse_protocol, image_scores
 from vlltr_index.index import AnchorIndex, build_index
 from vlltr_index.lgr import LGRHead
-from vlltr_index.retrieval import AnchorClasses, Retrieved, best_row_logits, retrieve_text_logits
+from vlltr_index.retrieval import AnchorClasses, Retrieved, retrieve_text_logits
 
 DIM = 24
 
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """Images, ragged anchors and a head over `classes` classes; the last fifth of them has no visual row."""
+    """Images, ragged anchors and a head over `classes` classes; the last fifth of them has no visual row.
+
+    Fused by the rule `paper` with `alpha`, or where that is None by the rule `ours`.
+    """
 
     classes: int
     images: int = 12
     scale: float = 40.0
-    alpha: float = 0.5
-    margin: float = 0.0
+    alpha: float | None = 0.5
     seed: int = 0
 
     @cached_property
@@ -75,7 +77,7 @@ class World:
 
     @cached_property
     def by_class(self) -> Tensor:
-        return best_row_logits(self.visual, torch.arange(self.rows), self.classes)
+        return class_logits(self.visual, torch.arange(self.rows), self.classes)
 
     @cached_property
     def anchor_classes(self) -> AnchorClasses:
@@ -90,10 +92,16 @@ class World:
         return self.head.text_logits(self.features, self.bank).detach()
 
     def fuse(self, rows: Tensor, text_logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities, and how much of each rests on the text: all of it in a product."""
+        if self.alpha is not None:
+            fused = fuse_protocol(self.by_class[rows], text_logits, "paper", self.alpha)
+            return fused.probabilities, fused.text_part
+        weights = PartWeights(0.5, 0.5, 1.0, 1.0)
+        likelihoods = self.features[rows] @ self.centres.T / 20
         trained = torch.arange(self.classes) < self.rows
-        params = FusionParams(self.alpha, margin=self.margin)
-        fused = fuse(self.visual[rows], text_logits, torch.arange(self.rows), trained, params)
-        return fused.probabilities, fused.text_part
+        image = image_scores(self.by_class[rows], likelihoods, trained, weights)
+        fused = fuse(image, text_logits, weights)
+        return fused.probabilities, fused.probabilities
 
     def score(self, rows: Tensor, classes: Tensor | None) -> Tensor:
         bank = self.bank if classes is None else self.bank.select(classes)

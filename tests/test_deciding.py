@@ -1,0 +1,402 @@
+"""Stage 2 that decides by itself how much each part counts, on drawn vectors."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from vlltr_index.bank import AnchorBank
+from vlltr_index.fusion import PartWeights, fuse, image_scores
+from vlltr_index.generative import GenerativeModel, SharedGaussian, class_sums
+from vlltr_index.heads import Parts
+from vlltr_index.schemas.config import LGRConfig
+from vlltr_index.tensors import unit_rows
+from vlltr_index.train import deciding
+from vlltr_index.train.deciding import Decision, StageTwoData, decide, text_matches, weigh, without_images
+
+WIDTH = 8
+CONFIG = LGRConfig(batch_size=16, lr=1e-2, projection_lr=0.1, views=2)
+Fits = list[tuple[set[int], Tensor]]
+
+
+def drawn(
+    counts: list[int],
+    told: list[bool] | None = None,
+    order: list[int] | None = None,
+    groups: list[str | None] | None = None,
+    apart: float = 0.5,
+    seed: int = 0,
+) -> StageTwoData:
+    """Two views of images about their class's mean, and three sentences a class about the same, or that of `order`."""
+    g = torch.Generator().manual_seed(seed)
+    centres = torch.randn(len(counts), WIDTH, generator=g)
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    features = 3.0 * (centres[labels] + apart * torch.randn(2, len(labels), WIDTH, generator=g))
+    there = [c for c in range(len(counts)) if told is None or told[c]]
+    places = torch.full((len(counts),), -1)
+    places[torch.tensor(there, dtype=torch.int64)] = torch.arange(len(there))
+    of = torch.tensor([c if order is None else order[c] for c in there], dtype=torch.int64).repeat_interleave(
+        3
+    )
+    sentences = centres[of] + 0.3 * torch.randn(len(of), WIDTH, generator=g) + 1.0
+    none = torch.empty(0, dtype=torch.int64)
+    bank = AnchorBank(sentences, torch.zeros(1, dtype=torch.int64), none, none, torch.empty(0))
+    if there:
+        bank = AnchorBank.build(sentences, torch.tensor(there).repeat_interleave(3), there)
+    return StageTwoData(
+        features,
+        labels,
+        bank,
+        places,
+        groups or [None] * len(labels),
+        torch.zeros(len(labels), dtype=torch.bool),
+        torch.zeros(len(counts), dtype=torch.bool),
+        None,
+        20.0,
+    )
+
+
+def answers(decision: Decision, data: StageTwoData) -> Tensor:
+    """Probabilities of the training images, put together as a workspace does."""
+    plain, head, parts = data.features[0], decision.head, parts_of(decision)
+    assert decision.rows is not None
+    counts, sums = class_sums(unit_rows(plain), data.labels, data.classes)
+    model = GenerativeModel(parts.shared, counts, sums, data.prototypes)
+    likelihoods = model.log_likelihoods(unit_rows(plain))
+    with torch.no_grad():
+        visual, text = torch.zeros(2, len(plain), data.classes)
+        visual[:, decision.rows] = head.visual_logits(plain)
+        if data.bank.num_classes:
+            there = data.places >= 0
+            text[:, there] = head.text_logits(plain, data.bank)[:, data.places[there]]
+    return fuse(
+        image_scores(visual, likelihoods, decision.rows, parts.weights), text, parts.weights
+    ).probabilities
+
+
+def parts_of(decision: Decision) -> Parts:
+    """What was decided."""
+    assert decision.parts is not None
+    return decision.parts
+
+
+def right(decision: Decision, data: StageTwoData) -> float:
+    """Share of the training images that are named."""
+    return float((answers(decision, data).argmax(1) == data.labels).double().mean())
+
+
+@pytest.fixture
+def fits(monkeypatch: pytest.MonkeyPatch) -> Fits:
+    """Which images, by their first view, each generative model was fitted on, and their labels."""
+    found: Fits = []
+    plain = deciding.fit_shared
+
+    def spy(features: Tensor, labels: Tensor, prototypes: Tensor) -> SharedGaussian:
+        found.append(({round(float(x), 6) for x in features[0, :, 0]}, labels))  # type: ignore[misc]
+        return plain(features, labels, prototypes)
+
+    monkeypatch.setattr(deciding, "fit_shared", spy)
+    return found
+
+
+def left_out(fits: Fits, data: StageTwoData) -> list[set[int]]:
+    """The positions of the images that each of those fits did without, for those that did without any."""
+    values = [round(float(x), 6) for x in unit_rows(data.features[0])[:, 0]]
+    assert len(set(values)) == len(values)
+    sets = [{n for n, value in enumerate(values) if value not in seen} for seen, _ in fits]
+    return [out for out in sets if out]
+
+
+def test_what_goes_together_is_held_out_together(fits: Fits) -> None:
+    """Each image is held out once with its group, or with what is nearly the same; the fits keep every class."""
+    groups = ["a", "a", None, None, None, "b", None, None]
+    data = drawn([8] * 4, [False] * 4, groups=groups * 4)
+    features = data.features.clone()
+    for first in range(0, 32, 8):
+        features[0, first + 3] = features[0, first + 2] * 1.001 + 1e-3
+        features[0, first + 4] = features[0, first + 5] * 0.999 - 1e-3
+    data = replace(data, features=features)
+    decision = decide(data, CONFIG)
+    out = left_out(fits, data)
+    together = [[n for n in range(32) if groups[n % 8] == name] for name in ("a", "b")]
+    together += [[first + 2, first + 3] for first in range(0, 32, 8)]
+    together[1] += range(4, 32, 8)
+    for some in out:
+        for unit in together:
+            assert some.isdisjoint(unit) or some.issuperset(unit)
+    assert {n for some in out for n in some} == set(range(32))
+    assert all(set(labels.tolist()) == {0, 1, 2, 3} for _, labels in fits)
+    assert decision.held_out == 32
+    assert right(decision, data) > 0.9
+
+
+def test_a_class_keeps_its_last_images(fits: Fits) -> None:
+    """One image, or two that are nearly the same, are never held out; nor is a group that is all a class has."""
+    data = drawn([1, 2, 3, 6], [False] * 4, groups=[None] * 3 + ["g"] * 4 + [None] * 5)
+    features = data.features.clone()
+    features[0, 2] = features[0, 1] * 1.001 + 1e-3
+    data = replace(data, features=features)
+    decision = decide(data, CONFIG)
+    held = {n for some in left_out(fits, data) for n in some}
+    assert held == set(range(6, 12))
+    assert decision.held_out == 6
+    assert all(set(labels.tolist()) == {0, 1, 2, 3} for _, labels in fits)
+
+
+def test_from_5000_images_on_one_part_is_held_out(fits: Fits) -> None:
+    """A tenth of the images, and then the trained classifier counts too."""
+    data = drawn([2500, 2500], [False, False], apart=1.5)
+    decision = decide(data, CONFIG.model_copy(update={"batch_size": 256, "lr": 0.1}))
+    assert 400 <= decision.held_out <= 600
+    assert {len(labels) for _, labels in fits} == {5000, 5000 - decision.held_out}
+    assert parts_of(decision).weights.image > 0.0
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        drawn([6]),
+        drawn([6, 6]),
+        drawn([6] * 6),
+        drawn([6] * 6, [True] * 5 + [False]),
+        drawn([12, 3, 1, 2, 1, 1]),
+    ],
+    ids=["one class", "two classes", "six classes", "a class without a sentence", "few images"],
+)
+def test_classes_of_all_kinds_are_answered(data: StageTwoData) -> None:
+    """The head has a row for each class, the weights are finite, and the training images are named."""
+    decision = decide(data, CONFIG)
+    assert decision.head.num_visual_classes == data.classes
+    assert not decision.head.training
+    assert right(decision, data) > 0.9
+    assert decision.notes[0].startswith(f"Weighed on {decision.held_out} images that trained nothing: ")
+    assert len(decision.notes) == 2
+    level = parts_of(decision).accept_above
+    assert level is not None
+    counts, sums = class_sums(unit_rows(data.features[0]), data.labels, data.classes)
+    model = GenerativeModel(parts_of(decision).shared, counts, sums, data.prototypes)
+    best = model.log_likelihoods(unit_rows(data.features[0])).amax(1)
+    assert float((best >= level).double().mean()) > 0.8
+
+
+def test_where_every_class_has_one_image_nothing_is_weighed() -> None:
+    """The images count, with the text as a prior; the classifier starts from the discriminant and stays there."""
+    data = drawn([1] * 6)
+    decision = decide(data, CONFIG)
+    assert decision.held_out == 0
+    assert decision.log == []
+    assert parts_of(decision).accept_above is None
+    weights = parts_of(decision).weights
+    assert (weights.image, weights.text) == (0.0, 0.0)
+    assert weights.generative > 0.0
+    assert decision.notes == [
+        "No class has an image to spare, so nothing could be weighed: the images count, text as a prior."
+    ]
+    assert right(decision, data) == 1.0
+    with torch.no_grad():
+        rows = decision.head.visual_logits(data.features[0])
+    assert rows.argmax(1).tolist() == data.labels.tolist()
+
+
+def test_without_any_sentence_the_images_decide() -> None:
+    """No text branch is trained, and the decision says so."""
+    data = drawn([6] * 5, [False] * 5)
+    decision = decide(data, CONFIG)
+    assert parts_of(decision).weights.text == 0.0
+    assert parts_of(decision).shared.text_r2 == 0.0
+    assert decision.notes[1] == "There is no sentence: the images alone count."
+    assert right(decision, data) > 0.9
+
+
+def test_texts_of_other_classes_do_not_count() -> None:
+    """Swapped between the classes they are seen not to match, and the answers are those of the images alone."""
+    data = drawn([6] * 8, order=[3, 4, 5, 6, 7, 0, 1, 2])
+    assert text_matches(data) is False
+    decision = decide(data, CONFIG)
+    assert parts_of(decision).weights.text == 0.0
+    assert decision.notes[1] == (
+        "The texts do not match the images: permuted between the classes they fit as well. They do not count."
+    )
+    assert right(decision, data) > 0.9
+
+
+def test_texts_match_where_they_lie_nearer_to_their_own_images() -> None:
+    """True texts do, permuted ones seldom; below five classes with both nobody can say."""
+    true = [text_matches(drawn([3] * 12, seed=seed)) for seed in range(6)]
+    permuted = [
+        text_matches(drawn([3] * 12, order=[*range(5, 12), *range(5)], seed=seed)) for seed in range(12)
+    ]
+    assert true == [True] * 6
+    assert permuted.count(False) >= 10
+    assert text_matches(drawn([3] * 4)) is None
+    assert text_matches(drawn([3] * 8, [True] * 4 + [False] * 4)) is None
+    assert text_matches(drawn([3] * 8, [False] * 8)) is None
+
+
+def test_notes_tell_what_the_texts_say() -> None:
+    """They foretell class means, and say more beside the images or not; of few classes nobody knows if they match."""
+    notes = decide(drawn([6] * 10), CONFIG).notes
+    assert notes[1].startswith("The texts foretell ")
+    assert notes[1].endswith((", and count beside the images.", "; beside the images they say nothing more."))
+    few = decide(drawn([6]), CONFIG).notes
+    assert few[0].startswith(
+        "Weighed on 6 images that trained nothing: no part counts; 100.0 % of them right"
+    )
+    assert few[1] == (
+        "The texts of so few classes may match the images or not, but the images say as much by themselves."
+    )
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_simple_rule_that_is_better_is_named(
+    told: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Weights by which nothing counts are worse than each of them; good ones give no warning."""
+    data = drawn([6] * 6, [told] * 6, apart=0.3)
+    with caplog.at_level(logging.WARNING):
+        decide(data, CONFIG)
+    assert caplog.messages == []
+    monkeypatch.setattr(deciding, "fit_weights", lambda scores: PartWeights(0.0, 0.0, 0.0, 1.0))
+    with caplog.at_level(logging.WARNING):
+        decide(data, CONFIG)
+    rules = ["class means", "a linear discriminant", *["zero-shot"] * told]
+    assert [
+        message.removeprefix("on the images held out ").split(" alone")[0] for message in caplog.messages
+    ] == rules
+    assert caplog.messages[0] == (
+        "on the images held out class means alone would be right for 100.0 %, more than all parts together: 16.7 %"
+    )
+
+
+def same(one: Decision, other: Decision) -> bool:
+    """Whether two decisions agree in every number."""
+    heads = [decision.head.state_dict() for decision in (one, other)]
+    shared = [vars(parts_of(decision).shared) for decision in (one, other)]
+    return (
+        all(torch.equal(value, heads[1][name]) for name, value in heads[0].items())
+        and all(torch.equal(torch.as_tensor(v), torch.as_tensor(shared[1][k])) for k, v in shared[0].items())
+        and (parts_of(one).weights, parts_of(one).accept_above)
+        == (parts_of(other).weights, parts_of(other).accept_above)
+        and (one.log, one.notes, one.held_out) == (other.log, other.notes, other.held_out)
+    )
+
+
+def test_a_decision_is_made_again_and_a_stopped_one_goes_on(tmp_path: Path) -> None:
+    """The same numbers whatever the caller's random state; stopped at its end, the final head is not begun anew."""
+    data, config = drawn([4] * 4, apart=0.7), CONFIG.model_copy(update={"projection_lr": 0.05})
+    calls, again, resumed = list[int](), list[int](), list[int]()
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    whole = decide(data, config, progress=lambda _, done, __: calls.append(done))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert len(whole.log) > 1
+    assert whole.log[-1]["best"] == whole.log[-1]["steps"] == calls[-1]
+
+    def stop(step: str, done: int, total: int | None) -> None:
+        again.append(done)
+        if len(again) == len(calls):
+            raise KeyboardInterrupt
+
+    torch.manual_seed(2)
+    with pytest.raises(KeyboardInterrupt):
+        decide(data, config, tmp_path, stop)
+    assert same(decide(data, config, tmp_path, lambda _, done, __: resumed.append(done)), whole)
+    assert len(resumed) < len(calls)
+
+
+def after_stage_one(data: StageTwoData, unseen: list[int], classes: list[int]) -> StageTwoData:
+    """The same with images and classes that stage 1 did not see, and its classifier: the class means."""
+    counts, sums = class_sums(data.features[0], data.labels, data.classes)
+    means = (sums / counts[:, None]).float()
+    biases = -0.5 * means.square().sum(1)
+    out = torch.zeros(data.classes, dtype=torch.bool)
+    out[torch.tensor(classes, dtype=torch.int64)] = True
+    biases[out] = math.nan
+    means[out] = math.nan
+    held = torch.zeros(len(data.labels), dtype=torch.bool)
+    held[torch.tensor(unseen, dtype=torch.int64)] = True
+    return replace(data, unseen=held, unseen_classes=out, visual_init=(means, biases))
+
+
+def test_after_stage_one_the_images_that_it_did_not_see_decide(fits: Fits) -> None:
+    """The weights rest on those alone, the final parts on all; but never on a class's last images."""
+    data = drawn([8] * 5 + [1], apart=0.8)
+    data = after_stage_one(data, [*range(0, 40, 5), 40], [])
+    decision = decide(data, CONFIG.model_copy(update={"lr": 1e-3}))
+    assert decision.held_out == 8
+    assert {frozenset(some) for some in left_out(fits, data)} == {frozenset(range(0, 40, 5))}
+    assert parts_of(decision).weights.image > 0.0
+    assert parts_of(decision).weights.offset == 0.0
+    assert right(decision, data) > 0.8
+
+
+@pytest.mark.parametrize(("images", "unseen"), [(12, True), (12, False), (3, True), (1, True)])
+def test_classes_that_stage_one_did_not_see_set_the_gate(images: int, unseen: bool, fits: Fits) -> None:
+    """They stand for new ones: none of their images is weighed on, and the offset lets them in; with few images too,
+    and where no image of the others was kept out."""
+    data = drawn([10] * 8 + [images] * 2, apart=0.4)
+    data = after_stage_one(data, list(range(0, 80, 5)) if unseen else [], [8, 9])
+    decision = decide(data, CONFIG)
+    assert decision.held_out == (16 if unseen else 80)
+    for some in left_out(fits, data):
+        assert some >= set(range(80, len(data.labels)))
+    assert decision.rows is not None
+    assert decision.rows.tolist() == [True] * 8 + [False] * 2  # as classes that come later have none
+    assert decision.head.num_visual_classes == 8
+    assert all(bool(value.isfinite().all()) for value in decision.head.state_dict().values())
+    assert right(decision, data) > 0.9
+    assert parts_of(decision).weights.offset != 0.0
+
+
+def test_a_head_that_is_trained_already_is_weighed_as_it_is() -> None:
+    """On the images that it did not see; without such images the default weights hold."""
+    data = after_stage_one(drawn([8] * 5, apart=0.8), list(range(0, 40, 5)), [])
+    head = decide(data, CONFIG).head
+    before = {name: value.clone() for name, value in head.state_dict().items()}
+    found = weigh(data, head)
+    assert found.head is head
+    assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
+    assert found.held_out == 8
+    assert parts_of(found).weights.image > 0.0
+    known = after_stage_one(drawn([8] * 5 + [12] * 2, apart=0.8), list(range(0, 40, 5)), [5, 6])
+    assert weigh(known, head).held_out == 8  # a head of five rows, beside two classes that it did not see
+    plain = weigh(replace(data, unseen=torch.zeros_like(data.unseen)), head)
+    assert plain.held_out == 0
+    assert parts_of(plain).weights.image == parts_of(plain).weights.text == 0.0
+    assert parts_of(plain).accept_above is None
+
+
+@pytest.mark.parametrize("visual", ["cosine", "mlp"])
+def test_other_visual_classifiers_bear_a_class_without_a_sentence(visual: str) -> None:
+    """A cosine classifier then starts from the discriminant's rows."""
+    data = drawn([4] * 6, [True] * 5 + [False])
+    decision = decide(data, CONFIG.model_copy(update={"visual": visual}))
+    assert right(decision, data) > 0.9
+
+
+def test_without_any_image_the_texts_decide() -> None:
+    """A head without a visual row; the answer is the text branch's."""
+    data = drawn([1] * 4)
+    for visual in ("linear", "cosine"):
+        decision = without_images(data.bank, CONFIG.model_copy(update={"visual": visual}), 20.0)
+        assert decision.head.num_visual_classes == 0
+        assert decision.notes == [
+            "There is no training image: the classes are told apart by their texts alone."
+        ]
+        weights = parts_of(decision).weights
+        text = decision.head.text_logits(data.features[0], data.bank).detach()
+        model = GenerativeModel(
+            parts_of(decision).shared,
+            torch.zeros(4, dtype=torch.int64),
+            torch.zeros(4, WIDTH).double(),
+            data.prototypes,
+        )
+        likelihoods = model.log_likelihoods(unit_rows(data.features[0]))
+        image = image_scores(likelihoods, likelihoods, torch.zeros(4, dtype=torch.bool), weights)
+        torch.testing.assert_close(fuse(image, text, weights).probabilities, text.softmax(1))

@@ -1,0 +1,150 @@
+"""The benchmark of random collections: paired draws, folds that leave every class an image, a table that adds up."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.draws import Plan, measured
+from benchmarks.draws_rules import choose, discriminant, folds, rules
+from benchmarks.draws_sources import TEXTS, Setting, draw, image_vectors, with_texts
+from benchmarks.draws_table import bound, generated
+
+
+@pytest.mark.parametrize("source", ["heldout", "train", "clip"])
+def test_a_draw_depends_on_its_number_alone(source: str) -> None:
+    """Twice the same; training and test pictures are apart; texts change no picture; the new class is another."""
+    drawn = draw(source, Setting.of("10x5"), 3)
+    assert drawn == draw(source, Setting.of("10x5"), 3)
+    assert [k.name for k in drawn.kinds] != [k.name for k in draw(source, Setting.of("10x5"), 4).kinds]
+    assert drawn.new.name not in {k.name for k in drawn.kinds}
+    for kind in (*drawn.kinds, drawn.new):
+        assert len(kind.train) == 5
+        assert len(kind.test) >= 5
+        assert not {name for name, _ in kind.train} & {name for name, _ in kind.test}
+    for texts in TEXTS:
+        told = with_texts(drawn, texts, 3)
+        assert told == with_texts(drawn, texts, 3)
+        assert [(k.train, k.test) for k in told.kinds] == [(k.train, k.test) for k in drawn.kinds]
+        assert all((a == b) == (texts == "true") for a, b in zip(told.kinds, drawn.kinds, strict=True))
+    swapped = with_texts(drawn, "swapped", 3).kinds
+    assert {(k.name, k.sentences) for k in swapped} == {(k.name, k.sentences) for k in drawn.kinds}
+    assert not any(a.name == b.name for a, b in zip(swapped, drawn.kinds, strict=True))
+
+
+def test_more_pictures_contain_fewer() -> None:
+    """Of held-out classes, 0, 1, 2 and 5 images have the same classes and test pictures; 20 are what there is."""
+    by = [draw("heldout", Setting.of(f"10x{n}"), 0) for n in (0, 1, 2, 5)]
+    for less, more in pairwise(by):
+        assert [(k.name, k.test) for k in less.kinds] == [(k.name, k.test) for k in more.kinds]
+        assert all(set(a.train) < set(b.train) for a, b in zip(less.kinds, more.kinds, strict=True))
+    assert {len(k.train) for k in draw("heldout", Setting.of("10x20"), 0).kinds} == {8}
+    assert len(draw("heldout", Setting.of("200x3"), 0).kinds) == 99
+    assert len(by[0].others) == 10
+
+
+def test_vectors_of_clips_geometry() -> None:
+    """Norm 10, a large common mean; the file's name says all, and another view is near."""
+    names = [(str(n), f"/x/kind-0-{n}.{i}.png", None) for n in range(20) for i in range(5)]
+    plain, other = (next(image_vectors(None, [names], view)).vectors for view in (0, 1))
+    assert torch.allclose(plain.norm(dim=1), torch.tensor(10.0))
+    assert plain.mean(0).norm() > 6
+    assert torch.cosine_similarity(plain, other).min() > 0.95
+
+
+def test_folds_leave_every_class_an_image() -> None:
+    """Each image of a class of two or more is held out once; a class of one never; five folds, or one of many."""
+    labels = torch.tensor([0, 1, 1, 2, 2, 2, *([3] * 11)])
+    held = folds(labels, 0)
+    assert sorted(torch.cat(held).tolist()) == list(range(1, 17))
+    for rows in held:
+        kept = torch.ones(17, dtype=torch.bool).index_fill(0, rows, False)
+        assert set(labels[kept].tolist()) == {0, 1, 2, 3}
+    assert len(folds(torch.arange(2500).repeat(2), 0)) == 1
+    assert folds(torch.arange(4), 0) == []
+
+
+def test_the_discriminant_is_the_textbooks() -> None:
+    """Mahalanobis distances under the shrunk pooled covariance, up to a constant of the image."""
+    chance = torch.Generator().manual_seed(0)
+    y = torch.arange(3).repeat(4)
+    x = torch.randn(12, 5, generator=chance, dtype=torch.float64) + y[:, None]
+    queries = torch.randn(7, 5, generator=chance, dtype=torch.float64)
+    means = torch.stack([x[y == c].mean(0) for c in range(3)])
+    pooled = sum((x[i] - means[y[i]]).outer(x[i] - means[y[i]]) for i in range(12)) / 9
+    r = 5 / (12 - 3 + 5)
+    shrunk = (1 - r) * pooled + r * pooled.trace() / 5 * torch.eye(5, dtype=torch.float64)
+    away = queries[:, None] - means
+    distance = torch.einsum("qcd,de,qce->qc", away, shrunk.inverse(), away)
+    found = dict(discriminant(x, y, queries))[""]
+    assert torch.allclose((found + distance / 2).std(1), torch.zeros(7, dtype=torch.float64), atol=1e-9)
+    alone = dict(discriminant(x[:3], y[:3], queries))[""]
+    assert torch.equal(alone.argmax(1), torch.cdist(queries, x[:3]).argmin(1))
+
+
+def test_a_rule_is_chosen_on_folds() -> None:
+    """Texts that fit win where images say nothing; without texts there are two rules; one image a class: no fold."""
+    chance = torch.Generator().manual_seed(0)
+    y = torch.arange(4).repeat(5)
+    directions = torch.eye(4, 16, dtype=torch.float64)
+    x = directions[y] + 0.1 * torch.randn(20, 16, generator=chance, dtype=torch.float64)
+    found = choose(rules({"own sentences": directions}, 100.0), x, y, x, 0)
+    assert list(found) == ["class means", "shrunk discriminant", "zero-shot", "Tip-Adapter"]
+    assert found["zero-shot"].on_folds == 1.0
+    assert torch.equal(found["zero-shot"].best, y)
+    alone = choose(rules({}, 100.0), x[:4], y[:4], x, 0)
+    assert [one.on_folds for one in alone.values()] == [None, None]
+
+
+def test_the_bound_is_students() -> None:
+    """t(0.95, 19) = 1.729: the mean plus that many standard errors."""
+    values = [0.0, 1.0] * 10
+    assert bound(values) == pytest.approx(0.5 + 1.729 * 0.51299 / 20**0.5, abs=1e-4)
+
+
+def run(texts: str, behind: float) -> dict[str, Any]:
+    """Two draws in which the method is 0.1 and 0.1 + `behind` below the discriminant."""
+    rows = {}
+    for number, gap in enumerate((0.1, 0.1 + behind)):
+        sides = {
+            "vl-ltr": {"accuracy": 0.9 - gap, "ece": 0.1, "nll": 1.0},
+            "image side": {"accuracy": 0.9, "ece": 0.05, "nll": 0.5},
+            "text side": {"accuracy": 0.5, "ece": 0.2, "nll": 2.0},
+        }
+        added = {"added": [0.88 - gap, 1.0], "joint": [0.89 - gap, 0.5]}
+        refused = {**added, "joint": "no: say why"}
+        rows[str(number)] = {
+            "sides": sides,
+            "rules": {"shrunk discriminant": 0.9},
+            "best simple": "shrunk discriminant",
+            "seconds": {"train lgr": 0.5},
+            "additions": {"before": 0.9 - gap, "5 images": added, "1 image": added, "text": refused},
+        }
+    facts = {"setting": "10x20", "source": "train", "texts": texts, "label": "", "final": False}
+    return {**facts, "versions": {"torch": "2"}, "machine": {"threads": 1}, "draws": rows}
+
+
+def test_the_table_has_gaps_texts_additions_and_calibration() -> None:
+    """Mean, upper end and worst draw; a refusal is a dash."""
+    text = generated([run("true", 0.0), run("swapped", 0.2)])
+    assert "| 10x20 | 2 | 80.0 | 90.0 | - | 90.0 | - | - | +10.00, +10.00, +10.0 |" in text
+    assert "| 10x20 | +10.00, +10.00, +10.0 | +20.00, " in text
+    assert "| 10x20 | 2.00 (1.00) / 100 (50) | 2.00 (1.00) / 100 (50) | 2.00 (-) / 100 (-) |" in text
+    assert "| 10x20 | 10.0 / 1.00 | 5.0 / 0.50 | image side | 0.5 |" in text
+
+
+@pytest.mark.slow
+def test_a_draw_goes_through_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two classes of three images: method, parts and rules are measured, and one class is added and joined."""
+    monkeypatch.setattr("benchmarks.draws_bench.ADDITIONS", {"1 image": 1})
+    plan = Plan("2x3", "heldout", "true", "vlltr-tiny:glyphs", "", True, False)
+    found = measured(plan, 0, tmp_path / "draw")
+    assert (found["classes"], found["images"], found["tests"]) == (2, [3, 3], 12)
+    assert list(found["sides"]) == ["vl-ltr", "image side", "text side"]
+    assert list(found["rules"]) == ["class means", "shrunk discriminant", "zero-shot", "Tip-Adapter"]
+    assert found["trained"]["images"] == 6
+    assert all(len(found["additions"]["1 image"][how]) == 2 for how in ("added", "joint"))

@@ -1,0 +1,245 @@
+"""Tests of `vlltr_index.generative` against loops and whole covariance matrices."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import twins
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from vlltr_index.errors import InputError
+from vlltr_index.generative import GenerativeModel, SharedGaussian, class_sums, fit_shared
+
+quick = settings(max_examples=40, deadline=None)
+seeds = st.integers(0, 2**31)
+Drawn = tuple[Tensor, Tensor, Tensor]
+
+
+def drawn(
+    counts: list[int], told: list[bool], dim: int, views: int = 1, alike: str = "no", seed: int = 0
+) -> Drawn:
+    """Features [V, N, D] about class means, labels and texts that say something of the means; float64."""
+    g = torch.Generator().manual_seed(seed)
+    centres = torch.randn(len(counts), dim, generator=g, dtype=torch.float64)
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    noise = 0.5 * torch.randn(views, len(labels), dim, generator=g, dtype=torch.float64)
+    if alike == "all":
+        noise = noise[:1, :1].expand_as(noise)
+    features = 3.0 + centres[labels] + noise
+    if alike == "some":
+        labels, features = torch.cat([labels, labels]), torch.cat([features, features], 1)
+    texts = centres + torch.randn(len(counts), dim, generator=g, dtype=torch.float64) + 1.0
+    return features, labels, texts * torch.tensor(told)[:, None]
+
+
+def whole(shared: SharedGaussian) -> dict[str, Tensor]:
+    """The shared parameters in the features' own coordinates, as the twin has them."""
+    back = torch.linalg.inv(shared.basis)
+    return {
+        "centre": shared.centre,
+        "sigma": torch.linalg.inv(shared.basis @ shared.basis.T),
+        "spread": back.T @ shared.spread.diag() @ back,
+        "text_centre": shared.text_centre,
+        "text_map": shared.text_map @ back,
+        "text_r2": torch.tensor(shared.text_r2, dtype=torch.float64),
+    }
+
+
+def any_shared(dim: int, noise: float, seed: int) -> SharedGaussian:
+    """Parameters of no fit."""
+    g = torch.Generator().manual_seed(seed)
+    basis = torch.eye(dim, dtype=torch.float64)
+    basis = basis + 0.3 * torch.randn(dim, dim, generator=g, dtype=torch.float64) / dim
+    centre, text_centre, spread = torch.randn(3, dim, generator=g, dtype=torch.float64)
+    text_map = torch.randn(dim, dim, generator=g, dtype=torch.float64)
+    return SharedGaussian(centre, basis, spread.square() + 0.02, text_centre, text_map, noise)
+
+
+def apart(log_likelihoods: Tensor) -> Tensor:
+    """Less the first class's: a constant is left open."""
+    return log_likelihoods - log_likelihoods[:, :1]
+
+
+@quick
+@given(
+    classes=st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=14),
+    dim=st.integers(1, 6),
+    views=st.integers(1, 3),
+    alike=st.sampled_from(["no", "no", "some", "all"]),
+    seed=seeds,
+)
+def test_the_fit_equals_its_twin(
+    classes: list[tuple[int, bool]], dim: int, views: int, alike: str, seed: int
+) -> None:
+    """Classes without images, with one, without text; one class; more dimensions than images; duplicates; views."""
+    counts, told = [n for n, _ in classes], [there for _, there in classes]
+    counts[0] = max(counts[0], 1)
+    features, labels, texts = drawn(counts, told, dim, views, alike, seed)
+    expected = twins.shared_gaussian(features, labels.tolist(), texts)
+    found = fit_shared(features, labels, texts)
+    for name, value in whole(found).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-7, msg=name)
+    assert found.noise == 1.0
+    assert min(found.spread.tolist()) >= 0.02
+
+
+@quick
+@given(
+    classes=st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=6),
+    dim=st.integers(1, 5),
+    noise=st.sampled_from([0.5, 1.0, 1.25]),
+    seed=seeds,
+)
+def test_log_likelihoods_equal_their_twin(
+    classes: list[tuple[int, bool]], dim: int, noise: float, seed: int
+) -> None:
+    """A class of n images, none too, has log N(x; m, V) with the whole covariance; in float32 as well."""
+    counts, told = [n for n, _ in classes], [there for _, there in classes]
+    features, labels, texts = drawn(counts, told, dim, seed=seed)
+    shared = any_shared(dim, noise, seed + 1)
+    found_counts, sums = class_sums(features[0], labels, len(counts))
+    assert found_counts.tolist() == counts
+    model = GenerativeModel(shared, found_counts, sums, texts)
+    images = torch.randn(3, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    expected = twins.log_likelihoods(whole(shared), noise, counts, sums, texts, images)
+    found = model.log_likelihoods(images)
+    torch.testing.assert_close(apart(found), apart(expected), rtol=1e-8, atol=1e-8)
+    size = float(found.abs().max())
+    narrow = model.log_likelihoods(images.float())
+    assert narrow.dtype == torch.float32
+    torch.testing.assert_close(narrow.double(), found, rtol=1e-3, atol=1e-4 * (1.0 + size))
+    assert model.log_likelihoods(images.half()).dtype == torch.float32
+
+
+@quick
+@given(count=st.integers(0, 4), told=st.booleans(), dim=st.integers(1, 5), seed=seeds)
+def test_an_added_class_is_as_in_a_fit_with_the_same_shared_parameters(
+    count: int, told: bool, dim: int, seed: int
+) -> None:
+    """Its posterior is that of a model of all classes, and the others stay as they were; `select` goes back."""
+    features, labels, texts = drawn([3, 2, 0, count], [True, False, True, told], dim, seed=seed)
+    shared = any_shared(dim, 0.8, seed)
+    counts, sums = class_sums(features[0], labels, 4)
+    together = GenerativeModel(shared, counts, sums, texts)
+    before = GenerativeModel(shared, counts[:3], sums[:3], texts[:3])
+    after = before.add_class(count, sums[3], texts[3])
+    for one, other in zip(after.posterior, together.posterior, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    images = features[0]
+    found = after.log_likelihoods(images)
+    torch.testing.assert_close(found, together.log_likelihoods(images), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(found[:, :3], before.log_likelihoods(images), rtol=1e-10, atol=1e-10)
+    back = after.select(torch.tensor([2, 0]))
+    torch.testing.assert_close(back.log_likelihoods(images), found[:, [2, 0]], rtol=1e-10, atol=1e-10)
+
+
+def test_images_outweigh_the_text_as_they_come() -> None:
+    """Without images a class lies where its text says, as wide as classes lie apart; with many where they are."""
+    features, labels, texts = drawn([6] * 8, [True] * 8, 3)
+    shared = fit_shared(features, labels, texts)
+    mean = torch.tensor([9.0, -9.0, 9.0], dtype=torch.float64)
+    empty = GenerativeModel(shared, *class_sums(features[0], labels, 8), texts)
+    at = [empty.add_class(n, n * mean, texts[0]) for n in (0, 1, 10, 10**9)]
+    means, variances = zip(*((m.posterior[0][-1], m.posterior[1][-1]) for m in at), strict=True)
+    torch.testing.assert_close(means[0], at[0].prior_means[0])
+    torch.testing.assert_close(variances[0], shared.noise + shared.spread)
+    torch.testing.assert_close(means[3], (mean - shared.centre) @ shared.basis)
+    torch.testing.assert_close(variances[3], torch.full_like(variances[3], shared.noise))
+    lengths = [float((m - means[3]).norm()) for m in means]
+    assert lengths == sorted(lengths, reverse=True)
+
+
+def test_texts_foretell_classes_that_have_no_image() -> None:
+    """Where texts say where classes lie, images of classes known by text alone are named; R^2 says how well."""
+    g = torch.Generator().manual_seed(0)
+    texts = torch.randn(40, 6, generator=g)
+    labels = torch.arange(40).repeat_interleave(5)
+    turned = torch.linalg.qr(torch.randn(6, 6, generator=g)).Q
+    features = (2.0 * texts @ turned)[labels] + 0.3 * torch.randn(200, 6, generator=g)
+    seen = labels < 30
+    shared = fit_shared(features[None, seen], labels[seen], texts)
+    assert shared.text_r2 > 0.9
+    counts, sums = class_sums(features[seen], labels[seen], 40)
+    model = GenerativeModel(shared, counts, sums, texts)
+    right = model.log_likelihoods(features[~seen]).argmax(1) == labels[~seen]
+    assert float(right.float().mean()) > 0.9
+    without = GenerativeModel(shared, counts, sums, torch.zeros_like(texts))
+    assert bool((without.prior_means == 0).all())
+
+
+def test_texts_of_few_classes_that_say_nothing_foretell_nothing() -> None:
+    """Random texts: R^2 on classes left out is about zero, as means are taken inside the folds; then T is zero."""
+    found = []
+    for seed in range(12):
+        g = torch.Generator().manual_seed(seed)
+        labels = torch.arange(10).repeat_interleave(20)
+        features = torch.randn(10, 64, generator=g)[labels] + torch.randn(200, 64, generator=g)
+        shared = fit_shared(features[None], labels, torch.randn(10, 64, generator=g))
+        found.append(shared.text_r2)
+        assert bool((shared.text_map == 0).all()) is (shared.text_r2 == 0.0)
+    assert sum(r2 == 0.0 for r2 in found) >= 6
+    assert max(found) < 0.02
+
+
+def test_texts_of_a_tenth_of_the_classes_count_wherever_those_stand() -> None:
+    """The folds part the classes that have a text, however these lie among the others."""
+    g = torch.Generator().manual_seed(1)
+    centres = torch.randn(50, 4, generator=g)
+    labels = torch.arange(50).repeat_interleave(4)
+    features = centres[labels] + 0.2 * torch.randn(200, 4, generator=g)
+    told = torch.arange(50)[:, None] % 5 == 0
+    assert fit_shared(features[None], labels, centres * told).text_r2 > 0.8
+
+
+def test_fewer_than_three_texts_foretell_nothing() -> None:
+    """And no text at all, or the same of all classes, gives a model of the images alone."""
+    features, labels, texts = drawn([4] * 6, [True, False, False, True, False, False], 3)
+    for some in (texts, torch.zeros_like(texts), torch.ones_like(texts)):
+        shared = fit_shared(features, labels, some)
+        assert shared.text_r2 == 0.0
+        assert bool((shared.text_map == 0).all())
+        torch.testing.assert_close(
+            shared.basis, fit_shared(features, labels, torch.zeros_like(texts)).basis, rtol=1e-9, atol=1e-9
+        )
+
+
+@pytest.mark.parametrize(
+    ("counts", "same"), [([1], False), ([2, 2, 2], True), ([1, 1, 1], True), ([1, 1, 1], False), ([5], False)]
+)
+def test_likelihoods_are_finite_where_nothing_can_be_estimated(counts: list[int], same: bool) -> None:
+    """One image, one class, classes of one image shown again and again, all images the same: sober likelihoods."""
+    features, labels, texts = drawn(counts, [True] * len(counts), 4, alike="all")
+    if same and len(set(counts)) == 1 and counts[0] == 1:
+        features = features[:, :1].expand_as(features)
+    model = GenerativeModel(
+        fit_shared(features.float(), labels, texts), *class_sums(features[0], labels, len(counts)), texts
+    )
+    other = features[0].float() + torch.randn(1, 4, generator=torch.Generator().manual_seed(0))
+    for images in (features[0].float(), other):
+        assert float(model.log_likelihoods(images).abs().max()) < 1e3
+
+
+def test_the_fit_refuses_what_does_not_fit() -> None:
+    """No view, no image, labels or texts of another size, values that are not finite."""
+    features, labels, texts = drawn([2, 2], [True, True], 3)
+    with pytest.raises(
+        InputError, match=r"features must be \[V, N, D\] with an image at least, got \[4, 3\]"
+    ):
+        fit_shared(features[0], labels, texts)
+    with pytest.raises(InputError, match="with an image at least"):
+        fit_shared(features[:, :0], labels[:0], texts)
+    with pytest.raises(InputError, match=r"labels must lie in 0\.\.0"):
+        fit_shared(features, labels, texts[:1])
+    with pytest.raises(InputError, match=r"prototypes must have shape \[N, 3\], got \[2, 2\]"):
+        fit_shared(features, labels, texts[:, :2])
+    for spoilt in (
+        (features * torch.tensor([1.0, torch.nan, 1.0]), texts),
+        (features, texts * torch.tensor([torch.inf, 1.0, 1.0])),
+    ):
+        with pytest.raises(InputError, match="features and prototypes must be finite"):
+            fit_shared(spoilt[0], labels, spoilt[1])
+    model = GenerativeModel(fit_shared(features, labels, texts), *class_sums(features[0], labels, 2), texts)
+    with pytest.raises(InputError, match=r"features must have shape \[N, 3\], got \[4, 2\]"):
+        model.log_likelihoods(features[0, :, :2])

@@ -1,0 +1,278 @@
+"""Workspaces that have images alone, or texts alone: every step runs, and answers, changes and exports agree."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests import drawings
+from tests.commands import run
+from vlltr_index.classes import (
+    add_class,
+    add_images,
+    add_sentences,
+    merge_classes,
+    remove_classes,
+    remove_images,
+)
+from vlltr_index.errors import MissingStepError
+from vlltr_index.pretrained import export_model
+from vlltr_index.recipe import load_recipe, override
+from vlltr_index.recognizer import Recognizer
+from vlltr_index.stages.classlist import show_class
+from vlltr_index.stages.evaluate import evaluate
+from vlltr_index.stages.ingest import ingest_images, ingest_text
+from vlltr_index.stages.pipeline import train_all
+from vlltr_index.stages.refit import refit
+from vlltr_index.stages.status import status
+from vlltr_index.stages.train_cvlp import train_cvlp_stage
+from vlltr_index.workspace import Workspace
+
+
+@pytest.fixture(scope="module")
+def mute_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight classes of drawings without any sentence, by the encoder that ships: every step of `train all` is done."""
+    folder = tmp_path_factory.mktemp("mute")
+    chosen = zip(drawings.pixels(), drawings.labels().tolist(), strict=True)
+    for number, (values, label) in enumerate(chosen):
+        split = ("test", "val", "train", "train")[number % 4]
+        path = folder / split / drawings.WORDS[label] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(drawings.png(values[0]))
+    recipe = override(load_recipe("glyphs_lt/quick"), ("lgr.views=1",))
+    assert recipe.prompts == ()
+    workspace = Workspace.create(folder / "workspace", recipe)
+    for split in ("train", "val", "test"):
+        ingest_images(workspace, folder / split, split)
+    train_all(workspace, recipe, stage_one=False)
+    return workspace.path
+
+
+@pytest.fixture
+def mute(mute_once: Path, tmp_path: Path) -> Workspace:
+    """A copy that a test may change."""
+    return Workspace.open(shutil.copytree(mute_once, tmp_path / "mute"))
+
+
+@pytest.fixture
+def drawn(mute_once: Path) -> list[Path]:
+    """Its test images."""
+    return sorted((mute_once.parent / "test").rglob("*.png"))
+
+
+@pytest.fixture
+def new(tmp_path: Path) -> Path:
+    """Four images of a class that is not there."""
+    for number in range(4):
+        values = 255 - drawings.pixels(seed=number)[0, 0] // 2
+        path = tmp_path / "new" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(drawings.png(values))
+    return tmp_path / "new"
+
+
+def check_export(workspace: Workspace, images: list[Path], folder: Path) -> None:
+    """An export reads back, and gives the workspace's probabilities and verdicts."""
+    export_model(workspace, folder)
+    mine, read = Recognizer.open(workspace), Recognizer.from_pretrained(folder)
+    np.testing.assert_allclose(read.predict_proba(images), mine.predict_proba(images), atol=1e-6)
+    assert read.classes_.tolist() == mine.classes_.tolist()
+    if mine.scorer.saved.parts is not None and mine.scorer.saved.parts.accept_above is not None:
+        known = [[p.known for p in r.predict(images, reject=True)] for r in (mine, read)]
+        assert known[0] == known[1]
+
+
+def test_without_a_sentence_the_images_answer(mute: Workspace, drawn: list[Path]) -> None:
+    """Predictions, explanations and the evaluation are of the images alone."""
+    assert mute.snapshot().count("sentences") == mute.snapshot().count("anchors") == 0
+    recognizer = Recognizer.open(mute)
+    for image in drawn:
+        best, other, *_ = recognizer.predict([image], explain=3)[0].classes
+        assert best.sentences == ()
+        assert (best.text_part, best.cosine) == (0.0, 0.0)
+        assert best.image_part == pytest.approx(math.log(best.probability / other.probability), abs=1e-4)
+    explained = recognizer.explain(drawn[0], "wave")
+    assert (explained.text_part, explained.sentences) == (0.0, ())
+    found = evaluate(mute, bootstrap=10).rows
+    assert found["vl-ltr"].top1["overall"].value > 0.9
+    assert found["vl-ltr"].top1["overall"].value == found["image branch"].top1["overall"].value
+
+
+def test_without_a_sentence_nothing_is_left_to_do_but_text(
+    mute: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There is no index, and none is asked for; training again says that the images alone count."""
+    assert status(mute).stale == ("there is no text",)
+    before = mute.history.last()
+    for flag, verb in ((["--plan"], "Would build"), ([], "Built")):
+        code, out, _ = run(capsys, "-w", mute.path, "index", *flag)
+        said = f"{verb} no index: no class has a sentence, so all are scored by their images."
+        assert (code, out.splitlines()[0]) == (0, said)
+    assert mute.history.last() == before
+    code, out, _ = run(capsys, "-w", mute.path, "train", "lgr")
+    assert code == 0
+    assert "There is no sentence: the images alone count." in out
+    code, _, err = run(capsys, "-w", mute.path, "train", "cvlp")
+    assert code == 1
+    assert err.startswith("Error: 8 classes with training images have no sentence: ")
+
+
+def test_a_class_without_a_sentence_is_shown(mute: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    """It was trained on its images, and has no rivals by text."""
+    shown = show_class(mute, "ring")
+    assert (shown.visual, shown.sentences, shown.anchors, shown.rivals) == ("trained", 0, [], [])
+    _, out, _ = run(capsys, "-w", mute.path, "classes", "show", "ring")
+    assert out.splitlines()[0].endswith("10 training images, 0 sentences, trained on its images)")
+
+
+def test_classes_come_and_go_without_a_sentence(mute: Workspace, drawn: list[Path], new: Path) -> None:
+    """A class that came by its images alone is recognised, and leaves nothing behind; its name is its only text."""
+    before = Recognizer.open(mute).predict_proba(drawn)
+    report = add_class(mute, "okapi", images=new)
+    added = report.added[0]
+    assert (added.visual, added.images, added.sentences, added.anchors) == ("images", 4, 1, 1)
+    assert report.validation_images == 14
+    recognizer = Recognizer.open(mute)
+    found = [p.classes[0].name for p in recognizer.predict(sorted(new.glob("*.png")))]
+    assert found == ["okapi"] * 4
+    after = recognizer.predict_proba(drawn)[:, :-1]
+    np.testing.assert_allclose(after / after.sum(1, keepdims=True), before, atol=1e-5)
+    remove_classes(mute, ["okapi"])
+    np.testing.assert_allclose(Recognizer.open(mute).predict_proba(drawn), before, atol=1e-6)
+
+
+def test_images_come_and_go_without_a_sentence(mute: Workspace, drawn: list[Path], new: Path) -> None:
+    """More images of a class change what is known of it, fewer take it back; merged classes add up."""
+    before = Recognizer.open(mute).predict_proba(drawn)
+    picture = new / "0.png"
+    assert add_images(mute, "bar", [picture]).classes[0].images == 5
+    assert not np.allclose(Recognizer.open(mute).predict_proba(drawn), before, atol=1e-4)
+    gone = next(row for row in show_class(mute, "bar").pictures if row.uri == str(picture.resolve()))
+    remove_images(mute, [gone.image_id])
+    np.testing.assert_allclose(Recognizer.open(mute).predict_proba(drawn), before, atol=1e-6)
+    merge_classes(mute, "ring", "cross")
+    after = Recognizer.open(mute)
+    assert len(after.classes_) == 7
+    np.testing.assert_allclose(after.predict_proba(drawn).sum(1), 1.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("by", ["images", "a sentence"])
+def test_a_first_sentence_is_weighed_by_training_alone(
+    mute: Workspace, drawn: list[Path], new: Path, by: str
+) -> None:
+    """Until then the text of one class counts no more than that of the others, which have none."""
+    before = Recognizer.open(mute).predict_proba(drawn)
+    if by == "images":
+        add_class(mute, "okapi", ["It is an animal."], images=new)
+        after = Recognizer.open(mute).predict_proba(drawn)[:, :-1]
+        np.testing.assert_allclose(after / after.sum(1, keepdims=True), before, atol=1e-5)
+    else:
+        assert add_sentences(mute, "ring", ["It is round."]).classes[0].anchors == 1
+        np.testing.assert_allclose(Recognizer.open(mute).predict_proba(drawn), before, atol=1e-5)
+    report = refit(mute, mute.recipe.lgr)
+    assert report.classes == (9 if by == "images" else 8)
+    assert "There is no sentence: the images alone count." not in report.notes
+
+
+def change_nothing(workspace: Workspace, new: Path) -> None:
+    """As it was trained."""
+
+
+def come(workspace: Workspace, new: Path) -> None:
+    """A class by images, and two that become one."""
+    add_class(workspace, "okapi", images=new)
+    merge_classes(workspace, "ring", "cross")
+
+
+@pytest.mark.parametrize("change", [change_nothing, come])
+def test_an_export_without_a_sentence_reads_back(
+    mute: Workspace, drawn: list[Path], new: Path, tmp_path: Path, change: Callable[[Workspace, Path], None]
+) -> None:
+    """Probabilities and verdicts are the workspace's."""
+    change(mute, new)
+    check_export(mute, [*drawn, *sorted(new.glob("*.png"))], tmp_path / "model")
+
+
+@pytest.fixture(scope="module")
+def told_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight classes known by their texts alone, by an encoder that was trained on drawings of them elsewhere."""
+    folder = tmp_path_factory.mktemp("told")
+    source = drawings.workspace(folder / "seen", "lgr.views=1", "cvlp.epochs=40", "cvlp.batch_size=32")
+    train_cvlp_stage(source, source.recipe.cvlp)
+    for number, (values, label) in enumerate(zip(drawings.pixels(seed=7), drawings.labels(), strict=True)):
+        path = folder / ("test" if number % 2 else "more") / drawings.WORDS[int(label)] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(drawings.png(values[0]))
+    workspace = Workspace.create(folder / "workspace", source.recipe)
+    ingest_text(workspace, folder / "seen" / "texts.json")
+    ingest_images(workspace, folder / "test", "test")
+    commit = source.history.last()
+    assert commit is not None
+    shutil.copytree(source.path / "checkpoints", workspace.path / "checkpoints")
+    with workspace.transaction("an encoder") as tx:
+        tx.set(checkpoint=commit.checkpoint)
+    train_all(workspace, workspace.recipe, stage_one=False)
+    return workspace.path
+
+
+@pytest.fixture
+def told(told_once: Path, tmp_path: Path) -> Workspace:
+    """A copy that a test may change."""
+    return Workspace.open(shutil.copytree(told_once, tmp_path / "told"))
+
+
+@pytest.fixture
+def asked(told_once: Path) -> list[Path]:
+    """Its test images."""
+    return sorted((told_once.parent / "test").rglob("*.png"))
+
+
+def test_without_an_image_the_texts_answer(told: Workspace, asked: list[Path]) -> None:
+    """Probabilities are those of the text branch, far above chance; no class has an image side, or a level."""
+    recognizer = Recognizer.open(told)
+    features, _ = recognizer.features(asked)
+    with torch.inference_mode():
+        expected = recognizer.scorer.saved.head.text_logits(features, recognizer.scorer.bank).softmax(1)
+    np.testing.assert_allclose(recognizer.predict_proba(asked), expected.numpy(), atol=1e-5)
+    assert recognizer.scorer.visual_sides() == {}
+    best = recognizer.predict(asked[:1], explain=2)[0].classes[0]
+    assert (best.image_part, len(best.sentences)) == (0.0, 2)
+    report = evaluate(told, bootstrap=10).rows
+    assert report["vl-ltr"].top1["overall"].value == report["text branch"].top1["overall"].value > 0.5
+    with pytest.raises(MissingStepError, match="no image could be held out when it was trained"):
+        recognizer.predict(asked[:1], reject=True)
+
+
+def test_without_an_image_training_says_so(told: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command names it, and status asks for images."""
+    code, out, _ = run(capsys, "-w", told.path, "train", "lgr")
+    assert code == 0
+    assert "There is no training image: the classes are told apart by their texts alone." in out
+    assert status(told).stale == ("there are no training images",)
+
+
+def test_images_come_to_a_workspace_of_texts(told: Workspace, asked: list[Path], tmp_path: Path) -> None:
+    """They count once the head is trained again; until then the texts alone go on answering. Exports agree."""
+    check_export(told, asked, tmp_path / "before")
+    before = Recognizer.open(told).predict_proba(asked)
+    more = asked[0].parents[2] / "more"
+    for name in sorted(p.name for p in more.iterdir()):
+        assert add_images(told, name, [more / name]).classes[0].visual == "images"
+    shown = Recognizer.open(told)
+    assert set(shown.scorer.visual_sides().values()) == {"images"}
+    fused = shown.scorer.exhaustive(shown.features(asked)[0])
+    np.testing.assert_allclose(fused.by_image.numpy(), 1 / 8, atol=1e-6)
+    refit(told, told.recipe.lgr)
+    after = Recognizer.open(told)
+    assert Counter(after.scorer.visual_sides().values()) == {"trained": 7}  # one has no image yet
+    owners = np.array([after.classes_.tolist().index(image.parent.name) for image in asked])
+    right = [float((p.argmax(1) == owners).mean()) for p in (before, after.predict_proba(asked))]
+    assert right[1] >= right[0]
+    check_export(told, asked, tmp_path / "after")

@@ -1,0 +1,277 @@
+"""Tests of `vlltr_index.weighing` against a general optimiser, and of what its values do on drawn data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+from torch import Tensor
+
+from vlltr_index.fusion import PartWeights, fuse, image_scores
+from vlltr_index.weighing import (
+    HeldOutScores,
+    Newcomers,
+    fit_gate,
+    fit_temperature,
+    fit_weights,
+    image_weights,
+    nll,
+)
+
+quick = settings(max_examples=40, deadline=None)
+seeds = st.integers(0, 2**31)
+powers = st.integers(-3, 3)
+
+
+def drawn(
+    seed: int, images: int, classes: int, *parts: tuple[float, int]
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Labels, parts that know them so well and are of such a power of ten, and weights; float64."""
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, classes, (images,), generator=g)
+    right = torch.eye(classes, dtype=torch.float64)[labels]
+    noise = [torch.randn(images, classes, generator=g, dtype=torch.float64) for _ in parts]
+    scores = [10.0**power * (known * right + n) for (known, power), n in zip(parts, noise, strict=True)]
+    return labels, scores, image_weights(labels, torch.randint(0, 9, (classes,), generator=g))
+
+
+def loss_of(scores: Tensor, labels: Tensor, weights: Tensor) -> float:
+    """Image by image: what softmax(scores) is surprised by, if one image more than there are had been of any class."""
+    unsure = 1.0 / (1.0 + len(labels))
+    total = 0.0
+    for row, label, weight in zip(scores.numpy(), labels.tolist(), weights.tolist(), strict=True):
+        logs = row - row.max() - math.log(np.exp(row - row.max()).sum())
+        total -= weight * ((1.0 - unsure) * logs[label] + unsure * logs.mean())
+    return total
+
+
+def spread(part: Tensor) -> float:
+    """The mean over images of the standard deviation over classes."""
+    return float(np.mean([np.std(row) for row in part.numpy()]))
+
+
+def least(loss: object, *starts: list[float]) -> tuple[list[float], float]:
+    """Where a loss of non-negative factors is least, and how low it is, by L-BFGS."""
+    found = [
+        minimize(loss, start, bounds=[(0.0, None)] * len(start), method="L-BFGS-B", tol=1e-14)
+        for start in starts
+    ]
+    best = min(found, key=lambda result: float(result.fun))
+    return list(map(float, best.x)), float(best.fun)
+
+
+def test_images_of_a_class_count_by_the_root_of_its_size() -> None:
+    """n^-1/2, in sum as many as there are images; a class that was never trained counts as one of one image."""
+    weights = image_weights(torch.tensor([0, 0, 1, 2]), torch.tensor([4, 1, 0]))
+    assert weights.dtype == torch.float64
+    torch.testing.assert_close(weights, torch.tensor([0.5, 0.5, 1.0, 1.0]).double() * 4 / 3)
+
+
+def test_the_loss_is_the_weighted_mean_over_images() -> None:
+    """By hand."""
+    logits = torch.tensor([[0.0, math.log(3.0)], [0.0, 0.0]])
+    found = nll(logits, torch.tensor([1, 0]), torch.tensor([3.0, 1.0]).double())
+    assert found == pytest.approx((3 * math.log(4 / 3) + math.log(2)) / 4)
+
+
+@quick
+@given(images=st.integers(1, 30), classes=st.integers(2, 6), known=st.floats(-1, 6), power=powers, seed=seeds)
+def test_the_temperature_is_the_likeliest(
+    images: int, classes: int, known: float, power: int, seed: int
+) -> None:
+    """As a general optimiser finds it, for scores of any size: noise, all images right, all of them wrong."""
+    labels, (scores,), weights = drawn(seed, images, classes, (known, power))
+    found = fit_temperature(scores, labels, weights)
+    unit = spread(scores)
+    (_,), best = least(
+        lambda x: loss_of(float(x[0]) / unit * scores, labels, weights), [0.0], [0.1], [1.0], [5.0]
+    )
+    assert 0.0 <= found < math.inf
+    assert loss_of(found * scores, labels, weights) <= best + 1e-6 * (1.0 + abs(best))
+    assert fit_temperature(scores + 100.0 * 10.0**power, labels, weights) == pytest.approx(
+        found, rel=1e-4, abs=1e-9
+    )
+
+
+@quick
+@given(
+    images=st.integers(2, 30),
+    classes=st.integers(2, 5),
+    image=st.tuples(st.floats(-0.5, 5), powers),
+    generative=st.tuples(st.floats(-0.5, 5), powers),
+    text=st.tuples(st.floats(-0.5, 5), powers),
+    seed=seeds,
+)
+def test_weights_are_the_most_probable(
+    images: int,
+    classes: int,
+    image: tuple[float, int],
+    generative: tuple[float, int],
+    text: tuple[float, int],
+    seed: int,
+) -> None:
+    """Visual parts of equal spread with a likeliest factor, the text's under its prior, as an optimiser finds them."""
+    labels, parts, weights = drawn(seed, images, classes, image, generative, text)
+    found = fit_weights(HeldOutScores(labels, *parts, weights))
+    units = [spread(part) for part in parts]
+    visual, told = 0.5 * (parts[0] / units[0] + parts[1] / units[1]), parts[2] / units[2]
+    (factor,), _ = least(lambda x: loss_of(float(x[0]) * visual, labels, weights), [0.1], [1.0], [5.0])
+    width = 0.25 * max(factor, 1e-6)
+
+    def loss(x: object) -> float:
+        one, two = map(float, x)  # type: ignore[call-overload]  # an array
+        return loss_of(one * visual + two * told, labels, weights) + 0.5 * (two / width) ** 2
+
+    (one, two), best = least(loss, [factor, 0.0], [factor, factor], [factor, 0.1 * factor])
+    assert found.image * units[0] == pytest.approx(found.generative * units[1])
+    mine = found.image * units[0] + found.generative * units[1], found.text * units[2]
+    if two < 0.019 * (one + two):
+        assert mine[1] == 0.0
+    elif two > 0.021 * (one + two):
+        assert loss(mine) <= best + 1e-5 * (1.0 + abs(best))
+    assert found.gate == pytest.approx(fit_temperature(parts[1], labels, weights))
+    assert found.offset == 0.0
+
+
+def test_parts_that_are_not_there_have_no_weight() -> None:
+    """Without a classifier the likelihoods have the whole factor; without a text there is none."""
+    labels, (image, likelihoods, text), weights = drawn(0, 60, 4, (2.0, 0), (2.0, 0), (2.0, 0))
+    alone = fit_weights(HeldOutScores(labels, None, likelihoods, None, weights))
+    assert (alone.image, alone.text) == (0.0, 0.0)
+    assert alone.generative == pytest.approx(fit_temperature(likelihoods, labels, weights))
+    told = fit_weights(HeldOutScores(labels, None, likelihoods, text, weights))
+    assert told.image == 0.0
+    assert told.text > 0.0
+    seen = fit_weights(HeldOutScores(labels, image, likelihoods, None, weights))
+    assert seen.text == 0.0
+    assert seen.image > 0.0
+
+
+def test_texts_of_other_classes_get_no_weight() -> None:
+    """Permuted between the classes they count next to nothing beside images that say most; in their place they do."""
+    permuted, true = [], []
+    for seed in range(8):
+        labels, (image, likelihoods, text), weights = drawn(seed, 300, 10, (3.0, 0), (3.0, 1), (3.0, 0))
+        order = (torch.arange(10) + 1 + seed) % 10
+        for found, part in ((permuted, text[:, order]), (true, text)):
+            weighed = fit_weights(HeldOutScores(labels, image, likelihoods, part, weights))
+            told = weighed.text * spread(part)
+            found.append(told / (told + 2 * weighed.image * spread(image)))
+    assert permuted.count(0.0) >= 6
+    assert max(permuted) < 0.1
+    assert min(true) > 0.2
+
+
+def test_a_text_that_helps_hardly_gets_no_weight_at_all() -> None:
+    """Below 2 % of the whole the text's weight is zero, so that it need not be computed."""
+    labels, (likelihoods, text), weights = drawn(3, 400, 5, (2.0, 0), (0.05, 0))
+    found = fit_weights(HeldOutScores(labels, None, likelihoods, text, weights))
+    assert found.text == 0.0 or found.text * spread(text) >= 0.02 * found.generative * spread(likelihoods)
+
+
+@pytest.mark.parametrize("images", [1, 20])
+def test_weights_are_bounded_where_all_images_are_right(images: int) -> None:
+    """Then the surest factor would be the likeliest: it stops where so few images have been seen."""
+    labels = torch.arange(images) % 4
+    right = torch.eye(4)[labels]
+    found = fit_weights(HeldOutScores(labels, right, 1e-3 * right, right, torch.ones(images).double()))
+    scores = found.image * right + found.generative * 1e-3 * right + found.text * right
+    surest = scores.double().softmax(1).amax(1)
+    assert 1.0 - 2.0 / (1.0 + images) < float(surest.min()) < 1.0 - 0.1 / (1.0 + images)
+
+
+def test_parts_that_tell_no_class_apart_have_no_weight() -> None:
+    """One class alone, and scores that are the same for every class."""
+    labels, ones = torch.zeros(5, dtype=torch.int64), torch.ones(5).double()
+    for noise in (torch.zeros(5, 1), torch.randn(5, 1, generator=torch.Generator().manual_seed(0))):
+        found = fit_weights(HeldOutScores(labels, noise, 100 * noise, noise, ones))
+        assert (found.image, found.generative, found.text) == (0.0, 0.0, 0.0)
+        assert 0.0 < found.gate < math.inf
+    labels = torch.arange(20) % 4
+    same, text = torch.full((20, 4), 3.0), torch.eye(4)[labels] + 0.1
+    found = fit_weights(HeldOutScores(labels, None, same, text, torch.ones(20).double()))
+    assert found.generative == 0.0
+    assert found.text > 0.0
+
+
+def design(seed: int, old: int, new: int, images: int, reach: float = 2.2) -> Newcomers:
+    """Likelihoods of points about the centres of old classes and new ones, in a space of 8 dimensions."""
+    g = torch.Generator().manual_seed(seed)
+    centres = reach * torch.randn(old + new, 8, generator=g)
+    labels = torch.randint(0, old, (images,), generator=g)
+    new_labels = old + torch.randint(0, new, (images,), generator=g)
+
+    def likelihoods(owners: Tensor) -> Tensor:
+        points = centres[owners] + torch.randn(len(owners), 8, generator=g)
+        return -0.5 * torch.cdist(points, centres).square()
+
+    nothing = torch.zeros(images, old + new)
+    return Newcomers(
+        nothing,
+        likelihoods(labels),
+        nothing,
+        labels,
+        nothing,
+        likelihoods(new_labels),
+        nothing,
+        new_labels,
+        old,
+    )
+
+
+def lost_and_found(weights: PartWeights, one: Newcomers) -> tuple[float, float]:
+    """Share of the old classes' images lost to new ones, and of the new ones' found."""
+    trained = torch.arange(one.likelihoods.shape[1]) < one.trained
+    old = fuse(image_scores(one.image, one.likelihoods, trained, weights), one.text, weights).probabilities
+    new = fuse(image_scores(one.new_image, one.new_likelihoods, trained, weights), one.new_text, weights)
+    lost = (old.argmax(1) >= one.trained) & (old[:, : one.trained].argmax(1) == one.labels)
+    found = new.probabilities.argmax(1) == one.new_labels
+    return float(lost.double().mean()), float(found.double().mean())
+
+
+PLAIN = PartWeights(0.0, 1.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(("old", "new"), [(40, 4), (40, 2), (20, 10)])
+def test_the_gate_keeps_its_bound_on_other_designs(old: int, new: int) -> None:
+    """On images and classes that it was not fitted on, old ones lose about 1 % to a tenth as many new ones, not more,
+    and those are found."""
+    fitted = fit_gate(PLAIN, [design(seed, old, new, 1500) for seed in range(4)])
+    assert (fitted.image, fitted.generative, fitted.text) == (0.0, 1.0, 0.0)
+    results = [lost_and_found(fitted, design(seed, old, new, 1500)) for seed in range(10, 16)]
+    allowed = 0.01 * min(new / (0.1 * old), 1.0)
+    assert sum(lost for lost, _ in results) / len(results) <= 1.5 * allowed
+    assert min(found for _, found in results) > 0.6
+
+
+def test_the_offset_is_as_large_as_the_worst_design_bears() -> None:
+    """A harder design lowers it; where new classes lie apart it lets all of them in."""
+    easy = [design(seed, 40, 4, 600, reach=3.0) for seed in range(3)]
+    hard = design(9, 40, 4, 600, reach=1.5)
+    alone, with_hard = fit_gate(PLAIN, easy), fit_gate(PLAIN, [*easy, hard])
+    assert lost_and_found(with_hard, hard)[0] <= 0.015
+    assert lost_and_found(alone, hard)[0] > lost_and_found(with_hard, hard)[0]
+    assert min(lost_and_found(alone, one)[1] for one in easy) > 0.95
+
+
+def test_designs_of_nobody_leave_the_weights_alone() -> None:
+    """No image of a newcomer is left; none of the first newcomer; no held-out image is right."""
+    one = design(0, 10, 2, 50)
+    empty = replace(one, **{
+        name: getattr(one, name)[:0] for name in ("new_image", "new_likelihoods", "new_text", "new_labels")
+    })  # fmt: skip
+    assert fit_gate(PLAIN, [empty]) == PLAIN
+    assert fit_gate(PLAIN, [one, empty]) == fit_gate(PLAIN, [one])
+    last = one.new_labels == 11
+    second = replace(one, **{
+        name: getattr(one, name)[last] for name in ("new_image", "new_likelihoods", "new_text", "new_labels")
+    })  # fmt: skip
+    assert lost_and_found(fit_gate(PLAIN, [second]), second)[1] > 0.5
+    wrong = replace(one, labels=(one.likelihoods[:, :10].argmax(1) + 1) % 10)
+    assert fit_gate(PLAIN, [wrong]).offset == 0.0
