@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlltr_index.bank import AnchorBank
 from vlltr_index.fusion import PartWeights, fuse, image_scores
-from vlltr_index.generative import GenerativeModel, SharedGaussian, class_sums
+from vlltr_index.generative import GenerativeModel, SharedGaussian, class_sums, fit_shared
 from vlltr_index.heads import Parts
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.tensors import unit_rows
@@ -95,11 +95,10 @@ def right(decision: Decision, data: StageTwoData) -> float:
 def fits(monkeypatch: pytest.MonkeyPatch) -> Fits:
     """Which images, by their first view, each generative model was fitted on, and their labels."""
     found: Fits = []
-    plain = deciding.fit_shared
 
     def spy(features: Tensor, labels: Tensor, prototypes: Tensor) -> SharedGaussian:
         found.append(({round(float(x), 6) for x in features[0, :, 0]}, labels))  # type: ignore[misc]
-        return plain(features, labels, prototypes)
+        return fit_shared(features, labels, prototypes)
 
     monkeypatch.setattr(deciding, "fit_shared", spy)
     return found

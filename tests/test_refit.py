@@ -15,6 +15,7 @@ from vlltr_index.scoring import load_scorer
 from vlltr_index.stages import train_lgr as stage
 from vlltr_index.stages.refit import refit
 from vlltr_index.stages.train_lgr import train_lgr_stage
+from vlltr_index.train.deciding import decide
 from vlltr_index.workspace import Workspace
 
 
@@ -78,11 +79,10 @@ def test_it_is_training_on_what_is_there(small: Workspace, tmp_path: Path) -> No
 
 def test_a_change_meanwhile_is_refused(small: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """A head that was trained on another class list is not committed."""
-    train = stage.decide
 
     def slowly(*args: object, **options: object) -> object:
         remove_classes(small, ["seen"])
-        return train(*args, **options)  # type: ignore[arg-type]  # handed on as they came
+        return decide(*args, **options)  # type: ignore[arg-type]  # handed on as they came
 
     monkeypatch.setattr(stage, "decide", slowly)
     with pytest.raises(WorkspaceError) as caught:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize
+from scipy.optimize import minimize  # type: ignore[import-untyped]  # it has no types
 from torch import Tensor
 
 from vlltr_index.fusion import PartWeights, fuse, image_scores
@@ -118,7 +118,7 @@ def test_weights_are_the_most_probable(
 ) -> None:
     """Visual parts of equal spread with a likeliest factor, the text's under its prior, as an optimiser finds them."""
     labels, parts, weights = drawn(seed, images, classes, image, generative, text)
-    found = fit_weights(HeldOutScores(labels, *parts, weights))
+    found = fit_weights(HeldOutScores(labels, parts[0], parts[1], parts[2], weights))
     units = [spread(part) for part in parts]
     visual, told = 0.5 * (parts[0] / units[0] + parts[1] / units[1]), parts[2] / units[2]
     (factor,), _ = least(lambda x: loss_of(float(x[0]) * visual, labels, weights), [0.1], [1.0], [5.0])
@@ -126,7 +126,7 @@ def test_weights_are_the_most_probable(
 
     def loss(x: object) -> float:
         one, two = map(float, x)  # type: ignore[call-overload]  # an array
-        return loss_of(one * visual + two * told, labels, weights) + 0.5 * (two / width) ** 2
+        return float(loss_of(one * visual + two * told, labels, weights) + 0.5 * (two / width) ** 2)
 
     (one, two), best = least(loss, [factor, 0.0], [factor, factor], [factor, 0.1 * factor])
     assert found.image * units[0] == pytest.approx(found.generative * units[1])
@@ -155,7 +155,7 @@ def test_parts_that_are_not_there_have_no_weight() -> None:
 
 def test_texts_of_other_classes_get_no_weight() -> None:
     """Permuted between the classes they count next to nothing beside images that say most; in their place they do."""
-    permuted, true = [], []
+    permuted, true = list[float](), list[float]()
     for seed in range(8):
         labels, (image, likelihoods, text), weights = drawn(seed, 300, 10, (3.0, 0), (3.0, 1), (3.0, 0))
         order = (torch.arange(10) + 1 + seed) % 10

@@ -278,7 +278,9 @@ def shared_gaussian(features: Tensor, labels: list[int], prototypes: Tensor) -> 
             sampling = torch.eye(dim, dtype=torch.float64) / count
             between += w / sum(weights) * (torch.outer(residual, residual) - sampling)
         values, vectors = torch.linalg.eigh(shrunk(between, len(classes)))
-        spread = sum(max(float(v), 0.02) * torch.outer(u, u) for v, u in zip(values, vectors.T, strict=True))
+        spread = torch.zeros(dim, dim, dtype=torch.float64)
+        for value, direction in zip(values, vectors.T, strict=True):
+            spread += max(float(value), 0.02) * torch.outer(direction, direction)
     back = torch.linalg.inv(whitening)
     return {
         "centre": centre,
