@@ -274,10 +274,11 @@ def _show(context: Context, report: TrainReport, following: str) -> None:
     if context.as_json:
         context.emit(asdict(report))
         return
+    epochs = f", {report.epochs} epochs" if report.epochs else ""
     again = " (resumed)" if report.resumed else ""
     context.say(
-        f"Trained {report.what} on {report.images:,} images of {report.classes:,} classes,"
-        f" {report.epochs} epochs{again}: {report.digest[:16]}"
+        f"Trained {report.what} on {report.images:,} images of {report.classes:,} classes"
+        f"{epochs}{again}: {report.digest[:16]}"
     )
     if report.held_images or report.held_classes:
         classes = f" and {many(report.held_classes, 'class', 'classes')}" if report.held_classes else ""

@@ -150,7 +150,9 @@ class LGRConfig(_Config):
     tune: Literal["head", "visual", "lora"] = "head"  # visual, lora: the visual tower too
     lora: LoRAConfig = LoRAConfig()
     views: int = Field(default=4, ge=1)  # plain + augmented views of stored vectors (tune = head)
-    epochs: int = Field(default=10, ge=1)
+    epochs: int = Field(
+        default=10, ge=1
+    )  # of tune = "visual" and of the protocols; else the held-out loss says when
     batch_size: int = Field(default=256, ge=2, le=1_000_000)
     lr: float = Field(default=1e-3, gt=0)
     min_lr: float = Field(default=0.0, ge=0)  # as in stage 1

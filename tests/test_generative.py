@@ -41,6 +41,7 @@ def whole(shared: SharedGaussian) -> dict[str, Tensor]:
         "centre": shared.centre,
         "sigma": torch.linalg.inv(shared.basis @ shared.basis.T),
         "spread": back.T @ shared.spread.diag() @ back,
+        "blank": back.T @ shared.blank.diag() @ back,
         "text_centre": shared.text_centre,
         "text_map": shared.text_map @ back,
         "text_r2": torch.tensor(shared.text_r2, dtype=torch.float64),
@@ -52,9 +53,10 @@ def any_shared(dim: int, noise: float, seed: int) -> SharedGaussian:
     g = torch.Generator().manual_seed(seed)
     basis = torch.eye(dim, dtype=torch.float64)
     basis = basis + 0.3 * torch.randn(dim, dim, generator=g, dtype=torch.float64) / dim
-    centre, text_centre, spread = torch.randn(3, dim, generator=g, dtype=torch.float64)
+    centre, text_centre, spread, blank = torch.randn(4, dim, generator=g, dtype=torch.float64)
     text_map = torch.randn(dim, dim, generator=g, dtype=torch.float64)
-    return SharedGaussian(centre, basis, spread.square() + 0.02, text_centre, text_map, noise)
+    spread = spread.square() + 0.02
+    return SharedGaussian(centre, basis, spread, spread + blank.square(), text_centre, text_map, noise)
 
 
 def apart(log_likelihoods: Tensor) -> Tensor:
@@ -79,8 +81,10 @@ def test_the_fit_equals_its_twin(
     features, labels, texts = drawn(counts, told, dim, views, alike, seed)
     expected = twins.shared_gaussian(features, labels.tolist(), texts)
     found = fit_shared(features, labels, texts)
-    for name, value in whole(found).items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-7, msg=name)
+    blank = (found.basis.T @ expected.pop("seen") @ found.basis).diagonal().maximum(found.spread)
+    torch.testing.assert_close(found.blank, blank, rtol=1e-6, atol=1e-7)
+    for name, value in expected.items():
+        torch.testing.assert_close(whole(found)[name], value, rtol=1e-6, atol=1e-7, msg=name)
     assert found.noise == 1.0
     assert min(found.spread.tolist()) >= 0.02
 
@@ -143,7 +147,7 @@ def test_images_outweigh_the_text_as_they_come() -> None:
     empty = GenerativeModel(shared, *class_sums(features[0], labels, 8), texts)
     at = [empty.add_class(n, n * mean, texts[0]) for n in (0, 1, 10, 10**9)]
     means, variances = zip(*((m.posterior[0][-1], m.posterior[1][-1]) for m in at), strict=True)
-    torch.testing.assert_close(means[0], at[0].prior_means[0])
+    torch.testing.assert_close(means[0], (texts[0] - shared.text_centre) @ shared.text_map)
     torch.testing.assert_close(variances[0], shared.noise + shared.spread)
     torch.testing.assert_close(means[3], (mean - shared.centre) @ shared.basis)
     torch.testing.assert_close(variances[3], torch.full_like(variances[3], shared.noise))
@@ -166,7 +170,25 @@ def test_texts_foretell_classes_that_have_no_image() -> None:
     right = model.log_likelihoods(features[~seen]).argmax(1) == labels[~seen]
     assert float(right.float().mean()) > 0.9
     without = GenerativeModel(shared, counts, sums, torch.zeros_like(texts))
-    assert bool((without.prior_means == 0).all())
+    mean, variance = without.posterior
+    assert bool((mean[30:] == 0).all())
+    torch.testing.assert_close(variance[30], shared.noise + shared.blank)
+
+
+def test_a_text_that_its_images_contradict_counts_for_nothing() -> None:
+    """A class with another one's text is known by its images alone, as if it had no text; with its own it is not."""
+    g = torch.Generator().manual_seed(0)
+    texts, labels = 3.0 * torch.randn(40, 6, generator=g), torch.arange(40).repeat_interleave(3)
+    features = texts[labels] + torch.randn(120, 6, generator=g)
+    shared = fit_shared(features[None], labels, texts)
+    counts, sums = class_sums(features, labels, 40)
+    swapped, none = texts.clone(), texts.clone()
+    swapped[:2], none[:2] = texts[[1, 0]], 0.0
+    own, others, blank = (
+        GenerativeModel(shared, counts, sums, t).posterior[0] for t in (texts, swapped, none)
+    )
+    torch.testing.assert_close(others, blank)
+    assert float((own[:2] - blank[:2]).norm(dim=1).min()) > 0.1
 
 
 def test_texts_of_few_classes_that_say_nothing_foretell_nothing() -> None:

@@ -247,6 +247,17 @@ def text_fit(
     return mapped, residuals, 1.0 - left[best] / total
 
 
+def between(apart: list[Tensor], counts: list[float], weights: list[float]) -> Tensor:
+    """How class means lie apart, [D, D]: the weighted squares less what sampling adds, shrunk; of one class, I."""
+    identity = torch.eye(len(apart[0]), dtype=torch.float64)
+    if len(apart) == 1:
+        return identity
+    total = torch.zeros_like(identity)
+    for row, count, w in zip(apart, counts, weights, strict=True):
+        total += w / sum(weights) * (torch.outer(row, row) - identity / count)
+    return shrunk(total, len(apart))
+
+
 def shared_gaussian(features: Tensor, labels: list[int], prototypes: Tensor) -> dict[str, Tensor]:
     """What all classes share, in the features' own coordinates: g, Sigma, Lambda, tbar, T and R^2.
 
@@ -271,25 +282,26 @@ def shared_gaussian(features: Tensor, labels: list[int], prototypes: Tensor) -> 
     text = [(prototypes[c] - text_centre) @ whitening for c in classes]
     seen = [(mean - centre) @ whitening for mean in means]
     mapped, residuals, r2 = text_fit(text, seen, weights, told)
-    spread = torch.eye(dim, dtype=torch.float64)
-    if len(classes) > 1:
-        between = torch.zeros(dim, dim, dtype=torch.float64)
-        for residual, count, w in zip(residuals, n, weights, strict=True):
-            sampling = torch.eye(dim, dtype=torch.float64) / count
-            between += w / sum(weights) * (torch.outer(residual, residual) - sampling)
-        values, vectors = torch.linalg.eigh(shrunk(between, len(classes)))
-        spread = torch.zeros(dim, dim, dtype=torch.float64)
-        for value, direction in zip(values, vectors.T, strict=True):
-            spread += max(float(value), 0.02) * torch.outer(direction, direction)
+    spread = torch.zeros(dim, dim, dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(between(residuals, n, weights))
+    for value, direction in zip(values, vectors.T, strict=True):
+        spread += max(float(value), 0.02) * torch.outer(direction, direction)
     back = torch.linalg.inv(whitening)
     return {
         "centre": centre,
         "sigma": sigma,
         "spread": back.T @ spread @ back,
+        "seen": back.T @ between(seen, n, weights) @ back,
         "text_centre": text_centre,
         "text_map": whitening @ mapped @ back,
         "text_r2": torch.tensor(r2, dtype=torch.float64),
     }
+
+
+def gaussian(x: Tensor, mean: Tensor, variance: Tensor) -> float:
+    """log N(x; mean, variance), less a constant."""
+    apart = x - mean
+    return -0.5 * float(apart @ torch.linalg.inv(variance) @ apart + torch.logdet(variance))
 
 
 def log_likelihoods(
@@ -301,21 +313,26 @@ def log_likelihoods(
     images: Tensor,
 ) -> Tensor:
     """log N(x; m, V) with whole covariance matrices, image by image and class by class."""
-    sigma, spread = noise * shared["sigma"], shared["spread"]
+    sigma = noise * shared["sigma"]
     rows = []
     for x in images:
         row = []
         for n, total, text in zip(counts, sums, prototypes, strict=True):
-            mean = prior = shared["centre"]
-            if bool((text != 0).any()):
-                mean = prior = shared["centre"] + (text - shared["text_centre"]) @ shared["text_map"]
+            blank = shared["centre"], shared["blank"]
+            foretold = (
+                shared["centre"] + (text - shared["text_centre"]) @ shared["text_map"],
+                shared["spread"],
+            )
+            priors = [foretold, blank] if bool((text != 0).any()) else [blank]
+            if n:
+                priors.sort(key=lambda prior: -gaussian(total / n, prior[0], prior[1] + sigma / n))
+            (mean, spread), prior = priors[0], priors[0][0]
             variance = sigma + spread
             if n:
                 gain = spread @ torch.linalg.inv(spread + sigma / n)
                 mean = prior + gain @ (total / n - prior)
                 variance = sigma + torch.linalg.inv(torch.linalg.inv(spread) + n * torch.linalg.inv(sigma))
-            apart = x - mean
-            row.append(-0.5 * (apart @ torch.linalg.inv(variance) @ apart + torch.logdet(variance)))
+            row.append(torch.tensor(gaussian(x, mean, variance), dtype=torch.float64))
         rows.append(torch.stack(row))
     return torch.stack(rows)
 

@@ -172,15 +172,13 @@ def _keep_rows(head: LGRHead, rows: Tensor) -> None:
 
 def weigh(data: StageTwoData, head: LGRHead) -> Decision:
     """Fit the generative model beside a head that is trained already, and weigh both on the images it did not see."""
-    everything, linear = (
-        torch.ones_like(data.labels, dtype=torch.bool),
-        isinstance(head.visual_head, nn.Linear),
-    )
-    shared, matches = _shared(data, everything), text_matches(data)
-    folds = [_judged(data, out, head, 0) for out in _held_out(data)] if bool(data.unseen.any()) else []
+    shared, matches = _shared(data, torch.ones_like(data.labels, dtype=torch.bool)), text_matches(data)
+    held_out = _held_out(data) if bool(data.unseen.any()) else []
+    folds = [_judged(data, out, _shared(data, _rest(data, out)), head, 0) for out in held_out]
     if not folds:
         return Decision(head, Parts(shared, _BY_DEFAULT), [], [_NOTHING_TO_SPARE])
-    shared, weights, accept, notes = _weigh(data, folds, shared, _Use(linear, matches is not False), matches)
+    use = _Use(isinstance(head.visual_head, nn.Linear), matches is not False)
+    shared, weights, accept, notes = _weigh(data, folds, shared, use, matches)
     return Decision(head, Parts(shared, weights, accept), [], notes, len(folds[0].labels))
 
 
@@ -189,7 +187,8 @@ def without_images(bank: AnchorBank, config: LGRConfig, logit_scale: float) -> D
     dim = bank.dim
     head = new_head(dim, bank, config, None, logit_scale, rows=0)
     zeros, none = torch.zeros(dim, dtype=torch.float64), torch.zeros(dim, dim, dtype=torch.float64)
-    shared = SharedGaussian(zeros, torch.eye(dim, dtype=torch.float64), zeros + 1.0, zeros, none)
+    ones, eye = zeros + 1.0, torch.eye(dim, dtype=torch.float64)
+    shared = SharedGaussian(zeros, eye, ones, ones, zeros, none)
     notes = ["There is no training image: the classes are told apart by their texts alone."]
     return Decision(head.eval(), Parts(shared, PartWeights(0.0, 0.0, 1.0, 0.0)), [], notes)
 
@@ -257,9 +256,8 @@ def _held_out(data: StageTwoData) -> list[Tensor]:
 def _drawn_folds(data: StageTwoData) -> list[Tensor]:
     """Five folds of all images, or one of a tenth; what goes together is in one."""
     units = _units(data)
-    order = torch.tensor([int(hashlib.sha256(f"fold:{u}".encode()).hexdigest()[:8], 16) for u in units])
-    by_unit = dict(zip(units, order.tolist(), strict=True))
-    ranks = {unit: rank for rank, unit in enumerate(sorted(by_unit, key=lambda u: (by_unit[u], u)))}
+    shuffled = sorted(set(units), key=lambda unit: hashlib.sha256(f"fold:{unit}".encode()).digest())
+    ranks = {unit: rank for rank, unit in enumerate(shuffled)}
     place = torch.tensor([ranks[unit] for unit in units])
     if len(units) < _FEW_IMAGES:
         return [place % _FOLDS == part for part in range(_FOLDS)]
@@ -304,25 +302,29 @@ def _head(data: StageTwoData, config: LGRConfig, shared: SharedGaussian, rest: T
 
 
 def _fold(data: StageTwoData, config: LGRConfig, out: Tensor, use: _Use, progress: Progress | None) -> _Fold:
-    rest = ~out & ~data.unseen_classes[data.labels]
+    rest, labels, plain = _rest(data, out), data.labels[out], data.features[0, out]
     shared = _shared(data, rest)
-    head, labels, log = _head(data, config, shared, rest), data.labels[out], list[dict[str, float]]()
-    plain = data.features[0, out]
+    head, log = _head(data, config, shared, rest), list[dict[str, float]]()
     if use.linear or use.text:
         watched = ("visual",) * use.linear + ("text",) * use.text
         head, log = train_until(
             head, data.features[:, rest], data.labels[rest], data.bank, config,
             HeldOut(plain, labels, data.bank, watched), places=data.places, progress=progress,
         )  # fmt: skip
-    return _judged(data, out, head, int(log[-1]["best"]) if log else 0)
+    return _judged(data, out, shared, head, int(log[-1]["best"]) if log else 0)
 
 
-def _judged(data: StageTwoData, out: Tensor, head: LGRHead, steps: int) -> _Fold:
-    """What a head that was trained without some images says of these, beside a generative model without them."""
-    rest, plain = ~out & ~data.unseen_classes[data.labels], data.features[0, out]
+def _rest(data: StageTwoData, out: Tensor) -> Tensor:
+    """What all parts are fitted on where `out` is held out, bool [N]."""
+    return ~out & ~data.unseen_classes[data.labels]
+
+
+def _judged(data: StageTwoData, out: Tensor, shared: SharedGaussian, head: LGRHead, steps: int) -> _Fold:
+    """What a head and shared parameters that were fitted without some images say of these."""
+    plain = data.features[0, out]
     with torch.inference_mode():
         image, text = _visual(data, head, plain), _text(data, head, plain)
-    model = _model(data, _shared(data, rest), rest)
+    model = _model(data, shared, _rest(data, out))
     return _Fold(data.labels[out], unit_rows(plain), model, head, image, text, steps)
 
 
@@ -373,7 +375,7 @@ def _weigh(
     if bool(data.unseen_classes.any()):
         most = int(
             counts[data.unseen_classes].max()
-        )  # one with more images than it is known by has some to ask
+        )  # with more images than it is known by there are some to ask
         designs = [_newcomers(data, folds[0], noise, k) for k in _NEW_IMAGES if k < most]
         found = fit_gate(found, designs)
     best = scores.likelihoods.amax(1).sort().values

@@ -5,8 +5,9 @@ Probabilistic LDA (Ioffe 2006; Prince & Elder 2007) with a prior mean that the c
     x | c ~ N(mu_c, s Sigma)        mu_c ~ N(g + T (t_c - tbar), Lambda)
 
 A class is known by the number and the sum of its features, and by its text prototype, so that classes come and go
-without a new fit, and one without images has a place too. Work is done in the basis where Sigma is the identity and
-Lambda is diagonal.
+without a new fit, and one without images has a place too. A class without text, or whose images its text makes less
+likely than no text does, has the wider prior N(g, Lambda_0). Work is done in the basis where Sigma is the identity and
+Lambda is diagonal; of Lambda_0 the diagonal counts there.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class SharedGaussian:
         centre: [D], g: the mean of the class means.
         basis: [D, D]; z = (x - centre) @ basis has within-class covariance I, and Lambda is diagonal there.
         spread: [D], Lambda's diagonal.
+        blank: [D], Lambda_0's: how class means lie about g, nowhere less than about what texts foretell.
         text_centre: [T], tbar.
         text_map: [T, D]; (t - text_centre) @ text_map is a class's prior mean in the basis. Zero where texts do not
             foretell the class means.
@@ -47,6 +49,7 @@ class SharedGaussian:
     centre: Tensor
     basis: Tensor
     spread: Tensor
+    blank: Tensor
     text_centre: Tensor
     text_map: Tensor
     noise: float = 1.0
@@ -70,20 +73,29 @@ class GenerativeModel:
     prototypes: Tensor
 
     @cached_property
-    def prior_means(self) -> Tensor:
-        """Float64 [C, D] in the basis: what the text foretells of the class mean, zero for a class without text."""
+    def prior(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the prior of each class mean in the basis, both float64 [C, D]."""
         shared, text = self.shared, self.prototypes.double()
         told = (text != 0).any(1, keepdim=True)
-        return torch.where(told, (text - shared.text_centre) @ shared.text_map, 0.0)
+        foretold = (text - shared.text_centre) @ shared.text_map
+        sampling = shared.noise / self.counts.double().clamp(min=1.0)[:, None]
+        by_text = _log_density(self._means - foretold, shared.spread + sampling)
+        by_none = _log_density(self._means, shared.blank + sampling)
+        told &= (self.counts == 0)[:, None] | (by_text >= by_none)
+        return torch.where(told, foretold, 0.0), torch.where(told, shared.spread, shared.blank)
 
     @cached_property
     def posterior(self) -> tuple[Tensor, Tensor]:
         """Mean and predictive variance of each class in the basis, both float64 [C, D]."""
-        shared, n = self.shared, self.counts.double()[:, None]
-        means = (self.sums / n.clamp(min=1.0) - shared.centre) @ shared.basis
-        gain = n * shared.spread / (n * shared.spread + shared.noise)
-        mean = self.prior_means + gain * (means - self.prior_means)
-        return mean, shared.noise + shared.spread * (1.0 - gain)
+        (mean, spread), noise, n = self.prior, self.shared.noise, self.counts.double()[:, None]
+        gain = n * spread / (n * spread + noise)
+        return mean + gain * (self._means - mean), noise + spread * (1.0 - gain)
+
+    @property
+    def _means(self) -> Tensor:
+        """The mean of each class's images in the basis, float64 [C, D]; of no meaning without images."""
+        n = self.counts.double()[:, None].clamp(min=1.0)
+        return (self.sums / n - self.shared.centre) @ self.shared.basis
 
     def log_likelihoods(self, features: Tensor) -> Tensor:
         """log N(x; m_c, v_c) up to a constant that all classes share.
@@ -171,9 +183,16 @@ def fit_shared(features: Tensor, labels: Tensor, prototypes: Tensor) -> SharedGa
     text_centre = _mean(text[told], weights[told]) if bool(told.any()) else text.new_zeros(text.shape[1])
     seen, known = (means - centre) @ whitening, torch.where(told[:, None], text - text_centre, 0.0)
     text_map, residuals, r2 = _fit_text(known @ whitening, seen, weights * told)
-    spread, rotation = _spread(residuals, n, weights)
-    basis = whitening @ rotation
-    return SharedGaussian(centre, basis, spread, text_centre, whitening @ text_map @ rotation, text_r2=r2)
+    spread, rotation = torch.linalg.eigh(_between(residuals, n, weights))
+    spread = spread.clamp(min=_LEAST_SPREAD)
+    blank = torch.maximum((rotation.T @ _between(seen, n, weights) @ rotation).diagonal(), spread)
+    basis, text_map = whitening @ rotation, whitening @ text_map @ rotation
+    return SharedGaussian(centre, basis, spread, blank, text_centre, text_map, text_r2=r2)
+
+
+def _log_density(apart: Tensor, variance: Tensor) -> Tensor:
+    """log N(apart; 0, variance) of rows [C, D], less a constant: [C, 1]."""
+    return -0.5 * (apart.square() / variance + variance.log()).sum(1, keepdim=True)
 
 
 def _mean(rows: Tensor, weights: Tensor) -> Tensor:
@@ -272,13 +291,12 @@ def _maps(text: Tensor, seen: Tensor, weights: Tensor) -> list[Tensor]:
     ]
 
 
-def _spread(residuals: Tensor, counts: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Lambda's eigenvalues [D] and eigenvectors [D, D], from residuals [C, D] of classes with `counts` images."""
+def _between(residuals: Tensor, counts: Tensor, weights: Tensor) -> Tensor:
+    """Shrunk covariance [D, D] of residuals [C, D] of classes with `counts` images, less what sampling adds."""
     classes, dim = residuals.shape
+    identity = torch.eye(dim, dtype=residuals.dtype)
     if classes == 1:
-        return torch.ones(dim, dtype=residuals.dtype), torch.eye(dim, dtype=residuals.dtype)
+        return identity
     share = weights / weights.sum()
     between = (share[:, None] * residuals).T @ residuals
-    between = between - (share / counts).sum() * torch.eye(dim, dtype=residuals.dtype)
-    values, vectors = torch.linalg.eigh(_shrunk(between, classes))
-    return values.clamp(min=_LEAST_SPREAD), vectors
+    return _shrunk(between - (share / counts).sum() * identity, classes)

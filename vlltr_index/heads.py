@@ -31,7 +31,7 @@ _TYPES: dict[str, type] = {
     "text_fp": str,
     "image_fp": str,
 }
-SHARED = ("centre", "basis", "spread", "text_centre", "text_map")
+SHARED = ("centre", "basis", "spread", "blank", "text_centre", "text_map")
 """The tensors of the generative model in a head's file, below `generative.`."""
 
 
@@ -119,7 +119,7 @@ def _facts_of(parts: Parts) -> dict[str, Any]:
 def _parts(facts: Mapping[str, Any], tensors: dict[str, Tensor]) -> Parts:
     """What `_facts_of` and the tensors of the file say; these are taken out of `tensors`."""
     shared = {name: tensors.pop(f"generative.{name}").double() for name in SHARED}
-    if not bool((shared["spread"] > 0.0).all()):
+    if not all(bool((shared[name] > 0.0).all()) for name in ("spread", "blank")):
         raise ValueError("a variance in head.safetensors is not above 0")
     return Parts(
         SharedGaussian(**shared, noise=facts["noise"], text_r2=facts["text_r2"]),

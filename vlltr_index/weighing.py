@@ -176,8 +176,7 @@ def fit_gate(weights: PartWeights, designs: list[Newcomers]) -> PartWeights:
     """The gate and the offset by which classes meet that came later, from classes that the encoder never saw.
 
     For each gate the offset is the largest at which no design costs the trained classes more than 0.5 % of their
-    images.
-    So small a loss is not seen directly: beyond its last tenth the distribution of margins is taken to fall
+    images. So small a loss is not seen directly: beyond its last tenth the distribution of margins is taken to fall
     exponentially. Of the gates the one that finds most newcomers is kept. Designs without an image of a newcomer say
     nothing.
     """
