@@ -135,14 +135,17 @@ def test_an_answer_is_taken_apart(page: Page, pictures: Path, width: int) -> Non
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_a_class_is_added_and_undone(page: Page, pictures: Path, width: int) -> None:
+def test_a_class_is_added_recognised_and_undone(
+    page: Page, pictures: Path, heldout: dict[str, list[str]], width: int
+) -> None:
     """Under a name that is hostile if it is not escaped; the report shows what it did to the others."""
     page.open(width)
     page.give("#vl-picture", pictures / "unseen" / "0.png")
     page.wait(lambda: len(page.texts("#vl-best .vl-name")) == 5)
     before = page.texts("#vl-best .vl-name")
     page.all("#vl-new-name input, #vl-new-name textarea")[0].send_keys(HOSTILE)
-    page.all("#vl-new-text textarea")[0].send_keys(f"{HOSTILE} is its name. It has a long tail.")
+    told = " ".join([f"{HOSTILE} is its name.", *heldout[min(heldout)]])
+    page.all("#vl-new-text textarea")[0].send_keys(told)
     page.give("#vl-new-pictures", pictures / "unseen" / "0.png")
     page.wait(lambda: ".png" in page.text("#vl-new-pictures"))
     page.click("#vl-add")
@@ -151,7 +154,9 @@ def test_a_class_is_added_and_undone(page: Page, pictures: Path, width: int) -> 
     assert f"Added '{HOSTILE}' (class " in report
     assert "Nearest: " in report
     assert "% before, " in report
+    page.wait(lambda: page.texts("#vl-best .vl-name")[:1] == [HOSTILE])
     page.wait(lambda: page.text("#vl-undo") == f"Undo: add '{HOSTILE}'")
+    assert page.text("#vl-sentences .vl-head b") == HOSTILE
     assert page.all('img[src="x"]') == []
     page.browser.screenshot(f"ui-added-{width}")
     page.click("#vl-undo")

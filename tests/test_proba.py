@@ -45,7 +45,7 @@ def test_every_kind_of_image_gives_the_same(recognizer: Recognizer, pictures: Pa
     array = np.asarray(picture.convert("RGB"))
     kinds: list[Any] = [path, str(path), path.read_bytes(), picture, picture.convert("RGB"), array]
     found = recognizer.predict_proba(kinds)
-    assert (found == found[0]).all() or np.abs(found - found[0]).max() < 1e-6
+    assert np.abs(found - found[0]).max() < 1e-5  # float32, and the place in a batch moves the last bits
     labels = [p.image for p in recognizer.predict(kinds[2:], top=1)]
     assert labels == ["(bytes)", "(Image)", "(Image)", "(ndarray)"]
 
