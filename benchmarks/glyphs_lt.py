@@ -29,14 +29,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.without_text import WHOLE, rows_without_text
+from benchmarks.without_text import WHOLE, held_out, rows_without_text, training_data
+from vlltr_index.fusion import PartWeights
 from vlltr_index.glyphs import GlyphFiles, glyph_files
 from vlltr_index.heads import Parts
 from vlltr_index.loading import class_positions, image_set
 from vlltr_index.metrics import expected_calibration_error
 from vlltr_index.recipe import load_recipe, override
 from vlltr_index.schemas.config import Recipe, WorkspaceConfig
-from vlltr_index.scoring import load_scorer
+from vlltr_index.scoring import Scorer, load_scorer
 from vlltr_index.selection import select
 from vlltr_index.stages.baselines import ADJUSTED, FC, score_fc
 from vlltr_index.stages.build_index import index_anchors
@@ -46,6 +47,8 @@ from vlltr_index.stages.ingest import ingest_images, ingest_text
 from vlltr_index.stages.train_baseline import train_baseline_stage
 from vlltr_index.stages.train_cvlp import train_cvlp_stage
 from vlltr_index.stages.train_lgr import train_lgr_stage
+from vlltr_index.train.deciding import StageTwoData
+from vlltr_index.weighing import HeldOutScores, fit_temperature, fit_weights, image_weights
 from vlltr_index.workspace import Workspace
 
 RESULTS = Path(__file__).parent / "results"
@@ -131,13 +134,14 @@ def _measure(workspace: Workspace, baseline: bool) -> dict[str, Any]:
     scorer, test = load_scorer(workspace, snapshot), image_set(snapshot, "test")
     counts = training_counts(snapshot, scorer.class_ids)
     labels = class_positions(scorer.class_ids, test.class_ids)
-    fused = scorer.exhaustive(test.features)
-    chances = {METHOD: fused.probabilities, "image side": fused.by_image, "text branch": fused.by_text}
-    plain, parts = rows_without_text(workspace, snapshot, scorer, test.features)
-    rows = chances | plain
+    fused, data = scorer.exhaustive(test.features), training_data(workspace, snapshot)
+    plain, parts = rows_without_text(data, scorer, test.features)
+    tempered = _tempered(data, scorer, test.features)
+    rows = {METHOD: fused.probabilities, "image side": fused.by_image} | tempered | plain
     if baseline:
         rows |= {row.label: row.scores for row in score_fc(workspace, snapshot, "test", test.image_ids)}
-    chances[WHOLE] = rows[WHOLE].softmax(1)
+    chances = {METHOD: fused.probabilities, WHOLE: rows[WHOLE].softmax(1)}
+    chances |= {name: scores.softmax(1) for name, scores in tempered.items()}
     assert scorer.saved.parts is not None
     return {
         "counts": counts[labels].tolist(),
@@ -148,8 +152,36 @@ def _measure(workspace: Workspace, baseline: bool) -> dict[str, Any]:
             name: round(expected_calibration_error(shares.amax(1), shares.argmax(1) == labels), 4)
             for name, shares in chances.items()
         },
-        "decided": {METHOD: _decided(scorer.saved.parts), WHOLE: _decided(parts)},
+        "decided": {
+            METHOD: _decided(scorer.saved.parts),
+            WHOLE: _decided(parts),
+            "of test images": asdict(_weights_of(scorer, test.features, labels, counts)),
+        },
     }
+
+
+@torch.inference_mode()
+def _tempered(data: StageTwoData, scorer: Scorer, features: Tensor) -> dict[str, Tensor]:
+    """Logits [N, C] of the linear layer and the text branch, each at the temperature of the images held out."""
+    held, labels, weights = held_out(data, scorer.trained)
+    rows = {}
+    for name, logits in (("linear layer", scorer.visual_logits), ("text branch", scorer.text_logits)):
+        factor = fit_temperature(logits(held)[:, scorer.trained], labels, weights)
+        rows[name] = factor * torch.cat([logits(part) for part in features.split(512)])
+    return rows
+
+
+@torch.inference_mode()
+def _weights_of(scorer: Scorer, features: Tensor, labels: Tensor, counts: Tensor) -> PartWeights:
+    """What images in unseen fonts would have weighed the parts, had they been the ones held out."""
+    known = scorer.trained[labels]
+    some, position = features[known], scorer.trained.long().cumsum(0) - 1
+    parts = [
+        logits(some)[:, scorer.trained]
+        for logits in (scorer.visual_logits, scorer.log_likelihoods, scorer.text_logits)
+    ]
+    owners = position[labels[known]]
+    return fit_weights(HeldOutScores(owners, *parts, image_weights(owners, counts[scorer.trained])))
 
 
 def _decided(parts: Parts) -> dict[str, float]:

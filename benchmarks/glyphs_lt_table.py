@@ -21,6 +21,7 @@ METHOD, AGAINST = "vl-ltr", "image-only + logit adjustment"
 ORDER = (
     METHOD,
     "image side",
+    "linear layer",
     "text branch",
     WHOLE,
     "generative without text",
@@ -130,6 +131,9 @@ def _decisions(runs: Runs) -> list[str]:
     for run in runs:
         cells = " | ".join(f"{run['decided'][METHOD][name]:.3g}" for name in columns)
         lines.append(f"| {run['texts']} | {run['seed']} | {cells} |")
+        unseen = run["decided"]["of test images"]
+        cells = " | ".join(f"{unseen[name]:.3g}" for name in columns[:4])
+        lines.append(f"| {run['texts']}, had test images weighed | {run['seed']} | {cells} | | | |")
     return lines
 
 

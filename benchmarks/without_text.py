@@ -20,14 +20,14 @@ from vlltr_index.train.deciding import StageTwoData, weigh
 from vlltr_index.weighing import HeldOutScores, fit_weights, image_weights
 from vlltr_index.workspace import Workspace
 
-__all__ = ["WHOLE", "discriminant", "rows_without_text", "training_data"]
+__all__ = ["WHOLE", "discriminant", "held_out", "rows_without_text", "training_data"]
 
 GENERATIVE, MEANS, DISCRIMINANT = "generative without text", "class means", "shrunk discriminant"
 WHOLE = f"linear + {GENERATIVE}"
 
 
 def rows_without_text(
-    workspace: Workspace, snapshot: Snapshot, scorer: Scorer, features: Tensor
+    data: StageTwoData, scorer: Scorer, features: Tensor
 ) -> tuple[dict[str, Tensor], Parts]:
     """Scores [N, C] of features [N, D] in the scorer's columns by each rule, and the parts of the row `WHOLE`.
 
@@ -36,7 +36,6 @@ def rows_without_text(
     images that stage 1 did not see. Classes without a row in the linear layer meet the others by the chain rule; the
     simple rules have no offset in it.
     """
-    data = training_data(workspace, snapshot)
     assert data.classes == len(scorer.class_ids), "classes were added after training"
     plain, trained = data.features[0], scorer.trained
     counts, sums = class_sums(unit_rows(plain), data.labels, data.classes)
@@ -55,13 +54,19 @@ def rows_without_text(
 
     linear, rows = said(features)
     rows[WHOLE] = image_scores(linear, rows[GENERATIVE], trained, parts.weights)
-    held_linear, held = said(plain[data.unseen])
-    labels = (trained.long().cumsum(0) - 1)[data.labels[data.unseen]]
-    each = image_weights(labels, counts[trained])
+    images, labels, each = held_out(data, trained)
+    held_linear, held = said(images)
     for name, short in ((MEANS, MEANS), (DISCRIMINANT, "discriminant")):
         scores = HeldOutScores(labels, held_linear[:, trained], held[name][:, trained], None, each)
         rows[f"linear + {short}"] = image_scores(linear, rows[name], trained, fit_weights(scores))
     return rows, parts
+
+
+def held_out(data: StageTwoData, trained: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Features [M, D] of the images that stage 1 did not see, positions among the classes that it saw, and weights."""
+    labels = (trained.long().cumsum(0) - 1)[data.labels[data.unseen]]
+    counts = torch.bincount(data.labels, minlength=data.classes)
+    return data.features[0, data.unseen], labels, image_weights(labels, counts[trained])
 
 
 def _with_rows_for_all(scorer: Scorer) -> LGRHead:

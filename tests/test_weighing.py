@@ -116,24 +116,29 @@ def test_weights_are_the_most_probable(
     text: tuple[float, int],
     seed: int,
 ) -> None:
-    """Visual parts of equal spread with a likeliest factor, the text's under its prior, as an optimiser finds them."""
+    """Parts of equal spread under the prior: visual ones alike, with a likeliest factor, the text at 0."""
     labels, parts, weights = drawn(seed, images, classes, image, generative, text)
     found = fit_weights(HeldOutScores(labels, parts[0], parts[1], parts[2], weights))
     units = [spread(part) for part in parts]
-    visual, told = 0.5 * (parts[0] / units[0] + parts[1] / units[1]), parts[2] / units[2]
-    (factor,), _ = least(lambda x: loss_of(float(x[0]) * visual, labels, weights), [0.1], [1.0], [5.0])
+    a, b, told = (part / unit for part, unit in zip(parts, units, strict=True))
+    (factor,), _ = least(
+        lambda x: loss_of(float(x[0]) * (0.5 * (a + b)), labels, weights), [0.1], [1.0], [5.0]
+    )
     width = 0.25 * max(factor, 1e-6)
 
     def loss(x: object) -> float:
-        one, two = map(float, x)  # type: ignore[call-overload]  # an array
-        return float(loss_of(one * visual + two * told, labels, weights) + 0.5 * (two / width) ** 2)
+        one, two, three = map(float, x)  # type: ignore[call-overload]  # an array
+        apart = (one - factor / 2) ** 2 + (two - factor / 2) ** 2 + three**2
+        return float(loss_of(one * a + two * b + three * told, labels, weights) + 0.5 * apart / width**2)
 
-    (one, two), best = least(loss, [factor, 0.0], [factor, factor], [factor, 0.1 * factor])
-    assert found.image * units[0] == pytest.approx(found.generative * units[1])
-    mine = found.image * units[0] + found.generative * units[1], found.text * units[2]
-    if two < 0.019 * (one + two):
-        assert mine[1] == 0.0
-    elif two > 0.021 * (one + two):
+    half = factor / 2
+    (one, two, three), best = least(
+        loss, [half, half, 0.0], [factor, 0.1 * factor, half], [half, factor, half]
+    )
+    mine = found.image * units[0], found.generative * units[1], found.text * units[2]
+    if three < 0.019 * (one + two + three):
+        assert mine[2] == 0.0
+    elif three > 0.021 * (one + two + three):
         assert loss(mine) <= best + 1e-5 * (1.0 + abs(best))
     assert found.gate == pytest.approx(fit_temperature(parts[1], labels, weights))
     assert found.offset == 0.0

@@ -12,7 +12,7 @@ from vlltr_index.fusion import PartWeights, image_scores
 
 __all__ = ["HeldOutScores", "Newcomers", "fit_gate", "fit_temperature", "fit_weights", "image_weights", "nll"]
 
-_PRIOR_SPREAD = 0.25  # of a part's weight, in units of the visual parts' common weight
+_PRIOR_SPREAD = 0.25  # of a part's weight, in units of the visual parts' together
 _STEPS = 60
 _LEAST = 0.02  # a smaller share than this is none
 _GATES = (1.0, 0.7, 0.5, 0.35)
@@ -67,28 +67,29 @@ def fit_temperature(logits: Tensor, labels: Tensor, weights: Tensor) -> float:
 
 
 def fit_weights(held_out: HeldOutScores) -> PartWeights:
-    """How much each part counts.
+    """How much each part counts: the most probable weights.
 
-    The visual parts count alike, each brought to the same spread over the classes: what of the classifier's lead is
-    merely its own training cannot be seen well enough to prefer one. Their common factor is the likeliest. The text's
-    is the most probable one under a half-normal prior at 0, a quarter of the visual parts' wide; below 2 % of the whole
-    it is 0.
+    Each part is brought to the same spread over the classes. The prior has the visual parts alike, at their likeliest
+    common weight, and the text at 0, each with a quarter of the visual parts' sum as its standard deviation. A text of
+    less than 2 % of the whole is left out.
     """
-    labels, weights, text = held_out.labels, held_out.weights, held_out.text
-    visual = held_out.likelihoods.double() / _spread(held_out.likelihoods)
+    labels, weights = held_out.labels, held_out.weights
+    visual = [part for part in (held_out.image, held_out.likelihoods) if part is not None]
+    parts = visual if held_out.text is None else [*visual, held_out.text]
+    units = [_spread(part) for part in parts]
+    scaled = [part.double() / unit for part, unit in zip(parts, units, strict=True)]
+    common = fit_temperature(torch.stack(scaled[: len(visual)]).mean(0), labels, weights)
+    means = torch.zeros(len(parts))
+    means[: len(visual)] = common / len(visual)
+    precision = torch.full((len(parts),), (_PRIOR_SPREAD * max(common, 1e-6)) ** -2)
+    factors = _fit(scaled, labels, weights, means, precision)
+    generative, image, told = factors[len(visual) - 1] / units[len(visual) - 1], 0.0, 0.0
     if held_out.image is not None:
-        visual = 0.5 * (visual + held_out.image.double() / _spread(held_out.image))
-    factor, told = fit_temperature(visual, labels, weights), 0.0
-    if text is not None:
-        scaled = text.double() / _spread(text)
-        means, width = torch.tensor([factor, 0.0]), _PRIOR_SPREAD * max(factor, 1e-6)
-        precision = torch.tensor([0.0, width**-2])
-        factor, told = _fit([visual, scaled], labels, weights, means, precision).tolist()
-        told = told / _spread(text) if told >= _LEAST * (factor + told) else 0.0
-    share = 0.5 if held_out.image is not None else 1.0
-    image = 0.0 if held_out.image is None else share * factor / _spread(held_out.image)
+        image = float(factors[0]) / units[0]
+    if held_out.text is not None and float(factors[-1]) >= _LEAST * float(factors.sum()):
+        told = float(factors[-1]) / units[-1]
     gate = fit_temperature(held_out.likelihoods, labels, weights)
-    return PartWeights(image, share * factor / _spread(held_out.likelihoods), told, gate)
+    return PartWeights(image, float(generative), told, gate)
 
 
 def _spread(part: Tensor) -> float:
