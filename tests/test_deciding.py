@@ -353,6 +353,21 @@ def test_classes_that_stage_one_did_not_see_set_the_gate(images: int, unseen: bo
     assert parts_of(decision).weights.offset != 0.0
 
 
+def test_classes_that_came_after_stage_one_have_no_row(fits: Fits) -> None:
+    """What is known of their images is all that counts for them, and they are recognised beside the others."""
+    data = drawn([10] * 8 + [5] * 2, apart=0.4)
+    data = after_stage_one(data, list(range(0, 80, 5)), [8, 9])
+    data = replace(data, unseen_classes=torch.zeros_like(data.unseen_classes))
+    decision = decide(data, CONFIG)
+    assert decision.rows is not None
+    assert decision.rows.tolist() == [True] * 8 + [False] * 2
+    assert decision.held_out == 16
+    assert {frozenset(some) for some in left_out(fits, data)} == {frozenset(range(0, 80, 5))}
+    named = answers(decision, data).argmax(1) == data.labels
+    assert float(named[data.labels < 8].double().mean()) > 0.9
+    assert float(named[data.labels >= 8].double().mean()) > 0.7
+
+
 def test_a_head_that_is_trained_already_is_weighed_as_it_is() -> None:
     """On the images that it did not see; without such images the default weights hold."""
     data = after_stage_one(drawn([8] * 5, apart=0.8), list(range(0, 40, 5)), [])

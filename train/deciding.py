@@ -91,6 +91,12 @@ class StageTwoData:
         return len(self.places)
 
     @property
+    def rows(self) -> Tensor:
+        """The classes with a row in the visual classifier, bool [C]: where stage 1 ran, those that it saw."""
+        seen = ~self.unseen_classes
+        return seen if self.visual_init is None else seen & self.visual_init[1].isfinite()
+
+    @property
     def prototypes(self) -> Tensor:
         """Mean of each class's normalised anchors, float32 [C, D]; zeros for a class without a sentence."""
         rows = torch.zeros(self.classes, self.features.shape[2])
@@ -110,8 +116,8 @@ class Decision:
         log: One entry a check of the head's training.
         notes: What was decided, a sentence each.
         held_out: Images that the weights were fitted on.
-        rows: Bool [C], the classes that have a row in the visual classifier; None: all. Those that stage 1 did not see
-            have none beside its classifier: they meet the others as classes do that come later.
+        rows: Bool [C], the classes that have a row in the visual classifier; None: all. The others meet them as classes
+            do that come later.
     """
 
     head: LGRHead
@@ -150,7 +156,7 @@ def decide(
         steps = round(sum(fold.steps for fold in folds) / len(folds))
         shared, weights, accept, notes = _weigh(data, folds, shared, use, matches)
     head, log = _head(data, config, shared, everything), list[dict[str, float]]()
-    rows = ~data.unseen_classes if data.visual_init is not None else torch.ones_like(data.unseen_classes)
+    rows = data.rows
     seen = rows[data.labels]
     if steps:
         head, log = train_until(
@@ -245,7 +251,7 @@ def _held_out(data: StageTwoData) -> list[Tensor]:
     folds = [data.unseen] if bool(data.unseen.any()) else _drawn_folds(data)
     left = []
     for fold in folds:
-        out = fold & ~data.unseen_classes[data.labels]
+        out = fold & data.rows[data.labels]
         counts = torch.bincount(data.labels[~out], minlength=data.classes)
         out &= counts[data.labels] > 0
         if bool(out.any()):
@@ -307,8 +313,9 @@ def _fold(data: StageTwoData, config: LGRConfig, out: Tensor, use: _Use, progres
     head, log = _head(data, config, shared, rest), list[dict[str, float]]()
     if use.linear or use.text:
         watched = ("visual",) * use.linear + ("text",) * use.text
+        seen = rest & data.rows[data.labels]
         head, log = train_until(
-            head, data.features[:, rest], data.labels[rest], data.bank, config,
+            head, data.features[:, seen], data.labels[seen], data.bank, config,
             HeldOut(plain, labels, data.bank, watched), places=data.places, progress=progress,
         )  # fmt: skip
     return _judged(data, out, shared, head, int(log[-1]["best"]) if log else 0)
@@ -329,12 +336,12 @@ def _judged(data: StageTwoData, out: Tensor, shared: SharedGaussian, head: LGRHe
 
 
 def _visual(data: StageTwoData, head: LGRHead, features: Tensor) -> Tensor:
-    """Logits of the visual classifier [B, C]; zeros where those of classes that stage 1 did not see have no row."""
+    """Logits of the visual classifier [B, C]; zeros for classes that have no row in the head."""
     logits = head.visual_logits(features)
     if logits.shape[1] == data.classes:
         return logits
     whole = logits.new_zeros(len(features), data.classes)
-    whole[:, ~data.unseen_classes] = logits
+    whole[:, data.rows] = logits
     return whole
 
 
@@ -351,7 +358,7 @@ def _weigh(
     data: StageTwoData, folds: list[_Fold], shared: SharedGaussian, use: _Use, matches: bool | None
 ) -> tuple[SharedGaussian, PartWeights, float, list[str]]:
     """Noise, weights, the level of known images, and what to say of them."""
-    counts, known = torch.bincount(data.labels, minlength=data.classes), ~data.unseen_classes
+    counts, known = torch.bincount(data.labels, minlength=data.classes), data.rows
     position = known.long().cumsum(0) - 1
     labels = position[torch.cat([fold.labels for fold in folds])]
     weights = image_weights(labels, counts[known])
@@ -386,7 +393,7 @@ def _weigh(
 
 def _newcomers(data: StageTwoData, fold: _Fold, noise: float, images: int) -> Newcomers:
     """The classes that stage 1 did not see, each known by its text and so many images."""
-    known = ~data.unseen_classes
+    known = data.rows
     order = torch.cat([known.nonzero()[:, 0], data.unseen_classes.nonzero()[:, 0]])
     counts, sums = fold.model.counts.clone(), fold.model.sums.clone()
     rest = []
@@ -447,7 +454,7 @@ def _notes(
                 else "; beside the images they say nothing more."
             )
         )
-    known = ~data.unseen_classes
+    known = data.rows
     for name, rule in (
         ("class means", _class_means),
         ("a linear discriminant", _discriminant),

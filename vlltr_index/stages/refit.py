@@ -63,8 +63,7 @@ def refit(workspace: Workspace, config: LGRConfig, progress: Progress | None = N
     report = train_lgr_stage(workspace, stored, progress, resume=False, command="refit")
     after = View.load(workspace, workspace.snapshot())
     names, known = snapshot.class_table().names, set(before.scorer.row_owners.tolist())
-    trained = after.scorer.row_owners.tolist()
     effect = after.effect(before, set(before.scorer.class_ids.tolist()) - known)
-    text_only = len(after.scorer.class_ids) - len(trained)
-    new = [names[i] for i in trained if i not in known]
+    text_only = len(after.scorer.class_ids) - len(after.scorer.visual_sides())
+    new = [names[i] for i in after.scorer.row_owners.tolist() if i not in known]
     return RefitReport(report.digest, report.classes, new, text_only, report.images, report.notes, effect)
