@@ -39,8 +39,7 @@ def rows_without_text(
     assert data.classes == len(scorer.class_ids), "classes were added after training"
     plain, trained = data.features[0], scorer.trained
     counts, sums = class_sums(unit_rows(plain), data.labels, data.classes)
-    parts = weigh(data, _with_rows_for_all(scorer)).parts
-    assert parts is not None
+    parts, _ = weigh(data, _with_rows_for_all(scorer))
     model = GenerativeModel(parts.shared, counts, sums, data.prototypes)
     means = class_means(plain, data.labels, data.classes)
 

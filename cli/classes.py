@@ -73,7 +73,7 @@ def _detail_lines(detail: ClassDetail, every: bool) -> list[str]:
     row = {
         "trained": "trained on its images",
         "images": "known by images that came later",
-        "none": "known by text alone",
+        "none": "whose images wait for vlltr train lgr" if detail.images else "known by text alone",
     }[detail.visual]
     lines = [
         f"{detail.name} (class {detail.class_id}, {_ORIGIN[detail.origin]}, {many(detail.images, 'training image')},"

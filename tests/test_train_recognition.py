@@ -234,7 +234,7 @@ def same_head(one: LGRHead, other: LGRHead) -> bool:
 def test_a_head_trains_until_the_held_out_loss_has_converged() -> None:
     """It ends as it was when that was lowest: as one trained for just so many steps, each check in the log."""
     features, labels, bank = stored()
-    places, held = torch.arange(CLASSES), HeldOut(features[1], labels, bank, ("visual", "text"))
+    places, held = torch.arange(CLASSES), HeldOut(features[1], labels, bank)
     calls = list[int]()
     head, log = train_until(
         start(bank, CONFIG), features[:1], labels, bank, CONFIG, held, places=places,
@@ -259,7 +259,7 @@ def test_a_head_that_only_gets_worse_is_left_as_it_was() -> None:
     config = CONFIG.model_copy(update={"lr": 30.0, "projection_lr": 30.0})
     good = train_lgr(features[:1], labels, bank, CONFIG, logit_scale=20.0)
     before = {name: value.clone() for name, value in good.state_dict().items()}
-    held = HeldOut(features[1], labels, bank, ("visual", "text"))
+    held = HeldOut(features[1], labels, bank)
     places = torch.arange(CLASSES)
     head, log = train_until(good, features[:1], labels, bank, config, held, places=places)
     assert log[-1]["best"] == 0.0
@@ -275,7 +275,7 @@ def test_classes_without_a_sentence_have_a_visual_row_alone(told: int) -> None:
     if told:
         some = bank.select(torch.arange(told))
     places = torch.where(torch.arange(CLASSES) < told, torch.arange(CLASSES), -1)
-    held = HeldOut(features[1], labels, some, ("visual", "text"))
+    held = HeldOut(features[1], labels, some)
     head, log = train_until(start(some, CONFIG), features[:1], labels, some, CONFIG, held, places=places)
     right = head.visual_logits(features[1]).argmax(1) == labels
     assert float(right.float().mean()) > 0.9

@@ -180,16 +180,22 @@ def shrunk(covariance: Tensor, freedom: int) -> Tensor:
 
 
 def within(features: Tensor, labels: list[int], centre: Tensor) -> Tensor:
-    """S, [V, N, D]: about each class's mean over all views, or half that about the centre where there is none."""
+    """S, [V, N, D]: how an image's mean view varies in its class, and how a view does about it; without more images
+    than classes, or any scatter, half that about the centre."""
     views, images, dim = features.shape
+    middle = [sum((view[n] for view in features), torch.zeros(dim).double()) / views for n in range(images)]
     pooled = torch.zeros(dim, dim, dtype=torch.float64)
-    for label in set(labels):
-        own = [view[n] for view in features for n in range(images) if labels[n] == label]
-        mean = sum(own, torch.zeros(dim, dtype=torch.float64)) / len(own)
-        for x in own:
-            pooled += torch.outer(x - mean, x - mean)
-    if images > len(set(labels)) and pooled.trace() > 1e-9:
-        return pooled / (views * (images - len(set(labels))))
+    if images > len(set(labels)):
+        for label in set(labels):
+            own = [m for m, other in zip(middle, labels, strict=True) if other == label]
+            mean = sum(own, torch.zeros(dim, dtype=torch.float64)) / len(own)
+            for m in own:
+                pooled += torch.outer(m - mean, m - mean) / (images - len(set(labels)))
+        for n, m in enumerate(middle):
+            for view in features:
+                pooled += torch.outer(view[n] - m, view[n] - m) / (views * images)
+    if pooled.trace() > 1e-9:
+        return pooled
     total = torch.zeros(dim, dim, dtype=torch.float64)
     for x in features[0]:
         total += torch.outer(x - centre, x - centre)
@@ -283,7 +289,12 @@ def shared_gaussian(features: Tensor, labels: list[int], prototypes: Tensor) -> 
     seen = [(mean - centre) @ whitening for mean in means]
     mapped, residuals, r2 = text_fit(text, seen, weights, told)
     spread = torch.zeros(dim, dim, dtype=torch.float64)
-    values, vectors = torch.linalg.eigh(between(residuals, n, weights))
+    chosen = [
+        there or not r2 for there in told
+    ]  # classes that texts foretell, or all where they foretell none
+    values, vectors = torch.linalg.eigh(
+        between(*([v for v, kept in zip(of, chosen, strict=True) if kept] for of in (residuals, n, weights)))
+    )
     for value, direction in zip(values, vectors.T, strict=True):
         spread += max(float(value), 0.02) * torch.outer(direction, direction)
     back = torch.linalg.inv(whitening)

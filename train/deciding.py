@@ -52,7 +52,7 @@ _FEWEST_TO_MATCH = 5
 _QUERIES = 20
 _BY_DEFAULT = PartWeights(0.0, _TEMPERED, 0.0, _TEMPERED)
 _NOTHING_TO_SPARE = (
-    "No class has an image to spare, so nothing could be weighed: the images count, text as a prior."
+    "No image could be kept out of training, so nothing could be weighed: the images count, text as a prior."
 )
 
 
@@ -144,10 +144,8 @@ def decide(
         progress: Called after every step.
     """
     linear = data.visual_init is not None or len(data.labels) >= _FEW_IMAGES
-    matches = text_matches(data)
-    if matches is False:
-        _log.info("the texts do not match the images: the text branch is not trained")
-    use = _Use(linear, matches is not False and data.bank.num_classes > 0)
+    data, matches = _with_matching_text(data)
+    use = _Use(linear, bool((data.places >= 0).any()))
     folds = [_fold(data, config, out, use, progress) for out in _held_out(data)]
     everything = torch.ones_like(data.labels, dtype=torch.bool)
     shared, steps = _shared(data, everything), 0
@@ -156,12 +154,11 @@ def decide(
         steps = round(sum(fold.steps for fold in folds) / len(folds))
         shared, weights, accept, notes = _weigh(data, folds, shared, use, matches)
     head, log = _head(data, config, shared, everything), list[dict[str, float]]()
-    rows = data.rows
-    seen = rows[data.labels]
+    rows, seen = data.rows, _learned(data, use)
     if steps:
         head, log = train_until(
             head, data.features[:, seen], data.labels[seen], data.bank, config, steps, places=data.places,
-            run_dir=run_dir, progress=progress,
+            branches=use.branches, run_dir=run_dir, progress=progress,
         )  # fmt: skip
     _keep_rows(head, rows)
     held = sum(len(fold.labels) for fold in folds)
@@ -176,16 +173,22 @@ def _keep_rows(head: LGRHead, rows: Tensor) -> None:
         setattr(layer, name, nn.Parameter(values.detach()[rows].clone()))
 
 
-def weigh(data: StageTwoData, head: LGRHead) -> Decision:
-    """Fit the generative model beside a head that is trained already, and weigh both on the images it did not see."""
-    shared, matches = _shared(data, torch.ones_like(data.labels, dtype=torch.bool)), text_matches(data)
+def weigh(data: StageTwoData, head: LGRHead) -> tuple[Parts, list[str]]:
+    """Fit the generative model beside a head that is trained already, and weigh both on the images it did not see.
+
+    Returns:
+        The parts, and what was decided, a sentence each.
+    """
+    data, matches = _with_matching_text(data)
+    shared = _shared(data, torch.ones_like(data.labels, dtype=torch.bool))
     held_out = _held_out(data) if bool(data.unseen.any()) else []
     folds = [_judged(data, out, _shared(data, _rest(data, out)), head, 0) for out in held_out]
     if not folds:
-        return Decision(head, Parts(shared, _BY_DEFAULT), [], [_NOTHING_TO_SPARE])
-    use = _Use(isinstance(head.visual_head, nn.Linear), matches is not False)
-    shared, weights, accept, notes = _weigh(data, folds, shared, use, matches)
-    return Decision(head, Parts(shared, weights, accept), [], notes, len(folds[0].labels))
+        return Parts(shared, _BY_DEFAULT), [_NOTHING_TO_SPARE]
+    shared, weights, accept, notes = _weigh(
+        data, folds, shared, _Use(True, bool((data.places >= 0).any())), matches
+    )
+    return Parts(shared, weights, accept), notes
 
 
 def without_images(bank: AnchorBank, config: LGRConfig, logit_scale: float) -> Decision:
@@ -221,12 +224,23 @@ def text_matches(data: StageTwoData) -> bool | None:
     return less >= 0.95 * _PERMUTATIONS
 
 
+def _with_matching_text(data: StageTwoData) -> tuple[StageTwoData, bool | None]:
+    """The data, as if no class had a sentence where texts do not match the images; and whether they do."""
+    matches = text_matches(data)
+    return replace(data, places=torch.full_like(data.places, -1)) if matches is False else data, matches
+
+
 @dataclass(frozen=True)
 class _Use:
     """Which trained parts may count."""
 
     linear: bool
     text: bool
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """As `train_until` names them."""
+        return ("visual",) * self.linear + ("text",) * self.text
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,8 +261,13 @@ class _Fold:
 
 
 def _held_out(data: StageTwoData) -> list[Tensor]:
-    """The images that each fold holds out, bool [N]: what goes together, but never the last images of a class."""
-    folds = [data.unseen] if bool(data.unseen.any()) else _drawn_folds(data)
+    """The images that each fold holds out, bool [N]: what goes together, but never the last images of a class.
+
+    After a stage 1 that saw all images there is none: what it trained would be sure of them.
+    """
+    folds = [data.unseen] if bool(data.unseen.any()) else []
+    if data.visual_init is None and not folds:
+        folds = _drawn_folds(data)
     left = []
     for fold in folds:
         out = fold & data.rows[data.labels]
@@ -267,8 +286,9 @@ def _drawn_folds(data: StageTwoData) -> list[Tensor]:
     place = torch.tensor([ranks[unit] for unit in units])
     if len(units) < _FEW_IMAGES:
         return [place % _FOLDS == part for part in range(_FOLDS)]
-    out = place % _ONE_PART == 0
-    return [out & (out.cumsum(0) <= _MOST_HELD)]
+    sizes, most = torch.bincount(place), min(len(units) // _ONE_PART, _MOST_HELD)
+    small = sizes <= most
+    return [(small & ((sizes * small).cumsum(0) <= most))[place]]
 
 
 def _units(data: StageTwoData) -> list[str]:
@@ -278,8 +298,8 @@ def _units(data: StageTwoData) -> list[str]:
     for label in data.labels.unique().tolist():
         own = (data.labels == label).nonzero()[:, 0].tolist()
         own = torch.tensor(sorted(own, key=lambda n: not data.groups[n]))  # those with a group first
-        first = (images[own] @ images[own].T > _ALIKE).int().argmax(1)
-        for n, at in zip(own.tolist(), own[first].tolist(), strict=True):
+        first = [(images[part] @ images[own].T > _ALIKE).int().argmax(1) for part in own.split(512)]
+        for n, at in zip(own.tolist(), own[torch.cat(first)].tolist(), strict=True):
             if not data.groups[n]:
                 units[n] = units[at]
     return units
@@ -311,14 +331,19 @@ def _fold(data: StageTwoData, config: LGRConfig, out: Tensor, use: _Use, progres
     rest, labels, plain = _rest(data, out), data.labels[out], data.features[0, out]
     shared = _shared(data, rest)
     head, log = _head(data, config, shared, rest), list[dict[str, float]]()
-    if use.linear or use.text:
-        watched = ("visual",) * use.linear + ("text",) * use.text
-        seen = rest & data.rows[data.labels]
+    if use.branches:
+        seen = rest & _learned(data, use)
         head, log = train_until(
             head, data.features[:, seen], data.labels[seen], data.bank, config,
-            HeldOut(plain, labels, data.bank, watched), places=data.places, progress=progress,
+            HeldOut(plain, labels, data.bank), places=data.places, branches=use.branches, progress=progress,
         )  # fmt: skip
     return _judged(data, out, shared, head, int(log[-1]["best"]) if log else 0)
+
+
+def _learned(data: StageTwoData, use: _Use) -> Tensor:
+    """The images that a head learns from, bool [N]."""
+    of = data.rows if use.linear else data.rows & (data.places >= 0)
+    return of[data.labels]
 
 
 def _rest(data: StageTwoData, out: Tensor) -> Tensor:
@@ -347,7 +372,7 @@ def _visual(data: StageTwoData, head: LGRHead, features: Tensor) -> Tensor:
 
 def _text(data: StageTwoData, head: LGRHead, features: Tensor) -> Tensor:
     """Text logits [B, C]; a class without a sentence has the mean of the others."""
-    if not data.bank.num_classes:
+    if not bool((data.places >= 0).any()):
         return torch.zeros(len(features), data.classes)
     logits = torch.cat([head.text_logits(part, data.bank) for part in features.split(512)])
     told = torch.where(data.places >= 0, data.places, 0)
@@ -426,49 +451,45 @@ def _notes(
 ) -> list[str]:
     """What was decided, for people; a warning where a simple rule is right more often by two standard errors."""
     fused = weights.generative * scores.likelihoods
-    if scores.image is not None:
-        fused = fused + weights.image * scores.image
-    if scores.text is not None:
-        fused = fused + weights.text * scores.text
-    own = balanced_accuracy(fused, scores.labels)
-    used = ", ".join(name for name in ("image", "generative", "text") if getattr(weights, name))
+    for part, weight in ((scores.image, weights.image), (scores.text, weights.text)):
+        fused = fused if part is None else fused + weight * part
+    mine = fused.argmax(1) == scores.labels
+    shares = {"linear layer": weights.image, "generative model": weights.generative, "text": weights.text}
+    used = ", ".join(f"{name} {weight:.3g}" for name, weight in shares.items() if weight)
     notes = [
         f"Weighed on {many(len(scores.labels), 'image')} that trained nothing: {used or 'no part counts'};"
-        f" {100 * own:.1f} % of them right, each class counted alike."
+        f" {100 * balanced_accuracy(fused, scores.labels):.1f} % of them right, each class counted alike.",
+        f"New classes: gate {weights.gate:.3g}, offset {weights.offset:.3g}; their images lie {shared.noise:g} times as"
+        " wide.",
     ]
-    if not data.bank.num_classes:
-        notes.append("There is no sentence: the images alone count.")
-    elif matches is False:
-        notes.append(
-            "The texts do not match the images: permuted between the classes they fit as well. They do not count."
-        )
-    elif not weights.text and not shared.text_r2:
-        match = "match the images" if matches else "of so few classes may match the images or not"
-        notes.append(f"The texts {match}, but the images say as much by themselves.")
-    else:
-        notes.append(
-            f"The texts foretell {100 * shared.text_r2:.0f} % of how the class means differ"
-            + (
-                ", and count beside the images."
-                if weights.text
-                else "; beside the images they say nothing more."
-            )
-        )
-    known = data.rows
     for name, rule in (
         ("class means", _class_means),
         ("a linear discriminant", _discriminant),
         ("zero-shot", _zero_shot),
     ):
-        simple = torch.cat([rule(fold) for fold in folds])[:, known]
-        mine, other = (rows.argmax(1) == scores.labels for rows in (fused, simple))
+        other = torch.cat([rule(fold) for fold in folds])[:, data.rows].argmax(1) == scores.labels
         better, worse = int((other & ~mine).sum()), int((mine & ~other).sum())
         if better - worse > 2.0 * math.sqrt(better + worse):
             _log.warning(
-                "on the images held out %s alone would be right for %.1f %%, more than all parts together: %.1f %%",
-                name, 100 * balanced_accuracy(simple, scores.labels), 100 * own,
+                "of the images held out %s alone would have %d of %d right, all parts together %d",
+                name, int(other.sum()), len(other), int(mine.sum()),
             )  # fmt: skip
-    return notes
+    if data.bank.num_classes:
+        notes[1] += f" At most {many(int(data.bank.offsets.diff().max()), 'anchor')} a class."
+    return [*notes, _of_texts(data, weights, shared, matches)]
+
+
+def _of_texts(data: StageTwoData, weights: PartWeights, shared: SharedGaussian, matches: bool | None) -> str:
+    """What the texts are worth."""
+    if matches is False:
+        return "The texts do not match the images: permuted between the classes they fit as well. They do not count."
+    if not bool((data.places >= 0).any()):
+        return "There is no sentence: the images alone count."
+    if not weights.text and not shared.text_r2:
+        match = "match the images" if matches else "of so few classes may match the images or not"
+        return f"The texts {match}, but the images say as much by themselves."
+    told = ", and count beside the images." if weights.text else "; beside the images they say nothing more."
+    return f"The texts foretell {100 * shared.text_r2:.0f} % of how the class means differ{told}"
 
 
 def _class_means(fold: _Fold) -> Tensor:

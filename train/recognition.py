@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ _LEAST_STEPS, _MOST_CHECKS, _PATIENCE = 20, 200, 2
 _GAIN, _LEAST_GAIN = 0.005, 0.002
 _WARM_STEPS = 20
 _AT_ONCE = 512
+BRANCHES = ("visual", "text")
 _PROJECTIONS = ("query_proj", "key_proj", "query_norm", "key_norm")
 
 
@@ -107,6 +109,7 @@ def train_until(
     stop: int | HeldOut,
     *,
     places: Tensor,
+    branches: Sequence[str] = BRANCHES,
     run_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[LGRHead, list[dict[str, float]]]:
@@ -125,6 +128,7 @@ def train_until(
         config: The recipe's `lgr` section; `epochs` is not looked at.
         stop: Steps, or images that are not among those trained on.
         places: Int64 [C], the position in the bank of each row's class; -1 for a class without a sentence.
+        branches: Which are trained, and looked at: `visual`, `text` or both.
         run_dir: As for `train_lgr`; for a number of steps.
         progress: Called after every step.
 
@@ -139,12 +143,12 @@ def train_until(
     device, log = work_device(features), list[dict[str, float]]()
     head = head.to(device)
     anchors = _training_anchors(features, places[labels], bank, float(head.logit_scale.detach()), config)
-    objective = _HeadLoss(head, anchors, labels, config, places)
+    objective = _HeadLoss(head, anchors, labels, config, places, branches)
     optimizer = torch.optim.AdamW(_groups(head, config, ""), fused=True)
     state = run_dir / STATE if run_dir is not None else None
     each = max(steps_per_epoch(len(labels), config.batch_size), _LEAST_STEPS)
     held = None if isinstance(stop, int) else stop
-    checks = _MOST_CHECKS if held is not None or not isinstance(stop, int) else max(round(stop / each), 1)
+    checks = max(round(stop / each), 1) if isinstance(stop, int) else _MOST_CHECKS
     best, lowest, kept = 0, held.loss(objective) if held is not None else 0.0, _copied(head)
     for check in range(_restore_head(state, head, optimizer, log), checks):
         log.append(_head_epoch(check, features, objective, optimizer, progress, checks, steady=each))
@@ -173,23 +177,18 @@ class HeldOut:
         features: Float [M, D], unnormalised.
         labels: Int64 [M], rows of the visual classifier.
         bank: The anchors without strays.
-        watched: Which losses are: `visual`, `text` or both.
     """
 
     features: Tensor
     labels: Tensor
     bank: AnchorBank
-    watched: tuple[str, ...]
 
     @torch.no_grad()
     def loss(self, objective: _HeadLoss) -> float:
-        """The sum of the losses watched, each at the temperature that suits it best; images weigh n^-power."""
+        """The sum of the branches' losses, each at the temperature that suits it best; images weigh n^-power."""
         total = 0.0
-        for name, (logits, labels, weights) in objective.held_out(
-            self.features, self.labels, self.bank
-        ).items():
-            if name in self.watched and len(labels):
-                total += nll(fit_temperature(logits, labels, weights) * logits, labels, weights)
+        for logits, labels, weights in objective.held_out(self.features, self.labels, self.bank):
+            total += nll(fit_temperature(logits, labels, weights) * logits, labels, weights)
         return total
 
 
@@ -427,7 +426,9 @@ class _HeadLoss:
         labels: Tensor,
         config: LGRConfig,
         places: Tensor | None = None,
+        branches: Sequence[str] = BRANCHES,
     ) -> None:
+        self.branches = branches
         self.head, self.anchors, self.labels, self.config = head, anchors, labels, config
         text_classes = anchors.bank.num_classes
         classes = text_classes if places is None else len(places)
@@ -457,13 +458,13 @@ class _HeadLoss:
         return sum(parts.values(), features.new_zeros(())), parts
 
     def _hard(self, features: Tensor, labels: Tensor, kept: Tensor | None) -> dict[str, Tensor]:
-        """Both losses of images with labels int64 [B]; that of the text is of those whose class has a sentence."""
-        places, device = self.places[labels], features.device
+        """The losses of images with labels int64 [B]; that of the text is of those whose class has a sentence."""
+        places, device, parts = self.places[labels], features.device, dict[str, Tensor]()
         told = places >= 0
-        parts = {
-            "visual": self._entropy(self.head.visual_logits(features), labels.to(device), self.log_prior)
-        }
-        if bool(told.any()):
+        if "visual" in self.branches:
+            logits = self.head.visual_logits(features)
+            parts["visual"] = self._entropy(logits, labels.to(device), self.log_prior)
+        if "text" in self.branches and bool(told.any()):
             logits = self.head.text_logits(features[told.to(device)], self.anchors.bank, kept)
             parts["text"] = self._entropy(logits, places[told].to(device), self.text_prior)
         return parts
@@ -476,20 +477,21 @@ class _HeadLoss:
 
     def held_out(
         self, features: Tensor, labels: Tensor, bank: AnchorBank
-    ) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Logits, labels and weights of images that are not trained on, among the classes that are, for each branch."""
         counts = torch.bincount(self.labels, minlength=len(self.places)).double()
         weights = counts[labels].clamp(min=1.0) ** -self.config.sampler_power
-        device, known = self.head.log_logit_scale.device, self.log_prior.isfinite()
+        device = self.head.log_logit_scale.device
         parts = [part.float().to(device) for part in features.split(_AT_ONCE)]
-        visual = torch.cat([self.head.visual_logits(part).cpu() for part in parts])
-        found = {"visual": (visual[:, known], (known.cumsum(0) - 1)[labels], weights)}
-        if bank.num_classes:
-            text = torch.cat([self.head.text_logits(part, bank).cpu() for part in parts])
-            known, places = self.text_prior.isfinite(), self.places[labels]
-            told = places >= 0
-            found["text"] = (text[told][:, known], (known.cumsum(0) - 1)[places[told]], weights[told])
-        return found
+        if "visual" in self.branches:
+            known = self.log_prior.isfinite()
+            logits = torch.cat([self.head.visual_logits(part).cpu() for part in parts])
+            yield logits[:, known], (known.cumsum(0) - 1)[labels], weights
+        told = self.places[labels] >= 0
+        if "text" in self.branches and bool(told.any()):
+            known, places = self.text_prior.isfinite(), self.places[labels][told]
+            logits = torch.cat([self.head.text_logits(part, bank).cpu() for part in parts])
+            yield logits[told][:, known], (known.cumsum(0) - 1)[places], weights[told]
 
 
 def _groups(head: LGRHead, config: LGRConfig, prefix: str) -> list[dict[str, object]]:

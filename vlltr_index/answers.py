@@ -42,7 +42,7 @@ class Answers:
     Args:
         workspace: Where the encoder and the index lie; None where both are given: an exported folder has no more.
         snapshot: The commit.
-        scorer: Its anchors, head and fusion values.
+        scorer: Its anchors, head and weights.
         encoder: Its encoder, where that is loaded already.
         index: Without a workspace, the index over its anchors; None: all classes are scored.
     """
@@ -193,11 +193,16 @@ class Answers:
 
         The residual is the mass of the classes that were not scored exactly: 0 for `exhaustive`.
         """
-        index = self._index if retrieval == "faiss" else None
-        if index is None or self.scorer.bank.num_classes < len(self.scorer.class_ids):
+        index = self._used_index if retrieval == "faiss" else None
+        if index is None:
             return self.scorer.exhaustive(features), torch.zeros(len(features))
         image, text, residual = self._retrieve(index, features)
         return self.scorer.fuse(image, text), residual
+
+    @property
+    def _used_index(self) -> AnchorIndex | None:
+        """The index; none where a class has no anchor, which it could not find."""
+        return self._index if self.scorer.bank.num_classes == len(self.scorer.class_ids) else None
 
     def _known(self, features: Tensor) -> list[tuple[bool, float]]:
         """For each of features [B, D] whether it is of any class at all, and the likelihood that this is judged by."""
@@ -281,7 +286,7 @@ class Answers:
         retrieval: str,
         reject: bool,
     ) -> list[Prediction]:
-        used = "faiss" if retrieval == "faiss" and self._index is not None else "exhaustive"
+        used = "faiss" if retrieval == "faiss" and self._used_index is not None else "exhaustive"
         commit = self.snapshot.commit
         number = commit.state if commit is not None else 0
         fused, residual = self.score(features, used) if len(features) else (None, torch.empty(0))

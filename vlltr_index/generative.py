@@ -42,7 +42,7 @@ class SharedGaussian:
         text_centre: [T], tbar.
         text_map: [T, D]; (t - text_centre) @ text_map is a class's prior mean in the basis. Zero where texts do not
             foretell the class means.
-        noise: s, how wide images of classes not fitted here lie, in units of Sigma.
+        noise: s, how wide images that were not fitted here lie, in units of Sigma.
         text_r2: Share of the class means' variance that texts foretell of classes left out, 0 to 1.
     """
 
@@ -64,7 +64,7 @@ class GenerativeModel:
         shared: The parameters.
         counts: Int64 [C], images of each class; may be 0.
         sums: Float64 [C, D], the sum of their features, unnormalised.
-        prototypes: Float [C, T], mean of each class's normalised sentences; a row of zeros is a class without text.
+        prototypes: Float [C, T], mean of each class's normalised anchors; a row of zeros is a class without text.
     """
 
     shared: SharedGaussian
@@ -152,11 +152,11 @@ def class_sums(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, 
 def fit_shared(features: Tensor, labels: Tensor, prototypes: Tensor) -> SharedGaussian:
     """Fit what all classes share.
 
-    Sigma is the pooled within-class covariance S of all views, (1 - r) S + r tr(S) / D with r = D / (N - C + D);
-    where every class has one image, or the same one several times, half the total scatter stands for it. T is a
-    multiple of the identity and a ridge on what that leaves, chosen on classes left out (5 folds, means taken inside
-    each fold); zero where it foretells nothing. Lambda is the covariance of the residuals on classes left out, less
-    what sampling adds, shrunk as Sigma.
+    Sigma is the within-class covariance S, that of images about their class and of views about their image together,
+    as (1 - r) S + r tr(S) / D with r = D / (N - C + D); where every class has one image, or the same one several times,
+    half the total scatter stands for it. T is a multiple of the identity and a ridge on what that leaves, chosen on
+    classes left out (5 folds, means taken inside each fold); zero where it foretells nothing. Lambda is the covariance
+    of the residuals on classes left out, less what sampling adds, shrunk as Sigma.
 
     Args:
         features: Float [V, N, D], V views of N images, the plain one first, unnormalised.
@@ -183,7 +183,8 @@ def fit_shared(features: Tensor, labels: Tensor, prototypes: Tensor) -> SharedGa
     text_centre = _mean(text[told], weights[told]) if bool(told.any()) else text.new_zeros(text.shape[1])
     seen, known = (means - centre) @ whitening, torch.where(told[:, None], text - text_centre, 0.0)
     text_map, residuals, r2 = _fit_text(known @ whitening, seen, weights * told)
-    spread, rotation = torch.linalg.eigh(_between(residuals, n, weights))
+    foretold = told if r2 else torch.ones_like(told)
+    spread, rotation = torch.linalg.eigh(_between(residuals[foretold], n[foretold], weights[foretold]))
     spread = spread.clamp(min=_LEAST_SPREAD)
     blank = torch.maximum((rotation.T @ _between(seen, n, weights) @ rotation).diagonal(), spread)
     basis, text_map = whitening @ rotation, whitening @ text_map @ rotation
@@ -200,15 +201,15 @@ def _mean(rows: Tensor, weights: Tensor) -> Tensor:
 
 
 def _within(features: Tensor, labels: Tensor, centre: Tensor, classes: int) -> Tensor:
-    """S float64 [D, D]: pooled over the views; where classes have no scatter, half that about the centre."""
+    """S float64 [D, D]: of images about their class, of views about their image; else half that about the centre."""
     views, images, dim = features.shape
     least = _NO_SCATTER * float(features[0].double().square().sum(1).mean())
     if images > classes:
-        owners = features.new_zeros(int(labels.max()) + 1, dim, dtype=torch.float64)
-        for view in features:
-            owners.index_add_(0, labels, view.double())
-        owners /= torch.bincount(labels).clamp(min=1)[:, None] * views
-        pooled = _scatter(features, owners, labels) / (views * (images - classes))
+        means = features.mean(0) if views > 1 else features[0]
+        counts, sums = class_sums(means, labels, int(labels.max()) + 1)
+        pooled = _scatter(means[None], sums / counts.clamp(min=1)[:, None], labels) / (images - classes)
+        if views > 1:
+            pooled += _scatter(features, means.double(), torch.arange(images)) / (views * images)
         if float(pooled.trace()) > least:
             return pooled
     total = _scatter(features[:1], centre[None], torch.zeros_like(labels)) / (2 * images)
@@ -217,7 +218,7 @@ def _within(features: Tensor, labels: Tensor, centre: Tensor, classes: int) -> T
 
 def _scatter(features: Tensor, means: Tensor, owners: Tensor) -> Tensor:
     """Sum over views and images of (x - mean)^T (x - mean), float64 [D, D]."""
-    scatter = means.new_zeros(means.shape[1], means.shape[1])
+    scatter = torch.zeros(means.shape[1], means.shape[1], dtype=torch.float64)
     for view in features:
         for rows, own in zip(view.split(_ROWS_AT_ONCE), owners.split(_ROWS_AT_ONCE), strict=True):
             apart = rows.double() - means[own]
@@ -248,7 +249,8 @@ def _fit_text(text: Tensor, seen: Tensor, weights: Tensor) -> tuple[Tensor, Tens
         weights: Float64 [C]; 0 for a class without text.
 
     Returns:
-        [D, D], [C, D] and the R^2 against the mean of the other classes, which T = 0 gives.
+        [D, D], [C, D] and the R^2 against the mean of the other classes, which T = 0 gives. Rows of classes without
+        text have no meaning unless T = 0.
     """
     nothing = torch.zeros(text.shape[1], seen.shape[1], dtype=seen.dtype)
     told = weights > 0
@@ -272,7 +274,7 @@ def _fit_text(text: Tensor, seen: Tensor, weights: Tensor) -> tuple[Tensor, Tens
     r2 = float(1.0 - left[best] / total) if float(total) else 0.0
     if not r2 > 0.0:
         return nothing, seen, 0.0
-    residuals = torch.where(told[:, None], alone - foretold[best], seen)
+    residuals = alone - foretold[best]
     chosen = _maps(text - _mean(text, weights), seen - _mean(seen, weights), weights)[best]
     return chosen, residuals, r2
 

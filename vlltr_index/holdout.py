@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from vlltr_index.errors import WorkspaceError
 
@@ -171,8 +172,11 @@ def read_held_out(folder: Path) -> HeldOut:
 
 
 def held_images(workspace: Workspace, snapshot: Snapshot) -> frozenset[str]:
-    """The images that the stage 1 whose encoder a commit names did not see."""
+    """The images that the stage 1 whose encoder a commit names did not see, those of classes kept out among them."""
     commit = snapshot.commit
     if commit is None or not commit.checkpoint:
         return frozenset()
-    return read_held_out(workspace.object_path("checkpoints", commit.checkpoint)).images
+    held = read_held_out(workspace.object_path("checkpoints", commit.checkpoint))
+    rows = snapshot.table("images", ["image_id", "class_id"])
+    apart = pc.is_in(rows["class_id"], value_set=pa.array(sorted(held.classes), pa.int32()))
+    return held.images | frozenset(rows.filter(apart)["image_id"].to_pylist())

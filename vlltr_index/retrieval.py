@@ -1,7 +1,7 @@
 """Text logits of all classes at the cost of a few: retrieved classes are scored exactly, the others estimated.
 
 Candidates are the classes of an image's nearest anchors, those of its best prototypes (the mean anchor of a class, as
-attention without an image would weigh it) and the best of the visual branch: the nearest anchors alone promise
+attention without an image would weigh it) and the best of the image side: the nearest anchors alone promise
 nothing, because attended anchors can come nearer to the image than any single one. Every other class stays in the
 denominator with its prototype's logit, raised by what attention gave the candidates on average.
 """
@@ -74,8 +74,8 @@ class Retrieved:
     Attributes:
         text_logits: Float [B, C], exact for the candidates and estimated for the others.
         candidates: Bool [B, C].
-        residual: Float [B], how much of the probability rests on estimates: the text part of all classes that
-            are not candidates.
+        residual: Float [B], how much of the probability rests on estimates: all of that of the classes that are not
+            candidates, under `paper` its text part.
     """
 
     text_logits: Tensor
@@ -99,12 +99,12 @@ def candidates(
         image_features: Float [B, D], unnormalised or not.
         index: Over the normalised anchors.
         prototype_logits: Float [B, C], scale * cosine with the mean anchor of each class.
-        visual_logits: Float [B, C], minus infinity for classes without a visual row.
+        visual_logits: Float [B, C], what the image side says; under `paper` minus infinity for classes without a row.
         anchor_classes: From anchor key to class position.
         want: Distinct classes that the nearest anchors must give; neighbours are doubled until they do, or until
             the index has no more.
         prototypes: Best prototypes taken.
-        visual_top: Best classes of the visual branch taken.
+        visual_top: Best classes of the image side taken.
 
     Returns:
         Bool [B, C].

@@ -38,7 +38,7 @@ class Scorer:
         saved: The trained head.
         stats: What is known of the classes' images.
         class_ids: int64 [C], the class of each column.
-        model: The generative model of the C classes; None under the rules `paper` and `logits`.
+        model: The generative model of the C classes; None for a head without parts of the rule `ours`.
         fusion: The rule.
         merged: A class that was merged into another, to that one: its visual row is the other's now.
     """
@@ -104,7 +104,7 @@ class Scorer:
         return class_logits(rows, class_positions(self.class_ids, self.row_owners), len(self.class_ids))
 
     def log_likelihoods(self, features: Tensor) -> Tensor:
-        """Of the generative model, [B, C]; under `paper` and `logits` there is none."""
+        """Of the generative model, [B, C]."""
         assert self.model is not None
         return self.model.log_likelihoods(unit_rows(features))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -105,9 +105,8 @@ def _fit(parts: list[Tensor], labels: Tensor, weights: Tensor, means: Tensor, pr
     """
     stacked = torch.stack([part - part.mean(1, keepdim=True) for part in parts])  # [P, N, C]
     right = stacked.gather(2, labels.expand(len(parts), -1)[:, :, None])[:, :, 0]
-    # As if one image more had been of any class: bounded where all are right.
-    unsure = 1.0 / (1.0 + len(labels))
-    right = (1.0 - unsure) * right + unsure * stacked.mean(2)
+    # As if a tenth of an image more had been of any class: bounded where all are right.
+    right = right * (1.0 - 0.1 / (0.1 + len(labels)))
     means, precision = means.double(), precision.double()
 
     def loss(factors: Tensor) -> Tensor:
@@ -121,7 +120,7 @@ def _fit(parts: list[Tensor], labels: Tensor, weights: Tensor, means: Tensor, pr
         chances = torch.einsum("p,pnc->nc", factors, stacked).softmax(1)
         expected = (stacked * chances).sum(2)
         gradient = ((expected - right) * weights).sum(1) + precision * (factors - means)
-        second = torch.einsum("pnc,qnc,nc->pq", stacked, stacked, chances * weights[:, None])
+        second = (stacked * (chances * weights[:, None])).flatten(1) @ stacked.flatten(1).T
         second = second - (expected * weights) @ expected.T + precision.diag()
         free = (factors > 0.0) | (gradient < 0.0)
         ridge = 1e-9 * second.diagonal().mean().clamp(min=1e-30)
@@ -185,12 +184,12 @@ def fit_gate(weights: PartWeights, designs: list[Newcomers]) -> PartWeights:
     if not designs:
         return weights
     for share in _GATES:
-        tried = PartWeights(weights.image, weights.generative, weights.text, weights.gate * share)
+        tried = replace(weights, gate=weights.gate * share)
         margins = [_margins(tried, one) for one in designs]
         offset = min(_largest_offset(old) for old, _ in margins)
         found = sum(float((new < offset).double().mean()) for _, new in margins) / len(margins)
         if found > most:
-            best, most = PartWeights(tried.image, tried.generative, tried.text, tried.gate, offset), found
+            best, most = replace(tried, offset=offset), found
     return best
 
 

@@ -33,9 +33,9 @@ class AddedClass:
     def line(self, verb: str) -> str:
         """The class for people."""
         how = {
-            "trained": "trained on",
-            "images": "known by text and images",
-            "none": "known by text alone",
+            "trained": "the classifier was trained on them",
+            "images": "known by text and images" if self.sentences else "known by its images alone",
+            "none": "its images wait for vlltr train lgr" if self.images else "known by text alone",
         }[self.visual]
         return (
             f"{verb} {self.name!r} (class {self.class_id}): {many(self.sentences, 'sentence')},"

@@ -75,8 +75,8 @@ def best_html(classes: Sequence[ExaminedClass], chosen: str | None) -> str:
         return _NONE.format("Give a picture to see what it shows.")
     rows = "".join(_class_row(one, one.name == chosen) for one in classes)
     key = (
-        '<p class="vl-key"><span class="vl-box vl-image"></span>image branch '
-        '<span class="vl-box vl-text"></span>text branch</p>'
+        '<p class="vl-key"><span class="vl-box vl-image"></span>image side '
+        '<span class="vl-box vl-text"></span>text</p>'
     )
     return f'{key}<ol class="vl-best">{rows}</ol>'
 

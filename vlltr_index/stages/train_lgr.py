@@ -119,10 +119,11 @@ def _train_head(
             workspace, config, decision, torch.empty(0, dtype=torch.int64), None, before, False, command
         )
     _check_views(snapshot, config)
-    first = image_set(snapshot, "train")
-    augment = workspace.recipe.lgr.augment
-    rest = [image_set(snapshot, "train", view, augment).features for view in range(1, config.views)]
-    features = torch.stack([first.features, *rest])
+    first, augment = image_set(snapshot, "train"), workspace.recipe.lgr.augment
+    features = first.features.new_empty(config.views, *first.features.shape)
+    for view, target in enumerate(features):
+        target.copy_(image_set(snapshot, "train", view, augment).features if view else first.features)
+    first = replace(first, features=features[0])
     facts = [
         before,
         first.class_ids.tolist(),
@@ -137,7 +138,7 @@ def _train_head(
         if workspace.recipe.fusion.rule == "ours":
             data, class_ids = _stage_two_data(workspace, snapshot, loaded, first, features)
             decision = decide(data, config, folder, progress)
-            trained = class_ids if decision.rows is None else class_ids[decision.rows]
+            trained = class_ids[decision.rows]
         else:
             class_ids, labels = torch.unique(first.class_ids, return_inverse=True)
             log: list[dict[str, float]] = []
@@ -283,11 +284,14 @@ def _tune_visual(
         if isinstance(head.visual_head, nn.Linear):
             stage = StageOne(encoder, head.visual_head.weight, head.visual_head.bias, log)
 
+        notes: list[str] = []
+
         def keep(tx: Transaction) -> str:
-            return _keep_tuned(workspace, tx, stage, head, data, held, config, progress)
+            return _keep_tuned(workspace, tx, stage, head, data, held, config, notes, progress)
 
         digest = run.commit(keep)
-    return stage_report("lgr", digest, data, config.epochs, run.resumed, stage)
+    report = stage_report("lgr", digest, data, config.epochs, run.resumed, stage)
+    return replace(report, notes=tuple(notes))
 
 
 def _keep_tuned(
@@ -298,8 +302,10 @@ def _keep_tuned(
     data: TrainingSet,
     held: HeldOut,
     config: LGRConfig,
+    notes: list[str],
     progress: Progress | None,
 ) -> str:
+    """Commit a head and a tower that were trained together; `notes` receives what was decided."""
     encoder = stage.encoder
     if config.tune != "head":
         as_read = workspace.recipe.images.model_dump(mode="json")
@@ -320,7 +326,7 @@ def _keep_tuned(
         whole, class_ids = _stage_two_data(workspace, tx, load_bank(tx), images, images.features[None])
         unseen = torch.tensor([image in held.images for image in images.image_ids], dtype=torch.bool)
         apart = torch.tensor([i in held.classes for i in class_ids.tolist()], dtype=torch.bool)
-        parts = weigh(replace(whole, unseen=unseen, unseen_classes=apart), head).parts
+        parts, notes[:] = weigh(replace(whole, unseen=unseen, unseen_classes=apart, visual_init=None), head)
     saved = SavedHead(head, data.class_ids, encoder.text_fp, encoder.image_fp, parts)
     tx.replace("class_stats", stats_rows(images.features, images.class_ids, saved.image_fp))
     return _keep_head(workspace, tx, saved, config, stage.log)
