@@ -175,7 +175,8 @@ def test_classes_of_all_kinds_are_answered(data: StageTwoData) -> None:
     assert not decision.head.training
     assert right(decision, data) > 0.9
     assert decision.notes[0].startswith(f"Weighed on {decision.held_out} images that trained nothing: ")
-    assert len(decision.notes) == 2
+    assert decision.notes[1].startswith("Classes that come later meet the others by gate ")
+    assert len(decision.notes) == 3
     level = parts_of(decision).accept_above
     assert level is not None
     counts, sums = class_sums(unit_rows(data.features[0]), data.labels, data.classes)
@@ -195,7 +196,7 @@ def test_where_every_class_has_one_image_nothing_is_weighed() -> None:
     assert (weights.image, weights.text) == (0.0, 0.0)
     assert weights.generative > 0.0
     assert decision.notes == [
-        "No class has an image to spare, so nothing could be weighed: the images count, text as a prior."
+        "No image could be kept out of training, so nothing could be weighed: the images count, text as a prior."
     ]
     assert right(decision, data) == 1.0
     with torch.no_grad():
@@ -209,7 +210,7 @@ def test_without_any_sentence_the_images_decide() -> None:
     decision = decide(data, CONFIG)
     assert parts_of(decision).weights.text == 0.0
     assert parts_of(decision).shared.text_r2 == 0.0
-    assert decision.notes[1] == "There is no sentence: the images alone count."
+    assert decision.notes[2] == "There is no sentence: the images alone count."
     assert right(decision, data) > 0.9
 
 
@@ -219,7 +220,7 @@ def test_texts_of_other_classes_do_not_count() -> None:
     assert text_matches(data) is False
     decision = decide(data, CONFIG)
     assert parts_of(decision).weights.text == 0.0
-    assert decision.notes[1] == (
+    assert decision.notes[2] == (
         "The texts do not match the images: permuted between the classes they fit as well. They do not count."
     )
     assert right(decision, data) > 0.9
@@ -241,8 +242,8 @@ def test_texts_match_where_they_lie_nearer_to_their_own_images() -> None:
 def test_notes_tell_what_the_texts_say() -> None:
     """They foretell class means, and say more beside the images or not; of few classes nobody knows if they match."""
     notes = decide(drawn([6] * 10), CONFIG).notes
-    assert notes[1].startswith("The texts foretell ")
-    assert notes[1].endswith((", and count beside the images.", "; beside the images they say nothing more."))
+    assert notes[2].startswith("The texts foretell ")
+    assert notes[2].endswith((", and count beside the images.", "; beside the images they say nothing more."))
     few = decide(drawn([6]), CONFIG).notes
     assert few[0].startswith(
         "Weighed on 6 images that trained nothing: no part counts; 100.0 % of them right"

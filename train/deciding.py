@@ -459,8 +459,8 @@ def _notes(
     notes = [
         f"Weighed on {many(len(scores.labels), 'image')} that trained nothing: {used or 'no part counts'};"
         f" {100 * balanced_accuracy(fused, scores.labels):.1f} % of them right, each class counted alike.",
-        f"New classes: gate {weights.gate:.3g}, offset {weights.offset:.3g}; their images lie {shared.noise:g} times as"
-        " wide.",
+        f"Classes that come later meet the others by gate {weights.gate:.3g} and offset {weights.offset:.3g}."
+        f" Width of a class s {shared.noise:g}.",
     ]
     for name, rule in (
         ("class means", _class_means),
@@ -475,7 +475,7 @@ def _notes(
                 name, int(other.sum()), len(other), int(mine.sum()),
             )  # fmt: skip
     if data.bank.num_classes:
-        notes[1] += f" At most {many(int(data.bank.offsets.diff().max()), 'anchor')} a class."
+        notes[1] += f" Anchors of a class: {int(data.bank.offsets.diff().max())} at most."
     return [*notes, _of_texts(data, weights, shared, matches)]
 
 
