@@ -248,7 +248,7 @@ def test_notes_tell_what_the_texts_say() -> None:
     assert few[0].startswith(
         "Weighed on 6 images that trained nothing: no part counts; 100.0 % of them right"
     )
-    assert few[1] == (
+    assert few[2] == (
         "The texts of so few classes may match the images or not, but the images say as much by themselves."
     )
 
