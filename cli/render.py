@@ -144,6 +144,7 @@ def prediction_lines(prediction: Prediction, width: int | None = None) -> list[s
             lines += broken(numbers, f"{s.text}  [{s.source}]", width)
     if any(score.sentences for score in prediction.classes):
         lines.append("  effect: what the cosine, the sum of all shares, loses without the sentence")
+        lines += _silent(prediction.classes)
     return lines
 
 
@@ -163,6 +164,13 @@ def _parts(score: ClassScore) -> str:
         total = score.image_part + score.text_part
         return f"log-odds {total:+.2f} = image side {score.image_part:+.2f}, text {score.text_part:+.2f}"
     return f"image branch {percent(score.image_part)} + text branch {percent(score.text_part)}"
+
+
+def _silent(scores: Sequence[ClassScore]) -> list[str]:
+    """That sentences did not decide, where that is so."""
+    if any(score.text_part or score.unit != "log-odds" for score in scores):
+        return []
+    return ["  The text has no weight in this head (vlltr train lgr says why): no sentence decided anything."]
 
 
 def explanation_lines(image: str, scores: Sequence[ClassScore], width: int | None = None) -> list[str]:
@@ -186,7 +194,7 @@ def explanation_lines(image: str, scores: Sequence[ClassScore], width: int | Non
         gap = f"{first.cosine - second.cosine:+.3f} of cosine, so {lead} speaks for {first.name}"
         found = f"{first.name} against {second.name}: {whole}; {gap}"
         lines += broken("  ", found, width)
-    return lines
+    return lines + _silent(scores)
 
 
 def evaluation_table(report: EvaluationReport) -> Table:

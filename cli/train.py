@@ -193,6 +193,8 @@ def everything(
         reports = train_all(workspace, chosen, progress, resume=resume, processes=processes)
     if context.as_json:
         context.emit({name: asdict(report) for name, report in reports.items()})
+    for note in reports["train lgr"].notes:
+        context.say(note)
     context.say("Trained, embedded, selected and indexed. Next: vlltr evaluate --split test")
 
 
@@ -277,7 +279,7 @@ def _show(context: Context, report: TrainReport, following: str) -> None:
     epochs = f", {report.epochs} epochs" if report.epochs else ""
     again = " (resumed)" if report.resumed else ""
     context.say(
-        f"Trained {report.what} on {report.images:,} images of {report.classes:,} classes"
+        f"Trained {report.what} on {many(report.images, 'image')} of {many(report.classes, 'class', 'classes')}"
         f"{epochs}{again}: {report.digest[:16]}"
     )
     if report.held_images or report.held_classes:

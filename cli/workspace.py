@@ -50,8 +50,12 @@ def init_command(
     workspace = Workspace.create(directory, chosen)
     if context.as_json:
         context.emit({"workspace": workspace.address, "recipe": workspace.recipe.name})
+    if workspace.history.last() is not None:
+        context.say(f"The workspace {workspace.address} is there already, and stays as it is.")
+        context.say(f"Next: vlltr -w {shlex.quote(directory)} status")
+        return
     context.say(f"Made the workspace {workspace.address} (recipe {workspace.recipe.name}).")
-    context.say(f"Next: vlltr -w {shlex.quote(directory)} ingest images PATH --split train")
+    context.say(f"Next: vlltr -w {shlex.quote(directory)} ingest text PATH, then ingest images PATH --split train")
 
 
 @click.command("status")

@@ -34,6 +34,10 @@ __all__ = [
 FORMAT = 2
 """The workspace format (2: sentences have positions, images groups); `vlltr upgrade` brings older ones to it."""
 
+_FITTED_ONCE = {
+    "tau_visual", "tau_text", "margin", "agreement", "imprint_strength", "imprint_lift", "reject_score",
+    "reject_threshold", "reject_tpr", "run_id",
+}  # fmt: skip
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -112,17 +116,21 @@ class CVLPConfig(_Config):
     distillation_scale: Literal["teacher", "student"] = "teacher"  # whose 1 / tau the teacher's logits have
     joint_weight: float = Field(default=0.0, ge=0)  # the joint stage; 0 turns it off
     joint_visual_weight: float = Field(default=1.0, ge=0)
-    extra_classes: int = Field(default=256, ge=0)
-    joint_sentences: int = Field(default=1, ge=1)  # averaged for each candidate class of the joint stage
+    extra_classes: int = Field(default=256, ge=0, le=1_000_000)
+    joint_sentences: int = Field(
+        default=1, ge=1, le=1_000_000
+    )  # averaged for each candidate class of the joint stage
     word_dropout: float = Field(default=0.0, ge=0, lt=1)
     temperature: float | None = Field(default=None, gt=0)  # tau to start from; none: the encoder's own
     learn_scale: bool = True
     max_scale: float | None = Field(default=100.0, gt=1)  # of 1 / tau, after each step; none: no bound
     precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 where the hardware multiplies it fast
-    hold_out: int = Field(default=300, ge=0)  # most images kept out, to weigh parts on; never over a tenth
+    hold_out: int = Field(
+        default=300, ge=0, le=1_000_000
+    )  # most images kept out, to weigh parts on; never over a tenth
     hold_out_classes: bool = True  # keep one class in 50 out, at most 20, where there are 100; see holdout
-    workers: int = Field(default=2, ge=0)
-    checkpoint_every: int = Field(default=1, ge=1)  # epochs
+    workers: int = Field(default=2, ge=0, le=1_000)
+    checkpoint_every: int = Field(default=1, ge=1, le=1_000_000)  # epochs
     seed: int = Field(default=0, ge=0, lt=2**63)
     augment: AugmentConfig = AugmentConfig()
 
@@ -131,9 +139,9 @@ class SelectConfig(_Config):
     """AnSS: which sentences become anchors."""
 
     mode: Literal["anss", "cutoff"] = "anss"
-    max_anchors: int = Field(default=64, ge=1)
+    max_anchors: int = Field(default=64, ge=1, le=1_000_000)
     max_share: float | None = Field(default=1 / 3, gt=0, le=1)  # of a class's own sentences, but at least 2
-    images_per_class: int = Field(default=50, ge=1)
+    images_per_class: int = Field(default=50, ge=1, le=1_000_000)
     split: str = Field(default="train", min_length=1)
     augmented: bool = False  # the first augmented view of each image in the place of the plain one
 
@@ -191,6 +199,14 @@ class FusionConfig(_Config):
     rule: Literal["ours", "paper", "logits"] = "ours"
     alpha: float = Field(default=0.5, ge=0, le=1)  # of the visual branch, under the rule `paper`
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_was_fitted_once(cls, values: Any) -> Any:
+        """Workspaces from before `train lgr` decided hold values that a command `calibrate` had fitted."""
+        return (
+            {k: v for k, v in values.items() if k not in _FITTED_ONCE} if isinstance(values, dict) else values
+        )
+
 
 class BaselineConfig(_Config):
     """The image-only baseline: the visual tower and a linear layer under cross-entropy."""
@@ -208,8 +224,8 @@ class BaselineConfig(_Config):
     logit_adjustment: float = Field(default=0.0, ge=0)  # in training; 0 = plain cross-entropy
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 where the hardware multiplies it fast
-    workers: int = Field(default=2, ge=0)
-    checkpoint_every: int = Field(default=1, ge=1)
+    workers: int = Field(default=2, ge=0, le=1_000)
+    checkpoint_every: int = Field(default=1, ge=1, le=1_000_000)
     seed: int = Field(default=0, ge=0, lt=2**63)
     augment: AugmentConfig = AugmentConfig()
 

@@ -24,6 +24,8 @@ from vlltr_index.anchors import (
     sentence_losses,
 )
 from vlltr_index.errors import InputError
+from vlltr_index.schemas.config import SelectConfig
+from vlltr_index.selection import choose_anchors
 
 quick = settings(max_examples=25, deadline=None)
 
@@ -167,7 +169,7 @@ def test_without_any_image_the_mean_sentences_stand_in() -> None:
     share=st.sampled_from([None, 0.1, 1 / 3, 0.5, 1.0]),
 )
 def test_limits_equal_their_twin(rows: list[tuple[int, bool]], most: int, share: float | None) -> None:
-    """At most M, at most a share of a class's own sentences (its prompts where it has no others), but 2."""
+    """At most M, at most a share of a class's own sentences (its prompts where it has no others), but 2 of a kind."""
     labels = torch.tensor([label for label, _ in rows], dtype=torch.int64)
     prompts = torch.tensor([prompt for _, prompt in rows], dtype=torch.bool)
     expected = []
@@ -182,9 +184,19 @@ def test_limits_equal_their_twin(rows: list[tuple[int, bool]], most: int, share:
         expected.append(limit)
     limits = anchor_limits(labels, prompts, most, share)
     assert limits.tolist() == expected
-    kept = select_anchors(torch.zeros(len(rows)), labels, list(range(len(rows))), limits)
-    for label, limit in zip(labels.tolist(), expected, strict=True):
-        assert int((labels[kept.positions] == label).sum()) == min(limit, int((labels == label).sum()))
+    config, ids = SelectConfig(max_anchors=most, max_share=share), [f"{n:02d}" for n in range(len(rows))]
+    losses = torch.rand(len(rows), generator=torch.Generator().manual_seed(len(rows)))
+    kept = choose_anchors(losses, labels, ids, prompts, config)
+    wanted = []
+    for label in sorted({label for label, _ in rows}):
+        of = [n for n, (other, _) in enumerate(rows) if other == label]
+        kinds = [of] if share is None else [[n for n in of if rows[n][1] is kind] for kind in (False, True)]
+        wanted += [
+            n for kind in kinds for n in sorted(kind, key=losses.tolist().__getitem__)[: expected[of[0]]]
+        ]
+    assert kept.positions.tolist() == wanted
+    classes = labels[kept.positions].tolist()
+    assert kept.ranks.tolist() == [classes[:n].count(label) for n, label in enumerate(classes)]
 
 
 def test_scores_belong_to_their_sentences() -> None:

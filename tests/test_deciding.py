@@ -174,7 +174,9 @@ def test_classes_of_all_kinds_are_answered(data: StageTwoData) -> None:
     assert decision.head.num_visual_classes == data.classes
     assert not decision.head.training
     assert right(decision, data) > 0.9
-    assert decision.notes[0].startswith(f"Weighed on {decision.held_out} images that trained nothing: ")
+    assert decision.notes[0].startswith(
+        f"Weighed on {decision.held_out} images, each held out from what was fitted: "
+    )
     assert decision.notes[1].startswith("Classes that come later meet the others by gate ")
     assert len(decision.notes) == 3
     level = parts_of(decision).accept_above
@@ -246,7 +248,7 @@ def test_notes_tell_what_the_texts_say() -> None:
     assert notes[2].endswith((", and count beside the images.", "; beside the images they say nothing more."))
     few = decide(drawn([6]), CONFIG).notes
     assert few[0].startswith(
-        "Weighed on 6 images that trained nothing: no part counts; 100.0 % of them right"
+        "Weighed on 6 images, each held out from what was fitted: no part counts; 100.0 % of them right"
     )
     assert few[2] == (
         "The texts of so few classes may match the images or not, but the images say as much by themselves."
@@ -326,11 +328,11 @@ def after_stage_one(data: StageTwoData, unseen: list[int], classes: list[int]) -
 
 def test_after_stage_one_the_images_that_it_did_not_see_decide(fits: Fits) -> None:
     """The weights rest on those alone, the final parts on all; but never on a class's last images."""
-    data = drawn([8] * 5 + [1], apart=0.8)
-    data = after_stage_one(data, [*range(0, 40, 5), 40], [])
+    data = drawn([70] * 8 + [1], apart=0.8)
+    data = after_stage_one(data, [*range(0, 560, 5), 560], [])
     decision = decide(data, CONFIG.model_copy(update={"lr": 1e-3}))
-    assert decision.held_out == 8
-    assert {frozenset(some) for some in left_out(fits, data)} == {frozenset(range(0, 40, 5))}
+    assert decision.held_out == 112
+    assert {frozenset(some) for some in left_out(fits, data)} == {frozenset(range(0, 560, 5))}
     assert parts_of(decision).weights.image > 0.0
     assert parts_of(decision).weights.offset == 0.0
     assert right(decision, data) > 0.8
@@ -339,12 +341,12 @@ def test_after_stage_one_the_images_that_it_did_not_see_decide(fits: Fits) -> No
 @pytest.mark.parametrize("images", [12, 3, 1])
 def test_classes_that_stage_one_did_not_see_set_the_gate(images: int, fits: Fits) -> None:
     """They stand for new ones: none of their images is weighed on, and the offset lets them in; with few images too."""
-    data = drawn([10] * 8 + [images] * 2, apart=0.4)
-    data = after_stage_one(data, list(range(0, 80, 5)), [8, 9])
+    data = drawn([20] * 8 + [images] * 2, apart=0.4)
+    data = after_stage_one(data, list(range(0, 160, 5)), [8, 9])
     decision = decide(data, CONFIG)
-    assert decision.held_out == 16
+    assert decision.held_out == 32
     for some in left_out(fits, data):
-        assert some >= set(range(80, len(data.labels)))
+        assert some >= set(range(160, len(data.labels)))
     assert decision.rows is not None
     assert decision.rows.tolist() == [True] * 8 + [False] * 2  # as classes that come later have none
     assert decision.head.num_visual_classes == 8
@@ -353,28 +355,30 @@ def test_classes_that_stage_one_did_not_see_set_the_gate(images: int, fits: Fits
     assert parts_of(decision).weights.offset != 0.0
 
 
-def test_what_stage_one_saw_whole_weighs_nothing() -> None:
-    """Its classifier would be sure of every image: the generative model answers, at the usual temperature."""
-    data = after_stage_one(drawn([10] * 8, apart=0.4), [], [])
+@pytest.mark.parametrize("unseen", [0, 8])
+def test_few_images_that_stage_one_did_not_see_weigh_nothing(unseen: int) -> None:
+    """Of those it saw its classifier would be sure: the generative model answers, at the usual temperature."""
+    data = after_stage_one(drawn([10] * 8, apart=0.4), list(range(0, 10 * unseen, 10)), [])
     decision = decide(data, CONFIG)
-    assert decision.held_out == 0
-    assert decision.notes == [
-        "No image could be kept out of training, so nothing could be weighed: the images count, text as a prior."
-    ]
+    assert decision.held_out == unseen
+    assert (parts_of(decision).accept_above is None) is (unseen == 0)
+    none = "No image could be kept out of training, so nothing could be weighed"
+    few = "Stage 1 left 8 images out, too few to weigh by"
+    assert decision.notes == [f"{few if unseen else none}: the images count, text as a prior."]
     assert parts_of(decision).weights.image == parts_of(decision).weights.text == 0.0
     assert right(decision, data) > 0.9
 
 
 def test_classes_that_came_after_stage_one_have_no_row(fits: Fits) -> None:
     """What is known of their images is all that counts for them, and they are recognised beside the others."""
-    data = drawn([10] * 8 + [5] * 2, apart=0.4)
-    data = after_stage_one(data, list(range(0, 80, 5)), [8, 9])
+    data = drawn([20] * 8 + [5] * 2, apart=0.4)
+    data = after_stage_one(data, list(range(0, 160, 5)), [8, 9])
     data = replace(data, unseen_classes=torch.zeros_like(data.unseen_classes))
     decision = decide(data, CONFIG)
     assert decision.rows is not None
     assert decision.rows.tolist() == [True] * 8 + [False] * 2
-    assert decision.held_out == 16
-    assert {frozenset(some) for some in left_out(fits, data)} == {frozenset(range(0, 80, 5))}
+    assert decision.held_out == 32
+    assert {frozenset(some) for some in left_out(fits, data)} == {frozenset(range(0, 160, 5))}
     named = answers(decision, data).argmax(1) == data.labels
     assert float(named[data.labels < 8].double().mean()) > 0.9
     assert float(named[data.labels >= 8].double().mean()) > 0.7
@@ -382,16 +386,16 @@ def test_classes_that_came_after_stage_one_have_no_row(fits: Fits) -> None:
 
 def test_a_head_that_is_trained_already_is_weighed_as_it_is() -> None:
     """On the images that it did not see; without such images the default weights hold."""
-    data = after_stage_one(drawn([8] * 5, apart=0.8), list(range(0, 40, 5)), [])
+    data = after_stage_one(drawn([40] * 5, apart=0.8), list(range(0, 200, 5)), [])
     head = decide(data, CONFIG).head
     before = {name: value.clone() for name, value in head.state_dict().items()}
     parts, notes = weigh(data, head)
     assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
-    assert notes[0].startswith("Weighed on 8 images that trained nothing: ")
+    assert notes[0].startswith("Weighed on 40 images, each held out from what was fitted: ")
     assert parts.weights.image > 0.0
-    known = after_stage_one(drawn([8] * 5 + [12] * 2, apart=0.8), list(range(0, 40, 5)), [5, 6])
+    known = after_stage_one(drawn([40] * 5 + [12] * 2, apart=0.8), list(range(0, 200, 5)), [5, 6])
     _, notes = weigh(known, head)  # a head of five rows, beside two classes that it did not see
-    assert notes[0].startswith("Weighed on 8 images that trained nothing: ")
+    assert notes[0].startswith("Weighed on 40 images, each held out from what was fitted: ")
     parts, notes = weigh(replace(data, unseen=torch.zeros_like(data.unseen)), head)
     assert notes == [
         "No image could be kept out of training, so nothing could be weighed: the images count, text as a prior."

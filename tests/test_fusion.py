@@ -178,7 +178,7 @@ def test_parts_add_up_to_the_log_odds(rule: Rule, weights: PartWeights, size: fl
 
 
 def test_parts_of_the_papers_sum_add_up_to_the_probability() -> None:
-    """There a part is a share of the probability; a class alone has its own values under every rule."""
+    """There a part is a share of the probability; in a product a class alone has no other to be ahead of."""
     fused = fuse_protocol(drawn(0, 2.0, 2, 4), drawn(1, 2.0, 2, 4), "paper", 0.3)
     for position in range(4):
         assert sum(parts_of(fused, 1, position, "paper")) == pytest.approx(
@@ -186,7 +186,7 @@ def test_parts_of_the_papers_sum_add_up_to_the_probability() -> None:
         )
     alone = fuse(torch.tensor([[-3.0]]), torch.tensor([[2.0]]), PartWeights(1.0, 1.0, 0.5, 1.0))
     assert alone.probabilities.tolist() == [[1.0]]
-    assert parts_of(alone, 0, 0, "ours") == (-3.0, 1.0)
+    assert parts_of(alone, 0, 0, "ours") == (0.0, 0.0)
 
 
 def test_the_rival_is_found_where_all_others_have_a_probability_of_zero() -> None:

@@ -16,7 +16,7 @@ from vlltr_index.errors import MissingStepError
 from vlltr_index.heads import load_head, save_head
 from vlltr_index.loading import image_set
 from vlltr_index.recognizer import Recognizer
-from vlltr_index.scoring import load_scorer
+from vlltr_index.scoring import OTHER_RULE, load_scorer
 from vlltr_index.workspace import Workspace
 
 
@@ -45,7 +45,7 @@ def test_nearly_all_images_that_trained_nothing_are_accepted(trained: Workspace)
 
 
 NONE_HELD = "no image could be held out when it was trained\nBring in more images, then run: vlltr train lgr"
-OF_A_PROTOCOL = "it was trained for the protocols paper or release\nTrain one: vlltr train lgr --recipe ours"
+OF_A_PROTOCOL = f"it was trained for the protocols paper or release\n{OTHER_RULE}"
 
 
 @pytest.mark.parametrize(("parts", "why"), [(True, NONE_HELD), (False, OF_A_PROTOCOL)])

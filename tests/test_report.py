@@ -192,8 +192,8 @@ def test_a_head_without_a_log(trained: Workspace, tmp_path: Path) -> None:
     damaged = Missing("Stage 2 (LGR): its log cannot be read", "Train it again: vlltr train lgr")
     assert damaged in gather_report(trained, commit.id).curves
     log.unlink()
-    why = "Stage 2 (LGR): no log was kept: it was imported, or trained by an earlier version"
-    assert Missing(why, "Train it again: vlltr train lgr") in gather_report(trained, commit.id).curves
+    why = "Stage 2 (LGR): nothing of it was trained by steps, or it was imported: there is no loss to draw"
+    assert Missing(why, "To see what is decided: vlltr train lgr") in gather_report(trained, commit.id).curves
     for path in log.parent.iterdir():
         path.unlink()
     log.parent.rmdir()

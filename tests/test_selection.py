@@ -168,13 +168,13 @@ def test_classes_without_sentences_have_no_anchor(tmp_path: Path, pictures: Path
 
 
 def test_prompts_count_where_a_class_has_nothing_else(tmp_path: Path) -> None:
-    """Six own sentences give two anchors whatever prompts there are; nine prompts alone give three."""
+    """Six own sentences give two anchors, and as many prompts stand beside them; nine prompts alone give three."""
     prompts = tuple(f"{word} the {{}}." for word in ("a", "b", "c", "d", "e", "f", "g", "h", "i"))
     workspace = fresh(tmp_path / "one", TEXTS, prompts=prompts)
     with workspace.transaction("prompts alone") as tx:
         tx.delete("sentences", f"class_id = {tx.class_table().lookup('circle')} AND source != 'prompt'")
     select(workspace, workspace.recipe.select)
-    assert sizes(workspace) == {"arrow": 2, "circle": 3, "star": 2}
+    assert sizes(workspace) == {"arrow": 4, "circle": 3, "star": 3}
     select(workspace, SelectConfig(max_share=None, max_anchors=7))
     assert sizes(workspace) == {"arrow": 7, "circle": 7, "star": 7}
 

@@ -42,3 +42,14 @@ def test_no_word_is_lost_or_made(words: list[str]) -> None:
     """Whatever the order, the sentences together are the text."""
     text = " ".join(words)
     assert " ".join(split_sentences(text)) == text
+
+
+@pytest.mark.parametrize("word", ["disc", "hand", "sun", "leg", "fin", "cap", "vase", "fish", "wave", "black"])
+def test_plain_words_end_sentences(word: str) -> None:
+    """Whatever the next sentence begins with; abbreviations do not."""
+    assert split_sentences(f"It is like a {word}. White poplars grow here.") == [
+        f"It is like a {word}.",
+        "White poplars grow here.",
+    ]
+    whole = f"Prof. Smith drew the {word} in vol. Three of his work."
+    assert split_sentences(whole) == [whole]

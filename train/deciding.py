@@ -41,6 +41,7 @@ __all__ = ["Decision", "StageTwoData", "decide", "text_matches"]
 _log = logging.getLogger(__name__)
 
 _FEW_IMAGES = 5000  # below it the parts are held out in folds, from there on in one part
+_ENOUGH, _ENOUGH_FOR_LINEAR = 30, 100  # images that stage 1 did not see, to weigh by
 _FOLDS, _ONE_PART, _MOST_HELD = 5, 10, 1000
 _ALIKE = 0.9995  # cosine of near duplicates
 _NOISES = (0.6, 0.8, 1.0)
@@ -134,8 +135,9 @@ def decide(
     """Train the head and fit the generative model; weigh them on images that trained none of the parts weighed.
 
     Those are the images that stage 1 did not see, where there are some; else five folds, from 5,000 images on one part
-    in ten. In each fold everything is fitted anew on the rest. Then all is fitted on all images, the head for as many
-    steps as its held-out loss took to converge.
+    in ten. In each fold everything is fitted anew on the rest. Fewer than 30 images that stage 1 did not see weigh
+    nothing, and fewer than 100 not stage 1's classifier, which is poor where images are few. Then all is fitted on all
+    images, the head for as many steps as its held-out loss took to converge.
 
     Args:
         data: See there.
@@ -143,10 +145,13 @@ def decide(
         run_dir: Where the final head's unfinished state is kept; None keeps none.
         progress: Called after every step.
     """
-    linear = data.visual_init is not None or len(data.labels) >= _FEW_IMAGES
     data, matches = _with_matching_text(data)
+    held_out = _held_out(data)
+    linear = len(data.labels) >= _FEW_IMAGES
+    if data.visual_init is not None:
+        linear = sum(int(out.sum()) for out in held_out) >= _ENOUGH_FOR_LINEAR
     use = _Use(linear, bool((data.places >= 0).any()))
-    folds = [_fold(data, config, out, use, progress) for out in _held_out(data)]
+    folds = [_fold(data, config, out, use, progress) for out in held_out]
     everything = torch.ones_like(data.labels, dtype=torch.bool)
     shared, steps = _shared(data, everything), 0
     weights, accept, notes = _BY_DEFAULT, None, [_NOTHING_TO_SPARE]
@@ -403,12 +408,13 @@ def _weigh(
         columns([fold.text for fold in folds]) if use.text else None,
         weights,
     )
-    found = fit_weights(scores)
-    if bool(data.unseen_classes.any()):
-        most = int(
-            counts[data.unseen_classes].max()
-        )  # with more images than it is known by there are some to ask
-        designs = [_newcomers(data, folds[0], noise, k) for k in _NEW_IMAGES if k < most]
+    enough = len(labels) >= _ENOUGH or not bool(data.unseen.any())
+    found = fit_weights(scores) if enough else _BY_DEFAULT
+    if enough and bool(data.unseen_classes.any()):
+        most = int(counts[data.unseen_classes].max())
+        designs = [
+            _newcomers(data, folds[0], noise, k) for k in _NEW_IMAGES if k < most
+        ]  # else none is left to ask
         found = fit_gate(found, designs)
     best = scores.likelihoods.amax(1).sort().values
     accept = float(best[int((1.0 - _ACCEPTED) * len(best))])
@@ -454,10 +460,13 @@ def _notes(
     for part, weight in ((scores.image, weights.image), (scores.text, weights.text)):
         fused = fused if part is None else fused + weight * part
     mine = fused.argmax(1) == scores.labels
+    if weights is _BY_DEFAULT:
+        left = f"Stage 1 left {many(len(mine), 'image')} out, too few to weigh by: the images count, text as a prior."
+        return [left]
     shares = {"linear layer": weights.image, "generative model": weights.generative, "text": weights.text}
     used = ", ".join(f"{name} {weight:.3g}" for name, weight in shares.items() if weight)
     notes = [
-        f"Weighed on {many(len(scores.labels), 'image')} that trained nothing: {used or 'no part counts'};"
+        f"Weighed on {many(len(mine), 'image')}, each held out from what was fitted: {used or 'no part counts'};"
         f" {100 * balanced_accuracy(fused, scores.labels):.1f} % of them right, each class counted alike.",
         f"Classes that come later meet the others by gate {weights.gate:.3g} and offset {weights.offset:.3g}."
         f" Width of a class s {shared.noise:g}.",

@@ -343,9 +343,10 @@ def anchor_limits(text_labels: Tensor, prompts: Tensor, most: int, share: float 
 
     Args:
         text_labels: Integers [N_t], class ids.
-        prompts: Bool [N_t], which sentences are prompts: they count where a class has no others.
+        prompts: Bool [N_t], which sentences are prompts.
         most: M, at least 1.
-        share: Of the class's own sentences, rounded down, but no fewer than 2; None: no such limit.
+        share: Of the class's own sentences, rounded down, but no fewer than 2; as many of its prompts beside them, or
+            this share of these where it has nothing else. None: no such limit.
 
     Returns:
         int64 [N_t], the same for all sentences of a class.

@@ -21,7 +21,7 @@ from vlltr_index.index import AnchorIndex, WithDelta, load_index
 from vlltr_index.loading import open_encoder
 from vlltr_index.retrieval import AnchorClasses, retrieve_text_logits
 from vlltr_index.schemas.records import ClassScore, Prediction, SentenceShare
-from vlltr_index.scoring import Scorer
+from vlltr_index.scoring import OTHER_RULE, Scorer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -141,7 +141,7 @@ class Answers:
         if self.scorer.saved.parts is None:
             return MissingStepError(
                 f"{lacking}it was trained for the protocols paper or release",
-                "Train one: vlltr train lgr --recipe ours",
+                OTHER_RULE,
             )
         return MissingStepError(
             f"{lacking}no image could be held out when it was trained",

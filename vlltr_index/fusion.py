@@ -176,8 +176,10 @@ def parts_of(fused: FusedScores, row: int, position: int, rule: Rule) -> tuple[f
         rule: By which rule.
     """
     parts = (fused.visual_part[row], fused.text_part[row])
-    if rule == "paper" or fused.probabilities.shape[1] == 1:
+    if rule == "paper":
         return float(parts[0][position]), float(parts[1][position])
+    if fused.probabilities.shape[1] == 1:  # there is no other
+        return 0.0, 0.0
     others = parts[0] + parts[1]  # probabilities may all be zero
     others[position] = float("-inf")
     rival = int(others.argmax())

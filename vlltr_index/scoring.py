@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Scorer", "load_scorer", "merged_classes"]
 
+OTHER_RULE = 'Put rule = "ours" under [recipe.fusion] in vlltr.toml, then run: vlltr train lgr'
 _BATCH = 512
 
 
@@ -160,7 +161,7 @@ class Scorer:
         if fusion.rule == "ours" and self.saved.parts is None:
             raise MissingStepError(
                 "this head was trained for the protocols paper or release: it has no weights for the rule 'ours'",
-                "Train one: vlltr train lgr --recipe ours",
+                OTHER_RULE,
             )
         return replace(self, fusion=fusion)
 

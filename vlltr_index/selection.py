@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vlltr_index.anchor_terms import logsumexp_cosines
 from vlltr_index.anchors import (
+    Selection,
     SentenceScores,
     anchor_limits,
     choose_score_images,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from vlltr_index.transaction import Transaction
     from vlltr_index.workspace import Workspace
 
-__all__ = ["ScoreImages", "SelectReport", "score_images", "select", "update"]
+__all__ = ["ScoreImages", "SelectReport", "choose_anchors", "score_images", "select", "update"]
 
 _PART = 1000  # keys a condition names at once
 
@@ -70,6 +71,11 @@ def select(workspace: Workspace, config: SelectConfig, progress: Progress | None
         text_class = torch.from_numpy(sentences["class_id"].to_numpy().copy()).long()
         text = _vectors(tx, sentence_vectors_name(text_fp), "text_hash", sentences["text_hash"].to_pylist())
         kept = score_images(tx, config, held_images(workspace, tx))
+        if not sentences.num_rows and not kept.ids:
+            raise MissingStepError(
+                "there is neither a sentence nor a training image to select by",
+                "Run: vlltr ingest text PATH, or vlltr ingest images PATH --split train",
+            )
         images = _vectors(tx, image_vectors_name(image_fp), "vector_key", kept.keys(kept.ids))
         if progress:
             progress("score sentences", 0, len(text))
@@ -77,9 +83,9 @@ def select(workspace: Workspace, config: SelectConfig, progress: Progress | None
         if progress:
             progress("score sentences", len(text), len(text))
         ids: list[str] = sentences["sentence_id"].to_pylist()
-        limits = anchor_limits(text_class, _prompts(sentences), config.max_anchors, config.max_share)
-        chosen, ranks = select_anchors(scores.loss, text_class, ids, limits, mode=config.mode)
-        facts = [text_fp, image_fp, scale, limits.tolist(), config.mode, sorted(ids), kept.digest]
+        chosen, ranks = choose_anchors(scores.loss, text_class, ids, _prompts(sentences), config)
+        rule = [config.mode, config.max_anchors, config.max_share]
+        facts = [text_fp, image_fp, scale, rule, sorted(ids), kept.digest]
         selection_id = short(digest_json(facts))
         _write_scores(tx, ids, scores, text_fp, image_fp, scale, kept.digest)
         _write_anchors(tx, selection_id, [ids[i] for i in chosen.tolist()], text_class[chosen], ranks)
@@ -91,6 +97,28 @@ def select(workspace: Workspace, config: SelectConfig, progress: Progress | None
     return SelectReport(
         len(ids), len(kept.ids), len(classes), len(chosen), config.mode, bare, silent, selection_id
     )
+
+
+def choose_anchors(
+    losses: Tensor, owner: Tensor, ids: Sequence[str], prompts: Tensor, config: SelectConfig
+) -> Selection:
+    """The sentences that become anchors: own ones, then prompts, which do not compete with them.
+
+    Of 80 prompts a few would always be ahead of a class's two or three sentences.
+
+    Args:
+        losses: L_lin, float [N_t].
+        owner: Integers [N_t], class ids.
+        ids: N_t sentence ids.
+        prompts: Bool [N_t], which sentences are prompts.
+        config: The recipe's `select` section; without `max_share` all sentences are alike, as in the paper.
+    """
+    limits = anchor_limits(owner, prompts, config.max_anchors, config.max_share)
+    kinds = owner if config.max_share is None else 2 * owner + prompts
+    chosen = select_anchors(losses, kinds, ids, limits, mode=config.mode).positions
+    _, sizes = torch.unique_consecutive(owner[chosen], return_counts=True)
+    first = torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
+    return Selection(chosen, torch.arange(len(chosen)) - first)
 
 
 def _encoder_facts(tx: Snapshot) -> tuple[str, str, float]:
@@ -269,8 +297,7 @@ def update(
     scope = torch.arange(len(rows.ids)) if everything else rows.in_classes(touched)
     ids = [rows.ids[i] for i in scope.tolist()]
     owner = rows.owner[scope]
-    limits = anchor_limits(owner, rows.prompts[scope], config.max_anchors, config.max_share)
-    chosen, ranks = select_anchors(scores.loss[scope], owner, ids, limits, mode=config.mode)
+    chosen, ranks = choose_anchors(scores.loss[scope], owner, ids, rows.prompts[scope], config)
     wanted = {
         ids[i]: (c, r)
         for i, c, r in zip(chosen.tolist(), owner[chosen].tolist(), ranks.tolist(), strict=True)

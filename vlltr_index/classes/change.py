@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Edit", "Options", "change"]
 
 _NARROW = ("classes", "sentences", "sentence_scores", "anchors", "class_stats")
+_MUTE = "Texts have no weight in this head (vlltr train lgr says why): by text alone a class is hardly found."
 _TIDY = 32  # commits
 _TIDY_VECTORS = 64  # commits; merging writes the whole table anew, so only
 _SMALL = 200_000  # rows: in a larger one the many small parts are no great part of a scan
@@ -122,6 +123,10 @@ def _make(
         after = before.updated(tx, merged)
         effect = after.effect(before, done.touched)
     states = _states(tx, after, done.shown)
+    parts = after.scorer.saved.parts
+    mute = parts is not None and not parts.weights.text and not bool(parts.shared.text_map.any())
+    if mute and any(not state.images for state in states):
+        done.notes.append(_MUTE)
     return after, ChangeReport(command, options.dry_run, done.notes, states, effect)
 
 

@@ -155,8 +155,8 @@ def _curves(
     try:
         path = workspace.object_path(kind, digest) / "train.json"
         if not path.is_file():
-            why = "no log was kept: it was imported, or trained by an earlier version"
-            return Missing(f"{title}: {why}", f"Train it again: {command}")
+            why = "nothing of it was trained by steps, or it was imported: there is no loss to draw"
+            return Missing(f"{title}: {why}", f"To see what is decided: {command}")
         return _read_log(path, title)
     except MissingStepError:
         return Missing(f"{title}: its files are gone", f"Run: {command}")
