@@ -55,7 +55,9 @@ def init_command(
         context.say(f"Next: vlltr -w {shlex.quote(directory)} status")
         return
     context.say(f"Made the workspace {workspace.address} (recipe {workspace.recipe.name}).")
-    context.say(f"Next: vlltr -w {shlex.quote(directory)} ingest text PATH, then ingest images PATH --split train")
+    context.say(
+        f"Next: vlltr -w {shlex.quote(directory)} ingest text PATH, then ingest images PATH --split train"
+    )
 
 
 @click.command("status")

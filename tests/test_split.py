@@ -44,7 +44,9 @@ def test_no_word_is_lost_or_made(words: list[str]) -> None:
     assert " ".join(split_sentences(text)) == text
 
 
-@pytest.mark.parametrize("word", ["disc", "hand", "sun", "leg", "fin", "cap", "vase", "fish", "wave", "black"])
+@pytest.mark.parametrize(
+    "word", ["disc", "hand", "sun", "leg", "fin", "cap", "vase", "fish", "wave", "black"]
+)
 def test_plain_words_end_sentences(word: str) -> None:
     """Whatever the next sentence begins with; abbreviations do not."""
     assert split_sentences(f"It is like a {word}. White poplars grow here.") == [

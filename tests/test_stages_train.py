@@ -65,7 +65,7 @@ def test_a_stopped_decision_goes_on(trained: Workspace) -> None:
     sets = ("lgr.lr=3e-2", "lgr.projection_lr=3e-2", "lgr.batch_size=32", "lgr.views=1")
     config, calls = override(trained.recipe, sets).lgr, list[int]()
     whole = train_lgr_stage(trained, config, lambda _, done, __: calls.append(done))
-    assert len(whole.notes) == 2
+    assert len(whole.notes) == 3
     assert whole.epochs > 1
     left = [len(calls) - 1]
 
@@ -118,14 +118,14 @@ def test_a_stopped_head_of_a_protocol_goes_on(trained: Workspace) -> None:
 
 def test_classes_without_anchors_are_named(trained: Workspace, pictures: Path, tmp_path: Path) -> None:
     """A class that came after the selection stops the training of a protocol with the command that mends it; by our
-    rule it is trained on its images."""
+    rule it is known by its images."""
     shutil.copytree(pictures / "unseen", tmp_path / "more" / "okapi")
     ingest_images(trained, tmp_path / "more", "train")
     embed(trained)
     train_lgr_stage(trained, trained.recipe.lgr)
     scorer, names = Recognizer.open(trained).scorer, trained.snapshot().class_table().names
     assert names[int(scorer.class_ids[-1])] == "okapi"
-    assert bool(scorer.trained[-1])
+    assert scorer.visual_sides()[int(scorer.class_ids[-1])] == "images"
     by_rule(trained, "fusion.rule=paper")
     with pytest.raises(MissingStepError) as caught:
         train_lgr_stage(trained, trained.recipe.lgr)
@@ -136,7 +136,7 @@ def test_classes_without_anchors_are_named(trained: Workspace, pictures: Path, t
 def test_a_class_added_since_stage_1_starts_at_the_mean_row(
     trained: Workspace, heldout: dict[str, list[str]], pictures: Path
 ) -> None:
-    """The others keep their rows, and the head trained then knows it as a trained class."""
+    """By a protocol; the others keep their rows. By our rule it has none, and is known by its images."""
     commit = trained.history.last()
     assert commit is not None
     assert commit.checkpoint is not None
@@ -153,5 +153,5 @@ def test_a_class_added_since_stage_1_starts_at_the_mean_row(
     embed(trained)
     train_lgr_stage(trained, trained.recipe.lgr)
     scorer = Recognizer.open(trained).scorer
-    assert added.class_id in scorer.saved.class_ids.tolist()
-    assert scorer.visual_sides()[added.class_id] == "trained"
+    assert added.class_id not in scorer.saved.class_ids.tolist()
+    assert scorer.visual_sides()[added.class_id] == "images"

@@ -22,6 +22,7 @@ from vlltr_index.weighing import (
     fit_weights,
     image_weights,
     nll,
+    usual_weights,
 )
 
 quick = settings(max_examples=40, deadline=None)
@@ -142,6 +143,17 @@ def test_weights_are_the_most_probable(
         assert loss(mine) <= best + 1e-5 * (1.0 + abs(best))
     assert found.gate == pytest.approx(fit_temperature(parts[1], labels, weights))
     assert found.offset == 0.0
+
+
+def test_the_usual_weights_give_the_text_a_share_of_the_spread() -> None:
+    """15 % of what the parts vary over the classes, beside a generative model at a twelfth; without a text none."""
+    labels, (image, likelihoods, text), weights = drawn(0, 9, 4, (2.0, 0), (2.0, 2), (2.0, -1))
+    found = usual_weights(HeldOutScores(labels, image, likelihoods, text, weights))
+    assert (found.image, found.generative, found.gate, found.offset) == (0.0, 1 / 12, 1 / 12, 0.0)
+    seen, told = found.generative * spread(likelihoods), found.text * spread(text)
+    assert told / (seen + told) == pytest.approx(0.15)
+    for nothing in (None, torch.zeros_like(text)):
+        assert usual_weights(HeldOutScores(labels, image, likelihoods, nothing, weights)).text == 0.0
 
 
 def test_parts_that_are_not_there_have_no_weight() -> None:

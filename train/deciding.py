@@ -22,6 +22,7 @@ from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.tensors import unit_rows
 from vlltr_index.train.recognition import HeldOut, new_head, train_until
 from vlltr_index.weighing import (
+    TEMPERED,
     HeldOutScores,
     Newcomers,
     fit_gate,
@@ -29,6 +30,7 @@ from vlltr_index.weighing import (
     fit_weights,
     image_weights,
     nll,
+    usual_weights,
 )
 from vlltr_index.wording import many
 
@@ -45,13 +47,12 @@ _ENOUGH, _ENOUGH_FOR_LINEAR = 30, 100  # images that stage 1 did not see, to wei
 _FOLDS, _ONE_PART, _MOST_HELD = 5, 10, 1000
 _ALIKE = 0.9995  # cosine of near duplicates
 _NOISES = (0.6, 0.8, 1.0)
-_TEMPERED = 1 / 12
 _NEW_IMAGES = (0, 1, 5)
 _PERMUTATIONS = 99
 _ACCEPTED = 0.95
 _FEWEST_TO_MATCH = 5
 _QUERIES = 20
-_BY_DEFAULT = PartWeights(0.0, _TEMPERED, 0.0, _TEMPERED)
+_BY_DEFAULT = PartWeights(0.0, TEMPERED, 0.0, TEMPERED)
 _NOTHING_TO_SPARE = (
     "No image could be kept out of training, so nothing could be weighed: the images count, text as a prior."
 )
@@ -323,8 +324,8 @@ def _head(data: StageTwoData, config: LGRConfig, shared: SharedGaussian, rest: T
     """An untrained head; its visual rows are stage 1's, or else start from the tempered discriminant."""
     model = _model(data, shared, rest)
     length = data.features[0, rest].norm(dim=1).mean()
-    rows = _TEMPERED * (shared.basis @ model.posterior[0].T).T
-    biases = -(rows @ shared.centre) - 0.5 * _TEMPERED * model.posterior[0].square().sum(1)
+    rows = TEMPERED * (shared.basis @ model.posterior[0].T).T
+    biases = -(rows @ shared.centre) - 0.5 * TEMPERED * model.posterior[0].square().sum(1)
     rows, biases = (rows / length).float(), biases.float()
     if data.visual_init is not None:
         there = data.visual_init[1].isfinite()
@@ -409,7 +410,7 @@ def _weigh(
         weights,
     )
     enough = len(labels) >= _ENOUGH or not bool(data.unseen.any())
-    found = fit_weights(scores) if enough else _BY_DEFAULT
+    found = fit_weights(scores) if enough else usual_weights(scores)
     if enough and bool(data.unseen_classes.any()):
         most = int(counts[data.unseen_classes].max())
         designs = [
@@ -418,7 +419,8 @@ def _weigh(
         found = fit_gate(found, designs)
     best = scores.likelihoods.amax(1).sort().values
     accept = float(best[int((1.0 - _ACCEPTED) * len(best))])
-    notes = _notes(data, folds, scores, found, shared, matches)
+    left = f"Stage 1 left {many(len(labels), 'image')} out, too few to weigh by: the usual weights hold."
+    notes = _notes(data, folds, scores, found, shared, matches) if enough else [left]
     return replace(shared, noise=noise), found, accept, notes
 
 
@@ -460,9 +462,6 @@ def _notes(
     for part, weight in ((scores.image, weights.image), (scores.text, weights.text)):
         fused = fused if part is None else fused + weight * part
     mine = fused.argmax(1) == scores.labels
-    if weights is _BY_DEFAULT:
-        left = f"Stage 1 left {many(len(mine), 'image')} out, too few to weigh by: the images count, text as a prior."
-        return [left]
     shares = {"linear layer": weights.image, "generative model": weights.generative, "text": weights.text}
     used = ", ".join(f"{name} {weight:.3g}" for name, weight in shares.items() if weight)
     notes = [

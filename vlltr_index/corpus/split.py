@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 __all__ = ["split_sentences"]
 
 _ABBREVIATIONS = ["approx", "ca", "cf", "cv", "fig", "figs", "spp", "ssp", "subsp", "syn", "var"]
-_COMMON = set(_ABBREVIATIONS) | set(  # of three letters and more; the splitter's own list has thousands of plain words
-    "abb alt apr aug auct ave avg capt col cols corp dec dept diam dist ed eds elev esp esq est etc excl feb gen gov "
-    "hon ibid illus inc incl inst jan jul jun lat lib lieut ltd mar max med messrs min misc mrs mus nat nom nov oct op "
-    "opp orig phil pls pop poss pref prof prov pseud pub publ ref rep rev sci sec sect sen sep sept ser sgt spec syn "
-    "temp trans univ vars viz vol vols".split()
+# Abbreviations of three letters and more; the splitter's own list has thousands of plain words.
+_COMMON = re.compile(
+    r"abb|alt|approx|apr|auct|aug|ave|avg|capt|col|cols|corp|dec|dept|diam|dist|ed|eds|elev|esp|esq|est|etc|"
+    r"excl|feb|fig|figs|gen|gov|hon|ibid|illus|inc|incl|inst|jan|jul|jun|lat|lib|lieut|ltd|mar|max|med|messrs|"
+    r"min|misc|mrs|mus|nat|nom|nov|oct|op|opp|orig|phil|pls|pop|poss|pref|prof|prov|pseud|pub|publ|ref|rep|rev|"
+    r"sci|sec|sect|sen|sep|sept|ser|sgt|spec|spp|ssp|subsp|syn|temp|trans|univ|var|vars|viz|vol|vols"
 )
 _HEADING = re.compile(r"=+[^=].*=+")  # as in wiki text: == Description ==
 _OPENERS = (  # words that begin a sentence and are nobody's name
@@ -43,7 +44,9 @@ def _splitter() -> PunktSentenceTokenizer:
     from nupunkt import load_default_model
 
     splitter = load_default_model()  # an instance of our own, so the abbreviations stay here
-    for word in [a for a in splitter.abbreviations if len(a) > 2 and a.isalpha() and a not in _COMMON]:
+    for word in [
+        a for a in splitter.abbreviations if len(a) > 2 and a.isalpha() and not _COMMON.fullmatch(a)
+    ]:
         splitter.remove_abbreviation(word)
     splitter.add_abbreviations(_ABBREVIATIONS)
     return splitter
