@@ -25,7 +25,7 @@ from vlltr_index.weighing import (
     TEMPERED,
     HeldOutScores,
     Newcomers,
-    fit_gate,
+    fit_offset,
     fit_temperature,
     fit_weights,
     image_weights,
@@ -413,10 +413,8 @@ def _weigh(
     found = fit_weights(scores) if enough else usual_weights(scores)
     if enough and bool(data.unseen_classes.any()):
         most = int(counts[data.unseen_classes].max())
-        designs = [
-            _newcomers(data, folds[0], noise, k) for k in _NEW_IMAGES if k < most
-        ]  # else none is left to ask
-        found = fit_gate(found, designs)
+        designs = [_newcomers(data, folds[0], noise, k) for k in _NEW_IMAGES if k < most]
+        found = fit_offset(found, designs)
     best = scores.likelihoods.amax(1).sort().values
     accept = float(best[int((1.0 - _ACCEPTED) * len(best))])
     left = f"Stage 1 left {many(len(labels), 'image')} out, too few to weigh by: the usual weights hold."
@@ -440,12 +438,12 @@ def _newcomers(data: StageTwoData, fold: _Fold, noise: float, images: int) -> Ne
     model = replace(
         fold.model, shared=replace(fold.model.shared, noise=noise), counts=counts, sums=sums
     ).select(order)
-    new, place = data.features[0, queries], order.argsort()
+    new = data.features[0, queries]
     with torch.inference_mode():
         visual, text = _visual(data, fold.head, new)[:, order], _text(data, fold.head, new)[:, order]
     return Newcomers(
-        fold.image[:, order], model.log_likelihoods(fold.features), fold.text[:, order], place[fold.labels],
-        visual, model.log_likelihoods(unit_rows(new)), text, place[data.labels[queries]], int(known.sum()),
+        fold.image[:, order], model.log_likelihoods(fold.features), fold.text[:, order],
+        visual, model.log_likelihoods(unit_rows(new)), text, int(known.sum()),
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ __all__ = [
     "TEMPERED",
     "HeldOutScores",
     "Newcomers",
-    "fit_gate",
+    "fit_offset",
     "fit_temperature",
     "fit_weights",
     "image_weights",
@@ -27,9 +27,7 @@ TEMPERED = 1 / 12  # of the generative model's log-likelihoods, which are about 
 _USUAL_TEXT = 0.15
 _STEPS = 60
 _LEAST = 0.02  # a smaller share than this is none
-_GATES = (1.0, 0.7, 0.5, 0.35)
-_LOSS = 0.005  # share of their images that trained classes may lose
-_TAIL = 0.1
+_FARTHEST = 100.0  # that an offset lies from 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,71 +175,51 @@ class Newcomers:
         image: Float [N, C + K], visual logits of held-out images of trained classes; the last K columns do not count.
         likelihoods: Float [N, C + K], of the same images.
         text: Float [N, C + K].
-        labels: Int64 [N], of the same images.
-        new_image: Float [M, C + K], and so on, of images of the newcomers that their rows were not made of.
+        new_image: Float [M, C + K], and so on, of images of the newcomers that they are not known by.
         new_likelihoods: Float [M, C + K].
-        new_text: Float [M, C + K].
-        new_labels: Int64 [M], C to C + K - 1; M may be 0.
+        new_text: Float [M, C + K]; M may be 0.
         trained: C.
     """
 
     image: Tensor
     likelihoods: Tensor
     text: Tensor
-    labels: Tensor
     new_image: Tensor
     new_likelihoods: Tensor
     new_text: Tensor
-    new_labels: Tensor
     trained: int
 
 
-def fit_gate(weights: PartWeights, designs: list[Newcomers]) -> PartWeights:
-    """The gate and the offset by which classes meet that came later, from classes that the encoder never saw.
+def fit_offset(weights: PartWeights, designs: list[Newcomers]) -> PartWeights:
+    """The offset by which classes meet that came later: the likeliest, from classes that the encoder never saw.
 
-    For each gate the offset is the largest at which no design costs the trained classes more than 0.5 % of their
-    images. So small a loss is not seen directly: beyond its last tenth the distribution of margins is taken to fall
-    exponentially. Of the gates the one that finds most newcomers is kept. Designs without an image of a newcomer say
-    nothing.
+    Images of newcomers weigh together what newcomers are among all classes. Which of the newcomers it is does not
+    depend on the offset, so that what is left is a logistic regression with nothing but an intercept. Designs without
+    an image of a newcomer say nothing.
     """
-    best, most, designs = weights, -1.0, [one for one in designs if len(one.new_labels)]
-    if not designs:
+    odds, each, wanted = list[Tensor](), list[Tensor](), 0.0
+    for one in (one for one in designs if len(one.new_image)):
+        share = 1.0 - one.trained / one.likelihoods.shape[1]
+        old = _odds(weights, one.image, one.likelihoods, one.text, one.trained)
+        new = _odds(weights, one.new_image, one.new_likelihoods, one.new_text, one.trained)
+        odds += [old, new]
+        each += [torch.full_like(old, (1.0 - share) / len(old)), torch.full_like(new, share / len(new))]
+        wanted += share
+    if not odds:
         return weights
-    for share in _GATES:
-        tried = replace(weights, gate=weights.gate * share)
-        margins = [_margins(tried, one) for one in designs]
-        offset = min(_largest_offset(old) for old, _ in margins)
-        found = sum(float((new < offset).double().mean()) for _, new in margins) / len(margins)
-        if found > most:
-            best, most = replace(tried, offset=offset), found
-    return best
+    values, weight, low, high = torch.cat(odds), torch.cat(each), -_FARTHEST, _FARTHEST
+    for _ in range(_STEPS):
+        middle = 0.5 * (low + high)
+        if float((weight * (values + middle).sigmoid()).sum()) < wanted:
+            low = middle
+        else:
+            high = middle
+    return replace(weights, offset=0.5 * (low + high))
 
 
-def _margins(weights: PartWeights, one: Newcomers) -> tuple[Tensor, Tensor]:
-    """By how much the offset may rise before each held-out image is lost; how high it must be for each of a newcomer's
-    to be found, infinite where the wrong newcomer is ahead."""
-    first = one.trained
-    trained = torch.arange(one.likelihoods.shape[1]) < first
-
-    def sides(image: Tensor, likelihoods: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        scores = image_scores(image.double(), likelihoods.double(), trained, weights) + weights.text * text
-        return scores[:, :first], scores[:, first:]
-
-    old, new = sides(one.image, one.likelihoods, one.text)
-    right = old.argmax(1) == one.labels
-    kept = (old.amax(1) - new.amax(1))[right]
-    old, new = sides(one.new_image, one.new_likelihoods, one.new_text)
-    needed = old.amax(1) - new.amax(1)
-    needed = torch.where(new.argmax(1) + first == one.new_labels, needed, math.inf)
-    return kept, needed
-
-
-def _largest_offset(kept: Tensor) -> float:
-    """The offset at which the expected loss is half a per cent of the images; 0 where there is nothing to lose."""
-    if not len(kept):
-        return 0.0
-    ordered = kept.sort().values
-    last = max(int(_TAIL * len(ordered)), 1)
-    start = ordered[min(last, len(ordered) - 1)]
-    excess = (start - ordered[:last]).mean()
-    return float(start - excess * math.log(_TAIL / _LOSS))
+def _odds(weights: PartWeights, image: Tensor, likelihoods: Tensor, text: Tensor, first: int) -> Tensor:
+    """Log-odds [N] of any newcomer against any trained class, without an offset."""
+    trained = torch.arange(likelihoods.shape[1]) < first
+    weights = replace(weights, offset=0.0)
+    scores = image_scores(image.double(), likelihoods.double(), trained, weights) + weights.text * text
+    return scores[:, first:].logsumexp(1) - scores[:, :first].logsumexp(1)
