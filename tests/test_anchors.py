@@ -157,7 +157,7 @@ def test_without_any_image_the_mean_sentences_stand_in() -> None:
     nothing = torch.randn(0, 5), torch.zeros(0).long()
     found = sentence_losses(t, labels, *nothing, 12.0)
     torch.testing.assert_close(found, twins.sentence_losses(t, labels, *nothing, 12.0), atol=1e-5, rtol=0)
-    assert float(sentence_losses(t[:1], labels[:1], *nothing, 12.0)) == pytest.approx(0.0, abs=1e-6)
+    assert float(sentence_losses(t[:1], labels[:1], *nothing, 12.0)) == pytest.approx(0.0, abs=1e-5)
     assert sentence_losses(t[:0], labels[:0], *nothing, 12.0).shape == (0,)
     assert select_anchors(torch.empty(0), labels[:0], [], 3).positions.tolist() == []
 

@@ -145,7 +145,7 @@ def test_commands_to_run_next_quote_their_paths(tmp_path: Path, capsys: pytest.C
     with pytest.raises(SystemExit) as left:
         main(["init", str(folder), "--recipe", "glyphs_lt/fast"])
     assert left.value.code == 0
-    assert f"Next: vlltr -w '{folder}' ingest images" in capsys.readouterr().out
+    assert f"Next: vlltr -w '{folder}' ingest text" in capsys.readouterr().out
     code, err = refused(capsys, "-w", str(folder / "vlltr.toml"), "status")
     assert (code, err) == (
         1,

@@ -124,6 +124,19 @@ def test_init_status_history_as_json(capsys: pytest.CaptureFixture[str], tmp_pat
     assert (code, json.loads(out)) == (0, [])
 
 
+def test_init_says_that_a_workspace_is_there_already(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """One that has commits is not said to have been made; it stays as it is."""
+    args = ("init", tmp_path / "w", "--recipe", "glyphs_lt/fast")
+    run(capsys, *args)
+    (tmp_path / "texts.json").write_text('{"a": ["A line."]}')
+    run(capsys, "-w", tmp_path / "w", "ingest", "text", tmp_path / "texts.json")
+    code, out, _ = run(capsys, *args)
+    assert code == 0
+    assert f"The workspace {tmp_path / 'w'} is there already, and stays as it is." in out
+
+
 def test_predict_and_explain(capsys: pytest.CaptureFixture[str], trained_once: Path, pictures: Path) -> None:
     """Both print what people read, and with --json what programs read; a bad image alone gives exit code 1."""
     image = pictures / "known-0.png"

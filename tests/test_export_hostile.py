@@ -177,9 +177,9 @@ CASES: dict[str, tuple[Spoil, str]] = {
         lambda f: edit_json(f, "config.json", lambda v: v["fusion"].update(alpha=7)),
         r"fusion\.alpha: Input should be less than or equal to 1",
     ),
-    "config: calibration": (
-        lambda f: edit_json(f, "config.json", lambda v: v["fusion"].update(tau_text=1e-300)),
-        r"fusion\.tau_text: Extra inputs are not permitted",
+    "config: rule": (
+        lambda f: edit_json(f, "config.json", lambda v: v["fusion"].update(tau=1e-300)),
+        r"fusion\.tau: Extra inputs are not permitted",
     ),
     "config: twice": (
         lambda f: edit_json(f, "config.json", lambda v: v["classes"].append(v["classes"][0])),

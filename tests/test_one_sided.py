@@ -139,6 +139,12 @@ def test_classes_come_and_go_without_a_sentence(mute: Workspace, drawn: list[Pat
     added = report.added[0]
     assert (added.visual, added.images, added.sentences, added.anchors) == ("images", 4, 1, 1)
     assert report.validation_images == 14
+    told = (
+        "Texts have no weight in this head (vlltr train lgr says why): by text alone a class is hardly found."
+    )
+    assert told not in report.lines()
+    assert told in add_class(mute, "gnu", ["It is an animal."]).lines()
+    remove_classes(mute, ["gnu"])
     recognizer = Recognizer.open(mute)
     found = [p.classes[0].name for p in recognizer.predict(sorted(new.glob("*.png")))]
     assert found == ["okapi"] * 4

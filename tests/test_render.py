@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import StringIO
 
 import pytest
@@ -55,6 +56,18 @@ def test_sentences_are_broken_below_their_beginning(width: int) -> None:
     assert lines[1] == "   75.0 %  great bustard   (image branch 50.0 + text branch 25.0; cosine 0.400)"
     assert lines[2] == "           effect   share"
     assert lines[3].startswith("           -0.100  +0.200  A very large and heavy bird")
+
+
+def test_sentences_without_weight_are_said_to_decide_nothing() -> None:
+    """Where the text gave none of the log-odds; not where it gave some, or where there is no sentence."""
+    told = "  The text has no weight in this head (vlltr train lgr says why): no sentence decided anything."
+    mute = [replace(one, unit="log-odds", text_part=0.0) for one in prediction().classes]
+    some = [mute[0], replace(mute[1], text_part=0.1)]
+    bare = [replace(one, sentences=()) for one in mute]
+    for scores, said in ((mute, 1), (some, 0), (bare, 0)):
+        assert prediction_lines(replace(prediction(), classes=tuple(scores))).count(told) == said
+    assert explanation_lines("bird.jpg", mute).count(told) == 1
+    assert explanation_lines("bird.jpg", prediction().classes).count(told) == 0
 
 
 def test_a_pipe_gets_a_sentence_a_line() -> None:

@@ -189,3 +189,14 @@ def test_the_bank_knows_the_losses_and_the_commit_the_settings(trained: Workspac
     assert snapshot.commit.info["select"] == trained.recipe.select.model_dump(mode="json")
     head = trained.object_path("heads", snapshot.commit.head or "")
     assert json.loads((head / "train.json").read_text())["config"]["select"] == snapshot.commit.info["select"]
+
+
+def test_nothing_to_select_by_makes_no_commit(tmp_path: Path) -> None:
+    """An empty workspace stays as it was, and readable."""
+    workspace = fresh(tmp_path / "empty", {})
+    before = workspace.history.last()
+    with pytest.raises(MissingStepError) as error:
+        select(workspace, workspace.recipe.select)
+    assert error.value.message == "there is neither a sentence nor a training image to select by"
+    assert error.value.hint == "Run: vlltr ingest text PATH, or vlltr ingest images PATH --split train"
+    assert workspace.history.last() == before

@@ -158,3 +158,21 @@ def test_the_command(old: Path) -> None:
     assert said[0] == f"The workspace has format {FORMAT} now; it had 1, in commit 3."
     assert run(workspace, "upgrade") == f"The workspace has format {FORMAT} already.\n"
     assert '"before": 2' in run(workspace, "--json", "upgrade")
+
+
+def test_values_that_a_command_fitted_once_are_passed_over(workspace: Workspace) -> None:
+    """A vlltr.toml and a commit from before training decided how much each part counts are read."""
+    with workspace.transaction("ingest text a") as tx:
+        tx.upsert("classes", class_rows([0]))
+    file = workspace.path / "vlltr.toml"
+    text = file.read_text()
+    assert "[recipe.fusion]" in text
+    file.write_text(text.replace("[recipe.fusion]", "[recipe.fusion]\ntau_text = 2.0\nimprint_lift = 1.0"))
+    path = workspace.path / "history" / "1.json"
+    values = json.loads(path.read_text())
+    values["fusion"] = {"rule": "ours", "margin": 0.5, "reject_threshold": 0.1, "run_id": "x"}
+    path.write_text(json.dumps(values))
+    read = Workspace.open(workspace.path)
+    commit = read.history.last()
+    assert commit is not None
+    assert commit.fusion == read.recipe.fusion

@@ -116,7 +116,9 @@ def add_classes(
         Options(dry_run, progress, session),
     )
     effect = report.effect
-    return AddReport(report.classes, dry_run, skipped, effect.before, effect.after, effect.images)
+    return AddReport(
+        report.classes, dry_run, skipped, effect.before, effect.after, effect.images, report.notes
+    )
 
 
 def _write(workspace: Workspace, tx: Transaction, wanted: Sequence[NewClass], skipped: list[str]) -> Edit:

@@ -85,6 +85,7 @@ class AddReport:
     old_classes_before: float | None = None
     old_classes_after: float | None = None
     validation_images: int = 0
+    notes: list[str] = field(default_factory=list)  # what else there is to say, a sentence each
 
     def lines(self) -> list[str]:
         """The report for people."""
@@ -92,7 +93,7 @@ class AddReport:
         lines = [one.line(verb) for one in self.added[:_SHOWN]]
         if len(self.added) > _SHOWN:
             lines.append(f"{verb} {len(self.added) - _SHOWN} more classes.")
-        lines += [f"Left out: {what}" for what in self.skipped]
+        lines += [*(f"Left out: {what}" for what in self.skipped), *self.notes]
         unmeasured = self.old_classes_before is None
         lines += Effect(
             self.old_classes_before, self.old_classes_after, self.validation_images, unmeasured
