@@ -22,7 +22,7 @@ def report_command(context: Context, out: str | None, split: str, against: str |
     """Write the report of the newest commit as one HTML file, to be opened in any browser, without network.
 
     Accuracy by class size, gain over the baseline, loss curves, reliability, confusions and explained predictions with
-    the sentences responsible, worst classes, anchors and quarantined images. A part that is not there names the command
+    their nearest sentences, worst classes, anchors and quarantined images. A part that is not there names the command
     that brings it.
     """
     from vlltr_index.cli.render import percent

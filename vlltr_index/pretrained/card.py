@@ -117,7 +117,7 @@ def _body(config: ExportedConfig, sentences: pa.Table, results: Results | None) 
     yield f"# An image classifier for {count} that knows them through text"
     yield ""
     yield (
-        "It attends over sentences about each class, and names those that decided (VL-LTR, Tian et al., ECCV 2022). "
+        "It attends over sentences about each class, and names those behind its text score (VL-LTR, Tian et al., ECCV 2022). "
         f"Made with {LIBRARY} {plain(config.program_version)}, recipe "
         f"{plain(config.recipe)}, protocol {plain(config.protocol)}, encoder {plain(config.encoder)}. "
         f"{config.anchors:,} of its {config.sentences:,} sentences are anchors. "
@@ -163,7 +163,7 @@ def _use(config: ExportedConfig) -> Iterator[str]:
         "Telling apart the classes below in images like those it was trained on. Probabilities say which of these "
         "classes fits best, not whether any does"
         + (": for that, ask for `reject`." if reject else "; no level for that is known.")
-        + " An explanation says which sentences the score rests on, not whether they are true. Not for "
+        + " An explanation says which sentences the text score rests on, not whether they are true. Not for "
         "decisions about people, and not where a wrong answer does harm without somebody looking at it."
     )
     yield ""
