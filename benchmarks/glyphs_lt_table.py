@@ -101,11 +101,18 @@ def generated(runs: Runs, swapped: Runs = ()) -> str:
         cells = [difference(paired, b, against=METHOD, others=swapped) for b in BINS]
         lines += [f"| **{METHOD}, own texts less permuted** | " + " | ".join(cells) + " | | |"]
     lines += ["", "What `train lgr` decided:", "", *_decisions([*runs, *swapped])]
-    lines += ["", "Seconds a step, one thread:", ""]
+    lines += [
+        "",
+        "Seconds a step, one thread, where they were kept; the machine may have had other work:",
+        "",
+    ]
     names = list(dict.fromkeys(name for run in runs for name in run["seconds"]))
     lines += ["| seed | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
     lines += [
-        f"| {r['seed']} | " + " | ".join(f"{r['seconds'].get(n, 0):.0f}" for n in names) + " |" for r in runs
+        f"| {r['seed']} | "
+        + " | ".join(f"{r['seconds'][n]:.0f}" if n in r["seconds"] else "-" for n in names)
+        + " |"
+        for r in runs
     ]
     return "\n".join(lines) + "\n"
 
