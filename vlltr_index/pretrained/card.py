@@ -117,7 +117,8 @@ def _body(config: ExportedConfig, sentences: pa.Table, results: Results | None) 
     yield f"# An image classifier for {count} that knows them through text"
     yield ""
     yield (
-        "It attends over sentences about each class, and names those behind its text score (VL-LTR, Tian et al., ECCV 2022). "
+        "It attends over sentences about each class, and names those behind its text score "
+        "(VL-LTR, Tian et al., ECCV 2022). "
         f"Made with {LIBRARY} {plain(config.program_version)}, recipe "
         f"{plain(config.recipe)}, protocol {plain(config.protocol)}, encoder {plain(config.encoder)}. "
         f"{config.anchors:,} of its {config.sentences:,} sentences are anchors. "
