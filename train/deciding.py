@@ -70,7 +70,7 @@ class StageTwoData:
         groups: For each image what it is held out together with, None for an image by itself.
         unseen: Bool [N], images that stage 1 did not see, of classes that it saw; all False where it did not run.
         unseen_classes: Bool [C], classes that stage 1 did not see.
-        visual_init: Rows [C, D] and biases [C] of stage 1's visual classifier, NaN for classes it did not see.
+        visual_init: Rows [C, D] and biases [C] of stage 1's visual classifier, a bias NaN for a class it did not see.
         logit_scale: The multiplier of the cosine.
         sentence_means: Float [C, D], mean of all normalised sentences of each class, chosen or not, zeros without one;
             None: as `prototypes`.
@@ -91,6 +91,11 @@ class StageTwoData:
     def classes(self) -> int:
         """C."""
         return len(self.places)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether any class has a sentence."""
+        return bool((self.places >= 0).any())
 
     @property
     def rows(self) -> Tensor:
@@ -151,7 +156,7 @@ def decide(
     linear = len(data.labels) >= _FEW_IMAGES
     if data.visual_init is not None:
         linear = sum(int(out.sum()) for out in held_out) >= _ENOUGH_FOR_LINEAR
-    use = _Use(linear, bool((data.places >= 0).any()))
+    use = _Use(linear, data.has_text)
     folds = [_fold(data, config, out, use, progress) for out in held_out]
     everything = torch.ones_like(data.labels, dtype=torch.bool)
     shared, steps = _shared(data, everything), 0
@@ -191,9 +196,7 @@ def weigh(data: StageTwoData, head: LGRHead) -> tuple[Parts, list[str]]:
     folds = [_judged(data, out, _shared(data, _rest(data, out)), head, 0) for out in held_out]
     if not folds:
         return Parts(shared, _BY_DEFAULT), [_NOTHING_TO_SPARE]
-    shared, weights, accept, notes = _weigh(
-        data, folds, shared, _Use(True, bool((data.places >= 0).any())), matches
-    )
+    shared, weights, accept, notes = _weigh(data, folds, shared, _Use(True, data.has_text), matches)
     return Parts(shared, weights, accept), notes
 
 
@@ -378,7 +381,7 @@ def _visual(data: StageTwoData, head: LGRHead, features: Tensor) -> Tensor:
 
 def _text(data: StageTwoData, head: LGRHead, features: Tensor) -> Tensor:
     """Text logits [B, C]; a class without a sentence has the mean of the others."""
-    if not bool((data.places >= 0).any()):
+    if not data.has_text:
         return torch.zeros(len(features), data.classes)
     logits = torch.cat([head.text_logits(part, data.bank) for part in features.split(512)])
     told = torch.where(data.places >= 0, data.places, 0)
@@ -489,7 +492,7 @@ def _of_texts(data: StageTwoData, weights: PartWeights, shared: SharedGaussian, 
     """What the texts are worth."""
     if matches is False:
         return "The texts do not match the images: permuted between the classes they fit as well. They do not count."
-    if not bool((data.places >= 0).any()):
+    if not data.has_text:
         return "There is no sentence: the images alone count."
     if not weights.text and not shared.text_r2:
         match = "match the images" if matches else "of so few classes may match the images or not"

@@ -5,8 +5,8 @@ Three rules put it together:
 - `ours`: a product of three experts, the visual classifier, the generative model and the text branch, with weights that
   `vlltr train lgr` fits. Classes that came after the training have no row in the visual classifier. They meet the
   trained ones by the chain rule: whether an image is of a trained class the generative model of all classes says, which
-  of the trained ones it is the first two experts together. So an addition leaves the trained classes' order among
-  themselves as it was.
+  of the trained ones it is the first two experts together. So an addition leaves the image side's order of the trained
+  classes among themselves as it was.
 - `paper`: alpha P^I + (1 - alpha) P^T (VL-LTR's sum at alpha = 0.5; its release has 0.2 and 0.7).
 - `logits`: softmax of the sum of both branches' logits, by which the release counts its many, medium and few.
 """
