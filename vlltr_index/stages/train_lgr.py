@@ -40,7 +40,6 @@ from vlltr_index.stages.training import (
     load_visual,
     log_folder,
     part_of,
-    read_visual,
     reading,
     save_stage,
     stage_report,
@@ -170,10 +169,10 @@ def _stage_two_data(
     held, init = HeldOut(), None
     if commit.checkpoint:
         folder = workspace.object_path("checkpoints", commit.checkpoint)
-        held, init = read_held_out(folder), load_visual(folder, class_ids)
-    if init is not None:  # rows that are not stage 1's start elsewhere
-        known = class_positions(read_visual(folder, "vlltr train cvlp")["class_ids"], class_ids) >= 0
-        init[1][~known] = float("nan")
+        held = read_held_out(folder)
+        if (visual := load_visual(folder, class_ids)) is not None:
+            weight, bias, known = visual
+            init = weight, torch.where(known, bias, torch.nan)  # rows that are not stage 1's start elsewhere
     places = class_positions(loaded.bank.class_ids, class_ids)
     there = places[places >= 0]
     data = StageTwoData(
@@ -404,4 +403,5 @@ def _trained_bank(tx: Snapshot, loaded: LoadedBank, class_ids: Tensor) -> Anchor
 def _visual_init(
     workspace: Workspace, checkpoint: str | None, class_ids: Tensor
 ) -> tuple[Tensor, Tensor] | None:
-    return load_visual(workspace.object_path("checkpoints", checkpoint), class_ids) if checkpoint else None
+    found = load_visual(workspace.object_path("checkpoints", checkpoint), class_ids) if checkpoint else None
+    return found if found is None else found[:2]

@@ -266,10 +266,11 @@ def read_visual(folder: Path, command: str) -> dict[str, Tensor]:
     )
 
 
-def load_visual(folder: Path, class_ids: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The visual classifier saved with a checkpoint, rows in the order of `class_ids`: weight [C, D], bias [C].
+def load_visual(folder: Path, class_ids: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The visual classifier saved with a checkpoint, rows in the order of `class_ids`: weight [C, D], bias [C], and
+    bool [C], the classes that the checkpoint knows.
 
-    A class that the checkpoint does not know gets the mean row. None where there is no classifier, or it knows none.
+    Another class gets the mean row. None where there is no classifier, or it knows none.
 
     Raises:
         WorkspaceError: If the file is damaged.
@@ -282,7 +283,7 @@ def load_visual(folder: Path, class_ids: Tensor) -> tuple[Tensor, Tensor] | None
         return None
     weight, bias = tensors["weight"][at], tensors["bias"][at]
     weight[at < 0], bias[at < 0] = tensors["weight"].mean(0), tensors["bias"].mean()
-    return weight, bias
+    return weight, bias, at >= 0
 
 
 def stage_report(
