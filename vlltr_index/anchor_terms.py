@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vlltr_index.tensors import full_precision, unit_rows, work_device, working_dtype
 
-__all__ = ["against_means", "class_means", "count_labels", "logsumexp_cosines"]
+__all__ = ["against_means", "class_means", "logsumexp_cosines"]
 
 _MEMORY_BYTES = 256 * 2**20
 _TEXT_BYTES = 64 * 2**20  # of normalised texts
@@ -78,11 +78,3 @@ def against_means(
                 1
             )
         return result
-
-
-def count_labels(text_labels: Tensor, labels: Tensor) -> Tensor:
-    """How many of `labels` equal each sentence's label, float64 [N_t]."""
-    ordered = labels.to(text_labels).sort().values
-    text_labels = text_labels.contiguous()
-    right = torch.searchsorted(ordered, text_labels, right=True)
-    return (right - torch.searchsorted(ordered, text_labels)).to(torch.float64)

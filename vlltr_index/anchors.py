@@ -16,23 +16,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlltr_index.anchor_terms import against_means, class_means, count_labels, logsumexp_cosines
+from vlltr_index.anchor_terms import against_means, class_means, logsumexp_cosines
 from vlltr_index.errors import InputError
 from vlltr_index.tensors import check_labels, check_matrix, check_vector, working_dtype
 
 __all__ = [
     "Selection",
     "SentenceScores",
-    "add_images",
     "anchor_limits",
     "choose_score_images",
-    "fallback_positive",
     "positive_terms",
-    "remove_images",
     "score_sentences",
     "select_anchors",
     "sentence_losses",
-    "subtract_lse",
+    "shift_images",
 ]
 
 
@@ -123,126 +120,35 @@ def score_sentences(
     return SentenceScores(lse, lse.clone(), positive)
 
 
-def add_images(
-    scores: SentenceScores,
-    text_features: Tensor,
-    text_labels: Tensor,
-    new_images: Tensor,
-    new_labels: Tensor,
-    old_labels: Tensor,
-    logit_scale: float | Tensor,
-    chunk_rows: int | None = None,
-    chunk_images: int | None = None,
-) -> SentenceScores:
-    """Scores after more images, from the new images alone.
+def shift_images(
+    scores: SentenceScores, text_features: Tensor, came: Tensor, went: Tensor, logit_scale: float | Tensor
+) -> tuple[SentenceScores, Tensor]:
+    """The logsumexp after images came and went, from these alone; what went is subtracted in the log domain.
 
     Args:
-        scores: Scores of the sentences against the old images.
+        scores: Scores of the sentences before.
         text_features: Float [N_t, D], the sentences the scores belong to.
-        text_labels: Integers [N_t], class ids.
-        new_images: Float [N_new, D], normalised or not.
-        new_labels: Integers [N_new], class ids.
-        old_labels: Integers [N_old], class ids of the images the scores know already (only counted).
+        came: Float [N_new, D], normalised or not.
+        went: Float [N_gone, D], normalised or not.
         logit_scale: The multiplier the scores were computed with.
-        chunk_rows: As for `score_sentences`; so is `chunk_images`.
 
     Returns:
-        The scores against old and new images together.
+        The scores, their positive terms as before: those of classes whose images changed are `positive_terms`. And
+        bool [N_t]: rows whose logsumexp fell more than ln 2 below their `last_exact_lse`, which have lost the digits
+        that subtraction needs and must be scored again.
 
     Raises:
         InputError: Shapes or dtypes do not fit.
     """
-    _check_pairs(text_features, text_labels, new_images, new_labels)
-    check_labels("old_labels", old_labels)
-    _check_scores(scores, text_features)
-    if new_images.shape[0] == 0:
-        return scores
-    scale = _scale(logit_scale)
-    lse = torch.logaddexp(
-        scores.lse, logsumexp_cosines(text_features, new_images, scale, chunk_rows, chunk_images)
-    )
-    own, added = torch.isin(text_labels, new_labels), torch.zeros_like(scores.positive)
-    added[own] = _positive(text_features[own], text_labels[own], new_images, new_labels, scale, False)
-    old, new = count_labels(text_labels, old_labels), count_labels(text_labels, new_labels)
-    # A class without old images weighs its fallback by zero, so that it is replaced.
-    positive = torch.where(
-        new > 0, (old * scores.positive + new * added) / (old + new).clamp(min=1), scores.positive
-    )
-    return SentenceScores(lse, torch.maximum(scores.last_exact_lse, lse), positive)
-
-
-def remove_images(
-    scores: SentenceScores,
-    text_features: Tensor,
-    text_labels: Tensor,
-    removed_images: Tensor,
-    removed_labels: Tensor,
-    remaining_images: Tensor,
-    remaining_labels: Tensor,
-    logit_scale: float | Tensor,
-    chunk_rows: int | None = None,
-    chunk_images: int | None = None,
-) -> SentenceScores:
-    """Scores after images have gone, by subtraction in the log domain.
-
-    A row whose logsumexp falls more than ln 2 below its `last_exact_lse` has lost the digits that
-    subtraction needs; those rows alone are computed again from the remaining images.
-
-    Args:
-        scores: Scores of the sentences against removed and remaining images together.
-        text_features: Float [N_t, D], the sentences the scores belong to; of a class that loses its last
-            image all sentences must be here.
-        text_labels: Integers [N_t], class ids.
-        removed_images: Float [N_gone, D], normalised or not.
-        removed_labels: Integers [N_gone], class ids.
-        remaining_images: Float [N_i, D], normalised or not.
-        remaining_labels: Integers [N_i], class ids.
-        logit_scale: The multiplier the scores were computed with.
-        chunk_rows: As for `score_sentences`; so is `chunk_images`.
-
-    Returns:
-        The scores against the remaining images; rows computed again have `last_exact_lse == lse`.
-
-    Raises:
-        InputError: Shapes or dtypes do not fit, or no image remains.
-    """
-    _check_pairs(text_features, text_labels, removed_images, removed_labels)
-    _check_pairs(text_features, text_labels, remaining_images, remaining_labels)
-    _check_scores(scores, text_features)
-    if removed_images.shape[0] == 0:
-        return scores
-    if remaining_images.shape[0] == 0:
-        raise InputError(
-            "no image remains to score sentences against", "vlltr ingest images PATH --split train"
-        )
-    scale = _scale(logit_scale)
-    gone = logsumexp_cosines(text_features, removed_images, scale, chunk_rows, chunk_images)
-    lse, lost = subtract_lse(scores, gone)
-    last_exact = scores.last_exact_lse.clone()
-    if bool(lost.any()):
-        lse[lost] = logsumexp_cosines(text_features[lost], remaining_images, scale, chunk_rows, chunk_images)
-        last_exact[lost] = lse[lost]
-    positive = scores.positive.clone()
-    touched = torch.isin(text_labels, removed_labels)
-    positive[touched] = _positive(
-        text_features[touched], text_labels[touched], remaining_images, remaining_labels, scale
-    )
-    return SentenceScores(lse, last_exact, positive)
-
-
-def subtract_lse(scores: SentenceScores, gone: Tensor) -> tuple[Tensor, Tensor]:
-    """Take images out of the logsumexp in the log domain.
-
-    Args:
-        scores: Scores of the sentences against all images.
-        gone: logsumexp of the sentences against the images that go, float64 [N_t].
-
-    Returns:
-        The logsumexp without them, float64 [N_t], and bool [N_t]: rows that fell more than ln 2 below their last
-        exact value, whose digits are lost and which must be computed again.
-    """
-    lse = scores.lse + torch.log1p(-torch.exp(gone - scores.lse).clamp(max=1.0))
-    return lse, lse < scores.last_exact_lse - math.log(2.0)
+    check_vector("scores", scores.lse, text_features.shape[0])
+    scale, lse, last = _scale(logit_scale), scores.lse, scores.last_exact_lse
+    if len(came):
+        lse = torch.logaddexp(lse, logsumexp_cosines(text_features, came, scale, None, None))
+        last = torch.maximum(last, lse)
+    if len(went):
+        gone = logsumexp_cosines(text_features, went, scale, None, None)
+        lse = lse + torch.log1p(-torch.exp(gone - lse).clamp(max=1.0))
+    return SentenceScores(lse, last, scores.positive), lse < last - math.log(2.0)
 
 
 def positive_terms(
@@ -252,7 +158,7 @@ def positive_terms(
     image_labels: Tensor,
     logit_scale: float | Tensor,
 ) -> Tensor:
-    """The positive term of L_lin: scale * mean cosine with the class's images, else `fallback_positive`.
+    """The positive term of L_lin: scale * mean cosine with the class's images, else with its mean sentence.
 
     Args:
         text_features: Float [N_t, D], normalised or not; all sentences of a class that has no image.
@@ -269,28 +175,6 @@ def positive_terms(
     """
     _check_pairs(text_features, text_labels, images, image_labels)
     return _positive(text_features, text_labels, images, image_labels, _scale(logit_scale))
-
-
-def fallback_positive(text_features: Tensor, text_labels: Tensor, logit_scale: float | Tensor) -> Tensor:
-    """The positive term of classes without an image: scale * cos(t, mean of the class's normalised
-    sentences).
-
-    Args:
-        text_features: Float [N_t, D], all sentences of the classes, normalised or not.
-        text_labels: Integers [N_t], class ids.
-        logit_scale: The multiplier of the cosine.
-
-    Returns:
-        Float64 [N_t].
-
-    Raises:
-        InputError: Shapes or dtypes do not fit.
-    """
-    check_matrix("text_features", text_features)
-    check_labels("text_labels", text_labels, text_features.shape[0])
-    return against_means(
-        text_features, text_labels, text_features, text_labels, _scale(logit_scale), renormalise=True
-    )
 
 
 def select_anchors(
@@ -391,18 +275,13 @@ def _ranks(
 
 
 def _positive(
-    text_features: Tensor,
-    text_labels: Tensor,
-    images: Tensor,
-    image_labels: Tensor,
-    scale: float,
-    fallback: bool = True,
+    text_features: Tensor, text_labels: Tensor, images: Tensor, image_labels: Tensor, scale: float
 ) -> Tensor:
-    """scale * mean cosine of each sentence with its class's images; without images the fallback, or zero."""
     positive = against_means(text_features, text_labels, images, image_labels, scale, renormalise=False)
     bare = ~torch.isin(text_labels, image_labels)
-    if fallback and bool(bare.any()):
-        positive[bare] = fallback_positive(text_features[bare], text_labels[bare], scale)
+    if bool(bare.any()):
+        text, labels = text_features[bare], text_labels[bare]
+        positive[bare] = against_means(text, labels, text, labels, scale, renormalise=True)
     return positive
 
 
@@ -415,7 +294,3 @@ def _check_pairs(text_features: Tensor, text_labels: Tensor, images: Tensor, ima
     check_labels("text_labels", text_labels, text_features.shape[0])
     check_matrix("image_features", images, columns=text_features.shape[1])
     check_labels("image_labels", image_labels, images.shape[0])
-
-
-def _check_scores(scores: SentenceScores, text_features: Tensor) -> None:
-    check_vector("scores", scores.lse, text_features.shape[0])

@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from vlltr_index.anchor_terms import logsumexp_cosines
 from vlltr_index.anchors import (
     Selection,
     SentenceScores,
@@ -22,7 +21,7 @@ from vlltr_index.anchors import (
     positive_terms,
     score_sentences,
     select_anchors,
-    subtract_lse,
+    shift_images,
 )
 from vlltr_index.errors import MissingStepError
 from vlltr_index.holdout import held_images
@@ -352,8 +351,11 @@ class _Rows:
         inexact = ~known
         if self.images_changed and bool(known.any()):
             at = known.nonzero()[:, 0]
+            came = self.images([i for i in self.now.ids if i not in self.before.owner])
+            went = self.images([i for i in self.before.ids if i not in self.now.owner])
             part = SentenceScores(lse[at], last[at], positive[at])
-            lse[at], last[at], lost = self._shifted(part, self.text(at))
+            part, lost = shift_images(part, self.text(at), came, went, self.facts[2])
+            lse[at], last[at] = part.lse, part.last_exact_lse
             inexact[at[lost]] = True
         again = inexact.nonzero()[:, 0]
         if len(again):
@@ -371,20 +373,6 @@ class _Rows:
         if len(at):
             positive[at] = self._positives(at, touched)
         return SentenceScores(lse, last, positive)
-
-    def _shifted(self, scores: SentenceScores, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """lse and last exact lse after the images that came and went, and which rows lost their digits by it."""
-        scale, lse, last = self.facts[2], scores.lse, scores.last_exact_lse
-        lost = torch.zeros(len(lse), dtype=torch.bool)
-        came = [i for i in self.now.ids if i not in self.before.owner]
-        went = [i for i in self.before.ids if i not in self.now.owner]
-        if came:
-            lse = torch.logaddexp(lse, logsumexp_cosines(text, self.images(came), scale, None, None))
-            last = torch.maximum(last, lse)
-        if went:
-            gone = logsumexp_cosines(text, self.images(went), scale, None, None)
-            lse, lost = subtract_lse(SentenceScores(lse, last, scores.positive), gone)
-        return lse, last, lost
 
     def _moved(self) -> set[int]:
         """Classes whose own images changed."""

@@ -1,4 +1,4 @@
-"""`add_images` for new images, `score_sentences` for the rows of new sentences, as `vlltr classes add` does."""
+"""`shift_images` for new images, `score_sentences` for the rows of new sentences, as `vlltr classes add` does."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from benchmarks.anss import SCALE
 from benchmarks.anss.common import tensors, wait
 from benchmarks.harness import Arrays
-from vlltr_index.anchors import add_images, score_sentences
+from vlltr_index.anchors import positive_terms, score_sentences, shift_images
 
 
 def prepare(inputs: Arrays, values: dict[str, Any]) -> Any:
@@ -24,7 +24,10 @@ def run(state: Any) -> Arrays:
     """Only what is new."""
     known, texts, labels, images, owners, n, m = state
     old = texts[:n], labels[:n]
-    losses = add_images(known, *old, images[m:], owners[m:], owners[:m], SCALE).loss
+    shifted, _ = shift_images(known, texts[:n], images[m:], images[:0], SCALE)
+    losses = known.loss
+    if m < len(images):
+        losses = shifted.lse - positive_terms(*old, images, owners, SCALE)
     if n < len(texts):
         losses = torch.cat([losses, score_sentences(texts[n:], labels[n:], images, owners, SCALE).loss])
     wait()
