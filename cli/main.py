@@ -153,8 +153,9 @@ def main(argv: list[str] | None = None) -> NoReturn:
         sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)
-    except click.Abort:
-        click.echo("Stopped. Run the same command again to go on.", err=True)
+    except (click.Abort, KeyboardInterrupt):
+        if "WORLD_SIZE" not in os.environ:  # of several processes the one that started them says it
+            click.echo("Stopped. Run the same command again to go on.", err=True)
         sys.exit(130)
     except click.ClickException as error:
         error.show()
@@ -164,9 +165,6 @@ def main(argv: list[str] | None = None) -> NoReturn:
         if error.hint:
             click.echo(error.hint, err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        click.echo("Stopped. Run the same command again to go on.", err=True)
-        sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)

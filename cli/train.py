@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vlltr_index.cli.context import Context, cache_images, pass_context
+from vlltr_index.errors import PeerError, UsageError, VlltrError
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
 
 
 _log = logging.getLogger("vlltr_index.cli.train")
+_GRACE = 5.0  # seconds
 
 
 def _options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,15 +86,57 @@ def _recipe(
 
 
 def _speaks() -> bool:
-    """Whether this process talks to the user: of several that torchrun started, the first does."""
+    """Whether this process talks to the user: of several, the first does."""
     return int(os.environ.get("WORLD_SIZE") or "1") == 1 or int(os.environ.get("RANK") or "0") == 0
+
+
+def _shared_out(processes: int) -> bool:
+    """Run this very command in so many processes by torch's launcher; False for one, and in one of them.
+
+    Raises:
+        UsageError: If there are fewer GPUs than processes.
+        VlltrError: If one of them was killed.
+    """
+    if processes == 1 or "WORLD_SIZE" in os.environ:
+        return False
+    import torch
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < processes:
+        raise UsageError(
+            f"--processes {processes}: each takes a GPU of its own, and there {'is' if gpus == 1 else 'are'} {gpus}",
+            f"Use --processes {gpus}." if gpus > 1 else "Leave --processes away.",
+        )
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    config = LaunchConfig(
+        1, 1, processes, run_id=str(os.getpid()), rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+        max_restarts=0, signals_to_handle="SIGTERM,SIGHUP",
+    )  # fmt: skip
+    logging.disable(logging.CRITICAL)  # what went wrong is said by the processes, or below
+    try:
+        elastic_launch(config, sys.executable)("-m", "vlltr_index.cli", *sys.argv[1:])
+    except SignalException as error:
+        raise click.exceptions.Exit(128 + error.sigval.value) from None
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode > 0:
+            raise click.exceptions.Exit(failure.exitcode) from None
+        raise VlltrError(
+            f"training process {rank + 1} of {processes} was ended by {signal.Signals(-failure.exitcode).name}",
+            "If memory ran out: a smaller batch_size or fewer processes. The same command goes on from the last epoch.",
+        ) from None
+    finally:
+        logging.disable(logging.NOTSET)
+    return True
 
 
 @contextmanager
 def _training(context: Context) -> Iterator[Progress]:
     """Progress of a training command, and a quiet end where another process says what was wrong."""
-    from vlltr_index.errors import PeerError
-    from vlltr_index.train.distributed import leave
+    from vlltr_index.train.distributed import leave, world
 
     if not _speaks():
         context.quiet, context.as_json = True, False
@@ -99,6 +146,12 @@ def _training(context: Context) -> Iterator[Progress]:
             yield progress
     except PeerError as error:
         raise click.exceptions.Exit(error.exit_code) from None
+    except RuntimeError:
+        if world()[1] > 1:
+            time.sleep(
+                _GRACE
+            )  # where it lost another one, the launcher ends this one meanwhile, and says why
+        raise
     leave()
 
 
@@ -125,8 +178,10 @@ def cvlp(
     workspace = context.open()
     chosen = _recipe(workspace, recipe, overrides, seed, "cvlp", cache_images)
     context.read_images_as(workspace, chosen.images)
+    if _shared_out(processes):
+        return
     with _training(context) as progress:
-        report = train_cvlp_stage(workspace, chosen.cvlp, progress, resume=resume, processes=processes)
+        report = train_cvlp_stage(workspace, chosen.cvlp, progress, resume=resume)
     _show(context, report, "vlltr embed")
 
 
@@ -153,8 +208,10 @@ def lgr(
     chosen = _recipe(workspace, recipe, overrides, seed, "lgr", cache_images)
     context.read_images_as(workspace, chosen.images)
     config = chosen.lgr
+    if config.live and _shared_out(processes):
+        return
     with _training(context) as progress:
-        report = train_lgr_stage(workspace, config, progress, resume=resume, processes=processes)
+        report = train_lgr_stage(workspace, config, progress, resume=resume)
     _show(context, report, "vlltr embed" if config.tune != "head" else "vlltr index")
 
 
@@ -184,13 +241,15 @@ def everything(
         from vlltr_index.recipe import override
 
         chosen = override(chosen, (f"cvlp.seed={seed}", f"lgr.seed={seed}"))
+    if _shared_out(processes):
+        return
     with _training(context) as progress:
         meet()
         if adopt_recipe(workspace, chosen):
             context.say(
                 f"Recipe {chosen.name} is the workspace's own now: {workspace.storage.at('vlltr.toml')}"
             )
-        reports = train_all(workspace, chosen, progress, resume=resume, processes=processes)
+        reports = train_all(workspace, chosen, progress, resume=resume)
     if context.as_json:
         context.emit({name: asdict(report) for name, report in reports.items()})
     for note in reports["train lgr"].notes:
@@ -246,10 +305,10 @@ def baseline(
 
     chosen = _recipe(workspace, recipe, overrides, seed, "baseline", cache_images)
     context.read_images_as(workspace, chosen.images)
+    if _shared_out(processes):
+        return
     with _training(context) as progress:
-        report = train_baseline_stage(
-            workspace, chosen.baseline, progress, resume=resume, processes=processes
-        )
+        report = train_baseline_stage(workspace, chosen.baseline, progress, resume=resume)
     _show(context, report, "vlltr evaluate --split test")
 
 

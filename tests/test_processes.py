@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -14,20 +13,21 @@ from pathlib import Path
 import drawings
 import pytest
 import torch
-from launched import work
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from vlltr_index.errors import PeerError, UsageError, VlltrError
+from vlltr_index.cli.main import vlltr
+from vlltr_index.errors import PeerError, UsageError
 from vlltr_index.recipe import override
 from vlltr_index.stages.train_cvlp import train_cvlp_stage
 from vlltr_index.train.distributed import by_first, first_then_all
-from vlltr_index.train.launch import launch
 from vlltr_index.workspace import Workspace
 
 SETTINGS = (
     "cvlp.epochs=2",
     "cvlp.batch_size=28",
     "cvlp.precision=fp32",
+    "cvlp.batch_norm=eval",
     "lgr.epochs=1",
     "lgr.views=1",
     "lgr.batch_size=28",
@@ -131,56 +131,30 @@ def test_ctrl_c_ends_all_and_any_number_goes_on(drawn: Path, tmp_path: Path) -> 
     assert seen[0] > 2  # two steps an epoch, one epoch at least was kept
 
 
-def test_launch_gives_the_first_processs_result(tmp_path: Path) -> None:
-    """The result and the progress are the first process's."""
-    shown: list[tuple[object, ...]] = []
-    found = launch(2, work, tmp_path, "well", progress=lambda *args: shown.append(args))
-    assert found == (10, 2)
-    assert shown == [("work", 1, 2)]
-    assert (tmp_path / "well-1").exists()
-    assert "RANK" not in os.environ
+def test_one_that_was_killed_ends_all(drawn: Path, tmp_path: Path) -> None:
+    """The error names it, without a traceback of the others, which lost it."""
+    workspace = copy(drawn, tmp_path / "workspace")
+    process = start(workspace.path, "train", "cvlp", "--processes", "2", "--set", "cvlp.epochs=200")
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "epoch 1:" in line:
+            break
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    second = [p for p in children if b"\0RANK=1\0" in Path(f"/proc/{p}/environ").read_bytes()]
+    os.kill(int(second[0]), signal.SIGKILL)
+    rest = process.stderr.read()
+    assert process.wait(timeout=60) == 1
+    assert "Error: training process 2 of 2 was ended by SIGKILL" in rest
+    assert "Traceback" not in rest
 
 
-def test_the_first_failure_ends_all(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The others wait for one that failed or was killed; the error is its own, whichever it was."""
-    caplog.set_level("INFO", "vlltr_index")
-    for what in ("one", "untidy-one"):
-        with pytest.raises(VlltrError) as caught:
-            launch(2, work, tmp_path, what)
-        assert str(caught.value) == "the second one's trouble\nits remedy"
-    with pytest.raises(VlltrError) as caught:
-        launch(2, work, tmp_path, "killed")
-    assert caught.value.message == "training process 2 of 2 was ended by SIGKILL"
-    with pytest.raises(VlltrError) as caught:
-        launch(2, work, tmp_path, "silent")
-    assert caught.value.message == "training process 2 of 2 ended with exit code 3"
-    seen: list[int] = []
-    with pytest.raises(VlltrError) as caught:
-        launch(2, work, tmp_path, "busy", progress=lambda *told: seen.append(told[1]))
-    assert caught.value.message == "training process 2 of 2 was ended by SIGKILL"
-    assert seen[-1] < 299  # the first was ended, though it had not fallen silent
-    with pytest.raises(VlltrError) as caught:
-        launch(2, work, tmp_path, "bug")
-    assert caught.value.message == "training process 2 of 2 ended with exit code 3"
-    assert "ValueError: the real bug" in caplog.text
-    with pytest.raises(RuntimeError, match=r"(?s)training process 1 of 2 failed:\n.*KeyError: 'a bug'"):
-        launch(2, work, tmp_path, "crash")
-
-
-def test_a_process_that_has_said_all_may_end_as_it_likes(tmp_path: Path) -> None:
-    """An abort while the interpreter shuts down does not undo what was committed."""
-    assert launch(2, work, tmp_path, "untidy") == (10, 2)
-    assert launch(2, work, tmp_path, "slow") == (10, 2)
-    assert not multiprocessing.active_children()
-
-
-def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch, drawn: Path) -> None:
     """Two processes do not share a GPU."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UsageError) as caught:
-        launch(2, work, Path(), "well")
-    assert caught.value.message == "--processes 2: each takes a GPU of its own, and there is 1"
+    words = ["-w", str(drawn), "train", "cvlp", "--processes", "2"]
+    result = CliRunner().invoke(vlltr, words)
+    assert isinstance(result.exception, UsageError)
+    assert result.exception.message == "--processes 2: each takes a GPU of its own, and there is 1"
 
 
 def test_alone_everybody_is_the_first() -> None:
@@ -190,19 +164,3 @@ def test_alone_everybody_is_the_first() -> None:
     with pytest.raises(KeyError):
         by_first(lambda: {}[1])
     assert PeerError(2).exit_code == 2
-
-
-def test_torchrun_starts_them_too(drawn: Path, tmp_path: Path) -> None:
-    """Two processes of `torchrun` train the baseline, the first one commits, and it alone talks."""
-    workspace = copy(drawn, tmp_path / "workspace")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "vlltr_index.cli", "-w", str(workspace.path), "--json", "train", "baseline", "fc"]
-    command += ["--set", "baseline.epochs=1", "--set", "baseline.batch_size=28"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr
-    commit = workspace.history.last()
-    assert commit is not None
-    assert json.loads(done.stdout)["digest"] == commit.info["baseline_fc"]
-    assert "Traceback" not in done.stderr

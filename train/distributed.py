@@ -1,30 +1,27 @@
-"""What several processes of one run share: gathering with gradients, averaged gradients, synchronised BatchNorm.
+"""What several processes of one run share: how they meet, gathering with gradients, synchronised BatchNorm.
 
 Every process computes the whole loss from the gathered features. The gradient of a gathered row is the sum over the
-processes' losses, and the averaged gradients are then those of one process with the whole batch.
+processes' losses, and what DistributedDataParallel averages are the gradients of one process with the whole batch.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import timedelta
-from types import MethodType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vlltr_index.errors import ConfigError, PeerError, VlltrError
-from vlltr_index.tensors import working_dtype
 
 if TYPE_CHECKING:
     from vlltr_index.encoder import Encoder
 
 __all__ = [
-    "TIMEOUT",
-    "average_gradients",
     "by_first",
     "first_then_all",
     "gather_rows",
@@ -32,20 +29,19 @@ __all__ = [
     "leave",
     "meet",
     "own_part",
-    "prepare_batch_norm",
-    "restore_batch_norm",
+    "share_batch_norm",
     "world",
 ]
 
 
-TIMEOUT = timedelta(days=7)
+_TIMEOUT = timedelta(days=7)
 """How long a process waits for the others: the first may embed and write for hours. A dead one is noticed at once."""
 
 T = TypeVar("T")
 
 
 def meet() -> torch.device | None:
-    """Meet the processes that this one was started with, by `accelerate launch`, `torchrun` or `launch`.
+    """Meet the processes that this one was started with, by `--processes`, `torchrun` or `accelerate launch`.
 
     Returns:
         This process's device; None if it was started alone.
@@ -54,7 +50,7 @@ def meet() -> torch.device | None:
         return None
     from accelerate import PartialState
 
-    device: torch.device = PartialState(timeout=TIMEOUT).device
+    device: torch.device = PartialState(timeout=_TIMEOUT).device
     return device
 
 
@@ -154,75 +150,19 @@ def gather_rows(rows: Tensor) -> Tensor:
     return gathered
 
 
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace each gradient by its mean over the processes; all processes must have the same ones."""
-    processes = world()[1]
-    grads = [p.grad for p in parameters if p.grad is not None]
-    if processes == 1 or not grads:
+def share_batch_norm(module: nn.Module, device: torch.device) -> None:
+    """Make BatchNorm in training mode use the statistics of all processes' rows, in place.
+
+    Raises:
+        ConfigError: On CPUs, which have no such BatchNorm.
+    """
+    if world()[1] == 1 or not any(isinstance(part, _BatchNorm) for part in module.modules()):
         return
-    flat = torch.cat([g.reshape(-1) for g in grads])
-    dist.all_reduce(flat)
-    flat /= processes
-    for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
-        grad.copy_(part.view(grad.shape))
+    if device.type != "cuda":
+        raise ConfigError(
+            "several processes on CPUs cannot share the statistics of the model's BatchNorm",
+            "Keep them as they are, --set cvlp.batch_norm=eval (or lgr.batch_norm), or train in one process.",
+        )
+    from timm.layers import convert_sync_batchnorm
 
-
-def prepare_batch_norm(module: nn.Module, device: torch.device) -> None:
-    """Make BatchNorm in training mode use the statistics of all processes' rows; with one process nothing changes."""
-    if world()[1] == 1:
-        return
-    if device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(module)
-        return
-    for part in module.modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm):
-            part.forward = MethodType(_shared_batch_norm, part)  # type: ignore[method-assign]  # until restored
-
-
-def restore_batch_norm(module: nn.Module) -> None:
-    """Undo `prepare_batch_norm` on CPUs."""
-    for part in module.modules():
-        vars(part).pop("forward", None)
-
-
-class _Sum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        total = value.contiguous().clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        total = grads[0].contiguous().clone()
-        dist.all_reduce(total)
-        return total
-
-
-def _sum(value: Tensor) -> Tensor:
-    """The sum over the processes, with gradients."""
-    total: Tensor = _Sum.apply(value)  # type: ignore[no-untyped-call] # torch leaves it untyped
-    return total
-
-
-def _shared_batch_norm(norm: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
-    """What torch's SyncBatchNorm computes, on any device; every process has as many rows."""
-    axes = [0, *range(2, x.dim())]
-    shape = [1, -1] + [1] * (x.dim() - 2)
-    mean, variance = norm.running_mean, norm.running_var
-    if norm.training or mean is None or variance is None:
-        processes, wide = world()[1], x.to(working_dtype(x))
-        mean = _sum(wide.mean(axes)) / processes
-        variance = _sum((wide - mean.view(shape)).square().mean(axes)) / processes
-        if norm.training and norm.running_mean is not None and norm.running_var is not None:
-            count = processes * x.numel() // x.shape[1]
-            share = 0.1 if norm.momentum is None else norm.momentum
-            with torch.no_grad():
-                norm.running_mean.lerp_(mean.detach(), share)
-                norm.running_var.lerp_(variance.detach() * count / max(1, count - 1), share)
-                if norm.num_batches_tracked is not None:
-                    norm.num_batches_tracked += 1
-    y = (x - mean.view(shape)) * (variance.view(shape) + norm.eps).rsqrt()
-    if norm.weight is not None and norm.bias is not None:
-        y = y * norm.weight.view(shape) + norm.bias.view(shape)
-    return y.to(x.dtype)
+    convert_sync_batchnorm(module)

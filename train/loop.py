@@ -13,18 +13,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from vlltr_index.errors import VlltrError, WorkspaceError
 from vlltr_index.schemas.fingerprint import digest_json
 from vlltr_index.train.checkpoint import STATE, load_state, pack_optimizer, save_state, unpack_optimizer
 from vlltr_index.train.data import TrainImages
-from vlltr_index.train.distributed import (
-    average_gradients,
-    own_part,
-    prepare_batch_norm,
-    restore_batch_norm,
-    world,
-)
+from vlltr_index.train.distributed import own_part, share_batch_norm, world
 from vlltr_index.train.sampling import epoch_batches, seed_of, steps_per_epoch, stream
 from vlltr_index.train.schedule import parameter_groups, set_rates
 
@@ -142,7 +137,6 @@ def run(
     if board is not None:
         board.close()
     module.eval()
-    restore_batch_norm(module)
     _lay_out(encoder.model, torch.contiguous_format)
     return trainer.log
 
@@ -151,6 +145,19 @@ def _in_words(entry: Mapping[str, float]) -> str:
     """An epoch's numbers for people: the loss and its parts, the settings of the moment, and the speed."""
     parts = [f"{k} {v:.4g}" for k, v in entry.items() if k not in ("epoch", "seconds", "images_per_s")]
     return ", ".join([*parts, f"{entry['images_per_s']:,.0f} images/s"])
+
+
+class _StepLoss(nn.Module):
+    """The objective with the weights that it learns, for DistributedDataParallel."""
+
+    def __init__(self, module: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.module, self.objective = module, objective
+
+    def forward(
+        self, pixels: Tensor, positions: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.objective(pixels, positions, generator)
 
 
 class _Trainer:
@@ -166,17 +173,21 @@ class _Trainer:
         log_scale: nn.Parameter | None,
     ) -> None:
         self.plan, self.encoder, self.module, self.images = plan, encoder, module, images
-        self.objective, self.log_scale, self.log = objective, log_scale, []
+        self.log_scale, self.log = log_scale, []
         self.progress = progress if world()[0] == 0 else None
         self.state_path = run_dir / STATE if run_dir is not None else None
         self.part = own_part(plan.batch_size)
-        prepare_batch_norm(module, encoder.device)
+        if plan.batch_norm == "train":
+            share_batch_norm(module, encoder.device)
         _lay_out(encoder.model, torch.channels_last)
         self.named = dict(module.named_parameters())
         groups = parameter_groups(self.named.items(), plan.lr, plan.weight_decay, plan.lr_by_prefix)
         self.learned = [p for group in groups for p in group["params"]]
         self.optimizer = torch.optim.AdamW(groups, fused=True)
         self.steps = steps_per_epoch(len(images), plan.batch_size)
+        self.step_loss: nn.Module = _StepLoss(module, objective)
+        if world()[1] > 1:
+            self.step_loss = DistributedDataParallel(self.step_loss, find_unused_parameters=True)
 
     log: Log
 
@@ -224,10 +235,9 @@ class _Trainer:
         if pixels.dim() == 4:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         with _autocast(plan.precision, device):
-            loss, parts = self.objective(pixels, positions, generator)
+            loss, parts = self.step_loss(pixels, positions, generator)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        average_gradients(self.learned)
         if plan.clip_grad is not None:
             nn.utils.clip_grad_norm_(self.learned, plan.clip_grad)
         self.optimizer.step()

@@ -66,9 +66,10 @@ def train_all(
     progress: Progress | None = None,
     resume: bool = True,
     stage_one: bool = True,
-    processes: int = 1,
 ) -> dict[str, Any]:
     """Train the encoder, embed, select, train the head, build the index: one commit a step.
+
+    Of several processes all train the encoder, and the first does the rest.
 
     Args:
         workspace: Where images and texts are.
@@ -76,7 +77,6 @@ def train_all(
         progress: Called with the step's name, what is done, and the total.
         resume: Whether an interrupted run of the same settings goes on.
         stage_one: Whether the encoder is trained; if not, the workspace's is taken as it is.
-        processes: How many train the encoder; of several that were started already, the first does the rest.
 
     Returns:
         The report of each step, by its command's name.
@@ -84,10 +84,10 @@ def train_all(
     meet()
     reports: dict[str, Any] = {}
     if stage_one:
-        reports["train cvlp"] = train_cvlp_stage(workspace, recipe.cvlp, progress, resume, processes)
+        reports["train cvlp"] = train_cvlp_stage(workspace, recipe.cvlp, progress, resume)
     reports["embed"] = by_first(lambda: embed(workspace, recipe.lgr.views, progress))
     reports["select"] = by_first(lambda: select(workspace, recipe.select, progress))
-    reports["train lgr"] = train_lgr_stage(workspace, recipe.lgr, progress, resume, processes)
+    reports["train lgr"] = train_lgr_stage(workspace, recipe.lgr, progress, resume)
     if recipe.lgr.tune != "head":  # image vectors of the tuned tower
         reports["embed again"] = by_first(lambda: embed(workspace, recipe.lgr.views, progress))
     reports["index"] = by_first(lambda: index_anchors(workspace, progress=progress))

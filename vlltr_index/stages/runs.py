@@ -17,12 +17,10 @@ from vlltr_index.loading import check_runs, run_folder, usable_images
 from vlltr_index.lock import write_lock
 from vlltr_index.stages.training import TrainingSet, class_texts, training_set
 from vlltr_index.train.distributed import by_first, first_then_all, meet, own_part
-from vlltr_index.train.launch import launch
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from vlltr_index.history import Commit
-    from vlltr_index.schemas.records import Progress
     from vlltr_index.snapshot import Snapshot
     from vlltr_index.transaction import Transaction
     from vlltr_index.workspace import Workspace
@@ -32,7 +30,6 @@ __all__ = [
     "TrainingRun",
     "differences",
     "held_folder",
-    "in_processes",
     "newest_snapshot",
     "refuse",
     "training_run",
@@ -178,29 +175,6 @@ def newest_snapshot(workspace: Workspace) -> Snapshot:
     """The newest commit, the same one in all processes."""
     number = by_first(lambda: _number(workspace.history.last()))
     return workspace.snapshot(number)
-
-
-def in_processes(
-    stage: Callable[..., T],
-    workspace: Workspace,
-    config: Any,
-    progress: Progress | None,
-    resume: bool,
-    processes: int,
-) -> T:
-    """Run `stage(workspace, config, progress, resume)` in several processes of this machine; see `launch`."""
-    result: T = launch(
-        processes, _stage, stage, workspace.address, workspace.config, config, resume, progress=progress
-    )
-    return result
-
-
-def _stage(
-    stage: Callable[..., T], address: str, settings: Any, config: Any, resume: bool, progress: Progress | None
-) -> T:
-    from vlltr_index.workspace import Workspace
-
-    return stage(Workspace(address, settings), config, progress, resume=resume)
 
 
 def _number(commit: Commit | None) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vlltr_index.schemas.config import BaselineConfig
-from vlltr_index.stages.runs import in_processes, training_run
+from vlltr_index.stages.runs import training_run
 from vlltr_index.stages.training import (
     TrainingSet,
     TrainReport,
@@ -32,7 +32,6 @@ def train_baseline_stage(
     config: BaselineConfig,
     progress: Progress | None = None,
     resume: bool = True,
-    processes: int = 1,
 ) -> TrainReport:
     """The image-only baseline: the same visual tower from the same start, a linear layer, cross-entropy.
 
@@ -41,15 +40,12 @@ def train_baseline_stage(
         config: The recipe's `baseline` section.
         progress: Called after every step, in the first process.
         resume: Whether an interrupted run of the same settings goes on, with as many processes or others.
-        processes: How many to start on this machine; 1 trains here, as one of those that were started already.
 
     Raises:
         MissingStepError: If there are no training images.
         WorkspaceError: If the training images changed meanwhile.
         ConfigError: If the batch cannot be shared out among the processes.
     """
-    if processes > 1:
-        return in_processes(train_baseline_stage, workspace, config, progress, resume, processes)
     recipe = workspace.recipe
     with training_run(
         workspace,

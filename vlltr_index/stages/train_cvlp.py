@@ -20,7 +20,7 @@ from vlltr_index.holdout import (
 )
 from vlltr_index.schemas.config import CVLPConfig
 from vlltr_index.schemas.tables import image_vectors_name
-from vlltr_index.stages.runs import TrainingRun, in_processes, training_run
+from vlltr_index.stages.runs import TrainingRun, training_run
 from vlltr_index.stages.training import (
     TrainingSet,
     TrainReport,
@@ -51,7 +51,6 @@ def train_cvlp_stage(
     config: CVLPConfig,
     progress: Progress | None = None,
     resume: bool = True,
-    processes: int = 1,
 ) -> TrainReport:
     """Stage 1: train the encoder on the workspace's training split; commit it as the workspace's encoder.
 
@@ -66,7 +65,6 @@ def train_cvlp_stage(
         config: The recipe's `cvlp` section.
         progress: Called after every step, in the first process.
         resume: Whether an interrupted run of the same settings goes on, with as many processes or others.
-        processes: How many to start on this machine; 1 trains here, as one of those that were started already.
 
     Raises:
         MissingStepError: If there are no training images, or one of their classes has no sentence.
@@ -74,8 +72,6 @@ def train_cvlp_stage(
         ConfigError: If the batch cannot be shared out among the processes, or a visual tower from scratch is to stay as
             it is.
     """
-    if processes > 1:
-        return in_processes(train_cvlp_stage, workspace, config, progress, resume, processes)
     recipe = workspace.recipe
     if config.tune == "text":
         meet()

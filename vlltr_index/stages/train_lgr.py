@@ -33,7 +33,7 @@ from vlltr_index.loading import (
 )
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
-from vlltr_index.stages.runs import differences, held_folder, in_processes, refuse, training_run
+from vlltr_index.stages.runs import differences, held_folder, refuse, training_run
 from vlltr_index.stages.training import (
     TrainingSet,
     TrainReport,
@@ -73,7 +73,6 @@ def train_lgr_stage(
     config: LGRConfig,
     progress: Progress | None = None,
     resume: bool = True,
-    processes: int = 1,
     command: str = "train lgr",
 ) -> TrainReport:
     """Stage 2: both branches of the head; commit the head.
@@ -82,7 +81,7 @@ def train_lgr_stage(
     images. With `tune = "visual"` or `lora` the visual tower learns too: the commit names the tuned encoder and its
     fingerprint, `vlltr embed` has to follow, and the anchors, their vectors and the index stay. Run again, it starts
     from the untuned tower, as the first time.
-    `progress`, `resume` and `processes` are as for `train_cvlp_stage`.
+    `progress` and `resume` are as for `train_cvlp_stage`.
 
     Raises:
         MissingStepError: If images, vectors or anchors of the training classes are missing.
@@ -90,11 +89,7 @@ def train_lgr_stage(
             workspace cannot be written.
     """
     if config.live:
-        if processes > 1:
-            return in_processes(train_lgr_stage, workspace, config, progress, resume, processes)
         return _tune_visual(workspace, config, progress, resume)
-    if processes > 1:
-        _log.info("the head trains on stored vectors, in one process")
     meet()
     return by_first(lambda: _train_head(workspace, config, progress, resume, command))
 
