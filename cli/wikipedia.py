@@ -9,17 +9,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vlltr_index.cli.context import Context, existing, pass_context
+from vlltr_index.cli.context import Context, pass_context
 
 if TYPE_CHECKING:
-    from vlltr_index.corpus.wikipedia import Wanted
     from vlltr_index.stages.wikipedia import WikipediaReport
 
 _ASKED = 12  # candidates offered
 
 
 @click.command("wikipedia")
-@click.option("--zim", metavar="FILE", help="Read an offline copy instead (needs the extra `zim`).")
 @click.option("--lang", default="en", show_default=True, help="Wikipedia's language.")
 @click.option("--hint", help="What all classes have in common, such as bird: it settles which page is meant.")
 @click.option("--title", "titles", multiple=True, metavar="CLASS=TITLE", help="Settle a class; repeatable.")
@@ -40,7 +38,6 @@ _ASKED = 12  # candidates offered
 @pass_context
 def wikipedia_command(
     context: Context,
-    zim: str | None,
     lang: str,
     hint: str | None,
     titles: tuple[str, ...],
@@ -61,12 +58,11 @@ def wikipedia_command(
     from vlltr_index.stages.wikipedia import ingest_wikipedia, open_wiki, parse_titles
 
     workspace = context.open()
-    wiki, source = open_wiki(workspace, existing(zim) if zim else None, api, lang, contact, refresh)
+    wiki = open_wiki(workspace, api, lang, contact, refresh)
     with context.progress() as progress:
         report = ingest_wikipedia(
             workspace,
             wiki,
-            source,
             lang=lang,
             hint=hint,
             titles=parse_titles(titles),
@@ -75,7 +71,7 @@ def wikipedia_command(
             dropped=dropped,
             prompts=prompts,
             choose=_choose if interactive else None,
-            command=_start(zim, lang, hint, api),
+            command=_start(lang, hint, api),
             progress=None if interactive else progress,
         )
     _show(context, report)
@@ -83,25 +79,23 @@ def wikipedia_command(
         raise click.exceptions.Exit(1)
 
 
-def _start(zim: str | None, lang: str, hint: str | None, api: str | None) -> str:
+def _start(lang: str, hint: str | None, api: str | None) -> str:
     """The command again, without what settles a class."""
-    options = {"--zim": zim, "--lang": lang if lang != "en" else None, "--hint": hint, "--api": api}
+    options = {"--lang": lang if lang != "en" else None, "--hint": hint, "--api": api}
     given = [f"{option} {shlex.quote(value)}" for option, value in options.items() if value]
     return " ".join(["vlltr ingest wikipedia", *given])
 
 
-def _choose(wanted: Wanted, candidates: Sequence[str]) -> str | None:
+def _choose(name: str, candidates: Sequence[str]) -> str | None:
     """Ask on stderr which article is about the class."""
     shown = candidates[:_ASKED]
-    click.echo(f"{wanted.name!r} may be:", err=True)
+    click.echo(f"{name!r} may be:", err=True)
     for number, title in enumerate(shown, 1):
         click.echo(f"  {number:>2}  {title}", err=True)
-    answer = click.prompt(
-        "A number, a title, or nothing to leave it open", default="", show_default=False, err=True
-    )
-    text = str(answer).strip()
+    question = "A number, a title, or nothing to leave it open"
+    text = str(click.prompt(question, default="", show_default=False, err=True)).strip()
     if text.isdecimal() and 1 <= int(text) <= len(shown):
-        return str(shown[int(text) - 1])
+        return shown[int(text) - 1]
     return text or None
 
 
@@ -113,14 +107,13 @@ def _show(context: Context, report: WikipediaReport) -> None:
         return
     from vlltr_index.cli.render import table
 
-    rows = [
-        [row.name, row.title or "-", row.why, f"{row.sentences:,}", f"{row.added:,}"] for row in report.rows
-    ]
+    rows = [[r.name, r.title or "-", r.why, f"{r.sentences:,}", f"{r.added:,}"] for r in report.rows]
     columns = ["class", "article", "why not", "sentences", "added"]
     context.console().print(table(f"Articles from {report.source}", columns, rows, left=3))
-    for row in report.open:
-        seen = f": {', '.join(row.candidates)}" if row.candidates else ""
-        context.say(f"{row.name}: {row.why}{seen}\n  Settle it: {row.settle}")
+    for row in report.rows:
+        if row.settle:
+            seen = f": {', '.join(row.candidates)}" if row.candidates else ""
+            context.say(f"{row.name}: {row.why}{seen}\n  Settle it: {row.settle}")
     left_out = sum(row.near_duplicates for row in report.rows)
     context.say(
         f"{report.found:,} of {len(report.rows):,} classes have an article; {report.added:,} sentences added"

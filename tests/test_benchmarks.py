@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlltr_index.cli.main import main
-from vlltr_index.corpus.release import sections
 from vlltr_index.errors import InputError
 from vlltr_index.images.coco import read_coco
 from vlltr_index.schemas.config import Recipe
@@ -427,19 +426,3 @@ def test_any_json_of_images_is_read_or_refused(tmp_path_factory: pytest.TempPath
         items, message = [], error.message
     assert str(path) in message
     assert all(isinstance(item, Skipped) for item in items)
-
-
-@given(
-    st.lists(
-        st.tuples(st.integers(2, 4), st.sampled_from(["Habitat", "Notes", "see also", "Size"])), max_size=6
-    )
-)
-def test_sections_below_a_dropped_one_are_dropped(headings: list[tuple[int, str]]) -> None:
-    """A body stays if neither its own heading nor one that it lies below is dropped."""
-    lines, expected, path = ["lead"], [("", "lead")], list[tuple[int, str]]()
-    for number, (level, heading) in enumerate(headings):
-        lines += [f"{'=' * level} {heading} {'=' * level}", f"body {number}"]
-        path = [*((n, h) for n, h in path if n < level), (level, heading)]
-        if not any(h.casefold() in ("notes", "see also") for _, h in path):
-            expected.append((heading, f"body {number}"))
-    assert sections("\n".join(lines)) == expected

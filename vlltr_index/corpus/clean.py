@@ -8,10 +8,13 @@ import unicodedata
 
 from vlltr_index.errors import InputError
 
-__all__ = ["MAX_NAME", "clean_name", "normalise_text", "sentence_id", "text_hash"]
+__all__ = ["MAX_NAME", "MAX_SENTENCE", "clean_name", "normalise_text", "sentence_id", "text_hash"]
 
 MAX_NAME = 200
 """Characters a class name may have."""
+
+MAX_SENTENCE = 4_000
+"""Characters a sentence may have: more is no sentence, and no encoder reads so far."""
 
 # Control characters that are not white space, surrogates, and invisible marks that carry no meaning in a sentence:
 # soft hyphen, zero-width space, byte order mark, directional marks. The zero-width joiners stay: words need them.

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vlltr_index.corpus.clean import clean_name, normalise_text
+from vlltr_index.corpus.clean import MAX_SENTENCE, clean_name, normalise_text
 from vlltr_index.corpus.files import read_lines, read_whole, require
 from vlltr_index.corpus.names import ClassNames
 from vlltr_index.corpus.release import is_release_corpus, names_beside, read_release_corpus
@@ -19,10 +19,7 @@ from vlltr_index.corpus.split import split_sentences
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.records import SentenceRecord, Skipped
 
-__all__ = ["MAX_SENTENCE", "class_sentences", "read_json", "read_text"]
-
-MAX_SENTENCE = 4_000
-"""Characters a sentence may have: more is no sentence, and no encoder reads so far."""
+__all__ = ["class_sentences", "read_json", "read_text"]
 
 _MAX_TXT = 64 * 2**20
 _MAX_JSON = 512 * 2**20

@@ -7,22 +7,21 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlltr_index.corpus.clean import normalise_text
+from vlltr_index.corpus.clean import MAX_SENTENCE
 from vlltr_index.corpus.files import read_bytes, require
 from vlltr_index.corpus.names import ClassNames, read_class_names
 from vlltr_index.corpus.split import split_sentences
+from vlltr_index.corpus.wikipedia_text import DROPPED_SECTIONS, sections
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.records import SentenceRecord, Skipped
 
-__all__ = ["is_release_corpus", "names_beside", "read_release_corpus", "sections"]
+__all__ = ["is_release_corpus", "names_beside", "read_release_corpus"]
 
 _log = logging.getLogger(__name__)
 
 _DESC = re.compile(r"desc_(\d{1,9})\.txt")
-_HEADING = re.compile(r"(={2,})\s*(.*?)\s*=*")
 _LICENCE = "CC BY-SA (Wikipedia)"
 _MAX_TXT = 64 * 2**20
-_MAX_SENTENCE = 4_000
 _LABELS = ("labels.txt", "categories.json")
 
 
@@ -100,28 +99,13 @@ def _text(path: Path) -> tuple[str, bool]:
     )
 
 
-def sections(text: str) -> list[tuple[str, str]]:
-    """Headings and bodies of an article, irrelevant sections left out; the summary's heading is empty."""
-    from vlltr_index.corpus.wikipedia_text import DROPPED_SECTIONS, Section, keep_sections
-
-    found: list[tuple[str, int, list[str]]] = [("", 1, [])]
-    for line in text.splitlines():
-        heading = _HEADING.fullmatch(line.strip())
-        if heading is None:
-            found[-1][2].append(line)
-        else:
-            found.append((normalise_text(heading[2]), len(heading[1]), []))
-    kept = keep_sections([Section(h, n, tuple(lines)) for h, n, lines in found], DROPPED_SECTIONS["en"])
-    return [(section.heading, "\n".join(section.paragraphs)) for section in kept]
-
-
 def _sentences(text: str, name: str, path: Path, source: str) -> Iterator[SentenceRecord | Skipped]:
     found = False
-    for heading, body in sections(text):
+    for heading, body in sections(text, DROPPED_SECTIONS["en"]):
         ref = path.name + (f"#{heading}" if heading else "")
         for sentence in split_sentences(body):
             found = True
-            if len(sentence) > _MAX_SENTENCE:
+            if len(sentence) > MAX_SENTENCE:
                 yield Skipped(
                     str(path), f"a piece of {len(sentence):,} characters without an end of sentence"
                 )

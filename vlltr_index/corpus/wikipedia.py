@@ -1,20 +1,48 @@
-"""Which encyclopaedia article is about a class: what a wiki has to answer, and how its answers are weighed."""
+"""Which article is about a class, and its text: from Wikipedia, or another wiki with the extension TextExtracts."""
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import json
+import logging
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from time import sleep
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlencode
+from urllib.request import Request, urlopen
 
-from vlltr_index.corpus.wikipedia_text import Section
+from vlltr_index import __version__
+from vlltr_index.errors import InputError
 
-__all__ = ["Article", "Match", "Page", "Wanted", "Wiki", "match_classes", "mentions", "spellings"]
+__all__ = ["Article", "Choose", "Match", "Page", "Wanted", "Wiki", "match_class", "mentions", "own_titles"]
 
-_ENOUGH = 0.75  # share of words that a title found by search must have in common with the name
-_SHOWN = 12  # candidates reported
-_FORBIDDEN = re.compile(r"[#<>\[\]|{}\x00-\x1f\x7f]")
+_log = logging.getLogger(__name__)
+
+_PAUSE, _WAIT, _LONGEST = 0.2, 5, 300  # seconds: before a request, until a busy server's next, and at most
+_TRIES = 4
+_TIMEOUT = 60
+_TITLES = 50  # titles a request: what the API takes from anybody
+_BUSY = frozenset({429, 500, 502, 503, 504, "maxlag", "ratelimited", "readonly"})
+_LATER = "Run it again later: what has come is kept."
+_ADDRESS = "Give the address of a wiki's api.php: --api https://en.wikipedia.org/w/api.php"
+_LICENCES = (("by-sa/4.0", "CC BY-SA 4.0"), ("by-sa/3.0", "CC BY-SA 3.0"), ("publicdomain/zero", "CC0 1.0"))
+_ALWAYS = {"action": "query", "format": "json", "formatversion": "2", "maxlag": "5"}
+_PAGE = {"redirects": "1", "prop": "pageprops", "ppprop": "disambiguation|wikibase-shortdesc"}
+_ARTICLE = {
+    "prop": "extracts|revisions|info", "explaintext": "1", "exsectionformat": "wiki", "exlimit": "1",
+    "rvprop": "ids|timestamp", "inprop": "url", "meta": "siteinfo", "siprop": "rightsinfo",
+}  # fmt: skip
+_SEARCH = {"list": "search", "srnamespace": "0", "srlimit": "10", "srprop": "redirecttitle"}
+
+_ENOUGH = 0.75  # share of words that a title must have in common with the name
+_FORBIDDEN = re.compile(r"[#<>\[\]|{}\x00-\x1f\x7f]")  # in titles
 _WORDNET = re.compile(r"n\d{8}\s+|\s*\(n\d{8}\)\Z")
 _NUMBER = re.compile(r"(?:n?\d+|/.*)\Z")  # names of folders, not of things
 _PARENTHESIS = re.compile(r"\s*\(([^()]*)\)\s*$")
@@ -25,43 +53,147 @@ class Page:
     """A page that is there; redirects have been followed."""
 
     title: str
-    key: str  # how the wiki finds it again: a page number, or a path in a ZIM file
+    pageid: int
     disambiguation: bool = False
     description: str | None = None  # the wiki's short description
-    fragment: str | None = (
-        None  # the section that a redirect led to: the page is about more than was asked for
-    )
+    fragment: str | None = None  # the section that a redirect led to: the page is about more than that
 
 
 @dataclass(frozen=True, slots=True)
 class Article:
-    """A page's text without markup, and where exactly it is from."""
+    """A page's text as TextExtracts gives it, and where exactly it is from."""
 
     title: str
-    revision: str | None
-    url: str  # of the revision, where it is known
+    revision: str
+    timestamp: str  # of the revision
+    url: str  # of the revision
     licence: str | None
-    sections: tuple[Section, ...]
+    extract: str
 
 
-class Wiki(Protocol):
-    """Where articles come from: the MediaWiki API, or a ZIM file."""
+@dataclass
+class Wiki:
+    """A wiki's API: one request at a time, a pause before each; answers are kept on disk.
 
-    def pages(self, titles: Sequence[str]) -> Mapping[str, Page | None]:
-        """The page of each title, redirects followed; None where there is none."""
-        ...
+    Attributes:
+        url: Address of its api.php.
+        folder: Where answers are kept; made when the first comes.
+        contact: How the wiki's operators can reach whoever runs this.
+        refresh: Ask again for what is kept.
+    """
+
+    url: str
+    folder: Path
+    contact: str | None = None
+    refresh: bool = False
+
+    def pages(self, titles: Sequence[str]) -> dict[str, Page | None]:
+        """The page of each title, other spellings and redirects followed; None where there is no article."""
+        found: dict[str, Page | None] = {}
+        asked = list(dict.fromkeys(titles))
+        for part in (asked[i : i + _TITLES] for i in range(0, len(asked), _TITLES)):
+            query = self._query(_PAGE, titles="|".join(part))
+            steps = {s["from"]: s for kind in ("normalized", "redirects") for s in query.get(kind, ())}
+            pages = {page["title"]: page for page in query.get("pages", ())}
+            found |= {title: _page(title, steps, pages) for title in part}
+        return found
 
     def links(self, page: Page) -> list[str]:
-        """Titles of the articles that a page links to, in its order where the wiki tells it."""
-        ...
+        """Titles of the articles that a page links to, in alphabetical order, 500 at most."""
+        asked = {"prop": "links", "plnamespace": "0", "pllimit": "max"}
+        query = self._query(asked, pageids=str(page.pageid))
+        return [link["title"] for link in query["pages"][0].get("links", ())]
 
     def search(self, words: str) -> list[str]:
-        """Titles of articles in which the words occur, best first; ten at most."""
-        ...
+        """Titles of articles, or of redirects to them, in which the words occur, best first; ten at most."""
+        return [
+            hit.get("redirecttitle") or hit["title"] for hit in self._query(_SEARCH, srsearch=words)["search"]
+        ]
 
-    def articles(self, pages: Sequence[Page]) -> Iterator[tuple[Page, Article | None]]:
-        """The text of each page; None where it has none."""
-        ...
+    def article(self, page: Page) -> Article:
+        """A page's text with its revision and licence.
+
+        Raises:
+            InputError: If the wiki gives no text.
+        """
+        query = self._query(_ARTICLE, pageids=str(page.pageid))
+        raw, rights = query["pages"][0], query["rightsinfo"]
+        if "extract" not in raw:
+            raise InputError(
+                f"{self.url} gives no text of the page {page.title!r}",
+                "The wiki must have the extension TextExtracts. If it has, the page was deleted: add --refresh.",
+            )
+        revision = raw["revisions"][0]
+        known = next((name for mark, name in _LICENCES if mark in rights["url"]), None)
+        licence = known or rights["text"] or rights["url"] or None
+        url = raw["editurl"].replace("action=edit", f"oldid={revision['revid']}")
+        return Article(
+            raw["title"], str(revision["revid"]), revision["timestamp"], url, licence, raw["extract"]
+        )
+
+    def _query(self, params: Mapping[str, str], **more: str) -> dict[str, Any]:
+        """The answer to `action=query`, from the disk if it is there; a damaged file counts as missing."""
+        address = f"{self.url}?{urlencode({**_ALWAYS, **params, **more})}"
+        file = self.folder / f"{hashlib.sha256(address.encode()).hexdigest()[:32]}.json"
+        if not self.refresh:
+            try:
+                kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+                return kept
+            except (OSError, ValueError):
+                pass
+        query = self._ask(address)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(query, ensure_ascii=False), encoding="utf-8")
+        return query
+
+    def _ask(self, address: str) -> dict[str, Any]:
+        contact = self.contact or "text for image recognition; no contact given"
+        agent = f"vlltr-index/{__version__} ({contact}) urllib"
+        request = Request(address, headers={"User-Agent": agent, "Accept-Encoding": "gzip"})
+        pause, why = _PAUSE, ""
+        for _ in range(_TRIES):
+            sleep(pause)
+            code: int | str
+            try:
+                with urlopen(request, timeout=_TIMEOUT) as response:
+                    data, headers = response.read(), response.headers
+                answer = json.loads(gzip.decompress(data) if headers["Content-Encoding"] == "gzip" else data)
+                if "error" not in answer:
+                    query: dict[str, Any] = answer["query"]
+                    return query
+                code = answer["error"]["code"]
+                why = f"{code}: {answer['error']['info']}"
+            except HTTPError as error:
+                error.close()
+                code, headers, why = error.code, error.headers, f"HTTP {error.code} {error.reason}"
+            except (OSError, HTTPException) as error:
+                reason = getattr(error, "reason", None) or error
+                raise InputError(f"{self.url} cannot be reached: {reason}", _LATER) from None
+            except (ValueError, KeyError, TypeError):
+                raise InputError(f"{self.url} does not answer as a MediaWiki API does", _ADDRESS) from None
+            if code not in _BUSY:
+                hint = "Say how to reach you: --contact you@example.org" if code == 403 else _ADDRESS
+                raise InputError(f"{self.url} refused the request: {why}", hint)
+            asked = headers["Retry-After"] or ""
+            pause = int(asked) if asked.isdecimal() else _WAIT
+            _log.info("%s: %s; to be asked again in %d s", self.url, why, pause)
+            if pause > _LONGEST:
+                break
+        raise InputError(f"{self.url} is busy; its last answer: {why}", _LATER)
+
+
+def _page(title: str, steps: Mapping[str, Any], pages: Mapping[str, Any]) -> Page | None:
+    """The page of a title in an answer, which lists other spellings and redirects as steps."""
+    fragment = None
+    for _ in steps:  # redirects may run in a circle
+        if title in steps:
+            fragment = steps[title].get("tofragment", fragment)
+            title = steps[title]["to"]
+    raw = pages.get(title, {})
+    if "pageid" not in raw or raw["ns"] != 0:
+        return None
+    props = raw.get("pageprops", {})
+    return Page(title, raw["pageid"], "disambiguation" in props, props.get("wikibase-shortdesc"), fragment)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,154 +209,103 @@ class Wanted:
 class Match:
     """The article chosen for a class, or why there is none and which ones there are."""
 
-    wanted: Wanted
     page: Page | None
     why: str = ""
     candidates: tuple[str, ...] = ()
+    settled: bool = False  # by a title that was given or chosen
 
 
-@dataclass
-class _Open:
-    """A class that a look at its own names did not settle."""
-
-    wanted: Wanted
-    ambiguous: Page | None = None
-    doubtful: Page | None = None  # of the right name, but nothing says that it is of the hinted kind
-    candidates: list[str] = field(default_factory=list)
+Choose = Callable[[str, Sequence[str]], str | None]
 
 
-Choose = Callable[[Wanted, Sequence[str]], str | None]
-
-
-def spellings(name: str, aliases: Sequence[str] = ()) -> list[str]:
-    """Titles that a class's article may have, likeliest first.
-
-    Underscores are spaces, a WordNet number is dropped, `a, b` may be called a or b, and `a/b` may be called `b a`
-    or a. Aliases that are numbers or paths are left out.
-    """
-    found: list[str] = []
-    for one in (name, *(alias for alias in aliases if not _NUMBER.match(alias))):
-        plain = _title(_WORDNET.sub("", one.replace("_", " "), count=1))
-        found.append(plain)
-        if "," in plain:
-            found += [_title(part) for part in plain.split(",")]
-        if "/" in plain:
-            parts = [_title(part) for part in plain.split("/")]
-            found += [" ".join(reversed(parts)), parts[0]]
-    return [title for title in dict.fromkeys(found) if title]
-
-
-def _title(text: str) -> str:
-    return " ".join(_FORBIDDEN.sub(" ", text).split())[:200].strip(" :")
-
-
-def match_classes(
-    wanted: Sequence[Wanted], wiki: Wiki, hint: str | None = None, choose: Choose | None = None
-) -> list[Match]:
-    """The best article of each class, in their order.
+def match_class(
+    wanted: Wanted, own: Mapping[str, Page | None], wiki: Wiki, hint: str | None, choose: Choose | None
+) -> Match:
+    """The best article of a class.
 
     A page called `name (hint)` is best, then one of the class's own names, then an alias; with a hint, a page whose
     title or short description has it goes first. A disambiguation page, and a name that only a search finds, are
     settled by the hint, or by a title of nearly the same words; what remains is asked of `choose`, else reported.
 
     Args:
-        wanted: The classes.
-        wiki: Where to look.
+        wanted: The class.
+        own: The pages of its `own_titles`.
+        wiki: Where to look further.
         hint: A word or two that all classes have in common, such as `bird`.
-        choose: Called with a class and its candidates; returns a title, or None to leave it open.
+        choose: Called with the class's name and the candidates; returns a title, or None to leave it open.
     """
-    facts = wiki.pages([title for w in wanted for title in _first_titles(w, hint)])
-    settled: dict[str, Match] = {}
-    unsettled: list[_Open] = []
-    for one in wanted:
-        found = _own_name(one, hint, facts)
-        if isinstance(found, Match):
-            settled[one.name] = found
-        else:
-            unsettled.append(found)
-    for item in unsettled:
-        settled[item.wanted.name] = _look_further(item, wiki, hint, choose)
-    return [settled[one.name] for one in wanted]
-
-
-def _first_titles(wanted: Wanted, hint: str | None) -> list[str]:
-    if wanted.title is not None:
-        return [wanted.title]
-    names = spellings(wanted.name, wanted.aliases)
-    return [*(f"{name} ({hint})" for name in names if hint), *names]
-
-
-def _own_name(wanted: Wanted, hint: str | None, facts: Mapping[str, Page | None]) -> Match | _Open:
-    """The page of a class's own names, or what they led to instead."""
-    item = _Open(wanted)
-    for title in _first_titles(wanted, hint):
-        page = facts.get(title)
+    ambiguous = doubtful = None
+    candidates: list[str] = []
+    for title in own_titles(wanted, hint):
+        page = own[title]
         if page is None:
             continue
-        if wanted.title is not None and not page.disambiguation:
-            return Match(wanted, page)
         if page.disambiguation:
-            item.ambiguous = item.ambiguous or page
+            ambiguous = ambiguous or page
+        elif wanted.title:
+            return Match(page, settled=True)
         elif page.fragment:
-            item.candidates.append(page.title)
-        elif hint is None or title.endswith(f"({hint})") or mentions(hint, page.title, page.description):
-            return Match(wanted, page)
+            candidates.append(page.title)
+        elif not hint or mentions(hint, title, page.title, page.description):
+            return Match(page)
         else:
-            item.doubtful = item.doubtful or page
-    if wanted.title is not None and item.ambiguous is None:
-        return Match(wanted, None, f"there is no page {wanted.title!r}")
-    return item
+            doubtful = doubtful or page
+    if ambiguous:
+        candidates += wiki.links(ambiguous)
+    elif wanted.title:
+        return Match(None, f"there is no page {wanted.title!r}")
+    elif names := _spellings(wanted):
+        candidates += wiki.search(f"{names[0]} {hint or ''}".strip())
+    candidates = sorted(dict.fromkeys(candidates), key=lambda title: -_likeness(wanted, title))
+    page = _most_alike(wanted, candidates, wiki, hint) if hint or not ambiguous else None
+    if page or doubtful:
+        return Match(page or doubtful)
+    why = f"{ambiguous.title!r} may mean several things" if ambiguous else "no article of that name"
+    if candidates and choose and (chosen := choose(wanted.name, candidates)):
+        page = wiki.pages([chosen])[chosen]
+        if page and not page.disambiguation:
+            return Match(page, settled=True)
+        why = f"there is no article {chosen!r}"
+    return Match(None, why if ambiguous or candidates else "no article found", tuple(candidates))
 
 
-def _look_further(item: _Open, wiki: Wiki, hint: str | None, choose: Choose | None) -> Match:
-    """Through the links of a disambiguation page, then by a search."""
-    wanted = item.wanted
-    if item.ambiguous is not None:
-        item.candidates += wiki.links(item.ambiguous)
-    elif wanted.title is None:
-        words = spellings(wanted.name)[:1]
-        item.candidates += wiki.search(" ".join([*words, hint or ""]).strip()) if words else []
-    titles = list(dict.fromkeys(item.candidates))
-    if item.ambiguous is None or hint:
-        page = _by_words(item, titles, wiki, hint)
-        if page is not None:
-            return Match(wanted, page)
-    if item.doubtful is not None:
-        return Match(wanted, item.doubtful)
-    ordered = _likely_first(wanted, titles)
-    chosen = choose(wanted, ordered) if choose and ordered else None
-    if chosen is not None:
-        page = wiki.pages([chosen]).get(chosen)
-        if page is not None and not page.disambiguation:
-            return Match(wanted, page)
-        return Match(wanted, None, f"there is no article {chosen!r}", tuple(ordered[:_SHOWN]))
-    if item.ambiguous is not None:
-        why = f"{item.ambiguous.title!r} may mean several things"
-    else:
-        why = "no article of that name" if ordered else "no article found"
-    return Match(wanted, None, why, tuple(ordered[:_SHOWN]))
+def own_titles(wanted: Wanted, hint: str | None) -> list[str]:
+    """The titles to look at first, likeliest first: the one that was given, else the class's names."""
+    names = _spellings(wanted)
+    return [wanted.title] if wanted.title else [*(f"{name} ({hint})" for name in names if hint), *names]
 
 
-def _by_words(item: _Open, titles: Sequence[str], wiki: Wiki, hint: str | None) -> Page | None:
-    """The one candidate whose title has nearly the words of the name; with a hint, of that kind too."""
-    names = [_words(s) for s in spellings(item.wanted.name, item.wanted.aliases)]
-    near = {t: max(_overlap(_words(t), name) for name in names) for t in titles} if names else {}
-    close = [t for t in titles if near[t] >= _ENOUGH]
-    found = wiki.pages(close) if close else {}
-    pages = {p.title: (near[t], p) for t in close if (p := found.get(t)) and not p.disambiguation}
-    options = [(score, p) for score, p in pages.values() if not p.fragment]
-    if hint:
-        options = [(score, p) for score, p in options if mentions(hint, p.title, p.description)]
-    best = max((score for score, _ in options), default=0.0)
-    top = [page for score, page in options if score == best]
-    if hint and len(top) > 1:  # the hint in the title says more than in the description
-        top = [page for page in top if mentions(hint, page.title)] or top
-    return top[0] if len(top) == 1 else None
+def _spellings(wanted: Wanted) -> list[str]:
+    """A class's names as titles, likeliest first: without underscores, WordNet numbers, and aliases that are paths.
+
+    `a, b` may be called a or b too, and `a/b` `b a` or a.
+    """
+    found: list[str] = []
+    for one in (wanted.name, *(alias for alias in wanted.aliases if not _NUMBER.match(alias))):
+        plain = _WORDNET.sub("", one.replace("_", " "), count=1)
+        parts = plain.split("/")
+        found += [plain, *plain.split(","), " ".join(reversed(parts)), parts[0]]
+    titles = (" ".join(_FORBIDDEN.sub(" ", text).split()).strip(" :") for text in found)
+    return [title for title in dict.fromkeys(titles) if title]
 
 
-def _likely_first(wanted: Wanted, titles: Sequence[str]) -> list[str]:
-    names = [_words(s) for s in spellings(wanted.name, wanted.aliases)]
-    return sorted(titles, key=lambda t: -max((_overlap(_words(t), n) for n in names), default=0.0))
+def _most_alike(wanted: Wanted, titles: Sequence[str], wiki: Wiki, hint: str | None) -> Page | None:
+    """The one page whose title has most of the name's words, nearly all at least; with a hint, of that kind too."""
+    found: dict[tuple[float, bool], dict[str, Page]] = {}
+    for title, page in wiki.pages([t for t in titles if _likeness(wanted, t) >= _ENOUGH]).items():
+        if page is None or page.disambiguation or page.fragment:
+            continue
+        if not hint or mentions(hint, page.title, page.description):
+            rank = _likeness(wanted, title), mentions(hint or "", page.title)
+            found.setdefault(rank, {})[page.title] = page
+    best = list(found[max(found)].values()) if found else []
+    return best[0] if len(best) == 1 else None
+
+
+def _likeness(wanted: Wanted, title: str) -> float:
+    """The Jaccard index of a title's words and the class's, for the name or alias that fits best."""
+    words, names = _words(title), map(_words, _spellings(wanted))
+    return max((len(words & name) / len(words | name) for name in names if name), default=0.0)
 
 
 def _words(title: str) -> frozenset[str]:
@@ -233,10 +314,6 @@ def _words(title: str) -> frozenset[str]:
     plain = "".join(c for c in plain if not unicodedata.combining(c))
     words = re.findall(r"\w+", plain.replace("'", ""))
     return frozenset(w[:-1] if len(w) > 3 and w.endswith("s") and not w.endswith("ss") else w for w in words)
-
-
-def _overlap(one: frozenset[str], other: frozenset[str]) -> float:
-    return len(one & other) / len(one | other) if one or other else 0.0
 
 
 def mentions(hint: str, *texts: str | None) -> bool:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from vlltr_index.transaction import Transaction
     from vlltr_index.workspace import Workspace
 
-__all__ = ["IngestReport", "ingest_images", "ingest_text"]
+__all__ = ["IngestReport", "ingest_images", "ingest_text", "write_prompts"]
 
 _ROWS = 1000
 _BYTES = 64 * 2**20
@@ -85,7 +85,7 @@ def ingest_images(
         run.take(read_images(path, split, list_root, names))
         run.compare(names, labels)
         mute = set(_classes_without_text(tx)[0]).intersection(classes.values())
-        return run.report(str(path), before, _write_prompts(workspace, tx, mute))
+        return run.report(str(path), before, write_prompts(workspace, tx, mute))
 
 
 def _labels(items: Iterator[ImageRecord | Skipped]) -> dict[str, Counter[str]]:
@@ -264,7 +264,7 @@ def _next_step(tx: Transaction) -> str | None:
     return None
 
 
-def _write_prompts(
+def write_prompts(
     workspace: Workspace,
     tx: Transaction,
     class_ids: Iterable[int],
@@ -378,7 +378,7 @@ def _write_text(
     tx.upsert("sentences", rows)
     known.update(rows.column("sentence_id").to_pylist())
     table = tx.class_table()
-    made = _write_prompts(workspace, tx, table.ids, known.__contains__) if prompts else 0
+    made = write_prompts(workspace, tx, table.ids, known.__contains__) if prompts else 0
     given = sum(map(len, owned.values()))
     _, bare = _classes_without_text(tx)
     if bare:
