@@ -13,39 +13,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
-# A formula is its MathML, a symbol a line, then its TeX; a list's items are lines.
+# A formula is its MathML, a symbol a line, then its TeX; the items of a list are lines.
+FORMULA = "\n  \n    \n      \n        W\n        =\n        a\n      \n    \n    {\\displaystyle W=a%s}\n  "
 PAGES: dict[str, str] = {
-    "Tench": r"""The tench ( ; Tinca tinca) is a fresh- and brackish-water fish. It reaches 70 cm in length .
+    "Tench": f"""The tench ( ; Tinca tinca) is a fresh- and brackish-water fish. It reaches 70 cm in length .
 
 
 == Appearance ==
 The tench is olive green or brown. The tench is olive green, or brown! Its tiny scales lie deep in a thick skin.
-A formula such as 
-  
-    
-      
-        W
-        =
-        a
-        
-          L
-          
-            b
-          
-        
-      
-    
-    {\displaystyle W=aL^{b}}
-   gives its weight from its length. This one ends with it: 
-  
-    
-      
-        b
-        .
-      
-    
-    {\displaystyle b.}
-   The exponent is near three.
+A formula such as {FORMULA % "L^{b}"} gives its weight. One is {FORMULA % "."} The exponent is near three.
 Golden tench
 The golden tench is an ornamental form of the fish.
 
@@ -102,21 +78,13 @@ MAXLAG = refusal("maxlag", "Waiting for db1: 6.2 seconds lagged.", **{"Retry-Aft
 
 @dataclass
 class FakeWiki:
-    """What the server was asked.
+    """What the server was asked, and what it shall answer."""
 
-    Attributes:
-        url: Of its api.php.
-        asked: The parameters of every request, in order.
-        agents: The agent string of each.
-        troubles: Answered first, one a request.
-        extracts: Whether the extension TextExtracts is there.
-    """
-
-    url: str = ""
-    asked: list[dict[str, str]] = field(default_factory=list)
+    url: str = ""  # of its api.php
+    asked: list[dict[str, str]] = field(default_factory=list)  # the parameters of every request, in order
     agents: list[str] = field(default_factory=list)
-    troubles: deque[Trouble] = field(default_factory=deque)
-    extracts: bool = True
+    troubles: deque[Trouble] = field(default_factory=deque)  # answered first, one a request
+    extracts: bool = True  # whether the extension TextExtracts is there
 
     def answer(self, params: dict[str, str]) -> dict[str, Any]:
         """What MediaWiki answers to a request, in format version 2."""
