@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
 
 from vlltr_index.cli.context import Context, existing, pass_context
-from vlltr_index.cli.wikipedia import wikipedia_command
 
 if TYPE_CHECKING:
     from vlltr_index.stages.ingest import IngestReport
+    from vlltr_index.stages.wikipedia import WikipediaReport
 
 
 @click.group("ingest")
 def ingest_command() -> None:
     """Bring in images and text; running it again adds only what is new."""
-
-
-ingest_command.add_command(wikipedia_command)
 
 
 @ingest_command.command("images")
@@ -102,3 +101,110 @@ def _show(context: Context, report: IngestReport) -> None:
         return
     for line in report.lines():
         context.say(line)
+
+
+@ingest_command.command("wikipedia")
+@click.option("--lang", default="en", show_default=True, help="Wikipedia's language.")
+@click.option("--hint", help="What all classes have in common, such as bird: it settles which page is meant.")
+@click.option("--title", "titles", multiple=True, metavar="CLASS=TITLE", help="Settle a class; repeatable.")
+@click.option("--class", "only", multiple=True, metavar="CLASS", help="Look at this class only; repeatable.")
+@click.option("--interactive", is_flag=True, help="Ask where a name may mean several things.")
+@click.option(
+    "--limit-sections",
+    "sections",
+    multiple=True,
+    metavar="HEADING",
+    help="Keep the lead and this section; repeatable. Default: all that describe.",
+)
+@click.option("--drop-section", "dropped", multiple=True, metavar="HEADING", help="Drop it too; repeatable.")
+@click.option("--api", metavar="URL", help="Another wiki's api.php.")
+@click.option("--contact", metavar="MAIL", help="How the wiki's operators can reach you; they ask for it.")
+@click.option("--refresh", is_flag=True, help="Ask the wiki again for what is in the cache.")
+@click.option("--prompts/--no-prompts", default=True, help="Add the recipe's prompts for each class.")
+@pass_context
+def wikipedia(
+    context: Context,
+    lang: str,
+    hint: str | None,
+    titles: tuple[str, ...],
+    only: tuple[str, ...],
+    interactive: bool,
+    sections: tuple[str, ...],
+    dropped: tuple[str, ...],
+    api: str | None,
+    contact: str | None,
+    refresh: bool,
+    prompts: bool,
+) -> None:
+    """Bring in the sentences of the Wikipedia article about each class.
+
+    The article is found by the class's name and aliases, with the help of --hint. Names that may mean several things
+    are reported with the candidates. Every sentence keeps its page, revision and licence.
+    """
+    from vlltr_index.stages.wikipedia import ingest_wikipedia, open_wiki, parse_titles
+
+    workspace = context.open()
+    wiki = open_wiki(workspace, api, lang, contact, refresh)
+    with context.progress() as progress:
+        report = ingest_wikipedia(
+            workspace,
+            wiki,
+            lang=lang,
+            hint=hint,
+            titles=parse_titles(titles),
+            only=only,
+            sections=sections,
+            dropped=dropped,
+            prompts=prompts,
+            choose=_choose if interactive else None,
+            command=_start(lang, hint, api),
+            progress=None if interactive else progress,
+        )
+    _show_articles(context, report)
+    if report.rows and not report.found:
+        raise click.exceptions.Exit(1)
+
+
+def _start(lang: str, hint: str | None, api: str | None) -> str:
+    """The command again, without what settles a class."""
+    options = {"--lang": lang if lang != "en" else None, "--hint": hint, "--api": api}
+    given = [f"{option} {shlex.quote(value)}" for option, value in options.items() if value]
+    return " ".join(["vlltr ingest wikipedia", *given])
+
+
+def _choose(name: str, candidates: Sequence[str]) -> str | None:
+    """Ask on stderr which article is about the class."""
+    click.echo(f"{name!r} may be:", err=True)
+    for number, title in enumerate(candidates, 1):
+        click.echo(f"  {number:>2}  {title}", err=True)
+    question = "A number, a title, or nothing to leave it open"
+    text = str(click.prompt(question, default="", show_default=False, err=True)).strip()
+    if text.isdecimal() and 1 <= int(text) <= len(candidates):
+        return candidates[int(text) - 1]
+    return text or None
+
+
+def _show_articles(context: Context, report: WikipediaReport) -> None:
+    if context.as_json:
+        context.emit({**asdict(report), "found": report.found})
+        return
+    if context.quiet:
+        return
+    from vlltr_index.cli.render import table
+
+    rows = [[r.name, r.title or "-", r.why, f"{r.sentences:,}", f"{r.added:,}"] for r in report.rows]
+    columns = ["class", "article", "why not", "sentences", "added"]
+    context.console().print(table(f"Articles from {report.source}", columns, rows, left=3))
+    for row in report.rows:
+        if row.settle:
+            seen = f": {', '.join(row.candidates)}" if row.candidates else ""
+            context.say(f"{row.name}: {row.why}{seen}\n  Settle it: {row.settle}")
+    left_out = sum(row.near_duplicates for row in report.rows)
+    context.say(
+        f"{report.found:,} of {len(report.rows):,} classes have an article; {report.added:,} sentences added"
+        + (f", {left_out:,} near duplicates left out" if left_out else "")
+        + (f", {report.prompts:,} prompts made" if report.prompts else "")
+        + "."
+    )
+    if report.next_step:
+        context.say(f"Next: {report.next_step}")

@@ -8,13 +8,12 @@ import unicodedata
 
 from vlltr_index.errors import InputError
 
-__all__ = ["MAX_NAME", "MAX_SENTENCE", "clean_name", "normalise_text", "sentence_id", "text_hash"]
-
-MAX_NAME = 200
-"""Characters a class name may have."""
+__all__ = ["MAX_SENTENCE", "clean_name", "normalise_text", "sentence_id", "text_hash"]
 
 MAX_SENTENCE = 4_000
 """Characters a sentence may have: more is no sentence, and no encoder reads so far."""
+
+_MAX_NAME = 200  # characters
 
 # Control characters that are not white space, surrogates, and invisible marks that carry no meaning in a sentence:
 # soft hyphen, zero-width space, byte order mark, directional marks. The zero-width joiners stay: words need them.
@@ -47,9 +46,9 @@ def clean_name(name: str, where: str) -> str:
     cleaned = normalise_text(name)
     if not cleaned:
         raise InputError(f"{where}: the class name is empty", "Give every row a class name.")
-    if len(cleaned) > MAX_NAME:
+    if len(cleaned) > _MAX_NAME:
         raise InputError(
-            f"{where}: a class name of {len(cleaned):,} characters: {cleaned[:40]!r}...; {MAX_NAME} are allowed",
+            f"{where}: a class name of {len(cleaned):,} characters: {cleaned[:40]!r}...; {_MAX_NAME} are allowed",
             "Is the text where the class name should be?",
         )
     return cleaned

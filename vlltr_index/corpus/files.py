@@ -7,11 +7,9 @@ from pathlib import Path
 
 from vlltr_index.errors import InputError
 
-__all__ = ["MAX_LINE", "decode", "read_bytes", "read_lines", "read_whole", "require"]
+__all__ = ["read_bytes", "read_lines", "read_whole", "require"]
 
-MAX_LINE = 64 * 2**20
-"""Bytes a line may have."""
-
+_MAX_LINE = 64 * 2**20  # bytes
 _HEADS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _BOM = "\ufeff"
 
@@ -31,7 +29,7 @@ def require(path: Path) -> Path:
     return path
 
 
-def decode(data: bytes, where: str, path: Path) -> str:
+def _decode(data: bytes, where: str, path: Path) -> str:
     """`data` as UTF-8 text, without a byte order mark.
 
     Raises:
@@ -55,7 +53,7 @@ def read_whole(path: Path, limit: int) -> str:
     Raises:
         InputError: If it cannot be read, is larger, or is not UTF-8.
     """
-    return decode(read_bytes(path, limit), str(path), path)
+    return _decode(read_bytes(path, limit), str(path), path)
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
@@ -77,7 +75,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
     return data
 
 
-def read_lines(path: Path, limit: int = MAX_LINE) -> Iterator[tuple[int, str]]:
+def read_lines(path: Path, limit: int = _MAX_LINE) -> Iterator[tuple[int, str]]:
     """Line numbers from 1 and lines, each with its line break.
 
     Raises:
@@ -92,6 +90,6 @@ def read_lines(path: Path, limit: int = MAX_LINE) -> Iterator[tuple[int, str]]:
                     raise InputError(
                         f"{path}:{number}: the line is longer than {limit >> 20} MiB", "Is this a text file?"
                     )
-                yield number, decode(line, f"{path}:{number}", path)
+                yield number, _decode(line, f"{path}:{number}", path)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None

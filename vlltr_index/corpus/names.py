@@ -188,13 +188,13 @@ def _order(labels: list[int], where: str) -> list[int]:
     return [place[n] for n in range(len(labels))]
 
 
-def read_json_file(path: Path, expected: str, limit: int = _MAX_JSON) -> Any:
-    """What a JSON file of at most `limit` bytes holds.
+def read_json_file(path: Path, expected: str) -> Any:
+    """What a JSON file holds.
 
     Raises:
         InputError: If it cannot be read, is cut off or is not JSON; `expected` says what it should hold.
     """
-    text = read_whole(path, limit)
+    text = read_whole(path, _MAX_JSON)
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

@@ -41,6 +41,7 @@ _ARTICLE = {
 }  # fmt: skip
 _SEARCH = {"list": "search", "srnamespace": "0", "srlimit": "10", "srprop": "redirecttitle"}
 
+_SHOWN = 12  # candidates
 _ENOUGH = 0.75  # share of words that a title must have in common with the name
 _FORBIDDEN = re.compile(r"[#<>\[\]|{}\x00-\x1f\x7f]")  # in titles
 _WORDNET = re.compile(r"n\d{8}\s+|\s*\(n\d{8}\)\Z")
@@ -256,7 +257,7 @@ def match_class(
         return Match(None, f"there is no page {wanted.title!r}")
     elif names := _spellings(wanted):
         candidates += wiki.search(f"{names[0]} {hint or ''}".strip())
-    candidates = sorted(dict.fromkeys(candidates), key=lambda title: -_likeness(wanted, title))
+    candidates = sorted(dict.fromkeys(candidates), key=lambda title: -_likeness(wanted, title))[:_SHOWN]
     page = _most_alike(wanted, candidates, wiki, hint) if hint or not ambiguous else None
     if page or doubtful:
         return Match(page or doubtful)

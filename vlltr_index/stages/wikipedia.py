@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ClassArticle", "WikipediaReport", "ingest_wikipedia", "open_wiki", "parse_titles"]
 
-_SHOWN = 12  # candidates reported
 _URL = re.compile(r"https?://[\w-]+(\.[\w-]+)*(:\d+)?/\S*")
 
 
@@ -194,7 +193,7 @@ def _row(
 ) -> ClassArticle:
     """A class's article as far as it is known before anything is written."""
     if article is None:
-        return ClassArticle(name, why=match.why, candidates=match.candidates[:_SHOWN])
+        return ClassArticle(name, why=match.why, candidates=match.candidates)
     if not sentences:
         return ClassArticle(name, why=f"no sentence is left of the article {article.title!r}")
     if hint and not match.settled and not mentions(hint, article.title, article.extract):
