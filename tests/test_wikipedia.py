@@ -241,21 +241,10 @@ def test_articles_become_sentences_with_page_revision_and_licence(
 def test_an_interrupted_run_goes_on(tmp_path: Path, wiki: Wiki, server: FakeWiki) -> None:
     """What was fetched before the server failed is not asked for again, and nothing was committed."""
     workspace = named(tmp_path, "tench", "heron")
-    page = wiki.pages(["heron"])["heron"]
-    assert page is not None
-    server.asked.clear()
-    answer, failing = server.answer, [page.pageid]
-
-    def broken(params: dict[str, str]) -> dict[str, Any]:
-        if failing and params.get("pageids") == str(failing[0]):
-            raise ConnectionError
-        return answer(params)
-
-    server.answer = broken  # type: ignore[method-assign]
-    with pytest.raises(InputError, match="cannot be reached"):
+    server.troubles.extend([None, None, Trouble(404)])
+    with pytest.raises(InputError, match="HTTP 404"):
         ingest_wikipedia(workspace, wiki)
     assert stored(workspace) == []
-    failing.clear()
     assert ingest_wikipedia(workspace, wiki).found == 2
     assert [params["prop"] for params in server.asked] == ["pageprops", *["extracts|revisions|info"] * 3]
 

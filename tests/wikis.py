@@ -83,7 +83,7 @@ class FakeWiki:
     url: str = ""  # of its api.php
     asked: list[dict[str, str]] = field(default_factory=list)  # the parameters of every request, in order
     agents: list[str] = field(default_factory=list)
-    troubles: deque[Trouble] = field(default_factory=deque)  # answered first, one a request
+    troubles: deque[Trouble | None] = field(default_factory=deque)  # one a request; None: the right answer
     extracts: bool = True  # whether the extension TextExtracts is there
 
     def answer(self, params: dict[str, str]) -> dict[str, Any]:
@@ -98,13 +98,11 @@ class FakeWiki:
         if params["prop"] == "links":
             linked = [{"ns": 0, "title": to} for to in LINKS[title]]
             return {"pages": [{**self._page(title), "links": linked}]}
-        assert params["prop"] == "extracts|revisions|info"
-        assert (params["explaintext"], params["exsectionformat"], params["exlimit"]) == ("1", "wiki", "1")
-        assert (params["rvprop"], params["inprop"], params["siprop"]) == (
-            "ids|timestamp",
-            "url",
-            "rightsinfo",
-        )
+        asked = [
+            params[key] for key in ("prop", "explaintext", "exsectionformat", "exlimit", "rvprop", "inprop")
+        ]
+        assert asked == ["extracts|revisions|info", "1", "wiki", "1", "ids|timestamp", "url"]
+        assert (params["meta"], params["siprop"]) == ("siteinfo", "rightsinfo")
         return {"pages": [self._article(title)], "rightsinfo": RIGHTS}
 
     def _hits(self, words: str) -> list[dict[str, Any]]:
@@ -161,8 +159,7 @@ def serving(wiki: FakeWiki) -> Iterator[FakeWiki]:
             params = {k: v[0] for k, v in parse_qs(urlsplit(self.path).query, keep_blank_values=True).items()}
             wiki.asked.append(params)
             wiki.agents.append(self.headers["User-Agent"])
-            if wiki.troubles:
-                trouble = wiki.troubles.popleft()
+            if wiki.troubles and (trouble := wiki.troubles.popleft()):
                 self._send(trouble.status, trouble.body, trouble.headers)
                 return
             body = json.dumps({"batchcomplete": True, "query": wiki.answer(params)}).encode()
