@@ -28,7 +28,7 @@ from vlltr_index.metrics import expected_calibration_error
 from vlltr_index.schemas.tables import sentence_vectors_name
 from vlltr_index.workspace import Workspace
 
-__all__ = ["ADDITIONS", "IMAGE_SIDE", "METHOD", "TEXT_SIDE", "Bench", "sides"]
+__all__ = ["ADDITIONS", "IMAGE_SIDE", "METHOD", "TEXT_SIDE", "Bench", "prototypes", "sides"]
 
 ADDITIONS = {"5 images": 5, "1 image": 1, "text": 0}
 METHOD, IMAGE_SIDE, TEXT_SIDE = "vl-ltr", "image side", "text side"
@@ -53,7 +53,7 @@ class Bench:
         train, test = image_set(snapshot, "train"), image_set(snapshot, "test")
         ids, labels = torch.unique(train.class_ids, return_inverse=True)
         answers = torch.searchsorted(ids, test.class_ids)
-        usable = rules(*_prototypes(workspace, ids))
+        usable = rules(*prototypes(workspace, ids))
         chosen = choose(usable, train.features, labels, test.features, number)
         on_folds = {n: None if one.on_folds is None else round(one.on_folds, 5) for n, one in chosen.items()}
         return {
@@ -79,8 +79,7 @@ class Bench:
         workspace = Workspace.open(self._base)
         test = image_set(workspace.snapshot(), "test")
         ids = torch.unique(test.class_ids)
-        prototypes, _ = _prototypes(workspace, ids)
-        setting, rows = next(iter(prototypes.items()))
+        setting, rows = next(iter(prototypes(workspace, ids)[0].items()))
         best = ids[cosine_logits(test.features.double(), rows).argmax(1)]
         return {
             **self._report(_scores(Recognizer.open(workspace), test, ids), len(test.class_ids)),
@@ -230,7 +229,7 @@ def _scores(
     return found
 
 
-def _prototypes(workspace: Workspace, ids: Tensor) -> tuple[dict[str, Tensor], float]:
+def prototypes(workspace: Workspace, ids: Tensor) -> tuple[dict[str, Tensor], float]:
     """Means of the stored sentences of the classes int64 [C] by what they are, each [C, D], and the encoder's scale."""
     snapshot = workspace.snapshot()
     commit = snapshot.commit

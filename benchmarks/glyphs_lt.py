@@ -93,9 +93,15 @@ def seeded(seed: int, fast: bool = False) -> Recipe:
 
 
 def made(
-    path: Path, recipe: Recipe, texts: Path, images: Path, seconds: Clock, splits: Sequence[str] = SPLITS
+    path: Path,
+    recipe: Recipe,
+    texts: Path,
+    images: Path,
+    seconds: Clock,
+    splits: Sequence[str] = SPLITS,
+    left_out: Sequence[str] = (),
 ) -> Workspace:
-    """The workspace in `path` with all steps of the method done; `vlltr.toml` is written anew."""
+    """The workspace in `path` with all steps of the method done but those `left_out`; `vlltr.toml` is written anew."""
     there = (path / "vlltr.toml").exists()
     workspace = Workspace(path, WorkspaceConfig(recipe=recipe)) if there else Workspace.create(path, recipe)
     workspace.write_config()
@@ -110,7 +116,7 @@ def made(
         ("train lgr", lambda: train_lgr_stage(workspace, recipe.lgr)),
         ("index", lambda: index_anchors(workspace)),
     ]
-    done = {commit.command for commit in workspace.history.list()}
+    done = {commit.command for commit in workspace.history.list()} | set(left_out)
     for name, step in steps:
         if name not in done:
             with seconds(name):
