@@ -25,6 +25,7 @@ Address = tuple[str, int]
 
 _FONTS = ["system-ui", "sans-serif"]
 _MONO = ["ui-monospace", "monospace"]
+_MANIFEST = {"name": "vlltr", "start_url": "/", "display": "browser"}
 
 
 def need_gradio() -> None:
@@ -86,6 +87,7 @@ def page_app(workspace: Workspace, read_only: bool = False, local: bool = True) 
         from vlltr_index.page.desk import MAX_UPLOAD, Desk
 
         app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+        app.get("/manifest.json")(lambda: _MANIFEST)  # the page names one, and Gradio has none
         gr.mount_gradio_app(
             app,
             build_page(Desk(workspace, read_only)),
