@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vlltr_index.embedding import load_sources, vector_table
+from vlltr_index.embedding import all_embedded, load_sources, vector_table
 from vlltr_index.errors import UsageError
 from vlltr_index.images.decode import open_image
 from vlltr_index.openclip import make_transform
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vlltr_index.encoder import Encoder
     from vlltr_index.schemas.records import Progress
     from vlltr_index.transaction import Transaction
+    from vlltr_index.workspace import Workspace
 
 __all__ = ["Crops", "embed_crops", "pool_crops"]
 
@@ -94,7 +95,11 @@ def pool_crops(features: Tensor) -> Tensor:
 
 
 def embed_crops(
-    tx: Transaction, encoder: Encoder, image_ids: Sequence[str], number: int, progress: Progress | None = None
+    workspace: Workspace,
+    encoder: Encoder,
+    image_ids: Sequence[str],
+    number: int,
+    progress: Progress | None = None,
 ) -> Tensor:
     """Features of images through `number` crops, from the cache or computed and kept there: float32 [N, D].
 
@@ -103,9 +108,20 @@ def embed_crops(
         InputError: An image cannot be read any more.
     """
     crops, name = Crops(encoder, number), image_vectors_name(encoder.image_fp)
-    tx.store.create(name, image_vectors(encoder.dim), "vector_key")
-    have = tx.store.keys(name, "vector_key")
     suffix, view = (f"crops-{number}", -number) if number > 1 else ("0", 0)
+    if not all_embedded(workspace.snapshot(), encoder.image_fp, image_ids, suffix):
+        with workspace.transaction("evaluate") as tx:  # only the cache grows: no commit
+            _fill(tx, crops, image_ids, suffix, view, progress)
+    return workspace.store.vectors(name, "vector_key", [f"{i}:{suffix}" for i in image_ids])[1]
+
+
+def _fill(
+    tx: Transaction, crops: Crops, image_ids: Sequence[str], suffix: str, view: int, progress: Progress | None
+) -> None:
+    """Append what the cache lacks."""
+    name = image_vectors_name(crops.encoder.image_fp)
+    tx.store.create(name, image_vectors(crops.encoder.dim), "vector_key")
+    have = tx.store.keys(name, "vector_key")
     todo = [i for i in image_ids if f"{i}:{suffix}" not in have]
     for start in range(0, len(todo), _IMAGES):
         part = todo[start : start + _IMAGES]
@@ -117,5 +133,4 @@ def embed_crops(
         }
         tx.store.append(name, vector_table(columns, crops.features(pixels)))
         if progress:
-            progress(f"embed images, {number} crops each", start + len(part), len(todo))
-    return tx.store.vectors(name, "vector_key", [f"{i}:{suffix}" for i in image_ids])[1]
+            progress(f"embed images, {crops.number} crops each", start + len(part), len(todo))

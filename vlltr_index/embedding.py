@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vlltr_index.snapshot import Snapshot
     from vlltr_index.transaction import Transaction
 
-__all__ = ["embed_images", "embed_sentences", "load_sources", "vector_table"]
+__all__ = ["all_embedded", "embed_images", "embed_sentences", "load_sources", "vector_table"]
 
 _TEXT_BATCH = 4096
 _PLAIN_BATCH, _VIEW_BATCH = 64, 256  # images; the random numbers of augmented views depend on theirs
@@ -102,6 +102,12 @@ def embed_images(
         if progress:
             progress(label, done + failed, len(todo))
     return done, len(ids) - len(todo), failed
+
+
+def all_embedded(snapshot: Snapshot, image_fp: str, image_ids: Sequence[str], suffix: str = "0") -> bool:
+    """Whether each image has a vector by the encoder `image_fp`; it takes no lock, so that a reader need not wait."""
+    name, keys = image_vectors_name(image_fp), [f"{i}:{suffix}" for i in image_ids]
+    return snapshot.store.exists(name) and _have(snapshot, name, "vector_key", keys).issuperset(keys)
 
 
 def _have(tx: Snapshot, name: str, column: str, keys: Sequence[str]) -> set[str]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlltr_index.embedding import embed_images
+from vlltr_index.embedding import all_embedded, embed_images
 from vlltr_index.encoder import Encoder
 from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.images.decode import ENDINGS, open_image
@@ -137,9 +137,10 @@ def search_images(
         raise MissingStepError("no image has been embedded with this encoder", "Run: vlltr embed")
     base = None
     if base_encoder is not None:
-        with workspace.transaction("search images --compare") as tx:
-            for name in sorted(set(images["split"].to_pylist())):
-                embed_images(tx, base_encoder, name, progress=progress)
+        if not all_embedded(snapshot, base_encoder.image_fp, images["image_id"].to_pylist()):
+            with workspace.transaction("search images --compare") as tx:
+                for name in sorted(set(images["split"].to_pylist())):
+                    embed_images(tx, base_encoder, name, progress=progress)
         base, _ = _nearest_images(snapshot, images, base_encoder, text, top)
     return ImageSearch(text, searched, images.num_rows - searched, hits, base)
 

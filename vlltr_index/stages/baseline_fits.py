@@ -21,7 +21,7 @@ from vlltr_index.baselines import (
     softmax_scale,
     tau_normalised,
 )
-from vlltr_index.embedding import embed_images
+from vlltr_index.embedding import all_embedded, embed_images
 from vlltr_index.encoder import Encoder
 from vlltr_index.errors import MissingStepError
 from vlltr_index.loading import class_positions, open_encoder, usable_images
@@ -144,10 +144,13 @@ def tower_data(
 
 
 def _split(making: Making, encoder: Encoder, split: str) -> tuple[list[str], Tensor, Tensor]:
-    with making.workspace.transaction("embed for a baseline") as tx:  # the cache grows; no commit, as a rule
-        embed_images(tx, encoder, split, progress=making.progress)
-    now = making.workspace.snapshot()  # without what turned out to be unreadable
+    now = making.workspace.snapshot()
     rows = usable_images(now, split, [])
+    if not all_embedded(now, encoder.image_fp, rows["image_id"].to_pylist()):
+        with making.workspace.transaction("embed for a baseline") as tx:
+            embed_images(tx, encoder, split, progress=making.progress)
+        now = making.workspace.snapshot()  # without what turned out to be unreadable
+        rows = usable_images(now, split, [])
     ids: list[str] = rows["image_id"].to_pylist()
     owner = torch.from_numpy(rows["class_id"].to_numpy().copy()).long()
     if not ids:

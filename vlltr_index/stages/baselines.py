@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vlltr_index.baselines import adjusted_logits, cosine_logits, knn_sentence_logits, linear_logits
 from vlltr_index.baselines_text import TipCache, tip_logits
-from vlltr_index.embedding import embed_images
+from vlltr_index.embedding import all_embedded, embed_images
 from vlltr_index.encoder import Encoder
 from vlltr_index.errors import FingerprintMismatch, MissingStepError, WorkspaceError
 from vlltr_index.loading import class_positions
@@ -348,12 +348,11 @@ def _features(
 def _embedded(
     workspace: Workspace, encoder: Encoder, split: str, image_ids: list[str], progress: Progress | None
 ) -> Tensor:
-    encoder.eval()
+    if not all_embedded(workspace.snapshot(), encoder.image_fp, image_ids):
+        with workspace.transaction("evaluate") as tx:  # only the cache grows: no commit
+            embed_images(tx, encoder.eval(), split, progress=progress)
     keys = [f"{i}:0" for i in image_ids]
-    name = image_vectors_name(encoder.image_fp)
-    with workspace.transaction("evaluate") as tx:  # only the cache grows: no commit
-        embed_images(tx, encoder, split, progress=progress)
-        return tx.store.vectors(name, "vector_key", keys)[1]
+    return workspace.store.vectors(image_vectors_name(encoder.image_fp), "vector_key", keys)[1]
 
 
 def _age(row: BaselineRow, snapshot: Snapshot, name: str) -> str:

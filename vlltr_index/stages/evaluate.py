@@ -208,8 +208,7 @@ def evaluation(
     class_ids = recognizer.scorer.class_ids
     labels = _labels(snapshot, class_ids, data, split)
     if crops != 1:
-        with workspace.transaction("evaluate") as tx:  # only the cache grows: no commit
-            features = embed_crops(tx, recognizer.encoder, data.image_ids, crops, progress)
+        features = embed_crops(workspace, recognizer.encoder, data.image_ids, crops, progress)
         data = replace(data, features=features)
     rows = _own_rows(recognizer, data, retrieval, progress)
     seen = f"{crops} crops an image" if crops != 1 else ""
