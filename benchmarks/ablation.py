@@ -1,9 +1,9 @@
-"""The ablation of Table 4 on Glyphs-LT.
+"""The ablation of Table 4 (Tian et al. 2022) on Glyphs-LT.
 
     python -m benchmarks.ablation run --seed 0 --dir runs    one seed, resumable; to results/ablation-0.json
     python -m benchmarks.ablation table                      all seeds' results to docs/results.md
 
-One seed is three runs of stage 1, and a head or votes for each of the seven rows. `--rows 1,7` runs those alone: what
+One seed is three runs of stage 1, and a head or votes for each of the seven rows. `--rows 1 7` runs those alone: what
 is done is kept, and the result is written once all seven rows are.
 """
 
@@ -12,22 +12,34 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from vlltr_index.ablation import ROWS, markdown, parse_numbers, summarise
-from vlltr_index.glyphs import glyph_files
-from vlltr_index.recipe import load_recipe
-from vlltr_index.schemas.config import WorkspaceConfig
-from vlltr_index.stages.ablate import ablate
+import torch
+from torch import Tensor
+
+from benchmarks.glyphs_lt import RESULTS, SPLITS, Clock, dataset, surroundings, write_result
+from benchmarks.page import put
+from vlltr_index.baselines import HeadTraining, best_setting, fc_head, linear_logits
+from vlltr_index.glyphs import GlyphFiles, glyph_files
+from vlltr_index.loading import class_positions, image_set
+from vlltr_index.metrics import AccuracyReport, accuracy_report
+from vlltr_index.recipe import load_recipe, override
+from vlltr_index.schemas.config import Recipe, WorkspaceConfig
+from vlltr_index.stages.baselines import ScoredRow, score_baselines
+from vlltr_index.stages.cheap_baselines import train_cheap_baseline
+from vlltr_index.stages.embed import embed
+from vlltr_index.stages.evaluate import evaluate, training_counts
 from vlltr_index.stages.ingest import ingest_images, ingest_text
+from vlltr_index.stages.pipeline import train_all
+from vlltr_index.stages.train_cvlp import train_cvlp_stage
 from vlltr_index.workspace import Workspace
 
-ROOT = Path(__file__).parents[1]
-RESULTS = Path(__file__).parent / "results"
 RECIPE = "glyphs_lt/ablation"
-MARKS = ("<!-- generated: python -m benchmarks.ablation table -->", "<!-- end of the ablation table -->")
+COMMAND = "python -m benchmarks.ablation table"
+BINS = ("overall", "many", "medium", "few", "few5", "new")
 GOALS = (
     (1, 7, "AnSS less cut-off"),
     (1, 2, "CVLP less none"),
@@ -38,48 +50,131 @@ GOALS = (
 )
 
 
-def run(seed: int, folder: Path, rows: Sequence[int] = tuple(ROWS), fast: bool = False) -> None:
-    """Run the rows of one seed; a cell that is done is not done again."""
-    data, recipe, path = glyph_files(fast), load_recipe(RECIPE), folder / "ablation"
+@dataclass(frozen=True)
+class Row:
+    """What a row of the table is about, in the table's words."""
+
+    weights: str
+    cvlp: str
+    head: str
+    sentences: str
+
+
+ROWS = {
+    1: Row("yes", "with distillation", "LGR", "AnSS"),
+    2: Row("yes", "none", "LGR", "AnSS"),
+    3: Row("no", "without distillation", "LGR", "AnSS"),
+    4: Row("yes", "without distillation", "LGR", "AnSS"),
+    5: Row("yes", "with distillation", "FC", "-"),
+    6: Row("yes", "with distillation", "KNN", "-"),
+    7: Row("yes", "with distillation", "LGR", "cut-off"),
+}
+
+
+def run(seed: int, folder: Path, numbers: Sequence[int] = tuple(ROWS), fast: bool = False) -> None:
+    """Run the rows of one seed; a row that is done is not done again. With `fast` no result is kept."""
+    data, cells = glyph_files(fast), []
+    for number in numbers:
+        path = folder / f"ablation-{seed}-{number}.json"
+        if not path.exists():
+            cell = _cell(data, folder, number, seed)
+            path.write_text(json.dumps(cell, sort_keys=True, indent=1) + "\n", encoding="utf-8")
+        cells.append(json.loads(path.read_text(encoding="utf-8")))
+    if fast or len(cells) < len(ROWS):
+        print(markdown(cells))  # noqa: T201 - a program
+        return
+    facts = {"seed": seed, "dataset": dataset(data), "recipe": load_recipe(RECIPE).model_dump(mode="json")}
+    write_result(f"ablation-{seed}", {**facts, "cells": cells})
+
+
+def recipe_of(row: Row, seed: int) -> Recipe:
+    """The recipe as the row needs it; everything that the row does not name stays."""
+    values = [f"cvlp.seed={seed}", f"lgr.seed={seed}"]
+    if row.weights == "no":
+        values.append("encoder.pretrained=none")
+    if row.cvlp != "with distillation":
+        values += ["cvlp.distillation='none'", "cvlp.distillation_weight=0.0"]
+    if row.sentences == "cut-off":
+        values.append("select.mode=cutoff")
+    return override(load_recipe(RECIPE), tuple(values))
+
+
+def _cell(data: GlyphFiles, folder: Path, number: int, seed: int) -> dict[str, Any]:
+    """Train and evaluate one row; rows with the same stage 1 share a workspace."""
+    row, recipe = ROWS[number], recipe_of(ROWS[number], seed)
+    name = f"ablation-{seed}-{row.weights}-{row.cvlp}".replace(" ", "-")
+    stage, head = Clock(folder / f"seconds-{name}.json"), Clock(folder / f"seconds-{name}-{number}.json")
+    path = folder / name
     workspace = Workspace.open(path) if (path / "vlltr.toml").exists() else Workspace.create(path, recipe)
     workspace.write_config(WorkspaceConfig(recipe=recipe))
     ingest_text(workspace, data.texts)
-    for split in ("train", "val", "test"):
+    for split in SPLITS:
         ingest_images(workspace, data.images, split)
-    report = ablate(workspace, recipe, rows, (seed,), progress=_say)
-    if fast or len(report.files) < len(ROWS):
-        print(markdown(report.rows), flush=True)  # noqa: T201 - a program
-        return
-    cells = [json.loads(Path(name).read_text(encoding="utf-8")) for name in report.files]
-    result = {
-        "seed": seed,
-        "dataset": json.loads((data.folder / "manifest.json").read_text(encoding="utf-8"))["content_sha256"],
-        "recipe": recipe.model_dump(mode="json"),
-        "cells": cells,
-    }
-    RESULTS.mkdir(exist_ok=True)
-    text = json.dumps(result, sort_keys=True, indent=1) + "\n"
-    (RESULTS / f"ablation-{seed}.json").write_text(text, encoding="utf-8")
+    last = workspace.history.last()
+    if row.cvlp != "none" and (last is None or last.checkpoint is None):
+        with stage("stage 1"):
+            train_cvlp_stage(workspace, recipe.cvlp)
+    with head("the rest"):
+        report = _report(workspace, row.head)
+    seconds = {"stage 1": 0.0, **stage.values, **head.values}
+    return {"row": number, "seed": seed, "seconds": seconds, **surroundings(), **asdict(report)}
 
 
-def _say(step: str, done: int, total: int | None) -> None:
-    if done == total:
-        print(step, flush=True)  # noqa: T201 - a program
+def _report(workspace: Workspace, head: str) -> AccuracyReport:
+    if head == "LGR":
+        train_all(workspace, workspace.recipe, stage_one=False)
+        return evaluate(workspace).rows["vl-ltr"]
+    embed(workspace)
+    test = image_set(workspace.snapshot(), "test")
+    if head == "KNN":
+        train_cheap_baseline(workspace, "knn", workspace.recipe.baselines)
+        (scored,) = score_baselines(workspace, workspace.snapshot(), "test", test.image_ids)
+    else:
+        scored = _linear(workspace, test.features)
+    best = scored.scores.topk(5, dim=1).indices
+    counts = training_counts(workspace.snapshot(), scored.class_ids)
+    return accuracy_report(best, class_positions(scored.class_ids, test.class_ids), counts, resamples=1000)
+
+
+def _linear(workspace: Workspace, features: Tensor) -> ScoredRow:
+    """Scores of a linear layer trained on the stored vectors in all views, with stage 2's numbers.
+
+    The learning rate is the one of the recipe's `baselines.lrs` that does best on split val.
+    """
+    snapshot, recipe = workspace.snapshot(), workspace.recipe.lgr
+    train, val = image_set(snapshot, "train"), image_set(snapshot, "val")
+    rest = [image_set(snapshot, "train", view, recipe.augment).features for view in range(1, recipe.views)]
+    views, (class_ids, labels) = (
+        torch.stack([train.features, *rest]),
+        torch.unique(train.class_ids, return_inverse=True),
+    )
+
+    def trained(lr: float) -> tuple[Tensor, Tensor]:
+        training = HeadTraining(
+            epochs=recipe.epochs,
+            batch_size=recipe.batch_size,
+            lr=lr,
+            sampler_power=recipe.sampler_power,
+            logit_adjustment=recipe.logit_adjustment,
+            seed=recipe.seed,
+        )
+        return fc_head(views, labels, len(class_ids), training)
+
+    heads = [trained(lr) for lr in workspace.recipe.baselines.lrs]
+    best, _ = best_setting(
+        heads,
+        lambda head: linear_logits(val.features, *head),
+        class_positions(class_ids, val.class_ids),
+    )
+    return ScoredRow("FC", class_ids, linear_logits(features, *best), True, "")
 
 
 def write() -> None:
-    """Write the generated part of docs/results.md, at its end where the page has none yet."""
+    """Write the section of docs/results.md."""
     runs = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(RESULTS.glob("ablation-*.json"))]
-    page = ROOT / "docs" / "results.md"
-    page.write_text(placed(page.read_text(encoding="utf-8"), generated(runs)), encoding="utf-8")
-
-
-def placed(page: str, part: str) -> str:
-    """`page` with `part` between the marks."""
-    if MARKS[0] not in page:
-        page = f"{page.rstrip()}\n\n## Ablation (Table 4) on Glyphs-LT\n\n{MARKS[0]}\n{MARKS[1]}\n"
-    head, tail = page.split(MARKS[0])[0], page.split(MARKS[1])[1]
-    return f"{head}{MARKS[0]}\n\n{part}\n{MARKS[1]}{tail}"
+    if not runs:
+        raise SystemExit("no results; run: python -m benchmarks.ablation run --seed 0 --dir runs")
+    put(COMMAND, "Ablation (Table 4) on Glyphs-LT", generated(runs))
 
 
 def generated(runs: Sequence[dict[str, Any]]) -> str:
@@ -93,7 +188,7 @@ def generated(runs: Sequence[dict[str, Any]]) -> str:
         f"{versions['open_clip_torch']}; {machine['cores']} cores, {machine['threads']} thread a run. Top-1 in per "
         "cent, mean over the seeds and their standard deviation; release bounds (many >= 100, few <= 20; few5 <= 5).",
         "",
-        markdown(summarise(tuple(ROWS), cells, {})),
+        markdown(cells),
         "The same seeds compared, in points:",
         "",
         "| | overall | few |",
@@ -112,13 +207,28 @@ def generated(runs: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _top1(run: dict[str, Any], row: int, name: str) -> float:
-    return float(next(c for c in run["cells"] if c["row"] == row)["top1"][name]["value"])
+def markdown(cells: Sequence[dict[str, Any]]) -> str:
+    """The table of the rows there are: top-1 in per cent, mean and (with several seeds) standard deviation."""
+    bins = [name for name in BINS if name in cells[0]["top1"]]
+    head = ["", "weights", "CVLP", "head", "sentences", *bins]
+    lines = ["| " + " | ".join(head) + " |", "| --- |" + " --- |" * (len(head) - 1)]
+    for number, row in ROWS.items():
+        mine = [cell for cell in cells if cell["row"] == number]
+        if mine:
+            figures = (_spread([100 * cell["top1"][name]["value"] for cell in mine]) for name in bins)
+            lines.append("| " + " | ".join([str(number), *asdict(row).values(), *figures]) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def _difference(runs: Sequence[dict[str, Any]], first: int, second: int, name: str) -> str:
-    each = [100 * (_top1(r, first, name) - _top1(r, second, name)) for r in runs]
-    return f"{fmean(each):+.1f}" + (f" ± {stdev(each):.1f}" if len(each) > 1 else "")
+    def top1(run: dict[str, Any], row: int) -> float:
+        return float(next(c for c in run["cells"] if c["row"] == row)["top1"][name]["value"])
+
+    return _spread([100 * (top1(run, first) - top1(run, second)) for run in runs], "+")
+
+
+def _spread(values: Sequence[float], sign: str = "") -> str:
+    return f"{fmean(values):{sign}.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def _seconds(cell: dict[str, Any]) -> str:
@@ -134,13 +244,13 @@ def main() -> None:
     one = commands.add_parser("run")
     one.add_argument("--seed", type=int, required=True)
     one.add_argument("--dir", type=Path, required=True)
-    one.add_argument("--rows", default="1-7")
+    one.add_argument("--rows", type=int, nargs="+", choices=ROWS, default=tuple(ROWS))
     one.add_argument("--fast", action="store_true", help="on the small slice, to see whether it works")
     commands.add_parser("table")
     args = parser.parse_args()
     if args.command == "run":
         args.dir.mkdir(parents=True, exist_ok=True)
-        run(args.seed, args.dir, parse_numbers(args.rows, "--rows", range(1, 8)), args.fast)
+        run(args.seed, args.dir, args.rows, args.fast)
     else:
         write()
 

@@ -32,7 +32,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("predict", "Show why an image is, or is not, of a class."),
     "evaluate": ("evaluate", "Measure accuracy on a split: overall, many, medium, few."),
     "report": ("report", "Write one HTML file: accuracy, gains, confusions, explained predictions."),
-    "ablate": ("ablate", "Run the paper's ablation (Table 4), a cell at a time."),
     "classes": ("classes", "List, show, add, remove, rename and merge classes, without retraining."),
     "sentences": ("sentences", "Give a class more sentences, or take some away."),
     "images": ("images", "Give a class more training images, or take some away."),

@@ -1,12 +1,11 @@
-"""The ablation's generated page: the table, what each part is worth, and where it is put."""
+"""The ablation's rows and its generated page: the table, and what each part is worth."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.ablation import MARKS, RECIPE, generated, placed
-from vlltr_index.ablation import ROWS
-from vlltr_index.recipe import load_recipe
+from benchmarks.ablation import RECIPE, ROWS, generated, recipe_of
+from vlltr_index.recipe import load_recipe, override
 
 
 def run(seed: int) -> dict[str, Any]:
@@ -42,12 +41,14 @@ def test_the_page_has_table_differences_and_seconds() -> None:
     assert "seeds 0, 1; 10 test images" in text
 
 
-def test_it_is_put_between_its_marks() -> None:
-    """At the end of a page that has no marks, in their place in one that has; the rest of the page stays."""
-    page = placed("# Results\n\ntext\n", "one")
-    assert page.startswith("# Results\n\ntext\n\n## Ablation")
-    assert placed(page + "after\n", "two") == page.replace("one", "two") + "after\n"
-    assert page.count(MARKS[0]) == page.count(MARKS[1]) == 1
+def test_rows_change_only_what_they_are_about() -> None:
+    """Each row's recipe differs from the recipe in the values that it names, and in the seeds."""
+    base = load_recipe(RECIPE)
+    none = ("cvlp.distillation='none'", "cvlp.distillation_weight=0.0")
+    changes = {2: none, 3: (*none, "encoder.pretrained=none"), 4: none, 7: ("select.mode=cutoff",)}
+    for number, row in ROWS.items():
+        values = ("cvlp.seed=4", "lgr.seed=4", *changes.get(number, ()))
+        assert recipe_of(row, 4) == override(base, values)
 
 
 def test_the_recipe_is_what_the_page_says() -> None:

@@ -81,7 +81,6 @@ LAYERS = {
     "classes": 6,
     "train": 6,
     "examination": 6,
-    "ablation": 6,
     "report": 6,
     "baselines": 6,
     "baselines_text": 6,

@@ -13,7 +13,6 @@ import pytest
 from tests.commands import run
 from vlltr_index.errors import WorkspaceError
 from vlltr_index.recipe import override
-from vlltr_index.stages.ablate import ablate
 from vlltr_index.stages.train_baseline import train_baseline_stage
 from vlltr_index.stages.train_cvlp import train_cvlp_stage
 from vlltr_index.stages.train_lgr import train_lgr_stage
@@ -68,7 +67,6 @@ RUNS: dict[str, Callable[[Workspace], object]] = {
     ),
     "train cvlp": lambda workspace: train_cvlp_stage(workspace, workspace.recipe.cvlp),
     "train baseline": lambda workspace: train_baseline_stage(workspace, workspace.recipe.baseline),
-    "ablate": lambda workspace: ablate(workspace, workspace.recipe, rows=(3,), seeds=(0,)),
 }
 
 
