@@ -28,8 +28,7 @@ from vlltr_index.loading import class_positions, image_set
 from vlltr_index.metrics import AccuracyReport, accuracy_report
 from vlltr_index.recipe import load_recipe, override
 from vlltr_index.schemas.config import Recipe, WorkspaceConfig
-from vlltr_index.stages.baselines import ScoredRow, score_baselines
-from vlltr_index.stages.cheap_baselines import train_cheap_baseline
+from vlltr_index.stages.baselines import score_baselines, train_baseline
 from vlltr_index.stages.embed import embed
 from vlltr_index.stages.evaluate import evaluate, training_counts
 from vlltr_index.stages.ingest import ingest_images, ingest_text
@@ -127,27 +126,25 @@ def _report(workspace: Workspace, head: str) -> AccuracyReport:
     embed(workspace)
     test = image_set(workspace.snapshot(), "test")
     if head == "KNN":
-        train_cheap_baseline(workspace, "knn", workspace.recipe.baselines)
-        (scored,) = score_baselines(workspace, workspace.snapshot(), "test", test.image_ids)
+        train_baseline(workspace, "knn", workspace.recipe.baselines)
+        ((row, scores),) = score_baselines(workspace, workspace.snapshot(), "test", test.image_ids)
+        class_ids = row.class_ids
     else:
-        scored = _linear(workspace, test.features)
-    best = scored.scores.topk(5, dim=1).indices
-    counts = training_counts(workspace.snapshot(), scored.class_ids)
-    return accuracy_report(best, class_positions(scored.class_ids, test.class_ids), counts, resamples=1000)
+        class_ids, scores = _linear(workspace, test.features)
+    best, labels = scores.topk(5, dim=1).indices, class_positions(class_ids, test.class_ids)
+    return accuracy_report(best, labels, training_counts(workspace.snapshot(), class_ids), resamples=1000)
 
 
-def _linear(workspace: Workspace, features: Tensor) -> ScoredRow:
-    """Scores of a linear layer trained on the stored vectors in all views, with stage 2's numbers.
+def _linear(workspace: Workspace, features: Tensor) -> tuple[Tensor, Tensor]:
+    """Class ids [C], and scores [N, C] by a linear layer trained on stored vectors in all views with stage 2's numbers.
 
     The learning rate is the one of the recipe's `baselines.lrs` that does best on split val.
     """
     snapshot, recipe = workspace.snapshot(), workspace.recipe.lgr
     train, val = image_set(snapshot, "train"), image_set(snapshot, "val")
     rest = [image_set(snapshot, "train", view, recipe.augment).features for view in range(1, recipe.views)]
-    views, (class_ids, labels) = (
-        torch.stack([train.features, *rest]),
-        torch.unique(train.class_ids, return_inverse=True),
-    )
+    class_ids, labels = torch.unique(train.class_ids, return_inverse=True)
+    views = torch.stack([train.features, *rest])
 
     def trained(lr: float) -> tuple[Tensor, Tensor]:
         training = HeadTraining(
@@ -166,7 +163,7 @@ def _linear(workspace: Workspace, features: Tensor) -> ScoredRow:
         lambda head: linear_logits(val.features, *head),
         class_positions(class_ids, val.class_ids),
     )
-    return ScoredRow("FC", class_ids, linear_logits(features, *best), True, "")
+    return class_ids, linear_logits(features, *best)
 
 
 def write() -> None:

@@ -29,10 +29,9 @@ from vlltr_index.glyphs import glyph_files
 from vlltr_index.loading import class_positions, usable_images
 from vlltr_index.metrics import balanced_accuracy
 from vlltr_index.recipe import load_recipe, override
-from vlltr_index.stages.baselines import score_fc
+from vlltr_index.stages.baselines import score_baselines, train_baseline_stage
 from vlltr_index.stages.evaluate import training_counts
 from vlltr_index.stages.ingest import ingest_images
-from vlltr_index.stages.train_baseline import train_baseline_stage
 from vlltr_index.workspace import Workspace
 
 RESULT = RESULTS / "baseline_trials.json"
@@ -99,13 +98,13 @@ def _judge(workspace: Workspace) -> dict[str, Any]:
     owners = torch.tensor(images["class_id"].to_pylist())
     rows: dict[str, Any] = {}
     counts: Tensor | None = None
-    for row in score_fc(workspace, snapshot, "held", images["image_id"].to_pylist()):
+    for row, scores in score_baselines(workspace, snapshot, "held", images["image_id"].to_pylist()):
         labels = class_positions(row.class_ids, owners)
         if counts is None:
             counts = training_counts(snapshot, row.class_ids)[labels]
         parts = {"overall": counts > 0, "few": counts <= FEW, "few5": counts <= FEW5}
         rows[row.label] = {
-            name: round(balanced_accuracy(row.scores[part], labels[part]), 4) for name, part in parts.items()
+            name: round(balanced_accuracy(scores[part], labels[part]), 4) for name, part in parts.items()
         }
     return {"images": len(owners), "top1": rows}
 

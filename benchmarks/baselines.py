@@ -11,21 +11,23 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from benchmarks.glyphs_lt import METHOD, RESULTS, Clock, bits, dataset, surroundings, write_result
 from benchmarks.glyphs_lt_table import BINS, ROOT, difference, mean, spread
 from benchmarks.glyphs_lt_table import bits as numbers
+from benchmarks.random_words import control
 from vlltr_index.glyphs import glyph_files
 from vlltr_index.loading import class_positions, image_set
 from vlltr_index.metrics import expected_calibration_error
+from vlltr_index.schemas.records import BASELINES
 from vlltr_index.scoring import load_scorer
-from vlltr_index.stages.baselines import ADJUSTED, CHEAP, FC, ScoredRow, load_baseline, score_baselines
-from vlltr_index.stages.cheap_baselines import train_cheap_baseline
+from vlltr_index.stages.baselines import ADJUSTED, FC, score_baselines, train_baseline
 from vlltr_index.stages.evaluate import training_counts
 from vlltr_index.workspace import Workspace
 
@@ -48,10 +50,10 @@ def run(seed: int, folder: Path) -> None:
     config = workspace.recipe.baselines.model_copy(update={"seed": seed})
     last = workspace.history.last()
     info = last.info if last is not None else {}
-    for name in CHEAP:
+    for name in BASELINES:
         if name not in info.get("baselines", {}) and (info.get("baseline_fc") or name not in OF_FC):
             with seconds(name):
-                train_cheap_baseline(workspace, name, config)
+                train_baseline(workspace, name, config)
     recipe = workspace.recipe.model_copy(update={"baselines": config})
     result = {
         "seed": seed,
@@ -60,7 +62,7 @@ def run(seed: int, folder: Path) -> None:
         "dataset": dataset(glyph_files()),
         **surroundings(),
         "seconds": seconds.values,
-        **_measure(workspace),
+        **_measure(workspace, seed),
     }
     path = RESULTS / f"baselines-{seed}.json"
     if not info.get("baseline_fc") and path.exists():
@@ -81,9 +83,8 @@ def _copy(old: dict[str, Any], result: dict[str, Any]) -> None:
     result["seconds"] = {n: old["seconds"][n] for n in OF_FC if n in old["seconds"]} | result["seconds"]
 
 
-def _measure(workspace: Workspace) -> dict[str, Any]:
+def _measure(workspace: Workspace, seed: int) -> dict[str, Any]:
     snapshot = workspace.snapshot()
-    assert snapshot.commit is not None
     scorer, test = load_scorer(workspace, snapshot), image_set(snapshot, "test")
     labels = class_positions(scorer.class_ids, test.class_ids)
     found: dict[str, Any] = {
@@ -94,35 +95,35 @@ def _measure(workspace: Workspace) -> dict[str, Any]:
         "top5": {},
         "calibration_error": {},
         "notes": {},
+        "settings": {},
     }
-    for row in (*_method(workspace), *score_baselines(workspace, snapshot, "test", test.image_ids)):
-        best = row.class_ids[row.scores.topk(5, 1).indices]
+
+    def add(
+        label: str, class_ids: Tensor, scores: Tensor, probabilities: bool = True, note: str = ""
+    ) -> None:
+        best = class_ids[scores.topk(5, 1).indices]
         right = best[:, 0] == test.class_ids
-        found["order"].append(row.label)
-        found["right"][row.label] = bits(right)
-        found["top5"][row.label] = bits((best == test.class_ids[:, None]).any(1))
-        if row.probabilities:
-            confidence = row.scores.softmax(1).max(1).values
-            found["calibration_error"][row.label] = round(expected_calibration_error(confidence, right), 4)
-        if row.note:
-            found["notes"][row.label] = row.note
-    found["top1"] = {name: {b: round(mean(found, name, b), 4) for b in BINS} for name in found["order"]}
-    found["settings"] = {
-        row.label: row.settings
-        for name, digest in snapshot.commit.info["baselines"].items()
-        for row in load_baseline(workspace, name, digest)
-    }
-    return found
+        found["order"].append(label)
+        found["right"][label] = bits(right)
+        found["top5"][label] = bits((best == test.class_ids[:, None]).any(1))
+        if probabilities:
+            confidence = scores.softmax(1).max(1).values
+            found["calibration_error"][label] = round(expected_calibration_error(confidence, right), 4)
+        if note:
+            found["notes"][label] = note
 
-
-def _method(workspace: Workspace) -> Iterator[ScoredRow]:
-    """The method and its two sides; their probabilities' logarithms are scores as any other row's."""
-    snapshot = workspace.snapshot()
-    scorer, test = load_scorer(workspace, snapshot), image_set(snapshot, "test")
     fused = scorer.exhaustive(test.features)
-    rows = {METHOD: fused.probabilities, "image side": fused.by_image, "text branch": fused.by_text}
-    for name, chances in rows.items():
-        yield ScoredRow(name, scorer.class_ids, chances.clamp(min=1e-30).log(), True, "")
+    own = {METHOD: fused.probabilities, "image side": fused.by_image, "text branch": fused.by_text}
+    for label, chances in own.items():  # their logarithms are scores as any other row's
+        add(label, scorer.class_ids, chances.clamp(min=1e-30).log())
+    for row, scores in score_baselines(workspace, snapshot, "test", test.image_ids):
+        add(row.label, row.class_ids, scores, row.probabilities, row.note)
+        if row.settings:
+            found["settings"][row.label] = row.settings
+    for label, class_ids, scores, note in control(workspace, seed, test.features):
+        add(label, class_ids, scores, note=note)
+    found["top1"] = {name: {b: round(mean(found, name, b), 4) for b in BINS} for name in found["order"]}
+    return found
 
 
 def write() -> None:
@@ -170,10 +171,10 @@ def generated(runs: Sequence[dict[str, Any]]) -> str:
         "",
         "Seconds, one thread (embedding what the rows before had not embedded included):",
         "",
-        "| seed | " + " | ".join(CHEAP) + " |",
-        "| --- |" + " --- |" * len(CHEAP),
+        "| seed | " + " | ".join(BASELINES) + " |",
+        "| --- |" + " --- |" * len(BASELINES),
         *(
-            f"| {r['seed']} | " + " | ".join(f"{r['seconds'].get(n, 0):.0f}" for n in CHEAP) + " |"
+            f"| {r['seed']} | " + " | ".join(f"{r['seconds'].get(n, 0):.0f}" for n in BASELINES) + " |"
             for r in runs
         ),
     ]

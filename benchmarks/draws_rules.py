@@ -8,8 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlltr_index.baselines import class_means, cosine_logits
-from vlltr_index.baselines_text import cache_logits, first_of_each_class
+from vlltr_index.baselines import (
+    cache_logits,
+    class_means,
+    cosine_logits,
+    first_of_each_class,
+    linear_logits,
+    shrunk_discriminant,
+)
 from vlltr_index.tensors import unit_rows
 
 __all__ = ["TEXTLESS", "Chosen", "choose", "discriminant", "folds", "rules"]
@@ -68,14 +74,8 @@ def nearest_mean(x: Tensor, y: Tensor, queries: Tensor) -> Scores:
 
 
 def discriminant(x: Tensor, y: Tensor, queries: Tensor) -> Scores:
-    """Linear discriminant with equal priors and (1 - r) S + r tr(S) / D I, r = D / (N - C + D); S pooled within."""
-    means = _means(x, y, int(y.max()) + 1)
-    within, freedom, width = x - means[y], len(y) - len(means), x.shape[1]
-    pooled = within.T @ within / max(freedom, 1)
-    r, level = width / (freedom + width), pooled.trace() / width
-    shrunk = (1 - r) * pooled + (r * level if level > 0 else 1.0) * torch.eye(width, dtype=x.dtype)
-    weight = torch.linalg.solve(shrunk, means.T)  # [D, C]
-    yield "", queries @ weight - (means.T * weight).sum(0) / 2
+    """The library's, as the one setting there is."""
+    yield "", linear_logits(queries, *shrunk_discriminant(x, y, int(y.max()) + 1))
 
 
 def _means(x: Tensor, y: Tensor, classes: int) -> Tensor:

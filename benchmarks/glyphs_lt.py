@@ -39,12 +39,11 @@ from vlltr_index.recipe import load_recipe, override
 from vlltr_index.schemas.config import Recipe, WorkspaceConfig
 from vlltr_index.scoring import Scorer, load_scorer
 from vlltr_index.selection import select
-from vlltr_index.stages.baselines import ADJUSTED, FC, score_fc
+from vlltr_index.stages.baselines import ADJUSTED, FC, score_baselines, train_baseline_stage
 from vlltr_index.stages.build_index import index_anchors
 from vlltr_index.stages.embed import embed
 from vlltr_index.stages.evaluate import training_counts
 from vlltr_index.stages.ingest import ingest_images, ingest_text
-from vlltr_index.stages.train_baseline import train_baseline_stage
 from vlltr_index.stages.train_cvlp import train_cvlp_stage
 from vlltr_index.stages.train_lgr import train_lgr_stage
 from vlltr_index.train.deciding import StageTwoData
@@ -145,7 +144,8 @@ def _measure(workspace: Workspace, baseline: bool) -> dict[str, Any]:
     tempered = _tempered(data, scorer, test.features)
     rows = {METHOD: fused.probabilities, "image side": fused.by_image} | tempered | plain
     if baseline:
-        rows |= {row.label: row.scores for row in score_fc(workspace, snapshot, "test", test.image_ids)}
+        found = score_baselines(workspace, snapshot, "test", test.image_ids)
+        rows |= {row.label: scores for row, scores in found if row.label in (FC, ADJUSTED)}
     chances = {METHOD: fused.probabilities, WHOLE: rows[WHOLE].softmax(1)}
     chances |= {name: scores.softmax(1) for name, scores in tempered.items()}
     assert scorer.saved.parts is not None

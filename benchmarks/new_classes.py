@@ -47,14 +47,14 @@ from benchmarks.glyphs_lt import (
     write_result,
 )
 from benchmarks.heldout import Group, drawn, read_group
-from vlltr_index.baselines import class_means, cosine_logits
-from vlltr_index.baselines_text import (
+from benchmarks.random_words import waffle_noise, waffle_text
+from vlltr_index.baselines import (
     TipCache,
     choose_tip,
+    class_means,
+    cosine_logits,
     first_of_each_class,
     tip_logits,
-    waffle_noise,
-    waffle_text,
 )
 from vlltr_index.classes import NewClass, Session, add_classes
 from vlltr_index.glyphs import GlyphFiles, glyph_files
@@ -313,7 +313,7 @@ def _baselines(old: Old, group: Group, session: Session) -> Iterator[tuple[str, 
     first = first_of_each_class(places, CACHE)
     val = image_set(old.workspace.snapshot(), "val")
     own = TipCache(train.features[first], places[first], prototypes[:classes], scale)
-    alpha, beta, _ = choose_tip(
+    (alpha, beta), _ = choose_tip(
         val.features, class_positions(old.scorer.class_ids, val.class_ids), own, ALPHAS, BETAS
     )
     for shots in SHOTS:

@@ -16,6 +16,7 @@ import click
 
 from vlltr_index.cli.context import Context, cache_images, pass_context
 from vlltr_index.errors import PeerError, UsageError, VlltrError
+from vlltr_index.schemas.records import BASELINES
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
@@ -257,23 +258,8 @@ def everything(
     context.say("Trained, embedded, selected and indexed. Next: vlltr evaluate --split test")
 
 
-_BASELINES = (
-    "fc",
-    "ncm",
-    "crt",
-    "tau-norm",
-    "lws",
-    "imprint",
-    "zero-shot",
-    "knn",
-    "tip-adapter",
-    "tip-adapter-f",
-    "waffle",
-)
-
-
 @train_command.command("baseline")
-@click.argument("name", type=click.Choice([*_BASELINES, "rest"]))
+@click.argument("name", type=click.Choice(["fc", *BASELINES, "rest"]))
 @_options
 @pass_context
 def baseline(
@@ -290,18 +276,20 @@ def baseline(
 
     `fc` trains the same visual tower with a linear layer under cross-entropy. The others are made from stored
     vectors, `rest` makes them all. From fc's tower: `ncm` (nearest class mean), `crt` (classifier trained again on
-    balanced classes), `tau-norm`, `lws` (a learned scale a class). From the workspace's encoder: `imprint` (class
-    means as weights), `zero-shot` (prompt ensemble), `knn` (votes of the nearest sentences), `tip-adapter` and
-    `tip-adapter-f` (a cache of at most 16 images a class, plain and tuned), `waffle` (random words in place of our
-    sentences). What they choose from is in the recipe's section `baselines`; split val chooses, never test.
+    balanced classes), `tau-norm`, `lws` (a learned scale a class). From the workspace's encoder: `discriminant`
+    (linear, with a shrunk covariance), `zero-shot` (prompt ensemble), `knn` (votes of the nearest sentences),
+    `tip-adapter` (a cache of at most 16 images a class). What they choose from is in the recipe's section `baselines`;
+    split val chooses, never test.
     """
     workspace = context.open()
     if name != "fc":
         if processes > 1:
             raise click.UsageError(f"baseline {name} is made in one process; --processes is for fc")
-        _cheap(context, workspace, name, _recipe(workspace, recipe, overrides, seed, "baselines", False))
+        _from_vectors(
+            context, workspace, name, _recipe(workspace, recipe, overrides, seed, "baselines", False)
+        )
         return
-    from vlltr_index.stages.train_baseline import train_baseline_stage
+    from vlltr_index.stages.baselines import train_baseline_stage
 
     chosen = _recipe(workspace, recipe, overrides, seed, "baseline", cache_images)
     context.read_images_as(workspace, chosen.images)
@@ -312,22 +300,20 @@ def baseline(
     _show(context, report, "vlltr evaluate --split test")
 
 
-def _cheap(context: Context, workspace: Workspace, name: str, recipe: Recipe) -> None:
+def _from_vectors(context: Context, workspace: Workspace, name: str, recipe: Recipe) -> None:
     """Make one baseline on stored vectors, or all of them, and say what was chosen."""
-    from vlltr_index.stages.baselines import CHEAP
-    from vlltr_index.stages.cheap_baselines import train_cheap_baseline
+    from vlltr_index.stages.baselines import train_baseline
 
-    reports = []
-    for one in CHEAP if name == "rest" else (name,):
+    made = {}
+    for one in BASELINES if name == "rest" else (name,):
         with context.progress() as progress:
-            reports.append(train_cheap_baseline(workspace, one, recipe.baselines, progress))
-        report = reports[-1]
-        for label, settings in report.settings.items():
-            chosen = ", ".join(f"{key} {value}" for key, value in settings.items())
-            note = f"; {report.notes[label]}" if label in report.notes else ""
-            context.say(f"{label}: {chosen}{note}: {report.digest[:16]}")
+            rows = train_baseline(workspace, one, recipe.baselines, progress)
+        for row in rows:
+            made[row.label] = {"settings": row.settings, "note": row.note}
+            chosen = ", ".join(f"{key} {value}" for key, value in row.settings.items())
+            context.say(": ".join(filter(None, (row.label, "; ".join(filter(None, (chosen, row.note)))))))
     if context.as_json:
-        context.emit({report.name: asdict(report) for report in reports})
+        context.emit(made)
     context.say("Next: vlltr evaluate --split test")
 
 

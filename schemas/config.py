@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vlltr_index.errors import ConfigError
-from vlltr_index.schemas.baselines import BaselinesConfig
 
 __all__ = [
     "FORMAT",
     "AugmentConfig",
     "BaselineConfig",
+    "BaselinesConfig",
     "CVLPConfig",
     "EncoderConfig",
     "FusionConfig",
@@ -39,6 +39,8 @@ _FITTED_ONCE = {
     "reject_threshold", "reject_tpr", "run_id",
 }  # fmt: skip
 _Model = TypeVar("_Model", bound=BaseModel)
+_Positive = Annotated[float, Field(gt=0)]
+_Whole = Annotated[int, Field(ge=1)]
 
 
 class _Config(BaseModel):
@@ -228,6 +230,22 @@ class BaselineConfig(_Config):
     checkpoint_every: int = Field(default=1, ge=1, le=1_000_000)
     seed: int = Field(default=0, ge=0, lt=2**63)
     augment: AugmentConfig = AugmentConfig()
+
+
+class BaselinesConfig(_Config):
+    """Baselines on stored vectors. Where several values stand, split val chooses (or held-back training images)."""
+
+    epochs: int = Field(default=10, ge=1)  # crt and lws
+    batch_size: int = Field(default=256, ge=1)
+    lrs: tuple[_Positive, ...] = Field(default=(1e-3, 3e-3, 1e-2), min_length=1)  # crt and lws
+    weight_decay: float = Field(default=0.0, ge=0)
+    taus: tuple[float, ...] = Field(default=tuple(n / 10 for n in range(11)), min_length=1)  # tau-norm
+    neighbours: tuple[_Whole, ...] = Field(default=(1, 3, 10, 30, 100), min_length=1)  # knn
+    cache_images: int = Field(default=16, ge=1)  # a class, tip-adapter
+    alphas: tuple[_Positive, ...] = Field(default=(0.1, 0.3, 1.0, 3.0, 10.0, 30.0), min_length=1)
+    betas: tuple[_Positive, ...] = Field(default=(1.0, 3.0, 5.5, 10.0, 20.0, 40.0), min_length=1)
+    held_back: float = Field(default=0.1, gt=0, lt=1)  # of the training images, where there is no split val
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
 
 class Recipe(_Config):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 __all__ = [
+    "BASELINES",
     "ClassScore",
     "ImageRecord",
     "Prediction",
@@ -19,6 +20,9 @@ from collections.abc import Callable
 
 Progress = Callable[[str, int, int | None], None]
 """Called as `progress(step, done, total)`; `total` is None where it is not known."""
+
+BASELINES = ("ncm", "crt", "tau-norm", "lws", "discriminant", "zero-shot", "knn", "tip-adapter")
+"""The baselines on stored vectors, in the order of the table: seconds to minutes each."""
 
 
 @dataclass(frozen=True, slots=True)

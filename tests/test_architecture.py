@@ -83,7 +83,6 @@ LAYERS = {
     "examination": 6,
     "report": 6,
     "baselines": 6,
-    "baselines_text": 6,
     "stages": 7,
     "page": 7,
     "cli": 8,

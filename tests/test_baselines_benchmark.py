@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import baselines
 from benchmarks.baselines import MARKS, generated, placed
+from benchmarks.random_words import waffle_noise, waffle_text
 
 
 def result(seed: int) -> dict[str, Any]:
@@ -83,3 +84,13 @@ def test_the_page_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     first = page.read_text(encoding="utf-8")
     baselines.write()
     assert page.read_text(encoding="utf-8") == first
+
+
+def test_random_words_follow_the_name() -> None:
+    """Two words of the list, then two of random letters; the seed decides; the prompt's own full stop goes."""
+    words = ["oval", "stroke", "serif"]
+    noise = waffle_noise(words, 4, seed=3)
+    assert all(word in words for n in (0, 2) for word in noise[n].split())
+    assert not any(word in words for n in (1, 3) for word in noise[n].split())
+    assert noise == waffle_noise(words, 4, seed=3) != waffle_noise(words, 4, seed=4)
+    assert waffle_text("a photo of a tench.", "ab cd") == "a photo of a tench, which has ab cd."

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.draws import Plan, measured
-from benchmarks.draws_rules import choose, discriminant, folds, rules
+from benchmarks.draws_rules import choose, folds, rules
 from benchmarks.draws_sources import TEXTS, Setting, draw, image_vectors, with_texts
 from benchmarks.draws_table import bound, generated
 
@@ -66,24 +66,6 @@ def test_folds_leave_every_class_an_image() -> None:
         assert set(labels[kept].tolist()) == {0, 1, 2, 3}
     assert len(folds(torch.arange(2500).repeat(2), 0)) == 1
     assert folds(torch.arange(4), 0) == []
-
-
-def test_the_discriminant_is_the_textbooks() -> None:
-    """Mahalanobis distances under the shrunk pooled covariance, up to a constant of the image."""
-    chance = torch.Generator().manual_seed(0)
-    y = torch.arange(3).repeat(4)
-    x = torch.randn(12, 5, generator=chance, dtype=torch.float64) + y[:, None]
-    queries = torch.randn(7, 5, generator=chance, dtype=torch.float64)
-    means = torch.stack([x[y == c].mean(0) for c in range(3)])
-    pooled = sum((x[i] - means[y[i]]).outer(x[i] - means[y[i]]) for i in range(12)) / 9
-    r = 5 / (12 - 3 + 5)
-    shrunk = (1 - r) * pooled + r * pooled.trace() / 5 * torch.eye(5, dtype=torch.float64)
-    away = queries[:, None] - means
-    distance = torch.einsum("qcd,de,qce->qc", away, shrunk.inverse(), away)
-    found = dict(discriminant(x, y, queries))[""]
-    assert torch.allclose((found + distance / 2).std(1), torch.zeros(7, dtype=torch.float64), atol=1e-9)
-    alone = dict(discriminant(x[:3], y[:3], queries))[""]
-    assert torch.equal(alone.argmax(1), torch.cdist(queries, x[:3]).argmin(1))
 
 
 def test_a_rule_is_chosen_on_folds() -> None:

@@ -14,13 +14,12 @@ from vlltr_index.errors import MissingStepError, UsageError
 from vlltr_index.loading import image_set
 from vlltr_index.recipe import override
 from vlltr_index.schemas.config import FusionConfig
+from vlltr_index.schemas.records import BASELINES
 from vlltr_index.scoring import load_scorer
-from vlltr_index.stages.baselines import CHEAP
-from vlltr_index.stages.cheap_baselines import train_cheap_baseline
+from vlltr_index.stages.baselines import train_baseline, train_baseline_stage
 from vlltr_index.stages.embed import embed
 from vlltr_index.stages.evaluate import evaluate
 from vlltr_index.stages.ingest import ingest_images
-from vlltr_index.stages.train_baseline import train_baseline_stage
 from vlltr_index.workspace import Workspace
 
 
@@ -73,8 +72,8 @@ def test_images_of_a_class_without_anchors_are_refused(
 def test_the_method_is_compared_with_any_row(trained: Workspace) -> None:
     """By default with the adjusted image-only row; `--against` takes another, and names what there is."""
     assert evaluate(trained, bootstrap=10).against is None
-    train_cheap_baseline(trained, "knn", trained.recipe.baselines)
-    train_cheap_baseline(trained, "zero-shot", trained.recipe.baselines)
+    train_baseline(trained, "knn", trained.recipe.baselines)
+    train_baseline(trained, "zero-shot", trained.recipe.baselines)
     report = evaluate(trained, bootstrap=10, against="knn")
     assert list(report.rows) == ["vl-ltr", "image branch", "text branch", "zero-shot", "knn"]
     assert report.against == "knn"
@@ -93,13 +92,7 @@ def test_the_method_is_compared_with_any_row(trained: Workspace) -> None:
 
 def test_the_table_shows_every_baseline(trained: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     """`train baseline rest` makes them all and says what was chosen; `evaluate` has a row for each, and its notes."""
-    quick = (
-        "baselines.epochs=1",
-        "baselines.lrs=[1e-2]",
-        "baselines.tip_epochs=1",
-        "baselines.waffle_seeds=1",
-    )
-    sets = [part for value in quick for part in ("--set", value)]
+    sets = ["--set", "baselines.epochs=1", "--set", "baselines.lrs=[1e-2]"]
     assert run(trained, "train", "baseline", "ncm") == 1
     assert "Run: vlltr train baseline fc" in capsys.readouterr().err
     assert run(trained, "train", "baseline", "fc", "--set", "baseline.epochs=1") == 0
@@ -110,17 +103,16 @@ def test_the_table_shows_every_baseline(trained: Workspace, capsys: pytest.Captu
     assert said.endswith("Next: vlltr evaluate --split test\n")
     assert run(trained, "evaluate", "--bootstrap", "10", "--against", "crt") == 0
     shown = capsys.readouterr().out
-    for name in ("image-only", *CHEAP):
+    for name in ("image-only", *BASELINES):
         assert f"\n {name} " in shown
     assert "ECE" in shown
     assert "vl-ltr less crt, in points [95 % of the paired bootstrap]\n  overall  " in shown
-    assert "waffle: random words, the median of 1 seeds on val" in shown
     assert run(trained, "--json", "evaluate", "--bootstrap", "10") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["against"] == "image-only + logit adjustment"
-    assert set(report["rows"]) > set(CHEAP)
-    assert run(trained, "--json", "train", "baseline", "imprint", "--seed", "3") == 0
-    assert json.loads(capsys.readouterr().out)["imprint"]["settings"]["imprint"]["chosen_on"] == "val"
+    assert set(report["rows"]) > set(BASELINES)
+    assert run(trained, "--json", "train", "baseline", "crt", "--seed", "3", *sets) == 0
+    assert json.loads(capsys.readouterr().out)["crt"]["settings"]["chosen_on"] == "val"
     assert run(trained, "train", "baseline", "ncm", "--processes", "2") == 2
     assert "baseline ncm is made in one process; --processes is for fc" in capsys.readouterr().err
     assert run(trained, "train", "baseline", "best") == 2

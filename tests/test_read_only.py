@@ -13,7 +13,7 @@ import pytest
 from tests.commands import run
 from vlltr_index.errors import WorkspaceError
 from vlltr_index.recipe import override
-from vlltr_index.stages.train_baseline import train_baseline_stage
+from vlltr_index.stages.baselines import train_baseline_stage
 from vlltr_index.stages.train_cvlp import train_cvlp_stage
 from vlltr_index.stages.train_lgr import train_lgr_stage
 from vlltr_index.storage import LocalStorage

@@ -18,12 +18,12 @@ from vlltr_index.heads import load_head
 from vlltr_index.recipe import override
 from vlltr_index.report.page import render
 from vlltr_index.report.records import Curves, Measured, Missing, Report
+from vlltr_index.stages.baselines import train_baseline_stage
 from vlltr_index.stages.embed import embed
 from vlltr_index.stages.evaluate import evaluate
 from vlltr_index.stages.ingest import ingest_images
 from vlltr_index.stages.report import gather_report, write_report
 from vlltr_index.stages.report_parts import anchor_list
-from vlltr_index.stages.train_baseline import train_baseline_stage
 from vlltr_index.workspace import Workspace
 
 HARM = "</title><script>window.harmed = 1</script><img src=x onerror='window.harmed = 1'>\" \u202eokapi"

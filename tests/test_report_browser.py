@@ -9,8 +9,8 @@ import pytest
 from tests.browser import Browser
 from tests.test_report import add_hostile_class
 from vlltr_index.recipe import override
+from vlltr_index.stages.baselines import train_baseline_stage
 from vlltr_index.stages.report import write_report
-from vlltr_index.stages.train_baseline import train_baseline_stage
 from vlltr_index.workspace import Workspace
 
 

@@ -13,10 +13,10 @@ from vlltr_index.classes import add_class
 from vlltr_index.errors import LockedError, WorkspaceError
 from vlltr_index.lock import write_lock
 from vlltr_index.recognizer import Recognizer
+from vlltr_index.stages.baselines import train_baseline_stage
 from vlltr_index.stages.classlist import list_classes
 from vlltr_index.stages.ingest import ingest_images
 from vlltr_index.stages.pipeline import train_all
-from vlltr_index.stages.train_baseline import train_baseline_stage
 from vlltr_index.stages.train_cvlp import train_cvlp_stage
 from vlltr_index.stages.train_lgr import train_lgr_stage
 from vlltr_index.workspace import Workspace

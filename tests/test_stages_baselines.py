@@ -13,30 +13,23 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlltr_index.baselines import linear_logits
-from vlltr_index.cli.train import _BASELINES
+from vlltr_index.baselines import linear_logits, tau_normalised
 from vlltr_index.errors import FingerprintMismatch, MissingStepError, UsageError, WorkspaceError
-from vlltr_index.loading import class_positions, image_set, load_bank, usable_images
+from vlltr_index.loading import image_set, usable_images
 from vlltr_index.recipe import override
 from vlltr_index.schemas.config import EncoderConfig, Recipe
-from vlltr_index.selection import select
-from vlltr_index.stages.baseline_fits import FITS, Making
-from vlltr_index.stages.baseline_text_fits import TEXT_FITS
+from vlltr_index.schemas.records import BASELINES
 from vlltr_index.stages.baselines import (
     ADJUSTED,
-    CHEAP,
     FC,
     BaselineRow,
-    ScoredRow,
     baseline_labels,
     fc_checkpoint,
-    load_baseline,
     score_baselines,
+    train_baseline,
+    train_baseline_stage,
 )
-from vlltr_index.stages.cheap_baselines import train_cheap_baseline
-from vlltr_index.stages.embed import embed
 from vlltr_index.stages.ingest import ingest_images, ingest_text
-from vlltr_index.stages.train_baseline import train_baseline_stage
 from vlltr_index.workspace import Workspace
 
 QUICK = (
@@ -46,23 +39,19 @@ QUICK = (
     "baselines.neighbours=[1, 5]",
     "baselines.alphas=[0.5, 5.0]",
     "baselines.betas=[2.0, 10.0]",
-    "baselines.tip_epochs=2",
-    "baselines.waffle_seeds=3",
 )
 
 
-def make(workspace: Workspace, name: str, *values: str) -> list[BaselineRow]:
-    """Make a baseline with few settings; its rows as they were kept."""
-    config = override(workspace.recipe, (*QUICK, *values)).baselines
-    report = train_cheap_baseline(workspace, name, config)
-    return load_baseline(workspace, name, report.digest)
+def make(workspace: Workspace, name: str) -> BaselineRow:
+    """Make a baseline with few settings; its first row."""
+    return train_baseline(workspace, name, override(workspace.recipe, QUICK).baselines)[0]
 
 
-def scored(workspace: Workspace) -> dict[str, ScoredRow]:
-    """All rows on split test."""
+def scored(workspace: Workspace) -> dict[str, tuple[BaselineRow, Tensor]]:
+    """All rows, and their scores on split test."""
     snapshot = workspace.snapshot()
     ids = usable_images(snapshot, "test", [])["image_id"].to_pylist()
-    return {row.label: row for row in score_baselines(workspace, snapshot, "test", ids)}
+    return {row.label: (row, s) for row, s in score_baselines(workspace, snapshot, "test", ids)}
 
 
 @pytest.fixture(scope="module")
@@ -108,109 +97,74 @@ def fc(workspace: Workspace) -> None:
 
 @pytest.fixture(scope="module")
 def all_made(untrained: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """With split val, augmented views, anchors and every baseline; tests only read it."""
+    """With split val and every baseline; tests only read it."""
     path = tmp_path_factory.mktemp("baselines") / "w"
     workspace = Workspace.open(shutil.copytree(untrained, path))
     ingest_images(workspace, folder / "val", "val")
-    embed(workspace, views=3)
-    select(workspace, workspace.recipe.select.model_copy(update={"max_anchors": 3}))
     fc(workspace)
-    for name in CHEAP:
+    for name in BASELINES:
         make(workspace, name)
     return workspace
 
 
-def plain_features(workspace: Workspace, split: str) -> tuple[Tensor, Tensor]:
-    """Features of the workspace's encoder and class ids."""
-    data = image_set(workspace.snapshot(), split)
-    return data.features, data.class_ids
-
-
-def test_every_name_is_everywhere() -> None:
-    """The command's choices, the fits and the table's order are the same names."""
-    assert tuple(_BASELINES) == ("fc", *CHEAP)
-    assert {**FITS, **TEXT_FITS}.keys() == set(CHEAP)
-
-
 def test_every_baseline_is_a_row(all_made: Workspace) -> None:
-    """In the table's order, each with finite scores of every test image; the commit names each by its digest."""
-    rows = scored(all_made)
-    names = [FC, ADJUSTED, *CHEAP]
-    assert list(rows) == [*names, "waffle with our anchors"]
-    assert baseline_labels(all_made, all_made.snapshot()) == list(rows)
-    images = len(image_set(all_made.snapshot(), "test").image_ids)
-    for row in rows.values():
-        assert row.scores.shape == (images, len(row.class_ids))
-        assert bool(row.scores.isfinite().all())
-    commit = all_made.history.last()
-    assert commit is not None
-    assert sorted(commit.info["baselines"]) == sorted(CHEAP)
-    assert {name for name, row in rows.items() if not row.probabilities} == {"ncm", "knn"}
+    """In the table's order, each with finite scores of every test image; read again while another writes."""
+    scored(all_made)
+    with all_made.transaction("another writer"):
+        rows = scored(all_made)
+    assert list(rows) == [FC, ADJUSTED, *BASELINES] == baseline_labels(all_made, all_made.snapshot())
+    for row, scores in rows.values():
+        assert scores.shape == (56, len(row.class_ids))
+        assert bool(scores.isfinite().all())
+    assert {name for name, (row, _) in rows.items() if not row.probabilities} == {"ncm", "knn"}
+    for name, key in (
+        ("crt", "lr"),
+        ("tau-norm", "tau"),
+        ("lws", "lr"),
+        ("knn", "k"),
+        ("tip-adapter", "beta"),
+    ):
+        settings = rows[name][0].settings
+        assert settings["chosen_on"] == "val"
+        assert 0 <= settings["accuracy"] <= 1
+        assert key in settings
 
 
 def test_the_same_command_again_commits_nothing(all_made: Workspace, tmp_path: Path) -> None:
     """Same settings, same files, no new commit."""
     workspace = Workspace.open(shutil.copytree(all_made.path, tmp_path / "w"))
     before = workspace.history.last()
-    for name in ("ncm", "crt", "waffle"):
+    for name in ("ncm", "crt", "discriminant"):
         make(workspace, name)
     assert workspace.history.last() == before
 
 
-def test_scores_are_those_of_their_definitions(all_made: Workspace) -> None:
-    """Class means, anchors averaged and zero-shot against loops over the workspace's own vectors."""
-    rows = scored(all_made)
-    features, owners = plain_features(all_made, "train")
-    test, _ = plain_features(all_made, "test")
-    means = torch.stack(
-        [F.normalize(features[owners == c], dim=1).mean(0) for c in rows["imprint"].class_ids]
-    )
-    cosines = F.normalize(test, dim=1) @ F.normalize(means, dim=1).T
-    assert torch.equal(rows["imprint"].scores.argmax(1), cosines.argmax(1))
-    bank = load_bank(all_made.snapshot()).bank
-    ours = torch.stack(
-        [F.normalize(bank.vectors[bank.class_of_row == c], dim=1).mean(0) for c in range(bank.num_classes)]
-    )
-    cosines = F.normalize(test, dim=1) @ F.normalize(ours, dim=1).T
-    assert torch.equal(rows["waffle with our anchors"].scores.argmax(1), cosines.argmax(1))
-    alike = F.normalize(test, dim=1) @ F.normalize(means, dim=1).T
-    assert not torch.allclose(rows["ncm"].scores, alike, atol=1e-3)  # of another tower
-
-
-def test_what_was_chosen_is_kept_with_where(all_made: Workspace) -> None:
-    """Split val chooses where there is one; the accuracy there and the value stand in the file."""
-    commit = all_made.history.last()
-    assert commit is not None
-    for name, key in (
-        ("crt", "lr"),
-        ("tau-norm", "tau"),
-        ("lws", "lr"),
-        ("knn", "k"),
-        ("tip-adapter", "alpha"),
-    ):
-        settings = load_baseline(all_made, name, commit.info["baselines"][name])[0].settings
-        assert settings["chosen_on"] == "val"
-        assert 0 <= settings["accuracy"] <= 1
-        assert key in settings
-    waffle, ours = load_baseline(all_made, "waffle", commit.info["baselines"]["waffle"])
-    accuracies = waffle.settings["accuracies"]
-    assert sorted(accuracies)[1] == accuracies[waffle.settings["seed"]]  # the median of three
-    assert "random words, the median of 3 seeds on val, where they range from" in waffle.note
-    assert ours.note == "waffle's rule, our sentences"
+def test_rows_are_of_the_tower_they_name(all_made: Workspace) -> None:
+    """ncm against a loop over the fc tower's vectors; fc by its own classifier; tau 0 is that without its bias."""
+    rows, snapshot = scored(all_made), all_made.snapshot()
+    ncm, scores = rows["ncm"]
+    train, test = (image_set(snapshot, split, image_fp=ncm.image_fp) for split in ("train", "test"))
+    means = [F.normalize(train.features[train.class_ids == c], dim=1).mean(0) for c in ncm.class_ids]
+    cosines = F.normalize(test.features, dim=1) @ F.normalize(torch.stack(means), dim=1).T
+    torch.testing.assert_close(scores, cosines)
+    visual = load_file(fc_checkpoint(all_made, snapshot) / "visual.safetensors")
+    plain = linear_logits(test.features, visual["weight"])
+    assert torch.equal(rows[FC][0].class_ids, visual["class_ids"])
+    torch.testing.assert_close(rows[FC][1], plain + visual["bias"])
+    mass = visual["counts"].double().sqrt()
+    torch.testing.assert_close(rows[ADJUSTED][1], rows[FC][1] - (mass / mass.sum()).log().float())
+    tau = rows["tau-norm"][0]
+    expected = tau_normalised(visual["weight"], tau.settings["tau"])
+    torch.testing.assert_close(tau.tensors["weight"], expected)
 
 
 def test_without_val_training_images_are_held_back(small: Workspace) -> None:
     """A class with one image keeps it; the model is then fitted on all images."""
-    row = make(small, "imprint")[0]
-    assert row.settings["chosen_on"] == "held-back training images"
-    embed(small, views=1)
-    features, owners = plain_features(small, "train")
-    expected = F.normalize(F.normalize(features[owners == row.class_ids[0]], dim=1).mean(0), dim=0)
-    torch.testing.assert_close(row.tensors["weight"][0], expected)
     fc(small)
-    for name in ("crt", "tau-norm", "lws", "knn", "tip-adapter", "tip-adapter-f"):
-        assert make(small, name)[0].settings["chosen_on"] == "held-back training images"
-    assert set(scored(small)) >= {FC, ADJUSTED, "crt", "knn", "tip-adapter-f"}
+    for name in ("crt", "tau-norm", "lws", "knn", "tip-adapter"):
+        assert make(small, name).settings["chosen_on"] == "held-back training images"
+    counts = torch.bincount(drawings.labels())
+    assert len(make(small, "tip-adapter").tensors["keys"]) == int(counts.clamp(max=16).sum())
 
 
 def test_with_one_image_a_class_defaults_are_taken(small: Workspace) -> None:
@@ -221,29 +175,29 @@ def test_with_one_image_a_class_defaults_are_taken(small: Workspace) -> None:
         for row in rows:
             if first[row["class_id"]] != row["image_id"]:
                 tx.delete("images", f"image_id = '{row['image_id']}'")
-    assert make(small, "imprint")[0].settings == {"scale": 16.0, "chosen_on": "nothing: defaults"}
     for name, key, value in (("knn", "k", 5), ("tip-adapter", "alpha", 5.0)):
-        settings = make(small, name)[0].settings
+        settings = make(small, name).settings
         assert (settings["chosen_on"], settings[key]) == ("nothing: defaults", value)
         assert "accuracy" not in settings
 
 
 def test_zero_shot_takes_the_prompts_and_says_what_has_none(small: Workspace) -> None:
     """The mean of the normalised prompts; all sentences of a class without prompts; before training one row."""
-    rows = make(small, "zero-shot")
-    assert [(row.label, row.note) for row in rows] == [("zero-shot", "")]
     encoder = drawings.encoder(5)
-    name = small.snapshot().class_table().names[int(rows[0].class_ids[2])]
-    vectors = encoder.encode_texts([f"a photo of a {name}.", f"a drawing of a {name}."])
-    expected = F.normalize(F.normalize(vectors, dim=1).mean(0), dim=0)
-    torch.testing.assert_close(rows[0].tensors["weight"][2], expected, atol=1e-5, rtol=1e-5)
+
+    def check(row: BaselineRow, texts: list[str]) -> None:
+        expected = F.normalize(F.normalize(encoder.encode_texts(texts), dim=1).mean(0), dim=0)
+        torch.testing.assert_close(row.tensors["weight"][2], expected, atol=1e-5, rtol=1e-5)
+
+    row = make(small, "zero-shot")
+    name = small.snapshot().class_table().names[int(row.class_ids[2])]
+    check(row, [f"a photo of a {name}.", f"a drawing of a {name}."])
+    assert row.note == ""
     with small.transaction("test") as tx:
-        tx.delete("sentences", f"source = 'prompt' AND class_id = {int(rows[0].class_ids[2])}")
-    row = make(small, "zero-shot")[0]
+        tx.delete("sentences", f"source = 'prompt' AND class_id = {int(row.class_ids[2])}")
+    row = make(small, "zero-shot")
+    check(row, drawings.texts()[drawings.WORDS.index(name)])
     assert row.note == "1 of 8 classes have no prompt: the mean of all their sentences"
-    vectors = encoder.encode_texts(drawings.texts()[drawings.WORDS.index(name)])
-    expected = F.normalize(F.normalize(vectors, dim=1).mean(0), dim=0)
-    torch.testing.assert_close(row.tensors["weight"][2], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_zero_shot_shows_the_starting_weights_too(small: Workspace, tmp_path: Path) -> None:
@@ -254,11 +208,11 @@ def test_zero_shot_shows_the_starting_weights_too(small: Workspace, tmp_path: Pa
     small.write_config(small.config.model_copy(update={"recipe": recipe}))
     with small.transaction("test") as tx:
         tx.set(checkpoint=small.put_object("checkpoints", drawings.encoder(5).save))
-    rows = make(small, "zero-shot")
+    rows = train_baseline(small, "zero-shot", small.recipe.baselines)
     assert [row.label for row in rows] == ["zero-shot", "zero-shot, starting weights"]
     assert rows[0].image_fp != rows[1].image_fp
     found = scored(small)
-    assert not torch.equal(found["zero-shot"].scores, found["zero-shot, starting weights"].scores)
+    assert not torch.equal(found["zero-shot"][1], found["zero-shot, starting weights"][1])
     shutil.rmtree(tmp_path / "start")
     drawings.encoder(10).save(tmp_path / "start")
     small.store.drop(f"image_vectors_{rows[1].image_fp}")
@@ -278,17 +232,19 @@ def test_the_fc_baseline_must_be_there(small: Workspace, name: str) -> None:
 
 
 def test_other_missing_steps_are_named(workspace: Workspace, small: Workspace) -> None:
-    """No such baseline; no sentences; no weights; no anchors for the random-words control."""
+    """No such baseline; no sentences; no weights; no training images."""
     with pytest.raises(UsageError, match="no baseline 'best'") as wrong:
-        train_cheap_baseline(workspace, "best", workspace.recipe.baselines)
-    assert wrong.value.hint == f"There are: fc, {', '.join(CHEAP)}."
+        make(workspace, "best")
+    assert wrong.value.hint == f"There are: fc, {', '.join(BASELINES)}."
     with pytest.raises(MissingStepError, match="there are no sentences") as missing:
         make(workspace, "zero-shot")
     assert missing.value.hint == "Run: vlltr ingest text PATH"
     with pytest.raises(MissingStepError, match="has no weights yet"):
-        make(workspace, "imprint")
-    with pytest.raises(MissingStepError, match="no anchor sentences have been selected yet"):
-        make(small, "waffle")
+        make(workspace, "discriminant")
+    with small.transaction("test") as tx:
+        tx.delete("images", "split = 'train'")
+    with pytest.raises(MissingStepError, match="there are no images in split 'train'"):
+        make(small, "discriminant")
 
 
 def test_files_that_are_gone_or_damaged_name_the_command(all_made: Workspace, tmp_path: Path) -> None:
@@ -323,16 +279,5 @@ def test_rows_of_an_earlier_tower_say_so(all_made: Workspace, tmp_path: Path) ->
     with workspace.transaction("test") as tx:
         tx.note(baseline_fc=workspace.put_object("checkpoints", copy))
     rows = scored(workspace)
-    assert rows["ncm"].note == "made with an earlier tower: vlltr train baseline ncm"
-    assert rows["imprint"].note == ""
-
-
-def test_weights_of_the_fc_tower_stay_with_their_classes(all_made: Workspace) -> None:
-    """tau 0 is the fc classifier without its bias."""
-    config = override(all_made.recipe, (*QUICK, "baselines.taus=[0.0]")).baselines
-    row = FITS["tau-norm"](Making(all_made, all_made.snapshot(), config, None))[0]
-    visual = load_file(fc_checkpoint(all_made, all_made.snapshot()) / "visual.safetensors")
-    assert torch.equal(row.class_ids, visual["class_ids"])
-    x = torch.randn(3, visual["weight"].shape[1])
-    torch.testing.assert_close(row.scores(x, all_made.snapshot()), linear_logits(x, visual["weight"]))
-    assert bool((class_positions(visual["class_ids"], row.class_ids) >= 0).all())
+    assert rows["ncm"][0].note == "made with an earlier tower: vlltr train baseline ncm"
+    assert rows["discriminant"][0].note == ""

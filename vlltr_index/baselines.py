@@ -1,14 +1,16 @@
-"""Baselines on stored features: pure tensors in, tensors out.
+"""Rules that the method is compared with, on stored features: pure tensors in, tensors out.
 
-Long-tailed classifiers over a frozen visual tower (Kang et al., "Decoupling Representation and Classifier for
-Long-Tailed Recognition", ICLR 2020), imprinting (Qi et al., "Low-Shot Learning with Imprinted Weights", CVPR
-2018), logit adjustment after training (Menon et al., ICLR 2021), and nearest sentences.
+Features float [N, D] are unnormalised, labels integers [N] in 0..C-1; weights have shape [C, D], biases [C]. Sources:
+cRT, tau-normalisation and LWS from Kang et al., "Decoupling Representation and Classifier for Long-Tailed
+Recognition", ICLR 2020; logit adjustment from Menon et al., ICLR 2021; KNN over sentences from Tian et al. 2022, Table
+4; Tip-Adapter from Zhang et al., "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification", ECCV 2022.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -17,7 +19,7 @@ from torch import Tensor
 from vlltr_index.errors import InputError, VlltrError
 from vlltr_index.losses import logit_adjusted_cross_entropy, sampler_prior
 from vlltr_index.metrics import balanced_accuracy
-from vlltr_index.tensors import check_labels, check_matrix, check_vector, unit_rows, working_dtype
+from vlltr_index.tensors import unit_rows, working_dtype
 from vlltr_index.train.sampling import epoch_batches, stream
 from vlltr_index.train.schedule import cosine_factor
 
@@ -26,22 +28,88 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HeadTraining",
+    "TipCache",
     "adjusted_logits",
     "best_setting",
+    "cache_logits",
+    "choose_tip",
     "class_means",
     "cosine_logits",
     "fc_head",
+    "first_of_each_class",
     "hold_back",
     "knn_sentence_logits",
     "linear_logits",
     "lws_scales",
-    "minimise",
-    "softmax_scale",
+    "shrunk_discriminant",
     "tau_normalised",
+    "tip_logits",
 ]
 
 _BATCH = 512
 _Setting = TypeVar("_Setting")
+
+
+def linear_logits(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """features W^T + bias; [N, C]."""
+    dtype = working_dtype(features, weight)
+    logits = features.to(dtype) @ weight.to(dtype).T
+    return logits if bias is None else logits + bias.to(dtype)
+
+
+def cosine_logits(features: Tensor, weight: Tensor, scale: float = 1.0) -> Tensor:
+    """scale * cosine of each row of features with each row of weight; [N, C]."""
+    dtype = working_dtype(features, weight)
+    return scale * (unit_rows(features.to(dtype)) @ unit_rows(weight.to(dtype)).T)
+
+
+def adjusted_logits(logits: Tensor, class_counts: Tensor, sampler_power: float) -> Tensor:
+    """Logit adjustment after training: logits [N, C] less the log of the sampler's class prior.
+
+    Args:
+        logits: Of a classifier trained without adjustment.
+        class_counts: Integers [C], training images of each class; a class without any gets minus infinity.
+        sampler_power: Images were drawn by the weights n_c^-power.
+    """
+    prior = sampler_prior(class_counts, sampler_power).to(logits.device)
+    return torch.where(prior > 0, logits - prior.log().to(logits.dtype), -torch.inf)
+
+
+def class_means(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Mean of each class's normalised features, scaled to length one again; [C, D].
+
+    Of images it is nearest class mean; of the sentences made from a class's prompts, zero-shot.
+
+    Raises:
+        InputError: If a class has no row.
+    """
+    counts = torch.bincount(labels, minlength=num_classes)
+    if bool((counts == 0).any()):
+        raise InputError(f"class {int((counts == 0).nonzero()[0])} has no row to take the mean of")
+    rows = unit_rows(features)
+    sums = torch.zeros(num_classes, rows.shape[1], dtype=rows.dtype, device=rows.device)
+    return unit_rows(sums.index_add(0, labels, rows) / counts[:, None])
+
+
+def shrunk_discriminant(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Linear discriminant with equal priors and the covariance (1 - r) S + r tr(S) / D I; weight and bias.
+
+    S is pooled within the classes, and r = D / (N - C + D). Every class has a row.
+    """
+    sums = torch.zeros(num_classes, features.shape[1], dtype=features.dtype).index_add(0, labels, features)
+    means = sums / torch.bincount(labels, minlength=num_classes)[:, None]
+    within, freedom, width = features - means[labels], len(labels) - num_classes, features.shape[1]
+    pooled = within.T @ within / max(freedom, 1)
+    r, level = width / (freedom + width), pooled.trace() / width
+    shrunk = (1 - r) * pooled + (r * level if level > 0 else 1.0) * torch.eye(width, dtype=features.dtype)
+    weight = torch.linalg.solve(shrunk, means.T).T
+    return weight, -(means * weight).sum(1) / 2
+
+
+def tau_normalised(weight: Tensor, tau: float) -> Tensor:
+    """w_i / |w_i|^tau of each row; a zero row stays zero. The bias is left out there."""
+    norms = weight.norm(dim=1, keepdim=True)
+    return torch.where(norms > 0, weight / norms.clamp(min=1e-30) ** tau, weight)
 
 
 @dataclass(frozen=True)
@@ -67,115 +135,36 @@ class HeadTraining:
     seed: int = 0
 
 
-def linear_logits(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """features W^T + b: features float [N, D] unnormalised, weight [C, D], bias [C]; returns [N, C].
-
-    Raises:
-        InputError: If the shapes do not fit.
-    """
-    check_matrix("weight", weight)
-    check_matrix("features", features, columns=weight.shape[1])
-    dtype = working_dtype(features, weight)
-    logits = features.to(dtype) @ weight.to(dtype).T
-    if bias is None:
-        return logits
-    check_vector("bias", bias, weight.shape[0])
-    return logits + bias.to(dtype)
-
-
-def adjusted_logits(logits: Tensor, class_counts: Tensor, sampler_power: float) -> Tensor:
-    """Logit adjustment after training (Menon et al. 2021): logits less the log of the sampler's class prior.
-
-    Args:
-        logits: Float [N, C] of a classifier trained without adjustment.
-        class_counts: Integers [C], training images of each class; a class without any gets minus infinity.
-        sampler_power: Images were drawn by the weights n_c^-power.
-
-    Raises:
-        InputError: If the shapes do not fit, or no class has an image.
-    """
-    check_vector("class_counts", class_counts)
-    check_matrix("logits", logits, columns=class_counts.shape[0])
-    prior = sampler_prior(class_counts, sampler_power).to(logits.device)
-    return torch.where(prior > 0, logits - prior.log().to(logits.dtype), -torch.inf)
-
-
-def class_means(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Mean of each class's normalised features, scaled to length one again, [C, D].
-
-    The weights of nearest class mean (Kang et al. 2020), of imprinting (Qi et al. 2018), and of a
-    prompt ensemble where the features are sentences.
-
-    Args:
-        features: Float [N, D], normalised or not.
-        labels: Integers [N].
-        num_classes: C.
-
-    Raises:
-        InputError: If the shapes do not fit, or a class has no row.
-    """
-    check_matrix("features", features)
-    check_labels("labels", labels, features.shape[0], num_classes)
-    counts = torch.bincount(labels, minlength=num_classes)
-    if bool((counts == 0).any()):
-        raise InputError(f"class {int((counts == 0).nonzero()[0])} has no row to take the mean of")
-    rows = unit_rows(features)
-    sums = torch.zeros(num_classes, rows.shape[1], dtype=rows.dtype, device=rows.device)
-    return unit_rows(sums.index_add(0, labels, rows) / counts[:, None])
-
-
-def cosine_logits(features: Tensor, weight: Tensor, scale: float = 1.0) -> Tensor:
-    """scale * cosine of each of features [N, D] with each row of weight [C, D], normalised or not; [N, C]."""
-    check_matrix("weight", weight)
-    check_matrix("features", features, columns=weight.shape[1])
-    dtype = working_dtype(features, weight)
-    return scale * (unit_rows(features.to(dtype)) @ unit_rows(weight.to(dtype)).T)
-
-
-def tau_normalised(weight: Tensor, tau: float) -> Tensor:
-    """w_i / |w_i|^tau of each row of weight [C, D] (Kang et al. 2020); a zero row stays zero.
-
-    With tau 0 the weights are as they were, with tau 1 all have length one. The bias is left out there.
-    """
-    check_matrix("weight", weight)
-    norms = weight.norm(dim=1, keepdim=True)
-    return torch.where(norms > 0, weight / norms.clamp(min=1e-30) ** tau, weight)
-
-
 def fc_head(
     features: Tensor,
     labels: Tensor,
     num_classes: int,
-    training: HeadTraining | None = None,
+    training: HeadTraining,
     progress: Progress | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A linear classifier trained from zero on frozen features; with `sampler_power` 1 it is cRT (Kang et al. 2020).
+    """A linear classifier trained from zero on frozen features: weight and bias; with `sampler_power` 1 it is cRT.
 
     Args:
-        features: Float [N, D], or [V, N, D] with V views an image of which a step takes one; unnormalised.
-        labels: Integers [N].
+        features: [N, D], or [V, N, D] with V views an image of which a step takes one.
+        labels: Of the N images.
         num_classes: C.
         training: Its numbers.
         progress: Called after every step.
 
-    Returns:
-        Weight [C, D] and bias [C] for unnormalised features.
-
     Raises:
-        InputError: If the shapes do not fit or there is no image.
         VlltrError: If the loss is not finite.
     """
-    views = _views(features, labels, num_classes)
-    rms = views.pow(2).mean().sqrt().clamp(min=1e-12)
-    weight = torch.zeros(num_classes, views.shape[2], dtype=views.dtype, requires_grad=True)
-    bias = torch.zeros(num_classes, dtype=views.dtype, requires_grad=True)
-    minimise(
+    features = features.to(working_dtype(features))
+    rms = features.pow(2).mean().sqrt().clamp(min=1e-12)
+    weight = torch.zeros(num_classes, features.shape[-1], dtype=features.dtype, requires_grad=True)
+    bias = torch.zeros(num_classes, dtype=features.dtype, requires_grad=True)
+    _minimise(
         [weight, bias],
         lambda rows: linear_logits(rows / rms, weight, bias),
-        views,
+        features,
         labels,
         num_classes,
-        training or HeadTraining(),
+        training,
         "train linear head",
         progress,
     )
@@ -187,81 +176,50 @@ def lws_scales(
     labels: Tensor,
     weight: Tensor,
     bias: Tensor,
-    training: HeadTraining | None = None,
+    training: HeadTraining,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Learnable weight scaling (Kang et al. 2020): one factor f_i a class on a classifier that stays.
+    """Learnable weight scaling: the factors f_i [C] of the logits f_i (w_i . x + b_i), from one; w and b stay.
 
-    The logits are f_i (w_i . x + b_i); the factors start at one.
-
-    Args:
-        features: As for `fc_head`.
-        labels: Integers [N].
-        weight: Float [C, D] of the trained classifier.
-        bias: Float [C].
-        training: Its numbers; `sampler_power` 1 in the paper, which is also the default here.
-        progress: Called after every step.
-
-    Returns:
-        The factors, [C].
-
-    Raises:
-        InputError: If the shapes do not fit or there is no image.
-        VlltrError: If the loss is not finite.
+    Arguments and errors are those of `fc_head`; the paper's `sampler_power` is 1.
     """
-    views = _views(features, labels, weight.shape[0])
-    factors = torch.ones(weight.shape[0], dtype=views.dtype, requires_grad=True)
-    minimise(
+    factors = torch.ones(len(weight), dtype=working_dtype(features), requires_grad=True)
+    _minimise(
         [factors],
         lambda rows: linear_logits(rows, weight, bias) * factors,
-        views,
+        features.to(factors.dtype),
         labels,
-        weight.shape[0],
-        training or HeadTraining(sampler_power=1.0),
+        len(weight),
+        training,
         "train weight scaling",
         progress,
     )
     return factors.detach()
 
 
-def minimise(
-    parameters: Sequence[Tensor],
+def _minimise(
+    parameters: list[Tensor],
     logits: Callable[[Tensor], Tensor],
-    views: Tensor,
+    features: Tensor,
     labels: Tensor,
     num_classes: int,
     training: HeadTraining,
     name: str,
-    progress: Progress | None = None,
+    progress: Progress | None,
 ) -> None:
-    """Minimise the (logit-adjusted) cross-entropy of `logits(rows [B, D])` over `parameters`, in place.
-
-    Args:
-        parameters: Leaves that require a gradient.
-        logits: Gives [B, C] of rows of `views`.
-        views: Float [V, N, D]; each step takes one of an image's views at random.
-        labels: Integers [N].
-        num_classes: C.
-        training: Its numbers.
-        name: What progress and errors call it.
-        progress: Called after every step.
-
-    Raises:
-        VlltrError: If the loss is not finite.
-    """
+    """Minimise the (logit-adjusted) cross-entropy of `logits` [B, C] over leaves `parameters`, in place."""
+    views = features[None] if features.dim() == 2 else features
     power, labels = training.sampler_power, labels.long()
     log_prior = sampler_prior(torch.bincount(labels, minlength=num_classes), power).log()
-    optimizer = torch.optim.AdamW(list(parameters), lr=training.lr, weight_decay=training.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay)
     for epoch in range(training.epochs):
         batches = epoch_batches(labels, training.batch_size, power, stream(training.seed, epoch, name))
-        chosen = torch.randint(
-            len(views), batches.shape, generator=stream(training.seed, epoch, name, "view")
-        )
+        draw = stream(training.seed, epoch, name, "view")
+        chosen = torch.randint(len(views), batches.shape, generator=draw)
         total = len(batches) * training.epochs
-        for step, (positions, view) in enumerate(zip(batches, chosen, strict=True)):
-            done = epoch * len(batches) + step
+        for step, (positions, view) in enumerate(zip(batches, chosen, strict=True), epoch * len(batches)):
             for group in optimizer.param_groups:
-                group["lr"] = training.lr * cosine_factor(done, total, 0)
+                group["lr"] = training.lr * cosine_factor(step, total, 0)
             loss = logit_adjusted_cross_entropy(
                 logits(views[view, positions]), labels[positions], log_prior, training.logit_adjustment
             )
@@ -269,7 +227,7 @@ def minimise(
             loss.backward()
             optimizer.step()
             if progress:
-                progress(name, done + 1, total)
+                progress(name, step + 1, total)
         if not float(loss.detach()) < float("inf"):
             raise VlltrError(
                 f"{name}: the loss is {float(loss.detach())} in epoch {epoch + 1}",
@@ -282,61 +240,87 @@ def knn_sentence_logits(
 ) -> Tensor:
     """Votes of the k nearest sentences (by cosine) of each image, of all classes' sentences; [N, C].
 
-    The paper's head "KNN" (Tian et al. 2022, Table 4). Classes with equal votes, none included, stand in the
-    order of their nearest sentence: a vote counts one, and the best cosine s of a class adds (1 + s) / 4.
+    Classes with equal votes, none included, stand in the order of their nearest sentence: a vote counts one, and the
+    best cosine s of a class adds (1 + s) / 4.
 
     Args:
-        features: Float [N, D], normalised or not.
+        features: [N, D].
         sentence_vectors: Float [N_t, D], normalised or not.
-        sentence_labels: Integers [N_t], positions of the classes.
+        sentence_labels: Integers [N_t], their classes.
         num_classes: C; a class without a sentence gets minus infinity.
         k: Neighbours, N_t at most.
-
-    Raises:
-        InputError: If the shapes do not fit, there is no sentence, or k is below one.
     """
-    check_matrix("sentence_vectors", sentence_vectors)
-    check_matrix("features", features, columns=sentence_vectors.shape[1])
-    check_labels("sentence_labels", sentence_labels, sentence_vectors.shape[0], num_classes)
-    if k < 1 or not len(sentence_vectors):
-        raise InputError(
-            f"k must be at least 1, and at least one sentence; got {k} and {len(sentence_vectors)}"
-        )
-    labels = sentence_labels.long()
     parts = []
     for part in features.split(_BATCH):
         cosines = cosine_logits(part, sentence_vectors)
-        place = labels.expand(len(part), -1)
         best = torch.full((len(part), num_classes), -torch.inf, dtype=cosines.dtype)
-        best = best.scatter_reduce(1, place, cosines, "amax")
-        near = cosines.topk(min(k, cosines.shape[1]), dim=1).indices
-        votes = torch.zeros_like(best).scatter_add(1, labels[near], torch.ones_like(near, dtype=best.dtype))
+        best = best.scatter_reduce(1, sentence_labels.expand(len(part), -1), cosines, "amax")
+        near = sentence_labels[cosines.topk(min(k, cosines.shape[1]), dim=1).indices]
+        votes = torch.zeros_like(best).scatter_add(1, near, torch.ones_like(near, dtype=best.dtype))
         parts.append(votes + (1.0 + best) / 4.0)
-    return torch.cat(parts) if parts else torch.empty(0, num_classes)
+    return torch.cat(parts)
 
 
-def softmax_scale(cosines: Tensor, labels: Tensor, scales: Sequence[float]) -> float:
-    """The one of `scales` whose softmax(scale * cosine [N, C]) has the least class-balanced cross-entropy."""
-    check_labels("labels", labels, cosines.shape[0], cosines.shape[1])
-    _, inverse, counts = torch.unique(labels, return_inverse=True, return_counts=True)
-    weights = 1.0 / counts[inverse].double()
-    losses = []
-    for scale in scales:
-        chances = (scale * cosines.double()).log_softmax(1)
-        losses.append(float(-(weights * chances.gather(1, labels[:, None])[:, 0]).sum()))
-    return scales[losses.index(min(losses))]
+@dataclass(frozen=True, eq=False)
+class TipCache:
+    """Tip-Adapter's key-value cache and the text classifier it is added to.
+
+    Attributes:
+        keys: Float [K, D], features of the kept images; used normalised.
+        labels: Int64 [K], their classes.
+        prototypes: Float [C, D], the text classifier; used normalised.
+        scale: Multiplier of the text cosines.
+    """
+
+    keys: Tensor
+    labels: Tensor
+    prototypes: Tensor
+    scale: float
+
+
+def first_of_each_class(labels: Tensor, limit: int) -> Tensor:
+    """Positions int64 [K], ascending, of the first `limit` images of each class.
+
+    Images are in the order of their ids, which are hashes: the first are as good as drawn.
+    """
+    order, rank, _ = _ranks(labels)
+    kept: Tensor = order[rank < limit].sort().values
+    return kept
+
+
+def cache_logits(features: Tensor, keys: Tensor, labels: Tensor, num_classes: int, beta: float) -> Tensor:
+    """exp(-beta (1 - f F^T)) L, the cache's part of Tip-Adapter, f and the keys F [K, D] normalised; [N, C]."""
+    parts = []
+    for part in features.split(_BATCH):
+        affinity = torch.exp(-beta * (1.0 - cosine_logits(part, keys)))
+        parts.append(affinity.new_zeros(len(part), num_classes).index_add(1, labels, affinity))
+    return torch.cat(parts)
+
+
+def tip_logits(features: Tensor, cache: TipCache, alpha: float, beta: float) -> Tensor:
+    """alpha exp(-beta (1 - f F^T)) L + scale f W^T, f, keys F and prototypes W normalised; [N, C]."""
+    kept = cache_logits(features, cache.keys, cache.labels, len(cache.prototypes), beta)
+    return alpha * kept + cosine_logits(features, cache.prototypes, cache.scale)
+
+
+def choose_tip(
+    features: Tensor, labels: Tensor, cache: TipCache, alphas: Sequence[float], betas: Sequence[float]
+) -> tuple[tuple[float, float], float]:
+    """`best_setting` over the pairs (alpha, beta), for images that are not in the cache; of equals the first beta."""
+    text = cosine_logits(features, cache.prototypes, cache.scale)
+
+    @lru_cache(maxsize=1)
+    def kept(beta: float) -> Tensor:
+        return cache_logits(features, cache.keys, cache.labels, len(cache.prototypes), beta)
+
+    pairs = [(alpha, beta) for beta in betas for alpha in alphas]
+    return best_setting(pairs, lambda pair: text + pair[0] * kept(pair[1]), labels)
 
 
 def best_setting(
     settings: Sequence[_Setting], scores: Callable[[_Setting], Tensor], labels: Tensor
 ) -> tuple[_Setting, float]:
-    """The setting with the best class-balanced top-1 accuracy of scores(setting) [N, C]; of equals the first.
-
-    Raises:
-        InputError: If there is no setting or no image.
-    """
-    if not len(settings) or not len(labels):
-        raise InputError(f"nothing to choose from: {len(settings)} settings, {len(labels)} images")
+    """Setting with the best class-balanced top-1 accuracy of scores(setting) [N, C], the first of equals; and it."""
     found = [balanced_accuracy(scores(setting), labels) for setting in settings]
     return settings[found.index(max(found))], max(found)
 
@@ -346,24 +330,14 @@ def hold_back(labels: Tensor, share: float) -> Tensor:
 
     Of each class with two images or more the first round(share * n), and at least one; of the others none.
     """
-    check_labels("labels", labels)
-    order = labels.argsort(stable=True)
-    _, inverse, counts = torch.unique(labels, return_inverse=True, return_counts=True)
+    order, rank, counts = _ranks(labels)
     given = (share * counts.double()).round().clamp(min=1).minimum(counts - 1.0)  # none of a single image
-    rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-    held = torch.zeros(len(labels), dtype=torch.bool)
-    held[order] = rank < given[inverse[order]]
-    return held
+    return torch.zeros(len(labels), dtype=torch.bool).index_put((order,), rank < given)
 
 
-def _views(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Features as [V, N, D] in float32 at least, checked against their labels."""
-    views = features[None] if features.dim() == 2 else features
-    if views.dim() != 3 or not views.is_floating_point() or not views.shape[0]:
-        raise InputError(
-            f"features must be floating [N, D] or [V, N, D], got {features.dtype} {list(features.shape)}"
-        )
-    check_labels("labels", labels, views.shape[1], num_classes)
-    if not len(labels):
-        raise InputError("there is no image to train on", "Run: vlltr ingest images PATH --split train")
-    return views.to(working_dtype(views))
+def _ranks(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions [N] by class, each one's place within its class, and how many images its class has."""
+    order = labels.argsort(stable=True)
+    counts = torch.unique_consecutive(labels[order], return_counts=True)[1]
+    starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return order, torch.arange(len(labels)) - starts, counts.repeat_interleave(counts)

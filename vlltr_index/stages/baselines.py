@@ -1,132 +1,109 @@
-"""Baselines as files, and the scores they give: what `vlltr evaluate` shows beside the method."""
+"""Baselines over a workspace: how `vlltr train baseline` makes them, and the scores that `vlltr evaluate` shows.
+
+What can be chosen is chosen on split val, or on held-back training images where there is none; never on test.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vlltr_index.baselines import adjusted_logits, cosine_logits, knn_sentence_logits, linear_logits
-from vlltr_index.baselines_text import TipCache, tip_logits
-from vlltr_index.embedding import all_embedded, embed_images
+from vlltr_index import baselines as rules
+from vlltr_index.embedding import all_embedded, embed_images, embed_sentences
 from vlltr_index.encoder import Encoder
-from vlltr_index.errors import FingerprintMismatch, MissingStepError, WorkspaceError
-from vlltr_index.loading import class_positions
+from vlltr_index.errors import FingerprintMismatch, MissingStepError, UsageError, WorkspaceError
+from vlltr_index.loading import class_positions, image_set, open_encoder, usable_images
+from vlltr_index.schemas.records import BASELINES
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
-from vlltr_index.stages.training import read_visual, starting_encoder
+from vlltr_index.stages.runs import training_run
+from vlltr_index.stages.training import (
+    TrainReport,
+    log_folder,
+    read_visual,
+    run_key,
+    save_stage,
+    stage_report,
+    starting_encoder,
+    training_images,
+)
+from vlltr_index.train.baseline import train_image_only
 
 if TYPE_CHECKING:
+    from vlltr_index.schemas.config import BaselineConfig, BaselinesConfig
     from vlltr_index.schemas.records import Progress
     from vlltr_index.snapshot import Snapshot
+    from vlltr_index.transaction import Transaction
     from vlltr_index.workspace import Workspace
 
 __all__ = [
     "ADJUSTED",
-    "CHEAP",
     "FC",
     "BaselineRow",
-    "ScoredRow",
     "Sentences",
     "baseline_labels",
     "fc_checkpoint",
     "load_baseline",
-    "save_baseline",
     "score_baselines",
-    "score_fc",
     "sentences_of",
+    "train_baseline",
+    "train_baseline_stage",
 ]
 
 FC = "image-only"
 ADJUSTED = "image-only + logit adjustment"
 """The strongest image-only row: what the method is compared with unless another row is named."""
 
-CHEAP = (
-    "ncm",
-    "crt",
-    "tau-norm",
-    "lws",
-    "imprint",
-    "zero-shot",
-    "knn",
-    "tip-adapter",
-    "tip-adapter-f",
-    "waffle",
-)
-"""The baselines on stored vectors, in the order of the table: seconds to minutes each."""
-
 Rule = Literal["linear", "cosine", "knn", "tip"]
 Tower = Literal["fc", "own", "start"]
+_TRAIN_FC = "vlltr train baseline fc"
+_PLAIN = ("label", "rule", "tower", "checkpoint", "image_fp", "settings", "probabilities", "note")
+_Setting = TypeVar("_Setting")
+_Model = TypeVar("_Model")
 
 
 @dataclass(frozen=True, eq=False)
 class BaselineRow:
     """One row of the table: a rule over the features of one visual tower.
 
-    Attributes:
-        label: The row's name.
-        rule: `linear` (weight, bias), `cosine` (weight; `scale`), `tip` (keys, key_labels, prototypes; `scale`,
-            `alpha`, `beta`) or `knn` over the commit's sentences (`k`, `text_fp`).
-        tower: The fc baseline's, the workspace's own, or the one the recipe starts from.
-        checkpoint: The encoder's checkpoint; None where it is the recipe's pretrained start.
-        image_fp: Fingerprint of the visual tower.
-        class_ids: int64 [C], ascending.
-        tensors: What the rule needs, float32 but for labels.
-        settings: Numbers the rule needs, what was chosen, and on what.
-        probabilities: Whether softmax of its scores is meant as a probability.
-        note: What a reader must know of it.
+    The rule `linear` needs the tensors weight and bias; `cosine` weight and the setting `scale`; `tip` keys,
+    key_labels, prototypes and `scale`, `alpha`, `beta`; `knn` the commit's sentences and `k`, `text_fp`.
     """
 
     label: str
     rule: Rule
-    tower: Tower
-    checkpoint: str | None
-    image_fp: str
-    class_ids: Tensor
-    tensors: dict[str, Tensor]
-    settings: dict[str, Any]
-    probabilities: bool = True
-    note: str = ""
+    tower: Tower  # the fc baseline's, the workspace's own, or the one the recipe starts from
+    checkpoint: str | None  # of the encoder; None where it is the recipe's pretrained start
+    image_fp: str | None  # of the encoder; None where it has not been looked up
+    class_ids: Tensor  # int64 [C], ascending
+    tensors: dict[str, Tensor]  # float32 but for labels
+    settings: dict[str, Any]  # numbers the rule needs, what was chosen, and on what
+    probabilities: bool = True  # whether softmax of its scores is meant as one
+    note: str = ""  # what a reader must know of it
 
     def scores(self, features: Tensor, snapshot: Snapshot) -> Tensor:
         """Scores [N, C] of features [N, D], unnormalised, of the row's tower."""
         t, numbers = self.tensors, self.settings
         if self.rule == "linear":
-            return linear_logits(features, t["weight"], t["bias"])
+            return rules.linear_logits(features, t["weight"], t["bias"])
         if self.rule == "cosine":
-            return cosine_logits(features, t["weight"], numbers["scale"])
+            return rules.cosine_logits(features, t["weight"], numbers["scale"])
         if self.rule == "tip":
-            cache = TipCache(t["keys"], t["key_labels"], t["prototypes"], numbers["scale"])
-            return tip_logits(features, cache, numbers["alpha"], numbers["beta"])
+            cache = rules.TipCache(t["keys"], t["key_labels"], t["prototypes"], numbers["scale"])
+            return rules.tip_logits(features, cache, numbers["alpha"], numbers["beta"])
         sentences = sentences_of(snapshot, self.class_ids)
         name = sentence_vectors_name(numbers["text_fp"])
         _, vectors = snapshot.store.vectors(name, "text_hash", sentences.hashes)
-        return knn_sentence_logits(features, vectors, sentences.labels, len(self.class_ids), numbers["k"])
-
-
-@dataclass(frozen=True, eq=False)
-class ScoredRow:
-    """A row's scores of the images of one split.
-
-    Attributes:
-        label: The row's name.
-        class_ids: int64 [C], the class of each column.
-        scores: Float [N, C], in the order of the image ids.
-        probabilities: Whether softmax of the scores is meant as a probability.
-        note: What a reader must know of the row.
-    """
-
-    label: str
-    class_ids: Tensor
-    scores: Tensor
-    probabilities: bool
-    note: str
+        return rules.knn_sentence_logits(
+            features, vectors, sentences.labels, len(self.class_ids), numbers["k"]
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,20 +140,81 @@ def sentences_of(snapshot: Snapshot, class_ids: Tensor | None = None) -> Sentenc
     )
 
 
-def save_baseline(rows: list[BaselineRow], folder: Path) -> None:
+def train_baseline_stage(
+    workspace: Workspace,
+    config: BaselineConfig,
+    progress: Progress | None = None,
+    resume: bool = True,
+) -> TrainReport:
+    """The image-only baseline: the same visual tower from the same start, a linear layer, cross-entropy.
+
+    Args:
+        workspace: What it trains on, and where it commits.
+        config: The recipe's `baseline` section.
+        progress: Called after every step, in the first process.
+        resume: Whether an interrupted run of the same settings goes on, with as many processes or others.
+
+    Raises:
+        MissingStepError: If there are no training images.
+        WorkspaceError: If the training images changed meanwhile.
+        ConfigError: If the batch cannot be shared out among the processes.
+    """
+    recipe = workspace.recipe
+    with training_run(
+        workspace,
+        "train baseline fc",
+        config.batch_size,
+        resume,
+        lambda _, data: run_key("baseline-fc", recipe, config, data),
+        with_texts=False,
+    ) as run:
+        encoder = starting_encoder(recipe, [["a"]], config.seed)
+        images = training_images(workspace, run.data, encoder, config.augment, config.workers)
+        stage = train_image_only(
+            encoder, images, config, run_dir=run.folder, log_dir=log_folder(workspace), progress=progress
+        )
+        reading = recipe.images.model_dump(mode="json")
+        facts = {"config": config.model_dump(mode="json"), "reading": reading, "kind": "baseline-fc"}
+
+        def keep(tx: Transaction) -> str:
+            digest = workspace.put_object(
+                "checkpoints", lambda path: save_stage(stage, run.data, facts, path)
+            )
+            tx.note(baseline_fc=digest)
+            return digest
+
+        digest = run.commit(keep)
+    return stage_report("baseline fc", digest, run.data, config.epochs, run.resumed, stage)
+
+
+def train_baseline(
+    workspace: Workspace, name: str, config: BaselinesConfig, progress: Progress | None = None
+) -> list[BaselineRow]:
+    """Make one of `BASELINES` from stored vectors, and commit its rows under its name; others may write meanwhile.
+
+    Raises:
+        UsageError: If there is no such baseline.
+        MissingStepError: If a step before has not been run; the hint names it.
+    """
+    if name not in _FITS:
+        raise UsageError(f"no baseline {name!r}", f"There are: fc, {', '.join(BASELINES)}.")
+    rows = _FITS[name](_Making(workspace, workspace.snapshot(), config, progress))
+    with workspace.transaction(f"train baseline {name}") as tx:
+        there = tx.commit.info.get("baselines", {}) if tx.commit is not None else {}
+        digest = workspace.put_object("heads", lambda path: _save(rows, path))
+        tx.note(baselines={**there, name: digest})
+    return rows
+
+
+def _save(rows: list[BaselineRow], folder: Path) -> None:
     """Write `baseline.json` and `baseline.safetensors` into `folder`."""
-    tensors: dict[str, Tensor] = {}
-    facts: list[dict[str, Any]] = []
-    for number, row in enumerate(rows):
-        tensors |= {
-            f"{number}.{k}": v.detach().clone(memory_format=torch.contiguous_format)
-            for k, v in row.tensors.items()
-        }
-        tensors[f"{number}.class_ids"] = row.class_ids.clone()
-        plain = ("label", "rule", "tower", "checkpoint", "image_fp", "settings", "probabilities", "note")
-        facts.append({name: getattr(row, name) for name in plain})
+    tensors = {
+        f"{number}.{name}": value.clone(memory_format=torch.contiguous_format)
+        for number, row in enumerate(rows)
+        for name, value in {**row.tensors, "class_ids": row.class_ids}.items()
+    }
     save_file(tensors, folder / "baseline.safetensors")
-    record = {"format": 1, "rows": facts}
+    record = {"format": 1, "rows": [{name: getattr(row, name) for name in _PLAIN} for row in rows]}
     text = json.dumps(record, indent=2, sort_keys=True) + "\n"
     (folder / "baseline.json").write_text(text, encoding="utf-8")
 
@@ -190,15 +228,7 @@ def load_baseline(workspace: Workspace, name: str, digest: str) -> list[Baseline
     """
     again = f"Make it again: vlltr train baseline {name}"
     try:
-        rows = _rows_in(workspace.object_path("heads", digest))
-        workspace.whole_object("heads", digest)
-    except WorkspaceError as error:
-        raise type(error)(error.message, again) from None
-    return rows
-
-
-def _rows_in(folder: Path) -> list[BaselineRow]:
-    try:
+        folder = workspace.object_path("heads", digest)
         tensors = load_file(folder / "baseline.safetensors")
         record = json.loads((folder / "baseline.json").read_text(encoding="utf-8"))
         rows = []
@@ -206,9 +236,12 @@ def _rows_in(folder: Path) -> list[BaselineRow]:
             prefix = f"{number}."
             own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             rows.append(BaselineRow(class_ids=own.pop("class_ids"), tensors=own, **facts))
-        return rows
+        workspace.whole_object("heads", digest)
+    except WorkspaceError as error:
+        raise type(error)(error.message, again) from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
-        raise WorkspaceError(f"the baseline in {folder} cannot be read: {error}") from None
+        raise WorkspaceError(f"the baseline in {folder} cannot be read: {error}", again) from None
+    return rows
 
 
 def fc_checkpoint(workspace: Workspace, snapshot: Snapshot) -> Path:
@@ -218,95 +251,16 @@ def fc_checkpoint(workspace: Workspace, snapshot: Snapshot) -> Path:
         MissingStepError: If it was not trained, or is gone.
     """
     digest = snapshot.commit.info.get("baseline_fc") if snapshot.commit is not None else None
-    again = "Run: vlltr train baseline fc"
     if not digest:
-        raise MissingStepError("the image-only baseline has not been trained yet", again)
+        raise MissingStepError("the image-only baseline has not been trained yet", f"Run: {_TRAIN_FC}")
     try:
         return workspace.object_path("checkpoints", digest)
     except MissingStepError as error:
-        raise MissingStepError(error.message, again) from None
-
-
-def baseline_labels(workspace: Workspace, snapshot: Snapshot) -> list[str]:
-    """Names of the rows that `score_baselines` gives, in its order.
-
-    Raises:
-        MissingStepError: If a baseline's files are gone.
-    """
-    info = snapshot.commit.info if snapshot.commit is not None else {}
-    names = []
-    if info.get("baseline_fc"):
-        adjusted = _fc_config(fc_checkpoint(workspace, snapshot))["logit_adjustment"] != 0
-        names = [FC] if adjusted else [FC, ADJUSTED]
-    for name, digest in _committed(info):
-        names += [row.label for row in load_baseline(workspace, name, digest)]
-    return names
-
-
-def score_baselines(
-    workspace: Workspace,
-    snapshot: Snapshot,
-    split: str,
-    image_ids: list[str],
-    progress: Progress | None = None,
-) -> Iterator[ScoredRow]:
-    """Every baseline of the commit, one row at a time; images that lack vectors are embedded (resumable).
-
-    Args:
-        workspace: Where the baselines are.
-        snapshot: Whose baselines, and whose sentences.
-        split: The images' split.
-        image_ids: Images in the order of the scores.
-        progress: Called while images are embedded.
-
-    Raises:
-        MissingStepError: If a baseline's files are gone.
-        FingerprintMismatch: If the encoder a baseline was made with is not there any more.
-    """
-    info = snapshot.commit.info if snapshot.commit is not None else {}
-    known: dict[str, Tensor] = {}
-    if info.get("baseline_fc"):
-        yield from score_fc(workspace, snapshot, split, image_ids, progress)
-    for name, digest in _committed(info):
-        for row in load_baseline(workspace, name, digest):
-            if row.image_fp not in known:
-                known = {row.image_fp: _features(workspace, row, name, split, image_ids, progress)}
-            scores = row.scores(known[row.image_fp], snapshot)
-            note = "; ".join(filter(None, (row.note, _age(row, snapshot, name))))
-            yield ScoredRow(row.label, row.class_ids, scores, row.probabilities, note)
-
-
-def score_fc(
-    workspace: Workspace,
-    snapshot: Snapshot,
-    split: str,
-    image_ids: list[str],
-    progress: Progress | None = None,
-) -> Iterator[ScoredRow]:
-    """The image-only baseline, as trained and (where it was trained without) with logit adjustment after training.
-
-    Raises:
-        MissingStepError: If it was not trained, or its files are gone.
-    """
-    folder = fc_checkpoint(workspace, snapshot)
-    visual = read_visual(folder, "vlltr train baseline fc")
-    config = _fc_config(folder)
-    features = _embedded(workspace, Encoder.open(folder), split, image_ids, progress)
-    logits, ids = linear_logits(features, visual["weight"], visual["bias"]), visual["class_ids"]
-    yield ScoredRow(FC, ids, logits, True, "")
-    if config["logit_adjustment"] == 0:
-        adjusted = adjusted_logits(logits, visual["counts"], config["sampler_power"])
-        yield ScoredRow(ADJUSTED, ids, adjusted, True, "")
-
-
-def _committed(info: dict[str, Any]) -> list[tuple[str, str]]:
-    """Names and digests of the committed baselines, in the order of `CHEAP`."""
-    there = info.get("baselines", {})
-    return [(name, there[name]) for name in CHEAP if name in there]
+        raise MissingStepError(error.message, f"Run: {_TRAIN_FC}") from None
 
 
 def _fc_config(folder: Path) -> dict[str, Any]:
-    """The settings that the fc baseline was trained by; `score_fc` wants two of them as numbers."""
+    """The settings that the fc baseline was trained by; two of them are wanted as numbers."""
     path = folder / "train.json"
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["config"]
@@ -315,50 +269,343 @@ def _fc_config(folder: Path) -> dict[str, Any]:
         return config
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise WorkspaceError(
-            f"{path} is damaged: {type(error).__name__}: {error}", "Make it again: vlltr train baseline fc"
+            f"{path} is damaged: {type(error).__name__}: {error}", f"Make it again: {_TRAIN_FC}"
         ) from None
 
 
-def _features(
+def _rows(workspace: Workspace, snapshot: Snapshot) -> Iterator[tuple[str, BaselineRow]]:
+    """Name and row of each committed baseline, in the order of the table."""
+    info = snapshot.commit.info if snapshot.commit is not None else {}
+    if info.get("baseline_fc"):
+        folder = fc_checkpoint(workspace, snapshot)
+        config, visual = _fc_config(folder), read_visual(folder, _TRAIN_FC)
+        tensors = {"weight": visual["weight"], "bias": visual["bias"]}
+        row = BaselineRow(FC, "linear", "fc", info["baseline_fc"], None, visual["class_ids"], tensors, {})
+        yield "fc", row
+        if config["logit_adjustment"] == 0:
+            bias = rules.adjusted_logits(visual["bias"], visual["counts"], config["sampler_power"])
+            yield "fc", replace(row, label=ADJUSTED, tensors={**tensors, "bias": bias})
+    there = info.get("baselines", {})
+    for name in BASELINES:
+        if name in there:
+            yield from ((name, row) for row in load_baseline(workspace, name, there[name]))
+
+
+def baseline_labels(workspace: Workspace, snapshot: Snapshot) -> list[str]:
+    """Names of the rows that `score_baselines` gives, in its order.
+
+    Raises:
+        MissingStepError: If a baseline's files are gone.
+    """
+    return [row.label for _, row in _rows(workspace, snapshot)]
+
+
+def score_baselines(
     workspace: Workspace,
-    row: BaselineRow,
-    name: str,
+    snapshot: Snapshot,
     split: str,
     image_ids: list[str],
-    progress: Progress | None,
-) -> Tensor:
-    """The stored vectors of the row's tower; its encoder is only opened where some are missing."""
-    keys = [f"{i}:0" for i in image_ids]
-    try:
-        return workspace.store.vectors(image_vectors_name(row.image_fp), "vector_key", keys)[1]
-    except MissingStepError:
-        pass
+    progress: Progress | None = None,
+) -> Iterator[tuple[BaselineRow, Tensor]]:
+    """Each baseline of the commit, and its scores float [N, C] of images of `split`, in the order of `image_ids`.
+
+    The image-only baseline stands there as trained, and (where it was trained without) with logit adjustment after
+    training. Images that lack vectors are embedded (resumable), with `progress`.
+
+    Raises:
+        MissingStepError: If a baseline's files are gone.
+        FingerprintMismatch: If the encoder a baseline was made with is not there any more.
+    """
+    known: dict[tuple[str | None, str | None], Tensor] = {}  # of the last row's tower
+    for name, row in _rows(workspace, snapshot):
+        tower = row.checkpoint, row.image_fp
+        if tower not in known:
+            image_fp = row.image_fp
+            if image_fp is None or not all_embedded(snapshot, image_fp, image_ids):
+                encoder = _encoder_of(workspace, row, name)
+                image_fp = encoder.image_fp
+                _embed(workspace, encoder, split, image_ids, progress)
+            keys = [f"{i}:0" for i in image_ids]
+            known = {tower: workspace.store.vectors(image_vectors_name(image_fp), "vector_key", keys)[1]}
+        note = "; ".join(filter(None, (row.note, _age(row, snapshot, name))))
+        yield replace(row, note=note), row.scores(known[tower], snapshot)
+
+
+def _encoder_of(workspace: Workspace, row: BaselineRow, name: str) -> Encoder:
+    """The encoder that a row was made with."""
     if row.checkpoint is not None:
         encoder = Encoder.open(workspace.object_path("checkpoints", row.checkpoint))
     else:
         encoder = starting_encoder(workspace.recipe, None, 0)
-    if encoder.image_fp != row.image_fp:
+    if row.image_fp not in (None, encoder.image_fp):
         raise FingerprintMismatch(
             f"baseline {name!r} was made with encoder {row.image_fp}, the one that loads now is {encoder.image_fp}",
             f"Make it again: vlltr train baseline {name}",
         )
-    return _embedded(workspace, encoder, split, image_ids, progress)
+    return encoder
 
 
-def _embedded(
+def _embed(
     workspace: Workspace, encoder: Encoder, split: str, image_ids: list[str], progress: Progress | None
-) -> Tensor:
+) -> None:
+    """Embed the images that have no vector yet; a commit is made only where some turn out to be unreadable."""
     if not all_embedded(workspace.snapshot(), encoder.image_fp, image_ids):
-        with workspace.transaction("evaluate") as tx:  # only the cache grows: no commit
+        with workspace.transaction("embed for a baseline") as tx:
             embed_images(tx, encoder.eval(), split, progress=progress)
-    keys = [f"{i}:0" for i in image_ids]
-    return workspace.store.vectors(image_vectors_name(encoder.image_fp), "vector_key", keys)[1]
 
 
 def _age(row: BaselineRow, snapshot: Snapshot, name: str) -> str:
     """Says so where the tower the row was made with is not the commit's any more."""
-    commit = snapshot.commit
-    if commit is None or row.tower == "start":
+    if row.tower == "start" or snapshot.commit is None:
         return ""
-    now = commit.info.get("baseline_fc") if row.tower == "fc" else commit.checkpoint
+    now = snapshot.commit.info.get("baseline_fc") if row.tower == "fc" else snapshot.commit.checkpoint
     return "" if now == row.checkpoint else f"made with an earlier tower: vlltr train baseline {name}"
+
+
+@dataclass(frozen=True)
+class _Making:
+    """What every fit is given."""
+
+    workspace: Workspace
+    snapshot: Snapshot
+    config: BaselinesConfig
+    progress: Progress | None
+
+    def split(self, encoder: Encoder, split: str, class_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [N, D], embedded where they lack, and labels of the images of `class_ids` in a split."""
+        ids = usable_images(self.workspace.snapshot(), split, [])["image_id"].to_pylist()
+        _embed(self.workspace, encoder, split, ids, self.progress)
+        found = image_set(self.workspace.snapshot(), split, image_fp=encoder.image_fp)  # what could be read
+        labels = class_positions(class_ids, found.class_ids)
+        return found.features[labels >= 0], labels[labels >= 0]
+
+    def trained_classes(self) -> Tensor:
+        """The classes with training images, int64 [C]."""
+        owner = usable_images(self.snapshot, "train", [])["class_id"].to_numpy().copy()
+        class_ids: Tensor = torch.unique(torch.from_numpy(owner).long())
+        return class_ids
+
+    def training(self, lr: float) -> rules.HeadTraining:
+        """The numbers of cRT and LWS: balanced classes, plain cross-entropy."""
+        c = self.config
+        return rules.HeadTraining(c.epochs, c.batch_size, lr, c.weight_decay, 1.0, 0.0, c.seed)
+
+
+@dataclass(frozen=True, eq=False)
+class _Tower:
+    """Training features of one visual tower, and the images that settings are chosen on."""
+
+    encoder: Encoder
+    whose: Tower
+    checkpoint: str | None
+    class_ids: Tensor  # int64 [C]
+    features: Tensor  # float32 [N, D], unnormalised
+    labels: Tensor  # int64 [N], positions in `class_ids`
+    fitted: Tensor  # bool [N], what may be fitted on while settings are tried
+    seen: Tensor  # float32 [M, D], what settings are chosen on
+    seen_labels: Tensor  # int64 [M]
+    chosen_on: str  # what those are
+
+    @classmethod
+    def load(
+        cls, making: _Making, encoder: Encoder, whose: Tower, checkpoint: str | None, class_ids: Tensor
+    ) -> _Tower:
+        """Read splits train and val."""
+        features, labels = making.split(encoder, "train", class_ids)
+        fitted, chosen_on = torch.ones(len(labels), dtype=torch.bool), "val"
+        try:
+            seen, seen_labels = making.split(encoder, "val", class_ids)
+        except MissingStepError:
+            fitted = ~rules.hold_back(labels, making.config.held_back)
+            seen, seen_labels = features[~fitted], labels[~fitted]
+            chosen_on = "held-back training images" if len(seen) else "nothing: defaults"
+        return cls(
+            encoder, whose, checkpoint, class_ids, features, labels, fitted, seen, seen_labels, chosen_on
+        )
+
+    def row(
+        self,
+        label: str,
+        rule: Rule,
+        tensors: dict[str, Tensor],
+        settings: dict[str, Any],
+        probabilities: bool = True,
+        note: str = "",
+    ) -> BaselineRow:
+        """A row over this tower's features and classes."""
+        tensors = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+        tower = (self.whose, self.checkpoint, self.encoder.image_fp, self.class_ids)
+        return BaselineRow(label, rule, *tower, tensors, settings, probabilities, note)
+
+    def choose(
+        self,
+        settings: Sequence[_Setting],
+        fit: Callable[[_Setting, Tensor, Tensor], _Model],
+        scores: Callable[[_Model], Tensor],
+    ) -> tuple[_Setting, _Model, dict[str, Any]]:
+        """Fit with every setting, keep the best on what is held out, and fit it again on all where it saw less.
+
+        `fit` takes a setting, features and labels to a model, `scores` a model to scores of `seen`. With nothing to
+        choose on the middle setting is taken. Returns the setting, the model, and the facts for the record.
+        """
+        if not len(self.seen):
+            middle = settings[len(settings) // 2]
+            return middle, fit(middle, self.features, self.labels), {"chosen_on": self.chosen_on}
+        tried = [fit(setting, self.features[self.fitted], self.labels[self.fitted]) for setting in settings]
+        at, accuracy = rules.best_setting(range(len(tried)), lambda at: scores(tried[at]), self.seen_labels)
+        whole = bool(self.fitted.all())
+        model = tried[at] if whole else fit(settings[at], self.features, self.labels)
+        return settings[at], model, {"chosen_on": self.chosen_on, "accuracy": round(accuracy, 4)}
+
+    def linear(
+        self,
+        label: str,
+        setting: str,
+        values: Sequence[float],
+        fit: Callable[[float, Tensor, Tensor], tuple[Tensor, Tensor]],
+    ) -> list[BaselineRow]:
+        """The row of a linear classifier with one setting to choose; `fit` gives weight and bias."""
+        value, (weight, bias), facts = self.choose(
+            values, fit, lambda model: rules.linear_logits(self.seen, *model)
+        )
+        return [self.row(label, "linear", {"weight": weight, "bias": bias}, {setting: value, **facts})]
+
+
+def _own_tower(making: _Making, class_ids: Tensor) -> _Tower:
+    """Features of the workspace's encoder: the checkpoint its commit names, or the recipe's pretrained weights."""
+    encoder = open_encoder(making.workspace, making.snapshot)
+    checkpoint = making.snapshot.commit.checkpoint if making.snapshot.commit is not None else None
+    return _Tower.load(making, encoder, "own", checkpoint, class_ids)
+
+
+def _fc_tower(making: _Making) -> tuple[_Tower, Tensor, Tensor]:
+    """Features of the fc baseline's tower, and its classifier's weight and bias for their classes."""
+    folder = fc_checkpoint(making.workspace, making.snapshot)
+    visual = read_visual(folder, _TRAIN_FC)
+    rows = torch.isin(visual["class_ids"], making.trained_classes())
+    assert making.snapshot.commit is not None
+    digest = making.snapshot.commit.info["baseline_fc"]
+    tower = _Tower.load(making, Encoder.open(folder), "fc", digest, visual["class_ids"][rows])
+    return tower, visual["weight"][rows], visual["bias"][rows]
+
+
+def _ncm(making: _Making) -> list[BaselineRow]:
+    tower, _, _ = _fc_tower(making)
+    means = rules.class_means(tower.features, tower.labels, len(tower.class_ids))
+    return [tower.row("ncm", "cosine", {"weight": means}, {"scale": 1.0}, probabilities=False)]
+
+
+def _crt(making: _Making) -> list[BaselineRow]:
+    tower, weight, _ = _fc_tower(making)
+
+    def fit(lr: float, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return rules.fc_head(features, labels, len(weight), making.training(lr), making.progress)
+
+    return tower.linear("crt", "lr", making.config.lrs, fit)
+
+
+def _tau_norm(making: _Making) -> list[BaselineRow]:
+    tower, weight, bias = _fc_tower(making)
+    none = torch.zeros_like(bias)
+    return tower.linear(
+        "tau-norm", "tau", making.config.taus, lambda tau, _, __: (rules.tau_normalised(weight, tau), none)
+    )
+
+
+def _lws(making: _Making) -> list[BaselineRow]:
+    tower, weight, bias = _fc_tower(making)
+
+    def fit(lr: float, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        training = making.training(lr)
+        factors = rules.lws_scales(features, labels, weight, bias, training, making.progress)
+        return weight * factors[:, None], bias * factors
+
+    return tower.linear("lws", "lr", making.config.lrs, fit)
+
+
+def _discriminant(making: _Making) -> list[BaselineRow]:
+    tower = _own_tower(making, making.trained_classes())
+    features, classes = tower.features.double(), len(tower.class_ids)
+    weight, bias = rules.shrunk_discriminant(features, tower.labels, classes)
+    return [tower.row("discriminant", "linear", {"weight": weight, "bias": bias}, {})]
+
+
+def _zero_shot(making: _Making) -> list[BaselineRow]:
+    sentences = sentences_of(making.snapshot)
+    tower = _own_tower(making, sentences.class_ids)
+    towers = {"zero-shot": tower}
+    recipe = making.workspace.recipe
+    if tower.checkpoint is not None and recipe.encoder.pretrained:
+        start = replace(
+            tower, encoder=starting_encoder(recipe, None, 0).eval(), whose="start", checkpoint=None
+        )
+        towers["zero-shot, starting weights"] = start
+    rows = []
+    for label, tower in towers.items():
+        weight, note = _ensemble(making, tower.encoder, sentences)
+        scale = {"scale": tower.encoder.logit_scale}
+        rows.append(tower.row(label, "cosine", {"weight": weight}, scale, note=note))
+    return rows
+
+
+def _knn(making: _Making) -> list[BaselineRow]:
+    sentences = sentences_of(making.snapshot)
+    tower = _own_tower(making, sentences.class_ids)
+    vectors = _vectors(making, tower.encoder, sentences.hashes, sentences.texts)
+    k, _, facts = tower.choose(
+        making.config.neighbours,
+        lambda k, _, __: k,
+        lambda k: rules.knn_sentence_logits(tower.seen, vectors, sentences.labels, len(tower.class_ids), k),
+    )
+    settings = {"k": k, "text_fp": tower.encoder.text_fp, **facts}
+    return [tower.row("knn", "knn", {}, settings, probabilities=False)]
+
+
+def _tip_adapter(making: _Making) -> list[BaselineRow]:
+    sentences, config = sentences_of(making.snapshot), making.config
+    tower = _own_tower(making, sentences.class_ids)
+    prototypes, note = _ensemble(making, tower.encoder, sentences)
+
+    def cache(features: Tensor, labels: Tensor) -> rules.TipCache:
+        places = rules.first_of_each_class(labels, config.cache_images)
+        return rules.TipCache(features[places], labels[places], prototypes, tower.encoder.logit_scale)
+
+    facts: dict[str, Any] = {"chosen_on": tower.chosen_on}
+    alpha, beta = config.alphas[len(config.alphas) // 2], config.betas[len(config.betas) // 2]
+    if len(tower.seen):
+        tried = cache(tower.features[tower.fitted], tower.labels[tower.fitted])
+        (alpha, beta), accuracy = rules.choose_tip(
+            tower.seen, tower.seen_labels, tried, config.alphas, config.betas
+        )
+        facts["accuracy"] = round(accuracy, 4)
+    kept = cache(tower.features, tower.labels)
+    tensors = {"keys": kept.keys, "key_labels": kept.labels, "prototypes": prototypes}
+    settings = {"alpha": alpha, "beta": beta, "scale": kept.scale, **facts}
+    return [tower.row("tip-adapter", "tip", tensors, settings, note=note)]
+
+
+def _ensemble(making: _Making, encoder: Encoder, sentences: Sentences) -> tuple[Tensor, str]:
+    """Prompt ensemble: mean of each class's normalised prompt vectors, [C, D]; all sentences where it has none."""
+    classes = len(sentences.class_ids)
+    prompted = torch.bincount(sentences.labels[sentences.prompts], minlength=classes) > 0
+    kept = (sentences.prompts | ~prompted[sentences.labels]).nonzero()[:, 0]
+    hashes, texts = ([values[i] for i in kept.tolist()] for values in (sentences.hashes, sentences.texts))
+    bare = int((~prompted).sum())
+    note = f"{bare:,} of {classes:,} classes have no prompt: the mean of all their sentences" if bare else ""
+    return rules.class_means(_vectors(making, encoder, hashes, texts), sentences.labels[kept], classes), note
+
+
+def _vectors(making: _Making, encoder: Encoder, hashes: list[str], texts: list[str]) -> Tensor:
+    """Stored vectors of sentences, embedded where they lack; float32 [N_t, D], unnormalised."""
+    name, store = sentence_vectors_name(encoder.text_fp), making.workspace.store
+    try:
+        return store.vectors(name, "text_hash", hashes)[1]
+    except MissingStepError:
+        with making.workspace.transaction("embed for a baseline") as tx:  # only the cache grows: no commit
+            embed_sentences(tx, encoder, hashes, texts, making.progress)
+    return store.vectors(name, "text_hash", hashes)[1]
+
+
+_FITS = dict(
+    zip(BASELINES, (_ncm, _crt, _tau_norm, _lws, _discriminant, _zero_shot, _knn, _tip_adapter), strict=True)
+)

@@ -215,11 +215,9 @@ def evaluation(
     rows = {name: replace(row, note=seen) for name, row in rows.items()}
     by_rule = _rule_note(scorer.fusion)
     rows[METHOD] = replace(rows[METHOD], note="; ".join(filter(None, (by_rule, seen))))
-    for scored in score_baselines(workspace, snapshot, split, data.image_ids, progress):
-        best, confidence = _top(scored.scores.softmax(1) if scored.probabilities else scored.scores)
-        rows[scored.label] = _Row(
-            scored.class_ids[best], confidence if scored.probabilities else None, scored.note
-        )
+    for row, scores in score_baselines(workspace, snapshot, split, data.image_ids, progress):
+        best, confidence = _top(scores.softmax(1) if row.probabilities else scores)
+        rows[row.label] = _Row(row.class_ids[best], confidence if row.probabilities else None, row.note)
     counts = training_counts(snapshot, class_ids)
     added = snapshot.table("classes", ["class_id"], "origin = 'added'")["class_id"].to_pylist()
     late = torch.isin(class_ids, torch.tensor(added, dtype=torch.int64)) & ~recognizer.scorer.trained
