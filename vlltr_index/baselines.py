@@ -1,6 +1,6 @@
 """Rules that the method is compared with, on stored features: pure tensors in, tensors out.
 
-Features float [N, D] are unnormalised, labels integers [N] in 0..C-1; weights have shape [C, D], biases [C]. Sources:
+Features float [N, D] are unnormalised, labels int64 [N] in 0..C-1; weights have shape [C, D], biases [C]. Sources:
 cRT, tau-normalisation and LWS from Kang et al., "Decoupling Representation and Classifier for Long-Tailed
 Recognition", ICLR 2020; logit adjustment from Menon et al., ICLR 2021; KNN over sentences from Tian et al. 2022, Table
 4; Tip-Adapter from Zhang et al., "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification", ECCV 2022.
@@ -66,10 +66,8 @@ def cosine_logits(features: Tensor, weight: Tensor, scale: float = 1.0) -> Tenso
 def adjusted_logits(logits: Tensor, class_counts: Tensor, sampler_power: float) -> Tensor:
     """Logit adjustment after training: logits [N, C] less the log of the sampler's class prior.
 
-    Args:
-        logits: Of a classifier trained without adjustment.
-        class_counts: Integers [C], training images of each class; a class without any gets minus infinity.
-        sampler_power: Images were drawn by the weights n_c^-power.
+    Images were drawn by the weights n_c^-sampler_power, with n_c of `class_counts` int64 [C]; a class without any gets
+    minus infinity.
     """
     prior = sampler_prior(class_counts, sampler_power).to(logits.device)
     return torch.where(prior > 0, logits - prior.log().to(logits.dtype), -torch.inf)
@@ -114,24 +112,16 @@ def tau_normalised(weight: Tensor, tau: float) -> Tensor:
 
 @dataclass(frozen=True)
 class HeadTraining:
-    """The numbers of one run over stored features.
-
-    Attributes:
-        epochs: About as many images are drawn an epoch as there are.
-        batch_size: Images a step.
-        lr: Peak learning rate of AdamW under a cosine, for features of root mean square one.
-        weight_decay: Of AdamW.
-        sampler_power: 0 draws images uniformly, 0.5 is the square-root sampler, 1 draws classes uniformly.
-        logit_adjustment: Strength of the adjustment by the sampler's prior in the loss; 0 is cross-entropy.
-        seed: Of the sampler.
-    """
+    """The numbers of one run over stored features, of which an epoch draws about as many as there are."""
 
     epochs: int = 10
     batch_size: int = 256
-    lr: float = 1e-2
+    lr: float = 1e-2  # the peak, of AdamW under a cosine; for features of root mean square one
     weight_decay: float = 0.0
-    sampler_power: float = 0.5
-    logit_adjustment: float = 0.0
+    sampler_power: float = (
+        0.5  # 0 draws images uniformly, 0.5 is the square-root sampler, 1 draws classes uniformly
+    )
+    logit_adjustment: float = 0.0  # by the sampler's prior, in the loss; 0 is cross-entropy
     seed: int = 0
 
 
@@ -144,12 +134,7 @@ def fc_head(
 ) -> tuple[Tensor, Tensor]:
     """A linear classifier trained from zero on frozen features: weight and bias; with `sampler_power` 1 it is cRT.
 
-    Args:
-        features: [N, D], or [V, N, D] with V views an image of which a step takes one.
-        labels: Of the N images.
-        num_classes: C.
-        training: Its numbers.
-        progress: Called after every step.
+    Features may be [V, N, D], with V views an image of which a step takes one.
 
     Raises:
         VlltrError: If the loss is not finite.
@@ -158,16 +143,11 @@ def fc_head(
     rms = features.pow(2).mean().sqrt().clamp(min=1e-12)
     weight = torch.zeros(num_classes, features.shape[-1], dtype=features.dtype, requires_grad=True)
     bias = torch.zeros(num_classes, dtype=features.dtype, requires_grad=True)
-    _minimise(
-        [weight, bias],
-        lambda rows: linear_logits(rows / rms, weight, bias),
-        features,
-        labels,
-        num_classes,
-        training,
-        "train linear head",
-        progress,
-    )
+
+    def logits(rows: Tensor) -> Tensor:
+        return linear_logits(rows / rms, weight, bias)
+
+    _minimise([weight, bias], logits, features, labels, num_classes, training, "train linear head", progress)
     return weight.detach() / rms, bias.detach()
 
 
@@ -184,16 +164,12 @@ def lws_scales(
     Arguments and errors are those of `fc_head`; the paper's `sampler_power` is 1.
     """
     factors = torch.ones(len(weight), dtype=working_dtype(features), requires_grad=True)
-    _minimise(
-        [factors],
-        lambda rows: linear_logits(rows, weight, bias) * factors,
-        features.to(factors.dtype),
-        labels,
-        len(weight),
-        training,
-        "train weight scaling",
-        progress,
-    )
+
+    def logits(rows: Tensor) -> Tensor:
+        return linear_logits(rows, weight, bias) * factors
+
+    features = features.to(factors.dtype)
+    _minimise([factors], logits, features, labels, len(weight), training, "train weight scaling", progress)
     return factors.detach()
 
 
@@ -209,7 +185,7 @@ def _minimise(
 ) -> None:
     """Minimise the (logit-adjusted) cross-entropy of `logits` [B, C] over leaves `parameters`, in place."""
     views = features[None] if features.dim() == 2 else features
-    power, labels = training.sampler_power, labels.long()
+    power = training.sampler_power
     log_prior = sampler_prior(torch.bincount(labels, minlength=num_classes), power).log()
     optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay)
     for epoch in range(training.epochs):
@@ -241,14 +217,8 @@ def knn_sentence_logits(
     """Votes of the k nearest sentences (by cosine) of each image, of all classes' sentences; [N, C].
 
     Classes with equal votes, none included, stand in the order of their nearest sentence: a vote counts one, and the
-    best cosine s of a class adds (1 + s) / 4.
-
-    Args:
-        features: [N, D].
-        sentence_vectors: Float [N_t, D], normalised or not.
-        sentence_labels: Integers [N_t], their classes.
-        num_classes: C; a class without a sentence gets minus infinity.
-        k: Neighbours, N_t at most.
+    best cosine s of a class adds (1 + s) / 4; a class without a sentence gets minus infinity. Sentence vectors float
+    [N_t, D] are normalised here, their labels int64 [N_t] are classes.
     """
     parts = []
     for part in features.split(_BATCH):
@@ -263,19 +233,12 @@ def knn_sentence_logits(
 
 @dataclass(frozen=True, eq=False)
 class TipCache:
-    """Tip-Adapter's key-value cache and the text classifier it is added to.
+    """Tip-Adapter's key-value cache and the text classifier it is added to; all vectors are used normalised."""
 
-    Attributes:
-        keys: Float [K, D], features of the kept images; used normalised.
-        labels: Int64 [K], their classes.
-        prototypes: Float [C, D], the text classifier; used normalised.
-        scale: Multiplier of the text cosines.
-    """
-
-    keys: Tensor
-    labels: Tensor
-    prototypes: Tensor
-    scale: float
+    keys: Tensor  # float [K, D], features of the kept images
+    labels: Tensor  # int64 [K], their classes
+    prototypes: Tensor  # float [C, D], the text classifier
+    scale: float  # of the text cosines
 
 
 def first_of_each_class(labels: Tensor, limit: int) -> Tensor:

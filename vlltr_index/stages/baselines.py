@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -50,7 +49,6 @@ __all__ = [
     "Sentences",
     "baseline_labels",
     "fc_checkpoint",
-    "load_baseline",
     "score_baselines",
     "sentences_of",
     "train_baseline",
@@ -148,11 +146,7 @@ def train_baseline_stage(
 ) -> TrainReport:
     """The image-only baseline: the same visual tower from the same start, a linear layer, cross-entropy.
 
-    Args:
-        workspace: What it trains on, and where it commits.
-        config: The recipe's `baseline` section.
-        progress: Called after every step, in the first process.
-        resume: Whether an interrupted run of the same settings goes on, with as many processes or others.
+    An interrupted run of the same settings goes on with `resume`, with as many processes or others.
 
     Raises:
         MissingStepError: If there are no training images.
@@ -177,9 +171,7 @@ def train_baseline_stage(
         facts = {"config": config.model_dump(mode="json"), "reading": reading, "kind": "baseline-fc"}
 
         def keep(tx: Transaction) -> str:
-            digest = workspace.put_object(
-                "checkpoints", lambda path: save_stage(stage, run.data, facts, path)
-            )
+            digest = workspace.put_object("checkpoints", lambda at: save_stage(stage, run.data, facts, at))
             tx.note(baseline_fc=digest)
             return digest
 
@@ -219,28 +211,18 @@ def _save(rows: list[BaselineRow], folder: Path) -> None:
     (folder / "baseline.json").write_text(text, encoding="utf-8")
 
 
-def load_baseline(workspace: Workspace, name: str, digest: str) -> list[BaselineRow]:
-    """Read the rows of a committed baseline.
-
-    Raises:
-        MissingStepError: If its files are gone.
-        WorkspaceError: If they are damaged.
-    """
-    again = f"Make it again: vlltr train baseline {name}"
+def _load(workspace: Workspace, name: str, digest: str) -> list[BaselineRow]:
+    """Read the rows of a committed baseline, whose files must be those that were written."""
     try:
-        folder = workspace.object_path("heads", digest)
-        tensors = load_file(folder / "baseline.safetensors")
-        record = json.loads((folder / "baseline.json").read_text(encoding="utf-8"))
-        rows = []
-        for number, facts in enumerate(record["rows"]):
-            prefix = f"{number}."
-            own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            rows.append(BaselineRow(class_ids=own.pop("class_ids"), tensors=own, **facts))
-        workspace.whole_object("heads", digest)
+        folder = workspace.whole_object("heads", digest)
     except WorkspaceError as error:
-        raise type(error)(error.message, again) from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
-        raise WorkspaceError(f"the baseline in {folder} cannot be read: {error}", again) from None
+        raise type(error)(error.message, f"Make it again: vlltr train baseline {name}") from None
+    tensors, rows = load_file(folder / "baseline.safetensors"), []
+    record = json.loads((folder / "baseline.json").read_text(encoding="utf-8"))
+    for number, facts in enumerate(record["rows"]):
+        prefix = f"{number}."
+        own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        rows.append(BaselineRow(class_ids=own.pop("class_ids"), tensors=own, **facts))
     return rows
 
 
@@ -288,7 +270,7 @@ def _rows(workspace: Workspace, snapshot: Snapshot) -> Iterator[tuple[str, Basel
     there = info.get("baselines", {})
     for name in BASELINES:
         if name in there:
-            yield from ((name, row) for row in load_baseline(workspace, name, there[name]))
+            yield from ((name, row) for row in _load(workspace, name, there[name]))
 
 
 def baseline_labels(workspace: Workspace, snapshot: Snapshot) -> list[str]:
@@ -296,6 +278,7 @@ def baseline_labels(workspace: Workspace, snapshot: Snapshot) -> list[str]:
 
     Raises:
         MissingStepError: If a baseline's files are gone.
+        WorkspaceError: If they are damaged.
     """
     return [row.label for _, row in _rows(workspace, snapshot)]
 
@@ -314,6 +297,7 @@ def score_baselines(
 
     Raises:
         MissingStepError: If a baseline's files are gone.
+        WorkspaceError: If they are damaged.
         FingerprintMismatch: If the encoder a baseline was made with is not there any more.
     """
     known: dict[tuple[str | None, str | None], Tensor] = {}  # of the last row's tower
