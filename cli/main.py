@@ -45,7 +45,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rollback": ("history", "Go back to an earlier commit, in a new one."),
     "diff": ("history", "Show what differs between two commits."),
     "prune": ("history", "Give up old commits and the files that only they needed."),
-    "upgrade": ("workspace", "Bring a workspace of an older version up to date."),
     "completion": ("doctor", "Print the script that completes commands with Tab."),
 }
 

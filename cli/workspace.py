@@ -1,4 +1,4 @@
-"""`vlltr init`, `status`, `upgrade`."""
+"""`vlltr init` and `status`."""
 
 from __future__ import annotations
 
@@ -74,23 +74,3 @@ def status_command(context: Context) -> None:
 
     for name, value in report.lines():
         click.echo("\n".join(broken(f"{name:<22} ", value, context.width())))
-
-
-@click.command("upgrade")
-@pass_context
-def upgrade_command(context: Context) -> None:
-    """Bring a workspace of an older version up to date.
-
-    Its old commits can still be read; older versions of the program cannot open it any more.
-    """
-    from vlltr_index.stages.upgrade import upgrade
-    from vlltr_index.workspace import Workspace
-
-    folder = context.workspace
-    workspace = Workspace.open(folder, any_format=True) if folder else Workspace.find(any_format=True)
-    report = upgrade(workspace)
-    if context.as_json:
-        context.emit(asdict(report))
-        return
-    for line in report.lines():
-        context.say(line)

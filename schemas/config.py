@@ -32,12 +32,8 @@ __all__ = [
 ]
 
 FORMAT = 2
-"""The workspace format (2: sentences have positions, images groups); `vlltr upgrade` brings older ones to it."""
+"""The workspace format; a workspace of another one is refused."""
 
-_FITTED_ONCE = {
-    "tau_visual", "tau_text", "margin", "agreement", "imprint_strength", "imprint_lift", "reject_score",
-    "reject_threshold", "reject_tpr", "run_id",
-}  # fmt: skip
 _Model = TypeVar("_Model", bound=BaseModel)
 _Positive = Annotated[float, Field(gt=0)]
 _Whole = Annotated[int, Field(ge=1)]
@@ -201,14 +197,6 @@ class FusionConfig(_Config):
     rule: Literal["ours", "paper", "logits"] = "ours"
     alpha: float = Field(default=0.5, ge=0, le=1)  # of the visual branch, under the rule `paper`
 
-    @model_validator(mode="before")
-    @classmethod
-    def _without_what_was_fitted_once(cls, values: Any) -> Any:
-        """Workspaces from before `train lgr` decided hold values that a command `calibrate` had fitted."""
-        return (
-            {k: v for k, v in values.items() if k not in _FITTED_ONCE} if isinstance(values, dict) else values
-        )
-
 
 class BaselineConfig(_Config):
     """The image-only baseline: the visual tower and a linear layer under cross-entropy."""
@@ -273,7 +261,7 @@ class Recipe(_Config):
 class WorkspaceConfig(_Config):
     """`vlltr.toml`: the format and the recipe the workspace was made with, to be edited freely."""
 
-    format: int = Field(default=FORMAT, ge=1)
+    format: int = FORMAT
     recipe: Recipe
 
 

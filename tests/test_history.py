@@ -1,4 +1,4 @@
-"""Commits as files: written once, whole or not at all; damage and newer formats are named."""
+"""Commits as files: written once, whole or not at all; damage is named."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from vlltr_index.errors import NewerWorkspaceError, WorkspaceError
+from vlltr_index.errors import WorkspaceError
 from vlltr_index.history import Commit, History
-from vlltr_index.schemas.config import FORMAT, FusionConfig
+from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.storage import LocalStorage
 
 
@@ -156,19 +156,6 @@ def test_damage_in_the_middle_has_no_easy_way_out(history: LocalHistory) -> None
         history.list()
     assert error.value.hint == "Bring the file back from a backup."
     assert history.last() == commit(2)
-
-
-def test_a_newer_format_is_refused_before_its_fields(history: LocalHistory) -> None:
-    """A commit of a newer program names both formats and the remedy, whatever fields it has."""
-    history.append(commit(1))
-    values = {"format": FORMAT + 1, "id": 2, "unheard_of": True}
-    (history.folder / "2.json").write_text(json.dumps(values))
-    with pytest.raises(NewerWorkspaceError) as error:
-        history.last()
-    assert str(error.value) == (
-        f"{history.folder / '2.json'} has format {FORMAT + 1}, this program reads up to {FORMAT}\n"
-        "Bring it up to date: pip install -U vlltr-index"
-    )
 
 
 def test_whether_there_is_a_newer_commit(history: LocalHistory) -> None:

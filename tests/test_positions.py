@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tablerows import class_rows, sentence_rows
 
-from vlltr_index.rows import numbered, with_nulls
-from vlltr_index.schemas.tables import SENTENCES
+from vlltr_index.rows import numbered
 from vlltr_index.selection import select
 from vlltr_index.workspace import Workspace
 
@@ -19,13 +18,6 @@ def test_numbers_go_on_within_each_owner(owners: list[int], following: dict[int,
     found = numbered(owners, following).to_pylist()
     assert found == [first.get(o, 0) + owners[:i].count(o) for i, o in enumerate(owners)]
     assert following == first | {o: first.get(o, 0) + owners.count(o) for o in owners}
-
-
-def test_columns_of_nulls() -> None:
-    """Columns that a table lacks are added as null, with their types."""
-    rows = sentence_rows([1, 2])
-    whole = with_nulls(rows.drop_columns(["position", "licence"]), SENTENCES, ["licence", "position"])
-    assert whole.select(SENTENCES.names).equals(rows)
 
 
 def order(workspace: Workspace, class_id: int) -> list[str]:

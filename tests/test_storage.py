@@ -13,7 +13,7 @@ from buckets import Bucket
 from tablerows import class_rows, sentence_rows
 from writers import STEPS, add_anchors, write_in_steps
 
-from vlltr_index.errors import LockedError, MissingStepError, NewerWorkspaceError, WorkspaceError
+from vlltr_index.errors import LockedError, MissingStepError, WorkspaceError
 from vlltr_index.history import Commit, History
 from vlltr_index.schemas.config import FORMAT, EncoderConfig, Recipe
 from vlltr_index.stages.history import diff, rollback
@@ -120,7 +120,7 @@ def test_making_and_opening(address: str) -> None:
         f"{address}/none is not a workspace: it has no vlltr.toml\nMake one: vlltr init {address}/none"
     )
     made.storage.write("vlltr.toml", f"format = {FORMAT + 1}\n".encode())
-    with pytest.raises(NewerWorkspaceError, match=f"{address}/vlltr.toml has format {FORMAT + 1}"):
+    with pytest.raises(WorkspaceError, match=f"{address}/vlltr.toml has format {FORMAT + 1}"):
         Workspace.open(address)
     made.storage.write("other/notes.txt", b"mine")
     with pytest.raises(WorkspaceError, match=f"{address}/other is not empty and not a workspace"):

@@ -253,24 +253,6 @@ def test_clean_without_tags_keeps_the_newest(store: Store) -> None:
     assert ids(store) == list(range(12))
 
 
-def test_rewrite_leaves_old_versions(store: Store) -> None:
-    """Other columns in a new version; the old version still has the old ones, and can be brought back."""
-    store.append("classes", class_rows([0, 1]))
-    old = store.version("classes")
-    store.tag("classes", old, "c1")
-    rows = class_rows([5]).append_column(pa.field("more", pa.int32()), pa.array([7], pa.int32()))
-    store.rewrite("classes", rows, "class_id")
-    assert store.schema("classes").names[-1] == "more"
-    assert store.read("classes").equals(rows)
-    assert store.read("classes", version=old).sort_by("class_id").equals(class_rows([0, 1]))
-    store.upsert("classes", rows.set_column(1, "name", pa.array(["new"])), "class_id")
-    assert store.read("classes", ["name"])["name"].to_pylist() == ["new"]
-    store.restore("classes", old)
-    assert "more" not in store.schema("classes").names
-    store.upsert("classes", class_rows([1, 2], name="again"), "class_id")
-    assert ids(store) == [0, 1, 2]
-
-
 def test_a_store_pickles_without_its_connection(store: Store) -> None:
     """A worker process gets the address and connects itself."""
     store.append("classes", class_rows([0]))

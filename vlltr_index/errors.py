@@ -9,7 +9,6 @@ __all__ = [
     "InputError",
     "LockedError",
     "MissingStepError",
-    "NewerWorkspaceError",
     "PeerError",
     "PretrainedError",
     "UnknownClassError",
@@ -58,10 +57,6 @@ class EncoderError(VlltrError):
 
 class WorkspaceError(VlltrError):
     """The workspace is missing, damaged, or not what the command needs."""
-
-
-class NewerWorkspaceError(WorkspaceError):
-    """The workspace was written by a newer version of this program."""
 
 
 class LockedError(WorkspaceError):

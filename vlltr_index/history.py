@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vlltr_index.errors import NewerWorkspaceError, WorkspaceError
+from vlltr_index.errors import WorkspaceError
 from vlltr_index.schemas.config import FORMAT, FusionConfig
 from vlltr_index.schemas.facts import CommitFacts
 from vlltr_index.storage import Storage
@@ -48,7 +48,7 @@ class Commit(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    format: int = FORMAT
+    format: int = Field(default=FORMAT, ge=FORMAT, le=FORMAT)
     id: int = Field(ge=1)
     parent: int | None
     command: str
@@ -113,7 +113,6 @@ class History:
 
         Raises:
             WorkspaceError: If its file is damaged.
-            NewerWorkspaceError: If a newer version of this program wrote it.
         """
         ids = self.ids()
         return self.read(ids[-1]) if ids else None
@@ -127,7 +126,6 @@ class History:
 
         Raises:
             WorkspaceError: If there is no such commit, or its file is damaged.
-            NewerWorkspaceError: If a newer version of this program wrote it.
         """
         try:
             values = json.loads(self._storage.read(self._name(commit_id)).decode("utf-8"))
@@ -139,12 +137,6 @@ class History:
             raise WorkspaceError(f"there is no commit {commit_id}; {known}", _HISTORY_HINT) from None
         except (OSError, ValueError, RecursionError) as error:
             raise self._damaged(commit_id, str(error)) from None
-        written = values.get("format")
-        if isinstance(written, int) and written > FORMAT:
-            raise NewerWorkspaceError(
-                f"{self._at(commit_id)} has format {written}, this program reads up to {FORMAT}",
-                "Bring it up to date: pip install -U vlltr-index",
-            )
         try:
             commit = Commit.model_validate(values)
             CommitFacts.model_validate({"index": commit.index, "info": commit.info})

@@ -14,7 +14,7 @@ from vlltr_index.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["conform", "grouped", "last_per_key", "numbered", "one_of", "quote", "with_nulls"]
+__all__ = ["conform", "grouped", "last_per_key", "numbered", "one_of", "quote"]
 
 
 def quote(value: str) -> str:
@@ -89,13 +89,6 @@ def last_per_key(rows: pa.Table, key: str) -> pa.Table:
     numbered = pa.table({"key": keys, "at": np.arange(rows.num_rows)})
     last = numbered.group_by("key", use_threads=False).aggregate([("at", "max")])
     return rows.take(last.column("at_max").combine_chunks().sort())
-
-
-def with_nulls(rows: pa.Table, schema: pa.Schema, names: Iterable[str]) -> pa.Table:
-    """`rows` with the columns `names` of `schema` added, all null."""
-    for name in names:
-        rows = rows.append_column(schema.field(name), pa.nulls(rows.num_rows, schema.field(name).type))
-    return rows
 
 
 def numbered(owners: Iterable[int], following: dict[int, int]) -> pa.Array:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from vlltr_index.classtable import ClassTable
 from vlltr_index.errors import MissingStepError, UsageError, WorkspaceError
 from vlltr_index.history import Commit
-from vlltr_index.rows import with_nulls
 from vlltr_index.schemas.tables import CLASS_STATS, COMMITTED, KEYS, class_stats
 
 if TYPE_CHECKING:
@@ -100,7 +99,7 @@ class Snapshot:
         """
         if self.has(name):
             with self._there(name):
-                return self._read(name, columns, where)
+                return self.store.read(name, columns, where, self._version(name))
         empty = self.schema(name).empty_table()
         return empty if columns is None else empty.select(list(columns))
 
@@ -122,16 +121,6 @@ class Snapshot:
             return 0
         with self._there(name):
             return self.store.count(name, where, self._version(name))
-
-    def _read(self, name: str, columns: Sequence[str] | None, where: str | None) -> pa.Table:
-        """Rows with the columns of today: null where the version is from before a column."""
-        version, schema = self._version(name), self.schema(name)
-        there = set(self.store.schema(name, version).names)
-        wanted = schema.names if columns is None else list(columns)
-        lacking = [c for c in wanted if c not in there and c in schema.names]
-        read = [c for c in wanted if c not in lacking] or [KEYS[name]]
-        rows = self.store.read(name, read, where, version)
-        return with_nulls(rows, schema, lacking).select(wanted) if lacking else rows
 
     @contextmanager
     def _there(self, name: str) -> Iterator[None]:

@@ -130,12 +130,6 @@ class Store(Versions):
             table = self._connection.create_table(name, schema=schema, mode="overwrite")
             table.set_unenforced_primary_key([key])
 
-    def rewrite(self, name: str, rows: pa.Table, key: str) -> None:
-        """Make `rows`, with their columns, all that the table holds, in a new version."""
-        with self._explained(name, "written"):
-            table = self._connection.create_table(name, data=rows, schema=rows.schema, mode="overwrite")
-            table.set_unenforced_primary_key([key])
-
     def drop(self, name: str) -> None:
         """Remove a table and all its versions, if it is there."""
         if name in self.names():

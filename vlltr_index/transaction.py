@@ -14,7 +14,7 @@ from vlltr_index import __version__
 from vlltr_index.errors import InputError, UsageError, WorkspaceError
 from vlltr_index.history import Commit, History
 from vlltr_index.rows import conform, last_per_key, numbered, one_of
-from vlltr_index.schemas.tables import CLASS_STATS, COMMITTED, KEYS, class_stats
+from vlltr_index.schemas.tables import CLASS_STATS, KEYS, class_stats
 from vlltr_index.snapshot import Snapshot, check_named, table_gone
 
 if TYPE_CHECKING:
@@ -101,38 +101,15 @@ class Transaction(Snapshot):
             self._classes = None
 
     def _ready(self, name: str, schema: pa.Schema) -> None:
-        """Make the table if it is not there yet, anew if the encoder's width is another now, wider if it is old."""
+        """Make the table if it is not there yet, anew if the encoder's width is another now."""
         if not self.has(name):
             self.store.create(name, schema, KEYS[name])
             self._tables.add(name)
         elif self.store.schema(name).equals(schema):
             return
-        elif name in COMMITTED:
-            self._widen(name)
-            return
         else:
             self.store.remake(name, schema, KEYS[name])
             self._known.pop(name, None)
-        self._wrote(name)
-
-    def widen(self, name: str) -> bool:
-        """Give a table of an older format the columns of today; False if it has them, or there is no such table.
-
-        Sentences are numbered within their class in the order in which they lie in the table: the order in which they
-        came, where none was written again since.
-        """
-        if not self.has(name) or self.store.schema(name).equals(self.schema(name)):
-            return False
-        self._widen(name)
-        return True
-
-    def _widen(self, name: str) -> None:
-        rows = self.table(name)
-        if name == "sentences":
-            rows = _numbered(rows, {})
-        self.store.rewrite(name, rows, KEYS[name])
-        self._known.pop(name, None)
-        self._following = None
         self._wrote(name)
 
     def _schema_for(self, name: str, rows: pa.Table | pa.RecordBatch) -> pa.Schema:
@@ -214,8 +191,7 @@ class Transaction(Snapshot):
                 .aggregate([("position", "max")])
             )
             pairs = zip(stored["class_id"].to_pylist(), stored["position_max"].to_pylist(), strict=True)
-            self._following = {owner: -1 if last is None else last for owner, last in pairs}
-            self._following = {owner: last + 1 for owner, last in self._following.items()}
+            self._following = {owner: last + 1 for owner, last in pairs}
         return _numbered(rows, self._following)
 
     def delete(self, name: str, where: str) -> int:
@@ -321,7 +297,6 @@ class Transaction(Snapshot):
                 self._tables.add(name)
                 self._known.pop(name, None)
                 self._wrote(name)
-                self.widen(name)
         self._following = None
         self._fields = {name: getattr(target, name) for name in _FIELDS}
         self._info = {**target.info, **({"next": self._next} if self._next else {})}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import re
 import shlex
 import shutil
 import tempfile
@@ -22,7 +21,6 @@ from pydantic import BaseModel
 from vlltr_index.errors import (
     LockedError,
     MissingStepError,
-    NewerWorkspaceError,
     UsageError,
     WorkspaceError,
 )
@@ -107,12 +105,11 @@ class Workspace:
         return workspace
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], any_format: bool = False) -> Workspace:
-        """Open the workspace in `path`; with `any_format`, one of an older format too, so as to bring it up to date.
+    def open(cls, path: str | os.PathLike[str]) -> Workspace:
+        """Open the workspace in `path`.
 
         Raises:
-            WorkspaceError: If there is none, or it has an older format.
-            NewerWorkspaceError: If a newer version of this program wrote it.
+            WorkspaceError: If there is none, or it has another format than this program's.
             ConfigError: If its `vlltr.toml` does not fit.
         """
         storage = storage_at(path)
@@ -129,21 +126,16 @@ class Workspace:
                 f"Make one: vlltr init {shlex.quote(str(path))}",
             ) from None
         written = values.get("format")
-        if isinstance(written, int) and written > FORMAT:
-            raise NewerWorkspaceError(
-                f"{file} has format {written}, this program reads up to {FORMAT}",
-                "Bring it up to date: pip install -U vlltr-index",
-            )
-        if isinstance(written, int) and 0 < written < FORMAT and not any_format:
+        if isinstance(written, int) and written != FORMAT:
             raise WorkspaceError(
                 f"{file} has format {written}, this program works with format {FORMAT}",
-                f"Bring the workspace up to date: vlltr -w {shlex.quote(str(path))} upgrade",
+                "Make a new workspace: vlltr init DIR",
             )
         return cls(storage, validate(WorkspaceConfig, with_nulls(WorkspaceConfig, values), file))
 
     @classmethod
-    def find(cls, start: str | os.PathLike[str] | None = None, any_format: bool = False) -> Workspace:
-        """Open the workspace that `start` (default: the current folder) lies in; `any_format` is as for `open`.
+    def find(cls, start: str | os.PathLike[str] | None = None) -> Workspace:
+        """Open the workspace that `start` (default: the current folder) lies in.
 
         Raises:
             WorkspaceError: If neither it nor a folder above it is a workspace.
@@ -151,7 +143,7 @@ class Workspace:
         first = storage_at(Path.cwd() if start is None else start)
         for address in first.upward():
             if storage_at(address).exists(CONFIG_NAME):
-                return cls.open(address, any_format)
+                return cls.open(address)
         raise WorkspaceError(
             f"no workspace: neither {first.address} nor a folder above it has a {CONFIG_NAME}",
             "Make one: vlltr init DIR, or name one: vlltr -w DIR ...",
@@ -160,18 +152,7 @@ class Workspace:
     def write_config(self, config: WorkspaceConfig | None = None) -> None:
         """Write `vlltr.toml`, whole or not at all, and keep to it from here on."""
         self.config = config or self.config
-        self._write(_HEADER + tomli_w.dumps(_without_nulls(self.config)))
-
-    def write_format(self) -> None:
-        """Say in `vlltr.toml` that the workspace has this program's format; all else in it stays as it is written."""
-        text = self.storage.read(CONFIG_NAME).decode("utf-8")
-        self.config = self.config.model_copy(update={"format": FORMAT})
-        self._write(
-            re.sub(r"(?m)\A((?:[^\[]*\n)?[ \t]*format[ \t]*=[ \t]*)\d+", rf"\g<1>{FORMAT}", text, count=1)
-        )
-
-    def _write(self, text: str) -> None:
-        """Replace `vlltr.toml`, whole or not at all."""
+        text = _HEADER + tomli_w.dumps(_without_nulls(self.config))
         self.storage.write(CONFIG_NAME, text.encode("utf-8"))
 
     def snapshot(self, at: int | None = None) -> Snapshot:
