@@ -21,7 +21,7 @@ _PICTURES = 10
 # The word in the tables to the reader's: a class that was ingested need not be trained yet.
 _ORIGIN = {"trained": "ingested", "added": "added"}
 
-dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would happen; write nothing.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would happen; commit nothing.")
 
 
 def show_change(context: Context, report: ChangeReport) -> None:

@@ -43,7 +43,6 @@ LAYERS = {
     "snapshot": 3,
     "transaction": 3,
     "workspace": 3,
-    "scratch": 3,
     "losses": 3,
     "anchor_terms": 3,
     "anchors": 3,

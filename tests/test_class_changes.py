@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_rollback import state
 
 from tests.changes import World, anchors
 from vlltr_index.classes import (
@@ -25,11 +26,12 @@ from vlltr_index.classes import (
 )
 from vlltr_index.classes.reports import Effect
 from vlltr_index.classes.session import View, settled_losses
-from vlltr_index.errors import InputError, UnknownClassError, UsageError, VlltrError, WorkspaceError
+from vlltr_index.errors import InputError, UnknownClassError, UsageError, VlltrError
 from vlltr_index.loading import image_set
 from vlltr_index.scoring import load_scorer
 from vlltr_index.stages.classlist import show_class
 from vlltr_index.store import Store
+from vlltr_index.transaction import put_back
 from vlltr_index.workspace import Workspace
 
 
@@ -241,20 +243,14 @@ def test_what_is_refused_is_told_and_changes_nothing(small: Workspace, world: Wo
     assert commits(small) == at
 
 
-def everything(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Every file below a folder with its time and its bytes."""
-    files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
-    return {name: (path.stat().st_mtime_ns, path.read_bytes()) for name, path in files.items()}
-
-
-def test_dry_runs_write_nothing(small: Workspace, world: World, names: list[str]) -> None:
-    """Each change can be looked at first: not a byte of the folder changes, not even a vector or the lock."""
-    at, before = commits(small), everything(small.path)
+def test_dry_runs_commit_nothing(small: Workspace, world: World, names: list[str]) -> None:
+    """Each change can be looked at first: commits and rows stay, and the next writer finds nothing to put back."""
+    at, before = commits(small), state(small)
     added = add_classes(
         small, [NewClass("okapi", ("It is new.",), image_files=(Path(world.pictures[0]),))], dry_run=True
     )
     assert (added.added[0].images, added.added[0].visual) == (1, "images")
-    assert added.lines()[-1] == "This was a dry run: nothing was written."
+    assert added.lines()[-1] == "This was a dry run: nothing was committed."
     reports: list[ChangeReport] = [
         remove_classes(small, [names[0]], dry_run=True),
         rename_class(small, names[0], "other", dry_run=True),
@@ -265,10 +261,11 @@ def test_dry_runs_write_nothing(small: Workspace, world: World, names: list[str]
         remove_images(small, [show_class(small, names[0]).pictures[0].image_id], dry_run=True),
     ]
     assert commits(small) == at
-    assert everything(small.path) == before
+    assert state(small) == before
+    assert put_back(small.store, small.history.last()) == []
     for report in reports:
         assert report.dry_run
-        assert report.lines()[-1] == "This was a dry run: nothing was written."
+        assert report.lines()[-1] == "This was a dry run: nothing was committed."
 
 
 @pytest.mark.parametrize(("still", "close"), [(0.0, 1e-4), (1e-3, 0.01)])
@@ -371,17 +368,3 @@ def test_a_dry_run_tells_what_the_change_then_does(small: Workspace, world: Worl
         merge_classes(small, names[0], "okapi"),
     )
     assert (seen.notes, seen.classes, seen.effect) == (made.notes, made.classes, made.effect)
-
-
-def test_a_dry_run_where_files_go_missing_meanwhile(
-    small: Workspace, names: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where another process cleans up at that moment, the command says so and leaves nothing behind."""
-    from vlltr_index import scratch as module
-
-    def gone(source: str, target: str) -> str:
-        raise FileNotFoundError(source)
-
-    monkeypatch.setattr(module, "_link", gone)
-    with pytest.raises(WorkspaceError, match=f"{small.path} changed while it was read: "):
-        remove_classes(small, [names[0]], dry_run=True)

@@ -50,10 +50,9 @@ def put_back(store: Store, last: Commit | None) -> list[str]:
             touched.append(name)
             continue
         version = store.version(name)
-        if (
-            version != committed[name] and store.tagged(name, f"p{newest}") != version
-        ):  # p: the same rows, merged by prune
-            store.restore(name, committed[name])
+        # p: the same rows, merged by prune or put back
+        if version != committed[name] and store.tagged(name, f"p{newest}") != version:
+            store.tag(name, store.restore(name, committed[name]), f"p{newest}")
             touched.append(name)
         if store.tagged(name, f"c{newest + 1}") is not None:  # the one tag such a writer makes
             store.untag(name, f"c{newest + 1}")

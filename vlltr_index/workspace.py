@@ -186,12 +186,15 @@ class Workspace:
         return snapshot.table(name, columns)
 
     @contextmanager
-    def transaction(self, command: str, timeout: float | None = None) -> Iterator[Transaction]:
+    def transaction(
+        self, command: str, timeout: float | None = None, dry_run: bool = False
+    ) -> Iterator[Transaction]:
         """Write: one commit at the end if anything changed, nothing if an error leaves the block.
 
         Args:
             command: What the commit says was run, without `vlltr`.
             timeout: Seconds to wait for another writer; default: as long as it takes.
+            dry_run: Put the tables back at the end in place of the commit; new vectors stay, they are caches.
 
         Raises:
             LockedError: If another writer is still there after `timeout`, or took the lock over meanwhile.
@@ -207,7 +210,10 @@ class Workspace:
             tx = Transaction(self.store, self.history, command, last, still_held)
             try:
                 yield tx
-                tx.finish()
+                if dry_run:
+                    put_back(self.store, last)
+                else:
+                    tx.finish()
             except BaseException:
                 try:
                     still_held()

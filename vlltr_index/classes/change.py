@@ -17,7 +17,6 @@ from vlltr_index.embedding import embed_images, embed_sentences
 from vlltr_index.holdout import held_images
 from vlltr_index.loading import image_vectors_of, stats_rows
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
-from vlltr_index.scratch import scratch
 from vlltr_index.selection import score_images, update
 from vlltr_index.store import one_of
 from vlltr_index.train.augment import make_augment
@@ -41,7 +40,7 @@ class Options:
     """How a change is made, the same for all of them.
 
     Attributes:
-        dry_run: Show what would happen; write nothing below the workspace.
+        dry_run: Show what would happen; commit nothing.
         progress: Called with the step's name, what is done, and the total.
         session: Keeps encoder and scorer for the next change; none given: they are loaded for this one.
     """
@@ -91,12 +90,12 @@ def change(
         MissingStepError: If the workspace has no trained head yet.
     """
     session = options.session or Session(workspace)
-    if options.dry_run:
-        with scratch(workspace) as copy, copy.transaction(command) as tx:
-            return _make(session, tx, command, edit, options)[1]
-    with workspace.transaction(command) as tx:
+    with workspace.transaction(command, dry_run=options.dry_run) as tx:
         view, report = _make(session, tx, command, edit, options)
-        _tidy(tx)
+        if not options.dry_run:
+            _tidy(tx)
+    if options.dry_run:
+        return report
     result = tx.result_commit
     if result is None or result == tx.commit:
         return replace(report, changed=False)
