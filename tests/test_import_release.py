@@ -216,7 +216,7 @@ def test_hostile_and_damaged_checkpoints(
 
     torch.save({"model": {}, "args": argparse.Namespace(x=Hostile())}, path)
     assert refusal(space, capsys, "import", "release", path) == (
-        f"Error: {path} is refused: it names posix.mkdir, and loading it could run code\n"
+        f"Error: {path} is refused: it holds more than tensors, and loading it could run code (or it is damaged)\n"
         "Save them with: safetensors.torch.save_file(model.state_dict(), 'FILE.safetensors')\n"
     )
     assert not target.exists()

@@ -60,7 +60,8 @@ def test_hostile_pickles_do_not_run(tmp_path: Path, zipped: bool) -> None:
         read_weights(path)
     assert not target.exists()
     assert str(caught.value) == (
-        f"{path} is refused: it names posix.mkdir, and loading it could run code\n"
+        f"{path} is refused: it holds more than tensors, and loading it could run code (or it is damaged)\n"
+        f"If it is a checkpoint of the VL-LTR release: vlltr import release {path}. Other weights: "
         "Save them with: safetensors.torch.save_file(model.state_dict(), 'FILE.safetensors')"
     )
 
@@ -140,10 +141,7 @@ def test_options_beside_weights(tmp_path: Path) -> None:
     torch.save({"model": STATE, "args": options}, path)
     with pytest.raises(EncoderError) as caught:
         read_weights(path)
-    assert str(caught.value) == (
-        f"{path} is refused: it holds a training program's options beside the weights\n"
-        f"If it is a checkpoint of the VL-LTR release: vlltr import release {path}"
-    )
+    assert f"vlltr import release {path}" in str(caught.value)
     found = load_checkpoint(path, [argparse.Namespace])
     assert found["args"] == options
     assert found["model"].keys() == STATE.keys()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import pickle
-import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,7 +85,6 @@ def load_checkpoint(path: Path, allowed: Sequence[type] = ()) -> Any:
     return _read_safetensors(path) if suffix == ".safetensors" else _read_pickled(path, allowed)
 
 
-_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 _AGAIN = "Fetch or copy it again."
 _CONVERT_HINT = "Save them with: safetensors.torch.save_file(model.state_dict(), 'FILE.safetensors')"
 
@@ -113,24 +110,16 @@ def _read_pickled(path: Path, allowed: Sequence[type]) -> Any:
         with torch.serialization.safe_globals(list(allowed)):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise _refused(path, _GLOBAL.search(str(error))) from None
+        release = f"If it is a checkpoint of the VL-LTR release: vlltr import release {path}. Other weights: "
+        raise EncoderError(
+            f"{path} is refused: it holds more than tensors, and loading it could run code (or it is damaged)",
+            f"{'' if allowed else release}{_CONVERT_HINT}",
+        ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         first = (str(error).splitlines() or [""])[0]
         raise EncoderError(
             f"{path} is damaged or not a file of weights: {type(error).__name__}: {first}", _AGAIN
         ) from None
-
-
-def _refused(path: Path, found: re.Match[str] | None) -> EncoderError:
-    """The error for a file that holds more than tensors; `found` is what it would have called."""
-    if found and found[1] == f"{argparse.Namespace.__module__}.{argparse.Namespace.__name__}":
-        return EncoderError(
-            f"{path} is refused: it holds a training program's options beside the weights",
-            f"If it is a checkpoint of the VL-LTR release: vlltr import release {path}",
-        )
-    why = f"it names {found[1]}, and" if found else "it holds more than tensors, and"
-    damaged = "" if found else " (or it is damaged)"
-    return EncoderError(f"{path} is refused: {why} loading it could run code{damaged}", _CONVERT_HINT)
 
 
 def _is_torchscript(path: Path) -> bool:
