@@ -10,11 +10,16 @@ from vlltr_index.cli.context import Context, pass_context
 
 
 @click.command("doctor")
+@click.option("--unlock", is_flag=True, help="Clear the lock that a killed writer left in object storage.")
 @pass_context
-def doctor_command(context: Context) -> None:
-    """Look at versions, GPU, FAISS, disk, weights and the workspace; exit code 1 where something must be mended."""
+def doctor_command(context: Context, unlock: bool) -> None:
+    """Look at versions, the device and the workspace; exit code 1 where something must be mended."""
     from vlltr_index.doctor import diagnose
 
+    if unlock:
+        holder = context.open().storage.unlock()
+        context.say(f"Cleared the lock of {holder}." if holder else "There is no lock to clear.")
+        return
     checks = diagnose(context.workspace, named=context.workspace is not None)
     problems = sum(check.state == "problem" for check in checks)
     if context.as_json:

@@ -21,15 +21,14 @@ def _sure(question: str, yes: bool) -> None:
 )
 @pass_context
 def history_command(context: Context, limit: int) -> None:
-    """List the workspace's commits, newest first; of those marked "pruned" only the entry is left."""
+    """List the workspace's commits, newest first."""
     history = context.open().history
-    oldest, commits = history.oldest_kept(), [history.read(i) for i in reversed(history.ids()[-limit:])]
+    commits = [history.read(i) for i in reversed(history.ids()[-limit:])]
     if context.as_json:
-        context.emit([{**commit.model_dump(mode="json"), "pruned": commit.id < oldest} for commit in commits])
+        context.emit([commit.model_dump(mode="json") for commit in commits])
         return
     for commit in commits:
-        mark = "  (pruned)" if commit.id < oldest else ""
-        click.echo(f"{commit.id:>5}  {commit.created_at}  {commit.command}{mark}")
+        click.echo(f"{commit.id:>5}  {commit.created_at}  {commit.command}")
 
 
 @click.command("rollback")
@@ -59,7 +58,7 @@ def rollback_command(context: Context, commit: int, yes: bool) -> None:
 @click.argument("after", type=click.IntRange(1), metavar="ID")
 @pass_context
 def diff_command(context: Context, before: int, after: int) -> None:
-    """Show what differs between two commits: classes, sentences, images, anchors, encoder, head, fusion, index."""
+    """Show what differs between two commits: names of classes, and numbers of sentences, images and anchors."""
     from vlltr_index.stages.history import diff
 
     report = diff(context.open(), before, after)
@@ -72,9 +71,8 @@ def diff_command(context: Context, before: int, after: int) -> None:
 @click.command("prune")
 @click.option("--keep", required=True, type=click.IntRange(1), help="How many of the newest commits stay.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--dry-run", is_flag=True, help="Show what would go; remove nothing.")
 @pass_context
-def prune_command(context: Context, keep: int, yes: bool, dry_run: bool) -> None:
+def prune_command(context: Context, keep: int, yes: bool) -> None:
     """Give up old commits, and remove the files that only they needed.
 
     The commits that stay answer as before. This cannot be taken back.
@@ -82,12 +80,10 @@ def prune_command(context: Context, keep: int, yes: bool, dry_run: bool) -> None
     from vlltr_index.stages.prune import prune
 
     workspace = context.open()
-    if not dry_run and not yes:
-        for line in prune(workspace, keep, dry_run=True).lines():
-            click.echo(line, err=True)
-        _sure("This cannot be taken back. Go on?", yes)
+    old = len(workspace.history.ids()[:-keep])
+    _sure(f"Give up the oldest {old} commits? This cannot be taken back.", yes)
     with context.progress() as progress:
-        report = prune(workspace, keep, dry_run=dry_run, progress=progress)
+        report = prune(workspace, keep, progress)
     if context.as_json:
         context.emit(asdict(report))
         return

@@ -40,7 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "search": ("search", "Find images by a text, and sentences by an image or a text."),
     "ui": ("ui", "Serve a page to recognise pictures, take answers apart, and add classes."),
     "status": ("workspace", "Show what exists, what is stale, and the next command."),
-    "doctor": ("doctor", "Look whether versions, GPU, disk and workspace are in order."),
+    "doctor": ("doctor", "Look whether versions, device and workspace are in order."),
     "history": ("history", "List the workspace's commits."),
     "rollback": ("history", "Go back to an earlier commit, in a new one."),
     "diff": ("history", "Show what differs between two commits."),

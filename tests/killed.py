@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-WRITES = ("create", "remake", "append", "upsert", "delete", "tag", "untag", "restore")
+WRITES = ("create", "remake", "append", "upsert", "delete", "tag", "restore")
 """Methods of the store that write."""
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tablerows import class_rows
 
 from vlltr_index.cli.main import main
 from vlltr_index.errors import WorkspaceError
@@ -38,7 +36,6 @@ def said(capsys: pytest.CaptureFixture[str], workspace: Workspace, *args: str) -
     ("change", "why"),
     [
         (lambda v: v.update(index={"digest": 5}), "index.digest: Input should be a valid string"),
-        (lambda v: v.update(tables={}), "tables: it names none, though it has a selection or an index"),
         (lambda v: v.update(tables={"classes": -1}), "tables.classes: Input should be greater than or equal"),
         (lambda v: v.update(info={"next": 5}), "info.next: Input should be a valid dictionary"),
     ],
@@ -86,21 +83,3 @@ def test_augmented_views_of_an_unknown_kind(trained: Workspace, capsys: pytest.C
     assert "the newest commit is damaged: info.augment: Input should be 'photo', 'glyph' or 'none'" in said(
         capsys, trained, "select"
     )
-
-
-def test_a_table_that_is_no_longer_named_is_not_dropped(workspace: Workspace) -> None:
-    """What a tag says was committed outlives a commit that forgot it; what nobody committed does not."""
-    with workspace.transaction("ingest") as tx:
-        tx.upsert("classes", class_rows([0, 1]))
-    spoil(workspace, lambda v: v.update(tables={}))
-    with pytest.raises(WorkspaceError) as error, workspace.transaction("ingest"):
-        pass
-    assert str(error.value) == (
-        "commit 1 is damaged: it does not name the table 'classes', which it or a commit before it has written\n"
-        "Nothing was changed. Bring history/1.json back from a backup."
-    )
-    assert workspace.store.count("classes") == 2
-    shutil.rmtree(workspace.path / "history")
-    with workspace.transaction("ingest"):
-        pass
-    assert workspace.store.names() == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,19 +13,8 @@ import pytest
 from packaging.requirements import Requirement
 from test_cli import run
 
-from vlltr_index import doctor, storage
-from vlltr_index.doctor import (
-    Check,
-    check_disk,
-    check_extras,
-    check_faiss,
-    check_python,
-    check_requirement,
-    check_threads,
-    check_workspace,
-    diagnose,
-)
-from vlltr_index.schemas.config import EncoderConfig, Recipe
+from vlltr_index import doctor
+from vlltr_index.doctor import Check, check_requirement, check_workspace, diagnose
 from vlltr_index.workspace import Workspace
 
 
@@ -43,82 +33,46 @@ def test_versions_against_their_bounds(version: str | None, state: str, value: s
     assert check_requirement(Requirement("torch>=2.6"), version) == Check("torch", state, value, mend)  # type: ignore[arg-type]  # a literal by way of the table
 
 
-def test_python_against_its_bounds() -> None:
-    """An old Python is a problem."""
-    assert check_python("3.11.7", ">=3.11").state == "ok"
-    assert check_python("3.10.2", ">=3.11") == Check(
-        "python", "problem", "3.10.2, needs >=3.11", "Make an environment with a newer Python."
-    )
+def test_this_machine_is_in_order(workspace: Workspace) -> None:
+    """Where the tests run, nothing is broken."""
+    checks = diagnose(workspace.path, named=True)
+    assert {"python", "torch", "lancedb", "device", "workspace"} <= {check.name for check in checks}
+    assert not [check for check in checks if check.state == "problem"]
 
 
-def test_which_faiss_there_is() -> None:
-    """Both at once is a problem, none a note, an old one a problem."""
-    needed = [Requirement('faiss-cpu>=1.10; extra == "cpu"')]
-    both = check_faiss({"faiss-cpu": "1.15", "faiss-gpu": "1.15"}, needed)
-    assert (both.state, both.value) == (
-        "problem", "faiss-cpu and faiss-gpu are both installed, in the same folder",
-    )  # fmt: skip
-    assert both.mend == 'pip uninstall -y faiss-cpu faiss-gpu && pip install "vlltr-index[cpu]"'
-    assert check_faiss({}, needed).state == "note"
-    assert check_faiss({"faiss-cpu": "1.9"}, needed).value == "faiss-cpu 1.9, needs >=1.10"
-    assert check_faiss({"faiss-cpu": "1.15.1"}, needed) == Check("faiss", "ok", "faiss-cpu 1.15.1")
-    assert "FAISS sees no GPU" in check_faiss({"faiss-gpu": "1.15.1"}, []).value
-
-
-def test_threads_and_disk() -> None:
-    """More threads than cores are a note; less than 1 GiB is a problem."""
-    assert check_threads(2, 2, None) == Check("threads", "ok", "2 of 2 cores")
-    many = check_threads(16, 2, "16")
-    assert (many.state, many.mend) == ("note", "export OMP_NUM_THREADS=2")
-    assert check_disk(Path("x"), 2**29).state == "problem"
-    assert check_disk(Path("x"), 2**29).mend == "Make room, or give up old commits: vlltr prune --keep 3"
-    assert check_disk(Path("x"), 5 * 2**30).state == "note"
-    assert check_disk(Path("x"), 50 * 2**30) == Check("disk", "ok", "50.0 GiB free at x")
-
-
-def test_optional_parts() -> None:
-    """An extra whose packages are missing is a note with the command that installs it."""
-    needed = [Requirement('tensorboard>=2.17; extra == "tensorboard"'), Requirement("torch>=2.6")]
-    assert check_extras(needed, {"tensorboard": "2.20"}.get) == [
-        Check("extra tensorboard", "ok", "installed")
-    ]
-    assert check_extras(needed, {}.get) == [
-        Check("extra tensorboard", "note", "without tensorboard", 'pip install "vlltr-index[tensorboard]"')
-    ]
-
-
-def test_the_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Missing, unwritable, and without its weights' file: each says what mends it."""
+def test_a_workspace_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A note where none was asked for, a problem where one was named."""
     monkeypatch.chdir(tmp_path)
-    none, _ = check_workspace()
+    (none,) = check_workspace()
     assert (none.state, none.value.startswith("no workspace")) == ("note", True)
-    asked, _ = check_workspace(tmp_path / "ws", named=True)
+    (asked,) = check_workspace(tmp_path / "ws", named=True)
     assert (asked.state, asked.mend) == ("problem", f"Make one: vlltr init {tmp_path / 'ws'}")
-    recipe = Recipe(name="x", encoder=EncoderConfig(pretrained="/gone/clip.pt"))
-    workspace = Workspace.create(tmp_path / "ws", recipe)
-    opened, writing, _, weights = check_workspace(workspace.path, named=True)
-    assert (opened.state, writing.state) == ("ok", "ok")
-    assert weights.value == "the recipe starts ViT-B-16 from /gone/clip.pt, which is not there"
-    assert weights.mend == f"Put it back, or change encoder.pretrained in {workspace.path / 'vlltr.toml'}"
-    assert sorted(p.name for p in workspace.path.iterdir()) == ["vlltr.toml"]
 
-    def refuse(**options: object) -> None:
-        raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(storage.tempfile, "NamedTemporaryFile", refuse)
-    assert (
-        check_workspace(workspace.path)[1].value == f"{workspace.path} cannot be written: Permission denied"
+def problems(workspace: Workspace) -> list[Check]:
+    """What is wrong with a workspace."""
+    return [check for check in check_workspace(workspace.path, named=True) if check.state == "problem"]
+
+
+def test_a_workspace_that_somebody_broke(trained: Workspace) -> None:
+    """Files that are not those that were written, folders and tables that are gone: a row each."""
+    last = trained.history.last()
+    assert last is not None
+    assert problems(trained) == []
+    head = trained.path / "heads" / str(last.head)[:16]
+    (head / "head.json").write_text("{}")
+    shutil.rmtree(trained.path / "checkpoints")
+    shutil.rmtree(trained.path / "lance" / "anchors.lance")
+    found = {check.name: check for check in problems(trained)}
+    assert set(found) >= {"table anchors", "head", "encoder"}
+    assert found["head"].value == (
+        f"{head} is damaged: its files are not those that were written: the digest differs"
     )
-
-
-def test_a_package_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch, workspace: Workspace) -> None:
-    """What is installed and broken is found."""
-    monkeypatch.setitem(sys.modules, "open_clip", None)
-    broken = [check for check in diagnose(workspace.path, named=True) if check.state == "problem"]
-    assert [(c.name, c.mend) for c in broken] == [
-        ("open_clip", "pip install --force-reinstall open_clip_torch")
-    ]
-    assert broken[0].value.startswith("cannot be imported: ModuleNotFoundError:")
+    assert found["encoder"].mend == "Make it again: vlltr train cvlp"
+    path = trained.path / "history" / f"{last.id}.json"
+    path.write_text("{")
+    (damaged,) = problems(trained)
+    assert damaged.value.startswith(f"{path} is damaged: ")
 
 
 def test_the_command(
@@ -130,23 +84,20 @@ def test_the_command(
     code, out, _ = run(capsys, "-w", workspace.path, "doctor")
     assert (code, out.splitlines()[0]) == (0, "ok       torch              2.13 (needs >=2.6)")
     assert out.splitlines()[-1] == "Everything is in order."
-    bad = [*good, Check("disk", "problem", "full", "vlltr prune --keep 3")]
+    bad = [*good, Check("head", "problem", "damaged", "vlltr train lgr")]
     monkeypatch.setattr(doctor, "diagnose", lambda start, named: bad)
     code, out, _ = run(capsys, "-q", "doctor")
     assert (code, [line.strip() for line in out.splitlines()]) == (
-        1, ["problem  disk               full", "vlltr prune --keep 3"],
+        1, ["problem  head               damaged", "vlltr train lgr"],
     )  # fmt: skip
     code, out, _ = run(capsys, "--json", "doctor")
     report = json.loads(out)
-    assert (code, report["ok"], report["checks"][2]["mend"]) == (1, False, "vlltr prune --keep 3")
+    assert (code, report["ok"], report["checks"][2]["mend"]) == (1, False, "vlltr train lgr")
 
 
-def test_this_machine_is_in_order(workspace: Workspace) -> None:
-    """Where the tests run, nothing is broken, and all there is to check is checked."""
-    checks = diagnose(workspace.path, named=True)
-    names = {check.name for check in checks}
-    assert {"python", "torch", "faiss", "gpu", "threads", "workspace", "writing", "disk"} <= names
-    assert not [c for c in checks if c.state == "problem" and c.name != "disk"]
+def test_a_folder_has_no_lock_to_clear(capsys: pytest.CaptureFixture[str], workspace: Workspace) -> None:
+    """It goes with its holder."""
+    assert run(capsys, "-w", workspace.path, "doctor", "--unlock")[:2] == (0, "There is no lock to clear.\n")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -273,5 +273,5 @@ def test_a_pruned_commit_cannot_be_opened(trained: Workspace) -> None:
     """`at` a commit that was pruned names those that are left."""
     newest = max(trained.history.ids())
     prune(trained, 2)
-    with pytest.raises(WorkspaceError, match=f"commit 1 was pruned; kept: {newest - 1} to {newest}"):
+    with pytest.raises(WorkspaceError, match=f"there is no commit 1; there are {newest - 1} to {newest}"):
         Recognizer.open(trained, at=1)

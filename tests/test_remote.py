@@ -87,13 +87,12 @@ def test_the_whole_way_by_uri(
     reader.predict(images[:1])
     assert "zigzag" in reader.names.values()
     assert run(capsys, "-q", "-w", address, "evaluate", "--split", "train")[0] == 0
-    assert [name for name in remote.storage.files("reports") if name.startswith("evaluate-train-")]
+    assert [name for name in remote.storage.names("reports") if name.startswith("evaluate-train-")]
 
 
 @pytest.mark.parametrize(
     ("changes", "address", "message"),
     [
-        ({}, "s3://bees/w", "Error: there is no bucket of the name in s3://bees/w\nMake it with"),
         (
             {},
             "s3://birds/none",
@@ -102,7 +101,7 @@ def test_the_whole_way_by_uri(
         (
             {"AWS_ENDPOINT": "http://127.0.0.1:9"},
             "s3://birds/w",
-            "Error: the storage of s3://birds/w cannot be used: ",
+            "Error: s3://birds/w/vlltr.toml cannot be used: ",
         ),
     ],
 )

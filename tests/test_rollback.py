@@ -164,31 +164,31 @@ def test_missing_commits_and_files(grown: Workspace) -> None:
 
 
 def test_diff_says_what_changed(grown: Workspace) -> None:
-    """Classes, rows by class and settings, with the commands between."""
+    """Names of classes and numbers of rows, with the commands between."""
     report = diff(grown, 3, 5)
     assert report.commands == ("classes add", "classes remove")
     assert (report.classes_added, report.classes_removed) == (("class 2",), ("class 0",))
-    assert [(c.name, c.added, c.removed) for c in report.sentences] == [("class 0", 0, 3), ("class 2", 2, 0)]
-    assert report.sentences[0].removed_examples == ("Text 0.", "Text 1.", "Text 2.")
-    assert [(c.name, c.removed, c.removed_examples) for c in report.images] == [("class 0", 1, ("/x/1.png",))]
-    assert [(c.name, c.added, c.removed) for c in report.anchors] == [("class 0", 1, 0)]
-    assert list(report.settings) == ["fusion"]
-    assert report.settings["fusion"][1]["alpha"] == 0.9
-    lines = "\n".join(report.lines())
-    assert "ran: vlltr classes add" in lines
-    assert "class added: class 2" in lines
-    assert "sentences: 2 added, 3 removed, in 2 classes" in lines
+    assert report.rows == {"sentences": (3, 2), "images": (3, 2), "anchors": (1, 2)}
+    assert report.lines() == [
+        "from commit 3 to commit 5",
+        "  ran: vlltr classes add",
+        "  ran: vlltr classes remove",
+        "  class added: class 2",
+        "  class removed: class 0",
+        "  sentences: 3 -> 2",
+        "  images: 3 -> 2",
+        "  anchors: 1 -> 2",
+    ]
 
 
 def test_diff_backwards_and_of_the_same(grown: Workspace) -> None:
-    """The other way round added and removed change places; a rollback differs from its target in nothing."""
+    """The other way round added and removed change places; a rollback has its target's numbers."""
     there, back = diff(grown, 2, 4), diff(grown, 4, 2)
     assert there.commands == back.commands
-    assert [(c.added, c.removed) for c in there.sentences] == [(c.removed, c.added) for c in back.sentences]
+    assert (there.classes_added, there.rows["sentences"]) == (back.classes_removed, (3, 5))
+    assert back.rows["sentences"] == (5, 3)
     rollback(grown, 2)
-    report = diff(grown, 2, 6)
-    assert report.lines()[-1] == "  no difference"
-    assert not any((report.settings, report.sentences, report.images, report.anchors))
+    assert all(old == new for old, new in diff(grown, 2, 6).rows.values())
 
 
 def test_diff_names_a_renamed_class(grown: Workspace) -> None:
@@ -219,7 +219,7 @@ def test_the_commands(grown: Workspace) -> None:
     assert run(grown, "rollback", "3").startswith("The workspace is in the state of commit 3")
     assert "rollback 3" in run(grown, "history").splitlines()[0]
     assert '"classes_added"' in run(grown, "--json", "diff", "3", "4")
-    assert run(grown, "diff", "3", "6").splitlines()[-1] == "  no difference"
+    assert run(grown, "diff", "3", "6").splitlines()[-1] == "  anchors: 1 -> 1"
 
 
 def retrain(workspace: Workspace) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import time
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 import lancedb
@@ -164,9 +166,9 @@ def test_versions_stay_readable(store: Store) -> None:
 
 def test_missing_version_is_named(store: Store) -> None:
     """A version that was never there, or was cleaned, says so."""
-    with pytest.raises(WorkspaceError, match=r"version 99 of table 'classes' in .* is gone"):
+    with pytest.raises(WorkspaceError, match=r"table 'classes' in .* cannot be opened: .*99"):
         store.read("classes", version=99)
-    with pytest.raises(WorkspaceError, match=r"version 99 of table 'classes' in .* is gone"):
+    with pytest.raises(WorkspaceError, match=r"table 'classes' in .* cannot be put back to version 99: "):
         store.restore("classes", 99)
 
 
@@ -180,18 +182,15 @@ def test_restore_makes_a_new_version(store: Store) -> None:
 
 
 def test_tags_can_be_moved_and_removed(store: Store) -> None:
-    """A tag that a killed writer left is moved; removing one twice does no harm."""
+    """A tag that a killed writer left is moved."""
     store.append("classes", class_rows([0]))
     store.tag("classes", 1, "c1")
     store.tag("classes", 2, "c1")
     assert store.tags("classes") == {"c1": 2}
-    assert (store.tagged("classes", "c1"), store.tagged("classes", "c2")) == (2, None)
     with pytest.raises(WorkspaceError, match="version main:9 does not exist"):
         store.tag("classes", 9, "c2")
     store.untag("classes", "c1")
-    store.untag("classes", "c1")
     assert store.tags("classes") == {}
-    assert store.tagged("classes", "c1") is None
 
 
 def test_delete_counts_and_makes_no_empty_version(store: Store) -> None:
@@ -208,7 +207,7 @@ def test_optimize_merges_and_tolerates_tags(store: Store) -> None:
     for i in range(5):
         store.append("classes", class_rows([i]))
     store.tag("classes", 3, "c1")
-    assert store.optimize("classes")
+    store.optimize("classes")
     assert ids(store) == list(range(5))
     assert ids(store, 3) == [0]
 
@@ -223,33 +222,45 @@ def versions_left(store: Store, upto: int) -> list[int]:
     return left
 
 
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clean versions away that were made a moment ago."""
+    monkeypatch.setattr("vlltr_index.store._MARGIN", timedelta(milliseconds=500))
+
+
+@pytest.mark.usefixtures("at_once")
 def test_clean_keeps_what_is_tagged(store: Store) -> None:
     """Versions before the oldest tag go, all later ones stay, and a file of no version goes."""
-    for i in range(12):
+    for i in range(11):
         store.append("classes", class_rows([i]))
+    time.sleep(1)
+    store.append("classes", class_rows([11]))
+    tagged = store.version("classes")
     store.delete("classes", "class_id = 0")
-    tagged = store.version("classes") - 1
     rows, newest = store.read("classes").sort_by("class_id"), store.version("classes")
     store.tag("classes", tagged, "c1")
     stray = Path(store.uri) / "classes.lance" / "data" / "stray.lance"
     stray.write_bytes(b"left by a killed writer")
-    assert store.clean("classes")
+    store.clean("classes")
     assert not stray.exists()
     left = versions_left(store, store.version("classes"))
     assert {tagged, newest, store.version("classes")} <= set(left)
-    assert min(left) > 2  # those made a moment before the tagged one may stay
+    assert min(left) == tagged
     assert store.read("classes").sort_by("class_id").equals(rows)
     assert ids(store, tagged) == list(range(12))
     assert store.restore("classes", tagged) > newest
     assert ids(store) == list(range(12))
 
 
+@pytest.mark.usefixtures("at_once")
 def test_clean_without_tags_keeps_the_newest(store: Store) -> None:
     """A cache has no tags: only its newest rows stay."""
     for i in range(12):
         store.append("classes", class_rows([i]))
-    assert store.clean("classes")
-    assert min(versions_left(store, store.version("classes"))) > 2
+    old = store.version("classes")
+    time.sleep(1)
+    store.clean("classes")
+    assert min(versions_left(store, store.version("classes"))) > old
     assert ids(store) == list(range(12))
 
 

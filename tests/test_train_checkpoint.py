@@ -42,7 +42,7 @@ def test_a_failed_write_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(WorkspaceError, match=r"s\.safetensors cannot be written: disk full"):
         save_state(path, {"a": torch.ones(1)}, {"n": 2})
     found = load_state(path)
     assert found is not None

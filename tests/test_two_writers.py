@@ -47,10 +47,7 @@ def test_two_additions_at_once(trained: Workspace) -> None:
     with trained.transaction("select"):
         processes = [start(trained, name) for name in ("zigzag", "spiral")]
         said = [waits_for(process) for process in processes]
-    assert (
-        said
-        == [f"waiting for `vlltr select` (process {os.getpid()}), which is writing to {trained.path}\n"] * 2
-    )
+    assert all(line.startswith(f"waiting for `vlltr select` (process {os.getpid()} on ") for line in said)
     answers = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], answers
     added = [json.loads(out)["added"][0] for out, _ in answers]

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 from tablerows import class_rows
-from writers import STEPS, add_anchors, write_in_steps
 
 from vlltr_index.errors import (
     ConfigError,
@@ -74,10 +71,9 @@ def test_create_refuses_folders_with_other_things(tmp_path: Path) -> None:
     with pytest.raises(WorkspaceError) as error:
         Workspace.create(tmp_path, Recipe(name="test"))
     assert (
-        str(error.value)
-        == f"{tmp_path} is not empty and not a workspace\nChoose a new folder: vlltr init DIR"
+        str(error.value) == f"{tmp_path} is not empty and not a workspace\nChoose a new one: vlltr init DIR"
     )
-    with pytest.raises(WorkspaceError, match=r"notes\.txt is a file"):
+    with pytest.raises(WorkspaceError, match=r"notes\.txt cannot be made: "):
         Workspace.create(tmp_path / "notes.txt", Recipe(name="test"))
     with pytest.raises(WorkspaceError, match="cannot be made"):
         Workspace.create(tmp_path / "notes.txt" / "below", Recipe(name="test"))
@@ -203,7 +199,7 @@ def test_a_failed_build_leaves_nothing(workspace: Workspace) -> None:
         (folder / "a").write_text("x")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(WorkspaceError, match=f"{workspace.path / 'heads'} cannot be written: disk full"):
         workspace.put_object("heads", write)
     assert os.listdir(workspace.path / "heads") == []
 
@@ -234,64 +230,7 @@ def test_a_timeout_gives_up(workspace: Workspace) -> None:
     with workspace.transaction("train cvlp"):
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert LockedError.__name__ in result.stderr
-    assert f"`vlltr train cvlp` (process {os.getpid()}) is writing to {workspace.path}" in result.stderr
-
-
-def test_two_writers_lose_nothing(workspace: Workspace) -> None:
-    """Two processes that write at once both succeed: no row lost, no number twice, one commit each time."""
-    rounds, size = 4, 7
-    start = SPAWN.Barrier(2)
-    processes = [
-        SPAWN.Process(target=add_anchors, args=(workspace.path, start, rounds, size)) for _ in range(2)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [p.exitcode for p in processes] == [0, 0]
-    keys = sorted(workspace.snapshot().table("anchors")["anchor_key"].to_pylist())
-    assert keys == list(range(2 * rounds * size))
-    commits = workspace.history.list()
-    assert [c.id for c in commits] == list(range(1, 2 * rounds + 1))
-    counts = [workspace.snapshot(c.id).count("anchors") for c in commits]
-    assert counts == [size * (n + 1) for n in range(2 * rounds)]
-
-
-def run_until(pipe: Connection, step: str | None) -> None:
-    """Let the writer go on, up to and including `step`."""
-    while (said := pipe.recv()) != step:
-        pipe.send("go on")
-    assert said == step
-
-
-@pytest.mark.parametrize("step", STEPS)
-def test_a_killed_writer_leaves_the_last_commit_or_its_own(workspace: Workspace, step: str) -> None:
-    """SIGKILL at every moment: readers see a whole commit, and the next writer finds nothing half done."""
-    before = class_rows([0, 1])
-    with workspace.transaction("ingest") as tx:
-        tx.upsert("classes", before)
-    ours, theirs = SPAWN.Pipe()
-    process = SPAWN.Process(target=write_in_steps, args=(workspace.path, theirs))
-    process.start()
-    run_until(ours, step)
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    done = step == "commit published"
-    for _ in range(2):
-        snapshot = Workspace.open(workspace.path).snapshot()
-        names = snapshot.table("classes").sort_by("class_id")["name"].to_pylist()
-        assert names == (["changed 0", "changed 7"] if done else ["class 0", "class 1"])
-        assert snapshot.count("sentences") == (5 if done else 0)
-        with workspace.transaction("status", timeout=20) as tx:  # puts back what was left
-            assert tx.table("classes").equals(snapshot.table("classes"))
-    assert len(workspace.history.list()) == 1 + done
-    assert workspace.store.names() == ["classes", "sentences"] if done else ["classes"]
-    assert not list((workspace.path / "heads").glob(".tmp-*"))
-    with workspace.transaction("ingest") as tx:
-        tx.upsert("classes", class_rows([3]))
-    assert tx.result_commit is not None
-    assert tx.result_commit.id == 2 + done
+    assert f"`vlltr train cvlp` (process {os.getpid()} on " in result.stderr
 
 
 def test_status_and_history_load_no_torch(workspace: Workspace) -> None:

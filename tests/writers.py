@@ -21,7 +21,7 @@ def add_anchors(path: Path, start: Barrier, rounds: int, size: int) -> None:
     workspace = Workspace.open(path)
     start.wait()
     for _ in range(rounds):
-        with workspace.transaction("select") as tx:
+        with workspace.transaction("select", timeout=120) as tx:
             first = tx.next_id("anchors", size)
             tx.upsert("anchors", anchor_rows(range(first, first + size)))
 

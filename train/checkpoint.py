@@ -13,8 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vlltr_index.errors import WorkspaceError
-from vlltr_index.storage_errors import disk_explained
+from vlltr_index.errors import WorkspaceError, write_error
 
 __all__ = ["STATE", "load_state", "pack_optimizer", "save_state", "unpack_optimizer"]
 
@@ -33,11 +32,13 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, An
         facts: Anything JSON holds.
 
     Raises:
-        WorkspaceError: If the disk is full.
+        WorkspaceError: If it cannot be written.
     """
-    with disk_explained(path.parent):
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _save(path, tensors, facts)
+    except (OSError, SafetensorError) as error:
+        raise write_error(path, error) from error
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 __all__ = [
     "ConfigError",
     "EncoderError",
@@ -15,6 +17,7 @@ __all__ = [
     "UsageError",
     "VlltrError",
     "WorkspaceError",
+    "write_error",
 ]
 
 
@@ -92,3 +95,11 @@ class PeerError(VlltrError):
 
     def __reduce__(self) -> tuple[type[PeerError], tuple[int]]:
         return type(self), (self.exit_code,)
+
+
+def write_error(place: str | os.PathLike[str], error: Exception) -> WorkspaceError:
+    """What to say where the system or a library could not write a file, or into a folder."""
+    return WorkspaceError(
+        f"{place} cannot be written: {error}",
+        "Free some space, mend its permissions, or work on a copy of the workspace.",
+    )

@@ -16,9 +16,7 @@ from vlltr_index.storage import Storage
 __all__ = ["Commit", "History"]
 
 _FOLDER = "history"
-_PRUNED = "history/pruned.json"  # beside the commits, which never change
 _HISTORY_HINT = "See which commits there are: vlltr history"
-_LEFT_HINT = "See which commits are left: vlltr history"
 
 _Version = Annotated[int, Field(ge=1, lt=2**63)]
 _Fingerprint = Annotated[str, Field(pattern="^[A-Za-z0-9_.-]+$")]  # part of a table's name
@@ -95,12 +93,9 @@ class History:
     def _name(self, commit_id: int) -> str:
         return f"{_FOLDER}/{commit_id}.json"
 
-    def _at(self, commit_id: int) -> str:
-        return self._storage.at(self._name(commit_id))
-
     def ids(self) -> Sequence[int]:
         """Numbers of all commits, ascending."""
-        stems = [n.removesuffix(".json") for n in self._storage.files(_FOLDER) if n.endswith(".json")]
+        stems = [n.removesuffix(".json") for n in self._storage.names(_FOLDER) if n.endswith(".json")]
         return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdigit())
 
     def newer_than(self, commit_id: int) -> bool:
@@ -146,51 +141,18 @@ class History:
             raise self._damaged(commit_id, f"{where}: {first['msg']}") from None
         if commit.id != commit_id:
             raise self._damaged(commit_id, f"it says it is commit {commit.id}")
-        if not commit.tables and (commit.selection_id or commit.index):
-            raise self._damaged(commit_id, "tables: it names none, though it has a selection or an index")
         return commit
 
     def _damaged(self, commit_id: int, why: str) -> WorkspaceError:
         hint = "Bring the file back from a backup."
         if commit_id == max(self.ids(), default=0):
             back = f"to commit {commit_id - 1}" if commit_id > 1 else "to an empty workspace"
-            removal = self._storage.removal(self._name(commit_id))
-            hint += f" To go back {back} and lose what this one added, delete it: {removal}"
-        return WorkspaceError(f"{self._at(commit_id)} is damaged: {why}", hint)
+            hint += f" To go back {back} and lose what this one added, delete it."
+        return WorkspaceError(f"{self._storage.at(self._name(commit_id))} is damaged: {why}", hint)
 
-    def oldest_kept(self) -> int:
-        """The first commit that has not been pruned; 1 where none has.
-
-        Raises:
-            WorkspaceError: If the file that says so is damaged.
-        """
-        try:
-            return int(json.loads(self._storage.read(_PRUNED).decode("utf-8"))["oldest"])
-        except FileNotFoundError:
-            return 1
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise WorkspaceError(
-                f"{self._storage.at(_PRUNED)} is damaged: {error}",
-                f"Delete it, then prune again: {self._storage.removal(_PRUNED)}; vlltr prune --keep N",
-            ) from None
-
-    def mark_pruned(self, oldest: int) -> None:
-        """Say, durably, that no commit before `oldest` can be read any more; it is never taken back."""
-        if oldest > self.oldest_kept():
-            self._storage.write(_PRUNED, json.dumps({"oldest": oldest}).encode())
-
-    def read_kept(self, commit_id: int) -> Commit:
-        """One commit whose tables are still there.
-
-        Raises:
-            WorkspaceError: If there is no such commit, its file is damaged, or it was pruned.
-        """
-        commit, oldest = self.read(commit_id), self.oldest_kept()
-        if commit_id < oldest:
-            newest = max(self.ids())
-            kept = f"{oldest} to {newest}" if newest > oldest else f"{oldest}"
-            raise WorkspaceError(f"commit {commit_id} was pruned; kept: {kept}", _LEFT_HINT)
-        return commit
+    def remove(self, commit_id: int) -> None:
+        """Give a commit up: what only it names may be removed."""
+        self._storage.remove(self._name(commit_id))
 
     def append(self, commit: Commit) -> None:
         """Write the next commit: durable when this returns; never over one that is there.
@@ -207,7 +169,7 @@ class History:
         values = commit.model_dump(mode="json")
         text = json.dumps(values, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
         try:
-            self._storage.create(self._name(commit.id), text.encode("utf-8"))
+            self._storage.write(self._name(commit.id), text.encode("utf-8"), new=True)
         except FileExistsError:
             raise WorkspaceError(
                 f"commit {commit.id} exists already: another writer was here", "Run the command again."

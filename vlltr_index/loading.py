@@ -17,14 +17,19 @@ from torch import Tensor
 
 from vlltr_index.bank import AnchorBank
 from vlltr_index.encoder import Encoder
-from vlltr_index.errors import EncoderError, FingerprintMismatch, MissingStepError, WorkspaceError
+from vlltr_index.errors import (
+    EncoderError,
+    FingerprintMismatch,
+    MissingStepError,
+    WorkspaceError,
+    write_error,
+)
 from vlltr_index.generative import class_sums
 from vlltr_index.rows import quote
 from vlltr_index.schemas.config import AugmentConfig
 from vlltr_index.schemas.fingerprint import digest_json
 from vlltr_index.schemas.tables import class_stats as class_stats_schema
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
-from vlltr_index.storage_errors import write_error
 from vlltr_index.tensors import unit_rows
 
 if TYPE_CHECKING:
@@ -334,7 +339,7 @@ def run_folder(workspace: Workspace, key: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise write_error(folder, error) from None
+        raise write_error(folder, error) from error
     return folder
 
 
@@ -350,4 +355,4 @@ def check_runs(workspace: Workspace) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise write_error(folder, error) from None
+        raise write_error(folder, error) from error

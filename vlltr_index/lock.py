@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
-import threading
-import time
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
-from vlltr_index.errors import LockedError, UsageError
-from vlltr_index.storage_errors import write_error
+from filelock import FileLock, Timeout
 
-__all__ = ["write_lock", "writer"]
+from vlltr_index.errors import LockedError, UsageError, write_error
+
+__all__ = ["in_words", "signature", "write_lock", "writer"]
 
 _log = logging.getLogger(__name__)
-
-_PAUSE = 0.05  # seconds between two tries
-_held: dict[tuple[str, int], int] = {}  # (path, thread) -> file descriptor
-
-
-def _let_go_in_child() -> None:
-    """A forked worker must not keep its parent's lock alive."""
-    for handle in _held.values():
-        os.close(handle)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 @contextmanager
 def write_lock(path: Path, command: str, timeout: float | None = None) -> Iterator[None]:
-    """Hold the lock file `path` while the block runs.
+    """Hold the lock file `path` while the block runs; `<path>.json` beside it says who does.
 
     Args:
         path: The lock file; made if it is not there, never removed.
@@ -47,76 +34,69 @@ def write_lock(path: Path, command: str, timeout: float | None = None) -> Iterat
         WorkspaceError: If the file cannot be written, for example on a full disk.
         UsageError: If this thread holds it already: it would wait for itself.
     """
-    key = (str(path.resolve()), threading.get_ident())
-    if key in _held:
+    lock = FileLock(path)
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if timeout != 0:
+                _log.warning("waiting for %s, which is writing to %s", _holder(path), path.parent)
+            lock.acquire(timeout=-1 if timeout is None else timeout)
+        _beside(path).write_bytes(signature(command))
+    except Timeout:
+        raise LockedError(
+            f"{_holder(path)} is writing to {path.parent}",
+            "Wait until it is done, or stop it, and run this again.",
+        ) from None
+    except RuntimeError as error:
         raise UsageError(
             f"{command}: this program is already writing to {path.parent}", "End that transaction first."
-        )
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        ) from error
     except OSError as error:
-        raise write_error(path.parent, error) from None
-    taken = False
+        lock.release()
+        raise write_error(path.parent, error) from error
     try:
-        _wait(handle, path, timeout)
-        _held[key] = handle
-        taken = True
-        _sign(handle, path, command)
         yield
     finally:
-        if not taken:
-            os.close(handle)
-        elif _held.pop(key, None) is not None:  # else this is a forked child: the lock is its parent's
-            os.ftruncate(handle, 0)
-            fcntl.flock(handle, fcntl.LOCK_UN)
-            os.close(handle)
-
-
-def _sign(handle: int, path: Path, command: str) -> None:
-    """Write into the lock file who holds it."""
-    try:
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps({"process": os.getpid(), "command": command}).encode(), 0)
-    except OSError as error:
-        raise write_error(path.parent, error) from None
-
-
-def _wait(handle: int, path: Path, timeout: float | None) -> None:
-    start, told = time.monotonic(), False
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            holder = _holder(handle)
-        if timeout is not None and time.monotonic() - start >= timeout:
-            raise LockedError(
-                f"{holder} is writing to {path.parent}",
-                "Wait until it is done, or stop it, and run this again.",
-            )
-        if not told:
-            _log.warning("waiting for %s, which is writing to %s", holder, path.parent)
-            told = True
-        time.sleep(_PAUSE)
+        _beside(path).unlink(missing_ok=True)
+        lock.release()
 
 
 def writer(path: Path) -> str | None:
     """Who holds the lock file `path` now, in words; None if nobody does."""
-    if not path.exists():
+    if not path.is_file():
         return None
-    handle = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return _holder(handle)
-    finally:
-        os.close(handle)
-    return None
+        with FileLock(path, timeout=0):
+            return None
+    except Timeout:
+        return _holder(path)
+    except OSError:  # it may not be written, so nobody writes
+        return None
 
 
-def _holder(handle: int) -> str:
+def signature(command: str) -> bytes:
+    """What a holder writes beside its lock: its command, process and host, and since when it holds it."""
+    facts = {"command": command, "process": os.getpid(), "host": socket.gethostname()}
+    return json.dumps({**facts, "since": datetime.now(UTC).isoformat(timespec="seconds")}).encode()
+
+
+def in_words(signed: bytes) -> str:
+    """Who wrote a signature, and how long it has held the lock."""
     try:
-        facts = json.loads(os.pread(handle, 4096, 0))
-        return f"`vlltr {facts['command']}` (process {facts['process']})"
-    except (ValueError, KeyError, TypeError, RecursionError):
+        facts = json.loads(signed)
+        age = datetime.now(UTC).replace(microsecond=0) - datetime.fromisoformat(facts["since"])
+        return f"`vlltr {facts['command']}` (process {facts['process']} on {facts['host']}, for {age})"
+    except (ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _holder(path: Path) -> str:
+    try:
+        return in_words(_beside(path).read_bytes())
+    except FileNotFoundError:  # it has only just taken the lock
         return "another process"

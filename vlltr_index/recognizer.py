@@ -68,7 +68,7 @@ class Recognizer:
         Raises:
             MissingStepError: If a step before has not been run; the hint names it.
             FingerprintMismatch: If encoder, vectors and head do not belong together.
-            WorkspaceError: If there is no commit `at`, or it was pruned.
+            WorkspaceError: If there is no commit `at`.
         """
         from vlltr_index.workspace import Workspace
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from vlltr_index.store import Store
 
-__all__ = ["Snapshot", "check_named", "table_gone"]
+__all__ = ["Snapshot", "table_gone"]
 
 
 def table_gone(commit_id: int, name: str, uri: str) -> WorkspaceError:
@@ -26,29 +26,6 @@ def table_gone(commit_id: int, name: str, uri: str) -> WorkspaceError:
         "Bring that folder back from a backup, or make a new workspace (vlltr init DIR) and run there again what "
         "`vlltr history` lists.",
     )
-
-
-def check_named(store: Store, commit: Commit, names: Sequence[str]) -> None:
-    """See that the newest commit names every committed table: none is ever left out again.
-
-    Args:
-        store: The tables.
-        commit: The newest commit.
-        names: All that are there.
-
-    Raises:
-        WorkspaceError: If one is not named that this commit, or one before it, has by its tag.
-    """
-    for name in names:
-        if name not in KEYS or name in commit.tables or not store.exists(name):
-            continue
-        numbers = [tag[1:] for tag in store.tags(name) if tag[:1] == "c"]
-        if any(int(n) <= commit.id for n in numbers if n.isascii() and n.isdigit()):
-            raise WorkspaceError(
-                f"commit {commit.id} is damaged: it does not name the table {name!r}, which it or a commit before it "
-                "has written",
-                f"Nothing was changed. Bring history/{commit.id}.json back from a backup.",
-            )
 
 
 class Snapshot:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import timedelta
+from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlltr_index.errors import MissingStepError, WorkspaceError
+from vlltr_index.errors import MissingStepError, VlltrError, WorkspaceError
 from vlltr_index.rows import conform, grouped, last_per_key, one_of, quote
-from vlltr_index.storage_errors import is_library_error, short, storage_error, table_error
-from vlltr_index.versions import Versions, is_gone, version_gone
 
 if TYPE_CHECKING:
     import torch
@@ -33,9 +32,11 @@ _GROUP = 32768  # rows whose keys are looked up together
 _FEW = 2000  # keys that are worth a filter instead of a scan
 _KEY_MARK = b"lance-schema:unenforced-primary-key:position"
 _NAME = re.compile(r"[A-Za-z0-9_.-]+\Z")
+_NEVER = timedelta(days=36500)  # LanceDB's own limit, a week, fails where an older version is tagged
+_MARGIN = timedelta(seconds=10)  # LanceDB refuses where a tagged version looks old, and the clock moves on
 
 
-class Store(Versions):
+class Store:
     """Tables in the folder (or other LanceDB address) `uri`."""
 
     def __init__(self, uri: str | Path) -> None:
@@ -54,23 +55,34 @@ class Store(Versions):
         return self._db
 
     def _open(self, name: str, version: int | None = None) -> Any:
-        try:
-            return self._connection.open_table(name, version=version)
-        except BaseException as error:  # a panic may be a BaseException
-            if not is_library_error(error):
+        if version is not None and not self.exists(name):
+            raise self._no_table(name)
+        with self._explained(name, "opened"):
+            try:
+                return self._connection.open_table(name, version=version)
+            except ValueError:  # no such table, or no such version
+                if version is None:
+                    raise self._no_table(name) from None
                 raise
-            raise self._not_opened(name, version, error) from None
 
-    def _not_opened(self, name: str, version: int | None, error: BaseException) -> WorkspaceError:
-        if not isinstance(error, ValueError) or storage_error(self.uri, error):
-            return table_error(self.uri, name, error)
-        if version is not None and is_gone(error):
-            return version_gone(self.uri, name, version, error)
-        if "not found" in str(error):
-            return MissingStepError(
-                f"there is no table {name!r} in {self.uri}", "See what there is: vlltr status"
-            )
-        return table_error(self.uri, name, error)
+    def _no_table(self, name: str) -> MissingStepError:
+        return MissingStepError(
+            f"there is no table {name!r} in {self.uri}", "See what there is: vlltr status"
+        )
+
+    @contextmanager
+    def _explained(self, name: str, what: str = "read") -> Iterator[None]:
+        """In the block, LanceDB's errors about the table become a `WorkspaceError`."""
+        try:
+            yield
+        except VlltrError:
+            raise
+        except Exception as error:  # LanceDB raises ValueError, RuntimeError, OSError and a panic of its own
+            raise WorkspaceError(
+                f"table {name!r} in {self.uri} cannot be {what}: {error}",
+                "Look at the disk, its permissions or the network; bring damaged files back from a backup, or make a "
+                "new workspace: vlltr init DIR",
+            ) from error
 
     def names(self) -> list[str]:
         """Names of all tables, half-made ones too, sorted."""
@@ -87,17 +99,18 @@ class Store(Versions):
         try:
             return self._connection.list_tables(page_token=token)
         except (ValueError, RuntimeError, OSError) as error:
-            raise storage_error(self.uri, error) or WorkspaceError(
-                f"the tables in {self.uri} cannot be listed: {short(error)}",
-                "Look at the folder's permissions, or bring it back from a backup.",
-            ) from None
+            raise WorkspaceError(
+                f"the tables in {self.uri} cannot be listed: {error}",
+                "Look at the folder's permissions or the network, or bring it back from a backup.",
+            ) from error
 
     def exists(self, name: str) -> bool:
         """Whether the table is there and opens: a writer killed while making it leaves just a name."""
-        try:
-            self._open(name)
-        except MissingStepError:
-            return False
+        with self._explained(name, "opened"):
+            try:
+                self._connection.open_table(name)
+            except ValueError:
+                return False
         return True
 
     def create(self, name: str, schema: pa.Schema, key: str | None = None) -> None:
@@ -321,6 +334,68 @@ class Store(Versions):
         if len(unique) == len(keys):
             return out
         return out[torch.from_numpy(pc.index_in(keys, value_set=unique).to_numpy().astype(np.int64))]
+
+    def version(self, name: str) -> int:
+        """The newest version's number."""
+        table = self._open(name)
+        with self._explained(name):
+            return int(table.version)
+
+    def tags(self, name: str) -> dict[str, int]:
+        """Tags and the version each names; it reads a file for each.
+
+        Raises:
+            WorkspaceError: If the file of one is damaged.
+        """
+        table = self._open(name)
+        with self._explained(name, "asked for its tags"):
+            return {tag: int(facts["version"]) for tag, facts in table.tags.list().items()}
+
+    def tag(self, name: str, version: int, tag: str) -> None:
+        """Name a version, which keeps it from being cleaned away; a tag that is there is moved."""
+        tags = self._open(name).tags
+        with self._explained(name, "written"):
+            try:
+                tags.update(tag, version)
+            except RuntimeError:  # there is none
+                tags.create(tag, version)
+
+    def untag(self, name: str, *tags: str) -> None:
+        """Remove tags that are there."""
+        there = self._open(name).tags
+        with self._explained(name, "written"):
+            for tag in tags:
+                there.delete(tag)
+
+    def restore(self, name: str, version: int) -> int:
+        """Make an old version's rows the newest again; returns the number of the version that this makes.
+
+        Raises:
+            WorkspaceError: If the version was cleaned away.
+        """
+        table = self._open(name)
+        with self._explained(name, f"put back to version {version}"):
+            table.restore(version)
+            return int(table.version)
+
+    def optimize(self, name: str) -> None:
+        """Merge small fragments, which makes a new version."""
+        table = self._open(name)
+        with self._explained(name, "merged"):
+            table.optimize(cleanup_older_than=_NEVER)
+
+    def clean(self, name: str) -> None:
+        """Merge, then remove the versions before the oldest tagged one (without tags: all old ones) and files of none.
+
+        What is younger than that by a few seconds stays. No other process may write meanwhile.
+        """
+        self.optimize(name)
+        table, tagged = self._open(name), set(self.tags(name).values())
+        with self._explained(name, "cleaned"):
+            kept = [v["timestamp"] for v in table.list_versions() if v["version"] in tagged]
+            now = datetime.now()  # LanceDB's times have no zone
+            age = now - min(kept, default=now) + _MARGIN
+            table.optimize(cleanup_older_than=age, delete_unverified=True)
 
     def full_text(self, name: str, column: str, words: str, limit: int) -> pa.Table:
         """Rows whose text has the words (BM25, in `_score`), best first; the index is made at the first call."""

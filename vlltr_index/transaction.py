@@ -15,12 +15,11 @@ from vlltr_index.errors import InputError, UsageError, WorkspaceError
 from vlltr_index.history import Commit, History
 from vlltr_index.rows import conform, last_per_key, numbered, one_of
 from vlltr_index.schemas.tables import CLASS_STATS, KEYS, class_stats
-from vlltr_index.snapshot import Snapshot, check_named, table_gone
+from vlltr_index.snapshot import Snapshot, table_gone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vlltr_index.storage import StillHeld
     from vlltr_index.store import Store
 
 __all__ = ["Transaction", "put_back"]
@@ -40,8 +39,6 @@ def put_back(store: Store, last: Commit | None) -> list[str]:
     names, touched = store.names(), []
     if gone := sorted(committed.keys() - set(names)):
         raise table_gone(newest, gone[0], store.uri)
-    if last is not None:
-        check_named(store, last, names)
     for name in names:
         if name not in KEYS:
             continue  # vectors are caches: what is there is right
@@ -51,11 +48,9 @@ def put_back(store: Store, last: Commit | None) -> list[str]:
             continue
         version = store.version(name)
         # p: the same rows, merged by prune or put back
-        if version != committed[name] and store.tagged(name, f"p{newest}") != version:
+        if version != committed[name] and store.tags(name).get(f"p{newest}") != version:
             store.tag(name, store.restore(name, committed[name]), f"p{newest}")
             touched.append(name)
-        if store.tagged(name, f"c{newest + 1}") is not None:  # the one tag such a writer makes
-            store.untag(name, f"c{newest + 1}")
     return touched
 
 
@@ -69,11 +64,8 @@ class Transaction(Snapshot):
         result_commit: After the end: the commit that was made, or the last one if nothing changed.
     """
 
-    def __init__(
-        self, store: Store, history: History, command: str, base: Commit | None, still_held: StillHeld
-    ) -> None:
+    def __init__(self, store: Store, history: History, command: str, base: Commit | None) -> None:
         super().__init__(store, base)
-        self._still_held = still_held
         self.command = command
         self.result_commit: Commit | None = base
         self._history = history
@@ -140,7 +132,6 @@ class Transaction(Snapshot):
         return written
 
     def _upsert_part(self, name: str, part: pa.Table | pa.RecordBatch) -> int:
-        self._still_held()
         schema, key = self._schema_for(name, part), KEYS[name]
         rows = last_per_key(conform(part, schema, name), key)
         if rows.num_rows:
@@ -197,7 +188,6 @@ class Transaction(Snapshot):
         """Delete the rows for which `where` holds (literals through `store.quote`); returns how many."""
         if not self.has(name):
             return 0
-        self._still_held()
         gone = self.store.delete(name, where)
         if gone:
             self._known.pop(name, None)
@@ -291,7 +281,6 @@ class Transaction(Snapshot):
             if name not in target.tables:
                 self.delete(name, "true")
             elif now.get(name) != target.tables[name]:
-                self._still_held()
                 self.store.restore(name, target.tables[name])
                 self._tables.add(name)
                 self._known.pop(name, None)
@@ -324,9 +313,7 @@ class Transaction(Snapshot):
             return base
         if not self._writes and base is None and not any(fields.values()) and not self._info:
             return None
-        self._still_held()
         commit = commit.model_copy(update={"tables": self._tagged(commit.id)})
-        self._still_held()
         self._history.append(commit)
         self.result_commit = commit
         return commit

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import tomli_w
 from pydantic import BaseModel
+from safetensors import SafetensorError
 
 from vlltr_index.errors import (
-    LockedError,
     MissingStepError,
     UsageError,
     WorkspaceError,
+    write_error,
 )
 from vlltr_index.history import History
 from vlltr_index.schemas.config import FORMAT, Recipe, WorkspaceConfig, parse_toml, validate, with_nulls
@@ -94,9 +95,12 @@ class Workspace:
                     f"Edit {storage.at(CONFIG_NAME)}, or choose another folder.",
                 )
             return there
+        if next(storage.names(), None) is not None:
+            raise WorkspaceError(
+                f"{storage.address} is not empty and not a workspace", "Choose a new one: vlltr init DIR"
+            )
+        workspace = cls(storage, WorkspaceConfig(recipe=recipe))
         try:
-            storage.prepare(CONFIG_NAME)
-            workspace = cls(storage, WorkspaceConfig(recipe=recipe))
             workspace.write_config()
         except OSError as error:
             raise WorkspaceError(
@@ -141,9 +145,10 @@ class Workspace:
             WorkspaceError: If neither it nor a folder above it is a workspace.
         """
         first = storage_at(Path.cwd() if start is None else start)
-        for address in first.upward():
-            if storage_at(address).exists(CONFIG_NAME):
-                return cls.open(address)
+        above = first.root.parents if type(first) is Storage else ()  # a bucket is no tree of folders
+        for storage in (first, *map(Storage, above)):
+            if storage.exists(CONFIG_NAME):
+                return cls.open(storage.address)
         raise WorkspaceError(
             f"no workspace: neither {first.address} nor a folder above it has a {CONFIG_NAME}",
             "Make one: vlltr init DIR, or name one: vlltr -w DIR ...",
@@ -159,11 +164,11 @@ class Workspace:
         """Read exactly one commit: the newest, or number `at`.
 
         Raises:
-            WorkspaceError: If there is no such commit, its file is damaged, or it was pruned.
+            WorkspaceError: If there is no such commit, or its file is damaged.
         """
         from vlltr_index.snapshot import Snapshot
 
-        return Snapshot(self.store, self.history.last() if at is None else self.history.read_kept(at))
+        return Snapshot(self.store, self.history.last() if at is None else self.history.read(at))
 
     def table(self, name: str, at: int | None = None, columns: Sequence[str] | None = None) -> pa.Table:
         """A table as Arrow, as of the newest commit or of `at`: for pandas `.to_pandas()`, for polars `from_arrow`.
@@ -175,7 +180,7 @@ class Workspace:
 
         Raises:
             UsageError: If there is no table or column of that name.
-            WorkspaceError: If there is no commit `at`, or it was pruned.
+            WorkspaceError: If there is no commit `at`.
         """
         snapshot = self.snapshot(at)
         known = snapshot.schema(name).names
@@ -193,21 +198,22 @@ class Workspace:
 
         Args:
             command: What the commit says was run, without `vlltr`.
-            timeout: Seconds to wait for another writer; default: as long as it takes.
+            timeout: Seconds to wait for another writer; default: in a folder as long as it takes, in object storage not
+                at all.
             dry_run: Put the tables back at the end in place of the commit; new vectors stay, they are caches.
 
         Raises:
-            LockedError: If another writer is still there after `timeout`, or took the lock over meanwhile.
+            LockedError: If another writer is still there after `timeout`.
         """
         from vlltr_index.transaction import Transaction, put_back
 
-        with self.storage.explained(), self.storage.lock(command, timeout) as still_held:
+        with self.storage.lock(command, timeout):
             last = self.history.last()
             touched = put_back(self.store, last)
             if touched:
                 _log.info("put back what an unfinished command left in %s", ", ".join(touched))
             self._sweep()
-            tx = Transaction(self.store, self.history, command, last, still_held)
+            tx = Transaction(self.store, self.history, command, last)
             try:
                 yield tx
                 if dry_run:
@@ -216,10 +222,7 @@ class Workspace:
                     tx.finish()
             except BaseException:
                 try:
-                    still_held()
                     put_back(self.store, self.history.last())
-                except LockedError:  # another writer has put it back
-                    pass
                 except WorkspaceError as error:  # such as a disk that is full: the next writer puts it back
                     _log.debug("what the command wrote was not put back: %s", error.message)
                 raise
@@ -233,6 +236,9 @@ class Workspace:
 
         Returns:
             The digest that `object_path` takes: SHA-256 over names and bytes.
+
+        Raises:
+            WorkspaceError: If they cannot be written.
         """
         parent = self.path / kind
         parent.mkdir(parents=True, exist_ok=True)
@@ -247,9 +253,11 @@ class Workspace:
                 os.chmod(temporary, 0o755)
                 os.rename(temporary, final)
                 sync_folder(parent)
+        except (OSError, SafetensorError) as error:
+            raise write_error(parent, error) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        self.storage.upload(f"{kind}/{final.name}", final)
+        self.storage.upload(f"{kind}/{final.name}")
         return digest
 
     def object_path(self, kind: Kind, digest: str) -> Path:
@@ -295,7 +303,7 @@ class Workspace:
         Raises:
             MissingStepError: If it is gone.
         """
-        if not digest.isalnum() or not self.storage.has_folder(f"{kind}/{digest[:16]}"):
+        if not digest.isalnum() or not any(True for _ in self.storage.names(f"{kind}/{digest[:16]}")):
             raise self._gone(kind, digest)
 
     def object_file(self, kind: Kind, digest: str, name: str) -> bytes:
@@ -333,7 +341,9 @@ class Workspace:
         return True
 
     def _sweep(self) -> None:
-        """Remove what a killed `put_object` left, and what `object_path` left days ago."""
+        """Remove what a killed writer left, and what `object_path` left days ago."""
+        for unfinished in (self.path / "history").glob(".*.tmp"):
+            unfinished.unlink()
         for kind in get_args(Kind):
             for left in (self.path / kind).glob(".tmp-*"):
                 shutil.rmtree(left, ignore_errors=True)

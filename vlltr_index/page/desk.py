@@ -128,7 +128,7 @@ class Desk:
         """Go back to the commit before `commit`, if that is what `offer` offers.
 
         Raises:
-            WorkspaceError: If something newer would be taken back with it, or the commit before was pruned.
+            WorkspaceError: If something newer would be taken back with it, or the commit before is gone.
             UsageError: If the page is for reading only.
         """
         self._check_writable()

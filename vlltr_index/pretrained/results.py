@@ -43,7 +43,7 @@ class Results:
 def newest_results(workspace: Workspace, commit: Commit) -> Results | None:
     """The newest plain evaluation of `commit` or one before it, preferring split test; None if there is none."""
     found: list[tuple[tuple[int, bool], Results]] = []
-    for name in workspace.storage.files("reports"):
+    for name in workspace.storage.names("reports"):
         if not fnmatch(name, "evaluate-*.json"):
             continue
         try:

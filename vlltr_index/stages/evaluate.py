@@ -161,11 +161,9 @@ def evaluate(
 def _keep(storage: Storage, name: str, text: str) -> None:
     """Write a report into the workspace; it is not worth losing the result over."""
     try:
-        with storage.explained():
-            storage.write(name, text.encode("utf-8"))
+        storage.write(name, text.encode("utf-8"))
     except (OSError, WorkspaceError) as error:
-        why = error.message if isinstance(error, WorkspaceError) else error
-        _log.warning("this evaluation could not be kept in %s: %s", storage.at(name), why)
+        _log.warning("this evaluation could not be kept in %s: %s", storage.at(name), error)
 
 
 def evaluation(
