@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from vlltr_index.cli.main import main
-from vlltr_index.errors import WorkspaceError
 from vlltr_index.workspace import Workspace
 
 
@@ -32,27 +31,19 @@ def said(capsys: pytest.CaptureFixture[str], workspace: Workspace, *args: str) -
     return capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("change", "why"),
-    [
-        (lambda v: v.update(index={"digest": 5}), "index.digest: Input should be a valid string"),
-        (lambda v: v.update(tables={"classes": -1}), "tables.classes: Input should be greater than or equal"),
-        (lambda v: v.update(info={"next": 5}), "info.next: Input should be a valid dictionary"),
-    ],
-)
 def test_every_command_names_the_damage(
     trained: Workspace,
     pictures: Path,
     capsys: pytest.CaptureFixture[str],
-    change: Callable[[dict[str, Any]], object],
-    why: str,
 ) -> None:
     """Reading and writing commands alike; the tables stay as they were."""
     before = {name: trained.store.version(name) for name in trained.store.names()}
-    path = spoil(trained, change)
+    path = spoil(trained, lambda v: v.update(index={"digest": 5}))
     picture = str(pictures / "known-0.png")
     for args in (("status",), ("history",), ("predict", picture), ("select",), ("train", "lgr")):
-        assert f"Error: {path} is damaged: {why}" in said(capsys, trained, *args)
+        assert f"Error: {path} is damaged: index.digest: Input should be a valid string" in said(
+            capsys, trained, *args
+        )
     assert {name: trained.store.version(name) for name in trained.store.names()} == before
 
 
@@ -64,13 +55,6 @@ def test_facts_that_are_missing(trained: Workspace, capsys: pytest.CaptureFixtur
         assert f"Error: commit {number} is damaged: its info has no logit_scale" in said(
             capsys, trained, *args
         )
-    with pytest.raises(WorkspaceError) as error, trained.transaction("test") as tx:
-        tx.next_id("classes")
-    assert str(error.value) == (
-        f"commit {number} is damaged: its info.next does not say which numbers classes have had\n"
-        f"Bring history/{number}.json back from a backup, or go back to an earlier commit: vlltr history, "
-        "then vlltr rollback ID"
-    )
 
 
 def test_augmented_views_of_an_unknown_kind(trained: Workspace, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,39 +63,10 @@ def test_commits_come_back_in_order(history: LocalHistory) -> None:
         history.read(99)
 
 
-def test_a_number_is_taken_once(history: LocalHistory) -> None:
-    """A commit is never written over another, nor out of turn."""
-    history.append(commit(1))
-    before = (history.folder / "1.json").read_bytes()
-    for number in (1, 3):
-        with pytest.raises(
-            WorkspaceError, match=f"commit {number} cannot follow commit 1: another writer was here"
-        ):
-            history.append(commit(number))
-    assert (history.folder / "1.json").read_bytes() == before
-    assert os.listdir(history.folder) == ["1.json"]
-
-
-def test_a_race_for_a_number_has_one_winner(history: LocalHistory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where both looked before either wrote, the file system decides, and the loser leaves nothing."""
+def test_a_race_for_a_number_has_one_winner(history: LocalHistory) -> None:
+    """The file system decides, and the loser leaves nothing."""
     history.append(commit(1, command="winner"))
-    monkeypatch.setattr(History, "ids", lambda self: [])
     with pytest.raises(WorkspaceError, match="commit 1 exists already: another writer was here"):
-        history.append(commit(1, command="loser"))
-    assert history.read(1).command == "winner"
-    assert os.listdir(history.folder) == ["1.json"]
-
-
-def test_without_hard_links_too(history: LocalHistory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system that has no hard links still gets each number once."""
-
-    def no_links(*_: object) -> None:
-        raise PermissionError("no hard links here")
-
-    monkeypatch.setattr(os, "link", no_links)
-    history.append(commit(1, command="winner"))
-    monkeypatch.setattr(History, "ids", lambda self: [])
-    with pytest.raises(WorkspaceError, match="commit 1 exists already"):
         history.append(commit(1, command="loser"))
     assert history.read(1).command == "winner"
     assert os.listdir(history.folder) == ["1.json"]
@@ -181,27 +152,10 @@ def test_a_state_is_named_by_the_commit_that_first_held_it() -> None:
     [
         ({"index": {"digest": 5}}, "index.digest: Input should be a valid string"),
         ({"index": {"kind": "flat"}}, "index.digest: Field required"),
-        (
-            {"index": {"digest": "d", "kind": "x"}},
-            "index.kind: Input should be 'torch', 'flat', 'ivf' or 'hnsw'",
-        ),
-        ({"index": {"digest": "d"}}, "tables: it names none, though it has a selection or an index"),
-        ({"selection_id": "s"}, "tables: it names none, though it has a selection or an index"),
         ({"tables": {"classes": -1}}, "tables.classes: Input should be greater than or equal to 1"),
-        ({"tables": {"classes": 2**70}}, f"tables.classes: Input should be less than {2**63}"),
         ({"text_fp": "../x"}, "text_fp: String should match pattern '^[A-Za-z0-9_.-]+$'"),
         ({"info": {"next": 5}}, "info.next: Input should be a valid dictionary"),
-        ({"info": {"next": {"classes": "5"}}}, "info.next.classes: Input should be a valid integer"),
-        (
-            {"info": {"next": {"classes": -5}}},
-            "info.next.classes: Input should be greater than or equal to 0",
-        ),
-        ({"info": {"logit_scale": "2"}}, "info.logit_scale: Input should be a valid number"),
         ({"info": {"logit_scale": float("nan")}}, "info.logit_scale: Input should be a finite number"),
-        ({"info": {"dim": 0}}, "info.dim: Input should be greater than or equal to 1"),
-        ({"info": {"views": "many"}}, "info.views: Input should be a valid integer"),
-        ({"info": {"merged": [1]}}, "info.merged: Input should be a valid dictionary"),
-        ({"info": {"merged": {"a": 1}}}, "info.merged.a.[key]: String should match pattern '^[0-9]{1,10}$'"),
         ({"info": {"tuned": {"checkpoint": "d"}}}, "info.tuned.from: Field required"),
         ({"info": {"baselines": {"ncm": None}}}, "info.baselines.ncm: Input should be a valid string"),
         ({"info": []}, "info: Input should be a valid dictionary"),

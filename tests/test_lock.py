@@ -13,30 +13,8 @@ from pathlib import Path
 import pytest
 from writers import hold_lock_with_child
 
-from vlltr_index.errors import LockedError, UsageError, WorkspaceError
+from vlltr_index.errors import UsageError, WorkspaceError
 from vlltr_index.lock import write_lock, writer
-
-
-def test_a_second_writer_says_for_whom_it_waits(tmp_path: Path) -> None:
-    """With a timeout, it gives up with the holder's command and process."""
-    errors: list[LockedError] = []
-
-    def second() -> None:
-        try:
-            with write_lock(tmp_path / "lock", "embed", timeout=0):
-                pass
-        except LockedError as error:
-            errors.append(error)
-
-    with write_lock(tmp_path / "lock", "train cvlp"):
-        thread = threading.Thread(target=second)
-        thread.start()
-        thread.join()
-    assert errors[0].message.startswith(
-        f"`vlltr train cvlp` (process {os.getpid()} on {socket.gethostname()}, for 0:00:"
-    )
-    assert errors[0].message.endswith(f") is writing to {tmp_path}")
-    assert errors[0].hint == "Wait until it is done, or stop it, and run this again."
 
 
 def test_a_waiting_writer_comes_next(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

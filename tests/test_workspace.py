@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from tablerows import class_rows
 
 from vlltr_index.errors import (
     ConfigError,
-    LockedError,
     MissingStepError,
     UsageError,
     WorkspaceError,
@@ -27,8 +25,6 @@ from vlltr_index.schemas.config import (
     WorkspaceConfig,
 )
 from vlltr_index.workspace import Workspace
-
-SPAWN = multiprocessing.get_context("spawn")
 
 
 def test_create_and_open(tmp_path: Path) -> None:
@@ -219,18 +215,6 @@ def test_a_missing_object_names_the_command(workspace: Workspace, kind: str, com
     )
     with pytest.raises(MissingStepError):
         workspace.object_path("heads", "../history")
-
-
-def test_a_timeout_gives_up(workspace: Workspace) -> None:
-    """A second writer with a timeout is told who is writing."""
-    code = (
-        "import sys; from vlltr_index.workspace import Workspace\n"
-        f"with Workspace.open({str(workspace.path)!r}).transaction('embed', timeout=0): pass"
-    )
-    with workspace.transaction("train cvlp"):
-        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert LockedError.__name__ in result.stderr
-    assert f"`vlltr train cvlp` (process {os.getpid()} on " in result.stderr
 
 
 def test_status_and_history_load_no_torch(workspace: Workspace) -> None:

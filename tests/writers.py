@@ -10,7 +10,6 @@ from typing import Any
 
 from tablerows import anchor_rows, class_rows, sentence_rows
 
-from vlltr_index import storage as storage_module
 from vlltr_index.history import Commit, History
 from vlltr_index.lock import write_lock
 from vlltr_index.workspace import Workspace
@@ -66,19 +65,19 @@ def write_in_steps(path: Path, pipe: Connection) -> None:
 
 
 def _stop_in_append(stop: Any) -> None:
-    append, publish = History.append, storage_module._publish
+    append, link = History.append, os.link
 
     def slow_append(self: History, commit: Commit) -> None:
         stop("tables tagged")
         append(self, commit)
         stop("commit published")
 
-    def slow_publish(temporary: Path, final: Path) -> None:
+    def slow_link(temporary: Path, final: Path) -> None:
         stop("commit written beside")
-        publish(temporary, final)
+        link(temporary, final)
 
     History.append = slow_append  # type: ignore[method-assign]  # this process only
-    storage_module._publish = slow_publish
+    os.link = slow_link  # type: ignore[assignment]  # the same
 
 
 def hold_lock_with_child(path: Path, pipe: Connection) -> None:

@@ -89,7 +89,7 @@ class Storage:
                 file.flush()
                 os.fsync(file.fileno())
             if new:
-                _publish(temporary, path)
+                os.link(temporary, path)
             else:
                 os.replace(temporary, path)
         finally:
@@ -134,18 +134,6 @@ class Storage:
     def unlock(self) -> str | None:
         """Clear a lock that a killed writer left, and say whose it was; a folder's lock goes with its holder: None."""
         return None
-
-
-def _publish(temporary: Path, final: Path) -> None:
-    """Give the file its name, unless that is taken."""
-    try:
-        os.link(temporary, final)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links: writers hold the workspace's lock
-        if final.exists():
-            raise FileExistsError(final) from None
-        os.rename(temporary, final)
 
 
 def sync_folder(folder: Path) -> None:

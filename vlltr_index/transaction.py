@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlltr_index import __version__
-from vlltr_index.errors import InputError, UsageError, WorkspaceError
+from vlltr_index.errors import InputError, UsageError
 from vlltr_index.history import Commit, History
 from vlltr_index.rows import conform, last_per_key, numbered, one_of
 from vlltr_index.schemas.tables import CLASS_STATS, KEYS, class_stats
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Transaction", "put_back"]
 
-_log = logging.getLogger(__name__)
 
 _NUMBERED = frozenset({"classes", "anchors"})  # tables whose key is a number that is never used again
 _FIELDS = frozenset({"text_fp", "image_fp", "checkpoint", "head", "fusion", "index", "selection_id"})
@@ -231,17 +229,10 @@ class Transaction(Snapshot):
 
         Raises:
             UsageError: If its rows have no numbers.
-            WorkspaceError: If the last commit does not say which were given out.
         """
         if name not in _NUMBERED:
             raise UsageError(
                 f"the rows of {name} have no numbers of their own; those of {sorted(_NUMBERED)} have"
-            )
-        if name not in self._next and self.commit is not None and name in self.commit.tables:
-            raise WorkspaceError(
-                f"commit {self.commit.id} is damaged: its info.next does not say which numbers {name} have had",
-                f"Bring history/{self.commit.id}.json back from a backup, or go back to an earlier commit: "
-                "vlltr history, then vlltr rollback ID",
             )
         first = self._next.get(name, 0)
         self._next[name] = first + count

@@ -8,7 +8,6 @@ import os
 import shlex
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -44,7 +43,6 @@ CONFIG_NAME = "vlltr.toml"
 Kind = Literal["heads", "checkpoints", "index"]
 
 _REMAKE = {"heads": "vlltr train lgr", "checkpoints": "vlltr train cvlp", "index": "vlltr index"}
-_OLD = 2 * 24 * 3600  # seconds after which nobody is bringing an object any more
 _HEADER = '# A vlltr workspace. Change the recipe freely; "none" stands for no value.\n\n'
 
 
@@ -341,15 +339,12 @@ class Workspace:
         return True
 
     def _sweep(self) -> None:
-        """Remove what a killed writer left, and what `object_path` left days ago."""
+        """Remove what a killed writer left."""
         for unfinished in (self.path / "history").glob(".*.tmp"):
             unfinished.unlink()
         for kind in get_args(Kind):
             for left in (self.path / kind).glob(".tmp-*"):
                 shutil.rmtree(left, ignore_errors=True)
-            for left in (self.path / kind).glob(".new-*"):  # readers bring objects without the lock
-                if time.time() - left.stat().st_mtime > _OLD:
-                    shutil.rmtree(left, ignore_errors=True)
 
 
 def _rename(temporary: Path, final: Path) -> None:
