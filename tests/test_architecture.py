@@ -66,7 +66,6 @@ LAYERS = {
     "pixels": 4,
     "selection": 5,
     "search": 6,
-    "ranking": 3,
     "sheet": 3,
     "doctor": 5,
     "scoring": 5,

@@ -36,9 +36,10 @@ def damage(folder: Path) -> None:
 USES: list[tuple[str, Callable[[Store], Any]]] = [
     ("read", lambda store: store.read("classes")),
     ("read", lambda store: store.count("classes", "class_id = 3")),
-    ("read", lambda store: store.full_text("classes", "name", "class", 3)),
+    ("read", lambda store: store.full_text("classes", "name", "class", "class_id", 3)),
     ("read", lambda store: store.keys("classes", "name")),
     ("written", lambda store: store.upsert("classes", class_rows([1, 99]), "class_id")),
+    ("indexed", lambda store: store.index_text("classes", "name")),
     ("merged", lambda store: store.optimize("classes")),
     ("merged", lambda store: store.clean("classes")),
 ]

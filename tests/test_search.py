@@ -8,9 +8,6 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from lancedb.rerankers import RRFReranker
 from PIL import Image
 from test_cli import run
 from torch.nn import functional as F
@@ -18,7 +15,6 @@ from torch.nn import functional as F
 from vlltr_index.encoder import Encoder
 from vlltr_index.errors import InputError, MissingStepError, UnknownClassError, UsageError
 from vlltr_index.loading import image_set, open_encoder
-from vlltr_index.ranking import fuse_ranks, nearest
 from vlltr_index.schemas.config import Recipe, WorkspaceConfig
 from vlltr_index.schemas.tables import sentence_vectors_name
 from vlltr_index.search import is_image_path, search_images, search_sentences
@@ -26,64 +22,18 @@ from vlltr_index.store import Store
 from vlltr_index.workspace import Workspace
 
 
-@given(
-    st.lists(st.tuples(st.integers(-2, 2), st.integers(-2, 2)), min_size=1, max_size=30),
-    st.integers(1, 8),
-    st.integers(1, 12),
-    st.data(),
-)
-def test_nearest_is_what_sorting_everything_finds(
-    vectors: list[tuple[int, int]], batch: int, top: int, data: st.DataObject
-) -> None:
-    """By batches as all at once, ties by key; keys that are not allowed do not count."""
-    keys = [f"k{i:02}" for i in range(len(vectors))]
-    allowed = data.draw(st.lists(st.sampled_from(keys), unique=True))
-    matrix = torch.tensor(vectors, dtype=torch.float32)
-    query = torch.tensor([1.0, 0.5])
-    batches = [(pa.array(keys[i : i + batch]), matrix[i : i + batch]) for i in range(0, len(keys), batch)]
-    found, compared = nearest(batches, query, pa.array(allowed, pa.string()), top)
-    cosines = {
-        k: float(F.normalize(v, dim=0) @ F.normalize(query, dim=0)) for k, v in zip(keys, matrix, strict=True)
-    }
-    naive = sorted(allowed, key=lambda k: (-round(cosines[k], 5), k))[:top]
-    assert compared == len(allowed)
-    assert [round(score, 5) for _, score in found] == [
-        pytest.approx(round(cosines[k], 5), abs=2e-5) for k in naive
-    ]
-    assert len({key for key, _ in found}) == len(naive)
-
-
-def test_equal_similarities_go_by_key() -> None:
-    """However the rows are batched."""
-    keys, vectors = pa.array(["b", "a", "c"]), torch.ones(3, 2)
-    for batches in ([(keys, vectors)], [(keys[i : i + 1], vectors[:1]) for i in range(3)]):
-        assert [k for k, _ in nearest(batches, torch.ones(2), keys, 2)[0]] == ["a", "b"]
-
-
-@given(st.permutations(range(6)), st.permutations(range(6)), st.integers(0, 6), st.integers(0, 6))
-def test_fusion_is_lancedbs(one: list[int], other: list[int], first: int, second: int) -> None:
-    """Reciprocal rank fusion gives the scores that LanceDB's own reranker gives."""
-    left, right = one[:first], other[:second]
-    fused = fuse_ranks([str(i) for i in left], [str(i) for i in right])
-    if not left or not right:
-        assert set(fused) == {str(i) for i in (*left, *right)}
-        return
-    tables = [pa.table({"_rowid": pa.array(ids, pa.uint64()), column: [0.0] * len(ids)})
-              for ids, column in ((left, "_distance"), (right, "_score"))]  # fmt: skip
-    ranked = RRFReranker().rerank_hybrid("x", *tables)
-    theirs = dict(zip(ranked["_rowid"].to_pylist(), ranked["_relevance_score"].to_pylist(), strict=True))
-    assert {int(k): v for k, v in fused.items()} == pytest.approx(theirs, abs=1e-7)
-
-
 @pytest.mark.parametrize("words", ['"', "a:b AND (", "*", "text:'x' OR 1=1", "é\u200d", "the of"])
 def test_full_text_takes_any_words(words: str) -> None:
-    """What a user types is words, never a query language."""
+    """What a user types is words, never a query language; rows that came after the index are found too."""
     store = Store("memory://")
     rows = pa.table({"key": ["1", "2"], "text": ["a round fish", "a long bird"]})
     store.create("texts", rows.schema)
     store.append("texts", rows)
-    assert store.full_text("texts", "text", words, 5).num_rows == 0
-    assert store.full_text("texts", "text", f"{words} FISH", 5)["key"].to_pylist() == ["1"]
+    store.index_text("texts", "text")
+    store.append("texts", pa.table({"key": ["0"], "text": ["a round fish"]}))
+    assert store.full_text("texts", "text", words, "key", 5).num_rows == 0
+    found = store.full_text("texts", "text", f"{words} FISH", "key", 5)
+    assert set(found["key"].to_pylist()) == {"0", "1"}
 
 
 def test_images_nearest_to_a_text(trained_once: Path) -> None:
@@ -201,7 +151,7 @@ def test_sentences_nearest_to_an_image(trained_once: Path, pictures: Path) -> No
     by_hash = dict(zip(hashes, cosines.tolist(), strict=True))
     naive = sorted((by_hash[r["text_hash"]] for r in rows), reverse=True)[:6]
     assert [h.similarity for h in found.hits] == pytest.approx(naive, abs=1e-5)
-    assert (found.kind, found.hybrid, found.searched) == ("image", False, len(hashes))
+    assert (found.kind, found.hybrid, found.searched) == ("image", False, len(rows))
     assert all(h.by_words is None and h.by_vector is None for h in found.hits)
 
 
@@ -222,6 +172,8 @@ def test_hybrid_search_knows_words_that_the_encoder_does_not(trained: Workspace)
     assert search_sentences(trained, "zyxomma", top=3, hybrid=False).hits[0].by_words is None
     only = search_sentences(trained, "the catalogue", class_name=names[0], top=500)
     assert {h.class_name for h in only.hits} == {names[0]}
+    fused = [round(sum(1 / (60 + r) for r in (h.by_vector, h.by_words) if r), 6) for h in only.hits]
+    assert fused == sorted(fused, reverse=True)
     assert len({h.sentence_id for h in only.hits}) == len(only.hits)
 
 

@@ -1,8 +1,7 @@
-"""Search by concept: images by a text, sentences by an image or a text, over the stored vectors."""
+"""Search the stored vectors: images by a text, sentences by an image or a text, and by their words."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,9 +17,8 @@ from vlltr_index.encoder import Encoder
 from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.images.decode import ENDINGS, open_image
 from vlltr_index.loading import open_encoder
-from vlltr_index.ranking import fuse_ranks, nearest
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
-from vlltr_index.store import Store, one_of, quote
+from vlltr_index.store import fuse_rankings, one_of, quote
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
@@ -37,7 +35,7 @@ __all__ = [
     "search_sentences",
 ]
 
-_DEEP = 10  # candidates of each kind for each hit that is shown
+_DEEP = 10  # candidates of each ranking for each hit that is shown
 _LEAST_DEEP = 100
 
 
@@ -76,7 +74,7 @@ class ImageSearch:
 class SentenceHit:
     """A sentence and the cosine similarity of its vector to the query's.
 
-    `by_vector` and `by_words` are its places in the two lists of a hybrid search, from 1; null where it is not in
+    `by_vector` and `by_words` are its ranks, from 1, in the two rankings of a hybrid search; null where it is not in
     one.
     """
 
@@ -94,7 +92,7 @@ class SentenceHit:
 
 @dataclass(frozen=True)
 class SentenceSearch:
-    """The sentences nearest to an image or a text, best first."""
+    """The sentences nearest to an image or a text, best first; `searched` are those with a vector."""
 
     query: str
     kind: Literal["image", "text"]
@@ -196,21 +194,40 @@ def _starting_encoder(workspace: Workspace, snapshot: Snapshot) -> Encoder:
 def _nearest_images(
     snapshot: Snapshot, images: pa.Table, encoder: Encoder, text: str, top: int
 ) -> tuple[tuple[ImageHit, ...], int]:
-    name = image_vectors_name(encoder.image_fp)
-    if not snapshot.store.exists(name):
-        return (), 0
+    """The hits, and how many images were compared."""
     query = encoder.encode_texts([text])[0]
-    allowed = images["image_id"].combine_chunks()
-    batches = snapshot.store.vector_batches(name, "image_id", "view = 0")
-    found, compared = nearest(batches, query, allowed, top)
+    ranked = _ranked(snapshot, image_vectors_name(encoder.image_fp), images, "image_id", query, "view = 0")
     names = snapshot.class_table().names
-    at = pc.index_in(pa.array([key for key, _ in found], pa.string()), value_set=allowed).to_pylist()
-    rows = images.take(pa.array(at, pa.int64())).to_pylist()
-    hits = tuple(
-        ImageHit(key, row["class_id"], names[row["class_id"]], row["split"], row["uri"], similarity)
-        for (key, similarity), row in zip(found, rows, strict=True)
-    )
-    return hits, compared
+    hits = [ImageHit(class_name=names[row["class_id"]], **row) for row in ranked.slice(0, top).to_pylist()]
+    return tuple(hits), ranked.num_rows
+
+
+def _ranked(
+    snapshot: Snapshot, table: str, rows: pa.Table, key: str, query: Tensor, where: str | None = None
+) -> pa.Table:
+    """Those of `rows` that have a vector, nearest first; equal ones by their first column.
+
+    Args:
+        snapshot: Where the vectors are.
+        table: Name of the table of vectors; it need not be there.
+        rows: What is searched.
+        key: The column that names a row's vector.
+        query: Float [D], unnormalised.
+        where: Which vectors count.
+
+    Returns:
+        The rows with their cosine in a new column `similarity`.
+    """
+    wanted = F.normalize(query.float().cpu(), dim=0)
+    keys, cosines = [], []
+    if snapshot.store.exists(table):
+        for found, vectors in snapshot.store.vector_batches(table, key, where):
+            keys.append(found)
+            cosines.append(pa.array((F.normalize(vectors, dim=1) @ wanted).numpy()))
+    at = pc.index_in(rows[key], value_set=pa.chunked_array(keys, pa.string()).combine_chunks())
+    rows = rows.append_column("similarity", pa.chunked_array(cosines, pa.float32()).take(at))
+    order = [("similarity", "descending"), (rows.column_names[0], "ascending")]
+    return rows.filter(at.is_valid()).sort_by(order)
 
 
 def search_sentences(
@@ -224,7 +241,7 @@ def search_sentences(
 ) -> SentenceSearch:
     """The sentences whose stored vectors are nearest to an image's or a text's, exactly.
 
-    A hybrid search ranks them by their words too (BM25, LanceDB's full-text index) and fuses both rankings.
+    A hybrid search ranks them by their words too (BM25) and fuses both rankings by reciprocal rank.
 
     Args:
         workspace: With embedded sentences.
@@ -245,34 +262,20 @@ def search_sentences(
     if not is_image:
         _check_text(query)
     snapshot = workspace.snapshot()
-    rows = _sentences(snapshot, class_name)
-    encoder = open_encoder(workspace, snapshot).eval()
-    vector = _image_query(encoder, query) if is_image else encoder.encode_texts([query])[0]
-    name = sentence_vectors_name(encoder.text_fp)
-    if not snapshot.store.exists(name):
-        raise MissingStepError("no sentence has been embedded with this encoder", "Run: vlltr embed")
-    deep = max(_LEAST_DEEP, _DEEP * top)
-    batches = snapshot.store.vector_batches(name, "text_hash")
-    hashes = pc.unique(rows["text_hash"])
-    found, searched = nearest(batches, vector, hashes, deep)
-    if not searched:
-        raise MissingStepError("no sentence has been embedded with this encoder", "Run: vlltr embed")
-    use_words = not is_image if hybrid is None else hybrid
-    words = _by_words(rows, query, deep) if use_words else []
-    ranked = _ranked(snapshot, name, vector, found, words)
-    hits = _sentence_hits(snapshot, rows, ranked, top)
-    return SentenceSearch(query, "image" if is_image else "text", use_words, searched, hits)
-
-
-def _sentences(snapshot: Snapshot, class_name: str | None) -> pa.Table:
-    """The sentences of the classes in use, or of one."""
     table = snapshot.class_table()
-    ids = table.ids if class_name is None else (table.lookup(class_name),)
-    rows = snapshot.table("sentences")
-    rows = rows.filter(pc.is_in(rows["class_id"], value_set=pa.array(ids, pa.int32())))
+    where = one_of("class_id", table.ids if class_name is None else (table.lookup(class_name),))
+    rows = snapshot.table("sentences", ["sentence_id", "text_hash"], where)
     if not rows.num_rows:
         raise MissingStepError("there are no sentences", "Run: vlltr ingest text PATH")
-    return rows
+    encoder = open_encoder(workspace, snapshot).eval()
+    vector = _image_query(encoder, query) if is_image else encoder.encode_texts([query])[0]
+    ranked = _ranked(snapshot, sentence_vectors_name(encoder.text_fp), rows, "text_hash", vector)
+    if not ranked.num_rows:
+        raise MissingStepError("no sentence has been embedded with this encoder", "Run: vlltr embed")
+    use_words = not is_image if hybrid is None else hybrid
+    best = _with_words(snapshot, ranked, query, where, top) if use_words else ranked.slice(0, top)
+    hits = _sentence_hits(snapshot, best)
+    return SentenceSearch(query, "image" if is_image else "text", use_words, ranked.num_rows, hits)
 
 
 def _image_query(encoder: Encoder, path: str) -> Tensor:
@@ -286,73 +289,32 @@ def _image_query(encoder: Encoder, path: str) -> Tensor:
         return encoder.encode_pixels(pixels).float().cpu()[0].clone()
 
 
-def _by_words(rows: pa.Table, words: str, limit: int) -> list[str]:
-    """Hashes of the texts that have the words, best first; the index lives in memory for this one search."""
-    groups = rows.group_by("text_hash", use_threads=False).aggregate([("text", "first")])
-    texts = groups.select(["text_hash", "text_first"]).rename_columns(["text_hash", "text"])
-    store = Store("memory://")
-    store.create("texts", texts.schema)
-    store.append("texts", texts)
-    found = store.full_text("texts", "text", words, limit)
-    scored = zip(found["_score"].to_pylist(), found["text_hash"].to_pylist(), strict=True)
-    return [key for _, key in sorted(scored, key=lambda pair: (-pair[0], pair[1]))]
+def _with_words(snapshot: Snapshot, ranked: pa.Table, words: str, where: str, top: int) -> pa.Table:
+    """The best `top` by vector and by words together, with their ranks; equal ones by similarity."""
+    deep = max(_LEAST_DEEP, _DEEP * top)
+    found = snapshot.full_text("sentences", "text", words, where, deep)["sentence_id"].combine_chunks()
+    by_words = pc.add(pc.index_in(ranked["sentence_id"], value_set=found), 1)
+    ranked = ranked.append_column("by_words", by_words)
+    near = ranked.slice(0, deep)
+    near = near.append_column("by_vector", pa.array(range(1, near.num_rows + 1), pa.int32()))
+    named = ranked.filter(by_words.is_valid()).sort_by("by_words")
+    fused = fuse_rankings("sentence_id", near, named)
+    order = [("_relevance_score", "descending"), ("similarity", "descending"), ("sentence_id", "ascending")]
+    return fused.sort_by(order).slice(0, top)
 
 
-@dataclass(frozen=True)
-class _Ranked:
-    """A text that was found, by its hash."""
-
-    key: str
-    similarity: float
-    by_vector: int | None
-    by_words: int | None
-
-
-def _ranked(
-    snapshot: Snapshot, table: str, vector: Tensor, found: list[tuple[str, float]], words: list[str]
-) -> list[_Ranked]:
-    """Both rankings fused, best first; with no words, the ranking by vector."""
-    similarity = dict(found)
-    far = [key for key in words if key not in similarity]
-    if far:
-        have = snapshot.store.read(table, ["text_hash"], one_of("text_hash", far))["text_hash"].to_pylist()
-        _, vectors = snapshot.store.vectors(table, "text_hash", have)
-        cosines = F.normalize(vectors, dim=1) @ F.normalize(vector.cpu(), dim=0) if have else torch.empty(0)
-        similarity |= dict(zip(have, cosines.tolist(), strict=True))
-        words = [key for key in words if key in similarity]
-    nearness = [key for key, _ in found]
-    by_vector = {key: rank for rank, key in enumerate(nearness, 1)}
-    by_words = {key: rank for rank, key in enumerate(words, 1)}
-    fused = fuse_ranks(nearness, words)
-    order = sorted(fused, key=lambda key: (-fused[key], -similarity[key], key))
-    return [
-        _Ranked(key, similarity[key], by_vector.get(key) if words else None, by_words.get(key))
-        for key in order
-    ]
-
-
-def _sentence_hits(
-    snapshot: Snapshot, rows: pa.Table, ranked: Sequence[_Ranked], top: int
-) -> tuple[SentenceHit, ...]:
-    """The sentences with the texts that were found: one for each class that has the text."""
-    owned: dict[str, list[dict[str, object]]] = {}
-    wanted = pa.array([item.key for item in ranked[:top]], pa.string())
-    for row in rows.filter(pc.is_in(rows["text_hash"], value_set=wanted)).sort_by("class_id").to_pylist():
-        owned.setdefault(row["text_hash"], []).append(row)
+def _sentence_hits(snapshot: Snapshot, best: pa.Table) -> tuple[SentenceHit, ...]:
+    columns = ["sentence_id", "class_id", "text", "source", "source_ref", "licence"]
+    rows = snapshot.table("sentences", columns, one_of("sentence_id", best["sentence_id"].to_pylist()))
+    facts = {row["sentence_id"]: row for row in rows.to_pylist()}
     names = snapshot.class_table().names
-    kept = ("sentence_id", "class_id", "text", "source", "source_ref", "licence")
-    hits = [
+    kept = [c for c in ("sentence_id", "similarity", "by_vector", "by_words") if c in best.column_names]
+    return tuple(
         SentenceHit(
-            **{name: row[name] for name in kept},  # type: ignore[arg-type]  # columns of the Arrow schema
-            class_name=names[row["class_id"]],  # type: ignore[index]  # an int32 column
-            similarity=item.similarity,
-            by_vector=item.by_vector,
-            by_words=item.by_words,
+            **facts[hit["sentence_id"]] | hit, class_name=names[facts[hit["sentence_id"]]["class_id"]]
         )
-        for item in ranked[:top]
-        for row in owned[item.key]
-    ]
-    return tuple(hits[:top])
+        for hit in best.select(kept).to_pylist()
+    )
 
 
 def is_image_path(query: str) -> bool:

@@ -92,6 +92,11 @@ class Snapshot:
             with self._there(name):
                 yield from self.store.scan(name, columns, where, self._version(name), batch_rows)
 
+    def full_text(self, name: str, column: str, words: str, where: str, limit: int) -> pa.Table:
+        """Keys of a committed table's rows whose text has the words; see `Store.full_text`."""
+        with self._there(name):
+            return self.store.full_text(name, column, words, KEYS[name], limit, where, self._version(name))
+
     def count(self, name: str, where: str | None = None) -> int:
         """How many rows a committed table has (for which `where` holds)."""
         if not self.has(name):

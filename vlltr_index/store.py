@@ -18,6 +18,7 @@ import lancedb.query
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from lancedb.rerankers import RRFReranker
 
 from vlltr_index.errors import MissingStepError, VlltrError, WorkspaceError
 from vlltr_index.rows import conform, grouped, last_per_key, one_of, quote
@@ -25,7 +26,7 @@ from vlltr_index.rows import conform, grouped, last_per_key, one_of, quote
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Store", "one_of", "quote"]
+__all__ = ["Store", "fuse_rankings", "one_of", "quote"]
 
 _BATCH = 8192  # rows a scan hands out at once, at most
 _GROUP = 32768  # rows whose keys are looked up together
@@ -397,13 +398,44 @@ class Store:
             age = now - min(kept, default=now) + _MARGIN
             table.optimize(cleanup_older_than=age, delete_unverified=True)
 
-    def full_text(self, name: str, column: str, words: str, limit: int) -> pa.Table:
-        """Rows whose text has the words (BM25, in `_score`), best first; the index is made at the first call."""
+    def index_text(self, name: str, column: str) -> None:
+        """Make the full-text index of a text column, unless there is one; `optimize` takes later rows into it."""
         table = self._open(name)
-        with self._explained(name):
+        with self._explained(name, "indexed"):
             if not table.list_indices():
                 table.create_index(column, config=lancedb.index.FTS())
-            return table.search(lancedb.query.MatchQuery(words, column)).limit(limit).to_arrow()
+
+    def full_text(
+        self,
+        name: str,
+        column: str,
+        words: str,
+        key: str,
+        limit: int,
+        where: str | None = None,
+        version: int | None = None,
+    ) -> pa.Table:
+        """The `key` of rows whose text has the words, and their BM25 `_score`, best first; equal ones by `key`.
+
+        Rows that are not in the index yet are searched one by one.
+        """
+        table = self._open(name, version)
+        with self._explained(name):
+            query = table.search(lancedb.query.MatchQuery(words, column)).select([key, "_score"]).limit(limit)
+            found = (query if where is None else query.where(where)).to_arrow()
+        return found.sort_by([("_score", "descending"), (key, "ascending")])
+
+
+def fuse_rankings(key: str, one: pa.Table, other: pa.Table) -> pa.Table:
+    """Two rankings, best first, made one by LanceDB's reciprocal rank fusion; the score is in `_relevance_score`.
+
+    Args:
+        key: The column that says which rows are the same; of two such rows that of `one` is taken.
+        one: What this ranking alone has columns for is null in rows of the other.
+        other: Has columns of `one`, all or some.
+    """
+    ranked = [ranking.rename_columns({key: "_rowid"}) for ranking in (one, other)]
+    return RRFReranker().rerank_hybrid("", *ranked).rename_columns({"_rowid": key})
 
 
 def _plain(schema: pa.Schema) -> pa.Schema:

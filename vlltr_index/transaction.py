@@ -312,6 +312,8 @@ class Transaction(Snapshot):
     def _tagged(self, commit_id: int) -> dict[str, int]:
         versions = {}
         for name in sorted(self._tables):
+            if name == "sentences" and name in self._writes:
+                self.store.index_text(name, "text")
             if self._writes.get(name, 0) >= _COMPACT_FROM:
                 self.store.optimize(name)
             versions[name] = self.store.version(name)
