@@ -259,13 +259,13 @@ def image_vectors(
     """In the place of `LocalEngine.images`; an augmented view has a tenth of the noise of its own."""
     for batch in batches:
         rows = []
-        for _, path, _ in batch:
+        for _, path in batch:
             stem = Path(str(path)).stem
             own = CLASS * _direction(stem.split(".")[0]) + (
                 0.1 * NOISE * _direction(f"{stem}:{view}") if view else 0.0
             )
             rows.append(_vector("images", own, NOISE, stem))
-        yield ImageVectors([i for i, _, _ in batch], torch.stack(rows).float(), {})
+        yield ImageVectors([i for i, _ in batch], torch.stack(rows).float(), {})
 
 
 def clip_encoder(folder: Path) -> str:

@@ -16,11 +16,10 @@ from vlltr_index.schemas.records import Progress
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from vlltr_index.schemas.config import ImagesConfig
     from vlltr_index.stages.status import StatusReport
     from vlltr_index.workspace import Workspace
 
-__all__ = ["Context", "cache_images", "pass_context"]
+__all__ = ["Context", "pass_context"]
 
 
 @dataclass
@@ -58,11 +57,6 @@ class Context:
             return None if self.opened is None else status(self.opened)
         except VlltrError:  # what is wrong with it is for the next command to say
             return None
-
-    def read_images_as(self, workspace: Workspace, images: ImagesConfig) -> None:
-        """Read images as `images` says for this command alone; `vlltr.toml` stays as it is."""
-        recipe = workspace.recipe.model_copy(update={"images": images})
-        workspace.config = workspace.config.model_copy(update={"recipe": recipe})
 
     def console(self, stderr: bool = False) -> Console:
         """A rich console; results go to stdout, everything else to stderr."""
@@ -102,13 +96,6 @@ def _plain(value: Any) -> Any:
         return value.model_dump(mode="json")
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
-
-cache_images = click.option(
-    "--cache-images",
-    is_flag=True,
-    help="Keep decoded images in the workspace's folder cache/, so that later passes need not decode them.",
-)
-"""The option that turns `images.cache` on for one command."""
 
 pass_context = click.make_pass_decorator(Context)
 

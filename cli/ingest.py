@@ -37,9 +37,21 @@ def ingest_command() -> None:
 @click.option(
     "--create-classes", is_flag=True, help="Make classes for unknown names in splits other than train."
 )
+@click.option(
+    "--store",
+    type=click.IntRange(16, 8192),
+    metavar="SIDE",
+    help="Keep the images in the workspace, larger ones reduced to this shorter side in pixels.",
+)
 @pass_context
 def images(
-    context: Context, path: str, split: str | None, root: str | None, names: str | None, create_classes: bool
+    context: Context,
+    path: str,
+    split: str | None,
+    root: str | None,
+    names: str | None,
+    create_classes: bool,
+    store: int | None,
 ) -> None:
     """Bring in images from PATH.
 
@@ -58,6 +70,7 @@ def images(
             list_root=existing(root) if root else None,
             label_names=existing(names) if names else None,
             create_classes=create_classes,
+            store=store,
             progress=progress,
         )
     _show(context, report)

@@ -68,7 +68,7 @@ def _panels(workspace: Workspace, found: ImageSearch) -> list[Panel]:
             heading,
             tuple(
                 Picture(source, (hit.class_name, f"{hit.similarity:+.3f}  {hit.split}"))
-                for hit, (_, source, _) in zip(hits, sources, strict=True)
+                for hit, (_, source) in zip(hits, sources, strict=True)
             ),
         )
 

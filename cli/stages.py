@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vlltr_index.cli.context import Context, cache_images, pass_context
+from vlltr_index.cli.context import Context, pass_context
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
@@ -29,11 +29,9 @@ if TYPE_CHECKING:
 @click.option(
     "--actors", type=click.IntRange(1), help="How many Ray actors; default: one a GPU, or else one a CPU."
 )
-@cache_images
 @pass_context
 def embed_command(
     context: Context,
-    cache_images: bool,
     views: int | None,
     force: bool,
     engine: EngineName,
@@ -46,8 +44,6 @@ def embed_command(
     from vlltr_index.stages.embed import embed
 
     workspace = context.open()
-    if cache_images:
-        context.read_images_as(workspace, workspace.recipe.images.model_copy(update={"cache": True}))
     with context.progress() as progress:
         report = embed(workspace, views, progress, force, engine, actors)
     if context.as_json:

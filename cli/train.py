@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vlltr_index.cli.context import Context, cache_images, pass_context
+from vlltr_index.cli.context import Context, pass_context
 from vlltr_index.errors import PeerError, UsageError, VlltrError
 from vlltr_index.schemas.records import BASELINES
 from vlltr_index.wording import many
@@ -52,7 +52,6 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
             metavar="N",
             help="Train with N processes on this machine, a GPU each where there are GPUs.",
         ),
-        cache_images,
     ):
         function = option(function)
     return function
@@ -64,12 +63,10 @@ def _recipe(
     overrides: tuple[str, ...],
     seed: int | None,
     part: str,
-    cache_images: bool,
 ) -> Recipe:
     from vlltr_index.recipe import load_recipe, override
 
     values = [f"{part}.seed={seed}"] if seed is not None else []
-    values += ["images.cache=true"] if cache_images else []
     recipe = load_recipe(name) if name else workspace.recipe
     if name and part and recipe.encoder != workspace.recipe.encoder and _speaks():
         _log.warning(
@@ -80,10 +77,7 @@ def _recipe(
             workspace.recipe.encoder.model,
             name,
         )
-    sections = {"": (), "baselines": ("baselines",)}.get(
-        part, (part, "images")
-    )  # those that the command reads
-    return override(recipe, (*overrides, *values), sections)
+    return override(recipe, (*overrides, *values), (part,) if part else ())
 
 
 def _speaks() -> bool:
@@ -166,7 +160,6 @@ def train_command() -> None:
 @pass_context
 def cvlp(
     context: Context,
-    cache_images: bool,
     processes: int,
     resume: bool,
     seed: int | None,
@@ -177,8 +170,7 @@ def cvlp(
     from vlltr_index.stages.train_cvlp import train_cvlp_stage
 
     workspace = context.open()
-    chosen = _recipe(workspace, recipe, overrides, seed, "cvlp", cache_images)
-    context.read_images_as(workspace, chosen.images)
+    chosen = _recipe(workspace, recipe, overrides, seed, "cvlp")
     if _shared_out(processes):
         return
     with _training(context) as progress:
@@ -191,7 +183,6 @@ def cvlp(
 @pass_context
 def lgr(
     context: Context,
-    cache_images: bool,
     processes: int,
     resume: bool,
     seed: int | None,
@@ -206,8 +197,7 @@ def lgr(
     from vlltr_index.stages.train_lgr import train_lgr_stage
 
     workspace = context.open()
-    chosen = _recipe(workspace, recipe, overrides, seed, "lgr", cache_images)
-    context.read_images_as(workspace, chosen.images)
+    chosen = _recipe(workspace, recipe, overrides, seed, "lgr")
     config = chosen.lgr
     if config.live and _shared_out(processes):
         return
@@ -221,7 +211,6 @@ def lgr(
 @pass_context
 def everything(
     context: Context,
-    cache_images: bool,
     processes: int,
     resume: bool,
     seed: int | None,
@@ -237,7 +226,7 @@ def everything(
     from vlltr_index.train.distributed import meet
 
     workspace = context.open()
-    chosen = _recipe(workspace, recipe, overrides, None, "", cache_images)
+    chosen = _recipe(workspace, recipe, overrides, None, "")
     if seed is not None:
         from vlltr_index.recipe import override
 
@@ -265,7 +254,6 @@ def everything(
 def baseline(
     context: Context,
     name: str,
-    cache_images: bool,
     processes: int,
     resume: bool,
     seed: int | None,
@@ -285,14 +273,11 @@ def baseline(
     if name != "fc":
         if processes > 1:
             raise click.UsageError(f"baseline {name} is made in one process; --processes is for fc")
-        _from_vectors(
-            context, workspace, name, _recipe(workspace, recipe, overrides, seed, "baselines", False)
-        )
+        _from_vectors(context, workspace, name, _recipe(workspace, recipe, overrides, seed, "baselines"))
         return
     from vlltr_index.stages.baselines import train_baseline_stage
 
-    chosen = _recipe(workspace, recipe, overrides, seed, "baseline", cache_images)
-    context.read_images_as(workspace, chosen.images)
+    chosen = _recipe(workspace, recipe, overrides, seed, "baseline")
     if _shared_out(processes):
         return
     with _training(context) as progress:

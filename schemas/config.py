@@ -18,7 +18,6 @@ __all__ = [
     "CVLPConfig",
     "EncoderConfig",
     "FusionConfig",
-    "ImagesConfig",
     "LGRConfig",
     "LoRAConfig",
     "Recipe",
@@ -68,19 +67,6 @@ class AugmentConfig(_Config):
     color_jitter: float = Field(default=0.2, ge=0, le=1)
     auto_augment: str | None = "rand-m6-mstd0.5-inc1"
     random_erase: float = Field(default=0.0, ge=0, le=1)
-
-
-class ImagesConfig(_Config):
-    """How training reads photographs before it augments them."""
-
-    side: int | None = Field(
-        default=None, ge=16, le=8192
-    )  # larger ones get this shorter side; none: as they are
-    cache: bool = False  # keep them decoded in the workspace; without a side, at 8/7 of the encoder's
-
-    def reduced_to(self, image_size: tuple[int, int]) -> int | None:
-        """The shorter side that images are reduced to for an encoder of this (height, width); None: not at all."""
-        return -(-8 * max(image_size) // 7) if self.cache and self.side is None else self.side
 
 
 class LoRAConfig(_Config):
@@ -243,7 +229,6 @@ class Recipe(_Config):
     protocol: Literal["paper", "release", "ours"] = "ours"
     prompts: Literal["clip"] | tuple[str, ...] = "clip"  # templates for every class; "clip": CLIP's 80
     encoder: EncoderConfig = EncoderConfig()
-    images: ImagesConfig = ImagesConfig()
     cvlp: CVLPConfig = CVLPConfig()
     select: SelectConfig = SelectConfig()
     lgr: LGRConfig = LGRConfig()

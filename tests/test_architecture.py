@@ -63,7 +63,6 @@ LAYERS = {
     "ray_engine": 4,
     "embedding": 4,
     "crops": 4,
-    "pixels": 4,
     "selection": 5,
     "search": 6,
     "sheet": 3,

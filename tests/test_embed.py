@@ -27,7 +27,7 @@ def test_plain_views_are_what_the_encoder_gives(trained: Workspace) -> None:
     for split in ("train", "test"):
         stored = image_set(snapshot, split)
         for position in range(0, len(stored.image_ids), 97):
-            ((_, source, _),) = load_sources(snapshot, [stored.image_ids[position]])
+            ((_, source),) = load_sources(snapshot, [stored.image_ids[position]])
             with torch.no_grad():
                 single = encoder.encode_pixels(encoder.preprocess(open_image(source))[None])[0]
             assert torch.allclose(single, stored.features[position], atol=1e-4, rtol=1e-4)

@@ -19,6 +19,7 @@ from PIL import Image
 from vlltr_index import ingestion
 from vlltr_index.corpus.clean import sentence_id, text_hash
 from vlltr_index.errors import InputError, UsageError
+from vlltr_index.images.decode import open_image
 from vlltr_index.ingestion import image_id, image_rows, probe_all, sentence_rows
 from vlltr_index.schemas.config import Recipe, WorkspaceConfig
 from vlltr_index.schemas.records import ImageRecord, SentenceRecord
@@ -205,6 +206,52 @@ def test_the_same_name_in_two_folders_is_two_images(workspace: Workspace, tmp_pa
     for folder in ("one", "two"):
         assert ingest_images(workspace, tmp_path / folder, "train").unchanged == 2
     assert len(workspace.history.list()) == 2
+
+
+def photo(path: Path, number: int, orientation: int) -> Path:
+    """A smooth JPEG of 90 x 60 pixels, to be turned as its EXIF says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.open(BytesIO(png(number))).resize((90, 60), Image.Resampling.BICUBIC).save(path, exif=exif)
+    return path
+
+
+def test_kept_images(workspace: Workspace, tmp_path: Path) -> None:
+    """Larger images are reduced and upright, smaller ones keep their bytes, and unreadable ones have none."""
+    large, small = photo(tmp_path / "data/owl/a.jpg", 1, 6), put(tmp_path / "data/owl/b.png", 2)
+    put(tmp_path / "data/owl/c.png", 3).write_bytes(b"oops")
+    report = ingest_images(workspace, tmp_path / "data", "train", store=32)
+    assert (report.added, report.quarantined) == (3, 1)
+    by_uri = {Path(r["uri"]).name: r for r in rows(workspace, "images")}
+    row = by_uri["a.jpg"]
+    assert (row["width"], row["height"]) == (60, 90)
+    assert row["content_hash"] == hashlib.sha256(large.read_bytes()).hexdigest()
+    with Image.open(BytesIO(row["data"])) as kept:
+        assert (kept.size, kept.format, dict(kept.getexif())) == ((32, 48), "JPEG", {})
+        wanted = open_image(large).resize((32, 48), Image.Resampling.BICUBIC)
+        assert np.abs(np.asarray(kept, int) - np.asarray(wanted, int)).mean() < 2
+    assert (by_uri["b.png"]["data"], by_uri["c.png"]["data"]) == (small.read_bytes(), None)
+    again = ingest_images(workspace, tmp_path / "data", "train", store=32)
+    assert (again.added, again.updated, again.unchanged) == (0, 0, 3)
+
+
+def test_another_side_is_another_key(workspace: Workspace, tmp_path: Path) -> None:
+    """The row of the other size goes, so that no vector of it is taken for the new one's."""
+    photo(tmp_path / "one/owl/a.jpg", 1, 1)
+    photo(tmp_path / "two/owl/a.jpg", 2, 1)
+    keys: set[str] = set()
+    for store in (None, 48, 32, None):
+        for folder in ("one", "two"):
+            ingest_images(workspace, tmp_path / folder, "train", store=store)
+        found = rows(workspace, "images")
+        assert sorted(Path(r["uri"]).parts[-3] for r in found) == ["one", "two"]
+        sizes = {Image.open(BytesIO(r["data"])).size[1] if r["data"] else None for r in found}
+        assert sizes == {store}
+        keys |= {r["image_id"] for r in found}
+    assert len(keys) == 6
+    last = ingest_images(workspace, tmp_path / "one", "train", store=48)
+    assert (last.added, last.updated, last.unchanged) == (0, 1, 0)
 
 
 def parquet(path: Path, items: list[tuple[int, str, str]]) -> Path:

@@ -125,8 +125,8 @@ def test_settings_that_cannot_be_read_or_meant() -> None:
 @pytest.mark.parametrize(
     ("command", "item", "sections"),
     [
-        (("train", "lgr"), "encoder.model=RN50", "[lgr] and [images]"),
-        (("train", "cvlp"), 'prompts=["a"]', "[cvlp] and [images]"),
+        (("train", "lgr"), "encoder.model=RN50", "[lgr]"),
+        (("train", "cvlp"), 'prompts=["a"]', "[cvlp]"),
         (("train", "baseline", "ncm"), "lgr.epochs=1", "[baselines]"),
         (("select",), "fusion.alpha=0.1", "[select]"),
         (("refit",), "select.images=2", "[lgr]"),

@@ -154,3 +154,15 @@ def test_the_quickgelu_trap_is_refused_with_the_right_command(
     with pytest.raises(SystemExit):
         main(["-w", "plain", "embed"])
     assert "quickgelu" in capsys.readouterr().err.lower()
+
+
+def test_kept_photographs_need_no_files(project: Path) -> None:
+    """With `--store`, training and embedding see what the workspace keeps."""
+    vlltr("init", "ws", "--encoder", f"{small_clip.NAME}-quickgelu:clip.safetensors", "--set", "prompts=[]")
+    vlltr("-w", "ws", "ingest", "text", "texts")
+    vlltr("-w", "ws", "ingest", "images", "pictures", "--split", "train", "--store", "60")
+    (project / "pictures").rename(project / "away")
+    vlltr("-w", "ws", "train", "baseline", "fc", "--set", "baseline.epochs=1")
+    vlltr("-w", "ws", "embed")
+    images = Workspace.open(project / "ws").table("images", columns=["problem"])
+    assert images["problem"].null_count == sum(COUNTS.values())

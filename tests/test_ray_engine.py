@@ -143,10 +143,10 @@ def test_errors_inside_actors_are_told(drawn: Path, tmp_path: Path, cluster: Non
 
     good = str(next((drawn.parent / "images" / "ring").iterdir()))
     with RayEngine(encoder, die, actors=1) as engine:
-        (found,) = engine.images([[("a", good, None), ("b", str(tmp_path / "broken.png"), None)]], 0)
+        (found,) = engine.images([[("a", good), ("b", str(tmp_path / "broken.png"))]], 0)
         assert (found.ids, list(found.problems), found.vectors.shape) == (["a"], ["b"], (1, encoder.dim))
         with pytest.raises(VlltrError) as caught:
-            list(engine.images([[("a", good, None)]], 1))
+            list(engine.images([[("a", good)]], 1))
     assert caught.value.message.startswith("the ray engine lost an actor: ")
     assert caught.value.hint == (
         "What was embedded is kept. Run it again, with fewer --actors if memory ran out, or with --engine local."

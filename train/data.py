@@ -13,9 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vlltr_index.errors import InputError
-from vlltr_index.images.cache import PixelCache
 from vlltr_index.images.decode import open_image
-from vlltr_index.pixels import cropped, normalised
 from vlltr_index.schemas.config import AugmentConfig
 from vlltr_index.tensors import check_labels
 from vlltr_index.train.augment import BatchAugment, photo_transform
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
     from vlltr_index.encoder import Encoder
     from vlltr_index.schemas.records import Progress
 
-__all__ = ["TrainImages", "TrainTexts", "in_memory"]
+__all__ = ["TrainImages", "TrainTexts"]
 
 _log = logging.getLogger(__name__)
 
@@ -47,11 +45,6 @@ class TrainImages:
         encoder: Gives size, preprocessing, mean and std.
         augment: The training augmentation.
         workers: Processes that decode streamed images; 0 decodes in this one.
-        side: Shorter side in pixels that streamed photographs are reduced to before they are augmented; None: as
-            they are.
-        cache: Where streamed images are kept: `reduced_cache` of `side` for photographs, else `plain_cache`. What is
-            seen is the same with and without it.
-        digests: SHA-256 of each source's bytes, for the cache.
         memory_limit: See above.
         progress: Called while images are decoded into memory.
 
@@ -71,19 +64,16 @@ class TrainImages:
         augment: AugmentConfig,
         *,
         workers: int = 2,
-        side: int | None = None,
-        cache: PixelCache | None = None,
-        digests: Sequence[str | None] | None = None,
         memory_limit: int = MEMORY_LIMIT,
         progress: Progress | None = None,
     ) -> None:
         self._set_up(labels, len(sources), encoder, augment)
         self._sources, self._workers = sources, workers
-        if in_memory(len(sources), encoder.image_size, memory_limit):
+        height, width = encoder.image_size
+        if max(height, width) <= SMALL_SIDE and len(sources) * height * width * 3 <= memory_limit:
             self.pixels = self._decode_all(encoder, progress)
         else:
-            side = side if augment.kind == "photo" else None
-            self._stream = _Stream(_Reader(sources, side, cache, digests), self.labels, encoder, augment)
+            self._stream = _Stream(sources, self.labels, encoder, augment)
             self._glyphs = augment.kind == "glyph"
 
     @classmethod
@@ -206,7 +196,7 @@ class TrainImages:
         pixels, broken = np.zeros((total, 3, *encoder.image_size), np.uint8), []
         for position, source in enumerate(self._sources):
             try:
-                pixels[position] = self._decode(source, encoder)
+                pixels[position] = _decoded(source, encoder)
             except InputError:
                 broken.append(position)
             first = pixels[position, 0]
@@ -227,51 +217,24 @@ class TrainImages:
         self._note(broken)
         return torch.from_numpy(np.ascontiguousarray(pixels[:, :1]) if grey else pixels)
 
-    def _decode(
-        self, source: bytes | str, encoder: Encoder
-    ) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-        """uint8 [3, H, W], what the encoder's preprocessing sees before it normalises."""
-        return np.asarray(cropped(open_image(source), encoder)).transpose(2, 0, 1)
 
-
-def in_memory(count: int, image_size: tuple[int, int], memory_limit: int = MEMORY_LIMIT) -> bool:
-    """Whether so many images, for an encoder of this (height, width), are held decoded in memory."""
-    height, width = image_size
-    return max(height, width) <= SMALL_SIDE and count * height * width * 3 <= memory_limit
-
-
-class _Reader:
-    """Positions to decoded images, by way of the cache where there is one."""
-
-    def __init__(
-        self,
-        sources: Sequence[bytes | str],
-        side: int | None,
-        cache: PixelCache | None,
-        digests: Sequence[str | None] | None,
-    ) -> None:
-        if cache is not None and (digests is None or len(digests) != len(sources)):
-            raise InputError(f"a cache needs the digest of each of the {len(sources)} images")
-        self._sources, self._side, self._cache, self._digests = sources, side, cache, digests
-        self.cached = cache is not None
-
-    def __call__(self, position: int) -> Image.Image:
-        source = self._sources[position]
-        if self._cache is None or self._digests is None:
-            return open_image(source, side=self._side)
-        return self._cache.image(source, self._digests[position])
+def _decoded(source: bytes | str, encoder: Encoder) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """uint8 [3, H, W], what the encoder's preprocessing gives before it normalises."""
+    mean, std = encoder.mean.view(3, 1, 1), encoder.std.view(3, 1, 1)
+    values = (encoder.preprocess(open_image(source)) * std + mean) * 255
+    return values.round().clamp(0, 255).to(torch.uint8).numpy()
 
 
 class _Stream(Dataset[tuple[Tensor, int]]):
     """Reads (position, seed) pairs: pixels, and the position where another image had to stand in (else -1)."""
 
-    def __init__(self, read: _Reader, labels: Tensor, encoder: Encoder, augment: AugmentConfig) -> None:
-        self._read, self._labels, self._size = read, labels, encoder.image_size
+    def __init__(
+        self, sources: Sequence[bytes | str], labels: Tensor, encoder: Encoder, augment: AugmentConfig
+    ) -> None:
+        self._sources, self._labels, self._size = sources, labels, encoder.image_size
         self._transform: Callable[[Image.Image, int], Tensor]
         if augment.kind == "photo":
             self._transform = photo_transform(augment, encoder)
-        elif read.cached:
-            self._transform = lambda image, seed: normalised(image, encoder)
         else:
             self._transform = lambda image, seed: encoder.preprocess(image)
 
@@ -279,7 +242,7 @@ class _Stream(Dataset[tuple[Tensor, int]]):
         position, seed = wanted
         for candidate in self._candidates(position):
             try:
-                image = self._read(candidate)
+                image = open_image(self._sources[candidate])
             except InputError:
                 continue
             return self._transform(image, seed), -1 if candidate == position else position

@@ -125,7 +125,7 @@ def _fill(
     todo = [i for i in image_ids if f"{i}:{suffix}" not in have]
     for start in range(0, len(todo), _IMAGES):
         part = todo[start : start + _IMAGES]
-        pixels = [crops.pixels(open_image(source)) for _, source, _ in load_sources(tx, part)]
+        pixels = [crops.pixels(open_image(source)) for _, source in load_sources(tx, part)]
         columns: dict[str, list[str] | list[int]] = {
             "vector_key": [f"{i}:{suffix}" for i in part],
             "image_id": part,

@@ -134,14 +134,11 @@ def _source_batches(tx: Snapshot, ids: list[str], view: int) -> Iterator[list[Im
 
 
 def load_sources(tx: Snapshot, ids: list[str]) -> list[ImageSource]:
-    """Bytes, or else the path, of each image of `ids` and the digest of its content, in their order."""
-    rows = tx.table("images", ["image_id", "uri", "data", "content_hash"], one_of("image_id", ids))
-    columns = (rows[name].to_pylist() for name in ("image_id", "uri", "data", "content_hash"))
-    found = {
-        i: (i, data if data is not None else uri, digest)
-        for i, uri, data, digest in zip(*columns, strict=True)
-    }
-    return [found[i] for i in ids]
+    """Each image of `ids` with its bytes, or else its path, in their order."""
+    names = ["image_id", "uri", "data"]
+    columns = tx.table("images", names, one_of("image_id", ids)).to_pydict()
+    found = {i: uri if data is None else data for i, uri, data in zip(*columns.values(), strict=True)}
+    return [(i, found[i]) for i in ids]
 
 
 def vector_table(columns: dict[str, list[str] | list[int]], vectors: Tensor) -> pa.Table:

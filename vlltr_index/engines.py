@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,10 +15,6 @@ from torch import Tensor
 from vlltr_index.encoder import Encoder
 from vlltr_index.errors import InputError
 from vlltr_index.images.decode import open_image
-from vlltr_index.pixels import normalised
-
-if TYPE_CHECKING:
-    from vlltr_index.images.cache import PixelCache
 
 __all__ = [
     "Augment",
@@ -35,8 +31,8 @@ __all__ = [
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """Pixels [B, 3, H, W] as the encoder's preprocessing gives them, to an augmented batch of the same shape."""
 
-ImageSource = tuple[str, bytes | str, str | None]
-"""An image's id, its bytes or else its path, and the digest of its content where that is known."""
+ImageSource = tuple[str, bytes | str]
+"""An image's id, and its bytes or else its path."""
 
 Decoded = tuple[str, Callable[[], Tensor]]
 """An image's id, and what gives its pixels float32 [3, H, W] or raises InputError."""
@@ -77,16 +73,11 @@ class LocalEngine:
     Args:
         encoder: What computes the vectors.
         augment: Of the views after the plain one.
-        cache: A `plain_cache` of the encoder: decoded images are taken from there and kept there. The vectors are the
-            same.
     """
 
-    def __init__(
-        self, encoder: Encoder, augment: Augment | None = None, cache: PixelCache | None = None
-    ) -> None:
+    def __init__(self, encoder: Encoder, augment: Augment | None = None) -> None:
         self._encoder = encoder
         self._augment = augment
-        self._cache = cache
 
     def texts(self, batches: Iterable[Sequence[str]]) -> Iterator[tuple[Tensor, int]]:
         """See `Engine`."""
@@ -98,17 +89,15 @@ class LocalEngine:
         waiting: list[Decoded] = []
         with ThreadPoolExecutor(min(_DECODERS, os.cpu_count() or 1)) as pool:
             for batch in batches:
-                coming = [(i, pool.submit(self._pixels, source, digest)) for i, source, digest in batch]
+                coming = [(i, pool.submit(self._pixels, source)) for i, source in batch]
                 if waiting:
                     yield self._vectors(waiting, view)
                 waiting = [(image_id, future.result) for image_id, future in coming]
             if waiting:
                 yield self._vectors(waiting, view)
 
-    def _pixels(self, source: bytes | str, digest: str | None) -> Tensor:
-        if self._cache is None:
-            return self._encoder.preprocess(open_image(source))
-        return normalised(self._cache.image(source, digest), self._encoder)
+    def _pixels(self, source: bytes | str) -> Tensor:
+        return self._encoder.preprocess(open_image(source))
 
     def _vectors(self, decoded: list[Decoded], view: int) -> ImageVectors:
         return vectors_of_decoded(self._encoder, decoded, view, self._augment)
@@ -128,7 +117,7 @@ def image_vectors_of_batch(
     def pixels(source: bytes | str) -> Callable[[], Tensor]:
         return lambda: encoder.preprocess(open_image(source))
 
-    return vectors_of_decoded(encoder, [(i, pixels(source)) for i, source, _ in batch], view, augment)
+    return vectors_of_decoded(encoder, [(i, pixels(source)) for i, source in batch], view, augment)
 
 
 def vectors_of_decoded(

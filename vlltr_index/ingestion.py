@@ -6,14 +6,15 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
 from vlltr_index.corpus.clean import normalise_text, sentence_id, text_hash
-from vlltr_index.images.decode import Probe, probe
+from vlltr_index.images.decode import Probe, probe, reduced_bytes
 from vlltr_index.schemas.records import ImageRecord, SentenceRecord
 from vlltr_index.schemas.tables import CLASSES, IMAGES, SENTENCES
 
@@ -30,20 +31,27 @@ __all__ = [
     "resolve_classes",
     "sentence_row",
     "sentence_rows",
+    "with_stored_bytes",
 ]
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 _SLICE = 64  # images a worker takes at once
 
 
-def image_id(split: str, source: str) -> str:
-    """The key of an image: what it is called in its source, within its split."""
-    return hashlib.sha256(f"{split}\0{source}".encode()).hexdigest()[:32]
+def image_id(split: str, source: str, side: int | None = None) -> str:
+    """The key of an image: what it is called in its source, within its split, and the side it is kept at, if any."""
+    hashed = hashlib.sha256(f"{split}\0{source}".encode()).hexdigest()[:32]
+    return hashed if side is None else f"{hashed}-{side}"
 
 
-def image_row(record: ImageRecord, found: Probe, class_id: int | None) -> dict[str, Any]:
-    """A row of the table `images`; the bytes are kept only where there is no file to go back to."""
+def image_row(
+    record: ImageRecord, found: Probe, class_id: int | None, side: int | None = None
+) -> dict[str, Any]:
+    """A row of the table `images`; its bytes are in it where the record has them."""
     return {
-        "image_id": image_id(record.split, record.source),
+        "image_id": image_id(record.split, record.source, side),
         "content_hash": found.content_hash,
         "uri": record.uri,
         "data": record.data,
@@ -66,16 +74,30 @@ def image_rows(images: Mapping[int, Sequence[ImageRecord]]) -> pa.Table:
 
 def probe_all(records: Sequence[ImageRecord], known: Mapping[str, Probe] | None = None) -> list[Probe]:
     """Probe images on all cores; `known` are good probes by content hash, which spare the decoding."""
-    workers = min(8, len(os.sched_getaffinity(0)), -(-len(records) // _SLICE))
-    parts = [records[i : i + _SLICE] for i in range(0, len(records), _SLICE)]
+    return _on_all_cores(lambda record: probe(record, known=known), records)
 
-    def work(part: Sequence[ImageRecord]) -> list[Probe]:
-        return [probe(record, known=known) for record in part]
 
+def with_stored_bytes(
+    records: Sequence[ImageRecord], probes: Sequence[Probe], side: int
+) -> list[ImageRecord]:
+    """The records with their bytes, reduced to `side` (see `reduced_bytes`); unreadable ones as they are."""
+
+    def reduce(pair: tuple[ImageRecord, Probe]) -> ImageRecord:
+        record, found = pair
+        if found.width is None or found.height is None:
+            return record
+        return replace(record, data=reduced_bytes(record, (found.width, found.height), side))
+
+    return _on_all_cores(reduce, list(zip(records, probes, strict=True)))
+
+
+def _on_all_cores(work: Callable[[T], U], items: Sequence[T]) -> list[U]:
+    workers = min(8, len(os.sched_getaffinity(0)), -(-len(items) // _SLICE))
     if workers <= 1:
-        return [found for part in parts for found in work(part)]
+        return [work(item) for item in items]
+    parts = [items[i : i + _SLICE] for i in range(0, len(items), _SLICE)]
     with ThreadPoolExecutor(workers) as pool:
-        return [found for part in pool.map(work, parts) for found in part]
+        return [done for part in pool.map(lambda part: [work(item) for item in part], parts) for done in part]
 
 
 def sentence_row(record: SentenceRecord, class_id: int) -> dict[str, Any]:

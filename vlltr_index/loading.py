@@ -45,10 +45,8 @@ __all__ = [
     "check_runs",
     "class_positions",
     "class_stats",
-    "image_cache_folder",
     "image_set",
     "image_vectors_of",
-    "known_images",
     "load_bank",
     "open_encoder",
     "run_folder",
@@ -316,17 +314,6 @@ def anchor_losses(snapshot: Snapshot, sentence_ids: Sequence[str]) -> Tensor:
     at = pc.index_in(pa.array(sentence_ids, pa.string()), value_set=scores["sentence_id"].combine_chunks())
     losses = pc.fill_null(scores["loss"].take(at), 0.0).to_numpy()
     return torch.from_numpy(losses.astype("float32"))
-
-
-def image_cache_folder(workspace: Workspace) -> Path:
-    """Where decoded images are kept; it may be deleted at any time."""
-    return workspace.path / "cache" / "images"
-
-
-def known_images(workspace: Workspace) -> set[str]:
-    """Content hashes of all images of the newest commit."""
-    rows = workspace.snapshot().table("images", ["content_hash"])
-    return {digest for digest in rows["content_hash"].to_pylist() if digest is not None}
 
 
 def run_folder(workspace: Workspace, key: str) -> Path:

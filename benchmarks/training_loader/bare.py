@@ -10,7 +10,7 @@ from benchmarks.training_loader.common import Epoch
 
 def prepare(inputs: Arrays, values: dict[str, Any]) -> Epoch:
     """Encoder and images."""
-    return Epoch(values, cached=False, in_memory=True)
+    return Epoch(values, kept=True, in_memory=True)
 
 
 def run(state: Epoch) -> Arrays:

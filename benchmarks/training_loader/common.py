@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +13,7 @@ from benchmarks.clock import Clock
 from benchmarks.embedding.common import photographs
 from benchmarks.harness import Arrays
 from vlltr_index.encoder import Encoder
-from vlltr_index.images.cache import reduced_cache
-from vlltr_index.images.decode import content_hash
+from vlltr_index.images.decode import reduced_bytes
 from vlltr_index.schemas.config import AugmentConfig, BaselineConfig
 from vlltr_index.train.baseline import train_image_only
 from vlltr_index.train.data import TrainImages
@@ -30,28 +27,23 @@ AUGMENT = AugmentConfig(kind="photo")
 class Epoch:
     """One epoch of the image-only stage, from the same start every time."""
 
-    def __init__(self, values: dict[str, Any], cached: bool, in_memory: bool = False) -> None:
+    def __init__(self, values: dict[str, Any], kept: bool, in_memory: bool = False) -> None:
         self.values = values
         files = [str(path) for path in photographs(values["number"])]
         labels = torch.arange(len(files)) % 8
         self.encoder = Encoder.scratch(values["model"], seed=0)
         self.start = {k: v.clone() for k, v in self.encoder.model.state_dict().items()}
         self.config = BaselineConfig(epochs=1, batch_size=values["batch"], lr=1e-6)
-        cache = (
-            reduced_cache(Path(tempfile.mkdtemp(prefix="vlltr-loader-")), values["side"]) if cached else None
-        )
+        sources: list[bytes | str] = [*files]
+        if kept:
+            sources = [reduced_bytes(file, (800, 600), values["side"]) for file in files]
         self.images: Any = TrainImages(
-            files,
+            sources,
             labels,
             self.encoder,
             AUGMENT,
-            side=values["side"],
-            cache=cache,
-            digests=[content_hash(Path(f).read_bytes()) for f in files],
             workers=self.config.workers,
         )
-        if cached:
-            self._alone()  # the first epoch fills the cache
         if in_memory:
             self.images = _Recorded(self.images, list(self._pixels()))
 

@@ -1,4 +1,4 @@
-"""Photographs decoded at a reduced scale and augmented by two workers, in every epoch."""
+"""The photographs' files, decoded and augmented by two workers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.training_loader.common import Epoch
 
 def prepare(inputs: Arrays, values: dict[str, Any]) -> Epoch:
     """Encoder and images."""
-    return Epoch(values, cached=False)
+    return Epoch(values, kept=False)
 
 
 def run(state: Epoch) -> Arrays:

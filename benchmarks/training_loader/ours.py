@@ -1,4 +1,4 @@
-"""The same from the cache of decoded images."""
+"""The same from reduced images, as `--store` keeps them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.training_loader.common import Epoch
 
 def prepare(inputs: Arrays, values: dict[str, Any]) -> Epoch:
     """Encoder and images."""
-    return Epoch(values, cached=True)
+    return Epoch(values, kept=True)
 
 
 def run(state: Epoch) -> Arrays:

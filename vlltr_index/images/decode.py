@@ -31,7 +31,7 @@ __all__ = [
     "image_label",
     "open_image",
     "probe",
-    "reduced_size",
+    "reduced_bytes",
 ]
 
 MAX_PIXELS = 64_000_000
@@ -89,9 +89,8 @@ def open_image(
     """Decode a JPEG, PNG, WebP, BMP, GIF (first frame) or TIFF (first page) into RGB, upright as its EXIF says.
 
     Transparent parts become white, 16-bit values are scaled to 8 bits, CMYK and palettes are converted; so are those
-    of a PIL image. An array is taken as it is. With `side` a larger file's image is brought to that shorter side
-    (`reduced_size`, bicubic); a JPEG is then decoded at the smallest of 1/1, 1/2, 1/4 and 1/8 that is no smaller,
-    which costs a fraction.
+    of a PIL image. An array is taken as it is. With `side` a larger file's image is resized (bicubic) to that shorter
+    side; a JPEG is then decoded at the smallest of 1/1, 1/2, 1/4 and 1/8 that is no smaller, which costs a fraction.
 
     Raises:
         InputError: With the reason, if the file is missing, of another format, damaged, or has more than
@@ -137,7 +136,25 @@ def probe(
     return Probe(digest, *size, None)
 
 
-def reduced_size(width: int, height: int, side: int) -> tuple[int, int]:
+def reduced_bytes(record: ImageRecord | str, size: tuple[int, int], side: int) -> bytes:
+    """The file of an image with its shorter side at `side` pixels.
+
+    A larger image becomes an upright RGB JPEG of quality 95 without chroma subsampling; others keep their bytes.
+
+    Args:
+        record: An image that `probe` could read, or its path.
+        size: Its (width, height).
+        side: In pixels.
+    """
+    data = image_bytes(record)
+    if min(size) <= side:
+        return data
+    target = BytesIO()
+    open_image(data, side=side).save(target, "JPEG", quality=95, subsampling=0)
+    return target.getvalue()
+
+
+def _reduced_size(width: int, height: int, side: int) -> tuple[int, int]:
     """(width, height) with the shorter one at `side` pixels and the ratio kept; smaller images stay as they are."""
     short = min(width, height)
     if short <= side:
@@ -179,7 +196,7 @@ def _in_memory(source: Image.Image | NDArray[np.uint8], max_pixels: int) -> Imag
     return source if turn is None else source.transpose(turn)
 
 
-def image_bytes(source: bytes | str | os.PathLike[str]) -> bytes:
+def image_bytes(source: ImageRecord | bytes | str | os.PathLike[str]) -> bytes:
     """The bytes of an image file as they are; bytes are what they are.
 
     Raises:
@@ -226,14 +243,14 @@ def _decode(data: bytes, max_pixels: int, side: int | None = None) -> tuple[Imag
         width, height = image.size
         if width * height <= max_pixels:
             if side is not None:
-                image.draft(None, reduced_size(width, height, side))  # None: any colours
+                image.draft(None, _reduced_size(width, height, side))  # None: any colours
             drafted = image.size
             image.load()
             size = (width, height) if image.size == drafted else image.size  # loading turns a TIFF upright
             turn = _turn(image)
             size = size[::-1] if turn in _SIDEWAYS else size
             upright: Image.Image = image if turn is None else image.transpose(turn)
-            return upright, size if side is None else reduced_size(*size, side)
+            return upright, size if side is None else _reduced_size(*size, side)
     except UnidentifiedImageError:
         known = next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), None)
         raise InputError(

@@ -31,9 +31,9 @@ from vlltr_index.stages.training import (
     save_stage,
     stage_report,
     starting_encoder,
-    training_images,
 )
 from vlltr_index.train.baseline import train_image_only
+from vlltr_index.train.data import TrainImages
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.config import BaselineConfig, BaselinesConfig
@@ -163,12 +163,13 @@ def train_baseline_stage(
         with_texts=False,
     ) as run:
         encoder = starting_encoder(recipe, [["a"]], config.seed)
-        images = training_images(workspace, run.data, encoder, config.augment, config.workers)
+        images = TrainImages(
+            run.data.sources, run.data.labels, encoder, config.augment, workers=config.workers
+        )
         stage = train_image_only(
             encoder, images, config, run_dir=run.folder, log_dir=log_folder(workspace), progress=progress
         )
-        reading = recipe.images.model_dump(mode="json")
-        facts = {"config": config.model_dump(mode="json"), "reading": reading, "kind": "baseline-fc"}
+        facts = {"config": config.model_dump(mode="json"), "kind": "baseline-fc"}
 
         def keep(tx: Transaction) -> str:
             digest = workspace.put_object("checkpoints", lambda at: save_stage(stage, run.data, facts, at))

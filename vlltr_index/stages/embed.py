@@ -11,14 +11,12 @@ from vlltr_index.embedding import embed_images, embed_sentences
 from vlltr_index.encoder import Encoder
 from vlltr_index.engines import Augment, Engine, LocalEngine
 from vlltr_index.errors import UsageError
-from vlltr_index.loading import image_cache_folder, known_images, open_encoder
-from vlltr_index.pixels import plain_cache, plain_need
+from vlltr_index.loading import open_encoder
 from vlltr_index.stages.status import encoder_change
 from vlltr_index.train.augment import make_augment
 
 if TYPE_CHECKING:
     from vlltr_index.history import Commit
-    from vlltr_index.images.cache import PixelCache
     from vlltr_index.schemas.records import Progress
     from vlltr_index.transaction import Transaction
     from vlltr_index.workspace import Workspace
@@ -68,7 +66,6 @@ def embed(
         ConfigError: If the engine's package is not installed.
         MissingStepError: If the encoder has no weights yet.
         FingerprintMismatch: If the encoder is not the one of the commit's vectors, without `force`.
-        WorkspaceError: If decoded images are to be kept (`images.cache`) and the disk is too small.
     """
     views = workspace.recipe.lgr.views if views is None else views
     _check_engine(engine, actors)
@@ -79,8 +76,7 @@ def embed(
         encoder = open_encoder(workspace, tx, check=not force)
         encoder.eval()
         augment = make_augment(workspace.recipe.lgr.augment, encoder)
-        cache = _image_cache(workspace, tx, encoder) if engine == "local" else None
-        with _open_engine(engine, actors, encoder, augment, cache) as computes:
+        with _open_engine(engine, actors, encoder, augment) as computes:
             report = _embed_all(workspace, tx, encoder, views, progress, computes)
         if tx.commit is not None and _differs(tx.commit, encoder):
             tx.set(selection_id=None, head=None, index=None, fusion=None)
@@ -106,10 +102,10 @@ def _check_engine(engine: str, actors: int | None) -> None:
 
 
 def _open_engine(
-    name: EngineName, actors: int | None, encoder: Encoder, augment: Augment, cache: PixelCache | None
+    name: EngineName, actors: int | None, encoder: Encoder, augment: Augment
 ) -> AbstractContextManager[Engine]:
     if name == "local":
-        return nullcontext(LocalEngine(encoder, augment, cache))
+        return nullcontext(LocalEngine(encoder, augment))
     from vlltr_index.ray_engine import RayEngine
 
     return RayEngine(encoder, augment, actors)
@@ -139,17 +135,3 @@ def _embed_all(
     return EmbedReport(
         new, before, truncated, images, images_before, unreadable, encoder.text_fp, encoder.image_fp
     )
-
-
-def _image_cache(workspace: Workspace, tx: Transaction, encoder: Encoder) -> PixelCache | None:
-    """The cache of decoded images, where the recipe wants one; nothing is decoded yet.
-
-    Raises:
-        WorkspaceError: If the disk is too small.
-    """
-    if not workspace.recipe.images.cache:
-        return None
-    digests = tx.table("images", ["content_hash"], "class_id IS NOT NULL AND problem IS NULL")["content_hash"]
-    cache = plain_cache(image_cache_folder(workspace), encoder)
-    cache.prepare(plain_need([d for d in digests.to_pylist() if d], encoder), known_images(workspace))
-    return cache

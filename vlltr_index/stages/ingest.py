@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,7 +25,9 @@ from vlltr_index.ingestion import (
     probe_all,
     resolve_classes,
     sentence_rows,
+    with_stored_bytes,
 )
+from vlltr_index.rows import one_of
 from vlltr_index.schemas.records import ImageRecord, SentenceRecord, Skipped
 from vlltr_index.schemas.tables import IMAGES
 from vlltr_index.stages.ingest_report import IngestReport, Notes, some
@@ -51,12 +53,14 @@ def ingest_images(
     list_root: Path | None = None,
     label_names: Path | ClassNames | Sequence[str] | None = None,
     create_classes: bool = False,
+    store: int | None = None,
     progress: Progress | None = None,
 ) -> IngestReport:
     """Bring in the images of a folder, list, JSON or Parquet file; each is decoded in full once.
 
-    Files stay where they are, only Parquet rows are copied into the workspace. An image that cannot be read is
-    stored with its problem, and the run goes on. Classes of the source that have no sentence get their prompts.
+    Files stay where they are, and Parquet rows are copied into the workspace; with `store` the workspace keeps all
+    images, reduced. An image that cannot be read is stored with its problem, and the run goes on. Classes of the source
+    that have no sentence get their prompts.
 
     Args:
         workspace: Where to.
@@ -65,6 +69,9 @@ def ingest_images(
         list_root: What the paths of a list are relative to; default: its own folder.
         label_names: Names of numeric labels, or a file of them: see `corpus.names.read_class_names`.
         create_classes: Make classes for unknown names in every split.
+        store: The shorter side, in pixels, of the images that the workspace keeps; smaller ones are kept as they are.
+            Training and embedding see these from then on, not the files. An image that came in before with another
+            side, or none, is replaced, and has no vectors yet.
         progress: Called with the step's name, what is done, and the total.
 
     Raises:
@@ -74,6 +81,7 @@ def ingest_images(
     given = read_class_names(label_names) if isinstance(label_names, Path) else label_names
     given = given if given is None or isinstance(given, ClassNames) else ClassNames.of(given)
     command = f"ingest images {path}" + (f" --split {split}" if split else "")
+    command += f" --store {store}" if store else ""
     with workspace.transaction(command) as tx:
         before = len(tx.class_table())
         names = known_names(tx, given)
@@ -81,7 +89,7 @@ def ingest_images(
         fresh = {name for name, where in labels.items() if create_classes or "train" in where}
         classes = resolve_classes(tx, list(labels), lambda name: name in fresh)
         note_aliases(tx, given, names, classes)
-        run = _ImageRun(tx, classes, sum(map(Counter.total, labels.values())), progress)
+        run = _ImageRun(tx, classes, store, sum(map(Counter.total, labels.values())), progress)
         run.take(read_images(path, split, list_root, names))
         run.compare(names, labels)
         mute = set(_classes_without_text(tx)[0]).intersection(classes.values())
@@ -101,22 +109,28 @@ class _ImageRun:
     """One ingestion of images."""
 
     def __init__(
-        self, tx: Transaction, classes: dict[str, int | None], total: int, progress: Progress | None
+        self,
+        tx: Transaction,
+        classes: dict[str, int | None],
+        side: int | None,
+        total: int,
+        progress: Progress | None,
     ) -> None:
-        self._tx, self._classes, self._total, self._progress = tx, classes, total, progress
+        self._tx, self._classes, self._side, self._total, self._progress = tx, classes, side, total, progress
         self._notes = Notes()
         self._splits: Counter[str] = Counter()
         self._unknown: Counter[str] = Counter()  # images of classes that are not there, by name
         self._added = self._updated = self._done = 0
         self._seen: set[str] = set()
-        self._stored: dict[str, tuple[str, str | None]] = {}  # image_id -> uri, content hash
+        self._stored: dict[str, tuple[str, str | None, str]] = {}  # id without side -> uri, content hash, id
+        self._replaced: list[str] = []  # ids of images that were kept at another side
         self._probes: dict[str, Probe] = {}  # of readable images, by content hash
         columns = ["image_id", "uri", "content_hash", "width", "height", "problem"]
         for batch in tx.scan("images", columns, batch_rows=8192):
             for key, uri, content, width, height, problem in zip(
                 *(batch.column(c).to_pylist() for c in columns), strict=True
             ):
-                self._stored[key] = (uri, content)
+                self._stored[key.partition("-")[0]] = (uri, content, key)
                 if problem is None and content is not None:
                     self._probes[content] = Probe(content, width, height, None)
 
@@ -137,6 +151,8 @@ class _ImageRun:
                 self._write(part)
                 part, size = [], 0
         self._write(part)
+        for start in range(0, len(self._replaced), _ROWS):
+            self._tx.delete("images", one_of("image_id", self._replaced[start : start + _ROWS]))
         if not self._splits and self._unknown:
             raise InputError(
                 f"none of the {self._unknown.total():,} images is of a class that the workspace knows; "
@@ -164,43 +180,47 @@ class _ImageRun:
             )
 
     def _write(self, records: list[ImageRecord]) -> None:
-        rows = []
-        for record, found in zip(records, probe_all(records, self._probes), strict=True):
-            row = image_row(record, found, self._classes[record.class_name] if record.class_name else None)
-            if not self._identify(row, record):
+        probes = probe_all(records, self._probes)
+        if self._side is not None:
+            records = with_stored_bytes(records, probes, self._side)
+        rows, added = [], 0
+        for record, found in zip(records, probes, strict=True):
+            class_id = self._classes[record.class_name] if record.class_name else None
+            row = image_row(record, found, class_id, self._side)
+            stored = self._identify(row, record)
+            if row["image_id"] in self._seen:
+                self._notes.skip(Skipped(record.uri, "named before in this source"))
                 continue
+            self._seen.add(row["image_id"])
             rows.append(row)
             self._splits[record.split] += 1
-            self._added += row["image_id"] not in self._stored
+            added += stored is None
+            if stored is not None and stored != row["image_id"]:
+                self._replaced.append(stored)
             if found.problem is not None:
                 self._notes.add("quarantined", f"kept aside: {record.uri}: {found.problem}")
         if rows:
-            new = sum(row["image_id"] not in self._stored for row in rows)
-            written = self._tx.upsert("images", pa.Table.from_pylist(rows, schema=IMAGES))
-            self._updated += written - new
+            self._added += added
+            self._updated += self._tx.upsert("images", pa.Table.from_pylist(rows, schema=IMAGES)) - added
         self._done += len(records)
         if self._progress:
             self._progress("ingest images", self._done, max(self._total, self._done))
 
-    def _identify(self, row: dict[str, object], record: ImageRecord) -> bool:
-        """Settle a row's key and address; False if the source has named the image before.
+    def _identify(self, row: dict[str, Any], record: ImageRecord) -> str | None:
+        """Settle a row's key and address; returns the key that the image is stored under, if it is.
 
         The same name with other bytes, while the file it stood for is still there, is another image: it goes by its
         full address. The same name and bytes elsewhere is the same image: it keeps the address it has.
         """
-        key = str(row["image_id"])
-        stored = self._stored.get(key)
+        stored = self._stored.get(image_id(record.split, record.source))
         if stored is not None and stored[0] != record.uri:
             if stored[1] == row["content_hash"]:
                 if record.data is not None or not is_gone(stored[0]):
                     row["uri"] = stored[0]
             elif file_of(stored[0]) != file_of(record.uri) and not is_gone(stored[0]):
-                key = row["image_id"] = image_id(record.split, record.uri)
-        if key in self._seen:
-            self._notes.skip(Skipped(record.uri, "named before in this source"))
-            return False
-        self._seen.add(key)
-        return True
+                row["image_id"] = image_id(record.split, record.uri, self._side)
+                stored = self._stored.get(image_id(record.split, record.uri))
+        return None if stored is None else stored[2]
 
     def report(self, source: str, classes_before: int, prompts: int) -> IngestReport:
         """What was done."""

@@ -223,7 +223,7 @@ def _explain(
     ids, shot = measured.class_ids.tolist(), shots(measured.counts)
     sources = load_sources(snapshot, [measured.data.image_ids[place] for place in places])
     answers, result = measured.recognizer.current(), []
-    for place, (_, source, _) in zip(places, sources, strict=True):
+    for place, (_, source) in zip(places, sources, strict=True):
         taken, truth = int(measured.answers[METHOD].best[place, 0]), int(measured.labels[place])
         wanted = [ids[taken]] if taken == truth else [ids[taken], ids[truth]]
         scores = [_clipped(s) for s in answers.explained(measured.data.features[place], wanted, _SENTENCES)]

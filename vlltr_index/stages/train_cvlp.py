@@ -30,7 +30,6 @@ from vlltr_index.stages.training import (
     save_stage,
     stage_report,
     starting_encoder,
-    training_images,
 )
 from vlltr_index.train.cvlp import StageOne, train_cvlp
 from vlltr_index.train.data import TrainImages, TrainTexts
@@ -91,7 +90,7 @@ def train_cvlp_stage(
         if config.tune == "text":
             images = _stored_images(run.snapshot, data, encoder)
         else:
-            images = training_images(workspace, data, encoder, config.augment, config.workers)
+            images = TrainImages(data.sources, data.labels, encoder, config.augment, workers=config.workers)
         stage = train_cvlp(
             encoder,
             images,
@@ -173,8 +172,7 @@ def _keep(
     data: TrainingSet,
     config: CVLPConfig,
 ) -> str:
-    reading = run.workspace.recipe.images.model_dump(mode="json")
-    facts = {"config": config.model_dump(mode="json"), "reading": reading, "kind": "cvlp"}
+    facts = {"config": config.model_dump(mode="json"), "kind": "cvlp"}
 
     def build(path: Path) -> None:
         save_stage(stage, data, facts, path)

@@ -40,13 +40,12 @@ from vlltr_index.stages.training import (
     load_visual,
     log_folder,
     part_of,
-    reading,
     save_stage,
     stage_report,
     starting_encoder,
-    training_images,
 )
 from vlltr_index.train.cvlp import StageOne
+from vlltr_index.train.data import TrainImages
 from vlltr_index.train.deciding import Decision, StageTwoData, decide, weigh, without_images
 from vlltr_index.train.distributed import by_first, first_then_all, meet
 from vlltr_index.train.recognition import train_lgr, tune_visual
@@ -253,7 +252,6 @@ def _tune_visual(
     def key(snapshot: Snapshot, data: TrainingSet) -> str:
         start, selection = _start(snapshot, config), load_bank(snapshot).selection_id
         facts = [start, selection, config.model_dump(), data.image_ids, data.labels.tolist()]
-        facts += reading(workspace.recipe)
         return f"lgr-{short(digest_json(facts))}"
 
     with training_run(
@@ -266,7 +264,9 @@ def _tune_visual(
         encoder = _starting_encoder(workspace, snapshot, start)
         head, log = tune_visual(
             encoder,
-            training_images(workspace, data, encoder, config.augment, workspace.recipe.cvlp.workers),
+            TrainImages(
+                data.sources, data.labels, encoder, config.augment, workers=workspace.recipe.cvlp.workers
+            ),
             bank,
             config,
             visual_init=_visual_init(workspace, start, data.class_ids),
@@ -302,8 +302,7 @@ def _keep_tuned(
     """Commit a head and a tower that were trained together; `notes` receives what was decided."""
     encoder = stage.encoder
     if config.tune != "head":
-        as_read = workspace.recipe.images.model_dump(mode="json")
-        record = {"config": config.model_dump(mode="json"), "reading": as_read, "kind": "lgr"}
+        record = {"config": config.model_dump(mode="json"), "kind": "lgr"}
 
         def build(path: Path) -> None:
             save_stage(stage, data, record, path)

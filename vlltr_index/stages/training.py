@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,9 @@ from torch import Tensor
 
 from vlltr_index.encoder import Encoder
 from vlltr_index.errors import MissingStepError, WorkspaceError
-from vlltr_index.images.cache import PixelCache, reduced_cache, reduced_need
-from vlltr_index.loading import class_positions, image_cache_folder, known_images, usable_images
-from vlltr_index.pixels import plain_cache, plain_need
-from vlltr_index.schemas.config import AugmentConfig, Recipe
+from vlltr_index.loading import class_positions, usable_images
+from vlltr_index.schemas.config import Recipe
 from vlltr_index.schemas.fingerprint import digest_json, short
-from vlltr_index.train.data import TrainImages, in_memory
-from vlltr_index.train.distributed import by_first
 from vlltr_index.train.loop import StageOne
 from vlltr_index.wording import many
 
@@ -38,16 +33,12 @@ __all__ = [
     "log_folder",
     "part_of",
     "read_visual",
-    "reading",
     "run_key",
     "save_stage",
     "stage_report",
     "starting_encoder",
-    "training_images",
     "training_set",
 ]
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,8 +66,7 @@ class TrainingSet:
     image_ids: list[str]
     labels: Tensor  # int64 [N]
     sources: list[bytes | str]
-    digests: list[str | None]  # of each source's bytes
-    sizes: list[tuple[int, int]]  # (width, height) of each image
+    digests: list[str | None]  # of each image's file
     groups: list[str | None]  # of images that are held out together
     texts: list[list[str]]  # a class's sentences, in sentence_id order
 
@@ -87,7 +77,7 @@ def training_set(snapshot: Snapshot, with_texts: bool = True) -> TrainingSet:
     Raises:
         MissingStepError: If there are no training images, or a class with images has no sentence.
     """
-    rows = usable_images(snapshot, "train", ["uri", "data", "content_hash", "width", "height", "group"])
+    rows = usable_images(snapshot, "train", ["uri", "data", "content_hash", "group"])
     if not rows.num_rows:
         raise MissingStepError("there are no training images", "Run: vlltr ingest images PATH --split train")
     owner = torch.from_numpy(rows["class_id"].to_numpy().copy()).long()
@@ -97,10 +87,9 @@ def training_set(snapshot: Snapshot, with_texts: bool = True) -> TrainingSet:
         for uri, data in zip(rows["uri"].to_pylist(), rows["data"].to_pylist(), strict=True)
     ]
     texts = _texts(snapshot, class_ids.tolist()) if with_texts else []
-    sizes = list(zip(rows["width"].to_pylist(), rows["height"].to_pylist(), strict=True))
     digests, ids = rows["content_hash"].to_pylist(), rows["image_id"].to_pylist()
     groups = rows["group"].to_pylist()
-    return TrainingSet(class_ids, counts, ids, labels, sources, digests, sizes, groups, texts)
+    return TrainingSet(class_ids, counts, ids, labels, sources, digests, groups, texts)
 
 
 def part_of(data: TrainingSet, kept: Sequence[int], texts: list[list[str]]) -> TrainingSet:
@@ -114,54 +103,9 @@ def part_of(data: TrainingSet, kept: Sequence[int], texts: list[list[str]]) -> T
         labels,
         [data.sources[n] for n in kept],
         [data.digests[n] for n in kept],
-        [data.sizes[n] for n in kept],
         [data.groups[n] for n in kept],
         texts,
     )
-
-
-def training_images(
-    workspace: Workspace, data: TrainingSet, encoder: Encoder, augment: AugmentConfig, workers: int
-) -> TrainImages:
-    """The training images as the recipe's `images` section wants them read, from its cache where it has one.
-
-    Raises:
-        WorkspaceError: If the disk is too small for the cache.
-    """
-    settings = workspace.recipe.images
-    side, cache = settings.reduced_to(encoder.image_size), None
-    if settings.cache and in_memory(len(data.labels), encoder.image_size):
-        _log.info("images of this size are held decoded in memory: there is nothing to cache on disk")
-    elif settings.cache:
-        cache = _prepared(workspace, data, encoder, side if augment.kind == "photo" else None)
-    return TrainImages(
-        data.sources,
-        data.labels,
-        encoder,
-        augment,
-        workers=workers,
-        side=side,
-        cache=cache,
-        digests=data.digests,
-    )
-
-
-def _prepared(workspace: Workspace, data: TrainingSet, encoder: Encoder, side: int | None) -> PixelCache:
-    """The cache of reduced photographs; without a side, of images as the encoder's preprocessing gives them."""
-    folder = image_cache_folder(workspace)
-    sizes = {d: size for d, size in zip(data.digests, data.sizes, strict=True) if d is not None}
-    if side is not None:
-        cache, need = reduced_cache(folder, side), reduced_need(sizes, side)
-    else:
-        cache, need = plain_cache(folder, encoder), plain_need(list(sizes), encoder)
-    by_first(lambda: cache.prepare(need, known_images(workspace)))
-    return cache
-
-
-def reading(recipe: Recipe) -> list[Any]:
-    """What a run's key holds of the way in which images are read; nothing where they are taken as they are."""
-    images = recipe.images
-    return [] if images.side is None and not images.cache else [f"side {images.side or 'by the encoder'}"]
 
 
 def class_texts(snapshot: Snapshot, class_ids: list[int]) -> dict[int, list[str]]:
@@ -220,7 +164,6 @@ def run_key(what: str, recipe: Recipe, section: Any, data: TrainingSet) -> str:
         data.image_ids,
         data.labels.tolist(),
         data.texts,
-        *reading(recipe),
     ]
     return f"{what}-{short(digest_json(facts))}"
 
