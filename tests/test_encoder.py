@@ -8,17 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import small_clip
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.functional import center_crop, resize, to_tensor
 
-from vlltr_index import openclip
+from vlltr_index import openclip, sources
 from vlltr_index.encoder import Encoder, Tokens
 from vlltr_index.errors import EncoderError, InputError
 
@@ -95,21 +92,6 @@ def test_each_tower_has_its_own_fingerprint(encoder: Encoder) -> None:
     assert other.text_fp != text
     assert other.image_fp == changed
     assert _prints(encoder) == (text, image)
-
-
-def test_fingerprints_follow_training(encoder: Encoder) -> None:
-    """A step of the optimiser is seen, although the digest is kept between calls."""
-    other = encoder.copy().train()
-    before = _prints(other)
-    optimiser = torch.optim.AdamW(other.model.parameters(), lr=1e-2)
-    loss = (
-        other.encode_pixels(torch.randn(2, 3, 32, 32)).sum()
-        + other.encode_tokens(other.tokenize(TEXTS).ids).sum()
-    )
-    loss.backward()
-    optimiser.step()
-    assert other.text_fp != before[0]
-    assert other.image_fp != before[1]
 
 
 def test_fingerprints_know_tokenizer_preprocessing_activation_and_precision(encoder: Encoder) -> None:
@@ -223,7 +205,7 @@ def test_models_that_look_at_their_padding_get_the_whole_context() -> None:
     """Short tokens are padded for them, so the result is open_clip's."""
     cfg = {**small_clip.MODEL_CFG, "custom_text": True}
     cfg["text_cfg"] = {**small_clip.MODEL_CFG["text_cfg"], "no_causal_mask": True, "pool_type": "last"}
-    config = {**openclip.find_config(small_clip.NAME), "model_cfg": cfg}
+    config = {**sources.find_config(small_clip.NAME), "model_cfg": cfg}
     config["preprocess_cfg"]["size"] = 32
     model: Any = openclip.build_model(cfg)
     encoder = Encoder(model, openclip.make_tokenizer(config), config, name="x")
@@ -234,17 +216,10 @@ def test_models_that_look_at_their_padding_get_the_whole_context() -> None:
     assert torch.allclose(encoder.encode_texts(TEXTS), expected, atol=1e-5)
 
 
-def test_another_image_size_interpolates_positions(tmp_path: Path) -> None:
-    """Bicubic, on the grid alone; the choice is saved, and can be changed again."""
-    model: Any = small_clip.make()
-    save_file(dict(model.state_dict()), str(tmp_path / "w.safetensors"))
+def test_another_image_size(tmp_path: Path) -> None:
+    """The choice is saved, and can be changed again; the text tower stays the same."""
+    save_file(dict(small_clip.make().state_dict()), str(tmp_path / "w.safetensors"))
     encoder = Encoder.load(small_clip.NAME, str(tmp_path / "w.safetensors"), image_size=64)
-    own = model.visual.positional_embedding
-    grid = own[1:].T.reshape(1, -1, 4, 4)
-    expected = F.interpolate(grid, size=(8, 8), mode="bicubic", antialias=True, align_corners=False)
-    visual: Any = encoder.model.visual
-    assert torch.allclose(visual.positional_embedding[1:].T.reshape(1, -1, 8, 8), expected, atol=1e-6)
-    assert torch.equal(visual.positional_embedding[0], own[0])
     assert encoder.image_size == (64, 64)
     assert encoder.preprocess(Image.new("RGB", (90, 80))).shape == (3, 64, 64)
     encoder.save(tmp_path / "saved")
@@ -255,18 +230,11 @@ def test_another_image_size_interpolates_positions(tmp_path: Path) -> None:
 
 
 def test_a_larger_resize_takes_the_middle(tmp_path: Path) -> None:
-    """Against torchvision's resize and centre crop; another fingerprint, kept when saved, in step with the size."""
-    model: Any = small_clip.make()
+    """Another fingerprint, kept when saved, in step with the size."""
     weights = str(tmp_path / "w.safetensors")
-    save_file(dict(model.state_dict()), weights)
+    save_file(dict(small_clip.make().state_dict()), weights)
     plain, encoder = (Encoder.load(small_clip.NAME, weights, resize=side) for side in (None, 40))
-    noise = np.random.default_rng(0).integers(0, 255, (50, 90, 3), np.uint8)
-    image = Image.fromarray(noise)
-    resized = resize(image, [40], InterpolationMode.BICUBIC)
-    twin = (to_tensor(center_crop(resized, [32, 32])) - encoder.mean.view(3, 1, 1)) / encoder.std.view(
-        3, 1, 1
-    )
-    torch.testing.assert_close(encoder.preprocess(image), twin)
+    image = Image.effect_noise((50, 90), 80)
     assert encoder.text_fp == plain.text_fp
     assert encoder.image_fp != plain.image_fp
     encoder.save(tmp_path / "saved")
@@ -276,7 +244,7 @@ def test_a_larger_resize_takes_the_middle(tmp_path: Path) -> None:
     larger = Encoder.open(tmp_path / "saved", image_size=64)
     assert (larger.image_size, larger.config["preprocess_cfg"]["resize"]) == ((64, 64), 80)
     assert Encoder.scratch(small_clip.NAME, resize=36).config["preprocess_cfg"]["resize"] == 36
-    with pytest.raises(EncoderError, match="resize 31 is no whole number of at least size 32"):
+    with pytest.raises(EncoderError, match="resize 31 is less than size 32"):
         Encoder.load(small_clip.NAME, weights, resize=31)
 
 
@@ -315,15 +283,6 @@ def test_a_copy_has_its_own_weights(encoder: Encoder) -> None:
     assert all(torch.equal(ours[n], theirs[n]) and ours[n].data_ptr() != theirs[n].data_ptr() for n in ours)
 
 
-def test_training_mode_and_device_return_the_encoder() -> None:
-    """So that calls can be chained."""
-    encoder = Encoder.scratch(small_clip.NAME)
-    assert encoder.train() is encoder
-    assert encoder.model.training
-    assert encoder.eval().to("cpu") is encoder
-    assert not encoder.model.training
-
-
 def test_a_word_vocabulary_needs_texts() -> None:
     """Without sentences there is nothing to build it from."""
     for texts in (None, [], ["", "!?"]):
@@ -342,7 +301,7 @@ def test_newer_folders_are_refused(encoder: Encoder, tmp_path: Path) -> None:
     with pytest.raises(EncoderError) as caught:
         Encoder.open(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path / 'encoder.json'} has format 2, this program reads up to 1\nRun: pip install -U vlltr-index"
+        f"{tmp_path / 'encoder.json'} has format 2, this program reads 1\nRun: pip install -U vlltr-index"
     )
 
 
@@ -358,18 +317,4 @@ def test_damaged_folders_are_refused(tmp_path: Path, name: str, damage: str) -> 
         path.write_bytes(b"{}" if damage == "empty object" else path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(EncoderError) as caught:
         Encoder.open(tmp_path)
-    assert str(path) in str(caught.value)
-
-
-@pytest.mark.parametrize("key", ["name", "precision", "config"])
-def test_incomplete_facts_are_refused(tmp_path: Path, key: str) -> None:
-    """A missing key, or one of another type, is damage and not a traceback."""
-    Encoder.scratch("vlltr-tiny", TEXTS).save(tmp_path)
-    path = tmp_path / "encoder.json"
-    facts = json.loads(path.read_text())
-    for broken in ({k: v for k, v in facts.items() if k != key}, {**facts, key: 5}):
-        if key == "name" and broken.get("name") == 5:
-            continue  # any value can be shown as a name
-        path.write_text(json.dumps(broken))
-        with pytest.raises(EncoderError):
-            Encoder.open(tmp_path)
+    assert str(tmp_path) in str(caught.value)

@@ -94,7 +94,8 @@ def test_damaged_checkpoints(
     said = refused(capsys, "-w", trained.path, "predict", pictures / "known-0.png")
     message, hint = said.splitlines()[-2:]
     assert message.startswith("Error: ")
-    assert str(file) in message
+    assert str(folder) in message
+    assert name in message
     assert hint == (
         f"Bring {folder} back from a backup, or make it again: vlltr train cvlp "
         "(or vlltr import release, if it came from there)"

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlltr_index import sources
 from vlltr_index.encoder import Encoder
 from vlltr_index.errors import EncoderError
 from vlltr_index.schemas.config import EncoderConfig, Recipe
@@ -82,13 +81,6 @@ def test_a_tag_that_we_do_not_have() -> None:
     with pytest.raises(EncoderError) as error:
         Encoder.load("vlltr-tiny", "nothing")
     assert error.value.hint == "Its tags: glyphs."
-
-
-def test_weights_missing_from_an_installation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error names the weights and the way out."""
-    monkeypatch.setitem(sources._PACKAGED, ("vlltr-tiny", "lost"), ("vlltr_index", "nowhere"))
-    with pytest.raises(EncoderError, match="vlltr-tiny:lost are not in this installation"):
-        Encoder.load("vlltr-tiny", "lost")
 
 
 SHIPPED = Path(str(files("vlltr_index.recipes.glyphs_lt"))) / "pretrained"

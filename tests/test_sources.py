@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import small_clip
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vlltr_index import openclip, sources
+from vlltr_index import sources
 from vlltr_index.encoder import Encoder
 from vlltr_index.errors import EncoderError
 
@@ -69,36 +69,9 @@ def test_openais_own_files_get_quick_gelu(
     assert encoder.name == TWIN
     said = [
         f"{path} was trained with QuickGELU, according to the entries that only OpenAI's files have: "
-        f"it is loaded with it, as {TWIN}"
+        f"it is loaded so, as {TWIN}"
     ]
     assert caplog.messages == (said if name == NAME else [])
-
-
-def test_losing_quick_gelu_would_have_mattered(tmp_path: Path) -> None:
-    """The trap is real: the same weights under plain GELU give other features."""
-    state = _plain(small_clip.openai_state(small_clip.make(quick_gelu=True)))
-    path = _write(tmp_path / "w.safetensors", state)
-    pixels = torch.randn(2, 3, 32, 32)
-    one, other = Encoder.load(NAME, path), Encoder.load(TWIN, path)
-    with torch.no_grad():
-        assert (one.encode_pixels(pixels) - other.encode_pixels(pixels)).abs().max() > 1e-2
-
-
-@pytest.mark.parametrize("why", ["dtypes", "name"])
-def test_weights_that_look_like_openais_are_refused(tmp_path: Path, why: str) -> None:
-    """Without proof the user chooses; the message holds the corrected command."""
-    state = small_clip.openai_state(small_clip.make(), half=why == "dtypes")
-    state = {n: v for n, v in state.items() if v.ndim or n == "logit_scale"}
-    path = _write(tmp_path / ("w.pt" if why == "dtypes" else "OpenAI-w.pt"), state)
-    with pytest.raises(EncoderError) as caught:
-        Encoder.load(NAME, path)
-    assert str(caught.value) == (
-        f"{path} looks like OpenAI's weights, which need the QuickGELU activation; {NAME} has plain GELU\n"
-        f"Run: vlltr init DIR --encoder {TWIN}:{path}\n"
-        "(If it was trained with plain GELU, say so in an open_clip_config.json beside the file: "
-        '"quick_gelu": false.)'
-    )
-    assert Encoder.load(TWIN, path).name == TWIN
 
 
 def test_weights_that_say_nothing_are_loaded_with_a_warning(
@@ -117,24 +90,24 @@ def test_weights_that_say_nothing_are_loaded_with_a_warning(
 
 
 @pytest.mark.parametrize("quick", [True, False])
-def test_a_configuration_beside_the_file_decides(tmp_path: Path, quick: bool) -> None:
-    """Activation, mean and std are read from it, and there is no doubt left to warn of."""
-    folder = _folder(tmp_path / "f", quick_gelu=quick)
-    encoder = Encoder.load(NAME, str(folder / "open_clip_model.safetensors"))
-    assert bool(encoder.config["model_cfg"].get("quick_gelu")) is quick
-    assert encoder.mean.tolist() == [0.5] * 3
-    assert encoder.std.tolist() == [0.25] * 3
-
-
-def test_quick_gelu_that_the_weights_never_had_is_refused(tmp_path: Path) -> None:
-    """The message names the plain model."""
-    path = _folder(tmp_path / "f", quick_gelu=False) / "open_clip_model.safetensors"
-    with pytest.raises(EncoderError) as caught:
-        Encoder.load(TWIN, str(path))
-    assert str(caught.value) == (
-        f"{path} was trained without QuickGELU, according to {path.parent / 'open_clip_config.json'}; "
-        f"{TWIN} has it\nRun: vlltr init DIR --encoder {NAME}:{path}"
+@pytest.mark.parametrize("name", [NAME, TWIN])
+def test_a_configuration_beside_the_file_decides(
+    tmp_path: Path, quick: bool, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Activation, mean and std are read from it; where the name says otherwise, that is said."""
+    folder = _folder(tmp_path / "f", **({"quick_gelu": True} if quick else {}))
+    path = folder / "open_clip_model.safetensors"
+    encoder = Encoder.load(name, str(path))
+    fitting = TWIN if quick else NAME
+    assert encoder.name == fitting
+    assert encoder.text_fp == Encoder.load(fitting, str(path)).text_fp
+    assert (encoder.mean.tolist(), encoder.std.tolist()) == ([0.5] * 3, [0.25] * 3)
+    how = "with" if quick else "without"
+    said = (
+        f"{path} was trained {how} QuickGELU, according to {folder / 'open_clip_config.json'}: "
+        f"it is loaded so, as {fitting}"
     )
+    assert caplog.messages == ([] if name == fitting else [said])
 
 
 def test_a_configuration_of_another_model_beside_the_file_is_not_believed(tmp_path: Path) -> None:
@@ -143,22 +116,6 @@ def test_a_configuration_of_another_model_beside_the_file_is_not_believed(tmp_pa
     encoder = Encoder.load(NAME, str(path))
     assert encoder.mean.tolist() != [0.5] * 3
     assert not encoder.config["model_cfg"].get("quick_gelu")
-
-
-@pytest.mark.parametrize("fits", [True, False])
-def test_published_files_are_known_by_name_and_digest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fits: bool
-) -> None:
-    """A file of that name with another content is not taken for it."""
-    path = Path(_write(tmp_path / "known.pt", _plain(small_clip.openai_state(small_clip.make()))))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8] if fits else "00000000"
-    facts = {"quick_gelu": True, "mean": (0.1, 0.2, 0.3), "url": "x"}
-    monkeypatch.setattr(
-        openclip, "published_as", lambda name: iter([(NAME, "tag", facts, digest)] if name else [])
-    )
-    encoder = Encoder.load(NAME, str(path))
-    assert encoder.name == (TWIN if fits else NAME)
-    assert (encoder.mean.tolist() == pytest.approx([0.1, 0.2, 0.3])) is fits
 
 
 def test_folders_load_with_their_preprocessing(tmp_path: Path) -> None:
@@ -171,7 +128,7 @@ def test_folders_load_with_their_preprocessing(tmp_path: Path) -> None:
 
 
 def test_folders_that_hold_no_encoder(tmp_path: Path) -> None:
-    """Nothing, another model, and a configuration without weights: each says what is missing."""
+    """Nothing, a damaged configuration, and one without weights: each says what is missing."""
     with pytest.raises(EncoderError) as caught:
         Encoder.load("local-dir", str(tmp_path))
     assert str(caught.value) == (
@@ -179,14 +136,12 @@ def test_folders_that_hold_no_encoder(tmp_path: Path) -> None:
         "A local folder needs open_clip_config.json and open_clip_model.safetensors."
     )
     folder = _folder(tmp_path / "f")
-    with pytest.raises(EncoderError) as caught:
-        Encoder.load("ViT-B-16", str(folder))
-    assert str(caught.value) == (
-        f"{folder} holds another model than ViT-B-16\n"
-        f"Take what the folder says: vlltr init DIR --encoder local-dir:{folder}"
-    )
     (folder / "open_clip_model.safetensors").unlink()
     with pytest.raises(EncoderError, match="holds no weights"):
+        Encoder.load("local-dir", str(folder))
+    (folder / "open_clip_config.json").write_text('{"model_cfg": {"embed_dim": 24}}', encoding="utf-8")
+    save_file(dict(small_clip.make().state_dict()), str(folder / "model.safetensors"))
+    with pytest.raises(EncoderError, match="is damaged: KeyError"):
         Encoder.load("local-dir", str(folder))
     with pytest.raises(EncoderError, match="no such folder: /nowhere"):
         Encoder.load("local-dir:/nowhere")
@@ -196,37 +151,23 @@ def test_a_tag_wins_over_a_folder_of_its_name(tmp_path: Path, monkeypatch: pytes
     """A folder called `openai` in the current one does not change what ViT-B-16:openai means."""
     (tmp_path / "openai").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert sources.locate_folder("ViT-B-16", "openai") is None
-    assert sources.locate_folder("ViT-B-16", "other") is None
+    sources.check_source("ViT-B-16", "openai")  # an empty folder would be refused
 
 
-def test_tags_bring_activation_and_preprocessing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tag under the plain name is mended from open_clip's list; its mean and std travel."""
-    path = _write(tmp_path / "w.safetensors", small_clip.openai_state(small_clip.make()))
-    facts = {"quick_gelu": True, "std": (0.5, 0.5, 0.5), "resize_mode": "squash"}
-    monkeypatch.setattr(openclip, "find_tag", lambda model, tag: facts if tag == "t" else None)
-    monkeypatch.setattr(openclip, "download_pretrained", lambda facts: path)
-    encoder = Encoder.load(NAME, "t")
-    assert encoder.name == TWIN
-    assert encoder.std.tolist() == [0.5] * 3
-    assert encoder.config["preprocess_cfg"]["resize_mode"] == "squash"
-
-
-def test_a_tag_without_quick_gelu_is_refused_before_anything_is_fetched(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("tag", "model"), [("openai", TWIN), ("laion", NAME)])
+def test_tags_bring_activation_and_preprocessing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tag: str, model: str
 ) -> None:
-    """The corrected command is known from open_clip's list alone."""
-
-    def fetched(_: object) -> str:
-        raise AssertionError("nothing should be fetched")
-
-    monkeypatch.setattr(openclip, "download_pretrained", fetched)
-    with pytest.raises(EncoderError) as caught:
-        Encoder.load("ViT-B-16-quickgelu", "laion2b_s34b_b88k")
-    assert str(caught.value) == (
-        "ViT-B-16-quickgelu:laion2b_s34b_b88k was trained without QuickGELU, according to open_clip's list; "
-        "ViT-B-16-quickgelu has it\nRun: vlltr init DIR --encoder ViT-B-16:laion2b_s34b_b88k"
-    )
+    """Under either name a tag gets the activation of open_clip's list; its mean and std travel."""
+    path = _write(tmp_path / "w.safetensors", _plain(small_clip.openai_state(small_clip.make())))
+    facts = {"quick_gelu": tag == "openai", "std": (0.5, 0.5, 0.5), "resize_mode": "squash"}
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda model, name: facts if name == tag else {})
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda facts: path)
+    for name in (NAME, TWIN):
+        encoder = Encoder.load(name, tag)
+        assert encoder.name == model
+        assert encoder.std.tolist() == [0.5] * 3
+        assert encoder.config["preprocess_cfg"]["resize_mode"] == "squash"
 
 
 @pytest.mark.parametrize("model", ["ViT-B-16:openai", "hf-hub:owner/name"])
@@ -238,8 +179,8 @@ def test_without_a_network_the_error_says_how_to_use_a_file(
     def offline(*_: object, **__: object) -> str:
         raise ConnectionError("no route to host\nmore")
 
-    monkeypatch.setattr(openclip, "download_pretrained", offline)
-    monkeypatch.setattr(openclip, "download_pretrained_from_hf", offline)
+    monkeypatch.setattr(open_clip, "download_pretrained", offline)
+    monkeypatch.setattr(sources, "download_pretrained_from_hf", offline)
     name, _, rest = model.partition(":")
     with pytest.raises(EncoderError) as caught:
         Encoder.load(name, rest)
@@ -273,7 +214,7 @@ def test_weights_that_do_not_exist(tmp_path: Path) -> None:
 def test_sizes_that_the_tower_cannot_take(model: str, size: int, unit: int) -> None:
     """The message names the step and the nearest size below."""
     with pytest.raises(EncoderError) as caught:
-        sources.set_image_size(openclip.find_config(model), size)
+        sources.set_image_size(sources.find_config(model), size)
     assert str(caught.value) == (
         f"this encoder takes images whose side is a multiple of {unit} pixels, not {size}\n"
         f"For example: --set encoder.image_size={size // unit * unit}"

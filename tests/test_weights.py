@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from vlltr_index.errors import EncoderError
-from vlltr_index.weights import half_with_float_norms, load_checkpoint, read_json, read_weights
+from vlltr_index.weights import load_checkpoint, read_json, read_weights
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.tensor(1)}
 
@@ -60,9 +60,9 @@ def test_hostile_pickles_do_not_run(tmp_path: Path, zipped: bool) -> None:
         read_weights(path)
     assert not target.exists()
     assert str(caught.value) == (
-        f"{path} is refused: it holds more than tensors, and loading it could run code (or it is damaged)\n"
-        f"If it is a checkpoint of the VL-LTR release: vlltr import release {path}. Other weights: "
-        "Save them with: safetensors.torch.save_file(model.state_dict(), 'FILE.safetensors')"
+        f"{path} is refused: it is damaged, or holds more than tensors, and loading it could run code\n"
+        "Save them with: safetensors.torch.save_file(model.state_dict(), 'FILE.safetensors')\n"
+        f"If it is a checkpoint of the VL-LTR release: vlltr import release {path}"
     )
 
 
@@ -127,21 +127,15 @@ def test_missing_and_misnamed_files(tmp_path: Path) -> None:
         read_weights(tmp_path / "w.npz")
     assert str(caught.value) == (
         f"{tmp_path / 'w.npz'} does not end like a file of weights\n"
-        "Weights end in .safetensors, .pt, .pth, .bin or .ckpt."
+        "Weights end in one of .safetensors, .pt, .pth, .bin, .ckpt. An archive has to be unpacked first."
     )
-    with pytest.raises(EncoderError) as caught:
-        read_weights(tmp_path / "w.zip")
-    assert caught.value.hint == f"Unpack it first: unzip '{tmp_path / 'w.zip'}'"
 
 
 def test_options_beside_weights(tmp_path: Path) -> None:
-    """A training program's options are refused with the command that reads them, and read only where allowed."""
+    """A training program's options are read only where they are allowed."""
     path = tmp_path / "checkpoint.pth"
     options = argparse.Namespace(lr=0.1, names=["a"], inner=argparse.Namespace(x=None))
     torch.save({"model": STATE, "args": options}, path)
-    with pytest.raises(EncoderError) as caught:
-        read_weights(path)
-    assert f"vlltr import release {path}" in str(caught.value)
     found = load_checkpoint(path, [argparse.Namespace])
     assert found["args"] == options
     assert found["model"].keys() == STATE.keys()
@@ -176,7 +170,7 @@ def test_json_that_is_no_object_is_refused(tmp_path: Path) -> None:
     """Missing, damaged and of another type."""
     path = tmp_path / "f.json"
     with pytest.raises(EncoderError, match="no such file"):
-        read_json(path)
+        read_json(path, dict)
     for content, message in (
         (b"[", "is not valid JSON"),
         (b"[" * 99_999, "is not valid JSON"),
@@ -184,17 +178,4 @@ def test_json_that_is_no_object_is_refused(tmp_path: Path) -> None:
     ):
         path.write_bytes(content)
         with pytest.raises(EncoderError, match=message):
-            read_json(path)
-
-
-def test_openais_mixture_of_dtypes_is_recognised() -> None:
-    """Matrices in half precision beside norms in single: only that."""
-    names = ("transformer.resblocks.0.mlp.c_fc.weight", "ln_final.weight")
-    for matrix, norm, expected in (
-        (torch.float16, torch.float32, True),
-        (torch.float32, torch.float32, False),
-        (torch.float16, torch.float16, False),
-    ):
-        state = {names[0]: torch.zeros(1, dtype=matrix), names[1]: torch.zeros(1, dtype=norm)}
-        assert half_with_float_norms(state) is expected
-    assert not half_with_float_norms({})
+            read_json(path, dict)

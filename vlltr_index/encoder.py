@@ -18,16 +18,12 @@ from vlltr_index import openclip, sources
 from vlltr_index.errors import EncoderError, InputError
 from vlltr_index.fingerprints import revision, weights_digest
 from vlltr_index.schemas.fingerprint import digest_json, short
+from vlltr_index.sources import Precision
 from vlltr_index.tensors import NoDraws
 from vlltr_index.tokenizing import Tokenizer, Tokens, WordTokenizer
-from vlltr_index.weights import read_json, read_weights
 
 __all__ = ["Encoder", "Tokens"]
 
-Precision = Literal["fp32", "bf16"]
-
-_FORMAT = 1
-_FACTS, _WEIGHTS, _WORDS = sources.ENCODER_FILE, "model.safetensors", "words.json"
 _TOKENS_A_BATCH = 16_384
 
 
@@ -65,10 +61,8 @@ class Encoder:
         self._config = deepcopy(config)
         pre = self._config["preprocess_cfg"]
         self._transform = openclip.make_transform(pre)
-        size = pre["size"]
-        self.image_size: tuple[int, int] = (
-            (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-        )
+        height, width = pre["size"] if isinstance(pre["size"], list) else [pre["size"]] * 2
+        self.image_size: tuple[int, int] = height, width
         self.mean = torch.tensor(pre["mean"], dtype=torch.float32)
         self.std = torch.tensor(pre["std"], dtype=torch.float32)
         self.dim = int(self._config["model_cfg"]["embed_dim"])
@@ -94,26 +88,22 @@ class Encoder:
             model: A name that open_clip knows, or `vlltr-tiny`.
             texts: What a word vocabulary is built from; only `vlltr-tiny` has one.
             seed: Same seed and texts, same weights.
-            image_size: Side in pixels, instead of the model's own.
-            resize: Shorter side before the crop, instead of the crop's.
-            precision: Of the towers' arithmetic.
-            device: Default: a GPU where there is one.
+            image_size: As for `load`, and so are `resize`, `precision` and `device`.
 
         Raises:
             EncoderError: If there is no such model, or it needs texts and got none.
         """
-        config = openclip.find_config(model)
+        config = sources.find_config(model)
+        text = config["model_cfg"]["text_cfg"]
         tokenizer: Tokenizer
         if config["tokenizer"] == "words":
-            tokenizer = WordTokenizer.build(
-                texts or (), int(config["model_cfg"]["text_cfg"]["context_length"])
-            )
+            tokenizer = WordTokenizer.build(texts or (), text["context_length"])
             if not tokenizer.words:
                 raise EncoderError(
                     f"{model} builds its vocabulary from the sentences, and there are none",
                     "Run: vlltr ingest text PATH",
                 )
-            config["model_cfg"]["text_cfg"]["vocab_size"] = tokenizer.vocab_size
+            text["vocab_size"] = tokenizer.vocab_size
         else:
             tokenizer = openclip.make_tokenizer(config)
         sources.set_image_size(config, image_size, resize)
@@ -130,37 +120,52 @@ class Encoder:
         *,
         image_size: int | None = None,
         resize: int | None = None,
-        precision: Precision = "fp32",
+        precision: Precision | None = None,
         device: str | torch.device | None = None,
     ) -> Encoder:
         """Weights from open_clip's list, from a file or from a folder, with the preprocessing that belongs to them.
 
-        Weights are read as tensors only. Where they are known to need QuickGELU, they get it, whatever the name
-        says.
+        Weights are read as tensors only. Where it is known whether they were trained with QuickGELU, that decides,
+        whatever the name says.
 
         Args:
             model: A name that open_clip knows, a folder, `local-dir:FOLDER`, or `hf-hub:OWNER/NAME`.
             pretrained: A tag, or a .safetensors, .pt, .pth, .bin or .ckpt file, or a folder.
             image_size: Side in pixels; position embeddings are interpolated to it.
             resize: Shorter side before the crop, instead of what belongs to the weights.
-            precision: Of the towers' arithmetic.
+            precision: Of the towers' arithmetic; default: as it was saved, else fp32.
             device: Default: a GPU where there is one.
 
         Raises:
-            EncoderError: If the weights cannot be had, do not fit the model, or their activation is in doubt.
+            EncoderError: If the weights cannot be had or do not fit the model, or what describes them is damaged.
         """
-        folder = sources.locate_folder(model, pretrained)
-        if folder is not None and (folder / _FACTS).is_file():
-            return cls.open(folder, image_size=image_size, resize=resize, precision=precision, device=device)
-        source = sources.read_source(model, pretrained)
-        tokenizer = openclip.make_tokenizer(source.config, source.folder)
-        sources.set_image_size(source.config, image_size, resize)
-        with NoDraws():  # every weight is loaded next, and drawing takes longer than that
-            built = openclip.build_model(source.config["model_cfg"])
-        openclip.load_state(built, source.state, source.where)
-        if image_size is not None:
-            openclip.set_timm_size(built, image_size)
-        return cls(built, tokenizer, source.config, name=source.name, precision=precision, device=device)
+        try:
+            source = sources.read_source(model, pretrained)
+            config = source.config
+            vision, text = config["model_cfg"]["vision_cfg"], config["model_cfg"]["text_cfg"]
+            resized, stored = config.get("resized"), vision.get("image_size", 224)
+            tokenizer: Tokenizer
+            if config["tokenizer"] == "words":
+                tokenizer = WordTokenizer.open(
+                    Path(source.where).parent / "words.json", text["context_length"]
+                )
+            else:
+                tokenizer = openclip.make_tokenizer(config, source.folder)
+            sources.set_image_size(config, image_size, resize)
+            with NoDraws():  # every weight is loaded next, and drawing takes longer than that
+                built = openclip.build_model(config["model_cfg"])
+            if resized:
+                openclip.set_timm_size(built, stored)
+            openclip.load_state(built, source.state, source.where)
+            if image_size is not None:
+                openclip.set_timm_size(built, image_size)
+            precision = precision or source.precision
+            return cls(built, tokenizer, config, name=source.name, precision=precision, device=device)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            where = f"{model}:{pretrained}" if pretrained else model
+            raise EncoderError(
+                f"what describes the encoder {where} is damaged: {type(error).__name__}: {error}"
+            ) from error
 
     @classmethod
     def open(
@@ -168,49 +173,23 @@ class Encoder:
         folder: str | Path,
         *,
         image_size: int | None = None,
-        resize: int | None = None,
-        precision: Precision | None = None,
         device: str | torch.device | None = None,
     ) -> Encoder:
-        """Read what `save` wrote.
-
-        Raises:
-            EncoderError: If a file is missing, damaged, or was written by a newer version.
-        """
-        folder = Path(folder)
-        facts = read_json(folder / _FACTS)
-        if not isinstance(facts.get("format"), int) or facts["format"] > _FORMAT:
-            raise EncoderError(
-                f"{folder / _FACTS} has format {facts.get('format')!r}, this program reads up to {_FORMAT}",
-                "Run: pip install -U vlltr-index",
-            )
-        state = read_weights(folder / _WEIGHTS)
-        try:
-            config, name, saved = facts["config"], str(facts["name"]), facts["precision"]
-            stored = config["model_cfg"]["vision_cfg"].get("image_size", 224)
-            sources.set_image_size(config, image_size, resize)
-            tokenizer = _open_tokenizer(config, folder)
-            with NoDraws():
-                built = openclip.build_model(config["model_cfg"])
-            if config.get("resized"):
-                openclip.set_timm_size(built, stored)
-            openclip.load_state(built, state, str(folder / _WEIGHTS))
-            if image_size is not None:
-                openclip.set_timm_size(built, image_size)
-            return cls(built, tokenizer, config, name=name, precision=precision or saved, device=device)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise EncoderError(f"{folder / _FACTS} is damaged: {type(error).__name__}: {error}") from error
+        """Read what `save` wrote, as `load` does."""
+        return cls.load("local-dir", str(folder), image_size=image_size, device=device)
 
     def save(self, folder: str | Path) -> None:
         """Write encoder.json, model.safetensors and, for a word vocabulary, words.json into `folder`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {n: v.detach().cpu().contiguous().clone() for n, v in self.model.state_dict().items()}
-        save_file(state, str(folder / _WEIGHTS))
-        facts = {"format": _FORMAT, "name": self.name, "precision": self.precision, "config": self._config}
-        (folder / _FACTS).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        save_file(state, str(folder / "model.safetensors"))
+        facts = {"format": 1, "name": self.name, "precision": self.precision, "config": self._config}
+        (folder / "encoder.json").write_text(
+            json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+        )
         if isinstance(self.tokenizer, WordTokenizer):
-            self.tokenizer.save(folder / _WORDS)
+            self.tokenizer.save(folder / "words.json")
 
     def copy(self) -> Encoder:
         """A second encoder with the same weights in its own memory, as a teacher needs it."""
@@ -275,11 +254,10 @@ class Encoder:
         return self._fingerprint("image")
 
     def _fingerprint(self, tower: Literal["text", "image"]) -> str:
-        skip = ("logit_scale", "logit_bias")
         state = {
             n: v
             for n, v in self.model.state_dict().items()
-            if n.startswith("visual.") == (tower == "image") and n not in skip
+            if n.startswith("visual.") == (tower == "image") and n not in {"logit_scale", "logit_bias"}
         }
         now = revision(state.values())
         if tower not in self._digests or self._digests[tower][0] != now:
@@ -315,8 +293,8 @@ class Encoder:
         if self._channels_last:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         with self._arithmetic():
-            features = self.model.encode_image(pixels, normalize=False)  # type: ignore[operator]  # nn.Module types its methods as Tensor
-        return _float(features)
+            features: Tensor = self.model.encode_image(pixels, normalize=False)  # type: ignore[operator]  # nn.Module types its methods as Tensor
+        return features.float()
 
     def encode_tokens(self, ids: Tensor) -> Tensor:
         """Text features float32 [B, D], unnormalised, with gradients; the same whatever the padding.
@@ -333,8 +311,7 @@ class Encoder:
         if not self._trims and ids.shape[1] < length:
             ids = nn.functional.pad(ids, (0, length - ids.shape[1]), value=self.tokenizer.pad_id)
         with self._arithmetic():
-            features = openclip.encode_text(self.model, ids)
-        return _float(features)
+            return openclip.encode_text(self.model, ids).float()
 
     def encode_texts(
         self, texts: Sequence[str] | Tokens, progress: Callable[[int, int], None] | None = None
@@ -377,15 +354,3 @@ class Encoder:
             if self.precision == "bf16":
                 stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
             yield
-
-
-def _open_tokenizer(config: dict[str, Any], folder: Path) -> Tokenizer:
-    if config["tokenizer"] != "words":
-        return openclip.make_tokenizer(config, folder)
-    return WordTokenizer.open(folder / _WORDS, int(config["model_cfg"]["text_cfg"]["context_length"]))
-
-
-def _float(features: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """The pooled features in float32; some towers return their tokens beside them."""
-    pooled = features[0] if isinstance(features, tuple) else features
-    return pooled.float()

@@ -16,9 +16,10 @@ from typing import Any, Literal
 from torch import Tensor
 
 from vlltr_index import openclip
-from vlltr_index.encoder import Encoder, Precision
+from vlltr_index.encoder import Encoder
 from vlltr_index.errors import EncoderError, UsageError
 from vlltr_index.lgr import LGRHead
+from vlltr_index.sources import Precision, preprocessing
 from vlltr_index.weights import OPENAI_MARKS, load_checkpoint
 
 __all__ = [
@@ -185,13 +186,9 @@ def _count(state: dict[str, Tensor], pattern: str) -> int:
 def _preprocess(checkpoint: ReleaseCheckpoint, image_size: int) -> dict[str, Any]:
     """The release's evaluation: bicubic to 256 / 224 of the size, the middle square, its own rounded mean and std."""
     clip = checkpoint.args.get("clip_ms") is not False
-    return {
-        **openclip.default_preprocess(),
-        "size": image_size,
-        "resize": image_size * 256 // 224,
-        "mean": list(_MEAN if clip else _IMAGENET_MEAN),
-        "std": list(_STD if clip else _IMAGENET_STD),
-    }
+    mean, std = (_MEAN, _STD) if clip else (_IMAGENET_MEAN, _IMAGENET_STD)
+    own = preprocessing({"size": image_size, "mean": mean, "std": std})
+    return {**own, "resize": image_size * 256 // 224}
 
 
 def stage_one_encoder(checkpoint: ReleaseCheckpoint, precision: Precision = "fp32") -> Encoder:

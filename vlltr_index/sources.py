@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
+import open_clip
+from open_clip.pretrained import download_pretrained_from_hf
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor
 
-from vlltr_index import openclip
 from vlltr_index.errors import EncoderError
-from vlltr_index.weights import OPENAI_MARKS, half_with_float_norms, read_json, read_weights
+from vlltr_index.weights import OPENAI_MARKS, read_json, read_weights
 
-__all__ = ["ENCODER_FILE", "Source", "check_source", "locate_folder", "read_source", "set_image_size"]
+__all__ = [
+    "Precision",
+    "Source",
+    "check_source",
+    "find_config",
+    "preprocessing",
+    "read_source",
+    "set_image_size",
+]
 
 _log = logging.getLogger(__name__)
 
-ENCODER_FILE = "encoder.json"
-"""What a folder written by `Encoder.save` is known by."""
+Config = dict[str, Any]
+"""`model_cfg` and `preprocess_cfg` as in an open_clip_config.json, and `tokenizer`: "open_clip" or "words"."""
 
-_CONFIG_FILE = "open_clip_config.json"
+Precision = Literal["fp32", "bf16"]
+
+_OWN, _SHIPPED = "vlltr-tiny", "glyphs"
+_SAVED_FILE, _CONFIG_FILE = "encoder.json", "open_clip_config.json"
+_FORMAT = 1
 _WEIGHT_FILES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
@@ -32,58 +46,45 @@ _WEIGHT_FILES = (
     "open_clip_pytorch_model.pth",
     "pytorch_model.bin",
 )
-_PACKAGED = {("vlltr-tiny", "glyphs"): ("vlltr_index.recipes.glyphs_lt", "pretrained")}
-"""Weights that ship with the package: (model, tag) -> package and the folder of `Encoder.save` in it."""
-_MARKED = "the entries that only OpenAI's files have"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Source:
-    """Weights and the configuration they need; `folder` is where tokenizer files may lie."""
+    """Weights and the configuration they need; `folder` is where a tokenizer's files may lie."""
 
     name: str
-    config: dict[str, Any]
+    config: Config
     state: dict[str, Tensor]
     where: str
     folder: Path | None = None
+    precision: Precision = "fp32"
 
 
-@dataclass(frozen=True)
-class _Known:
-    """What is certain about weights: their activation and preprocessing, and who says so."""
-
-    quick_gelu: bool
-    preprocess: dict[str, Any]
-    who: str
+def preprocessing(facts: Config) -> Config:
+    """open_clip's preprocessing, with what `facts` say of it; other facts are left out."""
+    merged = merge_preprocess_dict(PreprocessCfg(), facts)
+    return cast(Config, json.loads(json.dumps(merged)))  # lists for tuples, as they come back from a file
 
 
-def locate_folder(model: str, pretrained: str | None) -> Path | None:
-    """The local folder that is meant, if one is: `FOLDER`, `local-dir:FOLDER`, a folder in place of a tag, or ours.
+def find_config(model: str) -> Config:
+    """The configuration of `vlltr-tiny`, or of a model that open_clip knows by name.
 
     Raises:
-        EncoderError: If `local-dir:` names no folder, or weights of ours are not in this installation.
+        EncoderError: If there is none; the hint names the closest.
     """
-    if (model, pretrained) in _PACKAGED:
-        return _packaged(model, str(pretrained))
-    if model == "local-dir" or model.startswith("local-dir:"):
-        folder = Path(pretrained or model.partition(":")[2])
-        if not folder.is_dir():
-            raise EncoderError(f"no such folder: {folder}", "Check the path.")
-        return folder
-    if pretrained is not None:
-        is_tag = openclip.find_tag(model, pretrained) is not None
-        return Path(pretrained) if Path(pretrained).is_dir() and not is_tag else None
-    return Path(model) if Path(model).is_dir() else None
-
-
-def _packaged(model: str, tag: str) -> Path:
-    package, name = _PACKAGED[model, tag]
-    folder = Path(str(files(package))) / name
-    if not (folder / ENCODER_FILE).is_file():
+    if model == _OWN:
+        text = (files("vlltr_index.models") / f"{_OWN}.json").read_text(encoding="utf-8")
+        return cast(Config, json.loads(text))
+    name = model.replace("/", "-")
+    if name not in open_clip.list_models():
+        close = get_close_matches(model, [_OWN, *open_clip.list_models()], n=3, cutoff=0.5)
+        hint = f"Did you mean {' or '.join(close)}? " if close else "For example ViT-B-16-quickgelu:openai. "
         raise EncoderError(
-            f"the weights {model}:{tag} are not in this installation", "Install the package again."
+            f"no encoder is called {model!r}",
+            hint + "`python -c 'import open_clip; print(open_clip.list_models())'` lists them.",
         )
-    return folder
+    cfg = open_clip.get_model_config(name)
+    return {"model_cfg": cfg, "preprocess_cfg": preprocessing({}), "tokenizer": "open_clip"}
 
 
 def check_source(model: str, pretrained: str | None) -> None:
@@ -93,60 +94,83 @@ def check_source(model: str, pretrained: str | None) -> None:
         EncoderError: If no model has that name, or it has no such tag and there is no such file or folder; the hint
             names the closest.
     """
-    folder = locate_folder(model, pretrained)
+    folder = _find_folder(model, pretrained)
     if folder is not None:
-        if not any((folder / name).is_file() for name in (ENCODER_FILE, _CONFIG_FILE)):
-            raise _no_encoder(folder)
-        return
-    if model == "hf-hub" or model.startswith("hf-hub:"):
-        return
-    openclip.find_config(model)
-    if pretrained and openclip.find_tag(model, pretrained) is None and not Path(pretrained).is_file():
-        raise _no_such(model, pretrained)
+        _describe(folder)
+    elif model.partition(":")[0] != "hf-hub":
+        find_config(model)
+        if pretrained:
+            _tag_or_file(model, pretrained)
 
 
 def read_source(model: str, pretrained: str | None) -> Source:
     """Weights by tag, file, folder or hub repository, with the right activation and preprocessing.
 
     Args:
-        model: A name that open_clip knows, `local-dir:FOLDER`, or `hf-hub:OWNER/NAME`.
-        pretrained: A tag, a file, or a folder in open_clip's layout.
+        model: A name that open_clip knows, a folder, `local-dir:FOLDER`, or `hf-hub:OWNER/NAME`.
+        pretrained: A tag, a file or a folder.
 
     Raises:
-        EncoderError: If there are none, they cannot be fetched or read, or their activation is in doubt.
+        EncoderError: If there are none, or they cannot be fetched or read.
     """
-    folder = locate_folder(model, pretrained)
+    folder = _find_folder(model, pretrained)
+    scheme, _, repository = model.partition(":")
+    if folder is None and scheme == "hf-hub":
+        repository = pretrained or repository
+        try:
+            download_pretrained_from_hf(repository)
+            folder = Path(download_pretrained_from_hf(repository, filename=_CONFIG_FILE)).parent
+        except Exception as error:  # whatever the network, the hub and the file system raise
+            raise _offline(f"hf-hub:{repository}", "MODEL", error) from error
     if folder is not None:
-        return _from_folder(folder, None if model.startswith("local-dir") or pretrained is None else model)
-    if model == "hf-hub" or model.startswith("hf-hub:"):
-        return _from_folder(openclip.fetch_repository(pretrained or model.partition(":")[2]), None)
-    config = openclip.find_config(model)
+        return _from_folder(folder)
+    config = find_config(model)
     if not pretrained:
         raise EncoderError(
             f"no weights are named for {model}",
             f"Name a tag or a file: vlltr init DIR --encoder {model}:FILE",
         )
-    tag = openclip.find_tag(model, pretrained)
-    if tag is not None:
-        where = f"{model}:{pretrained}"
-        known = _Known(bool(tag.get("quick_gelu")), _preprocess(tag), "open_clip's list")
-        source = _agree(Source(model, config, {}, where), known, pretrained)  # before anything is fetched
-        return replace(
-            source, state=_without_marks(read_weights(openclip.fetch_tag(model, pretrained, tag)))[0]
-        )
-    path = Path(pretrained)
-    if not path.is_file():
-        raise _no_such(model, pretrained)
-    return _from_file(model, config, path)
+    tag = _tag_or_file(model, pretrained)
+    if not tag:
+        return _from_file(model, config, Path(pretrained))
+    try:
+        path = Path(open_clip.download_pretrained(tag))
+    except Exception as error:
+        raise _offline(f"{model}:{pretrained}", model, error) from error
+    config["preprocess_cfg"] = preprocessing(tag)
+    source = Source(model, config, read_weights(path), f"{model}:{pretrained}")
+    return _settle(source, bool(tag.get("quick_gelu")), "open_clip's list")
 
 
-def _no_such(model: str, pretrained: str) -> EncoderError:
+def _find_folder(model: str, pretrained: str | None) -> Path | None:
+    """The local folder that is meant, if one is: `FOLDER`, `local-dir:FOLDER`, a folder in place of a tag, or ours."""
+    if (model, pretrained) == (_OWN, _SHIPPED):
+        return Path(str(files("vlltr_index.recipes.glyphs_lt"))) / "pretrained"
+    scheme, _, rest = model.partition(":")
+    folder = Path(pretrained or (rest if scheme == "local-dir" else model))
+    if scheme == "local-dir" and not folder.is_dir():
+        raise EncoderError(f"no such folder: {folder}", "Check the path.")
+    return folder if folder.is_dir() and not _tag(model, pretrained or "") else None
+
+
+def _tag(model: str, tag: str) -> Config:
+    """What open_clip knows of a tag of the model or of its twin with plain GELU; nothing where there is none."""
+    name = model.replace("/", "-")
+    plain = name.removesuffix("-quickgelu")
+    return dict(open_clip.get_pretrained_cfg(name, tag) or open_clip.get_pretrained_cfg(plain, tag))
+
+
+def _tag_or_file(model: str, pretrained: str) -> Config:
+    """What open_clip knows of a tag; nothing where `pretrained` is a file."""
+    tag = _tag(model, pretrained)
+    if tag or Path(pretrained).is_file():
+        return tag
     if Path(pretrained).suffix or "/" in pretrained:
-        return EncoderError(f"no such file: {pretrained}", "Check the path.")
-    tags = [*openclip.tags_of(model), *(tag for name, tag in _PACKAGED if name == model)]
+        raise EncoderError(f"no such file: {pretrained}", "Check the path.")
+    tags = [_SHIPPED] if model == _OWN else open_clip.list_pretrained_tags_by_model(model.replace("/", "-"))
     close = get_close_matches(pretrained, tags, n=1)
     meant = f"Did you mean {model}:{close[0]}? " if close else ""
-    return EncoderError(
+    raise EncoderError(
         f"{model} has no weights called {pretrained!r}, and there is no such file",
         f"{meant}Its tags: {', '.join(tags)}."
         if tags
@@ -154,150 +178,97 @@ def _no_such(model: str, pretrained: str) -> EncoderError:
     )
 
 
-def _no_encoder(folder: Path) -> EncoderError:
+def _offline(what: str, model: str, error: Exception) -> EncoderError:
+    first = (str(error).splitlines() or [""])[0]
     return EncoderError(
-        f"{folder} holds no encoder: neither {ENCODER_FILE} nor {_CONFIG_FILE} with a model_cfg",
+        f"the weights {what} are not on this machine, and cannot be downloaded: {type(error).__name__}: {first}",
+        "Without a network, copy the file here and name it instead: "
+        f"vlltr init DIR --encoder {model}:/path/to/open_clip_model.safetensors",
+    )
+
+
+def _describe(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The name and the content of the file that describes the encoder in a folder."""
+    for name, key in ((_SAVED_FILE, "format"), (_CONFIG_FILE, "model_cfg")):
+        if (folder / name).is_file() and key in (facts := read_json(folder / name, dict)):
+            return name, facts
+    raise EncoderError(
+        f"{folder} holds no encoder: neither {_SAVED_FILE} nor {_CONFIG_FILE} with a model_cfg",
         "A local folder needs open_clip_config.json and open_clip_model.safetensors.",
     )
 
 
-def _from_folder(folder: Path, model: str | None) -> Source:
-    """open_clip's layout: its configuration beside its weights; `model`, where given, must describe the same."""
-    facts = read_json(folder / _CONFIG_FILE) if (folder / _CONFIG_FILE).is_file() else None
-    if facts is None or not isinstance(facts.get("model_cfg"), dict):
-        raise _no_encoder(folder)
-    if model is not None and not _same_architecture(
-        openclip.find_config(model)["model_cfg"], facts["model_cfg"]
-    ):
-        raise EncoderError(
-            f"{folder} holds another model than {model}",
-            f"Take what the folder says: vlltr init DIR --encoder local-dir:{folder}",
-        )
-    files = [folder / name for name in _WEIGHT_FILES if (folder / name).is_file()]
-    if not files:
+def _from_folder(folder: Path) -> Source:
+    """What `Encoder.save` wrote, or open_clip's layout: its configuration beside its weights."""
+    described, facts = _describe(folder)
+    if described == _SAVED_FILE:
+        if facts["format"] != _FORMAT:
+            raise EncoderError(
+                f"{folder / _SAVED_FILE} has format {facts['format']!r}, this program reads {_FORMAT}",
+                "Run: pip install -U vlltr-index",
+            )
+        path = folder / "model.safetensors"
+        name, config, precision = str(facts["name"]), facts["config"], facts["precision"]
+        return Source(name, config, read_weights(path), str(path), folder, precision)
+    found = next((folder / name for name in _WEIGHT_FILES if (folder / name).is_file()), None)
+    if found is None:
         raise EncoderError(
             f"{folder} holds no weights", f"One of these is looked for: {', '.join(_WEIGHT_FILES)}."
         )
-    state, openai = _without_marks(read_weights(files[0]))
-    pre = {**openclip.default_preprocess(), **_preprocess(facts.get("preprocess_cfg") or {})}
-    config = {"model_cfg": facts["model_cfg"], "preprocess_cfg": pre, "tokenizer": "open_clip"}
-    source = Source(model or folder.name, config, state, str(files[0]), folder)
-    return _agree(source, _Known(True, {}, _MARKED), None) if openai else source
+    cfg, pre = facts["model_cfg"], preprocessing(facts.get("preprocess_cfg") or {})
+    config = {"model_cfg": cfg, "preprocess_cfg": pre, "tokenizer": "open_clip"}
+    source = Source(folder.name, config, read_weights(found), str(found), folder)
+    return _settle(source, bool(cfg.get("quick_gelu")), _CONFIG_FILE)
 
 
-def _from_file(model: str, config: dict[str, Any], path: Path) -> Source:
-    state, openai = _without_marks(read_weights(path))
-    source = Source(model, config, state, str(path))
-    known = _beside(config, path) or _by_name(config, path)
-    if openai:
-        known = _Known(True, known.preprocess if known else {}, _MARKED)
-    if known is not None:
-        return _agree(source, known, str(path))
-    twin = openclip.quick_gelu_twin(model)
-    if twin is None:
-        return source
-    if half_with_float_norms(state) or "openai" in path.name.lower():
-        raise EncoderError(
-            f"{path} looks like OpenAI's weights, which need the QuickGELU activation; {model} has plain GELU",
-            f"Run: vlltr init DIR --encoder {twin}:{path}\n"
-            f'(If it was trained with plain GELU, say so in an {_CONFIG_FILE} beside the file: "quick_gelu": false.)',
+def _from_file(model: str, config: Config, path: Path) -> Source:
+    """A named model's weights; an open_clip configuration beside the file is believed if it is the model's."""
+    beside, known = path.parent / _CONFIG_FILE, None
+    facts = read_json(beside, dict) if beside.is_file() else {}
+    named, found = (
+        {**cfg, "quick_gelu": None} for cfg in (config["model_cfg"], facts.get("model_cfg") or {})
+    )
+    if named == found:
+        known = bool(facts["model_cfg"].get("quick_gelu"))
+        config["preprocess_cfg"] = preprocessing(facts.get("preprocess_cfg") or {})
+    return _settle(Source(model, config, read_weights(path), str(path)), known, str(beside))
+
+
+def _settle(source: Source, known: bool | None, who: str) -> Source:
+    """Give `source` the activation that its weights were trained with, where that is known, and say so.
+
+    Args:
+        source: Changed in place. OpenAI's marks, which prove QuickGELU, are taken out of its weights.
+        known: Whether they were trained with QuickGELU; None where nothing says so.
+        who: Who says so.
+    """
+    if source.state.keys() >= OPENAI_MARKS:
+        known, who = True, "the entries that only OpenAI's files have"
+        source.state = {name: value for name, value in source.state.items() if name not in OPENAI_MARKS}
+    cfg, twin = source.config["model_cfg"], source.name.replace("/", "-") + "-quickgelu"
+    named, has_twin = bool(cfg.get("quick_gelu")), twin in open_clip.list_models()
+    if known is None and has_twin and not named:
+        _log.warning(
+            "%s does not say whether it was trained with QuickGELU; it is loaded as %s, with plain GELU. "
+            "Weights of OpenAI, MetaCLIP and DFN need %s:%s",
+            *(source.where, source.name, twin, source.where),
         )
+    if known is None or known == named:
+        return source
+    if known:
+        cfg["quick_gelu"], source.name = True, twin if has_twin else source.name
+    else:
+        del cfg["quick_gelu"]
+        source.name = source.name.removesuffix("-quickgelu")
+    how = "with" if known else "without"
     _log.warning(
-        "%s does not say whether it was trained with QuickGELU; it is loaded as %s, with plain GELU. "
-        "Weights of OpenAI, MetaCLIP and DFN need %s:%s",
-        path,
-        model,
-        twin,
-        path,
+        "%s was trained %s QuickGELU, according to %s: it is loaded so, as %s",
+        *(source.where, how, who, source.name),
     )
     return source
 
 
-def _agree(source: Source, known: _Known, pretrained: str | None) -> Source:
-    """`source` with the activation and preprocessing that its weights are known to need.
-
-    Raises:
-        EncoderError: If the model's name asks for QuickGELU and the weights are known to have been trained without.
-    """
-    config = source.config
-    named = bool(config["model_cfg"].get("quick_gelu"))
-    config["preprocess_cfg"] = {**config["preprocess_cfg"], **known.preprocess}
-    if named and not known.quick_gelu:
-        plain = source.name.removesuffix("-quickgelu")
-        raise EncoderError(
-            f"{source.where} was trained without QuickGELU, according to {known.who}; {source.name} has it",
-            f"Run: vlltr init DIR --encoder {plain}:{pretrained}",
-        )
-    if named == known.quick_gelu:
-        return source
-    name = openclip.quick_gelu_twin(source.name) or source.name
-    config["model_cfg"]["quick_gelu"] = True
-    _log.warning(
-        "%s was trained with QuickGELU, according to %s: it is loaded with it, as %s",
-        source.where,
-        known.who,
-        name,
-    )
-    return replace(source, name=name)
-
-
-def _without_marks(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
-    """The weights alone, and whether OpenAI's marks were among them."""
-    marked = state.keys() >= OPENAI_MARKS
-    return {name: value for name, value in state.items() if name not in OPENAI_MARKS}, marked
-
-
-def _preprocess(facts: dict[str, Any]) -> dict[str, Any]:
-    keys = openclip.default_preprocess().keys()
-    return {
-        k: list(v) if isinstance(v, tuple) else v for k, v in facts.items() if k in keys and v is not None
-    }
-
-
-def _same_architecture(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether no value that both configurations give differs; the activation and what only training sees aside."""
-    if one.get("embed_dim") != other.get("embed_dim"):
-        return False
-    aside = {"image_size", "patch_dropout", "timm_model_pretrained", "hf_model_pretrained"}
-    for part in ("vision_cfg", "text_cfg"):
-        a, b = one.get(part) or {}, other.get(part) or {}
-        if any(a[k] != b[k] for k in a.keys() & b.keys() - aside):
-            return False
-    return True
-
-
-def _beside(config: dict[str, Any], path: Path) -> _Known | None:
-    """What an open_clip configuration beside the file says, if it describes the same model."""
-    beside = path.parent / _CONFIG_FILE
-    if not beside.is_file():
-        return None
-    facts = read_json(beside)
-    cfg = facts.get("model_cfg")
-    if not isinstance(cfg, dict) or not _same_architecture(config["model_cfg"], cfg):
-        return None
-    return _Known(bool(cfg.get("quick_gelu")), _preprocess(facts.get("preprocess_cfg") or {}), str(beside))
-
-
-def _by_name(config: dict[str, Any], path: Path) -> _Known | None:
-    """What open_clip knows of a file that it publishes under this name, where the digest in its address fits too."""
-    digest: str | None = None
-    for model, tag, facts, prefix in openclip.published_as(path.name):
-        if not _same_architecture(openclip.find_config(model)["model_cfg"], config["model_cfg"]):
-            continue
-        if prefix:
-            digest = digest or _sha256(path)
-            if not digest.startswith(prefix):
-                continue
-        return _Known(bool(facts.get("quick_gelu")), _preprocess(facts), f"open_clip's list, {model}:{tag}")
-    return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def set_image_size(config: dict[str, Any], image_size: int | None, resize: int | None = None) -> None:
+def set_image_size(config: Config, image_size: int | None, resize: int | None = None) -> None:
     """Write the side in pixels into `config`, for model and preprocessing; None takes the model's own.
 
     Args:
@@ -311,12 +282,10 @@ def set_image_size(config: dict[str, Any], image_size: int | None, resize: int |
     """
     vision, pre = config["model_cfg"]["vision_cfg"], config["preprocess_cfg"]
     if image_size is not None:
-        if vision.get("timm_model_name") == "vlltr_tiny":
-            unit = 8
-        elif "timm_model_name" in vision:
-            unit = 1
+        if "timm_model_name" in vision:
+            unit = 8 if vision["timm_model_name"] == "vlltr_tiny" else 1
         else:
-            unit = 32 if isinstance(vision.get("layers"), list) else int(vision.get("patch_size", 16))
+            unit = 32 if isinstance(vision.get("layers"), list) else vision.get("patch_size", 16)
         if image_size < unit or image_size % unit:
             raise EncoderError(
                 f"this encoder takes images whose side is a multiple of {unit} pixels, not {image_size}",

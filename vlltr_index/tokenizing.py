@@ -6,7 +6,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlltr_index.errors import EncoderError
 from vlltr_index.schemas.fingerprint import digest_json
+from vlltr_index.weights import read_json
 
 __all__ = ["BPETokenizer", "HubTokenizer", "Tokenizer", "Tokens", "WordTokenizer"]
 
@@ -42,43 +42,39 @@ class Tokens:
 
 
 class Tokenizer(ABC):
-    """Texts to ids. `unk_id` is None where every text can be spelt."""
+    """Texts to ids."""
 
-    def __init__(self, context_length: int, vocab_size: int, pad_id: int, unk_id: int | None) -> None:
+    def __init__(self, context_length: int, vocab_size: int, pad_id: int = 0) -> None:
         self.context_length = context_length
         self.vocab_size = vocab_size
         self.pad_id = pad_id
-        self.unk_id = unk_id
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
         """All ids of one text, with start and end, however long."""
 
     @abstractmethod
-    def cut(self, ids: list[int]) -> list[int]:
-        """The first `context_length` ids, still ending the way the model expects."""
-
-    @abstractmethod
     def identity(self) -> dict[str, Any]:
         """What makes two tokenizers equal, as JSON."""
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
-        """Tokens of `texts`, in their order."""
+        """Tokens of `texts`, in their order; what is cut keeps its end token."""
         rows = [self.encode(text) for text in texts]
         lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
-        rows = [row if len(row) <= self.context_length else self.cut(row) for row in rows]
+        longest = self.context_length
+        rows = [row if len(row) <= longest else [*row[: longest - 1], row[-1]] for row in rows]
         width = max((len(row) for row in rows), default=0)
         ids = torch.full((len(rows), width), self.pad_id, dtype=torch.int64)
         for at, row in enumerate(rows):
             ids[at, : len(row)] = torch.tensor(row, dtype=torch.int64)
-        return Tokens(ids, lengths, int((lengths > self.context_length).sum()))
+        return Tokens(ids, lengths, int((lengths > longest).sum()))
 
 
 class WordTokenizer(Tokenizer):
-    """Lower-cased words and numbers; PAD 0, UNK 1, words from 2, start V-2, end V-1 (the largest, as in CLIP)."""
+    """Lower-cased words and numbers; PAD 0, unknown 1, words from 2, start V-2, end V-1 (the largest, as in CLIP)."""
 
     def __init__(self, words: Sequence[str], context_length: int) -> None:
-        super().__init__(context_length, len(words) + 4, pad_id=0, unk_id=1)
+        super().__init__(context_length, len(words) + 4)
         self.words = tuple(words)
         self.start_id, self.end_id = self.vocab_size - 2, self.vocab_size - 1
         self._ids = {word: at for at, word in enumerate(self.words, start=2)}
@@ -103,9 +99,6 @@ class WordTokenizer(Tokenizer):
     def encode(self, text: str) -> list[int]:
         return [self.start_id, *(self._ids.get(word, 1) for word in self.split(text)), self.end_id]
 
-    def cut(self, ids: list[int]) -> list[int]:
-        return [*ids[: self.context_length - 1], self.end_id]
-
     def identity(self) -> dict[str, Any]:
         return {
             "kind": "words",
@@ -122,33 +115,21 @@ class WordTokenizer(Tokenizer):
         """Read what `save` wrote.
 
         Raises:
-            EncoderError: If the file is missing or is not a list of words.
+            EncoderError: If the file is missing or is not a JSON array.
         """
-        try:
-            words = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise EncoderError(f"cannot read the vocabulary {path}: {error}") from None
-        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-            raise EncoderError(f"{path} is not a list of words")
-        if len(set(words)) != len(words):
-            raise EncoderError(f"{path} names a word twice")
-        return cls(words, context_length)
+        return cls(read_json(path, list), context_length)
 
 
 class BPETokenizer(Tokenizer):
-    """CLIP's byte-pair encoding, from an open_clip `SimpleTokenizer`; its vocabulary ships with open_clip."""
+    """CLIP's byte-pair encoding, by open_clip's `SimpleTokenizer`, without the padding to the whole context."""
 
     def __init__(self, simple: Any, clean: str) -> None:
-        super().__init__(int(simple.context_length), int(simple.vocab_size), pad_id=0, unk_id=None)
+        super().__init__(simple.context_length, simple.vocab_size)
         self._simple = simple
         self._clean = clean
-        self.start_id, self.end_id = int(simple.sot_token_id), int(simple.eot_token_id)
 
     def encode(self, text: str) -> list[int]:
-        return [self.start_id, *self._simple.encode(text), self.end_id]
-
-    def cut(self, ids: list[int]) -> list[int]:
-        return [*ids[: self.context_length - 1], self.end_id]
+        return [self._simple.sot_token_id, *self._simple.encode(text), self._simple.eot_token_id]
 
     def identity(self) -> dict[str, Any]:
         return {
@@ -160,28 +141,22 @@ class BPETokenizer(Tokenizer):
 
 
 class HubTokenizer(Tokenizer):
-    """A Hugging Face tokenizer, from an open_clip `HFTokenizer`; cut and padded by it, for `name`."""
+    """A Hugging Face tokenizer, by open_clip's `HFTokenizer`, which cuts and pads."""
 
-    def __init__(self, hub: Any, name: str) -> None:
+    def __init__(self, hub: Any) -> None:
         inner = hub.tokenizer
-        super().__init__(
-            int(hub.context_length), len(inner), pad_id=int(inner.pad_token_id or 0), unk_id=None
-        )
-        self._call: Callable[[list[str]], Tensor] = hub
-        self._hub, self.name = hub, name
+        super().__init__(hub.context_length, len(inner), inner.pad_token_id or 0)
+        self._hub = hub
 
     def encode(self, text: str) -> list[int]:
         return list(self._hub.tokenizer(self._hub.clean_fn(text), truncation=False).input_ids)
-
-    def cut(self, ids: list[int]) -> list[int]:
-        return ids[: self.context_length]
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """Tokens of `texts`, padded to the whole context: these models may look at the padding."""
         if not texts:
             return super().__call__(texts)
         lengths = torch.tensor([len(self.encode(text)) for text in texts], dtype=torch.int64)
-        return Tokens(self._call(list(texts)).long(), lengths, int((lengths > self.context_length).sum()))
+        return Tokens(self._hub(list(texts)).long(), lengths, int((lengths > self.context_length).sum()))
 
     def identity(self) -> dict[str, Any]:
         return {
