@@ -91,15 +91,6 @@ def test_state_of_another_model_is_refused() -> None:
     )
 
 
-def test_clip_weights_load_into_the_custom_class() -> None:
-    """The older layout is converted; features are the same."""
-    model: Any = small_clip.make()
-    custom: Any = small_clip.make(seed=1, custom_text=True)
-    openclip.load_state(custom, model.state_dict(), "w")
-    ids = torch.randint(1, 400, (2, 77))
-    assert torch.allclose(custom.encode_text(ids), model.encode_text(ids), atol=1e-6)
-
-
 def test_resnet_positions_are_interpolated() -> None:
     """CLIP's ResNets carry their positions in the attention pooling; open_clip itself leaves those alone."""
     vision = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}

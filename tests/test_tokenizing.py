@@ -40,14 +40,6 @@ def test_bpe_identity_knows_its_vocabulary(simple: Any) -> None:
     assert BPETokenizer(simple, "lower").identity() != BPETokenizer(simple, "whitespace").identity()
 
 
-def test_no_texts_give_no_tokens(simple: Any) -> None:
-    """An empty list is not an error."""
-    for tokenizer in (BPETokenizer(simple, "lower"), WordTokenizer(["a"], 8)):
-        tokens = tokenizer([])
-        assert tokens.ids.shape == (0, 0)
-        assert tokens.truncated == 0
-
-
 def test_words_are_ranked_by_count_then_spelling() -> None:
     """The vocabulary does not depend on the order of the texts."""
     texts = ["Greek capital OMEGA", "greek small omega", "a-b_c, a!"]
