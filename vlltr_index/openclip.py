@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable
-from copy import deepcopy
+from copy import copy, deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,7 +16,6 @@ from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from open_clip.transformer import text_global_pool
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.functional import center_crop
@@ -190,23 +189,18 @@ def insert_tokens(model: nn.Module, at: int, count: int, seed: int) -> None:
 def encode_text(model: nn.Module, ids: Tensor) -> Tensor:
     """Text features [B, D], unnormalised, of ids int64 [B, L].
 
-    L may be shorter than the context where `trims_exactly` holds. Positions and mask are cut to L on the way, which
-    open_clip does not do, and nothing of the model is changed, so callers do not disturb each other.
+    L may be shorter than the context where `trims_exactly` holds: open_clip's own encoding then runs on a copy of the
+    tower, the weights shared, whose positions and mask are cut to L. The model itself stays as it is.
     """
-    part: Any = getattr(model, "text", model)
     if not trims_exactly(model):
         return cast(Tensor, model.encode_text(ids, normalize=False))  # type: ignore[operator]  # nn.Module types its methods as Tensor
-    length, dtype = ids.shape[1], part.transformer.get_cast_dtype()
-    x = part.token_embedding(ids).to(dtype) + part.positional_embedding[:length].to(dtype)
-    mask = part.attn_mask[:length, :length]
-    if x.requires_grad and x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+    part: Any = copy(getattr(model, "text", model))
+    length = ids.shape[1]
+    positions, mask = part.positional_embedding[:length], part.attn_mask[:length, :length]
+    if positions.requires_grad and positions.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         # A mask that asks for a gradient keeps attention off torch's CPU flash kernel, whose bfloat16 backward takes
         # five times as long on short texts. (Choosing a kernel by name would be a setting of the whole process.)
         mask = mask.clone().requires_grad_()
-    x = part.ln_final(part.transformer(x, attn_mask=mask))
-    pool, eos = ("text_pool_type", "text_eos_id") if part is model else ("pool_type", "eos_id")
-    x = text_global_pool(x, ids, getattr(part, pool), eos_token_id=getattr(part, eos))
-    projection = part.text_projection
-    if projection is None:
-        return cast(Tensor, x)
-    return cast(Tensor, projection(x) if isinstance(projection, nn.Linear) else x @ projection)
+    part._parameters = {**part._parameters, "positional_embedding": positions}
+    part._buffers = {**part._buffers, "attn_mask": mask}
+    return cast(Tensor, part(ids) if hasattr(model, "text") else part.encode_text(ids))
