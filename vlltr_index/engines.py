@@ -1,4 +1,4 @@
-"""What turns batches of sentences and images into vectors: this process, or others; none of them writes."""
+"""Engines that compute the vectors of batches of sentences and images; storing them is the caller's."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ def _starting_encoder(workspace: Workspace, snapshot: Snapshot) -> Encoder:
     """The encoder that training started from.
 
     Raises:
-        UsageError: If it started from random weights, or has not been trained.
+        UsageError: If it started from random weights, or has not been trained since.
     """
     config = workspace.recipe.encoder
     if not config.pretrained:
@@ -318,7 +318,7 @@ def _sentence_hits(snapshot: Snapshot, best: pa.Table) -> tuple[SentenceHit, ...
 
 
 def is_image_path(query: str) -> bool:
-    """Whether a query names an image file: by its ending.
+    """Whether a query ends as the name of an image file does.
 
     Raises:
         InputError: If it ends as an image does, and there is no such file.

@@ -261,7 +261,7 @@ class Store:
         version: int | None = None,
         column: str = "vector",
     ) -> Iterator[tuple[pa.Array, torch.Tensor]]:
-        """Stream (keys [b], vectors float32 [b, D], unnormalised) without copying.
+        """Stream keys [b] and vectors float32 [b, D], unnormalised, without copying.
 
         Do not write into the vectors: the memory is Arrow's. Rows whose vector is null are left out.
         """
@@ -430,9 +430,9 @@ def fuse_rankings(key: str, one: pa.Table, other: pa.Table) -> pa.Table:
     """Two rankings, best first, made one by LanceDB's reciprocal rank fusion; the score is in `_relevance_score`.
 
     Args:
-        key: The column that says which rows are the same; of two such rows that of `one` is taken.
-        one: What this ranking alone has columns for is null in rows of the other.
-        other: Has columns of `one`, all or some.
+        key: The column that says which rows are the same.
+        one: Of a row that is in both rankings, this one is taken.
+        other: May lack columns of `one`; they are null in its rows.
     """
     ranked = [ranking.rename_columns({key: "_rowid"}) for ranking in (one, other)]
     return RRFReranker().rerank_hybrid("", *ranked).rename_columns({"_rowid": key})
