@@ -28,7 +28,7 @@ def test_damaged_table_files_are_named(trained: Workspace, capsys: pytest.Captur
     code, err = refused(capsys, "-w", str(trained.path), "classes", "list")
     assert code == 1
     assert f"Error: table 'classes' in {trained.path / 'lance'} cannot be read: " in err
-    assert "Bring the folder back from a backup, or make a new workspace: vlltr init DIR\n" in err
+    assert "bring damaged files back from a backup, or make a new workspace: vlltr init DIR\n" in err
 
 
 @pytest.mark.parametrize("given", ["--images", "--sentence"])

@@ -206,16 +206,6 @@ def test_baseline_beside_the_method(capsys: pytest.CaptureFixture[str], trained:
         assert run(capsys, "-w", trained.path, "evaluate", "--bootstrap", "20")[0] == 0
 
 
-def test_processes_within_processes_are_refused(
-    capsys: pytest.CaptureFixture[str], workspace: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One of several processes that a launcher started does not start more."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    code, _, err = run(capsys, "-w", workspace.path, "train", "cvlp", "--processes", "2")
-    assert code == 2
-    assert "this was started as one of 2 processes (WORLD_SIZE) and cannot start more" in err
-
-
 def test_embed_again_does_nothing(capsys: pytest.CaptureFixture[str], trained: Workspace) -> None:
     """A second run finds all vectors there, and makes no commit."""
     before = trained.history.last()

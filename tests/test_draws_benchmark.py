@@ -49,7 +49,7 @@ def test_more_pictures_contain_fewer() -> None:
 
 def test_vectors_of_clips_geometry() -> None:
     """Norm 10, a large common mean; the file's name says all, and another view is near."""
-    names = [(str(n), f"/x/kind-0-{n}.{i}.png", None) for n in range(20) for i in range(5)]
+    names = [(str(n), f"/x/kind-0-{n}.{i}.png") for n in range(20) for i in range(5)]
     plain, other = (next(image_vectors(None, [names], view)).vectors for view in (0, 1))
     assert torch.allclose(plain.norm(dim=1), torch.tensor(10.0))
     assert plain.mean(0).norm() > 6

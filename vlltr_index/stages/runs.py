@@ -183,7 +183,7 @@ def _number(commit: Commit | None) -> int | None:
 
 def _prepare(folder: Path, resume: bool) -> bool:
     """Empty the folder unless the run goes on; whether there is something to go on from."""
-    there = [path for path in folder.iterdir() if path.name != _LOCK]
+    there = [path for path in folder.iterdir() if path.name not in (_LOCK, f"{_LOCK}.json")]  # who trains it
     if resume:
         return bool(there)
     for path in there:
