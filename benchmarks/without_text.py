@@ -105,7 +105,7 @@ def training_data(workspace: Workspace, snapshot: Snapshot) -> StageTwoData:
         empty,
         torch.full_like(class_ids, -1),
         [None] * len(labels),
-        torch.tensor([image in held.images for image in first.image_ids]),
+        torch.tensor([held.has(image) for image in first.image_ids]),
         torch.tensor([i in held.classes for i in class_ids.tolist()]),
         None,
         commit.logit_scale,

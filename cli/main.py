@@ -152,7 +152,9 @@ def main(argv: list[str] | None = None) -> NoReturn:
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        if "WORLD_SIZE" not in os.environ:  # of several processes the one that started them says it
+        if (
+            int(os.environ.get("WORLD_SIZE") or "1") == 1
+        ):  # of several processes the one that started them says it
             click.echo("Stopped. Run the same command again to go on.", err=True)
         sys.exit(130)
     except click.ClickException as error:

@@ -92,10 +92,10 @@ def _shared_out(processes: int) -> bool:
         UsageError: If there are fewer GPUs than processes.
         VlltrError: If one of them was killed.
     """
-    if processes == 1 or "WORLD_SIZE" in os.environ:
+    if processes == 1 or int(os.environ.get("WORLD_SIZE") or "1") > 1:
         return False
     import torch
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -108,7 +108,8 @@ def _shared_out(processes: int) -> bool:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
         1, 1, processes, run_id=str(os.getpid()), rdzv_backend="c10d", rdzv_endpoint="localhost:0",
-        max_restarts=0, signals_to_handle="SIGTERM,SIGHUP",
+        max_restarts=0, signals_to_handle="SIGTERM,SIGHUP", local_addr="127.0.0.1",
+        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
     )  # fmt: skip
     logging.disable(logging.CRITICAL)  # what went wrong is said by the processes, or below
     try:

@@ -21,12 +21,14 @@ from vlltr_index.holdout import (
     HeldOut,
     choose_held_out,
     choose_held_out_classes,
+    held_images,
     read_held_out,
     without_names,
     write_held_out,
 )
 from vlltr_index.recipe import override
 from vlltr_index.stages.evaluate import evaluate
+from vlltr_index.stages.ingest import ingest_images
 from vlltr_index.stages.pipeline import train_all
 from vlltr_index.stages.status import status
 from vlltr_index.stages.train_cvlp import train_cvlp_stage
@@ -183,6 +185,16 @@ def test_stage_one_does_not_see_them(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert trained_with(workspace, "cvlp.hold_out_classes=false")[0].classes == frozenset()
     train_all(workspace, workspace.recipe)
     assert evaluate(workspace, "train", bootstrap=10).images == 56
+
+
+def test_images_kept_at_another_side_stay_unseen(tmp_path: Path) -> None:
+    """What stage 1 did not see is still known once the workspace keeps the images, under other ids."""
+    workspace = drawings.workspace(tmp_path, *ONE_EPOCH)
+    held, _ = trained_with(workspace)
+    ingest_images(workspace, tmp_path / "images", "train", store=16)
+    found = held_images(workspace, workspace.snapshot())
+    assert {image.partition("-")[0] for image in found} == held.images
+    assert all(image.endswith("-16") for image in found)
 
 
 def test_the_texts_of_the_others_do_not_name_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

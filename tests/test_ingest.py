@@ -236,6 +236,17 @@ def test_kept_images(workspace: Workspace, tmp_path: Path) -> None:
     assert (again.added, again.updated, again.unchanged) == (0, 0, 3)
 
 
+def test_an_image_that_cannot_be_reduced_is_kept_aside(workspace: Workspace, tmp_path: Path) -> None:
+    """A strip that is too long for JPEG has a problem, and the run goes on."""
+    put(tmp_path / "data/owl/a.png", 1)
+    Image.new("L", (17, 70_000)).save(tmp_path / "data/owl/b.png")
+    report = ingest_images(workspace, tmp_path / "data", "train", store=16)
+    assert (report.added, report.quarantined) == (2, 1)
+    problems = {Path(r["uri"]).name: r["problem"] for r in rows(workspace, "images")}
+    assert problems["a.png"] is None
+    assert problems["b.png"].startswith("it cannot be reduced: ")
+
+
 def test_another_side_is_another_key(workspace: Workspace, tmp_path: Path) -> None:
     """The row of the other size goes, so that no vector of it is taken for the new one's."""
     photo(tmp_path / "one/owl/a.jpg", 1, 1)

@@ -249,7 +249,8 @@ def test_nothing_but_the_page_is_served(app: Any, trained: Workspace, tmp_path: 
     assert ask(app, f"/gradio_api/file={upload}/../{config.relative_to('/')}")[0] in (403, 404)
     (upload / "link.toml").symlink_to(config)
     assert b"recipe" not in ask(app, f"/gradio_api/file={upload}/link.toml")[2]
-    assert ask(app, "/gradio_api/file=vlltr.toml")[0] in (403, 404)
+    for name in ("file=vlltr.toml", "file=https://example.org/x.png", "proxy=https://example.org/"):
+        assert ask(app, f"/gradio_api/{name}")[0] == 403, name
     assert ask(app, "/docs")[0] == 404
     assert ask(app, "/monitoring")[0] == 403
     assert json.loads(ask(app, "/manifest.json")[2])["name"] == "vlltr"

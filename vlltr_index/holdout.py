@@ -6,13 +6,12 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from vlltr_index.errors import WorkspaceError
 
@@ -45,12 +44,25 @@ class HeldOut:
     """What a stage 1 did not see.
 
     Attributes:
-        images: Ids of images of the classes that it saw.
+        images: Ids of images of the classes that it saw, without the side that the workspace keeps them at.
         classes: Classes kept out with all their images and sentences.
     """
 
     images: frozenset[str] = frozenset()
     classes: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, image_ids: Iterable[str], classes: frozenset[int] = frozenset()) -> HeldOut:
+        """From ids with their sides."""
+        return cls(frozenset(map(_without_side, image_ids)), classes)
+
+    def has(self, image_id: str) -> bool:
+        """Whether an image is one of `images`, at whatever side it is kept now."""
+        return _without_side(image_id) in self.images
+
+
+def _without_side(image_id: str) -> str:
+    return image_id.partition("-")[0]
 
 
 def choose_held_out(
@@ -178,5 +190,5 @@ def held_images(workspace: Workspace, snapshot: Snapshot) -> frozenset[str]:
         return frozenset()
     held = read_held_out(workspace.object_path("checkpoints", commit.checkpoint))
     rows = snapshot.table("images", ["image_id", "class_id"])
-    apart = pc.is_in(rows["class_id"], value_set=pa.array(sorted(held.classes), pa.int32()))
-    return held.images | frozenset(rows.filter(apart)["image_id"].to_pylist())
+    pairs = zip(rows["image_id"].to_pylist(), rows["class_id"].to_pylist(), strict=True)
+    return frozenset(image for image, owner in pairs if held.has(image) or owner in held.classes)

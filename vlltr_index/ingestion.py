@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 
 from vlltr_index.corpus.clean import normalise_text, sentence_id, text_hash
+from vlltr_index.errors import InputError
 from vlltr_index.images.decode import Probe, probe, reduced_bytes
 from vlltr_index.schemas.records import ImageRecord, SentenceRecord
 from vlltr_index.schemas.tables import CLASSES, IMAGES, SENTENCES
@@ -79,14 +80,20 @@ def probe_all(records: Sequence[ImageRecord], known: Mapping[str, Probe] | None 
 
 def with_stored_bytes(
     records: Sequence[ImageRecord], probes: Sequence[Probe], side: int
-) -> list[ImageRecord]:
-    """The records with their bytes, reduced to `side` (see `reduced_bytes`); unreadable ones as they are."""
+) -> list[tuple[ImageRecord, Probe]]:
+    """The records with their bytes, reduced to `side` (see `reduced_bytes`), and their probes.
 
-    def reduce(pair: tuple[ImageRecord, Probe]) -> ImageRecord:
+    What cannot be read stays as it is; what cannot be reduced gets a problem.
+    """
+
+    def reduce(pair: tuple[ImageRecord, Probe]) -> tuple[ImageRecord, Probe]:
         record, found = pair
         if found.width is None or found.height is None:
-            return record
-        return replace(record, data=reduced_bytes(record, (found.width, found.height), side))
+            return pair
+        try:
+            return replace(record, data=reduced_bytes(record, (found.width, found.height), side)), found
+        except (InputError, OSError) as error:
+            return record, found._replace(problem=f"it cannot be reduced: {error}")
 
     return _on_all_cores(reduce, list(zip(records, probes, strict=True)))
 

@@ -8,14 +8,14 @@ import json
 import logging
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from time import sleep
 from typing import Any
 from urllib.error import HTTPError
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 from urllib.request import Request, urlopen
 
 from vlltr_index import __version__
@@ -28,7 +28,10 @@ _log = logging.getLogger(__name__)
 _PAUSE, _WAIT, _LONGEST = 0.2, 5, 300  # seconds: before a request, until a busy server's next, and at most
 _TRIES = 4
 _TIMEOUT = 60
-_TITLES = 50  # titles a request: what the API takes from anybody
+_TITLES, _LONG = (
+    50,
+    4000,
+)  # titles a request: what the API takes from anybody; and their characters in an address
 _BUSY = frozenset({429, 500, 502, 503, 504, "maxlag", "ratelimited", "readonly"})
 _LATER = "Run it again later: what has come is kept."
 _ADDRESS = "Give the address of a wiki's api.php: --api https://en.wikipedia.org/w/api.php"
@@ -92,7 +95,7 @@ class Wiki:
         """The page of each title, other spellings and redirects followed; None where there is no article."""
         found: dict[str, Page | None] = {}
         asked = list(dict.fromkeys(titles))
-        for part in (asked[i : i + _TITLES] for i in range(0, len(asked), _TITLES)):
+        for part in _batches(asked):
             query = self._query(_PAGE, titles="|".join(part))
             steps = {s["from"]: s for kind in ("normalized", "redirects") for s in query.get(kind, ())}
             pages = {page["title"]: page for page in query.get("pages", ())}
@@ -151,7 +154,7 @@ class Wiki:
         contact = self.contact or "text for image recognition; no contact given"
         agent = f"vlltr-index/{__version__} ({contact}) urllib"
         request = Request(address, headers={"User-Agent": agent, "Accept-Encoding": "gzip"})
-        pause, why = _PAUSE, ""
+        pause, why, trouble = _PAUSE, "", ""
         for _ in range(_TRIES):
             sleep(pause)
             code: int | str
@@ -167,20 +170,32 @@ class Wiki:
             except HTTPError as error:
                 error.close()
                 code, headers, why = error.code, error.headers, f"HTTP {error.code} {error.reason}"
-            except (OSError, HTTPException) as error:
-                reason = getattr(error, "reason", None) or error
-                raise InputError(f"{self.url} cannot be reached: {reason}", _LATER) from None
+            except (OSError, EOFError, HTTPException) as error:
+                pause, trouble = _WAIT, f"cannot be reached: {getattr(error, 'reason', None) or error}"
+                continue
             except (ValueError, KeyError, TypeError):
                 raise InputError(f"{self.url} does not answer as a MediaWiki API does", _ADDRESS) from None
             if code not in _BUSY:
                 hint = "Say how to reach you: --contact you@example.org" if code == 403 else _ADDRESS
                 raise InputError(f"{self.url} refused the request: {why}", hint)
             asked = headers["Retry-After"] or ""
-            pause = int(asked) if asked.isdecimal() else _WAIT
+            pause, trouble = int(asked) if asked.isdecimal() else _WAIT, f"is busy; its last answer: {why}"
             _log.info("%s: %s; to be asked again in %d s", self.url, why, pause)
             if pause > _LONGEST:
                 break
-        raise InputError(f"{self.url} is busy; its last answer: {why}", _LATER)
+        raise InputError(f"{self.url} {trouble}", _LATER)
+
+
+def _batches(titles: Sequence[str]) -> Iterator[list[str]]:
+    """Titles for one request each: few enough for the API, and short enough for an address."""
+    part: list[str] = []
+    for title in titles:
+        if part and (len(part) == _TITLES or len(quote("|".join([*part, title]))) > _LONG):
+            yield part
+            part = []
+        part.append(title)
+    if part:
+        yield part
 
 
 def _page(title: str, steps: Mapping[str, Any], pages: Mapping[str, Any]) -> Page | None:

@@ -29,6 +29,8 @@ _OURS = {
     b"x-content-type-options": b"nosniff",
     b"referrer-policy": b"same-origin",
 }
+_FETCHING = ("/gradio_api/file=", "/gradio_api/proxy=")  # of other addresses, where what follows is one
+_FILE = "/gradio_api/file=/"
 _NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 _Scope = MutableMapping[str, Any]
@@ -40,8 +42,8 @@ _App = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
 class Guard:
     """An ASGI application before another one, which has no websockets.
 
-    Refused are requests that another site's page makes the browser send, and, where the page is for this machine
-    alone, those that come under another name (a site whose name leads here).
+    Refused are requests to fetch another address, those that another site's page makes the browser send, and, where
+    the page is for this machine alone, those that come under another name (a site whose name leads here).
 
     Args:
         app: The application.
@@ -74,5 +76,7 @@ class Guard:
         host = headers.get(b"host", "")
         if self._local and host not in _NAMES and host.rpartition(":")[0] not in _NAMES:
             return 421
+        if scope["path"].startswith(_FETCHING) and not scope["path"].startswith(_FILE):
+            return 403
         origin = headers.get(b"origin")
         return 403 if origin is not None and origin.partition("://")[2] != host else None

@@ -181,10 +181,11 @@ class _ImageRun:
 
     def _write(self, records: list[ImageRecord]) -> None:
         probes = probe_all(records, self._probes)
+        pairs = list(zip(records, probes, strict=True))
         if self._side is not None:
-            records = with_stored_bytes(records, probes, self._side)
+            pairs = with_stored_bytes(records, probes, self._side)
         rows, added = [], 0
-        for record, found in zip(records, probes, strict=True):
+        for record, found in pairs:
             class_id = self._classes[record.class_name] if record.class_name else None
             row = image_row(record, found, class_id, self._side)
             stored = self._identify(row, record)

@@ -68,12 +68,13 @@ def prune(workspace: Workspace, keep: int, progress: Progress | None = None) -> 
         names = [name for name in store.names() if store.exists(name)]
         for done, name in enumerate(names):
             if kept and name in kept[-1].tables:
-                newest = kept[-1].id
-                keeping = {f"p{newest}", *(f"c{commit.id}" for commit in kept)}
+                keeping = {f"p{kept[-1].id}", *(f"c{commit.id}" for commit in kept)}
                 store.untag(name, *(store.tags(name).keys() - keeping))
-                store.optimize(name)
-                store.tag(name, store.version(name), f"p{newest}")  # the same rows: writers go on from here
             store.clean(name)
+            if kept and name in kept[-1].tables:
+                store.tag(
+                    name, store.version(name), f"p{kept[-1].id}"
+                )  # the same rows: writers go on from here
             if progress:
                 progress("clean tables", done + 1, len(names))
         for commit in old:

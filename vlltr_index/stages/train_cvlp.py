@@ -143,10 +143,10 @@ def _parted(snapshot: Snapshot, data: TrainingSet, config: CVLPConfig) -> tuple[
         [data.digests[n] for n in seen],
         config.hold_out,
     )
-    images = frozenset(data.image_ids[seen[n]] for n in chosen)
-    kept = [n for n in seen if data.image_ids[n] not in images]
+    held = HeldOut.of((data.image_ids[seen[n]] for n in chosen), classes)
+    kept = [n for n in seen if not held.has(data.image_ids[n])]
     rest = part_of(data, kept, _texts(data, names, classes))
-    return HeldOut(images, classes), rest
+    return held, rest
 
 
 def _texts(data: TrainingSet, names: Mapping[int, str], apart: frozenset[int]) -> list[list[str]]:

@@ -175,7 +175,7 @@ def _stage_two_data(
         loaded.bank.select(there) if len(there) else loaded.bank,
         torch.where(places >= 0, (places >= 0).cumsum(0) - 1, -1),
         groups,
-        torch.tensor([image in held.images for image in first.image_ids], dtype=torch.bool),
+        torch.tensor([held.has(image) for image in first.image_ids], dtype=torch.bool),
         torch.tensor([i in held.classes for i in class_ids.tolist()], dtype=torch.bool),
         init,
         commit.logit_scale,
@@ -317,7 +317,7 @@ def _keep_tuned(
     images, parts = image_set(tx, "train", image_fp=encoder.image_fp), None
     if workspace.recipe.fusion.rule == "ours":
         whole, class_ids = _stage_two_data(workspace, tx, load_bank(tx), images, images.features[None])
-        unseen = torch.tensor([image in held.images for image in images.image_ids], dtype=torch.bool)
+        unseen = torch.tensor([held.has(image) for image in images.image_ids], dtype=torch.bool)
         apart = torch.tensor([i in held.classes for i in class_ids.tolist()], dtype=torch.bool)
         parts, notes[:] = weigh(replace(whole, unseen=unseen, unseen_classes=apart, visual_init=None), head)
     saved = SavedHead(head, data.class_ids, encoder.text_fp, encoder.image_fp, parts)
@@ -335,9 +335,9 @@ def _parted(workspace: Workspace, data: TrainingSet, start: str | None) -> tuple
         chosen = choose_held_out(
             data.image_ids, owners, data.groups, data.digests, workspace.recipe.cvlp.hold_out
         )
-        held = replace(held, images=frozenset(data.image_ids[n] for n in chosen))
+        held = HeldOut.of((data.image_ids[n] for n in chosen), held.classes)
     pairs = zip(data.image_ids, owners, strict=True)
-    kept = [n for n, (image, i) in enumerate(pairs) if image not in held.images and i not in held.classes]
+    kept = [n for n, (image, i) in enumerate(pairs) if not held.has(image) and i not in held.classes]
     return part_of(data, kept, data.texts), held
 
 

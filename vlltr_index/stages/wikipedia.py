@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlltr_index.corpus.wikipedia import (
@@ -23,6 +25,7 @@ from vlltr_index.corpus.wikipedia import (
 from vlltr_index.corpus.wikipedia_text import DROPPED_SECTIONS, article_sentences, near_duplicates
 from vlltr_index.errors import MissingStepError, UsageError
 from vlltr_index.ingestion import sentence_rows
+from vlltr_index.schemas.fingerprint import short
 from vlltr_index.schemas.records import SentenceRecord
 from vlltr_index.stages.ingest import write_prompts
 
@@ -177,7 +180,7 @@ def _wanted(
 def _remembered(wiki: Wiki) -> dict[str, str]:
     """Titles that were settled in earlier runs, by class."""
     try:
-        values: dict[str, str] = json.loads((wiki.folder / "titles.json").read_text(encoding="utf-8"))
+        values: dict[str, str] = json.loads(_titles_file(wiki).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return values
@@ -185,7 +188,13 @@ def _remembered(wiki: Wiki) -> dict[str, str]:
 
 def _remember(wiki: Wiki, name: str, title: str) -> None:
     text = json.dumps(_remembered(wiki) | {name: title}, ensure_ascii=False, indent=1, sort_keys=True)
-    (wiki.folder / "titles.json").write_text(text + "\n", encoding="utf-8")
+    part = _titles_file(wiki).with_suffix(".part")
+    part.write_text(text + "\n", encoding="utf-8")
+    part.replace(_titles_file(wiki))
+
+
+def _titles_file(wiki: Wiki) -> Path:
+    return wiki.folder / f"titles-{short(hashlib.sha256(wiki.url.encode()).hexdigest())}.json"
 
 
 def _row(
