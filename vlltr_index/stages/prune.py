@@ -66,15 +66,16 @@ def prune(workspace: Workspace, keep: int, progress: Progress | None = None) -> 
         for name in vectors:
             store.drop(name)
         names = [name for name in store.names() if store.exists(name)]
+        merged = f"p{kept[-1].id}" if kept else ""  # the tag of the same rows, from where writers go on
         for done, name in enumerate(names):
-            if kept and name in kept[-1].tables:
-                keeping = {f"p{kept[-1].id}", *(f"c{commit.id}" for commit in kept)}
-                store.untag(name, *(store.tags(name).keys() - keeping))
+            committed = bool(kept) and name in kept[-1].tables
+            if committed:
+                store.untag(
+                    name, *(store.tags(name).keys() - {merged, *(f"c{commit.id}" for commit in kept)})
+                )
             store.clean(name)
-            if kept and name in kept[-1].tables:
-                store.tag(
-                    name, store.version(name), f"p{kept[-1].id}"
-                )  # the same rows: writers go on from here
+            if committed:
+                store.tag(name, store.version(name), merged)
             if progress:
                 progress("clean tables", done + 1, len(names))
         for commit in old:
