@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("vlltr_index.cli.train")
 _GRACE = 5.0  # seconds
+_STARTED = "VLLTR_STARTED"  # set for the processes that `--processes` starts
 
 
 def _options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -92,8 +93,13 @@ def _shared_out(processes: int) -> bool:
         UsageError: If there are fewer GPUs than processes.
         VlltrError: If one of them was killed.
     """
-    if processes == 1 or int(os.environ.get("WORLD_SIZE") or "1") > 1:
+    if processes == 1 or _STARTED in os.environ:
         return False
+    if int(os.environ.get("WORLD_SIZE") or "1") > 1:
+        raise UsageError(
+            f"this was started as one of {os.environ['WORLD_SIZE']} processes (WORLD_SIZE) and cannot start more",
+            "Leave --processes away, or start it without torchrun.",
+        )
     import torch
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -105,6 +111,7 @@ def _shared_out(processes: int) -> bool:
             f"--processes {processes}: each takes a GPU of its own, and there {'is' if gpus == 1 else 'are'} {gpus}",
             f"Use --processes {gpus}." if gpus > 1 else "Leave --processes away.",
         )
+    os.environ[_STARTED] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
         1, 1, processes, run_id=str(os.getpid()), rdzv_backend="c10d", rdzv_endpoint="localhost:0",
@@ -125,6 +132,7 @@ def _shared_out(processes: int) -> bool:
             "If memory ran out: a smaller batch_size or fewer processes. The same command goes on from the last epoch.",
         ) from None
     finally:
+        del os.environ[_STARTED]
         logging.disable(logging.NOTSET)
     return True
 

@@ -249,3 +249,13 @@ def test_interrupted_training_goes_on(tmp_path: Path, trained_once: Path) -> Non
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "3 epochs (resumed)" in done.stdout
     assert len(Workspace.open(folder).history.ids()) == commits + 1
+
+
+def test_processes_within_processes_are_refused(
+    capsys: pytest.CaptureFixture[str], workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of several processes that a launcher started does not start more."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, err = run(capsys, "-w", workspace.path, "train", "cvlp", "--processes", "2")
+    assert code == 2
+    assert "this was started as one of 2 processes (WORLD_SIZE) and cannot start more" in err

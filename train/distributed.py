@@ -34,8 +34,8 @@ __all__ = [
 ]
 
 
+# How long a process waits for the others: the first may embed and write for hours. A dead one is noticed at once.
 _TIMEOUT = timedelta(days=7)
-"""How long a process waits for the others: the first may embed and write for hours. A dead one is noticed at once."""
 
 T = TypeVar("T")
 
