@@ -35,7 +35,7 @@ from vlltr_index.classes import NewClass, Session, add_classes
 from vlltr_index.corpus.clean import sentence_id, text_hash
 from vlltr_index.embedding import vector_table
 from vlltr_index.encoder import Encoder
-from vlltr_index.fusion import PartWeights
+from vlltr_index.fusion import Meeting, PartWeights
 from vlltr_index.generative import fit_shared
 from vlltr_index.heads import Parts, SavedHead, save_head
 from vlltr_index.lgr import LGRHead
@@ -192,7 +192,8 @@ def _workspace(folder: Path, classes: int, sentences: int = SENTENCES_EACH) -> W
         head.visual_head.weight.copy_(centres / dim**0.5)
     images = image_set(workspace.snapshot(), "train")
     shared = fit_shared(unit_rows(images.features)[None], images.class_ids, unit_rows(centres))
-    parts = Parts(shared, PartWeights(1.0, 0.1, 0.1, 0.1))
+    later = Meeting(0.1, 0.1)
+    parts = Parts(shared, PartWeights(1.0, 0.1, 0.1, later, later))
     saved = SavedHead(head, torch.arange(classes), encoder.text_fp, encoder.image_fp, parts)
     with workspace.transaction("a head out of the air") as tx:
         tx.set(head=workspace.put_object("heads", lambda path: save_head(saved, path)))

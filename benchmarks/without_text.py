@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vlltr_index.bank import AnchorBank
 from vlltr_index.baselines import class_means, cosine_logits
-from vlltr_index.fusion import image_scores
+from vlltr_index.fusion import image_side
 from vlltr_index.generative import GenerativeModel, class_sums
 from vlltr_index.heads import Parts
 from vlltr_index.holdout import read_held_out
@@ -52,12 +52,13 @@ def rows_without_text(
         }
 
     linear, rows = said(features)
-    rows[WHOLE] = image_scores(linear, rows[GENERATIVE], trained, parts.weights)
+    rows[WHOLE] = image_side(linear, rows[GENERATIVE], trained, counts > 0, parts.weights).scores
     images, labels, each = held_out(data, trained)
     held_linear, held = said(images)
     for name, short in ((MEANS, MEANS), (DISCRIMINANT, "discriminant")):
         scores = HeldOutScores(labels, held_linear[:, trained], held[name][:, trained], None, each)
-        rows[f"linear + {short}"] = image_scores(linear, rows[name], trained, fit_weights(scores))
+        weights = fit_weights(scores)
+        rows[f"linear + {short}"] = image_side(linear, rows[name], trained, counts > 0, weights).scores
     return rows, parts
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from vlltr_index.fusion import PartWeights
+from vlltr_index.fusion import Meeting, PartWeights
 from vlltr_index.generative import GenerativeModel, SharedGaussian, class_sums, fit_shared
 from vlltr_index.heads import Parts
 from vlltr_index.lgr import LGRHead
@@ -25,8 +25,9 @@ from vlltr_index.weighing import (
     TEMPERED,
     HeldOutScores,
     Newcomers,
-    fit_offset,
+    fit_meeting,
     fit_temperature,
+    fit_told,
     fit_weights,
     image_weights,
     nll,
@@ -47,12 +48,13 @@ _ENOUGH, _ENOUGH_FOR_LINEAR = 30, 100  # images that stage 1 did not see, to wei
 _FOLDS, _ONE_PART, _MOST_HELD = 5, 10, 1000
 _ALIKE = 0.9995  # cosine of near duplicates
 _NOISES = (0.6, 0.8, 1.0)
-_NEW_IMAGES = (0, 1, 5)
+_NEW_IMAGES = (1, 5)
 _PERMUTATIONS = 99
 _ACCEPTED = 0.95
 _FEWEST_TO_MATCH = 5
 _QUERIES = 20
-_BY_DEFAULT = PartWeights(0.0, TEMPERED, 0.0, TEMPERED)
+_ALONE = Meeting(TEMPERED, 0.0)
+_BY_DEFAULT = PartWeights(0.0, TEMPERED, 0.0, _ALONE, _ALONE)
 _NOTHING_TO_SPARE = (
     "No image could be kept out of training, so nothing could be weighed: the images count, text as a prior."
 )
@@ -207,8 +209,9 @@ def without_images(bank: AnchorBank, config: LGRConfig, logit_scale: float) -> D
     zeros, none = torch.zeros(dim, dtype=torch.float64), torch.zeros(dim, dim, dtype=torch.float64)
     ones, eye = zeros + 1.0, torch.eye(dim, dtype=torch.float64)
     shared = SharedGaussian(zeros, eye, ones, ones, zeros, none)
+    by_text = Meeting(0.0, 1.0)
     notes = ["There is no training image: the classes are told apart by their texts alone."]
-    return Decision(head.eval(), Parts(shared, PartWeights(0.0, 0.0, 1.0, 0.0)), [], notes)
+    return Decision(head.eval(), Parts(shared, PartWeights(0.0, 0.0, 0.0, by_text, by_text)), [], notes)
 
 
 def text_matches(data: StageTwoData) -> bool | None:
@@ -256,6 +259,7 @@ class _Use:
 class _Fold:
     """All parts fitted without some images, and what they say of these; C columns."""
 
+    out: Tensor  # bool [N], the M images
     labels: Tensor  # int64 [M]
     features: Tensor  # [M, D], normalised
     model: GenerativeModel
@@ -366,7 +370,7 @@ def _judged(data: StageTwoData, out: Tensor, shared: SharedGaussian, head: LGRHe
     with torch.inference_mode():
         image, text = _visual(data, head, plain), _text(data, head, plain)
     model = _model(data, shared, _rest(data, out))
-    return _Fold(data.labels[out], unit_rows(plain), model, head, image, text, steps)
+    return _Fold(out, data.labels[out], unit_rows(plain), model, head, image, text, steps)
 
 
 def _visual(data: StageTwoData, head: LGRHead, features: Tensor) -> Tensor:
@@ -415,14 +419,49 @@ def _weigh(
     enough = len(labels) >= _ENOUGH or not bool(data.unseen.any())
     found = fit_weights(scores) if enough else usual_weights(scores)
     if enough and bool(data.unseen_classes.any()):
-        most = int(counts[data.unseen_classes].max())
-        designs = [_newcomers(data, folds[0], noise, k) for k in _NEW_IMAGES if k < most]
-        found = fit_offset(found, designs)
+        told, *pictured = (_newcomers(data, folds[0], noise, k) for k in (0, *_NEW_IMAGES))
+        found = replace(
+            found,
+            pictured=fit_meeting(found.pictured, pictured),
+            told=fit_meeting(found.told, [told]),
+        )
+    elif enough and use.text:
+        found = replace(found, told=_told(data, folds, noise))
     best = scores.likelihoods.amax(1).sort().values
     accept = float(best[int((1.0 - _ACCEPTED) * len(best))])
     left = f"Stage 1 left {many(len(labels), 'image')} out, too few to weigh by: the usual weights hold."
     notes = _notes(data, folds, scores, found, shared, matches) if enough else [left]
     return replace(shared, noise=noise), found, accept, notes
+
+
+def _told(data: StageTwoData, folds: list[_Fold], noise: float) -> Meeting:
+    """How classes known by text alone are told apart: in five folds of the classes each is known so to the others' fit.
+
+    The text logits are those of all sentences: anchors were chosen by the images.
+    """
+    out = torch.stack([fold.out for fold in folds]).any(0)
+    rest = torch.ones_like(out) if data.visual_init is None else _rest(data, out)
+    labels, images = data.labels[out], unit_rows(data.features[0, out])
+    texts = data.prototypes if data.sentence_means is None else data.sentence_means
+    columns, likelihoods = data.rows & (data.places >= 0), images.new_zeros(len(images), data.classes)
+    part = (columns.cumsum(0) - 1) % _FOLDS
+    for fold in range(_FOLDS):
+        own = columns & (part == fold)
+        others = rest & ~own[data.labels]
+        if bool(own.any()) and bool(others.any()):
+            shared = replace(_shared(data, others), noise=noise)
+            text = data.prototypes[own]
+            model = GenerativeModel(
+                shared, torch.zeros(len(text), dtype=torch.int64), torch.zeros_like(text), text
+            )
+            likelihoods[:, own] = model.log_likelihoods(images) + shared.basis.slogdet().logabsdet
+    known = columns[labels]
+    position = columns.long().cumsum(0) - 1
+    owners = position[labels[known]]
+    counts = torch.bincount(data.labels, minlength=data.classes)
+    zero_shot = data.logit_scale * images[known] @ unit_rows(texts)[columns].T
+    weights = image_weights(owners, counts[columns])
+    return fit_told(likelihoods[known][:, columns], zero_shot, owners, weights)
 
 
 def _newcomers(data: StageTwoData, fold: _Fold, noise: float, images: int) -> Newcomers:
@@ -438,15 +477,14 @@ def _newcomers(data: StageTwoData, fold: _Fold, noise: float, images: int) -> Ne
         sums[place] = unit_rows(data.features[0, shown]).double().sum(0)
         rest.append(others)
     queries = torch.cat(rest)
-    model = replace(
-        fold.model, shared=replace(fold.model.shared, noise=noise), counts=counts, sums=sums
-    ).select(order)
+    shared = replace(fold.model.shared, noise=noise)
+    model = replace(fold.model, shared=shared, counts=counts, sums=sums).select(order)
     new = data.features[0, queries]
     with torch.inference_mode():
-        visual, text = _visual(data, fold.head, new)[:, order], _text(data, fold.head, new)[:, order]
+        text = _text(data, fold.head, new)[:, order]
     return Newcomers(
-        fold.image[:, order], model.log_likelihoods(fold.features), fold.text[:, order],
-        visual, model.log_likelihoods(unit_rows(new)), text, int(known.sum()),
+        model.log_likelihoods(fold.features), fold.text[:, order],
+        model.log_likelihoods(unit_rows(new)), text, order.argsort()[data.labels[queries]], int(known.sum()),
     )  # fmt: skip
 
 
@@ -468,8 +506,8 @@ def _notes(
     notes = [
         f"Weighed on {many(len(mine), 'image')}, each held out from what was fitted: {used or 'no part counts'};"
         f" {100 * balanced_accuracy(fused, scores.labels):.1f} % of them right, each class counted alike.",
-        f"Classes that come later meet the others by gate {weights.gate:.3g} and offset {weights.offset:.3g}."
-        f" Width of a class s {shared.noise:g}.",
+        f"Classes that come later meet the others by {_met(weights.pictured)}; those known by text alone by"
+        f" {_met(weights.told)}. Width of a class s {shared.noise:g}.",
     ]
     for name, rule in (
         ("class means", _class_means),
@@ -486,6 +524,13 @@ def _notes(
     if data.bank.num_classes:
         notes[1] += f" Anchors of a class: {int(data.bank.offsets.diff().max())} at most."
     return [*notes, _of_texts(data, weights, shared, matches)]
+
+
+def _met(by: Meeting) -> str:
+    """The values of a meeting, for people."""
+    text = f", text {by.text:.3g}" if by.text else ""
+    offset = f", offset {by.offset:+.2f}" if by.offset else ""
+    return f"generative model {by.generative:.3g}{text}{offset}"
 
 
 def _of_texts(data: StageTwoData, weights: PartWeights, shared: SharedGaussian, matches: bool | None) -> str:

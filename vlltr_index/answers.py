@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vlltr_index.encoder import Encoder
-    from vlltr_index.fusion import FusedScores
+    from vlltr_index.fusion import FusedScores, ImageSide
     from vlltr_index.snapshot import Snapshot
     from vlltr_index.workspace import Workspace
 
@@ -211,17 +211,17 @@ class Answers:
         values = self.scorer.log_likelihoods(features).amax(1).tolist()
         return [(value >= level, value) for value in values]
 
-    def _retrieve(self, index: AnchorIndex, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Image scores [B, C], text logits [B, C] and the residual probability [B]."""
+    def _retrieve(self, index: AnchorIndex, features: Tensor) -> tuple[ImageSide, Tensor, Tensor]:
+        """The visual side, text logits [B, C] and the residual probability [B]."""
         scorer = self.scorer
         bank, head = scorer.bank, scorer.saved.head
-        image = scorer.image_scores(features)
+        image = scorer.image_side(features)
 
         def exact(rows: Tensor, classes: Tensor | None) -> Tensor:
             return head.text_logits(features[rows], bank if classes is None else bank.select(classes))
 
         def fused_parts(rows: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-            fused = scorer.fuse(image[rows], text)
+            fused = scorer.fuse(image.rows(rows), text)
             # In a product all of a probability rests on the text's estimate.
             whole = scorer.fusion.rule != "paper"
             return fused.probabilities, fused.probabilities if whole else fused.text_part
@@ -231,7 +231,7 @@ class Answers:
             index,
             self._anchor_classes,
             head.prototype_logits(features, bank),
-            image,
+            image.scores,
             exact,
             fused_parts,
         )

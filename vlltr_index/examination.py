@@ -129,7 +129,7 @@ class Examination:
         check_vector("feature", feature, scorer.bank.dim)
         self.answers, self.feature = answers, feature
         with torch.inference_mode():
-            self._visual = scorer.image_scores(feature[None])
+            self._visual = scorer.image_side(feature[None])
             self._text = scorer.saved.head.text_logits(feature[None], scorer.bank)
         self._whole = self._fuse(self._text)
 

@@ -4,9 +4,9 @@ Three rules put it together:
 
 - `ours`: a product of three experts, the visual classifier, the generative model and the text branch, with weights that
   `vlltr train lgr` fits. Classes that came after the training have no row in the visual classifier. They meet the
-  trained ones by the chain rule: whether an image is of a trained class the generative model of all classes says, which
-  of the trained ones it is the first two experts together. So an addition leaves the image side's order of the trained
-  classes among themselves as it was.
+  trained ones by the chain rule: whether an image is of a trained class the generative model and the text branch say
+  by weights of their own, which of the trained ones it is all three experts say. So an addition leaves the order of the
+  trained classes among themselves as it was.
 - `paper`: alpha P^I + (1 - alpha) P^T (VL-LTR's sum at alpha = 0.5; its release has 0.2 and 0.7).
 - `logits`: softmax of the sum of both branches' logits, by which the release counts its many, medium and few.
 """
@@ -24,12 +24,14 @@ from vlltr_index.tensors import check_labels, check_matrix, check_vector, workin
 
 __all__ = [
     "FusedScores",
+    "ImageSide",
+    "Meeting",
     "PartWeights",
     "Rule",
     "class_logits",
     "fuse",
     "fuse_protocol",
-    "image_scores",
+    "image_side",
     "parts_of",
 ]
 
@@ -39,34 +41,83 @@ _LARGEST = 1e6
 
 
 @dataclass(frozen=True, slots=True)
+class Meeting:
+    """How classes that came after the training meet the trained ones and each other; only the offset may be negative.
+
+    Attributes:
+        generative: What their log-likelihoods, and those of the trained ones beside them, are multiplied by.
+        text: What the text logits are.
+        offset: Added to their scores.
+    """
+
+    generative: float
+    text: float
+    offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_weights(generative=self.generative, text=self.text)
+        if not abs(self.offset) <= _LARGEST:
+            raise InputError(
+                f"the offset must lie within {_LARGEST:,.0f}, got {self.offset}", "vlltr train lgr"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class PartWeights:
-    """How much each part counts under the rule `ours`; none is negative but the offset.
+    """How much each part counts under the rule `ours`; none is negative.
 
     Attributes:
         image: What the visual classifier's logits are multiplied by.
         generative: What the log-likelihoods are, where trained classes are told apart.
-        text: What the text logits are.
-        gate: What the log-likelihoods are, where trained classes meet those that came later.
-        offset: Added to the scores of the latter.
+        text: What the text logits are, there.
+        pictured: For later classes that have images.
+        told: For later classes that are known by text alone.
     """
 
     image: float
     generative: float
     text: float
-    gate: float
-    offset: float = 0.0
+    pictured: Meeting
+    told: Meeting
 
     def __post_init__(self) -> None:
-        for name in ("image", "generative", "text", "gate"):
-            if not 0.0 <= getattr(self, name) <= _LARGEST:  # nan too
-                raise InputError(
-                    f"the weight {name!r} must lie in 0..{_LARGEST:,.0f}, got {getattr(self, name)}",
-                    "vlltr train lgr",
-                )
-        if not abs(self.offset) <= _LARGEST:
+        _check_weights(image=self.image, generative=self.generative, text=self.text)
+
+
+def _check_weights(**weights: float) -> None:
+    for name, weight in weights.items():
+        if not 0.0 <= weight <= _LARGEST:  # nan too
             raise InputError(
-                f"the offset must lie within {_LARGEST:,.0f}, got {self.offset}", "vlltr train lgr"
+                f"the weight {name!r} must lie in 0..{_LARGEST:,.0f}, got {weight}", "vlltr train lgr"
             )
+
+
+class ImageSide(NamedTuple):
+    """What the visual side says of B images and C classes.
+
+    Attributes:
+        scores: Float [B, C]: log-scores up to a constant of the image.
+        likelihoods: Float [B, C]: the generative model's, where the rule is `ours`.
+        trained: Bool [C], there.
+        pictured: Bool [C]: which have images, there.
+    """
+
+    scores: Tensor
+    likelihoods: Tensor
+    trained: Tensor
+    pictured: Tensor
+
+    def rows(self, rows: Tensor) -> ImageSide:
+        """The same of some of the images."""
+        return self._replace(scores=self.scores[rows], likelihoods=self.likelihoods[rows])
+
+    def later(self, weights: PartWeights) -> tuple[tuple[Tensor, Meeting], ...]:
+        """The kinds of classes that came after the training, bool [C], and how they meet the others."""
+        kinds = (
+            (~self.trained & self.pictured, weights.pictured),
+            (~self.trained & ~self.pictured, weights.told),
+        )
+        return tuple((kind, meeting) for kind, meeting in kinds if bool(kind.any()))
 
 
 class FusedScores(NamedTuple):
@@ -90,34 +141,45 @@ class FusedScores(NamedTuple):
     by_text: Tensor
 
 
-def image_scores(visual_logits: Tensor, likelihoods: Tensor, trained: Tensor, weights: PartWeights) -> Tensor:
-    """The visual side of the rule `ours`: log-scores up to a constant of the image, [B, C].
+def image_side(
+    visual_logits: Tensor, likelihoods: Tensor, trained: Tensor, pictured: Tensor, weights: PartWeights
+) -> ImageSide:
+    """The visual side of the rule `ours`.
 
-    log P(c | trained, x) + logsumexp over the trained of gate * g for a trained class, gate * g_c + offset for another.
+    A trained class has log P(c | trained, x). A later one has g_c less the logsumexp of g over the trained ones, g times
+    its kind's weight, and its kind's offset.
 
     Args:
         visual_logits: Float [B, C]; only the trained classes' columns count, and they not at a weight of 0.
         likelihoods: Float [B, C], g: the generative model's.
         trained: Bool [C].
+        pictured: Bool [C], the classes that have images.
         weights: See `PartWeights`.
     """
-    gated = weights.gate * likelihoods
-    if not bool(trained.any()):
-        return gated + weights.offset
+    side = ImageSide(torch.empty_like(likelihoods), likelihoods, trained, pictured)
     known = weights.generative * likelihoods[:, trained]
     if weights.image:
         known = known + weights.image * visual_logits[:, trained]
-    scores = gated + weights.offset
-    level = gated[:, trained].logsumexp(1, keepdim=True)
-    scores[:, trained] = known.log_softmax(1) + level
-    return scores
+    side.scores[:, trained] = known.log_softmax(1)
+    for kind, meeting in side.later(weights):
+        gated = meeting.generative * likelihoods
+        side.scores[:, kind] = gated[:, kind] + meeting.offset - _level(gated[:, trained])
+    return side
 
 
-def fuse(image: Tensor, text_logits: Tensor, weights: PartWeights) -> FusedScores:
-    """The rule `ours`: softmax of image score + text weight * text logit.
+def _level(scores: Tensor) -> Tensor:
+    """The logsumexp of each row, [B, 1]; 0 where there is no column."""
+    return scores.logsumexp(1, keepdim=True) if scores.shape[1] else scores.new_zeros(len(scores), 1)
+
+
+def fuse(image: ImageSide, text_logits: Tensor, weights: PartWeights) -> FusedScores:
+    """The rule `ours`: softmax of image score + text part.
+
+    A class's text part is its weighted text logit, less what the text logits of the trained classes add to the level
+    that the class is measured by: of the trained ones in their own score, of g in that of a later class.
 
     Args:
-        image: Float [B, C], from `image_scores`.
+        image: From `image_side`.
         text_logits: Float [B, C].
         weights: See `PartWeights`.
 
@@ -125,10 +187,18 @@ def fuse(image: Tensor, text_logits: Tensor, weights: PartWeights) -> FusedScore
         InputError: Shapes do not fit.
     """
     check_matrix("text_logits", text_logits)
-    check_matrix("image", image, *reversed(text_logits.shape))
-    dtype = working_dtype(text_logits, image)
-    image, text = image.to(dtype), weights.text * text_logits.to(dtype)
-    return FusedScores((image + text).softmax(1), image, text, image.softmax(1), text_logits.softmax(1))
+    check_matrix("image.scores", image.scores, *reversed(text_logits.shape))
+    dtype, trained = working_dtype(text_logits, image.scores), image.trained
+    scores, told, likelihoods = (part.to(dtype) for part in (image.scores, text_logits, image.likelihoods))
+
+    def part(weight: float, of: Tensor, beside: Tensor) -> Tensor:
+        return weight * told[:, of] - _level(beside + weight * told[:, trained]) + _level(beside)
+
+    text = torch.empty_like(told)
+    text[:, trained] = part(weights.text, trained, scores[:, trained])
+    for kind, meeting in image.later(weights):
+        text[:, kind] = part(meeting.text, kind, meeting.generative * likelihoods[:, trained])
+    return FusedScores((scores + text).softmax(1), scores, text, scores.softmax(1), told.softmax(1))
 
 
 def fuse_protocol(

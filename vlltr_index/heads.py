@@ -14,13 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlltr_index.errors import InputError, WorkspaceError
-from vlltr_index.fusion import PartWeights
+from vlltr_index.fusion import Meeting, PartWeights
 from vlltr_index.generative import SharedGaussian
 from vlltr_index.lgr import LGRHead
 
 __all__ = ["SHARED", "Parts", "SavedHead", "check_facts", "load_head", "save_head"]
 
 _PARTS = {"weights", "noise", "text_r2", "accept_above"}
+_MEETINGS = ("pictured", "told")
 _WIDEST = 1e3
 _TIMES = ("seconds", "images_per_s")  # left out of the log: the same training gives the same digest
 _TYPES: dict[str, type] = {
@@ -123,9 +124,13 @@ def _parts(facts: Mapping[str, Any], tensors: dict[str, Tensor]) -> Parts:
         raise ValueError("a variance in head.safetensors is not above 0")
     return Parts(
         SharedGaussian(**shared, noise=facts["noise"], text_r2=facts["text_r2"]),
-        PartWeights(**facts["weights"]),
+        _weights(facts["weights"]),
         facts["accept_above"],
     )
+
+
+def _weights(facts: Mapping[str, Any]) -> PartWeights:
+    return PartWeights(**{n: Meeting(**value) if n in _MEETINGS else value for n, value in facts.items()})
 
 
 def _write(path: Path, facts: Mapping[str, Any]) -> None:
@@ -177,10 +182,16 @@ def check_facts(facts: Any) -> None:
 
 def _check_parts(facts: Any) -> None:
     weights = facts.get("weights") if isinstance(facts, dict) else None
-    names = {field.name for field in fields(PartWeights)}
-    if not isinstance(weights, dict) or weights.keys() != names or facts.keys() != _PARTS:
-        raise ValueError(f"parts in head.json must hold {', '.join(sorted(_PARTS))}, weights {sorted(names)}")
-    numbers = {**weights, "noise": facts["noise"], "text_r2": facts["text_r2"]}
+    meetings = [weights.get(name) for name in _MEETINGS] if isinstance(weights, dict) else []
+    whole = isinstance(weights, dict) and facts.keys() == _PARTS and weights.keys() == _names(PartWeights)
+    if not whole or not all(isinstance(m, dict) and m.keys() == _names(Meeting) for m in meetings):
+        raise ValueError(
+            f"parts in head.json must hold {', '.join(sorted(_PARTS))}; weights {sorted(_names(PartWeights))};"
+            f" {' and '.join(_MEETINGS)} {sorted(_names(Meeting))}"
+        )
+    numbers = {n: value for n, value in weights.items() if n not in _MEETINGS}
+    numbers |= {f"{n}.{k}": value for n in _MEETINGS for k, value in weights[n].items()}
+    numbers |= {"noise": facts["noise"], "text_r2": facts["text_r2"]}
     if facts["accept_above"] is not None:
         numbers["accept_above"] = facts["accept_above"]
     for name, value in numbers.items():
@@ -188,3 +199,7 @@ def _check_parts(facts: Any) -> None:
             raise ValueError(f"{name} in head.json must be a finite float, got {value!r:.80}")
     if not 0.0 < facts["noise"] <= _WIDEST:
         raise ValueError(f"noise in head.json must lie between 0 and {_WIDEST:g}, got {facts['noise']}")
+
+
+def _names(kind: type[PartWeights] | type[Meeting]) -> set[str]:
+    return {field.name for field in fields(kind)}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vlltr_index.errors import FingerprintMismatch, MissingStepError
-from vlltr_index.fusion import FusedScores, class_logits, fuse, fuse_protocol, image_scores
+from vlltr_index.fusion import FusedScores, ImageSide, class_logits, fuse, fuse_protocol, image_side
 from vlltr_index.generative import GenerativeModel
 from vlltr_index.heads import SavedHead, load_head
 from vlltr_index.loading import ClassStats, LoadedBank, class_positions, class_stats, load_bank
@@ -109,14 +109,16 @@ class Scorer:
         assert self.model is not None
         return self.model.log_likelihoods(unit_rows(features))
 
-    def image_scores(self, features: Tensor) -> Tensor:
-        """What the visual side says, [B, C]: log-scores under `ours`, else the visual classifier's logits."""
+    def image_side(self, features: Tensor) -> ImageSide:
+        """What the visual side says: log-scores under `ours`, else the visual classifier's logits."""
         if self.saved.parts is None or self.fusion.rule != "ours":
-            return self.visual_logits(features)
+            logits = self.visual_logits(features)
+            return ImageSide(logits, logits, self.trained, self.trained)
+        assert self.model is not None
         weights = self.saved.parts.weights
         likelihoods = self.log_likelihoods(features)
         visual = self.visual_logits(features) if weights.image else likelihoods
-        return image_scores(visual, likelihoods, self.trained, weights)
+        return image_side(visual, likelihoods, self.trained, self.model.counts > 0, weights)
 
     def text_logits(self, features: Tensor) -> Tensor:
         """Text logits, [B, C]; a class without anchors has the mean of the others, neither for nor against it."""
@@ -137,19 +139,17 @@ class Scorer:
         logits[:, class_positions(self.class_ids, self.bank.class_ids)] = bank_logits
         return logits
 
-    def fuse(self, image: Tensor, text_logits: Tensor) -> FusedScores:
-        """Put `image_scores` and `text_logits`, both [B, C], into one distribution."""
+    def fuse(self, image: ImageSide, text_logits: Tensor) -> FusedScores:
+        """Put what the visual side says and `text_logits` [B, C] into one distribution."""
         if self.fusion.rule != "ours":
-            return fuse_protocol(image, text_logits, self.fusion.rule, self.fusion.alpha)
+            return fuse_protocol(image.scores, text_logits, self.fusion.rule, self.fusion.alpha)
         assert self.saved.parts is not None
         return fuse(image, text_logits, self.saved.parts.weights)
 
     @torch.inference_mode()
     def exhaustive(self, features: Tensor) -> FusedScores:
         """Score features [B, D] against every class, in batches."""
-        parts = [
-            self.fuse(self.image_scores(part), self.text_logits(part)) for part in features.split(_BATCH)
-        ]
+        parts = [self.fuse(self.image_side(part), self.text_logits(part)) for part in features.split(_BATCH)]
         return FusedScores(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
     def with_rule(self, fusion: FusionConfig) -> Scorer:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from vlltr_index.fusion import PartWeights, image_scores
+from vlltr_index.fusion import Meeting, PartWeights
 
 __all__ = [
     "TEMPERED",
     "HeldOutScores",
     "Newcomers",
-    "fit_offset",
+    "fit_meeting",
     "fit_temperature",
+    "fit_told",
     "fit_weights",
     "image_weights",
     "nll",
@@ -27,7 +29,7 @@ TEMPERED = 1 / 12  # of the generative model's log-likelihoods, which are about 
 _USUAL_TEXT = 0.15
 _STEPS = 60
 _LEAST = 0.02  # a smaller share than this is none
-_FARTHEST = 100.0  # that an offset lies from 0
+_OFFSET_SPREAD = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +100,8 @@ def fit_weights(held_out: HeldOutScores) -> PartWeights:
         image = float(factors[0]) / units[0]
     if held_out.text is not None and float(factors[-1]) >= _LEAST * float(factors.sum()):
         told = float(factors[-1]) / units[-1]
-    gate = fit_temperature(held_out.likelihoods, labels, weights)
-    return PartWeights(image, float(generative), told, gate)
+    meeting = Meeting(fit_temperature(held_out.likelihoods, labels, weights), told)
+    return PartWeights(image, float(generative), told, meeting, meeting)
 
 
 def usual_weights(held_out: HeldOutScores) -> PartWeights:
@@ -111,7 +113,21 @@ def usual_weights(held_out: HeldOutScores) -> PartWeights:
     told, visual = 0.0, TEMPERED * _spread(held_out.likelihoods)
     if held_out.text is not None and visual < math.inf:
         told = _USUAL_TEXT / (1.0 - _USUAL_TEXT) * visual / _spread(held_out.text)
-    return PartWeights(0.0, TEMPERED, told, TEMPERED)
+    meeting = Meeting(TEMPERED, told)
+    return PartWeights(0.0, TEMPERED, told, meeting, meeting)
+
+
+def fit_told(likelihoods: Tensor, text_logits: Tensor, labels: Tensor, weights: Tensor) -> Meeting:
+    """How classes known by text alone are told apart; the prior has both parts alike.
+
+    Args:
+        likelihoods: Float [N, C], of images whose class is known by its text alone, as all others are.
+        text_logits: Float [N, C].
+        labels: Int64 [N].
+        weights: Float64 [N], what each image counts; they sum to N.
+    """
+    found = fit_weights(HeldOutScores(labels, text_logits, likelihoods, None, weights))
+    return Meeting(found.generative, found.image)
 
 
 def _spread(part: Tensor) -> float:
@@ -172,54 +188,71 @@ class Newcomers:
     The first C classes are the trained ones, the K others the newcomers.
 
     Attributes:
-        image: Float [N, C + K], visual logits of held-out images of trained classes; the last K columns do not count.
-        likelihoods: Float [N, C + K], of the same images.
-        text: Float [N, C + K].
-        new_image: Float [M, C + K], and so on, of images of the newcomers that they are not known by.
-        new_likelihoods: Float [M, C + K].
+        likelihoods: Float [N, C + K], of held-out images of trained classes.
+        text: Float [N, C + K], their text logits.
+        new_likelihoods: Float [M, C + K], of images of the newcomers that they are not known by.
         new_text: Float [M, C + K]; M may be 0.
+        new_labels: Int64 [M], their classes, C to C + K - 1.
         trained: C.
     """
 
-    image: Tensor
     likelihoods: Tensor
     text: Tensor
-    new_image: Tensor
     new_likelihoods: Tensor
     new_text: Tensor
+    new_labels: Tensor
     trained: int
 
 
-def fit_offset(weights: PartWeights, designs: list[Newcomers]) -> PartWeights:
-    """The offset by which classes meet that came later: the likeliest, from classes that the encoder never saw.
+def fit_meeting(start: Meeting, designs: Sequence[Newcomers]) -> Meeting:
+    """How later classes meet the trained ones: most probable, from classes that the encoder never saw.
 
-    Images of newcomers weigh together what newcomers are among all classes. Which of the newcomers it is does not
-    depend on the offset, so that what is left is a logistic regression with nothing but an intercept. Designs without
-    an image of a newcomer say nothing.
+    An image of a newcomer has to be found among all classes, one of a trained class among the trained ones, whichever
+    of them. Newcomers weigh together what they are among all classes. The prior has the weights as they were, with what
+    both parts vary over the classes there as the standard deviation, and the offset at 0 with one of 1.
+
+    Args:
+        start: The weights without such classes.
+        designs: Ones without an image of a newcomer say nothing.
     """
-    odds, each, wanted = list[Tensor](), list[Tensor](), 0.0
-    for one in (one for one in designs if len(one.new_image)):
-        share = 1.0 - one.trained / one.likelihoods.shape[1]
-        old = _odds(weights, one.image, one.likelihoods, one.text, one.trained)
-        new = _odds(weights, one.new_image, one.new_likelihoods, one.new_text, one.trained)
-        odds += [old, new]
-        each += [torch.full_like(old, (1.0 - share) / len(old)), torch.full_like(new, share / len(new))]
-        wanted += share
-    if not odds:
-        return weights
-    values, weight, low, high = torch.cat(odds), torch.cat(each), -_FARTHEST, _FARTHEST
-    for _ in range(_STEPS):
-        middle = 0.5 * (low + high)
-        if float((weight * (values + middle).sigmoid()).sum()) < wanted:
-            low = middle
-        else:
-            high = middle
-    return replace(weights, offset=0.5 * (low + high))
+    designs = [one for one in designs if len(one.new_labels)]
+    if not designs:
+        return start
+    spreads = [
+        _spread(torch.cat([getattr(one, name) for one in designs]))
+        for name in ("new_likelihoods", "new_text")
+    ]
+    before = torch.tensor([start.generative, start.text], dtype=torch.float64)
+    units = torch.tensor([0.0 if spread == math.inf else spread for spread in spreads], dtype=torch.float64)
+    whole = float(before @ units)
+    if not whole:
+        return start
+    usual = before * units / whole
+    factors = torch.where(units > 0, whole / units, 0.0)
+    roots = usual.clamp(min=0.1).sqrt().requires_grad_()  # a root of 0 would stay there
+    offset = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    found = torch.optim.LBFGS([roots, offset], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        found.zero_grad()
+        generative, text = roots.square() * factors
+        value = 0.5 * (roots.square() - usual).square().sum() + 0.5 * offset.square()
+        for one in designs:
+            value = value + _meeting_loss(one, generative, text, offset)
+        value.backward()
+        return value
+
+    found.step(loss)
+    generative, text = (roots.detach().square() * factors).tolist()
+    return Meeting(generative, text, float(offset.detach()))
 
 
-def _odds(weights: PartWeights, image: Tensor, likelihoods: Tensor, text: Tensor, first: int) -> Tensor:
-    """Log-odds [N] of any newcomer against any trained class, without an offset."""
-    trained = torch.arange(likelihoods.shape[1]) < first
-    weights = replace(weights, offset=0.0)
-    scores = image_scores(image.double(), likelihoods.double(), trained, weights) + weights.text * text
-    return scores[:, first:].logsumexp(1) - scores[:, :first].logsumexp(1)
+def _meeting_loss(one: Newcomers, generative: Tensor, text: Tensor, offset: Tensor) -> Tensor:
+    """Negative log-likelihood of a design, an image of a newcomer weighing one."""
+    first, classes = one.trained, one.likelihoods.shape[1]
+    shift = offset * (torch.arange(classes) >= first)
+    old = generative * one.likelihoods.double() + text * one.text.double()
+    new = generative * one.new_likelihoods.double() + text * one.new_text.double() + shift
+    missed = (old + shift).logsumexp(1) - old[:, :first].logsumexp(1)
+    found = new.logsumexp(1) - new.gather(1, one.new_labels[:, None])[:, 0]
+    return found.sum() + missed.mean() * len(found) * first / (classes - first)

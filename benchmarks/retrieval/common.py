@@ -14,7 +14,7 @@ from benchmarks.clock import Clock
 from benchmarks.harness import Arrays
 from vlltr_index.answers import Answers
 from vlltr_index.bank import AnchorBank
-from vlltr_index.fusion import PartWeights
+from vlltr_index.fusion import Meeting, PartWeights
 from vlltr_index.generative import SharedGaussian
 from vlltr_index.heads import Parts, SavedHead
 from vlltr_index.lgr import LGRHead
@@ -119,7 +119,8 @@ def _parts(dim: int) -> Parts:
     """A generative model in which each direction varies alike, and weights of the size that training fits."""
     zeros, eye = torch.zeros(dim, dtype=torch.float64), torch.eye(dim, dtype=torch.float64)
     shared = SharedGaussian(zeros, dim**0.5 * eye, zeros + 1.0, zeros + 1.0, zeros, 0.0 * eye)
-    return Parts(shared, PartWeights(image=0.5, generative=0.05, text=0.2, gate=0.1))
+    later = Meeting(generative=0.1, text=0.2)
+    return Parts(shared, PartWeights(0.5, 0.05, 0.2, later, later))
 
 
 def built(inputs: Arrays, values: dict[str, Any], kind: str) -> State:

@@ -124,7 +124,7 @@ class View:
         """Whether the class of each validation image comes first, bool [V]."""
         with torch.inference_mode():
             scorer = self.scorer
-            fused = scorer.fuse(scorer.image_scores(self.features), scorer.whole(self.text_logits))
+            fused = scorer.fuse(scorer.image_side(self.features), scorer.whole(self.text_logits))
             best = fused.probabilities.argmax(1)
         return self.scorer.class_ids[best] == self.owners
 

@@ -94,7 +94,8 @@ def _fusion(workspace: Workspace, commit: Commit, fusion: FusionConfig) -> str:
     w = parts.weights
     return (
         f"rule ours: visual classifier {w.image:.3g}, generative model {w.generative:.3g}, text {w.text:.3g};"
-        f" between old and new classes {w.gate:.3g}, offset {w.offset:.2f}; texts foretell"
+        f" between old and new classes {w.pictured.generative:.3g}, text {w.pictured.text:.3g}, offset"
+        f" {w.pictured.offset:.2f}; texts foretell"
         f" {100 * parts.shared.text_r2:.0f} % of the class means"
     )
 
