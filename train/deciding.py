@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +27,6 @@ from vlltr_index.weighing import (
     Newcomers,
     fit_meeting,
     fit_temperature,
-    fit_told,
     fit_weights,
     image_weights,
     nll,
@@ -52,7 +51,7 @@ _NEW_IMAGES = (1, 5)
 _PERMUTATIONS = 99
 _ACCEPTED = 0.95
 _FEWEST_TO_MATCH = 5
-_QUERIES = 20
+_QUERIES, _LATE = 20, 100
 _ALONE = Meeting(TEMPERED, 0.0)
 _BY_DEFAULT = PartWeights(0.0, TEMPERED, 0.0, _ALONE, _ALONE)
 _NOTHING_TO_SPARE = (
@@ -268,9 +267,12 @@ class _Fold:
     text: Tensor
     steps: int
 
+    def at(self, noise: float) -> GenerativeModel:
+        """The model with another noise."""
+        return replace(self.model, shared=replace(self.model.shared, noise=noise))
+
     def likelihoods(self, noise: float) -> Tensor:
-        model = replace(self.model, shared=replace(self.model.shared, noise=noise))
-        return model.log_likelihoods(self.features)
+        return self.at(noise).log_likelihoods(self.features)
 
 
 def _held_out(data: StageTwoData) -> list[Tensor]:
@@ -418,15 +420,8 @@ def _weigh(
     )
     enough = len(labels) >= _ENOUGH or not bool(data.unseen.any())
     found = fit_weights(scores) if enough else usual_weights(scores)
-    if enough and bool(data.unseen_classes.any()):
-        told, *pictured = (_newcomers(data, folds[0], noise, k) for k in (0, *_NEW_IMAGES))
-        found = replace(
-            found,
-            pictured=fit_meeting(found.pictured, pictured),
-            told=fit_meeting(found.told, [told]),
-        )
-    elif enough and use.text:
-        found = replace(found, told=_told(data, folds, noise))
+    if enough:
+        found = _meetings(data, folds, noise, found)
     best = scores.likelihoods.amax(1).sort().values
     accept = float(best[int((1.0 - _ACCEPTED) * len(best))])
     left = f"Stage 1 left {many(len(labels), 'image')} out, too few to weigh by: the usual weights hold."
@@ -434,57 +429,71 @@ def _weigh(
     return replace(shared, noise=noise), found, accept, notes
 
 
-def _told(data: StageTwoData, folds: list[_Fold], noise: float) -> Meeting:
-    """How classes known by text alone are told apart: in five folds of the classes each is known so to the others' fit.
+def _meetings(data: StageTwoData, folds: list[_Fold], noise: float, found: PartWeights) -> PartWeights:
+    """How later classes meet the others, from ones that stand for them.
 
-    The text logits are those of all sentences: anchors were chosen by the images.
+    After a stage 1 these are the classes that it did not see; without one, where images held out say so already of
+    classes that have images, a fifth of the classes in each fold, known by text alone to what is fitted on the others.
     """
-    out = torch.stack([fold.out for fold in folds]).any(0)
-    rest = torch.ones_like(out) if data.visual_init is None else _rest(data, out)
-    labels, images = data.labels[out], unit_rows(data.features[0, out])
-    texts = data.prototypes if data.sentence_means is None else data.sentence_means
-    columns, likelihoods = data.rows & (data.places >= 0), images.new_zeros(len(images), data.classes)
-    part = (columns.cumsum(0) - 1) % _FOLDS
-    for fold in range(_FOLDS):
-        own = columns & (part == fold)
-        others = rest & ~own[data.labels]
-        if bool(own.any()) and bool(others.any()):
-            shared = replace(_shared(data, others), noise=noise)
-            text = data.prototypes[own]
-            model = GenerativeModel(
-                shared, torch.zeros(len(text), dtype=torch.int64), torch.zeros_like(text), text
-            )
-            likelihoods[:, own] = model.log_likelihoods(images) + shared.basis.slogdet().logabsdet
-    known = columns[labels]
-    position = columns.long().cumsum(0) - 1
-    owners = position[labels[known]]
-    counts = torch.bincount(data.labels, minlength=data.classes)
-    zero_shot = data.logit_scale * images[known] @ unit_rows(texts)[columns].T
-    weights = image_weights(owners, counts[columns])
-    return fit_told(likelihoods[known][:, columns], zero_shot, owners, weights)
+    if bool(data.unseen_classes.any()):
+        fold, late = folds[0], data.unseen_classes
+        model = fold.at(noise)
+
+        def said(features: Tensor) -> Tensor:
+            with torch.inference_mode():
+                return _text(data, fold.head, features)
+
+        told, *pictured = (_newcomers(data, fold.out, model, late, k, said) for k in (0, *_NEW_IMAGES))
+        return replace(
+            found,
+            pictured=fit_meeting(found.pictured, pictured, weights=False),
+            told=fit_meeting(found.told, [told]),
+        )
+    if data.visual_init is not None or not data.has_text:
+        return found
+    texts = unit_rows(data.prototypes if data.sentence_means is None else data.sentence_means)
+
+    def zero_shot(features: Tensor) -> Tensor:  # by all sentences: anchors were chosen by the images
+        return data.logit_scale * unit_rows(features) @ texts.T
+
+    place = ((data.places >= 0).cumsum(0) - 1) % _FOLDS
+    designs = []
+    for number, fold in enumerate(folds):
+        late = (data.places >= 0) & (place == number)
+        late &= late.cumsum(0) <= _LATE
+        rest = ~fold.out & ~late[data.labels]
+        if bool(late.any()) and bool(rest.any()):
+            model = _model(data, replace(_shared(data, rest), noise=noise), rest)
+            designs.append(_newcomers(data, fold.out, model, late, 0, zero_shot))
+    return replace(found, told=fit_meeting(found.told, designs, offset=False))
 
 
-def _newcomers(data: StageTwoData, fold: _Fold, noise: float, images: int) -> Newcomers:
-    """The classes that stage 1 did not see, each known by its text and so many images."""
-    known = data.rows
-    order = torch.cat([known.nonzero()[:, 0], data.unseen_classes.nonzero()[:, 0]])
-    counts, sums = fold.model.counts.clone(), fold.model.sums.clone()
+def _newcomers(
+    data: StageTwoData,
+    out: Tensor,
+    model: GenerativeModel,
+    late: Tensor,
+    images: int,
+    text_logits: Callable[[Tensor], Tensor],
+) -> Newcomers:
+    """The classes `late`, bool [C], each known by its text and so many images; `out` as for `_judged`."""
+    known = data.rows & ~late
+    order = torch.cat([known.nonzero()[:, 0], late.nonzero()[:, 0]])
+    counts, sums = model.counts.clone(), model.sums.clone()
     rest = []
-    for place in data.unseen_classes.nonzero()[:, 0].tolist():
+    for place in late.nonzero()[:, 0].tolist():
         own = (data.labels == place).nonzero()[:, 0]
         shown, others = own[:images], own[images : images + _QUERIES]
         counts[place] = len(shown)
         sums[place] = unit_rows(data.features[0, shown]).double().sum(0)
         rest.append(others)
     queries = torch.cat(rest)
-    shared = replace(fold.model.shared, noise=noise)
-    model = replace(fold.model, shared=shared, counts=counts, sums=sums).select(order)
-    new = data.features[0, queries]
-    with torch.inference_mode():
-        text = _text(data, fold.head, new)[:, order]
+    model = replace(model, counts=counts, sums=sums).select(order)
+    old, new = data.features[0, out & known[data.labels]], data.features[0, queries]
     return Newcomers(
-        model.log_likelihoods(fold.features), fold.text[:, order],
-        model.log_likelihoods(unit_rows(new)), text, order.argsort()[data.labels[queries]], int(known.sum()),
+        model.log_likelihoods(unit_rows(old)), text_logits(old)[:, order],
+        model.log_likelihoods(unit_rows(new)), text_logits(new)[:, order],
+        order.argsort()[data.labels[queries]], int(known.sum()),
     )  # fmt: skip
 
 

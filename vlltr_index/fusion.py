@@ -146,8 +146,8 @@ def image_side(
 ) -> ImageSide:
     """The visual side of the rule `ours`.
 
-    A trained class has log P(c | trained, x). A later one has g_c less the logsumexp of g over the trained ones, g times
-    its kind's weight, and its kind's offset.
+    A trained class has log P(c | trained, x). A later one has the offset of its kind and g_c less the logsumexp of g
+    over the trained ones, g times the kind's weight.
 
     Args:
         visual_logits: Float [B, C]; only the trained classes' columns count, and they not at a weight of 0.

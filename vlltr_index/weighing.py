@@ -17,7 +17,6 @@ __all__ = [
     "Newcomers",
     "fit_meeting",
     "fit_temperature",
-    "fit_told",
     "fit_weights",
     "image_weights",
     "nll",
@@ -29,7 +28,6 @@ TEMPERED = 1 / 12  # of the generative model's log-likelihoods, which are about 
 _USUAL_TEXT = 0.15
 _STEPS = 60
 _LEAST = 0.02  # a smaller share than this is none
-_OFFSET_SPREAD = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,19 +115,6 @@ def usual_weights(held_out: HeldOutScores) -> PartWeights:
     return PartWeights(0.0, TEMPERED, told, meeting, meeting)
 
 
-def fit_told(likelihoods: Tensor, text_logits: Tensor, labels: Tensor, weights: Tensor) -> Meeting:
-    """How classes known by text alone are told apart; the prior has both parts alike.
-
-    Args:
-        likelihoods: Float [N, C], of images whose class is known by its text alone, as all others are.
-        text_logits: Float [N, C].
-        labels: Int64 [N].
-        weights: Float64 [N], what each image counts; they sum to N.
-    """
-    found = fit_weights(HeldOutScores(labels, text_logits, likelihoods, None, weights))
-    return Meeting(found.generative, found.image)
-
-
 def _spread(part: Tensor) -> float:
     """The mean over images of a part's standard deviation over classes; infinite for one that tells none apart."""
     spread = float(part.double().std(1, unbiased=False).mean())
@@ -204,7 +189,9 @@ class Newcomers:
     trained: int
 
 
-def fit_meeting(start: Meeting, designs: Sequence[Newcomers]) -> Meeting:
+def fit_meeting(
+    start: Meeting, designs: Sequence[Newcomers], weights: bool = True, offset: bool = True
+) -> Meeting:
     """How later classes meet the trained ones: most probable, from classes that the encoder never saw.
 
     An image of a newcomer has to be found among all classes, one of a trained class among the trained ones, whichever
@@ -214,6 +201,8 @@ def fit_meeting(start: Meeting, designs: Sequence[Newcomers]) -> Meeting:
     Args:
         start: The weights without such classes.
         designs: Ones without an image of a newcomer say nothing.
+        weights: Whether they are fitted; else they stay.
+        offset: Whether that is.
     """
     designs = [one for one in designs if len(one.new_labels)]
     if not designs:
@@ -227,24 +216,25 @@ def fit_meeting(start: Meeting, designs: Sequence[Newcomers]) -> Meeting:
     whole = float(before @ units)
     if not whole:
         return start
-    usual = before * units / whole
-    factors = torch.where(units > 0, whole / units, 0.0)
-    roots = usual.clamp(min=0.1).sqrt().requires_grad_()  # a root of 0 would stay there
-    offset = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    found = torch.optim.LBFGS([roots, offset], max_iter=100, line_search_fn="strong_wolfe")
+    usual, factors = before * units / whole, torch.where(units > 0, whole / units, 0.0)
+    # A root of 0 would stay there.
+    roots = (usual.clamp(min=0.1) if weights else usual).sqrt().requires_grad_(weights)
+    shift = torch.zeros((), dtype=torch.float64, requires_grad=offset)
+    fitted = [value for value in (roots, shift) if value.requires_grad]
+    search = torch.optim.LBFGS(fitted, max_iter=100, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
-        found.zero_grad()
+        search.zero_grad()
         generative, text = roots.square() * factors
-        value = 0.5 * (roots.square() - usual).square().sum() + 0.5 * offset.square()
+        value = 0.5 * (roots.square() - usual).square().sum() + 0.5 * shift.square()
         for one in designs:
-            value = value + _meeting_loss(one, generative, text, offset)
+            value = value + _meeting_loss(one, generative, text, shift)
         value.backward()
         return value
 
-    found.step(loss)
+    search.step(loss)
     generative, text = (roots.detach().square() * factors).tolist()
-    return Meeting(generative, text, float(offset.detach()))
+    return Meeting(generative, text, float(shift.detach()))
 
 
 def _meeting_loss(one: Newcomers, generative: Tensor, text: Tensor, offset: Tensor) -> Tensor:
