@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vlltr_index.bank import AnchorBank
-from vlltr_index.fusion import PartWeights, fuse, image_scores
+from vlltr_index.fusion import Meeting, PartWeights, fuse, image_side
 from vlltr_index.generative import GenerativeModel, SharedGaussian, class_sums, fit_shared
 from vlltr_index.heads import Parts
 from vlltr_index.schemas.config import LGRConfig
@@ -75,9 +75,8 @@ def answers(decision: Decision, data: StageTwoData) -> Tensor:
         if data.bank.num_classes:
             there = data.places >= 0
             text[:, there] = head.text_logits(plain, data.bank)[:, data.places[there]]
-    return fuse(
-        image_scores(visual, likelihoods, decision.rows, parts.weights), text, parts.weights
-    ).probabilities
+    side = image_side(visual, likelihoods, decision.rows, counts > 0, parts.weights)
+    return fuse(side, text, parts.weights).probabilities
 
 
 def parts_of(decision: Decision) -> Parts:
@@ -177,7 +176,7 @@ def test_classes_of_all_kinds_are_answered(data: StageTwoData) -> None:
     assert decision.notes[0].startswith(
         f"Weighed on {decision.held_out} images, each held out from what was fitted: "
     )
-    assert decision.notes[1].startswith("Classes that come later meet the others by gate ")
+    assert decision.notes[1].startswith("Classes that come later meet the others by generative model ")
     assert len(decision.notes) == 3
     level = parts_of(decision).accept_above
     assert level is not None
@@ -264,7 +263,8 @@ def test_a_simple_rule_that_is_better_is_named(
     with caplog.at_level(logging.WARNING):
         decide(data, CONFIG)
     assert caplog.messages == []
-    monkeypatch.setattr(deciding, "fit_weights", lambda scores: PartWeights(0.0, 0.0, 0.0, 1.0))
+    later = Meeting(1.0, 0.0)
+    monkeypatch.setattr(deciding, "fit_weights", lambda scores: PartWeights(0.0, 0.0, 0.0, later, later))
     with caplog.at_level(logging.WARNING):
         decide(data, CONFIG)
     rules = ["class means", "a linear discriminant", *["zero-shot"] * told]
@@ -274,6 +274,16 @@ def test_a_simple_rule_that_is_better_is_named(
     assert caplog.messages[0] == (
         "of the images held out class means alone would have 36 of 36 right, all parts together 6"
     )
+
+
+def test_texts_say_more_of_classes_without_images() -> None:
+    """Classes left out, known by their texts alone, tell how much; beside images that name all, they hardly do."""
+    data = drawn([8] * 10, apart=0.2)
+    weights = parts_of(decide(data, CONFIG)).weights
+    assert weights.told.text > 2.0 * weights.text
+    assert weights.told.offset == 0.0
+    silent = parts_of(decide(drawn([8] * 10, [False] * 10, apart=0.2), CONFIG)).weights
+    assert silent.told == silent.pictured
 
 
 def same(one: Decision, other: Decision) -> bool:
@@ -334,12 +344,12 @@ def test_after_stage_one_the_images_that_it_did_not_see_decide(fits: Fits) -> No
     assert decision.held_out == 112
     assert {frozenset(some) for some in left_out(fits, data)} == {frozenset(range(0, 560, 5))}
     assert parts_of(decision).weights.image > 0.0
-    assert parts_of(decision).weights.offset == 0.0
+    assert parts_of(decision).weights.pictured.offset == 0.0
     assert right(decision, data) > 0.8
 
 
 @pytest.mark.parametrize("images", [12, 3, 1])
-def test_classes_that_stage_one_did_not_see_set_the_gate(images: int, fits: Fits) -> None:
+def test_classes_that_stage_one_did_not_see_set_how_new_ones_meet_the_others(images: int, fits: Fits) -> None:
     """They stand for new ones: none of their images is weighed on, and the offset lets them in; with few images too."""
     data = drawn([20] * 8 + [images] * 2, apart=0.4)
     data = after_stage_one(data, list(range(0, 160, 5)), [8, 9])
@@ -352,7 +362,9 @@ def test_classes_that_stage_one_did_not_see_set_the_gate(images: int, fits: Fits
     assert decision.head.num_visual_classes == 8
     assert all(bool(value.isfinite().all()) for value in decision.head.state_dict().values())
     assert right(decision, data) > 0.9
-    assert parts_of(decision).weights.offset != 0.0
+    weights = parts_of(decision).weights
+    assert weights.told.offset != 0.0
+    assert (weights.pictured.offset != 0.0) is (images > 1)  # with one each there is none left to ask about
 
 
 @pytest.mark.parametrize("unseen", [0, 8])
@@ -431,5 +443,6 @@ def test_without_any_image_the_texts_decide() -> None:
             data.prototypes,
         )
         likelihoods = model.log_likelihoods(unit_rows(data.features[0]))
-        image = image_scores(likelihoods, likelihoods, torch.zeros(4, dtype=torch.bool), weights)
-        torch.testing.assert_close(fuse(image, text, weights).probabilities, text.softmax(1))
+        none = torch.zeros(4, dtype=torch.bool)
+        side = image_side(likelihoods, likelihoods, none, none, weights)
+        torch.testing.assert_close(fuse(side, text, weights).probabilities, text.softmax(1))

@@ -301,23 +301,23 @@ CASES: dict[str, tuple[Spoil, str]] = {
     ),
     "weights: NaN": (parts("weights", "text", value=float("nan")), r"parts\.weights\.text is nan"),
     "weights: text": (
-        parts("weights", "gate", value="0.5"),
-        r"gate in head\.json must be a finite float, got '0\.5'",
+        parts("weights", "told", value={"generative": "0.5", "text": 0.0, "offset": 0.0}),
+        r"told\.generative in head\.json must be a finite float, got '0\.5'",
     ),
     "weights: missing": (
         parts("weights", "image"),
-        r"weights \['gate', 'generative', 'image', 'offset', 'text'\]",
+        r"weights \['generative', 'image', 'pictured\.generative', 'pictured\.offset'",
     ),
     "weights: one more": (
         parts("weights", "luck", value=1.0),
-        r"weights \['gate', 'generative', 'image', 'offset', 'text'\]",
+        r"weights \['generative', 'image', 'pictured\.generative', 'pictured\.offset'",
     ),
     "weights: negative": (
         parts("weights", "generative", value=-0.1),
         r"the weight 'generative' must lie in 0\.\.1,000,000, got -0\.1",
     ),
     "weights: huge": (
-        parts("weights", "offset", value=-1e7),
+        parts("weights", "told", value={"generative": 1.0, "text": 0.0, "offset": -1e7}),
         r"the offset must lie within 1,000,000, got -10000000\.0",
     ),
     "generative: spread": (

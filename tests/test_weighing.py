@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize  # type: ignore[import-untyped]  # it has no types
 from torch import Tensor
 
-from vlltr_index.fusion import PartWeights, fuse, image_scores
+from vlltr_index.fusion import Meeting, PartWeights, fuse, image_side
 from vlltr_index.weighing import (
     HeldOutScores,
     Newcomers,
-    fit_offset,
+    fit_meeting,
     fit_temperature,
     fit_weights,
     image_weights,
@@ -141,15 +141,17 @@ def test_weights_are_the_most_probable(
         assert mine[2] == 0.0
     elif three > 0.021 * (one + two + three):
         assert loss(mine) <= best + 1e-5 * (1.0 + abs(best))
-    assert found.gate == pytest.approx(fit_temperature(parts[1], labels, weights))
-    assert found.offset == 0.0
+    assert found.pictured == found.told
+    assert found.told.generative == pytest.approx(fit_temperature(parts[1], labels, weights))
+    assert (found.told.text, found.told.offset) == (found.text, 0.0)
 
 
 def test_the_usual_weights_give_the_text_a_share_of_the_spread() -> None:
     """15 % of what the parts vary over the classes, beside a generative model at a twelfth; without a text none."""
     labels, (image, likelihoods, text), weights = drawn(0, 9, 4, (2.0, 0), (2.0, 2), (2.0, -1))
     found = usual_weights(HeldOutScores(labels, image, likelihoods, text, weights))
-    assert (found.image, found.generative, found.gate, found.offset) == (0.0, 1 / 12, 1 / 12, 0.0)
+    assert (found.image, found.generative) == (0.0, 1 / 12)
+    assert found.pictured == found.told == Meeting(1 / 12, found.text)
     seen, told = found.generative * spread(likelihoods), found.text * spread(text)
     assert told / (seen + told) == pytest.approx(0.15)
     for nothing in (None, torch.zeros_like(text)):
@@ -209,7 +211,7 @@ def test_parts_that_tell_no_class_apart_have_no_weight() -> None:
     for noise in (torch.zeros(5, 1), torch.randn(5, 1, generator=torch.Generator().manual_seed(0))):
         found = fit_weights(HeldOutScores(labels, noise, 100 * noise, noise, ones))
         assert (found.image, found.generative, found.text) == (0.0, 0.0, 0.0)
-        assert 0.0 < found.gate < math.inf
+        assert 0.0 < found.told.generative < math.inf
     labels = torch.arange(20) % 4
     same, text = torch.full((20, 4), 3.0), torch.eye(4)[labels] + 0.1
     found = fit_weights(HeldOutScores(labels, None, same, text, torch.ones(20).double()))
@@ -226,65 +228,78 @@ def design(
     labels = torch.randint(0, old, (images,), generator=g)
     new_labels = old + torch.randint(0, new, (images,), generator=g)
 
-    def likelihoods(owners: Tensor) -> Tensor:
+    def said(owners: Tensor) -> tuple[Tensor, Tensor]:
         points = centres[owners] + torch.randn(len(owners), 8, generator=g)
-        return -0.5 * torch.cdist(points, centres).square()
+        text = torch.eye(old + new)[owners] + torch.randn(len(owners), old + new, generator=g)
+        return -0.5 * torch.cdist(points, centres).square(), text
 
-    text = [torch.randn(images, old + new, generator=g) for _ in range(2)]
-    zeros = torch.zeros(images, old + new)
-    one = Newcomers(zeros, likelihoods(labels), text[0], zeros, likelihoods(new_labels), text[1], old)
-    return one, labels, new_labels
+    return Newcomers(*said(labels), *said(new_labels), new_labels, old), labels, new_labels
 
 
-def chances(weights: PartWeights, one: Newcomers) -> tuple[Tensor, Tensor]:
-    """Probabilities of the held-out images of old classes, and of the newcomers'."""
-    trained = torch.arange(one.likelihoods.shape[1]) < one.trained
-    return (
-        fuse(image_scores(one.image, one.likelihoods, trained, weights), one.text, weights).probabilities,
-        fuse(
-            image_scores(one.new_image, one.new_likelihoods, trained, weights), one.new_text, weights
-        ).probabilities,
-    )
+def chances(meeting: Meeting, likelihoods: Tensor, text: Tensor, trained: int) -> Tensor:
+    """Probabilities where later classes meet the others so, and the latter are parted by the generative model."""
+    weights = PartWeights(0.0, 1.0, 0.0, meeting, meeting)
+    known = torch.arange(likelihoods.shape[1]) < trained
+    side = image_side(likelihoods, likelihoods, known, torch.ones_like(known), weights)
+    return fuse(side, text, weights).probabilities.double()
 
 
-PLAIN = PartWeights(0.0, 1.0, 0.3, 0.7)
+PLAIN = Meeting(0.7, 0.3)
 
 
 @pytest.mark.parametrize(("old", "new"), [(40, 4), (40, 1), (5, 10)])
 @pytest.mark.parametrize("reach", [0.5, 2.2])
-def test_the_offset_is_the_likeliest(old: int, new: int, reach: float) -> None:
-    """Over all designs together, images of newcomers weighing what they are among the classes."""
-    designs = [design(seed, old, new, 200, reach) for seed in range(3)]
-    share = new / (old + new)
+def test_a_meeting_is_the_most_probable(old: int, new: int, reach: float) -> None:
+    """Newcomers are found among all, the others not taken for one of them, by weights and an offset near the usual."""
+    designs = [design(seed, old, new, 200, reach)[0] for seed in range(3)]
+    units = [
+        torch.cat([one.new_likelihoods for one in designs]),
+        torch.cat([one.new_text for one in designs]),
+    ]
+    seen, told = (spread(unit) for unit in units)
+    whole = 0.7 * seen + 0.3 * told
 
-    def loss(offset: float) -> float:
-        total = 0.0
-        for one, labels, new_labels in designs:
-            some, others = chances(replace(PLAIN, offset=offset), one)
-            total -= (1 - share) * float(some.double().gather(1, labels[:, None]).log().mean())
-            total -= share * float(others.double().gather(1, new_labels[:, None]).log().mean())
+    def loss(m: Meeting) -> float:
+        apart = (m.generative - 0.7) * seen / whole, (m.text - 0.3) * told / whole, m.offset
+        total = 0.5 * sum(a**2 for a in apart)
+        for one in designs:
+            some = chances(m, one.likelihoods, one.text, old)[:, :old].sum(1)
+            others = chances(m, one.new_likelihoods, one.new_text, old)
+            total -= float(others.gather(1, one.new_labels[:, None]).log().sum())
+            total -= float(some.log().mean()) * 200 * old / new
         return total
 
-    found = fit_offset(PLAIN, [one for one, _, _ in designs])
-    assert replace(found, offset=0.0) == PLAIN
-    for near in (0.05, -0.05):
-        assert loss(found.offset) < loss(found.offset + near)
+    found = fit_meeting(PLAIN, designs)
+    for name in ("generative", "text", "offset"):
+        for near in (0.02, -0.02):
+            other = replace(
+                found, **{name: max(getattr(found, name) + near, 0.0 if name != "offset" else -9.0)}
+            )
+            assert loss(found) <= loss(other) + 1e-6
+    alone = fit_meeting(PLAIN, designs, weights=False)
+    assert (alone.generative, alone.text) == pytest.approx((0.7, 0.3))
+    assert loss(alone) <= loss(replace(alone, offset=alone.offset + 0.02))
+    assert loss(alone) <= loss(replace(alone, offset=alone.offset - 0.02))
+    assert fit_meeting(PLAIN, designs, offset=False).offset == 0.0
 
 
 def test_new_classes_that_lie_apart_are_found_and_cost_little() -> None:
-    """On designs that the offset was not fitted on."""
-    found = fit_offset(PLAIN, [design(seed, 40, 4, 300, reach=3.0)[0] for seed in range(3)])
+    """On designs that the meeting was not fitted on."""
+    found = fit_meeting(PLAIN, [design(seed, 40, 4, 300, reach=3.0)[0] for seed in range(3)])
     one, labels, new_labels = design(9, 40, 4, 1500, reach=3.0)
-    some, others = chances(found, one)
-    assert float((some.argmax(1) != labels).double().mean()) < 0.03
-    assert float((others.argmax(1) == new_labels).double().mean()) > 0.9
+    some = chances(found, one.likelihoods, one.text, 40).argmax(1)
+    assert float((some != labels).double().mean()) < 0.03
+    others = chances(found, one.new_likelihoods, one.new_text, 40).argmax(1)
+    assert float((others == new_labels).double().mean()) > 0.9
 
 
 def test_designs_of_nobody_leave_the_weights_alone() -> None:
-    """Where no image of a newcomer is left to ask."""
+    """Where no image of a newcomer is left to ask, and where neither part tells classes apart."""
     one, _, _ = design(0, 10, 2, 50)
     empty = replace(one, **{
-        name: getattr(one, name)[:0] for name in ("new_image", "new_likelihoods", "new_text")
+        name: getattr(one, name)[:0] for name in ("new_labels", "new_likelihoods", "new_text")
     })  # fmt: skip
-    assert fit_offset(PLAIN, [empty]) == PLAIN
-    assert fit_offset(PLAIN, [one, empty]) == fit_offset(PLAIN, [one])
+    assert fit_meeting(PLAIN, [empty]) == PLAIN
+    assert fit_meeting(PLAIN, [one, empty]) == fit_meeting(PLAIN, [one])
+    same = replace(one, new_likelihoods=torch.zeros(50, 12), new_text=torch.zeros(50, 12))
+    assert fit_meeting(PLAIN, [same]) == PLAIN

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -134,22 +135,36 @@ def class_logits(rows: list[float], owners: list[int], classes: int) -> list[flo
     return [logsumexp([v for v, o in zip(rows, owners, strict=True) if o == c]) for c in range(classes)]
 
 
-def image_scores(
-    visual: list[float], likelihoods: list[float], trained: list[bool], weights: dict[str, float]
-) -> list[float]:
-    """The chain rule for one image: a trained class has log P(class | trained) + log of all that trained ones weigh."""
+def ours(
+    visual: list[float],
+    likelihoods: list[float],
+    text: list[float],
+    trained: list[bool],
+    pictured: list[bool],
+    weights: dict[str, Any],
+) -> tuple[list[float], list[float]]:
+    """The chain rule for one image: what images and text give each class, up to a constant of the image."""
     known = [c for c, there in enumerate(trained) if there]
-    experts = {
-        c: weights["generative"] * likelihoods[c]
-        + (weights["image"] * visual[c] if weights["image"] else 0.0)
-        for c in known
-    }
-    level = logsumexp([weights["gate"] * likelihoods[c] for c in known])
-    whole = logsumexp(list(experts.values()))
-    return [
-        experts[c] - whole + level if c in experts else weights["gate"] * likelihoods[c] + weights["offset"]
-        for c in range(len(trained))
-    ]
+
+    def level(scores: list[float]) -> float:
+        return logsumexp(scores) if known else 0.0
+
+    def three(c: int) -> float:
+        seen = weights["image"] * visual[c] if weights["image"] else 0.0
+        return seen + float(weights["generative"] * likelihoods[c])
+
+    images, texts = [], []
+    for c in range(len(trained)):
+        if trained[c]:
+            w, offset, own, beside = weights["text"], 0.0, three(c), [three(k) for k in known]
+        else:
+            later = weights["pictured" if pictured[c] else "told"]
+            g, w, offset = later["generative"], later["text"], later["offset"]
+            own, beside = g * likelihoods[c], [g * likelihoods[k] for k in known]
+        images.append(own - level(beside) + offset)
+        both = level([b + w * text[k] for b, k in zip(beside, known, strict=True)])
+        texts.append(w * text[c] - both + level(beside))
+    return images, texts
 
 
 def protocol(visual: list[float], text: list[float], rule: str, alpha: float) -> list[float]:

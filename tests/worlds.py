@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlltr_index.bank import AnchorBank
-from vlltr_index.fusion import PartWeights, class_logits, fuse, fuse_protocol, image_scores
+from vlltr_index.fusion import Meeting, PartWeights, class_logits, fuse, fuse_protocol, image_side
 from vlltr_index.index import AnchorIndex, build_index
 from vlltr_index.lgr import LGRHead
 from vlltr_index.retrieval import AnchorClasses, Retrieved, retrieve_text_logits
@@ -96,10 +96,11 @@ class World:
         if self.alpha is not None:
             fused = fuse_protocol(self.by_class[rows], text_logits, "paper", self.alpha)
             return fused.probabilities, fused.text_part
-        weights = PartWeights(0.5, 0.5, 1.0, 1.0)
+        weights = PartWeights(0.5, 0.5, 1.0, Meeting(1.0, 1.0), Meeting(0.5, 1.5))
         likelihoods = self.features[rows] @ self.centres.T / 20
         trained = torch.arange(self.classes) < self.rows
-        image = image_scores(self.by_class[rows], likelihoods, trained, weights)
+        pictured = torch.arange(self.classes) <= self.rows
+        image = image_side(self.by_class[rows], likelihoods, trained, pictured, weights)
         fused = fuse(image, text_logits, weights)
         return fused.probabilities, fused.probabilities
 

@@ -443,7 +443,9 @@ def _meetings(data: StageTwoData, folds: list[_Fold], noise: float, found: PartW
             with torch.inference_mode():
                 return _text(data, fold.head, features)
 
-        told, *pictured = (_newcomers(data, fold.out, model, late, k, said) for k in (0, *_NEW_IMAGES))
+        most = int(torch.bincount(data.labels, minlength=data.classes)[late].max())
+        numbers = [k for k in (0, *_NEW_IMAGES) if k < most]
+        told, *pictured = (_newcomers(data, fold.out, model, late, k, said) for k in numbers)
         return replace(
             found,
             pictured=fit_meeting(found.pictured, pictured, weights=False),

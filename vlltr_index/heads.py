@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ __all__ = ["SHARED", "Parts", "SavedHead", "check_facts", "load_head", "save_hea
 
 _PARTS = {"weights", "noise", "text_r2", "accept_above"}
 _MEETINGS = ("pictured", "told")
+_EXAMPLE = PartWeights(0.0, 0.0, 0.0, Meeting(0.0, 0.0), Meeting(0.0, 0.0))
 _WIDEST = 1e3
 _TIMES = ("seconds", "images_per_s")  # left out of the log: the same training gives the same digest
 _TYPES: dict[str, type] = {
@@ -130,7 +131,8 @@ def _parts(facts: Mapping[str, Any], tensors: dict[str, Tensor]) -> Parts:
 
 
 def _weights(facts: Mapping[str, Any]) -> PartWeights:
-    return PartWeights(**{n: Meeting(**value) if n in _MEETINGS else value for n, value in facts.items()})
+    meetings = {name: Meeting(**facts[name]) for name in _MEETINGS}
+    return PartWeights(**(dict(facts) | meetings))
 
 
 def _write(path: Path, facts: Mapping[str, Any]) -> None:
@@ -182,15 +184,10 @@ def check_facts(facts: Any) -> None:
 
 def _check_parts(facts: Any) -> None:
     weights = facts.get("weights") if isinstance(facts, dict) else None
-    meetings = [weights.get(name) for name in _MEETINGS] if isinstance(weights, dict) else []
-    whole = isinstance(weights, dict) and facts.keys() == _PARTS and weights.keys() == _names(PartWeights)
-    if not whole or not all(isinstance(m, dict) and m.keys() == _names(Meeting) for m in meetings):
-        raise ValueError(
-            f"parts in head.json must hold {', '.join(sorted(_PARTS))}; weights {sorted(_names(PartWeights))};"
-            f" {' and '.join(_MEETINGS)} {sorted(_names(Meeting))}"
-        )
-    numbers = {n: value for n, value in weights.items() if n not in _MEETINGS}
-    numbers |= {f"{n}.{k}": value for n in _MEETINGS for k, value in weights[n].items()}
+    numbers = _flat(weights) if isinstance(weights, dict) else {}
+    names = _flat(asdict(_EXAMPLE))
+    if numbers.keys() != names.keys() or facts.keys() != _PARTS:
+        raise ValueError(f"parts in head.json must hold {', '.join(sorted(_PARTS))}; weights {sorted(names)}")
     numbers |= {"noise": facts["noise"], "text_r2": facts["text_r2"]}
     if facts["accept_above"] is not None:
         numbers["accept_above"] = facts["accept_above"]
@@ -201,5 +198,9 @@ def _check_parts(facts: Any) -> None:
         raise ValueError(f"noise in head.json must lie between 0 and {_WIDEST:g}, got {facts['noise']}")
 
 
-def _names(kind: type[PartWeights] | type[Meeting]) -> set[str]:
-    return {field.name for field in fields(kind)}
+def _flat(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of `PartWeights` as a dictionary, those of a meeting below its name: `told.offset`."""
+    found: dict[str, Any] = {}
+    for name, value in weights.items():
+        found |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+    return found
