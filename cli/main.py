@@ -12,9 +12,9 @@ from typing import Any, NoReturn, TextIO
 
 import click
 
-from vlltr_index import __version__
 from vlltr_index.cli.context import Context
 from vlltr_index.errors import MissingStepError, VlltrError
+from vlltr_index.version import VERSION
 
 __all__ = ["COMMANDS", "main", "vlltr"]
 
@@ -116,7 +116,7 @@ class LazyGroup(click.Group):
 @click.option("--json", "as_json", is_flag=True, help="Write results to stdout as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress; warnings and errors only.")
 @click.option("-v", "--verbose", is_flag=True, help="More detail on stderr.")
-@click.version_option(__version__, prog_name="vlltr")
+@click.version_option(VERSION, prog_name="vlltr")
 @click.pass_context
 def vlltr(ctx: click.Context, workspace: str | None, as_json: bool, quiet: bool, verbose: bool) -> None:
     """Long-tailed image recognition that knows its classes through text (VL-LTR)."""

@@ -16,6 +16,7 @@ FOLDERS |= {"schemas": "vlltr_index.schemas", "recipes": "vlltr_index.recipes"}
 # A module may import from its own layer and from those below it (a lower number).
 LAYERS = {
     "errors": 0,
+    "version": 0,
     "wording": 0,
     "schemas": 1,
     "tensors": 1,

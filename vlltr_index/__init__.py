@@ -5,12 +5,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from vlltr_index.version import VERSION
+
 if TYPE_CHECKING:
     from vlltr_index.classes import add_class as add_class
     from vlltr_index.recognizer import Recognizer as Recognizer
     from vlltr_index.workspace import Workspace as Workspace
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 _LAZY = {
     "Recognizer": "vlltr_index.recognizer",

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlltr_index import __version__
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.history import Commit, History
 from vlltr_index.rows import conform, last_per_key, numbered, one_of
 from vlltr_index.schemas.tables import CLASS_STATS, KEYS, class_stats
 from vlltr_index.snapshot import Snapshot, table_gone
+from vlltr_index.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -295,7 +295,7 @@ class Transaction(Snapshot):
             "parent": None if base is None else base.id,
             "command": self.command,
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "program_version": __version__,
+            "program_version": VERSION,
             "state_of": self._state_of,
             "tables": {},
         }

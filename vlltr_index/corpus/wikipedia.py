@@ -18,8 +18,8 @@ from urllib.error import HTTPError
 from urllib.parse import quote, urlencode
 from urllib.request import Request, urlopen
 
-from vlltr_index import __version__
 from vlltr_index.errors import InputError
+from vlltr_index.version import VERSION
 
 __all__ = ["Article", "Choose", "Match", "Page", "Wanted", "Wiki", "match_class", "mentions", "own_titles"]
 
@@ -152,7 +152,7 @@ class Wiki:
 
     def _ask(self, address: str) -> dict[str, Any]:
         contact = self.contact or "text for image recognition; no contact given"
-        agent = f"vlltr-index/{__version__} ({contact}) urllib"
+        agent = f"vlltr-index/{VERSION} ({contact}) urllib"
         request = Request(address, headers={"User-Agent": agent, "Accept-Encoding": "gzip"})
         pause, why, trouble = _PAUSE, "", ""
         for _ in range(_TRIES):

@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from vlltr_index import __version__
 from vlltr_index.errors import PretrainedError, UsageError
 from vlltr_index.pretrained.checks import read_config, verify
 from vlltr_index.pretrained.layout import MODEL_FILES, OPTIONAL, SUMS
 from vlltr_index.schemas.exported import LIBRARY
+from vlltr_index.version import VERSION
 
 __all__ = ["check_repository", "locate", "push"]
 
@@ -58,7 +58,7 @@ def locate(
             cache_dir=cache_dir,
             allow_patterns=[SUMS, *MODEL_FILES],
             library_name=LIBRARY,
-            library_version=__version__,
+            library_version=VERSION,
         )
     except Exception as error:  # huggingface_hub, its HTTP library and the file system each raise their own
         raise _refused(repository, revision, error) from error
@@ -104,7 +104,7 @@ def push(
     files = verify(folder)
     from huggingface_hub import HfApi
 
-    api = HfApi(library_name=LIBRARY, library_version=__version__, token=token)
+    api = HfApi(library_name=LIBRARY, library_version=VERSION, token=token)
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
         done = api.upload_folder(

@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from safetensors.torch import save_file
 
-from vlltr_index import __version__
 from vlltr_index.errors import PretrainedError
 from vlltr_index.heads import save_head
 from vlltr_index.index import load_index, save_index
@@ -24,6 +23,7 @@ from vlltr_index.pretrained.layout import CARD, check_target, write_folder
 from vlltr_index.pretrained.results import newest_results
 from vlltr_index.schemas.exported import ExportedClass, ExportedConfig, anchors_schema, sentences_schema
 from vlltr_index.scoring import load_scorer
+from vlltr_index.version import VERSION
 
 if TYPE_CHECKING:
     from vlltr_index.encoder import Encoder
@@ -229,7 +229,7 @@ def _config(
     assert commit is not None
     recipe = workspace.recipe
     return ExportedConfig(
-        program_version=__version__,
+        program_version=VERSION,
         commit=commit.state,
         created_at=commit.created_at,
         recipe=recipe.name,

@@ -1,0 +1,5 @@
+"""The version of the program, for what names it: commits, exports, requests to the hub and to Wikipedia."""
+
+__all__ = ["VERSION"]
+
+VERSION = "0.1.0"
