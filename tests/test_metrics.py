@@ -13,13 +13,13 @@ from vlltr_index.errors import InputError
 from vlltr_index.metrics import (
     accuracy_report,
     auroc,
-    balanced_accuracy,
     bins,
     expected_calibration_error,
     few5,
     fpr95,
     paired_difference,
 )
+from vlltr_index.weighing import balanced_accuracy
 
 quick = settings(max_examples=40, deadline=None)
 

@@ -17,7 +17,6 @@ from vlltr_index.fusion import Meeting, PartWeights
 from vlltr_index.generative import GenerativeModel, SharedGaussian, class_sums, fit_shared
 from vlltr_index.heads import Parts
 from vlltr_index.lgr import LGRHead
-from vlltr_index.metrics import balanced_accuracy
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.tensors import unit_rows
 from vlltr_index.train.recognition import HeldOut, new_head, train_until
@@ -25,6 +24,7 @@ from vlltr_index.weighing import (
     TEMPERED,
     HeldOutScores,
     Newcomers,
+    balanced_accuracy,
     fit_meeting,
     fit_temperature,
     fit_weights,

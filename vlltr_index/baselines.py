@@ -18,10 +18,10 @@ from torch import Tensor
 
 from vlltr_index.errors import InputError, VlltrError
 from vlltr_index.losses import logit_adjusted_cross_entropy, sampler_prior
-from vlltr_index.metrics import balanced_accuracy
 from vlltr_index.tensors import unit_rows, working_dtype
 from vlltr_index.train.sampling import epoch_batches, stream
 from vlltr_index.train.schedule import cosine_factor
+from vlltr_index.weighing import balanced_accuracy
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress

@@ -20,7 +20,6 @@ __all__ = [
     "ReliabilityBin",
     "accuracy_report",
     "auroc",
-    "balanced_accuracy",
     "bin_masks",
     "bins",
     "expected_calibration_error",
@@ -170,13 +169,6 @@ def paired_difference(
     difference = first_correct.bool().long().cpu().numpy() - second_correct.bool().long().cpu().numpy()
     classes = np.zeros(len(difference), dtype=np.int64) if labels is None else labels.cpu().numpy()
     return _bootstrap(difference, classes, resamples, np.random.default_rng(seed))
-
-
-def balanced_accuracy(scores: Tensor, labels: Tensor) -> float:
-    """Mean over the classes present of their top-1 accuracy; scores [N, C], labels int64 [N]."""
-    right = (scores.argmax(1) == labels).double()
-    counts = torch.bincount(labels, minlength=scores.shape[1]).double()
-    return float((right / counts[labels]).sum() / (counts > 0).sum())
 
 
 def expected_calibration_error(confidences: Tensor, correct: Tensor, bins: int = 15) -> float:

@@ -15,6 +15,7 @@ __all__ = [
     "TEMPERED",
     "HeldOutScores",
     "Newcomers",
+    "balanced_accuracy",
     "fit_meeting",
     "fit_temperature",
     "fit_weights",
@@ -53,6 +54,13 @@ def image_weights(labels: Tensor, counts: Tensor) -> Tensor:
     """n^-1/2 of each image's class, float64 [N], scaled to sum to N; counts int64 [C] of training images."""
     weights = counts[labels].double().clamp(min=1.0).rsqrt()
     return weights * (len(labels) / weights.sum())
+
+
+def balanced_accuracy(scores: Tensor, labels: Tensor) -> float:
+    """Mean over the classes present of their top-1 accuracy; scores [N, C], labels int64 [N]."""
+    right = (scores.argmax(1) == labels).double()
+    counts = torch.bincount(labels, minlength=scores.shape[1]).double()
+    return float((right / counts[labels]).sum() / (counts > 0).sum())
 
 
 def nll(logits: Tensor, labels: Tensor, weights: Tensor) -> float:
