@@ -15,9 +15,8 @@ from vlltr_index.cli.render import (
     prediction_lines,
     show_progress,
 )
-from vlltr_index.metrics import AccuracyReport, Interval
+from vlltr_index.metrics import AccuracyReport, EvaluationReport, Interval
 from vlltr_index.schemas.records import ClassScore, Prediction, SentenceShare
-from vlltr_index.stages.evaluate import EvaluationReport
 from vlltr_index.wording import many
 
 LONG = "A very large and heavy bird with a grey head, a chestnut breast and a back that is barred in black and gold."

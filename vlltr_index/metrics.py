@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlltr_index.errors import InputError
+from vlltr_index.fusion import Rule
 from vlltr_index.tensors import check_labels, check_vector
 
 __all__ = [
     "AccuracyReport",
     "Convention",
+    "EvaluationReport",
     "Interval",
     "ReliabilityBin",
     "accuracy_report",
@@ -59,6 +61,41 @@ class AccuracyReport:
     convention: Convention
     top1: dict[str, Interval]
     top5: dict[str, Interval]
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """Accuracy of each row by bin, and the paired difference of the method to one of the others.
+
+    Attributes:
+        split: Which images.
+        commit: Which commit.
+        convention: The bounds of many, medium and few.
+        images: How many images.
+        classes: How many classes were to choose from.
+        retrieval: `faiss` or `exhaustive`.
+        rows: Accuracy of each row.
+        calibration_error: Expected calibration error of the rows that have probabilities.
+        differences: The method less `against`, by bin, on the same images.
+        against: The row it is compared with.
+        notes: What a reader must know of a row.
+        crops: How many crops of each image the method saw.
+        rule: How the branches were put together.
+    """
+
+    split: str
+    commit: int
+    convention: str
+    images: int
+    classes: int
+    retrieval: str
+    rows: dict[str, AccuracyReport]
+    calibration_error: dict[str, float]
+    differences: dict[str, Interval] = field(default_factory=dict)
+    against: str | None = None
+    notes: dict[str, str] = field(default_factory=dict)
+    crops: int = 1
+    rule: Rule = "ours"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from vlltr_index.metrics import Interval, ReliabilityBin
+from vlltr_index.metrics import EvaluationReport, Interval, ReliabilityBin
 from vlltr_index.schemas.records import ClassScore
-
-if TYPE_CHECKING:
-    from vlltr_index.stages.evaluate import EvaluationReport
 
 __all__ = [
     "Anchor",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +17,7 @@ from vlltr_index.fusion import Rule
 from vlltr_index.loading import ImageSet, class_positions, image_set, usable_images
 from vlltr_index.metrics import (
     AccuracyReport,
+    EvaluationReport,
     Interval,
     accuracy_report,
     bin_masks,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 __all__ = [
     "METHOD",
     "Evaluation",
-    "EvaluationReport",
     "RowAnswers",
     "evaluate",
     "evaluation",
@@ -50,41 +50,6 @@ _log = logging.getLogger(__name__)
 _BATCH = 512
 METHOD = "vl-ltr"
 _BRANCHES = (METHOD, "image branch", "text branch")
-
-
-@dataclass(frozen=True)
-class EvaluationReport:
-    """Accuracy of each row by bin, and the paired difference of the method to one of the others.
-
-    Attributes:
-        split: Which images.
-        commit: Which commit.
-        convention: The bounds of many, medium and few.
-        images: How many images.
-        classes: How many classes were to choose from.
-        retrieval: `faiss` or `exhaustive`.
-        rows: Accuracy of each row.
-        calibration_error: Expected calibration error of the rows that have probabilities.
-        differences: The method less `against`, by bin, on the same images.
-        against: The row it is compared with.
-        notes: What a reader must know of a row.
-        crops: How many crops of each image the method saw.
-        rule: How the branches were put together.
-    """
-
-    split: str
-    commit: int
-    convention: str
-    images: int
-    classes: int
-    retrieval: str
-    rows: dict[str, AccuracyReport]
-    calibration_error: dict[str, float]
-    differences: dict[str, Interval] = field(default_factory=dict)
-    against: str | None = None
-    notes: dict[str, str] = field(default_factory=dict)
-    crops: int = 1
-    rule: Rule = "ours"
 
 
 @dataclass(frozen=True)
