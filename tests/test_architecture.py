@@ -35,7 +35,6 @@ LAYERS = {
     "store": 3,
     "lock": 3,
     "storage": 3,
-    "objectstore": 3,
     "history": 3,
     "classtable": 3,
     "snapshot": 3,
@@ -84,7 +83,7 @@ LAYERS = {
 }
 DOORS = {
     "lancedb": {"store"},
-    "obstore": {"objectstore"},
+    "obstore": {"storage"},
     "faiss": {"index"},
     "open_clip": {"openclip", "sources"},
     "gradio": {"page.blocks", "page.server"},
