@@ -60,7 +60,7 @@ def evaluate_command(
     error, for rows that give probabilities.
     """
     from vlltr_index.cli.render import difference_lines, evaluation_notes, evaluation_table
-    from vlltr_index.images.readers import check_split
+    from vlltr_index.corpus.clean import check_split
     from vlltr_index.stages.evaluate import evaluate
 
     check_split(split)

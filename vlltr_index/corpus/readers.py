@@ -11,11 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vlltr_index.corpus.clean import MAX_SENTENCE, clean_name, normalise_text
+from vlltr_index.corpus.clean import MAX_SENTENCE, clean_name, normalise_text, split_sentences
 from vlltr_index.corpus.files import read_lines, read_whole, require
 from vlltr_index.corpus.names import ClassNames
 from vlltr_index.corpus.release import is_release_corpus, names_beside, read_release_corpus
-from vlltr_index.corpus.split import split_sentences
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.records import SentenceRecord, Skipped
 

@@ -7,10 +7,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlltr_index.corpus.clean import MAX_SENTENCE
+from vlltr_index.corpus.clean import MAX_SENTENCE, split_sentences
 from vlltr_index.corpus.files import read_bytes, require
 from vlltr_index.corpus.names import ClassNames, read_class_names
-from vlltr_index.corpus.split import split_sentences
 from vlltr_index.corpus.wikipedia_text import DROPPED_SECTIONS, sections
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.records import SentenceRecord, Skipped

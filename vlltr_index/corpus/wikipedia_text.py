@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from vlltr_index.corpus.clean import MAX_SENTENCE, normalise_text
-from vlltr_index.corpus.split import split_sentences
+from vlltr_index.corpus.clean import MAX_SENTENCE, normalise_text, split_sentences
 
 __all__ = ["DROPPED_SECTIONS", "article_sentences", "near_duplicates", "plain_text", "sections"]
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vlltr_index.corpus.files import ListedFiles
 from vlltr_index.corpus.names import ClassNames, category_names, read_json_file
 from vlltr_index.errors import InputError
-from vlltr_index.images.paths import ListedFiles
 from vlltr_index.schemas.records import ImageRecord, Skipped
 
 __all__ = ["read_coco"]

@@ -11,10 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vlltr_index.corpus.clean import clean_name
+from vlltr_index.corpus.clean import check_split, clean_name
 from vlltr_index.corpus.names import ClassNames
 from vlltr_index.errors import InputError, UsageError
-from vlltr_index.images.readers import check_split
 from vlltr_index.schemas.records import ImageRecord, Skipped
 
 __all__ = ["read_parquet"]

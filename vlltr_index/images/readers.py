@@ -7,18 +7,17 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vlltr_index.corpus.clean import clean_name
-from vlltr_index.corpus.files import read_lines, require
+from vlltr_index.corpus.clean import check_split, clean_name
+from vlltr_index.corpus.files import ListedFiles, read_lines, require
 from vlltr_index.corpus.names import ClassNames
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.images.coco import read_coco
 from vlltr_index.images.decode import ENDINGS
-from vlltr_index.images.paths import ListedFiles
+from vlltr_index.images.parquet import read_parquet
 from vlltr_index.schemas.records import ImageRecord, Skipped
 
-__all__ = ["check_split", "read_images"]
+__all__ = ["read_images"]
 
-_SPLIT = re.compile(r"[\w.-]{1,64}")
 _NUMBER = re.compile(r"-?[0-9]{1,9}")
 _WORDNET = re.compile(r"(?:^|/)(n\d{8})(?=/)")
 _LISTS = (".txt", ".lst", ".list", ".tsv")
@@ -59,8 +58,6 @@ def read_images(
     if label_names is not None and not isinstance(label_names, ClassNames):
         label_names = ClassNames.of(clean_name(name, "label_names") for name in label_names)
     if path.suffix.lower() == ".parquet" and path.is_file():
-        from vlltr_index.images.parquet import read_parquet
-
         yield from read_parquet(path, split, label_names, with_data)
         return
     if split is None:
@@ -79,20 +76,6 @@ def read_images(
             "Expected a folder of class folders, a .txt list of `path label` lines, a .json file of images and "
             "annotations, or a .parquet file.",
         )
-
-
-def check_split(split: str) -> str:
-    """`split`, if it can be the name of one.
-
-    Raises:
-        UsageError: If it cannot.
-    """
-    if not _SPLIT.fullmatch(split):
-        raise UsageError(
-            f"{split[:80]!r} is no name for a split: letters, digits, '_', '-' and '.', up to 64",
-            "For example: --split train",
-        )
-    return split
 
 
 def _read_folder(folder: Path, split: str, class_name: str | None) -> Iterator[ImageRecord | Skipped]:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlltr_index.classes import AddReport, NewClass, Session, add_classes
-from vlltr_index.corpus.clean import normalise_text
-from vlltr_index.corpus.split import split_sentences
+from vlltr_index.corpus.clean import normalise_text, split_sentences
 from vlltr_index.errors import InputError, UsageError, WorkspaceError
 from vlltr_index.examination import Examination
 from vlltr_index.images.decode import UNREADABLE, open_image
