@@ -40,7 +40,7 @@ def init_command(
 
     chosen = load_recipe(recipe, overrides, encoder)
     if prompts is not None:
-        from vlltr_index.stages.prompts import prompt_templates
+        from vlltr_index.corpus.prompts import prompt_templates
 
         chosen = chosen.model_copy(update={"prompts": prompt_templates(prompts)})
     if encoder or any(item.lstrip().startswith("encoder.") for item in overrides):

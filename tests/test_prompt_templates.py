@@ -10,9 +10,8 @@ import open_clip
 import pytest
 from test_cli import run
 
-from vlltr_index.corpus.prompts import class_prompts
+from vlltr_index.corpus.prompts import class_prompts, prompt_templates
 from vlltr_index.errors import ConfigError, InputError
-from vlltr_index.stages.prompts import prompt_templates
 from vlltr_index.workspace import Workspace
 
 

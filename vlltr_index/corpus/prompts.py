@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
-from vlltr_index.errors import ConfigError
+from vlltr_index.corpus.clean import normalise_text
+from vlltr_index.corpus.files import read_lines, require
+from vlltr_index.errors import ConfigError, InputError
 from vlltr_index.schemas.records import SentenceRecord
 
-__all__ = ["class_prompts"]
+__all__ = ["class_prompts", "prompt_templates"]
 
 _KEY = re.compile(r" \(n\d{8}\)$")  # a WordNet id that tells two classes of one name apart
 _SLOT = re.compile(r"(?:\b([Aa]n?|[Tt]he) )?\{\}")
@@ -38,6 +41,26 @@ def class_prompts(class_name: str, templates: Literal["clip"] | Sequence[str]) -
 
         templates = clip_templates()
     return [SentenceRecord(class_name, _fill(template, spoken), "prompt") for template in templates]
+
+
+def prompt_templates(which: str) -> Literal["clip"] | tuple[str, ...]:
+    """What a recipe's `prompts` are: "clip" as it is, or the templates of a text file with one a line.
+
+    Blank lines, and lines that start with `#`, are left out.
+
+    Raises:
+        InputError: If the file is missing or has no template.
+        ConfigError: If a template does not have one `{}`.
+    """
+    if which == "clip":
+        return "clip"
+    path = Path(which).expanduser()
+    lines = (normalise_text(line) for _, line in read_lines(require(path)))
+    templates = tuple(line for line in lines if line and not line.startswith("#"))
+    if not templates:
+        raise InputError(f"{path} has no template", "Write one a line, such as: a photo of a {}.")
+    class_prompts("a class", templates)  # raises for one that cannot be filled
+    return templates
 
 
 def _fill(template: str, name: str) -> str:
