@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 
 from vlltr_index.corpus.clean import normalise_text, sentence_id, text_hash
+from vlltr_index.corpus.names import ClassNames
 from vlltr_index.errors import InputError
 from vlltr_index.images.decode import Probe, probe, reduced_bytes
+from vlltr_index.rows import one_of
 from vlltr_index.schemas.records import ImageRecord, SentenceRecord
 from vlltr_index.schemas.tables import CLASSES, IMAGES, SENTENCES
 
@@ -28,6 +30,8 @@ __all__ = [
     "image_row",
     "image_rows",
     "is_gone",
+    "known_names",
+    "note_aliases",
     "probe_all",
     "resolve_classes",
     "sentence_row",
@@ -167,6 +171,56 @@ def resolve_classes(
         ]
         tx.upsert("classes", pa.Table.from_pylist(rows, schema=CLASSES))
     return found
+
+
+def known_names(tx: Transaction, names: ClassNames | None) -> ClassNames | None:
+    """`names` as the workspace has them: a class that it knows by an alias alone goes by its name there.
+
+    Folders of ImageNet, for one, are named by WordNet ids; who has ingested them has classes of that name.
+
+    Raises:
+        UnknownClassError: If a name fits two of the workspace's classes equally well.
+    """
+    if names is None:
+        return None
+    table = tx.class_table()
+    result = []
+    for name, aliases in zip(names.names, names.aliases, strict=True):
+        found = table.find(name)
+        if found is None:
+            ids = {i for i in map(table.find, aliases) if i is not None}
+            found = ids.pop() if len(ids) == 1 else None
+            name = name if found is None else table.names[found]
+        result.append(name)
+    return replace(names, names=tuple(result))
+
+
+def note_aliases(
+    tx: Transaction, given: ClassNames | None, used: ClassNames | None, classes: Mapping[str, int | None]
+) -> None:
+    """Give classes the other names that their benchmark has for them, unless another class goes by one.
+
+    Args:
+        tx: The open transaction.
+        given: Names and aliases as the benchmark has them.
+        used: What `known_names` made of them.
+        classes: The class of each name of `used` that occurred.
+    """
+    if given is None or used is None:
+        return
+    table = tx.class_table()
+    wanted: dict[int, list[str]] = {}
+    for name, shown, aliases in zip(given.names, used.names, given.aliases, strict=True):
+        class_id = classes.get(shown)
+        new = [a for a in (name, *aliases) if table.find(a) is None]
+        if class_id is not None and new:
+            wanted[class_id] = new
+    if not wanted:
+        return
+    rows: list[dict[str, Any]] = tx.table("classes", where=one_of("class_id", list(wanted))).to_pylist()
+    for row in rows:
+        row["aliases"] = [*row["aliases"], *wanted[row["class_id"]]]
+    tx.upsert("classes", pa.Table.from_pylist(rows, schema=CLASSES))
 
 
 def file_of(uri: str) -> str:

@@ -18,7 +18,7 @@ from vlltr_index.encoder import Encoder
 from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.fingerprints import weights_digest
 from vlltr_index.heads import SavedHead, save_head
-from vlltr_index.ingestion import resolve_classes, sentence_rows
+from vlltr_index.ingestion import known_names, note_aliases, resolve_classes, sentence_rows
 from vlltr_index.loading import open_encoder
 from vlltr_index.release_weights import (
     ReleaseCheckpoint,
@@ -34,7 +34,6 @@ from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.schemas.records import SentenceRecord
 from vlltr_index.schemas.tables import ANCHORS, sentence_vectors, sentence_vectors_name
-from vlltr_index.stages.naming import known_names, note_aliases
 
 if TYPE_CHECKING:
     from vlltr_index.transaction import Transaction

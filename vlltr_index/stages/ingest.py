@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ from vlltr_index.ingestion import (
     image_id,
     image_row,
     is_gone,
+    known_names,
+    note_aliases,
     probe_all,
     resolve_classes,
     sentence_rows,
@@ -30,8 +33,6 @@ from vlltr_index.ingestion import (
 from vlltr_index.rows import one_of
 from vlltr_index.schemas.records import ImageRecord, SentenceRecord, Skipped
 from vlltr_index.schemas.tables import IMAGES
-from vlltr_index.stages.ingest_report import IngestReport, Notes, some
-from vlltr_index.stages.naming import known_names, note_aliases
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
@@ -43,6 +44,60 @@ __all__ = ["IngestReport", "ingest_images", "ingest_text", "write_prompts"]
 
 _ROWS = 1000
 _BYTES = 64 * 2**20
+_EXAMPLES = 10  # of each kind of note
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What an ingestion did. `notes` are examples of what was left out or kept aside, ten at most of each kind."""
+
+    kind: str  # "images" | "sentences"
+    source: str
+    added: int
+    updated: int  # images whose file, class or address changed
+    unchanged: int  # there before; sentences: the same text in the same class
+    classes_added: int
+    classes: int
+    splits: dict[str, int] = field(default_factory=dict)  # images of this source that are in, by split
+    prompts: int = 0  # sentences made from class names; where text came in, they count as added
+    quarantined: int = 0  # images kept with the reason why they cannot be used
+    skipped: int = 0
+    unknown_class: int = 0  # images left out because no class has that name
+    duplicates_across_splits: int = 0  # images of the splits brought in whose very bytes are in another too
+    duplicates_in: list[str] = field(default_factory=list)  # those splits
+    notes: list[str] = field(default_factory=list)
+    next_step: str | None = None
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        by_split = ", ".join(f"{name} {count:,}" for name, count in sorted(self.splits.items()))
+        same = "there before" if self.kind == "images" else "repeated or there before"
+        counts = [(self.added, "added"), (self.updated, "updated"), (self.unchanged, same)]
+        said = ", ".join(f"{count:,} {what}" for count, what in counts if count or what == "added")
+        lines = [f"{self.source}: {self.kind} {said}" + (f" ({by_split})" if by_split else "") + "."]
+        if self.prompts:
+            made = (
+                many(self.prompts, "prompt was", "prompts were")
+                if self.kind == "images"
+                else many(self.prompts, "of them is a prompt", "of them are prompts")
+            )
+            lines.append(f"{made} made from the class names.")
+        lines.append(f"Classes: {self.classes:,}, {self.classes_added:,} of them new.")
+        if self.quarantined:
+            kept = many(self.quarantined, "image cannot be read; it is", "images cannot be read; they are")
+            lines.append(f"{kept} kept aside with the reason.")
+        if self.skipped:
+            lines.append(f"{many(self.skipped, 'entry was', 'entries were')} left out.")
+        if self.unknown_class:
+            out = many(self.unknown_class, "image was", "images were")
+            lines.append(f"{out} left out: the workspace has no class of that name.")
+        if self.duplicates_across_splits:
+            twice = many(self.duplicates_across_splits, "image is", "images are")
+            lines.append(
+                f"Warning: {twice} in more than one split, byte for byte: {', '.join(self.duplicates_in)}."
+            )
+        lines += [f"  {note}" for note in self.notes]
+        return [*lines, f"Next: {self.next_step}"] if self.next_step else lines
 
 
 def ingest_images(
@@ -117,7 +172,7 @@ class _ImageRun:
         progress: Progress | None,
     ) -> None:
         self._tx, self._classes, self._side, self._total, self._progress = tx, classes, side, total, progress
-        self._notes = Notes()
+        self._notes = _Notes()
         self._splits: Counter[str] = Counter()
         self._unknown: Counter[str] = Counter()  # images of classes that are not there, by name
         self._added = self._updated = self._done = 0
@@ -170,13 +225,13 @@ class _ImageRun:
             numbers = [name for name in labels if name.isascii() and name.isdecimal()]
             if numbers and len(numbers) == len(labels):
                 self._notes.lines.append(
-                    f"the labels are numbers, so classes are called {some(numbers)}; name them: --names FILE"
+                    f"the labels are numbers, so classes are called {_some(numbers)}; name them: --names FILE"
                 )
             return
         empty = [name for name in names.names if name not in labels]
         if empty:
             self._notes.lines.append(
-                f"{len(empty):,} of the {len(names):,} named classes have no image here: {some(empty)}"
+                f"{len(empty):,} of the {len(names):,} named classes have no image here: {_some(empty)}"
             )
 
     def _write(self, records: list[ImageRecord]) -> None:
@@ -331,7 +386,7 @@ def ingest_text(
     names = _corpus_names(path, label_names)
     with workspace.transaction(f"ingest text {path}") as tx:
         used = known_names(tx, names)
-        notes = Notes()
+        notes = _Notes()
         found = _read_sentences(path, source, used, notes, progress)
         return _write_text(workspace, tx, str(path), found, prompts is not False, notes, (names, used))
 
@@ -354,7 +409,7 @@ def _corpus_names(path: Path, given: Path | ClassNames | None) -> ClassNames | N
 
 
 def _read_sentences(
-    path: Path, source: str | None, names: ClassNames | None, notes: Notes, progress: Progress | None
+    path: Path, source: str | None, names: ClassNames | None, notes: _Notes, progress: Progress | None
 ) -> dict[str, list[SentenceRecord]]:
     """The sentences of a source by class name."""
     found: dict[str, list[SentenceRecord]] = {}
@@ -381,7 +436,7 @@ def _write_text(
     source: str,
     found: dict[str, list[SentenceRecord]],
     prompts: bool,
-    notes: Notes,
+    notes: _Notes,
     names: tuple[ClassNames | None, ClassNames | None],
 ) -> IngestReport:
     before = len(tx.class_table())
@@ -405,7 +460,7 @@ def _write_text(
     if bare:
         notes.lines.append(
             f"{len(bare):,} of {len(table):,} classes have no text{' but prompts' if prompts else ''}: "
-            + some(table.names[i] for i in bare)
+            + _some(table.names[i] for i in bare)
         )
     return IngestReport(
         "sentences",
@@ -419,3 +474,26 @@ def _write_text(
         skipped=notes.counts["skipped"],
         notes=notes.lines,
     )
+
+
+@dataclass
+class _Notes:
+    """Counts of what was left out, and the first few of each kind in words."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    lines: list[str] = field(default_factory=list)
+
+    def add(self, kind: str, line: str) -> None:
+        self.counts[kind] += 1
+        if self.counts[kind] <= _EXAMPLES:
+            self.lines.append(line)
+
+    def skip(self, item: Skipped) -> None:
+        self.add("skipped", f"left out: {item.where}: {item.why}")
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first three of `names`, and how many more there are."""
+    shown = list(names)
+    more = f" and {len(shown) - 3:,} more" if len(shown) > 3 else ""
+    return ", ".join(map(repr, shown[:3])) + more
