@@ -29,7 +29,6 @@ LAYERS = {
     "weights": 2,
     "tokenizing": 2,
     "openclip": 2,
-    "fingerprints": 3,
     "sources": 3,
     "encoder": 3,
     "store": 3,

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from vlltr_index import openclip, sources
 from vlltr_index.errors import EncoderError, InputError
-from vlltr_index.fingerprints import revision, weights_digest
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.sources import Precision
 from vlltr_index.tensors import NoDraws
 from vlltr_index.tokenizing import Tokenizer, Tokens, WordTokenizer
+from vlltr_index.weights import revision, weights_digest
 
 __all__ = ["Encoder", "Tokens"]
 

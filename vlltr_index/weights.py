@@ -1,11 +1,12 @@
-"""Reading what somebody else wrote: weights as tensors only, never code, and JSON."""
+"""Reading what somebody else wrote (weights as tensors only, never code, and JSON), and digests of weights."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from vlltr_index.errors import EncoderError
 
-__all__ = ["OPENAI_MARKS", "load_checkpoint", "read_json", "read_weights"]
+__all__ = ["OPENAI_MARKS", "load_checkpoint", "read_json", "read_weights", "revision", "weights_digest"]
 
 OPENAI_MARKS = frozenset({"input_resolution", "context_length", "vocab_size"})
 """Entries that only OpenAI's own CLIP files have beside their weights."""
@@ -123,3 +124,21 @@ def _is_torchscript(path: Path) -> bool:
         return False
     with zipfile.ZipFile(path) as archive:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and values, in the order of the names.
+
+    The device and the memory layout do not count, so a saved and opened copy has the same digest.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def revision(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
+    """Changes when one of the tensors is written in place or replaced: an optimiser's step, a load, a move."""
+    return tuple((value._version, value.data_ptr()) for value in tensors)

@@ -16,7 +16,6 @@ from vlltr_index.corpus.names import ClassNames, read_class_names
 from vlltr_index.embedding import vector_table
 from vlltr_index.encoder import Encoder
 from vlltr_index.errors import InputError, MissingStepError, UsageError
-from vlltr_index.fingerprints import weights_digest
 from vlltr_index.heads import SavedHead, save_head
 from vlltr_index.ingestion import known_names, note_aliases, resolve_classes, sentence_rows
 from vlltr_index.loading import open_encoder
@@ -34,6 +33,7 @@ from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.schemas.records import SentenceRecord
 from vlltr_index.schemas.tables import ANCHORS, sentence_vectors, sentence_vectors_name
+from vlltr_index.weights import weights_digest
 
 if TYPE_CHECKING:
     from vlltr_index.transaction import Transaction
