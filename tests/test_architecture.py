@@ -40,7 +40,6 @@ LAYERS = {
     "transaction": 3,
     "workspace": 3,
     "losses": 3,
-    "anchor_terms": 3,
     "anchors": 3,
     "bank": 3,
     "rows": 3,

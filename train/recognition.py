@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from vlltr_index.anchor_terms import class_means
+from vlltr_index.anchors import class_means
 from vlltr_index.errors import InputError, VlltrError
 from vlltr_index.lgr import AnchorBank, CosineClassifier, LGRHead
 from vlltr_index.losses import logit_adjusted_cross_entropy, sampler_prior, soft_cross_entropy

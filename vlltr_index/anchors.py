@@ -16,21 +16,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlltr_index.anchor_terms import against_means, class_means, logsumexp_cosines
 from vlltr_index.errors import InputError
-from vlltr_index.tensors import check_labels, check_matrix, check_vector, working_dtype
+from vlltr_index.tensors import (
+    check_labels,
+    check_matrix,
+    check_vector,
+    full_precision,
+    unit_rows,
+    work_device,
+    working_dtype,
+)
 
 __all__ = [
     "Selection",
     "SentenceScores",
     "anchor_limits",
     "choose_score_images",
+    "class_means",
     "positive_terms",
     "score_sentences",
     "select_anchors",
     "sentence_losses",
     "shift_images",
 ]
+
+
+_MEMORY_BYTES = 256 * 2**20
+_TEXT_BYTES = 64 * 2**20  # of normalised texts
 
 
 @dataclass(frozen=True)
@@ -115,7 +127,7 @@ def score_sentences(
         image_labels, means = class_means(text_features, text_labels)
         image_features = means.to(working_dtype(text_features))
     scale = _scale(logit_scale)
-    lse = logsumexp_cosines(text_features, image_features, scale, chunk_rows, chunk_images)
+    lse = _logsumexp_cosines(text_features, image_features, scale, chunk_rows, chunk_images)
     positive = _positive(text_features, text_labels, image_features, image_labels, scale)
     return SentenceScores(lse, lse.clone(), positive)
 
@@ -143,10 +155,10 @@ def shift_images(
     check_vector("scores", scores.lse, text_features.shape[0])
     scale, lse, last = _scale(logit_scale), scores.lse, scores.last_exact_lse
     if len(came):
-        lse = torch.logaddexp(lse, logsumexp_cosines(text_features, came, scale, None, None))
+        lse = torch.logaddexp(lse, _logsumexp_cosines(text_features, came, scale, None, None))
         last = torch.maximum(last, lse)
     if len(went):
-        gone = logsumexp_cosines(text_features, went, scale, None, None)
+        gone = _logsumexp_cosines(text_features, went, scale, None, None)
         lse = lse + torch.log1p(-torch.exp(gone - lse).clamp(max=1.0))
     return SentenceScores(lse, last, scores.positive), lse < last - math.log(2.0)
 
@@ -277,11 +289,11 @@ def _ranks(
 def _positive(
     text_features: Tensor, text_labels: Tensor, images: Tensor, image_labels: Tensor, scale: float
 ) -> Tensor:
-    positive = against_means(text_features, text_labels, images, image_labels, scale, renormalise=False)
+    positive = _against_means(text_features, text_labels, images, image_labels, scale, renormalise=False)
     bare = ~torch.isin(text_labels, image_labels)
     if bool(bare.any()):
         text, labels = text_features[bare], text_labels[bare]
-        positive[bare] = against_means(text, labels, text, labels, scale, renormalise=True)
+        positive[bare] = _against_means(text, labels, text, labels, scale, renormalise=True)
     return positive
 
 
@@ -294,3 +306,68 @@ def _check_pairs(text_features: Tensor, text_labels: Tensor, images: Tensor, ima
     check_labels("text_labels", text_labels, text_features.shape[0])
     check_matrix("image_features", images, columns=text_features.shape[1])
     check_labels("image_labels", image_labels, images.shape[0])
+
+
+def _logsumexp_cosines(
+    text_features: Tensor, images: Tensor, scale: float, chunk_rows: int | None, chunk_images: int | None
+) -> Tensor:
+    """logsumexp_i scale * cos(t, i) of every sentence, float64 [N_t], one chunk of products at a time.
+
+    Beside it lie 64 MiB of normalised sentences, or one chunk of them. Features on the CPU are worked on by a GPU
+    where there is one: the images all at once, sentences in blocks.
+    """
+    dtype, device = working_dtype(text_features, images), work_device(text_features)
+    images = images.to(device)
+    # On a CPU a chunk that stays near the caches is twice as fast as the largest one that fits the budget.
+    columns = chunk_images or min(max(1, images.shape[0]), 2048 if images.device.type == "cpu" else 8192)
+    # Three buffers of a chunk's size may live at once.
+    rows = chunk_rows or max(1, min(1024, _MEMORY_BYTES // (3 * columns * dtype.itemsize)))
+    result = text_features.new_full((text_features.shape[0],), -math.inf, dtype=torch.float64)
+    # Texts are normalised once, images once a block of texts.
+    block = rows * max(1, _TEXT_BYTES // (rows * max(1, text_features.shape[1]) * dtype.itemsize))
+    with torch.no_grad(), full_precision(device):
+        for start in range(0, text_features.shape[0], block):
+            text = scale * unit_rows(text_features[start : start + block].to(device, dtype))
+            total = result[start : start + block]
+            for first in range(0, images.shape[0], columns):
+                unit = unit_rows(images[first : first + columns].to(dtype)).T
+                for row in range(0, text.shape[0], rows):
+                    logits = text[row : row + rows] @ unit
+                    top = logits.amax(1, keepdim=True)
+                    part = logits.sub_(top).exp_().sum(1).to(torch.float64).log_() + top[:, 0]
+                    total[row : row + rows] = torch.logaddexp(total[row : row + rows], part.to(result.device))
+    return result
+
+
+def class_means(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Means of the normalised `features` [N, D] of each class: the labels int64 [G], ascending, and float64 [G, D]."""
+    classes, group = torch.unique(labels, return_inverse=True)
+    sums = features.new_zeros((len(classes), features.shape[1]), dtype=torch.float64)
+    for start in range(0, features.shape[0], 8192):
+        part = slice(start, start + 8192)
+        sums.index_add_(0, group[part], unit_rows(features[part].to(torch.float64)))
+    return classes, sums / torch.bincount(group, minlength=len(classes))[:, None]
+
+
+def _against_means(
+    text_features: Tensor,
+    text_labels: Tensor,
+    features: Tensor,
+    labels: Tensor,
+    scale: float,
+    renormalise: bool,
+) -> Tensor:
+    """scale * t . mean of the class's normalised `features`, float64 [N_t]; zero for a class without any."""
+    with torch.no_grad(), full_precision(text_features.device):
+        classes, means = class_means(features, labels)
+        means = torch.cat([unit_rows(means) if renormalise else means, means.new_zeros(1, means.shape[1])])
+        own = torch.searchsorted(classes, text_labels.contiguous())
+        found = torch.isin(text_labels, classes)
+        own = torch.where(found, own, len(classes))  # the last row of `means` is zero
+        result = text_features.new_empty((text_features.shape[0],), dtype=torch.float64)
+        for start in range(0, text_features.shape[0], 8192):
+            part = slice(start, start + 8192)
+            result[part] = scale * (unit_rows(text_features[part].to(torch.float64)) * means[own[part]]).sum(
+                1
+            )
+        return result
