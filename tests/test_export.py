@@ -161,7 +161,7 @@ def test_a_damaged_report_is_left_out(
     """A report that cannot be read is no reason not to export."""
     (trained.path / "reports").mkdir(exist_ok=True)
     (trained.path / "reports" / "evaluate-test-1.json").write_text('{"commit": "x"')
-    with caplog.at_level("WARNING", "vlltr_index.pretrained.results"):
+    with caplog.at_level("WARNING", "vlltr_index.pretrained.card"):
         export_model(trained, tmp_path / "model")
     assert "evaluate-test-1.json is left out of the model card: JSONDecodeError" in caplog.text
 

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import torch
 from torch.nn import functional as F
 
@@ -13,6 +14,7 @@ from vlltr_index.answers import Answers
 from vlltr_index.encoder import Encoder
 from vlltr_index.errors import InputError, MissingStepError, PretrainedError, VlltrError, WorkspaceError
 from vlltr_index.heads import SavedHead, load_head
+from vlltr_index.history import Commit
 from vlltr_index.index import TorchIndex, load_index
 from vlltr_index.loading import load_bank
 from vlltr_index.pretrained.checks import (
@@ -25,14 +27,22 @@ from vlltr_index.pretrained.checks import (
     read_stats,
     verify,
 )
-from vlltr_index.pretrained.memory import as_snapshot
-from vlltr_index.schemas.exported import anchors_schema, sentences_schema
+from vlltr_index.schemas.exported import ExportedConfig, anchors_schema, sentences_schema
+from vlltr_index.schemas.tables import (
+    ANCHORS,
+    CLASSES,
+    KEYS,
+    SENTENCES,
+    sentence_vectors,
+    sentence_vectors_name,
+)
 from vlltr_index.scoring import Scorer
+from vlltr_index.snapshot import Snapshot
+from vlltr_index.store import Store
 
 if TYPE_CHECKING:
     from vlltr_index.index import AnchorIndex
     from vlltr_index.loading import LoadedBank
-    from vlltr_index.schemas.exported import ExportedConfig
 
 __all__ = ["read_model"]
 
@@ -64,7 +74,7 @@ def read_model(folder: Path, device: str | torch.device | None = None, trust_ind
         anchors = read_rows(folder / "anchors.parquet", anchors_schema(config.dim), config.anchors)
         sentences = read_rows(folder / "sentences.parquet", sentences_schema(), config.sentences)
         check_links(folder, config, anchors, sentences)
-        snapshot = as_snapshot(config, anchors, sentences)
+        snapshot = _snapshot(config, anchors, sentences)
         loaded = load_bank(snapshot)
         encoder = _encoder(folder / "encoder", config, device)
         snapshot.store.drop(f"sentence_vectors_{config.text_fp}")  # the bank has them
@@ -116,3 +126,70 @@ def _index(folder: Path, config: ExportedConfig, loaded: LoadedBank, trusted: bo
         except MissingStepError as error:
             _log.warning("the anchors are searched exactly: %s", error.message)
     return TorchIndex(F.normalize(loaded.bank.vectors, dim=1), loaded.keys)
+
+
+def _snapshot(config: ExportedConfig, anchors: pa.Table, sentences: pa.Table) -> Snapshot:
+    """The folder's tables in memory: classes, sentences, anchors, their losses and vectors; an id serves as hash.
+
+    Args:
+        config: What the folder says about itself.
+        anchors: Rows of `anchors.parquet`.
+        sentences: Rows of `sentences.parquet`.
+    """
+    store = Store("memory://")
+    tables = {
+        "classes": _classes(config),
+        "sentences": _sentences(sentences),
+        "anchors": _anchors(config, anchors),
+        "sentence_scores": anchors.select(["sentence_id", "loss"]),
+    }
+    versions = {}
+    for name, rows in tables.items():
+        store.create(name, rows.schema, KEYS[name])
+        store.append(name, rows)
+        versions[name] = store.version(name)
+    vectors = pa.table({"text_hash": anchors["sentence_id"], "vector": anchors["vector"]})
+    name = sentence_vectors_name(config.text_fp)
+    store.create(name, sentence_vectors(config.dim), "text_hash")
+    store.append(name, vectors.cast(sentence_vectors(config.dim)))
+    commit = Commit(
+        id=config.commit,
+        parent=None,
+        command="export",
+        created_at=config.created_at,
+        program_version=config.program_version,
+        tables=versions,
+        text_fp=config.text_fp,
+        image_fp=config.image_fp,
+        fusion=config.fusion,
+        index=None if config.index is None else {"kind": config.index, "text_fp": config.text_fp},
+        selection_id=config.selection_id,
+        info={"merged": {str(gone): kept for gone, kept in config.merged.items()}, "dim": config.dim},
+    )
+    return Snapshot(store, commit)
+
+
+def _classes(config: ExportedConfig) -> pa.Table:
+    rows = [
+        {
+            "class_id": item.class_id,
+            "name": item.name,
+            "aliases": list(item.aliases),
+            "origin": item.origin,
+            "created_at": config.created_at,
+            "retired_at": None,
+        }
+        for item in config.classes
+    ]
+    return pa.Table.from_pylist(rows, schema=CLASSES)
+
+
+def _sentences(rows: pa.Table) -> pa.Table:
+    none = pa.nulls(rows.num_rows, pa.int32())
+    rows = rows.append_column("text_hash", rows["sentence_id"]).append_column("tokens", none)
+    return rows.append_column("position", none).select(SENTENCES.names).cast(SENTENCES)
+
+
+def _anchors(config: ExportedConfig, rows: pa.Table) -> pa.Table:
+    selection = pa.array([config.selection_id] * rows.num_rows, pa.string())
+    return rows.append_column("selection_id", selection).select(ANCHORS.names).cast(ANCHORS)

@@ -17,10 +17,9 @@ from vlltr_index.errors import PretrainedError
 from vlltr_index.heads import save_head
 from vlltr_index.index import load_index, save_index
 from vlltr_index.loading import open_encoder
-from vlltr_index.pretrained.card import write_card
+from vlltr_index.pretrained.card import newest_results, write_card
 from vlltr_index.pretrained.checks import read_config, verify
 from vlltr_index.pretrained.layout import CARD, check_target, write_folder
-from vlltr_index.pretrained.results import newest_results
 from vlltr_index.schemas.exported import ExportedClass, ExportedConfig, anchors_schema, sentences_schema
 from vlltr_index.scoring import load_scorer
 from vlltr_index.version import VERSION
