@@ -57,10 +57,10 @@ def test_the_readme_has_the_two_commands() -> None:
 
 
 def test_links_between_pages_lead_somewhere() -> None:
-    """Relative links name files that are there."""
+    """Relative links name files that are there; `shapes.md` is made with the site."""
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+            assert target == "shapes.md" or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
 def test_every_recipe_loads_and_states_its_terms() -> None:

@@ -9,15 +9,16 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from importlib import import_module
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from vlltr_index.cli.shapes import MODULES, shapes
+from vlltr_index.cli.shapes import MODULES, public, shapes
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted(path.stem for path in (ROOT / "docs").glob("*.md"))
+PAGES = sorted({path.stem for path in (ROOT / "docs").glob("*.md")} | {"shapes"})
 _LOADS = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href"}
 
 
@@ -42,10 +43,11 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site as `zensical build --strict` makes it from a copy of docs/."""
+    """The site as `zensical build --strict` makes it from a copy of docs/ and the page of shapes."""
     pytest.importorskip("zensical", reason='the site needs its generator: pip install -e ".[docs]"')
     folder = tmp_path_factory.mktemp("site")
     shutil.copytree(ROOT / "docs", folder / "docs")
+    (folder / "docs" / "shapes.md").write_text(shapes(), encoding="utf-8")
     shutil.copy(ROOT / "zensical.toml", folder)
     command = [sys.executable, "-c", "from zensical.main import cli; cli()", "build", "--strict"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -98,12 +100,13 @@ def test_links_and_anchors_lead_somewhere(site: Path) -> None:
             assert not target.fragment or unquote(target.fragment) in pages[page].anchors, f"{name}: {link}"
 
 
-def test_shapes_are_the_programs_own() -> None:
-    """`docs/shapes.md` is what signatures and docstrings say, and states shapes for the numeric modules."""
-    page = (ROOT / "docs" / "shapes.md").read_text(encoding="utf-8")
-    assert page == shapes(), "run: python -m vlltr_index.cli.shapes > docs/shapes.md"
-    for module in MODULES:
-        assert f"\n## vlltr_index.{module}\n" in page
+def test_the_page_of_shapes_names_every_public_function() -> None:
+    """Each has an entry under its module, and says the shapes of its tensors."""
+    page = shapes()
+    for path in MODULES:
+        section = page.split(f"\n## vlltr_index.{path}\n")[1].split("\n## ")[0]
+        for name, _ in public(import_module(f"vlltr_index.{path}")):
+            assert f"\n### {name}\n" in section
     entries = [entry.split("```", 2) for entry in page.split("\n### ")[1:]]
     silent = [e[0].strip() for e in entries if "Tensor" in e[1] and not re.search(r"\[|calar|See `", e[2])]
     assert not silent, "no shape is stated"
@@ -111,7 +114,7 @@ def test_shapes_are_the_programs_own() -> None:
 
 def test_files_that_the_pages_name_are_there() -> None:
     """A claim names its test or result file; the file exists."""
-    for page in PAGES:
-        text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").glob("*.md"):
+        text = page.read_text(encoding="utf-8")
         for name in re.findall(r"`((?:tests|benchmarks)/[\w/.-]+\.\w+)`", text):
-            assert (ROOT / name).exists(), f"{page}.md: {name}"
+            assert (ROOT / name).exists(), f"{page.name}: {name}"
