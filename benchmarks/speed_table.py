@@ -28,107 +28,85 @@ def write() -> None:
 
 
 def page(results: list[dict[str, Any]]) -> str:
-    """All questions as Markdown."""
-    lines: list[str] = []
+    """The machines, then all questions, as Markdown."""
+    machines = list(dict.fromkeys(_machine(case) for r in results for case in r["cases"].values()))
+    lines = ["Machines:", "", *(f"{n}. {machine}" for n, machine in enumerate(machines, 1)), ""]
     for result in results:
         module = importlib.import_module(f"benchmarks.{result['question']}")
-        title, _, goals = (module.__doc__ or "").strip().partition("\n")
-        lines += [f"## {title}", "", " ".join(goals.split()), ""]
-        lines += [f"`python -m benchmarks run {result['question']}`", ""]
+        title, _, about = (module.__doc__ or "").strip().partition("\n")
+        cases = [result["cases"][case.name] for case in module.CASES if case.name in result["cases"]]
+        lines += [f"## {title}", "", " ".join(about.split()), ""]
         lines += [f"![{_ALT.get(result['question'], _USUAL)}](plots/speed-{result['question']}.svg)", ""]
-        if hasattr(module, "part"):
-            lines += [*module.part(result), _machine(next(iter(result["cases"].values()))), ""]
-            continue
-        for case in module.CASES:
-            if case.name in result["cases"]:
-                lines += table(result["cases"][case.name], module.COMPETITORS, module)
+        lines += (
+            module.part(result) if hasattr(module, "part") else [*table(cases, module), *goals(cases, module)]
+        )
+        lines += [f"`{result['question']}`: {_where(cases, machines)}", ""]
     return "\n".join(lines)
 
 
-_USUAL = "median time of each competitor"
+_USUAL = "seconds of each program"
 _ALT = {"growth": "cost of each step against size, both logarithmic"}
 
 
-def table(case: dict[str, Any], order: tuple[str, ...], module: ModuleType) -> list[str]:
-    """One size as a Markdown table, with what it was measured on below it."""
-    key = "cpu_median" if _by_processor(case) else "median"
-    ours = case["rows"][order[-1]][key]
-    extras = sorted({k for row in case["rows"].values() for k in row} - _KNOWN)
-    shown = [k for k in extras if k != "kind"]
-    lines = [f"### {case['case']}", ""]
-    heads = ["", "median s", "least to most", "processor s", "x ours", "peak extra MiB", "resident MiB"]
-    heads += [k.replace("_", " ") for k in shown]
-    lines += ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
-    for name in order:
-        if name not in case["rows"]:
-            continue
-        row = case["rows"][name]
-        star = " *" if row["portion"] < 1 else ""
-        label = name.replace("_", " ") + (f" ({row['kind']})" if name == "ours" and "kind" in row else "")
-        cells = [
-            label,
-            _number(row["median"]) + star,
-            f"{_number(min(row['seconds']))} to {_number(max(row['seconds']))}"
-            if len(row["seconds"]) > 1
-            else "one run",
-            _number(row["cpu_median"]) + star if "cpu_median" in row else "",
-            f"{row[key] / ours:.2f}",
-            f"{row['peak_extra_mib']:.0f}",
-            f"{row['resident_mib']:.0f}",
-        ]
-        cells += [_number(row[k]) if k in row else "" for k in shown]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines.append("")
-    parts = {n: r["portion"] for n, r in case["rows"].items() if r["portion"] < 1}
-    if parts:
-        told = ", ".join(f"{n.replace('_', ' ')} 1/{1 / p:,.0f}" for n, p in parts.items())
-        lines += [f"\\* extrapolated from a part of the work: {told}.", ""]
-    for name, why in case["skipped"].items():
-        lines += [f"Left out: {name.replace('_', ' ')}, {why}.", ""]
-    lines += goals(case, module)
-    told = [_agreement(case["agreement"])] if case["agreement"] else ["The answers cannot be compared."]
-    return [*lines, *told, "", _machine(case), ""]
+def table(cases: list[dict[str, Any]], module: ModuleType) -> list[str]:
+    """All sizes of a question as one Markdown table; below it what was left out."""
+    extras = sorted({k for case in cases for row in case["rows"].values() for k in row} - _KNOWN)
+    heads = ["size", "program", "s", "x ours", "MiB"]
+    heads += [k.replace("_", " ") for k in extras]
+    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    left_out = []
+    for case in cases:
+        key = "cpu_median" if _by_processor(case) else "median"
+        size, ours = case["case"], case["rows"][module.COMPETITORS[-1]][key]
+        for name in (n for n in module.COMPETITORS if n in case["rows"]):
+            row = case["rows"][name]
+            label = name.replace("_", " ") + (f" ({row['kind']})" if name == "ours" and "kind" in row else "")
+            part = f" \\*1/{1 / row['portion']:,.0f}" if row["portion"] < 1 else ""
+            cells = [size, label, _number(row[key]) + part, f"{row[key] / ours:.2f}"]
+            cells.append(f"{row['resident_mib']:.0f}+{row['peak_extra_mib']:.0f}")
+            cells += [_number(row[k]) if k in row else "" for k in extras]
+            lines.append("| " + " | ".join(cells) + " |")
+            size = ""
+        if case["skipped"]:
+            told = "; ".join(f"{n.replace('_', ' ')} ({why})" for n, why in case["skipped"].items())
+            left_out.append(f"- left out, {case['case']}: {told}")
+    return [*lines, "", *left_out]
 
 
-def goals(case: dict[str, Any], module: ModuleType) -> list[str]:
-    """Each goal, what was found, whether that is good enough; below it what bounds the task at all."""
-    given = [case["values"], case["rows"], case["machine"]["gpu"] is not None]
-    if "found" in inspect.signature(module.goals).parameters:
-        given.append(case["agreement"])
+def goals(cases: list[dict[str, Any]], module: ModuleType) -> list[str]:
+    """A line a goal: what was found at each size, in the table's order; below them what bounds the task at all."""
+    found: dict[str, dict[str, tuple[str, str]]] = {}
+    for case in cases:
+        given = [case["values"], case["rows"], case["machine"]["gpu"] is not None]
+        if "found" in inspect.signature(module.goals).parameters:
+            given.append(case["agreement"])
+        for goal in module.goals(*given):
+            shown = _number(goal.found) + " \\*" * goal.extrapolated + " **missed**" * (not goal.met)
+            found.setdefault(goal.what, {})[case["case"]] = (goal.wanted, shown)
     lines = []
-    for goal in module.goals(*given):
-        star = " \\*" if goal.extrapolated else ""
-        lines.append(
-            f"- {goal.what}: {goal.wanted}; found {_number(goal.found)}{star}: {'met' if goal.met else '**missed**'}"
-        )
-    return [*lines, "", *bound(case, module)]
+    for what, by_size in found.items():
+        wanted = list(dict.fromkeys(value[0] for value in by_size.values()))
+        told = [shown + (f" ({one})" if len(wanted) > 1 else "") for one, shown in by_size.values()]
+        if len(by_size) < len(cases):
+            told = [f"{value} at {size}" for size, value in zip(by_size, told, strict=True)]
+        lines.append(f"- {what}{f', {wanted[0]}' if len(wanted) == 1 else ''}: {', '.join(told)}")
+    bounds = [bound for case in cases if (bound := _bound(case, module))]
+    if bounds:
+        what = module.least(cases[0]["values"]).what
+        lines.append(f"- bound ({what}): {', '.join(_number(bound) for bound in bounds)} s")
+    return [*lines, ""]
 
 
-def bound(case: dict[str, Any], module: ModuleType) -> list[str]:
-    """Operations over the measured peak, bytes over the measured bandwidth, and ours: all by processor time."""
-    if not hasattr(module, "least"):
-        return []
-    if not _by_processor(case):
-        return [
-            "No bound: processor time was not taken, and wall time on a shared machine cannot be held against one.",
-            "",
-        ]
+def _bound(case: dict[str, Any], module: ModuleType) -> float:
+    """Seconds that operations or bytes take at the measured rates, the larger; 0 where that was not measured."""
     peaks, cpu = json.loads((RESULTS / "peak.json").read_text(encoding="utf-8")), case["machine"]["cpu"]
-    if cpu not in peaks:
-        return [f"No bound: the peak of {cpu} was not measured.", ""]
-    work, peak = module.least(case["values"]), peaks[cpu]
-    operations, memory = least_seconds(work, peak)
-    parts = [
-        f"{work.operations / 1e9:,.1f} GFLOP at {peak['gemm_gflops']:.0f} GFLOP/s: {_number(operations)} s"
-    ]
-    parts.append(f"{work.bytes / 2**20:,.0f} MiB at {peak['read_gib_s']:.1f} GiB/s: {_number(memory)} s")
-    kept = parts if work.operations else parts[1:]
-    took = _number(case["rows"][module.COMPETITORS[-1]]["cpu_median"])
-    return [f"Bound ({work.what}): {'; '.join(kept)}. Ours took {took} s.", ""]
+    if not hasattr(module, "least") or not _by_processor(case) or cpu not in peaks:
+        return 0.0
+    return max(least_seconds(module.least(case["values"]), peaks[cpu]))
 
 
 def _by_processor(case: dict[str, Any]) -> bool:
-    """Whether ratios go by processor time: every row has it, and no GPU worked."""
+    """Whether seconds are of the processor: every row has them, and no GPU worked."""
     return case["machine"]["gpu"] is None and all("cpu_median" in row for row in case["rows"].values())
 
 
@@ -137,9 +115,12 @@ _KNOWN = {
     "median",
     "cpu_median",
     "each",
+    "kind",
+    "one_image_s",
     "portion",
     "prepare_seconds",
     "resident_mib",
+    "rows",
     "peak_extra_mib",
 }
 
@@ -148,25 +129,27 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _agreement(found: dict[str, Any]) -> str:
-    def one(value: Any) -> str:
-        if isinstance(value, dict):
-            return ", ".join(f"{k} {v:.4g}" for k, v in value.items())
-        return f"{value:.2g}"
-
-    return "Agreement: " + "; ".join(f"{k.replace('_', ' ')}: {one(v)}" for k, v in found.items()) + "."
-
-
 def _machine(case: dict[str, Any]) -> str:
     m = case["machine"]
     versions = ", ".join(f"{k} {v}" for k, v in m["versions"].items() if k != "vlltr-index")
-    load = f" (load {m['load']})" if "load" in m else ""
-    turns = "in turns" if case["in_turns"] else "one after the other, for memory"
-    gpu = m["gpu"] or "no GPU"
     return (
-        f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads{load}, {m['memory_gib']:.0f} GiB, {gpu}; "
-        f"{versions}; competitors ran {turns}."
+        f"{m['cpu']}, {m['cores']} cores, {m['threads']} thread a program, {m['memory_gib']:.0f} GiB, "
+        f"{m['gpu'] or 'no GPU'}; {versions}"
     )
+
+
+def _where(cases: list[dict[str, Any]], machines: list[str]) -> str:
+    """The machine of each size, with the least and the largest load."""
+    parts = []
+    for number, machine in enumerate(machines, 1):
+        here = [case for case in cases if _machine(case) == machine]
+        if here:
+            sizes = f" ({', '.join(case['case'] for case in here)})" if len(here) < len(cases) else ""
+            loads = sorted({case["machine"]["load"] for case in here})
+            parts.append(
+                f"machine {number}{sizes}, load {' to '.join(f'{x:g}' for x in (loads[0], loads[-1])[: len(loads)])}"
+            )
+    return f"{'; '.join(parts)}."
 
 
 def _seconds(rows: dict[str, Any], name: str) -> float:

@@ -1,8 +1,7 @@
 """AnSS: the loss of every sentence against the score images of all classes.
 
-Goals: 15 times the release's loop on a CPU, within 1.3 times the bare products, 512 MiB beside the inputs. The loop
-itself takes 14 to 29 times the bare products here, the more the less of the images stays in the caches: where it
-takes 14 times, no exact method can be 15 times as fast.
+`release`: the release's loop, written anew; `matmul`: one product, then logsumexp; `gemm`: the bare products in chunks,
+thrown away. Where the loop takes only 14 times the bare products, no exact method can be 15 times as fast as it.
 """
 
 from __future__ import annotations

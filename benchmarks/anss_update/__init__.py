@@ -1,8 +1,7 @@
 """AnSS, later: the loss of every sentence after new images or sentences came, from the terms kept of each sentence.
 
-Goal: the cost is proportional to what is new. Every sentence has to meet a new image, so all of them are read once;
-the bound beside the goal (a tenth, and twice the share of what is new) was put there after measuring. 20,000
-sentences and 10,000 images are there already, D = 512.
+`again` scores all anew. 20,000 sentences and 10,000 images are there already, D = 512; every sentence has to meet a new
+image. The bounds beside the goals were set after measuring.
 """
 
 from __future__ import annotations

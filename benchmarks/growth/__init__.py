@@ -1,7 +1,7 @@
 """Growth: what each step costs as classes, sentences and images become more.
 
-Processor seconds of one run at three or four sizes; the exponent is the slope of a line through them on logarithmic
-scales: 1 is proportional, 0 is constant. Small sizes are flattened by fixed costs.
+The exponent is the slope of a line through the costs on logarithmic scales: 1 is proportional, 0 is constant. Small
+sizes are flattened by fixed costs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Head training: one epoch over ImageNet-LT's 115,800 training images, on stored vectors and through the encoder.
 
-C = 1,000, M = 64, B = 128. The head's work is the same in both; what differs is where an image's features come
-from. No goal was set beforehand.
+C = 1,000, M = 64, B = 128. The head's work is the same in both. No goal was set beforehand.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """LGR: logits of all classes for images whose features are there, M = 64 anchors a class, nothing retrieved.
 
-Goals at B = 128: 3.5 times the release's formulation at D = 512 and 5 times at D = 1,024; at B = 1: 10 times.
+`release` projects all anchors for every batch; `release keys kept` does so once.
 """
 
 from __future__ import annotations

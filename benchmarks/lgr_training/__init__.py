@@ -1,7 +1,6 @@
 """LGR: one training step, forward, backward and optimizer, B = 128 images, M = 64 anchors a class.
 
-Goals: 7 times the release's formulation at D = 512 and 12 times at D = 1,024, with a fifth of its memory or less;
-iNaturalist's 8,142 classes within 4 GiB.
+`release`: the release's head, written anew.
 """
 
 from __future__ import annotations

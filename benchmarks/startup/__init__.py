@@ -1,10 +1,8 @@
 """Start-up: how long a command takes from the shell to its end.
 
-Goals: `vlltr --help` within 2 times a bare click program with as many commands; `vlltr classes list` within 1.5
-times a click program that imports lancedb and reads one table; a cold `vlltr predict` of one image within 1.3 times
-bare open_clip doing the same forward pass. What `vlltr predict` does beside that forward pass: it imports lancedb
-(0.9 s of a processor, most of it lancedb's own REST client), reads anchors, head and index, and takes the digest of
-the weights (0.3 s), so that vectors of other weights are refused.
+`bare`: a click program with as many commands; one that imports lancedb and reads one table; open_clip with the same
+forward pass. `vlltr predict` also imports lancedb (0.9 s of a processor), reads anchors, head and index, and takes the
+digest of the weights (0.3 s).
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Training on photographs: an epoch through the product's loader, of files, of what `--store` keeps, and of tensors.
 
-Goal: from what is kept (side 256) 0.9 of the rate on tensors that are in memory. Photographs are 800 x 600 JPEG files,
-with RandAugment. `loader alone` is an epoch without the model. Processor time counts the workers' too, which is work
-that tensors in memory do not need at all.
+Photographs are 800 x 600 JPEG files, with RandAugment; kept ones have side 256. `loader alone` is an epoch without the
+model. Processor time counts the workers' too.
 """
 
 from __future__ import annotations
