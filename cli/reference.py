@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import click
 
-from vlltr_index.cli.main import COMMANDS, vlltr
+from vlltr_index.cli.main import vlltr
 
 __all__ = ["commands", "reference"]
 
@@ -18,7 +18,7 @@ Made from the program by `python -m vlltr_index.cli.reference > docs/commands.md
 `vlltr [-w DIR] [--json] [-q] [-v] COMMAND ...`: a workspace is the nearest folder upward with a `vlltr.toml`, or
 the one that `-w` names. `--json` writes results to stdout as JSON; everything else goes to stderr. Exit codes: 0
 done, 1 failed, 2 the command was not understood, 130 stopped by Ctrl-C. A command that was stopped goes on where it
-was when it is run again.
+was when it is run again. Every command takes `-h`.
 """
 
 
@@ -42,7 +42,7 @@ def reference() -> str:
     for path, command in commands():
         if path[0] not in seen:
             seen.add(path[0])
-            parts.append(f"## vlltr {path[0]}\n\n{COMMANDS[path[0]][1]}\n")
+            parts.append(f"## vlltr {path[0]}\n")
         parts.append(_entry(path, command))
     return "\n".join(parts)
 
@@ -53,7 +53,7 @@ def _entry(path: tuple[str, ...], command: click.Command) -> str:
         info_name=" ".join(("vlltr", *path)),
         max_content_width=100,
         terminal_width=100,
-        help_option_names=["-h", "--help"],
+        help_option_names=[],  # said once, above
     )
     return f"```text\n{command.get_help(context).rstrip()}\n```\n"
 
