@@ -153,8 +153,8 @@ def generated(result: dict[str, Any]) -> str:
     found: dict[str, Sequence[float]] = result["accuracy"]
     lines = [
         f"Top-1 of the text branch in per cent on {result['images']:,} test images; recipe `{result['recipe']}`, seed"
-        f" {result['seed']}, {result['sentences']:,} right sentences; mean over {len(next(iter(found.values())))} draws"
-        " and their standard deviation.",
+        f" {result['seed']}, {result['sentences']:,} right sentences; mean and standard deviation of"
+        f" {len(next(iter(found.values())))} draws.",
         "",
         "| wrong sentences for each right one | attention | " + " | ".join(WAYS) + " |",
         "| --- | --- |" + " --- |" * len(WAYS),

@@ -95,10 +95,9 @@ def generated(runs: Sequence[dict[str, Any]]) -> str:
     groups = [group for group in GROUPS if all(group in run["groups"] for run in runs)]
     known = first["groups"][groups[0]]["images"][0]
     lines = [
-        f"Known: the {known:,} test images; unknown: the test images of held-out classes, none of which was added."
-        f" AUROC, the share of unknown images accepted where 95 % of the known are (FPR), and the shares that"
-        f" `vlltr predict --reject` accepts. Seeds {', '.join(str(r['seed']) for r in runs)}; data set"
-        f" `{first['dataset'][:16]}`.",
+        f"Known: the {known:,} test images; unknown: the test images of held-out classes, none added. FPR: per cent of"
+        f" unknown images accepted where 95 % of the known are; then what `vlltr predict --reject` accepts. Seeds"
+        f" {', '.join(str(r['seed']) for r in runs)}; data set `{first['dataset'][:16]}`.",
         "",
         "| held-out classes | score | AUROC | FPR | known accepted | unknown accepted |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -81,8 +81,8 @@ def generated(runs: list[dict[str, Any]]) -> str:
     """The table as Markdown; the last run has all weights tuned."""
     lines = [
         f"Top-1 in per cent on {len(runs[0]['labels']):,} test images, one seed. `none` and `text` keep the image tower"
-        " of the shipped encoder, `full` trains all weights from a random start. Below: vl-ltr of all weights less"
-        " vl-ltr of the row, with the 95 % bootstrap interval over classes and the images within them.",
+        " of the shipped encoder, `full` trains all weights from a random start. Below: vl-ltr of `full` less that of"
+        " the row, with the 95 % bootstrap interval.",
         "",
         "| cvlp.tune | row | " + " | ".join(BINS) + " |",
         "| --- | --- |" + " --- |" * len(BINS),
@@ -95,7 +95,7 @@ def generated(runs: list[dict[str, Any]]) -> str:
     for run in runs[:-1]:
         cells = " | ".join(difference(runs[-1:], b, METHOD, [run]) for b in BINS)
         lines.append(f"| {run['tune']} | {cells} |")
-    lines += ["", "Seconds a step on one thread; the machine may have had other work:", ""]
+    lines += ["", "Seconds a step, on a machine with other work:", ""]
     for run in runs[:-1]:
         lines.append(f"- {run['tune']}: " + ", ".join(f"{n} {s:.0f}" for n, s in run["seconds"].items()))
     return "\n".join(lines) + "\n"

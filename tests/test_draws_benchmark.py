@@ -116,7 +116,7 @@ def test_the_table_has_gaps_texts_additions_and_calibration() -> None:
     assert "| 10x20 | 2 | 80.0 | 90.0 | - | 90.0 | - | - | +10.00, +10.00, +10.0 |" in text
     assert "| 10x20 | +10.00, +10.00, +10.0 | +20.00, " in text
     assert "| 10x20 | 2.00 (1.00) / 100 (50) | 2.00 (1.00) / 100 (50) | 2.00 (-) / 100 (-) |" in text
-    assert "| 10x20 | 10.0 / 1.00 | 5.0 / 0.50 | image side | 0.5 |" in text
+    assert "| 10.0 / 1.00 | 5.0 / 0.50 | image side | 0.5 |" in text
 
 
 @pytest.mark.slow
