@@ -49,13 +49,3 @@ def test_rows_change_only_what_they_are_about() -> None:
     for number, row in ROWS.items():
         values = ("cvlp.seed=4", "lgr.seed=4", *changes.get(number, ()))
         assert recipe_of(row, 4) == override(base, values)
-
-
-def test_the_recipe_is_what_the_page_says() -> None:
-    """It starts from the weights that ship, with distillation, for six epochs."""
-    recipe = load_recipe(RECIPE)
-    assert (recipe.encoder.pretrained, recipe.cvlp.distillation, recipe.cvlp.epochs) == ("glyphs", "full", 6)
-    ours = load_recipe("glyphs_lt/ours")
-    assert recipe.lgr == ours.lgr
-    assert recipe.select == ours.select
-    assert recipe.fusion == ours.fusion

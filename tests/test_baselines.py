@@ -18,15 +18,12 @@ from vlltr_index.baselines import (
     best_setting,
     choose_tip,
     class_means,
-    cosine_logits,
     fc_head,
-    first_of_each_class,
     hold_back,
     knn_sentence_logits,
     linear_logits,
     lws_scales,
     shrunk_discriminant,
-    tau_normalised,
     tip_logits,
 )
 from vlltr_index.errors import InputError, VlltrError
@@ -49,18 +46,6 @@ def blobs(counts: tuple[int, ...], seed: int = 0, dim: int = 6) -> tuple[Tensor,
 def cosine(a: Tensor, b: Tensor) -> float:
     """Of two vectors."""
     return float(a @ b / (a.norm() * b.norm()))
-
-
-@quick
-@given(seed=seeds, images=st.integers(1, 7), classes=st.integers(1, 5), dim=st.integers(1, 4))
-def test_linear_and_cosine_logits_equal_their_twins(seed: int, images: int, classes: int, dim: int) -> None:
-    """One product at a time; without a bias it is left out."""
-    x, w, b = draw(seed, images, dim), draw(seed + 1, classes, dim), draw(seed + 2, classes)
-    plain = torch.stack([torch.stack([row @ v for v in w]) for row in x])
-    torch.testing.assert_close(linear_logits(x, w), plain)
-    torch.testing.assert_close(linear_logits(x, w, b), plain + b)
-    cosines = torch.tensor([[cosine(row, v) for v in w] for row in x], dtype=torch.float64)
-    torch.testing.assert_close(cosine_logits(x, w, 7.0), 7 * cosines)
 
 
 @quick
@@ -110,16 +95,6 @@ def test_the_discriminant_is_the_textbooks() -> None:
     assert torch.allclose((found + distance / 2).std(1), torch.zeros(7, dtype=torch.float64), atol=1e-9)
     alone = linear_logits(queries, *shrunk_discriminant(x[:3], y[:3], 3))
     assert torch.equal(alone.argmax(1), torch.cdist(queries, x[:3]).argmin(1))
-
-
-@quick
-@given(seed=seeds, classes=st.integers(1, 5), tau=st.sampled_from([0.0, 0.3, 1.0]))
-def test_tau_normalisation_equals_its_twin(seed: int, classes: int, tau: float) -> None:
-    """w / |w|^tau row by row; a zero row stays."""
-    w = draw(seed, classes, 3)
-    for row, was in zip(tau_normalised(w, tau), w, strict=True):
-        torch.testing.assert_close(row, was / was.norm() ** tau)
-    assert bool((tau_normalised(torch.zeros(1, 3), tau) == 0).all())
 
 
 @quick
@@ -174,14 +149,6 @@ def test_alpha_and_beta_are_the_best_pair() -> None:
     assert choose_tip(x, labels, cache, alphas, betas) == (best, pytest.approx(max(scores)))
 
 
-@quick
-@given(labels=st.lists(st.integers(0, 4), max_size=30), limit=st.integers(1, 5))
-def test_the_cache_keeps_the_first_images_of_each_class(labels: list[int], limit: int) -> None:
-    """In the order they come, at most `limit` of each."""
-    expected = [i for i, label in enumerate(labels) if labels[:i].count(label) < limit]
-    assert first_of_each_class(torch.tensor(labels, dtype=torch.int64), limit).tolist() == expected
-
-
 def test_the_linear_head_reaches_the_minimum() -> None:
     """With the whole set in each batch and many epochs the loss is that of gradient descent's twin, or below."""
     x, labels = blobs((30, 12, 3, 1))
@@ -216,19 +183,6 @@ def test_a_step_takes_one_view_of_an_image() -> None:
     assert float(heads[0].abs().max()) < 0.5  # the views cancel
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
-
-
-def test_weight_scaling_lowers_the_balanced_loss() -> None:
-    """One factor a class; the classifier itself stays."""
-    x, labels = blobs((40, 5, 1), seed=5)
-    weight, bias = class_means(x, labels, 3), torch.tensor([1.5, 0.0, -1.0], dtype=torch.float64)
-    factors = lws_scales(x, labels, weight, bias, HeadTraining(40, lr=0.05, sampler_power=1.0))
-    balance = 1.0 / torch.bincount(labels)[labels].double()
-    before, now = (
-        float((balance * cross_entropy(linear_logits(x, weight, bias) * f, labels, reduction="none")).sum())
-        for f in (torch.ones(3), factors)
-    )
-    assert now < before
 
 
 def test_a_loss_that_is_not_finite_is_an_error() -> None:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
-import pytest
-
-from benchmarks import baselines
 from benchmarks.baselines import MARKS, generated, placed
 from benchmarks.random_words import waffle_noise, waffle_text
 
@@ -59,31 +54,6 @@ def test_it_is_put_between_its_marks() -> None:
     assert page.startswith("# Results\n\ntext\n\n## Baselines on Glyphs-LT\n\n")
     assert placed(page + "after\n", "two") == page.replace("one", "two") + "after\n"
     assert page.count(MARKS[0]) == page.count(MARKS[1]) == 1
-
-
-def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No workspace for the seed, no results: the command to run."""
-    with pytest.raises(
-        SystemExit, match=r"is no workspace; run: python -m benchmarks.glyphs_lt run --seed 7"
-    ):
-        baselines.run(7, tmp_path)
-    monkeypatch.setattr(baselines, "RESULTS", tmp_path)
-    with pytest.raises(SystemExit, match=r"no results; run: python -m benchmarks.baselines run"):
-        baselines.write()
-
-
-def test_the_page_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twice the same results, twice the same page."""
-    (tmp_path / "docs").mkdir()
-    page = tmp_path / "docs" / "results.md"
-    page.write_text("# Results\n", encoding="utf-8")
-    (tmp_path / "baselines-0.json").write_text(json.dumps(result(0)), encoding="utf-8")
-    monkeypatch.setattr(baselines, "RESULTS", tmp_path)
-    monkeypatch.setattr(baselines, "ROOT", tmp_path)
-    baselines.write()
-    first = page.read_text(encoding="utf-8")
-    baselines.write()
-    assert page.read_text(encoding="utf-8") == first
 
 
 def test_random_words_follow_the_name() -> None:

@@ -60,10 +60,3 @@ def test_unknown_names_get_close_ones(table: ClassTable) -> None:
         table.lookup("goldfish")
     assert error.value.hint == "List all: vlltr classes list"
     assert table.find("goldfish") is None
-
-
-def test_no_classes_yet() -> None:
-    """An empty workspace says how to get classes."""
-    with pytest.raises(UnknownClassError) as error:
-        ClassTable({}, {}).lookup("x")
-    assert str(error.value) == "no class 'x'\nThere are no classes yet: vlltr ingest text PATH"

@@ -59,20 +59,6 @@ def test_folder_of_texts(tmp_path: Path) -> None:
     assert {r.source for r in read_text(tmp_path, "mine") if isinstance(r, SentenceRecord)} == {"mine"}
 
 
-def test_folder_with_links_and_empty_files(tmp_path: Path) -> None:
-    """An empty class and a link that leaves the folder are left out with their reasons."""
-    secret = write(tmp_path / "secret.txt", "Secret.")
-    folder = tmp_path / "texts"
-    write(folder / "owl.txt", "It hoots.")
-    write(folder / "tit.txt", " \n")
-    (folder / "link.txt").symlink_to(secret)
-    assert records(folder) == [("owl", "It hoots.")]
-    assert left_out(folder) == [
-        (str(folder / "link.txt"), "a link that leaves the folder"),
-        (str(folder / "tit.txt"), "the text is empty"),
-    ]
-
-
 def test_every_format_gives_the_same_records(tmp_path: Path) -> None:
     """JSONL, CSV, TSV and Parquet with the same rows read the same."""
     rows = [
@@ -103,16 +89,6 @@ def test_every_format_gives_the_same_records(tmp_path: Path) -> None:
         assert [(r.class_name, r.text) for r in found if isinstance(r, SentenceRecord)] == [
             (r.class_name, r.text) for r in expected
         ]
-
-
-def test_source_defaults_to_the_file(tmp_path: Path) -> None:
-    """A record without a source gets the file's name, or the one that was asked for."""
-    path = write(
-        tmp_path / "notes.jsonl",
-        '{"class": "owl", "text": "Hoots."}\n{"class": "owl", "text": "Flies.", "source": "x"}',
-    )
-    assert [r.source for r in read_text(path) if isinstance(r, SentenceRecord)] == ["notes.jsonl", "x"]
-    assert [r.source for r in read_text(path, "mine") if isinstance(r, SentenceRecord)] == ["mine", "x"]
 
 
 def test_json_lists_hold_sentences_already(tmp_path: Path) -> None:
@@ -162,17 +138,8 @@ ROW = 'For example: {"class": "tench", "text": "A tench is a fish."}'
             "Mend this line.",
         ),
         ("[" * 100_000, ":2: not JSON: a number too long or too deeply nested", "Mend this line."),
-        ("1" * 5000, ":2: not JSON: a number too long or too deeply nested", "Mend this line."),
-        ('["a", "b"]', ":2: expected an object, got a list", None),
         ('{"text": "x"}', ":2: no 'class'; the row has 'text'", ROW),
-        ("{}", ":2: no 'class'; the row has nothing", ROW),
         ('{"class": "a", "text": 3}', ":2: 'text' must be a string, got a number", "Mend this row."),
-        ('{"class": null, "text": "x"}', ":2: 'class' must be a string, got null", "Mend this row."),
-        (
-            '{"class": "a", "text": "x", "source": ["y"]}',
-            ":2: 'source' must be a string, got a list",
-            "Mend this row.",
-        ),
         ('{"class": "", "text": "x"}', ":2: the class name is empty", "Give every row a class name."),
     ],
 )
@@ -187,10 +154,8 @@ def test_bad_jsonl_lines(tmp_path: Path, line: str, message: str, hint: str | No
 @pytest.mark.parametrize(
     ("value", "message", "hint"),
     [
-        ("[1, 2]", ": got a list", 'Expected {"tench": ["A tench is a fish.", ...], ...}'),
         ("{}", ": no class in it", 'Expected {"tench": ["A tench is a fish.", ...], ...}'),
         ('{"a": 3}', ": class 'a': expected a list of sentences, got a number", None),
-        ('{"a": true}', ": class 'a': expected a list of sentences, got true", None),
         ('{"a": ["x", null]}', ": class 'a', sentence 2: must be a string, got null", "Mend this sentence."),
         ('{"a": ["x"],\n "a": ["y"]}', ": class 'a' occurs twice", "Put all its sentences under one key."),
         ('{"a": ["x"],\n "b": [}', ":2: not JSON: Expecting value at column 8", None),
@@ -236,16 +201,13 @@ def test_bad_parquet(tmp_path: Path) -> None:
     )
     pq.write_table(pa.table({"class": ["a", "b"], "text": pa.array([1, 2])}), path)
     assert failure(path).message == f"{path}#0: 'text' must be a string, got a number"
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    assert failure(path).message.startswith(f"{path}: not a readable Parquet file: ")
 
 
-@pytest.mark.parametrize("name", ["t.jsonl", "t.csv", "t.json", "owl.txt"])
+@pytest.mark.parametrize("name", ["t.csv", "owl.txt"])
 def test_other_encodings_are_named(tmp_path: Path, name: str) -> None:
     """Text that is not UTF-8 is refused with the byte, its place and the command that converts it."""
     path = write(tmp_path / name, "cafébar".encode("latin-1"))
-    where = f"{path}:1" if name in ("t.jsonl", "t.csv") else str(path)
+    where = f"{path}:1" if name == "t.csv" else str(path)
     assert str(failure(path)) == (
         f"{where}: not UTF-8 text (byte 0xe9 at position 3)\n"
         f"Convert it first: iconv -f ENCODING -t UTF-8 '{path}' > NEW   (often GBK, LATIN1 or CP1252)"
@@ -305,31 +267,30 @@ def test_a_file_that_names_classes_tells_of_one(tmp_path: Path) -> None:
         f"{tmp_path / 'a.json'} says nothing about 'wren'; it is about 'Owl' and 1 more\n"
         "Name the class as the file does."
     )
-    with pytest.raises(InputError, match=r"e\.json:1: not JSON: "):
-        class_sentences(write(tmp_path / "e.json", '{"a": ['), "owl")
-    with pytest.raises(InputError, match=r"f\.jsonl:1: no 'text'"):
-        class_sentences(write(tmp_path / "f.jsonl", '{"class": "owl"}'), "owl")
 
 
 def test_what_a_folder_of_texts_leaves_out(tmp_path: Path) -> None:
-    """Files of other kinds are named, with the command for those that name their classes; links are looked through."""
+    """Files of other kinds, with the command for those that name their classes, empty ones, links that lead away."""
+    secret = write(tmp_path / "secret.txt", "Secret.")
     folder = tmp_path / "texts"
     write(folder / "owl.txt", "It hoots.")
     write(folder / "more.json", "{}")
     write(folder / "notes.docx", "x")
     write(folder / "tit.TXT", "It sings.")
     write(folder / ".hidden.json", "{}")
+    write(folder / "wren.txt", " \n")
+    (folder / "link.txt").symlink_to(secret)
     (folder / "loop.txt").symlink_to(folder / "loop.txt")
     assert records(folder) == [("owl", "It hoots.")]
-    assert left_out(folder) == [
-        (
-            str(folder / "more.json"),
-            f"of a folder, .txt files are read; take it by itself: vlltr ingest text {folder / 'more.json'}",
-        ),
-        (str(folder / "notes.docx"), "of a folder, .txt files are read"),
-        (str(folder / "tit.TXT"), "of a folder, .txt files are read"),
-        (str(folder / "loop.txt"), "not a file"),
-    ]
+    json_file = folder / "more.json"
+    assert dict(left_out(folder)) == {
+        str(json_file): f"of a folder, .txt files are read; take it by itself: vlltr ingest text {json_file}",
+        str(folder / "notes.docx"): "of a folder, .txt files are read",
+        str(folder / "tit.TXT"): "of a folder, .txt files are read",
+        str(folder / "loop.txt"): "not a file",
+        str(folder / "link.txt"): "a link that leaves the folder",
+        str(folder / "wren.txt"): "the text is empty",
+    }
 
 
 json_values: st.SearchStrategy[Any] = st.recursive(

@@ -187,49 +187,6 @@ def test_parts_of_the_papers_sum_add_up_to_the_probability() -> None:
     assert parts_of(alone, 0, 0, "ours") == (0.0, 0.0)
 
 
-def test_the_rival_is_found_where_all_others_have_a_probability_of_zero() -> None:
-    """A class that is quite certain is held against the next best, not against any other."""
-    image = torch.tensor([[0.0, -900.0, -300.0, -600.0]])
-    fused = fuse(trained_alone(image), torch.zeros(1, 4), EVEN)
-    assert fused.probabilities[0].tolist() == [1.0, 0.0, 0.0, 0.0]
-    assert parts_of(fused, 0, 0, "ours") == (300.0, 0.0)
-
-
-def test_retired_rows_do_not_take_mass_and_merged_rows_add_up() -> None:
-    """A retired row's huge logit changes nothing; two rows of one class add their probabilities."""
-    visual = torch.tensor([[1.0, 0.5, 99.0, -0.3]])
-    logits = class_logits(visual, torch.tensor([0, 1, -1, 0]), 2)
-    fused = fuse_protocol(logits, torch.zeros(1, 2), "paper", 1.0)
-    parts = visual[:, [0, 1, 3]].softmax(1)[0]
-    torch.testing.assert_close(fused.probabilities[0], torch.stack([parts[0] + parts[2], parts[1]]))
-
-
-def test_the_papers_sum_is_the_release_s_expression() -> None:
-    """With a row for every class: softmax * alpha + softmax * (1 - alpha), and the sum of logits for its bins."""
-    visual, text = drawn(2, 1.0, 4, 5), drawn(3, 20.0, 4, 5)
-    for alpha in (0.2, 0.5, 0.7):
-        fused = fuse_protocol(visual, text, "paper", alpha)
-        expected = visual.softmax(1) * alpha + text.softmax(1) * (1 - alpha)
-        torch.testing.assert_close(fused.probabilities, expected)
-        torch.testing.assert_close(fused.by_image, visual.softmax(1))
-        torch.testing.assert_close(fused.by_text, text.softmax(1))
-    fused = fuse_protocol(visual, text, "logits", 0.5)
-    torch.testing.assert_close(fused.probabilities, (visual + text).softmax(1))
-    torch.testing.assert_close(fused.visual_part, visual)
-    torch.testing.assert_close(fused.text_part, text)
-
-
-def test_the_papers_sum_starves_a_new_class_and_ours_does_not() -> None:
-    """Which is why it is not the default: a class without a row gets 1 - alpha of its text probability."""
-    text = torch.tensor([[0.0, 0.0, 8.0]])
-    fused = fuse_protocol(torch.tensor([[9.0, 0.0, NONE]]), text, "paper", 0.9)
-    torch.testing.assert_close(fused.probabilities[0, 2], 0.1 * text.softmax(1)[0, 2])
-    assert fused.probabilities.argmax() == 0
-    trained, likelihoods = torch.tensor([True, True, False]), torch.zeros(1, 3)
-    side = image_side(torch.tensor([[9.0, 0.0, 0.0]]), likelihoods, trained, trained, EVEN)
-    assert fuse(side, text, EVEN).probabilities.argmax() == 2
-
-
 def test_weights_out_of_range_are_refused() -> None:
     """Each is named with its bounds, and the command that fits it again."""
     for name, value in (("image", -0.1), ("generative", math.nan), ("text", math.inf)):
@@ -251,10 +208,5 @@ def test_fusion_refuses_what_does_not_fit() -> None:
         fuse(trained_alone(two), three, WEIGHTS)
     with pytest.raises(InputError, match=r"text_logits must have shape \[N, D\], got \[3\]"):
         fuse(trained_alone(three), three[0], WEIGHTS)
-    with pytest.raises(InputError, match=r"visual_logits must have shape \[2, 3\], got \[1, 3\]"):
-        fuse_protocol(three, three.expand(2, 3), "paper", 0.5)
-    for owners in ([0, 3], [0, -2]):
-        with pytest.raises(InputError, match="row_class must lie in 0"):
-            class_logits(two, torch.tensor(owners), 3)
-    with pytest.raises(InputError, match=r"row_class must have shape \[2\], got \[3\]"):
-        class_logits(two, torch.tensor([0, 1, 2]), 3)
+    with pytest.raises(InputError, match="row_class must lie in 0"):
+        class_logits(two, torch.tensor([0, 3]), 3)

@@ -86,14 +86,11 @@ def test_files_that_are_no_commits_are_left_alone(history: LocalHistory) -> None
     ("content", "why"),
     [
         (b"", "Expecting value"),
-        (b'{"id": 2, "par', "Unterminated string"),
         (b"\xff\xfe\x00", "'utf-8' codec can't decode"),
-        (b"[1, 2]", "not a JSON object"),
         (b"[" * 100_000, "recursion"),
         (b'{"id": 2}', "parent: Field required"),
         (None, "it says it is commit 1"),
         ("extra", "surprise: Extra inputs are not permitted"),
-        ("tables", "tables.classes: Input should be a valid integer"),
     ],
 )
 def test_damage_is_named(history: LocalHistory, content: bytes | str | None, why: str) -> None:
@@ -103,8 +100,7 @@ def test_damage_is_named(history: LocalHistory, content: bytes | str | None, why
     if content is None:
         path.write_bytes((history.folder / "1.json").read_bytes())
     elif isinstance(content, str):
-        values = commit(2).model_dump(mode="json") | ({"surprise": 1} if content == "extra" else {})
-        values |= {"tables": {"classes": "many"}} if content == "tables" else {}
+        values = commit(2).model_dump(mode="json") | {"surprise": 1}
         path.write_text(json.dumps(values))
     else:
         path.write_bytes(content)
@@ -142,23 +138,13 @@ def test_whether_there_is_a_newer_commit(history: LocalHistory) -> None:
     assert not history.newer_than(1)
 
 
-def test_a_state_is_named_by_the_commit_that_first_held_it() -> None:
-    """A rollback's state is its target's, any other commit's its own."""
-    assert (commit(4).state, commit(4, state_of=2).state) == (4, 2)
-
-
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
         ({"index": {"digest": 5}}, "index.digest: Input should be a valid string"),
-        ({"index": {"kind": "flat"}}, "index.digest: Field required"),
         ({"tables": {"classes": -1}}, "tables.classes: Input should be greater than or equal to 1"),
         ({"text_fp": "../x"}, "text_fp: String should match pattern '^[A-Za-z0-9_.-]+$'"),
-        ({"info": {"next": 5}}, "info.next: Input should be a valid dictionary"),
         ({"info": {"logit_scale": float("nan")}}, "info.logit_scale: Input should be a finite number"),
-        ({"info": {"tuned": {"checkpoint": "d"}}}, "info.tuned.from: Field required"),
-        ({"info": {"baselines": {"ncm": None}}}, "info.baselines.ncm: Input should be a valid string"),
-        ({"info": []}, "info: Input should be a valid dictionary"),
     ],
 )
 def test_facts_of_another_type_are_damage(history: LocalHistory, fields: dict[str, Any], why: str) -> None:

@@ -15,7 +15,6 @@ import torch
 from neighbours import DIM, anchors, check_hits, naive, queries, recall
 from torch import Tensor
 
-from vlltr_index import index as index_module
 from vlltr_index.errors import InputError, MissingStepError, WorkspaceError
 from vlltr_index.index import (
     KINDS,
@@ -50,48 +49,15 @@ def test_finds_the_nearest(kind: str, k: int) -> None:
 
 @every_kind
 def test_pads_what_is_not_there(kind: str) -> None:
-    """More neighbours than anchors: every anchor is found, and the rest is padding."""
+    """More neighbours than anchors: every anchor is found, and the rest is padding; no query has no answer."""
     vectors, keys = anchors(50)
     scores, found = build_index(vectors, keys, kind).search(queries(), 60)
     assert found.shape == scores.shape == (7, 60)
     check_hits(scores, found, queries(), vectors, keys)
     assert bool((found[:, :50] >= 0).all())
     assert bool((found[:, 50:] == -1).all())
-
-
-@every_kind
-def test_a_single_anchor_and_no_query(kind: str) -> None:
-    """The smallest index works, and an empty batch gives empty answers."""
-    vectors, keys = anchors(1)
-    index = build_index(vectors, keys, kind)
-    assert index.search(queries(1), 1)[1].tolist() == [[int(keys[0])]]
-    scores, found = index.search(torch.empty(0, DIM), 3)
+    scores, found = build_index(vectors[:1], keys[:1], kind).search(torch.empty(0, DIM), 3)
     assert scores.shape == found.shape == (0, 3)
-
-
-@every_kind
-def test_equal_vectors_are_all_found(kind: str) -> None:
-    """The same vector under several keys gives several hits."""
-    vectors, keys = anchors(1)[0].repeat(5, 1), torch.tensor([3, 1, 4, 15, 9])
-    found = build_index(vectors, keys, kind).search(vectors[:1], 5)[1]
-    assert sorted(found[0].tolist()) == [1, 3, 4, 9, 15]
-
-
-@every_kind
-def test_queries_leave_nothing_behind(kind: str) -> None:
-    """A wide search does not change what a narrow one answers."""
-    index = build_index(*anchors(600), kind)
-    first = index.search(queries(), 3)
-    index.search(queries(), 500)
-    torch.testing.assert_close(index.search(queries(), 3), first)
-
-
-@every_kind
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_other_dtypes(kind: str, dtype: torch.dtype) -> None:
-    """Queries of another width are answered in float32."""
-    scores, _ = build_index(*anchors(40), kind).search(queries().to(dtype), 4)
-    assert scores.dtype == torch.float32
 
 
 @every_kind
@@ -115,22 +81,15 @@ def test_ivf_looks_further_until_k_are_found() -> None:
     check_hits(scores[:1, :50], found[:1, :50], queries()[:1], vectors, keys)
 
 
-def test_ivf_is_the_same_for_the_same_seed() -> None:
-    """Two builds with one seed answer alike."""
-    one, two = (build_index(*anchors(2000), "ivf", seed=3).search(queries(), 20) for _ in range(2))
-    torch.testing.assert_close(one, two)
-
-
 # ---- files
 
 
 @every_kind
-@pytest.mark.parametrize("mmap", [True, False])
-def test_save_and_load(kind: str, mmap: bool, tmp_path: Path) -> None:
-    """What is loaded answers as what was saved, mapped or read."""
+def test_save_and_load(kind: str, tmp_path: Path) -> None:
+    """What is loaded answers as what was saved."""
     index = build_index(*anchors(300), kind)
     save_index(index, tmp_path)
-    loaded = load_index(tmp_path, mmap=mmap)
+    loaded = load_index(tmp_path)
     assert (loaded.kind, loaded.dim, loaded.size) == (kind, DIM, 300)
     torch.testing.assert_close(loaded.keys, index.keys)
     torch.testing.assert_close(loaded.search(queries(), 9), index.search(queries(), 9))
@@ -142,7 +101,7 @@ def test_a_cut_file_is_refused(kind: str, tmp_path: Path) -> None:
     save_index(build_index(*anchors(100), kind), tmp_path)
     name = "anchors.safetensors" if kind == "torch" else "index.faiss"
     data = (tmp_path / name).read_bytes()
-    for length in (0, 1, len(data) // 2, len(data) - 1):
+    for length in (0, len(data) - 1):
         (tmp_path / name).write_bytes(data[:length])
         with pytest.raises(WorkspaceError) as caught:
             load_index(tmp_path, verify=False)
@@ -170,31 +129,26 @@ def test_a_changed_file_is_refused(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("content", "message"),
     [
+        (None, "Build it again: vlltr index"),
+        ("[]", "Build it again: vlltr index"),
         ({"size": 99}, r"width, anchors and keys are \(16, 100, 100\), expected \(16, 99, 99\)"),
-        ({"dim": 8}, "width, anchors and keys are"),
         ({"format": 2}, "format 2, kind 'flat' is not known to this version"),
-        ({"kind": "pq"}, "format 1, kind 'pq' is not known to this version"),
-        ({"files": {}}, "KeyError: 'anchors.safetensors'"),
         ({"files": None}, "TypeError"),
     ],
 )
-def test_facts_that_do_not_fit_are_refused(change: dict[str, object], message: str, tmp_path: Path) -> None:
-    """`index.json` must agree with the files, and be of this version."""
+def test_facts_that_do_not_fit_are_refused(
+    content: dict[str, object] | str | None, message: str, tmp_path: Path
+) -> None:
+    """`index.json` must be there, agree with the files, and be of this version."""
     save_index(build_index(*anchors(100), "flat"), tmp_path)
-    facts = json.loads((tmp_path / "index.json").read_text()) | change
-    (tmp_path / "index.json").write_text(json.dumps(facts))
+    path = tmp_path / "index.json"
+    facts = json.loads(path.read_text())
+    path.unlink()
+    if content is not None:
+        path.write_text(content if isinstance(content, str) else json.dumps(facts | content))
     with pytest.raises(WorkspaceError, match=message):
-        load_index(tmp_path)
-
-
-@pytest.mark.parametrize("content", ["", "[]", "{}", "nonsense", None])
-def test_damaged_facts_are_refused(content: str | None, tmp_path: Path) -> None:
-    """A missing, empty or foreign `index.json` gives an error of ours."""
-    save_index(build_index(*anchors(10)), tmp_path)
-    (tmp_path / "index.json").unlink() if content is None else (tmp_path / "index.json").write_text(content)
-    with pytest.raises(WorkspaceError, match="Build it again: vlltr index"):
         load_index(tmp_path)
 
 
@@ -208,66 +162,29 @@ def test_a_foreign_metric_is_refused(tmp_path: Path) -> None:
         load_index(tmp_path)
 
 
-def test_a_delta_is_not_saved(tmp_path: Path) -> None:
-    """Saving would lose the delta."""
-    vectors, keys = anchors(10)
-    index = WithDelta(build_index(vectors[:9], keys[:9]), vectors[9:], keys[9:], keys[:1])
-    with pytest.raises(InputError, match="an index with a delta cannot be saved"):
-        save_index(index, tmp_path)
-
-
 # ---- without FAISS, and with a GPU
 
 
-@pytest.fixture
-def no_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`import faiss` fails."""
-    monkeypatch.setitem(sys.modules, "faiss", None)
-
-
-def check_names_both_extras(call: Callable[[], object]) -> None:
-    """The error names both ways to install FAISS and the way without it."""
-    with pytest.raises(MissingStepError) as caught:
-        call()
-    text = str(caught.value)
-    assert text.startswith("this kind of index needs FAISS, which cannot be imported: ")
-    assert 'pip install "vlltr-index[cpu]"' in text
-    assert 'pip install "vlltr-index[gpu]"' in text
-    assert "vlltr index --kind torch" in text
-
-
-@pytest.mark.usefixtures("no_faiss")
-@pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
-def test_without_faiss_an_error_names_both_extras(kind: str) -> None:
-    """Kinds that need FAISS say how to get it."""
-    check_names_both_extras(lambda: build_index(*anchors(10), kind))
-
-
-def test_loading_without_faiss_names_both_extras(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """So does an index that another machine has built."""
-    save_index(build_index(*anchors(10), "flat"), tmp_path)
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    check_names_both_extras(lambda: load_index(tmp_path))
-
-
-@pytest.mark.usefixtures("no_faiss")
-def test_the_exact_twin_works_without_faiss(tmp_path: Path) -> None:
-    """Build, save, load and search need no FAISS for `torch`, which is what `auto` takes for few anchors."""
+def test_without_faiss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch`, which `auto` takes for few anchors, does without; other kinds say how to get it, and what to do else."""
     vectors, keys = anchors(100)
+    (tmp_path / "flat").mkdir()
+    save_index(build_index(vectors, keys, "flat"), tmp_path / "flat")
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    for call in (lambda: build_index(vectors, keys, "hnsw"), lambda: load_index(tmp_path / "flat")):
+        with pytest.raises(MissingStepError) as caught:
+            call()
+        text = str(caught.value)
+        assert text.startswith("this kind of index needs FAISS, which cannot be imported: ")
+        assert 'pip install "vlltr-index[cpu]"' in text
+        assert 'pip install "vlltr-index[gpu]"' in text
+        assert "vlltr index --kind torch" in text
     save_index(build_index(vectors, keys), tmp_path)
     loaded = load_index(tmp_path)
     assert (loaded.kind, gpu_count()) == ("torch", 0)
     torch.testing.assert_close(
         loaded.search(queries(), 5)[0].double(), naive(vectors, queries(), 5), atol=1e-5, rtol=0
     )
-
-
-def test_the_gpu_is_asked_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """FAISS ends the process when asked for a GPU it lacks, so the number of GPUs comes first."""
-    assert gpu_count() == faiss.get_num_gpus()
-    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0)
-    monkeypatch.setattr(faiss, "index_cpu_to_gpu", lambda *_: pytest.fail("asked for a GPU"), raising=False)
-    assert build_index(*anchors(10), "flat").search(queries(), 2)[1].shape == (7, 2)
 
 
 def test_a_flat_index_is_answered_by_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +224,6 @@ def test_a_flat_index_is_answered_by_the_gpu(monkeypatch: pytest.MonkeyPatch) ->
             "torch",
             "64,000 anchors of width 512: exact search takes about 1.4 ms an image",
         ),
-        (100, 64, False, "torch", "exact search takes about 0.1 ms an image"),
         (521_088, 512, False, "ivf", "would take about 12 ms an image exactly"),
         (521_088, 512, True, "flat", "521,088 anchors of width 512 fit a GPU"),
         (20_000_000, 512, True, "ivf", "do not fit a GPU"),
@@ -320,12 +236,6 @@ def test_plan(size: int, dim: int, gpu: bool, kind: str, reason: str) -> None:
     assert reason in why
 
 
-def test_auto_follows_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`auto` builds what `plan` says."""
-    monkeypatch.setattr(index_module, "_EXACT_FLOATS", 100)
-    assert build_index(*anchors(100)).kind == "ivf"
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -334,12 +244,10 @@ def test_auto_follows_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
             r"must be normalised and finite: the one with key \d+ has length 2 \(20 such\)",
         ),
         (lambda v, k: (v * torch.nan, k), "has length nan"),
-        (lambda v, k: (torch.zeros_like(v), k), "has length 0"),
         (lambda v, k: (v, k[:-1]), r"keys must have shape \[20\], got \[19\]"),
         (lambda v, k: (v, k.float()), "keys must be integers"),
         (lambda v, k: (v[0], k), r"vectors must have shape \[N, D\], got \[16\]"),
         (lambda v, k: (v, torch.zeros_like(k)), "keys must be distinct and not negative"),
-        (lambda v, k: (v, -1 - k), "keys must be distinct and not negative"),
         (lambda v, k: (v[:0], k[:0]), "there are no anchors to index\nRun: vlltr select"),
     ],
 )
@@ -349,13 +257,8 @@ def test_anchors_that_do_not_fit(
     """What cannot be indexed is refused with its reason."""
     with pytest.raises(InputError, match=message):
         build_index(*change(*anchors(20)))
-
-
-def test_unknown_kind() -> None:
-    """The message lists the kinds there are."""
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match="an index is one of torch, flat, ivf, hnsw or auto, got 'pq'"):
         build_index(*anchors(3), "pq")
-    assert str(caught.value) == "an index is one of torch, flat, ivf, hnsw or auto, got 'pq'"
 
 
 @every_kind

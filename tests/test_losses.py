@@ -31,14 +31,8 @@ quick = settings(max_examples=25, deadline=None)
 def test_contrastive_loss_equals_the_release(smoothing: float) -> None:
     """Both sides of the loss agree with the released code within 1e-6."""
     data = twins.parity("cvlp")
-    vis, lin = class_contrastive_loss(
-        data["image_features"],
-        data["text_features"],
-        data["labels"],
-        data["labels"],
-        float(data["logit_scale"]),
-        smoothing,
-    )
+    features, scale = (data["image_features"], data["text_features"]), float(data["logit_scale"])
+    vis, lin = class_contrastive_loss(*features, data["labels"], data["labels"], scale, smoothing)
     torch.testing.assert_close(vis, data[f"vis_smoothing_{smoothing}"], atol=1e-6, rtol=0)
     torch.testing.assert_close(lin, data[f"lin_smoothing_{smoothing}"], atol=1e-6, rtol=0)
 
@@ -79,27 +73,6 @@ def test_contrastive_loss_equals_its_twin(
     torch.testing.assert_close(gradients, expected, rtol=1e-7, atol=1e-9 * scale)
 
 
-def test_contrastive_loss_without_any_positive_is_zero_and_differentiable() -> None:
-    """Disjoint labels give zero on both sides, with zero gradients instead of NaN."""
-    x, t = torch.randn(3, 4, requires_grad=True), torch.randn(2, 4)
-    vis, lin = class_contrastive_loss(x, t, torch.tensor([0, 1, 2]), torch.tensor([7, 8]), 100.0, 0.1)
-    torch.autograd.backward(vis + lin)
-    assert vis.item() == lin.item() == 0.0
-    assert x.grad is not None
-    assert bool((x.grad == 0).all())
-
-
-def test_contrastive_loss_keeps_full_precision_under_autocast() -> None:
-    """Ambient bfloat16 autocast and bfloat16 inputs leave the arithmetic in float32."""
-    x, t = torch.randn(6, 32), torch.randn(5, 32)
-    a, b = torch.tensor([0, 0, 1, 2, 1, 0]), torch.tensor([0, 1, 2, 1, 0])
-    expected = class_contrastive_loss(x, t, a, b, 100.0)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(class_contrastive_loss(x, t, a, b, 100.0), expected, rtol=0, atol=0)
-    narrow = class_contrastive_loss(x.bfloat16(), t.bfloat16(), a, b, 100.0)
-    assert narrow[0].dtype == torch.float32
-
-
 def test_contrastive_loss_survives_a_zero_vector_and_a_huge_scale() -> None:
     """Gradients stay finite in float32 with a zero feature and a scale of a million."""
     x = torch.randn(4, 8)
@@ -135,32 +108,25 @@ def test_distillation_equals_its_twin(images: int, texts: int, mode: str, scale:
     assert teacher.grad is None
 
 
-def test_distillation_and_soft_targets_keep_full_precision_under_autocast() -> None:
+def test_losses_keep_full_precision_under_autocast() -> None:
     """In float32, and under an ambient bfloat16 autocast, they are what float64 gives; gradients are finite."""
     g = torch.Generator().manual_seed(0)
     student, teacher = (100 * torch.randn(5, 5, generator=g, dtype=torch.float64) for _ in range(2))
     log_prior = torch.zeros(5, dtype=torch.float64)
     exact = [distillation_loss(student, teacher, m) for m in ("full", "paired")]
     exact.append(soft_cross_entropy(student, teacher.softmax(1), log_prior))
+    labels = torch.tensor([0, 0, 1, 2, 1])
+    exact += class_contrastive_loss(student, teacher, labels, labels, 30.0)
     narrow = student.float().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         found = [distillation_loss(narrow, teacher.float(), m) for m in ("full", "paired")]
         found.append(soft_cross_entropy(narrow, teacher.float().softmax(1), log_prior.float()))
+        found += class_contrastive_loss(narrow, teacher.float(), labels, labels, 30.0)
     for one, other in zip(found, exact, strict=True):
         assert one.dtype == torch.float32
         torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)
         (grad,) = torch.autograd.grad(one, narrow, retain_graph=True)
         assert bool(grad.isfinite().all())
-
-
-@pytest.mark.parametrize("mode", ["full", "paired"])
-def test_distillation_of_one_image_and_one_sentence_is_zero(mode: str) -> None:
-    """There is nothing to choose between."""
-    one = torch.randn(1, 1, requires_grad=True)
-    loss = distillation_loss(one, torch.randn(1, 1), mode)  # type: ignore[arg-type]  # parametrize passes str
-    assert float(loss.detach()) == 0.0
-    loss.backward()
-    assert float(one.grad) == 0.0
 
 
 def test_distillation_names_both_modes() -> None:
@@ -206,8 +172,6 @@ def test_candidate_prior_at_its_ends() -> None:
     adjustment = joint_log_adjustment(prior, 4, 2)
     assert adjustment[2] == -math.inf
     assert bool(adjustment[[0, 1, 3]].isfinite().all())
-    with pytest.raises(InputError):
-        candidate_log_prior(prior, 0, 1)
 
 
 def test_text_classification_is_adjusted_cross_entropy() -> None:
@@ -222,15 +186,6 @@ def test_text_classification_is_adjusted_cross_entropy() -> None:
     torch.testing.assert_close(ours, naive)
     torch.testing.assert_close(
         torch.autograd.grad(ours, (x, t, scale)), torch.autograd.grad(naive, (x, t, scale))
-    )
-
-
-def test_adjustment_is_constant_where_candidates_follow_the_prior() -> None:
-    """Of rare classes pi is (B - 1) p, so that log p - log pi is the same for all of them."""
-    prior = sampler_prior(torch.tensor([1000.0 / (c + 1) for c in range(2000)]))
-    adjustment = joint_log_adjustment(prior, 16, 0)
-    torch.testing.assert_close(
-        adjustment[-500:], torch.full((500,), -math.log(15.0)).double(), atol=5e-3, rtol=0
     )
 
 
@@ -262,8 +217,6 @@ def test_logit_adjusted_cross_entropy() -> None:
         logit_adjusted_cross_entropy(logits, some, empty, 0.0, 0.1),
         F.cross_entropy(logits[:, :2], some, label_smoothing=0.1),
     )
-    one = logit_adjusted_cross_entropy(torch.randn(2, 1), torch.zeros(2).long(), torch.zeros(1))
-    assert float(one) == 0.0
 
 
 @settings(max_examples=30, deadline=None)
@@ -298,36 +251,13 @@ def test_soft_cross_entropy_equals_its_definition(
     )
 
 
-def test_soft_cross_entropy_leaves_out_classes_without_images() -> None:
-    """They take no probability, whatever their logit, and a target on one is refused."""
-    logits = torch.tensor([[1.0, 2.0, 50.0]], requires_grad=True)
-    log_prior = torch.tensor([0.5, 0.5, 0.0]).log()
-    loss = soft_cross_entropy(logits, torch.tensor([[0.3, 0.7, 0.0]]), log_prior, 0.0)
-    expected = -(torch.tensor([0.3, 0.7]) * torch.tensor([1.0, 2.0]).log_softmax(0)).sum()
-    torch.testing.assert_close(loss, expected)
-    (grad,) = torch.autograd.grad(loss, logits)
-    assert bool(grad.isfinite().all())
-    assert float(grad[0, 2]) == 0.0
-    with pytest.raises(InputError, match="targets name a class whose prior is zero"):
-        soft_cross_entropy(logits, torch.tensor([[0.3, 0.6, 0.1]]), log_prior, 0.0)
-    with pytest.raises(InputError, match="the batch is empty"):
-        soft_cross_entropy(torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(3))
-
-
 def test_bad_shapes_are_named() -> None:
     """The message names the argument, the shape expected, and the shape given."""
     labels = torch.zeros(2).long()
     with pytest.raises(InputError) as error:
         class_contrastive_loss(torch.randn(2, 3), torch.randn(2, 4), labels, labels, 1.0)
     assert str(error.value) == "text_features must have shape [N, 3], got [2, 4]"
-    with pytest.raises(InputError) as error:
-        class_contrastive_loss(torch.randn(2, 3), torch.randn(2, 3), labels[:1], labels, 1.0)
-    assert str(error.value) == "image_labels must have shape [2], got [1]"
-    with pytest.raises(InputError, match="image_labels must be integers"):
-        class_contrastive_loss(torch.randn(2, 3), torch.randn(2, 3), labels.float(), labels, 1.0)
     with pytest.raises(InputError, match="label_smoothing must be at least 0 and below 1"):
         class_contrastive_loss(torch.randn(2, 3), torch.randn(2, 3), labels, labels, 1.0, 1.0)
     with pytest.raises(InputError, match=r"targets must lie in 0\.\.2"):
         logit_adjusted_cross_entropy(torch.zeros(1, 3), torch.tensor([3]), torch.zeros(3))
-    with pytest.raises(InputError, match="the batch is empty"):
-        logit_adjusted_cross_entropy(torch.zeros(0, 3), labels[:0], torch.zeros(3))
