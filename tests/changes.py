@@ -18,7 +18,7 @@ from vlltr_index.ingestion import image_rows, sentence_rows
 from vlltr_index.loading import image_set
 from vlltr_index.recipe import override
 from vlltr_index.schemas.records import ImageRecord, SentenceRecord
-from vlltr_index.schemas.tables import CLASSES, class_stats
+from vlltr_index.schemas.tables import CLASSES, KEYS, class_stats
 from vlltr_index.scoring import load_scorer
 from vlltr_index.selection import select
 from vlltr_index.stages.build_index import index_anchors
@@ -80,7 +80,8 @@ def build_world(folder: Path, trained: Workspace) -> World:
     select(workspace, recipe.select)
     train_lgr_stage(workspace, recipe.lgr)
     index_anchors(workspace)
-    return World(workspace.path, _model(workspace, names, texts), _others(texts, names), files)
+    others = {name: texts[name][:8] for name in sorted(texts) if name not in names}
+    return World(workspace.path, _model(workspace, names, texts), others, files)
 
 
 def _model(workspace: Workspace, names: list[str], texts: dict[str, list[str]]) -> dict[int, Kept]:
@@ -94,10 +95,6 @@ def _model(workspace: Workspace, names: list[str], texts: dict[str, list[str]]) 
         folder = workspace.path.parent / "pictures" / "train" / name
         kept.pictures = {str(p.resolve()) for p in folder.glob("*.png")}
     return classes
-
-
-def _others(texts: dict[str, list[str]], names: list[str]) -> dict[str, list[str]]:
-    return {name: texts[name][:8] for name in sorted(texts) if name not in names}
 
 
 def write_pictures(folder: Path, parquet: Path, names: list[str]) -> list[str]:
@@ -173,6 +170,17 @@ def _count(fresh: Workspace) -> None:
         tx.upsert("class_stats", pa.Table.from_pylist(rows, schema=class_stats(len(total))))
 
 
+def state(workspace: Workspace) -> dict[str, object]:
+    """All rows that a reader sees, but when classes were made, and what the commit names."""
+    snapshot = workspace.snapshot()
+    commit = snapshot.commit
+    assert commit is not None
+    rows = {n: snapshot.table(n).sort_by(KEYS[n]).to_pylist() for n in KEYS if snapshot.count(n)}
+    for row in rows["classes"]:
+        del row["created_at"]
+    return {**rows, "head": commit.head, "fusion": commit.fusion, "info": commit.info}
+
+
 def losses(workspace: Workspace) -> dict[str, float]:
     """Sentence id to L_lin."""
     rows = workspace.snapshot().table("sentence_scores")
@@ -189,6 +197,3 @@ def probabilities(workspace: Workspace, features: torch.Tensor) -> tuple[torch.T
     """Class ids [C] and probabilities [B, C] with exhaustive retrieval."""
     scorer = load_scorer(workspace, workspace.snapshot())
     return scorer.class_ids, scorer.exhaustive(features).probabilities
-
-
-__all__ = ["Kept", "World", "anchors", "build_world", "losses", "probabilities", "rebuilt"]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from test_rollback import state
 
-from tests.changes import World, anchors
+from tests.changes import World, anchors, state
 from vlltr_index.classes import (
     ChangeReport,
     NewClass,
@@ -25,8 +25,8 @@ from vlltr_index.classes import (
     rename_class,
 )
 from vlltr_index.classes.reports import Effect
-from vlltr_index.classes.session import View, settled_losses
-from vlltr_index.errors import InputError, UnknownClassError, UsageError, VlltrError
+from vlltr_index.classes.session import View
+from vlltr_index.errors import InputError, UnknownClassError, UsageError
 from vlltr_index.loading import image_set
 from vlltr_index.scoring import load_scorer
 from vlltr_index.stages.classlist import show_class
@@ -84,12 +84,6 @@ def test_the_trained_row_of_a_removed_class_is_masked(small: Workspace, names: l
     assert torch.allclose(scorer.visual_logits(features), rows[:, left], atol=1e-5)
     fused = scorer.exhaustive(features)
     assert torch.allclose(fused.probabilities.sum(1), torch.ones(len(features)), atol=1e-5)
-
-
-def test_the_last_class_stays(small: Workspace, names: list[str]) -> None:
-    """A workspace without a class could answer nothing."""
-    with pytest.raises(InputError, match="no class would be left"):
-        remove_classes(small, names)
 
 
 def test_a_renamed_class_keeps_its_number_and_its_own_texts(small: Workspace, names: list[str]) -> None:
@@ -156,8 +150,9 @@ def test_sentences_come_and_go(small: Workspace, names: list[str]) -> None:
     assert not [s for s in [*left.anchors, *left.others] if "test" in s.text]
 
 
-def test_what_images_say_comes_and_goes_with_them(small: Workspace, world: World) -> None:
-    """A class known by text is known by its first image too, and no longer once its last has gone."""
+def test_what_images_say_comes_and_goes_with_them(small: Workspace, world: World, tmp_path: Path) -> None:
+    """A class known by text is known by its first image too, and no longer once its last has gone; an image that
+    changed is another; a trained row stays."""
     class_id = add_class(small, "okapi", ["It is an animal."]).added[0].class_id
     picture = Path(world.pictures[0])
     report = add_images(small, "okapi", [picture])
@@ -169,54 +164,14 @@ def test_what_images_say_comes_and_goes_with_them(small: Workspace, world: World
     report = remove_images(small, [shown.pictures[0].image_id[:8]])
     assert (report.classes[0].visual, report.classes[0].images) == ("none", 0)
     assert rows_of(small, "class_stats", class_id) == 0
-
-
-def test_statistics_are_the_count_and_the_sum_of_normalised_vectors(small: Workspace, world: World) -> None:
-    """Written out for a class that came later and for a trained one whose images changed."""
-    class_id = add_class(small, "okapi", ["It is an animal."]).added[0].class_id
-    add_images(small, "okapi", [Path(p) for p in world.pictures[:3]])
-    add_images(small, world.classes[0].name, [Path(world.pictures[4])])
-    snapshot = small.snapshot()
-    images, commit = image_set(snapshot, "train"), snapshot.commit
-    assert commit is not None
-    for row in snapshot.table("class_stats", where=f"class_id IN (0, {class_id})").to_pylist():
-        own = images.features[images.class_ids == row["class_id"]].double()
-        expected = (own / own.norm(dim=1, keepdim=True)).sum(0)
-        assert (row["images"], row["image_fp"]) == (len(own), commit.image_fp)
-        assert torch.allclose(torch.tensor(row["sum"], dtype=torch.float64), expected, atol=1e-6)
-
-
-def test_a_trained_row_stays_when_images_come(small: Workspace, world: World, names: list[str]) -> None:
-    """The report says so, and names the command that trains it again."""
-    report = add_images(small, names[0], [Path(world.pictures[1])])
-    assert report.classes[0].visual == "trained"
-    assert report.notes[-1].endswith("to train all rows again: vlltr refit")
-
-
-def test_an_image_that_changed_is_another(small: Workspace, world: World, tmp_path: Path) -> None:
-    """The vector of what a file held before is not taken for what it holds now."""
-    add_class(small, "okapi", ["It is an animal."])
     file = tmp_path / "one.png"
     for picture in world.pictures[:2]:
         file.write_bytes(Path(picture).read_bytes())
         add_images(small, "okapi", [file])
     assert show_class(small, "okapi").images == 2
-
-
-def refusals(world: World) -> list[tuple[type[VlltrError], str]]:
-    """Kinds and messages, in the order of the calls below."""
-    first = world.classes[0].name
-    return [
-        (InputError, "no sentence was given"),
-        (UsageError, "which sentences?"),
-        (InputError, f"no sentence of class {first!r} holds 'zebra'"),
-        (InputError, f"no sentence of class {first!r} with the id 'abcdef' can be told: there is none"),
-        (InputError, f"class {first!r} would have no sentence left, and could not be recognised by text"),
-        (InputError, "no readable image among what was given (/none.png: no such file)"),
-        (UsageError, "which images?"),
-        (InputError, "no image with the id 'abcdef' can be told: there is none"),
-        (InputError, f"{world.pictures[2]} is an image of class 'okapi' already"),
-    ]
+    report = add_images(small, world.classes[0].name, [Path(world.pictures[2])])
+    assert report.classes[0].visual == "trained"
+    assert report.notes[-1].endswith("to train all rows again: vlltr refit")
 
 
 def test_what_is_refused_is_told_and_changes_nothing(small: Workspace, world: World) -> None:
@@ -224,20 +179,30 @@ def test_what_is_refused_is_told_and_changes_nothing(small: Workspace, world: Wo
     first, picture = world.classes[0].name, Path(world.pictures[2])
     add_class(small, "okapi", ["It is an animal."])
     add_images(small, "okapi", [picture])
-    calls = [
-        lambda: add_sentences(small, first, [" "]),
-        lambda: remove_sentences(small, first),
-        lambda: remove_sentences(small, first, matching="zebra"),
-        lambda: remove_sentences(small, first, ["abcdef"]),
-        lambda: remove_sentences(small, first, matching=first.split()[0]),
-        lambda: add_images(small, first, [Path("/none.png")]),
-        lambda: remove_images(small, []),
-        lambda: remove_images(small, ["abcdef"]),
-        lambda: add_images(small, first, [picture]),
-    ]
+    names = list(small.snapshot().class_table().names.values())
+    calls: dict[str, Callable[[], object]] = {
+        "no sentence was given": lambda: add_sentences(small, first, [" "]),
+        "which sentences?": lambda: remove_sentences(small, first),
+        f"no sentence of class {first!r} holds 'zebra'": lambda: remove_sentences(
+            small, first, matching="zebra"
+        ),
+        f"no sentence of class {first!r} with the id 'abcdef' can be told: there is none": (
+            lambda: remove_sentences(small, first, ["abcdef"])
+        ),
+        f"class {first!r} would have no sentence left, and could not be recognised by text": (
+            lambda: remove_sentences(small, first, matching=first.split()[0])
+        ),
+        "no readable image among what was given (/none.png: no such file)": (
+            lambda: add_images(small, first, [Path("/none.png")])
+        ),
+        "which images?": lambda: remove_images(small, []),
+        "no image with the id 'abcdef' can be told: there is none": lambda: remove_images(small, ["abcdef"]),
+        f"{picture} is an image of class 'okapi' already": lambda: add_images(small, first, [picture]),
+        "no class would be left": lambda: remove_classes(small, names),
+    }
     at = commits(small)
-    for call, (kind, message) in zip(calls, refusals(world), strict=True):
-        with pytest.raises(kind) as caught:
+    for message, call in calls.items():
+        with pytest.raises((InputError, UsageError)) as caught:
             call()
         assert caught.value.message == message
     assert commits(small) == at
@@ -268,12 +233,8 @@ def test_dry_runs_commit_nothing(small: Workspace, world: World, names: list[str
         assert report.lines()[-1] == "This was a dry run: nothing was committed."
 
 
-@pytest.mark.parametrize(("still", "close"), [(0.0, 1e-4), (1e-3, 0.01)])
-def test_a_session_scores_only_what_changed(
-    small: Workspace, world: World, monkeypatch: pytest.MonkeyPatch, still: float, close: float
-) -> None:
+def test_a_session_scores_only_what_changed(small: Workspace, world: World) -> None:
     """After changes of every kind the session's state is what a new one reads, up to losses that hardly moved."""
-    monkeypatch.setattr("vlltr_index.classes.session._STILL", still)
     session = Session(small)
     texts = sorted(world.texts)
     add_classes(small, [NewClass(texts[0], tuple(world.texts[texts[0]]))], session=session)
@@ -288,15 +249,7 @@ def test_a_session_scores_only_what_changed(
     assert torch.equal(kept.scorer.row_owners, read.scorer.row_owners)
     assert torch.equal(kept.scorer.stats.sums, read.scorer.stats.sums)
     assert torch.equal(kept.scorer.stats.counts, read.scorer.stats.counts)
-    assert torch.allclose(kept.text_logits, read.text_logits, atol=close)
-
-
-def test_losses_count_as_moved_by_their_differences_within_a_class() -> None:
-    """A class where all moved alike keeps its old ones, another and one with a new anchor get theirs."""
-    before, at = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]), torch.tensor([0, 1, 2, 3, 4, -1])
-    losses = torch.tensor([1.5, 2.5004, 3.0, 4.02, 5.0, 9.0])
-    found = settled_losses(losses, before, at, torch.tensor([2, 2, 2]))
-    assert found.tolist() == pytest.approx([1.0, 2.0, 3.0, 4.02, 5.0, 9.0])
+    assert torch.allclose(kept.text_logits, read.text_logits, atol=0.01)
 
 
 def test_a_session_notices_what_others_wrote(small: Workspace, names: list[str]) -> None:
@@ -309,9 +262,7 @@ def test_a_session_notices_what_others_wrote(small: Workspace, names: list[str])
     assert 0 not in session.view(small.snapshot()).scorer.class_ids.tolist()
 
 
-def test_fragments_are_merged_now_and_then(
-    small: Workspace, names: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fragments_are_merged_now_and_then(small: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """The commit after every so many holds merged tables, with the same rows; going on from it works."""
     from vlltr_index.classes import change as module
 
@@ -321,17 +272,11 @@ def test_fragments_are_merged_now_and_then(
     monkeypatch.setattr(module, "_TIDY", 1)
     monkeypatch.setattr(module, "_TIDY_VECTORS", 1)
     before = anchors(small)
-    add_sentences(small, names[0], ["It is a test of many words."])
     add_class(small, "okapi", ["It is an animal."])
     remove_classes(small, ["okapi"])
-    remove_sentences(small, names[0], matching="many words")
     assert anchors(small) == before
     assert {"images", "anchors"} < set(merged)
     assert sum(name.startswith(("sentence_vectors", "image_vectors")) for name in set(merged)) == 2
-    merged.clear()
-    monkeypatch.setattr(module, "_SMALL", 0)
-    add_class(small, "okapi", ["It is an animal."])
-    assert not any("vectors" in name for name in merged)
 
 
 def test_harm_is_warned_of() -> None:
@@ -346,12 +291,6 @@ def test_harm_is_warned_of() -> None:
     assert lines[0] == "Old classes on 1,000 validation images: 90.0 % before, 85.0 % after."
     assert lines[1].startswith("Warning: the old classes lose 5.0 points.")
     assert "vlltr rollback ID" in lines[1]
-
-
-def test_the_report_names_a_class_as_it_is_stored(small: Workspace) -> None:
-    """White space in the name that was typed is not shown."""
-    report = add_class(small, "  okapi \t of the woods ", ["It is an animal."])
-    assert report.lines()[0].startswith("Added 'okapi of the woods' (class 10): ")
 
 
 def test_a_dry_run_tells_what_the_change_then_does(small: Workspace, world: World, names: list[str]) -> None:

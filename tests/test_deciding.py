@@ -160,12 +160,11 @@ def test_from_5000_images_on_one_part_is_held_out(fits: Fits) -> None:
     "data",
     [
         drawn([6]),
-        drawn([6, 6]),
-        drawn([6] * 6),
+        drawn([6] * 5, [False] * 5),
         drawn([6] * 6, [True] * 5 + [False]),
         drawn([12, 3, 1, 2, 1, 1]),
     ],
-    ids=["one class", "two classes", "six classes", "a class without a sentence", "few images"],
+    ids=["one class", "no sentence", "a class without a sentence", "few images"],
 )
 def test_classes_of_all_kinds_are_answered(data: StageTwoData) -> None:
     """The head has a row for each class, the weights are finite, and the training images are named."""
@@ -177,7 +176,9 @@ def test_classes_of_all_kinds_are_answered(data: StageTwoData) -> None:
         f"Weighed on {decision.held_out} images, each held out from what was fitted: "
     )
     assert decision.notes[1].startswith("Classes that come later meet the others by generative model ")
-    assert len(decision.notes) == 3
+    if not data.bank.num_classes:
+        assert decision.notes[2] == "There is no sentence: the images alone count."
+        assert parts_of(decision).weights.text == parts_of(decision).shared.text_r2 == 0.0
     level = parts_of(decision).accept_above
     assert level is not None
     counts, sums = class_sums(unit_rows(data.features[0]), data.labels, data.classes)
@@ -205,16 +206,6 @@ def test_where_every_class_has_one_image_nothing_is_weighed() -> None:
     assert rows.argmax(1).tolist() == data.labels.tolist()
 
 
-def test_without_any_sentence_the_images_decide() -> None:
-    """No text branch is trained, and the decision says so."""
-    data = drawn([6] * 5, [False] * 5)
-    decision = decide(data, CONFIG)
-    assert parts_of(decision).weights.text == 0.0
-    assert parts_of(decision).shared.text_r2 == 0.0
-    assert decision.notes[2] == "There is no sentence: the images alone count."
-    assert right(decision, data) > 0.9
-
-
 def test_texts_of_other_classes_do_not_count() -> None:
     """Swapped between the classes they are seen not to match, and the answers are those of the images alone."""
     data = drawn([6] * 8, order=[3, 4, 5, 6, 7, 0, 1, 2])
@@ -237,23 +228,9 @@ def test_texts_match_where_they_lie_nearer_to_their_own_images() -> None:
     assert permuted.count(False) >= 10
     assert text_matches(drawn([3] * 4)) is None
     assert text_matches(drawn([3] * 8, [True] * 4 + [False] * 4)) is None
-    assert text_matches(drawn([3] * 8, [False] * 8)) is None
 
 
-def test_notes_tell_what_the_texts_say() -> None:
-    """They foretell class means, and say more beside the images or not; of few classes nobody knows if they match."""
-    notes = decide(drawn([6] * 10), CONFIG).notes
-    assert notes[2].startswith("The texts foretell ")
-    assert notes[2].endswith((", and count beside the images.", "; beside the images they say nothing more."))
-    few = decide(drawn([6]), CONFIG).notes
-    assert few[0].startswith(
-        "Weighed on 6 images, each held out from what was fitted: no part counts; 100.0 % of them right"
-    )
-    assert few[2] == (
-        "The texts of so few classes may match the images or not, but the images say as much by themselves."
-    )
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("told", [True, False])
 def test_a_simple_rule_that_is_better_is_named(
     told: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -286,19 +263,7 @@ def test_texts_say_more_of_classes_without_images() -> None:
     assert silent.told == silent.pictured
 
 
-def same(one: Decision, other: Decision) -> bool:
-    """Whether two decisions agree in every number."""
-    heads = [decision.head.state_dict() for decision in (one, other)]
-    shared = [vars(parts_of(decision).shared) for decision in (one, other)]
-    return (
-        all(torch.equal(value, heads[1][name]) for name, value in heads[0].items())
-        and all(torch.equal(torch.as_tensor(v), torch.as_tensor(shared[1][k])) for k, v in shared[0].items())
-        and (parts_of(one).weights, parts_of(one).accept_above)
-        == (parts_of(other).weights, parts_of(other).accept_above)
-        and (one.log, one.notes, one.held_out) == (other.log, other.notes, other.held_out)
-    )
-
-
+@pytest.mark.slow
 def test_a_decision_is_made_again_and_a_stopped_one_goes_on(tmp_path: Path) -> None:
     """The same numbers whatever the caller's random state; stopped at its end, the final head is not begun anew."""
     data, config = drawn([4] * 4, apart=0.7), CONFIG.model_copy(update={"projection_lr": 0.05})
@@ -318,7 +283,9 @@ def test_a_decision_is_made_again_and_a_stopped_one_goes_on(tmp_path: Path) -> N
     torch.manual_seed(2)
     with pytest.raises(KeyboardInterrupt):
         decide(data, config, tmp_path, stop)
-    assert same(decide(data, config, tmp_path, lambda _, done, __: resumed.append(done)), whole)
+    found = decide(data, config, tmp_path, lambda _, done, __: resumed.append(done))
+    assert torch.equal(answers(found, data), answers(whole, data))
+    assert (found.log, found.notes, found.held_out) == (whole.log, whole.notes, whole.held_out)
     assert len(resumed) < len(calls)
 
 
@@ -348,7 +315,7 @@ def test_after_stage_one_the_images_that_it_did_not_see_decide(fits: Fits) -> No
     assert right(decision, data) > 0.8
 
 
-@pytest.mark.parametrize("images", [12, 3, 1])
+@pytest.mark.parametrize("images", [12, 1])
 def test_classes_that_stage_one_did_not_see_set_how_new_ones_meet_the_others(images: int, fits: Fits) -> None:
     """They stand for new ones: none of their images is weighed on, and the offset lets them in; with few images too."""
     data = drawn([20] * 8 + [images] * 2, apart=0.4)
@@ -383,21 +350,6 @@ def test_few_images_that_stage_one_did_not_see_weigh_nothing(unseen: int) -> Non
     assert right(decision, data) > 0.9
 
 
-def test_classes_that_came_after_stage_one_have_no_row(fits: Fits) -> None:
-    """What is known of their images is all that counts for them, and they are recognised beside the others."""
-    data = drawn([20] * 8 + [5] * 2, apart=0.4)
-    data = after_stage_one(data, list(range(0, 160, 5)), [8, 9])
-    data = replace(data, unseen_classes=torch.zeros_like(data.unseen_classes))
-    decision = decide(data, CONFIG)
-    assert decision.rows is not None
-    assert decision.rows.tolist() == [True] * 8 + [False] * 2
-    assert decision.held_out == 32
-    assert {frozenset(some) for some in left_out(fits, data)} == {frozenset(range(0, 160, 5))}
-    named = answers(decision, data).argmax(1) == data.labels
-    assert float(named[data.labels < 8].double().mean()) > 0.9
-    assert float(named[data.labels >= 8].double().mean()) > 0.7
-
-
 def test_a_head_that_is_trained_already_is_weighed_as_it_is() -> None:
     """On the images that it did not see; without such images the default weights hold."""
     data = after_stage_one(drawn([40] * 5, apart=0.8), list(range(0, 200, 5)), [])
@@ -407,9 +359,6 @@ def test_a_head_that_is_trained_already_is_weighed_as_it_is() -> None:
     assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
     assert notes[0].startswith("Weighed on 40 images, each held out from what was fitted: ")
     assert parts.weights.image > 0.0
-    known = after_stage_one(drawn([40] * 5 + [12] * 2, apart=0.8), list(range(0, 200, 5)), [5, 6])
-    _, notes = weigh(known, head)  # a head of five rows, beside two classes that it did not see
-    assert notes[0].startswith("Weighed on 40 images, each held out from what was fitted: ")
     parts, notes = weigh(replace(data, unseen=torch.zeros_like(data.unseen)), head)
     assert notes == [
         "No image could be kept out of training, so nothing could be weighed: the images count, text as a prior."
@@ -417,32 +366,26 @@ def test_a_head_that_is_trained_already_is_weighed_as_it_is() -> None:
     assert parts.accept_above is None
 
 
-@pytest.mark.parametrize("visual", ["cosine", "mlp"])
-def test_other_visual_classifiers_bear_a_class_without_a_sentence(visual: str) -> None:
+@pytest.mark.slow
+def test_other_visual_classifiers_bear_a_class_without_a_sentence() -> None:
     """A cosine classifier then starts from the discriminant's rows."""
     data = drawn([4] * 6, [True] * 5 + [False])
-    decision = decide(data, CONFIG.model_copy(update={"visual": visual}))
-    assert right(decision, data) > 0.9
+    for visual in ("cosine", "mlp"):
+        decision = decide(data, CONFIG.model_copy(update={"visual": visual}))
+        assert right(decision, data) > 0.9
 
 
 def test_without_any_image_the_texts_decide() -> None:
     """A head without a visual row; the answer is the text branch's."""
     data = drawn([1] * 4)
-    for visual in ("linear", "cosine"):
-        decision = without_images(data.bank, CONFIG.model_copy(update={"visual": visual}), 20.0)
-        assert decision.head.num_visual_classes == 0
-        assert decision.notes == [
-            "There is no training image: the classes are told apart by their texts alone."
-        ]
-        weights = parts_of(decision).weights
-        text = decision.head.text_logits(data.features[0], data.bank).detach()
-        model = GenerativeModel(
-            parts_of(decision).shared,
-            torch.zeros(4, dtype=torch.int64),
-            torch.zeros(4, WIDTH).double(),
-            data.prototypes,
-        )
-        likelihoods = model.log_likelihoods(unit_rows(data.features[0]))
-        none = torch.zeros(4, dtype=torch.bool)
-        side = image_side(likelihoods, likelihoods, none, none, weights)
-        torch.testing.assert_close(fuse(side, text, weights).probabilities, text.softmax(1))
+    decision = without_images(data.bank, CONFIG, 20.0)
+    assert decision.head.num_visual_classes == 0
+    assert decision.notes == ["There is no training image: the classes are told apart by their texts alone."]
+    weights = parts_of(decision).weights
+    text = decision.head.text_logits(data.features[0], data.bank).detach()
+    nothing = torch.zeros(4, dtype=torch.int64), torch.zeros(4, WIDTH).double()
+    model = GenerativeModel(parts_of(decision).shared, *nothing, data.prototypes)
+    likelihoods = model.log_likelihoods(unit_rows(data.features[0]))
+    none = torch.zeros(4, dtype=torch.bool)
+    side = image_side(likelihoods, likelihoods, none, none, weights)
+    torch.testing.assert_close(fuse(side, text, weights).probabilities, text.softmax(1))

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
-from test_cli import run
 
+from tests.commands import run
 from vlltr_index import doctor
 from vlltr_index.doctor import Check, check_requirement, check_workspace, diagnose
 from vlltr_index.workspace import Workspace
@@ -21,7 +21,6 @@ from vlltr_index.workspace import Workspace
 @pytest.mark.parametrize(
     ("version", "state", "value", "mend"),
     [
-        ("2.6.0", "ok", "2.6.0 (needs >=2.6)", None),
         ("2.13.0+cpu", "ok", "2.13.0+cpu (needs >=2.6)", None),
         ("2.7.0rc1", "ok", "2.7.0rc1 (needs >=2.6)", None),
         ("2.5.1", "problem", "2.5.1, needs >=2.6", 'pip install "torch>=2.6"'),

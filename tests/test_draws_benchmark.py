@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,8 @@ import pytest
 import torch
 
 from benchmarks.draws import Plan, measured
-from benchmarks.draws_rules import choose, folds, rules
-from benchmarks.draws_sources import TEXTS, Setting, draw, image_vectors, with_texts
+from benchmarks.draws_rules import folds
+from benchmarks.draws_sources import TEXTS, Setting, draw, with_texts
 from benchmarks.draws_table import bound, generated
 
 
@@ -36,26 +35,6 @@ def test_a_draw_depends_on_its_number_alone(source: str) -> None:
     assert not any(a.name == b.name for a, b in zip(swapped, drawn.kinds, strict=True))
 
 
-def test_more_pictures_contain_fewer() -> None:
-    """Of held-out classes, 0, 1, 2 and 5 images have the same classes and test pictures; 20 are what there is."""
-    by = [draw("heldout", Setting.of(f"10x{n}"), 0) for n in (0, 1, 2, 5)]
-    for less, more in pairwise(by):
-        assert [(k.name, k.test) for k in less.kinds] == [(k.name, k.test) for k in more.kinds]
-        assert all(set(a.train) < set(b.train) for a, b in zip(less.kinds, more.kinds, strict=True))
-    assert {len(k.train) for k in draw("heldout", Setting.of("10x20"), 0).kinds} == {8}
-    assert len(draw("heldout", Setting.of("200x3"), 0).kinds) == 99
-    assert len(by[0].others) == 10
-
-
-def test_vectors_of_clips_geometry() -> None:
-    """Norm 10, a large common mean; the file's name says all, and another view is near."""
-    names = [(str(n), f"/x/kind-0-{n}.{i}.png") for n in range(20) for i in range(5)]
-    plain, other = (next(image_vectors(None, [names], view)).vectors for view in (0, 1))
-    assert torch.allclose(plain.norm(dim=1), torch.tensor(10.0))
-    assert plain.mean(0).norm() > 6
-    assert torch.cosine_similarity(plain, other).min() > 0.95
-
-
 def test_folds_leave_every_class_an_image() -> None:
     """Each image of a class of two or more is held out once; a class of one never; five folds, or one of many."""
     labels = torch.tensor([0, 1, 1, 2, 2, 2, *([3] * 11)])
@@ -66,20 +45,6 @@ def test_folds_leave_every_class_an_image() -> None:
         assert set(labels[kept].tolist()) == {0, 1, 2, 3}
     assert len(folds(torch.arange(2500).repeat(2), 0)) == 1
     assert folds(torch.arange(4), 0) == []
-
-
-def test_a_rule_is_chosen_on_folds() -> None:
-    """Texts that fit win where images say nothing; without texts there are two rules; one image a class: no fold."""
-    chance = torch.Generator().manual_seed(0)
-    y = torch.arange(4).repeat(5)
-    directions = torch.eye(4, 16, dtype=torch.float64)
-    x = directions[y] + 0.1 * torch.randn(20, 16, generator=chance, dtype=torch.float64)
-    found = choose(rules({"own sentences": directions}, 100.0), x, y, x, 0)
-    assert list(found) == ["class means", "shrunk discriminant", "zero-shot", "Tip-Adapter"]
-    assert found["zero-shot"].on_folds == 1.0
-    assert torch.equal(found["zero-shot"].best, y)
-    alone = choose(rules({}, 100.0), x[:4], y[:4], x, 0)
-    assert [one.on_folds for one in alone.values()] == [None, None]
 
 
 def test_the_bound_is_students() -> None:

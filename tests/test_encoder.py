@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from vlltr_index import openclip, sources
-from vlltr_index.encoder import Encoder, Tokens
+from vlltr_index.encoder import Encoder
 from vlltr_index.errors import EncoderError, InputError
 
 TEXTS = ["greek small letter omega", "latin capital letter a with grave", "an arrow", "a", ""]
@@ -35,16 +35,6 @@ def encoder(request: pytest.FixtureRequest) -> Encoder:
 
 def _prints(encoder: Encoder) -> tuple[str, str]:
     return encoder.text_fp, encoder.image_fp
-
-
-def test_facts_of_an_encoder(encoder: Encoder) -> None:
-    """Width, size, scale and preprocessing are those of the configuration."""
-    tiny = encoder.name == "vlltr-tiny"
-    assert encoder.dim == (192 if tiny else 24)
-    assert encoder.image_size == (32, 32)
-    assert encoder.logit_scale == pytest.approx(1 / 0.07)
-    assert encoder.mean.tolist() == pytest.approx([0.5] * 3 if tiny else [0.48145466, 0.4578275, 0.40821073])
-    assert encoder.mean.dtype == encoder.std.dtype == torch.float32
 
 
 def test_saving_and_opening_changes_nothing(encoder: Encoder, tmp_path: Path) -> None:
@@ -133,14 +123,6 @@ def test_texts_are_encoded_in_their_order(encoder: Encoder, monkeypatch: pytest.
     assert not found.requires_grad
 
 
-def test_texts_may_be_tokenised_beforehand(encoder: Encoder) -> None:
-    """Tokens are taken as they are, so that nobody tokenises twice."""
-    tokens = encoder.tokenize(TEXTS)
-    assert isinstance(tokens, Tokens)
-    assert torch.equal(encoder.encode_texts(tokens), encoder.encode_texts(TEXTS))
-    assert encoder.encode_texts([]).shape == (0, encoder.dim)
-
-
 def test_long_texts_are_cut_and_counted(encoder: Encoder) -> None:
     """What lies beyond the context changes nothing, and the count says so."""
     start = "a " * 100
@@ -161,25 +143,16 @@ def test_features_carry_gradients_and_are_not_normalised(encoder: Encoder) -> No
         assert not torch.allclose(value.norm(dim=1), torch.ones(len(value)), atol=1e-3)
 
 
-@pytest.mark.parametrize("shape", [(3, 32, 32), (2, 1, 32, 32)])
-def test_pixels_of_another_shape_are_refused(encoder: Encoder, shape: tuple[int, ...]) -> None:
+def test_pixels_and_tokens_of_another_shape_are_refused(encoder: Encoder) -> None:
     """The message names what was expected and what came."""
-    with pytest.raises(InputError) as caught:
-        encoder.encode_pixels(torch.zeros(shape))
-    assert str(caught.value) == f"pixels must be floating [B, 3, H, W], got torch.float32 {list(shape)}"
-    with pytest.raises(InputError, match=r"torch\.uint8"):
-        encoder.encode_pixels(torch.zeros((2, 3, 32, 32), dtype=torch.uint8))
-
-
-def test_tokens_of_another_shape_are_refused(encoder: Encoder) -> None:
-    """Too long, of the wrong dtype, or without a batch."""
+    for pixels in (torch.zeros(2, 1, 32, 32), torch.zeros((2, 3, 32, 32), dtype=torch.uint8)):
+        with pytest.raises(InputError) as caught:
+            encoder.encode_pixels(pixels)
+        assert str(caught.value) == (
+            f"pixels must be floating [B, 3, H, W], got {pixels.dtype} {list(pixels.shape)}"
+        )
     context = encoder.tokenizer.context_length
-    for ids in (
-        torch.zeros(1, context + 1).long(),
-        torch.zeros(1, 4),
-        torch.zeros(4).long(),
-        torch.zeros(1, 0).long(),
-    ):
+    for ids in (torch.zeros(1, context + 1).long(), torch.zeros(1, 4)):
         with pytest.raises(InputError, match=rf"ids must be int64 \[B, 1..{context}\]"):
             encoder.encode_tokens(ids)
 
@@ -276,13 +249,6 @@ def test_another_image_size_of_a_timm_tower(tmp_path: Path) -> None:
     ).shape == (1, 24)
 
 
-def test_a_copy_has_its_own_weights(encoder: Encoder) -> None:
-    """A teacher does not move with its student."""
-    teacher = encoder.copy()
-    ours, theirs = encoder.model.state_dict(), teacher.model.state_dict()
-    assert all(torch.equal(ours[n], theirs[n]) and ours[n].data_ptr() != theirs[n].data_ptr() for n in ours)
-
-
 def test_a_word_vocabulary_needs_texts() -> None:
     """Without sentences there is nothing to build it from."""
     for texts in (None, [], ["", "!?"]):
@@ -293,28 +259,16 @@ def test_a_word_vocabulary_needs_texts() -> None:
         )
 
 
-def test_newer_folders_are_refused(encoder: Encoder, tmp_path: Path) -> None:
-    """Both numbers are named."""
-    encoder.save(tmp_path)
-    facts = json.loads((tmp_path / "encoder.json").read_text())
-    (tmp_path / "encoder.json").write_text(json.dumps({**facts, "format": 2}))
-    with pytest.raises(EncoderError) as caught:
-        Encoder.open(tmp_path)
-    assert str(caught.value) == (
-        f"{tmp_path / 'encoder.json'} has format 2, this program reads 1\nRun: pip install -U vlltr-index"
-    )
-
-
 @pytest.mark.parametrize("name", ["encoder.json", "model.safetensors", "words.json"])
-@pytest.mark.parametrize("damage", ["missing", "truncated", "empty object"])
-def test_damaged_folders_are_refused(tmp_path: Path, name: str, damage: str) -> None:
-    """Whichever file it is: one error that names it."""
+def test_damaged_folders_are_refused(tmp_path: Path, name: str) -> None:
+    """Whichever file is cut short, empty of facts or gone: one error that names the folder."""
     Encoder.scratch("vlltr-tiny", TEXTS).save(tmp_path)
     path = tmp_path / name
-    if damage == "missing":
-        path.unlink()
-    else:
-        path.write_bytes(b"{}" if damage == "empty object" else path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(EncoderError) as caught:
+    for content in (path.read_bytes()[: path.stat().st_size // 2], b"{}", None):
+        path.unlink() if content is None else path.write_bytes(content)
+        with pytest.raises(EncoderError) as caught:
+            Encoder.open(tmp_path)
+        assert str(tmp_path) in str(caught.value)
+    (tmp_path / "encoder.json").write_text('{"format": 2}')
+    with pytest.raises(EncoderError, match=r"encoder\.json has format 2, this program reads 1"):
         Encoder.open(tmp_path)
-    assert str(tmp_path) in str(caught.value)

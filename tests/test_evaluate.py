@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import run
 from vlltr_index.classes import add_class
-from vlltr_index.cli.main import main
 from vlltr_index.errors import MissingStepError, UsageError
 from vlltr_index.loading import image_set
 from vlltr_index.recipe import override
@@ -36,6 +36,7 @@ def test_the_text_row_is_the_text_branch_alone(trained: Workspace, heldout: dict
     assert report.rows["text branch"].top1["overall"].value == pytest.approx(float(right.double().mean()))
 
 
+@pytest.mark.slow
 def test_an_earlier_commit_is_evaluated_on_its_own_images(
     trained: Workspace, pictures: Path, tmp_path: Path
 ) -> None:
@@ -90,37 +91,32 @@ def test_the_method_is_compared_with_any_row(trained: Workspace) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_table_shows_every_baseline(trained: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     """`train baseline rest` makes them all and says what was chosen; `evaluate` has a row for each, and its notes."""
     sets = ["--set", "baselines.epochs=1", "--set", "baselines.lrs=[1e-2]"]
-    assert run(trained, "train", "baseline", "ncm") == 1
-    assert "Run: vlltr train baseline fc" in capsys.readouterr().err
-    assert run(trained, "train", "baseline", "fc", "--set", "baseline.epochs=1") == 0
-    assert run(trained, "train", "baseline", "rest", *sets) == 0
-    said = capsys.readouterr().out
+
+    def call(*args: str, code: int = 0) -> str:
+        found, out, err = run(capsys, "-w", trained.path, *args)
+        assert found == code
+        return err if code else out
+
+    assert "Run: vlltr train baseline fc" in call("train", "baseline", "ncm", code=1)
+    call("train", "baseline", "fc", "--set", "baseline.epochs=1")
+    said = call("train", "baseline", "rest", *sets)
     assert "\ntau-norm: tau 0." in said
     assert "chosen_on val" in said
     assert said.endswith("Next: vlltr evaluate --split test\n")
-    assert run(trained, "evaluate", "--bootstrap", "10", "--against", "crt") == 0
-    shown = capsys.readouterr().out
+    shown = call("evaluate", "--bootstrap", "10", "--against", "crt")
     for name in ("image-only", *BASELINES):
         assert f"\n {name} " in shown
     assert "ECE" in shown
     assert "vl-ltr less crt, in points [95 % of the paired bootstrap]\n  overall  " in shown
-    assert run(trained, "--json", "evaluate", "--bootstrap", "10") == 0
-    report = json.loads(capsys.readouterr().out)
+    report = json.loads(call("--json", "evaluate", "--bootstrap", "10"))
     assert report["against"] == "image-only + logit adjustment"
     assert set(report["rows"]) > set(BASELINES)
-    assert run(trained, "--json", "train", "baseline", "crt", "--seed", "3", *sets) == 0
-    assert json.loads(capsys.readouterr().out)["crt"]["settings"]["chosen_on"] == "val"
-    assert run(trained, "train", "baseline", "ncm", "--processes", "2") == 2
-    assert "baseline ncm is made in one process; --processes is for fc" in capsys.readouterr().err
-    assert run(trained, "train", "baseline", "best") == 2
-    assert "'best' is not one of 'fc', 'ncm', 'crt'" in capsys.readouterr().err
-
-
-def run(workspace: Workspace, *args: str) -> int:
-    """A `vlltr` command in the workspace; its exit code."""
-    with pytest.raises(SystemExit) as left:
-        main(["-w", str(workspace.path), *args])
-    return int(left.value.code or 0)
+    again = json.loads(call("--json", "train", "baseline", "crt", "--seed", "3", *sets))
+    assert again["crt"]["settings"]["chosen_on"] == "val"
+    refused = call("train", "baseline", "ncm", "--processes", "2", code=2)
+    assert "baseline ncm is made in one process; --processes is for fc" in refused
+    assert "'best' is not one of 'fc', 'ncm', 'crt'" in call("train", "baseline", "best", code=2)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import datasets
 import polars
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from click.testing import CliRunner
 from PIL import Image
 
@@ -83,21 +81,8 @@ def test_files_are_embedded_on_request(tmp_path: Path) -> None:
     assert not (tmp_path / "gone").exists()
 
 
-def test_the_schema_says_what_is_an_image(trained: Workspace, tmp_path: Path) -> None:
-    """The metadata is what `datasets` writes itself, and README.md names each file."""
-    export_tables(trained, tmp_path / "tables")
-    schema = pq.read_schema(tmp_path / "tables" / "images" / "train.parquet")
-    features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-    assert features["image"] == {"_type": "Image"}
-    assert datasets.Features.from_dict(features) == datasets.Features.from_arrow_schema(schema)
-    front = yaml.safe_load((tmp_path / "tables" / "README.md").read_text(encoding="utf-8").split("---\n")[1])
-    named = {item["path"] for part in front["configs"] for item in part["data_files"]}
-    there = {p.relative_to(tmp_path / "tables").as_posix() for p in (tmp_path / "tables").rglob("*.parquet")}
-    assert named == there
-
-
 def test_the_command_writes_tables(tmp_path: Path) -> None:
-    """Before anything is trained there are no anchors; a second run needs --force, and a model is no table."""
+    """Before anything is trained there are no anchors; a second run needs --force; classes there must be."""
     workspace = drawings(tmp_path)
     command = ["-w", str(workspace.path), "export", str(tmp_path / "out"), "--tables"]
     done = CliRunner().invoke(vlltr, command)
@@ -105,12 +90,8 @@ def test_the_command_writes_tables(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "anchors.parquet").exists()
     assert isinstance(CliRunner().invoke(vlltr, command).exception, PretrainedError)
     assert CliRunner().invoke(vlltr, [*command, "--force"]).exit_code == 0
-
-
-def test_an_empty_workspace(workspace: Workspace, tmp_path: Path) -> None:
-    """There is nothing to export yet."""
     with pytest.raises(MissingStepError, match="there are no classes to export"):
-        export_tables(workspace, tmp_path / "out")
+        export_tables(Workspace.create(tmp_path / "empty", workspace.recipe), tmp_path / "none")
 
 
 def test_tables_as_arrow(trained: Workspace) -> None:

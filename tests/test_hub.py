@@ -95,47 +95,33 @@ def test_the_command_pushes(
     assert hub.repos["user/birds"].messages[-1] == "Hello"
 
 
-def test_a_repository_that_is_not_there(hub: HubServer) -> None:
-    """Without a token the hub does not tell a missing repository from a private one; nor do we."""
-    for token in (None, TOKEN):
-        with pytest.raises(
-            PretrainedError, match="user/nothing is neither a folder here nor a repository"
-        ) as caught:
-            locate("user/nothing", token=token)
-        assert "If it is private: Log in (hf auth login)" in str(caught.value.hint)
-
-
-def test_a_private_repository(hub: HubServer, shared: Shared) -> None:
-    """It is not there without a token, and there with one."""
+def test_what_the_hub_does_not_give(hub: HubServer, shared: Shared, tmp_path: Path) -> None:
+    """Missing, private and gated repositories, a bad token, an unknown revision, and what is no exported model."""
+    put(hub, "user/birds", shared.folder)
     put(hub, "user/mine", shared.folder, private=True)
-    with pytest.raises(PretrainedError, match="nor a repository on the hub that you may see"):
-        locate("user/mine", token=False)
-    assert (locate("user/mine", token=TOKEN) / SUMS).is_file()
-
-
-def test_a_gated_repository(hub: HubServer, shared: Shared) -> None:
-    """Its owner has to let one in."""
     put(hub, "user/gate", shared.folder, gated=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "bert"}')
+    put(hub, "user/bert", tmp_path / "other")
+    for name, token in (("user/nothing", TOKEN), ("user/mine", False)):  # nobody is told which it is
+        with pytest.raises(
+            PretrainedError, match=f"{name} is neither a folder here nor a repository"
+        ) as caught:
+            locate(name, token=token)
+        assert "If it is private: Log in (hf auth login)" in str(caught.value.hint)
+    assert (locate("user/mine", token=TOKEN) / SUMS).is_file()
     with pytest.raises(PretrainedError, match="user/gate is gated on the hub: its owner has to let you in"):
         locate("user/gate")
-
-
-def test_a_bad_token(hub: HubServer, shared: Shared) -> None:
-    """The hub's words are passed on, for reading and for writing."""
-    put(hub, "user/birds", shared.folder)
     wrong = "hf_" + "b" * 34
     with pytest.raises(PretrainedError, match="the hub refuses user/birds with status 401") as caught:
         push(shared.folder, "user/birds", token=wrong)
     assert caught.value.hint == "Log in (hf auth login), set HF_TOKEN, or give token="
     with pytest.raises(PretrainedError, match="the hub refuses user/birds with status 401"):
         locate("user/birds", token=wrong)
-
-
-def test_an_unknown_revision(hub: HubServer, shared: Shared) -> None:
-    """It is named."""
-    put(hub, "user/birds", shared.folder)
     with pytest.raises(PretrainedError, match="user/birds has no revision 'v9' on the hub"):
         locate("user/birds", revision="v9")
+    with pytest.raises(PretrainedError, match="is not of vlltr-index: its library is None"):
+        Recognizer.from_pretrained("user/bert")
 
 
 def test_without_a_network(hub: HubServer, shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,15 +146,6 @@ def test_a_server_that_is_gone(shared: Shared, tmp_path: Path, monkeypatch: pyte
         locate("user/birds", cache_dir=tmp_path)
     with pytest.raises(PretrainedError, match="the hub cannot be reached: "):
         push(shared.folder, "user/birds", token=TOKEN)
-
-
-def test_a_repository_of_something_else(hub: HubServer, tmp_path: Path) -> None:
-    """A repository that is no exported model is named as such."""
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "config.json").write_text('{"model_type": "bert"}')
-    put(hub, "user/bert", tmp_path / "other")
-    with pytest.raises(PretrainedError, match="is not of vlltr-index: its library is None"):
-        Recognizer.from_pretrained("user/bert")
 
 
 def test_a_damaged_folder_is_not_pushed(hub: HubServer, shared: Shared, tmp_path: Path) -> None:

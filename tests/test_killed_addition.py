@@ -10,24 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.changes import World
+from tests.changes import World, state
 from tests.killed import add_until, moments, okapi
-from tests.test_rollback import killed
 from vlltr_index.classes import add_classes
-from vlltr_index.schemas.tables import KEYS
 from vlltr_index.scoring import load_scorer
 from vlltr_index.workspace import Workspace
-
-
-def state(workspace: Workspace) -> dict[str, object]:
-    """All rows a reader sees, but when classes were made, and what the commit names."""
-    snapshot = workspace.snapshot()
-    commit = snapshot.commit
-    assert commit is not None
-    rows = {n: snapshot.table(n).sort_by(KEYS[n]).to_pylist() for n in KEYS if snapshot.count(n)}
-    for row in rows["classes"]:
-        del row["created_at"]
-    return {**rows, "head": commit.head, "fusion": commit.fusion, "info": commit.info}
 
 
 @dataclass(frozen=True)
@@ -68,26 +55,7 @@ def case(world: World, tmp_path_factory: pytest.TempPathFactory) -> Case:
     return Case(small, picture, before, state(whole), len(passed))
 
 
-class _Gone(BaseException):
-    """The process is no more."""
-
-
-def test_many_moments(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped without any tidying up before and after writes, one in three, and at the last ones all."""
-    for moment in sorted({*range(0, case.moments, 3), *range(case.moments - 3, case.moments)}):
-        path = case.copy(f"stopped-{moment}")
-
-        def reach(now: int, end: int = moment) -> None:
-            if now == end:
-                raise _Gone
-
-        with monkeypatch.context() as patch, moments(reach):
-            killed(patch)
-            with pytest.raises(_Gone):
-                add_classes(Workspace.open(path), [okapi(case.picture)])
-        case.check(path, over=moment == case.moments - 1)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.1, 0.4, 0.7, 1.0])
 def test_kill_9(case: Case, share: float) -> None:
     """A process of its own, killed by SIGKILL: early, in the middle, among the tags, and just after its commit."""
