@@ -50,24 +50,6 @@ def test_a_class_by_its_description_alone(
     )
 
 
-def test_the_index_delta_gives_what_a_rebuilt_index_gives(
-    trained: Workspace, heldout: dict[str, list[str]], pictures: Path
-) -> None:
-    """Searching the new anchors beside the index equals an index over all of them."""
-    from vlltr_index.stages.build_index import index_anchors
-
-    for name in sorted(heldout):
-        add_class(trained, name, heldout[name])
-    images = sorted(pictures.glob("**/*.png"))
-    beside = Recognizer.open(trained).predict(images, top=3)
-    index_anchors(trained)
-    rebuilt = Recognizer.open(trained).predict(images, top=3)
-    for a, b in zip(beside, rebuilt, strict=True):
-        assert [c.name for c in a.classes] == [c.name for c in b.classes]
-        for x, y in zip(a.classes, b.classes, strict=True):
-            assert x.probability == pytest.approx(y.probability, abs=1e-4)
-
-
 def test_images_are_counted_and_recognised(
     trained: Workspace, heldout: dict[str, list[str]], pictures: Path
 ) -> None:

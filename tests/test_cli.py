@@ -15,7 +15,6 @@ import click
 import pytest
 
 from tests.commands import run
-from vlltr_index.cli.main import COMMANDS
 from vlltr_index.cli.reference import commands
 from vlltr_index.workspace import Workspace
 
@@ -33,15 +32,6 @@ def test_every_command_has_help_and_a_docs_entry() -> None:
         for option in command.params:
             if isinstance(option, click.Option):
                 assert option.help or option.default is not None or option.required, (path, option.name)
-
-
-def test_help_lists_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    """The main help names each command once, from its stored summary."""
-    code, out, err = run(capsys, "--help")
-    assert (code, err) == (0, "")
-    for name, (_, summary) in COMMANDS.items():
-        assert f"{name} " in out
-        assert summary.split(".")[0].split(",")[0] in " ".join(out.split())
 
 
 @pytest.mark.parametrize(
@@ -137,7 +127,7 @@ def test_predict_and_explain(capsys: pytest.CaptureFixture[str], trained_once: P
 def test_evaluate_and_classes(
     capsys: pytest.CaptureFixture[str], trained: Workspace, heldout: dict[str, list[str]]
 ) -> None:
-    """The table has a row a branch; adding by sentences shows the effect; list and show know the new class."""
+    """The table has a row a branch; adding by sentences shows the effect; the list and the history have it."""
     code, out, _ = run(capsys, "-w", trained.path, "evaluate", "--split", "test", "--bootstrap", "50")
     assert code == 0
     assert {"vl-ltr", "image branch", "text branch"} <= {
@@ -153,9 +143,6 @@ def test_evaluate_and_classes(
     assert "Old classes on" in out
     code, out, _ = run(capsys, "-w", trained.path, "classes", "list")
     assert (code, len(out.splitlines())) == (0, 61)
-    code, out, _ = run(capsys, "-w", trained.path, "classes", "show", name.upper())
-    assert code == 0
-    assert len([line for line in out.splitlines() if " loss " in line]) == 2
     code, out, _ = run(capsys, "-w", trained.path, "history")
     assert "classes add" in out.splitlines()[0]
 

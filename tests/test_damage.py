@@ -1,4 +1,4 @@
-"""Damaged tables, broken tags, panics: every use of the store says what is damaged."""
+"""Damaged tables, tags, commits, heads and checkpoints: every use says what is damaged, and what mends it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from tablerows import class_rows
 
 from tests.commands import run
 from vlltr_index.errors import WorkspaceError
+from vlltr_index.heads import load_head
+from vlltr_index.recognizer import Recognizer
+from vlltr_index.report.records import Missing
 from vlltr_index.schemas.tables import CLASSES
+from vlltr_index.stages.baselines import baseline_labels
+from vlltr_index.stages.report import gather_report
+from vlltr_index.stages.status import status
+from vlltr_index.stages.train_lgr import train_lgr_stage
 from vlltr_index.store import Store
 from vlltr_index.train import checkpoint
 from vlltr_index.workspace import Workspace
@@ -170,7 +177,80 @@ def test_a_damaged_commit(trained: Workspace, pictures: Path, capsys: pytest.Cap
         code, _, err = run(capsys, "-w", trained.path, *args)
         assert code == 1
         assert f"Error: {path} is damaged: index.digest: Input should be a valid string" in err
-    path.write_text(json.dumps({**whole, "info": {}}), encoding="utf-8")
-    _, _, err = run(capsys, "-w", trained.path, "train", "lgr", "--set", "lgr.views=1")
-    assert f"Error: commit {path.stem} is damaged: its info has no logit_scale" in err
     assert {name: trained.store.version(name) for name in trained.store.names()} == before
+
+
+def head_of(workspace: Workspace) -> Path:
+    """The folder of the newest commit's head."""
+    commit = workspace.history.last()
+    assert commit is not None
+    assert commit.head is not None
+    return workspace.object_path("heads", commit.head)
+
+
+@pytest.mark.slow
+def test_flipped_bytes_in_a_head_are_noticed(trained: Workspace, pictures: Path) -> None:
+    """One byte of the weights is enough; training it again puts the files right, and the answers are as before."""
+    asked = [str(pictures / "known-0.png")]
+    before = Recognizer.open(trained).predict(asked)
+    folder = head_of(trained)
+    weights = bytearray((folder / "head.safetensors").read_bytes())
+    weights[-100] ^= 0x40
+    (folder / "head.safetensors").write_bytes(weights)
+    with pytest.raises(WorkspaceError) as error:
+        Recognizer.open(Workspace.open(trained.path)).predict(asked)
+    assert (
+        error.value.message
+        == f"{folder} is damaged: its files are not those that were written: the digest differs"
+    )
+    assert error.value.hint == (
+        "Bring it back from a backup, or make it again: vlltr train lgr. "
+        "To go back to a commit that does without it: vlltr history, then vlltr rollback ID"
+    )
+    (folder / ".DS_Store").write_text("of a file manager")
+    train_lgr_stage(trained, trained.recipe.lgr)
+    assert head_of(trained) == folder
+    (folder / ".DS_Store").write_text("of a file manager")
+    assert Recognizer.open(Workspace.open(trained.path)).predict(asked) == before
+
+
+def test_status_and_report_outlast_damaged_json(trained: Workspace) -> None:
+    """Deeply nested JSON in a head or a checkpoint is damage like any other; so are facts of another type."""
+    commit = trained.history.last()
+    assert commit is not None
+    head = head_of(trained)
+    checkpoint = trained.object_path("checkpoints", str(commit.checkpoint))
+    whole = json.loads((head / "head.json").read_text(encoding="utf-8"))
+    for path in (head / "head.json", head / "train.json", checkpoint / "encoder.json"):
+        path.write_text("[" * 100_000, encoding="utf-8")
+    report = status(trained)
+    assert report.stale[0].startswith("the head's files are damaged: ")
+    assert report.next == "vlltr train lgr"
+    assert report.encoder.startswith("vlltr-tiny, trained here (")
+    damaged = Missing("Stage 2 (LGR): its log cannot be read", "Train it again: vlltr train lgr")
+    assert damaged in gather_report(trained, commit.id).curves
+    with pytest.raises(WorkspaceError, match=r"the head in .* cannot be read: "):
+        load_head(head)
+    for values, why in (
+        ({**whole, "normalise_values": "x"}, r"normalise_values in head\.json must be of type bool, got 'x'"),
+        ({**whole, "visual": "magic"}, "visual must be 'linear', 'mlp' or 'cosine', got 'magic'"),
+        ({}, r"head\.json has no 'dim'"),
+    ):
+        (head / "head.json").write_text(json.dumps(values), encoding="utf-8")
+        with pytest.raises(WorkspaceError, match=f"the head in .* cannot be read: {why}"):
+            load_head(head)
+
+
+def test_a_damaged_baseline_names_its_command(workspace: Workspace) -> None:
+    """The image-only baseline's settings."""
+    content = '{"config": {"logit_adjustment": null}}'
+    with workspace.transaction("train baseline fc") as tx:
+        digest = workspace.put_object(
+            "checkpoints", lambda folder: (folder / "train.json").write_text(content, encoding="utf-8")
+        )
+        tx.note(baseline_fc=digest)
+    path = workspace.object_path("checkpoints", digest) / "train.json"
+    with pytest.raises(WorkspaceError) as error:
+        baseline_labels(workspace, workspace.snapshot())
+    assert error.value.message.startswith(f"{path} is damaged: ")
+    assert error.value.hint == "Make it again: vlltr train baseline fc"

@@ -1,9 +1,8 @@
-"""The benchmark of random collections: paired draws, folds that leave every class an image, a table that adds up."""
+"""The benchmark of random collections: paired draws, and folds that leave every class an image."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ import torch
 from benchmarks.draws import Plan, measured
 from benchmarks.draws_rules import folds
 from benchmarks.draws_sources import TEXTS, Setting, draw, with_texts
-from benchmarks.draws_table import bound, generated
+from benchmarks.draws_table import bound
 
 
 @pytest.mark.parametrize("source", ["heldout", "train", "clip"])
@@ -51,37 +50,6 @@ def test_the_bound_is_students() -> None:
     """t(0.95, 19) = 1.729: the mean plus that many standard errors."""
     values = [0.0, 1.0] * 10
     assert bound(values) == pytest.approx(0.5 + 1.729 * 0.51299 / 20**0.5, abs=1e-4)
-
-
-def run(texts: str, behind: float) -> dict[str, Any]:
-    """Two draws in which the method is 0.1 and 0.1 + `behind` below the discriminant."""
-    rows = {}
-    for number, gap in enumerate((0.1, 0.1 + behind)):
-        sides = {
-            "vl-ltr": {"accuracy": 0.9 - gap, "ece": 0.1, "nll": 1.0},
-            "image side": {"accuracy": 0.9, "ece": 0.05, "nll": 0.5},
-            "text side": {"accuracy": 0.5, "ece": 0.2, "nll": 2.0},
-        }
-        added = {"added": [0.88 - gap, 1.0], "joint": [0.89 - gap, 0.5]}
-        refused = {**added, "joint": "no: say why"}
-        rows[str(number)] = {
-            "sides": sides,
-            "rules": {"shrunk discriminant": 0.9},
-            "best simple": "shrunk discriminant",
-            "seconds": {"train lgr": 0.5},
-            "additions": {"before": 0.9 - gap, "5 images": added, "1 image": added, "text": refused},
-        }
-    facts = {"setting": "10x20", "source": "train", "texts": texts, "label": "", "final": False}
-    return {**facts, "versions": {"torch": "2"}, "machine": {"threads": 1}, "draws": rows}
-
-
-def test_the_table_has_gaps_texts_additions_and_calibration() -> None:
-    """Mean, upper end and worst draw; a refusal is a dash."""
-    text = generated([run("true", 0.0), run("swapped", 0.2)])
-    assert "| 10x20 | 2 | 80.0 | 90.0 | - | 90.0 | - | - | +10.00, +10.00, +10.0 |" in text
-    assert "| 10x20 | +10.00, +10.00, +10.0 | +20.00, " in text
-    assert "| 10x20 | 2.00 (1.00) / 100 (50) | 2.00 (1.00) / 100 (50) | 2.00 (-) / 100 (-) |" in text
-    assert "| 10.0 / 1.00 | 5.0 / 0.50 | image side | 0.5 |" in text
 
 
 @pytest.mark.slow

@@ -10,17 +10,16 @@ import torch
 from vlltr_index.embedding import load_sources
 from vlltr_index.errors import FingerprintMismatch
 from vlltr_index.images.decode import open_image
-from vlltr_index.loading import image_set, load_bank, open_encoder, usable_images
+from vlltr_index.loading import image_set, load_bank, open_encoder
 from vlltr_index.recipe import override
 from vlltr_index.schemas.config import WorkspaceConfig
-from vlltr_index.schemas.tables import sentence_vectors_name
 from vlltr_index.stages.embed import embed
 from vlltr_index.stages.ingest import ingest_images
 from vlltr_index.workspace import Workspace
 
 
-def test_plain_views_are_what_the_encoder_gives(trained: Workspace) -> None:
-    """View 0 of train and test equals encoding the preprocessed image, one by one, within 1e-4."""
+def test_stored_vectors_are_what_the_encoder_gives(trained: Workspace) -> None:
+    """View 0 of train and test, and the anchors, equal encoding each image and sentence alone, within 1e-4."""
     snapshot = trained.snapshot()
     encoder = open_encoder(trained, snapshot)
     encoder.eval()
@@ -31,8 +30,15 @@ def test_plain_views_are_what_the_encoder_gives(trained: Workspace) -> None:
             with torch.no_grad():
                 single = encoder.encode_pixels(encoder.preprocess(open_image(source))[None])[0]
             assert torch.allclose(single, stored.features[position], atol=1e-4, rtol=1e-4)
+    loaded = load_bank(snapshot)
+    rows = snapshot.table("sentences", columns=["sentence_id", "text"]).to_pylist()
+    text = {r["sentence_id"]: r["text"] for r in rows}
+    for position in range(0, len(loaded.sentence_ids), 41):
+        single = encoder.encode_texts([text[loaded.sentence_ids[position]]])[0]
+        assert torch.allclose(single, loaded.bank.vectors[position], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_other_views_are_augmented(trained: Workspace) -> None:
     """View 1 differs from view 0, is of the same class as a rule, and belongs to its augmentation alone."""
     snapshot = trained.snapshot()
@@ -45,20 +51,6 @@ def test_other_views_are_augmented(trained: Workspace) -> None:
     trained.write_config(WorkspaceConfig(recipe=override(trained.recipe, ("lgr.augment.kind=photo",))))
     report = embed(trained)
     assert (report.images, report.sentences) == (len(plain.image_ids), 0)
-
-
-def test_sentence_vectors_are_what_the_encoder_gives(trained: Workspace) -> None:
-    """The bank's vectors equal encoding each anchor's sentence alone, within 1e-4."""
-    snapshot = trained.snapshot()
-    encoder = open_encoder(trained, snapshot)
-    loaded = load_bank(snapshot)
-    rows = snapshot.table("sentences", columns=["sentence_id", "text"]).to_pylist()
-    text = {r["sentence_id"]: r["text"] for r in rows}
-    for position in range(0, len(loaded.sentence_ids), 41):
-        single = encoder.encode_texts([text[loaded.sentence_ids[position]]])[0]
-        assert torch.allclose(single, loaded.bank.vectors[position], atol=1e-4, rtol=1e-4)
-    assert snapshot.store.exists(sentence_vectors_name(encoder.text_fp))
-    assert usable_images(snapshot, "test", []).num_rows == 360
 
 
 def test_an_image_that_went_missing_is_kept_aside(trained: Workspace, pictures: Path, tmp_path: Path) -> None:

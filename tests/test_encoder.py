@@ -52,6 +52,7 @@ def test_saving_and_opening_changes_nothing(encoder: Encoder, tmp_path: Path) ->
     assert not again.model.training
 
 
+@pytest.mark.slow
 def test_fingerprints_are_equal_across_processes(encoder: Encoder, tmp_path: Path) -> None:
     """They name stored vectors, so another process must find the same."""
     encoder.save(tmp_path)

@@ -88,16 +88,6 @@ def test_striking_out_moves_all_probabilities_as_a_bank_without_the_sentences_do
     assert [s.struck for s in alone.sentences] == [n == 0 for n in range(len(alone.sentences))]
 
 
-def test_all_sentences_struck_out_and_unknown_ones(look: Examination) -> None:
-    """A class without any has the cosine 0; ids that are no anchors are passed over."""
-    one = look.best(1)[0]
-    every = {s.sentence_id for s in look.look(one.name).sentences}
-    mute = look.look(one.name, every)
-    assert (mute.cosine, mute.logit) == (0.0, 0.0)
-    assert [s.share for s in mute.sentences] == [0.0] * len(every)
-    assert look.look(one.name, {"no such sentence"}) == look.look(one.name)
-
-
 def test_two_classes_compared(look: Examination) -> None:
     """The gap is of cosines, with what is struck out; arguments are sentences that count."""
     first, second = (one.name for one in look.best(2))

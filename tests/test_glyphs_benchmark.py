@@ -1,4 +1,4 @@
-"""The benchmarks on Glyphs-LT: intervals, swapped texts, rows without text, equal losses, noise, and their pages."""
+"""The benchmarks on Glyphs-LT: intervals, the page of results, comparisons at equal loss."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import glyphs_lt_table, new_classes_table, reject
+from benchmarks import ablation, glyphs_lt_table
+from benchmarks.baselines import MARKS, placed
 from benchmarks.glyphs_lt_table import METHOD, ORDER, clustered_interval
 from benchmarks.new_classes import at_equal_loss
+from benchmarks.random_words import waffle_noise, waffle_text
 from benchmarks.without_text import WHOLE
+from vlltr_index.recipe import load_recipe, override
 
 BITS = "1101101011"
 
@@ -66,6 +69,34 @@ def test_the_page_has_rows_differences_and_decisions() -> None:
     assert "| 1 | 30 |" in text
 
 
+def test_ablated_rows_change_only_what_they_are_about() -> None:
+    """Each row's recipe differs from the recipe in the values that it names, and in the seeds."""
+    base = load_recipe(ablation.RECIPE)
+    none = ("cvlp.distillation='none'", "cvlp.distillation_weight=0.0")
+    changes = {2: none, 3: (*none, "encoder.pretrained=none"), 4: none, 7: ("select.mode=cutoff",)}
+    for number, row in ablation.ROWS.items():
+        values = ("cvlp.seed=4", "lgr.seed=4", *changes.get(number, ()))
+        assert ablation.recipe_of(row, 4) == override(base, values)
+
+
+def test_a_page_is_put_between_its_marks() -> None:
+    """At the end of a page without marks, in place in one with; what stands around stays."""
+    page = placed("# Results\n\ntext\n", "one")
+    assert page.startswith("# Results\n\ntext\n\n## Baselines on Glyphs-LT\n\n")
+    assert placed(page + "after\n", "two") == page.replace("one", "two") + "after\n"
+    assert page.count(MARKS[0]) == page.count(MARKS[1]) == 1
+
+
+def test_random_words_follow_the_name() -> None:
+    """Two words of the list, then two of random letters; the seed decides; the prompt's own full stop goes."""
+    words = ["oval", "stroke", "serif"]
+    noise = waffle_noise(words, 4, seed=3)
+    assert all(word in words for n in (0, 2) for word in noise[n].split())
+    assert not any(word in words for n in (1, 3) for word in noise[n].split())
+    assert noise == waffle_noise(words, 4, seed=3) != waffle_noise(words, 4, seed=4)
+    assert waffle_text("a photo of a tench.", "ab cd") == "a photo of a tench, which has ab cd."
+
+
 def test_offsets_are_compared_at_equal_loss() -> None:
     """Of two old and one added class: a loss of none, of one, and of all."""
     added = torch.tensor([False, False, True])
@@ -75,32 +106,3 @@ def test_offsets_are_compared_at_equal_loss() -> None:
     labels = torch.tensor([2, 2, 2])
     found = [at_equal_loss(new, labels, old, owners, added, lost).tolist() for lost in (0, 1, 3)]
     assert found == [[True, False, False], [True, True, False], [True, True, True]]
-
-
-def test_the_pages_of_new_classes_and_of_rejection() -> None:
-    """Rows with draws, the oracle, and the gain over the method before."""
-    row = {"right": "1100", "top5": "1111", "old": "1110", "right_at_equal_loss": "1110"}
-    then = {"rows": {"text": {"right": "1000", "old": "1110"}}, "old_before": "1111"}
-    run = {
-        "seed": 0,
-        "group": "final",
-        "dataset": "ab" * 32,
-        "versions": {"torch": "2"},
-        "machine": {"threads": 1},
-        "labels": [0, 0, 1, 1],
-        "old_before": "1111",
-        "rows": {"text": row, "text + 1 image, draw 0": row, "text + 1 image, draw 1": row},
-        "before": then,
-    }
-    oracle = {**run, "images": 1, "row": {**row, "right": "1111"}}
-    text = new_classes_table.generated([run], [oracle])
-    assert "| text | 50.0 | 100.0 | 75.0 | -25.0 |" in text
-    assert "| text + 1 image | 50.0 (50.0-50.0) |" in text
-    assert "| oracle, seed 0: trained with them, text + 1 image | 100.0 |" in text
-    assert "- text + 1 image less the oracle, seed 0, the same images: -50.0 [" in text
-    assert "| text | 25.0 | 25.0 | 75.0 | +50.0 [" in text
-    scores = {reject.SCORE: {"auroc": 0.9, "fpr95": 0.2}, "largest probability": {"auroc": 0.8, "fpr95": 0.4}}
-    group = {"images": [1000, 10], "scores": scores, "accepted": [0.95, 0.3]}
-    text = reject.generated([{"seed": 0, "dataset": "ab" * 32, "groups": {"dev": group}}])
-    assert f"| 100 for development | {reject.SCORE} | 0.900 | 20.0 | 95.0 | 30.0 |" in text
-    assert "| 100 for development | largest probability | 0.800 | 40.0 | - | - |" in text

@@ -79,6 +79,7 @@ def test_schema_and_order() -> None:
     assert with_groups(table.select(["source"])).equals(table)
 
 
+@pytest.mark.slow
 def test_every_image_is_a_grey_png_with_ink() -> None:
     """Each image decodes to 32 x 32 grey pixels that are not blank."""
     for data, label, _, source in rows():

@@ -71,7 +71,7 @@ def collections(draw: st.DrawFn) -> list[Image]:
     return [Image(str(n), draw(st.integers(0, 4)), draw(group), draw(content)) for n in range(count)]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(images=collections(), most=st.integers(0, 12), random=st.randoms(use_true_random=False))
 def test_the_choice(images: list[Image], most: int, random: object) -> None:
     """At most the budget, two images of a class stay, small groups and equal contents go whole, in any order."""
@@ -90,7 +90,7 @@ def test_the_choice(images: list[Image], most: int, random: object) -> None:
     assert set(choose(shuffled, most)) == set(chosen)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(sizes=st.lists(st.integers(1, 30), max_size=300), random=st.randoms(use_true_random=False))
 def test_the_choice_of_classes(sizes: list[int], random: object) -> None:
     """One in 50 from 100 classes on, of those with ten images; the order does not matter."""
@@ -143,6 +143,7 @@ def trained_with(workspace: Workspace, *settings: str) -> tuple[HeldOut, dict[in
     return held, counts
 
 
+@pytest.mark.slow
 def test_stage_one_does_not_see_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images and classes kept out are not in the counts; everything after stage 1 runs; with 0 all are trained on."""
     workspace = drawings.workspace(tmp_path, *ONE_EPOCH)

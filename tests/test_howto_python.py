@@ -54,6 +54,7 @@ def run(title: str) -> list[str]:
     return [language for language, _ in blocks(title)]
 
 
+@pytest.mark.slow
 def test_share_a_model(place: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The folder, the private repository and the tables come to be."""
     assert run("Share a model") == ["sh", "python", "sh", "python"]

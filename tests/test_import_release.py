@@ -63,6 +63,7 @@ def ingest(space: Workspace, data: Path) -> None:
     run(space, "ingest", "text", data)
 
 
+@pytest.mark.slow
 def test_the_way_through_both_stages(
     space: Workspace, files: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,6 +106,7 @@ def test_the_way_through_both_stages(
     run(space, "evaluate", "--split", "test")
 
 
+@pytest.mark.slow
 def test_predictions_on_the_checkpoints_anchors(
     space: Workspace, files: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

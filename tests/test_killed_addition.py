@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import shutil
 import signal
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,54 +15,37 @@ from vlltr_index.classes import add_classes
 from vlltr_index.scoring import load_scorer
 from vlltr_index.workspace import Workspace
 
-
-@dataclass(frozen=True)
-class Case:
-    """A workspace, the image of the class to add, and the states before and after an undisturbed addition."""
-
-    folder: Path
-    picture: Path
-    before: dict[str, object]
-    after: dict[str, object]
-    moments: int
-
-    def copy(self, name: str) -> Path:
-        """A copy to be killed in."""
-        return Path(shutil.copytree(self.folder, self.folder.parent / name))
-
-    def check(self, path: Path, over: bool) -> None:
-        """Before its commit nothing is seen of the addition, and it can be made; after it, it is there."""
-        workspace = Workspace.open(path)
-        assert state(workspace) == (self.after if over else self.before)
-        load_scorer(workspace, workspace.snapshot())
-        if not over:
-            add_classes(workspace, [okapi(self.picture)])
-            assert state(workspace) == self.after
-        shutil.rmtree(path)
+Undisturbed = tuple[dict[str, object], dict[str, object], int]
 
 
 @pytest.fixture(scope="module")
-def case(world: World, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """One undisturbed addition, its moments counted."""
-    folder = tmp_path_factory.mktemp("killed")
-    small = Path(shutil.copytree(world.folder, folder / "small"))
-    whole = Workspace.open(shutil.copytree(world.folder, folder / "whole"))
-    before, picture, passed = state(whole), Path(world.pictures[0]), list[int]()
+def undisturbed(world: World, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """The states before and after an undisturbed addition, and the number of its moments."""
+    whole = Workspace.open(shutil.copytree(world.folder, tmp_path_factory.mktemp("killed") / "whole"))
+    before, passed = state(whole), list[int]()
     with moments(passed.append):
-        add_classes(whole, [okapi(picture)])
+        add_classes(whole, [okapi(Path(world.pictures[0]))])
     assert len(passed) > 20
-    return Case(small, picture, before, state(whole), len(passed))
+    return before, state(whole), len(passed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [0.1, 0.4, 0.7, 1.0])
-def test_kill_9(case: Case, share: float) -> None:
-    """A process of its own, killed by SIGKILL: early, in the middle, among the tags, and just after its commit."""
-    moment = round(share * (case.moments - 1))
-    path = case.copy(f"killed-{moment}")
+def test_kill_9(undisturbed: Undisturbed, world: World, tmp_path: Path, share: float) -> None:
+    """A process of its own, killed by SIGKILL: early, in the middle, among the tags, and just after its commit.
+
+    Before its commit nothing is seen of the addition, and it can be made; after it, it is there.
+    """
+    before, after, number = undisturbed
+    path, picture = Path(shutil.copytree(world.folder, tmp_path / "killed")), Path(world.pictures[0])
     context = multiprocessing.get_context("spawn")
-    process = context.Process(target=add_until, args=(path, case.picture, moment))
+    process = context.Process(target=add_until, args=(path, picture, round(share * (number - 1))))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    case.check(path, over=share == 1.0)
+    workspace = Workspace.open(path)
+    assert state(workspace) == (after if share == 1.0 else before)
+    load_scorer(workspace, workspace.snapshot())
+    if share < 1.0:
+        add_classes(workspace, [okapi(picture)])
+        assert state(workspace) == after
