@@ -56,6 +56,7 @@ def test_the_interval_draws_classes_and_then_images() -> None:
     assert high - low > 1.4 * (alone[1] - alone[0])
 
 
+@pytest.mark.slow
 def test_the_page_has_rows_differences_and_decisions() -> None:
     """Of both kinds of texts; the primary contrast stands out."""
     text = glyphs_lt_table.generated([result(0), result(1)], [result(0, "permuted")])
