@@ -190,7 +190,7 @@ def _weights_of(scorer: Scorer, features: Tensor, labels: Tensor, counts: Tensor
     return fit_weights(HeldOutScores(owners, *parts, image_weights(owners, counts[scorer.trained])))
 
 
-def _decided(parts: Parts) -> dict[str, float]:
+def _decided(parts: Parts) -> dict[str, Any]:
     return asdict(parts.weights) | {"noise": parts.shared.noise, "text_r2": parts.shared.text_r2}
 
 

@@ -132,14 +132,22 @@ def _accuracies(runs: Runs, shown: Sequence[str] = ORDER) -> list[str]:
 
 
 def _decisions(runs: Runs) -> list[str]:
-    columns = ("image", "generative", "text", "gate", "offset", "noise", "text_r2")
-    lines = ["| texts | seed | " + " | ".join(columns) + " |", "| --- | --- |" + " --- |" * len(columns)]
+    columns = ("image", "generative", "text")
+    more = ("pictured", "told")
+    heads = [*columns, "later, with images", "later, by text", "noise", "text_r2"]
+    lines = ["| texts | seed | " + " | ".join(heads) + " |", "| --- | --- |" + " --- |" * len(heads)]
     for run in runs:
-        cells = " | ".join(f"{run['decided'][METHOD][name]:.3g}" for name in columns)
-        lines.append(f"| {run['texts']} | {run['seed']} | {cells} |")
-        unseen = run["decided"]["of test images"]
-        cells = " | ".join(f"{unseen[name]:.3g}" for name in columns[:4])
-        lines.append(f"| {run['texts']}, had test images weighed | {run['seed']} | {cells} | | | |")
+        mine, unseen = run["decided"][METHOD], run["decided"]["of test images"]
+        cells = [f"{mine[name]:.3g}" for name in columns]
+        for name in more:
+            met = mine[name]
+            cells.append(f"{met['generative']:.3g} / {met['text']:.3g} / {met['offset']:+.2f}")
+        cells += [f"{mine[name]:.3g}" for name in ("noise", "text_r2")]
+        lines.append(f"| {run['texts']} | {run['seed']} | {' | '.join(cells)} |")
+        cells = [f"{unseen[name]:.3g}" for name in columns]
+        lines.append(
+            f"| {run['texts']}, had test images weighed | {run['seed']} | {' | '.join(cells)} | | | | |"
+        )
     return lines
 
 
