@@ -1,6 +1,7 @@
 """The only lancedb import: tables by name, upsert by key, scans into tensors, versions and tags.
 
-Every call opens its table anew, so that no handle is stale, and none outlives a fork.
+A table is opened once, at each version that is asked for; what is opened at none reads the newest. No handle outlives a
+fork.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Store", "fuse_rankings", "one_of", "quote"]
 
+_MOST_OPEN = 64  # tables
 _BATCH = 8192  # rows a scan hands out at once, at most
 _GROUP = 32768  # rows whose keys are looked up together
 _FEW = 2000  # keys that are worth a filter instead of a scan
@@ -44,27 +46,39 @@ class Store:
         self.uri = str(uri)
         self._db: Any = None
         self._pid = -1
+        self._opened: dict[tuple[str, int | None], Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"uri": self.uri, "_db": None, "_pid": -1}
+        return {"uri": self.uri, "_db": None, "_pid": -1, "_opened": {}}
 
     @property
     def _connection(self) -> Any:
         if self._pid != os.getpid():  # a connection does not survive a fork
             self._db = lancedb.connect(self.uri, read_consistency_interval=timedelta(0))
             self._pid = os.getpid()
+            self._opened = {}
         return self._db
 
     def _open(self, name: str, version: int | None = None) -> Any:
-        if version is not None and not self.exists(name):
-            raise self._no_table(name)
-        with self._explained(name, "opened"):
-            try:
-                return self._connection.open_table(name, version=version)
-            except ValueError:  # no such table, or no such version
-                if version is None:
-                    raise self._no_table(name) from None
-                raise
+        connection, key = self._connection, (name, version)
+        if key not in self._opened:
+            if version is not None and not self.exists(name):
+                raise self._no_table(name)
+            with self._explained(name, "opened"):
+                try:
+                    table = connection.open_table(name, version=version)
+                except ValueError:  # no such table, or no such version
+                    if version is None:
+                        raise self._no_table(name) from None
+                    raise
+            if len(self._opened) >= _MOST_OPEN:
+                self._opened.clear()
+            self._opened[key] = table
+        return self._opened[key]
+
+    def _forget(self, name: str) -> None:
+        """Open the table anew the next time."""
+        self._opened = {key: table for key, table in self._opened.items() if key[0] != name}
 
     def _no_table(self, name: str) -> MissingStepError:
         return MissingStepError(
@@ -107,11 +121,10 @@ class Store:
 
     def exists(self, name: str) -> bool:
         """Whether the table is there and opens: a writer killed while making it leaves just a name."""
-        with self._explained(name, "opened"):
-            try:
-                self._connection.open_table(name)
-            except ValueError:
-                return False
+        try:
+            self._open(name)
+        except MissingStepError:
+            return False
         return True
 
     def create(self, name: str, schema: pa.Schema, key: str | None = None) -> None:
@@ -140,6 +153,7 @@ class Store:
 
     def remake(self, name: str, schema: pa.Schema, key: str) -> None:
         """Make the table empty, with other columns, in a new version: the old versions stay as they are."""
+        self._forget(name)
         with self._explained(name, "written"):
             table = self._connection.create_table(name, schema=schema, mode="overwrite")
             table.set_unenforced_primary_key([key])
@@ -147,6 +161,7 @@ class Store:
     def drop(self, name: str) -> None:
         """Remove a table and all its versions, if it is there."""
         if name in self.names():
+            self._forget(name)
             with self._explained(name, "removed"):
                 self._connection.drop_table(name, ignore_missing=True)
 
@@ -374,6 +389,7 @@ class Store:
         Raises:
             WorkspaceError: If the version was cleaned away.
         """
+        self._forget(name)  # through a handle that is behind, rows of another writer would be lost
         table = self._open(name)
         with self._explained(name, f"put back to version {version}"):
             table.restore(version)
