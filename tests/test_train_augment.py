@@ -8,11 +8,10 @@ import drawings
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from vlltr_index.errors import ConfigError
 from vlltr_index.schemas.config import AugmentConfig
-from vlltr_index.train.augment import BatchAugment, make_augment, photo_transform, seeded
+from vlltr_index.train.augment import BatchAugment, make_augment, seeded
 
 KINDS = [
     AugmentConfig(kind="glyph"),
@@ -48,18 +47,6 @@ def test_a_part_of_a_batch_is_augmented_as_in_the_whole(config: AugmentConfig) -
     torch.testing.assert_close(torch.cat(halves), augment.apply(pixels, draws))
 
 
-def test_none_changes_nothing() -> None:
-    """`kind = "none"` gives the pixels as they are."""
-    pixels = torch.rand(3, 1, 8, 8)
-    assert torch.equal(BatchAugment(AugmentConfig(kind="none"))(pixels, torch.Generator()), pixels)
-
-
-def test_the_middle_of_all_draws_leaves_a_glyph_where_it_is() -> None:
-    """With every random number at one half there is no turn, shear, zoom, shift, or change of strokes."""
-    pixels = torch.rand(2, 1, 16, 16)
-    torch.testing.assert_close(BatchAugment(drawings.AUGMENT).apply(pixels, torch.full((2, 12), 0.5)), pixels)
-
-
 def test_strokes_widen_as_a_maximum_over_neighbours() -> None:
     """The widened half of the choices is the neighbourhood's maximum, mixed with the image."""
     pixels = torch.zeros(1, 1, 9, 9)
@@ -70,15 +57,6 @@ def test_strokes_widen_as_a_maximum_over_neighbours() -> None:
     expected = torch.zeros(9, 9)
     expected[3:6, 3:6] = 1.0
     torch.testing.assert_close(wide[0, 0], expected)
-
-
-def test_a_flip_mirrors() -> None:
-    """A full crop with a flip is the mirrored image."""
-    pixels = torch.rand(1, 3, 8, 8)
-    draws = torch.full((1, 12), 0.5)
-    draws[0, 0], draws[0, 4] = 1.0, 0.0
-    config = AugmentConfig(kind="photo", auto_augment=None, color_jitter=0.0)
-    torch.testing.assert_close(BatchAugment(config).apply(pixels, draws), pixels.flip(3))
 
 
 def test_normalised_pixels_are_augmented_in_their_own_range() -> None:
@@ -102,19 +80,6 @@ def test_seeded_work_repeats_and_leaves_the_callers_randomness_alone() -> None:
     assert seeded(7, work) != seeded(8, work)
     assert random.getstate() == before[0]
     assert torch.equal(torch.random.get_rng_state(), before[1])
-
-
-def test_photographs_come_out_sized_and_normalised() -> None:
-    """The same seed gives the same pixels, another one others."""
-    encoder = drawings.encoder()
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8))
-    transform = photo_transform(AugmentConfig(random_erase=0.5), encoder)
-    one = transform(image, 1)
-    assert one.shape == (3, 32, 32)
-    assert one.dtype == torch.float32
-    assert type(one) is torch.Tensor
-    assert torch.equal(one, transform(image, 1))
-    assert not torch.equal(one, transform(image, 2))
 
 
 def test_an_unknown_policy_is_refused() -> None:

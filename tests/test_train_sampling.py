@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import pytest
@@ -14,7 +13,7 @@ from torch import nn
 from vlltr_index.errors import InputError
 from vlltr_index.losses import sampler_prior
 from vlltr_index.train.sampling import epoch_batches, seed_of, steps_per_epoch, stream
-from vlltr_index.train.schedule import cosine_factor, parameter_groups, set_rates
+from vlltr_index.train.schedule import parameter_groups, set_rates
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
@@ -58,17 +57,6 @@ def test_a_sampler_without_images_is_refused() -> None:
     """The error says what is missing."""
     with pytest.raises(InputError, match="at least one image"):
         epoch_batches(torch.empty(0, dtype=torch.int64), 2, 0.5, stream(0))
-
-
-def test_the_rate_rises_linearly_and_falls_as_a_cosine() -> None:
-    """It starts above zero, peaks after the warm-up, is half way down in the middle, and ends near zero."""
-    factors = [cosine_factor(step, 110, 10) for step in range(111)]
-    assert factors[0] == pytest.approx(1 / 11)
-    assert factors[10] == 1.0
-    assert factors[60] == pytest.approx(0.5)
-    assert factors[110] == pytest.approx(0.0)
-    assert all(a < b for a, b in itertools.pairwise(factors[:11]))
-    assert factors[35] == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
 
 
 def test_the_rate_ends_at_its_floor() -> None:

@@ -21,7 +21,6 @@ from vlltr_index.weighing import (
     fit_temperature,
     fit_weights,
     image_weights,
-    nll,
     usual_weights,
 )
 
@@ -72,13 +71,6 @@ def test_images_of_a_class_count_by_the_root_of_its_size() -> None:
     weights = image_weights(torch.tensor([0, 0, 1, 2]), torch.tensor([4, 1, 0]))
     assert weights.dtype == torch.float64
     torch.testing.assert_close(weights, torch.tensor([0.5, 0.5, 1.0, 1.0]).double() * 4 / 3)
-
-
-def test_the_loss_is_the_weighted_mean_over_images() -> None:
-    """By hand."""
-    logits = torch.tensor([[0.0, math.log(3.0)], [0.0, 0.0]])
-    found = nll(logits, torch.tensor([1, 0]), torch.tensor([3.0, 1.0]).double())
-    assert found == pytest.approx((3 * math.log(4 / 3) + math.log(2)) / 4)
 
 
 @quick
@@ -187,13 +179,6 @@ def test_texts_of_other_classes_get_no_weight() -> None:
     assert max(permuted) < 0.1 < min(true)
 
 
-def test_a_text_that_helps_hardly_gets_no_weight_at_all() -> None:
-    """Below 2 % of the whole the text's weight is zero, so that it need not be computed."""
-    labels, (likelihoods, text), weights = drawn(3, 400, 5, (2.0, 0), (0.05, 0))
-    found = fit_weights(HeldOutScores(labels, None, likelihoods, text, weights))
-    assert found.text == 0.0 or found.text * spread(text) >= 0.02 * found.generative * spread(likelihoods)
-
-
 @pytest.mark.parametrize("images", [1, 20])
 def test_weights_are_bounded_where_all_images_are_right(images: int) -> None:
     """Then the surest factor would be the likeliest: it stops where so few images have been seen."""
@@ -206,17 +191,12 @@ def test_weights_are_bounded_where_all_images_are_right(images: int) -> None:
 
 
 def test_parts_that_tell_no_class_apart_have_no_weight() -> None:
-    """One class alone, and scores that are the same for every class."""
+    """One class alone."""
     labels, ones = torch.zeros(5, dtype=torch.int64), torch.ones(5).double()
     for noise in (torch.zeros(5, 1), torch.randn(5, 1, generator=torch.Generator().manual_seed(0))):
         found = fit_weights(HeldOutScores(labels, noise, 100 * noise, noise, ones))
         assert (found.image, found.generative, found.text) == (0.0, 0.0, 0.0)
         assert 0.0 < found.told.generative < math.inf
-    labels = torch.arange(20) % 4
-    same, text = torch.full((20, 4), 3.0), torch.eye(4)[labels] + 0.1
-    found = fit_weights(HeldOutScores(labels, None, same, text, torch.ones(20).double()))
-    assert found.generative == 0.0
-    assert found.text > 0.0
 
 
 def design(
@@ -247,8 +227,7 @@ def chances(meeting: Meeting, likelihoods: Tensor, text: Tensor, trained: int) -
 PLAIN = Meeting(0.7, 0.3)
 
 
-@pytest.mark.parametrize(("old", "new"), [(40, 4), (40, 1), (5, 10)])
-@pytest.mark.parametrize("reach", [0.5, 2.2])
+@pytest.mark.parametrize(("old", "new", "reach"), [(40, 4, 0.5), (40, 1, 2.2), (5, 10, 2.2)])
 def test_a_meeting_is_the_most_probable(old: int, new: int, reach: float) -> None:
     """Newcomers are found among all, the others not taken for one of them, by weights and an offset near the usual."""
     designs = [design(seed, old, new, 200, reach)[0] for seed in range(3)]

@@ -123,15 +123,3 @@ class World:
             self.fuse,
             **numbers,  # type: ignore[arg-type]  # one dict holds whole numbers and max_residual
         )
-
-
-class Spy:
-    """An index that notes what it was asked."""
-
-    def __init__(self, base: AnchorIndex) -> None:
-        self.base, self.asked = base, list[tuple[int, int]]()
-        self.kind, self.dim, self.size, self.keys = base.kind, base.dim, base.size, base.keys
-
-    def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        self.asked.append((len(queries), k))
-        return self.base.search(queries, k)
