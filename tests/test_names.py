@@ -29,11 +29,9 @@ def refused(path: Path, text: str) -> str:
 def test_plain_lines(tmp_path: Path) -> None:
     """One name a line, numbers in names too; blank lines at the end do not count, others do."""
     path = tmp_path / "names.txt"
-    assert read(path, "area 1\narea 2\n").names == ("area 1", "area 2")
     assert read(path, "boeing model 1\nairbus model 2\n").names == ("boeing model 1", "airbus model 2")
     found = read(path, "\ufeffzero\ngreat  tit\nboeing 737\n\n")
     assert found.names == ("zero", "great tit", "boeing 737")
-    assert found.aliases == ((), (), ())
     assert refused(path, "zero\n\none\n").startswith(f"{path}:2: the class name is empty")
     assert refused(path, "\n").startswith(f"{path} is empty\nGive one class name a line")
 
@@ -81,10 +79,6 @@ def test_doubled_names(tmp_path: Path) -> None:
         f"{path}: the labels 0 and 2 have one name, 'Crane'\n"
         "Give every class a name of its own, such as 'crane (bird)' and 'crane (machine)'."
     )
-    path = tmp_path / "names.json"
-    assert refused(path, json.dumps([{"id": 0, "name": "a"}, {"id": 1, "name": "a"}])).startswith(
-        f"{path}: the labels 0 and 1 have one name, 'a'\n"
-    )
 
 
 def test_aliases_of_two_labels_are_dropped() -> None:
@@ -104,7 +98,6 @@ def test_categories(tmp_path: Path) -> None:
     assert refused(path, '[{"id": true, "name": "a"}]') == (
         f"{path}: category 0 has no whole number id and text name\n{expected}"
     )
-    assert "no class has the number 0" in refused(path, '[{"id": 5, "name": "a"}]')
     assert refused(path, '[{"id": 0,}]').startswith(f"{path}:1: not JSON: ")
     assert refused(path, "[" * 99_999).startswith(f"{path}: not JSON: a number too long or too deeply nested")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +46,6 @@ TABLE = {
         char(0x3231, "parenthesized ideograph", "So", "<compat> 0028 682A 0029"),
     )
 }
-
-
-def test_candidates_have_names_to_read() -> None:
-    """Letters, signs and marks count; ideographs do not, nor what is made of them."""
-    found = {code for code, c in TABLE.items() if pretrain.is_candidate(c, TABLE)}
-    assert found == set(TABLE) - {0x4E2D, 0x3231}
 
 
 def test_forms_and_lookalikes_of_classes_are_out() -> None:
@@ -116,12 +109,3 @@ def test_packing_halves_the_matrices(tmp_path: Path) -> None:
     for line in (out / "SHA256SUMS").read_text().splitlines():
         digest, name = line.split("  ")
         assert hashlib.sha256((out / name).read_bytes()).hexdigest() == digest
-
-
-def test_known_classes_are_those_of_the_data_set() -> None:
-    """All 1,134 classes are known by code, the 200 held-out ones with their names and aliases."""
-    known = Known.read(pretrain.DATA / "classes.json")
-    classes = json.loads((pretrain.DATA / "classes.json").read_text(encoding="utf-8"))
-    assert len(known.codes) == len(classes) == 1134
-    assert len(known.held_out) == 200
-    assert all(names[0] == name for name, (names, _) in known.held_out.items())

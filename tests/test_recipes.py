@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from typing import Any
 
 import pytest
@@ -96,39 +97,6 @@ RELEASE = BOTH | {
     "lgr.learn_scale": False,
     "lgr.label_smoothing": 0.1,
 }
-OURS = {
-    "cvlp.ccl_reduction": "mean",
-    "cvlp.label_smoothing": 0.0,
-    "cvlp.ccl_weight": 0.5,
-    "cvlp.distillation": "full",
-    "cvlp.distillation_weight": 0.5,
-    "cvlp.joint_weight": 1.0,
-    "cvlp.temperature": None,
-    "cvlp.max_scale": 100.0,
-    "cvlp.hold_out": 300,
-    "cvlp.hold_out_classes": True,
-    "cvlp.sampler_power": 0.5,
-    "lgr.sampler_power": 0.5,
-    "select.split": "train",
-    "select.augmented": False,
-    "select.max_anchors": 64,
-    "select.images_per_class": 50,
-    "lgr.tune": "head",
-    "lgr.views": 4,
-    "prompts": "clip",
-    "lgr.mixup": 0.0,
-    "lgr.cutmix": 0.0,
-    "lgr.visual": "linear",
-    "lgr.logit_adjustment": 1.0,
-    "lgr.label_smoothing": 0.0,
-    "lgr.normalise_values": False,
-    "lgr.detach_value_norm": False,
-    "lgr.loss_bias": True,
-    "lgr.anchor_dropout": 0.3,
-    "lgr.strays": 0.25,
-    "select.max_share": 1 / 3,
-    "fusion.rule": "ours",
-}
 # Rates of stage 1 by network, then of stage 2.
 RELEASE_RATES = {
     "imagenet_lt": ((5e-5, 3.5e-5), (1e-3, 1e-3)),
@@ -142,8 +110,6 @@ def expected(folder: str, protocol: str, net: str) -> dict[str, Any]:
     nature, place = folder == "inat2018", list(MODELS).index(net)
     values: dict[str, Any] = {"encoder.model": MODELS[net], "encoder.pretrained": "openai"}
     values["encoder.image_size"] = None  # the model's own: 224
-    if protocol == "ours":
-        return values | OURS
     epochs = {"cvlp.epochs": 100 if nature else 50, "lgr.epochs": 360 if nature else 50}
     # The paper's baseline: 100 epochs; on iNaturalist (4.5) the schedule of the method's second stage.
     epochs |= {"baseline.epochs": 360 if nature else 100, "baseline.lr": 2e-5 if nature else 5e-5}
@@ -184,7 +150,7 @@ def value(recipe: Recipe, key: str) -> Any:
 
 
 @pytest.mark.parametrize("net", list(MODELS))
-@pytest.mark.parametrize("protocol", ["paper", "release", "ours"])
+@pytest.mark.parametrize("protocol", ["paper", "release"])
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_a_protocol_is_what_was_published(folder: str, protocol: str, net: str) -> None:
     """Every setting of the table, in every recipe."""
@@ -198,10 +164,6 @@ def test_a_protocol_is_what_was_published(folder: str, protocol: str, net: str) 
 def test_the_protocols_on_glyphs_differ_from_the_published_ones_in_size_alone(protocol: str) -> None:
     """Encoder, length, rates of stage 1, batch, M, augmentation and the teacher that a fresh start lacks."""
     small, large = load_recipe(f"glyphs_lt/{protocol}"), load_recipe(f"imagenet_lt/{protocol}-rn50")
-    assert (small.encoder.model, small.encoder.pretrained) == ("vlltr-tiny", None)
-    assert (small.cvlp.epochs, small.lgr.epochs) == (6, 6)
-    assert (small.cvlp.augment.kind, small.cvlp.augment.flip) == ("glyph", False)
-    assert small.cvlp.augment == small.lgr.augment == small.baseline.augment
     free = {
         "cvlp": {"epochs", "batch_size", "lr", "warmup_epochs", "ccl_weight", "distillation", "batch_norm",
                  "distillation_weight", "distillation_scale", "temperature", "workers", "augment"},
@@ -214,14 +176,10 @@ def test_the_protocols_on_glyphs_differ_from_the_published_ones_in_size_alone(pr
         assert {k: v for k, v in mine.items() if k not in names} == {
             k: v for k, v in theirs.items() if k not in names
         }
-    assert (small.cvlp.ccl_weight, small.cvlp.distillation) == (1.0, "none")
-    assert (small.baseline.mixup, small.baseline.cutmix) == (0.8, 1.0)
 
 
 def test_no_recipe_claims_a_figure_of_its_own() -> None:
     """Scores of the published protocols are called published, and those of ours not measured."""
-    from importlib.resources import files
-
     for name in list_recipes():
         if name.split("/")[0] not in FOLDERS:
             continue
@@ -243,24 +201,12 @@ def test_none_is_a_value_in_files_and_overrides() -> None:
     assert changed.encoder.pretrained is None
 
 
-def test_a_larger_image_is_one_override() -> None:
-    """The paper's row at 384 pixels."""
+def test_other_sizes_and_weights_than_the_recipes() -> None:
+    """The paper's row at 384 pixels; with `--encoder` what the protocol resizes to stays, another tag does not."""
     recipe = load_recipe("inat2018/paper-vit_b16", ("encoder.image_size=384",))
     assert recipe.encoder.image_size == 384
     with pytest.raises(ConfigError, match="resize is 256, less than the crop's 384 pixels"):
         load_recipe("inat2018/release-vit_b16", ("encoder.image_size=384",))
-
-
-def test_weights_of_your_own_keep_the_recipes_preprocessing() -> None:
-    """`--encoder` names another model or file; what the protocol resizes to stays, another tag does not."""
     encoder = load_recipe("imagenet_lt/release-rn50", encoder="RN50-quickgelu:weights.pt").encoder
     assert (encoder.model, encoder.pretrained, encoder.resize) == ("RN50-quickgelu", "weights.pt", 256)
     assert load_recipe("imagenet_lt/release-rn50", encoder="RN50").encoder.pretrained is None
-
-
-def test_prompts_are_clips_or_templates() -> None:
-    """By the name of CLIP's, or one by one; no other name."""
-    assert load_recipe(overrides=('prompts=["my {}"]',)).prompts == ("my {}",)
-    assert load_recipe("glyphs_lt/ours", ("prompts=clip",)).prompts == "clip"
-    with pytest.raises(ConfigError, match="prompts"):
-        load_recipe(overrides=("prompts=photos",))

@@ -59,7 +59,7 @@ def test_stage_one_gives_the_releases_features(tmp_path: Path, kind: str) -> Non
     assert encoder.config["model_cfg"]["quick_gelu"]
     assert encoder.logit_scale == pytest.approx(float(torch.tensor(4.1).exp()))
     encoder.save(tmp_path / "saved")
-    ids = F.pad(encoder.tokenize(TEXTS).ids, (0, 0))
+    ids = encoder.tokenize(TEXTS).ids
     ids = F.pad(ids, (0, 77 - ids.shape[1]))
     side = encoder.image_size[0]
     pixels = torch.randn(3, 3, side, side)
@@ -100,7 +100,6 @@ def test_the_releases_preprocessing(tmp_path: Path) -> None:
         noise = np.random.default_rng(height).integers(0, 255, (height, width, 3), np.uint8)
         image = Image.fromarray(noise)
         assert torch.allclose(encoder.preprocess(image), twin(image), atol=1e-6)
-    release_twins.save(tmp_path / "d.pth", {}, model="x")
     state = stage_one(tmp_path / "e.pth", "vit")
     torch.save({"model": state, "args": argparse.Namespace(clip_ms=False)}, tmp_path / "e.pth")
     other = stage_one_encoder(read_release(tmp_path / "e.pth"))
@@ -157,9 +156,7 @@ def test_stage_two_takes_the_text_tower_of_stage_one(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("data", "alpha"), [("IMNET_LT", 0.2), ("PLACES_LT", 0.2), ("INAT", 0.7), (None, None)]
-)
+@pytest.mark.parametrize(("data", "alpha"), [("IMNET_LT", 0.2), ("INAT", 0.7), (None, None)])
 def test_the_releases_fusion_weight(tmp_path: Path, data: str | None, alpha: float | None) -> None:
     """It depends on the data set, which the options name."""
     stage_two(tmp_path / "c.pth", **({"data_set": data} if data else {}))
@@ -196,9 +193,6 @@ def test_incomplete_checkpoints(tmp_path: Path) -> None:
     release_twins.save(path, {k: v for k, v in one.items() if k != "ln_final.weight"})
     with pytest.raises(EncoderError, match=r"lacks weights of CLIP's towers.*ln_final.weight"):
         stage_one_encoder(read_release(path))
-    release_twins.save(path, {k: v for k, v in one.items() if k != "visual.ln_post.bias"})
-    with pytest.raises(EncoderError, match=r"Missing key.*visual.ln_post.bias"):
-        stage_one_encoder(read_release(path))
     release_twins.save(path, {**one, "token_embedding.weight": torch.zeros(100, 64)})
     with pytest.raises(EncoderError, match="has 100 tokens, CLIP's tokenizer 49,408"):
         stage_one_encoder(read_release(path))
@@ -206,15 +200,9 @@ def test_incomplete_checkpoints(tmp_path: Path) -> None:
     release_twins.save(path, {k: v for k, v in two.items() if "visual_fc" not in k})
     with pytest.raises(EncoderError, match=r"has no text_block.visual_fc.0.weight: it is not the release's"):
         release_head(read_release(path))
-    release_twins.save(path, {**two, "text_block.attn.wq.weight": torch.zeros(2, 2)})
-    with pytest.raises(
-        EncoderError, match="weights that do not fit each other: size mismatch for query_proj"
-    ):
-        release_head(read_release(path))
     for anchors, message in (
         (torch.zeros(5, 4, 24), "class 0 has no anchor: the checkpoint was made without its texts"),
         (torch.full((5, 4, 24), float("nan")), "holds no usable text_embeddings"),
-        (torch.ones(5, 24), "holds no usable text_embeddings"),
     ):
         release_twins.save(path, {**two, "text_embeddings": anchors})
         with pytest.raises(EncoderError, match=message):
