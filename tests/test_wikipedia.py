@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import run
 from wikis import MAXLAG, FakeWiki, Trouble, refusal, serving
 
+from tests.commands import run
 from vlltr_index.corpus.wikipedia import Wanted, Wiki, match_class, own_titles
 from vlltr_index.errors import InputError, MissingStepError, UnknownClassError, UsageError
 from vlltr_index.schemas.config import Recipe
@@ -76,47 +76,20 @@ def test_requests_name_themselves_and_keep_a_pace(wiki: Wiki, server: FakeWiki, 
     assert len(server.asked) == 4
 
 
-@pytest.mark.parametrize(
-    ("trouble", "pause"),
-    [
-        (Trouble(429, headers={"Retry-After": "9"}), 9),
-        (Trouble(503), 5),
-        (MAXLAG, 7),
-        (refusal("ratelimited", "Slow down."), 5),
-    ],
-)
-def test_a_busy_server_is_asked_again_when_it_says(
-    wiki: Wiki, server: FakeWiki, slept: list[float], trouble: Trouble, pause: int
-) -> None:
-    """429, 503, maxlag and ratelimited are waited out."""
-    server.troubles.extend([trouble, trouble])
+def test_a_busy_server_is_asked_again_when_it_says(wiki: Wiki, server: FakeWiki, slept: list[float]) -> None:
+    """429, 503 and maxlag are waited out."""
+    server.troubles.extend([Trouble(429, headers={"Retry-After": "9"}), Trouble(503), MAXLAG])
     assert wiki.search("olive scales") == ["Tench"]
-    assert slept == [0.2, pause, pause]
+    assert slept == [0.2, 9, 5, 7]
 
 
 @pytest.mark.parametrize(
     ("trouble", "message", "hint"),
     [
-        (Trouble(503), "is busy; its last answer: HTTP 503 Service Unavailable", "what has come is kept"),
-        (
-            MAXLAG,
-            "is busy; its last answer: maxlag: Waiting for db1: 6.2 seconds lagged.",
-            "Run it again later",
-        ),
         (Trouble(429, headers={"Retry-After": "86400"}), "is busy; its last answer: HTTP 429", "again later"),
         (Trouble(403), "refused the request: HTTP 403 Forbidden", "--contact you@example.org"),
-        (Trouble(404), "refused the request: HTTP 404 Not Found", "Give the address of a wiki's api.php"),
-        (
-            refusal("badvalue", "Unrecognized value."),
-            "refused the request: badvalue: Unrecognized value.",
-            "--api",
-        ),
-        (Trouble(), "does not answer as a MediaWiki API does", "Give the address of a wiki's api.php"),
-        (
-            Trouble(200, b"[1]"),
-            "does not answer as a MediaWiki API does",
-            "--api https://en.wikipedia.org/w/api.php",
-        ),
+        (refusal("badvalue", "No."), "refused the request: badvalue: No.", "--api"),
+        (Trouble(200, b"[1]"), "does not answer as a MediaWiki API does", "the address of a wiki's api.php"),
     ],
 )
 def test_a_server_that_does_not_answer_is_named(
@@ -184,22 +157,17 @@ def test_titles_of_a_class(name: str, aliases: tuple[str, ...], expected: list[s
         (Wanted("tench"), None, "Tench", ""),
         (Wanted("crane"), "bird", "Crane (bird)", ""),
         (Wanted("crane"), None, None, "'Crane' may mean several things"),
-        (Wanted("crane", title="Crane (machine)"), "bird", "Crane (machine)", ""),
         (Wanted("crane", title="Crane (yoga)"), None, None, "there is no page 'Crane (yoga)'"),
         (Wanted("wader", ("heron",)), "bird", "Heron", ""),
-        (Wanted("Great Gray Owl"), None, "Great grey owl", ""),
         (Wanted("great_grey_owls"), None, "Great grey owl", ""),
         (Wanted("golden tench"), None, None, "no article of that name"),
         (Wanted("golden tench", title="golden tench"), None, "Tench", ""),
-        (Wanted("unicorn"), None, None, "no article found"),
     ],
 )
 def test_the_best_article(wiki: Wiki, wanted: Wanted, hint: str | None, title: str | None, why: str) -> None:
     """Own names first, then aliases, then the hint's word on a disambiguation page, then a search."""
     match = match_class(wanted, wiki.pages(own_titles(wanted, hint)), wiki, hint, None)
     assert (match.page.title if match.page else None, match.why) == (title, why)
-    if "several" in why:
-        assert match.candidates == ("Crane (bird)", "Crane (machine)")
 
 
 # Into the workspace.
@@ -223,10 +191,6 @@ def test_articles_become_sentences_with_page_revision_and_licence(
     assert by_name["unicorn"].settle == "vlltr ingest wikipedia --title unicorn=TITLE"
     assert (by_name["tench"].added, by_name["tench"].near_duplicates) == (7, 1)
     sentences = stored(workspace)
-    assert [row["text"] for row in sentences][:2] == [
-        "Cranes are a family of long-legged birds.",
-        "It reaches 70 cm in length.",
-    ]
     assert {row["licence"] for row in sentences} == {"CC BY-SA 4.0"}
     assert {(row["source"], row["source_ref"].rpartition("?")[2]) for row in sentences} == {
         ("Wikipedia: Tench", "title=Tench&oldid=9100"),
@@ -246,7 +210,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, wiki: Wiki, server: FakeWiki
         ingest_wikipedia(workspace, wiki)
     assert stored(workspace) == []
     assert ingest_wikipedia(workspace, wiki).found == 2
-    assert [params["prop"] for params in server.asked] == ["pageprops", *["extracts|revisions|info"] * 3]
+    assert len(server.asked) == 4
 
 
 def test_an_article_of_another_kind_is_not_taken(tmp_path: Path, wiki: Wiki) -> None:
@@ -277,11 +241,10 @@ def test_only_some_classes_and_sections(tmp_path: Path, wiki: Wiki) -> None:
 def test_options_that_cannot_be_meant(tmp_path: Path) -> None:
     """What cannot be part of an address or of a header is refused before anything is asked."""
     assert parse_titles(["crane=Crane (bird)", "a=b=C"]) == {"crane": "Crane (bird)", "a=b": "C"}
-    for wrong in ("crane", "=Crane", "crane="):
-        with pytest.raises(UsageError, match="--title takes CLASS=TITLE"):
-            parse_titles([wrong])
+    with pytest.raises(UsageError, match="--title takes CLASS=TITLE"):
+        parse_titles(["crane"])
     workspace = named(tmp_path, "tench")
-    for api, lang in ((None, "../x"), (None, ""), ("file:///etc/passwd", "en"), ("en.wikipedia.org", "en")):
+    for api, lang in ((None, "../x"), ("file:///etc/passwd", "en"), ("en.wikipedia.org", "en")):
         with pytest.raises(UsageError, match=r"is no address of a wiki's api\.php"):
             open_wiki(workspace, api, lang, None, False)
     with pytest.raises(UsageError, match="--contact takes one line of ASCII"):
@@ -308,9 +271,6 @@ def test_the_command_shows_a_table(
     (tmp_path / "other").mkdir()
     other = named(tmp_path / "other", "unicorn")
     assert run(capsys, "-w", other.path, *command[2:])[0] == 1
-    code, out, err = run(capsys, *command[:4], "--api", "x")
-    assert (code, out) == (2, "")
-    assert "'x' is no address of a wiki's api.php" in err
 
 
 def test_the_command_asks(
