@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tablerows import class_rows, image_rows, sentence_rows, vector_rows
-from test_rollback import killed, run, state
 
+from tests.commits import killed, run, state
 from vlltr_index.errors import UsageError, WorkspaceError
 from vlltr_index.history import History
 from vlltr_index.schemas.tables import sentence_vectors, sentence_vectors_name
@@ -108,14 +107,6 @@ def test_later_commits_go_on_from_the_merged_tables(old: Workspace) -> None:
     assert list(old.history.ids()) == [9]
 
 
-def test_pruning_twice_changes_nothing(old: Workspace) -> None:
-    """Nothing is left to do the second time; keeping more than there are gives up none."""
-    assert prune(old, 100).pruned == ()
-    prune(old, 2)
-    again = prune(old, 2)
-    assert (again.pruned, again.removed, again.kept) == ((), (), (5, 6))
-
-
 def test_an_empty_workspace_and_a_silly_number(workspace: Workspace) -> None:
     """There is nothing to prune, and the newest commit always stays."""
     assert prune(workspace, 3).lines() == ["Gave up 0 commits; kept: none."]
@@ -126,23 +117,9 @@ def test_an_empty_workspace_and_a_silly_number(workspace: Workspace) -> None:
 
 STOPS: list[tuple[Any, str, int]] = [
     (Storage, "remove", 2),
-    (Store, "drop", 0),
-    (Store, "untag", 1),
     (Store, "tag", 0),  # merged, and not yet tagged
-    (Store, "clean", 2),
     (History, "remove", 1),
 ]
-
-
-def _stop_at(call: Callable[..., Any], number: int) -> Callable[..., Any]:
-    calls = iter(range(number))
-
-    def stopping(*arguments: Any, **options: Any) -> Any:
-        if next(calls, None) is None:
-            raise KeyboardInterrupt
-        return call(*arguments, **options)
-
-    return stopping
 
 
 @pytest.mark.parametrize(("owner", "name", "number"), STOPS)
@@ -150,17 +127,24 @@ def test_killed_in_the_middle(
     old: Workspace, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, number: int
 ) -> None:
     """Wherever it is killed, the kept commits read and write as before, and running it again finishes the work."""
-    before = {n: state(old, n) for n in (5, 6)}
+    before, call, calls = {n: state(old, n) for n in (5, 6)}, getattr(owner, name), iter(range(number))
+
+    def stopping(*arguments: Any, **options: Any) -> Any:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return call(*arguments, **options)
+
     with monkeypatch.context() as patch:
         killed(patch)
-        patch.setattr(owner, name, _stop_at(getattr(owner, name), number))
+        patch.setattr(owner, name, stopping)
         with pytest.raises(KeyboardInterrupt):
             prune(old, 2)
     again = Workspace.open(old.path)
     assert {n: state(again, n) for n in (5, 6)} == before
     assert {"head 4", "head 5", "the baseline"} <= heads(again)
     prune(again, 2)
-    assert {n: state(again, n) for n in (5, 6)} == before
+    third = prune(again, 2)
+    assert (third.pruned, third.removed, third.kept) == ((), (), (5, 6))
     assert heads(again) == {"head 4", "head 5", "the baseline"}
     assert not list(again.path.glob("*/.tmp-*"))
     with again.transaction("more") as tx:
@@ -176,6 +160,7 @@ def test_the_command(old: Workspace) -> None:
     assert len(run(old, "history").splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_predictions_of_kept_commits_stay_byte_for_byte(trained: Workspace, pictures: Path) -> None:
     """`predict --json` of every kept commit, and of one gone back to, is what it was before pruning."""
     first = max(trained.history.ids())

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from tablerows import class_rows, sentence_rows
 
 from tests.changes import anchors
 from vlltr_index.errors import MissingStepError
 from vlltr_index.holdout import held_images
-from vlltr_index.loading import anchor_losses, image_set, load_bank
-from vlltr_index.recipe import override
+from vlltr_index.loading import image_set, load_bank
 from vlltr_index.schemas.config import Recipe, SelectConfig
 from vlltr_index.selection import score_images, select, update
 from vlltr_index.stages.embed import embed
@@ -74,8 +74,6 @@ def test_augmented_selection_needs_training_images_and_views() -> None:
         SelectConfig(split="val", augmented=True)
     with pytest.raises(ValidationError, match=r"lgr\.views of 2 or more"):
         Recipe.model_validate({"name": "x", "select": {"augmented": True}, "lgr": {"views": 1}})
-    recipe = override(Recipe(name="x"), ("select.augmented=true", "lgr.views=2"))
-    assert recipe.select.augmented
 
 
 def fresh(
@@ -109,6 +107,7 @@ def sizes(workspace: Workspace) -> dict[str, int]:
     return dict(Counter(names[class_id] for class_id, _ in anchors(workspace).values()))
 
 
+@pytest.mark.slow
 def test_without_any_image_texts_are_selected_by_each_other(tmp_path: Path) -> None:
     """A third of a class's sentences, but two; and after new texts all is as if selected anew."""
     workspace = fresh(tmp_path / "one", TEXTS)
@@ -179,18 +178,6 @@ def test_prompts_count_where_a_class_has_nothing_else(tmp_path: Path) -> None:
     assert sizes(workspace) == {"arrow": 7, "circle": 7, "star": 7}
 
 
-def test_the_bank_knows_the_losses_and_the_commit_the_settings(trained: Workspace) -> None:
-    """Each anchor has its sentence's stored loss, in the bank's order; an unknown sentence has zero."""
-    snapshot = trained.snapshot()
-    loaded, stored = load_bank(snapshot), losses(trained)
-    assert loaded.bank.losses.tolist() == pytest.approx([stored[s] for s in loaded.sentence_ids], abs=1e-5)
-    assert anchor_losses(snapshot, ["nobody"]).tolist() == [0.0]
-    assert snapshot.commit is not None
-    assert snapshot.commit.info["select"] == trained.recipe.select.model_dump(mode="json")
-    head = trained.object_path("heads", snapshot.commit.head or "")
-    assert json.loads((head / "train.json").read_text())["config"]["select"] == snapshot.commit.info["select"]
-
-
 def test_nothing_to_select_by_makes_no_commit(tmp_path: Path) -> None:
     """An empty workspace stays as it was, and readable."""
     workspace = fresh(tmp_path / "empty", {})
@@ -200,3 +187,35 @@ def test_nothing_to_select_by_makes_no_commit(tmp_path: Path) -> None:
     assert error.value.message == "there is neither a sentence nor a training image to select by"
     assert error.value.hint == "Run: vlltr ingest text PATH, or vlltr ingest images PATH --split train"
     assert workspace.history.last() == before
+
+
+def order(workspace: Workspace, class_id: int) -> list[str]:
+    """Sentences of a class in the order in which they came in."""
+    rows = workspace.snapshot().table("sentences", ["position", "sentence_id"], f"class_id = {class_id}")
+    return [i for _, i in sorted(zip(*(column.to_pylist() for column in rows.columns), strict=True))]
+
+
+def test_sentences_are_numbered_as_they_come(workspace: Workspace) -> None:
+    """Within a class, over commands and batches; what comes again keeps its number, and is no change."""
+    with workspace.transaction("ingest text") as tx:
+        tx.upsert("classes", class_rows([0, 1]))
+        tx.upsert("sentences", iter(sentence_rows([5, 3, 8]).to_batches()))
+        tx.upsert("sentences", sentence_rows([40, 41], class_id=1))
+    with workspace.transaction("ingest text") as tx:
+        assert tx.upsert("sentences", sentence_rows([8, 1, 5, 0])) == 2
+    assert order(workspace, 0) == ["s5", "s3", "s8", "s1", "s0"]
+    assert order(workspace, 1) == ["s40", "s41"]
+    with workspace.transaction("ingest text") as tx:
+        assert tx.upsert("sentences", sentence_rows([0, 1, 5])) == 0
+    assert len(workspace.history.ids()) == 2
+
+
+def test_cutoff_takes_the_first_sentences(trained: Workspace) -> None:
+    """`cutoff` keeps the first M sentences of each class in the order in which they came in."""
+    config = trained.recipe.select.model_copy(update={"mode": "cutoff", "max_anchors": 3})
+    select(trained, config)
+    anchors = trained.snapshot().table("anchors", ["class_id", "rank", "sentence_id"])
+    rows = sorted(zip(*(column.to_pylist() for column in anchors.columns), strict=True))
+    classes = trained.snapshot().class_table().ids
+    chosen = {c: [i for owner, _, i in rows if owner == c] for c in classes}
+    assert chosen == {c: order(trained, c)[:3] for c in classes}

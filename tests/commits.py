@@ -1,0 +1,44 @@
+"""What the tests of commits share: a commit's state, a command's output, and an end as that of a killed process."""
+
+from __future__ import annotations
+
+import pytest
+from click.testing import CliRunner
+
+from vlltr_index.cli.main import vlltr
+from vlltr_index.history import Commit
+from vlltr_index.schemas.tables import KEYS
+from vlltr_index.store import Store
+from vlltr_index.transaction import put_back
+from vlltr_index.workspace import Workspace
+
+
+def state(workspace: Workspace, at: int | None = None) -> dict[str, object]:
+    """All rows and fields of a commit, but not its number, its command and its counters."""
+    snapshot = workspace.snapshot(at)
+    assert snapshot.commit is not None
+    tables = {n: snapshot.table(n).sort_by(KEYS[n]).to_pylist() for n in KEYS if snapshot.count(n)}
+    left_out = {"id", "parent", "command", "created_at", "tables", "state_of", "info", "format"}
+    info = {k: v for k, v in snapshot.commit.info.items() if k != "next"}
+    return {**tables, **snapshot.commit.model_dump(exclude=left_out), "info": info}
+
+
+def run(workspace: Workspace, *arguments: str, answer: str | None = None, code: int = 0) -> str:
+    """Standard output of one command."""
+    result = CliRunner().invoke(vlltr, ["-w", str(workspace.path), *arguments], input=answer)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result.stdout
+
+
+def killed(patch: pytest.MonkeyPatch) -> None:
+    """Let the next transaction put back what others left, but not, at its end, what it leaves itself: as if killed."""
+    once = iter([put_back])
+
+    def first_time(store: Store, last: Commit | None) -> list[str]:
+        for call in once:
+            return call(store, last)
+        return []
+
+    patch.setattr("vlltr_index.transaction.put_back", first_time)
