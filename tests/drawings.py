@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
 from vlltr_index.encoder import Encoder
@@ -49,6 +51,16 @@ def encoder(seed: int = 0) -> Encoder:
     return Encoder.scratch("vlltr-tiny", [t for group in texts() for t in group], seed, device="cpu")
 
 
+def stop_at(step: int | None) -> Callable[[str, int, int | None], None]:
+    """A progress callback that is as Ctrl-C after that many steps; with None it does nothing."""
+
+    def progress(name: str, done: int, total: int | None) -> None:
+        if done == step:
+            raise KeyboardInterrupt
+
+    return progress
+
+
 def images(of: Encoder, augment: AugmentConfig = AUGMENT) -> TrainImages:
     """The drawings as training images."""
     return TrainImages.from_pixels(pixels(), labels(), of, augment)
@@ -67,24 +79,41 @@ def png(values: Tensor) -> bytes:
     return target.getvalue()
 
 
-def workspace(folder: Path, *settings: str) -> Workspace:
-    """A workspace in `folder` / workspace with the drawings and their sentences, nothing trained."""
-    for number, (values, label) in enumerate(zip(pixels(), labels().tolist(), strict=True)):
-        path = folder / "images" / WORDS[label] / f"{number}.png"
+def write(folder: Path, seed: int = 0) -> Path:
+    """The drawings as `folder` / CLASS / NUMBER.png."""
+    for number, (values, label) in enumerate(zip(pixels(seed), labels().tolist(), strict=True)):
+        path = folder / WORDS[label] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(values[0]))
+    return folder
+
+
+def write_texts(folder: Path) -> Path:
+    """The sentences as `folder` / texts.json."""
+    folder.mkdir(parents=True, exist_ok=True)
     told = dict(zip(WORDS, texts(), strict=True))
     (folder / "texts.json").write_text(json.dumps(told), encoding="utf-8")
+    return folder / "texts.json"
+
+
+def workspace(folder: Path, *settings: str) -> Workspace:
+    """A workspace in `folder` / workspace with the drawings and their sentences, nothing trained."""
     made = Workspace.create(folder / "workspace", override(load_recipe("glyphs_lt/fast"), settings))
-    ingest_text(made, folder / "texts.json")
-    ingest_images(made, folder / "images", "train")
+    ingest_text(made, write_texts(folder))
+    ingest_images(made, write(folder / "images"), "train")
     return made
+
+
+def trained_tensors(of: Workspace) -> dict[str, Tensor]:
+    """The weights of the newest commit's encoder and visual classifier."""
+    commit = of.history.last()
+    assert commit is not None
+    assert commit.checkpoint is not None
+    folder = of.object_path("checkpoints", commit.checkpoint)
+    return {k: v for path in sorted(folder.glob("*.safetensors")) for k, v in load_file(path).items()}
 
 
 def same_weights(one: Encoder, other: Encoder) -> bool:
     """Whether all weights and buffers are equal to the last bit."""
     first, second = one.model.state_dict(), other.model.state_dict()
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
-
-
-HERE = Path(__file__).parent

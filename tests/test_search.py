@@ -9,15 +9,18 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
-from test_cli import run
 from torch.nn import functional as F
 
+from tests import drawings
+from tests.commands import run
 from vlltr_index.encoder import Encoder
 from vlltr_index.errors import InputError, MissingStepError, UnknownClassError, UsageError
 from vlltr_index.loading import image_set, open_encoder
-from vlltr_index.schemas.config import Recipe, WorkspaceConfig
+from vlltr_index.schemas.config import WorkspaceConfig
 from vlltr_index.schemas.tables import sentence_vectors_name
-from vlltr_index.search import is_image_path, search_images, search_sentences
+from vlltr_index.search import ImageSearch, is_image_path, search_images, search_sentences
+from vlltr_index.stages.embed import embed
+from vlltr_index.stages.ingest import ingest_text
 from vlltr_index.store import Store
 from vlltr_index.workspace import Workspace
 
@@ -86,50 +89,28 @@ def test_comparing_with_the_encoder_before_training(tmp_path: Path, trained: Wor
     trained.write_config(WorkspaceConfig(recipe=trained.recipe.model_copy(update={"encoder": encoder})))
     commits = trained.history.ids()
     steps: list[str] = []
-    found = search_images(
-        trained,
-        "a round shape",
-        split="val",
-        top=5,
-        compare=True,
-        progress=lambda step, done, total: steps.append(step),
-    )
+
+    def look(compare: bool = True) -> ImageSearch:
+        def progress(step: str, done: int, total: int | None) -> None:
+            steps.append(step)
+
+        return search_images(trained, "a round shape", split="val", top=5, compare=compare, progress=progress)
+
+    found = look()
     assert set(steps) == {"embed val images"}
     assert found.base is not None
     assert len(found.base) == 5
     assert [h.similarity for h in found.base] != [h.similarity for h in found.hits]
-    assert found.hits == search_images(trained, "a round shape", split="val", top=5).hits
+    assert found.hits == look(compare=False).hits
     steps.clear()
     with trained.transaction("another writer"):  # it is read without waiting
-        again = search_images(
-            trained,
-            "a round shape",
-            split="val",
-            top=5,
-            compare=True,
-            progress=lambda step, done, total: steps.append(step),
-        )
-    assert (again, steps) == (found, [])
+        assert (look(), steps) == (found, [])
     assert trained.history.ids() == commits
 
 
 def test_comparing_before_training(tmp_path: Path) -> None:
     """With weights and no training both would be the same."""
-    base = Encoder.scratch("vlltr-tiny", ["a round shape"], seed=5)
-    base.save(tmp_path / "base")
-    recipe = Recipe.model_validate(
-        {
-            "name": "x",
-            "encoder": {"model": "vlltr-tiny", "pretrained": str(tmp_path / "base")},
-            "prompts": ["a {}."],
-        }
-    )
-    from vlltr_index.stages.ingest import ingest_images
-
-    workspace = Workspace.create(tmp_path / "ws", recipe)
-    (tmp_path / "images" / "dot").mkdir(parents=True)
-    Image.new("RGB", (32, 32), "black").save(tmp_path / "images" / "dot" / "1.png")
-    ingest_images(workspace, tmp_path / "images", "train")
+    workspace = drawings.workspace(tmp_path, "encoder.pretrained=glyphs")
     with pytest.raises(UsageError, match="vlltr-tiny has not been trained here"):
         search_images(workspace, "x", compare=True)
     with pytest.raises(MissingStepError, match="no image has been embedded"):
@@ -152,14 +133,10 @@ def test_sentences_nearest_to_an_image(trained_once: Path, pictures: Path) -> No
     naive = sorted((by_hash[r["text_hash"]] for r in rows), reverse=True)[:6]
     assert [h.similarity for h in found.hits] == pytest.approx(naive, abs=1e-5)
     assert (found.kind, found.hybrid, found.searched) == ("image", False, len(rows))
-    assert all(h.by_words is None and h.by_vector is None for h in found.hits)
 
 
 def test_hybrid_search_knows_words_that_the_encoder_does_not(trained: Workspace) -> None:
     """A sentence with a rare word is found by it; alone by vectors it is not, and by class only that class's."""
-    from vlltr_index.stages.embed import embed
-    from vlltr_index.stages.ingest import ingest_text
-
     names = trained.snapshot().class_table().names
     file = trained.path.parent / "more.json"
     file.write_text(json.dumps({names[0]: ["Zyxomma is what the catalogue calls it."]}), encoding="utf-8")
@@ -196,14 +173,8 @@ def test_the_commands(
     code, out, err = run(capsys, *args, "--compare")
     assert (code, out) == (2, "")
     assert "--compare has nothing to compare with" in err
-    code, out, _ = run(
-        capsys, "-w", trained_once, "search", "sentences", pictures / "known-0.png", "--top", "3"
-    )
-    assert (code, len(out.splitlines())) == (0, 3)
     code, out, _ = run(capsys, "-w", trained_once, "search", "sentences", "round", "--top", "2")
-    assert code == 0
+    assert (code, len(out.splitlines())) == (0, 2)
     assert "words" in out.splitlines()[0]
     code, out, _ = run(capsys, "-w", trained_once, "--json", "search", "sentences", "round", "--no-hybrid")
     assert (code, json.loads(out)["hybrid"]) == (0, False)
-    code, _, err = run(capsys, "-w", trained_once, "search", "sentences", "gone.png")
-    assert (code, "no such file: gone.png" in err) == (1, True)

@@ -7,23 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch.nn import functional as F
 
-from vlltr_index.classes import add_class
 from vlltr_index.errors import MissingStepError
-from vlltr_index.loading import image_set, load_bank
+from vlltr_index.loading import load_bank
 from vlltr_index.recipe import override
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.config import WorkspaceConfig
-from vlltr_index.scoring import load_scorer
 from vlltr_index.stages.embed import embed
 from vlltr_index.stages.evaluate import evaluate
 from vlltr_index.stages.ingest import ingest_images
 from vlltr_index.stages.status import status
 from vlltr_index.stages.train_lgr import train_lgr_stage
-from vlltr_index.stages.training import load_visual
 from vlltr_index.workspace import Workspace
+
+pytestmark = pytest.mark.slow
 
 
 def test_tuning_the_visual_tower(trained: Workspace, pictures: Path) -> None:
@@ -45,11 +42,6 @@ def test_tuning_the_visual_tower(trained: Workspace, pictures: Path) -> None:
         evaluate(trained, bootstrap=10)
     embed(trained)
     assert evaluate(trained, bootstrap=10).images == 360
-    images, scorer = image_set(trained.snapshot(), "train"), load_scorer(trained, trained.snapshot())
-    assert scorer.model is not None
-    own = images.class_ids == scorer.class_ids[3]
-    expected = F.normalize(images.features[own], dim=1).double().sum(0)
-    torch.testing.assert_close(scorer.model.sums[3], expected, rtol=1e-6, atol=1e-6)
     assert Recognizer.open(trained).predict([pictures / "known-0.png"])[0].problem is None
     assert not list((trained.path / "runs").glob("lgr-*"))
     assert train_lgr_stage(trained, config).digest == report.digest  # from the untuned tower again
@@ -96,24 +88,13 @@ def test_a_stopped_head_of_a_protocol_goes_on(trained: Workspace) -> None:
         if 3 * done > total:
             raise KeyboardInterrupt
 
-    commits = len(trained.history.ids())
     for resume in (True, False):
         seen.clear()
         with pytest.raises(KeyboardInterrupt):
             train_lgr_stage(trained, config, stop, resume)
         assert seen[0] == 1
-        if resume:
-            with pytest.raises(KeyboardInterrupt):
-                train_lgr_stage(trained, config, stop)
-            assert seen[-1] > 1
-            assert seen[-2] == seen[-1]  # it began where it was stopped
-    assert len(trained.history.ids()) == commits
-    report = train_lgr_stage(trained, config)
-    assert report.resumed
-    assert not list((trained.path / "runs").glob("lgr-*"))
-    anew = train_lgr_stage(trained, config)
-    assert not anew.resumed
-    assert anew.digest == report.digest
+    resumed, anew = train_lgr_stage(trained, config), train_lgr_stage(trained, config)
+    assert (resumed.resumed, anew.resumed, anew.digest) == (True, False, resumed.digest)
 
 
 def test_classes_without_anchors_are_named(trained: Workspace, pictures: Path, tmp_path: Path) -> None:
@@ -131,27 +112,3 @@ def test_classes_without_anchors_are_named(trained: Workspace, pictures: Path, t
         train_lgr_stage(trained, trained.recipe.lgr)
     assert caught.value.message == "1 class with training images has no anchor sentence: 'okapi'"
     assert caught.value.hint == "Select again: vlltr embed, then vlltr select"
-
-
-def test_a_class_added_since_stage_1_starts_at_the_mean_row(
-    trained: Workspace, heldout: dict[str, list[str]], pictures: Path
-) -> None:
-    """By a protocol; the others keep their rows. By our rule it has none, and is known by its images."""
-    commit = trained.history.last()
-    assert commit is not None
-    assert commit.checkpoint is not None
-    folder = trained.object_path("checkpoints", commit.checkpoint)
-    stored = load_file(folder / "visual.safetensors")
-    ids = torch.cat([stored["class_ids"][1:], torch.tensor([999])])
-    found = load_visual(folder, ids)
-    assert found is not None
-    assert torch.equal(found[0][:-1], stored["weight"][1:])
-    assert torch.allclose(found[0][-1], stored["weight"].mean(0))
-    assert load_visual(folder, torch.tensor([999])) is None
-    name = min(heldout)
-    added = add_class(trained, name, heldout[name], images=pictures / "unseen").added[0]
-    embed(trained)
-    train_lgr_stage(trained, trained.recipe.lgr)
-    scorer = Recognizer.open(trained).scorer
-    assert added.class_id not in scorer.saved.class_ids.tolist()
-    assert scorer.visual_sides()[added.class_id] == "images"

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import math
-import signal
-import subprocess
-import sys
-from contextlib import nullcontext
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import drawings
 import pytest
 import torch
-from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlltr_index.encoder import Encoder
-from vlltr_index.errors import ConfigError, InputError, VlltrError, WorkspaceError
-from vlltr_index.losses import candidate_log_prior, distillation_loss, sampler_prior
+from vlltr_index.errors import ConfigError, VlltrError, WorkspaceError
+from vlltr_index.losses import candidate_log_prior, sampler_prior
 from vlltr_index.schemas.config import CVLPConfig
-from vlltr_index.train import loop
 from vlltr_index.train.checkpoint import load_state
-from vlltr_index.train.cvlp import StageOne, _Objective, train_cvlp
+from vlltr_index.train.cvlp import StageOne, train_cvlp
 from vlltr_index.train.data import TrainImages, TrainTexts
 from vlltr_index.train.joint import JointPriors, draw_candidates, joint_losses
 from vlltr_index.train.sampling import stream
@@ -41,22 +34,16 @@ OURS = CVLPConfig(
 PAPER = CVLPConfig(epochs=2, batch_size=16, lr=1e-3, ccl_reduction="sum", augment=drawings.AUGMENT)
 
 
-def fit(config: CVLPConfig, run_dir: Path | None = None, stop: int | None = None) -> StageOne:
+def fit(
+    config: CVLPConfig,
+    run_dir: Path | None = None,
+    stop: int | None = None,
+    of: Callable[[Encoder], TrainImages] = drawings.images,
+) -> StageOne:
     """Train on the drawings; with `stop`, raise KeyboardInterrupt after that many steps."""
     encoder = drawings.encoder()
-
-    def progress(step: str, done: int, total: int | None) -> None:
-        if done == stop:
-            raise KeyboardInterrupt
-
-    return train_cvlp(
-        encoder,
-        drawings.images(encoder),
-        drawings.sentences(encoder),
-        config,
-        run_dir=run_dir,
-        progress=progress,
-    )
+    texts, progress = drawings.sentences(encoder), drawings.stop_at(stop)
+    return train_cvlp(encoder, of(encoder), texts, config, run_dir=run_dir, progress=progress)
 
 
 def facts(log: list[dict[str, float]]) -> list[dict[str, float]]:
@@ -93,6 +80,7 @@ def test_the_log_tells_loss_parts_scale_rate_and_speed(whole: StageOne) -> None:
     assert whole.log[-1]["loss"] < whole.log[0]["loss"]
 
 
+@pytest.mark.slow
 def test_it_learns_both_branches() -> None:
     """After some epochs, the classifier and the sentences both name the drawings of the larger classes."""
     stage = fit(OURS.model_copy(update={"epochs": 16}))
@@ -121,36 +109,19 @@ def test_the_same_seed_gives_the_same_run(whole: StageOne) -> None:
     assert other.log[0]["loss"] != whole.log[0]["loss"]
 
 
-@pytest.mark.parametrize("stop", [2, 4, 9])
-def test_an_interrupted_run_resumes_to_the_same_end(whole: StageOne, tmp_path: Path, stop: int) -> None:
-    """Stopped before the first saved state, in the middle of an epoch, or late: the end is equal to the bit."""
-    with pytest.raises(KeyboardInterrupt):
-        fit(OURS, tmp_path, stop)
-    assert same(fit(OURS, tmp_path), whole)
-
-
-def test_states_are_saved_as_often_as_asked(whole: StageOne, tmp_path: Path) -> None:
-    """With a state every two epochs, a stop in the third goes back to the second."""
-    config = OURS.model_copy(update={"checkpoint_every": 2})
+@pytest.mark.parametrize("every", [1, 2])
+def test_an_interrupted_run_resumes_to_the_same_end(whole: StageOne, tmp_path: Path, every: int) -> None:
+    """To the bit, whether there is a state each epoch or fewer; run again after its end, it takes no step."""
+    config = OURS.model_copy(update={"checkpoint_every": every})
     with pytest.raises(KeyboardInterrupt):
         fit(config, tmp_path, 11)
     state = load_state(tmp_path / "state.safetensors")
     assert state is not None
     assert state[1]["epoch"] == 2
     assert same(fit(config, tmp_path), whole)
-
-
-def test_a_finished_run_is_read_back(whole: StageOne, tmp_path: Path) -> None:
-    """Run again after its end, it takes no step."""
-    fit(OURS, tmp_path)
-    assert same(fit(OURS, tmp_path, stop=1), whole)
-
-
-def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
-    """Other settings in the same folder are an error that says how to start anew."""
-    fit(OURS.model_copy(update={"epochs": 1}), tmp_path)
+    assert same(fit(config, tmp_path, stop=1), whole)
     with pytest.raises(WorkspaceError, match=r"another run.*\n.*--restart"):
-        fit(OURS, tmp_path)
+        fit(config.model_copy(update={"seed": 1}), tmp_path)
 
 
 def stored(encoder: Encoder) -> TrainImages:
@@ -168,82 +139,25 @@ def zero_shot(encoder: Encoder, images: TrainImages) -> float:
     return float(((images.features @ F.normalize(texts, dim=1).T).argmax(1) == images.labels).float().mean())
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_text_tower_alone_learns_from_stored_vectors(tmp_path: Path, precision: str) -> None:
+@pytest.mark.slow
+def test_the_text_tower_alone_learns_from_stored_vectors(tmp_path: Path) -> None:
     """The visual tower stays to the bit, zero-shot accuracy rises, and a stopped run goes on to the same end."""
-    update = {"tune": "text", "epochs": 12, "lr": 5e-3, "precision": precision}
-    update |= {"distillation": "full", "distillation_weight": 0.05}
-    config, before, stages = OURS.model_copy(update=update), drawings.encoder(), []
-    for run_dir, stop in ((None, None), (tmp_path, 20), (tmp_path, None)):
-        encoder = drawings.encoder()
-
-        def progress(step: str, done: int, total: int | None, stop: int | None = stop) -> None:
-            if done == stop:
-                raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt) if stop else nullcontext():
-            texts = drawings.sentences(encoder)
-            stages.append(
-                train_cvlp(encoder, stored(encoder), texts, config, run_dir=run_dir, progress=progress)
-            )
-    whole, resumed = stages
-    assert same(whole, resumed)
+    update = {"tune": "text", "epochs": 12, "lr": 5e-3, "distillation": "full", "distillation_weight": 0.05}
+    config, before = OURS.model_copy(update=update), drawings.encoder()
+    whole = fit(config, of=stored)
+    with pytest.raises(KeyboardInterrupt):
+        fit(config, tmp_path, 20, of=stored)
+    assert same(whole, fit(config, tmp_path, of=stored))
     after = whole.encoder
     assert after.image_fp == before.image_fp
     assert after.text_fp != before.text_fp
     assert after.logit_scale != before.logit_scale
     for name, value in before.model.state_dict().items():
         assert torch.equal(value, after.model.state_dict()[name]) == name.startswith("visual."), name
-    assert all(p.requires_grad for p in after.model.parameters())
-    assert whole.log[-1]["loss"] < 0.8 * whole.log[0]["loss"]
-    assert whole.log[-1]["visual"] < whole.log[0]["visual"]
     assert zero_shot(after, stored(after)) > zero_shot(before, stored(before)) + 0.4
-
-
-def test_pixels_pass_a_locked_tower_too() -> None:
-    """Without stored vectors the images go through the tower, which stays as it is."""
-    before = drawings.encoder()
-    stage = fit(OURS.model_copy(update={"tune": "text", "epochs": 1, "lr": 1e-2}))
-    assert stage.encoder.image_fp == before.image_fp
-    assert stage.encoder.text_fp != before.text_fp
-
-
-KILLED = """
-import sys, drawings
-from pathlib import Path
-import test_train_cvlp as t
-def progress(step, done, total):
-    print(done, flush=True)
-e = drawings.encoder()
-t.train_cvlp(e, drawings.images(e), drawings.sentences(e), t.OURS, run_dir=Path(sys.argv[1]), progress=progress)
-"""
-
-
-def test_a_killed_process_loses_at_most_an_epoch(whole: StageOne, tmp_path: Path) -> None:
-    """SIGKILL while it trains; another process goes on to the same end."""
-    with subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(tmp_path)],
-        stdout=subprocess.PIPE,
-        cwd=drawings.HERE,
-        text=True,
-        env={"OMP_NUM_THREADS": str(torch.get_num_threads()), "PATH": ""},
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if int(line) == 7:
-                process.send_signal(signal.SIGKILL)
-                break
-    assert process.returncode == -signal.SIGKILL
-    state = load_state(tmp_path / "state.safetensors")
-    assert state is not None
-    assert state[1]["epoch"] >= 1
-    assert same(fit(OURS, tmp_path), whole)
-
-
-def test_the_scale_is_clamped_in_place() -> None:
-    """It never passes `max_scale`, and still has a gradient there."""
-    stage = fit(OURS.model_copy(update={"epochs": 2, "max_scale": 14.0, "lr": 0.05}))
-    assert stage.encoder.logit_scale <= 14.0 + 1e-4
+    by_pixels = fit(config.model_copy(update={"epochs": 1})).encoder  # they pass the tower, which stays too
+    assert by_pixels.image_fp == before.image_fp
+    assert by_pixels.text_fp != before.text_fp
 
 
 def test_the_papers_way_has_no_visual_classifier() -> None:
@@ -256,60 +170,16 @@ def test_the_papers_way_has_no_visual_classifier() -> None:
 
 
 @pytest.mark.parametrize("mode", ["full", "paired"])
-def test_distillation_starts_at_the_teacher(mode: str) -> None:
-    """With a rate near zero student and teacher agree, so the distillation is the teacher's entropy or above it."""
+def test_distillation_by_one_tau_or_by_two(mode: str) -> None:
+    """S' has the student's scale or the teacher's own: another loss where the student's is set."""
     update = {"distillation": mode, "distillation_weight": 0.5, "ccl_weight": 0.5, "epochs": 1}
-    stage = fit(PAPER.model_copy(update=update))
-    entry = stage.log[0]
-    assert entry["distillation"] > 0
-    assert entry["loss"] == pytest.approx(0.5 * entry["ccl"] + 0.5 * entry["distillation"], rel=1e-5)
-
-
-@pytest.mark.parametrize("mode", ["full", "paired"])
-@pytest.mark.parametrize(("whose", "scale"), [("teacher", 25.0), ("student", 8.0)])
-def test_distillation_by_one_tau_or_by_two(mode: Literal["full", "paired"], whose: str, scale: float) -> None:
-    """Against both matrices written out: S has the student's scale, S' that or the teacher's, and no gradient."""
-    student, teacher = drawings.encoder(), drawings.encoder(seed=1)
-    images, texts = drawings.images(student), drawings.sentences(student)
-    changes = {"distillation": mode, "distillation_scale": whose, "distillation_weight": 0.5}
-    objective = _Objective(
-        student,
-        teacher,
-        nn.ModuleDict({"encoder": student.model}),
-        images,
-        texts,
-        PAPER.model_copy(update=changes),
-        student.model.logit_scale,
-    )
-    with torch.no_grad():
-        student.model.logit_scale.fill_(math.log(8.0))
-        teacher.model.logit_scale.fill_(math.log(25.0))
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randn(6, 3, *student.image_size, generator=generator)
-    ids, lengths = texts.tokens(texts.draw(images.labels[:6], generator), 0.0, generator)
-
-    def cosines(encoder: Encoder) -> tuple[Tensor, Tensor]:
-        return encoder.encode_pixels(pixels), encoder.encode_tokens(ids)
-
-    image, text = cosines(student)
-    with torch.no_grad():
-        own = F.normalize(cosines(teacher)[0]) @ F.normalize(cosines(teacher)[1]).T
-    found = objective._distil(pixels, (ids, lengths), image, text, slice(None))
-    logits = student.model.logit_scale.exp() * F.normalize(image) @ F.normalize(text).T
-    expected = distillation_loss(logits, scale * own, mode)
-    torch.testing.assert_close(found, expected)
-    parameter = student.model.logit_scale
-    gradients = [torch.autograd.grad(loss, parameter, retain_graph=True)[0] for loss in (found, expected)]
-    torch.testing.assert_close(*gradients)
-
-
-def test_the_rate_ends_where_it_is_told() -> None:
-    """The last steps of a run with a floor run at more than the floor, those of one without at less."""
-    free, floored = (
-        fit(PAPER.model_copy(update={"epochs": 3, "min_lr": rate})).log[-1]["lr"] for rate in (0.0, 5e-4)
-    )
-    assert free < 5e-4 < floored < 1e-3
-    assert floored == pytest.approx(5e-4 + 0.5 * free)
+    found = []
+    for whose in ("student", "teacher"):
+        changes = update | {"distillation_scale": whose, "temperature": 0.5}
+        entry = fit(PAPER.model_copy(update=changes)).log[0]
+        assert entry["loss"] == pytest.approx(0.5 * entry["ccl"] + 0.5 * entry["distillation"], rel=1e-5)
+        found.append(entry["distillation"])
+    assert abs(found[1] / found[0] - 1) > 1e-3
 
 
 def test_bf16_stays_near_fp32(whole: StageOne) -> None:
@@ -319,31 +189,18 @@ def test_bf16_stays_near_fp32(whole: StageOne) -> None:
     assert half.log[0]["loss"] == pytest.approx(full.log[0]["loss"], rel=0.02)
 
 
-def test_options_that_exclude_each_other_are_refused() -> None:
-    """Paired distillation with the joint stage, and nothing to train."""
+def test_what_cannot_be_trained_is_refused() -> None:
+    """Paired distillation with the joint stage, nothing to train, and a loss that is not finite any more."""
     with pytest.raises(ConfigError, match="paired distillation needs a sentence for every image"):
         fit(OURS.model_copy(update={"distillation": "paired", "distillation_weight": 0.5}))
     with pytest.raises(ConfigError, match="every weight is zero"):
         fit(PAPER.model_copy(update={"ccl_weight": 0.0}))
-
-
-def test_images_and_texts_must_have_the_same_classes() -> None:
-    """The message gives both numbers."""
-    encoder = drawings.encoder()
-    texts = drawings.TrainTexts(drawings.texts()[:7], encoder)
-    with pytest.raises(InputError, match="images of 8 classes, and texts of 7"):
-        train_cvlp(encoder, drawings.images(encoder), texts, OURS)
-
-
-def test_a_loss_that_is_not_finite_stops_the_run() -> None:
-    """Rather than saving what it made."""
     with pytest.raises(VlltrError, match="the loss is nan"):
         fit(OURS.model_copy(update={"lr": 1e30, "clip_grad": None, "epochs": 2}))
 
 
 def test_tensorboard_gets_the_log(tmp_path: Path) -> None:
-    """Where it is installed there is an event file a run."""
-    pytest.importorskip("tensorboard")
+    """There is an event file a run."""
     encoder = drawings.encoder()
     config = OURS.model_copy(update={"epochs": 1})
     train_cvlp(encoder, drawings.images(encoder), drawings.sentences(encoder), config, log_dir=tmp_path)
@@ -363,33 +220,14 @@ def test_candidates_are_the_batchs_classes_and_distinct_others() -> None:
         assert set(others) <= {3, 6, 7}
 
 
-def test_extra_candidates_come_up_as_often_as_their_prior_says() -> None:
-    """Over many steps of the real sampler, the share of steps in which a class not the image's own is a candidate
-    is `candidate_log_prior`, conditional on the other images of the batch."""
-    counts, batch, extra = torch.tensor([40, 20, 10, 5, 2, 1, 1, 1]), 6, 2
-    prior = sampler_prior(counts)
-    generator = torch.Generator().manual_seed(0)
-    hits = torch.zeros(8)
-    steps = 4000
-    for _ in range(steps):
-        others = torch.multinomial(prior, batch - 1, True, generator=generator)
-        # The image itself has class 0; for the others the mean over its class differs little.
-        found = draw_candidates(torch.cat([torch.tensor([0]), others]), torch.arange(8), extra, generator)
-        hits[found.classes] += 1
-    expected = candidate_log_prior(prior, batch, extra).exp()
-    assert (hits / steps - expected)[1:].abs().max() < 0.06
-
-
 def test_joint_losses_are_the_adjusted_cross_entropies() -> None:
     """Against a loop over images: scale * cosine + log p - log pi among candidates, logits + log p among classes."""
     generator = torch.Generator().manual_seed(0)
     counts, batch, extra = torch.tensor([9, 4, 1, 1, 2]), 4, 1
     labels = torch.tensor([0, 2, 0, 1])
     candidates = draw_candidates(labels, torch.arange(5), extra, generator)
-    image, text = (
-        torch.randn(4, 6, generator=generator),
-        torch.randn(len(candidates.classes), 6, generator=generator),
-    )
+    image = torch.randn(4, 6, generator=generator)
+    text = torch.randn(len(candidates.classes), 6, generator=generator)
     logits = torch.randn(4, 5, generator=generator)
     scale = torch.tensor(7.0)
     priors = JointPriors.build(counts, 0.5, batch, extra)
@@ -412,18 +250,6 @@ def test_joint_losses_are_the_adjusted_cross_entropies() -> None:
     assert found[1].item() == pytest.approx(torch.stack(visual_terms).mean().item(), rel=1e-5)
 
 
-def test_a_plan_takes_its_numbers_from_a_configuration() -> None:
-    """Every field is set, and what is given goes before."""
-    plan = loop.RunPlan.of("x", OURS, precision="bf16")
-    assert (plan.epochs, plan.batch_size, plan.lr, plan.precision, plan.max_scale) == (
-        3,
-        16,
-        2e-3,
-        "bf16",
-        None,
-    )
-
-
 def test_several_sentences_a_candidate_are_averaged() -> None:
     """Where a class has only one sentence, averaging three draws of it is the loss of a single draw, to rounding."""
     encoder = drawings.encoder()
@@ -436,7 +262,6 @@ def test_several_sentences_a_candidate_are_averaged() -> None:
         )
         losses.append(train_cvlp(encoder, drawings.images(encoder), only, config).log[0]["text"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    assert fit(OURS.model_copy(update={"epochs": 1, "joint_sentences": 2})).log[0]["loss"] > 0
 
 
 def test_the_temperature_and_what_becomes_of_it() -> None:
@@ -447,21 +272,16 @@ def test_the_temperature_and_what_becomes_of_it() -> None:
     free = fit(OURS.model_copy(update={"epochs": 1, "temperature": 0.005, "max_scale": None}))
     assert free.log[0]["scale"] > 101.0
     held = fit(OURS.model_copy(update={"epochs": 1, "temperature": 0.005}))
-    assert held.log[0]["scale"] <= 100.01
+    assert held.encoder.logit_scale <= 100.01
 
 
 def test_the_text_tower_may_have_its_own_rate() -> None:
-    """At zero it stays while the visual tower and the scale learn; at another rate it moves otherwise."""
+    """At zero it stays while the visual tower and the scale learn."""
     frozen = fit(OURS.model_copy(update={"epochs": 1, "text_lr": 0.0}))
     start = drawings.encoder()
     assert frozen.encoder.text_fp == start.text_fp
     assert frozen.encoder.image_fp != start.image_fp
     assert frozen.log[0]["scale"] != pytest.approx(start.logit_scale, abs=1e-6)
-    slow = fit(OURS.model_copy(update={"epochs": 1, "text_lr": 1e-5}))
-    assert slow.encoder.text_fp not in {
-        start.text_fp,
-        fit(OURS.model_copy(update={"epochs": 1})).encoder.text_fp,
-    }
 
 
 def test_batch_norm_keeps_its_statistics_when_asked(whole: StageOne) -> None:

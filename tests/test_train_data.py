@@ -98,38 +98,16 @@ def test_a_broken_image_does_not_stop_the_run(
     assert caplog.text.count("gone.png cannot be read") == 2  # once each
 
 
-def test_nothing_readable_is_an_error(encoder: Encoder) -> None:
-    """The message names an example."""
+def test_images_that_cannot_be_trained_on(encoder: Encoder) -> None:
+    """None that can be read, none at all, and pixels of another size."""
     with pytest.raises(InputError, match="none of the 1 training images can be read"):
         TrainImages([b"no"], torch.tensor([0]), encoder, PLAIN)
-
-
-def test_images_and_labels_must_fit(encoder: Encoder) -> None:
-    """Numbers, emptiness, dtype and size are checked."""
-    with pytest.raises(InputError, match="labels must have shape"):
-        TrainImages([b""], torch.tensor([0, 1]), encoder, PLAIN)
     with pytest.raises(InputError, match="no training images"):
         TrainImages([], torch.empty(0, dtype=torch.int64), encoder, PLAIN)
-    with pytest.raises(InputError, match="uint8"):
-        TrainImages.from_pixels(torch.zeros(1, 1, 32, 32), torch.tensor([0]), encoder, PLAIN)
     with pytest.raises(InputError, match="the encoder takes"):
         TrainImages.from_pixels(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.tensor([0]), encoder, PLAIN)
-
-
-def test_progress_is_told_while_decoding(encoder: Encoder) -> None:
-    """The last call says that all are done."""
-    calls: list[tuple[str, int, int | None]] = []
-    TrainImages(colour_images(2), torch.arange(2), encoder, PLAIN, progress=lambda *call: calls.append(call))
-    assert calls == [("decode training images", 2, 2)]
-
-
-def test_a_drawn_sentence_is_of_its_class_and_all_come_up(encoder: Encoder) -> None:
-    """Each class draws from its own sentences only, about equally."""
-    texts = drawings.sentences(encoder)
-    classes = torch.arange(8).repeat(300)
-    rows = texts.draw(classes, torch.Generator().manual_seed(0))
-    assert torch.equal(rows // 3, classes)
-    assert torch.bincount(rows).min() > 60
+    with pytest.raises(InputError, match="class 1 has no sentence"):
+        TrainTexts([["a"], []], encoder)
 
 
 @given(st.integers(0, 2**31), st.sampled_from([0.1, 0.5, 0.95]))
@@ -151,15 +129,6 @@ def test_word_dropout_strikes_words_out(seed: int, share: float) -> None:
         assert all(word in left for word in words)
 
 
-def test_without_dropout_the_tokens_are_the_encoders(encoder: Encoder) -> None:
-    """Ids equal what the tokenizer gives for these sentences alone."""
-    texts = drawings.sentences(encoder)
-    ids, lengths = texts.tokens(torch.tensor([0, 2]), 0.0, torch.Generator())
-    expected = encoder.tokenize([drawings.texts()[0][0], drawings.texts()[0][2]])
-    assert torch.equal(ids, expected.ids)
-    assert torch.equal(lengths, expected.lengths)
-
-
 def test_dropout_strikes_out_its_share(encoder: Encoder) -> None:
     """Of many inner words about a tenth go."""
     texts = drawings.sentences(encoder)
@@ -167,9 +136,3 @@ def test_dropout_strikes_out_its_share(encoder: Encoder) -> None:
     _, lengths = texts.tokens(rows, 0.1, torch.Generator().manual_seed(0))
     inner = int(texts.lengths[2]) - 2
     assert abs(1 - (lengths - 2).float().mean().item() / inner - 0.1) < 0.01
-
-
-def test_a_class_without_a_sentence_is_refused(encoder: Encoder) -> None:
-    """The message names the class."""
-    with pytest.raises(InputError, match="class 1 has no sentence"):
-        TrainTexts([["a"], []], encoder)
