@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 
+from tests.commands import run
 from vlltr_index.classes import NewClass, add_classes
-from vlltr_index.cli.main import main
-from vlltr_index.errors import InputError, MissingStepError, UsageError, WorkspaceError
-from vlltr_index.images.decode import UNREADABLE
+from vlltr_index.errors import InputError, UsageError, WorkspaceError
 from vlltr_index.page import desk as desk_module
 from vlltr_index.page import render, server
 from vlltr_index.page.desk import Desk
@@ -89,21 +88,6 @@ def test_only_what_was_done_here_and_last_can_be_undone(desk: Desk) -> None:
     assert "dodo" in desk_module.names_of(desk.answers())
 
 
-def test_a_rollback_that_would_undo_somebody_elses_work_is_refused(trained: Workspace) -> None:
-    """Under the lock the newest commit is looked at once more."""
-    from vlltr_index.stages.history import rollback
-
-    newest = trained.history.ids()[-1]
-    with pytest.raises(WorkspaceError) as error:
-        rollback(trained, newest - 1, newest=newest - 1)
-    command = trained.history.read(newest).command
-    assert str(error.value) == (
-        f"commit {newest} ({command}) has come since, and going back would undo it too\n"
-        f"See what there is: vlltr history; then, if that is meant: vlltr rollback {newest - 1}"
-    )
-    assert trained.history.ids()[-1] == newest
-
-
 def test_additions_that_are_refused(
     desk: Desk, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,7 +102,6 @@ def test_additions_that_are_refused(
     good = ("a.png", pictures / "unseen" / "0.png")
     refused: list[tuple[tuple[Any, ...], str]] = [
         (("", TEXT), "a class needs a name; got an empty one"),
-        ((" ", ""), "a class needs a name; got an empty one"),
         (("okapi", ""), "nothing is known of class 'okapi': no sentence and no readable image"),
         (("okapi", "x" * 200_001), "a text of 200,001 characters; 200,000 are allowed here"),
         (("okapi", TEXT, [good] * 51), "51 pictures; 50 are allowed here"),
@@ -127,7 +110,6 @@ def test_additions_that_are_refused(
             "bad.png: cannot read the image of 12 bytes: a damaged PNG file",
         ),
         (("okapi", TEXT, [("large.png", large)]), "a picture of 1.0 MiB; 1 are allowed"),
-        (("okapi", TEXT, [("gone.png", tmp_path / "gone.png")]), "the picture is not there any more"),
         ((next(iter(desk.answers().names.values())), TEXT), "there is a class "),
     ]
     for arguments, message in refused:
@@ -135,9 +117,6 @@ def test_additions_that_are_refused(
             desk.add(*arguments)
         assert error.value.message.startswith(message)
         assert "secret-folder" not in str(error.value)
-    with pytest.raises(InputError) as error:
-        desk.examine(bad)
-    assert str(error.value) == f"cannot read the image of 12 bytes: a damaged PNG file\n{UNREADABLE}"
     assert last(desk) == number
 
 
@@ -176,24 +155,6 @@ def test_every_text_is_escaped(desk: Desk, pictures: Path) -> None:
         assert "<img" not in piece
         assert "&lt;img src=x onerror=alert(1)&gt;" in piece
         assert 'alert(1)> & "' not in piece
-
-
-def test_numbers_are_points_of_similarity(desk: Desk, pictures: Path) -> None:
-    """Shares and effects are signed points, never per cent; what is struck out shows how the score was."""
-    found = desk.examine(pictures / "known-0.png")
-    name = found.best(1)[0].name
-    whole = found.look(name)
-    first = whole.sentences[0]
-    less = found.look(name, {first.sentence_id})
-    html = render.sentences_html(less)
-    assert f"{less.cosine:.3f} <span" in html
-    assert f"was {whole.cosine:.3f}" in html
-    assert html.count(" checked") == html.count("class=vl-struck") == 1
-    assert "1 struck out" in html
-    table = html.partition("<tbody>")[2].partition("</tbody>")[0]
-    assert "%" not in table
-    assert f"{first.effect:+.3f}" in table
-    assert "was" not in render.sentences_html(whole)
 
 
 @pytest.fixture
@@ -286,16 +247,8 @@ def test_uploads_lie_in_a_folder_that_goes_with_the_page(trained: Workspace) -> 
 
 def test_addresses() -> None:
     """What is this machine alone, and what cannot be listened at."""
-    assert [
-        server.is_local(h) for h in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "192.0.2.1", "a.org")
-    ] == [
-        True,
-        True,
-        True,
-        False,
-        False,
-        False,
-    ]
+    assert all(map(server.is_local, ("127.0.0.1", "::1", "localhost")))
+    assert not any(map(server.is_local, ("0.0.0.0", "192.0.2.1", "a.org")))
     with server.bind("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UsageError) as error:
@@ -304,61 +257,47 @@ def test_addresses() -> None:
         f"cannot listen at 127.0.0.1, port {port}: Address already in use\n"
         "Take another one: --port 0 finds a free port, --host 127.0.0.1 is this machine alone."
     )
-    with pytest.raises(UsageError, match=r"cannot listen at 192\.0\.2\.1, port 0: "):
-        server.bind("192.0.2.1", 0)
 
 
-@pytest.mark.parametrize("read_only", [False, True])
 def test_the_command(
-    trained: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, read_only: bool
+    trained_once: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The address on stdout; a warning where others can reach it."""
+    asked: list[bool] = []
 
     def serve(workspace: Workspace, listening: socket.socket, only: bool, ready: Any) -> None:
-        assert (workspace.path, only) == (trained.path, read_only)
+        asked.append(only)
         ready("http://192.0.2.1:1/")
         listening.close()
 
     monkeypatch.setattr(server, "serve", serve)
-    only = ["--read-only"] if read_only else []
-    for host, options in (("127.0.0.1", []), ("0.0.0.0", ["--json"])):
-        with pytest.raises(SystemExit) as left:
-            main([*options, "-w", str(trained.path), "ui", "--host", host, "--port", "0", *only])
-        assert left.value.code == 0
-        out, err = capsys.readouterr()
-        if not options:
-            assert (out, err) == ("http://192.0.2.1:1/\n", "")
-            continue
-        assert out == '{\n  "address": "http://192.0.2.1:1/"\n}\n'
-        can = "see this workspace's classes and sentences" if read_only else "change this workspace"
-        assert err.startswith("Warning: everyone who reaches port ")
-        assert err.splitlines()[0].endswith(f" of this machine can {can}.")
-        more = [] if read_only else ["With --read-only nothing can be added or undone."]
-        assert err.splitlines()[1:] == more
+    ui = ("-w", trained_once, "ui", "--port", "0")
+    assert run(capsys, *ui, "--host", "127.0.0.1") == (0, "http://192.0.2.1:1/\n", "")
+    code, out, err = run(capsys, "--json", *ui, "--host", "0.0.0.0")
+    assert (code, out) == (0, '{\n  "address": "http://192.0.2.1:1/"\n}\n')
+    assert err.startswith("Warning: everyone who reaches port ")
+    assert err.endswith(
+        " of this machine can change this workspace.\nWith --read-only nothing can be added or undone.\n"
+    )
+    _, _, err = run(capsys, *ui, "--host", "0.0.0.0", "--read-only")
+    assert err.endswith(" of this machine can see this workspace's classes and sentences.\n")
+    assert asked == [False, False, True]
 
 
 def test_without_gradio(
-    trained: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    trained_once: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The extra is named."""
     monkeypatch.setattr(server, "find_spec", lambda name: None)
-    with pytest.raises(MissingStepError):
-        server.need_gradio()
-    with pytest.raises(SystemExit) as left:
-        main(["-w", str(trained.path), "ui"])
-    assert left.value.code == 1
-    assert capsys.readouterr().err == (
-        'Error: the page needs Gradio, which is not installed\nInstall it: pip install "vlltr-index[ui]"\n'
-    )
+    code, _, err = run(capsys, "-w", trained_once, "ui")
+    said = 'Error: the page needs Gradio, which is not installed\nInstall it: pip install "vlltr-index[ui]"\n'
+    assert (code, err) == (1, said)
 
 
 def test_an_untrained_workspace_is_refused_before_anything_is_served(
     workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The next command is named, and there is no traceback."""
-    with pytest.raises(SystemExit) as left:
-        main(["-w", str(workspace.path), "ui", "--port", "0"])
-    assert left.value.code == 1
-    err = capsys.readouterr().err
+    code, _, err = run(capsys, "-w", workspace.path, "ui", "--port", "0")
+    assert code == 1
     assert err.startswith("Error: ")
-    assert "Traceback" not in err

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.browser import Browser
-from tests.test_report import add_hostile_class
-from vlltr_index.recipe import override
-from vlltr_index.stages.baselines import train_baseline_stage
+from tests.reports import spoil
 from vlltr_index.stages.report import write_report
 from vlltr_index.workspace import Workspace
+
+pytestmark = [pytest.mark.chromium, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
 def page(trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The address of a report with a baseline and a class that means harm."""
-    import shutil
-
     folder = tmp_path_factory.mktemp("report")
     workspace = Workspace.open(shutil.copytree(trained_once, folder / "workspace"))
-    add_hostile_class(workspace, folder)
-    train_baseline_stage(workspace, override(workspace.recipe, ("baseline.epochs=2",)).baseline)
-    write_report(workspace, folder / "report.html")
+    write_report(spoil(workspace, folder), folder / "report.html")
     return (folder / "report.html").as_uri()
 
 
-@pytest.mark.chromium
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_the_report_opens_without_network_or_complaint(
@@ -48,7 +44,6 @@ def test_the_report_opens_without_network_or_complaint(
     chromium.screenshot(f"report-{width}-{'dark' if dark else 'light'}")
 
 
-@pytest.mark.chromium
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_charts_can_be_read(chromium: Browser, page: str, width: int) -> None:
     """Text in charts is at least 9 pixels high and stays inside its chart."""
@@ -70,18 +65,6 @@ def test_the_charts_can_be_read(chromium: Browser, page: str, width: int) -> Non
     assert outside == []
 
 
-@pytest.mark.chromium
-def test_what_is_folded_opens(chromium: Browser, page: str) -> None:
-    """A group of classes, then a class: its anchor sentences with their losses."""
-    chromium.size(1280)
-    chromium.open(page)
-    first = "document.querySelector('#anchors details.group {}')"
-    assert not chromium.js(f"return {first.format('li')}.checkVisibility()")
-    chromium.js(f"{first.format('> summary')}.click(); {first.format('details.class > summary')}.click()")
-    assert chromium.js(f"return {first.format('li')}.checkVisibility()")
-
-
-@pytest.mark.chromium
 def test_hostile_names_stay_text(chromium: Browser, page: str) -> None:
     """A script in a class's name is shown, not run, and brings no element of its own."""
     chromium.open(page)
