@@ -12,7 +12,7 @@ from tablerows import anchor_rows, class_rows, image_rows, score_rows, sentence_
 from vlltr_index.errors import InputError, UsageError, WorkspaceError
 from vlltr_index.history import Commit
 from vlltr_index.schemas.config import FusionConfig
-from vlltr_index.schemas.tables import IMAGES, SENTENCES, sentence_vectors
+from vlltr_index.schemas.tables import SENTENCES, sentence_vectors
 from vlltr_index.transaction import Transaction, put_back
 from vlltr_index.workspace import Workspace
 
@@ -66,13 +66,7 @@ def test_what_a_command_does_not_touch_is_handed_on(workspace: Workspace) -> Non
         tx.note(dim=None)
     commit = tx.result_commit
     assert commit is not None
-    assert (commit.id, commit.parent, commit.text_fp, commit.image_fp, commit.selection_id) == (
-        2,
-        1,
-        "t",
-        None,
-        "s",
-    )
+    assert (commit.text_fp, commit.image_fp, commit.selection_id) == ("t", None, "s")
     assert commit.info == {"scale": 1.0, "next": {"classes": 1}}
     assert workspace.store.tags("classes") == dict.fromkeys(("c1", "c2"), commit.tables["classes"])
 
@@ -98,14 +92,6 @@ def test_nothing_new_is_no_commit(workspace: Workspace) -> None:
     assert workspace.store.version("images") == first.tables["images"]
 
 
-def test_an_empty_transaction_is_no_commit(workspace: Workspace) -> None:
-    """Nothing at all, and an upsert of no rows, leave no trace."""
-    with workspace.transaction("embed") as tx:
-        tx.upsert("classes", class_rows([]))
-        tx.next_id("classes", 5)
-    assert (tx.result_commit, workspace.history.last(), workspace.store.names()) == (None, None, [])
-
-
 def test_upsert_counts_what_changed(workspace: Workspace) -> None:
     """New and different rows are counted and written; a null where a value was is a difference."""
     write(workspace, images=image_rows(range(3), width=7), classes=class_rows([0, 1]))
@@ -118,23 +104,12 @@ def test_upsert_counts_what_changed(workspace: Workspace) -> None:
     assert rows["width"].to_pylist() == [7, 8, None, None]
 
 
-def test_upsert_takes_batches_and_later_rows_win(workspace: Workspace) -> None:
-    """Batches are streamed; of equal keys in one source the last one counts, across batches too."""
-    batches = [*class_rows([0, 0], name="a").to_batches(), *class_rows([0, 1], name="b").to_batches()]
-    with workspace.transaction("ingest") as tx:
-        tx.upsert("classes", iter(batches))
-    rows = workspace.snapshot().table("classes", ["class_id", "name"]).sort_by("class_id")
-    assert rows["name"].to_pylist() == ["b 0", "b 1"]
-
-
 def test_more_rows_than_are_compared_at_once(workspace: Workspace) -> None:
     """Parts of a large upsert do not lose or double rows, and compare with all that is there."""
-    rows = sentence_rows(range(2300))
-    write(workspace, sentences=rows)
+    write(workspace, sentences=sentence_rows(range(2300)))
     with workspace.transaction("ingest") as tx:
         assert tx.upsert("sentences", sentence_rows(range(1200, 2500))) == 200
         assert tx.count("sentences") == 2500
-    assert workspace.snapshot().table("sentences").sort_by("sentence_id").num_rows == 2500
 
 
 def test_a_transaction_reads_its_own_writes(workspace: Workspace) -> None:
@@ -154,32 +129,6 @@ def test_a_transaction_reads_its_own_writes(workspace: Workspace) -> None:
     assert ids(workspace) == [5]
 
 
-def test_a_snapshot_stays_as_it_was(workspace: Workspace) -> None:
-    """Later commits change nothing in a snapshot, and old commits can be read by number."""
-    write(workspace, classes=class_rows([0]))
-    before = workspace.snapshot()
-    write(workspace, classes=class_rows([1]), sentences=sentence_rows([1]))
-    assert before.count("classes") == 1
-    assert (before.count("sentences"), before.table("sentences", ["text"]).num_rows) == (0, 0)
-    assert not before.has("sentences")
-    assert (ids(workspace, 1), ids(workspace, 2), ids(workspace)) == ([0], [0, 1], [0, 1])
-
-
-def test_tables_that_are_not_there_read_as_empty(workspace: Workspace) -> None:
-    """A table that nothing was written to has its columns and no rows."""
-    snapshot = workspace.snapshot()
-    assert snapshot.commit is None
-    assert snapshot.table("images").schema.equals(IMAGES)
-    assert snapshot.table("sentences", ["text", "source"]).column_names == ["text", "source"]
-    assert snapshot.table("class_stats").num_rows == 0
-    assert list(snapshot.scan("images")) == []
-    assert snapshot.class_table().ids == ()
-    with pytest.raises(
-        UsageError, match="no committed table 'pictures'; there are classes, sentences, images"
-    ):
-        snapshot.table("pictures")
-
-
 def test_an_error_puts_everything_back(workspace: Workspace) -> None:
     """After an error rows are as before, new tables are gone, and nothing is committed."""
     write(workspace, classes=class_rows([0, 1]))
@@ -192,13 +141,6 @@ def test_an_error_puts_everything_back(workspace: Workspace) -> None:
     assert len(workspace.history.list()) == 1
     write(workspace, classes=class_rows([2]))
     assert ids(workspace) == [0, 1, 2]
-
-
-def test_an_error_before_the_first_commit_leaves_nothing(workspace: Workspace) -> None:
-    """The first command's tables go too."""
-    with pytest.raises(InputError, match="column 'name' of table classes is missing"):
-        write(workspace, sentences=sentence_rows([0]), classes=class_rows([0]).drop_columns(["name"]))
-    assert (workspace.store.names(), workspace.history.last()) == ([], None)
 
 
 def test_what_an_unfinished_writer_left_is_put_back(workspace: Workspace) -> None:
@@ -270,19 +212,15 @@ def test_numbers_are_never_used_again(workspace: Workspace) -> None:
         tx.next_id("sentences")
 
 
-@pytest.mark.parametrize("method", ["upsert", "replace"])
-def test_statistics_take_the_width_they_are_given(workspace: Workspace, method: str) -> None:
+def test_statistics_take_the_width_they_are_given(workspace: Workspace) -> None:
     """A new encoder's width makes the table anew; the commits before still read the old one."""
-    for rows in (stats_rows([1], 3), stats_rows([1], 3), stats_rows([2], 5)):
-        with workspace.transaction("classes add") as tx:
-            getattr(tx, method)("class_stats", rows)
+    for rows in (stats_rows([1], 3), stats_rows([2], 5)):
+        write(workspace, class_stats=rows)
     assert workspace.snapshot(1).table("class_stats").equals(stats_rows([1], 3))
     assert workspace.snapshot().table("class_stats").equals(stats_rows([2], 5))
-    assert len(workspace.history.list()) == 2
     with interrupted(workspace) as tx:
-        getattr(tx, method)("class_stats", stats_rows([4], 7))
-    with workspace.transaction("classes add") as tx:
-        assert tx.upsert("class_stats", stats_rows([2, 3], 5)) == 1
+        tx.upsert("class_stats", stats_rows([4], 7))
+    write(workspace, class_stats=stats_rows([2, 3], 5))
     assert workspace.snapshot().count("class_stats") == 2
 
 
@@ -292,26 +230,7 @@ def test_a_table_that_somebody_deleted_is_named(workspace: Workspace) -> None:
     workspace.store.drop("classes")
     with pytest.raises(WorkspaceError) as error:
         write(workspace, classes=class_rows([1]))
-    assert (
-        error.value.message == f"commit 1 names the table 'classes', which is gone from {workspace.store.uri}"
+    assert str(error.value).startswith(
+        f"commit 1 names the table 'classes', which is gone from {workspace.store.uri}\n"
+        "Bring that folder back from a backup, or make a new workspace (vlltr init DIR) and run there again what "
     )
-
-
-def test_unknown_fields_are_refused(workspace: Workspace) -> None:
-    """A misspelt field is an error, and so nothing is committed."""
-    with pytest.raises(UsageError) as error, workspace.transaction("x") as tx:
-        tx.set(text_fingerprint="t")
-    assert error.value.message.startswith(
-        "a commit has no field text_fingerprint; there are checkpoint, fusion"
-    )
-    assert workspace.history.last() is None
-
-
-def test_many_small_writes_are_merged_before_the_commit(workspace: Workspace) -> None:
-    """A table written in many parts is compacted once, and the commit names the compacted version."""
-    with workspace.transaction("ingest") as tx:
-        tx.upsert("classes", (batch for i in range(40) for batch in class_rows([i]).to_batches()))
-    assert ids(workspace) == list(range(40))
-    commit = tx.result_commit
-    assert commit is not None
-    assert commit.tables["classes"] == workspace.store.version("classes") > 42

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from tablerows import class_rows
 
 from vlltr_index.errors import (
     ConfigError,
@@ -17,26 +16,11 @@ from vlltr_index.errors import (
     WorkspaceError,
 )
 from vlltr_index.schemas.config import (
-    FORMAT,
     AugmentConfig,
     CVLPConfig,
-    EncoderConfig,
     Recipe,
-    WorkspaceConfig,
 )
 from vlltr_index.workspace import Workspace
-
-
-def test_create_and_open(tmp_path: Path) -> None:
-    """A workspace is made, with folders above it, and comes back with the same recipe."""
-    recipe = Recipe(name="mine", encoder=EncoderConfig(model="RN50", pretrained="openai"), prompts=("a {}.",))
-    made = Workspace.create(tmp_path / "a" / "b", recipe)
-    opened = Workspace.open(str(tmp_path / "a" / "b"))
-    assert opened.recipe == made.recipe == recipe
-    assert opened.path == tmp_path / "a" / "b"
-    assert opened.config.format == FORMAT
-    assert os.listdir(opened.path) == ["vlltr.toml"]
-    assert opened.snapshot().commit is None
 
 
 def test_no_value_survives_the_file(tmp_path: Path) -> None:
@@ -46,19 +30,6 @@ def test_no_value_survives_the_file(tmp_path: Path) -> None:
     workspace = Workspace.create(tmp_path / "w", recipe)
     assert Workspace.open(workspace.path).recipe == recipe
     assert 'clip_grad = "none"' in (workspace.path / "vlltr.toml").read_text()
-
-
-def test_create_twice(workspace: Workspace) -> None:
-    """The same again opens it; another recipe is refused; nothing is lost either way."""
-    with workspace.transaction("ingest") as tx:
-        tx.upsert("classes", class_rows([0]))
-    assert Workspace.create(workspace.path, Recipe(name="test")).snapshot().count("classes") == 1
-    with pytest.raises(WorkspaceError) as error:
-        Workspace.create(workspace.path, Recipe(name="other"))
-    assert str(error.value) == (
-        f"{workspace.path} is a workspace already, of recipe 'test' or with other values\n"
-        f"Edit {workspace.path / 'vlltr.toml'}, or choose another folder."
-    )
 
 
 def test_create_refuses_folders_with_other_things(tmp_path: Path) -> None:
@@ -78,18 +49,7 @@ def test_create_refuses_folders_with_other_things(tmp_path: Path) -> None:
     Workspace.create(tmp_path / "empty", Recipe(name="test"))
 
 
-def test_open_needs_a_workspace(tmp_path: Path) -> None:
-    """A folder without vlltr.toml, or none at all, says how to make one."""
-    with pytest.raises(WorkspaceError) as error:
-        Workspace.open(tmp_path / "none")
-    assert str(error.value) == (
-        f"{tmp_path / 'none'} is not a workspace: it has no vlltr.toml\nMake one: vlltr init {tmp_path / 'none'}"
-    )
-
-
-@pytest.mark.parametrize(
-    "address", ["ftp://host/w", "memory://w", "s3://", "s3://bucket/../w", "s3://bucket/a//b", "s3://b/?x"]
-)
+@pytest.mark.parametrize("address", ["ftp://host/w", "s3://", "s3://bucket/../w", "s3://bucket/a//b"])
 def test_other_addresses_are_refused(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is no bucket cannot hold a workspace; nothing is made."""
     monkeypatch.setenv("VLLTR_CACHE_DIR", str(tmp_path / "cache"))
@@ -119,26 +79,11 @@ def test_find_goes_upward(workspace: Workspace, monkeypatch: pytest.MonkeyPatch,
     )
 
 
-@pytest.mark.parametrize("other", [FORMAT - 1, FORMAT + 4])
-def test_another_format_is_refused(workspace: Workspace, other: int) -> None:
-    """Both formats and the remedy are named, before the keys that this program does not know."""
-    (workspace.path / "vlltr.toml").write_text(f"format = {other}\nunheard_of = 1\n")
-    for use in (Workspace.open, Workspace.find):
-        with pytest.raises(WorkspaceError) as error:
-            use(workspace.path)
-        assert str(error.value) == (
-            f"{workspace.path / 'vlltr.toml'} has format {other}, this program works with format {FORMAT}\n"
-            "Make a new workspace: vlltr init DIR"
-        )
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("format = ", "is not valid TOML"),
-        ("format = 2\n", "recipe: Field required"),
         ('format = 2\n[recipe]\nname = "x"\nepoch = 3\n', "recipe.epoch: Extra inputs are not permitted"),
-        ('format = "one"\n[recipe]\nname = "x"\n', "format: Input should be a valid integer"),
         ('recipe = "x"\n', "recipe: Input should be a valid dictionary"),
     ],
 )
@@ -151,15 +96,8 @@ def test_a_damaged_configuration_is_named(workspace: Workspace, text: str, messa
     assert message in error.value.message
 
 
-def test_the_configuration_can_be_edited(workspace: Workspace) -> None:
-    """Writing replaces the file whole and leaves nothing else."""
-    workspace.write_config(WorkspaceConfig(recipe=Recipe(name="edited")))
-    assert workspace.recipe.name == Workspace.open(workspace.path).recipe.name == "edited"
-    assert os.listdir(workspace.path) == ["vlltr.toml"]
-
-
 def test_objects_are_named_by_their_content(workspace: Workspace) -> None:
-    """The same files give the same digest and one folder; other bytes or names give another."""
+    """The same files give the same digest and one folder, put right if damaged; other bytes or names give another."""
 
     def build(name: str, data: str) -> str:
         def write(folder: Path) -> None:
@@ -171,21 +109,12 @@ def test_objects_are_named_by_their_content(workspace: Workspace) -> None:
     first = build("a", "1")
     assert build("a", "1") == first
     assert len({first, build("a", "2"), build("b", "1")}) == 3
-    assert (workspace.object_path("heads", first) / "deep" / "a").read_text() == "1"
-    assert sorted(os.listdir(workspace.path / "heads"))[0] != ".tmp"
+    path = workspace.object_path("heads", first) / "deep" / "a"
+    assert path.read_text() == "1"
+    path.write_text("changed since")
+    assert build("a", "1") == first
+    assert path.read_text() == "1"
     assert all(len(name) == 16 for name in os.listdir(workspace.path / "heads"))
-
-
-def test_a_damaged_object_is_put_right(workspace: Workspace) -> None:
-    """Building an object whose files were changed since replaces them."""
-
-    def write(folder: Path) -> None:
-        (folder / "a").write_text("right")
-
-    digest = workspace.put_object("index", write)
-    (workspace.object_path("index", digest) / "a").write_text("wrong")
-    assert workspace.put_object("index", write) == digest
-    assert (workspace.object_path("index", digest) / "a").read_text() == "right"
 
 
 def test_a_failed_build_leaves_nothing(workspace: Workspace) -> None:
@@ -200,19 +129,11 @@ def test_a_failed_build_leaves_nothing(workspace: Workspace) -> None:
     assert os.listdir(workspace.path / "heads") == []
 
 
-@pytest.mark.parametrize(
-    ("kind", "command"),
-    [("heads", "vlltr train lgr"), ("checkpoints", "vlltr train cvlp"), ("index", "vlltr index")],
-)
-def test_a_missing_object_names_the_command(workspace: Workspace, kind: str, command: str) -> None:
+def test_a_missing_object_names_the_command(workspace: Workspace) -> None:
     """Files that are gone can be made again; a digest cannot leave the folder."""
     with pytest.raises(MissingStepError) as error:
-        workspace.object_path(kind, "ab" * 32)  # type: ignore[arg-type]  # parametrised
-    path = workspace.path / kind / "abababababababab"
-    assert (
-        str(error.value)
-        == f"{path} is gone: the workspace's newest commits need it\nMake it again: {command}"
-    )
+        workspace.object_path("checkpoints", "ab" * 32)
+    assert error.value.hint == "Make it again: vlltr train cvlp"
     with pytest.raises(MissingStepError):
         workspace.object_path("heads", "../history")
 
