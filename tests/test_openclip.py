@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from vlltr_index import openclip, sources
 from vlltr_index.errors import EncoderError
-from vlltr_index.tensors import NoDraws
 
 TEXTS = ["a tench", "a photo of a tench, a freshwater fish of the carp family", "", "omega"]
 
@@ -119,19 +118,3 @@ def test_hub_tokenizers_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> N
         "It is a Hugging Face tokenizer: it needs `pip install transformers` and a network the first time,\n"
         "or its files beside open_clip_config.json: vlltr init DIR --encoder local-dir:FOLDER"
     )
-
-
-def test_weights_that_are_loaded_are_not_drawn_first() -> None:
-    """The generator is not moved on by more than shapes need, and the model equals one that was drawn and loaded."""
-    config = sources.find_config("vlltr-tiny")
-    config["model_cfg"]["text_cfg"]["vocab_size"] = 12
-    torch.manual_seed(3)
-    drawn = openclip.build_model(config["model_cfg"])
-    with NoDraws():
-        empty = openclip.build_model(config["model_cfg"])
-    openclip.load_state(empty, drawn.state_dict(), "here")
-    for name, value in drawn.state_dict().items():
-        assert torch.equal(value, empty.state_dict()[name]), name
-    ids = torch.ones(2, 5, dtype=torch.int64)
-    assert torch.equal(openclip.encode_text(drawn.eval(), ids), openclip.encode_text(empty.eval(), ids))
-    assert float(torch.zeros(100).normal_().std()) > 0.5  # drawing works again

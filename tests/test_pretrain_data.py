@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
-from safetensors.numpy import load_file, save_file
 
 from vlltr_index.recipes.glyphs_lt import pretrain, splits
 from vlltr_index.recipes.glyphs_lt.designs import Design
@@ -67,16 +63,6 @@ def test_images_like_a_class_are_out() -> None:
     assert pretrain.drop_lookalikes({1: letter}, {1}, pretrain.flat([shipped])) == ({}, 0)
 
 
-def test_distances_against_the_definition() -> None:
-    """Squared distance over the product of the norms, as a loop has it."""
-    left, right = pretrain.flat([picture() for _ in range(4)]), pretrain.flat([picture() for _ in range(3)])
-    found = pretrain.relative_distances(left, right)
-    for a, row in zip(left, found, strict=True):
-        for b, value in zip(right, row, strict=True):
-            expected = ((a - b) ** 2).sum() / (np.linalg.norm(a) * np.linalg.norm(b))
-            assert value == pytest.approx(expected, abs=2e-4)
-
-
 def designs(codes: list[int], groups: list[str]) -> list[Design]:
     return [Design(g, g, [g], {c: picture() for c in codes}, dict.fromkeys(codes, g)) for g in groups]
 
@@ -92,20 +78,3 @@ def test_no_sentence_names_a_held_out_class() -> None:
     assert not any("with dot below" in s for s in data.texts["hiragana letter a"])
     assert not pretrain.assemble(made[1:], {0x3042: 0x3042}, TABLE, known).rows
     assert pretrain.counts(data, TABLE)["scripts"] == {"Hiragana": 1}
-
-
-def test_packing_halves_the_matrices(tmp_path: Path) -> None:
-    """Matrices become float16, the rest stays, and the digests are those of the files."""
-    folder, out = tmp_path / "in", tmp_path / "out"
-    folder.mkdir()
-    state = {"m": np.ones((2, 3), np.float32), "v": np.ones(3, np.float32), "n": np.ones((2, 2), np.int64)}
-    save_file(state, folder / "model.safetensors")
-    for name in ("encoder.json", "words.json"):
-        (folder / name).write_text("[]")
-    size = pretrain.pack(folder, out)
-    assert size == (out / "model.safetensors").stat().st_size
-    kinds = {name: value.dtype.name for name, value in load_file(out / "model.safetensors").items()}
-    assert kinds == {"m": "float16", "v": "float32", "n": "int64"}
-    for line in (out / "SHA256SUMS").read_text().splitlines():
-        digest, name = line.split("  ")
-        assert hashlib.sha256((out / name).read_bytes()).hexdigest() == digest

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from worlds import DIM, World
 
 from vlltr_index.errors import InputError
-from vlltr_index.index import KINDS, WithDelta, build_index
+from vlltr_index.index import KINDS, build_index
 from vlltr_index.retrieval import (
     AnchorClasses,
     candidates,
@@ -172,17 +172,6 @@ def test_an_image_alone_and_among_others() -> None:
         )  # fmt: skip
         assert torch.equal(alone.candidates[0], together.candidates[image])
         torch.testing.assert_close(alone.text_logits[0], together.text_logits[image], atol=1e-4, rtol=1e-5)
-
-
-def test_a_class_added_after_the_index_was_built() -> None:
-    """Through the delta a new class is retrieved like any other."""
-    world = World(200)
-    new = world.bank.class_of_row >= 190
-    unit = F.normalize(world.bank.vectors, dim=1)
-    base = build_index(unit[~new], world.keys[~new])
-    delta = WithDelta(base, unit[new], world.keys[new], torch.empty(0, dtype=torch.int64))
-    one, two = world.retrieve(delta), world.retrieve()
-    assert torch.equal(one.candidates, two.candidates)
 
 
 def test_what_does_not_fit_is_refused() -> None:

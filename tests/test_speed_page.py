@@ -6,12 +6,9 @@ import importlib
 import json
 from pathlib import Path
 
-import pytest
-
-from benchmarks import growth, speed_table
+from benchmarks import speed_table
 from benchmarks.__main__ import QUESTIONS
 from benchmarks.goals import ratio
-from benchmarks.peak import Work, least_seconds
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
@@ -27,14 +24,6 @@ def test_ratios_go_by_processor_time_where_both_have_it() -> None:
     assert ratio(rows, "slow", "fast") == (6.0, True)
     assert ratio(rows, "slow", "fast", gpu=True) == (2.0, True)
     assert ratio(rows, "fast", "old") == (1.25, False)
-
-
-def test_bounds_and_exponents() -> None:
-    """Operations over the rate, bytes over the bandwidth; the slope of a power law is its exponent."""
-    peak = {"gemm_gflops": 50.0, "read_gib_s": 2.0}
-    assert least_seconds(Work(1e11, 2**30, "x"), peak) == (2.0, 0.5)
-    assert growth.exponent([1, 10, 100], [3, 30, 300]) == pytest.approx(1.0)
-    assert growth.exponent([1, 10, 100], [3, 3, 3]) == pytest.approx(0.0)
 
 
 def test_no_measured_size_is_left_out_of_the_page() -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import random
-
 import drawings
-import numpy as np
 import pytest
 import torch
 
 from vlltr_index.errors import ConfigError
 from vlltr_index.schemas.config import AugmentConfig
-from vlltr_index.train.augment import BatchAugment, make_augment, seeded
+from vlltr_index.train.augment import BatchAugment, make_augment
 
 KINDS = [
     AugmentConfig(kind="glyph"),
@@ -67,19 +64,6 @@ def test_normalised_pixels_are_augmented_in_their_own_range() -> None:
     expected = BatchAugment(drawings.AUGMENT)(pixels, torch.Generator().manual_seed(3))
     found = make_augment(drawings.AUGMENT, encoder)((pixels - mean) / std, torch.Generator().manual_seed(3))
     torch.testing.assert_close(found, (expected - mean) / std)
-
-
-def test_seeded_work_repeats_and_leaves_the_callers_randomness_alone() -> None:
-    """All three global generators are seeded inside and as before outside."""
-
-    def work() -> tuple[float, float, float]:
-        return random.random(), float(np.random.rand()), float(torch.rand(1))
-
-    before = random.getstate(), torch.random.get_rng_state()
-    assert seeded(7, work) == seeded(7, work)
-    assert seeded(7, work) != seeded(8, work)
-    assert random.getstate() == before[0]
-    assert torch.equal(torch.random.get_rng_state(), before[1])
 
 
 def test_an_unknown_policy_is_refused() -> None:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from vlltr_index.errors import EncoderError
-from vlltr_index.weights import load_checkpoint, read_json, read_weights
+from vlltr_index.weights import load_checkpoint, read_weights
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.tensor(1)}
 
@@ -150,18 +150,3 @@ def test_hostile_options_do_not_run(tmp_path: Path, zipped: bool) -> None:
     found = load_checkpoint(path, [argparse.Namespace])["args"]
     assert type(found) is argparse.Namespace
     assert vars(found) == {"__class__": "x", "__reduce__": "y", "target": "z"}
-
-
-def test_json_that_is_no_object_is_refused(tmp_path: Path) -> None:
-    """Missing, damaged and of another type."""
-    path = tmp_path / "f.json"
-    with pytest.raises(EncoderError, match="no such file"):
-        read_json(path, dict)
-    for content, message in (
-        (b"[", "is not valid JSON"),
-        (b"[" * 99_999, "is not valid JSON"),
-        (b"[1]", "object"),
-    ):
-        path.write_bytes(content)
-        with pytest.raises(EncoderError, match=message):
-            read_json(path, dict)
