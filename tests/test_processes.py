@@ -1,4 +1,4 @@
-"""Training with several processes through the command line: as one process would, and one end for all of them."""
+"""Training with several processes, or on several machines: as one process would, and one end for all of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,15 +15,14 @@ import drawings
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file
 
 from vlltr_index.cli.main import vlltr
-from vlltr_index.errors import PeerError, UsageError
+from vlltr_index.errors import UsageError
 from vlltr_index.recipe import override
 from vlltr_index.stages.train_cvlp import train_cvlp_stage
-from vlltr_index.train.distributed import by_first, first_then_all
 from vlltr_index.workspace import Workspace
 
+pytestmark = pytest.mark.slow
 SETTINGS = (
     "cvlp.epochs=2",
     "cvlp.batch_size=28",
@@ -62,18 +62,26 @@ def alone(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return workspace
 
 
-def checkpoint(workspace: Workspace) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
-    """The weights of the newest commit's encoder and visual classifier, and the log of its run."""
+def check_near(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """All weights within 1 % of their norm: together, since Adam's first steps move a weight of a nearly zero
+    gradient by the sign of a rounding error.
+    """
+    assert found.keys() == expected.keys()
+    two, one = (torch.cat([t[k].double().flatten() for k in sorted(t)]) for t in (found, expected))
+    assert float((two - one).norm() / one.norm()) < 0.01
+
+
+def log_of(workspace: Workspace) -> list[dict[str, float]]:
+    """The log of the newest commit's stage 1."""
     commit = workspace.history.last()
     assert commit is not None
-    assert commit.checkpoint is not None
-    folder = workspace.object_path("checkpoints", commit.checkpoint)
-    tensors = {k: v for p in sorted(folder.glob("*.safetensors")) for k, v in load_file(p).items()}
-    return tensors, json.loads((folder / "train.json").read_text(encoding="utf-8"))["log"]
+    file = workspace.object_path("checkpoints", str(commit.checkpoint)) / "train.json"
+    log: list[dict[str, float]] = json.loads(file.read_text(encoding="utf-8"))["log"]
+    return log
 
 
 def test_two_processes_give_one_processs_checkpoint(drawn: Path, alone: Workspace, tmp_path: Path) -> None:
-    """`--processes 2`: losses within 0.2 %, all weights within 1 % of their norm after four steps of Adam."""
+    """`--processes 2`: losses within 0.2 %, and the same weights after four steps of Adam."""
     workspace = copy(drawn, tmp_path / "workspace")
     process = start(workspace.path, "train", "cvlp", "--processes", "2")
     out, err = process.communicate(timeout=300)
@@ -86,14 +94,10 @@ def test_two_processes_give_one_processs_checkpoint(drawn: Path, alone: Workspac
     assert (commit.command, commit.id) == ("train cvlp", before.id)
     assert err.count("epoch 1:") == 1
     assert not list((workspace.path / "runs").iterdir())
-    (weights, log), (expected, expected_log) = checkpoint(workspace), checkpoint(alone)
-    for found, wanted in zip(log, expected_log, strict=True):
+    for found, wanted in zip(log_of(workspace), log_of(alone), strict=True):
         for key in ("loss", "ccl", "text", "visual", "scale"):
             assert found[key] == pytest.approx(wanted[key], rel=2e-3), key
-    assert weights.keys() == expected.keys()
-    # Together, since Adam's first steps move a weight of a nearly zero gradient by the sign of a rounding error.
-    two, one = (torch.cat([t[k].double().flatten() for k in sorted(t)]) for t in (weights, expected))
-    assert float((two - one).norm() / one.norm()) < 0.01
+    check_near(drawings.trained_tensors(workspace), drawings.trained_tensors(alone))
 
 
 def test_an_error_is_shown_once(drawn: Path, tmp_path: Path) -> None:
@@ -132,12 +136,12 @@ def test_ctrl_c_ends_all_and_any_number_goes_on(drawn: Path, tmp_path: Path) -> 
 
 
 def test_one_that_was_killed_ends_all(drawn: Path, tmp_path: Path) -> None:
-    """The error names it, without a traceback of the others, which lost it."""
+    """The error names it, without a traceback of the others, which lost it; the run can go on."""
     workspace = copy(drawn, tmp_path / "workspace")
     process = start(workspace.path, "train", "cvlp", "--processes", "2", "--set", "cvlp.epochs=200")
     assert process.stderr is not None
     for line in process.stderr:
-        if "epoch 1:" in line:
+        if "epoch 2:" in line:
             break
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     second = [p for p in children if b"\0RANK=1\0" in Path(f"/proc/{p}/environ").read_bytes()]
@@ -146,6 +150,14 @@ def test_one_that_was_killed_ends_all(drawn: Path, tmp_path: Path) -> None:
     assert process.wait(timeout=60) == 1
     assert "Error: training process 2 of 2 was ended by SIGKILL" in rest
     assert "Traceback" not in rest
+
+    def look(step: str, done: int, total: int | None) -> None:
+        if step.startswith("train "):
+            assert done > 2  # two steps an epoch, one epoch at least was kept
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_cvlp_stage(workspace, override(workspace.recipe, ("cvlp.epochs=200",)).cvlp, look)
 
 
 def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch, drawn: Path) -> None:
@@ -157,10 +169,27 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch, drawn: Path) 
     assert result.exception.message == "--processes 2: each takes a GPU of its own, and there is 1"
 
 
-def test_alone_everybody_is_the_first() -> None:
-    """Without a group both helpers just do the work, and its error is its own."""
-    assert by_first(lambda: 3) == 3
-    assert first_then_all(lambda: 4) == 4
-    with pytest.raises(KeyError):
-        by_first(lambda: {}[1])
-    assert PeerError(2).exit_code == 2
+def node(path: Path, endpoint: str) -> subprocess.Popen[str]:
+    """One node with one process, as docs/howto.md starts it."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    command += ["--rdzv-id", "test", "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint]
+    command += ["--local-addr", "127.0.0.1", "-m", "vlltr_index.cli", "-w", str(path), "--json"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen([*command, "train", "cvlp"], stdout=pipe, stderr=pipe, text=True, env=env)
+
+
+def test_two_nodes_train_as_one_process(drawn: Path, alone: Workspace, tmp_path: Path) -> None:
+    """`torchrun --nnodes 2`, here over loopback: both end well, one commits and alone talks; the weights agree."""
+    shared = copy(drawn, tmp_path / "workspace")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+    nodes = [node(shared.path, endpoint) for _ in range(2)]
+    ends = [process.communicate(timeout=600) for process in nodes]
+    assert [process.returncode for process in nodes] == [0, 0], ends
+    (said,) = [out for out, _ in ends if out.strip()]
+    commit = shared.history.last()
+    assert commit is not None
+    assert json.loads(said)["digest"] == commit.checkpoint
+    check_near(drawings.trained_tensors(shared), drawings.trained_tensors(alone))
