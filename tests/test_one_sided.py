@@ -1,11 +1,12 @@
-"""Workspaces that have images alone, or texts alone: every step runs, and answers, changes and exports agree."""
+"""Workspaces in which all classes, or some, have images or texts alone: steps run; answers and exports agree."""
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 
 from tests import drawings
 from tests.commands import run
+from tests.parts import check_parts
 from vlltr_index.classes import (
     add_class,
     add_images,
@@ -23,6 +25,7 @@ from vlltr_index.classes import (
     remove_images,
 )
 from vlltr_index.errors import MissingStepError
+from vlltr_index.examination import Examination
 from vlltr_index.pretrained import export_model
 from vlltr_index.recipe import load_recipe, override
 from vlltr_index.recognizer import Recognizer
@@ -35,17 +38,22 @@ from vlltr_index.stages.status import status
 from vlltr_index.stages.train_cvlp import train_cvlp_stage
 from vlltr_index.workspace import Workspace
 
+pytestmark = pytest.mark.slow
+
+
+def spread(folder: Path, splits: Sequence[str]) -> None:
+    """Move images by their numbers to folders of these names beside `folder`."""
+    for path in folder.glob("*/*.png"):
+        target = folder.parent / splits[int(path.stem) % len(splits)] / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+
 
 @pytest.fixture(scope="module")
 def mute_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight classes of drawings without any sentence, by the encoder that ships: every step of `train all` is done."""
     folder = tmp_path_factory.mktemp("mute")
-    chosen = zip(drawings.pixels(), drawings.labels().tolist(), strict=True)
-    for number, (values, label) in enumerate(chosen):
-        split = ("test", "val", "train", "train")[number % 4]
-        path = folder / split / drawings.WORDS[label] / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(drawings.png(values[0]))
+    spread(drawings.write(folder / "all"), ("test", "val", "train", "train"))
     recipe = override(load_recipe("glyphs_lt/quick"), ("lgr.views=1",))
     assert recipe.prompts == ()
     workspace = Workspace.create(folder / "workspace", recipe)
@@ -89,8 +97,8 @@ def check_export(workspace: Workspace, images: list[Path], folder: Path) -> None
         assert known[0] == known[1]
 
 
-def test_without_a_sentence_the_images_answer(mute: Workspace, drawn: list[Path]) -> None:
-    """Predictions, explanations and the evaluation are of the images alone."""
+def test_without_a_sentence_the_images_answer(mute: Workspace, drawn: list[Path], tmp_path: Path) -> None:
+    """Predictions, explanations, the evaluation and an export are of the images alone."""
     assert mute.snapshot().count("sentences") == mute.snapshot().count("anchors") == 0
     recognizer = Recognizer.open(mute)
     for image in drawn:
@@ -103,6 +111,9 @@ def test_without_a_sentence_the_images_answer(mute: Workspace, drawn: list[Path]
     found = evaluate(mute, bootstrap=10).rows
     assert found["vl-ltr"].top1["overall"].value > 0.9
     assert found["vl-ltr"].top1["overall"].value == found["image branch"].top1["overall"].value
+    shown = show_class(mute, "ring")
+    assert (shown.visual, shown.sentences, shown.anchors, shown.rivals) == ("trained", 0, [], [])
+    check_export(mute, drawn, tmp_path / "model")
 
 
 def test_without_a_sentence_nothing_is_left_to_do_but_text(
@@ -124,15 +135,9 @@ def test_without_a_sentence_nothing_is_left_to_do_but_text(
     assert err.startswith("Error: 8 classes with training images have no sentence: ")
 
 
-def test_a_class_without_a_sentence_is_shown(mute: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    """It was trained on its images, and has no rivals by text."""
-    shown = show_class(mute, "ring")
-    assert (shown.visual, shown.sentences, shown.anchors, shown.rivals) == ("trained", 0, [], [])
-    _, out, _ = run(capsys, "-w", mute.path, "classes", "show", "ring")
-    assert out.splitlines()[0].endswith("10 training images, 0 sentences, trained on its images)")
-
-
-def test_classes_come_and_go_without_a_sentence(mute: Workspace, drawn: list[Path], new: Path) -> None:
+def test_classes_come_and_go_without_a_sentence(
+    mute: Workspace, drawn: list[Path], new: Path, tmp_path: Path
+) -> None:
     """A class that came by its images alone is recognised, and leaves nothing behind; its name is its only text."""
     before = Recognizer.open(mute).predict_proba(drawn)
     report = add_class(mute, "okapi", images=new)
@@ -148,6 +153,7 @@ def test_classes_come_and_go_without_a_sentence(mute: Workspace, drawn: list[Pat
     recognizer = Recognizer.open(mute)
     found = [p.classes[0].name for p in recognizer.predict(sorted(new.glob("*.png")))]
     assert found == ["okapi"] * 4
+    check_export(mute, [*drawn, *sorted(new.glob("*.png"))], tmp_path / "model")
     after = recognizer.predict_proba(drawn)[:, :-1]
     np.testing.assert_allclose(after / after.sum(1, keepdims=True), before, atol=1e-5)
     remove_classes(mute, ["okapi"])
@@ -169,41 +175,14 @@ def test_images_come_and_go_without_a_sentence(mute: Workspace, drawn: list[Path
     np.testing.assert_allclose(after.predict_proba(drawn).sum(1), 1.0, atol=1e-6)
 
 
-@pytest.mark.parametrize("by", ["images", "a sentence"])
-def test_a_first_sentence_is_weighed_by_training_alone(
-    mute: Workspace, drawn: list[Path], new: Path, by: str
-) -> None:
+def test_a_first_sentence_is_weighed_by_training_alone(mute: Workspace, drawn: list[Path]) -> None:
     """Until then the text of one class counts no more than that of the others, which have none."""
     before = Recognizer.open(mute).predict_proba(drawn)
-    if by == "images":
-        add_class(mute, "okapi", ["It is an animal."], images=new)
-        after = Recognizer.open(mute).predict_proba(drawn)[:, :-1]
-        np.testing.assert_allclose(after / after.sum(1, keepdims=True), before, atol=1e-5)
-    else:
-        assert add_sentences(mute, "ring", ["It is round."]).classes[0].anchors == 1
-        np.testing.assert_allclose(Recognizer.open(mute).predict_proba(drawn), before, atol=1e-5)
+    assert add_sentences(mute, "ring", ["It is round."]).classes[0].anchors == 1
+    np.testing.assert_allclose(Recognizer.open(mute).predict_proba(drawn), before, atol=1e-5)
     report = refit(mute, mute.recipe.lgr)
-    assert report.classes == (9 if by == "images" else 8)
+    assert report.classes == 8
     assert "There is no sentence: the images alone count." not in report.notes
-
-
-def change_nothing(workspace: Workspace, new: Path) -> None:
-    """As it was trained."""
-
-
-def come(workspace: Workspace, new: Path) -> None:
-    """A class by images, and two that become one."""
-    add_class(workspace, "okapi", images=new)
-    merge_classes(workspace, "ring", "cross")
-
-
-@pytest.mark.parametrize("change", [change_nothing, come])
-def test_an_export_without_a_sentence_reads_back(
-    mute: Workspace, drawn: list[Path], new: Path, tmp_path: Path, change: Callable[[Workspace, Path], None]
-) -> None:
-    """Probabilities and verdicts are the workspace's."""
-    change(mute, new)
-    check_export(mute, [*drawn, *sorted(new.glob("*.png"))], tmp_path / "model")
 
 
 @pytest.fixture(scope="module")
@@ -212,10 +191,7 @@ def told_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("told")
     source = drawings.workspace(folder / "seen", "lgr.views=1", "cvlp.epochs=40", "cvlp.batch_size=32")
     train_cvlp_stage(source, source.recipe.cvlp)
-    for number, (values, label) in enumerate(zip(drawings.pixels(seed=7), drawings.labels(), strict=True)):
-        path = folder / ("test" if number % 2 else "more") / drawings.WORDS[int(label)] / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(drawings.png(values[0]))
+    spread(drawings.write(folder / "all", seed=7), ("more", "test"))
     workspace = Workspace.create(folder / "workspace", source.recipe)
     ingest_text(workspace, folder / "seen" / "texts.json")
     ingest_images(workspace, folder / "test", "test")
@@ -240,7 +216,9 @@ def asked(told_once: Path) -> list[Path]:
     return sorted((told_once.parent / "test").rglob("*.png"))
 
 
-def test_without_an_image_the_texts_answer(told: Workspace, asked: list[Path]) -> None:
+def test_without_an_image_the_texts_answer(
+    told: Workspace, asked: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     """Probabilities are those of the text branch, far above chance; no class has an image side, or a level."""
     recognizer = Recognizer.open(told)
     features, _ = recognizer.features(asked)
@@ -254,10 +232,6 @@ def test_without_an_image_the_texts_answer(told: Workspace, asked: list[Path]) -
     assert report["vl-ltr"].top1["overall"].value == report["text branch"].top1["overall"].value > 0.5
     with pytest.raises(MissingStepError, match="no image could be held out when it was trained"):
         recognizer.predict(asked[:1], reject=True)
-
-
-def test_without_an_image_training_says_so(told: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    """The command names it, and status asks for images."""
     code, out, _ = run(capsys, "-w", told.path, "train", "lgr")
     assert code == 0
     assert "There is no training image: the classes are told apart by their texts alone." in out
@@ -282,3 +256,30 @@ def test_images_come_to_a_workspace_of_texts(told: Workspace, asked: list[Path],
     right = [float((p.argmax(1) == owners).mean()) for p in (before, after.predict_proba(asked))]
     assert right[1] >= right[0]
     check_export(told, asked, tmp_path / "after")
+
+
+def test_some_classes_by_pictures_and_some_by_texts(tmp_path: Path) -> None:
+    """Two classes have no sentence, and two no image: all are answered, alike by the index, in full, from an export and
+    on the page; parts add up; those with images are trained.
+    """
+    recipe = override(load_recipe("glyphs_lt/quick"), ("lgr.views=1",))
+    workspace = Workspace.create(tmp_path / "workspace", recipe)
+    texts = dict(zip(drawings.WORDS, drawings.texts(), strict=True))
+    told = {name: texts[name] for name in drawings.WORDS[2:]}
+    told |= {"okapi": ["An animal with striped legs."], "gnu": ["An animal with a beard."]}
+    (tmp_path / "texts.json").write_text(json.dumps(told), encoding="utf-8")
+    ingest_text(workspace, tmp_path / "texts.json")
+    for seed, split in enumerate(("train", "val", "test")):
+        ingest_images(workspace, drawings.write(tmp_path / split, seed), split)
+    train_all(workspace, recipe, stage_one=False)
+    recognizer, image = Recognizer.open(workspace), tmp_path / "test" / "ring" / "0.png"
+    assert int(recognizer.scorer.trained.sum()) == 8
+    looked = [one.name for one in Examination.of(recognizer.current(), image).best(99)]
+    assert sorted(looked) == sorted({*drawings.WORDS, *told})
+    recognizer.export(tmp_path / "model")
+    for asked in (recognizer, Recognizer.from_pretrained(tmp_path / "model")):
+        for retrieval in ("faiss", "exhaustive"):
+            (found,) = asked.predict([image], top=99, explain=2, retrieval=retrieval)
+            check_parts(found.classes)
+            assert [one.name for one in found.classes] == looked
+    assert evaluate(workspace, bootstrap=5).rows["vl-ltr"].top1["overall"].value > 0.8
