@@ -26,10 +26,7 @@ def add_anchors(path: Path, start: Barrier, rounds: int, size: int) -> None:
 
 
 STEPS = (
-    "lock taken",
     "class changed",
-    "table made",
-    "rows deleted",
     "object half written",
     "tables tagged",
     "commit written beside",
@@ -48,13 +45,10 @@ def write_in_steps(path: Path, pipe: Connection) -> None:
 
     _stop_in_append(stop)
     with workspace.transaction("ingest") as tx:
-        stop("lock taken")
         tx.upsert("classes", class_rows([0, 1, 7], name="changed"))
         stop("class changed")
         tx.upsert("sentences", sentence_rows(range(5)))
-        stop("table made")
         tx.delete("classes", "class_id = 1")
-        stop("rows deleted")
 
         def build(folder: Path) -> None:
             (folder / "head.bin").write_bytes(b"x" * 100)
