@@ -18,3 +18,10 @@ def run(capsys: pytest.CaptureFixture[str], *args: str | Path) -> tuple[int, str
         code = int(leave.code or 0)
     out, err = capsys.readouterr()
     return code, out, err
+
+
+def vlltr(*args: str | Path) -> None:
+    """Run a command that must succeed."""
+    with pytest.raises(SystemExit) as leave:
+        main([str(a) for a in args])
+    assert not leave.value.code, args

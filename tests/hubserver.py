@@ -131,21 +131,14 @@ class Handler(BaseHTTPRequestHandler):
             self._create(json.loads(body))
         elif path.endswith("/info/lfs/objects/batch"):
             objects = json.loads(body)["objects"]
-            actions = {"upload": {"href": f"{self.server.url}/lfs-storage/"}}
             for item in objects:
-                item["actions"] = {"upload": {"href": actions["upload"]["href"] + item["oid"]}}
+                item["actions"] = {"upload": {"href": f"{self.server.url}/lfs-storage/{item['oid']}"}}
             self._json({"transfer": "basic", "objects": objects}, kind="application/vnd.git-lfs+json")
         elif len(parts) > 4 and parts[4] == "preupload":
-            files = [
-                {
-                    "path": f["path"],
-                    "uploadMode": "lfs" if f["path"].endswith(_LFS) else "regular",
-                    "shouldIgnore": False,
-                    "oid": None,
-                }
-                for f in json.loads(body)["files"]
-            ]
-            self._json({"files": files})
+            files = json.loads(body)["files"]
+            for item in files:
+                item |= {"uploadMode": "lfs" if item["path"].endswith(_LFS) else "regular", "oid": None}
+            self._json({"files": [{"shouldIgnore": False, **item} for item in files]})
         elif len(parts) > 4 and parts[4] == "commit":
             self._commit("/".join(parts[2:4]), [json.loads(line) for line in body.splitlines() if line])
         else:
@@ -191,33 +184,16 @@ class Handler(BaseHTTPRequestHandler):
         if rest[:1] == ["tree"]:
             self._json([self._entry(path, data) for path, data in sorted(files.items())])
             return
-        siblings = [{"rfilename": path} for path in sorted(files)]
-        self._json(
-            {
-                "_id": "0" * 24,
-                "id": name,
-                "modelId": name,
-                "sha": sha,
-                "private": repo.private,
-                "gated": "manual" if repo.gated else False,
-                "disabled": False,
-                "downloads": 0,
-                "likes": 0,
-                "tags": [],
-                "siblings": siblings,
-                "createdAt": "2026-01-01T00:00:00.000Z",
-            }
-        )
+        facts = {"_id": "0" * 24, "id": name, "modelId": name, "sha": sha, "private": repo.private}
+        facts["gated"] = "manual" if repo.gated else False
+        facts["siblings"] = [{"rfilename": path} for path in sorted(files)]
+        self._json(facts)
 
     def _entry(self, path: str, data: bytes) -> dict[str, Any]:
         oid = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
         entry: dict[str, Any] = {"type": "file", "oid": oid, "size": len(data), "path": path}
         if path.endswith(_LFS):
-            entry["lfs"] = {
-                "oid": hashlib.sha256(data).hexdigest(),
-                "size": len(data),
-                "pointerSize": 134,
-            }
+            entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
         return entry
 
     def _file(self, name: str, revision: str, path: str) -> None:
@@ -234,19 +210,13 @@ class Handler(BaseHTTPRequestHandler):
         data = found[1][path]
         entry = self._entry(path, data)
         etag = entry["lfs"]["oid"] if "lfs" in entry else entry["oid"]
-        self._send(
-            200,
-            data,
-            "application/octet-stream",
-            {"ETag": f'"{etag}"', "X-Repo-Commit": found[0], "Accept-Ranges": "bytes"},
-        )
+        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": found[0], "Accept-Ranges": "bytes"}
+        self._send(200, data, "application/octet-stream", headers)
 
     def _create(self, wanted: dict[str, Any]) -> None:
         name = f"{wanted.get('organization') or 'user'}/{wanted['name']}"
         if name in self.server.repos:
-            self._json(
-                {"error": "You already created this model repo", "url": f"{self.server.url}/{name}"}, 409
-            )
+            self._json({"error": "You already created it", "url": f"{self.server.url}/{name}"}, 409)
             return
         private = bool(wanted.get("private")) or wanted.get("visibility") == "private"
         self.server.repos[name] = Repo(private=private)

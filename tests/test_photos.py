@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,13 +11,15 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter
 from safetensors.torch import save_file
 
-from vlltr_index.cli.main import main
+from tests.commands import vlltr
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.workspace import Workspace
 
+pytestmark = pytest.mark.slow
 COLOURS = {"red kite": (200, 60, 40), "blue tit": (60, 90, 210), "green finch": (70, 170, 60)}
 COUNTS = {"red kite": 9, "blue tit": 5, "green finch": 2}
 EXIF_ORIENTATION = 0x0112
+ENCODER = f"{small_clip.NAME}-quickgelu:clip.safetensors"
 
 
 def photograph(colour: tuple[int, int, int], seed: int) -> Image.Image:
@@ -45,7 +45,7 @@ def write(image: Image.Image, path: Path, orientation: int | None = None) -> Non
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Iterator[Path]:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Pictures (one of them broken), texts and OpenAI-format weights; the current folder is the project."""
     small_clip.register(tmp_path)
     for name, colour in COLOURS.items():
@@ -63,29 +63,13 @@ def project(tmp_path: Path) -> Iterator[Path]:
     save_file(
         {k: v.contiguous() for k, v in small_clip.openai_state(model).items()}, tmp_path / "clip.safetensors"
     )
-    before = Path.cwd()
-    os.chdir(tmp_path)
-    yield tmp_path
-    os.chdir(before)
-
-
-def vlltr(*args: str) -> None:
-    """Run a command that must succeed."""
-    with pytest.raises(SystemExit) as leave:
-        main(list(args))
-    assert leave.value.code == 0, args
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def test_own_photographs_from_init_to_predict(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From ingest to predict; rotation is undone, the broken file reported."""
-    vlltr(
-        "init",
-        "birds",
-        "--encoder",
-        f"{small_clip.NAME}-quickgelu:clip.safetensors",
-        "--set",
-        "lgr.epochs=30",
-    )
+    vlltr("init", "birds", "--encoder", ENCODER, "--set", "lgr.epochs=30")
     vlltr("-w", "birds", "ingest", "text", "texts")
     vlltr("-w", "birds", "ingest", "images", "pictures", "--split", "train")
     out = capsys.readouterr().out
@@ -113,7 +97,7 @@ def test_pictures_without_any_text_go_through_the_readmes_commands(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each class has CLIP's 80 prompts as soon as its pictures are in, and an answer names them."""
-    vlltr("init", "birds", "--encoder", f"{small_clip.NAME}-quickgelu:clip.safetensors")
+    vlltr("init", "birds", "--encoder", ENCODER)
     vlltr("-w", "birds", "ingest", "images", "pictures", "--split", "train")
     said = capsys.readouterr().out
     assert "240 prompts were made from the class names." in said
@@ -134,31 +118,9 @@ def test_pictures_without_any_text_go_through_the_readmes_commands(
     assert (len(texts), "a photo of a snow owl." in texts) == (80, True)
 
 
-def test_a_workspace_finds_its_weights_from_anywhere(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The weights' file is kept by its full path, and a workspace is found from a folder below it."""
-    vlltr("init", "birds", "--encoder", f"{small_clip.NAME}-quickgelu:clip.safetensors")
-    vlltr("-w", "birds", "ingest", "text", "texts")
-    inside = project / "birds" / "notes"
-    inside.mkdir()
-    monkeypatch.chdir(inside)
-    vlltr("embed")
-
-
-def test_the_quickgelu_trap_is_refused_with_the_right_command(
-    project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """OpenAI's weights without QuickGELU are not embedded silently wrong: mended with a warning, or refused."""
-    vlltr("init", "plain", "--encoder", f"{small_clip.NAME}:clip.safetensors")
-    vlltr("-w", "plain", "ingest", "text", "texts")
-    capsys.readouterr()
-    with pytest.raises(SystemExit):
-        main(["-w", "plain", "embed"])
-    assert "quickgelu" in capsys.readouterr().err.lower()
-
-
 def test_kept_photographs_need_no_files(project: Path) -> None:
     """With `--store`, training and embedding see what the workspace keeps."""
-    vlltr("init", "ws", "--encoder", f"{small_clip.NAME}-quickgelu:clip.safetensors", "--set", "prompts=[]")
+    vlltr("init", "ws", "--encoder", ENCODER, "--set", "prompts=[]")
     vlltr("-w", "ws", "ingest", "text", "texts")
     vlltr("-w", "ws", "ingest", "images", "pictures", "--split", "train", "--store", "60")
     (project / "pictures").rename(project / "away")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import open_clip
 import pytest
-from test_cli import run
 
+from tests.commands import run
 from vlltr_index.corpus.prompts import class_prompts, prompt_templates
 from vlltr_index.errors import ConfigError, InputError
 from vlltr_index.workspace import Workspace
@@ -52,14 +50,3 @@ def test_init_keeps_the_templates(capsys: pytest.CaptureFixture[str], tmp_path: 
         assert (code, Workspace.open(folder).recipe.prompts) == (0, kept)
     code, _, err = run(capsys, "init", tmp_path / "other", "--prompts", "films")
     assert (code, "no such file or folder: films" in err) == (1, True)
-
-
-def test_init_does_not_import_open_clip(tmp_path: Path) -> None:
-    """Its templates take seconds to import, so they are read where prompts are made."""
-    code = (
-        "import sys\nfrom vlltr_index.cli.main import vlltr\n"
-        f"vlltr.main(['init', {str(tmp_path / 'ws')!r}, '--prompts', 'clip'], standalone_mode=False)\n"
-        "print(sorted({'torch', 'open_clip'} & set(sys.modules)), file=sys.stderr)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr.strip().splitlines()[-1] == "[]"

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from vlltr_index.cli.quickstart import Journal, plan_steps
+from vlltr_index.errors import UsageError
 from vlltr_index.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
@@ -35,22 +37,14 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Co
     return folder, subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_it_goes_on_and_shows_everything(first: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     """After Ctrl-C it resumes; every step is printed as a command; a class is added by its text alone."""
     folder, done = first
     assert done.returncode == 0, done.stderr
     assert "(resumed)" in done.stdout
     assert "done before" in done.stdout
-    for words in (
-        "train cvlp",
-        "embed",
-        "select",
-        "train lgr",
-        "index",
-        "evaluate",
-        "predict",
-        "classes add",
-    ):
+    for words in ("train cvlp", "embed", "select", "train lgr", "index", "evaluate", "classes add"):
         assert f"$ vlltr -w vlltr-quickstart-fast {words}" in done.stdout
     assert "vl-ltr" in done.stdout
     assert "known by text alone" in done.stdout
@@ -58,6 +52,7 @@ def test_it_goes_on_and_shows_everything(first: tuple[Path, subprocess.Completed
     assert len(steps) > 10
 
 
+@pytest.mark.slow
 def test_again_only_shows(first: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     """A second run trains nothing and commits nothing; --json gives one document on stdout."""
     folder, _ = first
@@ -70,6 +65,7 @@ def test_again_only_shows(first: tuple[Path, subprocess.CompletedProcess[str]]) 
     assert workspace.history.last() == before
 
 
+@pytest.mark.slow
 def test_the_wheel_has_every_module_and_runs(tmp_path: Path) -> None:
     """A wheel from a clean export has the tree's modules and data, and `quickstart --fast` runs from it elsewhere."""
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -81,28 +77,36 @@ def test_the_wheel_has_every_module_and_runs(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     subprocess.run([*pip, "wheel", "--no-deps", "-w", str(tmp_path), str(export)], check=True, cwd=tmp_path)
     wheel = next(tmp_path.glob("*.whl"))
-    folders = {
-        "vlltr_index": "",
-        "cli": "cli/",
-        "train": "train/",
-        "schemas": "schemas/",
-        "recipes": "recipes/",
-    }
+    folders = {"vlltr_index": "", **{name: f"{name}/" for name in ("cli", "train", "schemas", "recipes")}}
     parts = [name.partition("/") for name in files]
     expected = {f"vlltr_index/{folders[top]}{rest}" for top, _, rest in parts if top in folders}
     found = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     assert found == expected
     site = tmp_path / "site"
-    subprocess.run(
-        [*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True, cwd=tmp_path
-    )
-    done = subprocess.run(
-        [*VLLTR, "quickstart", "--fast"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(site)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    install = [*pip, "install", "--no-deps", "--target", str(site), str(wheel)]
+    subprocess.run(install, check=True, cwd=tmp_path)
+    command, env = [*VLLTR, "quickstart", "--fast"], {**os.environ, "PYTHONPATH": str(site)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Done in" in done.stdout
+
+
+@pytest.mark.parametrize("size", ["fast", "short", "full"])
+def test_every_step_has_a_key_of_its_own(tmp_path: Path, size: str) -> None:
+    """A command that comes twice, such as `embed`, is run twice."""
+    steps = plan_steps(tmp_path, size, 0)
+    assert len({step.key for step in steps}) == len(steps)
+    assert sum(step.args[0] == "embed" for step in steps) == (1 if size == "fast" else 2)
+
+
+def test_a_journal_remembers_and_keeps_to_its_seed(tmp_path: Path) -> None:
+    """Done steps are read back; another seed in the same folder is refused."""
+    step = next(s for s in plan_steps(tmp_path, "fast", 3) if s.args[:2] == ("train", "cvlp"))
+    Journal.open(tmp_path).record(step.key, 1.0)
+    journal = Journal.open(tmp_path)
+    assert step.key in journal.steps
+    journal.check_seed(3)
+    with pytest.raises(UsageError) as caught:
+        journal.check_seed(0)
+    assert caught.value.message == f"{tmp_path} holds a quickstart with seed 3"
+    assert caught.value.hint == "Choose another folder: vlltr quickstart --dir DIR"

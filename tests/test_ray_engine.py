@@ -16,14 +16,15 @@ import ray
 import torch
 from torch import Tensor
 
+from tests.commands import run
 from vlltr_index import embedding
-from vlltr_index.cli.main import main
 from vlltr_index.errors import UsageError, VlltrError
 from vlltr_index.ray_engine import RayEngine
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
 from vlltr_index.stages.embed import embed
 from vlltr_index.workspace import Workspace
 
+pytestmark = pytest.mark.slow
 TOLERANCE = 1e-5  # of single numbers: the same arithmetic, but threads may be shared out otherwise
 
 
@@ -62,53 +63,41 @@ def cluster() -> Iterator[None]:
         ray.shutdown()
 
 
-def copy(path: Path, to: Path) -> Workspace:
-    """A copy of a workspace."""
-    return Workspace.open(shutil.copytree(path, to))
-
-
 def stored(workspace: Workspace) -> dict[str, Tensor]:
     """Every stored vector by its key."""
     commit = workspace.history.last()
     assert commit is not None
     assert commit.text_fp is not None
     assert commit.image_fp is not None
+    texts, images = sentence_vectors_name(commit.text_fp), image_vectors_name(commit.image_fp)
     found = {}
-    for name, column in (
-        (sentence_vectors_name(commit.text_fp), "text_hash"),
-        (image_vectors_name(commit.image_fp), "vector_key"),
-    ):
+    for name, column in ((texts, "text_hash"), (images, "vector_key")):
         keys, vectors = workspace.store.vectors(name, column)
-        names = keys if isinstance(keys, list) else keys.to_pylist()
-        assert len(set(names)) == len(names)
-        found.update(zip(names, vectors, strict=True))
+        assert len(set(keys)) == len(keys)
+        found.update(zip(map(str, keys), vectors, strict=True))
     return found
 
 
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def assert_same(one: Workspace, other: Workspace) -> None:
     """The same keys, and vectors within the tolerance."""
-    assert found.keys() == expected.keys()
-    for key, value in expected.items():
-        assert torch.allclose(found[key], value, atol=TOLERANCE, rtol=TOLERANCE), key
+    torch.testing.assert_close(stored(one), stored(other), atol=TOLERANCE, rtol=TOLERANCE)
 
 
 def test_two_actors_give_the_local_vectors(
     drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], cluster: None
 ) -> None:
     """Sentences, plain and augmented views agree; stdout is JSON alone; a second run does nothing."""
-    local, spread = copy(drawn, tmp_path / "local"), copy(drawn, tmp_path / "spread")
+    local, spread = (Workspace.open(shutil.copytree(drawn, tmp_path / name)) for name in ("local", "spread"))
     report = embed(local)
     assert (report.images, report.sentences > 20, report.unreadable) == (112, True, 0)
-    args = ["-w", str(spread.path), "--json", "embed", "--engine", "ray", "--actors", "2"]
+    args = ("-w", spread.path, "--json", "embed", "--engine", "ray", "--actors", "2")
     for again in (False, True):
-        with pytest.raises(SystemExit) as left:
-            main(args)
-        out, err = capsys.readouterr()
-        assert left.value.code == 0, err
+        code, out, err = run(capsys, *args)
+        assert code == 0, err
         done = json.loads(out)
         assert (done["images"], done["images_before"]) == ((0, 112) if again else (112, 0))
     assert ray.is_initialized()  # it was there before
-    assert_same(stored(spread), stored(local))
+    assert_same(spread, local)
     for workspace in (local, spread):
         commit = workspace.history.last()
         assert commit is not None
@@ -117,7 +106,7 @@ def test_two_actors_give_the_local_vectors(
 
 def test_an_interrupted_run_goes_on_with_either_engine(drawn: Path, tmp_path: Path, cluster: None) -> None:
     """What one actor gave before the stop is kept without a commit; an unreadable image is kept aside."""
-    workspace, whole = copy(drawn, tmp_path / "workspace"), copy(drawn, tmp_path / "whole")
+    workspace, whole = (Workspace.open(shutil.copytree(drawn, tmp_path / name)) for name in ("part", "whole"))
     before = workspace.history.last()
 
     def stop(step: str, done: int, total: int | None) -> None:
@@ -130,7 +119,7 @@ def test_an_interrupted_run_goes_on_with_either_engine(drawn: Path, tmp_path: Pa
     report = embed(workspace, engine="local")
     assert (report.images, report.images_before, report.sentences) == (80, 32, 0)
     embed(whole)
-    assert_same(stored(workspace), stored(whole))
+    assert_same(workspace, whole)
 
 
 def test_errors_inside_actors_are_told(drawn: Path, tmp_path: Path, cluster: None) -> None:
@@ -159,40 +148,32 @@ def test_ray_that_is_not_there(
     """Without the package, the extra that brings it is named, and nothing is written."""
     monkeypatch.setitem(sys.modules, "ray", None)
     before = Workspace.open(drawn).history.last()
-    with pytest.raises(SystemExit) as left:
-        main(["-w", str(drawn), "embed", "--engine", "ray"])
-    assert left.value.code == 2
-    assert capsys.readouterr().err.endswith(
+    code, _, err = run(capsys, "-w", drawn, "embed", "--engine", "ray")
+    assert code == 2
+    assert err.endswith(
         "Error: --engine ray needs the package ray, which is not installed\n"
         'Install it: pip install "vlltr-index[ray]", or run it with --engine local\n'
     )
     assert Workspace.open(drawn).history.last() == before
 
 
-def start(path: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """`vlltr --json embed --engine ray` in a process of its own, which has no Ray yet."""
+def test_the_command_starts_ray_and_ends_it(drawn: Path, tmp_path: Path) -> None:
+    """Without a cluster it has one of its own; an address that is none says so at once."""
+    path = shutil.copytree(drawn, tmp_path / "workspace")
     command = [sys.executable, "-m", "vlltr_index.cli", "-w", str(path), "-q", "--json", "embed"]
     command += ["--views", "1", "--engine", "ray", "--actors", "1"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ | env)
 
+    def start(**env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ | env)
 
-def test_the_command_starts_ray_and_ends_it(drawn: Path, tmp_path: Path) -> None:
-    """Without a cluster it has one of its own; results alone are on stdout."""
-    done = start(copy(drawn, tmp_path / "workspace").path, RAY_worker_niceness="0")
+    lost = start(RAY_ADDRESS="nowhere")
+    assert lost.returncode == 1
+    assert "Error: ray at RAY_ADDRESS=nowhere cannot be reached: " in lost.stderr
+    assert lost.stderr.endswith("Mend or unset RAY_ADDRESS, or run it with --engine local.\n")
+    done = start(RAY_worker_niceness="0")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["images"] == 56
     assert "Traceback" not in done.stderr
-
-
-def test_a_cluster_that_is_not_there(drawn: Path, tmp_path: Path) -> None:
-    """An address that is none says so at once, and nothing is committed."""
-    workspace = copy(drawn, tmp_path / "workspace")
-    before = workspace.history.last()
-    done = start(workspace.path, RAY_ADDRESS="nowhere")
-    assert done.returncode == 1
-    assert "Error: ray at RAY_ADDRESS=nowhere cannot be reached: " in done.stderr
-    assert done.stderr.endswith("Mend or unset RAY_ADDRESS, or run it with --engine local.\n")
-    assert workspace.history.last() == before
 
 
 def test_engine_and_actors_must_go_together(drawn: Path) -> None:

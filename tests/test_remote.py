@@ -41,6 +41,7 @@ def steps(files: Path) -> list[list[str | Path]]:
     ]
 
 
+@pytest.mark.slow
 def test_the_whole_way_by_uri(
     files: Path,
     bucket: Bucket,

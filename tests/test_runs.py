@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import drawings
@@ -21,6 +22,7 @@ from vlltr_index.stages.train_cvlp import train_cvlp_stage
 from vlltr_index.stages.train_lgr import train_lgr_stage
 from vlltr_index.workspace import Workspace
 
+pytestmark = pytest.mark.slow
 SETTINGS = ("cvlp.epochs=1", "cvlp.batch_size=28", "lgr.epochs=1", "lgr.views=1", "lgr.batch_size=28")
 
 
@@ -129,22 +131,13 @@ def test_changed_texts_and_anchors_are_named(drawn: Workspace) -> None:
 def test_one_run_is_trained_once_at_a_time(drawn: Workspace) -> None:
     """A second process with the same settings does not write into the first one's folder."""
 
-    def meanwhile() -> None:
-        (folder,) = (drawn.path / "runs").iterdir()
-        with pytest.raises(LockedError, match="`vlltr train cvlp`") as caught:
-            _take(folder / "lock")
-        assert caught.value.hint is not None
-
-    train_cvlp_stage(drawn, drawn.recipe.cvlp, at_first_step(meanwhile))
-
-
-def _take(path: Path) -> None:
-    """Try for a lock from another thread, as another process would."""
-    from concurrent.futures import ThreadPoolExecutor
-
     def take() -> None:
-        with write_lock(path, "train cvlp", timeout=0):
+        (folder,) = (drawn.path / "runs").iterdir()
+        with write_lock(folder / "lock", "train cvlp", timeout=0):
             pass
 
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(take).result()
+    def meanwhile() -> None:
+        with ThreadPoolExecutor(1) as pool, pytest.raises(LockedError, match="`vlltr train cvlp`"):
+            pool.submit(take).result()
+
+    train_cvlp_stage(drawn, drawn.recipe.cvlp, at_first_step(meanwhile))

@@ -67,6 +67,7 @@ def named(nav: list[dict[str, object]]) -> Iterator[str]:
                 yield from named(value)
 
 
+@pytest.mark.slow
 def test_every_page_is_in_the_navigation(site: Path) -> None:
     """No page of docs/ is left out, and each became a page with a heading."""
     config = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]
@@ -75,6 +76,7 @@ def test_every_page_is_in_the_navigation(site: Path) -> None:
         assert "<h1" in (site / f"{page}.html").read_text(encoding="utf-8"), page
 
 
+@pytest.mark.slow
 def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
     """Scripts, styles, images and fonts lie beside the pages."""
     for page in site.rglob("*.html"):
@@ -85,6 +87,7 @@ def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
             assert address.startswith("data:") or not urlsplit(address).netloc, f"{style.name}: {address}"
 
 
+@pytest.mark.slow
 def test_links_and_anchors_lead_somewhere(site: Path) -> None:
     """Within the site every link names a page, and the part after # one of its headings."""
     pages = {path.name: Page(path) for path in site.glob("*.html")}

@@ -11,6 +11,7 @@ import pytest
 
 from tests.pages import Block, blocks, in_pattern
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "tutorial.md"
 

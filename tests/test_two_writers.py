@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.workspace import Workspace
 
@@ -14,21 +16,9 @@ from vlltr_index.workspace import Workspace
 def start(workspace: Workspace, name: str) -> subprocess.Popen[str]:
     """`vlltr classes add` as a process of its own."""
     told = ["--sentence", f"A {name} of two strokes.", "--sentence", f"The {name} is open to the left."]
-    command = [
-        sys.executable,
-        "-m",
-        "vlltr_index.cli",
-        "-w",
-        str(workspace.path),
-        "--json",
-        "classes",
-        "add",
-        name,
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*command, *told], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+    command = [sys.executable, "-m", "vlltr_index.cli", "-w", str(workspace.path), "--json", "classes", "add"]
+    env, pipe = {**os.environ, "OMP_NUM_THREADS": "1"}, subprocess.PIPE
+    return subprocess.Popen([*command, name, *told], stdout=pipe, stderr=pipe, text=True, env=env)
 
 
 def waits_for(process: subprocess.Popen[str]) -> str:
@@ -40,6 +30,7 @@ def waits_for(process: subprocess.Popen[str]) -> str:
     raise AssertionError("it did not wait")
 
 
+@pytest.mark.slow
 def test_two_additions_at_once(trained: Workspace) -> None:
     """Both wait for a third writer, then each gets a number of its own, and all rows of both are there."""
     before = trained.snapshot()
