@@ -22,19 +22,19 @@ from torch import Tensor
 
 from benchmarks.glyphs_lt import RESULTS, SPLITS, Clock, dataset, surroundings, write_result
 from benchmarks.page import put
-from vlltr_index.baselines import HeadTraining, best_setting, fc_head, linear_logits
-from vlltr_index.glyphs import GlyphFiles, glyph_files
-from vlltr_index.loading import class_positions, image_set
-from vlltr_index.metrics import AccuracyReport, accuracy_report
-from vlltr_index.recipe import load_recipe, override
+from vlltr_index.data.glyphs import GlyphFiles, glyph_files
+from vlltr_index.embedding.loading import class_positions, image_set
+from vlltr_index.evaluation.baselines import HeadTraining, best_setting, fc_head, linear_logits
+from vlltr_index.evaluation.metrics import AccuracyReport, accuracy_report
+from vlltr_index.pipelines.baselines import score_baselines, train_baseline
+from vlltr_index.pipelines.embed import embed
+from vlltr_index.pipelines.evaluate import evaluate, training_counts
+from vlltr_index.pipelines.ingest import ingest_images, ingest_text
+from vlltr_index.pipelines.train_all import train_all
+from vlltr_index.pipelines.train_cvlp import train_cvlp_stage
 from vlltr_index.schemas.config import Recipe, WorkspaceConfig
-from vlltr_index.stages.baselines import score_baselines, train_baseline
-from vlltr_index.stages.embed import embed
-from vlltr_index.stages.evaluate import evaluate, training_counts
-from vlltr_index.stages.ingest import ingest_images, ingest_text
-from vlltr_index.stages.pipeline import train_all
-from vlltr_index.stages.train_cvlp import train_cvlp_stage
-from vlltr_index.workspace import Workspace
+from vlltr_index.schemas.recipes import load_recipe, override
+from vlltr_index.store.workspace import Workspace
 
 RECIPE = "glyphs_lt/ablation"
 COMMAND = "python -m benchmarks.ablation table"

@@ -31,16 +31,18 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.page import put
+from vlltr_index.anchors.selection import select
 from vlltr_index.classes import NewClass, Session, add_classes
-from vlltr_index.corpus.clean import sentence_id, text_hash
-from vlltr_index.embedding import vector_table
-from vlltr_index.encoder import Encoder
-from vlltr_index.fusion import Meeting, PartWeights
-from vlltr_index.generative import fit_shared
-from vlltr_index.heads import Parts, SavedHead, save_head
-from vlltr_index.lgr import LGRHead
-from vlltr_index.loading import image_set, stats_rows
-from vlltr_index.recipe import load_recipe, override
+from vlltr_index.data.text import sentence_id, text_hash
+from vlltr_index.embedding.loading import image_set, stats_rows
+from vlltr_index.embedding.vectors import vector_table
+from vlltr_index.encoders.encoder import Encoder
+from vlltr_index.heads.checkpoint import Parts, SavedHead, save_head
+from vlltr_index.heads.fusion import Meeting, PartWeights
+from vlltr_index.heads.generative import fit_shared
+from vlltr_index.heads.lgr import LGRHead
+from vlltr_index.pipelines.build_index import index_anchors
+from vlltr_index.schemas.recipes import load_recipe, override
 from vlltr_index.schemas.tables import (
     CLASSES,
     IMAGES,
@@ -50,10 +52,8 @@ from vlltr_index.schemas.tables import (
     sentence_vectors,
     sentence_vectors_name,
 )
-from vlltr_index.selection import select
-from vlltr_index.stages.build_index import index_anchors
+from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import unit_rows
-from vlltr_index.workspace import Workspace
 
 RESULT = Path(__file__).parent / "results" / "additions.json"
 SENTENCES_EACH, IMAGES_EACH, VAL_IMAGES, CLUSTER = 8, 2, 500, 20

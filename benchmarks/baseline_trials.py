@@ -25,14 +25,14 @@ from torch import Tensor
 
 from benchmarks.glyphs_lt import RECIPE, RESULTS, Clock, surroundings
 from benchmarks.page import put
-from vlltr_index.glyphs import glyph_files
-from vlltr_index.loading import class_positions, usable_images
-from vlltr_index.recipe import load_recipe, override
-from vlltr_index.stages.baselines import score_baselines, train_baseline_stage
-from vlltr_index.stages.evaluate import training_counts
-from vlltr_index.stages.ingest import ingest_images
-from vlltr_index.weighing import balanced_accuracy
-from vlltr_index.workspace import Workspace
+from vlltr_index.data.glyphs import glyph_files
+from vlltr_index.embedding.loading import class_positions, usable_images
+from vlltr_index.heads.weighing import balanced_accuracy
+from vlltr_index.pipelines.baselines import score_baselines, train_baseline_stage
+from vlltr_index.pipelines.evaluate import training_counts
+from vlltr_index.pipelines.ingest import ingest_images
+from vlltr_index.schemas.recipes import load_recipe, override
+from vlltr_index.store.workspace import Workspace
 
 RESULT = RESULTS / "baseline_trials.json"
 COMMAND = "python -m benchmarks.baseline_trials table"

@@ -22,14 +22,14 @@ from benchmarks.glyphs_lt import METHOD, RESULTS, Clock, bits, dataset, surround
 from benchmarks.glyphs_lt_table import BINS, ROOT, difference, mean, spread
 from benchmarks.glyphs_lt_table import bits as numbers
 from benchmarks.random_words import control
-from vlltr_index.glyphs import glyph_files
-from vlltr_index.loading import class_positions, image_set
-from vlltr_index.metrics import expected_calibration_error
+from vlltr_index.data.glyphs import glyph_files
+from vlltr_index.embedding.loading import class_positions, image_set
+from vlltr_index.evaluation.metrics import expected_calibration_error
+from vlltr_index.pipelines.baselines import ADJUSTED, FC, score_baselines, train_baseline
+from vlltr_index.pipelines.evaluate import training_counts
+from vlltr_index.recognition.scorer import load_scorer
 from vlltr_index.schemas.records import BASELINES
-from vlltr_index.scoring import load_scorer
-from vlltr_index.stages.baselines import ADJUSTED, FC, score_baselines, train_baseline
-from vlltr_index.stages.evaluate import training_counts
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.workspace import Workspace
 
 MARKS = (
     "<!-- generated: python -m benchmarks.baselines table -->",

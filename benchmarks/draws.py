@@ -37,7 +37,7 @@ from benchmarks.draws_sources import (
     with_texts,
 )
 from benchmarks.glyphs_lt import RESULTS, surroundings
-from vlltr_index import engines
+from vlltr_index.embedding import engines
 
 SOURCES = ("heldout", "train", "clip")
 _log = logging.getLogger(__name__)

@@ -20,13 +20,13 @@ from torch import Tensor
 from benchmarks.draws_rules import choose, rules, text_means
 from benchmarks.draws_sources import Draw, Kind, write_picture
 from vlltr_index import Recognizer
-from vlltr_index.baselines import cosine_logits
 from vlltr_index.cli.main import vlltr
+from vlltr_index.embedding.loading import ImageSet, image_set
 from vlltr_index.errors import VlltrError
-from vlltr_index.loading import ImageSet, image_set
-from vlltr_index.metrics import expected_calibration_error
+from vlltr_index.evaluation.baselines import cosine_logits
+from vlltr_index.evaluation.metrics import expected_calibration_error
 from vlltr_index.schemas.tables import sentence_vectors_name
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.workspace import Workspace
 
 __all__ = ["ADDITIONS", "IMAGE_SIDE", "METHOD", "TEXT_SIDE", "Bench", "prototypes", "sides"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlltr_index.baselines import (
+from vlltr_index.evaluation.baselines import (
     cache_logits,
     class_means,
     cosine_logits,

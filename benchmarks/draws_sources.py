@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlltr_index import openclip
-from vlltr_index.encoder import Encoder
-from vlltr_index.engines import ImageSource, ImageVectors
-from vlltr_index.glyphs import glyph_files
+from vlltr_index.data.glyphs import glyph_files
+from vlltr_index.embedding.engines import ImageSource, ImageVectors
+from vlltr_index.encoders import openclip
+from vlltr_index.encoders.encoder import Encoder
 
 __all__ = [
     "TEXTS",

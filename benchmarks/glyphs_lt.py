@@ -30,25 +30,25 @@ import torch
 from torch import Tensor
 
 from benchmarks.without_text import WHOLE, held_out, rows_without_text, training_data
-from vlltr_index.fusion import PartWeights
-from vlltr_index.glyphs import GlyphFiles, glyph_files
-from vlltr_index.heads import Parts
-from vlltr_index.loading import class_positions, image_set
-from vlltr_index.metrics import expected_calibration_error
-from vlltr_index.recipe import load_recipe, override
+from vlltr_index.anchors.selection import select
+from vlltr_index.data.glyphs import GlyphFiles, glyph_files
+from vlltr_index.embedding.loading import class_positions, image_set
+from vlltr_index.evaluation.metrics import expected_calibration_error
+from vlltr_index.heads.checkpoint import Parts
+from vlltr_index.heads.fusion import PartWeights
+from vlltr_index.heads.weighing import HeldOutScores, fit_temperature, fit_weights, image_weights
+from vlltr_index.pipelines.baselines import ADJUSTED, FC, score_baselines, train_baseline_stage
+from vlltr_index.pipelines.build_index import index_anchors
+from vlltr_index.pipelines.embed import embed
+from vlltr_index.pipelines.evaluate import training_counts
+from vlltr_index.pipelines.ingest import ingest_images, ingest_text
+from vlltr_index.pipelines.train_cvlp import train_cvlp_stage
+from vlltr_index.pipelines.train_lgr import train_lgr_stage
+from vlltr_index.recognition.scorer import Scorer, load_scorer
 from vlltr_index.schemas.config import Recipe, WorkspaceConfig
-from vlltr_index.scoring import Scorer, load_scorer
-from vlltr_index.selection import select
-from vlltr_index.stages.baselines import ADJUSTED, FC, score_baselines, train_baseline_stage
-from vlltr_index.stages.build_index import index_anchors
-from vlltr_index.stages.embed import embed
-from vlltr_index.stages.evaluate import training_counts
-from vlltr_index.stages.ingest import ingest_images, ingest_text
-from vlltr_index.stages.train_cvlp import train_cvlp_stage
-from vlltr_index.stages.train_lgr import train_lgr_stage
+from vlltr_index.schemas.recipes import load_recipe, override
+from vlltr_index.store.workspace import Workspace
 from vlltr_index.train.deciding import StageTwoData
-from vlltr_index.weighing import HeldOutScores, fit_temperature, fit_weights, image_weights
-from vlltr_index.workspace import Workspace
 
 RESULTS = Path(__file__).parent / "results"
 RECIPE, FAST = "glyphs_lt/ours", "glyphs_lt/fast"

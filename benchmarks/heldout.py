@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from vlltr_index.encoder import Encoder
-from vlltr_index.glyphs import GlyphFiles
-from vlltr_index.images.decode import open_image
+from vlltr_index.data.decoding import open_image
+from vlltr_index.data.glyphs import GlyphFiles
+from vlltr_index.encoders.encoder import Encoder
 
 __all__ = ["Group", "drawn", "read_group"]
 

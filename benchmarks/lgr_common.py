@@ -57,7 +57,7 @@ def anchors_mib(values: dict[str, Any]) -> float:
 
 def bank_of(inputs: Arrays, values: dict[str, Any]) -> Any:
     """The same anchors as the product holds them."""
-    from vlltr_index.bank import AnchorBank
+    from vlltr_index.heads.anchor_bank import AnchorBank
 
     rows = anchors_of(inputs, values)
     owner = torch.arange(len(rows), device=DEVICE).repeat_interleave(values["anchors"])

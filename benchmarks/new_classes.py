@@ -48,7 +48,10 @@ from benchmarks.glyphs_lt import (
 )
 from benchmarks.heldout import Group, drawn, read_group
 from benchmarks.random_words import waffle_noise, waffle_text
-from vlltr_index.baselines import (
+from vlltr_index.classes import NewClass, Session, add_classes
+from vlltr_index.data.glyphs import GlyphFiles, glyph_files
+from vlltr_index.embedding.loading import class_positions, image_set
+from vlltr_index.evaluation.baselines import (
     TipCache,
     choose_tip,
     class_means,
@@ -56,13 +59,10 @@ from vlltr_index.baselines import (
     first_of_each_class,
     tip_logits,
 )
-from vlltr_index.classes import NewClass, Session, add_classes
-from vlltr_index.glyphs import GlyphFiles, glyph_files
-from vlltr_index.loading import class_positions, image_set
+from vlltr_index.pipelines.refit import refit
+from vlltr_index.recognition.scorer import Scorer, load_scorer
 from vlltr_index.schemas.tables import sentence_vectors_name
-from vlltr_index.scoring import Scorer, load_scorer
-from vlltr_index.stages.refit import refit
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.workspace import Workspace
 
 DRAWS = 3
 SHOTS = (1, 5)

@@ -24,16 +24,16 @@ from torch import Tensor
 
 from benchmarks.glyphs_lt import RESULTS, surroundings, write_result
 from benchmarks.page import put
-from vlltr_index.anchors import anchor_limits, score_sentences, select_anchors
-from vlltr_index.bank import AnchorBank
-from vlltr_index.baselines import cosine_logits
-from vlltr_index.lgr import LGRHead
-from vlltr_index.loading import class_positions, image_set, image_vectors_of
+from vlltr_index.anchors.anss import anchor_limits, score_sentences, select_anchors
+from vlltr_index.anchors.selection import score_images
+from vlltr_index.embedding.loading import class_positions, image_set, image_vectors_of
+from vlltr_index.evaluation.baselines import cosine_logits
+from vlltr_index.heads.anchor_bank import AnchorBank
+from vlltr_index.heads.lgr import LGRHead
+from vlltr_index.pipelines.baselines import sentences_of
+from vlltr_index.recognition.scorer import load_scorer
 from vlltr_index.schemas.tables import sentence_vectors_name
-from vlltr_index.scoring import load_scorer
-from vlltr_index.selection import score_images
-from vlltr_index.stages.baselines import sentences_of
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.workspace import Workspace
 
 COMMAND = "python -m benchmarks.noise table"
 TITLE = "Noise among the sentences"

@@ -13,12 +13,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from vlltr_index.baselines import class_means, cosine_logits
-from vlltr_index.corpus.prompts import class_prompts
-from vlltr_index.loading import class_positions, image_set, load_bank, open_encoder
-from vlltr_index.stages.baselines import sentences_of
-from vlltr_index.weighing import balanced_accuracy
-from vlltr_index.workspace import Workspace
+from vlltr_index.data.prompts import class_prompts
+from vlltr_index.embedding.loading import class_positions, image_set, load_bank, open_encoder
+from vlltr_index.evaluation.baselines import class_means, cosine_logits
+from vlltr_index.heads.weighing import balanced_accuracy
+from vlltr_index.pipelines.baselines import sentences_of
+from vlltr_index.store.workspace import Workspace
 
 __all__ = ["control", "waffle_noise", "waffle_text"]
 

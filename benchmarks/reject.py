@@ -25,11 +25,11 @@ from benchmarks.glyphs_lt import RESULTS, dataset, surroundings, write_result
 from benchmarks.glyphs_lt_table import spread
 from benchmarks.heldout import read_group
 from benchmarks.page import put
-from vlltr_index.glyphs import glyph_files
-from vlltr_index.loading import image_set, open_encoder
-from vlltr_index.metrics import auroc, fpr95
-from vlltr_index.scoring import Scorer, load_scorer
-from vlltr_index.workspace import Workspace
+from vlltr_index.data.glyphs import glyph_files
+from vlltr_index.embedding.loading import image_set, open_encoder
+from vlltr_index.evaluation.metrics import auroc, fpr95
+from vlltr_index.recognition.scorer import Scorer, load_scorer
+from vlltr_index.store.workspace import Workspace
 
 COMMAND = "python -m benchmarks.reject table"
 SCORE = "best log-likelihood"

@@ -28,12 +28,12 @@ from benchmarks.glyphs_lt import (
 )
 from benchmarks.glyphs_lt_table import BINS, difference, mean
 from benchmarks.page import put
-from vlltr_index.baselines import cosine_logits
-from vlltr_index.glyphs import glyph_files
-from vlltr_index.loading import class_positions, image_set
-from vlltr_index.recipe import override
-from vlltr_index.scoring import load_scorer
-from vlltr_index.stages.evaluate import training_counts
+from vlltr_index.data.glyphs import glyph_files
+from vlltr_index.embedding.loading import class_positions, image_set
+from vlltr_index.evaluation.baselines import cosine_logits
+from vlltr_index.pipelines.evaluate import training_counts
+from vlltr_index.recognition.scorer import load_scorer
+from vlltr_index.schemas.recipes import override
 
 WAYS = ("none", "text")
 COMMAND = "python -m benchmarks.tuning table"

@@ -5,20 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vlltr_index.bank import AnchorBank
-from vlltr_index.baselines import class_means, cosine_logits
-from vlltr_index.fusion import image_side
-from vlltr_index.generative import GenerativeModel, class_sums
-from vlltr_index.heads import Parts
-from vlltr_index.holdout import read_held_out
-from vlltr_index.lgr import LGRHead
-from vlltr_index.loading import image_set
-from vlltr_index.scoring import Scorer
-from vlltr_index.snapshot import Snapshot
+from vlltr_index.embedding.loading import image_set
+from vlltr_index.evaluation.baselines import class_means, cosine_logits
+from vlltr_index.heads.anchor_bank import AnchorBank
+from vlltr_index.heads.checkpoint import Parts
+from vlltr_index.heads.fusion import image_side
+from vlltr_index.heads.generative import GenerativeModel, class_sums
+from vlltr_index.heads.lgr import LGRHead
+from vlltr_index.heads.weighing import HeldOutScores, fit_weights, image_weights
+from vlltr_index.recognition.scorer import Scorer
+from vlltr_index.store.holdout import read_held_out
+from vlltr_index.store.snapshot import Snapshot
+from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import unit_rows
 from vlltr_index.train.deciding import StageTwoData, weigh
-from vlltr_index.weighing import HeldOutScores, fit_weights, image_weights
-from vlltr_index.workspace import Workspace
 
 __all__ = ["WHOLE", "discriminant", "held_out", "rows_without_text", "training_data"]
 

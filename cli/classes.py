@@ -13,7 +13,7 @@ from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from vlltr_index.classes import ChangeReport, NewClass
-    from vlltr_index.stages.classlist import ClassDetail
+    from vlltr_index.pipelines.classlist import ClassDetail
 
 __all__ = ["classes_command", "dry_run_option", "show_change"]
 
@@ -42,7 +42,7 @@ def classes_command() -> None:
 @pass_context
 def list_(context: Context) -> None:
     """List the classes with their number of sentences and training images."""
-    from vlltr_index.stages.classlist import list_classes
+    from vlltr_index.pipelines.classlist import list_classes
 
     rows = list_classes(context.open())
     if context.as_json:
@@ -59,7 +59,7 @@ def list_(context: Context) -> None:
 @pass_context
 def show(context: Context, name: str, every: bool) -> None:
     """Show a class: its anchors with their losses, its images, its nearest rivals."""
-    from vlltr_index.stages.classlist import show_class
+    from vlltr_index.pipelines.classlist import show_class
 
     detail = show_class(context.open(), name, every_sentence=every)
     if context.as_json:
@@ -146,7 +146,7 @@ def _wanted(
 ) -> list[NewClass]:
     """The classes that the options of `add` describe."""
     from vlltr_index.classes import NewClass, read_manifest
-    from vlltr_index.corpus.files import require
+    from vlltr_index.data.files import require
     from vlltr_index.errors import UsageError
 
     if (name is None) == (manifest is None):

@@ -16,8 +16,8 @@ from vlltr_index.schemas.records import Progress
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from vlltr_index.stages.status import StatusReport
-    from vlltr_index.workspace import Workspace
+    from vlltr_index.pipelines.status import StatusReport
+    from vlltr_index.store.workspace import Workspace
 
 __all__ = ["Context", "pass_context"]
 
@@ -34,7 +34,7 @@ class Context:
 
     def open(self) -> Workspace:
         """The workspace named by `-w`, or the nearest one upward."""
-        from vlltr_index.workspace import Workspace
+        from vlltr_index.store.workspace import Workspace
 
         self.opened = Workspace.open(self.workspace) if self.workspace else Workspace.find()
         return self.opened
@@ -51,7 +51,7 @@ class Context:
 
     def _status(self) -> StatusReport | None:
         from vlltr_index.errors import VlltrError
-        from vlltr_index.stages.status import status
+        from vlltr_index.pipelines.status import status
 
         try:
             return None if self.opened is None else status(self.opened)

@@ -14,7 +14,7 @@ from vlltr_index.cli.context import Context, pass_context
 @pass_context
 def doctor_command(context: Context, unlock: bool) -> None:
     """Look at versions, the device and the workspace; exit code 1 where something must be mended."""
-    from vlltr_index.doctor import diagnose
+    from vlltr_index.pipelines.doctor import diagnose
 
     if unlock:
         holder = context.open().storage.unlock()

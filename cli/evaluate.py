@@ -10,7 +10,7 @@ import click
 from vlltr_index.cli.context import Context, pass_context
 
 if TYPE_CHECKING:
-    from vlltr_index.fusion import Rule
+    from vlltr_index.heads.fusion import Rule
 
 
 @click.command("evaluate")
@@ -60,8 +60,8 @@ def evaluate_command(
     error, for rows that give probabilities.
     """
     from vlltr_index.cli.render import difference_lines, evaluation_notes, evaluation_table
-    from vlltr_index.corpus.clean import check_split
-    from vlltr_index.stages.evaluate import evaluate
+    from vlltr_index.data.text import check_split
+    from vlltr_index.pipelines.evaluate import evaluate
 
     check_split(split)
     workspace = context.open()

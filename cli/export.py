@@ -38,7 +38,7 @@ def export_command(
 
     With --tables: classes, sentences, images and anchors as Parquet files. DIR appears whole or not at all.
     """
-    from vlltr_index.pretrained.exporting import Request, export
+    from vlltr_index.pipelines.export import Request, export
 
     request = Request(existing(folder), at, force, with_index, tables, embed_images, push, private, message)
     with context.progress() as progress:

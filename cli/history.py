@@ -37,7 +37,7 @@ def history_command(context: Context, limit: int) -> None:
 @pass_context
 def rollback_command(context: Context, commit: int, yes: bool) -> None:
     """Go back to the state of commit ID, in a new commit: nothing is lost."""
-    from vlltr_index.stages.history import rollback, undone
+    from vlltr_index.pipelines.history import rollback, undone
 
     workspace = context.open()
     commands = undone(workspace, commit)
@@ -59,7 +59,7 @@ def rollback_command(context: Context, commit: int, yes: bool) -> None:
 @pass_context
 def diff_command(context: Context, before: int, after: int) -> None:
     """Show what differs between two commits: names of classes, and numbers of sentences, images and anchors."""
-    from vlltr_index.stages.history import diff
+    from vlltr_index.pipelines.history import diff
 
     report = diff(context.open(), before, after)
     if context.as_json:
@@ -77,7 +77,7 @@ def prune_command(context: Context, keep: int, yes: bool) -> None:
 
     The commits that stay answer as before. This cannot be taken back.
     """
-    from vlltr_index.stages.prune import prune
+    from vlltr_index.pipelines.prune import prune
 
     workspace = context.open()
     old = len(workspace.history.ids()[:-keep])

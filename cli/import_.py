@@ -35,7 +35,7 @@ def release(context: Context, checkpoint: str, stage: str | None, names: str | N
     The release keeps its sentences in pickled files, which are not read: `vlltr embed` and `vlltr select` choose the
     anchors anew, unless --anchors keeps the checkpoint's vectors.
     """
-    from vlltr_index.stages.import_release import import_release
+    from vlltr_index.pipelines.import_release import import_release
 
     report = import_release(
         context.open(),

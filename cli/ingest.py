@@ -12,8 +12,8 @@ import click
 from vlltr_index.cli.context import Context, existing, pass_context
 
 if TYPE_CHECKING:
-    from vlltr_index.stages.ingest import IngestReport
-    from vlltr_index.stages.wikipedia import WikipediaReport
+    from vlltr_index.pipelines.ingest import IngestReport
+    from vlltr_index.pipelines.wikipedia import WikipediaReport
 
 
 @click.group("ingest")
@@ -59,7 +59,7 @@ def images(
     annotations (iNaturalist), or a Parquet file. An image that cannot be read is kept aside with its reason; the run
     goes on. A class without any sentence gets the recipe's prompts.
     """
-    from vlltr_index.stages.ingest import ingest_images
+    from vlltr_index.pipelines.ingest import ingest_images
 
     workspace = context.open()
     with context.progress() as progress:
@@ -94,7 +94,7 @@ def text(context: Context, path: str, names: str | None, prompts: bool | None) -
     CSV, Parquet, or a folder of the VL-LTR release's text corpus (wiki/desc_N.txt beside labels.txt or
     categories.json).
     """
-    from vlltr_index.stages.ingest import ingest_text
+    from vlltr_index.pipelines.ingest import ingest_text
 
     workspace = context.open()
     with context.progress() as progress:
@@ -154,7 +154,7 @@ def wikipedia(
     The article is found by the class's name and aliases, with the help of --hint. Names that may mean several things
     are reported with the candidates. Every sentence keeps its page, revision and licence.
     """
-    from vlltr_index.stages.wikipedia import ingest_wikipedia, open_wiki, parse_titles
+    from vlltr_index.pipelines.wikipedia import ingest_wikipedia, open_wiki, parse_titles
 
     workspace = context.open()
     wiki = open_wiki(workspace, api, lang, contact, refresh)

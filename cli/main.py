@@ -38,7 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "refit": ("refit", "Train the head again over all classes that have images by now."),
     "export": ("export", "Write a folder to share: the model, or the tables."),
     "search": ("search", "Find images by a text, and sentences by an image or a text."),
-    "ui": ("ui", "Serve a page to recognise pictures, take answers apart, and add classes."),
+    "ui": ("ui.command", "Serve a page to recognise pictures, take answers apart, and add classes."),
     "status": ("workspace", "Show what exists, what is stale, and the next command."),
     "doctor": ("doctor", "Look whether versions, device and workspace are in order."),
     "history": ("history", "List the workspace's commits."),

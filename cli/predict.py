@@ -52,7 +52,7 @@ def predict_command(
             click.echo("\n".join(prediction_lines(prediction, context.width())))
     unread = [p for p in predictions if p.problem is not None]
     if unread:
-        from vlltr_index.images.decode import UNREADABLE
+        from vlltr_index.data.decoding import UNREADABLE
 
         click.echo(f"{len(unread)} of {len(predictions)} images cannot be read. {UNREADABLE}", err=True)
         raise click.exceptions.Exit(1)

@@ -110,7 +110,7 @@ def quickstart_command(context: Context, size: str | None, directory: str | None
 
 def plan_steps(folder: Path, size: str, seed: int) -> list[Step]:
     """The commands of a quickstart, in order; writes the sample files that they name."""
-    from vlltr_index.glyphs import glyph_files
+    from vlltr_index.data.glyphs import glyph_files
 
     data = glyph_files(fast=size == "fast")
     steps = [Step("Sentences about every class", ("ingest", "text", str(data.texts)))]
@@ -132,7 +132,7 @@ def plan_steps(folder: Path, size: str, seed: int) -> list[Step]:
 
 def _showing(folder: Path, size: str, data: Any) -> list[Step]:
     """A prediction explained, and a class added by its description alone."""
-    from vlltr_index.glyphs import write_sample, write_text
+    from vlltr_index.data.glyphs import write_sample, write_text
 
     known, unseen = _sample_classes(data)
     samples = folder / "samples"
@@ -201,7 +201,7 @@ def _run(context: Context, journal: Journal, folder: Path, step: Step, place: st
 def _committed_baseline(context: Context) -> None:
     """Show the image-only rows from the results that ship with the package, marked so."""
     from vlltr_index.cli.render import percent, table
-    from vlltr_index.glyphs import glyph_files
+    from vlltr_index.data.glyphs import glyph_files
 
     path = glyph_files().folder.parent / "results.json"
     if not path.is_file():

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from vlltr_index.metrics import EvaluationReport
+    from vlltr_index.evaluation.metrics import EvaluationReport
 
 __all__ = [
     "broken",

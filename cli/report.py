@@ -26,7 +26,7 @@ def report_command(context: Context, out: str | None, split: str, against: str |
     that brings it.
     """
     from vlltr_index.cli.render import percent
-    from vlltr_index.stages.report import write_report
+    from vlltr_index.pipelines.report import write_report
 
     workspace = context.open()
     with context.progress() as progress:

@@ -11,9 +11,9 @@ import click
 from vlltr_index.cli.context import Context, existing, pass_context
 
 if TYPE_CHECKING:
-    from vlltr_index.search import ImageHit, ImageSearch, SentenceHit
-    from vlltr_index.sheet import Panel
-    from vlltr_index.workspace import Workspace
+    from vlltr_index.recognition.search import ImageHit, ImageSearch, SentenceHit
+    from vlltr_index.recognition.sheet import Panel
+    from vlltr_index.store.workspace import Workspace
 
 _TRAINED, _BASE = "trained here", "before training"
 
@@ -32,8 +32,8 @@ def search_command() -> None:
 @pass_context
 def images(context: Context, text: str, split: str | None, top: int, out: str | None, compare: bool) -> None:
     """Find the images nearest to TEXT, such as "a spotted texture", by the cosine of their vectors."""
-    from vlltr_index.search import search_images
-    from vlltr_index.sheet import check_target, write_sheet
+    from vlltr_index.recognition.search import search_images
+    from vlltr_index.recognition.sheet import check_target, write_sheet
 
     target = check_target(existing(out)) if out else None
     workspace = context.open()
@@ -59,8 +59,8 @@ def images(context: Context, text: str, split: str | None, top: int, out: str | 
 
 def _panels(workspace: Workspace, found: ImageSearch) -> list[Panel]:
     """One panel an encoder, with the pictures' bytes."""
-    from vlltr_index.embedding import load_sources
-    from vlltr_index.sheet import Panel, Picture
+    from vlltr_index.embedding.vectors import load_sources
+    from vlltr_index.recognition.sheet import Panel, Picture
 
     def panel(heading: str, hits: Sequence[ImageHit]) -> Panel:
         sources = load_sources(workspace.snapshot(), [hit.image_id for hit in hits])
@@ -89,7 +89,7 @@ def _panels(workspace: Workspace, found: ImageSearch) -> list[Panel]:
 @pass_context
 def sentences(context: Context, query: str, class_name: str | None, top: int, hybrid: bool | None) -> None:
     """Find the sentences nearest to an image file or a text, by the cosine of their vectors, and by their words."""
-    from vlltr_index.search import is_image_path, search_sentences
+    from vlltr_index.recognition.search import is_image_path, search_sentences
 
     is_image = is_image_path(query)
     found = search_sentences(

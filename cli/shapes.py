@@ -13,16 +13,16 @@ __all__ = ["MODULES", "public", "shapes"]
 
 MODULES = (
     "recognizer",
-    "losses",
-    "anchors",
-    "bank",
-    "lgr",
-    "generative",
-    "weighing",
-    "fusion",
-    "explanation",
-    "nearest",
-    "metrics",
+    "train.losses",
+    "anchors.anss",
+    "heads.anchor_bank",
+    "heads.lgr",
+    "heads.generative",
+    "heads.weighing",
+    "heads.fusion",
+    "heads.explanation",
+    "anchors.exact",
+    "evaluation.metrics",
     "train.sampling",
 )
 

@@ -11,7 +11,7 @@ from vlltr_index.cli.context import Context, pass_context
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
-    from vlltr_index.stages.embed import EngineName
+    from vlltr_index.pipelines.embed import EngineName
 
 
 @click.command("embed")
@@ -41,7 +41,7 @@ def embed_command(
 
     Either engine computes the same vectors, and goes on where the other one was.
     """
-    from vlltr_index.stages.embed import embed
+    from vlltr_index.pipelines.embed import embed
 
     workspace = context.open()
     with context.progress() as progress:
@@ -67,8 +67,8 @@ def embed_command(
 @pass_context
 def select_command(context: Context, overrides: tuple[str, ...]) -> None:
     """Score each sentence against the class image sets and keep the best of each class as anchors (AnSS)."""
-    from vlltr_index.recipe import override
-    from vlltr_index.selection import select
+    from vlltr_index.anchors.selection import select
+    from vlltr_index.schemas.recipes import override
 
     workspace = context.open()
     with context.progress() as progress:
@@ -98,7 +98,7 @@ def select_command(context: Context, overrides: tuple[str, ...]) -> None:
 @pass_context
 def index_command(context: Context, kind: str, plan_only: bool) -> None:
     """Build the index over the anchors; its kind goes by their number."""
-    from vlltr_index.stages.build_index import index_anchors
+    from vlltr_index.pipelines.build_index import index_anchors
 
     workspace = context.open()
     with context.progress() as progress:

@@ -20,10 +20,10 @@ from vlltr_index.schemas.records import BASELINES
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
+    from vlltr_index.pipelines.training import TrainReport
     from vlltr_index.schemas.config import Recipe
     from vlltr_index.schemas.records import Progress
-    from vlltr_index.stages.training import TrainReport
-    from vlltr_index.workspace import Workspace
+    from vlltr_index.store.workspace import Workspace
 
 
 _log = logging.getLogger("vlltr_index.cli.train")
@@ -65,7 +65,7 @@ def _recipe(
     seed: int | None,
     part: str,
 ) -> Recipe:
-    from vlltr_index.recipe import load_recipe, override
+    from vlltr_index.schemas.recipes import load_recipe, override
 
     values = [f"{part}.seed={seed}"] if seed is not None else []
     recipe = load_recipe(name) if name else workspace.recipe
@@ -176,7 +176,7 @@ def cvlp(
     overrides: tuple[str, ...],
 ) -> None:
     """Stage 1: class-wise visual-linguistic pre-training of the encoder."""
-    from vlltr_index.stages.train_cvlp import train_cvlp_stage
+    from vlltr_index.pipelines.train_cvlp import train_cvlp_stage
 
     workspace = context.open()
     chosen = _recipe(workspace, recipe, overrides, seed, "cvlp")
@@ -203,7 +203,7 @@ def lgr(
     With `--set lgr.tune=visual`, or `lora` for low-rank adapters, the visual tower learns too; run `vlltr embed` after
     it. With mixup or cutmix images pass the tower in every step, frozen or not.
     """
-    from vlltr_index.stages.train_lgr import train_lgr_stage
+    from vlltr_index.pipelines.train_lgr import train_lgr_stage
 
     workspace = context.open()
     chosen = _recipe(workspace, recipe, overrides, seed, "lgr")
@@ -231,13 +231,13 @@ def everything(
     A recipe, and every value set, becomes the workspace's own: vlltr.toml says so from then on. A recipe is taken as a
     whole, with its encoder, prompts and fusion.
     """
-    from vlltr_index.stages.pipeline import adopt_recipe, train_all
+    from vlltr_index.pipelines.train_all import adopt_recipe, train_all
     from vlltr_index.train.distributed import meet
 
     workspace = context.open()
     chosen = _recipe(workspace, recipe, overrides, None, "")
     if seed is not None:
-        from vlltr_index.recipe import override
+        from vlltr_index.schemas.recipes import override
 
         chosen = override(chosen, (f"cvlp.seed={seed}", f"lgr.seed={seed}"))
     if _shared_out(processes):
@@ -284,7 +284,7 @@ def baseline(
             raise click.UsageError(f"baseline {name} is made in one process; --processes is for fc")
         _from_vectors(context, workspace, name, _recipe(workspace, recipe, overrides, seed, "baselines"))
         return
-    from vlltr_index.stages.baselines import train_baseline_stage
+    from vlltr_index.pipelines.baselines import train_baseline_stage
 
     chosen = _recipe(workspace, recipe, overrides, seed, "baseline")
     if _shared_out(processes):
@@ -296,7 +296,7 @@ def baseline(
 
 def _from_vectors(context: Context, workspace: Workspace, name: str, recipe: Recipe) -> None:
     """Make one baseline on stored vectors, or all of them, and say what was chosen."""
-    from vlltr_index.stages.baselines import train_baseline
+    from vlltr_index.pipelines.baselines import train_baseline
 
     made = {}
     for one in BASELINES if name == "rest" else (name,):

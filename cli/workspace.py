@@ -35,16 +35,16 @@ def init_command(
     Without weights (`--encoder ViT-B-16`) the encoder starts from scratch; with a tag (`ViT-B-16:openai`) or a file
     (`ViT-B-16-quickgelu:weights.pt`) from those weights.
     """
-    from vlltr_index.recipe import load_recipe
-    from vlltr_index.workspace import Workspace
+    from vlltr_index.schemas.recipes import load_recipe
+    from vlltr_index.store.workspace import Workspace
 
     chosen = load_recipe(recipe, overrides, encoder)
     if prompts is not None:
-        from vlltr_index.corpus.prompts import prompt_templates
+        from vlltr_index.data.prompts import prompt_templates
 
         chosen = chosen.model_copy(update={"prompts": prompt_templates(prompts)})
     if encoder or any(item.lstrip().startswith("encoder.") for item in overrides):
-        from vlltr_index.sources import check_source
+        from vlltr_index.encoders.sources import check_source
 
         check_source(chosen.encoder.model, chosen.encoder.pretrained)
     workspace = Workspace.create(directory, chosen)
@@ -64,7 +64,7 @@ def init_command(
 @pass_context
 def status_command(context: Context) -> None:
     """Show what the workspace holds, what is stale, and the next command."""
-    from vlltr_index.stages.status import status
+    from vlltr_index.pipelines.status import status
 
     report = status(context.open())
     if context.as_json:

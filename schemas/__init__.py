@@ -1,1 +1,1 @@
-"""What crosses layers: Arrow tables, configurations, records and fingerprints."""
+"""What crosses rooms: Arrow tables, configurations, records and fingerprints."""

@@ -1,4 +1,4 @@
-"""Plain records that cross layers. None of them holds a tensor."""
+"""Plain records that cross rooms. None of them holds a tensor."""
 
 from __future__ import annotations
 

@@ -11,21 +11,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from vlltr_index.corpus.clean import text_hash
-from vlltr_index.corpus.prompts import class_prompts
-from vlltr_index.glyphs import glyph_files
-from vlltr_index.ingestion import image_rows, sentence_rows
-from vlltr_index.loading import image_set
-from vlltr_index.recipe import override
+from vlltr_index.anchors.selection import select
+from vlltr_index.data.glyphs import glyph_files
+from vlltr_index.data.prompts import class_prompts
+from vlltr_index.data.text import text_hash
+from vlltr_index.embedding.loading import image_set
+from vlltr_index.pipelines.build_index import index_anchors
+from vlltr_index.pipelines.embed import embed
+from vlltr_index.pipelines.ingest import ingest_images, ingest_text
+from vlltr_index.pipelines.train_lgr import train_lgr_stage
+from vlltr_index.recognition.scorer import load_scorer
+from vlltr_index.schemas.recipes import override
 from vlltr_index.schemas.records import ImageRecord, SentenceRecord
 from vlltr_index.schemas.tables import CLASSES, KEYS, class_stats
-from vlltr_index.scoring import load_scorer
-from vlltr_index.selection import select
-from vlltr_index.stages.build_index import index_anchors
-from vlltr_index.stages.embed import embed
-from vlltr_index.stages.ingest import ingest_images, ingest_text
-from vlltr_index.stages.train_lgr import train_lgr_stage
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.ingestion import image_rows, sentence_rows
+from vlltr_index.store.workspace import Workspace
 
 CLASSES_AT_FIRST = 10
 PROMPTS = ("a sign like the {}.", "the {}, printed.")

@@ -6,11 +6,11 @@ import pytest
 from click.testing import CliRunner
 
 from vlltr_index.cli.main import vlltr
-from vlltr_index.history import Commit
 from vlltr_index.schemas.tables import KEYS
-from vlltr_index.store import Store
-from vlltr_index.transaction import put_back
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.history import Commit
+from vlltr_index.store.tables import Store
+from vlltr_index.store.transaction import put_back
+from vlltr_index.store.workspace import Workspace
 
 
 def state(workspace: Workspace, at: int | None = None) -> dict[str, object]:
@@ -41,4 +41,4 @@ def killed(patch: pytest.MonkeyPatch) -> None:
             return call(store, last)
         return []
 
-    patch.setattr("vlltr_index.transaction.put_back", first_time)
+    patch.setattr("vlltr_index.store.transaction.put_back", first_time)

@@ -14,12 +14,12 @@ import pytest
 from tests.browser import chromium
 from tests.changes import World, build_world
 from tests.exports import Shared, changed, share
-from vlltr_index.glyphs import glyph_files, write_sample
-from vlltr_index.recipe import load_recipe, override
+from vlltr_index.data.glyphs import glyph_files, write_sample
+from vlltr_index.pipelines.ingest import ingest_images, ingest_text
+from vlltr_index.pipelines.train_all import train_all
 from vlltr_index.schemas.config import Recipe
-from vlltr_index.stages.ingest import ingest_images, ingest_text
-from vlltr_index.stages.pipeline import train_all
-from vlltr_index.workspace import Workspace
+from vlltr_index.schemas.recipes import load_recipe, override
+from vlltr_index.store.workspace import Workspace
 
 if TYPE_CHECKING:
     from tests.buckets import Bucket

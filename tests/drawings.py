@@ -12,12 +12,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vlltr_index.encoder import Encoder
-from vlltr_index.recipe import load_recipe, override
+from vlltr_index.encoders.encoder import Encoder
+from vlltr_index.pipelines.ingest import ingest_images, ingest_text
 from vlltr_index.schemas.config import AugmentConfig
-from vlltr_index.stages.ingest import ingest_images, ingest_text
+from vlltr_index.schemas.recipes import load_recipe, override
+from vlltr_index.store.workspace import Workspace
 from vlltr_index.train.data import TrainImages, TrainTexts
-from vlltr_index.workspace import Workspace
 
 COUNTS = (20, 12, 8, 6, 4, 3, 2, 1)
 WORDS = ("ring", "cross", "bar", "dot", "wedge", "arch", "hook", "wave")

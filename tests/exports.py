@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlltr_index.classes import add_class, merge_classes
-from vlltr_index.pretrained.layout import SUMS, file_digest
+from vlltr_index.recognition.exported.layout import SUMS, file_digest
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.records import ClassScore, Prediction
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.workspace import Workspace
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def okapi(picture: Path) -> Any:
 @contextmanager
 def moments(reach: Callable[[int], None]) -> Iterator[None]:
     """Call `reach` with 0, 1, ... before and after each write to a table, and around the writing of the commit."""
-    from vlltr_index.store import Store
+    from vlltr_index.store.tables import Store
 
     numbers = iter(range(10_000))
 
@@ -49,7 +49,7 @@ def moments(reach: Callable[[int], None]) -> Iterator[None]:
 def add_until(path: Path, picture: Path, moment: int) -> None:
     """Add a class, and die by SIGKILL at moment number `moment`."""
     from vlltr_index.classes import add_classes
-    from vlltr_index.workspace import Workspace
+    from vlltr_index.store.workspace import Workspace
 
     def reach(now: int) -> None:
         if now == moment:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlltr_index.classes import add_class
-from vlltr_index.recipe import override
-from vlltr_index.stages.baselines import train_baseline_stage
-from vlltr_index.stages.embed import embed
-from vlltr_index.stages.ingest import ingest_images
-from vlltr_index.workspace import Workspace
+from vlltr_index.pipelines.baselines import train_baseline_stage
+from vlltr_index.pipelines.embed import embed
+from vlltr_index.pipelines.ingest import ingest_images
+from vlltr_index.schemas.recipes import override
+from vlltr_index.store.workspace import Workspace
 
 HARM = "</title><script>window.harmed = 1</script><img src=x onerror='window.harmed = 1'>\" \u202eokapi"
 

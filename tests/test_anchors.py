@@ -1,4 +1,4 @@
-"""Tests of `vlltr_index.anchors` against the released code's numbers and against whole matrices."""
+"""Tests of `vlltr_index.anchors.anss` against the released code's numbers and against whole matrices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vlltr_index.anchors import (
+from vlltr_index.anchors.anss import (
     anchor_limits,
     choose_score_images,
     score_sentences,
@@ -20,9 +20,9 @@ from vlltr_index.anchors import (
     sentence_losses,
     shift_images,
 )
+from vlltr_index.anchors.selection import choose_anchors
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.config import SelectConfig
-from vlltr_index.selection import choose_anchors
 
 quick = settings(max_examples=25, deadline=None)
 

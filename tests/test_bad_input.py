@@ -8,10 +8,10 @@ import pytest
 
 from tests.commands import run
 from vlltr_index.errors import ConfigError
-from vlltr_index.recipe import load_recipe, override
+from vlltr_index.pipelines.embed import embed
 from vlltr_index.schemas.config import WorkspaceConfig
-from vlltr_index.stages.embed import embed
-from vlltr_index.workspace import Workspace
+from vlltr_index.schemas.recipes import load_recipe, override
+from vlltr_index.store.workspace import Workspace
 
 UNREADABLE = (
     "Give JPEG, PNG, WebP, BMP, GIF or TIFF files; open the image elsewhere to see whether it is whole.\n"

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from vlltr_index.baselines import (
+from vlltr_index.errors import InputError, VlltrError
+from vlltr_index.evaluation.baselines import (
     HeadTraining,
     TipCache,
     adjusted_logits,
@@ -26,7 +27,6 @@ from vlltr_index.baselines import (
     shrunk_discriminant,
     tip_logits,
 )
-from vlltr_index.errors import InputError, VlltrError
 
 quick = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 10_000)

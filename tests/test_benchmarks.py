@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlltr_index.cli.main import main
+from vlltr_index.data.coco import read_coco
 from vlltr_index.errors import InputError
-from vlltr_index.images.coco import read_coco
 from vlltr_index.schemas.config import Recipe
 from vlltr_index.schemas.records import Skipped
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.workspace import Workspace
 
 
 @pytest.fixture

@@ -26,13 +26,13 @@ from vlltr_index.classes import (
 )
 from vlltr_index.classes.reports import Effect
 from vlltr_index.classes.session import View
+from vlltr_index.embedding.loading import image_set
 from vlltr_index.errors import InputError, UnknownClassError, UsageError
-from vlltr_index.loading import image_set
-from vlltr_index.scoring import load_scorer
-from vlltr_index.stages.classlist import show_class
-from vlltr_index.store import Store
-from vlltr_index.transaction import put_back
-from vlltr_index.workspace import Workspace
+from vlltr_index.pipelines.classlist import show_class
+from vlltr_index.recognition.scorer import load_scorer
+from vlltr_index.store.tables import Store
+from vlltr_index.store.transaction import put_back
+from vlltr_index.store.workspace import Workspace
 
 
 @pytest.fixture

@@ -27,12 +27,12 @@ from vlltr_index.classes import (
     remove_sentences,
     rename_class,
 )
-from vlltr_index.corpus.clean import text_hash
-from vlltr_index.corpus.prompts import class_prompts
-from vlltr_index.loading import image_set
+from vlltr_index.data.prompts import class_prompts
+from vlltr_index.data.text import text_hash
+from vlltr_index.embedding.loading import image_set
+from vlltr_index.pipelines.build_index import index_anchors
 from vlltr_index.recognizer import Recognizer
-from vlltr_index.stages.build_index import index_anchors
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.workspace import Workspace
 
 TOLERANCE = 1e-3
 

@@ -11,16 +11,16 @@ import torch
 
 from tests.changes import anchors as anchors_of
 from tests.changes import losses as losses_of
+from vlltr_index.anchors.selection import select
 from vlltr_index.classes import NewClass, add_class, add_classes, add_images, read_manifest
+from vlltr_index.data.glyphs import glyph_files, write_sample
+from vlltr_index.embedding.loading import image_set
 from vlltr_index.errors import InputError
-from vlltr_index.glyphs import glyph_files, write_sample
-from vlltr_index.loading import image_set
+from vlltr_index.pipelines.embed import embed
+from vlltr_index.pipelines.ingest import ingest_images
+from vlltr_index.recognition.scorer import load_scorer
 from vlltr_index.recognizer import Recognizer
-from vlltr_index.scoring import load_scorer
-from vlltr_index.selection import select
-from vlltr_index.stages.embed import embed
-from vlltr_index.stages.ingest import ingest_images
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.workspace import Workspace
 
 
 def test_a_class_by_its_description_alone(
@@ -191,7 +191,7 @@ def test_the_head_can_be_trained_again_after_images_came(
     trained: Workspace, heldout: dict[str, list[str]], pictures: Path
 ) -> None:
     """An addition by images embeds every view that training needs; stage 1's classifier has no row for it even then."""
-    from vlltr_index.stages.train_lgr import train_lgr_stage
+    from vlltr_index.pipelines.train_lgr import train_lgr_stage
 
     name = min(heldout)
     class_id = add_class(trained, name, heldout[name], images=pictures / "unseen").added[0].class_id

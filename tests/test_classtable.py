@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from tablerows import class_rows
 
-from vlltr_index.classtable import ClassTable
 from vlltr_index.errors import UnknownClassError
+from vlltr_index.store.class_registry import ClassTable
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 
 from tests.commands import run
 from vlltr_index.cli.reference import commands
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
 

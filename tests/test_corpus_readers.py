@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlltr_index.corpus import files
-from vlltr_index.corpus.clean import normalise_text
-from vlltr_index.corpus.readers import class_sentences, read_text
+from vlltr_index.data import files
+from vlltr_index.data.text import normalise_text
+from vlltr_index.data.text_readers import class_sentences, read_text
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.records import SentenceRecord, Skipped
 

@@ -14,14 +14,14 @@ from PIL import Image
 
 from tests.commands import run
 from tests.parts import check_parts
-from vlltr_index.crops import Crops, embed_crops, pool_crops
-from vlltr_index.encoder import Encoder
+from vlltr_index.embedding.crops import Crops, embed_crops, pool_crops
+from vlltr_index.embedding.loading import image_set
+from vlltr_index.encoders.encoder import Encoder
+from vlltr_index.encoders.openclip import make_transform
 from vlltr_index.errors import UsageError
-from vlltr_index.loading import image_set
-from vlltr_index.openclip import make_transform
+from vlltr_index.pipelines.evaluate import evaluate
 from vlltr_index.recognizer import Recognizer
-from vlltr_index.stages.evaluate import evaluate
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.workspace import Workspace
 
 
 def test_five_crops_are_the_centre_and_the_corners() -> None:

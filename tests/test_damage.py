@@ -13,17 +13,17 @@ from tablerows import class_rows
 
 from tests.commands import run
 from vlltr_index.errors import WorkspaceError
-from vlltr_index.heads import load_head
+from vlltr_index.evaluation.records import Missing
+from vlltr_index.heads.checkpoint import load_head
+from vlltr_index.pipelines.baselines import baseline_labels
+from vlltr_index.pipelines.report import gather_report
+from vlltr_index.pipelines.status import status
+from vlltr_index.pipelines.train_lgr import train_lgr_stage
 from vlltr_index.recognizer import Recognizer
-from vlltr_index.report.records import Missing
 from vlltr_index.schemas.tables import CLASSES
-from vlltr_index.stages.baselines import baseline_labels
-from vlltr_index.stages.report import gather_report
-from vlltr_index.stages.status import status
-from vlltr_index.stages.train_lgr import train_lgr_stage
-from vlltr_index.store import Store
+from vlltr_index.store.tables import Store
+from vlltr_index.store.workspace import Workspace
 from vlltr_index.train import checkpoint
-from vlltr_index.workspace import Workspace
 
 HINT = (
     "Look at the disk, its permissions or the network; bring damaged files back from a backup, or make a "

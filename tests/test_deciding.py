@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlltr_index.bank import AnchorBank
-from vlltr_index.fusion import Meeting, PartWeights, fuse, image_side
-from vlltr_index.generative import GenerativeModel, SharedGaussian, class_sums, fit_shared
-from vlltr_index.heads import Parts
+from vlltr_index.heads.anchor_bank import AnchorBank
+from vlltr_index.heads.checkpoint import Parts
+from vlltr_index.heads.fusion import Meeting, PartWeights, fuse, image_side
+from vlltr_index.heads.generative import GenerativeModel, SharedGaussian, class_sums, fit_shared
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.tensors import unit_rows
 from vlltr_index.train import deciding

@@ -10,7 +10,7 @@ import click
 import pytest
 
 from vlltr_index.cli.main import vlltr
-from vlltr_index.recipe import list_recipes, load_recipe
+from vlltr_index.schemas.recipes import list_recipes, load_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]

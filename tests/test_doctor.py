@@ -13,9 +13,9 @@ import pytest
 from packaging.requirements import Requirement
 
 from tests.commands import run
-from vlltr_index import doctor
-from vlltr_index.doctor import Check, check_requirement, check_workspace, diagnose
-from vlltr_index.workspace import Workspace
+from vlltr_index.pipelines import doctor
+from vlltr_index.pipelines.doctor import Check, check_requirement, check_workspace, diagnose
+from vlltr_index.store.workspace import Workspace
 
 
 @pytest.mark.parametrize(

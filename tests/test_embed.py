@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlltr_index.embedding import load_sources
+from vlltr_index.data.decoding import open_image
+from vlltr_index.embedding.loading import image_set, load_bank, open_encoder
+from vlltr_index.embedding.vectors import load_sources
 from vlltr_index.errors import FingerprintMismatch
-from vlltr_index.images.decode import open_image
-from vlltr_index.loading import image_set, load_bank, open_encoder
-from vlltr_index.recipe import override
+from vlltr_index.pipelines.embed import embed
+from vlltr_index.pipelines.ingest import ingest_images
 from vlltr_index.schemas.config import WorkspaceConfig
-from vlltr_index.stages.embed import embed
-from vlltr_index.stages.ingest import ingest_images
-from vlltr_index.workspace import Workspace
+from vlltr_index.schemas.recipes import override
+from vlltr_index.store.workspace import Workspace
 
 
 def test_stored_vectors_are_what_the_encoder_gives(trained: Workspace) -> None:

@@ -1,4 +1,4 @@
-"""Tests of `vlltr_index.encoder`."""
+"""Tests of `vlltr_index.encoders.encoder`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from vlltr_index import openclip, sources
-from vlltr_index.encoder import Encoder
+from vlltr_index.encoders import openclip, sources
+from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import EncoderError, InputError
 
 TEXTS = ["greek small letter omega", "latin capital letter a with grave", "an arrow", "a", ""]
@@ -56,7 +56,10 @@ def test_saving_and_opening_changes_nothing(encoder: Encoder, tmp_path: Path) ->
 def test_fingerprints_are_equal_across_processes(encoder: Encoder, tmp_path: Path) -> None:
     """They name stored vectors, so another process must find the same."""
     encoder.save(tmp_path)
-    code = f"from vlltr_index.encoder import Encoder; e = Encoder.open({str(tmp_path)!r}); print(e.text_fp, e.image_fp)"
+    code = (
+        f"from vlltr_index.encoders.encoder import Encoder; e = Encoder.open({str(tmp_path)!r});"
+        "print(e.text_fp, e.image_fp)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert tuple(done.stdout.split()) == _prints(encoder)
 
@@ -109,7 +112,7 @@ def test_fingerprints_know_tokenizer_preprocessing_activation_and_precision(enco
 
 def test_texts_are_encoded_in_their_order(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sorting by length and small batches change nothing: each row equals its text alone at the full context."""
-    monkeypatch.setattr("vlltr_index.encoder._TOKENS_A_BATCH", 12)
+    monkeypatch.setattr("vlltr_index.encoders.encoder._TOKENS_A_BATCH", 12)
     texts = [TEXTS[at % 5] for at in (1, 4, 0, 2, 3, 1, 0, 4)]
     seen: list[tuple[int, int]] = []
     found = encoder.encode_texts(texts, progress=lambda done, total: seen.append((done, total)))

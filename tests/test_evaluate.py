@@ -10,17 +10,17 @@ import pytest
 
 from tests.commands import run
 from vlltr_index.classes import add_class
+from vlltr_index.embedding.loading import image_set
 from vlltr_index.errors import MissingStepError, UsageError
-from vlltr_index.loading import image_set
-from vlltr_index.recipe import override
+from vlltr_index.pipelines.baselines import train_baseline, train_baseline_stage
+from vlltr_index.pipelines.embed import embed
+from vlltr_index.pipelines.evaluate import evaluate
+from vlltr_index.pipelines.ingest import ingest_images
+from vlltr_index.recognition.scorer import load_scorer
 from vlltr_index.schemas.config import FusionConfig
+from vlltr_index.schemas.recipes import override
 from vlltr_index.schemas.records import BASELINES
-from vlltr_index.scoring import load_scorer
-from vlltr_index.stages.baselines import train_baseline, train_baseline_stage
-from vlltr_index.stages.embed import embed
-from vlltr_index.stages.evaluate import evaluate
-from vlltr_index.stages.ingest import ingest_images
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.workspace import Workspace
 
 
 def test_the_text_row_is_the_text_branch_alone(trained: Workspace, heldout: dict[str, list[str]]) -> None:

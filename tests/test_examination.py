@@ -1,4 +1,4 @@
-"""Tests of `vlltr_index.examination`: all classes without some sentences, against banks that never had them."""
+"""Tests of `recognition.counterfactual`: all classes without some sentences, against banks that never had them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlltr_index.answers import Answers
-from vlltr_index.bank import AnchorBank
 from vlltr_index.errors import InputError
-from vlltr_index.examination import Examination
+from vlltr_index.heads.anchor_bank import AnchorBank
+from vlltr_index.recognition.counterfactual import Examination
+from vlltr_index.recognition.predictor import Answers
+from vlltr_index.recognition.scorer import Scorer
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.config import FusionConfig
-from vlltr_index.scoring import Scorer
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.workspace import Workspace
 
 
 @pytest.fixture(scope="module", params=["ours", "logits", "paper"])

@@ -1,4 +1,4 @@
-"""Tests of `vlltr_index.explanation`: shares add up, effects are what striking out does."""
+"""Tests of `vlltr_index.heads.explanation`: shares add up, effects are what striking out does."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlltr_index.errors import InputError
-from vlltr_index.explanation import contrast, explain_class
-from vlltr_index.lgr import AnchorBank, LGRHead
+from vlltr_index.heads.explanation import contrast, explain_class
+from vlltr_index.heads.lgr import AnchorBank, LGRHead
 
 quick = settings(max_examples=25, deadline=None)
 

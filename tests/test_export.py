@@ -16,12 +16,12 @@ from click.testing import CliRunner
 from tests.exports import ASKED, Shared, check_same
 from vlltr_index.cli.main import vlltr
 from vlltr_index.errors import PretrainedError, UsageError
-from vlltr_index.pretrained import export_model, writing
-from vlltr_index.pretrained.layout import SUMS
+from vlltr_index.pipelines.build_index import index_anchors
+from vlltr_index.pipelines.evaluate import evaluate
+from vlltr_index.recognition.exported import export_model, writing
+from vlltr_index.recognition.exported.layout import SUMS
 from vlltr_index.recognizer import Recognizer
-from vlltr_index.stages.build_index import index_anchors
-from vlltr_index.stages.evaluate import evaluate
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.workspace import Workspace
 
 
 @pytest.fixture(scope="module")

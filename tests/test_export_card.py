@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from vlltr_index.pretrained.card import licence_id, plain, write_card
+from vlltr_index.recognition.exported.card import licence_id, plain, write_card
 from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.schemas.exported import ExportedClass, ExportedConfig
 

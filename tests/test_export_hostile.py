@@ -16,8 +16,8 @@ import torch
 
 from tests.exports import Shared, edit_json, edit_rows, edit_tensors, sign
 from vlltr_index.errors import PretrainedError
-from vlltr_index.pretrained import checks, read_model
-from vlltr_index.pretrained.layout import SUMS
+from vlltr_index.recognition.exported import checks, read_model
+from vlltr_index.recognition.exported.layout import SUMS
 
 Spoil = Callable[[Path], None]
 

@@ -1,10 +1,10 @@
-"""Tests of the digests in `vlltr_index.weights`."""
+"""Tests of the digests in `vlltr_index.encoders.weights`."""
 
 from __future__ import annotations
 
 import torch
 
-from vlltr_index.weights import revision, weights_digest
+from vlltr_index.encoders.weights import revision, weights_digest
 
 
 def test_digest_does_not_depend_on_order_or_layout() -> None:

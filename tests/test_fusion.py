@@ -1,4 +1,4 @@
-"""Tests of `vlltr_index.fusion` against the rules in plain Python."""
+"""Tests of `vlltr_index.heads.fusion` against the rules in plain Python."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vlltr_index.errors import InputError
-from vlltr_index.fusion import (
+from vlltr_index.heads.fusion import (
     FusedScores,
     ImageSide,
     Meeting,

@@ -1,4 +1,4 @@
-"""Tests of `vlltr_index.generative` against loops and whole covariance matrices."""
+"""Tests of `vlltr_index.heads.generative` against loops and whole covariance matrices."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vlltr_index.errors import InputError
-from vlltr_index.generative import GenerativeModel, SharedGaussian, class_sums, fit_shared
+from vlltr_index.heads.generative import GenerativeModel, SharedGaussian, class_sums, fit_shared
 
 quick = settings(max_examples=40, deadline=None)
 seeds = st.integers(0, 2**31)

@@ -14,7 +14,7 @@ from benchmarks.glyphs_lt_table import METHOD, ORDER, clustered_interval
 from benchmarks.new_classes import at_equal_loss
 from benchmarks.random_words import waffle_noise, waffle_text
 from benchmarks.without_text import WHOLE
-from vlltr_index.recipe import load_recipe, override
+from vlltr_index.schemas.recipes import load_recipe, override
 
 BITS = "1101101011"
 

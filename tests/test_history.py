@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from vlltr_index.errors import WorkspaceError
-from vlltr_index.history import Commit, History
 from vlltr_index.schemas.config import FusionConfig
-from vlltr_index.storage import Storage
+from vlltr_index.store.history import Commit, History
+from vlltr_index.store.storage import Storage
 
 
 def commit(number: int, **fields: Any) -> Commit:

@@ -15,9 +15,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from tests.commands import run
-from vlltr_index import holdout
 from vlltr_index.errors import WorkspaceError
-from vlltr_index.holdout import (
+from vlltr_index.pipelines.evaluate import evaluate
+from vlltr_index.pipelines.ingest import ingest_images
+from vlltr_index.pipelines.status import status
+from vlltr_index.pipelines.train_all import train_all
+from vlltr_index.pipelines.train_cvlp import train_cvlp_stage
+from vlltr_index.schemas.recipes import override
+from vlltr_index.store import holdout
+from vlltr_index.store.holdout import (
     HeldOut,
     choose_held_out,
     choose_held_out_classes,
@@ -26,13 +32,7 @@ from vlltr_index.holdout import (
     without_names,
     write_held_out,
 )
-from vlltr_index.recipe import override
-from vlltr_index.stages.evaluate import evaluate
-from vlltr_index.stages.ingest import ingest_images
-from vlltr_index.stages.pipeline import train_all
-from vlltr_index.stages.status import status
-from vlltr_index.stages.train_cvlp import train_cvlp_stage
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.workspace import Workspace
 
 ONE_EPOCH = ("cvlp.epochs=1", "cvlp.batch_size=14", "lgr.epochs=1", "lgr.views=1", "lgr.batch_size=28")
 

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import COLOURS, encoded, put
 
+from vlltr_index.data.decoding import ENDINGS
+from vlltr_index.data.image_readers import read_images
 from vlltr_index.errors import InputError, UsageError
-from vlltr_index.images.decode import ENDINGS
-from vlltr_index.images.readers import read_images
 from vlltr_index.schemas.records import ImageRecord, Skipped
 
 LAYOUT = "Put each class's images into a folder named after the class: DIR/tench/1.jpg"

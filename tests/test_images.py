@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from pictures import COLOURS, RNG, encoded, put
 from PIL import Image, ImageOps
 
+from vlltr_index.data.decoding import MAX_PIXELS, Probe, open_image, probe
 from vlltr_index.errors import InputError
-from vlltr_index.images.decode import MAX_PIXELS, Probe, open_image, probe
 from vlltr_index.schemas.records import ImageRecord
 
 

@@ -14,12 +14,12 @@ import torch
 from benchmark_trees import PLACES
 
 from vlltr_index.cli.main import main
-from vlltr_index.encoder import Encoder
-from vlltr_index.heads import load_head
+from vlltr_index.encoders.encoder import Encoder
+from vlltr_index.encoders.release_weights import model_config, read_release
+from vlltr_index.heads.checkpoint import load_head
 from vlltr_index.recognizer import Recognizer
-from vlltr_index.release_weights import model_config, read_release
 from vlltr_index.schemas.config import FusionConfig, Recipe
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.workspace import Workspace
 
 
 @pytest.fixture

@@ -15,8 +15,7 @@ import torch
 from neighbours import DIM, anchors, check_hits, naive, queries, recall
 from torch import Tensor
 
-from vlltr_index.errors import InputError, MissingStepError, WorkspaceError
-from vlltr_index.index import (
+from vlltr_index.anchors.index import (
     KINDS,
     FaissIndex,
     WithDelta,
@@ -26,6 +25,7 @@ from vlltr_index.index import (
     plan,
     save_index,
 )
+from vlltr_index.errors import InputError, MissingStepError, WorkspaceError
 
 EXACT = ("torch", "flat")
 every_kind = pytest.mark.parametrize("kind", KINDS)

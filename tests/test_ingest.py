@@ -1,4 +1,4 @@
-"""Tests of `stages.ingest`: what comes into a workspace, once, and in one commit a command."""
+"""Tests of `pipelines.ingest`: what comes into a workspace, once, and in one commit a command."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from vlltr_index.data.decoding import open_image
 from vlltr_index.errors import InputError
-from vlltr_index.images.decode import open_image
-from vlltr_index.ingestion import image_id
+from vlltr_index.pipelines.ingest import ingest_images, ingest_text
 from vlltr_index.schemas.config import Recipe
-from vlltr_index.stages.ingest import ingest_images, ingest_text
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.ingestion import image_id
+from vlltr_index.store.workspace import Workspace
 
 
 def png(number: int) -> bytes:

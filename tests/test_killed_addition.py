@@ -12,8 +12,8 @@ import pytest
 from tests.changes import World, state
 from tests.killed import add_until, moments, okapi
 from vlltr_index.classes import add_classes
-from vlltr_index.scoring import load_scorer
-from vlltr_index.workspace import Workspace
+from vlltr_index.recognition.scorer import load_scorer
+from vlltr_index.store.workspace import Workspace
 
 Undisturbed = tuple[dict[str, object], dict[str, object], int]
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-import vlltr_index.bank
-from vlltr_index.bank import LAYER_NORM_EPS
+import vlltr_index.heads.anchor_bank
 from vlltr_index.errors import InputError
-from vlltr_index.lgr import AnchorBank, LGRHead
-from vlltr_index.lgr_autograd import attended_cosine
+from vlltr_index.heads.anchor_bank import LAYER_NORM_EPS
+from vlltr_index.heads.lgr import AnchorBank, LGRHead
+from vlltr_index.heads.lgr_autograd import attended_cosine
 from vlltr_index.tensors import unit_rows
 
 quick = settings(max_examples=25, deadline=None)
@@ -75,7 +75,7 @@ def _parity_head() -> tuple[LGRHead, AnchorBank, dict[str, Tensor]]:
 @pytest.mark.parametrize("slots", [8192, 20])
 def test_head_equals_the_release(monkeypatch: pytest.MonkeyPatch, slots: int) -> None:
     """Both branches, the loss and its gradients agree within 1e-6, in one block of classes or in many."""
-    monkeypatch.setattr(vlltr_index.bank, "_BLOCK_SLOTS", slots)
+    monkeypatch.setattr(vlltr_index.heads.anchor_bank, "_BLOCK_SLOTS", slots)
     head, bank, data = _parity_head()
     assert (len(bank.blocks) > 1) == (slots == 20)
     visual, text = head(data["image_features"], bank)
@@ -122,7 +122,7 @@ def test_float32_stays_close_and_blocks_do_not_matter(lengths: list[int], seed: 
     features, bank = torch.randn(5, 32, dtype=torch.float64), _bank(classes, losses)
     exact = head.text_logits(features, bank)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vlltr_index.bank, "_BLOCK_SLOTS", 16)
+        patch.setattr(vlltr_index.heads.anchor_bank, "_BLOCK_SLOTS", 16)
         many = _bank(classes, losses)
         torch.testing.assert_close(head.text_logits(features, many), exact, rtol=1e-9, atol=1e-9)
     narrow = head.float().text_logits(features.float(), _bank([c.float() for c in classes], losses))

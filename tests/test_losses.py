@@ -1,4 +1,4 @@
-"""Tests of `vlltr_index.losses` against the released code's numbers and against loops."""
+"""Tests of `vlltr_index.train.losses` against the released code's numbers and against loops."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from vlltr_index.errors import InputError
-from vlltr_index.losses import (
+from vlltr_index.train.losses import (
     candidate_log_prior,
     class_contrastive_loss,
     distillation_loss,

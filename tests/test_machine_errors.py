@@ -12,9 +12,9 @@ import pytest
 
 from tests.commands import run
 from vlltr_index.errors import ConfigError
-from vlltr_index.recipe import load_recipe, override
 from vlltr_index.schemas.config import parse_toml
-from vlltr_index.workspace import Workspace
+from vlltr_index.schemas.recipes import load_recipe, override
+from vlltr_index.store.workspace import Workspace
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Tests of `vlltr_index.metrics` against loops, naive resampling and known values."""
+"""Tests of `vlltr_index.evaluation.metrics` against loops, naive resampling and known values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlltr_index.errors import InputError
-from vlltr_index.metrics import (
+from vlltr_index.evaluation.metrics import (
     accuracy_report,
     auroc,
     bins,
@@ -19,7 +19,7 @@ from vlltr_index.metrics import (
     fpr95,
     paired_difference,
 )
-from vlltr_index.weighing import balanced_accuracy
+from vlltr_index.heads.weighing import balanced_accuracy
 
 quick = settings(max_examples=40, deadline=None)
 

@@ -1,4 +1,4 @@
-"""Tests of `corpus.names`: every layout gives the names in the order of the labels, or says what is wrong."""
+"""Tests of `data.names`: every layout gives the names in the order of the labels, or says what is wrong."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlltr_index.corpus.names import ClassNames, read_class_names
+from vlltr_index.data.names import ClassNames, read_class_names
 from vlltr_index.errors import InputError
 
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from neighbours import anchors, check_hits, naive, queries, recall
 from torch import Tensor
 
-from vlltr_index import nearest
+from vlltr_index.anchors import exact
+from vlltr_index.anchors.exact import AnchorIndex, TorchIndex, WithDelta
+from vlltr_index.anchors.index import build_index
 from vlltr_index.errors import InputError
-from vlltr_index.index import build_index
-from vlltr_index.nearest import AnchorIndex, TorchIndex, WithDelta
 
 exact_kinds = pytest.mark.parametrize("kind", ["torch", "flat"])
 
@@ -23,7 +23,7 @@ def test_exact_search_in_pieces(size: int, k: int, chunk: int, seed: int) -> Non
     """Exact search gives the naive ranking whatever the size of its pieces."""
     vectors, keys = anchors(size, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nearest, "_SCORES_AT_ONCE", chunk)
+        patch.setattr(exact, "_SCORES_AT_ONCE", chunk)
         scores, found = TorchIndex(vectors, keys).search(queries(), k)
     check_hits(scores, found, queries(), vectors, keys)
     torch.testing.assert_close(

@@ -12,12 +12,12 @@ import torch
 from benchmarks import reject
 from tests.commands import run
 from tests.drawings import png
+from vlltr_index.embedding.loading import image_set
 from vlltr_index.errors import MissingStepError
-from vlltr_index.heads import load_head, save_head
-from vlltr_index.loading import image_set
+from vlltr_index.heads.checkpoint import load_head, save_head
+from vlltr_index.recognition.scorer import OTHER_RULE, load_scorer
 from vlltr_index.recognizer import Recognizer
-from vlltr_index.scoring import OTHER_RULE, load_scorer
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.workspace import Workspace
 
 
 def test_the_best_likelihood_is_held_against_the_heads_level(trained: Workspace, pictures: Path) -> None:

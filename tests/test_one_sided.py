@@ -25,18 +25,18 @@ from vlltr_index.classes import (
     remove_images,
 )
 from vlltr_index.errors import MissingStepError
-from vlltr_index.examination import Examination
-from vlltr_index.pretrained import export_model
-from vlltr_index.recipe import load_recipe, override
+from vlltr_index.pipelines.classlist import show_class
+from vlltr_index.pipelines.evaluate import evaluate
+from vlltr_index.pipelines.ingest import ingest_images, ingest_text
+from vlltr_index.pipelines.refit import refit
+from vlltr_index.pipelines.status import status
+from vlltr_index.pipelines.train_all import train_all
+from vlltr_index.pipelines.train_cvlp import train_cvlp_stage
+from vlltr_index.recognition.counterfactual import Examination
+from vlltr_index.recognition.exported import export_model
 from vlltr_index.recognizer import Recognizer
-from vlltr_index.stages.classlist import show_class
-from vlltr_index.stages.evaluate import evaluate
-from vlltr_index.stages.ingest import ingest_images, ingest_text
-from vlltr_index.stages.pipeline import train_all
-from vlltr_index.stages.refit import refit
-from vlltr_index.stages.status import status
-from vlltr_index.stages.train_cvlp import train_cvlp_stage
-from vlltr_index.workspace import Workspace
+from vlltr_index.schemas.recipes import load_recipe, override
+from vlltr_index.store.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 

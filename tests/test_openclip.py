@@ -1,4 +1,4 @@
-"""Tests of `vlltr_index.openclip`."""
+"""Tests of `vlltr_index.encoders.openclip`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import small_clip
 import torch
 from torch.nn import functional as F
 
-from vlltr_index import openclip, sources
+from vlltr_index.encoders import openclip, sources
 from vlltr_index.errors import EncoderError
 
 TEXTS = ["a tench", "a photo of a tench, a freshwater fish of the carp family", "", "omega"]

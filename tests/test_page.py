@@ -1,4 +1,4 @@
-"""Tests of `vlltr_index.page` without a browser: what it does, what it says, what it refuses to serve."""
+"""Tests of `vlltr_index.cli.ui` without a browser: what it does, what it says, what it refuses to serve."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pytest
 
 from tests.commands import run
 from vlltr_index.classes import NewClass, add_classes
+from vlltr_index.cli.ui import render, server
+from vlltr_index.cli.ui import service as service_module
+from vlltr_index.cli.ui.security import POLICY, Guard
+from vlltr_index.cli.ui.service import Desk
 from vlltr_index.errors import InputError, UsageError, WorkspaceError
-from vlltr_index.page import desk as desk_module
-from vlltr_index.page import render, server
-from vlltr_index.page.desk import Desk
-from vlltr_index.page.guard import POLICY, Guard
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.workspace import Workspace
 
 HOSTILE = '<img src=x onerror=alert(1)> & "quotes" \' ${1+1} {{value}}'
 TEXT = "It has a long tail. The tail is striped."
@@ -85,7 +85,7 @@ def test_only_what_was_done_here_and_last_can_be_undone(desk: Desk) -> None:
     assert desk.offer() is None
     with pytest.raises(WorkspaceError, match=f"commit {mine} is not the newest any more"):
         desk.undo(mine)
-    assert "dodo" in desk_module.names_of(desk.answers())
+    assert "dodo" in service_module.names_of(desk.answers())
 
 
 def test_additions_that_are_refused(
@@ -96,7 +96,7 @@ def test_additions_that_are_refused(
     bad.parent.mkdir()
     bad.write_bytes(b"\x89PNG nothing")
     number = last(desk)
-    monkeypatch.setattr(desk_module, "MAX_UPLOAD", 2**20)
+    monkeypatch.setattr(service_module, "MAX_UPLOAD", 2**20)
     large = tmp_path / "large.png"
     large.write_bytes(bytes(2**20 + 1))
     good = ("a.png", pictures / "unseen" / "0.png")

@@ -15,7 +15,7 @@ import pytest
 
 from tests.browser import Browser
 from vlltr_index.classes import NewClass, add_classes, remove_classes
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.workspace import Workspace
 
 HOSTILE = "<img src=x onerror=alert(1)> ${1+1} {{value}}"
 PATIENCE = 120.0  # seconds that something may take to appear, on a machine that does other things too

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from tests.commands import vlltr
 from vlltr_index.recognizer import Recognizer
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 COLOURS = {"red kite": (200, 60, 40), "blue tit": (60, 90, 210), "green finch": (70, 170, 60)}

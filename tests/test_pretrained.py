@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlltr_index.encoder import Encoder
+from vlltr_index.encoders.encoder import Encoder
+from vlltr_index.encoders.tokenizing import WordTokenizer
+from vlltr_index.pipelines.training import starting_encoder
 from vlltr_index.schemas.config import EncoderConfig, Recipe
-from vlltr_index.stages.training import starting_encoder
-from vlltr_index.tokenizing import WordTokenizer
 
 OLD = ["a small letter", "a capital letter with a stroke"]
 NEW = ["a glyph with serifs and serifs", "a small letter"]

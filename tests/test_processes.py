@@ -18,9 +18,9 @@ from click.testing import CliRunner
 
 from vlltr_index.cli.main import vlltr
 from vlltr_index.errors import UsageError
-from vlltr_index.recipe import override
-from vlltr_index.stages.train_cvlp import train_cvlp_stage
-from vlltr_index.workspace import Workspace
+from vlltr_index.pipelines.train_cvlp import train_cvlp_stage
+from vlltr_index.schemas.recipes import override
+from vlltr_index.store.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 SETTINGS = (

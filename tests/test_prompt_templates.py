@@ -8,9 +8,9 @@ import open_clip
 import pytest
 
 from tests.commands import run
-from vlltr_index.corpus.prompts import class_prompts, prompt_templates
+from vlltr_index.data.prompts import class_prompts, prompt_templates
 from vlltr_index.errors import ConfigError, InputError
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.workspace import Workspace
 
 
 def test_clips_eighty_prompts_read_well() -> None:

@@ -15,10 +15,10 @@ import pytest
 from tests.commands import vlltr
 from tests.parts import check_parts
 from vlltr_index.cli.main import main
+from vlltr_index.pipelines.ingest import ingest_images
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.config import Recipe
-from vlltr_index.stages.ingest import ingest_images
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 NETS = {"imagenet_lt": "rn50", "places_lt": "vit_b16", "inat2018": "rn50"}

@@ -12,14 +12,14 @@ from tablerows import class_rows, image_rows, sentence_rows, vector_rows
 
 from tests.commits import killed, run, state
 from vlltr_index.errors import UsageError, WorkspaceError
-from vlltr_index.history import History
+from vlltr_index.pipelines.history import diff, rollback
+from vlltr_index.pipelines.prune import prune
+from vlltr_index.pipelines.train_lgr import train_lgr_stage
 from vlltr_index.schemas.tables import sentence_vectors, sentence_vectors_name
-from vlltr_index.stages.history import diff, rollback
-from vlltr_index.stages.prune import prune
-from vlltr_index.stages.train_lgr import train_lgr_stage
-from vlltr_index.storage import Storage
-from vlltr_index.store import Store
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.history import History
+from vlltr_index.store.storage import Storage
+from vlltr_index.store.tables import Store
+from vlltr_index.store.workspace import Workspace
 
 _MOMENT = timedelta(milliseconds=100)
 
@@ -78,7 +78,7 @@ def test_old_versions_are_cleaned_away(old: Workspace, monkeypatch: pytest.Monke
     def size() -> int:
         return sum(p.stat().st_size for p in (old.path / "lance" / "images.lance").rglob("*") if p.is_file())
 
-    monkeypatch.setattr("vlltr_index.store._MARGIN", _MOMENT)
+    monkeypatch.setattr("vlltr_index.store.tables._MARGIN", _MOMENT)
     prune(old, 1)
     time.sleep(0.3)
     with old.transaction("more") as tx:

@@ -15,7 +15,7 @@ import pytest
 
 from vlltr_index.cli.quickstart import Journal, plan_steps
 from vlltr_index.errors import UsageError
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
 VLLTR = [sys.executable, "-m", "vlltr_index.cli"]

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from tests.commands import run
-from vlltr_index import embedding
+from vlltr_index.embedding import vectors as embedding
+from vlltr_index.embedding.ray_engine import RayEngine
 from vlltr_index.errors import UsageError, VlltrError
-from vlltr_index.ray_engine import RayEngine
+from vlltr_index.pipelines.embed import embed
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
-from vlltr_index.stages.embed import embed
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 TOLERANCE = 1e-5  # of single numbers: the same arithmetic, but threads may be shared out otherwise

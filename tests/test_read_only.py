@@ -12,11 +12,11 @@ import pytest
 
 from tests.commands import run
 from vlltr_index.errors import WorkspaceError
-from vlltr_index.stages.baselines import train_baseline_stage
-from vlltr_index.stages.train_cvlp import train_cvlp_stage
-from vlltr_index.stages.train_lgr import train_lgr_stage
-from vlltr_index.storage import Storage
-from vlltr_index.workspace import Workspace
+from vlltr_index.pipelines.baselines import train_baseline_stage
+from vlltr_index.pipelines.train_cvlp import train_cvlp_stage
+from vlltr_index.pipelines.train_lgr import train_lgr_stage
+from vlltr_index.store.storage import Storage
+from vlltr_index.store.workspace import Workspace
 
 HINT = "Free some space, mend its permissions, or work on a copy of the workspace."
 
@@ -56,7 +56,7 @@ def test_runs_that_cannot_keep_their_state(
     trained: Workspace, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """They are refused before anything is read or trained."""
-    for late in ("vlltr_index.stages.runs.training_set", "vlltr_index.stages.train_lgr.load_bank"):
+    for late in ("vlltr_index.pipelines.runs.training_set", "vlltr_index.pipelines.train_lgr.load_bank"):
         monkeypatch.setattr(late, None)
     folder = trained.path / "runs"
     shutil.rmtree(folder, ignore_errors=True)

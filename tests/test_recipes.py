@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from vlltr_index.errors import ConfigError
-from vlltr_index.recipe import list_recipes, load_recipe, override
 from vlltr_index.schemas.config import AugmentConfig, Recipe
+from vlltr_index.schemas.recipes import list_recipes, load_recipe, override
 
 DEIT = AugmentConfig(
     kind="photo",

@@ -13,6 +13,7 @@ import torch
 
 from tests.parts import check_parts
 from vlltr_index.classes import add_class
+from vlltr_index.embedding.loading import image_set
 from vlltr_index.errors import (
     FingerprintMismatch,
     InputError,
@@ -20,12 +21,11 @@ from vlltr_index.errors import (
     UnknownClassError,
     UsageError,
 )
-from vlltr_index.heads import load_head, save_head
-from vlltr_index.loading import image_set
+from vlltr_index.heads.checkpoint import load_head, save_head
+from vlltr_index.pipelines.history import rollback
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.config import FusionConfig
-from vlltr_index.stages.history import rollback
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.workspace import Workspace
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,9 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from vlltr_index import openclip, sources
-from vlltr_index.bank import AnchorBank
-from vlltr_index.encoder import Encoder
-from vlltr_index.errors import EncoderError, UsageError
-from vlltr_index.release_weights import (
+from vlltr_index.encoders import openclip, sources
+from vlltr_index.encoders.encoder import Encoder
+from vlltr_index.encoders.release_weights import (
     anchor_vectors,
     fusion_alpha,
     model_config,
@@ -26,6 +24,8 @@ from vlltr_index.release_weights import (
     stage_one_encoder,
     stage_two_encoder,
 )
+from vlltr_index.errors import EncoderError, UsageError
+from vlltr_index.heads.anchor_bank import AnchorBank
 
 TOWERS = {"vit": release_twins.vit, "resnet": release_twins.resnet}
 TEXTS = ["a tench", "The tench is a fresh-water fish.", "owl " * 90]

@@ -9,9 +9,9 @@ import pytest
 from buckets import Bucket
 
 from tests.commands import run
-from vlltr_index.glyphs import glyph_files, write_sample
+from vlltr_index.data.glyphs import glyph_files, write_sample
 from vlltr_index.recognizer import Recognizer
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.workspace import Workspace
 
 CLASSES = 5
 

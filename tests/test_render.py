@@ -14,7 +14,7 @@ from vlltr_index.cli.render import (
     explanation_lines,
     prediction_lines,
 )
-from vlltr_index.metrics import AccuracyReport, EvaluationReport, Interval
+from vlltr_index.evaluation.metrics import AccuracyReport, EvaluationReport, Interval
 from vlltr_index.schemas.records import ClassScore, Prediction, SentenceShare
 
 LONG = "A very large and heavy bird with a grey head, a chestnut breast and a back that is barred in black and gold."

@@ -14,13 +14,13 @@ import torch
 from tests.commands import run
 from tests.reports import spoil
 from vlltr_index.errors import InputError, MissingStepError, UsageError
-from vlltr_index.report.page import render
-from vlltr_index.report.records import Curves, Measured, Missing
-from vlltr_index.stages.evaluate import evaluate
-from vlltr_index.stages.ingest import ingest_images
-from vlltr_index.stages.report import gather_report, write_report
-from vlltr_index.stages.report_parts import anchor_list
-from vlltr_index.workspace import Workspace
+from vlltr_index.evaluation.records import Curves, Measured, Missing
+from vlltr_index.evaluation.report import render
+from vlltr_index.pipelines.evaluate import evaluate
+from vlltr_index.pipelines.ingest import ingest_images
+from vlltr_index.pipelines.report import gather_report, write_report
+from vlltr_index.pipelines.report_parts import anchor_list
+from vlltr_index.store.workspace import Workspace
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -196,8 +196,8 @@ def test_the_list_of_anchors_is_bounded(monkeypatch: pytest.MonkeyPatch, trained
     whole = anchor_list(snapshot)
     assert not isinstance(whole, Missing)
     assert (whole.listed, whole.classes, whole.each) == (60, 60, 8)
-    monkeypatch.setattr("vlltr_index.stages.report_parts._ANCHOR_ROWS", 120)
-    monkeypatch.setattr("vlltr_index.stages.report_parts._ANCHOR_CLASSES", 40)
+    monkeypatch.setattr("vlltr_index.pipelines.report_parts._ANCHOR_ROWS", 120)
+    monkeypatch.setattr("vlltr_index.pipelines.report_parts._ANCHOR_CLASSES", 40)
     part = anchor_list(snapshot)
     assert not isinstance(part, Missing)
     assert (part.listed, part.classes, part.each) == (40, 60, 3)

@@ -9,8 +9,8 @@ import pytest
 
 from tests.browser import Browser
 from tests.reports import spoil
-from vlltr_index.stages.report import write_report
-from vlltr_index.workspace import Workspace
+from vlltr_index.pipelines.report import write_report
+from vlltr_index.store.workspace import Workspace
 
 pytestmark = [pytest.mark.chromium, pytest.mark.slow]
 

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from worlds import DIM, World
 
-from vlltr_index.errors import InputError
-from vlltr_index.index import KINDS, build_index
-from vlltr_index.retrieval import (
+from vlltr_index.anchors.index import KINDS, build_index
+from vlltr_index.anchors.retrieval import (
     AnchorClasses,
     candidates,
     estimated_text_logits,
     retrieve_text_logits,
 )
+from vlltr_index.errors import InputError
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 

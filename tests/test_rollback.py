@@ -10,10 +10,10 @@ from tablerows import anchor_rows, class_rows, image_rows, sentence_rows, stats_
 from tests.commits import killed, run, state
 from vlltr_index.classes import add_class, remove_classes
 from vlltr_index.errors import MissingStepError, WorkspaceError
+from vlltr_index.pipelines.history import diff, rollback, undone
+from vlltr_index.pipelines.train_lgr import train_lgr_stage
 from vlltr_index.schemas.config import FusionConfig
-from vlltr_index.stages.history import diff, rollback, undone
-from vlltr_index.stages.train_lgr import train_lgr_stage
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.workspace import Workspace
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_an_interrupted_rollback_leaves_the_newest_commit(
     before = state(grown)
     with monkeypatch.context() as patch:
         killed(patch)
-        patch.setattr("vlltr_index.history.History.append", _stop)
+        patch.setattr("vlltr_index.store.history.History.append", _stop)
         with pytest.raises(KeyboardInterrupt):
             rollback(grown, 1)
     assert state(grown) == before

@@ -12,15 +12,15 @@ import pytest
 
 from vlltr_index.classes import add_class
 from vlltr_index.errors import LockedError, WorkspaceError
-from vlltr_index.lock import write_lock
+from vlltr_index.pipelines.baselines import train_baseline_stage
+from vlltr_index.pipelines.classlist import list_classes
+from vlltr_index.pipelines.ingest import ingest_images
+from vlltr_index.pipelines.train_all import train_all
+from vlltr_index.pipelines.train_cvlp import train_cvlp_stage
+from vlltr_index.pipelines.train_lgr import train_lgr_stage
 from vlltr_index.recognizer import Recognizer
-from vlltr_index.stages.baselines import train_baseline_stage
-from vlltr_index.stages.classlist import list_classes
-from vlltr_index.stages.ingest import ingest_images
-from vlltr_index.stages.pipeline import train_all
-from vlltr_index.stages.train_cvlp import train_cvlp_stage
-from vlltr_index.stages.train_lgr import train_lgr_stage
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.lock import write_lock
+from vlltr_index.store.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 SETTINGS = ("cvlp.epochs=1", "cvlp.batch_size=28", "lgr.epochs=1", "lgr.views=1", "lgr.batch_size=28")

@@ -13,16 +13,16 @@ from torch.nn import functional as F
 
 from tests import drawings
 from tests.commands import run
-from vlltr_index.encoder import Encoder
+from vlltr_index.embedding.loading import image_set, open_encoder
+from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import InputError, MissingStepError, UnknownClassError, UsageError
-from vlltr_index.loading import image_set, open_encoder
+from vlltr_index.pipelines.embed import embed
+from vlltr_index.pipelines.ingest import ingest_text
+from vlltr_index.recognition.search import ImageSearch, is_image_path, search_images, search_sentences
 from vlltr_index.schemas.config import WorkspaceConfig
 from vlltr_index.schemas.tables import sentence_vectors_name
-from vlltr_index.search import ImageSearch, is_image_path, search_images, search_sentences
-from vlltr_index.stages.embed import embed
-from vlltr_index.stages.ingest import ingest_text
-from vlltr_index.store import Store
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.tables import Store
+from vlltr_index.store.workspace import Workspace
 
 
 @pytest.mark.parametrize("words", ['"', "a:b AND (", "*", "text:'x' OR 1=1", "é\u200d", "the of"])

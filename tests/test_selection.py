@@ -12,15 +12,15 @@ from pydantic import ValidationError
 from tablerows import class_rows, sentence_rows
 
 from tests.changes import anchors
+from vlltr_index.anchors.selection import score_images, select, update
+from vlltr_index.embedding.loading import image_set, load_bank
 from vlltr_index.errors import MissingStepError
-from vlltr_index.holdout import held_images
-from vlltr_index.loading import image_set, load_bank
+from vlltr_index.pipelines.embed import embed
+from vlltr_index.pipelines.ingest import ingest_images, ingest_text
+from vlltr_index.pipelines.status import status
 from vlltr_index.schemas.config import Recipe, SelectConfig
-from vlltr_index.selection import score_images, select, update
-from vlltr_index.stages.embed import embed
-from vlltr_index.stages.ingest import ingest_images, ingest_text
-from vlltr_index.stages.status import status
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.holdout import held_images
+from vlltr_index.store.workspace import Workspace
 
 
 def losses(workspace: Workspace) -> dict[str, float]:

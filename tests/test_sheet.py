@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vlltr_index.errors import InputError, UsageError
-from vlltr_index.sheet import Panel, Picture, check_target, contact_sheet, write_sheet
+from vlltr_index.recognition.sheet import Panel, Picture, check_target, contact_sheet, write_sheet
 
 
 def picture(colour: str, size: tuple[int, int] = (8, 8)) -> Picture:

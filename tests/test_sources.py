@@ -1,4 +1,4 @@
-"""Tests of `vlltr_index.sources`: the activation and the preprocessing that weights need are never lost."""
+"""Tests of `vlltr_index.encoders.sources`: the activation and the preprocessing that weights need are never lost."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vlltr_index import sources
-from vlltr_index.encoder import Encoder
+from vlltr_index.encoders import sources
+from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import EncoderError
 
 NAME, TWIN = small_clip.NAME, f"{small_clip.NAME}-quickgelu"

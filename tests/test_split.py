@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlltr_index.corpus.clean import split_sentences
+from vlltr_index.data.text import split_sentences
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlltr_index.baselines import linear_logits, tau_normalised
+from vlltr_index.embedding.loading import image_set, usable_images
 from vlltr_index.errors import FingerprintMismatch, MissingStepError, UsageError, WorkspaceError
-from vlltr_index.loading import image_set, usable_images
-from vlltr_index.recipe import override
-from vlltr_index.schemas.config import EncoderConfig, Recipe
-from vlltr_index.schemas.records import BASELINES
-from vlltr_index.stages.baselines import (
+from vlltr_index.evaluation.baselines import linear_logits, tau_normalised
+from vlltr_index.pipelines.baselines import (
     ADJUSTED,
     FC,
     BaselineRow,
@@ -28,8 +25,11 @@ from vlltr_index.stages.baselines import (
     train_baseline,
     train_baseline_stage,
 )
-from vlltr_index.stages.ingest import ingest_images, ingest_text
-from vlltr_index.workspace import Workspace
+from vlltr_index.pipelines.ingest import ingest_images, ingest_text
+from vlltr_index.schemas.config import EncoderConfig, Recipe
+from vlltr_index.schemas.recipes import override
+from vlltr_index.schemas.records import BASELINES
+from vlltr_index.store.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 QUICK = (

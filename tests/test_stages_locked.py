@@ -7,13 +7,13 @@ from pathlib import Path
 import drawings
 import pytest
 
-from vlltr_index.encoder import Encoder
+from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import ConfigError
-from vlltr_index.stages.embed import embed
-from vlltr_index.stages.evaluate import evaluate
-from vlltr_index.stages.pipeline import train_all
-from vlltr_index.stages.train_cvlp import train_cvlp_stage
-from vlltr_index.workspace import Workspace
+from vlltr_index.pipelines.embed import embed
+from vlltr_index.pipelines.evaluate import evaluate
+from vlltr_index.pipelines.train_all import train_all
+from vlltr_index.pipelines.train_cvlp import train_cvlp_stage
+from vlltr_index.store.workspace import Workspace
 
 SETTINGS = (
     "cvlp.tune=text",

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from vlltr_index.embedding.loading import load_bank
 from vlltr_index.errors import MissingStepError
-from vlltr_index.loading import load_bank
-from vlltr_index.recipe import override
+from vlltr_index.pipelines.embed import embed
+from vlltr_index.pipelines.evaluate import evaluate
+from vlltr_index.pipelines.ingest import ingest_images
+from vlltr_index.pipelines.status import status
+from vlltr_index.pipelines.train_lgr import train_lgr_stage
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.config import WorkspaceConfig
-from vlltr_index.stages.embed import embed
-from vlltr_index.stages.evaluate import evaluate
-from vlltr_index.stages.ingest import ingest_images
-from vlltr_index.stages.status import status
-from vlltr_index.stages.train_lgr import train_lgr_stage
-from vlltr_index.workspace import Workspace
+from vlltr_index.schemas.recipes import override
+from vlltr_index.store.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 

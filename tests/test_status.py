@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from tablerows import anchor_rows, class_rows, image_rows, score_rows, sentence_rows, vector_rows
 
+from vlltr_index.pipelines.status import status
 from vlltr_index.schemas.config import EncoderConfig, WorkspaceConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.schemas.tables import (
@@ -18,9 +19,8 @@ from vlltr_index.schemas.tables import (
     sentence_vectors,
     sentence_vectors_name,
 )
-from vlltr_index.stages.status import status
-from vlltr_index.transaction import Transaction
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.transaction import Transaction
+from vlltr_index.store.workspace import Workspace
 
 SCORED = short(
     digest_json(["train0", "train1"])

@@ -17,12 +17,12 @@ from writers import STEPS, add_anchors, write_in_steps
 
 from tests.commands import run
 from vlltr_index.errors import LockedError, MissingStepError, WorkspaceError
-from vlltr_index.history import Commit, History
+from vlltr_index.pipelines.history import diff, rollback
+from vlltr_index.pipelines.prune import prune
 from vlltr_index.schemas.config import FORMAT, EncoderConfig, Recipe
-from vlltr_index.stages.history import diff, rollback
-from vlltr_index.stages.prune import prune
-from vlltr_index.storage import Storage, storage_at
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.history import Commit, History
+from vlltr_index.store.storage import Storage, storage_at
+from vlltr_index.store.workspace import Workspace
 
 SPAWN = multiprocessing.get_context("spawn")
 

@@ -15,7 +15,7 @@ from tablerows import class_rows, sentence_rows, vector_rows
 
 from vlltr_index.errors import InputError, MissingStepError, WorkspaceError
 from vlltr_index.schemas.tables import CLASSES, SENTENCES, sentence_vectors
-from vlltr_index.store import Store, quote
+from vlltr_index.store.tables import Store, quote
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Tests of `vlltr_index.models.tiny` and of the configuration beside it."""
+"""Tests of `vlltr_index.encoders.tiny` and of the configuration beside it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from vlltr_index.encoder import Encoder
-from vlltr_index.models import tiny
+from vlltr_index.encoders import tiny
+from vlltr_index.encoders.encoder import Encoder
 
 TEXTS = ["greek small letter omega", "latin capital letter a with grave"]
 

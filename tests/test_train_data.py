@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from vlltr_index.encoder import Encoder
+from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.config import AugmentConfig
 from vlltr_index.train.data import TrainImages, TrainTexts

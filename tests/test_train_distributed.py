@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from vlltr_index.encoder import Encoder
+from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import ConfigError
 from vlltr_index.schemas.config import BaselineConfig, CVLPConfig
 from vlltr_index.train.baseline import train_image_only

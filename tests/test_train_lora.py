@@ -10,9 +10,9 @@ import pytest
 import small_clip
 import torch
 
-from vlltr_index.bank import AnchorBank
-from vlltr_index.encoder import Encoder
+from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import ConfigError
+from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.schemas.config import CVLPConfig, LGRConfig, LoRAConfig
 from vlltr_index.train.cvlp import StageOne, train_cvlp
 from vlltr_index.train.lora import adapted

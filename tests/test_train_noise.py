@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from vlltr_index.anchors import sentence_losses
-from vlltr_index.bank import AnchorBank
+from vlltr_index.anchors.anss import sentence_losses
+from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.train.noise import TrainingAnchors, with_strays
 from vlltr_index.train.sampling import stream
 

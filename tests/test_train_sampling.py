@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vlltr_index.errors import InputError
-from vlltr_index.losses import sampler_prior
+from vlltr_index.train.losses import sampler_prior
 from vlltr_index.train.sampling import epoch_batches, seed_of, steps_per_epoch, stream
 from vlltr_index.train.schedule import parameter_groups, set_rates
 

@@ -10,11 +10,11 @@ import pytest
 from tablerows import anchor_rows, class_rows, image_rows, score_rows, sentence_rows, stats_rows
 
 from vlltr_index.errors import InputError, UsageError, WorkspaceError
-from vlltr_index.history import Commit
 from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.schemas.tables import SENTENCES, sentence_vectors
-from vlltr_index.transaction import Transaction, put_back
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.history import Commit
+from vlltr_index.store.transaction import Transaction, put_back
+from vlltr_index.store.workspace import Workspace
 
 
 def write(workspace: Workspace, **tables: pa.Table) -> Commit | None:

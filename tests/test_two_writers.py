@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from vlltr_index.recognizer import Recognizer
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.workspace import Workspace
 
 
 def start(workspace: Workspace, name: str) -> subprocess.Popen[str]:

@@ -1,4 +1,4 @@
-"""Tests of `vlltr_index.weighing` against a general optimiser, and of what its values do on drawn data."""
+"""Tests of `vlltr_index.heads.weighing` against a general optimiser, and of what its values do on drawn data."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize  # type: ignore[import-untyped]  # it has no types
 from torch import Tensor
 
-from vlltr_index.fusion import Meeting, PartWeights, fuse, image_side
-from vlltr_index.weighing import (
+from vlltr_index.heads.fusion import Meeting, PartWeights, fuse, image_side
+from vlltr_index.heads.weighing import (
     HeldOutScores,
     Newcomers,
     fit_meeting,

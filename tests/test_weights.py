@@ -1,4 +1,4 @@
-"""Tests of `vlltr_index.weights`: whatever a file holds, nothing of it runs."""
+"""Tests of `vlltr_index.encoders.weights`: whatever a file holds, nothing of it runs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from vlltr_index.encoders.weights import load_checkpoint, read_weights
 from vlltr_index.errors import EncoderError
-from vlltr_index.weights import load_checkpoint, read_weights
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.tensor(1)}
 

@@ -12,12 +12,12 @@ import pytest
 from wikis import MAXLAG, FakeWiki, Trouble, refusal, serving
 
 from tests.commands import run
-from vlltr_index.corpus.wikipedia import Wanted, Wiki, match_class, own_titles
+from vlltr_index.data.wikipedia import Wanted, Wiki, match_class, own_titles
 from vlltr_index.errors import InputError, MissingStepError, UnknownClassError, UsageError
+from vlltr_index.pipelines.ingest import ingest_text
+from vlltr_index.pipelines.wikipedia import ingest_wikipedia, open_wiki, parse_titles
 from vlltr_index.schemas.config import Recipe
-from vlltr_index.stages.ingest import ingest_text
-from vlltr_index.stages.wikipedia import ingest_wikipedia, open_wiki, parse_titles
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.workspace import Workspace
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def server() -> Iterator[FakeWiki]:
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """How long it would have been waited before each request."""
     found: list[float] = []
-    monkeypatch.setattr("vlltr_index.corpus.wikipedia.sleep", found.append)
+    monkeypatch.setattr("vlltr_index.data.wikipedia.sleep", found.append)
     return found
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wikis import PAGES
 
-from vlltr_index.corpus.wikipedia_text import (
+from vlltr_index.data.wikipedia_text import (
     DROPPED_SECTIONS,
     article_sentences,
     near_duplicates,

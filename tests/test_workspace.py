@@ -20,7 +20,7 @@ from vlltr_index.schemas.config import (
     CVLPConfig,
     Recipe,
 )
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.workspace import Workspace
 
 
 def test_no_value_survives_the_file(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_missing_object_names_the_command(workspace: Workspace) -> None:
 def test_status_and_history_load_no_torch(workspace: Workspace) -> None:
     """Opening, reading and status work without torch, open_clip and faiss."""
     code = (
-        "import sys; from vlltr_index.workspace import Workspace; from vlltr_index.stages.status import status\n"
+        "import sys; from vlltr_index import Workspace; from vlltr_index.pipelines.status import status\n"
         f"w = Workspace.open({str(workspace.path)!r}); status(w); w.history.list()\n"
         "print(sorted({'torch', 'open_clip', 'faiss'} & set(sys.modules)))"
     )

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlltr_index.bank import AnchorBank
-from vlltr_index.fusion import Meeting, PartWeights, class_logits, fuse, fuse_protocol, image_side
-from vlltr_index.index import AnchorIndex, build_index
-from vlltr_index.lgr import LGRHead
-from vlltr_index.retrieval import AnchorClasses, Retrieved, retrieve_text_logits
+from vlltr_index.anchors.index import AnchorIndex, build_index
+from vlltr_index.anchors.retrieval import AnchorClasses, Retrieved, retrieve_text_logits
+from vlltr_index.heads.anchor_bank import AnchorBank
+from vlltr_index.heads.fusion import Meeting, PartWeights, class_logits, fuse, fuse_protocol, image_side
+from vlltr_index.heads.lgr import LGRHead
 
 DIM = 24
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from tablerows import anchor_rows, class_rows, sentence_rows
 
-from vlltr_index.history import Commit, History
-from vlltr_index.lock import write_lock
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.history import Commit, History
+from vlltr_index.store.lock import write_lock
+from vlltr_index.store.workspace import Workspace
 
 
 def add_anchors(path: Path, start: Barrier, rounds: int, size: int) -> None:

@@ -18,7 +18,7 @@ from vlltr_index.errors import ConfigError
 from vlltr_index.schemas.config import AugmentConfig
 
 if TYPE_CHECKING:
-    from vlltr_index.encoder import Encoder
+    from vlltr_index.encoders.encoder import Encoder
 
 __all__ = ["BatchAugment", "make_augment", "photo_transform", "seeded"]
 

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from vlltr_index.losses import logit_adjusted_cross_entropy, sampler_prior, soft_cross_entropy
 from vlltr_index.schemas.config import BaselineConfig
 from vlltr_index.train.cvlp import visual_classifier
 from vlltr_index.train.data import TrainImages
 from vlltr_index.train.distributed import gather_rows, join_processes
 from vlltr_index.train.loop import RunPlan, StageOne, run
+from vlltr_index.train.losses import logit_adjusted_cross_entropy, sampler_prior, soft_cross_entropy
 from vlltr_index.train.mixing import BatchMixer
 
 if TYPE_CHECKING:
-    from vlltr_index.encoder import Encoder
+    from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.schemas.records import Progress
 
 __all__ = ["train_image_only"]

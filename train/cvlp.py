@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from vlltr_index.errors import ConfigError, InputError
-from vlltr_index.losses import class_contrastive_loss, distillation_loss
 from vlltr_index.schemas.config import CVLPConfig
 from vlltr_index.tensors import unit_rows
 from vlltr_index.train.data import TrainImages, TrainTexts
@@ -20,10 +19,11 @@ from vlltr_index.train.distributed import gather_rows, join_processes, world
 from vlltr_index.train.joint import Candidates, JointPriors, draw_candidates, joint_losses
 from vlltr_index.train.loop import RunPlan, StageOne, run
 from vlltr_index.train.lora import adapted
+from vlltr_index.train.losses import class_contrastive_loss, distillation_loss
 from vlltr_index.train.sampling import seed_of
 
 if TYPE_CHECKING:
-    from vlltr_index.encoder import Encoder
+    from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.schemas.records import Progress
 
 __all__ = ["StageOne", "train_cvlp", "visual_classifier"]

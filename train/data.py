@@ -12,15 +12,15 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vlltr_index.data.decoding import open_image
 from vlltr_index.errors import InputError
-from vlltr_index.images.decode import open_image
 from vlltr_index.schemas.config import AugmentConfig
 from vlltr_index.tensors import check_labels
 from vlltr_index.train.augment import BatchAugment, photo_transform
 from vlltr_index.train.sampling import seed_of, stream
 
 if TYPE_CHECKING:
-    from vlltr_index.encoder import Encoder
+    from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.schemas.records import Progress
 
 __all__ = ["TrainImages", "TrainTexts"]

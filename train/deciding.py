@@ -13,14 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from vlltr_index.fusion import Meeting, PartWeights
-from vlltr_index.generative import GenerativeModel, SharedGaussian, class_sums, fit_shared
-from vlltr_index.heads import Parts
-from vlltr_index.lgr import LGRHead
-from vlltr_index.schemas.config import LGRConfig
-from vlltr_index.tensors import unit_rows
-from vlltr_index.train.recognition import HeldOut, new_head, train_until
-from vlltr_index.weighing import (
+from vlltr_index.heads.checkpoint import Parts
+from vlltr_index.heads.fusion import Meeting, PartWeights
+from vlltr_index.heads.generative import GenerativeModel, SharedGaussian, class_sums, fit_shared
+from vlltr_index.heads.lgr import LGRHead
+from vlltr_index.heads.weighing import (
     TEMPERED,
     HeldOutScores,
     Newcomers,
@@ -32,10 +29,13 @@ from vlltr_index.weighing import (
     nll,
     usual_weights,
 )
+from vlltr_index.schemas.config import LGRConfig
+from vlltr_index.tensors import unit_rows
+from vlltr_index.train.recognition import HeldOut, new_head, train_until
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
-    from vlltr_index.bank import AnchorBank
+    from vlltr_index.heads.anchor_bank import AnchorBank
     from vlltr_index.schemas.records import Progress
 
 __all__ = ["Decision", "StageTwoData", "decide", "text_matches"]

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vlltr_index.errors import ConfigError, PeerError, VlltrError
 
 if TYPE_CHECKING:
-    from vlltr_index.encoder import Encoder
+    from vlltr_index.encoders.encoder import Encoder
 
 __all__ = [
     "by_first",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlltr_index.losses import (
+from vlltr_index.train.losses import (
     joint_log_adjustment,
     logit_adjusted_cross_entropy,
     sampler_prior,

@@ -24,7 +24,7 @@ from vlltr_index.train.sampling import epoch_batches, seed_of, steps_per_epoch, 
 from vlltr_index.train.schedule import parameter_groups, set_rates
 
 if TYPE_CHECKING:
-    from vlltr_index.encoder import Encoder
+    from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.schemas.records import Progress
 
 __all__ = ["Objective", "RunPlan", "StageOne", "check_finite", "run"]

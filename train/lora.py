@@ -14,7 +14,7 @@ from vlltr_index.schemas.config import LoRAConfig
 from vlltr_index.train.sampling import seed_of
 
 if TYPE_CHECKING:
-    from vlltr_index.encoder import Encoder
+    from vlltr_index.encoders.encoder import Encoder
 
 __all__ = ["adapted", "lora_targets"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vlltr_index.bank import AnchorBank
+from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.tensors import unit_rows
 
 __all__ = ["TrainingAnchors", "with_strays"]

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from vlltr_index.anchors import class_means
+from vlltr_index.anchors.anss import class_means
 from vlltr_index.errors import InputError, VlltrError
-from vlltr_index.lgr import AnchorBank, CosineClassifier, LGRHead
-from vlltr_index.losses import logit_adjusted_cross_entropy, sampler_prior, soft_cross_entropy
+from vlltr_index.heads.lgr import AnchorBank, CosineClassifier, LGRHead
+from vlltr_index.heads.weighing import fit_temperature, nll
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.tensors import check_labels, unit_rows, work_device
 from vlltr_index.train.checkpoint import STATE, load_state, pack_optimizer, save_state, unpack_optimizer
@@ -23,14 +23,14 @@ from vlltr_index.train.data import TrainImages
 from vlltr_index.train.distributed import gather_rows, join_processes
 from vlltr_index.train.loop import RunPlan, check_finite, run
 from vlltr_index.train.lora import adapted
+from vlltr_index.train.losses import logit_adjusted_cross_entropy, sampler_prior, soft_cross_entropy
 from vlltr_index.train.mixing import BatchMixer
 from vlltr_index.train.noise import TrainingAnchors, with_strays
 from vlltr_index.train.sampling import epoch_batches, seed_of, steps_per_epoch, stream
 from vlltr_index.train.schedule import parameter_groups, set_rates
-from vlltr_index.weighing import fit_temperature, nll
 
 if TYPE_CHECKING:
-    from vlltr_index.encoder import Encoder
+    from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.schemas.records import Progress
 
 __all__ = ["HeldOut", "new_head", "train_lgr", "train_until", "tune_visual"]

@@ -10,13 +10,13 @@ from vlltr_index.version import VERSION
 if TYPE_CHECKING:
     from vlltr_index.classes import add_class as add_class
     from vlltr_index.recognizer import Recognizer as Recognizer
-    from vlltr_index.workspace import Workspace as Workspace
+    from vlltr_index.store.workspace import Workspace as Workspace
 
 __version__ = VERSION
 
 _LAZY = {
     "Recognizer": "vlltr_index.recognizer",
-    "Workspace": "vlltr_index.workspace",
+    "Workspace": "vlltr_index.store.workspace",
     "add_class": "vlltr_index.classes",
 }
 

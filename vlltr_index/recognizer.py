@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from vlltr_index.answers import Answers
 from vlltr_index.errors import WorkspaceError
+from vlltr_index.recognition.predictor import Answers
+from vlltr_index.recognition.scorer import Scorer, load_scorer
 from vlltr_index.schemas.records import ClassScore, Prediction
-from vlltr_index.scoring import Scorer, load_scorer
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from vlltr_index.encoder import Encoder
-    from vlltr_index.fusion import FusedScores
-    from vlltr_index.history import Commit
-    from vlltr_index.images.decode import ImageSource
-    from vlltr_index.pretrained.writing import ExportReport
-    from vlltr_index.workspace import Workspace
+    from vlltr_index.data.decoding import ImageSource
+    from vlltr_index.encoders.encoder import Encoder
+    from vlltr_index.heads.fusion import FusedScores
+    from vlltr_index.recognition.exported.writing import ExportReport
+    from vlltr_index.store.history import Commit
+    from vlltr_index.store.workspace import Workspace
 
 __all__ = ["Recognizer"]
 
@@ -70,7 +70,7 @@ class Recognizer:
             FingerprintMismatch: If encoder, vectors and head do not belong together.
             WorkspaceError: If there is no commit `at`.
         """
-        from vlltr_index.workspace import Workspace
+        from vlltr_index.store.workspace import Workspace
 
         if not isinstance(workspace, Workspace):
             workspace = Workspace.open(workspace)
@@ -106,8 +106,8 @@ class Recognizer:
             UsageError: If `name` is neither a folder nor a repository's name.
             PretrainedError: If the hub does not give it, or something in it is not what it should be.
         """
-        from vlltr_index.pretrained.hub import locate
-        from vlltr_index.pretrained.reading import read_model
+        from vlltr_index.recognition.exported.hub import locate
+        from vlltr_index.recognition.exported.reading import read_model
 
         folder = locate(name, revision, token, cache_dir)
         return cls(None, read_model(folder, device, trust_index), follow=False, folder=folder)
@@ -123,7 +123,7 @@ class Recognizer:
         Raises:
             PretrainedError: If the folder may not be written.
         """
-        from vlltr_index.pretrained.writing import copy_model, export_model
+        from vlltr_index.recognition.exported.writing import copy_model, export_model
 
         commit = self.current().snapshot.commit
         assert commit is not None
@@ -159,7 +159,7 @@ class Recognizer:
         """
         import tempfile
 
-        from vlltr_index.pretrained.hub import check_repository, push
+        from vlltr_index.recognition.exported.hub import check_repository, push
 
         check_repository(repo_id)
         with tempfile.TemporaryDirectory(prefix="vlltr-export-") as place:

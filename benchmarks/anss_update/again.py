@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.anss import SCALE
 from benchmarks.anss.common import tensors, wait
 from benchmarks.harness import Arrays
-from vlltr_index.anchors import sentence_losses
+from vlltr_index.anchors.anss import sentence_losses
 
 
 def prepare(inputs: Arrays, values: dict[str, Any]) -> Any:

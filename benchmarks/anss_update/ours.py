@@ -9,7 +9,7 @@ import torch
 from benchmarks.anss import SCALE
 from benchmarks.anss.common import tensors, wait
 from benchmarks.harness import Arrays
-from vlltr_index.anchors import positive_terms, score_sentences, shift_images
+from vlltr_index.anchors.anss import positive_terms, score_sentences, shift_images
 
 
 def prepare(inputs: Arrays, values: dict[str, Any]) -> Any:

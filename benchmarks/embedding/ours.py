@@ -11,13 +11,13 @@ from typing import Any
 from benchmarks.clock import Clock
 from benchmarks.embedding import common
 from benchmarks.harness import Arrays
-from vlltr_index.corpus.clean import text_hash
-from vlltr_index.embedding import embed_images, embed_sentences
-from vlltr_index.loading import open_encoder
-from vlltr_index.recipe import load_recipe
+from vlltr_index.data.text import text_hash
+from vlltr_index.embedding.loading import open_encoder
+from vlltr_index.embedding.vectors import embed_images, embed_sentences
+from vlltr_index.pipelines.ingest import ingest_images, ingest_text
+from vlltr_index.schemas.recipes import load_recipe
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
-from vlltr_index.stages.ingest import ingest_images, ingest_text
-from vlltr_index.workspace import Workspace
+from vlltr_index.store.workspace import Workspace
 
 
 def prepare(inputs: Arrays, values: dict[str, Any]) -> Any:

@@ -18,17 +18,17 @@ from benchmarks.lgr_training.ours import prepare as lgr_step
 from benchmarks.retrieval import inputs as retrieval_inputs
 from benchmarks.retrieval.common import State, built
 from benchmarks.store.common import schema, table
-from vlltr_index.anchors import sentence_losses
+from vlltr_index.anchors.anss import sentence_losses
+from vlltr_index.anchors.index import build_index
+from vlltr_index.anchors.selection import select
 from vlltr_index.classes import add_class
-from vlltr_index.index import build_index
-from vlltr_index.recipe import load_recipe
-from vlltr_index.selection import select
-from vlltr_index.stages.build_index import index_anchors
-from vlltr_index.stages.embed import embed
-from vlltr_index.stages.ingest import ingest_images, ingest_text
-from vlltr_index.stages.train_lgr import train_lgr_stage
-from vlltr_index.store import Store
-from vlltr_index.workspace import Workspace
+from vlltr_index.pipelines.build_index import index_anchors
+from vlltr_index.pipelines.embed import embed
+from vlltr_index.pipelines.ingest import ingest_images, ingest_text
+from vlltr_index.pipelines.train_lgr import train_lgr_stage
+from vlltr_index.schemas.recipes import load_recipe
+from vlltr_index.store.tables import Store
+from vlltr_index.store.workspace import Workspace
 
 __all__ = ["MAKERS"]
 

@@ -10,7 +10,7 @@ import torch
 from benchmarks.harness import Arrays
 from benchmarks.lgr_common import DEVICE, bank_of, wait
 from benchmarks.lgr_training.step import Step
-from vlltr_index.lgr import LGRHead
+from vlltr_index.heads.lgr import LGRHead
 
 
 def prepare(inputs: Arrays, values: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""`vlltr_index.lgr.LGRHead` over all classes."""
+"""`vlltr_index.heads.lgr.LGRHead` over all classes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.harness import Arrays
 from benchmarks.lgr_common import DEVICE, bank_of, images_of, wait
-from vlltr_index.lgr import LGRHead
+from vlltr_index.heads.lgr import LGRHead
 
 
 def prepare(inputs: Arrays, values: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""`vlltr_index.lgr.LGRHead` in a training step."""
+"""`vlltr_index.heads.lgr.LGRHead` in a training step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from benchmarks.harness import Arrays
 from benchmarks.lgr_common import DEVICE, bank_of, images_of
 from benchmarks.lgr_training.step import Step
-from vlltr_index.lgr import LGRHead
+from vlltr_index.heads.lgr import LGRHead
 
 
 def prepare(inputs: Arrays, values: dict[str, Any]) -> Step:

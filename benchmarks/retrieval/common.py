@@ -12,16 +12,16 @@ from torch.nn import functional as F
 
 from benchmarks.clock import Clock
 from benchmarks.harness import Arrays
-from vlltr_index.answers import Answers
-from vlltr_index.bank import AnchorBank
-from vlltr_index.fusion import Meeting, PartWeights
-from vlltr_index.generative import SharedGaussian
-from vlltr_index.heads import Parts, SavedHead
-from vlltr_index.lgr import LGRHead
-from vlltr_index.loading import ClassStats, LoadedBank
-from vlltr_index.nearest import WithDelta
+from vlltr_index.anchors.exact import WithDelta
+from vlltr_index.embedding.loading import ClassStats, LoadedBank
+from vlltr_index.heads.anchor_bank import AnchorBank
+from vlltr_index.heads.checkpoint import Parts, SavedHead
+from vlltr_index.heads.fusion import Meeting, PartWeights
+from vlltr_index.heads.generative import SharedGaussian
+from vlltr_index.heads.lgr import LGRHead
+from vlltr_index.recognition.predictor import Answers
+from vlltr_index.recognition.scorer import Scorer
 from vlltr_index.schemas.config import FusionConfig
-from vlltr_index.scoring import Scorer
 
 BATCH, SINGLES, RECALL_AT = 128, 16, 64
 IMAGES_EACH = 5
@@ -125,7 +125,7 @@ def _parts(dim: int) -> Parts:
 
 def built(inputs: Arrays, values: dict[str, Any], kind: str) -> State:
     """A state with one of the product's own kinds of index."""
-    from vlltr_index.index import build_index
+    from vlltr_index.anchors.index import build_index
 
     state = State(inputs, values)
     start = time.perf_counter()

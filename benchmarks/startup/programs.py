@@ -70,9 +70,9 @@ def script(source: str) -> str:
 
 def class_list(classes: int) -> Path:
     """A workspace with so many classes."""
-    from vlltr_index.recipe import load_recipe
-    from vlltr_index.stages.ingest import ingest_text
-    from vlltr_index.workspace import Workspace
+    from vlltr_index.pipelines.ingest import ingest_text
+    from vlltr_index.schemas.recipes import load_recipe
+    from vlltr_index.store.workspace import Workspace
 
     folder = Path(tempfile.mkdtemp(prefix="vlltr-startup-"))
     texts = folder / "texts.json"
@@ -93,13 +93,13 @@ def trained(model: str) -> tuple[Path, Path, Path]:
     from PIL import Image
     from safetensors.torch import save_file
 
-    from vlltr_index.recipe import load_recipe
-    from vlltr_index.selection import select
-    from vlltr_index.stages.build_index import index_anchors
-    from vlltr_index.stages.embed import embed
-    from vlltr_index.stages.ingest import ingest_images, ingest_text
-    from vlltr_index.stages.train_lgr import train_lgr_stage
-    from vlltr_index.workspace import Workspace
+    from vlltr_index.anchors.selection import select
+    from vlltr_index.pipelines.build_index import index_anchors
+    from vlltr_index.pipelines.embed import embed
+    from vlltr_index.pipelines.ingest import ingest_images, ingest_text
+    from vlltr_index.pipelines.train_lgr import train_lgr_stage
+    from vlltr_index.schemas.recipes import load_recipe
+    from vlltr_index.store.workspace import Workspace
 
     folder = Path(tempfile.mkdtemp(prefix="vlltr-startup-"))
     torch.manual_seed(0)

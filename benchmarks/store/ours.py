@@ -1,4 +1,4 @@
-"""`vlltr_index.store.Store`: append as `vlltr embed` does, upsert by key, and vectors into a tensor."""
+"""`vlltr_index.store.tables.Store`: append as `vlltr embed` does, upsert by key, and vectors into a tensor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.clock import Clock
 from benchmarks.harness import Arrays
 from benchmarks.store.common import folder, head, schema, table, whole
-from vlltr_index.store import Store
+from vlltr_index.store.tables import Store
 
 
 def prepare(inputs: Arrays, values: dict[str, Any]) -> Any:

@@ -12,8 +12,8 @@ from torch import Tensor
 from benchmarks.clock import Clock
 from benchmarks.embedding.common import photographs
 from benchmarks.harness import Arrays
-from vlltr_index.encoder import Encoder
-from vlltr_index.images.decode import reduced_bytes
+from vlltr_index.data.decoding import reduced_bytes
+from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.schemas.config import AugmentConfig, BaselineConfig
 from vlltr_index.train.baseline import train_image_only
 from vlltr_index.train.data import TrainImages

@@ -14,20 +14,20 @@ import pyarrow.compute as pc
 from vlltr_index.classes.change import Edit, Options, change
 from vlltr_index.classes.reports import AddReport, shortly
 from vlltr_index.classes.rows import classes_of, new_image_rows
-from vlltr_index.corpus.clean import clean_name
-from vlltr_index.corpus.files import require
-from vlltr_index.corpus.prompts import class_prompts
-from vlltr_index.corpus.readers import class_sentences, read_json
+from vlltr_index.data.files import require
+from vlltr_index.data.prompts import class_prompts
+from vlltr_index.data.text import clean_name
+from vlltr_index.data.text_readers import class_sentences, read_json
 from vlltr_index.errors import InputError
-from vlltr_index.ingestion import sentence_rows
 from vlltr_index.schemas.records import SentenceRecord
 from vlltr_index.schemas.tables import CLASSES
+from vlltr_index.store.ingestion import sentence_rows
 
 if TYPE_CHECKING:
     from vlltr_index.classes.session import Session
     from vlltr_index.schemas.records import Progress
-    from vlltr_index.transaction import Transaction
-    from vlltr_index.workspace import Workspace
+    from vlltr_index.store.transaction import Transaction
+    from vlltr_index.store.workspace import Workspace
 
 __all__ = ["NewClass", "add_class", "add_classes", "read_manifest"]
 

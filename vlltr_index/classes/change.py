@@ -11,20 +11,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from vlltr_index.anchors.selection import score_images, update
 from vlltr_index.classes.reports import AddedClass, ChangeReport, Effect
 from vlltr_index.classes.session import Session, View, rivals
-from vlltr_index.embedding import embed_images, embed_sentences
-from vlltr_index.holdout import held_images
-from vlltr_index.loading import image_vectors_of, stats_rows
+from vlltr_index.embedding.loading import image_vectors_of, stats_rows
+from vlltr_index.embedding.vectors import embed_images, embed_sentences
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
-from vlltr_index.selection import score_images, update
-from vlltr_index.store import one_of
+from vlltr_index.store.holdout import held_images
+from vlltr_index.store.tables import one_of
 from vlltr_index.train.augment import make_augment
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
-    from vlltr_index.transaction import Transaction
-    from vlltr_index.workspace import Workspace
+    from vlltr_index.store.transaction import Transaction
+    from vlltr_index.store.workspace import Workspace
 
 __all__ = ["Edit", "Options", "change"]
 

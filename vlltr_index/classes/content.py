@@ -11,19 +11,19 @@ import pyarrow.compute as pc
 from vlltr_index.classes.change import Edit, Options, change
 from vlltr_index.classes.reports import ChangeReport
 from vlltr_index.classes.rows import chosen_ids, classes_of, new_image_rows
-from vlltr_index.corpus.clean import normalise_text
-from vlltr_index.corpus.readers import class_sentences
+from vlltr_index.data.text import normalise_text
+from vlltr_index.data.text_readers import class_sentences
 from vlltr_index.errors import InputError, UsageError
-from vlltr_index.ingestion import sentence_rows
 from vlltr_index.schemas.records import SentenceRecord
-from vlltr_index.store import one_of
+from vlltr_index.store.ingestion import sentence_rows
+from vlltr_index.store.tables import one_of
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from vlltr_index.classes.session import Session
     from vlltr_index.schemas.records import Progress
-    from vlltr_index.transaction import Transaction
-    from vlltr_index.workspace import Workspace
+    from vlltr_index.store.transaction import Transaction
+    from vlltr_index.store.workspace import Workspace
 
 __all__ = ["add_images", "add_sentences", "remove_images", "remove_sentences"]
 

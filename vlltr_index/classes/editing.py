@@ -11,20 +11,20 @@ import pyarrow as pa
 from vlltr_index.classes.change import Edit, Options, change
 from vlltr_index.classes.reports import ChangeReport, shortly
 from vlltr_index.classes.rows import change_class
-from vlltr_index.corpus.clean import clean_name, sentence_id, text_hash
-from vlltr_index.corpus.prompts import class_prompts
+from vlltr_index.data.prompts import class_prompts
+from vlltr_index.data.text import clean_name, sentence_id, text_hash
 from vlltr_index.errors import InputError
-from vlltr_index.ingestion import sentence_rows
+from vlltr_index.recognition.scorer import merged_classes
 from vlltr_index.schemas.records import SentenceRecord
-from vlltr_index.scoring import merged_classes
-from vlltr_index.store import one_of
+from vlltr_index.store.ingestion import sentence_rows
+from vlltr_index.store.tables import one_of
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from vlltr_index.classes.session import Session
     from vlltr_index.schemas.records import Progress
-    from vlltr_index.transaction import Transaction
-    from vlltr_index.workspace import Workspace
+    from vlltr_index.store.transaction import Transaction
+    from vlltr_index.store.workspace import Workspace
 
 __all__ = ["merge_classes", "remove_classes", "rename_class"]
 

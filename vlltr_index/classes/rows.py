@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from vlltr_index.data.image_readers import read_images
 from vlltr_index.errors import InputError
-from vlltr_index.images.readers import read_images
-from vlltr_index.ingestion import image_id, image_rows
 from vlltr_index.schemas.records import ImageRecord
 from vlltr_index.schemas.tables import CLASSES, IMAGES
-from vlltr_index.store import one_of
+from vlltr_index.store.ingestion import image_id, image_rows
+from vlltr_index.store.tables import one_of
 
 if TYPE_CHECKING:
-    from vlltr_index.transaction import Transaction
+    from vlltr_index.store.transaction import Transaction
 
 __all__ = ["change_class", "chosen_ids", "classes_of", "new_image_rows"]
 

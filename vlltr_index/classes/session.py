@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlltr_index.bank import AnchorBank
 from vlltr_index.classes.reports import Effect
-from vlltr_index.errors import MissingStepError
-from vlltr_index.loading import (
+from vlltr_index.embedding.loading import (
     LoadedBank,
     anchor_losses,
     class_stats,
@@ -22,15 +20,17 @@ from vlltr_index.loading import (
     open_encoder,
     usable_images,
 )
+from vlltr_index.errors import MissingStepError
+from vlltr_index.heads.anchor_bank import AnchorBank
+from vlltr_index.recognition.scorer import Scorer, load_scorer
 from vlltr_index.schemas.tables import sentence_vectors_name
-from vlltr_index.scoring import Scorer, load_scorer
-from vlltr_index.store import one_of
+from vlltr_index.store.tables import one_of
 
 if TYPE_CHECKING:
-    from vlltr_index.encoder import Encoder
-    from vlltr_index.snapshot import Snapshot
-    from vlltr_index.transaction import Transaction
-    from vlltr_index.workspace import Workspace
+    from vlltr_index.encoders.encoder import Encoder
+    from vlltr_index.store.snapshot import Snapshot
+    from vlltr_index.store.transaction import Transaction
+    from vlltr_index.store.workspace import Workspace
 
 __all__ = ["Session", "View", "rivals", "settled_losses"]
 

@@ -1,0 +1,311 @@
+"""The page itself, in Gradio: what stands where, and which piece is drawn anew after which event.
+
+A visit's state lives in the server, one for each tab. Each handler takes it, and returns it with what to draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+from torch import Tensor
+
+from vlltr_index.cli.ui import render
+from vlltr_index.cli.ui.service import MAX_PICTURES, MAX_UPLOAD, Desk, Made, names_of, number_of
+from vlltr_index.errors import VlltrError
+from vlltr_index.recognition.counterfactual import Examination, ExaminedClass
+
+if TYPE_CHECKING:
+    from vlltr_index.recognition.predictor import Answers
+
+__all__ = ["build_page"]
+
+_Drawing = dict[Any, Any]  # component to what it shows
+
+_TOP = 5
+_FOLLOW = 3.0  # seconds between two looks whether there is a newer commit
+_TIDY = (600, 7200)  # seconds between two looks at the uploaded files, and what age they may reach
+_QUEUE = 100  # events that may wait
+
+_CHOOSE = """
+element.addEventListener('click', (event) => {
+  const button = event.target.closest('[data-choose]');
+  if (button) trigger('choose', {name: button.dataset.choose});
+});
+"""
+_STRIKE = """
+let last = null;
+element.addEventListener('change', (event) => {
+  const box = event.target.closest('[data-strike]');
+  if (!box) return;
+  last = box.dataset.strike;
+  trigger('strike', {sentence: last, struck: box.checked});
+});
+watch('value', () => {
+  if (last) element.querySelector(`[data-strike="${CSS.escape(last)}"]`)?.focus({preventScroll: true});
+});
+"""
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What one tab looks at."""
+
+    feature: Tensor | None = None  # of the picture, [D]
+    image_fp: str | None = None  # the tower that gave it
+    struck: frozenset[str] = field(default_factory=frozenset)
+    chosen: str | None = None
+    first: str | None = None
+    second: str | None = None
+    commit: int = 0  # that was drawn last
+    offered: int | None = None  # the commit that the undo button names
+
+
+def _path(payload: Any) -> str | None:
+    """An uploaded file as it is: Gradio would decode a picture before anybody has looked at its size."""
+    return None if payload is None else payload.path
+
+
+def build_page(desk: Desk) -> gr.Blocks:
+    """The page of a workspace; with `desk.read_only` nothing on it adds or undoes."""
+    name = desk.workspace.path.name
+    with gr.Blocks(title=f"{name} · vlltr", analytics_enabled=False, delete_cache=_TIDY) as page:
+        _Page(page, desk, name)
+    return page.queue(max_size=_QUEUE, default_concurrency_limit=1)
+
+
+class _Page:
+    """The components and their handlers; made inside a `gr.Blocks`."""
+
+    def __init__(self, page: gr.Blocks, desk: Desk, name: str) -> None:
+        self._desk, self._name = desk, name
+        self._visit = gr.State(Visit())
+        self._status = gr.HTML(elem_id="vl-top")
+        self._notice = gr.HTML(elem_id="vl-notice")
+        self._lay_out_answer()
+        self._lay_out_comparison()
+        if not desk.read_only:
+            self._lay_out_changes()
+        self._drawn = [self._visit, self._status, self._notice, self._best, self._class, self._sentences]
+        self._drawn += [self._put_back, self._first, self._second, self._comparison]
+        self._drawn += [] if desk.read_only else [self._undo]
+        self._connect(page)
+
+    def _lay_out_answer(self) -> None:
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=2, min_width=280):
+                self._picture = gr.Image(
+                    label="Picture: drop it, paste it, or choose a file",
+                    type="filepath",
+                    sources=["upload", "clipboard"],
+                    height=280,
+                    buttons=[],
+                    elem_id="vl-picture",
+                )
+                self._picture.preprocess = _path
+            with gr.Column(scale=3, min_width=280):
+                self._best = gr.HTML(
+                    render.best_html([], None), js_on_load=_CHOOSE, elem_id="vl-best", min_height=120
+                )
+        gr.HTML("<h2>Sentences behind the answer</h2>")
+        with gr.Row(equal_height=False):
+            self._class = gr.Dropdown(label="class", scale=3, min_width=200, elem_id="vl-class")
+            self._put_back = gr.Button(
+                "Put all back", interactive=False, scale=1, min_width=160, elem_id="vl-put-back"
+            )
+        self._sentences = gr.HTML(render.sentences_html(None), js_on_load=_STRIKE, elem_id="vl-sentences")
+
+    def _lay_out_comparison(self) -> None:
+        gr.HTML("<h2>Why one class and not another</h2>")
+        with gr.Row(equal_height=False):
+            self._first = gr.Dropdown(label="this class", min_width=200, elem_id="vl-first")
+            self._second = gr.Dropdown(label="and not this one", min_width=200, elem_id="vl-second")
+        self._comparison = gr.HTML(render.comparison_html(None), elem_id="vl-comparison")
+
+    def _lay_out_changes(self) -> None:
+        gr.HTML("<h2>Add a class</h2>")
+        with gr.Row(equal_height=False):
+            with gr.Column(min_width=280):
+                self._new_name = gr.Textbox(label="name", max_lines=1, max_length=200, elem_id="vl-new-name")
+                self._new_text = gr.Textbox(
+                    label="text: what it looks like, in whole sentences", lines=5, elem_id="vl-new-text"
+                )
+            with gr.Column(min_width=280):
+                self._new_pictures = gr.File(
+                    label=f"pictures, if there are any: at most {MAX_PICTURES} of {MAX_UPLOAD >> 20} MiB",
+                    file_count="multiple",
+                    type="filepath",
+                    height=180,
+                    elem_id="vl-new-pictures",
+                )
+        with gr.Row():
+            self._add = gr.Button("Add this class", variant="primary", elem_id="vl-add")
+            self._undo = gr.Button("Nothing to undo", interactive=False, elem_id="vl-undo")
+        self._report = gr.HTML(elem_id="vl-report")
+
+    def _connect(self, page: gr.Blocks) -> None:
+        with_picture = [self._picture]
+        self._on(page.load, self._draw)
+        self._on(gr.Timer(_FOLLOW).tick, self._follow, with_picture)
+        self._on(self._picture.change, self._look, with_picture, trigger_mode="always_last")
+        self._on(self._best.choose, self._choose_there, with_picture, trigger_mode="always_last")
+        self._on(self._sentences.strike, self._strike, with_picture, trigger_mode="multiple")
+        self._on(self._put_back.click, self._put_all_back, with_picture)
+        self._on(self._class.input, self._choose, [*with_picture, self._class], trigger_mode="always_last")
+        pair = [*with_picture, self._first, self._second]
+        for side in (self._first, self._second):
+            self._on(side.input, self._compare, pair, trigger_mode="always_last")
+        if self._desk.read_only:
+            return
+        form = [self._new_name, self._new_text, self._new_pictures]
+        write = {"concurrency_id": "write", "api_visibility": "private"}
+        added = self._add.click(self._add_class, form, [*form, self._report], **write)
+        self._on(added.then, self._look_again, with_picture)
+        undone = self._undo.click(self._take_back, self._visit, self._report, **write)
+        self._on(undone.then, self._look_again, with_picture)
+
+    def _on(
+        self, listen: Callable[..., Any], handler: Callable[..., Any], inputs: Any = (), **more: Any
+    ) -> None:
+        """Connect a handler that reads the visit and draws; one runs at a time, so that none meets an old visit."""
+        shared = {"concurrency_id": "visit", "show_progress": "hidden", "api_visibility": "private"}
+        listen(handler, [self._visit, *inputs], self._drawn, **shared, **more)
+
+    # Handlers: each takes the visit, and what its components hold.
+
+    def _look(self, visit: Visit, picture: str | None) -> _Drawing:
+        """Another picture, or none any more."""
+        if picture is None:
+            return self._draw(Visit()) | {self._notice: ""}
+        try:
+            found = self._desk.examine(Path(picture))
+        except VlltrError as error:
+            return self._draw(Visit()) | {self._notice: render.error_html(error)}
+        commit = found.answers.snapshot.commit
+        return self._draw(Visit(found.feature, commit.image_fp if commit is not None else None))
+
+    def _choose_there(self, visit: Visit, picture: str | None, event: gr.EventData) -> _Drawing:
+        return self._choose(visit, picture, str(event.name))
+
+    def _choose(self, visit: Visit, picture: str | None, name: str | None) -> _Drawing:
+        """Show another class's sentences."""
+        return self._draw(replace(visit, chosen=name), picture)
+
+    def _strike(self, visit: Visit, picture: str | None, event: gr.EventData) -> _Drawing:
+        """Strike a sentence out, or put it back."""
+        one = {str(event.sentence)}
+        struck = visit.struck | one if event.struck is True else visit.struck - one
+        return self._draw(replace(visit, struck=struck), picture)
+
+    def _put_all_back(self, visit: Visit, picture: str | None) -> _Drawing:
+        return self._draw(replace(visit, struck=frozenset()), picture)
+
+    def _compare(self, visit: Visit, picture: str | None, first: str | None, second: str | None) -> _Drawing:
+        return self._draw(replace(visit, first=first, second=second), picture)
+
+    def _follow(self, visit: Visit, picture: str | None) -> _Drawing:
+        """Draw everything anew if there is a newer commit, or another thing to undo."""
+        current = number_of(self._desk.answers()), _commit_of(self._desk.offer())
+        return (
+            {self._visit: visit} if current == (visit.commit, visit.offered) else self._draw(visit, picture)
+        )
+
+    def _look_again(self, visit: Visit, picture: str | None) -> _Drawing:
+        """Draw the picture's best classes after a change that was made here."""
+        return self._draw(replace(visit, chosen=None, first=None, second=None), picture)
+
+    def _add_class(self, name: str, text: str, pictures: list[str] | None) -> tuple[Any, ...]:
+        """Add a class; the form is emptied if that succeeds."""
+        try:
+            report = self._desk.add(name, text, [(Path(p).name, Path(p)) for p in pictures or ()])
+        except VlltrError as error:
+            return gr.skip(), gr.skip(), gr.skip(), render.error_html(error)
+        return "", "", None, render.added_html(report)
+
+    def _take_back(self, visit: Visit) -> str:
+        """Undo what the button names."""
+        offered = self._desk.offer()
+        try:
+            report = self._desk.undo(visit.offered or 0)
+        except VlltrError as error:
+            return render.error_html(error)
+        assert offered is not None  # else `undo` refuses
+        return render.undone_html(offered.name, report)
+
+    # Drawing.
+
+    def _draw(self, visit: Visit, picture: str | None = None) -> _Drawing:
+        """Everything as the visit has it; what belongs to the commit, only where that is another one."""
+        answers, notice = self._desk.answers(), ""
+        try:
+            found = self._examination(answers, visit, picture)
+        except VlltrError as error:
+            found, notice = None, render.error_html(error)
+            visit = Visit(commit=visit.commit, offered=visit.offered)
+        names, number = names_of(answers), number_of(answers)
+        # What was said of a picture that cannot be shown stays until there is another one.
+        drawn: _Drawing = {self._notice: notice} if notice or found is not None else {}
+        choices, offer = {}, self._desk.offer()
+        if (visit.commit, visit.offered) != (number, _commit_of(offer)):
+            visit = replace(visit, commit=number, offered=_commit_of(offer))
+            drawn |= self._draw_commit(number, len(names), offer)
+            choices = {"choices": names}
+        best = found.best(_TOP, visit.struck) if found is not None else []
+        visit = _settled(visit, best, names)
+        drawn |= {self._visit: visit, self._best: render.best_html(best, visit.chosen)}
+        boxes = {self._class: visit.chosen, self._first: visit.first, self._second: visit.second}
+        for box, value in boxes.items():
+            drawn[box] = gr.update(value=value, interactive=found is not None, **choices)
+        drawn[self._put_back] = gr.update(interactive=bool(visit.struck))
+        return drawn | self._draw_sentences(found, visit)
+
+    def _examination(self, answers: Answers, visit: Visit, picture: str | None) -> Examination | None:
+        """The visit's picture under a commit; it is read again where that has another encoder."""
+        if visit.feature is None or visit.image_fp is None:
+            return None
+        if answers.snapshot.commit is not None and answers.snapshot.commit.image_fp == visit.image_fp:
+            return Examination(answers, visit.feature)
+        return self._desk.examine(Path(picture or ""))
+
+    def _draw_commit(self, number: int, classes: int, offer: Made | None) -> _Drawing:
+        drawn: _Drawing = {
+            self._status: render.status_html(self._name, number, classes, self._desk.read_only)
+        }
+        if not self._desk.read_only:
+            label = f"Undo: add {offer.name!r}" if offer is not None else "Nothing to undo"
+            drawn[self._undo] = gr.update(value=label, interactive=offer is not None)
+        return drawn
+
+    def _draw_sentences(self, found: Examination | None, visit: Visit) -> _Drawing:
+        """Those of the chosen class, and the two classes that are compared."""
+        if found is None or visit.chosen is None:
+            empty = {self._sentences: render.sentences_html(None)}
+            return empty | {self._comparison: render.comparison_html(None)}
+        one: ExaminedClass = found.look(visit.chosen, visit.struck)
+        try:
+            assert visit.first is not None  # as `_settled` leaves it
+            assert visit.second is not None
+            two = render.comparison_html(found.compare(visit.first, visit.second, visit.struck))
+        except VlltrError as error:
+            two = render.error_html(error)
+        return {self._sentences: render.sentences_html(one), self._comparison: two}
+
+
+def _commit_of(offer: Made | None) -> int | None:
+    return offer.commit if offer is not None else None
+
+
+def _settled(visit: Visit, best: Sequence[ExaminedClass], names: Sequence[str]) -> Visit:
+    """The visit with the best classes where none is chosen, or one that is gone; with none without a picture."""
+    if not best:
+        return replace(visit, chosen=None, first=None, second=None)
+    there, top, runner_up = set(names), best[0].name, best[min(1, len(best) - 1)].name
+    return replace(
+        visit,
+        chosen=visit.chosen if visit.chosen in there else top,
+        first=visit.first if visit.first in there else top,
+        second=visit.second if visit.second in there else runner_up,
+    )

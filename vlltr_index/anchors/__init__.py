@@ -1,0 +1,1 @@
+"""Anchor sentence selection (AnSS), FAISS and exact indexes, and retrieval."""

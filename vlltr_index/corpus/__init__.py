@@ -1,1 +1,0 @@
-"""Description sources to sentences: readers, splitting, prompts."""

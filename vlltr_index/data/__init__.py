@@ -1,0 +1,1 @@
+"""Pictures and texts from outside: readers, Wikipedia, prompts, splitting, decoding."""

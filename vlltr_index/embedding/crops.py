@@ -1,0 +1,136 @@
+"""Test-time crops: an image seen a little larger, at its centre and corners, as one feature.
+
+The crops' features are brought to length one, averaged, and the mean is given the crops' mean length. What is scored is
+that one feature; so fusion, retrieval and explanation are what they are for any feature, and stay exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vlltr_index.data.decoding import open_image
+from vlltr_index.embedding.vectors import all_embedded, load_sources, vector_table
+from vlltr_index.encoders.openclip import make_transform
+from vlltr_index.errors import UsageError
+from vlltr_index.schemas.tables import image_vectors, image_vectors_name
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from vlltr_index.encoders.encoder import Encoder
+    from vlltr_index.schemas.records import Progress
+    from vlltr_index.store.transaction import Transaction
+    from vlltr_index.store.workspace import Workspace
+
+__all__ = ["Crops", "embed_crops", "pool_crops"]
+
+_NUMBERS = (1, 5)
+_MARGIN = 14  # the enlarged square has a margin of a fourteenth of the side on each side: 224 -> 256
+_IMAGES = 64
+
+
+class Crops:
+    """Turns images into their crops' pixels, and pixels into features, for one encoder.
+
+    Args:
+        encoder: Whose size and preprocessing count.
+        number: 1: the image as it is preprocessed. 5: preprocessed a seventh larger, then its centre and corners.
+
+    Raises:
+        UsageError: Another number.
+    """
+
+    def __init__(self, encoder: Encoder, number: int = 1) -> None:
+        if number not in _NUMBERS:
+            raise UsageError(f"crops is 1 or 5 (the centre and the corners), got {number}", "Use --crops 5")
+        self.encoder, self.number = encoder, number
+        height, width = encoder.image_size
+        self._margins = max(1, round(height / _MARGIN)), max(1, round(width / _MARGIN))
+        self._transform: Callable[[Image.Image], Tensor] = encoder.preprocess
+        if number > 1:
+            larger = height + 2 * self._margins[0], width + 2 * self._margins[1]
+            cfg = encoder.config["preprocess_cfg"]
+            cfg["size"] = larger[0] if larger[0] == larger[1] else list(larger)
+            if "resize" in cfg:
+                cfg["resize"] = max(cfg["resize"], *larger)
+            self._transform = make_transform(cfg)
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """The crops of one image, normalised for the encoder: float32 [number, 3, H, W]."""
+        whole = self._transform(image)
+        if self.number == 1:
+            return whole[None]
+        (height, width), (down, right) = self.encoder.image_size, self._margins
+        corners = [(y, x) for y in (0, 2 * down) for x in (0, 2 * right)]
+        return torch.stack([whole[:, y : y + height, x : x + width] for y, x in ((down, right), *corners)])
+
+    @torch.inference_mode()
+    def features(self, pixels: Sequence[Tensor]) -> Tensor:
+        """One feature for each image from its crops [number, 3, H, W]: float32 [B, D] on the CPU, unnormalised."""
+        batch = torch.cat(list(pixels)).to(self.encoder.device)
+        features = self.encoder.encode_pixels(batch).float().cpu()
+        return pool_crops(features.view(len(pixels), self.number, -1))
+
+
+def pool_crops(features: Tensor) -> Tensor:
+    """Features of crops to one feature an image: the mean direction, at the crops' mean length.
+
+    Args:
+        features: Float [B, N, D], unnormalised.
+
+    Returns:
+        [B, D], unnormalised; with one crop, that crop's feature.
+    """
+    if features.shape[1] == 1:
+        return features[:, 0]
+    lengths = torch.linalg.vector_norm(features, dim=2, keepdim=True)
+    mean = (features / lengths.clamp(min=1e-12)).mean(1)
+    unit = mean / torch.linalg.vector_norm(mean, dim=1, keepdim=True).clamp(min=1e-12)
+    pooled: Tensor = unit * lengths.mean(1)
+    return pooled
+
+
+def embed_crops(
+    workspace: Workspace,
+    encoder: Encoder,
+    image_ids: Sequence[str],
+    number: int,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Features of images through `number` crops, from the cache or computed and kept there: float32 [N, D].
+
+    Raises:
+        UsageError: Another number of crops than there is.
+        InputError: An image cannot be read any more.
+    """
+    crops, name = Crops(encoder, number), image_vectors_name(encoder.image_fp)
+    suffix, view = (f"crops-{number}", -number) if number > 1 else ("0", 0)
+    if not all_embedded(workspace.snapshot(), encoder.image_fp, image_ids, suffix):
+        with workspace.transaction("evaluate") as tx:  # only the cache grows: no commit
+            _fill(tx, crops, image_ids, suffix, view, progress)
+    return workspace.store.vectors(name, "vector_key", [f"{i}:{suffix}" for i in image_ids])[1]
+
+
+def _fill(
+    tx: Transaction, crops: Crops, image_ids: Sequence[str], suffix: str, view: int, progress: Progress | None
+) -> None:
+    """Append what the cache lacks."""
+    name = image_vectors_name(crops.encoder.image_fp)
+    tx.store.create(name, image_vectors(crops.encoder.dim), "vector_key")
+    have = tx.store.keys(name, "vector_key")
+    todo = [i for i in image_ids if f"{i}:{suffix}" not in have]
+    for start in range(0, len(todo), _IMAGES):
+        part = todo[start : start + _IMAGES]
+        pixels = [crops.pixels(open_image(source)) for _, source in load_sources(tx, part)]
+        columns: dict[str, list[str] | list[int]] = {
+            "vector_key": [f"{i}:{suffix}" for i in part],
+            "image_id": part,
+            "view": [view] * len(part),
+        }
+        tx.store.append(name, vector_table(columns, crops.features(pixels)))
+        if progress:
+            progress(f"embed images, {crops.number} crops each", start + len(part), len(todo))

@@ -1,0 +1,345 @@
+"""Reading a workspace into tensors: its encoder, features by split, and the anchor bank."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from vlltr_index.encoders.encoder import Encoder
+from vlltr_index.errors import (
+    EncoderError,
+    FingerprintMismatch,
+    MissingStepError,
+    WorkspaceError,
+    write_error,
+)
+from vlltr_index.heads.anchor_bank import AnchorBank
+from vlltr_index.heads.generative import class_sums
+from vlltr_index.schemas.config import AugmentConfig
+from vlltr_index.schemas.fingerprint import digest_json
+from vlltr_index.schemas.tables import class_stats as class_stats_schema
+from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
+from vlltr_index.store.arrow import quote
+from vlltr_index.tensors import unit_rows
+
+if TYPE_CHECKING:
+    from vlltr_index.store.snapshot import Snapshot
+    from vlltr_index.store.workspace import Workspace
+
+__all__ = [
+    "ClassStats",
+    "ImageSet",
+    "LoadedBank",
+    "anchor_losses",
+    "augmented_view",
+    "check_runs",
+    "class_positions",
+    "class_stats",
+    "image_set",
+    "image_vectors_of",
+    "load_bank",
+    "open_encoder",
+    "run_folder",
+    "sentence_means",
+    "stats_rows",
+    "usable_images",
+    "view_suffix",
+]
+
+_log = logging.getLogger(__name__)
+_SENTENCES_AT_ONCE = 100_000
+
+
+def open_encoder(workspace: Workspace, snapshot: Snapshot, check: bool = True) -> Encoder:
+    """The encoder that a commit names: its checkpoint, or the recipe's weights where stage 1 has not run.
+
+    With `check` off, weights that changed since the commit are taken as they are.
+
+    Raises:
+        MissingStepError: If the encoder starts from scratch and stage 1 has not run.
+        FingerprintMismatch: If the weights are not the ones that made the commit's vectors.
+    """
+    commit, config = snapshot.commit, workspace.recipe.encoder
+    if commit is not None and commit.checkpoint:
+        encoder = _open_checkpoint(workspace.object_path("checkpoints", commit.checkpoint))
+    elif config.pretrained:
+        encoder = Encoder.load(
+            config.model,
+            config.pretrained,
+            image_size=config.image_size,
+            resize=config.resize,
+            precision=config.precision,
+        )
+    else:
+        raise MissingStepError(
+            f"the encoder {config.model} has no weights yet: the recipe starts it from scratch",
+            "Train it: vlltr train cvlp",
+        )
+    if check and commit is not None and commit.image_fp:
+        _check("images", commit.image_fp, encoder.image_fp)
+    if check and commit is not None and commit.text_fp:
+        _check("sentences", commit.text_fp, encoder.text_fp)
+    return encoder
+
+
+def _open_checkpoint(folder: Path) -> Encoder:
+    try:
+        return Encoder.open(folder)
+    except EncoderError as error:
+        raise EncoderError(
+            error.message,
+            f"Bring {folder} back from a backup, or make it again: vlltr train cvlp "
+            "(or vlltr import release, if it came from there)",
+        ) from None
+
+
+def _check(what: str, expected: str, found: str) -> None:
+    if expected != found:
+        raise FingerprintMismatch(
+            f"the vectors of the {what} were made by encoder {expected}, the encoder that loads now is {found}: "
+            "its weights, preprocessing or tokenizer changed",
+            "Put the old weights back, or run: vlltr embed --force, then select, train lgr, index",
+        )
+
+
+def usable_images(snapshot: Snapshot, split: str, columns: list[str]) -> pa.Table:
+    """Rows of `images` of one split that have a class and no problem, ordered by image_id."""
+    where = f"split = {quote(split)} AND class_id IS NOT NULL AND problem IS NULL"
+    wanted = list(dict.fromkeys(["image_id", "class_id", *columns]))
+    return snapshot.table("images", wanted, where).sort_by("image_id")
+
+
+def class_positions(class_ids: Tensor, wanted: Tensor) -> Tensor:
+    """Position of each of `wanted` int64 [N] in the ascending `class_ids` int64 [C]; -1 where it is not there."""
+    if class_ids.numel() == 0:
+        return torch.full_like(wanted, -1)
+    at = torch.searchsorted(class_ids, wanted).clamp(max=class_ids.numel() - 1)
+    return torch.where(class_ids[at] == wanted, at, -1)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Stored vectors of one split: features float32 [N, D] unnormalised, class ids int64 [N], in image_id order."""
+
+    image_ids: list[str]
+    class_ids: Tensor
+    features: Tensor
+
+
+def view_suffix(view: int, augment: AugmentConfig | None = None) -> str:
+    """What follows the image id in a vector's key: view 0 is plain; others depend on the augmentation."""
+    if view == 0:
+        return "0"
+    facts = {} if augment is None else augment.model_dump(mode="json")
+    return f"{view}-{digest_json(facts)[:8]}"
+
+
+def augmented_view(snapshot: Snapshot) -> str:
+    """The suffix of the first augmented view, by the augmentation that the stored ones were made with.
+
+    Raises:
+        MissingStepError: If none have been embedded.
+        WorkspaceError: If the commit does not say how they were made.
+    """
+    info = snapshot.commit.info if snapshot.commit is not None else {}
+    if info.get("views", 1) < 2 or "augment" not in info:
+        raise MissingStepError(
+            "the selection wants augmented views of the images (select.augmented), and there are none",
+            "Set recipe.lgr.views in vlltr.toml to 2 or more, then run: vlltr embed",
+        )
+    try:
+        return view_suffix(1, AugmentConfig.model_validate(info["augment"]))
+    except ValidationError as error:
+        raise WorkspaceError(
+            f"the newest commit is damaged: info.augment: {error.errors()[0]['msg']}",
+            "Note it again: vlltr embed",
+        ) from None
+
+
+def image_set(
+    snapshot: Snapshot,
+    split: str,
+    view: int = 0,
+    augment: AugmentConfig | None = None,
+    image_fp: str | None = None,
+) -> ImageSet:
+    """The stored vectors of the usable images of `split`, in one view; by the commit's encoder or that of `image_fp`.
+
+    Raises:
+        MissingStepError: If the split is empty, or not all of it has been embedded.
+    """
+    rows = usable_images(snapshot, split, [])
+    if not rows.num_rows:
+        raise MissingStepError(
+            f"there are no images in split {split!r}", f"Run: vlltr ingest images PATH --split {split}"
+        )
+    image_fp = image_fp or (snapshot.commit.image_fp if snapshot.commit is not None else None)
+    if not image_fp:
+        raise MissingStepError("no image has been embedded yet", "Run: vlltr embed")
+    ids: list[str] = rows["image_id"].to_pylist()
+    suffix = view_suffix(view, augment)
+    name = image_vectors_name(image_fp)
+    _, features = snapshot.store.vectors(name, "vector_key", [f"{i}:{suffix}" for i in ids])
+    return ImageSet(ids, torch.from_numpy(rows["class_id"].to_numpy().copy()).long(), features)
+
+
+def image_vectors_of(snapshot: Snapshot, image_ids: Sequence[str]) -> Tensor:
+    """Stored vectors of images in the plain view, float32 [N, D] unnormalised, in the order given.
+
+    Raises:
+        MissingStepError: If one of them has not been embedded.
+    """
+    if snapshot.commit is None or not snapshot.commit.image_fp:
+        raise MissingStepError("no image has been embedded yet", "Run: vlltr embed")
+    keys = [f"{i}:0" for i in image_ids]
+    return snapshot.store.vectors(image_vectors_name(snapshot.commit.image_fp), "vector_key", keys)[1]
+
+
+@dataclass(frozen=True, eq=False)
+class ClassStats:
+    """What is known of the training images of S classes.
+
+    Attributes:
+        class_ids: int64 [S], ascending.
+        counts: int64 [S], images.
+        sums: float64 [S, D], of their normalised vectors.
+    """
+
+    class_ids: Tensor
+    counts: Tensor
+    sums: Tensor
+
+
+def class_stats(snapshot: Snapshot, dim: int) -> ClassStats:
+    """The committed statistics of the classes in use, under the commit's image fingerprint; `dim` is their width."""
+    commit = snapshot.commit
+    rows = snapshot.table("class_stats") if commit is not None and snapshot.has("class_stats") else None
+    if rows is not None and commit is not None:
+        rows = rows.filter(pc.equal(rows["image_fp"], commit.image_fp or "")).sort_by("class_id")
+    if rows is None or not rows.num_rows:
+        none = torch.empty(0, dtype=torch.int64)
+        return ClassStats(none, none, torch.empty(0, dim, dtype=torch.float64))
+    sums = torch.from_numpy(rows["sum"].combine_chunks().flatten().to_numpy().copy()).view(rows.num_rows, -1)
+    ids, counts = (torch.from_numpy(rows[c].to_numpy().copy()).long() for c in ("class_id", "images"))
+    return ClassStats(ids, counts, sums)
+
+
+def stats_rows(features: Tensor, class_ids: Tensor, image_fp: str) -> pa.Table:
+    """Rows of `class_stats` for training images: features [N, D] unnormalised, class ids int64 [N]."""
+    owners, labels = torch.unique(class_ids, return_inverse=True)
+    counts, sums = class_sums(unit_rows(features), labels, len(owners))
+    schema = class_stats_schema(features.shape[1])
+    return pa.table(
+        {
+            "class_id": pa.array(owners.tolist(), pa.int32()),
+            "image_fp": [image_fp] * len(owners),
+            "images": pa.array(counts.tolist(), pa.int32()),
+            "sum": pa.FixedSizeListArray.from_arrays(
+                pa.array(sums.flatten().numpy()), type=schema.field("sum").type
+            ),
+        },
+        schema=schema,
+    )
+
+
+@dataclass(frozen=True)
+class LoadedBank:
+    """The anchors of a commit, and the sentence behind each."""
+
+    bank: AnchorBank
+    keys: Tensor  # int64 [A], in the bank's order
+    sentence_ids: list[str]
+    selection_id: str
+
+
+def load_bank(snapshot: Snapshot) -> LoadedBank:
+    """The anchors that a commit names, ordered by class and rank, with their stored vectors.
+
+    Raises:
+        MissingStepError: If no anchors have been selected, or their vectors are missing.
+    """
+    commit = snapshot.commit
+    anchors = snapshot.table("anchors")
+    if commit is None or not commit.text_fp or not commit.selection_id:
+        raise MissingStepError("no anchor sentences have been selected yet", "Run: vlltr select")
+    if not anchors.num_rows:  # no class has a sentence
+        none = torch.empty(0, dtype=torch.int64)
+        vectors = torch.empty(0, commit.info["dim"])
+        return LoadedBank(
+            AnchorBank(vectors, none.new_zeros(1), none, none, vectors[:, 0]), none, [], commit.selection_id
+        )
+    anchors = anchors.sort_by([("class_id", "ascending"), ("rank", "ascending")])
+    sentences = snapshot.table("sentences", columns=["sentence_id", "text_hash"])
+    hash_of = dict(zip(sentences["sentence_id"].to_pylist(), sentences["text_hash"].to_pylist(), strict=True))
+    sentence_ids: list[str] = anchors["sentence_id"].to_pylist()
+    _, vectors = snapshot.store.vectors(
+        sentence_vectors_name(commit.text_fp), "text_hash", [hash_of[s] for s in sentence_ids]
+    )
+    owner = torch.from_numpy(anchors["class_id"].to_numpy().copy()).long()
+    losses = anchor_losses(snapshot, sentence_ids)
+    bank = AnchorBank.build(vectors, owner, torch.unique(owner), losses)
+    keys = torch.from_numpy(anchors["anchor_key"].to_numpy().copy())
+    return LoadedBank(bank, keys, sentence_ids, commit.selection_id)
+
+
+def sentence_means(snapshot: Snapshot, class_ids: Tensor) -> Tensor:
+    """Mean of all normalised sentences of each class, float32 [C, D]; zeros for a class without one."""
+    commit = snapshot.commit
+    assert commit is not None
+    rows = snapshot.table("sentences", ["text_hash", "class_id"])
+    at = class_positions(class_ids, torch.from_numpy(rows["class_id"].to_numpy().copy()).long())
+    hashes, sums = rows["text_hash"], torch.zeros(len(class_ids), commit.info["dim"])
+    told = (at >= 0).nonzero()[:, 0]
+    for part in told.split(_SENTENCES_AT_ONCE) if len(told) else ():
+        wanted = hashes.take(pa.array(part.numpy())).to_pylist()
+        _, vectors = snapshot.store.vectors(sentence_vectors_name(commit.text_fp or ""), "text_hash", wanted)
+        sums.index_add_(0, at[part], unit_rows(vectors))
+    counts = torch.bincount(at[at >= 0], minlength=len(class_ids))
+    return sums / counts.clamp(min=1)[:, None]
+
+
+def anchor_losses(snapshot: Snapshot, sentence_ids: Sequence[str]) -> Tensor:
+    """L_lin of sentences, float32 [A]; zero where it is not known, as with anchors of an imported checkpoint."""
+    scores = snapshot.table("sentence_scores", ["sentence_id", "loss"])
+    at = pc.index_in(pa.array(sentence_ids, pa.string()), value_set=scores["sentence_id"].combine_chunks())
+    losses = pc.fill_null(scores["loss"].take(at), 0.0).to_numpy()
+    return torch.from_numpy(losses.astype("float32"))
+
+
+def run_folder(workspace: Workspace, key: str) -> Path:
+    """The folder where a run with this key keeps its resume state until it commits.
+
+    Raises:
+        WorkspaceError: If it cannot be made.
+    """
+    folder = workspace.path / "runs" / key
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(folder, error) from error
+    return folder
+
+
+def check_runs(workspace: Workspace) -> None:
+    """See whether a run can keep its state, before anything is read for it.
+
+    Raises:
+        WorkspaceError: If the folder of all runs cannot be written.
+    """
+    folder = workspace.path / "runs"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise write_error(folder, error) from error

@@ -1,0 +1,152 @@
+"""Vectors of sentences and images that have none yet, appended to the caches of their fingerprint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from torch import Tensor
+
+from vlltr_index.embedding.engines import Augment, Engine, ImageSource, LocalEngine
+from vlltr_index.embedding.loading import usable_images, view_suffix
+from vlltr_index.encoders.encoder import Encoder
+from vlltr_index.schemas.config import AugmentConfig
+from vlltr_index.schemas.tables import (
+    image_vectors,
+    image_vectors_name,
+    sentence_vectors,
+    sentence_vectors_name,
+)
+from vlltr_index.store.tables import one_of
+
+if TYPE_CHECKING:
+    from vlltr_index.schemas.records import Progress
+    from vlltr_index.store.snapshot import Snapshot
+    from vlltr_index.store.transaction import Transaction
+
+__all__ = ["all_embedded", "embed_images", "embed_sentences", "load_sources", "vector_table"]
+
+_TEXT_BATCH = 4096
+_PLAIN_BATCH, _VIEW_BATCH = 64, 256  # images; the random numbers of augmented views depend on theirs
+_FEW = 1000  # keys that are worth a condition instead of a scan
+
+
+def embed_sentences(
+    tx: Snapshot,
+    encoder: Encoder,
+    hashes: Sequence[str],
+    texts: Sequence[str],
+    progress: Progress | None = None,
+    engine: Engine | None = None,
+) -> tuple[int, int, int]:
+    """Embed the texts whose hash is not in the cache; returns (embedded, there before, cut to the context).
+
+    The vectors are computed by `engine`, by default in this process, and appended here.
+    """
+    name = sentence_vectors_name(encoder.text_fp)
+    tx.store.create(name, sentence_vectors(encoder.dim), "text_hash")
+    have = _have(tx, name, "text_hash", hashes)
+    todo = {h: t for h, t in zip(hashes, texts, strict=True) if h not in have}
+    keys, truncated, done = list(todo), 0, 0
+    parts = [keys[start : start + _TEXT_BATCH] for start in range(0, len(keys), _TEXT_BATCH)]
+    engine = engine or LocalEngine(encoder)
+    computed = engine.texts([todo[h] for h in part] for part in parts)
+    for part, (vectors, cut) in zip(parts, computed, strict=True):
+        truncated += cut
+        tx.store.append(name, vector_table({"text_hash": part}, vectors))
+        done += len(part)
+        if progress:
+            progress("embed sentences", done, len(keys))
+    return len(keys), len(set(hashes)) - len(keys), truncated
+
+
+def embed_images(
+    tx: Transaction,
+    encoder: Encoder,
+    split: str,
+    view: int = 0,
+    augment: Augment | None = None,
+    config: AugmentConfig | None = None,
+    progress: Progress | None = None,
+    only: Sequence[str] | None = None,
+    engine: Engine | None = None,
+) -> tuple[int, int, int]:
+    """Embed one view of the images of `split` that have no vector yet; returns (embedded, before, unreadable).
+
+    An image that could be read when it came in, and cannot now, is kept aside with its problem. With `only`, these
+    images alone are looked at. The vectors are computed by `engine`, by default in this process with `augment`.
+    """
+    name = image_vectors_name(encoder.image_fp)
+    tx.store.create(name, image_vectors(encoder.dim), "vector_key")
+    ids = list(only) if only is not None else usable_images(tx, split, [])["image_id"].to_pylist()
+    suffix = view_suffix(view, config)
+    have = _have(tx, name, "vector_key", [f"{i}:{suffix}" for i in ids])
+    todo = [i for i in ids if f"{i}:{suffix}" not in have]
+    done = failed = 0
+    label = f"embed {split} images" + (f", view {view}" if view else "")
+    engine = engine or LocalEngine(encoder, augment)
+    for result in engine.images(_source_batches(tx, todo, view), view):
+        if result.problems:
+            failed += len(result.problems)
+            _keep_aside(tx, result.problems)
+        if result.ids:
+            columns: dict[str, list[str] | list[int]] = {
+                "vector_key": [f"{i}:{suffix}" for i in result.ids],
+                "image_id": result.ids,
+                "view": [view] * len(result.ids),
+            }
+            tx.store.append(name, vector_table(columns, result.vectors))
+        done += len(result.ids)
+        if progress:
+            progress(label, done + failed, len(todo))
+    return done, len(ids) - len(todo), failed
+
+
+def all_embedded(snapshot: Snapshot, image_fp: str, image_ids: Sequence[str], suffix: str = "0") -> bool:
+    """Whether each image has a vector by the encoder `image_fp`; it takes no lock, so that a reader need not wait."""
+    name, keys = image_vectors_name(image_fp), [f"{i}:{suffix}" for i in image_ids]
+    return snapshot.store.exists(name) and _have(snapshot, name, "vector_key", keys).issuperset(keys)
+
+
+def _have(tx: Snapshot, name: str, column: str, keys: Sequence[str]) -> set[str]:
+    """Keys that are in a cache: of `keys` at least, where they are few those alone."""
+    if len(keys) > _FEW:
+        return tx.store.keys(name, column)
+    return set(tx.store.read(name, [column], one_of(column, keys))[column].to_pylist())
+
+
+def _keep_aside(tx: Transaction, problems: dict[str, str]) -> None:
+    """Note why images cannot be used."""
+    rows = tx.table("images", where=one_of("image_id", problems))
+    why = pa.array([problems[i] for i in rows["image_id"].to_pylist()], pa.string())
+    tx.upsert(
+        "images", rows.set_column(rows.column_names.index("problem"), rows.schema.field("problem"), why)
+    )
+
+
+def _source_batches(tx: Snapshot, ids: list[str], view: int) -> Iterator[list[ImageSource]]:
+    """Batches of images in `ids` order."""
+    size = _VIEW_BATCH if view else _PLAIN_BATCH
+    for start in range(0, len(ids), size):
+        yield load_sources(tx, ids[start : start + size])
+
+
+def load_sources(tx: Snapshot, ids: list[str]) -> list[ImageSource]:
+    """Each image of `ids` with its bytes, or else its path, in their order."""
+    names = ["image_id", "uri", "data"]
+    columns = tx.table("images", names, one_of("image_id", ids)).to_pydict()
+    found = {i: uri if data is None else data for i, uri, data in zip(*columns.values(), strict=True)}
+    return [(i, found[i]) for i in ids]
+
+
+def vector_table(columns: dict[str, list[str] | list[int]], vectors: Tensor) -> pa.Table:
+    """An Arrow table of `columns` and a fixed-size-list column `vector` from float32 [N, D], without a copy."""
+    flat = pa.array(np.ascontiguousarray(vectors.numpy()).reshape(-1))
+    arrays = {
+        name: pa.array(values, pa.int32() if values and isinstance(values[0], int) else pa.string())
+        for name, values in columns.items()
+    }
+    arrays["vector"] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+    return pa.table(arrays)

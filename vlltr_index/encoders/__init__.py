@@ -1,0 +1,1 @@
+"""open_clip's models, tokenizers and preprocessing, their weights, and the release's checkpoints."""

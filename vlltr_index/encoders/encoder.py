@@ -1,0 +1,356 @@
+"""An image tower, a text tower, tokenizer and preprocessing, as one thing that is saved and identified."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vlltr_index.encoders import openclip, sources
+from vlltr_index.encoders.sources import Precision
+from vlltr_index.encoders.tokenizing import Tokenizer, Tokens, WordTokenizer
+from vlltr_index.encoders.weights import revision, weights_digest
+from vlltr_index.errors import EncoderError, InputError
+from vlltr_index.schemas.fingerprint import digest_json, short
+from vlltr_index.tensors import NoDraws
+
+__all__ = ["Encoder", "Tokens"]
+
+_TOKENS_A_BATCH = 16_384
+
+
+class Encoder:
+    """Two towers of one open_clip model, with everything that has to travel with their weights.
+
+    Attributes:
+        model: The open_clip model, weights in float32.
+        tokenizer: Texts to token ids.
+        name: What the model is called.
+        dim: Width D of the features.
+        image_size: (height, width) in pixels.
+        mean: float32 [3] of the preprocessing.
+        std: float32 [3] of the preprocessing.
+        precision: "bf16" runs both towers under bfloat16 autocast; outputs are float32 all the same.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        config: dict[str, Any],
+        *,
+        name: str,
+        precision: Precision = "fp32",
+        device: str | torch.device | None = None,
+    ) -> None:
+        if precision not in {"fp32", "bf16"}:
+            raise EncoderError(f"precision is fp32 or bf16, got {precision!r}")
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = model.to(self.device).eval()
+        self.tokenizer = tokenizer
+        self.name = name
+        self.precision = precision
+        self._config = deepcopy(config)
+        pre = self._config["preprocess_cfg"]
+        self._transform = openclip.make_transform(pre)
+        height, width = pre["size"] if isinstance(pre["size"], list) else [pre["size"]] * 2
+        self.image_size: tuple[int, int] = height, width
+        self.mean = torch.tensor(pre["mean"], dtype=torch.float32)
+        self.std = torch.tensor(pre["std"], dtype=torch.float32)
+        self.dim = int(self._config["model_cfg"]["embed_dim"])
+        self._channels_last = openclip.prefer_channels_last(model)
+        self._trims = openclip.trims_exactly(model)
+        self._digests: dict[str, tuple[object, str]] = {}
+
+    @classmethod
+    def scratch(
+        cls,
+        model: str,
+        texts: Iterable[str] | None = None,
+        seed: int = 0,
+        *,
+        image_size: int | None = None,
+        resize: int | None = None,
+        precision: Precision = "fp32",
+        device: str | torch.device | None = None,
+    ) -> Encoder:
+        """Random weights drawn from `seed`; the caller's random state is left as it was.
+
+        Args:
+            model: A name that open_clip knows, or `vlltr-tiny`.
+            texts: What a word vocabulary is built from; only `vlltr-tiny` has one.
+            seed: Same seed and texts, same weights.
+            image_size: As for `load`, and so are `resize`, `precision` and `device`.
+
+        Raises:
+            EncoderError: If there is no such model, or it needs texts and got none.
+        """
+        config = sources.find_config(model)
+        text = config["model_cfg"]["text_cfg"]
+        tokenizer: Tokenizer
+        if config["tokenizer"] == "words":
+            tokenizer = WordTokenizer.build(texts or (), text["context_length"])
+            if not tokenizer.words:
+                raise EncoderError(
+                    f"{model} builds its vocabulary from the sentences, and there are none",
+                    "Run: vlltr ingest text PATH",
+                )
+            text["vocab_size"] = tokenizer.vocab_size
+        else:
+            tokenizer = openclip.make_tokenizer(config)
+        sources.set_image_size(config, image_size, resize)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # leaves the GPUs' alone
+            built = openclip.build_model(config["model_cfg"])
+        return cls(built, tokenizer, config, name=model, precision=precision, device=device)
+
+    @classmethod
+    def load(
+        cls,
+        model: str,
+        pretrained: str | None = None,
+        *,
+        image_size: int | None = None,
+        resize: int | None = None,
+        precision: Precision | None = None,
+        device: str | torch.device | None = None,
+    ) -> Encoder:
+        """Weights from open_clip's list, from a file or from a folder, with the preprocessing that belongs to them.
+
+        Weights are read as tensors only. Where it is known whether they were trained with QuickGELU, that decides,
+        whatever the name says.
+
+        Args:
+            model: A name that open_clip knows, a folder, `local-dir:FOLDER`, or `hf-hub:OWNER/NAME`.
+            pretrained: A tag, or a .safetensors, .pt, .pth, .bin or .ckpt file, or a folder.
+            image_size: Side in pixels; position embeddings are interpolated to it.
+            resize: Shorter side before the crop, instead of what belongs to the weights.
+            precision: Of the towers' arithmetic; default: as it was saved, else fp32.
+            device: Default: a GPU where there is one.
+
+        Raises:
+            EncoderError: If the weights cannot be had or do not fit the model, or what describes them is damaged.
+        """
+        try:
+            source = sources.read_source(model, pretrained)
+            config = source.config
+            vision, text = config["model_cfg"]["vision_cfg"], config["model_cfg"]["text_cfg"]
+            resized, stored = config.get("resized"), vision.get("image_size", 224)
+            tokenizer: Tokenizer
+            if config["tokenizer"] == "words":
+                tokenizer = WordTokenizer.open(
+                    Path(source.where).parent / "words.json", text["context_length"]
+                )
+            else:
+                tokenizer = openclip.make_tokenizer(config, source.folder)
+            sources.set_image_size(config, image_size, resize)
+            with NoDraws():  # every weight is loaded next, and drawing takes longer than that
+                built = openclip.build_model(config["model_cfg"])
+            if resized:
+                openclip.set_timm_size(built, stored)
+            openclip.load_state(built, source.state, source.where)
+            if image_size is not None:
+                openclip.set_timm_size(built, image_size)
+            precision = precision or source.precision
+            return cls(built, tokenizer, config, name=source.name, precision=precision, device=device)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            where = f"{model}:{pretrained}" if pretrained else model
+            raise EncoderError(
+                f"what describes the encoder {where} is damaged: {type(error).__name__}: {error}"
+            ) from error
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | Path,
+        *,
+        image_size: int | None = None,
+        device: str | torch.device | None = None,
+    ) -> Encoder:
+        """Read what `save` wrote, as `load` does."""
+        return cls.load("local-dir", str(folder), image_size=image_size, device=device)
+
+    def save(self, folder: str | Path) -> None:
+        """Write encoder.json, model.safetensors and, for a word vocabulary, words.json into `folder`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {n: v.detach().cpu().contiguous().clone() for n, v in self.model.state_dict().items()}
+        save_file(state, str(folder / "model.safetensors"))
+        facts = {"format": 1, "name": self.name, "precision": self.precision, "config": self._config}
+        (folder / "encoder.json").write_text(
+            json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+        )
+        if isinstance(self.tokenizer, WordTokenizer):
+            self.tokenizer.save(folder / "words.json")
+
+    def copy(self) -> Encoder:
+        """A second encoder with the same weights in its own memory, as a teacher needs it."""
+        return Encoder(
+            deepcopy(self.model),
+            self.tokenizer,
+            self._config,
+            name=self.name,
+            precision=self.precision,
+            device=self.device,
+        )
+
+    def learn_words(self, texts: Iterable[str], seed: int) -> int:
+        """Give the words of `texts` that a word vocabulary lacks a row each; returns how many there were.
+
+        The new rows are drawn from `seed` as a new model's are, so they mean nothing until stage 1 has trained them;
+        all others stay, and so do the features of texts without new words. Other tokenizers can spell every word: 0.
+        """
+        if not isinstance(self.tokenizer, WordTokenizer):
+            return 0
+        wider = self.tokenizer.extended(texts)
+        added = wider.vocab_size - self.tokenizer.vocab_size
+        if added:
+            openclip.insert_tokens(self.model, self.tokenizer.start_id, added, seed)
+            self.tokenizer = wider
+            self._config["model_cfg"]["text_cfg"]["vocab_size"] = wider.vocab_size
+        return added
+
+    def to(self, device: str | torch.device) -> Encoder:
+        """Move the weights; returns self."""
+        self.device = torch.device(device)
+        self.model.to(self.device)
+        return self
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Put both towers into training mode; returns self."""
+        self.model.train(mode)
+        return self
+
+    def eval(self) -> Encoder:
+        """Put both towers into evaluation mode; returns self."""
+        return self.train(False)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """A copy of the configuration: `model_cfg`, `preprocess_cfg` and `tokenizer`."""
+        return deepcopy(self._config)
+
+    @property
+    def logit_scale(self) -> float:
+        """The multiplier on cosines, 1/tau = exp(log-scale); `model.logit_scale` is the log, as a parameter."""
+        return float(self.model.logit_scale.detach().exp())  # type: ignore[operator]  # a Parameter, not a Module
+
+    @property
+    def text_fp(self) -> str:
+        """Names the text tower: architecture, weights, tokenizer, precision."""
+        return self._fingerprint("text")
+
+    @property
+    def image_fp(self) -> str:
+        """Names the image tower: architecture, weights, preprocessing, precision."""
+        return self._fingerprint("image")
+
+    def _fingerprint(self, tower: Literal["text", "image"]) -> str:
+        state = {
+            n: v
+            for n, v in self.model.state_dict().items()
+            if n.startswith("visual.") == (tower == "image") and n not in {"logit_scale", "logit_bias"}
+        }
+        now = revision(state.values())
+        if tower not in self._digests or self._digests[tower][0] != now:
+            drop = "vision_cfg" if tower == "text" else "text_cfg"
+            facts = {
+                "architecture": {k: v for k, v in self._config["model_cfg"].items() if k != drop},
+                "weights": weights_digest(state),
+                "precision": self.precision,
+                "input": self.tokenizer.identity() if tower == "text" else self._config["preprocess_cfg"],
+            }
+            self._digests[tower] = (now, short(digest_json(facts)))
+        return self._digests[tower][1]
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """One image, resized, cropped and normalised as the weights expect: float32 [3, H, W]."""
+        return self._transform(image)
+
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        """Token ids of N texts, trimmed to the longest; longer ones than the context are cut and counted."""
+        return self.tokenizer(texts)
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Image features float32 [B, D], unnormalised, with gradients.
+
+        Args:
+            pixels: Floating [B, 3, H, W] on the encoder's device, normalised by `mean` and `std`.
+
+        Raises:
+            InputError: If the shape does not fit.
+        """
+        if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
+            raise InputError(f"pixels must be floating [B, 3, H, W], got {pixels.dtype} {list(pixels.shape)}")
+        if self._channels_last:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        with self._arithmetic():
+            features: Tensor = self.model.encode_image(pixels, normalize=False)  # type: ignore[operator]  # nn.Module types its methods as Tensor
+        return features.float()
+
+    def encode_tokens(self, ids: Tensor) -> Tensor:
+        """Text features float32 [B, D], unnormalised, with gradients; the same whatever the padding.
+
+        Args:
+            ids: int64 [B, L] on the encoder's device, L at most the context length.
+
+        Raises:
+            InputError: If the shape, the dtype or the length does not fit.
+        """
+        length = self.tokenizer.context_length
+        if ids.ndim != 2 or ids.dtype != torch.int64 or not 1 <= ids.shape[1] <= length:
+            raise InputError(f"ids must be int64 [B, 1..{length}], got {ids.dtype} {list(ids.shape)}")
+        if not self._trims and ids.shape[1] < length:
+            ids = nn.functional.pad(ids, (0, length - ids.shape[1]), value=self.tokenizer.pad_id)
+        with self._arithmetic():
+            return openclip.encode_text(self.model, ids).float()
+
+    def encode_texts(
+        self, texts: Sequence[str] | Tokens, progress: Callable[[int, int], None] | None = None
+    ) -> Tensor:
+        """Text features float32 [N, D] on the CPU, unnormalised, without gradients, in the order of `texts`.
+
+        Texts of like length go through the tower together, each batch cut to its longest: same values, less
+        work.
+
+        Args:
+            texts: N texts, or what `tokenize` made of them.
+            progress: Called with what is done and the total after each batch.
+        """
+        tokens = texts if isinstance(texts, Tokens) else self.tokenize(texts)
+        result = torch.empty(len(tokens), self.dim)
+        lengths = tokens.lengths.clamp(max=self.tokenizer.context_length)
+        order = torch.argsort(lengths, stable=True)
+        done = 0
+        while done < len(order):
+            # The batch starts at its shortest text; what it is padded to is known only at its end.
+            step = max(1, _TOKENS_A_BATCH // max(1, int(lengths[order[done]])))
+            rows = order[done : done + step]
+            rows = rows[: max(1, _TOKENS_A_BATCH // max(1, int(lengths[rows[-1]])))]
+            width = int(lengths[rows[-1]]) if self._trims else tokens.ids.shape[1]
+            with torch.no_grad():
+                result[rows] = self.encode_tokens(tokens.ids[rows, :width].to(self.device)).cpu()
+            done += len(rows)
+            if progress:
+                progress(done, len(order))
+        return result
+
+    @contextmanager
+    def _arithmetic(self) -> Iterator[None]:
+        """Under bfloat16 where asked for; otherwise an ambient autocast stays, since training decides its own."""
+        with ExitStack() as stack:
+            if torch.is_inference_mode_enabled():
+                # Under inference mode and autocast torch copies an attention layer's weights once for every token.
+                stack.enter_context(torch.inference_mode(False))
+                stack.enter_context(torch.no_grad())
+            if self.precision == "bf16":
+                stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
+            yield

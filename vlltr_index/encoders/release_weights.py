@@ -1,0 +1,305 @@
+"""Checkpoints of the VL-LTR release in our terms: encoder, head, and the vectors of the sentences it chose.
+
+Stage 1 (`CVLP`) has OpenAI CLIP's names and shapes. Stage 2 (`LGR`) has the image tower under `visual`, the anchors
+`text_embeddings` [C, M, D] (padded with zeros), `logit_scale` (a logarithm), and under `text_block` the attention
+(`norm1q`, `norm1k`, `wq`, `wk`: one head, no bias) and the visual classifier (`visual_fc`: linear, ReLU, linear).
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from vlltr_index.encoders import openclip
+from vlltr_index.encoders.encoder import Encoder
+from vlltr_index.encoders.sources import Precision, preprocessing
+from vlltr_index.encoders.weights import OPENAI_MARKS, load_checkpoint
+from vlltr_index.errors import EncoderError, UsageError
+from vlltr_index.heads.lgr import LGRHead
+
+__all__ = [
+    "ReleaseCheckpoint",
+    "anchor_vectors",
+    "fusion_alpha",
+    "model_config",
+    "read_release",
+    "release_head",
+    "stage_one_encoder",
+    "stage_two_encoder",
+]
+
+_HEAD_WIDTH = 64
+_MEAN, _STD = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_HEAD_NAMES = {
+    "text_block.attn.norm1q.weight": "query_norm.weight",
+    "text_block.attn.norm1q.bias": "query_norm.bias",
+    "text_block.attn.norm1k.weight": "key_norm.weight",
+    "text_block.attn.norm1k.bias": "key_norm.bias",
+    "text_block.attn.wq.weight": "query_proj.weight",
+    "text_block.attn.wk.weight": "key_proj.weight",
+    "text_block.visual_fc.0.weight": "visual_head.0.weight",
+    "text_block.visual_fc.0.bias": "visual_head.0.bias",
+    "text_block.visual_fc.2.weight": "visual_head.2.weight",
+    "text_block.visual_fc.2.bias": "visual_head.2.bias",
+    "logit_scale": "log_logit_scale",
+}
+
+
+@dataclass(frozen=True)
+class ReleaseCheckpoint:
+    """A checkpoint of the release.
+
+    Attributes:
+        path: The file.
+        stage: 1 (both towers) or 2 (image tower, head and anchors).
+        state: Its weights by the release's names, in float32.
+        args: The training program's options, those that are plain values.
+        epoch: The epoch it was saved after, from 0; None where it does not say.
+    """
+
+    path: Path
+    stage: Literal[1, 2]
+    state: dict[str, Tensor]
+    args: dict[str, str | int | float | bool | None] = field(default_factory=dict)
+    epoch: int | None = None
+
+
+def read_release(path: Path, stage: int | None = None) -> ReleaseCheckpoint:
+    """Read a checkpoint: tensors, plain values and `argparse.Namespace`, nothing else; nothing in it is executed.
+
+    Args:
+        path: What the release's training program saved, or its weights alone.
+        stage: What it must be; default: whatever it is.
+
+    Raises:
+        EncoderError: If the file is missing or damaged, holds more than that, or is no checkpoint of the release.
+        UsageError: If it is one of the other stage.
+    """
+    value = load_checkpoint(path, [argparse.Namespace])
+    whole = value if isinstance(value, dict) else {}
+    weights = next((whole[k] for k in ("model", "state_dict") if isinstance(whole.get(k), dict)), whole)
+    state = {k: v for k, v in weights.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if state and all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    found = _stage(path, state)
+    if stage is not None and stage != found:
+        raise UsageError(
+            f"{path} is a checkpoint of stage {found}, not of stage {stage}",
+            f"Run: vlltr import release {path}",
+        )
+    floats = {k: v.float() if v.is_floating_point() else v for k, v in state.items() if k not in OPENAI_MARKS}
+    epoch = whole.get("epoch")
+    return ReleaseCheckpoint(
+        path, found, floats, _plain(whole.get("args")), epoch if isinstance(epoch, int) else None
+    )
+
+
+def _stage(path: Path, state: dict[str, Tensor]) -> Literal[1, 2]:
+    if "token_embedding.weight" in state and "visual.conv1.weight" in state:
+        return 1
+    if any(name.startswith("text_block.") for name in state) and "visual.conv1.weight" in state:
+        return 2
+    hint = (
+        "Expected what the release's training saves: checkpoint.pth of its pre-training or its fine-tuning."
+    )
+    if "fc.weight" in state and "visual.conv1.weight" in state:
+        hint = "It is the release's model without text: there is no head for it here."
+    shown = ", ".join(sorted(state)[:3]) or "no weights"
+    raise EncoderError(f"{path} is no checkpoint of the VL-LTR release: it holds {shown}", hint)
+
+
+def _plain(args: Any) -> dict[str, str | int | float | bool | None]:
+    values = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
+    return {str(k): v for k, v in values.items() if v is None or isinstance(v, str | int | float | bool)}
+
+
+def fusion_alpha(checkpoint: ReleaseCheckpoint) -> float | None:
+    """The weight of the visual branch that the release's evaluation has for the data set; None where unknown."""
+    data = checkpoint.args.get("data_set")
+    if not isinstance(data, str):
+        return None
+    return 0.7 if "INAT" in data else 0.2
+
+
+def model_config(state: dict[str, Tensor], where: str) -> dict[str, Any]:
+    """open_clip's `model_cfg` for weights with OpenAI's names, read from their shapes; with QuickGELU.
+
+    Args:
+        state: Weights of both towers.
+        where: What to call them in a message.
+
+    Raises:
+        EncoderError: If a weight is missing or of an impossible shape.
+    """
+    try:
+        width = state["ln_final.weight"].shape[0]
+        text = {
+            "context_length": state["positional_embedding"].shape[0],
+            "vocab_size": state["token_embedding.weight"].shape[0],
+            "width": width,
+            "heads": width // _HEAD_WIDTH,
+            "layers": _count(state, r"transformer\.resblocks\.(\d+)\."),
+        }
+        return {
+            "embed_dim": state["text_projection"].shape[1],
+            "quick_gelu": True,
+            "vision_cfg": _vision_config(state),
+            "text_cfg": text,
+        }
+    except (KeyError, IndexError) as error:
+        raise EncoderError(
+            f"{where} lacks weights of CLIP's towers, or one has another shape: {error}",
+            "Fetch or copy the file again.",
+        ) from None
+
+
+def _vision_config(state: dict[str, Tensor]) -> dict[str, Any]:
+    if "visual.attnpool.positional_embedding" in state:
+        grid = round((state["visual.attnpool.positional_embedding"].shape[0] - 1) ** 0.5)
+        return {
+            "image_size": 32 * grid,
+            "layers": [_count(state, rf"visual\.layer{n}\.(\d+)\.") for n in (1, 2, 3, 4)],
+            "width": state["visual.layer1.0.conv1.weight"].shape[0],
+            "patch_size": None,
+        }
+    patch = state["visual.conv1.weight"].shape[3]
+    grid = round((state["visual.positional_embedding"].shape[0] - 1) ** 0.5)
+    return {
+        "image_size": patch * grid,
+        "layers": _count(state, r"visual\.transformer\.resblocks\.(\d+)\."),
+        "width": state["visual.conv1.weight"].shape[0],
+        "patch_size": patch,
+    }
+
+
+def _count(state: dict[str, Tensor], pattern: str) -> int:
+    found = re.compile(pattern)
+    return len({m[1] for m in map(found.match, state) if m})
+
+
+def _preprocess(checkpoint: ReleaseCheckpoint, image_size: int) -> dict[str, Any]:
+    """The release's evaluation: bicubic to 256 / 224 of the size, the middle square, its own rounded mean and std."""
+    clip = checkpoint.args.get("clip_ms") is not False
+    mean, std = (_MEAN, _STD) if clip else (_IMAGENET_MEAN, _IMAGENET_STD)
+    own = preprocessing({"size": image_size, "mean": mean, "std": std})
+    return {**own, "resize": image_size * 256 // 224}
+
+
+def stage_one_encoder(checkpoint: ReleaseCheckpoint, precision: Precision = "fp32") -> Encoder:
+    """Both towers of a stage 1 checkpoint, with QuickGELU and the release's evaluation preprocessing.
+
+    Raises:
+        EncoderError: If its weights are not those of a CLIP ResNet or ViT, or it has another vocabulary than CLIP's.
+    """
+    where = str(checkpoint.path)
+    cfg = model_config(checkpoint.state, where)
+    config = {
+        "model_cfg": cfg,
+        "preprocess_cfg": _preprocess(checkpoint, cfg["vision_cfg"]["image_size"]),
+        "tokenizer": "open_clip",
+    }
+    tokenizer = openclip.make_tokenizer(config)
+    if cfg["text_cfg"]["vocab_size"] != tokenizer.vocab_size:
+        raise EncoderError(
+            f"{where} has {cfg['text_cfg']['vocab_size']:,} tokens, CLIP's tokenizer {tokenizer.vocab_size:,}",
+            "Only checkpoints that were trained from CLIP's weights can be imported.",
+        )
+    model = openclip.build_model(cfg)
+    openclip.load_state(model, checkpoint.state, where)
+    return Encoder(model, tokenizer, config, name=_architecture(cfg), precision=precision)
+
+
+def _architecture(cfg: dict[str, Any]) -> str:
+    """open_clip's name for a configuration, else one made from its sizes."""
+    known = openclip.known_as(cfg)
+    kind = "RN" if isinstance(cfg["vision_cfg"]["layers"], list) else "ViT"
+    return known or f"{kind} of width {cfg['vision_cfg']['width']}"
+
+
+def stage_two_encoder(checkpoint: ReleaseCheckpoint, base: Encoder) -> Encoder:
+    """`base` with the image tower of a stage 2 checkpoint; such checkpoints hold no text tower.
+
+    Raises:
+        EncoderError: If the image tower is of another architecture than `base`'s, or `base` lacks QuickGELU.
+    """
+    config = base.config
+    if not config["model_cfg"].get("quick_gelu"):
+        raise EncoderError(
+            f"the workspace's encoder {base.name} has plain GELU, the release's has QuickGELU",
+            "Import the checkpoint of stage 1 first: vlltr import release CHECKPOINT",
+        )
+    size = config["model_cfg"]["vision_cfg"].get("image_size", 224)
+    config["preprocess_cfg"] = _preprocess(checkpoint, int(size))
+    model = openclip.build_model(config["model_cfg"])
+    own = {k: v.cpu() for k, v in base.model.state_dict().items() if not k.startswith("visual.")}
+    visual = {k: v for k, v in checkpoint.state.items() if k.startswith("visual.")}
+    try:
+        openclip.load_state(model, {**own, **visual}, str(checkpoint.path))
+    except EncoderError as error:
+        raise EncoderError(
+            error.message,
+            f"Its image tower is not {base.name}'s, which the workspace has. Import the stage 1 checkpoint "
+            "that belongs to it first.",
+        ) from None
+    return Encoder(model, base.tokenizer, config, name=base.name, precision=base.precision)
+
+
+def release_head(checkpoint: ReleaseCheckpoint, rows: Tensor | None = None) -> LGRHead:
+    """The head of a stage 2 checkpoint, in eval mode: its logits are the release's.
+
+    Args:
+        checkpoint: Of stage 2.
+        rows: int64 [C], the release's class of each row wanted; default: as they are.
+
+    Raises:
+        EncoderError: If it is not the two-branch head of the paper, or shapes do not fit each other.
+    """
+    state = checkpoint.state
+    missing = [name for name in _HEAD_NAMES if name not in state]
+    if missing:
+        raise EncoderError(
+            f"{checkpoint.path} has no {missing[0]}: it is not the release's two-branch head with a scale",
+            "Heads of the paper's method can be imported: LGR_r50, LGR_vit16 and their variants.",
+        )
+    own = {ours: state[theirs] for theirs, ours in _HEAD_NAMES.items()}
+    own["log_logit_scale"] = own["log_logit_scale"].reshape(())
+    last = ("visual_head.2.weight", "visual_head.2.bias")
+    own |= {name: own[name][rows] for name in last if rows is not None}
+    head = LGRHead(len(own["query_norm.weight"]), len(own[last[0]]), visual="mlp", loss_bias=False)
+    try:
+        head.load_state_dict(own)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1:2] or [str(error)]
+        raise EncoderError(
+            f"the head in {checkpoint.path} has weights that do not fit each other: {first[0].strip()}",
+            "Fetch or copy the file again.",
+        ) from None
+    return head.eval()
+
+
+def anchor_vectors(checkpoint: ReleaseCheckpoint) -> list[Tensor]:
+    """The vectors of each class's sentences, float32 [M, D] unnormalised, by class number; padding is left out.
+
+    Raises:
+        EncoderError: If there are none, they are not finite, or a class has none.
+    """
+    table = checkpoint.state.get("text_embeddings")
+    if table is None or table.ndim != 3 or not bool(table.isfinite().all()):
+        raise EncoderError(
+            f"{checkpoint.path} holds no usable text_embeddings [classes, sentences, width]",
+            "Leave its anchors out; vlltr embed and vlltr select choose new ones.",
+        )
+    parts = [rows[rows.abs().amax(1) > 0] for rows in table]
+    empty = next((n for n, rows in enumerate(parts) if not len(rows)), None)
+    if empty is not None:
+        raise EncoderError(
+            f"{checkpoint.path}: class {empty} has no anchor: the checkpoint was made without its texts",
+            "Leave its anchors out; vlltr embed and vlltr select choose new ones.",
+        )
+    return parts

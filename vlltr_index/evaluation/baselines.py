@@ -1,0 +1,306 @@
+"""Rules that the method is compared with, on stored features: pure tensors in, tensors out.
+
+Features float [N, D] are unnormalised, labels int64 [N] in 0..C-1; weights have shape [C, D], biases [C]. Sources:
+cRT, tau-normalisation and LWS from Kang et al., "Decoupling Representation and Classifier for Long-Tailed
+Recognition", ICLR 2020; logit adjustment from Menon et al., ICLR 2021; KNN over sentences from Tian et al. 2022, Table
+4; Tip-Adapter from Zhang et al., "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification", ECCV 2022.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+
+from vlltr_index.errors import InputError, VlltrError
+from vlltr_index.heads.weighing import balanced_accuracy
+from vlltr_index.tensors import unit_rows, working_dtype
+from vlltr_index.train.losses import logit_adjusted_cross_entropy, sampler_prior
+from vlltr_index.train.sampling import epoch_batches, stream
+from vlltr_index.train.schedule import cosine_factor
+
+if TYPE_CHECKING:
+    from vlltr_index.schemas.records import Progress
+
+__all__ = [
+    "HeadTraining",
+    "TipCache",
+    "adjusted_logits",
+    "best_setting",
+    "cache_logits",
+    "choose_tip",
+    "class_means",
+    "cosine_logits",
+    "fc_head",
+    "first_of_each_class",
+    "hold_back",
+    "knn_sentence_logits",
+    "linear_logits",
+    "lws_scales",
+    "shrunk_discriminant",
+    "tau_normalised",
+    "tip_logits",
+]
+
+_BATCH = 512
+_Setting = TypeVar("_Setting")
+
+
+def linear_logits(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """features W^T + bias; [N, C]."""
+    dtype = working_dtype(features, weight)
+    logits = features.to(dtype) @ weight.to(dtype).T
+    return logits if bias is None else logits + bias.to(dtype)
+
+
+def cosine_logits(features: Tensor, weight: Tensor, scale: float = 1.0) -> Tensor:
+    """scale * cosine of each row of features with each row of weight; [N, C]."""
+    dtype = working_dtype(features, weight)
+    return scale * (unit_rows(features.to(dtype)) @ unit_rows(weight.to(dtype)).T)
+
+
+def adjusted_logits(logits: Tensor, class_counts: Tensor, sampler_power: float) -> Tensor:
+    """Logit adjustment after training: logits [N, C] less the log of the sampler's class prior.
+
+    Images were drawn by the weights n_c^-sampler_power, with n_c of `class_counts` int64 [C]; a class without any gets
+    minus infinity.
+    """
+    prior = sampler_prior(class_counts, sampler_power).to(logits.device)
+    return torch.where(prior > 0, logits - prior.log().to(logits.dtype), -torch.inf)
+
+
+def class_means(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Mean of each class's normalised features, scaled to length one again; [C, D].
+
+    Of images it is nearest class mean; of the sentences made from a class's prompts, zero-shot.
+
+    Raises:
+        InputError: If a class has no row.
+    """
+    counts = torch.bincount(labels, minlength=num_classes)
+    if bool((counts == 0).any()):
+        raise InputError(f"class {int((counts == 0).nonzero()[0])} has no row to take the mean of")
+    rows = unit_rows(features)
+    sums = torch.zeros(num_classes, rows.shape[1], dtype=rows.dtype, device=rows.device)
+    return unit_rows(sums.index_add(0, labels, rows) / counts[:, None])
+
+
+def shrunk_discriminant(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Linear discriminant with equal priors and the covariance (1 - r) S + r tr(S) / D I; weight and bias.
+
+    S is pooled within the classes, and r = D / (N - C + D). Every class has a row.
+    """
+    sums = torch.zeros(num_classes, features.shape[1], dtype=features.dtype).index_add(0, labels, features)
+    means = sums / torch.bincount(labels, minlength=num_classes)[:, None]
+    within, freedom, width = features - means[labels], len(labels) - num_classes, features.shape[1]
+    pooled = within.T @ within / max(freedom, 1)
+    r, level = width / (freedom + width), pooled.trace() / width
+    shrunk = (1 - r) * pooled + (r * level if level > 0 else 1.0) * torch.eye(width, dtype=features.dtype)
+    weight = torch.linalg.solve(shrunk, means.T).T
+    return weight, -(means * weight).sum(1) / 2
+
+
+def tau_normalised(weight: Tensor, tau: float) -> Tensor:
+    """w_i / |w_i|^tau of each row; a zero row stays zero. The bias is left out there."""
+    norms = weight.norm(dim=1, keepdim=True)
+    return torch.where(norms > 0, weight / norms.clamp(min=1e-30) ** tau, weight)
+
+
+@dataclass(frozen=True)
+class HeadTraining:
+    """The numbers of one run over stored features, of which an epoch draws about as many as there are."""
+
+    epochs: int = 10
+    batch_size: int = 256
+    lr: float = 1e-2  # the peak, of AdamW under a cosine; for features of root mean square one
+    weight_decay: float = 0.0
+    sampler_power: float = (
+        0.5  # 0 draws images uniformly, 0.5 is the square-root sampler, 1 draws classes uniformly
+    )
+    logit_adjustment: float = 0.0  # by the sampler's prior, in the loss; 0 is cross-entropy
+    seed: int = 0
+
+
+def fc_head(
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    training: HeadTraining,
+    progress: Progress | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A linear classifier trained from zero on frozen features: weight and bias; with `sampler_power` 1 it is cRT.
+
+    Features may be [V, N, D], with V views an image of which a step takes one.
+
+    Raises:
+        VlltrError: If the loss is not finite.
+    """
+    features = features.to(working_dtype(features))
+    rms = features.pow(2).mean().sqrt().clamp(min=1e-12)
+    weight = torch.zeros(num_classes, features.shape[-1], dtype=features.dtype, requires_grad=True)
+    bias = torch.zeros(num_classes, dtype=features.dtype, requires_grad=True)
+
+    def logits(rows: Tensor) -> Tensor:
+        return linear_logits(rows / rms, weight, bias)
+
+    _minimise([weight, bias], logits, features, labels, num_classes, training, "train linear head", progress)
+    return weight.detach() / rms, bias.detach()
+
+
+def lws_scales(
+    features: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    training: HeadTraining,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Learnable weight scaling: the factors f_i [C] of the logits f_i (w_i . x + b_i), from one; w and b stay.
+
+    Arguments and errors are those of `fc_head`; the paper's `sampler_power` is 1.
+    """
+    factors = torch.ones(len(weight), dtype=working_dtype(features), requires_grad=True)
+
+    def logits(rows: Tensor) -> Tensor:
+        return linear_logits(rows, weight, bias) * factors
+
+    features = features.to(factors.dtype)
+    _minimise([factors], logits, features, labels, len(weight), training, "train weight scaling", progress)
+    return factors.detach()
+
+
+def _minimise(
+    parameters: list[Tensor],
+    logits: Callable[[Tensor], Tensor],
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    training: HeadTraining,
+    name: str,
+    progress: Progress | None,
+) -> None:
+    """Minimise the (logit-adjusted) cross-entropy of `logits` [B, C] over leaves `parameters`, in place."""
+    views = features[None] if features.dim() == 2 else features
+    power = training.sampler_power
+    log_prior = sampler_prior(torch.bincount(labels, minlength=num_classes), power).log()
+    optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay)
+    for epoch in range(training.epochs):
+        batches = epoch_batches(labels, training.batch_size, power, stream(training.seed, epoch, name))
+        draw = stream(training.seed, epoch, name, "view")
+        chosen = torch.randint(len(views), batches.shape, generator=draw)
+        total = len(batches) * training.epochs
+        for step, (positions, view) in enumerate(zip(batches, chosen, strict=True), epoch * len(batches)):
+            for group in optimizer.param_groups:
+                group["lr"] = training.lr * cosine_factor(step, total, 0)
+            loss = logit_adjusted_cross_entropy(
+                logits(views[view, positions]), labels[positions], log_prior, training.logit_adjustment
+            )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            if progress:
+                progress(name, step + 1, total)
+        if not float(loss.detach()) < float("inf"):
+            raise VlltrError(
+                f"{name}: the loss is {float(loss.detach())} in epoch {epoch + 1}",
+                "Try lower learning rates: --set baselines.lrs=[1e-4]",
+            )
+
+
+def knn_sentence_logits(
+    features: Tensor, sentence_vectors: Tensor, sentence_labels: Tensor, num_classes: int, k: int
+) -> Tensor:
+    """Votes of the k nearest sentences (by cosine) of each image, of all classes' sentences; [N, C].
+
+    Classes with equal votes, none included, stand in the order of their nearest sentence: a vote counts one, and the
+    best cosine s of a class adds (1 + s) / 4; a class without a sentence gets minus infinity. Sentence vectors float
+    [N_t, D] are normalised here, their labels int64 [N_t] are classes.
+    """
+    parts = []
+    for part in features.split(_BATCH):
+        cosines = cosine_logits(part, sentence_vectors)
+        best = torch.full((len(part), num_classes), -torch.inf, dtype=cosines.dtype)
+        best = best.scatter_reduce(1, sentence_labels.expand(len(part), -1), cosines, "amax")
+        near = sentence_labels[cosines.topk(min(k, cosines.shape[1]), dim=1).indices]
+        votes = torch.zeros_like(best).scatter_add(1, near, torch.ones_like(near, dtype=best.dtype))
+        parts.append(votes + (1.0 + best) / 4.0)
+    return torch.cat(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class TipCache:
+    """Tip-Adapter's key-value cache and the text classifier it is added to; all vectors are used normalised."""
+
+    keys: Tensor  # float [K, D], features of the kept images
+    labels: Tensor  # int64 [K], their classes
+    prototypes: Tensor  # float [C, D], the text classifier
+    scale: float  # of the text cosines
+
+
+def first_of_each_class(labels: Tensor, limit: int) -> Tensor:
+    """Positions int64 [K], ascending, of the first `limit` images of each class.
+
+    Images are in the order of their ids, which are hashes: the first are as good as drawn.
+    """
+    order, rank, _ = _ranks(labels)
+    kept: Tensor = order[rank < limit].sort().values
+    return kept
+
+
+def cache_logits(features: Tensor, keys: Tensor, labels: Tensor, num_classes: int, beta: float) -> Tensor:
+    """exp(-beta (1 - f F^T)) L, the cache's part of Tip-Adapter, f and the keys F [K, D] normalised; [N, C]."""
+    parts = []
+    for part in features.split(_BATCH):
+        affinity = torch.exp(-beta * (1.0 - cosine_logits(part, keys)))
+        parts.append(affinity.new_zeros(len(part), num_classes).index_add(1, labels, affinity))
+    return torch.cat(parts)
+
+
+def tip_logits(features: Tensor, cache: TipCache, alpha: float, beta: float) -> Tensor:
+    """alpha exp(-beta (1 - f F^T)) L + scale f W^T, f, keys F and prototypes W normalised; [N, C]."""
+    kept = cache_logits(features, cache.keys, cache.labels, len(cache.prototypes), beta)
+    return alpha * kept + cosine_logits(features, cache.prototypes, cache.scale)
+
+
+def choose_tip(
+    features: Tensor, labels: Tensor, cache: TipCache, alphas: Sequence[float], betas: Sequence[float]
+) -> tuple[tuple[float, float], float]:
+    """`best_setting` over the pairs (alpha, beta), for images that are not in the cache; of equals the first beta."""
+    text = cosine_logits(features, cache.prototypes, cache.scale)
+
+    @lru_cache(maxsize=1)
+    def kept(beta: float) -> Tensor:
+        return cache_logits(features, cache.keys, cache.labels, len(cache.prototypes), beta)
+
+    pairs = [(alpha, beta) for beta in betas for alpha in alphas]
+    return best_setting(pairs, lambda pair: text + pair[0] * kept(pair[1]), labels)
+
+
+def best_setting(
+    settings: Sequence[_Setting], scores: Callable[[_Setting], Tensor], labels: Tensor
+) -> tuple[_Setting, float]:
+    """Setting with the best class-balanced top-1 accuracy of scores(setting) [N, C], the first of equals; and it."""
+    found = [balanced_accuracy(scores(setting), labels) for setting in settings]
+    return settings[found.index(max(found))], max(found)
+
+
+def hold_back(labels: Tensor, share: float) -> Tensor:
+    """Which images to keep out of a fit so that settings can be chosen on them, bool [N].
+
+    Of each class with two images or more the first round(share * n), and at least one; of the others none.
+    """
+    order, rank, counts = _ranks(labels)
+    given = (share * counts.double()).round().clamp(min=1).minimum(counts - 1.0)  # none of a single image
+    return torch.zeros(len(labels), dtype=torch.bool).index_put((order,), rank < given)
+
+
+def _ranks(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions [N] by class, each one's place within its class, and how many images its class has."""
+    order = labels.argsort(stable=True)
+    counts = torch.unique_consecutive(labels[order], return_counts=True)[1]
+    starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return order, torch.arange(len(labels)) - starts, counts.repeat_interleave(counts)

@@ -1,0 +1,73 @@
+"""The page: a report as one HTML document without scripts, links to other places, or anything to fetch.
+
+Charts are SVG elements that the template writes, not pictures from a plotting library: their colours are variables of
+the style sheet (light, dark), their text is text, and a chart takes a few kilobytes. Every value goes through the
+template's escaping, inside SVG too.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from vlltr_index.evaluation.charts import accuracy_chart, gain_chart, loss_chart, reliability_chart
+from vlltr_index.evaluation.drawing import Chart
+from vlltr_index.evaluation.records import Curves, Gains, Measured, Missing, Report
+from vlltr_index.wording import many
+
+__all__ = ["render"]
+
+_CARDS = {
+    "many": "many (100 or more training images)",
+    "medium": "medium (21 to 99)",
+    "few": "few (20 or fewer)",
+    "few5": "few5 (5 or fewer, part of few)",
+    "new": "new (added after training)",
+}
+
+
+def render(report: Report) -> str:
+    """The report as an HTML document."""
+    template = _environment().get_template("report.html")
+    measured = report.measured
+    rows = measured.evaluation.rows if isinstance(measured, Measured) else {}
+    return template.render(report=report, charts=_charts(report), method=next(iter(rows), ""), shots=_CARDS)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("vlltr_index.evaluation"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters["percent"] = lambda value: f"{100 * value:.1f}"
+    environment.filters["signed"] = lambda value: f"{round(100 * value, 1) + 0.0:+.1f}"
+    environment.filters["points"] = lambda value: f"{round(value, 3) + 0.0:+.3f}"
+    environment.filters["count"] = lambda value: f"{value:,}"
+    environment.filters["many"] = many
+    environment.tests["missing"] = lambda part: isinstance(part, Missing)
+    return environment
+
+
+def _charts(report: Report) -> dict[str, Any]:
+    """The charts of the parts that are there."""
+    charts: dict[str, Chart | list[Chart]] = {}
+    charts["losses"] = [loss_chart(curves) for curves in report.curves if isinstance(curves, Curves)]
+    measured = report.measured
+    if isinstance(measured, Measured):
+        rows, against = measured.evaluation.rows, measured.evaluation.against
+        drawn = [
+            *list(rows)[:3],
+            *([against] if against in rows else []),
+        ]  # the method, its branches, the other
+        charts["accuracy"] = accuracy_chart({name: rows[name] for name in dict.fromkeys(drawn)})
+        errors = measured.evaluation.calibration_error
+        charts["reliability"] = reliability_chart(measured.reliability, errors)
+        if isinstance(measured.gains, Gains):
+            charts["gain"] = gain_chart(measured.gains.groups, measured.gains.against)
+    return charts

@@ -1,0 +1,232 @@
+"""The language-guided recognition head (LGR): a visual classifier beside attention over anchor sentences.
+
+The release projects every anchor in every step. Anchors are frozen here, so the key side is folded into the
+query:
+with q' = g_k * (W_k^T W_q LayerNorm(I)) less its mean, q . k_m equals q' . E_m / sigma_m up to a constant
+over m, which the softmax drops. The key LayerNorm's bias is part of that constant: it has no effect and no
+gradient. Beside what the image asks for stands what is known of a sentence without any image: -beta L_lin, its loss in
+anchor selection. At beta = 1 that alone would weigh a sentence by how surely it names its class among the score images.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlltr_index.errors import InputError
+from vlltr_index.heads.anchor_bank import LAYER_NORM_EPS, AnchorBank
+from vlltr_index.heads.lgr_autograd import attend, attended_cosine
+from vlltr_index.tensors import check_matrix, full_precision, unit_rows, working_dtype
+
+__all__ = ["AnchorBank", "CosineClassifier", "KeyNorm", "LGRHead"]
+
+_ROWS_AT_ONCE = 512
+
+
+class KeyNorm(nn.Module):
+    """The affine part of the keys' LayerNorm: `weight` [D] is learned, `bias` [D] is a buffer of zeros."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.register_buffer("bias", torch.zeros(dim))
+
+
+class CosineClassifier(nn.Module):
+    """Cosines with one row a class: [B, D] -> [B, C]."""
+
+    def __init__(self, dim: int, classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(classes, dim) * dim**-0.5)
+
+    def forward(self, image_features: Tensor) -> Tensor:
+        """Cosine of each image [B, D] with each row [R, D]: [B, R]; inputs need not be normalised."""
+        return unit_rows(image_features) @ unit_rows(self.weight).T
+
+
+class LGRHead(nn.Module):
+    """Visual logits and text logits of images (VL-LTR, Eqs. 4-7; the bias by each anchor's loss is ours).
+
+    Parameters: `query_norm` (LayerNorm), `key_norm.weight`, `query_proj.weight` and `key_proj.weight` [D, D] (identity
+    at first, no bias), `visual_head`, `log_logit_scale` (the logarithm; frozen unless `learn_scale`), `log_beta`.
+
+    Args:
+        dim: Embedding width D.
+        num_visual_classes: Rows C_v of the visual classifier; may be 0.
+        visual: `linear`; `mlp`: linear to 4 D, ReLU, linear; `cosine`: scale times cosine with a row.
+        logit_scale: The multiplier of the cosine to start from, not its logarithm.
+        learn_scale: Whether the scale is learned.
+        normalise_values: Weigh each sentence as if its vector had length one; by default it weighs by its
+            norm.
+        detach_value_norm: Let no gradient flow through the length of the attended anchors, as the release
+            does on iNaturalist; values are the same.
+        loss_bias: Subtract beta times an anchor's loss from its attention logits; beta is learned, above 0, and 1 at
+            first. Without it beta is 0.
+
+    Raises:
+        InputError: An unknown kind of visual head, or sizes or scale out of range.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_visual_classes: int,
+        visual: Literal["linear", "mlp", "cosine"] = "linear",
+        logit_scale: float = 1 / 0.07,
+        learn_scale: bool = False,
+        normalise_values: bool = False,
+        detach_value_norm: bool = False,
+        loss_bias: bool = True,
+    ) -> None:
+        super().__init__()
+        if dim < 1 or num_visual_classes < 0:
+            raise InputError(
+                f"dim must be above 0 and num_visual_classes not negative, got {dim} and {num_visual_classes}"
+            )
+        if not (math.isfinite(logit_scale) and logit_scale > 0):
+            raise InputError(f"logit_scale is a multiplier above 0, got {logit_scale}")
+        self.dim, self.num_visual_classes, self.visual = dim, num_visual_classes, visual
+        self.normalise_values, self.detach_value_norm = normalise_values, detach_value_norm
+        self.query_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.key_norm = KeyNorm(dim)
+        self.query_proj = nn.Linear(dim, dim, bias=False)
+        self.key_proj = nn.Linear(dim, dim, bias=False)
+        nn.init.eye_(self.query_proj.weight)
+        nn.init.eye_(self.key_proj.weight)
+        self.visual_head = _visual_head(visual, dim, num_visual_classes)
+        self.log_logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale)), requires_grad=learn_scale)
+        self.log_beta = nn.Parameter(torch.zeros(())) if loss_bias else None
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """The multiplier of the cosine, a scalar."""
+        return self.log_logit_scale.exp()
+
+    @property
+    def beta(self) -> float:
+        """What an anchor's loss is multiplied by before it is taken off its attention logits."""
+        return 0.0 if self.log_beta is None else float(self.log_beta.detach().exp())
+
+    @torch.no_grad()
+    def clamp_scale_(self, maximum: float = 100.0) -> None:
+        """Keep the multiplier at or below `maximum`, in place; call it after each optimizer step."""
+        self.log_logit_scale.clamp_(max=math.log(maximum))
+
+    def forward(
+        self, image_features: Tensor, bank: AnchorBank, kept: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Both branches.
+
+        Args:
+            image_features: Float [B, D], unnormalised as the encoder gives them.
+            bank: The anchors of C classes.
+            kept: Bool [A], the anchors that take part, at least one of each class; default: all.
+
+        Returns:
+            Visual logits [B, C_v] and text logits [B, C], float32 at least.
+
+        Raises:
+            InputError: Widths do not fit.
+        """
+        return self.visual_logits(image_features), self.text_logits(image_features, bank, kept)
+
+    def visual_logits(self, image_features: Tensor) -> Tensor:
+        """Logits of the visual classifier, [B, C_v]; `image_features` float [B, D], unnormalised."""
+        features = self._features(image_features)
+        with full_precision(features.device):
+            logits: Tensor = self.visual_head(features)
+            return logits * self.logit_scale if self.visual == "cosine" else logits
+
+    def text_logits(self, image_features: Tensor, bank: AnchorBank, kept: Tensor | None = None) -> Tensor:
+        """scale * cos(I, G_c), G_c the attended anchors of class c, [B, C]; arguments as for `forward`."""
+        features = self._features(image_features, bank)
+        with full_precision(features.device):
+            query, image = self.query(features), unit_rows(features)
+            bias = self._bias(bank, kept)
+            parts = [
+                attended_cosine(q, i, bank, self.normalise_values, self.detach_value_norm, bias)
+                for q, i in zip(
+                    torch.split(query, _ROWS_AT_ONCE), torch.split(image, _ROWS_AT_ONCE), strict=True
+                )
+            ]
+            return self.logit_scale * (parts[0] if len(parts) == 1 else torch.cat(parts))
+
+    def query(self, image_features: Tensor) -> Tensor:
+        """q' [B, D]: anchor m's attention logit is q' . E_m / sigma_m - beta L_m, up to a constant over its class."""
+        features = self._features(image_features)
+        with full_precision(features.device):
+            normed = F.layer_norm(
+                features,
+                (self.dim,),
+                self._wide(self.query_norm.weight),
+                self._wide(self.query_norm.bias),
+                LAYER_NORM_EPS,
+            )
+            query = normed @ self._wide(self.query_proj.weight).T @ self._wide(self.key_proj.weight)
+            query = query * self._wide(self.key_norm.weight)
+            return (query - query.mean(1, keepdim=True)) / math.sqrt(self.dim)
+
+    def attention_for(self, image_features: Tensor, bank: AnchorBank) -> Tensor:
+        """Attention over the anchors, [B, A] in the bank's row order, one in sum a class; no gradient."""
+        with torch.no_grad():
+            return attend(self.query(self._features(image_features, bank)), bank, self._bias(bank))
+
+    def prototype_logits(self, image_features: Tensor, bank: AnchorBank) -> Tensor:
+        """scale * cos(I, mean anchor of the class), [B, C]: the text logits by what is known without the image.
+
+        Anchors are weighed by the softmax of -beta L_m, as attention weighs them where nothing in the image matters.
+        """
+        features = self._features(image_features, bank)
+        with full_precision(features.device):
+            prototypes = unit_rows(bank.prototypes(self.normalise_values, self.beta).to(features.dtype))
+            return self.logit_scale * (unit_rows(features) @ prototypes.T)
+
+    def _bias(self, bank: AnchorBank, kept: Tensor | None = None) -> Tensor | None:
+        """What is added to the attention logits, [A]: -beta L_m, and -inf where not `kept`; None for nothing."""
+        bias = None
+        if self.log_beta is not None:
+            beta = self._wide(self.log_beta).exp()
+            bias = -beta * bank.losses.to(beta.dtype)
+        if kept is None:
+            return bias
+        out = torch.full((), -math.inf, dtype=working_dtype(self.query_proj.weight), device=kept.device)
+        return torch.where(kept, torch.zeros_like(out) if bias is None else bias, out)
+
+    def _features(self, image_features: Tensor, bank: AnchorBank | None = None) -> Tensor:
+        """The features in the head's working dtype, after a look at their width."""
+        check_matrix("image_features", image_features, columns=self.dim)
+        if bank is not None and bank.dim != self.dim:
+            raise InputError(
+                f"the head is {self.dim} wide, the anchors {bank.dim}", "vlltr embed, then vlltr train lgr"
+            )
+        return image_features.to(working_dtype(self.query_proj.weight))
+
+    def _wide(self, value: Tensor) -> Tensor:
+        return value.to(working_dtype(value))
+
+
+def _visual_head(visual: str, dim: int, classes: int) -> nn.Module:
+    if visual == "linear":
+        return _linear(dim, classes)
+    if visual == "mlp":
+        return nn.Sequential(nn.Linear(dim, 4 * dim), nn.ReLU(), _linear(4 * dim, classes))
+    if visual == "cosine":
+        return CosineClassifier(dim, classes)
+    raise InputError(f"visual must be 'linear', 'mlp' or 'cosine', got {visual!r}")
+
+
+def _linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer that may have no output at all."""
+    if outputs:
+        return nn.Linear(inputs, outputs)
+    layer = nn.Linear(inputs, 1)
+    layer.out_features = 0
+    layer.weight, layer.bias = nn.Parameter(torch.empty(0, inputs)), nn.Parameter(torch.empty(0))
+    return layer

@@ -1,0 +1,242 @@
+"""The cosine between images and attended anchors, without projecting anchors and without building them up.
+
+With one query q' an image, attention over the anchors E_m of a class is softmax_m(q' . E_m / sigma_m + b_m), and
+with p_m = a_m w_m (w_m = 1, or 1 / |E_m| where values are normalised), s_m = E_m . I and R the class's Gram
+matrix
+
+    cos(I, G) = p . s / sqrt(p^T R p),    G = sum_m p_m E_m,    |I| = 1.
+
+One product of the stacked [q'; I] with E gives both attention and s. G itself (images x classes x width) is
+built only where p^T R p has lost its digits to cancellation. Layout: anchors first, images last, so that a
+block of classes is a contiguous view.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from vlltr_index.heads.anchor_bank import AnchorBank, Block
+from vlltr_index.tensors import full_precision
+
+__all__ = ["attend", "attended_cosine"]
+
+_CANCELLED = 1e-3
+"""Below this share of (sum p_m |E_m|)^2 the quadratic form is replaced by |G|^2."""
+
+
+class _Terms(NamedTuple):
+    """What cosine and gradient need of a block: [classes, images], `mixed` [classes, width, images]."""
+
+    dot: Tensor  # G . I
+    inverse: Tensor  # 1 / |G|, zero where G has cancelled to nothing
+    mixed: Tensor  # E_m . G
+
+
+def attended_cosine(
+    query: Tensor,
+    image: Tensor,
+    bank: AnchorBank,
+    normalise_values: bool = False,
+    detach_norm: bool = False,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Cosine between each image and its attended anchors of each class (VL-LTR, Eqs. 4-6).
+
+    Args:
+        query: Float [B, D], q' such that the attention logit of anchor m is q' . E_m / sigma_m.
+        image: Float [B, D], rows of length one, same dtype as `query`.
+        bank: The anchors, frozen.
+        normalise_values: Weigh every sentence as if its vector had length one.
+        detach_norm: Take |G| as a constant in the gradient.
+        bias: Float [A], added to the attention logits of each anchor, same dtype; -inf leaves an anchor out, but may
+            not stand for all of a class.
+
+    Returns:
+        [B, C]; zero, without gradient, where the attended anchors cancel to nothing.
+    """
+    with full_precision(query.device):
+        result: Tensor = _AttendedCosine.apply(  # type: ignore[no-untyped-call] # torch leaves it untyped
+            query, image, bias, bank, normalise_values, detach_norm
+        )
+        return result
+
+
+def attend(query: Tensor, bank: AnchorBank, bias: Tensor | None = None) -> Tensor:
+    """Attention of each image over the anchors of each class, [B, A], one in sum a class; no gradient.
+
+    Arguments are as for `attended_cosine`.
+    """
+    with torch.no_grad(), full_precision(query.device):
+        result = query.new_empty((query.shape[0], bank.vectors.shape[0]))
+        for block in bank.blocks:
+            products = bank.block_vectors(block, query.dtype) @ query.T
+            result[:, block.start : block.stop] = _softmax(products, bank, block, bias).T
+        return result
+
+
+class _AttendedCosine(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        image: Tensor,
+        bias: Tensor | None,
+        bank: AnchorBank,
+        normalise_values: bool,
+        detach_norm: bool,
+    ) -> Tensor:
+        images, learns = query.shape[0], any(ctx.needs_input_grad[:3])
+        ctx.bank, ctx.normalise_values, ctx.detach_norm = bank, normalise_values, detach_norm
+        if not learns and all(images < block.width for block in bank.blocks):
+            return _few_images(query, image, bank, normalise_values, bias)
+        stacked = torch.cat([query, image]).T.contiguous()
+        result = query.new_empty((images, bank.num_classes))
+        saved = []
+        for number, block in enumerate(bank.blocks):
+            products = bank.block_vectors(block, query.dtype) @ stacked
+            attention = _softmax(products[:, :images], bank, block, bias)
+            scores = products[:, images:].contiguous()
+            terms = _terms(attention, scores, image, bank, number, normalise_values)
+            result[:, block.first : block.last] = (terms.dot * terms.inverse).T
+            if learns:
+                saved += [attention, scores]
+        ctx.save_for_backward(image, *saved)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
+        bank: AnchorBank = ctx.bank
+        image, *saved = ctx.saved_tensors
+        with torch.no_grad(), full_precision(image.device):
+            totals = [torch.zeros_like(image) if needed else None for needed in ctx.needs_input_grad[:2]]
+            by_bias = (
+                bank.losses.new_empty(len(bank.losses), dtype=image.dtype)
+                if ctx.needs_input_grad[2]
+                else None
+            )
+            for number, block in enumerate(bank.blocks):
+                attention, scores = saved[2 * number : 2 * number + 2]
+                outer = grad[:, block.first : block.last].T
+                by_logit, by_image = _block_gradients(
+                    attention, scores, outer, image, bank, number, ctx.normalise_values, ctx.detach_norm
+                )
+                if by_bias is not None:
+                    by_bias[block.start : block.stop] = by_logit.sum(1)
+                vectors = bank.block_vectors(block, image.dtype)
+                by_query = by_logit.div_(bank.sigma[block.start : block.stop, None].to(image.dtype))
+                for total, part in zip(totals, (by_query, by_image), strict=True):
+                    if total is not None:
+                        total.addmm_(part.T, vectors)
+        return totals[0], totals[1], by_bias, None, None, None
+
+
+def _block_gradients(
+    attention: Tensor,
+    scores: Tensor,
+    outer: Tensor,
+    image: Tensor,
+    bank: AnchorBank,
+    number: int,
+    normalise_values: bool,
+    detach_norm: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients by the attention logits and by I . E_m, both [anchors, images]."""
+    block = bank.blocks[number]
+    terms = _terms(attention, scores, image, bank, number, normalise_values)
+    shares, weight = block.pad(attention), _value_weight(bank, block, normalise_values, attention.dtype)
+    slope = (outer * terms.inverse)[:, None]
+    if detach_norm:
+        by_shares = block.pad(scores) * slope
+    else:
+        pull = (terms.dot * terms.inverse.square())[:, None]
+        by_shares = block.pad(scores).addcmul(terms.mixed, pull, value=-1.0).mul_(slope)
+    if weight is not None:
+        by_shares *= block.pad(weight)
+    centre = (shares * by_shares).sum(1, keepdim=True)
+    by_logit = block.unpad((by_shares - centre).mul_(shares))
+    by_image = block.unpad(shares * slope)
+    return by_logit, by_image if weight is None else by_image * weight
+
+
+def _softmax(products: Tensor, bank: AnchorBank, block: Block, bias: Tensor | None) -> Tensor:
+    """Softmax within each class of q' . E_m / sigma_m + b_m, [anchors, images] to the same."""
+    logits = products / bank.sigma[block.start : block.stop, None].to(products.dtype)
+    if bias is not None:
+        logits += bias[block.start : block.stop, None]
+    return block.unpad(block.pad(logits, fill=float("-inf")).softmax(1))
+
+
+def _value_weight(
+    bank: AnchorBank, block: Block, normalise_values: bool, dtype: torch.dtype
+) -> Tensor | None:
+    """w of each anchor, [anchors, 1]; None stands for ones."""
+    if not normalise_values:
+        return None
+    return bank.norms[block.start : block.stop, None].to(dtype).clamp(min=1e-12).reciprocal()
+
+
+def _few_images(
+    query: Tensor, image: Tensor, bank: AnchorBank, normalise_values: bool, bias: Tensor | None
+) -> Tensor:
+    """The cosine [B, C] without gradient, by way of G: for few images it is small, and two passes over E do."""
+    result = query.new_empty((query.shape[0], bank.num_classes))
+    for block in bank.blocks:
+        vectors = bank.block_vectors(block, query.dtype)
+        weighted = _softmax((query @ vectors.T).T, bank, block, bias)
+        weight = _value_weight(bank, block, normalise_values, query.dtype)
+        if weight is not None:
+            weighted = weighted * weight
+        reach = block.pad(weighted * bank.norms[block.start : block.stop, None].to(query.dtype)).sum(1)
+        # Images before anchors: the other way round torch multiplies a hundred times slower.
+        attended = block.pad(weighted).mT.contiguous() @ block.pad(vectors)
+        length = torch.linalg.vector_norm(attended, dim=2)
+        floor = torch.finfo(query.dtype).eps * reach
+        cosine = (attended * image).sum(2) / length.clamp(min=torch.finfo(query.dtype).tiny)
+        result[:, block.first : block.last] = torch.where(length > floor, cosine, 0.0).T
+    return result
+
+
+def _terms(
+    attention: Tensor,
+    scores: Tensor,
+    image: Tensor,
+    bank: AnchorBank,
+    number: int,
+    normalise_values: bool,
+) -> _Terms:
+    """G . I, 1 / |G| and E_m . G of every image with every class of a block."""
+    block, dtype = bank.blocks[number], attention.dtype
+    weight = _value_weight(bank, block, normalise_values, dtype)
+    weighted = attention if weight is None else attention * weight
+    values = block.pad(weighted)
+    mixed = bank.gram(number, dtype) @ values
+    dot = (values * block.pad(scores)).sum(1)
+    square = (values * mixed).sum(1)
+    reach = block.pad(weighted * bank.norms[block.start : block.stop, None].to(dtype)).sum(1)
+    cancelled = square < _CANCELLED * reach.square()
+    if bool(cancelled.any()):
+        _direct(_Terms(dot, square, mixed), cancelled, values, image, bank, block)
+    floor = torch.finfo(dtype).eps * reach
+    inverse = torch.where(square > floor.square(), square.clamp(min=torch.finfo(dtype).tiny).rsqrt(), 0.0)
+    return _Terms(dot, inverse, mixed)
+
+
+def _direct(
+    terms: _Terms, cancelled: Tensor, values: Tensor, image: Tensor, bank: AnchorBank, block: Block
+) -> None:
+    """Overwrite the cancelled entries of dot, square (in the place of `inverse`) and mixed from G itself."""
+    for position in cancelled.any(1).nonzero()[:, 0].tolist():
+        which = cancelled[position].nonzero()[:, 0]
+        start, stop = bank.bounds[block.first + position], bank.bounds[block.first + position + 1]
+        vectors = bank.vectors[start:stop].to(values.dtype)
+        attended = values[position, : stop - start, which].T @ vectors
+        terms.dot[position, which] = (attended * image[which]).sum(1)
+        terms.inverse[position, which] = attended.square().sum(1)
+        terms.mixed[position, : stop - start, which] = vectors @ attended.T

@@ -1,0 +1,256 @@
+"""How much each part of an answer counts, fitted on images that did not train the parts: tensors in, values out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlltr_index.heads.fusion import Meeting, PartWeights
+
+__all__ = [
+    "TEMPERED",
+    "HeldOutScores",
+    "Newcomers",
+    "balanced_accuracy",
+    "fit_meeting",
+    "fit_temperature",
+    "fit_weights",
+    "image_weights",
+    "nll",
+    "usual_weights",
+]
+
+_PRIOR_SPREAD = 0.25  # of a part's weight, in units of the visual parts' together
+TEMPERED = 1 / 12  # of the generative model's log-likelihoods, which are about that much too sure
+_USUAL_TEXT = 0.15
+_STEPS = 60
+_LEAST = 0.02  # a smaller share than this is none
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOutScores:
+    """What the parts say of N images that trained none of them; a part that is not there is None.
+
+    Attributes:
+        labels: Int64 [N], positions among the C classes.
+        image: Float [N, C], logits of the visual classifier.
+        likelihoods: Float [N, C], of the generative model.
+        text: Float [N, C], text logits.
+        weights: Float64 [N], what each image counts; they sum to N.
+    """
+
+    labels: Tensor
+    image: Tensor | None
+    likelihoods: Tensor
+    text: Tensor | None
+    weights: Tensor
+
+
+def image_weights(labels: Tensor, counts: Tensor) -> Tensor:
+    """n^-1/2 of each image's class, float64 [N], scaled to sum to N; counts int64 [C] of training images."""
+    weights = counts[labels].double().clamp(min=1.0).rsqrt()
+    return weights * (len(labels) / weights.sum())
+
+
+def balanced_accuracy(scores: Tensor, labels: Tensor) -> float:
+    """Mean over the classes present of their top-1 accuracy; scores [N, C], labels int64 [N]."""
+    right = (scores.argmax(1) == labels).double()
+    counts = torch.bincount(labels, minlength=scores.shape[1]).double()
+    return float((right / counts[labels]).sum() / (counts > 0).sum())
+
+
+def nll(logits: Tensor, labels: Tensor, weights: Tensor) -> float:
+    """Weighted mean negative log-likelihood of softmax(logits) [N, C]."""
+    chosen = logits.double().log_softmax(1).gather(1, labels[:, None])[:, 0]
+    return float(-(weights * chosen).sum() / weights.sum())
+
+
+def fit_temperature(logits: Tensor, labels: Tensor, weights: Tensor) -> float:
+    """The factor that makes softmax(factor * logits) likeliest; 1 / temperature. 1 where they tell no class apart.
+
+    Args:
+        logits: Float [N, C].
+        labels: Int64 [N].
+        weights: Float64 [N], what each image counts.
+    """
+    spread = _spread(logits)
+    if spread == math.inf:
+        return 1.0
+    scaled = logits.double() / spread
+    return float(_fit([scaled], labels, weights, torch.ones(1), torch.zeros(1))[0]) / spread
+
+
+def fit_weights(held_out: HeldOutScores) -> PartWeights:
+    """How much each part counts: the most probable weights.
+
+    Each part is brought to the same spread over the classes. The prior has the visual parts alike, at their likeliest
+    common weight, and the text at 0, each with a quarter of the visual parts' sum as its standard deviation. A text of
+    less than 2 % of the whole is left out.
+    """
+    labels, weights = held_out.labels, held_out.weights
+    visual = [part for part in (held_out.image, held_out.likelihoods) if part is not None]
+    parts = visual if held_out.text is None else [*visual, held_out.text]
+    units = [_spread(part) for part in parts]
+    scaled = [part.double() / unit for part, unit in zip(parts, units, strict=True)]
+    common = fit_temperature(torch.stack(scaled[: len(visual)]).mean(0), labels, weights)
+    means = torch.zeros(len(parts))
+    means[: len(visual)] = common / len(visual)
+    precision = torch.full((len(parts),), (_PRIOR_SPREAD * max(common, 1e-6)) ** -2)
+    factors = _fit(scaled, labels, weights, means, precision)
+    generative, image, told = factors[len(visual) - 1] / units[len(visual) - 1], 0.0, 0.0
+    if held_out.image is not None:
+        image = float(factors[0]) / units[0]
+    if held_out.text is not None and float(factors[-1]) >= _LEAST * float(factors.sum()):
+        told = float(factors[-1]) / units[-1]
+    meeting = Meeting(fit_temperature(held_out.likelihoods, labels, weights), told)
+    return PartWeights(image, float(generative), told, meeting, meeting)
+
+
+def usual_weights(held_out: HeldOutScores) -> PartWeights:
+    """Weights where too few images were held out to fit any.
+
+    The generative model has its usual temperature of 12, the text 15 % of what both vary over the classes, the visual
+    classifier nothing.
+    """
+    told, visual = 0.0, TEMPERED * _spread(held_out.likelihoods)
+    if held_out.text is not None and visual < math.inf:
+        told = _USUAL_TEXT / (1.0 - _USUAL_TEXT) * visual / _spread(held_out.text)
+    meeting = Meeting(TEMPERED, told)
+    return PartWeights(0.0, TEMPERED, told, meeting, meeting)
+
+
+def _spread(part: Tensor) -> float:
+    """The mean over images of a part's standard deviation over classes; infinite for one that tells none apart."""
+    spread = float(part.double().std(1, unbiased=False).mean())
+    return spread if spread > 1e-9 else math.inf
+
+
+def _fit(parts: list[Tensor], labels: Tensor, weights: Tensor, means: Tensor, precision: Tensor) -> Tensor:
+    """The non-negative factors that maximise the weighted likelihood of softmax(sum of factor * part) and the prior.
+
+    The problem is convex: Newton's method, projected, with halved steps.
+    """
+    stacked = torch.stack([part - part.mean(1, keepdim=True) for part in parts])  # [P, N, C]
+    right = stacked.gather(2, labels.expand(len(parts), -1)[:, :, None])[:, :, 0]
+    # As if a tenth of an image more had been of any class: bounded where all are right.
+    right = right * (1.0 - 0.1 / (0.1 + len(labels)))
+    means, precision = means.double(), precision.double()
+
+    def loss(factors: Tensor) -> Tensor:
+        scores = torch.einsum("p,pnc->nc", factors, stacked)
+        likelihood = (weights * (scores.logsumexp(1) - factors @ right)).sum()
+        return likelihood + 0.5 * (precision * (factors - means).square()).sum()
+
+    factors = means.clamp(min=0.0)
+    value = loss(factors)
+    for _ in range(_STEPS):
+        chances = torch.einsum("p,pnc->nc", factors, stacked).softmax(1)
+        expected = (stacked * chances).sum(2)
+        gradient = ((expected - right) * weights).sum(1) + precision * (factors - means)
+        second = (stacked * (chances * weights[:, None])).flatten(1) @ stacked.flatten(1).T
+        second = second - (expected * weights) @ expected.T + precision.diag()
+        free = (factors > 0.0) | (gradient < 0.0)
+        ridge = 1e-9 * second.diagonal().mean().clamp(min=1e-30)
+        kept = second[free][:, free] + ridge * torch.eye(int(free.sum()), dtype=second.dtype)
+        step = torch.zeros_like(factors)
+        step[free] = torch.linalg.solve(kept, gradient[free])
+        length = 1.0
+        while length > 1e-6:
+            moved = (factors - length * step).clamp(min=0.0)
+            lower = loss(moved)
+            if bool(lower <= value):
+                break
+            length /= 2
+        else:
+            break
+        done = bool((moved - factors).abs().max() <= 1e-7 * (1.0 + factors.abs().max()))
+        factors, value = moved, lower
+        if done:
+            break
+    return factors
+
+
+@dataclass(frozen=True, eq=False)
+class Newcomers:
+    """What the parts say, some classes standing for ones that came later, known by so and so many images each.
+
+    The first C classes are the trained ones, the K others the newcomers.
+
+    Attributes:
+        likelihoods: Float [N, C + K], of held-out images of trained classes.
+        text: Float [N, C + K], their text logits.
+        new_likelihoods: Float [M, C + K], of images of the newcomers that they are not known by.
+        new_text: Float [M, C + K]; M may be 0.
+        new_labels: Int64 [M], their classes, C to C + K - 1.
+        trained: C.
+    """
+
+    likelihoods: Tensor
+    text: Tensor
+    new_likelihoods: Tensor
+    new_text: Tensor
+    new_labels: Tensor
+    trained: int
+
+
+def fit_meeting(
+    start: Meeting, designs: Sequence[Newcomers], weights: bool = True, offset: bool = True
+) -> Meeting:
+    """How later classes meet the trained ones: most probable, from classes that the encoder never saw.
+
+    An image of a newcomer has to be found among all classes, one of a trained class among the trained ones, whichever
+    of them. Newcomers weigh together what they are among all classes. The prior has the weights as they were, with what
+    both parts vary over the classes there as the standard deviation, and the offset at 0 with one of 1.
+
+    Args:
+        start: The weights without such classes.
+        designs: Ones without an image of a newcomer say nothing.
+        weights: Whether they are fitted; else they stay.
+        offset: Whether that is.
+    """
+    designs = [one for one in designs if len(one.new_labels)]
+    if not designs:
+        return start
+    spreads = [
+        _spread(torch.cat([getattr(one, name) for one in designs]))
+        for name in ("new_likelihoods", "new_text")
+    ]
+    before = torch.tensor([start.generative, start.text], dtype=torch.float64)
+    units = torch.tensor([0.0 if spread == math.inf else spread for spread in spreads], dtype=torch.float64)
+    whole = float(before @ units)
+    if not whole:
+        return start
+    usual, factors = before * units / whole, torch.where(units > 0, whole / units, 0.0)
+    # A root of 0 would stay there.
+    roots = (usual.clamp(min=0.1) if weights else usual).sqrt().requires_grad_(weights)
+    shift = torch.zeros((), dtype=torch.float64, requires_grad=offset)
+    fitted = [value for value in (roots, shift) if value.requires_grad]
+    search = torch.optim.LBFGS(fitted, max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        search.zero_grad()
+        generative, text = roots.square() * factors
+        value = 0.5 * (roots.square() - usual).square().sum() + 0.5 * shift.square()
+        for one in designs:
+            value = value + _meeting_loss(one, generative, text, shift)
+        value.backward()
+        return value
+
+    search.step(loss)
+    generative, text = (roots.detach().square() * factors).tolist()
+    return Meeting(generative, text, float(shift.detach()))
+
+
+def _meeting_loss(one: Newcomers, generative: Tensor, text: Tensor, offset: Tensor) -> Tensor:
+    """Negative log-likelihood of a design, an image of a newcomer weighing one."""
+    first, classes = one.trained, one.likelihoods.shape[1]
+    shift = offset * (torch.arange(classes) >= first)
+    old = generative * one.likelihoods.double() + text * one.text.double()
+    new = generative * one.new_likelihoods.double() + text * one.new_text.double() + shift
+    missed = (old + shift).logsumexp(1) - old[:, :first].logsumexp(1)
+    found = new.logsumexp(1) - new.gather(1, one.new_labels[:, None])[:, 0]
+    return found.sum() + missed.mean() * len(found) * first / (classes - first)

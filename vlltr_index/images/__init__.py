@@ -1,1 +1,0 @@
-"""Image sources to records: readers, decoding, quarantine."""

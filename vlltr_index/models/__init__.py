@@ -1,1 +1,0 @@
-"""Small encoder configurations of our own, registered with open_clip."""

@@ -1,0 +1,1 @@
+"""What each command runs: one function a command, one commit."""

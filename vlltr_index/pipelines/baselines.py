@@ -1,0 +1,596 @@
+"""Baselines over a workspace: how `vlltr train baseline` makes them, and the scores that `vlltr evaluate` shows.
+
+What can be chosen is chosen on split val, or on held-back training images where there is none; never on test.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vlltr_index.embedding.loading import class_positions, image_set, open_encoder, usable_images
+from vlltr_index.embedding.vectors import all_embedded, embed_images, embed_sentences
+from vlltr_index.encoders.encoder import Encoder
+from vlltr_index.errors import FingerprintMismatch, MissingStepError, UsageError, WorkspaceError
+from vlltr_index.evaluation import baselines as rules
+from vlltr_index.pipelines.runs import training_run
+from vlltr_index.pipelines.training import (
+    TrainReport,
+    log_folder,
+    read_visual,
+    run_key,
+    save_stage,
+    stage_report,
+    starting_encoder,
+)
+from vlltr_index.schemas.records import BASELINES
+from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
+from vlltr_index.train.baseline import train_image_only
+from vlltr_index.train.data import TrainImages
+
+if TYPE_CHECKING:
+    from vlltr_index.schemas.config import BaselineConfig, BaselinesConfig
+    from vlltr_index.schemas.records import Progress
+    from vlltr_index.store.snapshot import Snapshot
+    from vlltr_index.store.transaction import Transaction
+    from vlltr_index.store.workspace import Workspace
+
+__all__ = [
+    "ADJUSTED",
+    "FC",
+    "BaselineRow",
+    "Sentences",
+    "baseline_labels",
+    "fc_checkpoint",
+    "score_baselines",
+    "sentences_of",
+    "train_baseline",
+    "train_baseline_stage",
+]
+
+FC = "image-only"
+ADJUSTED = "image-only + logit adjustment"
+"""The strongest image-only row: what the method is compared with unless another row is named."""
+
+Rule = Literal["linear", "cosine", "knn", "tip"]
+Tower = Literal["fc", "own", "start"]
+_TRAIN_FC = "vlltr train baseline fc"
+_PLAIN = ("label", "rule", "tower", "checkpoint", "image_fp", "settings", "probabilities", "note")
+_Setting = TypeVar("_Setting")
+_Model = TypeVar("_Model")
+
+
+@dataclass(frozen=True, eq=False)
+class BaselineRow:
+    """One row of the table: a rule over the features of one visual tower.
+
+    The rule `linear` needs the tensors weight and bias; `cosine` weight and the setting `scale`; `tip` keys,
+    key_labels, prototypes and `scale`, `alpha`, `beta`; `knn` the commit's sentences and `k`, `text_fp`.
+    """
+
+    label: str
+    rule: Rule
+    tower: Tower  # the fc baseline's, the workspace's own, or the one the recipe starts from
+    checkpoint: str | None  # of the encoder; None where it is the recipe's pretrained start
+    image_fp: str | None  # of the encoder; None where it has not been looked up
+    class_ids: Tensor  # int64 [C], ascending
+    tensors: dict[str, Tensor]  # float32 but for labels
+    settings: dict[str, Any]  # numbers the rule needs, what was chosen, and on what
+    probabilities: bool = True  # whether softmax of its scores is meant as one
+    note: str = ""  # what a reader must know of it
+
+    def scores(self, features: Tensor, snapshot: Snapshot) -> Tensor:
+        """Scores [N, C] of features [N, D], unnormalised, of the row's tower."""
+        t, numbers = self.tensors, self.settings
+        if self.rule == "linear":
+            return rules.linear_logits(features, t["weight"], t["bias"])
+        if self.rule == "cosine":
+            return rules.cosine_logits(features, t["weight"], numbers["scale"])
+        if self.rule == "tip":
+            cache = rules.TipCache(t["keys"], t["key_labels"], t["prototypes"], numbers["scale"])
+            return rules.tip_logits(features, cache, numbers["alpha"], numbers["beta"])
+        sentences = sentences_of(snapshot, self.class_ids)
+        name = sentence_vectors_name(numbers["text_fp"])
+        _, vectors = snapshot.store.vectors(name, "text_hash", sentences.hashes)
+        return rules.knn_sentence_logits(
+            features, vectors, sentences.labels, len(self.class_ids), numbers["k"]
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Sentences:
+    """Sentences of some classes: labels int64 [N_t] are positions in `class_ids` int64 [C]."""
+
+    class_ids: Tensor
+    labels: Tensor
+    hashes: list[str]
+    texts: list[str]
+    prompts: Tensor  # bool [N_t], made from the class name
+
+
+def sentences_of(snapshot: Snapshot, class_ids: Tensor | None = None) -> Sentences:
+    """The commit's sentences of `class_ids`, default: of every class that has one, ordered by sentence_id.
+
+    Raises:
+        MissingStepError: If there is none.
+    """
+    rows = snapshot.table("sentences", ["sentence_id", "class_id", "text_hash", "text", "source"])
+    rows = rows.sort_by("sentence_id")
+    owner = torch.from_numpy(rows["class_id"].to_numpy().copy()).long()
+    if class_ids is None:
+        active = torch.tensor(snapshot.class_table().ids, dtype=torch.int64)
+        class_ids = torch.unique(owner[torch.isin(owner, active)])
+    positions = class_positions(class_ids, owner)
+    kept = (positions >= 0).nonzero()[:, 0]
+    if not len(kept):
+        raise MissingStepError("there are no sentences", "Run: vlltr ingest text PATH")
+    rows = rows.take(kept.numpy())
+    prompts = torch.tensor([s == "prompt" for s in rows["source"].to_pylist()])
+    return Sentences(
+        class_ids, positions[kept], rows["text_hash"].to_pylist(), rows["text"].to_pylist(), prompts
+    )
+
+
+def train_baseline_stage(
+    workspace: Workspace,
+    config: BaselineConfig,
+    progress: Progress | None = None,
+    resume: bool = True,
+) -> TrainReport:
+    """The image-only baseline: the same visual tower from the same start, a linear layer, cross-entropy.
+
+    An interrupted run of the same settings goes on with `resume`, with as many processes or others.
+
+    Raises:
+        MissingStepError: If there are no training images.
+        WorkspaceError: If the training images changed meanwhile.
+        ConfigError: If the batch cannot be shared out among the processes.
+    """
+    recipe = workspace.recipe
+    with training_run(
+        workspace,
+        "train baseline fc",
+        config.batch_size,
+        resume,
+        lambda _, data: run_key("baseline-fc", recipe, config, data),
+        with_texts=False,
+    ) as run:
+        encoder = starting_encoder(recipe, [["a"]], config.seed)
+        images = TrainImages(
+            run.data.sources, run.data.labels, encoder, config.augment, workers=config.workers
+        )
+        stage = train_image_only(
+            encoder, images, config, run_dir=run.folder, log_dir=log_folder(workspace), progress=progress
+        )
+        facts = {"config": config.model_dump(mode="json"), "kind": "baseline-fc"}
+
+        def keep(tx: Transaction) -> str:
+            digest = workspace.put_object("checkpoints", lambda at: save_stage(stage, run.data, facts, at))
+            tx.note(baseline_fc=digest)
+            return digest
+
+        digest = run.commit(keep)
+    return stage_report("baseline fc", digest, run.data, config.epochs, run.resumed, stage)
+
+
+def train_baseline(
+    workspace: Workspace, name: str, config: BaselinesConfig, progress: Progress | None = None
+) -> list[BaselineRow]:
+    """Make one of `BASELINES` from stored vectors, and commit its rows under its name; others may write meanwhile.
+
+    Raises:
+        UsageError: If there is no such baseline.
+        MissingStepError: If a step before has not been run; the hint names it.
+    """
+    if name not in _FITS:
+        raise UsageError(f"no baseline {name!r}", f"There are: fc, {', '.join(BASELINES)}.")
+    rows = _FITS[name](_Making(workspace, workspace.snapshot(), config, progress))
+    with workspace.transaction(f"train baseline {name}") as tx:
+        there = tx.commit.info.get("baselines", {}) if tx.commit is not None else {}
+        digest = workspace.put_object("heads", lambda path: _save(rows, path))
+        tx.note(baselines={**there, name: digest})
+    return rows
+
+
+def _save(rows: list[BaselineRow], folder: Path) -> None:
+    """Write `baseline.json` and `baseline.safetensors` into `folder`."""
+    tensors = {
+        f"{number}.{name}": value.clone(memory_format=torch.contiguous_format)
+        for number, row in enumerate(rows)
+        for name, value in {**row.tensors, "class_ids": row.class_ids}.items()
+    }
+    save_file(tensors, folder / "baseline.safetensors")
+    record = {"format": 1, "rows": [{name: getattr(row, name) for name in _PLAIN} for row in rows]}
+    text = json.dumps(record, indent=2, sort_keys=True) + "\n"
+    (folder / "baseline.json").write_text(text, encoding="utf-8")
+
+
+def _load(workspace: Workspace, name: str, digest: str) -> list[BaselineRow]:
+    """Read the rows of a committed baseline, whose files must be those that were written."""
+    try:
+        folder = workspace.whole_object("heads", digest)
+    except WorkspaceError as error:
+        raise type(error)(error.message, f"Make it again: vlltr train baseline {name}") from None
+    tensors, rows = load_file(folder / "baseline.safetensors"), []
+    record = json.loads((folder / "baseline.json").read_text(encoding="utf-8"))
+    for number, facts in enumerate(record["rows"]):
+        prefix = f"{number}."
+        own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        rows.append(BaselineRow(class_ids=own.pop("class_ids"), tensors=own, **facts))
+    return rows
+
+
+def fc_checkpoint(workspace: Workspace, snapshot: Snapshot) -> Path:
+    """The folder of the fc baseline's tower and classifier.
+
+    Raises:
+        MissingStepError: If it was not trained, or is gone.
+    """
+    digest = snapshot.commit.info.get("baseline_fc") if snapshot.commit is not None else None
+    if not digest:
+        raise MissingStepError("the image-only baseline has not been trained yet", f"Run: {_TRAIN_FC}")
+    try:
+        return workspace.object_path("checkpoints", digest)
+    except MissingStepError as error:
+        raise MissingStepError(error.message, f"Run: {_TRAIN_FC}") from None
+
+
+def _fc_config(folder: Path) -> dict[str, Any]:
+    """The settings that the fc baseline was trained by; two of them are wanted as numbers."""
+    path = folder / "train.json"
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["config"]
+        for name in ("logit_adjustment", "sampler_power"):
+            float(config[name])
+        return config
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise WorkspaceError(
+            f"{path} is damaged: {type(error).__name__}: {error}", f"Make it again: {_TRAIN_FC}"
+        ) from None
+
+
+def _rows(workspace: Workspace, snapshot: Snapshot) -> Iterator[tuple[str, BaselineRow]]:
+    """Name and row of each committed baseline, in the order of the table."""
+    info = snapshot.commit.info if snapshot.commit is not None else {}
+    if info.get("baseline_fc"):
+        folder = fc_checkpoint(workspace, snapshot)
+        config, visual = _fc_config(folder), read_visual(folder, _TRAIN_FC)
+        tensors = {"weight": visual["weight"], "bias": visual["bias"]}
+        row = BaselineRow(FC, "linear", "fc", info["baseline_fc"], None, visual["class_ids"], tensors, {})
+        yield "fc", row
+        if config["logit_adjustment"] == 0:
+            bias = rules.adjusted_logits(visual["bias"], visual["counts"], config["sampler_power"])
+            yield "fc", replace(row, label=ADJUSTED, tensors={**tensors, "bias": bias})
+    there = info.get("baselines", {})
+    for name in BASELINES:
+        if name in there:
+            yield from ((name, row) for row in _load(workspace, name, there[name]))
+
+
+def baseline_labels(workspace: Workspace, snapshot: Snapshot) -> list[str]:
+    """Names of the rows that `score_baselines` gives, in its order.
+
+    Raises:
+        MissingStepError: If a baseline's files are gone.
+        WorkspaceError: If they are damaged.
+    """
+    return [row.label for _, row in _rows(workspace, snapshot)]
+
+
+def score_baselines(
+    workspace: Workspace,
+    snapshot: Snapshot,
+    split: str,
+    image_ids: list[str],
+    progress: Progress | None = None,
+) -> Iterator[tuple[BaselineRow, Tensor]]:
+    """Each baseline of the commit, and its scores float [N, C] of images of `split`, in the order of `image_ids`.
+
+    The image-only baseline stands there as trained, and (where it was trained without) with logit adjustment after
+    training. Images that lack vectors are embedded (resumable), with `progress`.
+
+    Raises:
+        MissingStepError: If a baseline's files are gone.
+        WorkspaceError: If they are damaged.
+        FingerprintMismatch: If the encoder a baseline was made with is not there any more.
+    """
+    known: dict[tuple[str | None, str | None], Tensor] = {}  # of the last row's tower
+    for name, row in _rows(workspace, snapshot):
+        tower = row.checkpoint, row.image_fp
+        if tower not in known:
+            image_fp = row.image_fp
+            if image_fp is None or not all_embedded(snapshot, image_fp, image_ids):
+                encoder = _encoder_of(workspace, row, name)
+                image_fp = encoder.image_fp
+                _embed(workspace, encoder, split, image_ids, progress)
+            keys = [f"{i}:0" for i in image_ids]
+            known = {tower: workspace.store.vectors(image_vectors_name(image_fp), "vector_key", keys)[1]}
+        note = "; ".join(filter(None, (row.note, _age(row, snapshot, name))))
+        yield replace(row, note=note), row.scores(known[tower], snapshot)
+
+
+def _encoder_of(workspace: Workspace, row: BaselineRow, name: str) -> Encoder:
+    """The encoder that a row was made with."""
+    if row.checkpoint is not None:
+        encoder = Encoder.open(workspace.object_path("checkpoints", row.checkpoint))
+    else:
+        encoder = starting_encoder(workspace.recipe, None, 0)
+    if row.image_fp not in (None, encoder.image_fp):
+        raise FingerprintMismatch(
+            f"baseline {name!r} was made with encoder {row.image_fp}, the one that loads now is {encoder.image_fp}",
+            f"Make it again: vlltr train baseline {name}",
+        )
+    return encoder
+
+
+def _embed(
+    workspace: Workspace, encoder: Encoder, split: str, image_ids: list[str], progress: Progress | None
+) -> None:
+    """Embed the images that have no vector yet; a commit is made only where some turn out to be unreadable."""
+    if not all_embedded(workspace.snapshot(), encoder.image_fp, image_ids):
+        with workspace.transaction("embed for a baseline") as tx:
+            embed_images(tx, encoder.eval(), split, progress=progress)
+
+
+def _age(row: BaselineRow, snapshot: Snapshot, name: str) -> str:
+    """Says so where the tower the row was made with is not the commit's any more."""
+    if row.tower == "start" or snapshot.commit is None:
+        return ""
+    now = snapshot.commit.info.get("baseline_fc") if row.tower == "fc" else snapshot.commit.checkpoint
+    return "" if now == row.checkpoint else f"made with an earlier tower: vlltr train baseline {name}"
+
+
+@dataclass(frozen=True)
+class _Making:
+    """What every fit is given."""
+
+    workspace: Workspace
+    snapshot: Snapshot
+    config: BaselinesConfig
+    progress: Progress | None
+
+    def split(self, encoder: Encoder, split: str, class_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [N, D], embedded where they lack, and labels of the images of `class_ids` in a split."""
+        ids = usable_images(self.workspace.snapshot(), split, [])["image_id"].to_pylist()
+        _embed(self.workspace, encoder, split, ids, self.progress)
+        found = image_set(self.workspace.snapshot(), split, image_fp=encoder.image_fp)  # what could be read
+        labels = class_positions(class_ids, found.class_ids)
+        return found.features[labels >= 0], labels[labels >= 0]
+
+    def trained_classes(self) -> Tensor:
+        """The classes with training images, int64 [C]."""
+        owner = usable_images(self.snapshot, "train", [])["class_id"].to_numpy().copy()
+        class_ids: Tensor = torch.unique(torch.from_numpy(owner).long())
+        return class_ids
+
+    def training(self, lr: float) -> rules.HeadTraining:
+        """The numbers of cRT and LWS: balanced classes, plain cross-entropy."""
+        c = self.config
+        return rules.HeadTraining(c.epochs, c.batch_size, lr, c.weight_decay, 1.0, 0.0, c.seed)
+
+
+@dataclass(frozen=True, eq=False)
+class _Tower:
+    """Training features of one visual tower, and the images that settings are chosen on."""
+
+    encoder: Encoder
+    whose: Tower
+    checkpoint: str | None
+    class_ids: Tensor  # int64 [C]
+    features: Tensor  # float32 [N, D], unnormalised
+    labels: Tensor  # int64 [N], positions in `class_ids`
+    fitted: Tensor  # bool [N], what may be fitted on while settings are tried
+    seen: Tensor  # float32 [M, D], what settings are chosen on
+    seen_labels: Tensor  # int64 [M]
+    chosen_on: str  # what those are
+
+    @classmethod
+    def load(
+        cls, making: _Making, encoder: Encoder, whose: Tower, checkpoint: str | None, class_ids: Tensor
+    ) -> _Tower:
+        """Read splits train and val."""
+        features, labels = making.split(encoder, "train", class_ids)
+        fitted, chosen_on = torch.ones(len(labels), dtype=torch.bool), "val"
+        try:
+            seen, seen_labels = making.split(encoder, "val", class_ids)
+        except MissingStepError:
+            fitted = ~rules.hold_back(labels, making.config.held_back)
+            seen, seen_labels = features[~fitted], labels[~fitted]
+            chosen_on = "held-back training images" if len(seen) else "nothing: defaults"
+        return cls(
+            encoder, whose, checkpoint, class_ids, features, labels, fitted, seen, seen_labels, chosen_on
+        )
+
+    def row(
+        self,
+        label: str,
+        rule: Rule,
+        tensors: dict[str, Tensor],
+        settings: dict[str, Any],
+        probabilities: bool = True,
+        note: str = "",
+    ) -> BaselineRow:
+        """A row over this tower's features and classes."""
+        tensors = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+        tower = (self.whose, self.checkpoint, self.encoder.image_fp, self.class_ids)
+        return BaselineRow(label, rule, *tower, tensors, settings, probabilities, note)
+
+    def choose(
+        self,
+        settings: Sequence[_Setting],
+        fit: Callable[[_Setting, Tensor, Tensor], _Model],
+        scores: Callable[[_Model], Tensor],
+    ) -> tuple[_Setting, _Model, dict[str, Any]]:
+        """Fit with every setting, keep the best on what is held out, and fit it again on all where it saw less.
+
+        `fit` takes a setting, features and labels to a model, `scores` a model to scores of `seen`. With nothing to
+        choose on the middle setting is taken. Returns the setting, the model, and the facts for the record.
+        """
+        if not len(self.seen):
+            middle = settings[len(settings) // 2]
+            return middle, fit(middle, self.features, self.labels), {"chosen_on": self.chosen_on}
+        tried = [fit(setting, self.features[self.fitted], self.labels[self.fitted]) for setting in settings]
+        at, accuracy = rules.best_setting(range(len(tried)), lambda at: scores(tried[at]), self.seen_labels)
+        whole = bool(self.fitted.all())
+        model = tried[at] if whole else fit(settings[at], self.features, self.labels)
+        return settings[at], model, {"chosen_on": self.chosen_on, "accuracy": round(accuracy, 4)}
+
+    def linear(
+        self,
+        label: str,
+        setting: str,
+        values: Sequence[float],
+        fit: Callable[[float, Tensor, Tensor], tuple[Tensor, Tensor]],
+    ) -> list[BaselineRow]:
+        """The row of a linear classifier with one setting to choose; `fit` gives weight and bias."""
+        value, (weight, bias), facts = self.choose(
+            values, fit, lambda model: rules.linear_logits(self.seen, *model)
+        )
+        return [self.row(label, "linear", {"weight": weight, "bias": bias}, {setting: value, **facts})]
+
+
+def _own_tower(making: _Making, class_ids: Tensor) -> _Tower:
+    """Features of the workspace's encoder: the checkpoint its commit names, or the recipe's pretrained weights."""
+    encoder = open_encoder(making.workspace, making.snapshot)
+    checkpoint = making.snapshot.commit.checkpoint if making.snapshot.commit is not None else None
+    return _Tower.load(making, encoder, "own", checkpoint, class_ids)
+
+
+def _fc_tower(making: _Making) -> tuple[_Tower, Tensor, Tensor]:
+    """Features of the fc baseline's tower, and its classifier's weight and bias for their classes."""
+    folder = fc_checkpoint(making.workspace, making.snapshot)
+    visual = read_visual(folder, _TRAIN_FC)
+    rows = torch.isin(visual["class_ids"], making.trained_classes())
+    assert making.snapshot.commit is not None
+    digest = making.snapshot.commit.info["baseline_fc"]
+    tower = _Tower.load(making, Encoder.open(folder), "fc", digest, visual["class_ids"][rows])
+    return tower, visual["weight"][rows], visual["bias"][rows]
+
+
+def _ncm(making: _Making) -> list[BaselineRow]:
+    tower, _, _ = _fc_tower(making)
+    means = rules.class_means(tower.features, tower.labels, len(tower.class_ids))
+    return [tower.row("ncm", "cosine", {"weight": means}, {"scale": 1.0}, probabilities=False)]
+
+
+def _crt(making: _Making) -> list[BaselineRow]:
+    tower, weight, _ = _fc_tower(making)
+
+    def fit(lr: float, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return rules.fc_head(features, labels, len(weight), making.training(lr), making.progress)
+
+    return tower.linear("crt", "lr", making.config.lrs, fit)
+
+
+def _tau_norm(making: _Making) -> list[BaselineRow]:
+    tower, weight, bias = _fc_tower(making)
+    none = torch.zeros_like(bias)
+    return tower.linear(
+        "tau-norm", "tau", making.config.taus, lambda tau, _, __: (rules.tau_normalised(weight, tau), none)
+    )
+
+
+def _lws(making: _Making) -> list[BaselineRow]:
+    tower, weight, bias = _fc_tower(making)
+
+    def fit(lr: float, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        training = making.training(lr)
+        factors = rules.lws_scales(features, labels, weight, bias, training, making.progress)
+        return weight * factors[:, None], bias * factors
+
+    return tower.linear("lws", "lr", making.config.lrs, fit)
+
+
+def _discriminant(making: _Making) -> list[BaselineRow]:
+    tower = _own_tower(making, making.trained_classes())
+    features, classes = tower.features.double(), len(tower.class_ids)
+    weight, bias = rules.shrunk_discriminant(features, tower.labels, classes)
+    return [tower.row("discriminant", "linear", {"weight": weight, "bias": bias}, {})]
+
+
+def _zero_shot(making: _Making) -> list[BaselineRow]:
+    sentences = sentences_of(making.snapshot)
+    tower = _own_tower(making, sentences.class_ids)
+    towers = {"zero-shot": tower}
+    recipe = making.workspace.recipe
+    if tower.checkpoint is not None and recipe.encoder.pretrained:
+        start = replace(
+            tower, encoder=starting_encoder(recipe, None, 0).eval(), whose="start", checkpoint=None
+        )
+        towers["zero-shot, starting weights"] = start
+    rows = []
+    for label, tower in towers.items():
+        weight, note = _ensemble(making, tower.encoder, sentences)
+        scale = {"scale": tower.encoder.logit_scale}
+        rows.append(tower.row(label, "cosine", {"weight": weight}, scale, note=note))
+    return rows
+
+
+def _knn(making: _Making) -> list[BaselineRow]:
+    sentences = sentences_of(making.snapshot)
+    tower = _own_tower(making, sentences.class_ids)
+    vectors = _vectors(making, tower.encoder, sentences.hashes, sentences.texts)
+    k, _, facts = tower.choose(
+        making.config.neighbours,
+        lambda k, _, __: k,
+        lambda k: rules.knn_sentence_logits(tower.seen, vectors, sentences.labels, len(tower.class_ids), k),
+    )
+    settings = {"k": k, "text_fp": tower.encoder.text_fp, **facts}
+    return [tower.row("knn", "knn", {}, settings, probabilities=False)]
+
+
+def _tip_adapter(making: _Making) -> list[BaselineRow]:
+    sentences, config = sentences_of(making.snapshot), making.config
+    tower = _own_tower(making, sentences.class_ids)
+    prototypes, note = _ensemble(making, tower.encoder, sentences)
+
+    def cache(features: Tensor, labels: Tensor) -> rules.TipCache:
+        places = rules.first_of_each_class(labels, config.cache_images)
+        return rules.TipCache(features[places], labels[places], prototypes, tower.encoder.logit_scale)
+
+    facts: dict[str, Any] = {"chosen_on": tower.chosen_on}
+    alpha, beta = config.alphas[len(config.alphas) // 2], config.betas[len(config.betas) // 2]
+    if len(tower.seen):
+        tried = cache(tower.features[tower.fitted], tower.labels[tower.fitted])
+        (alpha, beta), accuracy = rules.choose_tip(
+            tower.seen, tower.seen_labels, tried, config.alphas, config.betas
+        )
+        facts["accuracy"] = round(accuracy, 4)
+    kept = cache(tower.features, tower.labels)
+    tensors = {"keys": kept.keys, "key_labels": kept.labels, "prototypes": prototypes}
+    settings = {"alpha": alpha, "beta": beta, "scale": kept.scale, **facts}
+    return [tower.row("tip-adapter", "tip", tensors, settings, note=note)]
+
+
+def _ensemble(making: _Making, encoder: Encoder, sentences: Sentences) -> tuple[Tensor, str]:
+    """Prompt ensemble: mean of each class's normalised prompt vectors, [C, D]; all sentences where it has none."""
+    classes = len(sentences.class_ids)
+    prompted = torch.bincount(sentences.labels[sentences.prompts], minlength=classes) > 0
+    kept = (sentences.prompts | ~prompted[sentences.labels]).nonzero()[:, 0]
+    hashes, texts = ([values[i] for i in kept.tolist()] for values in (sentences.hashes, sentences.texts))
+    bare = int((~prompted).sum())
+    note = f"{bare:,} of {classes:,} classes have no prompt: the mean of all their sentences" if bare else ""
+    return rules.class_means(_vectors(making, encoder, hashes, texts), sentences.labels[kept], classes), note
+
+
+def _vectors(making: _Making, encoder: Encoder, hashes: list[str], texts: list[str]) -> Tensor:
+    """Stored vectors of sentences, embedded where they lack; float32 [N_t, D], unnormalised."""
+    name, store = sentence_vectors_name(encoder.text_fp), making.workspace.store
+    try:
+        return store.vectors(name, "text_hash", hashes)[1]
+    except MissingStepError:
+        with making.workspace.transaction("embed for a baseline") as tx:  # only the cache grows: no commit
+            embed_sentences(tx, encoder, hashes, texts, making.progress)
+    return store.vectors(name, "text_hash", hashes)[1]
+
+
+_FITS = dict(
+    zip(BASELINES, (_ncm, _crt, _tau_norm, _lws, _discriminant, _zero_shot, _knn, _tip_adapter), strict=True)
+)

@@ -1,0 +1,66 @@
+"""`vlltr index`: the FAISS index over a workspace's anchors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+
+from vlltr_index.anchors.index import build_index, gpu_count, plan, save_index
+from vlltr_index.embedding.loading import load_bank
+from vlltr_index.errors import MissingStepError
+
+if TYPE_CHECKING:
+    from vlltr_index.schemas.records import Progress
+    from vlltr_index.store.workspace import Workspace
+
+__all__ = ["IndexReport", "index_anchors"]
+
+_NO_ANCHOR = "no class has a sentence, so all are scored by their images"
+
+
+@dataclass(frozen=True)
+class IndexReport:
+    """What kind of index was built, over how many anchors, and why that kind; `none` where there is no anchor."""
+
+    kind: str
+    reason: str
+    anchors: int
+    dim: int
+    digest: str | None
+
+
+def index_anchors(
+    workspace: Workspace, kind: str = "auto", plan_only: bool = False, progress: Progress | None = None
+) -> IndexReport:
+    """Build the index and commit it; with `plan_only`, only say which kind it would be.
+
+    Where no class has an anchor there is nothing to build: all classes are scored.
+
+    Raises:
+        MissingStepError: If no anchors have been selected.
+    """
+    if plan_only:
+        loaded = load_bank(workspace.snapshot())
+        size, dim = loaded.bank.vectors.shape
+        planned, reason = plan(size, dim, gpu=gpu_count() > 0) if size else ("none", _NO_ANCHOR)
+        return IndexReport(planned, reason, size, dim, None)
+    with workspace.transaction("index") as tx:
+        loaded = load_bank(tx)
+        size, dim = loaded.bank.vectors.shape
+        if not size:
+            tx.set(index=None)
+            return IndexReport("none", _NO_ANCHOR, size, dim, None)
+        planned, reason = plan(size, dim, gpu=gpu_count() > 0)
+        chosen, reason = (planned, reason) if kind == "auto" else (kind, "asked for")
+        if progress:
+            progress("build index", 0, size)
+        index = build_index(F.normalize(loaded.bank.vectors, dim=1), loaded.keys, kind=chosen)
+        digest = workspace.put_object("index", lambda folder: save_index(index, folder))
+        if progress:
+            progress("build index", size, size)
+        if tx.commit is None:
+            raise MissingStepError("no anchors have been selected yet", "Run: vlltr select")
+        tx.set(index={"digest": digest, "kind": chosen, "text_fp": tx.commit.text_fp})
+    return IndexReport(chosen, reason, size, dim, digest)

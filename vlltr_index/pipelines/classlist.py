@@ -1,0 +1,157 @@
+"""`vlltr classes list` and `show`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vlltr_index.store.snapshot import Snapshot
+    from vlltr_index.store.workspace import Workspace
+
+__all__ = ["AnchorRow", "ClassDetail", "ClassRow", "ImageRow", "list_classes", "show_class"]
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class in a list."""
+
+    class_id: int
+    name: str
+    origin: str
+    images: int
+    sentences: int
+
+
+@dataclass(frozen=True)
+class AnchorRow:
+    """One sentence of a class: its rank among the anchors, None if it is not one, and its selection loss."""
+
+    rank: int | None
+    loss: float | None  # None where it has not been scored
+    text: str
+    source: str
+    sentence_id: str
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """One image of a class; `problem` says why it cannot be used."""
+
+    image_id: str
+    uri: str
+    split: str
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class ClassDetail:
+    """A class with its anchors, best first.
+
+    `visual` says what its images do: trained on them, known by images that came later, or none. `rivals` are
+    the classes whose mean anchor is nearest to its own, `merged` the names of classes that it took in.
+    """
+
+    class_id: int
+    name: str
+    origin: str
+    aliases: list[str]
+    images: int
+    sentences: int
+    anchors: list[AnchorRow]
+    others: list[AnchorRow] = field(default_factory=list)  # sentences that are no anchors, if asked for
+    pictures: list[ImageRow] = field(default_factory=list)
+    visual: str = "none"
+    rivals: list[str] = field(default_factory=list)
+    merged: list[str] = field(default_factory=list)
+
+
+def list_classes(workspace: Workspace) -> list[ClassRow]:
+    """The classes in the order of their ids; no torch is loaded."""
+    snapshot = workspace.snapshot()
+    classes = snapshot.table("classes").sort_by("class_id").to_pylist()
+    images = snapshot.table("images", columns=["class_id", "split", "problem"]).to_pylist()
+    pictures = Counter(
+        row["class_id"] for row in images if row["split"] == "train" and row["problem"] is None
+    )
+    sentences = Counter(snapshot.table("sentences", columns=["class_id"])["class_id"].to_pylist())
+    return [
+        ClassRow(c["class_id"], c["name"], c["origin"], pictures[c["class_id"]], sentences[c["class_id"]])
+        for c in classes
+        if c["retired_at"] is None
+    ]
+
+
+def show_class(workspace: Workspace, name: str, every_sentence: bool = False) -> ClassDetail:
+    """One class by name or alias; with `every_sentence`, those that are no anchors too.
+
+    Raises:
+        UnknownClassError: If there is none of that name; the message lists close ones.
+    """
+    snapshot = workspace.snapshot()
+    class_id = snapshot.class_table().lookup(name)
+    row = snapshot.table("classes", where=f"class_id = {class_id}").to_pylist()[0]
+    anchors, others = _sentences(snapshot, class_id)
+    pictures = _pictures(snapshot, class_id)
+    visual, rivals = _standing(workspace, snapshot, class_id)
+    return ClassDetail(
+        class_id,
+        row["name"],
+        row["origin"],
+        list(row["aliases"] or []),
+        sum(p.split == "train" and p.problem is None for p in pictures),
+        len(anchors) + len(others),
+        anchors,
+        others if every_sentence else [],
+        pictures,
+        visual,
+        rivals,
+        _merged(snapshot, class_id),
+    )
+
+
+def _sentences(snapshot: Snapshot, class_id: int) -> tuple[list[AnchorRow], list[AnchorRow]]:
+    """Anchors by rank, and the other sentences by loss."""
+    from vlltr_index.store.arrow import one_of
+
+    where = f"class_id = {class_id}"
+    texts = {r["sentence_id"]: r for r in snapshot.table("sentences", where=where).to_pylist()}
+    rank = {r["sentence_id"]: r["rank"] for r in snapshot.table("anchors", where=where).to_pylist()}
+    scores = snapshot.table("sentence_scores", ["sentence_id", "loss"], one_of("sentence_id", texts))
+    loss = dict(zip(scores["sentence_id"].to_pylist(), scores["loss"].to_pylist(), strict=True))
+    rows = [AnchorRow(rank.get(i), loss.get(i), r["text"], r["source"], i) for i, r in texts.items()]
+    rows.sort(key=lambda r: (r.rank is None, r.rank or 0, r.loss is None, r.loss or 0.0, r.sentence_id))
+    return [r for r in rows if r.rank is not None], [r for r in rows if r.rank is None]
+
+
+def _pictures(snapshot: Snapshot, class_id: int) -> list[ImageRow]:
+    columns = ["image_id", "uri", "split", "problem"]
+    rows = snapshot.table("images", columns, f"class_id = {class_id}").to_pylist()
+    return sorted((ImageRow(**row) for row in rows), key=lambda r: (r.split != "train", r.split, r.image_id))
+
+
+def _standing(workspace: Workspace, snapshot: Snapshot, class_id: int) -> tuple[str, list[str]]:
+    """What the class's images do, and its nearest rivals."""
+    from vlltr_index.classes.session import rivals
+    from vlltr_index.embedding.loading import load_bank
+    from vlltr_index.errors import MissingStepError
+    from vlltr_index.recognition.scorer import load_scorer
+
+    visual = "none"
+    try:
+        scorer = load_scorer(workspace, snapshot)
+        bank, visual = scorer.bank, scorer.visual_sides().get(class_id, "none")
+    except MissingStepError:  # no head yet
+        try:
+            bank = load_bank(snapshot).bank
+        except MissingStepError:  # nothing is selected either
+            return visual, []
+    names = snapshot.class_table().names
+    return visual, [names[i] for i in rivals(bank, [class_id])[class_id]]
+
+
+def _merged(snapshot: Snapshot, class_id: int) -> list[str]:
+    noted = snapshot.commit.info.get("merged", {}) if snapshot.commit is not None else {}
+    names = snapshot.class_table().names
+    return [names[int(gone)] for gone, kept in noted.items() if kept == class_id and int(gone) in names]

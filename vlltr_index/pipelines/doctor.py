@@ -1,0 +1,133 @@
+"""`vlltr doctor`: versions, the device, and whether the workspace opens and holds the files that were written."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from typing import TYPE_CHECKING, Literal
+
+from packaging.requirements import Requirement
+
+from vlltr_index.errors import VlltrError
+from vlltr_index.store.workspace import Kind, Workspace
+
+if TYPE_CHECKING:
+    from vlltr_index.store.history import Commit
+
+__all__ = ["Check", "check_requirement", "check_workspace", "diagnose"]
+
+State = Literal["ok", "note", "problem"]
+
+_NAME = "vlltr-index"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at.
+
+    Attributes:
+        name: What.
+        state: `problem` is what stops the work; `note` is worth knowing.
+        value: What was found, and what is needed.
+        mend: The command that mends it.
+    """
+
+    name: str
+    state: State
+    value: str
+    mend: str | None = None
+
+
+def diagnose(start: str | os.PathLike[str] | None = None, named: bool = False) -> list[Check]:
+    """Look at everything.
+
+    Args:
+        start: A workspace, or a folder in one; default: the current folder.
+        named: Whether `start` must be a workspace.
+    """
+    python = f"{platform.python_version()} (needs {metadata.metadata(_NAME)['Requires-Python']})"
+    return [Check("python", "ok", python), *_packages(), _device(), *check_workspace(start, named)]
+
+
+def _packages() -> list[Check]:
+    """The packages that are needed, and the optional ones that are there."""
+    found: dict[str, Check] = {}
+    for needed in map(Requirement, metadata.requires(_NAME) or ()):
+        try:
+            version = metadata.version(needed.name)
+        except metadata.PackageNotFoundError:
+            version = None
+        optional = needed.marker is not None and not needed.marker.evaluate({"extra": ""})
+        if not optional or version is not None:
+            found.setdefault(needed.name, check_requirement(needed, version))
+    return list(found.values())
+
+
+def check_requirement(needed: Requirement, version: str | None) -> Check:
+    """Whether a package is there, in a version within its bounds."""
+    bounds = str(needed.specifier) or "any"
+    mend = f'pip install "{needed.name}{needed.specifier}"'
+    if version is None:
+        return Check(needed.name, "problem", f"not installed, needs {bounds}", mend)
+    if not needed.specifier.contains(version, prereleases=True):
+        return Check(needed.name, "problem", f"{version}, needs {bounds}", mend)
+    return Check(needed.name, "ok", f"{version} (needs {bounds})")
+
+
+def _device() -> Check:
+    """What torch computes on."""
+    try:
+        import torch
+    except Exception as error:  # whatever a half-installed package raises
+        why = f"torch cannot be imported: {type(error).__name__}: {error}"
+        return Check("device", "problem", why, "pip install --force-reinstall torch")
+    if not torch.cuda.is_available():
+        return Check("device", "ok", f"the processor, {torch.get_num_threads()} threads")
+    names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return Check("device", "ok", f"{', '.join(names)}; CUDA {torch.version.cuda}")
+
+
+def check_workspace(start: str | os.PathLike[str] | None = None, named: bool = False) -> list[Check]:
+    """Whether the workspace opens, and holds what its newest commit names."""
+    try:
+        workspace = Workspace.open(start) if named and start is not None else Workspace.find(start)
+    except VlltrError as error:
+        missing = not named and "no workspace" in error.message
+        return [Check("workspace", "note" if missing else "problem", error.message, error.hint)]
+    first = Check("workspace", "ok", workspace.address)
+    try:
+        commit = workspace.history.last()
+    except VlltrError as error:
+        return [first, Check("commit", "problem", error.message, error.hint)]
+    if commit is None:
+        return [first]
+    problems = list(_problems(workspace, commit))
+    whole = f"{commit.id} ({commit.command}): its tables open, and its files are those that were written"
+    return [first, *(problems or [Check("commit", "ok", whole)])]
+
+
+def _problems(workspace: Workspace, commit: Commit) -> Iterator[Check]:
+    """Tables that the commit names and that do not open, and files that are not those that were written."""
+    snapshot = workspace.snapshot(commit.id)
+    looks: list[tuple[str, Callable[[], object]]] = [
+        (f"table {name}", partial(snapshot.count, name)) for name in sorted(commit.tables)
+    ]
+    named: list[tuple[str, Kind, str | None]] = [
+        ("encoder", "checkpoints", commit.checkpoint),
+        ("head", "heads", commit.head),
+        ("index", "index", commit.index["digest"] if commit.index else None),
+        ("baseline fc", "checkpoints", commit.info.get("baseline_fc")),
+    ]
+    named += [
+        (f"baseline {name}", "heads", digest) for name, digest in commit.info.get("baselines", {}).items()
+    ]
+    looks += [(what, partial(workspace.whole_object, kind, digest)) for what, kind, digest in named if digest]
+    for what, look in looks:
+        try:
+            look()
+        except VlltrError as error:
+            yield Check(what, "problem", error.message, error.hint)

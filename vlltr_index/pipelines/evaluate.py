@@ -1,0 +1,304 @@
+"""`vlltr evaluate`: accuracy by many, medium and few, the method, both branches and every baseline."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vlltr_index.embedding.crops import embed_crops
+from vlltr_index.embedding.loading import ImageSet, class_positions, image_set, usable_images
+from vlltr_index.errors import MissingStepError, UsageError, WorkspaceError
+from vlltr_index.evaluation.metrics import (
+    AccuracyReport,
+    EvaluationReport,
+    Interval,
+    accuracy_report,
+    bin_masks,
+    expected_calibration_error,
+    paired_difference,
+)
+from vlltr_index.heads.fusion import Rule
+from vlltr_index.pipelines.baselines import ADJUSTED, baseline_labels, score_baselines
+from vlltr_index.recognition.predictor import Answers
+from vlltr_index.recognition.scorer import load_scorer
+from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.config import FusionConfig
+from vlltr_index.wording import many
+
+if TYPE_CHECKING:
+    from vlltr_index.schemas.records import Progress
+    from vlltr_index.store.snapshot import Snapshot
+    from vlltr_index.store.storage import Storage
+    from vlltr_index.store.workspace import Workspace
+
+__all__ = [
+    "METHOD",
+    "Evaluation",
+    "RowAnswers",
+    "evaluate",
+    "evaluation",
+    "training_counts",
+]
+
+_log = logging.getLogger(__name__)
+
+_BATCH = 512
+METHOD = "vl-ltr"
+_BRANCHES = (METHOD, "image branch", "text branch")
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Predictions of one way to answer: class ids [N, 5] best first, and the winner's probability."""
+
+    best: Tensor
+    confidence: Tensor | None
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class RowAnswers:
+    """What one row answered.
+
+    Attributes:
+        best: int64 [N, K], K at most 5: columns of the best classes, best first; -1 for a class that is gone.
+        right: bool [N], whether the best is right.
+        confidence: float [N], the best's probability; None for a row without probabilities.
+    """
+
+    best: Tensor
+    right: Tensor
+    confidence: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """An evaluation with what was answered for each image.
+
+    Attributes:
+        report: The figures.
+        answers: What each row answered, by the names of `report.rows`.
+        recognizer: What answered, pinned to the commit.
+        data: The images.
+        class_ids: int64 [C], the class of each column.
+        labels: int64 [N], columns of the images' classes.
+        counts: int64 [C], training images; 0 for classes that were added after training.
+    """
+
+    report: EvaluationReport
+    answers: dict[str, RowAnswers]
+    recognizer: Recognizer
+    data: ImageSet
+    class_ids: Tensor
+    labels: Tensor
+    counts: Tensor
+
+
+def evaluate(
+    workspace: Workspace,
+    split: str = "test",
+    retrieval: str = "exhaustive",
+    at: int | None = None,
+    bootstrap: int = 1000,
+    progress: Progress | None = None,
+    against: str | None = None,
+    crops: int = 1,
+    rule: Rule | None = None,
+) -> EvaluationReport:
+    """Evaluate on the stored vectors of `split` over all classes of the workspace, beside every committed baseline.
+
+    The report is also written to `reports/evaluate-<split>-<commit>.json`, with crops or another rule to one
+    whose name says so; where that cannot be written, a warning says why. Arguments and errors are those of
+    `evaluation`.
+    """
+    result = evaluation(workspace, split, retrieval, at, bootstrap, progress, against, crops, rule).report
+    ending = (f"-crops-{crops}" if crops != 1 else "") + (f"-{rule}" if rule is not None else "")
+    text = json.dumps(asdict(result), indent=2, sort_keys=True) + "\n"
+    _keep(workspace.storage, f"reports/evaluate-{split}-{result.commit}{ending}.json", text)
+    return result
+
+
+def _keep(storage: Storage, name: str, text: str) -> None:
+    """Write a report into the workspace; it is not worth losing the result over."""
+    try:
+        storage.write(name, text.encode("utf-8"))
+    except (OSError, WorkspaceError) as error:
+        _log.warning("this evaluation could not be kept in %s: %s", storage.at(name), error)
+
+
+def evaluation(
+    workspace: Workspace,
+    split: str = "test",
+    retrieval: str = "exhaustive",
+    at: int | None = None,
+    bootstrap: int = 1000,
+    progress: Progress | None = None,
+    against: str | None = None,
+    crops: int = 1,
+    rule: Rule | None = None,
+) -> Evaluation:
+    """Evaluate, and keep what each row answered for each image; nothing is written but vectors into their caches.
+
+    Args:
+        workspace: What to evaluate.
+        split: Which images.
+        retrieval: `faiss` scores the classes that the index retrieves; `exhaustive` all of them.
+        at: Which commit; default the newest.
+        bootstrap: Draws for the intervals.
+        progress: Called while scoring and embedding.
+        against: The row whose paired difference to the method is reported; default: image-only with logit
+            adjustment, where it is there.
+        crops: Test-time crops of each image, 1 or 5; they are embedded first, and kept. Baselines see the plain view.
+        rule: Put the branches together by this rule instead of the workspace's.
+
+    Raises:
+        MissingStepError: If the split is empty or not embedded, or there is no head.
+        UsageError: If there is no row `against`, or another number of crops.
+    """
+    snapshot = workspace.snapshot(at)
+    scorer = load_scorer(workspace, snapshot)
+    if rule is not None:
+        scorer = scorer.with_rule(scorer.fusion.model_copy(update={"rule": rule}))
+    recognizer = Recognizer(workspace, Answers(workspace, snapshot, scorer), follow=False)
+    assert snapshot.commit is not None
+    _check_against(workspace, snapshot, against)
+    data = image_set(snapshot, split)
+    class_ids = recognizer.scorer.class_ids
+    labels = _labels(snapshot, class_ids, data, split)
+    if crops != 1:
+        features = embed_crops(workspace, recognizer.encoder, data.image_ids, crops, progress)
+        data = replace(data, features=features)
+    rows = _own_rows(recognizer, data, retrieval, progress)
+    seen = f"{crops} crops an image" if crops != 1 else ""
+    rows = {name: replace(row, note=seen) for name, row in rows.items()}
+    by_rule = _rule_note(scorer.fusion)
+    rows[METHOD] = replace(rows[METHOD], note="; ".join(filter(None, (by_rule, seen))))
+    for row, scores in score_baselines(workspace, snapshot, split, data.image_ids, progress):
+        best, confidence = _top(scores.softmax(1) if row.probabilities else scores)
+        rows[row.label] = _Row(row.class_ids[best], confidence if row.probabilities else None, row.note)
+    counts = training_counts(snapshot, class_ids)
+    added = snapshot.table("classes", ["class_id"], "origin = 'added'")["class_id"].to_pylist()
+    late = torch.isin(class_ids, torch.tensor(added, dtype=torch.int64)) & ~recognizer.scorer.trained
+    counts[late] = 0  # the classes added later are "new", with or without images
+    answers = {name: _answers(row, class_ids, labels) for name, row in rows.items()}
+    report = EvaluationReport(
+        split,
+        snapshot.commit.id,
+        "release",
+        len(labels),
+        len(class_ids),
+        retrieval,
+        *_report(answers, labels, counts, bootstrap, against),
+        {name: row.note for name, row in rows.items() if row.note},
+        crops,
+        scorer.fusion.rule,
+    )
+    return Evaluation(report, answers, recognizer, data, class_ids, labels, counts)
+
+
+def _answers(row: _Row, class_ids: Tensor, labels: Tensor) -> RowAnswers:
+    positions = class_positions(class_ids, row.best.reshape(-1)).reshape(row.best.shape)
+    return RowAnswers(positions, positions[:, 0] == labels, row.confidence)
+
+
+def _rule_note(fusion: FusionConfig) -> str:
+    """What put the branches together, where it is not our rule."""
+    if fusion.rule == "ours":
+        return ""
+    return f"fusion rule {fusion.rule}" + (f", alpha {fusion.alpha:g}" if fusion.rule == "paper" else "")
+
+
+def _check_against(workspace: Workspace, snapshot: Snapshot, against: str | None) -> None:
+    """Refuse a row to compare with that will not be there, before anything is scored.
+
+    Raises:
+        UsageError: Naming the rows there are.
+    """
+    rows = [name for name in (*_BRANCHES, *baseline_labels(workspace, snapshot)) if name != METHOD]
+    if against is not None and against not in rows:
+        raise UsageError(
+            f"no row {against!r} to compare with",
+            f"There are: {', '.join(rows)}. Make others: vlltr train baseline NAME",
+        )
+
+
+def training_counts(snapshot: Snapshot, class_ids: Tensor) -> Tensor:
+    """Usable training images of each class, int64 [C]."""
+    owners = torch.from_numpy(usable_images(snapshot, "train", [])["class_id"].to_numpy().copy()).long()
+    positions = class_positions(class_ids, owners)
+    return torch.bincount(positions[positions >= 0], minlength=len(class_ids))
+
+
+def _labels(snapshot: Snapshot, class_ids: Tensor, data: ImageSet, split: str) -> Tensor:
+    """Columns of the images' classes, int64 [N].
+
+    Raises:
+        MissingStepError: If one of the classes cannot be answered: it has no text, or came after the selection.
+    """
+    labels = class_positions(class_ids, data.class_ids)
+    unknown = torch.unique(data.class_ids[labels < 0]).tolist()
+    if unknown:
+        names = snapshot.class_table().names
+        raise MissingStepError(
+            f"{many(len(unknown), 'class', 'classes')} of split {split!r} with neither an anchor sentence nor a"
+            f" training image, for example {names[unknown[0]]!r}",
+            "Bring text or images for them (vlltr ingest text PATH), then: vlltr embed, vlltr select, vlltr train lgr",
+        )
+    return labels
+
+
+def _own_rows(
+    recognizer: Recognizer, data: ImageSet, retrieval: str, progress: Progress | None
+) -> dict[str, _Row]:
+    scorer = recognizer.scorer
+    columns: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in _BRANCHES}
+    for start in range(0, len(data.features), _BATCH):
+        part = data.features[start : start + _BATCH]
+        fused, _ = recognizer.score(part, retrieval)
+        for name, part_of in zip(
+            _BRANCHES, (fused.probabilities, fused.by_image, fused.by_text), strict=True
+        ):
+            columns[name].append(_top(part_of))
+        if progress:
+            progress("evaluate", min(start + _BATCH, len(data.features)), len(data.features))
+    result = {}
+    for name, tops in columns.items():
+        best, confidence = (torch.cat(column) for column in zip(*tops, strict=True))
+        result[name] = _Row(scorer.class_ids[best], confidence)
+    return result
+
+
+def _top(scores: Tensor) -> tuple[Tensor, Tensor]:
+    best = scores.topk(min(5, scores.shape[1]), dim=1)
+    return best.indices, best.values[:, 0]
+
+
+def _report(
+    answers: dict[str, RowAnswers],
+    labels: Tensor,
+    counts: Tensor,
+    bootstrap: int,
+    against: str | None,
+) -> tuple[dict[str, AccuracyReport], dict[str, float], dict[str, Interval], str | None]:
+    reports, errors = {}, {}
+    for name, row in answers.items():
+        reports[name] = accuracy_report(row.best, labels, counts, resamples=bootstrap)
+        if row.confidence is not None:
+            errors[name] = expected_calibration_error(row.confidence, row.right)
+    other = against or ADJUSTED
+    if other not in answers:
+        return reports, errors, {}, None
+    differences = {
+        name: paired_difference(
+            answers[METHOD].right[torch.from_numpy(mask)],
+            answers[other].right[torch.from_numpy(mask)],
+            resamples=bootstrap,
+        )
+        for name, mask in bin_masks(labels, counts, "release").items()
+    }
+    return reports, errors, differences, other

@@ -1,0 +1,327 @@
+"""`vlltr import release`: checkpoints of the VL-LTR release as a workspace's encoder and head, in one commit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from vlltr_index.data.names import ClassNames, read_class_names
+from vlltr_index.embedding.loading import open_encoder
+from vlltr_index.embedding.vectors import vector_table
+from vlltr_index.encoders.encoder import Encoder
+from vlltr_index.encoders.release_weights import (
+    ReleaseCheckpoint,
+    anchor_vectors,
+    fusion_alpha,
+    read_release,
+    release_head,
+    stage_one_encoder,
+    stage_two_encoder,
+)
+from vlltr_index.encoders.weights import weights_digest
+from vlltr_index.errors import InputError, MissingStepError, UsageError
+from vlltr_index.heads.checkpoint import SavedHead, save_head
+from vlltr_index.schemas.config import FusionConfig
+from vlltr_index.schemas.fingerprint import digest_json, short
+from vlltr_index.schemas.records import SentenceRecord
+from vlltr_index.schemas.tables import ANCHORS, sentence_vectors, sentence_vectors_name
+from vlltr_index.store.arrow import one_of, quote
+from vlltr_index.store.ingestion import known_names, note_aliases, resolve_classes, sentence_rows
+
+if TYPE_CHECKING:
+    from vlltr_index.store.transaction import Transaction
+    from vlltr_index.store.workspace import Workspace
+
+__all__ = ["ImportReport", "import_release"]
+
+_SOURCE = "anchors of the release"
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What an import brought in."""
+
+    stage: int
+    source: str
+    encoder: str
+    dim: int
+    image_size: int
+    checkpoint: str
+    epoch: int | None = None
+    classes: int = 0  # rows of the head
+    classes_added: int = 0
+    head: str | None = None
+    alpha: float | None = None
+    anchors: int = 0  # vectors of the checkpoint that became anchors
+    notes: list[str] = field(default_factory=list)
+    next_step: str = "vlltr embed"
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        after = f", saved after epoch {self.epoch}" if self.epoch is not None else ""
+        lines = [
+            f"{self.source}: stage {self.stage} of the release{after}.",
+            f"Encoder: {self.encoder}, {self.dim} wide, images of {self.image_size} pixels.",
+        ]
+        if self.head:
+            alpha = f", weight of the visual branch {self.alpha:g}" if self.alpha is not None else ""
+            lines.append(
+                f"Head: {self.classes:,} classes, {self.classes_added:,} of them new in the workspace{alpha}."
+            )
+        if self.anchors:
+            lines.append(
+                f"Anchors: {self.anchors:,} vectors without their sentences (vlltr select would choose new ones)."
+            )
+        return [*lines, *(f"  {note}" for note in self.notes), f"Next: {self.next_step}"]
+
+
+def import_release(
+    workspace: Workspace,
+    path: Path,
+    stage: int | None = None,
+    *,
+    label_names: Path | Sequence[str] | None = None,
+    anchors: bool = False,
+) -> ImportReport:
+    """Make a checkpoint of the release the workspace's encoder (stage 1), or its image tower and head (stage 2).
+
+    Nothing in the file is executed. The release keeps the words of its sentences apart, in pickled files, which are
+    not read: embed and select choose the anchors anew. With `anchors`, the checkpoint's own vectors become the
+    anchors: predictions are then the release's, without sentences to show.
+
+    Args:
+        workspace: Where to.
+        path: What the release's training program saved.
+        stage: What it must be; default: whatever it is.
+        label_names: Names of the head's classes in the order of the benchmark's labels, or a file of them; stage 2.
+        anchors: Whether the vectors of the checkpoint become the anchors; stage 2.
+
+    Raises:
+        EncoderError: If the file is refused, damaged or of another kind, or does not fit the workspace's encoder.
+        UsageError: If it is of another stage, the recipe names another encoder, or an option is missing or of no
+            use for it.
+        InputError: If there are more or fewer names than classes.
+        MissingStepError: If stage 2 comes before the workspace has an encoder.
+    """
+    checkpoint = read_release(path, stage)
+    if checkpoint.stage == 1:
+        if anchors or label_names is not None:
+            raise UsageError(
+                f"{path} is a checkpoint of stage 1: it has no classes and no anchors",
+                f"Leave the options out: vlltr import release {path}",
+            )
+        return _stage_one(workspace, checkpoint)
+    if label_names is None:
+        raise UsageError(
+            f"which classes are the rows of the head in {path}?",
+            f"Name the benchmark's class names: vlltr import release {path} --names labels.txt",
+        )
+    if isinstance(label_names, Path):
+        return _stage_two(workspace, checkpoint, read_class_names(label_names), anchors)
+    return _stage_two(workspace, checkpoint, ClassNames.of(label_names), anchors)
+
+
+def _stage_one(workspace: Workspace, checkpoint: ReleaseCheckpoint) -> ImportReport:
+    encoder = stage_one_encoder(checkpoint, workspace.recipe.encoder.precision)
+    _check_recipe(workspace, encoder.name, checkpoint.path)
+    with workspace.transaction(f"import release {checkpoint.path}") as tx:
+        digest = _keep_encoder(workspace, checkpoint, encoder)
+        if tx.commit is None or tx.commit.checkpoint != digest:
+            tx.set(checkpoint=digest, text_fp=None, image_fp=None)
+            tx.set(head=None, index=None, selection_id=None, fusion=None)
+        text = tx.count("sentences")
+    return ImportReport(
+        1,
+        str(checkpoint.path),
+        encoder.name,
+        encoder.dim,
+        encoder.image_size[0],
+        digest,
+        checkpoint.epoch,
+        next_step="vlltr embed" if text else "vlltr ingest text PATH",
+    )
+
+
+def _check_recipe(workspace: Workspace, name: str, path: Path) -> None:
+    """The recipe names the workspace's encoder: a later training run starts from it.
+
+    Raises:
+        UsageError: If that is another model than the checkpoint's.
+    """
+    asked = workspace.recipe.encoder.model
+    if " " in name or asked.removesuffix("-quickgelu") == name.removesuffix("-quickgelu"):
+        return
+    raise UsageError(
+        f"{path} holds a {name}, the workspace's recipe names {asked}",
+        f"Make a workspace for it: vlltr init DIR --encoder {name}:openai",
+    )
+
+
+def _keep_encoder(workspace: Workspace, checkpoint: ReleaseCheckpoint, encoder: Encoder) -> str:
+    facts = {
+        "kind": f"release stage {checkpoint.stage}",
+        "file": checkpoint.path.name,
+        "epoch": checkpoint.epoch,
+        "config": checkpoint.args,
+    }
+
+    def write(folder: Path) -> None:
+        encoder.save(folder)
+        text = json.dumps(facts, indent=2, sort_keys=True)
+        (folder / "train.json").write_text(text + "\n", encoding="utf-8")
+
+    return workspace.put_object("checkpoints", write)
+
+
+def _stage_two(
+    workspace: Workspace, checkpoint: ReleaseCheckpoint, names: ClassNames, anchors: bool
+) -> ImportReport:
+    head = release_head(checkpoint)
+    if head.num_visual_classes != len(names):
+        raise InputError(
+            f"the head in {checkpoint.path} has {head.num_visual_classes:,} classes, {names.where} names "
+            f"{len(names):,}",
+            "Give the names of the benchmark it was trained on: --names FILE",
+        )
+    vectors = anchor_vectors(checkpoint) if anchors else []
+    with workspace.transaction(f"import release {checkpoint.path}") as tx:
+        base, start, notes = _base(workspace, tx)
+        encoder = stage_two_encoder(checkpoint, base)
+        before = len(tx.class_table())
+        used = known_names(tx, names)
+        assert used is not None
+        classes = resolve_classes(tx, list(used.names), lambda name: True)
+        note_aliases(tx, names, used, classes)
+        ids = torch.tensor([classes[name] for name in used.names], dtype=torch.int64)
+        digest = _keep_encoder(workspace, checkpoint, encoder)
+        head_digest = _keep_head(workspace, checkpoint, encoder, ids)
+        alpha, own = fusion_alpha(checkpoint), workspace.recipe.fusion
+        rule = "paper" if own.rule == "ours" else own.rule
+        fusion = FusionConfig(rule=rule, alpha=own.alpha if alpha is None else alpha)
+        _set_encoder(tx, encoder, digest, start)
+        tx.set(head=head_digest, fusion=fusion)
+        if anchors:
+            _keep_anchors(tx, encoder, vectors, ids, names)
+        added = len(tx.class_table()) - before
+    return ImportReport(
+        2,
+        str(checkpoint.path),
+        encoder.name,
+        encoder.dim,
+        encoder.image_size[0],
+        digest,
+        checkpoint.epoch,
+        len(names),
+        added,
+        head_digest,
+        fusion.alpha,
+        sum(map(len, vectors)),
+        notes,
+        "vlltr embed, then vlltr index" if anchors else "vlltr embed, then vlltr select and vlltr index",
+    )
+
+
+def _base(workspace: Workspace, tx: Transaction) -> tuple[Encoder, str | None, list[str]]:
+    """The encoder that gives the text tower, its checkpoint, and what is to be said about it."""
+    start = tx.commit.checkpoint if tx.commit is not None else None
+    tuned = tx.commit.info.get("tuned") if tx.commit is not None else None
+    if tuned and tuned["checkpoint"] == start:
+        start = tuned["from"]
+    if not start and not workspace.recipe.encoder.pretrained:
+        raise MissingStepError(
+            "a checkpoint of stage 2 has no text tower, and the workspace has no encoder to take one from",
+            "Import the checkpoint of stage 1 first: vlltr import release CHECKPOINT",
+        )
+    if start:
+        return Encoder.open(workspace.object_path("checkpoints", start)), start, []
+    config = workspace.recipe.encoder
+    note = (
+        f"the text tower is that of {config.model}:{config.pretrained}: the release trained its own in stage 1; "
+        "where you have that checkpoint, import it first"
+    )
+    return open_encoder(workspace, tx, check=False), None, [note]
+
+
+def _keep_head(workspace: Workspace, checkpoint: ReleaseCheckpoint, encoder: Encoder, ids: Tensor) -> str:
+    """Its visual rows in the order of the class ids."""
+    order = ids.argsort()
+    saved = SavedHead(release_head(checkpoint, order), ids[order], encoder.text_fp, encoder.image_fp)
+    return workspace.put_object("heads", lambda folder: save_head(saved, folder))
+
+
+def _set_encoder(tx: Transaction, encoder: Encoder, digest: str, start: str | None) -> None:
+    """Make it the commit's encoder; anchors and index of the same text tower stay."""
+    if tx.commit is None or tx.commit.text_fp != encoder.text_fp:
+        tx.set(text_fp=None, image_fp=None, selection_id=None, index=None)
+    else:
+        tx.set(image_fp=encoder.image_fp)
+    tx.set(checkpoint=digest)
+    tx.note(tuned={"checkpoint": digest, "from": start})
+
+
+def _keep_anchors(
+    tx: Transaction, encoder: Encoder, vectors: list[Tensor], ids: Tensor, names: ClassNames
+) -> None:
+    """Rows for vectors whose sentences are not known: a stand-in each, so that they can be named and removed."""
+    if len(vectors) != len(ids):
+        raise InputError(
+            f"the checkpoint has {len(ids):,} classes in its head and {len(vectors):,} among its anchors",
+            "Leave its anchors out; vlltr embed and vlltr select choose new ones.",
+        )
+    sentences = _stand_ins(vectors, ids, names)
+    wanted: list[str] = sentences["sentence_id"].to_pylist()
+    before = tx.table("sentences", ["sentence_id"], f"source = {quote(_SOURCE)}")["sentence_id"].to_pylist()
+    if gone := set(before) - set(wanted):
+        tx.delete("sentences", one_of("sentence_id", gone))
+    tx.upsert("sentences", sentences)
+    hashes: list[str] = sentences["text_hash"].to_pylist()
+    table = sentence_vectors_name(encoder.text_fp)
+    tx.store.create(table, sentence_vectors(encoder.dim), "text_hash")
+    have = tx.store.keys(table, "text_hash")
+    new = [n for n, key in enumerate(hashes) if key not in have]
+    if new:
+        flat = torch.cat(vectors)[new]
+        tx.store.append(table, vector_table({"text_hash": [hashes[n] for n in new]}, flat))
+    selection_id = short(digest_json(["release", encoder.text_fp, wanted]))
+    _write_anchors(tx, selection_id, sentences, [n for rows in vectors for n in range(len(rows))])
+    if tx.commit is None or tx.commit.selection_id != selection_id:
+        tx.set(selection_id=selection_id, index=None)
+    tx.set(text_fp=encoder.text_fp, image_fp=encoder.image_fp)
+    tx.note(logit_scale=encoder.logit_scale, dim=encoder.dim)
+
+
+def _stand_ins(vectors: list[Tensor], ids: Tensor, names: ClassNames) -> pa.Table:
+    """A sentence for each vector, class by class; no two files share one, so that none gets another's vector."""
+    mark = weights_digest({"anchors": torch.cat(vectors)})[:8]
+    owned: dict[int, list[SentenceRecord]] = {}
+    for class_id, name, rows in zip(ids.tolist(), names.names, vectors, strict=True):
+        what = f"of {name} in the release's file {mark}, words unknown"
+        texts = [f"(anchor {n + 1} {what})" for n in range(len(rows))]
+        owned[class_id] = [SentenceRecord(name, text, _SOURCE) for text in texts]
+    return sentence_rows(owned)
+
+
+def _write_anchors(tx: Transaction, selection_id: str, sentences: pa.Table, ranks: list[int]) -> None:
+    old = tx.table("anchors", columns=["anchor_key", "sentence_id"])
+    keys: dict[Any, Any] = dict(
+        zip(old["sentence_id"].to_pylist(), old["anchor_key"].to_pylist(), strict=True)
+    )
+    wanted = sentences["sentence_id"].to_pylist()
+    new = [key for key in wanted if key not in keys]
+    first = tx.next_id("anchors", len(new))
+    keys |= {key: first + n for n, key in enumerate(new)}
+    rows = {
+        "anchor_key": [keys[key] for key in wanted],
+        "selection_id": [selection_id] * len(wanted),
+        "class_id": sentences["class_id"].to_pylist(),
+        "sentence_id": wanted,
+        "rank": ranks,
+    }
+    tx.replace("anchors", pa.table(rows, schema=ANCHORS))

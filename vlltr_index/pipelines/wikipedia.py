@@ -1,0 +1,239 @@
+"""`vlltr ingest wikipedia`: an encyclopaedia article for each class, as sentences, in one commit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shlex
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlltr_index.data.wikipedia import (
+    Article,
+    Choose,
+    Match,
+    Wanted,
+    Wiki,
+    match_class,
+    mentions,
+    own_titles,
+)
+from vlltr_index.data.wikipedia_text import DROPPED_SECTIONS, article_sentences, near_duplicates
+from vlltr_index.errors import MissingStepError, UsageError
+from vlltr_index.pipelines.ingest import write_prompts
+from vlltr_index.schemas.fingerprint import short
+from vlltr_index.schemas.records import SentenceRecord
+from vlltr_index.store.ingestion import sentence_rows
+
+if TYPE_CHECKING:
+    from vlltr_index.schemas.records import Progress
+    from vlltr_index.store.workspace import Workspace
+
+__all__ = ["ClassArticle", "WikipediaReport", "ingest_wikipedia", "open_wiki", "parse_titles"]
+
+_URL = re.compile(r"https?://[\w-]+(\.[\w-]+)*(:\d+)?/\S*")
+
+
+@dataclass
+class ClassArticle:
+    """A class's article, or why it has none, with the candidates and the command that settles it."""
+
+    name: str
+    title: str | None = None
+    url: str | None = None
+    revision: str | None = None
+    timestamp: str | None = None  # of the revision
+    licence: str | None = None
+    sentences: int = 0  # found in the article, near duplicates left out
+    added: int = 0
+    near_duplicates: int = 0
+    why: str = ""
+    candidates: tuple[str, ...] = ()
+    settle: str | None = None
+
+
+@dataclass(frozen=True)
+class WikipediaReport:
+    """What an ingestion from a wiki did, a row a class, in the order of the class numbers."""
+
+    source: str
+    rows: tuple[ClassArticle, ...]
+    added: int
+    prompts: int
+    next_step: str | None
+
+    @property
+    def found(self) -> int:
+        """Classes with an article."""
+        return sum(not row.why for row in self.rows)
+
+
+def open_wiki(workspace: Workspace, api: str | None, lang: str, contact: str | None, refresh: bool) -> Wiki:
+    """The wiki whose API is at `api`, else Wikipedia in `lang`; its answers are kept in the workspace.
+
+    Raises:
+        UsageError: If `api` is no address, `lang` no code of a language, or `contact` more than a line.
+    """
+    url = api or f"https://{lang}.wikipedia.org/w/api.php"
+    if not _URL.fullmatch(url):
+        raise UsageError(
+            f"{url!r} is no address of a wiki's api.php",
+            "For example: --lang de, or --api https://de.wikipedia.org/w/api.php",
+        )
+    if contact is not None and not (contact.isascii() and contact.isprintable()):
+        raise UsageError("--contact takes one line of ASCII", "For example: --contact you@example.org")
+    return Wiki(url, workspace.path / "cache" / "wikipedia", contact, refresh)
+
+
+def ingest_wikipedia(
+    workspace: Workspace,
+    wiki: Wiki,
+    *,
+    lang: str = "en",
+    hint: str | None = None,
+    titles: Mapping[str, str] | None = None,
+    only: Sequence[str] = (),
+    sections: Sequence[str] = (),
+    dropped: Sequence[str] = (),
+    prompts: bool = True,
+    choose: Choose | None = None,
+    command: str = "vlltr ingest wikipedia",
+    progress: Progress | None = None,
+) -> WikipediaReport:
+    """Bring in the sentences of the article about each class.
+
+    Each sentence keeps its page, revision and licence. What nearly repeats another sentence of the article or one
+    that the class has is left out. Titles that are given or chosen are remembered for later runs.
+
+    Args:
+        workspace: Where to.
+        wiki: Where from.
+        lang: The wiki's language: it says which sections describe nothing.
+        hint: What all classes have in common, such as `bird`.
+        titles: The article of a class, by class.
+        only: Names of the classes to look at; none given: all.
+        sections: Headings to keep beside the lead; none given: all but the dropped ones.
+        dropped: More headings to drop.
+        prompts: Whether every class gets the recipe's prompts.
+        choose: Asked where there are several candidates; see `match_class`.
+        command: What the commands in the report start with.
+        progress: Called with the step's name, what is done, and the total.
+
+    Raises:
+        MissingStepError: If there are no classes.
+        UnknownClassError: If `only` or `titles` name none.
+        InputError: If the wiki gives no answer.
+    """
+    wanted = _wanted(workspace, wiki, only, titles or {})
+    own = wiki.pages([title for one in wanted.values() for title in own_titles(one, hint)])
+    away = (*DROPPED_SECTIONS.get(lang, DROPPED_SECTIONS["en"]), *dropped)
+    rows: dict[int, ClassArticle] = {}
+    texts: dict[int, list[str]] = {}
+    for class_id, one in wanted.items():
+        match = match_class(one, own, wiki, hint, choose)
+        article = wiki.article(match.page) if match.page else None
+        texts[class_id] = article_sentences(article.extract, away, sections) if article else []
+        rows[class_id] = row = _row(one.name, match, article, texts[class_id], hint)
+        if match.page and match.settled:
+            _remember(wiki, one.name, match.page.title)
+        if row.why:
+            settle = shlex.quote(f"{one.name}={row.candidates[0] if row.candidates else 'TITLE'}")
+            row.settle = f"{command} --title {settle}"
+        if progress:
+            progress("read articles", len(rows), len(wanted))
+    with workspace.transaction(f"ingest wikipedia ({wiki.url})") as tx:
+        known: set[str] = set()
+        had: dict[int, list[str]] = defaultdict(list)
+        for batch in tx.scan("sentences", ["sentence_id", "class_id", "text"], batch_rows=8192):
+            for key, class_id, text in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                known.add(key)
+                had[class_id].append(text)
+        found = {i: _records(row, texts[i], had[i]) for i, row in rows.items() if not row.why}
+        table = sentence_rows(found, known.__contains__)
+        tx.upsert("sentences", table)
+        known.update(table.column("sentence_id").to_pylist())
+        made = write_prompts(workspace, tx, tx.class_table().ids, known.__contains__) if prompts else 0
+    next_step = "vlltr embed" if table.num_rows or made else None
+    return WikipediaReport(wiki.url, tuple(rows.values()), table.num_rows, made, next_step)
+
+
+def _wanted(
+    workspace: Workspace, wiki: Wiki, only: Sequence[str], titles: Mapping[str, str]
+) -> dict[int, Wanted]:
+    """The classes to look at, by number, ascending."""
+    table = workspace.snapshot().class_table()
+    if not table.ids:
+        raise MissingStepError(
+            "the workspace has no classes, so there is nothing to look for",
+            "Bring in training images first: vlltr ingest images PATH --split train",
+        )
+    names = table.names
+    given = _remembered(wiki) | {names[table.lookup(name)]: title for name, title in titles.items()}
+    ids = sorted({table.lookup(name) for name in only}) or table.ids
+    return {i: Wanted(names[i], table.aliases.get(i, ()), given.get(names[i])) for i in ids}
+
+
+def _remembered(wiki: Wiki) -> dict[str, str]:
+    """Titles that were settled in earlier runs, by class."""
+    try:
+        values: dict[str, str] = json.loads(_titles_file(wiki).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values
+
+
+def _remember(wiki: Wiki, name: str, title: str) -> None:
+    text = json.dumps(_remembered(wiki) | {name: title}, ensure_ascii=False, indent=1, sort_keys=True)
+    part = _titles_file(wiki).with_suffix(".part")
+    part.write_text(text + "\n", encoding="utf-8")
+    part.replace(_titles_file(wiki))
+
+
+def _titles_file(wiki: Wiki) -> Path:
+    return wiki.folder / f"titles-{short(hashlib.sha256(wiki.url.encode()).hexdigest())}.json"
+
+
+def _row(
+    name: str, match: Match, article: Article | None, sentences: Sequence[str], hint: str | None
+) -> ClassArticle:
+    """A class's article as far as it is known before anything is written."""
+    if article is None:
+        return ClassArticle(name, why=match.why, candidates=match.candidates)
+    if not sentences:
+        return ClassArticle(name, why=f"no sentence is left of the article {article.title!r}")
+    if hint and not match.settled and not mentions(hint, article.title, article.extract):
+        why = f"the article {article.title!r} does not mention {hint!r}"
+        return ClassArticle(name, why=why, candidates=(article.title,))
+    source = article.url, article.revision, article.timestamp, article.licence
+    return ClassArticle(name, article.title, *source, sentences=len(sentences))
+
+
+def _records(row: ClassArticle, texts: Sequence[str], had: Sequence[str]) -> list[SentenceRecord]:
+    """What a class does not have yet of an article's sentences; the row gets its counts."""
+    old = {text.casefold() for text in had}
+    new = [text for text in texts if text.casefold() not in old]
+    near = set(near_duplicates(new, had))
+    fresh = [text for position, text in enumerate(new) if position not in near]
+    row.sentences, row.added, row.near_duplicates = len(texts) - len(near), len(fresh), len(near)
+    return [SentenceRecord(row.name, text, f"Wikipedia: {row.title}", row.url, row.licence) for text in fresh]
+
+
+def parse_titles(values: Sequence[str]) -> dict[str, str]:
+    """`CLASS=TITLE`, parted at the last `=`, as article by class.
+
+    Raises:
+        UsageError: If there is no `=`, or nothing before or after it.
+    """
+    found: dict[str, str] = {}
+    for value in values:
+        name, _, title = map(str.strip, value.rpartition("="))
+        if not name or not title:
+            raise UsageError(
+                f"--title takes CLASS=TITLE, got {value!r}", 'For example: --title "crane=Crane (bird)"'
+            )
+        found[name] = title
+    return found

@@ -1,0 +1,1 @@
+"""From pictures to explained answers: scorer, predictor, counterfactuals, search, and exported models."""

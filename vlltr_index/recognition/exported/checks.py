@@ -1,0 +1,345 @@
+"""What an exported folder must be before anything is built from it: it may come from anybody.
+
+Only files with fixed names are read. Sizes and shapes are looked at before memory is taken for them: a model is first
+laid out without memory ("meta") and compared with the header of the file of its weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from vlltr_index.embedding.loading import ClassStats
+from vlltr_index.encoders import openclip
+from vlltr_index.errors import PretrainedError, VlltrError
+from vlltr_index.heads.checkpoint import SHARED, check_facts
+from vlltr_index.heads.lgr import LGRHead
+from vlltr_index.recognition.exported.layout import (
+    CARD,
+    MODEL_FILES,
+    OPTIONAL,
+    check_regular,
+    file_digest,
+    read_sums,
+)
+from vlltr_index.schemas.exported import EXPORT_FORMAT, LIBRARY, ExportedConfig
+
+__all__ = [
+    "AGAIN",
+    "check_encoder",
+    "check_head",
+    "check_links",
+    "read_config",
+    "read_rows",
+    "read_stats",
+    "verify",
+]
+
+AGAIN = "Fetch the folder again, or export it again: vlltr export DIR"
+"""What to do about a folder that is damaged."""
+
+_MOST_JSON = 64 << 20
+_MOST_TABLE = 32 << 30  # bytes in memory
+_BATCH = 1024
+LARGEST = 1e6
+_LARGEST_NUMBER = 1 << 21  # a vocabulary, the widest layer
+_DEEPEST = 512
+_LARGEST_IMAGE = 4096
+_DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
+
+
+def verify(folder: Path) -> dict[str, str]:
+    """Hold the files against their digests; gives those, by name. A model card may be edited.
+
+    Raises:
+        PretrainedError: If a file is missing, not listed, or not what was written.
+    """
+    digests = read_sums(folder, MODEL_FILES)
+    for name in MODEL_FILES:
+        path = folder / name
+        if name.endswith(".json") and path.is_file() and path.stat().st_size > _MOST_JSON:
+            _damaged(path, f"larger than {_MOST_JSON >> 20} MiB")
+        if name == CARD or (name in OPTIONAL and name not in digests and not path.exists()):
+            continue
+        check_regular(path)
+        if not path.is_file():
+            raise PretrainedError(f"{folder} has no file {name}", AGAIN)
+        if digests.get(name) != file_digest(path):
+            raise PretrainedError(f"{path} is not the file that was exported: its SHA-256 differs", AGAIN)
+    return digests
+
+
+def read_config(folder: Path) -> ExportedConfig:
+    """`config.json`.
+
+    Raises:
+        PretrainedError: If it is missing, damaged, of a newer format, or not of this library.
+    """
+    path = folder / "config.json"
+    values = _json(path)
+    if values.get("library") != LIBRARY:
+        raise PretrainedError(
+            f"{path} is not of {LIBRARY}: its library is {values.get('library')!r}",
+            "`vlltr export DIR` writes what can be read; other models: vlltr init DIR --encoder local-dir:FOLDER",
+        )
+    written = values.get("format")
+    if not isinstance(written, int) or written != EXPORT_FORMAT:
+        raise PretrainedError(
+            f"{path} has format {written!r}, this program reads {EXPORT_FORMAT}",
+            "Bring it up to date: pip install -U vlltr-index",
+        )
+    try:
+        config = ExportedConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "(top)"
+        _damaged(path, f"{where}: {first['msg']}")
+    ids = [item.class_id for item in config.classes]
+    if len(set(ids)) != len(ids):
+        _damaged(path, "two classes have one number")
+    return config
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON object of reasonable size, all of whose numbers are finite."""
+    check_regular(path)
+    try:
+        if path.stat().st_size > _MOST_JSON:
+            _damaged(path, f"larger than {_MOST_JSON >> 20} MiB")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PretrainedError(
+            f"{path.parent} is not an exported folder: it has no {path.name}", "Make one: vlltr export DIR"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        _damaged(path, f"not valid JSON: {error}")
+    if not isinstance(value, dict):
+        _damaged(path, "not a JSON object")
+    for where, number in _numbers(value):
+        if not math.isfinite(number):
+            _damaged(path, f"{where} is {number}")
+    return value
+
+
+def _numbers(value: Any, where: str = "") -> Iterator[tuple[str, float]]:
+    """Every number in a JSON value, with the keys that lead to it."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in items:
+            yield from _numbers(inner, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield where, value
+
+
+def _damaged(path: Path, why: str) -> NoReturn:
+    raise PretrainedError(f"{path} cannot be used: {why}", AGAIN)
+
+
+def check_encoder(folder: Path, config: ExportedConfig) -> None:
+    """See whether an encoder's configuration is one that can be built, and its weights have just its shapes.
+
+    Raises:
+        PretrainedError: If not.
+    """
+    path = folder / "encoder.json"
+    facts = _json(path)
+    try:
+        model, pre = facts["config"]["model_cfg"], facts["config"]["preprocess_cfg"]
+        text, vision, width = dict(model["text_cfg"]), dict(model["vision_cfg"]), model["embed_dim"]
+        sizes = pre["size"] if isinstance(pre["size"], list) else [pre["size"]]
+    except (KeyError, TypeError, ValueError) as error:
+        _damaged(path, f"{type(error).__name__}: {error}")
+    if width != config.dim:
+        _damaged(path, f"vectors are {width!r} wide, config.json says {config.dim}")
+    _check_names(path, text, vision)
+    for where, number in _numbers(model, "model_cfg"):
+        deep = any(word in where for word in ("layers", "depth"))
+        if abs(number) > (_DEEPEST if deep else _LARGEST_NUMBER):
+            _damaged(path, f"{where} is {number:,}")
+    for number in (*sizes, vision.get("image_size", 224), pre.get("resize", 224)):
+        side = (
+            number if isinstance(number, int) else max(number) if isinstance(number, list) and number else 0
+        )
+        if not 1 <= side <= _LARGEST_IMAGE:
+            _damaged(path, f"images of {number!r} pixels a side; 1 to {_LARGEST_IMAGE} can be")
+    try:
+        with torch.device("meta"):
+            state = openclip.build_model(model).state_dict()
+    except VlltrError as error:
+        _damaged(path, error.message)
+    check_shapes(folder / "model.safetensors", {n: tuple(v.shape) for n, v in state.items()})
+    _check_finite(folder / "model.safetensors")
+
+
+def _check_names(path: Path, text: Mapping[str, Any], vision: Mapping[str, Any]) -> None:
+    """Refuse parts that would be fetched from elsewhere by a name in the folder."""
+    for key, name in ((k, part[k]) for part in (text, vision) for k in part if k.endswith("model_name")):
+        if key == "hf_model_name" or ":" in str(name) or "/" in str(name):
+            _damaged(path, f"{key} {name!r} would be fetched from elsewhere")
+
+
+def check_head(folder: Path, config: ExportedConfig) -> None:
+    """See whether the head's weights have just the shapes that its description asks for, and are finite.
+
+    Raises:
+        PretrainedError: If not.
+    """
+    path, weights = folder / "head.json", folder / "head.safetensors"
+    facts = _json(path)
+    if facts.get("format") != 1:
+        _damaged(path, f"format {facts.get('format')!r}, this program reads 1")
+    try:
+        check_facts(facts)
+    except ValueError as error:
+        _damaged(path, str(error))
+    if facts.get("dim") != config.dim:
+        _damaged(path, f"the head is {facts.get('dim')!r} wide, config.json says {config.dim}")
+    rows = _shapes(weights).get("class_ids", ())
+    if len(rows) != 1 or rows[0] > len(config.classes) + _LARGEST_NUMBER:
+        _damaged(weights, f"class_ids has shape {list(rows)}")
+    try:
+        with torch.device("meta"):
+            head = LGRHead(config.dim, rows[0], facts["visual"], loss_bias=facts["loss_bias"])
+    except VlltrError as error:
+        _damaged(path, error.message)
+    expected = {f"head.{name}": tuple(value.shape) for name, value in head.state_dict().items()}
+    if facts["parts"] is not None:
+        wide = {"basis", "text_map"}
+        expected |= {f"generative.{n}": (config.dim,) * (2 if n in wide else 1) for n in SHARED}
+    check_shapes(weights, expected | {"class_ids": rows})
+    _check_finite(weights)
+    factors = {"the logits' scale": "log_logit_scale", "the losses' factor": "log_beta"}
+    for what, name in factors.items():
+        value = float(load_file(weights).get(f"head.{name}", torch.zeros(())).double().exp())
+        if not value <= LARGEST:
+            _damaged(weights, f"{what} is {value:g}; up to {LARGEST:,.0f} can be")
+
+
+def read_stats(path: Path, config: ExportedConfig, there: bool) -> ClassStats:
+    """What is known of the classes' images; of none without the file.
+
+    Raises:
+        PretrainedError: If shapes or dtypes do not fit, a value cannot be, or a class is not in `config`.
+    """
+    dim, none = config.dim, torch.empty(0, dtype=torch.int64)
+    if not there:
+        return ClassStats(none, none, torch.empty(0, dim, dtype=torch.float64))
+    rows = _shapes(path).get("class_ids", (0,))
+    count = rows[0] if len(rows) == 1 else 0
+    check_shapes(path, {"class_ids": (count,), "counts": (count,), "sums": (count, dim)})
+    _check_finite(path)
+    # In memory of its own: rows that lie askew in a mapped file are multiplied by other kernels, and round otherwise.
+    found = {name: value.clone() for name, value in load_file(path).items()}
+    for name, dtype in (("class_ids", torch.int64), ("counts", torch.int64), ("sums", torch.float64)):
+        if found[name].dtype != dtype:
+            _damaged(path, f"{name} are {found[name].dtype}, expected {dtype}")
+    ids, counts = found["class_ids"], found["counts"]
+    if set(ids.tolist()) - {item.class_id for item in config.classes} or bool((ids.diff() <= 0).any()):
+        _damaged(path, "class_ids must be ascending numbers of classes in config.json")
+    if bool((counts < 1).any()) or bool((found["sums"].norm(dim=1) > 1.001 * counts).any()):
+        _damaged(path, "a class's sum is longer than its images' normalised vectors can add up to")
+    return ClassStats(ids, counts, found["sums"])
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of a safetensors file's tensors, from its header."""
+    try:
+        with safe_open(path, "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            strange = sorted(n for n, part in slices.items() if part.get_dtype() not in _DTYPES)
+            if strange:
+                _damaged(path, f"{strange[0]} has the dtype {slices[strange[0]].get_dtype()}")
+            return {name: tuple(part.get_shape()) for name, part in slices.items()}
+    except (SafetensorError, OSError) as error:
+        _damaged(path, f"not a safetensors file: {error}")
+
+
+def check_shapes(path: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Hold a safetensors file's header against the shapes that a model has.
+
+    Raises:
+        PretrainedError: Naming the first difference.
+    """
+    found = _shapes(path)
+    for name, shape in expected.items():
+        if name not in found:
+            _damaged(path, f"{name} is missing")
+        if found[name] != shape:
+            _damaged(path, f"{name} has shape {list(found[name])}, expected {list(shape)}")
+    for name in found:
+        if name not in expected:
+            _damaged(path, f"{name[:80]!r} is not part of the model")
+
+
+def _check_finite(path: Path) -> None:
+    for name, value in load_file(path).items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            _damaged(path, f"{name} holds values that are not finite")
+
+
+def read_rows(path: Path, schema: pa.Schema, number: int) -> pa.Table:
+    """The rows of a Parquet file that has exactly these columns, `number` of them.
+
+    Raises:
+        PretrainedError: If columns or numbers differ, a value is missing where it must not be, or the file is
+            damaged or unpacks to an absurd size.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            if file.metadata.num_rows != number:
+                _damaged(path, f"{file.metadata.num_rows:,} rows, config.json says {number:,}")
+            found = {f.name: f.type for f in file.schema_arrow}
+            if found != {f.name: f.type for f in schema}:
+                _damaged(path, f"its columns are {found}")
+            parts, size = [], 0
+            for batch in file.iter_batches(_BATCH, columns=schema.names):
+                size += batch.nbytes
+                if size > _MOST_TABLE:
+                    _damaged(path, f"more than {_MOST_TABLE >> 30} GiB in memory")
+                parts.append(batch.select(schema.names).cast(schema))
+            rows = pa.Table.from_batches(parts, schema)
+            rows.validate(full=True)
+            return rows
+    except (pa.ArrowException, OSError, ValueError) as error:
+        _damaged(path, f"not a readable Parquet file: {error}")
+
+
+def check_links(folder: Path, config: ExportedConfig, anchors: pa.Table, sentences: pa.Table) -> None:
+    """See whether classes, sentences and anchors name each other: distinct keys, and nothing that is not there.
+
+    Raises:
+        PretrainedError: If not.
+    """
+    path = folder / "anchors.parquet"
+    classes = pa.array([item.class_id for item in config.classes], pa.int32())
+    for where, rows in ((path, anchors), (folder / "sentences.parquet", sentences)):
+        if not _all(pc.is_in(rows["class_id"], value_set=classes)):
+            _damaged(where, "a class_id is not among the classes of config.json")
+        if pc.count_distinct(rows["sentence_id"]).as_py() != rows.num_rows:
+            _damaged(where, "two rows have one sentence_id")
+    known = sentences["sentence_id"].combine_chunks()
+    if not _all(pc.is_in(anchors["sentence_id"], value_set=known)):
+        _damaged(path, "a sentence_id is not in sentences.parquet")
+    keys = anchors["anchor_key"]
+    if pc.count_distinct(keys).as_py() != anchors.num_rows or not _all(pc.greater_equal(keys, 0)):
+        _damaged(path, "anchor_key must be distinct and not negative")
+    if not _all(pc.is_finite(pc.list_flatten(anchors["vector"]))):
+        _damaged(path, "a vector holds values that are not finite")
+    if not _all(pc.less_equal(pc.abs(anchors["loss"]), LARGEST)):
+        _damaged(path, f"a loss is not a number up to {LARGEST:,.0f}")
+
+
+def _all(true: pa.ChunkedArray) -> bool:
+    """Whether all of these booleans are true; so they are where there is none."""
+    return bool(pc.all(true, min_count=0).as_py())

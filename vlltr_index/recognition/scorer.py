@@ -1,0 +1,200 @@
+"""A workspace's commit as something that scores image features: anchors, head, generative model, fusion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vlltr_index.embedding.loading import ClassStats, LoadedBank, class_positions, class_stats, load_bank
+from vlltr_index.errors import FingerprintMismatch, MissingStepError
+from vlltr_index.heads.checkpoint import SavedHead, load_head
+from vlltr_index.heads.fusion import FusedScores, ImageSide, class_logits, fuse, fuse_protocol, image_side
+from vlltr_index.heads.generative import GenerativeModel
+from vlltr_index.schemas.config import FusionConfig
+from vlltr_index.tensors import unit_rows
+
+if TYPE_CHECKING:
+    from vlltr_index.heads.anchor_bank import AnchorBank
+    from vlltr_index.store.snapshot import Snapshot
+    from vlltr_index.store.workspace import Workspace
+
+__all__ = ["Scorer", "load_scorer", "merged_classes"]
+
+OTHER_RULE = 'Put rule = "ours" under [recipe.fusion] in vlltr.toml, then run: vlltr train lgr'
+_BATCH = 512
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Everything that turns image features [B, D] (unnormalised) into class probabilities [B, C].
+
+    The classes are those that have an anchor sentence or training images, ascending. Make it with `build`.
+
+    Attributes:
+        loaded: The anchors.
+        saved: The trained head.
+        stats: What is known of the classes' images.
+        class_ids: int64 [C], the class of each column.
+        model: The generative model of the C classes; None for a head without parts of the rule `ours`.
+        fusion: The rule.
+        merged: A class that was merged into another, to that one: its visual row is the other's now.
+    """
+
+    loaded: LoadedBank
+    saved: SavedHead
+    stats: ClassStats
+    class_ids: Tensor
+    model: GenerativeModel | None
+    fusion: FusionConfig
+    merged: Mapping[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def build(
+        cls,
+        loaded: LoadedBank,
+        saved: SavedHead,
+        stats: ClassStats,
+        fusion: FusionConfig,
+        merged: Mapping[int, int],
+    ) -> Scorer:
+        """Put the parts together; a head without parts of the rule `ours` goes by the rule `paper`."""
+        bank = loaded.bank
+        if saved.parts is None:
+            rule = "paper" if fusion.rule == "ours" else fusion.rule
+            fusion = fusion.model_copy(update={"rule": rule})
+            return cls(loaded, saved, stats, bank.class_ids, None, fusion, merged)
+        class_ids = torch.unique(torch.cat([bank.class_ids, stats.class_ids]))
+        counts = torch.zeros(len(class_ids), dtype=torch.int64)
+        sums = torch.zeros(len(class_ids), saved.head.dim, dtype=torch.float64)
+        prototypes = torch.zeros(len(class_ids), saved.head.dim)
+        at = class_positions(class_ids, stats.class_ids)
+        counts[at], sums[at] = stats.counts, stats.sums
+        prototypes[class_positions(class_ids, bank.class_ids)] = bank.prototypes(True).float()
+        model = GenerativeModel(saved.parts.shared, counts, sums, prototypes)
+        return cls(loaded, saved, stats, class_ids, model, fusion, merged)
+
+    @property
+    def bank(self) -> AnchorBank:
+        """The anchors."""
+        return self.loaded.bank
+
+    @property
+    def row_owners(self) -> Tensor:
+        """int64 [C_v], the class each visual row belongs to now, after merges."""
+        if not self.merged:
+            return self.saved.class_ids
+        return torch.tensor([self.merged.get(i, i) for i in self.saved.class_ids.tolist()])
+
+    @property
+    def trained(self) -> Tensor:
+        """bool [C], the classes that the head was trained on."""
+        return torch.isin(self.class_ids, self.row_owners)
+
+    def visual_sides(self) -> dict[int, str]:
+        """The classes that images are known of: `trained` on them, or by `images` that came later."""
+        later = self.stats.class_ids.tolist() if self.model is not None else []
+        return dict.fromkeys(later, "images") | dict.fromkeys(self.row_owners.tolist(), "trained")
+
+    def visual_logits(self, features: Tensor) -> Tensor:
+        """Logits of the visual classifier, [B, C]; minus infinity for a class without a row."""
+        rows = self.saved.head.visual_logits(features)
+        return class_logits(rows, class_positions(self.class_ids, self.row_owners), len(self.class_ids))
+
+    def log_likelihoods(self, features: Tensor) -> Tensor:
+        """Of the generative model, [B, C]."""
+        assert self.model is not None
+        return self.model.log_likelihoods(unit_rows(features))
+
+    def image_side(self, features: Tensor) -> ImageSide:
+        """What the visual side says: log-scores under `ours`, else the visual classifier's logits."""
+        if self.saved.parts is None or self.fusion.rule != "ours":
+            logits = self.visual_logits(features)
+            return ImageSide(logits, logits, self.trained, self.trained)
+        assert self.model is not None
+        weights = self.saved.parts.weights
+        likelihoods = self.log_likelihoods(features)
+        visual = self.visual_logits(features) if weights.image else likelihoods
+        return image_side(visual, likelihoods, self.trained, self.model.counts > 0, weights)
+
+    def text_logits(self, features: Tensor) -> Tensor:
+        """Text logits, [B, C]; a class without anchors has the mean of the others, neither for nor against it."""
+        if not self.bank.num_classes:
+            return features.new_zeros(len(features), len(self.class_ids))
+        return self.whole(self.saved.head.text_logits(features, self.bank))
+
+    def whole(self, bank_logits: Tensor) -> Tensor:
+        """Text logits of the anchors' classes [B, C_a] to logits of all classes [B, C]."""
+        if self.bank.num_classes == len(self.class_ids):
+            return bank_logits
+        missing = (
+            bank_logits.mean(1, keepdim=True)
+            if self.bank.num_classes
+            else bank_logits.new_zeros(len(bank_logits), 1)
+        )
+        logits = missing.expand(-1, len(self.class_ids)).clone()
+        logits[:, class_positions(self.class_ids, self.bank.class_ids)] = bank_logits
+        return logits
+
+    def fuse(self, image: ImageSide, text_logits: Tensor) -> FusedScores:
+        """Put what the visual side says and `text_logits` [B, C] into one distribution."""
+        if self.fusion.rule != "ours":
+            return fuse_protocol(image.scores, text_logits, self.fusion.rule, self.fusion.alpha)
+        assert self.saved.parts is not None
+        return fuse(image, text_logits, self.saved.parts.weights)
+
+    @torch.inference_mode()
+    def exhaustive(self, features: Tensor) -> FusedScores:
+        """Score features [B, D] against every class, in batches."""
+        parts = [self.fuse(self.image_side(part), self.text_logits(part)) for part in features.split(_BATCH)]
+        return FusedScores(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+    def with_rule(self, fusion: FusionConfig) -> Scorer:
+        """The same scorer with another rule.
+
+        Raises:
+            MissingStepError: If the rule is `ours` and the head was trained for another protocol.
+        """
+        if fusion.rule == "ours" and self.saved.parts is None:
+            raise MissingStepError(
+                "this head was trained for the protocols paper or release: it has no weights for the rule 'ours'",
+                OTHER_RULE,
+            )
+        return replace(self, fusion=fusion)
+
+
+def load_scorer(workspace: Workspace, snapshot: Snapshot) -> Scorer:
+    """Load what a commit names.
+
+    Raises:
+        MissingStepError: If anchors or head are not there yet.
+        WorkspaceError: If the head's files are damaged.
+        FingerprintMismatch: If the head was trained on another encoder's vectors.
+    """
+    loaded = load_bank(snapshot)
+    commit = snapshot.commit
+    assert commit is not None
+    if not commit.head:
+        raise MissingStepError("no head has been trained yet", "Run: vlltr train lgr")
+    saved = load_head(workspace.whole_object("heads", commit.head))
+    for what, mine, theirs in (
+        ("sentence", saved.text_fp, commit.text_fp),
+        ("image", saved.image_fp, commit.image_fp),
+    ):
+        if mine != theirs:
+            raise FingerprintMismatch(
+                f"the head was trained on {what} vectors of encoder {mine}, the workspace's are of {theirs}",
+                "Train it again: vlltr train lgr",
+            )
+    stats = class_stats(snapshot, saved.head.dim)
+    fusion = commit.fusion or workspace.recipe.fusion
+    return Scorer.build(loaded, saved, stats, fusion, merged_classes(snapshot))
+
+
+def merged_classes(snapshot: Snapshot) -> dict[int, int]:
+    """The classes that were merged into others, and into which; no chains."""
+    noted = snapshot.commit.info.get("merged", {}) if snapshot.commit is not None else {}
+    return {int(gone): kept for gone, kept in noted.items()}

@@ -1,0 +1,330 @@
+"""Search the stored vectors: images by a text, sentences by an image or a text, and by their words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vlltr_index.data.decoding import ENDINGS, open_image
+from vlltr_index.embedding.loading import open_encoder
+from vlltr_index.embedding.vectors import all_embedded, embed_images
+from vlltr_index.encoders.encoder import Encoder
+from vlltr_index.errors import InputError, MissingStepError, UsageError
+from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
+from vlltr_index.store.tables import fuse_rankings, one_of, quote
+
+if TYPE_CHECKING:
+    from vlltr_index.schemas.records import Progress
+    from vlltr_index.store.snapshot import Snapshot
+    from vlltr_index.store.workspace import Workspace
+
+__all__ = [
+    "ImageHit",
+    "ImageSearch",
+    "SentenceHit",
+    "SentenceSearch",
+    "is_image_path",
+    "search_images",
+    "search_sentences",
+]
+
+_DEEP = 10  # candidates of each ranking for each hit that is shown
+_LEAST_DEEP = 100
+
+
+@dataclass(frozen=True)
+class ImageHit:
+    """An image and the cosine similarity of its vector to the query's."""
+
+    image_id: str
+    class_id: int
+    class_name: str
+    split: str
+    uri: str
+    similarity: float
+
+
+@dataclass(frozen=True)
+class ImageSearch:
+    """The images nearest to a text.
+
+    Attributes:
+        query: The text.
+        searched: Images with a vector that were compared.
+        without_vector: Images that could not be.
+        hits: Best first.
+        base: The same with the encoder that training started from, where that was asked for.
+    """
+
+    query: str
+    searched: int
+    without_vector: int
+    hits: tuple[ImageHit, ...]
+    base: tuple[ImageHit, ...] | None = None
+
+
+@dataclass(frozen=True)
+class SentenceHit:
+    """A sentence and the cosine similarity of its vector to the query's.
+
+    `by_vector` and `by_words` are its ranks, from 1, in the two rankings of a hybrid search; null where it is not in
+    one.
+    """
+
+    sentence_id: str
+    class_id: int
+    class_name: str
+    text: str
+    source: str
+    source_ref: str | None
+    licence: str | None
+    similarity: float
+    by_vector: int | None = None
+    by_words: int | None = None
+
+
+@dataclass(frozen=True)
+class SentenceSearch:
+    """The sentences nearest to an image or a text, best first; `searched` are those with a vector."""
+
+    query: str
+    kind: Literal["image", "text"]
+    hybrid: bool
+    searched: int
+    hits: tuple[SentenceHit, ...]
+
+
+def search_images(
+    workspace: Workspace,
+    text: str,
+    *,
+    split: str | None = None,
+    top: int = 20,
+    compare: bool = False,
+    progress: Progress | None = None,
+) -> ImageSearch:
+    """The images whose stored vectors are nearest to a text's, exactly.
+
+    Args:
+        workspace: With embedded images.
+        text: What to look for.
+        split: Images of this split alone; default: all.
+        top: How many.
+        compare: Search with the encoder that training started from, too; its vectors are embedded once, into the
+            cache of its own fingerprint.
+        progress: Called with the step's name, what is done, and the total.
+
+    Raises:
+        UsageError: If the text is empty, the split unknown, or there is no starting encoder to compare with.
+        MissingStepError: If no image has been embedded.
+    """
+    _check_text(text)
+    snapshot = workspace.snapshot()
+    images = _images(snapshot, split)
+    base_encoder = _starting_encoder(workspace, snapshot) if compare else None
+    encoder = open_encoder(workspace, snapshot).eval()
+    hits, searched = _nearest_images(snapshot, images, encoder, text, top)
+    if not searched:
+        raise MissingStepError("no image has been embedded with this encoder", "Run: vlltr embed")
+    base = None
+    if base_encoder is not None:
+        if not all_embedded(snapshot, base_encoder.image_fp, images["image_id"].to_pylist()):
+            with workspace.transaction("search images --compare") as tx:
+                for name in sorted(set(images["split"].to_pylist())):
+                    embed_images(tx, base_encoder, name, progress=progress)
+        base, _ = _nearest_images(snapshot, images, base_encoder, text, top)
+    return ImageSearch(text, searched, images.num_rows - searched, hits, base)
+
+
+def _check_text(text: str) -> None:
+    if not text.strip():
+        raise UsageError(
+            "there is nothing to look for: the text is empty",
+            'For example: vlltr search images "a spotted texture"',
+        )
+
+
+def _images(snapshot: Snapshot, split: str | None) -> pa.Table:
+    """The usable images of classes in use."""
+    columns = ["image_id", "class_id", "split", "uri"]
+    where = "problem IS NULL AND class_id IS NOT NULL"
+    rows = snapshot.table("images", columns, where + (f" AND split = {quote(split)}" if split else ""))
+    rows = rows.filter(pc.is_in(rows["class_id"], value_set=pa.array(snapshot.class_table().ids, pa.int32())))
+    if rows.num_rows:
+        return rows
+    there = sorted(set(snapshot.table("images", ["split"], where)["split"].to_pylist()))
+    if split is not None and there:
+        raise UsageError(f"no images in split {split!r}; there are {', '.join(there)}", "Name one of these.")
+    raise MissingStepError("there are no images", "Run: vlltr ingest images PATH --split train")
+
+
+def _starting_encoder(workspace: Workspace, snapshot: Snapshot) -> Encoder:
+    """The encoder that training started from.
+
+    Raises:
+        UsageError: If it started from random weights, or has not been trained since.
+    """
+    config = workspace.recipe.encoder
+    if not config.pretrained:
+        raise UsageError(
+            f"--compare has nothing to compare with: the recipe starts {config.model} from random weights",
+            "It works in workspaces made with weights: vlltr init DIR --encoder MODEL:PRETRAINED",
+        )
+    if snapshot.commit is None or not snapshot.commit.checkpoint:
+        raise UsageError(
+            f"--compare has nothing to compare with: {config.model} has not been trained here",
+            "Train it first: vlltr train cvlp",
+        )
+    return Encoder.load(
+        config.model,
+        config.pretrained,
+        image_size=config.image_size,
+        resize=config.resize,
+        precision=config.precision,
+    ).eval()
+
+
+def _nearest_images(
+    snapshot: Snapshot, images: pa.Table, encoder: Encoder, text: str, top: int
+) -> tuple[tuple[ImageHit, ...], int]:
+    """The hits, and how many images were compared."""
+    query = encoder.encode_texts([text])[0]
+    ranked = _ranked(snapshot, image_vectors_name(encoder.image_fp), images, "image_id", query, "view = 0")
+    names = snapshot.class_table().names
+    hits = [ImageHit(class_name=names[row["class_id"]], **row) for row in ranked.slice(0, top).to_pylist()]
+    return tuple(hits), ranked.num_rows
+
+
+def _ranked(
+    snapshot: Snapshot, table: str, rows: pa.Table, key: str, query: Tensor, where: str | None = None
+) -> pa.Table:
+    """Those of `rows` that have a vector, nearest first; equal ones by their first column.
+
+    Args:
+        snapshot: Where the vectors are.
+        table: Name of the table of vectors; it need not be there.
+        rows: What is searched.
+        key: The column that names a row's vector.
+        query: Float [D], unnormalised.
+        where: Which vectors count.
+
+    Returns:
+        The rows with their cosine in a new column `similarity`.
+    """
+    wanted = F.normalize(query.float().cpu(), dim=0)
+    keys, cosines = [], []
+    if snapshot.store.exists(table):
+        for found, vectors in snapshot.store.vector_batches(table, key, where):
+            keys.append(found)
+            cosines.append(pa.array((F.normalize(vectors, dim=1) @ wanted).numpy()))
+    at = pc.index_in(rows[key], value_set=pa.chunked_array(keys, pa.string()).combine_chunks())
+    rows = rows.append_column("similarity", pa.chunked_array(cosines, pa.float32()).take(at))
+    order = [("similarity", "descending"), (rows.column_names[0], "ascending")]
+    return rows.filter(at.is_valid()).sort_by(order)
+
+
+def search_sentences(
+    workspace: Workspace,
+    query: str,
+    *,
+    class_name: str | None = None,
+    top: int = 20,
+    hybrid: bool | None = None,
+    is_image: bool = False,
+) -> SentenceSearch:
+    """The sentences whose stored vectors are nearest to an image's or a text's, exactly.
+
+    A hybrid search ranks them by their words too (BM25) and fuses both rankings by reciprocal rank.
+
+    Args:
+        workspace: With embedded sentences.
+        query: A text, or the path of an image.
+        class_name: Sentences of this class alone.
+        top: How many.
+        hybrid: Default: for a text, not for an image.
+        is_image: Whether `query` is a path.
+
+    Raises:
+        UsageError: If the text is empty, or a hybrid search is asked for with an image.
+        InputError: If the image cannot be read.
+        UnknownClassError: If there is no such class.
+        MissingStepError: If no sentence has been embedded.
+    """
+    if is_image and hybrid:
+        raise UsageError("an image has no words to look for", "Leave --hybrid out, or give a text.")
+    if not is_image:
+        _check_text(query)
+    snapshot = workspace.snapshot()
+    table = snapshot.class_table()
+    where = one_of("class_id", table.ids if class_name is None else (table.lookup(class_name),))
+    rows = snapshot.table("sentences", ["sentence_id", "text_hash"], where)
+    if not rows.num_rows:
+        raise MissingStepError("there are no sentences", "Run: vlltr ingest text PATH")
+    encoder = open_encoder(workspace, snapshot).eval()
+    vector = _image_query(encoder, query) if is_image else encoder.encode_texts([query])[0]
+    ranked = _ranked(snapshot, sentence_vectors_name(encoder.text_fp), rows, "text_hash", vector)
+    if not ranked.num_rows:
+        raise MissingStepError("no sentence has been embedded with this encoder", "Run: vlltr embed")
+    use_words = not is_image if hybrid is None else hybrid
+    best = _with_words(snapshot, ranked, query, where, top) if use_words else ranked.slice(0, top)
+    hits = _sentence_hits(snapshot, best)
+    return SentenceSearch(query, "image" if is_image else "text", use_words, ranked.num_rows, hits)
+
+
+def _image_query(encoder: Encoder, path: str) -> Tensor:
+    """The vector float32 [D] of an image, unnormalised.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    pixels = encoder.preprocess(open_image(path)).unsqueeze(0).to(encoder.device)
+    with torch.inference_mode():
+        return encoder.encode_pixels(pixels).float().cpu()[0].clone()
+
+
+def _with_words(snapshot: Snapshot, ranked: pa.Table, words: str, where: str, top: int) -> pa.Table:
+    """The best `top` by vector and by words together, with their ranks; equal ones by similarity."""
+    deep = max(_LEAST_DEEP, _DEEP * top)
+    found = snapshot.full_text("sentences", "text", words, where, deep)["sentence_id"].combine_chunks()
+    by_words = pc.add(pc.index_in(ranked["sentence_id"], value_set=found), 1)
+    ranked = ranked.append_column("by_words", by_words)
+    near = ranked.slice(0, deep)
+    near = near.append_column("by_vector", pa.array(range(1, near.num_rows + 1), pa.int32()))
+    named = ranked.filter(by_words.is_valid()).sort_by("by_words")
+    fused = fuse_rankings("sentence_id", near, named)
+    order = [("_relevance_score", "descending"), ("similarity", "descending"), ("sentence_id", "ascending")]
+    return fused.sort_by(order).slice(0, top)
+
+
+def _sentence_hits(snapshot: Snapshot, best: pa.Table) -> tuple[SentenceHit, ...]:
+    columns = ["sentence_id", "class_id", "text", "source", "source_ref", "licence"]
+    rows = snapshot.table("sentences", columns, one_of("sentence_id", best["sentence_id"].to_pylist()))
+    facts = {row["sentence_id"]: row for row in rows.to_pylist()}
+    names = snapshot.class_table().names
+    kept = [c for c in ("sentence_id", "similarity", "by_vector", "by_words") if c in best.column_names]
+    return tuple(
+        SentenceHit(
+            **facts[hit["sentence_id"]] | hit, class_name=names[facts[hit["sentence_id"]]["class_id"]]
+        )
+        for hit in best.select(kept).to_pylist()
+    )
+
+
+def is_image_path(query: str) -> bool:
+    """Whether a query ends as the name of an image file does.
+
+    Raises:
+        InputError: If it ends as an image does, and there is no such file.
+    """
+    if not query.casefold().endswith(ENDINGS):
+        return False
+    if Path(query).expanduser().is_file():
+        return True
+    raise InputError(f"no such file: {query}", "To search for a text, let it end otherwise.")

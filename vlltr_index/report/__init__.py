@@ -1,1 +1,0 @@
-"""The report as one HTML file: its records, its figures and charts, and the page they are drawn on."""

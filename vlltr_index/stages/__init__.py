@@ -1,1 +1,0 @@
-"""What the commands run: each stage reads a workspace, works, and commits once."""

@@ -1,0 +1,1 @@
+"""The vector database: workspace, tables, commits, history and lock."""

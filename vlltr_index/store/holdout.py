@@ -1,0 +1,194 @@
+"""Which training images and classes stage 1 does not see, so that parts can be weighed and offsets fitted on them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from vlltr_index.errors import WorkspaceError
+
+if TYPE_CHECKING:
+    from vlltr_index.store.snapshot import Snapshot
+    from vlltr_index.store.workspace import Workspace
+
+__all__ = [
+    "HeldOut",
+    "choose_held_out",
+    "choose_held_out_classes",
+    "held_images",
+    "read_held_out",
+    "without_names",
+    "write_held_out",
+]
+
+SHARE = 10  # one training image in ten is kept out, at most
+LEAST_LEFT = 2  # images that a class keeps
+SMALL = 5  # images of a group that always stays whole
+CLASS_SHARE = 50  # one class in so many is kept out
+MOST_CLASSES = 20
+LEAST_CLASSES = 100  # below it none is
+LEAST_IMAGES = 10  # that a class kept out has
+_FILE = "held_out.json"
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a stage 1 did not see.
+
+    Attributes:
+        images: Ids of images of the classes that it saw, without the side that the workspace keeps them at.
+        classes: Classes kept out with all their images and sentences.
+    """
+
+    images: frozenset[str] = frozenset()
+    classes: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, image_ids: Iterable[str], classes: frozenset[int] = frozenset()) -> HeldOut:
+        """From ids with their sides."""
+        return cls(frozenset(map(_without_side, image_ids)), classes)
+
+    def has(self, image_id: str) -> bool:
+        """Whether an image is one of `images`, at whatever side it is kept now."""
+        return _without_side(image_id) in self.images
+
+
+def _without_side(image_id: str) -> str:
+    return image_id.partition("-")[0]
+
+
+def choose_held_out(
+    image_ids: Sequence[str],
+    class_ids: Sequence[int],
+    groups: Sequence[str | None],
+    content_hashes: Sequence[str | None],
+    most: int,
+) -> list[int]:
+    """Choose images to keep out of training: `most`, or a tenth if that is less; never one of a class's last two.
+
+    Half of them are whole groups, in a fixed pseudo-random order, each taken if it fits in what is left; images without
+    a group go with those of equal content. The other half stands for all classes alike: one image of each class, then a
+    second of each, and so on. There too groups stay whole, but for those of more than 5 images and a tenth of `most`: a
+    few large groups would not stand for all classes. The choice does not depend on the order of the images.
+
+    Args:
+        image_ids: N different ids.
+        class_ids: N classes.
+        groups: N names of groups, None for an image without one.
+        content_hashes: N hashes of contents, None where unknown.
+        most: The most images to choose.
+
+    Returns:
+        Positions in the N, ascending.
+    """
+    budget = min(most, len(image_ids) // SHARE)
+    size, whole, parted = (
+        Counter(groups),
+        dict[tuple[str, str], list[int]](),
+        dict[tuple[str, str], list[int]](),
+    )
+    for place, (image, group, content) in enumerate(zip(image_ids, groups, content_hashes, strict=True)):
+        alone = ("content", content) if content else ("image", image)
+        whole.setdefault(("group", group) if group else alone, []).append(place)
+        small = group if group and size[group] <= max(budget // SHARE, SMALL) else None
+        parted.setdefault(("group", small) if small else alone, []).append(place)
+    chosen, spare, held = set[int](), Counter(class_ids), Counter[int]()
+    limits = [2**n for n in range(budget.bit_length() + 1)]
+    for units, room, most_of_a_class in ((whole, budget // 2, limits[-1:]), (parted, budget, limits)):
+        order = sorted(units, key=lambda key: _order("\0".join(key)))
+        for limit in most_of_a_class:
+            for unit in (units[key] for key in order if len(chosen) < room):
+                wanted = Counter(class_ids[place] for place in unit)
+                if (
+                    len(chosen) + len(unit) <= room
+                    and chosen.isdisjoint(unit)
+                    and all(held[c] + n <= limit and spare[c] - n >= LEAST_LEFT for c, n in wanted.items())
+                ):
+                    chosen.update(unit)
+                    held += wanted
+                    spare -= wanted
+    return sorted(chosen)
+
+
+def choose_held_out_classes(images: Mapping[str, int]) -> list[str]:
+    """Choose classes to keep out of training: one in 50, at most 20, among those with 10 images or more, by hash.
+
+    Args:
+        images: How many training images each class has, by its name; below 100 classes none is chosen.
+    """
+    if len(images) < LEAST_CLASSES:
+        return []
+    able = sorted((name for name, count in images.items() if count >= LEAST_IMAGES), key=_order)
+    return able[: min(len(images) // CLASS_SHARE, MOST_CLASSES)]
+
+
+def without_names(rows: pa.Table, names: Mapping[int, str], left_out: Sequence[int]) -> pa.Table:
+    """Rows of class_id and text without those in which another class's text gives a left-out class's name away.
+
+    A class whose own name holds a left-out one keeps its sentences: they could say nothing else.
+    """
+    pattern = {i: re.compile(rf"\b{re.escape(names[i].casefold())}\b") for i in left_out}
+    telling = {
+        i: [p for p in pattern.values() if not p.search(names[i].casefold())]
+        for i in set(rows["class_id"].to_pylist())
+    }
+    # One pass with all names at once; the few hits are then looked at name by name.
+    every = re.compile("|".join(rf"\b{re.escape(names[i].casefold())}\b" for i in left_out) or r"(?!)")
+    keep = [
+        not (every.search(text.casefold()) and any(p.search(text.casefold()) for p in telling[class_id]))
+        for class_id, text in zip(rows["class_id"].to_pylist(), rows["text"].to_pylist(), strict=True)
+    ]
+    return rows.filter(pa.array(keep, pa.bool_()))
+
+
+def _order(key: str) -> str:
+    """A fixed pseudo-random order that depends on nothing but the key."""
+    return hashlib.sha256(f"hold out:{key}".encode()).hexdigest()
+
+
+def write_held_out(held: HeldOut, folder: Path) -> None:
+    """Keep what a stage 1 did not see with its checkpoint in `folder`."""
+    values = {"images": sorted(held.images), "classes": sorted(held.classes)}
+    (folder / _FILE).write_text(json.dumps(values, indent=0) + "\n", encoding="utf-8")
+
+
+def read_held_out(folder: Path) -> HeldOut:
+    """What the stage 1 whose checkpoint is in `folder` did not see; nothing where the checkpoint does not say.
+
+    Raises:
+        WorkspaceError: If the file is damaged.
+    """
+    path = folder / _FILE
+    if not path.is_file():
+        return HeldOut()
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        images, classes = frozenset(values["images"]), frozenset(values["classes"])
+        if {type(i) for i in images} <= {str} and {type(c) for c in classes} <= {int}:
+            return HeldOut(images, classes)
+        why = "it should list ids of images, and numbers of classes"
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+        why = f"{type(error).__name__}: {error}"
+    raise WorkspaceError(
+        f"{path} does not say what stage 1 did not see: {why}",
+        "Bring it back from a backup, or make it again: vlltr train cvlp",
+    )
+
+
+def held_images(workspace: Workspace, snapshot: Snapshot) -> frozenset[str]:
+    """The images that the stage 1 whose encoder a commit names did not see, those of classes kept out among them."""
+    commit = snapshot.commit
+    if commit is None or not commit.checkpoint:
+        return frozenset()
+    held = read_held_out(workspace.object_path("checkpoints", commit.checkpoint))
+    rows = snapshot.table("images", ["image_id", "class_id"])
+    pairs = zip(rows["image_id"].to_pylist(), rows["class_id"].to_pylist(), strict=True)
+    return frozenset(image for image, owner in pairs if held.has(image) or owner in held.classes)

@@ -1,0 +1,233 @@
+"""Records to rows of the workspace's tables, and class names to class numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pyarrow as pa
+
+from vlltr_index.data.decoding import Probe, probe, reduced_bytes
+from vlltr_index.data.names import ClassNames
+from vlltr_index.data.text import normalise_text, sentence_id, text_hash
+from vlltr_index.errors import InputError
+from vlltr_index.schemas.records import ImageRecord, SentenceRecord
+from vlltr_index.schemas.tables import CLASSES, IMAGES, SENTENCES
+from vlltr_index.store.arrow import one_of
+
+if TYPE_CHECKING:
+    from vlltr_index.store.transaction import Transaction
+
+__all__ = [
+    "file_of",
+    "image_id",
+    "image_row",
+    "image_rows",
+    "is_gone",
+    "known_names",
+    "note_aliases",
+    "probe_all",
+    "resolve_classes",
+    "sentence_row",
+    "sentence_rows",
+    "with_stored_bytes",
+]
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+_SLICE = 64  # images a worker takes at once
+
+
+def image_id(split: str, source: str, side: int | None = None) -> str:
+    """The key of an image: what it is called in its source, within its split, and the side it is kept at, if any."""
+    hashed = hashlib.sha256(f"{split}\0{source}".encode()).hexdigest()[:32]
+    return hashed if side is None else f"{hashed}-{side}"
+
+
+def image_row(
+    record: ImageRecord, found: Probe, class_id: int | None, side: int | None = None
+) -> dict[str, Any]:
+    """A row of the table `images`; its bytes are in it where the record has them."""
+    return {
+        "image_id": image_id(record.split, record.source, side),
+        "content_hash": found.content_hash,
+        "uri": record.uri,
+        "data": record.data,
+        "class_id": class_id,
+        "split": record.split,
+        "width": found.width,
+        "height": found.height,
+        "problem": found.problem,
+        "group": record.group,
+    }
+
+
+def image_rows(images: Mapping[int, Sequence[ImageRecord]]) -> pa.Table:
+    """Rows of the table `images` for the images of each class, each decoded to see whether it can be used."""
+    owned = [(class_id, record) for class_id, records in images.items() for record in records]
+    probes = probe_all([record for _, record in owned])
+    rows = [image_row(record, found, i) for (i, record), found in zip(owned, probes, strict=True)]
+    return pa.Table.from_pylist(rows, schema=IMAGES)
+
+
+def probe_all(records: Sequence[ImageRecord], known: Mapping[str, Probe] | None = None) -> list[Probe]:
+    """Probe images on all cores; `known` are good probes by content hash, which spare the decoding."""
+    return _on_all_cores(lambda record: probe(record, known=known), records)
+
+
+def with_stored_bytes(
+    records: Sequence[ImageRecord], probes: Sequence[Probe], side: int
+) -> list[tuple[ImageRecord, Probe]]:
+    """The records with their bytes, reduced to `side` (see `reduced_bytes`), and their probes.
+
+    What cannot be read stays as it is; what cannot be reduced gets a problem.
+    """
+
+    def reduce(pair: tuple[ImageRecord, Probe]) -> tuple[ImageRecord, Probe]:
+        record, found = pair
+        if found.width is None or found.height is None:
+            return pair
+        try:
+            return replace(record, data=reduced_bytes(record, (found.width, found.height), side)), found
+        except (InputError, OSError) as error:
+            return record, found._replace(problem=f"it cannot be reduced: {error}")
+
+    return _on_all_cores(reduce, list(zip(records, probes, strict=True)))
+
+
+def _on_all_cores(work: Callable[[T], U], items: Sequence[T]) -> list[U]:
+    workers = min(8, len(os.sched_getaffinity(0)), -(-len(items) // _SLICE))
+    if workers <= 1:
+        return [work(item) for item in items]
+    parts = [items[i : i + _SLICE] for i in range(0, len(items), _SLICE)]
+    with ThreadPoolExecutor(workers) as pool:
+        return [done for part in pool.map(lambda part: [work(item) for item in part], parts) for done in part]
+
+
+def sentence_row(record: SentenceRecord, class_id: int) -> dict[str, Any]:
+    """A row of the table `sentences`."""
+    hashed = text_hash(record.text)
+    return {
+        "sentence_id": sentence_id(class_id, hashed),
+        "text_hash": hashed,
+        "class_id": class_id,
+        "text": normalise_text(record.text),
+        "source": record.source,
+        "source_ref": record.source_ref,
+        "licence": record.licence,
+        "tokens": None,
+    }
+
+
+def sentence_rows(
+    sentences: Mapping[int, Iterable[SentenceRecord]], known: Callable[[str], bool] | None = None
+) -> pa.Table:
+    """Rows of the table `sentences` for the sentences of each class: the first of those that are the same.
+
+    Two sentences of a class are the same if they differ only in case, white space or invisible characters. Empty
+    ones, and those whose sentence_id is `known`, are left out.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for class_id, records in sentences.items():
+        for record in records:
+            row = sentence_row(record, class_id)
+            if row["text"] and not (known and known(row["sentence_id"])):
+                rows.setdefault(row["sentence_id"], row)
+    return pa.Table.from_pylist(list(rows.values()), schema=SENTENCES)
+
+
+def resolve_classes(
+    tx: Transaction, names: Sequence[str], create: Callable[[str], bool]
+) -> dict[str, int | None]:
+    """The class of each of a source's names; new classes are made where `create` allows it, else None.
+
+    A name that is not known as it is written may differ in case, unless the source uses the known spelling too.
+
+    Raises:
+        UnknownClassError: If a name fits two classes equally well.
+    """
+    table, given = tx.class_table(), set(names)
+    found: dict[str, int | None] = {}
+    for name in dict.fromkeys(names):
+        class_id = table.find(name)
+        if class_id is not None and name not in (table.names[class_id], *table.aliases.get(class_id, ())):
+            class_id = None if table.names[class_id] in given else class_id
+        found[name] = class_id
+    new = [name for name, class_id in found.items() if class_id is None and create(name)]
+    if new:
+        first = tx.next_id("classes", len(new))
+        found |= {name: first + i for i, name in enumerate(new)}
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        rows: list[dict[str, Any]] = [
+            {"class_id": found[name], "name": name, "aliases": [], "origin": "trained", "created_at": now}
+            for name in new
+        ]
+        tx.upsert("classes", pa.Table.from_pylist(rows, schema=CLASSES))
+    return found
+
+
+def known_names(tx: Transaction, names: ClassNames | None) -> ClassNames | None:
+    """`names` as the workspace has them: a class that it knows by an alias alone goes by its name there.
+
+    Folders of ImageNet, for one, are named by WordNet ids; who has ingested them has classes of that name.
+
+    Raises:
+        UnknownClassError: If a name fits two of the workspace's classes equally well.
+    """
+    if names is None:
+        return None
+    table = tx.class_table()
+    result = []
+    for name, aliases in zip(names.names, names.aliases, strict=True):
+        found = table.find(name)
+        if found is None:
+            ids = {i for i in map(table.find, aliases) if i is not None}
+            found = ids.pop() if len(ids) == 1 else None
+            name = name if found is None else table.names[found]
+        result.append(name)
+    return replace(names, names=tuple(result))
+
+
+def note_aliases(
+    tx: Transaction, given: ClassNames | None, used: ClassNames | None, classes: Mapping[str, int | None]
+) -> None:
+    """Give classes the other names that their benchmark has for them, unless another class goes by one.
+
+    Args:
+        tx: The open transaction.
+        given: Names and aliases as the benchmark has them.
+        used: What `known_names` made of them.
+        classes: The class of each name of `used` that occurred.
+    """
+    if given is None or used is None:
+        return
+    table = tx.class_table()
+    wanted: dict[int, list[str]] = {}
+    for name, shown, aliases in zip(given.names, used.names, given.aliases, strict=True):
+        class_id = classes.get(shown)
+        new = [a for a in (name, *aliases) if table.find(a) is None]
+        if class_id is not None and new:
+            wanted[class_id] = new
+    if not wanted:
+        return
+    rows: list[dict[str, Any]] = tx.table("classes", where=one_of("class_id", list(wanted))).to_pylist()
+    for row in rows:
+        row["aliases"] = [*row["aliases"], *wanted[row["class_id"]]]
+    tx.upsert("classes", pa.Table.from_pylist(rows, schema=CLASSES))
+
+
+def file_of(uri: str) -> str:
+    """The file behind an image's address: the Parquet file of a row."""
+    return uri if Path(uri).exists() else uri.rpartition("#")[0] or uri
+
+
+def is_gone(uri: str) -> bool:
+    """Whether the file at an image's address is no longer there."""
+    return not Path(file_of(uri)).exists()

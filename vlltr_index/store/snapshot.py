@@ -1,0 +1,123 @@
+"""Reading a workspace at exactly one commit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from vlltr_index.errors import MissingStepError, UsageError, WorkspaceError
+from vlltr_index.schemas.tables import CLASS_STATS, COMMITTED, KEYS, class_stats
+from vlltr_index.store.class_registry import ClassTable
+from vlltr_index.store.history import Commit
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from vlltr_index.store.tables import Store
+
+__all__ = ["Snapshot", "table_gone"]
+
+
+def table_gone(commit_id: int, name: str, uri: str) -> WorkspaceError:
+    """What to say where a table that a commit names is not there: its files were deleted."""
+    return WorkspaceError(
+        f"commit {commit_id} names the table {name!r}, which is gone from {uri}",
+        "Bring that folder back from a backup, or make a new workspace (vlltr init DIR) and run there again what "
+        "`vlltr history` lists.",
+    )
+
+
+class Snapshot:
+    """The committed tables as one commit names them; writers after it change nothing here.
+
+    Attributes:
+        store: The tables, for the vectors: those are caches outside the commits.
+        commit: The commit; None where nothing has been committed.
+    """
+
+    def __init__(self, store: Store, commit: Commit | None) -> None:
+        self.store = store
+        self.commit = commit
+        self._classes: ClassTable | None = None
+
+    def _version(self, name: str) -> int | None:
+        """The version to read, None for the newest."""
+        return self.commit.tables[name] if self.commit is not None else None
+
+    def has(self, name: str) -> bool:
+        """Whether the commit has that table.
+
+        Raises:
+            UsageError: If `name` is not the name of a committed table.
+        """
+        if name not in KEYS:
+            raise UsageError(f"no committed table {name!r}; there are {', '.join(KEYS)}")
+        return self.commit is not None and name in self.commit.tables
+
+    def schema(self, name: str) -> pa.Schema:
+        """The table's columns, whether it is there or not."""
+        if name == CLASS_STATS:
+            if self.has(name):
+                with self._there(name):
+                    return self.store.schema(name, self._version(name))
+            dim = self.commit.info.get("dim", 1) if self.commit is not None else 1
+            return class_stats(dim)
+        self.has(name)  # refuses unknown names
+        return COMMITTED[name]
+
+    def table(self, name: str, columns: Sequence[str] | None = None, where: str | None = None) -> pa.Table:
+        """A committed table's rows, in no order to rely on; no rows where it has not been written yet.
+
+        Args:
+            name: One of `schemas.tables.KEYS`.
+            columns: Which, and in what order; default all.
+            where: SQL condition; literals through `arrow.quote`.
+        """
+        if self.has(name):
+            with self._there(name):
+                return self.store.read(name, columns, where, self._version(name))
+        empty = self.schema(name).empty_table()
+        return empty if columns is None else empty.select(list(columns))
+
+    def scan(
+        self,
+        name: str,
+        columns: Sequence[str] | None = None,
+        where: str | None = None,
+        batch_rows: int = 1024,
+    ) -> Iterator[pa.RecordBatch]:
+        """Stream a committed table's rows, for tables that hold image bytes."""
+        if self.has(name):
+            with self._there(name):
+                yield from self.store.scan(name, columns, where, self._version(name), batch_rows)
+
+    def full_text(self, name: str, column: str, words: str, where: str, limit: int) -> pa.Table:
+        """Keys of a committed table's rows whose text has the words; see `Store.full_text`."""
+        with self._there(name):
+            return self.store.full_text(name, column, words, KEYS[name], limit, where, self._version(name))
+
+    def count(self, name: str, where: str | None = None) -> int:
+        """How many rows a committed table has (for which `where` holds)."""
+        if not self.has(name):
+            return 0
+        with self._there(name):
+            return self.store.count(name, where, self._version(name))
+
+    @contextmanager
+    def _there(self, name: str) -> Iterator[None]:
+        """Say which commit needs the table where its files are gone."""
+        try:
+            yield
+        except MissingStepError:
+            if self.commit is None or name not in self.commit.tables:
+                raise
+            raise table_gone(self.commit.id, name, self.store.uri) from None
+
+    def class_table(self) -> ClassTable:
+        """The classes by number, name and alias."""
+        if self._classes is None:
+            self._classes = ClassTable.from_arrow(
+                self.table("classes", ["class_id", "name", "aliases", "retired_at"])
+            )
+        return self._classes

@@ -1,0 +1,310 @@
+"""A workspace's files: in a folder, or in S3, Google Cloud Storage or Azure (the only obstore import)."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from vlltr_index.errors import LockedError, MissingStepError, UsageError, WorkspaceError, write_error
+from vlltr_index.store.lock import in_words, signature, write_lock, writer
+
+__all__ = ["ObjectStorage", "Storage", "storage_at", "sync_folder"]
+
+_log = logging.getLogger(__name__)
+
+_LOCK = "lock"
+_CACHE = "VLLTR_CACHE_DIR"
+_ADDRESS = re.compile(r"(?:s3|gs|az)://[A-Za-z0-9][A-Za-z0-9._-]*(?:/[^/?#\\]+)*/?\Z")
+_SHOWN = 500  # characters of what obstore says
+_PAUSE = 0.5  # seconds between two tries for the lock
+
+
+def storage_at(address: str | os.PathLike[str]) -> Storage:
+    """What keeps the files at a folder's path, or at an address such as `s3://bucket/birds`.
+
+    Raises:
+        UsageError: If the address is of a kind that cannot hold a workspace.
+        MissingStepError: If the library for object storage is not installed.
+    """
+    text = os.fspath(address)
+    if "://" in text:
+        return ObjectStorage(text)
+    return Storage(Path(address).expanduser().absolute())
+
+
+class Storage:
+    """A workspace's files by name, such as `history/1.json`: each is written whole or not at all.
+
+    Attributes:
+        address: What people call the place: the folder's path, or the URI.
+        root: A folder on this machine: the workspace itself, or what this machine keeps of it.
+        tables: The address for LanceDB.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.address = str(root)
+        self.tables = str(root / "lance")
+
+    def at(self, name: str) -> str:
+        """What people call the file: its path or URI."""
+        return f"{self.address}/{name}"
+
+    def exists(self, name: str) -> bool:
+        """Whether the file is there."""
+        return (self.root / name).is_file()
+
+    def names(self, folder: str = "") -> Iterator[str]:
+        """Names of all files below a folder, relative to it, in no order; hidden ones are left out."""
+        top = self.root / folder
+        for place, folders, files in os.walk(top):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            inner = Path(place).relative_to(top)
+            yield from ((inner / name).as_posix() for name in files if not name.startswith("."))
+
+    def read(self, name: str) -> bytes:
+        """The file's content.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+        """
+        return (self.root / name).read_bytes()
+
+    def write(self, name: str, data: bytes, new: bool = False) -> None:
+        """Write the file, durable when this returns.
+
+        Args:
+            name: The file.
+            data: Its content.
+            new: Refuse to write over one that is there; of several writers at once one succeeds.
+
+        Raises:
+            FileExistsError: If it is there already, and should be new.
+        """
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            if new:
+                os.link(temporary, path)
+            else:
+                os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, or a folder with all in it: half of one is never found under its name on this machine."""
+        path = self.root / name
+        if not path.is_dir():
+            path.unlink(missing_ok=True)
+            return
+        hidden = path.with_name(f".tmp-{path.name}")
+        os.rename(path, hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+    def upload(self, folder: str) -> None:
+        """Keep what lies in the local folder `root / folder`: nothing to do in a folder."""
+
+    def download(self, folder: str, target: Path) -> bool:
+        """Bring what is kept in `folder` into the empty local folder `target`; False where there is nothing."""
+        return False
+
+    def lock(self, command: str, timeout: float | None = None) -> AbstractContextManager[None]:
+        """Hold the workspace's lock for writers while the block runs.
+
+        Args:
+            command: What others who wait are told.
+            timeout: Seconds to wait; default: in a folder as long as it takes, in object storage not at all.
+
+        Raises:
+            LockedError: If another writer still holds it after `timeout` seconds.
+            WorkspaceError: If the lock cannot be written.
+            UsageError: If this thread holds it already: it would wait for itself.
+        """
+        return write_lock(self.root / _LOCK, command, timeout)
+
+    def writer(self) -> str | None:
+        """Who holds the lock now, in words; None if nobody does."""
+        return writer(self.root / _LOCK)
+
+    def unlock(self) -> str | None:
+        """Clear a lock that a killed writer left, and say whose it was; a folder's lock goes with its holder: None."""
+        return None
+
+
+class ObjectStorage(Storage):
+    """The files below an address such as `s3://bucket/birds`; credentials and endpoint are the environment's.
+
+    What libraries want as files, and what belongs to this machine, is kept in a folder below the user's cache, or below
+    `VLLTR_CACHE_DIR`.
+
+    Raises:
+        UsageError: If it is no such address.
+        MissingStepError: If the extra `remote` is not installed.
+    """
+
+    def __init__(self, address: str) -> None:
+        if not _ADDRESS.match(address) or {".", ".."} & {*address.split("/")}:
+            raise UsageError(
+                f"{address} is not an address that can hold a workspace",
+                "Give a folder, or an address such as s3://BUCKET/NAME, gs://BUCKET/NAME or az://CONTAINER/NAME.",
+            )
+        try:
+            import obstore
+            import obstore.exceptions
+            from obstore.store import from_url
+            from platformdirs import user_cache_path
+        except ImportError as error:
+            raise MissingStepError(
+                f"a workspace in object storage needs a library that cannot be imported: {error}",
+                'Run: pip install "vlltr-index[remote]"',
+            ) from error
+        self.address = address.removesuffix("/")
+        self.tables = f"{self.address}/lance"
+        cache = os.environ.get(_CACHE) or user_cache_path("vlltr-index", appauthor=False)
+        readable = re.sub(r"[^A-Za-z0-9._-]+", "-", self.address)[:60]
+        digest = hashlib.sha256(self.address.encode()).hexdigest()[:12]
+        self.root = Path(cache).expanduser().absolute() / f"{readable}-{digest}"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            said = write_error(self.root, error).message
+            raise WorkspaceError(
+                said, f"Name a folder that can be written: export {_CACHE}=FOLDER"
+            ) from error
+        self._library: Any = obstore
+        with self._asked(""):
+            retries: Any = {"max_retries": 3, "retry_timeout": timedelta(seconds=30)}
+            self._store: Any = from_url(self.address, retry_config=retries)
+
+    def __reduce__(self) -> tuple[type[ObjectStorage], tuple[str]]:
+        return type(self), (self.address,)
+
+    @contextmanager
+    def _asked(self, name: str) -> Iterator[None]:
+        """obstore's errors with the address; an object that is missing or there is a `FileNotFoundError` or so."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise FileNotFoundError(self.at(name)) from None
+        except (self._library.exceptions.AlreadyExistsError, self._library.exceptions.PreconditionError):
+            raise FileExistsError(self.at(name)) from None
+        except self._library.exceptions.BaseError as error:
+            raise WorkspaceError(
+                f"{self.at(name).removesuffix('/')} cannot be used: {' '.join(str(error).split())[:_SHOWN]}",
+                "Look at the network, the address, and what the environment says of credentials and endpoint (AWS_..., "
+                "GOOGLE_..., AZURE_...), then run the same command again.",
+            ) from error
+
+    def exists(self, name: str) -> bool:
+        """Whether the object is there."""
+        try:
+            with self._asked(name):
+                self._library.head(self._store, name)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def names(self, folder: str = "") -> Iterator[str]:
+        """Names of all objects below a prefix, relative to it."""
+        with self._asked(folder):
+            for part in self._library.list(self._store, folder or None):
+                yield from (found["path"].removeprefix(f"{folder}/") for found in part)
+
+    def read(self, name: str) -> bytes:
+        """The object's content."""
+        with self._asked(name):
+            return bytes(self._library.get(self._store, name).bytes())
+
+    def write(self, name: str, data: bytes | Path, new: bool = False) -> None:
+        """Write the object, on the condition that there is none if it should be `new`; large ones in parts."""
+        with self._asked(name):
+            self._library.put(self._store, name, data, mode="create" if new else "overwrite")
+
+    def remove(self, name: str) -> None:
+        """Remove an object, or all below a prefix and this machine's copy."""
+        inside = [f"{name}/{inner}" for inner in self.names(name)]
+        with self._asked(name):
+            self._library.delete(self._store, inside or name)
+        shutil.rmtree(self.root / name, ignore_errors=True)
+
+    def upload(self, folder: str) -> None:
+        """Write the local folder's files as objects."""
+        source = self.root / folder
+        for path in (p for p in source.rglob("*") if p.is_file()):
+            self.write(f"{folder}/{path.relative_to(source).as_posix()}", path)
+
+    def download(self, folder: str, target: Path) -> bool:
+        """Bring the objects below a prefix, in parts."""
+        names = list(self.names(folder))
+        for name in names:
+            path = target / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with self._asked(f"{folder}/{name}"), path.open("wb") as file:
+                for part in self._library.get(self._store, f"{folder}/{name}"):
+                    file.write(part)
+        return bool(names)
+
+    @contextmanager
+    def lock(self, command: str, timeout: float | None = None) -> Iterator[None]:
+        """Hold the lock object, made only where there is none; one of a killed writer stays until `unlock`."""
+        start, signed = time.monotonic(), signature(command)
+        while True:
+            try:
+                self.write(_LOCK, signed, new=True)
+                break
+            except FileExistsError:
+                if time.monotonic() - start >= (timeout or 0):
+                    raise LockedError(
+                        f"{self.writer()} is writing to {self.address}",
+                        "Wait until it is done, and run this again. If it was killed, clear its lock: "
+                        f"vlltr -w {self.address} doctor --unlock",
+                    ) from None
+            time.sleep(_PAUSE)
+        try:
+            yield
+        finally:
+            try:
+                if self.read(_LOCK) == signed:  # not another's, after an `unlock`
+                    self.remove(_LOCK)
+            except (WorkspaceError, FileNotFoundError) as error:
+                _log.warning(
+                    "the lock was not removed (vlltr -w %s doctor --unlock): %s", self.address, error
+                )
+
+    def writer(self) -> str | None:
+        """Who holds the lock object, or held it when it was killed."""
+        try:
+            return in_words(self.read(_LOCK))
+        except FileNotFoundError:
+            return None
+
+    def unlock(self) -> str | None:
+        """Remove the lock object, and say whose it was."""
+        if (holder := self.writer()) is not None:
+            self.remove(_LOCK)
+        return holder
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,463 @@
+"""The only lancedb import: tables by name, upsert by key, scans into tensors, versions and tags.
+
+A table is opened once, at each version that is asked for; what is opened at none reads the newest. No handle outlives a
+fork.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lancedb.index
+import lancedb.query
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from lancedb.rerankers import RRFReranker
+
+from vlltr_index.errors import MissingStepError, VlltrError, WorkspaceError
+from vlltr_index.store.arrow import conform, grouped, last_per_key, one_of, quote
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Store", "fuse_rankings", "one_of", "quote"]
+
+_MOST_OPEN = 64  # tables
+_BATCH = 8192  # rows a scan hands out at once, at most
+_GROUP = 32768  # rows whose keys are looked up together
+_FEW = 2000  # keys that are worth a filter instead of a scan
+_KEY_MARK = b"lance-schema:unenforced-primary-key:position"
+_NAME = re.compile(r"[A-Za-z0-9_.-]+\Z")
+_NEVER = timedelta(days=36500)  # LanceDB's own limit, a week, fails where an older version is tagged
+_MARGIN = timedelta(seconds=10)  # LanceDB refuses where a tagged version looks old, and the clock moves on
+
+
+class Store:
+    """Tables in the folder (or other LanceDB address) `uri`."""
+
+    def __init__(self, uri: str | Path) -> None:
+        self.uri = str(uri)
+        self._db: Any = None
+        self._pid = -1
+        self._opened: dict[tuple[str, int | None], Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"uri": self.uri, "_db": None, "_pid": -1, "_opened": {}}
+
+    @property
+    def _connection(self) -> Any:
+        if self._pid != os.getpid():  # a connection does not survive a fork
+            self._db = lancedb.connect(self.uri, read_consistency_interval=timedelta(0))
+            self._pid = os.getpid()
+            self._opened = {}
+        return self._db
+
+    def _open(self, name: str, version: int | None = None) -> Any:
+        connection, key = self._connection, (name, version)
+        if key not in self._opened:
+            if version is not None and not self.exists(name):
+                raise self._no_table(name)
+            with self._explained(name, "opened"):
+                try:
+                    table = connection.open_table(name, version=version)
+                except ValueError:  # no such table, or no such version
+                    if version is None:
+                        raise self._no_table(name) from None
+                    raise
+            if len(self._opened) >= _MOST_OPEN:
+                self._opened.clear()
+            self._opened[key] = table
+        return self._opened[key]
+
+    def _forget(self, name: str) -> None:
+        """Open the table anew the next time."""
+        self._opened = {key: table for key, table in self._opened.items() if key[0] != name}
+
+    def _no_table(self, name: str) -> MissingStepError:
+        return MissingStepError(
+            f"there is no table {name!r} in {self.uri}", "See what there is: vlltr status"
+        )
+
+    @contextmanager
+    def _explained(self, name: str, what: str = "read") -> Iterator[None]:
+        """In the block, LanceDB's errors about the table become a `WorkspaceError`."""
+        try:
+            yield
+        except VlltrError:
+            raise
+        except Exception as error:  # LanceDB raises ValueError, RuntimeError, OSError and a panic of its own
+            raise WorkspaceError(
+                f"table {name!r} in {self.uri} cannot be {what}: {error}",
+                "Look at the disk, its permissions or the network; bring damaged files back from a backup, or make a "
+                "new workspace: vlltr init DIR",
+            ) from error
+
+    def names(self) -> list[str]:
+        """Names of all tables, half-made ones too, sorted."""
+        names: list[str] = []
+        token: str | None = None
+        while True:
+            page = self._page(token)
+            names += page.tables
+            token = page.page_token
+            if not token:
+                return sorted(names)
+
+    def _page(self, token: str | None) -> Any:
+        try:
+            return self._connection.list_tables(page_token=token)
+        except (ValueError, RuntimeError, OSError) as error:
+            raise WorkspaceError(
+                f"the tables in {self.uri} cannot be listed: {error}",
+                "Look at the folder's permissions or the network, or bring it back from a backup.",
+            ) from error
+
+    def exists(self, name: str) -> bool:
+        """Whether the table is there and opens: a writer killed while making it leaves just a name."""
+        try:
+            self._open(name)
+        except MissingStepError:
+            return False
+        return True
+
+    def create(self, name: str, schema: pa.Schema, key: str | None = None) -> None:
+        """Make an empty table, unless it is there; a half-made one is made anew.
+
+        Raises:
+            WorkspaceError: If a table of that name has other columns.
+        """
+        if not _NAME.match(name):
+            raise WorkspaceError(f"{name!r} is no name for a table: letters, digits, '_', '-' and '.' only")
+        if self.exists(name):
+            table = self._open(name)
+        else:
+            with self._explained(name, "made"):
+                table = self._connection.create_table(name, schema=schema, exist_ok=True)
+        found = _plain(table.schema)
+        if not found.equals(_plain(schema)):
+            raise WorkspaceError(
+                f"table {name!r} in {self.uri} has the columns\n{found}\n"
+                f"and this program expects\n{_plain(schema)}",
+                "Make a new workspace: vlltr init DIR",
+            )
+        if key is not None and _KEY_MARK not in (table.schema.field(key).metadata or {}):
+            with self._explained(name, "written"):
+                table.set_unenforced_primary_key([key])
+
+    def remake(self, name: str, schema: pa.Schema, key: str) -> None:
+        """Make the table empty, with other columns, in a new version: the old versions stay as they are."""
+        self._forget(name)
+        with self._explained(name, "written"):
+            table = self._connection.create_table(name, schema=schema, mode="overwrite")
+            table.set_unenforced_primary_key([key])
+
+    def drop(self, name: str) -> None:
+        """Remove a table and all its versions, if it is there."""
+        if name in self.names():
+            self._forget(name)
+            with self._explained(name, "removed"):
+                self._connection.drop_table(name, ignore_missing=True)
+
+    def schema(self, name: str, version: int | None = None) -> pa.Schema:
+        """The table's schema, without LanceDB's own metadata."""
+        return _plain(self._open(name, version).schema)
+
+    def append(self, name: str, data: pa.Table | Iterable[pa.RecordBatch]) -> int:
+        """Add rows without looking at keys; returns how many.
+
+        Raises:
+            InputError: If the rows do not fit the table.
+        """
+        table, total = self._open(name), 0
+        for rows in self._parts(table, name, data):
+            with self._explained(name, "written"):
+                table.add(rows)
+            total += rows.num_rows
+        return total
+
+    def upsert(self, name: str, data: pa.Table | Iterable[pa.RecordBatch], key: str) -> int:
+        """Write rows by `key`: replace the row that has it, else insert; of equal keys the last counts.
+
+        Raises:
+            InputError: If the rows do not fit the table.
+        """
+        table, total = self._open(name), 0
+        for part in self._parts(table, name, data):
+            rows = last_per_key(part, key)
+            merge = table.merge_insert(key).when_matched_update_all().when_not_matched_insert_all()
+            with self._explained(name, "written"):
+                merge.execute(rows)
+            total += rows.num_rows
+        return total
+
+    def _parts(self, table: Any, name: str, data: pa.Table | Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+        schema = _plain(table.schema)
+        for part in [data] if isinstance(data, pa.Table | pa.RecordBatch) else data:
+            if part.num_rows:
+                yield conform(part, schema, name)
+
+    def delete(self, name: str, where: str) -> int:
+        """Delete the rows for which `where` holds (literals through `quote`); returns how many there were."""
+        if self.count(name, where) == 0:
+            return 0
+        table = self._open(name)
+        with self._explained(name, "written"):
+            return int(table.delete(where).num_deleted_rows)
+
+    def count(self, name: str, where: str | None = None, version: int | None = None) -> int:
+        """How many rows there are (for which `where` holds)."""
+        table = self._open(name, version)
+        with self._explained(name):
+            return int(table.count_rows(where))
+
+    def scan(
+        self,
+        name: str,
+        columns: Sequence[str] | None = None,
+        where: str | None = None,
+        version: int | None = None,
+        batch_rows: int = _BATCH,
+    ) -> Iterator[pa.RecordBatch]:
+        """Stream a table's rows, in no order to rely on.
+
+        Raises:
+            WorkspaceError: If the table's files are damaged.
+        """
+        query = self._open(name, version).search()
+        if where is not None:
+            query = query.where(where)
+        if columns is not None:
+            query = query.select(list(columns))
+        with self._explained(name):
+            batches = iter(query.to_batches(batch_rows))
+        while True:  # what happens between two batches is the caller's
+            with self._explained(name):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+    def read(
+        self,
+        name: str,
+        columns: Sequence[str] | None = None,
+        where: str | None = None,
+        version: int | None = None,
+    ) -> pa.Table:
+        """A table's rows as one Arrow table, with `columns` in their order."""
+        full = self.schema(name, version)
+        schema = full if columns is None else pa.schema([full.field(c) for c in columns])
+        batches = [b.select(schema.names) for b in self.scan(name, columns, where, version)]
+        return pa.Table.from_batches(
+            [pa.RecordBatch.from_arrays(b.columns, schema=schema) for b in batches], schema
+        )
+
+    def keys(self, name: str, column: str) -> set[str]:
+        """All values of a text column; an empty set where there is no such table."""
+        if not self.exists(name):
+            return set()
+        found: set[str] = set()
+        for batch in self.scan(name, [column]):
+            found.update(batch.column(0).to_pylist())
+        return found
+
+    def vector_batches(
+        self,
+        name: str,
+        key_column: str,
+        where: str | None = None,
+        version: int | None = None,
+        column: str = "vector",
+    ) -> Iterator[tuple[pa.Array, torch.Tensor]]:
+        """Stream keys [b] and vectors float32 [b, D], unnormalised, without copying.
+
+        Do not write into the vectors: the memory is Arrow's. Rows whose vector is null are left out.
+        """
+        from torch.utils.dlpack import from_dlpack
+
+        for batch in self.scan(name, [key_column, column], where, version):
+            rows = batch.filter(batch.column(column).is_valid()) if batch.column(column).null_count else batch
+            if rows.num_rows:
+                flat = rows.column(column).flatten()
+                yield rows.column(key_column), from_dlpack(flat).view(rows.num_rows, -1)
+
+    def vectors(
+        self,
+        name: str,
+        key_column: str,
+        keys: Sequence[str] | None = None,
+        version: int | None = None,
+        column: str = "vector",
+    ) -> tuple[list[str] | pa.Array, torch.Tensor]:
+        """Vectors as one tensor float32 [n, D], unnormalised as stored, and the key of each row.
+
+        Args:
+            name: A table with a key column and a fixed-size list column.
+            key_column: Name of the key column.
+            keys: Rows wanted, in this order, repeats allowed; none given: all rows, in no order to rely on.
+            version: Of the table; default the newest.
+            column: Name of the vector column.
+
+        Raises:
+            MissingStepError: If a key has no vector, or there is no such table.
+        """
+        import torch
+
+        if keys is None:
+            dim = self.schema(name, version).field(column).type.list_size
+            out = torch.empty(self.count(name, f"{column} IS NOT NULL", version), dim)
+            names, at = [], 0
+            for found, rows in self.vector_batches(name, key_column, None, version, column):
+                out[at : at + len(rows)] = rows
+                names.append(found)
+                at += len(rows)
+            return pa.concat_arrays(names) if names else pa.array([], pa.string()), out
+        if not keys:
+            return [], torch.empty(0, 0)
+        return list(keys), self._chosen(name, key_column, pa.array(keys, pa.string()), version, column)
+
+    def _chosen(
+        self, name: str, key_column: str, keys: pa.Array, version: int | None, column: str
+    ) -> torch.Tensor:
+        import torch
+
+        if not self.exists(name):
+            raise _missing(len(keys.unique()), len(keys.unique()), name)
+        unique = keys.unique()
+        dim = self.schema(name, version).field(column).type.list_size
+        out = torch.empty(len(unique), dim)
+        seen = np.zeros(len(unique), dtype=bool)
+        few = len(unique) <= _FEW and len(unique) * 4 < self.count(name, version=version)
+        where = one_of(key_column, unique.to_pylist()) if few else None
+        for found, parts in grouped(self.vector_batches(name, key_column, where, version, column), _GROUP):
+            place = pc.fill_null(pc.index_in(found, value_set=unique), -1).to_numpy()
+            at = 0
+            for part in parts:
+                to = place[at : at + len(part)]
+                rows = np.flatnonzero(to >= 0)
+                out[torch.from_numpy(to[rows].astype(np.int64))] = part[torch.from_numpy(rows)]
+                seen[to[rows]] = True
+                at += len(part)
+        if not seen.all():
+            raise _missing(int((~seen).sum()), len(unique), name)
+        if len(unique) == len(keys):
+            return out
+        return out[torch.from_numpy(pc.index_in(keys, value_set=unique).to_numpy().astype(np.int64))]
+
+    def version(self, name: str) -> int:
+        """The newest version's number."""
+        table = self._open(name)
+        with self._explained(name):
+            return int(table.version)
+
+    def tags(self, name: str) -> dict[str, int]:
+        """Tags and the version each names; it reads a file for each.
+
+        Raises:
+            WorkspaceError: If the file of one is damaged.
+        """
+        table = self._open(name)
+        with self._explained(name, "asked for its tags"):
+            return {tag: int(facts["version"]) for tag, facts in table.tags.list().items()}
+
+    def tag(self, name: str, version: int, tag: str) -> None:
+        """Name a version, which keeps it from being cleaned away; a tag that is there is moved."""
+        tags = self._open(name).tags
+        with self._explained(name, "written"):
+            try:
+                tags.update(tag, version)
+            except RuntimeError:  # there is none
+                tags.create(tag, version)
+
+    def untag(self, name: str, *tags: str) -> None:
+        """Remove tags that are there."""
+        there = self._open(name).tags
+        with self._explained(name, "written"):
+            for tag in tags:
+                there.delete(tag)
+
+    def restore(self, name: str, version: int) -> int:
+        """Make an old version's rows the newest again; returns the number of the version that this makes.
+
+        Raises:
+            WorkspaceError: If the version was cleaned away.
+        """
+        self._forget(name)  # through a handle that is behind, rows of another writer would be lost
+        table = self._open(name)
+        with self._explained(name, f"put back to version {version}"):
+            table.restore(version)
+            return int(table.version)
+
+    def optimize(self, name: str) -> None:
+        """Merge small fragments, which makes a new version."""
+        table = self._open(name)
+        with self._explained(name, "merged"):
+            table.optimize(cleanup_older_than=_NEVER)
+
+    def clean(self, name: str) -> None:
+        """Merge, then remove the versions before the oldest tagged one (without tags: all old ones) and files of none.
+
+        What is younger than that by a few seconds stays. No other process may write meanwhile.
+        """
+        self.optimize(name)
+        table, tagged = self._open(name), set(self.tags(name).values())
+        with self._explained(name, "cleaned"):
+            kept = [v["timestamp"] for v in table.list_versions() if v["version"] in tagged]
+            now = datetime.now()  # LanceDB's times have no zone
+            age = now - min(kept, default=now) + _MARGIN
+            table.optimize(cleanup_older_than=age, delete_unverified=True)
+
+    def index_text(self, name: str, column: str) -> None:
+        """Make the full-text index of a text column, unless there is one; `optimize` takes later rows into it."""
+        table = self._open(name)
+        with self._explained(name, "indexed"):
+            if not table.list_indices():
+                table.create_index(column, config=lancedb.index.FTS())
+
+    def full_text(
+        self,
+        name: str,
+        column: str,
+        words: str,
+        key: str,
+        limit: int,
+        where: str | None = None,
+        version: int | None = None,
+    ) -> pa.Table:
+        """The `key` of rows whose text has the words, and their BM25 `_score`, best first; equal ones by `key`.
+
+        Rows that are not in the index yet are searched one by one.
+        """
+        table = self._open(name, version)
+        with self._explained(name):
+            query = table.search(lancedb.query.MatchQuery(words, column)).select([key, "_score"]).limit(limit)
+            found = (query if where is None else query.where(where)).to_arrow()
+        return found.sort_by([("_score", "descending"), (key, "ascending")])
+
+
+def fuse_rankings(key: str, one: pa.Table, other: pa.Table) -> pa.Table:
+    """Two rankings, best first, made one by LanceDB's reciprocal rank fusion; the score is in `_relevance_score`.
+
+    Args:
+        key: The column that says which rows are the same.
+        one: Of a row that is in both rankings, this one is taken.
+        other: May lack columns of `one`; they are null in its rows.
+    """
+    ranked = [ranking.rename_columns({key: "_rowid"}) for ranking in (one, other)]
+    return RRFReranker().rerank_hybrid("", *ranked).rename_columns({"_rowid": key})
+
+
+def _plain(schema: pa.Schema) -> pa.Schema:
+    """`schema` without metadata."""
+    return pa.schema([pa.field(f.name, f.type, f.nullable) for f in schema])
+
+
+def _missing(missing: int, wanted: int, name: str) -> MissingStepError:
+    return MissingStepError(f"{missing:,} of {wanted:,} vectors are not in {name}", "Make them: vlltr embed")
