@@ -1,92 +1,35 @@
-"""Imports go one way, heavy libraries have one door each, and public names are what `__all__` says."""
+"""The house: ten rooms, imports in one direction, one room for each heavy library, files of a readable size."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = {"vlltr_index": "vlltr_index", "cli": "vlltr_index.cli", "train": "vlltr_index.train"}
-FOLDERS |= {"schemas": "vlltr_index.schemas", "recipes": "vlltr_index.recipes"}
-
-# A module may import from its own layer and from those below it (a lower number).
-LAYERS = {
-    "errors": 0,
-    "version": 0,
-    "wording": 0,
-    "schemas": 1,
-    "tensors": 1,
-    "corpus": 2,
-    "images": 2,
-    "recipe": 2,
-    "glyphs": 2,
-    "recipes": 2,
-    "models": 2,
-    "weights": 2,
-    "tokenizing": 2,
-    "openclip": 2,
-    "sources": 3,
-    "encoder": 3,
-    "store": 3,
-    "lock": 3,
-    "storage": 3,
-    "history": 3,
-    "classtable": 3,
-    "snapshot": 3,
-    "transaction": 3,
-    "workspace": 3,
-    "losses": 3,
-    "anchors": 3,
-    "bank": 3,
-    "rows": 3,
-    "nearest": 3,
-    "lgr": 3,
-    "lgr_autograd": 3,
-    "index": 3,
-    "fusion": 3,
-    "metrics": 3,
-    "generative": 3,
-    "weighing": 3,
-    "holdout": 3,
-    "explanation": 4,
-    "retrieval": 4,
-    "heads": 4,
-    "release_weights": 4,
-    "loading": 4,
-    "engines": 4,
-    "ray_engine": 4,
-    "embedding": 4,
-    "crops": 4,
-    "selection": 5,
-    "search": 6,
-    "sheet": 3,
-    "doctor": 5,
-    "scoring": 5,
-    "answers": 6,
-    "recognizer": 6,
-    "pretrained": 6,
-    "ingestion": 6,
-    "classes": 6,
-    "train": 6,
-    "examination": 6,
-    "report": 6,
-    "baselines": 6,
-    "stages": 7,
-    "page": 7,
-    "cli": 8,
+FOLDERS = {"vlltr_index": "vlltr_index"} | {
+    name: f"vlltr_index.{name}" for name in ("cli", "train", "schemas", "recipes")
 }
+ORDER = (
+    "recipes", "errors", "version", "wording", "tensors", "schemas", "heads", "encoders", "data", "store", "embedding",
+    "anchors", "train", "recognition", "recognizer", "classes", "evaluation", "pipelines", "cli",
+)  # fmt: skip
+"""Rooms and modules of the root: each imports from those before it alone."""
+BESIDE = {"recipes", "schemas", "train", "cli"}
 DOORS = {
-    "lancedb": {"store"},
-    "obstore": {"storage"},
-    "faiss": {"index"},
-    "open_clip": {"openclip", "sources"},
-    "gradio": {"page.blocks", "page.server"},
-    "ray": {"ray_engine"},
+    "open_clip": "encoders",
+    "lancedb": "store",
+    "obstore": "store",
+    "ray": "embedding",
+    "faiss": "anchors",
+    "gradio": "cli.ui",
 }
+FILE, FUNCTION = 600, 60  # lines at most; of a function without its docstring
 
 
 def modules() -> dict[str, Path]:
@@ -99,108 +42,86 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imports(path: Path, name: str) -> set[str]:
-    """Absolute names a module imports at run time (imports for type checking alone are left out)."""
+MODULES = modules()
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+
+
+def imports(name: str) -> set[str]:
+    """What a module imports anywhere, for type checking too: our modules, and others as they are written."""
     found: set[str] = set()
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    typing_only = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if id(node) in typing_only:
-            continue
+    for node in ast.walk(TREES[name]):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name}: relative import in line {node.lineno}"
-            found.add(node.module or "")
-            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+            full = [f"{node.module}.{alias.name}" for alias in node.names]
+            found.update(item if item in MODULES else node.module or "" for item in full)
     return found
 
 
-def layer_of(name: str) -> int | None:
-    """The layer of a module, None for the package itself and what is not ours."""
-    parts = name.split(".")
-    if parts[0] != "vlltr_index" or len(parts) < 2:
-        return None
-    return LAYERS.get(parts[1])
+GRAPH = {name: imports(name) & set(MODULES) for name in MODULES}
 
 
-def test_every_module_has_a_layer() -> None:
-    """A new module must be given its room."""
-    missing = {n for n in modules() if n.count(".") >= 1 and layer_of(n) is None}
-    assert not missing
+def room(name: str) -> str:
+    """The room of a module, or its own name in the root; empty for the package itself."""
+    return name.split(".")[1] if "." in name else ""
+
+
+def test_the_house_has_ten_rooms() -> None:
+    """At most six modules lie in the root, the others in at most ten rooms, and each place is in the order."""
+    assert {room(name) for name in MODULES} == {"", *ORDER}
+    packages = {path.parent.name for path in (ROOT / "vlltr_index").glob("*/__init__.py")}
+    assert len(packages) <= 10
+    assert packages | BESIDE < set(ORDER)
+    assert len(list((ROOT / "vlltr_index").glob("*.py"))) <= 6
 
 
 def test_imports_go_one_way() -> None:
-    """No module imports from a layer above its own."""
-    wrong = []
-    for name, path in modules().items():
-        mine = layer_of(name)
-        if mine is None:
-            continue
-        wrong += [f"{name} -> {other}" for other in imports(path, name) if (layer_of(other) or 0) > mine]
-    assert not wrong
+    """No room imports from one that comes after it, and no two files import each other, in however many steps."""
+    order = {place: number for number, place in enumerate(ORDER)}
+    back = [
+        f"{name} -> {other}"
+        for name, used in GRAPH.items()
+        for other in used
+        if room(name) and order[room(name)] < order.get(room(other), len(order))
+    ]
+    assert not back
+    TopologicalSorter(GRAPH).prepare()  # a CycleError names the circle
 
 
 @pytest.mark.parametrize("library", sorted(DOORS))
-def test_heavy_libraries_have_one_door(library: str) -> None:
-    """Only the modules named here import the library."""
-    users = set()
-    for name, path in modules().items():
-        if any(i == library or i.startswith(library + ".") for i in imports(path, name)):
-            users.add(name.removeprefix("vlltr_index."))
-    assert users <= DOORS[library]
+def test_heavy_libraries_have_one_room(library: str) -> None:
+    """Only modules of the room named above import the library."""
+    users = {name for name in MODULES if any(i.split(".")[0] == library for i in imports(name))}
+    assert users
+    assert all(name.startswith(f"vlltr_index.{DOORS[library]}.") for name in users)
 
 
 def test_numeric_core_is_pure() -> None:
-    """Losses, anchors, head and what decides between them know neither tables nor files."""
-    listing = modules()
-    losses, decision = (
-        ("losses", "anchors", "lgr", "lgr_autograd", "bank"),
-        ("fusion", "generative", "weighing"),
-    )
-    for short in (*losses, *decision, "metrics"):
-        name = f"vlltr_index.{short}"
-        used = {i.split(".")[0] for i in imports(listing[name], name)}
-        assert not used & {"lancedb", "faiss", "open_clip", "pyarrow", "pathlib", "json"}, short
+    """Heads, losses, selection and metrics know neither tables nor files."""
+    pure = {name for name in MODULES if room(name) == "heads"} - {"vlltr_index.heads.checkpoint"}
+    pure |= {f"vlltr_index.{name}" for name in ("train.losses", "anchors.anss", "evaluation.metrics")}
+    for name in pure:
+        used = {i.split(".")[0] for i in imports(name)}
+        assert not used & {"lancedb", "faiss", "open_clip", "pyarrow", "pathlib", "json"}, name
+
+
+def test_files_and_functions_are_of_a_readable_size() -> None:
+    """What is longer is two things."""
+    for name, path in MODULES.items():
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= FILE, name
+        for node in ast.walk(TREES[name]):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                doc = node.body[0] if ast.get_docstring(node) is not None else None
+                told = (doc.end_lineno or 0) - doc.lineno + 1 if doc is not None else 0
+                assert (node.end_lineno or 0) - node.lineno + 1 - told <= FUNCTION, f"{name}.{node.name}"
 
 
 def test_every_package_is_listed_and_installed() -> None:
     """The list in pyproject.toml has every package: one that is missing would vanish from the wheel alone."""
-    import tomllib
-
     config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     listed = set(config["tool"]["setuptools"]["packages"])
-    there = {n for n, path in modules().items() if path.name == "__init__.py"}
-    assert listed == there
-
-
-def test_all_names_what_there_is() -> None:
-    """Each name in a module's `__all__` is defined there, and each module with public functions has one."""
-    for name, path in modules().items():
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        exported = next(
-            (
-                ast.literal_eval(node.value)
-                for node in tree.body
-                if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
-            ),
-            None,
-        )
-        defined = {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
-        for node in tree.body:
-            if isinstance(node, ast.Assign):
-                defined |= {ast.unparse(target) for target in node.targets}
-            elif isinstance(node, ast.AnnAssign):
-                defined.add(ast.unparse(node.target))
-            elif isinstance(node, ast.ImportFrom | ast.Import):
-                defined |= {alias.asname or alias.name.split(".")[0] for alias in node.names}
-        if exported is not None and name != "vlltr_index":
-            assert set(exported) <= defined, name
+    assert listed == {name for name, path in MODULES.items() if path.name == "__init__.py"}
 
 
 def test_importing_the_package_and_help_load_nothing_heavy() -> None:
@@ -225,15 +146,3 @@ def test_public_api_is_what_all_says() -> None:
     assert dir(vlltr_index) == sorted(vlltr_index.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = vlltr_index.nothing
-
-
-def test_no_leftover_prints_or_pickles() -> None:
-    """Library code neither prints nor unpickles."""
-    for name, path in modules().items():
-        if name.startswith(("vlltr_index.cli", "vlltr_index.recipes.glyphs_lt.build")):
-            continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call):
-                called = ast.unparse(node.func)
-                assert called != "print", name
-                assert not called.startswith("pickle."), name
