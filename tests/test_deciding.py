@@ -263,6 +263,14 @@ def test_texts_say_more_of_classes_without_images() -> None:
     assert silent.told == silent.pictured
 
 
+@pytest.mark.parametrize("images", [[3, 3], [20, 1], [1, 1, 20]])
+def test_collections_of_few_classes_leave_no_fold_without_one(images: list[int]) -> None:
+    """Where all images that a fold holds out are of the classes that stand for later ones, it says nothing."""
+    data = drawn(images, apart=0.2)
+    weights = parts_of(decide(data, CONFIG)).weights
+    assert all(0.0 <= value < math.inf for value in (weights.told.generative, weights.told.text))
+
+
 @pytest.mark.slow
 def test_a_decision_is_made_again_and_a_stopped_one_goes_on(tmp_path: Path) -> None:
     """The same numbers whatever the caller's random state; stopped at its end, the final head is not begun anew."""
@@ -348,6 +356,18 @@ def test_few_images_that_stage_one_did_not_see_weigh_nothing(unseen: int) -> Non
     assert parts_of(decision).weights.image == 0.0
     assert (parts_of(decision).weights.text > 0.0) is (unseen > 0)
     assert right(decision, data) > 0.9
+
+
+def test_a_class_between_those_left_out_that_has_images_now() -> None:
+    """It has no row and stands for nobody: what is asked of the others is found in their own columns."""
+    data = after_stage_one(drawn([20] * 8 + [12] * 2, apart=0.4), list(range(0, 160, 5)), [8, 9])
+    assert data.visual_init is not None
+    weight, bias = data.visual_init
+    later = torch.arange(10) == 3
+    late = replace(data, visual_init=(weight, torch.where(later, torch.nan, bias)))
+    weights = parts_of(decide(late, CONFIG)).weights
+    assert math.isfinite(weights.told.offset)
+    assert right(decide(late, CONFIG), late) > 0.9
 
 
 def test_a_head_that_is_trained_already_is_weighed_as_it_is() -> None:

@@ -25,6 +25,7 @@ from vlltr_index.heads.fusion import (
     fuse_protocol,
     image_side,
     parts_of,
+    resting,
 )
 
 quick = settings(max_examples=40, deadline=None)
@@ -150,6 +151,20 @@ def test_what_the_trained_classes_have_together_their_classifier_does_not_say() 
         chances = fuse(side, text, weights).probabilities
         torch.testing.assert_close(chances[:, :2].sum(), expected)
     assert float(chances[0, 0]) > 0.99 * float(expected)
+
+
+def test_an_answer_rests_on_the_level_of_the_trained_classes_too() -> None:
+    """A class that the classifier rules out can make up the level that a later class is measured by."""
+    likelihoods = torch.zeros(1, 3)
+    trained = torch.tensor([True, True, False])
+    text = torch.tensor([[0.0, 10.0, 9.5]])
+    side = image_side(torch.tensor([[30.0, 0.0, 0.0]]), likelihoods, trained, trained, EVEN)
+    chances = fuse(side, text, EVEN).probabilities
+    rests = resting(side, text, chances, EVEN)
+    later = float(chances[0, 2])
+    assert chances[0, 1] < 1e-4
+    assert float(rests[0, 1]) == pytest.approx(4 * later * (1 - later), rel=1e-3)
+    torch.testing.assert_close(rests[0, [0, 2]], chances[0, [0, 2]])
 
 
 @quick

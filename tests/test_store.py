@@ -125,6 +125,20 @@ def test_handles_are_never_stale(store: Store) -> None:
     assert ids(other) == []
 
 
+def test_a_table_that_another_process_dropped_is_gone(store: Store) -> None:
+    """Also where it was open here; and made again, it is read anew."""
+    other = Store(store.uri)
+    assert ids(store) == []
+    other.drop("classes")
+    with pytest.raises(WorkspaceError, match=r"table 'classes' in .* cannot be read: "):
+        store.read("classes")
+    assert not store.exists("classes")
+    with pytest.raises(MissingStepError, match="there is no table 'classes'"):
+        store.read("classes")
+    other.create("classes", CLASSES, "class_id")
+    assert ids(store) == []
+
+
 def test_versions_stay_readable(store: Store) -> None:
     """An old version reads as it was, with counts and conditions."""
     store.append("classes", class_rows([0, 1]))

@@ -12,7 +12,15 @@ from torch.nn import functional as F
 from vlltr_index.anchors.index import AnchorIndex, build_index
 from vlltr_index.anchors.retrieval import AnchorClasses, Retrieved, retrieve_text_logits
 from vlltr_index.heads.anchor_bank import AnchorBank
-from vlltr_index.heads.fusion import Meeting, PartWeights, class_logits, fuse, fuse_protocol, image_side
+from vlltr_index.heads.fusion import (
+    Meeting,
+    PartWeights,
+    class_logits,
+    fuse,
+    fuse_protocol,
+    image_side,
+    resting,
+)
 from vlltr_index.heads.lgr import LGRHead
 
 DIM = 24
@@ -101,8 +109,8 @@ class World:
         trained = torch.arange(self.classes) < self.rows
         pictured = torch.arange(self.classes) <= self.rows
         image = image_side(self.by_class[rows], likelihoods, trained, pictured, weights)
-        fused = fuse(image, text_logits, weights)
-        return fused.probabilities, fused.probabilities
+        chances = fuse(image, text_logits, weights).probabilities
+        return chances, resting(image, text_logits, chances, weights)
 
     def score(self, rows: Tensor, classes: Tensor | None) -> Tensor:
         bank = self.bank if classes is None else self.bank.select(classes)

@@ -432,40 +432,44 @@ def _weigh(
 def _meetings(data: StageTwoData, folds: list[_Fold], noise: float, found: PartWeights) -> PartWeights:
     """How later classes meet the others, from ones that stand for them.
 
-    After a stage 1 these are the classes that it did not see; without one, where images held out say so already of
-    classes that have images, a fifth of the classes in each fold, known by text alone to what is fitted on the others.
+    After a stage 1 these are the classes that it did not see. Without one, where images held out say enough of classes
+    that have images, they are a fifth of the classes in each fold, 100 at most, known by text alone.
     """
+    told = data.places >= 0
     if bool(data.unseen_classes.any()):
         fold, late = folds[0], data.unseen_classes
-        model = fold.at(noise)
+        model, most = fold.at(noise), int(torch.bincount(data.labels, minlength=data.classes)[late].max())
 
         def said(features: Tensor) -> Tensor:
             with torch.inference_mode():
                 return _text(data, fold.head, features)
 
-        most = int(torch.bincount(data.labels, minlength=data.classes)[late].max())
-        numbers = [k for k in (0, *_NEW_IMAGES) if k < most]
-        told, *pictured = (_newcomers(data, fold.out, model, late, k, said) for k in numbers)
+        alone = [_newcomers(data, fold.out, model, late & told, 0, said)]
+        few = [_newcomers(data, fold.out, model, late, k, said) for k in _NEW_IMAGES if k < most]
         return replace(
             found,
-            pictured=fit_meeting(found.pictured, pictured, weights=False),
-            told=fit_meeting(found.told, [told]),
+            pictured=fit_meeting(found.pictured, few, weights=False),
+            told=fit_meeting(found.told, alone),
         )
-    if data.visual_init is not None or not data.has_text:
+    if bool(data.unseen.any()) or data.visual_init is not None or not data.has_text:
         return found
-    texts = unit_rows(data.prototypes if data.sentence_means is None else data.sentence_means)
+    texts = data.prototypes if data.sentence_means is None else data.sentence_means
 
     def zero_shot(features: Tensor) -> Tensor:  # by all sentences: anchors were chosen by the images
-        return data.logit_scale * unit_rows(features) @ texts.T
+        logits = data.logit_scale * unit_rows(features) @ unit_rows(texts).T
+        return torch.where(told, logits, logits[:, told].mean(1, keepdim=True))
 
-    place = ((data.places >= 0).cumsum(0) - 1) % _FOLDS
+    drawn = torch.randperm(data.classes, generator=torch.Generator().manual_seed(0))
+    drawn = drawn[told[drawn]]
     designs = []
     for number, fold in enumerate(folds):
-        late = (data.places >= 0) & (place == number)
-        late &= late.cumsum(0) <= _LATE
+        late = torch.zeros_like(told)
+        late[drawn[number::_FOLDS][:_LATE]] = True
         rest = ~fold.out & ~late[data.labels]
-        if bool(late.any()) and bool(rest.any()):
+        if bool(rest.any()):
             model = _model(data, replace(_shared(data, rest), noise=noise), rest)
+            prototypes = torch.where(late[:, None], texts, model.prototypes)
+            model = replace(model, prototypes=prototypes)
             designs.append(_newcomers(data, fold.out, model, late, 0, zero_shot))
     return replace(found, told=fit_meeting(found.told, designs, offset=False))
 
@@ -481,21 +485,23 @@ def _newcomers(
     """The classes `late`, bool [C], each known by its text and so many images; `out` as for `_judged`."""
     known = data.rows & ~late
     order = torch.cat([known.nonzero()[:, 0], late.nonzero()[:, 0]])
+    column = torch.full((data.classes,), -1)
+    column[order] = torch.arange(len(order))
     counts, sums = model.counts.clone(), model.sums.clone()
-    rest = []
+    asked = [torch.empty(0, dtype=torch.int64)]
     for place in late.nonzero()[:, 0].tolist():
         own = (data.labels == place).nonzero()[:, 0]
-        shown, others = own[:images], own[images : images + _QUERIES]
+        shown = own[:images]
         counts[place] = len(shown)
         sums[place] = unit_rows(data.features[0, shown]).double().sum(0)
-        rest.append(others)
-    queries = torch.cat(rest)
+        asked.append(own[images : images + _QUERIES])
+    queries = torch.cat(asked)
     model = replace(model, counts=counts, sums=sums).select(order)
     old, new = data.features[0, out & known[data.labels]], data.features[0, queries]
     return Newcomers(
         model.log_likelihoods(unit_rows(old)), text_logits(old)[:, order],
         model.log_likelihoods(unit_rows(new)), text_logits(new)[:, order],
-        order.argsort()[data.labels[queries]], int(known.sum()),
+        column[data.labels[queries]], int(known.sum()),
     )  # fmt: skip
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "fuse_protocol",
     "image_side",
     "parts_of",
+    "resting",
 ]
 
 Rule = Literal["ours", "paper", "logits"]
@@ -199,6 +200,25 @@ def fuse(image: ImageSide, text_logits: Tensor, weights: PartWeights) -> FusedSc
     for kind, meeting in image.later(weights):
         text[:, kind] = part(meeting.text, kind, meeting.generative * likelihoods[:, trained])
     return FusedScores((scores + text).softmax(1), scores, text, scores.softmax(1), told.softmax(1))
+
+
+def resting(image: ImageSide, text_logits: Tensor, probabilities: Tensor, weights: PartWeights) -> Tensor:
+    """How much of an answer of `fuse` rests on each class's text logit, float [B, C].
+
+    Its probability; for a trained class its share in the level that later classes are measured by, if that is more,
+    times 4 p (1 - p) where these have the probability p together.
+
+    Args:
+        image: As for `fuse`; so are `text_logits` and `weights`.
+        probabilities: What `fuse` gave.
+    """
+    rests, trained = probabilities.clone(), image.trained
+    for kind, meeting in image.later(weights):
+        later = probabilities[:, kind].sum(1, keepdim=True)
+        level = meeting.generative * image.likelihoods[:, trained] + meeting.text * text_logits[:, trained]
+        share = 4.0 * later * (1.0 - later) * level.softmax(1)
+        rests[:, trained] = torch.maximum(rests[:, trained], share.to(rests.dtype))
+    return rests
 
 
 def fuse_protocol(

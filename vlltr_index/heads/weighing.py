@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -196,11 +196,18 @@ class Newcomers:
     new_labels: Tensor
     trained: int
 
+    def double(self) -> Newcomers:
+        """The same in float64."""
+        return Newcomers(
+            self.likelihoods.double(), self.text.double(), self.new_likelihoods.double(),
+            self.new_text.double(), self.new_labels, self.trained,
+        )  # fmt: skip
+
 
 def fit_meeting(
     start: Meeting, designs: Sequence[Newcomers], weights: bool = True, offset: bool = True
 ) -> Meeting:
-    """How later classes meet the trained ones: most probable, from classes that the encoder never saw.
+    """How later classes meet the trained ones: most probable, from classes that stand for later ones.
 
     An image of a newcomer has to be found among all classes, one of a trained class among the trained ones, whichever
     of them. Newcomers weigh together what they are among all classes. The prior has the weights as they were, with what
@@ -208,11 +215,11 @@ def fit_meeting(
 
     Args:
         start: The weights without such classes.
-        designs: Ones without an image of a newcomer say nothing.
+        designs: Ones without an image of a newcomer, or of a trained class, say nothing.
         weights: Whether they are fitted; else they stay.
         offset: Whether that is.
     """
-    designs = [one for one in designs if len(one.new_labels)]
+    designs = [one.double() for one in designs if len(one.new_labels) and len(one.text)]
     if not designs:
         return start
     spreads = [
@@ -241,16 +248,19 @@ def fit_meeting(
         return value
 
     search.step(loss)
+    found = float(shift.detach())
+    if not weights:
+        return replace(start, offset=found)
     generative, text = (roots.detach().square() * factors).tolist()
-    return Meeting(generative, text, float(shift.detach()))
+    return Meeting(generative, text, found)
 
 
 def _meeting_loss(one: Newcomers, generative: Tensor, text: Tensor, offset: Tensor) -> Tensor:
     """Negative log-likelihood of a design, an image of a newcomer weighing one."""
     first, classes = one.trained, one.likelihoods.shape[1]
     shift = offset * (torch.arange(classes) >= first)
-    old = generative * one.likelihoods.double() + text * one.text.double()
-    new = generative * one.new_likelihoods.double() + text * one.new_text.double() + shift
+    old = generative * one.likelihoods + text * one.text
+    new = generative * one.new_likelihoods + text * one.new_text + shift
     missed = (old + shift).logsumexp(1) - old[:, :first].logsumexp(1)
     found = new.logsumexp(1) - new.gather(1, one.new_labels[:, None])[:, 0]
     return found.sum() + missed.mean() * len(found) * first / (classes - first)

@@ -221,10 +221,7 @@ class Answers:
             return head.text_logits(features[rows], bank if classes is None else bank.select(classes))
 
         def fused_parts(rows: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-            fused = scorer.fuse(image.rows(rows), text)
-            # In a product all of a probability rests on the text's estimate.
-            whole = scorer.fusion.rule != "paper"
-            return fused.probabilities, fused.probabilities if whole else fused.text_part
+            return scorer.resting(image.rows(rows), text)
 
         found = retrieve_text_logits(
             features,

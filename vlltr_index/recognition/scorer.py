@@ -12,7 +12,15 @@ from torch import Tensor
 from vlltr_index.embedding.loading import ClassStats, LoadedBank, class_positions, class_stats, load_bank
 from vlltr_index.errors import FingerprintMismatch, MissingStepError
 from vlltr_index.heads.checkpoint import SavedHead, load_head
-from vlltr_index.heads.fusion import FusedScores, ImageSide, class_logits, fuse, fuse_protocol, image_side
+from vlltr_index.heads.fusion import (
+    FusedScores,
+    ImageSide,
+    class_logits,
+    fuse,
+    fuse_protocol,
+    image_side,
+    resting,
+)
 from vlltr_index.heads.generative import GenerativeModel
 from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.tensors import unit_rows
@@ -145,6 +153,17 @@ class Scorer:
             return fuse_protocol(image.scores, text_logits, self.fusion.rule, self.fusion.alpha)
         assert self.saved.parts is not None
         return fuse(image, text_logits, self.saved.parts.weights)
+
+    def resting(self, image: ImageSide, text_logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities [B, C], and how much of an answer rests on each class's text logit [B, C]."""
+        fused = self.fuse(image, text_logits)
+        if self.fusion.rule == "paper":
+            return fused.probabilities, fused.text_part
+        if self.fusion.rule == "logits":
+            return fused.probabilities, fused.probabilities
+        assert self.saved.parts is not None
+        weights = self.saved.parts.weights
+        return fused.probabilities, resting(image, text_logits, fused.probabilities, weights)
 
     @torch.inference_mode()
     def exhaustive(self, features: Tensor) -> FusedScores:

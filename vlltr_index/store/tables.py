@@ -55,13 +55,13 @@ class Store:
     def _connection(self) -> Any:
         if self._pid != os.getpid():  # a connection does not survive a fork
             self._db = lancedb.connect(self.uri, read_consistency_interval=timedelta(0))
-            self._pid = os.getpid()
-            self._opened = {}
+            self._pid, self._opened = os.getpid(), {}
         return self._db
 
     def _open(self, name: str, version: int | None = None) -> Any:
         connection, key = self._connection, (name, version)
-        if key not in self._opened:
+        table = self._opened.get(key)
+        if table is None:
             if version is not None and not self.exists(name):
                 raise self._no_table(name)
             with self._explained(name, "opened"):
@@ -71,10 +71,9 @@ class Store:
                     if version is None:
                         raise self._no_table(name) from None
                     raise
-            if len(self._opened) >= _MOST_OPEN:
-                self._opened.clear()
-            self._opened[key] = table
-        return self._opened[key]
+            # Never changed in place: other threads read it.
+            self._opened = {**(self._opened if len(self._opened) < _MOST_OPEN else {}), key: table}
+        return table
 
     def _forget(self, name: str) -> None:
         """Open the table anew the next time."""
@@ -121,6 +120,13 @@ class Store:
 
     def exists(self, name: str) -> bool:
         """Whether the table is there and opens: a writer killed while making it leaves just a name."""
+        if (table := self._opened.get((name, None))) is not None:
+            try:
+                return bool(table.version)
+            except (
+                Exception
+            ):  # another process dropped it; LanceDB raises RuntimeError, OSError and a panic of its own
+                self._forget(name)
         try:
             self._open(name)
         except MissingStepError:
@@ -167,7 +173,9 @@ class Store:
 
     def schema(self, name: str, version: int | None = None) -> pa.Schema:
         """The table's schema, without LanceDB's own metadata."""
-        return _plain(self._open(name, version).schema)
+        table = self._open(name, version)
+        with self._explained(name):
+            return _plain(table.schema)
 
     def append(self, name: str, data: pa.Table | Iterable[pa.RecordBatch]) -> int:
         """Add rows without looking at keys; returns how many.
@@ -198,7 +206,8 @@ class Store:
         return total
 
     def _parts(self, table: Any, name: str, data: pa.Table | Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-        schema = _plain(table.schema)
+        with self._explained(name):
+            schema = _plain(table.schema)
         for part in [data] if isinstance(data, pa.Table | pa.RecordBatch) else data:
             if part.num_rows:
                 yield conform(part, schema, name)
