@@ -109,7 +109,7 @@ class ImageSide(NamedTuple):
     pictured: Tensor
 
     def rows(self, rows: Tensor) -> ImageSide:
-        """The same of some of the images."""
+        """The same of the images at the places int64 [b]: scores and likelihoods [b, C]."""
         return self._replace(scores=self.scores[rows], likelihoods=self.likelihoods[rows])
 
     def later(self, weights: PartWeights) -> tuple[tuple[Tensor, Meeting], ...]:
