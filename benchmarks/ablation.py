@@ -109,8 +109,7 @@ def _cell(data: GlyphFiles, folder: Path, number: int, seed: int) -> dict[str, A
     ingest_text(workspace, data.texts)
     for split in SPLITS:
         ingest_images(workspace, data.images, split)
-    last = workspace.history.last()
-    if row.cvlp != "none" and (last is None or last.checkpoint is None):
+    if row.cvlp != "none" and workspace.history.last().checkpoint is None:
         with stage("stage 1"):
             train_cvlp_stage(workspace, recipe.cvlp)
     with head("the rest"):

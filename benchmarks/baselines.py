@@ -48,8 +48,7 @@ def run(seed: int, folder: Path) -> None:
         )
     workspace, seconds = Workspace.open(path), Clock(folder / f"seconds-baselines-{seed}.json")
     config = workspace.recipe.baselines.model_copy(update={"seed": seed})
-    last = workspace.history.last()
-    info = last.info if last is not None else {}
+    info = workspace.history.last().info
     for name in BASELINES:
         if name not in info.get("baselines", {}) and (info.get("baseline_fc") or name not in OF_FC):
             with seconds(name):

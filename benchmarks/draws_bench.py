@@ -233,7 +233,6 @@ def prototypes(workspace: Workspace, ids: Tensor) -> tuple[dict[str, Tensor], fl
     """Means of the stored sentences of the classes int64 [C] by what they are, each [C, D], and the encoder's scale."""
     snapshot = workspace.snapshot()
     commit = snapshot.commit
-    assert commit is not None
     assert commit.text_fp is not None
     rows = snapshot.table("sentences", ["class_id", "text_hash", "source"])
     rows = rows.filter(pc.is_in(rows["class_id"], pa.array(ids.tolist(), rows["class_id"].type)))

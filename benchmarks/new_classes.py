@@ -115,7 +115,7 @@ def run(source: Path, seed: int, group_name: str, fast: bool = False) -> None:
             "seed": seed,
             "group": group_name,
             "recipe": workspace.recipe.model_dump(mode="json"),
-            "head": getattr(workspace.history.last(), "head", None),
+            "head": workspace.history.last().head,
             "dataset": dataset(data),
             **surroundings(),
             "labels": group.labels.tolist(),

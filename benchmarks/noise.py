@@ -49,7 +49,6 @@ def run(path: Path, draws: int = DRAWS, keep: bool = True) -> dict[str, Any]:
     workspace = Workspace.open(path)
     snapshot, config = workspace.snapshot(), workspace.recipe.select
     scorer, test = load_scorer(workspace, snapshot), image_set(snapshot, "test")
-    assert snapshot.commit is not None
     right = sentences_of(snapshot, scorer.class_ids)
     assert snapshot.commit.text_fp is not None
     name = sentence_vectors_name(snapshot.commit.text_fp)

@@ -92,7 +92,6 @@ def discriminant(model: GenerativeModel, features: Tensor) -> Tensor:
 def training_data(workspace: Workspace, snapshot: Snapshot) -> StageTwoData:
     """The stored vectors of the training images, in all views, with no sentence for any class."""
     commit, recipe = snapshot.commit, workspace.recipe.lgr
-    assert commit is not None
     assert commit.checkpoint is not None
     first = image_set(snapshot, "train")
     rest = [image_set(snapshot, "train", view, recipe.augment).features for view in range(1, recipe.views)]

@@ -50,7 +50,7 @@ def init_command(
     workspace = Workspace.create(directory, chosen)
     if context.as_json:
         context.emit({"workspace": workspace.address, "recipe": workspace.recipe.name})
-    if workspace.history.last() is not None:
+    if workspace.history.last().id:
         context.say(f"The workspace {workspace.address} is there already, and stays as it is.")
         context.say(f"Next: vlltr -w {shlex.quote(directory)} status")
         return

@@ -72,7 +72,6 @@ def build_world(folder: Path, trained: Workspace) -> World:
     ingest_images(workspace, folder / "pictures" / "train", "train")
     ingest_images(workspace, folder / "pictures" / "val", "val")
     commit = trained.history.last()
-    assert commit is not None
     shutil.copytree(trained.path / "checkpoints", workspace.path / "checkpoints")
     with workspace.transaction("an encoder") as tx:
         tx.set(checkpoint=commit.checkpoint)
@@ -123,7 +122,6 @@ def rebuilt(world: World, source: Workspace, folder: Path) -> Workspace:
     """A new workspace from the model alone, with the encoder and head of `source`: embedded and selected anew."""
     fresh = Workspace.create(folder, source.recipe)
     commit = source.history.last()
-    assert commit is not None
     for kind in ("checkpoints", "heads"):
         shutil.copytree(source.path / kind, fresh.path / kind)
     rows = [
@@ -174,7 +172,6 @@ def state(workspace: Workspace) -> dict[str, object]:
     """All rows that a reader sees, but when classes were made, and what the commit names."""
     snapshot = workspace.snapshot()
     commit = snapshot.commit
-    assert commit is not None
     rows = {n: snapshot.table(n).sort_by(KEYS[n]).to_pylist() for n in KEYS if snapshot.count(n)}
     for row in rows["classes"]:
         del row["created_at"]

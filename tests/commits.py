@@ -16,7 +16,6 @@ from vlltr_index.store.workspace import Workspace
 def state(workspace: Workspace, at: int | None = None) -> dict[str, object]:
     """All rows and fields of a commit, but not its number, its command and its counters."""
     snapshot = workspace.snapshot(at)
-    assert snapshot.commit is not None
     tables = {n: snapshot.table(n).sort_by(KEYS[n]).to_pylist() for n in KEYS if snapshot.count(n)}
     left_out = {"id", "parent", "command", "created_at", "tables", "state_of", "info", "format"}
     info = {k: v for k, v in snapshot.commit.info.items() if k != "next"}
@@ -36,7 +35,7 @@ def killed(patch: pytest.MonkeyPatch) -> None:
     """Let the next transaction put back what others left, but not, at its end, what it leaves itself: as if killed."""
     once = iter([put_back])
 
-    def first_time(store: Store, last: Commit | None) -> list[str]:
+    def first_time(store: Store, last: Commit) -> list[str]:
         for call in once:
             return call(store, last)
         return []

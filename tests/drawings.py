@@ -107,7 +107,6 @@ def workspace(folder: Path, *settings: str) -> Workspace:
 def trained_tensors(of: Workspace) -> dict[str, Tensor]:
     """The weights of the newest commit's encoder and visual classifier."""
     commit = of.history.last()
-    assert commit is not None
     assert commit.checkpoint is not None
     folder = of.object_path("checkpoints", commit.checkpoint)
     return {k: v for path in sorted(folder.glob("*.safetensors")) for k, v in load_file(path).items()}

@@ -47,7 +47,6 @@ def test_one_class_is_not_explained_against_itself(
 def test_damaged_checkpoints(trained: Workspace, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Weights cut short, and stage 1's classifier cut short or another file: the commands that make them again."""
     commit = trained.history.last()
-    assert commit is not None
     assert commit.checkpoint is not None
     folder = trained.object_path("checkpoints", commit.checkpoint)
     path = folder / "visual.safetensors"
@@ -114,7 +113,6 @@ def test_commands_to_run_next_quote_their_paths(tmp_path: Path, capsys: pytest.C
 def test_more_views_than_are_stored(trained: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     """The command that is named makes them: `vlltr embed` alone would not."""
     commit = trained.history.last()
-    assert commit is not None
     stored = commit.info["views"]
     code, _, err = run(capsys, "-w", trained.path, "train", "lgr", "--set", "lgr.views=9")
     assert (code, err) == (

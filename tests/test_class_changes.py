@@ -54,8 +54,7 @@ def rows_of(workspace: Workspace, table: str, class_id: int) -> int:
 
 def commits(workspace: Workspace) -> int:
     """Number of the newest commit."""
-    last = workspace.history.last()
-    return last.id if last is not None else 0
+    return workspace.history.last().id
 
 
 def test_a_removed_class_leaves_nothing_but_its_number(small: Workspace, names: list[str]) -> None:

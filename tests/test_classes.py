@@ -31,8 +31,6 @@ def test_a_class_by_its_description_alone(
     anchors, losses, before = anchors_of(trained), losses_of(trained), trained.history.last()
     report = add_class(trained, name, heldout[name])
     after = trained.history.last()
-    assert before is not None
-    assert after is not None
     assert (after.id, after.index) == (before.id + 1, before.index)
     assert anchors_of(trained).items() >= anchors.items()
     assert losses_of(trained).items() >= losses.items()
@@ -99,8 +97,6 @@ def test_a_manifest_of_many(
     before = trained.history.last()
     report = add_classes(trained, read_manifest(path))
     after = trained.history.last()
-    assert before is not None
-    assert after is not None
     assert after.id == before.id + 1
     assert [a.images for a in report.added] == [1, 0, 0]
     assert report.skipped == [f"{tmp_path / 'gone.png'}: no such file"]
@@ -208,5 +204,4 @@ def test_many_classes_are_reported_shortly(trained: Workspace, heldout: dict[str
     assert len([line for line in report.lines() if line.startswith("Added '")]) == 3
     assert f"Added {len(names) - 3} more classes." in report.lines()
     commit = trained.history.last()
-    assert commit is not None
     assert commit.command == f"classes add {', '.join(map(repr, names[:3]))} and {len(names) - 3} more"

@@ -183,7 +183,6 @@ def test_a_damaged_commit(trained: Workspace, pictures: Path, capsys: pytest.Cap
 def head_of(workspace: Workspace) -> Path:
     """The folder of the newest commit's head."""
     commit = workspace.history.last()
-    assert commit is not None
     assert commit.head is not None
     return workspace.object_path("heads", commit.head)
 
@@ -217,7 +216,6 @@ def test_flipped_bytes_in_a_head_are_noticed(trained: Workspace, pictures: Path)
 def test_status_and_report_outlast_damaged_json(trained: Workspace) -> None:
     """Deeply nested JSON in a head or a checkpoint is damage like any other; so are facts of another type."""
     commit = trained.history.last()
-    assert commit is not None
     head = head_of(trained)
     checkpoint = trained.object_path("checkpoints", str(commit.checkpoint))
     whole = json.loads((head / "head.json").read_text(encoding="utf-8"))

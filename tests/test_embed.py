@@ -78,7 +78,6 @@ def test_other_weights_are_refused_unless_forced(trained: Workspace) -> None:
     assert caught.value.hint.startswith("Put the old weights back, or run: vlltr embed --force")
     embed(trained, force=True)
     commit = trained.history.last()
-    assert commit is not None
     assert commit.image_fp != "f" * 16
     assert (commit.head, commit.index, commit.selection_id) == (None, None, None)
     assert len(image_set(trained.snapshot(), "test").image_ids) == 360

@@ -43,7 +43,6 @@ def test_an_earlier_commit_is_evaluated_on_its_own_images(
     """Method and baseline see the images of that commit, not those that came later."""
     train_baseline_stage(trained, override(trained.recipe, ("baseline.epochs=1",)).baseline)
     last = trained.history.last()
-    assert last is not None
     before = evaluate(trained, bootstrap=10)
     folder = tmp_path / "more" / trained.snapshot().class_table().names[0]
     shutil.copytree(pictures / "unseen", folder)

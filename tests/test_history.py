@@ -11,7 +11,7 @@ import pytest
 
 from vlltr_index.errors import WorkspaceError
 from vlltr_index.schemas.config import FusionConfig
-from vlltr_index.store.history import Commit, History
+from vlltr_index.store.history import NOTHING, Commit, History
 from vlltr_index.store.storage import Storage
 
 
@@ -43,7 +43,7 @@ def history(tmp_path: Path) -> LocalHistory:
 
 def test_no_history_is_no_commit(history: LocalHistory) -> None:
     """Before the first commit there is none, not even the folder."""
-    assert (history.last(), list(history.list()), list(history.ids())) == (None, [], [])
+    assert (history.last(), list(history.list()), list(history.ids())) == (NOTHING, [], [])
     with pytest.raises(WorkspaceError) as error:
         history.read(1)
     assert str(error.value) == (

@@ -190,7 +190,6 @@ def test_the_texts_of_the_others_do_not_name_them(
         " (cvlp.hold_out, cvlp.hold_out_classes)"
     )
     commit = workspace.history.last()
-    assert commit is not None
     assert commit.checkpoint is not None
     folder = workspace.object_path("checkpoints", commit.checkpoint)
     (apart,) = read_held_out(folder).classes

@@ -91,7 +91,6 @@ def test_the_way_through_both_stages(
     for command in ("embed", "select", "index"):
         run(space, command)
     commit = space.history.last()
-    assert commit is not None
     assert commit.head is not None
     assert commit.fusion == FusionConfig(rule="paper", alpha=0.2)  # it has no weights for the recipe's rule
     table = space.snapshot().class_table()

@@ -225,7 +225,7 @@ def test_only_train_makes_classes(workspace: Workspace, tmp_path: Path) -> None:
         "none of the 2 images is of a class that the workspace knows; theirs are, for example, 'owl' (1), 'tit' (1)\n"
         "Bring in the training images or the texts first, or make the classes now: --create-classes"
     )
-    assert workspace.history.last() is None
+    assert workspace.history.last().id == 0
     report = ingest_images(workspace, path)
     assert (report.added, report.unknown_class) == (2, 1)
     assert "1 image was left out: the workspace has no class of that name." in report.lines()
@@ -265,7 +265,7 @@ def test_sources_of_which_nothing_can_be_taken(workspace: Workspace, tmp_path: P
         f"{path} holds no sentence (left out: {path}: class 'owl': the class has no sentence)\n"
         "Give every class a sentence or more."
     )
-    assert workspace.history.last() is None
+    assert workspace.history.last().id == 0
     assert not workspace.snapshot().class_table().names
 
 

@@ -54,7 +54,6 @@ def test_a_head_without_a_level_says_which_command_gives_one(
 ) -> None:
     """Where no image could be held out there is none, and none in heads of another rule; other answers go on."""
     commit = trained.history.last()
-    assert commit is not None
     assert commit.head is not None
     saved = load_head(trained.whole_object("heads", commit.head))
     assert saved.parts is not None

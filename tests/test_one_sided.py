@@ -196,7 +196,6 @@ def told_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ingest_text(workspace, folder / "seen" / "texts.json")
     ingest_images(workspace, folder / "test", "test")
     commit = source.history.last()
-    assert commit is not None
     shutil.copytree(source.path / "checkpoints", workspace.path / "checkpoints")
     with workspace.transaction("an encoder") as tx:
         tx.set(checkpoint=commit.checkpoint)

@@ -74,7 +74,6 @@ def check_near(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
 def log_of(workspace: Workspace) -> list[dict[str, float]]:
     """The log of the newest commit's stage 1."""
     commit = workspace.history.last()
-    assert commit is not None
     file = workspace.object_path("checkpoints", str(commit.checkpoint)) / "train.json"
     log: list[dict[str, float]] = json.loads(file.read_text(encoding="utf-8"))["log"]
     return log
@@ -88,8 +87,6 @@ def test_two_processes_give_one_processs_checkpoint(drawn: Path, alone: Workspac
     assert process.returncode == 0, err
     commit = workspace.history.last()
     before = alone.history.last()
-    assert commit is not None
-    assert before is not None
     assert json.loads(out)["digest"] == commit.checkpoint
     assert (commit.command, commit.id) == ("train cvlp", before.id)
     assert err.count("epoch 1:") == 1
@@ -190,6 +187,5 @@ def test_two_nodes_train_as_one_process(drawn: Path, alone: Workspace, tmp_path:
     assert [process.returncode for process in nodes] == [0, 0], ends
     (said,) = [out for out, _ in ends if out.strip()]
     commit = shared.history.last()
-    assert commit is not None
     assert json.loads(said)["digest"] == commit.checkpoint
     check_near(drawings.trained_tensors(shared), drawings.trained_tensors(alone))

@@ -80,7 +80,6 @@ def recorded(folder: Path) -> dict[str, Any]:
     """What the workspace, its commit and its first-stage checkpoint say of the run."""
     workspace = Workspace.open(folder)
     commit = workspace.history.last()
-    assert commit is not None
     assert commit.checkpoint is not None
     first = commit.info["tuned"]["from"] if "tuned" in commit.info else commit.checkpoint
     path = workspace.object_path("checkpoints", first) / "train.json"

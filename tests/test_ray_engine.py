@@ -66,7 +66,6 @@ def cluster() -> Iterator[None]:
 def stored(workspace: Workspace) -> dict[str, Tensor]:
     """Every stored vector by its key."""
     commit = workspace.history.last()
-    assert commit is not None
     assert commit.text_fp is not None
     assert commit.image_fp is not None
     texts, images = sentence_vectors_name(commit.text_fp), image_vectors_name(commit.image_fp)
@@ -100,7 +99,6 @@ def test_two_actors_give_the_local_vectors(
     assert_same(spread, local)
     for workspace in (local, spread):
         commit = workspace.history.last()
-        assert commit is not None
         assert (commit.command, commit.info["views"]) == ("embed", 2)
 
 

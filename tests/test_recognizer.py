@@ -102,7 +102,6 @@ def test_what_cannot_be_answered(
 def test_a_head_of_another_encoder_is_refused(trained: Workspace) -> None:
     """A head whose fingerprint is not the vectors' is refused, not used."""
     commit = trained.history.last()
-    assert commit is not None
     assert commit.head is not None
     saved = load_head(trained.object_path("heads", commit.head))
     other = replace(saved, image_fp="0" * 16)

@@ -46,8 +46,6 @@ def test_all_classes_with_images_are_trained(small: Workspace) -> None:
     assert load_scorer(small, small.snapshot()).visual_sides()[10] == "images"
     report = refit(small, small.recipe.lgr)
     after = small.history.last()
-    assert before is not None
-    assert after is not None
     assert (report.classes, report.new_classes, report.text_only) == (9, ["seen"], 1)
     assert after.head == report.digest != before.head
     assert after.checkpoint == before.checkpoint

@@ -147,7 +147,6 @@ def test_parts_that_are_not_there_name_their_command(trained: Workspace, tmp_pat
 def test_a_head_without_a_log(trained: Workspace) -> None:
     """A damaged one, an imported one, one whose files are gone."""
     commit = trained.history.last()
-    assert commit is not None
     assert commit.head is not None
     log = trained.object_path("heads", commit.head) / "train.json"
     drawn = gather_report(trained, commit.id).curves[1]

@@ -52,7 +52,6 @@ def test_going_back_brings_all_back(grown: Workspace, target: int) -> None:
     assert state(grown) == before[target - 1]
     assert [state(grown, n) for n in range(1, 6)] == before
     last = grown.history.last()
-    assert last is not None
     assert last.state == target
     assert undone(grown, 5) == ([f"rollback {target}"] if target != 5 else [])
 
@@ -68,7 +67,6 @@ def test_later_writes_build_on_what_came_back(grown: Workspace, target: int) -> 
     snapshot = grown.snapshot()
     assert snapshot.count("sentences") == grown.snapshot(target).count("sentences") + 1
     assert snapshot.count("images") == grown.snapshot(target).count("images") + 1
-    assert snapshot.commit is not None
     assert snapshot.commit.state == snapshot.commit.id == 7
     assert [state(grown, n) for n in range(1, 7)] == kept
     rollback(grown, 6)
@@ -95,7 +93,6 @@ def test_a_rollback_to_a_rollback(grown: Workspace) -> None:
     rollback(grown, 4)
     report = rollback(grown, 6)
     last = grown.history.last()
-    assert last is not None
     assert (report.commit, last.state) == (8, 2)
     again = rollback(grown, 2)
     assert (again.changed, again.commit) == (False, 8)

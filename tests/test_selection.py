@@ -161,7 +161,6 @@ def test_classes_without_sentences_have_no_anchor(tmp_path: Path, pictures: Path
     report = select(mute, mute.recipe.select)
     assert (report.sentences, report.anchors, report.classes_without_sentences) == (0, 0, 1)
     commit = mute.history.last()
-    assert commit is not None
     assert commit.selection_id == report.selection_id
     assert load_bank(mute.snapshot()).bank.num_classes == 0
 

@@ -240,7 +240,6 @@ def test_files_that_are_gone_or_damaged_name_the_command(all_made: Workspace, tm
     """Each with the baseline to make again."""
     workspace = Workspace.open(shutil.copytree(all_made.path, tmp_path / "w"))
     commit = workspace.history.last()
-    assert commit is not None
     folder = workspace.object_path("heads", commit.info["baselines"]["crt"])
     (folder / "baseline.json").write_text("{", encoding="utf-8")
     with pytest.raises(

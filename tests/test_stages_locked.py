@@ -41,7 +41,6 @@ def trained(workspace: Workspace) -> tuple[Encoder, set[str]]:
     config = workspace.recipe.cvlp
     train_cvlp_stage(workspace, config, lambda step, done, total: steps.add(step))
     commit = workspace.history.last()
-    assert commit is not None
     assert commit.checkpoint is not None
     return Encoder.open(workspace.object_path("checkpoints", commit.checkpoint)), steps
 

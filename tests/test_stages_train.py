@@ -30,8 +30,6 @@ def test_tuning_the_visual_tower(trained: Workspace, pictures: Path) -> None:
     keys = load_bank(trained.snapshot()).keys
     report = train_lgr_stage(trained, config)
     after = trained.history.last()
-    assert before is not None
-    assert after is not None
     assert (after.head, after.id) == (report.digest, before.id + 1)
     assert after.checkpoint != before.checkpoint
     assert after.image_fp != before.image_fp

@@ -17,7 +17,7 @@ from vlltr_index.store.transaction import Transaction, put_back
 from vlltr_index.store.workspace import Workspace
 
 
-def write(workspace: Workspace, **tables: pa.Table) -> Commit | None:
+def write(workspace: Workspace, **tables: pa.Table) -> Commit:
     """One transaction that upserts `tables`."""
     with workspace.transaction("ingest") as tx:
         for name, rows in tables.items():
@@ -46,7 +46,6 @@ def test_a_transaction_makes_one_commit(workspace: Workspace) -> None:
         tx.set(text_fp="t", head="d" * 64, fusion=FusionConfig(alpha=0.7), index={"digest": "e"})
         tx.note(logit_scale=2.5)
     commit = tx.result_commit
-    assert commit is not None
     assert (commit.id, commit.parent, commit.command) == (1, None, "train lgr")
     assert (commit.text_fp, commit.head, commit.fusion) == ("t", "d" * 64, FusionConfig(alpha=0.7))
     assert commit.info == {"logit_scale": 2.5, "next": {"classes": 2}}
@@ -65,7 +64,6 @@ def test_what_a_command_does_not_touch_is_handed_on(workspace: Workspace) -> Non
         tx.set(selection_id="s", image_fp=None)
         tx.note(dim=None)
     commit = tx.result_commit
-    assert commit is not None
     assert (commit.text_fp, commit.image_fp, commit.selection_id) == ("t", None, "s")
     assert commit.info == {"scale": 1.0, "next": {"classes": 1}}
     assert workspace.store.tags("classes") == dict.fromkeys(("c1", "c2"), commit.tables["classes"])
@@ -74,7 +72,7 @@ def test_what_a_command_does_not_touch_is_handed_on(workspace: Workspace) -> Non
 def test_nothing_new_is_no_commit(workspace: Workspace) -> None:
     """The same rows, fields and facts again change nothing, not even a table's version."""
 
-    def run() -> Commit | None:
+    def run() -> Commit:
         with workspace.transaction("ingest") as tx:
             tx.upsert("classes", class_rows([0, 1], retired=[1]))
             tx.upsert("images", image_rows(range(4), data=b"bytes", width=3))
@@ -88,7 +86,6 @@ def test_nothing_new_is_no_commit(workspace: Workspace) -> None:
     first = run()
     assert run() == first
     assert len(workspace.history.list()) == 1
-    assert first is not None
     assert workspace.store.version("images") == first.tables["images"]
 
 
@@ -121,7 +118,6 @@ def test_a_transaction_reads_its_own_writes(workspace: Workspace) -> None:
         assert tx.class_table().lookup("class 5") == 5
         assert tx.count("classes") == 2
         assert [r for b in tx.scan("classes", ["class_id"]) for r in b.column(0).to_pylist()] == [0, 5]
-        assert tx.commit is not None
         assert tx.commit.id == 1
         assert ids(workspace) == [0]
         tx.delete("classes", "class_id = 0")
@@ -146,7 +142,6 @@ def test_an_error_puts_everything_back(workspace: Workspace) -> None:
 def test_what_an_unfinished_writer_left_is_put_back(workspace: Workspace) -> None:
     """Versions, tables and tags that no commit names are undone by the next writer, and never read."""
     commit = write(workspace, classes=class_rows([0]))
-    assert commit is not None
     store = workspace.store
     store.upsert("classes", class_rows([0, 9], name="stray"), "class_id")
     store.create("sentences", SENTENCES, "sentence_id")
@@ -160,7 +155,6 @@ def test_what_an_unfinished_writer_left_is_put_back(workspace: Workspace) -> Non
     assert store.names() == ["classes"]
     assert put_back(store, commit) == []
     after = write(workspace, classes=class_rows([1]), sentences=sentence_rows([4]), images=image_rows([0]))
-    assert after is not None
     assert (
         store.tags("classes").items()
         >= {"c1": commit.tables["classes"], "c2": after.tables["classes"]}.items()

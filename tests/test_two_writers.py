@@ -34,7 +34,6 @@ def waits_for(process: subprocess.Popen[str]) -> str:
 def test_two_additions_at_once(trained: Workspace) -> None:
     """Both wait for a third writer, then each gets a number of its own, and all rows of both are there."""
     before = trained.snapshot()
-    assert before.commit is not None
     with trained.transaction("select"):
         processes = [start(trained, name) for name in ("zigzag", "spiral")]
         said = [waits_for(process) for process in processes]
@@ -45,7 +44,6 @@ def test_two_additions_at_once(trained: Workspace) -> None:
     first = before.commit.info["next"]["classes"]
     assert {one["class_id"] for one in added} == {first, first + 1}
     after = trained.snapshot()
-    assert after.commit is not None
     assert after.commit.id == before.commit.id + 2
     assert after.count("classes") == before.count("classes") + 2
     assert after.count("sentences") == before.count("sentences") + sum(one["sentences"] for one in added)

@@ -126,7 +126,6 @@ class Recognizer:
         from vlltr_index.recognition.exported.writing import copy_model, export_model
 
         commit = self.current().snapshot.commit
-        assert commit is not None
         if self._workspace is None:
             assert self._folder is not None  # only `from_pretrained` makes one without a workspace
             return copy_model(self._folder, folder, force=force)
@@ -170,9 +169,7 @@ class Recognizer:
     @property
     def commit(self) -> Commit:
         """The commit that answered last."""
-        commit = self._answers.snapshot.commit
-        assert commit is not None  # without one there is no head, and `open` fails
-        return commit
+        return self._answers.snapshot.commit
 
     @property
     def scorer(self) -> Scorer:
@@ -207,7 +204,6 @@ class Recognizer:
             return
         try:
             snapshot = workspace.snapshot(newest)
-            assert snapshot.commit is not None
             encoder = self._answers.loaded_encoder if _same_encoder(self.commit, snapshot.commit) else None
             self._answers = Answers(workspace, snapshot, load_scorer(workspace, snapshot), encoder)
         except WorkspaceError as error:

@@ -184,8 +184,7 @@ class _Page:
             found = self._desk.examine(Path(picture))
         except VlltrError as error:
             return self._draw(Visit()) | {self._notice: render.error_html(error)}
-        commit = found.answers.snapshot.commit
-        return self._draw(Visit(found.feature, commit.image_fp if commit is not None else None))
+        return self._draw(Visit(found.feature, found.answers.snapshot.commit.image_fp))
 
     def _choose_there(self, visit: Visit, picture: str | None, event: gr.EventData) -> _Drawing:
         return self._choose(visit, picture, str(event.name))
@@ -266,7 +265,7 @@ class _Page:
         """The visit's picture under a commit; it is read again where that has another encoder."""
         if visit.feature is None or visit.image_fp is None:
             return None
-        if answers.snapshot.commit is not None and answers.snapshot.commit.image_fp == visit.image_fp:
+        if answers.snapshot.commit.image_fp == visit.image_fp:
             return Examination(answers, visit.feature)
         return self._desk.examine(Path(picture or ""))
 

@@ -121,7 +121,7 @@ class Desk:
         if self.read_only:
             return None
         made, last = self._made[-1:], self.workspace.history.last()
-        return made[0] if made and last is not None and last.state == made[0].commit else None
+        return made[0] if made and last.state == made[0].commit else None
 
     def undo(self, commit: int) -> RollbackReport:
         """Go back to the commit before `commit`, if that is what `offer` offers.
@@ -133,8 +133,8 @@ class Desk:
         self._check_writable()
         with self._writing:
             offered, last = self.offer(), self.workspace.history.last()
-            if offered is None or last is None or offered.commit != commit:
-                now = f"commit {last.id} ({last.command})" if last is not None else "nothing"
+            if offered is None or offered.commit != commit:
+                now = f"commit {last.id} ({last.command})" if last.id else "nothing"
                 raise WorkspaceError(
                     f"commit {commit} is not the newest any more, that is {now}: nothing was undone",
                     "Only what was done last, and from this page, can be undone here. For anything else: vlltr history,"
@@ -153,9 +153,7 @@ class Desk:
 
 def number_of(answers: Answers) -> int:
     """The number of the commit that answers."""
-    commit = answers.snapshot.commit
-    assert commit is not None  # without one there is no head, and nothing answers
-    return commit.id
+    return answers.snapshot.commit.id
 
 
 def names_of(answers: Answers) -> list[str]:

@@ -122,7 +122,7 @@ def choose_anchors(
 
 def _encoder_facts(tx: Snapshot) -> tuple[str, str, float]:
     commit = tx.commit
-    if commit is None or not commit.text_fp or not commit.image_fp:
+    if not commit.text_fp or not commit.image_fp:
         raise MissingStepError("nothing has been embedded yet", "Run: vlltr embed")
     return commit.text_fp, commit.image_fp, commit.logit_scale
 
@@ -142,7 +142,6 @@ def _prompts(sentences: pa.Table) -> Tensor:
 
 def _vectors(tx: Snapshot, name: str, key_column: str, keys: Sequence[str]) -> Tensor:
     """Stored vectors by key, float32 [n, D]; as wide as the encoder's also where there are none."""
-    assert tx.commit is not None  # something has been embedded
     return tx.store.vectors(name, key_column, keys)[1] if keys else torch.empty(0, tx.commit.info["dim"])
 
 
@@ -408,7 +407,6 @@ def _change_anchors(tx: Transaction, wanted: dict[str, tuple[int, int]], classes
     if not gone and not changed:
         return
     _delete(tx, "anchors", "anchor_key", sorted(gone))
-    assert tx.commit is not None
     facts = [tx.commit.selection_id, sorted(gone), [[s, *wanted[s]] for s in sorted(changed)]]
     selection_id = short(digest_json(facts))
     places = torch.tensor([wanted[s] for s in changed], dtype=torch.int64).reshape(-1, 2)

@@ -97,7 +97,7 @@ def change(
     if options.dry_run:
         return report
     result = tx.result_commit
-    if result is None or result == tx.commit:
+    if result == tx.commit:
         return replace(report, changed=False)
     session.keep(result.id, view)
     return report
@@ -133,7 +133,6 @@ def _update_stats(tx: Transaction, touched: set[int]) -> None:
     """Count and sum the training images of classes whose images came or went anew."""
     if not touched:
         return
-    assert tx.commit is not None
     wanted = sorted(touched & set(tx.class_table().ids))
     where = f"split = 'train' AND problem IS NULL AND {one_of('class_id', wanted)}"
     images = tx.table("images", ["image_id", "class_id"], where).sort_by("image_id")
@@ -149,7 +148,7 @@ def _update_stats(tx: Transaction, touched: set[int]) -> None:
 def _tidy(tx: Transaction) -> None:
     """Now and then merge what many small commits leave in the tables, so that the next ones stay quick."""
     commit = tx.commit
-    if commit is None or commit.id % _TIDY:
+    if commit.id % _TIDY:
         return
     for name in _NARROW:
         if tx.has(name):
@@ -176,7 +175,7 @@ def _embed(session: Session, tx: Transaction, done: Edit, progress: Progress | N
     config = session.workspace.recipe.lgr.augment
     encoder = session.encoder(tx)
     augment = make_augment(config, encoder)
-    views = tx.commit.info.get("views", 1) if tx.commit is not None else 1
+    views = tx.commit.info.get("views", 1)
     for view in range(views):
         embed_images(tx, encoder, "train", view, augment, config, progress, only=good)
 

@@ -86,7 +86,6 @@ class View:
 
     def updated(self, tx: Transaction, merged: Mapping[int, int]) -> View:
         """The state after a change, at the cost of what differs in its anchors and rows."""
-        assert tx.commit is not None
         loaded = _updated_bank(tx, self.scorer.loaded)
         saved = self.scorer.saved
         scorer = Scorer.build(loaded, saved, class_stats(tx, saved.head.dim), self.scorer.fusion, merged)
@@ -152,7 +151,6 @@ def _anchors_of(loaded: LoadedBank) -> dict[int, tuple[tuple[str, float], ...]]:
 
 def _updated_bank(tx: Snapshot, before: LoadedBank) -> LoadedBank:
     """`load_bank` after a change, where only vectors that `before` does not have are read."""
-    assert tx.commit is not None
     assert tx.commit.text_fp is not None
     anchors = tx.table("anchors").sort_by([("class_id", "ascending"), ("rank", "ascending")])
     sentence_ids: list[str] = anchors["sentence_id"].to_pylist()
@@ -222,7 +220,7 @@ class Session:
     def encoder(self, snapshot: Snapshot) -> Encoder:
         """The commit's encoder, in eval mode."""
         commit = snapshot.commit
-        facts = (None,) if commit is None else (commit.checkpoint, commit.text_fp, commit.image_fp)
+        facts = (commit.checkpoint, commit.text_fp, commit.image_fp)
         if self._encoder is None or self._encoder[0] != facts:
             encoder = open_encoder(self.workspace, snapshot)
             encoder.eval()
@@ -231,7 +229,7 @@ class Session:
 
     def view(self, snapshot: Snapshot) -> View:
         """The commit's state."""
-        number = snapshot.commit.id if snapshot.commit is not None else 0
+        number = snapshot.commit.id
         if self._view is None or self._view[0] != number:
             self._view = (number, View.load(self.workspace, snapshot))
         return self._view[1]

@@ -70,7 +70,7 @@ def open_encoder(workspace: Workspace, snapshot: Snapshot, check: bool = True) -
         FingerprintMismatch: If the weights are not the ones that made the commit's vectors.
     """
     commit, config = snapshot.commit, workspace.recipe.encoder
-    if commit is not None and commit.checkpoint:
+    if commit.checkpoint:
         encoder = _open_checkpoint(workspace.object_path("checkpoints", commit.checkpoint))
     elif config.pretrained:
         encoder = Encoder.load(
@@ -85,9 +85,9 @@ def open_encoder(workspace: Workspace, snapshot: Snapshot, check: bool = True) -
             f"the encoder {config.model} has no weights yet: the recipe starts it from scratch",
             "Train it: vlltr train cvlp",
         )
-    if check and commit is not None and commit.image_fp:
+    if check and commit.image_fp:
         _check("images", commit.image_fp, encoder.image_fp)
-    if check and commit is not None and commit.text_fp:
+    if check and commit.text_fp:
         _check("sentences", commit.text_fp, encoder.text_fp)
     return encoder
 
@@ -151,7 +151,7 @@ def augmented_view(snapshot: Snapshot) -> str:
         MissingStepError: If none have been embedded.
         WorkspaceError: If the commit does not say how they were made.
     """
-    info = snapshot.commit.info if snapshot.commit is not None else {}
+    info = snapshot.commit.info
     if info.get("views", 1) < 2 or "augment" not in info:
         raise MissingStepError(
             "the selection wants augmented views of the images (select.augmented), and there are none",
@@ -183,7 +183,7 @@ def image_set(
         raise MissingStepError(
             f"there are no images in split {split!r}", f"Run: vlltr ingest images PATH --split {split}"
         )
-    image_fp = image_fp or (snapshot.commit.image_fp if snapshot.commit is not None else None)
+    image_fp = image_fp or snapshot.commit.image_fp
     if not image_fp:
         raise MissingStepError("no image has been embedded yet", "Run: vlltr embed")
     ids: list[str] = rows["image_id"].to_pylist()
@@ -199,7 +199,7 @@ def image_vectors_of(snapshot: Snapshot, image_ids: Sequence[str]) -> Tensor:
     Raises:
         MissingStepError: If one of them has not been embedded.
     """
-    if snapshot.commit is None or not snapshot.commit.image_fp:
+    if not snapshot.commit.image_fp:
         raise MissingStepError("no image has been embedded yet", "Run: vlltr embed")
     keys = [f"{i}:0" for i in image_ids]
     return snapshot.store.vectors(image_vectors_name(snapshot.commit.image_fp), "vector_key", keys)[1]
@@ -222,11 +222,9 @@ class ClassStats:
 
 def class_stats(snapshot: Snapshot, dim: int) -> ClassStats:
     """The committed statistics of the classes in use, under the commit's image fingerprint; `dim` is their width."""
-    commit = snapshot.commit
-    rows = snapshot.table("class_stats") if commit is not None and snapshot.has("class_stats") else None
-    if rows is not None and commit is not None:
-        rows = rows.filter(pc.equal(rows["image_fp"], commit.image_fp or "")).sort_by("class_id")
-    if rows is None or not rows.num_rows:
+    rows = snapshot.table("class_stats")
+    rows = rows.filter(pc.equal(rows["image_fp"], snapshot.commit.image_fp or "")).sort_by("class_id")
+    if not rows.num_rows:
         none = torch.empty(0, dtype=torch.int64)
         return ClassStats(none, none, torch.empty(0, dim, dtype=torch.float64))
     sums = torch.from_numpy(rows["sum"].combine_chunks().flatten().to_numpy().copy()).view(rows.num_rows, -1)
@@ -270,7 +268,7 @@ def load_bank(snapshot: Snapshot) -> LoadedBank:
     """
     commit = snapshot.commit
     anchors = snapshot.table("anchors")
-    if commit is None or not commit.text_fp or not commit.selection_id:
+    if not commit.text_fp or not commit.selection_id:
         raise MissingStepError("no anchor sentences have been selected yet", "Run: vlltr select")
     if not anchors.num_rows:  # no class has a sentence
         none = torch.empty(0, dtype=torch.int64)
@@ -295,7 +293,6 @@ def load_bank(snapshot: Snapshot) -> LoadedBank:
 def sentence_means(snapshot: Snapshot, class_ids: Tensor) -> Tensor:
     """Mean of all normalised sentences of each class, float32 [C, D]; zeros for a class without one."""
     commit = snapshot.commit
-    assert commit is not None
     rows = snapshot.table("sentences", ["text_hash", "class_id"])
     at = class_positions(class_ids, torch.from_numpy(rows["class_id"].to_numpy().copy()).long())
     hashes, sums = rows["text_hash"], torch.zeros(len(class_ids), commit.info["dim"])

@@ -193,7 +193,7 @@ def train_baseline(
         raise UsageError(f"no baseline {name!r}", f"There are: fc, {', '.join(BASELINES)}.")
     rows = _FITS[name](_Making(workspace, workspace.snapshot(), config, progress))
     with workspace.transaction(f"train baseline {name}") as tx:
-        there = tx.commit.info.get("baselines", {}) if tx.commit is not None else {}
+        there = tx.commit.info.get("baselines", {})
         digest = workspace.put_object("heads", lambda path: _save(rows, path))
         tx.note(baselines={**there, name: digest})
     return rows
@@ -233,7 +233,7 @@ def fc_checkpoint(workspace: Workspace, snapshot: Snapshot) -> Path:
     Raises:
         MissingStepError: If it was not trained, or is gone.
     """
-    digest = snapshot.commit.info.get("baseline_fc") if snapshot.commit is not None else None
+    digest = snapshot.commit.info.get("baseline_fc")
     if not digest:
         raise MissingStepError("the image-only baseline has not been trained yet", f"Run: {_TRAIN_FC}")
     try:
@@ -258,7 +258,7 @@ def _fc_config(folder: Path) -> dict[str, Any]:
 
 def _rows(workspace: Workspace, snapshot: Snapshot) -> Iterator[tuple[str, BaselineRow]]:
     """Name and row of each committed baseline, in the order of the table."""
-    info = snapshot.commit.info if snapshot.commit is not None else {}
+    info = snapshot.commit.info
     if info.get("baseline_fc"):
         folder = fc_checkpoint(workspace, snapshot)
         config, visual = _fc_config(folder), read_visual(folder, _TRAIN_FC)
@@ -341,7 +341,7 @@ def _embed(
 
 def _age(row: BaselineRow, snapshot: Snapshot, name: str) -> str:
     """Says so where the tower the row was made with is not the commit's any more."""
-    if row.tower == "start" or snapshot.commit is None:
+    if row.tower == "start":
         return ""
     now = snapshot.commit.info.get("baseline_fc") if row.tower == "fc" else snapshot.commit.checkpoint
     return "" if now == row.checkpoint else f"made with an earlier tower: vlltr train baseline {name}"
@@ -459,7 +459,7 @@ class _Tower:
 def _own_tower(making: _Making, class_ids: Tensor) -> _Tower:
     """Features of the workspace's encoder: the checkpoint its commit names, or the recipe's pretrained weights."""
     encoder = open_encoder(making.workspace, making.snapshot)
-    checkpoint = making.snapshot.commit.checkpoint if making.snapshot.commit is not None else None
+    checkpoint = making.snapshot.commit.checkpoint
     return _Tower.load(making, encoder, "own", checkpoint, class_ids)
 
 
@@ -468,7 +468,6 @@ def _fc_tower(making: _Making) -> tuple[_Tower, Tensor, Tensor]:
     folder = fc_checkpoint(making.workspace, making.snapshot)
     visual = read_visual(folder, _TRAIN_FC)
     rows = torch.isin(visual["class_ids"], making.trained_classes())
-    assert making.snapshot.commit is not None
     digest = making.snapshot.commit.info["baseline_fc"]
     tower = _Tower.load(making, Encoder.open(folder), "fc", digest, visual["class_ids"][rows])
     return tower, visual["weight"][rows], visual["bias"][rows]

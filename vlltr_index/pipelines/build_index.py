@@ -9,7 +9,6 @@ import torch.nn.functional as F
 
 from vlltr_index.anchors.index import build_index, gpu_count, plan, save_index
 from vlltr_index.embedding.loading import load_bank
-from vlltr_index.errors import MissingStepError
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
@@ -60,7 +59,5 @@ def index_anchors(
         digest = workspace.put_object("index", lambda folder: save_index(index, folder))
         if progress:
             progress("build index", size, size)
-        if tx.commit is None:
-            raise MissingStepError("no anchors have been selected yet", "Run: vlltr select")
         tx.set(index={"digest": digest, "kind": chosen, "text_fp": tx.commit.text_fp})
     return IndexReport(chosen, reason, size, dim, digest)

@@ -103,7 +103,7 @@ def check_workspace(start: str | os.PathLike[str] | None = None, named: bool = F
         commit = workspace.history.last()
     except VlltrError as error:
         return [first, Check("commit", "problem", error.message, error.hint)]
-    if commit is None:
+    if not commit.id:
         return [first]
     problems = list(_problems(workspace, commit))
     whole = f"{commit.id} ({commit.command}): its tables open, and its files are those that were written"

@@ -70,7 +70,7 @@ def embed(
     views = workspace.recipe.lgr.views if views is None else views
     _check_engine(engine, actors)
     with workspace.transaction("embed") as tx:
-        checkpoint = tx.commit.checkpoint if tx.commit is not None else None
+        checkpoint = tx.commit.checkpoint
         if checkpoint and (change := encoder_change(workspace, checkpoint)):
             _log.warning("%s: the trained one is used, until it is trained again: vlltr train cvlp", change)
         encoder = open_encoder(workspace, tx, check=not force)
@@ -78,7 +78,7 @@ def embed(
         augment = make_augment(workspace.recipe.lgr.augment, encoder)
         with _open_engine(engine, actors, encoder, augment) as computes:
             report = _embed_all(workspace, tx, encoder, views, progress, computes)
-        if tx.commit is not None and _differs(tx.commit, encoder):
+        if _differs(tx.commit, encoder):
             tx.set(selection_id=None, head=None, index=None, fusion=None)
         tx.set(text_fp=encoder.text_fp, image_fp=encoder.image_fp)
         drawn = workspace.recipe.lgr.augment.model_dump(mode="json")

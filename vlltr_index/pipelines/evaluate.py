@@ -165,7 +165,6 @@ def evaluation(
     if rule is not None:
         scorer = scorer.with_rule(scorer.fusion.model_copy(update={"rule": rule}))
     recognizer = Recognizer(workspace, Answers(workspace, snapshot, scorer), follow=False)
-    assert snapshot.commit is not None
     _check_against(workspace, snapshot, against)
     data = image_set(snapshot, split)
     class_ids = recognizer.scorer.class_ids

@@ -56,18 +56,17 @@ def rollback(workspace: Workspace, commit_id: int, newest: int | None = None) ->
         MissingStepError: If files of its encoder, head or index are gone.
     """
     with workspace.transaction(f"rollback {commit_id}") as tx:
-        if newest is not None and tx.commit is not None and tx.commit.id != newest:
+        target = workspace.history.read(commit_id)
+        if newest is not None and tx.commit.id != newest:
             raise WorkspaceError(
                 f"commit {tx.commit.id} ({tx.commit.command}) has come since, and going back would undo it too",
                 f"See what there is: vlltr history; then, if that is meant: vlltr rollback {commit_id}",
             )
-        target = workspace.history.read(commit_id)
         _check_files(workspace, target)
         last = tx.commit
-        if last is not None and last.state != target.state:
+        if last.state != target.state:
             tx.go_back(target)
     made = tx.result_commit
-    assert made is not None  # there was one to go back to
     return RollbackReport(commit_id, target.command, made.id, made != last)
 
 
@@ -78,7 +77,7 @@ def undone(workspace: Workspace, commit_id: int) -> list[str]:
         WorkspaceError: If there is no such commit.
     """
     target, last = workspace.history.read(commit_id), workspace.history.last()
-    if last is None or last.state == target.state:
+    if last.state == target.state:
         return []
     return [workspace.history.read(i).command for i in workspace.history.ids() if i > commit_id]
 

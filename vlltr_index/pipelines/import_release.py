@@ -133,7 +133,7 @@ def _stage_one(workspace: Workspace, checkpoint: ReleaseCheckpoint) -> ImportRep
     _check_recipe(workspace, encoder.name, checkpoint.path)
     with workspace.transaction(f"import release {checkpoint.path}") as tx:
         digest = _keep_encoder(workspace, checkpoint, encoder)
-        if tx.commit is None or tx.commit.checkpoint != digest:
+        if tx.commit.checkpoint != digest:
             tx.set(checkpoint=digest, text_fp=None, image_fp=None)
             tx.set(head=None, index=None, selection_id=None, fusion=None)
         text = tx.count("sentences")
@@ -230,8 +230,8 @@ def _stage_two(
 
 def _base(workspace: Workspace, tx: Transaction) -> tuple[Encoder, str | None, list[str]]:
     """The encoder that gives the text tower, its checkpoint, and what is to be said about it."""
-    start = tx.commit.checkpoint if tx.commit is not None else None
-    tuned = tx.commit.info.get("tuned") if tx.commit is not None else None
+    start = tx.commit.checkpoint
+    tuned = tx.commit.info.get("tuned")
     if tuned and tuned["checkpoint"] == start:
         start = tuned["from"]
     if not start and not workspace.recipe.encoder.pretrained:
@@ -258,7 +258,7 @@ def _keep_head(workspace: Workspace, checkpoint: ReleaseCheckpoint, encoder: Enc
 
 def _set_encoder(tx: Transaction, encoder: Encoder, digest: str, start: str | None) -> None:
     """Make it the commit's encoder; anchors and index of the same text tower stay."""
-    if tx.commit is None or tx.commit.text_fp != encoder.text_fp:
+    if tx.commit.text_fp != encoder.text_fp:
         tx.set(text_fp=None, image_fp=None, selection_id=None, index=None)
     else:
         tx.set(image_fp=encoder.image_fp)
@@ -291,7 +291,7 @@ def _keep_anchors(
         tx.store.append(table, vector_table({"text_hash": [hashes[n] for n in new]}, flat))
     selection_id = short(digest_json(["release", encoder.text_fp, wanted]))
     _write_anchors(tx, selection_id, sentences, [n for rows in vectors for n in range(len(rows))])
-    if tx.commit is None or tx.commit.selection_id != selection_id:
+    if tx.commit.selection_id != selection_id:
         tx.set(selection_id=selection_id, index=None)
     tx.set(text_fp=encoder.text_fp, image_fp=encoder.image_fp)
     tx.note(logit_scale=encoder.logit_scale, dim=encoder.dim)

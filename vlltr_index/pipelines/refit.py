@@ -57,7 +57,6 @@ def refit(workspace: Workspace, config: LGRConfig, progress: Progress | None = N
     """
     before = View.load(workspace, workspace.snapshot())
     snapshot = workspace.snapshot()
-    assert snapshot.commit is not None
     views = min(config.views, int(snapshot.commit.info.get("views", 1)))
     stored = config.model_copy(update={"tune": "head", "mixup": 0.0, "cutmix": 0.0, "views": views})
     report = train_lgr_stage(workspace, stored, progress, resume=False, command="refit")

@@ -89,7 +89,7 @@ def write_report(
     if out is not None:
         _check_target(out)
     commit = workspace.history.last()
-    if commit is None:
+    if not commit.id:
         raise MissingStepError(
             "nothing has been committed yet: there is nothing to report on",
             "Run: vlltr ingest images PATH --split train",
@@ -141,7 +141,6 @@ def _measure(
     workspace: Workspace, snapshot: Snapshot, split: str, against: str | None, progress: Progress | None
 ) -> Evaluation | Missing:
     """The evaluation, or what it lacks; compared with the best baseline there is."""
-    assert snapshot.commit is not None
     try:
         labels = baseline_labels(workspace, snapshot)
         other = against or next((name for name in (ADJUSTED, FC) if name in labels), None)

@@ -69,7 +69,6 @@ def facts(
 ) -> tuple[tuple[str, str], ...]:
     """What the report is about, as (label, value)."""
     commit = snapshot.commit
-    assert commit is not None
     recipe = workspace.recipe
     fusion = commit.fusion or recipe.fusion
     images = ", ".join(f"{n:,} {name}" for name, n in state.images.items()) or "none"
@@ -138,7 +137,6 @@ def _versions() -> list[str]:
 def curves(workspace: Workspace, snapshot: Snapshot) -> tuple[Curves | Missing, ...]:
     """Losses of stage 1 and stage 2, and of the image-only baseline where it was trained."""
     commit = snapshot.commit
-    assert commit is not None
     tuned = commit.info.get("tuned")
     first = tuned["from"] if tuned and tuned["checkpoint"] == commit.checkpoint else commit.checkpoint
     found = [

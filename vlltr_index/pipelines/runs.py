@@ -20,7 +20,6 @@ from vlltr_index.train.distributed import by_first, first_then_all, meet, own_pa
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
-    from vlltr_index.store.history import Commit
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
@@ -75,7 +74,7 @@ class TrainingRun:
 
         def first() -> T:
             with self.workspace.transaction(self.command) as tx:
-                if _number(tx.commit) != _number(self.snapshot.commit):
+                if tx.commit.id != self.snapshot.commit.id:
                     self._check(tx)
                 result = write(tx)
             shutil.rmtree(self.folder, ignore_errors=True)  # only now that the commit is there
@@ -173,12 +172,8 @@ def refuse(command: str, changes: Sequence[str], kept: str = "") -> None:
 
 def newest_snapshot(workspace: Workspace) -> Snapshot:
     """The newest commit, the same one in all processes."""
-    number = by_first(lambda: _number(workspace.history.last()))
-    return workspace.snapshot(number)
-
-
-def _number(commit: Commit | None) -> int | None:
-    return commit.id if commit is not None else None
+    number = by_first(lambda: workspace.history.last().id)
+    return workspace.snapshot(number or None)
 
 
 def _prepare(folder: Path, resume: bool) -> bool:

@@ -113,8 +113,8 @@ def status(workspace: Workspace, at: int | None = None) -> StatusReport:
     return StatusReport(
         workspace=workspace.address,
         recipe=workspace.recipe.name,
-        commit=commit.id if commit else None,
-        command=commit.command if commit else None,
+        commit=commit.id or None,
+        command=commit.command or None,
         writing=workspace.storage.writer(),
         classes=len(snapshot.class_table()),
         images=images,
@@ -124,8 +124,8 @@ def status(workspace: Workspace, at: int | None = None) -> StatusReport:
         sentence_vectors=text_vectors,
         image_vectors=image_vectors,
         anchors=snapshot.count("anchors"),
-        head=commit.head if commit else None,
-        index=commit.index["digest"] if commit and commit.index else None,
+        head=commit.head,
+        index=commit.index["digest"] if commit.index else None,
         stale=tuple(what for what, _ in todo),
         next=todo[0][1] if todo else _use(images),
     )
@@ -142,14 +142,14 @@ def _images(snapshot: Snapshot) -> tuple[dict[str, int], int]:
 
 
 def _sentence_vectors(snapshot: Snapshot) -> int:
-    if snapshot.commit is None or not snapshot.commit.text_fp:
+    if not snapshot.commit.text_fp:
         return 0
     have = snapshot.store.keys(sentence_vectors_name(snapshot.commit.text_fp), "text_hash")
     return sum(h in have for h in snapshot.table("sentences", ["text_hash"])["text_hash"].to_pylist())
 
 
 def _image_vectors(snapshot: Snapshot) -> int:
-    if snapshot.commit is None or not snapshot.commit.image_fp:
+    if not snapshot.commit.image_fp:
         return 0
     have = snapshot.store.keys(image_vectors_name(snapshot.commit.image_fp), "vector_key")
     rows = snapshot.table("images", ["image_id"], "class_id IS NOT NULL AND problem IS NULL")
@@ -158,7 +158,7 @@ def _image_vectors(snapshot: Snapshot) -> int:
 
 def _encoder(workspace: Workspace, snapshot: Snapshot) -> str:
     config = workspace.recipe.encoder
-    if snapshot.commit is not None and snapshot.commit.checkpoint:
+    if snapshot.commit.checkpoint:
         model = (_trained(workspace, snapshot.commit.checkpoint) or (config.model,))[0]
         return f"{model}, trained here ({short(snapshot.commit.checkpoint)})"
     return f"{config.model}, {config.pretrained}" if config.pretrained else f"{config.model}, not trained yet"
@@ -185,7 +185,7 @@ def _data_steps(snapshot: Snapshot, images: dict[str, int], sentences: int) -> l
 def _encoder_steps(workspace: Workspace, snapshot: Snapshot, train_images: int) -> list[_Step]:
     commit = snapshot.commit
     command = "vlltr train cvlp"
-    if commit is None or not commit.checkpoint:
+    if not commit.checkpoint:
         return [] if workspace.recipe.encoder.pretrained else [("the encoder has not been trained", command)]
     if _gone(workspace, "checkpoints", commit.checkpoint):
         return [(f"the encoder's files are gone: {short(commit.checkpoint)}", command)]
@@ -233,7 +233,7 @@ def _bare(model: str) -> str:
 
 def _vector_steps(snapshot: Snapshot, sentences: int, images: int) -> list[_Step]:
     commit = snapshot.commit
-    if commit is None or not (snapshot.has("sentences") or snapshot.has("images")):
+    if not (snapshot.has("sentences") or snapshot.has("images")):
         return []
     if not commit.text_fp or not commit.image_fp:
         return [("nothing has been embedded with this encoder", "vlltr embed")]
@@ -243,7 +243,7 @@ def _vector_steps(snapshot: Snapshot, sentences: int, images: int) -> list[_Step
 
 def _selection_steps(workspace: Workspace, snapshot: Snapshot) -> list[_Step]:
     commit = snapshot.commit
-    if commit is None or not commit.text_fp:
+    if not commit.text_fp:
         return []
     if not commit.selection_id:
         return [("no anchor sentences have been selected", "vlltr select")]
@@ -285,7 +285,7 @@ def _image_set(snapshot: Snapshot, config: SelectConfig, held: frozenset[str]) -
 
 def _head_steps(workspace: Workspace, snapshot: Snapshot) -> list[_Step]:
     commit, command = snapshot.commit, "vlltr train lgr"
-    if commit is None or not commit.selection_id:
+    if not commit.selection_id:
         return []
     if not commit.head:
         return [("the head has not been trained", command)]
@@ -301,7 +301,7 @@ def _head_steps(workspace: Workspace, snapshot: Snapshot) -> list[_Step]:
 
 def _index_steps(workspace: Workspace, snapshot: Snapshot) -> list[_Step]:
     commit, command = snapshot.commit, "vlltr index"
-    if commit is None or not commit.selection_id:
+    if not commit.selection_id:
         return []
     if not commit.index:
         return [("there is no index over the anchors", command)] if snapshot.count("anchors") else []
@@ -322,7 +322,6 @@ def _index_steps(workspace: Workspace, snapshot: Snapshot) -> list[_Step]:
 def _anchors_since(workspace: Workspace, snapshot: Snapshot, digest: str) -> int:
     """How many anchors came or went since the index was built."""
     commit = snapshot.commit
-    assert commit is not None
     built = commit
     for commit_id in reversed(workspace.history.ids()):
         earlier = workspace.history.read(commit_id)

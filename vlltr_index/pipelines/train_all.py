@@ -40,7 +40,7 @@ def adopt_recipe(workspace: Workspace, recipe: Recipe) -> bool:
     if recipe == mine:
         return False
     commit = workspace.history.last()
-    if commit is not None and commit.checkpoint and recipe.encoder.model != mine.encoder.model:
+    if commit.checkpoint and recipe.encoder.model != mine.encoder.model:
         raise UsageError(
             f"the workspace has a trained encoder, {mine.encoder.model}; recipe {recipe.name} is for"
             f" {recipe.encoder.model}",

@@ -99,7 +99,6 @@ def _train_head(
     check_runs(workspace)
     snapshot = workspace.snapshot()
     commit, loaded = snapshot.commit, load_bank(snapshot)
-    assert commit is not None
     assert commit.text_fp is not None
     assert commit.image_fp is not None
     before = {
@@ -157,7 +156,6 @@ def _stage_two_data(
 ) -> tuple[StageTwoData, Tensor]:
     """What stage 2 learns from, and the classes int64 [C] that have training images."""
     commit = snapshot.commit
-    assert commit is not None
     class_ids, labels = torch.unique(first.class_ids, return_inverse=True)
     groups = usable_images(snapshot, "train", ["group"])["group"].to_pylist()
     held, init = HeldOut(), None
@@ -198,7 +196,6 @@ def _commit_head(
     with workspace.transaction(command) as tx:
         now = usable_images(tx, "train", [])["image_id"].to_pylist()
         refuse(command, differences(before, {"the training images": now, **_facts(tx)}))
-        assert tx.commit is not None
         saved = SavedHead(
             decision.head, class_ids, tx.commit.text_fp or "", tx.commit.image_fp or "", decision.parts
         )
@@ -222,7 +219,7 @@ def _check_views(snapshot: Snapshot, config: LGRConfig) -> None:
     Raises:
         MissingStepError: If not: `vlltr embed` alone makes those of the workspace's recipe.
     """
-    info = snapshot.commit.info if snapshot.commit is not None else {}
+    info = snapshot.commit.info
     stored = int(info.get("views", config.views))
     if stored < config.views:
         raise MissingStepError(
@@ -239,7 +236,7 @@ def _facts(snapshot: Snapshot) -> dict[str, object]:
     anchors = anchors.filter(pc.is_in(anchors["class_id"], value_set=owners.combine_chunks().unique()))
     ordered = anchors.sort_by([("class_id", "ascending"), ("rank", "ascending")])
     return {
-        "the encoder": [commit.checkpoint, commit.text_fp, commit.image_fp] if commit is not None else None,
+        "the encoder": [commit.checkpoint, commit.text_fp, commit.image_fp],
         "the anchors of the training classes": digest_json(
             [ordered["class_id"].to_pylist(), ordered["sentence_id"].to_pylist()]
         ),
@@ -344,7 +341,7 @@ def _parted(workspace: Workspace, data: TrainingSet, start: str | None) -> tuple
 def _keep_head(workspace: Workspace, tx: Transaction, saved: SavedHead, config: LGRConfig, log: Log) -> str:
     """Commit the head with the settings it was trained by, those of its selection too, and the log of its losses."""
     settings = config.model_dump(mode="json")
-    selected = tx.commit.info.get("select") if tx.commit is not None else None
+    selected = tx.commit.info.get("select")
     record = {**settings, "select": selected}
     digest = workspace.put_object("heads", lambda path: save_head(saved, path, log, record))
     recipe = workspace.recipe
@@ -359,16 +356,16 @@ def _start(snapshot: Snapshot, config: LGRConfig) -> str | None:
     A tower that is tuned starts from the one before an earlier tuning.
     """
     commit = snapshot.commit
-    tuned = commit.info.get("tuned") if commit is not None and config.tune != "head" else None
-    if commit is not None and tuned is not None and tuned["checkpoint"] == commit.checkpoint:
+    tuned = commit.info.get("tuned") if config.tune != "head" else None
+    if tuned is not None and tuned["checkpoint"] == commit.checkpoint:
         before: str | None = tuned["from"]
         return before
-    return commit.checkpoint if commit is not None else None
+    return commit.checkpoint
 
 
 def _starting_encoder(workspace: Workspace, snapshot: Snapshot, start: str | None) -> Encoder:
     """The encoder of the checkpoint that stage 2 starts from."""
-    if snapshot.commit is not None and start == snapshot.commit.checkpoint:
+    if start == snapshot.commit.checkpoint:
         return open_encoder(workspace, snapshot)
     if start is None:
         return starting_encoder(workspace.recipe, None, 0)

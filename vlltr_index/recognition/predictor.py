@@ -95,7 +95,7 @@ class Answers:
         if self._workspace is None:
             return self._given_index
         commit = self.snapshot.commit
-        if commit is None or commit.index is None or commit.index.get("text_fp") != commit.text_fp:
+        if commit.index is None or commit.index.get("text_fp") != commit.text_fp:
             return None
         return load_index(self._workspace.object_path("index", commit.index["digest"]))
 
@@ -284,8 +284,7 @@ class Answers:
         reject: bool,
     ) -> list[Prediction]:
         used = "faiss" if retrieval == "faiss" and self._used_index is not None else "exhaustive"
-        commit = self.snapshot.commit
-        number = commit.state if commit is not None else 0
+        number = self.snapshot.commit.state
         fused, residual = self.score(features, used) if len(features) else (None, torch.empty(0))
         known = self._known(features) if reject and len(features) else [(None, None)] * len(features)
         result, row = [], 0

@@ -195,7 +195,6 @@ def load_scorer(workspace: Workspace, snapshot: Snapshot) -> Scorer:
     """
     loaded = load_bank(snapshot)
     commit = snapshot.commit
-    assert commit is not None
     if not commit.head:
         raise MissingStepError("no head has been trained yet", "Run: vlltr train lgr")
     saved = load_head(workspace.whole_object("heads", commit.head))
@@ -215,5 +214,5 @@ def load_scorer(workspace: Workspace, snapshot: Snapshot) -> Scorer:
 
 def merged_classes(snapshot: Snapshot) -> dict[int, int]:
     """The classes that were merged into others, and into which; no chains."""
-    noted = snapshot.commit.info.get("merged", {}) if snapshot.commit is not None else {}
+    noted = snapshot.commit.info.get("merged", {})
     return {int(gone): kept for gone, kept in noted.items()}

@@ -177,7 +177,7 @@ def _starting_encoder(workspace: Workspace, snapshot: Snapshot) -> Encoder:
             f"--compare has nothing to compare with: the recipe starts {config.model} from random weights",
             "It works in workspaces made with weights: vlltr init DIR --encoder MODEL:PRETRAINED",
         )
-    if snapshot.commit is None or not snapshot.commit.checkpoint:
+    if not snapshot.commit.checkpoint:
         raise UsageError(
             f"--compare has nothing to compare with: {config.model} has not been trained here",
             "Train it first: vlltr train cvlp",

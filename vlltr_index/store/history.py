@@ -13,7 +13,7 @@ from vlltr_index.schemas.config import FORMAT, FusionConfig
 from vlltr_index.schemas.facts import CommitFacts
 from vlltr_index.store.storage import Storage
 
-__all__ = ["Commit", "History"]
+__all__ = ["NOTHING", "Commit", "History"]
 
 _FOLDER = "history"
 _HISTORY_HINT = "See which commits there are: vlltr history"
@@ -27,7 +27,7 @@ class Commit(BaseModel):
 
     Attributes:
         format: The workspace format it was written in.
-        id: 1, 2, 3 ...
+        id: 1, 2, 3 ...; 0 where nothing has been committed.
         parent: The commit before; null for the first.
         command: The command that made it, without `vlltr`.
         created_at: ISO 8601, UTC.
@@ -84,6 +84,10 @@ class Commit(BaseModel):
             ) from None
 
 
+# What a workspace holds before its first commit; never written, and so not held to what a file must say.
+NOTHING = Commit.model_construct(id=0, parent=None, command="", created_at="", program_version="", tables={})
+
+
 class History:
     """The commits below `history/`, oldest first."""
 
@@ -103,14 +107,14 @@ class History:
         there = self._storage.exists
         return there(self._name(commit_id + 1)) or (commit_id > 0 and not there(self._name(commit_id)))
 
-    def last(self) -> Commit | None:
-        """The newest commit; None where nothing has been committed.
+    def last(self) -> Commit:
+        """The newest commit; `NOTHING` where nothing has been committed.
 
         Raises:
             WorkspaceError: If its file is damaged.
         """
         ids = self.ids()
-        return self.read(ids[-1]) if ids else None
+        return self.read(ids[-1]) if ids else NOTHING
 
     def list(self) -> Sequence[Commit]:
         """All commits, oldest first."""

@@ -186,7 +186,7 @@ def read_held_out(folder: Path) -> HeldOut:
 def held_images(workspace: Workspace, snapshot: Snapshot) -> frozenset[str]:
     """The images that the stage 1 whose encoder a commit names did not see, those of classes kept out among them."""
     commit = snapshot.commit
-    if commit is None or not commit.checkpoint:
+    if not commit.checkpoint:
         return frozenset()
     held = read_held_out(workspace.object_path("checkpoints", commit.checkpoint))
     rows = snapshot.table("images", ["image_id", "class_id"])

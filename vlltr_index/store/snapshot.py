@@ -33,17 +33,17 @@ class Snapshot:
 
     Attributes:
         store: The tables, for the vectors: those are caches outside the commits.
-        commit: The commit; None where nothing has been committed.
+        commit: The commit; `history.NOTHING` where nothing has been committed.
     """
 
-    def __init__(self, store: Store, commit: Commit | None) -> None:
+    def __init__(self, store: Store, commit: Commit) -> None:
         self.store = store
         self.commit = commit
         self._classes: ClassTable | None = None
 
     def _version(self, name: str) -> int | None:
         """The version to read, None for the newest."""
-        return self.commit.tables[name] if self.commit is not None else None
+        return self.commit.tables.get(name)
 
     def has(self, name: str) -> bool:
         """Whether the commit has that table.
@@ -53,7 +53,7 @@ class Snapshot:
         """
         if name not in KEYS:
             raise UsageError(f"no committed table {name!r}; there are {', '.join(KEYS)}")
-        return self.commit is not None and name in self.commit.tables
+        return name in self.commit.tables
 
     def schema(self, name: str) -> pa.Schema:
         """The table's columns, whether it is there or not."""
@@ -61,8 +61,7 @@ class Snapshot:
             if self.has(name):
                 with self._there(name):
                     return self.store.schema(name, self._version(name))
-            dim = self.commit.info.get("dim", 1) if self.commit is not None else 1
-            return class_stats(dim)
+            return class_stats(self.commit.info.get("dim", 1))
         self.has(name)  # refuses unknown names
         return COMMITTED[name]
 
@@ -110,7 +109,7 @@ class Snapshot:
         try:
             yield
         except MissingStepError:
-            if self.commit is None or name not in self.commit.tables:
+            if name not in self.commit.tables:
                 raise
             raise table_gone(self.commit.id, name, self.store.uri) from None
 

@@ -30,24 +30,22 @@ _PART = 1000  # rows compared with what is there at once
 _COMPACT_FROM = 32  # writes to one table that are worth merging before the commit
 
 
-def put_back(store: Store, last: Commit | None) -> list[str]:
+def put_back(store: Store, last: Commit) -> list[str]:
     """Undo what a writer left that did not commit; returns the names of the tables it had touched."""
-    committed = last.tables if last is not None else {}
-    newest = last.id if last is not None else 0
     names, touched = store.names(), []
-    if gone := sorted(committed.keys() - set(names)):
-        raise table_gone(newest, gone[0], store.uri)
+    if gone := sorted(last.tables.keys() - set(names)):
+        raise table_gone(last.id, gone[0], store.uri)
     for name in names:
         if name not in KEYS:
             continue  # vectors are caches: what is there is right
-        if name not in committed:
+        if name not in last.tables:
             store.drop(name)
             touched.append(name)
             continue
         version = store.version(name)
         # p: the same rows, merged by prune or put back
-        if version != committed[name] and store.tags(name).get(f"p{newest}") != version:
-            store.tag(name, store.restore(name, committed[name]), f"p{newest}")
+        if version != last.tables[name] and store.tags(name).get(f"p{last.id}") != version:
+            store.tag(name, store.restore(name, last.tables[name]), f"p{last.id}")
             touched.append(name)
     return touched
 
@@ -62,15 +60,15 @@ class Transaction(Snapshot):
         result_commit: After the end: the commit that was made, or the last one if nothing changed.
     """
 
-    def __init__(self, store: Store, history: History, command: str, base: Commit | None) -> None:
+    def __init__(self, store: Store, history: History, command: str, base: Commit) -> None:
         super().__init__(store, base)
         self.command = command
-        self.result_commit: Commit | None = base
+        self.result_commit = base
         self._history = history
-        self._tables = set(base.tables) if base is not None else set()
+        self._tables = set(base.tables)
         self._writes: dict[str, int] = {}
         self._fields: dict[str, Any] = {}
-        self._info: dict[str, Any] = dict(base.info) if base is not None else {}
+        self._info: dict[str, Any] = dict(base.info)
         self._next: dict[str, int] = dict(self._info.get("next", {}))
         self._known: dict[str, set[Any]] = {}
         self._following: dict[int, int] | None = None  # class -> the next sentence's position
@@ -267,7 +265,7 @@ class Transaction(Snapshot):
         Raises:
             WorkspaceError: If one of its tables' versions is gone.
         """
-        now = {} if self.commit is None else self.commit.tables
+        now = self.commit.tables
         for name in sorted(now.keys() | target.tables.keys()):
             if name not in target.tables:
                 self.delete(name, "true")
@@ -281,18 +279,17 @@ class Transaction(Snapshot):
         self._info = {**target.info, **({"next": self._next} if self._next else {})}
         self._state_of = target.state
 
-    def finish(self) -> Commit | None:
+    def finish(self) -> Commit:
         """Commit, if anything changed; called by `Workspace.transaction`."""
         base = self.commit
         if self._writes and self._next:
             self._info["next"] = self._next
-        before = {} if base is None else {k: getattr(base, k) for k in _FIELDS}
-        fields = {**before, **self._fields}
         values = {
-            **fields,
+            **{name: getattr(base, name) for name in _FIELDS},
+            **self._fields,
             "info": self._info,
-            "id": 1 if base is None else base.id + 1,
-            "parent": None if base is None else base.id,
+            "id": base.id + 1,
+            "parent": base.id or None,
             "command": self.command,
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "program_version": VERSION,
@@ -300,10 +297,8 @@ class Transaction(Snapshot):
             "tables": {},
         }
         commit = Commit.model_validate(values)
-        if not self._writes and base is not None and _facts(commit) == _facts(base):
+        if not self._writes and _facts(commit) == _facts(base):
             return base
-        if not self._writes and base is None and not any(fields.values()) and not self._info:
-            return None
         commit = commit.model_copy(update={"tables": self._tagged(commit.id)})
         self._history.append(commit)
         self.result_commit = commit

@@ -113,10 +113,7 @@ def export_tables(
         (new / CARD).write_text(_card(workspace, snapshot, files, rows, sentences), encoding="utf-8")
 
     write_folder(target, force, build)
-    commit = snapshot.commit
-    return ExportReport(
-        str(target), commit.id if commit is not None else None, rows, folder_size(target), tuple(notes)
-    )
+    return ExportReport(str(target), snapshot.commit.id or None, rows, folder_size(target), tuple(notes))
 
 
 def _bank(snapshot: Snapshot) -> LoadedBank | None:
@@ -195,7 +192,7 @@ def _card(
         if parts
     ]
     front = DatasetCardData(license=licence, tags=[LIBRARY], configs=configs).to_yaml()
-    commit = f", commit {snapshot.commit.id}" if snapshot.commit is not None else ""
+    commit = f", commit {snapshot.commit.id}" if snapshot.commit.id else ""
     lines = [
         f"# Tables of a {LIBRARY} workspace",
         "",

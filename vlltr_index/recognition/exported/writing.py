@@ -95,7 +95,6 @@ def export_model(
     encoder = open_encoder(workspace, snapshot)
     check_movable(encoder)
     commit = snapshot.commit
-    assert commit is not None  # without one there is no head
     sentences = sentence_rows(snapshot, scorer.loaded)
     anchors = anchor_rows(sentences, scorer.loaded)
     config = _config(workspace, snapshot, scorer, encoder, sentences.num_rows)
@@ -225,7 +224,6 @@ def _config(
     workspace: Workspace, snapshot: Snapshot, scorer: Scorer, encoder: Encoder, sentences: int
 ) -> ExportedConfig:
     commit = snapshot.commit
-    assert commit is not None
     recipe = workspace.recipe
     return ExportedConfig(
         program_version=VERSION,
