@@ -50,7 +50,7 @@ def run(seed: int, folder: Path) -> None:
     config = workspace.recipe.baselines.model_copy(update={"seed": seed})
     info = workspace.history.last().info
     for name in BASELINES:
-        if name not in info.get("baselines", {}) and (info.get("baseline_fc") or name not in OF_FC):
+        if name not in info.baselines and (info.baseline_fc or name not in OF_FC):
             with seconds(name):
                 train_baseline(workspace, name, config)
     recipe = workspace.recipe.model_copy(update={"baselines": config})
@@ -64,7 +64,7 @@ def run(seed: int, folder: Path) -> None:
         **_measure(workspace, seed),
     }
     path = RESULTS / f"baselines-{seed}.json"
-    if not info.get("baseline_fc") and path.exists():
+    if not info.baseline_fc and path.exists():
         _copy(json.loads(path.read_text(encoding="utf-8")), result)
     write_result(path.stem, result)
 

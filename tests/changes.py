@@ -149,7 +149,7 @@ def rebuilt(world: World, source: Workspace, folder: Path) -> Workspace:
     select(fresh, fresh.recipe.select)
     with fresh.transaction("the same head") as tx:
         tx.set(head=commit.head, fusion=commit.fusion)
-        tx.note(merged={str(gone): kept for gone, kept in world.merged.items()})
+        tx.note(merged=world.merged)
     _count(fresh)
     return fresh
 

@@ -112,8 +112,7 @@ def test_commands_to_run_next_quote_their_paths(tmp_path: Path, capsys: pytest.C
 
 def test_more_views_than_are_stored(trained: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     """The command that is named makes them: `vlltr embed` alone would not."""
-    commit = trained.history.last()
-    stored = commit.info["views"]
+    stored = trained.history.last().info.views
     code, _, err = run(capsys, "-w", trained.path, "train", "lgr", "--set", "lgr.views=9")
     assert (code, err) == (
         1,

@@ -38,7 +38,7 @@ def test_datasets_reads_each_table(trained: Workspace, tmp_path: Path) -> None:
     assert set(sentences["text"]) == set(snapshot.table("sentences", ["text"])["text"].to_pylist())
     anchors = load(folder, "anchors", cache)
     assert len(anchors) == snapshot.count("anchors") == report.rows["anchors"]
-    assert len(anchors[0]["vector"]) == snapshot.commit.info["dim"]
+    assert len(anchors[0]["vector"]) == snapshot.commit.info.dim
     usable = 0
     for split in ("train", "val", "test"):
         images = load(folder, "images", cache, split)

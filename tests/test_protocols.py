@@ -81,14 +81,13 @@ def recorded(folder: Path) -> dict[str, Any]:
     workspace = Workspace.open(folder)
     commit = workspace.history.last()
     assert commit.checkpoint is not None
-    first = commit.info["tuned"]["from"] if "tuned" in commit.info else commit.checkpoint
-    path = workspace.object_path("checkpoints", first) / "train.json"
+    path = workspace.object_path("checkpoints", str(commit.untuned)) / "train.json"
     return {
         "recipe": workspace.recipe,
         "stage 1": json.loads(path.read_text(encoding="utf-8"))["config"],
-        "stage 2": commit.info["lgr"],
-        "named": (commit.info["protocol"], commit.info["recipe"]),
-        "tuned": "tuned" in commit.info,
+        "stage 2": commit.info.lgr,
+        "named": (commit.info.protocol, commit.info.recipe),
+        "tuned": commit.info.tuned is not None,
         "rule": commit.fusion.rule if commit.fusion is not None else None,
         "visual": Recognizer.open(workspace).scorer.saved.head.visual,
     }

@@ -99,7 +99,7 @@ def test_two_actors_give_the_local_vectors(
     assert_same(spread, local)
     for workspace in (local, spread):
         commit = workspace.history.last()
-        assert (commit.command, commit.info["views"]) == ("embed", 2)
+        assert (commit.command, commit.info.views) == ("embed", 2)
 
 
 def test_an_interrupted_run_goes_on_with_either_engine(drawn: Path, tmp_path: Path, cluster: None) -> None:

@@ -240,7 +240,7 @@ def test_files_that_are_gone_or_damaged_name_the_command(all_made: Workspace, tm
     """Each with the baseline to make again."""
     workspace = Workspace.open(shutil.copytree(all_made.path, tmp_path / "w"))
     commit = workspace.history.last()
-    folder = workspace.object_path("heads", commit.info["baselines"]["crt"])
+    folder = workspace.object_path("heads", commit.info.baselines["crt"])
     (folder / "baseline.json").write_text("{", encoding="utf-8")
     with pytest.raises(
         WorkspaceError, match="is damaged: its files are not those that were written"

@@ -12,7 +12,7 @@ from tablerows import anchor_rows, class_rows, image_rows, score_rows, sentence_
 from vlltr_index.errors import InputError, UsageError, WorkspaceError
 from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.schemas.tables import SENTENCES, sentence_vectors
-from vlltr_index.store.history import Commit
+from vlltr_index.store.history import Commit, Info
 from vlltr_index.store.transaction import Transaction, put_back
 from vlltr_index.store.workspace import Workspace
 
@@ -48,7 +48,7 @@ def test_a_transaction_makes_one_commit(workspace: Workspace) -> None:
     commit = tx.result_commit
     assert (commit.id, commit.parent, commit.command) == (1, None, "train lgr")
     assert (commit.text_fp, commit.head, commit.fusion) == ("t", "d" * 64, FusionConfig(alpha=0.7))
-    assert commit.info == {"logit_scale": 2.5, "next": {"classes": 2}}
+    assert commit.info == Info(logit_scale=2.5, next={"classes": 2})
     assert commit.tables == {n: workspace.store.version(n) for n in ("classes", "sentences")}
     assert workspace.store.tags("classes") == {"c1": commit.tables["classes"]}
     assert list(workspace.history.list()) == [commit]
@@ -59,13 +59,13 @@ def test_what_a_command_does_not_touch_is_handed_on(workspace: Workspace) -> Non
     with workspace.transaction("embed") as tx:
         tx.upsert("classes", class_rows([0]))
         tx.set(text_fp="t", image_fp="i")
-        tx.note(scale=1.0, dim=3)
+        tx.note(logit_scale=1.0, baseline_fc="b")
     with workspace.transaction("select") as tx:
         tx.set(selection_id="s", image_fp=None)
-        tx.note(dim=None)
+        tx.note(baseline_fc=None)
     commit = tx.result_commit
     assert (commit.text_fp, commit.image_fp, commit.selection_id) == ("t", None, "s")
-    assert commit.info == {"scale": 1.0, "next": {"classes": 1}}
+    assert commit.info == Info(logit_scale=1.0, next={"classes": 1})
     assert workspace.store.tags("classes") == dict.fromkeys(("c1", "c2"), commit.tables["classes"])
 
 
@@ -80,7 +80,7 @@ def test_nothing_new_is_no_commit(workspace: Workspace) -> None:
             tx.replace("sentence_scores", score_rows([]))
             tx.delete("classes", "class_id = 99")
             tx.set(text_fp="t", fusion=FusionConfig(), index={"digest": "e", "kind": "flat"})
-            tx.note(scale=1.0, list=[1, 2])
+            tx.note(logit_scale=1.0, baselines={"crt": "c"})
         return tx.result_commit
 
     first = run()

@@ -41,7 +41,7 @@ def test_two_additions_at_once(trained: Workspace) -> None:
     answers = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], answers
     added = [json.loads(out)["added"][0] for out, _ in answers]
-    first = before.commit.info["next"]["classes"]
+    first = before.commit.info.next["classes"]
     assert {one["class_id"] for one in added} == {first, first + 1}
     after = trained.snapshot()
     assert after.commit.id == before.commit.id + 2

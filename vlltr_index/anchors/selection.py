@@ -142,7 +142,7 @@ def _prompts(sentences: pa.Table) -> Tensor:
 
 def _vectors(tx: Snapshot, name: str, key_column: str, keys: Sequence[str]) -> Tensor:
     """Stored vectors by key, float32 [n, D]; as wide as the encoder's also where there are none."""
-    return tx.store.vectors(name, key_column, keys)[1] if keys else torch.empty(0, tx.commit.info["dim"])
+    return tx.store.vectors(name, key_column, keys)[1] if keys else torch.empty(0, tx.commit.info.dim)
 
 
 def _write_scores(

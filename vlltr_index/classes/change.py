@@ -111,7 +111,7 @@ def _make(
     images = score_images(tx, select, held)
     done = edit(tx)
     if done.merged is not None:
-        tx.note(merged={str(gone): kept for gone, kept in done.merged.items()})
+        tx.note(merged=done.merged)
     after, effect = before, Effect()
     if done.touched:
         _embed(session, tx, done, options.progress)
@@ -175,8 +175,7 @@ def _embed(session: Session, tx: Transaction, done: Edit, progress: Progress | N
     config = session.workspace.recipe.lgr.augment
     encoder = session.encoder(tx)
     augment = make_augment(config, encoder)
-    views = tx.commit.info.get("views", 1)
-    for view in range(views):
+    for view in range(tx.commit.info.views):
         embed_images(tx, encoder, "train", view, augment, config, progress, only=good)
 
 

@@ -14,7 +14,6 @@ from vlltr_index.classes.rows import change_class
 from vlltr_index.data.prompts import class_prompts
 from vlltr_index.data.text import clean_name, sentence_id, text_hash
 from vlltr_index.errors import InputError
-from vlltr_index.recognition.scorer import merged_classes
 from vlltr_index.schemas.records import SentenceRecord
 from vlltr_index.store.ingestion import sentence_rows
 from vlltr_index.store.tables import one_of
@@ -172,7 +171,7 @@ def merge_classes(
         aliases = [*table.aliases.get(kept, ()), table.names[gone], *table.aliases.get(gone, ())]
         change_class(tx, kept, aliases=_distinct(aliases, table.names[kept]))
         change_class(tx, gone, retired_at=_now(), aliases=[])
-        merged = {i: kept if to == gone else to for i, to in merged_classes(tx).items()} | {gone: kept}
+        merged = {i: kept if to == gone else to for i, to in tx.commit.info.merged.items()} | {gone: kept}
         note = (
             f"Merged {table.names[gone]!r} (class {gone}) into {table.names[kept]!r} (class {kept}):"
             f" {many(moved, 'sentence')} and {many(images.num_rows, 'image')} went over;"

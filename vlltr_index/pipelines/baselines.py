@@ -193,9 +193,8 @@ def train_baseline(
         raise UsageError(f"no baseline {name!r}", f"There are: fc, {', '.join(BASELINES)}.")
     rows = _FITS[name](_Making(workspace, workspace.snapshot(), config, progress))
     with workspace.transaction(f"train baseline {name}") as tx:
-        there = tx.commit.info.get("baselines", {})
         digest = workspace.put_object("heads", lambda path: _save(rows, path))
-        tx.note(baselines={**there, name: digest})
+        tx.note(baselines={**tx.commit.info.baselines, name: digest})
     return rows
 
 
@@ -233,7 +232,7 @@ def fc_checkpoint(workspace: Workspace, snapshot: Snapshot) -> Path:
     Raises:
         MissingStepError: If it was not trained, or is gone.
     """
-    digest = snapshot.commit.info.get("baseline_fc")
+    digest = snapshot.commit.info.baseline_fc
     if not digest:
         raise MissingStepError("the image-only baseline has not been trained yet", f"Run: {_TRAIN_FC}")
     try:
@@ -259,19 +258,18 @@ def _fc_config(folder: Path) -> dict[str, Any]:
 def _rows(workspace: Workspace, snapshot: Snapshot) -> Iterator[tuple[str, BaselineRow]]:
     """Name and row of each committed baseline, in the order of the table."""
     info = snapshot.commit.info
-    if info.get("baseline_fc"):
+    if info.baseline_fc:
         folder = fc_checkpoint(workspace, snapshot)
         config, visual = _fc_config(folder), read_visual(folder, _TRAIN_FC)
         tensors = {"weight": visual["weight"], "bias": visual["bias"]}
-        row = BaselineRow(FC, "linear", "fc", info["baseline_fc"], None, visual["class_ids"], tensors, {})
+        row = BaselineRow(FC, "linear", "fc", info.baseline_fc, None, visual["class_ids"], tensors, {})
         yield "fc", row
         if config["logit_adjustment"] == 0:
             bias = rules.adjusted_logits(visual["bias"], visual["counts"], config["sampler_power"])
             yield "fc", replace(row, label=ADJUSTED, tensors={**tensors, "bias": bias})
-    there = info.get("baselines", {})
     for name in BASELINES:
-        if name in there:
-            yield from ((name, row) for row in _load(workspace, name, there[name]))
+        if name in info.baselines:
+            yield from ((name, row) for row in _load(workspace, name, info.baselines[name]))
 
 
 def baseline_labels(workspace: Workspace, snapshot: Snapshot) -> list[str]:
@@ -343,7 +341,7 @@ def _age(row: BaselineRow, snapshot: Snapshot, name: str) -> str:
     """Says so where the tower the row was made with is not the commit's any more."""
     if row.tower == "start":
         return ""
-    now = snapshot.commit.info.get("baseline_fc") if row.tower == "fc" else snapshot.commit.checkpoint
+    now = snapshot.commit.info.baseline_fc if row.tower == "fc" else snapshot.commit.checkpoint
     return "" if now == row.checkpoint else f"made with an earlier tower: vlltr train baseline {name}"
 
 
@@ -468,7 +466,7 @@ def _fc_tower(making: _Making) -> tuple[_Tower, Tensor, Tensor]:
     folder = fc_checkpoint(making.workspace, making.snapshot)
     visual = read_visual(folder, _TRAIN_FC)
     rows = torch.isin(visual["class_ids"], making.trained_classes())
-    digest = making.snapshot.commit.info["baseline_fc"]
+    digest = making.snapshot.commit.info.baseline_fc
     tower = _Tower.load(making, Encoder.open(folder), "fc", digest, visual["class_ids"][rows])
     return tower, visual["weight"][rows], visual["bias"][rows]
 

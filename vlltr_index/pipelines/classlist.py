@@ -152,6 +152,5 @@ def _standing(workspace: Workspace, snapshot: Snapshot, class_id: int) -> tuple[
 
 
 def _merged(snapshot: Snapshot, class_id: int) -> list[str]:
-    noted = snapshot.commit.info.get("merged", {})
-    names = snapshot.class_table().names
-    return [names[int(gone)] for gone, kept in noted.items() if kept == class_id and int(gone) in names]
+    names, merged = snapshot.class_table().names, snapshot.commit.info.merged
+    return [names[gone] for gone, kept in merged.items() if kept == class_id and gone in names]

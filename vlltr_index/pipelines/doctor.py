@@ -119,12 +119,10 @@ def _problems(workspace: Workspace, commit: Commit) -> Iterator[Check]:
     named: list[tuple[str, Kind, str | None]] = [
         ("encoder", "checkpoints", commit.checkpoint),
         ("head", "heads", commit.head),
-        ("index", "index", commit.index["digest"] if commit.index else None),
-        ("baseline fc", "checkpoints", commit.info.get("baseline_fc")),
+        ("index", "index", commit.index.digest if commit.index else None),
+        ("baseline fc", "checkpoints", commit.info.baseline_fc),
     ]
-    named += [
-        (f"baseline {name}", "heads", digest) for name, digest in commit.info.get("baselines", {}).items()
-    ]
+    named += [(f"baseline {name}", "heads", digest) for name, digest in commit.info.baselines.items()]
     looks += [(what, partial(workspace.whole_object, kind, digest)) for what, kind, digest in named if digest]
     for what, look in looks:
         try:

@@ -81,7 +81,7 @@ def embed(
         if _differs(tx.commit, encoder):
             tx.set(selection_id=None, head=None, index=None, fusion=None)
         tx.set(text_fp=encoder.text_fp, image_fp=encoder.image_fp)
-        drawn = workspace.recipe.lgr.augment.model_dump(mode="json")
+        drawn = workspace.recipe.lgr.augment
         tx.note(logit_scale=encoder.logit_scale, dim=encoder.dim, views=views, augment=drawn)
     return report
 

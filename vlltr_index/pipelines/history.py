@@ -88,7 +88,7 @@ def _check_files(workspace: Workspace, commit: Commit) -> None:
     if commit.head:
         workspace.check_object("heads", commit.head)
     if commit.index:
-        workspace.check_object("index", str(commit.index["digest"]))
+        workspace.check_object("index", commit.index.digest)
 
 
 @dataclass(frozen=True)

@@ -230,10 +230,7 @@ def _stage_two(
 
 def _base(workspace: Workspace, tx: Transaction) -> tuple[Encoder, str | None, list[str]]:
     """The encoder that gives the text tower, its checkpoint, and what is to be said about it."""
-    start = tx.commit.checkpoint
-    tuned = tx.commit.info.get("tuned")
-    if tuned and tuned["checkpoint"] == start:
-        start = tuned["from"]
+    start = tx.commit.untuned
     if not start and not workspace.recipe.encoder.pretrained:
         raise MissingStepError(
             "a checkpoint of stage 2 has no text tower, and the workspace has no encoder to take one from",
@@ -263,7 +260,7 @@ def _set_encoder(tx: Transaction, encoder: Encoder, digest: str, start: str | No
     else:
         tx.set(image_fp=encoder.image_fp)
     tx.set(checkpoint=digest)
-    tx.note(tuned={"checkpoint": digest, "from": start})
+    tx.note(tuned={"checkpoint": digest, "start": start})
 
 
 def _keep_anchors(

@@ -57,7 +57,7 @@ def refit(workspace: Workspace, config: LGRConfig, progress: Progress | None = N
     """
     before = View.load(workspace, workspace.snapshot())
     snapshot = workspace.snapshot()
-    views = min(config.views, int(snapshot.commit.info.get("views", 1)))
+    views = min(config.views, snapshot.commit.info.views)
     stored = config.model_copy(update={"tune": "head", "mixup": 0.0, "cutmix": 0.0, "views": views})
     report = train_lgr_stage(workspace, stored, progress, resume=False, command="refit")
     after = View.load(workspace, workspace.snapshot())

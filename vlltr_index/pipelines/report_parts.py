@@ -74,8 +74,8 @@ def facts(
     images = ", ".join(f"{n:,} {name}" for name, n in state.images.items()) or "none"
     return (
         ("commit", f"{commit.id} ({commit.command}), {commit.created_at}" + _back(commit)),
-        ("recipe", str(commit.info.get("recipe", recipe.name))),
-        ("protocol", str(commit.info.get("protocol", recipe.protocol))),
+        ("recipe", commit.info.recipe or recipe.name),
+        ("protocol", commit.info.protocol or recipe.protocol),
         ("split", split),
         ("many, medium, few", "the release's bounds: 100 or more, 21 to 99, 20 or fewer training images"),
         ("encoder", state.encoder),
@@ -137,18 +137,20 @@ def _versions() -> list[str]:
 def curves(workspace: Workspace, snapshot: Snapshot) -> tuple[Curves | Missing, ...]:
     """Losses of stage 1 and stage 2, and of the image-only baseline where it was trained."""
     commit = snapshot.commit
-    tuned = commit.info.get("tuned")
-    first = tuned["from"] if tuned and tuned["checkpoint"] == commit.checkpoint else commit.checkpoint
     found = [
         _curves(
-            workspace, "checkpoints", first, "Stage 1 (CVLP)", "stage 1 has not been run", "vlltr train cvlp"
+            workspace,
+            "checkpoints",
+            commit.untuned,
+            "Stage 1 (CVLP)",
+            "stage 1 has not been run",
+            "vlltr train cvlp",
         ),
         _curves(
             workspace, "heads", commit.head, "Stage 2 (LGR)", "no head has been trained", "vlltr train lgr"
         ),
     ]
-    baseline = commit.info.get("baseline_fc")
-    if baseline:
+    if baseline := commit.info.baseline_fc:
         again = "vlltr train baseline fc"
         found.append(_curves(workspace, "checkpoints", baseline, "Image-only baseline", "", again))
     return tuple(found)

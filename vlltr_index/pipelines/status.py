@@ -125,7 +125,7 @@ def status(workspace: Workspace, at: int | None = None) -> StatusReport:
         image_vectors=image_vectors,
         anchors=snapshot.count("anchors"),
         head=commit.head,
-        index=commit.index["digest"] if commit.index else None,
+        index=commit.index.digest if commit.index else None,
         stale=tuple(what for what, _ in todo),
         next=todo[0][1] if todo else _use(images),
     )
@@ -305,10 +305,10 @@ def _index_steps(workspace: Workspace, snapshot: Snapshot) -> list[_Step]:
         return []
     if not commit.index:
         return [("there is no index over the anchors", command)] if snapshot.count("anchors") else []
-    digest = str(commit.index["digest"])
+    digest = commit.index.digest
     if _gone(workspace, "index", digest):
         return [(f"the index's files are gone: {short(digest)}", command)]
-    if commit.index.get("text_fp") != commit.text_fp:
+    if commit.index.text_fp != commit.text_fp:
         return [("the index is over another encoder's vectors", command)]
     beside = _anchors_since(workspace, snapshot, digest)
     if beside > _BESIDE * snapshot.count("anchors"):
@@ -325,7 +325,7 @@ def _anchors_since(workspace: Workspace, snapshot: Snapshot, digest: str) -> int
     built = commit
     for commit_id in reversed(workspace.history.ids()):
         earlier = workspace.history.read(commit_id)
-        if earlier.index is None or earlier.index.get("digest") != digest:
+        if earlier.index is None or earlier.index.digest != digest:
             break
         built = earlier
     if built.tables.get("anchors") == commit.tables.get("anchors"):

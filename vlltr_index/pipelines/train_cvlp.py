@@ -188,5 +188,4 @@ def _keep(
         selection_id=None,
         fusion=None,
     )
-    tx.note(checkpoint_images=len(run.data.labels))
     return digest

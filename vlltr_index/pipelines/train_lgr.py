@@ -202,8 +202,7 @@ def _commit_head(
         digest = _keep_head(workspace, tx, saved, config, decision.log)
         if images is not None:
             tx.replace("class_stats", stats_rows(images.features, images.class_ids, saved.image_fp))
-        if tx.commit.info.get("merged"):
-            tx.note(merged=None)
+        tx.note(merged={})
     count = len(images.class_ids) if images is not None else 0
     log = decision.log
     epochs = round(log[-1]["epoch"]) if log else 0
@@ -219,8 +218,7 @@ def _check_views(snapshot: Snapshot, config: LGRConfig) -> None:
     Raises:
         MissingStepError: If not: `vlltr embed` alone makes those of the workspace's recipe.
     """
-    info = snapshot.commit.info
-    stored = int(info.get("views", config.views))
+    stored = snapshot.commit.info.views
     if stored < config.views:
         raise MissingStepError(
             f"the head is to be trained on {config.views} views of each image (lgr.views), and {stored} are stored",
@@ -306,9 +304,8 @@ def _keep_tuned(
             write_held_out(held, path)
 
         checkpoint = workspace.put_object("checkpoints", build)
-        tuned = {"checkpoint": checkpoint, "from": _start(tx, config)}
         tx.set(checkpoint=checkpoint, image_fp=encoder.image_fp)
-        tx.note(tuned=tuned)
+        tx.note(tuned={"checkpoint": checkpoint, "start": _start(tx, config)})
     embed_images(tx, encoder, "train", progress=progress)
     # The transaction's commit is still the one before: it names the vectors of the encoder before.
     images, parts = image_set(tx, "train", image_fp=encoder.image_fp), None
@@ -341,8 +338,7 @@ def _parted(workspace: Workspace, data: TrainingSet, start: str | None) -> tuple
 def _keep_head(workspace: Workspace, tx: Transaction, saved: SavedHead, config: LGRConfig, log: Log) -> str:
     """Commit the head with the settings it was trained by, those of its selection too, and the log of its losses."""
     settings = config.model_dump(mode="json")
-    selected = tx.commit.info.get("select")
-    record = {**settings, "select": selected}
+    record = {**settings, "select": tx.commit.info.select}
     digest = workspace.put_object("heads", lambda path: save_head(saved, path, log, record))
     recipe = workspace.recipe
     tx.set(head=digest, fusion=recipe.fusion)
@@ -355,12 +351,7 @@ def _start(snapshot: Snapshot, config: LGRConfig) -> str | None:
 
     A tower that is tuned starts from the one before an earlier tuning.
     """
-    commit = snapshot.commit
-    tuned = commit.info.get("tuned") if config.tune != "head" else None
-    if tuned is not None and tuned["checkpoint"] == commit.checkpoint:
-        before: str | None = tuned["from"]
-        return before
-    return commit.checkpoint
+    return snapshot.commit.checkpoint if config.tune == "head" else snapshot.commit.untuned
 
 
 def _starting_encoder(workspace: Workspace, snapshot: Snapshot, start: str | None) -> Encoder:

@@ -95,9 +95,9 @@ class Answers:
         if self._workspace is None:
             return self._given_index
         commit = self.snapshot.commit
-        if commit.index is None or commit.index.get("text_fp") != commit.text_fp:
+        if commit.index is None or commit.index.text_fp != commit.text_fp:
             return None
-        return load_index(self._workspace.object_path("index", commit.index["digest"]))
+        return load_index(self._workspace.object_path("index", commit.index.digest))
 
     def predict(
         self,

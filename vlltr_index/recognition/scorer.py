@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["Scorer", "load_scorer", "merged_classes"]
+__all__ = ["Scorer", "load_scorer"]
 
 OTHER_RULE = 'Put rule = "ours" under [recipe.fusion] in vlltr.toml, then run: vlltr train lgr'
 _BATCH = 512
@@ -209,10 +209,4 @@ def load_scorer(workspace: Workspace, snapshot: Snapshot) -> Scorer:
             )
     stats = class_stats(snapshot, saved.head.dim)
     fusion = commit.fusion or workspace.recipe.fusion
-    return Scorer.build(loaded, saved, stats, fusion, merged_classes(snapshot))
-
-
-def merged_classes(snapshot: Snapshot) -> dict[int, int]:
-    """The classes that were merged into others, and into which; no chains."""
-    noted = snapshot.commit.info.get("merged", {})
-    return {int(gone): kept for gone, kept in noted.items()}
+    return Scorer.build(loaded, saved, stats, fusion, commit.info.merged)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vlltr_index.errors import WorkspaceError
-from vlltr_index.schemas.config import FORMAT, FusionConfig
-from vlltr_index.schemas.facts import CommitFacts
+from vlltr_index.schemas.config import FORMAT, AugmentConfig, FusionConfig
 from vlltr_index.store.storage import Storage
 
-__all__ = ["NOTHING", "Commit", "History"]
+__all__ = ["NOTHING", "Commit", "History", "Info"]
 
 _FOLDER = "history"
 _HISTORY_HINT = "See which commits there are: vlltr history"
@@ -21,8 +20,63 @@ _HISTORY_HINT = "See which commits there are: vlltr history"
 _Version = Annotated[int, Field(ge=1, lt=2**63)]
 _Fingerprint = Annotated[str, Field(pattern="^[A-Za-z0-9_.-]+$")]  # part of a table's name
 
+_Count = Annotated[int, Field(ge=0, lt=2**53)]  # every reader of JSON keeps it exactly
 
-class Commit(BaseModel):
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+
+class Index(_Record):
+    """The index over the anchors: its digest, and the text tower whose vectors it holds."""
+
+    digest: str = Field(min_length=1)
+    kind: Literal["torch", "flat", "ivf", "hnsw"] | None = None
+    text_fp: str | None = None
+
+
+class Tuned(_Record):
+    """A checkpoint whose visual tower stage 2 trained, and the one it started from; null: the recipe's weights."""
+
+    checkpoint: str
+    start: str | None
+
+
+class Info(_Record):
+    """What commands note for later ones; each commit hands it on to the next.
+
+    Attributes:
+        logit_scale: The scale of the encoder that made the vectors.
+        dim: Width of the vectors.
+        views: How many views of each training image have a vector.
+        augment: How the augmented ones among them were made.
+        select: The settings of the selection.
+        lgr: The settings of the head.
+        recipe: Name of the recipe that the head was trained by.
+        protocol: Its protocol.
+        tuned: What stage 2 made of the visual tower.
+        merged: A class that was merged into another, to that one; no chains.
+        next: By table, the first number that no row has, or ever had.
+        baseline_fc: Digest of the image-only baseline's checkpoint.
+        baselines: Digest of each other baseline by its name.
+    """
+
+    logit_scale: float | None = Field(default=None, gt=0)
+    dim: int = Field(default=1, ge=1, le=2**20)
+    views: int = Field(default=1, ge=1, lt=2**53)
+    augment: AugmentConfig | None = None
+    select: dict[str, Any] | None = None
+    lgr: dict[str, Any] | None = None
+    recipe: str | None = None
+    protocol: str | None = None
+    tuned: Tuned | None = None
+    merged: dict[_Count, _Count] = {}
+    next: dict[str, _Count] = {}
+    baseline_fc: str | None = None
+    baselines: dict[str, str] = {}
+
+
+class Commit(_Record):
     """What a workspace holds after one command.
 
     Attributes:
@@ -38,13 +92,11 @@ class Commit(BaseModel):
         checkpoint: Digest of the stage 1 run that gave the encoder; null: the recipe's weights.
         head: Digest of the head.
         fusion: How both branches are put together.
-        index: The index over the anchors: its digest, and facts about it.
+        index: The index over the anchors.
         selection_id: The selection that the table `anchors` holds.
         state_of: The earlier commit whose state a rollback brought back; null: this commit's state is its own.
-        info: Small facts, such as the encoder's scale; handed on from commit to commit.
+        info: Small facts that are handed on from commit to commit.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     format: int = Field(default=FORMAT, ge=FORMAT, le=FORMAT)
     id: int = Field(ge=1)
@@ -58,10 +110,10 @@ class Commit(BaseModel):
     checkpoint: str | None = None
     head: str | None = None
     fusion: FusionConfig | None = None
-    index: dict[str, Any] | None = None
+    index: Index | None = None
     selection_id: str | None = None
     state_of: int | None = None
-    info: dict[str, Any] = Field(default_factory=dict)
+    info: Info = Info()
 
     @property
     def state(self) -> int:
@@ -75,13 +127,18 @@ class Commit(BaseModel):
         Raises:
             WorkspaceError: If the commit does not say it, though whatever embeds notes it.
         """
-        try:
-            return float(self.info["logit_scale"])
-        except KeyError:
+        if self.info.logit_scale is None:
             raise WorkspaceError(
                 f"commit {self.id} is damaged: its info has no logit_scale, the encoder's scale",
                 f"Bring {_FOLDER}/{self.id}.json back from a backup, or note it again: vlltr embed",
-            ) from None
+            )
+        return self.info.logit_scale
+
+    @property
+    def untuned(self) -> str | None:
+        """The checkpoint before stage 2 tuned its visual tower; `checkpoint` where it did not."""
+        tuned = self.info.tuned
+        return tuned.start if tuned is not None and tuned.checkpoint == self.checkpoint else self.checkpoint
 
 
 # What a workspace holds before its first commit; never written, and so not held to what a file must say.
@@ -138,7 +195,6 @@ class History:
             raise self._damaged(commit_id, str(error)) from None
         try:
             commit = Commit.model_validate(values)
-            CommitFacts.model_validate({"index": commit.index, "info": commit.info})
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "(top)"

@@ -61,7 +61,7 @@ class Snapshot:
             if self.has(name):
                 with self._there(name):
                     return self.store.schema(name, self._version(name))
-            return class_stats(self.commit.info.get("dim", 1))
+            return class_stats(self.commit.info.dim)
         self.has(name)  # refuses unknown names
         return COMMITTED[name]
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.schemas.tables import CLASS_STATS, KEYS, class_stats
 from vlltr_index.store.arrow import conform, last_per_key, numbered, one_of
-from vlltr_index.store.history import Commit, History
+from vlltr_index.store.history import Commit, History, Info
 from vlltr_index.store.snapshot import Snapshot, table_gone
 from vlltr_index.version import VERSION
 
@@ -68,8 +68,8 @@ class Transaction(Snapshot):
         self._tables = set(base.tables)
         self._writes: dict[str, int] = {}
         self._fields: dict[str, Any] = {}
-        self._info: dict[str, Any] = dict(base.info)
-        self._next: dict[str, int] = dict(self._info.get("next", {}))
+        self._info = base.info
+        self._next = dict(base.info.next)
         self._known: dict[str, set[Any]] = {}
         self._following: dict[int, int] | None = None  # class -> the next sentence's position
         self._state_of: int | None = None
@@ -249,13 +249,9 @@ class Transaction(Snapshot):
             )
         self._fields.update(fields)
 
-    def note(self, **info: Any) -> None:
-        """Set small JSON facts of the commit; each is handed on to later commits, None takes it away."""
-        for name, value in info.items():
-            if value is None:
-                self._info.pop(name, None)
-            else:
-                self._info[name] = value
+    def note(self, **facts: Any) -> None:
+        """Set fields of the commit's `Info`, which are handed on to later commits."""
+        self._info = Info.model_validate({**dict(self._info), **facts})
 
     def go_back(self, target: Commit) -> None:
         """Make rows, fields and facts what they were at `target`; numbers given out since then stay taken.
@@ -276,14 +272,15 @@ class Transaction(Snapshot):
                 self._wrote(name)
         self._following = None
         self._fields = {name: getattr(target, name) for name in _FIELDS}
-        self._info = {**target.info, **({"next": self._next} if self._next else {})}
+        self._info = target.info
+        self.note(next=self._next)
         self._state_of = target.state
 
     def finish(self) -> Commit:
         """Commit, if anything changed; called by `Workspace.transaction`."""
         base = self.commit
-        if self._writes and self._next:
-            self._info["next"] = self._next
+        if self._writes:
+            self.note(next=self._next)
         values = {
             **{name: getattr(base, name) for name in _FIELDS},
             **self._fields,

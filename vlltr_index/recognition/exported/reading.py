@@ -36,7 +36,7 @@ from vlltr_index.schemas.tables import (
     sentence_vectors,
     sentence_vectors_name,
 )
-from vlltr_index.store.history import Commit
+from vlltr_index.store.history import Commit, Info
 from vlltr_index.store.snapshot import Snapshot
 from vlltr_index.store.tables import Store
 
@@ -162,9 +162,8 @@ def _snapshot(config: ExportedConfig, anchors: pa.Table, sentences: pa.Table) ->
         text_fp=config.text_fp,
         image_fp=config.image_fp,
         fusion=config.fusion,
-        index=None if config.index is None else {"kind": config.index, "text_fp": config.text_fp},
         selection_id=config.selection_id,
-        info={"merged": {str(gone): kept for gone, kept in config.merged.items()}, "dim": config.dim},
+        info=Info(merged=config.merged, dim=config.dim),
     )
     return Snapshot(store, commit)
 

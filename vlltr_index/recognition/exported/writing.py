@@ -110,7 +110,7 @@ def export_model(
         pq.write_table(sentences, new / "sentences.parquet")
         if with_index and commit.index is not None and config.index is not None:
             (new / "index").mkdir()
-            save_index(load_index(workspace.object_path("index", commit.index["digest"])), new / "index")
+            save_index(load_index(workspace.object_path("index", commit.index.digest)), new / "index")
         _tell(progress, 3)
         text = json.dumps(config.model_dump(mode="json"), indent=1, ensure_ascii=False, sort_keys=True)
         (new / "config.json").write_text(text + "\n", encoding="utf-8")
@@ -259,6 +259,6 @@ def _classes(snapshot: Snapshot) -> tuple[ExportedClass, ...]:
 
 def _index_kind(commit: Commit) -> Any:
     """The kind of index that answers, None where none was built for these vectors."""
-    if commit.index is None or commit.index.get("text_fp") != commit.text_fp:
+    if commit.index is None or commit.index.text_fp != commit.text_fp:
         return None
-    return commit.index.get("kind")
+    return commit.index.kind
