@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -12,25 +11,16 @@ from vlltr_index.cli.context import Context, existing, pass_context
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
-    from vlltr_index.classes import ChangeReport, NewClass
+    from vlltr_index.classes import NewClass
     from vlltr_index.pipelines.classlist import ClassDetail
 
-__all__ = ["classes_command", "dry_run_option", "show_change"]
+__all__ = ["classes_command", "dry_run_option"]
 
 _PICTURES = 10
 # The word in the tables to the reader's: a class that was ingested need not be trained yet.
 _ORIGIN = {"trained": "ingested", "added": "added"}
 
 dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would happen; commit nothing.")
-
-
-def show_change(context: Context, report: ChangeReport) -> None:
-    """Write the report of a change to the class list."""
-    if context.as_json:
-        context.emit(asdict(report))
-        return
-    for line in report.lines():
-        context.say(line)
 
 
 @click.group("classes")
@@ -45,12 +35,11 @@ def list_(context: Context) -> None:
     from vlltr_index.pipelines.classlist import list_classes
 
     rows = list_classes(context.open())
-    if context.as_json:
-        context.emit([asdict(row) for row in rows])
-        return
-    for row in rows:
-        counts = f"{row.images:>6} images {row.sentences:>6} sentences"
-        click.echo(f"{row.class_id:>6}  {_ORIGIN[row.origin]:<8} {counts}  {row.name}")
+    lines = (
+        f"{row.class_id:>6}  {_ORIGIN[row.origin]:<8} {row.images:>6} images {row.sentences:>6} sentences  {row.name}"
+        for row in rows
+    )
+    context.show(rows, lines, always=True)
 
 
 @classes_command.command("show")
@@ -62,11 +51,7 @@ def show(context: Context, name: str, every: bool) -> None:
     from vlltr_index.pipelines.classlist import show_class
 
     detail = show_class(context.open(), name, every_sentence=every)
-    if context.as_json:
-        context.emit(asdict(detail))
-        return
-    for line in _detail_lines(detail, every):
-        click.echo(line)
+    context.show(detail, _detail_lines(detail, every), always=True)
 
 
 def _detail_lines(detail: ClassDetail, every: bool) -> list[str]:
@@ -129,11 +114,7 @@ def add(
     workspace = context.open()
     with context.progress() as progress:
         report = add_classes(workspace, wanted, dry_run=dry_run, progress=progress)
-    if context.as_json:
-        context.emit(asdict(report))
-        return
-    for line in report.lines():
-        context.say(line)
+    context.show(report)
 
 
 def _wanted(
@@ -187,7 +168,7 @@ def remove(context: Context, names: tuple[str, ...], yes: bool, dry_run: bool) -
             f"Remove {', '.join(map(repr, known))} with all sentences and images?", abort=True, err=True
         )
     with context.progress() as progress:
-        show_change(context, remove_classes(workspace, known, dry_run, progress))
+        context.show(remove_classes(workspace, known, dry_run, progress))
 
 
 @classes_command.command("rename")
@@ -201,7 +182,7 @@ def rename(context: Context, old: str, new: str, dry_run: bool) -> None:
 
     workspace = context.open()
     with context.progress() as progress:
-        show_change(context, rename_class(workspace, old, new, dry_run, progress))
+        context.show(rename_class(workspace, old, new, dry_run, progress))
 
 
 @classes_command.command("merge")
@@ -215,4 +196,4 @@ def merge(context: Context, into: str, other: str, dry_run: bool) -> None:
 
     workspace = context.open()
     with context.progress() as progress:
-        show_change(context, merge_classes(workspace, into, other, dry_run, progress))
+        context.show(merge_classes(workspace, into, other, dry_run, progress))

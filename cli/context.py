@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +70,17 @@ class Context:
         console = self.console()
         return console.width if console.is_terminal else None
 
+    def show(self, record: Any, lines: Iterable[str] | None = None, always: bool = False) -> None:
+        """One result: as JSON where that was asked for, else as `lines`, default `record.lines()`, for people.
+
+        Under `-q` the lines are left out, unless they are what was asked for (`always`).
+        """
+        if self.as_json:
+            self.emit(record)
+        elif always or not self.quiet:
+            for line in record.lines() if lines is None else lines:
+                click.echo(line)
+
     def emit(self, value: Any) -> None:
         """Write `value` to stdout as one JSON document."""
         click.echo(json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True, default=_plain))
@@ -89,9 +100,11 @@ class Context:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON makes of a configuration inside a report."""
+    """What JSON makes of a report, and of a configuration inside it."""
     from pydantic import BaseModel
 
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")

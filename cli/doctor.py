@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import click
 
 from vlltr_index.cli.context import Context, pass_context
@@ -23,7 +21,7 @@ def doctor_command(context: Context, unlock: bool) -> None:
     checks = diagnose(context.workspace, named=context.workspace is not None)
     problems = sum(check.state == "problem" for check in checks)
     if context.as_json:
-        context.emit({"ok": not problems, "checks": [asdict(check) for check in checks]})
+        context.emit({"ok": not problems, "checks": checks})
     else:
         for check in checks:
             if context.quiet and check.state != "problem":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -78,7 +77,7 @@ def evaluate_command(
             rule=rule,
         )
     if context.as_json:
-        context.emit(asdict(report))
+        context.emit(report)
         return
     context.console().print(evaluation_table(report))
     for line in difference_lines(report):

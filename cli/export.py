@@ -43,10 +43,5 @@ def export_command(
     request = Request(existing(folder), at, force, with_index, tables, embed_images, push, private, message)
     with context.progress() as progress:
         report, url = export(context.open(), request, progress)
-    if context.as_json:
-        context.emit({**asdict(report), "url": url})
-        return
-    for line in report.lines():
-        context.say(line)
-    if url:
-        context.say(f"Pushed: {url}")
+    pushed = [f"Pushed: {url}"] if url else []
+    context.show({**asdict(report), "url": url}, [*report.lines(), *pushed])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import click
 
 from vlltr_index.cli.context import Context, pass_context
@@ -24,11 +22,8 @@ def history_command(context: Context, limit: int) -> None:
     """List the workspace's commits, newest first."""
     history = context.open().history
     commits = [history.read(i) for i in reversed(history.ids()[-limit:])]
-    if context.as_json:
-        context.emit([commit.model_dump(mode="json") for commit in commits])
-        return
-    for commit in commits:
-        click.echo(f"{commit.id:>5}  {commit.created_at}  {commit.command}")
+    lines = (f"{commit.id:>5}  {commit.created_at}  {commit.command}" for commit in commits)
+    context.show(commits, lines, always=True)
 
 
 @click.command("rollback")
@@ -46,11 +41,7 @@ def rollback_command(context: Context, commit: int, yes: bool) -> None:
             click.echo(f"  vlltr {command}", err=True)
         _sure(f"Go back to commit {commit}, before these?", yes)
     report = rollback(workspace, commit)
-    if context.as_json:
-        context.emit(asdict(report))
-        return
-    for line in report.lines():
-        context.say(line)
+    context.show(report)
 
 
 @click.command("diff")
@@ -61,11 +52,7 @@ def diff_command(context: Context, before: int, after: int) -> None:
     """Show what differs between two commits: names of classes, and numbers of sentences, images and anchors."""
     from vlltr_index.pipelines.history import diff
 
-    report = diff(context.open(), before, after)
-    if context.as_json:
-        context.emit(asdict(report))
-        return
-    click.echo("\n".join(report.lines()))
+    context.show(diff(context.open(), before, after), always=True)
 
 
 @click.command("prune")
@@ -84,8 +71,4 @@ def prune_command(context: Context, keep: int, yes: bool) -> None:
     _sure(f"Give up the oldest {old} commits? This cannot be taken back.", yes)
     with context.progress() as progress:
         report = prune(workspace, keep, progress)
-    if context.as_json:
-        context.emit(asdict(report))
-        return
-    for line in report.lines():
-        context.say(line)
+    context.show(report)

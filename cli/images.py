@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from vlltr_index.cli.classes import dry_run_option, show_change
+from vlltr_index.cli.classes import dry_run_option
 from vlltr_index.cli.context import Context, existing, pass_context
 
 __all__ = ["images_command"]
@@ -26,7 +26,7 @@ def add(context: Context, name: str, paths: tuple[str, ...], dry_run: bool) -> N
 
     workspace = context.open()
     with context.progress() as progress:
-        show_change(context, add_images(workspace, name, [existing(p) for p in paths], dry_run, progress))
+        context.show(add_images(workspace, name, [existing(p) for p in paths], dry_run, progress))
 
 
 @images_command.command("remove")
@@ -39,4 +39,4 @@ def remove(context: Context, ids: tuple[str, ...], dry_run: bool) -> None:
 
     workspace = context.open()
     with context.progress() as progress:
-        show_change(context, remove_images(workspace, ids, dry_run, progress))
+        context.show(remove_images(workspace, ids, dry_run, progress))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import click
 
 from vlltr_index.cli.context import Context, existing, pass_context
@@ -44,8 +42,4 @@ def release(context: Context, checkpoint: str, stage: str | None, names: str | N
         label_names=existing(names) if names else None,
         anchors=anchors,
     )
-    if context.as_json:
-        context.emit(asdict(report))
-        return
-    for line in report.lines():
-        context.say(line)
+    context.show(report)

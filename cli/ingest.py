@@ -12,7 +12,6 @@ import click
 from vlltr_index.cli.context import Context, existing, pass_context
 
 if TYPE_CHECKING:
-    from vlltr_index.pipelines.ingest import IngestReport
     from vlltr_index.pipelines.wikipedia import WikipediaReport
 
 
@@ -73,7 +72,7 @@ def images(
             store=store,
             progress=progress,
         )
-    _show(context, report)
+    context.show(report)
 
 
 @ingest_command.command("text")
@@ -105,15 +104,7 @@ def text(context: Context, path: str, names: str | None, prompts: bool | None) -
             prompts=prompts,
             progress=progress,
         )
-    _show(context, report)
-
-
-def _show(context: Context, report: IngestReport) -> None:
-    if context.as_json:
-        context.emit(asdict(report))
-        return
-    for line in report.lines():
-        context.say(line)
+    context.show(report)
 
 
 @ingest_command.command("wikipedia")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import click
 
 from vlltr_index.cli.context import Context, pass_context
@@ -45,11 +43,8 @@ def predict_command(
     predictions = recognizer.predict(
         list(images), top=top, explain=explain, retrieval=retrieval, reject=reject, crops=crops
     )
-    if context.as_json:
-        context.emit([asdict(prediction) for prediction in predictions])
-    else:
-        for prediction in predictions:
-            click.echo("\n".join(prediction_lines(prediction, context.width())))
+    lines = (line for prediction in predictions for line in prediction_lines(prediction, context.width()))
+    context.show(predictions, lines, always=True)
     unread = [p for p in predictions if p.problem is not None]
     if unread:
         from vlltr_index.data.decoding import UNREADABLE
@@ -83,7 +78,4 @@ def explain_command(
     scores = [recognizer.explain(image, one, crops) for one in names]
     if len({score.class_id for score in scores}) < len(scores):
         raise click.UsageError(f"--class and --against are the same class, {scores[0].name!r}")
-    if context.as_json:
-        context.emit([asdict(score) for score in scores])
-        return
-    click.echo("\n".join(explanation_lines(image, scores, context.width())))
+    context.show(scores, explanation_lines(image, scores, context.width()), always=True)

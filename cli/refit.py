@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import click
 
 from vlltr_index.cli.context import Context, pass_context
@@ -27,8 +25,4 @@ def refit_command(context: Context, overrides: tuple[str, ...]) -> None:
     config = override(workspace.recipe, overrides, ("lgr",)).lgr
     with context.progress() as progress:
         report = refit(workspace, config, progress)
-    if context.as_json:
-        context.emit(asdict(report))
-        return
-    for line in report.lines():
-        context.say(line)
+    context.show(report)

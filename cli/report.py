@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import click
 
 from vlltr_index.cli.context import Context, existing, pass_context
@@ -32,7 +30,7 @@ def report_command(context: Context, out: str | None, split: str, against: str |
     with context.progress() as progress:
         done = write_report(workspace, existing(out) if out else None, split, against, progress)
     if context.as_json:
-        context.emit(asdict(done))
+        context.emit(done)
         return
     if done.top1:
         said = ", ".join(f"{shot} {percent(value.value)}" for shot, value in done.top1.items())

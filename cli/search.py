@@ -100,11 +100,7 @@ def sentences(context: Context, query: str, class_name: str | None, top: int, hy
         hybrid=hybrid,
         is_image=is_image,
     )
-    if context.as_json:
-        context.emit(asdict(found))
-        return
-    for hit in found.hits:
-        click.echo(_line(hit, found.hybrid))
+    context.show(found, (_line(hit, found.hybrid) for hit in found.hits), always=True)
 
 
 def _line(hit: SentenceHit, hybrid: bool) -> str:

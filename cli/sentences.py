@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from vlltr_index.cli.classes import dry_run_option, show_change
+from vlltr_index.cli.classes import dry_run_option
 from vlltr_index.cli.context import Context, existing, pass_context
 
 __all__ = ["sentences_command"]
@@ -30,7 +30,7 @@ def add(context: Context, name: str, sentences: tuple[str, ...], text: str | Non
         report = add_sentences(
             workspace, name, sentences, existing(text) if text else None, dry_run, progress
         )
-    show_change(context, report)
+    context.show(report)
 
 
 @sentences_command.command("remove")
@@ -45,4 +45,4 @@ def remove(context: Context, name: str, ids: tuple[str, ...], matching: str | No
 
     workspace = context.open()
     with context.progress() as progress:
-        show_change(context, remove_sentences(workspace, name, ids, matching, dry_run, progress))
+        context.show(remove_sentences(workspace, name, ids, matching, dry_run, progress))

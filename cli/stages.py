@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -47,7 +46,7 @@ def embed_command(
     with context.progress() as progress:
         report = embed(workspace, views, progress, force, engine, actors)
     if context.as_json:
-        context.emit(asdict(report))
+        context.emit(report)
         return
     context.say(
         f"Embedded {many(report.sentences, 'sentence')} ({report.sentences_before:,} there before) and"
@@ -74,7 +73,7 @@ def select_command(context: Context, overrides: tuple[str, ...]) -> None:
     with context.progress() as progress:
         report = select(workspace, override(workspace.recipe, overrides, ("select",)).select, progress)
     if context.as_json:
-        context.emit(asdict(report))
+        context.emit(report)
         return
     classes = many(report.classes, "class", "classes")
     context.say(
@@ -104,7 +103,7 @@ def index_command(context: Context, kind: str, plan_only: bool) -> None:
     with context.progress() as progress:
         report = index_anchors(workspace, kind, plan_only, progress)
     if context.as_json:
-        context.emit(asdict(report))
+        context.emit(report)
         return
     verb = "Would build" if plan_only else "Built"
     what = f"a {report.kind} index over {report.anchors:,} anchors of width {report.dim}"

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -250,7 +249,7 @@ def everything(
             )
         reports = train_all(workspace, chosen, progress, resume=resume)
     if context.as_json:
-        context.emit({name: asdict(report) for name, report in reports.items()})
+        context.emit(reports)
     for note in reports["train lgr"].notes:
         context.say(note)
     context.say("Trained, embedded, selected and indexed. Next: vlltr evaluate --split test")
@@ -313,7 +312,7 @@ def _from_vectors(context: Context, workspace: Workspace, name: str, recipe: Rec
 
 def _show(context: Context, report: TrainReport, following: str) -> None:
     if context.as_json:
-        context.emit(asdict(report))
+        context.emit(report)
         return
     epochs = f", {report.epochs} epochs" if report.epochs else ""
     again = " (resumed)" if report.resumed else ""

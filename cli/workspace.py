@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict
 
 import click
 
@@ -64,13 +63,10 @@ def init_command(
 @pass_context
 def status_command(context: Context) -> None:
     """Show what the workspace holds, what is stale, and the next command."""
+    from vlltr_index.cli.render import broken
     from vlltr_index.pipelines.status import status
 
     report = status(context.open())
-    if context.as_json:
-        context.emit(asdict(report))
-        return
-    from vlltr_index.cli.render import broken
-
-    for name, value in report.lines():
-        click.echo("\n".join(broken(f"{name:<22} ", value, context.width())))
+    rows, width = report.lines(), context.width()
+    lines = (line for name, value in rows for line in broken(f"{name:<22} ", value, width))
+    context.show(report, lines, always=True)
