@@ -100,13 +100,13 @@ def training_data(workspace: Workspace, snapshot: Snapshot) -> StageTwoData:
     none, dim = torch.empty(0, dtype=torch.int64), first.features.shape[1]
     empty = AnchorBank(torch.empty(0, dim), none.new_zeros(1), none, none, torch.empty(0))
     return StageTwoData(
-        torch.stack([first.features, *rest]),
-        labels,
-        empty,
-        torch.full_like(class_ids, -1),
-        [None] * len(labels),
-        torch.tensor([held.has(image) for image in first.image_ids]),
-        torch.tensor([i in held.classes for i in class_ids.tolist()]),
-        None,
-        commit.logit_scale,
+        features=torch.stack([first.features, *rest]),
+        labels=labels,
+        bank=empty,
+        places=torch.full_like(class_ids, -1),
+        groups=[None] * len(labels),
+        unseen=torch.tensor([held.has(image) for image in first.image_ids]),
+        unseen_classes=torch.tensor([i in held.classes for i in class_ids.tolist()]),
+        visual_init=None,
+        logit_scale=commit.logit_scale,
     )

@@ -499,9 +499,9 @@ def _newcomers(
     model = replace(model, counts=counts, sums=sums).select(order)
     old, new = data.features[0, out & known[data.labels]], data.features[0, queries]
     return Newcomers(
-        model.log_likelihoods(unit_rows(old)), text_logits(old)[:, order],
-        model.log_likelihoods(unit_rows(new)), text_logits(new)[:, order],
-        column[data.labels[queries]], int(known.sum()),
+        likelihoods=model.log_likelihoods(unit_rows(old)), text=text_logits(old)[:, order],
+        new_likelihoods=model.log_likelihoods(unit_rows(new)), new_text=text_logits(new)[:, order],
+        new_labels=column[data.labels[queries]], trained=int(known.sum()),
     )  # fmt: skip
 
 

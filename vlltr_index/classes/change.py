@@ -193,13 +193,13 @@ def _states(tx: Transaction, view: View, class_ids: Sequence[int]) -> list[Added
     visual = view.scorer.visual_sides()
     return [
         AddedClass(
-            names[i],
-            i,
-            sentences[i],
-            anchors[i],
-            images[i],
-            [names[r] for r in near[i]],
-            visual.get(i, "none"),
+            name=names[i],
+            class_id=i,
+            sentences=sentences[i],
+            anchors=anchors[i],
+            images=images[i],
+            rivals=[names[r] for r in near[i]],
+            visual=visual.get(i, "none"),
         )
         for i in class_ids
     ]

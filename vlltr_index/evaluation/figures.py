@@ -65,13 +65,13 @@ def gains(
                 first, last = int(part[0]), int(part[-1])
                 bars.append(
                     GroupGain(
-                        name,
-                        len(part),
-                        names[first],
-                        names[last],
-                        int(counts[first]),
-                        int(counts[last]),
-                        gain,
+                        shot=name,
+                        classes=len(part),
+                        first=names[first],
+                        last=names[last],
+                        largest=int(counts[first]),
+                        smallest=int(counts[last]),
+                        gain=gain,
                     )
                 )
     right = [

@@ -259,7 +259,7 @@ class AnchorBank:
             classes = self.class_of_row[start:stop]
             within = torch.arange(start, stop, device=classes.device) - self.offsets[classes]
             slots = (classes - first) * width + within
-        return Block(first, last, start, stop, width, slots)
+        return Block(first=first, last=last, start=start, stop=stop, width=width, slots=slots)
 
 
 @contextmanager

@@ -96,18 +96,18 @@ def show_class(workspace: Workspace, name: str, every_sentence: bool = False) ->
     pictures = _pictures(snapshot, class_id)
     visual, rivals = _standing(workspace, snapshot, class_id)
     return ClassDetail(
-        class_id,
-        row["name"],
-        row["origin"],
-        list(row["aliases"] or []),
-        sum(p.split == "train" and p.problem is None for p in pictures),
-        len(anchors) + len(others),
-        anchors,
-        others if every_sentence else [],
-        pictures,
-        visual,
-        rivals,
-        _merged(snapshot, class_id),
+        class_id=class_id,
+        name=row["name"],
+        origin=row["origin"],
+        aliases=list(row["aliases"] or []),
+        images=sum(p.split == "train" and p.problem is None for p in pictures),
+        sentences=len(anchors) + len(others),
+        anchors=anchors,
+        others=others if every_sentence else [],
+        pictures=pictures,
+        visual=visual,
+        rivals=rivals,
+        merged=_merged(snapshot, class_id),
     )
 
 

@@ -137,11 +137,11 @@ def diff(workspace: Workspace, before: int, after: int) -> DiffReport:
     between = [i for i in workspace.history.ids() if min(before, after) < i <= max(before, after)]
     renamed = [i for i in sorted(active_old & active_new) if names_old[i] != names_new[i]]
     return DiffReport(
-        before,
-        after,
-        tuple(workspace.history.read(i).command for i in between),
-        tuple(names_new[i] for i in sorted(active_new - active_old)),
-        tuple(names_old[i] for i in sorted(active_old - active_new)),
-        tuple((names_old[i], names_new[i]) for i in renamed),
-        {name: (old.count(name), new.count(name)) for name in ("sentences", "images", "anchors")},
+        before=before,
+        after=after,
+        commands=tuple(workspace.history.read(i).command for i in between),
+        classes_added=tuple(names_new[i] for i in sorted(active_new - active_old)),
+        classes_removed=tuple(names_old[i] for i in sorted(active_old - active_new)),
+        classes_renamed=tuple((names_old[i], names_new[i]) for i in renamed),
+        rows={name: (old.count(name), new.count(name)) for name in ("sentences", "images", "anchors")},
     )

@@ -138,13 +138,13 @@ def _stage_one(workspace: Workspace, checkpoint: ReleaseCheckpoint) -> ImportRep
             tx.set(head=None, index=None, selection_id=None, fusion=None)
         text = tx.count("sentences")
     return ImportReport(
-        1,
-        str(checkpoint.path),
-        encoder.name,
-        encoder.dim,
-        encoder.image_size[0],
-        digest,
-        checkpoint.epoch,
+        stage=1,
+        source=str(checkpoint.path),
+        encoder=encoder.name,
+        dim=encoder.dim,
+        image_size=encoder.image_size[0],
+        checkpoint=digest,
+        epoch=checkpoint.epoch,
         next_step="vlltr embed" if text else "vlltr ingest text PATH",
     )
 

@@ -126,14 +126,14 @@ def gather_report(
             "To bring one: vlltr ingest images PATH --split val"
         )
     return Report(
-        clip(workspace.path.name),
-        split,
-        facts(workspace, snapshot, split, state),
-        tuple(notes),
-        _parts(measured, snapshot) if isinstance(measured, Evaluation) else measured,
-        curves(workspace, snapshot),
-        anchor_list(snapshot),
-        quarantine(snapshot),
+        title=clip(workspace.path.name),
+        split=split,
+        facts=facts(workspace, snapshot, split, state),
+        notes=tuple(notes),
+        measured=_parts(measured, snapshot) if isinstance(measured, Evaluation) else measured,
+        curves=curves(workspace, snapshot),
+        anchors=anchor_list(snapshot),
+        quarantine=quarantine(snapshot),
     )
 
 
@@ -161,12 +161,12 @@ def _parts(measured: Evaluation, snapshot: Snapshot) -> Measured:
     }
     best, labels, counts = method.best[:, 0], measured.labels, measured.counts
     return Measured(
-        report,
-        sure,
-        _gains(measured, columns),
-        _confusions(measured, snapshot, columns),
-        weakest(best, labels, counts, columns, _WEAKEST),
-        _gallery(measured, snapshot, columns),
+        evaluation=report,
+        reliability=sure,
+        gains=_gains(measured, columns),
+        confusions=_confusions(measured, snapshot, columns),
+        weakest=weakest(best, labels, counts, columns, _WEAKEST),
+        gallery=_gallery(measured, snapshot, columns),
     )
 
 

@@ -168,16 +168,16 @@ def _stage_two_data(
     places = class_positions(loaded.bank.class_ids, class_ids)
     there = places[places >= 0]
     data = StageTwoData(
-        features,
-        labels,
-        loaded.bank.select(there) if len(there) else loaded.bank,
-        torch.where(places >= 0, (places >= 0).cumsum(0) - 1, -1),
-        groups,
-        torch.tensor([held.has(image) for image in first.image_ids], dtype=torch.bool),
-        torch.tensor([i in held.classes for i in class_ids.tolist()], dtype=torch.bool),
-        init,
-        commit.logit_scale,
-        sentence_means(snapshot, class_ids),
+        features=features,
+        labels=labels,
+        bank=loaded.bank.select(there) if len(there) else loaded.bank,
+        places=torch.where(places >= 0, (places >= 0).cumsum(0) - 1, -1),
+        groups=groups,
+        unseen=torch.tensor([held.has(image) for image in first.image_ids], dtype=torch.bool),
+        unseen_classes=torch.tensor([i in held.classes for i in class_ids.tolist()], dtype=torch.bool),
+        visual_init=init,
+        logit_scale=commit.logit_scale,
+        sentence_means=sentence_means(snapshot, class_ids),
     )
     return data, class_ids
 

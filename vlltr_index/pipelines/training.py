@@ -97,14 +97,14 @@ def part_of(data: TrainingSet, kept: Sequence[int], texts: list[list[str]]) -> T
     owners = data.class_ids[data.labels[list(kept)]]
     class_ids, labels, counts = torch.unique(owners, return_inverse=True, return_counts=True)
     return TrainingSet(
-        class_ids,
-        counts,
-        [data.image_ids[n] for n in kept],
-        labels,
-        [data.sources[n] for n in kept],
-        [data.digests[n] for n in kept],
-        [data.groups[n] for n in kept],
-        texts,
+        class_ids=class_ids,
+        counts=counts,
+        image_ids=[data.image_ids[n] for n in kept],
+        labels=labels,
+        sources=[data.sources[n] for n in kept],
+        digests=[data.digests[n] for n in kept],
+        groups=[data.groups[n] for n in kept],
+        texts=texts,
     )
 
 

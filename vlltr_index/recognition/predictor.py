@@ -306,14 +306,14 @@ class Answers:
         cosine, shares = self._shares(feature, class_id, explain)
         image_part, text_part = parts_of(fused, row, position, self.scorer.fusion.rule)
         return ClassScore(
-            class_id,
-            self.names[class_id],
-            float(fused.probabilities[row, position]),
-            image_part,
-            text_part,
-            cosine,
-            shares,
-            "probability" if self.scorer.fusion.rule == "paper" else "log-odds",
+            class_id=class_id,
+            name=self.names[class_id],
+            probability=float(fused.probabilities[row, position]),
+            image_part=image_part,
+            text_part=text_part,
+            cosine=cosine,
+            sentences=shares,
+            unit="probability" if self.scorer.fusion.rule == "paper" else "log-odds",
         )
 
     def _shares(
