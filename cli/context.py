@@ -45,8 +45,8 @@ class Context:
         return found.next if found is not None and found.stale else None
 
     def say_next(self) -> None:
-        """Name the command that comes next for the opened workspace, as `vlltr status` has it."""
-        if not self.quiet and (found := self._status()) is not None:
+        """Tell people the command that comes next for the opened workspace, as `vlltr status` has it."""
+        if not (self.quiet or self.as_json) and (found := self._status()) is not None:
             self.say(f"Next: {found.next}")
 
     def _status(self) -> StatusReport | None:

@@ -45,19 +45,17 @@ def embed_command(
     workspace = context.open()
     with context.progress() as progress:
         report = embed(workspace, views, progress, force, engine, actors)
-    if context.as_json:
-        context.emit(report)
-        return
-    context.say(
+    lines = [
         f"Embedded {many(report.sentences, 'sentence')} ({report.sentences_before:,} there before) and"
         f" {many(report.images, 'image vector')} ({report.images_before:,} there before)."
-    )
+    ]
     if report.truncated:
         cut = many(report.truncated, "sentence was", "sentences were")
-        context.say(f"{cut} longer than the encoder's context and cut there.")
+        lines.append(f"{cut} longer than the encoder's context and cut there.")
     if report.unreadable:
         unread = many(report.unreadable, "image")
-        context.say(f"{unread} could not be read again: kept aside with the reason.")
+        lines.append(f"{unread} could not be read again: kept aside with the reason.")
+    context.show(report, lines)
     context.say_next()
 
 
@@ -72,20 +70,18 @@ def select_command(context: Context, overrides: tuple[str, ...]) -> None:
     workspace = context.open()
     with context.progress() as progress:
         report = select(workspace, override(workspace.recipe, overrides, ("select",)).select, progress)
-    if context.as_json:
-        context.emit(report)
-        return
     classes = many(report.classes, "class", "classes")
-    context.say(
+    lines = [
         f"Selected {many(report.anchors, 'anchor')} of {many(report.sentences, 'sentence')} for {classes}"
         f" ({report.mode}, {many(report.images, 'image')})."
-    )
+    ]
     if report.classes_without_images:
         bare = many(report.classes_without_images, "class has", "classes have")
-        context.say(f"{bare} no training image: sentences there go by text alone.")
+        lines.append(f"{bare} no training image: sentences there go by text alone.")
     if report.classes_without_sentences:
         silent = many(report.classes_without_sentences, "class has", "classes have")
-        context.say(f"{silent} no sentence, and no anchor: they are told by their images alone.")
+        lines.append(f"{silent} no sentence, and no anchor: they are told by their images alone.")
+    context.show(report, lines)
     context.say_next()
 
 
@@ -102,11 +98,8 @@ def index_command(context: Context, kind: str, plan_only: bool) -> None:
     workspace = context.open()
     with context.progress() as progress:
         report = index_anchors(workspace, kind, plan_only, progress)
-    if context.as_json:
-        context.emit(report)
-        return
     verb = "Would build" if plan_only else "Built"
     what = f"a {report.kind} index over {report.anchors:,} anchors of width {report.dim}"
-    context.say(f"{verb} {what if report.anchors else 'no index'}: {report.reason}.")
+    context.show(report, [f"{verb} {what if report.anchors else 'no index'}: {report.reason}."])
     if not plan_only:
         context.say_next()

@@ -311,21 +311,16 @@ def _from_vectors(context: Context, workspace: Workspace, name: str, recipe: Rec
 
 
 def _show(context: Context, report: TrainReport, following: str) -> None:
-    if context.as_json:
-        context.emit(report)
-        return
     epochs = f", {report.epochs} epochs" if report.epochs else ""
     again = " (resumed)" if report.resumed else ""
-    context.say(
+    lines = [
         f"Trained {report.what} on {many(report.images, 'image')} of {many(report.classes, 'class', 'classes')}"
         f"{epochs}{again}: {report.digest[:16]}"
-    )
+    ]
     if report.held_images or report.held_classes:
         classes = f" and {many(report.held_classes, 'class', 'classes')}" if report.held_classes else ""
-        context.say(
+        lines.append(
             f"Kept out, so that train lgr weighs its parts on what this stage never saw:"
             f" {many(report.held_images, 'image')}{classes} (cvlp.hold_out, cvlp.hold_out_classes)"
         )
-    for note in report.notes:
-        context.say(note)
-    context.say(f"Next: {following}")
+    context.show(report, [*lines, *report.notes, f"Next: {following}"])
