@@ -81,7 +81,7 @@ def share(workspace: Workspace, folder: Path, pictures: Path) -> Shared:
     explained = [recognizer.explain(images[0], names[n]) for n in (0, -1, -2)]
     recognizer.export(folder)
     shutil.rmtree(workspace.path)
-    return Shared(folder, recognizer.commit.id, names, answers, explained)
+    return Shared(folder, recognizer.commit, names, answers, explained)
 
 
 def sign(folder: Path) -> None:

@@ -18,8 +18,9 @@ from vlltr_index.cli.main import vlltr
 from vlltr_index.errors import PretrainedError, UsageError
 from vlltr_index.pipelines.build_index import index_anchors
 from vlltr_index.pipelines.evaluate import evaluate
-from vlltr_index.recognition.exported import export_model, writing
+from vlltr_index.recognition.exported import writing
 from vlltr_index.recognition.exported.layout import SUMS
+from vlltr_index.recognition.exported.writing import export_model
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.store.workspace import Workspace
 
@@ -42,7 +43,7 @@ def test_answers_are_the_workspaces(recognizer: Recognizer, shared: Shared, pict
 
 def test_it_knows_what_it_is(recognizer: Recognizer, shared: Shared) -> None:
     """Commit, classes, what images say of them and merged rows travel along."""
-    assert recognizer.commit.id == shared.commit
+    assert recognizer.commit == shared.commit
     assert recognizer.classes_.tolist() == shared.names
     assert Counter(recognizer.scorer.visual_sides().values()) == {"trained": 59, "images": 1}
     assert recognizer.scorer.merged

@@ -16,8 +16,9 @@ import torch
 
 from tests.exports import Shared, edit_json, edit_rows, edit_tensors, sign
 from vlltr_index.errors import PretrainedError
-from vlltr_index.recognition.exported import checks, read_model
+from vlltr_index.recognition.exported import reading
 from vlltr_index.recognition.exported.layout import SUMS
+from vlltr_index.recognition.exported.reading import read_model
 
 Spoil = Callable[[Path], None]
 
@@ -274,10 +275,10 @@ def test_each_is_refused_with_its_reason(folder: Path, case: str) -> None:
 
 def test_files_of_absurd_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading stops at the limit, however small a table's file is."""
-    monkeypatch.setattr(checks, "_MOST_TABLE", 1000)
+    monkeypatch.setattr(reading, "_MOST_TABLE", 1000)
     with pytest.raises(PretrainedError, match="GiB in memory"):
         read_model(folder)
-    monkeypatch.setattr(checks, "_MOST_JSON", 100)
+    monkeypatch.setattr(reading, "_MOST_JSON", 100)
     with pytest.raises(PretrainedError, match=r"config\.json cannot be used: larger than"):
         read_model(folder)
 
@@ -285,7 +286,7 @@ def test_files_of_absurd_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_an_edited_card_is_no_damage(folder: Path) -> None:
     """People edit README.md on the hub."""
     (folder / "README.md").write_text("better words")
-    assert read_model(folder).names
+    assert read_model(folder).classes.names
 
 
 @pytest.mark.parametrize("name", [SUMS, STATS])

@@ -14,7 +14,7 @@ from tests.exports import ASKED, Shared, check_same
 from tests.hubserver import TOKEN, HubServer, Repo, hub_server, point_at
 from vlltr_index.cli.main import vlltr
 from vlltr_index.errors import PretrainedError, UsageError
-from vlltr_index.recognition.exported import locate, push
+from vlltr_index.recognition.exported.hub import locate, push
 from vlltr_index.recognition.exported.layout import MODEL_FILES, SUMS
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.store.workspace import Workspace

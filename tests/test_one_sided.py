@@ -33,7 +33,7 @@ from vlltr_index.pipelines.status import status
 from vlltr_index.pipelines.train_all import train_all
 from vlltr_index.pipelines.train_cvlp import train_cvlp_stage
 from vlltr_index.recognition.counterfactual import Examination
-from vlltr_index.recognition.exported import export_model
+from vlltr_index.recognition.exported.writing import export_model
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.recipes import load_recipe, override
 from vlltr_index.store.workspace import Workspace

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from vlltr_index.errors import WorkspaceError
+from vlltr_index.recognition.bundle import load_bundle
 from vlltr_index.recognition.predictor import Answers
-from vlltr_index.recognition.scorer import Scorer, load_scorer
 from vlltr_index.schemas.records import ClassScore, Prediction
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.heads.fusion import FusedScores
     from vlltr_index.recognition.exported.writing import ExportReport
-    from vlltr_index.store.history import Commit
+    from vlltr_index.recognition.scorer import Scorer
     from vlltr_index.store.workspace import Workspace
 
 __all__ = ["Recognizer"]
@@ -74,8 +75,7 @@ class Recognizer:
 
         if not isinstance(workspace, Workspace):
             workspace = Workspace.open(workspace)
-        snapshot = workspace.snapshot(at)
-        answers = Answers(workspace, snapshot, load_scorer(workspace, snapshot))
+        answers = Answers(load_bundle(workspace, workspace.snapshot(at)))
         return cls(workspace, answers, follow=reload and at is None)
 
     @classmethod
@@ -110,7 +110,7 @@ class Recognizer:
         from vlltr_index.recognition.exported.reading import read_model
 
         folder = locate(name, revision, token, cache_dir)
-        return cls(None, read_model(folder, device, trust_index), follow=False, folder=folder)
+        return cls(None, Answers(read_model(folder, device, trust_index)), follow=False, folder=folder)
 
     def export(self, folder: str | Path, *, force: bool = False, with_index: bool = False) -> ExportReport:
         """Write what `from_pretrained` reads, whole or not at all: this model as of the commit that answers now.
@@ -125,11 +125,11 @@ class Recognizer:
         """
         from vlltr_index.recognition.exported.writing import copy_model, export_model
 
-        commit = self.current().snapshot.commit
+        commit = self.current().bundle.commit
         if self._workspace is None:
             assert self._folder is not None  # only `from_pretrained` makes one without a workspace
             return copy_model(self._folder, folder, force=force)
-        return export_model(self._workspace, folder, commit.id, force=force, with_index=with_index)
+        return export_model(self._workspace, folder, commit, force=force, with_index=with_index)
 
     def push_to_hub(
         self,
@@ -167,9 +167,9 @@ class Recognizer:
             return push(folder, repo_id, private=private, commit_message=commit_message, token=token)
 
     @property
-    def commit(self) -> Commit:
-        """The commit that answered last."""
-        return self._answers.snapshot.commit
+    def commit(self) -> int:
+        """The number of the commit that answered last."""
+        return self._answers.bundle.commit
 
     @property
     def scorer(self) -> Scorer:
@@ -194,21 +194,21 @@ class Recognizer:
         if not self._follow or self._workspace is None:
             return self._answers
         with self._reloading:
-            if self._workspace.history.newer_than(self.commit.id):
+            if self._workspace.history.newer_than(max(self.commit, self._passed_over)):
                 self._reload(self._workspace)
             return self._answers
 
     def _reload(self, workspace: Workspace) -> None:
         newest = workspace.history.ids()[-1]
-        if newest == self._passed_over:
-            return
         try:
-            snapshot = workspace.snapshot(newest)
-            encoder = self._answers.loaded_encoder if _same_encoder(self.commit, snapshot.commit) else None
-            self._answers = Answers(workspace, snapshot, load_scorer(workspace, snapshot), encoder)
+            bundle = load_bundle(workspace, workspace.snapshot(newest))
         except WorkspaceError as error:
             self._passed_over = newest
-            _log.warning("answering as of commit %d: commit %d cannot yet: %s", self.commit.id, newest, error)
+            _log.warning("answering as of commit %d: commit %d cannot yet: %s", self.commit, newest, error)
+            return
+        if bundle.same_encoder(self._answers.bundle):
+            bundle = replace(bundle, encoder=self._answers.bundle.encoder)
+        self._answers = Answers(bundle)
 
     def predict(
         self,
@@ -286,7 +286,3 @@ class Recognizer:
         The residual is the mass of the classes that were not scored exactly: 0 for `exhaustive`.
         """
         return self._answers.score(features, retrieval)
-
-
-def _same_encoder(old: Commit, new: Commit) -> bool:
-    return (old.checkpoint, old.text_fp, old.image_fp) == (new.checkpoint, new.text_fp, new.image_fp)

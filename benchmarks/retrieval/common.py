@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ class State:
 
     def use(self, index: Any, build_seconds: float) -> State:
         """Answer by way of this index."""
-        self.answers = Answers(None, None, self.scorer, None)  # type: ignore[arg-type] # it only scores here
+        self.answers = Answers(SimpleNamespace(scorer=self.scorer))  # type: ignore[arg-type] # it only scores
         self.answers.__dict__["_index"] = index
         self.facts = {"build_seconds": round(build_seconds, 2), "kind": index.kind}
         return self

@@ -14,7 +14,7 @@ import gradio as gr
 from torch import Tensor
 
 from vlltr_index.cli.ui import render
-from vlltr_index.cli.ui.service import MAX_PICTURES, MAX_UPLOAD, Desk, Made, names_of, number_of
+from vlltr_index.cli.ui.service import MAX_PICTURES, MAX_UPLOAD, Desk, Made, names_of
 from vlltr_index.errors import VlltrError
 from vlltr_index.recognition.counterfactual import Examination, ExaminedClass
 
@@ -184,7 +184,7 @@ class _Page:
             found = self._desk.examine(Path(picture))
         except VlltrError as error:
             return self._draw(Visit()) | {self._notice: render.error_html(error)}
-        return self._draw(Visit(found.feature, found.answers.snapshot.commit.image_fp))
+        return self._draw(Visit(found.feature, found.answers.scorer.saved.image_fp))
 
     def _choose_there(self, visit: Visit, picture: str | None, event: gr.EventData) -> _Drawing:
         return self._choose(visit, picture, str(event.name))
@@ -207,7 +207,7 @@ class _Page:
 
     def _follow(self, visit: Visit, picture: str | None) -> _Drawing:
         """Draw everything anew if there is a newer commit, or another thing to undo."""
-        current = number_of(self._desk.answers()), _commit_of(self._desk.offer())
+        current = self._desk.answers().bundle.commit, _commit_of(self._desk.offer())
         return (
             {self._visit: visit} if current == (visit.commit, visit.offered) else self._draw(visit, picture)
         )
@@ -244,7 +244,7 @@ class _Page:
         except VlltrError as error:
             found, notice = None, render.error_html(error)
             visit = Visit(commit=visit.commit, offered=visit.offered)
-        names, number = names_of(answers), number_of(answers)
+        names, number = names_of(answers), answers.bundle.commit
         # What was said of a picture that cannot be shown stays until there is another one.
         drawn: _Drawing = {self._notice: notice} if notice or found is not None else {}
         choices, offer = {}, self._desk.offer()
@@ -265,7 +265,7 @@ class _Page:
         """The visit's picture under a commit; it is read again where that has another encoder."""
         if visit.feature is None or visit.image_fp is None:
             return None
-        if answers.snapshot.commit.image_fp == visit.image_fp:
+        if answers.scorer.saved.image_fp == visit.image_fp:
             return Examination(answers, visit.feature)
         return self._desk.examine(Path(picture or ""))
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vlltr_index.recognition.predictor import Answers
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["MAX_PICTURES", "MAX_TEXT", "MAX_UPLOAD", "Desk", "Made", "names_of", "number_of"]
+__all__ = ["MAX_PICTURES", "MAX_TEXT", "MAX_UPLOAD", "Desk", "Made", "names_of"]
 
 MAX_UPLOAD = 20 * 2**20
 """Bytes a picture that is given to the page may have."""
@@ -149,11 +149,6 @@ class Desk:
             raise UsageError(
                 "this page is for reading only", "Start it without --read-only, or use the command line."
             )
-
-
-def number_of(answers: Answers) -> int:
-    """The number of the commit that answers."""
-    return answers.snapshot.commit.id
 
 
 def names_of(answers: Answers) -> list[str]:

@@ -250,6 +250,17 @@ class LoadedBank:
     sentence_ids: list[str]
     selection_id: str
 
+    @classmethod
+    def of(cls, rows: pa.Table, vectors: Tensor, losses: Tensor, selection_id: str) -> LoadedBank:
+        """Put together rows of `anchors` by class and rank, their vectors [A, D] and losses [A]; A may be 0."""
+        owner = torch.from_numpy(rows["class_id"].to_numpy().copy()).long()
+        keys = torch.from_numpy(rows["anchor_key"].to_numpy().copy())
+        if len(owner):
+            bank = AnchorBank.build(vectors, owner, torch.unique(owner), losses)
+        else:
+            bank = AnchorBank(vectors, owner.new_zeros(1), owner, owner, losses)
+        return cls(bank, keys, rows["sentence_id"].to_pylist(), selection_id)
+
 
 def load_bank(snapshot: Snapshot) -> LoadedBank:
     """The anchors that a commit names, ordered by class and rank, with their stored vectors.
@@ -262,11 +273,8 @@ def load_bank(snapshot: Snapshot) -> LoadedBank:
     if not commit.text_fp or not commit.selection_id:
         raise MissingStepError("no anchor sentences have been selected yet", "Run: vlltr select")
     if not anchors.num_rows:  # no class has a sentence
-        none = torch.empty(0, dtype=torch.int64)
         vectors = torch.empty(0, commit.info.dim)
-        return LoadedBank(
-            AnchorBank(vectors, none.new_zeros(1), none, none, vectors[:, 0]), none, [], commit.selection_id
-        )
+        return LoadedBank.of(anchors, vectors, vectors[:, 0], commit.selection_id)
     anchors = anchors.sort_by([("class_id", "ascending"), ("rank", "ascending")])
     sentences = snapshot.table("sentences", columns=["sentence_id", "text_hash"])
     hash_of = dict(zip(sentences["sentence_id"].to_pylist(), sentences["text_hash"].to_pylist(), strict=True))
@@ -274,11 +282,7 @@ def load_bank(snapshot: Snapshot) -> LoadedBank:
     _, vectors = snapshot.store.vectors(
         sentence_vectors_name(commit.text_fp), "text_hash", [hash_of[s] for s in sentence_ids]
     )
-    owner = torch.from_numpy(anchors["class_id"].to_numpy().copy()).long()
-    losses = anchor_losses(snapshot, sentence_ids)
-    bank = AnchorBank.build(vectors, owner, torch.unique(owner), losses)
-    keys = torch.from_numpy(anchors["anchor_key"].to_numpy().copy())
-    return LoadedBank(bank, keys, sentence_ids, commit.selection_id)
+    return LoadedBank.of(anchors, vectors, anchor_losses(snapshot, sentence_ids), commit.selection_id)
 
 
 def sentence_means(snapshot: Snapshot, class_ids: Tensor) -> Tensor:

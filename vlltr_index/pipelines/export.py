@@ -85,12 +85,7 @@ def export(
         )
         return report, None
     report = export_model(
-        workspace,
-        request.folder,
-        request.at,
-        force=request.force,
-        with_index=request.with_index,
-        progress=progress,
+        workspace, request.folder, request.at, force=request.force, with_index=request.with_index
     )
     if request.push is None:
         return report, None

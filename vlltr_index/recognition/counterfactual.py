@@ -210,7 +210,7 @@ class Examination:
 
     def _place(self, name: str) -> tuple[int, int]:
         """A class's number, and its position among the anchors."""
-        class_id = self.answers.snapshot.class_table().lookup(name)
+        class_id = self.answers.bundle.classes.lookup(name)
         place = (self.answers.scorer.bank.class_ids == class_id).nonzero()[:, 0].tolist()
         if not place:
             raise MissingStepError(
@@ -270,7 +270,7 @@ class Examination:
     ) -> tuple[ExaminedSentence, ...]:
         start = self.answers.scorer.bank.bounds[found.position]
         ids = [self.answers.scorer.loaded.sentence_ids[start + m] for m in order]
-        known = self.answers.sentences(ids)
+        known = self.answers.bundle.texts()
         return tuple(
             ExaminedSentence(
                 sentence_id,

@@ -1,8 +1,7 @@
-"""Answers from one commit: encoder, anchors, index and head, from image files to explained predictions."""
+"""Answers of one model: encoder, anchors, index and head, from image files to explained predictions."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -12,15 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlltr_index.anchors.index import AnchorIndex, WithDelta, load_index
+from vlltr_index.anchors.index import AnchorIndex, WithDelta
 from vlltr_index.anchors.retrieval import AnchorClasses, retrieve_text_logits
 from vlltr_index.data.decoding import UNREADABLE, ImageSource, image_label, open_image
 from vlltr_index.embedding.crops import Crops
-from vlltr_index.embedding.loading import open_encoder
 from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.heads.explanation import explain_class
 from vlltr_index.heads.fusion import parts_of
-from vlltr_index.recognition.scorer import OTHER_RULE, Scorer
+from vlltr_index.recognition.scorer import OTHER_RULE
 from vlltr_index.schemas.records import ClassScore, Prediction, SentenceShare
 
 if TYPE_CHECKING:
@@ -28,8 +26,7 @@ if TYPE_CHECKING:
 
     from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.heads.fusion import FusedScores, ImageSide
-    from vlltr_index.store.snapshot import Snapshot
-    from vlltr_index.store.workspace import Workspace
+    from vlltr_index.recognition.bundle import ModelBundle
 
 __all__ = ["Answers"]
 
@@ -37,51 +34,26 @@ _BATCH = 64
 
 
 class Answers:
-    """What one commit of a workspace answers; it never changes.
+    """What one model answers; it never changes."""
 
-    Args:
-        workspace: Where the encoder and the index lie; None where both are given: an exported folder has no more.
-        snapshot: The commit.
-        scorer: Its anchors, head and weights.
-        encoder: Its encoder, where that is loaded already.
-        index: Without a workspace, the index over its anchors; None: all classes are scored.
-    """
-
-    def __init__(
-        self,
-        workspace: Workspace | None,
-        snapshot: Snapshot,
-        scorer: Scorer,
-        encoder: Encoder | None = None,
-        index: AnchorIndex | None = None,
-    ) -> None:
-        self._workspace = workspace
-        self.snapshot = snapshot
-        self.scorer = scorer
-        self.loaded_encoder = encoder
-        self._given_index = index
-        self._loading = threading.Lock()
+    def __init__(self, bundle: ModelBundle) -> None:
+        self.bundle = bundle
+        self.scorer = bundle.scorer
 
     @property
     def encoder(self) -> Encoder:
-        """The commit's encoder, loaded on first use."""
-        with self._loading:
-            if self.loaded_encoder is None:
-                assert self._workspace is not None  # without one the encoder is given
-                encoder = open_encoder(self._workspace, self.snapshot)
-                encoder.eval()
-                self.loaded_encoder = encoder
-            return self.loaded_encoder
+        """The model's encoder, loaded on first use."""
+        return self.bundle.encoder()
 
-    @cached_property
+    @property
     def names(self) -> dict[int, str]:
         """Class id to name."""
-        return self.snapshot.class_table().names
+        return self.bundle.classes.names
 
     @cached_property
     def _index(self) -> AnchorIndex | None:
-        """The commit's index with what changed since as an exact delta; None if none was built."""
-        base = self._base_index()
+        """The bundle's index with what changed since as an exact delta; None if none was built."""
+        base = self.bundle.index()
         if base is None:
             return None
         keys = self.scorer.loaded.keys
@@ -90,14 +62,6 @@ class Answers:
         if not bool(new.any()) and not len(gone):
             return base
         return WithDelta(base, F.normalize(self.scorer.bank.vectors[new], dim=1), keys[new], gone)
-
-    def _base_index(self) -> AnchorIndex | None:
-        if self._workspace is None:
-            return self._given_index
-        commit = self.snapshot.commit
-        if commit.index is None or commit.index.text_fp != commit.text_fp:
-            return None
-        return load_index(self._workspace.object_path("index", commit.index.digest))
 
     def predict(
         self,
@@ -248,7 +212,7 @@ class Answers:
             UnknownClassError: If there is no such class.
             MissingStepError: If the class has neither anchors nor images: it came after the selection.
         """
-        class_id = self.snapshot.class_table().lookup(name)
+        class_id = self.bundle.classes.lookup(name)
         place = (self.scorer.class_ids == class_id).nonzero()[:, 0].tolist()
         if not place:
             raise MissingStepError(
@@ -284,7 +248,7 @@ class Answers:
         reject: bool,
     ) -> list[Prediction]:
         used = "faiss" if retrieval == "faiss" and self._used_index is not None else "exhaustive"
-        number = self.snapshot.commit.state
+        number = self.bundle.state
         fused, residual = self.score(features, used) if len(features) else (None, torch.empty(0))
         known = self._known(features) if reject and len(features) else [(None, None)] * len(features)
         result, row = [], 0
@@ -328,25 +292,12 @@ class Answers:
         order = order if explain is None else order[:explain]
         first = self.scorer.bank.bounds[place[0]]
         ids = [self.scorer.loaded.sentence_ids[first + int(m)] for m in order]
-        sentences = self.sentences(ids)
         return float(found.cosine), tuple(
             SentenceShare(
-                *sentences[sentence_id],
+                *self.bundle.texts()[sentence_id],
                 attention=float(found.attention[m]),
                 share=float(found.shares[m]),
                 effect=float(found.effects[m]),
             )
             for sentence_id, m in zip(ids, order.tolist(), strict=True)
         )
-
-    @cached_property
-    def _sentence_rows(self) -> dict[str, tuple[str, str, str | None, str | None]]:
-        columns = ["sentence_id", "text", "source", "source_ref", "licence"]
-        rows = self.snapshot.table("sentences", columns=columns)
-        return {
-            i: (t, s, r, x) for i, t, s, r, x in zip(*(rows[c].to_pylist() for c in columns), strict=True)
-        }
-
-    def sentences(self, ids: Sequence[str]) -> dict[str, tuple[str, str, str | None, str | None]]:
-        """Sentence id to text, source, its reference there, and licence."""
-        return {i: self._sentence_rows[i] for i in ids}

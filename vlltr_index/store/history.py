@@ -121,6 +121,11 @@ class Commit(_Record):
         return self.id if self.state_of is None else self.state_of
 
     @property
+    def own_index(self) -> dict[str, Any] | None:
+        """`index`; None where it was built over other vectors."""
+        return self.index if self.index is not None and self.index.get("text_fp") == self.text_fp else None
+
+    @property
     def logit_scale(self) -> float:
         """The scale of the encoder that made the vectors.
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vlltr_index.errors import PretrainedError, UsageError
-from vlltr_index.recognition.exported.checks import read_config, verify
 from vlltr_index.recognition.exported.layout import MODEL_FILES, OPTIONAL, SUMS
+from vlltr_index.recognition.exported.reading import read_config, verify
 from vlltr_index.schemas.exported import LIBRARY
 from vlltr_index.version import VERSION
 

@@ -1,56 +1,77 @@
-"""Reading an exported folder, which may come from anybody: checked file by file before anything is built from it."""
+"""Reading an exported folder, which may come from anybody: checked file by file before anything is built from it.
+
+Only files with fixed names are read. Sizes and shapes are looked at before memory is taken for them: a model is first
+laid out without memory ("meta") and compared with the header of the file of its weights.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import math
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
 from torch.nn import functional as F
 
 from vlltr_index.anchors.index import TorchIndex, load_index
-from vlltr_index.embedding.loading import load_bank
+from vlltr_index.embedding.loading import ClassStats, LoadedBank
+from vlltr_index.encoders import openclip
 from vlltr_index.encoders.encoder import Encoder
-from vlltr_index.errors import InputError, MissingStepError, PretrainedError, VlltrError, WorkspaceError
-from vlltr_index.heads.checkpoint import SavedHead, load_head
-from vlltr_index.recognition.exported.checks import (
-    AGAIN,
-    check_encoder,
-    check_head,
-    check_links,
-    read_config,
-    read_rows,
-    read_stats,
-    verify,
+from vlltr_index.errors import MissingStepError, PretrainedError, VlltrError
+from vlltr_index.heads.checkpoint import SHARED, SavedHead, check_facts, load_head
+from vlltr_index.heads.lgr import LGRHead
+from vlltr_index.recognition.bundle import TEXT_COLUMNS, ModelBundle, texts_of
+from vlltr_index.recognition.exported.layout import (
+    CARD,
+    MODEL_FILES,
+    OPTIONAL,
+    check_regular,
+    file_digest,
+    read_sums,
 )
-from vlltr_index.recognition.predictor import Answers
 from vlltr_index.recognition.scorer import Scorer
-from vlltr_index.schemas.exported import ExportedConfig, anchors_schema, sentences_schema
-from vlltr_index.schemas.tables import (
-    ANCHORS,
-    CLASSES,
-    KEYS,
-    SENTENCES,
-    sentence_vectors,
-    sentence_vectors_name,
+from vlltr_index.schemas.exported import (
+    EXPORT_FORMAT,
+    LIBRARY,
+    ExportedConfig,
+    anchors_schema,
+    sentences_schema,
 )
-from vlltr_index.store.history import Commit, Info
-from vlltr_index.store.snapshot import Snapshot
-from vlltr_index.store.tables import Store
+from vlltr_index.store.class_registry import ClassTable
 
 if TYPE_CHECKING:
     from vlltr_index.anchors.index import AnchorIndex
-    from vlltr_index.embedding.loading import LoadedBank
 
-__all__ = ["read_model"]
+__all__ = ["read_config", "read_model", "verify"]
 
 _log = logging.getLogger(__name__)
 
+_AGAIN = "Fetch the folder again, or export it again: vlltr export DIR"
+_MOST_JSON = 64 << 20
+_MOST_TABLE = 32 << 30  # bytes in memory
+_BATCH = 1024
+_LARGEST = 1e6
+_LARGEST_NUMBER = 1 << 21  # a vocabulary, the widest layer
+_DEEPEST = 512
+_LARGEST_IMAGE = 4096
+_DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 
-def read_model(folder: Path, device: str | torch.device | None = None, trust_index: bool = False) -> Answers:
-    """What an exported folder answers: as the workspace did, at the commit that was exported.
+
+def read_model(
+    folder: Path, device: str | torch.device | None = None, trust_index: bool = False
+) -> ModelBundle:
+    """What an exported folder answers with: as the workspace did, at the commit that was exported.
 
     Digests, shapes, sizes and values are checked, and nothing in the folder is executed. The folder is not needed
     afterwards.
@@ -68,52 +89,304 @@ def read_model(folder: Path, device: str | torch.device | None = None, trust_ind
     config = read_config(folder)
     files = verify(folder)
     try:
-        check_encoder(folder / "encoder", config)
-        saved = _head(folder, config)
-        stats = read_stats(folder / "class_stats.safetensors", config, "class_stats.safetensors" in files)
-        anchors = read_rows(folder / "anchors.parquet", anchors_schema(config.dim), config.anchors)
-        sentences = read_rows(folder / "sentences.parquet", sentences_schema(), config.sentences)
-        check_links(folder, config, anchors, sentences)
-        snapshot = _snapshot(config, anchors, sentences)
-        loaded = load_bank(snapshot)
-        encoder = _encoder(folder / "encoder", config, device)
-        snapshot.store.drop(f"sentence_vectors_{config.text_fp}")  # the bank has them
+        _check_encoder(folder / "encoder", config)
+        saved = _head(folder / "head", config)
+        stats = _stats(folder / "class_stats.safetensors", config, "class_stats.safetensors" in files)
+        anchors = _rows(folder / "anchors.parquet", anchors_schema(config.dim), config.anchors)
+        _check_links(folder, config, anchors)
+        loaded = _bank(anchors, config)
         scorer = Scorer.build(loaded, saved, stats, config.fusion, config.merged)
+        encoder = Encoder.open(folder / "encoder", device=device)
+        _check_towers(folder / "encoder", encoder, config)
         index = _index(folder, config, loaded, trust_index and "index/index.json" in files)
-        return Answers(None, snapshot, scorer, encoder, index)
     except PretrainedError:
         raise
-    except (InputError, WorkspaceError) as error:
-        raise PretrainedError(f"{folder} cannot be used: {error.message}", AGAIN) from None
-
-
-def _encoder(path: Path, config: ExportedConfig, device: str | torch.device | None) -> Encoder:
-    try:
-        encoder = Encoder.open(path, device=device).eval()
     except VlltrError as error:
-        raise PretrainedError(f"{path} cannot be used: {error.message}", AGAIN) from None
-    for what, stated, found in (
-        ("text", config.text_fp, encoder.text_fp),
-        ("image", config.image_fp, encoder.image_fp),
-    ):
-        if stated != found:
-            raise PretrainedError(
-                f"the {what} tower in {path} is {found}, config.json says {stated}: they do not belong together",
-                AGAIN,
-            )
-    return encoder
+        raise PretrainedError(f"{folder} cannot be used: {error.message}", _AGAIN) from None
+    classes = ClassTable(
+        {item.class_id: item.name for item in config.classes},
+        {item.class_id: item.aliases for item in config.classes},
+    )
+    texts = anchors.select(TEXT_COLUMNS)
+    return ModelBundle(
+        config.commit,
+        config.commit,
+        scorer,
+        classes,
+        encoder=lambda: encoder,
+        index=lambda: index,
+        texts=cache(lambda: texts_of(texts)),
+    )
+
+
+def verify(folder: Path) -> dict[str, str]:
+    """Hold the files against their digests; gives those, by name. A model card may be edited.
+
+    Raises:
+        PretrainedError: If a file is missing, not listed, or not what was written.
+    """
+    digests = read_sums(folder, MODEL_FILES)
+    for name in MODEL_FILES:
+        path = folder / name
+        if name == CARD or (name in OPTIONAL and name not in digests and not path.exists()):
+            continue
+        check_regular(path)
+        if not path.is_file():
+            raise PretrainedError(f"{folder} has no file {name}", _AGAIN)
+        if name.endswith(".json") and path.stat().st_size > _MOST_JSON:
+            _damaged(path, f"larger than {_MOST_JSON >> 20} MiB")
+        if digests.get(name) != file_digest(path):
+            raise PretrainedError(f"{path} is not the file that was exported: its SHA-256 differs", _AGAIN)
+    return digests
+
+
+def read_config(folder: Path) -> ExportedConfig:
+    """`config.json`.
+
+    Raises:
+        PretrainedError: If it is missing, damaged, of a newer format, or not of this library.
+    """
+    path = folder / "config.json"
+    values = _json(path)
+    if values.get("library") != LIBRARY:
+        raise PretrainedError(
+            f"{path} is not of {LIBRARY}: its library is {values.get('library')!r}",
+            "`vlltr export DIR` writes what can be read; other models: vlltr init DIR --encoder local-dir:FOLDER",
+        )
+    if values.get("format") != EXPORT_FORMAT:
+        raise PretrainedError(
+            f"{path} has format {values.get('format')!r}, this program reads {EXPORT_FORMAT}",
+            "Bring it up to date: pip install -U vlltr-index",
+        )
+    try:
+        config = ExportedConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "(top)"
+        _damaged(path, f"{where}: {first['msg']}")
+    if len({item.class_id for item in config.classes}) != len(config.classes):
+        _damaged(path, "two classes have one number")
+    return config
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON object of reasonable size, all of whose numbers are finite."""
+    check_regular(path)
+    try:
+        if path.stat().st_size > _MOST_JSON:
+            _damaged(path, f"larger than {_MOST_JSON >> 20} MiB")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PretrainedError(
+            f"{path.parent} is not an exported folder: it has no {path.name}", "Make one: vlltr export DIR"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        _damaged(path, f"not valid JSON: {error}")
+    if not isinstance(value, dict):
+        _damaged(path, "not a JSON object")
+    for where, number in _numbers(value):
+        if not math.isfinite(number):
+            _damaged(path, f"{where} is {number}")
+    return value
+
+
+def _numbers(value: Any, where: str = "") -> Iterator[tuple[str, float]]:
+    """Every number in a JSON value, with the keys that lead to it."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in items:
+            yield from _numbers(inner, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield where, value
+
+
+def _damaged(path: Path, why: str) -> NoReturn:
+    raise PretrainedError(f"{path} cannot be used: {why}", _AGAIN)
+
+
+def _check_towers(path: Path, found: Encoder | SavedHead, config: ExportedConfig) -> None:
+    """Refuse an encoder, or a head that was trained on an encoder, other than `config` says."""
+    stated, fingerprints = (config.text_fp, config.image_fp), (found.text_fp, found.image_fp)
+    if stated != fingerprints:
+        raise PretrainedError(
+            f"{path} is of the towers {' and '.join(fingerprints)}, config.json says {' and '.join(stated)}: "
+            "they do not belong together",
+            _AGAIN,
+        )
+
+
+def _check_encoder(folder: Path, config: ExportedConfig) -> None:
+    """See whether an encoder's configuration is one that can be built, and its weights have just its shapes."""
+    path = folder / "encoder.json"
+    facts = _json(path)
+    try:
+        model, pre = facts["config"]["model_cfg"], facts["config"]["preprocess_cfg"]
+        text, vision, width = dict(model["text_cfg"]), dict(model["vision_cfg"]), model["embed_dim"]
+        sizes = pre["size"] if isinstance(pre["size"], list) else [pre["size"]]
+    except (KeyError, TypeError, ValueError) as error:
+        _damaged(path, f"{type(error).__name__}: {error}")
+    if width != config.dim:
+        _damaged(path, f"vectors are {width!r} wide, config.json says {config.dim}")
+    for key, name in (*text.items(), *vision.items()):
+        if key == "hf_model_name" or (key.endswith("model_name") and set(":/") & set(str(name))):
+            _damaged(path, f"{key} {name!r} would be fetched from elsewhere")
+    for where, number in _numbers(model, "model_cfg"):
+        deep = any(word in where for word in ("layers", "depth"))
+        if abs(number) > (_DEEPEST if deep else _LARGEST_NUMBER):
+            _damaged(path, f"{where} is {number:,}")
+    for number in (*sizes, vision.get("image_size", 224), pre.get("resize", 224)):
+        sides = number if isinstance(number, list) and number else [number]
+        if not all(isinstance(side, int) and 1 <= side <= _LARGEST_IMAGE for side in sides):
+            _damaged(path, f"images of {number!r} pixels a side; 1 to {_LARGEST_IMAGE} can be")
+    try:
+        with torch.device("meta"):
+            state = openclip.build_model(model).state_dict()
+    except VlltrError as error:
+        _damaged(path, error.message)
+    _tensors(folder / "model.safetensors", {n: tuple(v.shape) for n, v in state.items()})
 
 
 def _head(folder: Path, config: ExportedConfig) -> SavedHead:
-    check_head(folder / "head", config)
-    saved = load_head(folder / "head")
-    if (saved.text_fp, saved.image_fp) != (config.text_fp, config.image_fp):
-        raise PretrainedError(
-            f"the head in {folder} was trained on vectors of encoder {saved.text_fp} and {saved.image_fp}, "
-            f"config.json says {config.text_fp} and {config.image_fp}",
-            AGAIN,
-        )
+    """The head, whose weights have just the shapes that its description asks for, and are finite."""
+    path, weights = folder / "head.json", folder / "head.safetensors"
+    facts = _json(path)
+    if facts.get("format") != 1:
+        _damaged(path, f"format {facts.get('format')!r}, this program reads 1")
+    try:
+        check_facts(facts)
+    except ValueError as error:
+        _damaged(path, str(error))
+    if facts["dim"] != config.dim:
+        _damaged(path, f"the head is {facts['dim']!r} wide, config.json says {config.dim}")
+    rows = _count(weights)
+    if rows > len(config.classes) + _LARGEST_NUMBER:
+        _damaged(weights, f"{rows:,} class_ids")
+    with torch.device("meta"):
+        head = LGRHead(config.dim, rows, facts["visual"], loss_bias=facts["loss_bias"])
+    expected = {f"head.{name}": tuple(value.shape) for name, value in head.state_dict().items()}
+    if facts["parts"] is not None:
+        wide = {"basis", "text_map"}
+        expected |= {f"generative.{n}": (config.dim,) * (2 if n in wide else 1) for n in SHARED}
+    tensors = _tensors(weights, expected | {"class_ids": (rows,)})
+    factors = {"the logits' scale": "log_logit_scale", "the losses' factor": "log_beta"}
+    for what, name in factors.items():
+        value = float(tensors.get(f"head.{name}", torch.zeros(())).double().exp())
+        if not value <= _LARGEST:
+            _damaged(weights, f"{what} is {value:g}; up to {_LARGEST:,.0f} can be")
+    saved = load_head(folder)
+    _check_towers(folder, saved, config)
     return saved
+
+
+def _stats(path: Path, config: ExportedConfig, there: bool) -> ClassStats:
+    """What is known of the classes' images; of none without the file."""
+    dim, none = config.dim, torch.empty(0, dtype=torch.int64)
+    if not there:
+        return ClassStats(none, none, torch.empty(0, dim, dtype=torch.float64))
+    count = _count(path)
+    # In memory of its own: rows that lie askew in a mapped file are multiplied by other kernels, and round otherwise.
+    shapes = {"class_ids": (count,), "counts": (count,), "sums": (count, dim)}
+    found = {name: value.clone() for name, value in _tensors(path, shapes).items()}
+    for name, dtype in (("class_ids", torch.int64), ("counts", torch.int64), ("sums", torch.float64)):
+        if found[name].dtype != dtype:
+            _damaged(path, f"{name} are {found[name].dtype}, expected {dtype}")
+    ids, counts = found["class_ids"], found["counts"]
+    if set(ids.tolist()) - {item.class_id for item in config.classes} or bool((ids.diff() <= 0).any()):
+        _damaged(path, "class_ids must be ascending numbers of classes in config.json")
+    if bool((counts < 1).any()) or bool((found["sums"].norm(dim=1) > 1.001 * counts).any()):
+        _damaged(path, "a class's sum is longer than its images' normalised vectors can add up to")
+    return ClassStats(ids, counts, found["sums"])
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of a safetensors file's tensors, from its header."""
+    try:
+        with safe_open(path, "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            strange = sorted(n for n, part in slices.items() if part.get_dtype() not in _DTYPES)
+            if strange:
+                _damaged(path, f"{strange[0]} has the dtype {slices[strange[0]].get_dtype()}")
+            return {name: tuple(part.get_shape()) for name, part in slices.items()}
+    except (SafetensorError, OSError) as error:
+        _damaged(path, f"not a safetensors file: {error}")
+
+
+def _count(path: Path) -> int:
+    """How many classes a safetensors file has rows of; 0 where it does not say, which `_tensors` refuses."""
+    return next(iter(_shapes(path).get("class_ids", ())), 0)
+
+
+def _tensors(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The tensors of a safetensors file that has just these shapes and finite values; the header is looked at first."""
+    found = _shapes(path)
+    for name, shape in expected.items():
+        if name not in found:
+            _damaged(path, f"{name} is missing")
+        if found[name] != shape:
+            _damaged(path, f"{name} has shape {list(found[name])}, expected {list(shape)}")
+    for name in sorted(found.keys() - expected.keys()):
+        _damaged(path, f"{name[:80]!r} is not part of the model")
+    tensors = load_file(path)
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            _damaged(path, f"{name} holds values that are not finite")
+    return tensors
+
+
+def _rows(path: Path, schema: pa.Schema, number: int) -> pa.Table:
+    """The rows of a Parquet file that has exactly these columns, `number` of them, and unpacks to a sane size."""
+    try:
+        with pq.ParquetFile(path) as file:
+            if file.metadata.num_rows != number:
+                _damaged(path, f"{file.metadata.num_rows:,} rows, config.json says {number:,}")
+            found = {f.name: f.type for f in file.schema_arrow}
+            if found != {f.name: f.type for f in schema}:
+                _damaged(path, f"its columns are {found}")
+            parts, size = [], 0
+            for batch in file.iter_batches(_BATCH, columns=schema.names):
+                size += batch.nbytes
+                if size > _MOST_TABLE:
+                    _damaged(path, f"more than {_MOST_TABLE >> 30} GiB in memory")
+                parts.append(batch.select(schema.names).cast(schema))
+            rows = pa.Table.from_batches(parts, schema)
+            rows.validate(full=True)
+            return rows
+    except (pa.ArrowException, OSError, ValueError) as error:
+        _damaged(path, f"not a readable Parquet file: {error}")
+
+
+def _check_links(folder: Path, config: ExportedConfig, anchors: pa.Table) -> None:
+    """See whether classes, sentences and anchors name each other: distinct keys, and nothing that is not there."""
+    path, beside = folder / "anchors.parquet", folder / "sentences.parquet"
+    sentences = _rows(beside, sentences_schema(), config.sentences)
+    classes = pa.array([item.class_id for item in config.classes], pa.int32())
+    for where, rows in ((path, anchors), (beside, sentences)):
+        if not _all(pc.is_in(rows["class_id"], value_set=classes)):
+            _damaged(where, "a class_id is not among the classes of config.json")
+        if pc.count_distinct(rows["sentence_id"]).as_py() != rows.num_rows:
+            _damaged(where, "two rows have one sentence_id")
+    known = sentences["sentence_id"].combine_chunks()
+    if not _all(pc.is_in(anchors["sentence_id"], value_set=known)):
+        _damaged(path, "a sentence_id is not in sentences.parquet")
+    keys = anchors["anchor_key"]
+    if pc.count_distinct(keys).as_py() != anchors.num_rows or not _all(pc.greater_equal(keys, 0)):
+        _damaged(path, "anchor_key must be distinct and not negative")
+    if not _all(pc.is_finite(pc.list_flatten(anchors["vector"]))):
+        _damaged(path, "a vector holds values that are not finite")
+    if not _all(pc.less_equal(pc.abs(anchors["loss"]), _LARGEST)):
+        _damaged(path, f"a loss is not a number up to {_LARGEST:,.0f}")
+
+
+def _all(true: pa.ChunkedArray) -> bool:
+    """Whether all of these booleans are true; so they are where there is none."""
+    return bool(pc.all(true, min_count=0).as_py())
+
+
+def _bank(rows: pa.Table, config: ExportedConfig) -> LoadedBank:
+    rows = rows.sort_by([("class_id", "ascending"), ("rank", "ascending")])
+    flat, losses = pc.list_flatten(rows["vector"]), rows["loss"]
+    vectors, known = (torch.from_numpy(column.to_numpy().copy()) for column in (flat, losses))
+    return LoadedBank.of(rows, vectors.view(-1, config.dim), known, config.selection_id)
 
 
 def _index(folder: Path, config: ExportedConfig, loaded: LoadedBank, trusted: bool) -> AnchorIndex | None:
@@ -126,69 +399,3 @@ def _index(folder: Path, config: ExportedConfig, loaded: LoadedBank, trusted: bo
         except MissingStepError as error:
             _log.warning("the anchors are searched exactly: %s", error.message)
     return TorchIndex(F.normalize(loaded.bank.vectors, dim=1), loaded.keys)
-
-
-def _snapshot(config: ExportedConfig, anchors: pa.Table, sentences: pa.Table) -> Snapshot:
-    """The folder's tables in memory: classes, sentences, anchors, their losses and vectors; an id serves as hash.
-
-    Args:
-        config: What the folder says about itself.
-        anchors: Rows of `anchors.parquet`.
-        sentences: Rows of `sentences.parquet`.
-    """
-    store = Store("memory://")
-    tables = {
-        "classes": _classes(config),
-        "sentences": _sentences(sentences),
-        "anchors": _anchors(config, anchors),
-        "sentence_scores": anchors.select(["sentence_id", "loss"]),
-    }
-    versions = {}
-    for name, rows in tables.items():
-        store.create(name, rows.schema, KEYS[name])
-        store.append(name, rows)
-        versions[name] = store.version(name)
-    vectors = pa.table({"text_hash": anchors["sentence_id"], "vector": anchors["vector"]})
-    name = sentence_vectors_name(config.text_fp)
-    store.create(name, sentence_vectors(config.dim), "text_hash")
-    store.append(name, vectors.cast(sentence_vectors(config.dim)))
-    commit = Commit(
-        id=config.commit,
-        parent=None,
-        command="export",
-        created_at=config.created_at,
-        program_version=config.program_version,
-        tables=versions,
-        text_fp=config.text_fp,
-        image_fp=config.image_fp,
-        fusion=config.fusion,
-        selection_id=config.selection_id,
-        info=Info(merged=config.merged, dim=config.dim),
-    )
-    return Snapshot(store, commit)
-
-
-def _classes(config: ExportedConfig) -> pa.Table:
-    rows = [
-        {
-            "class_id": item.class_id,
-            "name": item.name,
-            "aliases": list(item.aliases),
-            "origin": item.origin,
-            "created_at": config.created_at,
-            "retired_at": None,
-        }
-        for item in config.classes
-    ]
-    return pa.Table.from_pylist(rows, schema=CLASSES)
-
-
-def _sentences(rows: pa.Table) -> pa.Table:
-    none = pa.nulls(rows.num_rows, pa.int32())
-    rows = rows.append_column("text_hash", rows["sentence_id"]).append_column("tokens", none)
-    return rows.append_column("position", none).select(SENTENCES.names).cast(SENTENCES)
-
-
-def _anchors(config: ExportedConfig, rows: pa.Table) -> pa.Table:
-    selection = pa.array([config.selection_id] * rows.num_rows, pa.string())
-    return rows.append_column("selection_id", selection).select(ANCHORS.names).cast(ANCHORS)

@@ -13,14 +13,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from safetensors.torch import save_file
 
-from vlltr_index.anchors.index import load_index, save_index
-from vlltr_index.embedding.loading import open_encoder
+from vlltr_index.anchors.index import save_index
 from vlltr_index.errors import PretrainedError
 from vlltr_index.heads.checkpoint import save_head
+from vlltr_index.recognition.bundle import load_bundle
 from vlltr_index.recognition.exported.card import newest_results, write_card
-from vlltr_index.recognition.exported.checks import read_config, verify
 from vlltr_index.recognition.exported.layout import CARD, check_target, write_folder
-from vlltr_index.recognition.scorer import load_scorer
+from vlltr_index.recognition.exported.reading import read_config, verify
 from vlltr_index.schemas.exported import ExportedClass, ExportedConfig, anchors_schema, sentences_schema
 from vlltr_index.version import VERSION
 
@@ -28,14 +27,10 @@ if TYPE_CHECKING:
     from vlltr_index.embedding.loading import LoadedBank
     from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.recognition.scorer import Scorer
-    from vlltr_index.schemas.records import Progress
-    from vlltr_index.store.history import Commit
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
 
 __all__ = ["ExportReport", "anchor_rows", "copy_model", "export_model", "folder_size", "sentence_rows"]
-
-_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -69,7 +64,6 @@ def export_model(
     *,
     force: bool = False,
     with_index: bool = False,
-    progress: Progress | None = None,
 ) -> ExportReport:
     """Write what `Recognizer.from_pretrained` reads: encoder, head, anchors, sentences, a model card and digests.
 
@@ -81,7 +75,6 @@ def export_model(
         at: As of this commit; default: the newest.
         force: Replace an export that is there; anything else is left alone all the same.
         with_index: Put the FAISS index in, where there is one; without, the anchors are searched exactly.
-        progress: Called after each step.
 
     Raises:
         PretrainedError: If the folder may not be written, or the encoder cannot be moved.
@@ -91,31 +84,27 @@ def export_model(
     target = Path(folder).expanduser().absolute()
     check_target(target, force)
     snapshot = workspace.snapshot(at)
-    scorer = load_scorer(workspace, snapshot)
-    encoder = open_encoder(workspace, snapshot)
+    bundle, commit = load_bundle(workspace, snapshot), snapshot.commit
+    scorer, encoder = bundle.scorer, bundle.encoder()
     check_movable(encoder)
-    commit = snapshot.commit
+    index = bundle.index() if with_index else None
     sentences = sentence_rows(snapshot, scorer.loaded)
     anchors = anchor_rows(sentences, scorer.loaded)
     config = _config(workspace, snapshot, scorer, encoder, sentences.num_rows)
 
     def build(new: Path) -> None:
         encoder.save(new / "encoder")
-        _tell(progress, 1)
         (new / "head").mkdir()
         save_head(scorer.saved, new / "head")
         _save_stats(scorer, new / "class_stats.safetensors")
-        _tell(progress, 2)
         pq.write_table(anchors, new / "anchors.parquet")
         pq.write_table(sentences, new / "sentences.parquet")
-        if with_index and commit.index is not None and config.index is not None:
+        if index is not None:
             (new / "index").mkdir()
-            save_index(load_index(workspace.object_path("index", commit.index.digest)), new / "index")
-        _tell(progress, 3)
+            save_index(index, new / "index")
         text = json.dumps(config.model_dump(mode="json"), indent=1, ensure_ascii=False, sort_keys=True)
         (new / "config.json").write_text(text + "\n", encoding="utf-8")
         write_card(new, config, sentences, newest_results(workspace, commit))
-        _tell(progress, _STEPS)
 
     write_folder(target, force, build)
     rows = {"classes": len(config.classes), "anchors": anchors.num_rows, "sentences": sentences.num_rows}
@@ -161,11 +150,6 @@ def check_movable(encoder: Encoder) -> None:
 def folder_size(folder: Path) -> int:
     """Bytes of all files in a folder."""
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-
-
-def _tell(progress: Progress | None, done: int) -> None:
-    if progress:
-        progress("export", done, _STEPS)
 
 
 def _notes(sentences: pa.Table) -> tuple[str, ...]:
@@ -245,7 +229,7 @@ def _config(
         merged=dict(scorer.merged),
         anchors=len(scorer.loaded.keys),
         sentences=sentences,
-        index=_index_kind(commit),
+        index=own["kind"] if (own := commit.own_index) is not None else None,
     )
 
 
@@ -255,10 +239,3 @@ def _classes(snapshot: Snapshot) -> tuple[ExportedClass, ...]:
     return tuple(
         ExportedClass(**{name: row[name] for name in fields}) for row in rows if row["retired_at"] is None
     )
-
-
-def _index_kind(commit: Commit) -> Any:
-    """The kind of index that answers, None where none was built for these vectors."""
-    if commit.index is None or commit.index.text_fp != commit.text_fp:
-        return None
-    return commit.index.kind
