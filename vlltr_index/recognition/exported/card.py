@@ -1,4 +1,4 @@
-"""The model card of an exported folder: YAML front matter for the hub, Markdown for people."""
+"""The cards of exported folders: YAML front matter for the hub, Markdown for people."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -19,12 +19,13 @@ from vlltr_index.schemas.exported import LIBRARY
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from huggingface_hub import CardData
 
     from vlltr_index.schemas.exported import ExportedConfig
     from vlltr_index.store.history import Commit
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["Results", "licence_id", "licence_table", "newest_results", "plain", "write_card"]
+__all__ = ["Results", "licence_id", "newest_results", "plain", "save_card", "write_card"]
 
 _log = logging.getLogger(__name__)
 
@@ -67,6 +68,11 @@ class Results:
     same: bool
     facts: Mapping[str, Any]
 
+    def top1(self) -> dict[str, dict[str, Any]]:
+        """The method's top-1 accuracy by bin, those that were measured."""
+        found = self.facts["rows"]["vl-ltr"]["top1"]
+        return {name: found[name] for name in _BINS if name in found}
+
 
 def plain(text: object) -> str:
     """Text from anywhere as one line of Markdown that shows just it: no markup, no HTML, no table cell's end."""
@@ -81,13 +87,28 @@ def licence_id(licences: Sequence[str | None]) -> str:
     return found or "other"
 
 
-def licence_table(sentences: pa.Table) -> list[str]:
-    """Lines of a Markdown table: how many sentences each source gave under which licence."""
+def save_card(folder: Path, template: str, data: CardData, sentences: pa.Table, **facts: Any) -> None:
+    """Write `README.md` from a template beside this module.
+
+    Args:
+        folder: Where to.
+        template: Its name.
+        data: The front matter.
+        sentences: All that are exported, with `source` and `licence`.
+        facts: What else the template names.
+    """
+    from huggingface_hub import RepoCard
+
     pairs = Counter(zip(sentences["source"].to_pylist(), sentences["licence"].to_pylist(), strict=True))
-    lines = ["| source | licence | sentences |", "| --- | --- | ---: |"]
-    for (source, licence), number in sorted(pairs.items(), key=lambda item: (-item[1], str(item[0]))):
-        lines.append(f"| {plain(source)} | {plain(licence) if licence else 'not stated'} | {number:,} |")
-    return lines
+    card = RepoCard.from_template(
+        data,
+        str(Path(__file__).with_name(template)),
+        plain=plain,
+        number="{:,}".format,
+        licences=sorted(((*pair, n) for pair, n in pairs.items()), key=lambda row: (-row[2], str(row[0]))),
+        **facts,
+    )
+    card.save(folder / CARD)
 
 
 def write_card(folder: Path, config: ExportedConfig, sentences: pa.Table, results: Results | None) -> None:
@@ -99,30 +120,24 @@ def write_card(folder: Path, config: ExportedConfig, sentences: pa.Table, result
         sentences: All its sentences, with `source` and `licence`.
         results: The evaluation to quote; None: the card says that there is none.
     """
-    licence = licence_id(sentences["licence"].unique().to_pylist())
-    front = _front_matter(config, licence, results)
-    body = "\n".join(_body(config, sentences, results))
-    (folder / CARD).write_text(f"---\n{front}\n---\n\n{body}\n", encoding="utf-8")
-
-
-def _front_matter(config: ExportedConfig, licence: str, results: Results | None) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    measured = []
-    if results is not None and results.same:
-        for name, value in _top1(results).items():
-            measured.append(
-                EvalResult(
-                    task_type="image-classification",
-                    dataset_type="own",
-                    dataset_name="own images",
-                    dataset_split=results.split,
-                    metric_type="accuracy",
-                    metric_name=f"top-1, {name}",
-                    metric_value=round(float(value["value"]), 4),
-                )
-            )
-    card = ModelCardData(
+    top1 = results.top1() if results is not None else {}
+    measured = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type="own",
+            dataset_name="own images",
+            dataset_split=results.split,
+            metric_type="accuracy",
+            metric_name=f"top-1, {name}",
+            metric_value=round(float(value["value"]), 4),
+        )
+        for name, value in top1.items()
+        if results is not None and results.same
+    ]
+    licence = licence_id(sentences["licence"].unique().to_pylist())
+    data = ModelCardData(
         library_name=LIBRARY,
         tags=list(_TAGS),
         pipeline_tag="image-classification",
@@ -131,105 +146,9 @@ def _front_matter(config: ExportedConfig, licence: str, results: Results | None)
         model_name=f"vlltr-index {config.recipe}" if measured else None,
         eval_results=measured or None,
     )
-    return str(card.to_yaml())
-
-
-def _top1(results: Results) -> dict[str, dict[str, Any]]:
-    top1 = results.facts["rows"]["vl-ltr"]["top1"]
-    return {name: top1[name] for name in _BINS if name in top1}
-
-
-def _body(config: ExportedConfig, sentences: pa.Table, results: Results | None) -> Iterator[str]:
-    count = f"{len(config.classes):,} classes" if len(config.classes) > 1 else "1 class"
-    yield f"# An image classifier for {count} that knows them through text"
-    yield ""
-    yield (
-        "It attends over sentences about each class, and names those behind its text score "
-        "(VL-LTR, Tian et al., ECCV 2022). "
-        f"Made with {LIBRARY} {plain(config.program_version)}, recipe "
-        f"{plain(config.recipe)}, protocol {plain(config.protocol)}, encoder {plain(config.encoder)}. "
-        f"{config.anchors:,} of its {config.sentences:,} sentences are anchors. "
-        f"Fingerprints: text tower `{config.text_fp}`, image tower `{config.image_fp}`."
+    save_card(
+        folder, "model_card.md", data, sentences, config=config, results=results, top1=top1, shown=_SHOWN
     )
-    yield ""
-    yield from _use(config)
-    yield from _results(config, results)
-    yield "## Data licences"
-    yield ""
-    yield "The texts are in `sentences.parquet` and `anchors.parquet`, each with its source, reference and licence."
-    yield ""
-    yield from licence_table(sentences)
-    yield ""
-    yield (
-        "No image is in this folder. The licence of the weights that the encoder started from and that of the training "
-        "images are not recorded here; they apply, too."
-    )
-    yield ""
-    yield from _classes(config)
-
-
-def _use(config: ExportedConfig) -> Iterator[str]:
-    yield "## How to use"
-    yield ""
-    yield "```sh"
-    yield f'pip install "{LIBRARY}[cpu]"'
-    yield "```"
-    yield ""
-    yield "```python"
-    yield "from vlltr_index import Recognizer"
-    yield ""
-    yield 'recognizer = Recognizer.from_pretrained(".")  # this folder, or "user/name" on the hub'
-    reject = ", reject=True" if config.rejects else ""
-    yield f'for prediction in recognizer.predict(["photo.jpg"], top=5, explain=3{reject}):'
-    yield "    for answer in prediction.classes:"
-    yield "        print(answer.name, answer.probability, [s.text for s in answer.sentences])"
-    yield "```"
-    yield ""
-    yield "## Intended use"
-    yield ""
-    yield (
-        "Telling apart the classes below in images like those it was trained on. Probabilities say which of these "
-        "classes fits best, not whether any does"
-        + (": for that, ask for `reject`." if reject else "; no level for that is known.")
-        + " An explanation says which sentences the text score rests on, not whether they are true. Not for "
-        "decisions about people, and not where a wrong answer does harm without somebody looking at it."
-    )
-    yield ""
-
-
-def _results(config: ExportedConfig, results: Results | None) -> Iterator[str]:
-    yield "## Results"
-    yield ""
-    if results is None:
-        yield "None: no evaluation has been run in the workspace that this was exported from."
-        yield ""
-        return
-    facts = results.facts
-    which = (
-        "this model"
-        if results.same
-        else f"an earlier state of it (commit {results.commit}, this is {config.commit})"
-    )
-    yield (
-        f"Measured on {which}: split {plain(results.split)}, {int(facts['images']):,} images, "
-        f"{int(facts['classes']):,} classes, bounds of many, medium and few: {plain(facts['convention'])}, "
-        f"retrieval {plain(facts['retrieval'])}, fusion rule {plain(facts['rule'])}."
-    )
-    yield ""
-    yield "| images of | top-1, % | 95 % interval | images |"
-    yield "| --- | ---: | --- | ---: |"
-    for name, value in _top1(results).items():
-        low, high = 100 * float(value["low"]), 100 * float(value["high"])
-        yield f"| {name} | {100 * float(value['value']):.1f} | {low:.1f} to {high:.1f} | {int(value['images']):,} |"
-    yield ""
-
-
-def _classes(config: ExportedConfig) -> Iterator[str]:
-    yield "## Classes"
-    yield ""
-    more = len(config.classes) - _SHOWN
-    names = ", ".join(plain(item.name) for item in config.classes[:_SHOWN])
-    yield names + (f", and {more:,} more: see `config.json`." if more > 0 else ".")
 
 
 def newest_results(workspace: Workspace, commit: Commit) -> Results | None:

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from vlltr_index.data.decoding import image_bytes
 from vlltr_index.embedding.loading import load_bank
 from vlltr_index.errors import MissingStepError
-from vlltr_index.recognition.exported.card import licence_id, licence_table, plain
-from vlltr_index.recognition.exported.layout import CARD, check_target, write_folder
+from vlltr_index.recognition.exported.card import licence_id, save_card
+from vlltr_index.recognition.exported.layout import check_target, write_folder
 from vlltr_index.recognition.exported.writing import ExportReport, anchor_rows, folder_size, sentence_rows
 from vlltr_index.schemas.exported import LIBRARY
 from vlltr_index.store.arrow import one_of, quote
@@ -89,6 +89,7 @@ def export_tables(
     snapshot = workspace.snapshot(at)
     if not snapshot.class_table().ids:
         raise MissingStepError("there are no classes to export", "Run: vlltr ingest text PATH")
+    number = snapshot.commit.id or None
     rows: dict[str, int] = {}
     notes: list[str] = []
 
@@ -110,10 +111,10 @@ def export_tables(
             notes.append(
                 f"Images named by their path on this machine: {paths:,}; --embed-images puts them in."
             )
-        (new / CARD).write_text(_card(workspace, snapshot, files, rows, sentences), encoding="utf-8")
+        _write_card(new, files, sentences, rows=rows, recipe=workspace.recipe.name, commit=number)
 
     write_folder(target, force, build)
-    return ExportReport(str(target), snapshot.commit.id or None, rows, folder_size(target), tuple(notes))
+    return ExportReport(str(target), number, rows, folder_size(target), tuple(notes))
 
 
 def _bank(snapshot: Snapshot) -> LoadedBank | None:
@@ -176,12 +177,9 @@ def _image_rows(batch: pa.RecordBatch, names: Mapping[int, str], embed: bool) ->
     return pa.Table.from_arrays(arrays, schema=schema), without
 
 
-def _card(
-    workspace: Workspace, snapshot: Snapshot, files: _Files, rows: Mapping[str, int], sentences: pa.Table
-) -> str:
+def _write_card(folder: Path, files: _Files, sentences: pa.Table, **facts: Any) -> None:
     from huggingface_hub import DatasetCardData
 
-    licence = licence_id(sentences["licence"].unique().to_pylist())
     configs = [
         {
             "config_name": name,
@@ -191,27 +189,6 @@ def _card(
         for name, parts in files.items()
         if parts
     ]
-    front = DatasetCardData(license=licence, tags=[LIBRARY], configs=configs).to_yaml()
-    commit = f", commit {snapshot.commit.id}" if snapshot.commit.id else ""
-    lines = [
-        f"# Tables of a {LIBRARY} workspace",
-        "",
-        f"Recipe {plain(workspace.recipe.name)}{commit}.",
-        "",
-        "| table | rows |",
-        "| --- | ---: |",
-        *(f"| {name} | {rows[name]:,} |" for name in files),
-        "",
-        "```python",
-        "from datasets import load_dataset",
-        "",
-        'sentences = load_dataset(".", "sentences", split="train")  # this folder, or "user/name" on the hub',
-        "```",
-        "",
-        "## Data licences",
-        "",
-        *licence_table(sentences),
-        "",
-        "The licence of the images is not recorded here.",
-    ]
-    return f"---\n{front}\n---\n\n" + "\n".join(lines) + "\n"
+    licence = licence_id(sentences["licence"].unique().to_pylist())
+    data = DatasetCardData(license=licence, tags=[LIBRARY], configs=configs)
+    save_card(folder, "dataset_card.md", data, sentences, **facts)
