@@ -59,7 +59,6 @@ class ModelBundle:
 def load_bundle(workspace: Workspace, snapshot: Snapshot) -> ModelBundle:
     """What a commit of a workspace answers with; errors as for `load_scorer`."""
     scorer, commit = load_scorer(workspace, snapshot), snapshot.commit
-    assert commit is not None  # without one there is no head
     return ModelBundle(
         commit.id,
         commit.state,
@@ -73,7 +72,7 @@ def load_bundle(workspace: Workspace, snapshot: Snapshot) -> ModelBundle:
 
 def _index(workspace: Workspace, commit: Commit) -> AnchorIndex | None:
     index = commit.own_index
-    return None if index is None else load_index(workspace.object_path("index", index["digest"]))
+    return None if index is None else load_index(workspace.object_path("index", index.digest))
 
 
 def texts_of(rows: pa.Table) -> Texts:

@@ -121,9 +121,9 @@ class Commit(_Record):
         return self.id if self.state_of is None else self.state_of
 
     @property
-    def own_index(self) -> dict[str, Any] | None:
+    def own_index(self) -> Index | None:
         """`index`; None where it was built over other vectors."""
-        return self.index if self.index is not None and self.index.get("text_fp") == self.text_fp else None
+        return self.index if self.index is not None and self.index.text_fp == self.text_fp else None
 
     @property
     def logit_scale(self) -> float:

@@ -229,7 +229,7 @@ def _config(
         merged=dict(scorer.merged),
         anchors=len(scorer.loaded.keys),
         sentences=sentences,
-        index=own["kind"] if (own := commit.own_index) is not None else None,
+        index=own.kind if (own := commit.own_index) is not None else None,
     )
 
 
