@@ -126,6 +126,7 @@ def test_making_and_opening(address: str) -> None:
         Workspace.create(f"{address}/other", Recipe(name="test"))
 
 
+@pytest.mark.slow
 def test_commits_rollback_and_prune(address: str) -> None:
     """What fails leaves nothing; going back and giving up work as they do in a folder."""
     workspace = Workspace.create(address, Recipe(name="test"))
