@@ -68,7 +68,7 @@ def test_the_page_has_rows_differences_and_decisions() -> None:
     )
     assert f"| **{WHOLE}** | +30.0 [" in text
     assert f"| **{METHOD}, own texts less permuted** | +0.0 [+0.0, +0.0] |" in text
-    assert "| permuted | 0 | 0.5 | 0.5 | 0.5 | 0.5 | 0.5 | 0.5 | 0.5 |" in text
+    assert "| permuted | 0 | 0.5 | 0.5 | 0.5 | 0.5 / 0.5 / +0.50 | 0.5 / 0.5 / +0.50 | 0.5 | 0.5 |" in text
     assert "| 1 | 30 |" in text
 
 

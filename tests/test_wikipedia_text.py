@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from wikis import PAGES
 
@@ -65,6 +65,7 @@ def test_indented_lines_without_a_formula_cost_little() -> None:
 
 
 @given(st.text(alphabet="()[]{}\\ \n=,;:.-or aT", max_size=80))
+@example("\n\n")
 def test_any_extract_is_read(extract: str) -> None:
     """Whatever comes, mending twice is mending once, and no sentence is broken, doubled or marked up."""
     text = plain_text(extract)

@@ -41,7 +41,7 @@ def plain_text(extract: str) -> str:
     Gaps are empty brackets, and doubled or loose marks, where the wiki left something out.
     """
     marked = _FORMULA.sub(lambda match: _MARK + "." * match[0].rstrip("} ").endswith("."), extract)
-    return "\n".join(map(_mend, _INDENTED.sub(" ", marked).splitlines()))
+    return "\n".join(map(_mend, _INDENTED.sub(" ", marked).splitlines())).rstrip("\n")
 
 
 def _mend(line: str) -> str:
