@@ -17,7 +17,6 @@ from vlltr_index.anchors.anss import (
     choose_score_images,
     score_sentences,
     select_anchors,
-    sentence_losses,
     shift_images,
 )
 from vlltr_index.anchors.selection import choose_anchors
@@ -40,7 +39,7 @@ def _draw(seed: int, texts: int, images: int, classes: int, dim: int = 6) -> tup
 def test_losses_equal_the_release() -> None:
     """L_lin agrees with the released code within 1e-6, in chunks that do not divide the sizes."""
     data = twins.parity("anss")
-    losses = sentence_losses(
+    losses = score_sentences(
         data["text_features"],
         data["text_labels"],
         data["image_features"],
@@ -48,7 +47,7 @@ def test_losses_equal_the_release() -> None:
         data["logit_scale"],
         chunk_rows=7,
         chunk_images=11,
-    )
+    ).loss
     torch.testing.assert_close(losses, data["losses"], atol=1e-6, rtol=0)
 
 
@@ -69,9 +68,9 @@ def test_losses_equal_their_twin(
     t, tl, x, xl = _draw(seed, texts, images, classes)
     expected = twins.sentence_losses(t, tl, x, xl, scale)
     torch.testing.assert_close(
-        sentence_losses(t, tl, x, xl, scale, rows, columns), expected, rtol=1e-9, atol=1e-9
+        score_sentences(t, tl, x, xl, scale, rows, columns).loss, expected, rtol=1e-9, atol=1e-9
     )
-    narrow = sentence_losses(t.float(), tl, x.float(), xl, scale, rows, columns)
+    narrow = score_sentences(t.float(), tl, x.float(), xl, scale, rows, columns).loss
     assert narrow.dtype == torch.float64
     torch.testing.assert_close(narrow, expected, rtol=0, atol=1e-3 * max(1.0, scale / 100))
 
@@ -80,9 +79,9 @@ def test_scores_ignore_an_ambient_autocast() -> None:
     """Scores under bfloat16 autocast are the same to the last bit."""
     t, tl, x, xl = _draw(0, 8, 20, 3)
     t, x = t.float(), x.float()
-    expected = sentence_losses(t, tl, x, xl, 100.0)
+    expected = score_sentences(t, tl, x, xl, 100.0).loss
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(sentence_losses(t, tl, x, xl, 100.0), expected, rtol=0, atol=0)
+        torch.testing.assert_close(score_sentences(t, tl, x, xl, 100.0).loss, expected, rtol=0, atol=0)
 
 
 @quick
@@ -120,10 +119,10 @@ def test_without_any_image_the_mean_sentences_stand_in() -> None:
     """One a class: losses equal the twin's, a sentence alone has none, and no sentence at all is no error."""
     t, labels = torch.randn(7, 5), torch.tensor([3, 0, 3, 0, 0, 8, 3])
     nothing = torch.randn(0, 5), torch.zeros(0).long()
-    found = sentence_losses(t, labels, *nothing, 12.0)
+    found = score_sentences(t, labels, *nothing, 12.0).loss
     torch.testing.assert_close(found, twins.sentence_losses(t, labels, *nothing, 12.0), atol=1e-5, rtol=0)
-    assert float(sentence_losses(t[:1], labels[:1], *nothing, 12.0)) == pytest.approx(0.0, abs=1e-5)
-    assert sentence_losses(t[:0], labels[:0], *nothing, 12.0).shape == (0,)
+    assert float(score_sentences(t[:1], labels[:1], *nothing, 12.0).loss) == pytest.approx(0.0, abs=1e-5)
+    assert score_sentences(t[:0], labels[:0], *nothing, 12.0).loss.shape == (0,)
     assert select_anchors(torch.empty(0), labels[:0], [], 3).positions.tolist() == []
 
 

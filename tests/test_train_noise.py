@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from vlltr_index.anchors.anss import sentence_losses
+from vlltr_index.anchors.anss import score_sentences
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.train.noise import TrainingAnchors, with_strays
 from vlltr_index.train.sampling import stream
@@ -78,9 +78,9 @@ def test_a_stray_has_the_loss_that_selection_would_give_it() -> None:
     torch.manual_seed(0)
     labels = torch.arange(3).repeat_interleave(4)
     images, texts, owner = torch.randn(12, 5), torch.randn(6, 5), torch.arange(3).repeat_interleave(2)
-    losses = sentence_losses(texts, owner, images, labels, 8.0)
+    losses = score_sentences(texts, owner, images, labels, 8.0).loss
     bank = AnchorBank.build(texts, owner, range(3), losses)
     centres = torch.stack([F.normalize(images[labels == c], dim=1).mean(0) for c in range(3)])
     noisy = with_strays(bank, centres, 8.0, 1.0, stream(0))
-    scored = sentence_losses(noisy.vectors, noisy.class_of_row, images, labels, 8.0)
+    scored = score_sentences(noisy.vectors, noisy.class_of_row, images, labels, 8.0).loss
     torch.testing.assert_close(noisy.losses, scored.float())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlltr_index.anchors.anss import select_anchors, sentence_losses
+from vlltr_index.anchors.anss import score_sentences, select_anchors
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import VlltrError
 from vlltr_index.heads.lgr import AnchorBank, LGRHead
@@ -152,7 +152,7 @@ def test_other_sentences_than_the_anchors_do_not_break_a_trained_head() -> None:
     stray, host = stray[owner[stray] != host], host[owner[stray] != host]
 
     def bank_of(texts: Tensor, owner: Tensor, most: int) -> AnchorBank:
-        losses = sentence_losses(texts, owner, images, labels, 10.0)
+        losses = score_sentences(texts, owner, images, labels, 10.0).loss
         kept = select_anchors(losses, owner, torch.arange(len(owner)), most).positions
         return AnchorBank.build(texts[kept], owner[kept], range(40), losses[kept])
 

@@ -1,4 +1,4 @@
-"""`vlltr_index.anchors.anss.sentence_losses`, as `vlltr select` calls it."""
+"""`vlltr_index.anchors.anss.score_sentences`, as `vlltr select` calls it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.anss import SCALE
 from benchmarks.anss.common import tensors, wait
 from benchmarks.harness import Arrays
-from vlltr_index.anchors.anss import sentence_losses
+from vlltr_index.anchors.anss import score_sentences
 
 
 def prepare(inputs: Arrays, values: dict[str, Any]) -> Any:
@@ -17,6 +17,6 @@ def prepare(inputs: Arrays, values: dict[str, Any]) -> Any:
 
 def run(state: Any) -> Arrays:
     """All sentences."""
-    losses = sentence_losses(*state, SCALE)
+    losses = score_sentences(*state, SCALE).loss
     wait()
     return {"losses": losses.cpu().numpy()}

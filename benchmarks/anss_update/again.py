@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.anss import SCALE
 from benchmarks.anss.common import tensors, wait
 from benchmarks.harness import Arrays
-from vlltr_index.anchors.anss import sentence_losses
+from vlltr_index.anchors.anss import score_sentences
 
 
 def prepare(inputs: Arrays, values: dict[str, Any]) -> Any:
@@ -17,6 +17,6 @@ def prepare(inputs: Arrays, values: dict[str, Any]) -> Any:
 
 def run(state: Any) -> Arrays:
     """Everything."""
-    losses = sentence_losses(*state, SCALE)
+    losses = score_sentences(*state, SCALE).loss
     wait()
     return {"losses": losses.cpu().numpy()}

@@ -18,7 +18,7 @@ from benchmarks.lgr_training.ours import prepare as lgr_step
 from benchmarks.retrieval import inputs as retrieval_inputs
 from benchmarks.retrieval.common import State, built
 from benchmarks.store.common import schema, table
-from vlltr_index.anchors.anss import sentence_losses
+from vlltr_index.anchors.anss import score_sentences
 from vlltr_index.anchors.index import build_index
 from vlltr_index.anchors.selection import select
 from vlltr_index.classes import add_class
@@ -90,7 +90,7 @@ def write_vectors(size: int) -> Work:
 def _select(sentences: int, images: int) -> Work:
     values = {"classes": 100, "sentences": sentences, "images": images, "dim": _DIM, "portion": 1.0}
     state = tensors(anss.inputs(values), values)
-    return lambda: sentence_losses(*state, anss.SCALE)
+    return lambda: score_sentences(*state, anss.SCALE).loss
 
 
 def _state(classes: int) -> tuple[State, dict[str, Any]]:

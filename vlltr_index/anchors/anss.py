@@ -36,7 +36,6 @@ __all__ = [
     "positive_terms",
     "score_sentences",
     "select_anchors",
-    "sentence_losses",
     "shift_images",
 ]
 
@@ -77,21 +76,6 @@ class Selection(NamedTuple):
 
     positions: Tensor
     ranks: Tensor
-
-
-def sentence_losses(
-    text_features: Tensor,
-    text_labels: Tensor,
-    image_features: Tensor,
-    image_labels: Tensor,
-    logit_scale: float | Tensor,
-    chunk_rows: int | None = None,
-    chunk_images: int | None = None,
-) -> Tensor:
-    """L_lin of every sentence, float64 [N_t]; arguments and errors as for `score_sentences`."""
-    return score_sentences(
-        text_features, text_labels, image_features, image_labels, logit_scale, chunk_rows, chunk_images
-    ).loss
 
 
 def score_sentences(
