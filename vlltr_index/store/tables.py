@@ -120,12 +120,11 @@ class Store:
 
     def exists(self, name: str) -> bool:
         """Whether the table is there and opens: a writer killed while making it leaves just a name."""
+        _ = self._connection  # which lets go of handles from before a fork
         if (table := self._opened.get((name, None))) is not None:
             try:
                 return bool(table.version)
-            except (
-                Exception
-            ):  # another process dropped it; LanceDB raises RuntimeError, OSError and a panic of its own
+            except Exception:  # LanceDB raises what it likes where another process dropped the table
                 self._forget(name)
         try:
             self._open(name)
