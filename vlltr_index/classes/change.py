@@ -123,7 +123,7 @@ def _make(
         effect = after.effect(before, done.touched)
     states = _states(tx, after, done.shown)
     parts = after.scorer.saved.parts
-    mute = parts is not None and not parts.weights.text and not bool(parts.shared.text_map.any())
+    mute = parts is not None and not parts.weights.told.text and not bool(parts.shared.text_map.any())
     if mute and any(not state.images for state in states):
         done.notes.append(_MUTE)
     return after, ChangeReport(command, options.dry_run, done.notes, states, effect)

@@ -222,12 +222,11 @@ def fit_meeting(
     designs = [one.double() for one in designs if len(one.new_labels) and len(one.text)]
     if not designs:
         return start
-    spreads = [
-        _spread(torch.cat([getattr(one, name) for one in designs]))
-        for name in ("new_likelihoods", "new_text")
-    ]
+    seen, told = (
+        _spread(torch.cat(p)) for p in zip(*((d.new_likelihoods, d.new_text) for d in designs), strict=True)
+    )
     before = torch.tensor([start.generative, start.text], dtype=torch.float64)
-    units = torch.tensor([0.0 if spread == math.inf else spread for spread in spreads], dtype=torch.float64)
+    units = torch.tensor([seen, told], dtype=torch.float64).nan_to_num(posinf=0.0)
     whole = float(before @ units)
     if not whole:
         return start
@@ -251,7 +250,9 @@ def fit_meeting(
     found = float(shift.detach())
     if not weights:
         return replace(start, offset=found)
-    generative, text = (roots.detach().square() * factors).tolist()
+    shares = roots.detach().square()
+    shares[shares < 1e-6] = 0.0  # a root comes near 0, never there
+    generative, text = (shares * factors).tolist()
     return Meeting(generative, text, found)
 
 
