@@ -59,7 +59,8 @@ def run(path: Path, draws: int = DRAWS, keep: bool = True) -> dict[str, Any]:
         class_positions(scorer.class_ids, chosen.class_ids),
     )
     assert not bool(right.prompts.any()), "prompts would be chosen apart"
-    limits = anchor_limits(right.labels, right.prompts, config.max_anchors, config.max_share)
+    ranked = torch.isin(right.labels, owners)
+    limits = anchor_limits(right.labels, right.prompts, ranked, config.max_anchors, config.max_share)
     labels = class_positions(scorer.class_ids, test.class_ids)
     found: dict[str, list[float]] = {}
     for draw in range(draws):

@@ -84,7 +84,7 @@ SENTENCE_SCORES = pa.schema(
         _required("lse", pa.float64()),
         _required("last_exact_lse", pa.float64()),
         _required("positive", pa.float64()),
-        _required("loss", pa.float64()),
+        pa.field("loss", pa.float64()),  # L_lin; null where the class has no image that it was scored against
     ]
 )
 

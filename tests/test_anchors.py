@@ -129,11 +129,17 @@ def test_without_any_image_the_mean_sentences_stand_in() -> None:
 @quick
 @given(
     rows=st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=40),
+    pictured=st.sets(st.integers(0, 3)),
     most=st.integers(1, 6),
     share=st.sampled_from([None, 0.1, 1 / 3, 0.5, 1.0]),
 )
-def test_limits_equal_their_twin(rows: list[tuple[int, bool]], most: int, share: float | None) -> None:
-    """At most M, at most a share of a class's own sentences (its prompts where it has no others), but 2 of a kind."""
+def test_limits_equal_their_twin(
+    rows: list[tuple[int, bool]], pictured: set[int], most: int, share: float | None
+) -> None:
+    """At most M, at most a share of a class's own sentences (its prompts where it has no others), but 2 of a kind.
+
+    A class without images has all of its own sentences, and as many prompts.
+    """
     labels = torch.tensor([label for label, _ in rows], dtype=torch.int64)
     prompts = torch.tensor([prompt for _, prompt in rows], dtype=torch.bool)
     expected = []
@@ -143,14 +149,20 @@ def test_limits_equal_their_twin(rows: list[tuple[int, bool]], most: int, share:
         limit = (
             most
             if share is None
-            else min(most, max(2, math.floor(counted * Fraction(share).limit_denominator(10))))
+            else min(
+                most,
+                max(
+                    2, math.floor(counted * Fraction(share if label in pictured else 1).limit_denominator(10))
+                ),
+            )
         )
         expected.append(limit)
-    limits = anchor_limits(labels, prompts, most, share)
+    ranked = torch.tensor([label in pictured for label, _ in rows], dtype=torch.bool)
+    limits = anchor_limits(labels, prompts, ranked, most, share)
     assert limits.tolist() == expected
     config, ids = SelectConfig(max_anchors=most, max_share=share), [f"{n:02d}" for n in range(len(rows))]
     losses = torch.rand(len(rows), generator=torch.Generator().manual_seed(len(rows)))
-    kept = choose_anchors(losses, labels, ids, prompts, config)
+    kept = choose_anchors(losses, labels, ids, prompts, ranked, config)
     wanted = []
     for label in sorted({label for label, _ in rows}):
         of = [n for n, (other, _) in enumerate(rows) if other == label]

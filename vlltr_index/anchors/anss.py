@@ -218,12 +218,16 @@ def select_anchors(
     return Selection(torch.from_numpy(order[kept].astype(np.int64)), torch.from_numpy(ranks[kept]))
 
 
-def anchor_limits(text_labels: Tensor, prompts: Tensor, most: int, share: float | None) -> Tensor:
+def anchor_limits(
+    text_labels: Tensor, prompts: Tensor, ranked: Tensor, most: int, share: float | None
+) -> Tensor:
     """How many anchors the class of each sentence may have: at most `most`, and at most a share of its sentences.
 
     Args:
         text_labels: Integers [N_t], class ids.
         prompts: Bool [N_t], which sentences are prompts.
+        ranked: Bool [N_t], which sentences were scored against images of their class. Where there are none, the scores
+            do not tell good sentences from bad ones, so none is left out for its rank: the share is 1.
         most: M, at least 1.
         share: Of the class's own sentences, rounded down, but no fewer than 2; as many of its prompts beside them, or
             this share of these where it has nothing else. None: no such limit.
@@ -236,7 +240,8 @@ def anchor_limits(text_labels: Tensor, prompts: Tensor, most: int, share: float 
     classes, group = torch.unique(text_labels, return_inverse=True)
     own, every = (torch.bincount(group[part], minlength=len(classes)) for part in (~prompts, slice(None)))
     counted = torch.where(own > 0, own, every)
-    return (counted * share + 1e-9).long().clamp(min=2).clamp(max=most)[group]
+    shares = torch.where(ranked, share, 1.0)
+    return (counted[group] * shares + 1e-9).long().clamp(min=2, max=most)
 
 
 def choose_score_images(content_hashes: Sequence[str], labels: Tensor, per_class: int = 50) -> Tensor:

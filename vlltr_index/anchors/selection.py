@@ -82,11 +82,12 @@ def select(workspace: Workspace, config: SelectConfig, progress: Progress | None
         if progress:
             progress("score sentences", len(text), len(text))
         ids: list[str] = sentences["sentence_id"].to_pylist()
-        chosen, ranks = choose_anchors(scores.loss, text_class, ids, _prompts(sentences), config)
+        ranked = torch.isin(text_class, kept.class_ids)
+        chosen, ranks = choose_anchors(scores.loss, text_class, ids, _prompts(sentences), ranked, config)
         rule = [config.mode, config.max_anchors, config.max_share]
         facts = [text_fp, image_fp, scale, rule, sorted(ids), kept.digest]
         selection_id = short(digest_json(facts))
-        _write_scores(tx, ids, scores, text_fp, image_fp, scale, kept.digest)
+        _write_scores(tx, ids, scores, ranked, text_fp, image_fp, scale, kept.digest)
         _write_anchors(tx, selection_id, [ids[i] for i in chosen.tolist()], text_class[chosen], ranks)
         tx.set(selection_id=selection_id)
         tx.note(select=config.model_dump(mode="json"))
@@ -99,7 +100,12 @@ def select(workspace: Workspace, config: SelectConfig, progress: Progress | None
 
 
 def choose_anchors(
-    losses: Tensor, owner: Tensor, ids: Sequence[str], prompts: Tensor, config: SelectConfig
+    losses: Tensor,
+    owner: Tensor,
+    ids: Sequence[str],
+    prompts: Tensor,
+    ranked: Tensor,
+    config: SelectConfig,
 ) -> Selection:
     """The sentences that become anchors: own ones, then prompts, which do not compete with them.
 
@@ -110,9 +116,10 @@ def choose_anchors(
         owner: Integers [N_t], class ids.
         ids: N_t sentence ids.
         prompts: Bool [N_t], which sentences are prompts.
+        ranked: Bool [N_t], which sentences were scored against images of their class.
         config: The recipe's `select` section; without `max_share` all sentences are alike, as in the paper.
     """
-    limits = anchor_limits(owner, prompts, config.max_anchors, config.max_share)
+    limits = anchor_limits(owner, prompts, ranked, config.max_anchors, config.max_share)
     kinds = owner if config.max_share is None else 2 * owner + prompts
     chosen = select_anchors(losses, kinds, ids, limits, mode=config.mode).positions
     _, sizes = torch.unique_consecutive(owner[chosen], return_counts=True)
@@ -149,12 +156,14 @@ def _write_scores(
     tx: Transaction,
     ids: list[str],
     scores: SentenceScores,
+    ranked: Tensor,
     text_fp: str,
     image_fp: str,
     scale: float,
     image_set: str,
     replace: bool = True,
 ) -> None:
+    """Write the scores of sentences; those not `ranked` by images of their class, bool [N_t], have no loss."""
     rows = pa.table(
         {
             "sentence_id": ids,
@@ -165,7 +174,7 @@ def _write_scores(
             "lse": scores.lse.numpy(),
             "last_exact_lse": scores.last_exact_lse.numpy(),
             "positive": scores.positive.numpy(),
-            "loss": scores.loss.numpy(),
+            "loss": pa.array(scores.loss.numpy(), mask=(~ranked).numpy()),
         },
         schema=SENTENCE_SCORES,
     )
@@ -284,18 +293,21 @@ def update(
     rows = _Rows(tx, before, score_images(tx, config, held), config.mode)
     scores = rows.rescored(touched)
     everything = rows.images_changed or rows.stored is None
+    ranked = torch.isin(rows.owner, rows.now.class_ids)
     if everything:
-        _write_scores(tx, rows.ids, scores, *rows.facts, rows.now.digest)
+        _write_scores(tx, rows.ids, scores, ranked, *rows.facts, rows.now.digest)
     else:
         changed = rows.in_classes(touched)
         part = SentenceScores(*(c[changed] for c in (scores.lse, scores.last_exact_lse, scores.positive)))
         ids = [rows.ids[i] for i in changed.tolist()]
-        _write_scores(tx, ids, part, *rows.facts, rows.now.digest, replace=False)
+        _write_scores(tx, ids, part, ranked[changed], *rows.facts, rows.now.digest, replace=False)
         _delete(tx, "sentence_scores", "sentence_id", rows.gone)
     scope = torch.arange(len(rows.ids)) if everything else rows.in_classes(touched)
     ids = [rows.ids[i] for i in scope.tolist()]
     owner = rows.owner[scope]
-    chosen, ranks = choose_anchors(scores.loss[scope], owner, ids, rows.prompts[scope], config)
+    chosen, ranks = choose_anchors(
+        scores.loss[scope], owner, ids, rows.prompts[scope], ranked[scope], config
+    )
     wanted = {
         ids[i]: (c, r)
         for i, c, r in zip(chosen.tolist(), owner[chosen].tolist(), ranks.tolist(), strict=True)

@@ -301,7 +301,7 @@ def sentence_means(snapshot: Snapshot, class_ids: Tensor) -> Tensor:
 
 
 def anchor_losses(snapshot: Snapshot, sentence_ids: Sequence[str]) -> Tensor:
-    """L_lin of sentences, float32 [A]; zero where it is not known, as with anchors of an imported checkpoint."""
+    """L_lin of sentences, float32 [A]; 0 where it is not known: imported, or of a class without images."""
     scores = snapshot.table("sentence_scores", ["sentence_id", "loss"])
     at = pc.index_in(pa.array(sentence_ids, pa.string()), value_set=scores["sentence_id"].combine_chunks())
     losses = pc.fill_null(scores["loss"].take(at), 0.0).to_numpy()
