@@ -116,10 +116,27 @@ class LazyGroup(click.Group):
 @click.option("--json", "as_json", is_flag=True, help="Write results to stdout as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress; warnings and errors only.")
 @click.option("-v", "--verbose", is_flag=True, help="More detail on stderr.")
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    envvar="VLLTR_THREADS",
+    help="Threads for the mathematics; default: one for small models, else one a core.",
+)
 @click.version_option(VERSION, prog_name="vlltr")
 @click.pass_context
-def vlltr(ctx: click.Context, workspace: str | None, as_json: bool, quiet: bool, verbose: bool) -> None:
+def vlltr(
+    ctx: click.Context,
+    workspace: str | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    threads: int | None,
+) -> None:
     """Long-tailed image recognition that knows its classes through text (VL-LTR)."""
+    # Read when torch is loaded. Threads that wait by spinning take the core from those that they wait for.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
     ctx.obj = Context(workspace=workspace, as_json=as_json, quiet=quiet, verbose=verbose)
     _log_to_stderr(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
 

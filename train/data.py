@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -146,11 +147,16 @@ class TrainImages:
             return
         generator = stream("augment", *seed)
         if self.pixels is not None:
-            for positions in batches:
-                draws = self._augment.draw(len(positions), generator)[part]
-                yield self._normalise(self._augment.apply(self.pixels[positions[part]].float() / 255, draws))
+            yield from _ahead(self._held(self.pixels, batches, part, generator))
             return
         yield from self._streamed(batches, part, generator, *seed)
+
+    def _held(
+        self, pixels: Tensor, batches: Tensor, part: slice, generator: torch.Generator
+    ) -> Iterator[Tensor]:
+        for positions in batches:
+            draws = self._augment.draw(len(positions), generator)[part]
+            yield self._normalise(self._augment.apply(pixels[positions[part]].float() / 255, draws))
 
     def _streamed(
         self, batches: Tensor, part: slice, generator: torch.Generator, *seed: object
@@ -216,6 +222,15 @@ class TrainImages:
             pixels[position] = 128 if mate is None else pixels[mate]
         self._note(broken)
         return torch.from_numpy(np.ascontiguousarray(pixels[:, :1]) if grey else pixels)
+
+
+def _ahead(batches: Iterator[Tensor]) -> Iterator[Tensor]:
+    """The same batches, each made by another thread while the one before is worked on."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, batches, None)
+            yield batch
 
 
 def _decoded(source: bytes | str, encoder: Encoder) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

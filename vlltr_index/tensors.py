@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -17,11 +19,30 @@ __all__ = [
     "check_labels",
     "check_matrix",
     "check_vector",
+    "few_threads",
     "full_precision",
     "unit_rows",
     "work_device",
     "working_dtype",
 ]
+
+
+_SMALL_MODEL = 10_000_000  # parameters
+
+
+@contextmanager
+def few_threads(model: nn.Module) -> Iterator[None]:
+    """One thread for a model of less than 10 million parameters, unless OMP_NUM_THREADS says how many.
+
+    More hardly make its small products faster, and wait for each other as soon as anything else runs.
+    """
+    before = torch.get_num_threads()
+    if "OMP_NUM_THREADS" not in os.environ and sum(p.numel() for p in model.parameters()) < _SMALL_MODEL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def check_matrix(name: str, value: Tensor, columns: int | None = None, rows: int | None = None) -> None:

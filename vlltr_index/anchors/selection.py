@@ -305,9 +305,7 @@ def update(
     scope = torch.arange(len(rows.ids)) if everything else rows.in_classes(touched)
     ids = [rows.ids[i] for i in scope.tolist()]
     owner = rows.owner[scope]
-    chosen, ranks = choose_anchors(
-        scores.loss[scope], owner, ids, rows.prompts[scope], ranked[scope], config
-    )
+    chosen, ranks = choose_anchors(scores.loss[scope], owner, ids, rows.prompts[scope], ranked[scope], config)
     wanted = {
         ids[i]: (c, r)
         for i, c, r in zip(chosen.tolist(), owner[chosen].tolist(), ranks.tolist(), strict=True)

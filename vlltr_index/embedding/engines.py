@@ -15,6 +15,7 @@ from torch import Tensor
 from vlltr_index.data.decoding import open_image
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import InputError
+from vlltr_index.tensors import few_threads
 
 __all__ = [
     "Augment",
@@ -82,7 +83,9 @@ class LocalEngine:
     def texts(self, batches: Iterable[Sequence[str]]) -> Iterator[tuple[Tensor, int]]:
         """See `Engine`."""
         for batch in batches:
-            yield text_vectors_of_batch(self._encoder, batch)
+            with few_threads(self._encoder.model):
+                vectors = text_vectors_of_batch(self._encoder, batch)
+            yield vectors
 
     def images(self, batches: Iterable[Sequence[ImageSource]], view: int) -> Iterator[ImageVectors]:
         """See `Engine`."""
@@ -100,7 +103,8 @@ class LocalEngine:
         return self._encoder.preprocess(open_image(source))
 
     def _vectors(self, decoded: list[Decoded], view: int) -> ImageVectors:
-        return vectors_of_decoded(self._encoder, decoded, view, self._augment)
+        with few_threads(self._encoder.model):
+            return vectors_of_decoded(self._encoder, decoded, view, self._augment)
 
 
 def text_vectors_of_batch(encoder: Encoder, texts: Sequence[str]) -> tuple[Tensor, int]:

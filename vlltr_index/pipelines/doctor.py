@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 
 from vlltr_index.errors import VlltrError
 from vlltr_index.store.workspace import Kind, Workspace
+from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from vlltr_index.store.history import Commit
@@ -86,7 +87,7 @@ def _device() -> Check:
         why = f"torch cannot be imported: {type(error).__name__}: {error}"
         return Check("device", "problem", why, "pip install --force-reinstall torch")
     if not torch.cuda.is_available():
-        return Check("device", "ok", f"the processor, {torch.get_num_threads()} threads")
+        return Check("device", "ok", f"the processor, {many(torch.get_num_threads(), 'thread')}")
     names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return Check("device", "ok", f"{', '.join(names)}; CUDA {torch.version.cuda}")
 

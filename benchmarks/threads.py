@@ -1,0 +1,101 @@
+"""Threads of a small model: images a second of stage 1, alone and beside a program that keeps one core busy.
+
+    python -m benchmarks.threads run      to results/threads.json
+    python -m benchmarks.threads table    to docs/results.md
+
+Each way is a process of its own that trains vlltr-tiny on random drawings: with as many threads as there are cores,
+which wait by spinning (OpenMP's default) or asleep, and as `vlltr` does it by itself. Ways take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from benchmarks.page import put
+from vlltr_index.encoders.encoder import Encoder
+from vlltr_index.schemas.config import AugmentConfig, CVLPConfig
+from vlltr_index.train.cvlp import train_cvlp
+from vlltr_index.train.data import TrainImages, TrainTexts
+
+RESULT = Path(__file__).parent / "results" / "threads.json"
+_CORES = str(os.cpu_count() or 1)
+WAYS: dict[str, dict[str, str]] = {
+    "a thread a core, spinning": {"OMP_NUM_THREADS": _CORES, "OMP_WAIT_POLICY": "ACTIVE"},
+    "a thread a core, asleep": {"OMP_NUM_THREADS": _CORES, "OMP_WAIT_POLICY": "PASSIVE"},
+    "as vlltr does": {"OMP_WAIT_POLICY": "PASSIVE"},
+}
+_IMAGES, _CLASSES, _ROUNDS = 4096, 64, 3
+
+
+def train() -> float:
+    """Images a second of one epoch, after one that is not timed."""
+    generator = torch.Generator().manual_seed(0)
+    encoder = Encoder.scratch("vlltr-tiny", seed=0, texts=["a drawing"])
+    height, width = encoder.image_size
+    pixels = torch.randint(0, 256, (_IMAGES, 1, height, width), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(_IMAGES) % _CLASSES
+    images = TrainImages.from_pixels(pixels, labels, encoder, AugmentConfig(kind="glyph"))
+    texts = TrainTexts([[f"drawing {c}", f"a sign {c}"] for c in range(_CLASSES)], encoder)
+    for _ in range(2):
+        start = time.monotonic()
+        train_cvlp(encoder, images, texts, CVLPConfig(epochs=1))
+    return _IMAGES / (time.monotonic() - start)
+
+
+def run() -> None:
+    """All ways in turns, alone and beside a neighbour; the medians and all values go to the result."""
+    rows: dict[str, dict[str, list[float]]] = {way: {"alone": [], "beside": []} for way in WAYS}
+    for _ in range(_ROUNDS):
+        for beside in ("alone", "beside"):
+            for way, values in WAYS.items():
+                rows[way][beside].append(_measured(values, beside == "beside"))
+    RESULT.write_text(json.dumps({"cores": int(_CORES), "images_per_second": rows}, indent=1) + "\n")
+
+
+def _measured(values: dict[str, str], neighbour: bool) -> float:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")} | values
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if neighbour else None
+    try:
+        command = [sys.executable, "-m", "benchmarks.threads", "train"]
+        told = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+        return float(told.stdout)
+    finally:
+        if busy is not None:
+            busy.kill()
+            busy.wait()
+
+
+def table() -> None:
+    """The medians, to docs/results.md."""
+    found: dict[str, Any] = json.loads(RESULT.read_text())
+    lines = [
+        f"Images a second of stage 1, vlltr-tiny, {found['cores']} cores:",
+        "",
+        "| threads | alone | beside a busy program |",
+        "| --- | --- | --- |",
+    ]
+    for way, values in found["images_per_second"].items():
+        lines.append(f"| {way} | {median(values['alone']):.0f} | {median(values['beside']):.0f} |")
+    put("python -m benchmarks.threads table", "Threads of a small model", "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("run", "table", "train"))
+    what = parser.parse_args().what
+    if what == "train":
+        sys.stdout.write(f"{train()}\n")
+    else:
+        {"run": run, "table": table}[what]()
