@@ -7,20 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vlltr_index.cli.context import Context, existing, pass_context
+from vlltr_index.cli.context import Context, dry_run_option, existing, pass_context, yes_option
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from vlltr_index.classes import NewClass
     from vlltr_index.pipelines.classlist import ClassDetail
 
-__all__ = ["classes_command", "dry_run_option"]
-
 _PICTURES = 10
 # The word in the tables to the reader's: a class that was ingested need not be trained yet.
 _ORIGIN = {"trained": "ingested", "added": "added"}
-
-dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would happen; commit nothing.")
 
 
 @click.group("classes")
@@ -111,10 +107,7 @@ def add(
     from vlltr_index.classes import add_classes
 
     wanted = _wanted(name, sentences, text, images, aliases, manifest)
-    workspace = context.open()
-    with context.progress() as progress:
-        report = add_classes(workspace, wanted, dry_run=dry_run, progress=progress)
-    context.show(report)
+    context.show(add_classes(context.open(), wanted, dry_run=dry_run, progress=context.progress))
 
 
 def _wanted(
@@ -148,7 +141,7 @@ def _wanted(
 
 @classes_command.command("remove")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@yes_option
 @dry_run_option
 @pass_context
 def remove(context: Context, names: tuple[str, ...], yes: bool, dry_run: bool) -> None:
@@ -167,8 +160,7 @@ def remove(context: Context, names: tuple[str, ...], yes: bool, dry_run: bool) -
         click.confirm(
             f"Remove {', '.join(map(repr, known))} with all sentences and images?", abort=True, err=True
         )
-    with context.progress() as progress:
-        context.show(remove_classes(workspace, known, dry_run, progress))
+    context.show(remove_classes(workspace, known, dry_run, context.progress))
 
 
 @classes_command.command("rename")
@@ -180,9 +172,7 @@ def rename(context: Context, old: str, new: str, dry_run: bool) -> None:
     """Give the class OLD the name NEW: its number and texts stay, its prompts are made anew."""
     from vlltr_index.classes import rename_class
 
-    workspace = context.open()
-    with context.progress() as progress:
-        context.show(rename_class(workspace, old, new, dry_run, progress))
+    context.show(rename_class(context.open(), old, new, dry_run, context.progress))
 
 
 @classes_command.command("merge")
@@ -194,6 +184,4 @@ def merge(context: Context, into: str, other: str, dry_run: bool) -> None:
     """Make two classes one: sentences and images of OTHER go to INTO, its name becomes an alias."""
     from vlltr_index.classes import merge_classes
 
-    workspace = context.open()
-    with context.progress() as progress:
-        context.show(merge_classes(workspace, into, other, dry_run, progress))
+    context.show(merge_classes(context.open(), into, other, dry_run, context.progress))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, is_dataclass
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -15,11 +15,23 @@ from vlltr_index.schemas.records import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from vlltr_index.pipelines.status import StatusReport
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["Context", "pass_context"]
+__all__ = [
+    "Context",
+    "at_option",
+    "crops_option",
+    "dry_run_option",
+    "existing",
+    "pass_context",
+    "set_option",
+    "yes_option",
+]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 @dataclass
@@ -29,8 +41,9 @@ class Context:
     workspace: str | None = None
     as_json: bool = False
     quiet: bool = False
-    verbose: bool = False
     opened: Workspace | None = None
+    _drawing: ExitStack = field(default_factory=ExitStack)
+    _draw: Progress | None = None
 
     def open(self) -> Workspace:
         """The workspace named by `-w`, or the nearest one upward."""
@@ -70,33 +83,38 @@ class Context:
         console = self.console()
         return console.width if console.is_terminal else None
 
-    def show(self, record: Any, lines: Iterable[str] | None = None, always: bool = False) -> None:
+    def show(self, record: Any, lines: Iterable[str | Table] | None = None, always: bool = False) -> None:
         """One result: as JSON where that was asked for, else as `lines`, default `record.lines()`, for people.
 
         Under `-q` the lines are left out, unless they are what was asked for (`always`).
         """
+        self.end_progress()
         if self.as_json:
-            self.emit(record)
+            click.echo(json.dumps(record, ensure_ascii=False, indent=2, sort_keys=True, default=_plain))
         elif always or not self.quiet:
             for line in record.lines() if lines is None else lines:
-                click.echo(line)
-
-    def emit(self, value: Any) -> None:
-        """Write `value` to stdout as one JSON document."""
-        click.echo(json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True, default=_plain))
+                click.echo(line) if isinstance(line, str) else self.console().print(line)
 
     def say(self, message: str) -> None:
         """A line for people: on stdout, or on stderr where stdout carries JSON; not under `-q`."""
+        self.end_progress()
         if not self.quiet:
             click.echo(message, err=self.as_json)
 
-    @contextmanager
-    def progress(self) -> Iterator[Progress]:
-        """A callback that draws progress on stderr: bars in a terminal, plain lines elsewhere."""
-        from vlltr_index.cli.render import show_progress
+    def progress(self, step: str, done: int, total: int | None) -> None:
+        """Draw progress on stderr: bars in a terminal, plain lines elsewhere; not under `-q`."""
+        if self.quiet:
+            return
+        if self._draw is None:
+            from vlltr_index.cli.render import show_progress
 
-        with show_progress(self.console(stderr=True), self.quiet) as report:
-            yield report
+            self._draw = self._drawing.enter_context(show_progress(self.console(stderr=True)))
+        self._draw(step, done, total)
+
+    def end_progress(self) -> None:
+        """Leave what was drawn of the progress as it stands."""
+        self._drawing.close()
+        self._draw = None
 
 
 def _plain(value: Any) -> Any:
@@ -111,6 +129,25 @@ def _plain(value: Any) -> Any:
 
 
 pass_context = click.make_pass_decorator(Context)
+
+
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value; repeatable."
+)
+dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would happen; commit nothing.")
+yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+crops_option = click.option(
+    "--crops",
+    default=1,
+    show_default=True,
+    type=int,
+    help="Crops of each image: 1, or 5 (centre and corners).",
+)
+
+
+def at_option(help: str) -> Callable[[_Command], _Command]:
+    """`--at ID`: work on another commit than the newest."""
+    return click.option("--at", type=click.IntRange(1), metavar="ID", help=help)
 
 
 def existing(path: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from vlltr_index.cli.context import Context, pass_context
+from vlltr_index.wording import many
 
 
 @click.command("doctor")
@@ -20,18 +21,14 @@ def doctor_command(context: Context, unlock: bool) -> None:
         return
     checks = diagnose(context.workspace, named=context.workspace is not None)
     problems = sum(check.state == "problem" for check in checks)
-    if context.as_json:
-        context.emit({"ok": not problems, "checks": checks})
-    else:
-        for check in checks:
-            if context.quiet and check.state != "problem":
-                continue
-            click.echo(f"{check.state:<8} {check.name:<18} {check.value}")
-            if check.mend:
-                click.echo(f"{'':<27} {check.mend}")
-        context.say(
-            f"{problems} problem{'s' * (problems != 1)} found." if problems else "Everything is in order."
-        )
+    lines = (
+        f"{check.state:<8} {check.name:<18} {check.value}"
+        + (f"\n{'':<27} {check.mend}" if check.mend else "")
+        for check in checks
+        if check.state == "problem" or not context.quiet
+    )
+    context.show({"ok": not problems, "checks": checks}, lines, always=True)
+    context.say(f"{many(problems, 'problem')} found." if problems else "Everything is in order.")
     if problems:
         raise click.exceptions.Exit(1)
 

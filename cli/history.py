@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from vlltr_index.cli.context import Context, pass_context
+from vlltr_index.cli.context import Context, pass_context, yes_option
 
 
 def _sure(question: str, yes: bool) -> None:
@@ -28,7 +28,7 @@ def history_command(context: Context, limit: int) -> None:
 
 @click.command("rollback")
 @click.argument("commit", type=click.IntRange(1), metavar="ID")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@yes_option
 @pass_context
 def rollback_command(context: Context, commit: int, yes: bool) -> None:
     """Go back to the state of commit ID, in a new commit: nothing is lost."""
@@ -40,8 +40,7 @@ def rollback_command(context: Context, commit: int, yes: bool) -> None:
         for command in commands:
             click.echo(f"  vlltr {command}", err=True)
         _sure(f"Go back to commit {commit}, before these?", yes)
-    report = rollback(workspace, commit)
-    context.show(report)
+    context.show(rollback(workspace, commit))
 
 
 @click.command("diff")
@@ -57,7 +56,7 @@ def diff_command(context: Context, before: int, after: int) -> None:
 
 @click.command("prune")
 @click.option("--keep", required=True, type=click.IntRange(1), help="How many of the newest commits stay.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@yes_option
 @pass_context
 def prune_command(context: Context, keep: int, yes: bool) -> None:
     """Give up old commits, and remove the files that only they needed.
@@ -69,6 +68,4 @@ def prune_command(context: Context, keep: int, yes: bool) -> None:
     workspace = context.open()
     old = len(workspace.history.ids()[:-keep])
     _sure(f"Give up the oldest {old} commits? This cannot be taken back.", yes)
-    with context.progress() as progress:
-        report = prune(workspace, keep, progress)
-    context.show(report)
+    context.show(prune(workspace, keep, context.progress))

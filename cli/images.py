@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import click
 
-from vlltr_index.cli.classes import dry_run_option
-from vlltr_index.cli.context import Context, existing, pass_context
-
-__all__ = ["images_command"]
+from vlltr_index.cli.context import Context, dry_run_option, existing, pass_context
 
 
 @click.group("images")
@@ -24,9 +21,7 @@ def add(context: Context, name: str, paths: tuple[str, ...], dry_run: bool) -> N
     """Add images to CLASS: files, or folders of them; all anchors are selected again."""
     from vlltr_index.classes import add_images
 
-    workspace = context.open()
-    with context.progress() as progress:
-        context.show(add_images(workspace, name, [existing(p) for p in paths], dry_run, progress))
+    context.show(add_images(context.open(), name, [existing(p) for p in paths], dry_run, context.progress))
 
 
 @images_command.command("remove")
@@ -37,6 +32,4 @@ def remove(context: Context, ids: tuple[str, ...], dry_run: bool) -> None:
     """Take images away, by their ids (`vlltr classes show CLASS`)."""
     from vlltr_index.classes import remove_images
 
-    workspace = context.open()
-    with context.progress() as progress:
-        context.show(remove_images(workspace, ids, dry_run, progress))
+    context.show(remove_images(context.open(), ids, dry_run, context.progress))

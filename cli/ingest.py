@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vlltr_index.cli.context import Context, existing, pass_context
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from vlltr_index.pipelines.wikipedia import WikipediaReport
 
 
@@ -60,18 +62,16 @@ def images(
     """
     from vlltr_index.pipelines.ingest import ingest_images
 
-    workspace = context.open()
-    with context.progress() as progress:
-        report = ingest_images(
-            workspace,
-            existing(path),
-            split,
-            list_root=existing(root) if root else None,
-            label_names=existing(names) if names else None,
-            create_classes=create_classes,
-            store=store,
-            progress=progress,
-        )
+    report = ingest_images(
+        context.open(),
+        existing(path),
+        split,
+        list_root=existing(root) if root else None,
+        label_names=existing(names) if names else None,
+        create_classes=create_classes,
+        store=store,
+        progress=context.progress,
+    )
     context.show(report)
 
 
@@ -95,16 +95,12 @@ def text(context: Context, path: str, names: str | None, prompts: bool | None) -
     """
     from vlltr_index.pipelines.ingest import ingest_text
 
-    workspace = context.open()
-    with context.progress() as progress:
-        report = ingest_text(
-            workspace,
-            existing(path),
-            label_names=existing(names) if names else None,
-            prompts=prompts,
-            progress=progress,
+    file = existing(names) if names else None
+    context.show(
+        ingest_text(
+            context.open(), existing(path), label_names=file, prompts=prompts, progress=context.progress
         )
-    context.show(report)
+    )
 
 
 @ingest_command.command("wikipedia")
@@ -128,17 +124,15 @@ def text(context: Context, path: str, names: str | None, prompts: bool | None) -
 @pass_context
 def wikipedia(
     context: Context,
+    /,
     lang: str,
     hint: str | None,
     titles: tuple[str, ...],
-    only: tuple[str, ...],
     interactive: bool,
-    sections: tuple[str, ...],
-    dropped: tuple[str, ...],
     api: str | None,
     contact: str | None,
     refresh: bool,
-    prompts: bool,
+    **how: Any,
 ) -> None:
     """Bring in the sentences of the Wikipedia article about each class.
 
@@ -149,22 +143,18 @@ def wikipedia(
 
     workspace = context.open()
     wiki = open_wiki(workspace, api, lang, contact, refresh)
-    with context.progress() as progress:
-        report = ingest_wikipedia(
-            workspace,
-            wiki,
-            lang=lang,
-            hint=hint,
-            titles=parse_titles(titles),
-            only=only,
-            sections=sections,
-            dropped=dropped,
-            prompts=prompts,
-            choose=_choose if interactive else None,
-            command=_start(lang, hint, api),
-            progress=None if interactive else progress,
-        )
-    _show_articles(context, report)
+    report = ingest_wikipedia(
+        workspace,
+        wiki,
+        lang=lang,
+        hint=hint,
+        titles=parse_titles(titles),
+        choose=_choose if interactive else None,
+        command=_start(lang, hint, api),
+        progress=None if interactive else context.progress,
+        **how,
+    )
+    context.show({**asdict(report), "found": report.found}, _articles(report))
     if report.rows and not report.found:
         raise click.exceptions.Exit(1)
 
@@ -188,27 +178,23 @@ def _choose(name: str, candidates: Sequence[str]) -> str | None:
     return text or None
 
 
-def _show_articles(context: Context, report: WikipediaReport) -> None:
-    if context.as_json:
-        context.emit({**asdict(report), "found": report.found})
-        return
-    if context.quiet:
-        return
+def _articles(report: WikipediaReport) -> Iterator[str | Table]:
+    """The articles for people: a table, what settles the classes without one, and the counts."""
     from vlltr_index.cli.render import table
 
     rows = [[r.name, r.title or "-", r.why, f"{r.sentences:,}", f"{r.added:,}"] for r in report.rows]
     columns = ["class", "article", "why not", "sentences", "added"]
-    context.console().print(table(f"Articles from {report.source}", columns, rows, left=3))
+    yield table(f"Articles from {report.source}", columns, rows, left=3)
     for row in report.rows:
         if row.settle:
             seen = f": {', '.join(row.candidates)}" if row.candidates else ""
-            context.say(f"{row.name}: {row.why}{seen}\n  Settle it: {row.settle}")
+            yield f"{row.name}: {row.why}{seen}\n  Settle it: {row.settle}"
     left_out = sum(row.near_duplicates for row in report.rows)
-    context.say(
+    yield (
         f"{report.found:,} of {len(report.rows):,} classes have an article; {report.added:,} sentences added"
         + (f", {left_out:,} near duplicates left out" if left_out else "")
         + (f", {report.prompts:,} prompts made" if report.prompts else "")
         + "."
     )
     if report.next_step:
-        context.say(f"Next: {report.next_step}")
+        yield f"Next: {report.next_step}"

@@ -8,7 +8,7 @@ import os
 import sys
 from contextlib import suppress
 from importlib import import_module
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 import click
 
@@ -70,7 +70,9 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the module that defines `cmd_name`."""
         if cmd_name not in COMMANDS:
-            return None
+            if ctx.resilient_parsing:
+                return None
+            raise click.NoSuchCommand(cmd_name, possibilities=COMMANDS, ctx=ctx)
         module = import_module(f"vlltr_index.cli.{COMMANDS[cmd_name][0]}")
         command = getattr(module, f"{cmd_name}_command")
         assert isinstance(command, click.Command)
@@ -91,20 +93,6 @@ class LazyGroup(click.Group):
         """List the commands from their stored summaries: `--help` imports no command."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Say which command was meant when the name is not one."""
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            from difflib import get_close_matches
-
-            close = get_close_matches(args[0], list(COMMANDS), n=1) if args else []
-            if close:
-                raise click.UsageError(f"{error.message} Did you mean {close[0]!r}?", ctx) from None
-            raise
 
 
 @click.group(
@@ -137,28 +125,19 @@ def vlltr(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
-    ctx.obj = Context(workspace=workspace, as_json=as_json, quiet=quiet, verbose=verbose)
-    _log_to_stderr(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+    ctx.obj = Context(workspace=workspace, as_json=as_json, quiet=quiet)
+    ctx.call_on_close(ctx.obj.end_progress)
+    logger = logging.getLogger("vlltr_index")
+    logger.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+    if not any(isinstance(handler, _Echo) for handler in logger.handlers):
+        logger.addHandler(_Echo())
 
 
-class _StderrHandler(logging.StreamHandler[TextIO]):
+class _Echo(logging.Handler):
     """Writes to whatever `sys.stderr` is at the time."""
 
-    @property
-    def stream(self) -> TextIO:
-        return sys.stderr
-
-    @stream.setter
-    def stream(self, value: TextIO) -> None: ...
-
-
-def _log_to_stderr(level: int) -> None:
-    logger = logging.getLogger("vlltr_index")
-    logger.setLevel(level)
-    if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
-        handler = _StderrHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"{self.format(record)}\n")
 
 
 def main(argv: list[str] | None = None) -> NoReturn:

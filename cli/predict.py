@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from vlltr_index.cli.context import Context, pass_context
+from vlltr_index.cli.context import Context, at_option, crops_option, pass_context
 
 
 @click.command("predict")
@@ -13,14 +13,8 @@ from vlltr_index.cli.context import Context, pass_context
 @click.option("--explain", default=3, show_default=True, type=click.IntRange(0), help="Sentences a class.")
 @click.option("--retrieval", type=click.Choice(["faiss", "exhaustive"]), default="faiss", show_default=True)
 @click.option("--reject", is_flag=True, help='Say "none of these" where 95 % of known images are likelier.')
-@click.option(
-    "--crops",
-    default=1,
-    show_default=True,
-    type=int,
-    help="Crops of each image: 1, or 5 (centre and corners).",
-)
-@click.option("--at", type=click.IntRange(1), metavar="ID", help="Answer as of this commit.")
+@crops_option
+@at_option("Answer as of this commit.")
 @pass_context
 def predict_command(
     context: Context,
@@ -57,14 +51,8 @@ def predict_command(
 @click.argument("image", metavar="IMG")
 @click.option("--class", "name", required=True, help="The class to explain.")
 @click.option("--against", help="Another class: why the one and not the other.")
-@click.option(
-    "--crops",
-    default=1,
-    show_default=True,
-    type=int,
-    help="Crops of each image: 1, or 5 (centre and corners).",
-)
-@click.option("--at", type=click.IntRange(1), metavar="ID", help="Answer as of this commit.")
+@crops_option
+@at_option("Answer as of this commit.")
 @pass_context
 def explain_command(
     context: Context, image: str, name: str, against: str | None, crops: int, at: int | None

@@ -7,7 +7,6 @@ import resource
 import shlex
 import sys
 import time
-from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,8 +99,7 @@ def quickstart_command(context: Context, size: str | None, directory: str | None
         if step.title == _ACCURACY and size == "short":
             _committed_baseline(context)
     minutes = (time.monotonic() - started) / 60
-    if context.as_json:
-        context.emit({"workspace": str(folder), "steps": journal.steps, "minutes": round(minutes, 2)})
+    context.show({"workspace": str(folder), "steps": journal.steps, "minutes": round(minutes, 2)}, ())
     context.say(f"\nDone in {minutes:.1f} minutes. The workspace is {folder}; look around with:")
     typed = shlex.quote(str(folder))
     context.say(f"  vlltr -w {typed} status")
@@ -136,12 +134,9 @@ def _showing(folder: Path, size: str, data: Any) -> list[Step]:
 
     known, unseen = _sample_classes(data)
     samples = folder / "samples"
-    make: list[Callable[[], Path]] = [
-        lambda: write_sample(data.images, "test", known, samples / "known.png"),
-        lambda: write_sample(data.images, "dev_test", unseen, samples / "unseen.png"),
-        lambda: write_text(data.heldout_classes("dev")[unseen], samples / "unseen.txt"),
-    ]
-    known_png, unseen_png, unseen_txt = (str(one()) for one in make)
+    known_png = str(write_sample(data.images, "test", known, samples / "known.png"))
+    unseen_png = str(write_sample(data.images, "dev_test", unseen, samples / "unseen.png"))
+    unseen_txt = str(write_text(data.heldout_classes("dev")[unseen], samples / "unseen.txt"))
     after = "; after seconds of training the new class need not win yet" if size == "fast" else ""
     steps = [
         Step(f"A rare character, explained ({known})", ("predict", known_png, "--top", "2"), shows=True),
@@ -154,7 +149,7 @@ def _showing(folder: Path, size: str, data: Any) -> list[Step]:
     ]
     if size != "fast":
         dev = {k: v for k, v in data.heldout_classes("dev").items() if k != unseen}
-        manifest = folder / "samples" / "dev-classes.json"
+        manifest = samples / "dev-classes.json"
         manifest.write_text(json.dumps(dev, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         steps += [
             Step(

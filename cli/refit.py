@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from vlltr_index.cli.context import Context, pass_context
+from vlltr_index.cli.context import Context, pass_context, set_option
 
 __all__ = ["refit_command"]
 
 
 @click.command("refit")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value; repeatable.")
+@set_option
 @pass_context
 def refit_command(context: Context, overrides: tuple[str, ...]) -> None:
     """Train the head again, on stored vectors, over all classes that have images by now.
@@ -23,6 +23,4 @@ def refit_command(context: Context, overrides: tuple[str, ...]) -> None:
 
     workspace = context.open()
     config = override(workspace.recipe, overrides, ("lgr",)).lgr
-    with context.progress() as progress:
-        report = refit(workspace, config, progress)
-    context.show(report)
+    context.show(refit(workspace, config, context.progress))

@@ -18,11 +18,9 @@ if TYPE_CHECKING:
 __all__ = [
     "broken",
     "difference_lines",
-    "evaluation_notes",
     "evaluation_table",
     "explanation_lines",
     "percent",
-    "points",
     "prediction_lines",
     "show_progress",
     "table",
@@ -33,19 +31,11 @@ _PLAIN_EVERY = 10.0  # seconds between two plain lines of one step
 
 
 @contextmanager
-def show_progress(console: Console, quiet: bool) -> Iterator[Progress]:
+def show_progress(console: Console) -> Iterator[Progress]:
     """Yield a progress callback that draws on `console`, a bar a step; plain lines where it is no terminal."""
-    if quiet:
-        yield lambda step, done, total: None
-    elif console.is_terminal:
-        with _bars(console) as report:
-            yield report
-    else:
+    if not console.is_terminal:
         yield _plain(console)
-
-
-@contextmanager
-def _bars(console: Console) -> Iterator[Progress]:
+        return
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -64,7 +54,7 @@ def _bars(console: Console) -> Iterator[Progress]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with RichProgress(*columns, console=console, transient=False) as bars:
+    with RichProgress(*columns, console=console) as bars:
         tasks: dict[str, TaskID] = {}
 
         def report(step: str, done: int, total: int | None) -> None:
@@ -102,11 +92,6 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-def points(value: float) -> str:
-    """Points of cosine similarity, signed."""
-    return f"{value:+.3f}"
-
-
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> Table:
     """A rich table whose first `left` columns are text and the others numbers."""
     from rich import box
@@ -135,17 +120,24 @@ def prediction_lines(prediction: Prediction, width: int | None = None) -> list[s
         closest = ", ".join(f"{s.name} {percent(s.probability)} %" for s in prediction.classes[:3])
         return [*lines, f"  none of these (closest: {closest})"]
     for score in prediction.classes:
-        cosine = f"; cosine {score.cosine:.3f}" if score.sentences else ""
-        lines.append(f"  {percent(score.probability):>5} %  {score.name}   ({_parts(score)}{cosine})")
-        if score.sentences:
-            lines.append(f"{_INDENT}effect   share")
-        for s in score.sentences:
-            numbers = f"{_INDENT}{points(s.effect)}  {points(s.share)}  "
-            lines += broken(numbers, f"{s.text}  [{s.source}]", width)
+        lines += _score_lines(score, width)
     if any(score.sentences for score in prediction.classes):
         lines.append("  effect: what the cosine, the sum of all shares, loses without the sentence")
         lines += _silent(prediction.classes)
     return lines
+
+
+def _score_lines(score: ClassScore, width: int | None, attention: bool = False) -> Iterator[str]:
+    """A class with both parts, and its sentences below, where there are any."""
+    cosine = f"; cosine {score.cosine:.3f}" if score.sentences or attention else ""
+    yield f"  {percent(score.probability):>5} %  {score.name}   ({_parts(score)}{cosine})"
+    if cosine:
+        yield f"{_INDENT}effect   share{'  attention' if attention else ''}"
+    for s in score.sentences:
+        more = f"{s.attention:.3f}  " if attention else ""
+        yield from broken(
+            f"{_INDENT}{s.effect:+.3f}  {s.share:+.3f}  {more}", f"{s.text}  [{s.source}]", width
+        )
 
 
 def broken(before: str, text: str, width: int | None) -> list[str]:
@@ -177,13 +169,7 @@ def explanation_lines(image: str, scores: Sequence[ClassScore], width: int | Non
     """One class, or two side by side, with all their anchor sentences, broken at `width` columns."""
     lines = [image]
     for score in scores:
-        lines.append(
-            f"  {percent(score.probability):>5} %  {score.name}   ({_parts(score)}; cosine {score.cosine:.3f})"
-        )
-        lines.append(f"{_INDENT}effect   share  attention")
-        for s in score.sentences:
-            numbers = f"{_INDENT}{points(s.effect)}  {points(s.share)}  {s.attention:.3f}  "
-            lines += broken(numbers, f"{s.text}  [{s.source}]", width)
+        lines += _score_lines(score, width, attention=True)
     if len(scores) == 2:
         first, second = scores
         lead = "the text" if first.cosine > second.cosine else "not the text"
@@ -222,8 +208,3 @@ def difference_lines(report: EvaluationReport) -> list[str]:
     for name, d in report.differences.items():
         lines.append(f"  {name:<8} {100 * d.value:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]")
     return lines
-
-
-def evaluation_notes(report: EvaluationReport) -> list[str]:
-    """What a reader must know of the rows, one line each."""
-    return [f"{name}: {note}" for name, note in report.notes.items()]

@@ -26,15 +26,11 @@ def report_command(context: Context, out: str | None, split: str, against: str |
     from vlltr_index.cli.render import percent
     from vlltr_index.pipelines.report import write_report
 
-    workspace = context.open()
-    with context.progress() as progress:
-        done = write_report(workspace, existing(out) if out else None, split, against, progress)
-    if context.as_json:
-        context.emit(done)
-        return
+    target = existing(out) if out else None
+    done = write_report(context.open(), target, split, against, context.progress)
     if done.top1:
         said = ", ".join(f"{shot} {percent(value.value)}" for shot, value in done.top1.items())
         context.say(f"{done.images:,} images of split {split}, top-1 accuracy in %: {said}")
     for part in done.missing:
         context.say(f"Not in it: {part.why}. {part.mend}")
-    click.echo(f"Wrote {done.path} ({done.bytes / 2**20:.1f} MiB).")
+    context.show(done, [f"Wrote {done.path} ({done.bytes / 2**20:.1f} MiB)."], always=True)

@@ -37,20 +37,20 @@ def images(context: Context, text: str, split: str | None, top: int, out: str | 
 
     target = check_target(existing(out)) if out else None
     workspace = context.open()
-    with context.progress() as progress:
-        found = search_images(workspace, text, split=split, top=top, compare=compare, progress=progress)
+    found = search_images(workspace, text, split=split, top=top, compare=compare, progress=context.progress)
     if target is not None:
         title = f'"{text}" among {found.searched:,} images' + (f" of split {split}" if split else "")
         write_sheet(target, title, _panels(workspace, found))
-    if context.as_json:
-        context.emit({**asdict(found), "sheet": str(target) if target else None})
-        return
-    for heading, hits in ((_TRAINED, found.hits), (_BASE, found.base)):
-        if hits is not None:
-            if found.base is not None:
-                click.echo(f"{heading}:")
-            for hit in hits:
-                click.echo(f"{hit.similarity:+.3f}  {hit.class_name}  [{hit.split}]  {hit.uri}")
+    sides = [("", found.hits)] if found.base is None else [(_TRAINED, found.hits), (_BASE, found.base)]
+    lines = [
+        line
+        for heading, hits in sides
+        for line in (
+            *([f"{heading}:"] if heading else []),
+            *(f"{hit.similarity:+.3f}  {hit.class_name}  [{hit.split}]  {hit.uri}" for hit in hits),
+        )
+    ]
+    context.show({**asdict(found), "sheet": str(target) if target else None}, lines, always=True)
     if found.without_vector:
         context.say(f"{found.without_vector:,} images have no vector yet: vlltr embed")
     if target is not None:

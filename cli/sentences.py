@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import click
 
-from vlltr_index.cli.classes import dry_run_option
-from vlltr_index.cli.context import Context, existing, pass_context
-
-__all__ = ["sentences_command"]
+from vlltr_index.cli.context import Context, dry_run_option, existing, pass_context
 
 
 @click.group("sentences")
@@ -25,12 +22,8 @@ def add(context: Context, name: str, sentences: tuple[str, ...], text: str | Non
     """Add sentences to CLASS; its anchors are selected again."""
     from vlltr_index.classes import add_sentences
 
-    workspace = context.open()
-    with context.progress() as progress:
-        report = add_sentences(
-            workspace, name, sentences, existing(text) if text else None, dry_run, progress
-        )
-    context.show(report)
+    file = existing(text) if text else None
+    context.show(add_sentences(context.open(), name, sentences, file, dry_run, context.progress))
 
 
 @sentences_command.command("remove")
@@ -43,6 +36,4 @@ def remove(context: Context, name: str, ids: tuple[str, ...], matching: str | No
     """Take sentences from CLASS, by id (`vlltr classes show CLASS --all`) or by what they say."""
     from vlltr_index.classes import remove_sentences
 
-    workspace = context.open()
-    with context.progress() as progress:
-        context.show(remove_sentences(workspace, name, ids, matching, dry_run, progress))
+    context.show(remove_sentences(context.open(), name, ids, matching, dry_run, context.progress))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vlltr_index.cli.context import Context, pass_context
+from vlltr_index.cli.context import Context, pass_context, set_option
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
@@ -42,9 +42,7 @@ def embed_command(
     """
     from vlltr_index.pipelines.embed import embed
 
-    workspace = context.open()
-    with context.progress() as progress:
-        report = embed(workspace, views, progress, force, engine, actors)
+    report = embed(context.open(), views, context.progress, force, engine, actors)
     lines = [
         f"Embedded {many(report.sentences, 'sentence')} ({report.sentences_before:,} there before) and"
         f" {many(report.images, 'image vector')} ({report.images_before:,} there before)."
@@ -60,7 +58,7 @@ def embed_command(
 
 
 @click.command("select")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value; repeatable.")
+@set_option
 @pass_context
 def select_command(context: Context, overrides: tuple[str, ...]) -> None:
     """Score each sentence against the class image sets and keep the best of each class as anchors (AnSS)."""
@@ -68,8 +66,7 @@ def select_command(context: Context, overrides: tuple[str, ...]) -> None:
     from vlltr_index.schemas.recipes import override
 
     workspace = context.open()
-    with context.progress() as progress:
-        report = select(workspace, override(workspace.recipe, overrides, ("select",)).select, progress)
+    report = select(workspace, override(workspace.recipe, overrides, ("select",)).select, context.progress)
     classes = many(report.classes, "class", "classes")
     lines = [
         f"Selected {many(report.anchors, 'anchor')} of {many(report.sentences, 'sentence')} for {classes}"
@@ -95,9 +92,7 @@ def index_command(context: Context, kind: str, plan_only: bool) -> None:
     """Build the index over the anchors; its kind goes by their number."""
     from vlltr_index.pipelines.build_index import index_anchors
 
-    workspace = context.open()
-    with context.progress() as progress:
-        report = index_anchors(workspace, kind, plan_only, progress)
+    report = index_anchors(context.open(), kind, plan_only, context.progress)
     verb = "Would build" if plan_only else "Built"
     what = f"a {report.kind} index over {report.anchors:,} anchors of width {report.dim}"
     context.show(report, [f"{verb} {what if report.anchors else 'no index'}: {report.reason}."])

@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vlltr_index.cli.context import Context, pass_context
+from vlltr_index.cli.context import Context, pass_context, set_option
 from vlltr_index.errors import PeerError, UsageError, VlltrError
 from vlltr_index.schemas.records import BASELINES
-from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from vlltr_index.pipelines.training import TrainReport
     from vlltr_index.schemas.config import Recipe
-    from vlltr_index.schemas.records import Progress
     from vlltr_index.store.workspace import Workspace
 
 
@@ -32,9 +30,7 @@ _STARTED = "VLLTR_STARTED"  # set for the processes that `--processes` starts
 
 def _options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
-        click.option(
-            "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value; repeatable."
-        ),
+        set_option,
         click.option(
             "--recipe",
             metavar="NAME",
@@ -58,26 +54,23 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _recipe(
-    workspace: Workspace,
-    name: str | None,
-    overrides: tuple[str, ...],
-    seed: int | None,
-    part: str,
+    workspace: Workspace, recipe: str | None, overrides: tuple[str, ...], seed: int | None, part: str = ""
 ) -> Recipe:
+    """What to train by: of another recipe the section `part` alone counts, or all where none is named."""
     from vlltr_index.schemas.recipes import load_recipe, override
 
-    values = [f"{part}.seed={seed}"] if seed is not None else []
-    recipe = load_recipe(name) if name else workspace.recipe
-    if name and part and recipe.encoder != workspace.recipe.encoder and _speaks():
+    chosen = load_recipe(recipe) if recipe else workspace.recipe
+    if part and chosen.encoder != workspace.recipe.encoder and _speaks():
         _log.warning(
             "of recipe %s only the section [%s] is used: the encoder stays %s, as in vlltr.toml"
             " (vlltr train all --recipe %s takes it as a whole)",
-            recipe.name,
+            chosen.name,
             part,
             workspace.recipe.encoder.model,
-            name,
+            recipe,
         )
-    return override(recipe, (*overrides, *values), (part,) if part else ())
+    seeds = [f"{one}.seed={seed}" for one in ([part] if part else ["cvlp", "lgr"]) if seed is not None]
+    return override(chosen, (*overrides, *seeds), (part,) if part else ())
 
 
 def _speaks() -> bool:
@@ -137,16 +130,15 @@ def _shared_out(processes: int) -> bool:
 
 
 @contextmanager
-def _training(context: Context) -> Iterator[Progress]:
-    """Progress of a training command, and a quiet end where another process says what was wrong."""
+def _training(context: Context) -> Iterator[None]:
+    """A run of a training command, which ends quietly where another process says what was wrong."""
     from vlltr_index.train.distributed import leave, world
 
     if not _speaks():
         context.quiet, context.as_json = True, False
         logging.getLogger("vlltr_index").setLevel(logging.WARNING)
     try:
-        with context.progress() as progress:
-            yield progress
+        yield
     except PeerError as error:
         raise click.exceptions.Exit(error.exit_code) from None
     except RuntimeError:
@@ -158,6 +150,26 @@ def _training(context: Context) -> Iterator[Progress]:
     leave()
 
 
+def _stage(
+    context: Context,
+    part: str,
+    train: Callable[..., TrainReport],
+    following: str,
+    processes: int,
+    resume: bool,
+    **given: Any,
+) -> None:
+    """Train by the section `part` of the recipe, in one process or several, and show what came of it."""
+    workspace = context.open()
+    config = getattr(_recipe(workspace, part=part, **given), part)
+    if getattr(config, "live", True) and _shared_out(processes):
+        return
+    with _training(context):
+        report = train(workspace, config, context.progress, resume=resume)
+    after = "vlltr embed" if getattr(config, "tune", "head") != "head" else following
+    context.show(report, [*report.lines(), f"Next: {after}"])
+
+
 @click.group("train")
 def train_command() -> None:
     """Train the encoder (cvlp), the head (lgr), both, or a baseline."""
@@ -166,37 +178,17 @@ def train_command() -> None:
 @train_command.command("cvlp")
 @_options
 @pass_context
-def cvlp(
-    context: Context,
-    processes: int,
-    resume: bool,
-    seed: int | None,
-    recipe: str | None,
-    overrides: tuple[str, ...],
-) -> None:
+def cvlp(context: Context, /, **given: Any) -> None:
     """Stage 1: class-wise visual-linguistic pre-training of the encoder."""
     from vlltr_index.pipelines.train_cvlp import train_cvlp_stage
 
-    workspace = context.open()
-    chosen = _recipe(workspace, recipe, overrides, seed, "cvlp")
-    if _shared_out(processes):
-        return
-    with _training(context) as progress:
-        report = train_cvlp_stage(workspace, chosen.cvlp, progress, resume=resume)
-    _show(context, report, "vlltr embed")
+    _stage(context, "cvlp", train_cvlp_stage, "vlltr embed", **given)
 
 
 @train_command.command("lgr")
 @_options
 @pass_context
-def lgr(
-    context: Context,
-    processes: int,
-    resume: bool,
-    seed: int | None,
-    recipe: str | None,
-    overrides: tuple[str, ...],
-) -> None:
+def lgr(context: Context, /, **given: Any) -> None:
     """Stage 2: the language-guided recognition head, on stored vectors.
 
     With `--set lgr.tune=visual`, or `lora` for low-rank adapters, the visual tower learns too; run `vlltr embed` after
@@ -204,27 +196,13 @@ def lgr(
     """
     from vlltr_index.pipelines.train_lgr import train_lgr_stage
 
-    workspace = context.open()
-    chosen = _recipe(workspace, recipe, overrides, seed, "lgr")
-    config = chosen.lgr
-    if config.live and _shared_out(processes):
-        return
-    with _training(context) as progress:
-        report = train_lgr_stage(workspace, config, progress, resume=resume)
-    _show(context, report, "vlltr embed" if config.tune != "head" else "vlltr index")
+    _stage(context, "lgr", train_lgr_stage, "vlltr index", **given)
 
 
 @train_command.command("all")
 @_options
 @pass_context
-def everything(
-    context: Context,
-    processes: int,
-    resume: bool,
-    seed: int | None,
-    recipe: str | None,
-    overrides: tuple[str, ...],
-) -> None:
+def everything(context: Context, /, processes: int, resume: bool, **given: Any) -> None:
     """Both stages and what lies between: cvlp, embed, select, lgr, index.
 
     A recipe, and every value set, becomes the workspace's own: vlltr.toml says so from then on. A recipe is taken as a
@@ -234,40 +212,25 @@ def everything(
     from vlltr_index.train.distributed import meet
 
     workspace = context.open()
-    chosen = _recipe(workspace, recipe, overrides, None, "")
-    if seed is not None:
-        from vlltr_index.schemas.recipes import override
-
-        chosen = override(chosen, (f"cvlp.seed={seed}", f"lgr.seed={seed}"))
+    chosen = _recipe(workspace, **given)
     if _shared_out(processes):
         return
-    with _training(context) as progress:
+    with _training(context):
         meet()
         if adopt_recipe(workspace, chosen):
             context.say(
                 f"Recipe {chosen.name} is the workspace's own now: {workspace.storage.at('vlltr.toml')}"
             )
-        reports = train_all(workspace, chosen, progress, resume=resume)
-    if context.as_json:
-        context.emit(reports)
-    for note in reports["train lgr"].notes:
-        context.say(note)
-    context.say("Trained, embedded, selected and indexed. Next: vlltr evaluate --split test")
+        reports = train_all(workspace, chosen, context.progress, resume=resume)
+    following = "Trained, embedded, selected and indexed. Next: vlltr evaluate --split test"
+    context.show(reports, [*reports["train lgr"].notes, following])
 
 
 @train_command.command("baseline")
 @click.argument("name", type=click.Choice(["fc", *BASELINES, "rest"]))
 @_options
 @pass_context
-def baseline(
-    context: Context,
-    name: str,
-    processes: int,
-    resume: bool,
-    seed: int | None,
-    recipe: str | None,
-    overrides: tuple[str, ...],
-) -> None:
+def baseline(context: Context, /, name: str, processes: int, resume: bool, **given: Any) -> None:
     """A baseline with the same encoder and budget; `vlltr evaluate` shows each as a row.
 
     `fc` trains the same visual tower with a linear layer under cross-entropy. The others are made from stored
@@ -277,50 +240,20 @@ def baseline(
     `tip-adapter` (a cache of at most 16 images a class). What they choose from is in the recipe's section `baselines`;
     split val chooses, never test.
     """
+    from vlltr_index.pipelines.baselines import train_baseline, train_baseline_stage
+
+    following = "vlltr evaluate --split test"
+    if name == "fc":
+        _stage(context, "baseline", train_baseline_stage, following, processes, resume, **given)
+        return
+    if processes > 1:
+        raise click.UsageError(f"baseline {name} is made in one process; --processes is for fc")
     workspace = context.open()
-    if name != "fc":
-        if processes > 1:
-            raise click.UsageError(f"baseline {name} is made in one process; --processes is for fc")
-        _from_vectors(context, workspace, name, _recipe(workspace, recipe, overrides, seed, "baselines"))
-        return
-    from vlltr_index.pipelines.baselines import train_baseline_stage
-
-    chosen = _recipe(workspace, recipe, overrides, seed, "baseline")
-    if _shared_out(processes):
-        return
-    with _training(context) as progress:
-        report = train_baseline_stage(workspace, chosen.baseline, progress, resume=resume)
-    _show(context, report, "vlltr evaluate --split test")
-
-
-def _from_vectors(context: Context, workspace: Workspace, name: str, recipe: Recipe) -> None:
-    """Make one baseline on stored vectors, or all of them, and say what was chosen."""
-    from vlltr_index.pipelines.baselines import train_baseline
-
+    config = _recipe(workspace, part="baselines", **given).baselines
     made = {}
     for one in BASELINES if name == "rest" else (name,):
-        with context.progress() as progress:
-            rows = train_baseline(workspace, one, recipe.baselines, progress)
-        for row in rows:
+        for row in train_baseline(workspace, one, config, context.progress):
             made[row.label] = {"settings": row.settings, "note": row.note}
             chosen = ", ".join(f"{key} {value}" for key, value in row.settings.items())
             context.say(": ".join(filter(None, (row.label, "; ".join(filter(None, (chosen, row.note)))))))
-    if context.as_json:
-        context.emit(made)
-    context.say("Next: vlltr evaluate --split test")
-
-
-def _show(context: Context, report: TrainReport, following: str) -> None:
-    epochs = f", {report.epochs} epochs" if report.epochs else ""
-    again = " (resumed)" if report.resumed else ""
-    lines = [
-        f"Trained {report.what} on {many(report.images, 'image')} of {many(report.classes, 'class', 'classes')}"
-        f"{epochs}{again}: {report.digest[:16]}"
-    ]
-    if report.held_images or report.held_classes:
-        classes = f" and {many(report.held_classes, 'class', 'classes')}" if report.held_classes else ""
-        lines.append(
-            f"Kept out, so that train lgr weighs its parts on what this stage never saw:"
-            f" {many(report.held_images, 'image')}{classes} (cvlp.hold_out, cvlp.hold_out_classes)"
-        )
-    context.show(report, [*lines, *report.notes, f"Next: {following}"])
+    context.show(made, [f"Next: {following}"])

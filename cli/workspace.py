@@ -6,7 +6,7 @@ import shlex
 
 import click
 
-from vlltr_index.cli.context import Context, pass_context
+from vlltr_index.cli.context import Context, pass_context, set_option
 
 
 @click.command("init")
@@ -19,7 +19,7 @@ from vlltr_index.cli.context import Context, pass_context
     help="What every class's prompts are made from: the 80 templates that CLIP was evaluated with, or a file with"
     " one a line, {} for the class; default: the recipe's.",
 )
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value; repeatable.")
+@set_option
 @pass_context
 def init_command(
     context: Context,
@@ -47,8 +47,7 @@ def init_command(
 
         check_source(chosen.encoder.model, chosen.encoder.pretrained)
     workspace = Workspace.create(directory, chosen)
-    if context.as_json:
-        context.emit({"workspace": workspace.address, "recipe": workspace.recipe.name})
+    context.show({"workspace": workspace.address, "recipe": workspace.recipe.name}, ())
     if workspace.history.last().id:
         context.say(f"The workspace {workspace.address} is there already, and stays as it is.")
         context.say(f"Next: vlltr -w {shlex.quote(directory)} status")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tomllib
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -24,7 +23,6 @@ __all__ = [
     "SelectConfig",
     "WorkspaceConfig",
     "apply_overrides",
-    "load_toml",
     "parse_toml",
     "validate",
     "with_nulls",
@@ -77,24 +75,32 @@ class LoRAConfig(_Config):
     attention: bool = True  # the packed query, key and value matrix of attention too
 
 
-class CVLPConfig(_Config):
+class _Training(_Config):
+    """What all trainings of a tower or a head have."""
+
+    epochs: int = Field(default=10, ge=1)
+    batch_size: int = Field(default=256, ge=2, le=1_000_000)  # global
+    min_lr: float = Field(default=0.0, ge=0)  # what the cosine ends at
+    weight_decay: float = Field(default=0.05, ge=0)
+    clip_grad: float | None = Field(default=1.0, gt=0)
+    sampler_power: float = Field(default=0.5, ge=0, le=1)  # weight n^-power a sample: 0.5 = square root
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 where the hardware multiplies it fast
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    augment: AugmentConfig = AugmentConfig()
+
+
+class CVLPConfig(_Training):
     """Stage 1: class-wise visual-linguistic pre-training."""
 
     tune: Literal["full", "lora", "text"] = "full"  # text: the text tower alone, on stored image vectors
     lora: LoRAConfig = LoRAConfig()
-    epochs: int = Field(default=10, ge=1)
-    batch_size: int = Field(default=256, ge=2, le=1_000_000)  # global
     lr: float = Field(default=5e-5, gt=0)
-    min_lr: float = Field(default=0.0, ge=0)  # what the cosine ends at
     text_lr: float | None = Field(default=None, ge=0)  # of the text tower; none: lr; 0 freezes it
-    weight_decay: float = Field(default=0.05, ge=0)
     warmup_epochs: float = Field(default=0.5, ge=0, le=1_000_000)
-    clip_grad: float | None = Field(default=1.0, gt=0)
     batch_norm: Literal["train", "eval"] = "train"  # eval: statistics stay those of the weights
-    sampler_power: float = Field(default=0.5, ge=0, le=1)  # weight n^-power a sample: 0.5 = square root
     ccl_weight: float = Field(default=1.0, ge=0)  # lambda of Eq. 3, and distillation_weight 1 - lambda
     ccl_reduction: Literal["sum", "mean"] = "mean"
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     distillation: Literal["none", "full", "paired"] = "none"
     distillation_weight: float = Field(default=0.0, ge=0)
     distillation_scale: Literal["teacher", "student"] = "teacher"  # whose 1 / tau the teacher's logits have
@@ -108,15 +114,12 @@ class CVLPConfig(_Config):
     temperature: float | None = Field(default=None, gt=0)  # tau to start from; none: the encoder's own
     learn_scale: bool = True
     max_scale: float | None = Field(default=100.0, gt=1)  # of 1 / tau, after each step; none: no bound
-    precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 where the hardware multiplies it fast
     hold_out: int = Field(
         default=300, ge=0, le=1_000_000
     )  # most images kept out, to weigh parts on; never over a tenth
     hold_out_classes: bool = True  # keep one class in 50 out, at most 20, where there are 100; see holdout
     workers: int = Field(default=2, ge=0, le=1_000)
     checkpoint_every: int = Field(default=1, ge=1, le=1_000_000)  # epochs
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    augment: AugmentConfig = AugmentConfig()
 
 
 class SelectConfig(_Config):
@@ -136,30 +139,25 @@ class SelectConfig(_Config):
         return self
 
 
-class LGRConfig(_Config):
-    """Stage 2: the language-guided recognition head."""
+class LGRConfig(_Training):
+    """Stage 2: the language-guided recognition head.
+
+    `epochs` are those of `tune = "visual"` and of the protocols; else the held-out loss says when. `clip_grad` counts
+    where images pass the tower, not on stored vectors; `precision` is that of such a tower, the head keeps float32.
+    """
 
     tune: Literal["head", "visual", "lora"] = "head"  # visual, lora: the visual tower too
     lora: LoRAConfig = LoRAConfig()
     views: int = Field(default=4, ge=1)  # plain + augmented views of stored vectors (tune = head)
-    epochs: int = Field(
-        default=10, ge=1
-    )  # of tune = "visual" and of the protocols; else the held-out loss says when
-    batch_size: int = Field(default=256, ge=2, le=1_000_000)
     lr: float = Field(default=1e-3, gt=0)
-    min_lr: float = Field(default=0.0, ge=0)  # as in stage 1
     projection_lr: float = Field(default=1e-4, ge=0)
     encoder_lr: float = Field(default=1e-5, ge=0)
-    weight_decay: float = Field(default=0.05, ge=0)
     warmup_epochs: float = Field(default=0.2, ge=0, le=1_000_000)
-    clip_grad: float | None = Field(default=1.0, gt=0)  # where images pass the tower, not on stored vectors
     batch_norm: Literal["train", "eval"] = "eval"  # of a tower that is tuned
-    sampler_power: float = Field(default=0.5, ge=0, le=1)
     mixup: float = Field(default=0.0, ge=0)  # the beta distribution's parameter; images pass the tower then
     cutmix: float = Field(default=0.0, ge=0)
     visual: Literal["linear", "mlp", "cosine"] = "linear"
     logit_adjustment: float = Field(default=1.0, ge=0)  # times the log of the sampler's prior; 0 = plain
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     learn_scale: bool = False
     max_scale: float | None = Field(default=100.0, gt=1)
     normalise_values: bool = False
@@ -167,9 +165,6 @@ class LGRConfig(_Config):
     loss_bias: bool = True  # attention less beta times an anchor's AnSS loss; beta is learned
     anchor_dropout: float = Field(default=0.3, ge=0, lt=1)  # chance of each anchor to be left out of a step
     strays: float = Field(default=0.25, ge=0, le=10)  # anchors of other classes beside each of a class's own
-    precision: Literal["fp32", "bf16", "auto"] = "fp32"  # of a tower that images pass; the head keeps float32
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    augment: AugmentConfig = AugmentConfig()
 
     @property
     def live(self) -> bool:
@@ -184,26 +179,16 @@ class FusionConfig(_Config):
     alpha: float = Field(default=0.5, ge=0, le=1)  # of the visual branch, under the rule `paper`
 
 
-class BaselineConfig(_Config):
+class BaselineConfig(_Training):
     """The image-only baseline: the visual tower and a linear layer under cross-entropy."""
 
-    epochs: int = Field(default=10, ge=1)
-    batch_size: int = Field(default=256, ge=2, le=1_000_000)
     lr: float = Field(default=5e-5, gt=0)
-    min_lr: float = Field(default=0.0, ge=0)  # what the cosine ends at
-    weight_decay: float = Field(default=0.05, ge=0)
     warmup_epochs: float = Field(default=0.5, ge=0, le=1_000_000)
-    clip_grad: float | None = Field(default=1.0, gt=0)
-    sampler_power: float = Field(default=0.5, ge=0, le=1)
     mixup: float = Field(default=0.0, ge=0)  # as in stage 2
     cutmix: float = Field(default=0.0, ge=0)
     logit_adjustment: float = Field(default=0.0, ge=0)  # in training; 0 = plain cross-entropy
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 where the hardware multiplies it fast
     workers: int = Field(default=2, ge=0, le=1_000)
     checkpoint_every: int = Field(default=1, ge=1, le=1_000_000)
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    augment: AugmentConfig = AugmentConfig()
 
 
 class BaselinesConfig(_Config):
@@ -276,18 +261,6 @@ def with_nulls(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]
         elif value == "none" and type(None) in get_args(kind):
             result[name] = None
     return result
-
-
-def load_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file.
-
-    Raises:
-        ConfigError: If it is missing, is not UTF-8 or is not TOML.
-    """
-    try:
-        return parse_toml(path.read_bytes(), str(path))
-    except FileNotFoundError:
-        raise ConfigError(f"no such file: {path}", "Check the path.") from None
 
 
 def parse_toml(data: bytes, where: str) -> dict[str, Any]:

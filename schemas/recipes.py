@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from vlltr_index.errors import ConfigError, UsageError
-from vlltr_index.schemas.config import Recipe, apply_overrides, load_toml, validate, with_nulls
+from vlltr_index.schemas.config import Recipe, apply_overrides, parse_toml, validate, with_nulls
 
 __all__ = ["list_recipes", "load_recipe", "override"]
 
@@ -42,7 +42,7 @@ def load_recipe(
         close = get_close_matches(name, list_recipes(), n=1)
         hint = f"Did you mean {close[0]}? " if close else ""
         raise UsageError(f"no recipe {name!r}", f"{hint}There are: {', '.join(list_recipes())}.")
-    values = load_toml(path)
+    values = parse_toml(path.read_bytes(), str(path))
     if encoder is not None:
         model, _, pretrained = encoder.partition(":")
         if pretrained and Path(pretrained).expanduser().exists():

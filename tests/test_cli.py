@@ -14,8 +14,8 @@ from pathlib import Path
 import click
 import pytest
 
+from benchmarks.reference import commands
 from tests.commands import run
-from vlltr_index.cli.reference import commands
 from vlltr_index.store.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 def test_every_command_has_help_and_a_docs_entry() -> None:
     """`docs/commands.md` is what the program says of itself, and no command or option goes without help."""
     page = subprocess.run(  # in a fresh process: click remembers how a command was asked for help first
-        [sys.executable, "-m", "vlltr_index.cli.reference"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "benchmarks.reference"], capture_output=True, text=True, check=True
     ).stdout
     assert (ROOT / "docs" / "commands.md").read_text(encoding="utf-8") == page
     for path, command in commands():
@@ -37,7 +37,7 @@ def test_every_command_has_help_and_a_docs_entry() -> None:
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
-        (("predikt",), 2, "Error: No such command 'predikt'. Did you mean 'predict'?"),
+        (("predikt",), 2, "Error: No such command 'predikt'. (Did you mean one of: 'predict', 'refit'?)"),
         (("predict",), 2, "Error: Missing argument 'IMG...'."),
         (("init", "{tmp}/new", "--recipe", "glyphs_lt/our"), 2, "Error: no recipe 'glyphs_lt/our'"),
         (

@@ -14,8 +14,9 @@ import pytest
 
 from tests.commands import run
 from vlltr_index.classes import NewClass, add_classes
-from vlltr_index.cli.ui import render, server
+from vlltr_index.cli.ui import server
 from vlltr_index.cli.ui import service as service_module
+from vlltr_index.cli.ui.render import piece
 from vlltr_index.cli.ui.security import POLICY, Guard
 from vlltr_index.cli.ui.service import Desk
 from vlltr_index.errors import InputError, UsageError, WorkspaceError
@@ -142,19 +143,18 @@ def test_every_text_is_escaped(desk: Desk, pictures: Path) -> None:
     assert name == HOSTILE
     one = found.look(name, {found.look(name).sentences[0].sentence_id})
     pieces = [
-        render.best_html(best, name),
-        render.sentences_html(one),
-        render.comparison_html(found.compare(name, best[1].name)),
-        render.comparison_html(found.compare(best[1].name, name)),
-        render.added_html(report),
-        render.error_html(InputError(HOSTILE, HOSTILE)),
-        render.status_html(HOSTILE, 1, 2, True),
-        render.undone_html(HOSTILE, desk.undo(last(desk))),
+        piece("best", best, name),
+        piece("sentences", one),
+        piece("comparison", found.compare(name, best[1].name)),
+        piece("comparison", found.compare(best[1].name, name)),
+        piece("notice", report.lines()),
+        piece("error", InputError(HOSTILE, HOSTILE)),
+        piece("status", HOSTILE, 1, 2, True),
     ]
-    for piece in pieces:
-        assert "<img" not in piece
-        assert "&lt;img src=x onerror=alert(1)&gt;" in piece
-        assert 'alert(1)> & "' not in piece
+    for shown in pieces:
+        assert "<img" not in shown
+        assert "&lt;img src=x onerror=alert(1)&gt;" in shown
+        assert 'alert(1)> & "' not in shown
 
 
 @pytest.fixture

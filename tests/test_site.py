@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from vlltr_index.cli.shapes import MODULES, public, shapes
+from benchmarks.shapes import MODULES, public, shapes
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted({path.stem for path in (ROOT / "docs").glob("*.md")} | {"shapes"})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["many"]
+from collections.abc import Iterable
+
+__all__ = ["many", "some"]
 
 
 def many(count: int, one: str, several: str | None = None) -> str:
@@ -14,3 +16,9 @@ def many(count: int, one: str, several: str | None = None) -> str:
         several: The same for any other count; by default `one` with an s.
     """
     return f"{count:,} {one if count == 1 else several or one + 's'}"
+
+
+def some(names: Iterable[str], most: int = 3) -> str:
+    """The first few of `names`, and how many more there are."""
+    shown = [repr(name) for name in names]
+    return ", ".join(shown[:most]) + (f" and {len(shown) - most:,} more" if len(shown) > most else "")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 from torch import Tensor
 
-from vlltr_index.cli.ui import render
+from vlltr_index.cli.ui.render import piece
 from vlltr_index.cli.ui.service import MAX_PICTURES, MAX_UPLOAD, Desk, Made, names_of
 from vlltr_index.errors import VlltrError
 from vlltr_index.recognition.counterfactual import Examination, ExaminedClass
@@ -108,7 +108,7 @@ class _Page:
                 self._picture.preprocess = _path
             with gr.Column(scale=3, min_width=280):
                 self._best = gr.HTML(
-                    render.best_html([], None), js_on_load=_CHOOSE, elem_id="vl-best", min_height=120
+                    piece("best", [], None), js_on_load=_CHOOSE, elem_id="vl-best", min_height=120
                 )
         gr.HTML("<h2>Sentences behind the answer</h2>")
         with gr.Row(equal_height=False):
@@ -116,14 +116,14 @@ class _Page:
             self._put_back = gr.Button(
                 "Put all back", interactive=False, scale=1, min_width=160, elem_id="vl-put-back"
             )
-        self._sentences = gr.HTML(render.sentences_html(None), js_on_load=_STRIKE, elem_id="vl-sentences")
+        self._sentences = gr.HTML(piece("sentences", None), js_on_load=_STRIKE, elem_id="vl-sentences")
 
     def _lay_out_comparison(self) -> None:
         gr.HTML("<h2>Why one class and not another</h2>")
         with gr.Row(equal_height=False):
             self._first = gr.Dropdown(label="this class", min_width=200, elem_id="vl-first")
             self._second = gr.Dropdown(label="and not this one", min_width=200, elem_id="vl-second")
-        self._comparison = gr.HTML(render.comparison_html(None), elem_id="vl-comparison")
+        self._comparison = gr.HTML(piece("comparison", None), elem_id="vl-comparison")
 
     def _lay_out_changes(self) -> None:
         gr.HTML("<h2>Add a class</h2>")
@@ -183,7 +183,7 @@ class _Page:
         try:
             found = self._desk.examine(Path(picture))
         except VlltrError as error:
-            return self._draw(Visit()) | {self._notice: render.error_html(error)}
+            return self._draw(Visit()) | {self._notice: piece("error", error)}
         return self._draw(Visit(found.feature, found.answers.scorer.saved.image_fp))
 
     def _choose_there(self, visit: Visit, picture: str | None, event: gr.EventData) -> _Drawing:
@@ -221,8 +221,8 @@ class _Page:
         try:
             report = self._desk.add(name, text, [(Path(p).name, Path(p)) for p in pictures or ()])
         except VlltrError as error:
-            return gr.skip(), gr.skip(), gr.skip(), render.error_html(error)
-        return "", "", None, render.added_html(report)
+            return gr.skip(), gr.skip(), gr.skip(), piece("error", error)
+        return "", "", None, piece("notice", report.lines())
 
     def _take_back(self, visit: Visit) -> str:
         """Undo what the button names."""
@@ -230,9 +230,11 @@ class _Page:
         try:
             report = self._desk.undo(visit.offered or 0)
         except VlltrError as error:
-            return render.error_html(error)
+            return piece("error", error)
         assert offered is not None  # else `undo` refuses
-        return render.undone_html(offered.name, report)
+        said = f"Commit {report.commit} has the state of commit {report.target}."
+        back = f"To have the class back: vlltr rollback {report.commit - 1}"
+        return piece("notice", [f"Undone: the class {offered.name!r} is gone again.", f"{said} {back}"])
 
     # Drawing.
 
@@ -242,7 +244,7 @@ class _Page:
         try:
             found = self._examination(answers, visit, picture)
         except VlltrError as error:
-            found, notice = None, render.error_html(error)
+            found, notice = None, piece("error", error)
             visit = Visit(commit=visit.commit, offered=visit.offered)
         names, number = names_of(answers), answers.bundle.commit
         # What was said of a picture that cannot be shown stays until there is another one.
@@ -250,11 +252,14 @@ class _Page:
         choices, offer = {}, self._desk.offer()
         if (visit.commit, visit.offered) != (number, _commit_of(offer)):
             visit = replace(visit, commit=number, offered=_commit_of(offer))
-            drawn |= self._draw_commit(number, len(names), offer)
+            drawn[self._status] = piece("status", self._name, number, len(names), self._desk.read_only)
+            if not self._desk.read_only:
+                label = f"Undo: add {offer.name!r}" if offer is not None else "Nothing to undo"
+                drawn[self._undo] = gr.update(value=label, interactive=offer is not None)
             choices = {"choices": names}
         best = found.best(_TOP, visit.struck) if found is not None else []
         visit = _settled(visit, best, names)
-        drawn |= {self._visit: visit, self._best: render.best_html(best, visit.chosen)}
+        drawn |= {self._visit: visit, self._best: piece("best", best, visit.chosen)}
         boxes = {self._class: visit.chosen, self._first: visit.first, self._second: visit.second}
         for box, value in boxes.items():
             drawn[box] = gr.update(value=value, interactive=found is not None, **choices)
@@ -269,28 +274,19 @@ class _Page:
             return Examination(answers, visit.feature)
         return self._desk.examine(Path(picture or ""))
 
-    def _draw_commit(self, number: int, classes: int, offer: Made | None) -> _Drawing:
-        drawn: _Drawing = {
-            self._status: render.status_html(self._name, number, classes, self._desk.read_only)
-        }
-        if not self._desk.read_only:
-            label = f"Undo: add {offer.name!r}" if offer is not None else "Nothing to undo"
-            drawn[self._undo] = gr.update(value=label, interactive=offer is not None)
-        return drawn
-
     def _draw_sentences(self, found: Examination | None, visit: Visit) -> _Drawing:
         """Those of the chosen class, and the two classes that are compared."""
         if found is None or visit.chosen is None:
-            empty = {self._sentences: render.sentences_html(None)}
-            return empty | {self._comparison: render.comparison_html(None)}
+            empty = {self._sentences: piece("sentences", None)}
+            return empty | {self._comparison: piece("comparison", None)}
         one: ExaminedClass = found.look(visit.chosen, visit.struck)
         try:
             assert visit.first is not None  # as `_settled` leaves it
             assert visit.second is not None
-            two = render.comparison_html(found.compare(visit.first, visit.second, visit.struck))
+            two = piece("comparison", found.compare(visit.first, visit.second, visit.struck))
         except VlltrError as error:
-            two = render.error_html(error)
-        return {self._sentences: render.sentences_html(one), self._comparison: two}
+            two = piece("error", error)
+        return {self._sentences: piece("sentences", one), self._comparison: two}
 
 
 def _commit_of(offer: Made | None) -> int | None:

@@ -26,7 +26,7 @@ def ui_command(context: Context, host: str, port: int, open_browser: bool, read_
     workspace = context.open()
 
     def ready(address: str) -> None:
-        context.emit({"address": address}) if context.as_json else click.echo(address)
+        context.show({"address": address}, [address], always=True)
         if open_browser:
             click.launch(address)
 

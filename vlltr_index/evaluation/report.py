@@ -17,7 +17,7 @@ from vlltr_index.evaluation.drawing import Chart
 from vlltr_index.evaluation.records import Curves, Gains, Measured, Missing, Report
 from vlltr_index.wording import many
 
-__all__ = ["render"]
+__all__ = ["environment", "render"]
 
 _CARDS = {
     "many": "many (100 or more training images)",
@@ -30,28 +30,29 @@ _CARDS = {
 
 def render(report: Report) -> str:
     """The report as an HTML document."""
-    template = _environment().get_template("report.html")
+    template = environment("vlltr_index.evaluation").get_template("report.html")
     measured = report.measured
     rows = measured.evaluation.rows if isinstance(measured, Measured) else {}
     return template.render(report=report, charts=_charts(report), method=next(iter(rows), ""), shots=_CARDS)
 
 
 @cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("vlltr_index.evaluation"),
+def environment(package: str) -> Environment:
+    """The templates of a package, which escape every value, with the filters that pages share."""
+    made = Environment(
+        loader=PackageLoader(package),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters["percent"] = lambda value: f"{100 * value:.1f}"
-    environment.filters["signed"] = lambda value: f"{round(100 * value, 1) + 0.0:+.1f}"
-    environment.filters["points"] = lambda value: f"{round(value, 3) + 0.0:+.3f}"
-    environment.filters["count"] = lambda value: f"{value:,}"
-    environment.filters["many"] = many
-    environment.tests["missing"] = lambda part: isinstance(part, Missing)
-    return environment
+    made.filters["percent"] = lambda value: f"{100 * value:.1f}"
+    made.filters["signed"] = lambda value: f"{round(100 * value, 1) + 0.0:+.1f}"
+    made.filters["points"] = lambda value: f"{round(value, 3) + 0.0:+.3f}"
+    made.filters["count"] = lambda value: f"{value:,}"
+    made.filters["many"] = many
+    made.tests["missing"] = lambda part: isinstance(part, Missing)
+    return made
 
 
 def _charts(report: Report) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from vlltr_index.evaluation import baselines as rules
 from vlltr_index.pipelines.runs import training_run
 from vlltr_index.pipelines.training import (
     TrainReport,
-    log_folder,
     read_visual,
     run_key,
     save_stage,
@@ -167,7 +166,7 @@ def train_baseline_stage(
             run.data.sources, run.data.labels, encoder, config.augment, workers=config.workers
         )
         stage = train_image_only(
-            encoder, images, config, run_dir=run.folder, log_dir=log_folder(workspace), progress=progress
+            encoder, images, config, run_dir=run.folder, log_dir=workspace.path / "logs", progress=progress
         )
         facts = {"config": config.model_dump(mode="json"), "kind": "baseline-fc"}
 
@@ -241,14 +240,12 @@ def fc_checkpoint(workspace: Workspace, snapshot: Snapshot) -> Path:
         raise MissingStepError(error.message, f"Run: {_TRAIN_FC}") from None
 
 
-def _fc_config(folder: Path) -> dict[str, Any]:
-    """The settings that the fc baseline was trained by; two of them are wanted as numbers."""
+def _fc_loss(folder: Path) -> tuple[float, float]:
+    """The logit adjustment and the sampler's power that the fc baseline was trained with."""
     path = folder / "train.json"
     try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["config"]
-        for name in ("logit_adjustment", "sampler_power"):
-            float(config[name])
-        return config
+        config = json.loads(path.read_text(encoding="utf-8"))["config"]
+        return float(config["logit_adjustment"]), float(config["sampler_power"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise WorkspaceError(
             f"{path} is damaged: {type(error).__name__}: {error}", f"Make it again: {_TRAIN_FC}"
@@ -260,12 +257,12 @@ def _rows(workspace: Workspace, snapshot: Snapshot) -> Iterator[tuple[str, Basel
     info = snapshot.commit.info
     if info.baseline_fc:
         folder = fc_checkpoint(workspace, snapshot)
-        config, visual = _fc_config(folder), read_visual(folder, _TRAIN_FC)
+        (adjusted, power), visual = _fc_loss(folder), read_visual(folder, _TRAIN_FC)
         tensors = {"weight": visual["weight"], "bias": visual["bias"]}
         row = BaselineRow(FC, "linear", "fc", info.baseline_fc, None, visual["class_ids"], tensors, {})
         yield "fc", row
-        if config["logit_adjustment"] == 0:
-            bias = rules.adjusted_logits(visual["bias"], visual["counts"], config["sampler_power"])
+        if adjusted == 0:
+            bias = rules.adjusted_logits(visual["bias"], visual["counts"], power)
             yield "fc", replace(row, label=ADJUSTED, tensors={**tensors, "bias": bias})
     for name in BASELINES:
         if name in info.baselines:
@@ -319,7 +316,7 @@ def _encoder_of(workspace: Workspace, row: BaselineRow, name: str) -> Encoder:
     if row.checkpoint is not None:
         encoder = Encoder.open(workspace.object_path("checkpoints", row.checkpoint))
     else:
-        encoder = starting_encoder(workspace.recipe, None, 0)
+        encoder = starting_encoder(workspace.recipe)
     if row.image_fp not in (None, encoder.image_fp):
         raise FingerprintMismatch(
             f"baseline {name!r} was made with encoder {row.image_fp}, the one that loads now is {encoder.image_fp}",
@@ -518,9 +515,7 @@ def _zero_shot(making: _Making) -> list[BaselineRow]:
     towers = {"zero-shot": tower}
     recipe = making.workspace.recipe
     if tower.checkpoint is not None and recipe.encoder.pretrained:
-        start = replace(
-            tower, encoder=starting_encoder(recipe, None, 0).eval(), whose="start", checkpoint=None
-        )
+        start = replace(tower, encoder=starting_encoder(recipe).eval(), whose="start", checkpoint=None)
         towers["zero-shot, starting weights"] = start
     rows = []
     for label, tower in towers.items():

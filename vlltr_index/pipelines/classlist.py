@@ -93,8 +93,12 @@ def show_class(workspace: Workspace, name: str, every_sentence: bool = False) ->
     class_id = snapshot.class_table().lookup(name)
     row = snapshot.table("classes", where=f"class_id = {class_id}").to_pylist()[0]
     anchors, others = _sentences(snapshot, class_id)
-    pictures = _pictures(snapshot, class_id)
+    columns = ["image_id", "uri", "split", "problem"]
+    pictures = [
+        ImageRow(**image) for image in snapshot.table("images", columns, f"class_id = {class_id}").to_pylist()
+    ]
     visual, rivals = _standing(workspace, snapshot, class_id)
+    names, merged = snapshot.class_table().names, snapshot.commit.info.merged
     return ClassDetail(
         class_id=class_id,
         name=row["name"],
@@ -104,10 +108,10 @@ def show_class(workspace: Workspace, name: str, every_sentence: bool = False) ->
         sentences=len(anchors) + len(others),
         anchors=anchors,
         others=others if every_sentence else [],
-        pictures=pictures,
+        pictures=sorted(pictures, key=lambda r: (r.split != "train", r.split, r.image_id)),
         visual=visual,
         rivals=rivals,
-        merged=_merged(snapshot, class_id),
+        merged=[names[gone] for gone, kept in merged.items() if kept == class_id and gone in names],
     )
 
 
@@ -123,12 +127,6 @@ def _sentences(snapshot: Snapshot, class_id: int) -> tuple[list[AnchorRow], list
     rows = [AnchorRow(rank.get(i), loss.get(i), r["text"], r["source"], i) for i, r in texts.items()]
     rows.sort(key=lambda r: (r.rank is None, r.rank or 0, r.loss is None, r.loss or 0.0, r.sentence_id))
     return [r for r in rows if r.rank is not None], [r for r in rows if r.rank is None]
-
-
-def _pictures(snapshot: Snapshot, class_id: int) -> list[ImageRow]:
-    columns = ["image_id", "uri", "split", "problem"]
-    rows = snapshot.table("images", columns, f"class_id = {class_id}").to_pylist()
-    return sorted((ImageRow(**row) for row in rows), key=lambda r: (r.split != "train", r.split, r.image_id))
 
 
 def _standing(workspace: Workspace, snapshot: Snapshot, class_id: int) -> tuple[str, list[str]]:
@@ -149,8 +147,3 @@ def _standing(workspace: Workspace, snapshot: Snapshot, class_id: int) -> tuple[
             return visual, []
     names = snapshot.class_table().names
     return visual, [names[i] for i in rivals(bank, [class_id])[class_id]]
-
-
-def _merged(snapshot: Snapshot, class_id: int) -> list[str]:
-    names, merged = snapshot.class_table().names, snapshot.commit.info.merged
-    return [names[gone] for gone, kept in merged.items() if kept == class_id and gone in names]

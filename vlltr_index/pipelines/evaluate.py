@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -33,7 +33,6 @@ from vlltr_index.wording import many
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.snapshot import Snapshot
-    from vlltr_index.store.storage import Storage
     from vlltr_index.store.workspace import Workspace
 
 __all__ = [
@@ -50,15 +49,6 @@ _log = logging.getLogger(__name__)
 _BATCH = 512
 METHOD = "vl-ltr"
 _BRANCHES = (METHOD, "image branch", "text branch")
-
-
-@dataclass(frozen=True)
-class _Row:
-    """Predictions of one way to answer: class ids [N, 5] best first, and the winner's probability."""
-
-    best: Tensor
-    confidence: Tensor | None
-    note: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,36 +89,24 @@ class Evaluation:
     counts: Tensor
 
 
-def evaluate(
-    workspace: Workspace,
-    split: str = "test",
-    retrieval: str = "exhaustive",
-    at: int | None = None,
-    bootstrap: int = 1000,
-    progress: Progress | None = None,
-    against: str | None = None,
-    crops: int = 1,
-    rule: Rule | None = None,
-) -> EvaluationReport:
+def evaluate(workspace: Workspace, split: str = "test", **how: Any) -> EvaluationReport:
     """Evaluate on the stored vectors of `split` over all classes of the workspace, beside every committed baseline.
 
     The report is also written to `reports/evaluate-<split>-<commit>.json`, with crops or another rule to one
     whose name says so; where that cannot be written, a warning says why. Arguments and errors are those of
     `evaluation`.
     """
-    result = evaluation(workspace, split, retrieval, at, bootstrap, progress, against, crops, rule).report
-    ending = (f"-crops-{crops}" if crops != 1 else "") + (f"-{rule}" if rule is not None else "")
+    result = evaluation(workspace, split, **how).report
+    ending = (f"-crops-{result.crops}" if result.crops != 1 else "") + (
+        f"-{how['rule']}" if how.get("rule") else ""
+    )
+    name = f"reports/evaluate-{split}-{result.commit}{ending}.json"
     text = json.dumps(asdict(result), indent=2, sort_keys=True) + "\n"
-    _keep(workspace.storage, f"reports/evaluate-{split}-{result.commit}{ending}.json", text)
-    return result
-
-
-def _keep(storage: Storage, name: str, text: str) -> None:
-    """Write a report into the workspace; it is not worth losing the result over."""
     try:
-        storage.write(name, text.encode("utf-8"))
-    except (OSError, WorkspaceError) as error:
-        _log.warning("this evaluation could not be kept in %s: %s", storage.at(name), error)
+        workspace.storage.write(name, text.encode("utf-8"))
+    except (OSError, WorkspaceError) as error:  # it is not worth losing the result over
+        _log.warning("this evaluation could not be kept in %s: %s", workspace.storage.at(name), error)
+    return result
 
 
 def evaluation(
@@ -173,19 +151,19 @@ def evaluation(
     if crops != 1:
         features = embed_crops(workspace, recognizer.encoder, data.image_ids, crops, progress)
         data = replace(data, features=features)
-    rows = _own_rows(recognizer, data, retrieval, progress)
+    answers = _own_answers(recognizer, data, labels, retrieval, progress)
     seen = f"{crops} crops an image" if crops != 1 else ""
-    rows = {name: replace(row, note=seen) for name, row in rows.items()}
-    by_rule = _rule_note(scorer.fusion)
-    rows[METHOD] = replace(rows[METHOD], note="; ".join(filter(None, (by_rule, seen))))
+    notes = dict.fromkeys(answers, seen)
+    notes[METHOD] = "; ".join(filter(None, (_rule_note(scorer.fusion), seen)))
     for row, scores in score_baselines(workspace, snapshot, split, data.image_ids, progress):
         best, confidence = _top(scores.softmax(1) if row.probabilities else scores)
-        rows[row.label] = _Row(row.class_ids[best], confidence if row.probabilities else None, row.note)
+        places = class_positions(class_ids, row.class_ids[best].reshape(-1)).reshape(best.shape)
+        sure = confidence if row.probabilities else None
+        answers[row.label], notes[row.label] = RowAnswers(places, places[:, 0] == labels, sure), row.note
     counts = training_counts(snapshot, class_ids)
     added = snapshot.table("classes", ["class_id"], "origin = 'added'")["class_id"].to_pylist()
     late = torch.isin(class_ids, torch.tensor(added, dtype=torch.int64)) & ~recognizer.scorer.trained
     counts[late] = 0  # the classes added later are "new", with or without images
-    answers = {name: _answers(row, class_ids, labels) for name, row in rows.items()}
     report = EvaluationReport(
         split,
         snapshot.commit.id,
@@ -194,16 +172,11 @@ def evaluation(
         len(class_ids),
         retrieval,
         *_report(answers, labels, counts, bootstrap, against),
-        {name: row.note for name, row in rows.items() if row.note},
+        {name: note for name, note in notes.items() if note},
         crops,
         scorer.fusion.rule,
     )
     return Evaluation(report, answers, recognizer, data, class_ids, labels, counts)
-
-
-def _answers(row: _Row, class_ids: Tensor, labels: Tensor) -> RowAnswers:
-    positions = class_positions(class_ids, row.best.reshape(-1)).reshape(row.best.shape)
-    return RowAnswers(positions, positions[:, 0] == labels, row.confidence)
 
 
 def _rule_note(fusion: FusionConfig) -> str:
@@ -252,25 +225,19 @@ def _labels(snapshot: Snapshot, class_ids: Tensor, data: ImageSet, split: str) -
     return labels
 
 
-def _own_rows(
-    recognizer: Recognizer, data: ImageSet, retrieval: str, progress: Progress | None
-) -> dict[str, _Row]:
-    scorer = recognizer.scorer
-    columns: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in _BRANCHES}
+def _own_answers(
+    recognizer: Recognizer, data: ImageSet, labels: Tensor, retrieval: str, progress: Progress | None
+) -> dict[str, RowAnswers]:
+    """What the method and each branch answer; their columns are the scorer's classes."""
+    tops: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in _BRANCHES}
     for start in range(0, len(data.features), _BATCH):
-        part = data.features[start : start + _BATCH]
-        fused, _ = recognizer.score(part, retrieval)
-        for name, part_of in zip(
-            _BRANCHES, (fused.probabilities, fused.by_image, fused.by_text), strict=True
-        ):
-            columns[name].append(_top(part_of))
+        fused, _ = recognizer.score(data.features[start : start + _BATCH], retrieval)
+        for name, scores in zip(_BRANCHES, (fused.probabilities, fused.by_image, fused.by_text), strict=True):
+            tops[name].append(_top(scores))
         if progress:
             progress("evaluate", min(start + _BATCH, len(data.features)), len(data.features))
-    result = {}
-    for name, tops in columns.items():
-        best, confidence = (torch.cat(column) for column in zip(*tops, strict=True))
-        result[name] = _Row(scorer.class_ids[best], confidence)
-    return result
+    whole = {name: tuple(map(torch.cat, zip(*parts, strict=True))) for name, parts in tops.items()}
+    return {name: RowAnswers(best, best[:, 0] == labels, sure) for name, (best, sure) in whole.items()}
 
 
 def _top(scores: Tensor) -> tuple[Tensor, Tensor]:

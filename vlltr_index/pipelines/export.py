@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlltr_index.errors import UsageError
-from vlltr_index.recognition.exported.hub import check_repository, push
+from vlltr_index.recognition.exported import hub
 from vlltr_index.recognition.exported.tables import export_tables
 from vlltr_index.recognition.exported.writing import ExportReport, export_model
 
@@ -15,14 +14,27 @@ if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["Request", "export"]
+__all__ = ["export"]
 
 
-@dataclass(frozen=True)
-class Request:
-    """What to export; fields as the arguments of `export_model`, `export_tables` and `push`.
+def export(
+    workspace: Workspace,
+    folder: Path,
+    *,
+    at: int | None = None,
+    force: bool = False,
+    with_index: bool = False,
+    tables: bool = False,
+    embed_images: bool = False,
+    push: str | None = None,
+    private: bool = False,
+    message: str | None = None,
+    progress: Progress | None = None,
+) -> tuple[ExportReport, str | None]:
+    """Write a model or tables; gives the report, and the address of the hub's commit where the model was pushed.
 
-    Attributes:
+    Args:
+        workspace: What to export.
         folder: Where to.
         at: Which commit; None: the newest.
         force: Replace an export that is there.
@@ -32,63 +44,27 @@ class Request:
         push: The repository on the hub; None: none.
         private: Whether a new repository is private.
         message: Of the hub's commit.
-    """
-
-    folder: Path
-    at: int | None = None
-    force: bool = False
-    with_index: bool = False
-    tables: bool = False
-    embed_images: bool = False
-    push: str | None = None
-    private: bool = False
-    message: str | None = None
-
-    def check(self) -> None:
-        """Refuse what does not go together, before anything is written.
-
-        Raises:
-            UsageError: Naming the options.
-        """
-        if self.embed_images and not self.tables:
-            raise UsageError("--embed-images is for --tables: a model has no images", "Leave it out.")
-        if self.tables and (self.with_index or self.push):
-            other = "--index" if self.with_index else "--push"
-            raise UsageError(
-                f"{other} is for a model, not for --tables",
-                "To put tables on the hub: hf upload user/name DIR --repo-type dataset",
-            )
-        if self.push is None and (self.private or self.message is not None):
-            raise UsageError("--private and --message are for --push", "Add: --push user/name")
-        if self.push is not None:
-            check_repository(self.push)
-
-
-def export(
-    workspace: Workspace, request: Request, progress: Progress | None = None
-) -> tuple[ExportReport, str | None]:
-    """Do what a request says; gives the report, and the address of the hub's commit where it was pushed.
+        progress: Called while tables are written.
 
     Raises:
-        UsageError: If the request does not go together.
+        UsageError: If the options do not go together; nothing is written then.
         PretrainedError: If the folder may not be written, or the hub does not take it; then the folder is there.
     """
-    request.check()
-    if request.tables:
-        report = export_tables(
-            workspace,
-            request.folder,
-            request.at,
-            force=request.force,
-            embed_images=request.embed_images,
-            progress=progress,
+    if embed_images and not tables:
+        raise UsageError("--embed-images is for --tables: a model has no images", "Leave it out.")
+    if tables and (with_index or push):
+        raise UsageError(
+            f"{'--index' if with_index else '--push'} is for a model, not for --tables",
+            "To put tables on the hub: hf upload user/name DIR --repo-type dataset",
         )
+    if push is None and (private or message is not None):
+        raise UsageError("--private and --message are for --push", "Add: --push user/name")
+    if tables:
+        made = export_tables(workspace, folder, at, force=force, embed_images=embed_images, progress=progress)
+        return made, None
+    if push is not None:
+        hub.check_repository(push)
+    report = export_model(workspace, folder, at, force=force, with_index=with_index)
+    if push is None:
         return report, None
-    report = export_model(
-        workspace, request.folder, request.at, force=request.force, with_index=request.with_index
-    )
-    if request.push is None:
-        return report, None
-    private = True if request.private else None
-    url = push(Path(report.folder), request.push, private=private, commit_message=request.message)
-    return report, url
+    return report, hub.push(Path(report.folder), push, private=private or None, commit_message=message)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from vlltr_index.errors import WorkspaceError
 
 if TYPE_CHECKING:
-    from vlltr_index.store.history import Commit
     from vlltr_index.store.workspace import Workspace
 
 __all__ = ["DiffReport", "RollbackReport", "diff", "rollback", "undone"]
@@ -62,7 +61,12 @@ def rollback(workspace: Workspace, commit_id: int, newest: int | None = None) ->
                 f"commit {tx.commit.id} ({tx.commit.command}) has come since, and going back would undo it too",
                 f"See what there is: vlltr history; then, if that is meant: vlltr rollback {commit_id}",
             )
-        _check_files(workspace, target)
+        if target.checkpoint:
+            workspace.check_object("checkpoints", target.checkpoint)
+        if target.head:
+            workspace.check_object("heads", target.head)
+        if target.index:
+            workspace.check_object("index", target.index.digest)
         last = tx.commit
         if last.state != target.state:
             tx.go_back(target)
@@ -80,15 +84,6 @@ def undone(workspace: Workspace, commit_id: int) -> list[str]:
     if last.state == target.state:
         return []
     return [workspace.history.read(i).command for i in workspace.history.ids() if i > commit_id]
-
-
-def _check_files(workspace: Workspace, commit: Commit) -> None:
-    if commit.checkpoint:
-        workspace.check_object("checkpoints", commit.checkpoint)
-    if commit.head:
-        workspace.check_object("heads", commit.head)
-    if commit.index:
-        workspace.check_object("index", commit.index.digest)
 
 
 @dataclass(frozen=True)

@@ -123,9 +123,8 @@ def import_release(
             f"which classes are the rows of the head in {path}?",
             f"Name the benchmark's class names: vlltr import release {path} --names labels.txt",
         )
-    if isinstance(label_names, Path):
-        return _stage_two(workspace, checkpoint, read_class_names(label_names), anchors)
-    return _stage_two(workspace, checkpoint, ClassNames.of(label_names), anchors)
+    names = read_class_names(label_names) if isinstance(label_names, Path) else ClassNames.of(label_names)
+    return _stage_two(workspace, checkpoint, names, anchors)
 
 
 def _stage_one(workspace: Workspace, checkpoint: ReleaseCheckpoint) -> ImportReport:
@@ -137,15 +136,19 @@ def _stage_one(workspace: Workspace, checkpoint: ReleaseCheckpoint) -> ImportRep
             tx.set(checkpoint=digest, text_fp=None, image_fp=None)
             tx.set(head=None, index=None, selection_id=None, fusion=None)
         text = tx.count("sentences")
+    return _report(checkpoint, encoder, digest, next_step="vlltr embed" if text else "vlltr ingest text PATH")
+
+
+def _report(checkpoint: ReleaseCheckpoint, encoder: Encoder, digest: str, **more: Any) -> ImportReport:
     return ImportReport(
-        stage=1,
-        source=str(checkpoint.path),
-        encoder=encoder.name,
-        dim=encoder.dim,
-        image_size=encoder.image_size[0],
-        checkpoint=digest,
-        epoch=checkpoint.epoch,
-        next_step="vlltr embed" if text else "vlltr ingest text PATH",
+        checkpoint.stage,
+        str(checkpoint.path),
+        encoder.name,
+        encoder.dim,
+        encoder.image_size[0],
+        digest,
+        checkpoint.epoch,
+        **more,
     )
 
 
@@ -201,30 +204,33 @@ def _stage_two(
         note_aliases(tx, names, used, classes)
         ids = torch.tensor([classes[name] for name in used.names], dtype=torch.int64)
         digest = _keep_encoder(workspace, checkpoint, encoder)
-        head_digest = _keep_head(workspace, checkpoint, encoder, ids)
+        order = ids.argsort()
+        saved = SavedHead(release_head(checkpoint, order), ids[order], encoder.text_fp, encoder.image_fp)
+        head_digest = workspace.put_object("heads", lambda folder: save_head(saved, folder))
         alpha, own = fusion_alpha(checkpoint), workspace.recipe.fusion
         rule = "paper" if own.rule == "ours" else own.rule
         fusion = FusionConfig(rule=rule, alpha=own.alpha if alpha is None else alpha)
-        _set_encoder(tx, encoder, digest, start)
-        tx.set(head=head_digest, fusion=fusion)
+        if tx.commit.text_fp != encoder.text_fp:  # else anchors and index stay
+            tx.set(text_fp=None, image_fp=None, selection_id=None, index=None)
+        else:
+            tx.set(image_fp=encoder.image_fp)
+        tx.set(checkpoint=digest, head=head_digest, fusion=fusion)
+        tx.note(tuned={"checkpoint": digest, "start": start})
         if anchors:
             _keep_anchors(tx, encoder, vectors, ids, names)
         added = len(tx.class_table()) - before
-    return ImportReport(
-        2,
-        str(checkpoint.path),
-        encoder.name,
-        encoder.dim,
-        encoder.image_size[0],
+    after = "vlltr index" if anchors else "vlltr select and vlltr index"
+    return _report(
+        checkpoint,
+        encoder,
         digest,
-        checkpoint.epoch,
-        len(names),
-        added,
-        head_digest,
-        fusion.alpha,
-        sum(map(len, vectors)),
-        notes,
-        "vlltr embed, then vlltr index" if anchors else "vlltr embed, then vlltr select and vlltr index",
+        classes=len(names),
+        classes_added=added,
+        head=head_digest,
+        alpha=fusion.alpha,
+        anchors=sum(map(len, vectors)),
+        notes=notes,
+        next_step=f"vlltr embed, then {after}",
     )
 
 
@@ -244,23 +250,6 @@ def _base(workspace: Workspace, tx: Transaction) -> tuple[Encoder, str | None, l
         "where you have that checkpoint, import it first"
     )
     return open_encoder(workspace, tx, check=False), None, [note]
-
-
-def _keep_head(workspace: Workspace, checkpoint: ReleaseCheckpoint, encoder: Encoder, ids: Tensor) -> str:
-    """Its visual rows in the order of the class ids."""
-    order = ids.argsort()
-    saved = SavedHead(release_head(checkpoint, order), ids[order], encoder.text_fp, encoder.image_fp)
-    return workspace.put_object("heads", lambda folder: save_head(saved, folder))
-
-
-def _set_encoder(tx: Transaction, encoder: Encoder, digest: str, start: str | None) -> None:
-    """Make it the commit's encoder; anchors and index of the same text tower stay."""
-    if tx.commit.text_fp != encoder.text_fp:
-        tx.set(text_fp=None, image_fp=None, selection_id=None, index=None)
-    else:
-        tx.set(image_fp=encoder.image_fp)
-    tx.set(checkpoint=digest)
-    tx.note(tuned={"checkpoint": digest, "start": start})
 
 
 def _keep_anchors(

@@ -33,7 +33,7 @@ from vlltr_index.store.ingestion import (
     sentence_rows,
     with_stored_bytes,
 )
-from vlltr_index.wording import many
+from vlltr_index.wording import many, some
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
@@ -225,13 +225,13 @@ class _ImageRun:
             numbers = [name for name in labels if name.isascii() and name.isdecimal()]
             if numbers and len(numbers) == len(labels):
                 self._notes.lines.append(
-                    f"the labels are numbers, so classes are called {_some(numbers)}; name them: --names FILE"
+                    f"the labels are numbers, so classes are called {some(numbers)}; name them: --names FILE"
                 )
             return
         empty = [name for name in names.names if name not in labels]
         if empty:
             self._notes.lines.append(
-                f"{len(empty):,} of the {len(names):,} named classes have no image here: {_some(empty)}"
+                f"{len(empty):,} of the {len(names):,} named classes have no image here: {some(empty)}"
             )
 
     def _write(self, records: list[ImageRecord]) -> None:
@@ -460,7 +460,7 @@ def _write_text(
     if bare:
         notes.lines.append(
             f"{len(bare):,} of {len(table):,} classes have no text{' but prompts' if prompts else ''}: "
-            + _some(table.names[i] for i in bare)
+            + some(table.names[i] for i in bare)
         )
     return IngestReport(
         kind="sentences",
@@ -490,10 +490,3 @@ class _Notes:
 
     def skip(self, item: Skipped) -> None:
         self.add("skipped", f"left out: {item.where}: {item.why}")
-
-
-def _some(names: Iterable[str]) -> str:
-    """The first three of `names`, and how many more there are."""
-    shown = list(names)
-    more = f" and {len(shown) - 3:,} more" if len(shown) > 3 else ""
-    return ", ".join(map(repr, shown[:3])) + more

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -257,15 +256,13 @@ def _check_target(path: Path) -> None:
 
 def _write(path: Path, data: bytes) -> None:
     """Replace the file, whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)
         try:
-            with open(handle, "wb") as file:
-                file.write(data)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
+            part.write_bytes(data)
+            part.replace(path)
         finally:
-            Path(temporary).unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}", "Choose another place.") from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+import re
 from collections import Counter
 from contextlib import suppress
 from importlib import metadata
@@ -72,8 +73,9 @@ def facts(
     recipe = workspace.recipe
     fusion = commit.fusion or recipe.fusion
     images = ", ".join(f"{n:,} {name}" for name, n in state.images.items()) or "none"
+    back = f", the state of commit {commit.state_of}" if commit.state_of is not None else ""
     return (
-        ("commit", f"{commit.id} ({commit.command}), {commit.created_at}" + _back(commit)),
+        ("commit", f"{commit.id} ({commit.command}), {commit.created_at}{back}"),
         ("recipe", commit.info.recipe or recipe.name),
         ("protocol", commit.info.protocol or recipe.protocol),
         ("split", split),
@@ -107,10 +109,6 @@ def _fusion(workspace: Workspace, commit: Commit, fusion: FusionConfig) -> str:
     )
 
 
-def _back(commit: Commit) -> str:
-    return f", the state of commit {commit.state_of}" if commit.state_of is not None else ""
-
-
 def _by_shot(snapshot: Snapshot) -> str:
     """Classes by size, in words; `few` with few5."""
     counts = _train_counts(snapshot)
@@ -137,23 +135,13 @@ def _versions() -> list[str]:
 def curves(workspace: Workspace, snapshot: Snapshot) -> tuple[Curves | Missing, ...]:
     """Losses of stage 1 and stage 2, and of the image-only baseline where it was trained."""
     commit = snapshot.commit
-    found = [
-        _curves(
-            workspace,
-            "checkpoints",
-            commit.untuned,
-            "Stage 1 (CVLP)",
-            "stage 1 has not been run",
-            "vlltr train cvlp",
-        ),
-        _curves(
-            workspace, "heads", commit.head, "Stage 2 (LGR)", "no head has been trained", "vlltr train lgr"
-        ),
+    stages = [
+        ("checkpoints", commit.untuned, "Stage 1 (CVLP)", "stage 1 has not been run", "vlltr train cvlp"),
+        ("heads", commit.head, "Stage 2 (LGR)", "no head has been trained", "vlltr train lgr"),
     ]
     if baseline := commit.info.baseline_fc:
-        again = "vlltr train baseline fc"
-        found.append(_curves(workspace, "checkpoints", baseline, "Image-only baseline", "", again))
-    return tuple(found)
+        stages.append(("checkpoints", baseline, "Image-only baseline", "", "vlltr train baseline fc"))
+    return tuple(_curves(workspace, *stage) for stage in stages)
 
 
 def _curves(
@@ -241,17 +229,12 @@ def _grouped(listed: dict[int, ClassAnchors]) -> tuple[tuple[str, tuple[ClassAnc
 def quarantine(snapshot: Snapshot) -> Quarantine:
     """Images that take no part, with the reason; the first 100 by name."""
     rows = snapshot.table("images", ["uri", "split", "problem"], "problem IS NOT NULL").to_pylist()
-    found = [Problem(_place(r["uri"]), r["split"], clip(_reason(r["problem"]), _TEXT)) for r in rows]
+    found = []
+    for r in rows:
+        place = "/".join(PurePath(r["uri"]).parts[-2:])  # the file and its folder: enough to find it
+        # Without the file's name, so that equal reasons can be counted.
+        reason = re.sub(r"^cannot read the image .*?: (?=.)", "", r["problem"])
+        found.append(Problem(clip(place, _TEXT), r["split"], clip(reason, _TEXT)))
     found.sort(key=lambda p: (p.split, p.where))
     reasons = Counter(p.why for p in found).most_common(20)
     return Quarantine(len(found), tuple(reasons), tuple(found[:_QUARANTINED]))
-
-
-def _place(uri: str) -> str:
-    """The file and its folder: enough to find it, and not the whole path."""
-    return clip("/".join(PurePath(uri).parts[-2:]), _TEXT)
-
-
-def _reason(problem: str) -> str:
-    """The reason without the file's name, so that equal ones can be counted."""
-    return problem.partition(": ")[2] or problem if problem.startswith("cannot read the image ") else problem

@@ -17,7 +17,7 @@ from vlltr_index.errors import WorkspaceError
 from vlltr_index.pipelines.training import TrainingSet, class_texts, training_set
 from vlltr_index.store.lock import write_lock
 from vlltr_index.train.distributed import by_first, first_then_all, meet, own_part
-from vlltr_index.wording import many
+from vlltr_index.wording import many, some
 
 if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot
@@ -35,7 +35,6 @@ __all__ = [
 ]
 
 _LOCK = "lock"
-_SHOWN = 3
 
 T = TypeVar("T")
 
@@ -199,11 +198,6 @@ def _changes(data: TrainingSet, before: Snapshot, now: Snapshot) -> list[str]:
         texts = class_texts(now, data.class_ids.tolist())
         told = [i for i, was in zip(data.class_ids.tolist(), data.texts, strict=True) if texts[i] != was]
         if told:
-            changes.append(f"the sentences of {_shortly(told, before)} changed")
+            names = before.class_table().names
+            changes.append(f"the sentences of {some(names[i] for i in told)} changed")
     return changes
-
-
-def _shortly(class_ids: Sequence[int], snapshot: Snapshot) -> str:
-    names = snapshot.class_table().names
-    more = f" and {len(class_ids) - _SHOWN} more classes" if len(class_ids) > _SHOWN else ""
-    return ", ".join(repr(names[i]) for i in class_ids[:_SHOWN]) + more

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,6 @@ from vlltr_index.pipelines.runs import TrainingRun, training_run
 from vlltr_index.pipelines.training import (
     TrainingSet,
     TrainReport,
-    log_folder,
     part_of,
     run_key,
     save_stage,
@@ -97,13 +95,13 @@ def train_cvlp_stage(
             TrainTexts(data.texts, encoder),
             config,
             run_dir=run.folder,
-            log_dir=log_folder(workspace),
+            log_dir=workspace.path / "logs",
             progress=progress,
             teacher=teacher,
         )
         digest = run.commit(lambda tx: _keep(run, tx, stage, held, data, config))
-    report = stage_report("cvlp", digest, data, config.epochs, run.resumed, stage)
-    return replace(report, held_images=len(held.images), held_classes=len(held.classes))
+    out = {"held_images": len(held.images), "held_classes": len(held.classes)}
+    return stage_report("cvlp", digest, data, config.epochs, run.resumed, stage, **out)
 
 
 def _embed_first(workspace: Workspace, progress: Progress | None) -> None:
@@ -119,7 +117,7 @@ def _embed_first(workspace: Workspace, progress: Progress | None) -> None:
             "Name its weights in recipe.encoder.pretrained of vlltr.toml, or use --set cvlp.tune=full",
         )
     with workspace.transaction("train cvlp: embed") as tx:
-        embed_images(tx, starting_encoder(workspace.recipe, None, 0), "train", progress=progress)
+        embed_images(tx, starting_encoder(workspace.recipe), "train", progress=progress)
 
 
 def _stored_images(snapshot: Snapshot, data: TrainingSet, encoder: Encoder) -> TrainImages:

@@ -34,8 +34,8 @@ from vlltr_index.pipelines.runs import differences, held_folder, refuse, trainin
 from vlltr_index.pipelines.training import (
     TrainingSet,
     TrainReport,
+    check_told,
     load_visual,
-    log_folder,
     part_of,
     save_stage,
     stage_report,
@@ -49,7 +49,6 @@ from vlltr_index.train.data import TrainImages
 from vlltr_index.train.deciding import Decision, StageTwoData, decide, weigh, without_images
 from vlltr_index.train.distributed import by_first, first_then_all, meet
 from vlltr_index.train.recognition import train_lgr, tune_visual
-from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -205,8 +204,8 @@ def _commit_head(
         tx.note(merged={})
     count = len(images.class_ids) if images is not None else 0
     log = decision.log
-    epochs = round(log[-1]["epoch"]) if log else 0
     last = log[-1] if log else {}
+    epochs = round(last.get("epoch", 0))
     return TrainReport(
         "lgr", digest, len(class_ids), count, epochs, resumed, last, notes=tuple(decision.notes)
     )
@@ -266,21 +265,18 @@ def _tune_visual(
             config,
             visual_init=_visual_init(workspace, start, data.class_ids),
             run_dir=run.folder,
-            log_dir=log_folder(workspace),
+            log_dir=workspace.path / "logs",
             progress=progress,
         )
-        stage = StageOne(encoder, None, None, log)
-        if isinstance(head.visual_head, nn.Linear):
-            stage = StageOne(encoder, head.visual_head.weight, head.visual_head.bias, log)
-
+        rows = head.visual_head if isinstance(head.visual_head, nn.Linear) else None
+        stage = StageOne(encoder, rows.weight if rows else None, rows.bias if rows else None, log)
         notes: list[str] = []
 
         def keep(tx: Transaction) -> str:
             return _keep_tuned(workspace, tx, stage, head, data, held, config, notes, progress)
 
         digest = run.commit(keep)
-    report = stage_report("lgr", digest, data, config.epochs, run.resumed, stage)
-    return replace(report, notes=tuple(notes))
+    return stage_report("lgr", digest, data, config.epochs, run.resumed, stage, notes=tuple(notes))
 
 
 def _keep_tuned(
@@ -359,7 +355,7 @@ def _starting_encoder(workspace: Workspace, snapshot: Snapshot, start: str | Non
     if start == snapshot.commit.checkpoint:
         return open_encoder(workspace, snapshot)
     if start is None:
-        return starting_encoder(workspace.recipe, None, 0)
+        return starting_encoder(workspace.recipe)
     return Encoder.open(workspace.object_path("checkpoints", start))
 
 
@@ -371,14 +367,7 @@ def _trained_bank(tx: Snapshot, loaded: LoadedBank, class_ids: Tensor) -> Anchor
     """
     positions = class_positions(loaded.bank.class_ids, class_ids)
     bare = class_ids[positions < 0].tolist()
-    if bare:
-        names = tx.class_table().names
-        shown = ", ".join(repr(names[i]) for i in bare[:5]) + (" ..." if len(bare) > 5 else "")
-        raise MissingStepError(
-            many(len(bare), "class with training images has", "classes with training images have")
-            + f" no anchor sentence: {shown}",
-            "Select again: vlltr embed, then vlltr select",
-        )
+    check_told(tx, bare, "anchor sentence", "Select again: vlltr embed, then vlltr select")
     return loaded.bank.select(positions)
 
 

@@ -19,18 +19,17 @@ from vlltr_index.errors import MissingStepError, WorkspaceError
 from vlltr_index.schemas.config import Recipe
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.train.loop import StageOne
-from vlltr_index.wording import many
+from vlltr_index.wording import many, some
 
 if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot
-    from vlltr_index.store.workspace import Workspace
 
 __all__ = [
     "TrainReport",
     "TrainingSet",
+    "check_told",
     "class_texts",
     "load_visual",
-    "log_folder",
     "part_of",
     "read_visual",
     "run_key",
@@ -55,6 +54,21 @@ class TrainReport:
     held_images: int = 0  # kept out, of the classes that it saw
     held_classes: int = 0
     notes: tuple[str, ...] = ()  # what was decided, for people
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        epochs = f", {self.epochs} epochs" if self.epochs else ""
+        lines = [
+            f"Trained {self.what} on {many(self.images, 'image')} of {many(self.classes, 'class', 'classes')}"
+            f"{epochs}{' (resumed)' if self.resumed else ''}: {self.digest[:16]}"
+        ]
+        if self.held_images or self.held_classes:
+            classes = f" and {many(self.held_classes, 'class', 'classes')}" if self.held_classes else ""
+            lines.append(
+                f"Kept out, so that train lgr weighs its parts on what this stage never saw:"
+                f" {many(self.held_images, 'image')}{classes} (cvlp.hold_out, cvlp.hold_out_classes)"
+            )
+        return [*lines, *self.notes]
 
 
 @dataclass(frozen=True)
@@ -86,10 +100,12 @@ def training_set(snapshot: Snapshot, with_texts: bool = True) -> TrainingSet:
         data if data is not None else uri
         for uri, data in zip(rows["uri"].to_pylist(), rows["data"].to_pylist(), strict=True)
     ]
-    texts = _texts(snapshot, class_ids.tolist()) if with_texts else []
+    texts = class_texts(snapshot, class_ids.tolist()) if with_texts else {}
+    bare = [i for i, told in texts.items() if not told]
+    check_told(snapshot, bare, "sentence", "Bring text for them: vlltr ingest text PATH")
     digests, ids = rows["content_hash"].to_pylist(), rows["image_id"].to_pylist()
     groups = rows["group"].to_pylist()
-    return TrainingSet(class_ids, counts, ids, labels, sources, digests, groups, texts)
+    return TrainingSet(class_ids, counts, ids, labels, sources, digests, groups, list(texts.values()))
 
 
 def part_of(data: TrainingSet, kept: Sequence[int], texts: list[list[str]]) -> TrainingSet:
@@ -118,42 +134,28 @@ def class_texts(snapshot: Snapshot, class_ids: list[int]) -> dict[int, list[str]
     return by_class
 
 
-def _texts(snapshot: Snapshot, class_ids: list[int]) -> list[list[str]]:
-    by_class = class_texts(snapshot, class_ids)
-    bare = [i for i, texts in by_class.items() if not texts]
+def check_told(snapshot: Snapshot, bare: Sequence[int], what: str, mend: str) -> None:
+    """See that no class with training images is `bare` of `what`.
+
+    Raises:
+        MissingStepError: If one is; `mend` says what to do.
+    """
     if bare:
         names = snapshot.class_table().names
-        shown = ", ".join(repr(names[i]) for i in bare[:5]) + (" ..." if len(bare) > 5 else "")
-        raise MissingStepError(
-            many(len(bare), "class with training images has", "classes with training images have")
-            + f" no sentence: {shown}",
-            "Bring text for them: vlltr ingest text PATH",
-        )
-    return list(by_class.values())
+        have = many(len(bare), "class with training images has", "classes with training images have")
+        raise MissingStepError(f"{have} no {what}: {some((names[i] for i in bare), 5)}", mend)
 
 
-def starting_encoder(recipe: Recipe, texts: list[list[str]] | None, seed: int) -> Encoder:
+def starting_encoder(recipe: Recipe, texts: list[list[str]] | None = None, seed: int = 0) -> Encoder:
     """The recipe's weights, their word vocabulary (where they have one) grown by `texts`, or random ones."""
     config = recipe.encoder
     flat = [t for group in texts for t in group] if texts is not None else None
-    if config.pretrained:
-        encoder = Encoder.load(
-            config.model,
-            config.pretrained,
-            image_size=config.image_size,
-            resize=config.resize,
-            precision=config.precision,
-        )
-        encoder.learn_words(flat or (), seed)
-        return encoder
-    return Encoder.scratch(
-        config.model,
-        flat,
-        seed=seed,
-        image_size=config.image_size,
-        resize=config.resize,
-        precision=config.precision,
-    )
+    how: dict[str, Any] = config.model_dump(include={"image_size", "resize", "precision"})
+    if not config.pretrained:
+        return Encoder.scratch(config.model, flat, seed=seed, **how)
+    encoder = Encoder.load(config.model, config.pretrained, **how)
+    encoder.learn_words(flat or (), seed)
+    return encoder
 
 
 def run_key(what: str, recipe: Recipe, section: Any, data: TrainingSet) -> str:
@@ -166,10 +168,6 @@ def run_key(what: str, recipe: Recipe, section: Any, data: TrainingSet) -> str:
         data.texts,
     ]
     return f"{what}-{short(digest_json(facts))}"
-
-
-def log_folder(workspace: Workspace) -> Path:
-    return workspace.path / "logs"
 
 
 def save_stage(stage: StageOne, data: TrainingSet, facts: dict[str, Any], folder: Path) -> None:
@@ -230,7 +228,8 @@ def load_visual(folder: Path, class_ids: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 def stage_report(
-    what: str, digest: str, data: TrainingSet, epochs: int, resumed: bool, stage: StageOne
+    what: str, digest: str, data: TrainingSet, epochs: int, resumed: bool, stage: StageOne, **more: Any
 ) -> TrainReport:
+    """The report of a stage; `more` are its other fields."""
     last = stage.log[-1] if stage.log else {}
-    return TrainReport(what, digest, len(data.class_ids), len(data.labels), epochs, resumed, last)
+    return TrainReport(what, digest, len(data.class_ids), len(data.labels), epochs, resumed, last, **more)

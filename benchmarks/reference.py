@@ -1,4 +1,4 @@
-"""The page `docs/commands.md`, made from the commands themselves: `python -m vlltr_index.cli.reference`."""
+"""The page `docs/commands.md`, made from the commands themselves: `python -m benchmarks.reference`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["commands", "reference"]
 
 _HEAD = """# Commands
 
-Made from the program by `python -m vlltr_index.cli.reference > docs/commands.md`.
+Made from the program by `python -m benchmarks.reference > docs/commands.md`.
 
 `vlltr [-w DIR] [--json] [-q] [-v] COMMAND ...`: a workspace is the nearest folder upward with a `vlltr.toml`, or
 the one that `-w` names. `--json` writes results to stdout as JSON; everything else goes to stderr. Exit codes: 0

@@ -1,4 +1,4 @@
-"""The page `docs/shapes.md`, made from signatures and docstrings: `python -m vlltr_index.cli.shapes`."""
+"""The page `docs/shapes.md`, made from signatures and docstrings: `python -m benchmarks.shapes`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MODULES = (
 
 _HEAD = """# Shapes
 
-Made from the program by `python -m vlltr_index.cli.shapes > docs/shapes.md`: the public functions of the numeric
+Made from the program by `python -m benchmarks.shapes > docs/shapes.md`: the public functions of the numeric
 modules and `Recognizer`, with the shapes, dtypes and errors that their docstrings state.
 
 B images in a batch, C classes, M anchors of a class at most, A anchors in all, D width of the vectors, N_t sentences,
