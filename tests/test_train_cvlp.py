@@ -199,6 +199,7 @@ def test_what_cannot_be_trained_is_refused() -> None:
         fit(OURS.model_copy(update={"lr": 1e30, "clip_grad": None, "epochs": 2}))
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_the_log(tmp_path: Path) -> None:
     """There is an event file a run."""
     encoder = drawings.encoder()
