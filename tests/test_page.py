@@ -296,12 +296,3 @@ def test_without_gradio(
     code, _, err = run(capsys, "-w", trained_once, "ui")
     said = 'Error: the page needs Gradio, which is not installed\nInstall it: pip install "vlltr-index[ui]"\n'
     assert (code, err) == (1, said)
-
-
-def test_an_untrained_workspace_is_refused_before_anything_is_served(
-    workspace: Workspace, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The next command is named, and there is no traceback."""
-    code, _, err = run(capsys, "-w", workspace.path, "ui", "--port", "0")
-    assert code == 1
-    assert err.startswith("Error: ")

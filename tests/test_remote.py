@@ -94,17 +94,6 @@ def test_the_whole_way_by_uri(
     assert [name for name in remote.storage.names("reports") if name.startswith("evaluate-train-")]
 
 
-def test_errors_leave_as_a_message(
-    bucket: Bucket, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Exit code 1, nothing on stdout, no traceback."""
-    monkeypatch.setenv("AWS_ENDPOINT", "http://127.0.0.1:9")
-    code, out, err = run(capsys, "-w", "s3://birds/w", "status")
-    assert (code, out) == (1, "")
-    assert err.startswith("Error: s3://birds/w/vlltr.toml cannot be used: ")
-    assert "Traceback" not in err
-
-
 def test_objects_are_brought_here_and_checked(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
