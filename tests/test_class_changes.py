@@ -30,7 +30,6 @@ from vlltr_index.embedding.loading import image_set
 from vlltr_index.errors import InputError, UnknownClassError, UsageError
 from vlltr_index.pipelines.classlist import show_class
 from vlltr_index.recognition.scorer import load_scorer
-from vlltr_index.store.tables import Store
 from vlltr_index.store.transaction import put_back
 from vlltr_index.store.workspace import Workspace
 
@@ -236,23 +235,6 @@ def test_a_session_scores_only_what_changed(small: Workspace, world: World) -> N
     assert torch.equal(kept.scorer.stats.sums, read.scorer.stats.sums)
     assert torch.equal(kept.scorer.stats.counts, read.scorer.stats.counts)
     assert torch.allclose(kept.text_logits, read.text_logits, atol=0.01)
-
-
-def test_fragments_are_merged_now_and_then(small: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The commit after every so many holds merged tables, with the same rows; going on from it works."""
-    from vlltr_index.classes import change as module
-
-    merged: list[str] = []
-    optimize = Store.optimize
-    monkeypatch.setattr(Store, "optimize", lambda self, name: merged.append(name) or optimize(self, name))
-    monkeypatch.setattr(module, "_TIDY", 1)
-    monkeypatch.setattr(module, "_TIDY_VECTORS", 1)
-    before = anchors(small)
-    add_class(small, "okapi", ["It is an animal."])
-    remove_classes(small, ["okapi"])
-    assert anchors(small) == before
-    assert {"images", "anchors"} < set(merged)
-    assert sum(name.startswith(("sentence_vectors", "image_vectors")) for name in set(merged)) == 2
 
 
 def test_harm_is_warned_of() -> None:

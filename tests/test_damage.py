@@ -15,7 +15,6 @@ from tests.commands import run
 from vlltr_index.errors import WorkspaceError
 from vlltr_index.evaluation.records import Missing
 from vlltr_index.heads.checkpoint import load_head
-from vlltr_index.pipelines.baselines import baseline_labels
 from vlltr_index.pipelines.report import gather_report
 from vlltr_index.pipelines.status import status
 from vlltr_index.pipelines.train_lgr import train_lgr_stage
@@ -208,18 +207,3 @@ def test_status_and_report_outlast_damaged_json(trained: Workspace) -> None:
         (head / "head.json").write_text(json.dumps(values), encoding="utf-8")
         with pytest.raises(WorkspaceError, match=f"the head in .* cannot be read: {why}"):
             load_head(head)
-
-
-def test_a_damaged_baseline_names_its_command(workspace: Workspace) -> None:
-    """The image-only baseline's settings."""
-    content = '{"config": {"logit_adjustment": null}}'
-    with workspace.transaction("train baseline fc") as tx:
-        digest = workspace.put_object(
-            "checkpoints", lambda folder: (folder / "train.json").write_text(content, encoding="utf-8")
-        )
-        tx.note(baseline_fc=digest)
-    path = workspace.object_path("checkpoints", digest) / "train.json"
-    with pytest.raises(WorkspaceError) as error:
-        baseline_labels(workspace, workspace.snapshot())
-    assert error.value.message.startswith(f"{path} is damaged: ")
-    assert error.value.hint == "Make it again: vlltr train baseline fc"

@@ -11,7 +11,7 @@ import pytest
 from tablerows import class_rows, image_rows, sentence_rows, vector_rows
 
 from tests.commits import killed, run, state
-from vlltr_index.errors import UsageError, WorkspaceError
+from vlltr_index.errors import WorkspaceError
 from vlltr_index.pipelines.history import diff, rollback
 from vlltr_index.pipelines.prune import prune
 from vlltr_index.schemas.tables import sentence_vectors, sentence_vectors_name
@@ -104,14 +104,6 @@ def test_later_commits_go_on_from_the_merged_tables(old: Workspace) -> None:
     assert old.snapshot().table("sentences").num_rows == 300
     assert {99, 5}.isdisjoint(old.snapshot().class_table().ids)
     assert list(old.history.ids()) == [9]
-
-
-def test_an_empty_workspace_and_a_silly_number(workspace: Workspace) -> None:
-    """There is nothing to prune, and the newest commit always stays."""
-    assert prune(workspace, 3).lines() == ["Gave up 0 commits; kept: none."]
-    with pytest.raises(UsageError) as error:
-        prune(workspace, 0)
-    assert error.value.message == "at least the newest commit stays: --keep takes 1 or more, got 0"
 
 
 STOPS: list[tuple[Any, str, int]] = [
