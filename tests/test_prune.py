@@ -11,7 +11,7 @@ import pytest
 from tablerows import class_rows, image_rows, sentence_rows, vector_rows
 
 from tests.commits import killed, run, state
-from vlltr_index.errors import WorkspaceError
+from vlltr_index.errors import UsageError, WorkspaceError
 from vlltr_index.pipelines.history import diff, rollback
 from vlltr_index.pipelines.prune import prune
 from vlltr_index.schemas.tables import sentence_vectors, sentence_vectors_name
@@ -149,3 +149,5 @@ def test_the_command(old: Workspace) -> None:
     assert len(heads(old)) == 7
     assert run(old, "prune", "--keep", "2", "--yes").startswith("Gave up 4 commits; kept: 5, 6.")
     assert len(run(old, "history").splitlines()) == 2
+    with pytest.raises(UsageError, match="at least the newest commit stays: --keep takes 1 or more, got 0"):
+        prune(old, 0)
