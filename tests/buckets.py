@@ -9,17 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from moto.server import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import WSGIRequestHandler, make_server
-
 _REFUSAL = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
-
-
-class Quiet(WSGIRequestHandler):
-    """Says nothing of requests."""
-
-    def log(self, *_: Any) -> None:
-        """Say nothing."""
 
 
 class Bucket:
@@ -34,6 +24,8 @@ class Bucket:
         self.refuse = False
         self.asked = 0
         self.url = ""
+        from moto.server import DomainDispatcherApplication, create_backend_app
+
         self._app = DomainDispatcherApplication(create_backend_app)
         self._writing = threading.Lock()
 
@@ -66,6 +58,12 @@ class Bucket:
 @contextmanager
 def serve() -> Iterator[Bucket]:
     """Run the server while the block runs."""
+    from werkzeug.serving import WSGIRequestHandler, make_server
+
+    class Quiet(WSGIRequestHandler):
+        def log(self, *_: Any) -> None:
+            """Say nothing of requests."""
+
     bucket = Bucket()
     server = make_server("127.0.0.1", 0, bucket, threaded=True, request_handler=Quiet)
     bucket.url = f"http://127.0.0.1:{server.server_port}"

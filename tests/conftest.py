@@ -7,11 +7,11 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.browser import chromium
+from tests.buckets import Bucket, serve
 from tests.changes import World, build_world
 from tests.exports import Shared, changed, share
 from vlltr_index.data.glyphs import glyph_files, write_sample
@@ -21,14 +21,20 @@ from vlltr_index.schemas.config import Recipe
 from vlltr_index.schemas.recipes import load_recipe, override
 from vlltr_index.store.workspace import Workspace
 
-if TYPE_CHECKING:
-    from tests.buckets import Bucket
-
 __all__ = ["chromium"]  # a fixture that lives elsewhere
 
 # A shell that starts pytest in the background has it ignore Ctrl-C, and with it every program that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say what the default of pyproject.toml leaves out."""
+    if config.option.markexpr == "not (slow or chromium)":
+        terminalreporter.write_line(
+            "Left out: tests marked slow or chromium, also in files given by name."
+            ' To run them: pip install -e ".[test-all]" && pytest -m "slow or chromium"'
+        )
 
 
 @pytest.fixture
@@ -40,8 +46,6 @@ def workspace(tmp_path: Path) -> Workspace:
 @pytest.fixture(scope="session")
 def server() -> Iterator[Bucket]:
     """An S3 server with an empty bucket."""
-    from tests.buckets import serve
-
     with serve() as bucket:
         yield bucket
 

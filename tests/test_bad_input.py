@@ -8,14 +8,8 @@ import pytest
 
 from tests.commands import run
 from vlltr_index.errors import ConfigError
-from vlltr_index.pipelines.embed import embed
-from vlltr_index.schemas.config import WorkspaceConfig
-from vlltr_index.schemas.recipes import load_recipe, override
+from vlltr_index.schemas.recipes import load_recipe
 from vlltr_index.store.workspace import Workspace
-
-UNREADABLE = (
-    "Give JPEG, PNG, WebP, BMP, GIF or TIFF files; open the image elsewhere to see whether it is whole.\n"
-)
 
 
 def test_numbers_are_finite_and_seeds_have_64_bits() -> None:
@@ -72,29 +66,6 @@ def test_damaged_checkpoints(trained: Workspace, pictures: Path, capsys: pytest.
     )
 
 
-@pytest.mark.slow
-def test_another_encoder_in_the_recipe_is_told(
-    trained: Workspace, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Vectors go on being the trained encoder's, and `embed` says so; so does a recipe of which one section is used."""
-    args = ("-w", trained.path, "train", "lgr", "--recipe", "ours")
-    with caplog.at_level("WARNING", "vlltr_index"):
-        code, _, err = run(capsys, *args, "--set", "lgr.views=1", "--set", "lgr.epochs=1")
-    assert code == 0, err
-    # How well the parts do beside simple rules may be told as well.
-    assert [r.getMessage() for r in caplog.records if r.name == "vlltr_index.cli.train"] == [
-        "of recipe ours only the section [lgr] is used: the encoder stays vlltr-tiny, as in vlltr.toml"
-        " (vlltr train all --recipe ours takes it as a whole)"
-    ]
-    caplog.clear()
-    trained.write_config(WorkspaceConfig(recipe=override(trained.recipe, ("encoder.model=RN50",))))
-    embed(trained, views=1)
-    assert caplog.messages == [
-        "the recipe's encoder is RN50, the trained one vlltr-tiny at 32 px: the trained one is used, until it is"
-        " trained again: vlltr train cvlp"
-    ]
-
-
 def test_commands_to_run_next_quote_their_paths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A folder with a space in its name, and a file that is no workspace."""
     folder = tmp_path / "my birds"
@@ -119,14 +90,6 @@ def test_more_views_than_are_stored(trained: Workspace, capsys: pytest.CaptureFi
         f"Error: the head is to be trained on 9 views of each image (lgr.views), and {stored} are stored\n"
         f"Make them: vlltr embed --views 9, or use --set lgr.views={stored}\n",
     )
-
-
-def test_commits_are_counted_from_one(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    """A number that no commit can have is a usage error."""
-    for command in (("predict", "a.png", "--at"), ("evaluate", "--at"), ("history", "--limit")):
-        code, _, err = run(capsys, "-w", workspace.path, *command, "0")
-        assert code == 2
-        assert f"Invalid value for '{command[-1]}': 0 is not in the range x>=1." in err
 
 
 @pytest.mark.parametrize(
@@ -158,22 +121,6 @@ def test_encoders_that_cannot_be_are_refused_at_once(
     _, _, said = run(capsys, "init", tmp_path / "ws", "--encoder", encoder)
     assert said.startswith(f"Error: {message}\n{hint}")
     assert not (tmp_path / "ws").exists()
-
-
-def test_images_that_cannot_be_read(
-    trained: Workspace, tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """`predict` answers the others; both it and `explain` say what to do."""
-    bad = tmp_path / "bad.png"
-    bad.write_bytes(b"\x89PNG nothing")
-    code, out, err = run(capsys, "-w", trained.path, "predict", bad, pictures / "known-0.png")
-    assert code == 1
-    assert f"{bad}: not read: cannot read the image {bad}: a damaged PNG file\n" in out
-    assert f"{pictures / 'known-0.png'}\n" in out
-    assert err.endswith(f"1 of 2 images cannot be read. {UNREADABLE}")
-    name = min(trained.snapshot().class_table().names.values())
-    _, _, said = run(capsys, "-w", trained.path, "explain", bad, "--class", name)
-    assert said.endswith(f"Error: cannot read the image {bad}: a damaged PNG file\n{UNREADABLE}")
 
 
 @pytest.mark.parametrize("content", ["format = 1\n[recipe\n", "\xe9"])

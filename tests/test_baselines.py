@@ -176,15 +176,6 @@ def test_balanced_sampling_helps_the_rare_class() -> None:
     assert min(rare[1:]) > 0.6
 
 
-def test_a_step_takes_one_view_of_an_image() -> None:
-    """Two views that disagree are both learned; same seed, same head."""
-    x, labels = blobs((8, 8))
-    heads = [fc_head(torch.stack([x, -x]), labels, 2, HeadTraining(30, seed=seed))[0] for seed in (0, 0, 1)]
-    assert float(heads[0].abs().max()) < 0.5  # the views cancel
-    assert torch.equal(heads[0], heads[1])
-    assert not torch.equal(heads[0], heads[2])
-
-
 def test_a_loss_that_is_not_finite_is_an_error() -> None:
     """It says what to try."""
     x = torch.full((2, 1), math.inf)

@@ -30,7 +30,6 @@ from vlltr_index.embedding.loading import image_set
 from vlltr_index.errors import InputError, UnknownClassError, UsageError
 from vlltr_index.pipelines.classlist import show_class
 from vlltr_index.recognition.scorer import load_scorer
-from vlltr_index.store.tables import Store
 from vlltr_index.store.transaction import put_back
 from vlltr_index.store.workspace import Workspace
 
@@ -70,19 +69,6 @@ def test_a_removed_class_leaves_nothing_but_its_number(small: Workspace, names: 
     again = add_class(small, names[2], ["It is back."]).added[0]
     assert again.class_id == len(names)
     assert again.visual == "none"
-
-
-def test_the_trained_row_of_a_removed_class_is_masked(small: Workspace, names: list[str]) -> None:
-    """The image branch shares its mass among the classes that are left."""
-    features = image_set(small.snapshot(), "val").features
-    remove_classes(small, [names[2], names[5]])
-    scorer = load_scorer(small, small.snapshot())
-    assert scorer.class_ids.tolist() == [0, 1, 3, 4, 6, 7, 8, 9]
-    assert not {2, 5} & set(scorer.stats.class_ids.tolist())
-    rows, left = scorer.saved.head.visual_logits(features), [0, 1, 3, 4, 6, 7, 8, 9]
-    assert torch.allclose(scorer.visual_logits(features), rows[:, left], atol=1e-5)
-    fused = scorer.exhaustive(features)
-    assert torch.allclose(fused.probabilities.sum(1), torch.ones(len(features)), atol=1e-5)
 
 
 def test_a_renamed_class_keeps_its_number_and_its_own_texts(small: Workspace, names: list[str]) -> None:
@@ -251,33 +237,6 @@ def test_a_session_scores_only_what_changed(small: Workspace, world: World) -> N
     assert torch.allclose(kept.text_logits, read.text_logits, atol=0.01)
 
 
-def test_a_session_notices_what_others_wrote(small: Workspace, names: list[str]) -> None:
-    """A change made without it is there at its next one."""
-    session = Session(small)
-    add_class(small, "okapi", ["It is an animal."], session=session)
-    remove_classes(small, [names[0]])
-    report = add_sentences(small, names[1], ["It is new."], session=session)
-    assert report.changed
-    assert 0 not in session.view(small.snapshot()).scorer.class_ids.tolist()
-
-
-def test_fragments_are_merged_now_and_then(small: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The commit after every so many holds merged tables, with the same rows; going on from it works."""
-    from vlltr_index.classes import change as module
-
-    merged: list[str] = []
-    optimize = Store.optimize
-    monkeypatch.setattr(Store, "optimize", lambda self, name: merged.append(name) or optimize(self, name))
-    monkeypatch.setattr(module, "_TIDY", 1)
-    monkeypatch.setattr(module, "_TIDY_VECTORS", 1)
-    before = anchors(small)
-    add_class(small, "okapi", ["It is an animal."])
-    remove_classes(small, ["okapi"])
-    assert anchors(small) == before
-    assert {"images", "anchors"} < set(merged)
-    assert sum(name.startswith(("sentence_vectors", "image_vectors")) for name in set(merged)) == 2
-
-
 def test_harm_is_warned_of() -> None:
     """A loss of more than one point has a line of its own that names the way back."""
     assert Effect().lines() == []
@@ -290,19 +249,3 @@ def test_harm_is_warned_of() -> None:
     assert lines[0] == "Old classes on 1,000 validation images: 90.0 % before, 85.0 % after."
     assert lines[1].startswith("Warning: the old classes lose 5.0 points.")
     assert "vlltr rollback ID" in lines[1]
-
-
-def test_a_dry_run_tells_what_the_change_then_does(small: Workspace, world: World, names: list[str]) -> None:
-    """Classes, numbers, rivals and effect are those of the real change after it."""
-    wanted = [NewClass("okapi", ("It is new.",), image_files=(Path(world.pictures[0]),))]
-    told, done = add_classes(small, wanted, dry_run=True), add_classes(small, wanted)
-    assert told.added == done.added
-    assert (told.old_classes_before, told.old_classes_after) == (
-        done.old_classes_before,
-        done.old_classes_after,
-    )
-    seen, made = (
-        merge_classes(small, names[0], "okapi", dry_run=True),
-        merge_classes(small, names[0], "okapi"),
-    )
-    assert (seen.notes, seen.classes, seen.effect) == (made.notes, made.classes, made.effect)

@@ -174,34 +174,3 @@ def test_images_that_came_since_the_selection_are_counted(
     select(trained, trained.recipe.select)
     again = losses_of(trained)
     assert max(abs(again[k] - losses[k]) for k in again) < 1e-3
-
-
-def test_images_alone_where_the_recipe_has_no_prompts(trained: Workspace, pictures: Path) -> None:
-    """The class's name is its only sentence then, so that it has an anchor."""
-    added = add_class(trained, "okapi", images=pictures / "unseen").added[0]
-    assert (added.sentences, added.anchors, added.visual) == (1, 1, "images")
-
-
-@pytest.mark.slow
-def test_the_head_can_be_trained_again_after_images_came(
-    trained: Workspace, heldout: dict[str, list[str]], pictures: Path
-) -> None:
-    """An addition by images embeds every view that training needs; stage 1's classifier has no row for it even then."""
-    from vlltr_index.pipelines.train_lgr import train_lgr_stage
-
-    name = min(heldout)
-    class_id = add_class(trained, name, heldout[name], images=pictures / "unseen").added[0].class_id
-    train_lgr_stage(trained, trained.recipe.lgr)
-    scorer = load_scorer(trained, trained.snapshot())
-    assert class_id not in scorer.saved.class_ids.tolist()
-    assert scorer.visual_sides()[class_id] == "images"
-
-
-def test_many_classes_are_reported_shortly(trained: Workspace, heldout: dict[str, list[str]]) -> None:
-    """An addition of many names three of them, in the report and in the commit."""
-    names = [*sorted(heldout), "a class more"]
-    report = add_classes(trained, [NewClass(name, ("It looks like nothing else.",)) for name in names])
-    assert len([line for line in report.lines() if line.startswith("Added '")]) == 3
-    assert f"Added {len(names) - 3} more classes." in report.lines()
-    commit = trained.history.last()
-    assert commit.command == f"classes add {', '.join(map(repr, names[:3]))} and {len(names) - 3} more"

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -145,46 +141,6 @@ def test_evaluate_and_classes(
     assert (code, len(out.splitlines())) == (0, 61)
     code, out, _ = run(capsys, "-w", trained.path, "history")
     assert "classes add" in out.splitlines()[0]
-
-
-def test_what_commits_nothing(capsys: pytest.CaptureFixture[str], trained: Workspace) -> None:
-    """Embedding again, where all vectors are there; planning an index; evaluating while another writes."""
-    before = trained.history.last()
-    code, out, _ = run(capsys, "-w", trained.path, "embed")
-    assert code == 0
-    assert out.startswith("Embedded 0 sentences")
-    code, out, _ = run(capsys, "-w", trained.path, "index", "--plan")
-    assert code == 0
-    assert out.startswith("Would build a torch index over 480 anchors of width 192")
-    with trained.transaction("another writer"):
-        assert run(capsys, "-w", trained.path, "evaluate", "--bootstrap", "20")[0] == 0
-    assert trained.history.last() == before
-
-
-@pytest.mark.slow
-def test_interrupted_training_goes_on(tmp_path: Path, trained_once: Path) -> None:
-    """Ctrl-C in stage 1 exits with 130 and a line that says how to go on; the next run resumes and commits once."""
-    folder = shutil.copytree(trained_once, tmp_path / "w")
-    commits = len(Workspace.open(folder).history.ids())
-    command = [sys.executable, "-m", "vlltr_index.cli", "-w", str(folder), "train", "cvlp", "--seed", "3"]
-    command += ["--set", "cvlp.epochs=3"]
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ
-    )
-    runs = folder / "runs"
-    while process.poll() is None and not list(runs.glob("cvlp-*/state.safetensors")):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
-    if process.returncode == 0:
-        pytest.fail("training ended before it could be interrupted")
-    assert process.returncode == 130, err
-    assert err.rstrip().endswith("Stopped. Run the same command again to go on.")
-    assert "Traceback" not in err
-    assert len(Workspace.open(folder).history.ids()) == commits
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "3 epochs (resumed)" in done.stdout
-    assert len(Workspace.open(folder).history.ids()) == commits + 1
 
 
 def test_processes_within_processes_are_refused(

@@ -19,7 +19,6 @@ from vlltr_index.embedding.loading import image_set
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.encoders.openclip import make_transform
 from vlltr_index.errors import UsageError
-from vlltr_index.pipelines.evaluate import evaluate
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.store.workspace import Workspace
 
@@ -88,19 +87,6 @@ def test_embedded_crops_are_kept_and_are_the_features_of_the_crops(trained: Work
     assert torch.equal(first, again)
     assert torch.equal(plain, data.features[:5])
     assert not torch.equal(first, plain)
-
-
-@pytest.mark.slow
-def test_evaluation_through_crops(trained: Workspace) -> None:
-    """The method's rows say so, baselines keep the plain view, and the report has a file of its own."""
-    plain = evaluate(trained, bootstrap=5)
-    cropped = evaluate(trained, bootstrap=5, crops=5)
-    assert (plain.crops, cropped.crops) == (1, 5)
-    assert cropped.notes["vl-ltr"] == "5 crops an image"
-    assert plain.notes.get("vl-ltr") is None
-    for name in plain.rows.keys() - {"vl-ltr", "image branch", "text branch"}:
-        assert cropped.rows[name] == plain.rows[name]
-    assert len(list((trained.path / "reports").glob("evaluate-test-*-crops-5.json"))) == 1
 
 
 def test_predictions_and_explanations_are_of_the_feature_that_is_scored(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from tests.commands import run
 from vlltr_index.errors import WorkspaceError
 from vlltr_index.evaluation.records import Missing
 from vlltr_index.heads.checkpoint import load_head
-from vlltr_index.pipelines.baselines import baseline_labels
 from vlltr_index.pipelines.report import gather_report
 from vlltr_index.pipelines.status import status
 from vlltr_index.pipelines.train_lgr import train_lgr_stage
@@ -60,16 +59,6 @@ def test_damaged_data(tmp_path: Path) -> None:
             use(store)
         assert error.value.message.startswith(f"table 'classes' in {store.uri} cannot be {what}: ")
         assert error.value.hint == HINT
-
-
-def test_damaged_tags(tmp_path: Path) -> None:
-    """A tag's file that is no JSON."""
-    store = Store(tmp_path / "lance")
-    store.create("classes", CLASSES, "class_id")
-    store.tag("classes", 1, "c1")
-    (tmp_path / "lance" / "classes.lance" / "_refs" / "tags" / "c1.json").write_text("{")
-    with pytest.raises(WorkspaceError, match=r"table 'classes' in .* cannot be asked for its tags: "):
-        store.tags("classes")
 
 
 def test_tables_that_cannot_be_listed(tmp_path: Path) -> None:
@@ -129,25 +118,6 @@ def test_a_disk_that_fills_while_a_command_writes(
     assert workspace.snapshot().count("classes") == 1
     with workspace.transaction("second") as tx:
         assert tx.count("classes") == 1
-
-
-def test_the_callers_errors_are_not_the_tables(tmp_path: Path) -> None:
-    """What fails while rows are brought or used passes through as it is."""
-    store = Store(tmp_path / "lance")
-    store.create("classes", CLASSES, "class_id")
-
-    def rows() -> Iterator[object]:
-        yield from class_rows([0]).to_batches()
-        raise ValueError("the source broke")
-
-    def scan() -> None:
-        for _ in store.scan("classes"):
-            raise ValueError("mine")
-
-    with pytest.raises(ValueError, match=r"^the source broke$"):
-        store.append("classes", rows())  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"^mine$"):
-        scan()
 
 
 def test_files_that_do_not_fit(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,18 +207,3 @@ def test_status_and_report_outlast_damaged_json(trained: Workspace) -> None:
         (head / "head.json").write_text(json.dumps(values), encoding="utf-8")
         with pytest.raises(WorkspaceError, match=f"the head in .* cannot be read: {why}"):
             load_head(head)
-
-
-def test_a_damaged_baseline_names_its_command(workspace: Workspace) -> None:
-    """The image-only baseline's settings."""
-    content = '{"config": {"logit_adjustment": null}}'
-    with workspace.transaction("train baseline fc") as tx:
-        digest = workspace.put_object(
-            "checkpoints", lambda folder: (folder / "train.json").write_text(content, encoding="utf-8")
-        )
-        tx.note(baseline_fc=digest)
-    path = workspace.object_path("checkpoints", digest) / "train.json"
-    with pytest.raises(WorkspaceError) as error:
-        baseline_labels(workspace, workspace.snapshot())
-    assert error.value.message.startswith(f"{path} is damaged: ")
-    assert error.value.hint == "Make it again: vlltr train baseline fc"

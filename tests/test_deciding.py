@@ -358,18 +358,6 @@ def test_few_images_that_stage_one_did_not_see_weigh_nothing(unseen: int) -> Non
     assert right(decision, data) > 0.9
 
 
-def test_a_class_between_those_left_out_that_has_images_now() -> None:
-    """It has no row and stands for nobody: what is asked of the others is found in their own columns."""
-    data = after_stage_one(drawn([20] * 8 + [12] * 2, apart=0.4), list(range(0, 160, 5)), [8, 9])
-    assert data.visual_init is not None
-    weight, bias = data.visual_init
-    later = torch.arange(10) == 3
-    late = replace(data, visual_init=(weight, torch.where(later, torch.nan, bias)))
-    weights = parts_of(decide(late, CONFIG)).weights
-    assert math.isfinite(weights.told.offset)
-    assert right(decide(late, CONFIG), late) > 0.9
-
-
 def test_a_head_that_is_trained_already_is_weighed_as_it_is() -> None:
     """On the images that it did not see; without such images the default weights hold."""
     data = after_stage_one(drawn([40] * 5, apart=0.8), list(range(0, 200, 5)), [])
@@ -384,15 +372,6 @@ def test_a_head_that_is_trained_already_is_weighed_as_it_is() -> None:
         "No image could be kept out of training, so nothing could be weighed: the images count, text as a prior."
     ]
     assert parts.accept_above is None
-
-
-@pytest.mark.slow
-def test_other_visual_classifiers_bear_a_class_without_a_sentence() -> None:
-    """A cosine classifier then starts from the discriminant's rows."""
-    data = drawn([4] * 6, [True] * 5 + [False])
-    for visual in ("cosine", "mlp"):
-        decision = decide(data, CONFIG.model_copy(update={"visual": visual}))
-        assert right(decision, data) > 0.9
 
 
 def test_without_any_image_the_texts_decide() -> None:

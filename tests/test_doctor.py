@@ -95,19 +95,6 @@ def test_the_command(
     assert (code, report["ok"], report["checks"][2]["mend"]) == (1, False, "vlltr train lgr")
 
 
-def test_a_folder_has_no_lock_to_clear(capsys: pytest.CaptureFixture[str], workspace: Workspace) -> None:
-    """It goes with its holder."""
-    assert run(capsys, "-w", workspace.path, "doctor", "--unlock")[:2] == (0, "There is no lock to clear.\n")
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_scripts(capsys: pytest.CaptureFixture[str], shell: str) -> None:
-    """Each shell's script asks the program itself."""
-    code, out, _ = run(capsys, "completion", shell)
-    assert code == 0
-    assert f"_VLLTR_COMPLETE={shell}_complete" in out
-
-
 def test_completion_answers() -> None:
     """The program completes the words of commands, and options of commands in groups."""
     code = "from vlltr_index.cli.main import main; main()"

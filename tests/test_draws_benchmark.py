@@ -11,7 +11,6 @@ from benchmarks.draws import Plan, measured
 from benchmarks.draws_rules import folds
 from benchmarks.draws_sources import TEXTS, Setting, draw, with_texts
 from benchmarks.draws_table import bound
-from benchmarks.trace import measure
 
 
 @pytest.mark.parametrize("source", ["heldout", "train", "clip"])
@@ -64,14 +63,3 @@ def test_a_draw_goes_through_the_commands(tmp_path: Path, monkeypatch: pytest.Mo
     assert list(found["rules"]) == ["class means", "shrunk discriminant", "zero-shot", "Tip-Adapter"]
     assert found["trained"]["images"] == 6
     assert all(len(found["additions"]["1 image"][how]) == 2 for how in ("added", "joint"))
-
-
-@pytest.mark.slow
-def test_a_command_opens_each_table_once() -> None:
-    """And what it goes through is counted: the tables at their newest, and at the commit's version."""
-    found = measure()
-    assert found["predict"].opened <= 12
-    assert found["classes add"].opened <= 12
-    for trace in found.values():
-        assert {"vlltr_index/store/tables.py", "cli/main.py"} <= trace.files.keys()
-        assert 0 < trace.across < trace.files.total()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from vlltr_index.encoders import openclip, sources
+from vlltr_index.encoders import openclip
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import EncoderError, InputError
 
@@ -50,25 +48,6 @@ def test_saving_and_opening_changes_nothing(encoder: Encoder, tmp_path: Path) ->
     assert torch.equal(again.preprocess(image), encoder.preprocess(image))
     assert (again.name, again.config, again.precision) == (encoder.name, encoder.config, encoder.precision)
     assert not again.model.training
-
-
-@pytest.mark.slow
-def test_fingerprints_are_equal_across_processes(encoder: Encoder, tmp_path: Path) -> None:
-    """They name stored vectors, so another process must find the same."""
-    encoder.save(tmp_path)
-    code = (
-        f"from vlltr_index.encoders.encoder import Encoder; e = Encoder.open({str(tmp_path)!r});"
-        "print(e.text_fp, e.image_fp)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert tuple(done.stdout.split()) == _prints(encoder)
-
-
-def test_a_saved_folder_loads_by_its_path(encoder: Encoder, tmp_path: Path) -> None:
-    """`Encoder.load` takes the folder, also as `local-dir:`."""
-    encoder.save(tmp_path)
-    for arguments in ((str(tmp_path), None), ("local-dir", str(tmp_path)), (encoder.name, str(tmp_path))):
-        assert _prints(Encoder.load(*arguments)) == _prints(encoder)
 
 
 def test_each_tower_has_its_own_fingerprint(encoder: Encoder) -> None:
@@ -137,16 +116,6 @@ def test_long_texts_are_cut_and_counted(encoder: Encoder) -> None:
     assert torch.equal(vectors[0], vectors[1])
 
 
-def test_features_carry_gradients_and_are_not_normalised(encoder: Encoder) -> None:
-    """Both towers, in float32."""
-    image = encoder.encode_pixels(torch.randn(2, 3, 32, 32))
-    text = encoder.encode_tokens(encoder.tokenize(TEXTS).ids)
-    for value in (image, text):
-        assert value.requires_grad
-        assert value.dtype == torch.float32
-        assert not torch.allclose(value.norm(dim=1), torch.ones(len(value)), atol=1e-3)
-
-
 def test_pixels_and_tokens_of_another_shape_are_refused(encoder: Encoder) -> None:
     """The message names what was expected and what came."""
     for pixels in (torch.zeros(2, 1, 32, 32), torch.zeros((2, 3, 32, 32), dtype=torch.uint8)):
@@ -176,21 +145,6 @@ def test_bfloat16_is_close_and_returns_float32(encoder: Encoder) -> None:
     with pytest.raises(EncoderError) as caught:
         Encoder(encoder.model, encoder.tokenizer, encoder.config, name="x", precision="fp8")  # type: ignore[arg-type]
     assert str(caught.value) == "precision is fp32 or bf16, got 'fp8'"
-
-
-def test_models_that_look_at_their_padding_get_the_whole_context() -> None:
-    """Short tokens are padded for them, so the result is open_clip's."""
-    cfg = {**small_clip.MODEL_CFG, "custom_text": True}
-    cfg["text_cfg"] = {**small_clip.MODEL_CFG["text_cfg"], "no_causal_mask": True, "pool_type": "last"}
-    config = {**sources.find_config(small_clip.NAME), "model_cfg": cfg}
-    config["preprocess_cfg"]["size"] = 32
-    model: Any = openclip.build_model(cfg)
-    encoder = Encoder(model, openclip.make_tokenizer(config), config, name="x")
-    ids = encoder.tokenize(TEXTS).ids
-    with torch.no_grad():
-        expected = model.encode_text(F.pad(ids, (0, 77 - ids.shape[1])))
-    assert torch.allclose(encoder.encode_tokens(ids), expected, atol=1e-6)
-    assert torch.allclose(encoder.encode_texts(TEXTS), expected, atol=1e-5)
 
 
 def test_another_image_size(tmp_path: Path) -> None:

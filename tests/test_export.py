@@ -5,10 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import subprocess
-from collections import Counter
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -41,15 +39,6 @@ def test_answers_are_the_workspaces(recognizer: Recognizer, shared: Shared, pict
     assert recognizer.explain(image, "the second").name in shared.names
 
 
-def test_it_knows_what_it_is(recognizer: Recognizer, shared: Shared) -> None:
-    """Commit, classes, what images say of them and merged rows travel along."""
-    assert recognizer.commit == shared.commit
-    assert recognizer.classes_.tolist() == shared.names
-    assert Counter(recognizer.scorer.visual_sides().values()) == {"trained": 59, "images": 1}
-    assert recognizer.scorer.merged
-    assert json.loads((shared.folder / "config.json").read_text(encoding="utf-8"))["rejects"] is True
-
-
 def test_no_pickle_and_true_digests(shared: Shared) -> None:
     """The folder has the files it should have, and `sha256sum` agrees with the digests."""
     names = {p.relative_to(shared.folder).as_posix() for p in shared.folder.rglob("*") if p.is_file()}
@@ -69,19 +58,6 @@ def test_no_pickle_and_true_digests(shared: Shared) -> None:
     done = subprocess.run(["sha256sum", "-c", SUMS], cwd=shared.folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert {p.stat().st_mode & 0o777 for p in shared.folder.rglob("*") if p.is_file()} == {0o644}
-
-
-def test_tables_say_where_texts_come_from(shared: Shared) -> None:
-    """Anchors have text, source, licence, class, rank, loss and vector; sentences know which of them are anchors."""
-    anchors = pq.read_table(shared.folder / "anchors.parquet")
-    sentences = pq.read_table(shared.folder / "sentences.parquet")
-    wanted = {"text", "source", "source_ref", "licence", "class", "rank", "loss", "vector"}
-    assert wanted <= set(anchors.schema.names)
-    assert len(set(anchors["loss"].to_pylist())) > anchors.num_rows / 2
-    ranked = {s["sentence_id"]: s["rank"] for s in sentences.to_pylist() if s["rank"] is not None}
-    assert ranked == dict(zip(anchors["sentence_id"].to_pylist(), anchors["rank"].to_pylist(), strict=True))
-    assert sentences.num_rows > anchors.num_rows
-    assert set(anchors["class"].to_pylist()) == set(shared.names)
 
 
 def test_the_same_commit_gives_the_same_bytes(trained: Workspace, tmp_path: Path) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import datasets
-import polars
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -18,15 +17,20 @@ from vlltr_index.recognition.exported.tables import export_tables
 from vlltr_index.store.workspace import Workspace
 
 
-def load(folder: Path, name: str, cache: Path, split: str = "train") -> datasets.Dataset:
+def load(folder: Path, name: str, cache: Path, split: str = "train") -> Any:
     """What `datasets` makes of one table."""
+    import datasets
+
     found = datasets.load_dataset(str(folder), name, split=split, cache_dir=str(cache))
     assert isinstance(found, datasets.Dataset)
     return found
 
 
+@pytest.mark.slow
 def test_datasets_reads_each_table(trained: Workspace, tmp_path: Path) -> None:
     """Names, rows and columns are the workspace's; images of a Parquet source come decoded, split by split."""
+    import datasets
+
     folder, cache = tmp_path / "tables", tmp_path / "cache"
     report = export_tables(trained, folder)
     snapshot = trained.snapshot()
@@ -52,6 +56,7 @@ def test_datasets_reads_each_table(trained: Workspace, tmp_path: Path) -> None:
     assert usable == report.rows["images"] == snapshot.count("images", "problem IS NULL")
 
 
+@pytest.mark.slow
 def test_files_are_embedded_on_request(tmp_path: Path) -> None:
     """Image files come as their path here, or as their bytes; splits get names that `datasets` allows."""
     workspace = drawings(tmp_path)
@@ -94,8 +99,11 @@ def test_the_command_writes_tables(tmp_path: Path) -> None:
         export_tables(Workspace.create(tmp_path / "empty", workspace.recipe), tmp_path / "none")
 
 
+@pytest.mark.slow
 def test_tables_as_arrow(trained: Workspace) -> None:
     """`Workspace.table` gives Arrow tables for pandas and polars, of the newest commit or an older one."""
+    import polars
+
     sentences = trained.table("sentences")
     assert sentences.to_pandas().shape == (trained.snapshot().count("sentences"), sentences.num_columns)
     frame = polars.from_arrow(trained.table("classes", columns=["class_id", "name"]))

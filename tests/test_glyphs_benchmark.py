@@ -9,10 +9,8 @@ import pytest
 import torch
 
 from benchmarks import ablation, glyphs_lt_table
-from benchmarks.baselines import MARKS, placed
 from benchmarks.glyphs_lt_table import METHOD, ORDER, clustered_interval
 from benchmarks.new_classes import at_equal_loss
-from benchmarks.random_words import waffle_noise, waffle_text
 from benchmarks.without_text import WHOLE
 from vlltr_index.schemas.recipes import load_recipe, override
 
@@ -80,24 +78,6 @@ def test_ablated_rows_change_only_what_they_are_about() -> None:
     for number, row in ablation.ROWS.items():
         values = ("cvlp.seed=4", "lgr.seed=4", *changes.get(number, ()))
         assert ablation.recipe_of(row, 4) == override(base, values)
-
-
-def test_a_page_is_put_between_its_marks() -> None:
-    """At the end of a page without marks, in place in one with; what stands around stays."""
-    page = placed("# Results\n\ntext\n", "one")
-    assert page.startswith("# Results\n\ntext\n\n## Baselines on Glyphs-LT\n\n")
-    assert placed(page + "after\n", "two") == page.replace("one", "two") + "after\n"
-    assert page.count(MARKS[0]) == page.count(MARKS[1]) == 1
-
-
-def test_random_words_follow_the_name() -> None:
-    """Two words of the list, then two of random letters; the seed decides; the prompt's own full stop goes."""
-    words = ["oval", "stroke", "serif"]
-    noise = waffle_noise(words, 4, seed=3)
-    assert all(word in words for n in (0, 2) for word in noise[n].split())
-    assert not any(word in words for n in (1, 3) for word in noise[n].split())
-    assert noise == waffle_noise(words, 4, seed=3) != waffle_noise(words, 4, seed=4)
-    assert waffle_text("a photo of a tench.", "ab cd") == "a photo of a tench, which has ab cd."
 
 
 def test_offsets_are_compared_at_equal_loss() -> None:

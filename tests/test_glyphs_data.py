@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
-from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 import vlltr_index.recipes.glyphs_lt as recipe
-from vlltr_index.recipes.glyphs_lt import licences, render, splits
-from vlltr_index.recipes.glyphs_lt.assemble import SPLITS
-from vlltr_index.recipes.glyphs_lt.build import encoded, main, with_groups
+from vlltr_index.recipes.glyphs_lt import licences, splits
+from vlltr_index.recipes.glyphs_lt.build import encoded
 
 DATA = Path(recipe.__file__).resolve().parent / "data"
 Row = tuple[bytes, str, str, str]
@@ -61,33 +56,6 @@ def test_hashes_match_the_manifest() -> None:
     assert hashlib.sha256(text.encode()).hexdigest() == manifest["content_sha256"]
 
 
-def test_schema_and_order() -> None:
-    """The table has columns of the stated types, sorted by split, label and source; sources are unique."""
-    schema = pq.read_schema(DATA / "glyphs_lt.parquet")
-    types = {field.name: str(field.type) for field in schema}
-    assert types == {
-        "image": "binary",
-        "label": "string",
-        "split": "string",
-        "source": "string",
-        "group": "string",
-    }
-    keys = [(SPLITS.index(split), label, source) for _, label, split, source in rows()]
-    assert keys == sorted(keys)
-    assert len({source for *_, source in rows()}) == len(keys)
-    table = pq.read_table(DATA / "glyphs_lt.parquet", columns=["source", "group"])
-    assert with_groups(table.select(["source"])).equals(table)
-
-
-@pytest.mark.slow
-def test_every_image_is_a_grey_png_with_ink() -> None:
-    """Each image decodes to 32 x 32 grey pixels that are not blank."""
-    for data, label, _, source in rows():
-        with Image.open(io.BytesIO(data)) as image:
-            assert (image.format, image.mode, image.size) == ("PNG", "L", (32, 32)), (label, source)
-            assert np.asarray(image).sum(dtype=np.int64) >= render.LEAST_INK
-
-
 def test_train_and_test_share_no_group() -> None:
     """Groups of test splits never appear in splits that are trained on or given as support."""
     groups: dict[bool, set[str]] = {True: set(), False: set()}
@@ -103,29 +71,6 @@ def test_no_test_image_repeats_a_training_image_of_its_class() -> None:
     assert not [
         source for data, label, split, source in rows() if split.endswith("test") and (data, label) in seen
     ]
-
-
-def test_counts_a_split() -> None:
-    """Trained classes have 5 or 6 test images, held-out ones 5 for support; val follows its rule; counts are stated."""
-    classes = load("classes.json")
-    counts = {split: Counter(label for _, label, s, _ in rows() if s == split) for split in SPLITS}
-    trained = {name for name, c in classes.items() if not c["heldout"]}
-    assert set(counts["train"]) == set(counts["test"]) == trained
-    assert set(counts["test"].values()) <= {5, 6}
-    for name in trained:
-        whole = counts["train"][name] + counts["val"][name]
-        assert counts["val"][name] == splits.val_count(whole)
-        assert classes[name]["train"] == counts["train"][name]
-        assert classes[name]["bin"] == splits.bin_of(counts["train"][name])
-    for part in splits.HELD_OUT_SETS:
-        names = {name for name, c in classes.items() if c["heldout"] == part}
-        assert len(names) == splits.HELD_OUT_EACH
-        assert counts[f"{part}_support"] == dict.fromkeys(names, splits.SUPPORT)
-        assert set(counts[f"{part}_test"]) == names
-        assert set(counts[f"{part}_test"].values()) <= {5, 6}
-    stated = load("manifest.json")["counts"]
-    assert stated["images"] == {split: counts[split].total() for split in SPLITS}
-    assert stated["few5"] == sum(1 for name in trained if classes[name]["train"] <= 5)
 
 
 def test_texts_cover_the_classes() -> None:
@@ -188,11 +133,3 @@ def test_licences_are_listed() -> None:
     assert len(listed) >= 80
     assert all(allowed[package] == licence for package, licence in listed)
     assert "Permission is hereby granted" in (DATA / "UNICODE-LICENSE.txt").read_text(encoding="utf-8")
-
-
-def test_build_has_help(capsys: pytest.CaptureFixture[str]) -> None:
-    """The builder explains its options."""
-    with pytest.raises(SystemExit) as stop:
-        main(["--help"])
-    assert stop.value.code == 0
-    assert "--fonts" in capsys.readouterr().out

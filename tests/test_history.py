@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -63,25 +62,6 @@ def test_commits_come_back_in_order(history: LocalHistory) -> None:
         history.read(99)
 
 
-def test_a_race_for_a_number_has_one_winner(history: LocalHistory) -> None:
-    """The file system decides, and the loser leaves nothing."""
-    history.append(commit(1, command="winner"))
-    with pytest.raises(WorkspaceError, match="commit 1 exists already: another writer was here"):
-        history.append(commit(1, command="loser"))
-    assert history.read(1).command == "winner"
-    assert os.listdir(history.folder) == ["1.json"]
-
-
-def test_files_that_are_no_commits_are_left_alone(history: LocalHistory) -> None:
-    """A killed writer's temporary file, or a note, is not a commit."""
-    history.append(commit(1))
-    for name in (".2.77.tmp", "notes.json", "x.txt", "2.json.bak"):
-        (history.folder / name).write_text("{")
-    assert list(history.ids()) == [1]
-    history.append(commit(2))
-    assert [c.id for c in history.list()] == [1, 2]
-
-
 @pytest.mark.parametrize(
     ("content", "why"),
     [
@@ -125,20 +105,6 @@ def test_damage_in_the_middle_has_no_easy_way_out(history: LocalHistory) -> None
         history.list()
     assert error.value.hint == "Bring the file back from a backup."
     assert history.last() == commit(2)
-
-
-def test_whether_there_is_a_newer_commit(history: LocalHistory) -> None:
-    """One that came, and the newest that somebody deleted, are noticed; nothing else is."""
-    assert not history.newer_than(0)
-    history.append(commit(1))
-    assert history.newer_than(0)
-    assert not history.newer_than(1)
-    history.append(commit(2))
-    assert history.newer_than(1)
-    assert not history.newer_than(2)
-    (history.folder / "2.json").unlink()
-    assert history.newer_than(2)
-    assert not history.newer_than(1)
 
 
 def test_a_commit_without_the_encoders_scale() -> None:

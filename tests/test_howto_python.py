@@ -8,13 +8,13 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import datasets
 import pytest
 from click.testing import CliRunner
 
 from tests.hubserver import TOKEN, HubServer, hub_server, point_at
 from vlltr_index.cli.main import vlltr
 
+pytestmark = pytest.mark.slow
 PAGE = Path(__file__).parents[1] / "docs" / "howto.md"
 
 
@@ -34,7 +34,7 @@ def place(
     monkeypatch.chdir(tmp_path)
     with hub_server() as server:
         point_at(server.url, tmp_path / "hf", monkeypatch)
-        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield server
 
@@ -54,7 +54,6 @@ def run(title: str) -> list[str]:
     return [language for language, _ in blocks(title)]
 
 
-@pytest.mark.slow
 def test_share_a_model(place: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The folder, the private repository and the tables come to be."""
     assert run("Share a model") == ["sh", "python", "sh", "python"]

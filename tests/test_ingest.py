@@ -316,14 +316,6 @@ def test_sentences_and_prompts(workspace: Workspace, tmp_path: Path) -> None:
     assert len(workspace.history.list()) == 2
 
 
-def test_prompts_can_be_left_out(workspace: Workspace, tmp_path: Path) -> None:
-    """By the argument; a recipe without a word on it has the 80."""
-    path = texts(tmp_path / "t.json", {"owl": ["It hoots."]})
-    assert ingest_text(workspace, path, prompts=False).added == 1
-    plain = Workspace.create(tmp_path / "plain", Recipe(name="x"))
-    assert ingest_text(plain, path).prompts == 80
-
-
 def test_images_bring_prompts_to_classes_that_have_no_sentence(workspace: Workspace, tmp_path: Path) -> None:
     """New ones, and those of the source that were mute; not to those that have text, nor where there are none."""
     path = texts(tmp_path / "t.json", {"owl": ["It hoots."]})

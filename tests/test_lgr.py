@@ -246,19 +246,6 @@ def test_inference_equals_training_whatever_the_batch(images: int) -> None:
     torch.testing.assert_close(fresh, trained, rtol=1e-4, atol=1e-4)
 
 
-def test_what_inference_mode_kept_can_be_trained_with() -> None:
-    """Values cached by a first call in inference mode do not break a later backward."""
-    head, bank = LGRHead(8, 2), _bank([torch.randn(2, 8), torch.randn(3, 8)])
-    features = torch.randn(5, 8, requires_grad=True)
-    with torch.inference_mode():
-        head.text_logits(features, bank)
-        head.prototype_logits(features, bank)
-    torch.autograd.backward(
-        head.text_logits(features, bank).sum() + head.prototype_logits(features, bank).sum()
-    )
-    assert features.grad is not None
-
-
 def test_what_is_not_kept_might_as_well_not_be_there() -> None:
     """Logits and gradients with some anchors left out are those of a bank without them, with a bias by loss or not."""
     for loss_bias in (True, False):
@@ -328,19 +315,6 @@ def test_scale_is_a_multiplier_clamped_in_place() -> None:
     assert not LGRHead(4, 1).log_logit_scale.requires_grad
     with pytest.raises(InputError, match="logit_scale is a multiplier above 0, got 0"):
         LGRHead(4, 1, logit_scale=0.0)
-
-
-def test_bank_sorts_by_class_and_remembers_where_rows_came_from() -> None:
-    """Unsorted input, class ids that are no positions, order within a class kept."""
-    vectors = torch.arange(10.0).view(5, 2)
-    losses = torch.arange(5, dtype=torch.float64)
-    bank = AnchorBank.build(vectors, torch.tensor([9, 4, 9, 7, 4]), torch.tensor([9, 4, 7]), losses)
-    assert bank.offsets.tolist() == [0, 2, 4, 5]
-    assert bank.rows.tolist() == [0, 2, 1, 4, 3]
-    assert torch.equal(bank.vectors, vectors[bank.rows])
-    assert torch.equal(bank.losses, losses.float()[bank.rows])
-    assert bank.class_of_row.tolist() == [0, 0, 1, 1, 2]
-    assert AnchorBank.build(vectors, torch.zeros(5).long(), [0]).losses.tolist() == [0.0] * 5
 
 
 @quick

@@ -6,7 +6,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import socket
 import threading
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 from writers import hold_lock_with_child
 
 from vlltr_index.errors import UsageError, WorkspaceError
-from vlltr_index.store.lock import write_lock, writer
+from vlltr_index.store.lock import write_lock
 
 
 def test_a_waiting_writer_comes_next(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -56,20 +55,6 @@ def test_a_transaction_inside_another_is_refused(tmp_path: Path) -> None:
         pass
     with write_lock(tmp_path / "lock", "c", timeout=0):
         pass
-
-
-def test_writer_names_the_holder(tmp_path: Path) -> None:
-    """Looking takes no lock away, and a lock file that nobody holds is nobody's."""
-    path = tmp_path / "lock"
-    assert writer(path) is None
-    with write_lock(path, "embed"):
-        assert str(writer(path)).startswith(
-            f"`vlltr embed` (process {os.getpid()} on {socket.gethostname()}, for 0:"
-        )
-        (tmp_path / "lock.json").write_text("garbage")
-        assert writer(path) == "another process"
-    assert writer(path) is None
-    assert not (tmp_path / "lock.json").exists()
 
 
 def test_a_killed_writer_lets_go_though_its_worker_lives(tmp_path: Path) -> None:

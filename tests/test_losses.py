@@ -172,18 +172,6 @@ def test_candidate_prior_at_its_ends() -> None:
     assert bool(adjustment[[0, 1, 3]].isfinite().all())
 
 
-def test_text_classification_is_adjusted_cross_entropy() -> None:
-    """The loss is the cross-entropy of scale * cosine + adjustment."""
-    g = torch.Generator().manual_seed(3)
-    x = torch.randn(5, 6, generator=g, dtype=torch.float64, requires_grad=True)
-    t = torch.randn(4, 6, generator=g, dtype=torch.float64, requires_grad=True)
-    targets, adjustment = torch.tensor([0, 3, 3, 1, 2]), torch.randn(4, generator=g, dtype=torch.float64)
-    scale = torch.tensor(30.0, dtype=torch.float64, requires_grad=True)
-    ours = text_classification_loss(x, t, targets, adjustment, scale)
-    naive = F.cross_entropy(scale * twins.cosines(x, t) + adjustment, targets)
-    torch.testing.assert_close(ours, naive)
-
-
 def test_text_classification_leaves_out_classes_without_images() -> None:
     """Minus infinity takes a candidate out of the denominator; as a target it is refused."""
     x, t = torch.randn(2, 4, requires_grad=True), torch.randn(3, 4)

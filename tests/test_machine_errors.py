@@ -49,19 +49,6 @@ def test_what_no_command_foresees(
     assert run(capsys, "-w", trained_once, "status") == (1, "", said)
 
 
-def test_names_and_links_that_the_system_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """A name that is too long, and a settings file that is a link to itself."""
-    code, _, err = run(capsys, "-w", tmp_path / ("y" * 300), "status")
-    assert code == 1
-    assert err.startswith("Error: File name too long: ")
-    assert err.endswith("Choose a shorter name.\n")
-    (tmp_path / "w").mkdir()
-    (tmp_path / "w" / "vlltr.toml").symlink_to(tmp_path / "w" / "vlltr.toml")
-    code, _, err = run(capsys, "-w", tmp_path / "w", "status")
-    assert code == 1
-    assert err.startswith("Error: Too many levels of symbolic links: ")
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.slow
 @pytest.mark.parametrize("args", [("--json", "classes", "list"), ("--help",)])
@@ -122,12 +109,3 @@ def test_a_value_that_would_count_for_nothing(
         f"Error: --set {item}: this command reads of the recipe {sections} alone\n"
         "Change it in vlltr.toml, below [recipe]; or in a run of everything: vlltr train all --set ...\n",
     )
-
-
-def test_values_that_nobody_can_mean(capsys: pytest.CaptureFixture[str], trained_once: Path) -> None:
-    """Usage errors, and a folder of images that is not there, are named."""
-    code, _, err = run(capsys, "-w", trained_once, "evaluate", "--split", "")
-    assert code == 2
-    assert "Error: '' is no name for a split" in err
-    code, _, err = run(capsys, "-w", trained_once, "classes", "add", "okapi", "--images", "nope")
-    assert (code, err) == (1, "Error: no such file or folder: nope\nCheck the path.\n")

@@ -19,10 +19,7 @@ from tests.parts import check_parts
 from vlltr_index.classes import (
     add_class,
     add_images,
-    add_sentences,
-    merge_classes,
     remove_classes,
-    remove_images,
 )
 from vlltr_index.errors import MissingStepError
 from vlltr_index.pipelines.classlist import show_class
@@ -158,31 +155,6 @@ def test_classes_come_and_go_without_a_sentence(
     np.testing.assert_allclose(after / after.sum(1, keepdims=True), before, atol=1e-5)
     remove_classes(mute, ["okapi"])
     np.testing.assert_allclose(Recognizer.open(mute).predict_proba(drawn), before, atol=1e-6)
-
-
-def test_images_come_and_go_without_a_sentence(mute: Workspace, drawn: list[Path], new: Path) -> None:
-    """More images of a class change what is known of it, fewer take it back; merged classes add up."""
-    before = Recognizer.open(mute).predict_proba(drawn)
-    picture = new / "0.png"
-    assert add_images(mute, "bar", [picture]).classes[0].images == 5
-    assert not np.allclose(Recognizer.open(mute).predict_proba(drawn), before, atol=1e-4)
-    gone = next(row for row in show_class(mute, "bar").pictures if row.uri == str(picture.resolve()))
-    remove_images(mute, [gone.image_id])
-    np.testing.assert_allclose(Recognizer.open(mute).predict_proba(drawn), before, atol=1e-6)
-    merge_classes(mute, "ring", "cross")
-    after = Recognizer.open(mute)
-    assert len(after.classes_) == 7
-    np.testing.assert_allclose(after.predict_proba(drawn).sum(1), 1.0, atol=1e-6)
-
-
-def test_a_first_sentence_is_weighed_by_training_alone(mute: Workspace, drawn: list[Path]) -> None:
-    """Until then the text of one class counts no more than that of the others, which have none."""
-    before = Recognizer.open(mute).predict_proba(drawn)
-    assert add_sentences(mute, "ring", ["It is round."]).classes[0].anchors == 1
-    np.testing.assert_allclose(Recognizer.open(mute).predict_proba(drawn), before, atol=1e-5)
-    report = refit(mute, mute.recipe.lgr)
-    assert report.classes == 8
-    assert "There is no sentence: the images alone count." not in report.notes
 
 
 @pytest.fixture(scope="module")

@@ -196,6 +196,7 @@ def ask(
     return sent[0]["status"], {n.decode().lower(): v.decode() for n, v in sent[0]["headers"]}, body
 
 
+@pytest.mark.slow
 def test_nothing_but_the_page_is_served(app: Any, trained: Workspace, tmp_path: Path) -> None:
     """No file of the workspace or the machine is served, and what the page may load is its own."""
     status, headers, body = ask(app, "/")
@@ -217,6 +218,7 @@ def test_nothing_but_the_page_is_served(app: Any, trained: Workspace, tmp_path: 
     assert json.loads(ask(app, "/manifest.json")[2])["name"] == "vlltr"
 
 
+@pytest.mark.slow
 def test_requests_that_others_made_the_browser_send_are_refused(app: Any) -> None:
     """Another site's form, and another site's name that leads to this machine."""
     join = "/gradio_api/queue/join"
@@ -232,6 +234,7 @@ def test_requests_that_others_made_the_browser_send_are_refused(app: Any) -> Non
     assert ask(Guard(inner, local=False), "/", host="example.org")[0] == 204
 
 
+@pytest.mark.slow
 def test_uploads_lie_in_a_folder_that_goes_with_the_page(trained: Workspace) -> None:
     """The environment is as it was afterwards."""
     before = dict(os.environ)
@@ -270,6 +273,7 @@ def test_the_command(
         ready("http://192.0.2.1:1/")
         listening.close()
 
+    monkeypatch.setattr(server, "need_gradio", lambda: None)
     monkeypatch.setattr(server, "serve", serve)
     ui = ("-w", trained_once, "ui", "--port", "0")
     assert run(capsys, *ui, "--host", "127.0.0.1") == (0, "http://192.0.2.1:1/\n", "")
@@ -292,12 +296,3 @@ def test_without_gradio(
     code, _, err = run(capsys, "-w", trained_once, "ui")
     said = 'Error: the page needs Gradio, which is not installed\nInstall it: pip install "vlltr-index[ui]"\n'
     assert (code, err) == (1, said)
-
-
-def test_an_untrained_workspace_is_refused_before_anything_is_served(
-    workspace: Workspace, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The next command is named, and there is no traceback."""
-    code, _, err = run(capsys, "-w", workspace.path, "ui", "--port", "0")
-    assert code == 1
-    assert err.startswith("Error: ")

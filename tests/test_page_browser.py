@@ -21,7 +21,7 @@ HOSTILE = "<img src=x onerror=alert(1)> ${1+1} {{value}}"
 PATIENCE = 120.0  # seconds that something may take to appear, on a machine that does other things too
 GRADIO = '"Method not implemented."'  # a warning of Gradio's own that means nothing
 
-pytestmark = [pytest.mark.chromium, pytest.mark.slow]
+pytestmark = pytest.mark.chromium
 
 
 @dataclass

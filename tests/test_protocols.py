@@ -138,32 +138,6 @@ def test_a_protocol_runs_on_drawings(ingested: Path, tmp_path: Path, protocol: s
     check(Path(shutil.copytree(ingested, tmp_path / "workspace")), f"glyphs_lt/{protocol}", 56)
 
 
-def test_under_the_rule_logits_parts_are_of_the_log_odds(
-    ingested: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """They add up to the logarithm of the odds against the best other class; lines and reports say so."""
-    folder = Path(shutil.copytree(ingested, tmp_path / "workspace"))
-    train(folder, "imagenet_lt/release-rn50", "fusion.rule=logits")
-    image = next((ingested.parent / "test").glob("*/*.png"))
-    recognizer = Recognizer.open(folder)
-    for retrieval in ("faiss", "exhaustive"):
-        (prediction,) = recognizer.predict([image], top=8, retrieval=retrieval)
-        assert {score.unit for score in prediction.classes} == {"log-odds"}
-        check_parts(prediction.classes)
-    vlltr("-q", "-w", folder, "evaluate", "--bootstrap", "5")
-    vlltr("-q", "-w", folder, "evaluate", "--bootstrap", "5", "--rule", "paper")
-    (plain,) = (p for p in (folder / "reports").iterdir() if not p.stem.endswith("-paper"))
-    reports = [json.loads(p.read_text("utf-8")) for p in (plain, plain.with_stem(f"{plain.stem}-paper"))]
-    assert [r["rule"] for r in reports] == ["logits", "paper"]
-    assert [r["notes"]["vl-ltr"] for r in reports] == ["fusion rule logits", "fusion rule paper, alpha 0.2"]
-    capsys.readouterr()
-    first, second = (score.name for score in prediction.classes[:2])
-    vlltr("-w", folder, "explain", image, "--class", first, "--against", second)
-    vlltr("-w", folder, "predict", image)
-    shown = capsys.readouterr().out
-    assert all(words in shown for words in ("(log-odds ", " points of probability; ", "= image side "))
-
-
 def test_a_recipe_of_another_encoder_is_refused_once_one_is_trained(
     ingested: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,15 +156,3 @@ def test_a_recipe_of_another_encoder_is_refused_once_one_is_trained(
     )
     assert Workspace.open(folder).recipe == before
     assert before.prompts == ()  # the recipe's, no longer the one template that the texts came in with
-
-
-def test_low_rank_adapters_in_both_stages(ingested: Path, tmp_path: Path) -> None:
-    """A workspace trained through adapters is like any other: checkpoints are plain, evaluation and embed work."""
-    folder = Path(shutil.copytree(ingested, tmp_path / "workspace"))
-    train(folder, "glyphs_lt/ours", "cvlp.tune=lora", "lgr.tune=lora", "lgr.lora.rank=2")
-    vlltr("-q", "-w", folder, "evaluate", "--split", "test", "--bootstrap", "5")
-    found = recorded(folder)
-    assert found["tuned"]
-    assert found["stage 1"]["tune"] == found["stage 2"]["tune"] == "lora"
-    recognizer = Recognizer.open(folder)
-    assert not [name for name in recognizer.encoder.model.state_dict() if "lora" in name]

@@ -91,14 +91,6 @@ def test_the_wheel_has_every_module_and_runs(tmp_path: Path) -> None:
     assert "Done in" in done.stdout
 
 
-@pytest.mark.parametrize("size", ["fast", "short", "full"])
-def test_every_step_has_a_key_of_its_own(tmp_path: Path, size: str) -> None:
-    """A command that comes twice, such as `embed`, is run twice."""
-    steps = plan_steps(tmp_path, size, 0)
-    assert len({step.key for step in steps}) == len(steps)
-    assert sum(step.args[0] == "embed" for step in steps) == (1 if size == "fast" else 2)
-
-
 def test_a_journal_remembers_and_keeps_to_its_seed(tmp_path: Path) -> None:
     """Done steps are read back; another seed in the same folder is refused."""
     step = next(s for s in plan_steps(tmp_path, "fast", 3) if s.args[:2] == ("train", "cvlp"))

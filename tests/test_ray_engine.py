@@ -12,7 +12,6 @@ from pathlib import Path
 
 import drawings
 import pytest
-import ray
 import torch
 from torch import Tensor
 
@@ -48,6 +47,8 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """Ray on this machine, whose workers have the priority of the test (Ray would put them behind all else)."""
+    import ray
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_worker_niceness", "0")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -86,6 +87,8 @@ def test_two_actors_give_the_local_vectors(
     drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], cluster: None
 ) -> None:
     """Sentences, plain and augmented views agree; stdout is JSON alone; a second run does nothing."""
+    import ray
+
     local, spread = (Workspace.open(shutil.copytree(drawn, tmp_path / name)) for name in ("local", "spread"))
     report = embed(local)
     assert (report.images, report.sentences > 20, report.unreadable) == (112, True, 0)

@@ -12,7 +12,6 @@ import torch
 
 from tests.parts import check_parts
 from vlltr_index.classes import add_class
-from vlltr_index.embedding.loading import image_set
 from vlltr_index.errors import (
     FingerprintMismatch,
     InputError,
@@ -69,18 +68,6 @@ def test_shares_add_up_to_the_text_logit(recognizer: Recognizer, pictures: Path)
         assert sum(s.attention for s in score.sentences) == pytest.approx(1.0, abs=1e-5)
         effects = [s.effect for s in score.sentences]
         assert effects == sorted(effects, reverse=True)
-
-
-def test_retrieval_agrees_with_exhaustive(recognizer: Recognizer, trained_once: Path) -> None:
-    """Scoring only the retrieved classes gives the same winners, and probabilities within 0.02."""
-    snapshot = Workspace.open(trained_once).snapshot()
-    features = image_set(snapshot, "test").features[:64]
-    exact, none = recognizer.score(features, "exhaustive")
-    fast, residual = recognizer.score(features, "faiss")
-    assert torch.equal(exact.probabilities.argmax(1), fast.probabilities.argmax(1))
-    assert float((exact.probabilities - fast.probabilities).abs().max()) < 0.02
-    assert float(none.abs().max()) == 0.0
-    assert float(residual.max()) <= 0.05
 
 
 def test_what_cannot_be_answered(

@@ -1,18 +1,23 @@
-"""The whole way on a small set by URI, through the command line: the same answers as in a folder."""
+"""Workspaces in object storage: the whole way by URI with the answers of a folder, the cache, and refusals."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
-from buckets import Bucket
 
+from tests.buckets import Bucket
 from tests.commands import run
+from tests.tablerows import class_rows
 from vlltr_index.data.glyphs import glyph_files, write_sample
+from vlltr_index.errors import MissingStepError, WorkspaceError
 from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.config import Recipe
 from vlltr_index.store.workspace import Workspace
 
+pytestmark = pytest.mark.slow
 CLASSES = 5
 
 
@@ -41,7 +46,6 @@ def steps(files: Path) -> list[list[str | Path]]:
     ]
 
 
-@pytest.mark.slow
 def test_the_whole_way_by_uri(
     files: Path,
     bucket: Bucket,
@@ -90,12 +94,96 @@ def test_the_whole_way_by_uri(
     assert [name for name in remote.storage.names("reports") if name.startswith("evaluate-train-")]
 
 
-def test_errors_leave_as_a_message(
-    bucket: Bucket, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_objects_are_brought_here_and_checked(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Exit code 1, nothing on stdout, no traceback."""
-    monkeypatch.setenv("AWS_ENDPOINT", "http://127.0.0.1:9")
-    code, out, err = run(capsys, "-w", "s3://birds/w", "status")
-    assert (code, out) == (1, "")
-    assert err.startswith("Error: s3://birds/w/vlltr.toml cannot be used: ")
-    assert "Traceback" not in err
+    """Another machine fetches an object once; one that is not what was put there is refused, and stays out."""
+    address = bucket.address()
+    workspace = Workspace.create(address, Recipe(name="test"))
+    with workspace.transaction("train") as tx:
+        digest = workspace.put_object(
+            "heads", lambda folder: (folder / "a.bin").write_bytes(b"x" * 40_000_000)
+        )
+        tx.set(head=digest)
+    monkeypatch.setenv("VLLTR_CACHE_DIR", str(tmp_path / "elsewhere"))
+    there = Workspace.open(address)
+    assert there.path.is_relative_to(tmp_path / "elsewhere")
+    assert there.object_path("heads", digest).joinpath("a.bin").read_bytes() == b"x" * 40_000_000
+    asked = bucket.asked
+    there.object_path("heads", digest)
+    assert bucket.asked == asked
+    copy = there.whole_object("heads", digest)
+    (copy / "a.bin").write_bytes(b"y")
+    with pytest.raises(WorkspaceError) as damaged:
+        there.whole_object("heads", digest)
+    assert damaged.value.message == (
+        f"{copy} is damaged: its files are not those that were written: the digest differs"
+    )
+    assert damaged.value.hint == f"Delete this copy, and it is fetched again: rm -r {copy}"
+    monkeypatch.setenv("VLLTR_CACHE_DIR", str(tmp_path / "third"))
+    third = Workspace.open(address)
+    third.storage.write(f"heads/{digest[:16]}/a.bin", b"y")
+    with pytest.raises(WorkspaceError) as error:
+        third.object_path("heads", digest)
+    assert str(error.value) == (
+        f"{address}/heads/{digest[:16]} is damaged: its content has another digest\n"
+        "Bring it back from a backup, or make it again: vlltr train lgr"
+    )
+    assert list((third.path / "heads").iterdir()) == []
+
+
+def test_a_refusal_in_the_middle(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table and the storage's own words; once the lock is cleared, the next writer puts back what was written."""
+    address = bucket.address()
+    workspace = Workspace.create(address, Recipe(name="test"))
+    with workspace.transaction("ingest") as tx:
+        tx.upsert("classes", class_rows([0]))
+    with pytest.raises(WorkspaceError) as error, workspace.transaction("ingest") as tx:  # noqa: PT012 - as it happens
+        tx.upsert("classes", class_rows([1]))
+        monkeypatch.setattr(bucket, "refuse", True)
+        tx.upsert("classes", class_rows([2]))
+    monkeypatch.setattr(bucket, "refuse", False)
+    assert error.value.message.startswith(f"table 'classes' in {address}/lance cannot be ")
+    assert "403" in error.value.message
+    workspace.storage.unlock()
+    with workspace.transaction("ingest") as tx:
+        tx.upsert("classes", class_rows([3]))
+    assert sorted(Workspace.open(address).snapshot().table("classes")["class_id"].to_pylist()) == [0, 3]
+
+
+def test_storage_that_cannot_be_used(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address, the storage's own words and what to look at, soon, for reading and for writing."""
+    with pytest.raises(WorkspaceError, match=r"s3://bees/w cannot be used: .*NoSuchBucket"):
+        Workspace.create("s3://bees/w", Recipe(name="test"))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")
+    address = bucket.address()
+    for use in (Workspace.open, lambda place: Workspace.create(place, Recipe(name="test"))):
+        with pytest.raises(WorkspaceError, match=f"{address}/vlltr.toml cannot be used: ") as error:
+            use(address)
+        assert str(error.value.hint).startswith(
+            "Look at the network, the address, and what the environment says"
+        )
+
+
+def test_without_the_extra(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command that installs it is in the message."""
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(MissingStepError) as error:
+        Workspace.open(bucket.address())
+    assert error.value.message.startswith(
+        "a workspace in object storage needs a library that cannot be imported: "
+    )
+    assert error.value.hint == 'Run: pip install "vlltr-index[remote]"'
+
+
+def test_a_cache_that_cannot_be_written(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The variable that names another is in the message."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("VLLTR_CACHE_DIR", str(tmp_path / "file"))
+    with pytest.raises(WorkspaceError) as error:
+        Workspace.open(bucket.address())
+    assert error.value.hint == "Name a folder that can be written: export VLLTR_CACHE_DIR=FOLDER"

@@ -19,7 +19,6 @@ from vlltr_index.evaluation.report import render
 from vlltr_index.pipelines.evaluate import evaluate
 from vlltr_index.pipelines.ingest import ingest_images
 from vlltr_index.pipelines.report import gather_report, write_report
-from vlltr_index.pipelines.report_parts import anchor_list
 from vlltr_index.store.workspace import Workspace
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -187,23 +186,6 @@ def test_a_workspace_at_its_beginning(workspace: Workspace, pictures: Path, tmp_
     assert "1 image takes no part." in text
     assert "unseen/cut.png train truncated or corrupt" in text
     assert "There is no split val" in text
-
-
-def test_the_list_of_anchors_is_bounded(monkeypatch: pytest.MonkeyPatch, trained: Workspace) -> None:
-    """Fewer sentences a class where there are many, then the smallest classes alone."""
-    snapshot = trained.snapshot()
-    whole = anchor_list(snapshot)
-    assert not isinstance(whole, Missing)
-    assert (whole.listed, whole.classes, whole.each) == (60, 60, 8)
-    monkeypatch.setattr("vlltr_index.pipelines.report_parts._ANCHOR_ROWS", 120)
-    monkeypatch.setattr("vlltr_index.pipelines.report_parts._ANCHOR_CLASSES", 40)
-    part = anchor_list(snapshot)
-    assert not isinstance(part, Missing)
-    assert (part.listed, part.classes, part.each) == (40, 60, 3)
-    listed = [c for _, group in part.groups for c in group]
-    assert all(c.more == 5 and len(c.anchors) == 3 for c in listed)
-    everyone = sorted(c.train for _, group in whole.groups for c in group)
-    assert max(c.train for c in listed) <= everyone[40]
 
 
 def test_files_that_cannot_be_written(trained: Workspace, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from tests.reports import spoil
 from vlltr_index.pipelines.report import write_report
 from vlltr_index.store.workspace import Workspace
 
-pytestmark = [pytest.mark.chromium, pytest.mark.slow]
+pytestmark = pytest.mark.chromium
 
 
 @pytest.fixture(scope="module")

@@ -72,15 +72,6 @@ def test_neighbours_are_doubled_until_there_are_enough_classes() -> None:
     assert mask.sum(1).tolist() == [10, 10]
 
 
-def test_visual_classes_without_a_row_never_count() -> None:
-    """Minus infinity is no visual candidate, however many are asked for."""
-    world = World(100)
-    mask = candidates(
-        world.features, world.index(), world.prototypes, world.by_class, world.anchor_classes, 0, 0, 99
-    )
-    assert mask.sum(1).tolist() == [80] * 12
-
-
 # ---- estimates
 
 
@@ -125,15 +116,6 @@ def test_agrees_with_scoring_every_class(kind: str, alpha: float | None) -> None
     assert float((ours - full).abs().sum(1).max()) / 2 <= 0.05
     kept = found.candidates
     torch.testing.assert_close(found.text_logits[kept], world.exact[kept], atol=1e-4, rtol=1e-5)
-
-
-def test_no_residual_means_exhaustive() -> None:
-    """With nothing left to estimates the answer is that of scoring every class."""
-    world = World(200)
-    found = world.retrieve(max_residual=0.0)
-    assert bool((found.residual == 0).all())
-    ours, full = world.probabilities(found.text_logits), world.probabilities(world.exact)
-    torch.testing.assert_close(ours, full, atol=1e-6, rtol=1e-4)
 
 
 def test_classes_join_until_the_residual_is_small() -> None:

@@ -73,32 +73,6 @@ def test_later_writes_build_on_what_came_back(grown: Workspace, target: int) -> 
     assert state(grown) == kept[target - 1]
 
 
-def test_numbers_are_not_used_again(grown: Workspace) -> None:
-    """Classes and anchors made after going back get numbers that none ever had, however often one goes back."""
-    for _ in range(2):
-        for target in (1, 3):
-            rollback(grown, target)
-    with grown.transaction("classes add") as tx:
-        assert (tx.next_id("classes"), tx.next_id("anchors")) == (3, 2)
-        tx.upsert("classes", class_rows([3]))
-        tx.upsert("anchors", anchor_rows([2]))
-    rollback(grown, 2)
-    with grown.transaction("classes add") as tx:
-        assert (tx.next_id("classes"), tx.next_id("anchors")) == (4, 3)
-
-
-def test_a_rollback_to_a_rollback(grown: Workspace) -> None:
-    """Its state is the one it went back to; going there twice makes one commit."""
-    rollback(grown, 2)
-    rollback(grown, 4)
-    report = rollback(grown, 6)
-    last = grown.history.last()
-    assert (report.commit, last.state) == (8, 2)
-    again = rollback(grown, 2)
-    assert (again.changed, again.commit) == (False, 8)
-    assert again.lines() == ["The workspace is in the state of commit 2 (ingest images) already."]
-
-
 def test_an_interrupted_rollback_leaves_the_newest_commit(
     grown: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -165,18 +165,6 @@ def test_classes_without_sentences_have_no_anchor(tmp_path: Path, pictures: Path
     assert load_bank(mute.snapshot()).bank.num_classes == 0
 
 
-def test_prompts_count_where_a_class_has_nothing_else(tmp_path: Path) -> None:
-    """Six own sentences are anchors where no image ranks them, with as many prompts; and all of nine prompts alone."""
-    prompts = tuple(f"{word} the {{}}." for word in ("a", "b", "c", "d", "e", "f", "g", "h", "i"))
-    workspace = fresh(tmp_path / "one", TEXTS, prompts=prompts)
-    with workspace.transaction("prompts alone") as tx:
-        tx.delete("sentences", f"class_id = {tx.class_table().lookup('circle')} AND source != 'prompt'")
-    select(workspace, workspace.recipe.select)
-    assert sizes(workspace) == {"arrow": 12, "circle": 9, "star": 3}
-    select(workspace, SelectConfig(max_share=None, max_anchors=7))
-    assert sizes(workspace) == {"arrow": 7, "circle": 7, "star": 7}
-
-
 def test_nothing_to_select_by_makes_no_commit(tmp_path: Path) -> None:
     """An empty workspace stays as it was, and readable."""
     workspace = fresh(tmp_path / "empty", {})
@@ -207,14 +195,3 @@ def test_sentences_are_numbered_as_they_come(workspace: Workspace) -> None:
     with workspace.transaction("ingest text") as tx:
         assert tx.upsert("sentences", sentence_rows([0, 1, 5])) == 0
     assert len(workspace.history.ids()) == 2
-
-
-def test_cutoff_takes_the_first_sentences(trained: Workspace) -> None:
-    """`cutoff` keeps the first M sentences of each class in the order in which they came in."""
-    config = trained.recipe.select.model_copy(update={"mode": "cutoff", "max_anchors": 3})
-    select(trained, config)
-    anchors = trained.snapshot().table("anchors", ["class_id", "rank", "sentence_id"])
-    rows = sorted(zip(*(column.to_pylist() for column in anchors.columns), strict=True))
-    classes = trained.snapshot().class_table().ids
-    chosen = {c: [i for owner, _, i in rows if owner == c] for c in classes}
-    assert chosen == {c: order(trained, c)[:3] for c in classes}

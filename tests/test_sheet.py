@@ -38,15 +38,6 @@ def test_pictures_stand_in_rows_and_panels_side_by_side() -> None:
     assert (0, 0, 255) in colours(two.crop((one.width, 0, two.width, two.height)))
 
 
-@pytest.mark.parametrize("size", [(1, 1), (97, 97), (2000, 3), (3, 2000)])
-def test_pictures_of_any_shape_fit(size: tuple[int, int]) -> None:
-    """Small ones are enlarged by a whole factor, large ones shrunk, none gets out of its square."""
-    sheet = contact_sheet("t", [Panel("", (picture("red", size),))])
-    red = sheet.convert("RGB").split()[0].point(lambda v: 255 if v > 200 else 0)
-    assert red.getbbox() is not None
-    assert contact_sheet("t", [Panel("", (picture("red"),))]).size == sheet.size
-
-
 def test_a_picture_that_cannot_be_read_leaves_a_frame() -> None:
     """The others are there all the same."""
     sheet = contact_sheet("t", [Panel("", (Picture(b"no image", ("gone",)), picture("red")))])

@@ -44,7 +44,6 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site as `zensical build --strict` makes it from a copy of docs/ and the page of shapes."""
-    pytest.importorskip("zensical", reason='the site needs its generator: pip install -e ".[docs]"')
     folder = tmp_path_factory.mktemp("site")
     shutil.copytree(ROOT / "docs", folder / "docs")
     (folder / "docs" / "shapes.md").write_text(shapes(), encoding="utf-8")

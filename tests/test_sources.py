@@ -107,14 +107,6 @@ def test_a_configuration_beside_the_file_decides(
     assert len(caplog.messages) == 1
 
 
-def test_a_configuration_of_another_model_beside_the_file_is_not_believed(tmp_path: Path) -> None:
-    """Files of several models may share a folder."""
-    path = _folder(tmp_path / "f", embed_dim=99, quick_gelu=True) / "open_clip_model.safetensors"
-    encoder = Encoder.load(NAME, str(path))
-    assert encoder.mean.tolist() != [0.5] * 3
-    assert not encoder.config["model_cfg"].get("quick_gelu")
-
-
 def test_folders_load_with_their_preprocessing(tmp_path: Path) -> None:
     """By `local-dir:`, by its parts as the command line splits them, by path, and beside the model's name."""
     folder = str(_folder(tmp_path / "f"))

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from benchmarks import speed_table
 from benchmarks.__main__ import QUESTIONS
-from benchmarks.goals import ratio
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
@@ -16,14 +15,6 @@ RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 def row(median: float, cpu: float | None = None, portion: float = 1.0) -> dict[str, float]:
     """A competitor's row."""
     return {"median": median, "portion": portion, **({} if cpu is None else {"cpu_median": cpu})}
-
-
-def test_ratios_go_by_processor_time_where_both_have_it() -> None:
-    """Not where one lacks it, and not where a GPU worked; a part of the work is told."""
-    rows = {"slow": row(10.0, 6.0, 0.5), "fast": row(5.0, 1.0), "old": row(4.0)}
-    assert ratio(rows, "slow", "fast") == (6.0, True)
-    assert ratio(rows, "slow", "fast", gpu=True) == (2.0, True)
-    assert ratio(rows, "fast", "old") == (1.25, False)
 
 
 def test_no_measured_size_is_left_out_of_the_page() -> None:

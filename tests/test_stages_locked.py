@@ -63,14 +63,6 @@ def test_vectors_are_made_once_and_stay_valid(drawn: Workspace) -> None:
     assert evaluate(drawn, "train", bootstrap=10).images == 56
 
 
-def test_an_image_that_is_gone_is_kept_aside(drawn: Workspace, tmp_path: Path) -> None:
-    """It is found out before training, which then goes on without it."""
-    (tmp_path / "images" / "ring" / "0.png").unlink()
-    trained(drawn)
-    assert [commit.command for commit in drawn.history.list()][-2:] == ["train cvlp: embed", "train cvlp"]
-    assert embed(drawn).images_before == 55
-
-
 def test_a_tower_from_scratch_is_not_locked(tmp_path: Path) -> None:
     """It knows nothing yet; the error says so."""
     workspace = drawings.workspace(tmp_path, *SETTINGS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -53,15 +52,6 @@ def test_any_text_can_be_tokenised(texts: list[str], context: int) -> None:
         assert int(row.argmax()) == length - 1
         assert (row[length:] == tokenizer.pad_id).all()
         assert (row != 1).all()
-
-
-def test_vocabulary_survives_saving(tmp_path: Path) -> None:
-    """Words of any script come back as they were."""
-    tokenizer = WordTokenizer(["ω", "naïve", "字", "a"], 8)
-    tokenizer.save(tmp_path / "words.json")
-    again = WordTokenizer.open(tmp_path / "words.json", 8)
-    assert again.words == tokenizer.words
-    assert again.identity() == tokenizer.identity()
 
 
 class _Hub:

@@ -101,14 +101,6 @@ def test_upsert_counts_what_changed(workspace: Workspace) -> None:
     assert rows["width"].to_pylist() == [7, 8, None, None]
 
 
-def test_more_rows_than_are_compared_at_once(workspace: Workspace) -> None:
-    """Parts of a large upsert do not lose or double rows, and compare with all that is there."""
-    write(workspace, sentences=sentence_rows(range(2300)))
-    with workspace.transaction("ingest") as tx:
-        assert tx.upsert("sentences", sentence_rows(range(1200, 2500))) == 200
-        assert tx.count("sentences") == 2500
-
-
 def test_a_transaction_reads_its_own_writes(workspace: Workspace) -> None:
     """Reads inside show the newest rows; a snapshot outside shows the commit."""
     write(workspace, classes=class_rows([0]))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vlltr_index.encoders.weights import load_checkpoint, read_weights
+from vlltr_index.encoders.weights import load_checkpoint, read_weights, revision, weights_digest
 from vlltr_index.errors import EncoderError
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.tensor(1)}
@@ -150,3 +150,30 @@ def test_hostile_options_do_not_run(tmp_path: Path, zipped: bool) -> None:
     found = load_checkpoint(path, [argparse.Namespace])["args"]
     assert type(found) is argparse.Namespace
     assert vars(found) == {"__class__": "x", "__reduce__": "y", "target": "z"}
+
+
+def test_digest_does_not_depend_on_order_or_layout() -> None:
+    """The order of the entries and the memory layout are not part of the weights; shapes are."""
+    a, b = torch.randn(3, 4, 2, 2), torch.randn(5)
+    one = weights_digest({"a": a, "b": b})
+    assert one == weights_digest({"b": b, "a": a.to(memory_format=torch.channels_last)})
+    assert one != weights_digest({"a": a.view(-1), "b": b})
+
+
+def test_digest_is_a_known_value() -> None:
+    """It must stay the same between processes and versions: it names stored vectors."""
+    found = weights_digest({"w": torch.tensor([1.0, -2.0])})
+    assert found == "b1cb542b528f166a313e65a98b996bd463e3486fac571d928a63fc54857fece7"
+
+
+def test_revision_changes_with_a_step_and_a_load() -> None:
+    """Every way in which training changes weights is noticed."""
+    layer = torch.nn.Linear(2, 2)
+    before = revision(layer.parameters())
+    assert revision(layer.parameters()) == before
+    layer(torch.ones(1, 2)).sum().backward()
+    torch.optim.AdamW(layer.parameters()).step()
+    after = revision(layer.parameters())
+    assert after != before
+    layer.load_state_dict(torch.nn.Linear(2, 2).state_dict())
+    assert revision(layer.parameters()) != after

@@ -117,18 +117,6 @@ def test_objects_are_named_by_their_content(workspace: Workspace) -> None:
     assert all(len(name) == 16 for name in os.listdir(workspace.path / "heads"))
 
 
-def test_a_failed_build_leaves_nothing(workspace: Workspace) -> None:
-    """No folder is left of an object whose making failed."""
-
-    def write(folder: Path) -> None:
-        (folder / "a").write_text("x")
-        raise OSError("disk full")
-
-    with pytest.raises(WorkspaceError, match=f"{workspace.path / 'heads'} cannot be written: disk full"):
-        workspace.put_object("heads", write)
-    assert os.listdir(workspace.path / "heads") == []
-
-
 def test_a_missing_object_names_the_command(workspace: Workspace) -> None:
     """Files that are gone can be made again; a digest cannot leave the folder."""
     with pytest.raises(MissingStepError) as error:

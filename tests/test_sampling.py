@@ -27,14 +27,6 @@ def test_classes_come_up_as_often_as_the_prior_says(power: float) -> None:
     assert ((share - prior).abs() < 5 * (prior * (1 - prior) / len(draws)).sqrt()).all()
 
 
-def test_images_of_a_class_come_up_equally() -> None:
-    """Within a class every image has the same chance, the last one included."""
-    labels = torch.tensor([0, 1, 0, 1, 0, 1])
-    draws = torch.cat([epoch_batches(labels, 6, 0.5, stream(e)).flatten() for e in range(2000)])
-    share = torch.bincount(draws, minlength=6) / len(draws)
-    assert (share - 1 / 6).abs().max() < 0.02
-
-
 @given(st.integers(1, 500), st.integers(1, 64))
 @settings(max_examples=50, deadline=None)
 def test_an_epoch_has_full_batches_and_about_as_many_images_as_there_are(images: int, batch: int) -> None:

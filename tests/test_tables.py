@@ -57,13 +57,6 @@ def test_half_made_table_is_made_anew(store: Store, tmp_path: Path) -> None:
     assert store.count("sentences") == 1
 
 
-def test_missing_table_is_named(store: Store) -> None:
-    """Reading a table that is not there says so."""
-    with pytest.raises(MissingStepError) as error:
-        store.read("anchors")
-    assert str(error.value) == f"there is no table 'anchors' in {store.uri}\nSee what there is: vlltr status"
-
-
 def test_damaged_table_is_not_made_anew(store: Store, tmp_path: Path) -> None:
     """A table whose manifest is broken holds somebody's data: it is an error, never overwritten."""
     store.append("classes", class_rows([0]))
@@ -115,16 +108,6 @@ def test_vectors_that_are_not_numbers_are_refused(store: Store, number: float | 
         assert str(error.value) == "column 'vector' of table v has a vector that is not all finite numbers"
 
 
-def test_handles_are_never_stale(store: Store) -> None:
-    """What another connection writes is seen at once, by a store that read before."""
-    other = Store(store.uri)
-    assert ids(store) == []
-    other.append("classes", class_rows([0]))
-    assert ids(store) == [0]
-    store.delete("classes", "class_id = 0")
-    assert ids(other) == []
-
-
 def test_a_table_that_another_process_dropped_is_gone(store: Store) -> None:
     """Also where it was open here; and made again, it is read anew."""
     other = Store(store.uri)
@@ -137,17 +120,6 @@ def test_a_table_that_another_process_dropped_is_gone(store: Store) -> None:
         store.read("classes")
     other.create("classes", CLASSES, "class_id")
     assert ids(store) == []
-
-
-def test_versions_stay_readable(store: Store) -> None:
-    """An old version reads as it was, with counts and conditions."""
-    store.append("classes", class_rows([0, 1]))
-    old = store.version("classes")
-    store.delete("classes", "class_id = 0")
-    store.upsert("classes", class_rows([1], name="new"), "class_id")
-    assert (ids(store), ids(store, old)) == ([1], [0, 1])
-    assert store.count("classes", "name = 'class 1'", old) == 1
-    assert store.read("classes", ["name"], "class_id = 1", old)["name"].to_pylist() == ["class 1"]
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -204,17 +176,3 @@ def test_missing_vectors_are_counted(store: Store) -> None:
     with pytest.raises(MissingStepError) as error:
         store.vectors("v", "text_hash", ["k0", "x", "k1", "y", "x"])
     assert str(error.value) == "2 of 4 vectors are not in v\nMake them: vlltr embed"
-
-
-def test_vector_batches_share_memory_and_skip_nulls(tmp_path: Path) -> None:
-    """Batches are views of Arrow's memory; a row without a vector (another program's) is left out."""
-    store = Store(tmp_path)
-    rows = vector_rows(["a", "b", "c"], [[1, 2, 3], None, [4, 5, 6]])
-    loose = pa.schema([("text_hash", pa.string()), ("vector", pa.list_(pa.float32(), 3))])
-    store.create("v", loose, None)
-    store.append("v", pa.Table.from_arrays(rows.columns, schema=loose))
-    parts = list(store.vector_batches("v", "text_hash"))
-    assert [k for keys, _ in parts for k in keys.to_pylist()] == ["a", "c"]
-    assert torch.equal(torch.cat([v for _, v in parts]), torch.tensor([[1.0, 2, 3], [4, 5, 6]]))
-    with pytest.raises(MissingStepError):
-        store.vectors("v", "text_hash", ["b"])

@@ -88,18 +88,6 @@ def test_striking_out_moves_all_probabilities_as_a_bank_without_the_sentences_do
     assert [s.struck for s in alone.sentences] == [n == 0 for n in range(len(alone.sentences))]
 
 
-def test_two_classes_compared(look: Examination) -> None:
-    """The gap is of cosines, with what is struck out; arguments are sentences that count."""
-    first, second = (one.name for one in look.best(2))
-    found = look.compare(first, second)
-    assert found.gap == pytest.approx(found.first.cosine - found.second.cosine)
-    assert all(s.effect > 0 for s in (*found.for_first, *found.for_second))
-    strongest = found.for_first[0]
-    less = look.compare(first, second, {strongest.sentence_id})
-    assert less.gap == pytest.approx(found.gap - strongest.effect, abs=1e-9)
-    assert strongest.sentence_id not in {s.sentence_id for s in less.for_first}
-
-
 def test_what_cannot_be_examined(look: Examination, answers: Answers, tmp_path: Path) -> None:
     """A broken picture, a class against itself."""
     bad = tmp_path / "bad.png"
