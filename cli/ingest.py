@@ -44,6 +44,12 @@ def ingest_command() -> None:
     metavar="SIDE",
     help="Keep the images in the workspace, larger ones reduced to this shorter side in pixels.",
 )
+@click.option(
+    "--hold-out",
+    type=click.FloatRange(0, 0.9),
+    metavar="SHARE",
+    help="Put this share of each class's images into split test instead of train; 0 takes all for training again.",
+)
 @pass_context
 def images(
     context: Context,
@@ -53,6 +59,7 @@ def images(
     names: str | None,
     create_classes: bool,
     store: int | None,
+    hold_out: float | None,
 ) -> None:
     """Bring in images from PATH.
 
@@ -70,6 +77,7 @@ def images(
         label_names=existing(names) if names else None,
         create_classes=create_classes,
         store=store,
+        hold_out=hold_out,
         progress=context.progress,
     )
     context.show(report)

@@ -21,6 +21,7 @@ __all__ = ["COMMANDS", "main", "vlltr"]
 COMMANDS: dict[str, tuple[str, str]] = {
     # name: (module of vlltr_index.cli, what `vlltr --help` says), in the order of a first session
     "quickstart": ("quickstart", "Run the whole method on the data set that ships with the package."),
+    "fit": ("fit", "Make a model of a folder of pictures: all of the commands below in one."),
     "init": ("workspace", "Make a workspace."),
     "ingest": ("ingest", "Bring in images and text."),
     "import": ("import_", "Bring in checkpoints of the VL-LTR release."),

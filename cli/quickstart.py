@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import shlex
-import sys
 import time
-from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,27 +13,13 @@ from typing import Any
 import click
 
 from vlltr_index.cli.context import Context, existing, pass_context
+from vlltr_index.cli.steps import Step, run_step
 from vlltr_index.errors import UsageError
 
 _FOLDER = {"fast": "vlltr-quickstart-fast", "short": "vlltr-quickstart", "full": "vlltr-quickstart-full"}
 _ACCURACY = "Accuracy by class size"
 _UNSEEN = "latin small letter k with caron"
 _RECIPE = {"fast": "glyphs_lt/fast", "short": "glyphs_lt/quick", "full": "glyphs_lt/ours"}
-
-
-@dataclass(frozen=True)
-class Step:
-    """One command, why it is run, and whether it is run again each time (it only shows something)."""
-
-    title: str
-    args: tuple[str, ...]
-    shows: bool = False
-    again: bool = False  # the same command as an earlier step, with more to do
-
-    @property
-    def key(self) -> str:
-        """What the journal calls it."""
-        return shlex.join(self.args) + (" (again)" if self.again else "")
 
 
 @dataclass
@@ -96,8 +80,6 @@ def quickstart_command(context: Context, size: str | None, directory: str | None
     steps = plan_steps(folder, size, seed)
     for number, step in enumerate(steps, 1):
         _run(context, journal, folder, step, f"[{number}/{len(steps)}]")
-        if step.title == _ACCURACY and size == "short":
-            _committed_baseline(context)
     minutes = (time.monotonic() - started) / 60
     context.show({"workspace": str(folder), "steps": journal.steps, "minutes": round(minutes, 2)}, ())
     context.say(f"\nDone in {minutes:.1f} minutes. The workspace is {folder}; look around with:")
@@ -176,34 +158,8 @@ def _sample_classes(data: Any) -> tuple[str, str]:
 
 
 def _run(context: Context, journal: Journal, folder: Path, step: Step, place: str) -> None:
-    from vlltr_index.cli.main import vlltr
-
-    args = step.args if step.args[0] == "init" else ("-w", str(folder), *step.args)
     if step.key in journal.steps and not step.shows:
         context.say(f"{place} {step.title}: done before")
         return
     now = " (shown before; now with all classes that were added since)" if step.key in journal.steps else ""
-    context.say(f"\n{place} {step.title}{now}\n$ {shlex.join(('vlltr', *args))}")
-    options = ["--quiet"] if context.quiet or context.as_json else []
-    started = time.monotonic()
-    with redirect_stdout(sys.stderr if context.as_json else sys.stdout):
-        vlltr.main(args=[*options, *args], prog_name="vlltr", standalone_mode=False)
-    seconds = time.monotonic() - started
-    journal.record(step.key, seconds)
-    context.say(f"({seconds:.1f} s)")
-
-
-def _committed_baseline(context: Context) -> None:
-    """Show the image-only rows from the results that ship with the package, marked so."""
-    from vlltr_index.cli.render import percent, table
-    from vlltr_index.data.glyphs import glyph_files
-
-    path = glyph_files().folder.parent / "results.json"
-    if not path.is_file():
-        return
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    bins = ("overall", "many", "medium", "few", "few5")
-    shown = [[r["name"], str(r["epochs"]), *(percent(r["top1"][b]) for b in bins)] for r in rows]
-    context.console(stderr=context.as_json).print(
-        table("For comparison: committed results of full runs, not of this one", ["", "epochs", *bins], shown)
-    )
+    journal.record(step.key, run_step(context, folder, step, place, now))

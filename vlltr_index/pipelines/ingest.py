@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from vlltr_index.data.names import ClassNames, read_class_names
 from vlltr_index.data.prompts import class_prompts
 from vlltr_index.data.release_texts import is_release_corpus, names_beside
 from vlltr_index.data.text_readers import read_text
-from vlltr_index.errors import InputError
+from vlltr_index.errors import InputError, UsageError
 from vlltr_index.schemas.records import ImageRecord, SentenceRecord, Skipped
 from vlltr_index.schemas.tables import IMAGES
 from vlltr_index.store.arrow import one_of
@@ -109,6 +110,7 @@ def ingest_images(
     label_names: Path | ClassNames | Sequence[str] | None = None,
     create_classes: bool = False,
     store: int | None = None,
+    hold_out: float | None = None,
     progress: Progress | None = None,
 ) -> IngestReport:
     """Bring in the images of a folder, list, JSON or Parquet file; each is decoded in full once.
@@ -127,28 +129,58 @@ def ingest_images(
         store: The shorter side, in pixels, of the images that the workspace keeps; smaller ones are kept as they are.
             Training and embedding see these from then on, not the files. An image that came in before with another
             side, or none, is replaced, and has no vectors yet.
+        hold_out: The share of each class's images that goes to split `test` instead of `train`, drawn by their names,
+            groups as a whole; images that came in otherwise before change over. 0: all are for training.
         progress: Called with the step's name, what is done, and the total.
 
     Raises:
         InputError: If the source cannot be used, or all of its images are of unknown classes.
-        UsageError: If the split is missing or is no name for one.
+        UsageError: If the split is missing or is no name for one, or images of another than `train` are held out.
     """
+    if hold_out is not None and split != "train":
+        raise UsageError("images are held out of the training split", "Say so: --split train")
     given = read_class_names(label_names) if isinstance(label_names, Path) else label_names
     given = given if given is None or isinstance(given, ClassNames) else ClassNames.of(given)
     command = f"ingest images {path}" + (f" --split {split}" if split else "")
     command += f" --store {store}" if store else ""
+    command += "" if hold_out is None else f" --hold-out {hold_out:g}"
     with workspace.transaction(command) as tx:
         before = len(tx.class_table())
         names = known_names(tx, given)
-        labels = _labels(read_images(path, split, list_root, names, with_data=False))
+        out = _held_out(read_images(path, split, list_root, names, with_data=False), hold_out or 0.0)
+
+        def images(with_data: bool) -> Iterator[ImageRecord | Skipped]:
+            for item in read_images(path, split, list_root, names, with_data=with_data):
+                held = isinstance(item, ImageRecord) and item.source in out
+                yield replace(item, split="test") if held else item
+
+        labels = _labels(images(with_data=False))
         fresh = {name for name, where in labels.items() if create_classes or "train" in where}
         classes = resolve_classes(tx, list(labels), lambda name: name in fresh)
         note_aliases(tx, given, names, classes)
-        run = _ImageRun(tx, classes, store, sum(map(Counter.total, labels.values())), progress)
-        run.take(read_images(path, split, list_root, names))
+        total = sum(map(Counter.total, labels.values()))
+        run = _ImageRun(tx, classes, store, hold_out is not None, total, progress)
+        run.take(images(with_data=True))
         run.compare(names, labels)
         mute = set(_classes_without_text(tx)[0]).intersection(classes.values())
         return run.report(str(path), before, write_prompts(workspace, tx, mute))
+
+
+def _held_out(items: Iterator[ImageRecord | Skipped], share: float) -> frozenset[str]:
+    """Sources of a share of each class's images, at most, in the order of a hash of their group or source."""
+    of: dict[str, list[tuple[str, str]]] = {}
+    for item in items if share else ():
+        if isinstance(item, ImageRecord) and item.class_name is not None:
+            unit = hashlib.sha256((item.group or item.source).encode()).hexdigest()
+            of.setdefault(item.class_name, []).append((unit, item.source))
+    held: list[str] = []
+    for images in of.values():
+        last = min(round(share * len(images)), len(images) - 1)
+        images.sort()
+        while 0 < last < len(images) and images[last - 1][0] == images[last][0]:  # within a group
+            last -= 1
+        held += [source for _, source in images[:last]]
+    return frozenset(held)
 
 
 def _labels(items: Iterator[ImageRecord | Skipped]) -> dict[str, Counter[str]]:
@@ -168,10 +200,12 @@ class _ImageRun:
         tx: Transaction,
         classes: dict[str, int | None],
         side: int | None,
+        moves: bool,
         total: int,
         progress: Progress | None,
     ) -> None:
         self._tx, self._classes, self._side, self._total, self._progress = tx, classes, side, total, progress
+        self._moves = moves  # whether an image leaves the other one of `train` and `test`
         self._notes = _Notes()
         self._splits: Counter[str] = Counter()
         self._unknown: Counter[str] = Counter()  # images of classes that are not there, by name
@@ -253,6 +287,9 @@ class _ImageRun:
             added += stored is None
             if stored is not None and stored != row["image_id"]:
                 self._replaced.append(stored)
+            other = image_id("train" if record.split == "test" else "test", record.source)
+            if self._moves and other in self._stored:
+                self._replaced.append(self._stored[other][2])
             if found.problem is not None:
                 self._notes.add("quarantined", f"kept aside: {record.uri}: {found.problem}")
         if rows:

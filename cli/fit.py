@@ -1,0 +1,112 @@
+"""`vlltr fit`: from a folder of pictures to a model, each step a command that could have been typed."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import click
+
+from vlltr_index.cli.context import Context, existing, pass_context, set_option
+from vlltr_index.cli.steps import Step, run_step
+from vlltr_index.errors import InputError
+
+_TEXTS = ("texts", "texts.json", "texts.jsonl", "texts.csv", "texts.parquet")
+_TESTS = ("test", "val", "validation", "valid")
+
+
+@click.command("fit")
+@click.argument("directory", metavar="DIR")
+@click.option(
+    "--text",
+    metavar="PATH",
+    help="Sentences, as for `ingest text`; default: DIR/texts, or DIR/texts.json (.jsonl, .csv, .parquet).",
+)
+@click.option("--encoder", metavar="MODEL[:PRETRAINED|:FILE]", help="As for `init`.")
+@click.option("--recipe", metavar="NAME", help="As for `init`.")
+@set_option
+@click.option("--to", metavar="DIR", help="The workspace; default: DIR-model beside DIR.")
+@click.option(
+    "--hold-out",
+    default=0.2,
+    show_default=True,
+    type=click.FloatRange(0, 0.9),
+    metavar="SHARE",
+    help="Share of each class's pictures to measure on; not used where DIR has a folder test or val.",
+)
+@pass_context
+def fit_command(
+    context: Context,
+    directory: str,
+    text: str | None,
+    encoder: str | None,
+    recipe: str | None,
+    overrides: tuple[str, ...],
+    to: str | None,
+    hold_out: float,
+) -> None:
+    """Make a model of the pictures in DIR: a folder of class folders, or of the folders train and test.
+
+    A part of the pictures is held out, the model is measured on it beside simple rules, and a report is written. Then
+    the head is trained once more on all pictures. Run again after pictures or texts came: vectors are kept.
+    """
+    pictures = existing(directory)
+    if not pictures.is_dir():
+        raise InputError(f"{pictures} is no folder", "Give a folder of class folders: DIR/tench/1.jpg")
+    folder = existing(to) if to else pictures.parent / f"{pictures.resolve().name}-model"
+    chosen = {"--encoder": encoder, "--recipe": recipe}
+    options = [part for name, value in chosen.items() if value for part in (name, value)]
+    options += [part for value in overrides for part in ("--set", value)]
+    run_step(context, folder, Step("A workspace", ("init", str(folder), *options)), "")
+    steps = plan_steps(pictures, existing(text) if text else _texts(pictures), hold_out)
+    for number, step in enumerate(steps, 1):
+        run_step(context, folder, step, f"[{number}/{len(steps)}]")
+    context.show({"workspace": str(folder)}, ())
+    typed = f"vlltr -w {shlex.quote(str(folder))}"
+    context.say("\nWhat to do with it:")
+    context.say(f"  {typed} predict PICTURE.jpg            what is it, and why")
+    context.say(f'  {typed} classes add NAME --sentence "..."   a class more, without training')
+    context.say(f"  {typed} status                         what is there")
+
+
+def plan_steps(pictures: Path, texts: Path | None, hold_out: float) -> list[Step]:
+    """The commands after `init`, in order."""
+    inside = {entry.name.lower(): entry for entry in pictures.iterdir() if entry.is_dir()}
+    test = next((name for name in _TESTS if name in inside), None) if "train" in inside else None
+    source = str(inside["train"] if test else pictures)
+    ingest = ("ingest", "images", source, "--split", "train")
+    steps = []
+    if texts is not None:
+        steps.append(Step("Sentences about the classes", ("ingest", "text", str(texts))))
+    if test is None:
+        held = (*ingest, "--hold-out", f"{hold_out:g}")
+        steps.append(Step("Pictures, and a part of them to measure on", held))
+    else:
+        measured = ("ingest", "images", str(inside[test]), "--split", "test")
+        steps += [Step("Pictures to learn from", ingest), Step("Pictures to measure on", measured)]
+    steps += _trained()
+    if test is None and not hold_out:
+        return steps
+    for rule in ("ncm", "discriminant", *(["zero-shot"] if texts is not None else [])):
+        steps.append(Step("A simple rule on the same vectors", ("train", "baseline", rule)))
+    steps += [
+        Step("Accuracy on pictures that it has not seen", ("evaluate", "--split", "test")),
+        Step("The report", ("report", "--split", "test")),
+    ]
+    if test is None:
+        steps += [Step("All pictures for training", (*ingest, "--hold-out", "0")), *_trained()]
+    return steps
+
+
+def _trained() -> list[Step]:
+    return [
+        Step("Vectors of pictures and sentences", ("embed",)),
+        Step("The sentences that tell the classes apart (AnSS)", ("select",)),
+        Step("The head, and how much pictures and texts count", ("train", "lgr")),
+        Step("The index over the sentences", ("index",)),
+    ]
+
+
+def _texts(pictures: Path) -> Path | None:
+    """The texts that lie among the pictures."""
+    return next((path for name in _TEXTS if (path := pictures / name).exists()), None)
