@@ -19,8 +19,8 @@ def test_numbers_are_finite_and_seeds_have_64_bits() -> None:
     assert caught.value.message == (
         "recipe ours does not fit:\n"
         f"  cvlp.seed: Input should be less than {2**63}\n"
-        "  lgr.lr: Input should be a finite number\n"
         "  lgr.seed: Input should be greater than or equal to 0\n"
+        "  lgr.lr: Input should be a finite number\n"
         "  fusion.alpha: Input should be a finite number"
     )
 
