@@ -469,7 +469,8 @@ def _fc_tower(making: _Making) -> tuple[_Tower, Tensor, Tensor]:
 
 
 def _ncm(making: _Making) -> list[BaselineRow]:
-    tower, _, _ = _fc_tower(making)
+    own = making.snapshot.commit.info.baseline_fc is None
+    tower = _own_tower(making, making.trained_classes()) if own else _fc_tower(making)[0]
     means = rules.class_means(tower.features, tower.labels, len(tower.class_ids))
     return [tower.row("ncm", "cosine", {"weight": means}, {"scale": 1.0}, probabilities=False)]
 
