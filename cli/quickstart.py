@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import resource
-import shlex
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,9 +55,7 @@ class Journal:
 
 @click.command("quickstart")
 @click.option("--fast", "size", flag_value="fast", help="A small slice in about a minute: does it work here?")
-@click.option(
-    "--full", "size", flag_value="full", help="Train method and image-only baseline in full (<= 40 minutes)."
-)
+@click.option("--full", "size", flag_value="full", help="All classes, trained in full (<= 40 minutes).")
 @click.option(
     "--dir", "directory", metavar="DIR", help="Where to; default: ./vlltr-quickstart (-fast, -full)."
 )
@@ -67,8 +64,9 @@ class Journal:
 def quickstart_command(context: Context, size: str | None, directory: str | None, seed: int) -> None:
     """Run the whole method on Glyphs-LT, the long-tailed data set that ships with the package.
 
-    Ingests text and images, trains, selects anchor sentences, indexes, evaluates, explains a prediction, and adds a
-    class by its description alone. Every step is printed as the command that does it. Stopped, it goes on where it was.
+    Ingests text and images of a third of its classes, trains, selects anchor sentences, indexes, evaluates, explains a
+    prediction, adds a class by its description alone, and writes a report. Every step is printed as the command that
+    does it. Stopped, it goes on where it was.
     """
     size = size or "short"
     folder = existing(directory or _FOLDER[size])
@@ -82,17 +80,22 @@ def quickstart_command(context: Context, size: str | None, directory: str | None
         _run(context, journal, folder, step, f"[{number}/{len(steps)}]")
     minutes = (time.monotonic() - started) / 60
     context.show({"workspace": str(folder), "steps": journal.steps, "minutes": round(minutes, 2)}, ())
-    context.say(f"\nDone in {minutes:.1f} minutes. The workspace is {folder}; look around with:")
-    typed = shlex.quote(str(folder))
-    context.say(f"  vlltr -w {typed} status")
-    context.say(f"  vlltr -w {typed} predict {typed}/samples/*.png --explain 5")
+    context.say(
+        f"\nDone in {minutes:.1f} minutes. The workspace is {folder}; the report lies in {folder / 'reports'}."
+    )
+    context.say("For a folder of your own, with a folder of pictures for each class:")
+    context.say("  vlltr fit PICTURES --encoder ViT-B-32-quickgelu:openai")
+    context.say("  vlltr -w PICTURES-model predict NEW.jpg")
+    context.say('  vlltr -w PICTURES-model classes add NAME --sentence "What it looks like."')
 
 
 def plan_steps(folder: Path, size: str, seed: int) -> list[Step]:
     """The commands of a quickstart, in order; writes the sample files that they name."""
-    from vlltr_index.data.glyphs import glyph_files
+    from vlltr_index.data.glyphs import glyph_files, write_part
 
     data = glyph_files(fast=size == "fast")
+    if size == "short":
+        data = write_part(data, 3, folder / "data")
     steps = [Step("Sentences about every class", ("ingest", "text", str(data.texts)))]
     alike = ", drawn by the fonts of train; a few fonts share a glyph to the byte"
     for split, note in (("train", ""), ("val", alike), ("test", ", drawn by other fonts")):
@@ -104,7 +107,7 @@ def plan_steps(folder: Path, size: str, seed: int) -> list[Step]:
         Step("Stage 2: the language-guided head (LGR)", ("train", "lgr", "--seed", str(seed))),
         Step("The index over the anchor sentences", ("index",)),
     ]
-    if size == "full":
+    if size != "fast":
         steps.append(Step("The image-only baseline", ("train", "baseline", "fc", "--seed", str(seed))))
     steps.append(Step(_ACCURACY, ("evaluate", "--split", "test"), shows=True))
     return steps + _showing(folder, size, data)
@@ -129,7 +132,7 @@ def _showing(folder: Path, size: str, data: Any) -> list[Step]:
         Step("Add its class by its description alone", ("classes", "add", unseen, "--text", unseen_txt)),
         Step(f"The same picture again{after}", ("predict", unseen_png, "--top", "2"), shows=True),
     ]
-    if size != "fast":
+    if size == "full":
         dev = {k: v for k, v in data.heldout_classes("dev").items() if k != unseen}
         manifest = samples / "dev-classes.json"
         manifest.write_text(json.dumps(dev, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
@@ -143,7 +146,7 @@ def _showing(folder: Path, size: str, data: Any) -> list[Step]:
             Step("New classes among all", ("evaluate", "--split", "dev_test"), shows=True),
             Step("Old classes beside them", ("evaluate", "--split", "test"), shows=True, again=True),
         ]
-    return steps
+    return [*steps, Step("One file about all of it, for a browser", ("report",))]
 
 
 def _sample_classes(data: Any) -> tuple[str, str]:

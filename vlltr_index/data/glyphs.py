@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
 from vlltr_index.errors import WorkspaceError
 
-__all__ = ["GlyphFiles", "glyph_files", "write_sample", "write_text"]
+__all__ = ["GlyphFiles", "glyph_files", "write_part", "write_sample", "write_text"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,24 @@ def glyph_files(fast: bool = False) -> GlyphFiles:
                 f"the Glyphs-LT file {path.name} is not in this installation", "Install the package again."
             )
     return found
+
+
+def write_part(files: GlyphFiles, every: int, folder: Path) -> GlyphFiles:
+    """Write every so-manieth class by name, with its images and texts, and all held-out classes, into `folder`."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    texts = json.loads(files.texts.read_text(encoding="utf-8"))
+    kept = sorted(texts)[::every]
+    part = replace(files, images=folder / files.images.name, texts=folder / files.texts.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    part.texts.write_text(
+        json.dumps({name: texts[name] for name in kept}, ensure_ascii=False), encoding="utf-8"
+    )
+    wanted = pa.array([*kept, *files.heldout_classes("dev"), *files.heldout_classes("final")])
+    pq.write_table(pq.read_table(files.images, filters=pc.field("label").isin(wanted)), part.images)
+    return part
 
 
 def write_sample(parquet: Path, split: str, label: str, target: Path, number: int = 0) -> Path:
