@@ -20,7 +20,6 @@ from vlltr_index.encoders.tokenizing import Tokenizer, Tokens, WordTokenizer
 from vlltr_index.encoders.weights import revision, weights_digest
 from vlltr_index.errors import EncoderError, InputError
 from vlltr_index.schemas.fingerprint import digest_json, short
-from vlltr_index.tensors import NoDraws
 
 __all__ = ["Encoder", "Tokens"]
 
@@ -152,8 +151,7 @@ class Encoder:
             else:
                 tokenizer = openclip.make_tokenizer(config, source.folder)
             sources.set_image_size(config, image_size, resize)
-            with NoDraws():  # every weight is loaded next, and drawing takes longer than that
-                built = openclip.build_model(config["model_cfg"])
+            built = openclip.build_model(config["model_cfg"], drawn=False)
             if resized:
                 openclip.set_timm_size(built, stored)
             openclip.load_state(built, source.state, source.where)

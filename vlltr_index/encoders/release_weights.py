@@ -210,7 +210,7 @@ def stage_one_encoder(checkpoint: ReleaseCheckpoint, precision: Precision = "fp3
             f"{where} has {cfg['text_cfg']['vocab_size']:,} tokens, CLIP's tokenizer {tokenizer.vocab_size:,}",
             "Only checkpoints that were trained from CLIP's weights can be imported.",
         )
-    model = openclip.build_model(cfg)
+    model = openclip.build_model(cfg, drawn=False)
     openclip.load_state(model, checkpoint.state, where)
     return Encoder(model, tokenizer, config, name=_architecture(cfg), precision=precision)
 
@@ -236,7 +236,7 @@ def stage_two_encoder(checkpoint: ReleaseCheckpoint, base: Encoder) -> Encoder:
         )
     size = config["model_cfg"]["vision_cfg"].get("image_size", 224)
     config["preprocess_cfg"] = _preprocess(checkpoint, int(size))
-    model = openclip.build_model(config["model_cfg"])
+    model = openclip.build_model(config["model_cfg"], drawn=False)
     own = {k: v.cpu() for k, v in base.model.state_dict().items() if not k.startswith("visual.")}
     visual = {k: v for k, v in checkpoint.state.items() if k.startswith("visual.")}
     try:

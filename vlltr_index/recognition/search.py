@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from vlltr_index.data.decoding import ENDINGS, open_image
+from vlltr_index.embedding.crops import Crops
 from vlltr_index.embedding.loading import open_encoder
 from vlltr_index.embedding.vectors import all_embedded, embed_images
 from vlltr_index.encoders.encoder import Encoder
@@ -284,9 +284,8 @@ def _image_query(encoder: Encoder, path: str) -> Tensor:
     Raises:
         InputError: If it cannot be read.
     """
-    pixels = encoder.preprocess(open_image(path)).unsqueeze(0).to(encoder.device)
-    with torch.inference_mode():
-        return encoder.encode_pixels(pixels).float().cpu()[0].clone()
+    crops = Crops(encoder)
+    return crops.features([crops.pixels(open_image(path))])[0]
 
 
 def _with_words(snapshot: Snapshot, ranked: pa.Table, words: str, where: str, top: int) -> pa.Table:
