@@ -168,7 +168,7 @@ def remove(context: Context, names: tuple[str, ...], yes: bool, dry_run: bool) -
             f"Remove {', '.join(map(repr, known))} with all sentences and images?", abort=True, err=True
         )
     with context.progress() as progress:
-        context.show(remove_classes(workspace, known, dry_run, progress))
+        context.show(remove_classes(workspace, known, dry_run=dry_run, progress=progress))
 
 
 @classes_command.command("rename")
@@ -182,7 +182,7 @@ def rename(context: Context, old: str, new: str, dry_run: bool) -> None:
 
     workspace = context.open()
     with context.progress() as progress:
-        context.show(rename_class(workspace, old, new, dry_run, progress))
+        context.show(rename_class(workspace, old, new, dry_run=dry_run, progress=progress))
 
 
 @classes_command.command("merge")
@@ -196,4 +196,4 @@ def merge(context: Context, into: str, other: str, dry_run: bool) -> None:
 
     workspace = context.open()
     with context.progress() as progress:
-        context.show(merge_classes(workspace, into, other, dry_run, progress))
+        context.show(merge_classes(workspace, into, other, dry_run=dry_run, progress=progress))

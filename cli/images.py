@@ -26,7 +26,9 @@ def add(context: Context, name: str, paths: tuple[str, ...], dry_run: bool) -> N
 
     workspace = context.open()
     with context.progress() as progress:
-        context.show(add_images(workspace, name, [existing(p) for p in paths], dry_run, progress))
+        context.show(
+            add_images(workspace, name, [existing(p) for p in paths], dry_run=dry_run, progress=progress)
+        )
 
 
 @images_command.command("remove")
@@ -39,4 +41,4 @@ def remove(context: Context, ids: tuple[str, ...], dry_run: bool) -> None:
 
     workspace = context.open()
     with context.progress() as progress:
-        context.show(remove_images(workspace, ids, dry_run, progress))
+        context.show(remove_images(workspace, ids, dry_run=dry_run, progress=progress))

@@ -28,7 +28,7 @@ def add(context: Context, name: str, sentences: tuple[str, ...], text: str | Non
     workspace = context.open()
     with context.progress() as progress:
         report = add_sentences(
-            workspace, name, sentences, existing(text) if text else None, dry_run, progress
+            workspace, name, sentences, existing(text) if text else None, dry_run=dry_run, progress=progress
         )
     context.show(report)
 
@@ -45,4 +45,4 @@ def remove(context: Context, name: str, ids: tuple[str, ...], matching: str | No
 
     workspace = context.open()
     with context.progress() as progress:
-        context.show(remove_sentences(workspace, name, ids, matching, dry_run, progress))
+        context.show(remove_sentences(workspace, name, ids, matching, dry_run=dry_run, progress=progress))

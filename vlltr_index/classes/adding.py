@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlltr_index.classes.change import Edit, Options, change
+from vlltr_index.classes.change import Edit, How, change, classes_of, new_image_rows
 from vlltr_index.classes.reports import AddReport, shortly
-from vlltr_index.classes.rows import classes_of, new_image_rows
 from vlltr_index.data.files import require
 from vlltr_index.data.prompts import class_prompts
 from vlltr_index.data.text import clean_name
@@ -24,8 +23,6 @@ from vlltr_index.schemas.tables import CLASSES
 from vlltr_index.store.ingestion import sentence_rows
 
 if TYPE_CHECKING:
-    from vlltr_index.classes.session import Session
-    from vlltr_index.schemas.records import Progress
     from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
 
@@ -85,23 +82,17 @@ def add_class(
     sentences: Sequence[str] = (),
     images: Path | None = None,
     aliases: Sequence[str] = (),
-    session: Session | None = None,
+    **how: Unpack[How],
 ) -> AddReport:
     """Add one class; see `add_classes`."""
     wanted = [NewClass(name, tuple(sentences), None, images, tuple(aliases))]
-    return add_classes(workspace, wanted, session=session)
+    return add_classes(workspace, wanted, **how)
 
 
-def add_classes(
-    workspace: Workspace,
-    wanted: Sequence[NewClass],
-    dry_run: bool = False,
-    progress: Progress | None = None,
-    session: Session | None = None,
-) -> AddReport:
+def add_classes(workspace: Workspace, wanted: Sequence[NewClass], **how: Unpack[How]) -> AddReport:
     """Add classes in one commit: embed only what is new, score it, select anchors, count its images.
 
-    The index is not rebuilt: the new anchors are searched beside it, exactly. For the arguments see `change.Options`.
+    The index is not rebuilt: the new anchors are searched beside it, exactly. For the arguments see `change.How`.
 
     Raises:
         InputError: If a name exists, is given twice, or nothing at all is known of a class.
@@ -109,15 +100,10 @@ def add_classes(
     """
     command = f"classes add {shortly([w.name for w in wanted])}"
     skipped: list[str] = []
-    report = change(
-        workspace,
-        command,
-        lambda tx: _write(workspace, tx, wanted, skipped),
-        Options(dry_run, progress, session),
-    )
+    report = change(workspace, command, lambda tx: _write(workspace, tx, wanted, skipped), **how)
     effect = report.effect
     return AddReport(
-        report.classes, dry_run, skipped, effect.before, effect.after, effect.images, report.notes
+        report.classes, report.dry_run, skipped, effect.before, effect.after, effect.images, report.notes
     )
 
 

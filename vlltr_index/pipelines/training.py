@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vlltr_index.embedding.loading import class_positions, usable_images
+from vlltr_index.embedding.loading import class_positions, recipe_encoder, usable_images
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import MissingStepError, WorkspaceError
 from vlltr_index.schemas.config import Recipe
@@ -137,13 +137,7 @@ def starting_encoder(recipe: Recipe, texts: list[list[str]] | None, seed: int) -
     config = recipe.encoder
     flat = [t for group in texts for t in group] if texts is not None else None
     if config.pretrained:
-        encoder = Encoder.load(
-            config.model,
-            config.pretrained,
-            image_size=config.image_size,
-            resize=config.resize,
-            precision=config.precision,
-        )
+        encoder = recipe_encoder(config)
         encoder.learn_words(flat or (), seed)
         return encoder
     return Encoder.scratch(

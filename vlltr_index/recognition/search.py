@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from vlltr_index.data.decoding import ENDINGS, open_image
 from vlltr_index.embedding.crops import Crops
-from vlltr_index.embedding.loading import open_encoder
+from vlltr_index.embedding.loading import open_encoder, recipe_encoder
 from vlltr_index.embedding.vectors import all_embedded, embed_images
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import InputError, MissingStepError, UsageError
@@ -129,7 +129,7 @@ def search_images(
     snapshot = workspace.snapshot()
     images = _images(snapshot, split)
     base_encoder = _starting_encoder(workspace, snapshot) if compare else None
-    encoder = open_encoder(workspace, snapshot).eval()
+    encoder = open_encoder(workspace, snapshot)
     hits, searched = _nearest_images(snapshot, images, encoder, text, top)
     if not searched:
         raise MissingStepError("no image has been embedded with this encoder", "Run: vlltr embed")
@@ -182,13 +182,7 @@ def _starting_encoder(workspace: Workspace, snapshot: Snapshot) -> Encoder:
             f"--compare has nothing to compare with: {config.model} has not been trained here",
             "Train it first: vlltr train cvlp",
         )
-    return Encoder.load(
-        config.model,
-        config.pretrained,
-        image_size=config.image_size,
-        resize=config.resize,
-        precision=config.precision,
-    ).eval()
+    return recipe_encoder(config)
 
 
 def _nearest_images(
@@ -267,7 +261,7 @@ def search_sentences(
     rows = snapshot.table("sentences", ["sentence_id", "text_hash"], where)
     if not rows.num_rows:
         raise MissingStepError("there are no sentences", "Run: vlltr ingest text PATH")
-    encoder = open_encoder(workspace, snapshot).eval()
+    encoder = open_encoder(workspace, snapshot)
     vector = _image_query(encoder, query) if is_image else encoder.encode_texts([query])[0]
     ranked = _ranked(snapshot, sentence_vectors_name(encoder.text_fp), rows, "text_hash", vector)
     if not ranked.num_rows:
