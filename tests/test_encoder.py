@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from vlltr_index.encoders import openclip, sources
+from vlltr_index.encoders import openclip, weights
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import EncoderError, InputError
 
@@ -182,7 +182,7 @@ def test_models_that_look_at_their_padding_get_the_whole_context() -> None:
     """Short tokens are padded for them, so the result is open_clip's."""
     cfg = {**small_clip.MODEL_CFG, "custom_text": True}
     cfg["text_cfg"] = {**small_clip.MODEL_CFG["text_cfg"], "no_causal_mask": True, "pool_type": "last"}
-    config = {**sources.find_config(small_clip.NAME), "model_cfg": cfg}
+    config = {**weights.find_config(small_clip.NAME), "model_cfg": cfg}
     config["preprocess_cfg"]["size"] = 32
     model: Any = openclip.build_model(cfg)
     encoder = Encoder(model, openclip.make_tokenizer(config), config, name="x")

@@ -14,7 +14,7 @@ import pytest
 from writers import hold_lock_with_child
 
 from vlltr_index.errors import UsageError, WorkspaceError
-from vlltr_index.store.lock import write_lock, writer
+from vlltr_index.store.storage import write_lock, writer
 
 
 def test_a_waiting_writer_comes_next(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -30,7 +30,7 @@ def test_a_waiting_writer_comes_next(tmp_path: Path, caplog: pytest.LogCaptureFi
             order.append("second")
 
     handler = Heard()
-    logging.getLogger("vlltr_index.store.lock").addHandler(handler)
+    logging.getLogger("vlltr_index.store.storage").addHandler(handler)
     try:
         thread = threading.Thread(target=second)
         with write_lock(tmp_path / "lock", "select"):
@@ -39,7 +39,7 @@ def test_a_waiting_writer_comes_next(tmp_path: Path, caplog: pytest.LogCaptureFi
             order.append("first")
         thread.join()
     finally:
-        logging.getLogger("vlltr_index.store.lock").removeHandler(handler)
+        logging.getLogger("vlltr_index.store.storage").removeHandler(handler)
     assert order == ["first", "second"]
     (said,) = [r.getMessage() for r in caplog.records]
     assert said.startswith(f"waiting for `vlltr select` (process {os.getpid()} on ")

@@ -40,7 +40,7 @@ def test_two_additions_at_once(trained: Workspace) -> None:
     assert all(line.startswith(f"waiting for `vlltr select` (process {os.getpid()} on ") for line in said)
     answers = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], answers
-    added = [json.loads(out)["added"][0] for out, _ in answers]
+    added = [json.loads(out)["classes"][0] for out, _ in answers]
     first = before.commit.info.next["classes"]
     assert {one["class_id"] for one in added} == {first, first + 1}
     after = trained.snapshot()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from vlltr_index.classes import AddReport
+from vlltr_index.classes import ChangeReport
 from vlltr_index.errors import VlltrError
 from vlltr_index.pipelines.history import RollbackReport
 from vlltr_index.recognition.counterfactual import Comparison, ExaminedClass, ExaminedSentence
@@ -53,7 +53,7 @@ def error_html(error: VlltrError) -> str:
     return notice_html([error.message, *([error.hint] if error.hint else [])], "error")
 
 
-def added_html(report: AddReport) -> str:
+def added_html(report: ChangeReport) -> str:
     """What an addition did: the class, what was left out, and what it did to the others."""
     return notice_html(report.lines())
 

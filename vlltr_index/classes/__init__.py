@@ -12,11 +12,10 @@ from vlltr_index.classes.editing import (
     remove_sentences,
     rename_class,
 )
-from vlltr_index.classes.reports import AddedClass, AddReport, ChangeReport
+from vlltr_index.classes.reports import AddedClass, ChangeReport
 from vlltr_index.classes.session import Session
 
 __all__ = [
-    "AddReport",
     "AddedClass",
     "ChangeReport",
     "NewClass",

@@ -215,9 +215,7 @@ class Session:
         commit = snapshot.commit
         facts = (commit.checkpoint, commit.text_fp, commit.image_fp)
         if self._encoder is None or self._encoder[0] != facts:
-            encoder = open_encoder(self.workspace, snapshot)
-            encoder.eval()
-            self._encoder = (facts, encoder)
+            self._encoder = (facts, open_encoder(self.workspace, snapshot))
         return self._encoder[1]
 
     def view(self, snapshot: Snapshot) -> View:

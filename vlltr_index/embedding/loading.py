@@ -69,7 +69,15 @@ def open_encoder(workspace: Workspace, snapshot: Snapshot, check: bool = True) -
     """
     commit, config = snapshot.commit, workspace.recipe.encoder
     if commit.checkpoint:
-        encoder = _open_checkpoint(workspace.object_path("checkpoints", commit.checkpoint))
+        folder = workspace.object_path("checkpoints", commit.checkpoint)
+        try:
+            encoder = Encoder.open(folder)
+        except EncoderError as error:
+            raise EncoderError(
+                error.message,
+                f"Bring {folder} back from a backup, or make it again: vlltr train cvlp "
+                "(or vlltr import release, if it came from there)",
+            ) from None
     elif config.pretrained:
         encoder = recipe_encoder(config)
     else:
@@ -93,17 +101,6 @@ def recipe_encoder(config: EncoderConfig) -> Encoder:
         resize=config.resize,
         precision=config.precision,
     )
-
-
-def _open_checkpoint(folder: Path) -> Encoder:
-    try:
-        return Encoder.open(folder)
-    except EncoderError as error:
-        raise EncoderError(
-            error.message,
-            f"Bring {folder} back from a backup, or make it again: vlltr train cvlp "
-            "(or vlltr import release, if it came from there)",
-        ) from None
 
 
 def _check(what: str, expected: str, found: str) -> None:

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from vlltr_index.encoders import openclip
 from vlltr_index.encoders.encoder import Encoder
-from vlltr_index.encoders.sources import Precision, preprocessing
-from vlltr_index.encoders.weights import OPENAI_MARKS, load_checkpoint
+from vlltr_index.encoders.weights import OPENAI_MARKS, Precision, load_checkpoint, preprocessing
 from vlltr_index.errors import EncoderError, UsageError
 from vlltr_index.heads.lgr import LGRHead
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from vlltr_index.embedding.loading import run_folder, usable_images
 from vlltr_index.errors import WorkspaceError
 from vlltr_index.pipelines.training import TrainingSet, class_texts, training_set
-from vlltr_index.store.lock import write_lock
+from vlltr_index.store.storage import write_lock
 from vlltr_index.train.distributed import by_first, first_then_all, meet, own_part
 from vlltr_index.wording import many
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vlltr_index.data.decoding import UNREADABLE
 from vlltr_index.errors import InputError, MissingStepError
 from vlltr_index.heads.explanation import ClassExplanation, contrast, explain_class
 from vlltr_index.heads.fusion import parts_of
@@ -102,10 +101,7 @@ class Examination:
         Raises:
             InputError: If it cannot be read.
         """
-        features, problems = answers.features([image])
-        if problems[0] is not None:
-            raise InputError(problems[0], UNREADABLE)
-        return cls(answers, features[0])
+        return cls(answers, answers.feature(image))
 
     def scores(self, struck: Collection[str] = ()) -> FusedScores:
         """Fused scores of all classes, rows of one, without the sentences that are struck out.

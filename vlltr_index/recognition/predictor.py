@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 
     from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.heads.fusion import FusedScores, ImageSide
-    from vlltr_index.store.class_registry import ClassTable
-    from vlltr_index.store.snapshot import Snapshot
+    from vlltr_index.store.snapshot import ClassTable, Snapshot
     from vlltr_index.store.workspace import Workspace
 
 __all__ = ["TEXT_COLUMNS", "Answers", "Texts", "load_answers", "texts_of"]
@@ -171,6 +170,17 @@ class Answers:
                 problems.append(error.message)
         return views.features(pixels) if pixels else torch.empty(0, self.encoder.dim), problems
 
+    def feature(self, image: ImageSource, crops: int = 1) -> Tensor:
+        """Feature [D] of an image, unnormalised.
+
+        Raises:
+            InputError: If it cannot be read.
+        """
+        features, problems = self.features([image], crops)
+        if problems[0] is not None:
+            raise InputError(problems[0], UNREADABLE)
+        return features[0]
+
     def probabilities(self, images: Sequence[ImageSource], crops: int = 1) -> NDArray[np.float64]:
         """Probability of every class for each image, float64 [B, C], every class scored exactly; rows sum to one.
 
@@ -259,11 +269,9 @@ class Answers:
                 f"class {name!r} has neither an anchor sentence nor a training image",
                 "Select again: vlltr embed, then vlltr select",
             )
-        features, problems = self.features([image], crops)
-        if problems[0] is not None:
-            raise InputError(problems[0], UNREADABLE)
-        fused, _ = self.score(features, "exhaustive")
-        return self._class_score(features[0], fused, 0, place[0], explain=None)
+        feature = self.feature(image, crops)
+        fused, _ = self.score(feature[None], "exhaustive")
+        return self._class_score(feature, fused, 0, place[0], explain=None)
 
     def explained(self, feature: Tensor, class_ids: Sequence[int], explain: int) -> list[ClassScore]:
         """Scores of some classes for one image, with their first sentences by effect; all classes are scored.

@@ -262,7 +262,11 @@ def search_sentences(
     if not rows.num_rows:
         raise MissingStepError("there are no sentences", "Run: vlltr ingest text PATH")
     encoder = open_encoder(workspace, snapshot)
-    vector = _image_query(encoder, query) if is_image else encoder.encode_texts([query])[0]
+    if is_image:
+        crops = Crops(encoder)
+        vector = crops.features([crops.pixels(open_image(query))])[0]
+    else:
+        vector = encoder.encode_texts([query])[0]
     ranked = _ranked(snapshot, sentence_vectors_name(encoder.text_fp), rows, "text_hash", vector)
     if not ranked.num_rows:
         raise MissingStepError("no sentence has been embedded with this encoder", "Run: vlltr embed")
@@ -270,16 +274,6 @@ def search_sentences(
     best = _with_words(snapshot, ranked, query, where, top) if use_words else ranked.slice(0, top)
     hits = _sentence_hits(snapshot, best)
     return SentenceSearch(query, "image" if is_image else "text", use_words, ranked.num_rows, hits)
-
-
-def _image_query(encoder: Encoder, path: str) -> Tensor:
-    """The vector float32 [D] of an image, unnormalised.
-
-    Raises:
-        InputError: If it cannot be read.
-    """
-    crops = Crops(encoder)
-    return crops.features([crops.pixels(open_image(path))])[0]
 
 
 def _with_words(snapshot: Snapshot, ranked: pa.Table, words: str, where: str, top: int) -> pa.Table:

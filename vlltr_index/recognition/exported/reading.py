@@ -48,7 +48,7 @@ from vlltr_index.schemas.exported import (
     anchors_schema,
     sentences_schema,
 )
-from vlltr_index.store.class_registry import ClassTable
+from vlltr_index.store.snapshot import ClassTable
 
 if TYPE_CHECKING:
     from vlltr_index.anchors.index import AnchorIndex
