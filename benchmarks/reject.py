@@ -27,7 +27,6 @@ from benchmarks.heldout import read_group
 from benchmarks.page import put
 from vlltr_index.data.glyphs import glyph_files
 from vlltr_index.embedding.loading import image_set, open_encoder
-from vlltr_index.evaluation.metrics import auroc, fpr95
 from vlltr_index.recognition.scorer import Scorer, load_scorer
 from vlltr_index.store.workspace import Workspace
 
@@ -51,6 +50,47 @@ def run(seed: int, folder: Path, groups: Sequence[str], fast: bool = False) -> d
     if not fast:
         write_result(f"reject-{seed}", result)
     return result
+
+
+def auroc(scores: Tensor, positives: Tensor) -> float:
+    """Probability that a positive scores above a negative, ties counting half.
+
+    Args:
+        scores: Float [N], larger means more likely positive.
+        positives: Bool [N]; for rejection: the image is of a known class.
+
+    Raises:
+        ValueError: Lengths differ, a score is NaN, or one of the two sides is empty.
+    """
+    values, right = _two_sides(scores, positives)
+    ordered = values[~right].sort().values
+    above = torch.searchsorted(ordered, values[right]) + torch.searchsorted(
+        ordered, values[right], right=True
+    )
+    return float(above.double().mean() / (2 * len(ordered)))
+
+
+def fpr95(scores: Tensor, positives: Tensor) -> float:
+    """Share of negatives accepted at the highest threshold that accepts at least 95 % of the positives.
+
+    Args:
+        scores: Float [N], larger means more likely positive; a score at the threshold is accepted.
+        positives: Bool [N].
+
+    Raises:
+        ValueError: As `auroc`.
+    """
+    values, right = _two_sides(scores, positives)
+    accepted = values[right].sort(descending=True).values
+    threshold = accepted[-(-95 * len(accepted) // 100) - 1]
+    return float((values[~right] >= threshold).double().mean())
+
+
+def _two_sides(scores: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
+    right = positives.bool()
+    if bool(scores.isnan().any()) or not bool(right.any()) or bool(right.all()):
+        raise ValueError("scores must be numbers, with at least one positive and one negative")
+    return scores.double(), right
 
 
 def rates(scorer: Scorer, known: Tensor, unknown: Tensor) -> dict[str, Any]:

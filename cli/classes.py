@@ -160,7 +160,7 @@ def remove(context: Context, names: tuple[str, ...], yes: bool, dry_run: bool) -
         click.confirm(
             f"Remove {', '.join(map(repr, known))} with all sentences and images?", abort=True, err=True
         )
-    context.show(remove_classes(workspace, known, dry_run, context.progress))
+    context.show(remove_classes(workspace, known, dry_run=dry_run, progress=context.progress))
 
 
 @classes_command.command("rename")
@@ -172,7 +172,7 @@ def rename(context: Context, old: str, new: str, dry_run: bool) -> None:
     """Give the class OLD the name NEW: its number and texts stay, its prompts are made anew."""
     from vlltr_index.classes import rename_class
 
-    context.show(rename_class(context.open(), old, new, dry_run, context.progress))
+    context.show(rename_class(context.open(), old, new, dry_run=dry_run, progress=context.progress))
 
 
 @classes_command.command("merge")
@@ -184,4 +184,4 @@ def merge(context: Context, into: str, other: str, dry_run: bool) -> None:
     """Make two classes one: sentences and images of OTHER go to INTO, its name becomes an alias."""
     from vlltr_index.classes import merge_classes
 
-    context.show(merge_classes(context.open(), into, other, dry_run, context.progress))
+    context.show(merge_classes(context.open(), into, other, dry_run=dry_run, progress=context.progress))

@@ -21,7 +21,11 @@ def add(context: Context, name: str, paths: tuple[str, ...], dry_run: bool) -> N
     """Add images to CLASS: files, or folders of them; all anchors are selected again."""
     from vlltr_index.classes import add_images
 
-    context.show(add_images(context.open(), name, [existing(p) for p in paths], dry_run, context.progress))
+    context.show(
+        add_images(
+            context.open(), name, [existing(p) for p in paths], dry_run=dry_run, progress=context.progress
+        )
+    )
 
 
 @images_command.command("remove")
@@ -32,4 +36,4 @@ def remove(context: Context, ids: tuple[str, ...], dry_run: bool) -> None:
     """Take images away, by their ids (`vlltr classes show CLASS`)."""
     from vlltr_index.classes import remove_images
 
-    context.show(remove_images(context.open(), ids, dry_run, context.progress))
+    context.show(remove_images(context.open(), ids, dry_run=dry_run, progress=context.progress))

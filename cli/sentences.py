@@ -23,7 +23,9 @@ def add(context: Context, name: str, sentences: tuple[str, ...], text: str | Non
     from vlltr_index.classes import add_sentences
 
     file = existing(text) if text else None
-    context.show(add_sentences(context.open(), name, sentences, file, dry_run, context.progress))
+    context.show(
+        add_sentences(context.open(), name, sentences, file, dry_run=dry_run, progress=context.progress)
+    )
 
 
 @sentences_command.command("remove")
@@ -36,4 +38,6 @@ def remove(context: Context, name: str, ids: tuple[str, ...], matching: str | No
     """Take sentences from CLASS, by id (`vlltr classes show CLASS --all`) or by what they say."""
     from vlltr_index.classes import remove_sentences
 
-    context.show(remove_sentences(context.open(), name, ids, matching, dry_run, context.progress))
+    context.show(
+        remove_sentences(context.open(), name, ids, matching, dry_run=dry_run, progress=context.progress)
+    )

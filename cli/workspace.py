@@ -43,7 +43,7 @@ def init_command(
 
         chosen = chosen.model_copy(update={"prompts": prompt_templates(prompts)})
     if encoder or any(item.lstrip().startswith("encoder.") for item in overrides):
-        from vlltr_index.encoders.sources import check_source
+        from vlltr_index.encoders.weights import check_source
 
         check_source(chosen.encoder.model, chosen.encoder.pretrained)
     workspace = Workspace.create(directory, chosen)

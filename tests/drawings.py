@@ -63,7 +63,7 @@ def stop_at(step: int | None) -> Callable[[str, int, int | None], None]:
 
 def images(of: Encoder, augment: AugmentConfig = AUGMENT) -> TrainImages:
     """The drawings as training images."""
-    return TrainImages.from_pixels(pixels(), labels(), of, augment)
+    return TrainImages([png(values[0]) for values in pixels()], labels(), of, augment)
 
 
 def sentences(of: Encoder) -> TrainTexts:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlltr_index.cli.main import main
-from vlltr_index.data.coco import read_coco
+from vlltr_index.data.image_readers import read_coco
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.config import Recipe
 from vlltr_index.schemas.records import Skipped

@@ -66,7 +66,7 @@ def test_a_removed_class_leaves_nothing_but_its_number(small: Workspace, names: 
     assert small.snapshot().count("sentence_scores") == scores - 8
     with pytest.raises(UnknownClassError):
         remove_classes(small, [names[2]])
-    again = add_class(small, names[2], ["It is back."]).added[0]
+    again = add_class(small, names[2], ["It is back."]).classes[0]
     assert again.class_id == len(names)
     assert again.visual == "none"
 
@@ -138,7 +138,7 @@ def test_sentences_come_and_go(small: Workspace, names: list[str]) -> None:
 def test_what_images_say_comes_and_goes_with_them(small: Workspace, world: World, tmp_path: Path) -> None:
     """A class known by text is known by its first image too, and no longer once its last has gone; an image that
     changed is another; a trained row stays."""
-    class_id = add_class(small, "okapi", ["It is an animal."]).added[0].class_id
+    class_id = add_class(small, "okapi", ["It is an animal."]).classes[0].class_id
     picture = Path(world.pictures[0])
     report = add_images(small, "okapi", [picture])
     assert (report.classes[0].visual, report.classes[0].images) == ("images", 1)
@@ -199,7 +199,7 @@ def test_dry_runs_commit_nothing(small: Workspace, world: World, names: list[str
     added = add_classes(
         small, [NewClass("okapi", ("It is new.",), image_files=(Path(world.pictures[0]),))], dry_run=True
     )
-    assert (added.added[0].images, added.added[0].visual) == (1, "images")
+    assert (added.classes[0].images, added.classes[0].visual) == (1, "images")
     assert added.lines()[-1] == "This was a dry run: nothing was committed."
     reports: list[ChangeReport] = [
         remove_classes(small, [names[0]], dry_run=True),

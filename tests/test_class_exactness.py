@@ -63,7 +63,7 @@ class Story:
             return
         wanted = NewClass(name, tuple(texts), image_files=tuple(map(Path, files)))
         report = add_classes(self.workspace, [wanted], session=self.session)
-        kept = self.classes[report.added[0].class_id] = Model(name)
+        kept = self.classes[report.classes[0].class_id] = Model(name)
         for text in texts:
             kept.tell(text)
         kept.prompt()

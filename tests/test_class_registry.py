@@ -6,7 +6,7 @@ import pytest
 from tablerows import class_rows
 
 from vlltr_index.errors import UnknownClassError
-from vlltr_index.store.class_registry import ClassTable
+from vlltr_index.store.snapshot import ClassTable
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ def test_a_class_by_its_description_alone(
     assert (after.id, after.index) == (before.id + 1, before.index)
     assert anchors_of(trained).items() >= anchors.items()
     assert losses_of(trained).items() >= losses.items()
-    added = report.added[0]
+    added = report.classes[0]
     assert (added.images, added.visual, added.anchors) == (0, "none", 8)
     assert added.sentences == len(heldout[name])
     recognizer = Recognizer.open(trained)
@@ -56,7 +56,7 @@ def test_images_are_counted_and_recognised(
     report = add_class(trained, name, heldout[name])
     told = Recognizer.open(trained).explain(picture, name)
     seen = add_images(trained, name, [pictures / "unseen"]).classes[0]
-    assert (report.added[0].visual, seen.visual, seen.images) == ("none", "images", 4)
+    assert (report.classes[0].visual, seen.visual, seen.images) == ("none", "images", 4)
     score = Recognizer.open(trained).explain(picture, name)
     assert score.image_part > told.image_part
     assert score.probability > told.probability
@@ -98,9 +98,9 @@ def test_a_manifest_of_many(
     report = add_classes(trained, read_manifest(path))
     after = trained.history.last()
     assert after.id == before.id + 1
-    assert [a.images for a in report.added] == [1, 0, 0]
-    assert report.skipped == [f"{tmp_path / 'gone.png'}: no such file"]
-    assert trained.snapshot().class_table().lookup("the first") == report.added[0].class_id
+    assert [a.images for a in report.classes] == [1, 0, 0]
+    assert report.notes == [f"Left out: {tmp_path / 'gone.png'}: no such file"]
+    assert trained.snapshot().class_table().lookup("the first") == report.classes[0].class_id
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_refusals_leave_the_workspace_as_it_was(trained: Workspace, tmp_path: Pa
             add_classes(trained, wanted)
         assert caught.value.message == message
     assert trained.history.last() == before
-    assert add_class(trained, "okapi", ["An animal."], aliases=["Okapi"]).added[0].name == "okapi"
+    assert add_class(trained, "okapi", ["An animal."], aliases=["Okapi"]).classes[0].name == "okapi"
 
 
 def test_images_that_came_since_the_selection_are_counted(

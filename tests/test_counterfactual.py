@@ -28,7 +28,7 @@ def answers(trained_once: Path, request: pytest.FixtureRequest) -> Answers:
     assert parts is not None
     heard = replace(parts, weights=replace(parts.weights, text=0.5))
     scorer = replace(scorer, saved=replace(scorer.saved, parts=heard))
-    return Answers(replace(found.bundle, scorer=scorer))
+    return replace(found, scorer=scorer)
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,8 @@ from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import ConfigError, VlltrError, WorkspaceError
 from vlltr_index.schemas.config import CVLPConfig
 from vlltr_index.train.checkpoint import load_state
-from vlltr_index.train.cvlp import StageOne, train_cvlp
+from vlltr_index.train.cvlp import JointPriors, StageOne, draw_candidates, joint_losses, train_cvlp
 from vlltr_index.train.data import TrainImages, TrainTexts
-from vlltr_index.train.joint import JointPriors, draw_candidates, joint_losses
 from vlltr_index.train.losses import candidate_log_prior, sampler_prior
 from vlltr_index.train.sampling import stream
 

@@ -13,7 +13,7 @@ from PIL import Image
 from tests.drawings import workspace as drawings
 from vlltr_index.cli.main import vlltr
 from vlltr_index.errors import InputError, MissingStepError, PretrainedError, UsageError, WorkspaceError
-from vlltr_index.recognition.exported.tables import export_tables
+from vlltr_index.recognition.exported.writing import export_tables
 from vlltr_index.store.workspace import Workspace
 
 

@@ -13,7 +13,7 @@ import pytest
 from writers import hold_lock_with_child
 
 from vlltr_index.errors import UsageError, WorkspaceError
-from vlltr_index.store.lock import write_lock
+from vlltr_index.store.storage import write_lock
 
 
 def test_a_waiting_writer_comes_next(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -29,7 +29,7 @@ def test_a_waiting_writer_comes_next(tmp_path: Path, caplog: pytest.LogCaptureFi
             order.append("second")
 
     handler = Heard()
-    logging.getLogger("vlltr_index.store.lock").addHandler(handler)
+    logging.getLogger("vlltr_index.store.storage").addHandler(handler)
     try:
         thread = threading.Thread(target=second)
         with write_lock(tmp_path / "lock", "select"):
@@ -38,7 +38,7 @@ def test_a_waiting_writer_comes_next(tmp_path: Path, caplog: pytest.LogCaptureFi
             order.append("first")
         thread.join()
     finally:
-        logging.getLogger("vlltr_index.store.lock").removeHandler(handler)
+        logging.getLogger("vlltr_index.store.storage").removeHandler(handler)
     assert order == ["first", "second"]
     (said,) = [r.getMessage() for r in caplog.records]
     assert said.startswith(f"waiting for `vlltr select` (process {os.getpid()} on ")

@@ -9,14 +9,13 @@ import twins
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.reject import auroc, fpr95
 from vlltr_index.errors import InputError
 from vlltr_index.evaluation.metrics import (
     accuracy_report,
-    auroc,
     bins,
     expected_calibration_error,
     few5,
-    fpr95,
     paired_difference,
 )
 from vlltr_index.heads.weighing import balanced_accuracy
@@ -60,7 +59,7 @@ def test_accuracy_by_shot() -> None:
 
 
 def test_intervals_equal_naive_resampling() -> None:
-    """Drawing the sums gives the interval of drawing the images, plain and within classes."""
+    """Drawing the sums gives the interval of drawing the images."""
     rng = np.random.default_rng(1)
     labels = torch.from_numpy(np.sort(rng.integers(0, 4, 300)))
     correct = torch.from_numpy(rng.random(300) < np.array([0.95, 0.6, 0.3, 0.05])[labels.numpy()])
@@ -68,15 +67,8 @@ def test_intervals_equal_naive_resampling() -> None:
     counts = torch.tensor([200, 200, 200, 200])
     values = correct.numpy().astype(float)
     plain = values[rng.integers(0, 300, (4000, 300))].mean(1)
-    sums = np.zeros(4000)
-    for c in range(4):
-        mine = values[labels.numpy() == c]
-        sums += mine[rng.integers(0, len(mine), (4000, len(mine)))].sum(1)
-    for stratified, naive in ((False, plain), (True, sums / 300)):
-        found = accuracy_report(predictions, labels, counts, stratified=stratified, resamples=4000).top1[
-            "overall"
-        ]
-        np.testing.assert_allclose([found.low, found.high], np.quantile(naive, [0.025, 0.975]), atol=0.01)
+    found = accuracy_report(predictions, labels, counts, resamples=4000).top1["overall"]
+    np.testing.assert_allclose([found.low, found.high], np.quantile(plain, [0.025, 0.975]), atol=0.01)
 
 
 def test_paired_difference_equals_naive_resampling() -> None:
@@ -88,9 +80,6 @@ def test_paired_difference_equals_naive_resampling() -> None:
     naive = np.quantile(difference[rng.integers(0, 400, (4000, 400))].mean(1), [0.025, 0.975])
     assert found.value == pytest.approx(difference.mean())
     np.testing.assert_allclose([found.low, found.high], naive, atol=0.01)
-    labels = torch.from_numpy(rng.integers(0, 5, 400))
-    within = paired_difference(torch.from_numpy(first), torch.from_numpy(second), labels=labels)
-    assert within.low < within.value < within.high
     better = paired_difference(torch.ones(5).bool(), torch.zeros(5).bool())
     assert (better.low, better.value, better.high) == (1.0, 1.0, 1.0)
 
@@ -143,7 +132,7 @@ def test_metrics_refuse_what_does_not_fit() -> None:
         accuracy_report(torch.zeros(3).long(), labels, torch.tensor([1, 1]))
     with pytest.raises(InputError, match=r"labels must lie in 0\.\.0"):
         accuracy_report(labels, labels, torch.tensor([1]))
-    with pytest.raises(InputError, match="at least one positive and one negative"):
+    with pytest.raises(ValueError, match="at least one positive and one negative"):
         auroc(torch.tensor([0.1, 0.2]), torch.tensor([True, True]))
     with pytest.raises(InputError, match="confidences must be probabilities"):
         expected_calibration_error(torch.tensor([1.5]), torch.tensor([True]))

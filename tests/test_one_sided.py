@@ -138,9 +138,9 @@ def test_classes_come_and_go_without_a_sentence(
     """A class that came by its images alone is recognised, and leaves nothing behind; its name is its only text."""
     before = Recognizer.open(mute).predict_proba(drawn)
     report = add_class(mute, "okapi", images=new)
-    added = report.added[0]
+    added = report.classes[0]
     assert (added.visual, added.images, added.sentences, added.anchors) == ("images", 4, 1, 1)
-    assert report.validation_images == 14
+    assert report.effect.images == 14
     told = (
         "Texts have no weight in this head (vlltr train lgr says why): by text alone a class is hardly found."
     )

@@ -10,7 +10,7 @@ import small_clip
 import torch
 from torch.nn import functional as F
 
-from vlltr_index.encoders import openclip, sources
+from vlltr_index.encoders import openclip, weights
 from vlltr_index.errors import EncoderError
 
 TEXTS = ["a tench", "a photo of a tench, a freshwater fish of the carp family", "", "omega"]
@@ -100,7 +100,7 @@ def test_unbuildable_configurations_are_refused() -> None:
 def test_unknown_preprocessing_is_refused(change: dict[str, Any]) -> None:
     """A value that would otherwise be ignored changes every vector."""
     with pytest.raises(EncoderError, match="this preprocessing cannot be used"):
-        openclip.make_transform({**sources.preprocessing({}), **change})
+        openclip.make_transform({**weights.preprocessing({}), **change})
 
 
 def test_hub_tokenizers_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def test_a_class_is_added_used_and_taken_back(desk: Desk, pictures: Path) -> Non
     )
     assert last(desk) == number + 1
     assert report.added[0].images == 2
-    assert report.old_classes_before is not None
+    assert report.effect.before is not None
     found = desk.examine(pictures / "unseen" / "1.png")
     assert "okapi" in {one.name for one in found.best(99)}
     assert {s.text for s in found.look("okapi").sentences} >= {"It has a long tail.", "The tail is striped."}

@@ -72,9 +72,10 @@ def stored(workspace: Workspace) -> dict[str, Tensor]:
     texts, images = sentence_vectors_name(commit.text_fp), image_vectors_name(commit.image_fp)
     found = {}
     for name, column in ((texts, "text_hash"), (images, "vector_key")):
-        keys, vectors = workspace.store.vectors(name, column)
-        assert len(set(keys)) == len(keys)
-        found.update(zip(map(str, keys), vectors, strict=True))
+        keys = sorted(workspace.store.keys(name, column))
+        _, vectors = workspace.store.vectors(name, column, keys)
+        assert len(keys) == workspace.store.count(name)
+        found.update(zip(keys, vectors, strict=True))
     return found
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from vlltr_index.encoders import openclip, sources
+from vlltr_index.encoders import openclip, weights
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.encoders.release_weights import (
     anchor_vectors,
@@ -43,7 +43,7 @@ def stage_one(path: Path, kind: str, **args: Any) -> release_twins.State:
 def test_the_releases_models_are_known_by_their_shapes(name: str) -> None:
     """The shapes of open_clip's own models, weights on no device, give back their configuration and their name."""
     with torch.device("meta"):
-        model = openclip.build_model(sources.find_config(name)["model_cfg"])
+        model = openclip.build_model(weights.find_config(name)["model_cfg"])
     cfg = model_config(model.state_dict(), "the file")
     assert openclip.known_as(cfg) == name
     assert openclip.known_as({**cfg, "embed_dim": 7}) is None

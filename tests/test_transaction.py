@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from tablerows import anchor_rows, class_rows, image_rows, score_rows, sentence_rows, stats_rows
 
-from vlltr_index.errors import InputError, UsageError, WorkspaceError
+from vlltr_index.errors import InputError, WorkspaceError
 from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.schemas.tables import SENTENCES, sentence_vectors
 from vlltr_index.store.history import Commit, Info
@@ -194,8 +194,6 @@ def test_numbers_are_never_used_again(workspace: Workspace) -> None:
         tx.delete("anchors", "true")
     with workspace.transaction("select") as tx:
         assert tx.next_id("anchors") == 10
-    with pytest.raises(UsageError, match="the rows of sentences have no numbers of their own"):
-        tx.next_id("sentences")
 
 
 def test_statistics_take_the_width_they_are_given(workspace: Workspace) -> None:

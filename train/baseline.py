@@ -84,5 +84,4 @@ def train_image_only(
         log_dir=log_dir,
         progress=progress,
     )
-    encoder.eval()
-    return StageOne(encoder, visual.weight.detach().float().cpu(), visual.bias.detach().float().cpu(), log)
+    return StageOne.of(encoder, visual, log)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlltr_index.errors import WorkspaceError, write_error
+from vlltr_index.store.storage import sync_folder
 
 __all__ = ["STATE", "load_state", "pack_optimizer", "save_state", "unpack_optimizer"]
 
@@ -34,28 +36,20 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, An
     Raises:
         WorkspaceError: If it cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _save(path, tensors, facts)
-    except (OSError, SafetensorError) as error:
-        raise write_error(path, error) from error
-
-
-def _save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     flat = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file(flat, scratch, metadata={"format": _FORMAT, "facts": json.dumps(facts, sort_keys=True)})
         with scratch.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(scratch, path)
+        sync_folder(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise write_error(path, error) from error
     finally:
-        scratch.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        with suppress(OSError):
+            scratch.unlink()
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

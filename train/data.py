@@ -55,7 +55,6 @@ class TrainImages:
 
     pixels: Tensor | None
     features: Tensor | None
-    _sources: Sequence[bytes | str]
 
     def __init__(
         self,
@@ -68,7 +67,11 @@ class TrainImages:
         memory_limit: int = MEMORY_LIMIT,
         progress: Progress | None = None,
     ) -> None:
-        self._set_up(labels, len(sources), encoder, augment)
+        self._set_labels(labels, len(sources))
+        self._mean, self._std = (
+            torch.as_tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (encoder.mean, encoder.std)
+        )
+        self._augment = BatchAugment(augment)
         self._sources, self._workers = sources, workers
         height, width = encoder.image_size
         if max(height, width) <= SMALL_SIDE and len(sources) * height * width * 3 <= memory_limit:
@@ -76,28 +79,6 @@ class TrainImages:
         else:
             self._stream = _Stream(sources, self.labels, encoder, augment)
             self._glyphs = augment.kind == "glyph"
-
-    @classmethod
-    def from_pixels(
-        cls, pixels: Tensor, labels: Tensor, encoder: Encoder, augment: AugmentConfig
-    ) -> TrainImages:
-        """Images that are decoded already: uint8 [N, 1 or 3, H, W], sized for `encoder`.
-
-        Raises:
-            InputError: Shape or dtype do not fit.
-        """
-        if pixels.dtype != torch.uint8 or pixels.dim() != 4 or pixels.shape[1] not in (1, 3):
-            raise InputError(
-                f"pixels must be uint8 [N, 1 or 3, H, W], got {pixels.dtype} {list(pixels.shape)}"
-            )
-        if tuple(pixels.shape[2:]) != tuple(encoder.image_size):
-            raise InputError(
-                f"the encoder takes {encoder.image_size} pixels, these are {list(pixels.shape[2:])}"
-            )
-        made = cls.__new__(cls)
-        made._set_up(labels, len(pixels), encoder, augment)
-        made._sources, made._workers, made.pixels = [""] * len(pixels), 0, pixels
-        return made
 
     @classmethod
     def from_features(cls, features: Tensor, labels: Tensor) -> TrainImages:
@@ -110,13 +91,6 @@ class TrainImages:
     def encode(self, encoder: Encoder, batch: Tensor) -> Tensor:
         """Image features float32 [b, D] of what `epoch` yields, which stored vectors are already."""
         return encoder.encode_pixels(batch) if self.features is None else batch
-
-    def _set_up(self, labels: Tensor, count: int, encoder: Encoder, augment: AugmentConfig) -> None:
-        self._set_labels(labels, count)
-        self._mean, self._std = (
-            torch.as_tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (encoder.mean, encoder.std)
-        )
-        self._augment = BatchAugment(augment)
 
     def _set_labels(self, labels: Tensor, count: int) -> None:
         check_labels("labels", labels, count)

@@ -52,6 +52,14 @@ class StageOne:
     visual_bias: Tensor | None
     log: Log
 
+    @classmethod
+    def of(cls, encoder: Encoder, visual: nn.Linear | None, log: Log) -> StageOne:
+        """With the weights of `visual` on the CPU, the encoder put into eval mode."""
+        if visual is None:
+            return cls(encoder.eval(), None, None, log)
+        weight, bias = (part.detach().float().cpu() for part in (visual.weight, visual.bias))
+        return cls(encoder.eval(), weight, bias, log)
+
 
 @dataclass(frozen=True)
 class RunPlan:

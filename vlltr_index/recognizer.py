@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from vlltr_index.errors import WorkspaceError
-from vlltr_index.recognition.bundle import load_bundle
-from vlltr_index.recognition.predictor import Answers
+from vlltr_index.recognition.predictor import Answers, load_answers
 from vlltr_index.schemas.records import ClassScore, Prediction
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ class Recognizer:
 
         if not isinstance(workspace, Workspace):
             workspace = Workspace.open(workspace)
-        answers = Answers(load_bundle(workspace, workspace.snapshot(at)))
+        answers = load_answers(workspace, workspace.snapshot(at))
         return cls(workspace, answers, follow=reload and at is None)
 
     @classmethod
@@ -110,7 +109,7 @@ class Recognizer:
         from vlltr_index.recognition.exported.reading import read_model
 
         folder = locate(name, revision, token, cache_dir)
-        return cls(None, Answers(read_model(folder, device, trust_index)), follow=False, folder=folder)
+        return cls(None, read_model(folder, device, trust_index), follow=False, folder=folder)
 
     def export(self, folder: str | Path, *, force: bool = False, with_index: bool = False) -> ExportReport:
         """Write what `from_pretrained` reads, whole or not at all: this model as of the commit that answers now.
@@ -125,7 +124,7 @@ class Recognizer:
         """
         from vlltr_index.recognition.exported.writing import copy_model, export_model
 
-        commit = self.current().bundle.commit
+        commit = self.current().commit
         if self._workspace is None:
             assert self._folder is not None  # only `from_pretrained` makes one without a workspace
             return copy_model(self._folder, folder, force=force)
@@ -169,7 +168,7 @@ class Recognizer:
     @property
     def commit(self) -> int:
         """The number of the commit that answered last."""
-        return self._answers.bundle.commit
+        return self._answers.commit
 
     @property
     def scorer(self) -> Scorer:
@@ -201,14 +200,14 @@ class Recognizer:
     def _reload(self, workspace: Workspace) -> None:
         newest = workspace.history.ids()[-1]
         try:
-            bundle = load_bundle(workspace, workspace.snapshot(newest))
+            answers = load_answers(workspace, workspace.snapshot(newest))
         except WorkspaceError as error:
             self._passed_over = newest
             _log.warning("answering as of commit %d: commit %d cannot yet: %s", self.commit, newest, error)
             return
-        if bundle.same_encoder(self._answers.bundle):
-            bundle = replace(bundle, encoder=self._answers.bundle.encoder)
-        self._answers = Answers(bundle)
+        if answers.same_encoder(self._answers):
+            answers = replace(answers, open_encoder=self._answers.open_encoder)
+        self._answers = answers
 
     def predict(
         self,

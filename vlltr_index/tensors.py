@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from vlltr_index.errors import InputError
 
 __all__ = [
-    "NoDraws",
     "check_labels",
     "check_matrix",
     "check_vector",
@@ -111,14 +108,3 @@ def work_device(value: Tensor) -> torch.device:
 def unit_rows(value: Tensor) -> Tensor:
     """Rows scaled to length one, in float32 at least; a zero row stays zero. Shape [N, D] -> [N, D]."""
     return F.normalize(value.to(working_dtype(value)), dim=-1)
-
-
-class NoDraws(TorchFunctionMode):
-    """While it is entered, tensors are left as they are instead of being drawn: for weights that are loaded next."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func in (Tensor.normal_, Tensor.uniform_):
-            return args[0]
-        return func(*args, **(kwargs or {}))

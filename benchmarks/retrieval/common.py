@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -58,7 +57,7 @@ class State:
 
     def use(self, index: Any, build_seconds: float) -> State:
         """Answer by way of this index."""
-        self.answers = Answers(SimpleNamespace(scorer=self.scorer))  # type: ignore[arg-type] # it only scores
+        self.answers = Answers(0, 0, self.scorer, *[None] * 4)  # type: ignore[arg-type] # it only scores
         self.answers.__dict__["_index"] = index
         self.facts = {"build_seconds": round(build_seconds, 2), "kind": index.kind}
         return self

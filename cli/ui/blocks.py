@@ -207,7 +207,7 @@ class _Page:
 
     def _follow(self, visit: Visit, picture: str | None) -> _Drawing:
         """Draw everything anew if there is a newer commit, or another thing to undo."""
-        current = self._desk.answers().bundle.commit, _commit_of(self._desk.offer())
+        current = self._desk.answers().commit, _commit_of(self._desk.offer())
         return (
             {self._visit: visit} if current == (visit.commit, visit.offered) else self._draw(visit, picture)
         )
@@ -246,7 +246,7 @@ class _Page:
         except VlltrError as error:
             found, notice = None, piece("error", error)
             visit = Visit(commit=visit.commit, offered=visit.offered)
-        names, number = names_of(answers), answers.bundle.commit
+        names, number = names_of(answers), answers.commit
         # What was said of a picture that cannot be shown stays until there is another one.
         drawn: _Drawing = {self._notice: notice} if notice or found is not None else {}
         choices, offer = {}, self._desk.offer()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlltr_index.classes import AddReport, NewClass, Session, add_classes
+from vlltr_index.classes import ChangeReport, NewClass, Session, add_classes
 from vlltr_index.data.decoding import UNREADABLE, open_image
 from vlltr_index.data.text import normalise_text, split_sentences
 from vlltr_index.errors import InputError, UsageError, WorkspaceError
@@ -78,7 +78,7 @@ class Desk:
         """
         return Examination.of(self.answers(), _read(picture))
 
-    def add(self, name: str, text: str, pictures: Sequence[tuple[str, Path]] = ()) -> AddReport:
+    def add(self, name: str, text: str, pictures: Sequence[tuple[str, Path]] = ()) -> ChangeReport:
         """Add a class in one commit; its pictures are kept in the workspace.
 
         Args:
@@ -107,7 +107,7 @@ class Desk:
         with self._writing:
             newest = self.workspace.history.ids()[-1]
             report = add_classes(self.workspace, [wanted], session=self._session)
-            self._made += self._made_since(newest, report.added[0].name)
+            self._made += self._made_since(newest, report.classes[0].name)
         return report
 
     def _made_since(self, newest: int, name: str) -> list[Made]:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from vlltr_index.classes.adding import NewClass, add_class, add_classes, read_manifest
-from vlltr_index.classes.content import add_images, add_sentences, remove_images, remove_sentences
-from vlltr_index.classes.editing import merge_classes, remove_classes, rename_class
-from vlltr_index.classes.reports import AddedClass, AddReport, ChangeReport
+from vlltr_index.classes.editing import (
+    add_images,
+    add_sentences,
+    merge_classes,
+    remove_classes,
+    remove_images,
+    remove_sentences,
+    rename_class,
+)
+from vlltr_index.classes.reports import AddedClass, ChangeReport
 from vlltr_index.classes.session import Session
 
 __all__ = [
-    "AddReport",
     "AddedClass",
     "ChangeReport",
     "NewClass",

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlltr_index.classes.change import Edit, Options, change
-from vlltr_index.classes.reports import AddReport, shortly
-from vlltr_index.classes.rows import classes_of, new_image_rows
+from vlltr_index.classes.change import Edit, How, change, classes_of, new_image_rows
+from vlltr_index.classes.reports import ChangeReport, shortly
 from vlltr_index.data.files import require
 from vlltr_index.data.prompts import class_prompts
 from vlltr_index.data.text import clean_name
@@ -24,8 +23,6 @@ from vlltr_index.schemas.tables import CLASSES
 from vlltr_index.store.ingestion import sentence_rows
 
 if TYPE_CHECKING:
-    from vlltr_index.classes.session import Session
-    from vlltr_index.schemas.records import Progress
     from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
 
@@ -85,43 +82,27 @@ def add_class(
     sentences: Sequence[str] = (),
     images: Path | None = None,
     aliases: Sequence[str] = (),
-    session: Session | None = None,
-) -> AddReport:
+    **how: Unpack[How],
+) -> ChangeReport:
     """Add one class; see `add_classes`."""
     wanted = [NewClass(name, tuple(sentences), None, images, tuple(aliases))]
-    return add_classes(workspace, wanted, session=session)
+    return add_classes(workspace, wanted, **how)
 
 
-def add_classes(
-    workspace: Workspace,
-    wanted: Sequence[NewClass],
-    dry_run: bool = False,
-    progress: Progress | None = None,
-    session: Session | None = None,
-) -> AddReport:
+def add_classes(workspace: Workspace, wanted: Sequence[NewClass], **how: Unpack[How]) -> ChangeReport:
     """Add classes in one commit: embed only what is new, score it, select anchors, count its images.
 
-    The index is not rebuilt: the new anchors are searched beside it, exactly. For the arguments see `change.Options`.
+    The index is not rebuilt: the new anchors are searched beside it, exactly. For the arguments see `change.How`.
 
     Raises:
         InputError: If a name exists, is given twice, or nothing at all is known of a class.
         MissingStepError: If the workspace has no trained head yet.
     """
     command = f"classes add {shortly([w.name for w in wanted])}"
-    skipped: list[str] = []
-    report = change(
-        workspace,
-        command,
-        lambda tx: _write(workspace, tx, wanted, skipped),
-        Options(dry_run, progress, session),
-    )
-    effect = report.effect
-    return AddReport(
-        report.classes, dry_run, skipped, effect.before, effect.after, effect.images, report.notes
-    )
+    return replace(change(workspace, command, lambda tx: _write(workspace, tx, wanted), **how), added=True)
 
 
-def _write(workspace: Workspace, tx: Transaction, wanted: Sequence[NewClass], skipped: list[str]) -> Edit:
+def _write(workspace: Workspace, tx: Transaction, wanted: Sequence[NewClass]) -> Edit:
     names = _checked_names(tx, wanted)
     first = tx.next_id("classes", len(wanted))
     ids = list(range(first, first + len(wanted)))
@@ -130,6 +111,7 @@ def _write(workspace: Workspace, tx: Transaction, wanted: Sequence[NewClass], sk
         i: [*([one.images] if one.images else []), *one.image_files, *one.image_bytes]
         for i, one in zip(ids, wanted, strict=True)
     }
+    skipped: list[str] = []
     pictures = new_image_rows(tx, paths, dict(zip(ids, names, strict=True)), skipped)
     readable = set(pictures.filter(pc.is_null(pictures["problem"]))["class_id"].to_pylist())
     for one, class_id in zip(wanted, ids, strict=True):
@@ -139,12 +121,18 @@ def _write(workspace: Workspace, tx: Transaction, wanted: Sequence[NewClass], sk
                 f"nothing is known of class {one.name!r}: no sentence and no readable image",
                 "Give it a --sentence, a --text file, or --images.",
             )
-    _write_classes(tx, ids, names, wanted)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    rows = [
+        {"class_id": i, "name": name, "aliases": list(one.aliases), "origin": "added", "created_at": now}
+        for i, name, one in zip(ids, names, wanted, strict=True)
+    ]
+    tx.upsert("classes", pa.Table.from_pylist(rows, schema=CLASSES))
     texts = sentence_rows(sentences)
     tx.upsert("sentences", texts)
     if pictures.num_rows:
         tx.upsert("images", pictures)
-    return Edit(set(ids), ids, texts, pictures, classes_of(pictures))
+    notes = [f"Left out: {what}" for what in skipped]
+    return Edit(set(ids), ids, texts, pictures, classes_of(pictures), notes=notes)
 
 
 def _checked_names(tx: Transaction, wanted: Sequence[NewClass]) -> list[str]:
@@ -183,21 +171,3 @@ def _sentences(workspace: Workspace, one: NewClass) -> list[SentenceRecord]:
     if not any(record.text.split() for record in records):  # a recipe without prompts: no class is mute
         return [SentenceRecord(one.name, one.name, "name")]
     return records
-
-
-def _write_classes(
-    tx: Transaction, ids: Sequence[int], names: Sequence[str], wanted: Sequence[NewClass]
-) -> None:
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    rows = [
-        {
-            "class_id": class_id,
-            "name": name,
-            "aliases": list(one.aliases),
-            "origin": "added",
-            "created_at": now,
-            "retired_at": None,
-        }
-        for class_id, name, one in zip(ids, names, wanted, strict=True)
-    ]
-    tx.upsert("classes", pa.Table.from_pylist(rows, schema=CLASSES))

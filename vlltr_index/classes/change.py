@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,19 +15,24 @@ import torch
 from vlltr_index.anchors.selection import score_images, update
 from vlltr_index.classes.reports import AddedClass, ChangeReport, Effect
 from vlltr_index.classes.session import Session, View, rivals
+from vlltr_index.data.image_readers import read_images
 from vlltr_index.embedding.loading import image_vectors_of, stats_rows
 from vlltr_index.embedding.vectors import embed_images, embed_sentences
+from vlltr_index.errors import InputError
+from vlltr_index.schemas.records import ImageRecord
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
 from vlltr_index.store.holdout import held_images
+from vlltr_index.store.ingestion import image_rows
 from vlltr_index.store.tables import one_of
 from vlltr_index.train.augment import make_augment
 
 if TYPE_CHECKING:
+    from vlltr_index.recognition.scorer import Scorer
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["Edit", "Options", "change"]
+__all__ = ["Edit", "How", "change", "classes_of", "new_image_rows"]
 
 _NARROW = ("classes", "sentences", "sentence_scores", "anchors", "class_stats")
 _MUTE = "Texts have no weight in this head (vlltr train lgr says why): by text alone a class is hardly found."
@@ -35,8 +41,7 @@ _TIDY_VECTORS = 64  # commits; merging writes the whole table anew, so only
 _SMALL = 200_000  # rows: in a larger one the many small parts are no great part of a scan
 
 
-@dataclass(frozen=True)
-class Options:
+class How(TypedDict, total=False):
     """How a change is made, the same for all of them.
 
     Attributes:
@@ -45,9 +50,9 @@ class Options:
         session: Keeps encoder and scorer for the next change; none given: they are loaded for this one.
     """
 
-    dry_run: bool = False
-    progress: Progress | None = None
-    session: Session | None = None
+    dry_run: bool
+    progress: Progress | None
+    session: Session | None
 
 
 @dataclass
@@ -74,7 +79,12 @@ class Edit:
 
 
 def change(
-    workspace: Workspace, command: str, edit: Callable[[Transaction], Edit], options: Options
+    workspace: Workspace,
+    command: str,
+    edit: Callable[[Transaction], Edit],
+    dry_run: bool = False,
+    progress: Progress | None = None,
+    session: Session | None = None,
 ) -> ChangeReport:
     """Make a change in one commit: embed only what is new, bring scores, anchors and class statistics up to date.
 
@@ -84,49 +94,43 @@ def change(
         workspace: With a trained head.
         command: What the commit says was run.
         edit: Writes the rows of `classes`, `sentences` and `images`.
-        options: As `Options` says.
+        dry_run: As `How` says; so do `progress` and `session`.
 
     Raises:
         MissingStepError: If the workspace has no trained head yet.
     """
-    session = options.session or Session(workspace)
-    with workspace.transaction(command, dry_run=options.dry_run) as tx:
-        view, report = _make(session, tx, command, edit, options)
-        if not options.dry_run:
+    session = session or Session(workspace)
+    with workspace.transaction(command, dry_run=dry_run) as tx:
+        before, select = session.view(tx), workspace.recipe.select
+        held = held_images(workspace, tx)
+        images = score_images(tx, select, held)
+        done = edit(tx)
+        after, effect = before, Effect()
+        if done.touched:
+            _embed(session, tx, done, progress)
+            update(tx, select, images, set(done.touched), held)
+            _update_stats(tx, done.images_changed)
+            merged = before.scorer.merged
+            if done.merged is not None:
+                merged = done.merged
+                tx.note(merged=merged)
+            after = before.updated(tx, merged)
+            effect = after.effect(before, done.touched)
+        report = ChangeReport(command, dry_run, done.notes, _states(tx, after, done.shown), effect)
+        if _is_mute(after.scorer) and any(not state.images for state in report.classes):
+            report.notes.append(_MUTE)
+        if not dry_run:
             _tidy(tx)
-    if options.dry_run:
-        return report
-    result = tx.result_commit
-    if result == tx.commit:
-        return replace(report, changed=False)
-    session.keep(result.id, view)
+    if tx.result_commit == tx.commit:
+        return report if dry_run else replace(report, changed=False)
+    session.keep(tx.result_commit.id, after)
     return report
 
 
-def _make(
-    session: Session, tx: Transaction, command: str, edit: Callable[[Transaction], Edit], options: Options
-) -> tuple[View, ChangeReport]:
-    before, select = session.view(tx), session.workspace.recipe.select
-    held = held_images(session.workspace, tx)
-    images = score_images(tx, select, held)
-    done = edit(tx)
-    if done.merged is not None:
-        tx.note(merged=done.merged)
-    after, effect = before, Effect()
-    if done.touched:
-        _embed(session, tx, done, options.progress)
-        update(tx, select, images, set(done.touched), held)
-        merged = before.scorer.merged if done.merged is None else done.merged
-        _update_stats(tx, done.images_changed)
-        _ = before.text_logits  # so that only the columns that change are scored again
-        after = before.updated(tx, merged)
-        effect = after.effect(before, done.touched)
-    states = _states(tx, after, done.shown)
-    parts = after.scorer.saved.parts
-    mute = parts is not None and not parts.weights.told.text and not bool(parts.shared.text_map.any())
-    if mute and any(not state.images for state in states):
-        done.notes.append(_MUTE)
-    return after, ChangeReport(command, options.dry_run, done.notes, states, effect)
+def _is_mute(scorer: Scorer) -> bool:
+    """Whether no text can say anything to this head."""
+    parts = scorer.saved.parts
+    return parts is not None and not parts.weights.told.text and not bool(parts.shared.text_map.any())
 
 
 def _update_stats(tx: Transaction, touched: set[int]) -> None:
@@ -203,3 +207,60 @@ def _states(tx: Transaction, view: View, class_ids: Sequence[int]) -> list[Added
         )
         for i in class_ids
     ]
+
+
+def classes_of(rows: pa.Table) -> set[int]:
+    """The classes that own `rows`."""
+    return set(rows["class_id"].to_pylist())
+
+
+def new_image_rows(
+    tx: Transaction,
+    paths: Mapping[int, Sequence[Path | tuple[str, bytes]]],
+    names: Mapping[int, str],
+    skipped: list[str],
+) -> pa.Table:
+    """Rows of `images` in split train for files and folders of each class, each image decoded to see if it can be used.
+
+    Args:
+        tx: Where they are to go.
+        paths: Class to files, folders, and names with encoded images: of these the bytes are kept.
+        names: Class to name.
+        skipped: Gains what was left out, and why.
+
+    Raises:
+        InputError: If a folder holds no image, or an image is another class's already.
+    """
+    rows = image_rows({i: _records(some, names[i], skipped) for i, some in paths.items()})
+    skipped += [f"{row['uri']}: {row['problem']}" for row in rows.to_pylist() if row["problem"]]
+    ids = rows["image_id"].to_pylist()
+    there = tx.table("images", ["image_id", "class_id"], one_of("image_id", ids))
+    owner = dict(zip(there["image_id"].to_pylist(), there["class_id"].to_pylist(), strict=True))
+    for key, class_id, uri in zip(ids, rows["class_id"].to_pylist(), rows["uri"].to_pylist(), strict=True):
+        if owner.setdefault(key, class_id) != class_id:
+            other = tx.class_table().names.get(owner[key], "another class")
+            raise InputError(
+                f"{uri} is an image of class {other!r} already",
+                f"Take it away there: vlltr images remove {key}",
+            )
+    return rows
+
+
+def _records(paths: Sequence[Path | tuple[str, bytes]], name: str, skipped: list[str]) -> list[ImageRecord]:
+    found: list[ImageRecord] = []
+    for path in paths:
+        if isinstance(path, tuple):
+            given, data = path
+            found.append(ImageRecord(given, f"given#{given}", name, "train", data))
+        elif path.is_file():
+            full = str(path.resolve())
+            found.append(ImageRecord(full, full, name, "train"))
+        elif path.is_dir():
+            for item in read_images(path, "train", class_name=name):
+                if isinstance(item, ImageRecord):
+                    found.append(item)
+                else:
+                    skipped.append(f"{item.where}: {item.why}")
+        else:
+            skipped.append(f"{path}: no such file")
+    return found

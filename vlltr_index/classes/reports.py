@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from vlltr_index.wording import many
 
-__all__ = ["AddReport", "AddedClass", "ChangeReport", "Effect", "shortly"]
+__all__ = ["AddedClass", "ChangeReport", "Effect", "shortly"]
 
 _SHOWN = 3  # classes of a change that are named one by one
 _DRY = "This was a dry run: nothing was committed."
@@ -76,32 +76,6 @@ class Effect:
 
 
 @dataclass(frozen=True)
-class AddReport:
-    """What an addition did, and what it did to the old classes' accuracy on stored validation vectors."""
-
-    added: list[AddedClass]
-    dry_run: bool
-    skipped: list[str] = field(default_factory=list)
-    old_classes_before: float | None = None
-    old_classes_after: float | None = None
-    validation_images: int = 0
-    notes: list[str] = field(default_factory=list)  # what else there is to say, a sentence each
-
-    def lines(self) -> list[str]:
-        """The report for people."""
-        verb = "Would add" if self.dry_run else "Added"
-        lines = [one.line(verb) for one in self.added[:_SHOWN]]
-        if len(self.added) > _SHOWN:
-            lines.append(f"{verb} {len(self.added) - _SHOWN} more classes.")
-        lines += [*(f"Left out: {what}" for what in self.skipped), *self.notes]
-        unmeasured = self.old_classes_before is None
-        lines += Effect(
-            self.old_classes_before, self.old_classes_after, self.validation_images, unmeasured
-        ).lines()
-        return [*lines, _DRY] if self.dry_run else lines
-
-
-@dataclass(frozen=True)
 class ChangeReport:
     """What a change did to the classes it was about, and to the accuracy of the others."""
 
@@ -111,11 +85,17 @@ class ChangeReport:
     classes: list[AddedClass]  # as they are now
     effect: Effect
     changed: bool = True  # whether there is a new commit
+    added: bool = False  # whether the classes are new
 
     def lines(self) -> list[str]:
         """The report for people."""
-        lines = list(self.notes)
-        lines += [one.line("Now" if self.changed else "Still") for one in self.classes[:_SHOWN]]
+        verb = "Now" if self.changed else "Still"
+        if self.added:
+            verb = "Would add" if self.dry_run else "Added"
+        told = [one.line(verb) for one in self.classes[:_SHOWN]]
+        if self.added and len(self.classes) > _SHOWN:
+            told.append(f"{verb} {len(self.classes) - _SHOWN} more classes.")
+        lines = [*told, *self.notes] if self.added else [*self.notes, *told]
         lines += self.effect.lines()
         return [*lines, _DRY] if self.dry_run else lines
 

@@ -39,6 +39,7 @@ __all__ = ["Session", "View", "rivals", "settled_losses"]
 _SCORES, _FEWEST, _MOST = 4_000_000, 300, 1000
 _RIVALS = 3
 _STILL = 1e-3  # of losses
+_FEW = 1000  # sentences that are worth a condition instead of a scan
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,7 @@ class View:
         saved = self.scorer.saved
         scorer = Scorer.build(loaded, saved, class_stats(tx, saved.head.dim), self.scorer.fusion, merged)
         after = View(scorer, self.features, self.owners)
-        if "text_logits" in self.__dict__:
-            after.__dict__["text_logits"] = self._columns_after(loaded)
+        after.__dict__["text_logits"] = self._columns_after(loaded)
         return after
 
     def _columns_after(self, loaded: LoadedBank) -> Tensor:
@@ -162,16 +162,15 @@ def _updated_bank(tx: Snapshot, before: LoadedBank) -> LoadedBank:
     new = (at < 0).nonzero()[:, 0]
     if len(new):
         wanted = [sentence_ids[i] for i in new.tolist()]
-        hash_of = _hashes(tx, wanted)
+        where = one_of("sentence_id", wanted) if len(wanted) <= _FEW else None
+        rows = tx.table("sentences", ["sentence_id", "text_hash"], where)
+        hash_of = dict(zip(rows["sentence_id"].to_pylist(), rows["text_hash"].to_pylist(), strict=True))
         name = sentence_vectors_name(tx.commit.text_fp)
         vectors[new] = tx.store.vectors(name, "text_hash", [hash_of[s] for s in wanted])[1]
-    owner = torch.from_numpy(anchors["class_id"].to_numpy().copy()).long()
-    keys = torch.from_numpy(anchors["anchor_key"].to_numpy().copy())
-    class_ids, counts = torch.unique_consecutive(owner, return_counts=True)
-    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    owner = torch.from_numpy(anchors["class_id"].to_numpy().copy())
+    counts = torch.unique_consecutive(owner, return_counts=True)[1]
     losses = settled_losses(anchor_losses(tx, sentence_ids), before.bank.losses, at, counts)
-    bank = AnchorBank(vectors, offsets, class_ids, torch.arange(len(owner)), losses)  # in order already
-    return LoadedBank(bank, keys, sentence_ids, before.selection_id)
+    return LoadedBank.of(anchors, vectors, losses, before.selection_id)
 
 
 def settled_losses(losses: Tensor, before: Tensor, at: Tensor, counts: Tensor) -> Tensor:
@@ -197,12 +196,6 @@ def settled_losses(losses: Tensor, before: Tensor, at: Tensor, counts: Tensor) -
     return torch.where(still, before[at.clamp(min=0)], losses)
 
 
-def _hashes(tx: Snapshot, sentence_ids: list[str]) -> dict[str, str]:
-    where = one_of("sentence_id", sentence_ids) if len(sentence_ids) <= 1000 else None
-    rows = tx.table("sentences", ["sentence_id", "text_hash"], where)
-    return dict(zip(rows["sentence_id"].to_pylist(), rows["text_hash"].to_pylist(), strict=True))
-
-
 class Session:
     """Keeps a workspace's encoder and scorer loaded from one change to the next, so that each costs what it changes.
 
@@ -222,9 +215,7 @@ class Session:
         commit = snapshot.commit
         facts = (commit.checkpoint, commit.text_fp, commit.image_fp)
         if self._encoder is None or self._encoder[0] != facts:
-            encoder = open_encoder(self.workspace, snapshot)
-            encoder.eval()
-            self._encoder = (facts, encoder)
+            self._encoder = (facts, open_encoder(self.workspace, snapshot))
         return self._encoder[1]
 
     def view(self, snapshot: Snapshot) -> View:

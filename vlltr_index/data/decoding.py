@@ -6,11 +6,12 @@ import hashlib
 import os
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, Union
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.records import ImageRecord
@@ -59,17 +60,6 @@ _MAGIC = {
     b"II*\0": "TIFF",
     b"MM\0*": "TIFF",
 }
-_ORIENTATION = 0x0112  # the EXIF tag
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_SIDEWAYS = {_TURNS[n] for n in (5, 6, 7, 8)}
 
 
 class Probe(NamedTuple):
@@ -192,8 +182,9 @@ def _in_memory(source: Image.Image | NDArray[np.uint8], max_pixels: int) -> Imag
         source.load()
     except Exception as error:  # Pillow's plugins raise many kinds for damaged files
         raise InputError(f"truncated or corrupt: {str(error) or type(error).__name__}") from None
-    turn = _turn(source)
-    return source if turn is None else source.transpose(turn)
+    with suppress(Exception):  # damaged EXIF data is no reason to lose the picture
+        return ImageOps.exif_transpose(source)
+    return source
 
 
 def image_bytes(source: ImageRecord | bytes | str | os.PathLike[str]) -> bytes:
@@ -247,10 +238,11 @@ def _decode(data: bytes, max_pixels: int, side: int | None = None) -> tuple[Imag
             drafted = image.size
             image.load()
             size = (width, height) if image.size == drafted else image.size  # loading turns a TIFF upright
-            turn = _turn(image)
-            size = size[::-1] if turn in _SIDEWAYS else size
-            upright: Image.Image = image if turn is None else image.transpose(turn)
-            return upright, size if side is None else _reduced_size(*size, side)
+            loaded = image.size
+            with suppress(Exception):  # damaged EXIF data is no reason to lose the picture
+                ImageOps.exif_transpose(image, in_place=True)
+            size = size[::-1] if image.size != loaded else size
+            return image, size if side is None else _reduced_size(*size, side)
     except UnidentifiedImageError:
         known = next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), None)
         raise InputError(
@@ -261,14 +253,6 @@ def _decode(data: bytes, max_pixels: int, side: int | None = None) -> tuple[Imag
     except Exception as error:  # Pillow's plugins raise many kinds for damaged files
         raise InputError(f"truncated or corrupt: {str(error) or type(error).__name__}") from None
     raise InputError(f"{width:,} x {height:,} pixels, more than the {max_pixels:,} allowed")
-
-
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What puts the image upright."""
-    try:
-        return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # damaged EXIF data is no reason to lose the picture
-        return None
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from vlltr_index.data.coco import read_coco
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from vlltr_index.data.decoding import ENDINGS
 from vlltr_index.data.files import ListedFiles, read_lines, require
-from vlltr_index.data.names import ClassNames
-from vlltr_index.data.parquet import read_parquet
+from vlltr_index.data.names import ClassNames, category_names, read_json_file
 from vlltr_index.data.text import check_split, clean_name
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.schemas.records import ImageRecord, Skipped
 
-__all__ = ["read_images"]
+__all__ = ["read_coco", "read_images", "read_parquet"]
 
 _NUMBER = re.compile(r"-?[0-9]{1,9}")
 _WORDNET = re.compile(r"(?:^|/)(n\d{8})(?=/)")
@@ -221,3 +225,255 @@ def _check_key(entry: str, label: int, names: ClassNames, where: str) -> None:
             f"({names.names[label]}) according to {names.where}",
             "Are list and names of one release? ImageNet-LT numbers the classes by WordNet id.",
         )
+
+
+_EXPECTED = (
+    'Expected iNaturalist\'s layout: {"images": [{"id": 1, "file_name": "train_val2018/..."}, ...], '
+    '"annotations": [{"image_id": 1, "category_id": 0}, ...]}'
+)
+
+
+def read_coco(
+    path: Path, split: str, root: Path, names: ClassNames | None
+) -> Iterator[ImageRecord | Skipped]:
+    """Stream the images of a JSON file with `images` and `annotations`; no image is opened.
+
+    Args:
+        path: The file.
+        split: The split the images go to.
+        root: What each `file_name` is relative to.
+        names: Names of the category ids; default: the file's own `categories`, else the ids themselves.
+
+    Raises:
+        InputError: If the file is cut off or malformed, two images have one id, an annotation points to no image
+            or to a category without a name, a path leaves the root, or no file can be used.
+    """
+    facts = read_json_file(path, _EXPECTED)
+    images, notes = _part(facts, "images", path), _part(facts, "annotations", path)
+    if names is None and isinstance(facts.get("categories"), list) and facts["categories"]:
+        names = category_names(facts["categories"], str(path))
+    by_id = _by_id(path, images)
+    labels, doubled = _labels(path, notes, by_id)
+    files = ListedFiles(root)
+    found = missing = 0
+    example = ""
+    for image_id, entry in by_id.items():
+        where = f"{path}: image {image_id}"
+        full = files.path(entry, where)
+        why = "no annotation" if image_id not in labels else files.problem(full)
+        why = "annotations of two categories" if image_id in doubled else why
+        if why:
+            missing += 1
+            example = example or full
+            yield Skipped(where, f"{entry}: {why}")
+            continue
+        found += 1
+        label = labels[image_id]
+        name = names.name(label, where) if names is not None else str(label)
+        yield ImageRecord(files.source(full), full, name, split)
+    if not found:
+        raise files.none_usable(path, missing, example)
+
+
+def _part(facts: Any, key: str, path: Path) -> list[Any]:
+    rows = facts.get(key) if isinstance(facts, dict) else None
+    if not isinstance(rows, list) or not rows:
+        hint = _EXPECTED
+        if key == "annotations" and isinstance(facts, dict) and facts.get("images"):
+            hint = "A test file without labels cannot be used: give the training or the validation file."
+        raise InputError(f"{path} has no {key}", hint)
+    return rows
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int | str) and not isinstance(value, bool)
+
+
+def _by_id(path: Path, images: list[Any]) -> dict[int | str, str]:
+    found: dict[int | str, str] = {}
+    for n, row in enumerate(images):
+        if not (isinstance(row, dict) and _is_id(row.get("id")) and isinstance(row.get("file_name"), str)):
+            raise InputError(f"{path}: image {n} has no id and file_name", _EXPECTED)
+        if "\0" in row["file_name"] or not row["file_name"]:
+            raise InputError(f"{path}: image {row['id']} has no usable file_name", _EXPECTED)
+        if row["id"] in found:
+            raise InputError(
+                f"{path}: two images have the id {row['id']}", "Give each image an id of its own."
+            )
+        found[row["id"]] = row["file_name"]
+    return found
+
+
+def _labels(
+    path: Path, notes: list[Any], images: dict[int | str, str]
+) -> tuple[dict[int | str, int], set[int | str]]:
+    """Category of each image, and the images that are given more than one."""
+    labels: dict[int | str, int] = {}
+    doubled: set[int | str] = set()
+    for n, row in enumerate(notes):
+        category = row.get("category_id") if isinstance(row, dict) else None
+        if not isinstance(category, int) or isinstance(category, bool) or not _is_id(row.get("image_id")):
+            raise InputError(f"{path}: annotation {n} has no image_id and category_id", _EXPECTED)
+        image_id = row["image_id"]
+        if image_id not in images:
+            raise InputError(
+                f"{path}: annotation {n} points to image {image_id}, which is not among the images",
+                "Are images and annotations of one file? Fetch it again.",
+            )
+        if category < 0:
+            raise InputError(f"{path}: annotation {n} has the category {category}, below 0", _EXPECTED)
+        if labels.setdefault(image_id, category) != category:
+            doubled.add(image_id)
+    return labels, doubled
+
+
+_ROWS = 64  # decoded at once
+
+
+def read_parquet(
+    path: Path, split: str | None, names: ClassNames | None, with_data: bool
+) -> Iterator[ImageRecord | Skipped]:
+    """Stream the rows of a Parquet file; see `read_images`.
+
+    `image` is binary or a struct with `bytes`; `label` is text, or a number whose name comes from `names` or else
+    from the file's own metadata. A row is identified by `source` where that is different for every row, else by
+    its number. Text in `group` says which images are held out together.
+
+    Raises:
+        InputError: If it is not a Parquet file, a column is missing or of another type, or no row is of that split.
+        UsageError: If neither a column `split` nor an argument says which split the rows belong to.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            yield from _rows(path, file, split, names, with_data)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a readable Parquet file: {error}", "Write the file again.") from None
+
+
+def _rows(
+    path: Path, file: pq.ParquetFile, split: str | None, names: ClassNames | None, with_data: bool
+) -> Iterator[ImageRecord | Skipped]:
+    schema = file.schema_arrow
+    _check_columns(path, schema)
+    if split is None and "split" not in schema.names:
+        raise UsageError(f"which split do the images of {path} belong to?", "Say so: --split train")
+    names = names or _own_names(schema)
+    named = _has_own_sources(file, schema)
+    columns = [c for c in ("image", "label", "split", "source", "group") if c in schema.names]
+    if not with_data:
+        columns.remove("image")
+    if not named and "source" in columns:
+        columns.remove("source")
+    base, found = 0, 0
+    for batch in file.iter_batches(_ROWS if with_data else 8192, columns=columns):
+        for item in _batch(path, batch, base, split, names, with_data):
+            found += 1
+            yield item
+        base += batch.num_rows
+    if not found:
+        raise InputError(_nothing(path, file, split), "Choose one of them: --split NAME" if base else None)
+
+
+def _check_columns(path: Path, schema: pa.Schema) -> None:
+    missing = [name for name in ("image", "label") if name not in schema.names]
+    if missing:
+        raise InputError(
+            f"{path}: no column {' and no column '.join(map(repr, missing))}; "
+            f"it has {', '.join(map(repr, schema.names))}",
+            "Name the columns image (encoded bytes) and label (and split, source, group, if you have them).",
+        )
+    image, label = schema.field("image").type, schema.field("label").type
+    inner = (
+        image.field("bytes").type
+        if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0
+        else image
+    )
+    if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):
+        raise InputError(
+            f"{path}: the column 'image' holds {image}, expected binary, or a struct with bytes",
+            "Store each image as the bytes of a PNG or JPEG file.",
+        )
+    value = label.value_type if pa.types.is_dictionary(label) else label
+    if not (_is_text(value) or pa.types.is_integer(value)):
+        raise InputError(
+            f"{path}: the column 'label' holds {label}, expected text or whole numbers",
+            "Store class names as text.",
+        )
+    for name in {"split", "source", "group"} & set(schema.names):
+        kind = schema.field(name).type
+        value = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not _is_text(value):
+            raise InputError(
+                f"{path}: the column {name!r} holds {kind}, expected text", f"Store {name} as text."
+            )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _own_names(schema: pa.Schema) -> ClassNames | None:
+    """Names of the numeric labels, as Hugging Face's `datasets` writes them into the metadata."""
+    try:
+        facts: Any = json.loads((schema.metadata or {})[b"huggingface"])
+        names = facts["info"]["features"]["label"]["names"]
+    except (KeyError, ValueError, TypeError, RecursionError):
+        return None
+    if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+        return None
+    return ClassNames.of(clean_name(name, "the file's own label names") for name in names)
+
+
+def _has_own_sources(file: pq.ParquetFile, schema: pa.Schema) -> bool:
+    """Whether `source` tells the rows of each split apart."""
+    if "source" not in schema.names:
+        return False
+    keys = [name for name in ("split", "source") if name in schema.names]
+    table = file.read(columns=keys)
+    if table.column("source").null_count:
+        return False
+    return bool(table.group_by(keys).aggregate([]).num_rows == table.num_rows)
+
+
+def _batch(
+    path: Path,
+    batch: pa.RecordBatch,
+    base: int,
+    split: str | None,
+    names: ClassNames | None,
+    with_data: bool,
+) -> Iterator[ImageRecord | Skipped]:
+    batch = batch.append_column("row", pa.array(range(base, base + batch.num_rows), pa.int64()))
+    if "split" in batch.schema.names and split is not None:
+        batch = batch.filter(pc.fill_null(pc.equal(batch.column("split").cast(pa.string()), split), False))
+    uri = str(path.resolve())
+    for row in batch.to_pylist():
+        where = f"{uri}#{row['row']}"
+        data = row.get("image")
+        data = data.get("bytes") if isinstance(data, dict) else data
+        if with_data and data is None:
+            yield Skipped(where, "the row has no image bytes")
+            continue
+        own = row.get("split", split)
+        if not own:
+            yield Skipped(where, "the row names no split")
+            continue
+        source = row.get("source") or f"{path.name}#{row['row']}"
+        name, group = _class(row["label"], names, where), row.get("group") or None
+        yield ImageRecord(source, where, name, check_split(own), data, group)
+
+
+def _class(label: str | int | None, names: ClassNames | None, where: str) -> str | None:
+    """The class name of a row's label; null and negative numbers stand for none."""
+    if label is None or (isinstance(label, int) and label < 0):
+        return None
+    if isinstance(label, int):
+        return names.name(label, where) if names is not None else str(label)
+    return clean_name(label, where)
+
+
+def _nothing(path: Path, file: pq.ParquetFile, split: str | None) -> str:
+    if split is None or "split" not in file.schema_arrow.names or not file.metadata.num_rows:
+        return f"{path} has no rows"
+    there = sorted(str(s) for s in set(file.read(columns=["split"]).column("split").to_pylist()))
+    return f"{path} has no row of split {split!r}; it has {', '.join(there[:20])}"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vlltr_index.data.decoding import open_image
-from vlltr_index.embedding.vectors import all_embedded, load_sources, vector_table
+from vlltr_index.embedding.vectors import all_embedded, image_vector_table, load_sources
 from vlltr_index.encoders.openclip import make_transform
 from vlltr_index.errors import UsageError
 from vlltr_index.schemas.tables import image_vectors, image_vectors_name
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.schemas.records import Progress
-    from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
 
 __all__ = ["Crops", "embed_crops", "pool_crops"]
@@ -109,28 +108,16 @@ def embed_crops(
     """
     crops, name = Crops(encoder, number), image_vectors_name(encoder.image_fp)
     suffix, view = (f"crops-{number}", -number) if number > 1 else ("0", 0)
+    keys = {image_id: f"{image_id}:{suffix}" for image_id in image_ids}
     if not all_embedded(workspace.snapshot(), encoder.image_fp, image_ids, suffix):
         with workspace.transaction("evaluate") as tx:  # only the cache grows: no commit
-            _fill(tx, crops, image_ids, suffix, view, progress)
-    return workspace.store.vectors(name, "vector_key", [f"{i}:{suffix}" for i in image_ids])[1]
-
-
-def _fill(
-    tx: Transaction, crops: Crops, image_ids: Sequence[str], suffix: str, view: int, progress: Progress | None
-) -> None:
-    """Append what the cache lacks."""
-    name = image_vectors_name(crops.encoder.image_fp)
-    tx.store.create(name, image_vectors(crops.encoder.dim), "vector_key")
-    have = tx.store.keys(name, "vector_key")
-    todo = [i for i in image_ids if f"{i}:{suffix}" not in have]
-    for start in range(0, len(todo), _IMAGES):
-        part = todo[start : start + _IMAGES]
-        pixels = [crops.pixels(open_image(source)) for _, source in load_sources(tx, part)]
-        columns: dict[str, list[str] | list[int]] = {
-            "vector_key": [f"{i}:{suffix}" for i in part],
-            "image_id": part,
-            "view": [view] * len(part),
-        }
-        tx.store.append(name, vector_table(columns, crops.features(pixels)))
-        if progress:
-            progress(f"embed images, {crops.number} crops each", start + len(part), len(todo))
+            tx.store.create(name, image_vectors(encoder.dim), "vector_key")
+            have = tx.store.keys(name, "vector_key")
+            todo = [image_id for image_id, key in keys.items() if key not in have]
+            for start in range(0, len(todo), _IMAGES):
+                part = todo[start : start + _IMAGES]
+                pixels = [crops.pixels(open_image(source)) for _, source in load_sources(tx, part)]
+                tx.store.append(name, image_vector_table(part, suffix, view, crops.features(pixels)))
+                if progress:
+                    progress(f"embed images, {number} crops each", start + len(part), len(todo))
+    return workspace.store.vectors(name, "vector_key", [keys[i] for i in image_ids])[1]

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -92,15 +93,12 @@ class LocalEngine:
         waiting: list[Decoded] = []
         with ThreadPoolExecutor(min(_DECODERS, os.cpu_count() or 1)) as pool:
             for batch in batches:
-                coming = [(i, pool.submit(self._pixels, source)) for i, source in batch]
+                coming = [(i, pool.submit(_pixels, self._encoder, source)) for i, source in batch]
                 if waiting:
                     yield self._vectors(waiting, view)
                 waiting = [(image_id, future.result) for image_id, future in coming]
             if waiting:
                 yield self._vectors(waiting, view)
-
-    def _pixels(self, source: bytes | str) -> Tensor:
-        return self._encoder.preprocess(open_image(source))
 
     def _vectors(self, decoded: list[Decoded], view: int) -> ImageVectors:
         with few_threads(self._encoder.model):
@@ -117,11 +115,12 @@ def image_vectors_of_batch(
     encoder: Encoder, batch: Sequence[ImageSource], view: int, augment: Augment | None
 ) -> ImageVectors:
     """Decode, preprocess and encode one batch, one image after the other; see `vectors_of_decoded`."""
+    decoded = [(image_id, partial(_pixels, encoder, source)) for image_id, source in batch]
+    return vectors_of_decoded(encoder, decoded, view, augment)
 
-    def pixels(source: bytes | str) -> Callable[[], Tensor]:
-        return lambda: encoder.preprocess(open_image(source))
 
-    return vectors_of_decoded(encoder, [(i, pixels(source)) for i, source in batch], view, augment)
+def _pixels(encoder: Encoder, source: bytes | str) -> Tensor:
+    return encoder.preprocess(open_image(source))
 
 
 def vectors_of_decoded(

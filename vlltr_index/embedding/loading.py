@@ -23,7 +23,7 @@ from vlltr_index.errors import (
 )
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.generative import class_sums
-from vlltr_index.schemas.config import AugmentConfig
+from vlltr_index.schemas.config import AugmentConfig, EncoderConfig
 from vlltr_index.schemas.fingerprint import digest_json
 from vlltr_index.schemas.tables import class_stats as class_stats_schema
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
@@ -40,13 +40,13 @@ __all__ = [
     "LoadedBank",
     "anchor_losses",
     "augmented_view",
-    "check_runs",
     "class_positions",
     "class_stats",
     "image_set",
     "image_vectors_of",
     "load_bank",
     "open_encoder",
+    "recipe_encoder",
     "run_folder",
     "sentence_means",
     "stats_rows",
@@ -69,15 +69,17 @@ def open_encoder(workspace: Workspace, snapshot: Snapshot, check: bool = True) -
     """
     commit, config = snapshot.commit, workspace.recipe.encoder
     if commit.checkpoint:
-        encoder = _open_checkpoint(workspace.object_path("checkpoints", commit.checkpoint))
+        folder = workspace.object_path("checkpoints", commit.checkpoint)
+        try:
+            encoder = Encoder.open(folder)
+        except EncoderError as error:
+            raise EncoderError(
+                error.message,
+                f"Bring {folder} back from a backup, or make it again: vlltr train cvlp "
+                "(or vlltr import release, if it came from there)",
+            ) from None
     elif config.pretrained:
-        encoder = Encoder.load(
-            config.model,
-            config.pretrained,
-            image_size=config.image_size,
-            resize=config.resize,
-            precision=config.precision,
-        )
+        encoder = recipe_encoder(config)
     else:
         raise MissingStepError(
             f"the encoder {config.model} has no weights yet: the recipe starts it from scratch",
@@ -90,15 +92,15 @@ def open_encoder(workspace: Workspace, snapshot: Snapshot, check: bool = True) -
     return encoder
 
 
-def _open_checkpoint(folder: Path) -> Encoder:
-    try:
-        return Encoder.open(folder)
-    except EncoderError as error:
-        raise EncoderError(
-            error.message,
-            f"Bring {folder} back from a backup, or make it again: vlltr train cvlp "
-            "(or vlltr import release, if it came from there)",
-        ) from None
+def recipe_encoder(config: EncoderConfig) -> Encoder:
+    """The weights that a recipe names."""
+    return Encoder.load(
+        config.model,
+        config.pretrained,
+        image_size=config.image_size,
+        resize=config.resize,
+        precision=config.precision,
+    )
 
 
 def _check(what: str, expected: str, found: str) -> None:
@@ -308,30 +310,17 @@ def anchor_losses(snapshot: Snapshot, sentence_ids: Sequence[str]) -> Tensor:
     return torch.from_numpy(losses.astype("float32"))
 
 
-def run_folder(workspace: Workspace, key: str) -> Path:
-    """The folder where a run with this key keeps its resume state until it commits.
+def run_folder(workspace: Workspace, key: str = "") -> Path:
+    """The folder where a run with this key keeps its resume state until it commits; without a key, that of all runs.
 
     Raises:
-        WorkspaceError: If it cannot be made.
+        WorkspaceError: If it cannot be made, or written.
     """
     folder = workspace.path / "runs" / key
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(folder, error) from error
-    return folder
-
-
-def check_runs(workspace: Workspace) -> None:
-    """See whether a run can keep its state, before anything is read for it.
-
-    Raises:
-        WorkspaceError: If the folder of all runs cannot be written.
-    """
-    folder = workspace.path / "runs"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise write_error(folder, error) from error
+    return folder

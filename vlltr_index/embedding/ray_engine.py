@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -60,7 +61,6 @@ class RayEngine:
         self._encoder = encoder
         self._augment = augment
         self._actors = actors
-        self._pool: Any = None
         self._started = False
 
     def __enter__(self) -> RayEngine:
@@ -69,7 +69,7 @@ class RayEngine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool = None
+        self.__dict__.pop("_pool", None)
         if self._started:
             self._ray.shutdown()
             self._started = False
@@ -90,7 +90,7 @@ class RayEngine:
 
         waiting = 0
         for arguments in calls:
-            pool, size = self._ready()
+            pool, size = self._pool
             if waiting >= _AHEAD * size:
                 yield self._next(pool)
                 waiting -= 1
@@ -113,13 +113,9 @@ class RayEngine:
             first = str(error).strip().partition("\n")[0]
             raise VlltrError(f"the ray engine lost an actor: {first}", _KEPT) from None
 
-    def _ready(self) -> tuple[Any, int]:
-        """The pool and its size; the actors are started at the first call."""
-        if self._pool is None:
-            self._pool = self._start()
-        return cast("tuple[Any, int]", self._pool)
-
-    def _start(self) -> tuple[Any, int]:
+    @cached_property
+    def _pool(self) -> tuple[Any, int]:
+        """The pool and its size; the actors are started at the first use."""
         ray = self._ray
         if not ray.is_initialized():
             self._init()

@@ -26,7 +26,14 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.transaction import Transaction
 
-__all__ = ["all_embedded", "embed_images", "embed_sentences", "load_sources", "vector_table"]
+__all__ = [
+    "all_embedded",
+    "embed_images",
+    "embed_sentences",
+    "image_vector_table",
+    "load_sources",
+    "vector_table",
+]
 
 _TEXT_BATCH = 4096
 _PLAIN_BATCH, _VIEW_BATCH = 64, 256  # images; the random numbers of augmented views depend on theirs
@@ -92,12 +99,7 @@ def embed_images(
             failed += len(result.problems)
             _keep_aside(tx, result.problems)
         if result.ids:
-            columns: dict[str, list[str] | list[int]] = {
-                "vector_key": [f"{i}:{suffix}" for i in result.ids],
-                "image_id": result.ids,
-                "view": [view] * len(result.ids),
-            }
-            tx.store.append(name, vector_table(columns, result.vectors))
+            tx.store.append(name, image_vector_table(result.ids, suffix, view, result.vectors))
         done += len(result.ids)
         if progress:
             progress(label, done + failed, len(todo))
@@ -150,3 +152,9 @@ def vector_table(columns: dict[str, list[str] | list[int]], vectors: Tensor) -> 
     }
     arrays["vector"] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
     return pa.table(arrays)
+
+
+def image_vector_table(ids: list[str], suffix: str, view: int, vectors: Tensor) -> pa.Table:
+    """Rows of a cache of image vectors, float32 [N, D]."""
+    keys = [f"{image_id}:{suffix}" for image_id in ids]
+    return vector_table({"vector_key": keys, "image_id": ids, "view": [view] * len(ids)}, vectors)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -14,13 +14,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vlltr_index.encoders import openclip, sources
-from vlltr_index.encoders.sources import Precision
+from vlltr_index.encoders import openclip, weights
 from vlltr_index.encoders.tokenizing import Tokenizer, Tokens, WordTokenizer
-from vlltr_index.encoders.weights import revision, weights_digest
+from vlltr_index.encoders.weights import Precision, revision, weights_digest
 from vlltr_index.errors import EncoderError, InputError
 from vlltr_index.schemas.fingerprint import digest_json, short
-from vlltr_index.tensors import NoDraws
 
 __all__ = ["Encoder", "Tokens"]
 
@@ -93,7 +91,7 @@ class Encoder:
         Raises:
             EncoderError: If there is no such model, or it needs texts and got none.
         """
-        config = sources.find_config(model)
+        config = weights.find_config(model)
         text = config["model_cfg"]["text_cfg"]
         tokenizer: Tokenizer
         if config["tokenizer"] == "words":
@@ -106,7 +104,7 @@ class Encoder:
             text["vocab_size"] = tokenizer.vocab_size
         else:
             tokenizer = openclip.make_tokenizer(config)
-        sources.set_image_size(config, image_size, resize)
+        weights.set_image_size(config, image_size, resize)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # leaves the GPUs' alone
             built = openclip.build_model(config["model_cfg"])
@@ -140,7 +138,7 @@ class Encoder:
             EncoderError: If the weights cannot be had or do not fit the model, or what describes them is damaged.
         """
         try:
-            source = sources.read_source(model, pretrained)
+            source = weights.read_source(model, pretrained)
             config = source.config
             vision, text = config["model_cfg"]["vision_cfg"], config["model_cfg"]["text_cfg"]
             resized, stored = config.get("resized"), vision.get("image_size", 224)
@@ -151,9 +149,8 @@ class Encoder:
                 )
             else:
                 tokenizer = openclip.make_tokenizer(config, source.folder)
-            sources.set_image_size(config, image_size, resize)
-            with NoDraws():  # every weight is loaded next, and drawing takes longer than that
-                built = openclip.build_model(config["model_cfg"])
+            weights.set_image_size(config, image_size, resize)
+            built = openclip.build_model(config["model_cfg"], drawn=False)
             if resized:
                 openclip.set_timm_size(built, stored)
             openclip.load_state(built, source.state, source.where)
@@ -313,9 +310,7 @@ class Encoder:
         with self._arithmetic():
             return openclip.encode_text(self.model, ids).float()
 
-    def encode_texts(
-        self, texts: Sequence[str] | Tokens, progress: Callable[[int, int], None] | None = None
-    ) -> Tensor:
+    def encode_texts(self, texts: Sequence[str] | Tokens) -> Tensor:
         """Text features float32 [N, D] on the CPU, unnormalised, without gradients, in the order of `texts`.
 
         Texts of like length go through the tower together, each batch cut to its longest: same values, less
@@ -323,7 +318,6 @@ class Encoder:
 
         Args:
             texts: N texts, or what `tokenize` made of them.
-            progress: Called with what is done and the total after each batch.
         """
         tokens = texts if isinstance(texts, Tokens) else self.tokenize(texts)
         result = torch.empty(len(tokens), self.dim)
@@ -339,8 +333,6 @@ class Encoder:
             with torch.no_grad():
                 result[rows] = self.encode_tokens(tokens.ids[rows, :width].to(self.device)).cpu()
             done += len(rows)
-            if progress:
-                progress(done, len(order))
         return result
 
     @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import copy, deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torchvision.transforms.functional import center_crop
 
 from vlltr_index.encoders.tokenizing import BPETokenizer, HubTokenizer, Tokenizer
@@ -49,8 +51,15 @@ def known_as(model_cfg: dict[str, Any]) -> str | None:
     return next((name for name in names if open_clip.get_model_config(name) == model_cfg), None)
 
 
-def build_model(model_cfg: dict[str, Any]) -> nn.Module:
-    """A model with random weights in float32, on torch's default device; nothing is downloaded.
+class _NoDraws(TorchFunctionMode):
+    """While it is entered, tensors are left as they are instead of being drawn, which takes longer than loading."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in (Tensor.normal_, Tensor.uniform_) else func(*args, **(kwargs or {}))
+
+
+def build_model(model_cfg: dict[str, Any], drawn: bool = True) -> nn.Module:
+    """A model in float32, on torch's default device, with random weights if they are `drawn`; nothing is downloaded.
 
     Raises:
         EncoderError: If the configuration is not one that open_clip can build.
@@ -63,7 +72,8 @@ def build_model(model_cfg: dict[str, Any]) -> nn.Module:
         kind = open_clip.CLIP
         if cfg.pop("custom_text", False) or "hf_model_name" in cfg["text_cfg"]:
             kind = open_clip.CoCa if "multimodal_cfg" in cfg else open_clip.CustomTextCLIP
-        return cast(nn.Module, kind(**cfg))
+        with nullcontext() if drawn else _NoDraws():
+            return cast(nn.Module, kind(**cfg))
     except (KeyError, TypeError, ValueError, RuntimeError, AssertionError, AttributeError) as error:
         raise EncoderError(f"open_clip cannot build this model: {type(error).__name__}: {error}") from error
 

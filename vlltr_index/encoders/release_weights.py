@@ -17,8 +17,7 @@ from torch import Tensor
 
 from vlltr_index.encoders import openclip
 from vlltr_index.encoders.encoder import Encoder
-from vlltr_index.encoders.sources import Precision, preprocessing
-from vlltr_index.encoders.weights import OPENAI_MARKS, load_checkpoint
+from vlltr_index.encoders.weights import OPENAI_MARKS, Precision, load_checkpoint, preprocessing
 from vlltr_index.errors import EncoderError, UsageError
 from vlltr_index.heads.lgr import LGRHead
 
@@ -210,7 +209,7 @@ def stage_one_encoder(checkpoint: ReleaseCheckpoint, precision: Precision = "fp3
             f"{where} has {cfg['text_cfg']['vocab_size']:,} tokens, CLIP's tokenizer {tokenizer.vocab_size:,}",
             "Only checkpoints that were trained from CLIP's weights can be imported.",
         )
-    model = openclip.build_model(cfg)
+    model = openclip.build_model(cfg, drawn=False)
     openclip.load_state(model, checkpoint.state, where)
     return Encoder(model, tokenizer, config, name=_architecture(cfg), precision=precision)
 
@@ -236,7 +235,7 @@ def stage_two_encoder(checkpoint: ReleaseCheckpoint, base: Encoder) -> Encoder:
         )
     size = config["model_cfg"]["vision_cfg"].get("image_size", 224)
     config["preprocess_cfg"] = _preprocess(checkpoint, int(size))
-    model = openclip.build_model(config["model_cfg"])
+    model = openclip.build_model(config["model_cfg"], drawn=False)
     own = {k: v.cpu() for k, v in base.model.state_dict().items() if not k.startswith("visual.")}
     visual = {k: v for k, v in checkpoint.state.items() if k.startswith("visual.")}
     try:

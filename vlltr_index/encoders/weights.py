@@ -1,23 +1,44 @@
-"""Reading what somebody else wrote (weights as tensors only, never code, and JSON), and digests of weights."""
+"""An encoder's weights: where they come from, what has to be known with them, reading them, and their digests."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import pickle
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
+import open_clip
 import torch
+from open_clip.pretrained import download_pretrained_from_hf
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from vlltr_index.errors import EncoderError
 
-__all__ = ["OPENAI_MARKS", "load_checkpoint", "read_json", "read_weights", "revision", "weights_digest"]
+__all__ = [
+    "OPENAI_MARKS",
+    "Precision",
+    "Source",
+    "check_source",
+    "find_config",
+    "load_checkpoint",
+    "preprocessing",
+    "read_json",
+    "read_source",
+    "read_weights",
+    "revision",
+    "set_image_size",
+    "weights_digest",
+]
 
 OPENAI_MARKS = frozenset({"input_resolution", "context_length", "vocab_size"})
 """Entries that only OpenAI's own CLIP files have beside their weights."""
@@ -142,3 +163,275 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
 def revision(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
     """Changes when one of the tensors is written in place or replaced: an optimiser's step, a load, a move."""
     return tuple((value._version, value.data_ptr()) for value in tensors)
+
+
+_log = logging.getLogger(__name__)
+
+Config = dict[str, Any]
+"""`model_cfg` and `preprocess_cfg` as in an open_clip_config.json, and `tokenizer`: "open_clip" or "words"."""
+
+Precision = Literal["fp32", "bf16"]
+
+_OWN, _SHIPPED = "vlltr-tiny", "glyphs"
+_SAVED_FILE, _CONFIG_FILE = "encoder.json", "open_clip_config.json"
+_FORMAT = 1
+_WEIGHT_FILES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+    "pytorch_model.bin",
+)
+
+
+@dataclass
+class Source:
+    """Weights and the configuration they need; `folder` is where a tokenizer's files may lie."""
+
+    name: str
+    config: Config
+    state: dict[str, Tensor]
+    where: str
+    folder: Path | None = None
+    precision: Precision = "fp32"
+
+
+def preprocessing(facts: Config) -> Config:
+    """open_clip's preprocessing, with what `facts` say of it; other facts are left out."""
+    merged = merge_preprocess_dict(PreprocessCfg(), facts)
+    return cast(Config, json.loads(json.dumps(merged)))  # lists for tuples, as they come back from a file
+
+
+def find_config(model: str) -> Config:
+    """The configuration of `vlltr-tiny`, or of a model that open_clip knows by name.
+
+    Raises:
+        EncoderError: If there is none; the hint names the closest.
+    """
+    if model == _OWN:
+        text = (files("vlltr_index.encoders") / f"{_OWN}.json").read_text(encoding="utf-8")
+        return cast(Config, json.loads(text))
+    name = model.replace("/", "-")
+    if name not in open_clip.list_models():
+        close = get_close_matches(model, [_OWN, *open_clip.list_models()], n=3, cutoff=0.5)
+        hint = f"Did you mean {' or '.join(close)}? " if close else "For example ViT-B-16-quickgelu:openai. "
+        raise EncoderError(
+            f"no encoder is called {model!r}",
+            hint + "`python -c 'import open_clip; print(open_clip.list_models())'` lists them.",
+        )
+    cfg = open_clip.get_model_config(name)
+    return {"model_cfg": cfg, "preprocess_cfg": preprocessing({}), "tokenizer": "open_clip"}
+
+
+def check_source(model: str, pretrained: str | None) -> None:
+    """See whether there can be such an encoder, before anything is loaded or fetched.
+
+    Raises:
+        EncoderError: If no model has that name, or it has no such tag and there is no such file or folder; the hint
+            names the closest.
+    """
+    folder = _find_folder(model, pretrained)
+    if folder is not None:
+        _describe(folder)
+    elif model.partition(":")[0] != "hf-hub":
+        find_config(model)
+        if pretrained:
+            _tag_or_file(model, pretrained)
+
+
+def read_source(model: str, pretrained: str | None) -> Source:
+    """Weights by tag, file, folder or hub repository, with the right activation and preprocessing.
+
+    Args:
+        model: A name that open_clip knows, a folder, `local-dir:FOLDER`, or `hf-hub:OWNER/NAME`.
+        pretrained: A tag, a file or a folder.
+
+    Raises:
+        EncoderError: If there are none, or they cannot be fetched or read.
+    """
+    folder = _find_folder(model, pretrained)
+    scheme, _, repository = model.partition(":")
+    if folder is None and scheme == "hf-hub":
+        repository = pretrained or repository
+        try:
+            download_pretrained_from_hf(repository)
+            folder = Path(download_pretrained_from_hf(repository, filename=_CONFIG_FILE)).parent
+        except Exception as error:  # whatever the network, the hub and the file system raise
+            raise _offline(f"hf-hub:{repository}", "MODEL", error) from error
+    if folder is not None:
+        return _from_folder(folder)
+    config = find_config(model)
+    if not pretrained:
+        raise EncoderError(
+            f"no weights are named for {model}",
+            f"Name a tag or a file: vlltr init DIR --encoder {model}:FILE",
+        )
+    tag = _tag_or_file(model, pretrained)
+    if not tag:
+        return _from_file(model, config, Path(pretrained))
+    try:
+        path = Path(open_clip.download_pretrained(tag))
+    except Exception as error:
+        raise _offline(f"{model}:{pretrained}", model, error) from error
+    config["preprocess_cfg"] = preprocessing(tag)
+    source = Source(model, config, read_weights(path), f"{model}:{pretrained}")
+    return _settle(source, bool(tag.get("quick_gelu")), "open_clip's list")
+
+
+def _find_folder(model: str, pretrained: str | None) -> Path | None:
+    """The local folder that is meant, if one is: `FOLDER`, `local-dir:FOLDER`, a folder in place of a tag, or ours."""
+    if (model, pretrained) == (_OWN, _SHIPPED):
+        return Path(str(files("vlltr_index.recipes.glyphs_lt"))) / "pretrained"
+    scheme, _, rest = model.partition(":")
+    folder = Path(pretrained or (rest if scheme == "local-dir" else model))
+    if scheme == "local-dir" and not folder.is_dir():
+        raise EncoderError(f"no such folder: {folder}", "Check the path.")
+    return folder if folder.is_dir() and not _tag(model, pretrained or "") else None
+
+
+def _tag(model: str, tag: str) -> Config:
+    """What open_clip knows of a tag of the model or of its twin with plain GELU; nothing where there is none."""
+    name = model.replace("/", "-")
+    plain = name.removesuffix("-quickgelu")
+    return dict(open_clip.get_pretrained_cfg(name, tag) or open_clip.get_pretrained_cfg(plain, tag))
+
+
+def _tag_or_file(model: str, pretrained: str) -> Config:
+    """What open_clip knows of a tag; nothing where `pretrained` is a file."""
+    tag = _tag(model, pretrained)
+    if tag or Path(pretrained).is_file():
+        return tag
+    if Path(pretrained).suffix or "/" in pretrained:
+        raise EncoderError(f"no such file: {pretrained}", "Check the path.")
+    tags = [_SHIPPED] if model == _OWN else open_clip.list_pretrained_tags_by_model(model.replace("/", "-"))
+    close = get_close_matches(pretrained, tags, n=1)
+    meant = f"Did you mean {model}:{close[0]}? " if close else ""
+    raise EncoderError(
+        f"{model} has no weights called {pretrained!r}, and there is no such file",
+        f"{meant}Its tags: {', '.join(tags)}."
+        if tags
+        else f"It has no tags; name a file: --encoder {model}:FILE",
+    )
+
+
+def _offline(what: str, model: str, error: Exception) -> EncoderError:
+    first = (str(error).splitlines() or [""])[0]
+    return EncoderError(
+        f"the weights {what} are not on this machine, and cannot be downloaded: {type(error).__name__}: {first}",
+        "Without a network, copy the file here and name it instead: "
+        f"vlltr init DIR --encoder {model}:/path/to/open_clip_model.safetensors",
+    )
+
+
+def _describe(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The name and the content of the file that describes the encoder in a folder."""
+    for name, key in ((_SAVED_FILE, "format"), (_CONFIG_FILE, "model_cfg")):
+        if (folder / name).is_file() and key in (facts := read_json(folder / name, dict)):
+            return name, facts
+    raise EncoderError(
+        f"{folder} holds no encoder: neither {_SAVED_FILE} nor {_CONFIG_FILE} with a model_cfg",
+        "A local folder needs open_clip_config.json and open_clip_model.safetensors.",
+    )
+
+
+def _from_folder(folder: Path) -> Source:
+    """What `Encoder.save` wrote, or open_clip's layout: its configuration beside its weights."""
+    described, facts = _describe(folder)
+    if described == _SAVED_FILE:
+        if facts["format"] != _FORMAT:
+            raise EncoderError(
+                f"{folder / _SAVED_FILE} has format {facts['format']!r}, this program reads {_FORMAT}",
+                "Run: pip install -U vlltr-index",
+            )
+        path = folder / "model.safetensors"
+        name, config, precision = str(facts["name"]), facts["config"], facts["precision"]
+        return Source(name, config, read_weights(path), str(path), folder, precision)
+    found = next((folder / name for name in _WEIGHT_FILES if (folder / name).is_file()), None)
+    if found is None:
+        raise EncoderError(
+            f"{folder} holds no weights", f"One of these is looked for: {', '.join(_WEIGHT_FILES)}."
+        )
+    cfg, pre = facts["model_cfg"], preprocessing(facts.get("preprocess_cfg") or {})
+    config = {"model_cfg": cfg, "preprocess_cfg": pre, "tokenizer": "open_clip"}
+    source = Source(folder.name, config, read_weights(found), str(found), folder)
+    return _settle(source, bool(cfg.get("quick_gelu")), _CONFIG_FILE)
+
+
+def _from_file(model: str, config: Config, path: Path) -> Source:
+    """A named model's weights; an open_clip configuration beside the file is believed if it is the model's."""
+    beside, known = path.parent / _CONFIG_FILE, None
+    facts = read_json(beside, dict) if beside.is_file() else {}
+    named, found = (
+        {**cfg, "quick_gelu": None} for cfg in (config["model_cfg"], facts.get("model_cfg") or {})
+    )
+    if named == found:
+        known = bool(facts["model_cfg"].get("quick_gelu"))
+        config["preprocess_cfg"] = preprocessing(facts.get("preprocess_cfg") or {})
+    return _settle(Source(model, config, read_weights(path), str(path)), known, str(beside))
+
+
+def _settle(source: Source, known: bool | None, who: str) -> Source:
+    """Give `source` the activation that its weights were trained with, where that is known, and say so.
+
+    Args:
+        source: Changed in place. OpenAI's marks, which prove QuickGELU, are taken out of its weights.
+        known: Whether they were trained with QuickGELU; None where nothing says so.
+        who: Who says so.
+    """
+    if source.state.keys() >= OPENAI_MARKS:
+        known, who = True, "the entries that only OpenAI's files have"
+        source.state = {name: value for name, value in source.state.items() if name not in OPENAI_MARKS}
+    cfg, twin = source.config["model_cfg"], source.name.replace("/", "-") + "-quickgelu"
+    named, has_twin = bool(cfg.get("quick_gelu")), twin in open_clip.list_models()
+    if known is None and has_twin and not named:
+        _log.warning(
+            "%s does not say whether it was trained with QuickGELU; it is loaded as %s, with plain GELU. "
+            "Weights of OpenAI, MetaCLIP and DFN need %s:%s",
+            *(source.where, source.name, twin, source.where),
+        )
+    if known is None or known == named:
+        return source
+    if known:
+        cfg["quick_gelu"], source.name = True, twin if has_twin else source.name
+    else:
+        del cfg["quick_gelu"]
+        source.name = source.name.removesuffix("-quickgelu")
+    how = "with" if known else "without"
+    _log.warning(
+        "%s was trained %s QuickGELU, according to %s: it is loaded so, as %s",
+        *(source.where, how, who, source.name),
+    )
+    return source
+
+
+def set_image_size(config: Config, image_size: int | None, resize: int | None = None) -> None:
+    """Write the side in pixels into `config`, for model and preprocessing; None takes the model's own.
+
+    Args:
+        config: Changed in place.
+        image_size: The side of the square that the tower sees. What `config` resizes to goes with it.
+        resize: What the shorter side becomes before that square is cut out of the middle; None leaves what
+            `config` says, and where it says nothing images are resized to the square's side.
+
+    Raises:
+        EncoderError: If the tower cannot take images of that size.
+    """
+    vision, pre = config["model_cfg"]["vision_cfg"], config["preprocess_cfg"]
+    if image_size is not None:
+        if "timm_model_name" in vision:
+            unit = 8 if vision["timm_model_name"] == "vlltr_tiny" else 1
+        else:
+            unit = 32 if isinstance(vision.get("layers"), list) else vision.get("patch_size", 16)
+        if image_size < unit or image_size % unit:
+            raise EncoderError(
+                f"this encoder takes images whose side is a multiple of {unit} pixels, not {image_size}",
+                f"For example: --set encoder.image_size={max(unit, image_size // unit * unit)}",
+            )
+        vision["image_size"] = image_size
+        config["resized"] = True
+        if "resize" in pre:
+            pre["resize"] = pre["resize"] * image_size // pre["size"]
+    pre["size"] = vision.get("image_size", 224)
+    if resize is not None:
+        pre["resize"] = resize

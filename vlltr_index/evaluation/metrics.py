@@ -1,4 +1,4 @@
-"""Accuracy by shot, its sampling error, calibration and rejection."""
+"""Accuracy by shot, its sampling error, and calibration."""
 
 from __future__ import annotations
 
@@ -21,12 +21,10 @@ __all__ = [
     "Interval",
     "ReliabilityBin",
     "accuracy_report",
-    "auroc",
     "bin_masks",
     "bins",
     "expected_calibration_error",
     "few5",
-    "fpr95",
     "paired_difference",
     "reliability",
 ]
@@ -138,8 +136,6 @@ def accuracy_report(
     class_counts: Tensor,
     convention: Convention = "release",
     resamples: int = 2000,
-    stratified: bool = False,
-    seed: int = 0,
 ) -> AccuracyReport:
     """Accuracy overall and by shot, with 95 % bootstrap intervals over images.
 
@@ -149,8 +145,6 @@ def accuracy_report(
         class_counts: Integers [C], training images of each class.
         convention: Bounds of the bins.
         resamples: Bootstrap resamples.
-        stratified: Resample images within each class instead of over all of a bin.
-        seed: Of the bootstrap.
 
     Raises:
         InputError: Shapes do not fit, labels are out of range, or there is no image.
@@ -165,25 +159,18 @@ def accuracy_report(
         )
     hits = ranked == labels[:, None].to(ranked.device)
     masks = bin_masks(labels, class_counts, convention)
-    rng = np.random.default_rng(seed)
-    classes = labels.cpu().numpy() if stratified else np.zeros(len(labels), dtype=np.int64)
+    rng = np.random.default_rng(0)
     tops: list[dict[str, Interval]] = [{}, {}]
     for k, top in zip((1, 5), tops, strict=True):
         if ranked.shape[1] < k:
             continue
         correct = hits[:, :k].any(1).cpu().numpy()
         for name, mask in masks.items():
-            top[name] = _bootstrap(correct[mask].astype(np.int64), classes[mask], resamples, rng)
+            top[name] = _bootstrap(correct[mask].astype(np.int64), resamples, rng)
     return AccuracyReport(convention, tops[0], tops[1])
 
 
-def paired_difference(
-    first_correct: Tensor,
-    second_correct: Tensor,
-    resamples: int = 2000,
-    labels: Tensor | None = None,
-    seed: int = 0,
-) -> Interval:
+def paired_difference(first_correct: Tensor, second_correct: Tensor, resamples: int = 2000) -> Interval:
     """Accuracy of the first less accuracy of the second on the same images, with a paired 95 % bootstrap
     interval.
 
@@ -191,8 +178,6 @@ def paired_difference(
         first_correct: Bool [N].
         second_correct: Bool [N], of the same images in the same order.
         resamples: Bootstrap resamples.
-        labels: Integers [N]: resample within each class; None resamples over all images.
-        seed: Of the bootstrap.
 
     Raises:
         InputError: Lengths differ, or there is no image.
@@ -201,11 +186,8 @@ def paired_difference(
     check_vector("second_correct", second_correct, first_correct.shape[0])
     if first_correct.numel() == 0:
         raise InputError("there is no image to compare on")
-    if labels is not None:
-        check_labels("labels", labels, first_correct.shape[0])
     difference = first_correct.bool().long().cpu().numpy() - second_correct.bool().long().cpu().numpy()
-    classes = np.zeros(len(difference), dtype=np.int64) if labels is None else labels.cpu().numpy()
-    return _bootstrap(difference, classes, resamples, np.random.default_rng(seed))
+    return _bootstrap(difference, resamples, np.random.default_rng(0))
 
 
 def expected_calibration_error(confidences: Tensor, correct: Tensor, bins: int = 15) -> float:
@@ -245,49 +227,6 @@ def reliability(confidences: Tensor, correct: Tensor, bins: int = 15) -> list[Re
     return [ReliabilityBin(int(n), s / n, r / n) for n, s, r in sums.tolist() if n]
 
 
-def auroc(scores: Tensor, positives: Tensor) -> float:
-    """Probability that a positive scores above a negative, ties counting half.
-
-    Args:
-        scores: Float [N], larger means more likely positive.
-        positives: Bool [N]; for rejection: the image is of a known class.
-
-    Raises:
-        InputError: Lengths differ, a score is NaN, or one of the two sides is empty.
-    """
-    values, right = _two_sides(scores, positives)
-    ordered = values[~right].sort().values
-    above = torch.searchsorted(ordered, values[right]) + torch.searchsorted(
-        ordered, values[right], right=True
-    )
-    return float(above.double().mean() / (2 * len(ordered)))
-
-
-def fpr95(scores: Tensor, positives: Tensor) -> float:
-    """Share of negatives accepted at the highest threshold that accepts at least 95 % of the positives.
-
-    Args:
-        scores: Float [N], larger means more likely positive; a score at the threshold is accepted.
-        positives: Bool [N].
-
-    Raises:
-        InputError: As `auroc`.
-    """
-    values, right = _two_sides(scores, positives)
-    accepted = values[right].sort(descending=True).values
-    threshold = accepted[-(-95 * len(accepted) // 100) - 1]
-    return float((values[~right] >= threshold).double().mean())
-
-
-def _two_sides(scores: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
-    check_vector("scores", scores)
-    check_vector("positives", positives, scores.shape[0])
-    right = positives.bool()
-    if bool(scores.isnan().any()) or not bool(right.any()) or bool(right.all()):
-        raise InputError("scores must be numbers, with at least one positive and one negative")
-    return scores.double(), right
-
-
 def bin_masks(labels: Tensor, class_counts: Tensor, convention: Convention) -> dict[str, NDArray[np.bool_]]:
     """The images of each bin that has any, bool [N], in the order they are reported."""
     names = np.asarray(bins(class_counts, convention))[labels.cpu().numpy()]
@@ -298,22 +237,14 @@ def bin_masks(labels: Tensor, class_counts: Tensor, convention: Convention) -> d
     return {name: mask for name, mask in masks.items() if mask.any()}
 
 
-def _bootstrap(
-    outcomes: NDArray[np.int64], strata: NDArray[np.int64], resamples: int, rng: np.random.Generator
-) -> Interval:
-    """95 % interval of the mean of outcomes in {-1, 0, 1}, images resampled within strata.
+def _bootstrap(outcomes: NDArray[np.int64], resamples: int, rng: np.random.Generator) -> Interval:
+    """95 % interval of the mean of outcomes in {-1, 0, 1}, images resampled.
 
     The sum of n draws with replacement depends on the outcomes' shares alone, so it is drawn as a
     multinomial.
     """
-    total = np.zeros(resamples, dtype=np.float64)
-    _, group = np.unique(strata, return_inverse=True)
-    sizes = np.bincount(group)
-    up = np.bincount(group, weights=outcomes == 1) / sizes
-    down = np.bincount(group, weights=outcomes == -1) / sizes
-    for n, p, q in zip(sizes, up, down, strict=True):
-        raised = rng.binomial(n, p, size=resamples)
-        lowered = rng.binomial(n - raised, min(1.0, q / (1.0 - p)) if p < 1.0 else 0.0)
-        total += raised - lowered
-    low, high = np.quantile(total / len(outcomes), [0.025, 0.975])
-    return Interval(float(outcomes.mean()), float(low), float(high), len(outcomes))
+    n, up, down = len(outcomes), float((outcomes == 1).mean()), float((outcomes == -1).mean())
+    raised = rng.binomial(n, up, size=resamples)
+    lowered = rng.binomial(n - raised, min(1.0, down / (1.0 - up)) if up < 1.0 else 0.0)
+    low, high = np.quantile((raised - lowered) / n, [0.025, 0.975])
+    return Interval(float(outcomes.mean()), float(low), float(high), n)

@@ -7,17 +7,24 @@ template's escaping, inside SVG too.
 
 from __future__ import annotations
 
+from base64 import b64encode
 from functools import cache
+from io import BytesIO
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
 
+from vlltr_index.data.decoding import open_image
+from vlltr_index.errors import InputError
 from vlltr_index.evaluation.charts import accuracy_chart, gain_chart, loss_chart, reliability_chart
 from vlltr_index.evaluation.drawing import Chart
-from vlltr_index.evaluation.records import Curves, Gains, Measured, Missing, Report
+from vlltr_index.evaluation.records import Curves, Gains, Measured, Missing, Report, Thumbnail
 from vlltr_index.wording import many
 
-__all__ = ["environment", "render"]
+__all__ = ["environment", "render", "thumbnail"]
+
+_SIDE = 144  # pixels of a small picture at most: shown at half of that, sharp on dense screens too
 
 _CARDS = {
     "many": "many (100 or more training images)",
@@ -72,3 +79,23 @@ def _charts(report: Report) -> dict[str, Any]:
         if isinstance(measured.gains, Gains):
             charts["gain"] = gain_chart(measured.gains.groups, measured.gains.against)
     return charts
+
+
+def thumbnail(source: bytes | str) -> Thumbnail:
+    """A picture of at most 144 pixels a side, as PNG or JPEG, whichever is smaller.
+
+    Args:
+        source: Encoded bytes, or a path. One that cannot be read gives a thumbnail that says why.
+    """
+    try:
+        image = open_image(source)
+    except InputError:
+        return Thumbnail(None, problem="cannot be read")
+    image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    encoded = []
+    for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 82})):
+        target = BytesIO()
+        image.save(target, kind, **options)
+        encoded.append((kind, target.getvalue()))
+    kind, data = min(encoded, key=lambda pair: len(pair[1]))
+    return Thumbnail(f"data:image/{kind};base64,{b64encode(data).decode()}", *image.size)

@@ -24,8 +24,7 @@ from vlltr_index.evaluation.metrics import (
 )
 from vlltr_index.heads.fusion import Rule
 from vlltr_index.pipelines.baselines import ADJUSTED, baseline_labels, score_baselines
-from vlltr_index.recognition.bundle import load_bundle
-from vlltr_index.recognition.predictor import Answers
+from vlltr_index.recognition.predictor import load_answers
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.wording import many
@@ -139,11 +138,11 @@ def evaluation(
         UsageError: If there is no row `against`, or another number of crops.
     """
     snapshot = workspace.snapshot(at)
-    bundle = load_bundle(workspace, snapshot)
-    scorer = bundle.scorer
+    own = load_answers(workspace, snapshot)
+    scorer = own.scorer
     if rule is not None:
         scorer = scorer.with_rule(scorer.fusion.model_copy(update={"rule": rule}))
-    recognizer = Recognizer(workspace, Answers(replace(bundle, scorer=scorer)), follow=False)
+    recognizer = Recognizer(workspace, replace(own, scorer=scorer), follow=False)
     _check_against(workspace, snapshot, against)
     data = image_set(snapshot, split)
     class_ids = recognizer.scorer.class_ids

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from vlltr_index.errors import UsageError
 from vlltr_index.recognition.exported import hub
-from vlltr_index.recognition.exported.tables import export_tables
-from vlltr_index.recognition.exported.writing import ExportReport, export_model
+from vlltr_index.recognition.exported.writing import ExportReport, export_model, export_tables
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress

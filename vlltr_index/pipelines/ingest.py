@@ -151,8 +151,9 @@ def ingest_images(
 
         def images(with_data: bool) -> Iterator[ImageRecord | Skipped]:
             for item in read_images(path, split, list_root, names, with_data=with_data):
-                held = isinstance(item, ImageRecord) and item.source in out
-                yield replace(item, split="test") if held else item
+                if isinstance(item, ImageRecord) and item.source in out:
+                    item = replace(item, split="test")
+                yield item
 
         labels = _labels(images(with_data=False))
         fresh = {name for name, where in labels.items() if create_classes or "train" in where}

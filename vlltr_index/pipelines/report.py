@@ -15,8 +15,7 @@ from vlltr_index.errors import InputError, MissingStepError, UsageError, Workspa
 from vlltr_index.evaluation.figures import confused_pairs, gains, shots, spread, weakest
 from vlltr_index.evaluation.metrics import Interval, reliability
 from vlltr_index.evaluation.records import Confusion, Explained, Gains, Measured, Missing, Report
-from vlltr_index.evaluation.report import render
-from vlltr_index.evaluation.thumbnails import thumbnail
+from vlltr_index.evaluation.report import render, thumbnail
 from vlltr_index.pipelines.baselines import ADJUSTED, FC, baseline_labels
 from vlltr_index.pipelines.evaluate import METHOD, Evaluation, evaluation
 from vlltr_index.pipelines.report_parts import anchor_list, clip, curves, facts, quarantine

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vlltr_index.embedding.loading import check_runs, run_folder, usable_images
+from vlltr_index.embedding.loading import run_folder, usable_images
 from vlltr_index.errors import WorkspaceError
 from vlltr_index.pipelines.training import TrainingSet, class_texts, training_set
-from vlltr_index.store.lock import write_lock
+from vlltr_index.store.storage import write_lock
 from vlltr_index.train.distributed import by_first, first_then_all, meet, own_part
 from vlltr_index.wording import many, some
 
@@ -121,7 +121,7 @@ def training_run(
         WorkspaceError: If the workspace cannot be written.
     """
     meet()
-    first_then_all(lambda: check_runs(workspace))
+    first_then_all(lambda: run_folder(workspace))
     snapshot = newest_snapshot(workspace)
 
     def read() -> tuple[TrainingSet, Path, Mapping[str, Any]]:

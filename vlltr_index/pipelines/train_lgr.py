@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from vlltr_index.embedding.loading import (
     ImageSet,
     LoadedBank,
-    check_runs,
     class_positions,
     image_set,
     load_bank,
@@ -95,7 +94,7 @@ def train_lgr_stage(
 def _train_head(
     workspace: Workspace, config: LGRConfig, progress: Progress | None, resume: bool, command: str
 ) -> TrainReport:
-    check_runs(workspace)
+    run_folder(workspace)
     snapshot = workspace.snapshot()
     commit, loaded = snapshot.commit, load_bank(snapshot)
     assert commit.text_fp is not None

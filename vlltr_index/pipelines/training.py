@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vlltr_index.embedding.loading import class_positions, usable_images
+from vlltr_index.embedding.loading import class_positions, recipe_encoder, usable_images
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import MissingStepError, WorkspaceError
 from vlltr_index.schemas.config import Recipe
@@ -150,12 +150,12 @@ def starting_encoder(recipe: Recipe, texts: list[list[str]] | None = None, seed:
     """The recipe's weights, their word vocabulary (where they have one) grown by `texts`, or random ones."""
     config = recipe.encoder
     flat = [t for group in texts for t in group] if texts is not None else None
+    if config.pretrained:
+        encoder = recipe_encoder(config)
+        encoder.learn_words(flat or (), seed)
+        return encoder
     how: dict[str, Any] = config.model_dump(include={"image_size", "resize", "precision"})
-    if not config.pretrained:
-        return Encoder.scratch(config.model, flat, seed=seed, **how)
-    encoder = Encoder.load(config.model, config.pretrained, **how)
-    encoder.learn_words(flat or (), seed)
-    return encoder
+    return Encoder.scratch(config.model, flat, seed=seed, **how)
 
 
 def run_key(what: str, recipe: Recipe, section: Any, data: TrainingSet) -> str:

@@ -1,1 +1,1 @@
-"""From pictures to explained answers: scorer, model bundle, predictor, counterfactuals, search, exported models."""
+"""From pictures to explained answers: scorer, predictor, counterfactuals, search, exported models."""

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vlltr_index.data.decoding import UNREADABLE
 from vlltr_index.errors import InputError, MissingStepError
 from vlltr_index.heads.explanation import ClassExplanation, contrast, explain_class
 from vlltr_index.heads.fusion import parts_of
-from vlltr_index.schemas.records import image_share
+from vlltr_index.schemas.records import ClassScore, SentenceShare
 from vlltr_index.tensors import check_vector
 
 if TYPE_CHECKING:
@@ -30,68 +29,30 @@ __all__ = ["Comparison", "Examination", "ExaminedClass", "ExaminedSentence"]
 
 
 @dataclass(frozen=True, slots=True)
-class ExaminedSentence:
-    """An anchor sentence of a class, and what it does for the image; share and effect are points of similarity.
-
-    Attributes:
-        sentence_id: Its key.
-        text: Its words.
-        source: Where it comes from.
-        source_ref: The place there.
-        licence: Its licence.
-        attention: Of 0 to 1, one in sum over the class.
-        share: Of the cosine; zero where it is struck out.
-        effect: The cosine with it less the cosine without it.
-        struck: Whether it is struck out.
-    """
+class ExaminedSentence(SentenceShare):
+    """An anchor sentence of a class, and what it does for the image; a share is zero where it is struck out."""
 
     sentence_id: str
-    text: str
-    source: str
-    source_ref: str | None
-    licence: str | None
-    attention: float
-    share: float
-    effect: float
     struck: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ExaminedClass:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExaminedClass(ClassScore):
     """A class's score for the image; the fields with `before` are what it had with nothing struck out.
 
     Attributes:
-        class_id: Its number.
-        name: Its name.
-        probability: Among all classes.
-        image_part: What the visual branch gives, see `schemas.records.ClassScore`.
-        text_part: What the text branch gives.
-        cosine: Of the image and what its sentences say together.
         logit: scale * cosine, before the text's weight.
         probability_before: As `probability`.
         cosine_before: As `cosine`.
         logit_before: As `logit`.
-        unit: What the parts are: "probability" or "log-odds".
         sentences: All its anchors, by falling effect with nothing struck out; empty where they were not asked for.
     """
 
-    class_id: int
-    name: str
-    probability: float
-    image_part: float
-    text_part: float
-    cosine: float
     logit: float
     probability_before: float
     cosine_before: float
     logit_before: float
-    unit: str
     sentences: tuple[ExaminedSentence, ...] = ()
-
-    @property
-    def image_share(self) -> float:
-        """How much of what speaks for the class the images gave, 0 to 1."""
-        return image_share(self.image_part, self.text_part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +101,7 @@ class Examination:
         Raises:
             InputError: If it cannot be read.
         """
-        features, problems = answers.features([image])
-        if problems[0] is not None:
-            raise InputError(problems[0], UNREADABLE)
-        return cls(answers, features[0])
+        return cls(answers, answers.feature(image))
 
     def scores(self, struck: Collection[str] = ()) -> FusedScores:
         """Fused scores of all classes, rows of one, without the sentences that are struck out.
@@ -210,7 +168,7 @@ class Examination:
 
     def _place(self, name: str) -> tuple[int, int]:
         """A class's number, and its position among the anchors."""
-        class_id = self.answers.bundle.classes.lookup(name)
+        class_id = self.answers.classes.lookup(name)
         place = (self.answers.scorer.bank.class_ids == class_id).nonzero()[:, 0].tolist()
         if not place:
             raise MissingStepError(
@@ -251,18 +209,20 @@ class Examination:
         column = int((scorer.class_ids == class_id).nonzero()[0, 0])
         image_part, text_part = parts_of(fused, 0, column, scorer.fusion.rule)
         return ExaminedClass(
-            class_id,
-            self.answers.names[class_id],
-            float(fused.probabilities[0, column]),
-            image_part,
-            text_part,
-            0.0 if found is None else found.cosine,
-            0.0 if found is None else found.logit,
-            float(self._whole.probabilities[0, column]),
-            0.0 if whole is None else whole.cosine,
-            0.0 if whole is None else whole.logit,
-            "probability" if scorer.fusion.rule == "paper" else "log-odds",
-            self._sentences(found, whole.order().tolist(), struck) if sentences and found and whole else (),
+            class_id=class_id,
+            name=self.answers.names[class_id],
+            probability=float(fused.probabilities[0, column]),
+            image_part=image_part,
+            text_part=text_part,
+            cosine=0.0 if found is None else found.cosine,
+            logit=0.0 if found is None else found.logit,
+            probability_before=float(self._whole.probabilities[0, column]),
+            cosine_before=0.0 if whole is None else whole.cosine,
+            logit_before=0.0 if whole is None else whole.logit,
+            unit="probability" if scorer.fusion.rule == "paper" else "log-odds",
+            sentences=self._sentences(found, whole.order().tolist(), struck)
+            if sentences and found and whole
+            else (),
         )
 
     def _sentences(
@@ -270,11 +230,11 @@ class Examination:
     ) -> tuple[ExaminedSentence, ...]:
         start = self.answers.scorer.bank.bounds[found.position]
         ids = [self.answers.scorer.loaded.sentence_ids[start + m] for m in order]
-        known = self.answers.bundle.texts()
+        known = self.answers.texts()
         return tuple(
             ExaminedSentence(
-                sentence_id,
                 *known[sentence_id],
+                sentence_id=sentence_id,
                 attention=float(found.attention[m]),
                 share=float(found.shares[m]),
                 effect=float(found.effects[m]),

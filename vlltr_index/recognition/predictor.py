@@ -1,9 +1,10 @@
-"""Answers of one model: encoder, anchors, index and head, from image files to explained predictions."""
+"""Answers of one model, of a workspace's commit or an exported folder: from image files to explained predictions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,49 +12,77 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlltr_index.anchors.index import AnchorIndex, WithDelta
+from vlltr_index.anchors.index import AnchorIndex, WithDelta, load_index
 from vlltr_index.anchors.retrieval import AnchorClasses, retrieve_text_logits
 from vlltr_index.data.decoding import UNREADABLE, ImageSource, image_label, open_image
 from vlltr_index.embedding.crops import Crops
+from vlltr_index.embedding.loading import open_encoder
 from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.heads.explanation import explain_class
 from vlltr_index.heads.fusion import parts_of
-from vlltr_index.recognition.scorer import OTHER_RULE
+from vlltr_index.recognition.scorer import OTHER_RULE, Scorer, load_scorer
 from vlltr_index.schemas.records import ClassScore, Prediction, SentenceShare
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from numpy.typing import NDArray
 
     from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.heads.fusion import FusedScores, ImageSide
-    from vlltr_index.recognition.bundle import ModelBundle
+    from vlltr_index.store.snapshot import ClassTable, Snapshot
+    from vlltr_index.store.workspace import Workspace
 
-__all__ = ["Answers"]
+__all__ = ["TEXT_COLUMNS", "Answers", "Texts", "load_answers", "texts_of"]
 
 _BATCH = 64
 
+TEXT_COLUMNS = ("sentence_id", "text", "source", "source_ref", "licence")
 
+Texts = Mapping[str, tuple[str, str, str | None, str | None]]
+"""Sentence id to text, source, its reference there, and licence."""
+
+
+@dataclass(frozen=True, eq=False)
 class Answers:
-    """What one model answers; it never changes."""
+    """What one model answers; it never changes. Encoder, index and texts may be read when they are first asked for.
 
-    def __init__(self, bundle: ModelBundle) -> None:
-        self.bundle = bundle
-        self.scorer = bundle.scorer
+    Attributes:
+        commit: The number of the workspace's commit.
+        state: The commit that first held this state: another one after a rollback.
+        scorer: Anchors, head and fusion.
+        classes: Names and aliases.
+        open_encoder: Gives the encoder, in eval mode.
+        open_index: Gives an index over anchors, some of which may have changed since; None: all classes are scored.
+        texts: Gives the texts of the anchors at least.
+    """
+
+    commit: int
+    state: int
+    scorer: Scorer
+    classes: ClassTable
+    open_encoder: Callable[[], Encoder]
+    open_index: Callable[[], AnchorIndex | None]
+    texts: Callable[[], Texts]
 
     @property
     def encoder(self) -> Encoder:
         """The model's encoder, loaded on first use."""
-        return self.bundle.encoder()
+        return self.open_encoder()
 
     @property
     def names(self) -> dict[int, str]:
         """Class id to name."""
-        return self.bundle.classes.names
+        return self.classes.names
+
+    def same_encoder(self, other: Answers) -> bool:
+        """Whether both have the towers of one fingerprint."""
+        mine, theirs = self.scorer.saved, other.scorer.saved
+        return (mine.text_fp, mine.image_fp) == (theirs.text_fp, theirs.image_fp)
 
     @cached_property
     def _index(self) -> AnchorIndex | None:
-        """The bundle's index with what changed since as an exact delta; None if none was built."""
-        base = self.bundle.index()
+        """The index with what changed since as an exact delta; None if none was built."""
+        base = self.open_index()
         if base is None:
             return None
         keys = self.scorer.loaded.keys
@@ -90,33 +119,43 @@ class Answers:
         """
         if retrieval not in ("faiss", "exhaustive"):
             raise UsageError(f"retrieval is 'faiss' or 'exhaustive', got {retrieval!r}")
-        if reject and self._accept_above is None:
-            raise self._no_level()
+        level = self._level() if reject else None
+        used = "faiss" if retrieval == "faiss" and self._used_index is not None else "exhaustive"
         result: list[Prediction] = []
         for start in range(0, len(images), _BATCH):
             part = images[start : start + _BATCH]
             features, problems = self.features(part, crops)
-            result += self._predict_batch(part, features, problems, top, explain, retrieval, reject)
+            if len(features):
+                fused, residual = self.score(features, used)
+                known = self._known(features, level)
+            row = 0
+            for image, problem in zip(part, problems, strict=True):
+                label = image_label(image)
+                if problem is not None:
+                    result.append(Prediction(label, (), 0.0, used, self.state, problem))
+                    continue
+                best = fused.probabilities[row].topk(min(top, fused.probabilities.shape[1])).indices
+                scores = tuple(self._class_score(features[row], fused, row, int(c), explain) for c in best)
+                rest = float(residual[row])
+                result.append(Prediction(label, scores, rest, used, self.state, None, *known[row]))
+                row += 1
         return result
 
-    def _no_level(self) -> MissingStepError:
-        """Why the head has no level for 'none of these'."""
-        lacking = "this head knows no level for 'none of these': "
-        if self.scorer.saved.parts is None:
-            return MissingStepError(
-                f"{lacking}it was trained for the protocols paper or release",
-                OTHER_RULE,
-            )
-        return MissingStepError(
-            f"{lacking}no image could be held out when it was trained",
-            "Bring in more images, then run: vlltr train lgr",
-        )
+    def _level(self) -> float:
+        """The best log-likelihood of a known image is seldom below this.
 
-    @property
-    def _accept_above(self) -> float | None:
-        """The best log-likelihood of a known image is seldom below this."""
-        parts = self.scorer.saved.parts
-        return parts.accept_above if parts is not None and self.scorer.model is not None else None
+        Raises:
+            MissingStepError: If the head has no level for 'none of these'.
+        """
+        lacking, parts = "this head knows no level for 'none of these': ", self.scorer.saved.parts
+        if parts is None:
+            raise MissingStepError(f"{lacking}it was trained for the protocols paper or release", OTHER_RULE)
+        if parts.accept_above is None:
+            raise MissingStepError(
+                f"{lacking}no image could be held out when it was trained",
+                "Bring in more images, then run: vlltr train lgr",
+            )
+        return parts.accept_above
 
     def features(self, images: Sequence[ImageSource], crops: int = 1) -> tuple[Tensor, list[str | None]]:
         """Features [B, D] of the readable images, unnormalised, and for each image why it was not readable."""
@@ -130,6 +169,17 @@ class Answers:
             except InputError as error:
                 problems.append(error.message)
         return views.features(pixels) if pixels else torch.empty(0, self.encoder.dim), problems
+
+    def feature(self, image: ImageSource, crops: int = 1) -> Tensor:
+        """Feature [D] of an image, unnormalised.
+
+        Raises:
+            InputError: If it cannot be read.
+        """
+        features, problems = self.features([image], crops)
+        if problems[0] is not None:
+            raise InputError(problems[0], UNREADABLE)
+        return features[0]
 
     def probabilities(self, images: Sequence[ImageSource], crops: int = 1) -> NDArray[np.float64]:
         """Probability of every class for each image, float64 [B, C], every class scored exactly; rows sum to one.
@@ -168,10 +218,10 @@ class Answers:
         """The index; none where a class has no anchor, which it could not find."""
         return self._index if self.scorer.bank.num_classes == len(self.scorer.class_ids) else None
 
-    def _known(self, features: Tensor) -> list[tuple[bool, float]]:
+    def _known(self, features: Tensor, level: float | None) -> list[tuple[bool | None, float | None]]:
         """For each of features [B, D] whether it is of any class at all, and the likelihood that this is judged by."""
-        level = self._accept_above
-        assert level is not None
+        if level is None:
+            return [(None, None)] * len(features)
         values = self.scorer.log_likelihoods(features).amax(1).tolist()
         return [(value >= level, value) for value in values]
 
@@ -212,18 +262,16 @@ class Answers:
             UnknownClassError: If there is no such class.
             MissingStepError: If the class has neither anchors nor images: it came after the selection.
         """
-        class_id = self.bundle.classes.lookup(name)
+        class_id = self.classes.lookup(name)
         place = (self.scorer.class_ids == class_id).nonzero()[:, 0].tolist()
         if not place:
             raise MissingStepError(
                 f"class {name!r} has neither an anchor sentence nor a training image",
                 "Select again: vlltr embed, then vlltr select",
             )
-        features, problems = self.features([image], crops)
-        if problems[0] is not None:
-            raise InputError(problems[0], UNREADABLE)
-        fused, _ = self.score(features, "exhaustive")
-        return self._class_score(features[0], fused, 0, place[0], explain=None)
+        feature = self.feature(image, crops)
+        fused, _ = self.score(feature[None], "exhaustive")
+        return self._class_score(feature, fused, 0, place[0], explain=None)
 
     def explained(self, feature: Tensor, class_ids: Sequence[int], explain: int) -> list[ClassScore]:
         """Scores of some classes for one image, with their first sentences by effect; all classes are scored.
@@ -236,32 +284,6 @@ class Answers:
         fused, _ = self.score(feature[None], "exhaustive")
         places = [int((self.scorer.class_ids == i).nonzero()[0, 0]) for i in class_ids]
         return [self._class_score(feature, fused, 0, place, explain) for place in places]
-
-    def _predict_batch(
-        self,
-        images: Sequence[ImageSource],
-        features: Tensor,
-        problems: Sequence[str | None],
-        top: int,
-        explain: int,
-        retrieval: str,
-        reject: bool,
-    ) -> list[Prediction]:
-        used = "faiss" if retrieval == "faiss" and self._used_index is not None else "exhaustive"
-        number = self.bundle.state
-        fused, residual = self.score(features, used) if len(features) else (None, torch.empty(0))
-        known = self._known(features) if reject and len(features) else [(None, None)] * len(features)
-        result, row = [], 0
-        for image, problem in zip(images, problems, strict=True):
-            label = image_label(image)
-            if problem is not None or fused is None:
-                result.append(Prediction(label, (), 0.0, used, number, problem))
-                continue
-            best = fused.probabilities[row].topk(min(top, fused.probabilities.shape[1])).indices
-            scores = tuple(self._class_score(features[row], fused, row, int(c), explain) for c in best)
-            result.append(Prediction(label, scores, float(residual[row]), used, number, None, *known[row]))
-            row += 1
-        return result
 
     def _class_score(
         self, feature: Tensor, fused: FusedScores, row: int, position: int, explain: int | None
@@ -294,10 +316,35 @@ class Answers:
         ids = [self.scorer.loaded.sentence_ids[first + int(m)] for m in order]
         return float(found.cosine), tuple(
             SentenceShare(
-                *self.bundle.texts()[sentence_id],
+                *self.texts()[sentence_id],
                 attention=float(found.attention[m]),
                 share=float(found.shares[m]),
                 effect=float(found.effects[m]),
             )
             for sentence_id, m in zip(ids, order.tolist(), strict=True)
         )
+
+
+def load_answers(workspace: Workspace, snapshot: Snapshot) -> Answers:
+    """What a commit of a workspace answers with; errors as for `load_scorer`."""
+    scorer, commit = load_scorer(workspace, snapshot), snapshot.commit
+
+    def index() -> AnchorIndex | None:
+        own = commit.own_index
+        return None if own is None else load_index(workspace.object_path("index", own.digest))
+
+    return Answers(
+        commit.id,
+        commit.state,
+        scorer,
+        snapshot.class_table(),
+        open_encoder=cache(lambda: open_encoder(workspace, snapshot)),
+        open_index=cache(index),
+        texts=cache(lambda: texts_of(snapshot.table("sentences", TEXT_COLUMNS))),
+    )
+
+
+def texts_of(rows: pa.Table) -> Texts:
+    """The texts in rows that have `TEXT_COLUMNS`."""
+    ids, *columns = (rows[name].to_pylist() for name in TEXT_COLUMNS)
+    return dict(zip(ids, zip(*columns, strict=True), strict=True))

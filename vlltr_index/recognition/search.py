@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from vlltr_index.data.decoding import ENDINGS, open_image
-from vlltr_index.embedding.loading import open_encoder
+from vlltr_index.embedding.crops import Crops
+from vlltr_index.embedding.loading import open_encoder, recipe_encoder
 from vlltr_index.embedding.vectors import all_embedded, embed_images
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import InputError, MissingStepError, UsageError
@@ -129,7 +129,7 @@ def search_images(
     snapshot = workspace.snapshot()
     images = _images(snapshot, split)
     base_encoder = _starting_encoder(workspace, snapshot) if compare else None
-    encoder = open_encoder(workspace, snapshot).eval()
+    encoder = open_encoder(workspace, snapshot)
     hits, searched = _nearest_images(snapshot, images, encoder, text, top)
     if not searched:
         raise MissingStepError("no image has been embedded with this encoder", "Run: vlltr embed")
@@ -182,13 +182,7 @@ def _starting_encoder(workspace: Workspace, snapshot: Snapshot) -> Encoder:
             f"--compare has nothing to compare with: {config.model} has not been trained here",
             "Train it first: vlltr train cvlp",
         )
-    return Encoder.load(
-        config.model,
-        config.pretrained,
-        image_size=config.image_size,
-        resize=config.resize,
-        precision=config.precision,
-    ).eval()
+    return recipe_encoder(config)
 
 
 def _nearest_images(
@@ -267,8 +261,12 @@ def search_sentences(
     rows = snapshot.table("sentences", ["sentence_id", "text_hash"], where)
     if not rows.num_rows:
         raise MissingStepError("there are no sentences", "Run: vlltr ingest text PATH")
-    encoder = open_encoder(workspace, snapshot).eval()
-    vector = _image_query(encoder, query) if is_image else encoder.encode_texts([query])[0]
+    encoder = open_encoder(workspace, snapshot)
+    if is_image:
+        crops = Crops(encoder)
+        vector = crops.features([crops.pixels(open_image(query))])[0]
+    else:
+        vector = encoder.encode_texts([query])[0]
     ranked = _ranked(snapshot, sentence_vectors_name(encoder.text_fp), rows, "text_hash", vector)
     if not ranked.num_rows:
         raise MissingStepError("no sentence has been embedded with this encoder", "Run: vlltr embed")
@@ -276,17 +274,6 @@ def search_sentences(
     best = _with_words(snapshot, ranked, query, where, top) if use_words else ranked.slice(0, top)
     hits = _sentence_hits(snapshot, best)
     return SentenceSearch(query, "image" if is_image else "text", use_words, ranked.num_rows, hits)
-
-
-def _image_query(encoder: Encoder, path: str) -> Tensor:
-    """The vector float32 [D] of an image, unnormalised.
-
-    Raises:
-        InputError: If it cannot be read.
-    """
-    pixels = encoder.preprocess(open_image(path)).unsqueeze(0).to(encoder.device)
-    with torch.inference_mode():
-        return encoder.encode_pixels(pixels).float().cpu()[0].clone()
 
 
 def _with_words(snapshot: Snapshot, ranked: pa.Table, words: str, where: str, top: int) -> pa.Table:

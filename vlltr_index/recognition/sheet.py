@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,9 +119,8 @@ def _scaled(image: Image.Image) -> Image.Image:
     if longest <= _ENLARGED:
         factor = _SIDE // longest
         return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    scale = _SIDE / longest
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.LANCZOS)
+    image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    return image
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -134,11 +134,7 @@ def _fit(
     text = " ".join(text.split())
     if draw.textlength(text, font) <= width:
         return text
-    low, high = 0, len(text)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if draw.textlength(text[:middle].rstrip() + "...", font) <= width:
-            low = middle
-        else:
-            high = middle - 1
-    return text[:low].rstrip() + "..."
+    too_wide = bisect_left(
+        range(len(text)), True, key=lambda n: draw.textlength(text[:n].rstrip() + "...", font) > width
+    )
+    return text[: max(too_wide - 1, 0)].rstrip() + "..."

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,10 +11,7 @@ import pyarrow.compute as pc
 
 from vlltr_index.errors import InputError
 
-if TYPE_CHECKING:
-    import torch
-
-__all__ = ["conform", "grouped", "last_per_key", "numbered", "one_of", "quote"]
+__all__ = ["conform", "last_per_key", "one_of", "quote"]
 
 
 def quote(value: str) -> str:
@@ -38,7 +35,7 @@ def one_of(column: str, values: Iterable[str | int]) -> str:
     return f"{column} IN ({items})" if items else "false"
 
 
-def conform(data: pa.Table | pa.RecordBatch, schema: pa.Schema, what: str) -> pa.Table:
+def conform(data: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
     """`data` with exactly the columns and types of `schema`; nullable columns may be left out.
 
     Raises:
@@ -72,12 +69,11 @@ def _column(column: Any, field: pa.Field, what: str) -> Any:
             f"column {field.name!r} of table {what} may not be null; {column.null_count} rows are"
         )
     if pa.types.is_fixed_size_list(field.type) and pa.types.is_floating(field.type.value_type):
-        for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
-            values = chunk.flatten()
-            if values.null_count or not np.isfinite(values.to_numpy(zero_copy_only=False)).all():
-                raise InputError(
-                    f"column {field.name!r} of table {what} has a vector that is not all finite numbers"
-                )
+        values = pc.list_flatten(column)
+        if values.null_count or not np.isfinite(values.to_numpy()).all():
+            raise InputError(
+                f"column {field.name!r} of table {what} has a vector that is not all finite numbers"
+            )
     return column
 
 
@@ -89,30 +85,3 @@ def last_per_key(rows: pa.Table, key: str) -> pa.Table:
     numbered = pa.table({"key": keys, "at": np.arange(rows.num_rows)})
     last = numbered.group_by("key", use_threads=False).aggregate([("at", "max")])
     return rows.take(last.column("at_max").combine_chunks().sort())
-
-
-def numbered(owners: Iterable[int], following: dict[int, int]) -> pa.Array:
-    """The position of each row within its owner, int32: counted on from `following`, which is brought up to date."""
-    positions = []
-    for owner in owners:
-        positions.append(following.get(owner, 0))
-        following[owner] = positions[-1] + 1
-    return pa.array(positions, pa.int32())
-
-
-def grouped(
-    batches: Iterator[tuple[pa.Array, torch.Tensor]], size: int
-) -> Iterator[tuple[pa.Array, list[torch.Tensor]]]:
-    """Batches (keys, vectors) put together until there are `size` keys to look up at once."""
-    keys: list[pa.Array] = []
-    parts: list[torch.Tensor] = []
-    rows = 0
-    for found, part in batches:
-        keys.append(found)
-        parts.append(part)
-        rows += len(part)
-        if rows >= size:
-            yield pa.concat_arrays(keys), parts
-            keys, parts, rows = [], [], 0
-    if keys:
-        yield pa.concat_arrays(keys), parts

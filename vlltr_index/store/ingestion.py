@@ -34,15 +34,12 @@ __all__ = [
     "note_aliases",
     "probe_all",
     "resolve_classes",
-    "sentence_row",
     "sentence_rows",
     "with_stored_bytes",
 ]
 
 T = TypeVar("T")
 U = TypeVar("U")
-
-_SLICE = 64  # images a worker takes at once
 
 
 def image_id(split: str, source: str, side: int | None = None) -> str:
@@ -70,10 +67,16 @@ def image_row(
 
 
 def image_rows(images: Mapping[int, Sequence[ImageRecord]]) -> pa.Table:
-    """Rows of the table `images` for the images of each class, each decoded to see whether it can be used."""
+    """Rows of the table `images` for the images of each class, each decoded to see whether it can be used.
+
+    An image's key is made of its path and content: a file that changed is another image.
+    """
     owned = [(class_id, record) for class_id, records in images.items() for record in records]
     probes = probe_all([record for _, record in owned])
-    rows = [image_row(record, found, i) for (i, record), found in zip(owned, probes, strict=True)]
+    rows = [
+        image_row(replace(record, source=f"{record.uri}#{(found.content_hash or '')[:16]}"), found, class_id)
+        for (class_id, record), found in zip(owned, probes, strict=True)
+    ]
     return pa.Table.from_pylist(rows, schema=IMAGES)
 
 
@@ -103,27 +106,8 @@ def with_stored_bytes(
 
 
 def _on_all_cores(work: Callable[[T], U], items: Sequence[T]) -> list[U]:
-    workers = min(8, len(os.sched_getaffinity(0)), -(-len(items) // _SLICE))
-    if workers <= 1:
-        return [work(item) for item in items]
-    parts = [items[i : i + _SLICE] for i in range(0, len(items), _SLICE)]
-    with ThreadPoolExecutor(workers) as pool:
-        return [done for part in pool.map(lambda part: [work(item) for item in part], parts) for done in part]
-
-
-def sentence_row(record: SentenceRecord, class_id: int) -> dict[str, Any]:
-    """A row of the table `sentences`."""
-    hashed = text_hash(record.text)
-    return {
-        "sentence_id": sentence_id(class_id, hashed),
-        "text_hash": hashed,
-        "class_id": class_id,
-        "text": normalise_text(record.text),
-        "source": record.source,
-        "source_ref": record.source_ref,
-        "licence": record.licence,
-        "tokens": None,
-    }
+    with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as pool:
+        return list(pool.map(work, items))
 
 
 def sentence_rows(
@@ -137,9 +121,18 @@ def sentence_rows(
     rows: dict[str, dict[str, Any]] = {}
     for class_id, records in sentences.items():
         for record in records:
-            row = sentence_row(record, class_id)
-            if row["text"] and not (known and known(row["sentence_id"])):
-                rows.setdefault(row["sentence_id"], row)
+            text, hashed = normalise_text(record.text), text_hash(record.text)
+            key = sentence_id(class_id, hashed)
+            if text and key not in rows and not (known and known(key)):
+                rows[key] = {
+                    "sentence_id": key,
+                    "text_hash": hashed,
+                    "class_id": class_id,
+                    "text": text,
+                    "source": record.source,
+                    "source_ref": record.source_ref,
+                    "licence": record.licence,
+                }
     return pa.Table.from_pylist(list(rows.values()), schema=SENTENCES)
 
 

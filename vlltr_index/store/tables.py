@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,13 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import lancedb.index
 import lancedb.query
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from lancedb.rerankers import RRFReranker
 
 from vlltr_index.errors import MissingStepError, VlltrError, WorkspaceError
-from vlltr_index.store.arrow import conform, grouped, last_per_key, one_of, quote
+from vlltr_index.store.arrow import conform, last_per_key, one_of, quote
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +29,6 @@ __all__ = ["Store", "fuse_rankings", "one_of", "quote"]
 
 _MOST_OPEN = 64  # tables
 _BATCH = 8192  # rows a scan hands out at once, at most
-_GROUP = 32768  # rows whose keys are looked up together
 _FEW = 2000  # keys that are worth a filter instead of a scan
 _KEY_MARK = b"lance-schema:unenforced-primary-key:position"
 _NAME = re.compile(r"[A-Za-z0-9_.-]+\Z")
@@ -102,16 +99,13 @@ class Store:
         """Names of all tables, half-made ones too, sorted."""
         names: list[str] = []
         token: str | None = None
-        while True:
-            page = self._page(token)
-            names += page.tables
-            token = page.page_token
-            if not token:
-                return sorted(names)
-
-    def _page(self, token: str | None) -> Any:
         try:
-            return self._connection.list_tables(page_token=token)
+            while True:
+                page = self._connection.list_tables(page_token=token)
+                names += page.tables
+                token = page.page_token
+                if not token:
+                    return sorted(names)
         except (ValueError, RuntimeError, OSError) as error:
             raise WorkspaceError(
                 f"the tables in {self.uri} cannot be listed: {error}",
@@ -176,40 +170,28 @@ class Store:
         with self._explained(name):
             return _plain(table.schema)
 
-    def append(self, name: str, data: pa.Table | Iterable[pa.RecordBatch]) -> int:
-        """Add rows without looking at keys; returns how many.
+    def append(self, name: str, data: pa.Table) -> None:
+        """Add rows without looking at keys.
 
         Raises:
             InputError: If the rows do not fit the table.
         """
-        table, total = self._open(name), 0
-        for rows in self._parts(table, name, data):
+        if data.num_rows:
+            rows = conform(data, self.schema(name), name)
             with self._explained(name, "written"):
-                table.add(rows)
-            total += rows.num_rows
-        return total
+                self._open(name).add(rows)
 
-    def upsert(self, name: str, data: pa.Table | Iterable[pa.RecordBatch], key: str) -> int:
+    def upsert(self, name: str, data: pa.Table, key: str) -> None:
         """Write rows by `key`: replace the row that has it, else insert; of equal keys the last counts.
 
         Raises:
             InputError: If the rows do not fit the table.
         """
-        table, total = self._open(name), 0
-        for part in self._parts(table, name, data):
-            rows = last_per_key(part, key)
-            merge = table.merge_insert(key).when_matched_update_all().when_not_matched_insert_all()
+        if data.num_rows:
+            rows = last_per_key(conform(data, self.schema(name), name), key)
+            merge = self._open(name).merge_insert(key).when_matched_update_all().when_not_matched_insert_all()
             with self._explained(name, "written"):
                 merge.execute(rows)
-            total += rows.num_rows
-        return total
-
-    def _parts(self, table: Any, name: str, data: pa.Table | Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-        with self._explained(name):
-            schema = _plain(table.schema)
-        for part in [data] if isinstance(data, pa.Table | pa.RecordBatch) else data:
-            if part.num_rows:
-                yield conform(part, schema, name)
 
     def delete(self, name: str, where: str) -> int:
         """Delete the rows for which `where` holds (literals through `quote`); returns how many there were."""
@@ -277,87 +259,50 @@ class Store:
         return found
 
     def vector_batches(
-        self,
-        name: str,
-        key_column: str,
-        where: str | None = None,
-        version: int | None = None,
-        column: str = "vector",
+        self, name: str, key_column: str, where: str | None = None
     ) -> Iterator[tuple[pa.Array, torch.Tensor]]:
-        """Stream keys [b] and vectors float32 [b, D], unnormalised, without copying.
+        """Stream keys [b] and vectors float32 [b, D] of the column `vector`, unnormalised, without copying.
 
         Do not write into the vectors: the memory is Arrow's. Rows whose vector is null are left out.
         """
         from torch.utils.dlpack import from_dlpack
 
-        for batch in self.scan(name, [key_column, column], where, version):
-            rows = batch.filter(batch.column(column).is_valid()) if batch.column(column).null_count else batch
+        for batch in self.scan(name, [key_column, "vector"], where):
+            rows = batch.filter(batch["vector"].is_valid()) if batch["vector"].null_count else batch
             if rows.num_rows:
-                flat = rows.column(column).flatten()
-                yield rows.column(key_column), from_dlpack(flat).view(rows.num_rows, -1)
+                yield rows[key_column], from_dlpack(rows["vector"].flatten()).view(rows.num_rows, -1)
 
-    def vectors(
-        self,
-        name: str,
-        key_column: str,
-        keys: Sequence[str] | None = None,
-        version: int | None = None,
-        column: str = "vector",
-    ) -> tuple[list[str] | pa.Array, torch.Tensor]:
+    def vectors(self, name: str, key_column: str, keys: Sequence[str]) -> tuple[Sequence[str], torch.Tensor]:
         """Vectors as one tensor float32 [n, D], unnormalised as stored, and the key of each row.
 
         Args:
-            name: A table with a key column and a fixed-size list column.
+            name: A table with a key column and a fixed-size list column `vector`.
             key_column: Name of the key column.
-            keys: Rows wanted, in this order, repeats allowed; none given: all rows, in no order to rely on.
-            version: Of the table; default the newest.
-            column: Name of the vector column.
+            keys: Rows wanted, in this order, repeats allowed.
 
         Raises:
             MissingStepError: If a key has no vector, or there is no such table.
         """
         import torch
 
-        if keys is None:
-            dim = self.schema(name, version).field(column).type.list_size
-            out = torch.empty(self.count(name, f"{column} IS NOT NULL", version), dim)
-            names, at = [], 0
-            for found, rows in self.vector_batches(name, key_column, None, version, column):
-                out[at : at + len(rows)] = rows
-                names.append(found)
-                at += len(rows)
-            return pa.concat_arrays(names) if names else pa.array([], pa.string()), out
         if not keys:
-            return [], torch.empty(0, 0)
-        return list(keys), self._chosen(name, key_column, pa.array(keys, pa.string()), version, column)
-
-    def _chosen(
-        self, name: str, key_column: str, keys: pa.Array, version: int | None, column: str
-    ) -> torch.Tensor:
-        import torch
-
-        if not self.exists(name):
-            raise _missing(len(keys.unique()), len(keys.unique()), name)
-        unique = keys.unique()
-        dim = self.schema(name, version).field(column).type.list_size
-        out = torch.empty(len(unique), dim)
-        seen = np.zeros(len(unique), dtype=bool)
-        few = len(unique) <= _FEW and len(unique) * 4 < self.count(name, version=version)
-        where = one_of(key_column, unique.to_pylist()) if few else None
-        for found, parts in grouped(self.vector_batches(name, key_column, where, version, column), _GROUP):
-            place = pc.fill_null(pc.index_in(found, value_set=unique), -1).to_numpy()
-            at = 0
-            for part in parts:
-                to = place[at : at + len(part)]
-                rows = np.flatnonzero(to >= 0)
-                out[torch.from_numpy(to[rows].astype(np.int64))] = part[torch.from_numpy(rows)]
-                seen[to[rows]] = True
-                at += len(part)
-        if not seen.all():
-            raise _missing(int((~seen).sum()), len(unique), name)
-        if len(unique) == len(keys):
-            return out
-        return out[torch.from_numpy(pc.index_in(keys, value_set=unique).to_numpy().astype(np.int64))]
+            return keys, torch.empty(0, 0)
+        place = {key: n for n, key in enumerate(dict.fromkeys(keys))}
+        found = torch.zeros(len(place), dtype=torch.bool)
+        if self.exists(name):
+            out = torch.empty(len(place), self.schema(name).field("vector").type.list_size)
+            few = len(place) <= _FEW and len(place) * 4 < self.count(name)
+            where = one_of(key_column, place) if few else None
+            for names, vectors in self.vector_batches(name, key_column, where):
+                at = torch.tensor([place.get(key, -1) for key in names.to_pylist()])
+                wanted = at >= 0
+                out[at[wanted]] = vectors[wanted]
+                found[at[wanted]] = True
+        if missing := int((~found).sum()):
+            raise MissingStepError(
+                f"{missing:,} of {len(place):,} vectors are not in {name}", "Make them: vlltr embed"
+            )
+        return keys, out if len(place) == len(keys) else out[torch.tensor([place[key] for key in keys])]
 
     def version(self, name: str) -> int:
         """The newest version's number."""
@@ -465,7 +410,3 @@ def fuse_rankings(key: str, one: pa.Table, other: pa.Table) -> pa.Table:
 def _plain(schema: pa.Schema) -> pa.Schema:
     """`schema` without metadata."""
     return pa.schema([pa.field(f.name, f.type, f.nullable) for f in schema])
-
-
-def _missing(missing: int, wanted: int, name: str) -> MissingStepError:
-    return MissingStepError(f"{missing:,} of {wanted:,} vectors are not in {name}", "Make them: vlltr embed")

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlltr_index.errors import InputError, UsageError
+from vlltr_index.errors import InputError
 from vlltr_index.schemas.tables import CLASS_STATS, KEYS, class_stats
-from vlltr_index.store.arrow import conform, last_per_key, numbered, one_of
+from vlltr_index.store.arrow import conform, last_per_key, one_of
 from vlltr_index.store.history import Commit, History, Info
 from vlltr_index.store.snapshot import Snapshot, table_gone
 from vlltr_index.version import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from vlltr_index.store.tables import Store
 
 __all__ = ["Transaction", "put_back"]
@@ -99,7 +96,7 @@ class Transaction(Snapshot):
             self._known.pop(name, None)
         self._wrote(name)
 
-    def _schema_for(self, name: str, rows: pa.Table | pa.RecordBatch) -> pa.Schema:
+    def _schema_for(self, name: str, rows: pa.Table) -> pa.Schema:
         """The columns to write: sums have the width of the rows, so that a new encoder can write its own."""
         self.has(name)
         field = rows.schema.field("sum") if name == CLASS_STATS and "sum" in rows.schema.names else None
@@ -107,12 +104,12 @@ class Transaction(Snapshot):
             return class_stats(field.type.list_size)
         return self.schema(name)
 
-    def upsert(self, name: str, rows: pa.Table | Iterable[pa.RecordBatch]) -> int:
+    def upsert(self, name: str, rows: pa.Table) -> int:
         """Write rows by the table's key; rows that are there already, and equal, are not written.
 
         Args:
             name: One of `schemas.tables.KEYS`.
-            rows: A table, or record batches (streamed); of equal keys the last counts.
+            rows: Of equal keys the last counts.
 
         Returns:
             How many rows were new or different.
@@ -120,18 +117,14 @@ class Transaction(Snapshot):
         Raises:
             InputError: If the rows do not fit the table.
         """
-        self.has(name)
-        written = 0
-        for part in [rows] if isinstance(rows, pa.Table | pa.RecordBatch) else rows:
-            for start in range(0, part.num_rows, _PART):
-                written += self._upsert_part(name, part.slice(start, _PART))
-        return written
+        return sum(
+            self._upsert_part(name, rows.slice(start, _PART)) for start in range(0, rows.num_rows, _PART)
+        )
 
-    def _upsert_part(self, name: str, part: pa.Table | pa.RecordBatch) -> int:
+    def _upsert_part(self, name: str, part: pa.Table) -> int:
         schema, key = self._schema_for(name, part), KEYS[name]
         rows = last_per_key(conform(part, schema, name), key)
-        if rows.num_rows:
-            self._ready(name, schema)
+        self._ready(name, schema)
         known = self._keys(name)
         is_known = pa.array([k in known for k in rows.column(key).to_pylist()], pa.bool_())
         new = rows.filter(pc.invert(is_known))
@@ -163,7 +156,7 @@ class Transaction(Snapshot):
         stored = self.table(name, where=one_of(key, rows.column(key).to_pylist()))
         stored = stored.take(pc.index_in(rows.column(key), value_set=stored.column(key).combine_chunks()))
         if name == "sentences":  # a sentence keeps the place it came in at
-            rows = _with_positions(rows, stored.column("position"))
+            rows = _with_positions(rows, stored["position"])
         return rows.filter(pc.invert(_same_rows(rows, stored)))
 
     def _placed(self, name: str, rows: pa.Table) -> pa.Table:
@@ -171,14 +164,14 @@ class Transaction(Snapshot):
         if name != "sentences":
             return rows
         if self._following is None:
-            stored = (
-                self.table(name, ["class_id", "position"])
-                .group_by("class_id")
-                .aggregate([("position", "max")])
-            )
-            pairs = zip(stored["class_id"].to_pylist(), stored["position_max"].to_pylist(), strict=True)
-            self._following = {owner: last + 1 for owner, last in pairs}
-        return _numbered(rows, self._following)
+            stored = self.table(name, ["class_id", "position"]).group_by("class_id")
+            last = stored.aggregate([("position", "max")]).to_pylist()
+            self._following = {row["class_id"]: row["position_max"] + 1 for row in last}
+        following, positions = self._following, []
+        for owner in rows["class_id"].to_pylist():
+            positions.append(following.get(owner, 0))
+            following[owner] = positions[-1] + 1
+        return _with_positions(rows, pa.array(positions, pa.int32()))
 
     def delete(self, name: str, where: str) -> int:
         """Delete the rows for which `where` holds (literals through `arrow.quote`); returns how many."""
@@ -223,30 +216,13 @@ class Transaction(Snapshot):
             self._next[name] = max(self._next.get(name, 0), top)
 
     def next_id(self, name: str, count: int = 1) -> int:
-        """The first of `count` numbers for new rows of `name` that no row has, or ever had.
-
-        Raises:
-            UsageError: If its rows have no numbers.
-        """
-        if name not in _NUMBERED:
-            raise UsageError(
-                f"the rows of {name} have no numbers of their own; those of {sorted(_NUMBERED)} have"
-            )
+        """The first of `count` numbers for new rows of `classes` or `anchors` that no row has, or ever had."""
         first = self._next.get(name, 0)
         self._next[name] = first + count
         return first
 
     def set(self, **fields: Any) -> None:
-        """Set fields of the commit: text_fp, image_fp, checkpoint, head, fusion, index, selection_id.
-
-        Raises:
-            UsageError: If there is no such field.
-        """
-        unknown = sorted(fields.keys() - _FIELDS)
-        if unknown:
-            raise UsageError(
-                f"a commit has no field {', '.join(unknown)}; there are {', '.join(sorted(_FIELDS))}"
-            )
+        """Set fields of the commit: text_fp, image_fp, checkpoint, head, fusion, index, selection_id."""
         self._fields.update(fields)
 
     def note(self, **facts: Any) -> None:
@@ -319,10 +295,6 @@ def _with_positions(rows: pa.Table, positions: pa.Array | pa.ChunkedArray) -> pa
     return rows.set_column(at, rows.schema.field(at), positions)
 
 
-def _numbered(rows: pa.Table, following: dict[int, int]) -> pa.Table:
-    return _with_positions(rows, numbered(rows.column("class_id").to_pylist(), following))
-
-
 def _facts(commit: Commit) -> dict[str, Any]:
     return commit.model_dump(mode="json", include={*_FIELDS, "info"})
 
@@ -333,13 +305,10 @@ def _same_rows(left: pa.Table, right: pa.Table) -> pa.Array:
     for name in left.schema.names:
         a, b = left.column(name).combine_chunks(), right.column(name).combine_chunks()
         if pa.types.is_nested(a.type):
-            equal = pa.array([x == y for x, y in _pairs(a, b)], pa.bool_())
+            pairs = zip(a.to_pylist(), b.to_pylist(), strict=True)
+            equal = pa.array([x == y for x, y in pairs], pa.bool_())
         else:
             both_null = pc.and_(pc.is_null(a), pc.is_null(b))
             equal = pc.or_(pc.fill_null(pc.equal(a, b), False), both_null)
         same = pc.and_(same, equal)
     return same
-
-
-def _pairs(a: pa.Array, b: pa.Array) -> Iterator[tuple[Any, Any]]:
-    return zip(a.to_pylist(), b.to_pylist(), strict=True)

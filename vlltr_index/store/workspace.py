@@ -333,7 +333,11 @@ class Workspace:
                     f"Bring it back from a backup, or make it again: {_REMAKE[kind]}",
                 )
             os.chmod(temporary, 0o755)
-            _rename(temporary, final)
+            try:
+                os.rename(temporary, final)
+            except OSError:  # another process gave the name to a folder of the same content
+                if not final.is_dir():
+                    raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return True
@@ -345,15 +349,6 @@ class Workspace:
         for kind in get_args(Kind):
             for left in (self.path / kind).glob(".tmp-*"):
                 shutil.rmtree(left, ignore_errors=True)
-
-
-def _rename(temporary: Path, final: Path) -> None:
-    """Give a folder its name, unless another process gave it to one of the same content."""
-    try:
-        os.rename(temporary, final)
-    except OSError:
-        if not final.is_dir():
-            raise
 
 
 def _digest_folder(folder: Path, sync: bool = False) -> str:

@@ -7,7 +7,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vlltr_index.errors import PretrainedError
@@ -19,10 +20,9 @@ __all__ = [
     "OPTIONAL",
     "SUMS",
     "check_regular",
-    "check_target",
     "file_digest",
+    "new_folder",
     "read_sums",
-    "write_folder",
 ]
 
 CARD = "README.md"
@@ -100,7 +100,7 @@ def read_sums(folder: Path, allowed: Collection[str] | None = None) -> dict[str,
     return found
 
 
-def check_target(folder: Path, force: bool) -> None:
+def _check_target(folder: Path, force: bool) -> None:
     """See whether `folder` may be written: it is new or empty, or with `force` an exported folder and nothing else.
 
     Raises:
@@ -130,20 +130,21 @@ def check_target(folder: Path, force: bool) -> None:
         )
 
 
-def write_folder(folder: Path, force: bool, build: Callable[[Path], None]) -> None:
-    """Let `build` write into an empty folder beside `folder`, add the digests, and give it its name at the end.
+@contextmanager
+def new_folder(folder: Path, force: bool) -> Iterator[Path]:
+    """An empty folder beside `folder` for the block to write into: with digests it gets that name at the end.
 
     Raises:
-        PretrainedError: If `folder` may not be written (see `check_target`), or the disk refuses.
+        PretrainedError: If `folder` may not be written, which is seen before the block runs, or the disk refuses.
     """
-    check_target(folder, force)
+    _check_target(folder, force)
     temporary: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         built = temporary / "new"
         built.mkdir()
-        build(built)
+        yield built
         _write_sums(built)
         if folder.is_dir():
             os.rename(folder, temporary / "old")

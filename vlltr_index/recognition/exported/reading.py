@@ -31,7 +31,6 @@ from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import MissingStepError, PretrainedError, VlltrError
 from vlltr_index.heads.checkpoint import SHARED, SavedHead, check_facts, load_head
 from vlltr_index.heads.lgr import LGRHead
-from vlltr_index.recognition.bundle import TEXT_COLUMNS, ModelBundle, texts_of
 from vlltr_index.recognition.exported.layout import (
     CARD,
     MODEL_FILES,
@@ -40,6 +39,7 @@ from vlltr_index.recognition.exported.layout import (
     file_digest,
     read_sums,
 )
+from vlltr_index.recognition.predictor import TEXT_COLUMNS, Answers, texts_of
 from vlltr_index.recognition.scorer import Scorer
 from vlltr_index.schemas.exported import (
     EXPORT_FORMAT,
@@ -48,7 +48,7 @@ from vlltr_index.schemas.exported import (
     anchors_schema,
     sentences_schema,
 )
-from vlltr_index.store.class_registry import ClassTable
+from vlltr_index.store.snapshot import ClassTable
 
 if TYPE_CHECKING:
     from vlltr_index.anchors.index import AnchorIndex
@@ -68,9 +68,7 @@ _LARGEST_IMAGE = 4096
 _DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 
 
-def read_model(
-    folder: Path, device: str | torch.device | None = None, trust_index: bool = False
-) -> ModelBundle:
+def read_model(folder: Path, device: str | torch.device | None = None, trust_index: bool = False) -> Answers:
     """What an exported folder answers with: as the workspace did, at the commit that was exported.
 
     Digests, shapes, sizes and values are checked, and nothing in the folder is executed. The folder is not needed
@@ -108,13 +106,13 @@ def read_model(
         {item.class_id: item.aliases for item in config.classes},
     )
     texts = anchors.select(TEXT_COLUMNS)
-    return ModelBundle(
+    return Answers(
         config.commit,
         config.commit,
         scorer,
         classes,
-        encoder=lambda: encoder,
-        index=lambda: index,
+        open_encoder=lambda: encoder,
+        open_index=lambda: index,
         texts=cache(lambda: texts_of(texts)),
     )
 

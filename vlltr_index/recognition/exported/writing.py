@@ -1,9 +1,11 @@
-"""Exporting a workspace: the folder that `Recognizer.from_pretrained` reads without the workspace."""
+"""Exporting a workspace: the folder that `Recognizer.from_pretrained` reads without it, or tables for `datasets`."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,23 +16,37 @@ import pyarrow.parquet as pq
 from safetensors.torch import save_file
 
 from vlltr_index.anchors.index import save_index
-from vlltr_index.errors import PretrainedError
+from vlltr_index.data.decoding import image_bytes
+from vlltr_index.embedding.loading import load_bank
+from vlltr_index.errors import MissingStepError, PretrainedError
 from vlltr_index.heads.checkpoint import save_head
-from vlltr_index.recognition.bundle import load_bundle
-from vlltr_index.recognition.exported.card import newest_results, write_card
-from vlltr_index.recognition.exported.layout import CARD, check_target, write_folder
+from vlltr_index.recognition.exported.card import licence_id, newest_results, save_card, write_card
+from vlltr_index.recognition.exported.layout import CARD, new_folder
 from vlltr_index.recognition.exported.reading import read_config, verify
-from vlltr_index.schemas.exported import ExportedClass, ExportedConfig, anchors_schema, sentences_schema
+from vlltr_index.recognition.predictor import load_answers
+from vlltr_index.schemas.exported import (
+    LIBRARY,
+    ExportedClass,
+    ExportedConfig,
+    anchors_schema,
+    sentences_schema,
+)
+from vlltr_index.store.arrow import one_of, quote
 from vlltr_index.version import VERSION
 
 if TYPE_CHECKING:
     from vlltr_index.embedding.loading import LoadedBank
     from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.recognition.scorer import Scorer
+    from vlltr_index.schemas.records import Progress
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["ExportReport", "anchor_rows", "copy_model", "export_model", "folder_size", "sentence_rows"]
+__all__ = ["ExportReport", "copy_model", "export_model", "export_tables", "images_schema"]
+
+_ROWS = 128  # images held at once
+_SPLIT = re.compile(r"\W+", re.ASCII)
+_COLUMNS = ["image_id", "content_hash", "uri", "data", "class_id", "split", "width", "height"]
 
 
 @dataclass(frozen=True)
@@ -81,34 +97,29 @@ def export_model(
         MissingStepError: If anchors or head are not there yet.
         FingerprintMismatch: If encoder, vectors and head do not belong together.
     """
-    target = Path(folder).expanduser().absolute()
-    check_target(target, force)
-    snapshot = workspace.snapshot(at)
-    bundle, commit = load_bundle(workspace, snapshot), snapshot.commit
-    scorer, encoder = bundle.scorer, bundle.encoder()
-    check_movable(encoder)
-    index = bundle.index() if with_index else None
-    sentences = sentence_rows(snapshot, scorer.loaded)
-    anchors = anchor_rows(sentences, scorer.loaded)
-    config = _config(workspace, snapshot, scorer, encoder, sentences.num_rows)
-
-    def build(new: Path) -> None:
+    target, snapshot = _place(folder), workspace.snapshot(at)
+    with new_folder(target, force) as new:
+        answers, commit = load_answers(workspace, snapshot), snapshot.commit
+        scorer, encoder = answers.scorer, answers.encoder
+        check_movable(encoder)
+        sentences = _sentence_rows(snapshot, scorer.loaded)
+        anchors = _anchor_rows(sentences, scorer.loaded)
+        config = _config(workspace, snapshot, scorer, encoder, sentences.num_rows)
         encoder.save(new / "encoder")
         (new / "head").mkdir()
         save_head(scorer.saved, new / "head")
         _save_stats(scorer, new / "class_stats.safetensors")
         pq.write_table(anchors, new / "anchors.parquet")
         pq.write_table(sentences, new / "sentences.parquet")
-        if index is not None:
+        if with_index and (index := answers.open_index()) is not None:
             (new / "index").mkdir()
             save_index(index, new / "index")
         text = json.dumps(config.model_dump(mode="json"), indent=1, ensure_ascii=False, sort_keys=True)
         (new / "config.json").write_text(text + "\n", encoding="utf-8")
         write_card(new, config, sentences, newest_results(workspace, commit))
-
-    write_folder(target, force, build)
-    rows = {"classes": len(config.classes), "anchors": anchors.num_rows, "sentences": sentences.num_rows}
-    return ExportReport(str(target), commit.id, rows, folder_size(target), _notes(sentences))
+    without = sentences["licence"].null_count
+    unsaid = f"Sentences that state no licence: {without:,}. See whether you may share them."
+    return _report(target, commit.id, config, (unsaid,) if without else ())
 
 
 def copy_model(source: Path, folder: str | Path, *, force: bool = False) -> ExportReport:
@@ -117,19 +128,22 @@ def copy_model(source: Path, folder: str | Path, *, force: bool = False) -> Expo
     Raises:
         PretrainedError: If the source is damaged, or the folder may not be written.
     """
-    target = Path(folder).expanduser().absolute()
-    check_target(target, force)
-    config = read_config(source)
-    files = verify(source)
-
-    def build(new: Path) -> None:
-        for name in {*files, CARD}:
+    target = _place(folder)
+    with new_folder(target, force) as new:
+        config = read_config(source)
+        for name in {*verify(source), CARD}:
             (new / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, new / name)
+    return _report(target, config.commit, config)
 
-    write_folder(target, force, build)
+
+def _place(folder: str | Path) -> Path:
+    return Path(folder).expanduser().absolute()
+
+
+def _report(target: Path, commit: int, config: ExportedConfig, notes: tuple[str, ...] = ()) -> ExportReport:
     rows = {"classes": len(config.classes), "anchors": config.anchors, "sentences": config.sentences}
-    return ExportReport(str(target), config.commit, rows, folder_size(target))
+    return ExportReport(str(target), commit, rows, _folder_size(target), notes)
 
 
 def check_movable(encoder: Encoder) -> None:
@@ -147,19 +161,12 @@ def check_movable(encoder: Encoder) -> None:
         )
 
 
-def folder_size(folder: Path) -> int:
+def _folder_size(folder: Path) -> int:
     """Bytes of all files in a folder."""
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 
-def _notes(sentences: pa.Table) -> tuple[str, ...]:
-    without = sentences["licence"].null_count
-    if not without:
-        return ()
-    return (f"Sentences that state no licence: {without:,}. See whether you may share them.",)
-
-
-def sentence_rows(snapshot: Snapshot, loaded: LoadedBank | None) -> pa.Table:
+def _sentence_rows(snapshot: Snapshot, loaded: LoadedBank | None) -> pa.Table:
     """The sentences of all classes in use, by class and position; those that are anchors have their rank."""
     table = snapshot.class_table()
     columns = ["sentence_id", "class_id", "text", "source", "source_ref", "licence", "position"]
@@ -168,22 +175,20 @@ def sentence_rows(snapshot: Snapshot, loaded: LoadedBank | None) -> pa.Table:
     order = [("class_id", "ascending"), ("position", "ascending"), ("sentence_id", "ascending")]
     rows = rows.sort_by(order)
     names = pa.array([table.names[i] for i in rows["class_id"].to_pylist()], pa.string())
-    ranks = {} if loaded is None else dict(zip(loaded.sentence_ids, _ranks(loaded), strict=True))
+    ranks: dict[str, int] = {}
+    if loaded is not None:  # each anchor's place among its class's, from 0, in the bank's order
+        places = (place for n in loaded.bank.offsets.diff().tolist() for place in range(n))
+        ranks = dict(zip(loaded.sentence_ids, places, strict=True))
     rank = pa.array([ranks.get(i) for i in rows["sentence_id"].to_pylist()], pa.int32())
     rows = rows.append_column("class", names).append_column("rank", rank)
     return rows.select(sentences_schema().names).cast(sentences_schema())
 
 
-def _ranks(loaded: LoadedBank) -> list[int]:
-    """Each anchor's place among its class's, from 0, in the bank's order."""
-    return [place for n in loaded.bank.offsets.diff().tolist() for place in range(n)]
-
-
-def anchor_rows(sentences: pa.Table, loaded: LoadedBank) -> pa.Table:
+def _anchor_rows(sentences: pa.Table, loaded: LoadedBank) -> pa.Table:
     """The anchors in the bank's order, with their losses and vectors.
 
     Args:
-        sentences: As `sentence_rows` gives them.
+        sentences: As `_sentence_rows` gives them.
         loaded: The anchors.
     """
     schema = anchors_schema(loaded.bank.dim)
@@ -225,7 +230,10 @@ def _config(
         selection_id=scorer.loaded.selection_id,
         fusion=scorer.fusion,
         rejects=scorer.saved.parts is not None and scorer.saved.parts.accept_above is not None,
-        classes=_classes(snapshot),
+        classes=tuple(
+            ExportedClass(**{name: row[name] for name in ("class_id", "name", "aliases", "origin")})
+            for row in _classes(snapshot).to_pylist()
+        ),
         merged=dict(scorer.merged),
         anchors=len(scorer.loaded.keys),
         sentences=sentences,
@@ -233,9 +241,144 @@ def _config(
     )
 
 
-def _classes(snapshot: Snapshot) -> tuple[ExportedClass, ...]:
-    rows: list[dict[str, Any]] = snapshot.table("classes").sort_by("class_id").to_pylist()
-    fields = ("class_id", "name", "aliases", "origin")
-    return tuple(
-        ExportedClass(**{name: row[name] for name in fields}) for row in rows if row["retired_at"] is None
-    )
+def images_schema() -> pa.Schema:
+    """The columns of `images`; the metadata tells `datasets` that `image` is one, to be decoded as it is read."""
+    columns = [
+        pa.field("image_id", pa.string()),
+        pa.field("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        pa.field("class_id", pa.int32()),
+        pa.field("class", pa.string()),
+        pa.field("split", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("content_hash", pa.string()),
+    ]
+    features: dict[str, Any] = {
+        f.name: {"_type": "Image"} if f.name == "image" else {"dtype": str(f.type), "_type": "Value"}
+        for f in columns
+    }
+    return pa.schema(columns, {"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def export_tables(
+    workspace: Workspace,
+    folder: str | Path,
+    at: int | None = None,
+    *,
+    force: bool = False,
+    embed_images: bool = False,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """Write classes, sentences, images and anchors, those of classes in use, as Parquet files with a README.md.
+
+    `datasets.load_dataset(folder, "sentences")` reads them by name; so do pandas, polars and DuckDB. The folder appears
+    whole or not at all. Images that cannot be read are left out, and counted.
+
+    Args:
+        workspace: What to export.
+        folder: A new or empty folder.
+        at: As of this commit; default: the newest.
+        force: Replace an export that is there; anything else is left alone all the same.
+        embed_images: Put the bytes of image files in. Without, only images that came out of Parquet have theirs, and
+            the others the path on this machine.
+        progress: Called as images are written.
+
+    Raises:
+        PretrainedError: If the folder may not be written.
+        MissingStepError: If there are no classes.
+        InputError: If an image file that is to be embedded cannot be read any more.
+    """
+    target, snapshot = _place(folder), workspace.snapshot(at)
+    if not snapshot.class_table().ids:
+        raise MissingStepError("there are no classes to export", "Run: vlltr ingest text PATH")
+    number = snapshot.commit.id or None
+    with new_folder(target, force) as new:
+        loaded = load_bank(snapshot) if snapshot.commit.selection_id else None
+        sentences = _sentence_rows(snapshot, loaded)
+        tables = {"classes": _classes(snapshot), "sentences": sentences}
+        if loaded is not None:
+            tables["anchors"] = _anchor_rows(sentences, loaded)
+        rows, files = dict[str, int](), dict[str, dict[str, str]]()
+        for name, table in tables.items():
+            pq.write_table(table, new / f"{name}.parquet")
+            rows[name], files[name] = table.num_rows, {"train": f"{name}.parquet"}
+        files["images"], rows["images"], paths = _write_images(snapshot, new, embed_images, progress)
+        _write_card(new, files, sentences, rows=rows, recipe=workspace.recipe.name, commit=number)
+    notes = []
+    if broken := snapshot.count("images", "problem IS NOT NULL"):
+        notes.append(f"Images that cannot be read, left out: {broken:,}.")
+    if paths:
+        notes.append(f"Images named by their path on this machine: {paths:,}; --embed-images puts them in.")
+    return ExportReport(str(target), number, rows, _folder_size(target), tuple(notes))
+
+
+def _classes(snapshot: Snapshot) -> pa.Table:
+    rows = snapshot.table("classes", where="retired_at IS NULL").sort_by("class_id")
+    return rows.drop_columns(["retired_at"])
+
+
+def _write_images(
+    snapshot: Snapshot, folder: Path, embed: bool, progress: Progress | None
+) -> tuple[dict[str, str], int, int]:
+    """One file a split; gives the files, the number of images, and how many of them are only a path."""
+    owned = f"({one_of('class_id', snapshot.class_table().ids)} OR class_id IS NULL) AND problem IS NULL"
+    counts = pc.value_counts(snapshot.table("images", ["split"], owned)["split"].combine_chunks())
+    number = {str(item["values"]): int(item["counts"]) for item in counts.to_pylist()}
+    total, done, paths, files = sum(number.values()), 0, 0, dict[str, str]()
+    for split in sorted(number):
+        name = _split_name(split, files)
+        files[name] = f"images/{name}.parquet"
+        (folder / "images").mkdir(exist_ok=True)
+        with pq.ParquetWriter(folder / files[name], images_schema()) as writer:
+            where = f"split = {quote(split)} AND {owned}"
+            for batch in snapshot.scan("images", _COLUMNS, where, _ROWS):
+                table, without = _image_rows(batch, snapshot.class_table().names, embed)
+                writer.write_table(table)
+                done, paths = done + table.num_rows, paths + without
+                if progress:
+                    progress("export images", done, total)
+    return files, total, paths
+
+
+def _split_name(split: str, taken: Mapping[str, str]) -> str:
+    """A name that `datasets` allows: letters, digits and underlines; different for each split."""
+    name = base = _SPLIT.sub("_", split).strip("_") or "split"
+    number = 2
+    while name in taken:
+        name, number = f"{base}_{number}", number + 1
+    return name
+
+
+def _image_rows(batch: pa.RecordBatch, names: Mapping[int, str], embed: bool) -> tuple[pa.Table, int]:
+    images, without = [], 0
+    for uri, data in zip(batch["uri"].to_pylist(), batch["data"].to_pylist(), strict=True):
+        if data is None and embed:
+            data = image_bytes(uri)
+        without += data is None
+        images.append({"bytes": data, "path": uri if data is None else re.split(r"[/\\]", uri)[-1]})
+    schema = images_schema()
+    columns: dict[str, Any] = {
+        "image": pa.array(images, schema.field("image").type),
+        "class": pa.array([names.get(i) for i in batch["class_id"].to_pylist()], pa.string()),
+    }
+    arrays = [columns.get(name, batch[name] if name in batch.schema.names else None) for name in schema.names]
+    return pa.Table.from_arrays(arrays, schema=schema), without
+
+
+def _write_card(
+    folder: Path, files: Mapping[str, Mapping[str, str]], sentences: pa.Table, **facts: Any
+) -> None:
+    from huggingface_hub import DatasetCardData
+
+    configs = [
+        {
+            "config_name": name,
+            "data_files": [{"split": split, "path": path} for split, path in parts.items()],
+            **({"default": True} if name == "sentences" else {}),
+        }
+        for name, parts in files.items()
+        if parts
+    ]
+    licence = licence_id(sentences["licence"].unique().to_pylist())
+    data = DatasetCardData(license=licence, tags=[LIBRARY], configs=configs)
+    save_card(folder, "dataset_card.md", data, sentences, **facts)
