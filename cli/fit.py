@@ -48,7 +48,7 @@ def fit_command(
     """Make a model of the pictures in DIR: a folder of class folders, or of the folders train and test.
 
     A part of the pictures is held out, the model is measured on it beside simple rules, and a report is written. Then
-    the head is trained once more on all pictures. Run again after pictures or texts came: vectors are kept.
+    the head is trained once more on all pictures. Run it again when pictures or texts came: vectors are kept.
     """
     pictures = existing(directory)
     if not pictures.is_dir():
@@ -57,7 +57,8 @@ def fit_command(
     chosen = {"--encoder": encoder, "--recipe": recipe}
     options = [part for name, value in chosen.items() if value for part in (name, value)]
     options += [part for value in overrides for part in ("--set", value)]
-    run_step(context, folder, Step("A workspace", ("init", str(folder), *options)), "")
+    if options or not (folder / "vlltr.toml").exists():
+        run_step(context, folder, Step("A workspace", ("init", str(folder), *options)), "[0]")
     steps = plan_steps(pictures, existing(text) if text else _texts(pictures), hold_out)
     for number, step in enumerate(steps, 1):
         run_step(context, folder, step, f"[{number}/{len(steps)}]")

@@ -1,0 +1,100 @@
+"""`vlltr fit`, and pictures held out on ingestion."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.commands import run
+from vlltr_index.cli.fit import plan_steps
+from vlltr_index.errors import UsageError
+from vlltr_index.pipelines.ingest import ingest_images
+from vlltr_index.store.workspace import Workspace
+
+
+@pytest.fixture
+def shots(tmp_path: Path, pictures: Path) -> Path:
+    """Three classes of 10, 4 and 1 pictures, and texts about them."""
+    sources = sorted(pictures.glob("**/*.png"))
+    for name, count in {"kestrel": 10, "merlin": 4, "hobby": 1}.items():
+        (tmp_path / "shots" / name).mkdir(parents=True)
+        for number in range(count):
+            shutil.copy(sources[number % len(sources)], tmp_path / "shots" / name / f"{number}.png")
+    return tmp_path / "shots"
+
+
+def splits(workspace: Workspace) -> dict[tuple[str, str], int]:
+    """How many images there are, by class and split."""
+    rows, names = (
+        workspace.snapshot().table("images", ["class_id", "split"]),
+        workspace.snapshot().class_table().names,
+    )
+    owners = zip(rows["class_id"].to_pylist(), rows["split"].to_pylist(), strict=True)
+    return dict(Counter((names[class_id], split) for class_id, split in owners))
+
+
+def test_pictures_are_held_out_and_taken_back(workspace: Workspace, shots: Path) -> None:
+    """A share of each class, the same each time; a class keeps one picture, and none is in both splits."""
+    expected = {
+        ("kestrel", "train"): 8,
+        ("kestrel", "test"): 2,
+        ("merlin", "train"): 3,
+        ("merlin", "test"): 1,
+    }
+    for share in (0.2, 0.2):
+        ingest_images(workspace, shots, "train", hold_out=share)
+        assert splits(workspace) == {**expected, ("hobby", "train"): 1}
+    commits = len(workspace.history.ids())
+    ingest_images(workspace, shots, "train", hold_out=0.9)
+    assert splits(workspace)["kestrel", "train"] == 1
+    report = ingest_images(workspace, shots, "train", hold_out=0.0)
+    assert report.splits == {"train": 15}
+    assert splits(workspace) == {("kestrel", "train"): 10, ("merlin", "train"): 4, ("hobby", "train"): 1}
+    assert len(workspace.history.ids()) == commits + 2
+    with pytest.raises(UsageError, match="held out of the training split"):
+        ingest_images(workspace, shots, "val", hold_out=0.2)
+
+
+def test_the_plan_follows_the_folder(shots: Path, tmp_path: Path) -> None:
+    """Classes alone are parted; the folders train and test are taken as they are, and no picture is learned twice."""
+    parted = [step.args for step in plan_steps(shots, None, 0.2)]
+    assert parted[0] == ("ingest", "images", str(shots), "--split", "train", "--hold-out", "0.2")
+    assert [args for args in parted if args[0] == "ingest"][-1][-1] == "0"
+    assert ("train", "baseline", "zero-shot") not in parted
+    unmeasured = [step.args for step in plan_steps(shots, None, 0.0)]
+    assert [args[0] for args in unmeasured] == ["ingest", "embed", "select", "train", "index"]
+    shutil.move(shots, tmp_path / "data" / "train")
+    shutil.copytree(tmp_path / "data" / "train", tmp_path / "data" / "val")
+    given = [step.args for step in plan_steps(tmp_path / "data", tmp_path / "texts", 0.2)]
+    assert given[2] == ("ingest", "images", str(tmp_path / "data" / "val"), "--split", "test")
+    assert len([args for args in given if args == ("train", "lgr")]) == 1
+
+
+@pytest.mark.slow
+def test_from_a_folder_to_a_model(capsys: pytest.CaptureFixture[str], shots: Path, tmp_path: Path) -> None:
+    """One command makes it, measures it beside simple rules, and trains on all; again it adds what came."""
+    (shots / "texts.json").write_text(json.dumps({"kestrel": ["It hovers."], "merlin": ["It is small."]}))
+    code, out, err = run(capsys, "fit", shots, "--encoder", "vlltr-tiny:glyphs")
+    assert code == 0, err
+    assert "3 images, 3 classes" in out or "test: 3 images" in out
+    for words in ("ncm", "discriminant", "zero-shot", "Wrote ", "What to do with it:"):
+        assert words in out
+    workspace = Workspace.open(tmp_path / "shots-model")
+    assert {split for _, split in splits(workspace)} == {"train"}
+    shutil.copy(shots / "merlin" / "0.png", shots / "merlin" / "more.png")
+    code, out, err = run(capsys, "--json", "fit", shots, "--to", tmp_path / "shots-model", "--hold-out", "0")
+    assert code == 0, err
+    assert json.loads(out) == {"workspace": str(tmp_path / "shots-model")}
+    assert splits(workspace)["merlin", "train"] == 5
+
+
+def test_no_folder_is_an_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """With the layout that is wanted; nothing is made."""
+    code, _, err = run(capsys, "fit", tmp_path / "none")
+    assert code == 1
+    assert "is no folder" in err
+    assert not list(tmp_path.iterdir())
