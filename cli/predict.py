@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import click
 
-from vlltr_index.cli.context import Context, at_option, crops_option, pass_context
+from vlltr_index.cli.context import Context, at_option, crops_option, existing, pass_context
 
 
 @click.command("predict")
 @click.argument("images", nargs=-1, required=True, metavar="IMG...")
 @click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="Classes an image.")
-@click.option("--explain", default=3, show_default=True, type=click.IntRange(0), help="Sentences a class.")
-@click.option("--retrieval", type=click.Choice(["faiss", "exhaustive"]), default="faiss", show_default=True)
+@click.option("--explain", type=click.IntRange(0), help="Sentences a class; default: 3, or with --out none.")
+@click.option(
+    "--only",
+    metavar="LIST|FILE",
+    help="Answer among these classes alone: names with commas between, or a file with one a line.",
+)
+@click.option(
+    "--out",
+    metavar="FILE",
+    help="Write the answers to a .csv, .jsonl or .parquet file; stopped, the same command goes on.",
+)
+@click.option(
+    "--retrieval",
+    type=click.Choice(["auto", "faiss", "exhaustive"]),
+    default="auto",
+    show_default=True,
+    help="Score the classes that the index retrieves, or all; auto: all, below 64,000 anchors.",
+)
 @click.option("--reject", is_flag=True, help='Say "none of these" where 95 % of known images are likelier.')
 @crops_option
 @at_option("Answer as of this commit.")
@@ -19,32 +38,53 @@ from vlltr_index.cli.context import Context, at_option, crops_option, pass_conte
 def predict_command(
     context: Context,
     images: tuple[str, ...],
-    top: int,
-    explain: int,
-    retrieval: str,
-    reject: bool,
-    crops: int,
+    explain: int | None,
+    only: str | None,
+    out: str | None,
     at: int | None,
+    **how: Any,
 ) -> None:
     """Recognise images and name the sentences behind each answer.
 
-    An image that cannot be read is reported and the others are answered; the exit code is then 1.
+    IMG is an image, a folder, a pattern in quotes ('shots/**/*.jpg'), a list (.txt) with a path a line, or a Parquet
+    file with a column image. An image that cannot be read is reported and the others are answered; the exit code is
+    then 1.
     """
     from vlltr_index.cli.render import prediction_lines
+    from vlltr_index.data.unlabelled import unlabelled_images
+    from vlltr_index.pipelines.predict import named_predictions, predict_to_file
     from vlltr_index.recognizer import Recognizer
 
     recognizer = Recognizer.open(context.open(), at=at)
-    predictions = recognizer.predict(
-        list(images), top=top, explain=explain, retrieval=retrieval, reject=reject, crops=crops
-    )
-    lines = (line for prediction in predictions for line in prediction_lines(prediction, context.width()))
-    context.show(predictions, lines, always=True)
-    unread = [p for p in predictions if p.problem is not None]
+    how |= {"only": _names(only), "explain": (0 if out else 3) if explain is None else explain}
+    sources = unlabelled_images(images)
+    if out is not None:
+        report = predict_to_file(recognizer, sources, existing(out), context.progress, **how)
+        context.show(report)
+        answered, unread = report.images, report.unreadable
+    else:
+        predictions = []
+        for one in named_predictions(recognizer, sources, **how):
+            predictions.append(one if context.as_json else replace(one, classes=()))
+            if not context.as_json:
+                context.show(one, prediction_lines(one, context.width()), always=True)
+        if context.as_json:
+            context.show(predictions)
+        answered, unread = len(predictions), sum(p.problem is not None for p in predictions)
     if unread:
         from vlltr_index.data.decoding import UNREADABLE
 
-        click.echo(f"{len(unread)} of {len(predictions)} images cannot be read. {UNREADABLE}", err=True)
+        click.echo(f"{unread} of {answered} images cannot be read. {UNREADABLE}", err=True)
         raise click.exceptions.Exit(1)
+
+
+def _names(only: str | None) -> list[str] | None:
+    """The classes of `--only`."""
+    if only is None:
+        return None
+    file = existing(only)
+    listed = file.read_text(encoding="utf-8").splitlines() if file.is_file() else only.split(",")
+    return [name.strip() for name in listed if name.strip()]
 
 
 @click.command("explain")

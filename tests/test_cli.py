@@ -134,7 +134,7 @@ def test_evaluate_and_classes(
     code, out, _ = run(capsys, "-w", trained.path, "classes", "add", name, *sentences)
     assert code == 0
     assert out.startswith(
-        f"Added {name!r} (class 60): 3 sentences, 2 anchors, 0 images, known by text alone."
+        f"Added {name!r} (class 60): 3 sentences, 3 anchors, 0 images, known by text alone."
     )
     assert "Old classes on" in out
     code, out, _ = run(capsys, "-w", trained.path, "classes", "list")

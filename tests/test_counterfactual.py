@@ -55,7 +55,7 @@ def test_nothing_struck_out_is_what_predict_answers(
     look: Examination, answers: Answers, pictures: Path
 ) -> None:
     """Classes, probabilities and parts are those of exhaustive scoring; sentences those of `explain`."""
-    expected = answers.predict([pictures / "known-0.png"], top=4, retrieval="exhaustive")[0].classes
+    expected = next(answers.stream([pictures / "known-0.png"], top=4, retrieval="exhaustive")).classes
     best = look.best(4)
     assert [one.name for one in best] == [one.name for one in expected]
     for one, other in zip(best, expected, strict=True):

@@ -82,7 +82,7 @@ def test_a_faiss_index_is_read_only_where_it_is_trusted(
     images = sorted(pictures.glob("known-*.png"))
     index_anchors(trained, "flat")
     asked = Recognizer.open(trained)
-    expected = asked.predict(images, explain=2)
+    expected = asked.predict(images, explain=2, retrieval="faiss")
     assert {p.retrieval for p in expected} == {"faiss"}
     asked.export(tmp_path / "model", with_index=True)
     assert (tmp_path / "model" / "index" / "index.faiss").is_file()
@@ -90,8 +90,8 @@ def test_a_faiss_index_is_read_only_where_it_is_trusted(
     trusting = Recognizer.from_pretrained(tmp_path / "model", trust_index=True)
     kinds = [r.current()._index.kind for r in (plain, trusting)]  # type: ignore[union-attr]  # both have one
     assert kinds == ["torch", "flat"]
-    check_same(plain.predict(images, explain=2), expected)
-    check_same(trusting.predict(images, explain=2), expected)
+    check_same(plain.predict(images, explain=2, retrieval="faiss"), expected)
+    check_same(trusting.predict(images, explain=2, retrieval="faiss"), expected)
 
 
 def test_results_stand_in_the_card(

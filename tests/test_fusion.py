@@ -180,9 +180,10 @@ def test_parts_add_up_to_the_log_odds(rule: Rule, weights: PartWeights, size: fl
     else:
         fused = fuse_protocol(visual.masked_fill(~trained, NONE), text, rule, 0.5)
     total = fused.visual_part + fused.text_part
+    image, by_text = parts_of(fused, torch.arange(CLASSES).expand(2, -1), rule)
     for row in range(2):
         for position in range(CLASSES):
-            parts = parts_of(fused, row, position, rule)
+            parts = (float(image[row, position]), float(by_text[row, position]))
             others = torch.cat([total[row, :position], total[row, position + 1 :]])
             assert sum(parts) == pytest.approx(float(total[row, position] - others.max()), abs=1e-9)
             expected = odds(fused, row, position)
@@ -193,13 +194,14 @@ def test_parts_add_up_to_the_log_odds(rule: Rule, weights: PartWeights, size: fl
 def test_parts_of_the_papers_sum_add_up_to_the_probability() -> None:
     """There a part is a share of the probability; in a product a class alone has no other to be ahead of."""
     fused = fuse_protocol(drawn(0, 2.0, 2, 4), drawn(1, 2.0, 2, 4), "paper", 0.3)
-    for position in range(4):
-        assert sum(parts_of(fused, 1, position, "paper")) == pytest.approx(
-            float(fused.probabilities[1, position])
-        )
+    whole = sum(parts_of(fused, torch.arange(4).expand(2, -1), "paper"))
+    assert torch.equal(whole, fused.probabilities)
     alone = fuse(trained_alone(torch.tensor([[-3.0]])), torch.tensor([[2.0]]), EVEN)
     assert alone.probabilities.tolist() == [[1.0]]
-    assert parts_of(alone, 0, 0, "ours") == (0.0, 0.0)
+    assert [float(part) for part in parts_of(alone, torch.zeros(1, 1, dtype=torch.int64), "ours")] == [
+        0.0,
+        0.0,
+    ]
 
 
 def test_weights_out_of_range_are_refused() -> None:

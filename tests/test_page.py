@@ -45,7 +45,7 @@ def test_a_class_is_added_used_and_taken_back(desk: Desk, pictures: Path) -> Non
         "okapi", TEXT, [(f"C:\\tmp\\{n}.png", pictures / "unseen" / f"{n}.png") for n in (0, 1)]
     )
     assert last(desk) == number + 1
-    assert report.added[0].images == 2
+    assert report.classes[0].images == 2
     assert report.effect.before is not None
     found = desk.examine(pictures / "unseen" / "1.png")
     assert "okapi" in {one.name for one in found.best(99)}

@@ -77,7 +77,7 @@ def test_what_cannot_be_answered(
     with pytest.raises(MissingStepError, match="no anchor sentences have been selected yet") as caught:
         Recognizer.open(workspace)
     assert caught.value.hint == "Run: vlltr select"
-    with pytest.raises(UsageError, match="retrieval is 'faiss' or 'exhaustive', got 'magic'"):
+    with pytest.raises(UsageError, match="retrieval is 'auto', 'faiss' or 'exhaustive', got 'magic'"):
         recognizer.predict([pictures / "known-0.png"], retrieval="magic")
     with pytest.raises(UnknownClassError, match="no class 'hippopotamus'"):
         recognizer.explain(pictures / "known-0.png", "hippopotamus")

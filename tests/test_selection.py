@@ -183,10 +183,10 @@ def order(workspace: Workspace, class_id: int) -> list[str]:
 
 
 def test_sentences_are_numbered_as_they_come(workspace: Workspace) -> None:
-    """Within a class, over commands and batches; what comes again keeps its number, and is no change."""
+    """Within a class, over commands; what comes again keeps its number, and is no change."""
     with workspace.transaction("ingest text") as tx:
         tx.upsert("classes", class_rows([0, 1]))
-        tx.upsert("sentences", iter(sentence_rows([5, 3, 8]).to_batches()))
+        tx.upsert("sentences", sentence_rows([5, 3, 8]))
         tx.upsert("sentences", sentence_rows([40, 41], class_id=1))
     with workspace.transaction("ingest text") as tx:
         assert tx.upsert("sentences", sentence_rows([8, 1, 5, 0])) == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -214,9 +214,10 @@ class Recognizer:
         images: Sequence[ImageSource],
         top: int = 5,
         explain: int = 0,
-        retrieval: str = "faiss",
+        retrieval: str = "auto",
         reject: bool = False,
         crops: int = 1,
+        only: Sequence[str] | None = None,
     ) -> list[Prediction]:
         """The best classes of each image, best first, each with its nearest sentences; all from one commit.
 
@@ -224,17 +225,33 @@ class Recognizer:
             images: Paths, encoded bytes, PIL images, or arrays uint8 [H, W, 3] of red, green and blue.
             top: Classes an image.
             explain: Sentences a class, those whose removal would take most away first.
-            retrieval: `faiss` scores the classes that the index retrieves; `exhaustive` all of them.
+            retrieval: `faiss` scores the classes that the index retrieves; `exhaustive` all of them; `auto` all where
+                there are fewer than 64,000 anchors, which is quicker then.
             reject: Whether each prediction says if the image is of any of the classes at all (`known`).
             crops: Crops of each image that make its feature: 1, or 5 (the centre and the corners).
+            only: Names of classes: the answer is among them, as if there were no others.
 
         Raises:
-            UsageError: If `retrieval` is neither, or another number of crops.
+            UsageError: If `retrieval` is none of these, or another number of crops.
             MissingStepError: If `reject` is asked for and the head has no level for it.
+            UnknownClassError: If there is no class of a name in `only`.
 
         An image that cannot be read gives a `Prediction` with `problem` set; the others are answered.
         """
-        return self.current().predict(images, top, explain, retrieval, reject, crops)
+        return list(self.stream(images, top, explain, retrieval, reject, crops, only))
+
+    def stream(
+        self,
+        images: Iterable[ImageSource],
+        top: int = 5,
+        explain: int = 0,
+        retrieval: str = "auto",
+        reject: bool = False,
+        crops: int = 1,
+        only: Sequence[str] | None = None,
+    ) -> Iterator[Prediction]:
+        """`predict` for any number of images, one prediction after the other in their order, in flat memory."""
+        return self.current().stream(images, top, explain, retrieval, reject, crops, only)
 
     @property
     def classes_(self) -> NDArray[np.str_]:

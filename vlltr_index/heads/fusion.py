@@ -133,6 +133,7 @@ class FusedScores(NamedTuple):
         text_part: Float [B, C]: what its text gives.
         by_image: Float [B, C]: the answer of the visual side alone.
         by_text: Float [B, C]: the answer of the text branch alone.
+        text_logits: Float [B, C], scale * cosine.
     """
 
     probabilities: Tensor
@@ -140,6 +141,15 @@ class FusedScores(NamedTuple):
     text_part: Tensor
     by_image: Tensor
     by_text: Tensor
+    text_logits: Tensor
+
+    def among(self, columns: Tensor, rule: Rule) -> FusedScores:
+        """What they are among some classes, int64 [K], as if there were no others: float [B, K] each."""
+        whole, image, text, *rest = (values[:, columns] for values in self)
+        if rule == "paper":
+            total = whole.sum(1, keepdim=True).clamp(min=1e-30)
+            return FusedScores(whole / total, image / total, text / total, *rest)
+        return FusedScores((image + text).softmax(1), image, text, *rest)
 
 
 def image_side(
@@ -199,7 +209,7 @@ def fuse(image: ImageSide, text_logits: Tensor, weights: PartWeights) -> FusedSc
     text[:, trained] = part(weights.text, trained, scores[:, trained])
     for kind, meeting in image.later(weights):
         text[:, kind] = part(meeting.text, kind, meeting.generative * likelihoods[:, trained])
-    return FusedScores((scores + text).softmax(1), scores, text, scores.softmax(1), told.softmax(1))
+    return FusedScores((scores + text).softmax(1), scores, text, scores.softmax(1), told.softmax(1), told)
 
 
 def resting(image: ImageSide, text_logits: Tensor, probabilities: Tensor, weights: PartWeights) -> Tensor:
@@ -246,34 +256,33 @@ def fuse_protocol(
     if rule == "logits":
         level = torch.where(there, visual, 0.0).sum(1, keepdim=True) / there.sum(1, keepdim=True).clamp(min=1)
         filled = torch.where(there, visual, level)
-        return FusedScores((filled + text).softmax(1), filled, text, by_image, by_text)
+        return FusedScores((filled + text).softmax(1), filled, text, by_image, by_text, text)
     if not bool(there.any()):
-        return FusedScores(by_text, by_image, by_text, by_image, by_text)
+        return FusedScores(by_text, by_image, by_text, by_image, by_text, text)
     visual_part, text_part = alpha * by_image, (1.0 - alpha) * by_text
-    return FusedScores(visual_part + text_part, visual_part, text_part, by_image, by_text)
+    return FusedScores(visual_part + text_part, visual_part, text_part, by_image, by_text, text)
 
 
-def parts_of(fused: FusedScores, row: int, position: int, rule: Rule) -> tuple[float, float]:
-    """What images and text gave one class of one image.
+def parts_of(fused: FusedScores, positions: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
+    """What images and text gave classes, float [B, K] each.
 
-    Under `paper` their parts of its probability. In a product their parts of the logarithm of its odds against the best
-    other class: they add up to log P(class) / P(other).
+    Under `paper` their parts of a class's probability. In a product their parts of the logarithm of its odds against
+    the best other class: they add up to log P(class) / P(other).
 
     Args:
         fused: The scores.
-        row: Which image.
-        position: Which class.
+        positions: Int64 [B, K]: which classes of each image.
         rule: By which rule.
     """
-    parts = (fused.visual_part[row], fused.text_part[row])
+    parts = fused.visual_part, fused.text_part
+    image, text = (part.gather(1, positions) for part in parts)
     if rule == "paper":
-        return float(parts[0][position]), float(parts[1][position])
+        return image, text
     if fused.probabilities.shape[1] == 1:  # there is no other
-        return 0.0, 0.0
-    others = parts[0] + parts[1]  # probabilities may all be zero
-    others[position] = float("-inf")
-    rival = int(others.argmax())
-    return float(parts[0][position] - parts[0][rival]), float(parts[1][position] - parts[1][rival])
+        return torch.zeros_like(image), torch.zeros_like(text)
+    first, second = (parts[0] + parts[1]).topk(2).indices.T[:, :, None]  # probabilities may all be zero
+    rival = torch.where(positions == first, second, first)
+    return image - parts[0].gather(1, rival), text - parts[1].gather(1, rival)
 
 
 def class_logits(row_logits: Tensor, row_class: Tensor, classes: int) -> Tensor:

@@ -207,7 +207,8 @@ class Examination:
         scorer = self.answers.scorer
         whole = None if found is None else self._explain(found.position)
         column = int((scorer.class_ids == class_id).nonzero()[0, 0])
-        image_part, text_part = parts_of(fused, 0, column, scorer.fusion.rule)
+        parts = parts_of(fused, torch.tensor([[column]]), scorer.fusion.rule)
+        image_part, text_part = (float(part) for part in parts)
         return ExaminedClass(
             class_id=class_id,
             name=self.answers.names[class_id],

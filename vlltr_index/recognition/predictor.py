@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["TEXT_COLUMNS", "Answers", "Texts", "load_answers", "texts_of"]
 
 _BATCH = 64
+_READERS = 8
+_MANY_ANCHORS = 64_000
 
 TEXT_COLUMNS = ("sentence_id", "text", "source", "source_ref", "licence")
 
@@ -92,54 +97,83 @@ class Answers:
             return base
         return WithDelta(base, F.normalize(self.scorer.bank.vectors[new], dim=1), keys[new], gone)
 
-    def predict(
+    def stream(
         self,
-        images: Sequence[ImageSource],
+        images: Iterable[ImageSource],
         top: int = 5,
         explain: int = 0,
-        retrieval: str = "faiss",
+        retrieval: str = "auto",
         reject: bool = False,
         crops: int = 1,
-    ) -> list[Prediction]:
-        """The best classes of each image, best first, each with its nearest sentences.
+        only: Sequence[str] | None = None,
+    ) -> Iterator[Prediction]:
+        """The best classes of each image, best first, each with its nearest sentences; images are read as it goes on.
 
         Args:
-            images: Paths, encoded bytes, PIL images, or arrays uint8 [H, W, 3].
+            images: Paths, encoded bytes, PIL images, or arrays uint8 [H, W, 3], any number.
             top: Classes an image.
             explain: Sentences a class, those whose removal would take most away first.
-            retrieval: `faiss` scores the classes that the index retrieves; `exhaustive` all of them.
+            retrieval: `faiss` scores the classes that the index retrieves; `exhaustive` all of them; `auto` all where
+                there are fewer than 64,000 anchors, which is quicker then.
             reject: Whether each prediction says if the image is of any of the classes at all.
             crops: Crops of each image that make its feature: 1, or 5, see `vlltr_index.embedding.crops`.
+            only: Names of classes: the answer is among them, as if there were no others. All of them are scored.
 
         Raises:
-            UsageError: If `retrieval` is neither, or another number of crops.
-            MissingStepError: If `reject` is asked for and the head has no level for it.
+            UsageError: If `retrieval` is none of these, or another number of crops.
+            MissingStepError: If `reject` is asked for and the head has no level for it, or one of `only` has neither
+                anchors nor images.
+            UnknownClassError: If there is no such class.
 
         An image that cannot be read gives a `Prediction` with `problem` set; the others are answered.
         """
-        if retrieval not in ("faiss", "exhaustive"):
-            raise UsageError(f"retrieval is 'faiss' or 'exhaustive', got {retrieval!r}")
+        if retrieval not in ("auto", "faiss", "exhaustive"):
+            raise UsageError(f"retrieval is 'auto', 'faiss' or 'exhaustive', got {retrieval!r}")
+        if retrieval == "auto":
+            retrieval = "faiss" if len(self.scorer.bank.vectors) >= _MANY_ANCHORS else "exhaustive"
         level = self._level() if reject else None
-        used = "faiss" if retrieval == "faiss" and self._used_index is not None else "exhaustive"
-        result: list[Prediction] = []
-        for start in range(0, len(images), _BATCH):
-            part = images[start : start + _BATCH]
-            features, problems = self.features(part, crops)
-            if len(features):
+        indexed = retrieval == "faiss" and only is None and self._used_index is not None
+        used = "faiss" if indexed else "exhaustive"
+        columns = torch.arange(len(self.scorer.class_ids))
+        if only is not None:
+            columns = torch.tensor(sorted({self._place(name) for name in only}))
+        views = Crops(self.encoder, crops)
+        for batch in self._read(images, views):
+            pixels = [read for _, read, _ in batch if read is not None]
+            answered = iter(())
+            if pixels:
+                features = views.features(pixels)
                 fused, residual = self.score(features, used)
-                known = self._known(features, level)
-            row = 0
-            for image, problem in zip(part, problems, strict=True):
-                label = image_label(image)
-                if problem is not None:
-                    result.append(Prediction(label, (), 0.0, used, self.state, problem))
-                    continue
-                best = fused.probabilities[row].topk(min(top, fused.probabilities.shape[1])).indices
-                scores = tuple(self._class_score(features[row], fused, row, int(c), explain) for c in best)
-                rest = float(residual[row])
-                result.append(Prediction(label, scores, rest, used, self.state, None, *known[row]))
-                row += 1
-        return result
+                if only is not None:
+                    fused = fused.among(columns, self.scorer.fusion.rule)
+                best = fused.probabilities.topk(min(top, len(columns))).indices
+                scores = self._class_scores(features, fused, best, explain, columns)
+                answered = zip(scores, residual.tolist(), self._known(features, level), strict=True)
+            for label, read, problem in batch:
+                if read is None:
+                    yield Prediction(label, (), 0.0, used, self.state, problem)
+                else:
+                    classes, rest, known = next(answered)
+                    yield Prediction(label, classes, rest, used, self.state, None, *known)
+
+    def _read(
+        self, images: Iterable[ImageSource], views: Crops
+    ) -> Iterator[list[tuple[str, Tensor | None, str | None]]]:
+        """Batches of labels, pixels and what was wrong; the next one is read while one is worked on."""
+
+        def read(image: ImageSource) -> tuple[str, Tensor | None, str | None]:
+            try:
+                return image_label(image), views.pixels(open_image(image)), None
+            except InputError as error:
+                return image_label(image), None, error.message
+
+        source = iter(images)
+        with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
+            coming = [pool.submit(read, image) for image in islice(source, _BATCH)]
+            while coming:
+                batch = [one.result() for one in coming]
+                coming = [pool.submit(read, image) for image in islice(source, _BATCH)]
+                yield batch
 
     def _level(self) -> float:
         """The best log-likelihood of a known image is seldom below this.
@@ -160,15 +194,12 @@ class Answers:
     def features(self, images: Sequence[ImageSource], crops: int = 1) -> tuple[Tensor, list[str | None]]:
         """Features [B, D] of the readable images, unnormalised, and for each image why it was not readable."""
         views = Crops(self.encoder, crops)
-        pixels: list[Tensor] = []
-        problems: list[str | None] = []
-        for image in images:
-            try:
-                pixels.append(views.pixels(open_image(image)))
-                problems.append(None)
-            except InputError as error:
-                problems.append(error.message)
-        return views.features(pixels) if pixels else torch.empty(0, self.encoder.dim), problems
+        features, problems = [torch.empty(0, self.encoder.dim)], list[str | None]()
+        for batch in self._read(images, views):
+            problems += [problem for _, _, problem in batch]
+            if pixels := [read for _, read, _ in batch if read is not None]:
+                features.append(views.features(pixels))
+        return torch.cat(features), problems
 
     def feature(self, image: ImageSource, crops: int = 1) -> Tensor:
         """Feature [D] of an image, unnormalised.
@@ -262,16 +293,20 @@ class Answers:
             UnknownClassError: If there is no such class.
             MissingStepError: If the class has neither anchors nor images: it came after the selection.
         """
-        class_id = self.classes.lookup(name)
-        place = (self.scorer.class_ids == class_id).nonzero()[:, 0].tolist()
+        place = self._place(name)
+        feature = self.feature(image, crops)
+        fused, _ = self.score(feature[None], "exhaustive")
+        return self._class_scores(feature[None], fused, torch.tensor([[place]]), explain=None)[0][0]
+
+    def _place(self, name: str) -> int:
+        """The column of a class."""
+        place = (self.scorer.class_ids == self.classes.lookup(name)).nonzero()[:, 0].tolist()
         if not place:
             raise MissingStepError(
                 f"class {name!r} has neither an anchor sentence nor a training image",
                 "Select again: vlltr embed, then vlltr select",
             )
-        feature = self.feature(image, crops)
-        fused, _ = self.score(feature[None], "exhaustive")
-        return self._class_score(feature, fused, 0, place[0], explain=None)
+        return int(place[0])
 
     def explained(self, feature: Tensor, class_ids: Sequence[int], explain: int) -> list[ClassScore]:
         """Scores of some classes for one image, with their first sentences by effect; all classes are scored.
@@ -283,24 +318,42 @@ class Answers:
         """
         fused, _ = self.score(feature[None], "exhaustive")
         places = [int((self.scorer.class_ids == i).nonzero()[0, 0]) for i in class_ids]
-        return [self._class_score(feature, fused, 0, place, explain) for place in places]
+        return list(self._class_scores(feature[None], fused, torch.tensor([places]), explain)[0])
 
-    def _class_score(
-        self, feature: Tensor, fused: FusedScores, row: int, position: int, explain: int | None
-    ) -> ClassScore:
-        class_id = int(self.scorer.class_ids[position])
-        cosine, shares = self._shares(feature, class_id, explain)
-        image_part, text_part = parts_of(fused, row, position, self.scorer.fusion.rule)
-        return ClassScore(
-            class_id=class_id,
-            name=self.names[class_id],
-            probability=float(fused.probabilities[row, position]),
-            image_part=image_part,
-            text_part=text_part,
-            cosine=cosine,
-            sentences=shares,
-            unit="probability" if self.scorer.fusion.rule == "paper" else "log-odds",
-        )
+    def _class_scores(
+        self,
+        features: Tensor,
+        fused: FusedScores,
+        positions: Tensor,
+        explain: int | None,
+        columns: Tensor | None = None,
+    ) -> list[tuple[ClassScore, ...]]:
+        """The scores of each image's classes, with their first sentences by effect; None: all of these.
+
+        Args:
+            features: Float [B, D].
+            fused: Their scores.
+            positions: Int64 [B, K], columns of `fused`.
+            explain: Sentences a class.
+            columns: Int64, the classes that `fused` is about; None: all.
+        """
+        classes = self.scorer.class_ids if columns is None else self.scorer.class_ids[columns]
+        rule, scale = self.scorer.fusion.rule, float(self.scorer.saved.head.logit_scale.detach())
+        told = torch.isin(classes, self.scorer.bank.class_ids)
+        cosines = torch.where(told, fused.text_logits / scale, 0.0)
+        parts = fused.probabilities.gather(1, positions), *parts_of(fused, positions, rule)
+        values = classes[positions], *parts, cosines.gather(1, positions)
+        unit = "probability" if rule == "paper" else "log-odds"
+        found = []
+        for feature, row in zip(features, torch.stack([v.double() for v in values], 2).tolist(), strict=True):
+            scores = []
+            for number, *three, cosine in row:
+                class_id, shares = int(number), tuple[SentenceShare, ...]()
+                if explain != 0:
+                    cosine, shares = self._shares(feature, class_id, explain)
+                scores.append(ClassScore(class_id, self.names[class_id], *three, cosine, shares, unit))
+            found.append(tuple(scores))
+        return found
 
     def _shares(
         self, feature: Tensor, class_id: int, explain: int | None

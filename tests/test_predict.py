@@ -1,0 +1,179 @@
+"""`vlltr predict`: pictures from folders, patterns, lists and Parquet, answers among some classes, into files."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import asdict
+from itertools import count, islice
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from tests.commands import run
+from vlltr_index.data.unlabelled import unlabelled_images
+from vlltr_index.errors import InputError, UnknownClassError, UsageError, WorkspaceError
+from vlltr_index.pipelines.predict import named_predictions, predict_to_file
+from vlltr_index.recognizer import Recognizer
+
+
+@pytest.fixture(scope="module")
+def recognizer(trained_once: Path) -> Recognizer:
+    """The trained workspace's recognizer; nothing in this module writes through it."""
+    return Recognizer.open(trained_once)
+
+
+@pytest.fixture
+def shots(tmp_path: Path, pictures: Path) -> Path:
+    """A folder of pictures, one of them below another folder, one broken, and a file that is none."""
+    folder = tmp_path / "shots"
+    (folder / "more").mkdir(parents=True)
+    first, second, *_ = sorted(pictures.glob("known-*.png"))
+    (folder / "a.png").write_bytes(first.read_bytes())
+    (folder / "more" / "b.PNG").write_bytes(second.read_bytes())
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    (folder / "notes.md").write_text("none")
+    return folder
+
+
+def test_pictures_are_found_everywhere(shots: Path, tmp_path: Path) -> None:
+    """A folder, a pattern, a list and a file name the same pictures; Parquet rows go by their number."""
+    every = [str(shots / name) for name in ("a.png", "broken.jpg", "more/b.PNG")]
+    (tmp_path / "list.txt").write_text(
+        "shots/a.png\n\nshots/broken.jpg\nshots/more/b.PNG\n", encoding="utf-8"
+    )
+    for given in (shots, tmp_path / "list.txt"):
+        assert [name for name, _ in unlabelled_images([str(given)])] == every
+    assert [n for n, _ in unlabelled_images([str(shots / "**" / "*.PNG"), every[0]])] == [every[2], every[0]]
+    data = (shots / "a.png").read_bytes()
+    pq.write_table(pa.table({"image": [data, None]}), tmp_path / "rows.parquet")
+    pq.write_table(pa.table({"image": [{"bytes": data, "path": "x"}]}), tmp_path / "structs.parquet")
+    rows = list(unlabelled_images([str(tmp_path / "rows.parquet"), str(tmp_path / "structs.parquet")]))
+    assert [source for _, source in rows] == [data, b"", data]
+    assert [Path(name).name for name, _ in rows] == ["rows.parquet#0", "rows.parquet#1", "structs.parquet#0"]
+
+
+def test_what_names_no_picture_is_an_error(tmp_path: Path) -> None:
+    """An empty folder, a pattern without a match, a list and a Parquet file that are none."""
+    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xfa")
+    (tmp_path / "bad.parquet").write_bytes(b"x")
+    pq.write_table(pa.table({"picture": [b"x"]}), tmp_path / "other.parquet")
+    (tmp_path / "empty").mkdir()
+    for name, words in {
+        "empty": "no image in",
+        "*.gif": "no image in",
+        "bad.txt": "not a readable list",
+        "bad.parquet": "not a readable Parquet file",
+        "other.parquet": "has no column image; it has picture",
+    }.items():
+        with pytest.raises(InputError, match=words.replace("*", r"\*")):
+            list(unlabelled_images([str(tmp_path / name)]))
+
+
+def test_a_stream_takes_any_number(recognizer: Recognizer, pictures: Path) -> None:
+    """The answers of `predict`, from a source without end, of which no more is read than is needed."""
+    image = pictures / "known-0.png"
+    expected = recognizer.predict([image])[0]
+    read = count()
+    endless = (image for _ in read)
+    answers = list(islice(recognizer.stream(endless), 100))
+    assert {answer.classes[0].class_id for answer in answers} == {expected.classes[0].class_id}
+    assert next(read) < 300
+
+
+def test_only_some_classes(recognizer: Recognizer, pictures: Path) -> None:
+    """Their probabilities in the proportions they have among all, and the log-odds those among them."""
+    image, size = pictures / "known-0.png", len(recognizer.scorer.class_ids)
+    whole = recognizer.predict([image], top=size, retrieval="exhaustive")[0].classes
+    kept = [whole[1], whole[4], whole[6]]
+    found = recognizer.predict([image], only=[one.name for one in reversed(kept)])[0].classes
+    assert [one.name for one in found] == [one.name for one in kept]
+    total = sum(one.probability for one in kept)
+    assert [one.probability for one in found] == pytest.approx(
+        [o.probability / total for o in kept], abs=1e-5
+    )
+    odds = torch.tensor(found[0].probability / found[1].probability).log()
+    assert found[0].image_part + found[0].text_part == pytest.approx(float(odds), abs=1e-4)
+    alone = recognizer.predict([image], only=[kept[0].name])[0].classes
+    assert [(one.probability, one.image_part) for one in alone] == [(pytest.approx(1.0), 0.0)]
+    with pytest.raises(UnknownClassError):
+        recognizer.predict([image], only=["no such class"])
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_answers_in_a_file(recognizer: Recognizer, shots: Path, tmp_path: Path, ending: str) -> None:
+    """One row a picture, a broken one with its problem; a run that was cut off goes on without loss or repeat."""
+    out, part = tmp_path / f"answers.{ending}", tmp_path / f"answers.{ending}.part"
+    sources = list(unlabelled_images([str(shots)]))
+
+    def stopped() -> object:
+        yield from sources[:2]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict_to_file(recognizer, stopped(), out, top=2)  # type: ignore[arg-type]
+    assert not out.exists()
+    expected = list(named_predictions(recognizer, sources, top=2))
+    first = json.dumps(asdict(expected[0]), ensure_ascii=False) + "\n"
+    head = part.read_text(encoding="utf-8").splitlines(keepends=True)[0]
+    part.write_text(head + first + first[:20], encoding="utf-8")  # killed while it wrote the second
+    report = predict_to_file(recognizer, [*sources, sources[0]], out, top=2)
+    assert (report.images, report.there_before, report.unreadable) == (3, 1, 1)
+    assert not part.exists()
+    if ending == "jsonl":
+        rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+        for row, one in zip(rows, expected, strict=True):
+            assert row.keys() == asdict(one).keys()
+            assert (row["image"], row["problem"]) == (one.image, one.problem)
+            assert [score["name"] for score in row["classes"]] == [score.name for score in one.classes]
+        return
+    if ending == "csv":
+        with out.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    else:
+        rows = pq.read_table(out).to_pylist()
+    for row, one in zip(rows, expected, strict=True):
+        assert row["image"] == one.image
+        assert (row["problem"] or None) == one.problem
+        if one.problem is None:
+            assert [row["class_1"], row["class_2"]] == [score.name for score in one.classes]
+            assert float(row["probability_2"]) == pytest.approx(one.classes[1].probability, abs=1e-5)
+            assert float(row["text_part"]) == pytest.approx(one.classes[0].text_part, abs=1e-4)
+
+
+def test_files_that_do_not_fit(recognizer: Recognizer, shots: Path, tmp_path: Path) -> None:
+    """Another ending, one that is there, one begun with other options, and one that cannot be written."""
+    sources = list(unlabelled_images([str(shots / "a.png")]))
+    for name, words in {
+        "a.txt": "of which kind",
+        "b.csv": "is there already",
+        "c.csv": "with other options",
+    }.items():
+        (tmp_path / "b.csv").touch()
+        (tmp_path / "c.csv.part").write_text("{}\n")
+        with pytest.raises(UsageError, match=words):
+            predict_to_file(recognizer, sources, tmp_path / name)
+    with pytest.raises(WorkspaceError, match="cannot be written"):
+        predict_to_file(recognizer, sources, tmp_path / "none" / "d.csv")
+
+
+def test_the_command(
+    capsys: pytest.CaptureFixture[str], trained_once: Path, shots: Path, tmp_path: Path
+) -> None:
+    """Answers for people, as JSON and in a file; `--only` by a list or a file; a broken picture gives exit code 1."""
+    answer = ("-w", trained_once, "predict", shots, "--top", "2")
+    code, out, err = run(capsys, *answer, "--explain", "1")
+    assert code == 1
+    assert out.count(".png") + out.count(".PNG") >= 2
+    assert "1 of 3 images cannot be read." in err
+    code, out, _ = run(capsys, "--json", *answer)
+    names = [score["name"] for score in json.loads(out)[0]["classes"]]
+    (tmp_path / "only.txt").write_text("\n".join(names), encoding="utf-8")
+    for only in (",".join(names), tmp_path / "only.txt"):
+        code, out, _ = run(capsys, "--json", *answer, "--only", only)
+        assert {score["name"] for score in json.loads(out)[0]["classes"]} == set(names)
+    code, out, _ = run(capsys, *answer, "--out", tmp_path / "answers.csv")
+    assert (code, out) == (1, f"Wrote 3 answers to {tmp_path / 'answers.csv'}; 1 could not be read.\n")

@@ -1,0 +1,176 @@
+"""`vlltr predict --out`: answers for any number of pictures into one table, resumable."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlltr_index.errors import UsageError, write_error
+
+if TYPE_CHECKING:
+    from vlltr_index.recognizer import Recognizer
+    from vlltr_index.schemas.records import Prediction, Progress
+
+__all__ = ["PredictReport", "named_predictions", "predict_to_file"]
+
+_FORMATS = (".csv", ".jsonl", ".parquet")
+_ROWS = 10_000
+
+
+@dataclass(frozen=True)
+class PredictReport:
+    """What was written."""
+
+    path: str
+    images: int
+    there_before: int  # answered before the run was stopped
+    unreadable: int
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        before = f", {self.there_before:,} of them before it was stopped" if self.there_before else ""
+        return [
+            f"Wrote {self.images:,} answers to {self.path}{before}; {self.unreadable:,} could not be read."
+        ]
+
+
+def named_predictions(
+    recognizer: Recognizer, images: Iterable[tuple[str, str | bytes]], **how: Any
+) -> Iterator[Prediction]:
+    """`Recognizer.stream` over named sources; each prediction goes by its source's name."""
+    from collections import deque
+    from dataclasses import replace
+
+    names = deque[str]()
+
+    def sources() -> Iterator[str | bytes]:
+        for name, source in images:
+            names.append(name)
+            yield source
+
+    for prediction in recognizer.stream(sources(), **how):
+        yield replace(prediction, image=names.popleft())
+
+
+def predict_to_file(
+    recognizer: Recognizer,
+    images: Iterable[tuple[str, str | bytes]],
+    out: Path,
+    progress: Progress | None = None,
+    **how: Any,
+) -> PredictReport:
+    """Answer for pictures into a CSV, JSONL or Parquet file, one row a picture; each name once.
+
+    Answers are kept in `OUT.part` as they come; a run that was stopped goes on from there. `out` appears whole at the
+    end. JSONL has all that a `Prediction` has; the tables have the best classes with their probabilities, what image
+    and text gave the best one, and its sentences.
+
+    Args:
+        recognizer: What answers.
+        images: Names and sources.
+        out: The file; it must not be there.
+        progress: Called after every picture.
+        how: As for `Recognizer.stream`.
+
+    Raises:
+        UsageError: If `out` ends otherwise, or is there, or what lies beside it was answered in another way.
+        WorkspaceError: If it cannot be written.
+    """
+    if out.suffix.lower() not in _FORMATS:
+        raise UsageError(f"--out {out}: of which kind?", f"End it in one of {', '.join(_FORMATS)}.")
+    if out.exists():
+        raise UsageError(f"{out} is there already", "Choose another file, or remove it.")
+    part = out.with_name(out.name + ".part")
+    facts = {"commit": recognizer.commit, **how}
+    try:
+        done = _begun(part, facts)
+        before, unread = len(done), sum(done.values())
+        todo = (
+            (name, source) for name, source in images if name not in done and not done.setdefault(name, False)
+        )
+        with part.open("a", encoding="utf-8") as file:
+            for count, one in enumerate(named_predictions(recognizer, todo, **how), before + 1):
+                file.write(json.dumps(asdict(one), ensure_ascii=False) + "\n")
+                unread += one.problem is not None
+                if progress:
+                    progress("predict", count, None)
+        _finish(part, out, how.get("top", 5))
+    except OSError as error:
+        raise write_error(out, error) from error
+    return PredictReport(str(out), len(done), before, unread)
+
+
+def _begun(part: Path, facts: dict[str, Any]) -> dict[str, bool]:
+    """Names that are answered, and whether each could not be read; a line that was cut off is taken away."""
+    head = json.dumps(facts, sort_keys=True, default=list) + "\n"
+    if not part.exists():
+        part.write_text(head, encoding="utf-8")
+        return {}
+    done: dict[str, bool] = {}
+    with part.open("rb+") as file:
+        if file.readline() != head.encode():
+            raise UsageError(
+                f"{part} holds answers of another commit or with other options",
+                "Run the command that began it, or remove the file to begin anew.",
+            )
+        end = file.tell()
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            row, end = json.loads(line), end + len(line)
+            done[row["image"]] = row["problem"] is not None
+        file.truncate(end)
+    return done
+
+
+def _finish(part: Path, out: Path, top: int) -> None:
+    """Make `out` of the answers, whole or not at all."""
+    made = out.with_name(out.name + ".new")
+    with part.open(encoding="utf-8") as file:
+        file.readline()
+        if out.suffix.lower() == ".jsonl":
+            with made.open("w", encoding="utf-8") as target:
+                target.writelines(file)
+        elif out.suffix.lower() == ".csv":
+            with made.open("w", encoding="utf-8", newline="") as target:
+                writer = csv.DictWriter(target, _schema(top).names)
+                writer.writeheader()
+                writer.writerows(_flat(json.loads(line)) for line in file)
+        else:
+            with pq.ParquetWriter(made, _schema(top)) as table:
+                while rows := [_flat(json.loads(line)) for line in islice(file, _ROWS)]:
+                    table.write_table(pa.Table.from_pylist(rows, schema=_schema(top)))
+    os.replace(made, out)
+    part.unlink()
+
+
+def _schema(top: int) -> pa.Schema:
+    ranked = [
+        f
+        for k in range(1, top + 1)
+        for f in ((f"class_{k}", pa.string()), (f"probability_{k}", pa.float64()))
+    ]
+    rest = [("image_part", pa.float64()), ("text_part", pa.float64()), ("known", pa.bool_())]
+    return pa.schema(
+        [("image", pa.string()), *ranked, *rest, ("sentences", pa.string()), ("problem", pa.string())]
+    )
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the table from a prediction."""
+    values = {key: row[key] for key in ("image", "known", "problem")}
+    for k, score in enumerate(row["classes"], 1):
+        values |= {f"class_{k}": score["name"], f"probability_{k}": score["probability"]}
+    for best in row["classes"][:1]:
+        values |= {key: best[key] for key in ("image_part", "text_part")}
+        values["sentences"] = " | ".join(s["text"] for s in best["sentences"]) or None
+    return values
