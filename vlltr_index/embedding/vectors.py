@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,6 +39,8 @@ __all__ = [
 
 _TEXT_BATCH = 4096
 _PLAIN_BATCH, _VIEW_BATCH = 64, 256  # images; the random numbers of augmented views depend on theirs
+_SOURCES = 1024  # images that a table is asked for at once; whole batches of both sizes
+_ROWS, _SECONDS = 4096, 30.0  # an append has so many rows, or comes so long after the last one
 _FEW = 1000  # keys that are worth a condition instead of a scan
 
 
@@ -94,16 +98,42 @@ def embed_images(
     done = failed = 0
     label = f"embed {split} images" + (f", view {view}" if view else "")
     engine = engine or LocalEngine(encoder, augment)
-    for result in engine.images(_source_batches(tx, todo, view), view):
-        if result.problems:
-            failed += len(result.problems)
-            _keep_aside(tx, result.problems)
-        if result.ids:
-            tx.store.append(name, image_vector_table(result.ids, suffix, view, result.vectors))
-        done += len(result.ids)
-        if progress:
-            progress(label, done + failed, len(todo))
+    with _appended(tx, name) as append:
+        for result in engine.images(_source_batches(tx, todo, view), view):
+            if result.problems:
+                failed += len(result.problems)
+                _keep_aside(tx, result.problems)
+            append(image_vector_table(result.ids, suffix, view, result.vectors))
+            done += len(result.ids)
+            if progress:
+                progress(label, done + failed, len(todo))
     return done, len(ids) - len(todo), failed
+
+
+@contextmanager
+def _appended(tx: Transaction, name: str) -> Iterator[Callable[[pa.Table], None]]:
+    """Takes rows of a table and appends them, many at a time: readers open a file for each time.
+
+    A run that is killed loses those of half a minute at most.
+    """
+    waiting, since = list[pa.Table](), time.monotonic()
+
+    def flush() -> None:
+        nonlocal since
+        if sum(rows.num_rows for rows in waiting):
+            tx.store.append(name, pa.concat_tables(waiting))
+        waiting.clear()
+        since = time.monotonic()
+
+    def append(rows: pa.Table) -> None:
+        waiting.append(rows)
+        if sum(rows.num_rows for rows in waiting) >= _ROWS or time.monotonic() - since > _SECONDS:
+            flush()
+
+    try:
+        yield append
+    finally:
+        flush()
 
 
 def all_embedded(snapshot: Snapshot, image_fp: str, image_ids: Sequence[str], suffix: str = "0") -> bool:
@@ -131,8 +161,9 @@ def _keep_aside(tx: Transaction, problems: dict[str, str]) -> None:
 def _source_batches(tx: Snapshot, ids: list[str], view: int) -> Iterator[list[ImageSource]]:
     """Batches of images in `ids` order."""
     size = _VIEW_BATCH if view else _PLAIN_BATCH
-    for start in range(0, len(ids), size):
-        yield load_sources(tx, ids[start : start + size])
+    for start in range(0, len(ids), _SOURCES):
+        found = load_sources(tx, ids[start : start + _SOURCES])
+        yield from (found[first : first + size] for first in range(0, len(found), size))
 
 
 def load_sources(tx: Snapshot, ids: list[str]) -> list[ImageSource]:
