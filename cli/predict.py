@@ -11,6 +11,9 @@ from vlltr_index.cli.context import Context, at_option, crops_option, pass_conte
 @click.argument("images", nargs=-1, required=True, metavar="IMG...")
 @click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="Classes an image.")
 @click.option("--explain", default=3, show_default=True, type=click.IntRange(0), help="Sentences a class.")
+@click.option(
+    "--neighbours", default=0, type=click.IntRange(0), help="Nearest training images of the best class."
+)
 @click.option("--retrieval", type=click.Choice(["faiss", "exhaustive"]), default="faiss", show_default=True)
 @click.option("--reject", is_flag=True, help='Say "none of these" where 95 % of known images are likelier.')
 @crops_option
@@ -21,6 +24,7 @@ def predict_command(
     images: tuple[str, ...],
     top: int,
     explain: int,
+    neighbours: int,
     retrieval: str,
     reject: bool,
     crops: int,
@@ -35,7 +39,13 @@ def predict_command(
 
     recognizer = Recognizer.open(context.open(), at=at)
     predictions = recognizer.predict(
-        list(images), top=top, explain=explain, retrieval=retrieval, reject=reject, crops=crops
+        list(images),
+        top=top,
+        explain=explain,
+        retrieval=retrieval,
+        reject=reject,
+        crops=crops,
+        neighbours=neighbours,
     )
     lines = (line for prediction in predictions for line in prediction_lines(prediction, context.width()))
     context.show(predictions, lines, always=True)
@@ -57,7 +67,7 @@ def predict_command(
 def explain_command(
     context: Context, image: str, name: str, against: str | None, crops: int, at: int | None
 ) -> None:
-    """Show every anchor sentence of a class with its share and effect for one image."""
+    """Show every anchor sentence of a class with its share and effect for one image, and why it rather than another."""
     from vlltr_index.cli.render import explanation_lines
     from vlltr_index.recognizer import Recognizer
 

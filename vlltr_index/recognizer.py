@@ -217,24 +217,28 @@ class Recognizer:
         retrieval: str = "faiss",
         reject: bool = False,
         crops: int = 1,
+        neighbours: int = 0,
     ) -> list[Prediction]:
         """The best classes of each image, best first, each with its nearest sentences; all from one commit.
 
         Args:
             images: Paths, encoded bytes, PIL images, or arrays uint8 [H, W, 3] of red, green and blue.
             top: Classes an image.
-            explain: Sentences a class, those whose removal would take most away first.
+            explain: Sentences a class, by their share of its text score; those that say the same but for a template
+                count as one.
             retrieval: `faiss` scores the classes that the index retrieves; `exhaustive` all of them.
             reject: Whether each prediction says if the image is of any of the classes at all (`known`).
             crops: Crops of each image that make its feature: 1, or 5 (the centre and the corners).
+            neighbours: Nearest training images of the best class, by stored vectors.
 
         Raises:
-            UsageError: If `retrieval` is neither, or another number of crops.
-            MissingStepError: If `reject` is asked for and the head has no level for it.
+            UsageError: If `retrieval` is neither, another number of crops, or `neighbours` of an exported folder.
+            MissingStepError: If `reject` is asked for and the head has no level for it, or the training images that
+                `neighbours` asks for have no vectors.
 
         An image that cannot be read gives a `Prediction` with `problem` set; the others are answered.
         """
-        return self.current().predict(images, top, explain, retrieval, reject, crops)
+        return self.current().predict(images, top, explain, retrieval, reject, crops, neighbours)
 
     @property
     def classes_(self) -> NDArray[np.str_]:
@@ -266,7 +270,7 @@ class Recognizer:
         return [answers.names[int(answers.scorer.class_ids[c])] for c in best]
 
     def explain(self, image: ImageSource, name: str, crops: int = 1) -> ClassScore:
-        """One class's score for one image, with every one of its anchor sentences, by effect; `crops` as in `predict`.
+        """One class's score for one image, with every one of its anchor sentences, by share; `crops` as in `predict`.
 
         Raises:
             InputError: If the image cannot be read.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, lru_cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,12 +16,13 @@ from vlltr_index.anchors.index import AnchorIndex, WithDelta, load_index
 from vlltr_index.anchors.retrieval import AnchorClasses, retrieve_text_logits
 from vlltr_index.data.decoding import UNREADABLE, ImageSource, image_label, open_image
 from vlltr_index.embedding.crops import Crops
-from vlltr_index.embedding.loading import open_encoder
+from vlltr_index.embedding.loading import image_vectors_of, open_encoder
 from vlltr_index.errors import InputError, MissingStepError, UsageError
-from vlltr_index.heads.explanation import explain_class
+from vlltr_index.heads.explanation import ClassExplanation, explain_class
 from vlltr_index.heads.fusion import parts_of
+from vlltr_index.recognition.in_words import numbered, sayings
 from vlltr_index.recognition.scorer import OTHER_RULE, Scorer, load_scorer
-from vlltr_index.schemas.records import ClassScore, Prediction, SentenceShare
+from vlltr_index.schemas.records import ClassScore, Neighbour, Prediction, SentenceShare
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["TEXT_COLUMNS", "Answers", "Texts", "load_answers", "texts_of"]
 
 _BATCH = 64
+_CLASSES = 256  # whose training vectors are kept
 
 TEXT_COLUMNS = ("sentence_id", "text", "source", "source_ref", "licence")
 
@@ -54,6 +56,8 @@ class Answers:
         open_encoder: Gives the encoder, in eval mode.
         open_index: Gives an index over anchors, some of which may have changed since; None: all classes are scored.
         texts: Gives the texts of the anchors at least.
+        training_images: Gives ids and uris of a class's training images, and their unit vectors [N, D]; None: there are
+            none, as in an exported folder.
     """
 
     commit: int
@@ -63,6 +67,7 @@ class Answers:
     open_encoder: Callable[[], Encoder]
     open_index: Callable[[], AnchorIndex | None]
     texts: Callable[[], Texts]
+    training_images: Callable[[int], tuple[pa.Table, Tensor]] | None = None
 
     @property
     def encoder(self) -> Encoder:
@@ -100,20 +105,23 @@ class Answers:
         retrieval: str = "faiss",
         reject: bool = False,
         crops: int = 1,
+        neighbours: int = 0,
     ) -> list[Prediction]:
         """The best classes of each image, best first, each with its nearest sentences.
 
         Args:
             images: Paths, encoded bytes, PIL images, or arrays uint8 [H, W, 3].
             top: Classes an image.
-            explain: Sentences a class, those whose removal would take most away first.
+            explain: Groups of sentences a class, by their share of its text score.
             retrieval: `faiss` scores the classes that the index retrieves; `exhaustive` all of them.
             reject: Whether each prediction says if the image is of any of the classes at all.
             crops: Crops of each image that make its feature: 1, or 5, see `vlltr_index.embedding.crops`.
+            neighbours: Nearest training images of the best class.
 
         Raises:
-            UsageError: If `retrieval` is neither, or another number of crops.
-            MissingStepError: If `reject` is asked for and the head has no level for it.
+            UsageError: If `retrieval` is neither, another number of crops, or `neighbours` of an exported folder.
+            MissingStepError: If `reject` is asked for and the head has no level for it, or the training images that
+                `neighbours` asks for have no vectors.
 
         An image that cannot be read gives a `Prediction` with `problem` set; the others are answered.
         """
@@ -136,6 +144,9 @@ class Answers:
                     continue
                 best = fused.probabilities[row].topk(min(top, fused.probabilities.shape[1])).indices
                 scores = tuple(self._class_score(features[row], fused, row, int(c), explain) for c in best)
+                if neighbours:
+                    near = self.nearest(features[row], scores[0].class_id, neighbours)
+                    scores = (replace(scores[0], neighbours=near), *scores[1:])
                 rest = float(residual[row])
                 result.append(Prediction(label, scores, rest, used, self.state, None, *known[row]))
                 row += 1
@@ -255,7 +266,7 @@ class Answers:
         return AnchorClasses(self.scorer.loaded.keys, bank.class_of_row, bank.num_classes)
 
     def explain(self, image: ImageSource, name: str, crops: int = 1) -> ClassScore:
-        """One class's score for one image, with every one of its anchor sentences, by effect; `crops` as in `predict`.
+        """One class's score for one image, with every one of its anchor sentences, by share; `crops` as in `predict`.
 
         Raises:
             InputError: If the image cannot be read.
@@ -274,12 +285,12 @@ class Answers:
         return self._class_score(feature, fused, 0, place[0], explain=None)
 
     def explained(self, feature: Tensor, class_ids: Sequence[int], explain: int) -> list[ClassScore]:
-        """Scores of some classes for one image, with their first sentences by effect; all classes are scored.
+        """Scores of some classes for one image, with their first sentences by share; all classes are scored.
 
         Args:
             feature: Float [D], unnormalised as the encoder gives it.
             class_ids: Classes that are among the answers.
-            explain: Sentences a class.
+            explain: Groups of sentences a class.
         """
         fused, _ = self.score(feature[None], "exhaustive")
         places = [int((self.scorer.class_ids == i).nonzero()[0, 0]) for i in class_ids]
@@ -305,24 +316,58 @@ class Answers:
     def _shares(
         self, feature: Tensor, class_id: int, explain: int | None
     ) -> tuple[float, tuple[SentenceShare, ...]]:
-        """The cosine of an image with a class's sentences, and the first of these by effect; none without any."""
+        """The cosine of an image with a class's sentences, and the first groups of these; none without any."""
         place = (self.scorer.bank.class_ids == class_id).nonzero()[:, 0].tolist()
         if not place:
             return 0.0, ()
         found = explain_class(self.scorer.saved.head, self.scorer.bank, place[0], feature)
-        order = found.effects.argsort(descending=True, stable=True)
-        order = order if explain is None else order[:explain]
-        first = self.scorer.bank.bounds[place[0]]
-        ids = [self.scorer.loaded.sentence_ids[first + int(m)] for m in order]
-        return float(found.cosine), tuple(
-            SentenceShare(
-                *self.texts()[sentence_id],
-                attention=float(found.attention[m]),
-                share=float(found.shares[m]),
-                effect=float(found.effects[m]),
+        told = self.by_share(found) if explain != 0 else []
+        first = list(dict.fromkeys(share.group for _, _, share in told))[:explain]
+        return float(found.cosine), tuple(share for _, _, share in told if share.group in first)
+
+    def by_share(self, found: ClassExplanation) -> list[tuple[int, str, SentenceShare]]:
+        """A class's sentences, groups by the sum of their shares, each by falling share: place, id and record."""
+        first, last = self.scorer.bank.bounds[found.position : found.position + 2]
+        texts, groups = self.texts(), numbered(self._sayings[first:last])
+        told = []
+        for m, sentence_id in enumerate(self.scorer.loaded.sentence_ids[first:last]):
+            numbers = (found.attention, found.shares, found.effects, found.percents)
+            share = SentenceShare(*texts[sentence_id], *(float(n[m]) for n in numbers), groups[m])
+            told.append((m, sentence_id, share))
+        sums = torch.zeros(len(told)).double().index_add(0, torch.tensor(groups), found.shares.cpu()).tolist()
+        return sorted(told, key=lambda one: (-sums[one[2].group], one[2].group, -one[2].share))
+
+    @cached_property
+    def _sayings(self) -> list[Hashable]:
+        """What each anchor says that is a template around its class's name."""
+        bank, texts = self.scorer.bank, self.texts()
+        owners = bank.class_ids[bank.class_of_row].tolist()
+        told = (texts[sentence_id][:2] for sentence_id in self.scorer.loaded.sentence_ids)
+        return sayings(((owner, *one) for owner, one in zip(owners, told, strict=True)), self.names)
+
+    def nearest(self, feature: Tensor, class_id: int, count: int) -> tuple[Neighbour, ...]:
+        """The training images of a class that are nearest to an image, by the cosine of stored vectors.
+
+        Args:
+            feature: Float [D], unnormalised as the encoder gives it.
+            class_id: The class.
+            count: How many, at most.
+
+        Raises:
+            UsageError: If this is an exported folder, which has no training images.
+            MissingStepError: If one of them has no vector.
+        """
+        if self.training_images is None:
+            raise UsageError(
+                "an exported folder has no training images to show as neighbours",
+                "Ask the workspace that it came from, or leave neighbours out.",
             )
-            for sentence_id, m in zip(ids, order.tolist(), strict=True)
-        )
+        rows, vectors = self.training_images(class_id)
+        if not rows.num_rows:
+            return ()
+        best = (vectors @ F.normalize(feature.cpu(), dim=0)).topk(min(count, rows.num_rows))
+        found = rows.take(best.indices.tolist()).to_pylist()
+        return tuple(Neighbour(**row, cosine=c) for row, c in zip(found, best.values.tolist(), strict=True))
 
 
 def load_answers(workspace: Workspace, snapshot: Snapshot) -> Answers:
@@ -341,7 +386,15 @@ def load_answers(workspace: Workspace, snapshot: Snapshot) -> Answers:
         open_encoder=cache(lambda: open_encoder(workspace, snapshot)),
         open_index=cache(index),
         texts=cache(lambda: texts_of(snapshot.table("sentences", TEXT_COLUMNS))),
+        training_images=lru_cache(_CLASSES)(partial(_training_images, snapshot)),
     )
+
+
+def _training_images(snapshot: Snapshot, class_id: int) -> tuple[pa.Table, Tensor]:
+    """Ids and uris of a class's usable training images, and their unit vectors [N, D]."""
+    where = f"split = 'train' AND class_id = {class_id} AND problem IS NULL"
+    rows = snapshot.table("images", ["image_id", "uri"], where).sort_by("image_id")
+    return rows, F.normalize(image_vectors_of(snapshot, rows["image_id"].to_pylist()), dim=1)
 
 
 def texts_of(rows: pa.Table) -> Texts:
