@@ -15,6 +15,9 @@ from vlltr_index.cli.context import Context, at_option, crops_option, existing, 
 @click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="Classes an image.")
 @click.option("--explain", type=click.IntRange(0), help="Sentences a class; default: 3, or with --out none.")
 @click.option(
+    "--neighbours", default=0, type=click.IntRange(0), help="Nearest training images of the best class."
+)
+@click.option(
     "--only",
     metavar="LIST|FILE",
     help="Answer among these classes alone: names with commas between, or a file with one a line.",
@@ -97,7 +100,7 @@ def _names(only: str | None) -> list[str] | None:
 def explain_command(
     context: Context, image: str, name: str, against: str | None, crops: int, at: int | None
 ) -> None:
-    """Show every anchor sentence of a class with its share and effect for one image."""
+    """Show every anchor sentence of a class with its share and effect for one image, and why it rather than another."""
     from vlltr_index.cli.render import explanation_lines
     from vlltr_index.recognizer import Recognizer
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from vlltr_index.recognition.in_words import rather_than
 from vlltr_index.schemas.records import ClassScore, Prediction, Progress
 
 if TYPE_CHECKING:
@@ -107,11 +108,11 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], lef
 
 
 def prediction_lines(prediction: Prediction, width: int | None = None) -> list[str]:
-    """A prediction for people: classes with both parts, and under each its sentences, by effect.
+    """A prediction for people: classes with what images and text gave, and under each its sentences, by share.
 
     Args:
         prediction: What the recognizer says of one image.
-        width: Columns to break sentences at; none: a sentence a line, however long.
+        width: Columns to break lines at; none: a sentence a line, however long.
     """
     if prediction.problem is not None:
         return [f"{prediction.image}: not read: {prediction.problem}"]
@@ -120,24 +121,44 @@ def prediction_lines(prediction: Prediction, width: int | None = None) -> list[s
         closest = ", ".join(f"{s.name} {percent(s.probability)} %" for s in prediction.classes[:3])
         return [*lines, f"  none of these (closest: {closest})"]
     for score in prediction.classes:
-        lines += _score_lines(score, width)
-    if any(score.sentences for score in prediction.classes):
-        lines.append("  effect: what the cosine, the sum of all shares, loses without the sentence")
-        lines += _silent(prediction.classes)
-    return lines
+        lines += _head(score, width)
+        for first, *others in score.folded:
+            share = first.percent + sum(s.percent for s in others)
+            more = f" (and {len(others)} like it)" if others else ""
+            lines += broken(f"{_INDENT}{share:3.0f} %  ", f"{first.text}{more}  [{first.source}]", width)
+        for near in score.neighbours:
+            lines.append(f"{_INDENT}near {near.cosine:.3f}  {near.uri}")
+    return lines + _notes(prediction.classes, width)
 
 
-def _score_lines(score: ClassScore, width: int | None, attention: bool = False) -> Iterator[str]:
-    """A class with both parts, and its sentences below, where there are any."""
-    cosine = f"; cosine {score.cosine:.3f}" if score.sentences or attention else ""
-    yield f"  {percent(score.probability):>5} %  {score.name}   ({_parts(score)}{cosine})"
-    if cosine:
-        yield f"{_INDENT}effect   share{'  attention' if attention else ''}"
-    for s in score.sentences:
-        more = f"{s.attention:.3f}  " if attention else ""
-        yield from broken(
-            f"{_INDENT}{s.effect:+.3f}  {s.share:+.3f}  {more}", f"{s.text}  [{s.source}]", width
-        )
+def _head(score: ClassScore, width: int | None) -> list[str]:
+    """A class, and what images and text gave of its score as a bar: beside it, or below where it is too narrow."""
+    head = f"  {percent(score.probability):>5} %  {score.name}"
+    sides = {"image": score.image_part, "text": score.text_part}
+    against = " and ".join(name for name, part in sides.items() if part < 0)
+    bar = against and f"{against} against it"
+    share = round(100 * score.image_share)
+    drawn = "█" * round(share / 10) + "░" * (10 - round(share / 10))
+    if min(sides.values()) > 0:
+        bar = f"image {share} % {drawn} text {100 - share} %"
+    elif max(sides.values()) > 0:
+        bar = f"{drawn} {'image' if share else 'text'} alone" + (bar and f", {bar}")
+    if bar and width is not None and len(head) + len(bar) + 3 > width:
+        return [head, _INDENT + bar]
+    return [f"{head}   {bar}".rstrip()]
+
+
+def _notes(scores: Sequence[ClassScore], width: int | None) -> list[str]:
+    """What the numbers are, what a prompt is, and that sentences did not decide, where that is so."""
+    sentences, notes = [s for score in scores for s in score.sentences], []
+    if sentences:
+        notes.append("%: how much of the class's text score the sentence gave")
+    if any(s.source == "prompt" for s in sentences):
+        notes.append("[prompt]: a sentence made of the class's name alone")
+    if any(score.neighbours for score in scores):
+        notes.append("near: a training picture of the class, and its cosine")
+    lines = broken("  ", "; ".join(notes), width) if notes else []
+    return lines + (_silent(scores, width) if sentences else [])
 
 
 def broken(before: str, text: str, width: int | None) -> list[str]:
@@ -158,29 +179,30 @@ def _parts(score: ClassScore) -> str:
     return f"image branch {percent(score.image_part)} + text branch {percent(score.text_part)}"
 
 
-def _silent(scores: Sequence[ClassScore]) -> list[str]:
+def _silent(scores: Sequence[ClassScore], width: int | None) -> list[str]:
     """That sentences did not decide, where that is so."""
     if any(score.text_part or score.unit != "log-odds" for score in scores):
         return []
-    return ["  The text has no weight in this head (vlltr train lgr says why): no sentence decided anything."]
+    said = "The text has no weight in this head (vlltr train lgr says why): no sentence decided anything."
+    return broken("  ", said, width)
 
 
 def explanation_lines(image: str, scores: Sequence[ClassScore], width: int | None = None) -> list[str]:
     """One class, or two side by side, with all their anchor sentences, broken at `width` columns."""
     lines = [image]
-    for score in scores:
-        lines += _score_lines(score, width, attention=True)
     if len(scores) == 2:
-        first, second = scores
-        lead = "the text" if first.cosine > second.cosine else "not the text"
-        whole = f"{100 * (first.probability - second.probability):+.1f} points of probability"
-        if first.unit == "probability":
-            by_image = first.image_part - second.image_part
-            whole += f", {100 * by_image:+.1f} of them from the image branch"
-        gap = f"{first.cosine - second.cosine:+.3f} of cosine, so {lead} speaks for {first.name}"
-        found = f"{first.name} against {second.name}: {whole}; {gap}"
-        lines += broken("  ", found, width)
-    return lines + _silent(scores)
+        lines += broken("  ", rather_than(*scores), width)
+    for score in scores:
+        lines += _head(score, width)
+        lines += broken(_INDENT, f"{_parts(score)}; cosine {score.cosine:.3f}", width)
+        lines.append(f"{_INDENT}    %   share  effect  attention")
+        for s in score.sentences:
+            numbers = f"{s.percent:5.1f}  {s.share:+.3f}  {s.effect:+.3f}  {s.attention:.3f}  "
+            lines += broken(_INDENT + numbers, f"{s.text}  [{s.source}]", width)
+    said = (
+        "share: points of the cosine, which all shares add up to; effect: what it loses without the sentence"
+    )
+    return lines + broken("  ", said, width) + _silent(scores, width)
 
 
 def evaluation_table(report: EvaluationReport) -> Table:

@@ -8,6 +8,7 @@ __all__ = [
     "BASELINES",
     "ClassScore",
     "ImageRecord",
+    "Neighbour",
     "Prediction",
     "Progress",
     "SentenceRecord",
@@ -63,7 +64,8 @@ class SentenceShare:
     """A sentence behind a class's text score.
 
     `share` is in points of cosine similarity; the shares of all the class's anchors add up to the cosine and may
-    be negative. `effect` is how much the cosine falls when the sentence is struck out.
+    be negative. `percent` is 100 * share / sum of the class's positive shares. `effect` is how much the cosine falls
+    when the sentence is struck out. Sentences of a class that say the same but for a template have one `group`.
     """
 
     text: str
@@ -73,6 +75,17 @@ class SentenceShare:
     attention: float
     share: float
     effect: float
+    percent: float
+    group: int
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A training image of a class, and its cosine to the image asked about."""
+
+    image_id: str
+    uri: str
+    cosine: float
 
 
 def image_share(image_part: float, text_part: float) -> float:
@@ -97,11 +110,25 @@ class ClassScore:
     cosine: float
     sentences: tuple[SentenceShare, ...] = ()
     unit: str = "probability"  # | "log-odds"
+    neighbours: tuple[Neighbour, ...] = ()
 
     @property
     def image_share(self) -> float:
         """How much of what speaks for the class the images gave, 0 to 1."""
         return image_share(self.image_part, self.text_part)
+
+    @property
+    def by_image(self) -> bool:
+        """Whether the image side decided for it."""
+        return self.image_part > max(self.text_part, 0.0)
+
+    @property
+    def folded(self) -> list[list[SentenceShare]]:
+        """The sentences by group, in their order: what people are shown as one line."""
+        groups: dict[int, list[SentenceShare]] = {}
+        for sentence in self.sentences:
+            groups.setdefault(sentence.group, []).append(sentence)
+        return list(groups.values())
 
 
 @dataclass(frozen=True, slots=True)

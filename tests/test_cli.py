@@ -98,11 +98,11 @@ def test_init_says_that_a_workspace_is_there_already(
 def test_predict_and_explain(capsys: pytest.CaptureFixture[str], trained_once: Path, pictures: Path) -> None:
     """Both print what people read, and with --json what programs read; a bad image alone gives exit code 1."""
     image = pictures / "known-0.png"
-    code, out, _ = run(capsys, "-w", trained_once, "predict", image, "--top", "2", "--explain", "1")
+    args = ("predict", image, "--top", "2", "--explain", "1", "--neighbours", "2")
+    code, out, _ = run(capsys, "-w", trained_once, *args)
     assert code == 0
-    assert "log-odds" in out
-    assert "image side" in out
-    assert "share" in out
+    assert "%: how much of the class's text score the sentence gave" in out
+    assert out.count("           near ") in (1, 2)
     code, out, _ = run(
         capsys, "-w", trained_once, "--json", "predict", image, pictures / "none.png", "--top", "1"
     )
@@ -114,7 +114,8 @@ def test_predict_and_explain(capsys: pytest.CaptureFixture[str], trained_once: P
     other = Workspace.open(trained_once).snapshot().class_table().names[3]
     code, out, _ = run(capsys, "-w", trained_once, "explain", image, "--class", name, "--against", other)
     assert code == 0
-    assert f"{name} against {other}" in out
+    assert out.splitlines()[1].startswith(f"  {name} rather than {other} because ")
+    assert "log-odds" in out
     code, _, err = run(capsys, "-w", trained_once, "explain", image, "--class", name[:-1])
     assert code == 1
     assert f"Did you mean {name!r}" in err

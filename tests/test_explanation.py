@@ -33,7 +33,7 @@ def test_anchors_that_cancel_have_no_cosine_and_no_shares() -> None:
     bank = AnchorBank.build(torch.cat([v, -v]), torch.tensor([0, 0]), [0])
     found = explain_class(head, bank, 0, image)
     assert found.cosine == 0.0
-    assert found.shares.tolist() == [0.0, 0.0]
+    assert found.shares.tolist() == found.percents.tolist() == [0.0, 0.0]
     assert bool(found.effects.isfinite().all())
 
 
@@ -79,6 +79,9 @@ def test_striking_out_is_as_if_the_class_never_had_the_sentences(
     assert found.cosine == pytest.approx(cosine_without(struck), abs=1e-5)
     assert found.logit == pytest.approx(30.0 * found.cosine, rel=1e-5)
     assert float(found.shares.sum()) == pytest.approx(found.cosine, abs=1e-6)
+    positive = sum(max(share, 0.0) for share in found.shares.tolist())
+    expected = [100 * share / positive if positive else 0.0 for share in found.shares.tolist()]
+    assert found.percents.tolist() == pytest.approx(expected, rel=1e-9)
     assert found.effects[found.order()].tolist() == sorted(found.effects.tolist(), reverse=True)
     for m in range(length):
         effect = cosine_without(struck - {m}) - cosine_without(struck | {m})

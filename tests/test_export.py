@@ -37,6 +37,8 @@ def test_answers_are_the_workspaces(recognizer: Recognizer, shared: Shared, pict
     image = images[0]
     check_same([recognizer.explain(image, score.name) for score in shared.explained], shared.explained)
     assert recognizer.explain(image, "the second").name in shared.names
+    with pytest.raises(UsageError, match="an exported folder has no training images to show as neighbours"):
+        recognizer.predict([image], neighbours=1)
 
 
 def test_no_pickle_and_true_digests(shared: Shared) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from tests.parts import check_parts
 from vlltr_index.classes import add_class
+from vlltr_index.embedding.loading import image_set
 from vlltr_index.errors import (
     FingerprintMismatch,
     InputError,
@@ -66,8 +67,28 @@ def test_shares_add_up_to_the_text_logit(recognizer: Recognizer, pictures: Path)
         assert total == pytest.approx(score.cosine, abs=1e-5)
         assert total * float(head.logit_scale) == pytest.approx(float(logits[position]), abs=1e-3)
         assert sum(s.attention for s in score.sentences) == pytest.approx(1.0, abs=1e-5)
-        effects = [s.effect for s in score.sentences]
-        assert effects == sorted(effects, reverse=True)
+        sums = [sum(s.percent for s in group) for group in score.folded]
+        assert sums == sorted(sums, reverse=True)
+        gave = sum(s.percent for s in score.sentences if s.percent > 0)
+        assert gave == pytest.approx(100 if any(s.share > 0 for s in score.sentences) else 0)
+        (top,) = (c for c in recognizer.predict([image], 99, 1, "exhaustive")[0].classes if c.name == name)
+        assert [s.text for s in top.sentences] == [s.text for s in score.folded[0]]
+
+
+def test_neighbours_are_the_nearest_training_images(
+    recognizer: Recognizer, trained_once: Path, pictures: Path
+) -> None:
+    """Of the best class alone, by the stored vectors of the plain view; the exact twin over the whole split."""
+    image = pictures / "known-0.png"
+    best, other = recognizer.predict([image], top=2, neighbours=3)[0].classes
+    images = image_set(Workspace.open(trained_once).snapshot(), "train")
+    (feature,), _ = recognizer.features([image])
+    cosines = torch.cosine_similarity(images.features, feature[None])
+    cosines[images.class_ids != best.class_id] = -1.0
+    wanted = cosines.topk(min(3, int((cosines > -1.0).sum())))
+    assert [n.cosine for n in best.neighbours] == pytest.approx(wanted.values.tolist(), abs=1e-6)
+    assert [n.image_id for n in best.neighbours] == [images.image_ids[i] for i in wanted.indices.tolist()]
+    assert other.neighbours == ()
 
 
 def test_what_cannot_be_answered(

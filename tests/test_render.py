@@ -15,7 +15,7 @@ from vlltr_index.cli.render import (
     prediction_lines,
 )
 from vlltr_index.evaluation.metrics import AccuracyReport, EvaluationReport, Interval
-from vlltr_index.schemas.records import ClassScore, Prediction, SentenceShare
+from vlltr_index.schemas.records import ClassScore, Neighbour, Prediction, SentenceShare
 
 LONG = "A very large and heavy bird with a grey head, a chestnut breast and a back that is barred in black and gold."
 
@@ -23,8 +23,13 @@ LONG = "A very large and heavy bird with a grey head, a chestnut breast and a ba
 def score(name: str) -> ClassScore:
     """A class with a long and a short sentence."""
     shares = tuple(
-        SentenceShare(text, "wikipedia", None, None, attention=0.5, share=0.2, effect=-0.1)
-        for text in (LONG, "It walks.")
+        SentenceShare(text, source, None, None, 0.25, share, -0.1, 100 * share / 0.4, group)
+        for text, source, share, group in (
+            (LONG, "wikipedia", 0.2, 0),
+            (f"a photo of a {name}.", "prompt", 0.12, 1),
+            (f"a drawing of a {name}.", "prompt", 0.08, 1),
+            ("It walks.", "wikipedia", -0.02, 3),
+        )
     )
     return ClassScore(0, name, 0.75, 0.5, 0.25, 0.4, shares)
 
@@ -35,20 +40,62 @@ def prediction() -> Prediction:
 
 
 @pytest.mark.parametrize("width", [60, 120])
-def test_sentences_are_broken_below_their_beginning(width: int) -> None:
-    """No line is wider than the terminal; every word is still there; what the numbers are is said once."""
+def test_lines_are_broken_below_their_beginning(width: int) -> None:
+    """No line is wider than the terminal; every word is still there."""
     for lines in (
         prediction_lines(prediction(), width),
         explanation_lines("bird.jpg", prediction().classes, width),
     ):
-        for line in lines:
-            assert len(line) <= width or line.lstrip().startswith(("75.0 %", "effect:"))
+        assert max(map(len, lines)) <= width
         assert " ".join(" ".join(lines).split()).count(LONG) == 2
-    lines = prediction_lines(prediction(), width)
-    assert sum("effect:" in line for line in lines) == 1
-    assert lines[1] == "   75.0 %  great bustard   (image branch 50.0 + text branch 25.0; cosine 0.400)"
-    assert lines[2] == "           effect   share"
-    assert lines[3].startswith("           -0.100  +0.200  A very large and heavy bird")
+
+
+def test_a_prediction_in_words() -> None:
+    """Sentences that say the same are one line; neighbours, and what each mark means, said once."""
+    first, second = prediction().classes
+    first = replace(first, neighbours=(Neighbour("id", "birds/0.jpg", 0.8123),))
+    assert prediction_lines(replace(prediction(), classes=(first, second)))[1:6] == [
+        "   75.0 %  great bustard   image 67 % ███████░░░ text 33 %",
+        f"            50 %  {LONG}  [wikipedia]",
+        "            50 %  a photo of a great bustard. (and 1 like it)  [prompt]",
+        "            -5 %  It walks.  [wikipedia]",
+        "           near 0.812  birds/0.jpg",
+    ]
+    assert prediction_lines(replace(prediction(), classes=(first, second)))[-1] == (
+        "  %: how much of the class's text score the sentence gave; [prompt]: a sentence made of the class's name "
+        "alone; near: a training picture of the class, and its cosine"
+    )
+    assert len(prediction_lines(replace(prediction(), classes=(replace(first, sentences=()),)))) == 4
+
+
+@pytest.mark.parametrize(
+    ("image", "text", "said"),
+    [
+        (3.0, 1.0, "image 75 % ████████░░ text 25 %"),
+        (3.0, -1.0, "██████████ image alone, text against it"),
+        (-1.0, 3.0, "░░░░░░░░░░ text alone, image against it"),
+        (3.0, 0.0, "██████████ image alone"),
+        (-3.0, -1.0, "image and text against it"),
+        (0.0, 0.0, ""),
+    ],
+)
+def test_both_sides_are_drawn(image: float, text: float, said: str) -> None:
+    """What speaks for the class as a bar, what speaks against it as words; below the name in a narrow terminal."""
+    one = replace(score("bustard"), image_part=image, text_part=text, unit="log-odds", sentences=())
+    shown = replace(prediction(), classes=(one,))
+    assert prediction_lines(shown)[1] == f"   75.0 %  bustard   {said}".rstrip()
+    assert prediction_lines(shown, 20)[1:3] == (
+        ["   75.0 %  bustard", " " * 11 + said] if said else ["   75.0 %  bustard"]
+    )
+
+
+def test_an_explanation_has_the_exact_numbers() -> None:
+    """Why one rather than the other, first; each sentence by itself."""
+    lines = explanation_lines("bird.jpg", prediction().classes)
+    assert lines[1].startswith("  great bustard rather than little bustard because ")
+    assert lines[3] == "           image branch 50.0 + text branch 25.0; cosine 0.400"
+    assert lines[5] == f"            50.0  +0.200  -0.100  0.250  {LONG}  [wikipedia]"
+    assert sum("a photo of a great bustard." in line for line in lines) == 1
 
 
 def test_sentences_without_weight_are_said_to_decide_nothing() -> None:

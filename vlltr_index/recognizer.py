@@ -218,27 +218,31 @@ class Recognizer:
         reject: bool = False,
         crops: int = 1,
         only: Sequence[str] | None = None,
+        neighbours: int = 0,
     ) -> list[Prediction]:
         """The best classes of each image, best first, each with its nearest sentences; all from one commit.
 
         Args:
             images: Paths, encoded bytes, PIL images, or arrays uint8 [H, W, 3] of red, green and blue.
             top: Classes an image.
-            explain: Sentences a class, those whose removal would take most away first.
+            explain: Sentences a class, by their share of its text score; those that say the same but for a template
+                count as one.
             retrieval: `faiss` scores the classes that the index retrieves; `exhaustive` all of them; `auto` all where
                 there are fewer than 64,000 anchors, which is quicker then.
             reject: Whether each prediction says if the image is of any of the classes at all (`known`).
             crops: Crops of each image that make its feature: 1, or 5 (the centre and the corners).
             only: Names of classes: the answer is among them, as if there were no others.
+            neighbours: Nearest training images of the best class, by stored vectors.
 
         Raises:
-            UsageError: If `retrieval` is none of these, or another number of crops.
-            MissingStepError: If `reject` is asked for and the head has no level for it.
+            UsageError: If `retrieval` is none of these, another number of crops, or `neighbours` of an exported folder.
+            MissingStepError: If `reject` is asked for and the head has no level for it, or the training images that
+                `neighbours` asks for have no vectors.
             UnknownClassError: If there is no class of a name in `only`.
 
         An image that cannot be read gives a `Prediction` with `problem` set; the others are answered.
         """
-        return list(self.stream(images, top, explain, retrieval, reject, crops, only))
+        return list(self.stream(images, top, explain, retrieval, reject, crops, only, neighbours))
 
     def stream(
         self,
@@ -249,9 +253,10 @@ class Recognizer:
         reject: bool = False,
         crops: int = 1,
         only: Sequence[str] | None = None,
+        neighbours: int = 0,
     ) -> Iterator[Prediction]:
         """`predict` for any number of images, one prediction after the other in their order, in flat memory."""
-        return self.current().stream(images, top, explain, retrieval, reject, crops, only)
+        return self.current().stream(images, top, explain, retrieval, reject, crops, only, neighbours)
 
     @property
     def classes_(self) -> NDArray[np.str_]:
@@ -283,7 +288,7 @@ class Recognizer:
         return [answers.names[int(answers.scorer.class_ids[c])] for c in best]
 
     def explain(self, image: ImageSource, name: str, crops: int = 1) -> ClassScore:
-        """One class's score for one image, with every one of its anchor sentences, by effect; `crops` as in `predict`.
+        """One class's score for one image, with every one of its anchor sentences, by share; `crops` as in `predict`.
 
         Raises:
             InputError: If the image cannot be read.

@@ -286,7 +286,8 @@ class _Page:
             two = piece("comparison", found.compare(visit.first, visit.second, visit.struck))
         except VlltrError as error:
             two = piece("error", error)
-        return {self._sentences: piece("sentences", one), self._comparison: two}
+        near = self._desk.neighbours(found, one)
+        return {self._sentences: piece("sentences", one, near), self._comparison: two}
 
 
 def _commit_of(offer: Made | None) -> int | None:

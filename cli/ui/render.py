@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 from vlltr_index.evaluation.report import environment
+from vlltr_index.recognition.in_words import rather_than
 
 __all__ = ["piece"]
 
@@ -20,4 +21,5 @@ def _macros() -> Any:
     made = environment("vlltr_index.cli.ui")
     # What rounds to nothing has no sign.
     made.filters["change"] = lambda value: f"{value:+.3f}" if abs(value) >= 5e-4 else "0.000"
+    made.globals["rather_than"] = rather_than
     return made.get_template("page.html").module

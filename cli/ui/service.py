@@ -12,11 +12,14 @@ from vlltr_index.classes import ChangeReport, NewClass, Session, add_classes
 from vlltr_index.data.decoding import UNREADABLE, open_image
 from vlltr_index.data.text import normalise_text, split_sentences
 from vlltr_index.errors import InputError, UsageError, WorkspaceError
+from vlltr_index.evaluation.report import nearest_pictures
 from vlltr_index.pipelines.history import RollbackReport, rollback
 from vlltr_index.recognition.counterfactual import Examination
 from vlltr_index.recognizer import Recognizer
 
 if TYPE_CHECKING:
+    from vlltr_index.evaluation.records import Thumbnail
+    from vlltr_index.recognition.counterfactual import ExaminedClass
     from vlltr_index.recognition.predictor import Answers
     from vlltr_index.store.workspace import Workspace
 
@@ -77,6 +80,11 @@ class Desk:
             InputError: If it is too large or cannot be read.
         """
         return Examination.of(self.answers(), _read(picture))
+
+    def neighbours(self, found: Examination, one: ExaminedClass) -> tuple[Thumbnail, ...]:
+        """Training pictures of a class that the image side decided for."""
+        answers = found.answers
+        return nearest_pictures(answers, self.workspace.snapshot(answers.commit), found.feature, one)
 
     def add(self, name: str, text: str, pictures: Sequence[tuple[str, Path]] = ()) -> ChangeReport:
         """Add a class in one commit; its pictures are kept in the workspace.

@@ -102,7 +102,7 @@ class Thumbnail:
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """One image's answer with the sentences behind it, and the right class where the answer is another."""
+    """One image's answer with what is behind it, and the right class where the answer is another."""
 
     picture: Thumbnail
     truth: str
@@ -110,6 +110,7 @@ class Explained:
     train: int
     best: ClassScore
     right: ClassScore | None  # None where `best` is right
+    neighbours: tuple[Thumbnail, ...]  # training pictures of `best`, where the image side decided
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,19 +10,27 @@ from __future__ import annotations
 from base64 import b64encode
 from functools import cache
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from vlltr_index.data.decoding import open_image
-from vlltr_index.errors import InputError
+from vlltr_index.embedding.vectors import load_sources
+from vlltr_index.errors import InputError, MissingStepError
 from vlltr_index.evaluation.charts import accuracy_chart, gain_chart, loss_chart, reliability_chart
 from vlltr_index.evaluation.drawing import Chart
 from vlltr_index.evaluation.records import Curves, Gains, Measured, Missing, Report, Thumbnail
 from vlltr_index.wording import many
 
-__all__ = ["environment", "render", "thumbnail"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vlltr_index.recognition.predictor import Answers
+    from vlltr_index.schemas.records import ClassScore
+    from vlltr_index.store.snapshot import Snapshot
+
+__all__ = ["environment", "nearest_pictures", "render", "thumbnail"]
 
 _SIDE = 144  # pixels of a small picture at most: shown at half of that, sharp on dense screens too
 
@@ -99,3 +107,23 @@ def thumbnail(source: bytes | str) -> Thumbnail:
         encoded.append((kind, target.getvalue()))
     kind, data = min(encoded, key=lambda pair: len(pair[1]))
     return Thumbnail(f"data:image/{kind};base64,{b64encode(data).decode()}", *image.size)
+
+
+def nearest_pictures(
+    answers: Answers, snapshot: Snapshot, feature: Tensor, score: ClassScore
+) -> tuple[Thumbnail, ...]:
+    """The 3 nearest training pictures of a class that the image side decided for; none for another, or without vectors.
+
+    Args:
+        answers: Of a workspace.
+        snapshot: The same commit.
+        feature: Float [D] of the image, unnormalised as the encoder gives it.
+        score: The class's.
+    """
+    if not score.by_image:
+        return ()
+    try:
+        ids = [near.image_id for near in answers.nearest(feature, score.class_id, 3)]
+    except MissingStepError:
+        return ()
+    return tuple(thumbnail(source) for _, source in load_sources(snapshot, ids))

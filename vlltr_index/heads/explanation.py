@@ -50,6 +50,12 @@ class ClassExplanation:
     cosine: float
     logit: float
 
+    @property
+    def percents(self) -> Tensor:
+        """Shares in per cent of the positive ones, float64 [M]; zero where none is positive."""
+        positive = self.shares.clamp(min=0).sum()
+        return 100 * self.shares / positive if float(positive) else torch.zeros_like(self.shares)
+
     def order(self) -> Tensor:
         """Sentences by falling effect, int64 [M]: what decided comes first."""
         return torch.argsort(self.effects, descending=True, stable=True)

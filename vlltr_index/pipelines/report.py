@@ -15,7 +15,7 @@ from vlltr_index.errors import InputError, MissingStepError, UsageError, Workspa
 from vlltr_index.evaluation.figures import confused_pairs, gains, shots, spread, weakest
 from vlltr_index.evaluation.metrics import Interval, reliability
 from vlltr_index.evaluation.records import Confusion, Explained, Gains, Measured, Missing, Report
-from vlltr_index.evaluation.report import render, thumbnail
+from vlltr_index.evaluation.report import nearest_pictures, render, thumbnail
 from vlltr_index.pipelines.baselines import ADJUSTED, FC, baseline_labels
 from vlltr_index.pipelines.evaluate import METHOD, Evaluation, evaluation
 from vlltr_index.pipelines.report_parts import anchor_list, clip, curves, facts, quarantine
@@ -223,10 +223,12 @@ def _explain(
     for place, (_, source) in zip(places, sources, strict=True):
         taken, truth = int(measured.answers[METHOD].best[place, 0]), int(measured.labels[place])
         wanted = [ids[taken]] if taken == truth else [ids[taken], ids[truth]]
-        scores = [_clipped(s) for s in answers.explained(measured.data.features[place], wanted, _SENTENCES)]
+        feature = measured.data.features[place]
+        scores = [_clipped(s) for s in answers.explained(feature, wanted, _SENTENCES)]
         right = scores[1] if len(scores) > 1 else None
         picture, train = thumbnail(source), int(measured.counts[truth])
-        result.append(Explained(picture, columns[truth], shot[truth], train, scores[0], right))
+        near = nearest_pictures(answers, snapshot, feature, scores[0])
+        result.append(Explained(picture, columns[truth], shot[truth], train, scores[0], right, near))
     return tuple(result)
 
 

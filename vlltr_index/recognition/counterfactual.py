@@ -7,7 +7,7 @@ text logit is scale * cosine, and the probabilities of all classes are fused ane
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,7 +45,7 @@ class ExaminedClass(ClassScore):
         probability_before: As `probability`.
         cosine_before: As `cosine`.
         logit_before: As `logit`.
-        sentences: All its anchors, by falling effect with nothing struck out; empty where they were not asked for.
+        sentences: All its anchors, by share with nothing struck out; empty where they were not asked for.
     """
 
     logit: float
@@ -221,25 +221,18 @@ class Examination:
             cosine_before=0.0 if whole is None else whole.cosine,
             logit_before=0.0 if whole is None else whole.logit,
             unit="probability" if scorer.fusion.rule == "paper" else "log-odds",
-            sentences=self._sentences(found, whole.order().tolist(), struck)
+            sentences=self._sentences(found, self._order(whole), struck)
             if sentences and found and whole
             else (),
         )
 
+    def _order(self, whole: ClassExplanation) -> list[int]:
+        return [m for m, _, _ in self.answers.by_share(whole)]
+
     def _sentences(
         self, found: ClassExplanation, order: Sequence[int], struck: Sequence[int]
     ) -> tuple[ExaminedSentence, ...]:
-        start = self.answers.scorer.bank.bounds[found.position]
-        ids = [self.answers.scorer.loaded.sentence_ids[start + m] for m in order]
-        known = self.answers.texts()
+        told = {m: (sentence_id, share) for m, sentence_id, share in self.answers.by_share(found)}
         return tuple(
-            ExaminedSentence(
-                *known[sentence_id],
-                sentence_id=sentence_id,
-                attention=float(found.attention[m]),
-                share=float(found.shares[m]),
-                effect=float(found.effects[m]),
-                struck=m in struck,
-            )
-            for sentence_id, m in zip(ids, order, strict=True)
+            ExaminedSentence(**asdict(told[m][1]), sentence_id=told[m][0], struck=m in struck) for m in order
         )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cache, cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, lru_cache, partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -19,12 +19,13 @@ from vlltr_index.anchors.index import AnchorIndex, WithDelta, load_index
 from vlltr_index.anchors.retrieval import AnchorClasses, retrieve_text_logits
 from vlltr_index.data.decoding import UNREADABLE, ImageSource, image_label, open_image
 from vlltr_index.embedding.crops import Crops
-from vlltr_index.embedding.loading import open_encoder
+from vlltr_index.embedding.loading import image_vectors_of, open_encoder
 from vlltr_index.errors import InputError, MissingStepError, UsageError
-from vlltr_index.heads.explanation import explain_class
+from vlltr_index.heads.explanation import ClassExplanation, explain_class
 from vlltr_index.heads.fusion import parts_of
+from vlltr_index.recognition.in_words import numbered, sayings
 from vlltr_index.recognition.scorer import OTHER_RULE, Scorer, load_scorer
-from vlltr_index.schemas.records import ClassScore, Prediction, SentenceShare
+from vlltr_index.schemas.records import ClassScore, Neighbour, Prediction, SentenceShare
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,6 +41,7 @@ __all__ = ["TEXT_COLUMNS", "Answers", "Texts", "load_answers", "texts_of"]
 _BATCH = 64
 _READERS = 8
 _MANY_ANCHORS = 64_000
+_CLASSES = 256  # whose training vectors are kept
 
 TEXT_COLUMNS = ("sentence_id", "text", "source", "source_ref", "licence")
 
@@ -59,6 +61,8 @@ class Answers:
         open_encoder: Gives the encoder, in eval mode.
         open_index: Gives an index over anchors, some of which may have changed since; None: all classes are scored.
         texts: Gives the texts of the anchors at least.
+        training_images: Gives ids and uris of a class's training images, and their unit vectors [N, D]; None: there are
+            none, as in an exported folder.
     """
 
     commit: int
@@ -68,6 +72,7 @@ class Answers:
     open_encoder: Callable[[], Encoder]
     open_index: Callable[[], AnchorIndex | None]
     texts: Callable[[], Texts]
+    training_images: Callable[[int], tuple[pa.Table, Tensor]] | None = None
 
     @property
     def encoder(self) -> Encoder:
@@ -106,23 +111,25 @@ class Answers:
         reject: bool = False,
         crops: int = 1,
         only: Sequence[str] | None = None,
+        neighbours: int = 0,
     ) -> Iterator[Prediction]:
         """The best classes of each image, best first, each with its nearest sentences; images are read as it goes on.
 
         Args:
             images: Paths, encoded bytes, PIL images, or arrays uint8 [H, W, 3], any number.
             top: Classes an image.
-            explain: Sentences a class, those whose removal would take most away first.
+            explain: Groups of sentences a class, by their share of its text score.
             retrieval: `faiss` scores the classes that the index retrieves; `exhaustive` all of them; `auto` all where
                 there are fewer than 64,000 anchors, which is quicker then.
             reject: Whether each prediction says if the image is of any of the classes at all.
             crops: Crops of each image that make its feature: 1, or 5, see `vlltr_index.embedding.crops`.
             only: Names of classes: the answer is among them, as if there were no others. All of them are scored.
+            neighbours: Nearest training images of the best class.
 
         Raises:
-            UsageError: If `retrieval` is none of these, or another number of crops.
-            MissingStepError: If `reject` is asked for and the head has no level for it, or one of `only` has neither
-                anchors nor images.
+            UsageError: If `retrieval` is none of these, another number of crops, or `neighbours` of an exported folder.
+            MissingStepError: If `reject` is asked for and the head has no level for it, one of `only` has neither
+                anchors nor images, or the training images that `neighbours` asks for have no vectors.
             UnknownClassError: If there is no such class.
 
         An image that cannot be read gives a `Prediction` with `problem` set; the others are answered.
@@ -148,6 +155,14 @@ class Answers:
                     fused = fused.among(columns, self.scorer.fusion.rule)
                 best = fused.probabilities.topk(min(top, len(columns))).indices
                 scores = self._class_scores(features, fused, best, explain, columns)
+                if neighbours:
+                    scores = [
+                        (
+                            replace(first, neighbours=self.nearest(feature, first.class_id, neighbours)),
+                            *others,
+                        )
+                        for feature, (first, *others) in zip(features, scores, strict=True)
+                    ]
                 answered = zip(scores, residual.tolist(), self._known(features, level), strict=True)
             for label, read, problem in batch:
                 if read is None:
@@ -286,7 +301,7 @@ class Answers:
         return AnchorClasses(self.scorer.loaded.keys, bank.class_of_row, bank.num_classes)
 
     def explain(self, image: ImageSource, name: str, crops: int = 1) -> ClassScore:
-        """One class's score for one image, with every one of its anchor sentences, by effect; `crops` as in `predict`.
+        """One class's score for one image, with every one of its anchor sentences, by share; `crops` as in `predict`.
 
         Raises:
             InputError: If the image cannot be read.
@@ -309,12 +324,12 @@ class Answers:
         return int(place[0])
 
     def explained(self, feature: Tensor, class_ids: Sequence[int], explain: int) -> list[ClassScore]:
-        """Scores of some classes for one image, with their first sentences by effect; all classes are scored.
+        """Scores of some classes for one image, with their first sentences by share; all classes are scored.
 
         Args:
             feature: Float [D], unnormalised as the encoder gives it.
             class_ids: Classes that are among the answers.
-            explain: Sentences a class.
+            explain: Groups of sentences a class.
         """
         fused, _ = self.score(feature[None], "exhaustive")
         places = [int((self.scorer.class_ids == i).nonzero()[0, 0]) for i in class_ids]
@@ -328,13 +343,13 @@ class Answers:
         explain: int | None,
         columns: Tensor | None = None,
     ) -> list[tuple[ClassScore, ...]]:
-        """The scores of each image's classes, with their first sentences by effect; None: all of these.
+        """The scores of each image's classes, with their first groups of sentences.
 
         Args:
             features: Float [B, D].
             fused: Their scores.
             positions: Int64 [B, K], columns of `fused`.
-            explain: Sentences a class.
+            explain: Groups of sentences a class; None: all.
             columns: Int64, the classes that `fused` is about; None: all.
         """
         classes = self.scorer.class_ids if columns is None else self.scorer.class_ids[columns]
@@ -358,24 +373,58 @@ class Answers:
     def _shares(
         self, feature: Tensor, class_id: int, explain: int | None
     ) -> tuple[float, tuple[SentenceShare, ...]]:
-        """The cosine of an image with a class's sentences, and the first of these by effect; none without any."""
+        """The cosine of an image with a class's sentences, and the first groups of these; none without any."""
         place = (self.scorer.bank.class_ids == class_id).nonzero()[:, 0].tolist()
         if not place:
             return 0.0, ()
         found = explain_class(self.scorer.saved.head, self.scorer.bank, place[0], feature)
-        order = found.effects.argsort(descending=True, stable=True)
-        order = order if explain is None else order[:explain]
-        first = self.scorer.bank.bounds[place[0]]
-        ids = [self.scorer.loaded.sentence_ids[first + int(m)] for m in order]
-        return float(found.cosine), tuple(
-            SentenceShare(
-                *self.texts()[sentence_id],
-                attention=float(found.attention[m]),
-                share=float(found.shares[m]),
-                effect=float(found.effects[m]),
+        told = self.by_share(found)
+        first = list(dict.fromkeys(share.group for _, _, share in told))[:explain]
+        return float(found.cosine), tuple(share for _, _, share in told if share.group in first)
+
+    def by_share(self, found: ClassExplanation) -> list[tuple[int, str, SentenceShare]]:
+        """A class's sentences, groups by the sum of their shares, each by falling share: place, id and record."""
+        first, last = self.scorer.bank.bounds[found.position : found.position + 2]
+        texts, groups = self.texts(), numbered(self._sayings[first:last])
+        told = []
+        for m, sentence_id in enumerate(self.scorer.loaded.sentence_ids[first:last]):
+            numbers = (found.attention, found.shares, found.effects, found.percents)
+            share = SentenceShare(*texts[sentence_id], *(float(n[m]) for n in numbers), groups[m])
+            told.append((m, sentence_id, share))
+        sums = torch.zeros(len(told)).double().index_add(0, torch.tensor(groups), found.shares.cpu()).tolist()
+        return sorted(told, key=lambda one: (-sums[one[2].group], one[2].group, -one[2].share))
+
+    @cached_property
+    def _sayings(self) -> list[Hashable]:
+        """What each anchor says that is a template around its class's name."""
+        bank, texts = self.scorer.bank, self.texts()
+        owners = bank.class_ids[bank.class_of_row].tolist()
+        told = (texts[sentence_id][:2] for sentence_id in self.scorer.loaded.sentence_ids)
+        return sayings(((owner, *one) for owner, one in zip(owners, told, strict=True)), self.names)
+
+    def nearest(self, feature: Tensor, class_id: int, count: int) -> tuple[Neighbour, ...]:
+        """The training images of a class that are nearest to an image, by the cosine of stored vectors.
+
+        Args:
+            feature: Float [D], unnormalised as the encoder gives it.
+            class_id: The class.
+            count: How many, at most.
+
+        Raises:
+            UsageError: If this is an exported folder, which has no training images.
+            MissingStepError: If one of them has no vector.
+        """
+        if self.training_images is None:
+            raise UsageError(
+                "an exported folder has no training images to show as neighbours",
+                "Ask the workspace that it came from, or leave neighbours out.",
             )
-            for sentence_id, m in zip(ids, order.tolist(), strict=True)
-        )
+        rows, vectors = self.training_images(class_id)
+        if not rows.num_rows:
+            return ()
+        best = (vectors @ F.normalize(feature.cpu(), dim=0)).topk(min(count, rows.num_rows))
+        found = rows.take(best.indices.tolist()).to_pylist()
+        return tuple(Neighbour(**row, cosine=c) for row, c in zip(found, best.values.tolist(), strict=True))
 
 
 def load_answers(workspace: Workspace, snapshot: Snapshot) -> Answers:
@@ -394,7 +443,15 @@ def load_answers(workspace: Workspace, snapshot: Snapshot) -> Answers:
         open_encoder=cache(lambda: open_encoder(workspace, snapshot)),
         open_index=cache(index),
         texts=cache(lambda: texts_of(snapshot.table("sentences", TEXT_COLUMNS))),
+        training_images=lru_cache(_CLASSES)(partial(_training_images, snapshot)),
     )
+
+
+def _training_images(snapshot: Snapshot, class_id: int) -> tuple[pa.Table, Tensor]:
+    """Ids and uris of a class's usable training images, and their unit vectors [N, D]."""
+    where = f"split = 'train' AND class_id = {class_id} AND problem IS NULL"
+    rows = snapshot.table("images", ["image_id", "uri"], where).sort_by("image_id")
+    return rows, F.normalize(image_vectors_of(snapshot, rows["image_id"].to_pylist()), dim=1)
 
 
 def texts_of(rows: pa.Table) -> Texts:

@@ -1,0 +1,87 @@
+"""An explanation in plain words: which sentences say the same, and why one class rather than another."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+
+from vlltr_index.schemas.records import ClassScore
+
+__all__ = ["numbered", "rather_than", "sayings"]
+
+_WORD = re.compile(r"[^\W_]+")
+
+
+def sayings(sentences: Iterable[tuple[int, str, str]], names: Mapping[int, str]) -> list[Hashable]:
+    """What each sentence says that is a template around its class's name; None for every other sentence.
+
+    A prompt is one, and all prompts say the same. Any other sentence is one if it has the class's name, or words of it,
+    and what else it says is said of a tenth of the classes too (two at least), as in "a picture of the X."; it says
+    the same as those with the same words of the name. So "The kestrel has pointed wings." is none: no other class has
+    that sentence.
+
+    Args:
+        sentences: Class id, text and source of each, of all classes.
+        names: Class id to name.
+    """
+    spoken = {class_id: _words(name) for class_id, name in names.items()}
+    found, users = [], defaultdict[str, set[int]](set)
+    for class_id, text, source in sentences:
+        words, name = (() if source == "prompt" else _words(text)), spoken[class_id]
+        said, rest = f" {' '.join(words)} ".split(f" {' '.join(name)} "), [w for w in words if w not in name]
+        template = "{}".join(said) if len(said) > 1 else " ".join(rest)
+        users[template].add(class_id)
+        found.append((source == "prompt", template, frozenset(name).intersection(words)))
+    least = max(2, len({i for ids in users.values() for i in ids}) / 10)
+    return [
+        (prompt, said) if prompt or (said and len(users[template]) >= least) else None
+        for prompt, template, said in found
+    ]
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(_WORD.findall(text.casefold()))
+
+
+def numbered(said: Sequence[Hashable]) -> list[int]:
+    """A group number for each of a class's sentences, from `sayings`: the place of the first that says the same."""
+    first: dict[Hashable, int] = {}
+    return [first.setdefault(place if what is None else what, place) for place, what in enumerate(said)]
+
+
+def rather_than(one: ClassScore, other: ClassScore) -> str:
+    """Why the likelier of two classes, and not the other, in one sentence.
+
+    Args:
+        one: A class with its sentences.
+        other: Another class of the same image, with its sentences.
+    """
+    image, text = _difference(one, other)
+    if image + text < 0:
+        one, other, image, text = other, one, -image, -text
+    if image > 0 and text > 0:
+        share = round(100 * image / (image + text))
+        why = f"the image ({share} % of the difference) and the text ({100 - share} %) both speak for it"
+    elif text == 0:
+        why = "the image speaks for it; the text makes no difference" if image else "both are as likely"
+    else:
+        first, second = ("the image", "the text") if image > 0 else ("the text", "the image")
+        why = f"{first} speaks for it" + (f", more than {second} against it" if image else "")
+    speaking = one if text > 0 else other
+    best = max(speaking.sentences, key=lambda s: s.effect, default=None)
+    if text and best is not None and best.effect > 0:
+        why += f'. The text\'s best argument{"" if text > 0 else " against it"}: "{best.text}"'
+    return f"{one.name} rather than {other.name} because {why}"
+
+
+def _difference(one: ClassScore, other: ClassScore) -> tuple[float, float]:
+    """What images and text gave of log P(one) / P(other), or of the difference of both probabilities.
+
+    Parts of log-odds are against the best other class: that is `other` where one of both is the best, else a third one.
+    """
+    if one.unit == "log-odds" and one.image_part + one.text_part > 0:
+        return -other.image_part, -other.text_part
+    if one.unit == "log-odds" and other.image_part + other.text_part > 0:
+        return one.image_part, one.text_part
+    return one.image_part - other.image_part, one.text_part - other.text_part
