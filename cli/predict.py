@@ -40,6 +40,7 @@ from vlltr_index.cli.context import Context, at_option, crops_option, existing, 
 @pass_context
 def predict_command(
     context: Context,
+    /,
     images: tuple[str, ...],
     explain: int | None,
     only: str | None,

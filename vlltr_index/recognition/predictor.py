@@ -147,7 +147,9 @@ class Answers:
         views = Crops(self.encoder, crops)
         for batch in self._read(images, views):
             pixels = [read for _, read, _ in batch if read is not None]
-            answered = iter(())
+            answered: Iterator[tuple[tuple[ClassScore, ...], float, tuple[bool | None, float | None]]] = iter(
+                ()
+            )
             if pixels:
                 features = views.features(pixels)
                 fused, residual = self.score(features, used)
@@ -362,11 +364,22 @@ class Answers:
         found = []
         for feature, row in zip(features, torch.stack([v.double() for v in values], 2).tolist(), strict=True):
             scores = []
-            for number, *three, cosine in row:
+            for number, probability, image_part, text_part, cosine in row:
                 class_id, shares = int(number), tuple[SentenceShare, ...]()
                 if explain != 0:
                     cosine, shares = self._shares(feature, class_id, explain)
-                scores.append(ClassScore(class_id, self.names[class_id], *three, cosine, shares, unit))
+                scores.append(
+                    ClassScore(
+                        class_id,
+                        self.names[class_id],
+                        probability,
+                        image_part,
+                        text_part,
+                        cosine,
+                        shares,
+                        unit,
+                    )
+                )
             found.append(tuple(scores))
         return found
 
@@ -388,8 +401,14 @@ class Answers:
         texts, groups = self.texts(), numbered(self._sayings[first:last])
         told = []
         for m, sentence_id in enumerate(self.scorer.loaded.sentence_ids[first:last]):
-            numbers = (found.attention, found.shares, found.effects, found.percents)
-            share = SentenceShare(*texts[sentence_id], *(float(n[m]) for n in numbers), groups[m])
+            share = SentenceShare(
+                *texts[sentence_id],
+                attention=float(found.attention[m]),
+                share=float(found.shares[m]),
+                effect=float(found.effects[m]),
+                percent=float(found.percents[m]),
+                group=groups[m],
+            )
             told.append((m, sentence_id, share))
         sums = torch.zeros(len(told)).double().index_add(0, torch.tensor(groups), found.shares.cpu()).tolist()
         return sorted(told, key=lambda one: (-sums[one[2].group], one[2].group, -one[2].share))
