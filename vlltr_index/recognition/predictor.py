@@ -329,10 +329,16 @@ class Answers:
         """A class's sentences, groups by the sum of their shares, each by falling share: place, id and record."""
         first, last = self.scorer.bank.bounds[found.position : found.position + 2]
         texts, groups = self.texts(), numbered(self._sayings[first:last])
-        told = []
+        told, percents = [], found.percents
         for m, sentence_id in enumerate(self.scorer.loaded.sentence_ids[first:last]):
-            numbers = (found.attention, found.shares, found.effects, found.percents)
-            share = SentenceShare(*texts[sentence_id], *(float(n[m]) for n in numbers), groups[m])
+            share = SentenceShare(
+                *texts[sentence_id],
+                attention=float(found.attention[m]),
+                share=float(found.shares[m]),
+                effect=float(found.effects[m]),
+                percent=float(percents[m]),
+                group=groups[m],
+            )
             told.append((m, sentence_id, share))
         sums = torch.zeros(len(told)).double().index_add(0, torch.tensor(groups), found.shares.cpu()).tolist()
         return sorted(told, key=lambda one: (-sums[one[2].group], one[2].group, -one[2].share))
