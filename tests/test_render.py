@@ -39,7 +39,7 @@ def prediction() -> Prediction:
     return Prediction("bird.jpg", (score("great bustard"), score("little bustard")), 0.0, "faiss", 1)
 
 
-@pytest.mark.parametrize("width", [60, 120])
+@pytest.mark.parametrize("width", [66, 120])
 def test_lines_are_broken_below_their_beginning(width: int) -> None:
     """No line is wider than the terminal; every word is still there."""
     for lines in (

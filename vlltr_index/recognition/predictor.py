@@ -399,14 +399,14 @@ class Answers:
         """A class's sentences, groups by the sum of their shares, each by falling share: place, id and record."""
         first, last = self.scorer.bank.bounds[found.position : found.position + 2]
         texts, groups = self.texts(), numbered(self._sayings[first:last])
-        told = []
+        told, percents = [], found.percents
         for m, sentence_id in enumerate(self.scorer.loaded.sentence_ids[first:last]):
             share = SentenceShare(
                 *texts[sentence_id],
                 attention=float(found.attention[m]),
                 share=float(found.shares[m]),
                 effect=float(found.effects[m]),
-                percent=float(found.percents[m]),
+                percent=float(percents[m]),
                 group=groups[m],
             )
             told.append((m, sentence_id, share))
