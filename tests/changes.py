@@ -179,9 +179,10 @@ def state(workspace: Workspace) -> dict[str, object]:
 
 
 def losses(workspace: Workspace) -> dict[str, float]:
-    """Sentence id to L_lin."""
+    """Sentence id to the difference of both terms: L_lin, also where the class has no image to measure it by."""
     rows = workspace.snapshot().table("sentence_scores")
-    return dict(zip(rows["sentence_id"].to_pylist(), rows["loss"].to_pylist(), strict=True))
+    terms = zip(*(rows[column].to_pylist() for column in ("sentence_id", "lse", "positive")), strict=True)
+    return {sentence: lse - positive for sentence, lse, positive in terms}
 
 
 def anchors(workspace: Workspace) -> dict[str, tuple[int, int]]:

@@ -100,7 +100,7 @@ def test_the_table_shows_every_baseline(trained: Workspace, capsys: pytest.Captu
         assert found == code
         return err if code else out
 
-    assert "Run: vlltr train baseline fc" in call("train", "baseline", "ncm", code=1)
+    assert "Run: vlltr train baseline fc" in call("train", "baseline", "crt", code=1)
     call("train", "baseline", "fc", "--set", "baseline.epochs=1")
     said = call("train", "baseline", "rest", *sets)
     assert "\ntau-norm: tau 0." in said
