@@ -216,7 +216,7 @@ def test_the_command(trained: Workspace, tmp_path: Path, capsys: pytest.CaptureF
     code, out, _ = run(capsys, "-w", trained.path, "report", "--out", target, "--against", "text branch")
     assert code == 0
     assert out.startswith("360 images of split test, top-1 accuracy in %: overall ")
-    assert out.endswith(f"Wrote {target} (0.2 MiB).\n")
+    assert out.endswith(f"Wrote {target} ({target.stat().st_size / 2**20:.1f} MiB).\n")
     assert "vl-ltr less text branch" in target.read_text(encoding="utf-8")
     code, _, err = run(capsys, "-w", trained.path, "report", "--against", "ncm")
     assert code == 2
