@@ -53,7 +53,7 @@ def fit_command(
     pictures = existing(directory)
     if not pictures.is_dir():
         raise InputError(f"{pictures} is no folder", "Give a folder of class folders: DIR/tench/1.jpg")
-    folder = existing(to) if to else pictures.parent / f"{pictures.resolve().name}-model"
+    folder = existing(to) if to else pictures.resolve().with_name(f"{pictures.resolve().name}-model")
     chosen = {"--encoder": encoder, "--recipe": recipe}
     options = [part for name, value in chosen.items() if value for part in (name, value)]
     options += [part for value in overrides for part in ("--set", value)]
@@ -61,6 +61,9 @@ def fit_command(
         run_step(context, folder, Step("A workspace", ("init", str(folder), *options)), "[0]")
     steps = plan_steps(pictures, existing(text) if text else _texts(pictures), hold_out)
     for number, step in enumerate(steps, 1):
+        if step.args[:2] == ("train", "baseline") and not _tested(folder):
+            context.say("\nNo class has pictures enough to hold one out: nothing is measured.")
+            break
         run_step(context, folder, step, f"[{number}/{len(steps)}]")
     context.show({"workspace": str(folder)}, ())
     typed = f"vlltr -w {shlex.quote(str(folder))}"
@@ -74,7 +77,7 @@ def plan_steps(pictures: Path, texts: Path | None, hold_out: float) -> list[Step
     """The commands after `init`, in order."""
     inside = {entry.name.lower(): entry for entry in pictures.iterdir() if entry.is_dir()}
     test = next((name for name in _TESTS if name in inside), None) if "train" in inside else None
-    source = str(inside["train"] if test else pictures)
+    source = str(inside["train"] if test or inside.keys() in ({"train"}, {"train", "texts"}) else pictures)
     ingest = ("ingest", "images", source, "--split", "train")
     steps = []
     if texts is not None:
@@ -97,6 +100,13 @@ def plan_steps(pictures: Path, texts: Path | None, hold_out: float) -> list[Step
     if test is None:
         steps += [Step("All pictures for training", (*ingest, "--hold-out", "0")), *_trained()]
     return steps
+
+
+def _tested(folder: Path) -> bool:
+    """Whether there are pictures to measure on."""
+    from vlltr_index.store.workspace import Workspace
+
+    return Workspace.open(folder).snapshot().count("images", "split = 'test' AND problem IS NULL") > 0
 
 
 def _trained() -> list[Step]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import Any
 
 import click
 
 from vlltr_index.cli.context import Context, at_option, crops_option, existing, pass_context
+from vlltr_index.errors import InputError
 
 
 @click.command("predict")
@@ -59,16 +61,15 @@ def predict_command(
     from vlltr_index.pipelines.predict import named_predictions, predict_to_file
     from vlltr_index.recognizer import Recognizer
 
-    recognizer = Recognizer.open(context.open(), at=at)
+    answers = Recognizer.open(context.open(), at=at).current()
     how |= {"only": _names(only), "explain": (0 if out else 3) if explain is None else explain}
-    sources = unlabelled_images(images)
     if out is not None:
-        report = predict_to_file(recognizer, sources, existing(out), context.progress, **how)
+        report = predict_to_file(answers, images, existing(out), context.progress, **how)
         context.show(report)
         answered, unread = report.images, report.unreadable
     else:
         predictions = []
-        for one in named_predictions(recognizer, sources, **how):
+        for one in named_predictions(answers, unlabelled_images(images), **how):
             predictions.append(one if context.as_json else replace(one, classes=()))
             if not context.as_json:
                 context.show(one, prediction_lines(one, context.width()), always=True)
@@ -86,8 +87,12 @@ def _names(only: str | None) -> list[str] | None:
     """The classes of `--only`."""
     if only is None:
         return None
-    file = existing(only)
-    listed = file.read_text(encoding="utf-8").splitlines() if file.is_file() else only.split(",")
+    listed = only.split(",")
+    if os.path.isfile(file := existing(only)):
+        try:
+            listed = file.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError:
+            raise InputError(f"{file} is not UTF-8", "Write a class a line, in UTF-8.") from None
     return [name.strip() for name in listed if name.strip()]
 
 

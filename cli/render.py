@@ -125,7 +125,7 @@ def prediction_lines(prediction: Prediction, width: int | None = None) -> list[s
         for first, *others in score.folded:
             share = first.percent + sum(s.percent for s in others)
             more = f" (and {len(others)} like it)" if others else ""
-            lines += broken(f"{_INDENT}{share:3.0f} %  ", f"{first.text}{more}  [{first.source}]", width)
+            lines += broken(f"{_INDENT}{round(share):3d} %  ", f"{first.text}{more}  [{first.source}]", width)
         for near in score.neighbours:
             lines.append(f"{_INDENT}near {near.cosine:.3f}  {near.uri}")
     return lines + _notes(prediction.classes, width)

@@ -99,7 +99,8 @@ class ClassScore:
     """A class's probability and what each branch gave.
 
     Where `unit` is `log-odds`, `image_part + text_part` is log P(this class) / P(the best other class). Where it is
-    `probability` (the fusion rule `paper`), it is the probability.
+    `probability` (the fusion rule `paper`), it is the probability. `cosine` is exact where sentences were asked for, or
+    all classes scored.
     """
 
     class_id: int

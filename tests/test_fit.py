@@ -55,6 +55,11 @@ def test_pictures_are_held_out_and_taken_back(workspace: Workspace, shots: Path)
     assert report.splits == {"train": 15}
     assert splits(workspace) == {("kestrel", "train"): 10, ("merlin", "train"): 4, ("hobby", "train"): 1}
     assert len(workspace.history.ids()) == commits + 2
+    (shots.parent / "other" / "kestrel").mkdir(parents=True)
+    shutil.copy(shots / "kestrel" / "0.png", shots.parent / "other" / "kestrel" / "0.png")
+    ingest_images(workspace, shots.parent / "other", "test")
+    ingest_images(workspace, shots, "train", hold_out=0.0)
+    assert splits(workspace)["kestrel", "test"] == 1, "a test picture of the same name is another one"
     with pytest.raises(UsageError, match="held out of the training split"):
         ingest_images(workspace, shots, "val", hold_out=0.2)
 
@@ -67,6 +72,8 @@ def test_the_plan_follows_the_folder(shots: Path, tmp_path: Path) -> None:
     assert ("train", "baseline", "zero-shot") not in parted
     unmeasured = [step.args for step in plan_steps(shots, None, 0.0)]
     assert [args[0] for args in unmeasured] == ["ingest", "embed", "select", "train", "index"]
+    shutil.copytree(shots, tmp_path / "alone" / "train")
+    assert plan_steps(tmp_path / "alone", None, 0.2)[0].args[2] == str(tmp_path / "alone" / "train")
     shutil.move(shots, tmp_path / "data" / "train")
     shutil.copytree(tmp_path / "data" / "train", tmp_path / "data" / "val")
     given = [step.args for step in plan_steps(tmp_path / "data", tmp_path / "texts", 0.2)]

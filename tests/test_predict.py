@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from dataclasses import asdict
 from itertools import count, islice
 from pathlib import Path
@@ -63,8 +64,8 @@ def test_what_names_no_picture_is_an_error(tmp_path: Path) -> None:
     pq.write_table(pa.table({"picture": [b"x"]}), tmp_path / "other.parquet")
     (tmp_path / "empty").mkdir()
     for name, words in {
-        "empty": "no image in",
-        "*.gif": "no image in",
+        "empty": "names no image",
+        "*.gif": "names no image",
         "bad.txt": "not a readable list",
         "bad.parquet": "not a readable Parquet file",
         "other.parquet": "has no column image; it has picture",
@@ -101,26 +102,33 @@ def test_only_some_classes(recognizer: Recognizer, pictures: Path) -> None:
     assert [(one.probability, one.image_part) for one in alone] == [(pytest.approx(1.0), 0.0)]
     with pytest.raises(UnknownClassError):
         recognizer.predict([image], only=["no such class"])
+    for asked, words in (
+        ({"only": []}, "names no class"),
+        ({"only": ["x"], "reject": True}, "looks at all classes"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            recognizer.predict([image], **asked)  # type: ignore[arg-type]  # each of its own type
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
 def test_answers_in_a_file(recognizer: Recognizer, shots: Path, tmp_path: Path, ending: str) -> None:
     """One row a picture, a broken one with its problem; a run that was cut off goes on without loss or repeat."""
     out, part = tmp_path / f"answers.{ending}", tmp_path / f"answers.{ending}.part"
-    sources = list(unlabelled_images([str(shots)]))
+    answers, paths = recognizer.current(), [str(shots), str(shots / "a.png")]
 
-    def stopped() -> object:
-        yield from sources[:2]
+    def stop(step: str, done: int, total: int | None) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        predict_to_file(recognizer, stopped(), out, top=2)  # type: ignore[arg-type]
+        predict_to_file(answers, paths, out, stop, top=2)
     assert not out.exists()
-    expected = list(named_predictions(recognizer, sources, top=2))
+    expected = list(named_predictions(answers, unlabelled_images([str(shots)]), top=2))
     first = json.dumps(asdict(expected[0]), ensure_ascii=False) + "\n"
     head = part.read_text(encoding="utf-8").splitlines(keepends=True)[0]
     part.write_text(head + first + first[:20], encoding="utf-8")  # killed while it wrote the second
-    report = predict_to_file(recognizer, [*sources, sources[0]], out, top=2)
+    with pytest.raises(UsageError, match="asked for otherwise"):
+        predict_to_file(answers, paths, out, top=3)
+    report = predict_to_file(answers, paths, out, top=2)
     assert (report.images, report.there_before, report.unreadable) == (3, 1, 1)
     assert not part.exists()
     if ending == "jsonl":
@@ -145,19 +153,24 @@ def test_answers_in_a_file(recognizer: Recognizer, shots: Path, tmp_path: Path, 
 
 
 def test_files_that_do_not_fit(recognizer: Recognizer, shots: Path, tmp_path: Path) -> None:
-    """Another ending, one that is there, one begun with other options, and one that cannot be written."""
-    sources = list(unlabelled_images([str(shots / "a.png")]))
-    for name, words in {
-        "a.txt": "of which kind",
-        "b.csv": "is there already",
-        "c.csv": "with other options",
-    }.items():
-        (tmp_path / "b.csv").touch()
-        (tmp_path / "c.csv.part").write_text("{}\n")
+    """Another ending, one that is there, and one that cannot be written; one that holds no answer yet is begun anew."""
+    answers, paths = recognizer.current(), [str(shots / "a.png")]
+    (tmp_path / "b.csv").touch()
+    for name, words in {"a.txt": "of which kind", "b.csv": "is there already"}.items():
         with pytest.raises(UsageError, match=words):
-            predict_to_file(recognizer, sources, tmp_path / name)
+            predict_to_file(answers, paths, tmp_path / name)
     with pytest.raises(WorkspaceError, match="cannot be written"):
-        predict_to_file(recognizer, sources, tmp_path / "none" / "d.csv")
+        predict_to_file(answers, paths, tmp_path / "none" / "d.csv")
+    with pytest.raises(UnknownClassError):
+        predict_to_file(answers, paths, tmp_path / "e.csv", only=["no such class"])
+    assert predict_to_file(answers, paths, tmp_path / "e.csv").images == 1
+
+
+def test_names_that_are_no_text(recognizer: Recognizer, shots: Path, tmp_path: Path) -> None:
+    """A file name that is not UTF-8 is answered, and written with its bytes spelled out."""
+    (shots / "a.png").rename(os.fsdecode(os.fsencode(shots) + b"/\xff.png"))
+    predict_to_file(recognizer.current(), [str(shots)], tmp_path / "a.csv")
+    assert "\\xff.png" in (tmp_path / "a.csv").read_text(encoding="utf-8")
 
 
 def test_the_command(

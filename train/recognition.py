@@ -93,7 +93,7 @@ def train_lgr(
     optimizer = torch.optim.AdamW(_groups(head, config, ""), fused=True)
     state, log = run_dir / STATE if run_dir is not None else None, [] if log is None else log
     for epoch in range(_restore_head(state, head, optimizer, log), config.epochs):
-        with few_threads(head):
+        with few_threads(head, bank.vectors.numel()):
             log.append(_head_epoch(epoch, features, objective, optimizer, progress, config.epochs))
         if state is not None:
             _keep_head_state(state, head, optimizer, log)
@@ -152,7 +152,7 @@ def train_until(
     checks = max(round(stop / each), 1) if isinstance(stop, int) else _MOST_CHECKS
     best, lowest, kept = 0, held.loss(objective) if held is not None else 0.0, _copied(head)
     for check in range(_restore_head(state, head, optimizer, log), checks):
-        with few_threads(head):
+        with few_threads(head, bank.vectors.numel()):
             log.append(_head_epoch(check, features, objective, optimizer, progress, checks, steady=each))
         if state is not None:
             _keep_head_state(state, head, optimizer, log)

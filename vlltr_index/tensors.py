@@ -28,13 +28,19 @@ _SMALL_MODEL = 10_000_000  # parameters
 
 
 @contextmanager
-def few_threads(model: nn.Module) -> Iterator[None]:
+def few_threads(model: nn.Module, beside: int = 0) -> Iterator[None]:
     """One thread for a model of less than 10 million parameters, unless OMP_NUM_THREADS says how many.
 
-    More hardly make its small products faster, and wait for each other as soon as anything else runs.
+    More hardly make its small products faster, and wait for each other as soon as anything else runs. It holds for the
+    whole process meanwhile.
+
+    Args:
+        model: Its parameters count.
+        beside: Numbers that it multiplies by beside them.
     """
     before = torch.get_num_threads()
-    if "OMP_NUM_THREADS" not in os.environ and sum(p.numel() for p in model.parameters()) < _SMALL_MODEL:
+    size = beside + sum(p.numel() for p in model.parameters())
+    if "OMP_NUM_THREADS" not in os.environ and size < _SMALL_MODEL:
         torch.set_num_threads(1)
     try:
         yield

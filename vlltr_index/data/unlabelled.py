@@ -15,7 +15,7 @@ from vlltr_index.errors import InputError
 
 __all__ = ["unlabelled_images"]
 
-_ROWS = 256
+_ROWS = 64
 
 
 def unlabelled_images(paths: Sequence[str]) -> Iterator[tuple[str, str | bytes]]:
@@ -45,9 +45,11 @@ def unlabelled_images(paths: Sequence[str]) -> Iterator[tuple[str, str | bytes]]
         empty = True
         for name in found:
             empty = False
-            yield name, name
+            yield os.fsencode(name).decode("utf-8", "backslashreplace"), name
         if empty:
-            raise InputError(f"no image in {given}: looked for {', '.join(ENDINGS)}")
+            raise InputError(
+                f"{given} names no image", f"In folders these are looked for: {', '.join(ENDINGS)}."
+            )
 
 
 def _below(folder: Path) -> Iterator[str]:

@@ -120,13 +120,14 @@ def _appended(tx: Transaction, name: str) -> Iterator[Callable[[pa.Table], None]
 
     def flush() -> None:
         nonlocal since
-        if sum(rows.num_rows for rows in waiting):
+        if waiting:
             tx.store.append(name, pa.concat_tables(waiting))
         waiting.clear()
         since = time.monotonic()
 
     def append(rows: pa.Table) -> None:
-        waiting.append(rows)
+        if rows.num_rows:  # of a batch of which no image can be read there are none
+            waiting.append(rows)
         if sum(rows.num_rows for rows in waiting) >= _ROWS or time.monotonic() - since > _SECONDS:
             flush()
 

@@ -289,7 +289,7 @@ class _ImageRun:
             if stored is not None and stored != row["image_id"]:
                 self._replaced.append(stored)
             other = image_id("train" if record.split == "test" else "test", record.source)
-            if self._moves and other in self._stored:
+            if self._moves and other in self._stored and self._stored[other][0] == record.uri:
                 self._replaced.append(self._stored[other][2])
             if found.problem is not None:
                 self._notes.add("quarantined", f"kept aside: {record.uri}: {found.problem}")

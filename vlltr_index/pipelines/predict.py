@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterable, Iterator
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vlltr_index.data.unlabelled import unlabelled_images
 from vlltr_index.errors import UsageError, write_error
 
 if TYPE_CHECKING:
-    from vlltr_index.recognizer import Recognizer
+    from vlltr_index.recognition.predictor import Answers
     from vlltr_index.schemas.records import Prediction, Progress
 
 __all__ = ["PredictReport", "named_predictions", "predict_to_file"]
@@ -44,9 +46,9 @@ class PredictReport:
 
 
 def named_predictions(
-    recognizer: Recognizer, images: Iterable[tuple[str, str | bytes]], **how: Any
+    answers: Answers, images: Iterable[tuple[str, str | bytes]], **how: Any
 ) -> Iterator[Prediction]:
-    """`Recognizer.stream` over named sources; each prediction goes by its source's name."""
+    """`Answers.stream` over named sources; each prediction goes by its source's name."""
     from collections import deque
     from dataclasses import replace
 
@@ -57,13 +59,13 @@ def named_predictions(
             names.append(name)
             yield source
 
-    for prediction in recognizer.stream(sources(), **how):
+    for prediction in answers.stream(sources(), **how):
         yield replace(prediction, image=names.popleft())
 
 
 def predict_to_file(
-    recognizer: Recognizer,
-    images: Iterable[tuple[str, str | bytes]],
+    answers: Answers,
+    paths: Sequence[str],
     out: Path,
     progress: Progress | None = None,
     **how: Any,
@@ -75,11 +77,11 @@ def predict_to_file(
     and text gave the best one, and its sentences.
 
     Args:
-        recognizer: What answers.
-        images: Names and sources.
+        answers: What answers.
+        paths: As for `data.unlabelled.unlabelled_images`.
         out: The file; it must not be there.
         progress: Called after every picture.
-        how: As for `Recognizer.stream`.
+        how: As for `Answers.stream`.
 
     Raises:
         UsageError: If `out` ends otherwise, or is there, or what lies beside it was answered in another way.
@@ -90,15 +92,17 @@ def predict_to_file(
     if out.exists():
         raise UsageError(f"{out} is there already", "Choose another file, or remove it.")
     part = out.with_name(out.name + ".part")
-    facts = {"commit": recognizer.commit, **how}
+    facts = {"commit": answers.commit, "images": list(paths), **how}
     try:
         done = _begun(part, facts)
         before, unread = len(done), sum(done.values())
         todo = (
-            (name, source) for name, source in images if name not in done and not done.setdefault(name, False)
+            (name, source)
+            for name, source in unlabelled_images(paths)
+            if name not in done and not done.setdefault(name, False)
         )
         with part.open("a", encoding="utf-8") as file:
-            for count, one in enumerate(named_predictions(recognizer, todo, **how), before + 1):
+            for count, one in enumerate(named_predictions(answers, todo, **how), 1):
                 file.write(json.dumps(asdict(one), ensure_ascii=False) + "\n")
                 unread += one.problem is not None
                 if progress:
@@ -111,17 +115,22 @@ def predict_to_file(
 
 def _begun(part: Path, facts: dict[str, Any]) -> dict[str, bool]:
     """Names that are answered, and whether each could not be read; a line that was cut off is taken away."""
-    head = json.dumps(facts, sort_keys=True, default=list) + "\n"
-    if not part.exists():
-        part.write_text(head, encoding="utf-8")
-        return {}
     done: dict[str, bool] = {}
-    with part.open("rb+") as file:
-        if file.readline() != head.encode():
+    with part.open("ab+") as file:
+        file.seek(0)
+        before, some = file.readline(), file.readline()
+        if not some:  # nothing was answered
+            file.truncate(0)
+            file.write(json.dumps(facts, sort_keys=True).encode() + b"\n")
+            return done
+        begun = json.loads(before)
+        if begun != json.loads(json.dumps(facts)):
+            at = begun.get("commit")
             raise UsageError(
-                f"{part} holds answers of another commit or with other options",
-                "Run the command that began it, or remove the file to begin anew.",
+                f"{part} holds answers of commit {at} to {shlex.join(begun.get('images', ()))}, asked for otherwise",
+                f"Run the command that began it, with --at {at}, or remove the file to begin anew.",
             )
+        file.seek(len(before))
         end = file.tell()
         for line in file:
             if not line.endswith(b"\n"):

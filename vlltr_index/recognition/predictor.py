@@ -41,7 +41,7 @@ __all__ = ["TEXT_COLUMNS", "Answers", "Texts", "load_answers", "texts_of"]
 _BATCH = 64
 _READERS = 8
 _MANY_ANCHORS = 64_000
-_CLASSES = 256  # whose training vectors are kept
+_CLASSES = 32  # whose training vectors are kept
 
 TEXT_COLUMNS = ("sentence_id", "text", "source", "source_ref", "licence")
 
@@ -143,6 +143,9 @@ class Answers:
         used = "faiss" if indexed else "exhaustive"
         columns = torch.arange(len(self.scorer.class_ids))
         if only is not None:
+            if not only or reject:
+                what = "with --reject, which looks at all classes" if only else "that names no class"
+                raise UsageError(f"an answer among some classes (--only) {what}", "Leave one of them out.")
             columns = torch.tensor(sorted({self._place(name) for name in only}))
         views = Crops(self.encoder, crops)
         for batch in self._read(images, views):
