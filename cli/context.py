@@ -41,6 +41,7 @@ class Context:
     workspace: str | None = None
     as_json: bool = False
     quiet: bool = False
+    goes_on: bool = False  # one of several commands: the next one comes by itself
     opened: Workspace | None = None
     _drawing: ExitStack = field(default_factory=ExitStack)
     _draw: Progress | None = None
@@ -59,7 +60,7 @@ class Context:
 
     def say_next(self) -> None:
         """Tell people the command that comes next for the opened workspace, as `vlltr status` has it."""
-        if not (self.quiet or self.as_json) and (found := self._status()) is not None:
+        if not (self.quiet or self.as_json or self.goes_on) and (found := self._status()) is not None:
             self.say(f"Next: {found.next}")
 
     def _status(self) -> StatusReport | None:

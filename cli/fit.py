@@ -51,6 +51,8 @@ def fit_command(
     the head is trained once more on all pictures. Run it again when pictures or texts came: vectors are kept.
     """
     pictures = existing(directory)
+    if directory.startswith("-"):
+        pictures = pictures.resolve()  # no option of a step
     if not pictures.is_dir():
         raise InputError(f"{pictures} is no folder", "Give a folder of class folders: DIR/tench/1.jpg")
     folder = existing(to) if to else pictures.resolve().with_name(f"{pictures.resolve().name}-model")
@@ -71,6 +73,8 @@ def fit_command(
     context.say(f"  {typed} predict PICTURE.jpg            what is it, and why")
     context.say(f'  {typed} classes add NAME --sentence "..."   a class more, without training')
     context.say(f"  {typed} status                         what is there")
+    if (folder / "reports").exists():
+        context.say(f"The report lies in {folder / 'reports'}.")
 
 
 def plan_steps(pictures: Path, texts: Path | None, hold_out: float) -> list[Step]:

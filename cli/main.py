@@ -126,7 +126,7 @@ def vlltr(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
-    ctx.obj = Context(workspace=workspace, as_json=as_json, quiet=quiet)
+    ctx.obj = Context(workspace=workspace, as_json=as_json, quiet=quiet, goes_on=ctx.obj is True)
     ctx.call_on_close(ctx.obj.end_progress)
     logger = logging.getLogger("vlltr_index")
     logger.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)

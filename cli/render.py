@@ -124,6 +124,8 @@ def prediction_lines(prediction: Prediction, width: int | None = None) -> list[s
         lines += _head(score, width)
         for first, *others in score.folded:
             share = first.percent + sum(s.percent for s in others)
+            if round(share) <= 0:  # it speaks against the class
+                continue
             more = f" (and {len(others)} like it)" if others else ""
             lines += broken(f"{_INDENT}{round(share):3d} %  ", f"{first.text}{more}  [{first.source}]", width)
         for near in score.neighbours:

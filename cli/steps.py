@@ -38,7 +38,7 @@ def run_step(context: Context, folder: Path, step: Step, place: str, note: str =
     options = ["--quiet"] if context.quiet or context.as_json else []
     started = time.monotonic()
     with redirect_stdout(sys.stderr if context.as_json else sys.stdout):
-        vlltr.main(args=[*options, *args], prog_name="vlltr", standalone_mode=False)
+        vlltr.main(args=[*options, *args], prog_name="vlltr", standalone_mode=False, obj=True)
     seconds = time.monotonic() - started
     context.say(f"({seconds:.1f} s)")
     return seconds

@@ -56,7 +56,7 @@ def test_other_views_are_augmented(trained: Workspace) -> None:
 def test_an_image_that_went_missing_is_kept_aside(
     trained: Workspace, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file deleted after it came in stops nothing, alone in its batch: it is quarantined, and the split still loads."""
+    """A file deleted after it came in, alone in its batch, stops nothing: it is quarantined, and the split loads."""
     monkeypatch.setattr("vlltr_index.embedding.vectors._PLAIN_BATCH", 1)
     name = trained.snapshot().class_table().names[0]
     folder = tmp_path / "more" / name

@@ -128,6 +128,10 @@ def test_answers_in_a_file(recognizer: Recognizer, shots: Path, tmp_path: Path, 
     part.write_text(head + first + first[:20], encoding="utf-8")  # killed while it wrote the second
     with pytest.raises(UsageError, match="asked for otherwise"):
         predict_to_file(answers, paths, out, top=3)
+    part.write_text(head + "[1]\n" + first, encoding="utf-8")
+    with pytest.raises(UsageError, match="line 2: no answer of this program"):
+        predict_to_file(answers, paths, out, top=2)
+    part.write_text(head + first + first[:20], encoding="utf-8")
     report = predict_to_file(answers, paths, out, top=2)
     assert (report.images, report.there_before, report.unreadable) == (3, 1, 1)
     assert not part.exists()
@@ -189,4 +193,4 @@ def test_the_command(
         code, out, _ = run(capsys, "--json", *answer, "--only", only)
         assert {score["name"] for score in json.loads(out)[0]["classes"]} == set(names)
     code, out, _ = run(capsys, *answer, "--out", tmp_path / "answers.csv")
-    assert (code, out) == (1, f"Wrote 3 answers to {tmp_path / 'answers.csv'}; 1 could not be read.\n")
+    assert (code, out) == (1, f"Wrote 3 rows to {tmp_path / 'answers.csv'}; 1 picture could not be read.\n")

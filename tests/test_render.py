@@ -54,11 +54,10 @@ def test_a_prediction_in_words() -> None:
     """Sentences that say the same are one line; neighbours, and what each mark means, said once."""
     first, second = prediction().classes
     first = replace(first, neighbours=(Neighbour("id", "birds/0.jpg", 0.8123),))
-    assert prediction_lines(replace(prediction(), classes=(first, second)))[1:6] == [
+    assert prediction_lines(replace(prediction(), classes=(first, second)))[1:5] == [
         "   75.0 %  great bustard   image 67 % ███████░░░ text 33 %",
         f"            50 %  {LONG}  [wikipedia]",
         "            50 %  a photo of a great bustard. (and 1 like it)  [prompt]",
-        "            -5 %  It walks.  [wikipedia]",
         "           near 0.812  birds/0.jpg",
     ]
     assert prediction_lines(replace(prediction(), classes=(first, second)))[-1] == (

@@ -60,7 +60,7 @@ def _below(folder: Path) -> Iterator[str]:
 
 def _listed(path: Path) -> Iterator[str]:
     try:
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8-sig") as lines:
             yield from (str(path.parent / line.strip()) for line in lines if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a readable list: {error}", "Write a path a line, in UTF-8.") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -137,8 +138,8 @@ def ingest_images(
         InputError: If the source cannot be used, or all of its images are of unknown classes.
         UsageError: If the split is missing or is no name for one, or images of another than `train` are held out.
     """
-    if hold_out is not None and split != "train":
-        raise UsageError("images are held out of the training split", "Say so: --split train")
+    if hold_out is not None and (split != "train" or not 0.0 <= hold_out < 1.0):
+        raise UsageError("a share from 0 to 0.9 is held out of the training split", "Say so: --split train")
     given = read_class_names(label_names) if isinstance(label_names, Path) else label_names
     given = given if given is None or isinstance(given, ClassNames) else ClassNames.of(given)
     command = f"ingest images {path}" + (f" --split {split}" if split else "")
@@ -172,7 +173,7 @@ def _held_out(items: Iterator[ImageRecord | Skipped], share: float) -> frozenset
     of: dict[str, list[tuple[str, str]]] = {}
     for item in items if share else ():
         if isinstance(item, ImageRecord) and item.class_name is not None:
-            unit = hashlib.sha256((item.group or item.source).encode()).hexdigest()
+            unit = hashlib.sha256(os.fsencode(item.group or item.source)).hexdigest()
             of.setdefault(item.class_name, []).append((unit, item.source))
     held: list[str] = []
     for images in of.values():

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from vlltr_index.data.unlabelled import unlabelled_images
 from vlltr_index.errors import UsageError, write_error
+from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from vlltr_index.recognition.predictor import Answers
@@ -41,7 +42,7 @@ class PredictReport:
         """The report for people."""
         before = f", {self.there_before:,} of them before it was stopped" if self.there_before else ""
         return [
-            f"Wrote {self.images:,} answers to {self.path}{before}; {self.unreadable:,} could not be read."
+            f"Wrote {self.images:,} rows to {self.path}{before}; {many(self.unreadable, 'picture')} could not be read."
         ]
 
 
@@ -92,7 +93,8 @@ def predict_to_file(
     if out.exists():
         raise UsageError(f"{out} is there already", "Choose another file, or remove it.")
     part = out.with_name(out.name + ".part")
-    facts = {"commit": answers.commit, "images": list(paths), **how}
+    model = [answers.scorer.saved.text_fp, answers.scorer.saved.image_fp, answers.scorer.loaded.selection_id]
+    facts = {"commit": answers.commit, "model": model, "images": list(paths), **how}
     try:
         done = _begun(part, facts)
         before, unread = len(done), sum(done.values())
@@ -123,7 +125,7 @@ def _begun(part: Path, facts: dict[str, Any]) -> dict[str, bool]:
             file.truncate(0)
             file.write(json.dumps(facts, sort_keys=True).encode() + b"\n")
             return done
-        begun = json.loads(before)
+        begun = _line(part, 1, before)
         if begun != json.loads(json.dumps(facts)):
             at = begun.get("commit")
             raise UsageError(
@@ -132,13 +134,25 @@ def _begun(part: Path, facts: dict[str, Any]) -> dict[str, bool]:
             )
         file.seek(len(before))
         end = file.tell()
-        for line in file:
+        for number, line in enumerate(file, 2):
             if not line.endswith(b"\n"):
                 break
-            row, end = json.loads(line), end + len(line)
+            row, end = _line(part, number, line), end + len(line)
             done[row["image"]] = row["problem"] is not None
         file.truncate(end)
     return done
+
+
+def _line(part: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict) or not {"commit"} <= row.keys():
+        raise UsageError(
+            f"{part}, line {number}: no answer of this program", "Remove the file to begin anew."
+        )
+    return row
 
 
 def _finish(part: Path, out: Path, top: int) -> None:
