@@ -221,7 +221,14 @@ def write_all(out: Path, made: Mapping[str, Any], package: Path, wordnet: Path) 
     (out / "SETS.md").write_text(sets_markdown(package, used), encoding="utf-8")
     notice = (wordnet / "usr/share/doc/wordnet-base/copyright").read_text(encoding="utf-8")
     (out / "WORDNET-LICENSE.txt").write_text(notice, encoding="utf-8")
-    written = [f"{NAME}.parquet", "texts.json", "heldout.json", "classes.json", "SETS.md", "WORDNET-LICENSE.txt"]
+    written = [
+        f"{NAME}.parquet",
+        "texts.json",
+        "heldout.json",
+        "classes.json",
+        "SETS.md",
+        "WORDNET-LICENSE.txt",
+    ]
     hashes = {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in written}
     manifest = {
         "name": NAME,
@@ -241,7 +248,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m vlltr_index.recipes.icons_lt.build", description=__doc__)
     parser.add_argument("--icons", type=Path, required=True, help="the unpacked npm package @iconify/json")
-    parser.add_argument("--wordnet", type=Path, required=True, help="the unpacked Debian package wordnet-base")
+    parser.add_argument(
+        "--wordnet", type=Path, required=True, help="the unpacked Debian package wordnet-base"
+    )
     parser.add_argument("--out", type=Path, default=HERE / "data", help="folder to write the data set into")
     parser.add_argument("--jobs", type=int, default=2, help="processes that draw (default 2)")
     options = parser.parse_args(argv)
@@ -249,7 +258,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     nouns = WordNet(options.wordnet / "usr/share/wordnet")
     icons, images = draw_all(collect(options.icons, nouns), options.jobs)
     LOG.info("%d icons drawn", len(icons))
-    for name, value in write_all(options.out, assemble(icons, images, nouns), options.icons, options.wordnet).items():
+    for name, value in write_all(
+        options.out, assemble(icons, images, nouns), options.icons, options.wordnet
+    ).items():
         LOG.info("%s  %s", value, name)
     return 0
 

@@ -51,7 +51,9 @@ def make_classes(icons: Sequence[Icon], vectors: Floats, nouns: WordNet) -> Clas
     owner = {number: noun for noun, numbers in distinct.items() for number in numbers}
     pairs = _pairs(sorted(owner), vectors, owner)
     known = {n for n, numbers in distinct.items() if _families(numbers, icons) >= LEAST_FAMILIES}
-    into = _merges(pairs, {noun: numbers for noun, numbers in distinct.items() if noun in known}, owner, nouns)
+    into = _merges(
+        pairs, {noun: numbers for noun, numbers in distinct.items() if noun in known}, owner, nouns
+    )
     joined: dict[str, list[int]] = defaultdict(list)
     merged: dict[str, list[str]] = defaultdict(list)
     for noun in sorted(known):

@@ -54,7 +54,9 @@ def draw(icon: Drawing) -> Image | None:
     across, down = int(columns[0] + columns[-1] + 1), int(rows[0] + rows[-1] + 1)
     longest = max(int(columns[-1] - columns[0]), int(rows[-1] - rows[0])) + 1
     side = longest * unit * SIDE / FIT
-    image = _alpha(icon.body, left + across * unit / 2 - side / 2, top + down * unit / 2 - side / 2, side, SIDE)
+    image = _alpha(
+        icon.body, left + across * unit / 2 - side / 2, top + down * unit / 2 - side / 2, side, SIDE
+    )
     return image if int(image.sum(dtype=np.int64)) >= LEAST_INK else None
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from vlltr_index.recipes.icons_lt.classes import order_key
 from vlltr_index.recipes.icons_lt.collect import Icon, table
+from vlltr_index.recipes.icons_lt.texts import plain, secret_pattern
 from vlltr_index.recipes.icons_lt.wordnet import WordNet
 
 SPLITS = ("train", "val", "test", "dev_support", "dev_test", "final_support", "final_test")
@@ -43,7 +44,10 @@ def take(numbers: Sequence[int], icons: Sequence[Icon], count: int, salt: str) -
 
 
 def split(
-    members: Mapping[str, Sequence[int]], names: Mapping[str, Sequence[str]], icons: Sequence[Icon], nouns: WordNet
+    members: Mapping[str, Sequence[int]],
+    names: Mapping[str, Sequence[str]],
+    icons: Sequence[Icon],
+    nouns: WordNet,
 ) -> Split:
     """Share out the images of every class that has training images and enough test images.
 
@@ -96,15 +100,15 @@ def _choose_held_out(
     A class can be held out if it has enough images for support and test and fewer than MANY for training, and no
     other class's name contains a name of it. A group is held out if all its classes can be.
     """
-    phrases = {noun: [f" {word.replace('_', ' ')} " for word in names[noun]] for noun in train}
-    every = [(noun, phrase) for noun, found in phrases.items() for phrase in found]
+    phrases = {noun: [plain(word) for word in names[noun]] for noun in train}
     chosen: dict[str, str] = {}
     counts: Counter[str] = Counter()
 
     def able(noun: str) -> bool:
         if not SUPPORT <= len(train[noun]) < MANY or len(test[noun]) < HELD_OUT_LEAST_TEST:
             return False
-        return not any(other != noun and mine in phrase for other, phrase in every for mine in phrases[noun])
+        secret = secret_pattern(phrases[noun])
+        return not any(other != noun and any(map(secret.search, found)) for other, found in phrases.items())
 
     for group in sorted(sibling_groups(train, names, nouns), key=lambda g: order_key(f"held out:{g[0]}")):
         part = min(HELD_OUT_SETS, key=lambda p: counts[p])

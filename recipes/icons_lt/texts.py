@@ -42,7 +42,8 @@ def plain(word: str) -> str:
 
 def with_article(name: str) -> str:
     """The name after a or an."""
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+    sounds = re.match(r"[aeio]|u(?!ni|se|ti|ra|ku)", name.casefold()) and not re.match(r"eu|one\b|ewe", name)
+    return f"{'an' if sounds else 'a'} {name}"
 
 
 def _start(text: str) -> str:
@@ -64,7 +65,7 @@ def sense_facts(name: str, sense: Synset, number: int, nouns: WordNet) -> list[S
     def add(part: str, text: str) -> None:
         facts.append((_start(text), f"wordnet:{part}:{number}"))
 
-    add("gloss", f"{with_article(name)} is {sense.definition}.")
+    add("gloss", f"the word {name} means: {sense.definition}.")
     add("gloss", f"{sense.definition}.")
     pieces = [piece.strip() for piece in re.split(r"; (?![^(]*\))", sense.definition)]
     if len(pieces) > 1:
@@ -102,7 +103,9 @@ def icon_facts(icons: Sequence[Icon], name: str, twins: Sequence[str]) -> list[S
     categories = Counter(
         word
         for icon in icons
-        for word in {re.sub(r"\s+", " ", re.sub(r"[&/_-]+", " and ", c)).strip().casefold() for c in icon.categories}
+        for word in {
+            re.sub(r"\s+", " ", re.sub(r"[&/_-]+", " and ", c)).strip().casefold() for c in icon.categories
+        }
     )
     for category, _ in sorted(categories.items(), key=lambda item: (-item[1], item[0]))[:MOST_CATEGORIES]:
         facts.append((f"Icon sets file it under {category}.", "category"))

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 DRAWN = frozenset({5, 6, 8, 13, 17, 18, 19, 20, 25, 27})
-"""Lexicographer files of what can be seen: animal, artifact, body, food, object, person, phenomenon, plant, shape, substance."""
+"""Files of what can be seen: animal, artifact, body, food, object, person, phenomenon, plant, shape, substance."""
 WRITTEN = frozenset({10, 21})
 """Communication and possession: calendar, ticket, coin."""
 _PARTS = {"n": "1", "v": "2", "a": "3", "r": "4"}
