@@ -42,7 +42,7 @@ def draw_all(icons: Sequence[Icon], jobs: int) -> tuple[list[Icon], Images]:
 
 
 def assemble(icons: Sequence[Icon], images: Images, nouns: WordNet) -> dict[str, Any]:
-    """The tables of the data set: `picture_table` (Parquet), `texts`, `heldout`, `classes`, and figures of the build."""
+    """The data set: `picture_table` (for Parquet), `texts`, `heldout`, `classes`, and `figures` of the build."""
     found = classes.make_classes(icons, render.features(images), nouns)
     LOG.info("%d classes of three families or more", len(found.members))
     names = {noun: [noun, *found.merged.get(noun, [])] for noun in found.members}
@@ -182,9 +182,9 @@ def sets_markdown(package: Path, used: Mapping[str, int]) -> str:
     release = json.loads((package / "package.json").read_text(encoding="utf-8"))["version"]
     lines = [
         "# Icon sets drawn from\n",
-        f"Read from the npm package `@iconify/json` {release}. The icons were changed: drawn in grey at 48 pixels, centred and",
-        "scaled to one size. Copyright is each author's. CC BY asks to name the author, link the licence and say what was",
-        "changed: this table does. The notices of MIT, ISC and BSD sets are in `LICENCES.md`.\n",
+        f"Read from the npm package `@iconify/json` {release}. The icons were changed: drawn in grey at 48",
+        "pixels, centred and scaled to one size. Copyright is each author's. CC BY asks to name the author, link the",
+        "licence and say what was changed: this table does. `LICENCES.md` has the notices.\n",
         "| set | family | author | licence | version | images |",
         "| --- | --- | --- | --- | --- | --- |",
     ]

@@ -6,114 +6,21 @@ import re
 
 from vlltr_index.recipes.icons_lt.wordnet import WordNet
 
-STYLES = frozenset(
-    [
-        "outline",
-        "outlined",
-        "filled",
-        "fill",
-        "solid",
-        "line",
-        "linear",
-        "bold",
-        "thin",
-        "light",
-        "duotone",
-        "twotone",
-        "two",
-        "tone",
-        "duo",
-        "rounded",
-        "round",
-        "sharp",
-        "regular",
-        "broken",
-        "remix",
-        "alt",
-        "o",
-        "baseline",
-        "stroke",
-        "glyph",
-        "icon",
-        "color",
-        "flat",
-        "mini",
-        "small",
-        "large",
-        "tiny",
-    ]
-)
+_STYLES = """
+outline outlined filled fill solid line linear bold thin light duotone twotone two tone duo rounded round
+sharp regular broken remix alt o baseline stroke glyph icon color flat mini small large tiny
+"""
+STYLES = frozenset(_STYLES.split())
 """Words at either end of a name that say how an icon is drawn; so do numbers at its end."""
 
-BRANDS = frozenset(
-    [
-        "adobe",
-        "amazon",
-        "android",
-        "apple",
-        "asana",
-        "atlas",
-        "black_tie",
-        "blackberry",
-        "blender",
-        "blogger",
-        "bluetooth",
-        "buffer",
-        "chrome",
-        "confluence",
-        "diaspora",
-        "discourse",
-        "docker",
-        "dribble",
-        "edge",
-        "element",
-        "ember",
-        "empire",
-        "fedora",
-        "finder",
-        "firebase",
-        "foundation",
-        "framer",
-        "frigate",
-        "git",
-        "hangout",
-        "hive",
-        "hornbill",
-        "intercom",
-        "java",
-        "line",
-        "mastodon",
-        "medium",
-        "messenger",
-        "metro",
-        "notion",
-        "opera",
-        "oracle",
-        "periscope",
-        "perplexity",
-        "pix",
-        "pocket",
-        "python",
-        "republican",
-        "ripple",
-        "ruby",
-        "safari",
-        "shell",
-        "sketch",
-        "spring",
-        "stripe",
-        "stylus",
-        "telegram",
-        "tesla",
-        "threads",
-        "tinder",
-        "typescript",
-        "unity",
-        "vine",
-        "windows",
-        "yahoo",
-    ]
-)
+_BRANDS = """
+adobe amazon android apple asana atlas black_tie blackberry blender blogger bluetooth buffer chrome confluence
+diaspora discourse docker dribble edge element ember empire fedora finder firebase foundation framer frigate
+git hangout hive hornbill intercom java line mastodon medium messenger metro notion opera oracle periscope
+perplexity pix pocket python republican ripple ruby safari shell sketch spring stripe stylus telegram tesla
+threads tinder typescript unity vine windows yahoo
+"""
+BRANDS = frozenset(_BRANDS.split())
 """Nouns under which icon sets draw a firm's logo; found among the names of the package's logo sets."""
 
 
