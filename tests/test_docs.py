@@ -68,6 +68,7 @@ def test_every_recipe_loads_and_states_its_terms() -> None:
     names = list_recipes()
     glyphs = ("ablation", "fast", "ours", "paper", "pretrain", "quick", "release")
     expected = {f"glyphs_lt/{name}" for name in glyphs} | {"ours"}
+    expected |= {f"icons_lt/{name}" for name in ("ours", "paper", "release")}
     for folder in ("imagenet_lt", "inat2018", "places_lt"):
         expected |= {
             f"{folder}/{p}-{net}" for p in ("ours", "paper", "release") for net in ("rn50", "vit_b16")
