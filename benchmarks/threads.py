@@ -15,11 +15,13 @@ import os
 import subprocess
 import sys
 import time
+from io import BytesIO
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from PIL import Image
 
 from benchmarks.page import put
 from vlltr_index.encoders.encoder import Encoder
@@ -41,15 +43,20 @@ def train() -> float:
     """Images a second of one epoch, after one that is not timed."""
     generator = torch.Generator().manual_seed(0)
     encoder = Encoder.scratch("vlltr-tiny", seed=0, texts=["a drawing"])
-    height, width = encoder.image_size
-    pixels = torch.randint(0, 256, (_IMAGES, 1, height, width), generator=generator, dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (_IMAGES, *encoder.image_size), generator=generator, dtype=torch.uint8)
     labels = torch.arange(_IMAGES) % _CLASSES
-    images = TrainImages.from_pixels(pixels, labels, encoder, AugmentConfig(kind="glyph"))
+    images = TrainImages([_png(one) for one in pixels], labels, encoder, AugmentConfig(kind="glyph"))
     texts = TrainTexts([[f"drawing {c}", f"a sign {c}"] for c in range(_CLASSES)], encoder)
     for _ in range(2):
         start = time.monotonic()
         train_cvlp(encoder, images, texts, CVLPConfig(epochs=1))
     return _IMAGES / (time.monotonic() - start)
+
+
+def _png(pixels: torch.Tensor) -> bytes:
+    out = BytesIO()
+    Image.fromarray(pixels.numpy()).save(out, "PNG")
+    return out.getvalue()
 
 
 def run() -> None:
