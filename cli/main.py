@@ -109,7 +109,7 @@ class LazyGroup(click.Group):
     "--threads",
     type=click.IntRange(1),
     envvar="VLLTR_THREADS",
-    help="Threads for the mathematics; default: one for small models, else one a core.",
+    help="Threads for the mathematics; default: one a core.",
 )
 @click.version_option(VERSION, prog_name="vlltr")
 @click.pass_context

@@ -10,14 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from packaging.requirements import Requirement
 
 from tests.commands import run
 from vlltr_index.pipelines import doctor
 from vlltr_index.pipelines.doctor import Check, check_requirement, check_workspace, diagnose
 from vlltr_index.store.workspace import Workspace
-from vlltr_index.tensors import few_threads
 
 
 @pytest.mark.parametrize(
@@ -114,7 +112,7 @@ def test_completion_answers() -> None:
 
 
 def test_threads_are_set_before_torch_is_loaded(tmp_path: Path) -> None:
-    """By option or environment; and a small model takes one where nobody says, a large one what there are."""
+    """By option or environment."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
     command = [sys.executable, "-m", "vlltr_index.cli"]
     for args, more in ((["--threads", "1"], {}), ([], {"VLLTR_THREADS": "1"})):
@@ -126,21 +124,3 @@ def test_threads_are_set_before_torch_is_loaded(tmp_path: Path) -> None:
             capture_output=True,
         )
         assert "the processor, 1 thread\n" in told.stdout
-
-
-def test_a_small_model_takes_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unless somebody says how many; a large one takes what there are, and all is as before then."""
-    before = torch.get_num_threads()
-    small, large = torch.nn.Linear(10, 10), torch.nn.Linear(10_000, 1_000, device="meta")
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    torch.set_num_threads(2)
-    try:
-        for model, expected in ((small, 1), (large, 2)):
-            with few_threads(model):
-                assert torch.get_num_threads() == expected
-            assert torch.get_num_threads() == 2
-        monkeypatch.setenv("OMP_NUM_THREADS", "2")
-        with few_threads(small):
-            assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)

@@ -17,7 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vlltr_index.errors import VlltrError, WorkspaceError
 from vlltr_index.schemas.fingerprint import digest_json
-from vlltr_index.tensors import few_threads
 from vlltr_index.train.checkpoint import STATE, load_state, pack_optimizer, save_state, unpack_optimizer
 from vlltr_index.train.data import TrainImages
 from vlltr_index.train.distributed import own_part, share_batch_norm, world
@@ -133,7 +132,7 @@ def run(
     trainer = _Trainer(plan, encoder, module, images, objective, run_dir, progress, log_scale)
     board = _board(log_dir, plan.name)
     rank, _ = world()
-    with torch.random.fork_rng(devices=_cuda_devices(encoder.device)), few_threads(module):
+    with torch.random.fork_rng(devices=_cuda_devices(encoder.device)):
         for epoch in range(trainer.restore(), plan.epochs):
             torch.manual_seed(seed_of(plan.seed, epoch, rank))
             entry = trainer.epoch(epoch)

@@ -17,7 +17,7 @@ from vlltr_index.errors import InputError, VlltrError
 from vlltr_index.heads.lgr import AnchorBank, CosineClassifier, LGRHead
 from vlltr_index.heads.weighing import fit_temperature, nll
 from vlltr_index.schemas.config import LGRConfig
-from vlltr_index.tensors import check_labels, few_threads, unit_rows, work_device
+from vlltr_index.tensors import check_labels, unit_rows, work_device
 from vlltr_index.train.checkpoint import STATE, load_state, pack_optimizer, save_state, unpack_optimizer
 from vlltr_index.train.data import TrainImages
 from vlltr_index.train.distributed import gather_rows, join_processes
@@ -93,8 +93,7 @@ def train_lgr(
     optimizer = torch.optim.AdamW(_groups(head, config, ""), fused=True)
     state, log = run_dir / STATE if run_dir is not None else None, [] if log is None else log
     for epoch in range(_restore_head(state, head, optimizer, log), config.epochs):
-        with few_threads(head, bank.vectors.numel()):
-            log.append(_head_epoch(epoch, features, objective, optimizer, progress, config.epochs))
+        log.append(_head_epoch(epoch, features, objective, optimizer, progress, config.epochs))
         if state is not None:
             _keep_head_state(state, head, optimizer, log)
     check_finite(head, "train lgr")
@@ -152,8 +151,7 @@ def train_until(
     checks = max(round(stop / each), 1) if isinstance(stop, int) else _MOST_CHECKS
     best, lowest, kept = 0, held.loss(objective) if held is not None else 0.0, _copied(head)
     for check in range(_restore_head(state, head, optimizer, log), checks):
-        with few_threads(head, bank.vectors.numel()):
-            log.append(_head_epoch(check, features, objective, optimizer, progress, checks, steady=each))
+        log.append(_head_epoch(check, features, objective, optimizer, progress, checks, steady=each))
         if state is not None:
             _keep_head_state(state, head, optimizer, log)
         if held is None:

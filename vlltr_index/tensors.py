@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from vlltr_index.errors import InputError
@@ -16,36 +14,11 @@ __all__ = [
     "check_labels",
     "check_matrix",
     "check_vector",
-    "few_threads",
     "full_precision",
     "unit_rows",
     "work_device",
     "working_dtype",
 ]
-
-
-_SMALL_MODEL = 10_000_000  # parameters
-
-
-@contextmanager
-def few_threads(model: nn.Module, beside: int = 0) -> Iterator[None]:
-    """One thread for a model of less than 10 million parameters, unless OMP_NUM_THREADS says how many.
-
-    More hardly make its small products faster, and wait for each other as soon as anything else runs. It holds for the
-    whole process meanwhile.
-
-    Args:
-        model: Its parameters count.
-        beside: Numbers that it multiplies by beside them.
-    """
-    before = torch.get_num_threads()
-    size = beside + sum(p.numel() for p in model.parameters())
-    if "OMP_NUM_THREADS" not in os.environ and size < _SMALL_MODEL:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def check_matrix(name: str, value: Tensor, columns: int | None = None, rows: int | None = None) -> None:

@@ -17,7 +17,6 @@ from vlltr_index.embedding.vectors import all_embedded, image_vector_table, load
 from vlltr_index.encoders.openclip import make_transform
 from vlltr_index.errors import UsageError
 from vlltr_index.schemas.tables import image_vectors, image_vectors_name
-from vlltr_index.tensors import few_threads
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -72,8 +71,7 @@ class Crops:
     def features(self, pixels: Sequence[Tensor]) -> Tensor:
         """One feature for each image from its crops [number, 3, H, W]: float32 [B, D] on the CPU, unnormalised."""
         batch = torch.cat(list(pixels)).to(self.encoder.device)
-        with few_threads(self.encoder.model):
-            features = self.encoder.encode_pixels(batch).float().cpu()
+        features = self.encoder.encode_pixels(batch).float().cpu()
         return pool_crops(features.view(len(pixels), self.number, -1))
 
 

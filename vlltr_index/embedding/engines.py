@@ -16,7 +16,6 @@ from torch import Tensor
 from vlltr_index.data.decoding import open_image
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import InputError
-from vlltr_index.tensors import few_threads
 
 __all__ = [
     "Augment",
@@ -84,9 +83,7 @@ class LocalEngine:
     def texts(self, batches: Iterable[Sequence[str]]) -> Iterator[tuple[Tensor, int]]:
         """See `Engine`."""
         for batch in batches:
-            with few_threads(self._encoder.model):
-                vectors = text_vectors_of_batch(self._encoder, batch)
-            yield vectors
+            yield text_vectors_of_batch(self._encoder, batch)
 
     def images(self, batches: Iterable[Sequence[ImageSource]], view: int) -> Iterator[ImageVectors]:
         """See `Engine`."""
@@ -101,8 +98,7 @@ class LocalEngine:
                 yield self._vectors(waiting, view)
 
     def _vectors(self, decoded: list[Decoded], view: int) -> ImageVectors:
-        with few_threads(self._encoder.model):
-            return vectors_of_decoded(self._encoder, decoded, view, self._augment)
+        return vectors_of_decoded(self._encoder, decoded, view, self._augment)
 
 
 def text_vectors_of_batch(encoder: Encoder, texts: Sequence[str]) -> tuple[Tensor, int]:
