@@ -87,14 +87,18 @@ class Context:
     def show(self, record: Any, lines: Iterable[str | Table] | None = None, always: bool = False) -> None:
         """One result: as JSON where that was asked for, else as `lines`, default `record.lines()`, for people.
 
-        Under `-q` the lines are left out, unless they are what was asked for (`always`).
+        Under `-q` the lines are left out, unless they are what was asked for (`always`). Where other commands follow
+        by themselves, the next one is not told.
         """
         self.end_progress()
         if self.as_json:
             click.echo(json.dumps(record, ensure_ascii=False, indent=2, sort_keys=True, default=_plain))
         elif always or not self.quiet:
             for line in record.lines() if lines is None else lines:
-                click.echo(line) if isinstance(line, str) else self.console().print(line)
+                if not isinstance(line, str):
+                    self.console().print(line)
+                elif not (self.goes_on and line.startswith("Next: ")):
+                    click.echo(line)
 
     def say(self, message: str) -> None:
         """A line for people: on stdout, or on stderr where stdout carries JSON; not under `-q`."""

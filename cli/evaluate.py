@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vlltr_index.cli.context import Context, at_option, crops_option, pass_context
+
+if TYPE_CHECKING:
+    from vlltr_index.evaluation.metrics import EvaluationReport
 
 
 @click.command("evaluate")
@@ -25,7 +28,7 @@ from vlltr_index.cli.context import Context, at_option, crops_option, pass_conte
 @click.option(
     "--against",
     metavar="ROW",
-    help="Report the paired difference to this row; default: image-only + logit adjustment, where it is there.",
+    help="Report the paired difference to this row; default: image-only + logit adjustment, or the best baseline.",
 )
 @crops_option
 @click.option(
@@ -34,7 +37,7 @@ from vlltr_index.cli.context import Context, at_option, crops_option, pass_conte
     help="Fuse the branches by this rule; default: the workspace's.",
 )
 @pass_context
-def evaluate_command(context: Context, /, split: str, **how: Any) -> None:
+def evaluate_command(context: Context, /, split: str, **how: Any) -> EvaluationReport:
     """Measure accuracy on a split: overall, many, medium, few (the release's bounds), with 95 % intervals.
 
     Rows: both branches fused, each branch alone, and every baseline that was trained. ECE is the expected calibration
@@ -49,3 +52,4 @@ def evaluate_command(context: Context, /, split: str, **how: Any) -> None:
     context.show(report, [evaluation_table(report), *difference_lines(report)], always=True)
     for name, note in report.notes.items():
         context.say(f"{name}: {note}")
+    return report

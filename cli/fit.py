@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from vlltr_index.cli.context import Context, existing, pass_context, set_option
 from vlltr_index.cli.steps import Step, run_step
 from vlltr_index.errors import InputError
+
+if TYPE_CHECKING:
+    from vlltr_index.evaluation.metrics import EvaluationReport
 
 _TEXTS = ("texts", "texts.json", "texts.jsonl", "texts.csv", "texts.parquet")
 _TESTS = ("test", "val", "validation", "valid")
@@ -62,12 +66,16 @@ def fit_command(
     if options or not (folder / "vlltr.toml").exists():
         run_step(context, folder, Step("A workspace", ("init", str(folder), *options)), "[0]")
     steps = plan_steps(pictures, existing(text) if text else _texts(pictures), hold_out)
+    measured: EvaluationReport | None = None
     for number, step in enumerate(steps, 1):
         if step.args[:2] == ("train", "baseline") and not _tested(folder):
             context.say("\nNo class has pictures enough to hold one out: nothing is measured.")
             break
-        run_step(context, folder, step, f"[{number}/{len(steps)}]")
-    context.show({"workspace": str(folder)}, ())
+        _, result = run_step(context, folder, step, f"[{number}/{len(steps)}]")
+        measured = result if step.args[0] == "evaluate" else measured
+    context.show({"workspace": str(folder), "evaluation": measured}, ())
+    if measured is not None:
+        context.say("\n" + verdict(measured))
     typed = f"vlltr -w {shlex.quote(str(folder))}"
     context.say("\nWhat to do with it:")
     context.say(f"  {typed} predict PICTURE.jpg            what is it, and why")
@@ -104,6 +112,21 @@ def plan_steps(pictures: Path, texts: Path | None, hold_out: float) -> list[Step
     if test is None:
         steps += [Step("All pictures for training", (*ingest, "--hold-out", "0")), *_trained()]
     return steps
+
+
+def verdict(measured: EvaluationReport) -> str:
+    """How good the model is, beside the best simple rule, in a sentence or two."""
+    mine, other = measured.rows["vl-ltr"].top1["overall"], measured.against
+    said = (
+        f"Of {mine.images:,} pictures that it had not seen, the model named {100 * mine.value:.1f} % rightly"
+    )
+    if other is None:
+        return f"{said}."
+    said += f"; the best simple rule, {other}, {100 * measured.rows[other].top1['overall'].value:.1f} %."
+    less = measured.differences["overall"]
+    if less.low > 0:
+        return f"{said} The model is better."
+    return f"{said} {'The rule is better.' if less.high < 0 else 'That may be chance.' if less.value else ''}".rstrip()
 
 
 def _tested(folder: Path) -> bool:

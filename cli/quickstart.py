@@ -165,4 +165,4 @@ def _run(context: Context, journal: Journal, folder: Path, step: Step, place: st
         context.say(f"{place} {step.title}: done before")
         return
     now = " (shown before; now with all classes that were added since)" if step.key in journal.steps else ""
-    journal.record(step.key, run_step(context, folder, step, place, now))
+    journal.record(step.key, run_step(context, folder, step, place, now)[0])

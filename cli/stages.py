@@ -94,7 +94,7 @@ def index_command(context: Context, kind: str, plan_only: bool) -> None:
 
     report = index_anchors(context.open(), kind, plan_only, context.progress)
     verb = "Would build" if plan_only else "Built"
-    what = f"a {report.kind} index over {report.anchors:,} anchors of width {report.dim}"
-    context.show(report, [f"{verb} {what if report.anchors else 'no index'}: {report.reason}."])
+    what = f"an index of kind {report.kind}" if report.anchors else "no index"
+    context.show(report, [f"{verb} {what}: {report.reason}."])
     if not plan_only:
         context.say_next()

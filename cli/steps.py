@@ -8,6 +8,7 @@ import time
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vlltr_index.cli.context import Context
 
@@ -29,8 +30,11 @@ class Step:
         return shlex.join(self.args) + (" (again)" if self.again else "")
 
 
-def run_step(context: Context, folder: Path, step: Step, place: str, note: str = "") -> float:
-    """Print a step and run it on the workspace `folder`; the seconds it took. With --json it prints to stderr."""
+def run_step(context: Context, folder: Path, step: Step, place: str, note: str = "") -> tuple[float, Any]:
+    """Print a step and run it on the workspace `folder`; the seconds it took, and what the command returned.
+
+    With --json it prints to stderr.
+    """
     from vlltr_index.cli.main import vlltr
 
     args = step.args if step.args[0] == "init" else ("-w", str(folder), *step.args)
@@ -38,7 +42,7 @@ def run_step(context: Context, folder: Path, step: Step, place: str, note: str =
     options = ["--quiet"] if context.quiet or context.as_json else []
     started = time.monotonic()
     with redirect_stdout(sys.stderr if context.as_json else sys.stdout):
-        vlltr.main(args=[*options, *args], prog_name="vlltr", standalone_mode=False, obj=True)
+        result = vlltr.main(args=[*options, *args], prog_name="vlltr", standalone_mode=False, obj=True)
     seconds = time.monotonic() - started
     context.say(f"({seconds:.1f} s)")
-    return seconds
+    return seconds, result

@@ -521,10 +521,8 @@ def _notes(
     shares = {"linear layer": weights.image, "generative model": weights.generative, "text": weights.text}
     used = ", ".join(f"{name} {weight:.3g}" for name, weight in shares.items() if weight)
     notes = [
-        f"Weighed on {many(len(mine), 'image')}, each held out from what was fitted: {used or 'no part counts'};"
-        f" {100 * balanced_accuracy(fused, scores.labels):.1f} % of them right, each class counted alike.",
-        f"Classes that come later meet the others by {_met(weights.pictured)}; those known by text alone by"
-        f" {_met(weights.told)}. Width of a class s {shared.noise:g}.",
+        f"{100 * balanced_accuracy(fused, scores.labels):.1f} % of {many(len(mine), 'training image')} right, each held"
+        f" out from what was fitted, and each class counted alike. Weights: {used or 'no part counts'}."
     ]
     for name, rule in (
         ("class means", _class_means),
@@ -538,16 +536,7 @@ def _notes(
                 "of the images held out %s alone would have %d of %d right, all parts together %d",
                 name, int(other.sum()), len(other), int(mine.sum()),
             )  # fmt: skip
-    if data.bank.num_classes:
-        notes[1] += f" Anchors of a class: {int(data.bank.offsets.diff().max())} at most."
     return [*notes, _of_texts(data, weights, shared, matches)]
-
-
-def _met(by: Meeting) -> str:
-    """The values of a meeting, for people."""
-    text = f", text {by.text:.3g}" if by.text else ""
-    offset = f", offset {by.offset:+.2f}" if by.offset else ""
-    return f"generative model {by.generative:.3g}{text}{offset}"
 
 
 def _of_texts(data: StageTwoData, weights: PartWeights, shared: SharedGaussian, matches: bool | None) -> str:

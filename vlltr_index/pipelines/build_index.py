@@ -52,7 +52,9 @@ def index_anchors(
             tx.set(index=None)
             return IndexReport("none", _NO_ANCHOR, size, dim, None)
         planned, reason = plan(size, dim, gpu=gpu_count() > 0)
-        chosen, reason = (planned, reason) if kind == "auto" else (kind, "asked for")
+        chosen, reason = (
+            (planned, reason) if kind == "auto" else (kind, f"asked for; {size:,} anchors of width {dim:,}")
+        )
         if progress:
             progress("build index", 0, size)
         index = build_index(F.normalize(loaded.bank.vectors, dim=1), loaded.keys, kind=chosen)

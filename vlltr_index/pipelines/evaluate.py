@@ -129,7 +129,7 @@ def evaluation(
         bootstrap: Draws for the intervals.
         progress: Called while scoring and embedding.
         against: The row whose paired difference to the method is reported; default: image-only with logit
-            adjustment, where it is there.
+            adjustment, where it is there, else the baseline that is right most often.
         crops: Test-time crops of each image, 1 or 5; they are embedded first, and kept. Baselines see the plain view.
         rule: Put the branches together by this rule instead of the workspace's.
 
@@ -256,8 +256,9 @@ def _report(
         reports[name] = accuracy_report(row.best, labels, counts, resamples=bootstrap)
         if row.confidence is not None:
             errors[name] = expected_calibration_error(row.confidence, row.right)
-    other = against or ADJUSTED
-    if other not in answers:
+    found = {name: report.top1["overall"].value for name, report in reports.items() if name not in _BRANCHES}
+    other = against or (ADJUSTED if ADJUSTED in found else max(found, key=found.__getitem__, default=None))
+    if other is None:
         return reports, errors, {}, None
     differences = {
         name: paired_difference(

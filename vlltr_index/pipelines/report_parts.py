@@ -133,28 +133,24 @@ def _versions() -> list[str]:
 
 
 def curves(workspace: Workspace, snapshot: Snapshot) -> tuple[Curves | Missing, ...]:
-    """Losses of stage 1 and stage 2, and of the image-only baseline where it was trained."""
+    """Losses of stage 1, stage 2 and the image-only baseline, of those that were trained by steps here."""
     commit = snapshot.commit
     stages = [
-        ("checkpoints", commit.untuned, "Stage 1 (CVLP)", "stage 1 has not been run", "vlltr train cvlp"),
-        ("heads", commit.head, "Stage 2 (LGR)", "no head has been trained", "vlltr train lgr"),
+        ("checkpoints", commit.untuned, "Stage 1 (CVLP)", "vlltr train cvlp"),
+        ("heads", commit.head, "Stage 2 (LGR)", "vlltr train lgr"),
+        ("checkpoints", commit.info.baseline_fc, "Image-only baseline", "vlltr train baseline fc"),
     ]
-    if baseline := commit.info.baseline_fc:
-        stages.append(("checkpoints", baseline, "Image-only baseline", "", "vlltr train baseline fc"))
-    return tuple(_curves(workspace, *stage) for stage in stages)
+    found = (_curves(workspace, kind, digest, *rest) for kind, digest, *rest in stages if digest is not None)
+    return tuple(one for one in found if one is not None)
 
 
 def _curves(
-    workspace: Workspace, kind: Any, digest: str | None, title: str, never: str, command: str
-) -> Curves | Missing:
-    if digest is None:
-        return Missing(f"{title}: {never}", f"Run: {command}")
+    workspace: Workspace, kind: Any, digest: str, title: str, command: str
+) -> Curves | Missing | None:
+    """The losses of a training; None if it had no steps, or was imported."""
     try:
         path = workspace.object_path(kind, digest) / "train.json"
-        if not path.is_file():
-            why = "nothing of it was trained by steps, or it was imported: there is no loss to draw"
-            return Missing(f"{title}: {why}", f"To see what is decided: {command}")
-        return _read_log(path, title)
+        return _read_log(path, title) if path.is_file() else None
     except MissingStepError:
         return Missing(f"{title}: its files are gone", f"Run: {command}")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
