@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 _INDENT = " " * 11
+_SILENT = "the text has no weight in this head (vlltr train lgr says why): no sentence decided anything"
 _PLAIN_EVERY = 10.0  # seconds between two plain lines of one step
 
 
@@ -116,13 +117,13 @@ def prediction_lines(prediction: Prediction, width: int | None = None) -> list[s
     """
     if prediction.problem is not None:
         return [f"{prediction.image}: not read: {prediction.problem}"]
-    lines = [prediction.image]
+    lines, silent = [prediction.image], _silent(prediction.classes)
     if prediction.known is False:
         closest = ", ".join(f"{s.name} {percent(s.probability)} %" for s in prediction.classes[:3])
         return [*lines, f"  none of these (closest: {closest})"]
     for score in prediction.classes:
         lines += _head(score, width)
-        for first, *others in score.folded:
+        for first, *others in () if silent else score.folded:
             share = first.percent + sum(s.percent for s in others)
             if round(share) <= 0:  # it speaks against the class
                 continue
@@ -130,7 +131,7 @@ def prediction_lines(prediction: Prediction, width: int | None = None) -> list[s
             lines += broken(f"{_INDENT}{round(share):3d} %  ", f"{first.text}{more}  [{first.source}]", width)
         for near in score.neighbours:
             lines.append(f"{_INDENT}near {near.cosine:.3f}  {near.uri}")
-    return lines + _notes(prediction.classes, width)
+    return lines + _notes(prediction.classes, silent, width)
 
 
 def _head(score: ClassScore, width: int | None) -> list[str]:
@@ -150,17 +151,18 @@ def _head(score: ClassScore, width: int | None) -> list[str]:
     return [f"{head}   {bar}".rstrip()]
 
 
-def _notes(scores: Sequence[ClassScore], width: int | None) -> list[str]:
-    """What the numbers are, what a prompt is, and that sentences did not decide, where that is so."""
+def _notes(scores: Sequence[ClassScore], silent: bool, width: int | None) -> list[str]:
+    """What the numbers are, what a prompt is, or that no sentence decided."""
     sentences, notes = [s for score in scores for s in score.sentences], []
-    if sentences:
+    if sentences and silent:
+        notes.append(_SILENT)
+    elif sentences:
         notes.append("%: how much of the class's text score the sentence gave")
-    if any(s.source == "prompt" for s in sentences):
+    if any(s.source == "prompt" for s in sentences) and not silent:
         notes.append("[prompt]: a sentence made of the class's name alone")
     if any(score.neighbours for score in scores):
         notes.append("near: a training picture of the class, and its cosine")
-    lines = broken("  ", "; ".join(notes), width) if notes else []
-    return lines + (_silent(scores, width) if sentences else [])
+    return broken("  ", "; ".join(notes), width) if notes else []
 
 
 def broken(before: str, text: str, width: int | None) -> list[str]:
@@ -181,12 +183,9 @@ def _parts(score: ClassScore) -> str:
     return f"image branch {percent(score.image_part)} + text branch {percent(score.text_part)}"
 
 
-def _silent(scores: Sequence[ClassScore], width: int | None) -> list[str]:
-    """That sentences did not decide, where that is so."""
-    if any(score.text_part or score.unit != "log-odds" for score in scores):
-        return []
-    said = "The text has no weight in this head (vlltr train lgr says why): no sentence decided anything."
-    return broken("  ", said, width)
+def _silent(scores: Sequence[ClassScore]) -> bool:
+    """Whether the text has no weight, so that no sentence decided."""
+    return not any(score.text_part or score.unit != "log-odds" for score in scores)
 
 
 def explanation_lines(image: str, scores: Sequence[ClassScore], width: int | None = None) -> list[str]:
@@ -204,7 +203,7 @@ def explanation_lines(image: str, scores: Sequence[ClassScore], width: int | Non
     said = (
         "share: points of the cosine, which all shares add up to; effect: what it loses without the sentence"
     )
-    return lines + broken("  ", said, width) + _silent(scores, width)
+    return lines + broken("  ", said, width) + (broken("  ", _SILENT, width) if _silent(scores) else [])
 
 
 def evaluation_table(report: EvaluationReport) -> Table:

@@ -242,7 +242,6 @@ def test_harm_is_warned_of() -> None:
     assert Effect().lines() == []
     assert Effect(unmeasured=True).lines() == [
         "What the other classes lose by it was not measured: no image of theirs in split val is embedded."
-        " Bring some in (vlltr ingest images PATH --split val, then vlltr embed), or look: vlltr evaluate --split test"
     ]
     assert len(Effect(0.9, 0.895, 100).lines()) == 1
     lines = Effect(0.9, 0.85, 1000).lines()
