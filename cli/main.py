@@ -49,6 +49,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "completion": ("doctor", "Print the script that completes commands with Tab."),
 }
 
+_LONG = {"embed", "fit", "quickstart", "train"}  # worth a look at what else the machine does
 _ELSEWHERE = "Choose a folder that you may write to."
 _MENDS = {
     errno.ENOSPC: "Free some space there, then run the same command again.",
@@ -109,7 +110,7 @@ class LazyGroup(click.Group):
     "--threads",
     type=click.IntRange(1),
     envvar="VLLTR_THREADS",
-    help="Threads for the mathematics; default: one a core.",
+    help="Threads for the mathematics; default: one a core, and fewer where other programs keep cores busy.",
 )
 @click.version_option(VERSION, prog_name="vlltr")
 @click.pass_context
@@ -124,6 +125,8 @@ def vlltr(
     """Long-tailed image recognition that knows its classes through text (VL-LTR)."""
     # Read when torch is loaded. Threads that wait by spinning take the core from those that they wait for.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if threads is None and ctx.invoked_subcommand in _LONG and "OMP_NUM_THREADS" not in os.environ:
+        threads = _free_cores()
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     ctx.obj = Context(workspace=workspace, as_json=as_json, quiet=quiet, goes_on=ctx.obj is True)
@@ -132,6 +135,14 @@ def vlltr(
     logger.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
     if not any(isinstance(handler, _Echo) for handler in logger.handlers):
         logger.addHandler(_Echo())
+
+
+def _free_cores() -> int:
+    """Cores that no other program uses just now, at least one: a thread beside a busy program holds up all others."""
+    import psutil
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, round(cores * (1 - psutil.cpu_percent(0.2) / 100)))
 
 
 class _Echo(logging.Handler):

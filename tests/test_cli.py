@@ -101,7 +101,7 @@ def test_predict_and_explain(capsys: pytest.CaptureFixture[str], trained_once: P
     args = ("predict", image, "--top", "2", "--explain", "1", "--neighbours", "2")
     code, out, _ = run(capsys, "-w", trained_once, *args)
     assert code == 0
-    assert "%: how much of the class's text score the sentence gave" in out
+    assert "near: a training picture of the class, and its cosine" in out
     assert out.count("           near ") in (1, 2)
     code, out, _ = run(
         capsys, "-w", trained_once, "--json", "predict", image, pictures / "none.png", "--top", "1"

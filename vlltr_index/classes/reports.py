@@ -11,7 +11,9 @@ __all__ = ["AddedClass", "ChangeReport", "Effect", "shortly"]
 
 _SHOWN = 3  # classes of a change that are named one by one
 _DRY = "This was a dry run: nothing was committed."
-_UNMEASURED = "What the other classes lose by it was not measured: no image of theirs in split val is embedded."
+_UNMEASURED = (
+    "What the other classes lose by it was not measured: no image of theirs in split val is embedded."
+)
 _HARM = 0.01  # a loss of the other classes' accuracy that is worth a warning
 
 
