@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from filelock import FileLock
 
 from tests.commands import run
 from vlltr_index.data.unlabelled import unlabelled_images
@@ -168,6 +169,17 @@ def test_files_that_do_not_fit(recognizer: Recognizer, shots: Path, tmp_path: Pa
     with pytest.raises(UnknownClassError):
         predict_to_file(answers, paths, tmp_path / "e.csv", only=["no such class"])
     assert predict_to_file(answers, paths, tmp_path / "e.csv").images == 1
+
+
+def test_one_command_at_a_time_writes_a_file(recognizer: Recognizer, shots: Path, tmp_path: Path) -> None:
+    """A second one for the same file is refused, and what is there stays."""
+    with (
+        FileLock(tmp_path / "out.csv.lock"),
+        pytest.raises(UsageError, match=r"out.csv is being written by another"),
+    ):
+        predict_to_file(recognizer.current(), [str(shots)], tmp_path / "out.csv")
+    predict_to_file(recognizer.current(), [str(shots)], tmp_path / "out.csv")
+    assert not (tmp_path / "out.csv.lock").exists()
 
 
 def test_names_that_are_no_text(recognizer: Recognizer, shots: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
 from vlltr_index.data.unlabelled import unlabelled_images
 from vlltr_index.errors import UsageError, write_error
@@ -85,31 +86,38 @@ def predict_to_file(
         how: As for `Answers.stream`.
 
     Raises:
-        UsageError: If `out` ends otherwise, or is there, or what lies beside it was answered in another way.
+        UsageError: If `out` ends otherwise, is there or being written, or what lies beside it was answered otherwise.
         WorkspaceError: If it cannot be written.
     """
     if out.suffix.lower() not in _FORMATS:
         raise UsageError(f"--out {out}: of which kind?", f"End it in one of {', '.join(_FORMATS)}.")
     if out.exists():
         raise UsageError(f"{out} is there already", "Choose another file, or remove it.")
-    part = out.with_name(out.name + ".part")
+    part, lock = (out.with_name(out.name + ending) for ending in (".part", ".lock"))
     model = [answers.scorer.saved.text_fp, answers.scorer.saved.image_fp, answers.scorer.loaded.selection_id]
     facts = {"commit": answers.commit, "model": model, "images": list(paths), **how}
     try:
-        done = _begun(part, facts)
-        before, unread = len(done), sum(done.values())
-        todo = (
-            (name, source)
-            for name, source in unlabelled_images(paths)
-            if name not in done and not done.setdefault(name, False)
-        )
-        with part.open("a", encoding="utf-8") as file:
-            for count, one in enumerate(named_predictions(answers, todo, **how), 1):
-                file.write(json.dumps(asdict(one), ensure_ascii=False) + "\n")
-                unread += one.problem is not None
-                if progress:
-                    progress("predict", count, None)
-        _finish(part, out, how.get("top", 5))
+        part.touch()  # the lock would make the folder
+        with FileLock(lock, timeout=0):
+            done = _begun(part, facts)
+            before, unread = len(done), sum(done.values())
+            todo = (
+                (name, source)
+                for name, source in unlabelled_images(paths)
+                if name not in done and not done.setdefault(name, False)
+            )
+            with part.open("a", encoding="utf-8") as file:
+                for count, one in enumerate(named_predictions(answers, todo, **how), 1):
+                    file.write(json.dumps(asdict(one), ensure_ascii=False) + "\n")
+                    unread += one.problem is not None
+                    if progress:
+                        progress("predict", count, None)
+            _finish(part, out, how.get("top", 5))
+        lock.unlink(missing_ok=True)
+    except Timeout:
+        raise UsageError(
+            f"{out} is being written by another command", "Wait for it, or choose another file."
+        ) from None
     except OSError as error:
         raise write_error(out, error) from error
     return PredictReport(str(out), len(done), before, unread)
