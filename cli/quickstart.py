@@ -55,7 +55,9 @@ class Journal:
 
 @click.command("quickstart")
 @click.option("--fast", "size", flag_value="fast", help="A small slice in about a minute: does it work here?")
-@click.option("--full", "size", flag_value="full", help="All classes, trained in full (<= 40 minutes).")
+@click.option(
+    "--full", "size", flag_value="full", help="All classes, trained in full (half an hour or more)."
+)
 @click.option(
     "--dir", "directory", metavar="DIR", help="Where to; default: ./vlltr-quickstart (-fast, -full)."
 )
