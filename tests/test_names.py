@@ -63,6 +63,9 @@ def test_numbered_lines(tmp_path: Path) -> None:
         ("airport_terminal",),
         ("apartment_building-outdoor", "apartment_building/outdoor"),
     )
+    found = read(path, "airfield airfield\nairport_terminal airport_terminal\n")
+    assert (found.names, found.aliases) == (("airfield", "airport terminal"), ((), ("airport_terminal",)))
+    assert read(path, "airfield airfield\nalley x\n").names == ("airfield airfield", "alley x")
     assert refused(path, "airfield 0\nalley 0\n") == (
         f"{path}: the class number 0 occurs twice\nNumber the classes 0, 1, 2 ..."
     )

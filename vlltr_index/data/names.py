@@ -107,8 +107,8 @@ def read_class_names(path: Path) -> ClassNames:
     """Read a file of class names.
 
     Known are: one name a line, in the order of the labels; `n01440764 tench` and `n01440764 449 tench` (labels
-    go by WordNet id, whatever the order of the lines); `airfield 0` (places, with `_`, `/` or a leading `/a/`);
-    a JSON list of {"id", "name"}, or an object that has it as `categories`. In all but the first, `_` stands for
+    go by WordNet id, whatever the order of the lines); `airfield 0` (places, with `_`, `/` or a leading `/a/`), or
+    `airfield airfield` in the order of the labels, as LIFT has it; a JSON list of {"id", "name"}, or an object that has it as `categories`. In all but the first, `_` stands for
     a space, and what the file calls a class otherwise becomes an alias.
 
     Raises:
@@ -138,7 +138,13 @@ def read_class_names(path: Path) -> ClassNames:
 
 
 def _numbered_rows(lines: list[str]) -> list[tuple[str, int]]:
-    """Name and number of each line (the first and the last field); empty where numbers are part of the names."""
+    """Name and number of each line (the first and the last field); empty where numbers are part of the names.
+
+    Lines that all say one word twice, `airport_terminal airport_terminal`, are numbered by their place.
+    """
+    words = [line.split() for line in lines]
+    if all(len(one) == 2 and one[0] == one[1] for one in words):
+        return [(one[0], number) for number, one in enumerate(words)]
     found = [_NUMBERED.fullmatch(line) for line in lines]
     rows = [(m[1], int(m[3])) for m in found if m]
     names, labels = {name for name, _ in rows}, [label for _, label in rows]
