@@ -108,8 +108,9 @@ def read_class_names(path: Path) -> ClassNames:
 
     Known are: one name a line, in the order of the labels; `n01440764 tench` and `n01440764 449 tench` (labels
     go by WordNet id, whatever the order of the lines); `airfield 0` (places, with `_`, `/` or a leading `/a/`), or
-    `airfield airfield` in the order of the labels, as LIFT has it; a JSON list of {"id", "name"}, or an object that has it as `categories`. In all but the first, `_` stands for
-    a space, and what the file calls a class otherwise becomes an alias.
+    `airfield airfield` in the order of the labels, as LIFT has it; a JSON list of {"id", "name"}, or an object that
+    has it as `categories`. In all but the first, `_` stands for a space, and what the file calls a class otherwise
+    becomes an alias.
 
     Raises:
         InputError: If the file is missing, empty or malformed, a number is missing or doubled, or two classes
