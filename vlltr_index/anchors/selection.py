@@ -37,7 +37,15 @@ if TYPE_CHECKING:
     from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["ScoreImages", "SelectReport", "choose_anchors", "score_images", "select", "update"]
+__all__ = [
+    "ScoreImages",
+    "SelectReport",
+    "choose_anchors",
+    "score_images",
+    "select",
+    "update",
+    "write_anchors",
+]
 
 _PART = 1000  # keys a condition names at once
 
@@ -88,7 +96,7 @@ def select(workspace: Workspace, config: SelectConfig, progress: Progress | None
         facts = [text_fp, image_fp, scale, rule, sorted(ids), kept.digest]
         selection_id = short(digest_json(facts))
         _write_scores(tx, ids, scores, ranked, text_fp, image_fp, scale, kept.digest)
-        _write_anchors(tx, selection_id, [ids[i] for i in chosen.tolist()], text_class[chosen], ranks)
+        write_anchors(tx, selection_id, [ids[i] for i in chosen.tolist()], text_class[chosen], ranks)
         tx.set(selection_id=selection_id)
         tx.note(select=config.model_dump(mode="json"))
         silent = len(set(tx.class_table().ids) - set(text_class.tolist()))
@@ -181,7 +189,7 @@ def _write_scores(
     (tx.replace if replace else tx.upsert)("sentence_scores", rows)
 
 
-def _write_anchors(
+def write_anchors(
     tx: Transaction,
     selection_id: str,
     sentence_ids: list[str],
@@ -420,7 +428,7 @@ def _change_anchors(tx: Transaction, wanted: dict[str, tuple[int, int]], classes
     facts = [tx.commit.selection_id, sorted(gone), [[s, *wanted[s]] for s in sorted(changed)]]
     selection_id = short(digest_json(facts))
     places = torch.tensor([wanted[s] for s in changed], dtype=torch.int64).reshape(-1, 2)
-    _write_anchors(tx, selection_id, changed, places[:, 0], places[:, 1], key_of)
+    write_anchors(tx, selection_id, changed, places[:, 0], places[:, 1], key_of)
     tx.set(selection_id=selection_id)
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from vlltr_index.anchors.selection import write_anchors
 from vlltr_index.data.names import ClassNames, read_class_names
 from vlltr_index.embedding.loading import open_encoder
 from vlltr_index.embedding.vectors import vector_table
@@ -31,7 +32,7 @@ from vlltr_index.heads.checkpoint import SavedHead, save_head
 from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.schemas.records import SentenceRecord
-from vlltr_index.schemas.tables import ANCHORS, sentence_vectors, sentence_vectors_name
+from vlltr_index.schemas.tables import sentence_vectors, sentence_vectors_name
 from vlltr_index.store.arrow import one_of, quote
 from vlltr_index.store.ingestion import known_names, note_aliases, resolve_classes, sentence_rows
 
@@ -276,7 +277,9 @@ def _keep_anchors(
         flat = torch.cat(vectors)[new]
         tx.store.append(table, vector_table({"text_hash": [hashes[n] for n in new]}, flat))
     selection_id = short(digest_json(["release", encoder.text_fp, wanted]))
-    _write_anchors(tx, selection_id, sentences, [n for rows in vectors for n in range(len(rows))])
+    ranks = torch.cat([torch.arange(len(rows)) for rows in vectors])
+    owners = torch.tensor(sentences["class_id"].to_pylist())
+    write_anchors(tx, selection_id, sentences["sentence_id"].to_pylist(), owners, ranks)
     if tx.commit.selection_id != selection_id:
         tx.set(selection_id=selection_id, index=None)
     tx.set(text_fp=encoder.text_fp, image_fp=encoder.image_fp)
@@ -292,22 +295,3 @@ def _stand_ins(vectors: list[Tensor], ids: Tensor, names: ClassNames) -> pa.Tabl
         texts = [f"(anchor {n + 1} {what})" for n in range(len(rows))]
         owned[class_id] = [SentenceRecord(name, text, _SOURCE) for text in texts]
     return sentence_rows(owned)
-
-
-def _write_anchors(tx: Transaction, selection_id: str, sentences: pa.Table, ranks: list[int]) -> None:
-    old = tx.table("anchors", columns=["anchor_key", "sentence_id"])
-    keys: dict[Any, Any] = dict(
-        zip(old["sentence_id"].to_pylist(), old["anchor_key"].to_pylist(), strict=True)
-    )
-    wanted = sentences["sentence_id"].to_pylist()
-    new = [key for key in wanted if key not in keys]
-    first = tx.next_id("anchors", len(new))
-    keys |= {key: first + n for n, key in enumerate(new)}
-    rows = {
-        "anchor_key": [keys[key] for key in wanted],
-        "selection_id": [selection_id] * len(wanted),
-        "class_id": sentences["class_id"].to_pylist(),
-        "sentence_id": wanted,
-        "rank": ranks,
-    }
-    tx.replace("anchors", pa.table(rows, schema=ANCHORS))
