@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,7 +108,7 @@ def predict_to_file(
             )
             with part.open("a", encoding="utf-8") as file:
                 for count, one in enumerate(named_predictions(answers, todo, **how), 1):
-                    file.write(json.dumps(asdict(one), ensure_ascii=False) + "\n")
+                    file.write(json.dumps(one, ensure_ascii=False, default=_values) + "\n")
                     unread += one.problem is not None
                     if progress:
                         progress("predict", count, None)
@@ -121,6 +121,11 @@ def predict_to_file(
     except OSError as error:
         raise write_error(out, error) from error
     return PredictReport(str(out), len(done), before, unread)
+
+
+def _values(record: Any) -> dict[str, Any]:
+    """What `asdict` gives of a record with slots, without its copies: a tenth of the time of a small model."""
+    return {name: getattr(record, name) for name in record.__slots__}
 
 
 def _begun(part: Path, facts: dict[str, Any]) -> dict[str, bool]:
