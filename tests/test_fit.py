@@ -110,14 +110,21 @@ def test_from_a_folder_to_a_model(capsys: pytest.CaptureFixture[str], shots: Pat
     code, out, err = run(capsys, "fit", shots, "--encoder", "vlltr-tiny:glyphs")
     assert code == 0, err
     assert "3 images, 3 classes" in out or "test: 3 images" in out
-    for words in ("ncm", "discriminant", "zero-shot", "Wrote ", "What to do with it:"):
+    for words in (
+        "ncm",
+        "discriminant",
+        "zero-shot",
+        "Wrote ",
+        "Of 3 pictures that it had not seen",
+        "What to do with it:",
+    ):
         assert words in out
     workspace = Workspace.open(tmp_path / "shots-model")
     assert {split for _, split in splits(workspace)} == {"train"}
     shutil.copy(shots / "merlin" / "0.png", shots / "merlin" / "more.png")
     code, out, err = run(capsys, "--json", "fit", shots, "--to", tmp_path / "shots-model", "--hold-out", "0")
     assert code == 0, err
-    assert json.loads(out) == {"workspace": str(tmp_path / "shots-model")}
+    assert json.loads(out) == {"workspace": str(tmp_path / "shots-model"), "evaluation": None}
     assert splits(workspace)["merlin", "train"] == 5
 
 

@@ -60,19 +60,6 @@ def test_what_the_page_shows_is_what_comes(run: list[tuple[Block, str]]) -> None
             assert any(found.startswith(wanted) for found in lines), f"line {block.line}: {line}"
 
 
-def test_the_readme_shows_the_same(run: list[tuple[Block, str]]) -> None:
-    """The README's answer is the tutorial's command, and looks as the program writes it."""
-    (shown,) = [block for block in blocks(ROOT / "README.md") if block.text.startswith("$ vlltr predict")]
-    first, *lines = shown.text.splitlines()
-    said = next(
-        out for block, out in run if block.kind == "sh" and block.text.strip() == first.removeprefix("$ ")
-    )
-    assert len(said.splitlines()) == len(lines)
-    for found, wanted in zip(said.splitlines(), lines, strict=True):
-        head = "# %" if "[texts]" in wanted else in_pattern(wanted).split("%")[0]
-        assert in_pattern(found).startswith(head), f"{wanted}: {found}"
-
-
 def test_it_learns_and_explains(run: list[tuple[Block, str]]) -> None:
     """The tail is recognised, the reasons are named, and a class known by its text comes among the first two."""
     predicted = outputs(run, 'predict "../test/square ring/0.png"').splitlines()
