@@ -16,6 +16,7 @@ from torch import Tensor
 from vlltr_index.data.decoding import open_image
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import InputError
+from vlltr_index.tensors import memory_mended_by
 
 __all__ = [
     "Augment",
@@ -143,6 +144,20 @@ def vectors_of_decoded(
     if view and augment is not None:
         seed = int.from_bytes(hashlib.sha256(f"{ids[0]}:{view}".encode()).digest()[:7], "big")
         stacked = augment(stacked, torch.Generator().manual_seed(seed))
-    with torch.inference_mode():
-        vectors = encoder.encode_pixels(stacked.to(encoder.device)).float().cpu()
-    return ImageVectors(ids, vectors, problems)
+    return ImageVectors(ids, _encoded(encoder, stacked), problems)
+
+
+@torch.inference_mode()
+def _encoded(encoder: Encoder, pixels: Tensor) -> Tensor:
+    """Features float32 [B, D] on the CPU; a batch for which a GPU has too little memory is halved.
+
+    Raises:
+        VlltrError: If there is not even enough for one image.
+    """
+    try:
+        return encoder.encode_pixels(pixels.to(encoder.device)).cpu()
+    except torch.OutOfMemoryError as error:
+        if len(pixels) == 1:
+            with memory_mended_by("embed", "Free memory of the GPU, or use --device cpu."):
+                raise error
+    return torch.cat([_encoded(encoder, half) for half in pixels.chunk(2)])

@@ -13,6 +13,7 @@ from vlltr_index.embedding.vectors import embed_images, embed_sentences
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import UsageError
 from vlltr_index.pipelines.status import encoder_change
+from vlltr_index.tensors import device_name
 from vlltr_index.train.augment import make_augment
 
 if TYPE_CHECKING:
@@ -75,6 +76,11 @@ def embed(
             _log.warning("%s: the trained one is used, until it is trained again: vlltr train cvlp", change)
         encoder = open_encoder(workspace, tx, check=not force)
         encoder.eval()
+        _log.info("embed on %s, %s", device_name(encoder.device), encoder.precision)
+        if encoder.precision == "tf32":
+            _log.warning(
+                "encoder.precision is tf32: vectors differ by up to 1e-3 from fp32's, and stand for them"
+            )
         augment = make_augment(workspace.recipe.lgr.augment, encoder)
         with _open_engine(engine, actors, encoder, augment) as computes:
             report = _embed_all(workspace, tx, encoder, views, progress, computes)
@@ -82,7 +88,13 @@ def embed(
             tx.set(selection_id=None, head=None, index=None, fusion=None)
         tx.set(text_fp=encoder.text_fp, image_fp=encoder.image_fp)
         drawn = workspace.recipe.lgr.augment
-        tx.note(logit_scale=encoder.logit_scale, dim=encoder.dim, views=views, augment=drawn)
+        tx.note(
+            logit_scale=encoder.logit_scale,
+            dim=encoder.dim,
+            views=views,
+            augment=drawn,
+            precision=encoder.precision,
+        )
     return report
 
 
