@@ -53,7 +53,7 @@ def train_image_only(
     tower = encoder.model.visual
     assert isinstance(tower, nn.Module)
     module = nn.ModuleDict({"tower": tower, "visual": visual})
-    log_prior = sampler_prior(images.class_counts, config.sampler_power).log().float().to(encoder.device)
+    log_prior = sampler_prior(images.class_counts, config.sampler_power).log().float()
     mixer = BatchMixer.of(config, images.num_classes)
 
     def objective(
@@ -69,7 +69,7 @@ def train_image_only(
             soft_cross_entropy(logits, soft, log_prior, config.logit_adjustment)
             if soft is not None
             else logit_adjusted_cross_entropy(
-                logits, labels.to(logits.device), log_prior, config.logit_adjustment, config.label_smoothing
+                logits, labels, log_prior, config.logit_adjustment, config.label_smoothing
             )
         )
         return loss, {"visual": loss}

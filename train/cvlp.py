@@ -108,12 +108,11 @@ def joint_losses(
         priors: See `JointPriors`.
         logit_scale: The multiplier of the cosine.
     """
-    device = image_features.device
-    adjustment = priors.text[candidates.classes].to(device)
+    adjustment = priors.text[candidates.classes]
     text = text_classification_loss(
-        image_features, text_features, candidates.targets.to(device), adjustment, logit_scale
+        image_features, text_features, candidates.targets, adjustment, logit_scale
     )
-    visual = logit_adjusted_cross_entropy(visual_logits, labels.to(device), priors.visual.to(device))
+    visual = logit_adjusted_cross_entropy(visual_logits, labels, priors.visual)
     return text, visual
 
 
@@ -306,8 +305,8 @@ class _Objective:
         first, second = class_contrastive_loss(
             image,
             text,
-            labels.to(device),
-            text_labels.to(device),
+            labels.to(device, non_blocking=True),
+            text_labels.to(device, non_blocking=True),
             self.log_scale.exp(),
             self.config.label_smoothing,
         )
@@ -353,7 +352,6 @@ def _gather_texts(encoder: Encoder, ids: Tensor, lengths: Tensor) -> Tensor:
     padded = torch.cat([order, order[-1:].expand(share * processes - len(ids))])
     own = padded[rank * share : (rank + 1) * share]
     pieces = own.chunk(min(_LENGTH_GROUPS, -(-share // _GROUP_ROWS)))
-    features = torch.cat(
-        [encoder.encode_tokens(ids[rows, : int(lengths[rows].max())].to(encoder.device)) for rows in pieces]
-    )
+    cut = (ids[rows, : int(lengths[rows].max())] for rows in pieces)
+    features = torch.cat([encoder.encode_tokens(part.to(encoder.device, non_blocking=True)) for part in cut])
     return gather_rows(features)[: len(ids)][order.argsort().to(features.device)]

@@ -69,9 +69,12 @@ class Crops:
 
     @torch.inference_mode()
     def features(self, pixels: Sequence[Tensor]) -> Tensor:
-        """One feature for each image from its crops [number, 3, H, W]: float32 [B, D] on the CPU, unnormalised."""
-        batch = torch.cat(list(pixels)).to(self.encoder.device)
-        features = self.encoder.encode_pixels(batch).float().cpu()
+        """One feature for each image from its crops [number, 3, H, W]: float32 [B, D], unnormalised.
+
+        They are on the encoder's device.
+        """
+        batch = torch.cat(list(pixels)).to(self.encoder.device, non_blocking=True)
+        features = self.encoder.encode_pixels(batch)
         return pool_crops(features.view(len(pixels), self.number, -1))
 
 
@@ -117,7 +120,7 @@ def embed_crops(
             for start in range(0, len(todo), _IMAGES):
                 part = todo[start : start + _IMAGES]
                 pixels = [crops.pixels(open_image(source)) for _, source in load_sources(tx, part)]
-                tx.store.append(name, image_vector_table(part, suffix, view, crops.features(pixels)))
+                tx.store.append(name, image_vector_table(part, suffix, view, crops.features(pixels).cpu()))
                 if progress:
                     progress(f"embed images, {number} crops each", start + len(part), len(todo))
     return workspace.store.vectors(name, "vector_key", [keys[i] for i in image_ids])[1]

@@ -108,11 +108,21 @@ class GenerativeModel:
         """
         check_matrix("features", features, columns=len(self.shared.centre))
         dtype = torch.promote_types(features.dtype, torch.float32)
-        weights, offset = (part.to(features.device, dtype) for part in self._quadratic)
-        centre, basis = (p.to(features.device, dtype) for p in (self.shared.centre, self.shared.basis))
+        weights, offset, centre, basis = self._on(features.device, dtype)
         with full_precision(features.device):
             z = (features.to(dtype) - centre) @ basis
             return torch.cat([z.square(), z], 1) @ weights - offset
+
+    def _on(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """What scores a feature, where features are scored; kept."""
+        if (device, dtype) not in self._placed:
+            parts = (*self._quadratic, self.shared.centre, self.shared.basis)
+            self._placed[device, dtype] = tuple(part.to(device, dtype) for part in parts)
+        return self._placed[device, dtype]
+
+    @cached_property
+    def _placed(self) -> dict[tuple[torch.device, torch.dtype], tuple[Tensor, ...]]:
+        return {}
 
     @cached_property
     def _quadratic(self) -> tuple[Tensor, Tensor]:
