@@ -17,7 +17,7 @@ from __future__ import annotations
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -240,6 +240,8 @@ def pretended() -> Iterator[Card]:
     with pytest.MonkeyPatch.context() as patch, _Pretending():
         for name, said in facts.items():
             patch.setattr(torch.cuda, name, said)
+        # Views of inference tensors cannot be wrapped: `inference_mode` is `no_grad` here.
+        patch.setattr(torch._C, "_InferenceMode", lambda on: torch.no_grad() if on else nullcontext())
         # `Module.to` would else put what it moved into the old parameters, which are no tensors of this device.
         patch.setattr(torch.__future__, "get_overwrite_module_params_on_conversion", lambda: True)
         yield card

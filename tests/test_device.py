@@ -156,16 +156,16 @@ def test_a_batch_that_does_not_fit_is_halved(pictures: Path, monkeypatch: pytest
     """Vectors are the same within 1e-5; one image that does not fit is an error."""
     encoder, fits = small(), 2
     batch = [(path.name, str(path)) for path in sorted(pictures.glob("known-*.png"))]
-    (whole,) = LocalEngine(encoder).images([batch], 0)
+    (whole,) = LocalEngine(encoder).images([batch], [0])
     plain = Encoder.encode_pixels
 
     def little(self: Encoder, pixels: Tensor) -> Tensor:
         return plain(self, pixels) if len(pixels) <= fits else full()
 
     monkeypatch.setattr(Encoder, "encode_pixels", little)
-    (parts,) = LocalEngine(encoder).images([batch], 0)
+    (parts,) = LocalEngine(encoder).images([batch], [0])
     assert parts.ids == whole.ids
     torch.testing.assert_close(parts.vectors, whole.vectors, atol=1e-5, rtol=1e-5)
     fits = 0
     with pytest.raises(VlltrError, match="embed: CUDA out of memory"):
-        list(LocalEngine(encoder).images([batch], 0))
+        list(LocalEngine(encoder).images([batch], [0]))

@@ -2,18 +2,48 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from dataclasses import astuple, replace
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.pretended_cuda import CardTensor, pretended
+from tests.test_deciding import CONFIG, drawn
 from vlltr_index.anchors.anss import positive_terms, score_sentences, shift_images
+from vlltr_index.anchors.selection import select
+from vlltr_index.evaluation.baselines import (
+    HeadTraining,
+    TipCache,
+    adjusted_logits,
+    choose_tip,
+    class_means,
+    cosine_logits,
+    fc_head,
+    hold_back,
+    knn_sentence_logits,
+    linear_logits,
+    lws_scales,
+    shrunk_discriminant,
+    tau_normalised,
+    tip_logits,
+)
 from vlltr_index.heads.anchor_bank import AnchorBank
+from vlltr_index.heads.fusion import class_logits
 from vlltr_index.heads.lgr import LGRHead
+from vlltr_index.pipelines.baselines import train_baseline
+from vlltr_index.pipelines.embed import embed
+from vlltr_index.pipelines.evaluate import evaluate
+from vlltr_index.pipelines.train_lgr import train_lgr_stage
+from vlltr_index.recognition.predictor import Answers, load_answers
 from vlltr_index.schemas.config import LGRConfig
+from vlltr_index.schemas.records import Prediction
+from vlltr_index.store.workspace import Workspace
+from vlltr_index.train.deciding import decide, weigh
 from vlltr_index.train.recognition import train_lgr
 
 
@@ -161,3 +191,102 @@ def test_a_training_step_of_lgr(classes: int, monkeypatch: pytest.MonkeyPatch) -
     for name, value in head.state_dict().items():
         assert moved.state_dict()[name].device.type == "cpu"
         torch.testing.assert_close(moved.state_dict()[name], value, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_stage_two_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cross-fitting, head, generative model and weights decide as on the CPU; what is kept is there."""
+    monkeypatch.setenv("VLLTR_DEVICE", "cpu")
+    data = drawn([9, 8, 7, 6, 5, 4, 3], told=[True] * 6 + [False], groups=["a", "a", *[None] * 40])
+    plain = decide(data, CONFIG)
+    with pretended():
+        monkeypatch.setenv("VLLTR_DEVICE", "cuda")
+        found = decide(data, CONFIG)
+        judged, _ = weigh(replace(data, unseen=torch.arange(42) % 5 == 0), deepcopy(found.head))
+    assert found.held_out == plain.held_out
+    assert plain.parts is not None
+    assert found.parts is not None
+    assert found.parts.weights.generative == pytest.approx(plain.parts.weights.generative, rel=1e-2)
+    for one, other in zip(astuple(found.parts.shared), astuple(plain.parts.shared), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-8, rtol=1e-6)
+    assert {v.device.type for v in (*found.head.parameters(), judged.shared.basis)} == {"cpu"}
+
+
+def test_rules_and_baselines_on_a_gpu() -> None:
+    """Each rule on stored vectors gives what it gives on the CPU, within 1e-5."""
+    torch.manual_seed(4)
+    features, labels = torch.randn(60, 8), torch.arange(60) % 6
+    sentences, owners = torch.randn(30, 8), torch.arange(30) % 6
+    training = HeadTraining(epochs=1, batch_size=20, sampler_power=1.0)
+
+    def everything(x: Tensor, y: Tensor, t: Tensor) -> list[Tensor]:
+        means = class_means(x, y, 6)
+        weight, bias = fc_head(x, y, 6, training)
+        cache = TipCache(x[:12], y[:12], means, 20.0)
+        (alpha, beta), accuracy = choose_tip(x, y, cache, [0.3, 1.0], [1.0, 5.0])
+        return [
+            means, weight, bias, lws_scales(x, y, weight, bias, training), *shrunk_discriminant(x, y, 6),
+            tau_normalised(weight, 0.5), knn_sentence_logits(x, t, owners, 6, 3), tip_logits(x, cache, alpha, beta),
+            adjusted_logits(linear_logits(x, weight, bias), torch.bincount(labels), 0.5), hold_back(y, 0.2).float(),
+            class_logits(cosine_logits(x, means), torch.tensor([0, 1, 1, 2, -1, 3]), 4),
+            torch.tensor([alpha, beta, accuracy]),
+        ]  # fmt: skip
+
+    expected = everything(features, labels, sentences)
+    with pretended():
+        found = [v.cpu() for v in everything(*(v.to("cuda") for v in (features, labels, sentences)))]
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rule", ["ours", "paper", "logits"])
+def test_a_prediction_waits_twice(
+    trained: Workspace,
+    pictures: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rule: Literal["ours", "paper", "logits"],
+) -> None:
+    """Once to learn whether anchors cancelled, once for the answer; which is the CPU's, with all that is said of it."""
+    paths = sorted(pictures.glob("known-*.png"))
+
+    def answers(**how: Any) -> tuple[Answers, list[Prediction]]:
+        found = load_answers(trained, trained.snapshot())
+        scorer = found.scorer
+        found = replace(found, scorer=scorer.with_rule(scorer.fusion.model_copy(update={"rule": rule})))
+        list(found.stream(paths[:1]))  # what is kept is made
+        return found, list(found.stream(paths, **how))
+
+    _, expected = answers()
+    _, explained = answers(explain=2, neighbours=1, reject=rule == "ours")
+    with pretended() as card:
+        monkeypatch.setenv("VLLTR_DEVICE", "cuda")
+        there, _ = answers()
+        before = card.waits.total()
+        found = list(there.stream(paths))
+        assert card.waits.total() - before <= 2, card.waits
+        _, told = answers(explain=2, neighbours=1, reject=rule == "ours")
+    for mine, theirs in zip((*found, *told), (*expected, *explained), strict=True):
+        assert [c.class_id for c in mine.classes] == [c.class_id for c in theirs.classes]
+        for one, other in zip(mine.classes, theirs.classes, strict=True):
+            assert one.probability == pytest.approx(other.probability, abs=1e-4)
+            assert [s.text for s in one.sentences] == [s.text for s in other.sentences]
+        assert mine.known == theirs.known
+
+
+@pytest.mark.slow
+def test_the_steps_of_a_workspace_on_a_gpu(trained: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Embedding anew, selection, stage 2, baselines and an evaluation run there, and the CPU's accuracy comes out."""
+    for name in ("ncm", "discriminant", "knn", "tip-adapter"):
+        train_baseline(trained, name, trained.recipe.baselines)
+    plain = evaluate(trained).rows
+    with pretended():
+        monkeypatch.setenv("VLLTR_DEVICE", "cuda")
+        assert embed(trained).images == 0
+        select(trained, trained.recipe.select)
+        train_lgr_stage(trained, trained.recipe.lgr)
+        for name in ("ncm", "discriminant", "knn", "tip-adapter"):
+            train_baseline(trained, name, trained.recipe.baselines)
+        found = evaluate(trained).rows
+    assert found.keys() == plain.keys()
+    for name, row in plain.items():
+        assert found[name].top1["overall"].value == pytest.approx(row.top1["overall"].value, abs=0.01), name

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,12 +21,13 @@ from vlltr_index.schemas.config import AugmentConfig
 if TYPE_CHECKING:
     from vlltr_index.encoders.encoder import Encoder
 
-__all__ = ["BatchAugment", "make_augment", "photo_transform", "seeded"]
+__all__ = ["BatchAugment", "PhotoTransform", "ViewAugment", "seeded"]
 
 _ROTATE = 0.14  # radians, about 8 degrees
 _SHEAR = 0.12
 _ZOOM = 0.12
 _SHIFT = 0.08  # of the side
+_SEEDED = threading.Lock()
 _THICKEN, _THIN, _BLUR = 0.2, 0.15, 0.2  # shares of a batch
 
 
@@ -61,18 +63,25 @@ class BatchAugment:
         return self.apply(pixels, self.draw(len(pixels), generator).to(pixels.device))
 
 
-def make_augment(config: AugmentConfig, encoder: Encoder) -> Callable[[Tensor, torch.Generator], Tensor]:
-    """The batch augmentation for pixels that are already normalised for `encoder`: float [B, 3, H, W] to the same."""
-    augment = BatchAugment(config)
-    mean, std = (
-        torch.as_tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (encoder.mean, encoder.std)
-    )
+class ViewAugment:
+    """The augmentation of pixels that are already normalised for `encoder`; it can be pickled.
 
-    def normalised(pixels: Tensor, generator: torch.Generator) -> Tensor:
-        centre, spread = mean.to(pixels.device), std.to(pixels.device)
-        return (augment((pixels * spread + centre).clamp(0.0, 1.0), generator) - centre) / spread
+    Args:
+        config: See there.
+        encoder: Gives mean and standard deviation.
+    """
 
-    return normalised
+    def __init__(self, config: AugmentConfig, encoder: Encoder) -> None:
+        self._augment = BatchAugment(config)
+        self._mean, self._std = (
+            torch.as_tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (encoder.mean, encoder.std)
+        )
+
+    def __call__(self, pixels: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Float [B, 3, H, W] to the same, each image by the random numbers of its seed."""
+        draws = [self._augment.draw(1, torch.Generator().manual_seed(seed)) for seed in seeds]
+        raw = (pixels * self._std + self._mean).clamp(0.0, 1.0)
+        return (self._augment.apply(raw, torch.cat(draws)) - self._mean) / self._std
 
 
 def _glyph_matrices(draws: Tensor) -> Tensor:
@@ -175,17 +184,20 @@ def auto_augment(config: AugmentConfig) -> _PilTransform | None:
 
 
 def seeded(seed: int, work: Callable[[], Any]) -> Any:
-    """Run `work` with the global generators of Python, NumPy and torch (CPU) seeded; put them back afterwards."""
-    python, array = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
+    """Run `work` with the global generators of Python, NumPy and torch (CPU) seeded; put them back afterwards.
+
+    One thread at a time, for they are the process's.
+    """
+    with _SEEDED, torch.random.fork_rng(devices=[]):
+        python, array = random.getstate(), np.random.get_state()
+        try:
             random.seed(seed)
             np.random.seed(seed % 2**32)
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # leaves the GPUs' alone
             return work()
-    finally:
-        random.setstate(python)
-        np.random.set_state(array)
+        finally:
+            random.setstate(python)
+            np.random.set_state(array)
 
 
 def _each(transform: _PilTransform, pixels: Tensor, draws: Tensor) -> Tensor:
@@ -199,33 +211,33 @@ def _each(transform: _PilTransform, pixels: Tensor, draws: Tensor) -> Tensor:
     return torch.from_numpy(np.stack(done)).to(pixels.device).movedim(3, 1).to(pixels.dtype) / 255
 
 
-def photo_transform(config: AugmentConfig, encoder: Encoder) -> Callable[[Image.Image, int], Tensor]:
-    """A function of a PIL image and a seed for single photographs: float32 [3, H, W], normalised for `encoder`."""
-    from torchvision.transforms import v2
+class PhotoTransform:
+    """A single PIL image, and a seed, to float32 [3, H, W], normalised for `encoder`; it can be pickled."""
 
-    jitter = config.color_jitter
-    steps: list[Any] = [
-        v2.RandomResizedCrop(
-            encoder.image_size, scale=(config.crop_min, 1.0), interpolation=v2.InterpolationMode.BICUBIC
-        ),
-        v2.RandomHorizontalFlip(0.5 if config.flip else 0.0),
-        auto_augment(config),
-        v2.ColorJitter(jitter, jitter, jitter) if jitter else None,
-        v2.ToImage(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(torch.as_tensor(encoder.mean).tolist(), torch.as_tensor(encoder.std).tolist()),
-        v2.RandomErasing(config.random_erase) if config.random_erase else None,
-    ]
-    chosen = [step for step in steps if step is not None]
+    def __init__(self, config: AugmentConfig, encoder: Encoder) -> None:
+        from torchvision.transforms import v2
 
-    def transform(image: Image.Image, seed: int) -> Tensor:
-        def work() -> Any:
-            value: Any = image
-            for step in chosen:
-                value = step(value)
-            return value
+        jitter = config.color_jitter
+        steps: list[Any] = [
+            v2.RandomResizedCrop(
+                encoder.image_size, scale=(config.crop_min, 1.0), interpolation=v2.InterpolationMode.BICUBIC
+            ),
+            v2.RandomHorizontalFlip(0.5 if config.flip else 0.0),
+            auto_augment(config),
+            v2.ColorJitter(jitter, jitter, jitter) if jitter else None,
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(torch.as_tensor(encoder.mean).tolist(), torch.as_tensor(encoder.std).tolist()),
+            v2.RandomErasing(config.random_erase) if config.random_erase else None,
+        ]
+        self._steps = [step for step in steps if step is not None]
 
-        result = seeded(seed, work)
+    def __call__(self, image: Image.Image, seed: int) -> Tensor:
+        """One image, by the random numbers of `seed`."""
+        result = seeded(seed, partial(self._run, image))
         return result.as_subclass(torch.Tensor) if isinstance(result, Tensor) else torch.as_tensor(result)
 
-    return transform
+    def _run(self, value: Any) -> Any:
+        for step in self._steps:
+            value = step(value)
+        return value

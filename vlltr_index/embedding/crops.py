@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlltr_index.data.decoding import open_image
 from vlltr_index.embedding.vectors import all_embedded, image_vector_table, load_sources
-from vlltr_index.encoders.openclip import make_transform
+from vlltr_index.encoders.openclip import Preprocessing
 from vlltr_index.errors import UsageError
 from vlltr_index.schemas.tables import image_vectors, image_vectors_name
 
@@ -56,7 +56,7 @@ class Crops:
             cfg["size"] = larger[0] if larger[0] == larger[1] else list(larger)
             if "resize" in cfg:
                 cfg["resize"] = max(cfg["resize"], *larger)
-            self._transform = make_transform(cfg)
+            self._transform = Preprocessing(cfg)
 
     def pixels(self, image: Image.Image) -> Tensor:
         """The crops of one image, normalised for the encoder: float32 [number, 3, H, W]."""

@@ -35,6 +35,7 @@ class Encoder:
         name: What the model is called.
         dim: Width D of the features.
         image_size: (height, width) in pixels.
+        transform: The preprocessing of one image, without the weights: for other processes.
         mean: float32 [3] of the preprocessing.
         std: float32 [3] of the preprocessing.
         precision: "bf16" runs both towers under bfloat16 autocast, "tf32" lets a GPU multiply at 10 bits; outputs are
@@ -60,7 +61,7 @@ class Encoder:
         self.precision = precision
         self._config = deepcopy(config)
         pre = self._config["preprocess_cfg"]
-        self._transform = openclip.make_transform(pre)
+        self.transform = openclip.Preprocessing(pre)
         height, width = pre["size"] if isinstance(pre["size"], list) else [pre["size"]] * 2
         self.image_size: tuple[int, int] = height, width
         self.mean = torch.tensor(pre["mean"], dtype=torch.float32)
@@ -274,7 +275,7 @@ class Encoder:
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """One image, resized, cropped and normalised as the weights expect: float32 [3, H, W]."""
-        return self._transform(image)
+        return self.transform(image)
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Token ids of N texts, trimmed to the longest; longer ones than the context are cut and counted."""

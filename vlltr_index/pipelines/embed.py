@@ -14,7 +14,8 @@ from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import UsageError
 from vlltr_index.pipelines.status import encoder_change
 from vlltr_index.tensors import device_name
-from vlltr_index.train.augment import make_augment
+from vlltr_index.train.augment import ViewAugment
+from vlltr_index.train.data import SMALL_SIDE
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
@@ -81,8 +82,9 @@ def embed(
             _log.warning(
                 "encoder.precision is tf32: vectors differ by up to 1e-3 from fp32's, and stand for them"
             )
-        augment = make_augment(workspace.recipe.lgr.augment, encoder)
-        with _open_engine(engine, actors, encoder, augment) as computes:
+        augment = ViewAugment(workspace.recipe.lgr.augment, encoder)
+        workers = workspace.recipe.cvlp.workers if max(encoder.image_size) > SMALL_SIDE else 0
+        with _open_engine(engine, actors, encoder, augment, workers) as computes:
             report = _embed_all(workspace, tx, encoder, views, progress, computes)
         if _differs(tx.commit, encoder):
             tx.set(selection_id=None, head=None, index=None, fusion=None)
@@ -114,10 +116,10 @@ def _check_engine(engine: str, actors: int | None) -> None:
 
 
 def _open_engine(
-    name: EngineName, actors: int | None, encoder: Encoder, augment: Augment
+    name: EngineName, actors: int | None, encoder: Encoder, augment: Augment, workers: int
 ) -> AbstractContextManager[Engine]:
     if name == "local":
-        return nullcontext(LocalEngine(encoder, augment))
+        return nullcontext(LocalEngine(encoder, augment, workers))
     from vlltr_index.embedding.ray_engine import RayEngine
 
     return RayEngine(encoder, augment, actors)
@@ -139,11 +141,11 @@ def _embed_all(
     splits = sorted(set(tx.table("images", columns=["split"])["split"].to_pylist()))
     images = images_before = unreadable = 0
     for split in splits:
-        for view in range(views if split == "train" else 1):
-            made, had, failed = embed_images(
-                tx, encoder, split, view, config=config, progress=progress, engine=engine
-            )
-            images, images_before, unreadable = images + made, images_before + had, unreadable + failed
+        wanted = range(views if split == "train" else 1)
+        made, had, failed = embed_images(
+            tx, encoder, split, wanted, config=config, progress=progress, engine=engine
+        )
+        images, images_before, unreadable = images + made, images_before + had, unreadable + failed
     return EmbedReport(
         new, before, truncated, images, images_before, unreadable, encoder.text_fp, encoder.image_fp
     )

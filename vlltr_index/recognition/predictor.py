@@ -23,7 +23,7 @@ from vlltr_index.embedding.crops import Crops
 from vlltr_index.embedding.loading import image_vectors_of, open_encoder
 from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.heads.explanation import ClassExplanation, explain_class
-from vlltr_index.heads.fusion import parts_of
+from vlltr_index.heads.fusion import FusedScores, parts_of
 from vlltr_index.recognition.in_words import numbered, sayings
 from vlltr_index.recognition.scorer import OTHER_RULE, Scorer, load_scorer
 from vlltr_index.schemas.records import ClassScore, Neighbour, Prediction, SentenceShare
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vlltr_index.encoders.encoder import Encoder
-    from vlltr_index.heads.fusion import FusedScores, ImageSide
+    from vlltr_index.heads.fusion import ImageSide
     from vlltr_index.store.snapshot import ClassTable, Snapshot
     from vlltr_index.store.workspace import Workspace
 
