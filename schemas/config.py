@@ -88,6 +88,9 @@ class _Training(_Config):
     precision: Literal["fp32", "tf32", "bf16", "auto"] = (
         "fp32"  # auto: bf16 where the hardware multiplies it fast
     )
+    micro_batch: int | None = Field(
+        default=None, ge=1
+    )  # most rows in a tower at once; slower, same gradients
     seed: int = Field(default=0, ge=0, lt=2**63)
     augment: AugmentConfig = AugmentConfig()
 

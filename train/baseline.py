@@ -14,6 +14,7 @@ from vlltr_index.train.data import TrainImages
 from vlltr_index.train.distributed import gather_rows, join_processes
 from vlltr_index.train.loop import RunPlan, StageOne, run
 from vlltr_index.train.losses import logit_adjusted_cross_entropy, sampler_prior, soft_cross_entropy
+from vlltr_index.train.micro import in_parts
 from vlltr_index.train.mixing import BatchMixer
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def train_image_only(
         labels, soft = images.labels[positions], None
         if mixer is not None:
             pixels, soft = mixer(pixels, labels, generator)
-        features = gather_rows(encoder.encode_pixels(pixels))
+        features = gather_rows(in_parts(encoder.encode_pixels, pixels, config.micro_batch))
         with torch.autocast(features.device.type, enabled=False):
             logits = visual(features.float())
         loss = (

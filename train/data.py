@@ -18,6 +18,7 @@ from vlltr_index.errors import InputError
 from vlltr_index.schemas.config import AugmentConfig
 from vlltr_index.tensors import check_labels
 from vlltr_index.train.augment import BatchAugment, PhotoTransform
+from vlltr_index.train.micro import in_parts
 from vlltr_index.train.sampling import seed_of, stream
 
 if TYPE_CHECKING:
@@ -91,9 +92,9 @@ class TrainImages:
         made.features = features
         return made
 
-    def encode(self, encoder: Encoder, batch: Tensor) -> Tensor:
+    def encode(self, encoder: Encoder, batch: Tensor, micro_batch: int | None = None) -> Tensor:
         """Image features float32 [b, D] of what `epoch` yields, which stored vectors are already."""
-        return encoder.encode_pixels(batch) if self.features is None else batch
+        return in_parts(encoder.encode_pixels, batch, micro_batch) if self.features is None else batch
 
     def _set_labels(self, labels: Tensor, count: int) -> None:
         check_labels("labels", labels, count)

@@ -20,7 +20,8 @@ from vlltr_index.schemas.fingerprint import digest_json
 from vlltr_index.tensors import device_name, float32_by, memory_mended_by
 from vlltr_index.train.checkpoint import STATE, load_state, pack_optimizer, save_state, unpack_optimizer
 from vlltr_index.train.data import TrainImages
-from vlltr_index.train.distributed import own_part, share_batch_norm, world
+from vlltr_index.train.distributed import by_first, own_part, share_batch_norm, world
+from vlltr_index.train.micro import check_micro_batch
 from vlltr_index.train.sampling import epoch_batches, seed_of, steps_per_epoch, stream
 from vlltr_index.train.schedule import parameter_groups, set_rates
 
@@ -34,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 Log = list[dict[str, float]]
 
-_LESS_MEMORY = "Try --set {0}.precision=auto, or a smaller {0}.batch_size, or --device cpu."
+_LESS_MEMORY = "Try --set {0}.micro_batch=32, or less, or {0}.precision=auto, or --device cpu."
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class RunPlan:
     max_scale: float | None = None
     lr_by_prefix: Mapping[str, float] | None = None
     batch_norm: str = "train"  # | "eval": BatchNorm keeps its statistics and uses them
+    micro_batch: int | None = None
 
     @property
     def section(self) -> str:
@@ -200,6 +202,7 @@ class _Trainer:
         self.state_path = run_dir / STATE if run_dir is not None else None
         self.part = own_part(plan.batch_size)
         if plan.batch_norm == "train":
+            check_micro_batch(module, plan.micro_batch, plan.section)
             share_batch_norm(module, encoder.device)
         _lay_out(encoder.model, torch.channels_last)
         self.named = dict(module.named_parameters())
@@ -295,13 +298,14 @@ class _Trainer:
 
     def save(self, epoch: int) -> None:
         """Write the state after `epoch` epochs; the first process does it for all."""
-        if self.state_path is not None and world()[0] == 0:
+        by_first(lambda: self._write(epoch))
+
+    def _write(self, epoch: int) -> None:
+        if self.state_path is not None:
             tensors = {f"module/{k}": v for k, v in self.module.state_dict().items()}
             tensors |= {f"optimizer/{k}": v for k, v in pack_optimizer(self.optimizer, self.named).items()}
             facts = {"identity": self.identity(), "epoch": epoch, "log": self.log}
             save_state(self.state_path, tensors, facts)
-        if world()[1] > 1:
-            torch.distributed.barrier()
 
 
 def _resolved(precision: str, device: torch.device) -> str:

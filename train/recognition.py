@@ -24,6 +24,7 @@ from vlltr_index.train.distributed import gather_rows, join_processes
 from vlltr_index.train.loop import RunPlan, check_finite, run
 from vlltr_index.train.lora import adapted
 from vlltr_index.train.losses import logit_adjusted_cross_entropy, sampler_prior, soft_cross_entropy
+from vlltr_index.train.micro import in_parts
 from vlltr_index.train.mixing import BatchMixer
 from vlltr_index.train.noise import TrainingAnchors, with_strays
 from vlltr_index.train.sampling import epoch_batches, seed_of, steps_per_epoch, stream
@@ -330,7 +331,7 @@ def tune_visual(
         if mixer is not None:
             pixels, soft = mixer(pixels, images.labels[positions], generator)
         with torch.set_grad_enabled(learns):
-            features = gather_rows(encoder.encode_pixels(pixels))
+            features = gather_rows(in_parts(encoder.encode_pixels, pixels, config.micro_batch))
         return head_loss(features, positions, generator, soft)
 
     with ExitStack() as stack:
@@ -379,7 +380,7 @@ def new_head(
         InputError: `visual_init` does not fit.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(config.seed, "head"))
+        torch.default_generator.manual_seed(seed_of(config.seed, "head"))
         head = LGRHead(
             dim,
             (bank.num_classes if visual_init is None else len(visual_init[1])) if rows is None else rows,
