@@ -28,6 +28,7 @@ _SHEAR = 0.12
 _ZOOM = 0.12
 _SHIFT = 0.08  # of the side
 _SEEDED = threading.Lock()
+_NEAR = 8  # photographs that stay near the caches
 _THICKEN, _THIN, _BLUR = 0.2, 0.15, 0.2  # shares of a batch
 
 
@@ -79,9 +80,12 @@ class ViewAugment:
 
     def __call__(self, pixels: Tensor, seeds: Sequence[int]) -> Tensor:
         """Float [B, 3, H, W] to the same, each image by the random numbers of its seed."""
-        draws = [self._augment.draw(1, torch.Generator().manual_seed(seed)) for seed in seeds]
-        raw = (pixels * self._std + self._mean).clamp(0.0, 1.0)
-        return (self._augment.apply(raw, torch.cat(draws)) - self._mean) / self._std
+        draws = torch.cat([self._augment.draw(1, torch.Generator().manual_seed(seed)) for seed in seeds])
+        done = torch.empty_like(pixels)
+        for part in torch.arange(len(pixels)).split(_NEAR):
+            raw = torch.addcmul(self._mean, pixels[part], self._std).clamp_(0.0, 1.0)
+            done[part] = (self._augment.apply(raw, draws[part]) - self._mean).div_(self._std)
+        return done
 
 
 def _glyph_matrices(draws: Tensor) -> Tensor:
@@ -139,11 +143,10 @@ def _jitter(pixels: Tensor, draws: Tensor, strength: float) -> Tensor:
     if strength == 0:
         return pixels
     bright, contrast, colour = (1 + strength * (2 * draws[:, 5:8] - 1)).view(-1, 3, 1, 1, 1).unbind(1)
-    pixels = pixels * bright
-    mean = pixels.mean((1, 2, 3), keepdim=True)
-    pixels = mean + (pixels - mean) * contrast
-    grey = pixels.mean(1, keepdim=True)
-    return (grey + (pixels - grey) * colour).clamp(0.0, 1.0)
+    # All three in one: about the image's mean for contrast, about each pixel's grey for saturation.
+    mean, grey, scale = pixels.mean((1, 2, 3), keepdim=True), pixels.mean(1, keepdim=True), bright * contrast
+    shift = grey.mul_((1 - colour) * scale).add_((1 - contrast) * bright * mean)
+    return (pixels * (colour * scale)).add_(shift).clamp_(0.0, 1.0)
 
 
 def _erase(pixels: Tensor, draws: Tensor, share: float) -> Tensor:
@@ -202,13 +205,13 @@ def seeded(seed: int, work: Callable[[], Any]) -> Any:
 
 def _each(transform: _PilTransform, pixels: Tensor, draws: Tensor) -> Tensor:
     """Run a PIL transform over every image of a batch, seeded by its row of `draws`."""
-    arrays = (pixels * 255).round().to(torch.uint8).movedim(1, 3).expand(-1, -1, -1, 3).cpu().numpy()
-    seeds = (draws[:, 11].double() * 2**24).long().tolist()
-    done = [
-        np.asarray(seeded(seed, partial(transform, Image.fromarray(array))))
-        for array, seed in zip(arrays, seeds, strict=True)
-    ]
-    return torch.from_numpy(np.stack(done)).to(pixels.device).movedim(3, 1).to(pixels.dtype) / 255
+    whole = (pixels * 255).add_(0.5).to(torch.uint8).expand(-1, 3, -1, -1).cpu()
+    seeds, done = (draws[:, 11].double() * 2**24).long().tolist(), torch.empty_like(whole)
+    for image, seed, into in zip(whole, seeds, done, strict=True):
+        array = image.movedim(0, 2).contiguous().numpy()
+        changed = np.array(seeded(seed, partial(transform, Image.fromarray(array))))
+        into.copy_(torch.from_numpy(changed).movedim(2, 0))
+    return done.to(pixels.device, pixels.dtype).mul_(1 / 255)
 
 
 class PhotoTransform:

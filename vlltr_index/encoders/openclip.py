@@ -172,7 +172,8 @@ class Preprocessing:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Of one image."""
-        pixels = cast(Tensor, self._transform((image.convert("L") if self._grey else image).convert("RGB")))
+        image = image.convert("L") if self._grey else image
+        pixels = cast(Tensor, self._transform(image if image.mode == "RGB" else image.convert("RGB")))
         return pixels if self._crop is None else center_crop(pixels, self._crop)
 
 
