@@ -54,7 +54,9 @@ def meet() -> torch.device | None:
     from accelerate import PartialState
 
     global _waiting
-    device: torch.device = PartialState(cpu=choose_device().type == "cpu").device  # of CPUs too it gives a number
+    device: torch.device = PartialState(
+        cpu=choose_device().type == "cpu"
+    ).device  # of CPUs too it gives a number
     if _waiting is None:
         _waiting = dist.new_group(backend="gloo", timeout=_PATIENCE)
     return device if device.type == "cuda" else torch.device(device.type)
