@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -254,18 +255,19 @@ def text_vectors(encoder: Encoder, texts: Sequence[str]) -> tuple[Tensor, int]:
 
 
 def image_vectors(
-    engine: object, batches: Iterable[Sequence[ImageSource]], view: int
+    engine: object, batches: Iterable[Sequence[ImageSource]], views: Sequence[int]
 ) -> Iterator[ImageVectors]:
     """In the place of `LocalEngine.images`; an augmented view has a tenth of the noise of its own."""
     for batch in batches:
         rows = []
-        for _, path in batch:
+        for view, (_, path) in product(views, batch):
             stem = Path(str(path)).stem
             own = CLASS * _direction(stem.split(".")[0]) + (
                 0.1 * NOISE * _direction(f"{stem}:{view}") if view else 0.0
             )
             rows.append(_vector("images", own, NOISE, stem))
-        yield ImageVectors([i for i, _ in batch], torch.stack(rows).float(), {})
+        found = torch.stack(rows).float().view(len(views), len(batch), -1)
+        yield ImageVectors([i for i, _ in batch], found, {})
 
 
 def clip_encoder(folder: Path) -> str:

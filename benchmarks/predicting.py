@@ -61,7 +61,7 @@ def bare(workspace: Path, pictures: Path) -> None:
                 batch.clear()
         yield list(batch)
 
-    for _ in engine.images(batches(), 0):
+    for _ in engine.images(batches(), [0]):
         pass
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vlltr_index.cli.context import Context, dry_run_option, existing, pass_context, yes_option
+from vlltr_index.cli.context import Context, device_option, dry_run_option, existing, pass_context, yes_option
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def _detail_lines(detail: ClassDetail, every: bool) -> list[str]:
     help='A JSON file of many: {name: [sentence, ...]} or {name: {"sentences": [...], "images": [...]}}.',
 )
 @dry_run_option
+@device_option
 @pass_context
 def add(
     context: Context,

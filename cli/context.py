@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, is_dataclass
@@ -24,6 +25,7 @@ __all__ = [
     "Context",
     "at_option",
     "crops_option",
+    "device_option",
     "dry_run_option",
     "existing",
     "pass_context",
@@ -51,6 +53,8 @@ class Context:
         from vlltr_index.store.workspace import Workspace
 
         self.opened = Workspace.open(self.workspace) if self.workspace else Workspace.find()
+        if (device := self.opened.recipe.device) != "auto":
+            os.environ.setdefault("VLLTR_DEVICE", device)
         return self.opened
 
     def first_step(self) -> str | None:
@@ -147,6 +151,24 @@ crops_option = click.option(
     show_default=True,
     type=int,
     help="Crops of each image: 1, or 5 (centre and corners).",
+)
+
+
+def _compute_on(context: click.Context, parameter: click.Parameter, device: str | None) -> None:
+    """Let this process, and those that it starts, compute on `device`."""
+    if device is not None:
+        from vlltr_index.tensors import choose_device
+
+        choose_device(device)
+        os.environ["VLLTR_DEVICE"] = device
+
+
+device_option = click.option(
+    "--device",
+    metavar="NAME",
+    expose_value=False,
+    callback=_compute_on,
+    help="auto, cpu, cuda or cuda:N; default: VLLTR_DEVICE, else the recipe's.",
 )
 
 

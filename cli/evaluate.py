@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vlltr_index.cli.context import Context, at_option, crops_option, pass_context
+from vlltr_index.cli.context import Context, at_option, crops_option, device_option, pass_context
 
 if TYPE_CHECKING:
     from vlltr_index.evaluation.metrics import EvaluationReport
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     type=click.Choice(["ours", "paper", "logits"]),
     help="Fuse the branches by this rule; default: the workspace's.",
 )
+@device_option
 @pass_context
 def evaluate_command(context: Context, /, split: str, **how: Any) -> EvaluationReport:
     """Measure accuracy on a split: overall, many, medium, few (the release's bounds), with 95 % intervals.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vlltr_index.cli.context import Context, existing, pass_context, set_option
+from vlltr_index.cli.context import Context, device_option, existing, pass_context, set_option
 from vlltr_index.cli.steps import Step, run_step
 from vlltr_index.errors import InputError
 
@@ -38,6 +38,7 @@ _TESTS = ("test", "val", "validation", "valid")
     metavar="SHARE",
     help="Share of each class's pictures to measure on; not used where DIR has a folder test or val.",
 )
+@device_option
 @pass_context
 def fit_command(
     context: Context,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from vlltr_index.cli.context import Context, dry_run_option, existing, pass_context
+from vlltr_index.cli.context import Context, device_option, dry_run_option, existing, pass_context
 
 
 @click.group("images")
@@ -16,6 +16,7 @@ def images_command() -> None:
 @click.argument("name", metavar="CLASS")
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @dry_run_option
+@device_option
 @pass_context
 def add(context: Context, name: str, paths: tuple[str, ...], dry_run: bool) -> None:
     """Add images to CLASS: files, or folders of them; all anchors are selected again."""

@@ -176,6 +176,12 @@ def main(argv: list[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; what foresaw it has said what mends it
+            raise
+        click.echo(f"Error: {str(error).partition('. Including')[0]}", err=True)
+        click.echo("Free memory of the GPU (nvidia-smi shows who holds it), or use --device cpu.", err=True)
+        sys.exit(1)
     except (OSError, MemoryError) as error:
         _say_what_the_machine_lacks(error)
         sys.exit(1)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from vlltr_index.cli.context import Context, at_option, crops_option, existing, pass_context
+from vlltr_index.cli.context import Context, at_option, crops_option, device_option, existing, pass_context
 from vlltr_index.errors import InputError
 
 
@@ -39,6 +39,7 @@ from vlltr_index.errors import InputError
 @click.option("--reject", is_flag=True, help='Say "none of these" where 95 % of known images are likelier.')
 @crops_option
 @at_option("Answer as of this commit.")
+@device_option
 @pass_context
 def predict_command(
     context: Context,
@@ -102,6 +103,7 @@ def _names(only: str | None) -> list[str] | None:
 @click.option("--against", help="Another class: why the one and not the other.")
 @crops_option
 @at_option("Answer as of this commit.")
+@device_option
 @pass_context
 def explain_command(
     context: Context, image: str, name: str, against: str | None, crops: int, at: int | None

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from vlltr_index.cli.context import Context, existing, pass_context
+from vlltr_index.cli.context import Context, device_option, existing, pass_context
 from vlltr_index.cli.steps import Step, run_step
 from vlltr_index.errors import UsageError
 
@@ -62,6 +62,7 @@ class Journal:
     "--dir", "directory", metavar="DIR", help="Where to; default: ./vlltr-quickstart (-fast, -full)."
 )
 @click.option("--seed", default=0, show_default=True, help="The seed of the runs.")
+@device_option
 @pass_context
 def quickstart_command(context: Context, size: str | None, directory: str | None, seed: int) -> None:
     """Run the whole method on Glyphs-LT, the long-tailed data set that ships with the package.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
-from vlltr_index.cli.context import Context, pass_context, set_option
+from vlltr_index.cli.context import Context, device_option, pass_context, set_option
 
 __all__ = ["refit_command"]
 
 
 @click.command("refit")
 @set_option
+@device_option
 @pass_context
 def refit_command(context: Context, overrides: tuple[str, ...]) -> None:
     """Train the head again, on stored vectors, over all classes that have images by now.

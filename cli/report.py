@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from vlltr_index.cli.context import Context, existing, pass_context
+from vlltr_index.cli.context import Context, device_option, existing, pass_context
 
 
 @click.command("report")
@@ -15,6 +15,7 @@ from vlltr_index.cli.context import Context, existing, pass_context
     metavar="ROW",
     help="Compare with this row of `vlltr evaluate`; default: image-only + logit adjustment, where it is there.",
 )
+@device_option
 @pass_context
 def report_command(context: Context, out: str | None, split: str, against: str | None) -> None:
     """Write the report of the newest commit as one HTML file, to be opened in any browser, without network.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vlltr_index.cli.context import Context, existing, pass_context
+from vlltr_index.cli.context import Context, device_option, existing, pass_context
 
 if TYPE_CHECKING:
     from vlltr_index.recognition.search import ImageHit, ImageSearch, SentenceHit
@@ -29,6 +29,7 @@ def search_command() -> None:
 @click.option("--top", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many.")
 @click.option("--out", metavar="FILE.png", help="Write a contact sheet, too.")
 @click.option("--compare", is_flag=True, help="Show beside it what the encoder found before training.")
+@device_option
 @pass_context
 def images(context: Context, text: str, split: str | None, top: int, out: str | None, compare: bool) -> None:
     """Find the images nearest to TEXT, such as "a spotted texture", by the cosine of their vectors."""
@@ -86,6 +87,7 @@ def _panels(workspace: Workspace, found: ImageSearch) -> list[Panel]:
     default=None,
     help="Rank by the words too, and fuse both rankings; default: for a text.",
 )
+@device_option
 @pass_context
 def sentences(context: Context, query: str, class_name: str | None, top: int, hybrid: bool | None) -> None:
     """Find the sentences nearest to an image file or a text, by the cosine of their vectors, and by their words."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from vlltr_index.cli.context import Context, dry_run_option, existing, pass_context
+from vlltr_index.cli.context import Context, device_option, dry_run_option, existing, pass_context
 
 
 @click.group("sentences")
@@ -17,6 +17,7 @@ def sentences_command() -> None:
 @click.option("--sentence", "sentences", multiple=True, help="A sentence about the class; repeatable.")
 @click.option("--text", help="A file of text about the class.")
 @dry_run_option
+@device_option
 @pass_context
 def add(context: Context, name: str, sentences: tuple[str, ...], text: str | None, dry_run: bool) -> None:
     """Add sentences to CLASS; its anchors are selected again."""

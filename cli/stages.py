@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vlltr_index.cli.context import Context, pass_context, set_option
+from vlltr_index.cli.context import Context, device_option, pass_context, set_option
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @click.option(
     "--actors", type=click.IntRange(1), help="How many Ray actors; default: one a GPU, or else one a CPU."
 )
+@device_option
 @pass_context
 def embed_command(
     context: Context,
@@ -59,6 +60,7 @@ def embed_command(
 
 @click.command("select")
 @set_option
+@device_option
 @pass_context
 def select_command(context: Context, overrides: tuple[str, ...]) -> None:
     """Score each sentence against the class image sets and keep the best of each class as anchors (AnSS)."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vlltr_index.cli.context import Context, pass_context, set_option
+from vlltr_index.cli.context import Context, device_option, pass_context, set_option
 from vlltr_index.errors import PeerError, UsageError, VlltrError
 from vlltr_index.schemas.records import BASELINES
 
@@ -31,6 +31,7 @@ _STARTED = "VLLTR_STARTED"  # set for the processes that `--processes` starts
 def _options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         set_option,
+        device_option,
         click.option(
             "--recipe",
             metavar="NAME",

@@ -47,7 +47,7 @@ class EncoderConfig(_Config):
     pretrained: str | None = None
     image_size: int | None = Field(default=None, ge=16, le=1024)
     resize: int | None = Field(default=None, ge=16, le=2048)  # the shorter side, before the centre crop
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"  # tf32 is a GPU's; vectors differ by 1e-3 then
 
     @model_validator(mode="after")
     def _room_for_the_crop(self) -> Self:
@@ -85,7 +85,12 @@ class _Training(_Config):
     clip_grad: float | None = Field(default=1.0, gt=0)
     sampler_power: float = Field(default=0.5, ge=0, le=1)  # weight n^-power a sample: 0.5 = square root
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 where the hardware multiplies it fast
+    precision: Literal["fp32", "tf32", "bf16", "auto"] = (
+        "fp32"  # auto: bf16 where the hardware multiplies it fast
+    )
+    micro_batch: int | None = Field(
+        default=None, ge=1
+    )  # most rows in a tower at once; slower, same gradients
     seed: int = Field(default=0, ge=0, lt=2**63)
     augment: AugmentConfig = AugmentConfig()
 
@@ -212,6 +217,7 @@ class Recipe(_Config):
 
     name: str
     protocol: Literal["paper", "release", "ours"] = "ours"
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")  # of commands without --device
     prompts: Literal["clip"] | tuple[str, ...] = "clip"  # templates for every class; "clip": CLIP's 80
     encoder: EncoderConfig = EncoderConfig()
     cvlp: CVLPConfig = CVLPConfig()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ MODEL_CFG: dict[str, Any] = {
 def register(folder: Path) -> None:
     """Make both names known to open_clip."""
     for name, extra in ((NAME, {}), (f"{NAME}-quickgelu", {"quick_gelu": True})):
-        path = folder / f"{name}.json"
-        path.write_text(json.dumps({**MODEL_CFG, **extra}), encoding="utf-8")
+        path, scratch = folder / f"{name}.json", folder / f"{name}.{os.getpid()}"
+        scratch.write_text(json.dumps({**MODEL_CFG, **extra}), encoding="utf-8")
+        scratch.replace(path)  # another process may read it meanwhile
         open_clip.add_model_config(path)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
+
 import drawings
 import pytest
 import torch
 
 from vlltr_index.errors import ConfigError
 from vlltr_index.schemas.config import AugmentConfig
-from vlltr_index.train.augment import BatchAugment, make_augment
+from vlltr_index.train.augment import BatchAugment, ViewAugment
 
 KINDS = [
     AugmentConfig(kind="glyph"),
@@ -57,13 +59,16 @@ def test_strokes_widen_as_a_maximum_over_neighbours() -> None:
 
 
 def test_normalised_pixels_are_augmented_in_their_own_range() -> None:
-    """`make_augment` undoes the normalisation, augments, and puts it back."""
+    """`ViewAugment` undoes the normalisation, augments, and puts it back."""
     encoder = drawings.encoder()
     pixels = torch.rand(4, 3, 32, 32)
     mean, std = encoder.mean.view(1, 3, 1, 1), encoder.std.view(1, 3, 1, 1)
-    expected = BatchAugment(drawings.AUGMENT)(pixels, torch.Generator().manual_seed(3))
-    found = make_augment(drawings.AUGMENT, encoder)((pixels - mean) / std, torch.Generator().manual_seed(3))
-    torch.testing.assert_close(found, (expected - mean) / std)
+    plain, seeds = BatchAugment(drawings.AUGMENT), [3, 1, 2, 3]
+    expected = torch.cat(
+        [plain(one[None], torch.Generator().manual_seed(s)) for one, s in zip(pixels, seeds, strict=True)]
+    )
+    augment = pickle.loads(pickle.dumps(ViewAugment(drawings.AUGMENT, encoder)))  # noqa: S301 - our own
+    torch.testing.assert_close(augment((pixels - mean) / std, seeds), (expected - mean) / std)
 
 
 def test_an_unknown_policy_is_refused() -> None:

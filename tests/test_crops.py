@@ -17,7 +17,7 @@ from tests.parts import check_parts
 from vlltr_index.embedding.crops import Crops, embed_crops, pool_crops
 from vlltr_index.embedding.loading import image_set
 from vlltr_index.encoders.encoder import Encoder
-from vlltr_index.encoders.openclip import make_transform
+from vlltr_index.encoders.openclip import Preprocessing
 from vlltr_index.errors import UsageError
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.store.workspace import Workspace
@@ -44,7 +44,7 @@ def test_five_crops_of_an_encoder_that_cuts_out_the_middle(resize: int, seen: in
     encoder = Encoder.scratch("vlltr-tiny", ["a"], resize=resize)
     image = Image.fromarray(drawings.pixels()[0, 0].numpy())
     five = Crops(encoder, 5).pixels(image)
-    whole = make_transform(encoder.config["preprocess_cfg"] | {"resize": None, "size": seen})(image)
+    whole = Preprocessing(encoder.config["preprocess_cfg"] | {"resize": None, "size": seen})(image)
     edge = (seen - 36) // 2
     torch.testing.assert_close(five[1], whole[:, edge : edge + 32, edge : edge + 32])
 

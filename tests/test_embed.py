@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests import drawings
 from vlltr_index.data.decoding import open_image
+from vlltr_index.embedding.engines import LocalEngine, Reader
 from vlltr_index.embedding.loading import image_set, load_bank, open_encoder
 from vlltr_index.embedding.vectors import load_sources
 from vlltr_index.errors import FingerprintMismatch
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.ingest import ingest_images
-from vlltr_index.schemas.config import WorkspaceConfig
+from vlltr_index.schemas.config import AugmentConfig, WorkspaceConfig
 from vlltr_index.schemas.recipes import override
 from vlltr_index.store.workspace import Workspace
+from vlltr_index.train.augment import ViewAugment
 
 
 def test_stored_vectors_are_what_the_encoder_gives(trained: Workspace) -> None:
@@ -57,7 +62,7 @@ def test_an_image_that_went_missing_is_kept_aside(
     trained: Workspace, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file deleted after it came in, alone in its batch, stops nothing: it is quarantined, and the split loads."""
-    monkeypatch.setattr("vlltr_index.embedding.vectors._PLAIN_BATCH", 1)
+    monkeypatch.setattr("vlltr_index.embedding.vectors._IMAGE_BATCH", 1)
     name = trained.snapshot().class_table().names[0]
     folder = tmp_path / "more" / name
     folder.mkdir(parents=True)
@@ -84,3 +89,38 @@ def test_other_weights_are_refused_unless_forced(trained: Workspace) -> None:
     assert commit.image_fp != "f" * 16
     assert (commit.head, commit.index, commit.selection_id) == (None, None, None)
     assert len(image_set(trained.snapshot(), "test").image_ids) == 360
+
+
+def test_views_do_not_depend_on_the_images_beside_them(pictures: Path) -> None:
+    """Decoded once for all views, read by threads; each image's vectors are those it has alone, within 1e-5."""
+    encoder = drawings.encoder()
+    batch = [(path.name, str(path)) for path in sorted(pictures.glob("known-*.png"))]
+    for config in (drawings.AUGMENT, AugmentConfig(kind="photo")):
+        engine = LocalEngine(encoder, ViewAugment(config, encoder))
+        (together,) = engine.images([batch], (0, 1, 2))
+        alone = list(engine.images([[one] for one in reversed(batch)], (2, 0)))[::-1]
+        for number, one in enumerate(alone):
+            expected = together.vectors[[2, 0], number]
+            torch.testing.assert_close(one.vectors[:, 0], expected, atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(together.vectors[1], together.vectors[2], atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_processes_read_what_threads_read(pictures: Path, method: str) -> None:
+    """Workers get no weights and give the same vectors, in the same order; what cannot be read is named."""
+    encoder = drawings.encoder()
+    augment = ViewAugment(AugmentConfig(kind="photo"), encoder)
+    assert len(pickle.dumps(Reader(encoder.transform, augment, (0, 1)))) < 100_000
+    sources = [(path.name, str(path)) for path in sorted(pictures.glob("known-*.png"))]
+    batches = [[one] for one in sources] + [[("gone", "gone.png")]]
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(method, force=True)
+    try:
+        found = list(LocalEngine(encoder, augment, workers=2).images(iter(batches), (0, 1)))
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    expected = list(LocalEngine(encoder, augment).images(batches, (0, 1)))
+    assert [(f.ids, f.problems) for f in found] == [(e.ids, e.problems) for e in expected]
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine.vectors, theirs.vectors, atol=1e-5, rtol=1e-5)

@@ -100,7 +100,7 @@ def test_unbuildable_configurations_are_refused() -> None:
 def test_unknown_preprocessing_is_refused(change: dict[str, Any]) -> None:
     """A value that would otherwise be ignored changes every vector."""
     with pytest.raises(EncoderError, match="this preprocessing cannot be used"):
-        openclip.make_transform({**weights.preprocessing({}), **change})
+        openclip.Preprocessing({**weights.preprocessing({}), **change})
 
 
 def test_hub_tokenizers_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import drawings
@@ -30,8 +30,7 @@ TOLERANCE = 1e-5  # of single numbers: the same arithmetic, but threads may be s
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several batches of a few drawings, so that both actors get some."""
-    monkeypatch.setattr(embedding, "_PLAIN_BATCH", 16)
-    monkeypatch.setattr(embedding, "_VIEW_BATCH", 16)
+    monkeypatch.setattr(embedding, "_IMAGE_BATCH", 16)
     monkeypatch.setattr(embedding, "_TEXT_BATCH", 10)
 
 
@@ -129,15 +128,15 @@ def test_errors_inside_actors_are_told(drawn: Path, tmp_path: Path, cluster: Non
     encoder = drawings.encoder()
     (tmp_path / "broken.png").write_bytes(b"no image")
 
-    def die(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    def die(pixels: Tensor, seeds: Sequence[int]) -> Tensor:
         os._exit(1)
 
     good = str(next((drawn.parent / "images" / "ring").iterdir()))
     with RayEngine(encoder, die, actors=1) as engine:
-        (found,) = engine.images([[("a", good), ("b", str(tmp_path / "broken.png"))]], 0)
-        assert (found.ids, list(found.problems), found.vectors.shape) == (["a"], ["b"], (1, encoder.dim))
+        (found,) = engine.images([[("a", good), ("b", str(tmp_path / "broken.png"))]], [0])
+        assert (found.ids, list(found.problems), found.vectors.shape) == (["a"], ["b"], (1, 1, encoder.dim))
         with pytest.raises(VlltrError) as caught:
-            list(engine.images([[("a", good)]], 1))
+            list(engine.images([[("a", good)]], [1]))
     assert caught.value.message.startswith("the ray engine lost an actor: ")
     assert caught.value.hint == (
         "What was embedded is kept. Run it again, with fewer --actors if memory ran out, or with --engine local."

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,12 +21,14 @@ from vlltr_index.schemas.config import AugmentConfig
 if TYPE_CHECKING:
     from vlltr_index.encoders.encoder import Encoder
 
-__all__ = ["BatchAugment", "make_augment", "photo_transform", "seeded"]
+__all__ = ["BatchAugment", "PhotoTransform", "ViewAugment", "seeded"]
 
 _ROTATE = 0.14  # radians, about 8 degrees
 _SHEAR = 0.12
 _ZOOM = 0.12
 _SHIFT = 0.08  # of the side
+_SEEDED = threading.Lock()
+_NEAR = 8  # photographs that stay near the caches
 _THICKEN, _THIN, _BLUR = 0.2, 0.15, 0.2  # shares of a batch
 
 
@@ -61,18 +64,28 @@ class BatchAugment:
         return self.apply(pixels, self.draw(len(pixels), generator).to(pixels.device))
 
 
-def make_augment(config: AugmentConfig, encoder: Encoder) -> Callable[[Tensor, torch.Generator], Tensor]:
-    """The batch augmentation for pixels that are already normalised for `encoder`: float [B, 3, H, W] to the same."""
-    augment = BatchAugment(config)
-    mean, std = (
-        torch.as_tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (encoder.mean, encoder.std)
-    )
+class ViewAugment:
+    """The augmentation of pixels that are already normalised for `encoder`; it can be pickled.
 
-    def normalised(pixels: Tensor, generator: torch.Generator) -> Tensor:
-        centre, spread = mean.to(pixels.device), std.to(pixels.device)
-        return (augment((pixels * spread + centre).clamp(0.0, 1.0), generator) - centre) / spread
+    Args:
+        config: See there.
+        encoder: Gives mean and standard deviation.
+    """
 
-    return normalised
+    def __init__(self, config: AugmentConfig, encoder: Encoder) -> None:
+        self._augment = BatchAugment(config)
+        self._mean, self._std = (
+            torch.as_tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (encoder.mean, encoder.std)
+        )
+
+    def __call__(self, pixels: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Float [B, 3, H, W] to the same, each image by the random numbers of its seed."""
+        draws = torch.cat([self._augment.draw(1, torch.Generator().manual_seed(seed)) for seed in seeds])
+        done = torch.empty_like(pixels)
+        for part in torch.arange(len(pixels)).split(_NEAR):
+            raw = torch.addcmul(self._mean, pixels[part], self._std).clamp_(0.0, 1.0)
+            done[part] = (self._augment.apply(raw, draws[part]) - self._mean).div_(self._std)
+        return done
 
 
 def _glyph_matrices(draws: Tensor) -> Tensor:
@@ -130,11 +143,10 @@ def _jitter(pixels: Tensor, draws: Tensor, strength: float) -> Tensor:
     if strength == 0:
         return pixels
     bright, contrast, colour = (1 + strength * (2 * draws[:, 5:8] - 1)).view(-1, 3, 1, 1, 1).unbind(1)
-    pixels = pixels * bright
-    mean = pixels.mean((1, 2, 3), keepdim=True)
-    pixels = mean + (pixels - mean) * contrast
-    grey = pixels.mean(1, keepdim=True)
-    return (grey + (pixels - grey) * colour).clamp(0.0, 1.0)
+    # All three in one: about the image's mean for contrast, about each pixel's grey for saturation.
+    mean, grey, scale = pixels.mean((1, 2, 3), keepdim=True), pixels.mean(1, keepdim=True), bright * contrast
+    shift = grey.mul_((1 - colour) * scale).add_((1 - contrast) * bright * mean)
+    return (pixels * (colour * scale)).add_(shift).clamp_(0.0, 1.0)
 
 
 def _erase(pixels: Tensor, draws: Tensor, share: float) -> Tensor:
@@ -175,57 +187,60 @@ def auto_augment(config: AugmentConfig) -> _PilTransform | None:
 
 
 def seeded(seed: int, work: Callable[[], Any]) -> Any:
-    """Run `work` with the global generators of Python, NumPy and torch (CPU) seeded; put them back afterwards."""
-    python, array = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
+    """Run `work` with the global generators of Python, NumPy and torch (CPU) seeded; put them back afterwards.
+
+    One thread at a time, for they are the process's.
+    """
+    with _SEEDED, torch.random.fork_rng(devices=[]):
+        python, array = random.getstate(), np.random.get_state()
+        try:
             random.seed(seed)
             np.random.seed(seed % 2**32)
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # leaves the GPUs' alone
             return work()
-    finally:
-        random.setstate(python)
-        np.random.set_state(array)
+        finally:
+            random.setstate(python)
+            np.random.set_state(array)
 
 
 def _each(transform: _PilTransform, pixels: Tensor, draws: Tensor) -> Tensor:
     """Run a PIL transform over every image of a batch, seeded by its row of `draws`."""
-    arrays = (pixels * 255).round().to(torch.uint8).movedim(1, 3).expand(-1, -1, -1, 3).cpu().numpy()
-    seeds = (draws[:, 11].double() * 2**24).long().tolist()
-    done = [
-        np.asarray(seeded(seed, partial(transform, Image.fromarray(array))))
-        for array, seed in zip(arrays, seeds, strict=True)
-    ]
-    return torch.from_numpy(np.stack(done)).to(pixels.device).movedim(3, 1).to(pixels.dtype) / 255
+    whole = (pixels * 255).add_(0.5).to(torch.uint8).expand(-1, 3, -1, -1).cpu()
+    seeds, done = (draws[:, 11].double() * 2**24).long().tolist(), torch.empty_like(whole)
+    for image, seed, into in zip(whole, seeds, done, strict=True):
+        array = image.movedim(0, 2).contiguous().numpy()
+        changed = np.array(seeded(seed, partial(transform, Image.fromarray(array))))
+        into.copy_(torch.from_numpy(changed).movedim(2, 0))
+    return done.to(pixels.device, pixels.dtype).mul_(1 / 255)
 
 
-def photo_transform(config: AugmentConfig, encoder: Encoder) -> Callable[[Image.Image, int], Tensor]:
-    """A function of a PIL image and a seed for single photographs: float32 [3, H, W], normalised for `encoder`."""
-    from torchvision.transforms import v2
+class PhotoTransform:
+    """A single PIL image, and a seed, to float32 [3, H, W], normalised for `encoder`; it can be pickled."""
 
-    jitter = config.color_jitter
-    steps: list[Any] = [
-        v2.RandomResizedCrop(
-            encoder.image_size, scale=(config.crop_min, 1.0), interpolation=v2.InterpolationMode.BICUBIC
-        ),
-        v2.RandomHorizontalFlip(0.5 if config.flip else 0.0),
-        auto_augment(config),
-        v2.ColorJitter(jitter, jitter, jitter) if jitter else None,
-        v2.ToImage(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(torch.as_tensor(encoder.mean).tolist(), torch.as_tensor(encoder.std).tolist()),
-        v2.RandomErasing(config.random_erase) if config.random_erase else None,
-    ]
-    chosen = [step for step in steps if step is not None]
+    def __init__(self, config: AugmentConfig, encoder: Encoder) -> None:
+        from torchvision.transforms import v2
 
-    def transform(image: Image.Image, seed: int) -> Tensor:
-        def work() -> Any:
-            value: Any = image
-            for step in chosen:
-                value = step(value)
-            return value
+        jitter = config.color_jitter
+        steps: list[Any] = [
+            v2.RandomResizedCrop(
+                encoder.image_size, scale=(config.crop_min, 1.0), interpolation=v2.InterpolationMode.BICUBIC
+            ),
+            v2.RandomHorizontalFlip(0.5 if config.flip else 0.0),
+            auto_augment(config),
+            v2.ColorJitter(jitter, jitter, jitter) if jitter else None,
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(torch.as_tensor(encoder.mean).tolist(), torch.as_tensor(encoder.std).tolist()),
+            v2.RandomErasing(config.random_erase) if config.random_erase else None,
+        ]
+        self._steps = [step for step in steps if step is not None]
 
-        result = seeded(seed, work)
+    def __call__(self, image: Image.Image, seed: int) -> Tensor:
+        """One image, by the random numbers of `seed`."""
+        result = seeded(seed, partial(self._run, image))
         return result.as_subclass(torch.Tensor) if isinstance(result, Tensor) else torch.as_tensor(result)
 
-    return transform
+    def _run(self, value: Any) -> Any:
+        for step in self._steps:
+            value = step(value)
+        return value

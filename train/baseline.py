@@ -14,6 +14,7 @@ from vlltr_index.train.data import TrainImages
 from vlltr_index.train.distributed import gather_rows, join_processes
 from vlltr_index.train.loop import RunPlan, StageOne, run
 from vlltr_index.train.losses import logit_adjusted_cross_entropy, sampler_prior, soft_cross_entropy
+from vlltr_index.train.micro import in_parts
 from vlltr_index.train.mixing import BatchMixer
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def train_image_only(
     tower = encoder.model.visual
     assert isinstance(tower, nn.Module)
     module = nn.ModuleDict({"tower": tower, "visual": visual})
-    log_prior = sampler_prior(images.class_counts, config.sampler_power).log().float().to(encoder.device)
+    log_prior = sampler_prior(images.class_counts, config.sampler_power).log().float()
     mixer = BatchMixer.of(config, images.num_classes)
 
     def objective(
@@ -62,14 +63,14 @@ def train_image_only(
         labels, soft = images.labels[positions], None
         if mixer is not None:
             pixels, soft = mixer(pixels, labels, generator)
-        features = gather_rows(encoder.encode_pixels(pixels))
+        features = gather_rows(in_parts(encoder.encode_pixels, pixels, config.micro_batch))
         with torch.autocast(features.device.type, enabled=False):
             logits = visual(features.float())
         loss = (
             soft_cross_entropy(logits, soft, log_prior, config.logit_adjustment)
             if soft is not None
             else logit_adjusted_cross_entropy(
-                logits, labels.to(logits.device), log_prior, config.logit_adjustment, config.label_smoothing
+                logits, labels, log_prior, config.logit_adjustment, config.label_smoothing
             )
         )
         return loss, {"visual": loss}

@@ -27,6 +27,7 @@ from vlltr_index.train.losses import (
     sampler_prior,
     text_classification_loss,
 )
+from vlltr_index.train.micro import in_parts
 from vlltr_index.train.sampling import seed_of
 
 if TYPE_CHECKING:
@@ -108,12 +109,11 @@ def joint_losses(
         priors: See `JointPriors`.
         logit_scale: The multiplier of the cosine.
     """
-    device = image_features.device
-    adjustment = priors.text[candidates.classes].to(device)
+    adjustment = priors.text[candidates.classes]
     text = text_classification_loss(
-        image_features, text_features, candidates.targets.to(device), adjustment, logit_scale
+        image_features, text_features, candidates.targets, adjustment, logit_scale
     )
-    visual = logit_adjusted_cross_entropy(visual_logits, labels.to(device), priors.visual.to(device))
+    visual = logit_adjusted_cross_entropy(visual_logits, labels, priors.visual)
     return text, visual
 
 
@@ -189,7 +189,7 @@ def train_cvlp(
 def visual_classifier(encoder: Encoder, classes: int, seed: int) -> nn.Linear:
     """A linear layer over unnormalised features, its start drawn from `seed`, on the encoder's device."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, "visual"))
+        torch.default_generator.manual_seed(seed_of(seed, "visual"))
         return nn.Linear(encoder.dim, classes).to(encoder.device)
 
 
@@ -259,6 +259,7 @@ class _Objective:
         log_scale: nn.Parameter,
     ) -> None:
         self.encoder, self.teacher, self.module, self.config = encoder, teacher, module, config
+        self._teacher_scale = 1.0 if teacher is None else teacher.logit_scale
         self.images, self.labels, self.texts, self.log_scale = images, images.labels, texts, log_scale
         self.present = images.class_counts.nonzero()[:, 0]
         self.priors = JointPriors.build(
@@ -276,8 +277,8 @@ class _Objective:
         draws = 1 if candidates is None else config.joint_sentences
         rows = torch.cat([self.texts.draw(text_labels, generator) for _ in range(draws)])
         sentences = self.texts.tokens(rows, config.word_dropout, generator)
-        image = gather_rows(self.images.encode(self.encoder, pixels))
-        drawn = _gather_texts(self.encoder, *sentences).view(draws, len(text_labels), -1)
+        image = gather_rows(self.images.encode(self.encoder, pixels, config.micro_batch))
+        drawn = _gather_texts(self.encoder, *sentences, config.micro_batch).view(draws, len(text_labels), -1)
         text = drawn[0]
         sentences = sentences[0][: len(text)], sentences[1][: len(text)]
         # The CCL sees sentences of the batch's classes only: the others have no positive among the images.
@@ -306,8 +307,8 @@ class _Objective:
         first, second = class_contrastive_loss(
             image,
             text,
-            labels.to(device),
-            text_labels.to(device),
+            labels.to(device, non_blocking=True),
+            text_labels.to(device, non_blocking=True),
             self.log_scale.exp(),
             self.config.label_smoothing,
         )
@@ -319,10 +320,11 @@ class _Objective:
         assert self.teacher is not None
         assert self.config.distillation != "none"
         with torch.no_grad():
-            teacher_image = gather_rows(self.images.encode(self.teacher, pixels))
-            teacher_text = _gather_texts(self.teacher, *sentences)[paired]
+            micro = self.config.micro_batch
+            teacher_image = gather_rows(self.images.encode(self.teacher, pixels, micro))
+            teacher_text = _gather_texts(self.teacher, *sentences, micro)[paired]
             own = self.config.distillation_scale == "teacher"
-            scale = self.teacher.logit_scale if own else self.log_scale.exp()
+            scale = self._teacher_scale if own else self.log_scale.exp()
             target = scale * unit_rows(teacher_image) @ unit_rows(teacher_text).T
         with torch.autocast(image.device.type, enabled=False):
             logits = self.log_scale.exp() * unit_rows(image) @ unit_rows(text).T
@@ -339,12 +341,13 @@ class _Objective:
         return {"text": text_loss, "visual": visual_loss}
 
 
-def _gather_texts(encoder: Encoder, ids: Tensor, lengths: Tensor) -> Tensor:
+def _gather_texts(encoder: Encoder, ids: Tensor, lengths: Tensor, micro_batch: int | None = None) -> Tensor:
     """Features of sentences, each process encoding its share: float [K, D] in every process.
 
     Args:
         encoder: Whose text tower runs.
         ids: int64 [K, L] on the CPU.
+        micro_batch: See `in_parts`.
         lengths: int64 [K]; sentences of like length go through the tower together, cut to their longest.
     """
     rank, processes = world()
@@ -353,7 +356,7 @@ def _gather_texts(encoder: Encoder, ids: Tensor, lengths: Tensor) -> Tensor:
     padded = torch.cat([order, order[-1:].expand(share * processes - len(ids))])
     own = padded[rank * share : (rank + 1) * share]
     pieces = own.chunk(min(_LENGTH_GROUPS, -(-share // _GROUP_ROWS)))
-    features = torch.cat(
-        [encoder.encode_tokens(ids[rows, : int(lengths[rows].max())].to(encoder.device)) for rows in pieces]
-    )
+    cut = (ids[rows, : int(lengths[rows].max())] for rows in pieces)
+    placed = (part.to(encoder.device, non_blocking=True) for part in cut)
+    features = torch.cat([in_parts(encoder.encode_tokens, part, micro_batch) for part in placed])
     return gather_rows(features)[: len(ids)][order.argsort().to(features.device)]

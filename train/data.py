@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -17,7 +17,8 @@ from vlltr_index.data.decoding import open_image
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.config import AugmentConfig
 from vlltr_index.tensors import check_labels
-from vlltr_index.train.augment import BatchAugment, photo_transform
+from vlltr_index.train.augment import BatchAugment, PhotoTransform
+from vlltr_index.train.micro import in_parts
 from vlltr_index.train.sampling import seed_of, stream
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _log = logging.getLogger(__name__)
 
 MEMORY_LIMIT = 1 << 30
 SMALL_SIDE = 96
+_PREFETCH = 4  # batches that a worker has ready
 
 
 class TrainImages:
@@ -73,6 +75,8 @@ class TrainImages:
         )
         self._augment = BatchAugment(augment)
         self._sources, self._workers = sources, workers
+        self._pinned = encoder.device.type == "cuda"
+        self._wanted: list[list[tuple[int, int]]] = []
         height, width = encoder.image_size
         if max(height, width) <= SMALL_SIDE and len(sources) * height * width * 3 <= memory_limit:
             self.pixels = self._decode_all(encoder, progress)
@@ -88,9 +92,9 @@ class TrainImages:
         made.features = features
         return made
 
-    def encode(self, encoder: Encoder, batch: Tensor) -> Tensor:
+    def encode(self, encoder: Encoder, batch: Tensor, micro_batch: int | None = None) -> Tensor:
         """Image features float32 [b, D] of what `epoch` yields, which stored vectors are already."""
-        return encoder.encode_pixels(batch) if self.features is None else batch
+        return in_parts(encoder.encode_pixels, batch, micro_batch) if self.features is None else batch
 
     def _set_labels(self, labels: Tensor, count: int) -> None:
         check_labels("labels", labels, count)
@@ -130,7 +134,8 @@ class TrainImages:
     ) -> Iterator[Tensor]:
         for positions in batches:
             draws = self._augment.draw(len(positions), generator)[part]
-            yield self._normalise(self._augment.apply(pixels[positions[part]].float() / 255, draws))
+            made = self._normalise(self._augment.apply(pixels[positions[part]].float() / 255, draws))
+            yield made.pin_memory() if self._pinned else made
 
     def _streamed(
         self, batches: Tensor, part: slice, generator: torch.Generator, *seed: object
@@ -142,20 +147,27 @@ class TrainImages:
             ]
             for step, row in enumerate(batches[:, part].tolist())
         ]
-        loader = DataLoader(
-            self._stream,
-            batch_sampler=wanted,
-            num_workers=self._workers,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator().manual_seed(0),
-        )
-        for pixels, read in loader:
+        self._wanted[:] = wanted
+        for pixels, read in self._loader:
             self._note([p for p in read.tolist() if p >= 0])
             if self._glyphs:
                 draws = self._augment.draw(batches.shape[1], generator)[part]
                 raw = (pixels * self._std + self._mean).clamp(0.0, 1.0)
                 pixels = self._normalise(self._augment.apply(raw, draws))
             yield pixels
+
+    @cached_property
+    def _loader(self) -> DataLoader[tuple[Tensor, int]]:
+        """Gives the batches in `_wanted`; its workers stay from epoch to epoch."""
+        return DataLoader(
+            self._stream,
+            batch_sampler=self._wanted,  # type: ignore[arg-type]  # a position and a seed stand for a place
+            num_workers=self._workers,
+            pin_memory=self._pinned,
+            persistent_workers=self._workers > 0,
+            prefetch_factor=_PREFETCH if self._workers else None,
+            generator=torch.Generator().manual_seed(0),
+        )
 
     def _note(self, positions: list[int]) -> None:
         for position in set(positions) - self.replaced:
@@ -215,17 +227,17 @@ def _decoded(source: bytes | str, encoder: Encoder) -> np.ndarray[tuple[int, ...
 
 
 class _Stream(Dataset[tuple[Tensor, int]]):
-    """Reads (position, seed) pairs: pixels, and the position where another image had to stand in (else -1)."""
+    """Reads (position, seed) pairs: pixels, and the position where another image had to stand in (else -1).
+
+    It can be pickled, and holds no weights.
+    """
 
     def __init__(
         self, sources: Sequence[bytes | str], labels: Tensor, encoder: Encoder, augment: AugmentConfig
     ) -> None:
         self._sources, self._labels, self._size = sources, labels, encoder.image_size
-        self._transform: Callable[[Image.Image, int], Tensor]
-        if augment.kind == "photo":
-            self._transform = photo_transform(augment, encoder)
-        else:
-            self._transform = lambda image, seed: encoder.preprocess(image)
+        self._plain = encoder.transform
+        self._photo = PhotoTransform(augment, encoder) if augment.kind == "photo" else None
 
     def __getitem__(self, wanted: tuple[int, int]) -> tuple[Tensor, int]:
         position, seed = wanted
@@ -234,7 +246,8 @@ class _Stream(Dataset[tuple[Tensor, int]]):
                 image = open_image(self._sources[candidate])
             except InputError:
                 continue
-            return self._transform(image, seed), -1 if candidate == position else position
+            pixels = self._plain(image) if self._photo is None else self._photo(image, seed)
+            return pixels, -1 if candidate == position else position
         return torch.zeros(3, *self._size), position
 
     def _candidates(self, position: int) -> Iterator[int]:

@@ -30,7 +30,7 @@ from vlltr_index.heads.weighing import (
     usual_weights,
 )
 from vlltr_index.schemas.config import LGRConfig
-from vlltr_index.tensors import unit_rows
+from vlltr_index.tensors import unit_rows, work_device
 from vlltr_index.train.recognition import HeldOut, new_head, train_until
 from vlltr_index.wording import many
 
@@ -104,10 +104,17 @@ class StageTwoData:
         seen = ~self.unseen_classes
         return seen if self.visual_init is None else seen & self.visual_init[1].isfinite()
 
+    def placed(self) -> StageTwoData:
+        """The vectors where heavy work is done, see `work_device`; numbers and masks stay on the CPU."""
+        device = work_device(self.features)
+        means = self.sentence_means if self.sentence_means is None else self.sentence_means.to(device)
+        bank, features = self.bank.to(device), self.features.to(device)
+        return replace(self, features=features, bank=bank, sentence_means=means)
+
     @property
     def prototypes(self) -> Tensor:
         """Mean of each class's normalised anchors, float32 [C, D]; zeros for a class without a sentence."""
-        rows = torch.zeros(self.classes, self.features.shape[2])
+        rows = torch.zeros(self.classes, self.features.shape[2], device=self.features.device)
         told = self.places >= 0
         if bool(told.any()):
             rows[told] = self.bank.prototypes(True).float()[self.places[told]]
@@ -152,7 +159,7 @@ def decide(
         run_dir: Where the final head's unfinished state is kept; None keeps none.
         progress: Called after every step.
     """
-    data, matches = _with_matching_text(data)
+    data, matches = _with_matching_text(data.placed())
     held_out = _held_out(data)
     linear = len(data.labels) >= _FEW_IMAGES
     if data.visual_init is not None:
@@ -172,9 +179,9 @@ def decide(
             head, data.features[:, seen], data.labels[seen], data.bank, config, steps, places=data.places,
             branches=use.branches, run_dir=run_dir, progress=progress,
         )  # fmt: skip
-    _keep_rows(head, rows)
+    _keep_rows(head.cpu(), rows)
     held = sum(len(fold.labels) for fold in folds)
-    return Decision(head.eval(), Parts(shared, weights, accept), log, notes, held, rows)
+    return Decision(head.eval(), Parts(shared.to("cpu"), weights, accept), log, notes, held, rows)
 
 
 def _keep_rows(head: LGRHead, rows: Tensor) -> None:
@@ -191,14 +198,14 @@ def weigh(data: StageTwoData, head: LGRHead) -> tuple[Parts, list[str]]:
     Returns:
         The parts, and what was decided, a sentence each.
     """
-    data, matches = _with_matching_text(data)
+    data, matches = _with_matching_text(data.placed())
     shared = _shared(data, torch.ones_like(data.labels, dtype=torch.bool))
     held_out = _held_out(data) if bool(data.unseen.any()) else []
     folds = [_judged(data, out, _shared(data, _rest(data, out)), head, 0) for out in held_out]
     if not folds:
-        return Parts(shared, _BY_DEFAULT), [_NOTHING_TO_SPARE]
+        return Parts(shared.to("cpu"), _BY_DEFAULT), [_NOTHING_TO_SPARE]
     shared, weights, accept, notes = _weigh(data, folds, shared, _Use(True, data.has_text), matches)
-    return Parts(shared, weights, accept), notes
+    return Parts(shared.to("cpu"), weights, accept), notes
 
 
 def without_images(bank: AnchorBank, config: LGRConfig, logit_scale: float) -> Decision:
@@ -223,7 +230,7 @@ def text_matches(data: StageTwoData) -> bool | None:
     images = unit_rows(data.features[0])
     text = data.prototypes if data.sentence_means is None else data.sentence_means
     counts, sums = class_sums(images, data.labels, data.classes)
-    both = (counts > 0) & (data.places >= 0)
+    both = (counts > 0).cpu() & (data.places >= 0)
     if int(both.sum()) < _FEWEST_TO_MATCH:
         return None
     means, text = sums[both] / counts[both][:, None], text[both].double()
@@ -231,7 +238,7 @@ def text_matches(data: StageTwoData) -> bool | None:
     generator = torch.Generator().manual_seed(0)
     own = float(agreement.trace())
     drawn = [torch.randperm(len(text), generator=generator) for _ in range(_PERMUTATIONS)]
-    less = sum(float(agreement.gather(1, order[:, None]).sum()) < own for order in drawn)
+    less = sum(float(agreement.gather(1, order[:, None].to(agreement.device)).sum()) < own for order in drawn)
     return less >= 0.95 * _PERMUTATIONS
 
 
@@ -272,7 +279,7 @@ class _Fold:
         return replace(self.model, shared=replace(self.model.shared, noise=noise))
 
     def likelihoods(self, noise: float) -> Tensor:
-        return self.at(noise).log_likelihoods(self.features)
+        return self.at(noise).log_likelihoods(self.features).cpu()
 
 
 def _held_out(data: StageTwoData) -> list[Tensor]:
@@ -314,7 +321,7 @@ def _units(data: StageTwoData) -> list[str]:
         own = (data.labels == label).nonzero()[:, 0].tolist()
         own = torch.tensor(sorted(own, key=lambda n: not data.groups[n]))  # those with a group first
         first = [(images[part] @ images[own].T > _ALIKE).int().argmax(1) for part in own.split(512)]
-        for n, at in zip(own.tolist(), own[torch.cat(first)].tolist(), strict=True):
+        for n, at in zip(own.tolist(), own[torch.cat(first).cpu()].tolist(), strict=True):
             if not data.groups[n]:
                 units[n] = units[at]
     return units
@@ -335,7 +342,7 @@ def _head(data: StageTwoData, config: LGRConfig, shared: SharedGaussian, rest: T
     length = data.features[0, rest].norm(dim=1).mean()
     rows = TEMPERED * (shared.basis @ model.posterior[0].T).T
     biases = -(rows @ shared.centre) - 0.5 * TEMPERED * model.posterior[0].square().sum(1)
-    rows, biases = (rows / length).float(), biases.float()
+    rows, biases = (rows / length).float().cpu(), biases.float().cpu()
     if data.visual_init is not None:
         there = data.visual_init[1].isfinite()
         rows[there], biases[there] = data.visual_init[0][there], data.visual_init[1][there]
@@ -369,6 +376,7 @@ def _rest(data: StageTwoData, out: Tensor) -> Tensor:
 def _judged(data: StageTwoData, out: Tensor, shared: SharedGaussian, head: LGRHead, steps: int) -> _Fold:
     """What a head and shared parameters that were fitted without some images say of these."""
     plain = data.features[0, out]
+    head = head.to(plain.device)
     with torch.inference_mode():
         image, text = _visual(data, head, plain), _text(data, head, plain)
     model = _model(data, shared, _rest(data, out))
@@ -376,8 +384,8 @@ def _judged(data: StageTwoData, out: Tensor, shared: SharedGaussian, head: LGRHe
 
 
 def _visual(data: StageTwoData, head: LGRHead, features: Tensor) -> Tensor:
-    """Logits of the visual classifier [B, C]; zeros for classes that have no row in the head."""
-    logits = head.visual_logits(features)
+    """Logits of the visual classifier [B, C], on the CPU; zeros for classes that have no row in the head."""
+    logits = head.visual_logits(features).cpu()
     if logits.shape[1] == data.classes:
         return logits
     whole = logits.new_zeros(len(features), data.classes)
@@ -386,10 +394,10 @@ def _visual(data: StageTwoData, head: LGRHead, features: Tensor) -> Tensor:
 
 
 def _text(data: StageTwoData, head: LGRHead, features: Tensor) -> Tensor:
-    """Text logits [B, C]; a class without a sentence has the mean of the others."""
+    """Text logits [B, C], on the CPU; a class without a sentence has the mean of the others."""
     if not data.has_text:
         return torch.zeros(len(features), data.classes)
-    logits = torch.cat([head.text_logits(part, data.bank) for part in features.split(512)])
+    logits = torch.cat([head.text_logits(part, data.bank) for part in features.split(512)]).cpu()
     told = torch.where(data.places >= 0, data.places, 0)
     return torch.where(data.places >= 0, logits[:, told], logits.mean(1, keepdim=True))
 
@@ -456,7 +464,7 @@ def _meetings(data: StageTwoData, folds: list[_Fold], noise: float, found: PartW
     texts = data.prototypes if data.sentence_means is None else data.sentence_means
 
     def zero_shot(features: Tensor) -> Tensor:  # by all sentences: anchors were chosen by the images
-        logits = data.logit_scale * unit_rows(features) @ unit_rows(texts).T
+        logits = (data.logit_scale * unit_rows(features) @ unit_rows(texts).T).cpu()
         return torch.where(told, logits, logits[:, told].mean(1, keepdim=True))
 
     drawn = torch.randperm(data.classes, generator=torch.Generator().manual_seed(0))
@@ -468,7 +476,7 @@ def _meetings(data: StageTwoData, folds: list[_Fold], noise: float, found: PartW
         rest = ~fold.out & ~late[data.labels]
         if bool(rest.any()):
             model = _model(data, replace(_shared(data, rest), noise=noise), rest)
-            prototypes = torch.where(late[:, None], texts, model.prototypes)
+            prototypes = torch.where(late[:, None].to(texts.device), texts, model.prototypes)
             model = replace(model, prototypes=prototypes)
             designs.append(_newcomers(data, fold.out, model, late, 0, zero_shot))
     return replace(found, told=fit_meeting(found.told, designs, offset=False))
@@ -499,8 +507,8 @@ def _newcomers(
     model = replace(model, counts=counts, sums=sums).select(order)
     old, new = data.features[0, out & known[data.labels]], data.features[0, queries]
     return Newcomers(
-        likelihoods=model.log_likelihoods(unit_rows(old)), text=text_logits(old)[:, order],
-        new_likelihoods=model.log_likelihoods(unit_rows(new)), new_text=text_logits(new)[:, order],
+        likelihoods=model.log_likelihoods(unit_rows(old)).cpu(), text=text_logits(old)[:, order],
+        new_likelihoods=model.log_likelihoods(unit_rows(new)).cpu(), new_text=text_logits(new)[:, order],
         new_labels=column[data.labels[queries]], trained=int(known.sum()),
     )  # fmt: skip
 
@@ -529,7 +537,7 @@ def _notes(
         ("a linear discriminant", _discriminant),
         ("zero-shot", _zero_shot),
     ):
-        other = torch.cat([rule(fold) for fold in folds])[:, data.rows].argmax(1) == scores.labels
+        other = torch.cat([rule(fold).cpu() for fold in folds])[:, data.rows].argmax(1) == scores.labels
         better, worse = int((other & ~mine).sum()), int((mine & ~other).sum())
         if better - worse > 2.0 * math.sqrt(better + worse):
             _log.warning(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vlltr_index.errors import ConfigError, PeerError, VlltrError
+from vlltr_index.tensors import choose_device
 
 if TYPE_CHECKING:
     from vlltr_index.encoders.encoder import Encoder
@@ -34,8 +35,10 @@ __all__ = [
 ]
 
 
-# How long a process waits for the others: the first may embed and write for hours. A dead one is noticed at once.
-_TIMEOUT = timedelta(days=7)
+# How long processes wait for the first, which may embed and write for hours: over gloo, in a group of their own.
+# Gradients keep the time-outs of their backend, so that one that hangs is noticed.
+_PATIENCE = timedelta(days=7)
+_waiting: dist.ProcessGroup | None = None
 
 T = TypeVar("T")
 
@@ -50,8 +53,13 @@ def meet() -> torch.device | None:
         return None
     from accelerate import PartialState
 
-    device: torch.device = PartialState(timeout=_TIMEOUT).device
-    return device
+    global _waiting
+    device: torch.device = PartialState(
+        cpu=choose_device().type == "cpu"
+    ).device  # of CPUs too it gives a number
+    if _waiting is None:
+        _waiting = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    return device if device.type == "cuda" else torch.device(device.type)
 
 
 def join_processes(encoder: Encoder) -> None:
@@ -63,8 +71,10 @@ def join_processes(encoder: Encoder) -> None:
 
 def leave() -> None:
     """End the process group, where there is one."""
+    global _waiting
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+        _waiting = None
 
 
 def world() -> tuple[int, int]:
@@ -89,9 +99,9 @@ def by_first(work: Callable[[], T]) -> T:
             said = [(None, work())]
         except Exception as error:
             code = error.exit_code if isinstance(error, VlltrError) else 1
-            dist.broadcast_object_list([(code, None)])
+            dist.broadcast_object_list([(code, None)], group=_waiting)
             raise
-    dist.broadcast_object_list(said)
+    dist.broadcast_object_list(said, group=_waiting)
     code, result = said[0]
     if code is not None:
         raise PeerError(code)

@@ -17,9 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vlltr_index.errors import VlltrError, WorkspaceError
 from vlltr_index.schemas.fingerprint import digest_json
+from vlltr_index.tensors import device_name, float32_by, memory_mended_by
 from vlltr_index.train.checkpoint import STATE, load_state, pack_optimizer, save_state, unpack_optimizer
 from vlltr_index.train.data import TrainImages
-from vlltr_index.train.distributed import own_part, share_batch_norm, world
+from vlltr_index.train.distributed import by_first, own_part, share_batch_norm, world
+from vlltr_index.train.micro import check_micro_batch
 from vlltr_index.train.sampling import epoch_batches, seed_of, steps_per_epoch, stream
 from vlltr_index.train.schedule import parameter_groups, set_rates
 
@@ -32,6 +34,8 @@ __all__ = ["Objective", "RunPlan", "StageOne", "check_finite", "run"]
 _log = logging.getLogger(__name__)
 
 Log = list[dict[str, float]]
+
+_LESS_MEMORY = "Try --set {0}.micro_batch=32, or less, or {0}.precision=auto, or --device cpu."
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,12 @@ class RunPlan:
     max_scale: float | None = None
     lr_by_prefix: Mapping[str, float] | None = None
     batch_norm: str = "train"  # | "eval": BatchNorm keeps its statistics and uses them
+    micro_batch: int | None = None
+
+    @property
+    def section(self) -> str:
+        """The recipe's section that the run goes by: "train cvlp" by `cvlp`."""
+        return self.name.split()[1]
 
     @classmethod
     def of(cls, name: str, config: Any, **more: Any) -> RunPlan:
@@ -132,7 +142,13 @@ def run(
     trainer = _Trainer(plan, encoder, module, images, objective, run_dir, progress, log_scale)
     board = _board(log_dir, plan.name)
     rank, _ = world()
-    with torch.random.fork_rng(devices=_cuda_devices(encoder.device)):
+    precision = _resolved(plan.precision, encoder.device)
+    _log.info("%s on %s, %s", plan.name, device_name(encoder.device), precision)
+    with (
+        torch.random.fork_rng(devices=_cuda_devices(encoder.device)),
+        float32_by(tf32=precision == "tf32"),
+        memory_mended_by(plan.name, _LESS_MEMORY.format(plan.section)),
+    ):
         for epoch in range(trainer.restore(), plan.epochs):
             torch.manual_seed(seed_of(plan.seed, epoch, rank))
             entry = trainer.epoch(epoch)
@@ -186,6 +202,7 @@ class _Trainer:
         self.state_path = run_dir / STATE if run_dir is not None else None
         self.part = own_part(plan.batch_size)
         if plan.batch_norm == "train":
+            check_micro_batch(module, plan.micro_batch, plan.section)
             share_batch_norm(module, encoder.device)
         _lay_out(encoder.model, torch.channels_last)
         self.named = dict(module.named_parameters())
@@ -281,18 +298,26 @@ class _Trainer:
 
     def save(self, epoch: int) -> None:
         """Write the state after `epoch` epochs; the first process does it for all."""
-        if self.state_path is not None and world()[0] == 0:
+        by_first(lambda: self._write(epoch))
+
+    def _write(self, epoch: int) -> None:
+        if self.state_path is not None:
             tensors = {f"module/{k}": v for k, v in self.module.state_dict().items()}
             tensors |= {f"optimizer/{k}": v for k, v in pack_optimizer(self.optimizer, self.named).items()}
             facts = {"identity": self.identity(), "epoch": epoch, "log": self.log}
             save_state(self.state_path, tensors, facts)
-        if world()[1] > 1:
-            torch.distributed.barrier()
+
+
+def _resolved(precision: str, device: torch.device) -> str:
+    """What a recipe's precision means on a device: fp32, tf32 or bf16."""
+    if precision != "auto":
+        return precision
+    return "bf16" if _bfloat16_is_fast(device) else "fp32"
 
 
 def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    fast = precision == "bf16" or (precision == "auto" and _bfloat16_is_fast(device))
-    return torch.autocast(device.type, torch.bfloat16) if fast else nullcontext()
+    bf16 = _resolved(precision, device) == "bf16"
+    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
 
 
 def _bfloat16_is_fast(device: torch.device) -> bool:

@@ -49,7 +49,7 @@ def adapted(encoder: Encoder, config: LoRAConfig, *, visual_only: bool, seed: in
         bias="none",
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, "lora"))
+        torch.default_generator.manual_seed(seed_of(seed, "lora"))
         wrapped = lora_model(encoder.model, {"default": settings}, "default")
     yield
     wrapped.merge_and_unload()

@@ -1,7 +1,8 @@
 """Losses of the first stage and of the head: class-wise contrast, distillation, the joint stage's text loss.
 
 Pure functions: tensors in, tensors out. All of them compute in float32 at least, also under an ambient
-autocast, because a bfloat16 cosine times a scale of 100 is off by whole units.
+autocast, because a bfloat16 cosine times a scale of 100 is off by whole units. Targets and priors may lie on the CPU
+where logits are on a GPU: there they are checked without waiting for it, and follow.
 """
 
 from __future__ import annotations
@@ -254,10 +255,13 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor, log_prior: Tensor, tau: 
     if logits.shape[0] == 0:
         raise InputError("the batch is empty: there is nothing to average over")
     dtype = working_dtype(logits)
-    absent = torch.isneginf(log_prior).to(logits.device)
-    if bool((targets[:, absent] > 0).any()):
+    absent = torch.isneginf(log_prior)
+    some_absent = bool(absent.any())
+    absent = absent.to(logits.device, non_blocking=True)
+    if some_absent and bool((targets[:, absent] > 0).any()):
         raise InputError("targets name a class whose prior is zero: it must have training images")
-    adjustment = torch.where(absent, 0.0, tau * log_prior.to(logits.device, dtype).masked_fill(absent, 0.0))
+    prior = log_prior.to(logits.device, dtype, non_blocking=True)
+    adjustment = torch.where(absent, 0.0, tau * prior.masked_fill(absent, 0.0))
     with full_precision(logits.device):
         adjusted = (logits.to(dtype) + adjustment).masked_fill(absent, float("-inf"))
         terms = targets.to(dtype) * adjusted.log_softmax(1).masked_fill(absent, 0.0)
@@ -274,13 +278,11 @@ def _side(logits: Tensor, positives: Tensor, label_smoothing: float) -> Tensor:
     """Mean over the rows that have a positive of the cross-entropy with the normalised positives."""
     counts = positives.sum(1)
     kept = counts > 0
-    if not bool(kept.any()):
-        return logits.sum() * 0.0
     targets = positives.to(logits.dtype) / counts.clamp(min=1)[:, None]
     if label_smoothing:
         targets = (1.0 - label_smoothing) * targets + label_smoothing / logits.shape[1]
     rows = -(targets * logits.log_softmax(1)).sum(1)
-    return torch.where(kept, rows, 0.0).sum() / kept.sum()
+    return torch.where(kept, rows, 0.0).sum() / kept.sum().clamp(min=1)
 
 
 def _adjusted_cross_entropy(
@@ -292,20 +294,21 @@ def _adjusted_cross_entropy(
     if logits.shape[0] == 0:
         raise InputError("the batch is empty: there is nothing to average over")
     dtype = working_dtype(logits)
-    adjustment = adjustment.to(logits.device, dtype)
-    own = adjustment[targets]
+    own = adjustment.to(targets.device)[targets]  # looked at where they lie: best on the CPU, see the module
     if not bool(own.isfinite().all()):
         position = int(targets[~own.isfinite()][0])
         raise InputError(
             f"{name} of target {position} is {float(adjustment[position])}: "
             "an image's own class must have training images"
         )
+    targets = targets.long().to(logits.device, non_blocking=True)
+    adjustment = adjustment.to(logits.device, dtype, non_blocking=True)
     with full_precision(logits.device):
         log_probabilities = (logits.to(dtype) + adjustment).log_softmax(1)
-        loss = F.nll_loss(log_probabilities, targets.long())
+        loss = F.nll_loss(log_probabilities, targets)
         if label_smoothing:
             present = adjustment.isfinite()
-            spread = -log_probabilities[:, present].mean()
+            spread = -torch.where(present, log_probabilities, 0.0).sum() / (present.sum() * len(logits))
             loss = (1.0 - label_smoothing) * loss + label_smoothing * spread
         return loss
 

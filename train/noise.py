@@ -38,7 +38,7 @@ class TrainingAnchors:
             0, self._class_of_row, draws * self._own, "amax"
         )
         kept = (draws >= self.dropout) | (self._own & (draws == best[self._class_of_row]))
-        return kept.to(self.bank.vectors.device)
+        return kept.to(self.bank.vectors.device, non_blocking=True)
 
 
 def with_strays(
@@ -59,13 +59,13 @@ def with_strays(
     Returns:
         The bank with the strays, whose `rows` are len(bank.vectors) and above; with one class alone there are none.
     """
-    classes, counts = torch.arange(bank.num_classes), bank.offsets.diff().cpu()
+    classes, counts = torch.arange(bank.num_classes), torch.tensor(bank.bounds).diff()
     host = torch.repeat_interleave(classes, (counts * share).ceil().long())
     others = len(bank.vectors) - counts[host]
     if not len(host) or bank.num_classes == 1:
         return bank
     drawn = (torch.rand(len(host), generator=generator, dtype=torch.float64) * others).long()
-    drawn += counts[host] * (drawn >= bank.offsets.cpu()[host])  # past the host's own
+    drawn += counts[host] * (drawn >= torch.tensor(bank.bounds)[host])  # past the host's own
     host, drawn = host.to(bank.vectors.device), drawn.to(bank.vectors.device)
     owner, unit = bank.class_of_row[drawn], unit_rows(bank.vectors[drawn])
     nearer = (unit * (centres[owner] - centres[host]).to(unit)).sum(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from vlltr_index.train.distributed import gather_rows, join_processes
 from vlltr_index.train.loop import RunPlan, check_finite, run
 from vlltr_index.train.lora import adapted
 from vlltr_index.train.losses import logit_adjusted_cross_entropy, sampler_prior, soft_cross_entropy
+from vlltr_index.train.micro import in_parts
 from vlltr_index.train.mixing import BatchMixer
 from vlltr_index.train.noise import TrainingAnchors, with_strays
 from vlltr_index.train.sampling import epoch_batches, seed_of, steps_per_epoch, stream
@@ -59,11 +60,11 @@ def train_lgr(
 
     The anchors have strays of other classes among them, and some are left out in each step, see `train.noise`.
 
-    Vectors on the CPU stay there, and batches are worked on by a GPU where there is one.
+    Vectors on the CPU go to where `choose_device` says, all of them, and the head comes back.
 
     Args:
         features: Float [V, N, D], V views of N images, unnormalised.
-        labels: Integers [N], positions among the bank's classes.
+        labels: Integers [N], best on the CPU, positions among the bank's classes.
         bank: The anchors of the C classes.
         config: The recipe's `lgr` section; `tune` is the caller's affair.
         visual_init: Weight [C, D] and bias [C] to start a linear visual classifier from.
@@ -84,7 +85,8 @@ def train_lgr(
     if features.dim() != 3 or not features.is_floating_point() or not features.shape[0]:
         raise InputError(f"features must be floating [V, N, D], got {features.dtype} {list(features.shape)}")
     check_labels("labels", labels, features.shape[1], bank.num_classes)
-    labels, device = labels.long(), work_device(features)
+    labels, device, home = labels.long().cpu(), work_device(features), features.device
+    features = features.to(device)
     head = new_head(features.shape[2], bank, config, visual_init, logit_scale, rows=bank.num_classes).to(
         device
     )
@@ -97,7 +99,7 @@ def train_lgr(
         if state is not None:
             _keep_head_state(state, head, optimizer, log)
     check_finite(head, "train lgr")
-    return head.to(features.device).eval()
+    return head.to(home).eval()
 
 
 def train_until(
@@ -140,14 +142,17 @@ def train_until(
         VlltrError: The loss, or a weight at the end, is not finite.
         WorkspaceError: The state in `run_dir` is damaged.
     """
-    device, log = work_device(features), list[dict[str, float]]()
-    head = head.to(device)
+    device, home, log = work_device(features), features.device, list[dict[str, float]]()
+    head, features = head.to(device), features.to(device)
+    labels, places = labels.cpu(), places.cpu()
     anchors = _training_anchors(features, places[labels], bank, float(head.logit_scale.detach()), config)
     objective = _HeadLoss(head, anchors, labels, config, places, branches)
     optimizer = torch.optim.AdamW(_groups(head, config, ""), fused=True)
     state = run_dir / STATE if run_dir is not None else None
     each = max(steps_per_epoch(len(labels), config.batch_size), _LEAST_STEPS)
-    held = None if isinstance(stop, int) else stop
+    held = (
+        None if isinstance(stop, int) else replace(stop, bank=stop.bank.to(device), labels=stop.labels.cpu())
+    )
     checks = max(round(stop / each), 1) if isinstance(stop, int) else _MOST_CHECKS
     best, lowest, kept = 0, held.loss(objective) if held is not None else 0.0, _copied(head)
     for check in range(_restore_head(state, head, optimizer, log), checks):
@@ -166,7 +171,7 @@ def train_until(
     check_finite(head, "train lgr")
     if log:
         log[-1]["best"] = float((best if held is not None else checks) * each)
-    return head.to(features.device).eval(), log
+    return head.to(home).eval(), log
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,27 +223,29 @@ def _head_epoch(
     chosen = torch.randint(features.shape[0], batches.shape, generator=stream(config.seed, epoch, "views"))
     dropping = stream(config.seed, epoch, "anchors")
     total, warmup = len(batches) * epochs, round(len(batches) * config.warmup_epochs)
-    sums: dict[str, float] = {}
+    sums: dict[str, Tensor] = {}
     for done, (positions, view) in enumerate(zip(batches, chosen, strict=True), epoch * len(batches)):
         if steady:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * min(1.0, (done + 1) / _WARM_STEPS)
         else:
             set_rates(optimizer, done, total, warmup, config.min_lr)
-        loss, parts = objective(features[view, positions].float().to(device), positions, dropping)
+        rows = features[view.to(device, non_blocking=True), positions.to(device, non_blocking=True)]
+        loss, parts = objective(rows.float(), positions, dropping)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         if config.max_scale is not None:
             head.clamp_scale_(config.max_scale)
         for key, value in {"loss": loss, **parts}.items():
-            sums[key] = sums.get(key, 0.0) + float(value.detach()) / len(batches)
+            sums[key] = sums.get(key, 0.0) + value.detach()
         if progress:
             progress("train lgr", done + 1, total)
-    if not sums["loss"] < float("inf"):
-        raise VlltrError(f"train lgr: the loss is {sums['loss']} in epoch {epoch + 1}", "Try a lower lgr.lr")
+    means = {key: float(value) / len(batches) for key, value in sums.items()}
+    if not means["loss"] < float("inf"):
+        raise VlltrError(f"train lgr: the loss is {means['loss']} in epoch {epoch + 1}", "Try a lower lgr.lr")
     scale = float(head.logit_scale.detach())
-    entry = {**sums, "epoch": epoch + 1.0, "scale": scale, "lr": optimizer.param_groups[0]["lr"]}
+    entry = {**means, "epoch": epoch + 1.0, "scale": scale, "lr": optimizer.param_groups[0]["lr"]}
     return entry | ({"steps": float((epoch + 1) * steady)} if steady else {})
 
 
@@ -324,7 +331,7 @@ def tune_visual(
         if mixer is not None:
             pixels, soft = mixer(pixels, images.labels[positions], generator)
         with torch.set_grad_enabled(learns):
-            features = gather_rows(encoder.encode_pixels(pixels))
+            features = gather_rows(in_parts(encoder.encode_pixels, pixels, config.micro_batch))
         return head_loss(features, positions, generator, soft)
 
     with ExitStack() as stack:
@@ -373,7 +380,7 @@ def new_head(
         InputError: `visual_init` does not fit.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(config.seed, "head"))
+        torch.default_generator.manual_seed(seed_of(config.seed, "head"))
         head = LGRHead(
             dim,
             (bank.num_classes if visual_init is None else len(visual_init[1])) if rows is None else rows,
@@ -406,10 +413,10 @@ def _training_anchors(
     features: Tensor, places: Tensor, bank: AnchorBank, logit_scale: float, config: LGRConfig
 ) -> TrainingAnchors:
     """The anchors with strays among them; `places` int64 [N] are the images' classes in the bank, -1 for none."""
-    told = places >= 0
-    classes, means = class_means(features[0, told], places[told])
-    centres = means.new_zeros(bank.num_classes, bank.dim)
-    centres[classes] = means
+    told = (places >= 0).nonzero()[:, 0]
+    classes, means = class_means(features[0, told.to(features.device)], places[told])
+    centres = torch.zeros(bank.num_classes, bank.dim, dtype=means.dtype)
+    centres[classes] = means.cpu()
     noisy = with_strays(
         bank, centres.to(bank.vectors), logit_scale, config.strays, stream(config.seed, "strays")
     )
@@ -448,7 +455,7 @@ class _HeadLoss:
         """
         config, kept = self.config, self.anchors.kept(generator) if self.anchors.bank.num_classes else None
         if soft is not None:
-            log_prior, parts = self.log_prior.to(features.device), {}
+            log_prior, parts = self.log_prior, {}
             for name, logits in zip(
                 ("visual", "text"), self.head(features, self.anchors.bank, kept), strict=True
             ):
@@ -459,20 +466,22 @@ class _HeadLoss:
 
     def _hard(self, features: Tensor, labels: Tensor, kept: Tensor | None) -> dict[str, Tensor]:
         """The losses of images with labels int64 [B]; that of the text is of those whose class has a sentence."""
-        places, device, parts = self.places[labels], features.device, dict[str, Tensor]()
-        told = places >= 0
+        places, parts = self.places[labels], dict[str, Tensor]()
+        told = (places >= 0).nonzero()[:, 0]
         if "visual" in self.branches:
             logits = self.head.visual_logits(features)
-            parts["visual"] = self._entropy(logits, labels.to(device), self.log_prior)
-        if "text" in self.branches and bool(told.any()):
-            logits = self.head.text_logits(features[told.to(device)], self.anchors.bank, kept)
-            parts["text"] = self._entropy(logits, places[told].to(device), self.text_prior)
+            parts["visual"] = self._entropy(logits, labels, self.log_prior)
+        if "text" in self.branches and len(told):
+            if len(told) < len(places):
+                features = features[told.to(features.device, non_blocking=True)]
+            logits = self.head.text_logits(features, self.anchors.bank, kept)
+            parts["text"] = self._entropy(logits, places[told], self.text_prior)
         return parts
 
     def _entropy(self, logits: Tensor, targets: Tensor, log_prior: Tensor) -> Tensor:
         config = self.config
         return logit_adjusted_cross_entropy(
-            logits, targets, log_prior.to(logits.device), config.logit_adjustment, config.label_smoothing
+            logits, targets, log_prior, config.logit_adjustment, config.label_smoothing
         )
 
     def held_out(

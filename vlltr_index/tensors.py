@@ -1,20 +1,28 @@
-"""What the numeric modules share: shape checks, unit rows, and full precision under an ambient autocast."""
+"""What the numeric modules share: shape checks, unit rows, the device, and what float32 means on it."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlltr_index.errors import InputError
+from vlltr_index.errors import InputError, UsageError, VlltrError
 
 __all__ = [
     "check_labels",
     "check_matrix",
     "check_vector",
+    "choose_device",
+    "cuda_problem",
+    "device_name",
+    "float32_by",
     "full_precision",
+    "memory_mended_by",
     "unit_rows",
     "work_device",
     "working_dtype",
@@ -72,16 +80,88 @@ def working_dtype(*values: Tensor) -> torch.dtype:
     return dtype
 
 
-def full_precision(device: torch.device) -> AbstractContextManager[None]:
-    """A context in which an ambient autocast does not narrow anything."""
-    return torch.autocast(device_type=device.type, enabled=False)
+@contextmanager
+def float32_by(tf32: bool) -> Iterator[None]:
+    """Multiply float32 on a GPU in full or, with `tf32`, at the 10 bits of TensorFloat-32; restored at the end.
+
+    torch's own default is full for products and TensorFloat-32 for convolutions, so that the vectors of one encoder
+    would differ by 1e-3 between machines. The setting is the process's.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """A context in which neither an ambient autocast nor TensorFloat-32 narrows anything."""
+    with torch.autocast(device_type=device.type, enabled=False), float32_by(tf32=False):
+        yield
+
+
+def choose_device(wanted: str | torch.device | None = None) -> torch.device:
+    """Where to compute.
+
+    Args:
+        wanted: `cpu`, `cuda`, `cuda:N`, or `auto`: a GPU where torch can use one. Default: what VLLTR_DEVICE says, else
+            `auto`. Of several processes on a machine each takes a GPU of its own where no number is given.
+
+    Raises:
+        UsageError: Another name, or a GPU that torch cannot use, with the driver's reason.
+    """
+    name = str(wanted or os.environ.get("VLLTR_DEVICE") or "auto")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise UsageError(f"the device is auto, cpu, cuda or cuda:N, got {name!r}", "Use --device auto")
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    number = name.partition(":")[2] or os.environ.get("LOCAL_RANK") or "0"
+    device = torch.device("cuda", int(number))
+    if (problem := cuda_problem(device)) is not None:
+        raise UsageError(
+            f"the device {name} cannot be used: {problem}",
+            "Use --device cpu, or install a torch with CUDA that fits the driver; vlltr doctor shows what there is.",
+        )
+    return device
+
+
+def cuda_problem(device: torch.device) -> str | None:
+    """Why torch cannot compute on a GPU, as torch or the driver has it; None if it can."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        return str(error).partition("\n")[0]
+    return None
+
+
+def device_name(device: torch.device) -> str:
+    """A device for people."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"the processor, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() != 1)}"
+
+
+@contextmanager
+def memory_mended_by(what: str, mend: str) -> Iterator[None]:
+    """Say what to change where a GPU's memory does not suffice.
+
+    Raises:
+        VlltrError: Instead of torch's OutOfMemoryError.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise VlltrError(
+            f"{what}: {str(error).partition('. Including')[0].partition(chr(10))[0]}", mend
+        ) from None
 
 
 def work_device(value: Tensor) -> torch.device:
-    """Where heavy work on `value` is done: on a GPU where it lies on the CPU and there is one, else where it lies."""
-    if value.device.type == "cpu" and torch.cuda.is_available():
-        return torch.device("cuda")
-    return value.device
+    """Where heavy work on `value` is done: where it lies, or from the CPU on the device of `choose_device`."""
+    return choose_device() if value.device.type == "cpu" else value.device
 
 
 def unit_rows(value: Tensor) -> Tensor:

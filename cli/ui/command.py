@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from vlltr_index.cli.context import Context, pass_context
+from vlltr_index.cli.context import Context, device_option, pass_context
 
 
 @click.command("ui")
@@ -14,6 +14,7 @@ from vlltr_index.cli.context import Context, pass_context
 )
 @click.option("--open/--no-browser", "open_browser", default=False, help="Open the page in the browser.")
 @click.option("--read-only", is_flag=True, help="Nothing can be added or undone on the page.")
+@device_option
 @pass_context
 def ui_command(context: Context, host: str, port: int, open_browser: bool, read_only: bool) -> None:
     """Serve a page: drop a picture, strike sentences out, compare classes, add a class, undo.

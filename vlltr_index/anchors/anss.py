@@ -42,6 +42,7 @@ __all__ = [
 
 _MEMORY_BYTES = 256 * 2**20
 _TEXT_BYTES = 64 * 2**20  # of normalised texts
+_ROWS = 8192  # at a time in float64
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,9 @@ def score_sentences(
 ) -> SentenceScores:
     """Score sentences against the score images of all classes.
 
+    Features on the CPU are worked on where `choose_device` says, and the scores come back to them in one piece; labels
+    are best left on the CPU: then a GPU is waited for once, whatever the size.
+
     Args:
         text_features: Float [N_t, D], normalised or not.
         text_labels: Integers [N_t], class ids. A class without an image is scored against its mean
@@ -110,9 +114,11 @@ def score_sentences(
     if image_features.shape[0] == 0:
         image_labels, means = class_means(text_features, text_labels)
         image_features = means.to(working_dtype(text_features))
-    scale = _scale(logit_scale)
-    lse = _logsumexp_cosines(text_features, image_features, scale, chunk_rows, chunk_images)
-    positive = _positive(text_features, text_labels, image_features, image_labels, scale)
+    scale, device = _scale(logit_scale), work_device(text_features)
+    images = image_features.to(device, non_blocking=True)
+    lse = _logsumexp_cosines(text_features, images, scale, chunk_rows, chunk_images)
+    positive = _positive(text_features, text_labels, images, image_labels, scale)
+    lse, positive = torch.stack([lse, positive]).to(text_features.device)
     return SentenceScores(lse, lse.clone(), positive)
 
 
@@ -139,10 +145,10 @@ def shift_images(
     check_vector("scores", scores.lse, text_features.shape[0])
     scale, lse, last = _scale(logit_scale), scores.lse, scores.last_exact_lse
     if len(came):
-        lse = torch.logaddexp(lse, _logsumexp_cosines(text_features, came, scale, None, None))
+        lse = torch.logaddexp(lse, _logsumexp_cosines(text_features, came, scale, None, None).to(lse.device))
         last = torch.maximum(last, lse)
     if len(went):
-        gone = _logsumexp_cosines(text_features, went, scale, None, None)
+        gone = _logsumexp_cosines(text_features, went, scale, None, None).to(lse.device)
         lse = lse + torch.log1p(-torch.exp(gone - lse).clamp(max=1.0))
     return SentenceScores(lse, last, scores.positive), lse < last - math.log(2.0)
 
@@ -170,7 +176,8 @@ def positive_terms(
         InputError: Shapes or dtypes do not fit.
     """
     _check_pairs(text_features, text_labels, images, image_labels)
-    return _positive(text_features, text_labels, images, image_labels, _scale(logit_scale))
+    positive = _positive(text_features, text_labels, images, image_labels, _scale(logit_scale))
+    return positive.to(text_features.device)
 
 
 def select_anchors(
@@ -278,12 +285,20 @@ def _ranks(
 def _positive(
     text_features: Tensor, text_labels: Tensor, images: Tensor, image_labels: Tensor, scale: float
 ) -> Tensor:
+    """scale * t . (the mean of its class's images, else the mean sentence), float64 [N_t] on the working device."""
+    text_labels, image_labels = text_labels.cpu(), image_labels.cpu()
+    bare = (~torch.isin(text_labels, image_labels)).nonzero()[:, 0]
     positive = _against_means(text_features, text_labels, images, image_labels, scale, renormalise=False)
-    bare = ~torch.isin(text_labels, image_labels)
-    if bool(bare.any()):
-        text, labels = text_features[bare], text_labels[bare]
-        positive[bare] = _against_means(text, labels, text, labels, scale, renormalise=True)
+    if len(bare):
+        text, labels = text_features[_at(bare, text_features)], text_labels[bare]
+        by_text = _against_means(text, labels, text, labels, scale, renormalise=True)
+        positive.index_copy_(0, _at(bare, positive), by_text)
     return positive
+
+
+def _at(places: Tensor, values: Tensor) -> Tensor:
+    """Places int64 on the CPU, where `values` lie; a GPU is not waited for."""
+    return places.to(values.device, non_blocking=True)
 
 
 def _scale(logit_scale: float | Tensor) -> float:
@@ -300,23 +315,25 @@ def _check_pairs(text_features: Tensor, text_labels: Tensor, images: Tensor, ima
 def _logsumexp_cosines(
     text_features: Tensor, images: Tensor, scale: float, chunk_rows: int | None, chunk_images: int | None
 ) -> Tensor:
-    """logsumexp_i scale * cos(t, i) of every sentence, float64 [N_t], one chunk of products at a time.
+    """logsumexp_i scale * cos(t, i) of every sentence, float64 [N_t] on the working device, by chunks of products.
 
-    Beside it lie 64 MiB of normalised sentences, or one chunk of them. Features on the CPU are worked on by a GPU
-    where there is one: the images all at once, sentences in blocks.
+    Beside it lie 64 MiB of normalised sentences, or one chunk of them. A GPU gets the images all at once, sentences in
+    blocks, and is not waited for.
     """
     dtype, device = working_dtype(text_features, images), work_device(text_features)
-    images = images.to(device)
+    images = images.to(device, non_blocking=True)
     # On a CPU a chunk that stays near the caches is twice as fast as the largest one that fits the budget.
     columns = chunk_images or min(max(1, images.shape[0]), 2048 if images.device.type == "cpu" else 8192)
     # Three buffers of a chunk's size may live at once.
     rows = chunk_rows or max(1, min(1024, _MEMORY_BYTES // (3 * columns * dtype.itemsize)))
-    result = text_features.new_full((text_features.shape[0],), -math.inf, dtype=torch.float64)
+    result = torch.full((text_features.shape[0],), -math.inf, dtype=torch.float64, device=device)
     # Texts are normalised once, images once a block of texts.
     block = rows * max(1, _TEXT_BYTES // (rows * max(1, text_features.shape[1]) * dtype.itemsize))
     with torch.no_grad(), full_precision(device):
         for start in range(0, text_features.shape[0], block):
-            text = scale * unit_rows(text_features[start : start + block].to(device, dtype))
+            text = scale * unit_rows(
+                text_features[start : start + block].to(device, dtype, non_blocking=True)
+            )
             total = result[start : start + block]
             for first in range(0, images.shape[0], columns):
                 unit = unit_rows(images[first : first + columns].to(dtype)).T
@@ -324,18 +341,22 @@ def _logsumexp_cosines(
                     logits = text[row : row + rows] @ unit
                     top = logits.amax(1, keepdim=True)
                     part = logits.sub_(top).exp_().sum(1).to(torch.float64).log_() + top[:, 0]
-                    total[row : row + rows] = torch.logaddexp(total[row : row + rows], part.to(result.device))
+                    total[row : row + rows] = torch.logaddexp(total[row : row + rows], part)
     return result
 
 
 def class_means(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Means of the normalised `features` [N, D] of each class: the labels int64 [G], ascending, and float64 [G, D]."""
+    """Means of the normalised `features` [N, D] of each class: the labels int64 [G], ascending, and float64 [G, D].
+
+    Labels are where they were given, the means where the features lie.
+    """
     classes, group = torch.unique(labels, return_inverse=True)
+    counts, group = (_at(one, features) for one in (torch.bincount(group, minlength=len(classes)), group))
     sums = features.new_zeros((len(classes), features.shape[1]), dtype=torch.float64)
-    for start in range(0, features.shape[0], 8192):
-        part = slice(start, start + 8192)
+    for start in range(0, features.shape[0], _ROWS):
+        part = slice(start, start + _ROWS)
         sums.index_add_(0, group[part], unit_rows(features[part].to(torch.float64)))
-    return classes, sums / torch.bincount(group, minlength=len(classes))[:, None]
+    return classes, sums / counts[:, None]
 
 
 def _against_means(
@@ -346,17 +367,20 @@ def _against_means(
     scale: float,
     renormalise: bool,
 ) -> Tensor:
-    """scale * t . mean of the class's normalised `features`, float64 [N_t]; zero for a class without any."""
-    with torch.no_grad(), full_precision(text_features.device):
-        classes, means = class_means(features, labels)
+    """scale * t . mean of the class's normalised `features`, float64 [N_t] on the working device; labels on the CPU.
+
+    Zero for a class without any.
+    """
+    device = work_device(text_features)
+    with torch.no_grad(), full_precision(device):
+        classes, means = class_means(features.to(device, non_blocking=True), labels)
         means = torch.cat([unit_rows(means) if renormalise else means, means.new_zeros(1, means.shape[1])])
         own = torch.searchsorted(classes, text_labels.contiguous())
         found = torch.isin(text_labels, classes)
-        own = torch.where(found, own, len(classes))  # the last row of `means` is zero
-        result = text_features.new_empty((text_features.shape[0],), dtype=torch.float64)
-        for start in range(0, text_features.shape[0], 8192):
-            part = slice(start, start + 8192)
-            result[part] = scale * (unit_rows(text_features[part].to(torch.float64)) * means[own[part]]).sum(
-                1
-            )
+        own = _at(torch.where(found, own, len(classes)), means)  # the last row of `means` is zero
+        result = torch.empty(text_features.shape[0], dtype=torch.float64, device=device)
+        for start in range(0, text_features.shape[0], _ROWS):
+            part = slice(start, start + _ROWS)
+            text = unit_rows(text_features[part].to(device, non_blocking=True).double())
+            result[part] = scale * (text * means[own[part]]).sum(1)
         return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +31,7 @@ from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.schemas.tables import ANCHORS, SENTENCE_SCORES, image_vectors_name, sentence_vectors_name
 from vlltr_index.store.holdout import held_images
 from vlltr_index.store.tables import one_of
+from vlltr_index.tensors import choose_device, device_name, memory_mended_by
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
@@ -46,6 +48,8 @@ __all__ = [
     "update",
     "write_anchors",
 ]
+
+_log = logging.getLogger(__name__)
 
 _PART = 1000  # keys a condition names at once
 
@@ -86,7 +90,9 @@ def select(workspace: Workspace, config: SelectConfig, progress: Progress | None
         images = _vectors(tx, image_vectors_name(image_fp), "vector_key", kept.keys(kept.ids))
         if progress:
             progress("score sentences", 0, len(text))
-        scores = score_sentences(text, text_class, images, kept.class_ids, scale)
+        _log.info("select on %s, fp32", device_name(choose_device()))
+        with memory_mended_by("select", "Free memory of the GPU, or use --device cpu."):
+            scores = score_sentences(text, text_class, images, kept.class_ids, scale)
         if progress:
             progress("score sentences", len(text), len(text))
         ids: list[str] = sentences["sentence_id"].to_pylist()

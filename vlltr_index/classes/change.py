@@ -24,7 +24,7 @@ from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
 from vlltr_index.store.holdout import held_images
 from vlltr_index.store.ingestion import image_rows
 from vlltr_index.store.tables import one_of
-from vlltr_index.train.augment import make_augment
+from vlltr_index.train.augment import ViewAugment
 
 if TYPE_CHECKING:
     from vlltr_index.recognition.scorer import Scorer
@@ -178,9 +178,9 @@ def _embed(session: Session, tx: Transaction, done: Edit, progress: Progress | N
         return
     config = session.workspace.recipe.lgr.augment
     encoder = session.encoder(tx)
-    augment = make_augment(config, encoder)
-    for view in range(tx.commit.info.views):
-        embed_images(tx, encoder, "train", view, augment, config, progress, only=good)
+    augment = ViewAugment(config, encoder)
+    views = range(tx.commit.info.views)
+    embed_images(tx, encoder, "train", views, augment, config, progress, only=good)
 
 
 def _states(tx: Transaction, view: View, class_ids: Sequence[int]) -> list[AddedClass]:

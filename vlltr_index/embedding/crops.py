@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlltr_index.data.decoding import open_image
 from vlltr_index.embedding.vectors import all_embedded, image_vector_table, load_sources
-from vlltr_index.encoders.openclip import make_transform
+from vlltr_index.encoders.openclip import Preprocessing
 from vlltr_index.errors import UsageError
 from vlltr_index.schemas.tables import image_vectors, image_vectors_name
 
@@ -56,7 +56,7 @@ class Crops:
             cfg["size"] = larger[0] if larger[0] == larger[1] else list(larger)
             if "resize" in cfg:
                 cfg["resize"] = max(cfg["resize"], *larger)
-            self._transform = make_transform(cfg)
+            self._transform = Preprocessing(cfg)
 
     def pixels(self, image: Image.Image) -> Tensor:
         """The crops of one image, normalised for the encoder: float32 [number, 3, H, W]."""
@@ -69,9 +69,12 @@ class Crops:
 
     @torch.inference_mode()
     def features(self, pixels: Sequence[Tensor]) -> Tensor:
-        """One feature for each image from its crops [number, 3, H, W]: float32 [B, D] on the CPU, unnormalised."""
-        batch = torch.cat(list(pixels)).to(self.encoder.device)
-        features = self.encoder.encode_pixels(batch).float().cpu()
+        """One feature for each image from its crops [number, 3, H, W]: float32 [B, D], unnormalised.
+
+        They are on the encoder's device.
+        """
+        batch = torch.cat(list(pixels)).to(self.encoder.device, non_blocking=True)
+        features = self.encoder.encode_pixels(batch)
         return pool_crops(features.view(len(pixels), self.number, -1))
 
 
@@ -117,7 +120,7 @@ def embed_crops(
             for start in range(0, len(todo), _IMAGES):
                 part = todo[start : start + _IMAGES]
                 pixels = [crops.pixels(open_image(source)) for _, source in load_sources(tx, part)]
-                tx.store.append(name, image_vector_table(part, suffix, view, crops.features(pixels)))
+                tx.store.append(name, image_vector_table(part, suffix, view, crops.features(pixels).cpu()))
                 if progress:
                     progress(f"embed images, {number} crops each", start + len(part), len(todo))
     return workspace.store.vectors(name, "vector_key", [keys[i] for i in image_ids])[1]

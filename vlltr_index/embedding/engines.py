@@ -3,42 +3,40 @@
 from __future__ import annotations
 
 import hashlib
-import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from vlltr_index.data.decoding import open_image
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import InputError
+from vlltr_index.tensors import memory_mended_by
 
 __all__ = [
     "Augment",
-    "Decoded",
     "Engine",
     "ImageSource",
     "ImageVectors",
     "LocalEngine",
+    "Reader",
     "image_vectors_of_batch",
     "text_vectors_of_batch",
-    "vectors_of_decoded",
 ]
 
-Augment = Callable[[Tensor, torch.Generator], Tensor]
-"""Pixels [B, 3, H, W] as the encoder's preprocessing gives them, to an augmented batch of the same shape."""
+Augment = Callable[[Tensor, Sequence[int]], Tensor]
+"""Pixels [B, 3, H, W] as the encoder's preprocessing gives them, and a seed for each, to an augmented batch."""
 
 ImageSource = tuple[str, bytes | str]
 """An image's id, and its bytes or else its path."""
 
-Decoded = tuple[str, Callable[[], Tensor]]
-"""An image's id, and what gives its pixels float32 [3, H, W] or raises InputError."""
-
-_DECODERS = 4  # threads that decode, at most; Pillow lets others run meanwhile
+_THREADS = 2  # that read batches ahead; Pillow and torch let others run meanwhile
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +45,7 @@ class ImageVectors:
 
     Attributes:
         ids: Of the images that could be read, in the order given.
-        vectors: float32 [len(ids), D] on the CPU, unnormalised.
+        vectors: float32 [V, len(ids), D] on the CPU, unnormalised; one row of vectors a view.
         problems: Why the others could not, by id.
     """
 
@@ -63,42 +61,108 @@ class Engine(Protocol):
         """For each batch of N texts: float32 [N, D] on the CPU, unnormalised, and how many texts were cut."""
         ...
 
-    def images(self, batches: Iterable[Sequence[ImageSource]], view: int) -> Iterator[ImageVectors]:
-        """The vectors of each batch of images, in the plain view 0 or an augmented one."""
+    def images(
+        self, batches: Iterable[Sequence[ImageSource]], views: Sequence[int]
+    ) -> Iterator[ImageVectors]:
+        """The vectors of each batch of images in some views: 0 is the plain one, others are augmented."""
         ...
 
 
+class _Read(NamedTuple):
+    """A batch as the tower takes it: ids of the readable images, their pixels [V, n, 3, H, W], and what was wrong."""
+
+    ids: list[str]
+    pixels: Tensor
+    problems: dict[str, str]
+
+
+class Reader(Dataset[_Read]):
+    """Decodes, preprocesses and augments batches, in whatever process: it can be pickled, and holds no weights.
+
+    An image is decoded once for all its views. The random numbers of an augmented view depend on the image and the view
+    alone, so that the images beside it do not matter.
+
+    Args:
+        preprocess: Pixels of one image.
+        augment: Of the views after the plain one.
+        views: Which are wanted.
+    """
+
+    def __init__(
+        self, preprocess: Callable[[Image.Image], Tensor], augment: Augment | None, views: Sequence[int]
+    ) -> None:
+        self._preprocess, self._augment, self._views = preprocess, augment, views
+
+    def __getitems__(self, batch: Sequence[ImageSource]) -> _Read:
+        ids, pixels, problems = list[str](), list[Tensor](), dict[str, str]()
+        for image_id, source in batch:
+            try:
+                pixels.append(self._preprocess(open_image(source)))
+                ids.append(image_id)
+            except InputError as error:
+                problems[image_id] = error.message
+        if not ids:
+            return _Read(ids, torch.empty(len(self._views), 0), problems)
+        plain = torch.stack(pixels)
+        return _Read(ids, torch.stack([self._view(plain, ids, view) for view in self._views]), problems)
+
+    def _view(self, plain: Tensor, ids: Sequence[str], view: int) -> Tensor:
+        if not view or self._augment is None:
+            return plain
+        seeds = (hashlib.sha256(f"{image_id}:{view}".encode()).digest()[:7] for image_id in ids)
+        return self._augment(plain, [int.from_bytes(seed, "big") for seed in seeds])
+
+
 class LocalEngine:
-    """Computes in this process, on the encoder's device; the next batch is decoded while the tower works on this one.
+    """Computes on the encoder's device; other threads or processes read the next batches meanwhile.
 
     Args:
         encoder: What computes the vectors.
         augment: Of the views after the plain one.
+        workers: Processes that read; 0: two threads of this one, enough for small images.
     """
 
-    def __init__(self, encoder: Encoder, augment: Augment | None = None) -> None:
-        self._encoder = encoder
-        self._augment = augment
+    def __init__(self, encoder: Encoder, augment: Augment | None = None, workers: int = 0) -> None:
+        self._encoder, self._augment, self._workers = encoder, augment, workers
 
     def texts(self, batches: Iterable[Sequence[str]]) -> Iterator[tuple[Tensor, int]]:
         """See `Engine`."""
         for batch in batches:
             yield text_vectors_of_batch(self._encoder, batch)
 
-    def images(self, batches: Iterable[Sequence[ImageSource]], view: int) -> Iterator[ImageVectors]:
+    def images(
+        self, batches: Iterable[Sequence[ImageSource]], views: Sequence[int]
+    ) -> Iterator[ImageVectors]:
         """See `Engine`."""
-        waiting: list[Decoded] = []
-        with ThreadPoolExecutor(min(_DECODERS, os.cpu_count() or 1)) as pool:
-            for batch in batches:
-                coming = [(i, pool.submit(_pixels, self._encoder, source)) for i, source in batch]
-                if waiting:
-                    yield self._vectors(waiting, view)
-                waiting = [(image_id, future.result) for image_id, future in coming]
-            if waiting:
-                yield self._vectors(waiting, view)
+        reader = Reader(self._encoder.transform, self._augment, views)
+        for read in self._processes(reader, batches) if self._workers else _threads(reader, batches):
+            yield _vectors(self._encoder, read)
 
-    def _vectors(self, decoded: list[Decoded], view: int) -> ImageVectors:
-        return vectors_of_decoded(self._encoder, decoded, view, self._augment)
+    def _processes(self, reader: Reader, batches: Iterable[Sequence[ImageSource]]) -> Iterator[_Read]:
+        return iter(
+            DataLoader(
+                reader,
+                batch_sampler=batches,  # type: ignore[arg-type]  # a source stands for its place
+                num_workers=self._workers,
+                collate_fn=_as_it_is,
+                pin_memory=self._encoder.device.type == "cuda",
+            )
+        )
+
+
+def _threads(reader: Reader, batches: Iterable[Sequence[ImageSource]]) -> Iterator[_Read]:
+    with ThreadPoolExecutor(_THREADS) as pool:
+        coming = deque[Any]()
+        for batch in batches:
+            coming.append(pool.submit(reader.__getitems__, batch))
+            if len(coming) > _THREADS:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+
+
+def _as_it_is(read: _Read) -> _Read:
+    return read
 
 
 def text_vectors_of_batch(encoder: Encoder, texts: Sequence[str]) -> tuple[Tensor, int]:
@@ -108,41 +172,31 @@ def text_vectors_of_batch(encoder: Encoder, texts: Sequence[str]) -> tuple[Tenso
 
 
 def image_vectors_of_batch(
-    encoder: Encoder, batch: Sequence[ImageSource], view: int, augment: Augment | None
+    encoder: Encoder, batch: Sequence[ImageSource], views: Sequence[int], augment: Augment | None
 ) -> ImageVectors:
-    """Decode, preprocess and encode one batch, one image after the other; see `vectors_of_decoded`."""
-    decoded = [(image_id, partial(_pixels, encoder, source)) for image_id, source in batch]
-    return vectors_of_decoded(encoder, decoded, view, augment)
+    """Read and encode one batch; what cannot be read is named with the reason."""
+    return _vectors(encoder, Reader(encoder.transform, augment, views).__getitems__(batch))
 
 
-def _pixels(encoder: Encoder, source: bytes | str) -> Tensor:
-    return encoder.preprocess(open_image(source))
+def _vectors(encoder: Encoder, read: _Read) -> ImageVectors:
+    views, images = read.pixels.shape[:2]
+    if not images:
+        return ImageVectors(read.ids, torch.empty(views, 0, encoder.dim), read.problems)
+    vectors = _encoded(encoder, read.pixels.flatten(0, 1))
+    return ImageVectors(read.ids, vectors.view(views, images, -1), read.problems)
 
 
-def vectors_of_decoded(
-    encoder: Encoder, decoded: Sequence[Decoded], view: int, augment: Augment | None
-) -> ImageVectors:
-    """Encode one batch; what cannot be read is named with the reason.
+@torch.inference_mode()
+def _encoded(encoder: Encoder, pixels: Tensor) -> Tensor:
+    """Features float32 [B, D] on the CPU; a batch for which a GPU has too little memory is halved.
 
-    An augmented view is drawn from the batch's first readable image and the view, so that the same batch gives the same
-    vectors wherever it is computed.
+    Raises:
+        VlltrError: If there is not even enough for one image.
     """
-    ids: list[str] = []
-    pixels: list[Tensor] = []
-    problems: dict[str, str] = {}
-    for image_id, result in decoded:
-        try:
-            pixels.append(result())
-        except InputError as error:
-            problems[image_id] = error.message
-            continue
-        ids.append(image_id)
-    if not ids:
-        return ImageVectors(ids, torch.empty(0, encoder.dim), problems)
-    stacked = torch.stack(pixels)
-    if view and augment is not None:
-        seed = int.from_bytes(hashlib.sha256(f"{ids[0]}:{view}".encode()).digest()[:7], "big")
-        stacked = augment(stacked, torch.Generator().manual_seed(seed))
-    with torch.inference_mode():
-        vectors = encoder.encode_pixels(stacked.to(encoder.device)).float().cpu()
-    return ImageVectors(ids, vectors, problems)
+    try:
+        return encoder.encode_pixels(pixels.to(encoder.device, non_blocking=True)).cpu()
+    except torch.OutOfMemoryError as error:
+        if len(pixels) == 1:
+            with memory_mended_by("embed", "Free memory of the GPU, or use --device cpu."):
+                raise error
+    return torch.cat([_encoded(encoder, half) for half in pixels.chunk(2)])

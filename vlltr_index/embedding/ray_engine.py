@@ -78,9 +78,11 @@ class RayEngine:
         """See `Engine`."""
         yield from self._map("texts", ((list(batch),) for batch in batches))
 
-    def images(self, batches: Iterable[Sequence[ImageSource]], view: int) -> Iterator[ImageVectors]:
+    def images(
+        self, batches: Iterable[Sequence[ImageSource]], views: Sequence[int]
+    ) -> Iterator[ImageVectors]:
         """See `Engine`."""
-        yield from self._map("images", ((list(batch), view) for batch in batches))
+        yield from self._map("images", ((list(batch), views) for batch in batches))
 
     def _map(self, method: str, calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
         """`method` of the actors on each call's arguments; a few batches are under way, results keep their order."""
@@ -170,8 +172,8 @@ class _Worker:
     def texts(self, batch: list[str]) -> tuple[Tensor, int]:
         return text_vectors_of_batch(self._encoder, batch)
 
-    def images(self, batch: list[ImageSource], view: int) -> ImageVectors:
-        return image_vectors_of_batch(self._encoder, batch, view, self._augment)
+    def images(self, batch: list[ImageSource], views: Sequence[int]) -> ImageVectors:
+        return image_vectors_of_batch(self._encoder, batch, views, self._augment)
 
 
 def _import_ray() -> tuple[Any, Any]:

@@ -38,8 +38,8 @@ __all__ = [
 ]
 
 _TEXT_BATCH = 4096
-_PLAIN_BATCH, _VIEW_BATCH = 64, 256  # images; the random numbers of augmented views depend on theirs
-_SOURCES = 1024  # images that a table is asked for at once; whole batches of both sizes
+_IMAGE_BATCH = 64
+_SOURCES = 1024  # images that a table is asked for at once; whole batches
 _ROWS, _SECONDS = 4096, 30.0  # an append has so many rows, or comes so long after the last one
 _FEW = 1000  # keys that are worth a condition instead of a scan
 
@@ -77,37 +77,44 @@ def embed_images(
     tx: Transaction,
     encoder: Encoder,
     split: str,
-    view: int = 0,
+    views: Sequence[int] = (0,),
     augment: Augment | None = None,
     config: AugmentConfig | None = None,
     progress: Progress | None = None,
     only: Sequence[str] | None = None,
     engine: Engine | None = None,
 ) -> tuple[int, int, int]:
-    """Embed one view of the images of `split` that have no vector yet; returns (embedded, before, unreadable).
+    """Embed those views of the images of `split` that have no vector yet; returns (embedded, before, unreadable).
 
-    An image that could be read when it came in, and cannot now, is kept aside with its problem. With `only`, these
-    images alone are looked at. The vectors are computed by `engine`, by default in this process with `augment`.
+    The first two count vectors. An image is decoded once for all views that it lacks. An image that could be read when
+    it came in, and cannot now, is kept aside with its problem. With `only`, these images alone are looked at. The
+    vectors are computed by `engine`, by default in this process with `augment`.
     """
     name = image_vectors_name(encoder.image_fp)
     tx.store.create(name, image_vectors(encoder.dim), "vector_key")
     ids = list(only) if only is not None else usable_images(tx, split, [])["image_id"].to_pylist()
-    suffix = view_suffix(view, config)
-    have = _have(tx, name, "vector_key", [f"{i}:{suffix}" for i in ids])
-    todo = [i for i in ids if f"{i}:{suffix}" not in have]
-    done = failed = 0
-    label = f"embed {split} images" + (f", view {view}" if view else "")
+    suffixes = {view: view_suffix(view, config) for view in views}
+    have = _have(tx, name, "vector_key", [f"{i}:{suffix}" for i in ids for suffix in suffixes.values()])
+    lacking: dict[tuple[int, ...], list[str]] = {}
+    for i in ids:
+        lacking.setdefault(tuple(v for v in views if f"{i}:{suffixes[v]}" not in have), []).append(i)
+    lacking.pop((), None)
+    todo, done, looked, failed = sum(map(len, lacking.values())), 0, 0, 0
     engine = engine or LocalEngine(encoder, augment)
     with _appended(tx, name) as append:
-        for result in engine.images(_source_batches(tx, todo, view), view):
-            if result.problems:
-                failed += len(result.problems)
-                _keep_aside(tx, result.problems)
-            append(image_vector_table(result.ids, suffix, view, result.vectors))
-            done += len(result.ids)
-            if progress:
-                progress(label, done + failed, len(todo))
-    return done, len(ids) - len(todo), failed
+        for wanted, images in lacking.items():
+            for result in engine.images(_source_batches(tx, images), wanted):
+                if result.problems:
+                    failed += len(result.problems)
+                    _keep_aside(tx, result.problems)
+                for view, vectors in zip(wanted, result.vectors, strict=True):
+                    append(image_vector_table(result.ids, suffixes[view], view, vectors))
+                done += len(wanted) * len(result.ids)
+                looked += len(result.ids) + len(result.problems)
+                if progress:
+                    progress(f"embed {split} images", looked, todo)
+    missed = sum(len(wanted) * len(images) for wanted, images in lacking.items())
+    return done, len(views) * len(ids) - missed, failed
 
 
 @contextmanager
@@ -159,12 +166,11 @@ def _keep_aside(tx: Transaction, problems: dict[str, str]) -> None:
     )
 
 
-def _source_batches(tx: Snapshot, ids: list[str], view: int) -> Iterator[list[ImageSource]]:
+def _source_batches(tx: Snapshot, ids: list[str]) -> Iterator[list[ImageSource]]:
     """Batches of images in `ids` order."""
-    size = _VIEW_BATCH if view else _PLAIN_BATCH
     for start in range(0, len(ids), _SOURCES):
         found = load_sources(tx, ids[start : start + _SOURCES])
-        yield from (found[first : first + size] for first in range(0, len(found), size))
+        yield from (found[first : first + _IMAGE_BATCH] for first in range(0, len(found), _IMAGE_BATCH))
 
 
 def load_sources(tx: Snapshot, ids: list[str]) -> list[ImageSource]:

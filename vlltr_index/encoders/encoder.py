@@ -19,6 +19,7 @@ from vlltr_index.encoders.tokenizing import Tokenizer, Tokens, WordTokenizer
 from vlltr_index.encoders.weights import Precision, revision, weights_digest
 from vlltr_index.errors import EncoderError, InputError
 from vlltr_index.schemas.fingerprint import digest_json, short
+from vlltr_index.tensors import choose_device, float32_by
 
 __all__ = ["Encoder", "Tokens"]
 
@@ -34,9 +35,11 @@ class Encoder:
         name: What the model is called.
         dim: Width D of the features.
         image_size: (height, width) in pixels.
+        transform: The preprocessing of one image, without the weights: for other processes.
         mean: float32 [3] of the preprocessing.
         std: float32 [3] of the preprocessing.
-        precision: "bf16" runs both towers under bfloat16 autocast; outputs are float32 all the same.
+        precision: "bf16" runs both towers under bfloat16 autocast, "tf32" lets a GPU multiply at 10 bits; outputs are
+            float32 all the same.
     """
 
     def __init__(
@@ -49,16 +52,16 @@ class Encoder:
         precision: Precision = "fp32",
         device: str | torch.device | None = None,
     ) -> None:
-        if precision not in {"fp32", "bf16"}:
-            raise EncoderError(f"precision is fp32 or bf16, got {precision!r}")
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if precision not in {"fp32", "tf32", "bf16"}:
+            raise EncoderError(f"precision is fp32, tf32 or bf16, got {precision!r}")
+        self.device = choose_device(device)
         self.model = model.to(self.device).eval()
         self.tokenizer = tokenizer
         self.name = name
         self.precision = precision
         self._config = deepcopy(config)
         pre = self._config["preprocess_cfg"]
-        self._transform = openclip.make_transform(pre)
+        self.transform = openclip.Preprocessing(pre)
         height, width = pre["size"] if isinstance(pre["size"], list) else [pre["size"]] * 2
         self.image_size: tuple[int, int] = height, width
         self.mean = torch.tensor(pre["mean"], dtype=torch.float32)
@@ -262,7 +265,9 @@ class Encoder:
             facts = {
                 "architecture": {k: v for k, v in self._config["model_cfg"].items() if k != drop},
                 "weights": weights_digest(state),
-                "precision": self.precision,
+                "precision": "bf16"
+                if self.precision == "bf16"
+                else "fp32",  # tf32 is a note beside the vectors
                 "input": self.tokenizer.identity() if tower == "text" else self._config["preprocess_cfg"],
             }
             self._digests[tower] = (now, short(digest_json(facts)))
@@ -270,7 +275,7 @@ class Encoder:
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """One image, resized, cropped and normalised as the weights expect: float32 [3, H, W]."""
-        return self._transform(image)
+        return self.transform(image)
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Token ids of N texts, trimmed to the longest; longer ones than the context are cut and counted."""
@@ -337,12 +342,14 @@ class Encoder:
 
     @contextmanager
     def _arithmetic(self) -> Iterator[None]:
-        """Under bfloat16 where asked for; otherwise an ambient autocast stays, since training decides its own."""
+        """As `precision` has it; an ambient autocast stays, and with gradients what float32 means: training decides."""
         with ExitStack() as stack:
             if torch.is_inference_mode_enabled():
                 # Under inference mode and autocast torch copies an attention layer's weights once for every token.
                 stack.enter_context(torch.inference_mode(False))
                 stack.enter_context(torch.no_grad())
+            if not torch.is_grad_enabled():
+                stack.enter_context(float32_by(tf32=self.precision == "tf32"))
             if self.precision == "bf16":
                 stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
             yield

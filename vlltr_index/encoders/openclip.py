@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
 from contextlib import nullcontext
 from copy import copy, deepcopy
 from pathlib import Path
@@ -26,6 +25,7 @@ from vlltr_index.encoders.tokenizing import BPETokenizer, HubTokenizer, Tokenize
 from vlltr_index.errors import EncoderError
 
 __all__ = [
+    "Preprocessing",
     "build_model",
     "clip_templates",
     "encode_text",
@@ -33,7 +33,6 @@ __all__ = [
     "known_as",
     "load_state",
     "make_tokenizer",
-    "make_transform",
     "prefer_channels_last",
     "set_timm_size",
     "trims_exactly",
@@ -148,8 +147,8 @@ def make_tokenizer(config: dict[str, Any], folder: Path | None = None) -> Tokeni
         ) from error
 
 
-def make_transform(preprocess_cfg: dict[str, Any]) -> Callable[[Image.Image], Tensor]:
-    """PIL image to float32 [3, H, W], normalised.
+class Preprocessing:
+    """PIL image to float32 [3, H, W], normalised; it can be pickled.
 
     Two values are ours: mode "L" takes the colour out first; `resize` is what the image is resized to before the
     square of `size` is cropped out of its middle.
@@ -157,22 +156,25 @@ def make_transform(preprocess_cfg: dict[str, Any]) -> Callable[[Image.Image], Te
     Raises:
         EncoderError: If the configuration is not one that open_clip knows.
     """
-    cfg = dict(preprocess_cfg)
-    grey, size, resize = cfg.get("mode") == "L", cfg.get("size"), cfg.pop("resize", None)
-    cfg |= {"mode": "RGB"} if grey else {}
-    try:
-        if resize is not None and resize < size:
-            raise ValueError(f"resize {resize} is less than size {size}")
-        cfg |= {} if resize is None else {"size": resize}
-        transform = image_transform_v2(PreprocessCfg(**cfg), is_train=False)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise EncoderError(f"this preprocessing cannot be used: {preprocess_cfg}: {error}") from error
 
-    def apply(image: Image.Image) -> Tensor:
-        pixels = cast(Tensor, transform((image.convert("L") if grey else image).convert("RGB")))
-        return pixels if resize is None else center_crop(pixels, [size, size])
+    def __init__(self, preprocess_cfg: dict[str, Any]) -> None:
+        cfg = dict(preprocess_cfg)
+        size, resize = cfg.get("size"), cfg.pop("resize", None)
+        self._grey, self._crop = cfg.get("mode") == "L", None if resize is None else [size, size]
+        cfg |= {"mode": "RGB"} if self._grey else {}
+        try:
+            if resize is not None and resize < size:
+                raise ValueError(f"resize {resize} is less than size {size}")
+            cfg |= {} if resize is None else {"size": resize}
+            self._transform = image_transform_v2(PreprocessCfg(**cfg), is_train=False)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise EncoderError(f"this preprocessing cannot be used: {preprocess_cfg}: {error}") from error
 
-    return apply
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Of one image."""
+        image = image.convert("L") if self._grey else image
+        pixels = cast(Tensor, self._transform(image if image.mode == "RGB" else image.convert("RGB")))
+        return pixels if self._crop is None else center_crop(pixels, self._crop)
 
 
 def trims_exactly(model: nn.Module) -> bool:

@@ -170,7 +170,7 @@ _log = logging.getLogger(__name__)
 Config = dict[str, Any]
 """`model_cfg` and `preprocess_cfg` as in an open_clip_config.json, and `tokenizer`: "open_clip" or "words"."""
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "tf32", "bf16"]
 
 _OWN, _SHIPPED = "vlltr-tiny", "glyphs"
 _SAVED_FILE, _CONFIG_FILE = "encoder.json", "open_clip_config.json"

@@ -81,6 +81,7 @@ def class_means(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     Raises:
         InputError: If a class has no row.
     """
+    labels = labels.to(features.device)
     counts = torch.bincount(labels, minlength=num_classes)
     if bool((counts == 0).any()):
         raise InputError(f"class {int((counts == 0).nonzero()[0])} has no row to take the mean of")
@@ -94,12 +95,12 @@ def shrunk_discriminant(features: Tensor, labels: Tensor, num_classes: int) -> t
 
     S is pooled within the classes, and r = D / (N - C + D). Every class has a row.
     """
-    sums = torch.zeros(num_classes, features.shape[1], dtype=features.dtype).index_add(0, labels, features)
+    sums = features.new_zeros(num_classes, features.shape[1]).index_add(0, labels, features)
     means = sums / torch.bincount(labels, minlength=num_classes)[:, None]
     within, freedom, width = features - means[labels], len(labels) - num_classes, features.shape[1]
     pooled = within.T @ within / max(freedom, 1)
     r, level = width / (freedom + width), pooled.trace() / width
-    shrunk = (1 - r) * pooled + (r * level if level > 0 else 1.0) * torch.eye(width, dtype=features.dtype)
+    shrunk = (1 - r) * pooled + (r * level if level > 0 else 1.0) * torch.eye(width).to(features)
     weight = torch.linalg.solve(shrunk, means.T).T
     return weight, -(means * weight).sum(1) / 2
 
@@ -141,8 +142,8 @@ def fc_head(
     """
     features = features.to(working_dtype(features))
     rms = features.pow(2).mean().sqrt().clamp(min=1e-12)
-    weight = torch.zeros(num_classes, features.shape[-1], dtype=features.dtype, requires_grad=True)
-    bias = torch.zeros(num_classes, dtype=features.dtype, requires_grad=True)
+    weight = features.new_zeros(num_classes, features.shape[-1]).requires_grad_()
+    bias = features.new_zeros(num_classes).requires_grad_()
 
     def logits(rows: Tensor) -> Tensor:
         return linear_logits(rows / rms, weight, bias)
@@ -163,7 +164,7 @@ def lws_scales(
 
     Arguments and errors are those of `fc_head`; the paper's `sampler_power` is 1.
     """
-    factors = torch.ones(len(weight), dtype=working_dtype(features), requires_grad=True)
+    factors = weight.new_ones(len(weight), dtype=working_dtype(features)).requires_grad_()
 
     def logits(rows: Tensor) -> Tensor:
         return linear_logits(rows, weight, bias) * factors
@@ -184,7 +185,7 @@ def _minimise(
     progress: Progress | None,
 ) -> None:
     """Minimise the (logit-adjusted) cross-entropy of `logits` [B, C] over leaves `parameters`, in place."""
-    views = features[None] if features.dim() == 2 else features
+    views, labels = features[None] if features.dim() == 2 else features, labels.cpu()
     power = training.sampler_power
     log_prior = sampler_prior(torch.bincount(labels, minlength=num_classes), power).log()
     optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay)
@@ -196,8 +197,11 @@ def _minimise(
         for step, (positions, view) in enumerate(zip(batches, chosen, strict=True), epoch * len(batches)):
             for group in optimizer.param_groups:
                 group["lr"] = training.lr * cosine_factor(step, total, 0)
+            rows = views[
+                view.to(views.device, non_blocking=True), positions.to(views.device, non_blocking=True)
+            ]
             loss = logit_adjusted_cross_entropy(
-                logits(views[view, positions]), labels[positions], log_prior, training.logit_adjustment
+                logits(rows), labels[positions], log_prior, training.logit_adjustment
             )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -220,10 +224,10 @@ def knn_sentence_logits(
     best cosine s of a class adds (1 + s) / 4; a class without a sentence gets minus infinity. Sentence vectors float
     [N_t, D] are normalised here, their labels int64 [N_t] are classes.
     """
-    parts = []
+    parts, sentence_labels = [], sentence_labels.to(features.device)
     for part in features.split(_BATCH):
         cosines = cosine_logits(part, sentence_vectors)
-        best = torch.full((len(part), num_classes), -torch.inf, dtype=cosines.dtype)
+        best = cosines.new_full((len(part), num_classes), -torch.inf)
         best = best.scatter_reduce(1, sentence_labels.expand(len(part), -1), cosines, "amax")
         near = sentence_labels[cosines.topk(min(k, cosines.shape[1]), dim=1).indices]
         votes = torch.zeros_like(best).scatter_add(1, near, torch.ones_like(near, dtype=best.dtype))
@@ -295,7 +299,7 @@ def hold_back(labels: Tensor, share: float) -> Tensor:
     """
     order, rank, counts = _ranks(labels)
     given = (share * counts.double()).round().clamp(min=1).minimum(counts - 1.0)  # none of a single image
-    return torch.zeros(len(labels), dtype=torch.bool).index_put((order,), rank < given)
+    return torch.zeros(len(labels), dtype=torch.bool, device=labels.device).index_put((order,), rank < given)
 
 
 def _ranks(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -303,4 +307,4 @@ def _ranks(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     order = labels.argsort(stable=True)
     counts = torch.unique_consecutive(labels[order], return_counts=True)[1]
     starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
-    return order, torch.arange(len(labels)) - starts, counts.repeat_interleave(counts)
+    return order, torch.arange(len(labels), device=labels.device) - starts, counts.repeat_interleave(counts)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -13,9 +14,11 @@ from torch import Tensor
 from vlltr_index.errors import InputError
 from vlltr_index.tensors import check_labels, check_matrix, check_vector, full_precision, working_dtype
 
-__all__ = ["LAYER_NORM_EPS", "AnchorBank", "Block"]
+__all__ = ["CANCELLED", "LAYER_NORM_EPS", "AnchorBank", "Block"]
 
 LAYER_NORM_EPS = 1e-5
+CANCELLED = 1e-3
+"""Below this share of (sum p_m |E_m|)^2 the quadratic form has lost its digits."""
 _BLOCK_SLOTS = 8192  # padded anchors worked on at a time
 
 
@@ -137,7 +140,9 @@ class AnchorBank:
     def class_of_row(self) -> Tensor:
         """Class position of each anchor row, int64 [A]."""
         return torch.repeat_interleave(
-            torch.arange(self.num_classes, device=self.offsets.device), self.offsets.diff()
+            torch.arange(self.num_classes, device=self.offsets.device),
+            self.offsets.diff(),
+            output_size=len(self.vectors),
         )
 
     @cached_property
@@ -170,16 +175,35 @@ class AnchorBank:
         blocks.append(self._block(first, self.num_classes, width))
         return tuple(blocks)
 
+    @cached_property
+    def whole(self) -> Block:
+        """All classes as one run."""
+        return self._block(0, self.num_classes, max(b - a for a, b in pairwise(self.bounds)))
+
+    @cached_property
+    def opposed(self) -> bool:
+        """Whether two anchors of a class are so far apart that attention to both could cancel them."""
+        with _kept(), full_precision(self.vectors.device):
+            unit = self.whole.pad(self.vectors.to(self.norms.dtype) / self.norms[:, None].clamp(min=1e-12))
+            there = self.whole.pad(torch.ones_like(self.norms)[:, None])
+            return bool(((unit @ unit.mT < CANCELLED) & (there * there.mT > 0)).any())
+
     def block_vectors(self, block: Block, dtype: torch.dtype) -> Tensor:
         """The anchors of a block, [anchors, D], without a copy where the dtype is right."""
         return self.vectors[block.start : block.stop].to(dtype)
 
     def gram(self, number: int, dtype: torch.dtype) -> Tensor:
         """Inner products of the anchors of each class of block `number`, [classes, width, width], kept."""
-        key = (number, dtype)
+        return self._gram((number, dtype), self.blocks[number])
+
+    def whole_gram(self, dtype: torch.dtype) -> Tensor:
+        """The same of all classes at once, [C, width, width], kept."""
+        return self._gram((-1, dtype), self.whole)
+
+    def _gram(self, key: tuple[int, torch.dtype], block: Block) -> Tensor:
         if key not in self._grams:
             with _kept(), full_precision(self.vectors.device):
-                padded = self.blocks[number].pad(self.block_vectors(self.blocks[number], dtype))
+                padded = block.pad(self.block_vectors(block, key[1]))
                 self._grams[key] = padded @ padded.mT
         return self._grams[key]
 
@@ -226,7 +250,9 @@ class AnchorBank:
         """The bank on another device."""
         if torch.device(device) == self.vectors.device:
             return self
-        return AnchorBank(*(getattr(self, f.name).to(device) for f in fields(self)))
+        moved = AnchorBank(*(getattr(self, f.name).to(device) for f in fields(self)))
+        moved.__dict__["bounds"] = self.bounds  # known: a GPU need not be asked
+        return moved
 
     def _mean_values(self, normalise_values: bool, beta: float) -> Tensor:
         """Weighted mean of each class's anchors, [C, D]."""

@@ -99,7 +99,7 @@ class ImageSide(NamedTuple):
     Attributes:
         scores: Float [B, C]: log-scores up to a constant of the image.
         likelihoods: Float [B, C]: the generative model's, where the rule is `ours`.
-        trained: Bool [C], there.
+        trained: Bool [C], there; on the CPU, as `pictured` is, so that a GPU is not waited for.
         pictured: Bool [C]: which have images, there.
     """
 
@@ -168,14 +168,20 @@ def image_side(
         weights: See `PartWeights`.
     """
     side = ImageSide(torch.empty_like(likelihoods), likelihoods, trained, pictured)
-    known = weights.generative * likelihoods[:, trained]
+    own = _columns(trained, likelihoods)
+    known = weights.generative * likelihoods[:, own]
     if weights.image:
-        known = known + weights.image * visual_logits[:, trained]
-    side.scores[:, trained] = known.log_softmax(1)
+        known = known + weights.image * visual_logits[:, own]
+    side.scores[:, own] = known.log_softmax(1)
     for kind, meeting in side.later(weights):
-        gated = meeting.generative * likelihoods
-        side.scores[:, kind] = gated[:, kind] + meeting.offset - _level(gated[:, trained])
+        gated, at = meeting.generative * likelihoods, _columns(kind, likelihoods)
+        side.scores[:, at] = gated[:, at] + meeting.offset - _level(gated[:, own])
     return side
+
+
+def _columns(mask: Tensor, values: Tensor) -> Tensor:
+    """Where a mask on the CPU is set, int64, and where `values` lie: a GPU is not waited for."""
+    return mask.nonzero()[:, 0].to(values.device, non_blocking=True)
 
 
 def _level(scores: Tensor) -> Tensor:
@@ -199,7 +205,8 @@ def fuse(image: ImageSide, text_logits: Tensor, weights: PartWeights) -> FusedSc
     """
     check_matrix("text_logits", text_logits)
     check_matrix("image.scores", image.scores, *reversed(text_logits.shape))
-    dtype, trained = working_dtype(text_logits, image.scores), image.trained
+    dtype = working_dtype(text_logits, image.scores)
+    trained = _columns(image.trained, text_logits)
     scores, told, likelihoods = (part.to(dtype) for part in (image.scores, text_logits, image.likelihoods))
 
     def part(weight: float, of: Tensor, beside: Tensor) -> Tensor:
@@ -208,7 +215,8 @@ def fuse(image: ImageSide, text_logits: Tensor, weights: PartWeights) -> FusedSc
     text = torch.empty_like(told)
     text[:, trained] = part(weights.text, trained, scores[:, trained])
     for kind, meeting in image.later(weights):
-        text[:, kind] = part(meeting.text, kind, meeting.generative * likelihoods[:, trained])
+        at = _columns(kind, told)
+        text[:, at] = part(meeting.text, at, meeting.generative * likelihoods[:, trained])
     return FusedScores((scores + text).softmax(1), scores, text, scores.softmax(1), told.softmax(1), told)
 
 
@@ -222,9 +230,9 @@ def resting(image: ImageSide, text_logits: Tensor, probabilities: Tensor, weight
         image: As for `fuse`; so are `text_logits` and `weights`.
         probabilities: What `fuse` gave.
     """
-    rests, trained = probabilities.clone(), image.trained
+    rests, trained = probabilities.clone(), _columns(image.trained, probabilities)
     for kind, meeting in image.later(weights):
-        later = probabilities[:, kind].sum(1, keepdim=True)
+        later = probabilities[:, _columns(kind, probabilities)].sum(1, keepdim=True)
         level = meeting.generative * image.likelihoods[:, trained] + meeting.text * text_logits[:, trained]
         share = 4.0 * later * (1.0 - later) * level.softmax(1)
         rests[:, trained] = torch.maximum(rests[:, trained], share.to(rests.dtype))
@@ -252,14 +260,13 @@ def fuse_protocol(
     visual, text = visual_logits.to(dtype), text_logits.to(dtype)
     there = visual.isfinite()
     by_text = text.softmax(1)
-    by_image = torch.where(there, visual.softmax(1), 0.0) if bool(there.any()) else torch.zeros_like(by_text)
+    by_image = torch.where(there, visual.softmax(1), 0.0)
     if rule == "logits":
         level = torch.where(there, visual, 0.0).sum(1, keepdim=True) / there.sum(1, keepdim=True).clamp(min=1)
         filled = torch.where(there, visual, level)
         return FusedScores((filled + text).softmax(1), filled, text, by_image, by_text, text)
-    if not bool(there.any()):
-        return FusedScores(by_text, by_image, by_text, by_image, by_text, text)
-    visual_part, text_part = alpha * by_image, (1.0 - alpha) * by_text
+    share = torch.where(there.any(), alpha, 0.0)  # without a visual row the text says all
+    visual_part, text_part = share * by_image, (1.0 - share) * by_text
     return FusedScores(visual_part + text_part, visual_part, text_part, by_image, by_text, text)
 
 
@@ -290,7 +297,7 @@ def class_logits(row_logits: Tensor, row_class: Tensor, classes: int) -> Tensor:
 
     Args:
         row_logits: Float [B, R].
-        row_class: Integers [R]: the class each row belongs to; -1 for a row whose class is gone.
+        row_class: Integers [R], best on the CPU: the class each row belongs to; -1 for a row whose class is gone.
         classes: C.
 
     Returns:
@@ -302,9 +309,9 @@ def class_logits(row_logits: Tensor, row_class: Tensor, classes: int) -> Tensor:
     check_matrix("row_logits", row_logits)
     check_vector("row_class", row_class, row_logits.shape[1])
     check_labels("row_class", row_class + 1, classes=classes + 1)
-    live = row_class >= 0
-    owner = row_class[live].long().expand(len(row_logits), -1)
-    rows = row_logits[:, live]
+    live = (row_class >= 0).nonzero()[:, 0]
+    owner = row_class[live].long().to(row_logits.device, non_blocking=True).expand(len(row_logits), -1)
+    rows = row_logits[:, live.to(row_logits.device, non_blocking=True)]
     best = rows.new_full((len(rows), classes), float("-inf")).scatter_reduce(1, owner, rows, "amax")
     sums = torch.zeros_like(best).scatter_add(1, owner, (rows - best.gather(1, owner)).exp())
     return torch.where(best.isfinite(), best + sums.clamp(min=1.0).log(), best)

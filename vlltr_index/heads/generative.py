@@ -55,6 +55,11 @@ class SharedGaussian:
     noise: float = 1.0
     text_r2: float = 0.0
 
+    def to(self, device: torch.device | str) -> SharedGaussian:
+        """The same on another device."""
+        names = ("centre", "basis", "spread", "blank", "text_centre", "text_map")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
 
 @dataclass(frozen=True, eq=False)
 class GenerativeModel:
@@ -108,11 +113,21 @@ class GenerativeModel:
         """
         check_matrix("features", features, columns=len(self.shared.centre))
         dtype = torch.promote_types(features.dtype, torch.float32)
-        weights, offset = (part.to(features.device, dtype) for part in self._quadratic)
-        centre, basis = (p.to(features.device, dtype) for p in (self.shared.centre, self.shared.basis))
+        weights, offset, centre, basis = self._on(features.device, dtype)
         with full_precision(features.device):
             z = (features.to(dtype) - centre) @ basis
             return torch.cat([z.square(), z], 1) @ weights - offset
+
+    def _on(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """What scores a feature, where features are scored; kept."""
+        if (device, dtype) not in self._placed:
+            parts = (*self._quadratic, self.shared.centre, self.shared.basis)
+            self._placed[device, dtype] = tuple(part.to(device, dtype) for part in parts)
+        return self._placed[device, dtype]
+
+    @cached_property
+    def _placed(self) -> dict[tuple[torch.device, torch.dtype], tuple[Tensor, ...]]:
+        return {}
 
     @cached_property
     def _quadratic(self) -> tuple[Tensor, Tensor]:
@@ -138,14 +153,19 @@ class GenerativeModel:
 
     def select(self, classes: Tensor) -> GenerativeModel:
         """The model of the classes at the positions int64 [C']."""
+        classes = classes.to(self.sums.device)
         return GenerativeModel(
             self.shared, self.counts[classes], self.sums[classes], self.prototypes[classes]
         )
 
 
 def class_sums(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Images and sums of features of each class: int64 [C] and float64 [C, D], of features [N, D], labels int64 [N]."""
-    sums = torch.zeros(classes, features.shape[1], dtype=torch.float64)
+    """Images and sums of features of each class: int64 [C] and float64 [C, D], of features [N, D], labels int64 [N].
+
+    Both are where the features lie.
+    """
+    labels = labels.to(features.device, non_blocking=True)
+    sums = torch.zeros(classes, features.shape[1], dtype=torch.float64, device=features.device)
     return torch.bincount(labels, minlength=classes), sums.index_add_(0, labels, features.double())
 
 
@@ -172,6 +192,7 @@ def fit_shared(features: Tensor, labels: Tensor, prototypes: Tensor) -> SharedGa
     check_matrix("prototypes", prototypes, columns=features.shape[2])
     if not bool(features.isfinite().all()) or not bool(prototypes.isfinite().all()):
         raise InputError("features and prototypes must be finite", "vlltr embed")
+    labels, prototypes = labels.to(features.device), prototypes.to(features.device)
     counts, sums = class_sums(features[0], labels, len(prototypes))
     there = counts > 0
     n, means = counts[there].double(), sums[there] / counts[there].double()[:, None]
@@ -209,16 +230,19 @@ def _within(features: Tensor, labels: Tensor, centre: Tensor, classes: int) -> T
         counts, sums = class_sums(means, labels, int(labels.max()) + 1)
         pooled = _scatter(means[None], sums / counts.clamp(min=1)[:, None], labels) / (images - classes)
         if views > 1:
-            pooled += _scatter(features, means.double(), torch.arange(images)) / (views * images)
+            own = torch.arange(images, device=labels.device)
+            pooled += _scatter(features, means.double(), own) / (views * images)
         if float(pooled.trace()) > least:
             return pooled
     total = _scatter(features[:1], centre[None], torch.zeros_like(labels)) / (2 * images)
-    return total if float(total.trace()) > least else torch.eye(dim, dtype=torch.float64)
+    return (
+        total if float(total.trace()) > least else torch.eye(dim, dtype=torch.float64, device=features.device)
+    )
 
 
 def _scatter(features: Tensor, means: Tensor, owners: Tensor) -> Tensor:
     """Sum over views and images of (x - mean)^T (x - mean), float64 [D, D]."""
-    scatter = torch.zeros(means.shape[1], means.shape[1], dtype=torch.float64)
+    scatter = means.new_zeros(means.shape[1], means.shape[1], dtype=torch.float64)
     for view in features:
         for rows, own in zip(view.split(_ROWS_AT_ONCE), owners.split(_ROWS_AT_ONCE), strict=True):
             apart = rows.double() - means[own]
@@ -229,7 +253,7 @@ def _scatter(features: Tensor, means: Tensor, owners: Tensor) -> Tensor:
 def _shrunk(covariance: Tensor, freedom: int) -> Tensor:
     dim = len(covariance)
     r = dim / (freedom + dim)
-    return (1 - r) * covariance + r * covariance.trace() / dim * torch.eye(dim, dtype=covariance.dtype)
+    return (1 - r) * covariance + r * covariance.trace() / dim * torch.eye(dim).to(covariance)
 
 
 def _inverse_root(covariance: Tensor, freedom: int) -> Tensor:
@@ -252,7 +276,7 @@ def _fit_text(text: Tensor, seen: Tensor, weights: Tensor) -> tuple[Tensor, Tens
         [D, D], [C, D] and the R^2 against the mean of the other classes, which T = 0 gives. Rows of classes without
         text have no meaning unless T = 0.
     """
-    nothing = torch.zeros(text.shape[1], seen.shape[1], dtype=seen.dtype)
+    nothing = seen.new_zeros(text.shape[1], seen.shape[1])
     told = weights > 0
     if int(told.sum()) < 3:
         return nothing, seen, 0.0
@@ -283,7 +307,7 @@ def _maps(text: Tensor, seen: Tensor, weights: Tensor) -> list[Tensor]:
     """a I, and a I + R for each ridge; text and means [C, D] are centred."""
     w = weights[:, None]
     scale = (w * text * seen).sum() / (w * text.square()).sum().clamp(min=1e-300)
-    identity = torch.eye(text.shape[1], dtype=text.dtype) * scale
+    identity = torch.eye(text.shape[1]).to(text) * scale
     values, vectors = torch.linalg.eigh((w * text).T @ text)
     toward = vectors.T @ ((w * text).T @ (seen - scale * text))
     level = values.mean().clamp(min=1e-300)
@@ -296,7 +320,7 @@ def _maps(text: Tensor, seen: Tensor, weights: Tensor) -> list[Tensor]:
 def _between(residuals: Tensor, counts: Tensor, weights: Tensor) -> Tensor:
     """Shrunk covariance [D, D] of residuals [C, D] of classes with `counts` images, less what sampling adds."""
     classes, dim = residuals.shape
-    identity = torch.eye(dim, dtype=residuals.dtype)
+    identity = torch.eye(dim).to(residuals)
     if classes == 1:
         return identity
     share = weights / weights.sum()

@@ -25,6 +25,7 @@ from vlltr_index.tensors import check_matrix, full_precision, unit_rows, working
 __all__ = ["AnchorBank", "CosineClassifier", "KeyNorm", "LGRHead"]
 
 _ROWS_AT_ONCE = 512
+_PRODUCTS_AT_ONCE = 2**26  # of images and anchors on a GPU: 256 MiB, a few times over
 
 
 class KeyNorm(nn.Module):
@@ -149,12 +150,12 @@ class LGRHead(nn.Module):
         features = self._features(image_features, bank)
         with full_precision(features.device):
             query, image = self.query(features), unit_rows(features)
-            bias = self._bias(bank, kept)
+            bias, rows = self._bias(bank, kept), _ROWS_AT_ONCE
+            if features.device.type == "cuda":
+                rows = min(rows, max(1, _PRODUCTS_AT_ONCE // len(bank.vectors)))
             parts = [
                 attended_cosine(q, i, bank, self.normalise_values, self.detach_value_norm, bias)
-                for q, i in zip(
-                    torch.split(query, _ROWS_AT_ONCE), torch.split(image, _ROWS_AT_ONCE), strict=True
-                )
+                for q, i in zip(torch.split(query, rows), torch.split(image, rows), strict=True)
             ]
             return self.logit_scale * (parts[0] if len(parts) == 1 else torch.cat(parts))
 

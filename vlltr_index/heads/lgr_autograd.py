@@ -9,6 +9,10 @@ matrix
 One product of the stacked [q'; I] with E gives both attention and s. G itself (images x classes x width) is
 built only where p^T R p has lost its digits to cancellation. Layout: anchors first, images last, so that a
 block of classes is a contiguous view.
+
+A GPU does the same for all classes at once, differentiated by torch: some thirty kernels whatever their number, and it
+is waited for only where a class's anchors are so opposed that they could cancel. The function written by hand, in
+blocks, is for the memory of CPUs, and for anchors that did cancel.
 """
 
 from __future__ import annotations
@@ -19,13 +23,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vlltr_index.heads.anchor_bank import AnchorBank, Block
+from vlltr_index.heads.anchor_bank import CANCELLED, AnchorBank, Block
 from vlltr_index.tensors import full_precision
 
-__all__ = ["attend", "attended_cosine"]
-
-_CANCELLED = 1e-3
-"""Below this share of (sum p_m |E_m|)^2 the quadratic form is replaced by |G|^2."""
+__all__ = ["attend", "attended_cosine", "plain_cosine"]
 
 
 class _Terms(NamedTuple):
@@ -59,10 +60,46 @@ def attended_cosine(
         [B, C]; zero, without gradient, where the attended anchors cancel to nothing.
     """
     with full_precision(query.device):
+        if query.device.type == "cuda":
+            whole, cancelled = plain_cosine(query, image, bank, normalise_values, detach_norm, bias)
+            if not bank.opposed or not bool(cancelled):
+                return whole
         result: Tensor = _AttendedCosine.apply(  # type: ignore[no-untyped-call] # torch leaves it untyped
             query, image, bias, bank, normalise_values, detach_norm
         )
         return result
+
+
+def plain_cosine(
+    query: Tensor,
+    image: Tensor,
+    bank: AnchorBank,
+    normalise_values: bool = False,
+    detach_norm: bool = False,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What `attended_cosine` gives, of all classes at once and differentiated by torch; arguments are the same.
+
+    Returns:
+        [B, C], and whether anchors cancelled somewhere, bool []: those entries have lost digits.
+    """
+    block, dtype = bank.whole, query.dtype
+    vectors, norms = bank.block_vectors(block, dtype), bank.norms[:, None].to(dtype)
+    logits = vectors @ query.T / bank.sigma[:, None].to(dtype)
+    if bias is not None:
+        logits = logits + bias[:, None]
+    values = block.pad(logits, fill=float("-inf")).softmax(1)
+    weight = _value_weight(bank, block, normalise_values, dtype)
+    if weight is not None:
+        values = values * block.pad(weight)
+    dot = (values * block.pad(vectors @ image.T)).sum(1)
+    square = (values * (bank.whole_gram(dtype) @ values)).sum(1)
+    with torch.no_grad():
+        reach = (values * block.pad(norms)).sum(1)
+        kept = square > (torch.finfo(dtype).eps * reach).square()
+        cancelled = (square < CANCELLED * reach.square()).any()
+    length = (square.detach() if detach_norm else square).clamp(min=torch.finfo(dtype).tiny)
+    return torch.where(kept, dot * length.rsqrt(), 0.0).T, cancelled
 
 
 def attend(query: Tensor, bank: AnchorBank, bias: Tensor | None = None) -> Tensor:
@@ -220,7 +257,7 @@ def _terms(
     dot = (values * block.pad(scores)).sum(1)
     square = (values * mixed).sum(1)
     reach = block.pad(weighted * bank.norms[block.start : block.stop, None].to(dtype)).sum(1)
-    cancelled = square < _CANCELLED * reach.square()
+    cancelled = square < CANCELLED * reach.square()
     if bool(cancelled.any()):
         _direct(_Terms(dot, square, mixed), cancelled, values, image, bank, block)
     floor = torch.finfo(dtype).eps * reach

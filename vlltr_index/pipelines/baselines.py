@@ -31,6 +31,7 @@ from vlltr_index.pipelines.training import (
 )
 from vlltr_index.schemas.records import BASELINES
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
+from vlltr_index.tensors import choose_device
 from vlltr_index.train.baseline import train_image_only
 from vlltr_index.train.data import TrainImages
 
@@ -87,7 +88,7 @@ class BaselineRow:
 
     def scores(self, features: Tensor, snapshot: Snapshot) -> Tensor:
         """Scores [N, C] of features [N, D], unnormalised, of the row's tower."""
-        t, numbers = self.tensors, self.settings
+        t, numbers = {k: v.to(features.device) for k, v in self.tensors.items()}, self.settings
         if self.rule == "linear":
             return rules.linear_logits(features, t["weight"], t["bias"])
         if self.rule == "cosine":
@@ -99,7 +100,7 @@ class BaselineRow:
         name = sentence_vectors_name(numbers["text_fp"])
         _, vectors = snapshot.store.vectors(name, "text_hash", sentences.hashes)
         return rules.knn_sentence_logits(
-            features, vectors, sentences.labels, len(self.class_ids), numbers["k"]
+            features, vectors.to(features.device), sentences.labels, len(self.class_ids), numbers["k"]
         )
 
 
@@ -306,9 +307,10 @@ def score_baselines(
                 image_fp = encoder.image_fp
                 _embed(workspace, encoder, split, image_ids, progress)
             keys = [f"{i}:0" for i in image_ids]
-            known = {tower: workspace.store.vectors(image_vectors_name(image_fp), "vector_key", keys)[1]}
+            _, features = workspace.store.vectors(image_vectors_name(image_fp), "vector_key", keys)
+            known = {tower: features.to(choose_device())}
         note = "; ".join(filter(None, (row.note, _age(row, snapshot, name))))
-        yield replace(row, note=note), row.scores(known[tower], snapshot)
+        yield replace(row, note=note), row.scores(known[tower], snapshot).cpu()
 
 
 def _encoder_of(workspace: Workspace, row: BaselineRow, name: str) -> Encoder:
@@ -356,8 +358,8 @@ class _Making:
         ids = usable_images(self.workspace.snapshot(), split, [])["image_id"].to_pylist()
         _embed(self.workspace, encoder, split, ids, self.progress)
         found = image_set(self.workspace.snapshot(), split, image_fp=encoder.image_fp)  # what could be read
-        labels = class_positions(class_ids, found.class_ids)
-        return found.features[labels >= 0], labels[labels >= 0]
+        labels, device = class_positions(class_ids, found.class_ids), choose_device()
+        return found.features[labels >= 0].to(device), labels[labels >= 0].to(device)
 
     def trained_classes(self) -> Tensor:
         """The classes with training images, int64 [C]."""
@@ -413,7 +415,7 @@ class _Tower:
         note: str = "",
     ) -> BaselineRow:
         """A row over this tower's features and classes."""
-        tensors = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+        tensors = {k: v.cpu().float() if v.is_floating_point() else v.cpu() for k, v in tensors.items()}
         tower = (self.whose, self.checkpoint, self.encoder.image_fp, self.class_ids)
         return BaselineRow(label, rule, *tower, tensors, settings, probabilities, note)
 
@@ -465,7 +467,8 @@ def _fc_tower(making: _Making) -> tuple[_Tower, Tensor, Tensor]:
     rows = torch.isin(visual["class_ids"], making.trained_classes())
     digest = making.snapshot.commit.info.baseline_fc
     tower = _Tower.load(making, Encoder.open(folder), "fc", digest, visual["class_ids"][rows])
-    return tower, visual["weight"][rows], visual["bias"][rows]
+    weight, bias = (visual[name][rows].to(tower.features.device) for name in ("weight", "bias"))
+    return tower, weight, bias
 
 
 def _ncm(making: _Making) -> list[BaselineRow]:
@@ -577,11 +580,11 @@ def _vectors(making: _Making, encoder: Encoder, hashes: list[str], texts: list[s
     """Stored vectors of sentences, embedded where they lack; float32 [N_t, D], unnormalised."""
     name, store = sentence_vectors_name(encoder.text_fp), making.workspace.store
     try:
-        return store.vectors(name, "text_hash", hashes)[1]
+        return store.vectors(name, "text_hash", hashes)[1].to(choose_device())
     except MissingStepError:
         with making.workspace.transaction("embed for a baseline") as tx:  # only the cache grows: no commit
             embed_sentences(tx, encoder, hashes, texts, making.progress)
-    return store.vectors(name, "text_hash", hashes)[1]
+    return store.vectors(name, "text_hash", hashes)[1].to(choose_device())
 
 
 _FITS = dict(

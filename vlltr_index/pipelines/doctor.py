@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 from packaging.requirements import Requirement
 
-from vlltr_index.errors import VlltrError
+from vlltr_index.errors import UsageError, VlltrError
 from vlltr_index.store.workspace import Kind, Workspace
-from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from vlltr_index.store.history import Commit
@@ -86,8 +85,15 @@ def _device() -> Check:
     except Exception as error:  # whatever a half-installed package raises
         why = f"torch cannot be imported: {type(error).__name__}: {error}"
         return Check("device", "problem", why, "pip install --force-reinstall torch")
-    if not torch.cuda.is_available():
-        return Check("device", "ok", f"the processor, {many(torch.get_num_threads(), 'thread')}")
+    from vlltr_index.tensors import choose_device, cuda_problem, device_name
+
+    try:
+        device = choose_device()
+    except UsageError as error:
+        return Check("device", "problem", error.message, error.hint)
+    if device.type == "cpu":
+        no_gpu = cuda_problem(torch.device("cuda")) if torch.version.cuda else None
+        return Check("device", "ok", device_name(device) + (f"; no GPU: {no_gpu}" if no_gpu else ""))
     names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return Check("device", "ok", f"{', '.join(names)}; CUDA {torch.version.cuda}")
 

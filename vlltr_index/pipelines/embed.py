@@ -13,7 +13,9 @@ from vlltr_index.embedding.vectors import embed_images, embed_sentences
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import UsageError
 from vlltr_index.pipelines.status import encoder_change
-from vlltr_index.train.augment import make_augment
+from vlltr_index.tensors import device_name
+from vlltr_index.train.augment import ViewAugment
+from vlltr_index.train.data import SMALL_SIDE
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
@@ -75,14 +77,26 @@ def embed(
             _log.warning("%s: the trained one is used, until it is trained again: vlltr train cvlp", change)
         encoder = open_encoder(workspace, tx, check=not force)
         encoder.eval()
-        augment = make_augment(workspace.recipe.lgr.augment, encoder)
-        with _open_engine(engine, actors, encoder, augment) as computes:
+        _log.info("embed on %s, %s", device_name(encoder.device), encoder.precision)
+        if encoder.precision == "tf32":
+            _log.warning(
+                "encoder.precision is tf32: vectors differ by up to 1e-3 from fp32's, and stand for them"
+            )
+        augment = ViewAugment(workspace.recipe.lgr.augment, encoder)
+        workers = workspace.recipe.cvlp.workers if max(encoder.image_size) > SMALL_SIDE else 0
+        with _open_engine(engine, actors, encoder, augment, workers) as computes:
             report = _embed_all(workspace, tx, encoder, views, progress, computes)
         if _differs(tx.commit, encoder):
             tx.set(selection_id=None, head=None, index=None, fusion=None)
         tx.set(text_fp=encoder.text_fp, image_fp=encoder.image_fp)
         drawn = workspace.recipe.lgr.augment
-        tx.note(logit_scale=encoder.logit_scale, dim=encoder.dim, views=views, augment=drawn)
+        tx.note(
+            logit_scale=encoder.logit_scale,
+            dim=encoder.dim,
+            views=views,
+            augment=drawn,
+            precision=encoder.precision,
+        )
     return report
 
 
@@ -102,10 +116,10 @@ def _check_engine(engine: str, actors: int | None) -> None:
 
 
 def _open_engine(
-    name: EngineName, actors: int | None, encoder: Encoder, augment: Augment
+    name: EngineName, actors: int | None, encoder: Encoder, augment: Augment, workers: int
 ) -> AbstractContextManager[Engine]:
     if name == "local":
-        return nullcontext(LocalEngine(encoder, augment))
+        return nullcontext(LocalEngine(encoder, augment, workers))
     from vlltr_index.embedding.ray_engine import RayEngine
 
     return RayEngine(encoder, augment, actors)
@@ -127,11 +141,11 @@ def _embed_all(
     splits = sorted(set(tx.table("images", columns=["split"])["split"].to_pylist()))
     images = images_before = unreadable = 0
     for split in splits:
-        for view in range(views if split == "train" else 1):
-            made, had, failed = embed_images(
-                tx, encoder, split, view, config=config, progress=progress, engine=engine
-            )
-            images, images_before, unreadable = images + made, images_before + had, unreadable + failed
+        wanted = range(views if split == "train" else 1)
+        made, had, failed = embed_images(
+            tx, encoder, split, wanted, config=config, progress=progress, engine=engine
+        )
+        images, images_before, unreadable = images + made, images_before + had, unreadable + failed
     return EmbedReport(
         new, before, truncated, images, images_before, unreadable, encoder.text_fp, encoder.image_fp
     )

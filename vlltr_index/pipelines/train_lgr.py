@@ -43,6 +43,7 @@ from vlltr_index.pipelines.training import (
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.store.holdout import HeldOut, choose_held_out, read_held_out, write_held_out
+from vlltr_index.tensors import choose_device, device_name, memory_mended_by
 from vlltr_index.train.cvlp import StageOne
 from vlltr_index.train.data import TrainImages
 from vlltr_index.train.deciding import Decision, StageTwoData, decide, weigh, without_images
@@ -63,6 +64,8 @@ if TYPE_CHECKING:
 __all__ = ["train_lgr_stage"]
 
 _log = logging.getLogger(__name__)
+
+_LESS_MEMORY = "Try a smaller lgr.batch_size or fewer lgr.views, with --set, or --device cpu."
 
 
 def train_lgr_stage(
@@ -124,7 +127,8 @@ def _train_head(
         [hashlib.sha256(view.contiguous().numpy().data).hexdigest() for view in features],
     ]
     folder = run_folder(workspace, f"lgr-{short(digest_json(facts))}")
-    with held_folder(folder, command, resume) as resumed:
+    _log.info("%s on %s, fp32", command, device_name(choose_device()))
+    with held_folder(folder, command, resume) as resumed, memory_mended_by(command, _LESS_MEMORY):
         if workspace.recipe.fusion.rule == "ours":
             data, class_ids = _stage_two_data(workspace, snapshot, loaded, first, features)
             decision = decide(data, config, folder, progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache, partial
 from itertools import islice
@@ -22,17 +23,18 @@ from vlltr_index.embedding.crops import Crops
 from vlltr_index.embedding.loading import image_vectors_of, open_encoder
 from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.heads.explanation import ClassExplanation, explain_class
-from vlltr_index.heads.fusion import parts_of
+from vlltr_index.heads.fusion import FusedScores, parts_of
 from vlltr_index.recognition.in_words import numbered, sayings
 from vlltr_index.recognition.scorer import OTHER_RULE, Scorer, load_scorer
 from vlltr_index.schemas.records import ClassScore, Neighbour, Prediction, SentenceShare
+from vlltr_index.tensors import choose_device
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
     from vlltr_index.encoders.encoder import Encoder
-    from vlltr_index.heads.fusion import FusedScores, ImageSide
+    from vlltr_index.heads.fusion import ImageSide
     from vlltr_index.store.snapshot import ClassTable, Snapshot
     from vlltr_index.store.workspace import Workspace
 
@@ -41,6 +43,7 @@ __all__ = ["TEXT_COLUMNS", "Answers", "Texts", "load_answers", "texts_of"]
 _BATCH = 64
 _READERS = 8
 _MANY_ANCHORS = 64_000
+_CPU = torch.device("cpu")
 _CLASSES = 32  # whose training vectors are kept
 
 TEXT_COLUMNS = ("sentence_id", "text", "source", "source_ref", "licence")
@@ -63,6 +66,7 @@ class Answers:
         texts: Gives the texts of the anchors at least.
         training_images: Gives ids and uris of a class's training images, and their unit vectors [N, D]; None: there are
             none, as in an exported folder.
+        device: Where images are scored against all classes, as a rule the encoder's; scores come back to the CPU.
     """
 
     commit: int
@@ -73,6 +77,7 @@ class Answers:
     open_index: Callable[[], AnchorIndex | None]
     texts: Callable[[], Texts]
     training_images: Callable[[int], tuple[pa.Table, Tensor]] | None = None
+    device: torch.device = _CPU
 
     @property
     def encoder(self) -> Encoder:
@@ -218,7 +223,7 @@ class Answers:
         for batch in self._read(images, views):
             problems += [problem for _, _, problem in batch]
             if pixels := [read for _, read, _ in batch if read is not None]:
-                features.append(views.features(pixels))
+                features.append(views.features(pixels).cpu())
         return torch.cat(features), problems
 
     def feature(self, image: ImageSource, crops: int = 1) -> Tensor:
@@ -254,15 +259,30 @@ class Answers:
 
     @torch.inference_mode()
     def score(self, features: Tensor, retrieval: str = "faiss") -> tuple[FusedScores, Tensor]:
-        """Fused scores of features [B, D] over all classes [B, C], and the residual probability [B].
+        """Fused scores of features [B, D] over all classes [B, C], and the residual probability [B], on the CPU.
 
         The residual is the mass of the classes that were not scored exactly: 0 for `exhaustive`.
         """
         index = self._used_index if retrieval == "faiss" else None
         if index is None:
-            return self.scorer.exhaustive(features), torch.zeros(len(features))
+            found = self._placed.exhaustive(features.to(self.device, non_blocking=True))
+            if self.device.type != "cpu":  # in one piece: the device is waited for once
+                found = FusedScores(*torch.stack(list(found)).cpu())
+            return found, torch.zeros(len(features))
+        features = features.cpu()
         image, text, residual = self._retrieve(index, features)
         return self.scorer.fuse(image, text), residual
+
+    @cached_property
+    def _placed(self) -> Scorer:
+        """The scorer with its anchors and head on `device`; class numbers stay on the CPU."""
+        scorer = self.scorer
+        if self.device.type == "cpu":
+            return scorer
+        bank = replace(moved := scorer.bank.to(self.device), class_ids=scorer.bank.class_ids)
+        bank.__dict__["bounds"] = moved.bounds
+        saved = replace(scorer.saved, head=deepcopy(scorer.saved.head).to(self.device))
+        return replace(scorer, loaded=replace(scorer.loaded, bank=bank), saved=saved)
 
     @property
     def _used_index(self) -> AnchorIndex | None:
@@ -273,7 +293,7 @@ class Answers:
         """For each of features [B, D] whether it is of any class at all, and the likelihood that this is judged by."""
         if level is None:
             return [(None, None)] * len(features)
-        values = self.scorer.log_likelihoods(features).amax(1).tolist()
+        values = self._placed.log_likelihoods(features).amax(1).tolist()
         return [(value >= level, value) for value in values]
 
     def _retrieve(self, index: AnchorIndex, features: Tensor) -> tuple[ImageSide, Tensor, Tensor]:
@@ -364,6 +384,7 @@ class Answers:
         parts = fused.probabilities.gather(1, positions), *parts_of(fused, positions, rule)
         values = classes[positions], *parts, cosines.gather(1, positions)
         unit = "probability" if rule == "paper" else "log-odds"
+        features = features if explain == 0 else features.cpu()
         found = []
         for feature, row in zip(features, torch.stack([v.double() for v in values], 2).tolist(), strict=True):
             scores = []
@@ -463,6 +484,7 @@ def load_answers(workspace: Workspace, snapshot: Snapshot) -> Answers:
         scorer,
         snapshot.class_table(),
         open_encoder=cache(lambda: open_encoder(workspace, snapshot)),
+        device=choose_device(),
         open_index=cache(index),
         texts=cache(lambda: texts_of(snapshot.table("sentences", TEXT_COLUMNS))),
         training_images=lru_cache(_CLASSES)(partial(_training_images, snapshot)),

@@ -264,7 +264,7 @@ def search_sentences(
     encoder = open_encoder(workspace, snapshot)
     if is_image:
         crops = Crops(encoder)
-        vector = crops.features([crops.pixels(open_image(query))])[0]
+        vector = crops.features([crops.pixels(open_image(query))])[0].cpu()
     else:
         vector = encoder.encode_texts([query])[0]
     ranked = _ranked(snapshot, sentence_vectors_name(encoder.text_fp), rows, "text_hash", vector)

@@ -48,6 +48,7 @@ class Info(_Record):
     Attributes:
         logit_scale: The scale of the encoder that made the vectors.
         dim: Width of the vectors.
+        precision: Of the arithmetic that made the newest of them; tf32 is no part of their fingerprint.
         views: How many views of each training image have a vector.
         augment: How the augmented ones among them were made.
         select: The settings of the selection.
@@ -63,6 +64,7 @@ class Info(_Record):
 
     logit_scale: float | None = Field(default=None, gt=0)
     dim: int = Field(default=1, ge=1, le=2**20)
+    precision: Literal["fp32", "tf32", "bf16"] | None = None
     views: int = Field(default=1, ge=1, lt=2**53)
     augment: AugmentConfig | None = None
     select: dict[str, Any] | None = None

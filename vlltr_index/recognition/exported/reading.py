@@ -114,6 +114,7 @@ def read_model(folder: Path, device: str | torch.device | None = None, trust_ind
         open_encoder=lambda: encoder,
         open_index=lambda: index,
         texts=cache(lambda: texts_of(texts)),
+        device=encoder.device,
     )
 
 
