@@ -154,16 +154,15 @@ class Scorer:
         assert self.saved.parts is not None
         return fuse(image, text_logits, self.saved.parts.weights)
 
-    def resting(self, image: ImageSide, text_logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities [B, C], and how much of an answer rests on each class's text logit [B, C]."""
+    def resting(self, image: ImageSide, text_logits: Tensor) -> tuple[FusedScores, Tensor]:
+        """Fused scores, and how much of an answer rests on each class's text logit [B, C]."""
         fused = self.fuse(image, text_logits)
         if self.fusion.rule == "paper":
-            return fused.probabilities, fused.text_part
+            return fused, fused.text_part
         if self.fusion.rule == "logits":
-            return fused.probabilities, fused.probabilities
+            return fused, fused.probabilities
         assert self.saved.parts is not None
-        weights = self.saved.parts.weights
-        return fused.probabilities, resting(image, text_logits, fused.probabilities, weights)
+        return fused, resting(image, text_logits, fused.probabilities, self.saved.parts.weights)
 
     @torch.inference_mode()
     def exhaustive(self, features: Tensor) -> FusedScores:
