@@ -265,8 +265,8 @@ def _search(index: Any, queries: Tensor, k: int, options: Any) -> tuple[Tensor, 
 
     By address, as `faiss.contrib.torch_utils` has it, which takes no options and changes FAISS for the whole process.
     """
-    faiss, rows = _faiss(), torch.empty(len(queries), k, dtype=torch.int64, device=queries.device)
-    scores = torch.empty_like(rows, dtype=torch.float32)
+    faiss, shape = _faiss(), (len(queries), k)
+    scores, rows = queries.new_empty(shape), queries.new_empty(shape, dtype=torch.int64)
     asked, best = (faiss.cast_integer_to_float_ptr(part.data_ptr()) for part in (queries, scores))
     index.search_c(len(queries), asked, k, best, faiss.cast_integer_to_idx_t_ptr(rows.data_ptr()), options)
     return scores, rows

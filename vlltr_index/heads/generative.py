@@ -107,25 +107,19 @@ class GenerativeModel:
             [B, C], in the features' dtype, float32 at least.
         """
         check_matrix("features", features, columns=len(self.shared.centre))
-        device, dtype = features.device, torch.promote_types(features.dtype, torch.float32)
-        if (device, dtype) not in self._quadratics:
-            parts = self.shared.centre, self.shared.basis, *self._quadratic()
-            self._quadratics[device, dtype] = [part.to(device, dtype) for part in parts]
-        centre, basis, weights, offset = self._quadratics[device, dtype]
-        with full_precision(device):
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        weights, offset = (part.to(features.device, dtype) for part in self._quadratic)
+        centre, basis = (p.to(features.device, dtype) for p in (self.shared.centre, self.shared.basis))
+        with full_precision(features.device):
             z = (features.to(dtype) - centre) @ basis
-            return torch.addmm(offset, torch.cat([z.square(), z], 1), weights)
+            return torch.cat([z.square(), z], 1) @ weights - offset
 
     @cached_property
-    def _quadratics(self) -> dict[tuple[torch.device, torch.dtype], list[Tensor]]:
-        """Centre, basis and `_quadratic` by device and dtype, kept because they are large."""
-        return {}
-
     def _quadratic(self) -> tuple[Tensor, Tensor]:
-        """Float64 [2 D, C] and [C]: the log-likelihood is [z^2, z] @ weights + offset."""
+        """Float64 [2 D, C] and [C]: the log-likelihood is [z^2, z] @ weights - offset."""
         mean, variance = self.posterior
         weights = torch.cat([-0.5 / variance, mean / variance], 1).T.contiguous()
-        return weights, -0.5 * (mean.square() / variance + variance.log()).sum(1)
+        return weights, 0.5 * (mean.square() / variance + variance.log()).sum(1)
 
     def add_class(self, count: int, total: Tensor, prototype: Tensor) -> GenerativeModel:
         """The model with one more class, last; the others are as they were.

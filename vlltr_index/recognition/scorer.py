@@ -109,8 +109,10 @@ class Scorer:
 
     def visual_logits(self, features: Tensor) -> Tensor:
         """Logits of the visual classifier, [B, C]; minus infinity for a class without a row."""
-        rows = self.saved.head.visual_logits(features)
-        return class_logits(rows, class_positions(self.class_ids, self.row_owners), len(self.class_ids))
+        rows, owners = self.saved.head.visual_logits(features), self.row_owners
+        if torch.equal(owners, self.class_ids):  # each class has its row, in order: as a rule
+            return rows
+        return class_logits(rows, class_positions(self.class_ids, owners), len(self.class_ids))
 
     def log_likelihoods(self, features: Tensor) -> Tensor:
         """Of the generative model, [B, C]."""
