@@ -181,7 +181,10 @@ def test_without_faiss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_index(build_index(vectors, keys), tmp_path)
     loaded = load_index(tmp_path)
     assert loaded.kind == "torch"
-    assert plan(64_000) == ("torch", "64,000 anchors would be searched faster by FAISS, which is not installed")
+    assert plan(64_000) == (
+        "torch",
+        "64,000 anchors would be searched faster by FAISS, which is not installed",
+    )
     torch.testing.assert_close(
         loaded.search(queries(), 5)[0].double(), naive(vectors, queries(), 5), atol=1e-5, rtol=0
     )

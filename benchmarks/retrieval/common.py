@@ -35,7 +35,9 @@ class State:
         classes, dim = values["classes"], values["dim"]
         ids, rows = torch.arange(classes), torch.arange(len(anchors))
         bounds = torch.arange(classes + 1) * values["anchors"]
-        bank = AnchorBank(anchors, bounds, ids, rows, torch.zeros(len(anchors)))  # in order: nothing is copied
+        bank = AnchorBank(
+            anchors, bounds, ids, rows, torch.zeros(len(anchors))
+        )  # in order: nothing is copied
         head = LGRHead(dim, classes, logit_scale=50.0)
         with torch.no_grad():
             assert isinstance(head.visual_head, torch.nn.Linear)
@@ -113,7 +115,9 @@ class State:
             return {}
         queries = F.normalize(self.images[:BATCH], dim=1)
         if self._nearest is None:
-            self._nearest = (queries @ self.scorer.bank.vectors.T / self.scorer.bank.norms).topk(RECALL_AT).indices
+            self._nearest = (
+                (queries @ self.scorer.bank.vectors.T / self.scorer.bank.norms).topk(RECALL_AT).indices
+            )
         index = self.answers.__dict__["_index"]
         found = index.search(queries, RECALL_AT)[1]
         hit = (found[:, :, None] == self._nearest[:, None, :]).any(1)

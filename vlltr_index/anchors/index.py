@@ -30,6 +30,7 @@ __all__ = [
     "TorchIndex",
     "WithDelta",
     "build_index",
+    "gpu_count",
     "load_index",
     "plan",
     "save_index",
@@ -42,7 +43,9 @@ MANY_ANCHORS = 64_000
 """From here on retrieval is quicker than scoring all classes: four times for clustered anchors."""
 
 _FORMAT = 1
-_SAMPLE = 64  # anchors a cell that cells are fitted to; with 256 it takes four times as long and finds no more
+_SAMPLE = (
+    64  # anchors a cell that cells are fitted to; with 256 it takes four times as long and finds no more
+)
 _GPU_MAX_K = 2048  # FAISS refuses more on a GPU
 _GPU_SCRATCH = 2**28  # bytes of a GPU that FAISS keeps for its own work
 _log = logging.getLogger(__name__)
@@ -56,8 +59,8 @@ class FaissIndex:
         kind: `flat`, `ivf` or `hnsw`.
         keys: Int64 [A].
 
-    Queries on a GPU are answered there, by a copy of a `flat` or `ivf` index, one search at a time, since such indexes are
-    not safe between threads; by the CPU where the GPU has no room for it, and where k exceeds 2,048.
+    Queries on a GPU are answered there, by a copy of a `flat` or `ivf` index, one search at a time, since such
+    indexes are not safe between threads; by the CPU where the GPU has no room for it, and where k exceeds 2,048.
     """
 
     def __init__(self, index: Any, kind: str, keys: Tensor) -> None:
@@ -159,7 +162,19 @@ def plan(size: int) -> tuple[Literal["torch", "ivf"], str]:
         _faiss()
     except MissingStepError:
         return "torch", f"{size:,} anchors would be searched faster by FAISS, which is not installed"
-    return "ivf", f"{size:,} anchors: looking into the nearest cells alone is quicker than scoring every class"
+    return (
+        "ivf",
+        f"{size:,} anchors: looking into the nearest cells alone is quicker than scoring every class",
+    )
+
+
+def gpu_count() -> int:
+    """GPUs that FAISS can use; 0 with its CPU build.
+
+    Raises:
+        MissingStepError: FAISS cannot be imported.
+    """
+    return int(_faiss().get_num_gpus())
 
 
 def save_index(index: AnchorIndex, folder: Path) -> None:
@@ -303,9 +318,9 @@ class _OnGpu(NamedTuple):
 
 def _to_gpu(index: Any, device: torch.device) -> _OnGpu | None:
     """A copy on a GPU, or None with FAISS's CPU build. FAISS ends the process if asked without a GPU."""
-    faiss = _faiss()
-    if faiss.get_num_gpus() < 1:
+    if not gpu_count():
         return None
+    faiss = _faiss()
     resources = faiss.StandardGpuResources()
     resources.setTempMemory(_GPU_SCRATCH)
     resources.setDefaultNullStreamAllDevices()  # torch's: what it wrote is there when FAISS reads

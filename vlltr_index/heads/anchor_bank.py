@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from vlltr_index.errors import InputError
-from vlltr_index.tensors import check_labels, check_matrix, check_vector, full_precision, unit_rows, working_dtype
+from vlltr_index.tensors import (
+    check_labels,
+    check_matrix,
+    check_vector,
+    full_precision,
+    unit_rows,
+    working_dtype,
+)
 
 __all__ = ["LAYER_NORM_EPS", "AnchorBank", "Block"]
 
@@ -183,9 +190,7 @@ class AnchorBank:
                 self._grams[key] = padded @ padded.mT
         return self._grams[key]
 
-    def prototypes(
-        self, normalise_values: bool = False, beta: float = 0.0, unit: bool = False
-    ) -> Tensor:
+    def prototypes(self, normalise_values: bool = False, beta: float = 0.0, unit: bool = False) -> Tensor:
         """Mean anchor of each class, [C, D], float32 at least; kept.
 
         Args:
