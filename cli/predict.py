@@ -34,7 +34,7 @@ from vlltr_index.errors import InputError
     type=click.Choice(["auto", "faiss", "exhaustive"]),
     default="auto",
     show_default=True,
-    help="Score the classes that the index retrieves, or all; auto: all, below 64,000 anchors.",
+    help="Score the classes that the index retrieves, or all; auto: what is quicker.",
 )
 @click.option("--reject", is_flag=True, help='Say "none of these" where 95 % of known images are likelier.')
 @crops_option

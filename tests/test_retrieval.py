@@ -9,67 +9,91 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from worlds import DIM, World
 
-from vlltr_index.anchors.index import KINDS, build_index
-from vlltr_index.anchors.retrieval import (
-    AnchorClasses,
-    candidates,
-    estimated_text_logits,
-    retrieve_text_logits,
-)
+from vlltr_index.anchors.index import KINDS
+from vlltr_index.anchors.retrieval import estimated_text_logits, nearest_classes, retrieve
 from vlltr_index.errors import InputError
+from vlltr_index.heads.anchor_bank import AnchorBank
+from vlltr_index.heads.lgr import LGRHead
+from vlltr_index.heads.pairs import pair_text_logits
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
-
-
-def naive_candidates(world: World, image: int, want: int, prototypes: int, visual_top: int) -> set[int]:
-    """The three sets by Python loops."""
-    cosines = F.normalize(world.bank.vectors, dim=1) @ F.normalize(world.features[image], dim=0)
-    nearest: list[int] = []
-    for row in cosines.argsort(descending=True).tolist():
-        if (owner := int(world.bank.class_of_row[row])) not in nearest:
-            nearest.append(owner)
-    visual = world.by_class[image]
-    by_visual = [c for c in visual.argsort(descending=True).tolist() if visual[c] > float("-inf")]
-    by_prototype = world.prototypes[image].argsort(descending=True).tolist()
-    return {*nearest[:want], *by_prototype[:prototypes], *by_visual[:visual_top]}
 
 
 # ---- candidates
 
 
 @every_kind
-@pytest.mark.parametrize(("want", "prototypes", "visual_top"), [(8, 0, 0), (0, 5, 0), (0, 0, 7), (8, 5, 7)])
-def test_candidates_are_the_naive_ones(kind: str, want: int, prototypes: int, visual_top: int) -> None:
-    """Each image's set is that of a loop over anchors, prototypes and visual rows."""
+@pytest.mark.parametrize("neighbours", [0, 1, 8, 5000])
+def test_nearest_classes_are_the_naive_ones(kind: str, neighbours: int) -> None:
+    """Each image's set is that of a loop over its nearest anchors, also where there are no more of them."""
     world = World(200)
-    mask = candidates(
-        world.features, world.index(kind), world.prototypes, world.by_class, world.anchor_classes,
-        want=want, prototypes=prototypes, visual_top=visual_top,
-    )  # fmt: skip
+    mask = nearest_classes(world.features, world.index(kind), world.anchor_classes, neighbours)
     assert mask.shape == (12, 200)
-    assert mask.dtype == torch.bool
     same = 0
     for image in range(12):
-        found = set(mask[image].nonzero()[:, 0].tolist())
-        expected = naive_candidates(world, image, want, prototypes, visual_top)
-        assert len(found & expected) >= 0.8 * len(expected)
-        same += found == expected
+        cosines = F.normalize(world.bank.vectors, dim=1) @ F.normalize(world.features[image], dim=0)
+        rows = cosines.argsort(descending=True)[:neighbours].tolist()
+        same += set(mask[image].nonzero()[:, 0].tolist()) == {int(world.bank.class_of_row[r]) for r in rows}
     assert same == 12 or (kind in ("ivf", "hnsw") and same >= 9)
 
 
-def test_neighbours_are_doubled_until_there_are_enough_classes() -> None:
-    """900 anchors of class 0 that lie nearer to every image than those of 99 other classes do not use up the search."""
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(999, DIM, generator=generator) * torch.cat(
-        [torch.full((900, 1), 0.01), torch.ones(99, 1)]
-    )
-    owner = torch.cat([torch.zeros(900, dtype=torch.int64), torch.arange(1, 100)])
-    index = build_index(F.normalize(1.0 + noise, dim=1), torch.arange(999))
-    anchor_classes = AnchorClasses(torch.arange(999), owner, 100)
-    features = torch.ones(2, DIM)
-    empty = torch.full((2, 100), float("-inf"))
-    mask = candidates(features, index, empty, empty, anchor_classes, want=10, prototypes=0, visual_top=0)
-    assert mask.sum(1).tolist() == [10, 10]
+def test_candidates_are_the_best_of_each_side() -> None:
+    """The best prototypes and image scores, and what the answer by prototypes rests on, are scored exactly."""
+    world = World(400, alpha=None)
+    found = world.retrieve(neighbours=0)
+    _, rests = world.fuse(torch.arange(12), world.prototypes)
+    for image in range(12):
+        for side in (world.prototypes, world.by_class, rests):
+            assert bool(found.candidates[image, side[image].topk(3).indices].all())
+        left = rests[image][~found.candidates[image]].sum()
+        assert float(left) <= 0.025 + 1e-6
+
+
+def test_an_image_that_wants_many_classes_has_all_scored() -> None:
+    """A flat answer is exact, and its residual is zero; a peaked one beside it is left as it is alone."""
+    world = World(200, scale=1.0, alpha=None)
+    found = world.retrieve()
+    assert bool(found.candidates.all())
+    assert float(found.residual.abs().max()) == 0.0
+    torch.testing.assert_close(found.fused.text_logits, world.exact, atol=1e-4, rtol=1e-5)
+
+
+# ---- pairs of an image and a class
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("normalise", "loss_bias"), [(False, True), (True, True), (True, False)])
+def test_pairs_are_what_the_head_gives(dtype: torch.dtype, normalise: bool, loss_bias: bool) -> None:
+    """Pairs in any order, also repeated ones, of ragged classes."""
+    world = World(40)
+    generator = torch.Generator().manual_seed(1)
+    losses = 3 * torch.rand(len(world.bank.vectors), generator=generator)
+    bank = AnchorBank.build(world.bank.vectors.to(dtype), world.bank.class_of_row, range(40), losses)
+    head = LGRHead(DIM, 0, normalise_values=normalise, loss_bias=loss_bias).to(dtype)
+    images = torch.randint(0, 12, (9000,), generator=generator)
+    classes = torch.randint(0, 40, (9000,), generator=generator)
+    features = world.features.to(dtype)
+    found = pair_text_logits(head, features, bank, images, classes)
+    expected = head.text_logits(features, bank).detach()[images, classes]
+    torch.testing.assert_close(found, expected, atol=2e-4 if dtype == torch.float32 else 1e-10, rtol=1e-5)
+    assert pair_text_logits(head, features, bank, images[:0], classes[:0]).shape == (0,)
+
+
+def test_pairs_of_anchors_that_cancel() -> None:
+    """Where attended anchors cancel to nothing the cosine is zero, as the head has it."""
+    bank = AnchorBank.build(torch.tensor([[1.0, 2.0], [-1.0, -2.0]]), torch.zeros(2, dtype=torch.int64), [0])
+    head, none = LGRHead(2, 0), torch.zeros(1, dtype=torch.int64)
+    head.query_proj.weight.data.zero_()
+    assert pair_text_logits(head, torch.ones(1, 2), bank, none, none).tolist() == [0.0]
+
+
+def test_pairs_out_of_range() -> None:
+    """An image or a class that is not there is refused."""
+    world, one = World(5), torch.ones(1, dtype=torch.int64)
+    with pytest.raises(InputError, match="images"):
+        pair_text_logits(world.head, world.features, world.bank, 12 * one, one)
+    with pytest.raises(InputError, match="classes"):
+        pair_text_logits(world.head, world.features, world.bank, one, 5 * one)
 
 
 # ---- estimates
@@ -109,13 +133,13 @@ def test_agrees_with_scoring_every_class(kind: str, alpha: float | None) -> None
     """Winners are the same, probabilities differ by no more than what rests on estimates, in a sum and in a product."""
     world = World(200, alpha=alpha)
     found = world.retrieve(world.index(kind))
-    ours, full = world.probabilities(found.text_logits), world.probabilities(world.exact)
+    ours, full = found.fused.probabilities, world.probabilities(world.exact)
     assert found.candidates.float().mean() < 0.6
     assert bool((found.residual <= 0.05).all())
     assert torch.equal(ours.argmax(1), full.argmax(1))
     assert float((ours - full).abs().sum(1).max()) / 2 <= 0.05
     kept = found.candidates
-    torch.testing.assert_close(found.text_logits[kept], world.exact[kept], atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(found.fused.text_logits[kept], world.exact[kept], atol=1e-4, rtol=1e-5)
 
 
 def test_classes_join_until_the_residual_is_small() -> None:
@@ -127,54 +151,52 @@ def test_classes_join_until_the_residual_is_small() -> None:
     assert bool((found.residual <= limit).all())
     assert bool((found.candidates | ~first.candidates).all())
     assert bool((found.candidates.sum(1) > first.candidates.sum(1)).all())
-    ours, full = world.probabilities(found.text_logits), world.probabilities(world.exact)
+    ours, full = found.fused.probabilities, world.probabilities(world.exact)
     assert torch.equal(ours.argmax(1), full.argmax(1))
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, None])
 def test_an_estimated_class_never_wins(alpha: float | None) -> None:
     """Whatever the visual side prefers, in a sum or in a product: a class that would win is scored exactly first."""
-    world = World(200, alpha=alpha, scale=15.0)
-    found = world.retrieve(want=1, prototypes=1, visual_top=0, max_residual=1.0)
-    winners = world.probabilities(found.text_logits).argmax(1)
+    world = World(400, alpha=alpha, scale=15.0)
+    found = world.retrieve(neighbours=0, best=1, max_residual=1.0)
+    winners = found.fused.probabilities.argmax(1)
     assert bool(found.candidates[torch.arange(12), winners].all())
 
 
-def test_an_image_alone_and_among_others() -> None:
-    """The answer does not depend on the images beside it, nor on the way many images are scored."""
-    world = World(400, images=24)
+@pytest.mark.parametrize(("alpha", "scale"), [(0.5, 15.0), (None, 10.0), (None, 6.0)])
+def test_an_image_alone_and_among_others(alpha: float | None, scale: float) -> None:
+    """The answer does not depend on the images beside it, nor on how many of them have all classes scored."""
+    world = World(400, images=24, alpha=alpha, scale=scale)
     together = world.retrieve()
-    for image in range(0, 24, 5):
-        row = slice(image, image + 1)
-        alone = retrieve_text_logits(
-            world.features[row], world.index(), world.anchor_classes, world.prototypes[row], world.by_class[row],
-            lambda rows, classes, at=image: world.score(rows + at, classes),
-            lambda rows, logits, at=image: world.fuse(rows + at, logits),
-            want=6, prototypes=6, visual_top=3,
-        )  # fmt: skip
+    assert 0 < int(together.candidates.all(1).sum()) < 24
+    for image in range(24):
+        alone = world.retrieve(only=slice(image, image + 1))
         assert torch.equal(alone.candidates[0], together.candidates[image])
-        torch.testing.assert_close(alone.text_logits[0], together.text_logits[image], atol=1e-4, rtol=1e-5)
+        for mine, theirs in zip(alone.fused, together.fused, strict=True):
+            torch.testing.assert_close(mine[0], theirs[image], atol=1e-4, rtol=1e-4)
 
 
 def test_what_does_not_fit_is_refused() -> None:
     """Shapes and numbers are checked before anything is searched; an empty batch gives an empty answer."""
     found = World(200, images=0).retrieve()
-    assert found.text_logits.shape == found.candidates.shape == (0, 200)
+    assert found.fused.text_logits.shape == found.candidates.shape == (0, 200)
     world = World(200)
-    index, keys = world.index(), world.anchor_classes
-    with pytest.raises(InputError, match=r"prototype_logits must have shape \[12, 200\], got \[12, 199\]"):
-        candidates(world.features, index, world.prototypes[:, 1:], world.by_class, keys)
-    with pytest.raises(InputError, match="numbers of candidates cannot be negative: 6, -1, 3"):
-        world.retrieve(prototypes=-1)
+    with pytest.raises(InputError, match=r"visual_scores must have shape \[12, 200\], got \[12, 199\]"):
+        retrieve(
+            world.features, world.head, world.bank, world.index(), world.anchor_classes, world.by_class[:, 1:],
+            world.fuse,
+        )  # fmt: skip
+    with pytest.raises(InputError, match="at least one class must be a candidate, got best = 0"):
+        world.retrieve(best=0)
 
 
 def test_no_class() -> None:
     """Without a class there is nothing to answer, and the message says what to run."""
-    empty, none = torch.empty(1, 0), torch.empty(0, dtype=torch.int64)
-    index = World(3).index()
+    world, none = World(3), torch.empty(0, dtype=torch.int64)
+    bank = AnchorBank(torch.empty(0, DIM), torch.zeros(1, dtype=torch.int64), none, none, torch.empty(0))
     with pytest.raises(InputError) as caught:
-        retrieve_text_logits(
-            torch.ones(1, DIM), index, AnchorClasses(none, none, 0), empty, empty,
-            lambda rows, classes: empty, lambda rows, logits: (empty, empty),
-        )  # fmt: skip
+        retrieve(
+            world.features, world.head, bank, world.index(), world.anchor_classes, world.by_class, world.fuse
+        )
     assert str(caught.value) == "there is no class to score\nRun: vlltr select"

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlltr_index.anchors.index import AnchorIndex, build_index
-from vlltr_index.anchors.retrieval import AnchorClasses, Retrieved, retrieve_text_logits
+from vlltr_index.anchors.retrieval import AnchorClasses, Retrieved, retrieve
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.fusion import (
+    FusedScores,
     Meeting,
     PartWeights,
     class_logits,
@@ -99,35 +100,35 @@ class World:
     def exact(self) -> Tensor:
         return self.head.text_logits(self.features, self.bank).detach()
 
-    def fuse(self, rows: Tensor, text_logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities, and how much of each rests on the text: all of it in a product."""
+    def fuse(self, rows: Tensor, text_logits: Tensor) -> tuple[FusedScores, Tensor]:
+        """Fused scores, and how much of each answer rests on the text: all of it in a product."""
         if self.alpha is not None:
             fused = fuse_protocol(self.by_class[rows], text_logits, "paper", self.alpha)
-            return fused.probabilities, fused.text_part
+            return fused, fused.text_part
         weights = PartWeights(0.5, 0.5, 1.0, Meeting(1.0, 1.0), Meeting(0.5, 1.5))
         likelihoods = self.features[rows] @ self.centres.T / 20
         trained = torch.arange(self.classes) < self.rows
         pictured = torch.arange(self.classes) <= self.rows
         image = image_side(self.by_class[rows], likelihoods, trained, pictured, weights)
-        chances = fuse(image, text_logits, weights).probabilities
-        return chances, resting(image, text_logits, chances, weights)
-
-    def score(self, rows: Tensor, classes: Tensor | None) -> Tensor:
-        bank = self.bank if classes is None else self.bank.select(classes)
-        return self.head.text_logits(self.features[rows], bank)
+        fused = fuse(image, text_logits, weights)
+        return fused, resting(image, text_logits, fused.probabilities, weights)
 
     def probabilities(self, text_logits: Tensor) -> Tensor:
-        return self.fuse(torch.arange(self.images), text_logits)[0]
+        return self.fuse(torch.arange(self.images), text_logits)[0].probabilities
 
-    def retrieve(self, index: AnchorIndex | None = None, **options: float) -> Retrieved:
-        numbers: dict[str, float] = {"want": 6, "prototypes": 6, "visual_top": 3} | options
-        return retrieve_text_logits(
-            self.features,
+    def retrieve(
+        self, index: AnchorIndex | None = None, only: slice = slice(None), **options: float
+    ) -> Retrieved:
+        """By way of an index; of some of the images."""
+        numbers: dict[str, float] = {"neighbours": 12, "best": 3} | options
+        start = only.start or 0
+        return retrieve(
+            self.features[only],
+            self.head,
+            self.bank,
             index or self.index(),
             self.anchor_classes,
-            self.prototypes,
-            self.by_class,
-            self.score,
-            self.fuse,
+            self.by_class[only],
+            lambda rows, text: self.fuse(rows + start, text),
             **numbers,  # type: ignore[arg-type]  # one dict holds whole numbers and max_residual
         )

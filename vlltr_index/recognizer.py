@@ -227,8 +227,8 @@ class Recognizer:
             top: Classes an image.
             explain: Sentences a class, by their share of its text score; those that say the same but for a template
                 count as one.
-            retrieval: `faiss` scores the classes that the index retrieves; `exhaustive` all of them; `auto` all where
-                there are fewer than 64,000 anchors, which is quicker then.
+            retrieval: `faiss` scores the classes that the index retrieves; `exhaustive` all of them; `auto` takes
+                what is quicker: all, where there are fewer than 64,000 anchors, an exact index or a GPU.
             reject: Whether each prediction says if the image is of any of the classes at all (`known`).
             crops: Crops of each image that make its feature: 1, or 5 (the centre and the corners).
             only: Names of classes: the answer is among them, as if there were no others.
@@ -304,6 +304,7 @@ class Recognizer:
     def score(self, features: Tensor, retrieval: str = "faiss") -> tuple[FusedScores, Tensor]:
         """Fused scores of features [B, D] over all classes [B, C] of `commit`, and the residual probability [B].
 
-        The residual is the mass of the classes that were not scored exactly: 0 for `exhaustive`.
+        `retrieval` is as for `predict`. The residual is the mass of the classes that were not scored exactly: 0 for
+        `exhaustive`.
         """
         return self._answers.score(features, retrieval)

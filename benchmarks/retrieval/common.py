@@ -23,7 +23,7 @@ from vlltr_index.recognition.predictor import Answers
 from vlltr_index.recognition.scorer import Scorer
 from vlltr_index.schemas.config import FusionConfig
 
-BATCH, SINGLES, RECALL_AT = 128, 16, 64
+BATCH, SINGLES, RECALL_AT = 128, 16, 32
 IMAGES_EACH = 5
 
 
@@ -33,27 +33,34 @@ class State:
     def __init__(self, inputs: Arrays, values: dict[str, Any]) -> None:
         anchors = torch.from_numpy(inputs["anchors"])
         classes, dim = values["classes"], values["dim"]
-        owner = torch.arange(classes).repeat_interleave(values["anchors"])
-        bank = AnchorBank.build(anchors, owner, list(range(classes)))
+        ids, rows = torch.arange(classes), torch.arange(len(anchors))
+        bounds = torch.arange(classes + 1) * values["anchors"]
+        bank = AnchorBank(
+            anchors, bounds, ids, rows, torch.zeros(len(anchors))
+        )  # in order: nothing is copied
         head = LGRHead(dim, classes, logit_scale=50.0)
         with torch.no_grad():
             assert isinstance(head.visual_head, torch.nn.Linear)
             visual = torch.from_numpy(inputs["visual"])
             head.visual_head.weight.copy_(visual)
             head.visual_head.bias.zero_()
-        ids = torch.arange(classes)
         saved = SavedHead(head.eval(), ids, "text", "image", _parts(dim))
         means = F.normalize(visual.double(), dim=1)
         stats = ClassStats(ids, torch.full((classes,), IMAGES_EACH), IMAGES_EACH * means)
-        loaded = LoadedBank(bank, torch.arange(len(anchors)), [], "one")
+        loaded = LoadedBank(bank, rows, [], "one")
         self.scorer = Scorer.build(loaded, saved, stats, FusionConfig(), {})
         self.images = torch.from_numpy(inputs["images"])
-        self.keys = torch.arange(len(anchors))
-        self.unit = F.normalize(anchors, dim=1)
+        self.keys = rows
         self.facts: dict[str, Any] = {}
         self.answers: Answers | None = None
+        self.way = "faiss"
         self.change: Callable[[], object] | None = None
         self._nearest: Tensor | None = None
+
+    @property
+    def unit(self) -> Tensor:
+        """The anchors at length one; made anew each time, for memory."""
+        return F.normalize(self.scorer.bank.vectors, dim=1)
 
     def use(self, index: Any, build_seconds: float) -> State:
         """Answer by way of this index."""
@@ -92,7 +99,7 @@ class State:
         """Probabilities of all classes [B, C]."""
         if self.answers is None:
             return self.scorer.exhaustive(images).probabilities
-        return self.answers.score(images)[0].probabilities
+        return self.answers.score(images, self.way)[0].probabilities
 
     def _changes(self) -> dict[str, float]:
         """Processor seconds to add 64 anchors and remove 64."""
@@ -108,7 +115,9 @@ class State:
             return {}
         queries = F.normalize(self.images[:BATCH], dim=1)
         if self._nearest is None:
-            self._nearest = (queries @ self.unit.T).topk(RECALL_AT, dim=1).indices
+            self._nearest = (
+                (queries @ self.scorer.bank.vectors.T / self.scorer.bank.norms).topk(RECALL_AT).indices
+            )
         index = self.answers.__dict__["_index"]
         found = index.search(queries, RECALL_AT)[1]
         hit = (found[:, :, None] == self._nearest[:, None, :]).any(1)
@@ -131,7 +140,8 @@ def built(inputs: Arrays, values: dict[str, Any], kind: str) -> State:
     start = time.perf_counter()
     index = build_index(state.unit, state.keys, kind)
     state.use(index, time.perf_counter() - start)
-    new = F.normalize(torch.randn(64, state.unit.shape[1], generator=torch.Generator().manual_seed(0)), dim=1)
+    state.way = "auto" if kind == "auto" else "faiss"
+    new = F.normalize(torch.randn(64, values["dim"], generator=torch.Generator().manual_seed(0)), dim=1)
     keys = torch.arange(64)
     state.change = lambda: WithDelta(index, new, keys + len(state.keys), keys)
     return state

@@ -33,11 +33,12 @@ def prepare(inputs: Arrays, values: dict[str, Any]) -> State:
 
     state = State(inputs, values)
     start = time.perf_counter()
-    size, dim = state.unit.shape
+    unit = state.unit.numpy()
+    size, dim = unit.shape
     cells = 1 << int(math.log2(4 * math.sqrt(size)))
     index = faiss.index_factory(dim, f"IVF{cells},PQ64x4fsr,RFlat", faiss.METRIC_INNER_PRODUCT)
-    index.train(state.unit.numpy())
-    index.add(state.unit.numpy())
+    index.train(unit)
+    index.add(unit)
     index.k_factor = 4
     faiss.extract_index_ivf(index).nprobe = max(32, cells // 32)
     return state.use(_Compressed(index, state.keys), time.perf_counter() - start)

@@ -39,7 +39,7 @@ def prepare(inputs: Arrays, values: dict[str, Any]) -> State:
     """Fill a table, build its index."""
     state = State(inputs, values)
     start = time.perf_counter()
-    dim = state.unit.shape[1]
+    dim = values["dim"]
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(state.unit.numpy().ravel()), dim)
     rows = pa.table({"key": pa.array(state.keys.numpy()), "vector": vectors})
     table = lancedb.connect(tempfile.mkdtemp(prefix="vlltr-retrieval-")).create_table("anchors", data=rows)

@@ -1,4 +1,4 @@
-"""The kind that `vlltr index` picks by itself."""
+"""The kind that `vlltr index` picks by itself, used or not as `vlltr predict` does by itself."""
 
 from __future__ import annotations
 

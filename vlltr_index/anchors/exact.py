@@ -71,6 +71,7 @@ class TorchIndex:
 
     def __init__(self, vectors: Tensor, keys: Tensor) -> None:
         self.vectors, self.keys = vectors, keys
+        self._copies = dict[torch.device, Tensor]()
 
     @property
     def dim(self) -> int:
@@ -87,16 +88,19 @@ class TorchIndex:
         """See `AnchorIndex.search`."""
         wanted = check_search(queries, k, self.dim)
         with full_precision(queries.device):
-            parts = [self._part(part, min(k, self.size)) for part in torch.split(wanted, 512)]
+            if wanted.device not in self._copies:
+                self._copies[wanted.device] = self.vectors.to(wanted.device)
+            vectors = self._copies[wanted.device]
+            parts = [self._part(vectors, part, min(k, self.size)) for part in torch.split(wanted, 512)]
         scores, rows = (torch.cat(column) for column in zip(*parts, strict=True))
-        return padded(scores, self.keys[rows], k, queries.device)
+        return padded(scores, self.keys.to(rows.device)[rows], k)
 
-    def _part(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def _part(self, vectors: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Best k rows, taken over pieces of the anchors so that no [B, A] matrix is ever held."""
         rows_at_once = max(_SCORES_AT_ONCE // max(len(queries), 1), k, 1)
-        best, rows = queries.new_empty((len(queries), 0)), self.keys.new_empty((len(queries), 0))
+        best, rows = queries.new_empty((len(queries), 0)), torch.empty_like(queries[:, :0], dtype=torch.int64)
         for start in range(0, self.size, rows_at_once):
-            scores, found = (queries @ self.vectors[start : start + rows_at_once].T).topk(
+            scores, found = (queries @ vectors[start : start + rows_at_once].T).topk(
                 min(k, self.size - start, rows_at_once)
             )
             best, rows = torch.cat([best, scores], 1), torch.cat([rows, found + start], 1)
@@ -151,7 +155,7 @@ class WithDelta:
             new = self.delta.search(wanted, k)
             scores, keys = torch.cat([scores, new[0]], 1), torch.cat([keys, new[1]], 1)
         best, order = scores.topk(min(k, scores.shape[1]))
-        return padded(best, keys.gather(1, order), k, queries.device)
+        return padded(best, keys.gather(1, order), k)
 
     def _live(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """At least the best k of the base that are not hidden; asks deeper only where that was not enough."""
@@ -159,7 +163,7 @@ class WithDelta:
         depth = min(most, k + min(k, len(self._hidden)))
         while True:
             scores, keys = self.base.search(queries, max(depth, 1))
-            scores = scores.masked_fill(torch.isin(keys, self._hidden), float("-inf"))
+            scores = scores.masked_fill(torch.isin(keys, self._hidden.to(keys.device)), float("-inf"))
             if depth >= most or bool((scores.isfinite().sum(1) >= k).all()):
                 return scores, keys.masked_fill(scores.isneginf(), -1)
             depth = min(most, 2 * depth)
@@ -172,7 +176,7 @@ def check_anchors(vectors: Tensor, keys: Tensor, dim: int | None = None) -> tupl
     vectors, keys = vectors.detach().cpu().float().contiguous(), keys.detach().cpu().long().contiguous()
     if len(keys) and (int(keys.min()) < 0 or len(torch.unique(keys)) != len(keys)):
         raise InputError("anchor keys must be distinct and not negative")
-    wrong = ((vectors.square().sum(1) - 1).abs() <= 2e-3).logical_not().nonzero()
+    wrong = ((torch.linalg.vector_norm(vectors, dim=1) - 1).abs() <= 1e-3).logical_not().nonzero()
     if len(wrong):
         row = int(wrong[0, 0])
         raise InputError(
@@ -184,19 +188,16 @@ def check_anchors(vectors: Tensor, keys: Tensor, dim: int | None = None) -> tupl
 
 
 def check_search(queries: Tensor, k: int, dim: int) -> Tensor:
-    """Queries [B, D] as contiguous float32 on the CPU, after a look at them."""
+    """Queries [B, D] as contiguous float32 where they lie, after a look at them."""
     check_matrix("queries", queries, columns=dim)
     if k < 1:
         raise InputError(f"k must be at least 1, got {k}")
     if not bool(queries.isfinite().all()):
         raise InputError("a query holds values that are not finite")
-    return queries.detach().cpu().float().contiguous()
+    return queries.detach().float().contiguous()
 
 
-def padded(scores: Tensor, keys: Tensor, k: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Results [B, at most k] widened to [B, k], on the device wanted."""
+def padded(scores: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Results [B, at most k] widened to [B, k]."""
     missing = k - scores.shape[1]
-    if missing:
-        scores = F.pad(scores, (0, missing), value=float("-inf"))
-        keys = F.pad(keys, (0, missing), value=-1)
-    return scores.to(device), keys.to(device)
+    return F.pad(scores, (0, missing), value=float("-inf")), F.pad(keys, (0, missing), value=-1)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -22,6 +24,7 @@ from vlltr_index.errors import InputError, MissingStepError, WorkspaceError
 
 __all__ = [
     "KINDS",
+    "MANY_ANCHORS",
     "AnchorIndex",
     "FaissIndex",
     "TorchIndex",
@@ -36,11 +39,16 @@ __all__ = [
 KINDS = ("torch", "flat", "ivf", "hnsw")
 """`torch` and `flat` are exact, `ivf` and `hnsw` approximate; `torch` does without FAISS."""
 
-_EXACT_FLOATS = 2**27  # up to here an exact search takes about 6 ms an image on two cores
-_GPU_FLOATS = 2**32  # 16 GiB of float32
+MANY_ANCHORS = 64_000
+"""From here on retrieval is quicker than scoring all classes: four times for clustered anchors."""
+
 _FORMAT = 1
+_SAMPLE = (
+    64  # anchors a cell that cells are fitted to; with 256 it takes four times as long and finds no more
+)
 _GPU_MAX_K = 2048  # FAISS refuses more on a GPU
-_SECONDS_A_FLOAT = 4.4e-11  # exact search, a query of 128, on two cores
+_GPU_SCRATCH = 2**28  # bytes of a GPU that FAISS keeps for its own work
+_log = logging.getLogger(__name__)
 
 
 class FaissIndex:
@@ -51,12 +59,13 @@ class FaissIndex:
         kind: `flat`, `ivf` or `hnsw`.
         keys: Int64 [A].
 
-    A flat index is answered by the GPU where FAISS sees one.
+    Queries on a GPU are answered there, by a copy of a `flat` or `ivf` index, one search at a time, since such
+    indexes are not safe between threads; by the CPU where the GPU has no room for it, and where k exceeds 2,048.
     """
 
     def __init__(self, index: Any, kind: str, keys: Tensor) -> None:
         self.index, self.kind, self.keys = index, kind, keys
-        self._gpu: _OnGpu | None = _to_gpu(index) if kind == "flat" else None
+        self._lock, self._copies = Lock(), dict[torch.device, _OnGpu | None]()
 
     @property
     def dim(self) -> int:
@@ -78,27 +87,32 @@ class FaissIndex:
             effort *= 4
             scores[short], rows[short] = self._once(wanted[short], count, effort)
             short = (rows < 0).any(1)
-        keys = torch.where(rows < 0, -1, self.keys[rows.clamp(min=0)])
-        return padded(scores.masked_fill(rows < 0, float("-inf")), keys, k, queries.device)
+        keys = torch.where(rows < 0, -1, self.keys.to(rows.device)[rows.clamp(min=0)])
+        return padded(scores.masked_fill(rows < 0, float("-inf")), keys, k)
 
     def _once(self, queries: Tensor, k: int, effort: int) -> tuple[Tensor, Tensor]:
-        faiss, array = _faiss(), queries.numpy()
-        if self.kind == "flat":
-            index = self._gpu.index if self._gpu is not None and k <= _GPU_MAX_K else self.index
-            found = index.search(array, k)
-        elif self.kind == "ivf":
-            found = self.index.search(
-                array, k, params=faiss.SearchParametersIVF(nprobe=self._probes(k, effort))
-            )
-        else:
-            params = faiss.SearchParametersHNSW(efSearch=self._breadth(k, effort))
-            found = self.index.search(array, k, params=params)
-        return torch.from_numpy(found[0]), torch.from_numpy(found[1])
+        faiss, device, options = _faiss(), queries.device, None
+        if self.kind == "ivf":
+            options = faiss.SearchParametersIVF(nprobe=self._probes(k, effort))
+        elif self.kind == "hnsw":
+            options = faiss.SearchParametersHNSW(efSearch=self._breadth(k, effort))
+        if device.type == "cuda" and self.kind != "hnsw" and k <= _GPU_MAX_K:
+            with self._lock:
+                try:
+                    if device not in self._copies:
+                        self._copies[device] = _to_gpu(self.index, device)
+                    if (copy := self._copies[device]) is not None:
+                        return _search(copy.index, queries, k, options)
+                except RuntimeError as error:
+                    _log.warning("FAISS searches on the CPU, since on %s it fails: %s", device, error)
+                    self._copies[device] = None
+        scores, rows = _search(self.index, queries.cpu(), k, options)
+        return scores.to(device), rows.to(device)
 
     def _probes(self, k: int, effort: int) -> int:
-        """Cells to look into: enough to meet about 16 k anchors."""
+        """Cells to look into: four, or more to meet about 512 anchors and 16 k."""
         cells = int(self.index.nlist)
-        usual = max(32, cells // 32, math.ceil(16 * k * cells / self.size))
+        usual = max(4, math.ceil(max(512, 16 * k) * cells / self.size))
         return min(cells, usual * effort)
 
     def _breadth(self, k: int, effort: int) -> int:
@@ -128,7 +142,7 @@ def build_index(vectors: Tensor, keys: Tensor, kind: str = "auto", seed: int = 0
     if not len(keys):
         raise InputError("there are no anchors to index", "Run: vlltr select")
     if kind == "auto":
-        kind, _ = plan(vectors.shape[0], vectors.shape[1], gpu=gpu_count() > 0)
+        kind, _ = plan(len(vectors))
     if kind == "torch":
         return TorchIndex(vectors, keys)
     if kind not in KINDS:
@@ -136,32 +150,31 @@ def build_index(vectors: Tensor, keys: Tensor, kind: str = "auto", seed: int = 0
     return FaissIndex(_build_faiss(_faiss(), vectors, kind, seed), kind, keys)
 
 
-def plan(size: int, dim: int, gpu: bool = False) -> tuple[Literal["torch", "flat", "ivf"], str]:
-    """Which kind suits `size` anchors of width `dim`, and why in words.
+def plan(size: int) -> tuple[Literal["torch", "ivf"], str]:
+    """Which kind suits `size` anchors, and why in words.
 
-    Exact search as long as it is fast enough: on a GPU up to 16 GiB of vectors, otherwise up to 2^27 numbers.
-    Beyond that cells (IVF) without compression; compressed vectors lose too many neighbours. HNSW is
-    built only on request: it takes long to build and finds no more.
+    Few are scored all at once whatever the index. Beyond, cells (IVF) without compression; compressed vectors lose too
+    many neighbours. HNSW is built only on request: it takes long to build and finds no more.
     """
-    numbers = f"{size:,} anchors of width {dim:,}"
-    if gpu and size * dim <= _GPU_FLOATS:
-        return "flat", f"{numbers} fit a GPU, which searches them exactly"
-    milliseconds = size * dim * _SECONDS_A_FLOAT * 1000
-    if size * dim <= _EXACT_FLOATS:
-        return (
-            "torch",
-            f"{numbers}: exact search takes about {max(milliseconds, 0.1):.1f} ms an image on two cores",
-        )
-    where = "do not fit a GPU" if gpu else f"would take about {milliseconds:.0f} ms an image exactly"
-    return "ivf", f"{numbers} {where}; looking into the nearest cells alone is about ten times faster"
+    if size < MANY_ANCHORS:
+        return "torch", f"{size:,} anchors: scoring every class takes no longer than a search"
+    try:
+        _faiss()
+    except MissingStepError:
+        return "torch", f"{size:,} anchors would be searched faster by FAISS, which is not installed"
+    return (
+        "ivf",
+        f"{size:,} anchors: looking into the nearest cells alone is quicker than scoring every class",
+    )
 
 
 def gpu_count() -> int:
-    """GPUs that FAISS can use; 0 without FAISS, or with its CPU build."""
-    try:
-        return int(_faiss().get_num_gpus())
-    except MissingStepError:
-        return 0
+    """GPUs that FAISS can use; 0 with its CPU build.
+
+    Raises:
+        MissingStepError: FAISS cannot be imported.
+    """
+    return int(_faiss().get_num_gpus())
 
 
 def save_index(index: AnchorIndex, folder: Path) -> None:
@@ -253,13 +266,25 @@ def _faiss() -> Any:
     """
     try:
         import faiss
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a GPU build that finds no usable driver
         raise MissingStepError(
             f"this kind of index needs FAISS, which cannot be imported: {error}",
             'Run: pip install "vlltr-index[cpu]" (with an NVIDIA GPU: pip install "vlltr-index[gpu]").\n'
             "Without FAISS: vlltr index --kind torch",
         ) from None
     return faiss
+
+
+def _search(index: Any, queries: Tensor, k: int, options: Any) -> tuple[Tensor, Tensor]:
+    """Scores float32 and rows int64, both [B, k], of queries that lie where the index does.
+
+    By address, as `faiss.contrib.torch_utils` has it, which takes no options and changes FAISS for the whole process.
+    """
+    faiss, shape = _faiss(), (len(queries), k)
+    scores, rows = queries.new_empty(shape), queries.new_empty(shape, dtype=torch.int64)
+    asked, best = (faiss.cast_integer_to_float_ptr(part.data_ptr()) for part in (queries, scores))
+    index.search_c(len(queries), asked, k, best, faiss.cast_integer_to_idx_t_ptr(rows.data_ptr()), options)
+    return scores, rows
 
 
 def _build_faiss(faiss: Any, vectors: Tensor, kind: str, seed: int) -> Any:
@@ -271,6 +296,7 @@ def _build_faiss(faiss: Any, vectors: Tensor, kind: str, seed: int) -> Any:
         cells = _cells(size)
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, cells, faiss.METRIC_INNER_PRODUCT)
         index.cp.seed, index.cp.spherical, index.cp.min_points_per_centroid = seed, True, 1
+        index.cp.max_points_per_centroid = _SAMPLE
         index.train(array)
     else:
         index = faiss.IndexHNSWFlat(dim, 32, faiss.METRIC_INNER_PRODUCT)
@@ -290,10 +316,12 @@ class _OnGpu(NamedTuple):
     index: Any
 
 
-def _to_gpu(index: Any) -> _OnGpu | None:
-    """A copy on the first GPU, or None. FAISS ends the process if asked without one."""
-    if gpu_count() < 1:
+def _to_gpu(index: Any, device: torch.device) -> _OnGpu | None:
+    """A copy on a GPU, or None with FAISS's CPU build. FAISS ends the process if asked without a GPU."""
+    if not gpu_count():
         return None
     faiss = _faiss()
     resources = faiss.StandardGpuResources()
-    return _OnGpu(resources, faiss.index_cpu_to_gpu(resources, 0, index))
+    resources.setTempMemory(_GPU_SCRATCH)
+    resources.setDefaultNullStreamAllDevices()  # torch's: what it wrote is there when FAISS reads
+    return _OnGpu(resources, faiss.index_cpu_to_gpu(resources, device.index or 0, index))

@@ -1,14 +1,14 @@
-"""Text logits of all classes at the cost of a few: retrieved classes are scored exactly, the others estimated.
+"""An answer over all classes at the cost of a few: promising classes are scored exactly, the others estimated.
 
-Candidates are the classes of an image's nearest anchors, those of its best prototypes (the mean anchor of a class, as
-attention without an image would weigh it) and the best of the image side: the nearest anchors alone promise
-nothing, because attended anchors can come nearer to the image than any single one. Every other class stays in the
-denominator with its prototype's logit, raised by what attention gave the candidates on average.
+Candidates are the classes that the answer rests on when each is known by its prototype (the mean anchor, as attention
+without an image would weigh it), and those of an image's nearest anchors, since attended anchors can come nearer to the
+image than their mean. Every other class stays in the denominator with its prototype's logit, raised by what attention
+gave the candidates on average.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,27 +16,19 @@ from torch import Tensor
 
 from vlltr_index.anchors.exact import AnchorIndex
 from vlltr_index.errors import InputError
+from vlltr_index.heads.anchor_bank import AnchorBank
+from vlltr_index.heads.fusion import FusedScores
+from vlltr_index.heads.lgr import LGRHead
+from vlltr_index.heads.pairs import pair_text_logits
 from vlltr_index.tensors import check_labels, check_matrix, unit_rows
 
-__all__ = [
-    "AnchorClasses",
-    "Fuse",
-    "Retrieved",
-    "Score",
-    "candidates",
-    "estimated_text_logits",
-    "retrieve_text_logits",
-]
+__all__ = ["AnchorClasses", "Fuse", "Retrieved", "estimated_text_logits", "nearest_classes", "retrieve"]
 
-Score = Callable[[Tensor, Tensor | None], Tensor]
-"""Called with image rows int64 [b] and class positions int64 [n], ascending, or None for all classes; gives exact
-text logits [b, n]."""
+Fuse = Callable[[Tensor, Tensor], tuple[FusedScores, Tensor]]
+"""Called with image rows int64 [b] and text logits [b, C]; gives fused scores and how much of an answer rests on each
+class's text logit, [b, C]."""
 
-Fuse = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Called with image rows int64 [b] and text logits [b, C]; gives probabilities and their text part, both [b, C]."""
-
-_IMAGES_AT_ONCE = 4  # images scored against the union of their candidates
-_GATHER_COST = 2.75  # a class gathered for one image, against a class of the whole bank (1 + images / 26)
+_FEW = 1 / 16  # of the classes: an image that wants more is scored on all, which a batch does in one product
 
 
 class AnchorClasses:
@@ -72,58 +64,37 @@ class Retrieved:
     """What retrieval gives.
 
     Attributes:
-        text_logits: Float [B, C], exact for the candidates and estimated for the others.
+        fused: Scores of all classes [B, C]; its text logits are exact for the candidates and estimated for the others.
         candidates: Bool [B, C].
         residual: Float [B], how much of the probability rests on estimates: all of that of the classes that are not
             candidates, under `paper` its text part.
     """
 
-    text_logits: Tensor
+    fused: FusedScores
     candidates: Tensor
     residual: Tensor
 
 
-def candidates(
-    image_features: Tensor,
-    index: AnchorIndex,
-    prototype_logits: Tensor,
-    visual_logits: Tensor,
-    anchor_classes: AnchorClasses,
-    want: int = 64,
-    prototypes: int = 64,
-    visual_top: int = 16,
+def nearest_classes(
+    image_features: Tensor, index: AnchorIndex, anchor_classes: AnchorClasses, neighbours: int
 ) -> Tensor:
-    """The classes worth scoring exactly for each image.
+    """The classes of each image's nearest anchors, bool [B, C].
 
     Args:
         image_features: Float [B, D], unnormalised or not.
         index: Over the normalised anchors.
-        prototype_logits: Float [B, C], scale * cosine with the mean anchor of each class.
-        visual_logits: Float [B, C], what the image side says; under `paper` minus infinity for classes without a row.
         anchor_classes: From anchor key to class position.
-        want: Distinct classes that the nearest anchors must give; neighbours are doubled until they do, or until
-            the index has no more.
-        prototypes: Best prototypes taken.
-        visual_top: Best classes of the image side taken.
-
-    Returns:
-        Bool [B, C].
+        neighbours: Nearest anchors whose classes are taken; may be 0.
 
     Raises:
-        InputError: Shapes do not fit, or a number is negative.
+        InputError: Shapes do not fit.
     """
-    batch, classes = image_features.shape[0], anchor_classes.num_classes
-    check_matrix("image_features", image_features, columns=index.dim)
-    check_matrix("prototype_logits", prototype_logits, columns=classes, rows=batch)
-    check_matrix("visual_logits", visual_logits, columns=classes, rows=batch)
-    if min(want, prototypes, visual_top) < 0:
-        raise InputError(f"numbers of candidates cannot be negative: {want}, {prototypes}, {visual_top}")
-    if classes <= max(want, prototypes):
-        return torch.ones_like(prototype_logits, dtype=torch.bool)
-    chosen = _of_best(prototype_logits, prototypes) | _of_best(visual_logits, visual_top)
-    if want and index.size:
-        chosen |= _of_nearest(unit_rows(image_features), index, anchor_classes, want)
-    return chosen
+    shape = len(image_features), anchor_classes.num_classes + 1
+    found = torch.zeros(shape, dtype=torch.bool, device=image_features.device)
+    if neighbours:
+        positions = anchor_classes.positions(index.search(unit_rows(image_features), neighbours)[1])
+        found.scatter_(1, positions.where(positions >= 0, shape[1] - 1), True)  # the last column is padding's
+    return found[:, :-1]
 
 
 def estimated_text_logits(prototype_logits: Tensor, exact_logits: Tensor, candidate_mask: Tensor) -> Tensor:
@@ -158,58 +129,99 @@ def estimated_text_logits(prototype_logits: Tensor, exact_logits: Tensor, candid
 
 
 @torch.no_grad()
-def retrieve_text_logits(
+def retrieve(
     image_features: Tensor,
+    head: LGRHead,
+    bank: AnchorBank,
     index: AnchorIndex,
     anchor_classes: AnchorClasses,
-    prototype_logits: Tensor,
-    visual_logits: Tensor,
-    score: Score,
+    visual_scores: Tensor,
     fuse: Fuse,
     *,
-    want: int = 64,
-    prototypes: int = 64,
-    visual_top: int = 16,
+    neighbours: int = 32,
+    best: int = 8,
     max_residual: float = 0.05,
 ) -> Retrieved:
-    """Text logits of all classes, where only candidates are scored exactly.
+    """Scores of all classes, where only candidates are scored exactly.
 
-    Where more than `max_residual` of an image's probability rests on estimates, or an estimated class would win,
-    the best estimated classes become candidates too: enough of them to mend that as it looks, and at least as many
-    as `prototypes`, next time twice as many.
+    Candidates are first the `best` of each side, those that the answer by prototypes rests on but for half of
+    `max_residual`, and those of the nearest anchors. Where more than `max_residual` of the answer still rests on
+    estimates, or an estimated class would win, the best estimated classes join, until it is not so. An image that
+    wants many classes is scored on all of them. What an image gets does not depend on the images beside it.
 
     Args:
-        image_features: As for `candidates`; so are `index`, `prototype_logits`, `visual_logits`,
-            `anchor_classes`, `want`, `prototypes` and `visual_top`.
-        score: Exact text logits of some images for some classes.
-        fuse: Probabilities of some images from text logits.
+        image_features: Float [B, D], unnormalised.
+        head: The head.
+        bank: Its anchors, of C classes.
+        index: Over the normalised anchors.
+        anchor_classes: From anchor key to position in the bank.
+        visual_scores: Float [B, C], what the image side says; under `paper` minus infinity for classes without a row.
+        fuse: Puts image side and text logits together.
+        neighbours: Nearest anchors whose classes are candidates; may be 0.
+        best: Candidates by the prototypes, as many by the image side, and as many at least by both and in each
+            later round.
         max_residual: Between 0 and 1.
 
     Raises:
-        InputError: As `candidates`, or there is no class.
+        InputError: Shapes do not fit, there is no class, or `best` is below 1.
     """
-    mask = candidates(
-        image_features, index, prototype_logits, visual_logits, anchor_classes, want, prototypes, visual_top
-    )
-    if not mask.shape[1]:
+    if not bank.num_classes:
         raise InputError("there is no class to score", "Run: vlltr select")
-    mask |= _of_best(prototype_logits, 1)
-    logits, exact = torch.empty_like(prototype_logits), torch.zeros_like(prototype_logits)
-    residual = prototype_logits.new_zeros(len(mask))
-    rows, pending, least = torch.arange(len(mask), device=mask.device), mask, max(prototypes, 1)
+    if best < 1:
+        raise InputError(f"at least one class must be a candidate, got best = {best}")
+    check_matrix("visual_scores", visual_scores, columns=bank.num_classes, rows=len(image_features))
+    known = head.prototype_logits(image_features, bank)
+    rows = torch.arange(len(known), device=known.device)
+    whole, text_part = fuse(rows, known)
+    mask = _of_best(known, best) | _of_best(visual_scores, best) | _largest(text_part, max_residual, best)
+    some = rows[_are_few(mask)]
+    mask[some] |= nearest_classes(image_features[some], index, anchor_classes, neighbours)
+    exact, residual, pending = torch.zeros_like(known), known.new_zeros(len(known)), mask
+    at: Tensor | slice = slice(None)
     while len(rows):
-        _score(score, rows, pending, exact)
-        logits[rows] = estimated_text_logits(prototype_logits[rows], exact[rows], mask[rows])
-        probabilities, text_part = fuse(rows, logits[rows])
-        estimated = ~mask[rows]
-        text_part = torch.where(estimated, text_part, 0.0)
-        residual[rows] = text_part.sum(1).to(residual.dtype)
-        winner = _of_best(probabilities, 1) & estimated
-        unsettled = ((residual[rows] > max_residual) | winner.any(1)) & estimated.any(1)
-        joining = _largest(text_part[unsettled], max_residual, least) & estimated[unsettled]
-        rows, pending, least = rows[unsettled], joining | winner[unsettled], 2 * least
-        mask[rows] |= pending
-    return Retrieved(logits, mask, residual)
+        few = _are_few(mask[at])
+        mask[rows[~few]] = True
+        if 2 * int(few.sum()) < len(rows):
+            few = torch.zeros_like(few)  # the product with all anchors is made anyway
+        all_of = rows[~few]
+        if len(all_of):
+            exact[all_of] = head.text_logits(image_features[all_of], bank).to(exact.dtype)
+        _score_pairs(head, image_features, bank, rows[few], pending[few], exact)
+        fused, text_part = fuse(rows, estimated_text_logits(known[at], exact[at], mask[at]))
+        whole = _put(whole, fused, rows)
+        text_part = text_part.masked_fill(mask[at], 0.0)
+        residual[at] = text_part.sum(1).to(residual.dtype)
+        winner = _of_best(fused.probabilities, 1) & ~mask[at]
+        unsettled = (residual[at] > max_residual) | winner.any(1)
+        at = rows = rows[unsettled]
+        best *= 2
+        pending = (_largest(text_part[unsettled], max_residual, best) | winner[unsettled]) & ~mask[at]
+        mask[at] |= pending
+    return Retrieved(whole, mask, residual)
+
+
+def _are_few(mask: Tensor) -> Tensor:
+    """Whether so few classes are wanted, bool [b, C], that scoring these alone is quicker: bool [b]."""
+    return mask.sum(1) <= _FEW * mask.shape[1]
+
+
+def _put(whole: FusedScores, part: FusedScores, rows: Tensor) -> FusedScores:
+    """`whole` with `part` in its rows."""
+    if len(rows) == len(whole.probabilities):
+        return part
+    for values, new in zip(whole, part, strict=True):
+        values[rows] = new
+    return whole
+
+
+def _score_pairs(
+    head: LGRHead, image_features: Tensor, bank: AnchorBank, rows: Tensor, wanted: Tensor, exact: Tensor
+) -> None:
+    """Put the exact logits of the classes `wanted` [b, C] by the images `rows` [b] into `exact` [B, C]."""
+    images, classes = wanted.nonzero().unbind(1)
+    order = classes.argsort()  # images that want the same class read its anchors one after the other
+    at, classes = rows[images[order]], classes[order]
+    exact[at, classes] = pair_text_logits(head, image_features, bank, at, classes).to(exact.dtype)
 
 
 def _of_best(values: Tensor, number: int) -> Tensor:
@@ -218,53 +230,15 @@ def _of_best(values: Tensor, number: int) -> Tensor:
     return torch.zeros_like(values, dtype=torch.bool).scatter_(1, at, best > float("-inf"))
 
 
-def _of_nearest(queries: Tensor, index: AnchorIndex, anchor_classes: AnchorClasses, want: int) -> Tensor:
-    """Where each row has the `want` classes whose best anchors are nearest, bool [B, C]."""
-    classes = anchor_classes.num_classes
-    nearest = torch.full((len(queries), classes + 1), float("-inf"), device=queries.device)
-    rows = torch.arange(len(queries), device=queries.device)
-    k = min(want * max(4, index.size // (4 * classes)), index.size)
-    while len(rows):
-        scores, keys = index.search(queries[rows], k)
-        positions = anchor_classes.positions(keys)
-        best = nearest[rows].scatter_reduce(1, positions.where(positions >= 0, classes), scores, "amax")
-        nearest[rows] = best
-        if k >= index.size:
-            break
-        short = best[:, :classes].isfinite().sum(1) < min(want, classes)
-        rows, k = rows[short], min(2 * k, index.size)
-    return _of_best(nearest[:, :classes], want)
-
-
 def _largest(text_part: Tensor, max_residual: float, least: int) -> Tensor:
     """Where each row has its largest text parts, bool [b, C].
 
     At least `least`, and so many that all others add up to no more than half of `max_residual`.
     """
-    parts, order = text_part.sort(dim=1, descending=True)
+    best, at = text_part.topk(min(least, text_part.shape[1]))
+    taken = torch.zeros_like(text_part, dtype=torch.bool).scatter_(1, at, True)
+    short = text_part.sum(1) - best.sum(1) > max_residual / 2
+    parts, order = text_part[short].sort(dim=1, descending=True)
     left = parts.flip(1).cumsum(1).flip(1)  # of this class and all smaller ones
-    taken = left > max_residual / 2
-    taken[:, :least] = True
-    return torch.zeros_like(taken).scatter_(1, order, taken)
-
-
-def _pieces(rows: Tensor, wanted: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """A few images at a time."""
-    for start in range(0, len(rows), _IMAGES_AT_ONCE):
-        yield rows[start : start + _IMAGES_AT_ONCE], wanted[start : start + _IMAGES_AT_ONCE]
-
-
-def _score(score: Score, rows: Tensor, wanted: Tensor, exact: Tensor) -> None:
-    """Put the exact logits of the classes `wanted` [b, C] by `rows` [b] into `exact` [B, C].
-
-    Images that together want most classes are scored against all of them, which needs no copy of anchors; but only
-    what was wanted is kept, so that an image's answer does not depend on the images beside it.
-    """
-    images, classes = wanted.shape
-    if int(wanted.sum()) * _GATHER_COST > classes * (1 + images / 26):
-        exact[rows] = torch.where(wanted, score(rows, None).to(exact.dtype), exact[rows])
-        return
-    for some, mask in _pieces(rows, wanted):
-        union = mask.any(0).nonzero()[:, 0]
-        at = some[:, None], union[None, :]
-        exact[at] = torch.where(mask[:, union], score(some, union).to(exact.dtype), exact[at])
+    taken[short] |= torch.zeros_like(taken[short]).scatter_(1, order, left > max_residual / 2)
+    return taken

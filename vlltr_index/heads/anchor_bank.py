@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from vlltr_index.errors import InputError
-from vlltr_index.tensors import check_labels, check_matrix, check_vector, full_precision, working_dtype
+from vlltr_index.tensors import (
+    check_labels,
+    check_matrix,
+    check_vector,
+    full_precision,
+    unit_rows,
+    working_dtype,
+)
 
 __all__ = ["CANCELLED", "LAYER_NORM_EPS", "AnchorBank", "Block"]
 
@@ -207,17 +214,19 @@ class AnchorBank:
                 self._grams[key] = padded @ padded.mT
         return self._grams[key]
 
-    def prototypes(self, normalise_values: bool = False, beta: float = 0.0) -> Tensor:
+    def prototypes(self, normalise_values: bool = False, beta: float = 0.0, unit: bool = False) -> Tensor:
         """Mean anchor of each class, [C, D], float32 at least; kept.
 
         Args:
             normalise_values: Bring the anchors to length one first.
             beta: Weigh them by the softmax of -beta times their losses; 0: all alike.
+            unit: Bring the means to length one.
         """
-        key = (normalise_values, beta)
+        key = (normalise_values, beta, unit)
         if key not in self._means:
             with _kept():
-                self._means[key] = self._mean_values(*key)
+                means = self._mean_values(normalise_values, beta)
+                self._means[key] = unit_rows(means) if unit else means
         return self._means[key]
 
     def select(self, classes: Tensor | Sequence[int]) -> AnchorBank:
@@ -275,7 +284,7 @@ class AnchorBank:
         return {}
 
     @cached_property
-    def _means(self) -> dict[tuple[bool, float], Tensor]:
+    def _means(self) -> dict[tuple[bool, float, bool], Tensor]:
         return {}
 
     def _block(self, first: int, last: int, width: int) -> Block:

@@ -186,8 +186,8 @@ class LGRHead(nn.Module):
         """
         features = self._features(image_features, bank)
         with full_precision(features.device):
-            prototypes = unit_rows(bank.prototypes(self.normalise_values, self.beta).to(features.dtype))
-            return self.logit_scale * (unit_rows(features) @ prototypes.T)
+            prototypes = bank.prototypes(self.normalise_values, self.beta, unit=True).to(features.dtype)
+            return (self.logit_scale * unit_rows(features)) @ prototypes.T
 
     def _bias(self, bank: AnchorBank, kept: Tensor | None = None) -> Tensor | None:
         """What is added to the attention logits, [A]: -beta L_m, and -inf where not `kept`; None for nothing."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 
-from vlltr_index.anchors.index import build_index, gpu_count, plan, save_index
+from vlltr_index.anchors.index import build_index, plan, save_index
 from vlltr_index.embedding.loading import load_bank
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def index_anchors(
     if plan_only:
         loaded = load_bank(workspace.snapshot())
         size, dim = loaded.bank.vectors.shape
-        planned, reason = plan(size, dim, gpu=gpu_count() > 0) if size else ("none", _NO_ANCHOR)
+        planned, reason = plan(size) if size else ("none", _NO_ANCHOR)
         return IndexReport(planned, reason, size, dim, None)
     with workspace.transaction("index") as tx:
         loaded = load_bank(tx)
@@ -51,10 +51,8 @@ def index_anchors(
         if not size:
             tx.set(index=None)
             return IndexReport("none", _NO_ANCHOR, size, dim, None)
-        planned, reason = plan(size, dim, gpu=gpu_count() > 0)
-        chosen, reason = (
-            (planned, reason) if kind == "auto" else (kind, f"asked for; {size:,} anchors of width {dim:,}")
-        )
+        planned, reason = plan(size)
+        chosen, reason = (planned, reason) if kind == "auto" else (kind, f"asked for; {size:,} anchors")
         if progress:
             progress("build index", 0, size)
         index = build_index(F.normalize(loaded.bank.vectors, dim=1), loaded.keys, kind=chosen)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from packaging.requirements import Requirement
 
-from vlltr_index.errors import UsageError, VlltrError
+from vlltr_index.errors import MissingStepError, UsageError, VlltrError
 from vlltr_index.store.workspace import Kind, Workspace
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ __all__ = ["Check", "check_requirement", "check_workspace", "diagnose"]
 State = Literal["ok", "note", "problem"]
 
 _NAME = "vlltr-index"
+_FAISS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12", "faiss-gpu-cuvs")
+_CU12_CARDS = (7, 0), (8, 9)  # compute capabilities, as its page says
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def diagnose(start: str | os.PathLike[str] | None = None, named: bool = False) -
         named: Whether `start` must be a workspace.
     """
     python = f"{platform.python_version()} (needs {metadata.metadata(_NAME)['Requires-Python']})"
-    return [Check("python", "ok", python), *_packages(), _device(), *check_workspace(start, named)]
+    return [Check("python", "ok", python), *_packages(), *_faiss(), _device(), *check_workspace(start, named)]
 
 
 def _packages() -> list[Check]:
@@ -76,6 +78,39 @@ def check_requirement(needed: Requirement, version: str | None) -> Check:
     if not needed.specifier.contains(version, prereleases=True):
         return Check(needed.name, "problem", f"{version}, needs {bounds}", mend)
     return Check(needed.name, "ok", f"{version} (needs {bounds})")
+
+
+def _faiss() -> Iterator[Check]:
+    """Whether there is one build of FAISS, that it can be imported, and the GPUs that it is made for."""
+    from vlltr_index.anchors.index import gpu_count
+
+    builds = [d.name for d in metadata.distributions() if d.name in _FAISS]
+    again = f'pip uninstall -y {" ".join(builds)} && pip install "vlltr-index[{{}}]"'
+    if len(builds) > 1:
+        what = f"{' and '.join(sorted(builds))} are the same module, of which one overwrote the other"
+        yield Check("faiss", "problem", what, again.format("cpu" if "faiss-cpu" in builds else "gpu"))
+    elif builds:
+        try:
+            count = gpu_count()
+        except MissingStepError as error:
+            yield Check("faiss", "problem", error.message, again.format("cpu"))
+            return
+        cards = _cards() if builds == ["faiss-gpu-cu12"] else {}
+        least, most = _CU12_CARDS
+        wrong = [f"{name} has {c[0]}.{c[1]}" for name, c in cards.items() if not least <= c <= most]
+        if wrong:
+            what = f"faiss-gpu-cu12 is made for compute capability 7.0 to 8.9, {', '.join(wrong)}"
+            yield Check("faiss", "problem", what, again.format("gpu"))
+        elif builds != ["faiss-cpu"]:
+            yield Check("faiss", "ok" if count else "note", f"{builds[0]} sees {many(count, 'GPU')}")
+
+
+def _cards() -> dict[str, tuple[int, int]]:
+    """The GPUs that torch sees, and their compute capability."""
+    import torch
+
+    numbers = range(torch.cuda.device_count())
+    return {torch.cuda.get_device_name(n): torch.cuda.get_device_capability(n) for n in numbers}
 
 
 def _device() -> Check:

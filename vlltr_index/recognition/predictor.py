@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlltr_index.anchors.index import AnchorIndex, WithDelta, load_index
-from vlltr_index.anchors.retrieval import AnchorClasses, retrieve_text_logits
+from vlltr_index.anchors.index import MANY_ANCHORS, AnchorIndex, WithDelta, load_index
+from vlltr_index.anchors.retrieval import AnchorClasses, retrieve
 from vlltr_index.data.decoding import UNREADABLE, ImageSource, image_label, open_image
 from vlltr_index.embedding.crops import Crops
 from vlltr_index.embedding.loading import image_vectors_of, open_encoder
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vlltr_index.encoders.encoder import Encoder
-    from vlltr_index.heads.fusion import ImageSide
     from vlltr_index.store.snapshot import ClassTable, Snapshot
     from vlltr_index.store.workspace import Workspace
 
@@ -42,7 +41,6 @@ __all__ = ["TEXT_COLUMNS", "Answers", "Texts", "load_answers", "texts_of"]
 
 _BATCH = 64
 _READERS = 8
-_MANY_ANCHORS = 64_000
 _CPU = torch.device("cpu")
 _CLASSES = 32  # whose training vectors are kept
 
@@ -124,8 +122,8 @@ class Answers:
             images: Paths, encoded bytes, PIL images, or arrays uint8 [H, W, 3], any number.
             top: Classes an image.
             explain: Groups of sentences a class, by their share of its text score.
-            retrieval: `faiss` scores the classes that the index retrieves; `exhaustive` all of them; `auto` all where
-                there are fewer than 64,000 anchors, which is quicker then.
+            retrieval: `faiss` scores the classes that the index retrieves; `exhaustive` all of them; `auto` takes
+                what is quicker: all, where there are fewer than 64,000 anchors, an exact index or a GPU.
             reject: Whether each prediction says if the image is of any of the classes at all.
             crops: Crops of each image that make its feature: 1, or 5, see `vlltr_index.embedding.crops`.
             only: Names of classes: the answer is among them, as if there were no others. All of them are scored.
@@ -141,11 +139,8 @@ class Answers:
         """
         if retrieval not in ("auto", "faiss", "exhaustive"):
             raise UsageError(f"retrieval is 'auto', 'faiss' or 'exhaustive', got {retrieval!r}")
-        if retrieval == "auto":
-            retrieval = "faiss" if len(self.scorer.bank.vectors) >= _MANY_ANCHORS else "exhaustive"
         level = self._level() if reject else None
-        indexed = retrieval == "faiss" and only is None and self._used_index is not None
-        used = "faiss" if indexed else "exhaustive"
+        used = "exhaustive" if only is not None else self._used(retrieval)
         columns = torch.arange(len(self.scorer.class_ids))
         if only is not None:
             if not only or reject:
@@ -261,17 +256,27 @@ class Answers:
     def score(self, features: Tensor, retrieval: str = "faiss") -> tuple[FusedScores, Tensor]:
         """Fused scores of features [B, D] over all classes [B, C], and the residual probability [B], on the CPU.
 
-        The residual is the mass of the classes that were not scored exactly: 0 for `exhaustive`.
+        `retrieval` is as for `stream`. The residual is the mass of the classes that were not scored exactly: 0 for
+        `exhaustive`.
         """
-        index = self._used_index if retrieval == "faiss" else None
-        if index is None:
+        if self._used(retrieval) == "exhaustive":
             found = self._placed.exhaustive(features.to(self.device, non_blocking=True))
             if self.device.type != "cpu":  # in one piece: the device is waited for once
                 found = FusedScores(*torch.stack(list(found)).cpu())
             return found, torch.zeros(len(features))
-        features = features.cpu()
-        image, text, residual = self._retrieve(index, features)
-        return self.scorer.fuse(image, text), residual
+        return self._retrieve(features.cpu())
+
+    def _used(self, retrieval: str) -> str:
+        """`faiss` or `exhaustive`: what is used where `retrieval` is asked for.
+
+        By itself retrieval is used where it is quicker: on a CPU, with many anchors and an index that does not look at
+        all of them. A GPU scores every class in no time.
+        """
+        bank = self.scorer.bank
+        few = len(bank.vectors) < MANY_ANCHORS or self.device.type == "cuda"
+        if retrieval == "exhaustive" or (retrieval == "auto" and few) or (index := self._used_index) is None:
+            return "exhaustive"
+        return "exhaustive" if retrieval == "auto" and index.kind in ("torch", "flat") else "faiss"
 
     @cached_property
     def _placed(self) -> Scorer:
@@ -296,28 +301,18 @@ class Answers:
         values = self._placed.log_likelihoods(features).amax(1).tolist()
         return [(value >= level, value) for value in values]
 
-    def _retrieve(self, index: AnchorIndex, features: Tensor) -> tuple[ImageSide, Tensor, Tensor]:
-        """The visual side, text logits [B, C] and the residual probability [B]."""
-        scorer = self.scorer
-        bank, head = scorer.bank, scorer.saved.head
+    def _retrieve(self, features: Tensor) -> tuple[FusedScores, Tensor]:
+        """Fused scores [B, C] and the residual probability [B]."""
+        scorer, index = self.scorer, self._used_index
+        assert index is not None
         image = scorer.image_side(features)
 
-        def exact(rows: Tensor, classes: Tensor | None) -> Tensor:
-            return head.text_logits(features[rows], bank if classes is None else bank.select(classes))
+        def fuse(rows: Tensor, text: Tensor) -> tuple[FusedScores, Tensor]:
+            return scorer.resting(image if len(rows) == len(features) else image.rows(rows), text)
 
-        def fused_parts(rows: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-            return scorer.resting(image.rows(rows), text)
-
-        found = retrieve_text_logits(
-            features,
-            index,
-            self._anchor_classes,
-            head.prototype_logits(features, bank),
-            image.scores,
-            exact,
-            fused_parts,
-        )
-        return image, found.text_logits, found.residual
+        head, bank = scorer.saved.head, scorer.bank
+        found = retrieve(features, head, bank, index, self._anchor_classes, image.scores, fuse)
+        return found.fused, found.residual
 
     @cached_property
     def _anchor_classes(self) -> AnchorClasses:

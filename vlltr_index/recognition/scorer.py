@@ -109,8 +109,10 @@ class Scorer:
 
     def visual_logits(self, features: Tensor) -> Tensor:
         """Logits of the visual classifier, [B, C]; minus infinity for a class without a row."""
-        rows = self.saved.head.visual_logits(features)
-        return class_logits(rows, class_positions(self.class_ids, self.row_owners), len(self.class_ids))
+        rows, owners = self.saved.head.visual_logits(features), self.row_owners
+        if torch.equal(owners, self.class_ids):  # each class has its row, in order: as a rule
+            return rows
+        return class_logits(rows, class_positions(self.class_ids, owners), len(self.class_ids))
 
     def log_likelihoods(self, features: Tensor) -> Tensor:
         """Of the generative model, [B, C]."""
@@ -154,16 +156,15 @@ class Scorer:
         assert self.saved.parts is not None
         return fuse(image, text_logits, self.saved.parts.weights)
 
-    def resting(self, image: ImageSide, text_logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities [B, C], and how much of an answer rests on each class's text logit [B, C]."""
+    def resting(self, image: ImageSide, text_logits: Tensor) -> tuple[FusedScores, Tensor]:
+        """Fused scores, and how much of an answer rests on each class's text logit [B, C]."""
         fused = self.fuse(image, text_logits)
         if self.fusion.rule == "paper":
-            return fused.probabilities, fused.text_part
+            return fused, fused.text_part
         if self.fusion.rule == "logits":
-            return fused.probabilities, fused.probabilities
+            return fused, fused.probabilities
         assert self.saved.parts is not None
-        weights = self.saved.parts.weights
-        return fused.probabilities, resting(image, text_logits, fused.probabilities, weights)
+        return fused, resting(image, text_logits, fused.probabilities, self.saved.parts.weights)
 
     @torch.inference_mode()
     def exhaustive(self, features: Tensor) -> FusedScores:
