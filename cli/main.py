@@ -142,7 +142,8 @@ def _free_cores() -> int:
     import psutil
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, round(cores * (1 - psutil.cpu_percent(0.2) / 100)))
+    busy: float = psutil.cpu_percent(0.2)
+    return max(1, round(cores * (1 - busy / 100)))
 
 
 class _Echo(logging.Handler):

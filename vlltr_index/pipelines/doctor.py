@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 
 from vlltr_index.errors import MissingStepError, UsageError, VlltrError
 from vlltr_index.store.workspace import Kind, Workspace
+from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from vlltr_index.store.history import Commit
