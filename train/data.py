@@ -161,7 +161,7 @@ class TrainImages:
         """Gives the batches in `_wanted`; its workers stay from epoch to epoch."""
         return DataLoader(
             self._stream,
-            batch_sampler=self._wanted,  # type: ignore[arg-type]  # a position and a seed stand for a place
+            batch_sampler=self._wanted,  # a position and a seed stand for a place
             num_workers=self._workers,
             pin_memory=self._pinned,
             persistent_workers=self._workers > 0,
