@@ -137,7 +137,7 @@ def test_a_full_gpu_names_what_mends_it(
         train_image_only(encoder, images, config)
     short = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB free"
     assert caught.value.message == f"train baseline fc: {short}"
-    assert "--set baseline.precision=auto" in (caught.value.hint or "")
+    assert "baseline.precision=auto" in (caught.value.hint or "")
     monkeypatch.setattr("vlltr_index.pipelines.train_lgr.decide", full)
     with pytest.raises(VlltrError) as caught:
         train_lgr_stage(trained, trained.recipe.lgr)

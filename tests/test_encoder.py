@@ -141,7 +141,7 @@ def test_bfloat16_is_close_and_returns_float32(encoder: Encoder) -> None:
     assert F.cosine_similarity(fast.encode_texts(TEXTS), encoder.encode_texts(TEXTS)).min() > 0.99
     with pytest.raises(EncoderError) as caught:
         Encoder(encoder.model, encoder.tokenizer, encoder.config, name="x", precision="fp8")  # type: ignore[arg-type]
-    assert str(caught.value) == "precision is fp32 or bf16, got 'fp8'"
+    assert str(caught.value) == "precision is fp32, tf32 or bf16, got 'fp8'"
 
 
 def test_another_image_size(tmp_path: Path) -> None:

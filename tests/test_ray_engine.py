@@ -118,7 +118,7 @@ def test_an_interrupted_run_goes_on_with_either_engine(drawn: Path, tmp_path: Pa
         embed(workspace, engine="ray", actors=1, progress=stop)
     assert workspace.history.last() == before
     report = embed(workspace, engine="local")
-    assert (report.images, report.images_before, report.sentences) == (80, 32, 0)
+    assert (report.images, report.images_before, report.sentences) == (48, 64, 0)
     embed(whole)
     assert_same(workspace, whole)
 

@@ -265,7 +265,7 @@ def fuse_protocol(
         level = torch.where(there, visual, 0.0).sum(1, keepdim=True) / there.sum(1, keepdim=True).clamp(min=1)
         filled = torch.where(there, visual, level)
         return FusedScores((filled + text).softmax(1), filled, text, by_image, by_text, text)
-    share = torch.where(there.any(), alpha, 0.0)  # without a visual row the text says all
+    share = alpha * there.any().to(by_image.dtype)  # without a visual row the text says all
     visual_part, text_part = share * by_image, (1.0 - share) * by_text
     return FusedScores(visual_part + text_part, visual_part, text_part, by_image, by_text, text)
 
