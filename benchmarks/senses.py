@@ -152,8 +152,9 @@ def generated(result: dict[str, Any]) -> str:
     first, second = ([pair[key] for pair in pairs] for key in ("first", "second"))
     agreed = [pair for pair in pairs if pair["first"] == pair["second"]]
     lines = [
-        f"{len(pairs)} pairs of a class and a sense, seed {result['seed']}. Right by the first labelling {sum(first)},"
-        f" by the second {sum(second)}; they agree on {len(agreed)}, Cohen's kappa {kappa(first, second):.2f}. Of those:",
+        f"{len(pairs)} pairs of a class and a sense, seed {result['seed']}. Right by the first labelling"
+        f" {sum(first)}, by the second {sum(second)}; they agree on {len(agreed)}, Cohen's kappa"
+        f" {kappa(first, second):.2f}. Of those:",
         "",
         "| gloss | pairs | dropped | sentences of the sense dropped | median rank of the gloss in its class |",
         "| --- | --- | --- | --- | --- |",
