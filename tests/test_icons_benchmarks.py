@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
-from benchmarks import senses, text_controls
+from benchmarks import explained, senses, text_controls
 from benchmarks.long_tailed import METHOD
 
 
@@ -67,3 +68,11 @@ def test_the_table_of_controls_has_rows_and_gaps() -> None:
         "| bare name | 33.3 | 100.0 | 100.0 | 0.0 | 0.0 | +100.0 [+100.0, +100.0] | +100.0 [+100.0, +100.0] |"
         in text
     )
+
+
+def test_explained_pictures_are_the_first_of_each_kind() -> None:
+    """Of few-shot classes, three at most: mended by text, spoilt by it, wrong both ways."""
+    image = torch.tensor([False, True, False, False, False, False, False, True])
+    whole = torch.tensor([True, False, True, True, True, False, False, True])
+    few = torch.tensor([True, True, True, False, True, True, False, True])
+    assert explained.of_each_kind(image, whole, few) == [[0, 2, 4], [1], [5]]
