@@ -128,6 +128,8 @@ def run(path: Path) -> None:
             kinds["anchors"][kind] += key in anchors
     rows = []
     for name, sense, first, second in labelled():
+        if any(loss[key] is None for key, _ in keys[name]):  # stage 1 saw no image of the class
+            continue
         own = sorted(loss[key] for key, _ in keys[name])
         gloss = [key for key, source in keys[name] if source == f"wordnet:gloss:{sense}"]
         whole = [key for key, source in keys[name] if re.fullmatch(f"wordnet:[a-z]+:{sense}", source)]
@@ -149,12 +151,13 @@ def run(path: Path) -> None:
 def generated(result: dict[str, Any]) -> str:
     """Agreement, and what was kept of right and wrong glosses, as Markdown."""
     pairs = result["pairs"]
-    first, second = ([pair[key] for pair in pairs] for key in ("first", "second"))
+    first, second = ([row[place] for row in labelled()] for place in (2, 3))
+    same = sum(a == b for a, b in zip(first, second, strict=True))
     agreed = [pair for pair in pairs if pair["first"] == pair["second"]]
     lines = [
-        f"{len(pairs)} pairs of a class and a sense, seed {result['seed']}. Right by the first labelling"
-        f" {sum(first)}, by the second {sum(second)}; they agree on {len(agreed)}, Cohen's kappa"
-        f" {kappa(first, second):.2f}. Of those:",
+        f"{PAIRS} pairs of a class and a sense. Right by the first labelling {sum(first)}, by the second {sum(second)};"
+        f" they agree on {same}, Cohen's kappa {kappa(first, second):.2f}. Of those, as the run of seed"
+        f" {result['seed']} chose, without {PAIRS - len(pairs)} pairs of classes whose images it kept out of stage 1:",
         "",
         "| gloss | pairs | dropped | sentences of the sense dropped | median rank of the gloss in its class |",
         "| --- | --- | --- | --- | --- |",

@@ -165,7 +165,6 @@ class _Untold(StageTwoData):
         return torch.zeros(self.classes, self.features.shape[2])
 
 
-@torch.inference_mode()
 def _prior_off(workspace: Workspace, scorer: Scorer, features: Tensor) -> Tensor:
     """Probabilities [N, C] with the text branch, and a generative model without text, weighed anew beside the head."""
     data = training_data(workspace, workspace.snapshot())
@@ -175,10 +174,12 @@ def _prior_off(workspace: Workspace, scorer: Scorer, features: Tensor) -> Tensor
     parts, _ = weigh(data, with_rows_for_all(scorer))
     counts, sums = class_sums(unit_rows(data.features[0]), data.labels, data.classes)
     model = GenerativeModel(parts.shared, counts, sums, data.prototypes)
-    likelihoods = model.log_likelihoods(unit_rows(features))
-    image = image_side(scorer.visual_logits(features), likelihoods, scorer.trained, counts > 0, parts.weights)
-    text = torch.cat([scorer.text_logits(part) for part in features.split(512)])
-    return fuse(image, text, parts.weights).probabilities
+    with torch.inference_mode():
+        likelihoods = model.log_likelihoods(unit_rows(features))
+        visual, trained = scorer.visual_logits(features), scorer.trained
+        image = image_side(visual, likelihoods, trained, counts > 0, parts.weights)
+        text = torch.cat([scorer.text_logits(part) for part in features.split(512)])
+        return fuse(image, text, parts.weights).probabilities
 
 
 def write(data: str) -> None:
