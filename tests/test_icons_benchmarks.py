@@ -71,8 +71,8 @@ def test_the_table_of_controls_has_rows_and_gaps() -> None:
 
 
 def test_explained_pictures_are_the_first_of_each_kind() -> None:
-    """Of few-shot classes, three at most: mended by text, spoilt by it, wrong both ways."""
-    image = torch.tensor([False, True, False, False, False, False, False, True])
-    whole = torch.tensor([True, False, True, True, True, False, False, True])
-    few = torch.tensor([True, True, True, False, True, True, False, True])
-    assert explained.of_each_kind(image, whole, few) == [[0, 2, 4], [1], [5]]
+    """Of few-shot classes, two at most: right; wrong where the text alone is right; wrong both ways."""
+    right = torch.tensor([True, False, True, True, True, False, False, False])
+    text = torch.tensor([False, True, False, True, True, False, False, True])
+    few = torch.tensor([True, True, True, False, True, True, False, False])
+    assert explained.of_each_kind(right, text, few) == [[0, 2], [1], [5]]
