@@ -180,8 +180,8 @@ def _measure(workspace: Workspace, baseline: bool) -> dict[str, Any]:
             for name, shares in chances.items()
         },
         "decided": {
-            METHOD: _decided(scorer.saved.parts),
-            WHOLE: _decided(parts),
+            METHOD: decided(scorer.saved.parts),
+            WHOLE: decided(parts),
             "of test images": asdict(_weights_of(scorer, test.features, labels, counts)),
         },
     }
@@ -211,7 +211,8 @@ def _weights_of(scorer: Scorer, features: Tensor, labels: Tensor, counts: Tensor
     return fit_weights(HeldOutScores(owners, *parts, image_weights(owners, counts[scorer.trained])))
 
 
-def _decided(parts: Parts) -> dict[str, Any]:
+def decided(parts: Parts) -> dict[str, Any]:
+    """What `train lgr` decided."""
     return asdict(parts.weights) | {"noise": parts.shared.noise, "text_r2": parts.shared.text_r2}
 
 

@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ from benchmarks.long_tailed import (
     about,
     bits,
     dataset,
+    decided,
     files_of,
     in_top5,
     permuted,
@@ -60,7 +62,9 @@ from vlltr_index.train.deciding import StageTwoData, weigh
 
 Texts = Mapping[str, list[str]]
 RULES = ("zero-shot", "tip-adapter")
-PRIOR_OFF = "text prior off"
+PRIOR_OFF, BRANCH = "text prior off", ", text branch"
+WAYS = ("own name replaced", "bare name", "another class's sentences", "random words")
+ORDER = (METHOD, PRIOR_OFF, *RULES, *(f"{way}{end}" for way in WAYS for end in ("", BRANCH)))
 TITLE = "other texts after stage 1, and rules beside the head"
 _log = logging.getLogger(__name__)
 
@@ -82,17 +86,15 @@ def random_sentences(texts: Texts) -> dict[str, list[str]]:
 
 def ways(texts: Texts, permuted_texts: Texts) -> dict[str, Texts]:
     """The texts that stand in the place of a class's own, by the name of their row."""
-    return {
-        "own name replaced": {name: without_name(name, told) for name, told in texts.items()},
-        "bare name": {name: [name] for name in texts},
-        "another class's sentences": permuted_texts,
-        "random words": random_sentences(texts),
-    }
+    unnamed = {name: without_name(name, told) for name, told in texts.items()}
+    bare = {name: [name] for name in texts}
+    return dict(zip(WAYS, (unnamed, bare, permuted_texts, random_sentences(texts)), strict=True))
 
 
 def run(path: Path) -> None:
     """Measure all rows on one workspace."""
-    started, rows, source = time.monotonic(), dict[str, Tensor](), Workspace.open(path)
+    started, source = time.monotonic(), Workspace.open(path)
+    rows, weighed = dict[str, Tensor](), dict[str, Any]()
     snapshot, files = source.snapshot(), files_of(about(source))
     scorer, test = load_scorer(source, snapshot), image_set(snapshot, "test")
     labels = class_positions(scorer.class_ids, test.class_ids)
@@ -103,6 +105,8 @@ def run(path: Path) -> None:
         _log.info("%6.0f s  %s: %.1f", time.monotonic() - started, name, 100 * right)
 
     add(METHOD, scorer.exhaustive(test.features).probabilities)
+    assert scorer.saved.parts is not None
+    weighed[METHOD] = decided(scorer.saved.parts)
     add(PRIOR_OFF, _prior_off(source, scorer, test.features))
     with tempfile.TemporaryDirectory() as folder:
         for name, scores in _rules(_copy(source, Path(folder) / "rules"), test.image_ids):
@@ -113,10 +117,13 @@ def run(path: Path) -> None:
         )
         for name, told in ways(texts, swapped).items():
             workspace = _copy(source, Path(folder) / "told")
-            said = _told(workspace, told).exhaustive(test.features)
+            other = _told(workspace, told)
             shutil.rmtree(workspace.path)
+            said, parts = other.exhaustive(test.features), other.saved.parts
+            assert parts is not None
+            weighed[name] = decided(parts)
             add(name, said.probabilities)
-            add(f"{name}, text branch", said.by_text)
+            add(f"{name}{BRANCH}", said.by_text)
     result = {
         "seed": source.recipe.lgr.seed,
         "recipe": source.recipe.model_dump(mode="json"),
@@ -127,6 +134,7 @@ def run(path: Path) -> None:
         "groups": usable_images(snapshot, "test", ["group"])["group"].to_pylist(),
         "right": {name: bits(scores.argmax(1) == labels) for name, scores in rows.items()},
         "top5": {name: bits(in_top5(scores, labels)) for name, scores in rows.items()},
+        "decided": weighed,
         "seconds": round(time.monotonic() - started, 1),
     }
     write_result(f"text_controls-{about(source)}-{source.recipe.lgr.seed}", result)
@@ -198,14 +206,17 @@ def generated(runs: Runs) -> str:
         f"Top-1 in per cent, seed {seeds}; then {METHOD} less the row on few-shot classes, in points, with the 95 %"
         " interval over classes, and over families.",
         "",
-        "| | " + " | ".join(BINS) + f" | {METHOD} less it, few | {BY_FAMILY} |",
-        "| --- |" + " --- |" * (len(BINS) + 2),
+        "| | " + " | ".join(BINS) + f" | {METHOD} less it, few | {BY_FAMILY} | weight of text | text_r2 |",
+        "| --- |" + " --- |" * (len(BINS) + 4),
     ]
-    for name in runs[0]["right"]:
+    for name in sorted(runs[0]["right"], key=ORDER.index):
         cells = [f"{100 * np.mean([mean(run, name, b) for run in runs]):.1f}" for b in BINS]
         cells += [
             difference(runs, "few", name, by=by) if name != METHOD else "" for by in ("labels", "groups")
         ]
+        for key in ("text", "text_r2"):
+            found = [run["decided"][name][key] for run in runs if name in run["decided"]]
+            cells.append(f"{np.mean(found):.2g}" if found else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

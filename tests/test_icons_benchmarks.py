@@ -62,6 +62,7 @@ def test_the_table_of_controls_has_rows_and_gaps() -> None:
         "labels": [0, 1, 2, 2, 3, 3],
         "groups": ["a", "a", "b", "b", "c", "c"],
         "right": {METHOD: "111111", "bare name": "110000"},
+        "decided": {"bare name": {"text": 0.5, "text_r2": 0.25}},
     }
     text = text_controls.generated([run])
     assert (
