@@ -18,7 +18,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -60,10 +60,11 @@ from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import unit_rows
 from vlltr_index.train.deciding import StageTwoData, weigh
 
+KEPT = ("right", "top5", "decided")
 Texts = Mapping[str, list[str]]
 RULES = ("zero-shot", "tip-adapter")
 PRIOR_OFF, BRANCH = "text prior off", ", text branch"
-WAYS = ("own name replaced", "bare name", "another class's sentences", "random words")
+WAYS = ("no sentence", "own name replaced", "bare name", "another class's sentences", "random words")
 ORDER = (METHOD, PRIOR_OFF, *RULES, *(f"{way}{end}" for way in WAYS for end in ("", BRANCH)))
 TITLE = "other texts after stage 1, and rules beside the head"
 _log = logging.getLogger(__name__)
@@ -88,11 +89,11 @@ def ways(texts: Texts, permuted_texts: Texts) -> dict[str, Texts]:
     """The texts that stand in the place of a class's own, by the name of their row."""
     unnamed = {name: without_name(name, told) for name, told in texts.items()}
     bare = {name: [name] for name in texts}
-    return dict(zip(WAYS, (unnamed, bare, permuted_texts, random_sentences(texts)), strict=True))
+    return dict(zip(WAYS, ({}, unnamed, bare, permuted_texts, random_sentences(texts)), strict=True))
 
 
-def run(path: Path) -> None:
-    """Measure all rows on one workspace."""
+def run(path: Path, wanted: Sequence[str] = WAYS) -> None:
+    """Measure rows on one workspace; those of `WAYS` that are not wanted stay as an earlier result has them."""
     started, source = time.monotonic(), Workspace.open(path)
     rows, weighed = dict[str, Tensor](), dict[str, Any]()
     snapshot, files = source.snapshot(), files_of(about(source))
@@ -116,6 +117,8 @@ def run(path: Path) -> None:
             permuted(files.texts, Path(folder) / "permuted.json").read_text(encoding="utf-8")
         )
         for name, told in ways(texts, swapped).items():
+            if name not in wanted:
+                continue
             workspace = _copy(source, Path(folder) / "told")
             other = _told(workspace, told)
             shutil.rmtree(workspace.path)
@@ -123,7 +126,11 @@ def run(path: Path) -> None:
             assert parts is not None
             weighed[name] = decided(parts)
             add(name, said.probabilities)
-            add(f"{name}{BRANCH}", said.by_text)
+            if told:
+                add(f"{name}{BRANCH}", said.by_text)
+    name = f"text_controls-{about(source)}-{source.recipe.lgr.seed}"
+    target = RESULTS / f"{name}.json"
+    earlier = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
     result = {
         "seed": source.recipe.lgr.seed,
         "recipe": source.recipe.model_dump(mode="json"),
@@ -135,9 +142,8 @@ def run(path: Path) -> None:
         "right": {name: bits(scores.argmax(1) == labels) for name, scores in rows.items()},
         "top5": {name: bits(in_top5(scores, labels)) for name, scores in rows.items()},
         "decided": weighed,
-        "seconds": round(time.monotonic() - started, 1),
     }
-    write_result(f"text_controls-{about(source)}-{source.recipe.lgr.seed}", result)
+    write_result(name, {**result, **{key: earlier.get(key, {}) | result[key] for key in KEPT}})
 
 
 def _copy(source: Workspace, target: Path) -> Workspace:
@@ -201,21 +207,25 @@ def write(data: str) -> None:
 
 def generated(runs: Runs) -> str:
     """The table as Markdown."""
-    seeds = ", ".join(str(run["seed"]) for run in runs)
     lines = [
-        f"Top-1 in per cent, seed {seeds}; then {METHOD} less the row on few-shot classes, in points, with the 95 %"
-        " interval over classes, and over families.",
+        f"Top-1 in per cent, mean over the seeds; then {METHOD} less the row on few-shot classes, in points, with the"
+        " 95 % interval over classes, and over families.",
         "",
-        "| | " + " | ".join(BINS) + f" | {METHOD} less it, few | {BY_FAMILY} | weight of text | text_r2 |",
-        "| --- |" + " --- |" * (len(BINS) + 4),
+        "| | seeds | "
+        + " | ".join(BINS)
+        + f" | {METHOD} less it, few | {BY_FAMILY} | weight of text | text_r2 |",
+        "| --- |" + " --- |" * (len(BINS) + 5),
     ]
-    for name in sorted(runs[0]["right"], key=ORDER.index):
-        cells = [f"{100 * np.mean([mean(run, name, b) for run in runs]):.1f}" for b in BINS]
-        cells += [
-            difference(runs, "few", name, by=by) if name != METHOD else "" for by in ("labels", "groups")
-        ]
+    for name in ORDER:
+        having = [run for run in runs if name in run["right"]]
+        if not having:
+            continue
+        cells = [", ".join(str(run["seed"]) for run in having)]
+        cells += [f"{100 * np.mean([mean(run, name, b) for run in having]):.1f}" for b in BINS]
+        gaps = [difference(having, "few", name, by=by) for by in ("labels", "groups")]
+        cells += ["", ""] if name == METHOD else gaps
         for key in ("text", "text_r2"):
-            found = [run["decided"][name][key] for run in runs if name in run["decided"]]
+            found = [run["decided"][name][key] for run in having if name in run["decided"]]
             cells.append(f"{np.mean(found):.2g}" if found else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -227,12 +237,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("run").add_argument("--workspace", type=Path, required=True)
+    one = commands.add_parser("run")
+    one.add_argument("--workspace", type=Path, required=True)
+    one.add_argument("--way", choices=WAYS, action="append", help="these other texts alone; default: all")
     commands.add_parser("table").add_argument("--data", choices=DATA, default=GLYPHS)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     if args.command == "run":
-        run(args.workspace)
+        run(args.workspace, args.way or WAYS)
     else:
         write(args.data)
 

@@ -66,7 +66,7 @@ def test_the_table_of_controls_has_rows_and_gaps() -> None:
     }
     text = text_controls.generated([run])
     assert (
-        "| bare name | 33.3 | 100.0 | 100.0 | 0.0 | 0.0 | +100.0 [+100.0, +100.0] | +100.0 [+100.0, +100.0] |"
+        "| bare name | 0 | 33.3 | 100.0 | 100.0 | 0.0 | 0.0 | +100.0 [+100.0, +100.0] | +100.0 [+100.0, +100.0] |"
         in text
     )
 
