@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.glyphs_lt import RESULTS, SPLITS, Clock, dataset, surroundings, write_result
+from benchmarks.long_tailed import RESULTS, SPLITS, Clock, dataset, surroundings, write_result
 from benchmarks.page import put
 from vlltr_index.data.glyphs import GlyphFiles, glyph_files
 from vlltr_index.embedding.loading import class_positions, image_set

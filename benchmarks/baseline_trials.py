@@ -1,11 +1,11 @@
-"""Settings of the image-only baseline on Glyphs-LT, each judged on fonts of the training split that it did not see.
+"""Settings of the image-only baseline, each judged on fonts or families of the training split that it did not see.
 
     python -m benchmarks.baseline_trials run --trial 0 --dir runs    one of TRIALS, resumable
     python -m benchmarks.baseline_trials table                       all results to docs/results.md
 
-The training images of 20 font groups are held out; a trial trains on the others as `benchmarks.glyphs_lt run` does and
-is judged by the accuracy on the held-out ones, each class counted alike. The test split is not read. There are as many
-trials as the method had.
+Of Glyphs-LT, or with `--data icons_lt` of Icons-LT. The training images of 20 font groups, or families of icons, are
+held out; a trial trains on the others as `benchmarks.long_tailed run` does and is judged by the accuracy on the
+held-out ones, each class counted alike. The test split is not read. There are as many trials as the method had.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from benchmarks.glyphs_lt import RECIPE, RESULTS, Clock, surroundings
+from benchmarks.long_tailed import DATA, GLYPHS, RESULTS, Clock, dataset, files_of, surroundings
+from benchmarks.long_tailed_table import command
 from benchmarks.page import put
-from vlltr_index.data.glyphs import glyph_files
 from vlltr_index.embedding.loading import class_positions, usable_images
 from vlltr_index.heads.weighing import balanced_accuracy
 from vlltr_index.pipelines.baselines import score_baselines, train_baseline_stage
@@ -34,8 +34,6 @@ from vlltr_index.pipelines.ingest import ingest_images
 from vlltr_index.schemas.recipes import load_recipe, override
 from vlltr_index.store.workspace import Workspace
 
-RESULT = RESULTS / "baseline_trials.json"
-COMMAND = "python -m benchmarks.baseline_trials table"
 HELD_GROUPS = 20
 TRIALS: tuple[tuple[str, ...], ...] = (
     ("baseline.lr=2e-3",),  # the method's
@@ -48,7 +46,7 @@ FEW, FEW5 = 20, 5
 
 
 def held_groups(table: pa.Table) -> list[str]:
-    """The font groups of split train whose images are held out, by a hash of their names."""
+    """The font groups or families of split train whose images are held out, by a hash of their names."""
     rows = table.filter(pc.equal(table["split"], "train"))
     groups = {source.split("/")[0] for source in rows["source"].to_pylist()}
     return sorted(groups, key=lambda g: hashlib.sha256(f"held:{g}".encode()).hexdigest())[:HELD_GROUPS]
@@ -64,10 +62,15 @@ def without_held(table: pa.Table, held: Sequence[str]) -> pa.Table:
     return rows.filter(pc.is_in(rows["label"], stay))
 
 
-def run(number: int, folder: Path) -> None:
+def result_file(about: str) -> Path:
+    """Where the trials on one data set are kept."""
+    return RESULTS / f"baseline_trials{'' if about == GLYPHS else f'-{about}'}.json"
+
+
+def run(about: str, number: int, folder: Path) -> None:
     """Train and judge one trial; a trial that was stopped goes on."""
-    data, overrides = glyph_files(), TRIALS[number]
-    recipe = override(load_recipe(RECIPE), overrides)
+    data, overrides, kept = files_of(about), TRIALS[number], result_file(about)
+    recipe = override(load_recipe(f"{about}/ours"), overrides)
     path, seconds = folder / f"trial-{number}", Clock(folder / f"seconds-trial-{number}.json")
     table = pq.read_table(data.images)
     held = held_groups(table)
@@ -80,15 +83,15 @@ def run(number: int, folder: Path) -> None:
         train_baseline_stage(workspace, recipe.baseline)
     result = {
         "held": held,
-        "dataset": json.loads((data.folder / "manifest.json").read_text(encoding="utf-8"))["content_sha256"],
+        "dataset": dataset(data),
         "recipe": recipe.model_dump(mode="json"),
         **surroundings(),
         "seconds": seconds.values,
         **_judge(workspace),
     }
-    found = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
+    found = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     found[str(number)] = result
-    RESULT.write_text(json.dumps(found, sort_keys=True, indent=1) + "\n", encoding="utf-8")
+    kept.write_text(json.dumps(found, sort_keys=True, indent=1) + "\n", encoding="utf-8")
 
 
 def _judge(workspace: Workspace) -> dict[str, Any]:
@@ -112,9 +115,10 @@ def _judge(workspace: Workspace) -> dict[str, Any]:
 def generated(trials: dict[str, Any]) -> str:
     """The trials as Markdown."""
     first = next(iter(trials.values()))
+    what = "font groups" if first["recipe"]["name"].startswith(GLYPHS) else "families"
     lines = [
         f"{len(trials)} trials, recipe `{first['recipe']['name']}`, seed 0, judged on {first['images']:,} images of"
-        f" {len(first['held'])} font groups of the training split that the trial did not see; top-1 in per cent, each"
+        f" {len(first['held'])} {what} of the training split that the trial did not see; top-1 in per cent, each"
         " class counted alike (few, few5: classes with at most 20, 5 training images that are left).",
         "",
         "| lr | weight decay | logit adjustment in training | row | overall | few | few5 |",
@@ -139,13 +143,15 @@ def main() -> None:
     one = commands.add_parser("run")
     one.add_argument("--trial", type=int, required=True, choices=range(len(TRIALS)))
     one.add_argument("--dir", type=Path, required=True)
-    commands.add_parser("table")
+    for each in (one, commands.add_parser("table")):
+        each.add_argument("--data", choices=DATA, default=GLYPHS)
     args = parser.parse_args()
     if args.command == "run":
         args.dir.mkdir(parents=True, exist_ok=True)
-        run(args.trial, args.dir)
+        run(args.data, args.trial, args.dir)
     else:
-        put(COMMAND, "Trials of the baseline", generated(json.loads(RESULT.read_text(encoding="utf-8"))))
+        found = json.loads(result_file(args.data).read_text(encoding="utf-8"))
+        put(command("baseline_trials", args.data), "Trials of the baseline", generated(found))
 
 
 if __name__ == "__main__":

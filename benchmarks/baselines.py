@@ -1,4 +1,4 @@
-"""Every baseline beside the method on Glyphs-LT, over the workspaces that `benchmarks.glyphs_lt run` made.
+"""Every baseline beside the method on Glyphs-LT, over the workspaces that `benchmarks.long_tailed run` made.
 
     python -m benchmarks.baselines run --seed 0 --dir runs    one seed, resumable; to results/baselines-0.json
     python -m benchmarks.baselines table                      all seeds' results to docs/results.md
@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from benchmarks.glyphs_lt import METHOD, RESULTS, Clock, bits, dataset, surroundings, write_result
-from benchmarks.glyphs_lt_table import BINS, ROOT, difference, mean, spread
-from benchmarks.glyphs_lt_table import bits as numbers
+from benchmarks.long_tailed import METHOD, RESULTS, Clock, bits, dataset, surroundings, write_result
+from benchmarks.long_tailed_table import BINS, ROOT, difference, mean, spread
+from benchmarks.long_tailed_table import bits as numbers
 from benchmarks.random_words import control
 from vlltr_index.data.glyphs import glyph_files
 from vlltr_index.embedding.loading import class_positions, image_set
@@ -44,7 +44,7 @@ def run(seed: int, folder: Path) -> None:
     path = folder / f"seed-{seed}"
     if not (path / "vlltr.toml").exists():
         raise SystemExit(
-            f"{path} is no workspace; run: python -m benchmarks.glyphs_lt run --seed {seed} --dir {folder}"
+            f"{path} is no workspace; run: python -m benchmarks.long_tailed run --seed {seed} --dir {folder}"
         )
     workspace, seconds = Workspace.open(path), Clock(folder / f"seconds-baselines-{seed}.json")
     config = workspace.recipe.baselines.model_copy(update={"seed": seed})

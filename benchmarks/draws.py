@@ -36,7 +36,7 @@ from benchmarks.draws_sources import (
     text_vectors,
     with_texts,
 )
-from benchmarks.glyphs_lt import RESULTS, surroundings
+from benchmarks.long_tailed import RESULTS, surroundings
 from vlltr_index.embedding import engines
 
 SOURCES = ("heldout", "train", "clip")

@@ -1,10 +1,12 @@
-"""New classes on Glyphs-LT: recognised among all, from text, from images, from both; and what old classes lose by it.
+"""New classes: recognised among all, from text, from images, from both; and what old classes lose by it.
 
     python -m benchmarks.new_classes run --workspace DIR --seed 0 --group dev   to results/new_classes-0-dev.json
     python -m benchmarks.new_classes oracle --dir runs --seed 0 --images 1      to results/new_classes-oracle-*.json
     python -m benchmarks.new_classes table                                      all results to docs/results.md
 
-DIR is a finished workspace of `benchmarks.glyphs_lt`; it is copied, and not written to. All classes of a group are
+The oracle and the table with `--data icons_lt` are of Icons-LT, whose results are new_classes-icons_lt-*.json.
+
+DIR is a finished workspace of `benchmarks.long_tailed`; it is copied, and not written to. All classes of a group are
 added at once. The oracle is a workspace of old and new classes together, both stages trained on all of them; a step of
 it that is done is not done again. The final group is for figures, the development group for choosing.
 
@@ -34,22 +36,26 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from benchmarks.glyphs_lt import (
+from benchmarks.heldout import Group, drawn, read_group
+from benchmarks.long_tailed import (
+    DATA,
+    GLYPHS,
     RESULTS,
     SPLITS,
     Clock,
+    about,
     bits,
     dataset,
+    files_of,
     in_top5,
     made,
     seeded,
     surroundings,
     write_result,
 )
-from benchmarks.heldout import Group, drawn, read_group
 from benchmarks.random_words import waffle_noise, waffle_text
 from vlltr_index.classes import NewClass, Session, add_classes
-from vlltr_index.data.glyphs import GlyphFiles, glyph_files
+from vlltr_index.data.glyphs import GlyphFiles
 from vlltr_index.embedding.loading import class_positions, image_set
 from vlltr_index.evaluation.baselines import (
     TipCache,
@@ -97,10 +103,12 @@ class Old:
 
 def run(source: Path, seed: int, group_name: str, fast: bool = False) -> None:
     """Measure all rows for one group."""
-    started, data, name = time.monotonic(), glyph_files(fast), f"new_classes-{seed}-{group_name}"
-    earlier = {} if fast else _earlier(name)
+    started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         workspace = _copy(source, Path(folder) / "base")
+        data = files_of(about(workspace), fast)
+        name = result_name(about(workspace), f"{seed}-{group_name}")
+        earlier = {} if fast else _earlier(name)
         old, session = Old.load(workspace), Session(workspace)
         group = read_group(data, group_name, session.encoder(workspace.snapshot()), Path(folder) / "support")
         rows: dict[str, Row] = {}
@@ -128,23 +136,30 @@ def run(source: Path, seed: int, group_name: str, fast: bool = False) -> None:
         write_result(name, result)
 
 
-def oracle(folder: Path, seed: int, images: int, group_name: str = "final", fast: bool = False) -> None:
+def result_name(data: str, part: str) -> str:
+    """Name of a result on one data set."""
+    return f"new_classes-{part}" if data == GLYPHS else f"new_classes-{data}-{part}"
+
+
+def oracle(
+    data: str, folder: Path, seed: int, images: int, group_name: str = "final", fast: bool = False
+) -> None:
     """Train both stages on old and new classes together, `images` of each new one, and measure as `run` does."""
-    data, name = glyph_files(fast), f"oracle-{group_name}-{seed}-{images}"
-    seconds, recipe = Clock(folder / f"seconds-{name}.json"), seeded(seed, fast)
-    texts, pictures = _together(data, group_name, images, folder / name)
+    files, name = files_of(data, fast), f"oracle-{group_name}-{seed}-{images}"
+    seconds, recipe = Clock(folder / f"seconds-{name}.json"), seeded(data, seed, fast)
+    texts, pictures = _together(files, group_name, images, folder / name)
     workspace = made(folder / name, recipe, texts, pictures, seconds, SPLITS)
     snapshot = workspace.snapshot()
     scorer, test = load_scorer(workspace, snapshot), image_set(snapshot, "test")
     with tempfile.TemporaryDirectory() as support:
         encoder = Session(workspace).encoder(snapshot)
-        group = read_group(data, group_name, encoder, Path(support))
+        group = read_group(files, group_name, encoder, Path(support))
     row = _row(scorer, snapshot.class_table().lookup, group, test.features, test.class_ids)
     _log.info("%s: %s", name, _percent(row))
     if not fast:
-        facts = {"seed": seed, "group": group_name, "images": images, "dataset": dataset(data)}
+        facts = {"seed": seed, "group": group_name, "images": images, "dataset": dataset(files)}
         facts |= {"recipe": recipe.model_dump(mode="json"), "seconds": seconds.values, **surroundings()}
-        write_result(f"new_classes-{name}", {**facts, "labels": group.labels.tolist(), "row": row})
+        write_result(result_name(data, name), {**facts, "labels": group.labels.tolist(), "row": row})
 
 
 def _together(data: GlyphFiles, group_name: str, images: int, target: Path) -> tuple[Path, Path]:
@@ -358,20 +373,21 @@ def main() -> None:
     best.add_argument("--seed", type=int, default=0)
     best.add_argument("--images", type=int, choices=SHOTS, required=True)
     best.add_argument("--group", choices=("dev", "final"), default="final")
+    for command in (best, commands.add_parser("table")):
+        command.add_argument("--data", choices=DATA, default=GLYPHS)
     for command in (one, best):
         command.add_argument("--fast", action="store_true", help="on the small slice; nothing is kept")
-    commands.add_parser("table")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     if args.command == "run":
         run(args.workspace, args.seed, args.group, args.fast)
     elif args.command == "oracle":
         args.dir.mkdir(parents=True, exist_ok=True)
-        oracle(args.dir, args.seed, args.images, args.group, args.fast)
+        oracle(args.data, args.dir, args.seed, args.images, args.group, args.fast)
     else:
         from benchmarks.new_classes_table import write
 
-        write()
+        write(args.data)
 
 
 if __name__ == "__main__":

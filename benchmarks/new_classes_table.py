@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.glyphs_lt_table import bits, shown_gap
+from benchmarks.long_tailed import GLYPHS, RESULTS
+from benchmarks.long_tailed_table import NAMES, bits, command, shown_gap
 from benchmarks.page import put
 
 __all__ = ["generated", "write"]
 
-RESULTS = Path(__file__).parent / "results"
-COMMAND = "python -m benchmarks.new_classes table"
-TITLE = "Glyphs-LT: new classes from text and images"
-GROUPS = {"final": "100 for final figures", "dev": "100 for development"}
+TITLE = "new classes from text and images"
+GROUPS = {"final": "for final figures", "dev": "for development"}
 ORDER = (
     "text",
     "name",
@@ -36,22 +34,27 @@ ORACLE = {1: "text + 1 image", 5: "text + 5 images"}  # what the rows of the ora
 Result = dict[str, Any]
 
 
-def write() -> None:
+def write(data: str) -> None:
     """Write the generated part of docs/results.md."""
-    found = [json.loads(path.read_text("utf-8")) for path in sorted(RESULTS.glob("new_classes-*.json"))]
+    pattern = "new_classes-[0-9o]*.json" if data == GLYPHS else f"new_classes-{data}-*.json"
+    found = [json.loads(path.read_text("utf-8")) for path in sorted(RESULTS.glob(pattern))]
     runs = [result for result in found if "before" in result]
     if not runs:
         raise SystemExit(
             "no results; run: python -m benchmarks.new_classes run --workspace DIR --seed 0 --group dev"
         )
-    put(COMMAND, TITLE, generated(runs, [result for result in found if "row" in result]))
+    put(
+        command("new_classes", data),
+        f"{NAMES[data]}: {TITLE}",
+        generated(runs, [result for result in found if "row" in result]),
+    )
 
 
 def generated(runs: Sequence[Result], oracles: Sequence[Result] = ()) -> str:
     """Top-1 and top-5 of the final classes (until then, of those for development), and what the old ones have left."""
     group = next(group for group in GROUPS if any(run["group"] == group for run in runs))
     mine, theirs = ([one for one in some if one["group"] == group] for some in (runs, oracles))
-    return _table(mine, theirs, GROUPS[group])
+    return _table(mine, theirs, f"{len(set(mine[0]['labels']))} {GROUPS[group]}")
 
 
 def _table(runs: Sequence[Result], oracles: Sequence[Result], label: str) -> str:

@@ -1,10 +1,10 @@
-"""Wrong sentences among the right ones on Glyphs-LT: what selection (AnSS) and attention leave of the text branch.
+"""Wrong sentences among the right ones: what selection (AnSS) and attention leave of the text branch.
 
-    python -m benchmarks.noise run --workspace DIR    to results/noise.json
-    python -m benchmarks.noise table                  to docs/results.md
+    python -m benchmarks.noise run --workspace DIR    to results/noise.json, of Icons-LT noise-icons_lt.json
+    python -m benchmarks.noise table                  to docs/results.md; --data icons_lt
 
-DIR is a finished workspace of `benchmarks.glyphs_lt`; it is not written to. Beside each right sentence of a class stand
-0, 1 or 3 of other classes. The class's anchors are chosen from all of them: by AnSS, as many at random, or all.
+DIR is a finished workspace of `benchmarks.long_tailed`; it is not written to. Beside each right sentence of a class
+stand 0, 1 or 3 of other classes. The class's anchors are chosen from all of them: by AnSS, as many at random, or all.
 Attention is uniform, or that of the workspace's head, which was trained on its own anchors; each right or wrong
 sentence has its AnSS loss. What is drawn is drawn anew in each of several draws.
 """
@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.glyphs_lt import RESULTS, surroundings, write_result
+from benchmarks.long_tailed import DATA, GLYPHS, RESULTS, about, surroundings, write_result
+from benchmarks.long_tailed_table import NAMES, command
 from benchmarks.page import put
 from vlltr_index.anchors.anss import anchor_limits, score_sentences, select_anchors
 from vlltr_index.anchors.selection import score_images
@@ -35,8 +36,7 @@ from vlltr_index.recognition.scorer import load_scorer
 from vlltr_index.schemas.tables import sentence_vectors_name
 from vlltr_index.store.workspace import Workspace
 
-COMMAND = "python -m benchmarks.noise table"
-TITLE = "Noise among the sentences"
+TITLE = "noise among the sentences"
 WRONG = (0, 1, 3)  # of other classes, for each right sentence
 WAYS = ("AnSS", "random", "all")
 ATTENTION = ("uniform", "trained")
@@ -86,7 +86,7 @@ def run(path: Path, draws: int = DRAWS, keep: bool = True) -> dict[str, Any]:
         **surroundings(),
     }
     if keep:
-        write_result("noise", result)
+        write_result(_name(about(workspace)), result)
     return result
 
 
@@ -140,12 +140,20 @@ def _accuracy(head: LGRHead, bank: AnchorBank, attention: str, features: Tensor,
     return float((bank.class_ids[best] == labels).double().mean())
 
 
-def write() -> None:
+def _name(data: str) -> str:
+    return "noise" if data == GLYPHS else f"noise-{data}"
+
+
+def write(data: str) -> None:
     """Write the generated part of docs/results.md."""
-    path = RESULTS / "noise.json"
+    path = RESULTS / f"{_name(data)}.json"
     if not path.exists():
         raise SystemExit("no result; run: python -m benchmarks.noise run --workspace DIR")
-    put(COMMAND, TITLE, generated(json.loads(path.read_text(encoding="utf-8"))))
+    put(
+        command("noise", data),
+        f"{NAMES[data]}: {TITLE}",
+        generated(json.loads(path.read_text(encoding="utf-8"))),
+    )
 
 
 def generated(result: dict[str, Any]) -> str:
@@ -179,12 +187,12 @@ def main() -> None:
     one = commands.add_parser("run")
     one.add_argument("--workspace", type=Path, required=True)
     one.add_argument("--draws", type=int, default=DRAWS)
-    commands.add_parser("table")
+    commands.add_parser("table").add_argument("--data", choices=DATA, default=GLYPHS)
     args = parser.parse_args()
     if args.command == "run":
         run(args.workspace, args.draws)
     else:
-        write()
+        write(args.data)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.glyphs_lt import surroundings
+from benchmarks.long_tailed import surroundings
 from benchmarks.page import put
 from vlltr_index.data.glyphs import glyph_files
 

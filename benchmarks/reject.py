@@ -1,6 +1,6 @@
 """None of these, on Glyphs-LT: images of the test split against images of held-out classes.
 
-    python -m benchmarks.reject run --seed 0 --dir runs            a workspace of benchmarks.glyphs_lt; dev classes
+    python -m benchmarks.reject run --seed 0 --dir runs            a workspace of benchmarks.long_tailed; dev classes
     python -m benchmarks.reject run --seed 0 --dir runs --final    the final held-out classes too
     python -m benchmarks.reject table                              all results to docs/results.md
 
@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.glyphs_lt import RESULTS, dataset, surroundings, write_result
-from benchmarks.glyphs_lt_table import spread
 from benchmarks.heldout import read_group
+from benchmarks.long_tailed import RESULTS, dataset, surroundings, write_result
+from benchmarks.long_tailed_table import spread
 from benchmarks.page import put
 from vlltr_index.data.glyphs import glyph_files
 from vlltr_index.embedding.loading import image_set, open_encoder

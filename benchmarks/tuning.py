@@ -4,7 +4,7 @@
     python -m benchmarks.tuning table                        all results to docs/results.md
 
 `none` and `text` start from the shipped encoder, whose image tower they keep; all weights are those of
-`benchmarks.glyphs_lt`, seed 0, trained from a random start.
+`benchmarks.long_tailed`, seed 0, trained from a random start.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.draws_bench import prototypes
-from benchmarks.glyphs_lt import (
+from benchmarks.long_tailed import (
+    GLYPHS,
     METHOD,
     RESULTS,
     Clock,
@@ -26,7 +27,7 @@ from benchmarks.glyphs_lt import (
     surroundings,
     write_result,
 )
-from benchmarks.glyphs_lt_table import BINS, difference, mean
+from benchmarks.long_tailed_table import BINS, difference, mean
 from benchmarks.page import put
 from vlltr_index.data.glyphs import glyph_files
 from vlltr_index.embedding.loading import class_positions, image_set
@@ -46,7 +47,7 @@ def run(way: str, folder: Path, fast: bool = False) -> None:
     data, name = glyph_files(fast), f"tuning-{way}{'-fast' if fast else ''}"
     seconds = Clock(folder / f"seconds-{name}.json")
     settings = ("encoder.pretrained=glyphs", *(("cvlp.tune=text",) if way == "text" else ()))
-    recipe = override(seeded(0, fast), settings)
+    recipe = override(seeded(GLYPHS, 0, fast), settings)
     left_out = () if way == "text" else ("train cvlp",)
     workspace = made(folder / name, recipe, data.texts, data.images, seconds, left_out=left_out)
     snapshot = workspace.snapshot()

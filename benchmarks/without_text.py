@@ -20,7 +20,7 @@ from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import unit_rows
 from vlltr_index.train.deciding import StageTwoData, weigh
 
-__all__ = ["WHOLE", "discriminant", "held_out", "rows_without_text", "training_data"]
+__all__ = ["WHOLE", "discriminant", "held_out", "rows_without_text", "training_data", "with_rows_for_all"]
 
 GENERATIVE, MEANS, DISCRIMINANT = "generative without text", "class means", "shrunk discriminant"
 WHOLE = f"linear + {GENERATIVE}"
@@ -39,7 +39,7 @@ def rows_without_text(
     assert data.classes == len(scorer.class_ids), "classes were added after training"
     plain, trained = data.features[0], scorer.trained
     counts, sums = class_sums(unit_rows(plain), data.labels, data.classes)
-    parts, _ = weigh(data, _with_rows_for_all(scorer))
+    parts, _ = weigh(data, with_rows_for_all(scorer))
     model = GenerativeModel(parts.shared, counts, sums, data.prototypes)
     means = class_means(plain, data.labels, data.classes)
 
@@ -69,7 +69,7 @@ def held_out(data: StageTwoData, trained: Tensor) -> tuple[Tensor, Tensor, Tenso
     return data.features[0, data.unseen], labels, image_weights(labels, counts[trained])
 
 
-def _with_rows_for_all(scorer: Scorer) -> LGRHead:
+def with_rows_for_all(scorer: Scorer) -> LGRHead:
     """A head with the scorer's visual rows, in its columns; zeros for a class without one."""
     layer = scorer.saved.head.visual_head
     assert isinstance(layer, nn.Linear)

@@ -1,8 +1,10 @@
-"""The figures on Glyphs-LT: the method, image-only at equal image budget, and the method's own parts without text.
+"""The figures on Glyphs-LT or Icons-LT: the method, image-only at equal image budget, and the method without text.
 
-    python -m benchmarks.glyphs_lt run --seed 0 --dir runs                    resumable; to results/glyphs_lt-0.json
-    python -m benchmarks.glyphs_lt run --seed 0 --dir runs --texts permuted   to results/glyphs_lt-permuted-0.json
-    python -m benchmarks.glyphs_lt table                                      all results to docs/results.md
+    python -m benchmarks.long_tailed run --seed 0 --dir runs                    resumable; to results/glyphs_lt-0.json
+    python -m benchmarks.long_tailed run --seed 0 --dir runs --texts permuted   to results/glyphs_lt-permuted-0.json
+    python -m benchmarks.long_tailed table                                      all results to docs/results.md
+
+Each with `--data icons_lt` is about Icons-LT.
 
 hypothesis: vl-ltr less linear + generative without text is above 0 on few-shot classes
 
@@ -14,6 +16,7 @@ result of the seed, which does not depend on the method; `--baseline` trains the
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -32,7 +35,7 @@ from torch import Tensor
 from benchmarks.without_text import WHOLE, held_out, rows_without_text, training_data
 from vlltr_index.anchors.selection import select
 from vlltr_index.data.glyphs import GlyphFiles, glyph_files
-from vlltr_index.embedding.loading import class_positions, image_set
+from vlltr_index.embedding.loading import class_positions, image_set, usable_images
 from vlltr_index.evaluation.metrics import expected_calibration_error
 from vlltr_index.heads.checkpoint import Parts
 from vlltr_index.heads.fusion import PartWeights
@@ -51,18 +54,21 @@ from vlltr_index.store.workspace import Workspace
 from vlltr_index.train.deciding import StageTwoData
 
 RESULTS = Path(__file__).parent / "results"
-RECIPE, FAST = "glyphs_lt/ours", "glyphs_lt/fast"
+GLYPHS, ICONS = DATA = ("glyphs_lt", "icons_lt")
 METHOD = "vl-ltr"
 TEXTS = ("true", "permuted")
 SPLITS = ("train", "val", "test")
 
 
-def run(seed: int, folder: Path, texts: str = "true", baseline: bool = False, fast: bool = False) -> None:
+def run(
+    data: str, seed: int, folder: Path, texts: str = "true", baseline: bool = False, fast: bool = False
+) -> None:
     """Train and evaluate one seed; a step that is done is not done again. With `fast` no result is kept."""
     name = f"seed-{seed}" if texts == "true" else f"seed-{seed}-{texts}"
-    data, seconds, recipe = glyph_files(fast), Clock(folder / f"seconds-{name}.json"), seeded(seed, fast)
-    told = data.texts if texts == "true" else permuted(data.texts, folder / "texts-permuted.json")
-    workspace = made(folder / name, recipe, told, data.images, seconds)
+    files, recipe = files_of(data, fast), seeded(data, seed, fast)
+    seconds = Clock(folder / f"seconds-{name}.json")
+    told = files.texts if texts == "true" else permuted(files.texts, folder / "texts-permuted.json")
+    workspace = made(folder / name, recipe, told, files.images, seconds)
     if baseline and "train baseline fc" not in {c.command for c in workspace.history.list()}:
         with seconds("train baseline fc"):
             train_baseline_stage(workspace, recipe.baseline)
@@ -71,24 +77,38 @@ def run(seed: int, folder: Path, texts: str = "true", baseline: bool = False, fa
         "texts": texts,
         "recipe": recipe.model_dump(mode="json"),
         "protocol": recipe.protocol,
-        "dataset": dataset(data),
+        "dataset": dataset(files),
         **surroundings(),
         "seconds": seconds.values,
         **_measure(workspace, baseline),
     }
     if not baseline and not fast:
-        _copy_baseline(result)
+        _copy_baseline(data, result)
     if fast:
         shares = {n: round(b.count("1") / len(b), 3) for n, b in result["right"].items()}
         sys.stdout.write(json.dumps({**shares, "decided": result["decided"]}, indent=1) + "\n")
     else:
-        write_result(f"glyphs_lt-{seed}" if texts == "true" else f"glyphs_lt-{texts}-{seed}", result)
+        write_result(f"{data}-{seed}" if texts == "true" else f"{data}-{texts}-{seed}", result)
 
 
-def seeded(seed: int, fast: bool = False) -> Recipe:
-    """The recipe, every training in it from one seed."""
+def files_of(data: str, fast: bool = False) -> GlyphFiles:
+    """The files of one of `DATA`, or of Glyphs-LT's small slice. Icons-LT lies in the repository alone."""
+    if data == GLYPHS:
+        return glyph_files(fast)
+    folder = Path(__file__).parents[1] / "recipes" / data / "data"
+    return GlyphFiles(folder / f"{data}.parquet", folder / "texts.json", folder / "heldout.json", folder)
+
+
+def about(workspace: Workspace) -> str:
+    """Which of `DATA` a workspace's recipe is for."""
+    return workspace.recipe.name.partition("/")[0]
+
+
+def seeded(data: str, seed: int, fast: bool = False) -> Recipe:
+    """The recipe for one of `DATA`, every training in it from one seed."""
     parts = ("cvlp", "lgr", "baseline")
-    return override(load_recipe(FAST if fast else RECIPE), tuple(f"{part}.seed={seed}" for part in parts))
+    recipe = load_recipe(f"{data}/{'fast' if fast else 'ours'}")
+    return override(recipe, tuple(f"{part}.seed={seed}" for part in parts))
 
 
 def made(
@@ -152,6 +172,7 @@ def _measure(workspace: Workspace, baseline: bool) -> dict[str, Any]:
     return {
         "counts": counts[labels].tolist(),
         "labels": labels.tolist(),
+        "groups": usable_images(snapshot, "test", ["group"])["group"].to_pylist(),
         "right": {name: bits(scores.argmax(1) == labels) for name, scores in rows.items()},
         "top5": {name: bits(in_top5(scores, labels)) for name, scores in rows.items()},
         "calibration_error": {
@@ -159,8 +180,8 @@ def _measure(workspace: Workspace, baseline: bool) -> dict[str, Any]:
             for name, shares in chances.items()
         },
         "decided": {
-            METHOD: _decided(scorer.saved.parts),
-            WHOLE: _decided(parts),
+            METHOD: decided(scorer.saved.parts),
+            WHOLE: decided(parts),
             "of test images": asdict(_weights_of(scorer, test.features, labels, counts)),
         },
     }
@@ -179,7 +200,7 @@ def _tempered(data: StageTwoData, scorer: Scorer, features: Tensor) -> dict[str,
 
 @torch.inference_mode()
 def _weights_of(scorer: Scorer, features: Tensor, labels: Tensor, counts: Tensor) -> PartWeights:
-    """What images in unseen fonts would have weighed the parts, had they been the ones held out."""
+    """What images of the test split would have weighed the parts, had they been the ones held out."""
     known = scorer.trained[labels]
     some, position = features[known], scorer.trained.long().cumsum(0) - 1
     parts = [
@@ -190,13 +211,14 @@ def _weights_of(scorer: Scorer, features: Tensor, labels: Tensor, counts: Tensor
     return fit_weights(HeldOutScores(owners, *parts, image_weights(owners, counts[scorer.trained])))
 
 
-def _decided(parts: Parts) -> dict[str, Any]:
+def decided(parts: Parts) -> dict[str, Any]:
+    """What `train lgr` decided."""
     return asdict(parts.weights) | {"noise": parts.shared.noise, "text_r2": parts.shared.text_r2}
 
 
-def _copy_baseline(result: dict[str, Any]) -> None:
+def _copy_baseline(data: str, result: dict[str, Any]) -> None:
     """Take the image-only rows of an earlier result of the seed over: the same images, in the same order."""
-    path = RESULTS / f"glyphs_lt-{result['seed']}.json"
+    path = RESULTS / f"{data}-{result['seed']}.json"
     if not path.exists():
         return
     old = json.loads(path.read_text(encoding="utf-8"))
@@ -219,9 +241,9 @@ def write_result(name: str, result: dict[str, Any]) -> None:
 
 
 def dataset(data: GlyphFiles) -> str:
-    """SHA-256 of the data set."""
-    manifest = json.loads((data.folder / "manifest.json").read_text(encoding="utf-8"))
-    return str(manifest["content_sha256"])
+    """SHA-256 of the data set: of its content, or of the list of its files' hashes."""
+    manifest = (data.folder / "manifest.json").read_bytes()
+    return str(json.loads(manifest).get("content_sha256") or hashlib.sha256(manifest).hexdigest())
 
 
 def surroundings() -> dict[str, Any]:
@@ -276,16 +298,19 @@ def main() -> None:
     one.add_argument("--dir", type=Path, required=True)
     one.add_argument("--texts", choices=TEXTS, default="true")
     one.add_argument("--baseline", action="store_true", help="train the image-only baseline too")
-    one.add_argument("--fast", action="store_true", help="on the small slice, to see whether it works")
-    commands.add_parser("table")
+    one.add_argument(
+        "--fast", action="store_true", help="on Glyphs-LT's small slice, to see whether it works"
+    )
+    for command in (one, commands.add_parser("table")):
+        command.add_argument("--data", choices=DATA, default=GLYPHS)
     args = parser.parse_args()
     if args.command == "run":
         args.dir.mkdir(parents=True, exist_ok=True)
-        run(args.seed, args.dir, args.texts, args.baseline, args.fast)
+        run(args.data, args.seed, args.dir, args.texts, args.baseline, args.fast)
     else:
-        from benchmarks.glyphs_lt_table import write
+        from benchmarks.long_tailed_table import write
 
-        write()
+        write(args.data)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import ablation, glyphs_lt_table
-from benchmarks.glyphs_lt_table import METHOD, ORDER, clustered_interval
+from benchmarks import ablation, long_tailed_table
+from benchmarks.long_tailed_table import METHOD, ORDER, clustered_interval
 from benchmarks.new_classes import at_equal_loss
 from benchmarks.without_text import WHOLE
 from vlltr_index.schemas.recipes import load_recipe, override
@@ -59,7 +59,7 @@ def test_the_interval_draws_classes_and_then_images() -> None:
 @pytest.mark.slow
 def test_the_page_has_rows_differences_and_decisions() -> None:
     """Of both kinds of texts; the primary contrast stands out."""
-    text = glyphs_lt_table.generated([result(0), result(1)], [result(0, "permuted")])
+    text = long_tailed_table.generated([result(0), result(1)], [result(0, "permuted")])
     assert (
         "| vl-ltr | 100.0 ± 0.0 | 100.0 ± 0.0 | 100.0 ± 0.0 | 100.0 ± 0.0 | 100.0 ± 0.0 | 100.0 ± 0.0 | 2.0 |"
         in text

@@ -1,4 +1,4 @@
-"""Tables from the committed results of `benchmarks.glyphs_lt run`: docs/results.md and rows for the quickstart."""
+"""Tables from the committed results of `benchmarks.long_tailed run`: docs/results.md, the quickstart's rows."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.long_tailed import GLYPHS, ICONS, RESULTS
 from benchmarks.page import put
 from benchmarks.without_text import WHOLE
 
 ROOT = Path(__file__).parents[1]
-RESULTS = Path(__file__).parent / "results"
-COMMAND = "python -m benchmarks.glyphs_lt table"
-TITLE = "Glyphs-LT: method, controls without text, and image-only at equal image budget"
+TITLE = "method, controls without text, and image-only at equal image budget"
+NAMES = {GLYPHS: "Glyphs-LT", ICONS: "Icons-LT"}
 METHOD, AGAINST = "vl-ltr", "image-only + logit adjustment"
 ORDER = (
     METHOD,
@@ -33,24 +33,34 @@ ORDER = (
     AGAINST,
 )
 PERMUTED = (METHOD, "image side", "text branch", WHOLE)  # rows shown of permuted texts
+BY_FAMILY = "few, families drawn"
 BINS = ("overall", "many", "medium", "few", "few5")
 Bits = NDArray[np.float64]
 Runs = Sequence[dict[str, Any]]
 
 
-def write() -> None:
-    """Write the generated part of docs/results.md, and recipes/glyphs_lt/results.json."""
+def command(module: str, data: str) -> str:
+    """What writes a module's table for one data set."""
+    return f"python -m benchmarks.{module} table" + ("" if data == GLYPHS else f" --data {data}")
+
+
+def write(data: str) -> None:
+    """Write the generated part of docs/results.md, and of Glyphs-LT recipes/glyphs_lt/results.json."""
     runs, swapped = (
         [
             run
             for path in sorted(RESULTS.glob(name))
             if "labels" in (run := json.loads(path.read_text("utf-8")))
         ]
-        for name in ("glyphs_lt-[0-9]*.json", "glyphs_lt-permuted-*.json")
+        for name in (f"{data}-[0-9]*.json", f"{data}-permuted-*.json")
     )
     if not runs:
-        raise SystemExit("no results; run: python -m benchmarks.glyphs_lt run --seed 0 --dir runs")
-    put(COMMAND, TITLE, generated(runs, swapped))
+        raise SystemExit(
+            f"no results; run: python -m benchmarks.long_tailed run --data {data} --seed 0 --dir runs"
+        )
+    put(command("long_tailed", data), f"{NAMES[data]}: {TITLE}", generated(runs, swapped))
+    if data != GLYPHS:
+        return
     rows = [
         {
             "name": name,
@@ -60,7 +70,7 @@ def write() -> None:
         }
         for name in ("image-only", AGAINST)
     ]
-    target = ROOT / "recipes" / "glyphs_lt" / "results.json"
+    target = ROOT / "recipes" / data / "results.json"
     target.write_text(
         json.dumps({"dataset": runs[0]["dataset"], "rows": rows}, indent=1) + "\n", encoding="utf-8"
     )
@@ -70,6 +80,7 @@ def generated(runs: Runs, swapped: Runs = ()) -> str:
     """The tables as Markdown: with the classes' own texts, what the method gains over each row, with swapped texts."""
     seeds = ", ".join(str(r["seed"]) for r in runs)
     first = runs[0]
+    families = len(set(first.get("groups", [])) - {None})
     versions, machine = first["versions"], first["machine"]
     lines = [
         f"Data set `{first['dataset'][:16]}`, recipe `{first['recipe']['name']}`, seeds {seeds}; "
@@ -80,14 +91,17 @@ def generated(runs: Runs, swapped: Runs = ()) -> str:
         *_accuracies(runs),
         "",
         f"{METHOD} less each row on the same images, in points, with the 95 % bootstrap interval over classes and the "
-        "images within them.",
+        "images within them"
+        + (f"; last, over the {families} families of the test images." if families else "."),
         "",
-        f"| {METHOD} less | " + " | ".join(BINS) + " |",
-        "| --- |" + " --- |" * len(BINS),
+        f"| {METHOD} less | " + " | ".join(BINS) + (f" | {BY_FAMILY} |" if families else " |"),
+        "| --- |" + " --- |" * (len(BINS) + bool(families)),
     ]
     for name in _rows(runs)[1:]:
         shown = f"**{name}**" if name == WHOLE else name
-        lines.append(f"| {shown} | " + " | ".join(difference(runs, b, against=name) for b in BINS) + " |")
+        cells = [difference(runs, b, against=name) for b in BINS]
+        cells += [difference(runs, "few", against=name, by="groups")] if families else []
+        lines.append(f"| {shown} | " + " | ".join(cells) + " |")
     if swapped:
         lines += [
             "",
@@ -180,12 +194,17 @@ def spread(values: Sequence[float], signed: bool = False) -> str:
     return shown + (f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
 
 
-def difference(runs: Runs, name: str, against: str, others: Runs | None = None) -> str:
-    """The method less the row `against` of the same runs, or of `others` of the same seeds, in one bin."""
+def difference(
+    runs: Runs, name: str, against: str, others: Runs | None = None, row: str = METHOD, by: str = "labels"
+) -> str:
+    """`row` less the row `against` of the same runs, or of `others` of the same seeds, in one bin.
+
+    The interval draws classes, or with `by="groups"` families.
+    """
     pairs = zip(runs, runs if others is None else others, strict=True)
-    values = np.mean([bits(a["right"][METHOD]) - bits(b["right"][against]) for a, b in pairs], axis=0)
+    values = np.mean([bits(a["right"][row]) - bits(b["right"][against]) for a, b in pairs], axis=0)
     kept = mask(runs[0], name)
-    return shown_gap(values[kept], np.asarray(runs[0]["labels"])[kept])
+    return shown_gap(values[kept], np.unique(runs[0][by], return_inverse=True)[1][kept])
 
 
 def shown_gap(values: Bits, classes: NDArray[Any]) -> str:

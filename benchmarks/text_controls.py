@@ -1,0 +1,253 @@
+"""What the texts of a trained workspace are worth: other texts in their place after stage 1, and rules beside the head.
+
+    python -m benchmarks.text_controls run --workspace DIR          to results/text_controls-icons_lt-0.json
+    python -m benchmarks.text_controls table --data icons_lt        to docs/results.md
+
+DIR is a finished workspace of `benchmarks.long_tailed`; it is copied, and not written to. Stage 1 saw each class's own
+sentences in all rows: only what follows it (embed, select, train lgr) is done anew with the other texts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import random
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.long_tailed import (
+    DATA,
+    GLYPHS,
+    METHOD,
+    RESULTS,
+    about,
+    bits,
+    dataset,
+    decided,
+    files_of,
+    in_top5,
+    permuted,
+    surroundings,
+    write_result,
+)
+from benchmarks.long_tailed_table import BINS, BY_FAMILY, NAMES, Runs, command, difference, mean
+from benchmarks.page import put
+from benchmarks.without_text import training_data, with_rows_for_all
+from vlltr_index.anchors.selection import select
+from vlltr_index.embedding.loading import class_positions, image_set, usable_images
+from vlltr_index.heads.fusion import fuse, image_side
+from vlltr_index.heads.generative import GenerativeModel, class_sums
+from vlltr_index.pipelines.baselines import score_baselines, train_baseline
+from vlltr_index.pipelines.embed import embed
+from vlltr_index.pipelines.evaluate import training_counts
+from vlltr_index.pipelines.train_lgr import train_lgr_stage
+from vlltr_index.recognition.scorer import Scorer, load_scorer
+from vlltr_index.schemas.records import SentenceRecord
+from vlltr_index.store.ingestion import sentence_rows
+from vlltr_index.store.workspace import Workspace
+from vlltr_index.tensors import unit_rows
+from vlltr_index.train.deciding import StageTwoData, weigh
+
+KEPT = ("right", "top5", "decided")
+Texts = Mapping[str, list[str]]
+RULES = ("zero-shot", "tip-adapter")
+PRIOR_OFF, BRANCH = "text prior off", ", text branch"
+WAYS = ("no sentence", "own name replaced", "bare name", "another class's sentences", "random words")
+ORDER = (METHOD, PRIOR_OFF, *RULES, *(f"{way}{end}" for way in WAYS for end in ("", BRANCH)))
+TITLE = "other texts after stage 1, and rules beside the head"
+_log = logging.getLogger(__name__)
+
+
+def without_name(name: str, sentences: list[str]) -> list[str]:
+    """The sentences with the class's name, in either number, replaced by `thing`."""
+    lemma = re.compile(rf"\b{re.escape(name)}(s|es)?\b", re.IGNORECASE)
+    return [lemma.sub("thing", sentence) for sentence in sentences]
+
+
+def random_sentences(texts: Texts) -> dict[str, list[str]]:
+    """Words drawn from all sentences, as often as they are there, in sentences of the same lengths."""
+    words = [word for told in texts.values() for sentence in told for word in sentence.split()]
+    draw = random.Random(0)
+    return {
+        name: [" ".join(draw.choices(words, k=len(s.split()))) for s in told] for name, told in texts.items()
+    }
+
+
+def ways(texts: Texts, permuted_texts: Texts) -> dict[str, Texts]:
+    """The texts that stand in the place of a class's own, by the name of their row."""
+    unnamed = {name: without_name(name, told) for name, told in texts.items()}
+    bare = {name: [name] for name in texts}
+    return dict(zip(WAYS, ({}, unnamed, bare, permuted_texts, random_sentences(texts)), strict=True))
+
+
+def run(path: Path, wanted: Sequence[str] = WAYS) -> None:
+    """Measure rows on one workspace; those of `WAYS` that are not wanted stay as an earlier result has them."""
+    started, source = time.monotonic(), Workspace.open(path)
+    rows, weighed = dict[str, Tensor](), dict[str, Any]()
+    snapshot, files = source.snapshot(), files_of(about(source))
+    scorer, test = load_scorer(source, snapshot), image_set(snapshot, "test")
+    labels = class_positions(scorer.class_ids, test.class_ids)
+
+    def add(name: str, scores: Tensor) -> None:
+        rows[name] = scores
+        right = float((scores.argmax(1) == labels).double().mean())
+        _log.info("%6.0f s  %s: %.1f", time.monotonic() - started, name, 100 * right)
+
+    add(METHOD, scorer.exhaustive(test.features).probabilities)
+    assert scorer.saved.parts is not None
+    weighed[METHOD] = decided(scorer.saved.parts)
+    add(PRIOR_OFF, _prior_off(source, scorer, test.features))
+    with tempfile.TemporaryDirectory() as folder:
+        for name, scores in _rules(_copy(source, Path(folder) / "rules"), test.image_ids):
+            add(name, scores)
+        texts = json.loads(files.texts.read_text(encoding="utf-8"))
+        swapped = json.loads(
+            permuted(files.texts, Path(folder) / "permuted.json").read_text(encoding="utf-8")
+        )
+        for name, told in ways(texts, swapped).items():
+            if name not in wanted:
+                continue
+            workspace = _copy(source, Path(folder) / "told")
+            other = _told(workspace, told)
+            shutil.rmtree(workspace.path)
+            said, parts = other.exhaustive(test.features), other.saved.parts
+            assert parts is not None
+            weighed[name] = decided(parts)
+            add(name, said.probabilities)
+            if told:
+                add(f"{name}{BRANCH}", said.by_text)
+    name = f"text_controls-{about(source)}-{source.recipe.lgr.seed}"
+    target = RESULTS / f"{name}.json"
+    earlier = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
+    result = {
+        "seed": source.recipe.lgr.seed,
+        "recipe": source.recipe.model_dump(mode="json"),
+        "dataset": dataset(files),
+        **surroundings(),
+        "counts": training_counts(snapshot, scorer.class_ids)[labels].tolist(),
+        "labels": labels.tolist(),
+        "groups": usable_images(snapshot, "test", ["group"])["group"].to_pylist(),
+        "right": {name: bits(scores.argmax(1) == labels) for name, scores in rows.items()},
+        "top5": {name: bits(in_top5(scores, labels)) for name, scores in rows.items()},
+        "decided": weighed,
+    }
+    write_result(name, {**result, **{key: earlier.get(key, {}) | result[key] for key in KEPT}})
+
+
+def _copy(source: Workspace, target: Path) -> Workspace:
+    shutil.copytree(source.path, target, ignore=shutil.ignore_patterns("runs", "logs", "reports"))
+    return Workspace.open(target)
+
+
+def _told(workspace: Workspace, texts: Texts) -> Scorer:
+    """The scorer after all steps behind stage 1 are done with other texts."""
+    with workspace.transaction("replace sentences") as tx:
+        ids = tx.class_table().lookup
+        records = {ids(n): [SentenceRecord(n, s, "json") for s in told] for n, told in texts.items()}
+        tx.replace("sentences", sentence_rows(records))
+    embed(workspace)
+    select(workspace, workspace.recipe.select)
+    train_lgr_stage(workspace, workspace.recipe.lgr)
+    return load_scorer(workspace, workspace.snapshot())
+
+
+def _rules(workspace: Workspace, image_ids: list[str]) -> Iterator[tuple[str, Tensor]]:
+    for name in RULES:
+        train_baseline(workspace, name, workspace.recipe.baselines)
+    for row, scores in score_baselines(workspace, workspace.snapshot(), "test", image_ids):
+        if row.label in RULES:
+            yield row.label, scores
+
+
+class _Untold(StageTwoData):
+    """Stage 2's data whose generative model learns nothing from text."""
+
+    @property
+    def prototypes(self) -> Tensor:
+        return torch.zeros(self.classes, self.features.shape[2])
+
+
+def _prior_off(workspace: Workspace, scorer: Scorer, features: Tensor) -> Tensor:
+    """Probabilities [N, C] with the text branch, and a generative model without text, weighed anew beside the head."""
+    data = training_data(workspace, workspace.snapshot())
+    places = class_positions(scorer.bank.class_ids, scorer.class_ids)
+    data = replace(data, bank=scorer.bank, places=places)
+    data = _Untold(**{field.name: getattr(data, field.name) for field in fields(data)})
+    parts, _ = weigh(data, with_rows_for_all(scorer))
+    counts, sums = class_sums(unit_rows(data.features[0]), data.labels, data.classes)
+    model = GenerativeModel(parts.shared, counts, sums, data.prototypes)
+    with torch.inference_mode():
+        likelihoods = model.log_likelihoods(unit_rows(features))
+        visual, trained = scorer.visual_logits(features), scorer.trained
+        image = image_side(visual, likelihoods, trained, counts > 0, parts.weights)
+        text = torch.cat([scorer.text_logits(part) for part in features.split(512)])
+        return fuse(image, text, parts.weights).probabilities
+
+
+def write(data: str) -> None:
+    """Write the generated part of docs/results.md."""
+    paths = sorted(RESULTS.glob(f"text_controls-{data}-*.json"))
+    if not paths:
+        raise SystemExit("no result; run: python -m benchmarks.text_controls run --workspace DIR")
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    put(command("text_controls", data), f"{NAMES[data]}: {TITLE}", generated(runs))
+
+
+def generated(runs: Runs) -> str:
+    """The table as Markdown."""
+    lines = [
+        f"Top-1 in per cent, mean over the seeds; then {METHOD} less the row on few-shot classes, in points, with the"
+        " 95 % interval over classes, and over families.",
+        "",
+        "| | seeds | "
+        + " | ".join(BINS)
+        + f" | {METHOD} less it, few | {BY_FAMILY} | weight of text | text_r2 |",
+        "| --- |" + " --- |" * (len(BINS) + 5),
+    ]
+    for name in ORDER:
+        having = [run for run in runs if name in run["right"]]
+        if not having:
+            continue
+        cells = [", ".join(str(run["seed"]) for run in having)]
+        cells += [f"{100 * np.mean([mean(run, name, b) for run in having]):.1f}" for b in BINS]
+        gaps = [difference(having, "few", name, by=by) for by in ("labels", "groups")]
+        cells += ["", ""] if name == METHOD else gaps
+        for key in ("text", "text_r2"):
+            found = [run["decided"][name][key] for run in having if name in run["decided"]]
+            cells.append(f"{np.mean(found):.2g}" if found else "")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("run")
+    one.add_argument("--workspace", type=Path, required=True)
+    one.add_argument("--way", choices=WAYS, action="append", help="these other texts alone; default: all")
+    commands.add_parser("table").add_argument("--data", choices=DATA, default=GLYPHS)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if args.command == "run":
+        run(args.workspace, args.way or WAYS)
+    else:
+        write(args.data)
+
+
+if __name__ == "__main__":
+    main()
