@@ -115,6 +115,6 @@ def test_hub_tokenizers_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> N
         openclip.make_tokenizer({"model_cfg": {**small_clip.MODEL_CFG, "text_cfg": text}})
     assert str(caught.value) == (
         "the tokenizer owner/name cannot be loaded: OSError: no connection\n"
-        "It is a Hugging Face tokenizer: it needs `pip install transformers` and a network the first time,\n"
-        "or its files beside open_clip_config.json: vlltr init DIR --encoder local-dir:FOLDER"
+        "It is a Hugging Face tokenizer: it needs a network the first time, or its files beside\n"
+        "open_clip_config.json: vlltr init DIR --encoder local-dir:FOLDER"
     )

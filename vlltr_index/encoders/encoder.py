@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlltr_index.encoders import openclip, weights
-from vlltr_index.encoders.tokenizing import Tokenizer, Tokens, WordTokenizer
+from vlltr_index.encoders.tokenizing import HubTokenizer, Tokenizer, Tokens, WordTokenizer
 from vlltr_index.encoders.weights import Precision, revision, weights_digest
 from vlltr_index.errors import EncoderError, InputError
 from vlltr_index.schemas.fingerprint import digest_json, short
@@ -90,6 +90,7 @@ class Encoder:
 
         Raises:
             EncoderError: If there is no such model, or it needs texts and got none.
+            MissingPackageError: If it needs transformers, which is not installed.
         """
         config = weights.find_config(model)
         text = config["model_cfg"]["text_cfg"]
@@ -136,6 +137,7 @@ class Encoder:
 
         Raises:
             EncoderError: If the weights cannot be had or do not fit the model, or what describes them is damaged.
+            MissingPackageError: As for `scratch`; seen before any weights are fetched.
         """
         try:
             source = weights.read_source(model, pretrained)
@@ -176,7 +178,10 @@ class Encoder:
         return cls.load("local-dir", str(folder), image_size=image_size, device=device)
 
     def save(self, folder: str | Path) -> None:
-        """Write encoder.json, model.safetensors and, for a word vocabulary, words.json into `folder`."""
+        """Write encoder.json, model.safetensors and a tokenizer that does not ship into `folder`.
+
+        A word vocabulary is in words.json, a Hugging Face tokenizer in tokenizer.json and tokenizer_config.json.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {n: v.detach().cpu().contiguous().clone() for n, v in self.model.state_dict().items()}
@@ -187,6 +192,8 @@ class Encoder:
         )
         if isinstance(self.tokenizer, WordTokenizer):
             self.tokenizer.save(folder / "words.json")
+        elif isinstance(self.tokenizer, HubTokenizer):
+            self.tokenizer.save(folder)
 
     def copy(self) -> Encoder:
         """A second encoder with the same weights in its own memory, as a teacher needs it."""

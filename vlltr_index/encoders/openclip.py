@@ -124,7 +124,7 @@ def make_tokenizer(config: dict[str, Any], folder: Path | None = None) -> Tokeni
 
     Args:
         config: A model's configuration.
-        folder: Where a Hugging Face tokenizer's files are looked for before the hub.
+        folder: Where a Hugging Face tokenizer's files are looked for before the hub; nothing in them is executed.
 
     Raises:
         EncoderError: If a Hugging Face tokenizer is named and cannot be loaded.
@@ -135,16 +135,17 @@ def make_tokenizer(config: dict[str, Any], folder: Path | None = None) -> Tokeni
     if not source:
         simple = open_clip.SimpleTokenizer(context_length=length, **options)
         return BPETokenizer(simple, options.get("clean", "lower"))
+    options = {**options, "tokenizer_mode": text.get("tokenizer_mode"), "trust_remote_code": False}
     if folder is not None and (folder / "tokenizer_config.json").is_file():
-        source = str(folder)
+        source, options["local_files_only"] = str(folder), True
     try:
-        return HubTokenizer(HFTokenizer(source, length, tokenizer_mode=text.get("tokenizer_mode"), **options))
+        return HubTokenizer(HFTokenizer(source, length, **options))
     except Exception as error:  # transformers raises whatever it meets
         first = (str(error).splitlines() or [""])[0]
         raise EncoderError(
             f"the tokenizer {source} cannot be loaded: {type(error).__name__}: {first}",
-            "It is a Hugging Face tokenizer: it needs `pip install transformers` and a network the first time,\n"
-            "or its files beside open_clip_config.json: vlltr init DIR --encoder local-dir:FOLDER",
+            "It is a Hugging Face tokenizer: it needs a network the first time, or its files beside\n"
+            "open_clip_config.json: vlltr init DIR --encoder local-dir:FOLDER",
         ) from error
 
 

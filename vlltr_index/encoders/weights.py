@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -22,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vlltr_index.errors import EncoderError
+from vlltr_index.errors import EncoderError, MissingPackageError
 
 __all__ = [
     "OPENAI_MARKS",
@@ -208,6 +209,7 @@ def find_config(model: str) -> Config:
 
     Raises:
         EncoderError: If there is none; the hint names the closest.
+        MissingPackageError: See `check_packages`.
     """
     if model == _OWN:
         text = (files("vlltr_index.encoders") / f"{_OWN}.json").read_text(encoding="utf-8")
@@ -221,7 +223,23 @@ def find_config(model: str) -> Config:
             hint + "`python -c 'import open_clip; print(open_clip.list_models())'` lists them.",
         )
     cfg = open_clip.get_model_config(name)
+    check_packages(model, cfg)
     return {"model_cfg": cfg, "preprocess_cfg": preprocessing({}), "tokenizer": "open_clip"}
+
+
+def check_packages(name: str, model_cfg: Config) -> None:
+    """See whether what a model's text side is made with is installed.
+
+    Raises:
+        MissingPackageError: If it needs transformers, which is not.
+    """
+    text = model_cfg.get("text_cfg") or {}
+    part = text.get("hf_model_name") or text.get("hf_tokenizer_name")
+    if part and find_spec("transformers") is None:
+        raise MissingPackageError(
+            f"the encoder {name} needs transformers, for {part}; it is not installed",
+            'Run: pip install "vlltr-index[hf]"',
+        )
 
 
 def check_source(model: str, pretrained: str | None) -> None:
@@ -230,10 +248,12 @@ def check_source(model: str, pretrained: str | None) -> None:
     Raises:
         EncoderError: If no model has that name, or it has no such tag and there is no such file or folder; the hint
             names the closest.
+        MissingPackageError: See `check_packages`.
     """
     folder = _find_folder(model, pretrained)
     if folder is not None:
-        _describe(folder)
+        facts = _describe(folder)[1]
+        check_packages(model, facts.get("config", facts).get("model_cfg", {}))
     elif model.partition(":")[0] != "hf-hub":
         find_config(model)
         if pretrained:
@@ -344,9 +364,11 @@ def _from_folder(folder: Path) -> Source:
                 f"{folder / _SAVED_FILE} has format {facts['format']!r}, this program reads {_FORMAT}",
                 "Run: pip install -U vlltr-index",
             )
+        check_packages(str(folder), facts["config"]["model_cfg"])
         path = folder / "model.safetensors"
         name, config, precision = str(facts["name"]), facts["config"], facts["precision"]
         return Source(name, config, read_weights(path), str(path), folder, precision)
+    check_packages(str(folder), facts["model_cfg"])
     found = next((folder / name for name in _WEIGHT_FILES if (folder / name).is_file()), None)
     if found is None:
         raise EncoderError(
