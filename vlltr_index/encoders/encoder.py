@@ -109,6 +109,8 @@ class Encoder:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # leaves the GPUs' alone
             built = openclip.build_model(config["model_cfg"])
+        if image_size is not None:
+            openclip.set_timm_size(built, image_size)
         return cls(built, tokenizer, config, name=model, precision=precision, device=device)
 
     @classmethod
@@ -128,7 +130,7 @@ class Encoder:
         whatever the name says.
 
         Args:
-            model: A name that open_clip knows, a folder, `local-dir:FOLDER`, or `hf-hub:OWNER/NAME`.
+            model: A name that open_clip knows, a folder, `local-dir:FOLDER`, or `hf-hub:OWNER/NAME[@REVISION]`.
             pretrained: A tag, or a .safetensors, .pt, .pth, .bin or .ckpt file, or a folder.
             image_size: Side in pixels; position embeddings are interpolated to it.
             resize: Shorter side before the crop, instead of what belongs to the weights.
@@ -246,6 +248,15 @@ class Encoder:
     def logit_scale(self) -> float:
         """The multiplier on cosines, 1/tau = exp(log-scale); `model.logit_scale` is the log, as a parameter."""
         return float(self.model.logit_scale.detach().exp())  # type: ignore[operator]  # a Parameter, not a Module
+
+    @property
+    def logit_bias(self) -> nn.Parameter | None:
+        """What SigLIP adds to scale * cosine of a pair before the sigmoid; None for models without.
+
+        It is common to all classes: a softmax over classes is the same with and without it.
+        """
+        bias = getattr(self.model, "logit_bias", None)
+        return bias if isinstance(bias, nn.Parameter) else None
 
     @property
     def text_fp(self) -> str:
