@@ -164,6 +164,8 @@ def test_a_family_is_saved_opened_trained_and_exported(tmp_path: Path, family: s
     workspace = drawings.workspace(tmp_path, "encoder.model=local-dir", *settings)
     train_all(workspace, workspace.recipe)
     shutil.rmtree(folder)
+    bias = drawings.trained_tensors(workspace).get("logit_bias")
+    assert bias is None if family != "SigLIP 2" else bias is not None and bias != -10
     picture = next((tmp_path / "images" / "ring").iterdir())
     answer = Recognizer.open(workspace.address).predict([str(picture)])[0]
     assert answer.classes[0].name in drawings.WORDS

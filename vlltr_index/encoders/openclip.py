@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision.transforms.functional import center_crop
 
 from vlltr_index.encoders.tokenizing import BPETokenizer, HubTokenizer, Tokenizer
+from vlltr_index.encoders.weights import check_side
 from vlltr_index.errors import EncoderError
 
 __all__ = [
@@ -38,6 +39,9 @@ __all__ = [
     "set_timm_size",
     "trims_exactly",
 ]
+
+
+_POSITION_IDS = "text.transformer.embeddings.position_ids"
 
 
 def clip_templates() -> tuple[str, ...]:
@@ -74,6 +78,13 @@ def build_model(model_cfg: dict[str, Any], drawn: bool = True) -> nn.Module:
             kind = open_clip.CoCa if "multimodal_cfg" in cfg else open_clip.CustomTextCLIP
         with nullcontext() if drawn else _NoDraws():
             return cast(nn.Module, kind(**cfg))
+    except OSError as error:  # transformers' account of a hub that it cannot reach
+        first = (str(error).splitlines() or [""])[0]
+        raise EncoderError(
+            f"the configuration of the text tower {cfg['text_cfg'].get('hf_model_name')} cannot be had: {first}",
+            "It is fetched from the hub the first time: run the command again with a network, or name an encoder\n"
+            "that open_clip builds by itself: vlltr init DIR --encoder ViT-B-16-quickgelu:openai",
+        ) from error
     except (KeyError, TypeError, ValueError, RuntimeError, AssertionError, AttributeError) as error:
         raise EncoderError(f"open_clip cannot build this model: {type(error).__name__}: {error}") from error
 
@@ -81,12 +92,15 @@ def build_model(model_cfg: dict[str, Any], drawn: bool = True) -> nn.Module:
 def load_state(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
     """Put weights into `model`, by open_clip's means: older layouts are converted, image positions interpolated.
 
-    (`open_clip.load_checkpoint` takes files alone, which were read already, and leaves ResNets' positions.)
+    (`open_clip.load_checkpoint` takes files alone, which were read already, and leaves ResNets' positions.) The numbers
+    0, 1, 2... that BERT towers saved by an older transformers hold are left out.
 
     Raises:
         EncoderError: If names or shapes do not fit.
     """
     state = convert_state_dict(model, dict(state))
+    if _POSITION_IDS not in model.state_dict():
+        state.pop(_POSITION_IDS, None)
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
     try:
@@ -104,10 +118,16 @@ def load_state(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
         ) from None
 
 
-def set_timm_size(model: nn.Module, image_size: int | list[int]) -> None:
-    """Give a timm image tower another input size, its positions interpolated; leave other towers alone."""
+def set_timm_size(model: nn.Module, image_size: int) -> None:
+    """Give a timm image tower another input size, its positions interpolated; leave other towers alone.
+
+    Raises:
+        EncoderError: If patches would not fill it.
+    """
     visual: Any = model.visual
     if hasattr(visual, "set_input_size"):
+        patches = getattr(visual.trunk, "patch_embed", None)
+        check_side(image_size, getattr(patches, "patch_size", (1, 1))[0])
         visual.set_input_size(image_size)
 
 

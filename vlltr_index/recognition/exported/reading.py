@@ -251,7 +251,7 @@ def _check_encoder(folder: Path, config: ExportedConfig) -> None:
 
 
 def _check_tokenizer(folder: Path, name: str) -> None:
-    """See whether a Hugging Face tokenizer is in the folder whole, so that neither files nor code come from elsewhere."""
+    """See whether a Hugging Face tokenizer is whole in the folder: neither files nor code come from elsewhere."""
     path = folder / "tokenizer_config.json"
     if not path.is_file() or not (folder / "tokenizer.json").is_file():
         _damaged(folder / "encoder.json", f"hf_tokenizer_name {name!r} would be fetched from elsewhere")
