@@ -50,7 +50,7 @@ def embed_command(
     ]
     if report.truncated:
         cut = many(report.truncated, "sentence was", "sentences were")
-        lines.append(f"{cut} longer than the encoder's context and cut there.")
+        lines.append(f"{cut} longer than the encoder's context of {report.context} tokens, and cut there.")
     if report.unreadable:
         unread = many(report.unreadable, "image")
         lines.append(f"{unread} could not be read again: kept aside with the reason.")

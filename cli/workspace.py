@@ -45,7 +45,7 @@ def init_command(
     if encoder or any(item.lstrip().startswith("encoder.") for item in overrides):
         from vlltr_index.encoders.weights import check_source
 
-        check_source(chosen.encoder.model, chosen.encoder.pretrained)
+        check_source(chosen.encoder.model, chosen.encoder.pretrained, chosen.encoder.image_size)
     workspace = Workspace.create(directory, chosen)
     context.show({"workspace": workspace.address, "recipe": workspace.recipe.name}, ())
     if workspace.history.last().id:

@@ -108,6 +108,32 @@ def test_the_same_seed_gives_the_same_run(whole: StageOne) -> None:
     assert other.log[0]["loss"] != whole.log[0]["loss"]
 
 
+def test_a_model_with_a_bias_is_trained_with_the_sigmoid_loss() -> None:
+    """Its bias learns with its scale, which keeps no upper bound; label smoothing is refused."""
+
+    def trained(**settings: float) -> tuple[StageOne, torch.Tensor]:
+        encoder = drawings.encoder()
+        encoder.model.logit_bias = torch.nn.Parameter(torch.tensor(-10.0))
+        config = PAPER.model_copy(update={"epochs": 1, "temperature": 1 / 200, **settings})
+        stage = train_cvlp(encoder, drawings.images(encoder), drawings.sentences(encoder), config)
+        assert encoder.logit_bias is not None
+        assert encoder.logit_bias.requires_grad
+        return stage, encoder.logit_bias.detach()
+
+    learned, bias = trained()
+    assert bias != -10
+    assert learned.log[0]["scale"] > 150
+    kept, same_bias = trained(learn_scale=False)
+    assert same_bias == -10
+    assert kept.log[0]["scale"] == pytest.approx(200)
+    with pytest.raises(ConfigError) as caught:
+        trained(label_smoothing=0.1)
+    assert str(caught.value) == (
+        "vlltr-tiny is trained with SigLIP's sigmoid loss, which has no label smoothing\n"
+        "Use --set cvlp.label_smoothing=0"
+    )
+
+
 @pytest.mark.parametrize("every", [1, 2])
 def test_an_interrupted_run_resumes_to_the_same_end(whole: StageOne, tmp_path: Path, every: int) -> None:
     """To the bit, whether there is a state each epoch or fewer; run again after its end, it takes no step."""

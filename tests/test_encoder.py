@@ -192,6 +192,8 @@ def test_another_image_size_of_a_timm_tower(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": cfg}), encoding="utf-8")
     save_file(dict(openclip.build_model(cfg).state_dict()), str(folder / "open_clip_model.safetensors"))
+    with pytest.raises(EncoderError, match="a multiple of 16 pixels, not 100"):
+        Encoder.load(str(folder), image_size=100)
     encoder = Encoder.load(str(folder), image_size=96)
     pixels = torch.randn(1, 3, 96, 96)
     encoder.save(tmp_path / "saved")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -48,6 +49,19 @@ def encoder(*path: str, value: Any) -> Spoil:
         inner[path[-1]] = value
 
     return lambda folder: edit_json(folder, "encoder/encoder.json", change)
+
+
+def tokenizer(**values: Any) -> Spoil:
+    """Put a Hugging Face tokenizer into the folder, with these values in its description."""
+
+    def spoil(folder: Path) -> None:
+        encoder("model_cfg", "text_cfg", "hf_tokenizer_name", value="user/tokenizer")(folder)
+        facts = {"tokenizer_class": "PreTrainedTokenizerFast"} | values
+        (folder / "encoder" / "tokenizer.json").write_text("{}", encoding="utf-8")
+        (folder / "encoder" / "tokenizer_config.json").write_text(json.dumps(facts), encoding="utf-8")
+        sign(folder)
+
+    return spoil
 
 
 def tensors(name: str, **values: torch.Tensor) -> Spoil:
@@ -177,6 +191,22 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "encoder: fetched": (
         encoder("model_cfg", "text_cfg", "hf_model_name", value="user/evil"),
         "hf_model_name 'user/evil' would be fetched from elsewhere",
+    ),
+    "tokenizer: fetched": (
+        encoder("model_cfg", "text_cfg", "hf_tokenizer_name", value="user/evil"),
+        "hf_tokenizer_name 'user/evil' would be fetched from elsewhere",
+    ),
+    "tokenizer: options": (
+        encoder("model_cfg", "text_cfg", "tokenizer_kwargs", value={"trust_remote_code": True}),
+        "'trust_remote_code' is no option of a saved tokenizer",
+    ),
+    "tokenizer: code": (
+        tokenizer(auto_map={"AutoTokenizer": ["user/evil--code.Tokenizer", None]}),
+        r"tokenizer_config\.json cannot be used: 'auto_map' is not part of a saved tokenizer",
+    ),
+    "tokenizer: class": (
+        tokenizer(tokenizer_class="LlamaTokenizer"),
+        "tokenizer_class must be 'PreTrainedTokenizerFast', and all values texts",
     ),
     "encoder: timm": (
         encoder("model_cfg", "vision_cfg", "timm_model_name", value="hf-hub:user/evil"),

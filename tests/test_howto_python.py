@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.hubserver import TOKEN, HubServer, hub_server, point_at
+from vlltr_index import Workspace
 from vlltr_index.cli.main import vlltr
 
 pytestmark = pytest.mark.slow
@@ -39,10 +40,11 @@ def place(
         yield server
 
 
-def run(title: str) -> list[str]:
-    """Run each block; gives the languages."""
+def run(title: str, instead: tuple[str, str] = ("", "")) -> list[str]:
+    """Run each block, one text in the place of another; gives the languages."""
     names: dict[str, object] = {}
     for language, text in blocks(title):
+        text = text.replace(*instead) if instead[0] else text
         if language == "python":
             exec(compile(text, f"{PAGE.name}: {title}", "exec"), names)
             continue
@@ -68,3 +70,15 @@ def test_use_it_from_python(place: HubServer, capsys: pytest.CaptureFixture[str]
     """Probabilities and tables come as arrays and frames."""
     assert run("Use it from Python") == ["python", "python"]
     assert capsys.readouterr().out.startswith("(2, ")
+
+
+def test_change_the_encoder(place: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The new workspace holds what the old one did; both answer, and the difference has its interval."""
+    small = ("PE-Core-B-16:meta", "vlltr-tiny:glyphs --recipe glyphs_lt/fast")
+    assert run("Change the encoder", small) == ["sh", "python"]
+    assert "low" in capsys.readouterr().out
+    old, new = (Workspace.open(tmp_path / name) for name in ("workspace", "new"))
+    for name, key in (("images", "content_hash"), ("sentences", "text")):
+        rows = [w.table(name).to_pylist() for w in (old, new)]
+        first, second = ({r[key] for r in table if r.get("split") != "val"} for table in rows)
+        assert first == second

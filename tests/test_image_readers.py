@@ -224,6 +224,8 @@ def test_parquet_rows(tmp_path: Path) -> None:
     ]
     assert taken(path, "test") == taken(path)[2:]
     assert [r.data for r in taken(path, with_data=False)] == [None] * 3
+    exported = table(tmp_path / "exported.parquet", image=[data], **{"class": ["owl"]}, split=["train"])
+    assert [r.class_name for r in taken(exported)] == ["owl"]
     assert failure(path, "val") == (
         f"{path} has no row of split 'val'; it has test, train\nChoose one of them: --split NAME"
     )

@@ -10,12 +10,14 @@ import torch
 import twins
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from open_clip.loss import SigLipLoss
 from torch.nn import functional as F
 
 from vlltr_index.errors import InputError
 from vlltr_index.train.losses import (
     candidate_log_prior,
     class_contrastive_loss,
+    class_sigmoid_loss,
     distillation_loss,
     joint_log_adjustment,
     logit_adjusted_cross_entropy,
@@ -70,6 +72,45 @@ def test_contrastive_loss_equals_its_twin(
         torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-9)
     for gradient in torch.autograd.grad(ours[0] + 2 * ours[1], (x, t)):
         assert bool(gradient.isfinite().all())
+
+
+@quick
+@given(
+    images=st.integers(1, 6),
+    texts=st.integers(1, 6),
+    classes=st.integers(1, 4),
+    scale=st.sampled_from([1.0, 100.0]),
+    bias=st.sampled_from([0.0, -10.0]),
+    seed=st.integers(0, 2**31),
+)
+def test_sigmoid_loss_equals_its_twin(
+    images: int, texts: int, classes: int, scale: float, bias: float, seed: int
+) -> None:
+    """The sum over pairs by loops; same-class pairs are positive."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(images, 5, generator=g, dtype=torch.float64, requires_grad=True)
+    t = torch.randn(texts, 5, generator=g, dtype=torch.float64)
+    image_labels = torch.randint(classes, (images,), generator=g)
+    text_labels = torch.randint(classes, (texts,), generator=g)
+    ours = class_sigmoid_loss(x, t, image_labels, text_labels, scale, bias)
+    naive = 0.0
+    for i in range(images):
+        for j in range(texts):
+            logit = scale * float(torch.cosine_similarity(x[i].detach(), t[j], dim=0)) + bias
+            sign = 1 if image_labels[i] == text_labels[j] else -1
+            naive += math.log1p(math.exp(-abs(logit))) + max(0.0, -sign * logit)
+    assert ours.item() == pytest.approx(naive / images, rel=1e-9)
+    assert bool(torch.autograd.grad(ours, x)[0].isfinite().all())
+
+
+def test_sigmoid_loss_is_open_clips_where_every_class_has_one_sentence() -> None:
+    """open_clip's `SigLipLoss` takes the pairs of the diagonal as positive; under autocast it is the same."""
+    x, t = F.normalize(torch.randn(6, 8), dim=1), F.normalize(torch.randn(6, 8), dim=1)
+    labels, scale, bias = torch.arange(6), torch.tensor(117.0), torch.tensor(-12.9)
+    expected = SigLipLoss()(x, t, scale, bias)
+    assert torch.allclose(class_sigmoid_loss(x, t, labels, labels, scale, bias), expected, rtol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.allclose(class_sigmoid_loss(x, t, labels, labels, scale, bias), expected, rtol=1e-5)
 
 
 def test_contrastive_loss_survives_a_zero_vector_and_a_huge_scale() -> None:

@@ -75,6 +75,31 @@ def test_state_of_another_model_is_refused() -> None:
     )
 
 
+def test_numbers_of_positions_in_older_bert_towers_are_left_out() -> None:
+    """transformers saved them until version 4.31; a tower that has them keeps its own."""
+    model = small_clip.make(custom_text=True)
+    state = dict(model.state_dict()) | {"text.transformer.embeddings.position_ids": torch.arange(77)[None]}
+    openclip.load_state(model, state, "w.pt")
+    assert "text.transformer.embeddings.position_ids" in state
+
+
+def test_a_text_tower_whose_configuration_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What transformers raises without a network becomes one error with the way out."""
+
+    def offline(**_: object) -> None:
+        raise OSError("We couldn't connect to the hub\nmore")
+
+    monkeypatch.setattr(open_clip, "CustomTextCLIP", offline)
+    text = {**small_clip.MODEL_CFG["text_cfg"], "hf_model_name": "owner/name"}
+    with pytest.raises(EncoderError) as caught:
+        openclip.build_model({**small_clip.MODEL_CFG, "text_cfg": text})
+    assert str(caught.value) == (
+        "the configuration of the text tower owner/name cannot be had: We couldn't connect to the hub\n"
+        "It is fetched from the hub the first time: run the command again with a network, or name an encoder\n"
+        "that open_clip builds by itself: vlltr init DIR --encoder ViT-B-16-quickgelu:openai"
+    )
+
+
 def test_resnet_positions_are_interpolated() -> None:
     """CLIP's ResNets carry their positions in the attention pooling; open_clip itself leaves those alone."""
     vision = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}
@@ -115,6 +140,6 @@ def test_hub_tokenizers_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> N
         openclip.make_tokenizer({"model_cfg": {**small_clip.MODEL_CFG, "text_cfg": text}})
     assert str(caught.value) == (
         "the tokenizer owner/name cannot be loaded: OSError: no connection\n"
-        "It is a Hugging Face tokenizer: it needs `pip install transformers` and a network the first time,\n"
-        "or its files beside open_clip_config.json: vlltr init DIR --encoder local-dir:FOLDER"
+        "It is a Hugging Face tokenizer: it needs a network the first time, or its files beside\n"
+        "open_clip_config.json: vlltr init DIR --encoder local-dir:FOLDER"
     )

@@ -173,6 +173,26 @@ def test_without_a_network_the_error_says_how_to_use_a_file(
     )
 
 
+@pytest.mark.parametrize("revision", [None, "v1"])
+def test_hub_encoders_are_called_by_repository_and_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str | None
+) -> None:
+    """The configuration comes first; the weights are those of its commit, whatever moved meanwhile."""
+    folder, asked = _folder(tmp_path / "0123abcd"), []
+
+    def fetch(repository: str, filename: str | None = None, revision: str | None = None) -> str:
+        asked.append((repository, filename, revision))
+        return str(folder / (filename or "open_clip_model.safetensors"))
+
+    monkeypatch.setattr(weights, "download_pretrained_from_hf", fetch)
+    encoder = Encoder.load("hf-hub", "owner/name" + (f"@{revision}" if revision else ""))
+    assert encoder.name == "hf-hub:owner/name@0123abcd"
+    assert asked == [
+        ("owner/name", "open_clip_config.json", revision),
+        ("owner/name", None, "0123abcd"),
+    ]
+
+
 def test_weights_that_do_not_exist(tmp_path: Path) -> None:
     """A missing file, an unknown tag, and no weights at all."""
     with pytest.raises(EncoderError) as caught:
@@ -198,3 +218,31 @@ def test_sizes_that_the_tower_cannot_take(model: str, size: int, unit: int) -> N
         f"this encoder takes images whose side is a multiple of {unit} pixels, not {size}\n"
         f"For example: --set encoder.image_size={size // unit * unit}"
     )
+
+
+def test_images_that_are_no_squares_are_refused() -> None:
+    """Oblong ones and those of any shape, before anything is loaded; a square given by both sides is one."""
+    config = weights.find_config(NAME)
+    config["model_cfg"]["vision_cfg"]["image_size"] = [32, 32]
+    weights.set_image_size(config, None)
+    assert config["preprocess_cfg"]["size"] == 32
+    config["model_cfg"]["vision_cfg"]["image_size"] = [64, 32]
+    with pytest.raises(EncoderError) as caught:
+        weights.set_image_size(config, None)
+    assert str(caught.value) == (
+        "this encoder takes images of 64 x 32 pixels; images are squares here, in preprocessing, augmentation and "
+        "crops\nName one that takes squares, such as --encoder ViT-B-16-quickgelu:openai"
+    )
+    config["model_cfg"]["vision_cfg"] = {"timm_model_name": "naflexvit_base_patch16_siglip"}
+    with pytest.raises(EncoderError) as caught:
+        weights.set_image_size(config, None)
+    assert str(caught.value) == (
+        "this encoder takes images of any shape as a sequence of patches (NaFlex); images are squares of one size "
+        "here\nName its twin of a fixed size, such as --encoder ViT-B-16-SigLIP2:webli"
+    )
+
+
+def test_a_size_that_the_encoder_cannot_take_is_refused_at_the_start() -> None:
+    """By name, where the weights are a tag that is not fetched."""
+    with pytest.raises(EncoderError, match="a multiple of 16 pixels, not 200"):
+        weights.check_source("ViT-B-16", "openai", 200)

@@ -21,6 +21,7 @@ from vlltr_index.train.loop import RunPlan, StageOne, run
 from vlltr_index.train.lora import adapted
 from vlltr_index.train.losses import (
     class_contrastive_loss,
+    class_sigmoid_loss,
     distillation_loss,
     joint_log_adjustment,
     logit_adjusted_cross_entropy,
@@ -138,6 +139,9 @@ def train_cvlp(
     loss = ccl_weight * CCL (Eq. 2) + distillation_weight * distillation (Eq. 3)
          + joint_weight * (text loss + joint_visual_weight * visual loss)
 
+    A model with a `logit_bias` (SigLIP) has the sigmoid loss in place of the CCL, and its scale has no upper bound; the
+    bias is common to all classes, so that it changes none of the other losses.
+
     Without the joint stage every image brings a sentence of its class. With it every class in the batch does, and
     `extra_classes` others, `joint_sentences` of them averaged; the CCL then runs over one sentence of each class in the
     batch.
@@ -160,7 +164,7 @@ def train_cvlp(
         InputError: Images and texts have different numbers of classes.
     """
     join_processes(encoder)
-    _check(images, texts, config)
+    _check(encoder, images, texts, config)
     if config.distillation != "none" and config.distillation_weight > 0:
         teacher = encoder.copy() if teacher is None else teacher
         teacher.to(encoder.device).eval()
@@ -173,7 +177,7 @@ def train_cvlp(
         if visual is not None:
             module["visual"] = visual
         log = run(
-            _plan(config),
+            _plan(encoder, config),
             encoder,
             module,
             images,
@@ -193,7 +197,7 @@ def visual_classifier(encoder: Encoder, classes: int, seed: int) -> nn.Linear:
         return nn.Linear(encoder.dim, classes).to(encoder.device)
 
 
-def _check(images: TrainImages, texts: TrainTexts, config: CVLPConfig) -> None:
+def _check(encoder: Encoder, images: TrainImages, texts: TrainTexts, config: CVLPConfig) -> None:
     if images.num_classes != texts.num_classes:
         raise InputError(
             f"there are images of {images.num_classes} classes, and texts of {texts.num_classes}"
@@ -203,21 +207,26 @@ def _check(images: TrainImages, texts: TrainTexts, config: CVLPConfig) -> None:
             "paired distillation needs a sentence for every image, the joint stage draws one for every class",
             "Use --set cvlp.distillation=full, or --set cvlp.joint_weight=0",
         )
+    if encoder.logit_bias is not None and config.ccl_weight > 0 and config.label_smoothing > 0:
+        raise ConfigError(
+            f"{encoder.name} is trained with SigLIP's sigmoid loss, which has no label smoothing",
+            "Use --set cvlp.label_smoothing=0",
+        )
     distils = config.distillation != "none" and config.distillation_weight > 0
     if not (config.ccl_weight > 0 or config.joint_weight > 0 or distils):
         raise ConfigError("cvlp: every weight is zero, there is nothing to train", "Set cvlp.ccl_weight=1")
 
 
-def _plan(config: CVLPConfig) -> RunPlan:
+def _plan(encoder: Encoder, config: CVLPConfig) -> RunPlan:
     """The run's numbers: only a full run moves BatchNorm's statistics, and the towers may have rates of their own."""
     rates = None
     if config.text_lr is not None:
-        towers = {"encoder.visual.": config.lr, "encoder.logit_scale": config.lr}
+        towers = {"encoder.visual.": config.lr, "encoder.logit_": config.lr}
         rates = towers | {"encoder.": config.text_lr}
     return RunPlan.of(
         "train cvlp",
         config,
-        max_scale=config.max_scale,
+        max_scale=config.max_scale if encoder.logit_bias is None else None,
         lr_by_prefix=rates,
         batch_norm="eval" if config.tune != "full" else config.batch_norm,
     )
@@ -226,23 +235,29 @@ def _plan(config: CVLPConfig) -> RunPlan:
 @contextmanager
 def _tuned(encoder: Encoder, config: CVLPConfig) -> Iterator[nn.Parameter]:
     """Make the encoder ready for what the configuration tunes; yields the log of its scale."""
-    log_scale = encoder.model.logit_scale
+    log_scale, bias = encoder.model.logit_scale, encoder.logit_bias
     assert isinstance(log_scale, nn.Parameter)
+    learned = [log_scale] if bias is None else [log_scale, bias]
     if config.temperature is not None:
         with torch.no_grad():
             log_scale.fill_(-math.log(config.temperature))
     if config.tune == "lora":
         with adapted(encoder, config.lora, visual_only=False, seed=config.seed):
-            log_scale.requires_grad_(config.learn_scale)
+            _learn(learned, config.learn_scale)
             yield log_scale
     else:
         visual = encoder.model.visual
         assert isinstance(visual, nn.Module)
         visual.requires_grad_(config.tune == "full")
-        log_scale.requires_grad_(config.learn_scale)
+        _learn(learned, config.learn_scale)
         yield log_scale
         visual.requires_grad_(True)
-    log_scale.requires_grad_(True)
+    _learn(learned, True)
+
+
+def _learn(parameters: list[nn.Parameter], yes: bool) -> None:
+    for parameter in parameters:
+        parameter.requires_grad_(yes)
 
 
 class _Objective:
@@ -304,6 +319,11 @@ class _Objective:
         if self.config.ccl_weight == 0:
             return {}
         device = image.device
+        if (bias := self.encoder.logit_bias) is not None:
+            scale = self.log_scale.exp()
+            return {
+                "ccl": class_sigmoid_loss(image, text, labels.to(device), text_labels.to(device), scale, bias)
+            }
         first, second = class_contrastive_loss(
             image,
             text,

@@ -26,6 +26,7 @@ from vlltr_index.tensors import (
 __all__ = [
     "candidate_log_prior",
     "class_contrastive_loss",
+    "class_sigmoid_loss",
     "distillation_loss",
     "joint_log_adjustment",
     "logit_adjusted_cross_entropy",
@@ -72,6 +73,43 @@ def class_contrastive_loss(
             _side(logits, positives, label_smoothing),
             _side(logits.T, positives.T, label_smoothing),
         )
+
+
+def class_sigmoid_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    image_labels: Tensor,
+    text_labels: Tensor,
+    logit_scale: float | Tensor,
+    logit_bias: float | Tensor,
+) -> Tensor:
+    """SigLIP's loss (Zhai et al., ICCV 2023, Eq. 1), every image and sentence of one class a positive pair.
+
+    Each pair is a question of its own, whether it is of one class: with logits scale * cosine + bias, the sum over all
+    pairs of -log sigmoid(logit) where it is, of -log sigmoid(-logit) where it is not, over the number of images.
+
+    Args:
+        image_features: Float [N_i, D], normalised or not.
+        text_features: Float [N_t, D], normalised or not.
+        image_labels: Integers [N_i].
+        text_labels: Integers [N_t].
+        logit_scale: The multiplier of the cosine, not its logarithm.
+        logit_bias: What is added to every logit.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        InputError: Shapes or dtypes do not fit.
+    """
+    check_matrix("image_features", image_features)
+    check_matrix("text_features", text_features, columns=image_features.shape[1])
+    check_labels("image_labels", image_labels, image_features.shape[0])
+    check_labels("text_labels", text_labels, text_features.shape[0])
+    with full_precision(image_features.device):
+        logits = _scaled_cosines(image_features, text_features, logit_scale) + logit_bias
+        signs = (image_labels[:, None] == text_labels[None, :]).to(logits.dtype) * 2 - 1
+        return -F.logsigmoid(signs * logits).sum() / logits.shape[0]
 
 
 def distillation_loss(

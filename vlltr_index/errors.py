@@ -10,6 +10,7 @@ __all__ = [
     "FingerprintMismatch",
     "InputError",
     "LockedError",
+    "MissingPackageError",
     "MissingStepError",
     "PeerError",
     "PretrainedError",
@@ -56,6 +57,10 @@ class InputError(VlltrError):
 
 class EncoderError(VlltrError):
     """An encoder's name, weights or preprocessing cannot be used."""
+
+
+class MissingPackageError(VlltrError):
+    """A package of an extra is needed and not installed; the hint is the command that installs it."""
 
 
 class WorkspaceError(VlltrError):

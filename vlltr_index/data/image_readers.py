@@ -42,7 +42,8 @@ def read_images(
 
     In a folder, the first level names the classes, and whatever lies deeper belongs to them. A list has a path and a
     label on each line, with a tab or the last space between. A JSON file has images and annotations, as
-    iNaturalist's. A Parquet file has the columns image and label, and perhaps split and source.
+    iNaturalist's. A Parquet file has the columns image and label (or class, as `vlltr export --tables` writes
+    it), and perhaps split and source.
 
     Args:
         path: A folder, a list, a JSON file or a Parquet file.
@@ -359,7 +360,7 @@ def _rows(
         raise UsageError(f"which split do the images of {path} belong to?", "Say so: --split train")
     names = names or _own_names(schema)
     named = _has_own_sources(file, schema)
-    columns = [c for c in ("image", "label", "split", "source", "group") if c in schema.names]
+    columns = [c for c in ("image", _label(schema), "split", "source", "group") if c in schema.names]
     if not with_data:
         columns.remove("image")
     if not named and "source" in columns:
@@ -374,15 +375,21 @@ def _rows(
         raise InputError(_nothing(path, file, split), "Choose one of them: --split NAME" if base else None)
 
 
+def _label(schema: pa.Schema) -> str:
+    """The column that names classes: label, or class where there is no label."""
+    return "class" if "class" in schema.names and "label" not in schema.names else "label"
+
+
 def _check_columns(path: Path, schema: pa.Schema) -> None:
-    missing = [name for name in ("image", "label") if name not in schema.names]
+    named = _label(schema)
+    missing = [name for name in ("image", named) if name not in schema.names]
     if missing:
         raise InputError(
             f"{path}: no column {' and no column '.join(map(repr, missing))}; "
             f"it has {', '.join(map(repr, schema.names))}",
             "Name the columns image (encoded bytes) and label (and split, source, group, if you have them).",
         )
-    image, label = schema.field("image").type, schema.field("label").type
+    image, label = schema.field("image").type, schema.field(named).type
     inner = (
         image.field("bytes").type
         if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0
@@ -396,7 +403,7 @@ def _check_columns(path: Path, schema: pa.Schema) -> None:
     value = label.value_type if pa.types.is_dictionary(label) else label
     if not (_is_text(value) or pa.types.is_integer(value)):
         raise InputError(
-            f"{path}: the column 'label' holds {label}, expected text or whole numbers",
+            f"{path}: the column {named!r} holds {label}, expected text or whole numbers",
             "Store class names as text.",
         )
     for name in {"split", "source", "group"} & set(schema.names):
@@ -459,7 +466,7 @@ def _batch(
             yield Skipped(where, "the row names no split")
             continue
         source = row.get("source") or f"{path.name}#{row['row']}"
-        name, group = _class(row["label"], names, where), row.get("group") or None
+        name, group = _class(row[_label(batch.schema)], names, where), row.get("group") or None
         yield ImageRecord(source, where, name, check_split(own), data, group)
 
 

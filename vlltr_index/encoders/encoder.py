@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlltr_index.encoders import openclip, weights
-from vlltr_index.encoders.tokenizing import Tokenizer, Tokens, WordTokenizer
+from vlltr_index.encoders.tokenizing import HubTokenizer, Tokenizer, Tokens, WordTokenizer
 from vlltr_index.encoders.weights import Precision, revision, weights_digest
 from vlltr_index.errors import EncoderError, InputError
 from vlltr_index.schemas.fingerprint import digest_json, short
@@ -93,6 +93,7 @@ class Encoder:
 
         Raises:
             EncoderError: If there is no such model, or it needs texts and got none.
+            MissingPackageError: If it needs transformers, which is not installed.
         """
         config = weights.find_config(model)
         text = config["model_cfg"]["text_cfg"]
@@ -111,6 +112,8 @@ class Encoder:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # leaves the GPUs' alone
             built = openclip.build_model(config["model_cfg"])
+        if image_size is not None:
+            openclip.set_timm_size(built, image_size)
         return cls(built, tokenizer, config, name=model, precision=precision, device=device)
 
     @classmethod
@@ -130,7 +133,7 @@ class Encoder:
         whatever the name says.
 
         Args:
-            model: A name that open_clip knows, a folder, `local-dir:FOLDER`, or `hf-hub:OWNER/NAME`.
+            model: A name that open_clip knows, a folder, `local-dir:FOLDER`, or `hf-hub:OWNER/NAME[@REVISION]`.
             pretrained: A tag, or a .safetensors, .pt, .pth, .bin or .ckpt file, or a folder.
             image_size: Side in pixels; position embeddings are interpolated to it.
             resize: Shorter side before the crop, instead of what belongs to the weights.
@@ -139,6 +142,7 @@ class Encoder:
 
         Raises:
             EncoderError: If the weights cannot be had or do not fit the model, or what describes them is damaged.
+            MissingPackageError: As for `scratch`; seen before any weights are fetched.
         """
         try:
             source = weights.read_source(model, pretrained)
@@ -179,7 +183,10 @@ class Encoder:
         return cls.load("local-dir", str(folder), image_size=image_size, device=device)
 
     def save(self, folder: str | Path) -> None:
-        """Write encoder.json, model.safetensors and, for a word vocabulary, words.json into `folder`."""
+        """Write encoder.json, model.safetensors and a tokenizer that does not ship into `folder`.
+
+        A word vocabulary is in words.json, a Hugging Face tokenizer in tokenizer.json and tokenizer_config.json.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {n: v.detach().cpu().contiguous().clone() for n, v in self.model.state_dict().items()}
@@ -190,6 +197,8 @@ class Encoder:
         )
         if isinstance(self.tokenizer, WordTokenizer):
             self.tokenizer.save(folder / "words.json")
+        elif isinstance(self.tokenizer, HubTokenizer):
+            self.tokenizer.save(folder)
 
     def copy(self) -> Encoder:
         """A second encoder with the same weights in its own memory, as a teacher needs it."""
@@ -242,6 +251,15 @@ class Encoder:
     def logit_scale(self) -> float:
         """The multiplier on cosines, 1/tau = exp(log-scale); `model.logit_scale` is the log, as a parameter."""
         return float(self.model.logit_scale.detach().exp())  # type: ignore[operator]  # a Parameter, not a Module
+
+    @property
+    def logit_bias(self) -> nn.Parameter | None:
+        """What SigLIP adds to scale * cosine of a pair before the sigmoid; None for models without.
+
+        It is common to all classes: a softmax over classes is the same with and without it.
+        """
+        bias = getattr(self.model, "logit_bias", None)
+        return bias if isinstance(bias, nn.Parameter) else None
 
     @property
     def text_fp(self) -> str:

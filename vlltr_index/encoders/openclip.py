@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision.transforms.functional import center_crop
 
 from vlltr_index.encoders.tokenizing import BPETokenizer, HubTokenizer, Tokenizer
+from vlltr_index.encoders.weights import check_side
 from vlltr_index.errors import EncoderError
 
 __all__ = [
@@ -37,6 +38,9 @@ __all__ = [
     "set_timm_size",
     "trims_exactly",
 ]
+
+
+_POSITION_IDS = "text.transformer.embeddings.position_ids"
 
 
 def clip_templates() -> tuple[str, ...]:
@@ -73,6 +77,13 @@ def build_model(model_cfg: dict[str, Any], drawn: bool = True) -> nn.Module:
             kind = open_clip.CoCa if "multimodal_cfg" in cfg else open_clip.CustomTextCLIP
         with nullcontext() if drawn else _NoDraws():
             return cast(nn.Module, kind(**cfg))
+    except OSError as error:  # transformers' account of a hub that it cannot reach
+        first = (str(error).splitlines() or [""])[0]
+        raise EncoderError(
+            f"the configuration of the text tower {cfg['text_cfg'].get('hf_model_name')} cannot be had: {first}",
+            "It is fetched from the hub the first time: run the command again with a network, or name an encoder\n"
+            "that open_clip builds by itself: vlltr init DIR --encoder ViT-B-16-quickgelu:openai",
+        ) from error
     except (KeyError, TypeError, ValueError, RuntimeError, AssertionError, AttributeError) as error:
         raise EncoderError(f"open_clip cannot build this model: {type(error).__name__}: {error}") from error
 
@@ -80,12 +91,15 @@ def build_model(model_cfg: dict[str, Any], drawn: bool = True) -> nn.Module:
 def load_state(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
     """Put weights into `model`, by open_clip's means: older layouts are converted, image positions interpolated.
 
-    (`open_clip.load_checkpoint` takes files alone, which were read already, and leaves ResNets' positions.)
+    (`open_clip.load_checkpoint` takes files alone, which were read already, and leaves ResNets' positions.) The numbers
+    0, 1, 2... that BERT towers saved by an older transformers hold are left out.
 
     Raises:
         EncoderError: If names or shapes do not fit.
     """
     state = convert_state_dict(model, dict(state))
+    if _POSITION_IDS not in model.state_dict():
+        state.pop(_POSITION_IDS, None)
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
     try:
@@ -103,10 +117,16 @@ def load_state(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
         ) from None
 
 
-def set_timm_size(model: nn.Module, image_size: int | list[int]) -> None:
-    """Give a timm image tower another input size, its positions interpolated; leave other towers alone."""
+def set_timm_size(model: nn.Module, image_size: int) -> None:
+    """Give a timm image tower another input size, its positions interpolated; leave other towers alone.
+
+    Raises:
+        EncoderError: If patches would not fill it.
+    """
     visual: Any = model.visual
     if hasattr(visual, "set_input_size"):
+        patches = getattr(visual.trunk, "patch_embed", None)
+        check_side(image_size, getattr(patches, "patch_size", (1, 1))[0])
         visual.set_input_size(image_size)
 
 
@@ -123,7 +143,7 @@ def make_tokenizer(config: dict[str, Any], folder: Path | None = None) -> Tokeni
 
     Args:
         config: A model's configuration.
-        folder: Where a Hugging Face tokenizer's files are looked for before the hub.
+        folder: Where a Hugging Face tokenizer's files are looked for before the hub; nothing in them is executed.
 
     Raises:
         EncoderError: If a Hugging Face tokenizer is named and cannot be loaded.
@@ -134,16 +154,17 @@ def make_tokenizer(config: dict[str, Any], folder: Path | None = None) -> Tokeni
     if not source:
         simple = open_clip.SimpleTokenizer(context_length=length, **options)
         return BPETokenizer(simple, options.get("clean", "lower"))
+    options = {**options, "tokenizer_mode": text.get("tokenizer_mode"), "trust_remote_code": False}
     if folder is not None and (folder / "tokenizer_config.json").is_file():
-        source = str(folder)
+        source, options["local_files_only"] = str(folder), True
     try:
-        return HubTokenizer(HFTokenizer(source, length, tokenizer_mode=text.get("tokenizer_mode"), **options))
+        return HubTokenizer(HFTokenizer(source, length, **options))
     except Exception as error:  # transformers raises whatever it meets
         first = (str(error).splitlines() or [""])[0]
         raise EncoderError(
             f"the tokenizer {source} cannot be loaded: {type(error).__name__}: {first}",
-            "It is a Hugging Face tokenizer: it needs `pip install transformers` and a network the first time,\n"
-            "or its files beside open_clip_config.json: vlltr init DIR --encoder local-dir:FOLDER",
+            "It is a Hugging Face tokenizer: it needs a network the first time, or its files beside\n"
+            "open_clip_config.json: vlltr init DIR --encoder local-dir:FOLDER",
         ) from error
 
 

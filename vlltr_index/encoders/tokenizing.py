@@ -17,10 +17,23 @@ from torch import Tensor
 from vlltr_index.encoders.weights import read_json
 from vlltr_index.schemas.fingerprint import digest_json
 
-__all__ = ["BPETokenizer", "HubTokenizer", "Tokenizer", "Tokens", "WordTokenizer"]
+__all__ = [
+    "GENERIC",
+    "SAVED_KEYS",
+    "BPETokenizer",
+    "HubTokenizer",
+    "Tokenizer",
+    "Tokens",
+    "WordTokenizer",
+]
 
 _WORD = re.compile(r"[^\W_]+")
 _MAX_WORDS = 1 << 17
+_SPECIAL = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+GENERIC = "PreTrainedTokenizerFast"
+"""transformers' class of any tokenizer that a tokenizer.json holds whole."""
+SAVED_KEYS = frozenset({"tokenizer_class", "padding_side", "truncation_side", *_SPECIAL})
+"""What a tokenizer_config.json of ours may hold."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +160,23 @@ class HubTokenizer(Tokenizer):
         inner = hub.tokenizer
         super().__init__(hub.context_length, len(inner), inner.pad_token_id or 0)
         self._hub = hub
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json, and what surrounds it in tokenizer_config.json: `HFTokenizer` opens such a folder.
+
+        The class that is named there is the generic one. It takes tokenizer.json as it is, where the tokenizer's own
+        class may build it anew, and differently in another version of transformers.
+        """
+        inner = self._hub.tokenizer
+        inner.backend_tokenizer.no_truncation()  # transformers sets both again with every call
+        inner.backend_tokenizer.no_padding()
+        inner.backend_tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+        sides = {name: getattr(inner, name) for name in ("padding_side", "truncation_side")}
+        special = {name: token for name in _SPECIAL if (token := getattr(inner, name)) is not None}
+        facts = {"tokenizer_class": GENERIC} | sides | special
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps(facts, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+        )
 
     def encode(self, text: str) -> list[int]:
         return list(self._hub.tokenizer(self._hub.clean_fn(text), truncation=False).input_ids)

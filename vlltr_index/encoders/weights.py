@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -22,12 +23,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vlltr_index.errors import EncoderError
+from vlltr_index.errors import EncoderError, MissingPackageError, VlltrError
 
 __all__ = [
     "OPENAI_MARKS",
     "Precision",
     "Source",
+    "check_packages",
+    "check_side",
     "check_source",
     "find_config",
     "load_checkpoint",
@@ -208,6 +211,7 @@ def find_config(model: str) -> Config:
 
     Raises:
         EncoderError: If there is none; the hint names the closest.
+        MissingPackageError: See `check_packages`.
     """
     if model == _OWN:
         text = (files("vlltr_index.encoders") / f"{_OWN}.json").read_text(encoding="utf-8")
@@ -221,21 +225,41 @@ def find_config(model: str) -> Config:
             hint + "`python -c 'import open_clip; print(open_clip.list_models())'` lists them.",
         )
     cfg = open_clip.get_model_config(name)
+    check_packages(model, cfg)
     return {"model_cfg": cfg, "preprocess_cfg": preprocessing({}), "tokenizer": "open_clip"}
 
 
-def check_source(model: str, pretrained: str | None) -> None:
+def check_packages(name: str, model_cfg: Config) -> None:
+    """See whether what a model's text side is made with is installed.
+
+    Raises:
+        MissingPackageError: If it needs transformers, which is not.
+    """
+    text = model_cfg.get("text_cfg") or {}
+    part = text.get("hf_model_name") or text.get("hf_tokenizer_name")
+    if part and find_spec("transformers") is None:
+        raise MissingPackageError(
+            f"the encoder {name} needs transformers, for {part}; it is not installed",
+            'Run: pip install "vlltr-index[hf]"',
+        )
+
+
+def check_source(model: str, pretrained: str | None, image_size: int | None = None) -> None:
     """See whether there can be such an encoder, before anything is loaded or fetched.
 
     Raises:
         EncoderError: If no model has that name, or it has no such tag and there is no such file or folder; the hint
-            names the closest.
+            names the closest. If it cannot take images of that size.
+        MissingPackageError: See `check_packages`.
     """
     folder = _find_folder(model, pretrained)
     if folder is not None:
-        _describe(folder)
+        facts = _describe(folder)[1]
+        model_cfg = {"vision_cfg": {}} | facts.get("config", facts).get("model_cfg", {})
+        check_packages(str(folder), model_cfg)
+        set_image_size({"model_cfg": model_cfg, "preprocess_cfg": {}}, image_size)
     elif model.partition(":")[0] != "hf-hub":
-        find_config(model)
+        set_image_size(find_config(model), image_size)
         if pretrained:
             _tag_or_file(model, pretrained)
 
@@ -244,7 +268,7 @@ def read_source(model: str, pretrained: str | None) -> Source:
     """Weights by tag, file, folder or hub repository, with the right activation and preprocessing.
 
     Args:
-        model: A name that open_clip knows, a folder, `local-dir:FOLDER`, or `hf-hub:OWNER/NAME`.
+        model: A name that open_clip knows, a folder, `local-dir:FOLDER`, or `hf-hub:OWNER/NAME[@REVISION]`.
         pretrained: A tag, a file or a folder.
 
     Raises:
@@ -253,12 +277,7 @@ def read_source(model: str, pretrained: str | None) -> Source:
     folder = _find_folder(model, pretrained)
     scheme, _, repository = model.partition(":")
     if folder is None and scheme == "hf-hub":
-        repository = pretrained or repository
-        try:
-            download_pretrained_from_hf(repository)
-            folder = Path(download_pretrained_from_hf(repository, filename=_CONFIG_FILE)).parent
-        except Exception as error:  # whatever the network, the hub and the file system raise
-            raise _offline(f"hf-hub:{repository}", "MODEL", error) from error
+        return _from_hub(pretrained or repository)
     if folder is not None:
         return _from_folder(folder)
     config = find_config(model)
@@ -335,8 +354,13 @@ def _describe(folder: Path) -> tuple[str, dict[str, Any]]:
     )
 
 
-def _from_folder(folder: Path) -> Source:
-    """What `Encoder.save` wrote, or open_clip's layout: its configuration beside its weights."""
+def _from_folder(folder: Path, name: str | None = None) -> Source:
+    """What `Encoder.save` wrote, or open_clip's layout: its configuration beside its weights.
+
+    Args:
+        folder: Where they are.
+        name: Of the encoder in open_clip's layout; default: the folder's.
+    """
     described, facts = _describe(folder)
     if described == _SAVED_FILE:
         if facts["format"] != _FORMAT:
@@ -344,9 +368,11 @@ def _from_folder(folder: Path) -> Source:
                 f"{folder / _SAVED_FILE} has format {facts['format']!r}, this program reads {_FORMAT}",
                 "Run: pip install -U vlltr-index",
             )
+        check_packages(str(folder), facts["config"]["model_cfg"])
         path = folder / "model.safetensors"
-        name, config, precision = str(facts["name"]), facts["config"], facts["precision"]
-        return Source(name, config, read_weights(path), str(path), folder, precision)
+        config, precision = facts["config"], facts["precision"]
+        return Source(str(facts["name"]), config, read_weights(path), str(path), folder, precision)
+    check_packages(str(folder), facts["model_cfg"])
     found = next((folder / name for name in _WEIGHT_FILES if (folder / name).is_file()), None)
     if found is None:
         raise EncoderError(
@@ -354,8 +380,23 @@ def _from_folder(folder: Path) -> Source:
         )
     cfg, pre = facts["model_cfg"], preprocessing(facts.get("preprocess_cfg") or {})
     config = {"model_cfg": cfg, "preprocess_cfg": pre, "tokenizer": "open_clip"}
-    source = Source(folder.name, config, read_weights(found), str(found), folder)
+    source = Source(name or folder.name, config, read_weights(found), str(found), folder)
     return _settle(source, bool(cfg.get("quick_gelu")), _CONFIG_FILE)
+
+
+def _from_hub(repository: str) -> Source:
+    """A repository in open_clip's layout, at a revision or the newest; its name says at which commit it was read."""
+    owner_name, _, revision = repository.partition("@")
+    try:
+        # The folder is called by the commit, which the weights are then taken from too.
+        folder = Path(download_pretrained_from_hf(owner_name, _CONFIG_FILE, revision or None)).parent
+        check_packages(owner_name, _describe(folder)[1]["model_cfg"])
+        download_pretrained_from_hf(owner_name, revision=folder.name)
+    except VlltrError:
+        raise
+    except Exception as error:  # whatever the network, the hub and the file system raise
+        raise _offline(f"hf-hub:{repository}", "MODEL", error) from error
+    return _from_folder(folder, f"hf-hub:{owner_name}@{folder.name}")
 
 
 def _from_file(model: str, config: Config, path: Path) -> Source:
@@ -405,6 +446,19 @@ def _settle(source: Source, known: bool | None, who: str) -> Source:
     return source
 
 
+def check_side(image_size: int, unit: int) -> None:
+    """See whether patches (or strides) of `unit` pixels fill a side of `image_size` pixels.
+
+    Raises:
+        EncoderError: If they do not.
+    """
+    if image_size < unit or image_size % unit:
+        raise EncoderError(
+            f"this encoder takes images whose side is a multiple of {unit} pixels, not {image_size}",
+            f"For example: --set encoder.image_size={max(unit, image_size // unit * unit)}",
+        )
+
+
 def set_image_size(config: Config, image_size: int | None, resize: int | None = None) -> None:
     """Write the side in pixels into `config`, for model and preprocessing; None takes the model's own.
 
@@ -415,19 +469,30 @@ def set_image_size(config: Config, image_size: int | None, resize: int | None = 
             `config` says, and where it says nothing images are resized to the square's side.
 
     Raises:
-        EncoderError: If the tower cannot take images of that size.
+        EncoderError: If the tower cannot take images of that size, or takes none but oblong ones.
     """
     vision, pre = config["model_cfg"]["vision_cfg"], config["preprocess_cfg"]
+    sides = vision.get("image_size", 224)
+    if isinstance(sides, list | tuple):
+        if len(set(sides)) != 1:
+            raise EncoderError(
+                f"this encoder takes images of {' x '.join(map(str, sides))} pixels; images are squares here, in "
+                "preprocessing, augmentation and crops",
+                "Name one that takes squares, such as --encoder ViT-B-16-quickgelu:openai",
+            )
+        vision["image_size"] = sides[0]
+    if "naflex" in str(vision.get("timm_model_name")):
+        raise EncoderError(
+            "this encoder takes images of any shape as a sequence of patches (NaFlex); "
+            "images are squares of one size here",
+            "Name its twin of a fixed size, such as --encoder ViT-B-16-SigLIP2:webli",
+        )
     if image_size is not None:
         if "timm_model_name" in vision:
             unit = 8 if vision["timm_model_name"] == "vlltr_tiny" else 1
         else:
             unit = 32 if isinstance(vision.get("layers"), list) else vision.get("patch_size", 16)
-        if image_size < unit or image_size % unit:
-            raise EncoderError(
-                f"this encoder takes images whose side is a multiple of {unit} pixels, not {image_size}",
-                f"For example: --set encoder.image_size={max(unit, image_size // unit * unit)}",
-            )
+        check_side(image_size, unit)
         vision["image_size"] = image_size
         config["resized"] = True
         if "resize" in pre:

@@ -37,6 +37,7 @@ class EmbedReport:
     sentences: int
     sentences_before: int
     truncated: int
+    context: int  # tokens of a sentence that the encoder reads
     images: int
     images_before: int
     unreadable: int
@@ -147,5 +148,13 @@ def _embed_all(
         )
         images, images_before, unreadable = images + made, images_before + had, unreadable + failed
     return EmbedReport(
-        new, before, truncated, images, images_before, unreadable, encoder.text_fp, encoder.image_fp
+        new,
+        before,
+        truncated,
+        encoder.tokenizer.context_length,
+        images,
+        images_before,
+        unreadable,
+        encoder.text_fp,
+        encoder.image_fp,
     )

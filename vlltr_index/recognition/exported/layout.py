@@ -30,6 +30,8 @@ SUMS = "SHA256SUMS"
 OPTIONAL = (
     "class_stats.safetensors",
     "encoder/words.json",
+    "encoder/tokenizer.json",
+    "encoder/tokenizer_config.json",
     "index/index.json",
     "index/anchors.safetensors",
     "index/index.faiss",

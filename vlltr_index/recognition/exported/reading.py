@@ -28,7 +28,8 @@ from vlltr_index.anchors.index import TorchIndex, load_index
 from vlltr_index.embedding.loading import ClassStats, LoadedBank
 from vlltr_index.encoders import openclip
 from vlltr_index.encoders.encoder import Encoder
-from vlltr_index.errors import MissingStepError, PretrainedError, VlltrError
+from vlltr_index.encoders.tokenizing import GENERIC, SAVED_KEYS
+from vlltr_index.errors import MissingPackageError, MissingStepError, PretrainedError, VlltrError
 from vlltr_index.heads.checkpoint import SHARED, SavedHead, check_facts, load_head
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.recognition.exported.layout import (
@@ -82,6 +83,7 @@ def read_model(folder: Path, device: str | torch.device | None = None, trust_ind
 
     Raises:
         PretrainedError: Naming the file, what is wrong with it, and what to do.
+        MissingPackageError: If its tokenizer needs transformers, which is not installed.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -97,7 +99,7 @@ def read_model(folder: Path, device: str | torch.device | None = None, trust_ind
         encoder = Encoder.open(folder / "encoder", device=device)
         _check_towers(folder / "encoder", encoder, config)
         index = _index(folder, config, loaded, trust_index and "index/index.json" in files)
-    except PretrainedError:
+    except (PretrainedError, MissingPackageError):
         raise
     except VlltrError as error:
         raise PretrainedError(f"{folder} cannot be used: {error.message}", _AGAIN) from None
@@ -229,6 +231,10 @@ def _check_encoder(folder: Path, config: ExportedConfig) -> None:
     for key, name in (*text.items(), *vision.items()):
         if key == "hf_model_name" or (key.endswith("model_name") and set(":/") & set(str(name))):
             _damaged(path, f"{key} {name!r} would be fetched from elsewhere")
+    if name := text.get("hf_tokenizer_name"):
+        _check_tokenizer(folder, str(name))
+    if strange := set(text.get("tokenizer_kwargs") or ()) - {"clean", "strip_sep_token"}:
+        _damaged(path, f"{min(strange)!r} is no option of a saved tokenizer")
     for where, number in _numbers(model, "model_cfg"):
         deep = any(word in where for word in ("layers", "depth"))
         if abs(number) > (_DEEPEST if deep else _LARGEST_NUMBER):
@@ -243,6 +249,18 @@ def _check_encoder(folder: Path, config: ExportedConfig) -> None:
     except VlltrError as error:
         _damaged(path, error.message)
     _tensors(folder / "model.safetensors", {n: tuple(v.shape) for n, v in state.items()})
+
+
+def _check_tokenizer(folder: Path, name: str) -> None:
+    """See whether a Hugging Face tokenizer is whole in the folder: neither files nor code come from elsewhere."""
+    path = folder / "tokenizer_config.json"
+    if not path.is_file() or not (folder / "tokenizer.json").is_file():
+        _damaged(folder / "encoder.json", f"hf_tokenizer_name {name!r} would be fetched from elsewhere")
+    facts = _json(path)
+    if strange := sorted(facts.keys() - SAVED_KEYS):
+        _damaged(path, f"{strange[0][:80]!r} is not part of a saved tokenizer")
+    if facts.get("tokenizer_class") != GENERIC or not all(isinstance(v, str) for v in facts.values()):
+        _damaged(path, f"tokenizer_class must be {GENERIC!r}, and all values texts")
 
 
 def _head(folder: Path, config: ExportedConfig) -> SavedHead:
