@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import drawings
 import pytest
 import torch
+from commands import run
 
 from vlltr_index.data.decoding import open_image
 from vlltr_index.embedding.loading import image_set, load_bank, open_encoder
 from vlltr_index.embedding.vectors import load_sources
 from vlltr_index.errors import FingerprintMismatch
 from vlltr_index.pipelines.embed import embed
-from vlltr_index.pipelines.ingest import ingest_images
+from vlltr_index.pipelines.ingest import ingest_images, ingest_text
 from vlltr_index.schemas.config import WorkspaceConfig
 from vlltr_index.schemas.recipes import override
 from vlltr_index.store.workspace import Workspace
@@ -84,3 +87,15 @@ def test_other_weights_are_refused_unless_forced(trained: Workspace) -> None:
     assert commit.image_fp != "f" * 16
     assert (commit.head, commit.index, commit.selection_id) == (None, None, None)
     assert len(image_set(trained.snapshot(), "test").image_ids) == 360
+
+
+def test_sentences_longer_than_the_context_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """How many were cut, and where."""
+    workspace = drawings.workspace(tmp_path, "encoder.model=vlltr-tiny", "encoder.pretrained=glyphs")
+    (tmp_path / "long.json").write_text(json.dumps({"ring": ["a ring and " * 40]}), encoding="utf-8")
+    ingest_text(workspace, tmp_path / "long.json")
+    code, out, _ = run(capsys, "-w", workspace.address, "embed", "--views", "1")
+    assert code == 0
+    assert "1 sentence was longer than the encoder's context of 32 tokens, and cut there." in out
