@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import pickle
 from pathlib import Path
@@ -10,13 +11,14 @@ import pytest
 import torch
 
 from tests import drawings
+from tests.commands import run
 from vlltr_index.data.decoding import open_image
 from vlltr_index.embedding.engines import LocalEngine, Reader
 from vlltr_index.embedding.loading import image_set, load_bank, open_encoder
 from vlltr_index.embedding.vectors import load_sources
 from vlltr_index.errors import FingerprintMismatch
 from vlltr_index.pipelines.embed import embed
-from vlltr_index.pipelines.ingest import ingest_images
+from vlltr_index.pipelines.ingest import ingest_images, ingest_text
 from vlltr_index.schemas.config import AugmentConfig, WorkspaceConfig
 from vlltr_index.schemas.recipes import override
 from vlltr_index.store.workspace import Workspace
@@ -124,3 +126,15 @@ def test_processes_read_what_threads_read(pictures: Path, method: str) -> None:
     assert [(f.ids, f.problems) for f in found] == [(e.ids, e.problems) for e in expected]
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine.vectors, theirs.vectors, atol=1e-5, rtol=1e-5)
+
+
+def test_sentences_longer_than_the_context_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """How many were cut, and where."""
+    workspace = drawings.workspace(tmp_path, "encoder.model=vlltr-tiny", "encoder.pretrained=glyphs")
+    (tmp_path / "long.json").write_text(json.dumps({"ring": ["a ring and " * 40]}), encoding="utf-8")
+    ingest_text(workspace, tmp_path / "long.json")
+    code, out, _ = run(capsys, "-w", workspace.address, "embed", "--views", "1")
+    assert code == 0
+    assert "1 sentence was longer than the encoder's context of 32 tokens, and cut there." in out
