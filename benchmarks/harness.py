@@ -54,7 +54,6 @@ class Case:
             extrapolated, and marked so.
         rounds: Timed runs of each competitor, after one that is not timed.
         skip: Competitors that are left out, each with the reason.
-        together: Whether all processes live at once and rounds go around them; off where memory is too small for that.
     """
 
     name: str
@@ -62,7 +61,6 @@ class Case:
     portion: dict[str, float] = field(default_factory=dict)
     rounds: int = 3
     skip: dict[str, str] = field(default_factory=dict)
-    together: bool = True
 
 
 class Disagreement(Exception):
@@ -119,23 +117,19 @@ def run_case(question: str, case: Case, say: Callable[[str], None]) -> dict[str,
         for name, array in module.inputs(case.values).items():
             np.save(Path(folder, f"{name}.npy"), array)
         names = [name for name in module.COMPETITORS if name not in case.skip]
-        rows: dict[str, Any] = {}
-        answers: dict[str, Arrays] = {}
-        for group in [names] if case.together else [[name] for name in names]:
-            workers = {name: _Worker(question, name, case, Path(folder)) for name in group}
-            try:
-                _rounds(f"{question} {case.name}", case.rounds, workers, say)
-                answers |= {name: worker.answer() for name, worker in workers.items()}
-                rows |= {name: worker.row() for name, worker in workers.items()}
-            finally:
-                for worker in workers.values():
-                    worker.close()
+        workers = {name: _Worker(question, name, case, Path(folder)) for name in names}
+        try:
+            _rounds(f"{question} {case.name}", case.rounds, workers, say)
+            answers = {name: worker.answer() for name, worker in workers.items()}
+            rows = {name: worker.row() for name, worker in workers.items()}
+        finally:
+            for worker in workers.values():
+                worker.close()
     agreement = module.agree(case, answers)
     return {
         "case": case.name,
         "values": case.values,
         "skipped": case.skip,
-        "in_turns": case.together,
         "rows": rows,
         "agreement": agreement,
     }

@@ -20,6 +20,7 @@ SAME_BEST, PROBABILITY_ERROR = 0.995, 0.01
 QUERIES = 512
 _SLOW_BUILD = "building it takes more than 20 minutes on two cores"
 _SLOWER = "slower than ours at 64,000 anchors, and the more so the more there are"
+_LOSSY = "at 64,000 anchors 1.2 times as fast as ours, by vectors that find fewer neighbours"
 
 
 def _case(classes: int, skip: dict[str, str] | None = None) -> Case:
@@ -27,7 +28,11 @@ def _case(classes: int, skip: dict[str, str] | None = None) -> Case:
     return Case(f"{64 * classes:,} anchors", values, {}, 1, skip or {})
 
 
-_LARGE = {"hnsw": _SLOW_BUILD} | dict.fromkeys(("torch_topk", "flat", "ivf_pq", "lancedb_ivf_pq"), _SLOWER)
+_LARGE = {
+    "hnsw": _SLOW_BUILD,
+    "ivf_pq": _LOSSY,
+    **dict.fromkeys(("torch_topk", "flat", "lancedb_ivf_pq"), _SLOWER),
+}
 CASES = (_case(1_000), _case(8_142, _LARGE), _case(31_250, _LARGE))
 
 
