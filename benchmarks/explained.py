@@ -25,10 +25,6 @@ KINDS = {
     "Wrong, the text alone right": "The answer is wrong; that of the text branch alone is right.",
     "Wrong": "Neither is right.",
 }
-NO_WEIGHT = (
-    "The text has no weight in this head: no sentence decided anything, also where it would have been right."
-)
-LEFT_OUT = ("  %:", "  The text has no weight")  # said once, above
 EACH, FEW, WIDTH = 2, 20, 110
 
 
@@ -55,9 +51,9 @@ def write(path: Path) -> None:
             data, name, images = rows[at].as_py(), names[int(test.class_ids[at])], int(counts[labels[at]])
             prediction = recognizer.predict([data], top=2, explain=2)[0]
             lines, plural = prediction_lines(prediction, WIDTH)[1:], "s" * (images > 1)
-            alone = names[int(scorer.class_ids[told[at]])]
-            parts += [f"**{name}**, {images} training image{plural}; text alone says {alone}:", ""]
-            parts += ["```text", *(line for line in lines if not line.startswith(LEFT_OUT)), "```", ""]
+            alone = recognizer.explain(data, names[int(scorer.class_ids[told[at]])])
+            parts += [f"**{name}**, {images} training image{plural}:", "", "```text", *lines]
+            parts += [f"  text alone says {alone.name}: {alone.folded[0][0].text}", "```", ""]
             pictures.append(Picture(data, (name, f"said: {prediction.classes[0].name}")))
         panels.append(Panel(kind, tuple(pictures)))
     write_sheet(DOCS / "explained.png", "Icons-LT, few-shot classes", panels, columns=EACH)
@@ -69,7 +65,6 @@ def write(path: Path) -> None:
         " picked by hand. [Concepts](concepts.md) tells\nwhat the lines mean. Written by `python -m"
         " benchmarks.explained`.",
         "",
-        *(() if scorer.saved.parts and scorer.saved.parts.weights.text else (NO_WEIGHT, "")),
         "![The six pictures, and what was said of them](explained.png)",
         "",
     ]
