@@ -51,9 +51,9 @@ def write(path: Path) -> None:
             data, name, images = rows[at].as_py(), names[int(test.class_ids[at])], int(counts[labels[at]])
             prediction = recognizer.predict([data], top=2, explain=2)[0]
             lines, plural = prediction_lines(prediction, WIDTH)[1:], "s" * (images > 1)
-            alone = names[int(scorer.class_ids[told[at]])]
-            parts += [f"**{name}**, {images} training image{plural}; text alone says {alone}:", ""]
-            parts += ["```text", *lines, "```", ""]
+            alone = recognizer.explain(data, names[int(scorer.class_ids[told[at]])])
+            parts += [f"**{name}**, {images} training image{plural}:", "", "```text", *lines]
+            parts += [f"  text alone says {alone.name}: {alone.folded[0][0].text}", "```", ""]
             pictures.append(Picture(data, (name, f"said: {prediction.classes[0].name}")))
         panels.append(Panel(kind, tuple(pictures)))
     write_sheet(DOCS / "explained.png", "Icons-LT, few-shot classes", panels, columns=EACH)

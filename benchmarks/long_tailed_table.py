@@ -87,6 +87,7 @@ def generated(runs: Runs, swapped: Runs = ()) -> str:
         f"{len(first['counts']):,} test images; torch {versions['torch']}, open_clip {versions['open_clip_torch']}, "
         f"{machine['threads']} thread. Per cent, mean and standard deviation over the seeds; top-1 but for the last "
         "two columns; release bounds. ECE: expected calibration error.",
+        *_alone(runs),
         "",
         *_accuracies(runs),
         "",
@@ -99,8 +100,9 @@ def generated(runs: Runs, swapped: Runs = ()) -> str:
     ]
     for name in _rows(runs)[1:]:
         shown = f"**{name}**" if name == WHOLE else name
-        cells = [difference(runs, b, against=name) for b in BINS]
-        cells += [difference(runs, "few", against=name, by="groups")] if families else []
+        having = _having(runs, name)
+        cells = [difference(having, b, against=name) for b in BINS]
+        cells += [difference(having, "few", against=name, by="groups")] if families else []
         lines.append(f"| {shown} | " + " | ".join(cells) + " |")
     if swapped:
         lines += [
@@ -131,15 +133,27 @@ def generated(runs: Runs, swapped: Runs = ()) -> str:
 
 
 def _rows(runs: Runs) -> list[str]:
-    return [name for name in ORDER if all(name in run["right"] for run in runs)]
+    return [name for name in ORDER if any(name in run["right"] for run in runs)]
+
+
+def _alone(runs: Runs) -> list[str]:
+    """What to say of rows that not all runs have."""
+    few = [name for name in _rows(runs) if len(_having(runs, name)) < len(runs)]
+    seeds = {str(run["seed"]) for name in few for run in _having(runs, name)}
+    return [f"Of seed {', '.join(sorted(seeds))} alone: {', '.join(few)}."] if few else []
+
+
+def _having(runs: Runs, name: str) -> Runs:
+    return [run for run in runs if name in run["right"]]
 
 
 def _accuracies(runs: Runs, shown: Sequence[str] = ORDER) -> list[str]:
     lines = ["| | " + " | ".join(BINS) + " | top-5 | ECE |", "| --- |" + " --- |" * (len(BINS) + 2)]
     for name in (name for name in _rows(runs) if name in shown):
-        cells = [spread([mean(r, name, b) for r in runs]) for b in BINS]
-        cells.append(spread([float(bits(r["top5"][name]).mean()) for r in runs]))
-        errors = [r["calibration_error"][name] for r in runs if name in r["calibration_error"]]
+        having = _having(runs, name)
+        cells = [spread([mean(r, name, b) for r in having]) for b in BINS]
+        cells.append(spread([float(bits(r["top5"][name]).mean()) for r in having]))
+        errors = [r["calibration_error"][name] for r in having if name in r["calibration_error"]]
         cells.append(f"{100 * np.mean(errors):.1f}" if errors else "-")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
