@@ -123,11 +123,12 @@ def verdict(measured: EvaluationReport) -> str:
     )
     if other is None:
         return f"{said}."
-    said += f"; the best simple rule, {other}, {100 * measured.rows[other].top1['overall'].value:.1f} %."
+    rule = "the best simple rule, " if other in ("ncm", "discriminant", "zero-shot") else ""
+    said += f"; {rule}{other}, {100 * measured.rows[other].top1['overall'].value:.1f} %."
     less = measured.differences["overall"]
     if less.low > 0:
         return f"{said} The model is better."
-    return f"{said} {'The rule is better.' if less.high < 0 else 'That may be chance.' if less.value else ''}".rstrip()
+    return f"{said} {'That is better.' if less.high < 0 else 'That may be chance.' if less.value else ''}".rstrip()
 
 
 def _tested(folder: Path) -> bool:

@@ -127,6 +127,7 @@ def vlltr(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if threads is None and ctx.invoked_subcommand in _LONG and "OMP_NUM_THREADS" not in os.environ:
         threads = _free_cores()
+        os.environ["VLLTR_FREE_CORES"] = str(threads)  # for one process: several share them
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     ctx.obj = Context(workspace=workspace, as_json=as_json, quiet=quiet, goes_on=ctx.obj is True)
@@ -141,9 +142,9 @@ def _free_cores() -> int:
     """Cores that no other program uses just now, at least one: a thread beside a busy program holds up all others."""
     import psutil
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    busy: float = psutil.cpu_percent(0.2)
-    return max(1, round(cores * (1 - busy / 100)))
+    mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    busy: list[float] = psutil.cpu_percent(0.2, percpu=True)
+    return max(1, round(sum(1 - busy[core] / 100 for core in mine if core < len(busy))))
 
 
 class _Echo(logging.Handler):

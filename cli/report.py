@@ -13,7 +13,7 @@ from vlltr_index.cli.context import Context, device_option, existing, pass_conte
 @click.option(
     "--against",
     metavar="ROW",
-    help="Compare with this row of `vlltr evaluate`; default: image-only + logit adjustment, where it is there.",
+    help="Compare with this row of `vlltr evaluate`; default: image-only + logit adjustment, or the best baseline.",
 )
 @device_option
 @pass_context

@@ -98,13 +98,15 @@ def _shared_out(processes: int) -> bool:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    gpus = torch.cuda.device_count()
+    gpus = 0 if os.environ.get("VLLTR_DEVICE") == "cpu" else torch.cuda.device_count()
     if 0 < gpus < processes:
         raise UsageError(
             f"--processes {processes}: each takes a GPU of its own, and there {'is' if gpus == 1 else 'are'} {gpus}",
             f"Use --processes {gpus}." if gpus > 1 else "Leave --processes away.",
         )
     os.environ[_STARTED] = "1"
+    if (free := os.environ.pop("VLLTR_FREE_CORES", None)) is not None:
+        os.environ["OMP_NUM_THREADS"] = str(max(1, int(free) // processes))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
         1, 1, processes, run_id=str(os.getpid()), rdzv_backend="c10d", rdzv_endpoint="localhost:0",

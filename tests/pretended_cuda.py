@@ -240,6 +240,8 @@ def pretended() -> Iterator[Card]:
     with pytest.MonkeyPatch.context() as patch, _Pretending():
         for name, said in facts.items():
             patch.setattr(torch.cuda, name, said)
+        # A torch with CUDA would ask the driver whether it captures a graph.
+        patch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)
         # Views of inference tensors cannot be wrapped: `inference_mode` is `no_grad` here.
         patch.setattr(torch._C, "_InferenceMode", lambda on: torch.no_grad() if on else nullcontext())
         # `Module.to` would else put what it moved into the old parameters, which are no tensors of this device.

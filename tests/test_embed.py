@@ -64,7 +64,7 @@ def test_an_image_that_went_missing_is_kept_aside(
     trained: Workspace, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file deleted after it came in, alone in its batch, stops nothing: it is quarantined, and the split loads."""
-    monkeypatch.setattr("vlltr_index.embedding.vectors._IMAGE_BATCH", 1)
+    monkeypatch.setattr("vlltr_index.embedding.vectors.IMAGE_BATCH", 1)
     name = trained.snapshot().class_table().names[0]
     folder = tmp_path / "more" / name
     folder.mkdir(parents=True)

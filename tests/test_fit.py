@@ -41,7 +41,7 @@ def splits(workspace: Workspace) -> dict[tuple[str, str], int]:
 
 @pytest.mark.parametrize(
     ("less", "said"),
-    [((0.1, 0.02, 0.2), " The model is better."), ((-0.1, -0.2, -0.02), " The rule is better."),
+    [((0.1, 0.02, 0.2), " The model is better."), ((-0.1, -0.2, -0.02), " That is better."),
      ((-0.1, -0.2, 0.1), " That may be chance."), ((0.0, -0.1, 0.1), "")],
 )  # fmt: skip
 def test_the_verdict(less: tuple[float, float, float], said: str) -> None:

@@ -30,7 +30,7 @@ TOLERANCE = 1e-5  # of single numbers: the same arithmetic, but threads may be s
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several batches of a few drawings, so that both actors get some."""
-    monkeypatch.setattr(embedding, "_IMAGE_BATCH", 16)
+    monkeypatch.setattr(embedding, "IMAGE_BATCH", 16)
     monkeypatch.setattr(embedding, "_TEXT_BATCH", 10)
 
 

@@ -202,6 +202,7 @@ def weigh(data: StageTwoData, head: LGRHead) -> tuple[Parts, list[str]]:
     shared = _shared(data, torch.ones_like(data.labels, dtype=torch.bool))
     held_out = _held_out(data) if bool(data.unseen.any()) else []
     folds = [_judged(data, out, _shared(data, _rest(data, out)), head, 0) for out in held_out]
+    head.cpu()
     if not folds:
         return Parts(shared.to("cpu"), _BY_DEFAULT), [_NOTHING_TO_SPARE]
     shared, weights, accept, notes = _weigh(data, folds, shared, _Use(True, data.has_text), matches)

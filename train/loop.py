@@ -274,7 +274,7 @@ class _Trainer:
     def identity(self) -> str:
         """What a saved state must have been made with."""
         shapes = {name: list(p.shape) for name, p in self.named.items()}
-        numbers = {k: v for k, v in vars(self.plan).items() if k != "checkpoint_every"}
+        numbers = {k: v for k, v in vars(self.plan).items() if k not in ("checkpoint_every", "micro_batch")}
         return digest_json({"plan": numbers, "shapes": shapes, "labels": self.images.labels.tolist()})
 
     def restore(self) -> int:

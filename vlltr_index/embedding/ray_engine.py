@@ -138,6 +138,8 @@ class RayEngine:
         Raises:
             VlltrError: If it does not come up.
         """
+        if os.environ.pop("VLLTR_FREE_CORES", None):
+            os.environ.pop("OMP_NUM_THREADS", None)  # Ray gives each actor its share
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         address = os.environ.get("RAY_ADDRESS")
         self._started = True
@@ -164,7 +166,8 @@ class _Worker:
 
         encoder, self._augment = shared
         self._encoder = encoder.copy()  # what Ray shares is read-only memory
-        self._encoder.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        cpu = os.environ.get("VLLTR_DEVICE") == "cpu" or not torch.cuda.is_available()
+        self._encoder.to("cpu" if cpu else "cuda").eval()
         found = (self._encoder.text_fp, self._encoder.image_fp)
         if found != names:
             raise VlltrError(f"an actor's encoder is {found}, expected {names}")

@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 _TEXT_BATCH = 4096
-_IMAGE_BATCH = 64
+IMAGE_BATCH = 64
 _SOURCES = 1024  # images that a table is asked for at once; whole batches
 _ROWS, _SECONDS = 4096, 30.0  # an append has so many rows, or comes so long after the last one
 _FEW = 1000  # keys that are worth a condition instead of a scan
@@ -170,7 +170,7 @@ def _source_batches(tx: Snapshot, ids: list[str]) -> Iterator[list[ImageSource]]
     """Batches of images in `ids` order."""
     for start in range(0, len(ids), _SOURCES):
         found = load_sources(tx, ids[start : start + _SOURCES])
-        yield from (found[first : first + _IMAGE_BATCH] for first in range(0, len(found), _IMAGE_BATCH))
+        yield from (found[first : first + IMAGE_BATCH] for first in range(0, len(found), IMAGE_BATCH))
 
 
 def load_sources(tx: Snapshot, ids: list[str]) -> list[ImageSource]:

@@ -152,7 +152,7 @@ class LGRHead(nn.Module):
             query, image = self.query(features), unit_rows(features)
             bias, rows = self._bias(bank, kept), _ROWS_AT_ONCE
             if features.device.type == "cuda":
-                rows = min(rows, max(1, _PRODUCTS_AT_ONCE // len(bank.vectors)))
+                rows = min(rows, max(1, _PRODUCTS_AT_ONCE // (bank.num_classes * bank.whole.width)))
             parts = [
                 attended_cosine(q, i, bank, self.normalise_values, self.detach_value_norm, bias)
                 for q, i in zip(torch.split(query, rows), torch.split(image, rows), strict=True)

@@ -37,6 +37,9 @@ class _Terms(NamedTuple):
     mixed: Tensor  # E_m . G
 
 
+_GRAM_FLOATS = 2**28  # of the Gram matrices of all classes at once
+
+
 def attended_cosine(
     query: Tensor,
     image: Tensor,
@@ -60,7 +63,7 @@ def attended_cosine(
         [B, C]; zero, without gradient, where the attended anchors cancel to nothing.
     """
     with full_precision(query.device):
-        if query.device.type == "cuda":
+        if query.device.type == "cuda" and bank.num_classes * bank.whole.width**2 <= _GRAM_FLOATS:
             whole, cancelled = plain_cosine(query, image, bank, normalise_values, detach_norm, bias)
             if not bank.opposed or not bool(cancelled):
                 return whole

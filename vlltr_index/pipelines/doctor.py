@@ -83,8 +83,10 @@ def check_requirement(needed: Requirement, version: str | None) -> Check:
 
 def _faiss() -> Iterator[Check]:
     """Whether there is one build of FAISS, that it can be imported, and the GPUs that it is made for."""
-    from vlltr_index.anchors.index import gpu_count
-
+    try:
+        from vlltr_index.anchors.index import gpu_count
+    except Exception:  # whatever a half-installed torch raises: `_device` says it
+        return
     builds = [d.name for d in metadata.distributions() if d.name in _FAISS]
     again = f'pip uninstall -y {" ".join(builds)} && pip install "vlltr-index[{{}}]"'
     if len(builds) > 1:

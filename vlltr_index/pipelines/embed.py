@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
+import shutil
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from vlltr_index.embedding.engines import Augment, Engine, LocalEngine
 from vlltr_index.embedding.loading import open_encoder
-from vlltr_index.embedding.vectors import embed_images, embed_sentences
+from vlltr_index.embedding.vectors import IMAGE_BATCH, embed_images, embed_sentences
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import UsageError
 from vlltr_index.pipelines.status import encoder_change
@@ -84,8 +86,7 @@ def embed(
                 "encoder.precision is tf32: vectors differ by up to 1e-3 from fp32's, and stand for them"
             )
         augment = ViewAugment(workspace.recipe.lgr.augment, encoder)
-        workers = workspace.recipe.cvlp.workers if max(encoder.image_size) > SMALL_SIDE else 0
-        with _open_engine(engine, actors, encoder, augment, workers) as computes:
+        with _open_engine(engine, actors, encoder, augment, _workers(workspace, encoder, views)) as computes:
             report = _embed_all(workspace, tx, encoder, views, progress, computes)
         if _differs(tx.commit, encoder):
             tx.set(selection_id=None, head=None, index=None, fusion=None)
@@ -96,9 +97,24 @@ def embed(
             dim=encoder.dim,
             views=views,
             augment=drawn,
-            precision=encoder.precision,
+            precision="tf32"
+            if "tf32" in (encoder.precision, tx.commit.info.precision)
+            else encoder.precision,
         )
     return report
+
+
+def _workers(workspace: Workspace, encoder: Encoder, views: int) -> int:
+    """Processes that read images: none for small images, nor where their batches would not fit shared memory.
+
+    Docker gives a container 64 MB of it.
+    """
+    workers = workspace.recipe.cvlp.workers if max(encoder.image_size) > SMALL_SIDE else 0
+    batch = 4 * 3 * IMAGE_BATCH * max(views, 1) * math.prod(encoder.image_size)  # bytes of float32
+    try:
+        return workers if (2 * workers + 2) * batch <= shutil.disk_usage("/dev/shm").free else 0
+    except OSError:
+        return workers  # no Linux
 
 
 def _differs(commit: Commit, encoder: Encoder) -> bool:

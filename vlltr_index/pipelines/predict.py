@@ -91,14 +91,14 @@ def predict_to_file(
     """
     if out.suffix.lower() not in _FORMATS:
         raise UsageError(f"--out {out}: of which kind?", f"End it in one of {', '.join(_FORMATS)}.")
-    if out.exists():
-        raise UsageError(f"{out} is there already", "Choose another file, or remove it.")
     part, lock = (out.with_name(out.name + ending) for ending in (".part", ".lock"))
     model = [answers.scorer.saved.text_fp, answers.scorer.saved.image_fp, answers.scorer.loaded.selection_id]
     facts = {"commit": answers.commit, "model": model, "images": list(paths), **how}
     try:
-        part.touch()  # the lock would make the folder
+        out.parent.stat()  # the lock would make the folder
         with FileLock(lock, timeout=0):
+            if out.exists():  # by now
+                raise UsageError(f"{out} is there already", "Choose another file, or remove it.")
             done = _begun(part, facts)
             before, unread = len(done), sum(done.values())
             todo = (
@@ -113,7 +113,7 @@ def predict_to_file(
                     if progress:
                         progress("predict", count, None)
             _finish(part, out, how.get("top", 5))
-        lock.unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)  # while it is held: whoever comes next sees `out`
     except Timeout:
         raise UsageError(
             f"{out} is being written by another command", "Wait for it, or choose another file."

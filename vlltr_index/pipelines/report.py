@@ -76,7 +76,7 @@ def write_report(
         workspace: What to report on.
         out: The file; default `reports/report-<split>-<commit>.html` in the workspace.
         split: Which images to evaluate.
-        against: The baseline's row; default: image-only with logit adjustment, else image-only, where they are there.
+        against: The baseline's row; default: image-only with logit adjustment, else image-only, else the best.
         progress: Called while scoring and embedding.
 
     Raises:

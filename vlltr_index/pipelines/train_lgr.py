@@ -248,7 +248,13 @@ def _tune_visual(
 ) -> TrainReport:
     def key(snapshot: Snapshot, data: TrainingSet) -> str:
         start, selection = _start(snapshot, config), load_bank(snapshot).selection_id
-        facts = [start, selection, config.model_dump(), data.image_ids, data.labels.tolist()]
+        facts = [
+            start,
+            selection,
+            config.model_dump(exclude={"micro_batch"}),
+            data.image_ids,
+            data.labels.tolist(),
+        ]
         return f"lgr-{short(digest_json(facts))}"
 
     with training_run(

@@ -256,6 +256,9 @@ def _check_tokenizer(folder: Path, name: str) -> None:
     path = folder / "tokenizer_config.json"
     if not path.is_file() or not (folder / "tokenizer.json").is_file():
         _damaged(folder / "encoder.json", f"hf_tokenizer_name {name!r} would be fetched from elsewhere")
+    known = {"encoder.json", "model.safetensors", "words.json", "tokenizer.json", "tokenizer_config.json"}
+    if others := sorted(entry.name for entry in folder.iterdir() if entry.name not in known):
+        _damaged(folder / others[0], "not a file of an exported model, and a tokenizer might read it")
     facts = _json(path)
     if strange := sorted(facts.keys() - SAVED_KEYS):
         _damaged(path, f"{strange[0][:80]!r} is not part of a saved tokenizer")
