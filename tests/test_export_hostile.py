@@ -51,8 +51,8 @@ def encoder(*path: str, value: Any) -> Spoil:
     return lambda folder: edit_json(folder, "encoder/encoder.json", change)
 
 
-def tokenizer(**values: Any) -> Spoil:
-    """Put a Hugging Face tokenizer into the folder, with these values in its description."""
+def tokenizer(beside: str = "", **values: Any) -> Spoil:
+    """Put a Hugging Face tokenizer into the folder, with these values in its description, and a file beside it."""
 
     def spoil(folder: Path) -> None:
         encoder("model_cfg", "text_cfg", "hf_tokenizer_name", value="user/tokenizer")(folder)
@@ -60,6 +60,8 @@ def tokenizer(**values: Any) -> Spoil:
         (folder / "encoder" / "tokenizer.json").write_text("{}", encoding="utf-8")
         (folder / "encoder" / "tokenizer_config.json").write_text(json.dumps(facts), encoding="utf-8")
         sign(folder)
+        if beside:
+            (folder / "encoder" / beside).write_text("{}", encoding="utf-8")
 
     return spoil
 
@@ -207,6 +209,10 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "tokenizer: class": (
         tokenizer(tokenizer_class="LlamaTokenizer"),
         "tokenizer_class must be 'PreTrainedTokenizerFast', and all values texts",
+    ),
+    "tokenizer: beside": (
+        tokenizer("special_tokens_map.json"),
+        r"special_tokens_map\.json cannot be used: not a file of an exported model, and a tokenizer might read it",
     ),
     "encoder: timm": (
         encoder("model_cfg", "vision_cfg", "timm_model_name", value="hf-hub:user/evil"),
