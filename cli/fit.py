@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,12 +62,12 @@ def fit_command(
     if not pictures.is_dir():
         raise InputError(f"{pictures} is no folder", "Give a folder of class folders: DIR/tench/1.jpg")
     folder = existing(to) if to else pictures.resolve().with_name(f"{pictures.resolve().name}-model")
+    steps = plan_steps(pictures, existing(text) if text else _texts(pictures), hold_out)
     chosen = {"--encoder": encoder, "--recipe": recipe}
     options = [part for name, value in chosen.items() if value for part in (name, value)]
     options += [part for value in overrides for part in ("--set", value)]
     if options or not (folder / "vlltr.toml").exists():
         run_step(context, folder, Step("A workspace", ("init", str(folder), *options)), "[0]")
-    steps = plan_steps(pictures, existing(text) if text else _texts(pictures), hold_out)
     measured: EvaluationReport | None = None
     for number, step in enumerate(steps, 1):
         if step.args[:2] == ("train", "baseline") and not _tested(folder):
@@ -74,6 +75,8 @@ def fit_command(
             break
         _, result = run_step(context, folder, step, f"[{number}/{len(steps)}]")
         measured = result if step.args[0] == "evaluate" else measured
+        if step.args[:2] == ("ingest", "images"):
+            look(context, folder)
     context.show({"workspace": str(folder), "evaluation": measured}, ())
     if measured is not None:
         context.say("\n" + verdict(measured))
@@ -87,9 +90,16 @@ def fit_command(
 
 
 def plan_steps(pictures: Path, texts: Path | None, hold_out: float) -> list[Step]:
-    """The commands after `init`, in order."""
+    """The commands after `init`, in order.
+
+    Raises:
+        InputError: If the folder or the texts are not what they should be.
+    """
     inside = {entry.name.lower(): entry for entry in pictures.iterdir() if entry.is_dir()}
     test = next((name for name in _TESTS if name in inside), None) if "train" in inside else None
+    _check(pictures, inside, test)
+    if texts is not None and not texts.exists():
+        raise InputError(f"there is no {texts}", "Give the texts that there are, or leave --text out.")
     source = str(inside["train"] if test or inside.keys() in ({"train"}, {"train", "texts"}) else pictures)
     ingest = ("ingest", "images", source, "--split", "train")
     steps = []
@@ -113,6 +123,51 @@ def plan_steps(pictures: Path, texts: Path | None, hold_out: float) -> list[Step
     if test is None:
         steps += [Step("All pictures for training", (*ingest, "--hold-out", "0")), *_trained()]
     return steps
+
+
+def _check(pictures: Path, inside: dict[str, Path], test: str | None) -> None:
+    """Refuse folders whose names say that they are no classes."""
+    if (pictures / "vlltr.toml").exists():
+        raise InputError(
+            f"{pictures} is a workspace", "Give the folder of pictures; --to names the workspace."
+        )
+    if not inside:
+        raise InputError(f"{pictures} has no class folder", "Give a folder of class folders: DIR/tench/1.jpg")
+    parts = sorted(inside.keys() & {"train", *_TESTS})
+    if parts and test is None and inside.keys() != {"train"} and inside.keys() != {"train", "texts"}:
+        raise InputError(
+            f"{pictures} has a folder {parts[0]}, which is no class, and not train and test",
+            f"Put class folders into {pictures / 'train'} and {pictures / 'test'}, or give one of them.",
+        )
+    if test is None:
+        return
+    known, asked = ({e.name for e in inside[part].iterdir() if e.is_dir()} for part in ("train", test))
+    if not known & asked:
+        there = [", ".join(sorted(names)[:5]) or "no class" for names in (known, asked)]
+        raise InputError(
+            f"train and {test} of {pictures} have no class in common: {there[0]}; {there[1]}",
+            f"Name the folders alike, or take {test} away: then a part of train is held out.",
+        )
+
+
+def look(context: Context, folder: Path) -> None:
+    """Stop where no picture can be read; tell of those that are gone from their places, which count all the same."""
+    from vlltr_index.store.workspace import Workspace
+
+    snapshot = Workspace.open(folder).snapshot()
+    rows = snapshot.table("images", ["uri", "class_id"], "problem IS NULL AND data IS NULL")
+    if not rows.num_rows:
+        raise InputError("none of the pictures can be read", "The lines above say why.")
+    names = snapshot.class_table().names
+    pairs = zip(rows["uri"].to_pylist(), rows["class_id"].to_pylist(), strict=True)
+    gone = Counter(names[owner] for uri, owner in pairs if owner in names and not Path(uri).exists())
+    if gone:
+        listed = ", ".join(f"{name} {count}" for name, count in gone.most_common(5))
+        context.say(
+            f"{gone.total()} pictures are no longer where they were, and count all the same: {listed}. Where a class"
+            f" was renamed or given up: vlltr -w {shlex.quote(str(folder))} classes rename OLD NEW, or classes"
+            " remove NAME."
+        )
 
 
 def verdict(measured: EvaluationReport) -> str:

@@ -91,11 +91,14 @@ def predict_to_file(
     """
     if out.suffix.lower() not in _FORMATS:
         raise UsageError(f"--out {out}: of which kind?", f"End it in one of {', '.join(_FORMATS)}.")
+    if not out.parent.is_dir():
+        raise UsageError(
+            f"there is no folder {out.parent}", f"Make it: mkdir -p {shlex.quote(str(out.parent))}"
+        )
     part, lock = (out.with_name(out.name + ending) for ending in (".part", ".lock"))
     model = [answers.scorer.saved.text_fp, answers.scorer.saved.image_fp, answers.scorer.loaded.selection_id]
     facts = {"commit": answers.commit, "model": model, "images": list(paths), **how}
     try:
-        out.parent.stat()  # the lock would make the folder
         with FileLock(lock, timeout=0):
             if out.exists():  # by now
                 raise UsageError(f"{out} is there already", "Choose another file, or remove it.")
