@@ -100,7 +100,7 @@ def plan_steps(pictures: Path, texts: Path | None, hold_out: float) -> list[Step
     _check(pictures, inside, test)
     if texts is not None and not texts.exists():
         raise InputError(f"there is no {texts}", "Give the texts that there are, or leave --text out.")
-    source = str(inside["train"] if test or inside.keys() in ({"train"}, {"train", "texts"}) else pictures)
+    source = str(inside.get("train", pictures))
     ingest = ("ingest", "images", source, "--split", "train")
     steps = []
     if texts is not None:
@@ -134,7 +134,7 @@ def _check(pictures: Path, inside: dict[str, Path], test: str | None) -> None:
     if not inside:
         raise InputError(f"{pictures} has no class folder", "Give a folder of class folders: DIR/tench/1.jpg")
     parts = sorted(inside.keys() & {"train", *_TESTS})
-    if parts and test is None and inside.keys() != {"train"} and inside.keys() != {"train", "texts"}:
+    if parts and test is None and inside.keys() - {"texts"} != {"train"}:
         raise InputError(
             f"{pictures} has a folder {parts[0]}, which is no class, and not train and test",
             f"Put class folders into {pictures / 'train'} and {pictures / 'test'}, or give one of them.",

@@ -85,12 +85,10 @@ class _Training(_Config):
     clip_grad: float | None = Field(default=1.0, gt=0)
     sampler_power: float = Field(default=0.5, ge=0, le=1)  # weight n^-power a sample: 0.5 = square root
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    precision: Literal["fp32", "tf32", "bf16", "auto"] = (
-        "fp32"  # auto: bf16 where the hardware multiplies it fast
-    )
-    micro_batch: int | None = Field(
-        default=None, ge=1
-    )  # most rows in a tower at once; slower, same gradients
+    # auto: bf16 where the hardware multiplies it fast
+    precision: Literal["fp32", "tf32", "bf16", "auto"] = "fp32"
+    # most rows in a tower at once; slower, same gradients
+    micro_batch: int | None = Field(default=None, ge=1)
     seed: int = Field(default=0, ge=0, lt=2**63)
     augment: AugmentConfig = AugmentConfig()
 

@@ -43,9 +43,8 @@ MANY_ANCHORS = 64_000
 """From here on retrieval is quicker than scoring all classes: four times for clustered anchors."""
 
 _FORMAT = 1
-_SAMPLE = (
-    64  # anchors a cell that cells are fitted to; with 256 it takes four times as long and finds no more
-)
+# Anchors a cell that cells are fitted to; with 256 it takes four times as long and finds no more.
+_SAMPLE = 64
 _GPU_MAX_K = 2048  # FAISS refuses more on a GPU
 _GPU_SCRATCH = 2**28  # bytes of a GPU that FAISS keeps for its own work
 _log = logging.getLogger(__name__)
