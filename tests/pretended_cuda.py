@@ -75,8 +75,10 @@ class CardTensor(Tensor):
     @staticmethod
     def __new__(cls, held: Tensor) -> CardTensor:
         """Around a tensor of the CPU, which it takes over."""
+        dense = held.layout == torch.strided  # others have no strides
+        lies = {"strides": held.stride(), "storage_offset": held.storage_offset()} if dense else {}
         made: CardTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]  # torch's own, without a type
-            cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype
+            cls, held.size(), dtype=held.dtype, **lies
         )
         made.held = held
         return made

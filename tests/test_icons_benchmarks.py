@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import explained, senses, text_controls
+from benchmarks import explained, protocols, senses, text_controls
 from benchmarks.long_tailed import METHOD
 
 
@@ -77,3 +77,15 @@ def test_explained_pictures_are_the_first_of_each_kind() -> None:
     text = torch.tensor([False, True, False, True, True, False, False, True])
     few = torch.tensor([True, True, True, False, True, True, False, False])
     assert explained.of_each_kind(right, text, few) == [[0, 2], [1], [5]]
+
+
+def test_the_table_of_protocols_sets_them_side_by_side() -> None:
+    """Each branch's accuracy, then ours less theirs on the same images."""
+
+    def result(right: str) -> dict[str, Any]:
+        rows = {row: right for row in protocols.ROWS}
+        return {"dataset": "d" * 64, "counts": [100, 5, 50], "labels": [0, 1, 2], "right": rows, "top5": rows}
+
+    text = protocols.generated({"ours": result("111"), "paper": result("101")})
+    assert "| paper | both branches | 66.7 | 100.0 | 100.0 | 0.0 | 0.0 | 66.7 |" in text
+    assert "| paper | +33.3 [" in text

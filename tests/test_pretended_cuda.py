@@ -36,6 +36,7 @@ from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.fusion import class_logits
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.pipelines.baselines import train_baseline
+from vlltr_index.pipelines.build_index import index_anchors
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.evaluate import evaluate
 from vlltr_index.pipelines.train_lgr import train_lgr_stage
@@ -271,6 +272,23 @@ def test_a_prediction_waits_twice(
             assert one.probability == pytest.approx(other.probability, abs=1e-4)
             assert [s.text for s in one.sentences] == [s.text for s in other.sentences]
         assert mine.known == theirs.known
+
+
+def test_an_index_is_asked_on_the_gpu(
+    trained: Workspace, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What retrieval answers there is what it answers on the CPU."""
+    index_anchors(trained, "flat")
+    paths = sorted(pictures.glob("known-*.png"))
+    expected = list(load_answers(trained, trained.snapshot()).stream(paths, retrieval="faiss"))
+    with pretended():
+        monkeypatch.setenv("VLLTR_DEVICE", "cuda")
+        found = list(load_answers(trained, trained.snapshot()).stream(paths, retrieval="faiss"))
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.retrieval == "faiss"
+        assert [c.class_id for c in mine.classes] == [c.class_id for c in theirs.classes]
+        chances = [c.probability for c in theirs.classes]
+        assert [c.probability for c in mine.classes] == pytest.approx(chances, abs=1e-4)
 
 
 @pytest.mark.slow

@@ -64,7 +64,7 @@ class Answers:
         texts: Gives the texts of the anchors at least.
         training_images: Gives ids and uris of a class's training images, and their unit vectors [N, D]; None: there are
             none, as in an exported folder.
-        device: Where images are scored against all classes, as a rule the encoder's; scores come back to the CPU.
+        device: Where images are scored, as a rule the encoder's; scores come back to the CPU.
     """
 
     commit: int
@@ -259,12 +259,14 @@ class Answers:
         `retrieval` is as for `stream`. The residual is the mass of the classes that were not scored exactly: 0 for
         `exhaustive`.
         """
+        features, residual = features.to(self.device, non_blocking=True), torch.zeros(len(features))
         if self._used(retrieval) == "exhaustive":
-            found = self._placed.exhaustive(features.to(self.device, non_blocking=True))
-            if self.device.type != "cpu":  # in one piece: the device is waited for once
-                found = FusedScores(*torch.stack(list(found)).cpu())
-            return found, torch.zeros(len(features))
-        return self._retrieve(features.cpu())
+            found = self._placed.exhaustive(features)
+        else:
+            found, residual = self._retrieve(features)
+        if self.device.type != "cpu":  # in one piece: the device is waited for once
+            found = FusedScores(*torch.stack(list(found)).cpu())
+        return found, residual.cpu()
 
     def _used(self, retrieval: str) -> str:
         """`faiss` or `exhaustive`: what is used where `retrieval` is asked for.
@@ -303,7 +305,7 @@ class Answers:
 
     def _retrieve(self, features: Tensor) -> tuple[FusedScores, Tensor]:
         """Fused scores [B, C] and the residual probability [B]."""
-        scorer, index = self.scorer, self._used_index
+        scorer, index = self._placed, self._used_index
         assert index is not None
         image = scorer.image_side(features)
 
@@ -316,9 +318,9 @@ class Answers:
 
     @cached_property
     def _anchor_classes(self) -> AnchorClasses:
-        """Anchor key to the position of its class."""
-        bank = self.scorer.bank
-        return AnchorClasses(self.scorer.loaded.keys, bank.class_of_row, bank.num_classes)
+        """Anchor key to the position of its class, on `device`."""
+        bank = self._placed.bank
+        return AnchorClasses(self.scorer.loaded.keys.to(self.device), bank.class_of_row, bank.num_classes)
 
     def explain(self, image: ImageSource, name: str, crops: int = 1) -> ClassScore:
         """One class's score for one image, with every one of its anchor sentences, by share; `crops` as in `predict`.
