@@ -80,7 +80,7 @@ def run(
         "dataset": dataset(files),
         **surroundings(),
         "seconds": seconds.values,
-        **_measure(workspace, baseline),
+        **measure(workspace, baseline),
     }
     if not baseline and not fast:
         _copy_baseline(data, result)
@@ -154,7 +154,8 @@ def permuted(texts: Path, target: Path) -> Path:
     return target
 
 
-def _measure(workspace: Workspace, baseline: bool) -> dict[str, Any]:
+def measure(workspace: Workspace, baseline: bool) -> dict[str, Any]:
+    """Which test images each row has right, and what was decided; the image-only rows where there is a `baseline`."""
     snapshot = workspace.snapshot()
     scorer, test = load_scorer(workspace, snapshot), image_set(snapshot, "test")
     counts = training_counts(snapshot, scorer.class_ids)

@@ -83,7 +83,7 @@ def test_the_table_of_protocols_sets_them_side_by_side() -> None:
     """Each branch's accuracy, then ours less theirs on the same images."""
 
     def result(right: str) -> dict[str, Any]:
-        rows = {row: right for row in protocols.ROWS}
+        rows = dict.fromkeys(protocols.ROWS, right)
         return {"dataset": "d" * 64, "counts": [100, 5, 50], "labels": [0, 1, 2], "right": rows, "top5": rows}
 
     text = protocols.generated({"ours": result("111"), "paper": result("101")})
