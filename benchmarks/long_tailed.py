@@ -24,7 +24,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ from vlltr_index.train.deciding import StageTwoData
 RESULTS = Path(__file__).parent / "results"
 GLYPHS, ICONS = DATA = ("glyphs_lt", "icons_lt")
 METHOD = "vl-ltr"
+WEIGHED = f"{METHOD}, had test images weighed"
 TEXTS = ("true", "permuted")
 SPLITS = ("train", "val", "test")
 
@@ -170,6 +171,9 @@ def measure(workspace: Workspace, baseline: bool) -> dict[str, Any]:
     chances = {METHOD: fused.probabilities, WHOLE: rows[WHOLE].softmax(1)}
     chances |= {name: scores.softmax(1) for name, scores in tempered.items()}
     assert scorer.saved.parts is not None
+    weighed = _weights_of(scorer, test.features, labels, counts)
+    saved = replace(scorer.saved, parts=replace(scorer.saved.parts, weights=weighed))
+    rows[WEIGHED] = replace(scorer, saved=saved).exhaustive(test.features).probabilities
     return {
         "counts": counts[labels].tolist(),
         "labels": labels.tolist(),
@@ -183,7 +187,7 @@ def measure(workspace: Workspace, baseline: bool) -> dict[str, Any]:
         "decided": {
             METHOD: decided(scorer.saved.parts),
             WHOLE: decided(parts),
-            "of test images": asdict(_weights_of(scorer, test.features, labels, counts)),
+            "of test images": asdict(weighed),
         },
     }
 

@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.long_tailed import GLYPHS, ICONS, RESULTS
+from benchmarks.long_tailed import GLYPHS, ICONS, METHOD, RESULTS, WEIGHED
 from benchmarks.page import put
 from benchmarks.without_text import WHOLE
 
 ROOT = Path(__file__).parents[1]
 TITLE = "method, controls without text, and image-only at equal image budget"
 NAMES = {GLYPHS: "Glyphs-LT", ICONS: "Icons-LT"}
-METHOD, AGAINST = "vl-ltr", "image-only + logit adjustment"
+AGAINST = "image-only + logit adjustment"
 ORDER = (
     METHOD,
+    WEIGHED,
     "image side",
     "linear layer",
     "text branch",
