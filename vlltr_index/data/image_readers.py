@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,8 @@ from vlltr_index.errors import InputError, UsageError
 from vlltr_index.schemas.records import ImageRecord, Skipped
 
 __all__ = ["read_coco", "read_images", "read_parquet"]
+
+_log = logging.getLogger(__name__)
 
 _NUMBER = re.compile(r"-?[0-9]{1,9}")
 _WORDNET = re.compile(r"(?:^|/)(n\d{8})(?=/)")
@@ -116,12 +119,15 @@ def _class_folders(folder: Path, root: Path, split: str) -> Iterator[ImageRecord
             f"{folder} holds splits ({', '.join(inside)}), not classes",
             f"Give one at a time: vlltr ingest images {folder / inside[0]} --split {inside[0]}",
         )
+    deep = list[str]()
     for entry in entries:
         if not entry.is_dir(follow_symlinks=False):
             why = _unfit(entry, root) or "an image outside every class folder"
             yield Skipped(entry.path, why)
             continue
         name = clean_name(os.fsencode(entry.name).decode("utf-8", "replace"), entry.path)
+        if sum(inner.is_dir(follow_symlinks=False) for inner in _entries(Path(entry.path))) > 1:
+            deep.append(name)
         found = 0
         for file, why in _walk(Path(entry.path), root):
             if why:
@@ -131,6 +137,11 @@ def _class_folders(folder: Path, root: Path, split: str) -> Iterator[ImageRecord
                 yield ImageRecord(file[len(str(root)) :].lstrip("/"), file, name, split)
         if not found:
             yield Skipped(entry.path, "no image in this class folder")
+    if deep:
+        _log.warning(
+            "folders below a class folder are no classes of their own; all below these is of one class each: %s",
+            ", ".join(deep[:5]) + ", ..." * (len(deep) > 5),
+        )
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
