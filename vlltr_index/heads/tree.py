@@ -105,7 +105,7 @@ class ClassTree:
 
     @cached_property
     def at_rank(self) -> dict[str, Tensor]:
-        """For each of `levels` its node that holds each class, the deepest if there are several, int64 [C]; -1: none."""
+        """For each of `levels` its node that holds each class, the deepest of several, int64 [C]; -1 for none."""
         found = {}
         for rank, nodes in self.levels.items():
             telling = set(nodes.tolist())
@@ -187,7 +187,7 @@ def thresholds(tree: ClassTree, held_out: HeldOutAnswers, accuracy: float) -> di
     for rank, nodes in tree.levels.items():
         own, wrong = sums[:, nodes], ~right[:, nodes]
         best, astray = own.amax(1), torch.where(wrong, own, 0.0).amax(1)
-        tried = best[best > _HALF].unique()  # ascending
+        tried = own[own > _HALF].unique()  # ascending
         answered = len(best) - torch.searchsorted(best.sort().values, tried)
         missed = len(best) - torch.searchsorted(astray.sort().values, tried)
         for least, images, misses in zip(tried.tolist(), answered.tolist(), missed.tolist(), strict=True):
