@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TaxonomyReport", "ingest_classes"]
 
+_LOOKED_AT = 20  # unknown names, for classes that they may mean
+
 
 @dataclass(frozen=True)
 class TaxonomyReport:
@@ -89,7 +91,8 @@ def ingest_classes(workspace: Workspace, path: Path) -> TaxonomyReport:
         parents = {taxon.parent for taxon in tree.values()}
         unknown = [taxon.name for taxon in taxa if taxon.name not in own | parents]
         if not own.intersection(taxon.name for taxon in taxa):
-            hint = _meant(unknown, classes) or "List the classes: vlltr classes list"
+            hint = "List the classes: vlltr classes list" if own else "Bring in images or text first."
+            hint = _meant(unknown, classes) or hint
             raise InputError(f"no name in {path} is a class: {some(unknown)}", hint)
         rows = [{key: getattr(taxon, key) for key in TAXONOMY.names} for taxon in taxa]
         changed = tx.upsert("taxonomy", pa.Table.from_pylist(rows, schema=TAXONOMY))
@@ -107,7 +110,7 @@ def ingest_classes(workspace: Workspace, path: Path) -> TaxonomyReport:
 def _meant(unknown: Sequence[str], classes: ClassTable) -> str | None:
     """Which class the first name that is like one may mean."""
     known = {folded(classes.names[i]): classes.names[i] for i in classes.ids}
-    for name in unknown[:1000]:
+    for name in unknown[:_LOOKED_AT]:
         if close := get_close_matches(folded(name), known, n=1, cutoff=0.9):
             return f"Is {name!r} the class {known[close[0]]!r}?"
     return None

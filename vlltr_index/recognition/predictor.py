@@ -201,7 +201,9 @@ class Answers:
         if only is not None:
             wanted &= {self._place(name) for name in only}
         if not wanted:
-            raise UsageError("an answer among some classes (--only, --parent) that are none", "Name others.")
+            raise UsageError(
+                "an answer among some classes (--only, --parent) that names no class", "Name others."
+            )
         return torch.tensor(sorted(wanted))
 
     def tree(self, columns: Tensor | None = None) -> ClassTree:
