@@ -109,7 +109,8 @@ def table_by_rank(runs: Sequence[dict[str, Any]]) -> list[str]:
                     )
                     for run in runs
                 ]
-                cells.append(spread([value for value in found if value is not None]))
+                known = [value for value in found if value is not None]
+                cells.append(spread(known) if known else "-")
             lines.append(f"| {rank} ({names:,}) | {how} | {images:,} | {' | '.join(cells)} |")
     return lines
 
