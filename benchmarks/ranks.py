@@ -1,11 +1,13 @@
 """Answers above the classes, on Icons-LT (hypernyms) and Glyphs-LT (script, base letter): given and right how often.
 
     python -m benchmarks.ranks run --name icons_lt-0 --workspace runs/seed-0    to results/ranks-icons_lt-0.json
+    python -m benchmarks.ranks make --dir runs                                  a workspace: runs/glyphs-frozen
     python -m benchmarks.ranks table                                            all results to docs/results.md
 
 The workspace is a copy of one of `benchmarks.long_tailed`, or any other over the data set that has test images; it gets
 the recipe's tree.csv, and its head again where that keeps no answers to held-out images. Thresholds come from those
-alone; the test images are looked at once, for these tables.
+alone; the test images are looked at once, for these tables. `make` takes every third class of Glyphs-LT by name, and
+the shipped encoder as it is.
 """
 
 from __future__ import annotations
@@ -17,11 +19,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 
-from benchmarks.long_tailed import RESULTS, about, bits, dataset, files_of, surroundings, write_result
+from benchmarks.long_tailed import (
+    GLYPHS,
+    RESULTS,
+    Clock,
+    about,
+    bits,
+    dataset,
+    files_of,
+    made,
+    seeded,
+    surroundings,
+    write_result,
+)
 from benchmarks.long_tailed_table import NAMES, spread
 from benchmarks.page import put
+from vlltr_index.data.glyphs import glyph_files
 from vlltr_index.embedding.loading import class_positions, image_set
 from vlltr_index.pipelines.evaluate import training_counts
 from vlltr_index.pipelines.taxonomy import ingest_classes
@@ -29,12 +46,29 @@ from vlltr_index.pipelines.train_lgr import train_lgr_stage
 from vlltr_index.recognition.predictor import load_answers
 from vlltr_index.recognition.ranks import Ranks
 from vlltr_index.recognition.scorer import load_scorer
+from vlltr_index.schemas.recipes import override
 from vlltr_index.store.workspace import Workspace
+from vlltr_index.wording import many
 
 COMMAND = "python -m benchmarks.ranks table"
 RECIPES = Path(__file__).parents[1] / "recipes"
 ASKED = (0.8, 0.9, 0.95)
+HELD = "as held out"
 BINS = {"overall": (0, 10**9), "many": (100, 10**9), "medium": (21, 99), "few": (0, 20), "few5": (0, 5)}
+
+
+def make(folder: Path) -> None:
+    """A workspace over every third class of Glyphs-LT, whose encoder stays as it ships; resumable."""
+    data, target = glyph_files(), folder / "glyphs-frozen"
+    told = json.loads(data.texts.read_text(encoding="utf-8"))
+    kept = sorted(told)[::3]
+    folder.mkdir(parents=True, exist_ok=True)
+    texts, images = folder / "third.json", folder / "third.parquet"
+    texts.write_text(json.dumps({name: told[name] for name in kept}), encoding="utf-8")
+    pq.write_table(pq.read_table(data.images, filters=[("label", "in", kept)]), images)
+    recipe = override(seeded(GLYPHS, 0), ("encoder.pretrained=glyphs", "lgr.views=1"))
+    seconds = Clock(folder / "seconds-glyphs-frozen.json")
+    made(target, recipe, texts, images, seconds, ("train", "test"), ("train cvlp",))
 
 
 def run(name: str, workspace: Workspace) -> None:
@@ -71,44 +105,55 @@ def measured(workspace: Workspace) -> dict[str, Any]:
         found["least"][f"{asked:g}"] = {rank: round(value, 3) for rank, value in least.items()}
     assert scorer.saved.parts is not None
     assert scorer.saved.parts.held_out is not None
+    counts = training_counts(snapshot, scorer.class_ids)
+    held = counts[class_positions(scorer.class_ids, scorer.row_owners)][scorer.saved.parts.held_out.labels]
     return {
         **found,
-        "held_out": len(scorer.saved.parts.held_out.labels),
-        "ranks": {rank: len(nodes) for rank, nodes in tree.levels.items()},
+        "held_out": {
+            name: sum(low <= n <= high for n in held.tolist()) for name, (low, high) in BINS.items()
+        },
+        "ranks": [[rank, len(nodes)] for rank, nodes in tree.levels.items()],
         "there": {rank: bits(own >= 0) for rank, own in truth.items()},
         "best class": {rank: bits(tree.at_rank[rank][best] == own) for rank, own in truth.items()},
         "summed": {rank: bits(tree.best_at(rank, chances) == own) for rank, own in truth.items()},
-        "counts": training_counts(snapshot, scorer.class_ids)[labels].tolist(),
+        "counts": counts[labels].tolist(),
     }
 
 
-def share(hits: str, among: Sequence[bool]) -> float | None:
-    """Share of ones at some places of a text of ones and zeros; None where there are none."""
-    chosen = [one == "1" for one, here in zip(hits, among, strict=True) if here]
-    return float(np.mean(chosen)) if chosen else None
+Values = NDArray[np.float64]
 
 
-def within(run: dict[str, Any], name: str) -> list[bool]:
-    """Whether each image is of a class of the bin."""
-    low, high = BINS[name]
-    return [low <= count <= high for count in run["counts"]]
+def ones(text: str) -> Values:
+    """A text of ones and zeros as float64 [N]."""
+    return np.array([float(c == "1") for c in text])
+
+
+def share(hits: Values, among: Values) -> float | None:
+    """Weighed mean of `hits` [N]; None where nothing weighs anything."""
+    return float(hits @ among / among.sum()) if among.any() else None
+
+
+def within(run: dict[str, Any], name: str) -> Values:
+    """What each image counts in a column: 1 if its class is of the bin, else 0.
+
+    Under `HELD`: many, medium and few so much that they are as frequent as among the images held out.
+    """
+    counts = np.array(run["counts"])
+    if name != HELD:
+        low, high = BINS[name]
+        return ((counts >= low) & (counts <= high)).astype(np.float64)
+    parts = [(within(run, b), run["held_out"][b]) for b in ("many", "medium", "few")]
+    return np.sum([part * held / max(part.sum(), 1.0) for part, held in parts], axis=0)
 
 
 def table_by_rank(runs: Sequence[dict[str, Any]]) -> list[str]:
     """Accuracy of what is said at each rank, on images whose class has a name of it."""
     lines = [f"| rank (names) | answer | images | {' | '.join(BINS)} |", "| --- " * (len(BINS) + 3) + "|"]
-    for rank, names in runs[0]["ranks"].items():
+    for rank, names in runs[0]["ranks"]:
         for how in ("best class", "summed"):
-            images = runs[0]["there"][rank].count("1")
-            cells = []
+            images, cells = runs[0]["there"][rank].count("1"), []
             for name in BINS:
-                found = [
-                    share(
-                        run[how][rank],
-                        [t == "1" and w for t, w in zip(run["there"][rank], within(run, name), strict=True)],
-                    )
-                    for run in runs
-                ]
+                found = [share(ones(r[how][rank]), ones(r["there"][rank]) * within(r, name)) for r in runs]
                 known = [value for value in found if value is not None]
                 cells.append(spread(known) if known else "-")
             lines.append(f"| {rank} ({names:,}) | {how} | {images:,} | {' | '.join(cells)} |")
@@ -117,19 +162,20 @@ def table_by_rank(runs: Sequence[dict[str, Any]]) -> list[str]:
 
 def table_of_answers(runs: Sequence[dict[str, Any]]) -> list[str]:
     """For each accuracy asked for and each rank: images answered there, and how many of these answers are right."""
-    lines = [f"| asked for | rank | {' | '.join(BINS)} |", "| --- " * (len(BINS) + 2) + "|"]
+    columns = (HELD, *BINS)
+    lines = [f"| asked for | rank | {' | '.join(columns)} |", "| --- " * (len(columns) + 2) + "|"]
     for asked in runs[0]["answered"]:
-        for place, rank in enumerate([*runs[0]["ranks"], "all answers"]):
+        for place, rank in enumerate([*(rank for rank, _ in runs[0]["ranks"]), "all answers"]):
             cells = []
-            for name in BINS:
+            for name in columns:
                 given, right = [], []
                 for run in runs:
-                    said, inside = run["answered"][asked], within(run, name)
-                    here = [s != "-" if rank == "all answers" else s == str(place) for s in said]
-                    given.append(share("".join("1" if h else "0" for h in here), inside) or 0.0)
-                    value = share(run["right"][asked], [h and i for h, i in zip(here, inside, strict=True)])
-                    right += [] if value is None else [value]
-                told = f"{100 * np.mean(right):.1f}" if right else "-"
+                    said = np.array(list(run["answered"][asked]))
+                    here = (said != "-" if rank == "all answers" else said == str(place)).astype(np.float64)
+                    given.append(share(here, within(run, name)) or 0.0)
+                    right.append(share(ones(run["right"][asked]), here * within(run, name)))
+                known = [value for value in right if value is not None]
+                told = f"{100 * np.mean(known):.1f}" if known else "-"
                 cells.append(f"{100 * np.mean(given):.1f}: {told}")
             lines.append(f"| {100 * float(asked):g} % | {rank} | {' | '.join(cells)} |")
     return lines
@@ -139,15 +185,18 @@ def generated(groups: dict[str, list[dict[str, Any]]]) -> str:
     """The section, a part for each group of runs."""
     parts: list[str] = []
     for title, runs in groups.items():
-        held = ", ".join(f"{run['held_out']:,}" for run in runs)
+        held, few = (sum(run["held_out"][name] for run in runs) for name in ("overall", "few"))
+        tested = share(within(runs[0], "few"), within(runs[0], "overall"))
         parts += [
-            f"**{title}**, {len(runs[0]['counts']):,} test images, {held} images held out in training; data set"
-            f" `{runs[0]['dataset'][:16]}`. Top-1 by rank, per cent:",
+            f"**{title}**: {len(runs[0]['counts']):,} test images, {100 * (tested or 0):.0f} % of few-shot classes;"
+            f" {held // len(runs):,} images held out in training, {100 * few / held:.0f} % of such classes; data set"
+            f" `{runs[0]['dataset'][:16]}`, {many(len(runs), 'seed')}. Top-1 by rank, per cent:",
             "",
             *table_by_rank(runs),
             "",
             "With `--coverage`: images answered at a rank, and after the colon how many of these answers are right, per"
-            " cent:",
+            f" cent. *{HELD}*: the test images weighed so that many, medium and few are as frequent as among those held"
+            f" out.",
             "",
             *table_of_answers(runs),
             "",
@@ -175,10 +224,13 @@ def main() -> None:
     one = commands.add_parser("run")
     one.add_argument("--name", required=True, help="data set, a hyphen, and the seed or what is special")
     one.add_argument("--workspace", type=Path, required=True, help="it is written to: a copy")
+    commands.add_parser("make").add_argument("--dir", type=Path, required=True)
     commands.add_parser("table")
     args = parser.parse_args()
     if args.command == "run":
         run(args.name, Workspace.open(args.workspace))
+    elif args.command == "make":
+        make(args.dir)
     else:
         write()
 

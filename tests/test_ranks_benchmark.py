@@ -48,8 +48,8 @@ def test_the_tables_count_answers_by_rank() -> None:
         "name": "icons_lt-0",
         "data": "icons_lt",
         "dataset": "0123456789abcdef00",
-        "held_out": 300,
-        "ranks": {"class": 9, "kind": 3},
+        "held_out": {"overall": 4, "many": 3, "medium": 0, "few": 1, "few5": 0},
+        "ranks": [["class", 9], ["kind", 3]],
         "there": {"class": "1111", "kind": "1110"},
         "best class": {"class": "1100", "kind": "1110"},
         "summed": {"class": "1100", "kind": "1100"},
@@ -61,5 +61,8 @@ def test_the_tables_count_answers_by_rank() -> None:
     text = ranks.generated({"Icons-LT": [run]})
     assert "| class (9) | best class | 4 | 50.0 | 100.0 | 100.0 | 0.0 | 0.0 |" in text
     assert "| kind (3) | summed | 3 | 66.7 | 100.0 | 100.0 | 0.0 | - |" in text
-    assert "| 90 % | class | 25.0: 100.0 | 100.0: 100.0 | 0.0: - | 0.0: - | 0.0: - |" in text
-    assert "| 90 % | all answers | 75.0: 66.7 | 100.0: 100.0 | 100.0: 100.0 | 50.0: 0.0 | 0.0: - |" in text
+    assert "| 90 % | class | 75.0: 100.0 | 25.0: 100.0 | 100.0: 100.0 | 0.0: - | 0.0: - | 0.0: - |" in text
+    assert (
+        "| 90 % | all answers | 87.5: 85.7 | 75.0: 66.7 | 100.0: 100.0 | 100.0: 100.0 | 50.0: 0.0 | 0.0: - |"
+        in text
+    )
