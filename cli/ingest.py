@@ -1,4 +1,4 @@
-"""`vlltr ingest images`, `text` and `wikipedia`."""
+"""`vlltr ingest images`, `text`, `classes` and `wikipedia`."""
 
 from __future__ import annotations
 
@@ -109,6 +109,20 @@ def text(context: Context, path: str, names: str | None, prompts: bool | None) -
             context.open(), existing(path), label_names=file, prompts=prompts, progress=context.progress
         )
     )
+
+
+@ingest_command.command("classes")
+@click.argument("path", metavar="FILE")
+@pass_context
+def classes(context: Context, path: str) -> None:
+    """Bring in what classes lie below: genus, family, or whatever holds several of them.
+
+    FILE is CSV, TSV or Parquet with the columns name and parent (and rank, and aliases with ; between), or
+    iNaturalist's categories.json. A name that has a parent already gets the file's. No class is made.
+    """
+    from vlltr_index.pipelines.taxonomy import ingest_classes
+
+    context.show(ingest_classes(context.open(), existing(path)))
 
 
 @ingest_command.command("wikipedia")

@@ -24,6 +24,13 @@ from vlltr_index.errors import InputError
     metavar="LIST|FILE",
     help="Answer among these classes alone: names with commas between, or a file with one a line.",
 )
+@click.option("--parent", metavar="NAME", help="Answer among the classes below this name alone.")
+@click.option(
+    "--coverage",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="ACCURACY",
+    help="Answer at the deepest rank that held this accuracy on held-out images, such as 0.95.",
+)
 @click.option(
     "--out",
     metavar="FILE",
@@ -73,7 +80,8 @@ def predict_command(
         for one in named_predictions(answers, unlabelled_images(images), **how):
             predictions.append(one if context.as_json else replace(one, classes=()))
             if not context.as_json:
-                context.show(one, prediction_lines(one, context.width()), always=True)
+                lines = prediction_lines(one, context.width(), how["coverage"] is not None)
+                context.show(one, lines, always=True)
         if context.as_json:
             context.show(predictions)
         answered, unread = len(predictions), sum(p.problem is not None for p in predictions)

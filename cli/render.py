@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vlltr_index.recognition.in_words import rather_than
-from vlltr_index.schemas.records import ClassScore, Prediction, Progress
+from vlltr_index.schemas.records import ClassScore, Prediction, Progress, SentenceShare, folded
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,6 +23,7 @@ __all__ = [
     "explanation_lines",
     "percent",
     "prediction_lines",
+    "rank_tables",
     "show_progress",
     "table",
 ]
@@ -108,30 +109,45 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], lef
     return result
 
 
-def prediction_lines(prediction: Prediction, width: int | None = None) -> list[str]:
+def prediction_lines(prediction: Prediction, width: int | None = None, covered: bool = False) -> list[str]:
     """A prediction for people: classes with what images and text gave, and under each its sentences, by share.
 
     Args:
         prediction: What the recognizer says of one image.
         width: Columns to break lines at; none: a sentence a line, however long.
+        covered: Whether the answer is that of a rank (`--coverage`).
     """
     if prediction.problem is not None:
         return [f"{prediction.image}: not read: {prediction.problem}"]
     lines, silent = [prediction.image], _silent(prediction.classes)
+    closest = (
+        f"(closest: {', '.join(f'{s.name} {percent(s.probability)} %' for s in prediction.classes[:3])})"
+    )
+    answer = prediction.answer
     if prediction.known is False:
-        closest = ", ".join(f"{s.name} {percent(s.probability)} %" for s in prediction.classes[:3])
-        return [*lines, f"  none of these (closest: {closest})"]
+        return [*lines, f"  none of these {closest}"]
+    if covered and answer is None:
+        return [*lines, f"  no answer at any rank {closest}"]
+    if answer is not None:
+        lines += [f"  {percent(answer.probability):>5} %  {answer.node} ({answer.rank})   {closest}"]
+        return lines + ([] if silent else _said(folded(answer.sentences), width))
     for score in prediction.classes:
         lines += _head(score, width)
-        for first, *others in () if silent else score.folded:
-            share = first.percent + sum(s.percent for s in others)
-            if round(share) <= 0:  # it speaks against the class
-                continue
-            more = f" (and {len(others)} like it)" if others else ""
-            lines += broken(f"{_INDENT}{round(share):3d} %  ", f"{first.text}{more}  [{first.source}]", width)
+        lines += [] if silent else _said(score.folded, width)
         for near in score.neighbours:
             lines.append(f"{_INDENT}near {near.cosine:.3f}  {near.uri}")
     return lines + _notes(prediction.classes, silent, width)
+
+
+def _said(groups: Sequence[Sequence[SentenceShare]], width: int | None) -> list[str]:
+    """Groups of sentences with their per cent; without those that speak against the answer."""
+    lines: list[str] = []
+    for first, *others in groups:
+        share = first.percent + sum(s.percent for s in others)
+        if round(share) > 0:
+            more = f" (and {len(others)} like it)" if others else ""
+            lines += broken(f"{_INDENT}{round(share):3d} %  ", f"{first.text}{more}  [{first.source}]", width)
+    return lines
 
 
 def _head(score: ClassScore, width: int | None) -> list[str]:
@@ -221,6 +237,25 @@ def evaluation_table(report: EvaluationReport) -> Table:
         f" {report.convention} bounds (many >= 100, few <= 20)"
     )
     return table(title, ["", *bins, "top-5", "ECE"], rows)
+
+
+def rank_tables(report: EvaluationReport) -> list[Table]:
+    """Accuracy by rank, where classes have parents."""
+    if not report.ranks:
+        return []
+    first = next(iter(report.ranks.values()))["summed"]
+    rows = [
+        [
+            rank,
+            how,
+            *(percent(top1[b].value if b in top1 else None) for b in first),
+            f"{top1['overall'].images:,}",
+        ]
+        for rank, ways in report.ranks.items()
+        for how, top1 in ways.items()
+    ]
+    title = "By rank: of the best class, and of the most probable name with all that it holds"
+    return [table(title, ["rank", "", *first, "images"], rows, left=2)]
 
 
 def difference_lines(report: EvaluationReport) -> list[str]:

@@ -115,7 +115,7 @@ def predict_to_file(
                     unread += one.problem is not None
                     if progress:
                         progress("predict", count, None)
-            _finish(part, out, how.get("top", 5))
+            _finish(part, out, _schema(how.get("top", 5), how.get("coverage") is not None))
             lock.unlink(missing_ok=True)  # while it is held: whoever comes next sees `out`
     except Timeout:
         raise UsageError(
@@ -171,7 +171,7 @@ def _line(part: Path, number: int, line: bytes) -> dict[str, Any]:
     return row
 
 
-def _finish(part: Path, out: Path, top: int) -> None:
+def _finish(part: Path, out: Path, schema: pa.Schema) -> None:
     """Make `out` of the answers, whole or not at all."""
     made = out.with_name(out.name + ".new")
     with part.open(encoding="utf-8") as file:
@@ -181,26 +181,34 @@ def _finish(part: Path, out: Path, top: int) -> None:
                 target.writelines(file)
         elif out.suffix.lower() == ".csv":
             with made.open("w", encoding="utf-8", newline="") as target:
-                writer = csv.DictWriter(target, _schema(top).names)
+                writer = csv.DictWriter(target, schema.names)
                 writer.writeheader()
                 writer.writerows(_flat(json.loads(line)) for line in file)
         else:
-            with pq.ParquetWriter(made, _schema(top)) as table:
+            with pq.ParquetWriter(made, schema) as table:
                 while rows := [_flat(json.loads(line)) for line in islice(file, _ROWS)]:
-                    table.write_table(pa.Table.from_pylist(rows, schema=_schema(top)))
+                    table.write_table(pa.Table.from_pylist(rows, schema=schema))
     os.replace(made, out)
     part.unlink()
 
 
-def _schema(top: int) -> pa.Schema:
+def _schema(top: int, coverage: bool) -> pa.Schema:
     ranked = [
         f
         for k in range(1, top + 1)
         for f in ((f"class_{k}", pa.string()), (f"probability_{k}", pa.float64()))
     ]
+    answer = [("answer", pa.string()), ("answer_rank", pa.string()), ("answer_probability", pa.float64())]
     rest = [("image_part", pa.float64()), ("text_part", pa.float64()), ("known", pa.bool_())]
     return pa.schema(
-        [("image", pa.string()), *ranked, *rest, ("sentences", pa.string()), ("problem", pa.string())]
+        [
+            ("image", pa.string()),
+            *(answer if coverage else ()),
+            *ranked,
+            *rest,
+            ("sentences", pa.string()),
+            ("problem", pa.string()),
+        ]
     )
 
 
@@ -209,7 +217,10 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
     values = {key: row[key] for key in ("image", "known", "problem")}
     for k, score in enumerate(row["classes"], 1):
         values |= {f"class_{k}": score["name"], f"probability_{k}": score["probability"]}
+    if answer := row["answer"]:
+        values |= {"answer": answer["node"], "answer_rank": answer["rank"]}
+        values["answer_probability"] = answer["probability"]
     for best in row["classes"][:1]:
         values |= {key: best[key] for key in ("image_part", "text_part")}
-        values["sentences"] = " | ".join(s["text"] for s in best["sentences"]) or None
+        values["sentences"] = " | ".join(s["text"] for s in (answer or best)["sentences"]) or None
     return values
