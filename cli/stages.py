@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vlltr_index.cli.context import Context, device_option, pass_context, set_option
+from vlltr_index.cli.context import (
+    Context,
+    actors_option,
+    check_engine,
+    device_option,
+    engine_option,
+    pass_context,
+    set_option,
+)
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
@@ -18,16 +26,8 @@ if TYPE_CHECKING:
     "--views", type=click.IntRange(1), help="Stored views of a training image; default: the recipe's."
 )
 @click.option("--force", is_flag=True, help="Take an encoder whose weights changed; select and train again.")
-@click.option(
-    "--engine",
-    type=click.Choice(["local", "ray"]),
-    default="local",
-    show_default=True,
-    help="Compute in this process, or by Ray actors here or on a cluster (RAY_ADDRESS).",
-)
-@click.option(
-    "--actors", type=click.IntRange(1), help="How many Ray actors; default: one a GPU, or else one a CPU."
-)
+@engine_option
+@actors_option
 @device_option
 @pass_context
 def embed_command(
@@ -43,6 +43,7 @@ def embed_command(
     """
     from vlltr_index.pipelines.embed import embed
 
+    check_engine(engine, actors)
     report = embed(context.open(), views, context.progress, force, engine, actors)
     lines = [
         f"Embedded {many(report.sentences, 'sentence')} ({report.sentences_before:,} there before) and"

@@ -1,4 +1,4 @@
-"""`vlltr embed --engine ray`: the same vectors as in one process, resumed by key, with errors that help."""
+"""`--engine ray`: the same vectors and answers as in one process, from all sources, though a machine is killed."""
 
 from __future__ import annotations
 
@@ -7,60 +7,97 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import drawings
+import obstore
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from obstore.store import from_url
 from torch import Tensor
 
+from tests.buckets import Bucket
 from tests.commands import run
-from vlltr_index.embedding import vectors as embedding
+from vlltr_index.embedding import ray_engine
 from vlltr_index.embedding.ray_engine import RayEngine
-from vlltr_index.errors import UsageError, VlltrError
+from vlltr_index.embedding.vectors import StoredImages
+from vlltr_index.errors import VlltrError
+from vlltr_index.pipelines import embed as stages
 from vlltr_index.pipelines.embed import embed
+from vlltr_index.pipelines.ingest import ingest_images
+from vlltr_index.pipelines.train_all import train_all
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
 from vlltr_index.store.workspace import Workspace
+from vlltr_index.train.augment import ViewAugment
 
 pytestmark = pytest.mark.slow
 TOLERANCE = 1e-5  # of single numbers: the same arithmetic, but threads may be shared out otherwise
-
-
-@pytest.fixture(autouse=True)
-def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several batches of a few drawings, so that both actors get some."""
-    monkeypatch.setattr(embedding, "IMAGE_BATCH", 16)
-    monkeypatch.setattr(embedding, "_TEXT_BATCH", 10)
+NOTICED = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 5}
+ONE_CPU = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with a few drawings and an encoder with weights; nothing embedded."""
+def places(server: Bucket, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Other drawings of the same classes: a folder, a Parquet file, a prefix in object storage; each with a broken one."""
+    folder = tmp_path_factory.mktemp("places")
+    for seed, name in enumerate("abc", 1):
+        drawings.write(folder / name, seed)
+        (folder / name / "ring" / "broken.png").write_bytes(b"no image")
+    rows = [(p.parent.name, p.read_bytes()) for p in sorted((folder / "b").rglob("*.png"))]
+    table = pa.table({"image": [data for _, data in rows], "label": [label for label, _ in rows]})
+    pq.write_table(table, folder / "b.parquet", row_group_size=10)
+    address = f"{server.address()}/shots"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment().items():
+            patch.setenv(name, value)
+        store = from_url(address)
+        for path in (folder / "c").rglob("*.png"):
+            obstore.put(store, path.relative_to(folder / "c").as_posix(), path.read_bytes())
+        yield {"folder": str(folder / "a"), "parquet": str(folder / "b.parquet"), "objects": address}
+
+
+@pytest.fixture(scope="module")
+def drawn(places: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained workspace of a few drawings, with images in all kinds of places of which none is embedded."""
     folder = tmp_path_factory.mktemp("drawn")
     drawings.encoder().save(folder / "encoder")
-    settings = (f"encoder.pretrained={folder / 'encoder'}", "lgr.views=2")
-    return drawings.workspace(folder, *settings).path
+    settings = (f"encoder.pretrained={folder / 'encoder'}", "lgr.views=2", "lgr.epochs=1", "baseline.epochs=1")
+    workspace = drawings.workspace(folder, *settings)
+    train_all(workspace, workspace.recipe)
+    for place in places.values():
+        ingest_images(workspace, place if "://" in place else Path(place), "test")
+    next((Path(places["folder"]) / "arch").iterdir()).unlink()  # it was there when it came in
+    return workspace.path
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """Ray on this machine, whose workers have the priority of the test (Ray would put them behind all else)."""
+def cluster(places: dict[str, str]) -> Iterator[Any]:
+    """Ray on this machine: the command's node without a CPU, and two workers with one each."""
     import ray
+    from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_worker_niceness", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # Ray would put them behind all else
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        for left in (2, 1, 0):  # Ray gives itself 30 seconds to start
-            try:
-                ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
-                break
-            except Exception:
-                ray.shutdown()
-                if not left:
-                    raise
-        yield
+        made = Cluster(initialize_head=True, head_node_args={**ONE_CPU, "num_cpus": 0, "include_dashboard": False, "_system_config": NOTICED})
+        for _ in range(2):
+            made.add_node(**ONE_CPU)
+        ray.init(address=made.address, log_to_driver=False, logging_level="error")
+        yield made
         ray.shutdown()
+        made.shutdown()
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many batches of a few drawings."""
+    monkeypatch.setattr(ray_engine, "_BATCH", 8)
+    monkeypatch.setattr(ray_engine, "_PART", 1)
 
 
 def stored(workspace: Workspace) -> dict[str, Tensor]:
@@ -79,110 +116,73 @@ def stored(workspace: Workspace) -> dict[str, Tensor]:
 
 
 def assert_same(one: Workspace, other: Workspace) -> None:
-    """The same keys, and vectors within the tolerance."""
+    """The same keys, and vectors within the tolerance; the same images set aside for the same reasons."""
     torch.testing.assert_close(stored(one), stored(other), atol=TOLERANCE, rtol=TOLERANCE)
+    aside = [w.table("images", columns=["image_id", "problem"]).sort_by("image_id") for w in (one, other)]
+    assert aside[0].equals(aside[1])
 
 
-def test_two_actors_give_the_local_vectors(
-    drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], cluster: None
+class Killing:
+    """A progress callback that kills a worker when the first images are done."""
+
+    def __init__(self, cluster: Any) -> None:
+        self.cluster, self.killed = cluster, False
+
+    def __call__(self, step: str, done: int, total: int | None) -> None:
+        if not self.killed and step != "embed sentences":
+            self.killed = True
+            self.cluster.remove_node(self.cluster.list_all_nodes()[-1], allow_graceful=False)
+
+
+def slowly(transform: Any) -> Any:
+    """The preprocessing with a rest after each image, so that a worker dies in the middle."""
+
+    def work(image: Any) -> Tensor:
+        time.sleep(0.05)
+        made: Tensor = transform(image)
+        return made
+
+    return work
+
+
+def test_two_workers_give_the_local_vectors(
+    drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], cluster: Any
 ) -> None:
-    """Sentences, plain and augmented views agree; stdout is JSON alone; a second run does nothing."""
+    """Sentences, plain and augmented views agree, from all kinds of places; stdout is JSON alone; again does nothing."""
     import ray
 
     local, spread = (Workspace.open(shutil.copytree(drawn, tmp_path / name)) for name in ("local", "spread"))
     report = embed(local)
-    assert (report.images, report.sentences > 20, report.unreadable) == (112, True, 0)
+    assert (report.images, report.images_before, report.unreadable) == (167, 112, 1)
     args = ("-w", spread.path, "--json", "embed", "--engine", "ray", "--actors", "2")
     for again in (False, True):
         code, out, err = run(capsys, *args)
         assert code == 0, err
         done = json.loads(out)
-        assert (done["images"], done["images_before"]) == ((0, 112) if again else (112, 0))
+        assert (done["images"], done["images_before"]) == ((0, 279) if again else (167, 112))
     assert ray.is_initialized()  # it was there before
     assert_same(spread, local)
-    for workspace in (local, spread):
-        commit = workspace.history.last()
-        assert (commit.command, commit.info.views) == ("embed", 2)
 
 
-def test_an_interrupted_run_goes_on_with_either_engine(drawn: Path, tmp_path: Path, cluster: None) -> None:
-    """What one actor gave before the stop is kept without a commit; an unreadable image is kept aside."""
-    workspace, whole = (Workspace.open(shutil.copytree(drawn, tmp_path / name)) for name in ("part", "whole"))
-    before = workspace.history.last()
-
-    def stop(step: str, done: int, total: int | None) -> None:
-        if "images" in step and done >= 32:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        embed(workspace, engine="ray", actors=1, progress=stop)
-    assert workspace.history.last() == before
-    report = embed(workspace, engine="local")
-    assert (report.images, report.images_before, report.sentences) == (48, 64, 0)
-    embed(whole)
-    assert_same(workspace, whole)
-
-
-def test_errors_inside_actors_are_told(drawn: Path, tmp_path: Path, cluster: None) -> None:
-    """An image that cannot be read is named; an actor that dies ends the run with a way on."""
-    encoder = drawings.encoder()
-    (tmp_path / "broken.png").write_bytes(b"no image")
-
-    def die(pixels: Tensor, seeds: Sequence[int]) -> Tensor:
-        os._exit(1)
-
-    good = str(next((drawn.parent / "images" / "ring").iterdir()))
-    with RayEngine(encoder, die, actors=1) as engine:
-        (found,) = engine.images([[("a", good), ("b", str(tmp_path / "broken.png"))]], [0])
-        assert (found.ids, list(found.problems), found.vectors.shape) == (["a"], ["b"], (1, 1, encoder.dim))
-        with pytest.raises(VlltrError) as caught:
-            list(engine.images([[("a", good)]], [1]))
-    assert caught.value.message.startswith("the ray engine lost an actor: ")
-    assert caught.value.hint == (
-        "What was embedded is kept. Run it again, with fewer --actors if memory ran out, or with --engine local."
-    )
-
-
-def test_ray_that_is_not_there(
-    drawn: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_killed_worker_changes_no_vector(
+    drawn: Path, tmp_path: Path, cluster: Any, small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the package, the extra that brings it is named, and nothing is written."""
-    monkeypatch.setitem(sys.modules, "ray", None)
-    before = Workspace.open(drawn).history.last()
-    code, _, err = run(capsys, "-w", drawn, "embed", "--engine", "ray")
-    assert code == 2
-    assert err.endswith(
-        "Error: --engine ray needs the package ray, which is not installed\n"
-        'Install it: pip install "vlltr-index[ray]", or run it with --engine local\n'
-    )
-    assert Workspace.open(drawn).history.last() == before
+    """Half of the cluster goes in the middle: the table is that of one process."""
+    local, spread = (Workspace.open(shutil.copytree(drawn, tmp_path / name)) for name in ("local", "spread"))
+    embed(local)
+    opened = stages.open_encoder
 
+    def slow(*args: Any, **options: Any) -> Any:
+        encoder = opened(*args, **options)
+        encoder.transform = slowly(encoder.transform)
+        return encoder
 
-def test_the_command_starts_ray_and_ends_it(drawn: Path, tmp_path: Path) -> None:
-    """Without a cluster it has one of its own; an address that is none says so at once."""
-    path = shutil.copytree(drawn, tmp_path / "workspace")
-    command = [sys.executable, "-m", "vlltr_index.cli", "-w", str(path), "-q", "--json", "embed"]
-    command += ["--views", "1", "--engine", "ray", "--actors", "1"]
-
-    def start(**env: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ | env)
-
-    lost = start(RAY_ADDRESS="nowhere")
-    assert lost.returncode == 1
-    assert "Error: ray at RAY_ADDRESS=nowhere cannot be reached: " in lost.stderr
-    assert lost.stderr.endswith("Mend or unset RAY_ADDRESS, or run it with --engine local.\n")
-    done = start(RAY_worker_niceness="0")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["images"] == 56
-    assert "Traceback" not in done.stderr
-
-
-def test_engine_and_actors_must_go_together(drawn: Path) -> None:
-    """An unknown engine and actors without Ray are refused before anything is loaded."""
-    workspace = Workspace.open(drawn)
-    with pytest.raises(UsageError) as unknown:
-        embed(workspace, engine="spark")  # type: ignore[arg-type]  # that is the point
-    assert str(unknown.value) == "no engine 'spark'\nThere are: local, ray."
-    with pytest.raises(UsageError) as alone:
-        embed(workspace, actors=2)
-    assert alone.value.message == "--actors is for --engine ray"
+    monkeypatch.setattr(stages, "open_encoder", slow)
+    killing = Killing(cluster)
+    try:
+        report = embed(spread, engine="ray", actors=2, progress=killing)
+    finally:
+        cluster.add_node(**ONE_CPU)
+    assert killing.killed
+    assert (report.images, report.unreadable) == (167, 1)
+    assert_same(spread, local)
