@@ -1,8 +1,8 @@
 """100,000 classes with 16 anchors each, on synthetic vectors; and curves of each kind of index, for `index --plan`.
 
 `python -m benchmarks.scaling run` goes through the steps of a workspace, each in a process of its own; head training is
-timed for 20 steps, the rest is whole. `curves` measures answers by way of each kind of index at several sizes, and
-`fit` writes what `vlltr index --plan --classes N --anchors M` reckons with.
+timed for 20 steps, the rest is whole. `curves` measures answers by way of each kind of index at several sizes, `fit`
+writes what `vlltr index --plan --classes N --anchors M` reckons with, and `table` the page.
 """
 
 from __future__ import annotations
@@ -28,13 +28,17 @@ from torch import Tensor
 from benchmarks.clock import Clock
 from benchmarks.clusters import around, centres
 from benchmarks.harness import machine
+from vlltr_index.anchors.planning import features_of, plan_index
 
 RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
+MARKS = ("<!-- generated: python -m benchmarks.scaling table -->", "<!-- end of the generated part -->")
 FITTED = Path(__file__).parents[1] / "vlltr_index" / "anchors" / "curves.json"
-CLASSES, ANCHORS, BATCH, STEPS = 100_000, 16, 128, 20
+CLASSES, ANCHORS, BATCH = 100_000, 16, 128
+TRAIN_BATCH, STEPS = 32, 20
 PICTURED = 5  # each fifth class has an image
 SETTINGS = ("prompts=[]", "lgr.views=1", f"select.max_anchors={ANCHORS}", "select.max_share=none")
-SIZES = (1_000, 4_000, 16_000, 62_500)  # classes, of 16 anchors
+SIZES = (1_000, 4_000, 62_500)  # classes, of 16 anchors
 WIDTHS = (128, 512)
 LARGEST = {"hnsw": 64_000 * 128, "": 1_000_000 * 128}  # numbers in an index of a kind
 _AT_ONCE = 100_000
@@ -117,7 +121,7 @@ def select(folder: Path, classes: int) -> Facts:
 
 
 def train(folder: Path, classes: int) -> Facts:
-    """20 steps of `vlltr train lgr` over all classes, B = 128, one image each; that head is committed.
+    """20 steps of `vlltr train lgr` over all classes, B = 32, one image each; that head is committed.
 
     Its parts are weighed as they usually are.
     """
@@ -134,7 +138,7 @@ def train(folder: Path, classes: int) -> Facts:
     labels = torch.arange(classes)
     centre = centres(np.random.default_rng(0), classes, bank.dim)
     features = torch.cat([part for _, part in vectors(centre, labels.numpy(), 1, 1.2)])
-    config = workspace.recipe.lgr.model_copy(update={"batch_size": BATCH})
+    config = workspace.recipe.lgr.model_copy(update={"batch_size": TRAIN_BATCH})
     head = new_head(bank.dim, bank, config, None, 50.0)
     with torch.no_grad():
         head.visual_head.weight.copy_(2 * torch.nn.functional.normalize(features, dim=1))  # type: ignore[union-attr,operator]
@@ -210,8 +214,7 @@ STAGES: dict[str, Callable[[Path, int], Facts]] = {
 def run(classes: int, place: str | None) -> None:
     """Every step; each is written to the results as soon as it is there."""
     path = RESULTS / "scaling.json"
-    found: Facts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    found["steps"], found["machine"] = {}, machine()
+    found: Facts = {"steps": {}, "machine": machine()}
     folder = Path(tempfile.mkdtemp(prefix="vlltr-scaling-", dir=place))
     try:
         for name in STAGES:
@@ -230,11 +233,10 @@ def _mib(folder: Path) -> int:
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) >> 20
 
 
-def curves(place: str | None) -> None:
+def curves() -> None:
     """Answers by way of each kind of index, and of none, at several sizes; processor seconds."""
-    path = RESULTS / "scaling.json"
-    found: Facts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    found |= {"curves": [], "curves_machine": machine()}
+    path = RESULTS / "scaling-curves.json"
+    found: Facts = {"curves": [], "machine": machine()}
     for width in WIDTHS:
         for classes in SIZES:
             for kind in ("exhaustive", "torch", "flat", "ivf", "hnsw"):
@@ -258,10 +260,9 @@ def curve(kind: str, classes: int, width: int) -> Facts:
     values = {"classes": classes, "anchors": ANCHORS, "dim": width}
     state, facts = State(inputs(values), values), {"kind": kind, "anchors": classes * ANCHORS, "width": width}
     if kind != "exhaustive":
-        unit, before = state.unit, _resident()
+        unit = state.unit
         with timed(facts, "build"):
             made = build_index(unit, state.keys, kind)
-        facts["memory_mib"] = round(_resident() - before, 1)
         with tempfile.TemporaryDirectory() as folder:
             save_index(made, Path(folder))
             facts["disk_mib"] = round(sum(p.stat().st_size for p in Path(folder).iterdir()) / 2**20, 1)
@@ -272,11 +273,97 @@ def curve(kind: str, classes: int, width: int) -> Facts:
     return facts
 
 
-def _resident() -> float:
-    """MiB that this process holds."""
-    return (
-        int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize() / 2**20
+def fit() -> None:
+    """Weights of the costs' parts, by least squares of the relative errors, none below zero; and the worst error."""
+    from scipy.optimize import nnls
+
+    found = json.loads((RESULTS / "scaling-curves.json").read_text(encoding="utf-8"))
+    kinds: Facts = {}
+    for kind in dict.fromkeys(point["kind"] for point in found["curves"]):
+        points = [point for point in found["curves"] if point["kind"] == kind]
+        name, built = ("none", False) if kind == "exhaustive" else (kind, True)
+        at = [(point["anchors"], point["width"]) for point in points]
+        costs = {
+            "one": [point["one_cpu_s"] for point in points],
+            "batch": [point["batch_cpu_s"] for point in points],
+            "build": [point["build"]["cpu_seconds"] if built else 0.0 for point in points],
+        }
+        facts: Facts = {"largest": max(anchors * width for anchors, width in at), "worst_error": {}}
+        for what, seconds in costs.items():
+            wanted = np.array(seconds)
+            parts = np.array([features_of(what, name, *size) for size in at])
+            scale = np.maximum(wanted, 1e-9)[:, None]
+            weights = nnls(parts / scale, np.ones(len(at)))[0] if wanted.any() else np.zeros(2)
+            facts[what] = [float(f"{weight:.4g}") for weight in weights]
+            if wanted.any():
+                ratios = parts @ weights / wanted
+                facts["worst_error"][what] = round(float(np.maximum(ratios, 1 / ratios).max()), 2)
+        if built:
+            anchors, width = at[-1]
+            size = points[-1]["disk_mib"] * 2**20 / anchors - 4 * width
+            facts["bytes_an_anchor"] = round(size)
+        kinds[name] = facts
+    here = found["machine"]
+    machine_ = f"{here['cpu']}, {here['threads']} thread, faiss {here['versions']['faiss-cpu']}"
+    FITTED.write_text(json.dumps({"machine": machine_, "kinds": kinds}, indent=1) + "\n", encoding="utf-8")
+
+
+def table() -> None:
+    """Write the generated part of the page."""
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(MARKS[0])
+    PAGE.write_text(
+        f"{before}{MARKS[0]}\n\n{page()}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}", encoding="utf-8"
     )
+
+
+def page() -> str:
+    """The steps, and the measured points of the curves beside what was fitted."""
+    found = json.loads((RESULTS / "scaling.json").read_text(encoding="utf-8"))
+    points = json.loads((RESULTS / "scaling-curves.json").read_text(encoding="utf-8"))
+    made = found["steps"]["make"]
+    lines = [
+        f"{made['classes']:,} classes, {made['anchors']:,} anchors of width {made['width']}, "
+        f"{made['images']:,} images; 
+        f"{_machine(found['machine'])}.",
+        "",
+        "| step | processor s | peak MiB | disk after it, MiB |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for name, step in found["steps"].items():
+        for what, took in step.items():
+            if isinstance(took, dict):
+                label = what if what.startswith(name) else f"{name}: {what}"
+                lines.append(
+                    f"| {label} | {took['cpu_seconds']:.3g} | {step['peak_mib']:,} | {step['disk_mib']:,} |"
+                )
+    answers = found["steps"]["predict"]
+    lines += [
+        "",
+        f"Retrieval named the class that scoring all of them names for "
+        f"{answers['same best class']:.1%} of {BATCH} images; its "
+        f"probability was off by {answers['error of its probability']:.1g} on average.",
+        "",
+        f"Curves, {_machine(points['machine'])}; the plan's figure in brackets:",
+        "",
+        "| anchors x width | kind | build s | one image ms | 128 images s | disk MiB |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for point in points["curves"]:
+        kind = "none" if point["kind"] == "exhaustive" else point["kind"]
+        (told,) = (c for c in plan_index(point["anchors"], point["width"]).costs if c.kind == kind)
+        build, disk = "-", "-"
+        if kind != "none":
+            build = f"{point['build']['cpu_seconds']:.2g} ({told.build_seconds:.2g})"
+            disk = f"{point['disk_mib']:.0f}"
+        lines.append(
+            f"| {point['anchors']:,} x {point['width']} | {kind} | {build} | {1000 * point['one_cpu_s']:.2g} "
+            f"({1000 * told.one_image_seconds:.2g}) | {point['batch_cpu_s']:.2g} ({told.batch_seconds:.2g}) | {disk} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _machine(here: Facts) -> str:
+    return f"{here['cpu']}, {here['threads']} thread, load {here['load']}"
 
 
 def main() -> None:
@@ -290,6 +377,7 @@ def main() -> None:
         )
         one.add_argument("--classes", type=int, default=CLASSES)
     commands.add_parser("fit")
+    commands.add_parser("table")
     step = commands.add_parser("step")
     step.add_argument("name")
     step.add_argument("folder", type=Path)
@@ -302,7 +390,11 @@ def main() -> None:
     if args.command == "run":
         run(args.classes, args.place)
     elif args.command == "curves":
-        curves(args.place)
+        curves()
+    elif args.command == "fit":
+        fit()
+    elif args.command == "table":
+        table()
     elif args.command == "step":
         facts = STAGES[args.name](args.folder, args.classes)
         facts["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10

@@ -24,26 +24,31 @@ from torch import Tensor
 from tests.buckets import Bucket
 from tests.commands import run
 from vlltr_index.embedding import ray_engine
-from vlltr_index.embedding.ray_engine import RayEngine
+from vlltr_index.embedding.ray_engine import RayData, RayEngine
 from vlltr_index.embedding.vectors import StoredImages
-from vlltr_index.errors import VlltrError
+from vlltr_index.errors import InputError, UsageError, VlltrError, WorkspaceError
 from vlltr_index.pipelines import embed as stages
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.ingest import ingest_images
+from vlltr_index.pipelines.predict import OnRay, predict_to_file
 from vlltr_index.pipelines.train_all import train_all
+from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
 from vlltr_index.store.workspace import Workspace
-from vlltr_index.train.augment import ViewAugment
 
 pytestmark = pytest.mark.slow
 TOLERANCE = 1e-5  # of single numbers: the same arithmetic, but threads may be shared out otherwise
-NOTICED = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 5}
+NOTICED = {
+    "health_check_initial_delay_ms": 1000,
+    "health_check_period_ms": 1000,
+    "health_check_failure_threshold": 5,
+}
 ONE_CPU = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 
 
 @pytest.fixture(scope="module")
 def places(server: Bucket, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Other drawings of the same classes: a folder, a Parquet file, a prefix in object storage; each with a broken one."""
+    """Other drawings of the same classes: a folder, a Parquet file and objects; each with a broken one."""
     folder = tmp_path_factory.mktemp("places")
     for seed, name in enumerate("abc", 1):
         drawings.write(folder / name, seed)
@@ -66,7 +71,12 @@ def drawn(places: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> P
     """A trained workspace of a few drawings, with images in all kinds of places of which none is embedded."""
     folder = tmp_path_factory.mktemp("drawn")
     drawings.encoder().save(folder / "encoder")
-    settings = (f"encoder.pretrained={folder / 'encoder'}", "lgr.views=2", "lgr.epochs=1", "baseline.epochs=1")
+    settings = (
+        f"encoder.pretrained={folder / 'encoder'}",
+        "lgr.views=2",
+        "lgr.epochs=1",
+        "baseline.epochs=1",
+    )
     workspace = drawings.workspace(folder, *settings)
     train_all(workspace, workspace.recipe)
     for place in places.values():
@@ -84,7 +94,10 @@ def cluster(places: dict[str, str]) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_worker_niceness", "0")  # Ray would put them behind all else
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        made = Cluster(initialize_head=True, head_node_args={**ONE_CPU, "num_cpus": 0, "include_dashboard": False, "_system_config": NOTICED})
+        made = Cluster(
+            initialize_head=True,
+            head_node_args={**ONE_CPU, "num_cpus": 0, "include_dashboard": False, "_system_config": NOTICED},
+        )
         for _ in range(2):
             made.add_node(**ONE_CPU)
         ray.init(address=made.address, log_to_driver=False, logging_level="error")
@@ -148,7 +161,7 @@ def slowly(transform: Any) -> Any:
 def test_two_workers_give_the_local_vectors(
     drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], cluster: Any
 ) -> None:
-    """Sentences, plain and augmented views agree, from all kinds of places; stdout is JSON alone; again does nothing."""
+    """Sentences and images from all kinds of places agree; stdout is JSON alone; again does nothing."""
     import ray
 
     local, spread = (Workspace.open(shutil.copytree(drawn, tmp_path / name)) for name in ("local", "spread"))
@@ -186,3 +199,190 @@ def test_a_killed_worker_changes_no_vector(
     assert killing.killed
     assert (report.images, report.unreadable) == (167, 1)
     assert_same(spread, local)
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of a .jsonl file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def assert_same_answers(one: Path, other: Path) -> None:
+    """The same pictures in the same order, with the same classes and sentences."""
+    for mine, theirs in zip(rows(one), rows(other), strict=True):
+        assert mine == approximately(theirs)
+
+
+def approximately(value: Any) -> Any:
+    """`value` with a tolerance on each number in it: 1e-6, or 1e-5 of it, since batches are others."""
+    if isinstance(value, dict):
+        return {key: approximately(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [approximately(inner) for inner in value]
+    return pytest.approx(value, abs=1e-6, rel=1e-5) if isinstance(value, float) else value
+
+
+def test_a_killed_worker_changes_no_answer(
+    drawn: Path, places: dict[str, str], tmp_path: Path, cluster: Any, small: None
+) -> None:
+    """Answers for a folder, Parquet rows and objects come in their order, broken pictures too."""
+    answers, paths = Recognizer.open(drawn).current(), list(places.values())
+    report = predict_to_file(answers, paths, tmp_path / "local.jsonl", top=3, explain=1)
+    assert (report.images, report.unreadable) == (170, 3)
+    answers.encoder.transform = slowly(answers.encoder.transform)
+    killing = Killing(cluster)
+    try:
+        spread = predict_to_file(
+            answers, paths, tmp_path / "ray.jsonl", killing, OnRay(str(drawn), 2), top=3, explain=1
+        )
+    finally:
+        cluster.add_node(**ONE_CPU)
+    assert killing.killed
+    assert (spread.images, spread.unreadable) == (170, 3)
+    assert_same_answers(tmp_path / "ray.jsonl", tmp_path / "local.jsonl")
+
+
+def test_the_ray_engine_goes_on_where_the_local_one_stopped(
+    drawn: Path, places: dict[str, str], tmp_path: Path, cluster: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command finishes a file that was begun in one process; exit code 1 tells of broken pictures."""
+    answers, out = Recognizer.open(drawn).current(), tmp_path / "out.jsonl"
+    how = {
+        "top": 5,
+        "explain": 0,
+        "neighbours": 0,
+        "retrieval": "auto",
+        "reject": False,
+        "crops": 1,
+        "only": None,
+    }
+    predict_to_file(answers, [*places.values()], tmp_path / "whole.jsonl", **how)
+
+    def stop(step: str, done: int, total: int | None) -> None:
+        if done == 70:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict_to_file(answers, [*places.values()], out, stop, **how)
+    args = (
+        "-w",
+        drawn,
+        "--json",
+        "predict",
+        *places.values(),
+        "--out",
+        out,
+        "--engine",
+        "ray",
+        "--actors",
+        "1",
+    )
+    code, printed, err = run(capsys, *args)
+    assert code == 1, err
+    assert err.startswith("3 of 170 images cannot be read.")
+    done = json.loads(printed)
+    assert (done["images"], done["there_before"] >= 60, done["unreadable"]) == (170, True, 3)
+    assert_same_answers(out, tmp_path / "whole.jsonl")
+
+
+def test_errors_inside_workers_are_told(
+    drawn: Path, places: dict[str, str], tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours come out as they are; a picture that ends its process ends the run with a way on, after a while."""
+    workspace, encoder = Workspace.open(drawn), drawings.encoder()
+    ids = workspace.snapshot().table("images", ["image_id"], "split = 'train'")["image_id"].to_pylist()[:2]
+    images = StoredImages(workspace.store, ids)
+
+    def refuse(pixels: Tensor, seeds: Sequence[int]) -> Tensor:
+        raise InputError("no view of this", "Take another.")
+
+    with RayEngine(encoder, refuse, actors=1) as engine, pytest.raises(InputError) as refused:
+        list(engine.images(images, [1]))
+    assert str(refused.value) == "no view of this\nTake another."
+
+    def die(pixels: Tensor, seeds: Sequence[int]) -> Tensor:
+        os._exit(1)
+
+    monkeypatch.setattr(ray_engine, "_STALLED", 20.0)
+    monkeypatch.setattr(ray_engine, "_TRIES", 1)
+    with RayEngine(encoder, die, actors=1) as engine, pytest.raises(VlltrError) as stalled:
+        list(engine.images(images, [1]))
+    assert stalled.value.message.startswith(
+        "the ray engine stood still or lost a machine 1 times without a result"
+    )
+    assert stalled.value.hint == (
+        "What was done is kept. Run it again, with fewer --actors if memory ran out, or with --engine local."
+    )
+    monkeypatch.undo()
+    answers, gone = Recognizer.open(drawn).current(), tmp_path / "gone"
+    with pytest.raises(WorkspaceError) as elsewhere:
+        predict_to_file(answers, [places["folder"]], tmp_path / "out.csv", None, OnRay(str(gone), 1))
+    assert f": {gone} is not a workspace" in elsewhere.value.message
+    assert elsewhere.value.hint == (
+        "All machines must see the workspace under the same path, or in object storage (s3://...)."
+    )
+
+
+@pytest.mark.parametrize("command", ["embed", "predict"])
+def test_ray_that_is_not_there(
+    drawn: Path,
+    places: dict[str, str],
+    tmp_path: Path,
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Without the package, the extra that brings it is named, and nothing is written."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+    before = Workspace.open(drawn).history.last()
+    args = (places["folder"], "--out", tmp_path / "out.csv") if command == "predict" else ()
+    code, _, err = run(capsys, "-w", drawn, command, *args, "--engine", "ray")
+    assert code == 2
+    assert err.endswith(
+        "Error: --engine ray needs the package ray, which is not installed\n"
+        'Install it: pip install "vlltr-index[ray]", or run it with --engine local\n'
+    )
+    assert Workspace.open(drawn).history.last() == before
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_starts_ray_and_ends_it(drawn: Path, tmp_path: Path) -> None:
+    """Without a cluster it has one of its own; an address that is none says so at once."""
+    path = shutil.copytree(drawn, tmp_path / "workspace")
+    command = [sys.executable, "-m", "vlltr_index.cli", "-w", str(path), "-q", "--json", "embed"]
+    command += ["--engine", "ray", "--actors", "1"]
+
+    def start(**env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ | env)
+
+    lost = start(RAY_ADDRESS="nowhere")
+    assert lost.returncode == 1
+    assert "Error: ray at RAY_ADDRESS=nowhere cannot be reached: " in lost.stderr
+    assert lost.stderr.endswith("Mend or unset RAY_ADDRESS, or run it with --engine local.\n")
+    done = start(RAY_worker_niceness="0", RAY_ADDRESS="local")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["images"] == 167
+    assert not done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("embed", "--actors", "2"), "--actors is for --engine ray"),
+        (("predict", "x.png", "--actors", "2"), "--actors is for --engine ray"),
+        (("predict", "x.png", "--engine", "ray"), "--engine ray writes a file: name it with --out FILE"),
+    ],
+)
+def test_options_that_go_together(
+    args: Sequence[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What cannot be meant is refused before a workspace is opened."""
+    code, _, err = run(capsys, *args)
+    assert code == 2
+    assert f"Error: {message}\n" in err
+
+
+def test_no_actor_at_all() -> None:
+    """At least one has to compute."""
+    with pytest.raises(UsageError) as none:
+        RayData(actors=0)
+    assert str(none.value) == "the ray engine needs one actor at least, got 0"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from itertools import islice
@@ -97,11 +98,14 @@ class RayData:
         if os.environ.pop("VLLTR_FREE_CORES", None):
             os.environ.pop("OMP_NUM_THREADS", None)  # Ray gives each actor its share
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data's own actors make it warn
         address = os.environ.get("RAY_ADDRESS")
         self._started = True
         options = {} if address else {"include_dashboard": False}
         try:
-            self.ray.init(log_to_driver=False, logging_level="error", **options)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # lancedb's, about processes that are started
+                self.ray.init(log_to_driver=False, logging_level="error", **options)
         except Exception as error:  # a bare one where the machine is too busy, other kinds for addresses
             raise _not_up(address, error) from None
 
@@ -148,7 +152,7 @@ class RayData:
         ordered: bool,
     ) -> Iterator[pa.Table]:
         """`run` of some of the sources, until something is lost."""
-        from ray.data import ActorPoolStrategy, DataContext, read_datasource
+        from ray.data import ActorPoolStrategy, read_datasource
 
         there = self.ray.cluster_resources()
         cpus, gpus = int(there.get("CPU", 1)), int(there.get("GPU", 0))
@@ -157,35 +161,34 @@ class RayData:
         parts = [places[at : at + batches * _BATCH] for at in range(0, len(places), batches * _BATCH)]
         size = min(self._actors or gpus or max(1, cpus), len(parts))
         here = {"ray.io/node-id": self.ray.get_runtime_context().get_node_id()}
-        context = DataContext.get_current().copy()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        context.execution_no_progress_timeout_s = _STALLED
-        context.execution_options.preserve_order = ordered
-        with DataContext.current(context):
-            data = read_datasource(
-                _datasource(sources, parts),
-                override_num_blocks=len(parts),
-                concurrency=min(_READERS, len(parts)),
-                num_cpus=0,
-                label_selector=here,
-            )
-            if reader is not None:
-                data = data.map_batches(
-                    partial(_decode, reader),
-                    batch_size=_BATCH,
-                    batch_format="pyarrow",
-                    num_cpus=min(1.0, most / 2),
-                )
+        data = read_datasource(
+            _datasource(sources, parts),
+            override_num_blocks=len(parts),
+            concurrency=min(_READERS, len(parts)),
+            num_cpus=0,
+            label_selector=here,
+        )
+        if reader is not None:
             data = data.map_batches(
-                model,
-                fn_constructor_args=arguments,
+                partial(_decode, reader),
                 batch_size=_BATCH,
                 batch_format="pyarrow",
-                compute=ActorPoolStrategy(size=size),
-                num_cpus=min(_ACTOR_CPUS, cpus / (2 * size)),
-                num_gpus=1 / -(-size // gpus) if gpus else 0,
+                num_cpus=min(1.0, most / 2),
             )
+        data = data.map_batches(
+            model,
+            fn_constructor_args=arguments,
+            batch_size=_BATCH,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=size),
+            num_cpus=min(_ACTOR_CPUS, cpus / (2 * size)),
+            num_gpus=1 / -(-size // gpus) if gpus else 0,
+        )
+        context = data.context
+        context.raise_original_map_exception = True
+        context.enable_progress_bars = context.print_on_execution_start = False
+        context.execution_no_progress_timeout_s = _STALLED
+        context.execution_options.preserve_order = ordered
         yield from data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
 
 
@@ -199,13 +202,8 @@ def _not_up(address: str | None, error: Exception) -> VlltrError:
 
 def _raise_unless_lost(ray: Any, error: Exception, tries: int) -> None:
     """Raise what a task or an actor raised, or what to do where no try is left."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, VlltrError):
-            raise cause from None
-        if isinstance(cause, ray.exceptions.UserCodeException):
-            raise error
-        cause = getattr(cause, "cause", None) or cause.__cause__
+    if isinstance(error, ray.exceptions.RayTaskError):
+        raise error.cause if isinstance(error.cause, VlltrError) else error from None
     if not tries:
         first = str(error).strip().partition("\n")[0]
         raise VlltrError(
