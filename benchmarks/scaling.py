@@ -323,8 +323,7 @@ def page() -> str:
     made = found["steps"]["make"]
     lines = [
         f"{made['classes']:,} classes, {made['anchors']:,} anchors of width {made['width']}, "
-        f"{made['images']:,} images; 
-        f"{_machine(found['machine'])}.",
+        f"{made['images']:,} images; {_machine(found['machine'])}.",
         "",
         "| step | processor s | peak MiB | disk after it, MiB |",
         "| --- | ---: | ---: | ---: |",
@@ -336,12 +335,13 @@ def page() -> str:
                 lines.append(
                     f"| {label} | {took['cpu_seconds']:.3g} | {step['peak_mib']:,} | {step['disk_mib']:,} |"
                 )
-    answers = found["steps"]["predict"]
+    if answers := found["steps"].get("predict"):
+        lines += [
+            "",
+            f"Retrieval named the class that scoring all of them names for {answers['same best class']:.1%} of {BATCH} "
+            f"images; its probability was off by {answers['error of its probability']:.1g} on average.",
+        ]
     lines += [
-        "",
-        f"Retrieval named the class that scoring all of them names for "
-        f"{answers['same best class']:.1%} of {BATCH} images; its "
-        f"probability was off by {answers['error of its probability']:.1g} on average.",
         "",
         f"Curves, {_machine(points['machine'])}; the plan's figure in brackets:",
         "",

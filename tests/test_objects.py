@@ -13,6 +13,7 @@ from tests.commands import run
 from vlltr_index.data.decoding import open_image
 from vlltr_index.data.image_readers import read_images
 from vlltr_index.data.unlabelled import unlabelled_images
+from vlltr_index.embedding.engines import LocalEngine
 from vlltr_index.errors import InputError, MissingStepError, UsageError, WorkspaceError
 from vlltr_index.pipelines.ingest import ingest_images
 from vlltr_index.store.workspace import Workspace
@@ -54,6 +55,14 @@ def test_pictures_by_address(shots: str, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(f"{names[1]}\nhere.png\n", encoding="utf-8")
     found = [name for name, _ in unlabelled_images([str(tmp_path / "list.txt")])]
     assert found == [names[1], str(tmp_path / "here.png")]
+
+
+def test_processes_that_read_objects(shots: str) -> None:
+    """They read in processes of their own though this one has read some."""
+    encoder, name = drawings.encoder(), f"{shots}/4.png"
+    open_image(name)
+    (found,) = LocalEngine(encoder, workers=1).images([[("a", name), ("b", f"{shots}/none.png")]], [0])
+    assert (found.ids, list(found.problems)) == (["a"], ["b"])
 
 
 def test_what_cannot_be_had(shots: str, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:

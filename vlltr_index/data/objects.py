@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 from vlltr_index.errors import MissingStepError, WorkspaceError
 
-__all__ = ["is_address", "object_names", "objects_at", "read_object", "told_by"]
+__all__ = ["is_address", "object_names", "objects_at", "read_object", "start_method", "told_by"]
 
+_opened: set[int] = set()  # processes
 _SHOWN = 500  # characters of what obstore says
 
 
@@ -41,6 +42,7 @@ def objects_at(address: str) -> tuple[Any, Any]:
             f"object storage needs a library that cannot be imported: {error}",
             'Run: pip install "vlltr-index[remote]"',
         ) from error
+    _opened.add(os.getpid())
     retries: Any = {"max_retries": 3, "retry_timeout": timedelta(seconds=30)}
     with told_by(obstore, address):
         return obstore, from_url(address, retry_config=retries)
@@ -61,6 +63,11 @@ def told_by(library: Any, address: str) -> Iterator[None]:
             "Look at the network, the address, and what the environment says of credentials and endpoint (AWS_..., "
             "GOOGLE_..., AZURE_...), then run the same command again.",
         ) from error
+
+
+def start_method() -> Literal["spawn"] | None:
+    """How processes that may read objects are started: a fork of one that has read some would wait forever."""
+    return "spawn" if os.getpid() in _opened else None
 
 
 def read_object(address: str) -> bytes:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vlltr_index.data.decoding import open_image
+from vlltr_index.data.objects import start_method
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import InputError
 from vlltr_index.tensors import memory_mended_by
@@ -164,6 +165,7 @@ class LocalEngine:
                 reader,
                 batch_sampler=batches,  # type: ignore[arg-type]  # a source stands for its place
                 num_workers=self._workers,
+                multiprocessing_context=start_method(),
                 collate_fn=_as_it_is,
                 pin_memory=self._encoder.device.type == "cuda",
             )
