@@ -293,15 +293,14 @@ def fit() -> None:
             wanted = np.array(seconds)
             parts = np.array([features_of(what, name, *size) for size in at])
             scale = np.maximum(wanted, 1e-9)[:, None]
-            weights = nnls(parts / scale, np.ones(len(at)))[0] if wanted.any() else np.zeros(2)
+            weights = nnls(parts / scale, np.ones(len(at)))[0] if wanted.any() else np.zeros(parts.shape[1])
             facts[what] = [float(f"{weight:.4g}") for weight in weights]
             if wanted.any():
                 ratios = parts @ weights / wanted
                 facts["worst_error"][what] = round(float(np.maximum(ratios, 1 / ratios).max()), 2)
         if built:
-            anchors, width = at[-1]
-            size = points[-1]["disk_mib"] * 2**20 / anchors - 4 * width
-            facts["bytes_an_anchor"] = round(size)
+            most = max(points, key=lambda point: int(point["anchors"]))
+            facts["bytes_an_anchor"] = round(most["disk_mib"] * 2**20 / most["anchors"] - 4 * most["width"])
         kinds[name] = facts
     here = found["machine"]
     machine_ = f"{here['cpu']}, {here['threads']} thread, faiss {here['versions']['faiss-cpu']}"

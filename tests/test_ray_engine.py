@@ -32,6 +32,7 @@ from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.ingest import ingest_images
 from vlltr_index.pipelines.predict import OnRay, predict_to_file
 from vlltr_index.pipelines.train_all import train_all
+from vlltr_index.recognition import predictor
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
 from vlltr_index.store.workspace import Workspace
@@ -108,7 +109,8 @@ def cluster(places: dict[str, str]) -> Iterator[Any]:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many batches of a few drawings."""
+    """Many batches of a few drawings, the same in this process."""
+    monkeypatch.setattr(predictor, "_BATCH", 8)
     monkeypatch.setattr(ray_engine, "_BATCH", 8)
     monkeypatch.setattr(ray_engine, "_PART", 1)
 
@@ -158,7 +160,7 @@ def slowly(transform: Any) -> Any:
     return work
 
 
-def test_two_workers_give_the_local_vectors(
+def test_two_workers_give_the_local_vectors_and_go_on_where_it_stopped(
     drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], cluster: Any
 ) -> None:
     """Sentences and images from all kinds of places agree; stdout is JSON alone; again does nothing."""
@@ -167,12 +169,20 @@ def test_two_workers_give_the_local_vectors(
     local, spread = (Workspace.open(shutil.copytree(drawn, tmp_path / name)) for name in ("local", "spread"))
     report = embed(local)
     assert (report.images, report.images_before, report.unreadable) == (167, 112, 1)
+
+    def stop(step: str, done: int, total: int | None) -> None:
+        if "images" in step:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # in one process: Ray goes on
+        embed(spread, progress=stop)
     args = ("-w", spread.path, "--json", "embed", "--engine", "ray", "--actors", "2")
     for again in (False, True):
         code, out, err = run(capsys, *args)
         assert code == 0, err
         done = json.loads(out)
-        assert (done["images"], done["images_before"]) == ((0, 279) if again else (167, 112))
+        assert done["images"] + done["images_before"] == 279
+        assert done["images"] == 0 if again else 60 < done["images"] < 167
     assert ray.is_initialized()  # it was there before
     assert_same(spread, local)
 
@@ -213,12 +223,12 @@ def assert_same_answers(one: Path, other: Path) -> None:
 
 
 def approximately(value: Any) -> Any:
-    """`value` with a tolerance on each number in it: 1e-6, or 1e-5 of it, since batches are others."""
+    """`value` with a tolerance on each number in it: 1e-6, or 1e-6 of it."""
     if isinstance(value, dict):
         return {key: approximately(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [approximately(inner) for inner in value]
-    return pytest.approx(value, abs=1e-6, rel=1e-5) if isinstance(value, float) else value
+    return pytest.approx(value, abs=1e-6, rel=1e-6) if isinstance(value, float) else value
 
 
 def test_a_killed_worker_changes_no_answer(
@@ -361,7 +371,7 @@ def test_the_command_starts_ray_and_ends_it(drawn: Path, tmp_path: Path) -> None
     done = start(RAY_worker_niceness="0", RAY_ADDRESS="local")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["images"] == 167
-    assert not done.stderr
+    assert not [line for line in done.stderr.splitlines() if "Traceback" in line or "Warning" in line]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -64,8 +63,8 @@ def plan_index(anchors: int, dim: int) -> IndexPlan:
     return IndexPlan(kind, reason, anchors, dim, costs, curves["machine"])
 
 
-def features_of(what: str, kind: str, anchors: int, dim: int) -> tuple[float, float]:
-    """What a cost is a weighted sum of: answers look at all prototypes; cells and graphs are built in more than that.
+def features_of(what: str, kind: str, anchors: int, dim: int) -> tuple[float, ...]:
+    """What a cost is a weighted sum of: answers look at all classes; cells and graphs are built in more than that.
 
     Args:
         what: `build`, `one` or `batch`.
@@ -73,11 +72,12 @@ def features_of(what: str, kind: str, anchors: int, dim: int) -> tuple[float, fl
         anchors: How many.
         dim: Their width.
     """
-    size = float(anchors) * dim
     if what != "build":
-        return 1.0, size
-    more = {"ivf": math.sqrt(anchors), "hnsw": math.log(anchors)}.get(kind, 0.0)
-    return size, size * more
+        return 1.0, anchors, anchors * dim
+    more = anchors**1.5
+    return {"ivf": (anchors * dim, more * dim), "hnsw": (more, more * dim)}.get(
+        kind, (anchors, anchors * dim)
+    )
 
 
 def _cost(kind: str, curve: dict[str, Any], anchors: int, dim: int) -> KindCost:

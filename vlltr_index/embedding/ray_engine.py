@@ -98,7 +98,6 @@ class RayData:
         if os.environ.pop("VLLTR_FREE_CORES", None):
             os.environ.pop("OMP_NUM_THREADS", None)  # Ray gives each actor its share
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data's own actors make it warn
         address = os.environ.get("RAY_ADDRESS")
         self._started = True
         options = {} if address else {"include_dashboard": False}
