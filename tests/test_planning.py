@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import scaling
 from tests.commands import run
 from vlltr_index.anchors.index import KINDS
 from vlltr_index.anchors.planning import plan_index
@@ -74,3 +75,10 @@ def test_a_plan_for_nothing() -> None:
     with pytest.raises(UsageError) as none:
         plan_index(0, 512)
     assert str(none.value) == "there is nothing to plan for 0 anchors of width 512"
+
+
+def test_the_committed_page_is_made_from_the_committed_results() -> None:
+    """Run `python -m benchmarks.scaling table` where this fails."""
+    text = scaling.PAGE.read_text(encoding="utf-8")
+    made = text.split(scaling.MARKS[0])[1].split(scaling.MARKS[1])[0]
+    assert made == f"\n\n{scaling.page()}\n"
