@@ -355,8 +355,8 @@ def page() -> str:
             build = f"{point['build']['cpu_seconds']:.2g} ({told.build_seconds:.2g})"
             disk = f"{point['disk_mib']:.0f}"
         lines.append(
-            f"| {point['anchors']:,} x {point['width']} | {kind} | {build} | {1000 * point['one_cpu_s']:.2g} "
-            f"({1000 * told.one_image_seconds:.2g}) | {point['batch_cpu_s']:.2g} ({told.batch_seconds:.2g}) | {disk} |"
+            f"| {point['anchors']:,} x {point['width']} | {kind} | {build} | {1000 * point['one_cpu_s']:.3g} "
+            f"({1000 * told.one_image_seconds:.3g}) | {point['batch_cpu_s']:.2g} ({told.batch_seconds:.2g}) | {disk} |"
         )
     return "\n".join(lines) + "\n"
 
