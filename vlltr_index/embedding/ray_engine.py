@@ -74,10 +74,10 @@ class RayData:
         self._log = logging.getLogger("ray.data"), logging.getLogger("ray.data").level
 
     def __enter__(self) -> RayData:
-        logger, _ = self._log
-        logger.setLevel(logging.CRITICAL)  # errors come out as ours
         if not self.ray.is_initialized():
             self._init()
+        logger, _ = self._log
+        logger.setLevel(logging.CRITICAL)  # errors come out as ours
         return self
 
     def __exit__(
