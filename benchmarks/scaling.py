@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -143,11 +143,15 @@ def train(folder: Path, classes: int) -> Facts:
     with torch.no_grad():
         head.visual_head.weight.copy_(2 * torch.nn.functional.normalize(features, dim=1))  # type: ignore[union-attr,operator]
     times: list[float] = []
-    with timed(facts, "20 steps with what precedes them"):
-        head, _ = train_until(
-            head, features[None], labels, bank, config, STEPS, places=labels,
-            progress=lambda *_: times.append(time.process_time()),
-        )  # fmt: skip
+
+    def enough(*_: object) -> None:
+        times.append(time.process_time())
+        if len(times) == STEPS:
+            raise StopAsyncIteration
+
+    with timed(facts, "20 steps with what precedes them"), suppress(StopAsyncIteration):
+        train_until(head, features[None], labels, bank, config, STEPS, places=labels, progress=enough)
+    head.eval()
     facts["one step"] = {"cpu_seconds": round(float(np.median(np.diff(times))), 3)}
     names = snapshot.commit.text_fp or "", snapshot.commit.image_fp or ""
     saved = SavedHead(head, labels, *names, parts(bank.dim))
