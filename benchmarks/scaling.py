@@ -338,6 +338,8 @@ def page() -> str:
                 lines.append(
                     f"| {label} | {took['cpu_seconds']:.3g} | {step['peak_mib']:,} | {step['disk_mib']:,} |"
                 )
+    if missing := [name for name in STAGES if name not in found["steps"]]:
+        lines += ["", f"**Not measured yet: {', '.join(missing)}.**"]
     if answers := found["steps"].get("predict"):
         lines += [
             "",
