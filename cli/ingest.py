@@ -63,15 +63,16 @@ def images(
 ) -> None:
     """Bring in images from PATH.
 
-    PATH is a folder of class folders, a `path label` list (ImageNet-LT, Places-LT), a JSON file of images and
-    annotations (iNaturalist), or a Parquet file. An image that cannot be read is kept aside with its reason; the run
-    goes on. A class without any sentence gets the recipe's prompts.
+    PATH is a folder of class folders, also in object storage (s3://bucket/birds), a `path label` list (ImageNet-LT,
+    Places-LT), a JSON file of images and annotations (iNaturalist), or a Parquet file. An image that cannot be read is
+    kept aside with its reason; the run goes on. A class without any sentence gets the recipe's prompts.
     """
+    from vlltr_index.data.objects import is_address
     from vlltr_index.pipelines.ingest import ingest_images
 
     report = ingest_images(
         context.open(),
-        existing(path),
+        path if is_address(path) else existing(path),
         split,
         list_root=existing(root) if root else None,
         label_names=existing(names) if names else None,

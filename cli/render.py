@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from vlltr_index.anchors.planning import IndexPlan
     from vlltr_index.evaluation.metrics import EvaluationReport
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "evaluation_table",
     "explanation_lines",
     "percent",
+    "plan_lines",
     "prediction_lines",
     "rank_tables",
     "show_progress",
@@ -266,3 +268,39 @@ def difference_lines(report: EvaluationReport) -> list[str]:
     for name, d in report.differences.items():
         lines.append(f"  {name:<8} {100 * d.value:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]")
     return lines
+
+
+def plan_lines(plan: IndexPlan) -> list[str | Table]:
+    """The kind of index that would be built, what each kind costs, and where the figures come from."""
+    if not plan.costs:
+        return [f"Would build no index: {plan.reason}."]
+    rows = [
+        [
+            ("no index: every class is scored" if cost.kind == "none" else cost.kind) + " *" * cost.beyond,
+            _size(cost.memory_mib),
+            _size(cost.disk_mib),
+            _time(cost.build_seconds),
+            _time(cost.one_image_seconds),
+            _time(cost.batch_seconds),
+        ]
+        for cost in plan.costs
+    ]
+    columns = ["kind", "memory", "disk", "build", "one image", "128 images"]
+    lines: list[str | Table] = [
+        f"Would build an index of kind {plan.kind}: {plan.reason}.",
+        table(f"{plan.anchors:,} anchors of width {plan.dim:,}", columns, rows),
+        f"Reckoned from times of a processor, measured on {plan.measured_on}.",
+    ]
+    if any(cost.beyond for cost in plan.costs):
+        lines.append("* larger than what was measured.")
+    return lines
+
+
+def _size(mib: float) -> str:
+    return f"{mib:,.0f} MiB" if mib < 10_000 else f"{mib / 1024:,.0f} GiB"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 1:
+        return f"{1000 * seconds:,.0f} ms"
+    return f"{seconds:,.0f} s" if seconds < 600 else f"{seconds / 60:,.0f} min"

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from vlltr_index.data.decoding import ENDINGS
 from vlltr_index.data.files import ListedFiles, read_lines, require
 from vlltr_index.data.names import ClassNames, category_names, read_json_file
+from vlltr_index.data.objects import is_address, object_names
 from vlltr_index.data.text import check_split, clean_name
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.schemas.records import ImageRecord, Skipped
@@ -34,7 +35,7 @@ _LAYOUT = "Put each class's images into a folder named after the class: DIR/tenc
 
 
 def read_images(
-    path: Path,
+    path: Path | str,
     split: str | None = None,
     list_root: Path | None = None,
     label_names: ClassNames | Sequence[str] | None = None,
@@ -49,7 +50,7 @@ def read_images(
     it), and perhaps split and source.
 
     Args:
-        path: A folder, a list, a JSON file or a Parquet file.
+        path: A folder, a list, a JSON file or a Parquet file; or as text the address of a folder in object storage.
         split: The split the images go to; of a Parquet file with a column `split`, only the rows of that split.
         list_root: What the paths of a list or JSON file are relative to; default: its own folder.
         label_names: Names of numeric labels 0, 1, 2 ...
@@ -60,16 +61,19 @@ def read_images(
         InputError: If the path is missing or of no known kind, holds no image, or something in it is malformed.
         UsageError: If the split is missing or is no name for one.
     """
-    require(path)
     if split is not None:
         check_split(split)
+    if is_address(path):
+        yield from _read_objects(str(path), split, class_name)
+        return
+    path = require(Path(path))
     if label_names is not None and not isinstance(label_names, ClassNames):
         label_names = ClassNames.of(clean_name(name, "label_names") for name in label_names)
     if path.suffix.lower() == ".parquet" and path.is_file():
         yield from read_parquet(path, split, label_names, with_data)
         return
     if split is None:
-        raise UsageError(f"which split do the images of {path} belong to?", "Say so: --split train")
+        raise _which_split(path)
     if path.is_dir():
         yield from _read_folder(path, split, class_name)
     elif path.suffix.lower() in _LISTS:
@@ -84,6 +88,28 @@ def read_images(
             "Expected a folder of class folders, a .txt list of `path label` lines, a .json file of images and "
             "annotations, or a .parquet file.",
         )
+
+
+def _which_split(path: Path | str) -> UsageError:
+    return UsageError(f"which split do the images of {path} belong to?", "Say so: --split train")
+
+
+def _read_objects(address: str, split: str | None, class_name: str | None) -> Iterator[ImageRecord | Skipped]:
+    """As a folder's, by their keys."""
+    if split is None:
+        raise _which_split(address)
+    root, found = address.rstrip("/"), 0
+    for name in object_names(root):
+        folder, where = name.rpartition("/")[0].partition("/")[0], f"{root}/{name}"
+        if not name.lower().endswith(ENDINGS):
+            yield Skipped(where, "not an image by its ending")
+        elif not folder and not class_name:
+            yield Skipped(where, "an image outside every class folder")
+        else:
+            found += 1
+            yield ImageRecord(name, where, clean_name(class_name or folder, where), split)
+    if not found:
+        raise InputError(f"no image in a class folder of {root}: looked for {_LOOKED_FOR}", _LAYOUT)
 
 
 def _read_folder(folder: Path, split: str, class_name: str | None) -> Iterator[ImageRecord | Skipped]:

@@ -9,7 +9,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, lru_cache, partial
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from vlltr_index.store.taxonomy import Taxonomy
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["TEXT_COLUMNS", "Answers", "Texts", "load_answers", "texts_of"]
+__all__ = ["TEXT_COLUMNS", "Answers", "ReadImage", "Texts", "load_answers", "texts_of"]
 
 _BATCH = 64
 _READERS = 8
@@ -56,6 +56,14 @@ Texts = Mapping[str, tuple[str, str, str | None, str | None]]
 
 _Placed = tuple[tuple[RankScore, ...], RankScore | None]
 _Answered = tuple[tuple[ClassScore, ...], float, tuple[bool | None, float | None], _Placed]
+
+
+class ReadImage(NamedTuple):
+    """An image that was decoded elsewhere: what to call it, its pixels as `Crops` gives them, or what was wrong."""
+
+    label: str
+    pixels: Tensor | None
+    problem: str | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +125,7 @@ class Answers:
 
     def stream(
         self,
-        images: Iterable[ImageSource],
+        images: Iterable[ImageSource | ReadImage],
         top: int = 5,
         explain: int = 0,
         retrieval: str = "auto",
@@ -131,7 +139,7 @@ class Answers:
         """The best classes of each image, best first, each with its nearest sentences; images are read as it goes on.
 
         Args:
-            images: Paths, encoded bytes, PIL images, or arrays uint8 [H, W, 3], any number.
+            images: Paths, encoded bytes, PIL images, arrays uint8 [H, W, 3], or decoded ones, any number.
             top: Classes an image.
             explain: Groups of sentences a class, by their share of its text score.
             retrieval: `faiss` scores the classes that the index retrieves; `exhaustive` all of them; `auto` takes
@@ -235,16 +243,16 @@ class Answers:
     def _sentences(self, feature: Tensor, classes: Sequence[int], column: int) -> tuple[SentenceShare, ...]:
         return self._shares(feature, classes[column], None)[1]
 
-    def _read(
-        self, images: Iterable[ImageSource], views: Crops
-    ) -> Iterator[list[tuple[str, Tensor | None, str | None]]]:
+    def _read(self, images: Iterable[ImageSource | ReadImage], views: Crops) -> Iterator[list[ReadImage]]:
         """Batches of labels, pixels and what was wrong; the next one is read while one is worked on."""
 
-        def read(image: ImageSource) -> tuple[str, Tensor | None, str | None]:
+        def read(image: ImageSource | ReadImage) -> ReadImage:
+            if isinstance(image, ReadImage):
+                return image
             try:
-                return image_label(image), views.pixels(open_image(image)), None
+                return ReadImage(image_label(image), views.pixels(open_image(image)), None)
             except InputError as error:
-                return image_label(image), None, error.message
+                return ReadImage(image_label(image), None, error.message)
 
         source = iter(images)
         with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
