@@ -27,12 +27,13 @@ def classes_command() -> None:
 @classes_command.command("list")
 @pass_context
 def list_(context: Context) -> None:
-    """List the classes with their number of sentences and training images."""
+    """List the classes with their number of sentences and training images, and what each lies below."""
     from vlltr_index.pipelines.classlist import list_classes
 
     rows = list_classes(context.open())
     lines = (
         f"{row.class_id:>6}  {_ORIGIN[row.origin]:<8} {row.images:>6} images {row.sentences:>6} sentences  {row.name}"
+        + (f"  < {row.parent}" if row.parent else "")
         for row in rows
     )
     context.show(rows, lines, always=True)

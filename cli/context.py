@@ -23,10 +23,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Context",
+    "actors_option",
     "at_option",
+    "check_engine",
     "crops_option",
     "device_option",
     "dry_run_option",
+    "engine_option",
     "existing",
     "pass_context",
     "set_option",
@@ -152,6 +155,23 @@ crops_option = click.option(
     type=int,
     help="Crops of each image: 1, or 5 (centre and corners).",
 )
+
+engine_option = click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Compute in this process, or by Ray Data here or on a cluster (RAY_ADDRESS).",
+)
+actors_option = click.option(
+    "--actors", type=click.IntRange(1), help="Models that Ray holds; default: one a GPU, or else one a CPU."
+)
+
+
+def check_engine(engine: str, actors: int | None) -> None:
+    """See that `--actors` stands with `--engine ray` alone."""
+    if actors is not None and engine != "ray":
+        raise click.UsageError("--actors is for --engine ray")
 
 
 def _compute_on(context: click.Context, parameter: click.Parameter, device: str | None) -> None:

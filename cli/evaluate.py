@@ -42,15 +42,16 @@ def evaluate_command(context: Context, /, split: str, **how: Any) -> EvaluationR
     """Measure accuracy on a split: overall, many, medium, few (the release's bounds), with 95 % intervals.
 
     Rows: both branches fused, each branch alone, and every baseline that was trained. ECE is the expected calibration
-    error, for rows that give probabilities.
+    error, for rows that give probabilities. Where classes have parents, accuracy by rank follows.
     """
-    from vlltr_index.cli.render import difference_lines, evaluation_table
+    from vlltr_index.cli.render import difference_lines, evaluation_table, rank_tables
     from vlltr_index.data.text import check_split
     from vlltr_index.pipelines.evaluate import evaluate
 
     check_split(split)
     report = evaluate(context.open(), split, progress=context.progress, **how)
-    context.show(report, [evaluation_table(report), *difference_lines(report)], always=True)
+    tables = [evaluation_table(report), *rank_tables(report)]
+    context.show(report, [*tables, *difference_lines(report)], always=True)
     for name, note in report.notes.items():
         context.say(f"{name}: {note}")
     return report

@@ -152,6 +152,7 @@ def _check(pictures: Path, inside: dict[str, Path], test: str | None) -> None:
 
 def look(context: Context, folder: Path) -> None:
     """Stop where no picture can be read; tell of those that are gone from their places, which count all the same."""
+    from vlltr_index.store.ingestion import is_gone
     from vlltr_index.store.workspace import Workspace
 
     snapshot = Workspace.open(folder).snapshot()
@@ -160,7 +161,7 @@ def look(context: Context, folder: Path) -> None:
         raise InputError("none of the pictures can be read", "The lines above say why.")
     names = snapshot.class_table().names
     pairs = zip(rows["uri"].to_pylist(), rows["class_id"].to_pylist(), strict=True)
-    gone = Counter(names[owner] for uri, owner in pairs if owner in names and not Path(uri).exists())
+    gone = Counter(names[owner] for uri, owner in pairs if owner in names and is_gone(uri))
     if gone:
         listed = ", ".join(f"{name} {count}" for name, count in gone.most_common(5))
         context.say(

@@ -1,4 +1,4 @@
-"""`vlltr ingest images`, `text` and `wikipedia`."""
+"""`vlltr ingest images`, `text`, `classes` and `wikipedia`."""
 
 from __future__ import annotations
 
@@ -63,15 +63,16 @@ def images(
 ) -> None:
     """Bring in images from PATH.
 
-    PATH is a folder of class folders, a `path label` list (ImageNet-LT, Places-LT), a JSON file of images and
-    annotations (iNaturalist), or a Parquet file. An image that cannot be read is kept aside with its reason; the run
-    goes on. A class without any sentence gets the recipe's prompts.
+    PATH is a folder of class folders, also in object storage (s3://bucket/birds), a `path label` list (ImageNet-LT,
+    Places-LT), a JSON file of images and annotations (iNaturalist), or a Parquet file. An image that cannot be read is
+    kept aside with its reason; the run goes on. A class without any sentence gets the recipe's prompts.
     """
+    from vlltr_index.data.objects import is_address
     from vlltr_index.pipelines.ingest import ingest_images
 
     report = ingest_images(
         context.open(),
-        existing(path),
+        path if is_address(path) else existing(path),
         split,
         list_root=existing(root) if root else None,
         label_names=existing(names) if names else None,
@@ -109,6 +110,20 @@ def text(context: Context, path: str, names: str | None, prompts: bool | None) -
             context.open(), existing(path), label_names=file, prompts=prompts, progress=context.progress
         )
     )
+
+
+@ingest_command.command("classes")
+@click.argument("path", metavar="FILE")
+@pass_context
+def classes(context: Context, path: str) -> None:
+    """Bring in what classes lie below: genus, family, or whatever holds several of them.
+
+    FILE is CSV, TSV or Parquet with the columns name and parent (and rank, and aliases with ; between), or
+    iNaturalist's categories.json. A name that has a parent already gets the file's. No class is made.
+    """
+    from vlltr_index.pipelines.taxonomy import ingest_classes
+
+    context.show(ingest_classes(context.open(), existing(path)))
 
 
 @ingest_command.command("wikipedia")

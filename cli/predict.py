@@ -8,7 +8,17 @@ from typing import Any
 
 import click
 
-from vlltr_index.cli.context import Context, at_option, crops_option, device_option, existing, pass_context
+from vlltr_index.cli.context import (
+    Context,
+    actors_option,
+    at_option,
+    check_engine,
+    crops_option,
+    device_option,
+    engine_option,
+    existing,
+    pass_context,
+)
 from vlltr_index.errors import InputError
 
 
@@ -24,6 +34,13 @@ from vlltr_index.errors import InputError
     metavar="LIST|FILE",
     help="Answer among these classes alone: names with commas between, or a file with one a line.",
 )
+@click.option("--parent", metavar="NAME", help="Answer among the classes below this name alone.")
+@click.option(
+    "--coverage",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="ACCURACY",
+    help="Answer at the deepest rank that held this accuracy on held-out images, such as 0.95.",
+)
 @click.option(
     "--out",
     metavar="FILE",
@@ -36,6 +53,8 @@ from vlltr_index.errors import InputError
     show_default=True,
     help="Score the classes that the index retrieves, or all; auto: what is quicker.",
 )
+@engine_option
+@actors_option
 @click.option("--reject", is_flag=True, help='Say "none of these" where 95 % of known images are likelier.')
 @crops_option
 @at_option("Answer as of this commit.")
@@ -49,23 +68,30 @@ def predict_command(
     only: str | None,
     out: str | None,
     at: int | None,
+    engine: str,
+    actors: int | None,
     **how: Any,
 ) -> None:
     """Recognise images and name the sentences behind each answer.
 
-    IMG is an image, a folder, a pattern in quotes ('shots/**/*.jpg'), a list (.txt) with a path a line, or a Parquet
-    file with a column image. An image that cannot be read is reported and the others are answered; the exit code is
-    then 1.
+    IMG is an image, a folder, a pattern in quotes ('shots/**/*.jpg'), a list (.txt) with a path a line, a Parquet file
+    with a column image, or an address in object storage (s3://bucket/shots). An image that cannot be read is reported
+    and the others are answered; the exit code is then 1.
     """
     from vlltr_index.cli.render import prediction_lines
     from vlltr_index.data.unlabelled import unlabelled_images
-    from vlltr_index.pipelines.predict import named_predictions, predict_to_file
+    from vlltr_index.pipelines.predict import OnRay, named_predictions, predict_to_file
     from vlltr_index.recognizer import Recognizer
 
-    answers = Recognizer.open(context.open(), at=at).current()
+    check_engine(engine, actors)
+    if engine == "ray" and out is None:
+        raise click.UsageError("--engine ray writes a file: name it with --out FILE")
+    workspace = context.open()
+    answers = Recognizer.open(workspace, at=at).current()
     how |= {"only": _names(only), "explain": (0 if out else 3) if explain is None else explain}
     if out is not None:
-        report = predict_to_file(answers, images, existing(out), context.progress, **how)
+        ray = OnRay(workspace.address, actors) if engine == "ray" else None
+        report = predict_to_file(answers, images, existing(out), context.progress, ray, **how)
         context.show(report)
         answered, unread = report.images, report.unreadable
     else:
@@ -73,7 +99,8 @@ def predict_command(
         for one in named_predictions(answers, unlabelled_images(images), **how):
             predictions.append(one if context.as_json else replace(one, classes=()))
             if not context.as_json:
-                context.show(one, prediction_lines(one, context.width()), always=True)
+                lines = prediction_lines(one, context.width(), how["coverage"] is not None)
+                context.show(one, lines, always=True)
         if context.as_json:
             context.show(predictions)
         answered, unread = len(predictions), sum(p.problem is not None for p in predictions)

@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vlltr_index.recognition.in_words import rather_than
-from vlltr_index.schemas.records import ClassScore, Prediction, Progress
+from vlltr_index.schemas.records import ClassScore, Prediction, Progress, SentenceShare, folded
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from vlltr_index.anchors.planning import IndexPlan
     from vlltr_index.evaluation.metrics import EvaluationReport
 
 __all__ = [
@@ -22,7 +23,9 @@ __all__ = [
     "evaluation_table",
     "explanation_lines",
     "percent",
+    "plan_lines",
     "prediction_lines",
+    "rank_tables",
     "show_progress",
     "table",
 ]
@@ -108,30 +111,45 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], lef
     return result
 
 
-def prediction_lines(prediction: Prediction, width: int | None = None) -> list[str]:
+def prediction_lines(prediction: Prediction, width: int | None = None, covered: bool = False) -> list[str]:
     """A prediction for people: classes with what images and text gave, and under each its sentences, by share.
 
     Args:
         prediction: What the recognizer says of one image.
         width: Columns to break lines at; none: a sentence a line, however long.
+        covered: Whether the answer is that of a rank (`--coverage`).
     """
     if prediction.problem is not None:
         return [f"{prediction.image}: not read: {prediction.problem}"]
     lines, silent = [prediction.image], _silent(prediction.classes)
+    closest = (
+        f"(closest: {', '.join(f'{s.name} {percent(s.probability)} %' for s in prediction.classes[:3])})"
+    )
+    answer = prediction.answer
     if prediction.known is False:
-        closest = ", ".join(f"{s.name} {percent(s.probability)} %" for s in prediction.classes[:3])
-        return [*lines, f"  none of these (closest: {closest})"]
+        return [*lines, f"  none of these {closest}"]
+    if covered and answer is None:
+        return [*lines, f"  no answer at any rank {closest}"]
+    if answer is not None:
+        lines += [f"  {percent(answer.probability):>5} %  {answer.node} ({answer.rank})   {closest}"]
+        return lines + ([] if silent else _said(folded(answer.sentences), width))
     for score in prediction.classes:
         lines += _head(score, width)
-        for first, *others in () if silent else score.folded:
-            share = first.percent + sum(s.percent for s in others)
-            if round(share) <= 0:  # it speaks against the class
-                continue
-            more = f" (and {len(others)} like it)" if others else ""
-            lines += broken(f"{_INDENT}{round(share):3d} %  ", f"{first.text}{more}  [{first.source}]", width)
+        lines += [] if silent else _said(score.folded, width)
         for near in score.neighbours:
             lines.append(f"{_INDENT}near {near.cosine:.3f}  {near.uri}")
     return lines + _notes(prediction.classes, silent, width)
+
+
+def _said(groups: Sequence[Sequence[SentenceShare]], width: int | None) -> list[str]:
+    """Groups of sentences with their per cent; without those that speak against the answer."""
+    lines: list[str] = []
+    for first, *others in groups:
+        share = first.percent + sum(s.percent for s in others)
+        if round(share) > 0:
+            more = f" (and {len(others)} like it)" if others else ""
+            lines += broken(f"{_INDENT}{round(share):3d} %  ", f"{first.text}{more}  [{first.source}]", width)
+    return lines
 
 
 def _head(score: ClassScore, width: int | None) -> list[str]:
@@ -223,6 +241,25 @@ def evaluation_table(report: EvaluationReport) -> Table:
     return table(title, ["", *bins, "top-5", "ECE"], rows)
 
 
+def rank_tables(report: EvaluationReport) -> list[Table]:
+    """Accuracy by rank, where classes have parents."""
+    if not report.ranks:
+        return []
+    first = next(iter(report.ranks.values()))["summed"]
+    rows = [
+        [
+            rank,
+            how,
+            *(percent(top1[b].value if b in top1 else None) for b in first),
+            f"{top1['overall'].images:,}",
+        ]
+        for rank, ways in report.ranks.items()
+        for how, top1 in ways.items()
+    ]
+    title = "By rank: of the best class, and of the most probable name with all that it holds"
+    return [table(title, ["rank", "", *first, "images"], rows, left=2)]
+
+
 def difference_lines(report: EvaluationReport) -> list[str]:
     """The paired difference to another row, a bin a line; nothing where there is no such row."""
     if not report.differences:
@@ -231,3 +268,39 @@ def difference_lines(report: EvaluationReport) -> list[str]:
     for name, d in report.differences.items():
         lines.append(f"  {name:<8} {100 * d.value:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]")
     return lines
+
+
+def plan_lines(plan: IndexPlan) -> list[str | Table]:
+    """The kind of index that would be built, what each kind costs, and where the figures come from."""
+    if not plan.costs:
+        return [f"Would build no index: {plan.reason}."]
+    rows = [
+        [
+            ("no index: every class is scored" if cost.kind == "none" else cost.kind) + " *" * cost.beyond,
+            _size(cost.memory_mib),
+            _size(cost.disk_mib),
+            _time(cost.build_seconds),
+            _time(cost.one_image_seconds),
+            _time(cost.batch_seconds),
+        ]
+        for cost in plan.costs
+    ]
+    columns = ["kind", "memory", "disk", "build", "one image", "128 images"]
+    lines: list[str | Table] = [
+        f"Would build an index of kind {plan.kind}: {plan.reason}.",
+        table(f"{plan.anchors:,} anchors of width {plan.dim:,}", columns, rows),
+        f"Reckoned from times of a processor, measured on {plan.measured_on}.",
+    ]
+    if any(cost.beyond for cost in plan.costs):
+        lines.append("* larger than what was measured.")
+    return lines
+
+
+def _size(mib: float) -> str:
+    return f"{mib:,.0f} MiB" if mib < 10_000 else f"{mib / 1024:,.0f} GiB"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 1:
+        return f"{1000 * seconds:,.0f} ms"
+    return f"{seconds:,.0f} s" if seconds < 600 else f"{seconds / 60:,.0f} min"

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vlltr_index.cli.context import Context, device_option, pass_context, set_option
+from vlltr_index.cli.context import (
+    Context,
+    actors_option,
+    check_engine,
+    device_option,
+    engine_option,
+    pass_context,
+    set_option,
+)
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
@@ -18,16 +26,8 @@ if TYPE_CHECKING:
     "--views", type=click.IntRange(1), help="Stored views of a training image; default: the recipe's."
 )
 @click.option("--force", is_flag=True, help="Take an encoder whose weights changed; select and train again.")
-@click.option(
-    "--engine",
-    type=click.Choice(["local", "ray"]),
-    default="local",
-    show_default=True,
-    help="Compute in this process, or by Ray actors here or on a cluster (RAY_ADDRESS).",
-)
-@click.option(
-    "--actors", type=click.IntRange(1), help="How many Ray actors; default: one a GPU, or else one a CPU."
-)
+@engine_option
+@actors_option
 @device_option
 @pass_context
 def embed_command(
@@ -43,6 +43,7 @@ def embed_command(
     """
     from vlltr_index.pipelines.embed import embed
 
+    check_engine(engine, actors)
     report = embed(context.open(), views, context.progress, force, engine, actors)
     lines = [
         f"Embedded {many(report.sentences, 'sentence')} ({report.sentences_before:,} there before) and"
@@ -88,15 +89,33 @@ def select_command(context: Context, overrides: tuple[str, ...]) -> None:
 @click.option(
     "--kind", type=click.Choice(["auto", "torch", "flat", "ivf", "hnsw"]), default="auto", show_default=True
 )
-@click.option("--plan", "plan_only", is_flag=True, help="Only say which kind would be built, and why.")
+@click.option(
+    "--plan", "plan_only", is_flag=True, help="Only say which kind would be built, and what each costs."
+)
+@click.option("--classes", type=click.IntRange(1), help="Plan for so many classes; needs no workspace.")
+@click.option("--anchors", type=click.IntRange(1), help="Plan for so many anchors a class.")
+@click.option("--width", type=click.IntRange(1), help="Plan for vectors of this width; default: 512.")
 @pass_context
-def index_command(context: Context, kind: str, plan_only: bool) -> None:
+def index_command(
+    context: Context, kind: str, plan_only: bool, classes: int | None, anchors: int | None, width: int | None
+) -> None:
     """Build the index over the anchors; its kind goes by their number."""
+    sizes = (classes, anchors, width)
+    if any(sizes) and not (plan_only and classes and anchors):
+        raise click.UsageError("a plan wants --plan, --classes and --anchors; --width may stand beside them")
+    if plan_only:
+        from vlltr_index.anchors.planning import plan_index
+        from vlltr_index.cli.render import plan_lines
+        from vlltr_index.pipelines.build_index import plan_for
+
+        plan = (
+            plan_index(classes * anchors, width or 512) if classes and anchors else plan_for(context.open())
+        )
+        context.show(plan, plan_lines(plan))
+        return
     from vlltr_index.pipelines.build_index import index_anchors
 
-    report = index_anchors(context.open(), kind, plan_only, context.progress)
-    verb = "Would build" if plan_only else "Built"
+    report = index_anchors(context.open(), kind, context.progress)
     what = f"an index of kind {report.kind}" if report.anchors else "no index"
-    context.show(report, [f"{verb} {what}: {report.reason}."])
-    if not plan_only:
-        context.say_next()
+    context.show(report, [f"Built {what}: {report.reason}."])
+    context.say_next()

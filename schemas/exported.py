@@ -14,6 +14,7 @@ __all__ = [
     "LIBRARY",
     "ExportedClass",
     "ExportedConfig",
+    "ExportedTaxon",
     "anchors_schema",
     "sentences_schema",
 ]
@@ -40,6 +41,14 @@ class ExportedClass(_Exported):
     origin: str = "trained"  # | "added"
 
 
+class ExportedTaxon(_Exported):
+    """A class, or a name above classes, by what it lies below."""
+
+    name: str = Field(min_length=1, max_length=10_000)
+    parent: str | None = Field(default=None, min_length=1, max_length=10_000)
+    rank: str | None = Field(default=None, max_length=10_000)
+
+
 class ExportedConfig(_Exported):
     """The file `config.json`.
 
@@ -62,6 +71,7 @@ class ExportedConfig(_Exported):
         fusion: How both branches are put together.
         rejects: Whether the head knows a level for "none of these".
         classes: The classes, by ascending number.
+        taxonomy: What the classes lie below.
         merged: A class that was merged into another, to that one.
         anchors: Rows of `anchors.parquet`.
         sentences: Rows of `sentences.parquet`.
@@ -86,6 +96,7 @@ class ExportedConfig(_Exported):
     fusion: FusionConfig
     rejects: bool = False
     classes: tuple[ExportedClass, ...] = Field(min_length=1, max_length=_MOST_CLASSES)
+    taxonomy: tuple[ExportedTaxon, ...] = Field(default=(), max_length=_MOST_CLASSES)
     merged: dict[int, int] = Field(default_factory=dict)
     anchors: int = Field(ge=0, le=50_000_000)
     sentences: int = Field(ge=0, le=500_000_000)

@@ -11,13 +11,16 @@ __all__ = [
     "Neighbour",
     "Prediction",
     "Progress",
+    "RankScore",
     "SentenceRecord",
     "SentenceShare",
     "Skipped",
+    "Taxon",
+    "folded",
     "image_share",
 ]
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 Progress = Callable[[str, int, int | None], None]
 """Called as `progress(step, done, total)`; `total` is None where it is not known."""
@@ -60,6 +63,17 @@ class Skipped:
 
 
 @dataclass(frozen=True, slots=True)
+class Taxon:
+    """A class, or a name above classes, as a reader gives it: what it lies below, and its rank."""
+
+    name: str
+    parent: str | None
+    rank: str | None = None
+    aliases: tuple[str, ...] = ()
+    where: str = ""  # file and line
+
+
+@dataclass(frozen=True, slots=True)
 class SentenceShare:
     """A sentence behind a class's text score.
 
@@ -86,6 +100,14 @@ class Neighbour:
     image_id: str
     uri: str
     cosine: float
+
+
+def folded(sentences: Sequence[SentenceShare]) -> list[list[SentenceShare]]:
+    """Sentences by group, in their order."""
+    groups: dict[int, list[SentenceShare]] = {}
+    for sentence in sentences:
+        groups.setdefault(sentence.group, []).append(sentence)
+    return list(groups.values())
 
 
 def image_share(image_part: float, text_part: float) -> float:
@@ -126,15 +148,29 @@ class ClassScore:
     @property
     def folded(self) -> list[list[SentenceShare]]:
         """The sentences by group, in their order: what people are shown as one line."""
-        groups: dict[int, list[SentenceShare]] = {}
-        for sentence in self.sentences:
-            groups.setdefault(sentence.group, []).append(sentence)
-        return list(groups.values())
+        return folded(self.sentences)
+
+
+@dataclass(frozen=True, slots=True)
+class RankScore:
+    """A node of the tree of classes, and the probability of all classes that it holds together.
+
+    The `percent` of a sentence is that in its class's text score, times the class's part of the probability.
+    """
+
+    node: str
+    rank: str
+    probability: float
+    sentences: tuple[SentenceShare, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The best classes for one image, best first."""
+    """The best classes for one image, best first.
+
+    `ranks` are what the best class lies below, from the top, itself the last; there are none without a tree of classes.
+    `answer` is the node that `coverage` gave, None where no rank can answer or that was not asked.
+    """
 
     image: str
     classes: tuple[ClassScore, ...]
@@ -144,3 +180,5 @@ class Prediction:
     problem: str | None = None  # why the image could not be read; then `classes` is empty
     known: bool | None = None  # whether it is of any of the classes at all; None where that was not asked
     known_score: float | None = None  # what that was judged by, the likelihood of its best class
+    ranks: tuple[RankScore, ...] = ()
+    answer: RankScore | None = None

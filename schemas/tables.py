@@ -16,6 +16,7 @@ __all__ = [
     "KEYS",
     "SENTENCES",
     "SENTENCE_SCORES",
+    "TAXONOMY",
     "class_stats",
     "image_vectors",
     "image_vectors_name",
@@ -98,6 +99,14 @@ ANCHORS = pa.schema(
     ]
 )
 
+TAXONOMY = pa.schema(
+    [
+        _required("name", pa.string()),  # of a class, or of what lies above classes
+        pa.field("parent", pa.string()),  # null: a root
+        pa.field("rank", pa.string()),
+    ]
+)
+
 
 def class_stats(dim: int) -> pa.Schema:
     """What the generative model knows a class by: its training images and the sum [dim] of their normalised vectors."""
@@ -150,6 +159,7 @@ KEYS = {
     "sentence_scores": "sentence_id",
     "anchors": "anchor_key",
     "class_stats": "class_id",
+    "taxonomy": "name",
 }
 """The primary key of each committed table."""
 
@@ -159,5 +169,6 @@ COMMITTED = {
     "images": IMAGES,
     "sentence_scores": SENTENCE_SCORES,
     "anchors": ANCHORS,
+    "taxonomy": TAXONOMY,
 }
 """Committed tables whose schema does not depend on the encoder."""

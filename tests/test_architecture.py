@@ -24,7 +24,7 @@ BESIDE = {"recipes", "schemas", "train", "cli"}
 DOORS = {
     "open_clip": "encoders",
     "lancedb": "store",
-    "obstore": "store",
+    "obstore": "data",
     "ray": "embedding",
     "faiss": "anchors",
     "gradio": "cli.ui",

@@ -1,4 +1,4 @@
-"""The sections "Share a model" and "Use it from Python" of docs/howto.md: every block runs, in the order written."""
+"""Sections of docs/howto.md, "Share a model" and others: every block runs, in the order written."""
 
 from __future__ import annotations
 
@@ -70,6 +70,16 @@ def test_use_it_from_python(place: HubServer, capsys: pytest.CaptureFixture[str]
     """Probabilities and tables come as arrays and frames."""
     assert run("Use it from Python") == ["python", "python"]
     assert capsys.readouterr().out.startswith("(2, ")
+
+
+def test_answer_at_a_higher_rank(place: HubServer, tmp_path: Path) -> None:
+    """With the page's tree over classes of the workspace."""
+    text = PAGE.read_text(encoding="utf-8").split("    name,parent,rank\n")[1].split("\n\n")[0]
+    names = Workspace.open(tmp_path / "workspace").snapshot().class_table().names
+    for bird, name in zip(("kestrel", "merlin"), names.values(), strict=False):
+        text = text.replace(f"    {bird},", f'"{name}",')
+    (tmp_path / "tree.csv").write_text("name,parent,rank\n" + text.replace("    ", ""), encoding="utf-8")
+    assert run("Answer at a higher rank") == ["sh"]
 
 
 def test_change_the_encoder(place: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

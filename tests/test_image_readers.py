@@ -90,6 +90,16 @@ def test_what_a_folder_leaves_out(tmp_path: Path) -> None:
     }
 
 
+def test_folders_below_a_class_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Two or more: they may be meant as classes."""
+    for name in ("birds/owl", "birds/tit", "fish/scans"):
+        put(tmp_path / name / "a.png")
+    assert {r.class_name for r in taken(tmp_path, "train")} == {"birds", "fish"}
+    assert caplog.messages == [
+        "folders below a class folder are no classes of their own; all below these is of one class each: birds"
+    ]
+
+
 def test_folders_without_images(tmp_path: Path) -> None:
     """Exact messages for what is missing, of another kind, empty or misunderstood."""
     endings = ".jpg, .jpeg, .jpe, .png, .webp, .bmp, .gif, .tif, .tiff"

@@ -16,7 +16,7 @@ import torch
 from filelock import FileLock
 
 from tests.commands import run
-from vlltr_index.data.unlabelled import unlabelled_images
+from vlltr_index.data.unlabelled import Pictures, unlabelled_images
 from vlltr_index.errors import InputError, UnknownClassError, UsageError
 from vlltr_index.pipelines.predict import named_predictions, predict_to_file
 from vlltr_index.recognizer import Recognizer
@@ -56,6 +56,19 @@ def test_pictures_are_found_everywhere(shots: Path, tmp_path: Path) -> None:
     rows = list(unlabelled_images([str(tmp_path / "rows.parquet"), str(tmp_path / "structs.parquet")]))
     assert [source for _, source in rows] == [data, b"", data]
     assert [Path(name).name for name, _ in rows] == ["rows.parquet#0", "rows.parquet#1", "structs.parquet#0"]
+
+
+def test_pictures_are_loaded_by_their_places(shots: Path, tmp_path: Path) -> None:
+    """Listed without bytes, any choice of them is what was listed with bytes; row groups are read where they lie."""
+    images = [f"picture {n}".encode() for n in range(10)]
+    pq.write_table(pa.table({"image": images}), tmp_path / "rows.parquet", row_group_size=3)
+    given = [str(shots / "a.png"), str(tmp_path / "rows.parquet"), str(shots / "more")]
+    whole, listed = list(unlabelled_images(given)), list(unlabelled_images(given, with_data=False))
+    assert listed[1] == (whole[1][0], b"")
+    pictures = Pictures(listed)
+    assert len(pictures) == 12
+    for places in (range(12), [0, 2, 3, 9, 11], [4], []):
+        assert list(pictures.take(places).load()) == [whole[place] for place in places]
 
 
 def test_what_names_no_picture_is_an_error(tmp_path: Path) -> None:

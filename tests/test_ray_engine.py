@@ -1,4 +1,4 @@
-"""`vlltr embed --engine ray`: the same vectors as in one process, resumed by key, with errors that help."""
+"""`--engine ray`: the same vectors and answers as in one process, from all sources, though a machine is killed."""
 
 from __future__ import annotations
 
@@ -7,60 +7,112 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import drawings
+import obstore
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from obstore.store import from_url
 from torch import Tensor
 
+from tests.buckets import Bucket
 from tests.commands import run
-from vlltr_index.embedding import vectors as embedding
-from vlltr_index.embedding.ray_engine import RayEngine
-from vlltr_index.errors import UsageError, VlltrError
+from vlltr_index.embedding import ray_engine
+from vlltr_index.embedding.ray_engine import RayData, RayEngine
+from vlltr_index.embedding.vectors import StoredImages
+from vlltr_index.errors import InputError, UsageError, VlltrError, WorkspaceError
+from vlltr_index.pipelines import embed as stages
 from vlltr_index.pipelines.embed import embed
+from vlltr_index.pipelines.ingest import ingest_images
+from vlltr_index.pipelines.predict import OnRay, predict_to_file
+from vlltr_index.pipelines.train_all import train_all
+from vlltr_index.recognition import predictor
+from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
 from vlltr_index.store.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 TOLERANCE = 1e-5  # of single numbers: the same arithmetic, but threads may be shared out otherwise
-
-
-@pytest.fixture(autouse=True)
-def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several batches of a few drawings, so that both actors get some."""
-    monkeypatch.setattr(embedding, "IMAGE_BATCH", 16)
-    monkeypatch.setattr(embedding, "_TEXT_BATCH", 10)
+NOTICED = {
+    "health_check_initial_delay_ms": 1000,
+    "health_check_period_ms": 1000,
+    "health_check_failure_threshold": 5,
+}
+ONE_CPU = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with a few drawings and an encoder with weights; nothing embedded."""
+def places(server: Bucket, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Other drawings of the same classes: a folder, a Parquet file and objects; each with a broken one."""
+    folder = tmp_path_factory.mktemp("places")
+    for seed, name in enumerate("abc", 1):
+        drawings.write(folder / name, seed)
+        (folder / name / "ring" / "broken.png").write_bytes(b"no image")
+    rows = [(p.parent.name, p.read_bytes()) for p in sorted((folder / "b").rglob("*.png"))]
+    table = pa.table({"image": [data for _, data in rows], "label": [label for label, _ in rows]})
+    pq.write_table(table, folder / "b.parquet", row_group_size=10)
+    address = f"{server.address()}/shots"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment().items():
+            patch.setenv(name, value)
+        store = from_url(address)
+        for path in (folder / "c").rglob("*.png"):
+            obstore.put(store, path.relative_to(folder / "c").as_posix(), path.read_bytes())
+        yield {"folder": str(folder / "a"), "parquet": str(folder / "b.parquet"), "objects": address}
+
+
+@pytest.fixture(scope="module")
+def drawn(places: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained workspace of a few drawings, with images in all kinds of places of which none is embedded."""
     folder = tmp_path_factory.mktemp("drawn")
     drawings.encoder().save(folder / "encoder")
-    settings = (f"encoder.pretrained={folder / 'encoder'}", "lgr.views=2")
-    return drawings.workspace(folder, *settings).path
+    settings = (
+        f"encoder.pretrained={folder / 'encoder'}",
+        "lgr.views=2",
+        "lgr.epochs=1",
+        "baseline.epochs=1",
+    )
+    workspace = drawings.workspace(folder, *settings)
+    train_all(workspace, workspace.recipe)
+    for place in places.values():
+        ingest_images(workspace, place if "://" in place else Path(place), "test")
+    next((Path(places["folder"]) / "arch").iterdir()).unlink()  # it was there when it came in
+    return workspace.path
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """Ray on this machine, whose workers have the priority of the test (Ray would put them behind all else)."""
+def cluster(places: dict[str, str]) -> Iterator[Any]:
+    """Ray on this machine: the command's node without a CPU, and two workers with one each."""
     import ray
+    from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_worker_niceness", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # Ray would put them behind all else
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        for left in (2, 1, 0):  # Ray gives itself 30 seconds to start
-            try:
-                ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
-                break
-            except Exception:
-                ray.shutdown()
-                if not left:
-                    raise
-        yield
+        made = Cluster(
+            initialize_head=True,
+            head_node_args={**ONE_CPU, "num_cpus": 0, "include_dashboard": False, "_system_config": NOTICED},
+        )
+        for _ in range(2):
+            made.add_node(**ONE_CPU)
+        ray.init(address=made.address, log_to_driver=False, logging_level="error")
+        yield made
         ray.shutdown()
+        made.shutdown()
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many batches of a few drawings, the same in this process."""
+    monkeypatch.setattr(predictor, "_BATCH", 8)
+    monkeypatch.setattr(ray_engine, "_BATCH", 8)
+    monkeypatch.setattr(ray_engine, "_PART", 1)
 
 
 def stored(workspace: Workspace) -> dict[str, Tensor]:
@@ -79,90 +131,235 @@ def stored(workspace: Workspace) -> dict[str, Tensor]:
 
 
 def assert_same(one: Workspace, other: Workspace) -> None:
-    """The same keys, and vectors within the tolerance."""
+    """The same keys, and vectors within the tolerance; the same images set aside for the same reasons."""
     torch.testing.assert_close(stored(one), stored(other), atol=TOLERANCE, rtol=TOLERANCE)
+    aside = [w.table("images", columns=["image_id", "problem"]).sort_by("image_id") for w in (one, other)]
+    assert aside[0].equals(aside[1])
 
 
-def test_two_actors_give_the_local_vectors(
-    drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], cluster: None
+class Killing:
+    """A progress callback that kills a worker when the first images are done."""
+
+    def __init__(self, cluster: Any) -> None:
+        self.cluster, self.killed = cluster, False
+
+    def __call__(self, step: str, done: int, total: int | None) -> None:
+        if not self.killed and step != "embed sentences":
+            self.killed = True
+            self.cluster.remove_node(self.cluster.list_all_nodes()[-1], allow_graceful=False)
+
+
+def slowly(transform: Any) -> Any:
+    """The preprocessing with a rest after each image, so that a worker dies in the middle."""
+
+    def work(image: Any) -> Tensor:
+        time.sleep(0.05)
+        made: Tensor = transform(image)
+        return made
+
+    return work
+
+
+def test_two_workers_give_the_local_vectors_and_go_on_where_it_stopped(
+    drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], cluster: Any
 ) -> None:
-    """Sentences, plain and augmented views agree; stdout is JSON alone; a second run does nothing."""
+    """Sentences and images from all kinds of places agree; stdout is JSON alone; again does nothing."""
     import ray
 
     local, spread = (Workspace.open(shutil.copytree(drawn, tmp_path / name)) for name in ("local", "spread"))
     report = embed(local)
-    assert (report.images, report.sentences > 20, report.unreadable) == (112, True, 0)
+    assert (report.images, report.images_before, report.unreadable) == (167, 112, 1)
+
+    def stop(step: str, done: int, total: int | None) -> None:
+        if "images" in step:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # in one process: Ray goes on
+        embed(spread, progress=stop)
     args = ("-w", spread.path, "--json", "embed", "--engine", "ray", "--actors", "2")
     for again in (False, True):
         code, out, err = run(capsys, *args)
         assert code == 0, err
         done = json.loads(out)
-        assert (done["images"], done["images_before"]) == ((0, 112) if again else (112, 0))
+        assert done["images"] + done["images_before"] == 279
+        assert done["images"] == 0 if again else 60 < done["images"] < 167
     assert ray.is_initialized()  # it was there before
     assert_same(spread, local)
-    for workspace in (local, spread):
-        commit = workspace.history.last()
-        assert (commit.command, commit.info.views) == ("embed", 2)
 
 
-def test_an_interrupted_run_goes_on_with_either_engine(drawn: Path, tmp_path: Path, cluster: None) -> None:
-    """What one actor gave before the stop is kept without a commit; an unreadable image is kept aside."""
-    workspace, whole = (Workspace.open(shutil.copytree(drawn, tmp_path / name)) for name in ("part", "whole"))
-    before = workspace.history.last()
+def test_a_killed_worker_changes_no_vector(
+    drawn: Path, tmp_path: Path, cluster: Any, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the cluster goes in the middle: the table is that of one process."""
+    local, spread = (Workspace.open(shutil.copytree(drawn, tmp_path / name)) for name in ("local", "spread"))
+    embed(local)
+    opened = stages.open_encoder
+
+    def slow(*args: Any, **options: Any) -> Any:
+        encoder = opened(*args, **options)
+        encoder.transform = slowly(encoder.transform)
+        return encoder
+
+    monkeypatch.setattr(stages, "open_encoder", slow)
+    killing = Killing(cluster)
+    try:
+        report = embed(spread, engine="ray", actors=2, progress=killing)
+    finally:
+        cluster.add_node(**ONE_CPU)
+    assert killing.killed
+    assert (report.images, report.unreadable) == (167, 1)
+    assert_same(spread, local)
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of a .jsonl file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def assert_same_answers(one: Path, other: Path) -> None:
+    """The same pictures in the same order, with the same classes and sentences."""
+    for mine, theirs in zip(rows(one), rows(other), strict=True):
+        assert mine == approximately(theirs)
+
+
+def approximately(value: Any) -> Any:
+    """`value` with a tolerance on each number in it: 1e-6, or 1e-6 of it."""
+    if isinstance(value, dict):
+        return {key: approximately(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [approximately(inner) for inner in value]
+    return pytest.approx(value, abs=1e-6, rel=1e-6) if isinstance(value, float) else value
+
+
+def test_a_killed_worker_changes_no_answer(
+    drawn: Path, places: dict[str, str], tmp_path: Path, cluster: Any, small: None
+) -> None:
+    """Answers for a folder, Parquet rows and objects come in their order, broken pictures too."""
+    answers, paths = Recognizer.open(drawn).current(), list(places.values())
+    report = predict_to_file(answers, paths, tmp_path / "local.jsonl", top=3, explain=1)
+    assert (report.images, report.unreadable) == (170, 3)
+    answers.encoder.transform = slowly(answers.encoder.transform)
+    killing = Killing(cluster)
+    try:
+        spread = predict_to_file(
+            answers, paths, tmp_path / "ray.jsonl", killing, OnRay(str(drawn), 2), top=3, explain=1
+        )
+    finally:
+        cluster.add_node(**ONE_CPU)
+    assert killing.killed
+    assert (spread.images, spread.unreadable) == (170, 3)
+    assert_same_answers(tmp_path / "ray.jsonl", tmp_path / "local.jsonl")
+
+
+def test_the_ray_engine_goes_on_where_the_local_one_stopped(
+    drawn: Path, places: dict[str, str], tmp_path: Path, cluster: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command finishes a file that was begun in one process; exit code 1 tells of broken pictures."""
+    answers, out = Recognizer.open(drawn).current(), tmp_path / "out.jsonl"
+    how = {
+        "top": 5,
+        "explain": 0,
+        "neighbours": 0,
+        "retrieval": "auto",
+        "reject": False,
+        "crops": 1,
+        "only": None,
+    }
+    predict_to_file(answers, [*places.values()], tmp_path / "whole.jsonl", **how)
 
     def stop(step: str, done: int, total: int | None) -> None:
-        if "images" in step and done >= 32:
+        if done == 70:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        embed(workspace, engine="ray", actors=1, progress=stop)
-    assert workspace.history.last() == before
-    report = embed(workspace, engine="local")
-    assert (report.images, report.images_before, report.sentences) == (48, 64, 0)
-    embed(whole)
-    assert_same(workspace, whole)
+        predict_to_file(answers, [*places.values()], out, stop, **how)
+    args = (
+        "-w",
+        drawn,
+        "--json",
+        "predict",
+        *places.values(),
+        "--out",
+        out,
+        "--engine",
+        "ray",
+        "--actors",
+        "1",
+    )
+    code, printed, err = run(capsys, *args)
+    assert code == 1, err
+    assert err.startswith("3 of 170 images cannot be read.")
+    done = json.loads(printed)
+    assert (done["images"], done["there_before"] >= 60, done["unreadable"]) == (170, True, 3)
+    assert_same_answers(out, tmp_path / "whole.jsonl")
 
 
-def test_errors_inside_actors_are_told(drawn: Path, tmp_path: Path, cluster: None) -> None:
-    """An image that cannot be read is named; an actor that dies ends the run with a way on."""
-    encoder = drawings.encoder()
-    (tmp_path / "broken.png").write_bytes(b"no image")
+def test_errors_inside_workers_are_told(
+    drawn: Path, places: dict[str, str], tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours come out as they are; a picture that ends its process ends the run with a way on, after a while."""
+    workspace, encoder = Workspace.open(drawn), drawings.encoder()
+    ids = workspace.snapshot().table("images", ["image_id"], "split = 'train'")["image_id"].to_pylist()[:2]
+    images = StoredImages(workspace.store, ids)
+
+    def refuse(pixels: Tensor, seeds: Sequence[int]) -> Tensor:
+        raise InputError("no view of this", "Take another.")
+
+    with RayEngine(encoder, refuse, actors=1) as engine, pytest.raises(InputError) as refused:
+        list(engine.images(images, [1]))
+    assert str(refused.value) == "no view of this\nTake another."
 
     def die(pixels: Tensor, seeds: Sequence[int]) -> Tensor:
         os._exit(1)
 
-    good = str(next((drawn.parent / "images" / "ring").iterdir()))
-    with RayEngine(encoder, die, actors=1) as engine:
-        (found,) = engine.images([[("a", good), ("b", str(tmp_path / "broken.png"))]], [0])
-        assert (found.ids, list(found.problems), found.vectors.shape) == (["a"], ["b"], (1, 1, encoder.dim))
-        with pytest.raises(VlltrError) as caught:
-            list(engine.images([[("a", good)]], [1]))
-    assert caught.value.message.startswith("the ray engine lost an actor: ")
-    assert caught.value.hint == (
-        "What was embedded is kept. Run it again, with fewer --actors if memory ran out, or with --engine local."
+    monkeypatch.setattr(ray_engine, "_STALLED", 20.0)
+    monkeypatch.setattr(ray_engine, "_TRIES", 1)
+    with RayEngine(encoder, die, actors=1) as engine, pytest.raises(VlltrError) as stalled:
+        list(engine.images(images, [1]))
+    assert stalled.value.message.startswith(
+        "the ray engine stood still or lost a machine 1 times without a result"
+    )
+    assert stalled.value.hint == (
+        "What was done is kept. Run it again, with fewer --actors if memory ran out, or with --engine local."
+    )
+    monkeypatch.undo()
+    answers, gone = Recognizer.open(drawn).current(), tmp_path / "gone"
+    with pytest.raises(WorkspaceError) as elsewhere:
+        predict_to_file(answers, [places["folder"]], tmp_path / "out.csv", None, OnRay(str(gone), 1))
+    assert f": {gone} is not a workspace" in elsewhere.value.message
+    assert elsewhere.value.hint == (
+        "All machines must see the workspace under the same path, or in object storage (s3://...)."
     )
 
 
+@pytest.mark.parametrize("command", ["embed", "predict"])
 def test_ray_that_is_not_there(
-    drawn: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    drawn: Path,
+    places: dict[str, str],
+    tmp_path: Path,
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Without the package, the extra that brings it is named, and nothing is written."""
     monkeypatch.setitem(sys.modules, "ray", None)
     before = Workspace.open(drawn).history.last()
-    code, _, err = run(capsys, "-w", drawn, "embed", "--engine", "ray")
+    args = (places["folder"], "--out", tmp_path / "out.csv") if command == "predict" else ()
+    code, _, err = run(capsys, "-w", drawn, command, *args, "--engine", "ray")
     assert code == 2
     assert err.endswith(
         "Error: --engine ray needs the package ray, which is not installed\n"
         'Install it: pip install "vlltr-index[ray]", or run it with --engine local\n'
     )
     assert Workspace.open(drawn).history.last() == before
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_starts_ray_and_ends_it(drawn: Path, tmp_path: Path) -> None:
     """Without a cluster it has one of its own; an address that is none says so at once."""
     path = shutil.copytree(drawn, tmp_path / "workspace")
     command = [sys.executable, "-m", "vlltr_index.cli", "-w", str(path), "-q", "--json", "embed"]
-    command += ["--views", "1", "--engine", "ray", "--actors", "1"]
+    command += ["--engine", "ray", "--actors", "1"]
 
     def start(**env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ | env)
@@ -171,18 +368,31 @@ def test_the_command_starts_ray_and_ends_it(drawn: Path, tmp_path: Path) -> None
     assert lost.returncode == 1
     assert "Error: ray at RAY_ADDRESS=nowhere cannot be reached: " in lost.stderr
     assert lost.stderr.endswith("Mend or unset RAY_ADDRESS, or run it with --engine local.\n")
-    done = start(RAY_worker_niceness="0")
+    done = start(RAY_worker_niceness="0", RAY_ADDRESS="local")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["images"] == 56
-    assert "Traceback" not in done.stderr
+    assert json.loads(done.stdout)["images"] == 167
+    assert not [line for line in done.stderr.splitlines() if "Traceback" in line or "Warning" in line]
 
 
-def test_engine_and_actors_must_go_together(drawn: Path) -> None:
-    """An unknown engine and actors without Ray are refused before anything is loaded."""
-    workspace = Workspace.open(drawn)
-    with pytest.raises(UsageError) as unknown:
-        embed(workspace, engine="spark")  # type: ignore[arg-type]  # that is the point
-    assert str(unknown.value) == "no engine 'spark'\nThere are: local, ray."
-    with pytest.raises(UsageError) as alone:
-        embed(workspace, actors=2)
-    assert alone.value.message == "--actors is for --engine ray"
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("embed", "--actors", "2"), "--actors is for --engine ray"),
+        (("predict", "x.png", "--actors", "2"), "--actors is for --engine ray"),
+        (("predict", "x.png", "--engine", "ray"), "--engine ray writes a file: name it with --out FILE"),
+    ],
+)
+def test_options_that_go_together(
+    args: Sequence[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What cannot be meant is refused before a workspace is opened."""
+    code, _, err = run(capsys, *args)
+    assert code == 2
+    assert f"Error: {message}\n" in err
+
+
+def test_no_actor_at_all() -> None:
+    """At least one has to compute."""
+    with pytest.raises(UsageError) as none:
+        RayData(actors=0)
+    assert str(none.value) == "the ray engine needs one actor at least, got 0"

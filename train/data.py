@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vlltr_index.data.decoding import open_image
+from vlltr_index.data.objects import start_method
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.config import AugmentConfig
 from vlltr_index.tensors import check_labels
@@ -163,6 +164,7 @@ class TrainImages:
             self._stream,
             batch_sampler=self._wanted,
             num_workers=self._workers,
+            multiprocessing_context=start_method() if self._workers else None,
             pin_memory=self._pinned,
             persistent_workers=self._workers > 0,
             prefetch_factor=_PREFETCH if self._workers else None,

@@ -17,6 +17,7 @@ from vlltr_index.heads.checkpoint import Parts
 from vlltr_index.heads.fusion import Meeting, PartWeights
 from vlltr_index.heads.generative import GenerativeModel, SharedGaussian, class_sums, fit_shared
 from vlltr_index.heads.lgr import LGRHead
+from vlltr_index.heads.tree import HeldOutAnswers
 from vlltr_index.heads.weighing import (
     TEMPERED,
     HeldOutScores,
@@ -168,11 +169,11 @@ def decide(
     folds = [_fold(data, config, out, use, progress) for out in held_out]
     everything = torch.ones_like(data.labels, dtype=torch.bool)
     shared, steps = _shared(data, everything), 0
-    weights, accept, notes = _BY_DEFAULT, None, [_NOTHING_TO_SPARE]
+    parts, notes = Parts(shared, _BY_DEFAULT), [_NOTHING_TO_SPARE]
     if folds:
         steps = round(sum(fold.steps for fold in folds) / len(folds))
-        shared, weights, accept, notes = _weigh(data, folds, shared, use, matches)
-    head, log = _head(data, config, shared, everything), list[dict[str, float]]()
+        parts, notes = _weigh(data, folds, shared, use, matches)
+    head, log = _head(data, config, parts.shared, everything), list[dict[str, float]]()
     rows, seen = data.rows, _learned(data, use)
     if steps:
         head, log = train_until(
@@ -181,7 +182,7 @@ def decide(
         )  # fmt: skip
     _keep_rows(head.cpu(), rows)
     held = sum(len(fold.labels) for fold in folds)
-    return Decision(head.eval(), Parts(shared.to("cpu"), weights, accept), log, notes, held, rows)
+    return Decision(head.eval(), replace(parts, shared=parts.shared.to("cpu")), log, notes, held, rows)
 
 
 def _keep_rows(head: LGRHead, rows: Tensor) -> None:
@@ -205,8 +206,8 @@ def weigh(data: StageTwoData, head: LGRHead) -> tuple[Parts, list[str]]:
     head.cpu()
     if not folds:
         return Parts(shared.to("cpu"), _BY_DEFAULT), [_NOTHING_TO_SPARE]
-    shared, weights, accept, notes = _weigh(data, folds, shared, _Use(True, data.has_text), matches)
-    return Parts(shared.to("cpu"), weights, accept), notes
+    parts, notes = _weigh(data, folds, shared, _Use(True, data.has_text), matches)
+    return replace(parts, shared=parts.shared.to("cpu")), notes
 
 
 def without_images(bank: AnchorBank, config: LGRConfig, logit_scale: float) -> Decision:
@@ -405,8 +406,8 @@ def _text(data: StageTwoData, head: LGRHead, features: Tensor) -> Tensor:
 
 def _weigh(
     data: StageTwoData, folds: list[_Fold], shared: SharedGaussian, use: _Use, matches: bool | None
-) -> tuple[SharedGaussian, PartWeights, float, list[str]]:
-    """Noise, weights, the level of known images, and what to say of them."""
+) -> tuple[Parts, list[str]]:
+    """Noise, weights, the level of known images, what is answered to the held-out ones, and what to say of them."""
     counts, known = torch.bincount(data.labels, minlength=data.classes), data.rows
     position = known.long().cumsum(0) - 1
     labels = position[torch.cat([fold.labels for fold in folds])]
@@ -435,7 +436,16 @@ def _weigh(
     accept = float(best[int((1.0 - _ACCEPTED) * len(best))])
     left = f"Stage 1 left {many(len(labels), 'image')} out, too few to weigh by: the usual weights hold."
     notes = _notes(data, folds, scores, found, shared, matches) if enough else [left]
-    return replace(shared, noise=noise), found, accept, notes
+    held = HeldOutAnswers(labels, _fused(scores, found).softmax(1).half())
+    return Parts(replace(shared, noise=noise), found, accept, held), notes
+
+
+def _fused(scores: HeldOutScores, weights: PartWeights) -> Tensor:
+    """All parts together, float [N, C]."""
+    fused = weights.generative * scores.likelihoods
+    for part, weight in ((scores.image, weights.image), (scores.text, weights.text)):
+        fused = fused if part is None else fused + weight * part
+    return fused
 
 
 def _meetings(data: StageTwoData, folds: list[_Fold], noise: float, found: PartWeights) -> PartWeights:
@@ -523,9 +533,7 @@ def _notes(
     matches: bool | None,
 ) -> list[str]:
     """What was decided, for people; a warning where a simple rule is right more often by two standard errors."""
-    fused = weights.generative * scores.likelihoods
-    for part, weight in ((scores.image, weights.image), (scores.text, weights.text)):
-        fused = fused if part is None else fused + weight * part
+    fused = _fused(scores, weights)
     mine = fused.argmax(1) == scores.labels
     shares = {"linear layer": weights.image, "generative model": weights.generative, "text": weights.text}
     used = ", ".join(f"{name} {weight:.3g}" for name, weight in shares.items() if weight)

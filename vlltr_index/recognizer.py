@@ -219,6 +219,8 @@ class Recognizer:
         crops: int = 1,
         only: Sequence[str] | None = None,
         neighbours: int = 0,
+        parent: str | None = None,
+        coverage: float | None = None,
     ) -> list[Prediction]:
         """The best classes of each image, best first, each with its nearest sentences; all from one commit.
 
@@ -233,16 +235,21 @@ class Recognizer:
             crops: Crops of each image that make its feature: 1, or 5 (the centre and the corners).
             only: Names of classes: the answer is among them, as if there were no others.
             neighbours: Nearest training images of the best class, by stored vectors.
+            parent: The answer is among the classes below this name in the tree of classes, as if there were no others.
+            coverage: An accuracy between 0 and 1: `answer` is of the deepest rank that held it on the images held out
+                when the head was trained, with the sentences of the classes it holds; None where no rank can answer.
 
         Raises:
-            UsageError: If `retrieval` is none of these, another number of crops, or `neighbours` of an exported folder.
-            MissingStepError: If `reject` is asked for and the head has no level for it, or the training images that
-                `neighbours` asks for have no vectors.
-            UnknownClassError: If there is no class of a name in `only`.
+            UsageError: If `retrieval` is none of these, another number of crops, `neighbours` of an exported folder,
+                or `coverage` is no share.
+            MissingStepError: If `reject` or `coverage` are asked for and the head cannot say, there is no tree of
+                classes, or the training images that `neighbours` asks for have no vectors.
+            UnknownClassError: If there is no class of a name in `only`, or no such parent.
 
         An image that cannot be read gives a `Prediction` with `problem` set; the others are answered.
         """
-        return list(self.stream(images, top, explain, retrieval, reject, crops, only, neighbours))
+        how = (top, explain, retrieval, reject, crops, only, neighbours, parent, coverage)
+        return list(self.stream(images, *how))
 
     def stream(
         self,
@@ -254,9 +261,12 @@ class Recognizer:
         crops: int = 1,
         only: Sequence[str] | None = None,
         neighbours: int = 0,
+        parent: str | None = None,
+        coverage: float | None = None,
     ) -> Iterator[Prediction]:
         """`predict` for any number of images, one prediction after the other in their order, in flat memory."""
-        return self.current().stream(images, top, explain, retrieval, reject, crops, only, neighbours)
+        how = (top, explain, retrieval, reject, crops, only, neighbours, parent, coverage)
+        return self.current().stream(images, *how)
 
     @property
     def classes_(self) -> NDArray[np.str_]:

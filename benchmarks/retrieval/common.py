@@ -44,7 +44,7 @@ class State:
             visual = torch.from_numpy(inputs["visual"])
             head.visual_head.weight.copy_(visual)
             head.visual_head.bias.zero_()
-        saved = SavedHead(head.eval(), ids, "text", "image", _parts(dim))
+        saved = SavedHead(head.eval(), ids, "text", "image", parts(dim))
         means = F.normalize(visual.double(), dim=1)
         stats = ClassStats(ids, torch.full((classes,), IMAGES_EACH), IMAGES_EACH * means)
         loaded = LoadedBank(bank, rows, [], "one")
@@ -124,7 +124,7 @@ class State:
         return {f"recall_at_{RECALL_AT}": float(hit.float().mean())}
 
 
-def _parts(dim: int) -> Parts:
+def parts(dim: int) -> Parts:
     """A generative model in which each direction varies alike, and weights of the size that training fits."""
     zeros, eye = torch.zeros(dim, dtype=torch.float64), torch.eye(dim, dtype=torch.float64)
     shared = SharedGaussian(zeros, dim**0.5 * eye, zeros + 1.0, zeros + 1.0, zeros, 0.0 * eye)

@@ -20,6 +20,7 @@ from vlltr_index.schemas.records import SentenceRecord
 from vlltr_index.schemas.tables import CLASSES
 from vlltr_index.store.ingestion import sentence_rows
 from vlltr_index.store.tables import one_of
+from vlltr_index.store.taxonomy import rename_node
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ def rename_class(
             return Edit(shown=[class_id])
         aliases = [a for a in table.aliases.get(class_id, ()) if a.casefold() != name.casefold()]
         _change_class(tx, class_id, name=name, aliases=aliases)
+        rename_node(tx, before, name)
         made, gone, kept = _renamed_prompts(workspace, tx, class_id, before, name)
         notes = [f"Renamed {before!r} to {name!r} (class {class_id})."]
         notes.append(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias, Union
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vlltr_index.data.objects import is_address, read_object
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.records import ImageRecord
 
@@ -48,7 +49,8 @@ UNREADABLE = (
 """What to do about an image that cannot be read."""
 
 ImageSource: TypeAlias = Union[str, Path, bytes, Image.Image, "NDArray[np.uint8]"]
-"""A file's path, encoded bytes, a PIL image, or an array uint8 [H, W, 3] of red, green and blue."""
+"""A file's path or address in object storage, encoded bytes, a PIL image, or an array uint8 [H, W, 3] of red, green and
+blue."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 _MAGIC = {
@@ -210,6 +212,8 @@ def _bytes(source: ImageRecord | bytes | str | os.PathLike[str]) -> tuple[bytes,
         source = source.uri
     name = os.fspath(source)
     try:
+        if is_address(name):
+            return read_object(name), name
         facts = os.stat(name)
         if not stat.S_ISREG(facts.st_mode):
             raise InputError(f"cannot read the image {name}: not a file")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -16,11 +17,14 @@ import pyarrow.parquet as pq
 from vlltr_index.data.decoding import ENDINGS
 from vlltr_index.data.files import ListedFiles, read_lines, require
 from vlltr_index.data.names import ClassNames, category_names, read_json_file
+from vlltr_index.data.objects import is_address, object_names
 from vlltr_index.data.text import check_split, clean_name
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.schemas.records import ImageRecord, Skipped
 
 __all__ = ["read_coco", "read_images", "read_parquet"]
+
+_log = logging.getLogger(__name__)
 
 _NUMBER = re.compile(r"-?[0-9]{1,9}")
 _WORDNET = re.compile(r"(?:^|/)(n\d{8})(?=/)")
@@ -31,7 +35,7 @@ _LAYOUT = "Put each class's images into a folder named after the class: DIR/tenc
 
 
 def read_images(
-    path: Path,
+    path: Path | str,
     split: str | None = None,
     list_root: Path | None = None,
     label_names: ClassNames | Sequence[str] | None = None,
@@ -46,7 +50,7 @@ def read_images(
     it), and perhaps split and source.
 
     Args:
-        path: A folder, a list, a JSON file or a Parquet file.
+        path: A folder, a list, a JSON file or a Parquet file; or as text the address of a folder in object storage.
         split: The split the images go to; of a Parquet file with a column `split`, only the rows of that split.
         list_root: What the paths of a list or JSON file are relative to; default: its own folder.
         label_names: Names of numeric labels 0, 1, 2 ...
@@ -57,16 +61,19 @@ def read_images(
         InputError: If the path is missing or of no known kind, holds no image, or something in it is malformed.
         UsageError: If the split is missing or is no name for one.
     """
-    require(path)
     if split is not None:
         check_split(split)
+    if is_address(path):
+        yield from _read_objects(str(path), split, class_name)
+        return
+    path = require(Path(path))
     if label_names is not None and not isinstance(label_names, ClassNames):
         label_names = ClassNames.of(clean_name(name, "label_names") for name in label_names)
     if path.suffix.lower() == ".parquet" and path.is_file():
         yield from read_parquet(path, split, label_names, with_data)
         return
     if split is None:
-        raise UsageError(f"which split do the images of {path} belong to?", "Say so: --split train")
+        raise _which_split(path)
     if path.is_dir():
         yield from _read_folder(path, split, class_name)
     elif path.suffix.lower() in _LISTS:
@@ -81,6 +88,28 @@ def read_images(
             "Expected a folder of class folders, a .txt list of `path label` lines, a .json file of images and "
             "annotations, or a .parquet file.",
         )
+
+
+def _which_split(path: Path | str) -> UsageError:
+    return UsageError(f"which split do the images of {path} belong to?", "Say so: --split train")
+
+
+def _read_objects(address: str, split: str | None, class_name: str | None) -> Iterator[ImageRecord | Skipped]:
+    """As a folder's, by their keys."""
+    if split is None:
+        raise _which_split(address)
+    root, found = address.rstrip("/"), 0
+    for name in object_names(root):
+        folder, where = name.rpartition("/")[0].partition("/")[0], f"{root}/{name}"
+        if not name.lower().endswith(ENDINGS):
+            yield Skipped(where, "not an image by its ending")
+        elif not folder and not class_name:
+            yield Skipped(where, "an image outside every class folder")
+        else:
+            found += 1
+            yield ImageRecord(name, where, clean_name(class_name or folder, where), split)
+    if not found:
+        raise InputError(f"no image in a class folder of {root}: looked for {_LOOKED_FOR}", _LAYOUT)
 
 
 def _read_folder(folder: Path, split: str, class_name: str | None) -> Iterator[ImageRecord | Skipped]:
@@ -116,12 +145,15 @@ def _class_folders(folder: Path, root: Path, split: str) -> Iterator[ImageRecord
             f"{folder} holds splits ({', '.join(inside)}), not classes",
             f"Give one at a time: vlltr ingest images {folder / inside[0]} --split {inside[0]}",
         )
+    deep = list[str]()
     for entry in entries:
         if not entry.is_dir(follow_symlinks=False):
             why = _unfit(entry, root) or "an image outside every class folder"
             yield Skipped(entry.path, why)
             continue
         name = clean_name(os.fsencode(entry.name).decode("utf-8", "replace"), entry.path)
+        if sum(inner.is_dir(follow_symlinks=False) for inner in _entries(Path(entry.path))) > 1:
+            deep.append(name)
         found = 0
         for file, why in _walk(Path(entry.path), root):
             if why:
@@ -131,6 +163,11 @@ def _class_folders(folder: Path, root: Path, split: str) -> Iterator[ImageRecord
                 yield ImageRecord(file[len(str(root)) :].lstrip("/"), file, name, split)
         if not found:
             yield Skipped(entry.path, "no image in this class folder")
+    if deep:
+        _log.warning(
+            "folders below a class folder are no classes of their own; all below these is of one class each: %s",
+            ", ".join(deep[:5]) + ", ..." * (len(deep) > 5),
+        )
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

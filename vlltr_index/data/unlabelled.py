@@ -1,29 +1,37 @@
-"""Pictures to recognise: files, folders, patterns, lists and Parquet files, as a stream of names and sources."""
+"""Pictures to recognise: files, folders, patterns, lists, Parquet files and object storage, by names and sources."""
 
 from __future__ import annotations
 
 import glob
 import os
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import accumulate, groupby
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlltr_index.data.decoding import ENDINGS
+from vlltr_index.data.objects import is_address, object_names
 from vlltr_index.errors import InputError
 
-__all__ = ["unlabelled_images"]
+__all__ = ["Pictures", "unlabelled_images"]
 
 _ROWS = 64
 
 
-def unlabelled_images(paths: Sequence[str]) -> Iterator[tuple[str, str | bytes]]:
+def unlabelled_images(paths: Sequence[str], with_data: bool = True) -> Iterator[tuple[str, str | bytes]]:
     """The name and the source of each picture, in a fixed order, none opened.
 
     A folder gives the images in and below it, by name, and a pattern (`shots/**/*.jpg`) what it matches. A list (.txt)
     has a path a line, relative to its own folder. A Parquet file has the column image, binary or a struct with `bytes`;
-    its rows are called `file.parquet#row`. Anything else is taken for an image.
+    its rows are called `file.parquet#row`. An address (`s3://bucket/shots`) is an image by its ending, else a folder.
+    Anything else is taken for an image.
+
+    Args:
+        paths: Any of these.
+        with_data: Whether to read the bytes out of a Parquet file; without, they are empty.
 
     Raises:
         InputError: If a folder, pattern or list names no image, or a list or Parquet file cannot be read.
@@ -31,10 +39,12 @@ def unlabelled_images(paths: Sequence[str]) -> Iterator[tuple[str, str | bytes]]
     for given in paths:
         path = Path(given).expanduser()
         ending = path.suffix.lower()
-        if ending == ".parquet":
-            yield from _rows(path)
+        if ending == ".parquet" and not is_address(given):
+            yield from _rows(path, with_data)
             continue
-        if path.is_dir():
+        if is_address(given):
+            found = _objects(given.rstrip("/"))
+        elif path.is_dir():
             found = _below(path)
         elif ending == ".txt":
             found = _listed(path)
@@ -61,21 +71,78 @@ def _below(folder: Path) -> Iterator[str]:
 def _listed(path: Path) -> Iterator[str]:
     try:
         with path.open(encoding="utf-8-sig") as lines:
-            yield from (str(path.parent / line.strip()) for line in lines if line.strip())
+            for line in filter(None, map(str.strip, lines)):
+                yield line if is_address(line) else str(path.parent / line)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a readable list: {error}", "Write a path a line, in UTF-8.") from None
 
 
-def _rows(path: Path) -> Iterator[tuple[str, bytes]]:
-    row = 0
+def _objects(address: str) -> Iterator[str]:
+    if address.lower().endswith(ENDINGS):
+        yield address
+        return
+    yield from (f"{address}/{name}" for name in object_names(address) if name.lower().endswith(ENDINGS))
+
+
+def _rows(path: Path, with_data: bool) -> Iterator[tuple[str, bytes]]:
     try:
         with pq.ParquetFile(path) as file:
             if "image" not in file.schema_arrow.names:
                 raise InputError(f"{path} has no column image; it has {', '.join(file.schema_arrow.names)}")
+            if not with_data:
+                yield from ((f"{path}#{row}", b"") for row in range(file.metadata.num_rows))
+                return
+            row = 0
             for batch in file.iter_batches(_ROWS, columns=["image"]):
-                for value in batch["image"].to_pylist():
-                    image = value.get("bytes") if isinstance(value, dict) else value
-                    yield f"{path}#{row}", image if isinstance(image, bytes) else b""
+                for image in batch["image"].to_pylist():
+                    yield f"{path}#{row}", _bytes(image)
                     row += 1
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a readable Parquet file: {error}", "Write the file again.") from None
+
+
+def _bytes(value: object) -> bytes:
+    image = value.get("bytes") if isinstance(value, dict) else value
+    return image if isinstance(image, bytes) else b""
+
+
+class Pictures:
+    """Pictures by number, for the ray engine: bytes out of Parquet files are read when they are loaded.
+
+    Args:
+        named: Names and sources, as `unlabelled_images` gives them without data.
+    """
+
+    def __init__(self, named: Sequence[tuple[str, str | bytes]]) -> None:
+        self._named = named
+
+    def __len__(self) -> int:
+        return len(self._named)
+
+    def take(self, places: Sequence[int]) -> Pictures:
+        """Those at some places."""
+        return Pictures([self._named[place] for place in places])
+
+    def load(self) -> Iterator[tuple[str, str | bytes]]:
+        """The name and the source of each."""
+        for path, named in groupby(self._named, lambda one: _parquet(*one)):
+            if path is None:
+                yield from named
+            else:
+                names = [name for name, _ in named]
+                yield from zip(names, _rows_at(path, [int(n.rpartition("#")[2]) for n in names]), strict=True)
+
+
+def _parquet(name: str, source: str | bytes) -> str | None:
+    return None if isinstance(source, str) else name.rpartition("#")[0]
+
+
+def _rows_at(path: str, rows: Sequence[int]) -> Iterator[bytes]:
+    """The images in some rows of a Parquet file, ascending; a row group is read once."""
+    with pq.ParquetFile(path) as file:
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        starts, held = list(accumulate(sizes, initial=0)), -1
+        for row in rows:
+            if (group := bisect_right(starts, row) - 1) != held:
+                held, images = group, file.read_row_group(group, columns=["image"])["image"]
+            yield _bytes(images[row - starts[group]].as_py())

@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["Crops", "embed_crops", "pool_crops"]
+__all__ = ["CropPixels", "Crops", "embed_crops", "pool_crops"]
 
 _NUMBERS = (1, 5)
 _MARGIN = 14  # the enlarged square has a margin of a fourteenth of the side on each side: 224 -> 256
 _IMAGES = 64
 
 
-class Crops:
-    """Turns images into their crops' pixels, and pixels into features, for one encoder.
+class CropPixels:
+    """Turns an image into its crops' pixels; it can be pickled, and holds no weights.
 
     Args:
         encoder: Whose size and preprocessing count.
@@ -46,10 +46,10 @@ class Crops:
     def __init__(self, encoder: Encoder, number: int = 1) -> None:
         if number not in _NUMBERS:
             raise UsageError(f"crops is 1 or 5 (the centre and the corners), got {number}", "Use --crops 5")
-        self.encoder, self.number = encoder, number
-        height, width = encoder.image_size
+        self._size = height, width = encoder.image_size
+        self.number = number
         self._margins = max(1, round(height / _MARGIN)), max(1, round(width / _MARGIN))
-        self._transform: Callable[[Image.Image], Tensor] = encoder.preprocess
+        self._transform: Callable[[Image.Image], Tensor] = encoder.transform
         if number > 1:
             larger = height + 2 * self._margins[0], width + 2 * self._margins[1]
             cfg = encoder.config["preprocess_cfg"]
@@ -58,14 +58,21 @@ class Crops:
                 cfg["resize"] = max(cfg["resize"], *larger)
             self._transform = Preprocessing(cfg)
 
-    def pixels(self, image: Image.Image) -> Tensor:
+    def __call__(self, image: Image.Image) -> Tensor:
         """The crops of one image, normalised for the encoder: float32 [number, 3, H, W]."""
         whole = self._transform(image)
         if self.number == 1:
             return whole[None]
-        (height, width), (down, right) = self.encoder.image_size, self._margins
+        (height, width), (down, right) = self._size, self._margins
         corners = [(y, x) for y in (0, 2 * down) for x in (0, 2 * right)]
         return torch.stack([whole[:, y : y + height, x : x + width] for y, x in ((down, right), *corners)])
+
+
+class Crops:
+    """Turns images into their crops' pixels, and pixels into features, for one encoder; arguments as `CropPixels`."""
+
+    def __init__(self, encoder: Encoder, number: int = 1) -> None:
+        self.encoder, self.pixels = encoder, CropPixels(encoder, number)
 
     @torch.inference_mode()
     def features(self, pixels: Sequence[Tensor]) -> Tensor:
@@ -75,7 +82,7 @@ class Crops:
         """
         batch = torch.cat(list(pixels)).to(self.encoder.device, non_blocking=True)
         features = self.encoder.encode_pixels(batch)
-        return pool_crops(features.view(len(pixels), self.number, -1))
+        return pool_crops(features.view(len(pixels), self.pixels.number, -1))
 
 
 def pool_crops(features: Tensor) -> Tensor:

@@ -15,19 +15,22 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vlltr_index.data.decoding import open_image
+from vlltr_index.data.objects import start_method
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import InputError
 from vlltr_index.tensors import memory_mended_by
 
 __all__ = [
     "Augment",
+    "Batches",
     "Engine",
     "ImageSource",
     "ImageVectors",
     "LocalEngine",
     "Reader",
-    "image_vectors_of_batch",
-    "text_vectors_of_batch",
+    "Sources",
+    "image_features",
+    "text_vectors",
 ]
 
 Augment = Callable[[Tensor, Sequence[int]], Tensor]
@@ -54,17 +57,35 @@ class ImageVectors:
     problems: dict[str, str]
 
 
+class Sources(Protocol):
+    """Images by number, of which bytes are read when they are loaded, in whatever process: it can be pickled."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, places: Sequence[int]) -> Sources:
+        """Those at some places."""
+        ...
+
+    def load(self) -> Iterable[ImageSource]:
+        """All of them, in their order."""
+        ...
+
+
+class Batches(Sources, Protocol):
+    """Images that are also had batch by batch."""
+
+    def __iter__(self) -> Iterator[list[ImageSource]]: ...
+
+
 class Engine(Protocol):
-    """Computes vectors of batches, lazily and in the order of the batches."""
+    """Computes vectors lazily."""
 
     def texts(self, batches: Iterable[Sequence[str]]) -> Iterator[tuple[Tensor, int]]:
         """For each batch of N texts: float32 [N, D] on the CPU, unnormalised, and how many texts were cut."""
         ...
 
-    def images(
-        self, batches: Iterable[Sequence[ImageSource]], views: Sequence[int]
-    ) -> Iterator[ImageVectors]:
-        """The vectors of each batch of images in some views: 0 is the plain one, others are augmented."""
+    def images(self, batches: Batches, views: Sequence[int]) -> Iterator[ImageVectors]:
+        """The vectors of images in some views, in any order: 0 is the plain view, others are augmented."""
         ...
 
 
@@ -128,7 +149,7 @@ class LocalEngine:
     def texts(self, batches: Iterable[Sequence[str]]) -> Iterator[tuple[Tensor, int]]:
         """See `Engine`."""
         for batch in batches:
-            yield text_vectors_of_batch(self._encoder, batch)
+            yield text_vectors(self._encoder, batch)
 
     def images(
         self, batches: Iterable[Sequence[ImageSource]], views: Sequence[int]
@@ -144,6 +165,7 @@ class LocalEngine:
                 reader,
                 batch_sampler=batches,  # type: ignore[arg-type]  # a source stands for its place
                 num_workers=self._workers,
+                multiprocessing_context=start_method(),
                 collate_fn=_as_it_is,
                 pin_memory=self._encoder.device.type == "cuda",
             )
@@ -165,29 +187,22 @@ def _as_it_is(read: Any) -> Any:
     return read
 
 
-def text_vectors_of_batch(encoder: Encoder, texts: Sequence[str]) -> tuple[Tensor, int]:
+def text_vectors(encoder: Encoder, texts: Sequence[str]) -> tuple[Tensor, int]:
     """Vectors float32 [N, D] on the CPU, unnormalised, and how many texts were cut to the context."""
     tokens = encoder.tokenize(texts)
     return encoder.encode_texts(tokens), tokens.truncated
-
-
-def image_vectors_of_batch(
-    encoder: Encoder, batch: Sequence[ImageSource], views: Sequence[int], augment: Augment | None
-) -> ImageVectors:
-    """Read and encode one batch; what cannot be read is named with the reason."""
-    return _vectors(encoder, Reader(encoder.transform, augment, views).__getitems__(batch))
 
 
 def _vectors(encoder: Encoder, read: _Read) -> ImageVectors:
     views, images = read.pixels.shape[:2]
     if not images:
         return ImageVectors(read.ids, torch.empty(views, 0, encoder.dim), read.problems)
-    vectors = _encoded(encoder, read.pixels.flatten(0, 1))
+    vectors = image_features(encoder, read.pixels.flatten(0, 1))
     return ImageVectors(read.ids, vectors.view(views, images, -1), read.problems)
 
 
 @torch.inference_mode()
-def _encoded(encoder: Encoder, pixels: Tensor) -> Tensor:
+def image_features(encoder: Encoder, pixels: Tensor) -> Tensor:
     """Features float32 [B, D] on the CPU; a batch for which a GPU has too little memory is halved.
 
     Raises:
@@ -199,4 +214,4 @@ def _encoded(encoder: Encoder, pixels: Tensor) -> Tensor:
         if len(pixels) == 1:
             with memory_mended_by("embed", "Free memory of the GPU, or use --device cpu."):
                 raise error
-    return torch.cat([_encoded(encoder, half) for half in pixels.chunk(2)])
+    return torch.cat([image_features(encoder, half) for half in pixels.chunk(2)])

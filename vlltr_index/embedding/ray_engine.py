@@ -1,24 +1,33 @@
-"""Vectors by Ray actors, on this machine or a cluster. The only ray import.
+"""Images and sentences through Ray Data, on this machine or a cluster. The only ray import.
 
-Actors compute and nothing else: the process that runs the command hands out batches, and writes what comes back. So
-tables have one writer as ever, and nothing but vectors travels. Ray Data is not needed for that.
+Tasks read and decode, actors hold a model each, and the process that runs the command receives what they made: it alone
+writes. Where a machine or an actor is lost, Ray computes again what was under way there; where that stands still, since
+the machines that are left have no place for the actor, the rest begins anew on these.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import torch
 from torch import Tensor
 
 from vlltr_index.embedding.engines import (
     Augment,
+    Batches,
     ImageSource,
     ImageVectors,
-    image_vectors_of_batch,
-    text_vectors_of_batch,
+    Reader,
+    Sources,
+    image_features,
+    text_vectors,
 )
 from vlltr_index.errors import ConfigError, UsageError, VlltrError
 
@@ -27,110 +36,58 @@ if TYPE_CHECKING:
 
     from vlltr_index.encoders.encoder import Encoder
 
-__all__ = ["RayEngine"]
+__all__ = ["RayData", "RayEngine", "decoded", "on_cpu"]
 
-_CPUS = (
-    0.5  # an actor's share: with more, two actors and the driver's own work wait for each other on two CPUs
+_BATCH = 64  # images that are decoded, and go through a model, at once
+_PART = 4  # batches at most that are read by one task
+_READERS = 2  # tasks that read, on the machine of the command: it has the tables
+_ACTOR_CPUS = 0.1  # an actor's share: decoding gets the rest
+_STALLED = (
+    600.0  # seconds without any progress: an actor waits in vain for a place on the machines that are left
 )
-_AHEAD = 2  # batches in hand for each actor, so that none waits for the writer
+_TRIES = 2  # without a single image done in between
+_PLACE, _ID = pa.field("place", pa.int64()), pa.field("id", pa.string())
+_PROBLEM = pa.field("problem", pa.string())
+_LOADED = pa.schema([_PLACE, _ID, pa.field("path", pa.binary()), pa.field("data", pa.large_binary())])
+_PIXELS = pa.schema([_PLACE, _ID, pa.field("pixels", pa.large_binary()), _PROBLEM])
+_VECTORS = pa.schema([_PLACE, _ID, pa.field("vector", pa.large_binary()), _PROBLEM])
 
-_KEPT = (
-    "What was embedded is kept. Run it again, with fewer --actors if memory ran out, or with --engine local."
-)
 
-
-class RayEngine:
-    """An `Engine` whose actors each hold a copy of the encoder; they start with the first batch.
-
-    Where Ray runs already, or RAY_ADDRESS names a cluster, it is used, and images given by path must be there under
-    the same path on its machines. Otherwise Ray is started on this machine, and ended with the block.
+class RayData:
+    """Ray Data, where Ray runs already or RAY_ADDRESS names a cluster; else it is started here for the block.
 
     Args:
-        encoder: What the actors compute with.
-        augment: Of the views after the plain one.
-        actors: How many; default: one a GPU, or where there is none one a CPU.
+        actors: How many models; default: one a GPU, or where there is none one a CPU. Several share a GPU where there
+            are fewer GPUs.
 
     Raises:
         ConfigError: If ray is not installed.
+        UsageError: If there is to be no actor.
     """
 
-    def __init__(self, encoder: Encoder, augment: Augment | None = None, actors: int | None = None) -> None:
+    def __init__(self, actors: int | None = None) -> None:
         if actors is not None and actors < 1:
             raise UsageError(f"the ray engine needs one actor at least, got {actors}")
-        self._ray, self._pool_type = _import_ray()
-        self._encoder = encoder
-        self._augment = augment
+        self.ray = _import_ray()
         self._actors = actors
         self._started = False
+        self._log = logging.getLogger("ray.data"), logging.getLogger("ray.data").level
 
-    def __enter__(self) -> RayEngine:
+    def __enter__(self) -> RayData:
+        if not self.ray.is_initialized():
+            self._init()
+        logger, _ = self._log
+        logger.setLevel(logging.CRITICAL)  # errors come out as ours
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.__dict__.pop("_pool", None)
+        logger, level = self._log
+        logger.setLevel(level)
         if self._started:
-            self._ray.shutdown()
+            self.ray.shutdown()
             self._started = False
-
-    def texts(self, batches: Iterable[Sequence[str]]) -> Iterator[tuple[Tensor, int]]:
-        """See `Engine`."""
-        yield from self._map("texts", ((list(batch),) for batch in batches))
-
-    def images(
-        self, batches: Iterable[Sequence[ImageSource]], views: Sequence[int]
-    ) -> Iterator[ImageVectors]:
-        """See `Engine`."""
-        yield from self._map("images", ((list(batch), views) for batch in batches))
-
-    def _map(self, method: str, calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-        """`method` of the actors on each call's arguments; a few batches are under way, results keep their order."""
-
-        def submit(actor: Any, arguments: tuple[Any, ...]) -> Any:
-            return getattr(actor, method).remote(*arguments)
-
-        waiting = 0
-        for arguments in calls:
-            pool, size = self._pool
-            if waiting >= _AHEAD * size:
-                yield self._next(pool)
-                waiting -= 1
-            pool.submit(submit, arguments)
-            waiting += 1
-        for _ in range(waiting):
-            yield self._next(self._pool[0])
-
-    def _next(self, pool: Any) -> Any:
-        from ray.exceptions import RayError, RayTaskError
-
-        try:
-            return pool.get_next()
-        except RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, VlltrError):
-                raise cause from None
-            raise
-        except RayError as error:
-            first = str(error).strip().partition("\n")[0]
-            raise VlltrError(f"the ray engine lost an actor: {first}", _KEPT) from None
-
-    @cached_property
-    def _pool(self) -> tuple[Any, int]:
-        """The pool and its size; the actors are started at the first use."""
-        ray = self._ray
-        if not ray.is_initialized():
-            self._init()
-        there = ray.cluster_resources()
-        gpus = int(there.get("GPU", 0))
-        size = self._actors or gpus or max(1, int(there.get("CPU", 1)))
-        share = {"num_gpus": min(1.0, gpus / size)} if gpus else {}
-        actor = ray.remote(num_cpus=min(_CPUS, there.get("CPU", 1) / size), **share)(_Worker)
-        device, encoder = self._encoder.device, self._encoder.to("cpu")
-        shared = ray.put((encoder, self._augment))
-        encoder.to(device)
-        names = (encoder.text_fp, encoder.image_fp)
-        return self._pool_type([actor.remote(shared, names) for _ in range(size)]), size
 
     def _init(self) -> None:
         """Join the cluster that RAY_ADDRESS names, or start Ray on this machine.
@@ -145,9 +102,93 @@ class RayEngine:
         self._started = True
         options = {} if address else {"include_dashboard": False}
         try:
-            self._ray.init(log_to_driver=False, logging_level="error", **options)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # lancedb's, about processes that are started
+                self.ray.init(log_to_driver=False, logging_level="error", **options)
         except Exception as error:  # a bare one where the machine is too busy, other kinds for addresses
             raise _not_up(address, error) from None
+
+    def run(
+        self,
+        sources: Sources,
+        reader: Reader | None,
+        model: type,
+        arguments: Sequence[Any],
+        ordered: bool = False,
+    ) -> Iterator[pa.Table]:
+        """What a model makes of sources, in tables of any number of rows, each source once.
+
+        Args:
+            sources: They are loaded on this machine.
+            reader: Decodes them in tasks, to pixels; None: the model gets them as they were loaded.
+            model: Made once an actor. Called with a table that has `place`, `id` and `pixels` (bytes of float32) or
+                `problem`, without a reader `path` or `data`; gives a table with the same `place`.
+            arguments: Of the model; what is large by `ray.put`.
+            ordered: Whether tables come in the order of the sources.
+
+        Raises:
+            VlltrError: What a task or an actor raised; or if machines or actors are lost again and again.
+        """
+        left, tries = list(range(len(sources))), _TRIES
+        while left:
+            done = set[int]()
+            try:
+                for table in self._once(sources, left, reader, model, arguments, ordered):
+                    done.update(table["place"].to_pylist())
+                    yield table
+            except (self.ray.exceptions.RayError, self.ray.data.exceptions.ExecutionTimeoutError) as error:
+                tries = _TRIES if done else tries - 1
+                _raise_unless_lost(self.ray, error, tries)
+            left = [place for place in left if place not in done]
+
+    def _once(
+        self,
+        sources: Sources,
+        places: list[int],
+        reader: Reader | None,
+        model: type,
+        arguments: Sequence[Any],
+        ordered: bool,
+    ) -> Iterator[pa.Table]:
+        """`run` of some of the sources, until something is lost."""
+        from ray.data import ActorPoolStrategy, read_datasource
+
+        there = self.ray.cluster_resources()
+        cpus, gpus = int(there.get("CPU", 1)), int(there.get("GPU", 0))
+        most = max(node["Resources"].get("CPU", 0) for node in self.ray.nodes() if node["Alive"])
+        batches = min(_PART, -(-len(places) // (4 * max(1, cpus) * _BATCH)))
+        parts = [places[at : at + batches * _BATCH] for at in range(0, len(places), batches * _BATCH)]
+        size = min(self._actors or gpus or max(1, cpus), len(parts))
+        here = {"ray.io/node-id": self.ray.get_runtime_context().get_node_id()}
+        data = read_datasource(
+            _datasource(sources, parts),
+            override_num_blocks=len(parts),
+            concurrency=min(_READERS, len(parts)),
+            num_cpus=0,
+            label_selector=here,
+        )
+        if reader is not None:
+            data = data.map_batches(
+                partial(_decode, reader),
+                batch_size=_BATCH,
+                batch_format="pyarrow",
+                num_cpus=min(1.0, most / 2),
+            )
+        data = data.map_batches(
+            model,
+            fn_constructor_args=arguments,
+            batch_size=_BATCH,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=size),
+            num_cpus=min(_ACTOR_CPUS, cpus / (2 * size)),
+            num_gpus=1 / -(-size // gpus) if gpus else 0,
+        )
+        context = data.context
+        context.raise_original_map_exception = True
+        context.enable_progress_bars = context.print_on_execution_start = False
+        context.execution_no_progress_timeout_s = _STALLED
+        context.execution_options.preserve_order = ordered
+        yield from data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
 
 
 def _not_up(address: str | None, error: Exception) -> VlltrError:
@@ -158,39 +199,213 @@ def _not_up(address: str | None, error: Exception) -> VlltrError:
     return VlltrError(f"{what}: {first}", f"{mend} it with --engine local.")
 
 
-class _Worker:
-    """What an actor runs: the encoder on the actor's device."""
-
-    def __init__(self, shared: tuple[Encoder, Augment | None], names: tuple[str, str]) -> None:
-        import torch
-
-        encoder, self._augment = shared
-        self._encoder = encoder.copy()  # what Ray shares is read-only memory
-        cpu = os.environ.get("VLLTR_DEVICE") == "cpu" or not torch.cuda.is_available()
-        self._encoder.to("cpu" if cpu else "cuda").eval()
-        found = (self._encoder.text_fp, self._encoder.image_fp)
-        if found != names:
-            raise VlltrError(f"an actor's encoder is {found}, expected {names}")
-
-    def texts(self, batch: list[str]) -> tuple[Tensor, int]:
-        return text_vectors_of_batch(self._encoder, batch)
-
-    def images(self, batch: list[ImageSource], views: Sequence[int]) -> ImageVectors:
-        return image_vectors_of_batch(self._encoder, batch, views, self._augment)
+def _raise_unless_lost(ray: Any, error: Exception, tries: int) -> None:
+    """Raise what a task or an actor raised, or what to do where no try is left."""
+    if isinstance(error, ray.exceptions.RayTaskError):
+        raise error.cause if isinstance(error.cause, VlltrError) else error from None
+    if not tries:
+        first = str(error).strip().partition("\n")[0]
+        raise VlltrError(
+            f"the ray engine stood still or lost a machine {_TRIES} times without a result in between: {first}",
+            "What was done is kept. Run it again, with fewer --actors if memory ran out, or with --engine local.",
+        ) from None
 
 
-def _import_ray() -> tuple[Any, Any]:
-    """ray, and its pool of actors.
+def _datasource(sources: Sources, parts: Sequence[Sequence[int]]) -> Any:
+    """The sources as Ray Data reads them, a task for each part."""
+    from ray.data import Datasource, ReadTask
+    from ray.data.block import BlockMetadata
+
+    class OfSources(Datasource):  # type: ignore[misc]  # ray has no types here
+        def estimate_inmemory_data_size(self) -> None:
+            return None
+
+        def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[Any]:
+            return [
+                ReadTask(
+                    partial(_load, sources.take(part), list(part)), BlockMetadata(len(part), None, None, None)
+                )
+                for part in parts
+            ]
+
+    return OfSources()
+
+
+def _load(sources: Sources, places: Sequence[int]) -> Iterator[pa.Table]:
+    """Tables of `_LOADED`, a batch each."""
+    rows = zip(places, sources.load(), strict=True)
+    while batch := list(islice(rows, _BATCH)):
+        yield pa.Table.from_pylist(
+            [
+                {"place": place, "id": i, "data": source}
+                if isinstance(source, bytes)
+                else {"place": place, "id": i, "path": os.fsencode(source)}
+                for place, (i, source) in batch
+            ],
+            schema=_LOADED,
+        )
+
+
+def _sources(table: pa.Table) -> list[ImageSource]:
+    columns = (table[name].to_pylist() for name in ("id", "path", "data"))
+    return [(i, os.fsdecode(path) if data is None else data) for i, path, data in zip(*columns, strict=True)]
+
+
+def _decode(reader: Reader, table: pa.Table) -> pa.Table:
+    """A table of `_PIXELS`: all views of an image one after the other."""
+    read = reader.__getitems__(_sources(table))
+    pixels = dict(
+        zip(read.ids, (image.numpy().tobytes() for image in read.pixels.transpose(0, 1)), strict=True)
+    )
+    ids = table["id"].to_pylist()
+    columns = [table["place"], ids, [pixels.get(i) for i in ids], [read.problems.get(i) for i in ids]]
+    return pa.table(columns, schema=_PIXELS)
+
+
+class RayEngine:
+    """An `Engine` whose actors each hold a copy of the encoder.
+
+    Images given by path must be there under the same path on all machines.
+
+    Args:
+        encoder: What the actors compute with.
+        augment: Of the views after the plain one.
+        actors: As for `RayData`; and so are the errors.
+    """
+
+    def __init__(self, encoder: Encoder, augment: Augment | None = None, actors: int | None = None) -> None:
+        self._data = RayData(actors)
+        self._encoder, self._augment = encoder, augment
+
+    def __enter__(self) -> RayEngine:
+        self._data.__enter__()
+        device, encoder = self._encoder.device, self._encoder.to("cpu")
+        names = encoder.text_fp, encoder.image_fp
+        self._arguments = self._data.ray.put(encoder), names, on_cpu()
+        encoder.to(device)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._data.__exit__(kind, error, trace)
+
+    def texts(self, batches: Iterable[Sequence[str]]) -> Iterator[tuple[Tensor, int]]:
+        """See `Engine`."""
+        parts = [list(batch) for batch in batches]
+        waiting, cut, sizes = list[bytes](), 0, iter(map(len, parts))
+        sources = _Texts([text for part in parts for text in part])
+        size = next(sizes, 0)
+        for table in self._data.run(sources, None, _TextTower, self._arguments, ordered=True):
+            waiting += table["vector"].to_pylist()
+            cut += sum(table["cut"].to_pylist())
+            while size and len(waiting) >= size:
+                yield _tensor(waiting[:size]), cut
+                waiting, cut, size = waiting[size:], 0, next(sizes, 0)
+
+    def images(self, batches: Batches, views: Sequence[int]) -> Iterator[ImageVectors]:
+        """See `Engine`."""
+        reader = Reader(self._encoder.transform, self._augment, views)
+        for table in self._data.run(batches, reader, _ImageTower, self._arguments):
+            rows = list(zip(*(table[name].to_pylist() for name in ("id", "vector", "problem")), strict=True))
+            ids = [i for i, vector, _ in rows if vector is not None]
+            flat = _tensor([vector for _, vector, _ in rows if vector is not None])
+            vectors = flat.view(len(ids), len(views), self._encoder.dim).transpose(0, 1)
+            yield ImageVectors(ids, vectors, {i: problem for i, _, problem in rows if problem is not None})
+
+
+def _tensor(rows: Sequence[bytes]) -> Tensor:
+    """float32 [N, ...]."""
+    if not rows:
+        return torch.empty(0)
+    return torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.float32).view(len(rows), -1)
+
+
+class _Texts:
+    """Sentences as sources, whose paths they are."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._texts = texts
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def take(self, places: Sequence[int]) -> _Texts:
+        return _Texts([self._texts[place] for place in places])
+
+    def load(self) -> Iterator[ImageSource]:
+        return (("", text) for text in self._texts)
+
+
+class _Tower:
+    """What an actor holds: the encoder on the actor's device, had at the first call, whose errors are told."""
+
+    def __init__(self, shared: Any, names: tuple[str, str], on_cpu: bool) -> None:
+        self._shared, self._names, self._on_cpu = shared, names, on_cpu
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        import ray
+
+        encoder: Encoder = ray.get(self._shared).copy()  # what Ray shares is read-only memory
+        encoder.to("cpu" if self._on_cpu or not torch.cuda.is_available() else "cuda").eval()
+        if (found := (encoder.text_fp, encoder.image_fp)) != self._names:
+            raise VlltrError(
+                f"an actor's encoder is {found}, expected {self._names}",
+                "Install the same versions of vlltr-index and torch on all machines.",
+            )
+        return encoder
+
+
+class _TextTower(_Tower):
+    def __call__(self, table: pa.Table) -> pa.Table:
+        vectors, cut = text_vectors(self._encoder, [str(text) for _, text in _sources(table)])
+        rows = pa.array([row.numpy().tobytes() for row in vectors], pa.large_binary())
+        return pa.table({"place": table["place"], "vector": rows, "cut": [cut, *[0] * (len(rows) - 1)]})
+
+
+class _ImageTower(_Tower):
+    def __call__(self, table: pa.Table) -> pa.Table:
+        pixels = [image for image in decoded(table, self._encoder.image_size) if image is not None]
+        found = image_features(self._encoder, torch.cat(pixels)) if pixels else torch.empty(0)
+        vectors = iter(found.view(len(pixels), -1))
+        problems = table["problem"].to_pylist()
+        made = [next(vectors).numpy().tobytes() if problem is None else None for problem in problems]
+        return pa.table([table["place"], table["id"], made, table["problem"]], schema=_VECTORS)
+
+
+def decoded(table: pa.Table, size: tuple[int, int]) -> list[Tensor | None]:
+    """Pixels float32 [views, 3, H, W] of each row that a model is called with; None where there are none.
+
+    Args:
+        table: See `RayData.run`.
+        size: (H, W) of the encoder.
+    """
+    return [
+        None
+        if pixels is None
+        else torch.frombuffer(bytearray(pixels), dtype=torch.float32).view(-1, 3, *size)
+        for pixels in table["pixels"].to_pylist()
+    ]
+
+
+def on_cpu() -> bool:
+    """Whether actors are to leave GPUs alone, as this process was told to."""
+    return os.environ.get("VLLTR_DEVICE") == "cpu"
+
+
+def _import_ray() -> Any:
+    """ray with Ray Data.
 
     Raises:
         ConfigError: If it is not installed.
     """
     try:
         import ray
-        from ray.util import ActorPool
+        import ray.data.exceptions
     except ImportError:
         raise ConfigError(
             "--engine ray needs the package ray, which is not installed",
             'Install it: pip install "vlltr-index[ray]", or run it with --engine local',
         ) from None
-    return ray, ActorPool
+    return ray

@@ -26,9 +26,11 @@ from vlltr_index.store.tables import one_of
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.snapshot import Snapshot
+    from vlltr_index.store.tables import Store
     from vlltr_index.store.transaction import Transaction
 
 __all__ = [
+    "StoredImages",
     "all_embedded",
     "embed_images",
     "embed_sentences",
@@ -41,6 +43,7 @@ _TEXT_BATCH = 4096
 IMAGE_BATCH = 64
 _SOURCES = 1024  # images that a table is asked for at once; whole batches
 _ROWS, _SECONDS = 4096, 30.0  # an append has so many rows, or comes so long after the last one
+_SOURCE = ["image_id", "uri", "data"]
 _FEW = 1000  # keys that are worth a condition instead of a scan
 
 
@@ -103,7 +106,7 @@ def embed_images(
     engine = engine or LocalEngine(encoder, augment)
     with _appended(tx, name) as append:
         for wanted, images in lacking.items():
-            for result in engine.images(_source_batches(tx, images), wanted):
+            for result in engine.images(StoredImages(tx.store, images), wanted):
                 if result.problems:
                     failed += len(result.problems)
                     _keep_aside(tx, result.problems)
@@ -166,18 +169,37 @@ def _keep_aside(tx: Transaction, problems: dict[str, str]) -> None:
     )
 
 
-def _source_batches(tx: Snapshot, ids: list[str]) -> Iterator[list[ImageSource]]:
-    """Batches of images in `ids` order."""
-    for start in range(0, len(ids), _SOURCES):
-        found = load_sources(tx, ids[start : start + _SOURCES])
-        yield from (found[first : first + IMAGE_BATCH] for first in range(0, len(found), IMAGE_BATCH))
+class StoredImages:
+    """Images of the table `images` as it is now, in batches; see `Batches`."""
+
+    def __init__(self, store: Store, ids: Sequence[str]) -> None:
+        self._store, self._ids = store, ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __iter__(self) -> Iterator[list[ImageSource]]:
+        for start in range(0, len(self), _SOURCES):
+            found = self.take(range(start, min(start + _SOURCES, len(self)))).load()
+            yield from (found[first : first + IMAGE_BATCH] for first in range(0, len(found), IMAGE_BATCH))
+
+    def take(self, places: Sequence[int]) -> StoredImages:
+        """Those at some places."""
+        return StoredImages(self._store, [self._ids[place] for place in places])
+
+    def load(self) -> list[ImageSource]:
+        """Each with its bytes, or else its path."""
+        return _sources(self._store.read("images", _SOURCE, one_of("image_id", self._ids)), self._ids)
 
 
-def load_sources(tx: Snapshot, ids: list[str]) -> list[ImageSource]:
+def load_sources(snapshot: Snapshot, ids: Sequence[str]) -> list[ImageSource]:
     """Each image of `ids` with its bytes, or else its path, in their order."""
-    names = ["image_id", "uri", "data"]
-    columns = tx.table("images", names, one_of("image_id", ids)).to_pydict()
-    found = {i: uri if data is None else data for i, uri, data in zip(*columns.values(), strict=True)}
+    return _sources(snapshot.table("images", _SOURCE, one_of("image_id", ids)), ids)
+
+
+def _sources(rows: pa.Table, ids: Sequence[str]) -> list[ImageSource]:
+    columns = zip(*rows.to_pydict().values(), strict=True)
+    found = {i: uri if data is None else data for i, uri, data in columns}
     return [(i, found[i]) for i in ids]
 
 

@@ -79,6 +79,8 @@ class EvaluationReport:
         notes: What a reader must know of a row.
         crops: How many crops of each image the method saw.
         rule: How the branches were put together.
+        ranks: Where classes have parents, by rank, the deepest first: how often the node of that rank that holds the
+            best class is right (`best class`), and the most probable one, all classes summed (`summed`); by bin.
     """
 
     split: str
@@ -94,6 +96,7 @@ class EvaluationReport:
     notes: dict[str, str] = field(default_factory=dict)
     crops: int = 1
     rule: Rule = "ours"
+    ranks: dict[str, dict[str, dict[str, Interval]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,9 @@ from vlltr_index.errors import InputError, WorkspaceError
 from vlltr_index.heads.fusion import Meeting, PartWeights
 from vlltr_index.heads.generative import SharedGaussian
 from vlltr_index.heads.lgr import LGRHead
+from vlltr_index.heads.tree import HeldOutAnswers
 
-__all__ = ["SHARED", "Parts", "SavedHead", "check_facts", "load_head", "save_head"]
+__all__ = ["HELD_OUT", "SHARED", "Parts", "SavedHead", "check_facts", "load_head", "save_head"]
 
 _PARTS = {"weights", "noise", "text_r2", "accept_above"}
 _MEETINGS = ("pictured", "told")
@@ -35,6 +36,8 @@ _TYPES: dict[str, type] = {
 }
 SHARED = ("centre", "basis", "spread", "blank", "text_centre", "text_map")
 """The tensors of the generative model in a head's file, below `generative.`."""
+HELD_OUT = ("labels", "probabilities")
+"""The tensors of the answers to held-out images there, below `held_out.`; none where there were no such images."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,13 @@ class Parts:
         weights: How much each part counts.
         accept_above: The best log-likelihood of 95 % of images that trained nothing is at least this; None where there
             were none.
+        held_out: What was answered for these images, the classes in the order of the visual rows; None likewise.
     """
 
     shared: SharedGaussian
     weights: PartWeights
     accept_above: float | None = None
+    held_out: HeldOutAnswers | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,8 @@ def save_head(
     parts = saved.parts
     if parts is not None:
         tensors |= {f"generative.{n}": getattr(parts.shared, n).float().contiguous() for n in SHARED}
+        if parts.held_out is not None:
+            tensors |= {f"held_out.{n}": getattr(parts.held_out, n).contiguous() for n in HELD_OUT}
     save_file(tensors, folder / "head.safetensors")
     head = saved.head
     facts = {
@@ -123,10 +130,14 @@ def _parts(facts: Mapping[str, Any], tensors: dict[str, Tensor]) -> Parts:
     shared = {name: tensors.pop(f"generative.{name}").double() for name in SHARED}
     if not all(bool((shared[name] > 0.0).all()) for name in ("spread", "blank")):
         raise ValueError("a variance in head.safetensors is not above 0")
+    held = None
+    if "held_out.labels" in tensors:
+        held = HeldOutAnswers(*(tensors.pop(f"held_out.{name}") for name in HELD_OUT))
     return Parts(
         SharedGaussian(**shared, noise=facts["noise"], text_r2=facts["text_r2"]),
         _weights(facts["weights"]),
         facts["accept_above"],
+        held,
     )
 
 

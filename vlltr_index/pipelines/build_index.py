@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 
 from vlltr_index.anchors.index import build_index, plan, save_index
+from vlltr_index.anchors.planning import IndexPlan, plan_index
 from vlltr_index.embedding.loading import load_bank
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["IndexReport", "index_anchors"]
+__all__ = ["IndexReport", "index_anchors", "plan_for"]
 
 _NO_ANCHOR = "no class has a sentence, so all are scored by their images"
 
@@ -30,21 +31,24 @@ class IndexReport:
     digest: str | None
 
 
-def index_anchors(
-    workspace: Workspace, kind: str = "auto", plan_only: bool = False, progress: Progress | None = None
-) -> IndexReport:
-    """Build the index and commit it; with `plan_only`, only say which kind it would be.
+def plan_for(workspace: Workspace) -> IndexPlan:
+    """What an index over the workspace's anchors would be, and cost; where there is no anchor, that there is none.
+
+    Raises:
+        MissingStepError: If no anchors have been selected.
+    """
+    size, dim = load_bank(workspace.snapshot()).bank.vectors.shape
+    return plan_index(size, dim) if size else IndexPlan("none", _NO_ANCHOR, size, dim, (), "")
+
+
+def index_anchors(workspace: Workspace, kind: str = "auto", progress: Progress | None = None) -> IndexReport:
+    """Build the index and commit it.
 
     Where no class has an anchor there is nothing to build: all classes are scored.
 
     Raises:
         MissingStepError: If no anchors have been selected.
     """
-    if plan_only:
-        loaded = load_bank(workspace.snapshot())
-        size, dim = loaded.bank.vectors.shape
-        planned, reason = plan(size) if size else ("none", _NO_ANCHOR)
-        return IndexReport(planned, reason, size, dim, None)
     with workspace.transaction("index") as tx:
         loaded = load_bank(tx)
         size, dim = loaded.bank.vectors.shape

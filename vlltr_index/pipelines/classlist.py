@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vlltr_index.store.taxonomy import load_taxonomy
+
 if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
@@ -22,6 +24,7 @@ class ClassRow:
     origin: str
     images: int
     sentences: int
+    parent: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class ClassDetail:
 def list_classes(workspace: Workspace) -> list[ClassRow]:
     """The classes in the order of their ids; no torch is loaded."""
     snapshot = workspace.snapshot()
+    tree = load_taxonomy(snapshot)
     classes = snapshot.table("classes").sort_by("class_id").to_pylist()
     images = snapshot.table("images", columns=["class_id", "split", "problem"]).to_pylist()
     pictures = Counter(
@@ -77,7 +81,14 @@ def list_classes(workspace: Workspace) -> list[ClassRow]:
     )
     sentences = Counter(snapshot.table("sentences", columns=["class_id"])["class_id"].to_pylist())
     return [
-        ClassRow(c["class_id"], c["name"], c["origin"], pictures[c["class_id"]], sentences[c["class_id"]])
+        ClassRow(
+            c["class_id"],
+            c["name"],
+            c["origin"],
+            pictures[c["class_id"]],
+            sentences[c["class_id"]],
+            tree[c["name"]].parent if c["name"] in tree else None,
+        )
         for c in classes
         if c["retired_at"] is None
     ]

@@ -7,13 +7,12 @@ import math
 import shutil
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from vlltr_index.embedding.engines import Augment, Engine, LocalEngine
 from vlltr_index.embedding.loading import open_encoder
 from vlltr_index.embedding.vectors import IMAGE_BATCH, embed_images, embed_sentences
 from vlltr_index.encoders.encoder import Encoder
-from vlltr_index.errors import UsageError
 from vlltr_index.pipelines.status import encoder_change
 from vlltr_index.tensors import device_name
 from vlltr_index.train.augment import ViewAugment
@@ -63,17 +62,15 @@ def embed(
         progress: Called with the step's name, what is done, and the total.
         force: Whether an encoder other than the last commit's is taken; anchors, head and index that belong to the
             other one are given up then.
-        engine: Where vectors are computed: in this process, or by Ray actors; this process writes them either way.
-        actors: How many actors Ray starts; default: one a GPU, or where there is none one a CPU.
+        engine: Where vectors are computed: in this process, or by Ray Data; this process writes them either way.
+        actors: How many models Ray holds; default: one a GPU, or where there is none one a CPU.
 
     Raises:
-        UsageError: If there is no such engine, or `actors` does not go with it.
         ConfigError: If the engine's package is not installed.
         MissingStepError: If the encoder has no weights yet.
         FingerprintMismatch: If the encoder is not the one of the commit's vectors, without `force`.
     """
     views = workspace.recipe.lgr.views if views is None else views
-    _check_engine(engine, actors)
     with workspace.transaction("embed") as tx:
         checkpoint = tx.commit.checkpoint
         if checkpoint and (change := encoder_change(workspace, checkpoint)):
@@ -123,13 +120,6 @@ def _differs(commit: Commit, encoder: Encoder) -> bool:
         encoder.text_fp,
         encoder.image_fp,
     )
-
-
-def _check_engine(engine: str, actors: int | None) -> None:
-    if engine not in get_args(EngineName):
-        raise UsageError(f"no engine {engine!r}", f"There are: {', '.join(get_args(EngineName))}.")
-    if actors is not None and engine != "ray":
-        raise UsageError("--actors is for --engine ray", "Leave it out, or run: vlltr embed --engine ray")
 
 
 def _open_engine(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
+    from vlltr_index.heads.tree import ClassTree
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
@@ -150,7 +152,8 @@ def evaluation(
     if crops != 1:
         features = embed_crops(workspace, recognizer.encoder, data.image_ids, crops, progress)
         data = replace(data, features=features)
-    answers = _own_answers(recognizer, data, labels, retrieval, progress)
+    tree = recognizer.current().tree() if own.taxonomy else None
+    answers, summed = _own_answers(recognizer, data, labels, retrieval, tree, progress)
     seen = f"{crops} crops an image" if crops != 1 else ""
     notes = dict.fromkeys(answers, seen)
     notes[METHOD] = "; ".join(filter(None, (_rule_note(scorer.fusion), seen)))
@@ -174,6 +177,7 @@ def evaluation(
         {name: note for name, note in notes.items() if note},
         crops,
         scorer.fusion.rule,
+        _by_rank(tree, answers[METHOD].best[:, 0], summed, labels, counts, bootstrap),
     )
     return Evaluation(report, answers, recognizer, data, class_ids, labels, counts)
 
@@ -225,18 +229,54 @@ def _labels(snapshot: Snapshot, class_ids: Tensor, data: ImageSet, split: str) -
 
 
 def _own_answers(
-    recognizer: Recognizer, data: ImageSet, labels: Tensor, retrieval: str, progress: Progress | None
-) -> dict[str, RowAnswers]:
-    """What the method and each branch answer; their columns are the scorer's classes."""
+    recognizer: Recognizer,
+    data: ImageSet,
+    labels: Tensor,
+    retrieval: str,
+    tree: ClassTree | None,
+    progress: Progress | None,
+) -> tuple[dict[str, RowAnswers], list[Tensor]]:
+    """What the method and each branch answer, in the scorer's columns, and the best node of each of `tree.levels`."""
     tops: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in _BRANCHES}
+    nodes: list[list[Tensor]] = []
     for start in range(0, len(data.features), _BATCH):
         fused, _ = recognizer.score(data.features[start : start + _BATCH], retrieval)
         for name, scores in zip(_BRANCHES, (fused.probabilities, fused.by_image, fused.by_text), strict=True):
             tops[name].append(_top(scores))
+        if tree is not None:
+            nodes.append([tree.best_at(rank, fused.probabilities) for rank in tree.levels])
         if progress:
             progress("evaluate", min(start + _BATCH, len(data.features)), len(data.features))
     whole = {name: tuple(map(torch.cat, zip(*parts, strict=True))) for name, parts in tops.items()}
-    return {name: RowAnswers(best, best[:, 0] == labels, sure) for name, (best, sure) in whole.items()}
+    found = {name: RowAnswers(best, best[:, 0] == labels, sure) for name, (best, sure) in whole.items()}
+    return found, [torch.cat(parts) for parts in zip(*nodes, strict=True)]
+
+
+def _by_rank(
+    tree: ClassTree | None,
+    best: Tensor,
+    summed: Sequence[Tensor],
+    labels: Tensor,
+    counts: Tensor,
+    bootstrap: int,
+) -> dict[str, dict[str, dict[str, Interval]]]:
+    """Accuracy at each rank on the images whose class has a node of it; see `EvaluationReport.ranks`."""
+    found: dict[str, dict[str, dict[str, Interval]]] = {}
+    for rank, sure in zip(tree.levels if tree is not None else (), summed, strict=True):
+        assert tree is not None
+        nodes = tree.at_rank[rank]
+        truth = nodes[labels]
+        there = truth >= 0
+        if not bool(there.any()):
+            continue
+        right = {"best class": nodes[best] == truth, "summed": sure == truth}
+        found[rank] = {
+            name: accuracy_report(
+                torch.where(hit, labels, -1)[there], labels[there], counts, resamples=bootstrap
+            ).top1
+            for name, hit in right.items()
+        }
+    return found
 
 
 def _top(scores: Tensor) -> tuple[Tensor, Tensor]:

@@ -104,7 +104,7 @@ class IngestReport:
 
 def ingest_images(
     workspace: Workspace,
-    path: Path,
+    path: Path | str,
     split: str | None = None,
     *,
     list_root: Path | None = None,

@@ -6,9 +6,13 @@ import csv
 import json
 import os
 import shlex
+import socket
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice, starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +20,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from vlltr_index.data.unlabelled import unlabelled_images
-from vlltr_index.errors import UsageError, write_error
+from vlltr_index.data.unlabelled import Pictures, unlabelled_images
+from vlltr_index.errors import UsageError, VlltrError, WorkspaceError, write_error
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
+    from vlltr_index.embedding.ray_engine import RayData
     from vlltr_index.recognition.predictor import Answers
     from vlltr_index.schemas.records import Prediction, Progress
 
-__all__ = ["PredictReport", "named_predictions", "predict_to_file"]
+__all__ = ["OnRay", "PredictReport", "named_predictions", "predict_to_file"]
 
 _FORMATS = (".csv", ".jsonl", ".parquet")
 _ROWS = 10_000
@@ -47,13 +52,18 @@ class PredictReport:
         ]
 
 
+@dataclass(frozen=True)
+class OnRay:
+    """Answers by Ray's actors, each of which opens the workspace: all machines must see it, and the pictures."""
+
+    address: str  # the workspace's folder or URI
+    actors: int | None = None  # default: one a GPU, or where there is none one a CPU
+
+
 def named_predictions(
     answers: Answers, images: Iterable[tuple[str, str | bytes]], **how: Any
 ) -> Iterator[Prediction]:
     """`Answers.stream` over named sources; each prediction goes by its source's name."""
-    from collections import deque
-    from dataclasses import replace
-
     names = deque[str]()
 
     def sources() -> Iterator[str | bytes]:
@@ -70,6 +80,7 @@ def predict_to_file(
     paths: Sequence[str],
     out: Path,
     progress: Progress | None = None,
+    ray: OnRay | None = None,
     **how: Any,
 ) -> PredictReport:
     """Answer for pictures into a CSV, JSONL or Parquet file, one row a picture; each name once.
@@ -83,9 +94,11 @@ def predict_to_file(
         paths: As for `data.unlabelled.unlabelled_images`.
         out: The file; it must not be there.
         progress: Called after every picture.
+        ray: Answers are computed there; default: in this process. Either goes on where the other one stopped.
         how: As for `Answers.stream`.
 
     Raises:
+        ConfigError: If Ray is not installed.
         UsageError: If `out` ends otherwise, is there or being written, or what lies beside it was answered otherwise.
         WorkspaceError: If it cannot be written.
     """
@@ -99,23 +112,28 @@ def predict_to_file(
     model = [answers.scorer.saved.text_fp, answers.scorer.saved.image_fp, answers.scorer.loaded.selection_id]
     facts = {"commit": answers.commit, "model": model, "images": list(paths), **how}
     try:
-        with FileLock(lock, timeout=0):
+        with _engine(ray) as data, FileLock(lock, timeout=0):
             if out.exists():  # by now
                 raise UsageError(f"{out} is there already", "Choose another file, or remove it.")
             done = _begun(part, facts)
             before, unread = len(done), sum(done.values())
             todo = (
                 (name, source)
-                for name, source in unlabelled_images(paths)
+                for name, source in unlabelled_images(paths, with_data=ray is None)
                 if name not in done and not done.setdefault(name, False)
             )
             with part.open("a", encoding="utf-8") as file:
-                for count, one in enumerate(named_predictions(answers, todo, **how), 1):
-                    file.write(json.dumps(one, ensure_ascii=False, default=_values) + "\n")
-                    unread += one.problem is not None
+                lines: Iterable[tuple[str, bool]]
+                if ray is None:
+                    lines = map(_as_json, named_predictions(answers, todo, **how))
+                else:
+                    lines = _lines(answers, todo, data, ray, how)
+                for count, (line, lost) in enumerate(lines, 1):
+                    file.write(line + "\n")
+                    unread += lost
                     if progress:
                         progress("predict", count, None)
-            _finish(part, out, how.get("top", 5))
+            _finish(part, out, _schema(how.get("top", 5), how.get("coverage") is not None))
             lock.unlink(missing_ok=True)  # while it is held: whoever comes next sees `out`
     except Timeout:
         raise UsageError(
@@ -124,6 +142,67 @@ def predict_to_file(
     except OSError as error:
         raise write_error(out, error) from error
     return PredictReport(str(out), len(done), before, unread)
+
+
+def _engine(ray: OnRay | None) -> AbstractContextManager[Any]:
+    """Ray Data, if it is asked for."""
+    if ray is None:
+        return nullcontext()
+    from vlltr_index.embedding.ray_engine import RayData
+
+    return RayData(ray.actors)
+
+
+def _lines(
+    answers: Answers, named: Iterable[tuple[str, str | bytes]], data: RayData, ray: OnRay, how: dict[str, Any]
+) -> Iterator[tuple[str, bool]]:
+    """What `_as_json` gives, by Ray's actors."""
+    from vlltr_index.embedding.crops import CropPixels
+    from vlltr_index.embedding.engines import Reader
+    from vlltr_index.embedding.ray_engine import on_cpu
+
+    reader = Reader(CropPixels(answers.encoder, how.get("crops", 1)), None, (0,))
+    model = ray.address, answers.commit, how, answers.encoder.image_size, on_cpu()
+    for table in data.run(Pictures(list(named)), reader, _Answering, model, ordered=True):
+        yield from zip(table["line"].to_pylist(), table["lost"].to_pylist(), strict=True)
+
+
+class _Answering:
+    """What an actor holds: a commit's model, opened at the first call, whose errors are told."""
+
+    def __init__(
+        self, address: str, commit: int, how: dict[str, Any], size: tuple[int, int], on_cpu: bool
+    ) -> None:
+        self._address, self._commit, self._how, self._size = address, commit, how, size
+        os.environ["VLLTR_DEVICE"] = "cpu" if on_cpu else "auto"
+
+    @cached_property
+    def _answers(self) -> Answers:
+        from vlltr_index.recognizer import Recognizer
+
+        try:
+            return Recognizer.open(self._address, at=self._commit).current()
+        except VlltrError as error:
+            raise WorkspaceError(
+                f"on {socket.gethostname()}: {error.message}",
+                "All machines must see the workspace under the same path, or in object storage (s3://...).",
+            ) from None
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        from vlltr_index.embedding.ray_engine import decoded
+        from vlltr_index.recognition.predictor import ReadImage
+
+        rows = zip(
+            table["id"].to_pylist(), decoded(table, self._size), table["problem"].to_pylist(), strict=True
+        )
+        lines = map(_as_json, self._answers.stream(starmap(ReadImage, rows), **self._how))
+        line, lost = zip(*lines, strict=True)
+        return pa.table({"place": table["place"], "line": line, "lost": lost})
+
+
+def _as_json(prediction: Prediction) -> tuple[str, bool]:
+    """A prediction as JSON, and whether the picture could not be read."""
+    return json.dumps(prediction, ensure_ascii=False, default=_values), prediction.problem is not None
 
 
 def _values(record: Any) -> dict[str, Any]:
@@ -171,7 +250,7 @@ def _line(part: Path, number: int, line: bytes) -> dict[str, Any]:
     return row
 
 
-def _finish(part: Path, out: Path, top: int) -> None:
+def _finish(part: Path, out: Path, schema: pa.Schema) -> None:
     """Make `out` of the answers, whole or not at all."""
     made = out.with_name(out.name + ".new")
     with part.open(encoding="utf-8") as file:
@@ -181,26 +260,34 @@ def _finish(part: Path, out: Path, top: int) -> None:
                 target.writelines(file)
         elif out.suffix.lower() == ".csv":
             with made.open("w", encoding="utf-8", newline="") as target:
-                writer = csv.DictWriter(target, _schema(top).names)
+                writer = csv.DictWriter(target, schema.names)
                 writer.writeheader()
                 writer.writerows(_flat(json.loads(line)) for line in file)
         else:
-            with pq.ParquetWriter(made, _schema(top)) as table:
+            with pq.ParquetWriter(made, schema) as table:
                 while rows := [_flat(json.loads(line)) for line in islice(file, _ROWS)]:
-                    table.write_table(pa.Table.from_pylist(rows, schema=_schema(top)))
+                    table.write_table(pa.Table.from_pylist(rows, schema=schema))
     os.replace(made, out)
     part.unlink()
 
 
-def _schema(top: int) -> pa.Schema:
+def _schema(top: int, coverage: bool) -> pa.Schema:
     ranked = [
         f
         for k in range(1, top + 1)
         for f in ((f"class_{k}", pa.string()), (f"probability_{k}", pa.float64()))
     ]
+    answer = [("answer", pa.string()), ("answer_rank", pa.string()), ("answer_probability", pa.float64())]
     rest = [("image_part", pa.float64()), ("text_part", pa.float64()), ("known", pa.bool_())]
     return pa.schema(
-        [("image", pa.string()), *ranked, *rest, ("sentences", pa.string()), ("problem", pa.string())]
+        [
+            ("image", pa.string()),
+            *(answer if coverage else ()),
+            *ranked,
+            *rest,
+            ("sentences", pa.string()),
+            ("problem", pa.string()),
+        ]
     )
 
 
@@ -209,7 +296,10 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
     values = {key: row[key] for key in ("image", "known", "problem")}
     for k, score in enumerate(row["classes"], 1):
         values |= {f"class_{k}": score["name"], f"probability_{k}": score["probability"]}
+    if answer := row["answer"]:
+        values |= {"answer": answer["node"], "answer_rank": answer["rank"]}
+        values["answer_probability"] = answer["probability"]
     for best in row["classes"][:1]:
         values |= {key: best[key] for key in ("image_part", "text_part")}
-        values["sentences"] = " | ".join(s["text"] for s in best["sentences"]) or None
+        values["sentences"] = " | ".join(s["text"] for s in (answer or best)["sentences"]) or None
     return values

@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, lru_cache, partial
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -25,8 +25,10 @@ from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.heads.explanation import ClassExplanation, explain_class
 from vlltr_index.heads.fusion import FusedScores, parts_of
 from vlltr_index.recognition.in_words import numbered, sayings
+from vlltr_index.recognition.ranks import NO_TREE, Ranks, classes_below, tree_above
 from vlltr_index.recognition.scorer import OTHER_RULE, Scorer, load_scorer
-from vlltr_index.schemas.records import ClassScore, Neighbour, Prediction, SentenceShare
+from vlltr_index.schemas.records import ClassScore, Neighbour, Prediction, RankScore, SentenceShare
+from vlltr_index.store.taxonomy import load_taxonomy
 from vlltr_index.tensors import choose_device
 
 if TYPE_CHECKING:
@@ -34,10 +36,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vlltr_index.encoders.encoder import Encoder
+    from vlltr_index.heads.tree import ClassTree
     from vlltr_index.store.snapshot import ClassTable, Snapshot
+    from vlltr_index.store.taxonomy import Taxonomy
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["TEXT_COLUMNS", "Answers", "Texts", "load_answers", "texts_of"]
+__all__ = ["TEXT_COLUMNS", "Answers", "ReadImage", "Texts", "load_answers", "texts_of"]
 
 _BATCH = 64
 _READERS = 8
@@ -48,6 +52,18 @@ TEXT_COLUMNS = ("sentence_id", "text", "source", "source_ref", "licence")
 
 Texts = Mapping[str, tuple[str, str, str | None, str | None]]
 """Sentence id to text, source, its reference there, and licence."""
+
+
+_Placed = tuple[tuple[RankScore, ...], RankScore | None]
+_Answered = tuple[tuple[ClassScore, ...], float, tuple[bool | None, float | None], _Placed]
+
+
+class ReadImage(NamedTuple):
+    """An image that was decoded elsewhere: what to call it, its pixels as `Crops` gives them, or what was wrong."""
+
+    label: str
+    pixels: Tensor | None
+    problem: str | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +81,7 @@ class Answers:
         training_images: Gives ids and uris of a class's training images, and their unit vectors [N, D]; None: there are
             none, as in an exported folder.
         device: Where images are scored, as a rule the encoder's; scores come back to the CPU.
+        taxonomy: What lies above the classes; empty where nothing does.
     """
 
     commit: int
@@ -76,6 +93,7 @@ class Answers:
     texts: Callable[[], Texts]
     training_images: Callable[[int], tuple[pa.Table, Tensor]] | None = None
     device: torch.device = _CPU
+    taxonomy: Taxonomy = field(default_factory=dict)
 
     @property
     def encoder(self) -> Encoder:
@@ -107,7 +125,7 @@ class Answers:
 
     def stream(
         self,
-        images: Iterable[ImageSource],
+        images: Iterable[ImageSource | ReadImage],
         top: int = 5,
         explain: int = 0,
         retrieval: str = "auto",
@@ -115,11 +133,13 @@ class Answers:
         crops: int = 1,
         only: Sequence[str] | None = None,
         neighbours: int = 0,
+        parent: str | None = None,
+        coverage: float | None = None,
     ) -> Iterator[Prediction]:
         """The best classes of each image, best first, each with its nearest sentences; images are read as it goes on.
 
         Args:
-            images: Paths, encoded bytes, PIL images, or arrays uint8 [H, W, 3], any number.
+            images: Paths, encoded bytes, PIL images, arrays uint8 [H, W, 3], or decoded ones, any number.
             top: Classes an image.
             explain: Groups of sentences a class, by their share of its text score.
             retrieval: `faiss` scores the classes that the index retrieves; `exhaustive` all of them; `auto` takes
@@ -128,38 +148,41 @@ class Answers:
             crops: Crops of each image that make its feature: 1, or 5, see `vlltr_index.embedding.crops`.
             only: Names of classes: the answer is among them, as if there were no others. All of them are scored.
             neighbours: Nearest training images of the best class.
+            parent: The answer is among the classes below this node, as by `only`.
+            coverage: Answer at the deepest rank that was right for this share of the images held out, see `Ranks`.
 
         Raises:
-            UsageError: If `retrieval` is none of these, another number of crops, or `neighbours` of an exported folder.
-            MissingStepError: If `reject` is asked for and the head has no level for it, one of `only` has neither
-                anchors nor images, or the training images that `neighbours` asks for have no vectors.
-            UnknownClassError: If there is no such class.
+            UsageError: If `retrieval` is none of these, another number of crops, `neighbours` of an exported folder,
+                or `coverage` is no share.
+            MissingStepError: If `reject` or `coverage` are asked for and the head cannot say, one of `only` has neither
+                anchors nor images, there is no tree of classes, or the training images that `neighbours` asks for have
+                no vectors.
+            UnknownClassError: If there is no such class or parent.
 
         An image that cannot be read gives a `Prediction` with `problem` set; the others are answered.
         """
         if retrieval not in ("auto", "faiss", "exhaustive"):
             raise UsageError(f"retrieval is 'auto', 'faiss' or 'exhaustive', got {retrieval!r}")
         level = self._level() if reject else None
-        used = "exhaustive" if only is not None else self._used(retrieval)
-        columns = torch.arange(len(self.scorer.class_ids))
-        if only is not None:
-            if not only or reject:
-                what = "with --reject, which looks at all classes" if only else "that names no class"
-                raise UsageError(f"an answer among some classes (--only) {what}", "Leave one of them out.")
-            columns = torch.tensor(sorted({self._place(name) for name in only}))
+        some = only is not None or parent is not None
+        used = "exhaustive" if some else self._used(retrieval)
+        if some and reject:
+            what = "an answer among some classes (--only, --parent) with --reject, which looks at all classes"
+            raise UsageError(what, "Leave one of them out.")
+        columns = self._columns(only, parent)
+        ranks = self._ranks(columns, coverage)
         views = Crops(self.encoder, crops)
         for batch in self._read(images, views):
             pixels = [read for _, read, _ in batch if read is not None]
-            answered: Iterator[tuple[tuple[ClassScore, ...], float, tuple[bool | None, float | None]]] = iter(
-                ()
-            )
+            answered: Iterator[_Answered] = iter(())
             if pixels:
                 features = views.features(pixels)
                 fused, residual = self.score(features, used)
-                if only is not None:
+                if some:
                     fused = fused.among(columns, self.scorer.fusion.rule)
                 best = fused.probabilities.topk(min(top, len(columns))).indices
                 scores = self._class_scores(features, fused, best, explain, columns)
+                above = self._above(ranks, features, fused.probabilities, columns, explain)
                 if neighbours:
                     scores = [
                         (
@@ -168,24 +191,68 @@ class Answers:
                         )
                         for feature, (first, *others) in zip(features, scores, strict=True)
                     ]
-                answered = zip(scores, residual.tolist(), self._known(features, level), strict=True)
+                answered = zip(scores, residual.tolist(), self._known(features, level), above, strict=True)
             for label, read, problem in batch:
                 if read is None:
                     yield Prediction(label, (), 0.0, used, self.state, problem)
                 else:
-                    classes, rest, known = next(answered)
-                    yield Prediction(label, classes, rest, used, self.state, None, *known)
+                    classes, rest, known, placed = next(answered)
+                    yield Prediction(label, classes, rest, used, self.state, None, *known, *placed)
 
-    def _read(
-        self, images: Iterable[ImageSource], views: Crops
-    ) -> Iterator[list[tuple[str, Tensor | None, str | None]]]:
+    def _columns(self, only: Sequence[str] | None, parent: str | None) -> Tensor:
+        """The columns of the classes that are answered among, int64, ascending."""
+        wanted = set(range(len(self.scorer.class_ids)))
+        if parent is not None:
+            if not self.taxonomy:
+                raise MissingStepError(*NO_TREE)
+            wanted = classes_below(self.tree(), self.classes, parent)
+        if only is not None:
+            wanted &= {self._place(name) for name in only}
+        if not wanted:
+            raise UsageError(
+                "an answer among some classes (--only, --parent) that names no class", "Name others."
+            )
+        return torch.tensor(sorted(wanted))
+
+    def tree(self, columns: Tensor | None = None) -> ClassTree:
+        """The tree above the classes, or above those in some columns, int64."""
+        classes = self.scorer.class_ids if columns is None else self.scorer.class_ids[columns]
+        return tree_above(self.taxonomy, [self.names[i] for i in classes.tolist()])
+
+    def _ranks(self, columns: Tensor, coverage: float | None) -> Ranks | None:
+        """The ranks of the classes in some columns, int64; None where nothing lies above classes."""
+        if not self.taxonomy and coverage is not None:
+            raise MissingStepError(*NO_TREE)
+        ranks = Ranks(self.tree(columns)) if self.taxonomy else None
+        return ranks if ranks is None or coverage is None else ranks.holding(self.scorer, columns, coverage)
+
+    def _above(
+        self, ranks: Ranks | None, features: Tensor, probabilities: Tensor, columns: Tensor, explain: int
+    ) -> list[_Placed]:
+        """What each image's best class lies below, and the answer that its rank gives, with sentences."""
+        if ranks is None:
+            return [((), None)] * len(features)
+        classes, found = self.scorer.class_ids[columns].tolist(), list[_Placed]()
+        for feature, row, (path, node) in zip(
+            features.cpu(), probabilities, ranks.answers(probabilities), strict=True
+        ):
+            told = partial(self._sentences, feature, classes)
+            found.append((path, None if node < 0 else ranks.explained(node, row, told, explain)))
+        return found
+
+    def _sentences(self, feature: Tensor, classes: Sequence[int], column: int) -> tuple[SentenceShare, ...]:
+        return self._shares(feature, classes[column], None)[1]
+
+    def _read(self, images: Iterable[ImageSource | ReadImage], views: Crops) -> Iterator[list[ReadImage]]:
         """Batches of labels, pixels and what was wrong; the next one is read while one is worked on."""
 
-        def read(image: ImageSource) -> tuple[str, Tensor | None, str | None]:
+        def read(image: ImageSource | ReadImage) -> ReadImage:
+            if isinstance(image, ReadImage):
+                return image
             try:
-                return image_label(image), views.pixels(open_image(image)), None
+                return ReadImage(image_label(image), views.pixels(open_image(image)), None)
             except InputError as error:
-                return image_label(image), None, error.message
+                return ReadImage(image_label(image), None, error.message)
 
         source = iter(images)
         with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
@@ -485,6 +552,7 @@ def load_answers(workspace: Workspace, snapshot: Snapshot) -> Answers:
         open_index=cache(index),
         texts=cache(lambda: texts_of(snapshot.table("sentences", TEXT_COLUMNS))),
         training_images=lru_cache(_CLASSES)(partial(_training_images, snapshot)),
+        taxonomy=load_taxonomy(snapshot),
     )
 
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from vlltr_index.data.decoding import Probe, probe, reduced_bytes
 from vlltr_index.data.names import ClassNames
+from vlltr_index.data.objects import is_address
 from vlltr_index.data.text import normalise_text, sentence_id, text_hash
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.records import ImageRecord, SentenceRecord
@@ -218,9 +219,9 @@ def note_aliases(
 
 def file_of(uri: str) -> str:
     """The file behind an image's address: the Parquet file of a row."""
-    return uri if Path(uri).exists() else uri.rpartition("#")[0] or uri
+    return uri if is_address(uri) or Path(uri).exists() else uri.rpartition("#")[0] or uri
 
 
 def is_gone(uri: str) -> bool:
-    """Whether the file at an image's address is no longer there."""
-    return not Path(file_of(uri)).exists()
+    """Whether the file at an image's address is no longer there; of one in object storage that is not known."""
+    return not (is_address(uri) or Path(file_of(uri)).exists())

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
     from vlltr_index.store.tables import Store
 
-__all__ = ["ClassTable", "Snapshot", "table_gone"]
+__all__ = ["ClassTable", "Snapshot", "folded", "table_gone"]
 
 
-def _fold(name: str) -> str:
+def folded(name: str) -> str:
+    """A name as it is compared where neither case nor blanks matter."""
     return " ".join(unicodedata.normalize("NFC", name).casefold().split())
 
 
@@ -72,7 +73,7 @@ class ClassTable:
 
     def _spellings(self, class_id: int) -> tuple[set[str], ...]:
         name, aliases = self.names[class_id], self.aliases.get(class_id, ())
-        return {name}, set(aliases), {_fold(name)}, {_fold(a) for a in aliases}
+        return {name}, set(aliases), {folded(name)}, {folded(a) for a in aliases}
 
     def find(self, name: str) -> int | None:
         """The class of that name or alias, None if there is none; case does not matter unless it decides.
@@ -80,8 +81,8 @@ class ClassTable:
         Raises:
             UnknownClassError: If two classes fit equally well.
         """
-        exact, alias, folded, folded_alias = self._levels
-        for level, key in ((exact, name), (alias, name), (folded, _fold(name)), (folded_alias, _fold(name))):
+        exact, alias, plain, plain_alias = self._levels
+        for level, key in ((exact, name), (alias, name), (plain, folded(name)), (plain_alias, folded(name))):
             found = level.get(key, [])
             if len(found) == 1:
                 return found[0]
@@ -102,7 +103,7 @@ class ClassTable:
         if found is not None:
             return found
         shown = {s: self.names[i] for i in self.ids for level in self._spellings(i)[2:] for s in level}
-        close = list(dict.fromkeys(shown[s] for s in get_close_matches(_fold(name), list(shown), n=3)))
+        close = list(dict.fromkeys(shown[s] for s in get_close_matches(folded(name), list(shown), n=3)))
         hint = f"Did you mean {', '.join(map(repr, close))}? " if close else ""
         hint += (
             "List all: vlltr classes list" if self.ids else "There are no classes yet: vlltr ingest text PATH"

@@ -1,4 +1,4 @@
-"""A workspace's files and its lock: in a folder, or in S3, Google Cloud Storage or Azure (the only obstore import)."""
+"""A workspace's files and its lock: in a folder, or in S3, Google Cloud Storage or Azure."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
-from vlltr_index.errors import LockedError, MissingStepError, UsageError, WorkspaceError, write_error
+from vlltr_index.data.objects import objects_at, told_by
+from vlltr_index.errors import LockedError, UsageError, WorkspaceError, write_error
 
 __all__ = [
     "ObjectStorage",
@@ -120,7 +120,6 @@ _log = logging.getLogger(__name__)
 _LOCK = "lock"
 _CACHE = "VLLTR_CACHE_DIR"
 _ADDRESS = re.compile(r"(?:s3|gs|az)://[A-Za-z0-9][A-Za-z0-9._-]*(?:/[^/?#\\]+)*/?\Z")
-_SHOWN = 500  # characters of what obstore says
 _PAUSE = 0.5  # seconds between two tries for the lock
 
 
@@ -259,17 +258,10 @@ class ObjectStorage(Storage):
                 f"{address} is not an address that can hold a workspace",
                 "Give a folder, or an address such as s3://BUCKET/NAME, gs://BUCKET/NAME or az://CONTAINER/NAME.",
             )
-        try:
-            import obstore
-            import obstore.exceptions
-            from obstore.store import from_url
-            from platformdirs import user_cache_path
-        except ImportError as error:
-            raise MissingStepError(
-                f"a workspace in object storage needs a library that cannot be imported: {error}",
-                'Run: pip install "vlltr-index[remote]"',
-            ) from error
         self.address = address.removesuffix("/")
+        self._library, self._store = objects_at(self.address)
+        from platformdirs import user_cache_path
+
         self.tables = f"{self.address}/lance"
         cache = os.environ.get(_CACHE) or user_cache_path("vlltr-index", appauthor=False)
         readable = re.sub(r"[^A-Za-z0-9._-]+", "-", self.address)[:60]
@@ -282,29 +274,13 @@ class ObjectStorage(Storage):
             raise WorkspaceError(
                 said, f"Name a folder that can be written: export {_CACHE}=FOLDER"
             ) from error
-        self._library: Any = obstore
-        with self._asked(""):
-            retries: Any = {"max_retries": 3, "retry_timeout": timedelta(seconds=30)}
-            self._store: Any = from_url(self.address, retry_config=retries)
 
     def __reduce__(self) -> tuple[type[ObjectStorage], tuple[str]]:
         return type(self), (self.address,)
 
-    @contextmanager
-    def _asked(self, name: str) -> Iterator[None]:
-        """obstore's errors with the address; an object that is missing or there is a `FileNotFoundError` or so."""
-        try:
-            yield
-        except FileNotFoundError:
-            raise FileNotFoundError(self.at(name)) from None
-        except (self._library.exceptions.AlreadyExistsError, self._library.exceptions.PreconditionError):
-            raise FileExistsError(self.at(name)) from None
-        except self._library.exceptions.BaseError as error:
-            raise WorkspaceError(
-                f"{self.at(name).removesuffix('/')} cannot be used: {' '.join(str(error).split())[:_SHOWN]}",
-                "Look at the network, the address, and what the environment says of credentials and endpoint (AWS_..., "
-                "GOOGLE_..., AZURE_...), then run the same command again.",
-            ) from error
+    def _asked(self, name: str) -> AbstractContextManager[None]:
+        """obstore's errors with the address of an object."""
+        return told_by(self._library, self.at(name))
 
     def exists(self, name: str) -> bool:
         """Whether the object is there."""

@@ -172,7 +172,7 @@ class Workspace:
         """A table as Arrow, as of the newest commit or of `at`: for pandas `.to_pandas()`, for polars `from_arrow`.
 
         Args:
-            name: `classes`, `sentences`, `images`, `sentence_scores`, `anchors` or `class_stats`.
+            name: `classes`, `sentences`, `images`, `sentence_scores`, `anchors`, `class_stats` or `taxonomy`.
             at: As of this commit.
             columns: Which, and in what order; default all. `images` may hold the images' bytes in `data`.
 

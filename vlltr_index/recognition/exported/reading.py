@@ -30,7 +30,7 @@ from vlltr_index.encoders import openclip
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.encoders.tokenizing import GENERIC, SAVED_KEYS
 from vlltr_index.errors import MissingPackageError, MissingStepError, PretrainedError, VlltrError
-from vlltr_index.heads.checkpoint import SHARED, SavedHead, check_facts, load_head
+from vlltr_index.heads.checkpoint import HELD_OUT, SHARED, SavedHead, check_facts, load_head
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.recognition.exported.layout import (
     CARD,
@@ -49,7 +49,9 @@ from vlltr_index.schemas.exported import (
     anchors_schema,
     sentences_schema,
 )
+from vlltr_index.schemas.records import Taxon
 from vlltr_index.store.snapshot import ClassTable
+from vlltr_index.store.taxonomy import circle, taxonomy_of
 
 if TYPE_CHECKING:
     from vlltr_index.anchors.index import AnchorIndex
@@ -107,6 +109,9 @@ def read_model(folder: Path, device: str | torch.device | None = None, trust_ind
         {item.class_id: item.name for item in config.classes},
         {item.class_id: item.aliases for item in config.classes},
     )
+    taxonomy = taxonomy_of((Taxon(**item.model_dump()) for item in config.taxonomy), classes)
+    if round_about := circle(taxonomy, taxonomy):
+        _damaged(folder / "config.json", f"{round_about[0]!r} lies below itself")
     texts = anchors.select(TEXT_COLUMNS)
     return Answers(
         config.commit,
@@ -117,6 +122,7 @@ def read_model(folder: Path, device: str | torch.device | None = None, trust_ind
         open_index=lambda: index,
         texts=cache(lambda: texts_of(texts)),
         device=encoder.device,
+        taxonomy=taxonomy,
     )
 
 
@@ -287,7 +293,16 @@ def _head(folder: Path, config: ExportedConfig) -> SavedHead:
     if facts["parts"] is not None:
         wide = {"basis", "text_map"}
         expected |= {f"generative.{n}": (config.dim,) * (2 if n in wide else 1) for n in SHARED}
+        if held := _shapes(weights).get("held_out.labels"):
+            shapes = (held[:1], (*held[:1], rows))
+            expected |= {f"held_out.{name}": shape for name, shape in zip(HELD_OUT, shapes, strict=True)}
     tensors = _tensors(weights, expected | {"class_ids": (rows,)})
+    if "held_out.labels" in tensors:
+        labels, chances = (tensors[f"held_out.{name}"] for name in HELD_OUT)
+        if labels.dtype != torch.int64 or not bool(((labels >= 0) & (labels < rows)).all()):
+            _damaged(weights, f"held_out.labels must be integers from 0 to {rows - 1}")
+        if not bool((chances >= 0).all() and (chances <= 1).all()):
+            _damaged(weights, "held_out.probabilities must lie between 0 and 1")
     factors = {"the logits' scale": "log_logit_scale", "the losses' factor": "log_beta"}
     for what, name in factors.items():
         value = float(tensors.get(f"head.{name}", torch.zeros(())).double().exp())

@@ -28,10 +28,12 @@ from vlltr_index.schemas.exported import (
     LIBRARY,
     ExportedClass,
     ExportedConfig,
+    ExportedTaxon,
     anchors_schema,
     sentences_schema,
 )
 from vlltr_index.store.arrow import one_of, quote
+from vlltr_index.store.taxonomy import load_taxonomy
 from vlltr_index.version import VERSION
 
 if TYPE_CHECKING:
@@ -234,6 +236,10 @@ def _config(
             ExportedClass(**{name: row[name] for name in ("class_id", "name", "aliases", "origin")})
             for row in _classes(snapshot).to_pylist()
         ),
+        taxonomy=tuple(
+            ExportedTaxon(name=taxon.name, parent=taxon.parent, rank=taxon.rank)
+            for _, taxon in sorted(load_taxonomy(snapshot).items())
+        ),
         merged=dict(scorer.merged),
         anchors=len(scorer.loaded.keys),
         sentences=sentences,
@@ -296,6 +302,8 @@ def export_tables(
         loaded = load_bank(snapshot) if snapshot.commit.selection_id else None
         sentences = _sentence_rows(snapshot, loaded)
         tables = {"classes": _classes(snapshot), "sentences": sentences}
+        if snapshot.count("taxonomy"):
+            tables["taxonomy"] = snapshot.table("taxonomy").sort_by("name")
         if loaded is not None:
             tables["anchors"] = _anchor_rows(sentences, loaded)
         rows, files = dict[str, int](), dict[str, dict[str, str]]()

@@ -1,0 +1,249 @@
+"""Answers above the classes: by the command, from Python, in files, exported, and in an evaluation."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.commands import run
+from tests.exports import edit_json, edit_tensors
+from vlltr_index.errors import MissingStepError, PretrainedError, UnknownClassError, UsageError
+from vlltr_index.heads.checkpoint import load_head, save_head
+from vlltr_index.heads.tree import HeldOutAnswers
+from vlltr_index.pipelines.evaluate import evaluate
+from vlltr_index.pipelines.predict import predict_to_file
+from vlltr_index.pipelines.report import write_report
+from vlltr_index.pipelines.taxonomy import ingest_classes
+from vlltr_index.recognizer import Recognizer
+from vlltr_index.store.workspace import Workspace
+
+
+@pytest.fixture(scope="module")
+def tree(trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """The trained workspace with halves of its classes below "first" and "second", of rank half; one is without."""
+    folder = tmp_path_factory.mktemp("ranks")
+    workspace = Workspace.open(shutil.copytree(trained_once, folder / "workspace"))
+    table = workspace.snapshot().class_table()
+    halves = ["first" if n % 2 else "second" for n in range(len(table))]
+    lines = [f'"{table.names[i]}",{half},' for i, half in zip(table.ids[1:], halves, strict=False)]
+    text = "\n".join(["name,parent,rank", *lines, "first,,half", "second,,half"])
+    (folder / "tree.csv").write_text(text, encoding="utf-8")
+    ingest_classes(workspace, folder / "tree.csv")
+    return workspace
+
+
+def surely(workspace: Workspace, images: int = 400) -> Recognizer:
+    """Its recognizer, as if every class had been right among held-out images that were four fifths sure."""
+    recognizer = Recognizer.open(workspace, reload=False)
+    answers = recognizer.current()
+    saved = answers.scorer.saved
+    assert saved.parts is not None
+    labels = torch.arange(images) % len(saved.class_ids)
+    chances = torch.full((images, len(saved.class_ids)), 0.2 / (len(saved.class_ids) - 1))
+    chances[torch.arange(images), labels] = 0.8
+    parts = replace(saved.parts, held_out=HeldOutAnswers(labels, chances.half()))
+    scorer = replace(answers.scorer, saved=replace(saved, parts=parts))
+    return Recognizer(None, replace(answers, scorer=scorer), follow=False)
+
+
+def known(pictures: Path) -> list[Path]:
+    """Pictures of classes in the workspace."""
+    return sorted(pictures.glob("known-*.png"))
+
+
+def test_a_head_keeps_what_it_answered_to_held_out_images(tree: Workspace, tmp_path: Path) -> None:
+    """Labels and probabilities in the order of the visual rows, and the same when it is saved again."""
+    saved = Recognizer.open(tree).scorer.saved
+    assert saved.parts is not None
+    held = saved.parts.held_out
+    assert held is not None
+    assert held.probabilities.shape == (len(held.labels), len(saved.class_ids))
+    assert held.probabilities.dtype == torch.float16
+    assert held.probabilities.float().sum(1).tolist() == pytest.approx([1.0] * len(held.labels), abs=5e-3)
+    save_head(saved, tmp_path)
+    again = load_head(tmp_path).parts
+    assert again is not None
+    assert again.held_out is not None
+    assert torch.equal(again.held_out.probabilities, held.probabilities)
+
+
+def test_predictions_name_what_the_best_class_lies_below(tree: Workspace, pictures: Path) -> None:
+    """Probabilities of ranks are sums over classes; without a tree there are none."""
+    recognizer = Recognizer.open(tree)
+    halves = {name: taxon.parent for name, taxon in recognizer.current().taxonomy.items()}
+    for one in recognizer.predict(known(pictures), top=999, retrieval="exhaustive"):
+        best = one.classes[0]
+        assert one.answer is None
+        assert one.ranks[-1].node == best.name
+        assert one.ranks[-1].probability == pytest.approx(best.probability, abs=1e-6)
+        if halves.get(best.name) is not None:
+            assert [(r.node, r.rank) for r in one.ranks[:-1]] == [(halves[best.name], "half")]
+            below = [c.probability for c in one.classes if halves.get(c.name) == one.ranks[0].node]
+            assert one.ranks[0].probability == pytest.approx(sum(below), abs=1e-5)
+    assert all(
+        p.ranks == () for p in Recognizer.open(tree, at=1 + tree.history.ids()[-3]).predict(known(pictures))
+    )
+
+
+def test_answers_come_at_the_rank_that_held(tree: Workspace, pictures: Path) -> None:
+    """A class where it is sure enough, else its half with sentences of the classes in it, else nothing."""
+    recognizer = surely(tree)
+    found = recognizer.predict(known(pictures), top=999, explain=2, coverage=0.9)
+    for one in found:
+        best = one.classes[0]
+        if best.probability >= 0.8:
+            assert one.answer is not None
+            assert (one.answer.node, one.answer.rank) == (best.name, "class")
+            assert [s.text for s in one.answer.sentences] == [s.text for s in best.sentences]
+        elif one.answer is not None:
+            assert one.answer.rank == "half"
+            assert one.answer.probability > 0.5
+            groups = {share.group for share in one.answer.sentences}
+            assert groups == set(range(len(groups)))
+            assert len(groups) <= 2
+            assert sum(share.percent for share in one.answer.sentences) <= 100.0
+    few = surely(tree, images=20).predict(known(pictures)[:1], coverage=0.9)
+    assert few[0].answer is None
+
+
+def test_a_head_that_cannot_say(tree: Workspace, trained_once: Path, pictures: Path) -> None:
+    """No tree, no such parent, no share, no class left, no held-out images: what is missing is named."""
+    images, recognizer = known(pictures)[:1], Recognizer.open(tree)
+    for how in ({"coverage": 0.9}, {"parent": "first"}):
+        with pytest.raises(MissingStepError) as caught:
+            Recognizer.open(trained_once).predict(images, **how)
+        assert (
+            str(caught.value) == "no class has a parent\nSay what lies below what: vlltr ingest classes FILE"
+        )
+    with pytest.raises(UnknownClassError, match="no class 'frist'\nDid you mean 'first'"):
+        recognizer.predict(images, parent="frist")
+    with pytest.raises(UsageError, match="coverage lies between 0 and 1, got 1\n"):
+        recognizer.predict(images, coverage=1.0)
+    with pytest.raises(UsageError, match=r"an answer among some classes \(--only, --parent\) with --reject"):
+        recognizer.predict(images, parent="first", reject=True)
+    alone = next(
+        i.name
+        for i in recognizer.predict(images, top=999)[0].classes
+        if i.name not in recognizer.current().taxonomy
+    )
+    with pytest.raises(
+        UsageError, match=r"an answer among some classes \(--only, --parent\) that names no class"
+    ):
+        recognizer.predict(images, parent="first", only=[alone])
+    answers = recognizer.current()
+    saved, words = answers.scorer.saved, {}
+    assert saved.parts is not None
+    for parts in (None, replace(saved.parts, held_out=None)):
+        scorer = replace(answers.scorer, saved=replace(saved, parts=parts))
+        with pytest.raises(MissingStepError) as caught:
+            list(replace(answers, scorer=scorer)._ranks(torch.arange(2), 0.9) or ())  # type: ignore[call-overload]
+        words[parts is None] = caught.value.message
+    assert words == {
+        True: "this head cannot say which rank held: it was trained for the protocols paper or release",
+        False: "this head cannot say which rank held: no image could be held out when it was trained",
+    }
+
+
+def test_the_command(
+    tree: Workspace, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--parent` answers among the classes below; `--coverage` for people, as JSON and in a file."""
+    image, workspace = known(pictures)[0], ("-w", tree.path)
+    code, out, _ = run(capsys, "--json", *workspace, "predict", image, "--parent", "first")
+    below = json.loads(out)[0]
+    assert code == 0
+    assert {r["node"] for r in below["ranks"]} == {"first", below["classes"][0]["name"]}
+    code, out, err = run(capsys, *workspace, "predict", image, "--coverage", "0.999")
+    assert code == 0
+    assert "no answer at any rank (closest: " in out
+    assert "ranks that held 99.9 % on them: none (it takes 2995 at least)" in err
+    code, out, _ = run(capsys, *workspace, "predict", image, "--coverage", "0.05")
+    assert "(closest: " in out
+    target = tmp_path / "answers.csv"
+    predict_to_file(surely(tree).current(), [str(pictures)], target, top=1, explain=1, coverage=0.9)
+    rows = list(csv.DictReader(target.read_text(encoding="utf-8").splitlines()))
+    assert list(rows[0])[:5] == ["image", "answer", "answer_rank", "answer_probability", "class_1"]
+    assert {row["answer_rank"] for row in rows} <= {"class", "half", ""}
+
+
+def test_an_evaluation_by_rank(
+    tree: Workspace, trained_once: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The class row is the method's own; halves are right at least as often; report and command show both."""
+    found = evaluate(tree, bootstrap=10)
+    assert list(found.ranks) == ["class", "half"]
+    for how in ("best class", "summed"):
+        assert found.ranks["class"][how]["overall"].value == found.rows["vl-ltr"].top1["overall"].value
+        assert found.ranks["half"][how]["overall"].value >= found.ranks["class"][how]["overall"].value - 0.05
+    assert evaluate(Workspace.open(trained_once), bootstrap=10).ranks == {}
+    code, out, _ = run(capsys, "-w", tree.path, "evaluate", "--bootstrap", "10")
+    assert code == 0
+    assert " half   summed " in out
+    write_report(tree, tmp_path / "report.html")
+    assert "<h3>By rank</h3>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_an_exported_folder_answers_with_ranks(tree: Workspace, pictures: Path, tmp_path: Path) -> None:
+    """The same ranks and answers; the tables have the tree."""
+    recognizer = Recognizer.open(tree)
+    recognizer.export(tmp_path / "model")
+    for how in ({}, {"coverage": 0.05, "explain": 1}, {"parent": "second"}):
+        one, other = (
+            r.predict(known(pictures)[:2], **how)
+            for r in (recognizer, Recognizer.from_pretrained(tmp_path / "model"))
+        )
+        for mine, theirs in zip(one, other, strict=True):
+            assert [r.node for r in mine.ranks] == [r.node for r in theirs.ranks]
+            assert (mine.answer and mine.answer.node) == (theirs.answer and theirs.answer.node)
+    assert run_export(tree, tmp_path / "tables")
+    report = ingest_classes(tree, tmp_path / "tables" / "taxonomy.parquet")
+    assert report.changed == 0
+
+
+def run_export(workspace: Workspace, folder: Path) -> bool:
+    """Export the tables; whether the tree is among them."""
+    from vlltr_index.recognition.exported.writing import export_tables
+
+    return "taxonomy" in export_tables(workspace, folder).rows
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda folder: edit_json(
+                folder,
+                "config.json",
+                lambda v: v.update(taxonomy=[{"name": "a", "parent": "b"}, {"name": "b", "parent": "a"}]),
+            ),
+            "config.json cannot be used: 'b' lies below itself",
+        ),
+        (
+            lambda folder: edit_tensors(
+                folder, "head/head.safetensors", lambda t: t["held_out.labels"].fill_(-1)
+            ),
+            "held_out.labels must be integers from 0 to ",
+        ),
+        (
+            lambda folder: edit_tensors(
+                folder, "head/head.safetensors", lambda t: t["held_out.probabilities"].fill_(2)
+            ),
+            "held_out.probabilities must lie between 0 and 1",
+        ),
+    ],
+)
+def test_damaged_trees_and_answers(
+    tree: Workspace, tmp_path: Path, spoil: Callable[[Path], None], message: str
+) -> None:
+    """A circle in an exported tree, and held-out answers of no class or more than certain, are refused."""
+    Recognizer.open(tree).export(tmp_path / "model")
+    spoil(tmp_path / "model")
+    with pytest.raises(PretrainedError, match=message):
+        Recognizer.from_pretrained(tmp_path / "model")

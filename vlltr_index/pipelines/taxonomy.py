@@ -1,0 +1,150 @@
+"""`vlltr ingest classes`: what the classes lie below, in one commit."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from vlltr_index.data.names import ClassNames
+from vlltr_index.data.taxonomy import read_taxonomy
+from vlltr_index.errors import InputError
+from vlltr_index.schemas.records import Taxon
+from vlltr_index.schemas.tables import TAXONOMY
+from vlltr_index.store.ingestion import known_names, note_aliases
+from vlltr_index.store.snapshot import folded
+from vlltr_index.store.taxonomy import Taxonomy, circle, load_taxonomy
+from vlltr_index.wording import many, some
+
+if TYPE_CHECKING:
+    from vlltr_index.store.snapshot import ClassTable
+    from vlltr_index.store.transaction import Transaction
+    from vlltr_index.store.workspace import Workspace
+
+__all__ = ["TaxonomyReport", "ingest_classes"]
+
+_LOOKED_AT = 20  # unknown names, for classes that they may mean
+
+
+@dataclass(frozen=True)
+class TaxonomyReport:
+    """What an ingestion did.
+
+    Attributes:
+        source: The file.
+        nodes: Names in the tree now, classes among them.
+        changed: How many of them are new, or have another parent or rank.
+        classes: Classes of the workspace.
+        placed: How many of them have a parent.
+        unknown: Names of the file that are no class, and have nothing below them: classes that may come.
+        notes: Such names, and classes without a parent.
+    """
+
+    source: str
+    nodes: int
+    changed: int
+    classes: int
+    placed: int
+    unknown: int
+    notes: list[str]
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        return [
+            f"{self.source}: {many(self.nodes, 'name')} in the tree of classes, {self.changed:,} of them new or moved.",
+            f"Classes: {self.classes:,}, {self.placed:,} of them with a parent.",
+            *(f"  {note}" for note in self.notes),
+        ]
+
+
+def ingest_classes(workspace: Workspace, path: Path) -> TaxonomyReport:
+    """Bring in what classes lie below; a name that has a parent already gets the file's.
+
+    Case and blanks do not tell two names apart. A name or alias of a class is that class; names may stand for classes
+    that come later. No class is made. Aliases are given to classes.
+
+    Args:
+        workspace: Where to.
+        path: See `data.taxonomy.read_taxonomy`.
+
+    Raises:
+        InputError: If the file cannot be used or has no class in it, or a name has two parents or ranks, or lies below
+            itself.
+    """
+    given = read_taxonomy(path)
+    with workspace.transaction(f"ingest classes {path}") as tx:
+        classes, before = tx.class_table(), load_taxonomy(tx)
+        taxa = _named(tx, given, before)
+        tree: Taxonomy = {**before, **{taxon.name: taxon for taxon in taxa}}
+        if found := circle(tree, (taxon.name for taxon in taxa)):
+            first = next(tree[name] for name in found if tree[name].where)
+            raise InputError(
+                f"{first.where}: {first.name!r} would lie below itself: {' < '.join([*found, found[0]])}",
+                "Give one of them another parent.",
+            )
+        own = {classes.names[i] for i in classes.ids}
+        parents = {taxon.parent for taxon in tree.values()}
+        unknown = [taxon.name for taxon in taxa if taxon.name not in own | parents]
+        if not own.intersection(taxon.name for taxon in taxa):
+            hint = "List the classes: vlltr classes list" if own else "Bring in images or text first."
+            hint = _meant(unknown, classes) or hint
+            raise InputError(f"no name in {path} is a class: {some(unknown)}", hint)
+        rows = [{key: getattr(taxon, key) for key in TAXONOMY.names} for taxon in taxa]
+        changed = tx.upsert("taxonomy", pa.Table.from_pylist(rows, schema=TAXONOMY))
+        tree = load_taxonomy(tx)
+    flat = sorted(name for name in own if name not in tree or tree[name].parent is None)
+    notes = []
+    if unknown:
+        no = many(len(unknown), "name is no class and has", "names are no classes and have")
+        notes.append(f"{no} nothing below: {some(unknown)}. {_meant(unknown, classes) or ''}".rstrip())
+    if flat:
+        notes.append(f"{many(len(flat), 'class has', 'classes have')} no parent: {some(flat)}")
+    return TaxonomyReport(str(path), len(tree), changed, len(own), len(own) - len(flat), len(unknown), notes)
+
+
+def _meant(unknown: Sequence[str], classes: ClassTable) -> str | None:
+    """Which class the first name that is like one may mean."""
+    known = {folded(classes.names[i]): classes.names[i] for i in classes.ids}
+    for name in unknown[:_LOOKED_AT]:
+        if close := get_close_matches(folded(name), known, n=1, cutoff=0.9):
+            return f"Is {name!r} the class {known[close[0]]!r}?"
+    return None
+
+
+def _named(tx: Transaction, given: Sequence[Taxon], before: Taxonomy) -> list[Taxon]:
+    """The records by the names that classes and the tree have, one a name; aliases are given to the classes.
+
+    Raises:
+        InputError: If two records of one name do not say the same.
+    """
+    classes = tx.class_table()
+    claims = Counter(folded(alias) for taxon in given for alias in taxon.aliases)
+    aliases = tuple(tuple(a for a in taxon.aliases if claims[folded(a)] == 1) for taxon in given)
+    names = ClassNames(tuple(taxon.name for taxon in given), aliases)
+    used = known_names(tx, names)
+    assert used is not None
+    spelled = {folded(name): name for name in before}
+
+    def one(name: str) -> str:
+        found = classes.find(name)
+        return spelled.setdefault(folded(name), name) if found is None else classes.names[found]
+
+    found: dict[str, Taxon] = {}
+    for taxon, shown in zip(given, used.names, strict=True):
+        new = replace(taxon, name=one(shown), parent=taxon.parent and one(taxon.parent))
+        first = found.setdefault(new.name, new)
+        for what, mine, other in (("parent", new.parent, first.parent), ("rank", new.rank, first.rank)):
+            if mine != other:
+                also = "" if taxon.name == new.name else f" (which is {new.name!r})"
+                raise InputError(
+                    f"{taxon.where}: {taxon.name!r}{also} has the {what} {mine or 'none'!r}, and {other or 'none'!r} in"
+                    f" {first.where}",
+                    "Keep one of the two lines, or call one of them otherwise.",
+                )
+    note_aliases(tx, names, used, {name: classes.find(name) for name in used.names})
+    return list(found.values())
