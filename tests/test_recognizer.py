@@ -21,7 +21,9 @@ from vlltr_index.errors import (
     UsageError,
 )
 from vlltr_index.heads.checkpoint import load_head, save_head
+from vlltr_index.pipelines.build_index import index_anchors
 from vlltr_index.pipelines.history import rollback
+from vlltr_index.recognition import predictor
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.store.workspace import Workspace
@@ -104,6 +106,23 @@ def test_what_cannot_be_answered(
         recognizer.explain(pictures / "known-0.png", "hippopotamus")
     with pytest.raises(InputError):
         recognizer.explain(tmp_path / "none.png", recognizer.names[0])
+
+
+def test_retrieval_is_taken_where_it_is_quicker(
+    trained: Workspace, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With many anchors; for several images at once with many of each class."""
+    index_anchors(trained, "ivf")
+    paths = sorted(pictures.glob("known-*.png"))[:2]
+
+    def taken(images: list[Path]) -> set[str]:
+        return {prediction.retrieval for prediction in Recognizer.open(trained).predict(images)}
+
+    assert taken(paths[:1]) == {"exhaustive"}
+    monkeypatch.setattr(predictor, "MANY_ANCHORS", 1)
+    assert (taken(paths[:1]), taken(paths)) == ({"faiss"}, {"exhaustive"})
+    monkeypatch.setattr(predictor, "_DENSE", 1)
+    assert taken(paths) == {"faiss"}
 
 
 def test_a_head_of_another_encoder_is_refused(trained: Workspace) -> None:

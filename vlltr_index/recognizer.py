@@ -230,7 +230,8 @@ class Recognizer:
             explain: Sentences a class, by their share of its text score; those that say the same but for a template
                 count as one.
             retrieval: `faiss` scores the classes that the index retrieves; `exhaustive` all of them; `auto` takes
-                what is quicker: all, where there are fewer than 64,000 anchors, an exact index or a GPU.
+                what is quicker for a batch: all, where there are fewer than 64,000 anchors, an exact index or a GPU,
+                and for several images where there are fewer than 32 anchors a class.
             reject: Whether each prediction says if the image is of any of the classes at all (`known`).
             crops: Crops of each image that make its feature: 1, or 5 (the centre and the corners).
             only: Names of classes: the answer is among them, as if there were no others.

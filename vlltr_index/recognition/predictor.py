@@ -46,6 +46,7 @@ __all__ = ["TEXT_COLUMNS", "Answers", "ReadImage", "Texts", "load_answers", "tex
 _BATCH = 64
 _READERS = 8
 _CPU = torch.device("cpu")
+_DENSE = 32  # anchors a class
 _CLASSES = 32  # whose training vectors are kept
 
 TEXT_COLUMNS = ("sentence_id", "text", "source", "source_ref", "licence")
@@ -143,7 +144,8 @@ class Answers:
             top: Classes an image.
             explain: Groups of sentences a class, by their share of its text score.
             retrieval: `faiss` scores the classes that the index retrieves; `exhaustive` all of them; `auto` takes
-                what is quicker: all, where there are fewer than 64,000 anchors, an exact index or a GPU.
+                what is quicker for a batch: all, where there are fewer than 64,000 anchors, an exact index or a GPU,
+                and for several images where there are fewer than 32 anchors a class.
             reject: Whether each prediction says if the image is of any of the classes at all.
             crops: Crops of each image that make its feature: 1, or 5, see `vlltr_index.embedding.crops`.
             only: Names of classes: the answer is among them, as if there were no others. All of them are scored.
@@ -165,7 +167,6 @@ class Answers:
             raise UsageError(f"retrieval is 'auto', 'faiss' or 'exhaustive', got {retrieval!r}")
         level = self._level() if reject else None
         some = only is not None or parent is not None
-        used = "exhaustive" if some else self._used(retrieval)
         if some and reject:
             what = "an answer among some classes (--only, --parent) with --reject, which looks at all classes"
             raise UsageError(what, "Leave one of them out.")
@@ -174,6 +175,7 @@ class Answers:
         views = Crops(self.encoder, crops)
         for batch in self._read(images, views):
             pixels = [read for _, read, _ in batch if read is not None]
+            used = "exhaustive" if some else self._used(retrieval, len(pixels))
             answered: Iterator[_Answered] = iter(())
             if pixels:
                 features = views.features(pixels)
@@ -327,7 +329,7 @@ class Answers:
         `exhaustive`.
         """
         features, residual = features.to(self.device, non_blocking=True), torch.zeros(len(features))
-        if self._used(retrieval) == "exhaustive":
+        if self._used(retrieval, len(features)) == "exhaustive":
             found = self._placed.exhaustive(features)
         else:
             found, residual = self._retrieve(features)
@@ -335,15 +337,18 @@ class Answers:
             found = FusedScores(*torch.stack(list(found)).cpu())
         return found, residual.cpu()
 
-    def _used(self, retrieval: str) -> str:
-        """`faiss` or `exhaustive`: what is used where `retrieval` is asked for.
+    def _used(self, retrieval: str, images: int) -> str:
+        """`faiss` or `exhaustive`: what is used where `retrieval` is asked for, for so many images at once.
 
         By itself retrieval is used where it is quicker: on a CPU, with many anchors and an index that does not look at
-        all of them. A GPU scores every class in no time.
+        all of them; for several images also with many anchors a class, since it looks at each class's prototype. A GPU
+        scores every class in no time.
         """
-        bank = self.scorer.bank
-        few = len(bank.vectors) < MANY_ANCHORS or self.device.type == "cuda"
-        if retrieval == "exhaustive" or (retrieval == "auto" and few) or (index := self._used_index) is None:
+        anchors, classes = len(self.scorer.bank.vectors), self.scorer.bank.num_classes
+        quick = self.device.type != "cuda" and anchors >= MANY_ANCHORS
+        quick = quick and (images == 1 or anchors >= _DENSE * classes)
+        wanted = retrieval == "faiss" or (retrieval == "auto" and quick)
+        if not wanted or (index := self._used_index) is None:  # which is read now
             return "exhaustive"
         return "exhaustive" if retrieval == "auto" and index.kind in ("torch", "flat") else "faiss"
 
