@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.long_tailed import DATA, GLYPHS, RESULTS, Clock, dataset, files_of, surroundings
-from benchmarks.long_tailed_table import command
+from benchmarks.long_tailed_table import NAMES, command
 from benchmarks.page import put
 from vlltr_index.embedding.loading import class_positions, usable_images
 from vlltr_index.heads.weighing import balanced_accuracy
@@ -151,7 +151,8 @@ def main() -> None:
         run(args.data, args.trial, args.dir)
     else:
         found = json.loads(result_file(args.data).read_text(encoding="utf-8"))
-        put(command("baseline_trials", args.data), "Trials of the baseline", generated(found))
+        title = f"{NAMES[args.data]}: trials of the baseline"
+        put(command("baseline_trials", args.data), title, generated(found))
 
 
 if __name__ == "__main__":
