@@ -3,8 +3,8 @@
     python -m benchmarks.views run      to results/views.json
     python -m benchmarks.views table    to docs/results.md
 
-*once a view* is what `vlltr embed` did before: each view decodes all images anew, two threads ahead, and the main
-thread augments. The two take turns in one process, on the same pictures, weights and augmentation.
+*once a view*: each view decodes all images anew, two threads ahead, and the main thread augments. The two take turns in
+one process, on the same pictures, weights and augmentation.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from vlltr_index.train.augment import ViewAugment
 
 RESULT = Path(__file__).parent / "results" / "views.json"
 _IMAGES, _BATCH, _VIEWS, _ROUNDS = 512, 64, range(6), 3
-OURS, BEFORE = "ours, two processes", "once a view"
+OURS, OTHER = "ours, two processes", "once a view"
 
 
-def before(encoder: Encoder, augment: Augment, batches: list[list[tuple[str, str]]]) -> int:
+def once_a_view(encoder: Encoder, augment: Augment, batches: list[list[tuple[str, str]]]) -> int:
     """Vectors made, view by view."""
     count = 0
     with ThreadPoolExecutor(2) as pool, torch.inference_mode():
@@ -63,7 +63,7 @@ def run() -> None:
     paths = [(path.name, str(path)) for path in photographs(_IMAGES)]
     batches = [paths[start : start + _BATCH] for start in range(0, _IMAGES, _BATCH)]
     ways: dict[str, Callable[[], int]] = {
-        BEFORE: lambda: before(encoder, augment, batches),
+        OTHER: lambda: once_a_view(encoder, augment, batches),
         OURS: lambda: ours(encoder, augment, batches),
     }
     rates: dict[str, list[float]] = {name: [] for name in ways}
@@ -83,7 +83,7 @@ def table() -> None:
     text = (
         f"Vectors a second, {len(_VIEWS)} views (all but one augmented) of {_IMAGES} JPEG files of 800 x 600, "
         f"vlltr-tiny, {found['cores']} cores, load {found['load']}: {rates[OURS]:.0f} with two processes that read, "
-        f"{rates[BEFORE]:.0f} where each view decodes anew: {rates[OURS] / rates[BEFORE]:.1f} times (goal: 3).\n"
+        f"{rates[OTHER]:.0f} where each view decodes anew: {rates[OURS] / rates[OTHER]:.1f} times (goal: 3).\n"
     )
     put("python -m benchmarks.views table", "Embedding augmented views", text)
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vlltr_index.recognition.in_words import rather_than
-from vlltr_index.schemas.records import ClassScore, Prediction, Progress, SentenceShare, folded
+from vlltr_index.schemas.records import ClassScore, Prediction, Progress, SentenceShare, by_group
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -132,7 +132,8 @@ def prediction_lines(prediction: Prediction, width: int | None = None, covered: 
         return [*lines, f"  no answer at any rank {closest}"]
     if answer is not None:
         lines += [f"  {percent(answer.probability):>5} %  {answer.node} ({answer.rank})   {closest}"]
-        return lines + ([] if silent else _said(folded(answer.sentences), width))
+        lines += [] if silent else _said(by_group(answer.sentences), width)
+        return lines + _notes(prediction.classes, silent, width)
     for score in prediction.classes:
         lines += _head(score, width)
         lines += [] if silent else _said(score.folded, width)

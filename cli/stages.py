@@ -92,9 +92,11 @@ def select_command(context: Context, overrides: tuple[str, ...]) -> None:
 @click.option(
     "--plan", "plan_only", is_flag=True, help="Only say which kind would be built, and what each costs."
 )
-@click.option("--classes", type=click.IntRange(1), help="Plan for so many classes; needs no workspace.")
-@click.option("--anchors", type=click.IntRange(1), help="Plan for so many anchors a class.")
-@click.option("--width", type=click.IntRange(1), help="Plan for vectors of this width; default: 512.")
+@click.option(
+    "--classes", type=click.IntRange(1, 10**9), help="Plan for so many classes; needs no workspace."
+)
+@click.option("--anchors", type=click.IntRange(1, 10**6), help="Plan for so many anchors a class.")
+@click.option("--width", type=click.IntRange(1, 10**5), help="Plan for vectors of this width; default: 512.")
 @pass_context
 def index_command(
     context: Context, kind: str, plan_only: bool, classes: int | None, anchors: int | None, width: int | None

@@ -16,7 +16,7 @@ __all__ = [
     "SentenceShare",
     "Skipped",
     "Taxon",
-    "folded",
+    "by_group",
     "image_share",
 ]
 
@@ -102,7 +102,7 @@ class Neighbour:
     cosine: float
 
 
-def folded(sentences: Sequence[SentenceShare]) -> list[list[SentenceShare]]:
+def by_group(sentences: Sequence[SentenceShare]) -> list[list[SentenceShare]]:
     """Sentences by group, in their order."""
     groups: dict[int, list[SentenceShare]] = {}
     for sentence in sentences:
@@ -148,7 +148,7 @@ class ClassScore:
     @property
     def folded(self) -> list[list[SentenceShare]]:
         """The sentences by group, in their order: what people are shown as one line."""
-        return folded(self.sentences)
+        return by_group(self.sentences)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from vlltr_index.data.unlabelled import unlabelled_images
 from vlltr_index.embedding.engines import LocalEngine
 from vlltr_index.errors import InputError, MissingStepError, UsageError, WorkspaceError
 from vlltr_index.pipelines.ingest import ingest_images
+from vlltr_index.schemas.records import ImageRecord
 from vlltr_index.store.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -45,6 +46,21 @@ def test_class_folders_come_in(shots: str, workspace: Workspace, capsys: pytest.
     again = ingest_images(workspace, f"{shots}/", "train")
     assert (again.added, again.unchanged) == (0, 3)
     assert open_image(uris[0]).size == (32, 32)
+
+
+def test_splits_and_hidden_folders(bucket: Bucket) -> None:
+    """As in a folder: the first are no classes, the others are passed over."""
+    import obstore
+    from obstore.store import from_url
+
+    address = bucket.address()
+    for name in ("train/ring/1.png", "test/ring/1.png", ".thumbs/ring/1.png"):
+        obstore.put(from_url(address), name, b"")
+    with pytest.raises(InputError, match=r"holds splits \(test, train\), not classes"):
+        list(read_images(address, "train"))
+    assert [r.source for r in read_images(f"{address}/train", "train") if isinstance(r, ImageRecord)] == [
+        "ring/1.png"
+    ]
 
 
 def test_pictures_by_address(shots: str, tmp_path: Path) -> None:

@@ -58,8 +58,13 @@ def test_pictures_are_found_everywhere(shots: Path, tmp_path: Path) -> None:
     assert [Path(name).name for name, _ in rows] == ["rows.parquet#0", "rows.parquet#1", "structs.parquet#0"]
 
 
-def test_pictures_are_loaded_by_their_places(shots: Path, tmp_path: Path) -> None:
-    """Listed without bytes, any choice of them is what was listed with bytes; row groups are read where they lie."""
+def test_pictures_are_loaded_by_their_places(
+    shots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Listed without bytes, any choice of them is what was listed with bytes; row groups are read where they lie.
+
+    Paths are relative to the folder that they were listed in.
+    """
     images = [f"picture {n}".encode() for n in range(10)]
     pq.write_table(pa.table({"image": images}), tmp_path / "rows.parquet", row_group_size=3)
     given = [str(shots / "a.png"), str(tmp_path / "rows.parquet"), str(shots / "more")]
@@ -69,6 +74,12 @@ def test_pictures_are_loaded_by_their_places(shots: Path, tmp_path: Path) -> Non
     assert len(pictures) == 12
     for places in (range(12), [0, 2, 3, 9, 11], [4], []):
         assert list(pictures.take(places).load()) == [whole[place] for place in places]
+    monkeypatch.chdir(tmp_path)
+    near = Pictures(
+        list(unlabelled_images(["rows.parquet", str(shots.relative_to(tmp_path) / "a.png")], False))
+    )
+    monkeypatch.chdir("/")
+    assert [source for _, source in near.load()] == [*images, str(shots / "a.png")]
 
 
 def test_what_names_no_picture_is_an_error(tmp_path: Path) -> None:

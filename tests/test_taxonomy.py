@@ -18,9 +18,11 @@ from vlltr_index.errors import InputError
 from vlltr_index.pipelines.history import rollback
 from vlltr_index.pipelines.ingest import ingest_text
 from vlltr_index.pipelines.taxonomy import ingest_classes
+from vlltr_index.recognition.ranks import classes_below, tree_above
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.records import Taxon
-from vlltr_index.store.taxonomy import circle, load_taxonomy
+from vlltr_index.store.snapshot import ClassTable
+from vlltr_index.store.taxonomy import circle, load_taxonomy, taxonomy_of
 from vlltr_index.store.workspace import Workspace
 
 RANKS = ("kingdom", "phylum", "class", "order", "family", "genus")
@@ -210,3 +212,24 @@ def test_classes_change_below_their_parents(
     assert code == 0
     assert f"  {names[3]}  < another name\n" in out
     assert f"  {names[5]}\n" in out
+
+
+def test_an_alias_that_is_a_name_of_the_tree(birds: Workspace, tmp_path: Path) -> None:
+    """It is given to no class, so that the file comes in a second time and `--parent` finds the node."""
+    path = written(tmp_path, "name,parent,aliases\nkestrel,falcon,Falcon;tower falcon\nmerlin,falcon,\n")
+    for _ in range(2):
+        ingest_classes(birds, path)
+    assert parents(birds)["kestrel"] == parents(birds)["merlin"] == "falcon"
+    assert birds.snapshot().class_table().aliases[0] == ("tower falcon",)
+    classes = ClassTable({0: "kestrel", 1: "merlin"}, {0: ("falcon",)})
+    tree = tree_above(load_taxonomy(birds.snapshot()), ["kestrel", "merlin"])
+    assert classes_below(tree, classes, "falcon") == {0, 1}
+
+
+def test_neither_case_nor_blanks_tell_names_apart() -> None:
+    """Of a class that came later, either; a class's own name goes before another one's alias."""
+    rows = [Taxon("Blue  Tit", "bird"), Taxon("oak", "tree")]
+    found = taxonomy_of(rows, ClassTable({0: "beech", 1: "blue tit", 2: "oak"}, {0: ("Oak",)}))
+    assert {name: taxon.parent for name, taxon in found.items()} == {
+        "blue tit": "bird", "oak": "tree", "bird": None, "tree": None,
+    }  # fmt: skip

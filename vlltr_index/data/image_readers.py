@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def read_images(
     if split is not None:
         check_split(split)
     if is_address(path):
-        yield from _read_objects(str(path), split, class_name)
+        yield from _read_objects(str(path), split)
         return
     path = require(Path(path))
     if label_names is not None and not isinstance(label_names, ClassNames):
@@ -94,20 +95,26 @@ def _which_split(path: Path | str) -> UsageError:
     return UsageError(f"which split do the images of {path} belong to?", "Say so: --split train")
 
 
-def _read_objects(address: str, split: str | None, class_name: str | None) -> Iterator[ImageRecord | Skipped]:
+def _read_objects(address: str, split: str | None) -> Iterator[ImageRecord | Skipped]:
     """As a folder's, by their keys."""
     if split is None:
         raise _which_split(address)
-    root, found = address.rstrip("/"), 0
-    for name in object_names(root):
+    root, found, below = address.rstrip("/"), 0, dict[str, set[str]]()
+    names = [name for name in object_names(root) if not name.startswith(".") and "/." not in name]
+    for name in names:
+        for folder, *inner in [name.split("/")[:-1]] if "/" in name else ():
+            below.setdefault(folder, set()).update(inner[:1])
+    _refuse_splits(root, list(below))
+    for name in names:
         folder, where = name.rpartition("/")[0].partition("/")[0], f"{root}/{name}"
         if not name.lower().endswith(ENDINGS):
             yield Skipped(where, "not an image by its ending")
-        elif not folder and not class_name:
+        elif not folder:
             yield Skipped(where, "an image outside every class folder")
         else:
             found += 1
-            yield ImageRecord(name, where, clean_name(class_name or folder, where), split)
+            yield ImageRecord(name, where, clean_name(folder, where), split)
+    _tell_of(root, tuple(folder for folder, inner in below.items() if len(inner) > 1))
     if not found:
         raise InputError(f"no image in a class folder of {root}: looked for {_LOOKED_FOR}", _LAYOUT)
 
@@ -140,11 +147,7 @@ def _one_class(root: Path, class_name: str, split: str) -> Iterator[ImageRecord 
 def _class_folders(folder: Path, root: Path, split: str) -> Iterator[ImageRecord | Skipped]:
     entries = _entries(root)
     inside = [e.name for e in entries if e.is_dir(follow_symlinks=False)]
-    if len(inside) > 1 and all(name.lower() in _SPLIT_NAMES for name in inside):
-        raise InputError(
-            f"{folder} holds splits ({', '.join(inside)}), not classes",
-            f"Give one at a time: vlltr ingest images {folder / inside[0]} --split {inside[0]}",
-        )
+    _refuse_splits(folder, inside)
     deep = list[str]()
     for entry in entries:
         if not entry.is_dir(follow_symlinks=False):
@@ -163,6 +166,19 @@ def _class_folders(folder: Path, root: Path, split: str) -> Iterator[ImageRecord
                 yield ImageRecord(file[len(str(root)) :].lstrip("/"), file, name, split)
         if not found:
             yield Skipped(entry.path, "no image in this class folder")
+    _tell_of(str(root), tuple(deep))
+
+
+def _refuse_splits(folder: Path | str, inside: Sequence[str]) -> None:
+    if len(inside) > 1 and all(name.lower() in _SPLIT_NAMES for name in inside):
+        raise InputError(
+            f"{folder} holds splits ({', '.join(inside)}), not classes",
+            f"Give one at a time: vlltr ingest images {folder}/{inside[0]} --split {inside[0]}",
+        )
+
+
+@lru_cache(maxsize=64)  # a source is read more than once
+def _tell_of(source: str, deep: tuple[str, ...]) -> None:
     if deep:
         _log.warning(
             "folders below a class folder are no classes of their own; all below these is of one class each: %s",

@@ -59,10 +59,15 @@ def told_by(library: Any, address: str) -> Iterator[None]:
         raise FileExistsError(address) from None
     except library.exceptions.BaseError as error:
         raise WorkspaceError(
-            f"{address.removesuffix('/')} cannot be used: {' '.join(str(error).split())[:_SHOWN]}",
+            f"{address.removesuffix('/')} cannot be used: {_told(error)}",
             "Look at the network, the address, and what the environment says of credentials and endpoint (AWS_..., "
             "GOOGLE_..., AZURE_...), then run the same command again.",
         ) from error
+
+
+def _told(error: Exception) -> str:
+    """What obstore says, without its account of its own insides."""
+    return " ".join(str(error).partition("Debug source")[0].split())[:_SHOWN]
 
 
 def start_method() -> Literal["spawn"] | None:

@@ -70,6 +70,8 @@ def _check_columns(path: Path, columns: list[str]) -> None:
         raise InputError(
             f"{path}: no columns name and parent; it has {', '.join(map(repr, columns)) or 'none'}", _FORMATS
         )
+    if twice := sorted({name for name in columns if columns.count(name) > 1}):
+        raise InputError(f"{path}: the column {twice[0]!r} stands twice", "Keep one of them.")
 
 
 def _parquet(path: Path) -> Iterator[Taxon]:
@@ -83,7 +85,10 @@ def _parquet(path: Path) -> Iterator[Taxon]:
     _check_columns(path, table.column_names)
     columns = [name for name in _COLUMNS if name in table.column_names]
     for number, row in enumerate(table.select(columns).to_pylist()):
-        yield _taxon({key: str(value or "") for key, value in row.items()}, f"{path}#{number}")
+        texts = {k: "" if v is None else str(v) for k, v in row.items()}
+        if isinstance(row.get("aliases"), list):
+            texts["aliases"] = ";".join(map(str, row["aliases"]))
+        yield _taxon(texts, f"{path}#{number}")
 
 
 def _taxon(row: dict[str, str], where: str) -> Taxon:

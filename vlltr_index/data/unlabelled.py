@@ -111,26 +111,35 @@ class Pictures:
 
     Args:
         named: Names and sources, as `unlabelled_images` gives them without data.
+        root: The folder that paths are relative to; default: this process's.
     """
 
-    def __init__(self, named: Sequence[tuple[str, str | bytes]]) -> None:
-        self._named = named
+    def __init__(self, named: Sequence[tuple[str, str | bytes]], root: str | None = None) -> None:
+        self._named, self._root = named, root or os.getcwd()
 
     def __len__(self) -> int:
         return len(self._named)
 
     def take(self, places: Sequence[int]) -> Pictures:
         """Those at some places."""
-        return Pictures([self._named[place] for place in places])
+        return Pictures([self._named[place] for place in places], self._root)
 
     def load(self) -> Iterator[tuple[str, str | bytes]]:
         """The name and the source of each."""
         for path, named in groupby(self._named, lambda one: _parquet(*one)):
             if path is None:
-                yield from named
+                yield from ((name, self._whole(source)) for name, source in named)
             else:
                 names = [name for name, _ in named]
-                yield from zip(names, _rows_at(path, [int(n.rpartition("#")[2]) for n in names]), strict=True)
+                yield from zip(
+                    names,
+                    _rows_at(self._whole(path), [int(n.rpartition("#")[2]) for n in names]),
+                    strict=True,
+                )
+
+    def _whole(self, source: str | bytes) -> str:
+        assert isinstance(source, str)
+        return source if is_address(source) else os.path.join(self._root, source)
 
 
 def _parquet(name: str, source: str | bytes) -> str | None:

@@ -14,6 +14,7 @@ __all__ = ["ClassTree", "HeldOutAnswers", "grow", "least_needed", "thresholds"]
 
 CLASS = "class"
 _HALF = 0.5  # of two nodes of which neither is below the other, one at most has more than this
+_ROUNDED = 2.0**-12  # what half precision may add to a probability below one
 _DOUBT = 0.05  # the chance of taking a rank that is right less often for one that holds
 
 
@@ -145,7 +146,8 @@ def grow(
 
     Args:
         parents: The parent of each node by name; a name that is no key is a root. There is no circle.
-        ranks: The rank of each. Without one a class has `class`, another node `level 1`, `level 2` ... from the root.
+        ranks: The rank of each. Without one a class has `class` (`leaf` where that is a rank given), another node
+            `level 1`, `level 2` ... from the root.
         classes: Names of the C classes, in the order of their columns.
     """
     places: dict[str, int] = {}
@@ -162,9 +164,12 @@ def grow(
                 depths.append(depth)
                 above.append(before)
             before = places[node]
-    own = set(classes)
+    own, lowest = (
+        set(classes),
+        "leaf" if CLASS in ranks.values() else CLASS,
+    )  # biologists' classes hold species
     called = (
-        ranks.get(name) or (CLASS if name in own else f"level {depth}")
+        ranks.get(name) or (lowest if name in own else f"level {depth}")
         for name, depth in zip(places, depths, strict=True)
     )
     return ClassTree(tuple(places), tuple(called), tuple(above), tuple(places[name] for name in classes))
@@ -175,7 +180,8 @@ def thresholds(tree: ClassTree, held_out: HeldOutAnswers, accuracy: float) -> di
 
     A rank answers for the images that no deeper one answered. Its threshold is the lowest above a half at which its
     answers to the held-out images were right so often that a rank that is right less often than `accuracy` would do as
-    well in one of twenty draws at most. A rank for which there is none answers nothing, and is left out.
+    well, at this threshold, in one of twenty draws at most, less what half precision may have rounded. Several
+    thresholds are tried. A rank for which there is none answers nothing, and is left out.
 
     Args:
         tree: Of the classes.
@@ -194,7 +200,7 @@ def thresholds(tree: ClassTree, held_out: HeldOutAnswers, accuracy: float) -> di
             if images < least_needed(accuracy):
                 break
             if _chance(images, misses, 1.0 - accuracy) <= _DOUBT:
-                found[rank] = least
+                found[rank] = max(least - _ROUNDED, _HALF + _ROUNDED)
                 sums, right = sums[best < least], right[best < least]
                 break
     return found

@@ -13,6 +13,7 @@ from vlltr_index.embedding.engines import Augment, Engine, LocalEngine
 from vlltr_index.embedding.loading import open_encoder
 from vlltr_index.embedding.vectors import IMAGE_BATCH, embed_images, embed_sentences
 from vlltr_index.encoders.encoder import Encoder
+from vlltr_index.errors import UsageError
 from vlltr_index.pipelines.status import encoder_change
 from vlltr_index.tensors import device_name
 from vlltr_index.train.augment import ViewAugment
@@ -127,6 +128,8 @@ def _open_engine(
 ) -> AbstractContextManager[Engine]:
     if name == "local":
         return nullcontext(LocalEngine(encoder, augment, workers))
+    if name != "ray":
+        raise UsageError(f"engine is 'local' or 'ray', got {name!r}")
     from vlltr_index.embedding.ray_engine import RayEngine
 
     return RayEngine(encoder, augment, actors)

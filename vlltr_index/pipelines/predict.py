@@ -122,17 +122,24 @@ def predict_to_file(
                 for name, source in unlabelled_images(paths, with_data=ray is None)
                 if name not in done and not done.setdefault(name, False)
             )
-            with part.open("a", encoding="utf-8") as file:
-                lines: Iterable[tuple[str, bool]]
-                if ray is None:
-                    lines = map(_as_json, named_predictions(answers, todo, **how))
-                else:
-                    lines = _lines(answers, todo, data, ray, how)
-                for count, (line, lost) in enumerate(lines, 1):
-                    file.write(line + "\n")
-                    unread += lost
-                    if progress:
-                        progress("predict", count, None)
+            lines: Iterable[tuple[str, bool]]
+            if ray is None:
+                lines = map(_as_json, named_predictions(answers, todo, **how))
+            else:
+                lines = _lines(answers, todo, data, ray, how)
+            count = 0
+            try:
+                with part.open("a", encoding="utf-8") as file:
+                    for count, (line, lost) in enumerate(lines, 1):
+                        file.write(line + "\n")
+                        unread += lost
+                        if progress:
+                            progress("predict", count, None)
+            except VlltrError:
+                if not before + count:  # nothing to go on from
+                    part.unlink()
+                    lock.unlink()
+                raise
             _finish(part, out, _schema(how.get("top", 5), how.get("coverage") is not None))
             lock.unlink(missing_ok=True)  # while it is held: whoever comes next sees `out`
     except Timeout:

@@ -124,6 +124,8 @@ def _named(tx: Transaction, given: Sequence[Taxon], before: Taxonomy) -> list[Ta
     """
     classes = tx.class_table()
     claims = Counter(folded(alias) for taxon in given for alias in taxon.aliases)
+    claims.update({folded(name) for taxon in given for name in (taxon.name, taxon.parent) if name})
+    claims.update(map(folded, before))
     aliases = tuple(tuple(a for a in taxon.aliases if claims[folded(a)] == 1) for taxon in given)
     names = ClassNames(tuple(taxon.name for taxon in given), aliases)
     used = known_names(tx, names)

@@ -225,8 +225,19 @@ class Answers:
         """The ranks of the classes in some columns, int64; None where nothing lies above classes."""
         if not self.taxonomy and coverage is not None:
             raise MissingStepError(*NO_TREE)
-        ranks = Ranks(self.tree(columns)) if self.taxonomy else None
-        return ranks if ranks is None or coverage is None else ranks.holding(self.scorer, columns, coverage)
+        if not self.taxonomy:
+            return None
+        key = columns.numpy().tobytes(), coverage
+        if key not in self._kept_ranks:
+            ranks = Ranks(self.tree(columns))
+            self._kept_ranks[key] = (
+                ranks if coverage is None else ranks.holding(self.scorer, columns, coverage)
+            )
+        return self._kept_ranks[key]
+
+    @cached_property
+    def _kept_ranks(self) -> dict[tuple[bytes, float | None], Ranks]:
+        return {}
 
     def _above(
         self, ranks: Ranks | None, features: Tensor, probabilities: Tensor, columns: Tensor, explain: int

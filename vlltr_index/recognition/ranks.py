@@ -17,6 +17,7 @@ from vlltr_index.heads.tree import ClassTree, grow, least_needed, thresholds
 from vlltr_index.recognition.scorer import OTHER_RULE, Scorer
 from vlltr_index.schemas.records import RankScore, SentenceShare
 from vlltr_index.store.snapshot import ClassTable
+from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from vlltr_index.store.taxonomy import Taxonomy
@@ -41,9 +42,10 @@ def classes_below(tree: ClassTree, classes: ClassTable, name: str) -> set[int]:
     Raises:
         UnknownClassError: If there is no such node, naming close ones.
     """
-    known = classes.find(name)
-    nodes = ClassTable(dict(enumerate(tree.names)), {})
-    node = nodes.lookup(classes.names[known] if known is not None else name)
+    nodes, known = ClassTable(dict(enumerate(tree.names)), {}), None
+    if name not in tree.names:
+        known = classes.find(name)
+    node = nodes.lookup(name if known is None else classes.names[known])
     return {column for column, own in enumerate(tree.nodes) if node in tree.paths[own]}
 
 
@@ -87,10 +89,14 @@ class Ranks:
             class_positions(scorer.class_ids[columns], scorer.row_owners), len(columns)
         )
         least = thresholds(self.tree, held, coverage)
-        told = ", ".join(f"{rank} from {100 * value:.0f} %" for rank, value in least.items())
+        later = int((class_positions(scorer.row_owners, scorer.class_ids[columns]) < 0).sum())
+        told = ", ".join(f"{rank} from {100 * value:.0f} %" for rank, value in least.items()) or "none"
+        if len(held.labels) < (needed := least_needed(coverage)):
+            told += f" (it takes {needed} at least)"
         _log.info(
-            "%d images were held out; ranks that held %g %% on them: %s",
-            len(held.labels), 100 * coverage, told or f"none (it takes {least_needed(coverage)} at least)",
+            "%d images were held out; ranks that held %g %% on them: %s%s",
+            len(held.labels), 100 * coverage, told,
+            f"; {many(later, 'class', 'classes')} that came later had no part in it" if later else "",
         )  # fmt: skip
         return replace(self, least=least)
 

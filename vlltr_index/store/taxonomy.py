@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from vlltr_index.schemas.records import Taxon
+from vlltr_index.store.snapshot import folded
 
 if TYPE_CHECKING:
     from vlltr_index.store.snapshot import ClassTable, Snapshot
@@ -26,14 +27,19 @@ def load_taxonomy(snapshot: Snapshot) -> Taxonomy:
 
 
 def taxonomy_of(taxa: Iterable[Taxon], classes: ClassTable) -> Taxonomy:
-    """The tree of these nodes; one that bears a class's name, or else its alias, goes by that class's name."""
+    """The tree of these nodes; one that bears a class's name, or else its alias, goes by that class's name.
+
+    Neither case nor blanks tell names apart.
+    """
     rows = {taxon.name: taxon for taxon in taxa}
     nodes = {t.parent: Taxon(t.parent, None) for t in rows.values() if t.parent is not None} | rows
-    shown: dict[str, str] = {}
-    for class_id in classes.ids:
-        name = classes.names[class_id]
-        own = next((n for n in (name, *classes.aliases.get(class_id, ())) if n in nodes), name)
-        shown.setdefault(own, name)
+    spelled, shown = {folded(name): name for name in nodes}, dict[str, str]()
+    called = [(classes.names[i], classes.names[i]) for i in classes.ids]
+    called += [(alias, classes.names[i]) for i in classes.ids for alias in classes.aliases.get(i, ())]
+    for alias, name in called:
+        own = alias if alias in nodes else spelled.get(folded(alias))
+        if own is not None and name not in shown.values():
+            shown.setdefault(own, name)
     return {
         shown.get(name, name): Taxon(
             shown.get(name, name), taxon.parent and shown.get(taxon.parent, taxon.parent), taxon.rank
@@ -59,7 +65,9 @@ def circle(taxonomy: Taxonomy, names: Iterable[str]) -> list[str]:
 def rename_node(tx: Transaction, old: str, new: str) -> None:
     """Let a class that is called otherwise now keep its place, unless the tree has one for its new name."""
     rows = tx.table("taxonomy").to_pylist()
-    names = {row[key] for row in rows for key in ("name", "parent")}
-    if old in names and new not in names:
-        moved = [{k: new if k != "rank" and v == old else v for k, v in row.items()} for row in rows]
+    names = {folded(row[key]) for row in rows for key in ("name", "parent") if row[key] is not None}
+    if (same := folded(old)) in names and folded(new) not in names - {same}:
+        moved = [
+            {k: new if k != "rank" and v and folded(v) == same else v for k, v in r.items()} for r in rows
+        ]
         tx.replace("taxonomy", pa.Table.from_pylist(moved, schema=tx.schema("taxonomy")))
