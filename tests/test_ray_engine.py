@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import drawings
-import obstore
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from obstore.store import from_url
 from torch import Tensor
 
 from tests.buckets import Bucket
@@ -50,6 +48,9 @@ ONE_CPU = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 @pytest.fixture(scope="module")
 def places(server: Bucket, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Other drawings of the same classes: a folder, a Parquet file and objects; each with a broken one."""
+    import obstore
+    from obstore.store import from_url
+
     folder = tmp_path_factory.mktemp("places")
     for seed, name in enumerate("abc", 1):
         drawings.write(folder / name, seed)
