@@ -214,6 +214,19 @@ def test_classes_change_below_their_parents(
     assert f"  {names[5]}\n" in out
 
 
+def test_what_lies_below_a_merged_class(trained: Workspace, tmp_path: Path) -> None:
+    """It goes below the other one; where that lies below the class itself, a step up; a taken name is told."""
+    names = trained.snapshot().class_table().names
+    text = f"name,parent\n{names[0]},top\n{names[1]},top\n{names[2]},{names[1]}\n{names[3]},{names[2]}\n"
+    ingest_classes(trained, written(tmp_path, text))
+    merge_classes(trained, names[3], names[2])
+    assert parents(trained) == {"top": None, names[0]: "top", names[1]: "top", names[3]: names[1]}
+    merge_classes(trained, names[0], names[1])
+    assert parents(trained) == {"top": None, names[0]: "top", names[3]: names[0]}
+    notes = rename_class(trained, names[3], "top").notes
+    assert "The tree of classes has a 'top' already: the class is that now." in notes
+
+
 def test_an_alias_that_is_a_name_of_the_tree(birds: Workspace, tmp_path: Path) -> None:
     """It is given to no class, so that the file comes in a second time and `--parent` finds the node."""
     path = written(tmp_path, "name,parent,aliases\nkestrel,falcon,Falcon;tower falcon\nmerlin,falcon,\n")

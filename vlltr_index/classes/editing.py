@@ -20,7 +20,7 @@ from vlltr_index.schemas.records import SentenceRecord
 from vlltr_index.schemas.tables import CLASSES
 from vlltr_index.store.ingestion import sentence_rows
 from vlltr_index.store.tables import one_of
-from vlltr_index.store.taxonomy import rename_node
+from vlltr_index.store.taxonomy import merge_nodes, rename_node
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def rename_class(
             return Edit(shown=[class_id])
         aliases = [a for a in table.aliases.get(class_id, ()) if a.casefold() != name.casefold()]
         _change_class(tx, class_id, name=name, aliases=aliases)
-        rename_node(tx, before, name)
+        taken_place = rename_node(tx, before, name)
         made, gone, kept = _renamed_prompts(workspace, tx, class_id, before, name)
         notes = [f"Renamed {before!r} to {name!r} (class {class_id})."]
         notes.append(
@@ -118,6 +118,8 @@ def rename_class(
             if gone
             else f"No sentence was made from the old name; all {kept} stay as they are."
         )
+        if taken_place:
+            notes.append(f"The tree of classes has a {name!r} already: the class is that now.")
         touched = {class_id} if gone or made.num_rows else set[int]()
         return Edit(touched, [class_id], made, notes=notes)
 
@@ -179,6 +181,7 @@ def merge_classes(
         aliases = [*table.aliases.get(kept, ()), table.names[gone], *table.aliases.get(gone, ())]
         _change_class(tx, kept, aliases=_distinct(aliases, table.names[kept]))
         _change_class(tx, gone, retired_at=_now(), aliases=[])
+        merge_nodes(tx, table.names[kept], table.names[gone])
         merged = {i: kept if to == gone else to for i, to in tx.commit.info.merged.items()} | {gone: kept}
         note = (
             f"Merged {table.names[gone]!r} (class {gone}) into {table.names[kept]!r} (class {kept}):"

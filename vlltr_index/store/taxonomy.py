@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import ClassTable, Snapshot
     from vlltr_index.store.transaction import Transaction
 
-__all__ = ["Taxonomy", "circle", "load_taxonomy", "rename_node", "taxonomy_of"]
+__all__ = ["Taxonomy", "circle", "load_taxonomy", "merge_nodes", "rename_node", "taxonomy_of"]
 
 Taxonomy = Mapping[str, Taxon]
 """By name: a class's, or that of what lies above classes. There is no circle."""
@@ -62,8 +62,8 @@ def circle(taxonomy: Taxonomy, names: Iterable[str]) -> list[str]:
     return []
 
 
-def rename_node(tx: Transaction, old: str, new: str) -> None:
-    """Let a class that is called otherwise now keep its place, unless the tree has one for its new name."""
+def rename_node(tx: Transaction, old: str, new: str) -> bool:
+    """Let a class that is called otherwise keep its place; whether the tree has one for its new name, which it gets."""
     rows = tx.table("taxonomy").to_pylist()
     names = {folded(row[key]) for row in rows for key in ("name", "parent") if row[key] is not None}
     if (same := folded(old)) in names and folded(new) not in names - {same}:
@@ -71,3 +71,25 @@ def rename_node(tx: Transaction, old: str, new: str) -> None:
             {k: new if k != "rank" and v and folded(v) == same else v for k, v in r.items()} for r in rows
         ]
         tx.replace("taxonomy", pa.Table.from_pylist(moved, schema=tx.schema("taxonomy")))
+    return folded(new) in names - {same}
+
+
+def merge_nodes(tx: Transaction, kept: str, gone: str) -> None:
+    """Put what lies below a class below the one that it was merged into, or where that lies below it, a step up.
+
+    Without a place of its own that one gets the other's by its alias.
+    """
+    rows, old = tx.table("taxonomy").to_pylist(), folded(gone)
+    parents = {folded(row["name"]): row["parent"] for row in rows}
+    if folded(kept) not in parents:
+        return
+    node: str | None = kept
+    while node is not None and folded(node) != old:
+        node = parents.get(folded(node))
+    target = kept if node is None else parents.get(old)
+    moved = [
+        {**row, "parent": target} if row["parent"] and folded(row["parent"]) == old else row
+        for row in rows
+        if folded(row["name"]) != old
+    ]
+    tx.replace("taxonomy", pa.Table.from_pylist(moved, schema=tx.schema("taxonomy")))
