@@ -265,6 +265,8 @@ def test_the_ray_engine_goes_on_where_the_local_one_stopped(
         "reject": False,
         "crops": 1,
         "only": None,
+        "parent": None,
+        "coverage": None,
     }
     predict_to_file(answers, [*places.values()], tmp_path / "whole.jsonl", **how)
 

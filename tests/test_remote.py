@@ -172,9 +172,7 @@ def test_without_the_extra(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(MissingStepError) as error:
         Workspace.open(bucket.address())
-    assert error.value.message.startswith(
-        "a workspace in object storage needs a library that cannot be imported: "
-    )
+    assert error.value.message.startswith("object storage needs a library that cannot be imported: ")
     assert error.value.hint == 'Run: pip install "vlltr-index[remote]"'
 
 
