@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vlltr_index.errors import InputError
 
-__all__ = ["ListedFiles", "read_bytes", "read_lines", "read_whole", "require"]
+__all__ = ["ListedFiles", "read_bytes", "read_delimited", "read_lines", "read_whole", "require"]
 
 _MAX_LINE = 64 * 2**20  # bytes
 _HEADS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
@@ -153,3 +154,34 @@ class ListedFiles:
             f"none of the {missing:,} files that {listing} names can be used, for example {example}",
             "Name the folder that the paths are relative to: --root DIR",
         )
+
+
+def read_delimited(
+    path: Path, delimiter: str, check: Callable[[Path, list[str]], None], what: str, hint: str
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Rows of a CSV or TSV file by the columns of its header, each with its file and line.
+
+    Args:
+        path: The file.
+        delimiter: Between fields.
+        check: Raises where the columns will not do.
+        what: What the fields are called in errors.
+        hint: What to do where it is no CSV.
+
+    Raises:
+        InputError: If it is no CSV, or a row has more or fewer fields than the header.
+    """
+    rows = csv.reader((line for _, line in read_lines(path)), delimiter=delimiter, strict=True)
+    try:
+        header = [column.strip() for column in next(rows, [])]
+        check(path, header)
+        for row in filter(None, rows):
+            where = f"{path}:{rows.line_num}"
+            if len(row) != len(header):
+                raise InputError(
+                    f"{where}: {len(row)} fields, the header has {len(header)}",
+                    f"Put {what} that hold the delimiter into double quotes.",
+                )
+            yield where, dict(zip(header, row, strict=True))
+    except csv.Error as error:
+        raise InputError(f"{path}:{rows.line_num}: not CSV: {error}", hint) from None

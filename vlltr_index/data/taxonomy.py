@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vlltr_index.data.files import read_lines, require
+from vlltr_index.data.files import read_delimited, require
 from vlltr_index.data.names import read_json_file
 from vlltr_index.data.text import clean_name
 from vlltr_index.errors import InputError
@@ -48,21 +47,8 @@ def read_taxonomy(path: Path) -> list[Taxon]:
 
 
 def _delimited(path: Path, delimiter: str) -> Iterator[Taxon]:
-    rows = csv.reader((line for _, line in read_lines(path)), delimiter=delimiter, strict=True)
-    try:
-        header = [column.strip() for column in next(rows, [])]
-        _check_columns(path, header)
-        for row in rows:
-            where = f"{path}:{rows.line_num}"
-            if row and len(row) != len(header):
-                raise InputError(
-                    f"{where}: {len(row)} fields, the header has {len(header)}",
-                    "Put names that hold the delimiter into double quotes.",
-                )
-            if row:
-                yield _taxon(dict(zip(header, row, strict=True)), where)
-    except csv.Error as error:
-        raise InputError(f"{path}:{rows.line_num}: not CSV: {error}", "Mend this line.") from None
+    for where, row in read_delimited(path, delimiter, _check_columns, "names", "Mend this line."):
+        yield _taxon(row, where)
 
 
 def _check_columns(path: Path, columns: list[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shlex
@@ -11,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vlltr_index.data.files import read_lines, read_whole, require
+from vlltr_index.data.files import read_delimited, read_lines, read_whole, require
 from vlltr_index.data.names import ClassNames
 from vlltr_index.data.release_texts import is_release_corpus, names_beside, read_release_corpus
 from vlltr_index.data.text import MAX_SENTENCE, clean_name, normalise_text, split_sentences
@@ -264,25 +263,9 @@ def _json_list(texts: list[Any], name: str, source: str, where: str) -> Iterator
 
 
 def _read_csv(path: Path, source: str, delimiter: str) -> Iterator[SentenceRecord | Skipped]:
-    rows = csv.reader((line for _, line in read_lines(path)), delimiter=delimiter, strict=True)
-    try:
-        header = [column.strip() for column in next(rows, [])]
-        _check_columns(path, header)
-        for row in rows:
-            where = f"{path}:{rows.line_num}"
-            if not row:
-                continue
-            if len(row) != len(header):
-                raise InputError(
-                    f"{where}: {len(row)} fields, the header has {len(header)}",
-                    "Put texts that hold the delimiter into double quotes.",
-                )
-            yield from _row(dict(zip(header, row, strict=True)), source, where)
-    except csv.Error as error:
-        raise InputError(
-            f"{path}:{rows.line_num}: not CSV: {error}",
-            "Is a double quote left open? Write long texts as JSONL.",
-        ) from None
+    hint = "Is a double quote left open? Write long texts as JSONL."
+    for where, row in read_delimited(path, delimiter, _check_columns, "texts", hint):
+        yield from _row(row, source, where)
 
 
 def _check_columns(path: Path, columns: list[str]) -> None:
