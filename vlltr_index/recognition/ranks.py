@@ -110,12 +110,12 @@ class Ranks:
         chosen = [-1] * len(sums) if self.least is None else self.tree.answers(sums, self.least).tolist()
         paths = [self.tree.paths[self.tree.nodes[best]] for best in probabilities.argmax(1).tolist()]
         return [
-            (tuple(self._score(row, node) for node in path), node)
-            for row, path, node in zip(sums.tolist(), paths, chosen, strict=True)
+            (tuple(map(self._score, path, row[list(path)].tolist())), node)
+            for row, path, node in zip(sums, paths, chosen, strict=True)
         ]
 
-    def _score(self, sums: list[float], node: int) -> RankScore:
-        return RankScore(self.tree.names[node], self.tree.ranks[node], sums[node])
+    def _score(self, node: int, probability: float) -> RankScore:
+        return RankScore(self.tree.names[node], self.tree.ranks[node], probability)
 
     @cached_property
     def _below(self) -> dict[int, list[int]]:
