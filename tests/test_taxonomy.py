@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
+from unicodedata import normalize
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,8 +28,10 @@ from vlltr_index.store.taxonomy import circle, load_taxonomy, taxonomy_of
 from vlltr_index.store.workspace import Workspace
 
 RANKS = ("kingdom", "phylum", "class", "order", "family", "genus")
-NAMES = st.text(st.characters(categories=["L", "Zs"], exclude_characters=";"), min_size=1, max_size=9).filter(
-    lambda text: bool(text.strip())
+NAMES = (
+    st.text(st.characters(categories=["L", "Zs"], exclude_characters=";"), min_size=1, max_size=9)
+    .map(partial(normalize, "NFC"))
+    .filter(lambda text: bool(text.strip()))
 )
 
 
