@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["NewClass", "add_class", "add_classes", "read_manifest"]
-
 
 @dataclass(frozen=True)
 class NewClass:

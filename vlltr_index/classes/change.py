@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["Edit", "How", "change", "classes_of", "new_image_rows"]
-
 _NARROW = ("classes", "sentences", "sentence_scores", "anchors", "class_stats")
 _MUTE = "Texts have no weight in this head (vlltr train lgr says why): by text alone a class is hardly found."
 _TIDY = 32  # commits

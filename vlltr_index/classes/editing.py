@@ -27,16 +27,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
 
-__all__ = [
-    "add_images",
-    "add_sentences",
-    "merge_classes",
-    "remove_classes",
-    "remove_images",
-    "remove_sentences",
-    "rename_class",
-]
-
 _EXAMPLES = 5
 _LEAST = 6  # characters of an id that may stand for it
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from vlltr_index.wording import many
 
-__all__ = ["AddedClass", "ChangeReport", "Effect", "shortly"]
-
 _SHOWN = 3  # classes of a change that are named one by one
 _DRY = "This was a dry run: nothing was committed."
 _UNMEASURED = (

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["Session", "View", "rivals", "settled_losses"]
-
 # Validation images that the effect is seen through: so many that their scores stay within this, whatever the number
 # of classes, but no fewer and no more than these.
 _SCORES, _FEWEST, _MOST = 4_000_000, 300, 1000

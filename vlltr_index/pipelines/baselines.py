@@ -42,19 +42,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
 
-__all__ = [
-    "ADJUSTED",
-    "FC",
-    "BaselineRow",
-    "Sentences",
-    "baseline_labels",
-    "fc_checkpoint",
-    "score_baselines",
-    "sentences_of",
-    "train_baseline",
-    "train_baseline_stage",
-]
-
 FC = "image-only"
 ADJUSTED = "image-only + logit adjustment"
 """The strongest image-only row: what the method is compared with unless another row is named."""

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["IndexReport", "index_anchors", "plan_for"]
-
 _NO_ANCHOR = "no class has a sentence, so all are scored by their images"
 
 

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["AnchorRow", "ClassDetail", "ClassRow", "ImageRow", "list_classes", "show_class"]
-
 
 @dataclass(frozen=True)
 class ClassRow:

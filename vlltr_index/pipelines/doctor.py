@@ -19,8 +19,6 @@ from vlltr_index.wording import many
 if TYPE_CHECKING:
     from vlltr_index.store.history import Commit
 
-__all__ = ["Check", "check_requirement", "check_workspace", "diagnose"]
-
 State = Literal["ok", "note", "problem"]
 
 _NAME = "vlltr-index"

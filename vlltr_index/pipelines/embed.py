@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["EmbedReport", "EngineName", "embed"]
-
 _log = logging.getLogger(__name__)
 
 EngineName = Literal["local", "ray"]

@@ -36,15 +36,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
 
-__all__ = [
-    "METHOD",
-    "Evaluation",
-    "RowAnswers",
-    "evaluate",
-    "evaluation",
-    "training_counts",
-]
-
 _log = logging.getLogger(__name__)
 
 _BATCH = 512

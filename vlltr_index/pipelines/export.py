@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["export"]
-
 
 def export(
     workspace: Workspace,

@@ -10,8 +10,6 @@ from vlltr_index.errors import WorkspaceError
 if TYPE_CHECKING:
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["DiffReport", "RollbackReport", "diff", "rollback", "undone"]
-
 
 @dataclass(frozen=True)
 class RollbackReport:

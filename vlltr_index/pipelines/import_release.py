@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["ImportReport", "import_release"]
-
 _SOURCE = "anchors of the release"
 
 

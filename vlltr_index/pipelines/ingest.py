@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["IngestReport", "ingest_images", "ingest_text", "write_prompts"]
-
 _ROWS = 1000
 _BYTES = 64 * 2**20
 _EXAMPLES = 10  # of each kind of note

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from vlltr_index.recognition.predictor import Answers
     from vlltr_index.schemas.records import Prediction, Progress
 
-__all__ = ["OnRay", "PredictReport", "named_predictions", "predict_to_file"]
-
 _FORMATS = (".csv", ".jsonl", ".parquet")
 _ROWS = 10_000
 

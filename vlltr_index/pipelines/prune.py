@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.history import Commit
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["PruneReport", "prune"]
-
 
 @dataclass(frozen=True)
 class PruneReport:

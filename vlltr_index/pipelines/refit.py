@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["RefitReport", "refit"]
-
 
 @dataclass(frozen=True)
 class RefitReport:

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["ReportFile", "gather_report", "write_report"]
-
 _CONFUSIONS, _WEAKEST, _SHOWN, _SENTENCES = 12, 20, 12, 3
 _TEXT = 300  # letters of a sentence
 

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["anchor_list", "clip", "curves", "facts", "quarantine"]
-
 _ANCHOR_ROWS = 6000  # sentences in the list of anchors, about
 _ANCHOR_CLASSES = 3000
 _GROUP = 50  # classes under one heading

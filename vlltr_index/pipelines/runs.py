@@ -24,16 +24,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
 
-__all__ = [
-    "Facts",
-    "TrainingRun",
-    "differences",
-    "held_folder",
-    "newest_snapshot",
-    "refuse",
-    "training_run",
-]
-
 _LOCK = "lock"
 
 T = TypeVar("T")

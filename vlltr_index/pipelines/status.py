@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Kind, Workspace
 
-__all__ = ["StatusReport", "encoder_change", "status"]
-
 
 @dataclass(frozen=True)
 class StatusReport:

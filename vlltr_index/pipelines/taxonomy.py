@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["TaxonomyReport", "ingest_classes"]
-
 _LOOKED_AT = 20  # unknown names, for classes that they may mean
 
 

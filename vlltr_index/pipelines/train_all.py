@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["adopt_recipe", "train_all"]
-
 _log = logging.getLogger(__name__)
 
 

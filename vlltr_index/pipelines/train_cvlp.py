@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["train_cvlp_stage"]
-
 
 def train_cvlp_stage(
     workspace: Workspace,

@@ -61,8 +61,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.workspace import Workspace
     from vlltr_index.train.loop import Log
 
-__all__ = ["train_lgr_stage"]
-
 _log = logging.getLogger(__name__)
 
 _LESS_MEMORY = "Try a smaller lgr.batch_size or fewer lgr.views, with --set, or --device cpu."

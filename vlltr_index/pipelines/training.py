@@ -24,21 +24,6 @@ from vlltr_index.wording import many, some
 if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot
 
-__all__ = [
-    "TrainReport",
-    "TrainingSet",
-    "check_told",
-    "class_texts",
-    "load_visual",
-    "part_of",
-    "read_visual",
-    "run_key",
-    "save_stage",
-    "stage_report",
-    "starting_encoder",
-    "training_set",
-]
-
 
 @dataclass(frozen=True)
 class TrainReport:

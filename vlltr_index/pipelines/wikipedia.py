@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["ClassArticle", "WikipediaReport", "ingest_wikipedia", "open_wiki", "parse_titles"]
-
 _URL = re.compile(r"https?://[\w-]+(\.[\w-]+)*(:\d+)?/\S*")
 
 
