@@ -24,8 +24,7 @@ from vlltr_index.classes import (
     remove_sentences,
     rename_class,
 )
-from vlltr_index.classes.reports import Effect
-from vlltr_index.classes.session import View
+from vlltr_index.classes.change import Effect, View
 from vlltr_index.embedding.loading import image_set
 from vlltr_index.errors import InputError, UnknownClassError, UsageError
 from vlltr_index.pipelines.classlist import show_class

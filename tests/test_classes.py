@@ -137,7 +137,7 @@ def test_refusals_leave_the_workspace_as_it_was(trained: Workspace, tmp_path: Pa
     cases = [
         ([NewClass(known, ("x",))], f"there is a class {known!r} already"),
         ([NewClass(known.upper(), ("x",))], f"there is a class {known.upper()!r} already"),
-        ([NewClass("  ", ("x",))], "a class needs a name; got an empty one"),
+        ([NewClass("  ", ("x",))], "the new class: the class name is empty"),
         ([NewClass("okapi", ("x",)), NewClass("Okapi", ("y",))], "class 'Okapi' is given twice"),
         (
             [NewClass("okapi", (" ",), image_files=(broken,))],

@@ -73,9 +73,9 @@ def test_images_of_a_folder(workspace: Workspace, tmp_path: Path) -> None:
     assert report.splits == {"train": 4}
     assert report.lines() == [
         f"{tmp_path / 'data'}: images 4 added (train 4).",
-        "4 prompts were made from the class names.",
+        "Made from the class names: 4 prompts.",
         "Classes: 2, 2 of them new.",
-        "1 image cannot be read; it is kept aside with the reason.",
+        "Kept aside with the reason: 1 image that cannot be read.",
         f"  kept aside: {tmp_path}/data/tit/broken.png: {report.notes[0].rpartition('broken.png: ')[2]}",
         "Next: vlltr ingest text PATH, or without text: vlltr embed   (2 classes have no text but prompts)",
     ]
@@ -228,7 +228,7 @@ def test_only_train_makes_classes(workspace: Workspace, tmp_path: Path) -> None:
     assert workspace.history.last().id == 0
     report = ingest_images(workspace, path)
     assert (report.added, report.unknown_class) == (2, 1)
-    assert "1 image was left out: the workspace has no class of that name." in report.lines()
+    assert "Left out, as the workspace has no class of that name: 1 image." in report.lines()
     assert report.notes == ["no class of the name 'owl' (1)"]
     assert names(workspace) == {0: "tit"}
     assert ingest_images(workspace, path, create_classes=True).added == 1
@@ -244,7 +244,7 @@ def test_the_same_bytes_in_two_splits_are_reported(workspace: Workspace, tmp_pat
     for split, other in (("val", "train, val"), ("test", "test, train")):
         report = ingest_images(workspace, tmp_path / split, split)
         assert report.duplicates_across_splits == 1
-        assert f"Warning: 1 image is in more than one split, byte for byte: {other}." in report.lines()
+        assert f"Warning: in more than one split, byte for byte: 1 image ({other})." in report.lines()
 
 
 def test_sources_of_which_nothing_can_be_taken(workspace: Workspace, tmp_path: Path) -> None:
@@ -295,9 +295,9 @@ def test_sentences_and_prompts(workspace: Workspace, tmp_path: Path) -> None:
     assert report.prompts == 3
     assert report.lines() == [
         f"{path}: sentences 6 added, 1 repeated or there before.",
-        "3 of them are prompts made from the class names.",
+        "Made from the class names: 3 prompts.",
         "Classes: 3, 2 of them new.",
-        "1 entry was left out.",
+        "Left out: 1 entry.",
         f"  left out: {path}: class 'none': the class has no sentence",
         "  1 of 3 classes have no text but prompts: 'owl'",
     ]

@@ -43,7 +43,7 @@ def test_pictures_without_any_text_go_through_the_readmes_commands(
     vlltr("init", "birds", "--encoder", ENCODER)
     vlltr("-w", "birds", "ingest", "images", "pictures", "--split", "train")
     said = capsys.readouterr().out
-    assert "240 prompts were made from the class names." in said
+    assert "Made from the class names: 240 prompts." in said
     assert "or without text: vlltr embed   (3 classes have no text but prompts)" in said
     for step in (("embed",), ("select",), ("train", "lgr"), ("index",)):
         vlltr("-w", "birds", *step)

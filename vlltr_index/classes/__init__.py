@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from vlltr_index.classes.adding import NewClass, add_class, add_classes, read_manifest
-from vlltr_index.classes.editing import (
-    add_images,
-    add_sentences,
-    merge_classes,
-    remove_classes,
-    remove_images,
-    remove_sentences,
-    rename_class,
-)
-from vlltr_index.classes.reports import AddedClass, ChangeReport
-from vlltr_index.classes.session import Session
-
-__all__ = [
-    "AddedClass",
-    "ChangeReport",
-    "NewClass",
-    "Session",
-    "add_class",
-    "add_classes",
-    "add_images",
-    "add_sentences",
-    "merge_classes",
-    "read_manifest",
-    "remove_classes",
-    "remove_images",
-    "remove_sentences",
-    "rename_class",
-]
+from vlltr_index.classes.change import AddedClass as AddedClass
+from vlltr_index.classes.change import ChangeReport as ChangeReport
+from vlltr_index.classes.change import Session as Session
+from vlltr_index.classes.editing import NewClass as NewClass
+from vlltr_index.classes.editing import add_class as add_class
+from vlltr_index.classes.editing import add_classes as add_classes
+from vlltr_index.classes.editing import add_images as add_images
+from vlltr_index.classes.editing import add_sentences as add_sentences
+from vlltr_index.classes.editing import merge_classes as merge_classes
+from vlltr_index.classes.editing import read_manifest as read_manifest
+from vlltr_index.classes.editing import remove_classes as remove_classes
+from vlltr_index.classes.editing import remove_images as remove_images
+from vlltr_index.classes.editing import remove_sentences as remove_sentences
+from vlltr_index.classes.editing import rename_class as rename_class

@@ -1,42 +1,318 @@
-"""One change to the class list from its first row to its commit and its report."""
+"""One change to the class list: what it keeps loaded, its way from the first row to the commit, and its report."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from vlltr_index.anchors.selection import score_images, update
-from vlltr_index.classes.reports import AddedClass, ChangeReport, Effect
-from vlltr_index.classes.session import Session, View, rivals
 from vlltr_index.data.image_readers import read_images
-from vlltr_index.embedding.loading import image_vectors_of, stats_rows
+from vlltr_index.embedding.loading import (
+    LoadedBank,
+    anchor_losses,
+    class_stats,
+    image_vectors_of,
+    open_encoder,
+    stats_rows,
+    usable_images,
+)
 from vlltr_index.embedding.vectors import embed_images, embed_sentences
-from vlltr_index.errors import InputError
+from vlltr_index.errors import InputError, MissingStepError
+from vlltr_index.heads.anchor_bank import AnchorBank
+from vlltr_index.recognition.scorer import Scorer, load_scorer
 from vlltr_index.schemas.records import ImageRecord
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
 from vlltr_index.store.holdout import held_images
 from vlltr_index.store.ingestion import image_rows
 from vlltr_index.store.tables import one_of
 from vlltr_index.train.augment import ViewAugment
+from vlltr_index.wording import many
 
 if TYPE_CHECKING:
-    from vlltr_index.recognition.scorer import Scorer
+    from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.schemas.records import Progress
+    from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
 
-_NARROW = ("classes", "sentences", "sentence_scores", "anchors", "class_stats")
+_NARROW = ("classes", "sentences", "sentence_scores", "anchors", "class_stats", "images")
 _MUTE = "Texts have no weight in this head (vlltr train lgr says why): by text alone a class is hardly found."
 _TIDY = 32  # commits
-_TIDY_VECTORS = 64  # commits; merging writes the whole table anew, so only
 _SMALL = 200_000  # rows: in a larger one the many small parts are no great part of a scan
+_SHOWN = 3  # classes of a change that are named one by one
+_HARM = 0.01  # a loss of the other classes' accuracy that is worth a warning
+# Validation images that the effect is seen through: so many that their scores stay within this, whatever the number
+# of classes, but no fewer and no more than these.
+_SCORES, _FEWEST, _MOST = 4_000_000, 300, 1000
+_RIVALS = 3
+_STILL = 1e-3  # of losses
+_FEW = 1000  # sentences that are worth a condition instead of a scan
+
+
+@dataclass(frozen=True)
+class AddedClass:
+    """A class as a change leaves it."""
+
+    name: str
+    class_id: int
+    sentences: int
+    anchors: int
+    images: int  # usable ones of split train
+    rivals: list[str]
+    visual: str = "none"  # what its images do: "trained" on them | known by "images" that came later | "none"
+
+    def line(self, verb: str) -> str:
+        """The class for people."""
+        how = {
+            "trained": "the classifier was trained on them",
+            "images": "known by text and images" if self.sentences else "known by its images alone",
+            "none": "its images wait for vlltr train lgr" if self.images else "known by text alone",
+        }[self.visual]
+        return (
+            f"{verb} {self.name!r} (class {self.class_id}): {many(self.sentences, 'sentence')},"
+            f" {many(self.anchors, 'anchor')}, {many(self.images, 'image')}, {how}."
+            f" Nearest: {', '.join(self.rivals) or 'none'}."
+        )
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Top-1 on stored validation vectors of the classes that a change was not about, before and after.
+
+    None where there are no such images, or nothing that could have an effect was changed.
+    """
+
+    before: float | None = None
+    after: float | None = None
+    images: int = 0
+    unmeasured: bool = False  # there may be an effect, and no image to see it by
+
+    def lines(self) -> list[str]:
+        """The effect for people, with a warning where it is harm."""
+        if self.unmeasured:
+            return [
+                "What the other classes lose by it was not measured: no image of theirs in split val is embedded."
+            ]
+        if self.before is None or self.after is None:
+            return []
+        lines = [
+            f"Old classes on {many(self.images, 'validation image')}:"
+            f" {100 * self.before:.1f} % before, {100 * self.after:.1f} % after."
+        ]
+        if self.before - self.after > _HARM:
+            lines.append(
+                f"Warning: the old classes lose {100 * (self.before - self.after):.1f} points."
+                " Sentences that tell a class apart, or more images of it, may help; `vlltr history` shows the commit"
+                " before, `vlltr rollback ID` goes back to it."
+            )
+        return lines
+
+
+@dataclass(frozen=True)
+class ChangeReport:
+    """What a change did to the classes it was about, and to the accuracy of the others."""
+
+    command: str
+    dry_run: bool
+    notes: list[str]  # what was done, a sentence each
+    classes: list[AddedClass]  # as they are now
+    effect: Effect
+    changed: bool = True  # whether there is a new commit
+    added: bool = False  # whether the classes are new
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        verb = "Now" if self.changed else "Still"
+        if self.added:
+            verb = "Would add" if self.dry_run else "Added"
+        told = [one.line(verb) for one in self.classes[:_SHOWN]]
+        if self.added and len(self.classes) > _SHOWN:
+            told.append(f"{verb} {len(self.classes) - _SHOWN} more classes.")
+        lines = [*told, *self.notes] if self.added else [*self.notes, *told]
+        dry = ["This was a dry run: nothing was committed."] if self.dry_run else []
+        return [*lines, *self.effect.lines(), *dry]
+
+
+@dataclass(frozen=True)
+class View:
+    """A state of the workspace that scores images, and the validation images it is looked at through.
+
+    Attributes:
+        scorer: Of that state.
+        features: Float [V, D], stored vectors of split val, unnormalised; V may be 0.
+        owners: int64 [V], class ids.
+    """
+
+    scorer: Scorer
+    features: Tensor
+    owners: Tensor
+
+    @classmethod
+    def load(cls, workspace: Workspace, snapshot: Snapshot) -> View:
+        """Read a state as a whole."""
+        scorer = load_scorer(workspace, snapshot)
+        most = max(_FEWEST, min(_MOST, _SCORES // len(scorer.class_ids)))
+        # By their ids, which are hashes: as good as drawn.
+        rows = usable_images(snapshot, "val", []).slice(0, most)
+        features = torch.empty(0, scorer.saved.head.dim)
+        if rows.num_rows:
+            with suppress(MissingStepError):  # not embedded yet: the effect is not shown
+                features = image_vectors_of(snapshot, rows["image_id"].to_pylist())
+        owners = torch.tensor(rows["class_id"].to_pylist(), dtype=torch.int64)
+        return cls(scorer, features, owners[: len(features)])
+
+    @cached_property
+    def text_logits(self) -> Tensor:
+        """Of the validation images, [V, C_a], a column an anchor bank's class."""
+        return self._text_logits(self.scorer.bank)
+
+    @torch.inference_mode()
+    def _text_logits(self, bank: AnchorBank) -> Tensor:
+        if not len(self.features) or not bank.num_classes:
+            return torch.empty(len(self.features), bank.num_classes)
+        head = self.scorer.saved.head
+        return torch.cat([head.text_logits(part, bank) for part in self.features.split(256)])
+
+    def updated(self, tx: Transaction, merged: Mapping[int, int]) -> View:
+        """The state after a change, at the cost of what differs in its anchors and rows."""
+        loaded, saved = _updated_bank(tx, self.scorer.loaded), self.scorer.saved
+        scorer = Scorer.build(loaded, saved, class_stats(tx, saved.head.dim), self.scorer.fusion, merged)
+        after = View(scorer, self.features, self.owners)
+        after.__dict__["text_logits"] = self._columns_after(loaded)
+        return after
+
+    def _columns_after(self, loaded: LoadedBank) -> Tensor:
+        """Text logits after a change: columns of classes with the same anchors are taken over."""
+        before, after = _anchors_of(self.scorer.loaded), _anchors_of(loaded)
+        if not before:  # no class had a sentence
+            return self._text_logits(loaded.bank)
+        place = {c: n for n, c in enumerate(before)}
+        same = torch.tensor(
+            [place[c] if before.get(c) == a else -1 for c, a in after.items()], dtype=torch.int64
+        )
+        logits = self.text_logits[:, same.clamp(min=0)]
+        if len(changed := (same < 0).nonzero()[:, 0]):
+            logits[:, changed] = self._text_logits(loaded.bank.select(changed))
+        return logits
+
+    def effect(self, before: View, touched: set[int]) -> Effect:
+        """Top-1 of the classes that are in both states and not in `touched`."""
+        there = torch.isin(self.owners, self.scorer.class_ids)
+        there &= torch.isin(self.owners, before.scorer.class_ids)
+        there &= ~torch.isin(self.owners, torch.tensor(sorted(touched), dtype=torch.int64))
+        if not bool(there.any()):
+            return Effect(unmeasured=True)
+        was, now = (float(view.right[there].double().mean()) for view in (before, self))
+        return Effect(was, now, int(there.sum()))
+
+    @cached_property
+    def right(self) -> Tensor:
+        """Whether the class of each validation image comes first, bool [V]."""
+        with torch.inference_mode():
+            scorer = self.scorer
+            fused = scorer.fuse(scorer.image_side(self.features), scorer.whole(self.text_logits))
+            best = fused.probabilities.argmax(1)
+        return self.scorer.class_ids[best] == self.owners
+
+
+def rivals(bank: AnchorBank, class_ids: Sequence[int]) -> dict[int, list[int]]:
+    """The classes whose mean anchor is nearest to that of each of `class_ids`, nearest first; none for a mute one."""
+    prototypes, ids = F.normalize(bank.prototypes(), dim=1), bank.class_ids.tolist()
+    found: dict[int, list[int]] = {class_id: [] for class_id in class_ids}
+    for class_id in found.keys() & set(ids):
+        cosines = prototypes @ prototypes[ids.index(class_id)]
+        near = cosines.topk(min(_RIVALS + 1, len(ids))).indices.tolist()
+        found[class_id] = [ids[i] for i in near if ids[i] != class_id][:_RIVALS]
+    return found
+
+
+def _anchors_of(loaded: LoadedBank) -> dict[int, tuple[tuple[str, float], ...]]:
+    """The sentences of each class with their losses, in the bank's order."""
+    bounds, ids = loaded.bank.bounds, loaded.bank.class_ids.tolist()
+    anchors = list(zip(loaded.sentence_ids, loaded.bank.losses.tolist(), strict=True))
+    return {c: tuple(anchors[bounds[n] : bounds[n + 1]]) for n, c in enumerate(ids)}
+
+
+def _updated_bank(tx: Snapshot, before: LoadedBank) -> LoadedBank:
+    """`load_bank` after a change, where only vectors that `before` does not have are read."""
+    anchors = tx.table("anchors").sort_by([("class_id", "ascending"), ("rank", "ascending")])
+    sentence_ids: list[str] = anchors["sentence_id"].to_pylist()
+    row_of = {s: n for n, s in enumerate(before.sentence_ids)}
+    at = torch.tensor([row_of.get(s, -1) for s in sentence_ids], dtype=torch.int64)
+    vectors = before.bank.vectors.new_empty(len(at), before.bank.dim)
+    vectors[at >= 0] = before.bank.vectors[at[at >= 0]]
+    if wanted := [s for s in sentence_ids if s not in row_of]:
+        where = one_of("sentence_id", wanted) if len(wanted) <= _FEW else None
+        rows = tx.table("sentences", ["sentence_id", "text_hash"], where)
+        hash_of = dict(zip(rows["sentence_id"].to_pylist(), rows["text_hash"].to_pylist(), strict=True))
+        name = sentence_vectors_name(tx.commit.text_fp or "")
+        vectors[at < 0] = tx.store.vectors(name, "text_hash", [hash_of[s] for s in wanted])[1]
+    owners = torch.tensor(anchors["class_id"].to_pylist(), dtype=torch.int64)
+    losses = _settled(anchor_losses(tx, sentence_ids), before.bank.losses, at, owners)
+    return LoadedBank.of(anchors, vectors, losses, before.selection_id)
+
+
+def _settled(losses: Tensor, before: Tensor, at: Tensor, owners: Tensor) -> Tensor:
+    """Losses after a change, float [A], but a class's old ones where the differences among them hardly moved.
+
+    New images change the loss of every sentence a little; so the columns of classes far from them can be taken over.
+    `at` int64 [A] is each anchor's place among the losses `before`, -1 for a new one, `owners` int64 [A] its class.
+    """
+    if not len(before):
+        return losses
+    old = before[at.clamp(min=0)]
+    moved = torch.where(at < 0, torch.inf, losses - old)
+    row = torch.unique_consecutive(owners, return_inverse=True)[1]
+    high, low = (
+        moved.new_zeros(len(moved)).scatter_reduce(0, row, moved, way, include_self=False)[row]
+        for way in ("amax", "amin")
+    )
+    return torch.where(high - low < _STILL, old, losses)  # infinite less infinite is no number, and not less
+
+
+class Session:
+    """Keeps a workspace's encoder and scorer loaded from one change to the next, so that each costs what it changes.
+
+    Args:
+        workspace: The workspace whose changes are made through it.
+
+    A change by another process is noticed: the scorer is read again then.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self._encoder: tuple[tuple[str | None, ...], Encoder] | None = None
+        self._view: tuple[int, View] | None = None
+
+    def encoder(self, snapshot: Snapshot) -> Encoder:
+        """The commit's encoder, in eval mode."""
+        commit = snapshot.commit
+        facts = (commit.checkpoint, commit.text_fp, commit.image_fp)
+        if self._encoder is None or self._encoder[0] != facts:
+            self._encoder = (facts, open_encoder(self.workspace, snapshot))
+        return self._encoder[1]
+
+    def view(self, snapshot: Snapshot) -> View:
+        """The commit's state."""
+        number = snapshot.commit.id
+        if self._view is None or self._view[0] != number:
+            self._view = (number, View.load(self.workspace, snapshot))
+        return self._view[1]
+
+    def keep(self, commit_id: int, view: View) -> None:
+        """Take `view` for the state of a commit that was just made."""
+        self._view = (commit_id, view)
 
 
 class How(TypedDict, total=False):
@@ -59,19 +335,19 @@ class Edit:
 
     Attributes:
         touched: Classes whose sentences or images changed, those that are gone too.
-        shown: Classes to report on, as they are in the end.
+        shown: Classes to report on though they are not touched.
         sentences: New rows of `sentences`, written already.
         images: New rows of `images`, written already.
-        images_changed: Classes whose images came or went.
+        images_changed: Whether images of the touched classes came or went.
         merged: All merges, where one was made: a class to the one that took it in.
         notes: What was done, for people.
     """
 
     touched: set[int] = field(default_factory=set)
-    shown: list[int] = field(default_factory=list)
+    shown: Sequence[int] = ()
     sentences: pa.Table | None = None
     images: pa.Table | None = None
-    images_changed: set[int] = field(default_factory=set)
+    images_changed: bool = False
     merged: dict[int, int] | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -107,15 +383,15 @@ def change(
         if done.touched:
             _embed(session, tx, done, progress)
             update(tx, select, images, set(done.touched), held)
-            _update_stats(tx, done.images_changed)
-            merged = before.scorer.merged
-            if done.merged is not None:
-                merged = done.merged
-                tx.note(merged=merged)
+            if done.images_changed:
+                _update_stats(tx, done.touched)
+            merged = before.scorer.merged if done.merged is None else done.merged
+            tx.note(merged=merged)
             after = before.updated(tx, merged)
             effect = after.effect(before, done.touched)
-        report = ChangeReport(command, dry_run, done.notes, _states(tx, after, done.shown), effect)
-        if _is_mute(after.scorer) and any(not state.images for state in report.classes):
+        classes = _states(tx, after, done.touched.union(done.shown))
+        report = ChangeReport(command, dry_run, done.notes, classes, effect)
+        if _is_mute(after.scorer) and any(not state.images for state in classes):
             report.notes.append(_MUTE)
         if not dry_run:
             _tidy(tx)
@@ -133,18 +409,15 @@ def _is_mute(scorer: Scorer) -> bool:
 
 def _update_stats(tx: Transaction, touched: set[int]) -> None:
     """Count and sum the training images of classes whose images came or went anew."""
-    if not touched:
-        return
-    wanted = sorted(touched & set(tx.class_table().ids))
-    where = f"split = 'train' AND problem IS NULL AND {one_of('class_id', wanted)}"
+    where = (
+        f"split = 'train' AND problem IS NULL AND {one_of('class_id', touched & set(tx.class_table().ids))}"
+    )
     images = tx.table("images", ["image_id", "class_id"], where).sort_by("image_id")
-    gone = sorted(touched - set(images["class_id"].to_pylist()))
-    if gone and tx.has("class_stats"):
-        tx.delete("class_stats", one_of("class_id", gone))
-    if images.num_rows:
+    owners = images["class_id"].to_pylist()
+    tx.delete("class_stats", one_of("class_id", touched.difference(owners)))
+    if owners:
         features = image_vectors_of(tx, images["image_id"].to_pylist())
-        owners = torch.tensor(images["class_id"].to_pylist())
-        tx.upsert("class_stats", stats_rows(features, owners, tx.commit.image_fp or ""))
+        tx.upsert("class_stats", stats_rows(features, torch.tensor(owners), tx.commit.image_fp or ""))
 
 
 def _tidy(tx: Transaction) -> None:
@@ -152,16 +425,16 @@ def _tidy(tx: Transaction) -> None:
     commit = tx.commit
     if commit.id % _TIDY:
         return
-    for name in _NARROW:
-        if tx.has(name):
+    vectors = sentence_vectors_name(commit.text_fp or ""), image_vectors_name(commit.image_fp or "")
+    for name in (*_NARROW, *vectors):
+        # Pictures that the table holds itself are too much to write anew.
+        heavy = "data IS NOT NULL" if name == "images" else None
+        if (
+            tx.store.exists(name)
+            and tx.store.count(name) <= _SMALL
+            and not (heavy and tx.store.count(name, heavy))
+        ):
             tx.store.optimize(name)
-    # Pictures that the table holds itself are too much to write anew.
-    if tx.has("images") and not tx.store.count("images", "data IS NOT NULL"):
-        tx.store.optimize("images")
-    if commit.id % _TIDY_VECTORS == 0:
-        for name in (sentence_vectors_name(commit.text_fp or ""), image_vectors_name(commit.image_fp or "")):
-            if tx.store.exists(name) and tx.store.count(name) <= _SMALL:
-                tx.store.optimize(name)
 
 
 def _embed(session: Session, tx: Transaction, done: Edit, progress: Progress | None) -> None:
@@ -169,47 +442,41 @@ def _embed(session: Session, tx: Transaction, done: Edit, progress: Progress | N
     if done.sentences is not None and done.sentences.num_rows:
         hashes, texts = (done.sentences[c].to_pylist() for c in ("text_hash", "text"))
         embed_sentences(tx, session.encoder(tx), hashes, texts, progress)
-    if done.images is None:
-        return
-    good = done.images.filter(pc.is_null(done.images["problem"]))["image_id"].to_pylist()
-    if not good:
-        return
-    config = session.workspace.recipe.lgr.augment
-    encoder = session.encoder(tx)
-    augment = ViewAugment(config, encoder)
-    views = range(tx.commit.info.views)
-    embed_images(tx, encoder, "train", views, augment, config, progress, only=good)
+    if done.images is not None and (good := usable(done.images)["image_id"].to_pylist()):
+        config, encoder = session.workspace.recipe.lgr.augment, session.encoder(tx)
+        views, augment = range(tx.commit.info.views), ViewAugment(config, encoder)
+        embed_images(tx, encoder, "train", views, augment, config, progress, only=good)
 
 
-def _states(tx: Transaction, view: View, class_ids: Sequence[int]) -> list[AddedClass]:
-    """The classes as they are now."""
-    if not class_ids:
+def usable(images: pa.Table) -> pa.Table:
+    """The rows of `images` that can be read."""
+    return images.filter(pc.is_null(images["problem"]))
+
+
+def _states(tx: Transaction, view: View, class_ids: set[int]) -> list[AddedClass]:
+    """Those of the classes that there are now, as they are."""
+    table, bank = tx.class_table(), view.scorer.bank
+    shown = sorted(class_ids.intersection(table.ids))
+    if not shown:
         return []
-    names, bank = tx.class_table().names, view.scorer.bank
-    near = rivals(bank, class_ids)
-    where = one_of("class_id", class_ids)
+    names, near, where = table.names, rivals(bank, shown), one_of("class_id", shown)
     sentences = Counter(tx.table("sentences", ["class_id"], where)["class_id"].to_pylist())
-    usable = f"split = 'train' AND problem IS NULL AND {where}"
-    images = Counter(tx.table("images", ["class_id"], usable)["class_id"].to_pylist())
-    anchors = Counter(dict(zip(bank.class_ids.tolist(), bank.offsets.diff().tolist(), strict=True)))
+    good = f"split = 'train' AND problem IS NULL AND {where}"
+    images = Counter(tx.table("images", ["class_id"], good)["class_id"].to_pylist())
+    anchors = dict(zip(bank.class_ids.tolist(), bank.offsets.diff().tolist(), strict=True))
     visual = view.scorer.visual_sides()
     return [
         AddedClass(
             name=names[i],
             class_id=i,
             sentences=sentences[i],
-            anchors=anchors[i],
+            anchors=anchors.get(i, 0),
             images=images[i],
             rivals=[names[r] for r in near[i]],
             visual=visual.get(i, "none"),
         )
-        for i in class_ids
+        for i in shown
     ]
-
-
-def classes_of(rows: pa.Table) -> set[int]:
-    """The classes that own `rows`."""
-    return set(rows["class_id"].to_pylist())
 
 
 def new_image_rows(
@@ -230,15 +497,16 @@ def new_image_rows(
         InputError: If a folder holds no image, or an image is another class's already.
     """
     rows = image_rows({i: _records(some, names[i], skipped) for i, some in paths.items()})
-    skipped += [f"{row['uri']}: {row['problem']}" for row in rows.to_pylist() if row["problem"]]
-    ids = rows["image_id"].to_pylist()
-    there = tx.table("images", ["image_id", "class_id"], one_of("image_id", ids))
+    there = tx.table("images", ["image_id", "class_id"], one_of("image_id", rows["image_id"].to_pylist()))
     owner = dict(zip(there["image_id"].to_pylist(), there["class_id"].to_pylist(), strict=True))
-    for key, class_id, uri in zip(ids, rows["class_id"].to_pylist(), rows["uri"].to_pylist(), strict=True):
-        if owner.setdefault(key, class_id) != class_id:
+    for row in rows.select(["image_id", "class_id", "uri", "problem"]).to_pylist():
+        key = row["image_id"]
+        if row["problem"]:
+            skipped.append(f"{row['uri']}: {row['problem']}")
+        if owner.setdefault(key, row["class_id"]) != row["class_id"]:
             other = tx.class_table().names.get(owner[key], "another class")
             raise InputError(
-                f"{uri} is an image of class {other!r} already",
+                f"{row['uri']} is an image of class {other!r} already",
                 f"Take it away there: vlltr images remove {key}",
             )
     return rows

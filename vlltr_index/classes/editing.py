@@ -1,8 +1,12 @@
-"""Changing classes: removed, renamed and merged, and given more sentences and images, or fewer."""
+"""Changing the class list: classes added, removed, renamed and merged, and given more sentences and images, or fewer.
+
+Every function makes one commit; for the arguments `how` see `change.How`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -10,18 +14,18 @@ from typing import TYPE_CHECKING, Any, Unpack
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlltr_index.classes.change import Edit, How, change, classes_of, new_image_rows
-from vlltr_index.classes.reports import ChangeReport, shortly
+from vlltr_index.classes.change import ChangeReport, Edit, How, change, new_image_rows, usable
+from vlltr_index.data.files import require
 from vlltr_index.data.prompts import class_prompts
 from vlltr_index.data.text import clean_name, normalise_text, sentence_id, text_hash
-from vlltr_index.data.text_readers import class_sentences
+from vlltr_index.data.text_readers import class_sentences, read_json
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.schemas.records import SentenceRecord
 from vlltr_index.schemas.tables import CLASSES
 from vlltr_index.store.ingestion import sentence_rows
 from vlltr_index.store.tables import one_of
 from vlltr_index.store.taxonomy import merge_nodes, rename_node
-from vlltr_index.wording import many
+from vlltr_index.wording import many, some
 
 if TYPE_CHECKING:
     from vlltr_index.store.transaction import Transaction
@@ -31,15 +35,143 @@ _EXAMPLES = 5
 _LEAST = 6  # characters of an id that may stand for it
 
 
-def remove_classes(
+@dataclass(frozen=True)
+class NewClass:
+    """A class to be added: its name and what is known of it."""
+
+    name: str
+    sentences: tuple[str, ...] = ()
+    text: Path | None = None  # a file of text about it
+    images: Path | None = None  # a folder of its images
+    aliases: tuple[str, ...] = ()
+    image_files: tuple[Path, ...] = ()
+    image_bytes: tuple[tuple[str, bytes], ...] = ()  # names and encoded images; the workspace keeps the bytes
+
+
+def read_manifest(path: Path) -> list[NewClass]:
+    """Read {name: [sentence, ...]} or {name: {"sentences": [...], "images": [...], "aliases": [...]}}.
+
+    Image paths are relative to the manifest.
+
+    Raises:
+        InputError: If the file is missing, is not JSON, or an entry is neither.
+    """
+    values = read_json(require(path))
+    if not isinstance(values, dict) or not values:
+        raise InputError(
+            f"{path}: expected {{name: [sentence, ...]}} with at least one class",
+            "Write it so, and run it again.",
+        )
+    found, allowed = [], {"sentences", "images", "aliases"}
+    for name, value in values.items():
+        entry = {"sentences": value} if isinstance(value, list) else value
+        if not isinstance(entry, dict) or not entry.keys() <= allowed:
+            raise InputError(
+                f"{path}: class {name!r}: expected a list of sentences, or keys among {sorted(allowed)}"
+            )
+        for key, items in entry.items():
+            if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+                raise InputError(f"{path}: class {name!r}: {key!r} must be a list of strings")
+        sentences, aliases = (tuple(entry.get(key, ())) for key in ("sentences", "aliases"))
+        files = tuple(path.parent / image for image in entry.get("images", ()))
+        found.append(NewClass(name, sentences, aliases=aliases, image_files=files))
+    return found
+
+
+def add_class(
     workspace: Workspace,
-    names: Sequence[str],
+    name: str,
+    sentences: Sequence[str] = (),
+    images: Path | None = None,
+    aliases: Sequence[str] = (),
     **how: Unpack[How],
 ) -> ChangeReport:
+    """Add one class; see `add_classes`."""
+    return add_classes(workspace, [NewClass(name, tuple(sentences), None, images, tuple(aliases))], **how)
+
+
+def add_classes(workspace: Workspace, wanted: Sequence[NewClass], **how: Unpack[How]) -> ChangeReport:
+    """Add classes: embed only what is new, score it, select anchors, count its images.
+
+    The index is not rebuilt: the new anchors are searched beside it, exactly.
+
+    Raises:
+        InputError: If a name exists, is given twice, or nothing at all is known of a class.
+        MissingStepError: If the workspace has no trained head yet.
+    """
+    command = f"classes add {some(one.name for one in wanted)}"
+    return replace(change(workspace, command, lambda tx: _write(workspace, tx, wanted), **how), added=True)
+
+
+def _write(workspace: Workspace, tx: Transaction, wanted: Sequence[NewClass]) -> Edit:
+    names = _checked_names(tx, wanted)
+    first = tx.next_id("classes", len(wanted))
+    new = dict(enumerate(wanted, first))
+    paths: dict[int, list[Path | tuple[str, bytes]]] = {
+        i: [*([one.images] if one.images else []), *one.image_files, *one.image_bytes]
+        for i, one in new.items()
+    }
+    skipped: list[str] = []
+    pictures = new_image_rows(tx, paths, dict(enumerate(names, first)), skipped)
+    seen = set(usable(pictures)["class_id"].to_pylist())
+    for class_id, one in new.items():
+        told = one.text is not None or any(text.strip() for text in one.sentences)
+        if not told and class_id not in seen:
+            raise InputError(
+                f"nothing is known of class {one.name!r}: no sentence and no readable image",
+                "Give it a --sentence, a --text file, or --images.",
+            )
+    rows = [
+        {"class_id": i, "name": name, "aliases": list(one.aliases), "origin": "added", "created_at": _now()}
+        for (i, one), name in zip(new.items(), names, strict=True)
+    ]
+    tx.upsert("classes", pa.Table.from_pylist(rows, schema=CLASSES))
+    texts = sentence_rows({i: _sentences(workspace, one) for i, one in new.items()})
+    tx.upsert("sentences", texts)
+    tx.upsert("images", pictures)
+    notes = [f"Left out: {what}" for what in skipped]
+    return Edit(set(new), (), texts, pictures, bool(pictures.num_rows), notes=notes)
+
+
+def _checked_names(tx: Transaction, wanted: Sequence[NewClass]) -> list[str]:
+    """The new names as they are stored, after a look whether they and the aliases are free."""
+    table = tx.class_table()
+    names: list[str] = []
+    seen: set[str] = set()
+    for one in wanted:
+        name = clean_name(one.name, "the new class")
+        if table.find(name) is not None:
+            raise InputError(
+                f"there is a class {name!r} already", f"See what it holds: vlltr classes show {name!r}"
+            )
+        if name.casefold() in seen:
+            raise InputError(f"class {name!r} is given twice")
+        names.append(name)
+        seen.add(name.casefold())
+        for alias in one.aliases:
+            if alias.casefold() == name.casefold():
+                continue
+            if table.find(alias) is not None or alias.casefold() in seen:
+                raise InputError(
+                    f"class {name!r}: the alias {alias!r} is another class's name", "Leave this alias out."
+                )
+            seen.add(alias.casefold())
+    return names
+
+
+def _sentences(workspace: Workspace, one: NewClass) -> list[SentenceRecord]:
+    records = [SentenceRecord(one.name, text, "given") for text in one.sentences]
+    records += class_sentences(one.text, one.name) if one.text is not None else []
+    records += class_prompts(one.name, workspace.recipe.prompts)
+    if not any(record.text.split() for record in records):  # a recipe without prompts: no class is mute
+        return [SentenceRecord(one.name, one.name, "name")]
+    return records
+
+
+def remove_classes(workspace: Workspace, names: Sequence[str], **how: Unpack[How]) -> ChangeReport:
     """Retire classes: their sentences, images (of all splits) and statistics go, trained rows are masked.
 
-    Their numbers are not used again; a class of the same name can be added again. For the arguments see
-    `change.How`.
+    Their numbers are not used again; a class of the same name can be added again.
 
     Raises:
         UnknownClassError: If there is no class of one of the names.
@@ -47,38 +179,26 @@ def remove_classes(
     """
 
     def write(tx: Transaction) -> Edit:
-        table = tx.class_table()
+        table, notes = tx.class_table(), []
         ids = list(dict.fromkeys(table.lookup(name) for name in names))
         if len(ids) == len(table):
             raise InputError("no class would be left", "Make a new workspace instead: vlltr init DIR")
-        notes = [_retire(tx, i, table.names[i]) for i in ids]
-        return Edit(set(ids), [], images_changed=set(ids), notes=notes)
+        for i in ids:
+            gone = [tx.delete(kind, f"class_id = {i}") for kind in ("sentences", "images")]
+            _change_class(tx, i, retired_at=_now())
+            content = f"{many(gone[0], 'sentence')} and {many(gone[1], 'image')}"
+            notes.append(f"Removed {table.names[i]!r} (class {i}) with {content}.")
+        return Edit(set(ids), images_changed=True, notes=notes)
 
-    command = f"classes remove {shortly(names)}"
-    return change(workspace, command, write, **how)
-
-
-def _retire(tx: Transaction, class_id: int, name: str) -> str:
-    where = f"class_id = {class_id}"
-    sentences, images = tx.delete("sentences", where), tx.delete("images", where)
-    _change_class(tx, class_id, retired_at=_now())
-    content = f"{many(sentences, 'sentence')} and {many(images, 'image')}"
-    return f"Removed {name!r} (class {class_id}) with {content}."
+    return change(workspace, f"classes remove {some(names)}", write, **how)
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def rename_class(
-    workspace: Workspace,
-    old: str,
-    new: str,
-    **how: Unpack[How],
-) -> ChangeReport:
+def rename_class(workspace: Workspace, old: str, new: str, **how: Unpack[How]) -> ChangeReport:
     """Give a class another name: it keeps its number, images and free texts; its prompts are made anew.
-
-    For the arguments see `change.How`.
 
     Raises:
         UnknownClassError: If there is no class `old`.
@@ -110,8 +230,7 @@ def rename_class(
         )
         if taken_place:
             notes.append(f"The tree of classes has a {name!r} already: the class is that now.")
-        touched = {class_id} if gone or made.num_rows else set[int]()
-        return Edit(touched, [class_id], made, notes=notes)
+        return Edit({class_id} if gone else set(), [class_id], made, notes=notes)
 
     return change(workspace, f"classes rename {old!r} {name!r}", write, **how)
 
@@ -120,37 +239,24 @@ def _renamed_prompts(
     workspace: Workspace, tx: Transaction, class_id: int, old: str, new: str
 ) -> tuple[pa.Table, int, int]:
     """Replace the sentences made from the old name; returns the new rows, how many went, and how many stay."""
-    rows = tx.table("sentences", where=f"class_id = {class_id}").to_pylist()
-    prompts = {text_hash(record.text) for record in class_prompts(old, workspace.recipe.prompts)}
-    gone = [
-        row
-        for row in rows
-        if (row["source"] == "prompt" and row["text_hash"] in prompts)
-        or (row["source"] == "name" and row["text_hash"] == text_hash(old))
-    ]
-    records: list[SentenceRecord] = []
-    if any(row["source"] == "prompt" for row in gone):
-        records += class_prompts(new, workspace.recipe.prompts)
-    if any(row["source"] == "name" for row in gone):
-        records.append(SentenceRecord(new, new, "name"))
-    stay = {row["sentence_id"] for row in rows} - {row["sentence_id"] for row in gone}
-    if gone:
-        tx.delete("sentences", one_of("sentence_id", [row["sentence_id"] for row in gone]))
-    made = sentence_rows({class_id: records}, known=stay.__contains__)
-    if made.num_rows:
-        tx.upsert("sentences", made)
-    return made, len(gone), len(stay)
+    rows = tx.table("sentences", ["sentence_id", "text_hash", "source"], f"class_id = {class_id}").to_pylist()
+    made = {("prompt", text_hash(record.text)) for record in class_prompts(old, workspace.recipe.prompts)}
+    made.add(("name", text_hash(old)))
+    gone = {row["sentence_id"]: row["source"] for row in rows if (row["source"], row["text_hash"]) in made}
+    records = class_prompts(new, workspace.recipe.prompts) if "prompt" in gone.values() else []
+    if "name" in gone.values():
+        records = [*records, SentenceRecord(new, new, "name")]
+    stay = {row["sentence_id"] for row in rows} - gone.keys()
+    tx.delete("sentences", one_of("sentence_id", gone))
+    new_rows = sentence_rows({class_id: records}, known=stay.__contains__)
+    tx.upsert("sentences", new_rows)
+    return new_rows, len(gone), len(stay)
 
 
-def merge_classes(
-    workspace: Workspace,
-    into: str,
-    other: str,
-    **how: Unpack[How],
-) -> ChangeReport:
+def merge_classes(workspace: Workspace, into: str, other: str, **how: Unpack[How]) -> ChangeReport:
     """Make two classes one: sentences and images of `other` go to `into`, its name becomes an alias.
 
-    Trained visual rows stay, their probabilities add up. For the arguments see `change.How`.
+    Trained visual rows stay, their probabilities add up.
 
     Raises:
         UnknownClassError: If there is no class of one of the names.
@@ -160,25 +266,29 @@ def merge_classes(
     def write(tx: Transaction) -> Edit:
         table = tx.class_table()
         kept, gone = table.lookup(into), table.lookup(other)
+        name = table.names[kept]
         if kept == gone:
-            raise InputError(f"{into!r} and {other!r} are the same class ({table.names[kept]!r})")
+            raise InputError(f"{into!r} and {other!r} are the same class ({name!r})")
         moved = _move_sentences(tx, gone, kept)
         images = tx.table("images", where=f"class_id = {gone}")
-        if images.num_rows:
-            owner = pa.array([kept] * images.num_rows, pa.int32())
-            at = images.column_names.index("class_id")
-            tx.upsert("images", images.set_column(at, images.schema.field(at), owner))
-        aliases = [*table.aliases.get(kept, ()), table.names[gone], *table.aliases.get(gone, ())]
-        _change_class(tx, kept, aliases=_distinct(aliases, table.names[kept]))
+        at = images.column_names.index("class_id")
+        owner = pa.array([kept] * images.num_rows, pa.int32())
+        tx.upsert("images", images.set_column(at, images.schema.field(at), owner))
+        known = [*table.aliases.get(kept, ()), table.names[gone], *table.aliases.get(gone, ())]
+        aliases: dict[str, str] = {}
+        for alias in known:
+            aliases.setdefault(alias.casefold(), alias)
+        aliases.pop(name.casefold(), None)
+        _change_class(tx, kept, aliases=list(aliases.values()))
         _change_class(tx, gone, retired_at=_now(), aliases=[])
-        merge_nodes(tx, table.names[kept], table.names[gone])
+        merge_nodes(tx, name, table.names[gone])
         merged = {i: kept if to == gone else to for i, to in tx.commit.info.merged.items()} | {gone: kept}
         note = (
-            f"Merged {table.names[gone]!r} (class {gone}) into {table.names[kept]!r} (class {kept}):"
+            f"Merged {table.names[gone]!r} (class {gone}) into {name!r} (class {kept}):"
             f" {many(moved, 'sentence')} and {many(images.num_rows, 'image')} went over;"
             " the name is an alias now."
         )
-        return Edit({kept, gone}, [kept], images_changed={kept, gone}, merged=merged, notes=[note])
+        return Edit({kept, gone}, images_changed=True, merged=merged, notes=[note])
 
     return change(workspace, f"classes merge {into!r} {other!r}", write, **how)
 
@@ -190,18 +300,8 @@ def _move_sentences(tx: Transaction, gone: int, kept: int) -> int:
     moved = [{**row, "class_id": kept, "sentence_id": sentence_id(kept, row["text_hash"])} for row in rows]
     moved = [row for row in moved if row["sentence_id"] not in there]
     tx.delete("sentences", f"class_id = {gone}")
-    if moved:
-        tx.upsert("sentences", pa.Table.from_pylist(moved, schema=tx.schema("sentences")))
+    tx.upsert("sentences", pa.Table.from_pylist(moved, schema=tx.schema("sentences")))
     return len(moved)
-
-
-def _distinct(aliases: Sequence[str], name: str) -> list[str]:
-    """`aliases` without repetitions and the name itself, whatever their case."""
-    first: dict[str, str] = {}
-    for alias in aliases:
-        first.setdefault(alias.casefold(), alias)
-    first.pop(name.casefold(), None)
-    return list(first.values())
 
 
 def add_sentences(
@@ -225,8 +325,7 @@ def add_sentences(
         InputError: If there is no sentence in what was given.
     """
     records = [SentenceRecord(name, one, "given") for one in sentences if normalise_text(one)]
-    if text is not None:
-        records += class_sentences(text, name)
+    records += class_sentences(text, name) if text is not None else []
     if not records:
         raise InputError("no sentence was given", "Give --sentence or --text FILE.")
 
@@ -235,22 +334,16 @@ def add_sentences(
         where = f"class_id = {class_id}"
         there = set(tx.table("sentences", ["sentence_id"], where)["sentence_id"].to_pylist())
         rows = sentence_rows({class_id: records}, known=there.__contains__)
+        tx.upsert("sentences", rows)
         same = f"; {len(records) - rows.num_rows} there before" if rows.num_rows < len(records) else ""
         notes = [f"{many(rows.num_rows, 'sentence')} added{same}."]
-        if not rows.num_rows:
-            return Edit(shown=[class_id], notes=notes)
-        tx.upsert("sentences", rows)
-        return Edit({class_id}, [class_id], rows, notes=notes)
+        return Edit({class_id} if rows.num_rows else set(), [class_id], rows, notes=notes)
 
     return change(workspace, f"sentences add {name!r}", write, **how)
 
 
 def remove_sentences(
-    workspace: Workspace,
-    name: str,
-    ids: Sequence[str] = (),
-    matching: str | None = None,
-    **how: Unpack[How],
+    workspace: Workspace, name: str, ids: Sequence[str] = (), matching: str | None = None, **how: Unpack[How]
 ) -> ChangeReport:
     """Take sentences from a class, and select its anchors again.
 
@@ -289,17 +382,12 @@ def remove_sentences(
         tx.delete("sentences", one_of("sentence_id", gone))
         shown = [f"  {there[i]}" for i in gone[:_EXAMPLES]]
         more = [f"  and {len(gone) - _EXAMPLES} more"] if len(gone) > _EXAMPLES else []
-        return Edit({class_id}, [class_id], notes=[f"{many(len(gone), 'sentence')} removed:", *shown, *more])
+        return Edit({class_id}, notes=[f"{many(len(gone), 'sentence')} removed:", *shown, *more])
 
     return change(workspace, f"sentences remove {name!r}", write, **how)
 
 
-def add_images(
-    workspace: Workspace,
-    name: str,
-    paths: Sequence[Path],
-    **how: Unpack[How],
-) -> ChangeReport:
+def add_images(workspace: Workspace, name: str, paths: Sequence[Path], **how: Unpack[How]) -> ChangeReport:
     """Give a class more training images: all anchors are selected again, and what is known of its images is counted.
 
     Args:
@@ -317,29 +405,21 @@ def add_images(
         class_id = tx.class_table().lookup(name)
         skipped: list[str] = []
         rows = new_image_rows(tx, {class_id: paths}, {class_id: tx.class_table().names[class_id]}, skipped)
-        good = rows.filter(pc.is_null(rows["problem"]))
+        good = usable(rows)
         if not good.num_rows:
             example = f" ({skipped[0]})" if skipped else ""
             raise InputError(f"no readable image among what was given{example}", "Give other files.")
         there = tx.count("images", one_of("image_id", good["image_id"].to_pylist()))
         tx.upsert("images", rows)
-        notes = [
-            many(good.num_rows - there, "image") + " added" + (f"; {there} there before." if there else ".")
-        ]
+        new = good.num_rows - there
+        notes = [many(new, "image") + " added" + (f"; {there} there before." if there else ".")]
         notes += [f"Left out: {what}" for what in skipped]
-        if good.num_rows == there:
-            return Edit(shown=[class_id], notes=notes)
-        return Edit({class_id}, [class_id], images=rows, images_changed={class_id}, notes=notes)
+        return Edit({class_id} if new else set(), [class_id], images=rows, images_changed=True, notes=notes)
 
-    report = change(workspace, f"images add {name!r}", write, **how)
-    return _with_trained_note(report)
+    return _with_trained_note(change(workspace, f"images add {name!r}", write, **how))
 
 
-def remove_images(
-    workspace: Workspace,
-    ids: Sequence[str],
-    **how: Unpack[How],
-) -> ChangeReport:
+def remove_images(workspace: Workspace, ids: Sequence[str], **how: Unpack[How]) -> ChangeReport:
     """Take images away: all anchors are selected again, and what is known of their classes' images is counted anew.
 
     A class that loses its last training image is known by text alone, if it was not trained.
@@ -362,14 +442,11 @@ def remove_images(
         where = one_of("image_id", gone)
         rows = tx.table("images", ["class_id", "split"], where)
         tx.delete("images", where)
-        owners = {i for i in classes_of(rows.filter(pc.equal(rows["split"], "train"))) if i is not None}
-        return Edit(
-            owners, sorted(owners), images_changed=owners, notes=[f"{many(len(gone), 'image')} removed."]
-        )
+        owners = rows.filter(pc.equal(rows["split"], "train"))["class_id"].drop_null().to_pylist()
+        return Edit(set(owners), images_changed=True, notes=[f"{many(len(gone), 'image')} removed."])
 
     command = f"images remove {' '.join(ids[:3])}" + (" ..." if len(ids) > 3 else "")
-    report = change(workspace, command, write, **how)
-    return _with_trained_note(report)
+    return _with_trained_note(change(workspace, command, write, **how))
 
 
 def _with_trained_note(report: ChangeReport) -> ChangeReport:

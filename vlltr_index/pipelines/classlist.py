@@ -140,7 +140,7 @@ def _sentences(snapshot: Snapshot, class_id: int) -> tuple[list[AnchorRow], list
 
 def _standing(workspace: Workspace, snapshot: Snapshot, class_id: int) -> tuple[str, list[str]]:
     """What the class's images do, and its nearest rivals."""
-    from vlltr_index.classes.session import rivals
+    from vlltr_index.classes.change import rivals
     from vlltr_index.embedding.loading import load_bank
     from vlltr_index.errors import MissingStepError
     from vlltr_index.recognition.scorer import load_scorer

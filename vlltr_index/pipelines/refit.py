@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vlltr_index.classes.reports import Effect
-from vlltr_index.classes.session import View
+from vlltr_index.classes.change import Effect, View
 from vlltr_index.pipelines.train_lgr import train_lgr_stage
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.wording import many
