@@ -250,4 +250,4 @@ def test_files_that_are_gone_or_damaged_name_the_command(all_made: Workspace, tm
     shutil.rmtree(fc_checkpoint(workspace, workspace.snapshot()))
     with pytest.raises(MissingStepError, match="is gone") as fc_gone:
         make(workspace, "ncm")
-    assert fc_gone.value.hint == "Run: vlltr train baseline fc"
+    assert fc_gone.value.hint == "Make it again: vlltr train baseline fc"

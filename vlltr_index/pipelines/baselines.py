@@ -20,14 +20,14 @@ from vlltr_index.embedding.vectors import all_embedded, embed_images, embed_sent
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import FingerprintMismatch, MissingStepError, UsageError, WorkspaceError
 from vlltr_index.evaluation import baselines as rules
-from vlltr_index.pipelines.runs import training_run
 from vlltr_index.pipelines.training import (
     TrainReport,
-    read_visual,
+    image_facts,
     run_key,
     save_stage,
     stage_report,
     starting_encoder,
+    training_run,
 )
 from vlltr_index.schemas.records import BASELINES
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.transaction import Transaction
-    from vlltr_index.store.workspace import Workspace
+    from vlltr_index.store.workspace import Kind, Workspace
 
 FC = "image-only"
 ADJUSTED = "image-only + logit adjustment"
@@ -48,7 +48,6 @@ ADJUSTED = "image-only + logit adjustment"
 
 Rule = Literal["linear", "cosine", "knn", "tip"]
 Tower = Literal["fc", "own", "start"]
-_TRAIN_FC = "vlltr train baseline fc"
 _PLAIN = ("label", "rule", "tower", "checkpoint", "image_fp", "settings", "probabilities", "note")
 _Setting = TypeVar("_Setting")
 _Model = TypeVar("_Model")
@@ -126,10 +125,7 @@ def sentences_of(snapshot: Snapshot, class_ids: Tensor | None = None) -> Sentenc
 
 
 def train_baseline_stage(
-    workspace: Workspace,
-    config: BaselineConfig,
-    progress: Progress | None = None,
-    resume: bool = True,
+    workspace: Workspace, config: BaselineConfig, progress: Progress | None = None, resume: bool = True
 ) -> TrainReport:
     """The image-only baseline: the same visual tower from the same start, a linear layer, cross-entropy.
 
@@ -147,24 +143,23 @@ def train_baseline_stage(
         config.batch_size,
         resume,
         lambda _, data: run_key("baseline-fc", recipe, config, data),
-        with_texts=False,
+        image_facts,
     ) as run:
         encoder = starting_encoder(recipe, [["a"]], config.seed)
-        images = TrainImages(
-            run.data.sources, run.data.labels, encoder, config.augment, workers=config.workers
-        )
-        stage = train_image_only(
-            encoder, images, config, run_dir=run.folder, log_dir=workspace.path / "logs", progress=progress
-        )
-        facts = {"config": config.model_dump(mode="json"), "kind": "baseline-fc"}
+        data = run.data
+        images = TrainImages(data.sources, data.labels, encoder, config.augment, workers=config.workers)
+        logs = workspace.path / "logs"
+        stage = train_image_only(encoder, images, config, run_dir=run.folder, log_dir=logs, progress=progress)
 
         def keep(tx: Transaction) -> str:
-            digest = workspace.put_object("checkpoints", lambda at: save_stage(stage, run.data, facts, at))
+            digest = workspace.put_object(
+                "checkpoints", lambda at: save_stage(stage, data, "baseline-fc", config, at)
+            )
             tx.note(baseline_fc=digest)
             return digest
 
         digest = run.commit(keep)
-    return stage_report("baseline fc", digest, run.data, config.epochs, run.resumed, stage)
+    return stage_report("baseline fc", digest, data, config.epochs, run.resumed, stage)
 
 
 def train_baseline(
@@ -199,11 +194,8 @@ def _save(rows: list[BaselineRow], folder: Path) -> None:
 
 
 def _load(workspace: Workspace, name: str, digest: str) -> list[BaselineRow]:
-    """Read the rows of a committed baseline, whose files must be those that were written."""
-    try:
-        folder = workspace.whole_object("heads", digest)
-    except WorkspaceError as error:
-        raise type(error)(error.message, f"Make it again: vlltr train baseline {name}") from None
+    """Read the rows of a committed baseline."""
+    folder = _kept(workspace, "heads", digest, name)
     tensors, rows = load_file(folder / "baseline.safetensors"), []
     record = json.loads((folder / "baseline.json").read_text(encoding="utf-8"))
     for number, facts in enumerate(record["rows"]):
@@ -213,31 +205,27 @@ def _load(workspace: Workspace, name: str, digest: str) -> list[BaselineRow]:
     return rows
 
 
+def _kept(workspace: Workspace, kind: Kind, digest: str, name: str) -> Path:
+    """The folder of a committed baseline, whose files must be those that were written."""
+    try:
+        return workspace.whole_object(kind, digest)
+    except WorkspaceError as error:
+        raise type(error)(error.message, f"Make it again: vlltr train baseline {name}") from None
+
+
 def fc_checkpoint(workspace: Workspace, snapshot: Snapshot) -> Path:
     """The folder of the fc baseline's tower and classifier.
 
     Raises:
         MissingStepError: If it was not trained, or is gone.
+        WorkspaceError: If it is damaged.
     """
     digest = snapshot.commit.info.baseline_fc
     if not digest:
-        raise MissingStepError("the image-only baseline has not been trained yet", f"Run: {_TRAIN_FC}")
-    try:
-        return workspace.object_path("checkpoints", digest)
-    except MissingStepError as error:
-        raise MissingStepError(error.message, f"Run: {_TRAIN_FC}") from None
-
-
-def _fc_loss(folder: Path) -> tuple[float, float]:
-    """The logit adjustment and the sampler's power that the fc baseline was trained with."""
-    path = folder / "train.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))["config"]
-        return float(config["logit_adjustment"]), float(config["sampler_power"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise WorkspaceError(
-            f"{path} is damaged: {type(error).__name__}: {error}", f"Make it again: {_TRAIN_FC}"
-        ) from None
+        raise MissingStepError(
+            "the image-only baseline has not been trained yet", "Run: vlltr train baseline fc"
+        )
+    return _kept(workspace, "checkpoints", digest, "fc")
 
 
 def _rows(workspace: Workspace, snapshot: Snapshot) -> Iterator[tuple[str, BaselineRow]]:
@@ -245,12 +233,13 @@ def _rows(workspace: Workspace, snapshot: Snapshot) -> Iterator[tuple[str, Basel
     info = snapshot.commit.info
     if info.baseline_fc:
         folder = fc_checkpoint(workspace, snapshot)
-        (adjusted, power), visual = _fc_loss(folder), read_visual(folder, _TRAIN_FC)
+        config = json.loads((folder / "train.json").read_text(encoding="utf-8"))["config"]
+        visual = load_file(folder / "visual.safetensors")
         tensors = {"weight": visual["weight"], "bias": visual["bias"]}
         row = BaselineRow(FC, "linear", "fc", info.baseline_fc, None, visual["class_ids"], tensors, {})
         yield "fc", row
-        if adjusted == 0:
-            bias = rules.adjusted_logits(visual["bias"], visual["counts"], power)
+        if config["logit_adjustment"] == 0:
+            bias = rules.adjusted_logits(visual["bias"], visual["counts"], config["sampler_power"])
             yield "fc", replace(row, label=ADJUSTED, tensors={**tensors, "bias": bias})
     for name in BASELINES:
         if name in info.baselines:
@@ -388,23 +377,16 @@ class _Tower:
             fitted = ~rules.hold_back(labels, making.config.held_back)
             seen, seen_labels = features[~fitted], labels[~fitted]
             chosen_on = "held-back training images" if len(seen) else "nothing: defaults"
-        return cls(
-            encoder, whose, checkpoint, class_ids, features, labels, fitted, seen, seen_labels, chosen_on
-        )
+        images = features, labels, fitted, seen, seen_labels
+        return cls(encoder, whose, checkpoint, class_ids, *images, chosen_on)
 
     def row(
-        self,
-        label: str,
-        rule: Rule,
-        tensors: dict[str, Tensor],
-        settings: dict[str, Any],
-        probabilities: bool = True,
-        note: str = "",
+        self, label: str, rule: Rule, tensors: dict[str, Tensor], settings: dict[str, Any], **more: Any
     ) -> BaselineRow:
-        """A row over this tower's features and classes."""
+        """A row over this tower's features and classes; `more` are its other fields."""
         tensors = {k: v.cpu().float() if v.is_floating_point() else v.cpu() for k, v in tensors.items()}
         tower = (self.whose, self.checkpoint, self.encoder.image_fp, self.class_ids)
-        return BaselineRow(label, rule, *tower, tensors, settings, probabilities, note)
+        return BaselineRow(label, rule, *tower, tensors, settings, **more)
 
     def choose(
         self,
@@ -417,14 +399,14 @@ class _Tower:
         `fit` takes a setting, features and labels to a model, `scores` a model to scores of `seen`. With nothing to
         choose on the middle setting is taken. Returns the setting, the model, and the facts for the record.
         """
+        facts: dict[str, Any] = {"chosen_on": self.chosen_on}
         if not len(self.seen):
             middle = settings[len(settings) // 2]
-            return middle, fit(middle, self.features, self.labels), {"chosen_on": self.chosen_on}
+            return middle, fit(middle, self.features, self.labels), facts
         tried = [fit(setting, self.features[self.fitted], self.labels[self.fitted]) for setting in settings]
         at, accuracy = rules.best_setting(range(len(tried)), lambda at: scores(tried[at]), self.seen_labels)
-        whole = bool(self.fitted.all())
-        model = tried[at] if whole else fit(settings[at], self.features, self.labels)
-        return settings[at], model, {"chosen_on": self.chosen_on, "accuracy": round(accuracy, 4)}
+        model = tried[at] if self.fitted.all() else fit(settings[at], self.features, self.labels)
+        return settings[at], model, {**facts, "accuracy": round(accuracy, 4)}
 
     def linear(
         self,
@@ -434,10 +416,8 @@ class _Tower:
         fit: Callable[[float, Tensor, Tensor], tuple[Tensor, Tensor]],
     ) -> list[BaselineRow]:
         """The row of a linear classifier with one setting to choose; `fit` gives weight and bias."""
-        value, (weight, bias), facts = self.choose(
-            values, fit, lambda model: rules.linear_logits(self.seen, *model)
-        )
-        return [self.row(label, "linear", {"weight": weight, "bias": bias}, {setting: value, **facts})]
+        value, (w, b), facts = self.choose(values, fit, lambda wb: rules.linear_logits(self.seen, *wb))
+        return [self.row(label, "linear", {"weight": w, "bias": b}, {setting: value, **facts})]
 
 
 def _own_tower(making: _Making, class_ids: Tensor) -> _Tower:
@@ -450,7 +430,7 @@ def _own_tower(making: _Making, class_ids: Tensor) -> _Tower:
 def _fc_tower(making: _Making) -> tuple[_Tower, Tensor, Tensor]:
     """Features of the fc baseline's tower, and its classifier's weight and bias for their classes."""
     folder = fc_checkpoint(making.workspace, making.snapshot)
-    visual = read_visual(folder, _TRAIN_FC)
+    visual = load_file(folder / "visual.safetensors")
     rows = torch.isin(visual["class_ids"], making.trained_classes())
     digest = making.snapshot.commit.info.baseline_fc
     tower = _Tower.load(making, Encoder.open(folder), "fc", digest, visual["class_ids"][rows])

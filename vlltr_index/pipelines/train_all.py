@@ -37,8 +37,7 @@ def adopt_recipe(workspace: Workspace, recipe: Recipe) -> bool:
     mine = workspace.recipe
     if recipe == mine:
         return False
-    commit = workspace.history.last()
-    if commit.checkpoint and recipe.encoder.model != mine.encoder.model:
+    if workspace.history.last().checkpoint and recipe.encoder.model != mine.encoder.model:
         raise UsageError(
             f"the workspace has a trained encoder, {mine.encoder.model}; recipe {recipe.name} is for"
             f" {recipe.encoder.model}",
@@ -51,10 +50,9 @@ def adopt_recipe(workspace: Workspace, recipe: Recipe) -> bool:
             " vlltr ingest text PATH",
             recipe.name,
         )
-    config = workspace.config.model_copy(update={"recipe": recipe})
+    workspace.config = workspace.config.model_copy(update={"recipe": recipe})
     if world()[0] == 0:
-        workspace.write_config(config)
-    workspace.config = config
+        workspace.write_config(workspace.config)
     return True
 
 

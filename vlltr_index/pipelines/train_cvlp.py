@@ -8,28 +8,26 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from vlltr_index.embedding.loading import usable_images
 from vlltr_index.embedding.vectors import embed_images
 from vlltr_index.errors import ConfigError
-from vlltr_index.pipelines.runs import TrainingRun, training_run
 from vlltr_index.pipelines.training import (
     TrainingSet,
     TrainReport,
-    part_of,
+    class_texts,
+    hold_out,
+    image_facts,
     run_key,
     save_stage,
     stage_report,
     starting_encoder,
+    training_run,
+    without,
 )
 from vlltr_index.schemas.config import CVLPConfig
 from vlltr_index.schemas.tables import image_vectors_name
-from vlltr_index.store.holdout import (
-    HeldOut,
-    choose_held_out,
-    choose_held_out_classes,
-    without_names,
-    write_held_out,
-)
-from vlltr_index.train.cvlp import StageOne, train_cvlp
+from vlltr_index.store.holdout import HeldOut, choose_held_out_classes, without_names, write_held_out
+from vlltr_index.train.cvlp import train_cvlp
 from vlltr_index.train.data import TrainImages, TrainTexts
 from vlltr_index.train.distributed import by_first, meet
 
@@ -40,12 +38,12 @@ if TYPE_CHECKING:
     from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
 
+# Of another encoder's vectors.
+_GIVEN_UP = ("text_fp", "image_fp", "head", "index", "selection_id", "fusion")
+
 
 def train_cvlp_stage(
-    workspace: Workspace,
-    config: CVLPConfig,
-    progress: Progress | None = None,
-    resume: bool = True,
+    workspace: Workspace, config: CVLPConfig, progress: Progress | None = None, resume: bool = True
 ) -> TrainReport:
     """Stage 1: train the encoder on the workspace's training split; commit it as the workspace's encoder.
 
@@ -77,6 +75,8 @@ def train_cvlp_stage(
         config.batch_size,
         resume,
         lambda snapshot, data: run_key("cvlp", recipe, config, _parted(snapshot, data, config)[1]),
+        _facts,
+        with_texts=True,
     ) as run:
         held, data = _parted(run.snapshot, run.data, config)
         encoder = starting_encoder(recipe, data.texts, config.seed)
@@ -97,9 +97,26 @@ def train_cvlp_stage(
             progress=progress,
             teacher=teacher,
         )
-        digest = run.commit(lambda tx: _keep(run, tx, stage, held, data, config))
+
+        def build(path: Path) -> None:
+            save_stage(stage, data, "cvlp", config, path)
+            write_held_out(held, path)
+
+        def keep(tx: Transaction) -> str:
+            digest = workspace.put_object("checkpoints", build)
+            tx.set(checkpoint=digest, **dict.fromkeys(_GIVEN_UP))
+            return digest
+
+        digest = run.commit(keep)
     out = {"held_images": len(held.images), "held_classes": len(held.classes)}
     return stage_report("cvlp", digest, data, config.epochs, run.resumed, stage, **out)
+
+
+def _facts(snapshot: Snapshot) -> dict[str, object]:
+    """What a run of stage 1 depends on: the training images and the sentences of their classes."""
+    images = image_facts(snapshot)
+    owners = usable_images(snapshot, "train", [])["class_id"].unique().to_pylist()
+    return {**images, "the sentences of the training classes": class_texts(snapshot, owners)}
 
 
 def _embed_first(workspace: Workspace, progress: Progress | None) -> None:
@@ -127,22 +144,11 @@ def _stored_images(snapshot: Snapshot, data: TrainingSet, encoder: Encoder) -> T
 
 def _parted(snapshot: Snapshot, data: TrainingSet, config: CVLPConfig) -> tuple[HeldOut, TrainingSet]:
     """What is kept out of the training split, and the rest."""
-    names, owners = snapshot.class_table().names, data.class_ids[data.labels].tolist()
-    counts = {names[i]: n for i, n in zip(data.class_ids.tolist(), data.counts.tolist(), strict=True)}
+    names, ids = snapshot.class_table().names, data.class_ids.tolist()
+    counts = {names[i]: n for i, n in zip(ids, data.counts.tolist(), strict=True)}
     apart = set(choose_held_out_classes(counts)) if config.hold_out_classes else set()
-    classes = frozenset(i for i in data.class_ids.tolist() if names[i] in apart)
-    seen = [n for n, owner in enumerate(owners) if owner not in classes]
-    chosen = choose_held_out(
-        [data.image_ids[n] for n in seen],
-        [owners[n] for n in seen],
-        [data.groups[n] for n in seen],
-        [data.digests[n] for n in seen],
-        config.hold_out,
-    )
-    held = HeldOut.of((data.image_ids[seen[n]] for n in chosen), classes)
-    kept = [n for n in seen if not held.has(data.image_ids[n])]
-    rest = part_of(data, kept, _texts(data, names, classes))
-    return held, rest
+    held = hold_out(data, config.hold_out, frozenset(i for i in ids if names[i] in apart))
+    return held, without(data, held, _texts(data, names, held.classes))
 
 
 def _texts(data: TrainingSet, names: Mapping[int, str], apart: frozenset[int]) -> list[list[str]]:
@@ -158,30 +164,3 @@ def _texts(data: TrainingSet, names: Mapping[int, str], apart: frozenset[int]) -
     for i, text in zip(rows["class_id"].to_pylist(), rows["text"].to_pylist(), strict=True):
         clean.setdefault(i, []).append(text)
     return [clean.get(i, texts) for i, texts in told.items()]
-
-
-def _keep(
-    run: TrainingRun,
-    tx: Transaction,
-    stage: StageOne,
-    held: HeldOut,
-    data: TrainingSet,
-    config: CVLPConfig,
-) -> str:
-    facts = {"config": config.model_dump(mode="json"), "kind": "cvlp"}
-
-    def build(path: Path) -> None:
-        save_stage(stage, data, facts, path)
-        write_held_out(held, path)
-
-    digest = run.workspace.put_object("checkpoints", build)
-    tx.set(
-        checkpoint=digest,
-        text_fp=None,
-        image_fp=None,
-        head=None,
-        index=None,
-        selection_id=None,
-        fusion=None,
-    )
-    return digest

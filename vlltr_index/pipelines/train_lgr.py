@@ -29,20 +29,25 @@ from vlltr_index.embedding.vectors import embed_images
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import MissingStepError
 from vlltr_index.heads.checkpoint import SavedHead, save_head
-from vlltr_index.pipelines.runs import differences, held_folder, refuse, training_run
 from vlltr_index.pipelines.training import (
+    TrainingRun,
     TrainingSet,
     TrainReport,
     check_told,
+    held_folder,
+    hold_out,
+    image_facts,
     load_visual,
-    part_of,
+    refuse_changes,
     save_stage,
     stage_report,
     starting_encoder,
+    training_run,
+    without,
 )
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
-from vlltr_index.store.holdout import HeldOut, choose_held_out, read_held_out, write_held_out
+from vlltr_index.store.holdout import HeldOut, read_held_out, write_held_out
 from vlltr_index.tensors import choose_device, device_name, memory_mended_by
 from vlltr_index.train.cvlp import StageOne
 from vlltr_index.train.data import TrainImages
@@ -96,20 +101,18 @@ def _train_head(
     workspace: Workspace, config: LGRConfig, progress: Progress | None, resume: bool, command: str
 ) -> TrainReport:
     run_folder(workspace)
-    snapshot = workspace.snapshot()
+    snapshot, ours = workspace.snapshot(), workspace.recipe.fusion.rule == "ours"
     commit, loaded = snapshot.commit, load_bank(snapshot)
-    assert commit.text_fp is not None
-    assert commit.image_fp is not None
-    before = {
-        "the training images": usable_images(snapshot, "train", [])["image_id"].to_pylist(),
-        **_facts(snapshot),
-    }
-    if workspace.recipe.fusion.rule == "ours" and not before["the training images"]:
+    before = _facts(snapshot)
+    if ours and not usable_images(snapshot, "train", []).num_rows:
         decision = without_images(loaded.bank, config, commit.logit_scale)
-        return _commit_head(
-            workspace, config, decision, torch.empty(0, dtype=torch.int64), None, before, False, command
+        no_class = torch.empty(0, dtype=torch.int64)
+        return _commit_head(workspace, config, decision, no_class, None, before, False, command)
+    if (stored := commit.info.views) < config.views:
+        raise MissingStepError(
+            f"the head is to be trained on {config.views} views of each image (lgr.views), and {stored} are stored",
+            f"Make them: vlltr embed --views {config.views}, or use --set lgr.views={stored}",
         )
-    _check_views(snapshot, config)
     first, augment = image_set(snapshot, "train"), workspace.recipe.lgr.augment
     features = first.features.new_empty(config.views, *first.features.shape)
     for view, target in enumerate(features):
@@ -117,7 +120,6 @@ def _train_head(
     first = replace(first, features=features[0])
     facts = [
         before,
-        first.class_ids.tolist(),
         config.model_dump(mode="json"),
         augment.model_dump(mode="json"),
         commit.logit_scale,
@@ -127,13 +129,13 @@ def _train_head(
     folder = run_folder(workspace, f"lgr-{short(digest_json(facts))}")
     _log.info("%s on %s, fp32", command, device_name(choose_device()))
     with held_folder(folder, command, resume) as resumed, memory_mended_by(command, _LESS_MEMORY):
-        if workspace.recipe.fusion.rule == "ours":
+        if ours:
             data, class_ids = _stage_two_data(workspace, snapshot, loaded, first, features)
             decision = decide(data, config, folder, progress)
-            trained = class_ids[decision.rows]
+            class_ids = class_ids[decision.rows]
         else:
             class_ids, labels = torch.unique(first.class_ids, return_inverse=True)
-            log: list[dict[str, float]] = []
+            log: Log = []
             head = train_lgr(
                 features,
                 labels,
@@ -145,8 +147,8 @@ def _train_head(
                 progress=progress,
                 log=log,
             )
-            decision, trained = Decision(head, None, log), class_ids
-        report = _commit_head(workspace, config, decision, trained, first, before, resumed, command)
+            decision = Decision(head, None, log)
+        report = _commit_head(workspace, config, decision, class_ids, first, before, resumed, command)
         shutil.rmtree(folder, ignore_errors=True)  # only now that the commit is there
     return report
 
@@ -157,7 +159,6 @@ def _stage_two_data(
     """What stage 2 learns from, and the classes int64 [C] that have training images."""
     commit = snapshot.commit
     class_ids, labels = torch.unique(first.class_ids, return_inverse=True)
-    groups = usable_images(snapshot, "train", ["group"])["group"].to_pylist()
     held, init = HeldOut(), None
     if commit.checkpoint:
         folder = workspace.object_path("checkpoints", commit.checkpoint)
@@ -172,14 +173,22 @@ def _stage_two_data(
         labels=labels,
         bank=loaded.bank.select(there) if len(there) else loaded.bank,
         places=torch.where(places >= 0, (places >= 0).cumsum(0) - 1, -1),
-        groups=groups,
-        unseen=torch.tensor([held.has(image) for image in first.image_ids], dtype=torch.bool),
-        unseen_classes=torch.tensor([i in held.classes for i in class_ids.tolist()], dtype=torch.bool),
+        groups=usable_images(snapshot, "train", ["group"])["group"].to_pylist(),
         visual_init=init,
         logit_scale=commit.logit_scale,
         sentence_means=sentence_means(snapshot, class_ids),
+        **_unseen(held, first.image_ids, class_ids),
     )
     return data, class_ids
+
+
+def _unseen(held: HeldOut, image_ids: list[str], class_ids: Tensor) -> dict[str, Tensor]:
+    """The images bool [N] and classes bool [C] that were held out."""
+    images, classes = [held.has(i) for i in image_ids], [i in held.classes for i in class_ids.tolist()]
+    return {
+        "unseen": torch.tensor(images, dtype=torch.bool),
+        "unseen_classes": torch.tensor(classes, dtype=torch.bool),
+    }
 
 
 def _commit_head(
@@ -193,51 +202,34 @@ def _commit_head(
     command: str,
 ) -> TrainReport:
     """Commit the head and the statistics of the classes' images, if nothing that they rest on changed meanwhile."""
+    log, count = decision.log, 0
     with workspace.transaction(command) as tx:
-        now = usable_images(tx, "train", [])["image_id"].to_pylist()
-        refuse(command, differences(before, {"the training images": now, **_facts(tx)}))
-        saved = SavedHead(
-            decision.head, class_ids, tx.commit.text_fp or "", tx.commit.image_fp or "", decision.parts
+        refuse_changes(command, before, _facts(tx))
+        fps = tx.commit.text_fp or "", tx.commit.image_fp or ""
+        digest = _keep_head(
+            workspace, tx, SavedHead(decision.head, class_ids, *fps, decision.parts), config, log
         )
-        digest = _keep_head(workspace, tx, saved, config, decision.log)
         if images is not None:
-            tx.replace("class_stats", stats_rows(images.features, images.class_ids, saved.image_fp))
+            count = len(images.class_ids)
+            tx.replace("class_stats", stats_rows(images.features, images.class_ids, fps[1]))
         tx.note(merged={})
-    count = len(images.class_ids) if images is not None else 0
-    log = decision.log
-    last = log[-1] if log else {}
+    last, notes = log[-1] if log else {}, tuple(decision.notes)
     epochs = round(last.get("epoch", 0))
-    return TrainReport(
-        "lgr", digest, len(class_ids), count, epochs, resumed, last, notes=tuple(decision.notes)
-    )
-
-
-def _check_views(snapshot: Snapshot, config: LGRConfig) -> None:
-    """See that as many views are stored as the head shall be trained on.
-
-    Raises:
-        MissingStepError: If not: `vlltr embed` alone makes those of the workspace's recipe.
-    """
-    stored = snapshot.commit.info.views
-    if stored < config.views:
-        raise MissingStepError(
-            f"the head is to be trained on {config.views} views of each image (lgr.views), and {stored} are stored",
-            f"Make them: vlltr embed --views {config.views}, or use --set lgr.views={stored}",
-        )
+    return TrainReport("lgr", digest, len(class_ids), count, epochs, resumed, last, notes=notes)
 
 
 def _facts(snapshot: Snapshot) -> dict[str, object]:
-    """What a head depends on besides its images: the encoder and the anchors of the classes that have images."""
+    """What a head depends on: the images, the encoder, and the anchors of the classes that have images."""
     commit = snapshot.commit
     owners = usable_images(snapshot, "train", [])["class_id"]
     anchors = snapshot.table("anchors", ["class_id", "sentence_id", "rank"])
     anchors = anchors.filter(pc.is_in(anchors["class_id"], value_set=owners.combine_chunks().unique()))
     ordered = anchors.sort_by([("class_id", "ascending"), ("rank", "ascending")])
+    chosen = ordered.select(["class_id", "sentence_id"]).to_pydict()
     return {
+        **image_facts(snapshot),
         "the encoder": [commit.checkpoint, commit.text_fp, commit.image_fp],
-        "the anchors of the training classes": digest_json(
-            [ordered["class_id"].to_pylist(), ordered["sentence_id"].to_pylist()]
-        ),
+        "the anchors of the training classes": digest_json(chosen),
     }
 
 
@@ -245,29 +237,20 @@ def _tune_visual(
     workspace: Workspace, config: LGRConfig, progress: Progress | None, resume: bool
 ) -> TrainReport:
     def key(snapshot: Snapshot, data: TrainingSet) -> str:
+        settings = config.model_dump(exclude={"micro_batch"})  # the gradients are the same
         start, selection = _start(snapshot, config), load_bank(snapshot).selection_id
-        facts = [
-            start,
-            selection,
-            config.model_dump(exclude={"micro_batch"}),
-            data.image_ids,
-            data.labels.tolist(),
-        ]
+        facts = [start, selection, settings, data.image_ids, data.labels.tolist()]
         return f"lgr-{short(digest_json(facts))}"
 
-    with training_run(
-        workspace, "train lgr", config.batch_size, resume, key, with_texts=False, facts=_facts
-    ) as run:
-        snapshot = run.snapshot
-        data, held = _parted(workspace, run.data, _start(snapshot, config))
-        bank = first_then_all(lambda: _trained_bank(snapshot, load_bank(snapshot), data.class_ids))
+    with training_run(workspace, "train lgr", config.batch_size, resume, key, _facts) as run:
+        snapshot, workers = run.snapshot, workspace.recipe.cvlp.workers
         start = _start(snapshot, config)
+        data, held = _parted(workspace, run.data, start)
+        bank = first_then_all(lambda: _trained_bank(snapshot, load_bank(snapshot), data.class_ids))
         encoder = _starting_encoder(workspace, snapshot, start)
         head, log = tune_visual(
             encoder,
-            TrainImages(
-                data.sources, data.labels, encoder, config.augment, workers=workspace.recipe.cvlp.workers
-            ),
+            TrainImages(data.sources, data.labels, encoder, config.augment, workers=workers),
             bank,
             config,
             visual_init=_visual_init(workspace, start, data.class_ids),
@@ -277,33 +260,26 @@ def _tune_visual(
         )
         rows = head.visual_head if isinstance(head.visual_head, nn.Linear) else None
         stage = StageOne(encoder, rows.weight if rows else None, rows.bias if rows else None, log)
-        notes: list[str] = []
-
-        def keep(tx: Transaction) -> str:
-            return _keep_tuned(workspace, tx, stage, head, data, held, config, notes, progress)
-
-        digest = run.commit(keep)
+        digest, notes = run.commit(lambda tx: _keep_tuned(run, tx, stage, head, data, held, config, progress))
     return stage_report("lgr", digest, data, config.epochs, run.resumed, stage, notes=tuple(notes))
 
 
 def _keep_tuned(
-    workspace: Workspace,
+    run: TrainingRun,
     tx: Transaction,
     stage: StageOne,
     head: LGRHead,
     data: TrainingSet,
     held: HeldOut,
     config: LGRConfig,
-    notes: list[str],
     progress: Progress | None,
-) -> str:
-    """Commit a head and a tower that were trained together; `notes` receives what was decided."""
-    encoder = stage.encoder
+) -> tuple[str, list[str]]:
+    """Commit a head and a tower that were trained together; the head's digest, and what was decided."""
+    encoder, workspace, notes = stage.encoder, run.workspace, list[str]()
     if config.tune != "head":
-        record = {"config": config.model_dump(mode="json"), "kind": "lgr"}
 
         def build(path: Path) -> None:
-            save_stage(stage, data, record, path)
+            save_stage(stage, data, "lgr", config, path)
             write_held_out(held, path)
 
         checkpoint = workspace.put_object("checkpoints", build)
@@ -314,12 +290,11 @@ def _keep_tuned(
     images, parts = image_set(tx, "train", image_fp=encoder.image_fp), None
     if workspace.recipe.fusion.rule == "ours":
         whole, class_ids = _stage_two_data(workspace, tx, load_bank(tx), images, images.features[None])
-        unseen = torch.tensor([held.has(image) for image in images.image_ids], dtype=torch.bool)
-        apart = torch.tensor([i in held.classes for i in class_ids.tolist()], dtype=torch.bool)
-        parts, notes[:] = weigh(replace(whole, unseen=unseen, unseen_classes=apart, visual_init=None), head)
+        unseen = _unseen(held, images.image_ids, class_ids)
+        parts, notes = weigh(replace(whole, **unseen, visual_init=None), head)
     saved = SavedHead(head, data.class_ids, encoder.text_fp, encoder.image_fp, parts)
     tx.replace("class_stats", stats_rows(images.features, images.class_ids, saved.image_fp))
-    return _keep_head(workspace, tx, saved, config, stage.log)
+    return _keep_head(workspace, tx, saved, config, stage.log), notes
 
 
 def _parted(workspace: Workspace, data: TrainingSet, start: str | None) -> tuple[TrainingSet, HeldOut]:
@@ -327,23 +302,16 @@ def _parted(workspace: Workspace, data: TrainingSet, start: str | None) -> tuple
     if workspace.recipe.fusion.rule != "ours":
         return data, HeldOut()
     held = read_held_out(workspace.object_path("checkpoints", start)) if start else HeldOut()
-    owners = data.class_ids[data.labels].tolist()
     if not held.images:
-        chosen = choose_held_out(
-            data.image_ids, owners, data.groups, data.digests, workspace.recipe.cvlp.hold_out
-        )
-        held = HeldOut.of((data.image_ids[n] for n in chosen), held.classes)
-    pairs = zip(data.image_ids, owners, strict=True)
-    kept = [n for n, (image, i) in enumerate(pairs) if not held.has(image) and i not in held.classes]
-    return part_of(data, kept, data.texts), held
+        held = replace(hold_out(data, workspace.recipe.cvlp.hold_out), classes=held.classes)
+    return without(data, held, data.texts), held
 
 
 def _keep_head(workspace: Workspace, tx: Transaction, saved: SavedHead, config: LGRConfig, log: Log) -> str:
     """Commit the head with the settings it was trained by, those of its selection too, and the log of its losses."""
-    settings = config.model_dump(mode="json")
+    settings, recipe = config.model_dump(mode="json"), workspace.recipe
     record = {**settings, "select": tx.commit.info.select}
     digest = workspace.put_object("heads", lambda path: save_head(saved, path, log, record))
-    recipe = workspace.recipe
     tx.set(head=digest, fusion=recipe.fusion)
     tx.note(lgr=settings, recipe=recipe.name, protocol=recipe.protocol)
     return digest

@@ -1,28 +1,46 @@
-"""What the training stages share: the training split as lists, where a run starts, how its result is kept."""
+"""What the training stages share: the training split, a run that commits at its end, where it starts, what it keeps.
+
+A run reads a snapshot, trains without the lock, and commits only if what it was trained on is there still. Of
+several processes the first prepares and commits; all of them train.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vlltr_index.embedding.loading import class_positions, recipe_encoder, usable_images
+from vlltr_index.embedding.loading import class_positions, recipe_encoder, run_folder, usable_images
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import MissingStepError, WorkspaceError
 from vlltr_index.schemas.config import Recipe
 from vlltr_index.schemas.fingerprint import digest_json, short
+from vlltr_index.store.holdout import HeldOut, choose_held_out
+from vlltr_index.store.storage import write_lock
+from vlltr_index.train.distributed import by_first, first_then_all, meet, own_part
 from vlltr_index.train.loop import StageOne
 from vlltr_index.wording import many, some
 
 if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot
+    from vlltr_index.store.transaction import Transaction
+    from vlltr_index.store.workspace import Workspace
+
+_LOCK = "lock"
+
+T = TypeVar("T")
+
+Facts = Callable[["Snapshot"], Mapping[str, object]]
+"""What a run depends on, by a name for people; compared when it commits."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +87,12 @@ class TrainingSet:
     groups: list[str | None]  # of images that are held out together
     texts: list[list[str]]  # a class's sentences, in sentence_id order
 
+    @property
+    def owners(self) -> list[int]:
+        """The class of each image."""
+        owners: list[int] = self.class_ids[self.labels].tolist()
+        return owners
+
 
 def training_set(snapshot: Snapshot, with_texts: bool = True) -> TrainingSet:
     """Collect split `train`.
@@ -79,34 +103,33 @@ def training_set(snapshot: Snapshot, with_texts: bool = True) -> TrainingSet:
     rows = usable_images(snapshot, "train", ["uri", "data", "content_hash", "group"])
     if not rows.num_rows:
         raise MissingStepError("there are no training images", "Run: vlltr ingest images PATH --split train")
-    owner = torch.from_numpy(rows["class_id"].to_numpy().copy()).long()
-    class_ids, labels, counts = torch.unique(owner, return_inverse=True, return_counts=True)
-    sources = [
-        data if data is not None else uri
-        for uri, data in zip(rows["uri"].to_pylist(), rows["data"].to_pylist(), strict=True)
-    ]
+    ids, owners, uris, data, digests, groups = rows.to_pydict().values()
+    class_ids, labels, counts = torch.unique(torch.tensor(owners), return_inverse=True, return_counts=True)
+    sources = [uri if held is None else held for uri, held in zip(uris, data, strict=True)]
     texts = class_texts(snapshot, class_ids.tolist()) if with_texts else {}
     bare = [i for i, told in texts.items() if not told]
     check_told(snapshot, bare, "sentence", "Bring text for them: vlltr ingest text PATH")
-    digests, ids = rows["content_hash"].to_pylist(), rows["image_id"].to_pylist()
-    groups = rows["group"].to_pylist()
     return TrainingSet(class_ids, counts, ids, labels, sources, digests, groups, list(texts.values()))
 
 
-def part_of(data: TrainingSet, kept: Sequence[int], texts: list[list[str]]) -> TrainingSet:
-    """Some of the images, at ascending positions, with the sentences of their classes."""
-    owners = data.class_ids[data.labels[list(kept)]]
+def hold_out(data: TrainingSet, most: int, classes: frozenset[int] = frozenset()) -> HeldOut:
+    """What to keep out of the training split: some classes, and at most so many images of the others."""
+    owners = data.owners
+    seen = [n for n, owner in enumerate(owners) if owner not in classes]
+    columns = (data.image_ids, owners, data.groups, data.digests)
+    ids, kept, groups, digests = ([column[n] for n in seen] for column in columns)
+    return HeldOut.of((ids[n] for n in choose_held_out(ids, kept, groups, digests, most)), classes)
+
+
+def without(data: TrainingSet, held: HeldOut, texts: list[list[str]]) -> TrainingSet:
+    """The images that are not held out, with the sentences of their classes."""
+    pairs = zip(data.image_ids, data.owners, strict=True)
+    kept = [n for n, (image, i) in enumerate(pairs) if not held.has(image) and i not in held.classes]
+    owners = data.class_ids[data.labels[kept]]
     class_ids, labels, counts = torch.unique(owners, return_inverse=True, return_counts=True)
-    return TrainingSet(
-        class_ids=class_ids,
-        counts=counts,
-        image_ids=[data.image_ids[n] for n in kept],
-        labels=labels,
-        sources=[data.sources[n] for n in kept],
-        digests=[data.digests[n] for n in kept],
-        groups=[data.groups[n] for n in kept],
-        texts=texts,
-    )
+    columns = (data.image_ids, data.sources, data.digests, data.groups)
+    ids, sources, digests, groups = ([column[n] for n in kept] for column in columns)
+    return TrainingSet(class_ids, counts, ids, labels, sources, digests, groups, texts)
 
 
 def class_texts(snapshot: Snapshot, class_ids: list[int]) -> dict[int, list[str]]:
@@ -131,6 +154,128 @@ def check_told(snapshot: Snapshot, bare: Sequence[int], what: str, mend: str) ->
         raise MissingStepError(f"{have} no {what}: {some((names[i] for i in bare), 5)}", mend)
 
 
+def image_facts(snapshot: Snapshot) -> dict[str, object]:
+    """The training images and their classes; see `Facts`."""
+    return {"the training images": usable_images(snapshot, "train", []).to_pydict()}
+
+
+@dataclass
+class TrainingRun:
+    """A run in its folder.
+
+    Attributes:
+        workspace: What it trains on.
+        command: What the commit will say was run.
+        snapshot: What the run reads.
+        data: Its training split.
+        folder: Where its state is kept until the commit.
+        resumed: Whether there was a state from before.
+        facts: What must not change until it commits.
+    """
+
+    workspace: Workspace
+    command: str
+    snapshot: Snapshot
+    data: TrainingSet
+    folder: Path
+    resumed: bool
+    facts: Facts
+
+    def commit(self, write: Callable[[Transaction], T]) -> T:
+        """Let the first process `write` the result, in one transaction; all get what `write` gives.
+
+        Raises:
+            WorkspaceError: If what the run was trained on has changed since; nothing is committed then, and the run's
+                folder stays.
+        """
+
+        def first() -> T:
+            with self.workspace.transaction(self.command) as tx:
+                if tx.commit.id != self.snapshot.commit.id:
+                    kept = (
+                        f" The finished run is kept in {self.folder}: once the change is undone, the same command"
+                        " commits it without training."
+                    )
+                    refuse_changes(self.command, self.facts(self.snapshot), self.facts(tx), kept)
+                result = write(tx)
+            shutil.rmtree(self.folder, ignore_errors=True)  # only now that the commit is there
+            return result
+
+        return by_first(first)
+
+
+@contextmanager
+def training_run(
+    workspace: Workspace,
+    command: str,
+    batch_size: int,
+    resume: bool,
+    key: Callable[[Snapshot, TrainingSet], str],
+    facts: Facts,
+    with_texts: bool = False,
+) -> Iterator[TrainingRun]:
+    """Prepare a run, and keep others from the same one while it trains; the workspace itself stays open to writers.
+
+    Args:
+        workspace: What it trains on.
+        command: For the commit, and for others who wait.
+        batch_size: The global batch.
+        resume: Whether the state of an interrupted run is kept.
+        key: Names the run's folder after all it depends on.
+        facts: What must not change until it commits.
+        with_texts: Whether it trains on the sentences too.
+
+    Raises:
+        MissingStepError: As `training_set`.
+        ConfigError: If the batch cannot be shared out among the processes.
+        LockedError: If another process trains the same run.
+        WorkspaceError: If the workspace cannot be written.
+    """
+    meet()
+    first_then_all(lambda: run_folder(workspace))
+    snapshot = workspace.snapshot(by_first(lambda: workspace.history.last().id) or None)
+
+    def read() -> tuple[TrainingSet, Path]:
+        data = training_set(snapshot, with_texts)
+        own_part(batch_size)
+        return data, run_folder(workspace, key(snapshot, data))
+
+    data, folder = first_then_all(read)
+    with ExitStack() as held:
+        resumed = by_first(lambda: held.enter_context(held_folder(folder, command, resume)))
+        yield TrainingRun(workspace, command, snapshot, data, folder, resumed, facts)
+
+
+@contextmanager
+def held_folder(folder: Path, command: str, resume: bool) -> Iterator[bool]:
+    """Keep others from the run in `folder`; whether there is a state to go on from, which is removed without `resume`.
+
+    Raises:
+        LockedError: If another process trains the same run.
+    """
+    with write_lock(folder / _LOCK, command, timeout=0):
+        there = [path for path in folder.iterdir() if path.name not in (_LOCK, f"{_LOCK}.json")]
+        for path in () if resume else there:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        yield resume and bool(there)
+
+
+def refuse_changes(
+    command: str, before: Mapping[str, object], now: Mapping[str, object], kept: str = ""
+) -> None:
+    """Refuse to commit what was trained on something else than what is there now.
+
+    Raises:
+        WorkspaceError: If a fact is another now.
+    """
+    changes = [name for name, value in before.items() if now[name] != value]
+    if changes:
+        raise WorkspaceError(
+            f"{command}: what it was trained on changed meanwhile: {', '.join(changes)}. Nothing was committed",
+            f"Run the same command again to train on what is there now.{kept}",
+        )
+
+
 def starting_encoder(recipe: Recipe, texts: list[list[str]] | None = None, seed: int = 0) -> Encoder:
     """The recipe's weights, their word vocabulary (where they have one) grown by `texts`, or random ones."""
     config = recipe.encoder
@@ -144,6 +289,7 @@ def starting_encoder(recipe: Recipe, texts: list[list[str]] | None = None, seed:
 
 
 def run_key(what: str, recipe: Recipe, section: Any, data: TrainingSet) -> str:
+    """The name of a run's folder, after what it trains and on what."""
     facts = [
         what,
         recipe.encoder.model_dump(),
@@ -155,41 +301,16 @@ def run_key(what: str, recipe: Recipe, section: Any, data: TrainingSet) -> str:
     return f"{what}-{short(digest_json(facts))}"
 
 
-def save_stage(stage: StageOne, data: TrainingSet, facts: dict[str, Any], folder: Path) -> None:
+def save_stage(stage: StageOne, data: TrainingSet, kind: str, config: Any, folder: Path) -> None:
     """Write a stage's encoder, its visual classifier, and what it was trained on."""
     stage.encoder.save(folder)
     if stage.visual_weight is not None and stage.visual_bias is not None:
-        tensors = {
-            "weight": stage.visual_weight.detach().float().contiguous(),
-            "bias": stage.visual_bias.detach().float().contiguous(),
-            "class_ids": data.class_ids.contiguous(),
-            "counts": data.counts.contiguous(),
-        }
-        save_file(tensors, folder / "visual.safetensors")
+        tensors = {"weight": stage.visual_weight.detach().float(), "bias": stage.visual_bias.detach().float()}
+        tensors |= {"class_ids": data.class_ids, "counts": data.counts}
+        save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "visual.safetensors")
+    facts = {"config": config.model_dump(mode="json"), "kind": kind}
     record = {**facts, "log": stage.log, "classes": len(data.class_ids), "images": len(data.labels)}
     (folder / "train.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def read_visual(folder: Path, command: str) -> dict[str, Tensor]:
-    """The visual classifier saved with a checkpoint: weight float32 [C, D], bias [C], class_ids int64 [C], and more.
-
-    Raises:
-        WorkspaceError: If its file is missing or damaged; `command` makes it again.
-    """
-    path = folder / "visual.safetensors"
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        why = str(error)
-    else:
-        missing = [name for name in ("weight", "bias", "class_ids") if name not in tensors]
-        if not missing:
-            return tensors
-        why = f"it has no {', '.join(missing)}"
-    raise WorkspaceError(
-        f"the visual classifier {path} cannot be read: {why}",
-        f"Bring it back from a backup, or make it again: {command}",
-    )
 
 
 def load_visual(folder: Path, class_ids: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -201,14 +322,22 @@ def load_visual(folder: Path, class_ids: Tensor) -> tuple[Tensor, Tensor, Tensor
     Raises:
         WorkspaceError: If the file is damaged.
     """
-    if not (folder / "visual.safetensors").is_file():
+    path = folder / "visual.safetensors"
+    if not path.is_file():
         return None
-    tensors = read_visual(folder, "vlltr train cvlp")
-    at = class_positions(tensors["class_ids"], class_ids)
+    try:
+        tensors = load_file(path)
+        weights, biases, known = (tensors[name] for name in ("weight", "bias", "class_ids"))
+    except (OSError, SafetensorError, KeyError) as error:
+        raise WorkspaceError(
+            f"the visual classifier {path} cannot be read: {error}",
+            "Bring it back from a backup, or make it again: vlltr train cvlp",
+        ) from None
+    at = class_positions(known, class_ids)
     if bool((at < 0).all()):
         return None
-    weight, bias = tensors["weight"][at], tensors["bias"][at]
-    weight[at < 0], bias[at < 0] = tensors["weight"].mean(0), tensors["bias"].mean()
+    weight, bias = weights[at], biases[at]
+    weight[at < 0], bias[at < 0] = weights.mean(0), biases.mean()
     return weight, bias, at >= 0
 
 
