@@ -15,7 +15,6 @@ from vlltr_index.embedding.crops import embed_crops
 from vlltr_index.embedding.loading import ImageSet, class_positions, image_set, usable_images
 from vlltr_index.errors import MissingStepError, UsageError, WorkspaceError
 from vlltr_index.evaluation.metrics import (
-    AccuracyReport,
     EvaluationReport,
     Interval,
     accuracy_report,
@@ -136,13 +135,18 @@ def evaluation(
     if rule is not None:
         scorer = scorer.with_rule(scorer.fusion.model_copy(update={"rule": rule}))
     recognizer = Recognizer(workspace, replace(own, scorer=scorer), follow=False)
-    _check_against(workspace, snapshot, against)
-    data = image_set(snapshot, split)
-    class_ids = recognizer.scorer.class_ids
+    rows = [*_BRANCHES[1:], *baseline_labels(workspace, snapshot)]
+    if against is not None and against not in rows:  # before anything is scored
+        raise UsageError(
+            f"no row {against!r} to compare with",
+            f"There are: {', '.join(rows)}. Make others: vlltr train baseline NAME",
+        )
+    data, class_ids = image_set(snapshot, split), scorer.class_ids
     labels = _labels(snapshot, class_ids, data, split)
     if crops != 1:
-        features = embed_crops(workspace, recognizer.encoder, data.image_ids, crops, progress)
-        data = replace(data, features=features)
+        data = replace(
+            data, features=embed_crops(workspace, recognizer.encoder, data.image_ids, crops, progress)
+        )
     tree = recognizer.current().tree() if own.taxonomy else None
     answers, summed = _own_answers(recognizer, data, labels, retrieval, tree, progress)
     seen = f"{crops} crops an image" if crops != 1 else ""
@@ -155,20 +159,29 @@ def evaluation(
         answers[row.label], notes[row.label] = RowAnswers(places, places[:, 0] == labels, sure), row.note
     counts = training_counts(snapshot, class_ids)
     added = snapshot.table("classes", ["class_id"], "origin = 'added'")["class_id"].to_pylist()
-    late = torch.isin(class_ids, torch.tensor(added, dtype=torch.int64)) & ~recognizer.scorer.trained
-    counts[late] = 0  # the classes added later are "new", with or without images
+    counts[torch.isin(class_ids, torch.tensor(added, dtype=torch.int64)) & ~scorer.trained] = (
+        0  # they are "new"
+    )
+    differences, other = _compared(answers, labels, counts, bootstrap, against)
     report = EvaluationReport(
-        split,
-        snapshot.commit.id,
-        "release",
-        len(labels),
-        len(class_ids),
-        retrieval,
-        *_report(answers, labels, counts, bootstrap, against),
-        {name: note for name, note in notes.items() if note},
-        crops,
-        scorer.fusion.rule,
-        _by_rank(tree, answers[METHOD].best[:, 0], summed, labels, counts, bootstrap),
+        split=split,
+        commit=snapshot.commit.id,
+        convention="release",
+        images=len(labels),
+        classes=len(class_ids),
+        retrieval=retrieval,
+        rows={k: accuracy_report(a.best, labels, counts, resamples=bootstrap) for k, a in answers.items()},
+        calibration_error={
+            name: expected_calibration_error(row.confidence, row.right)
+            for name, row in answers.items()
+            if row.confidence is not None
+        },
+        differences=differences,
+        against=other,
+        notes={name: note for name, note in notes.items() if note},
+        crops=crops,
+        rule=scorer.fusion.rule,
+        ranks=_by_rank(tree, answers[METHOD].best[:, 0], summed, labels, counts, bootstrap) if tree else {},
     )
     return Evaluation(report, answers, recognizer, data, class_ids, labels, counts)
 
@@ -178,20 +191,6 @@ def _rule_note(fusion: FusionConfig) -> str:
     if fusion.rule == "ours":
         return ""
     return f"fusion rule {fusion.rule}" + (f", alpha {fusion.alpha:g}" if fusion.rule == "paper" else "")
-
-
-def _check_against(workspace: Workspace, snapshot: Snapshot, against: str | None) -> None:
-    """Refuse a row to compare with that will not be there, before anything is scored.
-
-    Raises:
-        UsageError: Naming the rows there are.
-    """
-    rows = [name for name in (*_BRANCHES, *baseline_labels(workspace, snapshot)) if name != METHOD]
-    if against is not None and against not in rows:
-        raise UsageError(
-            f"no row {against!r} to compare with",
-            f"There are: {', '.join(rows)}. Make others: vlltr train baseline NAME",
-        )
 
 
 def training_counts(snapshot: Snapshot, class_ids: Tensor) -> Tensor:
@@ -228,23 +227,22 @@ def _own_answers(
     progress: Progress | None,
 ) -> tuple[dict[str, RowAnswers], list[Tensor]]:
     """What the method and each branch answer, in the scorer's columns, and the best node of each of `tree.levels`."""
-    tops: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in _BRANCHES}
+    tops: list[list[Tensor]] = []
     nodes: list[list[Tensor]] = []
     for start in range(0, len(data.features), _BATCH):
         fused, _ = recognizer.score(data.features[start : start + _BATCH], retrieval)
-        for name, scores in zip(_BRANCHES, (fused.probabilities, fused.by_image, fused.by_text), strict=True):
-            tops[name].append(_top(scores))
-        if tree is not None:
-            nodes.append([tree.best_at(rank, fused.probabilities) for rank in tree.levels])
+        scores = fused.probabilities, fused.by_image, fused.by_text
+        tops.append([part for one in scores for part in _top(one)])
+        nodes.append([tree.best_at(rank, fused.probabilities) for rank in tree.levels] if tree else [])
         if progress:
             progress("evaluate", min(start + _BATCH, len(data.features)), len(data.features))
-    whole = {name: tuple(map(torch.cat, zip(*parts, strict=True))) for name, parts in tops.items()}
-    found = {name: RowAnswers(best, best[:, 0] == labels, sure) for name, (best, sure) in whole.items()}
-    return found, [torch.cat(parts) for parts in zip(*nodes, strict=True)]
+    whole, summed = ([torch.cat(parts) for parts in zip(*kind, strict=True)] for kind in (tops, nodes))
+    rows = zip(_BRANCHES, whole[::2], whole[1::2], strict=True)
+    return {name: RowAnswers(best, best[:, 0] == labels, sure) for name, best, sure in rows}, summed
 
 
 def _by_rank(
-    tree: ClassTree | None,
+    tree: ClassTree,
     best: Tensor,
     summed: Sequence[Tensor],
     labels: Tensor,
@@ -253,20 +251,17 @@ def _by_rank(
 ) -> dict[str, dict[str, dict[str, Interval]]]:
     """Accuracy at each rank on the images whose class has a node of it; see `EvaluationReport.ranks`."""
     found: dict[str, dict[str, dict[str, Interval]]] = {}
-    for rank, sure in zip(tree.levels if tree is not None else (), summed, strict=True):
-        assert tree is not None
+    for rank, sure in zip(tree.levels, summed, strict=True):
         nodes = tree.at_rank[rank]
         truth = nodes[labels]
         there = truth >= 0
-        if not bool(there.any()):
-            continue
-        right = {"best class": nodes[best] == truth, "summed": sure == truth}
-        found[rank] = {
-            name: accuracy_report(
-                torch.where(hit, labels, -1)[there], labels[there], counts, resamples=bootstrap
-            ).top1
-            for name, hit in right.items()
-        }
+        if bool(there.any()):
+            right = {"best class": nodes[best] == truth, "summed": sure == truth}
+            answered = {name: torch.where(hit, labels, -1)[there] for name, hit in right.items()}
+            found[rank] = {
+                name: accuracy_report(hits, labels[there], counts, resamples=bootstrap).top1
+                for name, hits in answered.items()
+            }
     return found
 
 
@@ -275,28 +270,16 @@ def _top(scores: Tensor) -> tuple[Tensor, Tensor]:
     return best.indices, best.values[:, 0]
 
 
-def _report(
-    answers: dict[str, RowAnswers],
-    labels: Tensor,
-    counts: Tensor,
-    bootstrap: int,
-    against: str | None,
-) -> tuple[dict[str, AccuracyReport], dict[str, float], dict[str, Interval], str | None]:
-    reports, errors = {}, {}
-    for name, row in answers.items():
-        reports[name] = accuracy_report(row.best, labels, counts, resamples=bootstrap)
-        if row.confidence is not None:
-            errors[name] = expected_calibration_error(row.confidence, row.right)
-    found = {name: report.top1["overall"].value for name, report in reports.items() if name not in _BRANCHES}
+def _compared(
+    answers: dict[str, RowAnswers], labels: Tensor, counts: Tensor, bootstrap: int, against: str | None
+) -> tuple[dict[str, Interval], str | None]:
+    """The method less the row `against`, or the default's, by bin; and that row, None where there is no baseline."""
+    found = {name: float(row.right.double().mean()) for name, row in answers.items() if name not in _BRANCHES}
     other = against or (ADJUSTED if ADJUSTED in found else max(found, key=found.__getitem__, default=None))
     if other is None:
-        return reports, errors, {}, None
-    differences = {
-        name: paired_difference(
-            answers[METHOD].right[torch.from_numpy(mask)],
-            answers[other].right[torch.from_numpy(mask)],
-            resamples=bootstrap,
-        )
+        return {}, None
+    method, right = answers[METHOD].right, answers[other].right
+    return {
+        name: paired_difference(method[mask], right[mask], resamples=bootstrap)
         for name, mask in bin_masks(labels, counts, "release").items()
-    }
-    return reports, errors, differences, other
+    }, other

@@ -8,8 +8,8 @@ import os
 import shlex
 import socket
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice, starmap
@@ -25,7 +25,6 @@ from vlltr_index.errors import UsageError, VlltrError, WorkspaceError, write_err
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
-    from vlltr_index.embedding.ray_engine import RayData
     from vlltr_index.recognition.predictor import Answers
     from vlltr_index.schemas.records import Prediction, Progress
 
@@ -110,31 +109,28 @@ def predict_to_file(
     model = [answers.scorer.saved.text_fp, answers.scorer.saved.image_fp, answers.scorer.loaded.selection_id]
     facts = {"commit": answers.commit, "model": model, "images": list(paths), **how}
     try:
-        with _engine(ray) as data, FileLock(lock, timeout=0):
+        with FileLock(lock, timeout=0):
             if out.exists():  # by now
                 raise UsageError(f"{out} is there already", "Choose another file, or remove it.")
             done = _begun(part, facts)
-            before, unread = len(done), sum(done.values())
+            before, unread, written = len(done), sum(done.values()), 0
             todo = (
                 (name, source)
                 for name, source in unlabelled_images(paths, with_data=ray is None)
                 if name not in done and not done.setdefault(name, False)
             )
-            lines: Iterable[tuple[str, bool]]
-            if ray is None:
-                lines = map(_as_json, named_predictions(answers, todo, **how))
-            else:
-                lines = _lines(answers, todo, data, ray, how)
-            count = 0
             try:
-                with part.open("a", encoding="utf-8") as file:
-                    for count, (line, lost) in enumerate(lines, 1):
+                with (
+                    part.open("a", encoding="utf-8") as file,
+                    closing(_lines(answers, todo, ray, how)) as lines,
+                ):
+                    for written, (line, lost) in enumerate(lines, 1):
                         file.write(line + "\n")
                         unread += lost
                         if progress:
-                            progress("predict", count, None)
+                            progress("predict", written, None)
             except VlltrError:
-                if not before + count:  # nothing to go on from
+                if not before + written:  # nothing to go on from
                     part.unlink()
                     lock.unlink()
                 raise
@@ -149,27 +145,22 @@ def predict_to_file(
     return PredictReport(str(out), len(done), before, unread)
 
 
-def _engine(ray: OnRay | None) -> AbstractContextManager[Any]:
-    """Ray Data, if it is asked for."""
-    if ray is None:
-        return nullcontext()
-    from vlltr_index.embedding.ray_engine import RayData
-
-    return RayData(ray.actors)
-
-
 def _lines(
-    answers: Answers, named: Iterable[tuple[str, str | bytes]], data: RayData, ray: OnRay, how: dict[str, Any]
-) -> Iterator[tuple[str, bool]]:
-    """What `_as_json` gives, by Ray's actors."""
+    answers: Answers, named: Iterable[tuple[str, str | bytes]], ray: OnRay | None, how: dict[str, Any]
+) -> Generator[tuple[str, bool], None, None]:
+    """What `_as_json` gives of each prediction, made here or by Ray's actors."""
+    if ray is None:
+        yield from map(_as_json, named_predictions(answers, named, **how))
+        return
     from vlltr_index.embedding.crops import CropPixels
     from vlltr_index.embedding.engines import Reader
-    from vlltr_index.embedding.ray_engine import on_cpu
+    from vlltr_index.embedding.ray_engine import RayData, on_cpu
 
     reader = Reader(CropPixels(answers.encoder, how.get("crops", 1)), None, (0,))
     model = ray.address, answers.commit, how, answers.encoder.image_size, on_cpu()
-    for table in data.run(Pictures(list(named)), reader, _Answering, model, ordered=True):
-        yield from zip(table["line"].to_pylist(), table["lost"].to_pylist(), strict=True)
+    with RayData(ray.actors) as data:
+        for table in data.run(Pictures(list(named)), reader, _Answering, model, ordered=True):
+            yield from zip(table["line"].to_pylist(), table["lost"].to_pylist(), strict=True)
 
 
 class _Answering:
@@ -220,80 +211,69 @@ def _begun(part: Path, facts: dict[str, Any]) -> dict[str, bool]:
     done: dict[str, bool] = {}
     with part.open("ab+") as file:
         file.seek(0)
-        before, some = file.readline(), file.readline()
-        if not some:  # nothing was answered
+        before, first = file.readline(), file.readline()
+        if not first:  # nothing was answered
             file.truncate(0)
             file.write(json.dumps(facts, sort_keys=True).encode() + b"\n")
             return done
-        begun = _line(part, 1, before)
-        if begun != json.loads(json.dumps(facts)):
-            at = begun.get("commit")
+        try:
+            begun, end = json.loads(before), len(before)
+            if begun != json.loads(json.dumps(facts)):
+                said = f"commit {begun['commit']} to {shlex.join(begun['images'])}"
+                raise UsageError(
+                    f"{part} holds answers of {said}, asked for otherwise",
+                    f"Run the command that began it, with --at {begun['commit']}, or remove the file to begin anew.",
+                )
+            file.seek(end)
+            for line in file:
+                if line.endswith(b"\n"):
+                    row, end = json.loads(line), end + len(line)
+                    done[row["image"]] = row["problem"] is not None
+        except (ValueError, LookupError, TypeError) as error:
             raise UsageError(
-                f"{part} holds answers of commit {at} to {shlex.join(begun.get('images', ()))}, asked for otherwise",
-                f"Run the command that began it, with --at {at}, or remove the file to begin anew.",
-            )
-        file.seek(len(before))
-        end = file.tell()
-        for number, line in enumerate(file, 2):
-            if not line.endswith(b"\n"):
-                break
-            row, end = _line(part, number, line), end + len(line)
-            done[row["image"]] = row["problem"] is not None
+                f"{part} has a line that is no answer of this program: {error}",
+                "Remove the file to begin anew.",
+            ) from None
         file.truncate(end)
     return done
 
 
-def _line(part: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        row = None
-    if not isinstance(row, dict) or not {"commit"} <= row.keys():
-        raise UsageError(
-            f"{part}, line {number}: no answer of this program", "Remove the file to begin anew."
-        )
-    return row
-
-
 def _finish(part: Path, out: Path, schema: pa.Schema) -> None:
     """Make `out` of the answers, whole or not at all."""
-    made = out.with_name(out.name + ".new")
+    made, kind = out.with_name(out.name + ".new"), out.suffix.lower()
     with part.open(encoding="utf-8") as file:
         file.readline()
-        if out.suffix.lower() == ".jsonl":
-            with made.open("w", encoding="utf-8") as target:
-                target.writelines(file)
-        elif out.suffix.lower() == ".csv":
-            with made.open("w", encoding="utf-8", newline="") as target:
-                writer = csv.DictWriter(target, schema.names)
-                writer.writeheader()
-                writer.writerows(_flat(json.loads(line)) for line in file)
-        else:
+        if kind == ".parquet":
             with pq.ParquetWriter(made, schema) as table:
                 while rows := [_flat(json.loads(line)) for line in islice(file, _ROWS)]:
                     table.write_table(pa.Table.from_pylist(rows, schema=schema))
+        else:
+            with made.open("w", encoding="utf-8", newline="") as target:
+                if kind == ".jsonl":
+                    target.writelines(file)
+                else:
+                    writer = csv.DictWriter(target, schema.names)
+                    writer.writeheader()
+                    writer.writerows(_flat(json.loads(line)) for line in file)
     os.replace(made, out)
     part.unlink()
 
 
 def _schema(top: int, coverage: bool) -> pa.Schema:
-    ranked = [
-        f
-        for k in range(1, top + 1)
-        for f in ((f"class_{k}", pa.string()), (f"probability_{k}", pa.float64()))
-    ]
-    answer = [("answer", pa.string()), ("answer_rank", pa.string()), ("answer_probability", pa.float64())]
-    rest = [("image_part", pa.float64()), ("text_part", pa.float64()), ("known", pa.bool_())]
-    return pa.schema(
-        [
-            ("image", pa.string()),
-            *(answer if coverage else ()),
-            *ranked,
-            *rest,
-            ("sentences", pa.string()),
-            ("problem", pa.string()),
-        ]
-    )
+    text, number = pa.string(), pa.float64()
+    fields = {"image": text}
+    if coverage:
+        fields |= {"answer": text, "answer_rank": text, "answer_probability": number}
+    for k in range(1, top + 1):
+        fields |= {f"class_{k}": text, f"probability_{k}": number}
+    fields |= {
+        "image_part": number,
+        "text_part": number,
+        "known": pa.bool_(),
+        "sentences": text,
+        "problem": text,
+    }
+    return pa.schema(fields)
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:

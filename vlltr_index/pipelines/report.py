@@ -2,32 +2,70 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import platform
+import re
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from importlib import metadata
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
+from vlltr_index.embedding.loading import usable_images
 from vlltr_index.embedding.vectors import load_sources
 from vlltr_index.errors import InputError, MissingStepError, UsageError, WorkspaceError
-from vlltr_index.evaluation.figures import confused_pairs, gains, shots, spread, weakest
+from vlltr_index.evaluation.figures import SHOTS, confused_pairs, gains, shots, spread, weakest
 from vlltr_index.evaluation.metrics import Interval, reliability
-from vlltr_index.evaluation.records import Confusion, Explained, Gains, Measured, Missing, Report
+from vlltr_index.evaluation.records import (
+    Anchor,
+    AnchorList,
+    ClassAnchors,
+    Confusion,
+    Curves,
+    Explained,
+    Gains,
+    Measured,
+    Missing,
+    Problem,
+    Quarantine,
+    Report,
+)
 from vlltr_index.evaluation.report import nearest_pictures, render, thumbnail
+from vlltr_index.heads.checkpoint import load_head
 from vlltr_index.pipelines.baselines import ADJUSTED, FC, baseline_labels
 from vlltr_index.pipelines.evaluate import METHOD, Evaluation, evaluation
-from vlltr_index.pipelines.report_parts import anchor_list, clip, curves, facts, quarantine
 from vlltr_index.pipelines.status import status
+from vlltr_index.schemas.fingerprint import short
 
 if TYPE_CHECKING:
+    from vlltr_index.pipelines.status import StatusReport
+    from vlltr_index.schemas.config import FusionConfig
     from vlltr_index.schemas.records import ClassScore, Progress
+    from vlltr_index.store.history import Commit
     from vlltr_index.store.snapshot import Snapshot
-    from vlltr_index.store.workspace import Workspace
+    from vlltr_index.store.workspace import Kind, Workspace
 
 _CONFUSIONS, _WEAKEST, _SHOWN, _SENTENCES = 12, 20, 12, 3
-_TEXT = 300  # letters of a sentence
+_NAME, _LISTED, _TEXT = (
+    120,
+    240,
+    300,
+)  # letters of a name, of a sentence in a list, and of one under a picture
+_ANCHOR_ROWS = 6000  # sentences in the list of anchors, about
+_ANCHOR_CLASSES = 3000
+_GROUP = 50  # classes under one heading
+_QUARANTINED = 100
+_NO_LOSS = {"epoch", "steps", "best", "lr", "seconds", "images_per_s", "scale"}
+_LIBRARIES = (
+    "vlltr-index torch torchvision open_clip_torch timm lancedb pyarrow faiss-cpu faiss-gpu numpy accelerate"
+)
 
 
 @dataclass(frozen=True)
@@ -82,8 +120,12 @@ def write_report(
         InputError: If `out` cannot be written.
         MissingStepError: If nothing has been committed.
     """
-    if out is not None:
-        _check_target(out)
+    if out is not None and out.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(
+            f"the report is an HTML file; {out.name!r} ends otherwise", "For example: --out report.html"
+        )
+    if out is not None and not out.absolute().parent.is_dir():
+        raise InputError(f"no such folder: {out.absolute().parent}", "Make it first.")
     commit = workspace.history.last()
     if not commit.id:
         raise MissingStepError(
@@ -91,13 +133,36 @@ def write_report(
             "Run: vlltr ingest images PATH --split train",
         )
     report = gather_report(workspace, commit.id, split, against, progress)
-    path = out
-    if path is None:
-        path = workspace.path / "reports" / f"report-{split}-{commit.id}.html"
-        path.parent.mkdir(exist_ok=True)
     data = render(report).encode("utf-8", "replace")
-    _write(path, data)
-    return _figures(report, commit.id, path, len(data))
+    path = out or workspace.path / "reports" / f"report-{split}-{commit.id}.html"
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: {error.strerror or error}", "Choose another place.") from None
+    measured = report.measured
+    parts: list[object] = [measured, *report.curves, report.anchors]
+    if isinstance(measured, Missing):
+        found, method = None, None
+    else:
+        found, method = measured.evaluation, measured.evaluation.rows[METHOD]
+        parts.append(measured.gains)
+    return ReportFile(
+        path=str(path),
+        bytes=len(data),
+        commit=commit.id,
+        split=split,
+        convention="release",
+        images=found.images if found else 0,
+        top1=method.top1 if method else {},
+        calibration_error=found.calibration_error[METHOD] if found else None,
+        against=found.against if found else None,
+        differences=found.differences if found else {},
+        missing=tuple(part for part in parts if isinstance(part, Missing)),
+    )
 
 
 def gather_report(
@@ -156,22 +221,18 @@ def _parts(measured: Evaluation, snapshot: Snapshot) -> Measured:
         if (row := measured.answers[name]).confidence is not None
     }
     best, labels, counts = method.best[:, 0], measured.labels, measured.counts
+    gained: Gains | Missing = Missing("there is no baseline to compare with", "Run: vlltr train baseline fc")
+    if report.against is not None:
+        other = measured.answers[report.against].right
+        gained = gains(report.against, method.right, other, labels, counts, columns)
     return Measured(
         evaluation=report,
         reliability=sure,
-        gains=_gains(measured, columns),
+        gains=gained,
         confusions=_confusions(measured, snapshot, columns),
         weakest=weakest(best, labels, counts, columns, _WEAKEST),
         gallery=_gallery(measured, snapshot, columns),
     )
-
-
-def _gains(measured: Evaluation, columns: Sequence[str]) -> Gains | Missing:
-    against = measured.report.against
-    if against is None:
-        return Missing("there is no baseline to compare with", "Run: vlltr train baseline fc")
-    method, other = measured.answers[METHOD].right, measured.answers[against].right
-    return gains(against, method, other, measured.labels, measured.counts, columns)
 
 
 def _confusions(measured: Evaluation, snapshot: Snapshot, columns: Sequence[str]) -> tuple[Confusion, ...]:
@@ -193,16 +254,11 @@ def _confusions(measured: Evaluation, snapshot: Snapshot, columns: Sequence[str]
 def _gallery(
     measured: Evaluation, snapshot: Snapshot, columns: Sequence[str]
 ) -> tuple[tuple[str, tuple[Explained, ...]], ...]:
-    right, labels, counts = measured.answers[METHOD].right, measured.labels, measured.counts
-    return tuple(
-        (
-            heading,
-            _explain(
-                measured, snapshot, spread(chosen, labels, _confidence(measured), counts, _SHOWN), columns
-            ),
-        )
-        for heading, chosen in (("Wrong", ~right), ("Right", right))
-    )
+    right, sure, gallery = measured.answers[METHOD].right, _confidence(measured), []
+    for heading, chosen in (("Wrong", ~right), ("Right", right)):
+        places = spread(chosen, measured.labels, sure, measured.counts, _SHOWN)
+        gallery.append((heading, _explain(measured, snapshot, places, columns)))
+    return tuple(gallery)
 
 
 def _confidence(measured: Evaluation) -> Tensor:
@@ -232,56 +288,177 @@ def _explain(
 
 def _clipped(score: ClassScore) -> ClassScore:
     """The score with names and sentences of a bounded length."""
-    sentences = tuple(
+    sentences = (
         replace(
-            s,
-            text=clip(s.text, _TEXT),
-            source=clip(s.source),
-            source_ref=clip(s.source_ref) if s.source_ref else None,
+            s, text=clip(s.text, _TEXT), source=clip(s.source), source_ref=clip(s.source_ref or "") or None
         )
         for s in score.sentences
     )
-    return replace(score, name=clip(score.name), sentences=sentences)
+    return replace(score, name=clip(score.name), sentences=tuple(sentences))
 
 
-def _check_target(path: Path) -> None:
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(
-            f"the report is an HTML file; {path.name!r} ends otherwise", "For example: --out report.html"
-        )
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"no such folder: {path.absolute().parent}", "Make it first.")
+def clip(text: str, letters: int = _NAME) -> str:
+    """`text` on one line, cut with an ellipsis where it is longer."""
+    text = " ".join(text.split())
+    return text if len(text) <= letters else text[: letters - 1].rstrip() + "…"
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Replace the file, whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        try:
-            part.write_bytes(data)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}", "Choose another place.") from None
-
-
-def _figures(report: Report, commit: int, path: Path, size: int) -> ReportFile:
-    measured = report.measured
-    parts: list[object] = [measured, *report.curves, report.anchors]
-    found = measured.evaluation if isinstance(measured, Measured) else None
-    if isinstance(measured, Measured):
-        parts.append(measured.gains)
-    return ReportFile(
-        path=str(path),
-        bytes=size,
-        commit=commit,
-        split=report.split,
-        convention=found.convention if found else "release",
-        images=found.images if found else 0,
-        top1=found.rows[METHOD].top1 if found else {},
-        calibration_error=found.calibration_error[METHOD] if found else None,
-        against=found.against if found else None,
-        differences=found.differences if found else {},
-        missing=tuple(part for part in parts if isinstance(part, Missing)),
+def facts(
+    workspace: Workspace, snapshot: Snapshot, split: str, state: StatusReport
+) -> tuple[tuple[str, str], ...]:
+    """What the report is about, as (label, value)."""
+    commit, recipe = snapshot.commit, workspace.recipe
+    fusion = commit.fusion or recipe.fusion
+    images = ", ".join(f"{n:,} {name}" for name, n in state.images.items()) or "none"
+    back = f", the state of commit {commit.state_of}" if commit.state_of is not None else ""
+    return (
+        ("commit", f"{commit.id} ({commit.command}), {commit.created_at}{back}"),
+        ("recipe", commit.info.recipe or recipe.name),
+        ("protocol", commit.info.protocol or recipe.protocol),
+        ("split", split),
+        ("many, medium, few", "the release's bounds: 100 or more, 21 to 99, 20 or fewer training images"),
+        ("encoder", state.encoder),
+        ("fingerprints", f"text {commit.text_fp or 'none'}, images {commit.image_fp or 'none'}"),
+        ("head", short(commit.head) if commit.head else "none"),
+        ("fusion", _fusion(workspace, commit, fusion)),
+        ("classes", f"{state.classes:,} ({_by_shot(snapshot)})"),
+        ("images", f"{images}; {state.quarantined:,} quarantined"),
+        ("sentences", f"{state.sentences:,}, of which {state.anchors:,} are anchors"),
+        ("versions", ", ".join([f"Python {platform.python_version()}", *_versions()])),
     )
+
+
+def _fusion(workspace: Workspace, commit: Commit, fusion: FusionConfig) -> str:
+    """The rule, and what each part counts under it."""
+    if fusion.rule != "ours":
+        return f"rule {fusion.rule}" + (f", alpha {fusion.alpha:g}" if fusion.rule == "paper" else "")
+    parts = None
+    with suppress(MissingStepError, WorkspaceError):  # the measured part says so
+        parts = load_head(workspace.whole_object("heads", commit.head)).parts if commit.head else None
+    if parts is None:
+        return "rule ours"
+    w = parts.weights
+    return (
+        f"rule ours: visual classifier {w.image:.3g}, generative model {w.generative:.3g}, text {w.text:.3g};"
+        f" between old and new classes {w.pictured.generative:.3g}, text {w.pictured.text:.3g}, offset"
+        f" {w.pictured.offset:.2f}; texts foretell"
+        f" {100 * parts.shared.text_r2:.0f} % of the class means"
+    )
+
+
+def _by_shot(snapshot: Snapshot) -> str:
+    """Classes by size, in words; `few` with few5."""
+    counts = _train_counts(snapshot)
+    found = Counter(shots(torch.tensor([counts[i] for i in snapshot.class_table().ids], dtype=torch.int64)))
+    found["few"] += found["few5"]
+    words = {"few5": "of them few5", "new": "without training images"}
+    return ", ".join(f"{found[s]:,} {words.get(s, s)}" for s in SHOTS if found[s])
+
+
+def _train_counts(snapshot: Snapshot) -> Counter[int]:
+    return Counter(usable_images(snapshot, "train", [])["class_id"].to_pylist())
+
+
+def _versions() -> list[str]:
+    there = []
+    for name in _LIBRARIES.split():
+        with suppress(metadata.PackageNotFoundError):
+            there.append(f"{name} {metadata.version(name)}")
+    return there
+
+
+def curves(workspace: Workspace, snapshot: Snapshot) -> tuple[Curves | Missing, ...]:
+    """Losses of stage 1, stage 2 and the image-only baseline, of those that were trained by steps here."""
+    commit = snapshot.commit
+    stages: list[tuple[Kind, str | None, str, str]] = [
+        ("checkpoints", commit.untuned, "Stage 1 (CVLP)", "vlltr train cvlp"),
+        ("heads", commit.head, "Stage 2 (LGR)", "vlltr train lgr"),
+        ("checkpoints", commit.info.baseline_fc, "Image-only baseline", "vlltr train baseline fc"),
+    ]
+    found: list[Curves | Missing] = []
+    for kind, digest, title, command in stages:
+        try:
+            path = workspace.object_path(kind, digest) / "train.json" if digest is not None else None
+            if path is not None and path.is_file():
+                found.append(_read_log(path, title))
+        except MissingStepError:
+            found.append(Missing(f"{title}: its files are gone", f"Run: {command}"))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
+            found.append(Missing(f"{title}: its log cannot be read", f"Train it again: {command}"))
+    return tuple(found)
+
+
+def _read_log(path: Path, title: str) -> Curves:
+    """The loss parts that every epoch has; raises what damaged JSON raises."""
+    log = json.loads(path.read_text(encoding="utf-8"))["log"]
+    names = [n for n in log[0] if n not in _NO_LOSS and all(math.isfinite(float(e[n])) for e in log)]
+    if not names:
+        raise ValueError("no losses")
+    names.sort(key=lambda n: (n != "loss", n))
+    if len(names) == 2 and "loss" in names:  # one part is all of it
+        names = ["loss"]
+    words = {"loss": "total"} if len(names) > 1 else {}
+    values = {clip(words.get(n, n), 40): tuple(float(e[n]) for e in log) for n in names[:5]}
+    return Curves(title, tuple(float(e["epoch"]) for e in log), values)
+
+
+def anchor_list(snapshot: Snapshot) -> AnchorList | Missing:
+    """Anchors by class, bounded: at most 3,000 classes (the smallest), and about 6,000 sentences."""
+    anchors = snapshot.table("anchors", ["class_id", "sentence_id", "rank"])
+    if not anchors.num_rows:
+        return Missing("no anchor sentences have been selected yet", "Run: vlltr select")
+    anchors = anchors.sort_by([("class_id", "ascending"), ("rank", "ascending")])
+    by_class: dict[int, list[str]] = {}
+    for row in anchors.to_pylist():
+        by_class.setdefault(row["class_id"], []).append(row["sentence_id"])
+    counts = _train_counts(snapshot)
+    chosen = sorted(by_class, key=lambda c: (counts[c], c))[:_ANCHOR_CLASSES]
+    each = max(1, min(max(map(len, by_class.values())), _ANCHOR_ROWS // len(chosen)))
+    shown = {c: by_class[c][:each] for c in chosen}
+    text = _anchor_texts(snapshot, {s for ids in shown.values() for s in ids})
+    names = snapshot.class_table().names
+    listed = {
+        c: ClassAnchors(clip(names[c]), counts[c], tuple(text[s] for s in ids), len(by_class[c]) - len(ids))
+        for c, ids in shown.items()
+    }
+    return AnchorList(_grouped(listed), len(by_class), anchors.num_rows, each)
+
+
+def _anchor_texts(snapshot: Snapshot, wanted: set[str]) -> dict[str, Anchor]:
+    scores = snapshot.table("sentence_scores", ["sentence_id", "loss"])
+    loss = dict(zip(scores["sentence_id"].to_pylist(), scores["loss"].to_pylist(), strict=True))
+    columns = ["sentence_id", "text", "source", "source_ref"]
+    rows = snapshot.table("sentences", columns)
+    return {
+        i: Anchor(clip(text, _LISTED), clip(ref or source, 60), loss.get(i))
+        for i, text, source, ref in zip(*(rows[c].to_pylist() for c in columns), strict=True)
+        if i in wanted
+    }
+
+
+def _grouped(listed: dict[int, ClassAnchors]) -> tuple[tuple[str, tuple[ClassAnchors, ...]], ...]:
+    """Classes by size and name, some under each heading."""
+    shot = shots(torch.tensor([c.train for c in listed.values()], dtype=torch.int64))
+    groups = []
+    for name in SHOTS:
+        sized = (c for c, s in zip(listed.values(), shot, strict=True) if s == name)
+        members = sorted(sized, key=lambda c: c.name)
+        for start in range(0, len(members), _GROUP):
+            part = tuple(members[start : start + _GROUP])
+            ends = part[0].name if len(part) == 1 else f"{part[0].name} … {part[-1].name}"
+            groups.append((f"{name}: {ends}", part))
+    return tuple(groups)
+
+
+def quarantine(snapshot: Snapshot) -> Quarantine:
+    """Images that take no part, with the reason; the first 100 by name."""
+    rows = snapshot.table("images", ["uri", "split", "problem"], "problem IS NOT NULL").to_pylist()
+    found = []
+    for r in rows:
+        place = "/".join(PurePath(r["uri"]).parts[-2:])  # the file and its folder: enough to find it
+        # Without the file's name, so that equal reasons can be counted.
+        reason = re.sub(r"^cannot read the image .*?: (?=.)", "", r["problem"])
+        found.append(Problem(clip(place, _LISTED), r["split"], clip(reason, _LISTED)))
+    found.sort(key=lambda p: (p.split, p.where))
+    reasons = Counter(p.why for p in found).most_common(20)
+    return Quarantine(len(found), tuple(reasons), tuple(found[:_QUARANTINED]))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -20,6 +22,7 @@ from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.config import SelectConfig
+    from vlltr_index.store.history import Commit
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Kind, Workspace
 
@@ -96,18 +99,26 @@ def status(workspace: Workspace, at: int | None = None) -> StatusReport:
         WorkspaceError: If the commit's file is damaged.
     """
     snapshot = workspace.snapshot(at)
-    commit = snapshot.commit
-    images, quarantined = _images(snapshot)
-    sentences = snapshot.count("sentences")
-    text_vectors, image_vectors = _sentence_vectors(snapshot), _image_vectors(snapshot)
-    todo = [
-        *_data_steps(snapshot, images, sentences),
-        *_encoder_steps(workspace, snapshot, images.get("train", 0)),
-        *_vector_steps(snapshot, sentences - text_vectors, sum(images.values()) - image_vectors),
-        *_selection_steps(workspace, snapshot),
-        *_head_steps(workspace, snapshot),
-        *_index_steps(workspace, snapshot),
-    ]
+    commit, config = snapshot.commit, workspace.recipe.encoder
+    rows = snapshot.table("images", ["image_id", "split", "class_id", "problem"])
+    usable = rows.filter(pc.and_(pc.is_valid(rows["class_id"]), pc.is_null(rows["problem"])))
+    first = {"train": 0, "val": 1, "test": 2}
+    counts = Counter(usable["split"].to_pylist())
+    images = {split: counts[split] for split in sorted(counts, key=lambda s: (first.get(s, 3), s))}
+    hashes = snapshot.table("sentences", ["text_hash"])["text_hash"].to_pylist()
+    keys = [f"{i}:0" for i in usable["image_id"].to_pylist()]
+    text_vectors = image_vectors = 0
+    if commit.text_fp:
+        text_vectors = _there(snapshot, sentence_vectors_name(commit.text_fp), "text_hash", hashes)
+    if commit.image_fp:
+        image_vectors = _there(snapshot, image_vectors_name(commit.image_fp), "vector_key", keys)
+    encoder = f"{config.model}, {config.pretrained or 'not trained yet'}"
+    if commit.checkpoint:
+        model = (_trained(workspace, commit.checkpoint) or (config.model,))[0]
+        encoder = f"{model}, trained here ({short(commit.checkpoint)})"
+    lacking = {"sentence": len(hashes) - text_vectors, "image": len(keys) - image_vectors}
+    todo = list(_todo(workspace, snapshot, images, lacking))
+    use = "vlltr evaluate --split test" if images.get("test") else "vlltr predict IMAGE --explain 3"
     return StatusReport(
         workspace=workspace.address,
         recipe=workspace.recipe.name,
@@ -116,94 +127,76 @@ def status(workspace: Workspace, at: int | None = None) -> StatusReport:
         writing=workspace.storage.writer(),
         classes=len(snapshot.class_table()),
         images=images,
-        quarantined=quarantined,
-        sentences=sentences,
-        encoder=_encoder(workspace, snapshot),
+        quarantined=rows.num_rows - rows["problem"].null_count,
+        sentences=len(hashes),
+        encoder=encoder,
         sentence_vectors=text_vectors,
         image_vectors=image_vectors,
         anchors=snapshot.count("anchors"),
         head=commit.head,
         index=commit.index.digest if commit.index else None,
         stale=tuple(what for what, _ in todo),
-        next=todo[0][1] if todo else _use(images),
+        next=todo[0][1] if todo else use,
     )
 
 
-def _images(snapshot: Snapshot) -> tuple[dict[str, int], int]:
-    """Usable images by split, and how many are quarantined."""
-    rows = snapshot.table("images", ["split", "class_id", "problem"])
-    usable = pc.and_(pc.is_valid(rows["class_id"]), pc.is_null(rows["problem"]))
-    counts = Counter(rows.filter(usable)["split"].to_pylist())
-    first = {"train": 0, "val": 1, "test": 2}
-    order = sorted(counts, key=lambda split: (first.get(split, 3), split))
-    return {split: counts[split] for split in order}, rows.num_rows - rows["problem"].null_count
-
-
-def _sentence_vectors(snapshot: Snapshot) -> int:
-    if not snapshot.commit.text_fp:
-        return 0
-    have = snapshot.store.keys(sentence_vectors_name(snapshot.commit.text_fp), "text_hash")
-    return sum(h in have for h in snapshot.table("sentences", ["text_hash"])["text_hash"].to_pylist())
-
-
-def _image_vectors(snapshot: Snapshot) -> int:
-    if not snapshot.commit.image_fp:
-        return 0
-    have = snapshot.store.keys(image_vectors_name(snapshot.commit.image_fp), "vector_key")
-    rows = snapshot.table("images", ["image_id"], "class_id IS NOT NULL AND problem IS NULL")
-    return sum(f"{i}:0" in have for i in rows["image_id"].to_pylist())
-
-
-def _encoder(workspace: Workspace, snapshot: Snapshot) -> str:
-    config = workspace.recipe.encoder
-    if snapshot.commit.checkpoint:
-        model = (_trained(workspace, snapshot.commit.checkpoint) or (config.model,))[0]
-        return f"{model}, trained here ({short(snapshot.commit.checkpoint)})"
-    return f"{config.model}, {config.pretrained}" if config.pretrained else f"{config.model}, not trained yet"
+def _there(snapshot: Snapshot, name: str, column: str, keys: Iterable[str]) -> int:
+    """How many of `keys` a table of vectors has."""
+    have = snapshot.store.keys(name, column)
+    return sum(key in have for key in keys)
 
 
 _BESIDE = 0.25  # of all anchors: so many that an index over them would be quicker than looking at each
-_Step = tuple[str, str]  # what is to do, and the command that does it
+_Steps = Iterator[tuple[str, str]]
 
 
-def _data_steps(snapshot: Snapshot, images: dict[str, int], sentences: int) -> list[_Step]:
-    steps: list[_Step] = []
+def _todo(
+    workspace: Workspace, snapshot: Snapshot, images: dict[str, int], lacking: dict[str, int]
+) -> _Steps:
+    """What is to do, and the command that does it; `lacking` are rows without a vector, by their kind."""
+    commit, add_text = snapshot.commit, "vlltr ingest text PATH"
     if not images.get("train"):
-        steps.append(("there are no training images", "vlltr ingest images PATH --split train"))
-    if not sentences:
-        steps.append(("there is no text", "vlltr ingest text PATH"))
-    else:
-        described = set(snapshot.table("sentences", ["class_id"])["class_id"].to_pylist())
-        bare = len(set(snapshot.class_table().ids) - described)
-        if bare:
-            steps.append((f"{many(bare, 'class has', 'classes have')} no text", "vlltr ingest text PATH"))
-    return steps
+        yield "there are no training images", "vlltr ingest images PATH --split train"
+    told = set(snapshot.table("sentences", ["class_id"])["class_id"].to_pylist())
+    if not told:
+        yield "there is no text", add_text
+    elif bare := len(set(snapshot.class_table().ids) - told):
+        yield f"{many(bare, 'class has', 'classes have')} no text", add_text
+    yield from _encoder_steps(workspace, commit)
+    if not commit.text_fp or not commit.image_fp:
+        if snapshot.has("sentences") or snapshot.has("images"):
+            yield "nothing has been embedded with this encoder", "vlltr embed"
+    elif any(lacking.values()):
+        missing = [many(n, kind) for kind, n in lacking.items() if n]
+        yield f"without a vector: {' and '.join(missing)}", "vlltr embed"
+    if commit.selection_id:
+        yield from _selection_steps(workspace, snapshot)
+        yield from _head_steps(workspace, commit)
+        yield from _index_steps(workspace, snapshot)
+    elif commit.text_fp:
+        yield "no anchor sentences have been selected", "vlltr select"
 
 
-def _encoder_steps(workspace: Workspace, snapshot: Snapshot, train_images: int) -> list[_Step]:
-    commit = snapshot.commit
-    command = "vlltr train cvlp"
-    if not commit.checkpoint:
-        return [] if workspace.recipe.encoder.pretrained else [("the encoder has not been trained", command)]
-    if _gone(workspace, "checkpoints", commit.checkpoint):
-        return [(f"the encoder's files are gone: {short(commit.checkpoint)}", command)]
-    change = encoder_change(workspace, commit.checkpoint)
-    return [(change, command)] if change else []
+def _encoder_steps(workspace: Workspace, commit: Commit) -> _Steps:
+    command, checkpoint = "vlltr train cvlp", commit.checkpoint
+    if not checkpoint:
+        if not workspace.recipe.encoder.pretrained:
+            yield "the encoder has not been trained", command
+    elif _gone(workspace, "checkpoints", checkpoint):
+        yield f"the encoder's files are gone: {short(checkpoint)}", command
+    elif change := encoder_change(workspace, checkpoint):
+        yield change, command
 
 
 def encoder_change(workspace: Workspace, checkpoint: str) -> str | None:
     """How the encoder that `vlltr.toml` names differs from the one of a checkpoint, in words; None if it does not."""
     asked, trained = workspace.recipe.encoder, _trained(workspace, checkpoint)
-    if (
-        trained is None or "/" in asked.model or ":" in asked.model
-    ):  # a folder or a hub's name is not the model's
+    if trained is None or "/" in asked.model or ":" in asked.model:  # a folder, or a name on a hub
         return None
     model, size, resize = trained
-    if (
-        _bare(model) == _bare(asked.model)
-        and asked.image_size in (None, size)
-        and asked.resize in (None, resize)
-    ):
+    plain = "-quickgelu"  # weights decide on it
+    same = model.removesuffix(plain) == asked.model.removesuffix(plain)
+    if same and asked.image_size in (None, size) and asked.resize in (None, resize):
         return None
     wanted = _described(asked.model, asked.image_size, asked.resize)
     return f"the recipe's encoder is {wanted}, the trained one {_described(*trained)}"
@@ -224,109 +217,73 @@ def _trained(workspace: Workspace, digest: str) -> tuple[str, int, int | None] |
         return None
 
 
-def _bare(model: str) -> str:
-    """A model's name without its activation, which weights decide."""
-    return model.removesuffix("-quickgelu")
-
-
-def _vector_steps(snapshot: Snapshot, sentences: int, images: int) -> list[_Step]:
-    commit = snapshot.commit
-    if not (snapshot.has("sentences") or snapshot.has("images")):
-        return []
-    if not commit.text_fp or not commit.image_fp:
-        return [("nothing has been embedded with this encoder", "vlltr embed")]
-    missing = [many(n, one) for n, one in ((sentences, "sentence"), (images, "image")) if n]
-    return [(f"without a vector: {' and '.join(missing)}", "vlltr embed")] if missing else []
-
-
-def _selection_steps(workspace: Workspace, snapshot: Snapshot) -> list[_Step]:
-    commit = snapshot.commit
-    if not commit.text_fp:
-        return []
-    if not commit.selection_id:
-        return [("no anchor sentences have been selected", "vlltr select")]
-    fits = f"text_fp = {quote(commit.text_fp)}"
+def _selection_steps(workspace: Workspace, snapshot: Snapshot) -> _Steps:
+    fits = f"text_fp = {quote(snapshot.commit.text_fp or '')}"
     scored = snapshot.table("sentence_scores", ["sentence_id", "image_set"], fits)
     texts = snapshot.table("sentences", ["sentence_id", "class_id"])
-    used = pc.is_in(texts["class_id"], value_set=pa.array(snapshot.class_table().ids, pa.int32()))
-    there = texts.filter(used)["sentence_id"].to_pylist()
-    changed = len(set(there) ^ set(scored["sentence_id"].to_pylist()))
-    if changed:
-        return [(f"the selection is from before {many(changed, 'sentence')} came or went", "vlltr select")]
-    config = workspace.recipe.select
-    if config.augmented:  # their name depends on the augmentation too
-        return []
-    held = frozenset[str]()
+    used = texts.filter(
+        pc.is_in(texts["class_id"], value_set=pa.array(snapshot.class_table().ids, pa.int32()))
+    )
+    config, held = workspace.recipe.select, frozenset[str]()
     with suppress(MissingStepError):  # a checkpoint that is gone is told of elsewhere
         held = held_images(workspace, snapshot)
-    if set(scored["image_set"].to_pylist()) - {_image_set(snapshot, config, held)}:
-        return [("the selection is from before images that it scores against came or went", "vlltr select")]
-    return []
+    if changed := len(set(used["sentence_id"].to_pylist()) ^ set(scored["sentence_id"].to_pylist())):
+        yield f"the selection is from before {many(changed, 'sentence')} came or went", "vlltr select"
+    elif not config.augmented and (  # else the images' name depends on the augmentation too
+        set(scored["image_set"].to_pylist()) - {_image_set(snapshot, config, held)}
+    ):
+        yield "the selection is from before images that it scores against came or went", "vlltr select"
 
 
 def _image_set(snapshot: Snapshot, config: SelectConfig, held: frozenset[str]) -> str:
     """What a selection made now would name its images by: those of each class with the smallest content hashes."""
     where = f"split = {quote(config.split)} AND class_id IS NOT NULL AND problem IS NULL"
-    rows = snapshot.table("images", ["class_id", "content_hash", "image_id"], where)
-    order = [(column, "ascending") for column in ("class_id", "content_hash", "image_id")]
+    columns = ["class_id", "content_hash", "image_id"]
+    rows = snapshot.table("images", columns, where).sort_by([(column, "ascending") for column in columns])
     kept: list[str] = []
     counts: Counter[int] = Counter()
-    ordered = rows.sort_by(order)
-    for owner, image in zip(ordered["class_id"].to_pylist(), ordered["image_id"].to_pylist(), strict=True):
-        if image in held:
-            continue
-        counts[owner] += 1
-        if counts[owner] <= config.images_per_class:
+    for owner, image in zip(rows["class_id"].to_pylist(), rows["image_id"].to_pylist(), strict=True):
+        if image not in held and counts[owner] < config.images_per_class:
+            counts[owner] += 1
             kept.append(image)
     return short(digest_json(kept))
 
 
-def _head_steps(workspace: Workspace, snapshot: Snapshot) -> list[_Step]:
-    commit, command = snapshot.commit, "vlltr train lgr"
-    if not commit.selection_id:
-        return []
+def _head_steps(workspace: Workspace, commit: Commit) -> _Steps:
+    command = "vlltr train lgr"
     if not commit.head:
-        return [("the head has not been trained", command)]
-    if _gone(workspace, "heads", commit.head):
-        return [(f"the head's files are gone: {short(commit.head)}", command)]
-    try:
-        facts = json.loads(workspace.object_file("heads", commit.head, "head.json"))
-        fits = (facts["text_fp"], facts["image_fp"]) == (commit.text_fp, commit.image_fp)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return [(f"the head's files are damaged: {short(commit.head)}", command)]
-    return [] if fits else [("the head was trained on another encoder's vectors", command)]
+        yield "the head has not been trained", command
+    elif _gone(workspace, "heads", commit.head):
+        yield f"the head's files are gone: {short(commit.head)}", command
+    else:
+        try:
+            facts = json.loads(workspace.object_file("heads", commit.head, "head.json"))
+            if (facts["text_fp"], facts["image_fp"]) != (commit.text_fp, commit.image_fp):
+                yield "the head was trained on another encoder's vectors", command
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            yield f"the head's files are damaged: {short(commit.head)}", command
 
 
-def _index_steps(workspace: Workspace, snapshot: Snapshot) -> list[_Step]:
-    commit, command = snapshot.commit, "vlltr index"
-    if not commit.selection_id:
-        return []
-    if not commit.index:
-        return [("there is no index over the anchors", command)] if snapshot.count("anchors") else []
-    digest = commit.index.digest
-    if _gone(workspace, "index", digest):
-        return [(f"the index's files are gone: {short(digest)}", command)]
-    if commit.index.text_fp != commit.text_fp:
-        return [("the index is over another encoder's vectors", command)]
-    beside = _anchors_since(workspace, snapshot, digest)
-    if beside > _BESIDE * snapshot.count("anchors"):
-        said = (
-            f"{many(beside, 'anchor')} came or went since the index was built; those are searched beside it"
-        )
-        return [(said, command)]
-    return []
+def _index_steps(workspace: Workspace, snapshot: Snapshot) -> _Steps:
+    command, index, anchors = "vlltr index", snapshot.commit.index, snapshot.count("anchors")
+    if index is None:
+        if anchors:
+            yield "there is no index over the anchors", command
+    elif _gone(workspace, "index", index.digest):
+        yield f"the index's files are gone: {short(index.digest)}", command
+    elif index.text_fp != snapshot.commit.text_fp:
+        yield "the index is over another encoder's vectors", command
+    elif (beside := _anchors_since(workspace, snapshot, index.digest)) > _BESIDE * anchors:
+        came = f"{many(beside, 'anchor')} came or went since the index was built"
+        yield f"{came}; those are searched beside it", command
 
 
 def _anchors_since(workspace: Workspace, snapshot: Snapshot, digest: str) -> int:
     """How many anchors came or went since the index was built."""
-    commit = snapshot.commit
-    built = commit
-    for commit_id in reversed(workspace.history.ids()):
-        earlier = workspace.history.read(commit_id)
-        if earlier.index is None or earlier.index.digest != digest:
-            break
-        built = earlier
-    if built.tables.get("anchors") == commit.tables.get("anchors"):
+    newest_first = map(workspace.history.read, reversed(workspace.history.ids()))
+    since = takewhile(lambda commit: commit.index is not None and commit.index.digest == digest, newest_first)
+    built = [snapshot.commit, *since][-1]
+    if built.tables.get("anchors") == snapshot.commit.tables.get("anchors"):
         return 0
     try:
         then = workspace.snapshot(built.id).table("anchors", ["anchor_key"])["anchor_key"]
@@ -342,7 +299,3 @@ def _gone(workspace: Workspace, kind: Kind, digest: str) -> bool:
     except WorkspaceError:
         return True
     return False
-
-
-def _use(images: dict[str, int]) -> str:
-    return "vlltr evaluate --split test" if images.get("test") else "vlltr predict IMAGE --explain 3"
