@@ -63,7 +63,7 @@ def prune_command(context: Context, keep: int, yes: bool) -> None:
 
     The commits that stay answer as before. This cannot be taken back.
     """
-    from vlltr_index.pipelines.prune import prune
+    from vlltr_index.pipelines.history import prune
 
     workspace = context.open()
     old = len(workspace.history.ids()[:-keep])

@@ -12,8 +12,7 @@ from tablerows import class_rows, image_rows, sentence_rows, vector_rows
 
 from tests.commits import killed, run, state
 from vlltr_index.errors import UsageError, WorkspaceError
-from vlltr_index.pipelines.history import diff, rollback
-from vlltr_index.pipelines.prune import prune
+from vlltr_index.pipelines.history import diff, prune, rollback
 from vlltr_index.schemas.tables import sentence_vectors, sentence_vectors_name
 from vlltr_index.store.history import History
 from vlltr_index.store.storage import Storage

@@ -15,8 +15,7 @@ from writers import STEPS, add_anchors, write_in_steps
 
 from tests.commands import run
 from vlltr_index.errors import LockedError, MissingStepError, WorkspaceError
-from vlltr_index.pipelines.history import diff, rollback
-from vlltr_index.pipelines.prune import prune
+from vlltr_index.pipelines.history import diff, prune, rollback
 from vlltr_index.schemas.config import FORMAT, EncoderConfig, Recipe
 from vlltr_index.store.history import Commit, History
 from vlltr_index.store.storage import Storage, storage_at

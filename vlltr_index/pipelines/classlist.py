@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vlltr_index.errors import MissingStepError
+from vlltr_index.store.arrow import one_of
 from vlltr_index.store.taxonomy import load_taxonomy
 
 if TYPE_CHECKING:
@@ -73,11 +75,9 @@ def list_classes(workspace: Workspace) -> list[ClassRow]:
     snapshot = workspace.snapshot()
     tree = load_taxonomy(snapshot)
     classes = snapshot.table("classes").sort_by("class_id").to_pylist()
-    images = snapshot.table("images", columns=["class_id", "split", "problem"]).to_pylist()
-    pictures = Counter(
-        row["class_id"] for row in images if row["split"] == "train" and row["problem"] is None
-    )
-    sentences = Counter(snapshot.table("sentences", columns=["class_id"])["class_id"].to_pylist())
+    usable = "split = 'train' AND problem IS NULL"
+    pictures = Counter(snapshot.table("images", ["class_id"], usable)["class_id"].to_pylist())
+    sentences = Counter(snapshot.table("sentences", ["class_id"])["class_id"].to_pylist())
     return [
         ClassRow(
             c["class_id"],
@@ -103,9 +103,8 @@ def show_class(workspace: Workspace, name: str, every_sentence: bool = False) ->
     row = snapshot.table("classes", where=f"class_id = {class_id}").to_pylist()[0]
     anchors, others = _sentences(snapshot, class_id)
     columns = ["image_id", "uri", "split", "problem"]
-    pictures = [
-        ImageRow(**image) for image in snapshot.table("images", columns, f"class_id = {class_id}").to_pylist()
-    ]
+    found = snapshot.table("images", columns, f"class_id = {class_id}").to_pylist()
+    pictures = [ImageRow(**image) for image in found]
     visual, rivals = _standing(workspace, snapshot, class_id)
     names, merged = snapshot.class_table().names, snapshot.commit.info.merged
     return ClassDetail(
@@ -126,8 +125,6 @@ def show_class(workspace: Workspace, name: str, every_sentence: bool = False) ->
 
 def _sentences(snapshot: Snapshot, class_id: int) -> tuple[list[AnchorRow], list[AnchorRow]]:
     """Anchors by rank, and the other sentences by loss."""
-    from vlltr_index.store.arrow import one_of
-
     where = f"class_id = {class_id}"
     texts = {r["sentence_id"]: r for r in snapshot.table("sentences", where=where).to_pylist()}
     rank = {r["sentence_id"]: r["rank"] for r in snapshot.table("anchors", where=where).to_pylist()}
@@ -141,18 +138,12 @@ def _sentences(snapshot: Snapshot, class_id: int) -> tuple[list[AnchorRow], list
 def _standing(workspace: Workspace, snapshot: Snapshot, class_id: int) -> tuple[str, list[str]]:
     """What the class's images do, and its nearest rivals."""
     from vlltr_index.classes.change import rivals
-    from vlltr_index.embedding.loading import load_bank
-    from vlltr_index.errors import MissingStepError
     from vlltr_index.recognition.scorer import load_scorer
 
-    visual = "none"
     try:
         scorer = load_scorer(workspace, snapshot)
-        bank, visual = scorer.bank, scorer.visual_sides().get(class_id, "none")
     except MissingStepError:  # no head yet
-        try:
-            bank = load_bank(snapshot).bank
-        except MissingStepError:  # nothing is selected either
-            return visual, []
+        return "none", []
     names = snapshot.class_table().names
-    return visual, [names[i] for i in rivals(bank, [class_id])[class_id]]
+    near = rivals(scorer.bank, [class_id])[class_id]
+    return scorer.visual_sides().get(class_id, "none"), [names[i] for i in near]

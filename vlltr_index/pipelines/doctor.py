@@ -90,20 +90,18 @@ def _faiss() -> Iterator[Check]:
     if len(builds) > 1:
         what = f"{' and '.join(sorted(builds))} are the same module, of which one overwrote the other"
         yield Check("faiss", "problem", what, again.format("cpu" if "faiss-cpu" in builds else "gpu"))
-    elif builds:
-        try:
-            count = gpu_count()
-        except MissingStepError as error:
-            yield Check("faiss", "problem", error.message, again.format("cpu"))
-            return
-        cards = _cards() if builds == ["faiss-gpu-cu12"] else {}
-        least, most = _CU12_CARDS
-        wrong = [f"{name} has {c[0]}.{c[1]}" for name, c in cards.items() if not least <= c <= most]
-        if wrong:
-            what = f"faiss-gpu-cu12 is made for compute capability 7.0 to 8.9, {', '.join(wrong)}"
-            yield Check("faiss", "problem", what, again.format("gpu"))
-        elif builds != ["faiss-cpu"]:
-            yield Check("faiss", "ok" if count else "note", f"{builds[0]} sees {many(count, 'GPU')}")
+        return
+    try:
+        count = gpu_count() if builds else 0
+    except MissingStepError as error:
+        yield Check("faiss", "problem", error.message, again.format("cpu"))
+        return
+    cards, (least, most) = _cards() if builds == ["faiss-gpu-cu12"] else {}, _CU12_CARDS
+    if wrong := [f"{name} has {c[0]}.{c[1]}" for name, c in cards.items() if not least <= c <= most]:
+        what = f"faiss-gpu-cu12 is made for compute capability 7.0 to 8.9, {', '.join(wrong)}"
+        yield Check("faiss", "problem", what, again.format("gpu"))
+    elif builds and builds != ["faiss-cpu"]:
+        yield Check("faiss", "ok" if count else "note", f"{builds[0]} sees {many(count, 'GPU')}")
 
 
 def _cards() -> dict[str, tuple[int, int]]:
@@ -136,21 +134,18 @@ def _device() -> Check:
 
 def check_workspace(start: str | os.PathLike[str] | None = None, named: bool = False) -> list[Check]:
     """Whether the workspace opens, and holds what its newest commit names."""
+    name, found = "workspace", list[Check]()
     try:
         workspace = Workspace.open(start) if named and start is not None else Workspace.find(start)
-    except VlltrError as error:
-        missing = not named and "no workspace" in error.message
-        return [Check("workspace", "note" if missing else "problem", error.message, error.hint)]
-    first = Check("workspace", "ok", workspace.address)
-    try:
+        name, found = "commit", [Check("workspace", "ok", workspace.address)]
         commit = workspace.history.last()
     except VlltrError as error:
-        return [first, Check("commit", "problem", error.message, error.hint)]
+        missing = not named and "no workspace" in error.message
+        return [*found, Check(name, "note" if missing else "problem", error.message, error.hint)]
     if not commit.id:
-        return [first]
-    problems = list(_problems(workspace, commit))
+        return found
     whole = f"{commit.id} ({commit.command}): its tables open, and its files are those that were written"
-    return [first, *(problems or [Check("commit", "ok", whole)])]
+    return found + (list(_problems(workspace, commit)) or [Check("commit", "ok", whole)])
 
 
 def _problems(workspace: Workspace, commit: Commit) -> Iterator[Check]:

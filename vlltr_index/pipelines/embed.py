@@ -13,7 +13,6 @@ from vlltr_index.embedding.engines import Augment, Engine, LocalEngine
 from vlltr_index.embedding.loading import open_encoder
 from vlltr_index.embedding.vectors import IMAGE_BATCH, embed_images, embed_sentences
 from vlltr_index.encoders.encoder import Encoder
-from vlltr_index.errors import UsageError
 from vlltr_index.pipelines.status import encoder_change
 from vlltr_index.tensors import device_name
 from vlltr_index.train.augment import ViewAugment
@@ -21,8 +20,6 @@ from vlltr_index.train.data import SMALL_SIDE
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
-    from vlltr_index.store.history import Commit
-    from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
 
 _log = logging.getLogger(__name__)
@@ -69,10 +66,11 @@ def embed(
         MissingStepError: If the encoder has no weights yet.
         FingerprintMismatch: If the encoder is not the one of the commit's vectors, without `force`.
     """
+    drawn = workspace.recipe.lgr.augment
     views = workspace.recipe.lgr.views if views is None else views
     with workspace.transaction("embed") as tx:
-        checkpoint = tx.commit.checkpoint
-        if checkpoint and (change := encoder_change(workspace, checkpoint)):
+        commit = tx.commit
+        if commit.checkpoint and (change := encoder_change(workspace, commit.checkpoint)):
             _log.warning("%s: the trained one is used, until it is trained again: vlltr train cvlp", change)
         encoder = open_encoder(workspace, tx, check=not force)
         encoder.eval()
@@ -81,23 +79,24 @@ def embed(
             _log.warning(
                 "encoder.precision is tf32: vectors differ by up to 1e-3 from fp32's, and stand for them"
             )
-        augment = ViewAugment(workspace.recipe.lgr.augment, encoder)
+        augment = ViewAugment(drawn, encoder)
         with _open_engine(engine, actors, encoder, augment, _workers(workspace, encoder, views)) as computes:
-            report = _embed_all(workspace, tx, encoder, views, progress, computes)
-        if _differs(tx.commit, encoder):
+            sentences = tx.table("sentences", ["text_hash", "text"]).to_pydict().values()
+            texts = embed_sentences(tx, encoder, *sentences, progress, computes)
+            counts = [0, 0, 0]  # images embedded, there before, unreadable
+            for split in sorted(set(tx.table("images", ["split"])["split"].to_pylist())):
+                wanted = range(views if split == "train" else 1)
+                made = embed_images(tx, encoder, split, wanted, None, drawn, progress, engine=computes)
+                counts = [before + new for before, new in zip(counts, made, strict=True)]
+        fps = encoder.text_fp, encoder.image_fp
+        if (commit.text_fp or fps[0], commit.image_fp or fps[1]) != fps:  # they were another encoder's
             tx.set(selection_id=None, head=None, index=None, fusion=None)
         tx.set(text_fp=encoder.text_fp, image_fp=encoder.image_fp)
-        drawn = workspace.recipe.lgr.augment
+        precision = "tf32" if commit.info.precision == "tf32" else encoder.precision
         tx.note(
-            logit_scale=encoder.logit_scale,
-            dim=encoder.dim,
-            views=views,
-            augment=drawn,
-            precision="tf32"
-            if "tf32" in (encoder.precision, tx.commit.info.precision)
-            else encoder.precision,
+            logit_scale=encoder.logit_scale, dim=encoder.dim, views=views, augment=drawn, precision=precision
         )
-    return report
+    return EmbedReport(*texts, encoder.tokenizer.context_length, *counts, *fps)
 
 
 def _workers(workspace: Workspace, encoder: Encoder, views: int) -> int:
@@ -113,55 +112,11 @@ def _workers(workspace: Workspace, encoder: Encoder, views: int) -> int:
         return workers  # no Linux
 
 
-def _differs(commit: Commit, encoder: Encoder) -> bool:
-    """Whether the commit's vectors are another encoder's."""
-    return (commit.text_fp or encoder.text_fp, commit.image_fp or encoder.image_fp) != (
-        encoder.text_fp,
-        encoder.image_fp,
-    )
-
-
 def _open_engine(
     name: EngineName, actors: int | None, encoder: Encoder, augment: Augment, workers: int
 ) -> AbstractContextManager[Engine]:
     if name == "local":
         return nullcontext(LocalEngine(encoder, augment, workers))
-    if name != "ray":
-        raise UsageError(f"engine is 'local' or 'ray', got {name!r}")
     from vlltr_index.embedding.ray_engine import RayEngine
 
     return RayEngine(encoder, augment, actors)
-
-
-def _embed_all(
-    workspace: Workspace,
-    tx: Transaction,
-    encoder: Encoder,
-    views: int,
-    progress: Progress | None,
-    engine: Engine,
-) -> EmbedReport:
-    sentences = tx.table("sentences", columns=["text_hash", "text"])
-    new, before, truncated = embed_sentences(
-        tx, encoder, sentences["text_hash"].to_pylist(), sentences["text"].to_pylist(), progress, engine
-    )
-    config = workspace.recipe.lgr.augment
-    splits = sorted(set(tx.table("images", columns=["split"])["split"].to_pylist()))
-    images = images_before = unreadable = 0
-    for split in splits:
-        wanted = range(views if split == "train" else 1)
-        made, had, failed = embed_images(
-            tx, encoder, split, wanted, config=config, progress=progress, engine=engine
-        )
-        images, images_before, unreadable = images + made, images_before + had, unreadable + failed
-    return EmbedReport(
-        new,
-        before,
-        truncated,
-        encoder.tokenizer.context_length,
-        images,
-        images_before,
-        unreadable,
-        encoder.text_fp,
-        encoder.image_fp,
-    )

@@ -162,7 +162,6 @@ def evaluation(
     counts[torch.isin(class_ids, torch.tensor(added, dtype=torch.int64)) & ~scorer.trained] = (
         0  # they are "new"
     )
-    differences, other = _compared(answers, labels, counts, bootstrap, against)
     report = EvaluationReport(
         split=split,
         commit=snapshot.commit.id,
@@ -170,18 +169,11 @@ def evaluation(
         images=len(labels),
         classes=len(class_ids),
         retrieval=retrieval,
-        rows={k: accuracy_report(a.best, labels, counts, resamples=bootstrap) for k, a in answers.items()},
-        calibration_error={
-            name: expected_calibration_error(row.confidence, row.right)
-            for name, row in answers.items()
-            if row.confidence is not None
-        },
-        differences=differences,
-        against=other,
         notes={name: note for name, note in notes.items() if note},
         crops=crops,
         rule=scorer.fusion.rule,
         ranks=_by_rank(tree, answers[METHOD].best[:, 0], summed, labels, counts, bootstrap) if tree else {},
+        **_figures(answers, labels, counts, bootstrap, against),
     )
     return Evaluation(report, answers, recognizer, data, class_ids, labels, counts)
 
@@ -270,16 +262,27 @@ def _top(scores: Tensor) -> tuple[Tensor, Tensor]:
     return best.indices, best.values[:, 0]
 
 
-def _compared(
+def _figures(
     answers: dict[str, RowAnswers], labels: Tensor, counts: Tensor, bootstrap: int, against: str | None
-) -> tuple[dict[str, Interval], str | None]:
-    """The method less the row `against`, or the default's, by bin; and that row, None where there is no baseline."""
+) -> dict[str, Any]:
+    """Accuracy and calibration error of each row, and the method less the row `against`, or the default's, by bin."""
     found = {name: float(row.right.double().mean()) for name, row in answers.items() if name not in _BRANCHES}
     other = against or (ADJUSTED if ADJUSTED in found else max(found, key=found.__getitem__, default=None))
-    if other is None:
-        return {}, None
-    method, right = answers[METHOD].right, answers[other].right
+    right = answers[METHOD].right
+    masks = bin_masks(labels, counts, "release") if other is not None else {}
     return {
-        name: paired_difference(method[mask], right[mask], resamples=bootstrap)
-        for name, mask in bin_masks(labels, counts, "release").items()
-    }, other
+        "rows": {
+            name: accuracy_report(row.best, labels, counts, resamples=bootstrap)
+            for name, row in answers.items()
+        },
+        "calibration_error": {
+            name: expected_calibration_error(row.confidence, row.right)
+            for name, row in answers.items()
+            if row.confidence is not None
+        },
+        "differences": {
+            name: paired_difference(right[mask], answers[other or ""].right[mask], resamples=bootstrap)
+            for name, mask in masks.items()
+        },
+        "against": other,
+    }

@@ -1,13 +1,19 @@
-"""`vlltr rollback` and `vlltr diff`: going back to an earlier commit, and what lies between two."""
+"""`vlltr rollback`, `diff` and `prune`: back to an earlier commit, what lies between two, old ones given up."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
-from vlltr_index.errors import WorkspaceError
+from vlltr_index.errors import UsageError, WorkspaceError
+from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
+from vlltr_index.store.workspace import Kind
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from vlltr_index.schemas.records import Progress
+    from vlltr_index.store.history import Commit
     from vlltr_index.store.workspace import Workspace
 
 
@@ -59,12 +65,15 @@ def rollback(workspace: Workspace, commit_id: int, newest: int | None = None) ->
                 f"commit {tx.commit.id} ({tx.commit.command}) has come since, and going back would undo it too",
                 f"See what there is: vlltr history; then, if that is meant: vlltr rollback {commit_id}",
             )
-        if target.checkpoint:
-            workspace.check_object("checkpoints", target.checkpoint)
-        if target.head:
-            workspace.check_object("heads", target.head)
-        if target.index:
-            workspace.check_object("index", target.index.digest)
+        index = target.index.digest if target.index else None
+        named: dict[Kind, str | None] = {
+            "checkpoints": target.checkpoint,
+            "heads": target.head,
+            "index": index,
+        }
+        for kind, digest in named.items():
+            if digest:
+                workspace.check_object(kind, digest)
         last = tx.commit
         if last.state != target.state:
             tx.go_back(target)
@@ -125,16 +134,82 @@ def diff(workspace: Workspace, before: int, after: int) -> DiffReport:
         WorkspaceError: If there is no such commit.
     """
     old, new = workspace.snapshot(before), workspace.snapshot(after)
-    names_old, names_new = old.class_table().names, new.class_table().names
-    active_old, active_new = set(old.class_table().ids), set(new.class_table().ids)
+    was, now = (
+        {i: snapshot.class_table().names[i] for i in snapshot.class_table().ids} for snapshot in (old, new)
+    )
     between = [i for i in workspace.history.ids() if min(before, after) < i <= max(before, after)]
-    renamed = [i for i in sorted(active_old & active_new) if names_old[i] != names_new[i]]
     return DiffReport(
         before=before,
         after=after,
         commands=tuple(workspace.history.read(i).command for i in between),
-        classes_added=tuple(names_new[i] for i in sorted(active_new - active_old)),
-        classes_removed=tuple(names_old[i] for i in sorted(active_old - active_new)),
-        classes_renamed=tuple((names_old[i], names_new[i]) for i in renamed),
+        classes_added=tuple(name for i, name in now.items() if i not in was),
+        classes_removed=tuple(name for i, name in was.items() if i not in now),
+        classes_renamed=tuple((was[i], name) for i, name in now.items() if was.get(i, name) != name),
         rows={name: (old.count(name), new.count(name)) for name in ("sentences", "images", "anchors")},
     )
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What pruning removed.
+
+    Attributes:
+        kept: Numbers of the commits that stay.
+        pruned: Numbers of those given up.
+        removed: Tables of vectors, and folders of heads, checkpoints and indexes, that no kept commit names.
+    """
+
+    kept: tuple[int, ...]
+    pruned: tuple[int, ...]
+    removed: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        gone = f"Gave up {len(self.pruned)} commits; kept: {', '.join(map(str, self.kept)) or 'none'}."
+        return [gone, *(f"  removed {name}" for name in self.removed)]
+
+
+def prune(workspace: Workspace, keep: int, progress: Progress | None = None) -> PruneReport:
+    """Keep the newest `keep` commits; give up the others, and remove what only they needed.
+
+    The commits that stay answer as before. Running it again after an interruption finishes the work. Readers of a
+    commit that is given up fail; no process should be loading this workspace meanwhile.
+
+    Raises:
+        UsageError: If `keep` is below one.
+        WorkspaceError: If a commit or a table is damaged.
+    """
+    if keep < 1:
+        raise UsageError(f"at least the newest commit stays: --keep takes 1 or more, got {keep}")
+    with workspace.transaction(f"prune --keep {keep}"):
+        history, store, storage = workspace.history, workspace.store, workspace.storage
+        commits = [history.read(i) for i in history.ids()]
+        old, kept = commits[:-keep], commits[-keep:]
+        named = "".join(commit.model_dump_json() for commit in kept)
+        there = {(kind, name.partition("/")[0]) for kind in get_args(Kind) for name in storage.names(kind)}
+        objects = [f"{kind}/{name}" for kind, name in sorted(there) if name not in named]
+        vectors = sorted((_vectors(old) - _vectors(kept)) & set(store.names()))
+        for path in objects:
+            storage.remove(path)
+        for name in vectors:
+            store.drop(name)
+        names = [name for name in store.names() if store.exists(name)]
+        merged = f"p{kept[-1].id}" if kept else ""  # the tag of the same rows, from where writers go on
+        for done, name in enumerate(names):
+            committed = bool(kept) and name in kept[-1].tables
+            if committed:
+                store.untag(name, *(store.tags(name).keys() - {merged, *(f"c{one.id}" for one in kept)}))
+            store.clean(name)
+            if committed:
+                store.tag(name, store.version(name), merged)
+            if progress:
+                progress("clean tables", done + 1, len(names))
+        for commit in old:
+            history.remove(commit.id)
+    return PruneReport(tuple(c.id for c in kept), tuple(c.id for c in old), (*vectors, *objects))
+
+
+def _vectors(commits: Iterable[Commit]) -> set[str]:
+    """The tables of vectors that commits use."""
+    texts = {sentence_vectors_name(c.text_fp) for c in commits if c.text_fp}
+    return texts | {image_vectors_name(c.image_fp) for c in commits if c.image_fp}

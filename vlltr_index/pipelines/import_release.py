@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -70,14 +69,13 @@ class ImportReport:
             f"Encoder: {self.encoder}, {self.dim} wide, images of {self.image_size} pixels.",
         ]
         if self.head:
-            alpha = f", weight of the visual branch {self.alpha:g}" if self.alpha is not None else ""
+            new = f"{self.classes_added:,} of them new in the workspace"
             lines.append(
-                f"Head: {self.classes:,} classes, {self.classes_added:,} of them new in the workspace{alpha}."
+                f"Head: {self.classes:,} classes, {new}, weight of the visual branch {self.alpha:g}."
             )
         if self.anchors:
-            lines.append(
-                f"Anchors: {self.anchors:,} vectors without their sentences (vlltr select would choose new ones)."
-            )
+            how = "without their sentences (vlltr select would choose new ones)"
+            lines.append(f"Anchors: {self.anchors:,} vectors {how}.")
         return [*lines, *(f"  {note}" for note in self.notes), f"Next: {self.next_step}"]
 
 
@@ -128,7 +126,15 @@ def import_release(
 
 def _stage_one(workspace: Workspace, checkpoint: ReleaseCheckpoint) -> ImportReport:
     encoder = stage_one_encoder(checkpoint, workspace.recipe.encoder.precision)
-    _check_recipe(workspace, encoder.name, checkpoint.path)
+    name, asked = (
+        encoder.name,
+        workspace.recipe.encoder.model,
+    )  # a later training run starts from what the recipe names
+    if " " not in name and asked.removesuffix("-quickgelu") != name.removesuffix("-quickgelu"):
+        raise UsageError(
+            f"{checkpoint.path} holds a {name}, the workspace's recipe names {asked}",
+            f"Make a workspace for it: vlltr init DIR --encoder {name}:openai",
+        )
     with workspace.transaction(f"import release {checkpoint.path}") as tx:
         digest = _keep_encoder(workspace, checkpoint, encoder)
         if tx.commit.checkpoint != digest:
@@ -139,31 +145,8 @@ def _stage_one(workspace: Workspace, checkpoint: ReleaseCheckpoint) -> ImportRep
 
 
 def _report(checkpoint: ReleaseCheckpoint, encoder: Encoder, digest: str, **more: Any) -> ImportReport:
-    return ImportReport(
-        checkpoint.stage,
-        str(checkpoint.path),
-        encoder.name,
-        encoder.dim,
-        encoder.image_size[0],
-        digest,
-        checkpoint.epoch,
-        **more,
-    )
-
-
-def _check_recipe(workspace: Workspace, name: str, path: Path) -> None:
-    """The recipe names the workspace's encoder: a later training run starts from it.
-
-    Raises:
-        UsageError: If that is another model than the checkpoint's.
-    """
-    asked = workspace.recipe.encoder.model
-    if " " in name or asked.removesuffix("-quickgelu") == name.removesuffix("-quickgelu"):
-        return
-    raise UsageError(
-        f"{path} holds a {name}, the workspace's recipe names {asked}",
-        f"Make a workspace for it: vlltr init DIR --encoder {name}:openai",
-    )
+    facts = checkpoint.stage, str(checkpoint.path), encoder.name, encoder.dim, encoder.image_size[0], digest
+    return ImportReport(*facts, checkpoint.epoch, **more)
 
 
 def _keep_encoder(workspace: Workspace, checkpoint: ReleaseCheckpoint, encoder: Encoder) -> str:
@@ -209,11 +192,9 @@ def _stage_two(
         alpha, own = fusion_alpha(checkpoint), workspace.recipe.fusion
         rule = "paper" if own.rule == "ours" else own.rule
         fusion = FusionConfig(rule=rule, alpha=own.alpha if alpha is None else alpha)
+        tx.set(checkpoint=digest, head=head_digest, fusion=fusion, image_fp=encoder.image_fp)
         if tx.commit.text_fp != encoder.text_fp:  # else anchors and index stay
             tx.set(text_fp=None, image_fp=None, selection_id=None, index=None)
-        else:
-            tx.set(image_fp=encoder.image_fp)
-        tx.set(checkpoint=digest, head=head_digest, fusion=fusion)
         tx.note(tuned={"checkpoint": digest, "start": start})
         if anchors:
             _keep_anchors(tx, encoder, vectors, ids, names)
@@ -260,36 +241,28 @@ def _keep_anchors(
             f"the checkpoint has {len(ids):,} classes in its head and {len(vectors):,} among its anchors",
             "Leave its anchors out; vlltr embed and vlltr select choose new ones.",
         )
-    sentences = _stand_ins(vectors, ids, names)
-    wanted: list[str] = sentences["sentence_id"].to_pylist()
-    before = tx.table("sentences", ["sentence_id"], f"source = {quote(_SOURCE)}")["sentence_id"].to_pylist()
-    if gone := set(before) - set(wanted):
-        tx.delete("sentences", one_of("sentence_id", gone))
-    tx.upsert("sentences", sentences)
-    hashes: list[str] = sentences["text_hash"].to_pylist()
-    table = sentence_vectors_name(encoder.text_fp)
-    tx.store.create(table, sentence_vectors(encoder.dim), "text_hash")
-    have = tx.store.keys(table, "text_hash")
-    new = [n for n, key in enumerate(hashes) if key not in have]
-    if new:
-        flat = torch.cat(vectors)[new]
-        tx.store.append(table, vector_table({"text_hash": [hashes[n] for n in new]}, flat))
-    selection_id = short(digest_json(["release", encoder.text_fp, wanted]))
-    ranks = torch.cat([torch.arange(len(rows)) for rows in vectors])
-    owners = torch.tensor(sentences["class_id"].to_pylist())
-    write_anchors(tx, selection_id, sentences["sentence_id"].to_pylist(), owners, ranks)
-    if tx.commit.selection_id != selection_id:
-        tx.set(selection_id=selection_id, index=None)
-    tx.set(text_fp=encoder.text_fp, image_fp=encoder.image_fp)
-    tx.note(logit_scale=encoder.logit_scale, dim=encoder.dim)
-
-
-def _stand_ins(vectors: list[Tensor], ids: Tensor, names: ClassNames) -> pa.Table:
-    """A sentence for each vector, class by class; no two files share one, so that none gets another's vector."""
-    mark = weights_digest({"anchors": torch.cat(vectors)})[:8]
+    flat = torch.cat(vectors)
+    mark = weights_digest({"anchors": flat})[:8]  # no two files share a stand-in: none gets another's vector
     owned: dict[int, list[SentenceRecord]] = {}
     for class_id, name, rows in zip(ids.tolist(), names.names, vectors, strict=True):
         what = f"of {name} in the release's file {mark}, words unknown"
         texts = [f"(anchor {n + 1} {what})" for n in range(len(rows))]
         owned[class_id] = [SentenceRecord(name, text, _SOURCE) for text in texts]
-    return sentence_rows(owned)
+    sentences = sentence_rows(owned)
+    wanted: list[str] = sentences["sentence_id"].to_pylist()
+    before = tx.table("sentences", ["sentence_id"], f"source = {quote(_SOURCE)}")["sentence_id"].to_pylist()
+    tx.delete("sentences", one_of("sentence_id", set(before) - set(wanted)))
+    tx.upsert("sentences", sentences)
+    hashes: list[str] = sentences["text_hash"].to_pylist()
+    table = sentence_vectors_name(encoder.text_fp)
+    tx.store.create(table, sentence_vectors(encoder.dim), "text_hash")
+    have = tx.store.keys(table, "text_hash")
+    if new := [n for n, key in enumerate(hashes) if key not in have]:
+        tx.store.append(table, vector_table({"text_hash": [hashes[n] for n in new]}, flat[new]))
+    selection_id = short(digest_json(["release", encoder.text_fp, wanted]))
+    ranks = torch.cat([torch.arange(len(rows)) for rows in vectors])
+    write_anchors(tx, selection_id, wanted, torch.tensor(sentences["class_id"].to_pylist()), ranks)
+    if tx.commit.selection_id != selection_id:
+        tx.set(selection_id=selection_id, index=None)
+    tx.set(text_fp=encoder.text_fp, image_fp=encoder.image_fp)
+    tx.note(logit_scale=encoder.logit_scale, dim=encoder.dim)

@@ -144,16 +144,14 @@ def ingest_wikipedia(
         if progress:
             progress("read articles", len(rows), len(wanted))
     with workspace.transaction(f"ingest wikipedia ({wiki.url})") as tx:
-        known: set[str] = set()
-        had: dict[int, list[str]] = defaultdict(list)
-        for batch in tx.scan("sentences", ["sentence_id", "class_id", "text"], batch_rows=8192):
-            for key, class_id, text in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                known.add(key)
-                had[class_id].append(text)
+        stored = tx.table("sentences", ["sentence_id", "class_id", "text"])
+        known, had = set(stored["sentence_id"].to_pylist()), defaultdict[int, list[str]](list)
+        for class_id, text in zip(stored["class_id"].to_pylist(), stored["text"].to_pylist(), strict=True):
+            had[class_id].append(text)
         found = {i: _records(row, texts[i], had[i]) for i, row in rows.items() if not row.why}
         table = sentence_rows(found, known.__contains__)
         tx.upsert("sentences", table)
-        known.update(table.column("sentence_id").to_pylist())
+        known.update(table["sentence_id"].to_pylist())
         made = write_prompts(workspace, tx, tx.class_table().ids, known.__contains__) if prompts else 0
     next_step = "vlltr embed" if table.num_rows or made else None
     return WikipediaReport(wiki.url, tuple(rows.values()), table.num_rows, made, next_step)
