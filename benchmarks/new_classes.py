@@ -65,7 +65,7 @@ from vlltr_index.evaluation.baselines import (
     first_of_each_class,
     tip_logits,
 )
-from vlltr_index.pipelines.refit import refit
+from vlltr_index.pipelines.train_lgr import refit
 from vlltr_index.recognition.scorer import Scorer, load_scorer
 from vlltr_index.schemas.tables import sentence_vectors_name
 from vlltr_index.store.workspace import Workspace

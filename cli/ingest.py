@@ -132,14 +132,6 @@ def classes(context: Context, path: str) -> None:
 @click.option("--title", "titles", multiple=True, metavar="CLASS=TITLE", help="Settle a class; repeatable.")
 @click.option("--class", "only", multiple=True, metavar="CLASS", help="Look at this class only; repeatable.")
 @click.option("--interactive", is_flag=True, help="Ask where a name may mean several things.")
-@click.option(
-    "--limit-sections",
-    "sections",
-    multiple=True,
-    metavar="HEADING",
-    help="Keep the lead and this section; repeatable. Default: all that describe.",
-)
-@click.option("--drop-section", "dropped", multiple=True, metavar="HEADING", help="Drop it too; repeatable.")
 @click.option("--api", metavar="URL", help="Another wiki's api.php.")
 @click.option("--contact", metavar="MAIL", help="How the wiki's operators can reach you; they ask for it.")
 @click.option("--refresh", is_flag=True, help="Ask the wiki again for what is in the cache.")

@@ -19,7 +19,7 @@ def refit_command(context: Context, overrides: tuple[str, ...]) -> None:
     Worth it when many classes came by images, or trained ones got more: they take part in the training
     then. Takes seconds to minutes; the encoder, the anchors and the index stay.
     """
-    from vlltr_index.pipelines.refit import refit
+    from vlltr_index.pipelines.train_lgr import refit
     from vlltr_index.schemas.recipes import override
 
     workspace = context.open()

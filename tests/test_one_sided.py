@@ -25,10 +25,10 @@ from vlltr_index.errors import MissingStepError
 from vlltr_index.pipelines.classlist import show_class
 from vlltr_index.pipelines.evaluate import evaluate
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text
-from vlltr_index.pipelines.refit import refit
 from vlltr_index.pipelines.status import status
 from vlltr_index.pipelines.train_all import train_all
 from vlltr_index.pipelines.train_cvlp import train_cvlp_stage
+from vlltr_index.pipelines.train_lgr import refit
 from vlltr_index.recognition.counterfactual import Examination
 from vlltr_index.recognition.exported.writing import export_model
 from vlltr_index.recognizer import Recognizer

@@ -10,8 +10,7 @@ import torch
 
 from tests.changes import World
 from vlltr_index.classes import NewClass, add_classes, merge_classes, remove_classes
-from vlltr_index.pipelines.refit import refit
-from vlltr_index.pipelines.train_lgr import train_lgr_stage
+from vlltr_index.pipelines.train_lgr import refit, train_lgr_stage
 from vlltr_index.recognition.scorer import load_scorer
 from vlltr_index.store.workspace import Workspace
 

@@ -18,15 +18,7 @@ from torch.nn import functional as F
 
 from vlltr_index.anchors.selection import score_images, update
 from vlltr_index.data.image_readers import read_images
-from vlltr_index.embedding.loading import (
-    LoadedBank,
-    anchor_losses,
-    class_stats,
-    image_vectors_of,
-    open_encoder,
-    stats_rows,
-    usable_images,
-)
+from vlltr_index.embedding import loading
 from vlltr_index.embedding.vectors import embed_images, embed_sentences
 from vlltr_index.errors import InputError, MissingStepError
 from vlltr_index.heads.anchor_bank import AnchorBank
@@ -164,11 +156,11 @@ class View:
         scorer = load_scorer(workspace, snapshot)
         most = max(_FEWEST, min(_MOST, _SCORES // len(scorer.class_ids)))
         # By their ids, which are hashes: as good as drawn.
-        rows = usable_images(snapshot, "val", []).slice(0, most)
+        rows = loading.usable_images(snapshot, "val", []).slice(0, most)
         features = torch.empty(0, scorer.saved.head.dim)
         if rows.num_rows:
             with suppress(MissingStepError):  # not embedded yet: the effect is not shown
-                features = image_vectors_of(snapshot, rows["image_id"].to_pylist())
+                features = loading.image_vectors_of(snapshot, rows["image_id"].to_pylist())
         owners = torch.tensor(rows["class_id"].to_pylist(), dtype=torch.int64)
         return cls(scorer, features, owners[: len(features)])
 
@@ -187,12 +179,14 @@ class View:
     def updated(self, tx: Transaction, merged: Mapping[int, int]) -> View:
         """The state after a change, at the cost of what differs in its anchors and rows."""
         loaded, saved = _updated_bank(tx, self.scorer.loaded), self.scorer.saved
-        scorer = Scorer.build(loaded, saved, class_stats(tx, saved.head.dim), self.scorer.fusion, merged)
+        scorer = Scorer.build(
+            loaded, saved, loading.class_stats(tx, saved.head.dim), self.scorer.fusion, merged
+        )
         after = View(scorer, self.features, self.owners)
         after.__dict__["text_logits"] = self._columns_after(loaded)
         return after
 
-    def _columns_after(self, loaded: LoadedBank) -> Tensor:
+    def _columns_after(self, loaded: loading.LoadedBank) -> Tensor:
         """Text logits after a change: columns of classes with the same anchors are taken over."""
         before, after = _anchors_of(self.scorer.loaded), _anchors_of(loaded)
         if not before:  # no class had a sentence
@@ -237,14 +231,14 @@ def rivals(bank: AnchorBank, class_ids: Sequence[int]) -> dict[int, list[int]]:
     return found
 
 
-def _anchors_of(loaded: LoadedBank) -> dict[int, tuple[tuple[str, float], ...]]:
+def _anchors_of(loaded: loading.LoadedBank) -> dict[int, tuple[tuple[str, float], ...]]:
     """The sentences of each class with their losses, in the bank's order."""
     bounds, ids = loaded.bank.bounds, loaded.bank.class_ids.tolist()
     anchors = list(zip(loaded.sentence_ids, loaded.bank.losses.tolist(), strict=True))
     return {c: tuple(anchors[bounds[n] : bounds[n + 1]]) for n, c in enumerate(ids)}
 
 
-def _updated_bank(tx: Snapshot, before: LoadedBank) -> LoadedBank:
+def _updated_bank(tx: Snapshot, before: loading.LoadedBank) -> loading.LoadedBank:
     """`load_bank` after a change, where only vectors that `before` does not have are read."""
     anchors = tx.table("anchors").sort_by([("class_id", "ascending"), ("rank", "ascending")])
     sentence_ids: list[str] = anchors["sentence_id"].to_pylist()
@@ -259,8 +253,8 @@ def _updated_bank(tx: Snapshot, before: LoadedBank) -> LoadedBank:
         name = sentence_vectors_name(tx.commit.text_fp or "")
         vectors[at < 0] = tx.store.vectors(name, "text_hash", [hash_of[s] for s in wanted])[1]
     owners = torch.tensor(anchors["class_id"].to_pylist(), dtype=torch.int64)
-    losses = _settled(anchor_losses(tx, sentence_ids), before.bank.losses, at, owners)
-    return LoadedBank.of(anchors, vectors, losses, before.selection_id)
+    losses = _settled(loading.anchor_losses(tx, sentence_ids), before.bank.losses, at, owners)
+    return loading.LoadedBank.of(anchors, vectors, losses, before.selection_id)
 
 
 def _settled(losses: Tensor, before: Tensor, at: Tensor, owners: Tensor) -> Tensor:
@@ -300,7 +294,7 @@ class Session:
         commit = snapshot.commit
         facts = (commit.checkpoint, commit.text_fp, commit.image_fp)
         if self._encoder is None or self._encoder[0] != facts:
-            self._encoder = (facts, open_encoder(self.workspace, snapshot))
+            self._encoder = (facts, loading.open_encoder(self.workspace, snapshot))
         return self._encoder[1]
 
     def view(self, snapshot: Snapshot) -> View:
@@ -416,8 +410,8 @@ def _update_stats(tx: Transaction, touched: set[int]) -> None:
     owners = images["class_id"].to_pylist()
     tx.delete("class_stats", one_of("class_id", touched.difference(owners)))
     if owners:
-        features = image_vectors_of(tx, images["image_id"].to_pylist())
-        tx.upsert("class_stats", stats_rows(features, torch.tensor(owners), tx.commit.image_fp or ""))
+        features = loading.image_vectors_of(tx, images["image_id"].to_pylist())
+        tx.upsert("class_stats", loading.stats_rows(features, torch.tensor(owners), tx.commit.image_fp or ""))
 
 
 def _tidy(tx: Transaction) -> None:

@@ -20,15 +20,7 @@ from vlltr_index.embedding.vectors import all_embedded, embed_images, embed_sent
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import FingerprintMismatch, MissingStepError, UsageError, WorkspaceError
 from vlltr_index.evaluation import baselines as rules
-from vlltr_index.pipelines.training import (
-    TrainReport,
-    image_facts,
-    run_key,
-    save_stage,
-    stage_report,
-    starting_encoder,
-    training_run,
-)
+from vlltr_index.pipelines import training
 from vlltr_index.schemas.records import BASELINES
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
 from vlltr_index.tensors import choose_device
@@ -126,7 +118,7 @@ def sentences_of(snapshot: Snapshot, class_ids: Tensor | None = None) -> Sentenc
 
 def train_baseline_stage(
     workspace: Workspace, config: BaselineConfig, progress: Progress | None = None, resume: bool = True
-) -> TrainReport:
+) -> training.TrainReport:
     """The image-only baseline: the same visual tower from the same start, a linear layer, cross-entropy.
 
     An interrupted run of the same settings goes on with `resume`, with as many processes or others.
@@ -137,15 +129,15 @@ def train_baseline_stage(
         ConfigError: If the batch cannot be shared out among the processes.
     """
     recipe = workspace.recipe
-    with training_run(
+    with training.training_run(
         workspace,
         "train baseline fc",
         config.batch_size,
         resume,
-        lambda _, data: run_key("baseline-fc", recipe, config, data),
-        image_facts,
+        lambda _, data: training.run_key("baseline-fc", recipe, config, data),
+        training.image_facts,
     ) as run:
-        encoder = starting_encoder(recipe, [["a"]], config.seed)
+        encoder = training.starting_encoder(recipe, [["a"]], config.seed)
         data = run.data
         images = TrainImages(data.sources, data.labels, encoder, config.augment, workers=config.workers)
         logs = workspace.path / "logs"
@@ -153,13 +145,13 @@ def train_baseline_stage(
 
         def keep(tx: Transaction) -> str:
             digest = workspace.put_object(
-                "checkpoints", lambda at: save_stage(stage, data, "baseline-fc", config, at)
+                "checkpoints", lambda at: training.save_stage(stage, data, "baseline-fc", config, at)
             )
             tx.note(baseline_fc=digest)
             return digest
 
         digest = run.commit(keep)
-    return stage_report("baseline fc", digest, data, config.epochs, run.resumed, stage)
+    return training.stage_report("baseline fc", digest, data, config.epochs, run.resumed, stage)
 
 
 def train_baseline(
@@ -294,7 +286,7 @@ def _encoder_of(workspace: Workspace, row: BaselineRow, name: str) -> Encoder:
     if row.checkpoint is not None:
         encoder = Encoder.open(workspace.object_path("checkpoints", row.checkpoint))
     else:
-        encoder = starting_encoder(workspace.recipe)
+        encoder = training.starting_encoder(workspace.recipe)
     if row.image_fp not in (None, encoder.image_fp):
         raise FingerprintMismatch(
             f"baseline {name!r} was made with encoder {row.image_fp}, the one that loads now is {encoder.image_fp}",
@@ -486,7 +478,9 @@ def _zero_shot(making: _Making) -> list[BaselineRow]:
     towers = {"zero-shot": tower}
     recipe = making.workspace.recipe
     if tower.checkpoint is not None and recipe.encoder.pretrained:
-        start = replace(tower, encoder=starting_encoder(recipe).eval(), whose="start", checkpoint=None)
+        start = replace(
+            tower, encoder=training.starting_encoder(recipe).eval(), whose="start", checkpoint=None
+        )
         towers["zero-shot, starting weights"] = start
     rows = []
     for label, tower in towers.items():

@@ -14,14 +14,7 @@ from torch import Tensor
 from vlltr_index.embedding.crops import embed_crops
 from vlltr_index.embedding.loading import ImageSet, class_positions, image_set, usable_images
 from vlltr_index.errors import MissingStepError, UsageError, WorkspaceError
-from vlltr_index.evaluation.metrics import (
-    EvaluationReport,
-    Interval,
-    accuracy_report,
-    bin_masks,
-    expected_calibration_error,
-    paired_difference,
-)
+from vlltr_index.evaluation import metrics
 from vlltr_index.heads.fusion import Rule
 from vlltr_index.pipelines.baselines import ADJUSTED, baseline_labels, score_baselines
 from vlltr_index.recognition.predictor import load_answers
@@ -71,7 +64,7 @@ class Evaluation:
         counts: int64 [C], training images; 0 for classes that were added after training.
     """
 
-    report: EvaluationReport
+    report: metrics.EvaluationReport
     answers: dict[str, RowAnswers]
     recognizer: Recognizer
     data: ImageSet
@@ -80,7 +73,7 @@ class Evaluation:
     counts: Tensor
 
 
-def evaluate(workspace: Workspace, split: str = "test", **how: Any) -> EvaluationReport:
+def evaluate(workspace: Workspace, split: str = "test", **how: Any) -> metrics.EvaluationReport:
     """Evaluate on the stored vectors of `split` over all classes of the workspace, beside every committed baseline.
 
     The report is also written to `reports/evaluate-<split>-<commit>.json`, with crops or another rule to one
@@ -162,7 +155,7 @@ def evaluation(
     counts[torch.isin(class_ids, torch.tensor(added, dtype=torch.int64)) & ~scorer.trained] = (
         0  # they are "new"
     )
-    report = EvaluationReport(
+    report = metrics.EvaluationReport(
         split=split,
         commit=snapshot.commit.id,
         convention="release",
@@ -240,9 +233,9 @@ def _by_rank(
     labels: Tensor,
     counts: Tensor,
     bootstrap: int,
-) -> dict[str, dict[str, dict[str, Interval]]]:
+) -> dict[str, dict[str, dict[str, metrics.Interval]]]:
     """Accuracy at each rank on the images whose class has a node of it; see `EvaluationReport.ranks`."""
-    found: dict[str, dict[str, dict[str, Interval]]] = {}
+    found: dict[str, dict[str, dict[str, metrics.Interval]]] = {}
     for rank, sure in zip(tree.levels, summed, strict=True):
         nodes = tree.at_rank[rank]
         truth = nodes[labels]
@@ -251,7 +244,7 @@ def _by_rank(
             right = {"best class": nodes[best] == truth, "summed": sure == truth}
             answered = {name: torch.where(hit, labels, -1)[there] for name, hit in right.items()}
             found[rank] = {
-                name: accuracy_report(hits, labels[there], counts, resamples=bootstrap).top1
+                name: metrics.accuracy_report(hits, labels[there], counts, resamples=bootstrap).top1
                 for name, hits in answered.items()
             }
     return found
@@ -269,19 +262,21 @@ def _figures(
     found = {name: float(row.right.double().mean()) for name, row in answers.items() if name not in _BRANCHES}
     other = against or (ADJUSTED if ADJUSTED in found else max(found, key=found.__getitem__, default=None))
     right = answers[METHOD].right
-    masks = bin_masks(labels, counts, "release") if other is not None else {}
+    masks = metrics.bin_masks(labels, counts, "release") if other is not None else {}
     return {
         "rows": {
-            name: accuracy_report(row.best, labels, counts, resamples=bootstrap)
+            name: metrics.accuracy_report(row.best, labels, counts, resamples=bootstrap)
             for name, row in answers.items()
         },
         "calibration_error": {
-            name: expected_calibration_error(row.confidence, row.right)
+            name: metrics.expected_calibration_error(row.confidence, row.right)
             for name, row in answers.items()
             if row.confidence is not None
         },
         "differences": {
-            name: paired_difference(right[mask], answers[other or ""].right[mask], resamples=bootstrap)
+            name: metrics.paired_difference(
+                right[mask], answers[other or ""].right[mask], resamples=bootstrap
+            )
             for name, mask in masks.items()
         },
         "against": other,

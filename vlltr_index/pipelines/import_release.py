@@ -15,16 +15,8 @@ from vlltr_index.anchors.selection import write_anchors
 from vlltr_index.data.names import ClassNames, read_class_names
 from vlltr_index.embedding.loading import open_encoder
 from vlltr_index.embedding.vectors import vector_table
+from vlltr_index.encoders import release_weights
 from vlltr_index.encoders.encoder import Encoder
-from vlltr_index.encoders.release_weights import (
-    ReleaseCheckpoint,
-    anchor_vectors,
-    fusion_alpha,
-    read_release,
-    release_head,
-    stage_one_encoder,
-    stage_two_encoder,
-)
 from vlltr_index.encoders.weights import weights_digest
 from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.heads.checkpoint import SavedHead, save_head
@@ -107,7 +99,7 @@ def import_release(
         InputError: If there are more or fewer names than classes.
         MissingStepError: If stage 2 comes before the workspace has an encoder.
     """
-    checkpoint = read_release(path, stage)
+    checkpoint = release_weights.read_release(path, stage)
     if checkpoint.stage == 1:
         if anchors or label_names is not None:
             raise UsageError(
@@ -124,8 +116,8 @@ def import_release(
     return _stage_two(workspace, checkpoint, names, anchors)
 
 
-def _stage_one(workspace: Workspace, checkpoint: ReleaseCheckpoint) -> ImportReport:
-    encoder = stage_one_encoder(checkpoint, workspace.recipe.encoder.precision)
+def _stage_one(workspace: Workspace, checkpoint: release_weights.ReleaseCheckpoint) -> ImportReport:
+    encoder = release_weights.stage_one_encoder(checkpoint, workspace.recipe.encoder.precision)
     name, asked = (
         encoder.name,
         workspace.recipe.encoder.model,
@@ -144,12 +136,16 @@ def _stage_one(workspace: Workspace, checkpoint: ReleaseCheckpoint) -> ImportRep
     return _report(checkpoint, encoder, digest, next_step="vlltr embed" if text else "vlltr ingest text PATH")
 
 
-def _report(checkpoint: ReleaseCheckpoint, encoder: Encoder, digest: str, **more: Any) -> ImportReport:
+def _report(
+    checkpoint: release_weights.ReleaseCheckpoint, encoder: Encoder, digest: str, **more: Any
+) -> ImportReport:
     facts = checkpoint.stage, str(checkpoint.path), encoder.name, encoder.dim, encoder.image_size[0], digest
     return ImportReport(*facts, checkpoint.epoch, **more)
 
 
-def _keep_encoder(workspace: Workspace, checkpoint: ReleaseCheckpoint, encoder: Encoder) -> str:
+def _keep_encoder(
+    workspace: Workspace, checkpoint: release_weights.ReleaseCheckpoint, encoder: Encoder
+) -> str:
     facts = {
         "kind": f"release stage {checkpoint.stage}",
         "file": checkpoint.path.name,
@@ -166,19 +162,19 @@ def _keep_encoder(workspace: Workspace, checkpoint: ReleaseCheckpoint, encoder: 
 
 
 def _stage_two(
-    workspace: Workspace, checkpoint: ReleaseCheckpoint, names: ClassNames, anchors: bool
+    workspace: Workspace, checkpoint: release_weights.ReleaseCheckpoint, names: ClassNames, anchors: bool
 ) -> ImportReport:
-    head = release_head(checkpoint)
+    head = release_weights.release_head(checkpoint)
     if head.num_visual_classes != len(names):
         raise InputError(
             f"the head in {checkpoint.path} has {head.num_visual_classes:,} classes, {names.where} names "
             f"{len(names):,}",
             "Give the names of the benchmark it was trained on: --names FILE",
         )
-    vectors = anchor_vectors(checkpoint) if anchors else []
+    vectors = release_weights.anchor_vectors(checkpoint) if anchors else []
     with workspace.transaction(f"import release {checkpoint.path}") as tx:
         base, start, notes = _base(workspace, tx)
-        encoder = stage_two_encoder(checkpoint, base)
+        encoder = release_weights.stage_two_encoder(checkpoint, base)
         before = len(tx.class_table())
         used = known_names(tx, names)
         assert used is not None
@@ -187,9 +183,11 @@ def _stage_two(
         ids = torch.tensor([classes[name] for name in used.names], dtype=torch.int64)
         digest = _keep_encoder(workspace, checkpoint, encoder)
         order = ids.argsort()
-        saved = SavedHead(release_head(checkpoint, order), ids[order], encoder.text_fp, encoder.image_fp)
+        saved = SavedHead(
+            release_weights.release_head(checkpoint, order), ids[order], encoder.text_fp, encoder.image_fp
+        )
         head_digest = workspace.put_object("heads", lambda folder: save_head(saved, folder))
-        alpha, own = fusion_alpha(checkpoint), workspace.recipe.fusion
+        alpha, own = release_weights.fusion_alpha(checkpoint), workspace.recipe.fusion
         rule = "paper" if own.rule == "ours" else own.rule
         fusion = FusionConfig(rule=rule, alpha=own.alpha if alpha is None else alpha)
         tx.set(checkpoint=digest, head=head_digest, fusion=fusion, image_fp=encoder.image_fp)

@@ -22,19 +22,8 @@ from vlltr_index.data.text_readers import read_text
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.schemas.records import ImageRecord, SentenceRecord, Skipped
 from vlltr_index.schemas.tables import IMAGES
+from vlltr_index.store import ingestion
 from vlltr_index.store.arrow import one_of
-from vlltr_index.store.ingestion import (
-    file_of,
-    image_id,
-    image_row,
-    is_gone,
-    known_names,
-    note_aliases,
-    probe_all,
-    resolve_classes,
-    sentence_rows,
-    with_stored_bytes,
-)
 from vlltr_index.wording import many, some
 
 if TYPE_CHECKING:
@@ -139,7 +128,7 @@ def ingest_images(
     command += "" if hold_out is None else f" --hold-out {hold_out:g}"
     with workspace.transaction(command) as tx:
         before = len(tx.class_table())
-        names = known_names(tx, given)
+        names = ingestion.known_names(tx, given)
         out = _held_out(read_images(path, split, list_root, names, with_data=False), hold_out or 0.0)
 
         def images(with_data: bool) -> Iterator[ImageRecord | Skipped]:
@@ -150,8 +139,8 @@ def ingest_images(
 
         labels = _labels(images(with_data=False))
         fresh = {name for name, where in labels.items() if create_classes or "train" in where}
-        classes = resolve_classes(tx, list(labels), lambda name: name in fresh)
-        note_aliases(tx, given, names, classes)
+        classes = ingestion.resolve_classes(tx, list(labels), lambda name: name in fresh)
+        ingestion.note_aliases(tx, given, names, classes)
         total = sum(map(Counter.total, labels.values()))
         run = _ImageRun(tx, classes, store, hold_out is not None, total, progress)
         run.take(images(with_data=True))
@@ -272,14 +261,14 @@ class _ImageRun:
             self.notes.lines.append(told)
 
     def _write(self, records: list[ImageRecord]) -> None:
-        probes = probe_all(records, self.probes)
+        probes = ingestion.probe_all(records, self.probes)
         pairs = list(zip(records, probes, strict=True))
         if self.side is not None:
-            pairs = with_stored_bytes(records, probes, self.side)
+            pairs = ingestion.with_stored_bytes(records, probes, self.side)
         rows, added = [], 0
         for record, found in pairs:
             class_id = self.classes[record.class_name] if record.class_name else None
-            row = image_row(record, found, class_id, self.side)
+            row = ingestion.image_row(record, found, class_id, self.side)
             stored = self._identify(row, record)
             if row["image_id"] in self.seen:
                 self.notes.skip(Skipped(record.uri, "named before in this source"))
@@ -290,7 +279,9 @@ class _ImageRun:
             added += stored is None
             if stored is not None and stored != row["image_id"]:
                 self.replaced.append(stored)
-            other = self.stored.get(image_id("train" if record.split == "test" else "test", record.source))
+            other = self.stored.get(
+                ingestion.image_id("train" if record.split == "test" else "test", record.source)
+            )
             if self.moves and other is not None and other[1] == record.uri:
                 self.replaced.append(other[0])
             if found.problem is not None:
@@ -307,15 +298,17 @@ class _ImageRun:
         The same name with other bytes, while the file it stood for is still there, is another image: it goes by its
         full address. The same name and bytes elsewhere is the same image: it keeps the address it has.
         """
-        key, uri, content = self.stored.get(image_id(record.split, record.source), (None, record.uri, None))
+        key, uri, content = self.stored.get(
+            ingestion.image_id(record.split, record.source), (None, record.uri, None)
+        )
         if uri == record.uri:
             return key
         if content == row["content_hash"]:
-            if record.data is not None or not is_gone(uri):
+            if record.data is not None or not ingestion.is_gone(uri):
                 row["uri"] = uri
-        elif file_of(uri) != file_of(record.uri) and not is_gone(uri):
-            row["image_id"] = image_id(record.split, record.uri, self.side)
-            key = self.stored.get(image_id(record.split, record.uri), (None,))[0]
+        elif ingestion.file_of(uri) != ingestion.file_of(record.uri) and not ingestion.is_gone(uri):
+            row["image_id"] = ingestion.image_id(record.split, record.uri, self.side)
+            key = self.stored.get(ingestion.image_id(record.split, record.uri), (None,))[0]
         return key
 
     def report(self, source: str, classes_before: int, prompts: int) -> IngestReport:
@@ -376,7 +369,7 @@ def write_prompts(
     """Give classes the recipe's prompts, but for sentences that are `known` by their id; how many are new."""
     names = tx.class_table().names
     asked = {i: class_prompts(names[i], workspace.recipe.prompts) for i in sorted(class_ids)}
-    return tx.upsert("sentences", sentence_rows(asked, known))
+    return tx.upsert("sentences", ingestion.sentence_rows(asked, known))
 
 
 def _classes_without_text(tx: Transaction) -> tuple[set[int], set[int]]:
@@ -410,17 +403,17 @@ def ingest_text(
     """
     names, notes = _corpus_names(path, label_names), _Notes()
     with workspace.transaction(f"ingest text {path}") as tx:
-        used, before = known_names(tx, names), len(tx.class_table())
+        used, before = ingestion.known_names(tx, names), len(tx.class_table())
         found = _read_sentences(path, used, notes, progress)
-        classes = resolve_classes(tx, list(found), lambda name: True)
-        note_aliases(tx, names, used, classes)
+        classes = ingestion.resolve_classes(tx, list(found), lambda name: True)
+        ingestion.note_aliases(tx, names, used, classes)
         known = set(tx.table("sentences", ["sentence_id"])["sentence_id"].to_pylist())
         owned: dict[int, list[SentenceRecord]] = defaultdict(list)
         for name, records in found.items():
             class_id = classes[name]
             assert class_id is not None  # every name may make a class
             owned[class_id] += records
-        rows = sentence_rows(owned, known.__contains__)
+        rows = ingestion.sentence_rows(owned, known.__contains__)
         tx.upsert("sentences", rows)
         known.update(rows["sentence_id"].to_pylist())
         table, wanted = tx.class_table(), prompts is not False

@@ -21,22 +21,9 @@ from torch import Tensor
 from vlltr_index.embedding.loading import usable_images
 from vlltr_index.embedding.vectors import load_sources
 from vlltr_index.errors import InputError, MissingStepError, UsageError, WorkspaceError
+from vlltr_index.evaluation import records
 from vlltr_index.evaluation.figures import SHOTS, confused_pairs, gains, shots, spread, weakest
 from vlltr_index.evaluation.metrics import Interval, reliability
-from vlltr_index.evaluation.records import (
-    Anchor,
-    AnchorList,
-    ClassAnchors,
-    Confusion,
-    Curves,
-    Explained,
-    Gains,
-    Measured,
-    Missing,
-    Problem,
-    Quarantine,
-    Report,
-)
 from vlltr_index.evaluation.report import nearest_pictures, render, thumbnail
 from vlltr_index.heads.checkpoint import load_head
 from vlltr_index.pipelines.baselines import ADJUSTED, FC, baseline_labels
@@ -96,7 +83,7 @@ class ReportFile:
     calibration_error: float | None
     against: str | None
     differences: dict[str, Interval]
-    missing: tuple[Missing, ...]
+    missing: tuple[records.Missing, ...]
 
 
 def write_report(
@@ -145,7 +132,7 @@ def write_report(
         raise InputError(f"cannot write {path}: {error.strerror or error}", "Choose another place.") from None
     measured = report.measured
     parts: list[object] = [measured, *report.curves, report.anchors]
-    if isinstance(measured, Missing):
+    if isinstance(measured, records.Missing):
         found, method = None, None
     else:
         found, method = measured.evaluation, measured.evaluation.rows[METHOD]
@@ -161,7 +148,7 @@ def write_report(
         calibration_error=found.calibration_error[METHOD] if found else None,
         against=found.against if found else None,
         differences=found.differences if found else {},
-        missing=tuple(part for part in parts if isinstance(part, Missing)),
+        missing=tuple(part for part in parts if isinstance(part, records.Missing)),
     )
 
 
@@ -171,7 +158,7 @@ def gather_report(
     split: str = "test",
     against: str | None = None,
     progress: Progress | None = None,
-) -> Report:
+) -> records.Report:
     """Gather what the report says of commit `at`; parts that are not there name the command that brings them.
 
     Raises:
@@ -186,7 +173,7 @@ def gather_report(
             "There is no split val: baselines choose their settings on held-back training images. "
             "To bring one: vlltr ingest images PATH --split val"
         )
-    return Report(
+    return records.Report(
         title=clip(workspace.path.name),
         split=split,
         facts=facts(workspace, snapshot, split, state),
@@ -200,17 +187,17 @@ def gather_report(
 
 def _measure(
     workspace: Workspace, snapshot: Snapshot, split: str, against: str | None, progress: Progress | None
-) -> Evaluation | Missing:
+) -> Evaluation | records.Missing:
     """The evaluation, or what it lacks; compared with the best baseline there is."""
     try:
         labels = baseline_labels(workspace, snapshot)
         other = against or next((name for name in (ADJUSTED, FC) if name in labels), None)
         return evaluation(workspace, split, at=snapshot.commit.id, progress=progress, against=other)
     except WorkspaceError as error:  # not there, damaged, or another encoder's
-        return Missing(error.message, error.hint or "See: vlltr status")
+        return records.Missing(error.message, error.hint or "See: vlltr status")
 
 
-def _parts(measured: Evaluation, snapshot: Snapshot) -> Measured:
+def _parts(measured: Evaluation, snapshot: Snapshot) -> records.Measured:
     report, method = measured.report, measured.answers[METHOD]
     names = {i: clip(name) for i, name in snapshot.class_table().names.items()}
     columns = [names[i] for i in measured.class_ids.tolist()]
@@ -221,11 +208,13 @@ def _parts(measured: Evaluation, snapshot: Snapshot) -> Measured:
         if (row := measured.answers[name]).confidence is not None
     }
     best, labels, counts = method.best[:, 0], measured.labels, measured.counts
-    gained: Gains | Missing = Missing("there is no baseline to compare with", "Run: vlltr train baseline fc")
+    gained: records.Gains | records.Missing = records.Missing(
+        "there is no baseline to compare with", "Run: vlltr train baseline fc"
+    )
     if report.against is not None:
         other = measured.answers[report.against].right
         gained = gains(report.against, method.right, other, labels, counts, columns)
-    return Measured(
+    return records.Measured(
         evaluation=report,
         reliability=sure,
         gains=gained,
@@ -235,7 +224,9 @@ def _parts(measured: Evaluation, snapshot: Snapshot) -> Measured:
     )
 
 
-def _confusions(measured: Evaluation, snapshot: Snapshot, columns: Sequence[str]) -> tuple[Confusion, ...]:
+def _confusions(
+    measured: Evaluation, snapshot: Snapshot, columns: Sequence[str]
+) -> tuple[records.Confusion, ...]:
     """Pairs of classes, each with its surest image."""
     method, labels = measured.answers[METHOD], measured.labels
     best, confidence, shot = method.best[:, 0], _confidence(measured), shots(measured.counts)
@@ -246,14 +237,16 @@ def _confusions(measured: Evaluation, snapshot: Snapshot, columns: Sequence[str]
         surest.append(int(places[confidence[places].argmax()]))
     examples = _explain(measured, snapshot, surest, columns)
     return tuple(
-        Confusion(columns[truth], columns[taken], shot[truth], n, int((labels == truth).sum()), example)
+        records.Confusion(
+            columns[truth], columns[taken], shot[truth], n, int((labels == truth).sum()), example
+        )
         for (truth, taken, n), example in zip(pairs, examples, strict=True)
     )
 
 
 def _gallery(
     measured: Evaluation, snapshot: Snapshot, columns: Sequence[str]
-) -> tuple[tuple[str, tuple[Explained, ...]], ...]:
+) -> tuple[tuple[str, tuple[records.Explained, ...]], ...]:
     right, sure, gallery = measured.answers[METHOD].right, _confidence(measured), []
     for heading, chosen in (("Wrong", ~right), ("Right", right)):
         places = spread(chosen, measured.labels, sure, measured.counts, _SHOWN)
@@ -269,7 +262,7 @@ def _confidence(measured: Evaluation) -> Tensor:
 
 def _explain(
     measured: Evaluation, snapshot: Snapshot, places: Sequence[int], columns: Sequence[str]
-) -> tuple[Explained, ...]:
+) -> tuple[records.Explained, ...]:
     """Images by their places: picture, answer and, where that is wrong, the right class, with sentences."""
     ids, shot = measured.class_ids.tolist(), shots(measured.counts)
     sources = load_sources(snapshot, [measured.data.image_ids[place] for place in places])
@@ -282,7 +275,7 @@ def _explain(
         right = scores[1] if len(scores) > 1 else None
         picture, train = thumbnail(source), int(measured.counts[truth])
         near = nearest_pictures(answers, snapshot, feature, scores[0])
-        result.append(Explained(picture, columns[truth], shot[truth], train, scores[0], right, near))
+        result.append(records.Explained(picture, columns[truth], shot[truth], train, scores[0], right, near))
     return tuple(result)
 
 
@@ -367,7 +360,7 @@ def _versions() -> list[str]:
     return there
 
 
-def curves(workspace: Workspace, snapshot: Snapshot) -> tuple[Curves | Missing, ...]:
+def curves(workspace: Workspace, snapshot: Snapshot) -> tuple[records.Curves | records.Missing, ...]:
     """Losses of stage 1, stage 2 and the image-only baseline, of those that were trained by steps here."""
     commit = snapshot.commit
     stages: list[tuple[Kind, str | None, str, str]] = [
@@ -375,20 +368,20 @@ def curves(workspace: Workspace, snapshot: Snapshot) -> tuple[Curves | Missing, 
         ("heads", commit.head, "Stage 2 (LGR)", "vlltr train lgr"),
         ("checkpoints", commit.info.baseline_fc, "Image-only baseline", "vlltr train baseline fc"),
     ]
-    found: list[Curves | Missing] = []
+    found: list[records.Curves | records.Missing] = []
     for kind, digest, title, command in stages:
         try:
             path = workspace.object_path(kind, digest) / "train.json" if digest is not None else None
             if path is not None and path.is_file():
                 found.append(_read_log(path, title))
         except MissingStepError:
-            found.append(Missing(f"{title}: its files are gone", f"Run: {command}"))
+            found.append(records.Missing(f"{title}: its files are gone", f"Run: {command}"))
         except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
-            found.append(Missing(f"{title}: its log cannot be read", f"Train it again: {command}"))
+            found.append(records.Missing(f"{title}: its log cannot be read", f"Train it again: {command}"))
     return tuple(found)
 
 
-def _read_log(path: Path, title: str) -> Curves:
+def _read_log(path: Path, title: str) -> records.Curves:
     """The loss parts that every epoch has; raises what damaged JSON raises."""
     log = json.loads(path.read_text(encoding="utf-8"))["log"]
     names = [n for n in log[0] if n not in _NO_LOSS and all(math.isfinite(float(e[n])) for e in log)]
@@ -399,14 +392,14 @@ def _read_log(path: Path, title: str) -> Curves:
         names = ["loss"]
     words = {"loss": "total"} if len(names) > 1 else {}
     values = {clip(words.get(n, n), 40): tuple(float(e[n]) for e in log) for n in names[:5]}
-    return Curves(title, tuple(float(e["epoch"]) for e in log), values)
+    return records.Curves(title, tuple(float(e["epoch"]) for e in log), values)
 
 
-def anchor_list(snapshot: Snapshot) -> AnchorList | Missing:
+def anchor_list(snapshot: Snapshot) -> records.AnchorList | records.Missing:
     """Anchors by class, bounded: at most 3,000 classes (the smallest), and about 6,000 sentences."""
     anchors = snapshot.table("anchors", ["class_id", "sentence_id", "rank"])
     if not anchors.num_rows:
-        return Missing("no anchor sentences have been selected yet", "Run: vlltr select")
+        return records.Missing("no anchor sentences have been selected yet", "Run: vlltr select")
     anchors = anchors.sort_by([("class_id", "ascending"), ("rank", "ascending")])
     by_class: dict[int, list[str]] = {}
     for row in anchors.to_pylist():
@@ -418,25 +411,29 @@ def anchor_list(snapshot: Snapshot) -> AnchorList | Missing:
     text = _anchor_texts(snapshot, {s for ids in shown.values() for s in ids})
     names = snapshot.class_table().names
     listed = {
-        c: ClassAnchors(clip(names[c]), counts[c], tuple(text[s] for s in ids), len(by_class[c]) - len(ids))
+        c: records.ClassAnchors(
+            clip(names[c]), counts[c], tuple(text[s] for s in ids), len(by_class[c]) - len(ids)
+        )
         for c, ids in shown.items()
     }
-    return AnchorList(_grouped(listed), len(by_class), anchors.num_rows, each)
+    return records.AnchorList(_grouped(listed), len(by_class), anchors.num_rows, each)
 
 
-def _anchor_texts(snapshot: Snapshot, wanted: set[str]) -> dict[str, Anchor]:
+def _anchor_texts(snapshot: Snapshot, wanted: set[str]) -> dict[str, records.Anchor]:
     scores = snapshot.table("sentence_scores", ["sentence_id", "loss"])
     loss = dict(zip(scores["sentence_id"].to_pylist(), scores["loss"].to_pylist(), strict=True))
     columns = ["sentence_id", "text", "source", "source_ref"]
     rows = snapshot.table("sentences", columns)
     return {
-        i: Anchor(clip(text, _LISTED), clip(ref or source, 60), loss.get(i))
+        i: records.Anchor(clip(text, _LISTED), clip(ref or source, 60), loss.get(i))
         for i, text, source, ref in zip(*(rows[c].to_pylist() for c in columns), strict=True)
         if i in wanted
     }
 
 
-def _grouped(listed: dict[int, ClassAnchors]) -> tuple[tuple[str, tuple[ClassAnchors, ...]], ...]:
+def _grouped(
+    listed: dict[int, records.ClassAnchors],
+) -> tuple[tuple[str, tuple[records.ClassAnchors, ...]], ...]:
     """Classes by size and name, some under each heading."""
     shot = shots(torch.tensor([c.train for c in listed.values()], dtype=torch.int64))
     groups = []
@@ -450,7 +447,7 @@ def _grouped(listed: dict[int, ClassAnchors]) -> tuple[tuple[str, tuple[ClassAnc
     return tuple(groups)
 
 
-def quarantine(snapshot: Snapshot) -> Quarantine:
+def quarantine(snapshot: Snapshot) -> records.Quarantine:
     """Images that take no part, with the reason; the first 100 by name."""
     rows = snapshot.table("images", ["uri", "split", "problem"], "problem IS NOT NULL").to_pylist()
     found = []
@@ -458,7 +455,7 @@ def quarantine(snapshot: Snapshot) -> Quarantine:
         place = "/".join(PurePath(r["uri"]).parts[-2:])  # the file and its folder: enough to find it
         # Without the file's name, so that equal reasons can be counted.
         reason = re.sub(r"^cannot read the image .*?: (?=.)", "", r["problem"])
-        found.append(Problem(clip(place, _LISTED), r["split"], clip(reason, _LISTED)))
+        found.append(records.Problem(clip(place, _LISTED), r["split"], clip(reason, _LISTED)))
     found.sort(key=lambda p: (p.split, p.where))
     reasons = Counter(p.why for p in found).most_common(20)
-    return Quarantine(len(found), tuple(reasons), tuple(found[:_QUARANTINED]))
+    return records.Quarantine(len(found), tuple(reasons), tuple(found[:_QUARANTINED]))

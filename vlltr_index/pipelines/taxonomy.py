@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ import pyarrow as pa
 
 from vlltr_index.data.names import ClassNames
 from vlltr_index.data.taxonomy import read_taxonomy
-from vlltr_index.errors import InputError
+from vlltr_index.errors import InputError, UnknownClassError
 from vlltr_index.schemas.records import Taxon
 from vlltr_index.schemas.tables import TAXONOMY
 from vlltr_index.store.ingestion import known_names, note_aliases
@@ -22,11 +21,8 @@ from vlltr_index.store.taxonomy import Taxonomy, circle, load_taxonomy
 from vlltr_index.wording import many, some
 
 if TYPE_CHECKING:
-    from vlltr_index.store.snapshot import ClassTable
     from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
-
-_LOOKED_AT = 20  # unknown names, for classes that they may mean
 
 
 @dataclass(frozen=True)
@@ -89,9 +85,11 @@ def ingest_classes(workspace: Workspace, path: Path) -> TaxonomyReport:
         parents = {taxon.parent for taxon in tree.values()}
         unknown = [taxon.name for taxon in taxa if taxon.name not in own | parents]
         if not own.intersection(taxon.name for taxon in taxa):
-            hint = "List the classes: vlltr classes list" if own else "Bring in images or text first."
-            hint = _meant(unknown, classes) or hint
-            raise InputError(f"no name in {path} is a class: {some(unknown)}", hint)
+            names = unknown or [taxon.name for taxon in taxa]
+            try:
+                classes.lookup(names[0])
+            except UnknownClassError as error:  # the hint names close ones
+                raise InputError(f"no name in {path} is a class: {some(names)}", error.hint) from None
         rows = [{key: getattr(taxon, key) for key in TAXONOMY.names} for taxon in taxa]
         changed = tx.upsert("taxonomy", pa.Table.from_pylist(rows, schema=TAXONOMY))
         tree = load_taxonomy(tx)
@@ -99,19 +97,10 @@ def ingest_classes(workspace: Workspace, path: Path) -> TaxonomyReport:
     notes = []
     if unknown:
         no = many(len(unknown), "name is no class and has", "names are no classes and have")
-        notes.append(f"{no} nothing below: {some(unknown)}. {_meant(unknown, classes) or ''}".rstrip())
+        notes.append(f"{no} nothing below: {some(unknown)}.")
     if flat:
         notes.append(f"{many(len(flat), 'class has', 'classes have')} no parent: {some(flat)}")
     return TaxonomyReport(str(path), len(tree), changed, len(own), len(own) - len(flat), len(unknown), notes)
-
-
-def _meant(unknown: Sequence[str], classes: ClassTable) -> str | None:
-    """Which class the first name that is like one may mean."""
-    known = {folded(classes.names[i]): classes.names[i] for i in classes.ids}
-    for name in unknown[:_LOOKED_AT]:
-        if close := get_close_matches(folded(name), known, n=1, cutoff=0.9):
-            return f"Is {name!r} the class {known[close[0]]!r}?"
-    return None
 
 
 def _named(tx: Transaction, given: Sequence[Taxon], before: Taxonomy) -> list[Taxon]:

@@ -11,19 +11,7 @@ import pyarrow as pa
 from vlltr_index.embedding.loading import usable_images
 from vlltr_index.embedding.vectors import embed_images
 from vlltr_index.errors import ConfigError
-from vlltr_index.pipelines.training import (
-    TrainingSet,
-    TrainReport,
-    class_texts,
-    hold_out,
-    image_facts,
-    run_key,
-    save_stage,
-    stage_report,
-    starting_encoder,
-    training_run,
-    without,
-)
+from vlltr_index.pipelines import training
 from vlltr_index.schemas.config import CVLPConfig
 from vlltr_index.schemas.tables import image_vectors_name
 from vlltr_index.store.holdout import HeldOut, choose_held_out_classes, without_names, write_held_out
@@ -44,7 +32,7 @@ _GIVEN_UP = ("text_fp", "image_fp", "head", "index", "selection_id", "fusion")
 
 def train_cvlp_stage(
     workspace: Workspace, config: CVLPConfig, progress: Progress | None = None, resume: bool = True
-) -> TrainReport:
+) -> training.TrainReport:
     """Stage 1: train the encoder on the workspace's training split; commit it as the workspace's encoder.
 
     Some images and classes are kept out, see `vlltr_index.store.holdout`; the checkpoint says which (`read_held_out`).
@@ -69,20 +57,20 @@ def train_cvlp_stage(
     if config.tune == "text":
         meet()
         by_first(lambda: _embed_first(workspace, progress))
-    with training_run(
+    with training.training_run(
         workspace,
         "train cvlp",
         config.batch_size,
         resume,
-        lambda snapshot, data: run_key("cvlp", recipe, config, _parted(snapshot, data, config)[1]),
+        lambda snapshot, data: training.run_key("cvlp", recipe, config, _parted(snapshot, data, config)[1]),
         _facts,
         with_texts=True,
     ) as run:
         held, data = _parted(run.snapshot, run.data, config)
-        encoder = starting_encoder(recipe, data.texts, config.seed)
+        encoder = training.starting_encoder(recipe, data.texts, config.seed)
         teacher = None
         if config.distillation != "none" and recipe.encoder.pretrained:
-            teacher = starting_encoder(recipe, data.texts, config.seed)
+            teacher = training.starting_encoder(recipe, data.texts, config.seed)
         if config.tune == "text":
             images = _stored_images(run.snapshot, data, encoder)
         else:
@@ -99,7 +87,7 @@ def train_cvlp_stage(
         )
 
         def build(path: Path) -> None:
-            save_stage(stage, data, "cvlp", config, path)
+            training.save_stage(stage, data, "cvlp", config, path)
             write_held_out(held, path)
 
         def keep(tx: Transaction) -> str:
@@ -109,14 +97,14 @@ def train_cvlp_stage(
 
         digest = run.commit(keep)
     out = {"held_images": len(held.images), "held_classes": len(held.classes)}
-    return stage_report("cvlp", digest, data, config.epochs, run.resumed, stage, **out)
+    return training.stage_report("cvlp", digest, data, config.epochs, run.resumed, stage, **out)
 
 
 def _facts(snapshot: Snapshot) -> dict[str, object]:
     """What a run of stage 1 depends on: the training images and the sentences of their classes."""
-    images = image_facts(snapshot)
+    images = training.image_facts(snapshot)
     owners = usable_images(snapshot, "train", [])["class_id"].unique().to_pylist()
-    return {**images, "the sentences of the training classes": class_texts(snapshot, owners)}
+    return {**images, "the sentences of the training classes": training.class_texts(snapshot, owners)}
 
 
 def _embed_first(workspace: Workspace, progress: Progress | None) -> None:
@@ -132,26 +120,28 @@ def _embed_first(workspace: Workspace, progress: Progress | None) -> None:
             "Name its weights in recipe.encoder.pretrained of vlltr.toml, or use --set cvlp.tune=full",
         )
     with workspace.transaction("train cvlp: embed") as tx:
-        embed_images(tx, starting_encoder(workspace.recipe), "train", progress=progress)
+        embed_images(tx, training.starting_encoder(workspace.recipe), "train", progress=progress)
 
 
-def _stored_images(snapshot: Snapshot, data: TrainingSet, encoder: Encoder) -> TrainImages:
+def _stored_images(snapshot: Snapshot, data: training.TrainingSet, encoder: Encoder) -> TrainImages:
     """The plain vectors of the training images, which `_embed_first` has stored."""
     keys = [f"{i}:0" for i in data.image_ids]
     _, features = snapshot.store.vectors(image_vectors_name(encoder.image_fp), "vector_key", keys)
     return TrainImages.from_features(features, data.labels)
 
 
-def _parted(snapshot: Snapshot, data: TrainingSet, config: CVLPConfig) -> tuple[HeldOut, TrainingSet]:
+def _parted(
+    snapshot: Snapshot, data: training.TrainingSet, config: CVLPConfig
+) -> tuple[HeldOut, training.TrainingSet]:
     """What is kept out of the training split, and the rest."""
     names, ids = snapshot.class_table().names, data.class_ids.tolist()
     counts = {names[i]: n for i, n in zip(ids, data.counts.tolist(), strict=True)}
     apart = set(choose_held_out_classes(counts)) if config.hold_out_classes else set()
-    held = hold_out(data, config.hold_out, frozenset(i for i in ids if names[i] in apart))
-    return held, without(data, held, _texts(data, names, held.classes))
+    held = training.hold_out(data, config.hold_out, frozenset(i for i in ids if names[i] in apart))
+    return held, training.without(data, held, _texts(data, names, held.classes))
 
 
-def _texts(data: TrainingSet, names: Mapping[int, str], apart: frozenset[int]) -> list[list[str]]:
+def _texts(data: training.TrainingSet, names: Mapping[int, str], apart: frozenset[int]) -> list[list[str]]:
     """The sentences of the classes that are not kept `apart`, without those that name one that is.
 
     A class all of whose sentences do keeps them.

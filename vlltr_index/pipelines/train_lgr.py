@@ -1,4 +1,4 @@
-"""`vlltr train lgr`: stage 2 over a workspace, on stored vectors or with the visual tower."""
+"""`vlltr train lgr` and `refit`: stage 2 over a workspace, on stored vectors or with the visual tower."""
 
 from __future__ import annotations
 
@@ -6,45 +6,21 @@ import hashlib
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 
-from vlltr_index.embedding.loading import (
-    ImageSet,
-    LoadedBank,
-    class_positions,
-    image_set,
-    load_bank,
-    open_encoder,
-    run_folder,
-    sentence_means,
-    stats_rows,
-    usable_images,
-)
+from vlltr_index.classes.change import Effect, View
+from vlltr_index.embedding import loading
+from vlltr_index.embedding.loading import load_bank
 from vlltr_index.embedding.vectors import embed_images
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import MissingStepError
 from vlltr_index.heads.checkpoint import SavedHead, save_head
-from vlltr_index.pipelines.training import (
-    TrainingRun,
-    TrainingSet,
-    TrainReport,
-    check_told,
-    held_folder,
-    hold_out,
-    image_facts,
-    load_visual,
-    refuse_changes,
-    save_stage,
-    stage_report,
-    starting_encoder,
-    training_run,
-    without,
-)
+from vlltr_index.pipelines import training
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.store.holdout import HeldOut, read_held_out, write_held_out
@@ -54,6 +30,7 @@ from vlltr_index.train.data import TrainImages
 from vlltr_index.train.deciding import Decision, StageTwoData, decide, weigh, without_images
 from vlltr_index.train.distributed import by_first, first_then_all, meet
 from vlltr_index.train.recognition import train_lgr, tune_visual
+from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,7 +54,7 @@ def train_lgr_stage(
     progress: Progress | None = None,
     resume: bool = True,
     command: str = "train lgr",
-) -> TrainReport:
+) -> training.TrainReport:
     """Stage 2: both branches of the head; commit the head.
 
     With `tune = "head"` the encoder is frozen and one process trains on stored vectors, or with mixup or cutmix on
@@ -99,12 +76,12 @@ def train_lgr_stage(
 
 def _train_head(
     workspace: Workspace, config: LGRConfig, progress: Progress | None, resume: bool, command: str
-) -> TrainReport:
-    run_folder(workspace)
+) -> training.TrainReport:
+    loading.run_folder(workspace)
     snapshot, ours = workspace.snapshot(), workspace.recipe.fusion.rule == "ours"
     commit, loaded = snapshot.commit, load_bank(snapshot)
     before = _facts(snapshot)
-    if ours and not usable_images(snapshot, "train", []).num_rows:
+    if ours and not loading.usable_images(snapshot, "train", []).num_rows:
         decision = without_images(loaded.bank, config, commit.logit_scale)
         no_class = torch.empty(0, dtype=torch.int64)
         return _commit_head(workspace, config, decision, no_class, None, before, False, command)
@@ -113,10 +90,10 @@ def _train_head(
             f"the head is to be trained on {config.views} views of each image (lgr.views), and {stored} are stored",
             f"Make them: vlltr embed --views {config.views}, or use --set lgr.views={stored}",
         )
-    first, augment = image_set(snapshot, "train"), workspace.recipe.lgr.augment
+    first, augment = loading.image_set(snapshot, "train"), workspace.recipe.lgr.augment
     features = first.features.new_empty(config.views, *first.features.shape)
     for view, target in enumerate(features):
-        target.copy_(image_set(snapshot, "train", view, augment).features if view else first.features)
+        target.copy_(loading.image_set(snapshot, "train", view, augment).features if view else first.features)
     first = replace(first, features=features[0])
     facts = [
         before,
@@ -126,9 +103,9 @@ def _train_head(
         workspace.recipe.fusion.rule,
         [hashlib.sha256(view.contiguous().numpy().data).hexdigest() for view in features],
     ]
-    folder = run_folder(workspace, f"lgr-{short(digest_json(facts))}")
+    folder = loading.run_folder(workspace, f"lgr-{short(digest_json(facts))}")
     _log.info("%s on %s, fp32", command, device_name(choose_device()))
-    with held_folder(folder, command, resume) as resumed, memory_mended_by(command, _LESS_MEMORY):
+    with training.held_folder(folder, command, resume) as resumed, memory_mended_by(command, _LESS_MEMORY):
         if ours:
             data, class_ids = _stage_two_data(workspace, snapshot, loaded, first, features)
             decision = decide(data, config, folder, progress)
@@ -154,7 +131,11 @@ def _train_head(
 
 
 def _stage_two_data(
-    workspace: Workspace, snapshot: Snapshot, loaded: LoadedBank, first: ImageSet, features: Tensor
+    workspace: Workspace,
+    snapshot: Snapshot,
+    loaded: loading.LoadedBank,
+    first: loading.ImageSet,
+    features: Tensor,
 ) -> tuple[StageTwoData, Tensor]:
     """What stage 2 learns from, and the classes int64 [C] that have training images."""
     commit = snapshot.commit
@@ -163,20 +144,20 @@ def _stage_two_data(
     if commit.checkpoint:
         folder = workspace.object_path("checkpoints", commit.checkpoint)
         held = read_held_out(folder)
-        if (visual := load_visual(folder, class_ids)) is not None:
+        if (visual := training.load_visual(folder, class_ids)) is not None:
             weight, bias, known = visual
             init = weight, torch.where(known, bias, torch.nan)  # rows that are not stage 1's start elsewhere
-    places = class_positions(loaded.bank.class_ids, class_ids)
+    places = loading.class_positions(loaded.bank.class_ids, class_ids)
     there = places[places >= 0]
     data = StageTwoData(
         features=features,
         labels=labels,
         bank=loaded.bank.select(there) if len(there) else loaded.bank,
         places=torch.where(places >= 0, (places >= 0).cumsum(0) - 1, -1),
-        groups=usable_images(snapshot, "train", ["group"])["group"].to_pylist(),
+        groups=loading.usable_images(snapshot, "train", ["group"])["group"].to_pylist(),
         visual_init=init,
         logit_scale=commit.logit_scale,
-        sentence_means=sentence_means(snapshot, class_ids),
+        sentence_means=loading.sentence_means(snapshot, class_ids),
         **_unseen(held, first.image_ids, class_ids),
     )
     return data, class_ids
@@ -196,38 +177,38 @@ def _commit_head(
     config: LGRConfig,
     decision: Decision,
     class_ids: Tensor,
-    images: ImageSet | None,
+    images: loading.ImageSet | None,
     before: Mapping[str, object],
     resumed: bool,
     command: str,
-) -> TrainReport:
+) -> training.TrainReport:
     """Commit the head and the statistics of the classes' images, if nothing that they rest on changed meanwhile."""
     log, count = decision.log, 0
     with workspace.transaction(command) as tx:
-        refuse_changes(command, before, _facts(tx))
+        training.refuse_changes(command, before, _facts(tx))
         fps = tx.commit.text_fp or "", tx.commit.image_fp or ""
         digest = _keep_head(
             workspace, tx, SavedHead(decision.head, class_ids, *fps, decision.parts), config, log
         )
         if images is not None:
             count = len(images.class_ids)
-            tx.replace("class_stats", stats_rows(images.features, images.class_ids, fps[1]))
+            tx.replace("class_stats", loading.stats_rows(images.features, images.class_ids, fps[1]))
         tx.note(merged={})
     last, notes = log[-1] if log else {}, tuple(decision.notes)
     epochs = round(last.get("epoch", 0))
-    return TrainReport("lgr", digest, len(class_ids), count, epochs, resumed, last, notes=notes)
+    return training.TrainReport("lgr", digest, len(class_ids), count, epochs, resumed, last, notes=notes)
 
 
 def _facts(snapshot: Snapshot) -> dict[str, object]:
     """What a head depends on: the images, the encoder, and the anchors of the classes that have images."""
     commit = snapshot.commit
-    owners = usable_images(snapshot, "train", [])["class_id"]
+    owners = loading.usable_images(snapshot, "train", [])["class_id"]
     anchors = snapshot.table("anchors", ["class_id", "sentence_id", "rank"])
     anchors = anchors.filter(pc.is_in(anchors["class_id"], value_set=owners.combine_chunks().unique()))
     ordered = anchors.sort_by([("class_id", "ascending"), ("rank", "ascending")])
     chosen = ordered.select(["class_id", "sentence_id"]).to_pydict()
     return {
-        **image_facts(snapshot),
+        **training.image_facts(snapshot),
         "the encoder": [commit.checkpoint, commit.text_fp, commit.image_fp],
         "the anchors of the training classes": digest_json(chosen),
     }
@@ -235,14 +216,14 @@ def _facts(snapshot: Snapshot) -> dict[str, object]:
 
 def _tune_visual(
     workspace: Workspace, config: LGRConfig, progress: Progress | None, resume: bool
-) -> TrainReport:
-    def key(snapshot: Snapshot, data: TrainingSet) -> str:
+) -> training.TrainReport:
+    def key(snapshot: Snapshot, data: training.TrainingSet) -> str:
         settings = config.model_dump(exclude={"micro_batch"})  # the gradients are the same
         start, selection = _start(snapshot, config), load_bank(snapshot).selection_id
         facts = [start, selection, settings, data.image_ids, data.labels.tolist()]
         return f"lgr-{short(digest_json(facts))}"
 
-    with training_run(workspace, "train lgr", config.batch_size, resume, key, _facts) as run:
+    with training.training_run(workspace, "train lgr", config.batch_size, resume, key, _facts) as run:
         snapshot, workers = run.snapshot, workspace.recipe.cvlp.workers
         start = _start(snapshot, config)
         data, held = _parted(workspace, run.data, start)
@@ -261,15 +242,15 @@ def _tune_visual(
         rows = head.visual_head if isinstance(head.visual_head, nn.Linear) else None
         stage = StageOne(encoder, rows.weight if rows else None, rows.bias if rows else None, log)
         digest, notes = run.commit(lambda tx: _keep_tuned(run, tx, stage, head, data, held, config, progress))
-    return stage_report("lgr", digest, data, config.epochs, run.resumed, stage, notes=tuple(notes))
+    return training.stage_report("lgr", digest, data, config.epochs, run.resumed, stage, notes=tuple(notes))
 
 
 def _keep_tuned(
-    run: TrainingRun,
+    run: training.TrainingRun,
     tx: Transaction,
     stage: StageOne,
     head: LGRHead,
-    data: TrainingSet,
+    data: training.TrainingSet,
     held: HeldOut,
     config: LGRConfig,
     progress: Progress | None,
@@ -279,7 +260,7 @@ def _keep_tuned(
     if config.tune != "head":
 
         def build(path: Path) -> None:
-            save_stage(stage, data, "lgr", config, path)
+            training.save_stage(stage, data, "lgr", config, path)
             write_held_out(held, path)
 
         checkpoint = workspace.put_object("checkpoints", build)
@@ -287,24 +268,26 @@ def _keep_tuned(
         tx.note(tuned={"checkpoint": checkpoint, "start": _start(tx, config)})
     embed_images(tx, encoder, "train", progress=progress)
     # The transaction's commit is still the one before: it names the vectors of the encoder before.
-    images, parts = image_set(tx, "train", image_fp=encoder.image_fp), None
+    images, parts = loading.image_set(tx, "train", image_fp=encoder.image_fp), None
     if workspace.recipe.fusion.rule == "ours":
         whole, class_ids = _stage_two_data(workspace, tx, load_bank(tx), images, images.features[None])
         unseen = _unseen(held, images.image_ids, class_ids)
         parts, notes = weigh(replace(whole, **unseen, visual_init=None), head)
     saved = SavedHead(head, data.class_ids, encoder.text_fp, encoder.image_fp, parts)
-    tx.replace("class_stats", stats_rows(images.features, images.class_ids, saved.image_fp))
+    tx.replace("class_stats", loading.stats_rows(images.features, images.class_ids, saved.image_fp))
     return _keep_head(workspace, tx, saved, config, stage.log), notes
 
 
-def _parted(workspace: Workspace, data: TrainingSet, start: str | None) -> tuple[TrainingSet, HeldOut]:
+def _parted(
+    workspace: Workspace, data: training.TrainingSet, start: str | None
+) -> tuple[training.TrainingSet, HeldOut]:
     """The training images without those that the parts are weighed on, and these: stage 1's, or as many chosen anew."""
     if workspace.recipe.fusion.rule != "ours":
         return data, HeldOut()
     held = read_held_out(workspace.object_path("checkpoints", start)) if start else HeldOut()
     if not held.images:
-        held = replace(hold_out(data, workspace.recipe.cvlp.hold_out), classes=held.classes)
-    return without(data, held, data.texts), held
+        held = replace(training.hold_out(data, workspace.recipe.cvlp.hold_out), classes=held.classes)
+    return training.without(data, held, data.texts), held
 
 
 def _keep_head(workspace: Workspace, tx: Transaction, saved: SavedHead, config: LGRConfig, log: Log) -> str:
@@ -328,26 +311,80 @@ def _start(snapshot: Snapshot, config: LGRConfig) -> str | None:
 def _starting_encoder(workspace: Workspace, snapshot: Snapshot, start: str | None) -> Encoder:
     """The encoder of the checkpoint that stage 2 starts from."""
     if start == snapshot.commit.checkpoint:
-        return open_encoder(workspace, snapshot)
+        return loading.open_encoder(workspace, snapshot)
     if start is None:
-        return starting_encoder(workspace.recipe)
+        return training.starting_encoder(workspace.recipe)
     return Encoder.open(workspace.object_path("checkpoints", start))
 
 
-def _trained_bank(tx: Snapshot, loaded: LoadedBank, class_ids: Tensor) -> AnchorBank:
+def _trained_bank(tx: Snapshot, loaded: loading.LoadedBank, class_ids: Tensor) -> AnchorBank:
     """The anchors of the training classes int64 [C], in their order.
 
     Raises:
         MissingStepError: If one of them has no anchor: it came after the selection.
     """
-    positions = class_positions(loaded.bank.class_ids, class_ids)
+    positions = loading.class_positions(loaded.bank.class_ids, class_ids)
     bare = class_ids[positions < 0].tolist()
-    check_told(tx, bare, "anchor sentence", "Select again: vlltr embed, then vlltr select")
+    training.check_told(tx, bare, "anchor sentence", "Select again: vlltr embed, then vlltr select")
     return loaded.bank.select(positions)
 
 
 def _visual_init(
     workspace: Workspace, checkpoint: str | None, class_ids: Tensor
 ) -> tuple[Tensor, Tensor] | None:
-    found = load_visual(workspace.object_path("checkpoints", checkpoint), class_ids) if checkpoint else None
+    found = (
+        training.load_visual(workspace.object_path("checkpoints", checkpoint), class_ids)
+        if checkpoint
+        else None
+    )
     return found if found is None else found[:2]
+
+
+@dataclass(frozen=True)
+class RefitReport:
+    """What the head was trained on, and what that did to the classes that it knew before."""
+
+    digest: str
+    classes: int
+    new_classes: list[str]  # trained now and not before
+    text_only: int
+    images: int
+    notes: tuple[str, ...]
+    effect: Effect
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        more = ", ".join(self.new_classes[:5]) + (" ..." if len(self.new_classes) > 5 else "")
+        lines = [
+            f"Trained the head on {many(self.images, 'image')} of {many(self.classes, 'class', 'classes')}:"
+            f" {self.digest[:16]}",
+            f"New in it: {more or 'none'}. Known by text alone: {many(self.text_only, 'class', 'classes')}.",
+        ]
+        return lines + list(self.notes) + self.effect.lines()
+
+
+def refit(workspace: Workspace, config: LGRConfig, progress: Progress | None = None) -> RefitReport:
+    """Train the head, the generative model and the weights on the stored vectors of all current classes; one commit.
+
+    Encoder, anchors and index stay; classes known by text alone stay so. Merged classes become one.
+
+    Args:
+        workspace: With a trained head.
+        config: The `lgr` section of a recipe; `tune`, `mixup` and `cutmix` are not looked at.
+        progress: Called with the step's name, what is done, and the total.
+
+    Raises:
+        MissingStepError: If there is no head yet, or vectors of training images are missing.
+        WorkspaceError: If another command changed the workspace meanwhile.
+    """
+    snapshot = workspace.snapshot()
+    before = View.load(workspace, snapshot)
+    views = min(config.views, snapshot.commit.info.views)
+    stored = config.model_copy(update={"tune": "head", "mixup": 0.0, "cutmix": 0.0, "views": views})
+    report = train_lgr_stage(workspace, stored, progress, resume=False, command="refit")
+    after = View.load(workspace, workspace.snapshot())
+    names, known = snapshot.class_table().names, set(before.scorer.row_owners.tolist())
+    effect = after.effect(before, set(before.scorer.class_ids.tolist()) - known)
+    text_only = len(after.scorer.class_ids) - len(after.scorer.visual_sides())
+    new = [names[i] for i in after.scorer.row_owners.tolist() if i not in known]
+    return RefitReport(report.digest, report.classes, new, text_only, report.images, report.notes, effect)

@@ -12,16 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlltr_index.data.wikipedia import (
-    Article,
-    Choose,
-    Match,
-    Wanted,
-    Wiki,
-    match_class,
-    mentions,
-    own_titles,
-)
+from vlltr_index.data import wikipedia
 from vlltr_index.data.wikipedia_text import DROPPED_SECTIONS, article_sentences, near_duplicates
 from vlltr_index.errors import MissingStepError, UsageError
 from vlltr_index.pipelines.ingest import write_prompts
@@ -70,7 +61,9 @@ class WikipediaReport:
         return sum(not row.why for row in self.rows)
 
 
-def open_wiki(workspace: Workspace, api: str | None, lang: str, contact: str | None, refresh: bool) -> Wiki:
+def open_wiki(
+    workspace: Workspace, api: str | None, lang: str, contact: str | None, refresh: bool
+) -> wikipedia.Wiki:
     """The wiki whose API is at `api`, else Wikipedia in `lang`; its answers are kept in the workspace.
 
     Raises:
@@ -84,21 +77,19 @@ def open_wiki(workspace: Workspace, api: str | None, lang: str, contact: str | N
         )
     if contact is not None and not (contact.isascii() and contact.isprintable()):
         raise UsageError("--contact takes one line of ASCII", "For example: --contact you@example.org")
-    return Wiki(url, workspace.path / "cache" / "wikipedia", contact, refresh)
+    return wikipedia.Wiki(url, workspace.path / "cache" / "wikipedia", contact, refresh)
 
 
 def ingest_wikipedia(
     workspace: Workspace,
-    wiki: Wiki,
+    wiki: wikipedia.Wiki,
     *,
     lang: str = "en",
     hint: str | None = None,
     titles: Mapping[str, str] | None = None,
     only: Sequence[str] = (),
-    sections: Sequence[str] = (),
-    dropped: Sequence[str] = (),
     prompts: bool = True,
-    choose: Choose | None = None,
+    choose: wikipedia.Choose | None = None,
     command: str = "vlltr ingest wikipedia",
     progress: Progress | None = None,
 ) -> WikipediaReport:
@@ -114,8 +105,6 @@ def ingest_wikipedia(
         hint: What all classes have in common, such as `bird`.
         titles: The article of a class, by class.
         only: Names of the classes to look at; none given: all.
-        sections: Headings to keep beside the lead; none given: all but the dropped ones.
-        dropped: More headings to drop.
         prompts: Whether every class gets the recipe's prompts.
         choose: Asked where there are several candidates; see `match_class`.
         command: What the commands in the report start with.
@@ -127,14 +116,14 @@ def ingest_wikipedia(
         InputError: If the wiki gives no answer.
     """
     wanted = _wanted(workspace, wiki, only, titles or {})
-    own = wiki.pages([title for one in wanted.values() for title in own_titles(one, hint)])
-    away = (*DROPPED_SECTIONS.get(lang, DROPPED_SECTIONS["en"]), *dropped)
+    own = wiki.pages([title for one in wanted.values() for title in wikipedia.own_titles(one, hint)])
+    away = DROPPED_SECTIONS.get(lang, DROPPED_SECTIONS["en"])
     rows: dict[int, ClassArticle] = {}
     texts: dict[int, list[str]] = {}
     for class_id, one in wanted.items():
-        match = match_class(one, own, wiki, hint, choose)
+        match = wikipedia.match_class(one, own, wiki, hint, choose)
         article = wiki.article(match.page) if match.page else None
-        texts[class_id] = article_sentences(article.extract, away, sections) if article else []
+        texts[class_id] = article_sentences(article.extract, away) if article else []
         rows[class_id] = row = _row(one.name, match, article, texts[class_id], hint)
         if match.page and match.settled:
             _remember(wiki, one.name, match.page.title)
@@ -158,8 +147,8 @@ def ingest_wikipedia(
 
 
 def _wanted(
-    workspace: Workspace, wiki: Wiki, only: Sequence[str], titles: Mapping[str, str]
-) -> dict[int, Wanted]:
+    workspace: Workspace, wiki: wikipedia.Wiki, only: Sequence[str], titles: Mapping[str, str]
+) -> dict[int, wikipedia.Wanted]:
     """The classes to look at, by number, ascending."""
     table = workspace.snapshot().class_table()
     if not table.ids:
@@ -170,10 +159,10 @@ def _wanted(
     names = table.names
     given = _remembered(wiki) | {names[table.lookup(name)]: title for name, title in titles.items()}
     ids = sorted({table.lookup(name) for name in only}) or table.ids
-    return {i: Wanted(names[i], table.aliases.get(i, ()), given.get(names[i])) for i in ids}
+    return {i: wikipedia.Wanted(names[i], table.aliases.get(i, ()), given.get(names[i])) for i in ids}
 
 
-def _remembered(wiki: Wiki) -> dict[str, str]:
+def _remembered(wiki: wikipedia.Wiki) -> dict[str, str]:
     """Titles that were settled in earlier runs, by class."""
     try:
         values: dict[str, str] = json.loads(_titles_file(wiki).read_text(encoding="utf-8"))
@@ -182,26 +171,30 @@ def _remembered(wiki: Wiki) -> dict[str, str]:
     return values
 
 
-def _remember(wiki: Wiki, name: str, title: str) -> None:
+def _remember(wiki: wikipedia.Wiki, name: str, title: str) -> None:
     text = json.dumps(_remembered(wiki) | {name: title}, ensure_ascii=False, indent=1, sort_keys=True)
     part = _titles_file(wiki).with_suffix(".part")
     part.write_text(text + "\n", encoding="utf-8")
     part.replace(_titles_file(wiki))
 
 
-def _titles_file(wiki: Wiki) -> Path:
+def _titles_file(wiki: wikipedia.Wiki) -> Path:
     return wiki.folder / f"titles-{short(hashlib.sha256(wiki.url.encode()).hexdigest())}.json"
 
 
 def _row(
-    name: str, match: Match, article: Article | None, sentences: Sequence[str], hint: str | None
+    name: str,
+    match: wikipedia.Match,
+    article: wikipedia.Article | None,
+    sentences: Sequence[str],
+    hint: str | None,
 ) -> ClassArticle:
     """A class's article as far as it is known before anything is written."""
     if article is None:
         return ClassArticle(name, why=match.why, candidates=match.candidates)
     if not sentences:
         return ClassArticle(name, why=f"no sentence is left of the article {article.title!r}")
-    if hint and not match.settled and not mentions(hint, article.title, article.extract):
+    if hint and not match.settled and not wikipedia.mentions(hint, article.title, article.extract):
         why = f"the article {article.title!r} does not mention {hint!r}"
         return ClassArticle(name, why=why, candidates=(article.title,))
     source = article.url, article.revision, article.timestamp, article.licence
