@@ -204,7 +204,7 @@ def test_the_command_writes_and_reports(trained: Workspace, tmp_path: Path) -> N
     [
         (["--embed-images"], "--embed-images is for --tables: a model has no images"),
         (["--tables", "--index"], "--index is for a model, not for --tables"),
-        (["--private"], "--private and --message are for --push"),
+        (["--private"], "--private is for --push"),
         (["--push", "name"], "'name' is no name for a repository on the hub"),
     ],
 )

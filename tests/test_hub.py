@@ -89,10 +89,9 @@ def test_the_command_pushes(
     assert isinstance(refused.exception, PretrainedError)
     assert (tmp_path / "model" / SUMS).is_file()
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    done = CliRunner().invoke(vlltr, [*command, "--force", "--message", "Hello"])
+    done = CliRunner().invoke(vlltr, [*command, "--force"])
     assert done.exit_code == 0, done.exception
     assert f"Pushed: {hub.url}/user/birds/commit/{hub.repos['user/birds'].sha()}" in done.stdout
-    assert hub.repos["user/birds"].messages[-1] == "Hello"
 
 
 def test_what_the_hub_does_not_give(hub: HubServer, shared: Shared, tmp_path: Path) -> None:
