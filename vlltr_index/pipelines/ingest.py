@@ -129,49 +129,43 @@ def ingest_images(
     with workspace.transaction(command) as tx:
         before = len(tx.class_table())
         names = ingestion.known_names(tx, given)
-        out = _held_out(read_images(path, split, list_root, names, with_data=False), hold_out or 0.0)
-
-        def images(with_data: bool) -> Iterator[ImageRecord | Skipped]:
-            for item in read_images(path, split, list_root, names, with_data=with_data):
-                if isinstance(item, ImageRecord) and item.source in out:
-                    item = replace(item, split="test")
-                yield item
-
-        labels = _labels(images(with_data=False))
+        labels, out = _listed(read_images(path, split, list_root, names, with_data=False), hold_out or 0.0)
         fresh = {name for name, where in labels.items() if create_classes or "train" in where}
         classes = ingestion.resolve_classes(tx, list(labels), lambda name: name in fresh)
         ingestion.note_aliases(tx, given, names, classes)
         total = sum(map(Counter.total, labels.values()))
+        images = (
+            replace(item, split="test") if isinstance(item, ImageRecord) and item.source in out else item
+            for item in read_images(path, split, list_root, names, with_data=True)
+        )
         run = _ImageRun(tx, classes, store, hold_out is not None, total, progress)
-        run.take(images(with_data=True))
+        run.take(images)
         run.compare(names, labels)
         mute = _classes_without_text(tx)[0].intersection(classes.values())
         return run.report(str(path), before, write_prompts(workspace, tx, mute))
 
 
-def _held_out(items: Iterator[ImageRecord | Skipped], share: float) -> frozenset[str]:
-    """Sources of a share of each class's images, at most, in the order of a hash of their group or source."""
+def _listed(
+    items: Iterator[ImageRecord | Skipped], share: float
+) -> tuple[dict[str, Counter[str]], frozenset[str]]:
+    """What a source lists: how many images of each class each split has, in order of appearance, and the sources of a
+    share of each class's images, at most, in the order of a hash of their group or source.
+    """
+    labels: dict[str, Counter[str]] = defaultdict(Counter)
     of: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for item in items if share else ():
+    for item in items:
         if isinstance(item, ImageRecord) and item.class_name is not None:
-            unit = hashlib.sha256(os.fsencode(item.group or item.source)).hexdigest()
-            of[item.class_name].append((unit, item.source))
+            labels[item.class_name][item.split] += 1
+            if share:
+                unit = hashlib.sha256(os.fsencode(item.group or item.source)).hexdigest()
+                of[item.class_name].append((unit, item.source))
     held: list[str] = []
     for images in map(sorted, of.values()):
         last = min(round(share * len(images)), len(images) - 1)
         while 0 < last < len(images) and images[last - 1][0] == images[last][0]:  # within a group
             last -= 1
         held += [source for _, source in images[:last]]
-    return frozenset(held)
-
-
-def _labels(items: Iterator[ImageRecord | Skipped]) -> dict[str, Counter[str]]:
-    """How many images of each class a source has in each split, in order of appearance."""
-    found: dict[str, Counter[str]] = defaultdict(Counter)
-    for item in items:
-        if isinstance(item, ImageRecord) and item.class_name is not None:
-            found[item.class_name][item.split] += 1
-    return found
+    return labels, frozenset(held)
 
 
 @dataclass
