@@ -165,8 +165,6 @@ def test_what_is_refused_is_told_and_changes_nothing(small: Workspace, world: Wo
     add_images(small, "okapi", [picture])
     names = list(small.snapshot().class_table().names.values())
     calls: dict[str, Callable[[], object]] = {
-        "no sentence was given": lambda: add_sentences(small, first, [" "]),
-        "which sentences?": lambda: remove_sentences(small, first),
         f"no sentence of class {first!r} holds 'zebra'": lambda: remove_sentences(
             small, first, matching="zebra"
         ),
@@ -179,7 +177,6 @@ def test_what_is_refused_is_told_and_changes_nothing(small: Workspace, world: Wo
         "no readable image among what was given (/none.png: no such file)": (
             lambda: add_images(small, first, [Path("/none.png")])
         ),
-        "which images?": lambda: remove_images(small, []),
         "no image with the id 'abcdef' can be told: there is none": lambda: remove_images(small, ["abcdef"]),
         f"{picture} is an image of class 'okapi' already": lambda: add_images(small, first, [picture]),
         "no class would be left": lambda: remove_classes(small, names),

@@ -78,7 +78,7 @@ def test_the_way_through_both_stages(
     ingest(space, data)
     run(space, "embed")
     before = space.history.last()
-    run(space, "import", "release", files["one"], "--stage", "1")
+    run(space, "import", "release", files["one"])
     assert space.history.last() == before
     capsys.readouterr()
     run(space, "import", "release", files["two"], "--names", data / "labels.txt")

@@ -210,7 +210,6 @@ def test_who_is_writing(finished: Workspace) -> None:
     [
         ("ViT-B-16-quickgelu", 224, 248, None),
         ("RN50", None, None, "RN50"),
-        ("ViT-B-16", 384, None, "ViT-B-16 at 384 px"),
         ("ViT-B-16", None, 256, "ViT-B-16 out of 256 px"),
     ],
 )

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from vlltr_index.classes.change import ChangeReport, Edit, How, change, new_image_rows, usable
 from vlltr_index.data.files import require
@@ -48,6 +49,15 @@ class NewClass:
     image_bytes: tuple[tuple[str, bytes], ...] = ()  # names and encoded images; the workspace keeps the bytes
 
 
+class _Entry(BaseModel, extra="forbid"):
+    sentences: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+
+
+_MANIFEST = TypeAdapter(Annotated[dict[str, tuple[str, ...] | _Entry], Field(min_length=1)])
+
+
 def read_manifest(path: Path) -> list[NewClass]:
     """Read {name: [sentence, ...]} or {name: {"sentences": [...], "images": [...], "aliases": [...]}}.
 
@@ -56,25 +66,20 @@ def read_manifest(path: Path) -> list[NewClass]:
     Raises:
         InputError: If the file is missing, is not JSON, or an entry is neither.
     """
-    values = read_json(require(path))
-    if not isinstance(values, dict) or not values:
+    try:
+        entries = _MANIFEST.validate_python(read_json(require(path)))
+    except ValidationError as error:
+        loc, why = error.errors()[0]["loc"], error.errors()[0]["msg"]
+        where = f"{path}: class {loc[0]!r}" if loc else str(path)
         raise InputError(
-            f"{path}: expected {{name: [sentence, ...]}} with at least one class",
-            "Write it so, and run it again.",
-        )
-    found, allowed = [], {"sentences", "images", "aliases"}
-    for name, value in values.items():
-        entry = {"sentences": value} if isinstance(value, list) else value
-        if not isinstance(entry, dict) or not entry.keys() <= allowed:
-            raise InputError(
-                f"{path}: class {name!r}: expected a list of sentences, or keys among {sorted(allowed)}"
-            )
-        for key, items in entry.items():
-            if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-                raise InputError(f"{path}: class {name!r}: {key!r} must be a list of strings")
-        sentences, aliases = (tuple(entry.get(key, ())) for key in ("sentences", "aliases"))
-        files = tuple(path.parent / image for image in entry.get("images", ()))
-        found.append(NewClass(name, sentences, aliases=aliases, image_files=files))
+            f"{where}: {why}",
+            'Expected {name: [sentence, ...]} or {name: {"sentences": [...], "images": [...], "aliases": [...]}}.',
+        ) from None
+    found = []
+    for name, given in entries.items():
+        entry = given if isinstance(given, _Entry) else _Entry(sentences=given)
+        files = tuple(path.parent / image for image in entry.images)
+        found.append(NewClass(name, entry.sentences, aliases=entry.aliases, image_files=files))
     return found
 
 
