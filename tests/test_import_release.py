@@ -200,19 +200,17 @@ def test_stage_two_over_weights_that_are_not_stage_ones(
     small_clip.register(tmp_path)
     weights = tmp_path / "w.pt"
     torch.save(small_clip.make().state_dict(), weights)
-    for name in (small_clip.NAME, f"{small_clip.NAME}-quickgelu"):
-        recipe = Recipe.model_validate(
-            {"name": "test", "encoder": {"model": name, "pretrained": str(weights)}}
-        )
-        space = Workspace.create(tmp_path / name, recipe)
-        args = ("import", "release", files["two"], "--names", files["data"] / "labels.txt")
-        said = refusal(space, capsys, *args)
-        if name == small_clip.NAME:
-            assert "has plain GELU, the release's has QuickGELU" in said
-        else:  # another image tower
-            assert "Import the stage 1 checkpoint that belongs to it first." in said
+    args = ("import", "release", files["two"], "--names", files["data"] / "labels.txt")
+    spaces = []
+    for name, words in (
+        (small_clip.NAME, "has plain GELU, the release's has QuickGELU"),
+        (f"{small_clip.NAME}-quickgelu", "Import the stage 1 checkpoint that belongs to it first."),
+    ):
+        values = {"name": "test", "encoder": {"model": name, "pretrained": str(weights)}}
+        spaces.append(Workspace.create(tmp_path / name, Recipe.model_validate(values)))
+        assert words in refusal(spaces[-1], capsys, *args)
     own = Encoder.load(f"{small_clip.NAME}-quickgelu", str(weights)).model.state_dict()
     visual = {k: v for k, v in own.items() if k.startswith("visual.")}
     path = release_twins.save(tmp_path / "fits.pth", visual | release_twins.head(3, 2))
-    run(space, "import", "release", path, "--names", files["data"] / "labels.txt")
+    run(spaces[-1], "import", "release", path, "--names", files["data"] / "labels.txt")
     assert "  the text tower is that of small-vit-quickgelu:" in capsys.readouterr().out

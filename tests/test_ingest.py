@@ -252,19 +252,11 @@ def test_sources_of_which_nothing_can_be_taken(workspace: Workspace, tmp_path: P
     columns = {"image": pa.array([None], pa.binary()), "label": ["a"]}
     path = tmp_path / "p.parquet"
     pq.write_table(pa.table(columns), path)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=r"no image was taken: left out: .*#0: the row has no image bytes"):
         ingest_images(workspace, path, "train")
-    assert str(caught.value) == (
-        f"no image was taken: left out: {path}#0: the row has no image bytes\n"
-        "Mend the source and run the command again."
-    )
     path = texts(tmp_path / "t.json", {"owl": []})
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=r"holds no sentence \(left out: .*: class 'owl': the class has no"):
         ingest_text(workspace, path)
-    assert str(caught.value) == (
-        f"{path} holds no sentence (left out: {path}: class 'owl': the class has no sentence)\n"
-        "Give every class a sentence or more."
-    )
     assert workspace.history.last().id == 0
     assert not workspace.snapshot().class_table().names
 

@@ -41,8 +41,8 @@ ADJUSTED = "image-only + logit adjustment"
 Rule = Literal["linear", "cosine", "knn", "tip"]
 Tower = Literal["fc", "own", "start"]
 _PLAIN = ("label", "rule", "tower", "checkpoint", "image_fp", "settings", "probabilities", "note")
-_Setting = TypeVar("_Setting")
-_Model = TypeVar("_Model")
+_S, _M = TypeVar("_S"), TypeVar("_M")  # a setting, and what is fitted with it
+_Fit = Callable[[float, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +101,7 @@ def sentences_of(snapshot: Snapshot, class_ids: Tensor | None = None) -> Sentenc
     """
     rows = snapshot.table("sentences", ["sentence_id", "class_id", "text_hash", "text", "source"])
     rows = rows.sort_by("sentence_id")
-    owner = torch.from_numpy(rows["class_id"].to_numpy().copy()).long()
+    owner = torch.tensor(rows["class_id"].to_pylist(), dtype=torch.int64)
     if class_ids is None:
         active = torch.tensor(snapshot.class_table().ids, dtype=torch.int64)
         class_ids = torch.unique(owner[torch.isin(owner, active)])
@@ -109,10 +109,9 @@ def sentences_of(snapshot: Snapshot, class_ids: Tensor | None = None) -> Sentenc
     kept = (positions >= 0).nonzero()[:, 0]
     if not len(kept):
         raise MissingStepError("there are no sentences", "Run: vlltr ingest text PATH")
-    rows = rows.take(kept.numpy())
-    prompts = torch.tensor([s == "prompt" for s in rows["source"].to_pylist()])
+    hashes, texts, sources = (rows[c].take(kept.numpy()).to_pylist() for c in ("text_hash", "text", "source"))
     return Sentences(
-        class_ids, positions[kept], rows["text_hash"].to_pylist(), rows["text"].to_pylist(), prompts
+        class_ids, positions[kept], hashes, texts, torch.tensor([s == "prompt" for s in sources])
     )
 
 
@@ -331,9 +330,8 @@ class _Making:
 
     def trained_classes(self) -> Tensor:
         """The classes with training images, int64 [C]."""
-        owner = usable_images(self.snapshot, "train", [])["class_id"].to_numpy().copy()
-        class_ids: Tensor = torch.unique(torch.from_numpy(owner).long())
-        return class_ids
+        owners = usable_images(self.snapshot, "train", [])["class_id"].to_pylist()
+        return torch.tensor(sorted(set(owners)), dtype=torch.int64)
 
     def training(self, lr: float) -> rules.HeadTraining:
         """The numbers of cRT and LWS: balanced classes, plain cross-entropy."""
@@ -381,11 +379,8 @@ class _Tower:
         return BaselineRow(label, rule, *tower, tensors, settings, **more)
 
     def choose(
-        self,
-        settings: Sequence[_Setting],
-        fit: Callable[[_Setting, Tensor, Tensor], _Model],
-        scores: Callable[[_Model], Tensor],
-    ) -> tuple[_Setting, _Model, dict[str, Any]]:
+        self, settings: Sequence[_S], fit: Callable[[_S, Tensor, Tensor], _M], scores: Callable[[_M], Tensor]
+    ) -> tuple[_S, _M, dict[str, Any]]:
         """Fit with every setting, keep the best on what is held out, and fit it again on all where it saw less.
 
         `fit` takes a setting, features and labels to a model, `scores` a model to scores of `seen`. With nothing to
@@ -400,13 +395,7 @@ class _Tower:
         model = tried[at] if self.fitted.all() else fit(settings[at], self.features, self.labels)
         return settings[at], model, {**facts, "accuracy": round(accuracy, 4)}
 
-    def linear(
-        self,
-        label: str,
-        setting: str,
-        values: Sequence[float],
-        fit: Callable[[float, Tensor, Tensor], tuple[Tensor, Tensor]],
-    ) -> list[BaselineRow]:
+    def linear(self, label: str, setting: str, values: Sequence[float], fit: _Fit) -> list[BaselineRow]:
         """The row of a linear classifier with one setting to choose; `fit` gives weight and bias."""
         value, (w, b), facts = self.choose(values, fit, lambda wb: rules.linear_logits(self.seen, *wb))
         return [self.row(label, "linear", {"weight": w, "bias": b}, {setting: value, **facts})]
@@ -415,8 +404,7 @@ class _Tower:
 def _own_tower(making: _Making, class_ids: Tensor) -> _Tower:
     """Features of the workspace's encoder: the checkpoint its commit names, or the recipe's pretrained weights."""
     encoder = open_encoder(making.workspace, making.snapshot)
-    checkpoint = making.snapshot.commit.checkpoint
-    return _Tower.load(making, encoder, "own", checkpoint, class_ids)
+    return _Tower.load(making, encoder, "own", making.snapshot.commit.checkpoint, class_ids)
 
 
 def _fc_tower(making: _Making) -> tuple[_Tower, Tensor, Tensor]:
@@ -448,10 +436,11 @@ def _crt(making: _Making) -> list[BaselineRow]:
 
 def _tau_norm(making: _Making) -> list[BaselineRow]:
     tower, weight, bias = _fc_tower(making)
-    none = torch.zeros_like(bias)
-    return tower.linear(
-        "tau-norm", "tau", making.config.taus, lambda tau, _, __: (rules.tau_normalised(weight, tau), none)
-    )
+
+    def fit(tau: float, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return rules.tau_normalised(weight, tau), torch.zeros_like(bias)
+
+    return tower.linear("tau-norm", "tau", making.config.taus, fit)
 
 
 def _lws(making: _Making) -> list[BaselineRow]:

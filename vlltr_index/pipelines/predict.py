@@ -108,11 +108,12 @@ def predict_to_file(
     part, lock = (out.with_name(out.name + ending) for ending in (".part", ".lock"))
     model = [answers.scorer.saved.text_fp, answers.scorer.saved.image_fp, answers.scorer.loaded.selection_id]
     facts = {"commit": answers.commit, "model": model, "images": list(paths), **how}
+    asked = json.dumps(facts, sort_keys=True).encode() + b"\n"
     try:
         with FileLock(lock, timeout=0):
             if out.exists():  # by now
                 raise UsageError(f"{out} is there already", "Choose another file, or remove it.")
-            done = _begun(part, facts)
+            done = _begun(part, asked)
             before, unread, written = len(done), sum(done.values()), 0
             todo = (
                 (name, source)
@@ -206,34 +207,30 @@ def _values(record: Any) -> dict[str, Any]:
     return {name: getattr(record, name) for name in record.__slots__}
 
 
-def _begun(part: Path, facts: dict[str, Any]) -> dict[str, bool]:
+def _begun(part: Path, asked: bytes) -> dict[str, bool]:
     """Names that are answered, and whether each could not be read; a line that was cut off is taken away."""
     done: dict[str, bool] = {}
     with part.open("ab+") as file:
         file.seek(0)
-        before, first = file.readline(), file.readline()
+        begun, first = file.readline(), file.readline()
         if not first:  # nothing was answered
             file.truncate(0)
-            file.write(json.dumps(facts, sort_keys=True).encode() + b"\n")
+            file.write(asked)
             return done
+        if begun != asked:
+            raise UsageError(
+                f"{part} holds answers that were asked for otherwise: {begun[:300].decode(errors='replace').strip()}",
+                "Run the command that began it, with --at its commit, or remove the file to begin anew.",
+            )
+        end = file.seek(len(begun))
         try:
-            begun, end = json.loads(before), len(before)
-            if begun != json.loads(json.dumps(facts)):
-                said = f"commit {begun['commit']} to {shlex.join(begun['images'])}"
-                raise UsageError(
-                    f"{part} holds answers of {said}, asked for otherwise",
-                    f"Run the command that began it, with --at {begun['commit']}, or remove the file to begin anew.",
-                )
-            file.seek(end)
             for line in file:
                 if line.endswith(b"\n"):
                     row, end = json.loads(line), end + len(line)
                     done[row["image"]] = row["problem"] is not None
         except (ValueError, LookupError, TypeError) as error:
-            raise UsageError(
-                f"{part} has a line that is no answer of this program: {error}",
-                "Remove the file to begin anew.",
-            ) from None
+            why = f"{part} has a line that is no answer of this program: {error}"
+            raise UsageError(why, "Remove the file to begin anew.") from None
         file.truncate(end)
     return done
 
