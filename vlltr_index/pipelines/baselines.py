@@ -39,9 +39,10 @@ ADJUSTED = "image-only + logit adjustment"
 """The strongest image-only row: what the method is compared with unless another row is named."""
 
 Rule = Literal["linear", "cosine", "knn", "tip"]
-Tower = Literal["fc", "own", "start"]
+Tower = Literal["fc", "own"]
 _PLAIN = ("label", "rule", "tower", "checkpoint", "image_fp", "settings", "probabilities", "note")
-_S, _M = TypeVar("_S"), TypeVar("_M")  # a setting, and what is fitted with it
+_S = TypeVar("_S")  # a setting
+_M = TypeVar("_M")  # what is fitted with it
 _Fit = Callable[[float, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -55,7 +56,7 @@ class BaselineRow:
 
     label: str
     rule: Rule
-    tower: Tower  # the fc baseline's, the workspace's own, or the one the recipe starts from
+    tower: Tower  # the fc baseline's, or the workspace's own
     checkpoint: str | None  # of the encoder; None where it is the recipe's pretrained start
     image_fp: str | None  # of the encoder; None where it has not been looked up
     class_ids: Tensor  # int64 [C], ascending
@@ -305,8 +306,6 @@ def _embed(
 
 def _age(row: BaselineRow, snapshot: Snapshot, name: str) -> str:
     """Says so where the tower the row was made with is not the commit's any more."""
-    if row.tower == "start":
-        return ""
     now = snapshot.commit.info.baseline_fc if row.tower == "fc" else snapshot.commit.checkpoint
     return "" if now == row.checkpoint else f"made with an earlier tower: vlltr train baseline {name}"
 
@@ -464,19 +463,9 @@ def _discriminant(making: _Making) -> list[BaselineRow]:
 def _zero_shot(making: _Making) -> list[BaselineRow]:
     sentences = sentences_of(making.snapshot)
     tower = _own_tower(making, sentences.class_ids)
-    towers = {"zero-shot": tower}
-    recipe = making.workspace.recipe
-    if tower.checkpoint is not None and recipe.encoder.pretrained:
-        start = replace(
-            tower, encoder=training.starting_encoder(recipe).eval(), whose="start", checkpoint=None
-        )
-        towers["zero-shot, starting weights"] = start
-    rows = []
-    for label, tower in towers.items():
-        weight, note = _ensemble(making, tower.encoder, sentences)
-        scale = {"scale": tower.encoder.logit_scale}
-        rows.append(tower.row(label, "cosine", {"weight": weight}, scale, note=note))
-    return rows
+    weight, note = _ensemble(making, tower.encoder, sentences)
+    scale = {"scale": tower.encoder.logit_scale}
+    return [tower.row("zero-shot", "cosine", {"weight": weight}, scale, note=note)]
 
 
 def _knn(making: _Making) -> list[BaselineRow]:

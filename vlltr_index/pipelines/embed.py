@@ -81,13 +81,15 @@ def embed(
             )
         augment = ViewAugment(drawn, encoder)
         with _open_engine(engine, actors, encoder, augment, _workers(workspace, encoder, views)) as computes:
-            sentences = tx.table("sentences", ["text_hash", "text"]).to_pydict().values()
-            texts = embed_sentences(tx, encoder, *sentences, progress, computes)
-            counts = [0, 0, 0]  # images embedded, there before, unreadable
+            hashes, texts = tx.table("sentences", ["text_hash", "text"]).to_pydict().values()
+            new, before, truncated = embed_sentences(tx, encoder, hashes, texts, progress, computes)
+            images, there, unreadable = 0, 0, 0
             for split in sorted(set(tx.table("images", ["split"])["split"].to_pylist())):
                 wanted = range(views if split == "train" else 1)
-                made = embed_images(tx, encoder, split, wanted, None, drawn, progress, engine=computes)
-                counts = [before + new for before, new in zip(counts, made, strict=True)]
+                made, had, failed = embed_images(
+                    tx, encoder, split, wanted, None, drawn, progress, engine=computes
+                )
+                images, there, unreadable = images + made, there + had, unreadable + failed
         fps = encoder.text_fp, encoder.image_fp
         if (commit.text_fp or fps[0], commit.image_fp or fps[1]) != fps:  # they were another encoder's
             tx.set(selection_id=None, head=None, index=None, fusion=None)
@@ -96,7 +98,8 @@ def embed(
         tx.note(
             logit_scale=encoder.logit_scale, dim=encoder.dim, views=views, augment=drawn, precision=precision
         )
-    return EmbedReport(*texts, encoder.tokenizer.context_length, *counts, *fps)
+    context = encoder.tokenizer.context_length
+    return EmbedReport(new, before, truncated, context, images, there, unreadable, *fps)
 
 
 def _workers(workspace: Workspace, encoder: Encoder, views: int) -> int:

@@ -147,6 +147,7 @@ def _stage_two_data(
         if (visual := training.load_visual(folder, class_ids)) is not None:
             weight, bias, known = visual
             init = weight, torch.where(known, bias, torch.nan)  # rows that are not stage 1's start elsewhere
+    unseen, unseen_classes = _unseen(held, first.image_ids, class_ids)
     places = loading.class_positions(loaded.bank.class_ids, class_ids)
     there = places[places >= 0]
     data = StageTwoData(
@@ -158,18 +159,16 @@ def _stage_two_data(
         visual_init=init,
         logit_scale=commit.logit_scale,
         sentence_means=loading.sentence_means(snapshot, class_ids),
-        **_unseen(held, first.image_ids, class_ids),
+        unseen=unseen,
+        unseen_classes=unseen_classes,
     )
     return data, class_ids
 
 
-def _unseen(held: HeldOut, image_ids: list[str], class_ids: Tensor) -> dict[str, Tensor]:
+def _unseen(held: HeldOut, image_ids: list[str], class_ids: Tensor) -> tuple[Tensor, Tensor]:
     """The images bool [N] and classes bool [C] that were held out."""
     images, classes = [held.has(i) for i in image_ids], [i in held.classes for i in class_ids.tolist()]
-    return {
-        "unseen": torch.tensor(images, dtype=torch.bool),
-        "unseen_classes": torch.tensor(classes, dtype=torch.bool),
-    }
+    return torch.tensor(images, dtype=torch.bool), torch.tensor(classes, dtype=torch.bool)
 
 
 def _commit_head(
@@ -271,8 +270,9 @@ def _keep_tuned(
     images, parts = loading.image_set(tx, "train", image_fp=encoder.image_fp), None
     if workspace.recipe.fusion.rule == "ours":
         whole, class_ids = _stage_two_data(workspace, tx, load_bank(tx), images, images.features[None])
-        unseen = _unseen(held, images.image_ids, class_ids)
-        parts, notes = weigh(replace(whole, **unseen, visual_init=None), head)
+        unseen, apart = _unseen(held, images.image_ids, class_ids)
+        whole = replace(whole, unseen=unseen, unseen_classes=apart, visual_init=None)
+        parts, notes = weigh(whole, head)
     saved = SavedHead(head, data.class_ids, encoder.text_fp, encoder.image_fp, parts)
     tx.replace("class_stats", loading.stats_rows(images.features, images.class_ids, saved.image_fp))
     return _keep_head(workspace, tx, saved, config, stage.log), notes

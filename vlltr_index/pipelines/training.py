@@ -116,9 +116,10 @@ def hold_out(data: TrainingSet, most: int, classes: frozenset[int] = frozenset()
     """What to keep out of the training split: some classes, and at most so many images of the others."""
     owners = data.owners
     seen = [n for n, owner in enumerate(owners) if owner not in classes]
-    columns = (data.image_ids, owners, data.groups, data.digests)
-    ids, kept, groups, digests = ([column[n] for n in seen] for column in columns)
-    return HeldOut.of((ids[n] for n in choose_held_out(ids, kept, groups, digests, most)), classes)
+    ids, groups, digests = _at(data.image_ids, seen), _at(data.groups, seen), _at(data.digests, seen)
+    return HeldOut.of(
+        (ids[n] for n in choose_held_out(ids, _at(owners, seen), groups, digests, most)), classes
+    )
 
 
 def without(data: TrainingSet, held: HeldOut, texts: list[list[str]]) -> TrainingSet:
@@ -127,9 +128,12 @@ def without(data: TrainingSet, held: HeldOut, texts: list[list[str]]) -> Trainin
     kept = [n for n, (image, i) in enumerate(pairs) if not held.has(image) and i not in held.classes]
     owners = data.class_ids[data.labels[kept]]
     class_ids, labels, counts = torch.unique(owners, return_inverse=True, return_counts=True)
-    columns = (data.image_ids, data.sources, data.digests, data.groups)
-    ids, sources, digests, groups = ([column[n] for n in kept] for column in columns)
-    return TrainingSet(class_ids, counts, ids, labels, sources, digests, groups, texts)
+    sources, digests, groups = _at(data.sources, kept), _at(data.digests, kept), _at(data.groups, kept)
+    return TrainingSet(class_ids, counts, _at(data.image_ids, kept), labels, sources, digests, groups, texts)
+
+
+def _at(column: Sequence[T], places: Sequence[int]) -> list[T]:
+    return [column[place] for place in places]
 
 
 def class_texts(snapshot: Snapshot, class_ids: list[int]) -> dict[int, list[str]]:
