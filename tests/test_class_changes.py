@@ -13,7 +13,6 @@ from tests.changes import World, anchors, state
 from vlltr_index.classes import (
     ChangeReport,
     NewClass,
-    Session,
     add_class,
     add_classes,
     add_images,
@@ -24,7 +23,7 @@ from vlltr_index.classes import (
     remove_sentences,
     rename_class,
 )
-from vlltr_index.classes.change import Effect, View
+from vlltr_index.classes.change import Effect
 from vlltr_index.embedding.loading import image_set
 from vlltr_index.errors import InputError, UnknownClassError, UsageError
 from vlltr_index.pipelines.classlist import show_class
@@ -212,25 +211,6 @@ def test_dry_runs_commit_nothing(small: Workspace, world: World, names: list[str
     for report in reports:
         assert report.dry_run
         assert report.lines()[-1] == "This was a dry run: nothing was committed."
-
-
-def test_a_session_scores_only_what_changed(small: Workspace, world: World) -> None:
-    """After changes of every kind the session's state is what a new one reads, up to losses that hardly moved."""
-    session = Session(small)
-    texts = sorted(world.texts)
-    add_classes(small, [NewClass(texts[0], tuple(world.texts[texts[0]]))], session=session)
-    add_images(small, texts[0], [Path(world.pictures[4])], session=session)
-    merge_classes(small, world.classes[0].name, world.classes[1].name, session=session)
-    remove_classes(small, [world.classes[2].name], session=session)
-    kept, read = session.view(small.snapshot()), View.load(small, small.snapshot())
-    assert kept is session.view(small.snapshot())
-    assert kept.scorer.loaded.sentence_ids == read.scorer.loaded.sentence_ids
-    assert torch.equal(kept.scorer.loaded.keys, read.scorer.loaded.keys)
-    assert torch.equal(kept.scorer.bank.vectors, read.scorer.bank.vectors)
-    assert torch.equal(kept.scorer.row_owners, read.scorer.row_owners)
-    assert torch.equal(kept.scorer.stats.sums, read.scorer.stats.sums)
-    assert torch.equal(kept.scorer.stats.counts, read.scorer.stats.counts)
-    assert torch.allclose(kept.text_logits, read.text_logits, atol=0.01)
 
 
 def test_harm_is_warned_of() -> None:

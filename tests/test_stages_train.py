@@ -74,27 +74,6 @@ def test_a_stopped_decision_goes_on(trained: Workspace) -> None:
     assert not list((trained.path / "runs").glob("lgr-*"))
 
 
-def test_a_stopped_head_of_a_protocol_goes_on(trained: Workspace) -> None:
-    """The same command resumes and gives the head of a run that was not stopped; `resume=False` starts anew."""
-    by_rule(trained, "fusion.rule=paper")
-    config = override(trained.recipe, ("lgr.epochs=3", "lgr.seed=5")).lgr
-    seen = list[int]()
-
-    def stop(step: str, done: int, total: int | None) -> None:
-        assert total is not None
-        seen.append(done)
-        if 3 * done > total:
-            raise KeyboardInterrupt
-
-    for resume in (True, False):
-        seen.clear()
-        with pytest.raises(KeyboardInterrupt):
-            train_lgr_stage(trained, config, stop, resume)
-        assert seen[0] == 1
-    resumed, anew = train_lgr_stage(trained, config), train_lgr_stage(trained, config)
-    assert (resumed.resumed, anew.resumed, anew.digest) == (True, False, resumed.digest)
-
-
 def test_classes_without_anchors_are_named(trained: Workspace, pictures: Path, tmp_path: Path) -> None:
     """A class that came after the selection stops the training of a protocol with the command that mends it; by our
     rule it is known by its images."""

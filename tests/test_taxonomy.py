@@ -184,13 +184,6 @@ def test_trees_that_cannot_be(birds: Workspace, tmp_path: Path, text: str, messa
     assert birds.history.last() == before
 
 
-def test_names_that_are_no_class_are_told(birds: Workspace, tmp_path: Path) -> None:
-    """They may be classes that come later."""
-    report = ingest_classes(birds, written(tmp_path, "name,parent\nwren,bird\nkestrell,bird\nrobin,bird\n"))
-    assert report.notes[0] == ("2 names are no classes and have nothing below: 'kestrell', 'robin'.")
-    assert report.unknown == 2
-
-
 def test_circles_are_found_wherever_they_lie() -> None:
     """Names above one that is asked about, and no others."""
     tree = {n: Taxon(n, p) for n, p in {"a": "b", "b": "c", "c": "b", "d": "e"}.items()}
