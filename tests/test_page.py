@@ -102,7 +102,7 @@ def test_additions_that_are_refused(
     large.write_bytes(bytes(2**20 + 1))
     good = ("a.png", pictures / "unseen" / "0.png")
     refused: list[tuple[tuple[Any, ...], str]] = [
-        (("", TEXT), "a class needs a name; got an empty one"),
+        (("", TEXT), "the new class: the class name is empty"),
         (("okapi", ""), "nothing is known of class 'okapi': no sentence and no readable image"),
         (("okapi", "x" * 200_001), "a text of 200,001 characters; 200,000 are allowed here"),
         (("okapi", TEXT, [good] * 51), "51 pictures; 50 are allowed here"),
