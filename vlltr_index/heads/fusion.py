@@ -14,12 +14,12 @@ Three rules put it together:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from vlltr_index.errors import InputError
 from vlltr_index.tensors import check_labels, check_matrix, check_vector, working_dtype
 
 __all__ = [
@@ -38,7 +38,8 @@ __all__ = [
 
 Rule = Literal["ours", "paper", "logits"]
 
-_LARGEST = 1e6
+Weight = Annotated[float, Field(ge=0.0, le=1e6)]
+"""A factor of a part's scores; files with others are refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +52,9 @@ class Meeting:
         offset: Added to their scores.
     """
 
-    generative: float
-    text: float
-    offset: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check_weights(generative=self.generative, text=self.text)
-        if not abs(self.offset) <= _LARGEST:
-            raise InputError(
-                f"the offset must lie within {_LARGEST:,.0f}, got {self.offset}", "vlltr train lgr"
-            )
+    generative: Weight
+    text: Weight
+    offset: Annotated[float, Field(ge=-1e6, le=1e6)] = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,22 +69,11 @@ class PartWeights:
         told: For later classes that are known by text alone.
     """
 
-    image: float
-    generative: float
-    text: float
+    image: Weight
+    generative: Weight
+    text: Weight
     pictured: Meeting
     told: Meeting
-
-    def __post_init__(self) -> None:
-        _check_weights(image=self.image, generative=self.generative, text=self.text)
-
-
-def _check_weights(**weights: float) -> None:
-    for name, weight in weights.items():
-        if not 0.0 <= weight <= _LARGEST:  # nan too
-            raise InputError(
-                f"the weight {name!r} must lie in 0..{_LARGEST:,.0f}, got {weight}", "vlltr train lgr"
-            )
 
 
 class ImageSide(NamedTuple):
