@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from vlltr_index.errors import PretrainedError, UsageError
-from vlltr_index.recognition.exported.layout import MODEL_FILES, OPTIONAL, SUMS
-from vlltr_index.recognition.exported.reading import read_config, verify
+from vlltr_index.recognition.exported.reading import MODEL_FILES, OPTIONAL, SUMS, read_config, verify
 from vlltr_index.schemas.exported import LIBRARY
 from vlltr_index.version import VERSION
 
 __all__ = ["check_repository", "locate", "push"]
 
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_REPOSITORY = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _LONGEST = 96
-_TOKEN_HINT = "Log in (hf auth login), set HF_TOKEN, or give token="
 
 
 def locate(
@@ -43,11 +40,7 @@ def locate(
             raise UsageError(f"{folder} is a folder here: it has no revision {revision!r}")
         return folder
     repository = str(name)
-    if not _REPOSITORY.fullmatch(repository) or len(repository) > _LONGEST:
-        raise UsageError(
-            f"{repository!r} is neither a folder nor a repository on the hub",
-            "Give a folder that `vlltr export DIR` wrote, or user/name.",
-        )
+    check_repository(repository)
     from huggingface_hub import snapshot_download
 
     try:
@@ -61,7 +54,7 @@ def locate(
             library_version=VERSION,
         )
     except Exception as error:  # huggingface_hub, its HTTP library and the file system each raise their own
-        raise _refused(repository, revision, error) from error
+        raise _refused(repository, error) from error
     return Path(str(found))
 
 
@@ -71,8 +64,11 @@ def check_repository(repo_id: str) -> None:
     Raises:
         UsageError: If it cannot.
     """
-    if not _REPOSITORY.fullmatch(repo_id) or len(repo_id) > _LONGEST or "--" in repo_id or ".." in repo_id:
-        raise UsageError(f"{repo_id!r} is no name for a repository on the hub", "For example: user/name")
+    if not _REPOSITORY.fullmatch(repo_id) or len(repo_id) > _LONGEST:
+        raise UsageError(
+            f"{repo_id!r} is neither a folder here nor a name for a repository on the hub",
+            "Give a folder that `vlltr export DIR` wrote, or user/name.",
+        )
 
 
 def push(
@@ -100,8 +96,8 @@ def push(
         PretrainedError: If the folder is damaged, or the hub does not take it.
     """
     check_repository(repo_id)
-    config = read_config(folder)
     files = verify(folder)
+    config = read_config(folder)
     from huggingface_hub import HfApi
 
     api = HfApi(library_name=LIBRARY, library_version=VERSION, token=token)
@@ -115,53 +111,15 @@ def push(
             delete_patterns=list(OPTIONAL),  # of an earlier push; those that are uploaded stay
         )
     except Exception as error:  # as in `locate`
-        raise _refused(repo_id, None, error, pushing=True) from error
+        raise _refused(repo_id, error) from error
     return str(done.commit_url)
 
 
-def _refused(
-    repository: str, revision: str | None, error: Exception, pushing: bool = False
-) -> PretrainedError:
-    """What to say when the hub does not do what it was asked."""
-    from huggingface_hub import errors
-
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, errors.GatedRepoError):
-        return PretrainedError(
-            f"{repository} is gated on the hub: its owner has to let you in",
-            f"Ask for access on its page. Then: {_TOKEN_HINT}",
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return PretrainedError(
-            f"{repository} has no revision {revision!r} on the hub", "Leave it out for the newest."
-        )
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return PretrainedError(
-            f"{repository} is neither a folder here nor a repository on the hub that you may see",
-            f"Check the name. If it is private: {_TOKEN_HINT}",
-        )
-    if status in (401, 403):
-        return PretrainedError(
-            f"the hub refuses {repository} with status {status}: {_first_line(error)}", _TOKEN_HINT
-        )
-    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled) or _unreachable(error):
-        if pushing:
-            return PretrainedError(
-                f"the hub cannot be reached: {_first_line(error)}", "Try again with a network."
-            )
-        return PretrainedError(
-            f"the hub cannot be reached, and {repository} is not in the cache: {_first_line(error)}",
-            "Try again with a network, or copy the folder here and name it instead.",
-        )
-    return PretrainedError(f"{repository}: {type(error).__name__}: {_first_line(error)}", "Try again later.")
-
-
-def _unreachable(error: Any) -> bool:
-    """Whether an HTTP library says that there was no connection."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"ConnectError", "ConnectionError", "TimeoutException", "Timeout", "TransportError"})
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+def _refused(repository: str, error: Exception) -> PretrainedError:
+    """What to say when the hub does not do what it was asked; huggingface_hub says why."""
+    why = " ".join(str(error).split()) or type(error).__name__
+    return PretrainedError(
+        f"{repository} on the hub: {why}",
+        "Check the name and the network. For what is private or gated log in (hf auth login), set HF_TOKEN, or give "
+        "token=",
+    )
