@@ -259,9 +259,7 @@ class AnchorBank:
         """The bank on another device."""
         if torch.device(device) == self.vectors.device:
             return self
-        moved = AnchorBank(*(getattr(self, f.name).to(device) for f in fields(self)))
-        moved.__dict__["bounds"] = self.bounds  # known: a GPU need not be asked
-        return moved
+        return AnchorBank(*(getattr(self, f.name).to(device) for f in fields(self)))
 
     def _mean_values(self, normalise_values: bool, beta: float) -> Tensor:
         """Weighted mean of each class's anchors, [C, D]."""

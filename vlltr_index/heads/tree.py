@@ -74,6 +74,10 @@ class ClassTree:
         pairs = [(column, node) for column, own in enumerate(self.nodes) for node in self.paths[own]]
         return torch.tensor(pairs, dtype=torch.int64).T
 
+    def below(self, node: int) -> Tensor:
+        """The columns of the classes that a node holds, int64, ascending."""
+        return self._pairs[0, self._pairs[1] == node]
+
     @cached_property
     def sizes(self) -> Tensor:
         """How many classes each node holds, int64 [M]."""

@@ -27,6 +27,7 @@ from vlltr_index.tensors import unit_rows
 
 if TYPE_CHECKING:
     from vlltr_index.heads.anchor_bank import AnchorBank
+    from vlltr_index.heads.tree import HeldOutAnswers
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
 
@@ -171,6 +172,26 @@ class Scorer:
         """Score features [B, D] against every class, in batches."""
         parts = [self.fuse(self.image_side(part), self.text_logits(part)) for part in features.split(_BATCH)]
         return FusedScores(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+    def held_out(self, what: str) -> tuple[float, HeldOutAnswers]:
+        """What images that were held out when the head was trained say: see `accept_above` and `held_out` of `Parts`.
+
+        Args:
+            what: What is asked of them, for the error.
+
+        Raises:
+            MissingStepError: If there were none.
+        """
+        lacking = f"this head cannot say {what}: "
+        if self.saved.parts is None:
+            raise MissingStepError(f"{lacking}it was trained for the protocols paper or release", OTHER_RULE)
+        level, answers = self.saved.parts.accept_above, self.saved.parts.held_out
+        if level is None or answers is None:
+            raise MissingStepError(
+                f"{lacking}no image could be held out when it was trained",
+                "Bring in more images, then run: vlltr train lgr",
+            )
+        return level, answers
 
     def with_rule(self, fusion: FusionConfig) -> Scorer:
         """The same scorer with another rule.
