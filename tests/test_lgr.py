@@ -335,20 +335,11 @@ def test_select_equals_building_from_the_parts(lengths: list[int], wanted: list[
     assert torch.equal(part.vectors, bank.vectors[part.rows])
 
 
-@pytest.mark.parametrize(
-    ("owner", "ids", "text"),
-    [
-        ([3, 3], [3, 8], "class 8 has no anchor\nvlltr embed, then vlltr select"),
-        ([3, 5], [3], "class 5 has anchors but is not among class_ids"),
-        ([3, 3], [3, 3], "class 3 has two places among class_ids"),
-        ([], [], "the bank has no class\nvlltr embed, then vlltr select"),
-    ],
-)
-def test_bank_names_the_class_that_does_not_fit(owner: list[int], ids: list[int], text: str) -> None:
-    """Every class needs an anchor, every anchor a class."""
-    with pytest.raises(InputError) as error:
+@pytest.mark.parametrize(("owner", "ids"), [([3, 3], [3, 8]), ([3, 5], [3]), ([3, 3], [3, 3]), ([], [])])
+def test_every_class_of_a_bank_has_anchors_and_every_anchor_a_class(owner: list[int], ids: list[int]) -> None:
+    """Each class stands once; a bank has one at least."""
+    with pytest.raises(InputError, match="class_ids must be the classes that have anchors, each once"):
         AnchorBank.build(torch.randn(len(owner), 4), torch.tensor(owner, dtype=torch.int64), ids)
-    assert str(error.value) == text
 
 
 def test_bank_and_head_refuse_what_does_not_fit() -> None:

@@ -96,7 +96,7 @@ def plain_cosine(
     if weight is not None:
         values = values * block.pad(weight)
     dot = (values * block.pad(vectors @ image.T)).sum(1)
-    square = (values * (bank.whole_gram(dtype) @ values)).sum(1)
+    square = (values * (bank.gram(block, dtype) @ values)).sum(1)
     with torch.no_grad():
         reach = (values * block.pad(norms)).sum(1)
         kept = square > (torch.finfo(dtype).eps * reach).square()
@@ -136,11 +136,11 @@ class _AttendedCosine(torch.autograd.Function):
         stacked = torch.cat([query, image]).T.contiguous()
         result = query.new_empty((images, bank.num_classes))
         saved = []
-        for number, block in enumerate(bank.blocks):
+        for block in bank.blocks:
             products = bank.block_vectors(block, query.dtype) @ stacked
             attention = _softmax(products[:, :images], bank, block, bias)
             scores = products[:, images:].contiguous()
-            terms = _terms(attention, scores, image, bank, number, normalise_values)
+            terms = _terms(attention, scores, image, bank, block, normalise_values)
             result[:, block.first : block.last] = (terms.dot * terms.inverse).T
             if learns:
                 saved += [attention, scores]
@@ -156,16 +156,11 @@ class _AttendedCosine(torch.autograd.Function):
         image, *saved = ctx.saved_tensors
         with torch.no_grad(), full_precision(image.device):
             totals = [torch.zeros_like(image) if needed else None for needed in ctx.needs_input_grad[:2]]
-            by_bias = (
-                bank.losses.new_empty(len(bank.losses), dtype=image.dtype)
-                if ctx.needs_input_grad[2]
-                else None
-            )
-            for number, block in enumerate(bank.blocks):
-                attention, scores = saved[2 * number : 2 * number + 2]
+            by_bias = image.new_empty(len(bank.losses)) if ctx.needs_input_grad[2] else None
+            for block, attention, scores in zip(bank.blocks, saved[::2], saved[1::2], strict=True):
                 outer = grad[:, block.first : block.last].T
                 by_logit, by_image = _block_gradients(
-                    attention, scores, outer, image, bank, number, ctx.normalise_values, ctx.detach_norm
+                    attention, scores, outer, image, bank, block, ctx.normalise_values, ctx.detach_norm
                 )
                 if by_bias is not None:
                     by_bias[block.start : block.stop] = by_logit.sum(1)
@@ -183,13 +178,12 @@ def _block_gradients(
     outer: Tensor,
     image: Tensor,
     bank: AnchorBank,
-    number: int,
+    block: Block,
     normalise_values: bool,
     detach_norm: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients by the attention logits and by I . E_m, both [anchors, images]."""
-    block = bank.blocks[number]
-    terms = _terms(attention, scores, image, bank, number, normalise_values)
+    terms = _terms(attention, scores, image, bank, block, normalise_values)
     shares, weight = block.pad(attention), _value_weight(bank, block, normalise_values, attention.dtype)
     slope = (outer * terms.inverse)[:, None]
     if detach_norm:
@@ -248,15 +242,15 @@ def _terms(
     scores: Tensor,
     image: Tensor,
     bank: AnchorBank,
-    number: int,
+    block: Block,
     normalise_values: bool,
 ) -> _Terms:
     """G . I, 1 / |G| and E_m . G of every image with every class of a block."""
-    block, dtype = bank.blocks[number], attention.dtype
+    dtype = attention.dtype
     weight = _value_weight(bank, block, normalise_values, dtype)
     weighted = attention if weight is None else attention * weight
     values = block.pad(weighted)
-    mixed = bank.gram(number, dtype) @ values
+    mixed = bank.gram(block, dtype) @ values
     dot = (values * block.pad(scores)).sum(1)
     square = (values * mixed).sum(1)
     reach = block.pad(weighted * bank.norms[block.start : block.stop, None].to(dtype)).sum(1)
