@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlltr_index.errors import InputError
+from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.explanation import explain_class
-from vlltr_index.heads.lgr import AnchorBank, LGRHead
+from vlltr_index.heads.lgr import LGRHead
 
 quick = settings(max_examples=25, deadline=None)
 

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 import vlltr_index.heads.anchor_bank
 from vlltr_index.errors import InputError
-from vlltr_index.heads.anchor_bank import LAYER_NORM_EPS
-from vlltr_index.heads.lgr import AnchorBank, LGRHead
+from vlltr_index.heads.anchor_bank import LAYER_NORM_EPS, AnchorBank
+from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.lgr_autograd import attended_cosine
 from vlltr_index.tensors import unit_rows
 

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from vlltr_index.recognition.scorer import Scorer
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["Recognizer"]
-
 _log = logging.getLogger(__name__)
 
 

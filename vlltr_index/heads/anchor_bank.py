@@ -21,8 +21,6 @@ from vlltr_index.tensors import (
     working_dtype,
 )
 
-__all__ = ["CANCELLED", "LAYER_NORM_EPS", "AnchorBank", "Block"]
-
 LAYER_NORM_EPS = 1e-5
 CANCELLED = 1e-3
 """Below this share of (sum p_m |E_m|)^2 the quadratic form has lost its digits."""

@@ -20,8 +20,6 @@ from vlltr_index.heads.generative import SharedGaussian
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.tree import HeldOutAnswers
 
-__all__ = ["HELD_OUT", "SHARED", "HeadFacts", "Parts", "SavedHead", "load_head", "read_facts", "save_head"]
-
 _TIMES = ("seconds", "images_per_s")  # left out of the log: the same training gives the same digest
 SHARED = ("centre", "basis", "spread", "blank", "text_centre", "text_map")
 """The tensors of the generative model in a head's file, below `generative.`."""

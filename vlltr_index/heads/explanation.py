@@ -19,9 +19,8 @@ from vlltr_index.errors import InputError
 from vlltr_index.tensors import check_vector
 
 if TYPE_CHECKING:
-    from vlltr_index.heads.lgr import AnchorBank, LGRHead
-
-__all__ = ["ClassExplanation", "explain_class"]
+    from vlltr_index.heads.anchor_bank import AnchorBank
+from vlltr_index.heads.lgr import LGRHead
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -22,20 +22,6 @@ from torch import Tensor
 
 from vlltr_index.tensors import check_labels, check_matrix, check_vector, working_dtype
 
-__all__ = [
-    "FusedScores",
-    "ImageSide",
-    "Meeting",
-    "PartWeights",
-    "Rule",
-    "class_logits",
-    "fuse",
-    "fuse_protocol",
-    "image_side",
-    "parts_of",
-    "resting",
-]
-
 Rule = Literal["ours", "paper", "logits"]
 
 Weight = Annotated[float, Field(ge=0.0, le=1e6)]

@@ -21,8 +21,6 @@ from torch import Tensor
 from vlltr_index.errors import InputError
 from vlltr_index.tensors import check_labels, check_matrix, full_precision
 
-__all__ = ["GenerativeModel", "SharedGaussian", "class_sums", "fit_shared"]
-
 _FOLDS = 5
 _RIDGES = tuple(10.0**n for n in range(-2, 5))
 _LEAST_SPREAD = 0.02

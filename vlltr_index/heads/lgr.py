@@ -22,8 +22,6 @@ from vlltr_index.heads.anchor_bank import LAYER_NORM_EPS, AnchorBank
 from vlltr_index.heads.lgr_autograd import attend, attended_cosine
 from vlltr_index.tensors import check_matrix, full_precision, unit_rows, working_dtype
 
-__all__ = ["AnchorBank", "CosineClassifier", "KeyNorm", "LGRHead"]
-
 _ROWS_AT_ONCE = 512
 _PRODUCTS_AT_ONCE = 2**26  # of images and anchors on a GPU: 256 MiB, a few times over
 

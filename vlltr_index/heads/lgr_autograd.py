@@ -26,8 +26,6 @@ from torch.autograd.function import once_differentiable
 from vlltr_index.heads.anchor_bank import CANCELLED, AnchorBank, Block
 from vlltr_index.tensors import full_precision
 
-__all__ = ["attend", "attended_cosine", "plain_cosine"]
-
 
 class _Terms(NamedTuple):
     """What cosine and gradient need of a block: [classes, images], `mixed` [classes, width, images]."""

@@ -16,8 +16,6 @@ from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.tensors import check_labels, full_precision, unit_rows
 
-__all__ = ["pair_text_logits"]
-
 _PAIRS_AT_ONCE = 4096
 warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
 

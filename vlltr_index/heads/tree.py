@@ -10,8 +10,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-__all__ = ["ClassTree", "HeldOutAnswers", "grow", "least_needed", "thresholds"]
-
 CLASS = "class"
 _HALF = 0.5  # of two nodes of which neither is below the other, one at most has more than this
 _ROUNDED = 2.0**-12  # what half precision may add to a probability below one

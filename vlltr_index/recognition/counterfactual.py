@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from vlltr_index.heads.fusion import FusedScores
     from vlltr_index.recognition.predictor import Answers
 
-__all__ = ["Comparison", "Examination", "ExaminedClass", "ExaminedSentence"]
-
 
 @dataclass(frozen=True, slots=True)
 class ExaminedSentence(SentenceShare):

@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.taxonomy import Taxonomy
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["TEXT_COLUMNS", "Answers", "Asked", "ReadImage", "Texts", "load_answers", "texts_of"]
-
 _BATCH = 64
 _READERS = 8
 _CPU = torch.device("cpu")

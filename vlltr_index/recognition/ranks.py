@@ -17,8 +17,6 @@ from vlltr_index.wording import many
 if TYPE_CHECKING:
     from vlltr_index.store.taxonomy import Taxonomy
 
-__all__ = ["NO_TREE", "classes_below", "ranks_holding", "tree_above"]
-
 _log = logging.getLogger(__name__)
 
 NO_TREE = "no class has a parent", "Say what lies below what: vlltr ingest classes FILE"

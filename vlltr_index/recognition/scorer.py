@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["Scorer", "load_scorer"]
-
 OTHER_RULE = 'Put rule = "ours" under [recipe.fusion] in vlltr.toml, then run: vlltr train lgr'
 _BATCH = 512
 

@@ -25,16 +25,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
 
-__all__ = [
-    "ImageHit",
-    "ImageSearch",
-    "SentenceHit",
-    "SentenceSearch",
-    "is_image_path",
-    "search_images",
-    "search_sentences",
-]
-
 _DEEP = 10  # candidates of each ranking for each hit that is shown
 _LEAST_DEEP = 100
 

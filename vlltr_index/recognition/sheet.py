@@ -12,8 +12,6 @@ from PIL import Image, ImageDraw, ImageFont
 from vlltr_index.data.decoding import open_image
 from vlltr_index.errors import InputError, UsageError
 
-__all__ = ["Panel", "Picture", "check_target", "contact_sheet", "write_sheet"]
-
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 _SIDE = 160  # pixels of a picture, at most
 _GAP = 12

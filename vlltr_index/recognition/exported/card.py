@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.history import Commit
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["licence_id", "newest_results", "plain", "save_card", "write_card"]
-
 _log = logging.getLogger(__name__)
 
 _TAGS = ("image-classification", "long-tailed-recognition", "vision-language", "open_clip", "vl-ltr")

@@ -10,8 +10,6 @@ from vlltr_index.recognition.exported.reading import MODEL_FILES, OPTIONAL, SUMS
 from vlltr_index.schemas.exported import LIBRARY
 from vlltr_index.version import VERSION
 
-__all__ = ["check_repository", "locate", "push"]
-
 _REPOSITORY = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _LONGEST = 96
 

@@ -43,18 +43,6 @@ from vlltr_index.store.taxonomy import circle, taxonomy_of
 if TYPE_CHECKING:
     from vlltr_index.anchors.index import AnchorIndex
 
-__all__ = [
-    "CARD",
-    "MODEL_FILES",
-    "OPTIONAL",
-    "SUMS",
-    "file_digest",
-    "read_config",
-    "read_model",
-    "read_sums",
-    "verify",
-]
-
 _log = logging.getLogger(__name__)
 
 CARD = "README.md"

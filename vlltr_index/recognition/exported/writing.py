@@ -47,8 +47,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["ExportReport", "export_model", "export_tables"]
-
 _ROWS = 128  # images held at once
 _SPLIT = re.compile(r"\W+", re.ASCII)
 _HUBS_OWN = {".gitattributes", ".cache"}  # what the hub's tools put into a folder
