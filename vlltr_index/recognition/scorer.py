@@ -132,18 +132,14 @@ class Scorer:
     def text_logits(self, features: Tensor) -> Tensor:
         """Text logits, [B, C]; a class without anchors has the mean of the others, neither for nor against it."""
         if not self.bank.num_classes:
-            return features.new_zeros(len(features), len(self.class_ids))
+            return self.whole(features.new_zeros(len(features), 0))
         return self.whole(self.saved.head.text_logits(features, self.bank))
 
     def whole(self, bank_logits: Tensor) -> Tensor:
         """Text logits of the anchors' classes [B, C_a] to logits of all classes [B, C]."""
         if self.bank.num_classes == len(self.class_ids):
             return bank_logits
-        missing = (
-            bank_logits.mean(1, keepdim=True)
-            if self.bank.num_classes
-            else bank_logits.new_zeros(len(bank_logits), 1)
-        )
+        missing = bank_logits.mean(1, keepdim=True).nan_to_num()  # there may be none at all
         logits = missing.expand(-1, len(self.class_ids)).clone()
         logits[:, class_positions(self.class_ids, self.bank.class_ids)] = bank_logits
         return logits

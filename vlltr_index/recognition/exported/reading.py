@@ -1,7 +1,7 @@
 """Reading an exported folder, which may come from anybody: checked file by file before anything is built from it.
 
-Only files with fixed names are read. Sizes and shapes are looked at before memory is taken for them: a model is first
-laid out without memory ("meta") and compared with the header of the file of its weights.
+Only files with fixed names are read, and what is read takes as much memory as the file is long, or less than a limit. A
+model is first laid out without memory ("meta") and compared with the file of its weights.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -31,7 +31,7 @@ from vlltr_index.encoders import openclip
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.encoders.tokenizing import GENERIC, SAVED_KEYS
 from vlltr_index.errors import MissingPackageError, MissingStepError, PretrainedError, VlltrError
-from vlltr_index.heads.checkpoint import HELD_OUT, SHARED, SavedHead, load_head, read_facts
+from vlltr_index.heads.checkpoint import SHARED, SavedHead, load_head, read_facts
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.recognition.predictor import TEXT_COLUMNS, Answers, texts_of
 from vlltr_index.recognition.scorer import Scorer
@@ -81,7 +81,6 @@ _LARGEST = 1e6
 _LARGEST_NUMBER = 1 << 21  # a vocabulary, the widest layer
 _DEEPEST = 512
 _LARGEST_IMAGE = 4096
-_DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 
 
 def read_model(folder: Path, device: str | torch.device | None = None, trust_index: bool = False) -> Answers:
@@ -271,7 +270,8 @@ def _check_encoder(folder: Path, config: ExportedConfig) -> None:
             state = openclip.build_model(model).state_dict()
     except VlltrError as error:
         _damaged(path, error.message)
-    _tensors(folder / "model.safetensors", {n: tuple(v.shape) for n, v in state.items()})
+    weights = folder / "model.safetensors"
+    _check_shapes(weights, _tensors(weights), {n: tuple(v.shape) for n, v in state.items()})
 
 
 def _check_tokenizer(folder: Path, name: str) -> None:
@@ -297,21 +297,19 @@ def _head(folder: Path, config: ExportedConfig) -> SavedHead:
         _damaged(path, str(error))
     if facts.dim != config.dim:
         _damaged(path, f"the head is {facts.dim} wide, config.json says {config.dim}")
-    rows = _count(weights)
-    if rows > len(config.classes) + _LARGEST_NUMBER:
-        _damaged(weights, f"{rows:,} class_ids")
+    tensors = _tensors(weights)
+    rows, held = _length(tensors, "class_ids"), _length(tensors, "held_out.labels")
     with torch.device("meta"):
         head = LGRHead(config.dim, rows, facts.visual, loss_bias=facts.loss_bias)
     expected = {f"head.{name}": tuple(value.shape) for name, value in head.state_dict().items()}
     if facts.parts is not None:
         wide = {"basis", "text_map"}
         expected |= {f"generative.{n}": (config.dim,) * (2 if n in wide else 1) for n in SHARED}
-        if held := _shapes(weights).get("held_out.labels"):
-            shapes = (held[:1], (*held[:1], rows))
-            expected |= {f"held_out.{name}": shape for name, shape in zip(HELD_OUT, shapes, strict=True)}
-    tensors = _tensors(weights, expected | {"class_ids": (rows,)})
+        if held:
+            expected |= {"held_out.labels": (held,), "held_out.probabilities": (held, rows)}
+    _check_shapes(weights, tensors, expected | {"class_ids": (rows,)})
     if "held_out.labels" in tensors:
-        labels, chances = (tensors[f"held_out.{name}"] for name in HELD_OUT)
+        labels, chances = tensors["held_out.labels"], tensors["held_out.probabilities"]
         if labels.dtype != torch.int64 or not bool(((labels >= 0) & (labels < rows)).all()):
             _damaged(weights, f"held_out.labels must be integers from 0 to {rows - 1}")
         if not bool((chances >= 0).all() and (chances <= 1).all()):
@@ -330,54 +328,44 @@ def _stats(path: Path, config: ExportedConfig, there: bool) -> ClassStats:
     dim, none = config.dim, torch.empty(0, dtype=torch.int64)
     if not there:
         return ClassStats(none, none, torch.empty(0, dim, dtype=torch.float64))
-    count = _count(path)
+    found = _tensors(path)
+    count = _length(found, "class_ids")
+    _check_shapes(path, found, {"class_ids": (count,), "counts": (count,), "sums": (count, dim)})
     # In memory of its own: rows that lie askew in a mapped file are multiplied by other kernels, and round otherwise.
-    shapes = {"class_ids": (count,), "counts": (count,), "sums": (count, dim)}
-    found = {name: value.clone() for name, value in _tensors(path, shapes).items()}
-    for name, dtype in (("class_ids", torch.int64), ("counts", torch.int64), ("sums", torch.float64)):
-        if found[name].dtype != dtype:
-            _damaged(path, f"{name} are {found[name].dtype}, expected {dtype}")
-    ids, counts = found["class_ids"], found["counts"]
+    ids, counts = (found[name].clone().long() for name in ("class_ids", "counts"))
+    sums = found["sums"].clone().double()
     if set(ids.tolist()) - {item.class_id for item in config.classes} or bool((ids.diff() <= 0).any()):
         _damaged(path, "class_ids must be ascending numbers of classes in config.json")
-    if bool((counts < 1).any()) or bool((found["sums"].norm(dim=1) > 1.001 * counts).any()):
+    if bool((counts < 1).any()) or bool((sums.norm(dim=1) > 1.001 * counts).any()):
         _damaged(path, "a class's sum is longer than its images' normalised vectors can add up to")
-    return ClassStats(ids, counts, found["sums"])
+    return ClassStats(ids, counts, sums)
 
 
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of a safetensors file's tensors, from its header."""
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, all values finite; it takes as much memory as the file is long."""
     try:
-        with safe_open(path, "pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            strange = sorted(n for n, part in slices.items() if part.get_dtype() not in _DTYPES)
-            if strange:
-                _damaged(path, f"{strange[0]} has the dtype {slices[strange[0]].get_dtype()}")
-            return {name: tuple(part.get_shape()) for name, part in slices.items()}
-    except (SafetensorError, OSError) as error:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, KeyError) as error:
         _damaged(path, f"not a safetensors file: {error}")
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(value.float().isfinite().all()):
+            _damaged(path, f"{name} holds values that are not finite")
+    return tensors
 
 
-def _count(path: Path) -> int:
-    """How many classes a safetensors file has rows of; 0 where it does not say, which `_tensors` refuses."""
-    return next(iter(_shapes(path).get("class_ids", ())), 0)
+def _length(tensors: Mapping[str, Tensor], name: str) -> int:
+    return tensors[name].numel() if name in tensors else 0
 
 
-def _tensors(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """The tensors of a safetensors file that has just these shapes and finite values; the header is looked at first."""
-    found = _shapes(path)
+def _check_shapes(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """See whether a file's tensors are just these."""
     for name, shape in expected.items():
         if name not in found:
             _damaged(path, f"{name} is missing")
-        if found[name] != shape:
-            _damaged(path, f"{name} has shape {list(found[name])}, expected {list(shape)}")
+        if found[name].shape != shape:
+            _damaged(path, f"{name} has shape {list(found[name].shape)}, expected {list(shape)}")
     for name in sorted(found.keys() - expected.keys()):
         _damaged(path, f"{name[:80]!r} is not part of the model")
-    tensors = load_file(path)
-    for name, value in tensors.items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            _damaged(path, f"{name} holds values that are not finite")
-    return tensors
 
 
 def _rows(path: Path, schema: pa.Schema, number: int) -> pa.Table:
