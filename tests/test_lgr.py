@@ -234,9 +234,9 @@ def test_ambient_autocast_changes_nothing() -> None:
     assert head(features.bfloat16(), bank)[1].dtype == torch.float32
 
 
-@pytest.mark.parametrize("images", [1, 40, 600])
+@pytest.mark.parametrize("images", [1, 5, 600])
 def test_inference_equals_training_whatever_the_batch(images: int) -> None:
-    """Few images take the path without Gram matrices and many are split; logits are the same."""
+    """Few images go by pairs and many are split; logits are the same."""
     torch.manual_seed(4)
     head, classes = LGRHead(12, 2), [torch.randn(n, 12) for n in (9, 4, 1, 9)]
     features, losses = torch.randn(images, 12), [torch.randn(len(c)) for c in classes]

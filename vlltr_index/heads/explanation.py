@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vlltr_index.errors import InputError
-from vlltr_index.tensors import check_vector
+from vlltr_index.tensors import check_vector, full_precision
 
 if TYPE_CHECKING:
     from vlltr_index.heads.anchor_bank import AnchorBank
@@ -80,9 +80,10 @@ def explain_class(
         raise InputError(f"a sentence to strike out must lie in 0..{stop - start - 1}, got {outside[0]}")
     out = torch.zeros(stop - start, dtype=torch.bool, device=bank.vectors.device)
     out[list(struck)] = True
-    with torch.no_grad():
-        attention = head.attention_for(image_feature[None], bank.select([position]))[0].double()
-        values = bank.vectors[start:stop].double()
+    with torch.no_grad(), full_precision(bank.vectors.device):
+        query, values = head.query(image_feature[None])[0].double(), bank.vectors[start:stop].double()
+        known = head.beta * bank.losses[start:stop].double()
+        attention = (values @ query / bank.sigma[start:stop].double() - known).softmax(0)
         if head.normalise_values:
             values = values / values.norm(dim=1, keepdim=True).clamp(min=1e-12)
         image = image_feature.double() / image_feature.double().norm().clamp(min=1e-300)

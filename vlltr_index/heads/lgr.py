@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from vlltr_index.errors import InputError
 from vlltr_index.heads.anchor_bank import LAYER_NORM_EPS, AnchorBank
-from vlltr_index.heads.lgr_autograd import attend, attended_cosine
-from vlltr_index.tensors import check_matrix, full_precision, unit_rows, working_dtype
+from vlltr_index.heads.lgr_autograd import attended_cosine, pair_cosines
+from vlltr_index.tensors import check_labels, check_matrix, full_precision, unit_rows, working_dtype
 
 _ROWS_AT_ONCE = 512
 _PRODUCTS_AT_ONCE = 2**26  # of images and anchors on a GPU: 256 MiB, a few times over
@@ -172,10 +172,27 @@ class LGRHead(nn.Module):
             query = query * self._wide(self.key_norm.weight)
             return (query - query.mean(1, keepdim=True)) / math.sqrt(self.dim)
 
-    def attention_for(self, image_features: Tensor, bank: AnchorBank) -> Tensor:
-        """Attention over the anchors, [B, A] in the bank's row order, one in sum a class; no gradient."""
-        with torch.no_grad():
-            return attend(self.query(self._features(image_features, bank)), bank, self._bias(bank))
+    @torch.no_grad()
+    def pair_text_logits(
+        self, image_features: Tensor, bank: AnchorBank, images: Tensor, classes: Tensor
+    ) -> Tensor:
+        """What `text_logits` gives image `images[p]` and class `classes[p]`, float [P], without gradient.
+
+        Args:
+            image_features: Float [B, D], unnormalised.
+            bank: The anchors; of those of other classes nothing is read.
+            images: Int64 [P], rows of `image_features`.
+            classes: Int64 [P], positions in the bank.
+
+        Raises:
+            InputError: A row or a position is out of range, or widths do not fit.
+        """
+        check_labels("images", images, classes=len(image_features))
+        check_labels("classes", classes, size=len(images), classes=bank.num_classes)
+        features = self._features(image_features, bank)
+        query, image, bias = self.query(features), unit_rows(features), self._bias(bank)
+        cosines = pair_cosines(query, image, bank, images, classes, self.normalise_values, bias)
+        return self.logit_scale * cosines
 
     def prototype_logits(self, image_features: Tensor, bank: AnchorBank) -> Tensor:
         """scale * cos(I, mean anchor of the class), [B, C]: the text logits by what is known without the image.

@@ -13,15 +13,21 @@ block of classes is a contiguous view.
 A GPU does the same for all classes at once, differentiated by torch: some thirty kernels whatever their number, and it
 is waited for only where a class's anchors are so opposed that they could cancel. The function written by hand, in
 blocks, is for the memory of CPUs, and for anchors that did cancel.
+
+Single pairs of an image and a class, and all pairs of a few images, go by a product with a sparse matrix (a row a pair,
+its anchors as columns), and G by a weighted sum of rows: both read ragged classes where they lie, without a copy and
+without padding.
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from vlltr_index.heads.anchor_bank import CANCELLED, AnchorBank, Block
 from vlltr_index.tensors import full_precision
@@ -36,6 +42,9 @@ class _Terms(NamedTuple):
 
 
 _GRAM_FLOATS = 2**28  # of the Gram matrices of all classes at once
+_FEW = 4  # images
+_PAIRS_AT_ONCE = 4096
+warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
 
 
 def attended_cosine(
@@ -65,6 +74,11 @@ def attended_cosine(
             whole, cancelled = plain_cosine(query, image, bank, normalise_values, detach_norm, bias)
             if not bank.opposed or not bool(cancelled):
                 return whole
+        if len(query) <= _FEW and not any(t is not None and t.requires_grad for t in (query, image, bias)):
+            images = torch.arange(len(query), device=query.device).repeat(bank.num_classes)
+            classes = torch.arange(bank.num_classes, device=query.device).repeat_interleave(len(query))
+            found = pair_cosines(query, image, bank, images, classes, normalise_values, bias)
+            return found.view(bank.num_classes, len(query)).T
         result: Tensor = _AttendedCosine.apply(  # type: ignore[no-untyped-call] # torch leaves it untyped
             query, image, bias, bank, normalise_values, detach_norm
         )
@@ -103,17 +117,66 @@ def plain_cosine(
     return torch.where(kept, dot * length.rsqrt(), 0.0).T, cancelled
 
 
-def attend(query: Tensor, bank: AnchorBank, bias: Tensor | None = None) -> Tensor:
-    """Attention of each image over the anchors of each class, [B, A], one in sum a class; no gradient.
+@torch.no_grad()
+def pair_cosines(
+    query: Tensor,
+    image: Tensor,
+    bank: AnchorBank,
+    images: Tensor,
+    classes: Tensor,
+    normalise_values: bool = False,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """What `attended_cosine` gives single pairs, [P], without gradient; other arguments are as there.
 
-    Arguments are as for `attended_cosine`.
+    Args:
+        query: Float [B, D].
+        image: Float [B, D].
+        bank: The anchors.
+        images: Int64 [P], rows of `query` and `image`.
+        classes: Int64 [P], positions in the bank. Equal ones side by side are read once.
+        normalise_values: As there.
+        bias: As there.
     """
-    with torch.no_grad(), full_precision(query.device):
-        result = query.new_empty((query.shape[0], bank.vectors.shape[0]))
-        for block in bank.blocks:
-            products = bank.block_vectors(block, query.dtype) @ query.T
-            result[:, block.start : block.stop] = _softmax(products, bank, block, bias).T
-        return result
+    vectors, parts = bank.vectors.to(query.dtype), [query.new_empty(0)]
+    with full_precision(query.device):
+        for at, of in zip(images.split(_PAIRS_AT_ONCE), classes.split(_PAIRS_AT_ONCE), strict=True):
+            parts.append(_pair_cosines(query[at], image[at], bank, vectors, of, normalise_values, bias))
+    return torch.cat(parts)
+
+
+def _pair_cosines(
+    query: Tensor,
+    image: Tensor,
+    bank: AnchorBank,
+    vectors: Tensor,
+    classes: Tensor,
+    normalise_values: bool,
+    bias: Tensor | None,
+) -> Tensor:
+    """cos(I, G) [P] of q' and I, both [P, D], with one class each."""
+    lengths = bank.offsets.diff()[classes]
+    starts = F.pad(lengths.cumsum(0), (1, 0))
+    pair = torch.repeat_interleave(lengths)
+    rows = torch.arange(len(pair), device=pair.device) + (bank.offsets[classes] - starts[:-1])[pair]
+    pattern = torch.sparse_csr_tensor(
+        starts, rows, query.new_zeros(len(rows)), (len(classes), len(vectors)), check_invariants=False
+    )
+    logits = torch.sparse.sampled_addmm(pattern, query, vectors.T, beta=0.0).values()
+    logits = logits / bank.sigma[rows].to(query.dtype)
+    if bias is not None:
+        logits = logits + bias[rows]
+    most = logits.new_full((len(classes),), -torch.inf).scatter_reduce(0, pair, logits, "amax")
+    weights = (logits - most[pair]).exp()
+    weights = weights / torch.zeros_like(most).index_add(0, pair, weights)[pair]
+    norms = bank.norms[rows].to(query.dtype)
+    if normalise_values:
+        weights = weights / norms.clamp(min=1e-12)
+    attended = F.embedding_bag(rows, vectors, starts[:-1], mode="sum", per_sample_weights=weights)
+    length = torch.linalg.vector_norm(attended, dim=1)
+    floor = torch.finfo(query.dtype).eps * torch.zeros_like(most).index_add(0, pair, weights * norms)
+    cosine = (attended * image).sum(1) / length.clamp(min=torch.finfo(query.dtype).tiny)
+    return torch.where(length > floor, cosine, 0.0)
 
 
 class _AttendedCosine(torch.autograd.Function):
@@ -129,8 +192,6 @@ class _AttendedCosine(torch.autograd.Function):
     ) -> Tensor:
         images, learns = query.shape[0], any(ctx.needs_input_grad[:3])
         ctx.bank, ctx.normalise_values, ctx.detach_norm = bank, normalise_values, detach_norm
-        if not learns and all(images < block.width for block in bank.blocks):
-            return _few_images(query, image, bank, normalise_values, bias)
         stacked = torch.cat([query, image]).T.contiguous()
         result = query.new_empty((images, bank.num_classes))
         saved = []
@@ -212,27 +273,6 @@ def _value_weight(
     if not normalise_values:
         return None
     return bank.norms[block.start : block.stop, None].to(dtype).clamp(min=1e-12).reciprocal()
-
-
-def _few_images(
-    query: Tensor, image: Tensor, bank: AnchorBank, normalise_values: bool, bias: Tensor | None
-) -> Tensor:
-    """The cosine [B, C] without gradient, by way of G: for few images it is small, and two passes over E do."""
-    result = query.new_empty((query.shape[0], bank.num_classes))
-    for block in bank.blocks:
-        vectors = bank.block_vectors(block, query.dtype)
-        weighted = _softmax((query @ vectors.T).T, bank, block, bias)
-        weight = _value_weight(bank, block, normalise_values, query.dtype)
-        if weight is not None:
-            weighted = weighted * weight
-        reach = block.pad(weighted * bank.norms[block.start : block.stop, None].to(query.dtype)).sum(1)
-        # Images before anchors: the other way round torch multiplies a hundred times slower.
-        attended = block.pad(weighted).mT.contiguous() @ block.pad(vectors)
-        length = torch.linalg.vector_norm(attended, dim=2)
-        floor = torch.finfo(query.dtype).eps * reach
-        cosine = (attended * image).sum(2) / length.clamp(min=torch.finfo(query.dtype).tiny)
-        result[:, block.first : block.last] = torch.where(length > floor, cosine, 0.0).T
-    return result
 
 
 def _terms(
