@@ -138,7 +138,7 @@ def test_a_head_of_another_encoder_is_refused(trained: Workspace) -> None:
     with trained.transaction("test") as tx:
         tx.set(head=trained.put_object("heads", lambda folder: save_head(other, folder)))
     with pytest.raises(
-        FingerprintMismatch, match=r"the head was trained on image vectors of encoder 0{16}"
+        FingerprintMismatch, match=r"the head was trained on vectors of the towers .*'0{16}'"
     ) as caught:
         Recognizer.open(trained)
     assert caught.value.hint == "Train it again: vlltr train lgr"

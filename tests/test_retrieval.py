@@ -86,15 +86,6 @@ def test_pairs_of_anchors_that_cancel() -> None:
     assert head.pair_text_logits(torch.ones(1, 2), bank, none, none).tolist() == [0.0]
 
 
-def test_pairs_out_of_range() -> None:
-    """An image or a class that is not there is refused."""
-    world, one = World(5), torch.ones(1, dtype=torch.int64)
-    with pytest.raises(InputError, match="images"):
-        world.head.pair_text_logits(world.features, world.bank, 12 * one, one)
-    with pytest.raises(InputError, match="classes"):
-        world.head.pair_text_logits(world.features, world.bank, one, 5 * one)
-
-
 # ---- estimates
 
 

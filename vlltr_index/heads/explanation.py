@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vlltr_index.errors import InputError
-from vlltr_index.tensors import check_vector, full_precision
+from vlltr_index.tensors import full_precision
 
 if TYPE_CHECKING:
     from vlltr_index.heads.anchor_bank import AnchorBank
@@ -68,16 +67,8 @@ def explain_class(
 
     Returns:
         The explanation, computed in float64 on the features' device.
-
-    Raises:
-        InputError: The feature has another shape, or the position or a sentence is outside the bank.
     """
-    check_vector("image_feature", image_feature, bank.dim)
-    if not 0 <= position < bank.num_classes:
-        raise InputError(f"class position must lie in 0..{bank.num_classes - 1}, got {position}")
     start, stop = bank.bounds[position], bank.bounds[position + 1]
-    if outside := [m for m in struck if not 0 <= m < stop - start]:
-        raise InputError(f"a sentence to strike out must lie in 0..{stop - start - 1}, got {outside[0]}")
     out = torch.zeros(stop - start, dtype=torch.bool, device=bank.vectors.device)
     out[list(struck)] = True
     with torch.no_grad(), full_precision(bank.vectors.device):

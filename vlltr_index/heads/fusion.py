@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vlltr_index.tensors import check_labels, check_matrix, check_vector, working_dtype
+from vlltr_index.tensors import working_dtype
 
 Rule = Literal["ours", "paper", "logits"]
 
@@ -168,12 +168,7 @@ def fuse(image: ImageSide, text_logits: Tensor, weights: PartWeights) -> FusedSc
         image: From `image_side`.
         text_logits: Float [B, C].
         weights: See `PartWeights`.
-
-    Raises:
-        InputError: Shapes do not fit.
     """
-    check_matrix("text_logits", text_logits)
-    check_matrix("image.scores", image.scores, *reversed(text_logits.shape))
     dtype = working_dtype(text_logits, image.scores)
     trained = _columns(image.trained, text_logits)
     scores, told, likelihoods = (part.to(dtype) for part in (image.scores, text_logits, image.likelihoods))
@@ -219,12 +214,7 @@ def fuse_protocol(
         text_logits: Float [B, C].
         rule: Which.
         alpha: Weight of the visual branch under `paper`.
-
-    Raises:
-        InputError: Shapes do not fit.
     """
-    check_matrix("text_logits", text_logits)
-    check_matrix("visual_logits", visual_logits, *reversed(text_logits.shape))
     dtype = working_dtype(text_logits, visual_logits)
     visual, text = visual_logits.to(dtype), text_logits.to(dtype)
     there = visual.isfinite()
@@ -271,13 +261,7 @@ def class_logits(row_logits: Tensor, row_class: Tensor, classes: int) -> Tensor:
 
     Returns:
         Float [B, C].
-
-    Raises:
-        InputError: Shapes do not fit, or a row points outside the classes.
     """
-    check_matrix("row_logits", row_logits)
-    check_vector("row_class", row_class, row_logits.shape[1])
-    check_labels("row_class", row_class + 1, classes=classes + 1)
     live = (row_class >= 0).nonzero()[:, 0]
     owner = row_class[live].long().to(row_logits.device, non_blocking=True).expand(len(row_logits), -1)
     rows = row_logits[:, live.to(row_logits.device, non_blocking=True)]

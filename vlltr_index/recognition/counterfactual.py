@@ -20,7 +20,6 @@ from vlltr_index.errors import InputError, MissingStepError
 from vlltr_index.heads.explanation import ClassExplanation, explain_class
 from vlltr_index.heads.fusion import parts_of
 from vlltr_index.schemas.records import ClassScore, SentenceShare
-from vlltr_index.tensors import check_vector
 
 if TYPE_CHECKING:
     from vlltr_index.heads.fusion import FusedScores
@@ -79,14 +78,10 @@ class Examination:
     Args:
         answers: The commit's.
         feature: Float [D], unnormalised as the commit's encoder gives it.
-
-    Raises:
-        InputError: If the feature has another shape.
     """
 
     def __init__(self, answers: Answers, feature: Tensor) -> None:
         scorer = answers.scorer
-        check_vector("feature", feature, scorer.bank.dim)
         self.answers, self.feature = answers, feature
         with torch.inference_mode():
             self._visual = scorer.image_side(feature[None])

@@ -214,15 +214,12 @@ def load_scorer(workspace: Workspace, snapshot: Snapshot) -> Scorer:
     if not commit.head:
         raise MissingStepError("no head has been trained yet", "Run: vlltr train lgr")
     saved = load_head(workspace.whole_object("heads", commit.head))
-    for what, mine, theirs in (
-        ("sentence", saved.text_fp, commit.text_fp),
-        ("image", saved.image_fp, commit.image_fp),
-    ):
-        if mine != theirs:
-            raise FingerprintMismatch(
-                f"the head was trained on {what} vectors of encoder {mine}, the workspace's are of {theirs}",
-                "Train it again: vlltr train lgr",
-            )
+    mine, theirs = (saved.text_fp, saved.image_fp), (commit.text_fp, commit.image_fp)
+    if mine != theirs:
+        raise FingerprintMismatch(
+            f"the head was trained on vectors of the towers {mine}, the workspace's are of {theirs}",
+            "Train it again: vlltr train lgr",
+        )
     stats = class_stats(snapshot, saved.head.dim)
     fusion = commit.fusion or workspace.recipe.fusion
     return Scorer.build(loaded, saved, stats, fusion, commit.info.merged)
