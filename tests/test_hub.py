@@ -14,8 +14,8 @@ from tests.exports import ASKED, Shared, check_same
 from tests.hubserver import TOKEN, HubServer, Repo, hub_server, point_at
 from vlltr_index.cli.main import vlltr
 from vlltr_index.errors import PretrainedError, UsageError
-from vlltr_index.recognition.exported.hub import locate, push
-from vlltr_index.recognition.exported.reading import MODEL_FILES, SUMS
+from vlltr_index.recognition.exported.reading import MODEL_FILES, SUMS, locate
+from vlltr_index.recognition.exported.writing import push_model
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.store.workspace import Workspace
 
@@ -72,7 +72,7 @@ def test_only_known_files_are_fetched_and_old_ones_are_kept_out(
     }
     assert str(folder).startswith(str(tmp_path / "cache"))
     first = repo.sha()
-    push(shared.folder, "user/birds", token=TOKEN)
+    push_model(shared.folder, "user/birds", token=TOKEN)
     assert "index/index.json" not in repo.commits[-1]
     assert {"pickle.bin", ".gitattributes"} <= set(repo.commits[-1])
     assert repo.messages[-1] == f"Upload commit {shared.commit} of recipe glyphs_lt/fast"
@@ -113,7 +113,7 @@ def test_what_the_hub_does_not_give(hub: HubServer, shared: Shared) -> None:
         assert "log in (hf auth login)" in str(caught.value.hint)
     assert (locate("user/mine", token=TOKEN) / SUMS).is_file()
     with pytest.raises(PretrainedError, match=r"user/birds on the hub: .*Invalid credentials"):
-        push(shared.folder, "user/birds", token=wrong)
+        push_model(shared.folder, "user/birds", token=wrong)
 
 
 def test_without_a_network(hub: HubServer, shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +132,7 @@ def test_a_damaged_folder_is_not_pushed(hub: HubServer, shared: Shared, tmp_path
     folder = Path(shutil.copytree(shared.folder, tmp_path / "model"))
     (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
     with pytest.raises(PretrainedError, match=r"config\.json is not the file that was exported"):
-        push(folder, "user/birds", token=TOKEN)
+        push_model(folder, "user/birds", token=TOKEN)
     with pytest.raises(UsageError, match="'birds' is neither a folder here nor a name for a repository"):
-        push(folder, "birds", token=TOKEN)
+        push_model(folder, "birds", token=TOKEN)
     assert hub.log == []

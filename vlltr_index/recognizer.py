@@ -103,8 +103,7 @@ class Recognizer:
             UsageError: If `name` is neither a folder nor a repository's name.
             PretrainedError: If the hub does not give it, or something in it is not what it should be.
         """
-        from vlltr_index.recognition.exported.hub import locate
-        from vlltr_index.recognition.exported.reading import read_model
+        from vlltr_index.recognition.exported.reading import locate, read_model
 
         folder = locate(name, revision, token, cache_dir)
         return cls(None, read_model(folder, device, trust_index), follow=False, folder=folder)
@@ -157,14 +156,15 @@ class Recognizer:
         """
         import tempfile
 
-        from vlltr_index.recognition.exported.hub import check_repository, push
+        from vlltr_index.recognition.exported.reading import check_repository
+        from vlltr_index.recognition.exported.writing import push_model
 
         check_repository(repo_id)
         with tempfile.TemporaryDirectory(prefix="vlltr-export-") as place:
             folder = self._folder or Path(place) / "model"
             if self._folder is None:
                 self.export(folder, with_index=with_index)
-            return push(folder, repo_id, private=private, commit_message=commit_message, token=token)
+            return push_model(folder, repo_id, private=private, commit_message=commit_message, token=token)
 
     @property
     def commit(self) -> int:

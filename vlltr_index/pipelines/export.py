@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlltr_index.errors import UsageError
-from vlltr_index.recognition.exported import hub
-from vlltr_index.recognition.exported.writing import ExportReport, export_model, export_tables
+from vlltr_index.recognition.exported.reading import check_repository
+from vlltr_index.recognition.exported.writing import ExportReport, export_model, export_tables, push_model
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
@@ -62,8 +62,8 @@ def export(
         made = export_tables(workspace, folder, at, force=force, embed_images=embed_images, progress=progress)
         return made, None
     if push is not None:
-        hub.check_repository(push)
+        check_repository(push)
     report = export_model(workspace, folder, at, force=force, with_index=with_index)
     if push is None:
         return report, None
-    return report, hub.push(Path(report.folder), push, private=private or None, commit_message=message)
+    return report, push_model(Path(report.folder), push, private=private or None, commit_message=message)

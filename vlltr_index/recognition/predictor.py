@@ -25,8 +25,7 @@ from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.heads.explanation import ClassExplanation, explain_class
 from vlltr_index.heads.fusion import FusedScores, parts_of
 from vlltr_index.recognition.in_words import numbered, sayings
-from vlltr_index.recognition.ranks import NO_TREE, classes_below, ranks_holding, tree_above
-from vlltr_index.recognition.scorer import Scorer, load_scorer
+from vlltr_index.recognition.scorer import NO_TREE, Scorer, classes_below, load_scorer, tree_above
 from vlltr_index.schemas.records import ClassScore, Neighbour, Prediction, RankScore, SentenceShare
 from vlltr_index.store.taxonomy import load_taxonomy
 from vlltr_index.tensors import choose_device
@@ -240,7 +239,7 @@ class Answers:
         key = columns.numpy().tobytes(), coverage
         if key not in self._kept_ranks:
             tree = self.tree(columns)
-            least = None if coverage is None else ranks_holding(tree, self.scorer, columns, coverage)
+            least = None if coverage is None else self.scorer.ranks_holding(tree, columns, coverage)
             self._kept_ranks[key] = tree, least
         return self._kept_ranks[key]
 

@@ -1,4 +1,4 @@
-"""Reading an exported folder, which may come from anybody: checked file by file before anything is built from it.
+"""Reading an exported folder, from the hub too: it may come from anybody, and is checked before it is used.
 
 Only files with fixed names are read, and what is read takes as much memory as the file is long, or less than a limit. A
 model is first laid out without memory ("meta") and compared with the file of its weights.
@@ -30,15 +30,16 @@ from vlltr_index.embedding.loading import ClassStats, LoadedBank
 from vlltr_index.encoders import openclip
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.encoders.tokenizing import GENERIC, SAVED_KEYS
-from vlltr_index.errors import MissingPackageError, MissingStepError, PretrainedError, VlltrError
+from vlltr_index.errors import MissingPackageError, MissingStepError, PretrainedError, UsageError, VlltrError
 from vlltr_index.heads.checkpoint import SHARED, SavedHead, load_head, read_facts
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.recognition.predictor import TEXT_COLUMNS, Answers, texts_of
 from vlltr_index.recognition.scorer import Scorer
-from vlltr_index.schemas.exported import ExportedConfig, anchors_schema, sentences_schema
+from vlltr_index.schemas.exported import LIBRARY, ExportedConfig, anchors_schema, sentences_schema
 from vlltr_index.schemas.records import Taxon
 from vlltr_index.store.snapshot import ClassTable
 from vlltr_index.store.taxonomy import circle, taxonomy_of
+from vlltr_index.version import VERSION
 
 if TYPE_CHECKING:
     from vlltr_index.anchors.index import AnchorIndex
@@ -71,6 +72,8 @@ MODEL_FILES = (
 """All files of an exported model but the digests; no other is ever read, whatever a folder says."""
 
 
+_REPOSITORY = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_LONGEST = 96  # characters of a repository's name
 _LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
 _AGAIN = "Fetch the folder again, or export it again: vlltr export DIR"
 _MOST_SUMS = 1 << 20
@@ -81,6 +84,71 @@ _LARGEST = 1e6
 _LARGEST_NUMBER = 1 << 21  # a vocabulary, the widest layer
 _DEEPEST = 512
 _LARGEST_IMAGE = 4096
+
+
+def locate(
+    name: str | Path,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+) -> Path:
+    """The local folder of an exported model: `name` itself, or what the hub has under it, fetched into the cache.
+
+    Args:
+        name: A folder, or a repository on the hub, `user/name`.
+        revision: Branch, tag or commit of the repository.
+        token: For the hub; default: the one that is stored; False: none.
+        cache_dir: Where fetched files are kept; default: huggingface_hub's cache.
+
+    Raises:
+        UsageError: If it is neither a folder nor a repository's name, or a folder and there is a `revision`.
+        PretrainedError: If the hub does not give it.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise UsageError(f"{folder} is a folder here: it has no revision {revision!r}")
+        return folder
+    repository = str(name)
+    check_repository(repository)
+    from huggingface_hub import snapshot_download
+
+    try:
+        found = snapshot_download(
+            repository,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            allow_patterns=[SUMS, *MODEL_FILES],
+            library_name=LIBRARY,
+            library_version=VERSION,
+        )
+    except Exception as error:  # huggingface_hub, its HTTP library and the file system each raise their own
+        raise refused(repository, error) from error
+    return Path(str(found))
+
+
+def check_repository(repo_id: str) -> None:
+    """Refuse what cannot be a repository's name, before anything is written.
+
+    Raises:
+        UsageError: If it cannot.
+    """
+    if not _REPOSITORY.fullmatch(repo_id) or len(repo_id) > _LONGEST:
+        raise UsageError(
+            f"{repo_id!r} is neither a folder here nor a name for a repository on the hub",
+            "Give a folder that `vlltr export DIR` wrote, or user/name.",
+        )
+
+
+def refused(repository: str, error: Exception) -> PretrainedError:
+    """What to say when the hub does not do what it was asked; huggingface_hub says why."""
+    why = " ".join(str(error).split()) or type(error).__name__
+    return PretrainedError(
+        f"{repository} on the hub: {why}",
+        "Check the name and the network. For what is private or gated log in (hf auth login), set HF_TOKEN, or give "
+        "token=",
+    )
 
 
 def read_model(folder: Path, device: str | torch.device | None = None, trust_index: bool = False) -> Answers:

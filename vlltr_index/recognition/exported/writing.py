@@ -23,7 +23,17 @@ from vlltr_index.embedding.loading import load_bank
 from vlltr_index.errors import MissingStepError, PretrainedError
 from vlltr_index.heads.checkpoint import save_head
 from vlltr_index.recognition.exported.card import licence_id, newest_results, save_card, write_card
-from vlltr_index.recognition.exported.reading import CARD, SUMS, file_digest, read_sums
+from vlltr_index.recognition.exported.reading import (
+    CARD,
+    OPTIONAL,
+    SUMS,
+    check_repository,
+    file_digest,
+    read_config,
+    read_sums,
+    refused,
+    verify,
+)
 from vlltr_index.recognition.predictor import load_answers
 from vlltr_index.schemas.exported import (
     LIBRARY,
@@ -125,6 +135,50 @@ def export_model(
     unsaid = f"Sentences that state no licence: {without:,}. See whether you may share them."
     rows = {"classes": len(config.classes), "anchors": config.anchors, "sentences": config.sentences}
     return ExportReport(str(target), commit.id, rows, _folder_size(target), (unsaid,) if without else ())
+
+
+def push_model(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    commit_message: str | None = None,
+    token: str | bool | None = None,
+) -> str:
+    """Make what `folder` holds the model `repo_id` on the hub, in one commit; the repository is made if there is none.
+
+    Args:
+        folder: Written by `export_model`; its digests are checked first.
+        repo_id: `user/name`.
+        private: Whether a new repository is private; default: what the user or organisation has set.
+        commit_message: Default: names the commit that was exported.
+        token: For the hub; default: the one that is stored.
+
+    Returns:
+        The address of the hub's commit.
+
+    Raises:
+        UsageError: If `repo_id` is no name.
+        PretrainedError: If the folder is damaged, or the hub does not take it.
+    """
+    check_repository(repo_id)
+    files = verify(folder)
+    config = read_config(folder)
+    from huggingface_hub import HfApi
+
+    api = HfApi(library_name=LIBRARY, library_version=VERSION, token=token)
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message=commit_message or f"Upload commit {config.commit} of recipe {config.recipe}",
+            allow_patterns=[SUMS, *files],
+            delete_patterns=list(OPTIONAL),  # of an earlier push; those that are uploaded stay
+        )
+    except Exception as error:  # as in `locate`
+        raise refused(repo_id, error) from error
+    return str(done.commit_url)
 
 
 def _place(folder: str | Path) -> Path:
