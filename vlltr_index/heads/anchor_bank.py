@@ -156,7 +156,8 @@ class AnchorBank:
     def norms(self) -> Tensor:
         """Length of each anchor, [A], float32 at least."""
         with _kept():
-            return torch.linalg.vector_norm(self.vectors, dim=1, dtype=working_dtype(self.vectors))
+            norms: Tensor = torch.linalg.vector_norm(self.vectors, dim=1, dtype=working_dtype(self.vectors))
+            return norms
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:

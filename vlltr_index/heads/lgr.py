@@ -156,7 +156,8 @@ class LGRHead(nn.Module):
         """q' [B, D]: anchor m's attention logit is q' . E_m / sigma_m - beta L_m, up to a constant over its class."""
         features = self._features(image_features)
         with full_precision(features.device):
-            query = self.key_norm.weight * (self.query_proj(self.query_norm(features)) @ self.key_proj.weight)
+            asked: Tensor = self.query_proj(self.query_norm(features))
+            query = self.key_norm.weight * (asked @ self.key_proj.weight)
             return (query - query.mean(1, keepdim=True)) / math.sqrt(self.dim)
 
     @torch.no_grad()

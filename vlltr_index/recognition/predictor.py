@@ -191,7 +191,7 @@ class Answers:
         for batch in self._read(images, views):
             pixels = [read for _, read, _ in batch if read is not None]
             used = "exhaustive" if some else self._used(retrieval, len(pixels))
-            answered = iter(())
+            answered: Iterator[Prediction] = iter(())
             if pixels:
                 features = views.features(pixels)
                 fused, residual = self.score(features, used)
@@ -199,16 +199,17 @@ class Answers:
                     fused = fused.among(columns, self.scorer.fusion.rule)
                 best = fused.probabilities.topk(min(top, len(columns))).indices
                 scores = self._class_scores(features, fused, best, explain, columns, neighbours)
-                known, above = self._known(features, level), [((), None)] * len(features)
-                if tree is not None:
-                    above = self._above(tree, least, features.cpu(), fused.probabilities, columns, explain)
-                answered = zip(scores, residual.tolist(), known, above, strict=True)
+                above = self._above(tree, least, features, fused.probabilities, columns, explain)
+                rows = zip(scores, residual.tolist(), self._known(features, level), above, strict=True)
+                answered = (
+                    Prediction("", classes, rest, used, self.state, None, *known, *placed)
+                    for classes, rest, known, placed in rows
+                )
             for label, read, problem in batch:
                 if read is None:
                     yield Prediction(label, (), 0.0, used, self.state, problem)
                 else:
-                    classes, rest, verdict, placed = next(answered)
-                    yield Prediction(label, classes, rest, used, self.state, None, *verdict, *placed)
+                    yield replace(next(answered), image=label)
 
     def _columns(self, only: Sequence[str] | None, parent: str | None) -> Tensor:
         """The columns of the classes that are answered among, int64, ascending."""
@@ -249,7 +250,7 @@ class Answers:
 
     def _above(
         self,
-        tree: ClassTree,
+        tree: ClassTree | None,
         least: dict[str, float] | None,
         features: Tensor,
         probabilities: Tensor,
@@ -257,9 +258,11 @@ class Answers:
         explain: int,
     ) -> list[tuple[tuple[RankScore, ...], RankScore | None]]:
         """What each image's best class lies below, and the answer that its rank gives, with sentences."""
-        sums, found = tree.sums(probabilities), []
+        if tree is None:
+            return [((), None)] * len(features)
+        sums, found = tree.sums(probabilities), list[tuple[tuple[RankScore, ...], RankScore | None]]()
         nodes = [-1] * len(sums) if least is None else tree.answers(sums, least).tolist()
-        for feature, row, own, node in zip(features, probabilities, sums, nodes, strict=True):
+        for feature, row, own, node in zip(features.cpu(), probabilities, sums, nodes, strict=True):
             path = tree.paths[tree.nodes[int(row.argmax())]]
             scores = tuple(RankScore(tree.names[n], tree.ranks[n], float(own[n])) for n in path)
             answer = None
