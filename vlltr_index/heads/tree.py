@@ -95,9 +95,8 @@ class ClassTree:
     def sums(self, probabilities: Tensor) -> Tensor:
         """Probabilities of the classes [B, C] to those of the nodes [B, M]: of all classes that a node holds."""
         column, node = self._pairs
-        return probabilities.new_zeros(len(probabilities), len(self.names)).index_add_(
-            1, node, probabilities[:, column]
-        )
+        sums = probabilities.new_zeros(len(probabilities), len(self.names))
+        return sums.index_add_(1, node, probabilities[:, column])
 
     def holding(self, labels: Tensor) -> Tensor:
         """Whether each node holds the class of each image: int64 [N] columns to bool [N, M]."""
@@ -166,10 +165,8 @@ def grow(
                 depths.append(depth)
                 above.append(before)
             before = places[node]
-    own, lowest = (
-        set(classes),
-        "leaf" if CLASS in ranks.values() else CLASS,
-    )  # biologists' classes hold species
+    lowest = "leaf" if CLASS in ranks.values() else CLASS  # biologists' classes hold species
+    own = set(classes)
     called = (
         ranks.get(name) or (lowest if name in own else f"level {depth}")
         for name, depth in zip(places, depths, strict=True)

@@ -432,10 +432,8 @@ class Answers:
             UnknownClassError: If there is no such class.
             MissingStepError: If the class has neither anchors nor images: it came after the selection.
         """
-        column = self._column(name)
-        feature = self.feature(image, crops)
-        fused, _ = self.score(feature[None], "exhaustive")
-        return self._class_scores(feature[None], fused, torch.tensor([[column]]), explain=None)[0][0]
+        class_id = int(self.scorer.class_ids[self._column(name)])
+        return self.explained(self.feature(image, crops), [class_id], None)[0]
 
     def _column(self, name: str) -> int:
         """The column of a class."""
@@ -447,13 +445,13 @@ class Answers:
             )
         return column
 
-    def explained(self, feature: Tensor, class_ids: Sequence[int], explain: int) -> list[ClassScore]:
+    def explained(self, feature: Tensor, class_ids: Sequence[int], explain: int | None) -> list[ClassScore]:
         """Scores of some classes for one image, with their first sentences by share; all classes are scored.
 
         Args:
             feature: Float [D], unnormalised as the encoder gives it.
             class_ids: Classes that are among the answers.
-            explain: Groups of sentences a class.
+            explain: Groups of sentences a class; None: all.
         """
         fused, _ = self.score(feature[None], "exhaustive")
         columns = class_positions(self.scorer.class_ids, torch.tensor([class_ids]))

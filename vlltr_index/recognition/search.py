@@ -143,10 +143,9 @@ def _check_text(text: str) -> None:
 
 def _images(snapshot: Snapshot, split: str | None) -> pa.Table:
     """The usable images of classes in use."""
-    columns = ["image_id", "class_id", "split", "uri"]
-    where = "problem IS NULL AND class_id IS NOT NULL"
-    rows = snapshot.table("images", columns, where + (f" AND split = {quote(split)}" if split else ""))
-    rows = rows.filter(pc.is_in(rows["class_id"], value_set=pa.array(snapshot.class_table().ids, pa.int32())))
+    where = f"problem IS NULL AND {one_of('class_id', snapshot.class_table().ids)}"
+    where += f" AND split = {quote(split)}" if split else ""
+    rows = snapshot.table("images", ["image_id", "class_id", "split", "uri"], where)
     if not rows.num_rows:
         of = f" of split {split!r}" if split else ""
         raise MissingStepError(f"there are no images{of}", "Run: vlltr ingest images PATH --split train")

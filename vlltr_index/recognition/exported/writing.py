@@ -271,8 +271,7 @@ def _sentence_rows(snapshot: Snapshot, loaded: LoadedBank | None) -> pa.Table:
     """The sentences of all classes in use, by class and position; those that are anchors have their rank."""
     table = snapshot.class_table()
     columns = ["sentence_id", "class_id", "text", "source", "source_ref", "licence", "position"]
-    rows = snapshot.table("sentences", columns)
-    rows = rows.filter(pc.is_in(rows["class_id"], value_set=pa.array(table.ids, pa.int32())))
+    rows = snapshot.table("sentences", columns, one_of("class_id", table.ids))
     order = [("class_id", "ascending"), ("position", "ascending"), ("sentence_id", "ascending")]
     rows = rows.sort_by(order)
     names = pa.array([table.names[i] for i in rows["class_id"].to_pylist()], pa.string())
