@@ -44,7 +44,6 @@ from vlltr_index.pipelines.evaluate import training_counts
 from vlltr_index.pipelines.taxonomy import ingest_classes
 from vlltr_index.pipelines.train_lgr import train_lgr_stage
 from vlltr_index.recognition.predictor import load_answers
-from vlltr_index.recognition.ranks import Ranks
 from vlltr_index.recognition.scorer import load_scorer
 from vlltr_index.schemas.recipes import override
 from vlltr_index.store.workspace import Workspace
@@ -95,7 +94,7 @@ def measured(workspace: Workspace) -> dict[str, Any]:
     truth = {rank: nodes[labels] for rank, nodes in tree.at_rank.items()}
     found: dict[str, Any] = {"answered": {}, "right": {}, "least": {}}
     for asked in ASKED:
-        least = Ranks(tree).holding(scorer, torch.arange(len(scorer.class_ids)), asked).least or {}
+        least = scorer.ranks_holding(tree, torch.arange(len(scorer.class_ids)), asked)
         nodes = tree.answers(sums, least)
         said = [levels.index(tree.ranks[node]) if node >= 0 else -1 for node in nodes.tolist()]
         found["answered"][f"{asked:g}"] = "".join("-" if n < 0 else str(n) for n in said)

@@ -38,8 +38,8 @@ def export_command(
 
     With --tables: classes, sentences, images and anchors as Parquet files. DIR appears whole or not at all.
     """
-    from vlltr_index.recognition.exported import hub
-    from vlltr_index.recognition.exported.writing import export_model, export_tables
+    from vlltr_index.recognition.exported.reading import check_repository
+    from vlltr_index.recognition.exported.writing import export_model, export_tables, push_model
 
     if embed_images and not tables:
         raise UsageError("--embed-images is for --tables: a model has no images", "Leave it out.")
@@ -57,9 +57,9 @@ def export_command(
         )
     else:
         if push is not None:
-            hub.check_repository(push)
+            check_repository(push)
         report = export_model(workspace, target, at, force=force, with_index=with_index)
         if push is not None:
-            url = hub.push(Path(report.folder), push, private=private or None)
+            url = push_model(Path(report.folder), push, private=private or None)
     pushed = [f"Pushed: {url}"] if url else []
     context.show({**asdict(report), "url": url}, [*report.lines(), *pushed])

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlltr_index.classes import add_class, merge_classes
-from vlltr_index.recognition.exported.layout import SUMS, file_digest
+from vlltr_index.recognition.exported.reading import SUMS, file_digest
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.records import ClassScore, Prediction
 from vlltr_index.store.workspace import Workspace

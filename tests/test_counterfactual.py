@@ -88,6 +88,19 @@ def test_striking_out_moves_all_probabilities_as_a_bank_without_the_sentences_do
     assert [s.struck for s in alone.sentences] == [n == 0 for n in range(len(alone.sentences))]
 
 
+def test_two_classes_are_compared_by_what_speaks_for_each(look: Examination) -> None:
+    """The gap is that of the cosines; sentences with a positive effect argue, but none that is struck out."""
+    first, second = (look.look(one.name) for one in look.best(2))
+    strongest = max(first.sentences, key=lambda s: s.effect)
+    found = look.compare(first.name, second.name, {strongest.sentence_id})
+    assert found.gap == pytest.approx(first.cosine - strongest.effect - second.cosine, abs=1e-9)
+    assert strongest.sentence_id not in {s.sentence_id for s in found.for_first}
+    for arguments in (found.for_first, found.for_second):
+        effects = [s.effect for s in arguments]
+        assert effects == sorted(effects, reverse=True)
+        assert all(effect > 0 for effect in effects)
+
+
 def test_what_cannot_be_examined(look: Examination, answers: Answers, tmp_path: Path) -> None:
     """A broken picture, a class against itself."""
     bad = tmp_path / "bad.png"

@@ -200,9 +200,12 @@ def test_status_and_report_outlast_damaged_json(trained: Workspace) -> None:
     with pytest.raises(WorkspaceError, match=r"the head in .* cannot be read: "):
         load_head(head)
     for values, why in (
-        ({**whole, "normalise_values": "x"}, r"normalise_values in head\.json must be of type bool, got 'x'"),
-        ({**whole, "visual": "magic"}, "visual must be 'linear', 'mlp' or 'cosine', got 'magic'"),
-        ({}, r"head\.json has no 'dim'"),
+        (
+            {**whole, "normalise_values": "x"},
+            r"normalise_values in head\.json: Input should be a valid boolean",
+        ),
+        ({**whole, "visual": "magic"}, r"visual in head\.json: Input should be 'linear', 'mlp' or 'cosine'"),
+        ({}, r"dim in head\.json: Field required"),
     ):
         (head / "head.json").write_text(json.dumps(values), encoding="utf-8")
         with pytest.raises(WorkspaceError, match=f"the head in .* cannot be read: {why}"):

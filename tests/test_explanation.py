@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlltr_index.errors import InputError
-from vlltr_index.heads.explanation import contrast, explain_class
-from vlltr_index.heads.lgr import AnchorBank, LGRHead
+from vlltr_index.heads.anchor_bank import AnchorBank
+from vlltr_index.heads.explanation import explain_class
+from vlltr_index.heads.lgr import LGRHead
 
 quick = settings(max_examples=25, deadline=None)
 
@@ -35,20 +35,6 @@ def test_anchors_that_cancel_have_no_cosine_and_no_shares() -> None:
     assert found.cosine == 0.0
     assert found.shares.tolist() == found.percents.tolist() == [0.0, 0.0]
     assert bool(found.effects.isfinite().all())
-
-
-def test_explanation_refuses_what_does_not_fit() -> None:
-    """A position outside the bank, a feature of another width, a class against itself."""
-    head, bank, image = _setup(0, [1, 2])
-    with pytest.raises(InputError) as error:
-        explain_class(head, bank, 2, image)
-    assert str(error.value) == "class position must lie in 0..1, got 2"
-    with pytest.raises(InputError, match=r"a sentence to strike out must lie in 0\.\.1, got 2"):
-        explain_class(head, bank, 1, image, [0, 2])
-    with pytest.raises(InputError, match=r"image_feature must have shape \[8\], got \[7\]"):
-        explain_class(head, bank, 0, image[:7])
-    with pytest.raises(InputError, match="cannot be compared with itself"):
-        contrast(head, bank, 1, 1, image)
 
 
 @quick
@@ -82,23 +68,8 @@ def test_striking_out_is_as_if_the_class_never_had_the_sentences(
     positive = sum(max(share, 0.0) for share in found.shares.tolist())
     expected = [100 * share / positive if positive else 0.0 for share in found.shares.tolist()]
     assert found.percents.tolist() == pytest.approx(expected, rel=1e-9)
-    assert found.effects[found.order()].tolist() == sorted(found.effects.tolist(), reverse=True)
     for m in range(length):
         effect = cosine_without(struck - {m}) - cosine_without(struck | {m})
         assert float(found.effects[m]) == pytest.approx(effect, abs=1e-5)
         if m in struck:
             assert float(found.shares[m]) == 0.0
-
-
-def test_contrast_of_two_classes() -> None:
-    """The gap is that of the cosines; sentences with a positive effect argue, but none that is struck out."""
-    head, bank, image = _setup(3, [5, 4])
-    struck = {0: [1], 1: [0, 2]}
-    found = contrast(head, bank, 0, 1, image, struck)
-    one, other = (explain_class(head, bank, position, image, struck[position]) for position in (0, 1))
-    assert found.gap == one.cosine - other.cosine
-    assert not {1} & set(found.for_first.tolist())
-    assert not {0, 2} & set(found.against_first.tolist())
-    effects = found.first.effects[found.for_first].tolist()
-    assert effects == sorted(effects, reverse=True)
-    assert min(effects) > 0.0

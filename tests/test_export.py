@@ -17,7 +17,7 @@ from vlltr_index.errors import PretrainedError, UsageError
 from vlltr_index.pipelines.build_index import index_anchors
 from vlltr_index.pipelines.evaluate import evaluate
 from vlltr_index.recognition.exported import writing
-from vlltr_index.recognition.exported.layout import SUMS
+from vlltr_index.recognition.exported.reading import SUMS
 from vlltr_index.recognition.exported.writing import export_model
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.store.workspace import Workspace
@@ -63,16 +63,13 @@ def test_no_pickle_and_true_digests(shared: Shared) -> None:
 
 
 def test_the_same_commit_gives_the_same_bytes(trained: Workspace, tmp_path: Path) -> None:
-    """Two exports, one of them as of an older commit by number, and a copy of an export agree in every digest."""
+    """Two exports, one of them as of an older commit by number, agree in every digest."""
     number = trained.history.ids()[-1]
-    report = export_model(trained, tmp_path / "one", number)
+    export_model(trained, tmp_path / "one", number)
     with trained.transaction("later") as tx:
         tx.set(index=None)
     export_model(trained, tmp_path / "two", number)
-    copied = Recognizer.from_pretrained(tmp_path / "one").export(tmp_path / "three")
-    sums = {(tmp_path / name / SUMS).read_text() for name in ("one", "two", "three")}
-    assert len(sums) == 1
-    assert (copied.rows, copied.bytes, copied.commit) == (report.rows, report.bytes, number)
+    assert (tmp_path / "one" / SUMS).read_text() == (tmp_path / "two" / SUMS).read_text()
     export_model(trained, tmp_path / "four")
     assert json.loads((tmp_path / "four" / "config.json").read_text())["index"] is None
 
@@ -128,30 +125,34 @@ def test_results_stand_in_the_card(
     assert "model-index" not in text
 
 
-def test_what_is_not_an_export_is_left_alone(shared: Shared, tmp_path: Path) -> None:
+def test_what_is_not_an_export_is_left_alone(trained: Workspace, shared: Shared, tmp_path: Path) -> None:
     """Files, folders of other things and exports with something beside them stay, with `force` too."""
-    recognizer = Recognizer.from_pretrained(shared.folder)
-    (tmp_path / "file").write_text("mine")
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "file").write_text("mine")
     with pytest.raises(PretrainedError, match="file is not a folder"):
-        recognizer.export(tmp_path / "file", force=True)
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "a.jpg").write_text("mine")
-    with pytest.raises(PretrainedError, match="holds other things than an export, and is left as it is"):
-        recognizer.export(tmp_path / "photos", force=True)
-    target = tmp_path / "model"
-    recognizer.export(target)
+        export_model(trained, target / "file", force=True)
+    with pytest.raises(
+        PretrainedError, match="holds other things than an export, and is left as it is: 'file'"
+    ):
+        export_model(trained, target, force=True)
+    (target / "file").unlink()
+    export_model(trained, target)
+    sums = (target / SUMS).read_text()
     with pytest.raises(PretrainedError, match="holds an export already") as caught:
-        recognizer.export(target)
+        export_model(trained, target)
     assert caught.value.hint == f"Replace it: vlltr export --force {target}"
     (target / "notes.txt").write_text("mine")
-    with pytest.raises(PretrainedError, match=r"holds 'notes.txt' beside an export, and is left as it is"):
-        recognizer.export(target, force=True)
+    with pytest.raises(PretrainedError, match=r"is left as it is: 'notes\.txt'"):
+        export_model(trained, target, force=True)
     assert (target / "notes.txt").read_text() == "mine"
     (target / "notes.txt").unlink()
     (target / "README.md").write_text("edited")
-    recognizer.export(target, force=True)
-    assert (target / SUMS).read_text() == (shared.folder / SUMS).read_text()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "model", "photos"]
+    export_model(trained, target, force=True)
+    assert (target / SUMS).read_text() == sums
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "trained"]
+    with pytest.raises(UsageError, match="of an exported folder already"):
+        Recognizer.from_pretrained(shared.folder).export(tmp_path / "copy")
 
 
 def test_a_full_disk_leaves_nothing_half_written(
@@ -174,11 +175,13 @@ def test_a_full_disk_leaves_nothing_half_written(
 
 def test_neither_a_folder_nor_a_repository(tmp_path: Path, shared: Shared) -> None:
     """A name that can be neither is refused before anything is asked of the hub; a folder has no revision."""
-    with pytest.raises(UsageError, match=r"'/no/such/model' is neither a folder nor a repository on the hub"):
+    with pytest.raises(
+        UsageError, match=r"'/no/such/model' is neither a folder here nor a name for a repository"
+    ):
         Recognizer.from_pretrained("/no/such/model")
     with pytest.raises(UsageError, match="is a folder here: it has no revision 'v1'"):
         Recognizer.from_pretrained(shared.folder, revision="v1")
-    with pytest.raises(PretrainedError, match=r"is not an exported folder: it has no config\.json"):
+    with pytest.raises(PretrainedError, match="is not an exported folder: it has no file SHA256SUMS"):
         Recognizer.from_pretrained(tmp_path)
 
 
@@ -205,7 +208,7 @@ def test_the_command_writes_and_reports(trained: Workspace, tmp_path: Path) -> N
         (["--embed-images"], "--embed-images is for --tables: a model has no images"),
         (["--tables", "--index"], "--index is for a model, not for --tables"),
         (["--private"], "--private is for --push"),
-        (["--push", "name"], "'name' is no name for a repository on the hub"),
+        (["--push", "name"], "'name' is neither a folder here nor a name for a repository on the hub"),
     ],
 )
 def test_options_that_do_not_go_together(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Literal
 
 import pytest
@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vlltr_index.errors import InputError
 from vlltr_index.heads.fusion import (
     FusedScores,
     ImageSide,
@@ -202,28 +201,3 @@ def test_parts_of_the_papers_sum_add_up_to_the_probability() -> None:
         0.0,
         0.0,
     ]
-
-
-def test_weights_out_of_range_are_refused() -> None:
-    """Each is named with its bounds, and the command that fits it again."""
-    for name, value in (("image", -0.1), ("generative", math.nan), ("text", math.inf)):
-        with pytest.raises(InputError) as error:
-            replace(WEIGHTS, **{name: value})
-        assert error.value.message == f"the weight {name!r} must lie in 0..1,000,000, got {value}"
-        assert error.value.hint == "vlltr train lgr"
-    with pytest.raises(InputError, match="the weight 'text' must lie in"):
-        Meeting(1.0, 2e6)
-    for value in (math.nan, -2e6):
-        with pytest.raises(InputError, match="the offset must lie within 1,000,000, got "):
-            Meeting(1.0, 1.0, value)
-
-
-def test_fusion_refuses_what_does_not_fit() -> None:
-    """Scores of other images or classes, and rows that point outside the classes."""
-    three, two = torch.zeros(1, 3), torch.zeros(1, 2)
-    with pytest.raises(InputError, match=r"image\.scores must have shape \[1, 3\], got \[1, 2\]"):
-        fuse(trained_alone(two), three, WEIGHTS)
-    with pytest.raises(InputError, match=r"text_logits must have shape \[N, D\], got \[3\]"):
-        fuse(trained_alone(three), three[0], WEIGHTS)
-    with pytest.raises(InputError, match="row_class must lie in 0"):
-        class_logits(two, torch.tensor([0, 3]), 3)

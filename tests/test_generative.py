@@ -205,16 +205,8 @@ def test_likelihoods_are_finite_where_nothing_can_be_estimated(counts: list[int]
         assert float(model.log_likelihoods(images).abs().max()) < 1e3
 
 
-def test_the_fit_refuses_what_does_not_fit() -> None:
-    """No view, no image, labels or texts of another size, values that are not finite."""
+def test_the_fit_refuses_values_that_are_not_finite() -> None:
+    """They would make every class's model NaN."""
     features, labels, texts = drawn([2, 2], [True, True], 3)
-    with pytest.raises(
-        InputError, match=r"features must be \[V, N, D\] with an image at least, got \[4, 3\]"
-    ):
-        fit_shared(features[0], labels, texts)
-    with pytest.raises(InputError, match=r"labels must lie in 0\.\.0"):
-        fit_shared(features, labels, texts[:1])
-    with pytest.raises(InputError, match=r"prototypes must have shape \[N, 3\], got \[2, 2\]"):
-        fit_shared(features, labels, texts[:, :2])
     with pytest.raises(InputError, match="features and prototypes must be finite"):
         fit_shared(features * torch.tensor([1.0, torch.nan, 1.0]), labels, texts)

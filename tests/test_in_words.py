@@ -20,14 +20,6 @@ GOODS = {
     "Oat drink 1 l": ("Oat drink 1 l, buy online.", "Buy oat drink 1 l in the shop.", "A white carton."),
     "Dish soap": ("Dish soap, buy online.", "Buy dish soap in the shop.", "A white carton."),
 }
-GLYPHS = {
-    "letter a with caron": (
-        "a glyph for the letter a with caron.",
-        "the letter a with caron in a thin typeface.",
-        "An a.",
-    ),
-    "comma": ("a glyph for the comma.", "the comma in a thin typeface.", "A dot with a tail."),
-}
 SIGNS = {
     "round bar": ("A round sign with a bar.", "A white bar on a round plate.", "The plate is round."),
     "tall dot": ("A tall sign with a dot.", "A white dot on a tall plate.", "The plate is tall."),
@@ -35,10 +27,7 @@ SIGNS = {
 BEST, KITE = "The text's best argument", '"A kite."'
 
 
-@pytest.mark.parametrize(
-    ("classes", "groups"),
-    [(BIRDS, [0, 1, 2]), (GOODS, [0, 0, 2]), (GLYPHS, [0, 0, 2]), (SIGNS, [0, 0, 2])],
-)
+@pytest.mark.parametrize(("classes", "groups"), [(BIRDS, [0, 1, 2]), (GOODS, [0, 0, 2]), (SIGNS, [0, 0, 2])])
 def test_templates_say_the_same_and_facts_do_not(
     classes: dict[str, tuple[str, ...]], groups: list[int]
 ) -> None:

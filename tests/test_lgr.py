@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 import vlltr_index.heads.anchor_bank
 from vlltr_index.errors import InputError
-from vlltr_index.heads.anchor_bank import LAYER_NORM_EPS
-from vlltr_index.heads.lgr import AnchorBank, LGRHead
+from vlltr_index.heads.anchor_bank import LAYER_NORM_EPS, AnchorBank
+from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.lgr_autograd import attended_cosine
 from vlltr_index.tensors import unit_rows
 
@@ -234,9 +234,9 @@ def test_ambient_autocast_changes_nothing() -> None:
     assert head(features.bfloat16(), bank)[1].dtype == torch.float32
 
 
-@pytest.mark.parametrize("images", [1, 40, 600])
+@pytest.mark.parametrize("images", [1, 5, 600])
 def test_inference_equals_training_whatever_the_batch(images: int) -> None:
-    """Few images take the path without Gram matrices and many are split; logits are the same."""
+    """Few images go by pairs and many are split; logits are the same."""
     torch.manual_seed(4)
     head, classes = LGRHead(12, 2), [torch.randn(n, 12) for n in (9, 4, 1, 9)]
     features, losses = torch.randn(images, 12), [torch.randn(len(c)) for c in classes]
@@ -313,8 +313,6 @@ def test_scale_is_a_multiplier_clamped_in_place() -> None:
     assert head.log_logit_scale.item() == pytest.approx(math.log(100.0))
     assert head.log_logit_scale.requires_grad
     assert not LGRHead(4, 1).log_logit_scale.requires_grad
-    with pytest.raises(InputError, match="logit_scale is a multiplier above 0, got 0"):
-        LGRHead(4, 1, logit_scale=0.0)
 
 
 @quick
@@ -335,29 +333,18 @@ def test_select_equals_building_from_the_parts(lengths: list[int], wanted: list[
     assert torch.equal(part.vectors, bank.vectors[part.rows])
 
 
-@pytest.mark.parametrize(
-    ("owner", "ids", "text"),
-    [
-        ([3, 3], [3, 8], "class 8 has no anchor\nvlltr embed, then vlltr select"),
-        ([3, 5], [3], "class 5 has anchors but is not among class_ids"),
-        ([3, 3], [3, 3], "class 3 has two places among class_ids"),
-        ([], [], "the bank has no class\nvlltr embed, then vlltr select"),
-    ],
-)
-def test_bank_names_the_class_that_does_not_fit(owner: list[int], ids: list[int], text: str) -> None:
-    """Every class needs an anchor, every anchor a class."""
-    with pytest.raises(InputError) as error:
+@pytest.mark.parametrize(("owner", "ids"), [([3, 3], [3, 8]), ([3, 5], [3]), ([3, 3], [3, 3]), ([], [])])
+def test_every_class_of_a_bank_has_anchors_and_every_anchor_a_class(owner: list[int], ids: list[int]) -> None:
+    """Each class stands once; a bank has one at least."""
+    with pytest.raises(InputError, match="class_ids must be the classes that have anchors, each once"):
         AnchorBank.build(torch.randn(len(owner), 4), torch.tensor(owner, dtype=torch.int64), ids)
-    assert str(error.value) == text
 
 
 def test_bank_and_head_refuse_what_does_not_fit() -> None:
-    """NaN anchors, another width, positions outside the bank."""
+    """NaN anchors, another width."""
     with pytest.raises(InputError) as error:
         AnchorBank.build(torch.tensor([[1.0, math.nan], [0.0, 1.0]]), torch.tensor([6, 2]), [2, 6])
     assert str(error.value) == "class 6 has an anchor that is not finite\nvlltr embed"
     bank = _bank([torch.randn(2, 4)])
     with pytest.raises(InputError, match="the head is 8 wide, the anchors 4"):
         LGRHead(8, 1).text_logits(torch.randn(1, 8), bank)
-    with pytest.raises(InputError, match=r"classes must lie in 0\.\.0"):
-        bank.select([1])

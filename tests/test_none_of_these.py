@@ -49,7 +49,7 @@ def test_a_head_without_a_level_says_which_command_gives_one(
         tx.set(head=trained.put_object("heads", lambda path: save_head(without, path)))
     image = pictures / "known-0.png"
     code, out, err = run(capsys, "-q", "-w", trained.path, "predict", image, "--reject")
-    assert (code, out, err) == (1, "", f"Error: this head knows no level for 'none of these': {why}\n")
+    assert (code, out, err) == (1, "", f"Error: this head cannot say 'none of these': {why}\n")
     with pytest.raises(MissingStepError):
         Recognizer.open(trained.path).predict([image], reject=True)
     assert Recognizer.open(trained.path).predict([image])[0].known is None

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from vlltr_index.anchors.anss import score_sentences, select_anchors
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import VlltrError
-from vlltr_index.heads.lgr import AnchorBank, LGRHead
+from vlltr_index.heads.anchor_bank import AnchorBank
+from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.schemas.config import BaselineConfig, LGRConfig
 from vlltr_index.train.baseline import train_image_only
 from vlltr_index.train.cvlp import visual_classifier

@@ -73,7 +73,11 @@ def test_shares_add_up_to_the_text_logit(recognizer: Recognizer, pictures: Path)
         assert sums == sorted(sums, reverse=True)
         gave = sum(s.percent for s in score.sentences if s.percent > 0)
         assert gave == pytest.approx(100 if any(s.share > 0 for s in score.sentences) else 0)
-        (top,) = (c for c in recognizer.predict([image], 99, 1, "exhaustive")[0].classes if c.name == name)
+        (top,) = (
+            c
+            for c in recognizer.predict([image], top=99, explain=1, retrieval="exhaustive")[0].classes
+            if c.name == name
+        )
         assert [s.text for s in top.sentences] == [s.text for s in score.folded[0]]
 
 
@@ -134,7 +138,7 @@ def test_a_head_of_another_encoder_is_refused(trained: Workspace) -> None:
     with trained.transaction("test") as tx:
         tx.set(head=trained.put_object("heads", lambda folder: save_head(other, folder)))
     with pytest.raises(
-        FingerprintMismatch, match=r"the head was trained on image vectors of encoder 0{16}"
+        FingerprintMismatch, match=r"the head was trained on vectors of the towers .*'0{16}'"
     ) as caught:
         Recognizer.open(trained)
     assert caught.value.hint == "Train it again: vlltr train lgr"

@@ -14,7 +14,6 @@ from vlltr_index.anchors.retrieval import estimated_text_logits, nearest_classes
 from vlltr_index.errors import InputError
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.lgr import LGRHead
-from vlltr_index.heads.pairs import pair_text_logits
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -73,10 +72,10 @@ def test_pairs_are_what_the_head_gives(dtype: torch.dtype, normalise: bool, loss
     images = torch.randint(0, 12, (9000,), generator=generator)
     classes = torch.randint(0, 40, (9000,), generator=generator)
     features = world.features.to(dtype)
-    found = pair_text_logits(head, features, bank, images, classes)
+    found = head.pair_text_logits(features, bank, images, classes)
     expected = head.text_logits(features, bank).detach()[images, classes]
     torch.testing.assert_close(found, expected, atol=2e-4 if dtype == torch.float32 else 1e-10, rtol=1e-5)
-    assert pair_text_logits(head, features, bank, images[:0], classes[:0]).shape == (0,)
+    assert head.pair_text_logits(features, bank, images[:0], classes[:0]).shape == (0,)
 
 
 def test_pairs_of_anchors_that_cancel() -> None:
@@ -84,16 +83,7 @@ def test_pairs_of_anchors_that_cancel() -> None:
     bank = AnchorBank.build(torch.tensor([[1.0, 2.0], [-1.0, -2.0]]), torch.zeros(2, dtype=torch.int64), [0])
     head, none = LGRHead(2, 0), torch.zeros(1, dtype=torch.int64)
     head.query_proj.weight.data.zero_()
-    assert pair_text_logits(head, torch.ones(1, 2), bank, none, none).tolist() == [0.0]
-
-
-def test_pairs_out_of_range() -> None:
-    """An image or a class that is not there is refused."""
-    world, one = World(5), torch.ones(1, dtype=torch.int64)
-    with pytest.raises(InputError, match="images"):
-        pair_text_logits(world.head, world.features, world.bank, 12 * one, one)
-    with pytest.raises(InputError, match="classes"):
-        pair_text_logits(world.head, world.features, world.bank, one, 5 * one)
+    assert head.pair_text_logits(torch.ones(1, 2), bank, none, none).tolist() == [0.0]
 
 
 # ---- estimates

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from vlltr_index.anchors.anss import class_means
 from vlltr_index.errors import InputError, VlltrError
-from vlltr_index.heads.lgr import AnchorBank, CosineClassifier, LGRHead
+from vlltr_index.heads.anchor_bank import AnchorBank
+from vlltr_index.heads.lgr import CosineClassifier, LGRHead
 from vlltr_index.heads.weighing import fit_temperature, nll
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.tensors import check_labels, unit_rows, work_device

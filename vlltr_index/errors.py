@@ -4,23 +4,6 @@ from __future__ import annotations
 
 import os
 
-__all__ = [
-    "ConfigError",
-    "EncoderError",
-    "FingerprintMismatch",
-    "InputError",
-    "LockedError",
-    "MissingPackageError",
-    "MissingStepError",
-    "PeerError",
-    "PretrainedError",
-    "UnknownClassError",
-    "UsageError",
-    "VlltrError",
-    "WorkspaceError",
-    "write_error",
-]
-
 
 class VlltrError(Exception):
     """Base of all errors raised on purpose; `exit_code` is what the command line exits with.

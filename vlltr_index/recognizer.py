@@ -7,12 +7,12 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from torch import Tensor
 
-from vlltr_index.errors import WorkspaceError
-from vlltr_index.recognition.predictor import Answers, load_answers
+from vlltr_index.errors import UsageError, WorkspaceError
+from vlltr_index.recognition.predictor import Answers, Asked, load_answers
 from vlltr_index.schemas.records import ClassScore, Prediction
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from vlltr_index.recognition.exported.writing import ExportReport
     from vlltr_index.recognition.scorer import Scorer
     from vlltr_index.store.workspace import Workspace
-
-__all__ = ["Recognizer"]
 
 _log = logging.getLogger(__name__)
 
@@ -105,8 +103,7 @@ class Recognizer:
             UsageError: If `name` is neither a folder nor a repository's name.
             PretrainedError: If the hub does not give it, or something in it is not what it should be.
         """
-        from vlltr_index.recognition.exported.hub import locate
-        from vlltr_index.recognition.exported.reading import read_model
+        from vlltr_index.recognition.exported.reading import locate, read_model
 
         folder = locate(name, revision, token, cache_dir)
         return cls(None, read_model(folder, device, trust_index), follow=False, folder=folder)
@@ -117,17 +114,17 @@ class Recognizer:
         Args:
             folder: A new or empty folder.
             force: Replace an export that is there; anything else is left alone all the same.
-            with_index: Put the FAISS index in, where there is one; a copy of an exported folder has what that has.
+            with_index: Put the FAISS index in, where there is one.
 
         Raises:
             PretrainedError: If the folder may not be written.
+            UsageError: If this model is of an exported folder, which can be copied.
         """
-        from vlltr_index.recognition.exported.writing import copy_model, export_model
+        from vlltr_index.recognition.exported.writing import export_model
 
-        commit = self.current().commit
         if self._workspace is None:
-            assert self._folder is not None  # only `from_pretrained` makes one without a workspace
-            return copy_model(self._folder, folder, force=force)
+            raise UsageError("this model is of an exported folder already", "Copy the folder.")
+        commit = self.current().commit
         return export_model(self._workspace, folder, commit, force=force, with_index=with_index)
 
     def push_to_hub(
@@ -139,14 +136,16 @@ class Recognizer:
         token: str | bool | None = None,
         with_index: bool = False,
     ) -> str:
-        """Export this model and make that the repository `repo_id` on the Hugging Face hub, in one commit there.
+        """Export this model, and make that the repository `repo_id` on the Hugging Face hub, in one commit there.
+
+        A model that was read from an exported folder is pushed as it lies there.
 
         Args:
             repo_id: `user/name`; made if it is not there.
             private: Whether a new repository is private; default: what the user or organisation has set.
             commit_message: Default: names the workspace's commit.
             token: For the hub; default: the one that is stored.
-            with_index: As for `export`.
+            with_index: As for `export`; an exported folder is pushed with what it has.
 
         Returns:
             The address of the hub's commit.
@@ -157,13 +156,15 @@ class Recognizer:
         """
         import tempfile
 
-        from vlltr_index.recognition.exported.hub import check_repository, push
+        from vlltr_index.recognition.exported.reading import check_repository
+        from vlltr_index.recognition.exported.writing import push_model
 
         check_repository(repo_id)
         with tempfile.TemporaryDirectory(prefix="vlltr-export-") as place:
-            folder = Path(place) / "model"
-            self.export(folder, with_index=with_index)
-            return push(folder, repo_id, private=private, commit_message=commit_message, token=token)
+            folder = self._folder or Path(place) / "model"
+            if self._folder is None:
+                self.export(folder, with_index=with_index)
+            return push_model(folder, repo_id, private=private, commit_message=commit_message, token=token)
 
     @property
     def commit(self) -> int:
@@ -205,40 +206,20 @@ class Recognizer:
             self._passed_over = newest
             _log.warning("answering as of commit %d: commit %d cannot yet: %s", self.commit, newest, error)
             return
-        if answers.same_encoder(self._answers):
+        new, old = answers.scorer.saved, self._answers.scorer.saved
+        if (new.text_fp, new.image_fp) == (old.text_fp, old.image_fp):
             answers = replace(answers, open_encoder=self._answers.open_encoder)
         self._answers = answers
 
-    def predict(
-        self,
-        images: Sequence[ImageSource],
-        top: int = 5,
-        explain: int = 0,
-        retrieval: str = "auto",
-        reject: bool = False,
-        crops: int = 1,
-        only: Sequence[str] | None = None,
-        neighbours: int = 0,
-        parent: str | None = None,
-        coverage: float | None = None,
-    ) -> list[Prediction]:
+    def predict(self, images: Sequence[ImageSource], **asked: Unpack[Asked]) -> list[Prediction]:
         """The best classes of each image, best first, each with its nearest sentences; all from one commit.
+
+        An image that cannot be read gives a `Prediction` with `problem` set; the others are answered.
 
         Args:
             images: Paths, encoded bytes, PIL images, or arrays uint8 [H, W, 3] of red, green and blue.
-            top: Classes an image.
-            explain: Sentences a class, by their share of its text score; those that say the same but for a template
-                count as one.
-            retrieval: `faiss` scores the classes that the index retrieves; `exhaustive` all of them; `auto` takes
-                what is quicker for a batch: all, where there are fewer than 64,000 anchors, an exact index or a GPU,
-                and for several images where there are fewer than 32 anchors a class.
-            reject: Whether each prediction says if the image is of any of the classes at all (`known`).
-            crops: Crops of each image that make its feature: 1, or 5 (the centre and the corners).
-            only: Names of classes: the answer is among them, as if there were no others.
-            neighbours: Nearest training images of the best class, by stored vectors.
-            parent: The answer is among the classes below this name in the tree of classes, as if there were no others.
-            coverage: An accuracy between 0 and 1: `answer` is of the deepest rank that held it on the images held out
-                when the head was trained, with the sentences of the classes it holds; None where no rank can answer.
+            asked: `top`, `explain`, `retrieval`, `reject`, `crops`, `only`, `neighbours`, `parent` and `coverage`, see
+                `vlltr_index.recognition.predictor.Asked`.
 
         Raises:
             UsageError: If `retrieval` is none of these, another number of crops, `neighbours` of an exported folder,
@@ -246,28 +227,12 @@ class Recognizer:
             MissingStepError: If `reject` or `coverage` are asked for and the head cannot say, there is no tree of
                 classes, or the training images that `neighbours` asks for have no vectors.
             UnknownClassError: If there is no class of a name in `only`, or no such parent.
-
-        An image that cannot be read gives a `Prediction` with `problem` set; the others are answered.
         """
-        how = (top, explain, retrieval, reject, crops, only, neighbours, parent, coverage)
-        return list(self.stream(images, *how))
+        return list(self.stream(images, **asked))
 
-    def stream(
-        self,
-        images: Iterable[ImageSource],
-        top: int = 5,
-        explain: int = 0,
-        retrieval: str = "auto",
-        reject: bool = False,
-        crops: int = 1,
-        only: Sequence[str] | None = None,
-        neighbours: int = 0,
-        parent: str | None = None,
-        coverage: float | None = None,
-    ) -> Iterator[Prediction]:
+    def stream(self, images: Iterable[ImageSource], **asked: Unpack[Asked]) -> Iterator[Prediction]:
         """`predict` for any number of images, one prediction after the other in their order, in flat memory."""
-        how = (top, explain, retrieval, reject, crops, only, neighbours, parent, coverage)
-        return self.current().stream(images, *how)
+        return self.current().stream(images, **asked)
 
     @property
     def classes_(self) -> NDArray[np.str_]:

@@ -13,21 +13,6 @@ from torch.nn import functional as F
 
 from vlltr_index.errors import InputError, UsageError, VlltrError
 
-__all__ = [
-    "check_labels",
-    "check_matrix",
-    "check_vector",
-    "choose_device",
-    "cuda_problem",
-    "device_name",
-    "float32_by",
-    "full_precision",
-    "memory_mended_by",
-    "unit_rows",
-    "work_device",
-    "working_dtype",
-]
-
 
 def check_matrix(name: str, value: Tensor, columns: int | None = None, rows: int | None = None) -> None:
     """Refuse anything but a floating [rows, columns] tensor.

@@ -1,5 +1,3 @@
 """The version of the program, for what names it: commits, exports, requests to the hub and to Wikipedia."""
 
-__all__ = ["VERSION"]
-
 VERSION = "0.1.0"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["many", "some"]
-
 
 def many(count: int, one: str, several: str | None = None) -> str:
     """A count with its noun in the right number: `1 image`, `2,000 images`.

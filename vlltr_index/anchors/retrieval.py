@@ -19,7 +19,6 @@ from vlltr_index.errors import InputError
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.fusion import FusedScores
 from vlltr_index.heads.lgr import LGRHead
-from vlltr_index.heads.pairs import pair_text_logits
 from vlltr_index.tensors import check_labels, check_matrix, unit_rows
 
 __all__ = ["AnchorClasses", "Fuse", "Retrieved", "estimated_text_logits", "nearest_classes", "retrieve"]
@@ -221,7 +220,7 @@ def _score_pairs(
     images, classes = wanted.nonzero().unbind(1)
     order = classes.argsort()  # images that want the same class read its anchors one after the other
     at, classes = rows[images[order]], classes[order]
-    exact[at, classes] = pair_text_logits(head, image_features, bank, at, classes).to(exact.dtype)
+    exact[at, classes] = head.pair_text_logits(image_features, bank, at, classes).to(exact.dtype)
 
 
 def _of_best(values: Tensor, number: int) -> Tensor:

@@ -12,16 +12,7 @@ import torch
 from torch import Tensor
 
 from vlltr_index.errors import InputError
-from vlltr_index.tensors import (
-    check_labels,
-    check_matrix,
-    check_vector,
-    full_precision,
-    unit_rows,
-    working_dtype,
-)
-
-__all__ = ["CANCELLED", "LAYER_NORM_EPS", "AnchorBank", "Block"]
+from vlltr_index.tensors import full_precision, unit_rows, working_dtype
 
 LAYER_NORM_EPS = 1e-5
 CANCELLED = 1e-3
@@ -103,27 +94,29 @@ class AnchorBank:
             The bank; within a class the anchors keep their order.
 
         Raises:
-            InputError: Shapes do not fit, a class has no anchor, an anchor's class is unknown, or a vector
-                is not finite; the message names the class id.
+            InputError: `class_ids` are not the classes of the anchors, each once, or a vector is
+                not finite; the message names the class id.
         """
-        check_matrix("vectors", vectors)
-        check_labels("class_of_anchor", class_of_anchor, vectors.shape[0])
         ids = torch.as_tensor(class_ids, device=vectors.device).to(torch.int64)
-        check_vector("class_ids", ids)
-        position = _positions(class_of_anchor.to(vectors.device, torch.int64), ids)
-        counts = torch.bincount(position, minlength=len(ids))
-        if len(ids) == 0 or bool((counts == 0).any()):
-            missing = "the bank has no class" if len(ids) == 0 else _named(ids[counts == 0], "no anchor")
-            raise InputError(missing, "vlltr embed, then vlltr select")
+        ordered, places = ids.sort()
+        present, position = torch.unique(class_of_anchor.to(ids), return_inverse=True)
+        if not len(ids) or not torch.equal(present, ordered):
+            raise InputError(
+                f"class_ids must be the classes that have anchors, each once: {ids.tolist()[:5]} ... against "
+                f"{present.tolist()[:5]} ...",
+                "vlltr embed, then vlltr select",
+            )
+        position = places[position]
         finite = vectors.isfinite().all(1)
         if not bool(finite.all()):
-            raise InputError(_named(ids[position[~finite]], "an anchor that is not finite"), "vlltr embed")
+            first = int(ids[position[~finite]][0])
+            raise InputError(f"class {first} has an anchor that is not finite", "vlltr embed")
+        counts = torch.bincount(position)
         order = torch.argsort(position, stable=True)
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         dtype = working_dtype(vectors)
         if losses is None:
             losses = vectors.new_zeros(vectors.shape[0], dtype=dtype)
-        check_vector("losses", losses, vectors.shape[0])
         return cls(
             vectors.detach()[order].contiguous(), offsets, ids, order, losses.to(order.device, dtype)[order]
         )
@@ -156,18 +149,15 @@ class AnchorBank:
     def sigma(self) -> Tensor:
         """What LayerNorm divides each anchor by: sqrt(variance + eps), [A], float32 at least."""
         with _kept():
-            parts = torch.split(self.vectors, _BLOCK_SLOTS)
-            variances = [part.to(working_dtype(part)).var(1, unbiased=False) for part in parts]
-            return (torch.cat(variances) + LAYER_NORM_EPS).sqrt()
+            vectors = self.vectors.to(working_dtype(self.vectors))
+            return (vectors.var(1, unbiased=False) + LAYER_NORM_EPS).sqrt()
 
     @cached_property
     def norms(self) -> Tensor:
         """Length of each anchor, [A], float32 at least."""
         with _kept():
-            parts = torch.split(self.vectors, _BLOCK_SLOTS)
-            return torch.cat(
-                [torch.linalg.vector_norm(part.to(working_dtype(part)), dim=1) for part in parts]
-            )
+            norms: Tensor = torch.linalg.vector_norm(self.vectors, dim=1, dtype=working_dtype(self.vectors))
+            return norms
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -199,18 +189,12 @@ class AnchorBank:
         """The anchors of a block, [anchors, D], without a copy where the dtype is right."""
         return self.vectors[block.start : block.stop].to(dtype)
 
-    def gram(self, number: int, dtype: torch.dtype) -> Tensor:
-        """Inner products of the anchors of each class of block `number`, [classes, width, width], kept."""
-        return self._gram((number, dtype), self.blocks[number])
-
-    def whole_gram(self, dtype: torch.dtype) -> Tensor:
-        """The same of all classes at once, [C, width, width], kept."""
-        return self._gram((-1, dtype), self.whole)
-
-    def _gram(self, key: tuple[int, torch.dtype], block: Block) -> Tensor:
+    def gram(self, block: Block, dtype: torch.dtype) -> Tensor:
+        """Inner products of the anchors of each class of a block, [classes, width, width], kept."""
+        key = block.first, block.last, dtype
         if key not in self._grams:
             with _kept(), full_precision(self.vectors.device):
-                padded = block.pad(self.block_vectors(block, key[1]))
+                padded = block.pad(self.block_vectors(block, dtype))
                 self._grams[key] = padded @ padded.mT
         return self._grams[key]
 
@@ -234,34 +218,21 @@ class AnchorBank:
 
         Args:
             classes: Integers [C'], *positions* in this bank, in the order wanted.
-
-        Raises:
-            InputError: No class, or a position outside the bank.
         """
         wanted = torch.as_tensor(classes, device=self.offsets.device).to(torch.int64)
-        check_labels("classes", wanted, classes=self.num_classes)
-        if wanted.numel() == 0:
-            raise InputError("select needs at least one class")
         lengths = self.offsets.diff()[wanted]
         offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         total = int(offsets[-1])
         shift = torch.repeat_interleave(self.offsets[wanted] - offsets[:-1], lengths, output_size=total)
         rows = torch.arange(total, device=self.offsets.device) + shift
-        chosen = AnchorBank(
-            self.vectors[rows], offsets, self.class_ids[wanted], self.rows[rows], self.losses[rows]
-        )
-        for name in ("sigma", "norms"):
-            if name in self.__dict__:
-                chosen.__dict__[name] = self.__dict__[name][rows]
-        return chosen
+        ids = self.class_ids[wanted]
+        return AnchorBank(self.vectors[rows], offsets, ids, self.rows[rows], self.losses[rows])
 
     def to(self, device: torch.device | str) -> AnchorBank:
         """The bank on another device."""
         if torch.device(device) == self.vectors.device:
             return self
-        moved = AnchorBank(*(getattr(self, f.name).to(device) for f in fields(self)))
-        moved.__dict__["bounds"] = self.bounds  # known: a GPU need not be asked
-        return moved
+        return AnchorBank(*(getattr(self, f.name).to(device) for f in fields(self)))
 
     def _mean_values(self, normalise_values: bool, beta: float) -> Tensor:
         """Weighted mean of each class's anchors, [C, D]."""
@@ -280,7 +251,7 @@ class AnchorBank:
         return sums / weights.new_zeros(self.num_classes).index_add_(0, owner, weights)[:, None]
 
     @cached_property
-    def _grams(self) -> dict[tuple[int, torch.dtype], Tensor]:
+    def _grams(self) -> dict[tuple[int, int, torch.dtype], Tensor]:
         return {}
 
     @cached_property
@@ -302,24 +273,3 @@ def _kept() -> Iterator[None]:
     """Compute without gradient and outside inference mode, so that autograd may save it later."""
     with torch.inference_mode(False), torch.no_grad():
         yield
-
-
-def _positions(class_of_anchor: Tensor, ids: Tensor) -> Tensor:
-    """Position of each anchor's class id within `ids`."""
-    ordered, order = ids.sort()
-    if bool((ordered[1:] == ordered[:-1]).any()):
-        raise InputError(_named(ordered[1:][ordered[1:] == ordered[:-1]], "two places among class_ids"))
-    found = torch.searchsorted(ordered, class_of_anchor).clamp(max=max(len(ids) - 1, 0))
-    known = (
-        ordered[found] == class_of_anchor if len(ids) else torch.zeros_like(class_of_anchor, dtype=torch.bool)
-    )
-    if len(ids) and not bool(known.all()):
-        raise InputError(_named(class_of_anchor[~known], "anchors but is not among class_ids"))
-    return order[found] if len(ids) else class_of_anchor[:0]
-
-
-def _named(ids: Tensor, what: str) -> str:
-    """`class 7 has no anchor`, with the number of further ones."""
-    distinct = torch.unique(ids).tolist()
-    more = f" (and {len(distinct) - 1} more)" if len(distinct) > 1 else ""
-    return f"class {distinct[0]} has {what}{more}"

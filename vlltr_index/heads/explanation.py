@@ -8,23 +8,18 @@ others stays as it is, and what is left of G points where it would if the class 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from vlltr_index.errors import InputError
-from vlltr_index.tensors import check_vector
+from vlltr_index.tensors import full_precision
 
 if TYPE_CHECKING:
-    from vlltr_index.heads.lgr import AnchorBank, LGRHead
-
-__all__ = ["ClassExplanation", "Contrast", "contrast", "explain_class"]
-
-_NOTHING: Mapping[int, Sequence[int]] = MappingProxyType({})
+    from vlltr_index.heads.anchor_bank import AnchorBank
+from vlltr_index.heads.lgr import LGRHead
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -56,30 +51,6 @@ class ClassExplanation:
         positive = self.shares.clamp(min=0).sum()
         return 100 * self.shares / positive if float(positive) else torch.zeros_like(self.shares)
 
-    def order(self) -> Tensor:
-        """Sentences by falling effect, int64 [M]: what decided comes first."""
-        return torch.argsort(self.effects, descending=True, stable=True)
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Contrast:
-    """Why one class and not another.
-
-    Attributes:
-        first: The class argued for.
-        second: The class argued against.
-        gap: Cosine of the first less cosine of the second; the first's shares less the second's add up to it.
-        for_first: int64 [n], positions among the first's anchors whose removal would lower the gap, strongest first.
-        against_first: int64 [n], positions among the second's anchors whose removal would raise the gap,
-            strongest first.
-    """
-
-    first: ClassExplanation
-    second: ClassExplanation
-    gap: float
-    for_first: Tensor
-    against_first: Tensor
-
 
 def explain_class(
     head: LGRHead, bank: AnchorBank, position: int, image_feature: Tensor, struck: Sequence[int] = ()
@@ -96,18 +67,14 @@ def explain_class(
 
     Returns:
         The explanation, computed in float64 on the features' device.
-
-    Raises:
-        InputError: The feature has another shape, or the position or a sentence is outside the bank.
     """
-    check_vector("image_feature", image_feature, bank.dim)
-    if not 0 <= position < bank.num_classes:
-        raise InputError(f"class position must lie in 0..{bank.num_classes - 1}, got {position}")
     start, stop = bank.bounds[position], bank.bounds[position + 1]
-    out = _mask(struck, stop - start, bank.vectors.device)
-    with torch.no_grad():
-        attention = head.attention_for(image_feature[None], bank.select([position]))[0].double()
-        values = bank.vectors[start:stop].double()
+    out = torch.zeros(stop - start, dtype=torch.bool, device=bank.vectors.device)
+    out[list(struck)] = True
+    with torch.no_grad(), full_precision(bank.vectors.device):
+        query, values = head.query(image_feature[None])[0].double(), bank.vectors[start:stop].double()
+        known = head.beta * bank.losses[start:stop].double()
+        attention = (values @ query / bank.sigma[start:stop].double() - known).softmax(0)
         if head.normalise_values:
             values = values / values.norm(dim=1, keepdim=True).clamp(min=1e-12)
         image = image_feature.double() / image_feature.double().norm().clamp(min=1e-300)
@@ -123,57 +90,6 @@ def explain_class(
     return ClassExplanation(
         position, bank.rows[start:stop], attention, shares, effects, float(cosine), scale * float(cosine)
     )
-
-
-def contrast(
-    head: LGRHead,
-    bank: AnchorBank,
-    first: int,
-    second: int,
-    image_feature: Tensor,
-    struck: Mapping[int, Sequence[int]] = _NOTHING,
-) -> Contrast:
-    """Compare two classes' text scores for one image.
-
-    Args:
-        head: The head.
-        bank: The anchors.
-        first: Position of the class argued for.
-        second: Position of the class argued against.
-        image_feature: Float [D], unnormalised.
-        struck: Position of a class to its sentences that are struck out, as for `explain_class`.
-
-    Raises:
-        InputError: As `explain_class`, or the two classes are the same.
-    """
-    if first == second:
-        raise InputError(f"a class cannot be compared with itself (position {first})")
-    one = explain_class(head, bank, first, image_feature, struck.get(first, ()))
-    other = explain_class(head, bank, second, image_feature, struck.get(second, ()))
-    return Contrast(
-        one,
-        other,
-        one.cosine - other.cosine,
-        _supporting(one, struck.get(first, ())),
-        _supporting(other, struck.get(second, ())),
-    )
-
-
-def _supporting(explanation: ClassExplanation, struck: Sequence[int]) -> Tensor:
-    """Sentences that count and have a positive effect, strongest first."""
-    order = explanation.order()
-    counts = ~_mask(struck, len(order), order.device)
-    return order[(explanation.effects[order] > 0) & counts[order]]
-
-
-def _mask(struck: Sequence[int], sentences: int, device: torch.device) -> Tensor:
-    """Which of a class's sentences are struck out, bool [M]."""
-    outside = [m for m in struck if not 0 <= m < sentences]
-    if outside:
-        raise InputError(f"a sentence to strike out must lie in 0..{sentences - 1}, got {outside[0]}")
-    mask = torch.zeros(sentences, dtype=torch.bool, device=device)
-    mask[list(struck)] = True
-    return mask
 
 
 def _without_each(terms: Tensor) -> Tensor:

@@ -14,31 +14,18 @@ Three rules put it together:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from vlltr_index.errors import InputError
-from vlltr_index.tensors import check_labels, check_matrix, check_vector, working_dtype
-
-__all__ = [
-    "FusedScores",
-    "ImageSide",
-    "Meeting",
-    "PartWeights",
-    "Rule",
-    "class_logits",
-    "fuse",
-    "fuse_protocol",
-    "image_side",
-    "parts_of",
-    "resting",
-]
+from vlltr_index.tensors import working_dtype
 
 Rule = Literal["ours", "paper", "logits"]
 
-_LARGEST = 1e6
+Weight = Annotated[float, Field(ge=0.0, le=1e6)]
+"""A factor of a part's scores; files with others are refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +38,9 @@ class Meeting:
         offset: Added to their scores.
     """
 
-    generative: float
-    text: float
-    offset: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check_weights(generative=self.generative, text=self.text)
-        if not abs(self.offset) <= _LARGEST:
-            raise InputError(
-                f"the offset must lie within {_LARGEST:,.0f}, got {self.offset}", "vlltr train lgr"
-            )
+    generative: Weight
+    text: Weight
+    offset: Annotated[float, Field(ge=-1e6, le=1e6)] = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,22 +55,11 @@ class PartWeights:
         told: For later classes that are known by text alone.
     """
 
-    image: float
-    generative: float
-    text: float
+    image: Weight
+    generative: Weight
+    text: Weight
     pictured: Meeting
     told: Meeting
-
-    def __post_init__(self) -> None:
-        _check_weights(image=self.image, generative=self.generative, text=self.text)
-
-
-def _check_weights(**weights: float) -> None:
-    for name, weight in weights.items():
-        if not 0.0 <= weight <= _LARGEST:  # nan too
-            raise InputError(
-                f"the weight {name!r} must lie in 0..{_LARGEST:,.0f}, got {weight}", "vlltr train lgr"
-            )
 
 
 class ImageSide(NamedTuple):
@@ -199,12 +168,7 @@ def fuse(image: ImageSide, text_logits: Tensor, weights: PartWeights) -> FusedSc
         image: From `image_side`.
         text_logits: Float [B, C].
         weights: See `PartWeights`.
-
-    Raises:
-        InputError: Shapes do not fit.
     """
-    check_matrix("text_logits", text_logits)
-    check_matrix("image.scores", image.scores, *reversed(text_logits.shape))
     dtype = working_dtype(text_logits, image.scores)
     trained = _columns(image.trained, text_logits)
     scores, told, likelihoods = (part.to(dtype) for part in (image.scores, text_logits, image.likelihoods))
@@ -250,12 +214,7 @@ def fuse_protocol(
         text_logits: Float [B, C].
         rule: Which.
         alpha: Weight of the visual branch under `paper`.
-
-    Raises:
-        InputError: Shapes do not fit.
     """
-    check_matrix("text_logits", text_logits)
-    check_matrix("visual_logits", visual_logits, *reversed(text_logits.shape))
     dtype = working_dtype(text_logits, visual_logits)
     visual, text = visual_logits.to(dtype), text_logits.to(dtype)
     there = visual.isfinite()
@@ -302,13 +261,7 @@ def class_logits(row_logits: Tensor, row_class: Tensor, classes: int) -> Tensor:
 
     Returns:
         Float [B, C].
-
-    Raises:
-        InputError: Shapes do not fit, or a row points outside the classes.
     """
-    check_matrix("row_logits", row_logits)
-    check_vector("row_class", row_class, row_logits.shape[1])
-    check_labels("row_class", row_class + 1, classes=classes + 1)
     live = (row_class >= 0).nonzero()[:, 0]
     owner = row_class[live].long().to(row_logits.device, non_blocking=True).expand(len(row_logits), -1)
     rows = row_logits[:, live.to(row_logits.device, non_blocking=True)]

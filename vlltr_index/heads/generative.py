@@ -19,9 +19,7 @@ import torch
 from torch import Tensor
 
 from vlltr_index.errors import InputError
-from vlltr_index.tensors import check_labels, check_matrix, full_precision
-
-__all__ = ["GenerativeModel", "SharedGaussian", "class_sums", "fit_shared"]
+from vlltr_index.tensors import full_precision
 
 _FOLDS = 5
 _RIDGES = tuple(10.0**n for n in range(-2, 5))
@@ -111,7 +109,6 @@ class GenerativeModel:
         Returns:
             [B, C], in the features' dtype, float32 at least.
         """
-        check_matrix("features", features, columns=len(self.shared.centre))
         dtype = torch.promote_types(features.dtype, torch.float32)
         weights, offset, centre, basis = self._on(features.device, dtype)
         with full_precision(features.device):
@@ -184,12 +181,8 @@ def fit_shared(features: Tensor, labels: Tensor, prototypes: Tensor) -> SharedGa
         prototypes: Float [C, T], as for `GenerativeModel`; T is D.
 
     Raises:
-        InputError: Shapes do not fit, there is no image, or values are not finite.
+        InputError: Values are not finite.
     """
-    if features.dim() != 3 or not features.shape[0] or not features.shape[1]:
-        raise InputError(f"features must be [V, N, D] with an image at least, got {list(features.shape)}")
-    check_labels("labels", labels, features.shape[1], len(prototypes))
-    check_matrix("prototypes", prototypes, columns=features.shape[2])
     if not bool(features.isfinite().all()) or not bool(prototypes.isfinite().all()):
         raise InputError("features and prototypes must be finite", "vlltr embed")
     labels, prototypes = labels.to(features.device), prototypes.to(features.device)

@@ -11,19 +11,18 @@ anchor selection. At beta = 1 that alone would weigh a sentence by how surely it
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vlltr_index.errors import InputError
 from vlltr_index.heads.anchor_bank import LAYER_NORM_EPS, AnchorBank
-from vlltr_index.heads.lgr_autograd import attend, attended_cosine
-from vlltr_index.tensors import check_matrix, full_precision, unit_rows, working_dtype
+from vlltr_index.heads.lgr_autograd import attended_cosine, pair_cosines
+from vlltr_index.tensors import check_matrix, full_precision, unit_rows
 
-__all__ = ["AnchorBank", "CosineClassifier", "KeyNorm", "LGRHead"]
-
+warnings.filterwarnings("ignore", "Initializing zero-element tensors is a no-op")  # a head may have no row
 _ROWS_AT_ONCE = 512
 _PRODUCTS_AT_ONCE = 2**26  # of images and anchors on a GPU: 256 MiB, a few times over
 
@@ -72,7 +71,7 @@ class LGRHead(nn.Module):
             first. Without it beta is 0.
 
     Raises:
-        InputError: An unknown kind of visual head, or sizes or scale out of range.
+        InputError: An unknown kind of visual head.
     """
 
     def __init__(
@@ -87,12 +86,6 @@ class LGRHead(nn.Module):
         loss_bias: bool = True,
     ) -> None:
         super().__init__()
-        if dim < 1 or num_visual_classes < 0:
-            raise InputError(
-                f"dim must be above 0 and num_visual_classes not negative, got {dim} and {num_visual_classes}"
-            )
-        if not (math.isfinite(logit_scale) and logit_scale > 0):
-            raise InputError(f"logit_scale is a multiplier above 0, got {logit_scale}")
         self.dim, self.num_visual_classes, self.visual = dim, num_visual_classes, visual
         self.normalise_values, self.detach_value_norm = normalise_values, detach_value_norm
         self.query_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
@@ -163,21 +156,29 @@ class LGRHead(nn.Module):
         """q' [B, D]: anchor m's attention logit is q' . E_m / sigma_m - beta L_m, up to a constant over its class."""
         features = self._features(image_features)
         with full_precision(features.device):
-            normed = F.layer_norm(
-                features,
-                (self.dim,),
-                self._wide(self.query_norm.weight),
-                self._wide(self.query_norm.bias),
-                LAYER_NORM_EPS,
-            )
-            query = normed @ self._wide(self.query_proj.weight).T @ self._wide(self.key_proj.weight)
-            query = query * self._wide(self.key_norm.weight)
+            asked: Tensor = self.query_proj(self.query_norm(features))
+            query = self.key_norm.weight * (asked @ self.key_proj.weight)
             return (query - query.mean(1, keepdim=True)) / math.sqrt(self.dim)
 
-    def attention_for(self, image_features: Tensor, bank: AnchorBank) -> Tensor:
-        """Attention over the anchors, [B, A] in the bank's row order, one in sum a class; no gradient."""
-        with torch.no_grad():
-            return attend(self.query(self._features(image_features, bank)), bank, self._bias(bank))
+    @torch.no_grad()
+    def pair_text_logits(
+        self, image_features: Tensor, bank: AnchorBank, images: Tensor, classes: Tensor
+    ) -> Tensor:
+        """What `text_logits` gives image `images[p]` and class `classes[p]`, float [P], without gradient.
+
+        Args:
+            image_features: Float [B, D], unnormalised.
+            bank: The anchors; of those of other classes nothing is read.
+            images: Int64 [P], rows of `image_features`.
+            classes: Int64 [P], positions in the bank.
+
+        Raises:
+            InputError: Widths do not fit.
+        """
+        features = self._features(image_features, bank)
+        query, image, bias = self.query(features), unit_rows(features), self._bias(bank)
+        cosines = pair_cosines(query, image, bank, images, classes, self.normalise_values, bias)
+        return self.logit_scale * cosines
 
     def prototype_logits(self, image_features: Tensor, bank: AnchorBank) -> Tensor:
         """scale * cos(I, mean anchor of the class), [B, C]: the text logits by what is known without the image.
@@ -193,11 +194,10 @@ class LGRHead(nn.Module):
         """What is added to the attention logits, [A]: -beta L_m, and -inf where not `kept`; None for nothing."""
         bias = None
         if self.log_beta is not None:
-            beta = self._wide(self.log_beta).exp()
-            bias = -beta * bank.losses.to(beta.dtype)
+            bias = -self.log_beta.exp() * bank.losses.to(self.log_beta.dtype)
         if kept is None:
             return bias
-        out = torch.full((), -math.inf, dtype=working_dtype(self.query_proj.weight), device=kept.device)
+        out = self.log_logit_scale.new_full((), -math.inf)
         return torch.where(kept, torch.zeros_like(out) if bias is None else bias, out)
 
     def _features(self, image_features: Tensor, bank: AnchorBank | None = None) -> Tensor:
@@ -207,27 +207,14 @@ class LGRHead(nn.Module):
             raise InputError(
                 f"the head is {self.dim} wide, the anchors {bank.dim}", "vlltr embed, then vlltr train lgr"
             )
-        return image_features.to(working_dtype(self.query_proj.weight))
-
-    def _wide(self, value: Tensor) -> Tensor:
-        return value.to(working_dtype(value))
+        return image_features.to(self.query_proj.weight.dtype)
 
 
 def _visual_head(visual: str, dim: int, classes: int) -> nn.Module:
     if visual == "linear":
-        return _linear(dim, classes)
+        return nn.Linear(dim, classes)
     if visual == "mlp":
-        return nn.Sequential(nn.Linear(dim, 4 * dim), nn.ReLU(), _linear(4 * dim, classes))
+        return nn.Sequential(nn.Linear(dim, 4 * dim), nn.ReLU(), nn.Linear(4 * dim, classes))
     if visual == "cosine":
         return CosineClassifier(dim, classes)
     raise InputError(f"visual must be 'linear', 'mlp' or 'cosine', got {visual!r}")
-
-
-def _linear(inputs: int, outputs: int) -> nn.Linear:
-    """A linear layer that may have no output at all."""
-    if outputs:
-        return nn.Linear(inputs, outputs)
-    layer = nn.Linear(inputs, 1)
-    layer.out_features = 0
-    layer.weight, layer.bias = nn.Parameter(torch.empty(0, inputs)), nn.Parameter(torch.empty(0))
-    return layer

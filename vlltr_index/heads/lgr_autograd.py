@@ -13,20 +13,24 @@ block of classes is a contiguous view.
 A GPU does the same for all classes at once, differentiated by torch: some thirty kernels whatever their number, and it
 is waited for only where a class's anchors are so opposed that they could cancel. The function written by hand, in
 blocks, is for the memory of CPUs, and for anchors that did cancel.
+
+Single pairs of an image and a class, and all pairs of a few images, go by a product with a sparse matrix (a row a pair,
+its anchors as columns), and G by a weighted sum of rows: both read ragged classes where they lie, without a copy and
+without padding.
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from vlltr_index.heads.anchor_bank import CANCELLED, AnchorBank, Block
 from vlltr_index.tensors import full_precision
-
-__all__ = ["attend", "attended_cosine", "plain_cosine"]
 
 
 class _Terms(NamedTuple):
@@ -38,6 +42,9 @@ class _Terms(NamedTuple):
 
 
 _GRAM_FLOATS = 2**28  # of the Gram matrices of all classes at once
+_FEW = 4  # images
+_PAIRS_AT_ONCE = 4096
+warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
 
 
 def attended_cosine(
@@ -67,6 +74,11 @@ def attended_cosine(
             whole, cancelled = plain_cosine(query, image, bank, normalise_values, detach_norm, bias)
             if not bank.opposed or not bool(cancelled):
                 return whole
+        if len(query) <= _FEW and not any(t is not None and t.requires_grad for t in (query, image, bias)):
+            images = torch.arange(len(query), device=query.device).repeat(bank.num_classes)
+            classes = torch.arange(bank.num_classes, device=query.device).repeat_interleave(len(query))
+            found = pair_cosines(query, image, bank, images, classes, normalise_values, bias)
+            return found.view(bank.num_classes, len(query)).T
         result: Tensor = _AttendedCosine.apply(  # type: ignore[no-untyped-call] # torch leaves it untyped
             query, image, bias, bank, normalise_values, detach_norm
         )
@@ -96,7 +108,7 @@ def plain_cosine(
     if weight is not None:
         values = values * block.pad(weight)
     dot = (values * block.pad(vectors @ image.T)).sum(1)
-    square = (values * (bank.whole_gram(dtype) @ values)).sum(1)
+    square = (values * (bank.gram(block, dtype) @ values)).sum(1)
     with torch.no_grad():
         reach = (values * block.pad(norms)).sum(1)
         kept = square > (torch.finfo(dtype).eps * reach).square()
@@ -105,17 +117,66 @@ def plain_cosine(
     return torch.where(kept, dot * length.rsqrt(), 0.0).T, cancelled
 
 
-def attend(query: Tensor, bank: AnchorBank, bias: Tensor | None = None) -> Tensor:
-    """Attention of each image over the anchors of each class, [B, A], one in sum a class; no gradient.
+@torch.no_grad()
+def pair_cosines(
+    query: Tensor,
+    image: Tensor,
+    bank: AnchorBank,
+    images: Tensor,
+    classes: Tensor,
+    normalise_values: bool = False,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """What `attended_cosine` gives single pairs, [P], without gradient; other arguments are as there.
 
-    Arguments are as for `attended_cosine`.
+    Args:
+        query: Float [B, D].
+        image: Float [B, D].
+        bank: The anchors.
+        images: Int64 [P], rows of `query` and `image`.
+        classes: Int64 [P], positions in the bank. Equal ones side by side are read once.
+        normalise_values: As there.
+        bias: As there.
     """
-    with torch.no_grad(), full_precision(query.device):
-        result = query.new_empty((query.shape[0], bank.vectors.shape[0]))
-        for block in bank.blocks:
-            products = bank.block_vectors(block, query.dtype) @ query.T
-            result[:, block.start : block.stop] = _softmax(products, bank, block, bias).T
-        return result
+    vectors, parts = bank.vectors.to(query.dtype), [query.new_empty(0)]
+    with full_precision(query.device):
+        for at, of in zip(images.split(_PAIRS_AT_ONCE), classes.split(_PAIRS_AT_ONCE), strict=True):
+            parts.append(_pair_cosines(query[at], image[at], bank, vectors, of, normalise_values, bias))
+    return torch.cat(parts)
+
+
+def _pair_cosines(
+    query: Tensor,
+    image: Tensor,
+    bank: AnchorBank,
+    vectors: Tensor,
+    classes: Tensor,
+    normalise_values: bool,
+    bias: Tensor | None,
+) -> Tensor:
+    """cos(I, G) [P] of q' and I, both [P, D], with one class each."""
+    lengths = bank.offsets.diff()[classes]
+    starts = F.pad(lengths.cumsum(0), (1, 0))
+    pair = torch.repeat_interleave(lengths)
+    rows = torch.arange(len(pair), device=pair.device) + (bank.offsets[classes] - starts[:-1])[pair]
+    pattern = torch.sparse_csr_tensor(
+        starts, rows, query.new_zeros(len(rows)), (len(classes), len(vectors)), check_invariants=False
+    )
+    logits = torch.sparse.sampled_addmm(pattern, query, vectors.T, beta=0.0).values()
+    logits = logits / bank.sigma[rows].to(query.dtype)
+    if bias is not None:
+        logits = logits + bias[rows]
+    most = logits.new_full((len(classes),), -torch.inf).scatter_reduce(0, pair, logits, "amax")
+    weights = (logits - most[pair]).exp()
+    weights = weights / torch.zeros_like(most).index_add(0, pair, weights)[pair]
+    norms = bank.norms[rows].to(query.dtype)
+    if normalise_values:
+        weights = weights / norms.clamp(min=1e-12)
+    attended = F.embedding_bag(rows, vectors, starts[:-1], mode="sum", per_sample_weights=weights)
+    length = torch.linalg.vector_norm(attended, dim=1)
+    floor = torch.finfo(query.dtype).eps * torch.zeros_like(most).index_add(0, pair, weights * norms)
+    cosine = (attended * image).sum(1) / length.clamp(min=torch.finfo(query.dtype).tiny)
+    return torch.where(length > floor, cosine, 0.0)
 
 
 class _AttendedCosine(torch.autograd.Function):
@@ -131,16 +192,14 @@ class _AttendedCosine(torch.autograd.Function):
     ) -> Tensor:
         images, learns = query.shape[0], any(ctx.needs_input_grad[:3])
         ctx.bank, ctx.normalise_values, ctx.detach_norm = bank, normalise_values, detach_norm
-        if not learns and all(images < block.width for block in bank.blocks):
-            return _few_images(query, image, bank, normalise_values, bias)
         stacked = torch.cat([query, image]).T.contiguous()
         result = query.new_empty((images, bank.num_classes))
         saved = []
-        for number, block in enumerate(bank.blocks):
+        for block in bank.blocks:
             products = bank.block_vectors(block, query.dtype) @ stacked
             attention = _softmax(products[:, :images], bank, block, bias)
             scores = products[:, images:].contiguous()
-            terms = _terms(attention, scores, image, bank, number, normalise_values)
+            terms = _terms(attention, scores, image, bank, block, normalise_values)
             result[:, block.first : block.last] = (terms.dot * terms.inverse).T
             if learns:
                 saved += [attention, scores]
@@ -156,16 +215,11 @@ class _AttendedCosine(torch.autograd.Function):
         image, *saved = ctx.saved_tensors
         with torch.no_grad(), full_precision(image.device):
             totals = [torch.zeros_like(image) if needed else None for needed in ctx.needs_input_grad[:2]]
-            by_bias = (
-                bank.losses.new_empty(len(bank.losses), dtype=image.dtype)
-                if ctx.needs_input_grad[2]
-                else None
-            )
-            for number, block in enumerate(bank.blocks):
-                attention, scores = saved[2 * number : 2 * number + 2]
+            by_bias = image.new_empty(len(bank.losses)) if ctx.needs_input_grad[2] else None
+            for block, attention, scores in zip(bank.blocks, saved[::2], saved[1::2], strict=True):
                 outer = grad[:, block.first : block.last].T
                 by_logit, by_image = _block_gradients(
-                    attention, scores, outer, image, bank, number, ctx.normalise_values, ctx.detach_norm
+                    attention, scores, outer, image, bank, block, ctx.normalise_values, ctx.detach_norm
                 )
                 if by_bias is not None:
                     by_bias[block.start : block.stop] = by_logit.sum(1)
@@ -183,13 +237,12 @@ def _block_gradients(
     outer: Tensor,
     image: Tensor,
     bank: AnchorBank,
-    number: int,
+    block: Block,
     normalise_values: bool,
     detach_norm: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients by the attention logits and by I . E_m, both [anchors, images]."""
-    block = bank.blocks[number]
-    terms = _terms(attention, scores, image, bank, number, normalise_values)
+    terms = _terms(attention, scores, image, bank, block, normalise_values)
     shares, weight = block.pad(attention), _value_weight(bank, block, normalise_values, attention.dtype)
     slope = (outer * terms.inverse)[:, None]
     if detach_norm:
@@ -222,41 +275,20 @@ def _value_weight(
     return bank.norms[block.start : block.stop, None].to(dtype).clamp(min=1e-12).reciprocal()
 
 
-def _few_images(
-    query: Tensor, image: Tensor, bank: AnchorBank, normalise_values: bool, bias: Tensor | None
-) -> Tensor:
-    """The cosine [B, C] without gradient, by way of G: for few images it is small, and two passes over E do."""
-    result = query.new_empty((query.shape[0], bank.num_classes))
-    for block in bank.blocks:
-        vectors = bank.block_vectors(block, query.dtype)
-        weighted = _softmax((query @ vectors.T).T, bank, block, bias)
-        weight = _value_weight(bank, block, normalise_values, query.dtype)
-        if weight is not None:
-            weighted = weighted * weight
-        reach = block.pad(weighted * bank.norms[block.start : block.stop, None].to(query.dtype)).sum(1)
-        # Images before anchors: the other way round torch multiplies a hundred times slower.
-        attended = block.pad(weighted).mT.contiguous() @ block.pad(vectors)
-        length = torch.linalg.vector_norm(attended, dim=2)
-        floor = torch.finfo(query.dtype).eps * reach
-        cosine = (attended * image).sum(2) / length.clamp(min=torch.finfo(query.dtype).tiny)
-        result[:, block.first : block.last] = torch.where(length > floor, cosine, 0.0).T
-    return result
-
-
 def _terms(
     attention: Tensor,
     scores: Tensor,
     image: Tensor,
     bank: AnchorBank,
-    number: int,
+    block: Block,
     normalise_values: bool,
 ) -> _Terms:
     """G . I, 1 / |G| and E_m . G of every image with every class of a block."""
-    block, dtype = bank.blocks[number], attention.dtype
+    dtype = attention.dtype
     weight = _value_weight(bank, block, normalise_values, dtype)
     weighted = attention if weight is None else attention * weight
     values = block.pad(weighted)
-    mixed = bank.gram(number, dtype) @ values
+    mixed = bank.gram(block, dtype) @ values
     dot = (values * block.pad(scores)).sum(1)
     square = (values * mixed).sum(1)
     reach = block.pad(weighted * bank.norms[block.start : block.stop, None].to(dtype)).sum(1)

@@ -10,8 +10,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-__all__ = ["ClassTree", "HeldOutAnswers", "grow", "least_needed", "thresholds"]
-
 CLASS = "class"
 _HALF = 0.5  # of two nodes of which neither is below the other, one at most has more than this
 _ROUNDED = 2.0**-12  # what half precision may add to a probability below one
@@ -74,6 +72,10 @@ class ClassTree:
         pairs = [(column, node) for column, own in enumerate(self.nodes) for node in self.paths[own]]
         return torch.tensor(pairs, dtype=torch.int64).T
 
+    def below(self, node: int) -> Tensor:
+        """The columns of the classes that a node holds, int64, ascending."""
+        return self._pairs[0, self._pairs[1] == node]
+
     @cached_property
     def sizes(self) -> Tensor:
         """How many classes each node holds, int64 [M]."""
@@ -93,9 +95,8 @@ class ClassTree:
     def sums(self, probabilities: Tensor) -> Tensor:
         """Probabilities of the classes [B, C] to those of the nodes [B, M]: of all classes that a node holds."""
         column, node = self._pairs
-        return probabilities.new_zeros(len(probabilities), len(self.names)).index_add_(
-            1, node, probabilities[:, column]
-        )
+        sums = probabilities.new_zeros(len(probabilities), len(self.names))
+        return sums.index_add_(1, node, probabilities[:, column])
 
     def holding(self, labels: Tensor) -> Tensor:
         """Whether each node holds the class of each image: int64 [N] columns to bool [N, M]."""
@@ -164,10 +165,8 @@ def grow(
                 depths.append(depth)
                 above.append(before)
             before = places[node]
-    own, lowest = (
-        set(classes),
-        "leaf" if CLASS in ranks.values() else CLASS,
-    )  # biologists' classes hold species
+    lowest = "leaf" if CLASS in ranks.values() else CLASS  # biologists' classes hold species
+    own = set(classes)
     called = (
         ranks.get(name) or (lowest if name in own else f"level {depth}")
         for name, depth in zip(places, depths, strict=True)

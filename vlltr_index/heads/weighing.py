@@ -11,19 +11,6 @@ from torch import Tensor
 
 from vlltr_index.heads.fusion import Meeting, PartWeights
 
-__all__ = [
-    "TEMPERED",
-    "HeldOutScores",
-    "Newcomers",
-    "balanced_accuracy",
-    "fit_meeting",
-    "fit_temperature",
-    "fit_weights",
-    "image_weights",
-    "nll",
-    "usual_weights",
-]
-
 _PRIOR_SPREAD = 0.25  # of a part's weight, in units of the visual parts' together
 TEMPERED = 1 / 12  # of the generative model's log-likelihoods, which are about that much too sure
 _USUAL_TEXT = 0.15

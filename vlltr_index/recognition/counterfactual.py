@@ -15,17 +15,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vlltr_index.embedding.loading import class_positions
 from vlltr_index.errors import InputError, MissingStepError
-from vlltr_index.heads.explanation import ClassExplanation, contrast, explain_class
+from vlltr_index.heads.explanation import ClassExplanation, explain_class
 from vlltr_index.heads.fusion import parts_of
 from vlltr_index.schemas.records import ClassScore, SentenceShare
-from vlltr_index.tensors import check_vector
 
 if TYPE_CHECKING:
     from vlltr_index.heads.fusion import FusedScores
     from vlltr_index.recognition.predictor import Answers
-
-__all__ = ["Comparison", "Examination", "ExaminedClass", "ExaminedSentence"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +78,10 @@ class Examination:
     Args:
         answers: The commit's.
         feature: Float [D], unnormalised as the commit's encoder gives it.
-
-    Raises:
-        InputError: If the feature has another shape.
     """
 
     def __init__(self, answers: Answers, feature: Tensor) -> None:
         scorer = answers.scorer
-        check_vector("feature", feature, scorer.bank.dim)
         self.answers, self.feature = answers, feature
         with torch.inference_mode():
             self._visual = scorer.image_side(feature[None])
@@ -109,22 +103,16 @@ class Examination:
         Args:
             struck: Sentence ids of any classes; those that are no anchors of this commit are passed over.
         """
-        left_out = self._places(struck)
-        if not left_out:
-            return self._whole
         text = self._text.clone()
-        for place, sentences in left_out.items():
+        for place, sentences in self._places(struck).items():
             text[0, place] = self._explain(place, sentences).logit
         return self._fuse(text)
 
     def best(self, top: int = 5, struck: Collection[str] = ()) -> list[ExaminedClass]:
         """The `top` best classes, best first, without their sentences; `struck` as for `scores`."""
-        fused, left_out = self.scores(struck), self._places(struck)
-        probabilities, ids = fused.probabilities[0], self.answers.scorer.class_ids
-        best = ids[probabilities.topk(min(top, len(probabilities))).indices].tolist()
-        places = {c: n for n, c in enumerate(self.answers.scorer.bank.class_ids.tolist())}
-        found = {c: self._explain(places[c], left_out.get(places[c], ())) for c in best if c in places}
-        return [self._class(c, fused, found.get(c), ()) for c in best]
+        fused, left_out, ids = self.scores(struck), self._places(struck), self.answers.scorer.class_ids
+        best = fused.probabilities[0].topk(min(top, len(ids))).indices
+        return [self._class(class_id, fused, left_out) for class_id in ids[best].tolist()]
 
     def look(self, name: str, struck: Collection[str] = ()) -> ExaminedClass:
         """One class with all its sentences; `struck` as for `scores`.
@@ -133,10 +121,12 @@ class Examination:
             UnknownClassError: If there is no such class.
             MissingStepError: If it has no anchors.
         """
-        class_id, place = self._place(name)
-        left_out = self._places(struck).get(place, ())
-        found = self._explain(place, left_out)
-        return self._class(class_id, self.scores(struck), found, left_out, sentences=True)
+        class_id = self.answers.classes.lookup(name)
+        if class_id not in self.answers.places:
+            raise MissingStepError(
+                f"class {name!r} has no anchor sentence", "Select again: vlltr embed, then vlltr select"
+            )
+        return self._class(class_id, self.scores(struck), self._places(struck), sentences=True)
 
     def compare(self, first: str, second: str, struck: Collection[str] = ()) -> Comparison:
         """Why the class `first` and not `second`; `struck` as for `scores`.
@@ -146,44 +136,21 @@ class Examination:
             MissingStepError: If one has no anchors.
             InputError: If both are the same class.
         """
-        (first_id, one), (second_id, other) = self._place(first), self._place(second)
-        left_out = self._places(struck)
-        if one == other:
+        one, other = self.look(first, struck), self.look(second, struck)
+        if one.class_id == other.class_id:
             raise InputError(f"class {first!r} cannot be compared with itself", "Choose another one.")
-        scorer, fused = self.answers.scorer, self.scores(struck)
-        found = contrast(scorer.saved.head, scorer.bank, one, other, self.feature, left_out)
-        classes, arguments = [], []
-        for class_id, side, chosen in (
-            (first_id, found.first, found.for_first),
-            (second_id, found.second, found.against_first),
-        ):
-            out = left_out.get(side.position, ())
-            classes.append(self._class(class_id, fused, side, out, sentences=True))
-            arguments.append(self._sentences(side, chosen.tolist(), out))
-        return Comparison(classes[0], classes[1], found.gap, arguments[0], arguments[1])
+        return Comparison(one, other, one.cosine - other.cosine, _arguments(one), _arguments(other))
 
     def _fuse(self, text: Tensor) -> FusedScores:
         with torch.inference_mode():
             return self.answers.scorer.fuse(self._visual, self.answers.scorer.whole(text))
 
-    def _place(self, name: str) -> tuple[int, int]:
-        """A class's number, and its position among the anchors."""
-        class_id = self.answers.classes.lookup(name)
-        place = (self.answers.scorer.bank.class_ids == class_id).nonzero()[:, 0].tolist()
-        if not place:
-            raise MissingStepError(
-                f"class {name!r} has no anchor sentence", "Select again: vlltr embed, then vlltr select"
-            )
-        return class_id, int(place[0])
-
-    def _places(self, struck: Collection[str]) -> Mapping[int, tuple[int, ...]]:
+    def _places(self, struck: Collection[str]) -> Mapping[int, Sequence[int]]:
         """Position of a class to its sentences that are struck out, by their place among its anchors."""
-        if not struck:
-            return {}
-        bank, found = self.answers.scorer.bank, dict[int, tuple[int, ...]]()
-        for row in sorted(self._rows[sentence_id] for sentence_id in frozenset(struck) & self._rows.keys()):
+        bank, found = self.answers.scorer.bank, dict[int, list[int]]()
+        for row in sorted(self._rows[sentence_id] for sentence_id in struck if sentence_id in self._rows):
             position = int(bank.class_of_row[row])
-            found[position] = (*found.get(position, ()), row - bank.bounds[position])
+            found.setdefault(position, []).append(row - bank.bounds[position])
         return found
 
     @cached_property
@@ -199,40 +166,37 @@ class Examination:
         self,
         class_id: int,
         fused: FusedScores,
-        found: ClassExplanation | None,
-        struck: Sequence[int],
+        left_out: Mapping[int, Sequence[int]],
         sentences: bool = False,
     ) -> ExaminedClass:
-        """`found` is None for a class without a sentence."""
         scorer = self.answers.scorer
-        whole = None if found is None else self._explain(found.position)
-        column = int((scorer.class_ids == class_id).nonzero()[0, 0])
-        parts = parts_of(fused, torch.tensor([[column]]), scorer.fusion.rule)
-        image_part, text_part = (float(part) for part in parts)
+        column = int(class_positions(scorer.class_ids, torch.tensor(class_id)))
+        image_part, text_part = parts_of(fused, torch.tensor([[column]]), scorer.fusion.rule)
+        cosines, logits, told = (0.0, 0.0), (0.0, 0.0), list[ExaminedSentence]()
+        if (place := self.answers.places.get(class_id)) is not None:
+            struck = left_out.get(place, ())
+            before, now = self._explain(place), self._explain(place, struck)
+            cosines, logits = (now.cosine, before.cosine), (now.logit, before.logit)
+            shares = {m: asdict(share) for m, _, share in self.answers.by_share(now)}
+            for m, sentence_id, _ in self.answers.by_share(before) if sentences else ():
+                told.append(ExaminedSentence(**shares[m], sentence_id=sentence_id, struck=m in struck))
         return ExaminedClass(
             class_id=class_id,
             name=self.answers.names[class_id],
             probability=float(fused.probabilities[0, column]),
-            image_part=image_part,
-            text_part=text_part,
-            cosine=0.0 if found is None else found.cosine,
-            logit=0.0 if found is None else found.logit,
+            image_part=float(image_part),
+            text_part=float(text_part),
+            cosine=cosines[0],
+            logit=logits[0],
             probability_before=float(self._whole.probabilities[0, column]),
-            cosine_before=0.0 if whole is None else whole.cosine,
-            logit_before=0.0 if whole is None else whole.logit,
+            cosine_before=cosines[1],
+            logit_before=logits[1],
             unit="probability" if scorer.fusion.rule == "paper" else "log-odds",
-            sentences=self._sentences(found, self._order(whole), struck)
-            if sentences and found and whole
-            else (),
+            sentences=tuple(told),
         )
 
-    def _order(self, whole: ClassExplanation) -> list[int]:
-        return [m for m, _, _ in self.answers.by_share(whole)]
 
-    def _sentences(
-        self, found: ClassExplanation, order: Sequence[int], struck: Sequence[int]
-    ) -> tuple[ExaminedSentence, ...]:
-        told = {m: (sentence_id, share) for m, sentence_id, share in self.answers.by_share(found)}
-        return tuple(
-            ExaminedSentence(**asdict(told[m][1]), sentence_id=told[m][0], struck=m in struck) for m in order
-        )
+def _arguments(one: ExaminedClass) -> tuple[ExaminedSentence, ...]:
+    """The sentences that count and have a positive effect, strongest first."""
+    speaking = (sentence for sentence in one.sentences if sentence.effect > 0 and not sentence.struck)
+    return tuple(sorted(speaking, key=lambda sentence: -sentence.effect))

@@ -8,8 +8,6 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 from vlltr_index.schemas.records import ClassScore
 
-__all__ = ["numbered", "rather_than", "sayings"]
-
 _WORD = re.compile(r"[^\W_]+")
 
 

@@ -9,7 +9,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, lru_cache, partial
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -20,13 +20,12 @@ from vlltr_index.anchors.index import MANY_ANCHORS, AnchorIndex, WithDelta, load
 from vlltr_index.anchors.retrieval import AnchorClasses, retrieve
 from vlltr_index.data.decoding import UNREADABLE, ImageSource, image_label, open_image
 from vlltr_index.embedding.crops import Crops
-from vlltr_index.embedding.loading import image_vectors_of, open_encoder
+from vlltr_index.embedding.loading import class_positions, image_vectors_of, open_encoder
 from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.heads.explanation import ClassExplanation, explain_class
 from vlltr_index.heads.fusion import FusedScores, parts_of
 from vlltr_index.recognition.in_words import numbered, sayings
-from vlltr_index.recognition.ranks import NO_TREE, Ranks, classes_below, tree_above
-from vlltr_index.recognition.scorer import OTHER_RULE, Scorer, load_scorer
+from vlltr_index.recognition.scorer import NO_TREE, Scorer, classes_below, load_scorer, tree_above
 from vlltr_index.schemas.records import ClassScore, Neighbour, Prediction, RankScore, SentenceShare
 from vlltr_index.store.taxonomy import load_taxonomy
 from vlltr_index.tensors import choose_device
@@ -41,22 +40,48 @@ if TYPE_CHECKING:
     from vlltr_index.store.taxonomy import Taxonomy
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["TEXT_COLUMNS", "Answers", "ReadImage", "Texts", "load_answers", "texts_of"]
-
 _BATCH = 64
 _READERS = 8
 _CPU = torch.device("cpu")
 _DENSE = 32  # anchors a class
 _CLASSES = 32  # whose training vectors are kept
+_SPOKESMEN = 5  # classes whose sentences explain an answer above them
 
 TEXT_COLUMNS = ("sentence_id", "text", "source", "source_ref", "licence")
 
+_Ranks = tuple["ClassTree | None", dict[str, float] | None]
 Texts = Mapping[str, tuple[str, str, str | None, str | None]]
 """Sentence id to text, source, its reference there, and licence."""
 
 
-_Placed = tuple[tuple[RankScore, ...], RankScore | None]
-_Answered = tuple[tuple[ClassScore, ...], float, tuple[bool | None, float | None], _Placed]
+class Asked(TypedDict, total=False):
+    """What is asked about images, as keyword arguments.
+
+    Attributes:
+        top: Classes an image; 5 unless it is given.
+        explain: Sentences a class, by their share of its text score, else none; those that say the same but for a
+            template count as one.
+        retrieval: `faiss` scores the classes that the index retrieves; `exhaustive` all of them; `auto`, the default,
+            takes what is quicker for a batch: all, where there are fewer than 64,000 anchors, an exact index or a GPU,
+            and for several images where there are fewer than 32 anchors a class.
+        reject: Whether each prediction says if the image is of any of the classes at all (`known`).
+        crops: Crops of each image that make its feature: 1, the default, or 5 (the centre and the corners).
+        only: Names of classes: the answer is among them, as if there were no others. All of them are scored.
+        neighbours: Nearest training images of the best class, by stored vectors; else none.
+        parent: The answer is among the classes below this name in the tree of classes, as if there were no others.
+        coverage: An accuracy between 0 and 1: `answer` is of the deepest rank that held it on the images held out
+            when the head was trained, with the sentences of the classes it holds; None where no rank can answer.
+    """
+
+    top: int
+    explain: int
+    retrieval: str
+    reject: bool
+    crops: int
+    only: Sequence[str] | None
+    neighbours: int
+    parent: str | None
+    coverage: float | None
 
 
 class ReadImage(NamedTuple):
@@ -106,16 +131,16 @@ class Answers:
         """Class id to name."""
         return self.classes.names
 
-    def same_encoder(self, other: Answers) -> bool:
-        """Whether both have the towers of one fingerprint."""
-        mine, theirs = self.scorer.saved, other.scorer.saved
-        return (mine.text_fp, mine.image_fp) == (theirs.text_fp, theirs.image_fp)
+    @cached_property
+    def places(self) -> dict[int, int]:
+        """Class id to position among the anchors' classes; a class without an anchor has none."""
+        return {class_id: place for place, class_id in enumerate(self.scorer.bank.class_ids.tolist())}
 
     @cached_property
     def _index(self) -> AnchorIndex | None:
-        """The index with what changed since as an exact delta; None if none was built."""
+        """The index with what changed since as an exact delta; None if none was built, or could not find a class."""
         base = self.open_index()
-        if base is None:
+        if base is None or self.scorer.bank.num_classes < len(self.scorer.class_ids):
             return None
         keys = self.scorer.loaded.keys
         new = ~torch.isin(keys, base.keys)
@@ -139,19 +164,11 @@ class Answers:
     ) -> Iterator[Prediction]:
         """The best classes of each image, best first, each with its nearest sentences; images are read as it goes on.
 
+        An image that cannot be read gives a `Prediction` with `problem` set; the others are answered.
+
         Args:
-            images: Paths, encoded bytes, PIL images, arrays uint8 [H, W, 3], or decoded ones, any number.
-            top: Classes an image.
-            explain: Groups of sentences a class, by their share of its text score.
-            retrieval: `faiss` scores the classes that the index retrieves; `exhaustive` all of them; `auto` takes
-                what is quicker for a batch: all, where there are fewer than 64,000 anchors, an exact index or a GPU,
-                and for several images where there are fewer than 32 anchors a class.
-            reject: Whether each prediction says if the image is of any of the classes at all.
-            crops: Crops of each image that make its feature: 1, or 5, see `vlltr_index.embedding.crops`.
-            only: Names of classes: the answer is among them, as if there were no others. All of them are scored.
-            neighbours: Nearest training images of the best class.
-            parent: The answer is among the classes below this node, as by `only`.
-            coverage: Answer at the deepest rank that was right for this share of the images held out, see `Ranks`.
+            images: Paths, encoded bytes, PIL images, arrays uint8 [H, W, 3], or decoded ones, any number. The other
+                arguments: see `Asked`.
 
         Raises:
             UsageError: If `retrieval` is none of these, another number of crops, `neighbours` of an exported folder,
@@ -160,46 +177,39 @@ class Answers:
                 anchors nor images, there is no tree of classes, or the training images that `neighbours` asks for have
                 no vectors.
             UnknownClassError: If there is no such class or parent.
-
-        An image that cannot be read gives a `Prediction` with `problem` set; the others are answered.
         """
         if retrieval not in ("auto", "faiss", "exhaustive"):
             raise UsageError(f"retrieval is 'auto', 'faiss' or 'exhaustive', got {retrieval!r}")
-        level = self._level() if reject else None
         some = only is not None or parent is not None
         if some and reject:
             what = "an answer among some classes (--only, --parent) with --reject, which looks at all classes"
             raise UsageError(what, "Leave one of them out.")
+        level = self.scorer.held_out("'none of these'")[0] if reject else None
         columns = self._columns(only, parent)
-        ranks = self._ranks(columns, coverage)
+        tree, least = self._ranks(columns, coverage)
         views = Crops(self.encoder, crops)
         for batch in self._read(images, views):
             pixels = [read for _, read, _ in batch if read is not None]
             used = "exhaustive" if some else self._used(retrieval, len(pixels))
-            answered: Iterator[_Answered] = iter(())
+            answered: Iterator[Prediction] = iter(())
             if pixels:
                 features = views.features(pixels)
                 fused, residual = self.score(features, used)
                 if some:
                     fused = fused.among(columns, self.scorer.fusion.rule)
                 best = fused.probabilities.topk(min(top, len(columns))).indices
-                scores = self._class_scores(features, fused, best, explain, columns)
-                above = self._above(ranks, features, fused.probabilities, columns, explain)
-                if neighbours:
-                    scores = [
-                        (
-                            replace(first, neighbours=self.nearest(feature, first.class_id, neighbours)),
-                            *others,
-                        )
-                        for feature, (first, *others) in zip(features, scores, strict=True)
-                    ]
-                answered = zip(scores, residual.tolist(), self._known(features, level), above, strict=True)
+                scores = self._class_scores(features, fused, best, explain, columns, neighbours)
+                above = self._above(tree, least, features, fused.probabilities, columns, explain)
+                rows = zip(scores, residual.tolist(), self._known(features, level), above, strict=True)
+                answered = (
+                    Prediction("", classes, rest, used, self.state, None, *known, *placed)
+                    for classes, rest, known, placed in rows
+                )
             for label, read, problem in batch:
                 if read is None:
                     yield Prediction(label, (), 0.0, used, self.state, problem)
                 else:
-                    classes, rest, known, placed = next(answered)
-                    yield Prediction(label, classes, rest, used, self.state, None, *known, *placed)
+                    yield replace(next(answered), image=label)
 
     def _columns(self, only: Sequence[str] | None, parent: str | None) -> Tensor:
         """The columns of the classes that are answered among, int64, ascending."""
@@ -209,7 +219,7 @@ class Answers:
                 raise MissingStepError(*NO_TREE)
             wanted = classes_below(self.tree(), self.classes, parent)
         if only is not None:
-            wanted &= {self._place(name) for name in only}
+            wanted &= {self._column(name) for name in only}
         if not wanted:
             raise UsageError(
                 "an answer among some classes (--only, --parent) that names no class", "Name others."
@@ -221,40 +231,72 @@ class Answers:
         classes = self.scorer.class_ids if columns is None else self.scorer.class_ids[columns]
         return tree_above(self.taxonomy, [self.names[i] for i in classes.tolist()])
 
-    def _ranks(self, columns: Tensor, coverage: float | None) -> Ranks | None:
-        """The ranks of the classes in some columns, int64; None where nothing lies above classes."""
-        if not self.taxonomy and coverage is not None:
-            raise MissingStepError(*NO_TREE)
+    def _ranks(self, columns: Tensor, coverage: float | None) -> _Ranks:
+        """The tree above the classes in some columns, int64, and with `coverage` the ranks that held it."""
         if not self.taxonomy:
-            return None
+            if coverage is not None:
+                raise MissingStepError(*NO_TREE)
+            return None, None
         key = columns.numpy().tobytes(), coverage
         if key not in self._kept_ranks:
-            ranks = Ranks(self.tree(columns))
-            self._kept_ranks[key] = (
-                ranks if coverage is None else ranks.holding(self.scorer, columns, coverage)
-            )
+            tree = self.tree(columns)
+            least = None if coverage is None else self.scorer.ranks_holding(tree, columns, coverage)
+            self._kept_ranks[key] = tree, least
         return self._kept_ranks[key]
 
     @cached_property
-    def _kept_ranks(self) -> dict[tuple[bytes, float | None], Ranks]:
+    def _kept_ranks(self) -> dict[tuple[bytes, float | None], _Ranks]:
         return {}
 
     def _above(
-        self, ranks: Ranks | None, features: Tensor, probabilities: Tensor, columns: Tensor, explain: int
-    ) -> list[_Placed]:
+        self,
+        tree: ClassTree | None,
+        least: dict[str, float] | None,
+        features: Tensor,
+        probabilities: Tensor,
+        columns: Tensor,
+        explain: int,
+    ) -> list[tuple[tuple[RankScore, ...], RankScore | None]]:
         """What each image's best class lies below, and the answer that its rank gives, with sentences."""
-        if ranks is None:
+        if tree is None:
             return [((), None)] * len(features)
-        classes, found = self.scorer.class_ids[columns].tolist(), list[_Placed]()
-        for feature, row, (path, node) in zip(
-            features.cpu(), probabilities, ranks.answers(probabilities), strict=True
-        ):
-            told = partial(self._sentences, feature, classes)
-            found.append((path, None if node < 0 else ranks.explained(node, row, told, explain)))
+        sums, found = tree.sums(probabilities), list[tuple[tuple[RankScore, ...], RankScore | None]]()
+        nodes = [-1] * len(sums) if least is None else tree.answers(sums, least).tolist()
+        for feature, row, own, node in zip(features.cpu(), probabilities, sums, nodes, strict=True):
+            path = tree.paths[tree.nodes[int(row.argmax())]]
+            scores = tuple(RankScore(tree.names[n], tree.ranks[n], float(own[n])) for n in path)
+            answer = None
+            if node >= 0:
+                said = self._said(feature, row, tree.below(node), columns, explain)
+                answer = RankScore(tree.names[node], tree.ranks[node], float(own[node]), said)
+            found.append((scores, answer))
         return found
 
-    def _sentences(self, feature: Tensor, classes: Sequence[int], column: int) -> tuple[SentenceShare, ...]:
-        return self._shares(feature, classes[column], None)[1]
+    def _said(
+        self, feature: Tensor, probabilities: Tensor, below: Tensor, columns: Tensor, explain: int
+    ) -> tuple[SentenceShare, ...]:
+        """The first groups of sentences of the most probable classes below a node, each as much as its class.
+
+        Args:
+            feature: Float [D], of the image.
+            probabilities: Float [C], of the classes in `columns`.
+            below: Int64, the places in `columns` of the classes that the node holds.
+            columns: Int64 [C].
+            explain: Groups of sentences.
+        """
+        if not explain:
+            return ()
+        chances = probabilities[below]
+        parts, best = (chances / chances.sum()).topk(min(_SPOKESMEN, len(below)))
+        found: dict[tuple[int, int], list[SentenceShare]] = {}
+        for class_id, part in zip(
+            self.scorer.class_ids[columns[below[best]]].tolist(), parts.tolist(), strict=True
+        ):
+            for share in self._shares(feature, class_id, None)[1]:
+                weighed = replace(share, percent=part * share.percent)
+                found.setdefault((class_id, share.group), []).append(weighed)
+        groups = sorted(found.values(), key=lambda group: -sum(share.percent for share in group))[:explain]
+        return tuple(replace(share, group=n) for n, group in enumerate(groups) for share in group)
 
     def _read(self, images: Iterable[ImageSource | ReadImage], views: Crops) -> Iterator[list[ReadImage]]:
         """Batches of labels, pixels and what was wrong; the next one is read while one is worked on."""
@@ -269,27 +311,10 @@ class Answers:
 
         source = iter(images)
         with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
-            coming = [pool.submit(read, image) for image in islice(source, _BATCH)]
-            while coming:
-                batch = [one.result() for one in coming]
-                coming = [pool.submit(read, image) for image in islice(source, _BATCH)]
+            coming = pool.map(read, islice(source, _BATCH))
+            while batch := list(coming):
+                coming = pool.map(read, islice(source, _BATCH))
                 yield batch
-
-    def _level(self) -> float:
-        """The best log-likelihood of a known image is seldom below this.
-
-        Raises:
-            MissingStepError: If the head has no level for 'none of these'.
-        """
-        lacking, parts = "this head knows no level for 'none of these': ", self.scorer.saved.parts
-        if parts is None:
-            raise MissingStepError(f"{lacking}it was trained for the protocols paper or release", OTHER_RULE)
-        if parts.accept_above is None:
-            raise MissingStepError(
-                f"{lacking}no image could be held out when it was trained",
-                "Bring in more images, then run: vlltr train lgr",
-            )
-        return parts.accept_above
 
     def features(self, images: Sequence[ImageSource], crops: int = 1) -> tuple[Tensor, list[str | None]]:
         """Features [B, D] of the readable images, unnormalised, and for each image why it was not readable."""
@@ -359,7 +384,7 @@ class Answers:
         quick = self.device.type != "cuda" and anchors >= MANY_ANCHORS
         quick = quick and (images == 1 or anchors >= _DENSE * classes)
         wanted = retrieval == "faiss" or (retrieval == "auto" and quick)
-        if not wanted or (index := self._used_index) is None:  # which is read now
+        if not wanted or (index := self._index) is None:  # which is read now
             return "exhaustive"
         return "exhaustive" if retrieval == "auto" and index.kind in ("torch", "flat") else "faiss"
 
@@ -369,15 +394,9 @@ class Answers:
         scorer = self.scorer
         if self.device.type == "cpu":
             return scorer
-        bank = replace(moved := scorer.bank.to(self.device), class_ids=scorer.bank.class_ids)
-        bank.__dict__["bounds"] = moved.bounds
+        bank = replace(scorer.bank.to(self.device), class_ids=scorer.bank.class_ids)
         saved = replace(scorer.saved, head=deepcopy(scorer.saved.head).to(self.device))
         return replace(scorer, loaded=replace(scorer.loaded, bank=bank), saved=saved)
-
-    @property
-    def _used_index(self) -> AnchorIndex | None:
-        """The index; none where a class has no anchor, which it could not find."""
-        return self._index if self.scorer.bank.num_classes == len(self.scorer.class_ids) else None
 
     def _known(self, features: Tensor, level: float | None) -> list[tuple[bool | None, float | None]]:
         """For each of features [B, D] whether it is of any class at all, and the likelihood that this is judged by."""
@@ -388,7 +407,7 @@ class Answers:
 
     def _retrieve(self, features: Tensor) -> tuple[FusedScores, Tensor]:
         """Fused scores [B, C] and the residual probability [B]."""
-        scorer, index = self._placed, self._used_index
+        scorer, index = self._placed, self._index
         assert index is not None
         image = scorer.image_side(features)
 
@@ -413,32 +432,30 @@ class Answers:
             UnknownClassError: If there is no such class.
             MissingStepError: If the class has neither anchors nor images: it came after the selection.
         """
-        place = self._place(name)
-        feature = self.feature(image, crops)
-        fused, _ = self.score(feature[None], "exhaustive")
-        return self._class_scores(feature[None], fused, torch.tensor([[place]]), explain=None)[0][0]
+        class_id = int(self.scorer.class_ids[self._column(name)])
+        return self.explained(self.feature(image, crops), [class_id], None)[0]
 
-    def _place(self, name: str) -> int:
+    def _column(self, name: str) -> int:
         """The column of a class."""
-        place = (self.scorer.class_ids == self.classes.lookup(name)).nonzero()[:, 0].tolist()
-        if not place:
+        column = int(class_positions(self.scorer.class_ids, torch.tensor(self.classes.lookup(name))))
+        if column < 0:
             raise MissingStepError(
                 f"class {name!r} has neither an anchor sentence nor a training image",
                 "Select again: vlltr embed, then vlltr select",
             )
-        return int(place[0])
+        return column
 
-    def explained(self, feature: Tensor, class_ids: Sequence[int], explain: int) -> list[ClassScore]:
+    def explained(self, feature: Tensor, class_ids: Sequence[int], explain: int | None) -> list[ClassScore]:
         """Scores of some classes for one image, with their first sentences by share; all classes are scored.
 
         Args:
             feature: Float [D], unnormalised as the encoder gives it.
             class_ids: Classes that are among the answers.
-            explain: Groups of sentences a class.
+            explain: Groups of sentences a class; None: all.
         """
         fused, _ = self.score(feature[None], "exhaustive")
-        places = [int((self.scorer.class_ids == i).nonzero()[0, 0]) for i in class_ids]
-        return list(self._class_scores(feature[None], fused, torch.tensor([places]), explain)[0])
+        columns = class_positions(self.scorer.class_ids, torch.tensor([class_ids]))
+        return list(self._class_scores(feature[None], fused, columns, explain)[0])
 
     def _class_scores(
         self,
@@ -447,6 +464,7 @@ class Answers:
         positions: Tensor,
         explain: int | None,
         columns: Tensor | None = None,
+        neighbours: int = 0,
     ) -> list[tuple[ClassScore, ...]]:
         """The scores of each image's classes, with their first groups of sentences.
 
@@ -456,34 +474,26 @@ class Answers:
             positions: Int64 [B, K], columns of `fused`.
             explain: Groups of sentences a class; None: all.
             columns: Int64, the classes that `fused` is about; None: all.
+            neighbours: Nearest training images of the first class of each image.
         """
         classes = self.scorer.class_ids if columns is None else self.scorer.class_ids[columns]
         rule, scale = self.scorer.fusion.rule, float(self.scorer.saved.head.logit_scale.detach())
         told = torch.isin(classes, self.scorer.bank.class_ids)
         cosines = torch.where(told, fused.text_logits / scale, 0.0)
-        parts = fused.probabilities.gather(1, positions), *parts_of(fused, positions, rule)
-        values = classes[positions], *parts, cosines.gather(1, positions)
+        chances, cosines = (values.gather(1, positions) for values in (fused.probabilities, cosines))
+        values = classes[positions], chances, *parts_of(fused, positions, rule), cosines
         unit = "probability" if rule == "paper" else "log-odds"
         features = features if explain == 0 else features.cpu()
         found = []
         for feature, row in zip(features, torch.stack([v.double() for v in values], 2).tolist(), strict=True):
-            scores = []
+            scores = list[ClassScore]()
             for number, probability, image_part, text_part, cosine in row:
                 class_id, shares = int(number), tuple[SentenceShare, ...]()
                 if explain != 0:
                     cosine, shares = self._shares(feature, class_id, explain)
-                scores.append(
-                    ClassScore(
-                        class_id,
-                        self.names[class_id],
-                        probability,
-                        image_part,
-                        text_part,
-                        cosine,
-                        shares,
-                        unit,
-                    )
-                )
+                parts = probability, image_part, text_part, cosine
+                near = self.nearest(feature, class_id, neighbours) if neighbours and not scores else ()
+                scores.append(ClassScore(class_id, self.names[class_id], *parts, shares, unit, near))
             found.append(tuple(scores))
         return found
 
@@ -491,10 +501,9 @@ class Answers:
         self, feature: Tensor, class_id: int, explain: int | None
     ) -> tuple[float, tuple[SentenceShare, ...]]:
         """The cosine of an image with a class's sentences, and the first groups of these; none without any."""
-        place = (self.scorer.bank.class_ids == class_id).nonzero()[:, 0].tolist()
-        if not place:
+        if class_id not in self.places:
             return 0.0, ()
-        found = explain_class(self.scorer.saved.head, self.scorer.bank, place[0], feature)
+        found = explain_class(self.scorer.saved.head, self.scorer.bank, self.places[class_id], feature)
         told = self.by_share(found)
         first = list(dict.fromkeys(share.group for _, _, share in told))[:explain]
         return float(found.cosine), tuple(share for _, _, share in told if share.group in first)

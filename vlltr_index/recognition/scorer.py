@@ -1,7 +1,9 @@
-"""A workspace's commit as something that scores image features: anchors, head, generative model, fusion."""
+"""A workspace's commit as something that scores image features: anchors, head, generative model, fusion; and the tree
+above its classes, with the ranks that may answer."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vlltr_index.embedding.loading import ClassStats, LoadedBank, class_positions, class_stats, load_bank
-from vlltr_index.errors import FingerprintMismatch, MissingStepError
+from vlltr_index.errors import FingerprintMismatch, MissingStepError, UsageError
 from vlltr_index.heads.checkpoint import SavedHead, load_head
 from vlltr_index.heads.fusion import (
     FusedScores,
@@ -22,16 +24,21 @@ from vlltr_index.heads.fusion import (
     resting,
 )
 from vlltr_index.heads.generative import GenerativeModel
+from vlltr_index.heads.tree import ClassTree, HeldOutAnswers, grow, least_needed, thresholds
 from vlltr_index.schemas.config import FusionConfig
+from vlltr_index.store.snapshot import ClassTable
 from vlltr_index.tensors import unit_rows
+from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from vlltr_index.heads.anchor_bank import AnchorBank
     from vlltr_index.store.snapshot import Snapshot
+    from vlltr_index.store.taxonomy import Taxonomy
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["Scorer", "load_scorer"]
+_log = logging.getLogger(__name__)
 
+NO_TREE = "no class has a parent", "Say what lies below what: vlltr ingest classes FILE"
 OTHER_RULE = 'Put rule = "ours" under [recipe.fusion] in vlltr.toml, then run: vlltr train lgr'
 _BATCH = 512
 
@@ -133,18 +140,14 @@ class Scorer:
     def text_logits(self, features: Tensor) -> Tensor:
         """Text logits, [B, C]; a class without anchors has the mean of the others, neither for nor against it."""
         if not self.bank.num_classes:
-            return features.new_zeros(len(features), len(self.class_ids))
+            return self.whole(features.new_zeros(len(features), 0))
         return self.whole(self.saved.head.text_logits(features, self.bank))
 
     def whole(self, bank_logits: Tensor) -> Tensor:
         """Text logits of the anchors' classes [B, C_a] to logits of all classes [B, C]."""
         if self.bank.num_classes == len(self.class_ids):
             return bank_logits
-        missing = (
-            bank_logits.mean(1, keepdim=True)
-            if self.bank.num_classes
-            else bank_logits.new_zeros(len(bank_logits), 1)
-        )
+        missing = bank_logits.mean(1, keepdim=True).nan_to_num()  # there may be none at all
         logits = missing.expand(-1, len(self.class_ids)).clone()
         logits[:, class_positions(self.class_ids, self.bank.class_ids)] = bank_logits
         return logits
@@ -171,6 +174,53 @@ class Scorer:
         """Score features [B, D] against every class, in batches."""
         parts = [self.fuse(self.image_side(part), self.text_logits(part)) for part in features.split(_BATCH)]
         return FusedScores(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+    def held_out(self, what: str) -> tuple[float, HeldOutAnswers]:
+        """What images that were held out when the head was trained say: see `accept_above` and `held_out` of `Parts`.
+
+        Args:
+            what: What is asked of them, for the error.
+
+        Raises:
+            MissingStepError: If there were none.
+        """
+        lacking = f"this head cannot say {what}: "
+        if self.saved.parts is None:
+            raise MissingStepError(f"{lacking}it was trained for the protocols paper or release", OTHER_RULE)
+        level, answers = self.saved.parts.accept_above, self.saved.parts.held_out
+        if level is None or answers is None:
+            raise MissingStepError(
+                f"{lacking}no image could be held out when it was trained",
+                "Bring in more images, then run: vlltr train lgr",
+            )
+        return level, answers
+
+    def ranks_holding(self, tree: ClassTree, columns: Tensor, coverage: float) -> dict[str, float]:
+        """The least probability of an answer of each rank that held an accuracy on the images held out from training.
+
+        Args:
+            tree: Of the classes that are answered among.
+            columns: Int64 [C], the columns of these classes.
+            coverage: The accuracy.
+
+        Raises:
+            UsageError: If it does not lie between 0 and 1.
+            MissingStepError: If no image was held out.
+        """
+        if not 0.0 < coverage < 1.0:
+            hint = "For example: --coverage 0.95"
+            raise UsageError(f"coverage lies between 0 and 1, got {coverage:g}", hint)
+        classes, owners = self.class_ids[columns], self.row_owners
+        _, answers = self.held_out("which rank held")
+        answers = answers.among(class_positions(classes, owners), len(columns))
+        images, least = len(answers.labels), thresholds(tree, answers, coverage)
+        told = ", ".join(f"{rank} from {100 * value:.0f} %" for rank, value in least.items()) or "none"
+        if images < (needed := least_needed(coverage)):
+            told += f" (it takes {needed} at least)"
+        if later := int((class_positions(owners, classes) < 0).sum()):
+            told += f"; {many(later, 'class', 'classes')} that came later had no part in it"
+        _log.info("%d images were held out; ranks that held %g %% on them: %s", images, 100 * coverage, told)
+        return least
 
     def with_rule(self, fusion: FusionConfig) -> Scorer:
         """The same scorer with another rule.
@@ -199,15 +249,30 @@ def load_scorer(workspace: Workspace, snapshot: Snapshot) -> Scorer:
     if not commit.head:
         raise MissingStepError("no head has been trained yet", "Run: vlltr train lgr")
     saved = load_head(workspace.whole_object("heads", commit.head))
-    for what, mine, theirs in (
-        ("sentence", saved.text_fp, commit.text_fp),
-        ("image", saved.image_fp, commit.image_fp),
-    ):
-        if mine != theirs:
-            raise FingerprintMismatch(
-                f"the head was trained on {what} vectors of encoder {mine}, the workspace's are of {theirs}",
-                "Train it again: vlltr train lgr",
-            )
+    mine, theirs = (saved.text_fp, saved.image_fp), (commit.text_fp, commit.image_fp)
+    if mine != theirs:
+        raise FingerprintMismatch(
+            f"the head was trained on vectors of the towers {mine}, the workspace's are of {theirs}",
+            "Train it again: vlltr train lgr",
+        )
     stats = class_stats(snapshot, saved.head.dim)
     fusion = commit.fusion or workspace.recipe.fusion
     return Scorer.build(loaded, saved, stats, fusion, commit.info.merged)
+
+
+def tree_above(taxonomy: Taxonomy, names: list[str]) -> ClassTree:
+    """The tree above classes, by their names in the order of the columns."""
+    parents, ranks = ({n: getattr(taxon, key) for n, taxon in taxonomy.items()} for key in ("parent", "rank"))
+    return grow(parents, ranks, names)
+
+
+def classes_below(tree: ClassTree, classes: ClassTable, name: str) -> set[int]:
+    """The columns of the classes that a node holds; it goes by its name, or an alias of its class.
+
+    Raises:
+        UnknownClassError: If there is no such node, naming close ones.
+    """
+    nodes, known = ClassTable(dict(enumerate(tree.names)), {}), None
+    if name not in tree.names:
+        known = classes.find(name)
+    return set(tree.below(nodes.lookup(name if known is None else classes.names[known])).tolist())

@@ -25,16 +25,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
 
-__all__ = [
-    "ImageHit",
-    "ImageSearch",
-    "SentenceHit",
-    "SentenceSearch",
-    "is_image_path",
-    "search_images",
-    "search_sentences",
-]
-
 _DEEP = 10  # candidates of each ranking for each hit that is shown
 _LEAST_DEEP = 100
 
@@ -122,8 +112,8 @@ def search_images(
         progress: Called with the step's name, what is done, and the total.
 
     Raises:
-        UsageError: If the text is empty, the split unknown, or there is no starting encoder to compare with.
-        MissingStepError: If no image has been embedded.
+        UsageError: If the text is empty, or there is no starting encoder to compare with.
+        MissingStepError: If the split has no image, or none has been embedded.
     """
     _check_text(text)
     snapshot = workspace.snapshot()
@@ -153,16 +143,13 @@ def _check_text(text: str) -> None:
 
 def _images(snapshot: Snapshot, split: str | None) -> pa.Table:
     """The usable images of classes in use."""
-    columns = ["image_id", "class_id", "split", "uri"]
-    where = "problem IS NULL AND class_id IS NOT NULL"
-    rows = snapshot.table("images", columns, where + (f" AND split = {quote(split)}" if split else ""))
-    rows = rows.filter(pc.is_in(rows["class_id"], value_set=pa.array(snapshot.class_table().ids, pa.int32())))
-    if rows.num_rows:
-        return rows
-    there = sorted(set(snapshot.table("images", ["split"], where)["split"].to_pylist()))
-    if split is not None and there:
-        raise UsageError(f"no images in split {split!r}; there are {', '.join(there)}", "Name one of these.")
-    raise MissingStepError("there are no images", "Run: vlltr ingest images PATH --split train")
+    where = f"problem IS NULL AND {one_of('class_id', snapshot.class_table().ids)}"
+    where += f" AND split = {quote(split)}" if split else ""
+    rows = snapshot.table("images", ["image_id", "class_id", "split", "uri"], where)
+    if not rows.num_rows:
+        of = f" of split {split!r}" if split else ""
+        raise MissingStepError(f"there are no images{of}", "Run: vlltr ingest images PATH --split train")
+    return rows
 
 
 def _starting_encoder(workspace: Workspace, snapshot: Snapshot) -> Encoder:
@@ -172,15 +159,12 @@ def _starting_encoder(workspace: Workspace, snapshot: Snapshot) -> Encoder:
         UsageError: If it started from random weights, or has not been trained since.
     """
     config = workspace.recipe.encoder
-    if not config.pretrained:
+    if not config.pretrained or not snapshot.commit.checkpoint:
+        why = "has not been trained here" if config.pretrained else "starts from random weights"
         raise UsageError(
-            f"--compare has nothing to compare with: the recipe starts {config.model} from random weights",
-            "It works in workspaces made with weights: vlltr init DIR --encoder MODEL:PRETRAINED",
-        )
-    if not snapshot.commit.checkpoint:
-        raise UsageError(
-            f"--compare has nothing to compare with: {config.model} has not been trained here",
-            "Train it first: vlltr train cvlp",
+            f"--compare has nothing to compare with: {config.model} {why}",
+            "It is for an encoder that started from weights (vlltr init DIR --encoder MODEL:PRETRAINED) and was "
+            "trained since (vlltr train cvlp).",
         )
     return recipe_encoder(config)
 
@@ -296,12 +280,8 @@ def _sentence_hits(snapshot: Snapshot, best: pa.Table) -> tuple[SentenceHit, ...
     facts = {row["sentence_id"]: row for row in rows.to_pylist()}
     names = snapshot.class_table().names
     kept = [c for c in ("sentence_id", "similarity", "by_vector", "by_words") if c in best.column_names]
-    return tuple(
-        SentenceHit(
-            **facts[hit["sentence_id"]] | hit, class_name=names[facts[hit["sentence_id"]]["class_id"]]
-        )
-        for hit in best.select(kept).to_pylist()
-    )
+    hits = [facts[hit["sentence_id"]] | hit for hit in best.select(kept).to_pylist()]
+    return tuple(SentenceHit(**hit, class_name=names[hit["class_id"]]) for hit in hits)
 
 
 def is_image_path(query: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,11 @@ from PIL import Image, ImageDraw, ImageFont
 from vlltr_index.data.decoding import open_image
 from vlltr_index.errors import InputError, UsageError
 
-__all__ = ["Panel", "Picture", "check_target", "contact_sheet", "write_sheet"]
-
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 _SIDE = 160  # pixels of a picture, at most
 _GAP = 12
 _LINE = 17
+_LONGEST = 500  # characters of a line that are looked at
 _PAPER, _INK, _GREY, _FRAME = "white", "#1a1a1a", "#595959", "#d0d0d0"
 _ENLARGED = 96  # smaller pictures are enlarged by a whole factor, so that their pixels stay sharp
 
@@ -131,10 +129,8 @@ def _fit(
     draw: ImageDraw.ImageDraw, text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
 ) -> str:
     """`text` on one line, cut with three dots where it is too long."""
-    text = " ".join(text.split())
-    if draw.textlength(text, font) <= width:
-        return text
-    too_wide = bisect_left(
-        range(len(text)), True, key=lambda n: draw.textlength(text[:n].rstrip() + "...", font) > width
-    )
-    return text[: max(too_wide - 1, 0)].rstrip() + "..."
+    text = shown = " ".join(text.split())[:_LONGEST]
+    while draw.textlength(shown, font) > width and text:
+        text = text[:-1].rstrip()
+        shown = text + "..."
+    return shown

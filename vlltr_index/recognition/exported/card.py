@@ -8,13 +8,11 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlltr_index.errors import WorkspaceError
-from vlltr_index.recognition.exported.layout import CARD
+from vlltr_index.recognition.exported.reading import CARD
 from vlltr_index.schemas.exported import LIBRARY
 
 if TYPE_CHECKING:
@@ -25,53 +23,18 @@ if TYPE_CHECKING:
     from vlltr_index.store.history import Commit
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["Results", "licence_id", "newest_results", "plain", "save_card", "write_card"]
-
 _log = logging.getLogger(__name__)
 
 _TAGS = ("image-classification", "long-tailed-recognition", "vision-language", "open_clip", "vl-ltr")
 _BINS = ("overall", "many", "medium", "few", "few5", "new")
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~-])")
 _SHOWN = 50
-_LICENCES = {
-    "apache-2.0": "apache-2.0",
-    "mit": "mit",
-    "cc0-1.0": "cc0-1.0",
-    "cc0": "cc0-1.0",
-    "cc-by-4.0": "cc-by-4.0",
-    "cc-by-3.0": "cc-by-3.0",
-    "cc-by-2.0": "cc-by-2.0",
-    "cc-by-sa-4.0": "cc-by-sa-4.0",
-    "cc-by-sa-3.0": "cc-by-sa-3.0",
-    "cc-by-nc-4.0": "cc-by-nc-4.0",
-    "cc-by-nc-sa-4.0": "cc-by-nc-sa-4.0",
-    "odc-by-1.0": "odc-by",
-    "unlicense": "unlicense",
-}
+_LICENCES = (
+    *("apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-3.0", "cc-by-2.0", "cc-by-sa-4.0", "cc-by-sa-3.0"),
+    *("cc-by-nc-4.0", "cc-by-nc-sa-4.0", "unlicense"),
+)
 _SAME = ("head", "checkpoint", "text_fp", "image_fp", "fusion", "selection_id")
 _TABLES = ("anchors", "class_stats")
-
-
-@dataclass(frozen=True)
-class Results:
-    """One evaluation, as `vlltr evaluate` left it in the workspace's `reports/`.
-
-    Attributes:
-        split: Which images.
-        commit: Which commit was measured.
-        same: Whether what was measured is what is exported.
-        facts: The report as it was written.
-    """
-
-    split: str
-    commit: int
-    same: bool
-    facts: Mapping[str, Any]
-
-    def top1(self) -> dict[str, dict[str, Any]]:
-        """The method's top-1 accuracy by bin, those that were measured."""
-        found = self.facts["rows"]["vl-ltr"]["top1"]
-        return {name: found[name] for name in _BINS if name in found}
 
 
 def plain(text: object) -> str:
@@ -82,9 +45,8 @@ def plain(text: object) -> str:
 
 def licence_id(licences: Sequence[str | None]) -> str:
     """The hub's identifier of a licence that all of these are, `other` where they differ or one is unknown."""
-    known = {_LICENCES.get(re.sub(r"[\s_]+", "-", (text or "").strip().casefold())) for text in licences}
-    found = known.pop() if len(known) == 1 else None
-    return found or "other"
+    named = {re.sub(r"[\s_]+", "-", (text or "").strip().casefold()) for text in licences}
+    return named.pop() if len(named) == 1 and named < set(_LICENCES) else "other"
 
 
 def save_card(folder: Path, template: str, data: CardData, sentences: pa.Table, **facts: Any) -> None:
@@ -111,30 +73,33 @@ def save_card(folder: Path, template: str, data: CardData, sentences: pa.Table, 
     card.save(folder / CARD)
 
 
-def write_card(folder: Path, config: ExportedConfig, sentences: pa.Table, results: Results | None) -> None:
+def write_card(
+    folder: Path, config: ExportedConfig, sentences: pa.Table, results: Mapping[str, Any] | None
+) -> None:
     """Write `README.md` for an exported model.
 
     Args:
         folder: The folder.
         config: What is exported.
         sentences: All its sentences, with `source` and `licence`.
-        results: The evaluation to quote; None: the card says that there is none.
+        results: The evaluation to quote, from `newest_results`; None: the card says that there is none.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
-    top1 = results.top1() if results is not None else {}
+    found = {} if results is None else results["rows"]["vl-ltr"]["top1"]
+    top1 = {name: found[name] for name in _BINS if name in found}
     measured = [
         EvalResult(
             task_type="image-classification",
             dataset_type="own",
             dataset_name="own images",
-            dataset_split=results.split,
+            dataset_split=results["split"],
             metric_type="accuracy",
             metric_name=f"top-1, {name}",
-            metric_value=round(float(value["value"]), 4),
+            metric_value=round(value["value"], 4),
         )
         for name, value in top1.items()
-        if results is not None and results.same
+        if results is not None and results["same"]
     ]
     licence = licence_id(sentences["licence"].unique().to_pylist())
     data = ModelCardData(
@@ -151,33 +116,27 @@ def write_card(folder: Path, config: ExportedConfig, sentences: pa.Table, result
     )
 
 
-def newest_results(workspace: Workspace, commit: Commit) -> Results | None:
-    """The newest plain evaluation of `commit` or one before it, preferring split test; None if there is none."""
-    found: list[tuple[tuple[int, bool], Results]] = []
+def newest_results(workspace: Workspace, commit: Commit) -> dict[str, Any] | None:
+    """The newest plain evaluation of `commit` or one before it, preferring split test; None if there is none.
+
+    It is the report as `vlltr evaluate` left it in `reports/`, and `same`: whether the commit that was measured answers
+    as `commit` does, by the same towers, head, anchors, class statistics and rule.
+    """
+    found = []
     for name in workspace.storage.names("reports"):
-        if not fnmatch(name, "evaluate-*.json"):
-            continue
-        try:
-            facts = json.loads(workspace.storage.read(f"reports/{name}"))
-            number, split = int(facts["commit"]), str(facts["split"])
-            rows = facts["rows"]["vl-ltr"]
-            if not isinstance(rows, dict) or facts["crops"] != 1 or number > commit.id:
-                continue
-        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            path = workspace.storage.at(f"reports/{name}")
-            _log.warning("%s is left out of the model card: %s: %s", path, type(error).__name__, error)
-            continue
-        same = _same(workspace, commit, number)
-        found.append(((number, split == "test"), Results(split, number, same, facts)))
-    return max(found, key=lambda item: item[0])[1] if found else None
-
-
-def _same(workspace: Workspace, commit: Commit, number: int) -> bool:
-    """Whether commit `number` answers as `commit` does: the same towers, head, anchors, class statistics and rule."""
-    try:
-        other = workspace.history.read(number)
-    except WorkspaceError:
-        return False
-    return all(getattr(other, name) == getattr(commit, name) for name in _SAME) and all(
-        other.tables.get(name) == commit.tables.get(name) for name in _TABLES
-    )
+        if fnmatch(name, "evaluate-*.json"):
+            try:
+                facts = json.loads(workspace.storage.read(f"reports/{name}"))
+                if facts["crops"] == 1 and facts["commit"] <= commit.id and facts["rows"]["vl-ltr"]["top1"]:
+                    found.append(facts)
+            except (ValueError, KeyError, TypeError) as error:
+                _log.warning("reports/%s is left out of the model card: %r", name, error)
+    if not found:
+        return None
+    best: dict[str, Any] = max(found, key=lambda facts: (facts["commit"], facts["split"] == "test"))
+    same = best["commit"] in workspace.history.ids()
+    if same:
+        other = workspace.history.read(best["commit"])
+        same = all(getattr(other, name) == getattr(commit, name) for name in _SAME)
+        same = same and all(other.tables.get(name) == commit.tables.get(name) for name in _TABLES)
+    return best | {"same": same}

@@ -1,14 +1,15 @@
-"""Reading an exported folder, which may come from anybody: checked file by file before anything is built from it.
+"""Reading an exported folder, from the hub too: it may come from anybody, and is checked before it is used.
 
-Only files with fixed names are read. Sizes and shapes are looked at before memory is taken for them: a model is first
-laid out without memory ("meta") and compared with the header of the file of its weights.
+Only files with fixed names are read, and what is read takes as much memory as the file is long, or less than a limit. A
+model is first laid out without memory ("meta") and compared with the file of its weights.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-import math
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,38 +30,53 @@ from vlltr_index.embedding.loading import ClassStats, LoadedBank
 from vlltr_index.encoders import openclip
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.encoders.tokenizing import GENERIC, SAVED_KEYS
-from vlltr_index.errors import MissingPackageError, MissingStepError, PretrainedError, VlltrError
-from vlltr_index.heads.checkpoint import HELD_OUT, SHARED, SavedHead, check_facts, load_head
+from vlltr_index.errors import MissingPackageError, MissingStepError, PretrainedError, UsageError, VlltrError
+from vlltr_index.heads.checkpoint import SHARED, SavedHead, load_head, read_facts
 from vlltr_index.heads.lgr import LGRHead
-from vlltr_index.recognition.exported.layout import (
-    CARD,
-    MODEL_FILES,
-    OPTIONAL,
-    check_regular,
-    file_digest,
-    read_sums,
-)
 from vlltr_index.recognition.predictor import TEXT_COLUMNS, Answers, texts_of
 from vlltr_index.recognition.scorer import Scorer
-from vlltr_index.schemas.exported import (
-    EXPORT_FORMAT,
-    LIBRARY,
-    ExportedConfig,
-    anchors_schema,
-    sentences_schema,
-)
+from vlltr_index.schemas.exported import LIBRARY, ExportedConfig, anchors_schema, sentences_schema
 from vlltr_index.schemas.records import Taxon
 from vlltr_index.store.snapshot import ClassTable
 from vlltr_index.store.taxonomy import circle, taxonomy_of
+from vlltr_index.version import VERSION
 
 if TYPE_CHECKING:
     from vlltr_index.anchors.index import AnchorIndex
 
-__all__ = ["read_config", "read_model", "verify"]
-
 _log = logging.getLogger(__name__)
 
+CARD = "README.md"
+SUMS = "SHA256SUMS"
+OPTIONAL = (
+    "class_stats.safetensors",
+    "encoder/words.json",
+    "encoder/tokenizer.json",
+    "encoder/tokenizer_config.json",
+    "index/index.json",
+    "index/anchors.safetensors",
+    "index/index.faiss",
+)
+"""Files that an exported model may lack."""
+MODEL_FILES = (
+    CARD,
+    "config.json",
+    "encoder/encoder.json",
+    "encoder/model.safetensors",
+    "head/head.json",
+    "head/head.safetensors",
+    "anchors.parquet",
+    "sentences.parquet",
+    *OPTIONAL,
+)
+"""All files of an exported model but the digests; no other is ever read, whatever a folder says."""
+
+
+_REPOSITORY = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_LONGEST = 96  # characters of a repository's name
+_LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
 _AGAIN = "Fetch the folder again, or export it again: vlltr export DIR"
+_MOST_SUMS = 1 << 20
 _MOST_JSON = 64 << 20
 _MOST_TABLE = 32 << 30  # bytes in memory
 _BATCH = 1024
@@ -68,7 +84,71 @@ _LARGEST = 1e6
 _LARGEST_NUMBER = 1 << 21  # a vocabulary, the widest layer
 _DEEPEST = 512
 _LARGEST_IMAGE = 4096
-_DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
+
+
+def locate(
+    name: str | Path,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+) -> Path:
+    """The local folder of an exported model: `name` itself, or what the hub has under it, fetched into the cache.
+
+    Args:
+        name: A folder, or a repository on the hub, `user/name`.
+        revision: Branch, tag or commit of the repository.
+        token: For the hub; default: the one that is stored; False: none.
+        cache_dir: Where fetched files are kept; default: huggingface_hub's cache.
+
+    Raises:
+        UsageError: If it is neither a folder nor a repository's name, or a folder and there is a `revision`.
+        PretrainedError: If the hub does not give it.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise UsageError(f"{folder} is a folder here: it has no revision {revision!r}")
+        return folder
+    repository = str(name)
+    check_repository(repository)
+    from huggingface_hub import snapshot_download
+
+    try:
+        found = snapshot_download(
+            repository,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            allow_patterns=[SUMS, *MODEL_FILES],
+            library_name=LIBRARY,
+            library_version=VERSION,
+        )
+    except Exception as error:  # huggingface_hub, its HTTP library and the file system each raise their own
+        raise refused(repository, error) from error
+    return Path(str(found))
+
+
+def check_repository(repo_id: str) -> None:
+    """Refuse what cannot be a repository's name, before anything is written.
+
+    Raises:
+        UsageError: If it cannot.
+    """
+    if not _REPOSITORY.fullmatch(repo_id) or len(repo_id) > _LONGEST:
+        raise UsageError(
+            f"{repo_id!r} is neither a folder here nor a name for a repository on the hub",
+            "Give a folder that `vlltr export DIR` wrote, or user/name.",
+        )
+
+
+def refused(repository: str, error: Exception) -> PretrainedError:
+    """What to say when the hub does not do what it was asked; huggingface_hub says why."""
+    why = " ".join(str(error).split()) or type(error).__name__
+    return PretrainedError(
+        f"{repository} on the hub: {why}",
+        "Check the name and the network. For what is private or gated log in (hf auth login), set HF_TOKEN, or give "
+        "token=",
+    )
 
 
 def read_model(folder: Path, device: str | torch.device | None = None, trust_index: bool = False) -> Answers:
@@ -88,8 +168,8 @@ def read_model(folder: Path, device: str | torch.device | None = None, trust_ind
         MissingPackageError: If its tokenizer needs transformers, which is not installed.
     """
     folder = Path(folder)
-    config = read_config(folder)
     files = verify(folder)
+    config = read_config(folder)
     try:
         _check_encoder(folder / "encoder", config)
         saved = _head(folder / "head", config)
@@ -126,19 +206,47 @@ def read_model(folder: Path, device: str | torch.device | None = None, trust_ind
     )
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """The digests in `SHA256SUMS` by file name.
+
+    Raises:
+        PretrainedError: If it is missing or damaged.
+    """
+    path = folder / SUMS
+    if not path.is_file():
+        raise PretrainedError(
+            f"{folder} is not an exported folder: it has no file {SUMS}", "Make one: vlltr export DIR"
+        )
+    if path.stat().st_size > _MOST_SUMS:
+        _damaged(path, f"larger than {_MOST_SUMS:,} bytes")
+    lines = [
+        _LINE.fullmatch(line) for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+    ]
+    if None in lines:
+        _damaged(path, f"line {lines.index(None) + 1} is not a digest and a name")
+    return {line[2]: line[1] for line in lines if line}
+
+
 def verify(folder: Path) -> dict[str, str]:
     """Hold the files against their digests; gives those, by name. A model card may be edited.
 
     Raises:
         PretrainedError: If a file is missing, not listed, or not what was written.
     """
-    digests = read_sums(folder, MODEL_FILES)
+    digests = read_sums(folder)
+    if strange := digests.keys() - set(MODEL_FILES):
+        _damaged(folder / SUMS, f"it names {min(strange)!r}, which is no file of an exported model")
     for name in MODEL_FILES:
         path = folder / name
         if name == CARD or (name in OPTIONAL and name not in digests and not path.exists()):
             continue
-        check_regular(path)
-        if not path.is_file():
+        if not path.is_file():  # opening a pipe would wait forever
             raise PretrainedError(f"{folder} has no file {name}", _AGAIN)
         if name.endswith(".json") and path.stat().st_size > _MOST_JSON:
             _damaged(path, f"larger than {_MOST_JSON >> 20} MiB")
@@ -148,62 +256,38 @@ def verify(folder: Path) -> dict[str, str]:
 
 
 def read_config(folder: Path) -> ExportedConfig:
-    """`config.json`.
+    """`config.json` of a folder that `verify` has seen.
 
     Raises:
-        PretrainedError: If it is missing, damaged, of a newer format, or not of this library.
+        PretrainedError: If it is damaged, or of a newer format.
     """
     path = folder / "config.json"
-    values = _json(path)
-    if values.get("library") != LIBRARY:
-        raise PretrainedError(
-            f"{path} is not of {LIBRARY}: its library is {values.get('library')!r}",
-            "`vlltr export DIR` writes what can be read; other models: vlltr init DIR --encoder local-dir:FOLDER",
-        )
-    if values.get("format") != EXPORT_FORMAT:
-        raise PretrainedError(
-            f"{path} has format {values.get('format')!r}, this program reads {EXPORT_FORMAT}",
-            "Bring it up to date: pip install -U vlltr-index",
-        )
     try:
-        config = ExportedConfig.model_validate(values)
+        config = ExportedConfig.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "(top)"
-        _damaged(path, f"{where}: {first['msg']}")
+        _damaged(path, f"{'.'.join(map(str, first['loc'])) or '(top)'}: {first['msg']}")
     if len({item.class_id for item in config.classes}) != len(config.classes):
         _damaged(path, "two classes have one number")
     return config
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """A JSON object of reasonable size, all of whose numbers are finite."""
-    check_regular(path)
     try:
-        if path.stat().st_size > _MOST_JSON:
-            _damaged(path, f"larger than {_MOST_JSON >> 20} MiB")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise PretrainedError(
-            f"{path.parent} is not an exported folder: it has no {path.name}", "Make one: vlltr export DIR"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
         _damaged(path, f"not valid JSON: {error}")
     if not isinstance(value, dict):
         _damaged(path, "not a JSON object")
-    for where, number in _numbers(value):
-        if not math.isfinite(number):
-            _damaged(path, f"{where} is {number}")
     return value
 
 
-def _numbers(value: Any, where: str = "") -> Iterator[tuple[str, float]]:
+def _numbers(value: Any, where: str) -> Iterator[tuple[str, float]]:
     """Every number in a JSON value, with the keys that lead to it."""
     if isinstance(value, dict | list):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, inner in items:
-            yield from _numbers(inner, f"{where}.{key}" if where else str(key))
-    elif isinstance(value, int | float) and not isinstance(value, bool):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _numbers(inner, f"{where}.{key}")
+    elif isinstance(value, int | float):
         yield where, value
 
 
@@ -229,7 +313,7 @@ def _check_encoder(folder: Path, config: ExportedConfig) -> None:
     try:
         model, pre = facts["config"]["model_cfg"], facts["config"]["preprocess_cfg"]
         text, vision, width = dict(model["text_cfg"]), dict(model["vision_cfg"]), model["embed_dim"]
-        sizes = pre["size"] if isinstance(pre["size"], list) else [pre["size"]]
+        sizes = (pre["size"], pre.get("resize", 224), vision.get("image_size", 224))
     except (KeyError, TypeError, ValueError) as error:
         _damaged(path, f"{type(error).__name__}: {error}")
     if width != config.dim:
@@ -241,20 +325,21 @@ def _check_encoder(folder: Path, config: ExportedConfig) -> None:
         _check_tokenizer(folder, str(name))
     if strange := set(text.get("tokenizer_kwargs") or ()) - {"clean", "strip_sep_token"}:
         _damaged(path, f"{min(strange)!r} is no option of a saved tokenizer")
-    for where, number in _numbers(model, "model_cfg"):
+    for where, number in _numbers(facts["config"], "config"):
         deep = any(word in where for word in ("layers", "depth"))
-        if abs(number) > (_DEEPEST if deep else _LARGEST_NUMBER):
+        if not abs(number) <= (_DEEPEST if deep else _LARGEST_NUMBER):  # nan too
             _damaged(path, f"{where} is {number:,}")
-    for number in (*sizes, vision.get("image_size", 224), pre.get("resize", 224)):
-        sides = number if isinstance(number, list) and number else [number]
+    for size in sizes:
+        sides = size if isinstance(size, list) and size else [size]
         if not all(isinstance(side, int) and 1 <= side <= _LARGEST_IMAGE for side in sides):
-            _damaged(path, f"images of {number!r} pixels a side; 1 to {_LARGEST_IMAGE} can be")
+            _damaged(path, f"images of {size!r} pixels a side; 1 to {_LARGEST_IMAGE} can be")
     try:
         with torch.device("meta"):
             state = openclip.build_model(model).state_dict()
     except VlltrError as error:
         _damaged(path, error.message)
-    _tensors(folder / "model.safetensors", {n: tuple(v.shape) for n, v in state.items()})
+    weights = folder / "model.safetensors"
+    _check_shapes(weights, _tensors(weights), {n: tuple(v.shape) for n, v in state.items()})
 
 
 def _check_tokenizer(folder: Path, name: str) -> None:
@@ -262,8 +347,7 @@ def _check_tokenizer(folder: Path, name: str) -> None:
     path = folder / "tokenizer_config.json"
     if not path.is_file() or not (folder / "tokenizer.json").is_file():
         _damaged(folder / "encoder.json", f"hf_tokenizer_name {name!r} would be fetched from elsewhere")
-    known = {"encoder.json", "model.safetensors", "words.json", "tokenizer.json", "tokenizer_config.json"}
-    if others := sorted(entry.name for entry in folder.iterdir() if entry.name not in known):
+    if others := sorted(p.name for p in folder.iterdir() if f"encoder/{p.name}" not in MODEL_FILES):
         _damaged(folder / others[0], "not a file of an exported model, and a tokenizer might read it")
     facts = _json(path)
     if strange := sorted(facts.keys() - SAVED_KEYS):
@@ -275,39 +359,33 @@ def _check_tokenizer(folder: Path, name: str) -> None:
 def _head(folder: Path, config: ExportedConfig) -> SavedHead:
     """The head, whose weights have just the shapes that its description asks for, and are finite."""
     path, weights = folder / "head.json", folder / "head.safetensors"
-    facts = _json(path)
-    if facts.get("format") != 1:
-        _damaged(path, f"format {facts.get('format')!r}, this program reads 1")
     try:
-        check_facts(facts)
+        facts = read_facts(path.read_bytes())
     except ValueError as error:
         _damaged(path, str(error))
-    if facts["dim"] != config.dim:
-        _damaged(path, f"the head is {facts['dim']!r} wide, config.json says {config.dim}")
-    rows = _count(weights)
-    if rows > len(config.classes) + _LARGEST_NUMBER:
-        _damaged(weights, f"{rows:,} class_ids")
+    if facts.dim != config.dim:
+        _damaged(path, f"the head is {facts.dim} wide, config.json says {config.dim}")
+    tensors = _tensors(weights)
+    rows, held = _length(tensors, "class_ids"), _length(tensors, "held_out.labels")
     with torch.device("meta"):
-        head = LGRHead(config.dim, rows, facts["visual"], loss_bias=facts["loss_bias"])
+        head = LGRHead(config.dim, rows, facts.visual, loss_bias=facts.loss_bias)
     expected = {f"head.{name}": tuple(value.shape) for name, value in head.state_dict().items()}
-    if facts["parts"] is not None:
+    if facts.parts is not None:
         wide = {"basis", "text_map"}
         expected |= {f"generative.{n}": (config.dim,) * (2 if n in wide else 1) for n in SHARED}
-        if held := _shapes(weights).get("held_out.labels"):
-            shapes = (held[:1], (*held[:1], rows))
-            expected |= {f"held_out.{name}": shape for name, shape in zip(HELD_OUT, shapes, strict=True)}
-    tensors = _tensors(weights, expected | {"class_ids": (rows,)})
+        if held:
+            expected |= {"held_out.labels": (held,), "held_out.probabilities": (held, rows)}
+    _check_shapes(weights, tensors, expected | {"class_ids": (rows,)})
     if "held_out.labels" in tensors:
-        labels, chances = (tensors[f"held_out.{name}"] for name in HELD_OUT)
+        labels, chances = tensors["held_out.labels"], tensors["held_out.probabilities"]
         if labels.dtype != torch.int64 or not bool(((labels >= 0) & (labels < rows)).all()):
             _damaged(weights, f"held_out.labels must be integers from 0 to {rows - 1}")
         if not bool((chances >= 0).all() and (chances <= 1).all()):
             _damaged(weights, "held_out.probabilities must lie between 0 and 1")
-    factors = {"the logits' scale": "log_logit_scale", "the losses' factor": "log_beta"}
-    for what, name in factors.items():
+    for name in ("log_logit_scale", "log_beta"):
         value = float(tensors.get(f"head.{name}", torch.zeros(())).double().exp())
         if not value <= _LARGEST:
-            _damaged(weights, f"{what} is {value:g}; up to {_LARGEST:,.0f} can be")
+            _damaged(weights, f"the exponential of {name} is {value:g}; up to {_LARGEST:,.0f} can be")
     saved = load_head(folder)
     _check_towers(folder, saved, config)
     return saved
@@ -318,54 +396,44 @@ def _stats(path: Path, config: ExportedConfig, there: bool) -> ClassStats:
     dim, none = config.dim, torch.empty(0, dtype=torch.int64)
     if not there:
         return ClassStats(none, none, torch.empty(0, dim, dtype=torch.float64))
-    count = _count(path)
+    found = _tensors(path)
+    count = _length(found, "class_ids")
+    _check_shapes(path, found, {"class_ids": (count,), "counts": (count,), "sums": (count, dim)})
     # In memory of its own: rows that lie askew in a mapped file are multiplied by other kernels, and round otherwise.
-    shapes = {"class_ids": (count,), "counts": (count,), "sums": (count, dim)}
-    found = {name: value.clone() for name, value in _tensors(path, shapes).items()}
-    for name, dtype in (("class_ids", torch.int64), ("counts", torch.int64), ("sums", torch.float64)):
-        if found[name].dtype != dtype:
-            _damaged(path, f"{name} are {found[name].dtype}, expected {dtype}")
-    ids, counts = found["class_ids"], found["counts"]
+    ids, counts = (found[name].clone().long() for name in ("class_ids", "counts"))
+    sums = found["sums"].clone().double()
     if set(ids.tolist()) - {item.class_id for item in config.classes} or bool((ids.diff() <= 0).any()):
         _damaged(path, "class_ids must be ascending numbers of classes in config.json")
-    if bool((counts < 1).any()) or bool((found["sums"].norm(dim=1) > 1.001 * counts).any()):
+    if bool((counts < 1).any()) or bool((sums.norm(dim=1) > 1.001 * counts).any()):
         _damaged(path, "a class's sum is longer than its images' normalised vectors can add up to")
-    return ClassStats(ids, counts, found["sums"])
+    return ClassStats(ids, counts, sums)
 
 
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of a safetensors file's tensors, from its header."""
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, all values finite; it takes as much memory as the file is long."""
     try:
-        with safe_open(path, "pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            strange = sorted(n for n, part in slices.items() if part.get_dtype() not in _DTYPES)
-            if strange:
-                _damaged(path, f"{strange[0]} has the dtype {slices[strange[0]].get_dtype()}")
-            return {name: tuple(part.get_shape()) for name, part in slices.items()}
-    except (SafetensorError, OSError) as error:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, KeyError) as error:
         _damaged(path, f"not a safetensors file: {error}")
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(value.float().isfinite().all()):
+            _damaged(path, f"{name} holds values that are not finite")
+    return tensors
 
 
-def _count(path: Path) -> int:
-    """How many classes a safetensors file has rows of; 0 where it does not say, which `_tensors` refuses."""
-    return next(iter(_shapes(path).get("class_ids", ())), 0)
+def _length(tensors: Mapping[str, Tensor], name: str) -> int:
+    return tensors[name].numel() if name in tensors else 0
 
 
-def _tensors(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """The tensors of a safetensors file that has just these shapes and finite values; the header is looked at first."""
-    found = _shapes(path)
+def _check_shapes(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """See whether a file's tensors are just these."""
     for name, shape in expected.items():
         if name not in found:
             _damaged(path, f"{name} is missing")
-        if found[name] != shape:
-            _damaged(path, f"{name} has shape {list(found[name])}, expected {list(shape)}")
+        if found[name].shape != shape:
+            _damaged(path, f"{name} has shape {list(found[name].shape)}, expected {list(shape)}")
     for name in sorted(found.keys() - expected.keys()):
         _damaged(path, f"{name[:80]!r} is not part of the model")
-    tensors = load_file(path)
-    for name, value in tensors.items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            _damaged(path, f"{name} holds values that are not finite")
-    return tensors
 
 
 def _rows(path: Path, schema: pa.Schema, number: int) -> pa.Table:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +23,17 @@ from vlltr_index.embedding.loading import load_bank
 from vlltr_index.errors import MissingStepError, PretrainedError
 from vlltr_index.heads.checkpoint import save_head
 from vlltr_index.recognition.exported.card import licence_id, newest_results, save_card, write_card
-from vlltr_index.recognition.exported.layout import CARD, new_folder
-from vlltr_index.recognition.exported.reading import read_config, verify
+from vlltr_index.recognition.exported.reading import (
+    CARD,
+    OPTIONAL,
+    SUMS,
+    check_repository,
+    file_digest,
+    read_config,
+    read_sums,
+    refused,
+    verify,
+)
 from vlltr_index.recognition.predictor import load_answers
 from vlltr_index.schemas.exported import (
     LIBRARY,
@@ -33,8 +44,10 @@ from vlltr_index.schemas.exported import (
     sentences_schema,
 )
 from vlltr_index.store.arrow import one_of, quote
+from vlltr_index.store.storage import sync_folder
 from vlltr_index.store.taxonomy import load_taxonomy
 from vlltr_index.version import VERSION
+from vlltr_index.wording import some
 
 if TYPE_CHECKING:
     from vlltr_index.embedding.loading import LoadedBank
@@ -44,10 +57,9 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["ExportReport", "copy_model", "export_model", "export_tables", "images_schema"]
-
 _ROWS = 128  # images held at once
 _SPLIT = re.compile(r"\W+", re.ASCII)
+_HUBS_OWN = {".gitattributes", ".cache"}  # what the hub's tools put into a folder
 _COLUMNS = ["image_id", "content_hash", "uri", "data", "class_id", "split", "width", "height"]
 
 
@@ -100,10 +112,10 @@ def export_model(
         FingerprintMismatch: If encoder, vectors and head do not belong together.
     """
     target, snapshot = _place(folder), workspace.snapshot(at)
-    with new_folder(target, force) as new:
+    with _new_folder(target, force) as new:
         answers, commit = load_answers(workspace, snapshot), snapshot.commit
         scorer, encoder = answers.scorer, answers.encoder
-        check_movable(encoder)
+        _check_movable(encoder)
         sentences = _sentence_rows(snapshot, scorer.loaded)
         anchors = _anchor_rows(sentences, scorer.loaded)
         config = _config(workspace, snapshot, scorer, encoder, sentences.num_rows)
@@ -121,34 +133,121 @@ def export_model(
         write_card(new, config, sentences, newest_results(workspace, commit))
     without = sentences["licence"].null_count
     unsaid = f"Sentences that state no licence: {without:,}. See whether you may share them."
-    return _report(target, commit.id, config, (unsaid,) if without else ())
+    rows = {"classes": len(config.classes), "anchors": config.anchors, "sentences": config.sentences}
+    return ExportReport(str(target), commit.id, rows, _folder_size(target), (unsaid,) if without else ())
 
 
-def copy_model(source: Path, folder: str | Path, *, force: bool = False) -> ExportReport:
-    """Copy an exported folder: its own files alone, after a look at their digests; arguments as for `export_model`.
+def push_model(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    commit_message: str | None = None,
+    token: str | bool | None = None,
+) -> str:
+    """Make what `folder` holds the model `repo_id` on the hub, in one commit; the repository is made if there is none.
+
+    Args:
+        folder: Written by `export_model`; its digests are checked first.
+        repo_id: `user/name`.
+        private: Whether a new repository is private; default: what the user or organisation has set.
+        commit_message: Default: names the commit that was exported.
+        token: For the hub; default: the one that is stored.
+
+    Returns:
+        The address of the hub's commit.
 
     Raises:
-        PretrainedError: If the source is damaged, or the folder may not be written.
+        UsageError: If `repo_id` is no name.
+        PretrainedError: If the folder is damaged, or the hub does not take it.
     """
-    target = _place(folder)
-    with new_folder(target, force) as new:
-        config = read_config(source)
-        for name in {*verify(source), CARD}:
-            (new / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(source / name, new / name)
-    return _report(target, config.commit, config)
+    check_repository(repo_id)
+    files = verify(folder)
+    config = read_config(folder)
+    from huggingface_hub import HfApi
+
+    api = HfApi(library_name=LIBRARY, library_version=VERSION, token=token)
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message=commit_message or f"Upload commit {config.commit} of recipe {config.recipe}",
+            allow_patterns=[SUMS, *files],
+            delete_patterns=list(OPTIONAL),  # of an earlier push; those that are uploaded stay
+        )
+    except Exception as error:  # as in `locate`
+        raise refused(repo_id, error) from error
+    return str(done.commit_url)
 
 
 def _place(folder: str | Path) -> Path:
     return Path(folder).expanduser().absolute()
 
 
-def _report(target: Path, commit: int, config: ExportedConfig, notes: tuple[str, ...] = ()) -> ExportReport:
-    rows = {"classes": len(config.classes), "anchors": config.anchors, "sentences": config.sentences}
-    return ExportReport(str(target), commit, rows, _folder_size(target), notes)
+def _check_target(folder: Path, force: bool) -> None:
+    """See whether `folder` may be written: it is new or empty, or with `force` an exported folder and nothing else.
+
+    Raises:
+        PretrainedError: If it may not.
+    """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise PretrainedError(f"{folder} is not a folder", "Choose another: vlltr export DIR")
+    there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()}
+    own = {SUMS, *read_sums(folder)} if {SUMS, CARD} <= there else set[str]()
+    hubs = {name for name in there if own and name.split("/")[0] in _HUBS_OWN}
+    if others := sorted(there - own - hubs):
+        raise PretrainedError(
+            f"{folder} holds other things than an export, and is left as it is: {some(others)}",
+            "Move them away, or choose a new folder: vlltr export DIR",
+        )
+    if there and not force:
+        raise PretrainedError(
+            f"{folder} holds an export already", f"Replace it: vlltr export --force {folder}"
+        )
 
 
-def check_movable(encoder: Encoder) -> None:
+@contextmanager
+def _new_folder(folder: Path, force: bool) -> Iterator[Path]:
+    """An empty folder beside `folder` for the block to write into: with digests it gets that name at the end.
+
+    Raises:
+        PretrainedError: If `folder` may not be written, which is seen before the block runs, or the disk refuses.
+    """
+    _check_target(folder, force)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = tempfile.TemporaryDirectory(
+            prefix=f".{folder.name}.", dir=folder.parent, ignore_cleanup_errors=True
+        )
+        with beside as temporary:
+            built = Path(temporary) / "new"
+            built.mkdir()
+            yield built
+            _write_sums(built)
+            if folder.is_dir():
+                os.rename(folder, Path(temporary) / "old")
+            os.rename(built, folder)
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise PretrainedError(
+            f"{folder} cannot be written: {error.strerror or error}", "Make room, or choose another folder."
+        ) from None
+
+
+def _write_sums(folder: Path) -> None:
+    files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    lines = [f"{file_digest(folder / name)}  {name}\n" for name in files]
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+    for name in (*files, SUMS):
+        (folder / name).chmod(0o644)  # some libraries let only their user read what they write
+        with (folder / name).open("rb") as file:
+            os.fsync(file.fileno())
+    for part in [folder, *(p for p in folder.rglob("*") if p.is_dir())]:
+        sync_folder(part)
+
+
+def _check_movable(encoder: Encoder) -> None:
     """Refuse an encoder part of which is known by a name on the hub alone.
 
     Raises:
@@ -172,8 +271,7 @@ def _sentence_rows(snapshot: Snapshot, loaded: LoadedBank | None) -> pa.Table:
     """The sentences of all classes in use, by class and position; those that are anchors have their rank."""
     table = snapshot.class_table()
     columns = ["sentence_id", "class_id", "text", "source", "source_ref", "licence", "position"]
-    rows = snapshot.table("sentences", columns)
-    rows = rows.filter(pc.is_in(rows["class_id"], value_set=pa.array(table.ids, pa.int32())))
+    rows = snapshot.table("sentences", columns, one_of("class_id", table.ids))
     order = [("class_id", "ascending"), ("position", "ascending"), ("sentence_id", "ascending")]
     rows = rows.sort_by(order)
     names = pa.array([table.names[i] for i in rows["class_id"].to_pylist()], pa.string())
@@ -247,22 +345,13 @@ def _config(
     )
 
 
-def images_schema() -> pa.Schema:
+def _images_schema() -> pa.Schema:
     """The columns of `images`; the metadata tells `datasets` that `image` is one, to be decoded as it is read."""
-    columns = [
-        pa.field("image_id", pa.string()),
-        pa.field("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-        pa.field("class_id", pa.int32()),
-        pa.field("class", pa.string()),
-        pa.field("split", pa.string()),
-        pa.field("width", pa.int32()),
-        pa.field("height", pa.int32()),
-        pa.field("content_hash", pa.string()),
-    ]
-    features: dict[str, Any] = {
-        f.name: {"_type": "Image"} if f.name == "image" else {"dtype": str(f.type), "_type": "Value"}
-        for f in columns
-    }
+    columns = {"image_id": pa.string(), "image": pa.struct({"bytes": pa.binary(), "path": pa.string()})}
+    columns |= {"class_id": pa.int32(), "class": pa.string(), "split": pa.string()}
+    columns |= {"width": pa.int32(), "height": pa.int32(), "content_hash": pa.string()}
+    features = {name: {"dtype": str(kind), "_type": "Value"} for name, kind in columns.items()}
+    features["image"] = {"_type": "Image"}
     return pa.schema(columns, {"huggingface": json.dumps({"info": {"features": features}})})
 
 
@@ -298,7 +387,7 @@ def export_tables(
     if not snapshot.class_table().ids:
         raise MissingStepError("there are no classes to export", "Run: vlltr ingest text PATH")
     number = snapshot.commit.id or None
-    with new_folder(target, force) as new:
+    with _new_folder(target, force) as new:
         loaded = load_bank(snapshot) if snapshot.commit.selection_id else None
         sentences = _sentence_rows(snapshot, loaded)
         tables = {"classes": _classes(snapshot), "sentences": sentences}
@@ -337,7 +426,7 @@ def _write_images(
         name = _split_name(split, files)
         files[name] = f"images/{name}.parquet"
         (folder / "images").mkdir(exist_ok=True)
-        with pq.ParquetWriter(folder / files[name], images_schema()) as writer:
+        with pq.ParquetWriter(folder / files[name], _images_schema()) as writer:
             where = f"split = {quote(split)} AND {owned}"
             for batch in snapshot.scan("images", _COLUMNS, where, _ROWS):
                 table, without = _image_rows(batch, snapshot.class_table().names, embed)
@@ -350,10 +439,9 @@ def _write_images(
 
 def _split_name(split: str, taken: Mapping[str, str]) -> str:
     """A name that `datasets` allows: letters, digits and underlines; different for each split."""
-    name = base = _SPLIT.sub("_", split).strip("_") or "split"
-    number = 2
+    name = _SPLIT.sub("_", split).strip("_") or "split"
     while name in taken:
-        name, number = f"{base}_{number}", number + 1
+        name += "_2"
     return name
 
 
@@ -364,7 +452,7 @@ def _image_rows(batch: pa.RecordBatch, names: Mapping[int, str], embed: bool) ->
             data = image_bytes(uri)
         without += data is None
         images.append({"bytes": data, "path": uri if data is None else re.split(r"[/\\]", uri)[-1]})
-    schema = images_schema()
+    schema = _images_schema()
     columns: dict[str, Any] = {
         "image": pa.array(images, schema.field("image").type),
         "class": pa.array([names.get(i) for i in batch["class_id"].to_pylist()], pa.string()),
