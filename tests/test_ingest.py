@@ -262,7 +262,7 @@ def test_sources_of_which_nothing_can_be_taken(workspace: Workspace, tmp_path: P
     with pytest.raises(InputError) as caught:
         ingest_text(workspace, path)
     assert str(caught.value) == (
-        f"{path} holds no sentence (left out: {path}: class 'owl': the class has no sentence)\n"
+        f"{path} holds no sentence (left out: {path}: class 'owl': the text is empty)\n"
         "Give every class a sentence or more."
     )
     assert workspace.history.last().id == 0
@@ -298,7 +298,7 @@ def test_sentences_and_prompts(workspace: Workspace, tmp_path: Path) -> None:
         "3 of them are prompts made from the class names.",
         "Classes: 3, 2 of them new.",
         "1 entry was left out.",
-        f"  left out: {path}: class 'none': the class has no sentence",
+        f"  left out: {path}: class 'none': the text is empty",
         "  1 of 3 classes have no text but prompts: 'owl'",
     ]
     found = {(r["class_id"], r["text"], r["source"]) for r in rows(workspace, "sentences")}

@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 
 from vlltr_index.classes.change import Edit, How, change, classes_of, new_image_rows
 from vlltr_index.classes.reports import ChangeReport, shortly
-from vlltr_index.data.files import require
+from vlltr_index.data.files import read_json, require
 from vlltr_index.data.prompts import class_prompts
 from vlltr_index.data.text import clean_name
-from vlltr_index.data.text_readers import class_sentences, read_json
+from vlltr_index.data.text_readers import class_sentences
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.records import SentenceRecord
 from vlltr_index.schemas.tables import CLASSES
@@ -50,12 +50,9 @@ def read_manifest(path: Path) -> list[NewClass]:
     Raises:
         InputError: If the file is missing, is not JSON, or an entry is neither.
     """
-    values = read_json(require(path))
-    if not isinstance(values, dict) or not values:
-        raise InputError(
-            f"{path}: expected {{name: [sentence, ...]}} with at least one class",
-            "Write it so, and run it again.",
-        )
+    values = read_json(require(path), dict[str, Any], "Expected {name: [sentence, ...]}.")
+    if not values:
+        raise InputError(f"{path} names no class", "Expected {name: [sentence, ...]}.")
     return [_manifest_entry(path, name, value) for name, value in values.items()]
 
 
