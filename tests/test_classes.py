@@ -106,12 +106,8 @@ def test_a_manifest_of_many(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (
-            "{",
-            "{path}:1: not JSON: Expecting property name enclosed in double quotes at column 2",
-        ),
-        ('{"a": ["x"], "a": ["y"]}', "{path}: class 'a' occurs twice"),
-        ("{}", "{path}: expected {{name: [sentence, ...]}} with at least one class"),
+        ('{"a": ["x"], "a": ["y"]}', "{path}: not JSON: 'a' occurs twice"),
+        ("{}", "{path} names no class"),
         (
             '{"a": {"text": []}}',
             "{path}: class 'a': expected a list of sentences, or keys among ['aliases', 'images', 'sentences']",

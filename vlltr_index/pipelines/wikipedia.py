@@ -7,21 +7,12 @@ import json
 import re
 import shlex
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlltr_index.data.wikipedia import (
-    Article,
-    Choose,
-    Match,
-    Wanted,
-    Wiki,
-    match_class,
-    mentions,
-    own_titles,
-)
+from vlltr_index.data.wikipedia import Article, Match, Wiki, match_class, mentions, own_titles
 from vlltr_index.data.wikipedia_text import DROPPED_SECTIONS, article_sentences, near_duplicates
 from vlltr_index.errors import MissingStepError, UsageError
 from vlltr_index.pipelines.ingest import write_prompts
@@ -96,11 +87,8 @@ def ingest_wikipedia(
     lang: str = "en",
     hint: str | None = None,
     titles: Mapping[str, str] | None = None,
-    only: Sequence[str] = (),
-    sections: Sequence[str] = (),
-    dropped: Sequence[str] = (),
     prompts: bool = True,
-    choose: Choose | None = None,
+    choose: Callable[[str, Sequence[str]], str | None] | None = None,
     command: str = "vlltr ingest wikipedia",
     progress: Progress | None = None,
 ) -> WikipediaReport:
@@ -115,34 +103,41 @@ def ingest_wikipedia(
         lang: The wiki's language: it says which sections describe nothing.
         hint: What all classes have in common, such as `bird`.
         titles: The article of a class, by class.
-        only: Names of the classes to look at; none given: all.
-        sections: Headings to keep beside the lead; none given: all but the dropped ones.
-        dropped: More headings to drop.
         prompts: Whether every class gets the recipe's prompts.
-        choose: Asked where there are several candidates; see `match_class`.
+        choose: Called with a class's name and the candidates, where there are several; returns a title, or None to
+            leave it open.
         command: What the commands in the report start with.
         progress: Called with the step's name, what is done, and the total.
 
     Raises:
         MissingStepError: If there are no classes.
-        UnknownClassError: If `only` or `titles` name none.
+        UnknownClassError: If `titles` names none.
         InputError: If the wiki gives no answer.
     """
-    wanted = _wanted(workspace, wiki, only, titles or {})
-    own = wiki.pages([title for one in wanted.values() for title in own_titles(one, hint)])
-    away = (*DROPPED_SECTIONS.get(lang, DROPPED_SECTIONS["en"]), *dropped)
+    wanted = _wanted(workspace)
+    table = workspace.snapshot().class_table()
+    settled = _remembered(wiki) | {table.names[table.lookup(name)]: t for name, t in (titles or {}).items()}
+    looked_at = [title for names in wanted.values() for title in own_titles(names, hint)]
+    own = wiki.pages([*looked_at, *settled.values()])
     rows: dict[int, ClassArticle] = {}
     texts: dict[int, list[str]] = {}
-    for class_id, one in wanted.items():
-        match = match_class(one, own, wiki, hint, choose)
+    for class_id, names in wanted.items():
+        name, title = names[0], settled.get(names[0])
+        match = Match(None) if title else match_class(names, own, wiki, hint)
+        if choose and match.candidates and match.page is None:
+            title = choose(name, match.candidates)
+        if title and (page := wiki.pages([title])[title]) and not page.disambiguation:
+            match = Match(page)
+            _remember(wiki, name, page.title)
+        elif title:
+            match = Match(None, f"there is no article {title!r}", match.candidates)
         article = wiki.article(match.page) if match.page else None
-        texts[class_id] = article_sentences(article.extract, away, sections) if article else []
-        rows[class_id] = row = _row(one.name, match, article, texts[class_id], hint)
-        if match.page and match.settled:
-            _remember(wiki, one.name, match.page.title)
+        away = DROPPED_SECTIONS.get(lang, DROPPED_SECTIONS["en"])
+        texts[class_id] = article_sentences(article.extract, away) if article else []
+        rows[class_id] = row = _row(name, match, article, len(texts[class_id]), None if title else hint)
         if row.why:
-            settle = shlex.quote(f"{one.name}={row.candidates[0] if row.candidates else 'TITLE'}")
-            row.settle = f"{command} --title {settle}"
+            one = shlex.quote(f"{name}={row.candidates[0] if row.candidates else 'TITLE'}")
+            row.settle = f"{command} --title {one}"
         if progress:
             progress("read articles", len(rows), len(wanted))
     with workspace.transaction(f"ingest wikipedia ({wiki.url})") as tx:
@@ -161,20 +156,15 @@ def ingest_wikipedia(
     return WikipediaReport(wiki.url, tuple(rows.values()), table.num_rows, made, next_step)
 
 
-def _wanted(
-    workspace: Workspace, wiki: Wiki, only: Sequence[str], titles: Mapping[str, str]
-) -> dict[int, Wanted]:
-    """The classes to look at, by number, ascending."""
+def _wanted(workspace: Workspace) -> dict[int, tuple[str, ...]]:
+    """Name and aliases of each class, by number, ascending."""
     table = workspace.snapshot().class_table()
     if not table.ids:
         raise MissingStepError(
             "the workspace has no classes, so there is nothing to look for",
             "Bring in training images first: vlltr ingest images PATH --split train",
         )
-    names = table.names
-    given = _remembered(wiki) | {names[table.lookup(name)]: title for name, title in titles.items()}
-    ids = sorted({table.lookup(name) for name in only}) or table.ids
-    return {i: Wanted(names[i], table.aliases.get(i, ()), given.get(names[i])) for i in ids}
+    return {i: (table.names[i], *table.aliases.get(i, ())) for i in table.ids}
 
 
 def _remembered(wiki: Wiki) -> dict[str, str]:
@@ -188,28 +178,24 @@ def _remembered(wiki: Wiki) -> dict[str, str]:
 
 def _remember(wiki: Wiki, name: str, title: str) -> None:
     text = json.dumps(_remembered(wiki) | {name: title}, ensure_ascii=False, indent=1, sort_keys=True)
-    part = _titles_file(wiki).with_suffix(".part")
-    part.write_text(text + "\n", encoding="utf-8")
-    part.replace(_titles_file(wiki))
+    _titles_file(wiki).write_text(text + "\n", encoding="utf-8")
 
 
 def _titles_file(wiki: Wiki) -> Path:
     return wiki.folder / f"titles-{short(hashlib.sha256(wiki.url.encode()).hexdigest())}.json"
 
 
-def _row(
-    name: str, match: Match, article: Article | None, sentences: Sequence[str], hint: str | None
-) -> ClassArticle:
+def _row(name: str, match: Match, article: Article | None, sentences: int, hint: str | None) -> ClassArticle:
     """A class's article as far as it is known before anything is written."""
     if article is None:
         return ClassArticle(name, why=match.why, candidates=match.candidates)
     if not sentences:
         return ClassArticle(name, why=f"no sentence is left of the article {article.title!r}")
-    if hint and not match.settled and not mentions(hint, article.title, article.extract):
+    if hint and not mentions(hint, article.title, article.extract):
         why = f"the article {article.title!r} does not mention {hint!r}"
         return ClassArticle(name, why=why, candidates=(article.title,))
     source = article.url, article.revision, article.timestamp, article.licence
-    return ClassArticle(name, article.title, *source, sentences=len(sentences))
+    return ClassArticle(name, article.title, *source, sentences=sentences)
 
 
 def _records(row: ClassArticle, texts: Sequence[str], had: Sequence[str]) -> list[SentenceRecord]:
