@@ -28,7 +28,7 @@ from vlltr_index.anchors.index import TorchIndex, load_index
 from vlltr_index.embedding.loading import ClassStats, LoadedBank
 from vlltr_index.encoders import openclip
 from vlltr_index.encoders.encoder import Encoder
-from vlltr_index.encoders.tokenizing import GENERIC, SAVED_KEYS
+from vlltr_index.encoders.openclip import GENERIC, SAVED_KEYS
 from vlltr_index.errors import MissingPackageError, MissingStepError, PretrainedError, VlltrError
 from vlltr_index.heads.checkpoint import HELD_OUT, SHARED, SavedHead, check_facts, load_head
 from vlltr_index.heads.lgr import LGRHead
