@@ -18,19 +18,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from vlltr_index.errors import InputError
 
-__all__ = [
-    "checked",
-    "decode",
-    "open_parquet",
-    "parse_json",
-    "read_bytes",
-    "read_json",
-    "read_lines",
-    "read_rows",
-    "require",
-    "unfit",
-]
-
 
 def require(path: Path) -> Path:
     """`path`, which must be there.

@@ -23,8 +23,6 @@ from vlltr_index.data.text import check_split, clean_name
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.schemas.records import ImageRecord, Skipped
 
-__all__ = ["read_images"]
-
 _log = logging.getLogger(__name__)
 
 _NUMBER = re.compile(r"-?[0-9]{1,9}")

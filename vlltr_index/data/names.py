@@ -15,8 +15,6 @@ from vlltr_index.data.files import checked, read_json, read_lines, require
 from vlltr_index.data.text import clean_name
 from vlltr_index.errors import InputError
 
-__all__ = ["Category", "ClassNames", "category_names", "read_categories", "read_class_names"]
-
 _WORDNET = re.compile(r"(n\d{8})[\s,:]+(?:(\d+)\s+(?=\S+$))?(\S.*)")
 _NUMBERED = re.compile(r"(\S+)\s+(?:(\S.*)\s)?(\d{1,9})")
 _INITIAL = re.compile(r"/[a-z]/")  # as in /a/airfield

@@ -14,8 +14,6 @@ from typing import Any, Literal
 
 from vlltr_index.errors import MissingStepError, WorkspaceError
 
-__all__ = ["is_address", "object_names", "objects_at", "read_object", "start_method", "told_by"]
-
 _opened: set[int] = set()  # processes
 _SHOWN = 500  # characters of what obstore says
 

@@ -12,8 +12,6 @@ from vlltr_index.data.text import normalise_text
 from vlltr_index.errors import ConfigError, InputError
 from vlltr_index.schemas.records import SentenceRecord
 
-__all__ = ["class_prompts", "prompt_templates"]
-
 _KEY = re.compile(r" \(n\d{8}\)$")  # a WordNet id that tells two classes of one name apart
 _SLOT = re.compile(r"(?:\b([Aa]n?|[Tt]he) )?\{\}")
 _OWN_ARTICLE = re.compile(r"(?:a|an|the)\s", re.IGNORECASE)

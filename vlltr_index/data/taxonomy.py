@@ -12,8 +12,6 @@ from vlltr_index.data.text import clean_name
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.records import Taxon
 
-__all__ = ["read_taxonomy"]
-
 _RANKS = ("kingdom", "phylum", "class", "order", "family", "genus", "species")
 _FORMATS = (
     "Give a .csv, .tsv or .parquet with the columns name and parent (and rank, and aliases with ; between, if you have"

@@ -14,16 +14,6 @@ from vlltr_index.errors import InputError, UsageError
 if TYPE_CHECKING:
     from nupunkt import PunktSentenceTokenizer
 
-__all__ = [
-    "MAX_SENTENCE",
-    "check_split",
-    "clean_name",
-    "normalise_text",
-    "sentence_id",
-    "split_sentences",
-    "text_hash",
-]
-
 MAX_SENTENCE = 4_000
 """Characters a sentence may have: more is no sentence, and no encoder reads so far."""
 

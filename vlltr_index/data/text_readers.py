@@ -30,8 +30,6 @@ from vlltr_index.data.wikipedia_text import DROPPED_SECTIONS, sections
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.records import SentenceRecord, Skipped
 
-__all__ = ["class_sentences", "is_release_corpus", "names_beside", "read_release_corpus", "read_text"]
-
 _log = logging.getLogger(__name__)
 
 _JSON_EXAMPLE = (

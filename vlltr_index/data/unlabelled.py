@@ -17,8 +17,6 @@ from vlltr_index.data.files import open_parquet, read_lines
 from vlltr_index.data.objects import is_address, object_names
 from vlltr_index.errors import InputError
 
-__all__ = ["Pictures", "unlabelled_images"]
-
 _ROWS = 64
 
 

@@ -21,8 +21,6 @@ from urllib.request import Request, urlopen
 from vlltr_index.errors import InputError
 from vlltr_index.version import VERSION
 
-__all__ = ["Article", "Match", "Page", "Wiki", "match_class", "mentions", "own_titles"]
-
 _log = logging.getLogger(__name__)
 
 _PAUSE, _WAIT, _LONGEST = 0.2, 5, 300  # seconds: before a request, until a busy server's next, and at most

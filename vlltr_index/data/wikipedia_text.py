@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 
 from vlltr_index.data.text import MAX_SENTENCE, normalise_text, split_sentences
 
-__all__ = ["DROPPED_SECTIONS", "article_sentences", "near_duplicates", "plain_text", "sections"]
-
 DROPPED_SECTIONS: dict[str, tuple[str, ...]] = {
     "en": ("References", "External links", "Further reading", "Bibliography", "See also", "Notes"),
     "de": ("Einzelnachweise", "Weblinks", "Literatur", "Siehe auch", "Anmerkungen"),

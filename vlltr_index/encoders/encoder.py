@@ -21,8 +21,6 @@ from vlltr_index.errors import EncoderError, InputError
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.tensors import choose_device, float32_by
 
-__all__ = ["Encoder", "Tokens"]
-
 _TOKENS_A_BATCH = 16_384
 
 

@@ -33,28 +33,6 @@ from vlltr_index.encoders.weights import check_side, read_json
 from vlltr_index.errors import EncoderError
 from vlltr_index.schemas.fingerprint import digest_json
 
-__all__ = [
-    "GENERIC",
-    "SAVED_KEYS",
-    "BPETokenizer",
-    "HubTokenizer",
-    "Preprocessing",
-    "TinyTower",
-    "Tokenizer",
-    "Tokens",
-    "WordTokenizer",
-    "build_model",
-    "clip_templates",
-    "encode_text",
-    "insert_tokens",
-    "known_as",
-    "load_state",
-    "make_tokenizer",
-    "prefer_channels_last",
-    "set_timm_size",
-    "trims_exactly",
-]
-
 _POSITION_IDS = "text.transformer.embeddings.position_ids"
 _WORD = re.compile(r"[^\W_]+")
 _MAX_WORDS = 1 << 17

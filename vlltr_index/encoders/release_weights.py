@@ -21,17 +21,6 @@ from vlltr_index.encoders.weights import OPENAI_MARKS, Precision, load_checkpoin
 from vlltr_index.errors import EncoderError, UsageError
 from vlltr_index.heads.lgr import LGRHead
 
-__all__ = [
-    "ReleaseCheckpoint",
-    "anchor_vectors",
-    "fusion_alpha",
-    "model_config",
-    "read_release",
-    "release_head",
-    "stage_one_encoder",
-    "stage_two_encoder",
-]
-
 _HEAD_WIDTH = 64
 _MEAN, _STD = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

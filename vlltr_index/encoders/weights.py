@@ -23,24 +23,6 @@ from torch import Tensor
 
 from vlltr_index.errors import EncoderError, MissingPackageError, VlltrError
 
-__all__ = [
-    "OPENAI_MARKS",
-    "Precision",
-    "Source",
-    "check_side",
-    "check_source",
-    "find_config",
-    "load_checkpoint",
-    "preprocessing",
-    "read_json",
-    "read_source",
-    "read_weights",
-    "revision",
-    "set_image_size",
-    "tensors_in",
-    "weights_digest",
-]
-
 OPENAI_MARKS = frozenset({"input_resolution", "context_length", "vocab_size"})
 """Entries that only OpenAI's own CLIP files have beside their weights."""
 

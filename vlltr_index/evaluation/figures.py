@@ -11,8 +11,6 @@ from torch import Tensor
 from vlltr_index.evaluation.metrics import bins, few5, paired_difference
 from vlltr_index.evaluation.records import ClassGain, Gains, GroupGain, WeakClass
 
-__all__ = ["SHOTS", "confused_pairs", "gains", "shots", "spread", "weakest"]
-
 SHOTS = ("many", "medium", "few", "few5", "new")
 """Classes by size, largest first; here each class has one of them: `few5` is taken out of `few`."""
 
