@@ -14,7 +14,6 @@ def import_command() -> None:
 
 @import_command.command("release")
 @click.argument("checkpoint", metavar="CHECKPOINT")
-@click.option("--stage", type=click.Choice(["1", "2"]), help="What it must be; default: found out.")
 @click.option(
     "--names",
     metavar="FILE",
@@ -26,7 +25,7 @@ def import_command() -> None:
     help="Stage 2: keep the checkpoint's anchor vectors, whose sentences are not in it.",
 )
 @pass_context
-def release(context: Context, checkpoint: str, stage: str | None, names: str | None, anchors: bool) -> None:
+def release(context: Context, checkpoint: str, names: str | None, anchors: bool) -> None:
     """Make CHECKPOINT of the VL-LTR release the workspace's encoder (stage 1) or image tower and head (stage 2).
 
     Nothing in the file is executed. Stage 2 takes the text tower of the workspace's encoder, so stage 1 comes first.
@@ -38,7 +37,6 @@ def release(context: Context, checkpoint: str, stage: str | None, names: str | N
     report = import_release(
         context.open(),
         existing(checkpoint),
-        int(stage) if stage else None,
         label_names=existing(names) if names else None,
         anchors=anchors,
     )

@@ -169,7 +169,7 @@ def test_a_larger_resize_takes_the_middle(tmp_path: Path) -> None:
     again = Encoder.load(str(tmp_path / "saved"))
     assert _prints(again) == _prints(encoder)
     assert torch.equal(again.preprocess(image), encoder.preprocess(image))
-    larger = Encoder.open(tmp_path / "saved", image_size=64)
+    larger = Encoder.load(str(tmp_path / "saved"), image_size=64)
     assert (larger.image_size, larger.config["preprocess_cfg"]["resize"]) == ((64, 64), 80)
     assert Encoder.scratch(small_clip.NAME, resize=36).config["preprocess_cfg"]["resize"] == 36
     with pytest.raises(EncoderError, match="resize 31 is less than size 32"):
@@ -201,7 +201,7 @@ def test_another_image_size_of_a_timm_tower(tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.equal(again.encode_pixels(pixels), encoder.encode_pixels(pixels))
     assert _prints(again) == _prints(encoder)
-    assert Encoder.open(tmp_path / "saved", image_size=160).encode_pixels(
+    assert Encoder.load(str(tmp_path / "saved"), image_size=160).encode_pixels(
         torch.zeros(1, 3, 160, 160)
     ).shape == (1, 24)
 

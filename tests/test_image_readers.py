@@ -254,7 +254,10 @@ def test_bad_parquet(tmp_path: Path) -> None:
     table(path, image=[b"x"], labels=["a"])
     assert failure(path, "train").startswith(f"{path}: no column 'label'; it has 'image', 'labels'\n")
     for columns, message in (
-        ({"image": ["x.png"], "label": ["a"]}, "'image' holds string, expected binary"),
+        (
+            {"image": ["x.png"], "label": ["a"]},
+            "'image' holds string, expected binary, or a struct with bytes",
+        ),
         ({"image": [b"x"], "label": [0.5]}, "'label' holds double, expected text or whole numbers"),
         ({"image": [b"x"], "label": ["a"], "split": [3]}, "'split' holds int64, expected text"),
     ):

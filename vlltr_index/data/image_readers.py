@@ -269,38 +269,26 @@ def _read_parquet(
 
 def _check_types(path: Path, schema: pa.Schema, label: str) -> None:
     """Refuse a file whose columns are missing or of other types."""
+    text = [pa.types.is_string, pa.types.is_large_string]
     allowed = {
-        "image": "binary",
-        label: "text or whole numbers",
-        "split": "text",
-        "source": "text",
-        "group": "text",
+        "image": ("binary, or a struct with bytes", [pa.types.is_binary, pa.types.is_large_binary]),
+        label: ("text or whole numbers", [*text, pa.types.is_integer]),
+        **{name: ("text", text) for name in ("split", "source", "group") if name in schema.names},
     }
-    for name, expected in allowed.items():
-        if name not in schema.names:
-            if name == label:
-                raise InputError(
-                    f"{path}: no column 'label'; it has {', '.join(map(repr, schema.names))}",
-                    "Name the columns image (encoded bytes) and label (and split, source, group, if you have them).",
-                )
-            continue
+    if label not in schema.names:
+        raise InputError(
+            f"{path}: no column 'label'; it has {', '.join(map(repr, schema.names))}",
+            "Name the columns image (encoded bytes) and label (and split, source, group, if you have them).",
+        )
+    for name, (expected, tests) in allowed.items():
         kind = schema.field(name).type
         if name == "image" and pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
             kind = kind.field("bytes").type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        told = (
-            "binary"
-            if pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-            else "text"
-            if pa.types.is_string(kind) or pa.types.is_large_string(kind)
-            else "whole numbers"
-            if pa.types.is_integer(kind)
-            else str(kind)
-        )
-        if told not in expected:
+        if not any(test(kind) for test in tests):
             raise InputError(
                 f"{path}: the column {name!r} holds {schema.field(name).type}, expected {expected}",
-                "Store images as the bytes of PNG or JPEG files, in a column or a struct's `bytes`, the rest as text.",
+                "Store images as the bytes of PNG or JPEG files, and the rest as text.",
             )
 
 

@@ -162,15 +162,9 @@ class Encoder:
             ) from error
 
     @classmethod
-    def open(
-        cls,
-        folder: str | Path,
-        *,
-        image_size: int | None = None,
-        device: str | torch.device | None = None,
-    ) -> Encoder:
+    def open(cls, folder: str | Path, device: str | torch.device | None = None) -> Encoder:
         """Read what `save` wrote, as `load` does."""
-        return cls.load("local-dir", str(folder), image_size=image_size, device=device)
+        return cls.load("local-dir", str(folder), device=device)
 
     def save(self, folder: str | Path) -> None:
         """Write encoder.json, model.safetensors and a tokenizer that does not ship into `folder`.

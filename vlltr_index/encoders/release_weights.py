@@ -18,23 +18,18 @@ from torch import Tensor
 from vlltr_index.encoders import openclip
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.encoders.weights import OPENAI_MARKS, Precision, load_checkpoint, preprocessing, tensors_in
-from vlltr_index.errors import EncoderError, UsageError
+from vlltr_index.errors import EncoderError
 from vlltr_index.heads.lgr import LGRHead
 
 _HEAD_WIDTH = 64
 _MEAN, _STD = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_HEAD_NAMES = {
-    "text_block.attn.norm1q.weight": "query_norm.weight",
-    "text_block.attn.norm1q.bias": "query_norm.bias",
-    "text_block.attn.norm1k.weight": "key_norm.weight",
-    "text_block.attn.norm1k.bias": "key_norm.bias",
-    "text_block.attn.wq.weight": "query_proj.weight",
-    "text_block.attn.wk.weight": "key_proj.weight",
-    "text_block.visual_fc.0.weight": "visual_head.0.weight",
-    "text_block.visual_fc.0.bias": "visual_head.0.bias",
-    "text_block.visual_fc.2.weight": "visual_head.2.weight",
-    "text_block.visual_fc.2.bias": "visual_head.2.bias",
+_HEAD_PARTS = {
+    "text_block.attn.norm1q": "query_norm",
+    "text_block.attn.norm1k": "key_norm",
+    "text_block.attn.wq": "query_proj",
+    "text_block.attn.wk": "key_proj",
+    "text_block.visual_fc": "visual_head",
     "logit_scale": "log_logit_scale",
 }
 
@@ -58,25 +53,18 @@ class ReleaseCheckpoint:
     epoch: int | None = None
 
 
-def read_release(path: Path, stage: int | None = None) -> ReleaseCheckpoint:
+def read_release(path: Path) -> ReleaseCheckpoint:
     """Read a checkpoint: tensors, plain values and `argparse.Namespace`, nothing else; nothing in it is executed.
 
     Args:
         path: What the release's training program saved, or its weights alone.
-        stage: What it must be; default: whatever it is.
 
     Raises:
         EncoderError: If the file is missing or damaged, holds more than that, or is no checkpoint of the release.
-        UsageError: If it is one of the other stage.
     """
     whole = load_checkpoint(path, [argparse.Namespace])
     state = tensors_in(whole)
     found = _stage(path, state)
-    if stage is not None and stage != found:
-        raise UsageError(
-            f"{path} is a checkpoint of stage {found}, not of stage {stage}",
-            f"Run: vlltr import release {path}",
-        )
     floats = {k: v.float() if v.is_floating_point() else v for k, v in state.items() if k not in OPENAI_MARKS}
     args, epoch = whole.get("args"), whole.get("epoch")
     options = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
@@ -220,22 +208,24 @@ def release_head(checkpoint: ReleaseCheckpoint, rows: Tensor | None = None) -> L
     Raises:
         EncoderError: If it is not the two-branch head of the paper, or shapes do not fit each other.
     """
-    state = checkpoint.state
-    missing = [name for name in _HEAD_NAMES if name not in state]
-    if missing:
-        raise EncoderError(
-            f"{checkpoint.path} has no {missing[0]}: it is not the release's two-branch head with a scale",
-            "Heads of the paper's method can be imported: LGR_r50, LGR_vit16 and their variants.",
-        )
-    own = {ours: state[theirs] for theirs, ours in _HEAD_NAMES.items()}
-    own["log_logit_scale"] = own["log_logit_scale"].reshape(())
-    last = ("visual_head.2.weight", "visual_head.2.bias")
-    own |= {name: own[name][rows] for name in last if rows is not None}
-    head = LGRHead(len(own["query_norm.weight"]), len(own[last[0]]), visual="mlp", loss_bias=False)
+    own = {
+        name.replace(theirs, ours, 1): value
+        for theirs, ours in _HEAD_PARTS.items()
+        for name, value in checkpoint.state.items()
+        if name.startswith(theirs)
+    }
     try:
+        own["log_logit_scale"] = own["log_logit_scale"].reshape(())
+        for name in ("visual_head.2.weight", "visual_head.2.bias"):
+            own[name] = own[name] if rows is None else own[name][rows]
+        classes, width = own["visual_head.2.weight"].shape[0], len(own["query_norm.weight"])
+        head = LGRHead(width, classes, visual="mlp", loss_bias=False)
         head.load_state_dict(own)
-    except RuntimeError as error:
-        raise EncoderError(f"the head in {checkpoint.path} does not fit itself: {error}") from None
+    except (KeyError, RuntimeError) as error:
+        raise EncoderError(
+            f"{checkpoint.path} does not hold the release's two-branch head with a scale: {error}",
+            "Heads of the paper's method can be imported: LGR_r50, LGR_vit16 and their variants.",
+        ) from None
     return head.eval()
 
 

@@ -86,7 +86,6 @@ class ImportReport:
 def import_release(
     workspace: Workspace,
     path: Path,
-    stage: int | None = None,
     *,
     label_names: Path | Sequence[str] | None = None,
     anchors: bool = False,
@@ -100,18 +99,17 @@ def import_release(
     Args:
         workspace: Where to.
         path: What the release's training program saved.
-        stage: What it must be; default: whatever it is.
         label_names: Names of the head's classes in the order of the benchmark's labels, or a file of them; stage 2.
         anchors: Whether the vectors of the checkpoint become the anchors; stage 2.
 
     Raises:
         EncoderError: If the file is refused, damaged or of another kind, or does not fit the workspace's encoder.
-        UsageError: If it is of another stage, the recipe names another encoder, or an option is missing or of no
+        UsageError: If the recipe names another encoder, or an option is missing or of no
             use for it.
         InputError: If there are more or fewer names than classes.
         MissingStepError: If stage 2 comes before the workspace has an encoder.
     """
-    checkpoint = read_release(path, stage)
+    checkpoint = read_release(path)
     if checkpoint.stage == 1:
         if anchors or label_names is not None:
             raise UsageError(
