@@ -158,7 +158,8 @@ def test_titles_of_a_class(name: str, aliases: tuple[str, ...], expected: list[s
         (["crane"], "bird", "Crane (bird)", ""),
         (["crane"], None, None, "'Crane' may mean several things"),
         (["wader", "heron"], "bird", "Heron", ""),
-        (["great_grey_owls"], None, "Great grey owl", ""),
+        (["grey_owl"], "bird", None, "no article of that name"),
+        (["crane"], "birds", "Crane (bird)", ""),
         (["golden tench"], None, None, "no article of that name"),
     ],
 )

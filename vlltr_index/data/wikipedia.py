@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -41,11 +40,9 @@ _ARTICLE = {
 _SEARCH = {"list": "search", "srnamespace": "0", "srlimit": "10", "srprop": "redirecttitle"}
 
 _SHOWN = 12  # candidates
-_ENOUGH = 0.75  # share of words that a title must have in common with the name
 _FORBIDDEN = re.compile(r"[#<>\[\]|{}\x00-\x1f\x7f]")  # in titles
 _WORDNET = re.compile(r"n\d{8}\s+|\s*\(n\d{8}\)\Z")
 _NUMBER = re.compile(r"(?:n?\d+|/.*)\Z")  # names of folders, not of things
-_PARENTHESIS = re.compile(r"\s*\(([^()]*)\)\s*$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +202,7 @@ def match_class(names: Sequence[str], own: Mapping[str, Page | None], wiki: Wiki
 
     A page called `name (hint)` is best, then one of the class's own names, then an alias; with a hint, a page whose
     title or short description has it goes first. A disambiguation page, and a name that only a search finds, are
-    settled by the hint, or by a title of nearly the same words.
+    settled by the hint where it fits one of the articles that have the name in their title.
 
     Args:
         names: The class's name and aliases.
@@ -232,10 +229,12 @@ def match_class(names: Sequence[str], own: Mapping[str, Page | None], wiki: Wiki
         candidates += wiki.links(ambiguous)
     elif spelled:
         candidates += wiki.search(f"{spelled[0]} {hint or ''}".strip())
-    candidates = sorted(dict.fromkeys(candidates), key=lambda title: -_likeness(spelled, title))[:_SHOWN]
-    page = _most_alike(spelled, candidates, wiki, hint) if hint or not ambiguous else None
-    if page or doubtful:
-        return Match(page or doubtful)
+    candidates = list(dict.fromkeys(candidates))[:_SHOWN]
+    near = wiki.pages([title for title in candidates if hint and mentions(spelled[0], title)])
+    fitting = {p.title: p for p in near.values() if p and not (p.disambiguation or p.fragment)}
+    of_kind = [p for p in fitting.values() if hint and mentions(hint, p.title, p.description)]
+    if doubtful or len(of_kind) == 1:
+        return Match(of_kind[0] if len(of_kind) == 1 else doubtful)
     why = f"{ambiguous.title!r} may mean several things" if ambiguous else "no article of that name"
     return Match(None, why if ambiguous or candidates else "no article found", tuple(candidates))
 
@@ -258,33 +257,6 @@ def _spellings(names: Sequence[str]) -> list[str]:
         found += [plain, *plain.split(","), " ".join(reversed(parts)), parts[0]]
     titles = (" ".join(_FORBIDDEN.sub(" ", text).split()).strip(" :") for text in found)
     return [title for title in dict.fromkeys(titles) if title]
-
-
-def _most_alike(names: Sequence[str], titles: Sequence[str], wiki: Wiki, hint: str | None) -> Page | None:
-    """The one page whose title has most of the name's words, nearly all at least; with a hint, of that kind too."""
-    found: dict[tuple[float, bool], dict[str, Page]] = {}
-    for title, page in wiki.pages([t for t in titles if _likeness(names, t) >= _ENOUGH]).items():
-        if page is None or page.disambiguation or page.fragment:
-            continue
-        if not hint or mentions(hint, page.title, page.description):
-            rank = _likeness(names, title), mentions(hint or "", page.title)
-            found.setdefault(rank, {})[page.title] = page
-    best = list(found[max(found)].values()) if found else []
-    return best[0] if len(best) == 1 else None
-
-
-def _likeness(names: Sequence[str], title: str) -> float:
-    """The Jaccard index of a title's words and a name's, for the one that fits best."""
-    words = _words(title)
-    return max((len(words & n) / len(words | n) for n in map(_words, names) if n), default=0.0)
-
-
-def _words(title: str) -> frozenset[str]:
-    """A title's words without case, accents, plural s, and what stands in parentheses at its end."""
-    plain = unicodedata.normalize("NFKD", _PARENTHESIS.sub("", title)).casefold()
-    plain = "".join(c for c in plain if not unicodedata.combining(c))
-    words = re.findall(r"\w+", plain.replace("'", ""))
-    return frozenset(w[:-1] if len(w) > 3 and w.endswith("s") and not w.endswith("ss") else w for w in words)
 
 
 def mentions(hint: str, *texts: str | None) -> bool:
