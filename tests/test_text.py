@@ -9,8 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlltr_index.data.prompts import class_prompts
-from vlltr_index.data.text import clean_name, normalise_text, sentence_id, split_sentences, text_hash
+from vlltr_index.data.text import (
+    class_prompts,
+    clean_name,
+    normalise_text,
+    sentence_id,
+    split_sentences,
+    text_hash,
+)
 from vlltr_index.errors import ConfigError, InputError
 from vlltr_index.schemas.records import SentenceRecord
 

@@ -14,8 +14,7 @@ import pyarrow.compute as pc
 from vlltr_index.classes.change import Edit, How, change, classes_of, new_image_rows
 from vlltr_index.classes.reports import ChangeReport, shortly
 from vlltr_index.data.files import read_json, require
-from vlltr_index.data.prompts import class_prompts
-from vlltr_index.data.text import clean_name
+from vlltr_index.data.text import class_prompts, clean_name
 from vlltr_index.data.text_readers import class_sentences
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.records import SentenceRecord

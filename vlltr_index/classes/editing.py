@@ -12,8 +12,7 @@ import pyarrow.compute as pc
 
 from vlltr_index.classes.change import Edit, How, change, classes_of, new_image_rows
 from vlltr_index.classes.reports import ChangeReport, shortly
-from vlltr_index.data.prompts import class_prompts
-from vlltr_index.data.text import clean_name, normalise_text, sentence_id, text_hash
+from vlltr_index.data.text import class_prompts, clean_name, normalise_text, sentence_id, text_hash
 from vlltr_index.data.text_readers import class_sentences
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.schemas.records import SentenceRecord

@@ -61,17 +61,8 @@ def gains(
                 inside = torch.isin(labels, part)
                 gain = paired_difference(method[inside], other[inside], resamples=resamples)
                 first, last = int(part[0]), int(part[-1])
-                bars.append(
-                    GroupGain(
-                        shot=name,
-                        classes=len(part),
-                        first=names[first],
-                        last=names[last],
-                        largest=int(counts[first]),
-                        smallest=int(counts[last]),
-                        gain=gain,
-                    )
-                )
+                sizes = int(counts[first]), int(counts[last])
+                bars.append(GroupGain(name, len(part), names[first], names[last], *sizes, gain))
     right = [
         torch.bincount(labels[row], minlength=len(counts)) / tested.clamp(min=1) for row in (method, other)
     ]
