@@ -182,7 +182,8 @@ def _in_memory(source: Image.Image | NDArray[np.uint8]) -> Image.Image:
     """A PIL image as it is, or an array as one."""
     if isinstance(source, Image.Image):
         return source
-    shape, kind = getattr(source, "shape", ()), getattr(source, "dtype", type(source).__name__)
+    shape: tuple[int, ...] = getattr(source, "shape", ())
+    kind = getattr(source, "dtype", type(source).__name__)
     if len(shape) != 3 or shape[2] != 3 or not all(shape) or str(kind) != "uint8":
         raise InputError(f"an array must be uint8 [H, W, 3], got {kind} {list(shape)}")
     return Image.fromarray(source)

@@ -148,12 +148,8 @@ def _blocks(text: str) -> list[str]:
     last = ""
     for line in map(normalise_text, text.splitlines()):
         heading = _HEADING.fullmatch(line)
-        if (
-            last
-            and line
-            and not heading
-            and (line[0].islower() or (len(last) >= _WRAPPED and not last.endswith(_ENDS)))
-        ):
+        wrapped = len(last) >= _WRAPPED and not last.endswith(_ENDS)
+        if last and line and not heading and (wrapped or line[0].islower()):
             blocks[-1].append(line)
         elif not heading:
             blocks.append([line])

@@ -104,9 +104,9 @@ def _read_file(path: Path, source: str, name: str | None = None) -> _Items:
     """What a file says about classes that it names, or, where it names none, about the class `name`."""
     kind = path.suffix.lower()
     if kind == ".json":
-        by_class = dict[str, list[str] | str]
-        values = read_json(path, list[str] | by_class if name else by_class, _JSON_EXAMPLE)
-        for key, texts in (values if isinstance(values, dict) else {name: values}).items():
+        kinds = dict[str, list[str] | str]
+        values = read_json(path, list[str] | kinds if name else kinds, _JSON_EXAMPLE)
+        for key, texts in values.items() if isinstance(values, dict) else [(str(name), values)]:
             where = f"{path}: class {key[:60]!r}"
             yield from _sentences(texts, clean_name(key, where), source, where)
     elif kind in _LINES:

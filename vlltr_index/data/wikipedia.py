@@ -148,7 +148,8 @@ class Wiki:
         contact = self.contact or "text for image recognition; no contact given"
         agent = f"vlltr-index/{VERSION} ({contact}) urllib"
         request = Request(address, headers={"User-Agent": agent, "Accept-Encoding": "gzip"})
-        pause, code, why, after = _PAUSE, "", "", ""
+        code: int | str = ""
+        pause, why, after = _PAUSE, "", ""
         for _ in range(_TRIES):
             sleep(pause)
             try:

@@ -63,9 +63,9 @@ class Chart:
         path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
         self.add("path", f"curve s{series} d{series}", d=path)
 
-    def mark(self, series: int, x: float, y: float, size: float = 4.0, title: str = "") -> None:
+    def mark(self, series: int, at: tuple[float, float], size: float = 4.0, title: str = "") -> None:
         """The mark of a series: its shape (circle, square, triangle, diamond) tells it as well as its colour."""
-        top, side, r = size * 1.25, size * 1.15, size * 1.3
+        (x, y), top, side, r = at, size * 1.25, size * 1.15, size * 1.3
         path = (
             f"M{x - size:.1f} {y:.1f}a{size} {size} 0 1 0 {2 * size} 0a{size} {size} 0 1 0 {-2 * size} 0z",
             f"M{x - size:.1f} {y - size:.1f}h{2 * size}v{2 * size}h{-2 * size}z",
@@ -81,7 +81,7 @@ class Chart:
             wide = 30 + _text_width(name)
             if left > x and left + wide > self.width + 10:
                 left, y = x, y + 17
-            self.mark(series, left + 5, y - 4)
+            self.mark(series, (left + 5, y - 4))
             self.text(left + 14, y, _fitted(name, self.width - left - 14), "ink")
             left += wide
         return y
@@ -122,7 +122,7 @@ def accuracy_chart(rows: Mapping[str, AccuracyReport]) -> Chart:
                 value, low, high = (100 * v for v in (top1[shot].value, top1[shot].low, top1[shot].high))
                 said = f"{name}, {shot}: {value:.1f} % ({low:.1f} to {high:.1f})"
                 chart.line(x(low), y - 5, x(high), y - 5, f"whisker s{series}", said)
-                chart.mark(series, x(value), y - 5, title=said)
+                chart.mark(series, (x(value), y - 5), title=said)
                 chart.text(x(high) + 8, y - 1, f"{value:.1f}", "small")
         y += 12
         chart.line(4, y - 4, _WIDTH - 4, y - 4, "grid")
@@ -203,7 +203,7 @@ def loss_chart(curves: Curves) -> Chart:
         chart.curve(series % 5, points)
         for place in {*range(0, len(points), -(-len(points) // 10)), len(points) - 1}:
             said = f"{name}, epoch {curves.epochs[place]:g}: {curves.values[name][place]:.3f}"
-            chart.mark(series, *points[place], 3.2, said)
+            chart.mark(series, points[place], 3.2, said)
         chart.line(points[-1][0] + 5, points[-1][1], right + 11, end, "leader")
         chart.text(right + 13, end + 4, _fitted(name, room - 13), "ink")
     label = "epoch; logarithmic scale of losses" if logarithmic else "epoch"
@@ -243,7 +243,7 @@ def reliability_chart(rows: Mapping[str, Sequence[ReliabilityBin]], errors: Mapp
             said = (
                 f"{name}: {b.images} images, {100 * b.confidence:.0f} % sure, {100 * b.accuracy:.0f} % right"
             )
-            chart.mark(series, *point, 3.6, said)
+            chart.mark(series, point, 3.6, said)
     name, first = next(iter(rows.items()))
     most = max(b.images for b in first)
     for b in first:

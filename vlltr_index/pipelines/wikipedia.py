@@ -114,9 +114,15 @@ def ingest_wikipedia(
         UnknownClassError: If `titles` names none.
         InputError: If the wiki gives no answer.
     """
-    wanted = _wanted(workspace)
-    table = workspace.snapshot().class_table()
-    settled = _remembered(wiki) | {table.names[table.lookup(name)]: t for name, t in (titles or {}).items()}
+    classes = workspace.snapshot().class_table()
+    if not classes.ids:
+        raise MissingStepError(
+            "the workspace has no classes, so there is nothing to look for",
+            "Bring in training images first: vlltr ingest images PATH --split train",
+        )
+    wanted = {i: (classes.names[i], *classes.aliases.get(i, ())) for i in classes.ids}
+    given = {classes.names[classes.lookup(name)]: title for name, title in (titles or {}).items()}
+    settled = _remembered(wiki) | given
     looked_at = [title for names in wanted.values() for title in own_titles(names, hint)]
     own = wiki.pages([*looked_at, *settled.values()])
     rows: dict[int, ClassArticle] = {}
@@ -126,11 +132,13 @@ def ingest_wikipedia(
         match = Match(None) if title else match_class(names, own, wiki, hint)
         if choose and match.candidates and match.page is None:
             title = choose(name, match.candidates)
-        if title and (page := wiki.pages([title])[title]) and not page.disambiguation:
-            match = Match(page)
-            _remember(wiki, name, page.title)
-        elif title:
-            match = Match(None, f"there is no article {title!r}", match.candidates)
+        if title:
+            page = (own if title in own else wiki.pages([title]))[title]
+            if page and not page.disambiguation:
+                match = Match(page)
+                _remember(wiki, name, page.title)
+            else:
+                match = Match(None, f"there is no article {title!r}", match.candidates)
         article = wiki.article(match.page) if match.page else None
         away = DROPPED_SECTIONS.get(lang, DROPPED_SECTIONS["en"])
         texts[class_id] = article_sentences(article.extract, away) if article else []
@@ -154,17 +162,6 @@ def ingest_wikipedia(
         made = write_prompts(workspace, tx, tx.class_table().ids, known.__contains__) if prompts else 0
     next_step = "vlltr embed" if table.num_rows or made else None
     return WikipediaReport(wiki.url, tuple(rows.values()), table.num_rows, made, next_step)
-
-
-def _wanted(workspace: Workspace) -> dict[int, tuple[str, ...]]:
-    """Name and aliases of each class, by number, ascending."""
-    table = workspace.snapshot().class_table()
-    if not table.ids:
-        raise MissingStepError(
-            "the workspace has no classes, so there is nothing to look for",
-            "Bring in training images first: vlltr ingest images PATH --split train",
-        )
-    return {i: (table.names[i], *table.aliases.get(i, ())) for i in table.ids}
 
 
 def _remembered(wiki: Wiki) -> dict[str, str]:
