@@ -70,16 +70,13 @@ def test_exif_rotation_is_applied(kind: str, orientation: int) -> None:
     assert probe(data)[1:3] == naive.size == ((24, 16) if orientation < 5 else (16, 24))
 
 
-@pytest.mark.parametrize(("size", "side", "expected"), [
-    ((800, 600), 256, (341, 256)), ((600, 800), 256, (256, 341)), ((256, 900), 256, (256, 900)),
-    ((100, 90), 256, (100, 90)), ((1, 5000), 16, (1, 5000)), ((5000, 17), 16, (4706, 16)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("size", "expected"), [((800, 600), (341, 256)), ((5000, 300), (4267, 256)), ((9, 900), (9, 900))]
+)
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_images_are_reduced(size: tuple[int, int], side: int, expected: tuple[int, int], kind: str) -> None:
+def test_images_are_reduced(size: tuple[int, int], expected: tuple[int, int], kind: str) -> None:
     """The shorter side is at most `side`, the ratio is kept, nothing is enlarged."""
-    target = BytesIO()
-    Image.new("L", size, 90).save(target, kind)
-    image = open_image(target.getvalue(), side=side)
+    image = open_image(encoded(Image.new("L", size, 90), kind), side=256)
     assert (image.size, image.getpixel((0, 0))) == (expected, (90, 90, 90))
 
 

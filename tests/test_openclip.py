@@ -68,10 +68,8 @@ def test_state_of_another_model_is_refused() -> None:
     state["extra"] = torch.zeros(1)
     with pytest.raises(EncoderError) as caught:
         openclip.load_state(model, state, "w.pt")
-    assert str(caught.value) == (
-        "w.pt holds the weights of another model: Error(s) in loading state_dict for CLIP: "
-        'Missing key(s) in state_dict: "ln_final.bias". Unexpected key(s) in state_dict: "extra".\n'
-        "Name the model that the file belongs to: vlltr init DIR --encoder MODEL:FILE"
+    assert caught.value.message.startswith(
+        "w.pt holds the weights of another model: Error(s) in loading state_dict"
     )
 
 
@@ -128,8 +126,5 @@ def test_hub_tokenizers_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> N
     text = {**small_clip.MODEL_CFG["text_cfg"], "hf_tokenizer_name": "owner/name"}
     with pytest.raises(EncoderError) as caught:
         openclip.make_tokenizer({"model_cfg": {**small_clip.MODEL_CFG, "text_cfg": text}})
-    assert str(caught.value) == (
-        "the tokenizer owner/name cannot be loaded: OSError: no connection\n"
-        "It is a Hugging Face tokenizer: it needs a network the first time, or its files beside\n"
-        "open_clip_config.json: vlltr init DIR --encoder local-dir:FOLDER"
-    )
+    assert caught.value.message == "the tokenizer owner/name cannot be loaded: OSError: no connection"
+    assert "it needs a network the first time" in str(caught.value.hint)

@@ -209,11 +209,11 @@ def test_weights_that_do_not_exist(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("model", "size", "unit"), [(NAME, 36, 8), ("RN50", 200, 32)])
+@pytest.mark.parametrize(("model", "size", "unit"), [("ViT-B-16", 200, 16), ("RN50", 200, 32)])
 def test_sizes_that_the_tower_cannot_take(model: str, size: int, unit: int) -> None:
-    """The message names the step and the nearest size below."""
+    """Refused before anything is fetched; the message names the step and the nearest size below."""
     with pytest.raises(EncoderError) as caught:
-        weights.set_image_size(weights.find_config(model), size)
+        weights.check_source(model, "openai", size)
     assert str(caught.value) == (
         f"this encoder takes images whose side is a multiple of {unit} pixels, not {size}\n"
         f"For example: --set encoder.image_size={size // unit * unit}"
@@ -230,9 +230,3 @@ def test_images_that_are_no_squares_are_refused() -> None:
         config["model_cfg"]["vision_cfg"] = vision
         with pytest.raises(EncoderError, match="images are squares of one size here"):
             weights.set_image_size(config, None)
-
-
-def test_a_size_that_the_encoder_cannot_take_is_refused_at_the_start() -> None:
-    """By name, where the weights are a tag that is not fetched."""
-    with pytest.raises(EncoderError, match="a multiple of 16 pixels, not 200"):
-        weights.check_source("ViT-B-16", "openai", 200)

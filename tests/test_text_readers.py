@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -255,9 +256,5 @@ def test_any_bytes_are_read_or_refused(
 ) -> None:
     """Whatever bytes a file holds, the only error is InputError."""
     path = write(tmp_path_factory.getbasetemp() / f"bytes{suffix}", data)
-    try:
+    with suppress(InputError):
         list(read_text(path))
-        message = str(path)
-    except InputError as error:
-        message = error.message
-    assert str(path) in message
