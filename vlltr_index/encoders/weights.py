@@ -186,8 +186,8 @@ def find_config(model: str) -> Config:
         close = get_close_matches(model, [_OWN, *open_clip.list_models()], n=3, cutoff=0.5)
         raise EncoderError(
             f"no encoder is called {model!r}",
-            f"Did you mean {' or '.join(close) or 'ViT-B-16-quickgelu:openai'}? "
-            "`python -c 'import open_clip; print(open_clip.list_models())'` lists them.",
+            (f"Did you mean {' or '.join(close)}? " if close else "For example ViT-B-16-quickgelu:openai. ")
+            + "`python -c 'import open_clip; print(open_clip.list_models())'` lists them.",
         )
     _check_packages(model, cfg)
     return {"model_cfg": cfg, "preprocess_cfg": preprocessing({}), "tokenizer": "open_clip"}
