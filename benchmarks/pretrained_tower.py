@@ -36,7 +36,7 @@ from benchmarks.page import put
 from benchmarks.without_text import WHOLE
 from vlltr_index.encoders import openclip, weights
 from vlltr_index.encoders.encoder import Encoder
-from vlltr_index.encoders.tokenizing import WordTokenizer
+from vlltr_index.encoders.openclip import WordTokenizer
 from vlltr_index.recognition.scorer import load_scorer
 from vlltr_index.schemas.recipes import override
 

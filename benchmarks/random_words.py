@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from vlltr_index.data.prompts import class_prompts
+from vlltr_index.data.text import class_prompts
 from vlltr_index.embedding.loading import class_positions, image_set, load_bank, open_encoder
 from vlltr_index.evaluation.baselines import class_means, cosine_logits
 from vlltr_index.heads.weighing import balanced_accuracy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -130,7 +130,6 @@ def classes(context: Context, path: str) -> None:
 @click.option("--lang", default="en", show_default=True, help="Wikipedia's language.")
 @click.option("--hint", help="What all classes have in common, such as bird: it settles which page is meant.")
 @click.option("--title", "titles", multiple=True, metavar="CLASS=TITLE", help="Settle a class; repeatable.")
-@click.option("--class", "only", multiple=True, metavar="CLASS", help="Look at this class only; repeatable.")
 @click.option("--interactive", is_flag=True, help="Ask where a name may mean several things.")
 @click.option("--api", metavar="URL", help="Another wiki's api.php.")
 @click.option("--contact", metavar="MAIL", help="How the wiki's operators can reach you; they ask for it.")
@@ -147,7 +146,7 @@ def wikipedia(
     api: str | None,
     contact: str | None,
     refresh: bool,
-    **how: Any,
+    prompts: bool,
 ) -> None:
     """Bring in the sentences of the Wikipedia article about each class.
 
@@ -167,7 +166,7 @@ def wikipedia(
         choose=_choose if interactive else None,
         command=_start(lang, hint, api),
         progress=None if interactive else context.progress,
-        **how,
+        prompts=prompts,
     )
     context.show({**asdict(report), "found": report.found}, _articles(report))
     if report.rows and not report.found:

@@ -39,7 +39,7 @@ def init_command(
 
     chosen = load_recipe(recipe, overrides, encoder)
     if prompts is not None:
-        from vlltr_index.data.prompts import prompt_templates
+        from vlltr_index.data.text import prompt_templates
 
         chosen = chosen.model_copy(update={"prompts": prompt_templates(prompts)})
     if encoder or any(item.lstrip().startswith("encoder.") for item in overrides):

@@ -13,8 +13,7 @@ import torch
 
 from vlltr_index.anchors.selection import select
 from vlltr_index.data.glyphs import glyph_files
-from vlltr_index.data.prompts import class_prompts
-from vlltr_index.data.text import text_hash
+from vlltr_index.data.text import class_prompts, text_hash
 from vlltr_index.embedding.loading import image_set
 from vlltr_index.pipelines.build_index import index_anchors
 from vlltr_index.pipelines.embed import embed

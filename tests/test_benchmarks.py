@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlltr_index.cli.main import main
-from vlltr_index.data.image_readers import read_coco
+from vlltr_index.data.image_readers import read_images
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.config import Recipe
 from vlltr_index.schemas.records import Skipped
@@ -169,17 +169,15 @@ def refusal(space: Workspace, capsys: pytest.CaptureFixture[str], *args: object)
 
 
 def test_labels_out_of_range(space: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """In a list, a JSON file and a text corpus; numbers below zero too."""
+    """In a text corpus and a JSON file; and text of another encoding than the release's."""
     data = benchmark_trees.places_lt(tmp_path / "places")
-    path = data / "Places_LT_train.txt"
-    path.write_text("train/airfield/00000.jpg -1\n")
-    args = ("ingest", "images", path, "--split", "train")
-    assert "the label -1 has no name" in refusal(space, capsys, *args, "--names", data / "labels.txt")
-    assert refusal(space, capsys, *args) == (
-        f"Error: {path}:1: the label -1 is below 0\nNumber the classes 0, 1, 2 ...\n"
-    )
+    args: tuple[object, ...] = ("ingest", "images", data / "Places_LT_train.txt", "--split", "train")
     gone = tmp_path / "no"
     assert f"no such file or folder: {gone}" in refusal(space, capsys, *args, "--names", gone)
+    (data / "wiki" / "desc_2.txt").write_bytes(b"Caf\xe9\xff\xff bar.")
+    assert "desc_2.txt: neither UTF-8 nor GBK text\nConvert it first" in refusal(
+        space, capsys, "ingest", "text", data
+    )
     (data / "wiki" / "desc_3.txt").write_text("Something.")
     assert refusal(space, capsys, "ingest", "text", data).startswith(
         f"Error: {data / 'wiki' / 'desc_3.txt'}: the label 3 has no name: there are 3, from 0\n"
@@ -189,35 +187,6 @@ def test_labels_out_of_range(space: Workspace, tmp_path: Path, capsys: pytest.Ca
     args = ("ingest", "images", nature / "train2018.json", "--split", "train")
     assert refusal(space, capsys, *args, "--names", nature / "categories.json").startswith(
         f"Error: {nature / 'train2018.json'}: image 103: the label 1 has no name: there are 1, from 0\n"
-    )
-
-
-def test_paths_that_leave_the_root(
-    space: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Upward, absolute or through a folder: they are refused."""
-    root = tmp_path / "data"
-    root.mkdir()
-    path = root / "list.json"
-    secret = benchmark_trees.picture(tmp_path / "secret.jpg", 1)
-    for entry in ("../secret.jpg", str(secret), "train/../../secret.jpg"):
-        path.write_text(json.dumps(benchmark_trees.coco([(entry, 0)])))
-        assert refusal(space, capsys, "ingest", "images", path, "--split", "train") == (
-            f"Error: {path}: image 100: the path {entry!r} leaves the folder {root}\n"
-            "Paths must lie below the list's folder, or below the one given by --root DIR\n"
-        )
-
-
-def test_names_of_another_order(space: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A path through another class's folder shows that list and names do not belong together."""
-    data = benchmark_trees.imagenet_lt(tmp_path / "imagenet")
-    path = data / "ImageNet_LT_train.txt"
-    path.write_text("train/n01440764/n01440764_0.JPEG 1\n")
-    args = ("ingest", "images", path, "--split", "train", "--names", data / "labels.txt")
-    assert refusal(space, capsys, *args) == (
-        f"Error: {path}:1: train/n01440764/n01440764_0.JPEG lies in the folder n01440764, but the label 1 is "
-        f"n01443537 (goldfish) according to {data / 'labels.txt'}\n"
-        "Are list and names of one release? ImageNet-LT numbers the classes by WordNet id.\n"
     )
 
 
@@ -238,54 +207,22 @@ def test_classes_without_text_or_images(
         f"  left out: {data / 'wiki' / 'desc_0.txt'}: no such file: the class 'tench' has no text here\n"
         in said
     )
-    assert (
-        f"  left out: {data / 'wiki' / 'desc_3.txt'}: the text is empty: the class 'crane (n03126707)' "
-        "has no text here\n" in said
-    )
+    assert f"  left out: {data / 'wiki' / 'desc_3.txt'}: the text is empty\n" in said
     assert "  2 of 4 classes have no text but prompts: 'tench', 'crane (n03126707)'\n" in said
 
 
-def test_wrong_encodings(space: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Text that is neither UTF-8 nor GBK."""
-    data = benchmark_trees.places_lt(tmp_path / "places")
-    text = data / "wiki" / "desc_2.txt"
-    text.write_bytes(b"Caf\xe9\xff\xff bar.")
-    assert refusal(space, capsys, "ingest", "text", data).startswith(
-        f"Error: {text}: neither UTF-8 nor GBK text\nConvert it first: iconv -f ENCODING -t UTF-8 '{text}' > NEW"
-    )
-
-
+IMAGE = {"id": 1, "file_name": "a"}
 INAT: list[tuple[Any, str]] = [
-    ({"images": []}, "{path} has no images"),
-    ({"images": [{"id": 1, "file_name": "a.jpg"}]}, "{path} has no annotations"),
-    ({"images": [{"id": 1}], "annotations": [{}]}, "{path}: image 0 has no id and file_name"),
+    ({"images": [IMAGE]}, "{path}: 'annotations': Field required"),
+    ({"images": [{"id": 1}], "annotations": []}, "{path}: 'images': 0: 'file_name': Field required"),
+    ({"images": [IMAGE, IMAGE], "annotations": []}, "{path}: two images have one id"),
     (
-        {"images": [{"id": 1, "file_name": "a\0"}], "annotations": [{}]},
-        "{path}: image 1 has no usable file_name",
+        {"images": [IMAGE], "annotations": [{"image_id": 1, "category_id": True}]},
+        "{path}: 'annotations': 0: 'category_id': Input should be a valid integer",
     ),
     (
-        {"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}], "annotations": [{}]},
-        "{path}: two images have the id 1",
-    ),
-    (
-        {"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1, "category_id": True}]},
-        "{path}: annotation 0 has no image_id and category_id",
-    ),
-    (
-        {"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 2, "category_id": 0}]},
+        {"images": [IMAGE], "annotations": [{"image_id": 2, "category_id": 0}]},
         "{path}: annotation 0 points to image 2, which is not among the images",
-    ),
-    (
-        {"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1, "category_id": -1}]},
-        "{path}: annotation 0 has the category -1, below 0",
-    ),
-    (
-        {
-            "images": [{"id": 1, "file_name": "a"}],
-            "annotations": [{"image_id": 1, "category_id": 0}],
-            "categories": [{"id": 0}],
-        },
-        "{path}: category 0 has no whole number id and text name",
     ),
 ]
 
@@ -296,7 +233,7 @@ def test_malformed_json(tmp_path: Path, value: Any, message: str) -> None:
     path = tmp_path / "train2018.json"
     path.write_text(json.dumps(value))
     with pytest.raises(InputError) as caught:
-        list(read_coco(path, "train", path.parent, None))
+        list(read_images(path, "train"))
     assert caught.value.message == message.format(path=path)
     assert caught.value.hint
 
@@ -309,8 +246,8 @@ def test_json_that_is_cut_off(space: Workspace, tmp_path: Path, capsys: pytest.C
     for cut in (1, len(whole) // 2, len(whole) - 1):
         path.write_text(whole[:cut])
         said = refusal(space, capsys, "ingest", "images", path, "--split", "train")
-        assert said.startswith(f"Error: {path}:1: not JSON: "), cut
-        assert said.endswith("Fetch the file again: its download or unpacking broke off.\n"), (cut, said)
+        assert said.startswith(f"Error: {path}: not JSON: "), cut
+        assert "; the file seems to be cut off\n" in said, (cut, said)
 
 
 def test_images_with_no_or_two_categories(space: Workspace, tmp_path: Path) -> None:
@@ -348,7 +285,7 @@ def test_any_json_of_images_is_read_or_refused(tmp_path_factory: pytest.TempPath
     path.write_text(json.dumps(value))
     message = str(path)
     try:
-        items = list(read_coco(path, "train", path.parent, None))
+        items = list(read_images(path, "train"))
     except InputError as error:
         items, message = [], error.message
     assert str(path) in message

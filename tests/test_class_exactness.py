@@ -27,8 +27,7 @@ from vlltr_index.classes import (
     remove_sentences,
     rename_class,
 )
-from vlltr_index.data.prompts import class_prompts
-from vlltr_index.data.text import text_hash
+from vlltr_index.data.text import class_prompts, text_hash
 from vlltr_index.embedding.loading import image_set
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.store.workspace import Workspace

@@ -20,7 +20,7 @@ from timm.models.vision_transformer import VisionTransformer
 from vlltr_index import Recognizer
 from vlltr_index.encoders import openclip, weights
 from vlltr_index.encoders.encoder import Encoder
-from vlltr_index.encoders.tokenizing import HubTokenizer
+from vlltr_index.encoders.openclip import HubTokenizer
 from vlltr_index.errors import MissingPackageError
 from vlltr_index.pipelines.train_all import train_all
 from vlltr_index.recognition.exported.writing import export_model

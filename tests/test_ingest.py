@@ -255,7 +255,7 @@ def test_sources_of_which_nothing_can_be_taken(workspace: Workspace, tmp_path: P
     with pytest.raises(InputError, match=r"no image was taken: left out: .*#0: the row has no image bytes"):
         ingest_images(workspace, path, "train")
     path = texts(tmp_path / "t.json", {"owl": []})
-    with pytest.raises(InputError, match=r"holds no sentence \(left out: .*: class 'owl': the class has no"):
+    with pytest.raises(InputError, match=r"holds no sentence \(left out: .*: class 'owl': the text is empty"):
         ingest_text(workspace, path)
     assert workspace.history.last().id == 0
     assert not workspace.snapshot().class_table().names
@@ -290,7 +290,7 @@ def test_sentences_and_prompts(workspace: Workspace, tmp_path: Path) -> None:
         "Made from the class names: 3 prompts.",
         "Classes: 3, 2 of them new.",
         "Left out: 1 entry.",
-        f"  left out: {path}: class 'none': the class has no sentence",
+        f"  left out: {path}: class 'none': the text is empty",
         "  1 of 3 classes have no text but prompts: 'owl'",
     ]
     found = {(r["class_id"], r["text"], r["source"]) for r in rows(workspace, "sentences")}

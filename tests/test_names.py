@@ -45,11 +45,8 @@ def test_wordnet_lines(tmp_path: Path) -> None:
     assert found.names == ("tench", "gold fish", "crane (n02012849)", "crane (n03126707)")
     assert found.aliases == (("n01440764", "Tinca tinca"), ("n01443537",), ("n02012849",), ("n03126707",))
     assert read(path, "n02012849 3 whooping_crane\nn01440764 9 tench\n").names == ("tench", "whooping crane")
-    assert refused(path, "n01440764 tench\nn01440764 carp\n") == (
-        f"{path}: the WordNet id n01440764 occurs twice\nGive each class one line."
-    )
-    assert refused(path, "n01440764 tench\ncarp\n") == (
-        f"{path}:2: expected a WordNet id and a name, as on line 1\nFor example: n01440764 tench"
+    assert refused(path, "n01440764 tench\nn01440764 carp\n").startswith(
+        f"{path}: a WordNet id occurs twice\n"
     )
 
 
@@ -66,22 +63,14 @@ def test_numbered_lines(tmp_path: Path) -> None:
     found = read(path, "airfield airfield\nairport_terminal airport_terminal\n")
     assert (found.names, found.aliases) == (("airfield", "airport terminal"), ((), ("airport_terminal",)))
     assert read(path, "airfield airfield\nalley x\n").names == ("airfield airfield", "alley x")
-    assert refused(path, "airfield 0\nalley 0\n") == (
-        f"{path}: the class number 0 occurs twice\nNumber the classes 0, 1, 2 ..."
-    )
-    assert refused(path, "airfield 1\nalley 2\n") == (
-        f"{path}: no class has the number 0; 2 classes are numbered 0 to 1\n"
-        "Number the classes 0, 1, 2 ..., without a gap."
-    )
+    for text in ("airfield 0\nalley 0\n", "airfield 1\nalley 2\n"):
+        assert refused(path, text).startswith(f"{path}: 2 classes are not numbered 0 to 1, each once\n")
 
 
 def test_doubled_names(tmp_path: Path) -> None:
     """Two labels of one name, whatever its case, would become one class."""
     path = tmp_path / "names.txt"
-    assert refused(path, "crane\ntit\nCrane\n") == (
-        f"{path}: the labels 0 and 2 have one name, 'Crane'\n"
-        "Give every class a name of its own, such as 'crane (bird)' and 'crane (machine)'."
-    )
+    assert refused(path, "crane\ntit\nCrane\n").startswith(f"{path}: two labels have one name, 'crane'\n")
 
 
 def test_aliases_of_two_labels_are_dropped() -> None:
@@ -96,13 +85,14 @@ def test_categories(tmp_path: Path) -> None:
     rows = [{"id": 1, "name": "Bubo bubo", "class": "Aves"}, {"id": 0, "name": "Acer rubrum"}]
     assert read(path, json.dumps(rows)).names == ("Acer rubrum", "Bubo bubo")
     assert read(path, json.dumps({"categories": rows})).names == ("Acer rubrum", "Bubo bubo")
-    expected = 'Expected iNaturalist\'s categories.json: [{"id": 0, "name": "Acer rubrum"}, ...]'
-    assert refused(path, "{}") == f"{path} holds no list of categories\n{expected}"
-    assert refused(path, '[{"id": true, "name": "a"}]') == (
-        f"{path}: category 0 has no whole number id and text name\n{expected}"
+    assert refused(path, "{}") == (
+        f"{path}: Input should be a valid list\n"
+        'Expected iNaturalist\'s categories.json: [{"id": 0, "name": "Acer rubrum"}, ...]'
     )
-    assert refused(path, '[{"id": 0,}]').startswith(f"{path}:1: not JSON: ")
-    assert refused(path, "[" * 99_999).startswith(f"{path}: not JSON: a number too long or too deeply nested")
+    assert refused(path, '[{"id": true, "name": "a"}]').startswith(
+        f"{path}: 0: 'id': Input should be a valid integer"
+    )
+    assert refused(path, '[{"id": 0,}]').startswith(f"{path}: not JSON: ")
 
 
 @given(st.text(max_size=60), st.sampled_from(["names.txt", "names.json"]))

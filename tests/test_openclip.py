@@ -68,10 +68,8 @@ def test_state_of_another_model_is_refused() -> None:
     state["extra"] = torch.zeros(1)
     with pytest.raises(EncoderError) as caught:
         openclip.load_state(model, state, "w.pt")
-    assert str(caught.value) == (
-        "w.pt holds the weights of another model: Error(s) in loading state_dict for CLIP: "
-        'Missing key(s) in state_dict: "ln_final.bias". Unexpected key(s) in state_dict: "extra".\n'
-        "Name the model that the file belongs to: vlltr init DIR --encoder MODEL:FILE"
+    assert caught.value.message.startswith(
+        "w.pt holds the weights of another model: Error(s) in loading state_dict"
     )
 
 
@@ -81,23 +79,6 @@ def test_numbers_of_positions_in_older_bert_towers_are_left_out() -> None:
     state = dict(model.state_dict()) | {"text.transformer.embeddings.position_ids": torch.arange(77)[None]}
     openclip.load_state(model, state, "w.pt")
     assert "text.transformer.embeddings.position_ids" in state
-
-
-def test_a_text_tower_whose_configuration_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What transformers raises without a network becomes one error with the way out."""
-
-    def offline(**_: object) -> None:
-        raise OSError("We couldn't connect to the hub\nmore")
-
-    monkeypatch.setattr(open_clip, "CustomTextCLIP", offline)
-    text = {**small_clip.MODEL_CFG["text_cfg"], "hf_model_name": "owner/name"}
-    with pytest.raises(EncoderError) as caught:
-        openclip.build_model({**small_clip.MODEL_CFG, "text_cfg": text})
-    assert str(caught.value) == (
-        "the configuration of the text tower owner/name cannot be had: We couldn't connect to the hub\n"
-        "It is fetched from the hub the first time: run the command again with a network, or name an encoder\n"
-        "that open_clip builds by itself: vlltr init DIR --encoder ViT-B-16-quickgelu:openai"
-    )
 
 
 def test_resnet_positions_are_interpolated() -> None:
@@ -114,11 +95,18 @@ def test_resnet_positions_are_interpolated() -> None:
     assert torch.allclose(found[1:].T.reshape(1, -1, 4, 4), expected, atol=1e-6)
 
 
-def test_unbuildable_configurations_are_refused() -> None:
-    """Unknown keys and impossible values: one error, with open_clip's reason."""
+def test_unbuildable_configurations_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unknown keys, impossible values, a text tower that cannot be fetched: one error, with the library's reason."""
     for changes in ({"nonsense": 1}, {"text_cfg": {"pool_type": "?"}}):
         with pytest.raises(EncoderError, match="open_clip cannot build this model"):
             openclip.build_model({**small_clip.MODEL_CFG, **changes})
+
+    def offline(**_: object) -> None:
+        raise OSError("We couldn't connect to the hub\nmore")
+
+    monkeypatch.setattr(open_clip, "CustomTextCLIP", offline)
+    with pytest.raises(EncoderError, match=r"OSError: We couldn't connect to the hub\n.*needs a network"):
+        openclip.build_model({**small_clip.MODEL_CFG, "custom_text": True})
 
 
 @pytest.mark.parametrize("change", [{"mode": "CMYK"}, {"what": 1}])
@@ -138,8 +126,5 @@ def test_hub_tokenizers_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> N
     text = {**small_clip.MODEL_CFG["text_cfg"], "hf_tokenizer_name": "owner/name"}
     with pytest.raises(EncoderError) as caught:
         openclip.make_tokenizer({"model_cfg": {**small_clip.MODEL_CFG, "text_cfg": text}})
-    assert str(caught.value) == (
-        "the tokenizer owner/name cannot be loaded: OSError: no connection\n"
-        "It is a Hugging Face tokenizer: it needs a network the first time, or its files beside\n"
-        "open_clip_config.json: vlltr init DIR --encoder local-dir:FOLDER"
-    )
+    assert caught.value.message == "the tokenizer owner/name cannot be loaded: OSError: no connection"
+    assert "it needs a network the first time" in str(caught.value.hint)

@@ -108,7 +108,7 @@ def test_additions_that_are_refused(
         (("okapi", TEXT, [good] * 51), "51 pictures; 50 are allowed here"),
         (
             ("okapi", TEXT, [("../x/bad.png", bad)]),
-            "bad.png: cannot read the image of 12 bytes: a damaged PNG file",
+            "bad.png: cannot read the image of 12 bytes: not a JPEG, PNG, WebP, BMP, GIF or TIFF image, or damaged",
         ),
         (("okapi", TEXT, [("large.png", large)]), "a picture of 1.0 MiB; 1 are allowed"),
         ((next(iter(desk.answers().names.values())), TEXT), "there is a class "),

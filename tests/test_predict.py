@@ -91,9 +91,9 @@ def test_what_names_no_picture_is_an_error(tmp_path: Path) -> None:
     for name, words in {
         "empty": "names no image",
         "*.gif": "names no image",
-        "bad.txt": "not a readable list",
+        "bad.txt": "not UTF-8 text",
         "bad.parquet": "not a readable Parquet file",
-        "other.parquet": "has no column image; it has picture",
+        "other.parquet": "no column 'image'; it has 'picture'",
     }.items():
         with pytest.raises(InputError, match=words.replace("*", r"\*")):
             list(unlabelled_images([str(tmp_path / name)]))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vlltr_index.encoders.encoder import Encoder
-from vlltr_index.encoders.tokenizing import WordTokenizer
+from vlltr_index.encoders.openclip import WordTokenizer
 from vlltr_index.pipelines.training import starting_encoder
 from vlltr_index.schemas.config import EncoderConfig, Recipe
 

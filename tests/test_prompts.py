@@ -8,7 +8,7 @@ import open_clip
 import pytest
 
 from tests.commands import run
-from vlltr_index.data.prompts import class_prompts, prompt_templates
+from vlltr_index.data.text import class_prompts, prompt_templates
 from vlltr_index.errors import ConfigError, InputError
 from vlltr_index.store.workspace import Workspace
 

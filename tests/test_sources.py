@@ -121,7 +121,7 @@ def test_folders_that_hold_no_encoder(tmp_path: Path) -> None:
     with pytest.raises(EncoderError) as caught:
         Encoder.load("local-dir", str(tmp_path))
     assert str(caught.value) == (
-        f"{tmp_path} holds no encoder: neither encoder.json nor open_clip_config.json with a model_cfg\n"
+        f"{tmp_path} holds no encoder: neither encoder.json nor open_clip_config.json\n"
         "A local folder needs open_clip_config.json and open_clip_model.safetensors."
     )
     folder = _folder(tmp_path / "f")
@@ -169,7 +169,7 @@ def test_without_a_network_the_error_says_how_to_use_a_file(
     assert str(caught.value) == (
         f"the weights {model} are not on this machine, and cannot be downloaded: "
         "ConnectionError: no route to host\nWithout a network, copy the file here and name it instead: "
-        f"vlltr init DIR --encoder {'MODEL' if name == 'hf-hub' else name}:/path/to/open_clip_model.safetensors"
+        "vlltr init DIR --encoder MODEL:/path/to/open_clip_model.safetensors"
     )
 
 
@@ -197,11 +197,11 @@ def test_weights_that_do_not_exist(tmp_path: Path) -> None:
     """A missing file, an unknown tag, and no weights at all."""
     with pytest.raises(EncoderError) as caught:
         Encoder.load(NAME, str(tmp_path / "w.pt"))
-    assert str(caught.value) == f"no such file: {tmp_path / 'w.pt'}\nCheck the path."
+    assert caught.value.message.endswith("/w.pt', and there is no such file")
     with pytest.raises(EncoderError) as caught:
         Encoder.load("ViT-B-16", "opnai")
     assert caught.value.message == "ViT-B-16 has no weights called 'opnai', and there is no such file"
-    assert str(caught.value.hint).startswith("Did you mean ViT-B-16:openai? Its tags: openai, laion400m_e31")
+    assert str(caught.value.hint).startswith("Its tags: openai, laion400m_e31")
     with pytest.raises(EncoderError) as caught:
         Encoder.load(NAME)
     assert str(caught.value) == (
@@ -209,11 +209,11 @@ def test_weights_that_do_not_exist(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("model", "size", "unit"), [(NAME, 36, 8), ("RN50", 200, 32)])
+@pytest.mark.parametrize(("model", "size", "unit"), [("ViT-B-16", 200, 16), ("RN50", 200, 32)])
 def test_sizes_that_the_tower_cannot_take(model: str, size: int, unit: int) -> None:
-    """The message names the step and the nearest size below."""
+    """Refused before anything is fetched; the message names the step and the nearest size below."""
     with pytest.raises(EncoderError) as caught:
-        weights.set_image_size(weights.find_config(model), size)
+        weights.check_source(model, "openai", size)
     assert str(caught.value) == (
         f"this encoder takes images whose side is a multiple of {unit} pixels, not {size}\n"
         f"For example: --set encoder.image_size={size // unit * unit}"
@@ -226,23 +226,7 @@ def test_images_that_are_no_squares_are_refused() -> None:
     config["model_cfg"]["vision_cfg"]["image_size"] = [32, 32]
     weights.set_image_size(config, None)
     assert config["preprocess_cfg"]["size"] == 32
-    config["model_cfg"]["vision_cfg"]["image_size"] = [64, 32]
-    with pytest.raises(EncoderError) as caught:
-        weights.set_image_size(config, None)
-    assert str(caught.value) == (
-        "this encoder takes images of 64 x 32 pixels; images are squares here, in preprocessing, augmentation and "
-        "crops\nName one that takes squares, such as --encoder ViT-B-16-quickgelu:openai"
-    )
-    config["model_cfg"]["vision_cfg"] = {"timm_model_name": "naflexvit_base_patch16_siglip"}
-    with pytest.raises(EncoderError) as caught:
-        weights.set_image_size(config, None)
-    assert str(caught.value) == (
-        "this encoder takes images of any shape as a sequence of patches (NaFlex); images are squares of one size "
-        "here\nName its twin of a fixed size, such as --encoder ViT-B-16-SigLIP2:webli"
-    )
-
-
-def test_a_size_that_the_encoder_cannot_take_is_refused_at_the_start() -> None:
-    """By name, where the weights are a tag that is not fetched."""
-    with pytest.raises(EncoderError, match="a multiple of 16 pixels, not 200"):
-        weights.check_source("ViT-B-16", "openai", 200)
+    for vision in ({"image_size": [64, 32]}, {"timm_model_name": "naflexvit_base_patch16_siglip"}):
+        config["model_cfg"]["vision_cfg"] = vision
+        with pytest.raises(EncoderError, match="images are squares of one size here"):
+            weights.set_image_size(config, None)

@@ -111,15 +111,15 @@ def test_categories_of_inaturalist(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("t.csv", "name,rank\na,b\n", "t.csv: no columns name and parent; it has 'name', 'rank'"),
+        ("t.csv", "name,rank\na,b\n", "t.csv: no column 'parent'; it has 'name', 'rank'"),
         ("t.csv", "name,parent\na\n", "t.csv:2: 1 fields, the header has 2"),
         ("t.csv", "name,parent\n,b\n", "t.csv:2: the class name is empty"),
         ("t.csv", 'name,parent\n"a,b\n', "t.csv:2: not CSV: unexpected end of data"),
         ("t.csv", "name,parent\n", "t.csv names no class"),
         ("t.txt", "", "t.txt: unknown format '.txt' of a tree of classes"),
         ("t.parquet", "", "t.parquet: not a readable Parquet file:"),
-        ("t.json", "{}", "t.json holds no list of categories"),
-        ("t.json", '[{"name": "a"}]', "t.json: category 0 lacks one of kingdom, phylum, "),
+        ("t.json", "{}", "t.json: Input should be a valid list"),
+        ("t.json", '[{"name": "a"}]', "t.json: category 0: the class name is empty"),
     ],
 )
 def test_files_that_are_no_tree(tmp_path: Path, name: str, text: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Tests of `vlltr_index.encoders.tiny` and of the configuration beside it."""
+"""Tests of the image tower of `vlltr-tiny` and of the configuration beside it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from vlltr_index.encoders import tiny
+from vlltr_index.encoders import openclip
 from vlltr_index.encoders.encoder import Encoder
 
 TEXTS = ["greek small letter omega", "latin capital letter a with grave"]
@@ -15,7 +15,7 @@ TEXTS = ["greek small letter omega", "latin capital letter a with grave"]
 def test_tower_equals_its_layers_written_out() -> None:
     """The fast layout and the in-place arithmetic change nothing."""
     torch.manual_seed(0)
-    tower = tiny.TinyTower()
+    tower = openclip.TinyTower()
     for module in tower.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)

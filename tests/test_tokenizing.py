@@ -1,4 +1,4 @@
-"""Tests of `vlltr_index.encoders.tokenizing`."""
+"""Tests of `vlltr_index.encoders.openclip`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlltr_index.encoders.tokenizing import BPETokenizer, HubTokenizer, WordTokenizer
+from vlltr_index.encoders.openclip import BPETokenizer, HubTokenizer, WordTokenizer
 
 SENTENCES = ["A photo of a tench.", "", "it's the 2nd, naïve café — ok", "word " * 200]
 

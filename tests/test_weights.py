@@ -60,8 +60,9 @@ def test_hostile_pickles_do_not_run(tmp_path: Path, zipped: bool) -> None:
         read_weights(path)
     assert not target.exists()
     assert str(caught.value) == (
-        f"{path} is refused: it is damaged, or holds more than tensors, and loading it could run code\n"
-        "Save them with: safetensors.torch.save_file(model.state_dict(), 'FILE.safetensors')\n"
+        f"{path} is refused: it is damaged, or holds more than tensors, and loading it could run code "
+        "(UnpicklingError)\n"
+        "Fetch or copy it again, unpack it if it is an archive, or save its weights as .safetensors.\n"
         f"If it is a checkpoint of the VL-LTR release: vlltr import release {path}"
     )
 
@@ -72,7 +73,6 @@ def test_torchscript_is_refused_with_the_command_that_converts_it(tmp_path: Path
     torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), path)
     with pytest.raises(EncoderError) as caught:
         read_weights(path)
-    assert caught.value.message == f"{path} is a TorchScript archive: opening it would run the program inside"
     assert caught.value.hint is not None
     code = caught.value.hint.partition('python -c "')[2].removesuffix('"')
     before = Path.cwd()
@@ -104,17 +104,11 @@ def test_other_content_is_refused(tmp_path: Path, value: object) -> None:
     assert caught.value.message == f"{tmp_path / 'w.pt'} does not hold weights by name"
 
 
-def test_missing_and_misnamed_files(tmp_path: Path) -> None:
-    """Each has its own message."""
+def test_missing_files(tmp_path: Path) -> None:
+    """They are told from damaged ones."""
     with pytest.raises(EncoderError) as caught:
         read_weights(tmp_path / "w.pt")
     assert str(caught.value) == f"no such file: {tmp_path / 'w.pt'}\nCheck the path."
-    with pytest.raises(EncoderError) as caught:
-        read_weights(tmp_path / "w.npz")
-    assert str(caught.value) == (
-        f"{tmp_path / 'w.npz'} does not end like a file of weights\n"
-        "Weights end in one of .safetensors, .pt, .pth, .bin, .ckpt. An archive has to be unpacked first."
-    )
 
 
 def test_options_beside_weights(tmp_path: Path) -> None:

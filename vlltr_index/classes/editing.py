@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field
 
 from vlltr_index.classes.change import ChangeReport, Edit, How, change, new_image_rows, usable
-from vlltr_index.data.files import require
-from vlltr_index.data.prompts import class_prompts
-from vlltr_index.data.text import clean_name, normalise_text, sentence_id, text_hash
-from vlltr_index.data.text_readers import class_sentences, read_json
+from vlltr_index.data.files import read_json, require
+from vlltr_index.data.text import class_prompts, clean_name, normalise_text, sentence_id, text_hash
+from vlltr_index.data.text_readers import class_sentences
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.schemas.records import SentenceRecord
 from vlltr_index.schemas.tables import CLASSES
@@ -50,12 +49,14 @@ class NewClass:
 
 
 class _Entry(BaseModel, extra="forbid"):
-    sentences: tuple[str, ...] = ()
-    images: tuple[str, ...] = ()
-    aliases: tuple[str, ...] = ()
+    sentences: list[str] = Field(default_factory=list)
+    images: list[str] = Field(default_factory=list)
+    aliases: list[str] = Field(default_factory=list)
 
 
-_MANIFEST = TypeAdapter(Annotated[dict[str, tuple[str, ...] | _Entry], Field(min_length=1)])
+_EXPECTED = (
+    'Expected {name: [sentence, ...]} or {name: {"sentences": [...], "images": [...], "aliases": [...]}}.'
+)
 
 
 def read_manifest(path: Path) -> list[NewClass]:
@@ -66,20 +67,14 @@ def read_manifest(path: Path) -> list[NewClass]:
     Raises:
         InputError: If the file is missing, is not JSON, or an entry is neither.
     """
-    try:
-        entries = _MANIFEST.validate_python(read_json(require(path)))
-    except ValidationError as error:
-        loc, why = error.errors()[0]["loc"], error.errors()[0]["msg"]
-        where = f"{path}: class {loc[0]!r}" if loc else str(path)
-        raise InputError(
-            f"{where}: {why}",
-            'Expected {name: [sentence, ...]} or {name: {"sentences": [...], "images": [...], "aliases": [...]}}.',
-        ) from None
+    kind = Annotated[dict[str, list[str] | _Entry], Field(min_length=1)]
+    entries: dict[str, list[str] | _Entry] = read_json(require(path), kind, _EXPECTED)
     found = []
     for name, given in entries.items():
         entry = given if isinstance(given, _Entry) else _Entry(sentences=given)
         files = tuple(path.parent / image for image in entry.images)
-        found.append(NewClass(name, entry.sentences, aliases=entry.aliases, image_files=files))
+        aliases = tuple(entry.aliases)
+        found.append(NewClass(name, tuple(entry.sentences), aliases=aliases, image_files=files))
     return found
 
 

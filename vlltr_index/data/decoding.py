@@ -21,21 +21,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = [
-    "ENDINGS",
-    "MAX_BYTES",
-    "MAX_PIXELS",
-    "UNREADABLE",
-    "ImageSource",
-    "Probe",
-    "content_hash",
-    "image_bytes",
-    "image_label",
-    "open_image",
-    "probe",
-    "reduced_bytes",
-]
-
 MAX_PIXELS = 64_000_000
 """Pixels an image may have: more is taken for a decompression bomb."""
 MAX_BYTES = 256 * 2**20
@@ -53,15 +38,6 @@ ImageSource: TypeAlias = Union[str, Path, bytes, Image.Image, "NDArray[np.uint8]
 blue."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-_MAGIC = {
-    b"\xff\xd8\xff": "JPEG",
-    b"\x89PNG": "PNG",
-    b"GIF8": "GIF",
-    b"RIFF": "WebP",
-    b"BM": "BMP",
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
-}
 
 
 class Probe(NamedTuple):
@@ -88,18 +64,16 @@ def open_image(
         InputError: With the reason, if the file is missing, of another format, damaged, or has more than
             `max_pixels` pixels, or if an array is not uint8 [H, W, 3].
     """
-    if not isinstance(source, ImageRecord | bytes | str | os.PathLike):
-        try:
-            return _rgb(_in_memory(source, max_pixels))
-        except InputError as error:
-            raise InputError(f"cannot read the image {image_label(source)}: {error.message}") from None
-    data, name = _bytes(source)
     try:
-        image, size = _decode(data, max_pixels, side)
+        if isinstance(source, ImageRecord | bytes | str | os.PathLike):
+            image, size = _decode(_bytes(source), max_pixels, side)
+        else:
+            image, size = _decode(_in_memory(source), max_pixels, None)
         image = _rgb(image)
-        return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
     except InputError as error:
+        name = f"of {len(source):,} bytes" if isinstance(source, bytes) else image_label(source)
         raise InputError(f"cannot read the image {name}: {error.message}") from None
+    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
 
 
 def probe(
@@ -115,9 +89,9 @@ def probe(
         known: Earlier probes by content hash: the same bytes are not decoded again.
     """
     try:
-        data, _ = _bytes(record)
+        data = _bytes(record)
     except InputError as error:
-        return Probe(None, None, None, _reason(error))
+        return Probe(None, None, None, error.message)
     digest = content_hash(data)
     if known is not None and digest in known:
         return known[digest]
@@ -159,34 +133,13 @@ def content_hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def image_label(source: ImageSource) -> str:
+def image_label(source: ImageRecord | ImageSource | os.PathLike[str]) -> str:
     """What to call an image in an answer: its path, or what it is."""
     if isinstance(source, bytes):
         return "(bytes)"
+    if isinstance(source, ImageRecord):
+        return source.uri
     return str(source) if isinstance(source, str | os.PathLike) else f"({type(source).__name__})"
-
-
-def _in_memory(source: Image.Image | NDArray[np.uint8], max_pixels: int) -> Image.Image:
-    """A PIL image, turned upright, or an array as one; raises InputError with nothing but the reason."""
-    if not isinstance(source, Image.Image):
-        shape, kind = getattr(source, "shape", None), getattr(source, "dtype", None)
-        if shape is None or len(shape) != 3 or shape[2] != 3 or not all(shape) or str(kind) != "uint8":
-            found = type(source).__name__ if shape is None else f"{kind} {list(shape)}"
-            raise InputError(f"an array must be uint8 [H, W, 3], got {found}")
-        size = shape[1], shape[0]
-    else:
-        size = source.size
-    if size[0] * size[1] > max_pixels:
-        raise InputError(f"{size[0]:,} x {size[1]:,} pixels, more than the {max_pixels:,} allowed")
-    if not isinstance(source, Image.Image):
-        return Image.fromarray(source)
-    try:
-        source.load()
-    except Exception as error:  # Pillow's plugins raise many kinds for damaged files
-        raise InputError(f"truncated or corrupt: {str(error) or type(error).__name__}") from None
-    with suppress(Exception):  # damaged EXIF data is no reason to lose the picture
-        return ImageOps.exif_transpose(source)
-    return source
 
 
 def image_bytes(source: ImageRecord | bytes | str | os.PathLike[str]) -> bytes:
@@ -195,63 +148,68 @@ def image_bytes(source: ImageRecord | bytes | str | os.PathLike[str]) -> bytes:
     Raises:
         InputError: With the reason, if the file is missing, cannot be read, or is larger than `MAX_BYTES`.
     """
-    return _bytes(source)[0]
+    try:
+        return _bytes(source)
+    except InputError as error:
+        raise InputError(f"cannot read the image {image_label(source)}: {error.message}") from None
 
 
-def _reason(error: InputError) -> str:
-    return error.message.partition(": ")[2] or error.message
+# Those below raise InputError with nothing but the reason.
 
 
-def _bytes(source: ImageRecord | bytes | str | os.PathLike[str]) -> tuple[bytes, str]:
-    """The file's bytes, and what to call it in a message."""
-    if isinstance(source, bytes):
-        return source, f"of {len(source):,} bytes"
+def _bytes(source: ImageRecord | bytes | str | os.PathLike[str]) -> bytes:
     if isinstance(source, ImageRecord):
-        if source.data is not None:
-            return source.data, source.uri
-        source = source.uri
+        source = source.uri if source.data is None else source.data
+    if isinstance(source, bytes):
+        return source
     name = os.fspath(source)
     try:
         if is_address(name):
-            return read_object(name), name
+            return read_object(name)
         facts = os.stat(name)
         if not stat.S_ISREG(facts.st_mode):
-            raise InputError(f"cannot read the image {name}: not a file")
+            raise InputError("not a file")
         if facts.st_size > MAX_BYTES:
-            raise InputError(f"cannot read the image {name}: larger than {MAX_BYTES >> 20} MiB")
-        return Path(name).read_bytes(), name
+            raise InputError(f"larger than {MAX_BYTES >> 20} MiB")
+        return Path(name).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"cannot read the image {name}: no such file") from None
+        raise InputError("no such file") from None
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"cannot read the image {name}: {why}") from None
+        raise InputError(getattr(error, "strerror", None) or str(error)) from None
 
 
-def _decode(data: bytes, max_pixels: int, side: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
-    """The decoded image, turned upright, and the size it is to get; raises InputError with nothing but the reason."""
-    if not data:
-        raise InputError("the file is empty")
-    if len(data) > MAX_BYTES:
-        raise InputError(f"larger than {MAX_BYTES >> 20} MiB")
+def _in_memory(source: Image.Image | NDArray[np.uint8]) -> Image.Image:
+    """A PIL image as it is, or an array as one."""
+    if isinstance(source, Image.Image):
+        return source
+    shape: tuple[int, ...] = getattr(source, "shape", ())
+    kind = getattr(source, "dtype", type(source).__name__)
+    if len(shape) != 3 or shape[2] != 3 or not all(shape) or str(kind) != "uint8":
+        raise InputError(f"an array must be uint8 [H, W, 3], got {kind} {list(shape)}")
+    return Image.fromarray(source)
+
+
+def _decode(
+    source: bytes | Image.Image, max_pixels: int, side: int | None = None
+) -> tuple[Image.Image, tuple[int, int]]:
+    """The decoded image, turned upright, and the size it is to get."""
     try:
-        image: Image.Image = Image.open(BytesIO(data), formats=_FORMATS)
+        image: Image.Image = (
+            Image.open(BytesIO(source), formats=_FORMATS) if isinstance(source, bytes) else source
+        )
         width, height = image.size
         if width * height <= max_pixels:
+            image = image if isinstance(source, bytes) else image.copy()
             if side is not None:
                 image.draft(None, _reduced_size(width, height, side))  # None: any colours
             drafted = image.size
             image.load()
-            size = (width, height) if image.size == drafted else image.size  # loading turns a TIFF upright
-            loaded = image.size
             with suppress(Exception):  # damaged EXIF data is no reason to lose the picture
                 ImageOps.exif_transpose(image, in_place=True)
-            size = size[::-1] if image.size != loaded else size
+            size = (width, height) if image.size == drafted else (height, width)
             return image, size if side is None else _reduced_size(*size, side)
     except UnidentifiedImageError:
-        known = next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), None)
-        raise InputError(
-            f"a damaged {known} file" if known else "not a JPEG, PNG, WebP, BMP, GIF or TIFF image"
-        ) from None
+        raise InputError("not a JPEG, PNG, WebP, BMP, GIF or TIFF image, or damaged") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InputError(f"more than the {max_pixels:,} pixels allowed") from None
     except Exception as error:  # Pillow's plugins raise many kinds for damaged files
@@ -266,10 +224,8 @@ def _rgb(image: Image.Image) -> Image.Image:
         pixels = image.convert("RGBA")
         paper = Image.new("RGBA", pixels.size, "white")
         return Image.alpha_composite(paper, pixels).convert("RGB")
-    if image.mode == "RGB":
-        return image
     try:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     except ValueError as error:
         raise InputError(f"colours of the kind {image.mode} cannot be converted: {error}") from None
 

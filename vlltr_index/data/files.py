@@ -1,187 +1,201 @@
-"""Files from outside: text whose encoding, size and line length are checked, and paths that a list names."""
+"""Files from outside: text, JSON and tables, each read by one function whose errors say where."""
 
 from __future__ import annotations
 
 import csv
+import json
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import TypeAdapter, ValidationError
 
 from vlltr_index.errors import InputError
 
-__all__ = ["ListedFiles", "read_bytes", "read_delimited", "read_lines", "read_whole", "require"]
-
-_MAX_LINE = 64 * 2**20  # bytes
-_HEADS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-_BOM = "\ufeff"
-
 
 def require(path: Path) -> Path:
-    """`path`, which must be there and readable.
+    """`path`, which must be there.
 
     Raises:
         InputError: If it is not.
     """
     try:
         path.stat()
-    except (FileNotFoundError, NotADirectoryError):
+    except (OSError, ValueError):
         raise InputError(f"no such file or folder: {path}", "Check the path.") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}") from None
     return path
 
 
-def _decode(data: bytes, where: str, path: Path) -> str:
+def read_bytes(path: Path) -> bytes:
+    """What a file holds.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+def decode(data: bytes, where: str) -> str:
     """`data` as UTF-8 text, without a byte order mark.
 
     Raises:
         InputError: If it is not UTF-8; `where` says where it stands.
     """
     try:
-        return data.decode("utf-8").removeprefix(_BOM)
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        guess = _HEADS.get(data[:2])
         raise InputError(
-            f"{where}: not UTF-8 text (byte 0x{data[error.start]:02x} at position {error.start})"
-            + (f"; it looks like {guess}" if guess else ""),
-            f"Convert it first: iconv -f {guess or 'ENCODING'} -t UTF-8 '{path}' > NEW"
-            + ("" if guess else "   (often GBK, LATIN1 or CP1252)"),
+            f"{where}: not UTF-8 text (byte 0x{error.object[error.start]:02x} at position {error.start})",
+            "Convert it first: iconv -f ENCODING -t UTF-8 FILE > NEW   (often UTF-16, GBK, LATIN1 or CP1252)",
         ) from None
 
 
-def read_whole(path: Path, limit: int) -> str:
-    """The text of a file of at most `limit` bytes.
+def read_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Each line with its line break, and where it stands: `file:number`.
 
     Raises:
-        InputError: If it cannot be read, is larger, or is not UTF-8.
-    """
-    return _decode(read_bytes(path, limit), str(path), path)
-
-
-def read_bytes(path: Path, limit: int) -> bytes:
-    """What a file of at most `limit` bytes holds.
-
-    Raises:
-        InputError: If it cannot be read, or is larger.
+        InputError: If the file cannot be read or a line is not UTF-8.
     """
     try:
-        with open(path, "rb") as file:
-            data = file.read(limit + 1)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    if len(data) > limit:
-        raise InputError(
-            f"{path} is larger than {limit >> 20} MiB, the most that is read in one piece",
-            'Write it as JSONL, one {"class": ..., "text": ...} a line.',
-        )
-    return data
-
-
-def read_lines(path: Path, limit: int = _MAX_LINE) -> Iterator[tuple[int, str]]:
-    """Line numbers from 1 and lines, each with its line break.
-
-    Raises:
-        InputError: If the file cannot be read, a line is longer than `limit` bytes or is not UTF-8.
-    """
-    try:
-        with open(path, "rb") as file:
-            number = 0
-            while line := file.readline(limit + 1):
-                number += 1
-                if len(line) > limit:
-                    raise InputError(
-                        f"{path}:{number}: the line is longer than {limit >> 20} MiB", "Is this a text file?"
-                    )
-                yield number, _decode(line, f"{path}:{number}", path)
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                yield f"{path}:{number}", decode(line, f"{path}:{number}")
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
 
 
-class ListedFiles:
-    """Files named by paths relative to `root`: each must lie below it, really, and be a file.
-
-    Raises:
-        InputError: If `root` is no folder.
-    """
-
-    def __init__(self, root: Path) -> None:
-        if not root.is_dir():
-            raise InputError(
-                f"no such folder: {root}", "Name the one that the paths are relative to: --root DIR"
-            )
-        self.root = root.resolve()
-        self._parents: dict[str, bool] = {}  # folders seen, and whether they really lie below the root
-
-    def path(self, entry: str, where: str) -> str:
-        """The full path of an entry, which must lie below the root.
-
-        Raises:
-            InputError: If it does not; `where` says where the entry stands.
-        """
-        full = os.path.normpath(os.path.join(self.root, entry))
-        if not full.startswith(os.path.join(self.root, "")):
-            raise InputError(
-                f"{where}: the path {entry!r} leaves the folder {self.root}",
-                "Paths must lie below the list's folder, or below the one given by --root DIR",
-            )
-        return full
-
-    def source(self, full: str) -> str:
-        """What an image is called in its list: its path below the root."""
-        return full[len(str(self.root)) :].lstrip("/")
-
-    def problem(self, full: str) -> str:
-        """Why a file cannot be taken, or an empty string."""
-        parent = os.path.dirname(full)
-        if parent not in self._parents:
-            self._parents[parent] = Path(os.path.realpath(parent)).is_relative_to(self.root)
-        try:
-            facts = os.lstat(full)
-            if stat.S_ISLNK(facts.st_mode):
-                if not Path(os.path.realpath(full)).is_relative_to(self.root):
-                    return "a link that leaves the folder"
-                facts = os.stat(full)
-        except OSError:
-            return "no such file"
-        if not self._parents[parent]:
-            return "a link that leaves the folder"
-        return "" if stat.S_ISREG(facts.st_mode) else "not a file"
-
-    def none_usable(self, listing: Path, missing: int, example: str) -> InputError:
-        """The error where no file that a list names can be used."""
-        return InputError(
-            f"none of the {missing:,} files that {listing} names can be used, for example {example}",
-            "Name the folder that the paths are relative to: --root DIR",
-        )
-
-
-def read_delimited(
-    path: Path, delimiter: str, check: Callable[[Path, list[str]], None], what: str, hint: str
-) -> Iterator[tuple[str, dict[str, str]]]:
-    """Rows of a CSV or TSV file by the columns of its header, each with its file and line.
+def read_json(path: Path, kind: Any, expected: str) -> Any:
+    """What a JSON file holds, as `kind`.
 
     Args:
         path: The file.
-        delimiter: Between fields.
-        check: Raises where the columns will not do.
-        what: What the fields are called in errors.
-        hint: What to do where it is no CSV.
+        kind: A type that pydantic checks.
+        expected: What the file should hold, for errors.
 
     Raises:
-        InputError: If it is no CSV, or a row has more or fewer fields than the header.
+        InputError: If it cannot be read, is cut off or no JSON, names a key of an object twice, or is not of that type.
     """
-    rows = csv.reader((line for _, line in read_lines(path)), delimiter=delimiter, strict=True)
+    return parse_json(decode(read_bytes(path), str(path)), kind, str(path), expected)
+
+
+def parse_json(text: str, kind: Any, where: str, expected: str) -> Any:
+    """As `read_json`, of a text; `where` says where it stands."""
     try:
-        header = [column.strip() for column in next(rows, [])]
-        check(path, header)
-        for row in filter(None, rows):
-            where = f"{path}:{rows.line_num}"
-            if len(row) != len(header):
+        return checked(json.loads(text, object_pairs_hook=_no_twins), kind, where, expected)
+    except json.JSONDecodeError as error:
+        cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
+        why = "; the file seems to be cut off" if cut else ""
+        raise InputError(f"{where}: not JSON: {error}{why}", expected) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not JSON: {error}", expected) from None
+
+
+def checked(value: Any, kind: Any, where: str, expected: str) -> Any:
+    """`value`, if it is what pydantic takes for `kind`.
+
+    Raises:
+        InputError: If it is not.
+    """
+    try:
+        return _adapter(kind).validate_python(value, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = "".join(f"{key!r}: " for key in first["loc"])
+        raise InputError(f"{where}: {place}{first['msg']}", expected) from None
+
+
+@lru_cache(maxsize=32)
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
+    return values
+
+
+@contextmanager
+def open_parquet(path: Path | str, needed: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
+    """A Parquet file that has some columns.
+
+    Raises:
+        InputError: If it cannot be read, then or later, or lacks one of them.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            _check_columns(path, file.schema_arrow.names, needed)
+            yield file
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a readable Parquet file: {error}", "Write the file again.") from None
+
+
+def read_rows(path: Path, needed: Sequence[str], more: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of a CSV, TSV or Parquet file, each with its place.
+
+    Args:
+        path: The file.
+        needed: Columns that it must have.
+        more: Columns that are read too, where they are.
+
+    Raises:
+        InputError: If it cannot be read, lacks a column, or a row has more or fewer fields than the header.
+    """
+    if path.suffix.lower() == ".parquet":
+        with open_parquet(path, needed) as file:
+            columns, number = [c for c in (*needed, *more) if c in file.schema_arrow.names], 0
+            for batch in file.iter_batches(1000, columns=columns):
+                for row in batch.to_pylist():
+                    yield f"{path}#{number}", row
+                    number += 1
+        return
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    lines = csv.reader((line for _, line in read_lines(path)), delimiter=delimiter, strict=True)
+    try:
+        header = [column.strip() for column in next(lines, [])]
+        _check_columns(path, header, needed)
+        for fields in filter(None, lines):
+            where = f"{path}:{lines.line_num}"
+            if len(fields) != len(header):
                 raise InputError(
-                    f"{where}: {len(row)} fields, the header has {len(header)}",
-                    f"Put {what} that hold the delimiter into double quotes.",
+                    f"{where}: {len(fields)} fields, the header has {len(header)}",
+                    "Put fields that hold the delimiter into double quotes.",
                 )
-            yield where, dict(zip(header, row, strict=True))
+            yield where, dict(zip(header, fields, strict=True))
     except csv.Error as error:
-        raise InputError(f"{path}:{rows.line_num}: not CSV: {error}", hint) from None
+        raise InputError(
+            f"{path}:{lines.line_num}: not CSV: {error}",
+            "Is a double quote left open? Write long texts as JSONL.",
+        ) from None
+
+
+def _check_columns(path: Path | str, columns: Sequence[str], needed: Sequence[str]) -> None:
+    for name in needed:
+        if columns.count(name) != 1:
+            raise InputError(
+                f"{path}: {'two columns' if name in columns else 'no column'} {name!r}; "
+                f"it has {', '.join(map(repr, columns)) or 'none'}",
+                f"Name the columns {', '.join(needed)}, each once.",
+            )
+
+
+def unfit(path: str, root: Path) -> str:
+    """Why a file cannot be taken, or an empty string: it must be one, and no link out of `root`, which is resolved."""
+    try:
+        kind = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return "no such file"
+    if os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(root):
+        return "a link that leaves the folder"
+    return "" if stat.S_ISREG(kind) else "not a file"

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from vlltr_index.errors import WorkspaceError
 
-__all__ = ["GlyphFiles", "glyph_files", "write_part", "write_sample", "write_text"]
-
 
 @dataclass(frozen=True)
 class GlyphFiles:

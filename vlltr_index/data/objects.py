@@ -14,8 +14,6 @@ from typing import Any, Literal
 
 from vlltr_index.errors import MissingStepError, WorkspaceError
 
-__all__ = ["is_address", "object_names", "objects_at", "read_object", "start_method", "told_by"]
-
 _opened: set[int] = set()  # processes
 _SHOWN = 500  # characters of what obstore says
 
@@ -58,16 +56,12 @@ def told_by(library: Any, address: str) -> Iterator[None]:
     except (library.exceptions.AlreadyExistsError, library.exceptions.PreconditionError):
         raise FileExistsError(address) from None
     except library.exceptions.BaseError as error:
+        said = str(error).partition("Debug source")[0]  # without its account of its own insides
         raise WorkspaceError(
-            f"{address.removesuffix('/')} cannot be used: {_told(error)}",
+            f"{address.removesuffix('/')} cannot be used: {' '.join(said.split())[:_SHOWN]}",
             "Look at the network, the address, and what the environment says of credentials and endpoint (AWS_..., "
             "GOOGLE_..., AZURE_...), then run the same command again.",
         ) from error
-
-
-def _told(error: Exception) -> str:
-    """What obstore says, without its account of its own insides."""
-    return " ".join(str(error).partition("Debug source")[0].split())[:_SHOWN]
 
 
 def start_method() -> Literal["spawn"] | None:

@@ -6,16 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vlltr_index.data.files import read_delimited, require
-from vlltr_index.data.names import read_json_file
+from vlltr_index.data.files import read_rows, require
+from vlltr_index.data.names import read_categories
 from vlltr_index.data.text import clean_name
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.records import Taxon
 
-__all__ = ["read_taxonomy"]
-
-_INAT = ("kingdom", "phylum", "class", "order", "family", "genus")
-_COLUMNS = ("name", "parent", "rank", "aliases")
+_RANKS = ("kingdom", "phylum", "class", "order", "family", "genus", "species")
 _FORMATS = (
     "Give a .csv, .tsv or .parquet with the columns name and parent (and rank, and aliases with ; between, if you have"
     " them), or iNaturalist's categories.json."
@@ -31,96 +28,46 @@ def read_taxonomy(path: Path) -> list[Taxon]:
     Raises:
         InputError: If the file is missing, empty, or malformed, naming the line.
     """
-    require(path)
-    kind = path.suffix.lower()
+    kind = require(path).suffix.lower()
     if kind == ".json":
         found = list(_categories(path))
-    elif kind in (".csv", ".tsv"):
-        found = list(_delimited(path, "\t" if kind == ".tsv" else ","))
-    elif kind == ".parquet":
-        found = list(_parquet(path))
+    elif kind in (".csv", ".tsv", ".parquet"):
+        rows = read_rows(path, ("name", "parent"), ("rank", "aliases"))
+        found = [_taxon(row, where) for where, row in rows]
     else:
-        raise InputError(f"{path}: unknown format {path.suffix!r} of a tree of classes", _FORMATS)
+        raise InputError(f"{path}: unknown format {kind!r} of a tree of classes", _FORMATS)
     if not found:
         raise InputError(f"{path} names no class", _FORMATS)
     return found
 
 
-def _delimited(path: Path, delimiter: str) -> Iterator[Taxon]:
-    for where, row in read_delimited(path, delimiter, _check_columns, "names", "Mend this line."):
-        yield _taxon(row, where)
-
-
-def _check_columns(path: Path, columns: list[str]) -> None:
-    if not {"name", "parent"} <= set(columns):
-        raise InputError(
-            f"{path}: no columns name and parent; it has {', '.join(map(repr, columns)) or 'none'}", _FORMATS
-        )
-    if twice := sorted({name for name in columns if columns.count(name) > 1}):
-        raise InputError(f"{path}: the column {twice[0]!r} stands twice", "Keep one of them.")
-
-
-def _parquet(path: Path) -> Iterator[Taxon]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a readable Parquet file: {error}", "Write the file again.") from None
-    _check_columns(path, table.column_names)
-    columns = [name for name in _COLUMNS if name in table.column_names]
-    for number, row in enumerate(table.select(columns).to_pylist()):
-        texts = {k: "" if v is None else str(v) for k, v in row.items()}
-        if isinstance(row.get("aliases"), list):
-            texts["aliases"] = ";".join(map(str, row["aliases"]))
-        yield _taxon(texts, f"{path}#{number}")
-
-
-def _taxon(row: dict[str, str], where: str) -> Taxon:
-    parent, rank = row["parent"].strip(), row.get("rank", "").strip()
-    aliases = [a.strip() for a in row.get("aliases", "").split(";") if a.strip()]
+def _taxon(row: dict[str, Any], where: str) -> Taxon:
+    parent, rank, aliases = (row.get(key) or "" for key in ("parent", "rank", "aliases"))
+    names = map(str, aliases) if isinstance(aliases, list) else str(aliases).split(";")
     return Taxon(
-        clean_name(row["name"], where),
-        clean_name(parent, where) if parent else None,
-        rank or None,
-        tuple(clean_name(a, where) for a in aliases),
+        clean_name(str(row["name"] or ""), where),
+        clean_name(str(parent), where) if str(parent).strip() else None,
+        str(rank).strip() or None,
+        tuple(clean_name(name, where) for name in names if name.strip()),
         where,
     )
 
 
 def _categories(path: Path) -> Iterator[Taxon]:
-    value = read_json_file(path, _FORMATS)
-    rows = value.get("categories") if isinstance(value, dict) else value
-    if not isinstance(rows, list):
-        raise InputError(f"{path} holds no list of categories", _FORMATS)
+    """The nodes of each path that were not there before; those below a name that stands twice are other nodes."""
     called: dict[tuple[str, ...], str] = {}
     taken: set[str] = set()
-    for n, row in enumerate(rows):
-        where = f"{path}: category {n}"
-        given = [row.get(key) for key in (*_INAT, "name")] if isinstance(row, dict) else []
-        names = [clean_name(name, where) for name in given if isinstance(name, str)]
-        if len(names) <= len(_INAT):
-            raise InputError(f"{where} lacks one of {', '.join(_INAT)} and name", _FORMATS)
-        yield from _path(tuple(names), row, where, called, taken)
-
-
-def _path(
-    path: tuple[str, ...],
-    row: dict[str, Any],
-    where: str,
-    called: dict[tuple[str, ...], str],
-    taken: set[str],
-) -> Iterator[Taxon]:
-    """The nodes of one path that were not there before; those below a name that stands twice are other nodes."""
-    for depth, rank in enumerate((*_INAT, "species"), 1):
-        if path[:depth] in called:
-            continue
-        parent, name = called.get(path[: depth - 1]), path[depth - 1]
-        if name.casefold() in taken and depth <= len(_INAT):
-            name = f"{name} ({parent})"
-        common = row.get("common_name") if depth > len(_INAT) else None
-        aliases = (common,) if isinstance(common, str) and common.strip() else ()
-        called[path[:depth]] = name
-        taken.add(name.casefold())
-        yield Taxon(name, parent, rank, aliases, where)
+    for number, row in enumerate(read_categories(path, dict[str, Any])):
+        where = f"{path}: category {number}"
+        names = tuple(clean_name(str(row.get(key) or ""), where) for key in (*_RANKS[:-1], "name"))
+        for depth, rank in enumerate(_RANKS, 1):
+            if names[:depth] in called:
+                continue
+            parent, name = called.get(names[: depth - 1]), names[depth - 1]
+            species = depth == len(_RANKS)
+            if name.casefold() in taken and not species:
+                name = f"{name} ({parent})"
+            common = str(row.get("common_name") or "").strip() if species else ""
+            called[names[:depth]] = name
+            taken.add(name.casefold())
+            yield Taxon(name, parent, rank, (common,) if common else (), where)

@@ -6,17 +6,16 @@ import glob
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, groupby
+from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vlltr_index.data.decoding import ENDINGS
+from vlltr_index.data.files import open_parquet, read_lines
 from vlltr_index.data.objects import is_address, object_names
 from vlltr_index.errors import InputError
-
-__all__ = ["Pictures", "unlabelled_images"]
 
 _ROWS = 64
 
@@ -69,12 +68,9 @@ def _below(folder: Path) -> Iterator[str]:
 
 
 def _listed(path: Path) -> Iterator[str]:
-    try:
-        with path.open(encoding="utf-8-sig") as lines:
-            for line in filter(None, map(str.strip, lines)):
-                yield line if is_address(line) else str(path.parent / line)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a readable list: {error}", "Write a path a line, in UTF-8.") from None
+    for _, line in read_lines(path):
+        if line := line.strip():
+            yield line if is_address(line) else str(path.parent / line)
 
 
 def _objects(address: str) -> Iterator[str]:
@@ -85,20 +81,15 @@ def _objects(address: str) -> Iterator[str]:
 
 
 def _rows(path: Path, with_data: bool) -> Iterator[tuple[str, bytes]]:
-    try:
-        with pq.ParquetFile(path) as file:
-            if "image" not in file.schema_arrow.names:
-                raise InputError(f"{path} has no column image; it has {', '.join(file.schema_arrow.names)}")
-            if not with_data:
-                yield from ((f"{path}#{row}", b"") for row in range(file.metadata.num_rows))
-                return
-            row = 0
-            for batch in file.iter_batches(_ROWS, columns=["image"]):
-                for image in batch["image"].to_pylist():
-                    yield f"{path}#{row}", _bytes(image)
-                    row += 1
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a readable Parquet file: {error}", "Write the file again.") from None
+    with open_parquet(path, ["image"]) as file:
+        if not with_data:
+            yield from ((f"{path}#{row}", b"") for row in range(file.metadata.num_rows))
+            return
+        row = 0
+        for batch in file.iter_batches(_ROWS, columns=["image"]):
+            for image in batch["image"].to_pylist():
+                yield f"{path}#{row}", _bytes(image)
+                row += 1
 
 
 def _bytes(value: object) -> bytes:
@@ -126,32 +117,29 @@ class Pictures:
 
     def load(self) -> Iterator[tuple[str, str | bytes]]:
         """The name and the source of each."""
-        for path, named in groupby(self._named, lambda one: _parquet(*one)):
-            if path is None:
-                yield from ((name, self._whole(source)) for name, source in named)
+        for name, source in self._named:
+            if isinstance(source, bytes):
+                path, _, row = name.rpartition("#")
+                yield name, _row_at(os.path.join(self._root, path), int(row))
             else:
-                names = [name for name, _ in named]
-                yield from zip(
-                    names,
-                    _rows_at(self._whole(path), [int(n.rpartition("#")[2]) for n in names]),
-                    strict=True,
-                )
-
-    def _whole(self, source: str | bytes) -> str:
-        assert isinstance(source, str)
-        return source if is_address(source) else os.path.join(self._root, source)
+                yield name, source if is_address(source) else os.path.join(self._root, source)
 
 
-def _parquet(name: str, source: str | bytes) -> str | None:
-    return None if isinstance(source, str) else name.rpartition("#")[0]
+def _row_at(path: str, row: int) -> bytes:
+    """The image in a row of a Parquet file."""
+    starts = _starts(path)
+    group = bisect_right(starts, row) - 1
+    return _bytes(_group(path, group)[row - starts[group]].as_py())
 
 
-def _rows_at(path: str, rows: Sequence[int]) -> Iterator[bytes]:
-    """The images in some rows of a Parquet file, ascending; a row group is read once."""
-    with pq.ParquetFile(path) as file:
+@lru_cache(maxsize=8)
+def _starts(path: str) -> list[int]:
+    with open_parquet(path) as file:
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-        starts, held = list(accumulate(sizes, initial=0)), -1
-        for row in rows:
-            if (group := bisect_right(starts, row) - 1) != held:
-                held, images = group, file.read_row_group(group, columns=["image"])["image"]
-            yield _bytes(images[row - starts[group]].as_py())
+    return list(accumulate(sizes, initial=0))
+
+
+@lru_cache(maxsize=1)
+def _group(path: str, group: int) -> pa.ChunkedArray:
+    with open_parquet(path) as file:
+        return file.read_row_group(group, columns=["image"])["image"]

@@ -7,34 +7,29 @@ import hashlib
 import json
 import logging
 import re
-import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from time import sleep
 from typing import Any
 from urllib.error import HTTPError
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
 from vlltr_index.errors import InputError
 from vlltr_index.version import VERSION
-
-__all__ = ["Article", "Choose", "Match", "Page", "Wanted", "Wiki", "match_class", "mentions", "own_titles"]
 
 _log = logging.getLogger(__name__)
 
 _PAUSE, _WAIT, _LONGEST = 0.2, 5, 300  # seconds: before a request, until a busy server's next, and at most
 _TRIES = 4
 _TIMEOUT = 60
-_TITLES, _LONG = (
-    50,
-    4000,
-)  # titles a request: what the API takes from anybody; and their characters in an address
-_BUSY = frozenset({429, 500, 502, 503, 504, "maxlag", "ratelimited", "readonly"})
+_TITLES = 20  # a request: the API takes 50, but an address must not grow too long
+_BUSY = frozenset({429, 500, 502, 503, 504, "maxlag", "ratelimited", "readonly", "no connection"})
 _LATER = "Run it again later: what has come is kept."
 _ADDRESS = "Give the address of a wiki's api.php: --api https://en.wikipedia.org/w/api.php"
+_CONTACT = "Say how to reach you: --contact you@example.org"
 _LICENCES = (("by-sa/4.0", "CC BY-SA 4.0"), ("by-sa/3.0", "CC BY-SA 3.0"), ("publicdomain/zero", "CC0 1.0"))
 _ALWAYS = {"action": "query", "format": "json", "formatversion": "2", "maxlag": "5"}
 _PAGE = {"redirects": "1", "prop": "pageprops", "ppprop": "disambiguation|wikibase-shortdesc"}
@@ -45,11 +40,9 @@ _ARTICLE = {
 _SEARCH = {"list": "search", "srnamespace": "0", "srlimit": "10", "srprop": "redirecttitle"}
 
 _SHOWN = 12  # candidates
-_ENOUGH = 0.75  # share of words that a title must have in common with the name
 _FORBIDDEN = re.compile(r"[#<>\[\]|{}\x00-\x1f\x7f]")  # in titles
 _WORDNET = re.compile(r"n\d{8}\s+|\s*\(n\d{8}\)\Z")
 _NUMBER = re.compile(r"(?:n?\d+|/.*)\Z")  # names of folders, not of things
-_PARENTHESIS = re.compile(r"\s*\(([^()]*)\)\s*$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +88,8 @@ class Wiki:
         """The page of each title, other spellings and redirects followed; None where there is no article."""
         found: dict[str, Page | None] = {}
         asked = list(dict.fromkeys(titles))
-        for part in _batches(asked):
+        for start in range(0, len(asked), _TITLES):
+            part = asked[start : start + _TITLES]
             query = self._query(_PAGE, titles="|".join(part))
             steps = {s["from"]: s for kind in ("normalized", "redirects") for s in query.get(kind, ())}
             pages = {page["title"]: page for page in query.get("pages", ())}
@@ -154,48 +148,31 @@ class Wiki:
         contact = self.contact or "text for image recognition; no contact given"
         agent = f"vlltr-index/{VERSION} ({contact}) urllib"
         request = Request(address, headers={"User-Agent": agent, "Accept-Encoding": "gzip"})
-        pause, why, trouble = _PAUSE, "", ""
+        code: int | str = ""
+        pause, why, after = _PAUSE, "", ""
         for _ in range(_TRIES):
             sleep(pause)
-            code: int | str
             try:
                 with urlopen(request, timeout=_TIMEOUT) as response:
-                    data, headers = response.read(), response.headers
-                answer = json.loads(gzip.decompress(data) if headers["Content-Encoding"] == "gzip" else data)
+                    data, after = response.read(), response.headers["Retry-After"]
+                    zipped = response.headers["Content-Encoding"] == "gzip"
+                answer = json.loads(gzip.decompress(data) if zipped else data)
                 if "error" not in answer:
                     query: dict[str, Any] = answer["query"]
                     return query
-                code = answer["error"]["code"]
-                why = f"{code}: {answer['error']['info']}"
+                code, why = answer["error"]["code"], answer["error"]["info"]
             except HTTPError as error:
+                code, why, after = error.code, error.reason, error.headers["Retry-After"]
                 error.close()
-                code, headers, why = error.code, error.headers, f"HTTP {error.code} {error.reason}"
             except (OSError, EOFError, HTTPException) as error:
-                pause, trouble = _WAIT, f"cannot be reached: {getattr(error, 'reason', None) or error}"
-                continue
+                code, why, after = "no connection", str(getattr(error, "reason", None) or error), ""
             except (ValueError, KeyError, TypeError):
                 raise InputError(f"{self.url} does not answer as a MediaWiki API does", _ADDRESS) from None
-            if code not in _BUSY:
-                hint = "Say how to reach you: --contact you@example.org" if code == 403 else _ADDRESS
-                raise InputError(f"{self.url} refused the request: {why}", hint)
-            asked = headers["Retry-After"] or ""
-            pause, trouble = int(asked) if asked.isdecimal() else _WAIT, f"is busy; its last answer: {why}"
-            _log.info("%s: %s; to be asked again in %d s", self.url, why, pause)
-            if pause > _LONGEST:
+            pause = int(after) if str(after).isdecimal() else _WAIT
+            if code not in _BUSY or pause > _LONGEST:
                 break
-        raise InputError(f"{self.url} {trouble}", _LATER)
-
-
-def _batches(titles: Sequence[str]) -> Iterator[list[str]]:
-    """Titles for one request each: few enough for the API, and short enough for an address."""
-    part: list[str] = []
-    for title in titles:
-        if part and (len(part) == _TITLES or len(quote("|".join([*part, title]))) > _LONG):
-            yield part
-            part = []
-        part.append(title)
-    if part:
-        yield part
+        hint = _LATER if code in _BUSY else _CONTACT if code == 403 else _ADDRESS
+        raise InputError(f"{self.url} gives no answer: {code}: {why}", hint)
 
 
 def _page(title: str, steps: Mapping[str, Any], pages: Mapping[str, Any]) -> Page | None:
@@ -213,123 +190,74 @@ def _page(title: str, steps: Mapping[str, Any], pages: Mapping[str, Any]) -> Pag
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """A class that needs an article; `title` settles which."""
-
-    name: str
-    aliases: tuple[str, ...] = ()
-    title: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Match:
     """The article chosen for a class, or why there is none and which ones there are."""
 
     page: Page | None
     why: str = ""
     candidates: tuple[str, ...] = ()
-    settled: bool = False  # by a title that was given or chosen
 
 
-Choose = Callable[[str, Sequence[str]], str | None]
-
-
-def match_class(
-    wanted: Wanted, own: Mapping[str, Page | None], wiki: Wiki, hint: str | None, choose: Choose | None
-) -> Match:
+def match_class(names: Sequence[str], own: Mapping[str, Page | None], wiki: Wiki, hint: str | None) -> Match:
     """The best article of a class.
 
     A page called `name (hint)` is best, then one of the class's own names, then an alias; with a hint, a page whose
     title or short description has it goes first. A disambiguation page, and a name that only a search finds, are
-    settled by the hint, or by a title of nearly the same words; what remains is asked of `choose`, else reported.
+    settled by the hint where it fits one of the articles that have the name in their title.
 
     Args:
-        wanted: The class.
+        names: The class's name and aliases.
         own: The pages of its `own_titles`.
         wiki: Where to look further.
         hint: A word or two that all classes have in common, such as `bird`.
-        choose: Called with the class's name and the candidates; returns a title, or None to leave it open.
     """
     ambiguous = doubtful = None
     candidates: list[str] = []
-    for title in own_titles(wanted, hint):
+    for title in own_titles(names, hint):
         page = own[title]
         if page is None:
             continue
         if page.disambiguation:
             ambiguous = ambiguous or page
-        elif wanted.title:
-            return Match(page, settled=True)
         elif page.fragment:
             candidates.append(page.title)
         elif not hint or mentions(hint, title, page.title, page.description):
             return Match(page)
         else:
             doubtful = doubtful or page
+    spelled = _spellings(names)
     if ambiguous:
         candidates += wiki.links(ambiguous)
-    elif wanted.title:
-        return Match(None, f"there is no page {wanted.title!r}")
-    elif names := _spellings(wanted):
-        candidates += wiki.search(f"{names[0]} {hint or ''}".strip())
-    candidates = sorted(dict.fromkeys(candidates), key=lambda title: -_likeness(wanted, title))[:_SHOWN]
-    page = _most_alike(wanted, candidates, wiki, hint) if hint or not ambiguous else None
-    if page or doubtful:
-        return Match(page or doubtful)
+    elif spelled:
+        candidates += wiki.search(f"{spelled[0]} {hint or ''}".strip())
+    candidates = list(dict.fromkeys(candidates))[:_SHOWN]
+    near = wiki.pages([title for title in candidates if hint and mentions(spelled[0], title)])
+    fitting = {p.title: p for p in near.values() if p and not (p.disambiguation or p.fragment)}
+    of_kind = [p for p in fitting.values() if hint and mentions(hint, p.title, p.description)]
+    if doubtful or len(of_kind) == 1:
+        return Match(of_kind[0] if len(of_kind) == 1 else doubtful)
     why = f"{ambiguous.title!r} may mean several things" if ambiguous else "no article of that name"
-    if candidates and choose and (chosen := choose(wanted.name, candidates)):
-        page = wiki.pages([chosen])[chosen]
-        if page and not page.disambiguation:
-            return Match(page, settled=True)
-        why = f"there is no article {chosen!r}"
     return Match(None, why if ambiguous or candidates else "no article found", tuple(candidates))
 
 
-def own_titles(wanted: Wanted, hint: str | None) -> list[str]:
-    """The titles to look at first, likeliest first: the one that was given, else the class's names."""
-    names = _spellings(wanted)
-    return [wanted.title] if wanted.title else [*(f"{name} ({hint})" for name in names if hint), *names]
+def own_titles(names: Sequence[str], hint: str | None) -> list[str]:
+    """The titles to look at first for a class of these names, likeliest first."""
+    spelled = _spellings(names)
+    return [*(f"{name} ({hint})" for name in spelled if hint), *spelled]
 
 
-def _spellings(wanted: Wanted) -> list[str]:
+def _spellings(names: Sequence[str]) -> list[str]:
     """A class's names as titles, likeliest first: without underscores, WordNet numbers, and aliases that are paths.
 
     `a, b` may be called a or b too, and `a/b` `b a` or a.
     """
     found: list[str] = []
-    for one in (wanted.name, *(alias for alias in wanted.aliases if not _NUMBER.match(alias))):
+    for one in (names[0], *(alias for alias in names[1:] if not _NUMBER.match(alias))):
         plain = _WORDNET.sub("", one.replace("_", " "), count=1)
         parts = plain.split("/")
         found += [plain, *plain.split(","), " ".join(reversed(parts)), parts[0]]
     titles = (" ".join(_FORBIDDEN.sub(" ", text).split()).strip(" :") for text in found)
     return [title for title in dict.fromkeys(titles) if title]
-
-
-def _most_alike(wanted: Wanted, titles: Sequence[str], wiki: Wiki, hint: str | None) -> Page | None:
-    """The one page whose title has most of the name's words, nearly all at least; with a hint, of that kind too."""
-    found: dict[tuple[float, bool], dict[str, Page]] = {}
-    for title, page in wiki.pages([t for t in titles if _likeness(wanted, t) >= _ENOUGH]).items():
-        if page is None or page.disambiguation or page.fragment:
-            continue
-        if not hint or mentions(hint, page.title, page.description):
-            rank = _likeness(wanted, title), mentions(hint or "", page.title)
-            found.setdefault(rank, {})[page.title] = page
-    best = list(found[max(found)].values()) if found else []
-    return best[0] if len(best) == 1 else None
-
-
-def _likeness(wanted: Wanted, title: str) -> float:
-    """The Jaccard index of a title's words and the class's, for the name or alias that fits best."""
-    words, names = _words(title), map(_words, _spellings(wanted))
-    return max((len(words & name) / len(words | name) for name in names if name), default=0.0)
-
-
-def _words(title: str) -> frozenset[str]:
-    """A title's words without case, accents, plural s, and what stands in parentheses at its end."""
-    plain = unicodedata.normalize("NFKD", _PARENTHESIS.sub("", title)).casefold()
-    plain = "".join(c for c in plain if not unicodedata.combining(c))
-    words = re.findall(r"\w+", plain.replace("'", ""))
-    return frozenset(w[:-1] if len(w) > 3 and w.endswith("s") and not w.endswith("ss") else w for w in words)
 
 
 def mentions(hint: str, *texts: str | None) -> bool:

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 
 from vlltr_index.data.text import MAX_SENTENCE, normalise_text, split_sentences
 
-__all__ = ["DROPPED_SECTIONS", "article_sentences", "near_duplicates", "plain_text", "sections"]
-
 DROPPED_SECTIONS: dict[str, tuple[str, ...]] = {
     "en": ("References", "External links", "Further reading", "Bibliography", "See also", "Notes"),
     "de": ("Einzelnachweise", "Weblinks", "Literatur", "Siehe auch", "Anmerkungen"),
@@ -53,12 +51,9 @@ def _mend(line: str) -> str:
     return line
 
 
-def sections(text: str, dropped: Sequence[str], only: Sequence[str] = ()) -> list[tuple[str, str]]:
-    """Headings and bodies of an article, without those of `dropped` and all below them; the lead has no heading.
-
-    With `only`, just the lead and those sections, with all below them. Case does not count.
-    """
-    away, wanted = ({normalise_text(h).casefold() for h in headings} for headings in (dropped, only))
+def sections(text: str, dropped: Sequence[str]) -> list[tuple[str, str]]:
+    """Headings and bodies of an article, without those of `dropped` and all below them; the lead has no heading."""
+    away = set(map(str.casefold, dropped))
     found: list[tuple[str, list[str]]] = [("", [])]
     path: list[tuple[int, str]] = []  # the open headings with their levels
     kept = True
@@ -66,8 +61,7 @@ def sections(text: str, dropped: Sequence[str], only: Sequence[str] = ()) -> lis
         if match := _HEADING.fullmatch(line.strip()):
             level, heading = len(match[1]), normalise_text(match[2])
             path = [*(above for above in path if above[0] < level), (level, heading.casefold())]
-            names = {name for _, name in path}
-            kept = not names & away and (not wanted or bool(names & wanted))
+            kept = not away.intersection(name for _, name in path)
             if kept:
                 found.append((heading, []))
         elif kept:
@@ -75,14 +69,14 @@ def sections(text: str, dropped: Sequence[str], only: Sequence[str] = ()) -> lis
     return [(heading, "\n".join(lines)) for heading, lines in found]
 
 
-def article_sentences(extract: str, dropped: Sequence[str], only: Sequence[str] = ()) -> list[str]:
+def article_sentences(extract: str, dropped: Sequence[str]) -> list[str]:
     """The sentences of an extract, each different one once; see `sections` for what is left out.
 
     Left out too: what has fewer than three words or no end, as items of lists; and what is not whole, because a
     formula or markup is in it.
     """
     found: dict[str, str] = {}
-    for _, body in sections(plain_text(extract), dropped, only):
+    for _, body in sections(plain_text(extract), dropped):
         for sentence in (s for line in body.splitlines() for s in split_sentences(line)):
             whole = len(sentence.split()) >= _MIN_WORDS and len(sentence) <= MAX_SENTENCE
             if whole and _END.search(sentence) and not _MARKUP.search(sentence):

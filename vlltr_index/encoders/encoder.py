@@ -15,13 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlltr_index.encoders import openclip, weights
-from vlltr_index.encoders.tokenizing import HubTokenizer, Tokenizer, Tokens, WordTokenizer
+from vlltr_index.encoders.openclip import Tokenizer, Tokens, WordTokenizer
 from vlltr_index.encoders.weights import Precision, revision, weights_digest
 from vlltr_index.errors import EncoderError, InputError
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.tensors import choose_device, float32_by
-
-__all__ = ["Encoder", "Tokens"]
 
 _TOKENS_A_BATCH = 16_384
 
@@ -99,13 +97,13 @@ class Encoder:
         text = config["model_cfg"]["text_cfg"]
         tokenizer: Tokenizer
         if config["tokenizer"] == "words":
-            tokenizer = WordTokenizer.build(texts or (), text["context_length"])
-            if not tokenizer.words:
+            tokenizer = words = WordTokenizer.build(texts or (), text["context_length"])
+            text["vocab_size"] = words.vocab_size
+            if not words.words:
                 raise EncoderError(
                     f"{model} builds its vocabulary from the sentences, and there are none",
                     "Run: vlltr ingest text PATH",
                 )
-            text["vocab_size"] = tokenizer.vocab_size
         else:
             tokenizer = openclip.make_tokenizer(config)
         weights.set_image_size(config, image_size, resize)
@@ -147,15 +145,8 @@ class Encoder:
         try:
             source = weights.read_source(model, pretrained)
             config = source.config
-            vision, text = config["model_cfg"]["vision_cfg"], config["model_cfg"]["text_cfg"]
-            resized, stored = config.get("resized"), vision.get("image_size", 224)
-            tokenizer: Tokenizer
-            if config["tokenizer"] == "words":
-                tokenizer = WordTokenizer.open(
-                    Path(source.where).parent / "words.json", text["context_length"]
-                )
-            else:
-                tokenizer = openclip.make_tokenizer(config, source.folder)
+            resized, stored = config.get("resized"), config["model_cfg"]["vision_cfg"].get("image_size", 224)
+            tokenizer = openclip.make_tokenizer(config, source.folder)
             weights.set_image_size(config, image_size, resize)
             built = openclip.build_model(config["model_cfg"], drawn=False)
             if resized:
@@ -166,21 +157,14 @@ class Encoder:
             precision = precision or source.precision
             return cls(built, tokenizer, config, name=source.name, precision=precision, device=device)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            where = f"{model}:{pretrained}" if pretrained else model
             raise EncoderError(
-                f"what describes the encoder {where} is damaged: {type(error).__name__}: {error}"
+                f"what describes the encoder {model}:{pretrained or ''} is damaged: {error!r}"
             ) from error
 
     @classmethod
-    def open(
-        cls,
-        folder: str | Path,
-        *,
-        image_size: int | None = None,
-        device: str | torch.device | None = None,
-    ) -> Encoder:
+    def open(cls, folder: str | Path, device: str | torch.device | None = None) -> Encoder:
         """Read what `save` wrote, as `load` does."""
-        return cls.load("local-dir", str(folder), image_size=image_size, device=device)
+        return cls.load("local-dir", str(folder), device=device)
 
     def save(self, folder: str | Path) -> None:
         """Write encoder.json, model.safetensors and a tokenizer that does not ship into `folder`.
@@ -195,21 +179,12 @@ class Encoder:
         (folder / "encoder.json").write_text(
             json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8"
         )
-        if isinstance(self.tokenizer, WordTokenizer):
-            self.tokenizer.save(folder / "words.json")
-        elif isinstance(self.tokenizer, HubTokenizer):
-            self.tokenizer.save(folder)
+        self.tokenizer.save(folder)
 
     def copy(self) -> Encoder:
         """A second encoder with the same weights in its own memory, as a teacher needs it."""
-        return Encoder(
-            deepcopy(self.model),
-            self.tokenizer,
-            self._config,
-            name=self.name,
-            precision=self.precision,
-            device=self.device,
-        )
+        how: dict[str, Any] = {"name": self.name, "precision": self.precision, "device": self.device}
+        return Encoder(deepcopy(self.model), self.tokenizer, self._config, **how)
 
     def learn_words(self, texts: Iterable[str], seed: int) -> int:
         """Give the words of `texts` that a word vocabulary lacks a row each; returns how many there were.
@@ -283,9 +258,8 @@ class Encoder:
             facts = {
                 "architecture": {k: v for k, v in self._config["model_cfg"].items() if k != drop},
                 "weights": weights_digest(state),
-                "precision": "bf16"
-                if self.precision == "bf16"
-                else "fp32",  # tf32 is a note beside the vectors
+                # tf32 is a note beside the vectors
+                "precision": "bf16" if self.precision == "bf16" else "fp32",
                 "input": self.tokenizer.identity() if tower == "text" else self._config["preprocess_cfg"],
             }
             self._digests[tower] = (now, short(digest_json(facts)))

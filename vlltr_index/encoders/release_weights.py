@@ -17,35 +17,19 @@ from torch import Tensor
 
 from vlltr_index.encoders import openclip
 from vlltr_index.encoders.encoder import Encoder
-from vlltr_index.encoders.weights import OPENAI_MARKS, Precision, load_checkpoint, preprocessing
-from vlltr_index.errors import EncoderError, UsageError
+from vlltr_index.encoders.weights import OPENAI_MARKS, Precision, load_checkpoint, preprocessing, tensors_in
+from vlltr_index.errors import EncoderError
 from vlltr_index.heads.lgr import LGRHead
-
-__all__ = [
-    "ReleaseCheckpoint",
-    "anchor_vectors",
-    "fusion_alpha",
-    "model_config",
-    "read_release",
-    "release_head",
-    "stage_one_encoder",
-    "stage_two_encoder",
-]
 
 _HEAD_WIDTH = 64
 _MEAN, _STD = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_HEAD_NAMES = {
-    "text_block.attn.norm1q.weight": "query_norm.weight",
-    "text_block.attn.norm1q.bias": "query_norm.bias",
-    "text_block.attn.norm1k.weight": "key_norm.weight",
-    "text_block.attn.norm1k.bias": "key_norm.bias",
-    "text_block.attn.wq.weight": "query_proj.weight",
-    "text_block.attn.wk.weight": "key_proj.weight",
-    "text_block.visual_fc.0.weight": "visual_head.0.weight",
-    "text_block.visual_fc.0.bias": "visual_head.0.bias",
-    "text_block.visual_fc.2.weight": "visual_head.2.weight",
-    "text_block.visual_fc.2.bias": "visual_head.2.bias",
+_HEAD_PARTS = {
+    "text_block.attn.norm1q": "query_norm",
+    "text_block.attn.norm1k": "key_norm",
+    "text_block.attn.wq": "query_proj",
+    "text_block.attn.wk": "key_proj",
+    "text_block.visual_fc": "visual_head",
     "logit_scale": "log_logit_scale",
 }
 
@@ -69,34 +53,23 @@ class ReleaseCheckpoint:
     epoch: int | None = None
 
 
-def read_release(path: Path, stage: int | None = None) -> ReleaseCheckpoint:
+def read_release(path: Path) -> ReleaseCheckpoint:
     """Read a checkpoint: tensors, plain values and `argparse.Namespace`, nothing else; nothing in it is executed.
 
     Args:
         path: What the release's training program saved, or its weights alone.
-        stage: What it must be; default: whatever it is.
 
     Raises:
         EncoderError: If the file is missing or damaged, holds more than that, or is no checkpoint of the release.
-        UsageError: If it is one of the other stage.
     """
-    value = load_checkpoint(path, [argparse.Namespace])
-    whole = value if isinstance(value, dict) else {}
-    weights = next((whole[k] for k in ("model", "state_dict") if isinstance(whole.get(k), dict)), whole)
-    state = {k: v for k, v in weights.items() if isinstance(k, str) and isinstance(v, Tensor)}
-    if state and all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
+    whole = load_checkpoint(path, [argparse.Namespace])
+    state = tensors_in(whole)
     found = _stage(path, state)
-    if stage is not None and stage != found:
-        raise UsageError(
-            f"{path} is a checkpoint of stage {found}, not of stage {stage}",
-            f"Run: vlltr import release {path}",
-        )
     floats = {k: v.float() if v.is_floating_point() else v for k, v in state.items() if k not in OPENAI_MARKS}
-    epoch = whole.get("epoch")
-    return ReleaseCheckpoint(
-        path, found, floats, _plain(whole.get("args")), epoch if isinstance(epoch, int) else None
-    )
+    args, epoch = whole.get("args"), whole.get("epoch")
+    options = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
+    plain = {str(k): v for k, v in options.items() if v is None or isinstance(v, str | int | float | bool)}
+    return ReleaseCheckpoint(path, found, floats, plain, epoch if isinstance(epoch, int) else None)
 
 
 def _stage(path: Path, state: dict[str, Tensor]) -> Literal[1, 2]:
@@ -104,18 +77,11 @@ def _stage(path: Path, state: dict[str, Tensor]) -> Literal[1, 2]:
         return 1
     if any(name.startswith("text_block.") for name in state) and "visual.conv1.weight" in state:
         return 2
-    hint = (
-        "Expected what the release's training saves: checkpoint.pth of its pre-training or its fine-tuning."
-    )
-    if "fc.weight" in state and "visual.conv1.weight" in state:
-        hint = "It is the release's model without text: there is no head for it here."
     shown = ", ".join(sorted(state)[:3]) or "no weights"
-    raise EncoderError(f"{path} is no checkpoint of the VL-LTR release: it holds {shown}", hint)
-
-
-def _plain(args: Any) -> dict[str, str | int | float | bool | None]:
-    values = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
-    return {str(k): v for k, v in values.items() if v is None or isinstance(v, str | int | float | bool)}
+    raise EncoderError(
+        f"{path} is no checkpoint of the VL-LTR release: it holds {shown}",
+        "Expected checkpoint.pth of its pre-training or its fine-tuning; its model without text has no head for here.",
+    )
 
 
 def fusion_alpha(checkpoint: ReleaseCheckpoint) -> float | None:
@@ -137,44 +103,33 @@ def model_config(state: dict[str, Tensor], where: str) -> dict[str, Any]:
         EncoderError: If a weight is missing or of an impossible shape.
     """
     try:
-        width = state["ln_final.weight"].shape[0]
+        text_width, pooled = state["ln_final.weight"].shape[0], "visual.attnpool.positional_embedding"
+        resnet = pooled in state
+        positions = state[pooled if resnet else "visual.positional_embedding"].shape[0]
+        patch = state["visual.conv1.weight"].shape[3]
+        grid = round((positions - 1) ** 0.5)
+        vision: dict[str, Any] = {
+            "image_size": (32 if resnet else patch) * grid,
+            "layers": [_count(state, rf"visual\.layer{n}\.(\d+)\.") for n in (1, 2, 3, 4)]
+            if resnet
+            else _count(state, r"visual\.transformer\.resblocks\.(\d+)\."),
+            "width": state["visual.layer1.0.conv1.weight" if resnet else "visual.conv1.weight"].shape[0],
+            "patch_size": None if resnet else patch,
+        }
         text = {
             "context_length": state["positional_embedding"].shape[0],
             "vocab_size": state["token_embedding.weight"].shape[0],
-            "width": width,
-            "heads": width // _HEAD_WIDTH,
+            "width": text_width,
+            "heads": text_width // _HEAD_WIDTH,
             "layers": _count(state, r"transformer\.resblocks\.(\d+)\."),
         }
-        return {
-            "embed_dim": state["text_projection"].shape[1],
-            "quick_gelu": True,
-            "vision_cfg": _vision_config(state),
-            "text_cfg": text,
-        }
+        dim = state["text_projection"].shape[1]
     except (KeyError, IndexError) as error:
         raise EncoderError(
             f"{where} lacks weights of CLIP's towers, or one has another shape: {error}",
             "Fetch or copy the file again.",
         ) from None
-
-
-def _vision_config(state: dict[str, Tensor]) -> dict[str, Any]:
-    if "visual.attnpool.positional_embedding" in state:
-        grid = round((state["visual.attnpool.positional_embedding"].shape[0] - 1) ** 0.5)
-        return {
-            "image_size": 32 * grid,
-            "layers": [_count(state, rf"visual\.layer{n}\.(\d+)\.") for n in (1, 2, 3, 4)],
-            "width": state["visual.layer1.0.conv1.weight"].shape[0],
-            "patch_size": None,
-        }
-    patch = state["visual.conv1.weight"].shape[3]
-    grid = round((state["visual.positional_embedding"].shape[0] - 1) ** 0.5)
-    return {
-        "image_size": patch * grid,
-        "layers": _count(state, r"visual\.transformer\.resblocks\.(\d+)\."),
-        "width": state["visual.conv1.weight"].shape[0],
-        "patch_size": patch,
-    }
+    return {"embed_dim": dim, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
 
 
 def _count(state: dict[str, Tensor], pattern: str) -> int:
@@ -211,14 +166,9 @@ def stage_one_encoder(checkpoint: ReleaseCheckpoint, precision: Precision = "fp3
         )
     model = openclip.build_model(cfg, drawn=False)
     openclip.load_state(model, checkpoint.state, where)
-    return Encoder(model, tokenizer, config, name=_architecture(cfg), precision=precision)
-
-
-def _architecture(cfg: dict[str, Any]) -> str:
-    """open_clip's name for a configuration, else one made from its sizes."""
-    known = openclip.known_as(cfg)
     kind = "RN" if isinstance(cfg["vision_cfg"]["layers"], list) else "ViT"
-    return known or f"{kind} of width {cfg['vision_cfg']['width']}"
+    name = openclip.known_as(cfg) or f"{kind} of width {cfg['vision_cfg']['width']}"
+    return Encoder(model, tokenizer, config, name=name, precision=precision)
 
 
 def stage_two_encoder(checkpoint: ReleaseCheckpoint, base: Encoder) -> Encoder:
@@ -243,8 +193,7 @@ def stage_two_encoder(checkpoint: ReleaseCheckpoint, base: Encoder) -> Encoder:
     except EncoderError as error:
         raise EncoderError(
             error.message,
-            f"Its image tower is not {base.name}'s, which the workspace has. Import the stage 1 checkpoint "
-            "that belongs to it first.",
+            f"Its image tower is not {base.name}'s. Import the stage 1 checkpoint that belongs to it first.",
         ) from None
     return Encoder(model, base.tokenizer, config, name=base.name, precision=base.precision)
 
@@ -259,25 +208,23 @@ def release_head(checkpoint: ReleaseCheckpoint, rows: Tensor | None = None) -> L
     Raises:
         EncoderError: If it is not the two-branch head of the paper, or shapes do not fit each other.
     """
-    state = checkpoint.state
-    missing = [name for name in _HEAD_NAMES if name not in state]
-    if missing:
-        raise EncoderError(
-            f"{checkpoint.path} has no {missing[0]}: it is not the release's two-branch head with a scale",
-            "Heads of the paper's method can be imported: LGR_r50, LGR_vit16 and their variants.",
-        )
-    own = {ours: state[theirs] for theirs, ours in _HEAD_NAMES.items()}
-    own["log_logit_scale"] = own["log_logit_scale"].reshape(())
-    last = ("visual_head.2.weight", "visual_head.2.bias")
-    own |= {name: own[name][rows] for name in last if rows is not None}
-    head = LGRHead(len(own["query_norm.weight"]), len(own[last[0]]), visual="mlp", loss_bias=False)
+    own = {
+        name.replace(theirs, ours, 1): value
+        for theirs, ours in _HEAD_PARTS.items()
+        for name, value in checkpoint.state.items()
+        if name.startswith(theirs)
+    }
     try:
+        own["log_logit_scale"] = own["log_logit_scale"].reshape(())
+        for name in ("visual_head.2.weight", "visual_head.2.bias"):
+            own[name] = own[name] if rows is None else own[name][rows]
+        classes, width = own["visual_head.2.weight"].shape[0], len(own["query_norm.weight"])
+        head = LGRHead(width, classes, visual="mlp", loss_bias=False)
         head.load_state_dict(own)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1:2] or [str(error)]
+    except (KeyError, RuntimeError) as error:
         raise EncoderError(
-            f"the head in {checkpoint.path} has weights that do not fit each other: {first[0].strip()}",
-            "Fetch or copy the file again.",
+            f"{checkpoint.path} does not hold the release's two-branch head with a scale: {error}",
+            "Heads of the paper's method can be imported: LGR_r50, LGR_vit16 and their variants.",
         ) from None
     return head.eval()
 
@@ -289,16 +236,11 @@ def anchor_vectors(checkpoint: ReleaseCheckpoint) -> list[Tensor]:
         EncoderError: If there are none, they are not finite, or a class has none.
     """
     table = checkpoint.state.get("text_embeddings")
-    if table is None or table.ndim != 3 or not bool(table.isfinite().all()):
+    usable = table is not None and table.ndim == 3 and bool(table.isfinite().all())
+    parts = [rows[rows.abs().amax(1) > 0] for rows in table] if table is not None and usable else []
+    if not parts or not all(map(len, parts)):
         raise EncoderError(
-            f"{checkpoint.path} holds no usable text_embeddings [classes, sentences, width]",
-            "Leave its anchors out; vlltr embed and vlltr select choose new ones.",
-        )
-    parts = [rows[rows.abs().amax(1) > 0] for rows in table]
-    empty = next((n for n, rows in enumerate(parts) if not len(rows)), None)
-    if empty is not None:
-        raise EncoderError(
-            f"{checkpoint.path}: class {empty} has no anchor: the checkpoint was made without its texts",
+            f"{checkpoint.path} holds no usable text_embeddings [classes, sentences, width] for each class",
             "Leave its anchors out; vlltr embed and vlltr select choose new ones.",
         )
     return parts

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import pickle
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,36 +18,34 @@ import open_clip
 import torch
 from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from vlltr_index.errors import EncoderError, MissingPackageError, VlltrError
 
-__all__ = [
-    "OPENAI_MARKS",
-    "Precision",
-    "Source",
-    "check_packages",
-    "check_side",
-    "check_source",
-    "find_config",
-    "load_checkpoint",
-    "preprocessing",
-    "read_json",
-    "read_source",
-    "read_weights",
-    "revision",
-    "set_image_size",
-    "weights_digest",
-]
-
 OPENAI_MARKS = frozenset({"input_resolution", "context_length", "vocab_size"})
 """Entries that only OpenAI's own CLIP files have beside their weights."""
 
-_ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-_CONVERT_HINT = "Save them with: safetensors.torch.save_file(model.state_dict(), 'FILE.safetensors')"
+Config = dict[str, Any]
+"""`model_cfg` and `preprocess_cfg` as in an open_clip_config.json, and `tokenizer`: "open_clip" or "words"."""
+
+Precision = Literal["fp32", "tf32", "bf16"]
+
 _Json = TypeVar("_Json", dict[str, Any], list[Any])
+
+_log = logging.getLogger(__name__)
+
+_OWN, _SHIPPED = "vlltr-tiny", "glyphs"
+_SAVED_FILE, _CONFIG_FILE = "encoder.json", "open_clip_config.json"
+_FORMAT = 1
+_WEIGHT_FILES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+    "pytorch_model.bin",
+)
 
 
 def read_json(path: Path, kind: type[_Json]) -> _Json:
@@ -59,30 +56,36 @@ def read_json(path: Path, kind: type[_Json]) -> _Json:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise EncoderError(f"no such file: {path}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise EncoderError(f"{path} is not valid JSON: {error}") from None
+        raise EncoderError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(value, kind):
         raise EncoderError(f"{path} must hold a JSON {'object' if kind is dict else 'array'}")
     return value
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, on the CPU, by name.
-
-    A training checkpoint's `state_dict` is taken out, and the `module.` that data-parallel training puts before
-    every name is dropped. Nothing in the file is executed.
+    """The tensors of a file, on the CPU, by name: see `tensors_in`. Nothing in the file is executed.
 
     Raises:
-        EncoderError: If the file is missing or damaged, or holds anything but tensors.
+        EncoderError: If the file is missing or damaged, or holds no tensors.
     """
-    value = load_checkpoint(path)
-    if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
-        value = value["state_dict"]
-    state = value if isinstance(value, dict) else {}
-    if not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise EncoderError(f"{path} does not hold weights by name", _CONVERT_HINT)
+    if state := tensors_in(load_checkpoint(path)):
+        return state
+    raise EncoderError(
+        f"{path} does not hold weights by name",
+        "Save them with: safetensors.torch.save_file(model.state_dict(), 'FILE.safetensors')",
+    )
+
+
+def tensors_in(checkpoint: Any) -> dict[str, Tensor]:
+    """The tensors of a training checkpoint, by name.
+
+    Its `state_dict` or `model` is taken out, and the `module.` that data-parallel training puts before every name is
+    dropped.
+    """
+    whole = checkpoint if isinstance(checkpoint, dict) else {}
+    found = next((whole[k] for k in ("model", "state_dict") if isinstance(whole.get(k), dict)), whole)
+    state = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return state
@@ -94,52 +97,34 @@ def load_checkpoint(path: Path, allowed: Sequence[type] = ()) -> Any:
     Nothing in the file is executed.
 
     Args:
-        path: A .safetensors, .pt, .pth, .bin or .ckpt file.
+        path: A .safetensors file, or one that torch saved.
         allowed: Classes whose instances may be in it too. Only such as merely hold values: `argparse.Namespace`.
 
     Raises:
         EncoderError: If the file is missing or damaged, or holds anything else.
     """
-    if path.suffix.lower() not in _ENDINGS:
-        raise EncoderError(
-            f"{path} does not end like a file of weights",
-            f"Weights end in one of {', '.join(_ENDINGS)}. An archive has to be unpacked first.",
-        )
     if not path.is_file():
         raise EncoderError(f"no such file: {path}", "Check the path.")
     try:
         if path.suffix.lower() == ".safetensors":
             return load_file(str(path))
-        if _is_torchscript(path):
-            raise EncoderError(
-                f"{path} is a TorchScript archive: opening it would run the program inside",
-                "If you trust where it comes from, take the weights out once, and name the new file instead: "
-                'python -c "import torch, safetensors.torch as s; '
-                f"s.save_file({{k: v.clone() for k, v in torch.jit.load({path.name!r}, 'cpu').state_dict().items()}}, "
-                f'{path.with_suffix(".safetensors").name!r})"',
-            )
         with torch.serialization.safe_globals(list(allowed)):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+    except Exception as error:  # torch and safetensors raise many kinds for damaged files
+        hint = "Fetch or copy it again, unpack it if it is an archive, or save its weights as .safetensors."
+        if _is_torchscript(path):
+            hint = (
+                "It is a program (TorchScript). If you trust where it comes from, take the weights out once, and name "
+                'the new file instead: python -c "import torch, safetensors.torch as s; '
+                f"s.save_file({{k: v.clone() for k, v in torch.jit.load({path.name!r}, 'cpu').state_dict().items()}}, "
+                f'{path.with_suffix(".safetensors").name!r})"'
+            )
+        elif not allowed:
+            hint += f"\nIf it is a checkpoint of the VL-LTR release: vlltr import release {path}"
         raise EncoderError(
-            f"{path} is refused: it is damaged, or holds more than tensors, and loading it could run code",
-            _CONVERT_HINT
-            if allowed
-            else f"{_CONVERT_HINT}\nIf it is a checkpoint of the VL-LTR release: vlltr import release {path}",
-        ) from None
-    except (
-        SafetensorError,
-        zipfile.BadZipFile,
-        RuntimeError,
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-    ) as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise EncoderError(
-            f"{path} is damaged or not a file of weights: {type(error).__name__}: {first}",
-            "Fetch or copy it again.",
+            f"{path} is refused: it is damaged, or holds more than tensors, and loading it could run code "
+            f"({type(error).__name__})",
+            hint,
         ) from None
 
 
@@ -168,26 +153,6 @@ def revision(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
     return tuple((value._version, value.data_ptr()) for value in tensors)
 
 
-_log = logging.getLogger(__name__)
-
-Config = dict[str, Any]
-"""`model_cfg` and `preprocess_cfg` as in an open_clip_config.json, and `tokenizer`: "open_clip" or "words"."""
-
-Precision = Literal["fp32", "tf32", "bf16"]
-
-_OWN, _SHIPPED = "vlltr-tiny", "glyphs"
-_SAVED_FILE, _CONFIG_FILE = "encoder.json", "open_clip_config.json"
-_FORMAT = 1
-_WEIGHT_FILES = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "open_clip_pytorch_model.pth",
-    "pytorch_model.bin",
-)
-
-
 @dataclass
 class Source:
     """Weights and the configuration they need; `folder` is where a tokenizer's files may lie."""
@@ -211,30 +176,25 @@ def find_config(model: str) -> Config:
 
     Raises:
         EncoderError: If there is none; the hint names the closest.
-        MissingPackageError: See `check_packages`.
+        MissingPackageError: If it needs transformers, which is not installed.
     """
     if model == _OWN:
         text = (files("vlltr_index.encoders") / f"{_OWN}.json").read_text(encoding="utf-8")
         return cast(Config, json.loads(text))
-    name = model.replace("/", "-")
-    if name not in open_clip.list_models():
+    cfg = open_clip.get_model_config(model.replace("/", "-"))
+    if cfg is None:
         close = get_close_matches(model, [_OWN, *open_clip.list_models()], n=3, cutoff=0.5)
-        hint = f"Did you mean {' or '.join(close)}? " if close else "For example ViT-B-16-quickgelu:openai. "
         raise EncoderError(
             f"no encoder is called {model!r}",
-            hint + "`python -c 'import open_clip; print(open_clip.list_models())'` lists them.",
+            (f"Did you mean {' or '.join(close)}? " if close else "For example ViT-B-16-quickgelu:openai. ")
+            + "`python -c 'import open_clip; print(open_clip.list_models())'` lists them.",
         )
-    cfg = open_clip.get_model_config(name)
-    check_packages(model, cfg)
+    _check_packages(model, cfg)
     return {"model_cfg": cfg, "preprocess_cfg": preprocessing({}), "tokenizer": "open_clip"}
 
 
-def check_packages(name: str, model_cfg: Config) -> None:
-    """See whether what a model's text side is made with is installed.
-
-    Raises:
-        MissingPackageError: If it needs transformers, which is not.
-    """
+def _check_packages(name: str, model_cfg: Config) -> None:
+    """See whether what a model's text side is made with is installed."""
     text = model_cfg.get("text_cfg") or {}
     part = text.get("hf_model_name") or text.get("hf_tokenizer_name")
     if part and find_spec("transformers") is None:
@@ -248,16 +208,13 @@ def check_source(model: str, pretrained: str | None, image_size: int | None = No
     """See whether there can be such an encoder, before anything is loaded or fetched.
 
     Raises:
-        EncoderError: If no model has that name, or it has no such tag and there is no such file or folder; the hint
-            names the closest. If it cannot take images of that size.
-        MissingPackageError: See `check_packages`.
+        EncoderError: If no model has that name, or it has no such tag and there is no such file or folder. If it cannot
+            take images of that size.
+        MissingPackageError: If it needs transformers, which is not installed.
     """
     folder = _find_folder(model, pretrained)
     if folder is not None:
-        facts = _describe(folder)[1]
-        model_cfg = {"vision_cfg": {}} | facts.get("config", facts).get("model_cfg", {})
-        check_packages(str(folder), model_cfg)
-        set_image_size({"model_cfg": model_cfg, "preprocess_cfg": {}}, image_size)
+        set_image_size(_describe(folder)["config"], image_size)
     elif model.partition(":")[0] != "hf-hub":
         set_image_size(find_config(model), image_size)
         if pretrained:
@@ -276,26 +233,35 @@ def read_source(model: str, pretrained: str | None) -> Source:
     """
     folder = _find_folder(model, pretrained)
     scheme, _, repository = model.partition(":")
-    if folder is None and scheme == "hf-hub":
-        return _from_hub(pretrained or repository)
-    if folder is not None:
-        return _from_folder(folder)
-    config = find_config(model)
-    if not pretrained:
-        raise EncoderError(
-            f"no weights are named for {model}",
-            f"Name a tag or a file: vlltr init DIR --encoder {model}:FILE",
-        )
-    tag = _tag_or_file(model, pretrained)
-    if not tag:
-        return _from_file(model, config, Path(pretrained))
+    what = ":".join(filter(None, (model, pretrained)))
     try:
+        if folder is None and scheme == "hf-hub":
+            return _from_hub(pretrained or repository)
+        if folder is not None:
+            return _from_folder(folder)
+        config = find_config(model)
+        if not pretrained:
+            raise EncoderError(
+                f"no weights are named for {model}",
+                f"Name a tag or a file: vlltr init DIR --encoder {model}:FILE",
+            )
+        tag = _tag_or_file(model, pretrained)
+        if not tag:
+            return _from_file(model, config, Path(pretrained))
         path = Path(open_clip.download_pretrained(tag))
-    except Exception as error:
-        raise _offline(f"{model}:{pretrained}", model, error) from error
+    except VlltrError:
+        raise
+    except (OSError, RuntimeError) as error:  # what the network, the hub and the file system raise
+        raise EncoderError(
+            f"the weights {what} are not on this machine, and cannot be downloaded: {type(error).__name__}: "
+            f"{str(error).partition(chr(10))[0]}",
+            "Without a network, copy the file here and name it instead: "
+            "vlltr init DIR --encoder MODEL:/path/to/open_clip_model.safetensors",
+        ) from error
     config["preprocess_cfg"] = preprocessing(tag)
-    source = Source(model, config, read_weights(path), f"{model}:{pretrained}")
-    return _settle(source, bool(tag.get("quick_gelu")), "open_clip's list")
+    return _settle(
+        Source(model, config, read_weights(path), what), bool(tag.get("quick_gelu")), "open_clip's list"
+    )
 
 
 def _find_folder(model: str, pretrained: str | None) -> Path | None:
@@ -319,83 +285,63 @@ def _tag(model: str, tag: str) -> Config:
 def _tag_or_file(model: str, pretrained: str) -> Config:
     """What open_clip knows of a tag; nothing where `pretrained` is a file."""
     tag = _tag(model, pretrained)
-    if tag or Path(pretrained).is_file():
-        return tag
-    if Path(pretrained).suffix or "/" in pretrained:
-        raise EncoderError(f"no such file: {pretrained}", "Check the path.")
-    tags = [_SHIPPED] if model == _OWN else open_clip.list_pretrained_tags_by_model(model.replace("/", "-"))
-    close = get_close_matches(pretrained, tags, n=1)
-    meant = f"Did you mean {model}:{close[0]}? " if close else ""
+    if not tag and not Path(pretrained).is_file():
+        tags = (
+            [_SHIPPED] if model == _OWN else open_clip.list_pretrained_tags_by_model(model.replace("/", "-"))
+        )
+        raise EncoderError(
+            f"{model} has no weights called {pretrained!r}, and there is no such file",
+            f"Its tags: {', '.join(tags) or 'none'}. Or name a file: --encoder {model}:FILE",
+        )
+    return tag
+
+
+def _describe(folder: Path) -> dict[str, Any]:
+    """What a folder says of its encoder: `config`, and where `Encoder.save` wrote it, `name` and `precision`."""
+    try:
+        if (folder / _SAVED_FILE).is_file():
+            facts = read_json(folder / _SAVED_FILE, dict)
+            if facts["format"] != _FORMAT:
+                raise EncoderError(
+                    f"{folder / _SAVED_FILE} has format {facts['format']!r}, this program reads {_FORMAT}",
+                    "Run: pip install -U vlltr-index",
+                )
+            _check_packages(str(folder), facts["config"]["model_cfg"])
+            return facts
+        if (folder / _CONFIG_FILE).is_file():
+            facts = read_json(folder / _CONFIG_FILE, dict)
+            cfg, pre = facts["model_cfg"], preprocessing(facts.get("preprocess_cfg") or {})
+            _check_packages(str(folder), cfg)
+            return {"config": {"model_cfg": cfg, "preprocess_cfg": pre, "tokenizer": "open_clip"}}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise EncoderError(f"what describes the encoder {folder} is damaged: {error!r}") from error
     raise EncoderError(
-        f"{model} has no weights called {pretrained!r}, and there is no such file",
-        f"{meant}Its tags: {', '.join(tags)}."
-        if tags
-        else f"It has no tags; name a file: --encoder {model}:FILE",
-    )
-
-
-def _offline(what: str, model: str, error: Exception) -> EncoderError:
-    first = (str(error).splitlines() or [""])[0]
-    return EncoderError(
-        f"the weights {what} are not on this machine, and cannot be downloaded: {type(error).__name__}: {first}",
-        "Without a network, copy the file here and name it instead: "
-        f"vlltr init DIR --encoder {model}:/path/to/open_clip_model.safetensors",
-    )
-
-
-def _describe(folder: Path) -> tuple[str, dict[str, Any]]:
-    """The name and the content of the file that describes the encoder in a folder."""
-    for name, key in ((_SAVED_FILE, "format"), (_CONFIG_FILE, "model_cfg")):
-        if (folder / name).is_file() and key in (facts := read_json(folder / name, dict)):
-            return name, facts
-    raise EncoderError(
-        f"{folder} holds no encoder: neither {_SAVED_FILE} nor {_CONFIG_FILE} with a model_cfg",
+        f"{folder} holds no encoder: neither {_SAVED_FILE} nor {_CONFIG_FILE}",
         "A local folder needs open_clip_config.json and open_clip_model.safetensors.",
     )
 
 
 def _from_folder(folder: Path, name: str | None = None) -> Source:
-    """What `Encoder.save` wrote, or open_clip's layout: its configuration beside its weights.
-
-    Args:
-        folder: Where they are.
-        name: Of the encoder in open_clip's layout; default: the folder's.
-    """
-    described, facts = _describe(folder)
-    if described == _SAVED_FILE:
-        if facts["format"] != _FORMAT:
-            raise EncoderError(
-                f"{folder / _SAVED_FILE} has format {facts['format']!r}, this program reads {_FORMAT}",
-                "Run: pip install -U vlltr-index",
-            )
-        check_packages(str(folder), facts["config"]["model_cfg"])
-        path = folder / "model.safetensors"
-        config, precision = facts["config"], facts["precision"]
-        return Source(str(facts["name"]), config, read_weights(path), str(path), folder, precision)
-    check_packages(str(folder), facts["model_cfg"])
+    """What `Encoder.save` wrote, or open_clip's layout: its configuration beside its weights."""
+    facts = _describe(folder)
+    config, called = facts["config"], facts.get("name") or name or folder.name
     found = next((folder / name for name in _WEIGHT_FILES if (folder / name).is_file()), None)
     if found is None:
         raise EncoderError(
             f"{folder} holds no weights", f"One of these is looked for: {', '.join(_WEIGHT_FILES)}."
         )
-    cfg, pre = facts["model_cfg"], preprocessing(facts.get("preprocess_cfg") or {})
-    config = {"model_cfg": cfg, "preprocess_cfg": pre, "tokenizer": "open_clip"}
-    source = Source(name or folder.name, config, read_weights(found), str(found), folder)
-    return _settle(source, bool(cfg.get("quick_gelu")), _CONFIG_FILE)
+    source = Source(called, config, read_weights(found), str(found), folder, facts.get("precision", "fp32"))
+    saved = "format" in facts
+    return source if saved else _settle(source, bool(config["model_cfg"].get("quick_gelu")), _CONFIG_FILE)
 
 
 def _from_hub(repository: str) -> Source:
     """A repository in open_clip's layout, at a revision or the newest; its name says at which commit it was read."""
-    owner_name, _, revision = repository.partition("@")
-    try:
-        # The folder is called by the commit, which the weights are then taken from too.
-        folder = Path(download_pretrained_from_hf(owner_name, _CONFIG_FILE, revision or None)).parent
-        check_packages(owner_name, _describe(folder)[1]["model_cfg"])
-        download_pretrained_from_hf(owner_name, revision=folder.name)
-    except VlltrError:
-        raise
-    except Exception as error:  # whatever the network, the hub and the file system raise
-        raise _offline(f"hf-hub:{repository}", "MODEL", error) from error
+    owner_name, _, wanted = repository.partition("@")
+    # The folder is called by the commit, which the weights are then taken from too.
+    folder = Path(download_pretrained_from_hf(owner_name, _CONFIG_FILE, wanted or None)).parent
+    _describe(folder)
+    download_pretrained_from_hf(owner_name, revision=folder.name)
     return _from_folder(folder, f"hf-hub:{owner_name}@{folder.name}")
 
 
@@ -403,11 +349,9 @@ def _from_file(model: str, config: Config, path: Path) -> Source:
     """A named model's weights; an open_clip configuration beside the file is believed if it is the model's."""
     beside, known = path.parent / _CONFIG_FILE, None
     facts = read_json(beside, dict) if beside.is_file() else {}
-    named, found = (
-        {**cfg, "quick_gelu": None} for cfg in (config["model_cfg"], facts.get("model_cfg") or {})
-    )
-    if named == found:
-        known = bool(facts["model_cfg"].get("quick_gelu"))
+    cfg = facts.get("model_cfg") or {}
+    if {**config["model_cfg"], "quick_gelu": None} == {**cfg, "quick_gelu": None}:
+        known = bool(cfg.get("quick_gelu"))
         config["preprocess_cfg"] = preprocessing(facts.get("preprocess_cfg") or {})
     return _settle(Source(model, config, read_weights(path), str(path)), known, str(beside))
 
@@ -431,17 +375,16 @@ def _settle(source: Source, known: bool | None, who: str) -> Source:
             "Weights of OpenAI, MetaCLIP and DFN need %s:%s",
             *(source.where, source.name, twin, source.where),
         )
-    if known is None or known == named:
+    if known in (None, named):
         return source
     if known:
         cfg["quick_gelu"], source.name = True, twin if has_twin else source.name
     else:
         del cfg["quick_gelu"]
         source.name = source.name.removesuffix("-quickgelu")
-    how = "with" if known else "without"
     _log.warning(
         "%s was trained %s QuickGELU, according to %s: it is loaded so, as %s",
-        *(source.where, how, who, source.name),
+        *(source.where, "with" if known else "without", who, source.name),
     )
     return source
 
@@ -469,28 +412,21 @@ def set_image_size(config: Config, image_size: int | None, resize: int | None = 
             `config` says, and where it says nothing images are resized to the square's side.
 
     Raises:
-        EncoderError: If the tower cannot take images of that size, or takes none but oblong ones.
+        EncoderError: If the tower cannot take images of that size, or takes others than squares of one size.
     """
     vision, pre = config["model_cfg"]["vision_cfg"], config["preprocess_cfg"]
-    sides = vision.get("image_size", 224)
+    sides, timm_name = vision.get("image_size", 224), str(vision.get("timm_model_name", ""))
     if isinstance(sides, list | tuple):
-        if len(set(sides)) != 1:
-            raise EncoderError(
-                f"this encoder takes images of {' x '.join(map(str, sides))} pixels; images are squares here, in "
-                "preprocessing, augmentation and crops",
-                "Name one that takes squares, such as --encoder ViT-B-16-quickgelu:openai",
-            )
-        vision["image_size"] = sides[0]
-    if "naflex" in str(vision.get("timm_model_name")):
+        vision["image_size"], sides = sides[0], set(sides)
+    if "naflex" in timm_name or (isinstance(sides, set) and len(sides) > 1):
         raise EncoderError(
-            "this encoder takes images of any shape as a sequence of patches (NaFlex); "
-            "images are squares of one size here",
-            "Name its twin of a fixed size, such as --encoder ViT-B-16-SigLIP2:webli",
+            f"this encoder takes images of {'any shape' if 'naflex' in timm_name else 'oblong shape'}; images are "
+            "squares of one size here, in preprocessing, augmentation and crops",
+            "Name one that takes squares, such as --encoder ViT-B-16-SigLIP2:webli",
         )
     if image_size is not None:
-        if "timm_model_name" in vision:
-            unit = 8 if vision["timm_model_name"] == "vlltr_tiny" else 1
-        else:
+        unit = 8 if timm_name == "vlltr_tiny" else 1
+        if not timm_name:
             unit = 32 if isinstance(vision.get("layers"), list) else vision.get("patch_size", 16)
         check_side(image_size, unit)
         vision["image_size"] = image_size

@@ -26,26 +26,6 @@ from vlltr_index.train.schedule import cosine_factor
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
 
-__all__ = [
-    "HeadTraining",
-    "TipCache",
-    "adjusted_logits",
-    "best_setting",
-    "cache_logits",
-    "choose_tip",
-    "class_means",
-    "cosine_logits",
-    "fc_head",
-    "first_of_each_class",
-    "hold_back",
-    "knn_sentence_logits",
-    "linear_logits",
-    "lws_scales",
-    "shrunk_discriminant",
-    "tau_normalised",
-    "tip_logits",
-]
-
 _BATCH = 512
 _Setting = TypeVar("_Setting")
 

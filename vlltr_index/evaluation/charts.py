@@ -1,26 +1,99 @@
-"""The four charts of the report."""
+"""The four charts of the report, as lists of SVG shapes: geometry here, colours in the page's style sheet, by class.
+
+Charts are 400 units wide with text of 12, so that they can be read at the width of a phone. Nothing here is markup:
+the page's template writes the elements, and escapes every text.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 
-from vlltr_index.evaluation.drawing import (
-    WIDTH,
-    Canvas,
-    Chart,
-    Scale,
-    fitted,
-    log_ticks,
-    nice_ticks,
-    text_width,
-)
 from vlltr_index.evaluation.metrics import AccuracyReport, ReliabilityBin
 from vlltr_index.evaluation.records import Curves, GroupGain
 
-__all__ = ["accuracy_chart", "gain_chart", "loss_chart", "reliability_chart"]
-
+_WIDTH = 400.0
+_LETTER = 6.3  # mean width of a letter at size 12
 _WIDE = 8.0  # losses further apart than this are drawn on a logarithmic scale
+_Scale = Callable[[float], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One SVG element; `title` is what a pointer over it shows."""
+
+    tag: str
+    attributes: dict[str, str | float]
+    text: str = ""
+    title: str = ""
+
+
+@dataclass
+class Chart:
+    """A drawing and what it shows in words, for those who do not see it; coordinates are rounded to a tenth."""
+
+    description: str
+    height: float
+    width: float = _WIDTH
+    shapes: list[Shape] = field(default_factory=list)
+
+    def add(self, tag: str, kind: str, text: str = "", title: str = "", **attributes: str | float) -> None:
+        """A shape of the class `kind`."""
+        rounded = {
+            k.replace("_", "-"): round(v, 1) if isinstance(v, float) else v for k, v in attributes.items()
+        }
+        self.shapes.append(Shape(tag, {**rounded, "class": kind} if kind else rounded, text, title))
+
+    def line(self, x1: float, y1: float, x2: float, y2: float, kind: str, title: str = "") -> None:
+        """A straight line."""
+        self.add("line", kind, title=title, x1=x1, y1=y1, x2=x2, y2=y2)
+
+    def text(self, x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> None:
+        """A text whose baseline is `y`."""
+        self.add("text", kind, text, x=x, y=y, text_anchor=anchor)
+
+    def bar(self, x: float, y: float, width: float, height: float, kind: str, title: str) -> None:
+        """A rectangle."""
+        self.add("rect", f"bar {kind}", title=title, x=x, y=y, width=max(width, 0.5), height=max(height, 0.5))
+
+    def curve(self, series: int, points: Sequence[tuple[float, float]]) -> None:
+        """A line through points."""
+        path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+        self.add("path", f"curve s{series} d{series}", d=path)
+
+    def mark(self, series: int, at: tuple[float, float], size: float = 4.0, title: str = "") -> None:
+        """The mark of a series: its shape (circle, square, triangle, diamond) tells it as well as its colour."""
+        (x, y), top, side, r = at, size * 1.25, size * 1.15, size * 1.3
+        path = (
+            f"M{x - size:.1f} {y:.1f}a{size} {size} 0 1 0 {2 * size} 0a{size} {size} 0 1 0 {-2 * size} 0z",
+            f"M{x - size:.1f} {y - size:.1f}h{2 * size}v{2 * size}h{-2 * size}z",
+            f"M{x:.1f} {y - top:.1f}l{side:.1f} {2 * size:.1f}h{-2 * side:.1f}z",
+            f"M{x:.1f} {y - r:.1f}l{r:.1f} {r:.1f}l{-r:.1f} {r:.1f}l{-r:.1f} {-r:.1f}z",
+        )[series % 4]
+        self.add("path", f"mark s{series}", title=title, d=path)
+
+    def legend(self, names: Sequence[str], x: float = 4, y: float = 14) -> float:
+        """Marks with names, in rows from `y` down; returns where the last row stands."""
+        left = x
+        for series, name in enumerate(names):
+            wide = 30 + _text_width(name)
+            if left > x and left + wide > self.width + 10:
+                left, y = x, y + 17
+            self.mark(series, (left + 5, y - 4))
+            self.text(left + 14, y, _fitted(name, self.width - left - 14), "ink")
+            left += wide
+        return y
+
+    def rows(
+        self, y: _Scale, ticks: Sequence[float], left: float, right: float, signed: bool = False
+    ) -> None:
+        """Lines across with their values left of them; with `signed` zero is the axis."""
+        for tick in ticks:
+            axis = signed and abs(tick) < 1e-9
+            self.line(left, y(tick), right, y(tick), "axis" if axis else "grid")
+            self.text(left - 5, y(tick) + 4, f"{tick:+g}" if signed and tick else f"{tick:g}", "small", "end")
 
 
 def accuracy_chart(rows: Mapping[str, AccuracyReport]) -> Chart:
@@ -28,79 +101,66 @@ def accuracy_chart(rows: Mapping[str, AccuracyReport]) -> Chart:
     found = {name: row.top1 for name, row in rows.items()}
     shots = list(next(iter(found.values())))
     every = [interval for top1 in found.values() for interval in top1.values()]
-    ticks = nice_ticks(100 * min(i.low for i in every), min(100.0, 100 * max(i.high for i in every)))
-    line, left = 15.0, 66.0
-    canvas = Canvas(0)
-    top = canvas.legend(list(found), 4, 14) + 14
-    x = Scale(ticks[0], ticks[-1], left, WIDTH - 44)
-    canvas.height = top + len(shots) * (len(found) * line + 12) + 36
+    ticks = _nice_ticks(100 * min(i.low for i in every), min(100.0, 100 * max(i.high for i in every)))
+    line, left, right = 15.0, 66.0, _WIDTH - 44
+    chart = Chart(
+        "Top-1 accuracy by class size with 95 % intervals; the table below has the same numbers.", 0
+    )
+    y = chart.legend(list(found)) + 14
+    bottom = y + len(shots) * (len(found) * line + 12)
+    chart.height = bottom + 36
+    x = _scale(ticks[0], ticks[-1], left, right)
     for tick in ticks:
-        canvas.line(x(tick), top, x(tick), canvas.height - 36, "grid")
-        canvas.text(x(tick), canvas.height - 20, f"{tick:g}", "small", "middle")
-    y = top + 4
+        chart.line(x(tick), y, x(tick), bottom, "grid")
+        chart.text(x(tick), bottom + 16, f"{tick:g}", "small", "middle")
+    y += 4
     for shot in shots:
-        canvas.text(4, y + (len(found) * line) / 2 + 5, shot, "ink strong")
+        chart.text(4, y + (len(found) * line) / 2 + 5, shot, "ink strong")
         for series, (name, top1) in enumerate(found.items()):
             y += line
-            if shot not in top1:
-                continue
-            part = top1[shot]
-            low, high = x(100 * part.low), x(100 * part.high)
-            said = f"{name}, {shot}: {100 * part.value:.1f} % ({100 * part.low:.1f} to {100 * part.high:.1f})"
-            canvas.line(low, y - 5, high, y - 5, f"whisker s{series}", said)
-            canvas.mark(series, x(100 * part.value), y - 5, title=said)
-            canvas.text(high + 8, y - 1, f"{100 * part.value:.1f}", "small")
+            if shot in top1:
+                value, low, high = (100 * v for v in (top1[shot].value, top1[shot].low, top1[shot].high))
+                said = f"{name}, {shot}: {value:.1f} % ({low:.1f} to {high:.1f})"
+                chart.line(x(low), y - 5, x(high), y - 5, f"whisker s{series}", said)
+                chart.mark(series, (x(value), y - 5), title=said)
+                chart.text(x(high) + 8, y - 1, f"{value:.1f}", "small")
         y += 12
-        canvas.line(4, y - 4, WIDTH - 4, y - 4, "grid")
-    canvas.text(
-        (left + WIDTH - 44) / 2, canvas.height - 4, "top-1 accuracy, % (95 % interval)", "small", "middle"
-    )
-    return canvas.chart(
-        "Top-1 accuracy by class size with 95 % intervals; the table below has the same numbers."
-    )
+        chart.line(4, y - 4, _WIDTH - 4, y - 4, "grid")
+    chart.text((left + right) / 2, bottom + 32, "top-1 accuracy, % (95 % interval)", "small", "middle")
+    return chart
 
 
 def gain_chart(groups: Sequence[GroupGain], against: str) -> Chart:
     """Gain over another row, a bar a group of classes, the largest classes left."""
-    values = [100 * g.gain.value for g in groups]
-    spans = [100 * v for g in groups for v in (g.gain.low, g.gain.high)]
-    ticks = nice_ticks(min(0.0, *values, *spans), max(0.0, *values, *spans))
-    canvas = Canvas(290)
-    left, right, top, bottom = 36.0, WIDTH - 6, 40.0, 236.0
-    y = Scale(ticks[0], ticks[-1], bottom, top)
-    step = (right - left) / len(groups)
-    for tick in ticks:
-        canvas.line(left, y(tick), right, y(tick), "axis" if abs(tick) < 1e-9 else "grid")
-        canvas.text(left - 5, y(tick) + 4, f"{tick:+g}" if tick else "0", "small", "end")
-    for number, (group, value) in enumerate(zip(groups, values, strict=True)):
-        x = left + number * step
-        said = _group_said(group)
-        wide = min(step * 0.8, 34)
-        place = (x + (step - wide) / 2, min(y(value), y(0)), wide, abs(y(value) - y(0)))
-        canvas.rect(*place, "bar up" if value >= 0 else "bar down", said)
-        middle = x + step / 2
-        canvas.line(middle, y(100 * group.gain.low), middle, y(100 * group.gain.high), "error", said)
-    _shot_labels(canvas, groups, left, step, top, bottom)
-    canvas.text(
-        (left + right) / 2, 284, "training images of a class, largest classes left", "small", "middle"
-    )
-    return canvas.chart(
+    spans = [100 * v for g in groups for v in (g.gain.value, g.gain.low, g.gain.high)]
+    ticks = _nice_ticks(min(0.0, *spans), max(0.0, *spans))
+    chart = Chart(
         f"Gain in points of accuracy over {against}, classes ordered by falling size, {len(groups)} bars with 95 % "
-        "intervals."
+        "intervals.",
+        290,
     )
-
-
-def _group_said(group: GroupGain) -> str:
-    who = group.first if group.classes == 1 else f"{group.classes} classes, {group.first} to {group.last}"
-    gain = group.gain
-    return (
-        f"{who}: {100 * gain.value:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f}), "
-        f"{group.largest} to {group.smallest} training images, {gain.images} images"
-    )
+    left, right, top, bottom = 36.0, _WIDTH - 6, 40.0, 236.0
+    y, step = _scale(ticks[0], ticks[-1], bottom, top), (right - left) / len(groups)
+    wide = min(step * 0.8, 34)
+    chart.rows(y, ticks, left, right, signed=True)
+    for number, group in enumerate(groups):
+        middle = left + (number + 0.5) * step
+        value, low, high = (100 * v for v in (group.gain.value, group.gain.low, group.gain.high))
+        who = group.first if group.classes == 1 else f"{group.classes} classes, {group.first} to {group.last}"
+        said = (
+            f"{who}: {value:+.1f} points ({low:+.1f} to {high:+.1f}), "
+            f"{group.largest} to {group.smallest} training images, {group.gain.images} images"
+        )
+        place = (middle - wide / 2, min(y(value), y(0)), wide, abs(y(value) - y(0)))
+        chart.bar(*place, "up" if value >= 0 else "down", said)
+        chart.line(middle, y(low), middle, y(high), "error", said)
+    _shot_labels(chart, groups, left, step, top, bottom)
+    chart.text((left + right) / 2, 284, "training images of a class, largest classes left", "small", "middle")
+    return chart
 
 
 def _shot_labels(
-    canvas: Canvas, groups: Sequence[GroupGain], left: float, step: float, top: float, bottom: float
+    chart: Chart, groups: Sequence[GroupGain], left: float, step: float, top: float, bottom: float
 ) -> None:
     """Names of the sizes above, their training images below; a line where one ends. Narrow ones take turns in rows."""
     at, free = left, [0.0, 0.0]
@@ -108,65 +168,56 @@ def _shot_labels(
         members = list(part)
         end = at + len(members) * step
         if at > left:
-            canvas.line(at, top - 26, at, bottom + 8, "divider")
+            chart.line(at, top - 26, at, bottom + 8, "divider")
         most, least = members[0].largest, members[-1].smallest
         numbers = f"{most}" if most == least else f"{most}–{least}"
-        wide = max(1.2 * text_width(shot), text_width(numbers, 11)) + 8  # the name is bold
-        middle = min(max((at + end) / 2, wide / 2), WIDTH - wide / 2)
+        wide = max(1.2 * _text_width(shot), _text_width(numbers, 11)) + 8  # the name is bold
+        middle = min(max((at + end) / 2, wide / 2), _WIDTH - wide / 2)
         row = 0 if middle - wide / 2 >= free[0] else 1
         free[row] = middle + wide / 2
-        canvas.text(middle, top - 25 + 15 * row, shot, "ink strong", "middle")
-        canvas.text(middle, bottom + 16 + 14 * row, numbers, "small", "middle")
+        chart.text(middle, top - 25 + 15 * row, shot, "ink strong", "middle")
+        chart.text(middle, bottom + 16 + 14 * row, numbers, "small", "middle")
         at = end
 
 
 def loss_chart(curves: Curves) -> Chart:
     """Means of the loss parts by epoch, each line with its name at its end."""
-    canvas = Canvas(240)
-    names = list(curves.values)
-    room = min(120.0, max(text_width(name) for name in names) + 16)
+    names, last = list(curves.values), max(curves.epochs)
+    chart = Chart(f"{curves.title}: mean loss by epoch of {', '.join(names)}.", 240)
+    room = min(120.0, max(map(_text_width, names)) + 16)
     every = [v for values in curves.values.values() for v in values]
     logarithmic = min(every) > 0 and max(every) > _WIDE * min(every)
-    ticks = log_ticks(min(every), max(every)) if logarithmic else nice_ticks(min(0.0, *every), max(every))
-    last = max(curves.epochs)
-    left, right, top, bottom = 42.0, WIDTH - room, 12.0, 200.0
-    x = Scale(min(1.0, last - 1) if last > 1 else 0.0, last, left, right)
-    y = Scale(ticks[0], ticks[-1], bottom, top, logarithmic)
-    for tick in ticks:
-        canvas.line(left, y(tick), right, y(tick), "grid")
-        canvas.text(left - 5, y(tick) + 4, f"{tick:g}", "small", "end")
-    for epoch in _epoch_ticks(last):
-        canvas.text(x(epoch), bottom + 16, f"{epoch:g}", "small", "middle")
+    ticks = _log_ticks(min(every), max(every)) if logarithmic else _nice_ticks(min(0.0, *every), max(every))
+    left, right, top, bottom = 42.0, _WIDTH - room, 12.0, 200.0
+    x = _scale(min(1.0, last - 1) if last > 1 else 0.0, last, left, right)
+    y = _scale(ticks[0], ticks[-1], bottom, top, logarithmic)
+    chart.rows(y, ticks, left, right)
+    epochs = (
+        range(1, int(last) + 1) if last <= 8 else (1, *(t for t in _nice_ticks(0, last) if 1 < t <= last))
+    )
+    for epoch in epochs:
+        chart.text(x(epoch), bottom + 16, f"{epoch:g}", "small", "middle")
     ends = _apart([y(curves.values[name][-1]) for name in names], 13, top, bottom)
-    for series, name in enumerate(names):
+    for series, (name, end) in enumerate(zip(names, ends, strict=True)):
         points = [(x(e), y(v)) for e, v in zip(curves.epochs, curves.values[name], strict=True)]
-        canvas.curve(points, f"s{series % 5} d{series % 5}")
-        step = -(-len(points) // 10)
-        for place in {*range(0, len(points), step), len(points) - 1}:
+        chart.curve(series % 5, points)
+        for place in {*range(0, len(points), -(-len(points) // 10)), len(points) - 1}:
             said = f"{name}, epoch {curves.epochs[place]:g}: {curves.values[name][place]:.3f}"
-            canvas.mark(series, points[place][0], points[place][1], 3.2, said)
-        canvas.line(points[-1][0] + 5, points[-1][1], right + 11, ends[series], "leader")
-        canvas.text(right + 13, ends[series] + 4, fitted(name, room - 13), "ink")
+            chart.mark(series, points[place], 3.2, said)
+        chart.line(points[-1][0] + 5, points[-1][1], right + 11, end, "leader")
+        chart.text(right + 13, end + 4, _fitted(name, room - 13), "ink")
     label = "epoch; logarithmic scale of losses" if logarithmic else "epoch"
-    canvas.text((left + right) / 2, 236, label, "small", "middle")
-    return canvas.chart(f"{curves.title}: mean loss by epoch of {', '.join(names)}.")
-
-
-def _epoch_ticks(last: float) -> list[float]:
-    if last <= 8:
-        return [float(n) for n in range(1, int(last) + 1)]
-    return [1.0, *(t for t in nice_ticks(0, last) if 1 < t <= last)]
+    chart.text((left + right) / 2, 236, label, "small", "middle")
+    return chart
 
 
 def _apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Places near those wanted, in the same order, at least `gap` from each other."""
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    placed = list(wanted)
-    floor = low
+    placed, ceiling = list(wanted), max(high, low + gap * (len(order) - 1))
     for i in order:
-        placed[i] = floor = max(placed[i], floor)
-        floor += gap
-    ceiling = max(high, low + gap * (len(order) - 1))
+        placed[i] = low = max(placed[i], low)
+        low += gap
     for i in reversed(order):
         placed[i] = ceiling = min(placed[i], ceiling)
         ceiling -= gap
@@ -175,32 +226,67 @@ def _apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list
 
 def reliability_chart(rows: Mapping[str, Sequence[ReliabilityBin]], errors: Mapping[str, float]) -> Chart:
     """Accuracy by confidence: on the diagonal a probability means what it says. Below: how sure the first row is."""
-    canvas = Canvas(400)
-    left, right, top = 42.0, WIDTH - 10, 14.0
-    names = [f"{name}, ECE {100 * errors[name]:.1f}" for name in rows]
-    top = canvas.legend(names, 4, 14) + 14
+    chart = Chart("Accuracy by confidence of the answer, with the number of images below.", 0)
+    left, right = 42.0, _WIDTH - 10
+    top = chart.legend([f"{name}, ECE {100 * errors[name]:.1f}" for name in rows]) + 14
     bottom, floor = top + 250, top + 310
-    canvas.height = floor + 40
-    x, y = Scale(0, 100, left, right), Scale(0, 100, bottom, top)
-    for tick in (0, 20, 40, 60, 80, 100):
-        canvas.line(left, y(tick), right, y(tick), "grid")
-        canvas.text(left - 5, y(tick) + 4, str(tick), "small", "end")
-        canvas.text(x(tick), floor + 16, str(tick), "small", "middle")
-    canvas.line(x(0), y(0), x(100), y(100), "ideal")
+    chart.height = floor + 40
+    x, y, ticks = _scale(0, 100, left, right), _scale(0, 100, bottom, top), range(0, 101, 20)
+    chart.rows(y, ticks, left, right)
+    for tick in ticks:
+        chart.text(x(tick), floor + 16, str(tick), "small", "middle")
+    chart.line(x(0), y(0), x(100), y(100), "ideal")
     for series, (name, found) in enumerate(rows.items()):
         points = [(x(100 * b.confidence), y(100 * b.accuracy)) for b in found]
-        canvas.curve(points, f"s{series} d{series}")
-        for (px, py), part in zip(points, found, strict=True):
-            said = f"{name}: {part.images} images, {100 * part.confidence:.0f} % sure, "
-            said += f"{100 * part.accuracy:.0f} % right"
-            canvas.mark(series, px, py, 3.6, said)
-    first = next(iter(rows.values()))
+        chart.curve(series, points)
+        for point, b in zip(points, found, strict=True):
+            said = (
+                f"{name}: {b.images} images, {100 * b.confidence:.0f} % sure, {100 * b.accuracy:.0f} % right"
+            )
+            chart.mark(series, point, 3.6, said)
+    name, first = next(iter(rows.items()))
     most = max(b.images for b in first)
-    for part in first:
-        tall = 40 * part.images / most
-        canvas.rect(x(100 * part.confidence) - 6, floor - tall, 12, tall, "bar up", f"{part.images} images")
-    canvas.line(left, floor, right, floor, "axis")
-    canvas.text(left, floor - 46, f"images of {next(iter(rows))} (tallest: {most:,})", "small")
-    canvas.text((left + right) / 2, floor + 34, "confidence, %", "small", "middle")
-    canvas.text(left + 4, top - 2 + 14, "right, %", "small")
-    return canvas.chart("Accuracy by confidence of the answer, with the number of images below.")
+    for b in first:
+        tall = 40 * b.images / most
+        chart.bar(x(100 * b.confidence) - 6, floor - tall, 12, tall, "up", f"{b.images} images")
+    chart.line(left, floor, right, floor, "axis")
+    chart.text(left, floor - 46, f"images of {name} (tallest: {most:,})", "small")
+    chart.text((left + right) / 2, floor + 34, "confidence, %", "small", "middle")
+    chart.text(left + 4, top + 12, "right, %", "small")
+    return chart
+
+
+def _scale(low: float, high: float, start: float, end: float, logarithmic: bool = False) -> _Scale:
+    """A map from values to places, linear or logarithmic."""
+    by: _Scale = math.log if logarithmic else float
+    return lambda value: start + (by(value) - by(low)) / ((by(high) - by(low)) or 1.0) * (end - start)
+
+
+def _text_width(text: str, size: float = 12.0) -> float:
+    """About how wide a text is."""
+    return len(text) * _LETTER * size / 12
+
+
+def _fitted(text: str, width: float) -> str:
+    """`text`, cut with an ellipsis where it is wider."""
+    letters = max(1, int(width / _LETTER))
+    return text if len(text) <= letters else text[: max(1, letters - 1)].rstrip() + "…"
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Ones, twos and fives times powers of ten that cover `low` to `high`, both positive; powers alone if many."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    every = (1, 2, 5) if last - first <= 3 else (1,)
+    ticks = [digit * 10.0**power for power in range(first, last + 1) for digit in every]
+    below = [t for t in ticks if t <= low * (1 + 1e-9)]
+    above = [t for t in ticks if t >= high * (1 - 1e-9)]
+    return [t for t in ticks if below[-1] <= t <= above[0]]
+
+
+def _nice_ticks(low: float, high: float) -> list[float]:
+    """Round numbers that cover `low` to `high`, both ends included."""
+    span = high - low if high > low else max(abs(high), 1.0)
+    step: float = 10 ** math.floor(math.log10(span / 5))
+    step *= next(m for m in (1, 2, 5, 10) if span / (step * m) <= 5)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [n * step for n in range(first, max(last, first + 1) + 1)]

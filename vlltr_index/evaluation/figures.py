@@ -11,8 +11,6 @@ from torch import Tensor
 from vlltr_index.evaluation.metrics import bins, few5, paired_difference
 from vlltr_index.evaluation.records import ClassGain, Gains, GroupGain, WeakClass
 
-__all__ = ["SHOTS", "confused_pairs", "gains", "shots", "spread", "weakest"]
-
 SHOTS = ("many", "medium", "few", "few5", "new")
 """Classes by size, largest first; here each class has one of them: `few5` is taken out of `few`."""
 
@@ -63,17 +61,8 @@ def gains(
                 inside = torch.isin(labels, part)
                 gain = paired_difference(method[inside], other[inside], resamples=resamples)
                 first, last = int(part[0]), int(part[-1])
-                bars.append(
-                    GroupGain(
-                        shot=name,
-                        classes=len(part),
-                        first=names[first],
-                        last=names[last],
-                        largest=int(counts[first]),
-                        smallest=int(counts[last]),
-                        gain=gain,
-                    )
-                )
+                sizes = int(counts[first]), int(counts[last])
+                bars.append(GroupGain(name, len(part), names[first], names[last], *sizes, gain))
     right = [
         torch.bincount(labels[row], minlength=len(counts)) / tested.clamp(min=1) for row in (method, other)
     ]

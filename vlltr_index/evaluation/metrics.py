@@ -14,21 +14,6 @@ from vlltr_index.errors import InputError
 from vlltr_index.heads.fusion import Rule
 from vlltr_index.tensors import check_labels, check_vector
 
-__all__ = [
-    "AccuracyReport",
-    "Convention",
-    "EvaluationReport",
-    "Interval",
-    "ReliabilityBin",
-    "accuracy_report",
-    "bin_masks",
-    "bins",
-    "expected_calibration_error",
-    "few5",
-    "paired_difference",
-    "reliability",
-]
-
 Convention = Literal["release", "lift"]
 """`release`: many >= 100 training images, medium 21-99, few <= 20. `lift`: > 100, 20-100, < 20."""
 

@@ -8,25 +8,6 @@ from dataclasses import dataclass
 from vlltr_index.evaluation.metrics import EvaluationReport, Interval, ReliabilityBin
 from vlltr_index.schemas.records import ClassScore
 
-__all__ = [
-    "Anchor",
-    "AnchorList",
-    "ClassAnchors",
-    "ClassGain",
-    "Confusion",
-    "Curves",
-    "Explained",
-    "Gains",
-    "GroupGain",
-    "Measured",
-    "Missing",
-    "Problem",
-    "Quarantine",
-    "Report",
-    "Thumbnail",
-    "WeakClass",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Missing:

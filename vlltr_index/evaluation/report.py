@@ -18,8 +18,7 @@ from PIL import Image
 from vlltr_index.data.decoding import open_image
 from vlltr_index.embedding.vectors import load_sources
 from vlltr_index.errors import InputError, MissingStepError
-from vlltr_index.evaluation.charts import accuracy_chart, gain_chart, loss_chart, reliability_chart
-from vlltr_index.evaluation.drawing import Chart
+from vlltr_index.evaluation.charts import Chart, accuracy_chart, gain_chart, loss_chart, reliability_chart
 from vlltr_index.evaluation.records import Curves, Gains, Measured, Missing, Report, Thumbnail
 from vlltr_index.wording import many
 
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from vlltr_index.recognition.predictor import Answers
     from vlltr_index.schemas.records import ClassScore
     from vlltr_index.store.snapshot import Snapshot
-
-__all__ = ["environment", "nearest_pictures", "render", "thumbnail"]
 
 _SIDE = 144  # pixels of a small picture at most: shown at half of that, sharp on dense screens too
 

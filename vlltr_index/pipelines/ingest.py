@@ -16,9 +16,8 @@ import pyarrow.compute as pc
 from vlltr_index.data.decoding import Probe
 from vlltr_index.data.image_readers import read_images
 from vlltr_index.data.names import ClassNames, read_class_names
-from vlltr_index.data.prompts import class_prompts
-from vlltr_index.data.release_texts import is_release_corpus, names_beside
-from vlltr_index.data.text_readers import read_text
+from vlltr_index.data.text import class_prompts
+from vlltr_index.data.text_readers import is_release_corpus, names_beside, read_text
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.schemas.records import ImageRecord, SentenceRecord, Skipped
 from vlltr_index.schemas.tables import IMAGES

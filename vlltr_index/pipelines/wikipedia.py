@@ -7,12 +7,12 @@ import json
 import re
 import shlex
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlltr_index.data import wikipedia
+from vlltr_index.data.wikipedia import Article, Match, Wiki, match_class, mentions, own_titles
 from vlltr_index.data.wikipedia_text import DROPPED_SECTIONS, article_sentences, near_duplicates
 from vlltr_index.errors import MissingStepError, UsageError
 from vlltr_index.pipelines.ingest import write_prompts
@@ -61,9 +61,7 @@ class WikipediaReport:
         return sum(not row.why for row in self.rows)
 
 
-def open_wiki(
-    workspace: Workspace, api: str | None, lang: str, contact: str | None, refresh: bool
-) -> wikipedia.Wiki:
+def open_wiki(workspace: Workspace, api: str | None, lang: str, contact: str | None, refresh: bool) -> Wiki:
     """The wiki whose API is at `api`, else Wikipedia in `lang`; its answers are kept in the workspace.
 
     Raises:
@@ -77,19 +75,18 @@ def open_wiki(
         )
     if contact is not None and not (contact.isascii() and contact.isprintable()):
         raise UsageError("--contact takes one line of ASCII", "For example: --contact you@example.org")
-    return wikipedia.Wiki(url, workspace.path / "cache" / "wikipedia", contact, refresh)
+    return Wiki(url, workspace.path / "cache" / "wikipedia", contact, refresh)
 
 
 def ingest_wikipedia(
     workspace: Workspace,
-    wiki: wikipedia.Wiki,
+    wiki: Wiki,
     *,
     lang: str = "en",
     hint: str | None = None,
     titles: Mapping[str, str] | None = None,
-    only: Sequence[str] = (),
     prompts: bool = True,
-    choose: wikipedia.Choose | None = None,
+    choose: Callable[[str, Sequence[str]], str | None] | None = None,
     command: str = "vlltr ingest wikipedia",
     progress: Progress | None = None,
 ) -> WikipediaReport:
@@ -104,65 +101,68 @@ def ingest_wikipedia(
         lang: The wiki's language: it says which sections describe nothing.
         hint: What all classes have in common, such as `bird`.
         titles: The article of a class, by class.
-        only: Names of the classes to look at; none given: all.
         prompts: Whether every class gets the recipe's prompts.
-        choose: Asked where there are several candidates; see `match_class`.
+        choose: Called with a class's name and the candidates, where there are several; returns a title, or None to
+            leave it open.
         command: What the commands in the report start with.
         progress: Called with the step's name, what is done, and the total.
 
     Raises:
         MissingStepError: If there are no classes.
-        UnknownClassError: If `only` or `titles` name none.
+        UnknownClassError: If `titles` names none.
         InputError: If the wiki gives no answer.
     """
-    wanted = _wanted(workspace, wiki, only, titles or {})
-    own = wiki.pages([title for one in wanted.values() for title in wikipedia.own_titles(one, hint)])
-    away = DROPPED_SECTIONS.get(lang, DROPPED_SECTIONS["en"])
+    classes = workspace.snapshot().class_table()
+    if not classes.ids:
+        raise MissingStepError(
+            "the workspace has no classes, so there is nothing to look for",
+            "Bring in training images first: vlltr ingest images PATH --split train",
+        )
+    wanted = {i: (classes.names[i], *classes.aliases.get(i, ())) for i in classes.ids}
+    given = {classes.names[classes.lookup(name)]: title for name, title in (titles or {}).items()}
+    settled = _remembered(wiki) | given
+    looked_at = [title for names in wanted.values() for title in own_titles(names, hint)]
+    own = wiki.pages([*looked_at, *settled.values()])
     rows: dict[int, ClassArticle] = {}
     texts: dict[int, list[str]] = {}
-    for class_id, one in wanted.items():
-        match = wikipedia.match_class(one, own, wiki, hint, choose)
+    for class_id, names in wanted.items():
+        name, title = names[0], settled.get(names[0])
+        match = Match(None) if title else match_class(names, own, wiki, hint)
+        if choose and match.candidates and match.page is None:
+            title = choose(name, match.candidates)
+        if title:
+            page = (own if title in own else wiki.pages([title]))[title]
+            if page and not page.disambiguation:
+                match = Match(page)
+                _remember(wiki, name, page.title)
+            else:
+                match = Match(None, f"there is no article {title!r}", match.candidates)
         article = wiki.article(match.page) if match.page else None
+        away = DROPPED_SECTIONS.get(lang, DROPPED_SECTIONS["en"])
         texts[class_id] = article_sentences(article.extract, away) if article else []
-        rows[class_id] = row = _row(one.name, match, article, texts[class_id], hint)
-        if match.page and match.settled:
-            _remember(wiki, one.name, match.page.title)
+        rows[class_id] = row = _row(name, match, article, len(texts[class_id]), None if title else hint)
         if row.why:
-            settle = shlex.quote(f"{one.name}={row.candidates[0] if row.candidates else 'TITLE'}")
-            row.settle = f"{command} --title {settle}"
+            one = shlex.quote(f"{name}={row.candidates[0] if row.candidates else 'TITLE'}")
+            row.settle = f"{command} --title {one}"
         if progress:
             progress("read articles", len(rows), len(wanted))
     with workspace.transaction(f"ingest wikipedia ({wiki.url})") as tx:
-        stored = tx.table("sentences", ["sentence_id", "class_id", "text"])
-        known, had = set(stored["sentence_id"].to_pylist()), defaultdict[int, list[str]](list)
-        for class_id, text in zip(stored["class_id"].to_pylist(), stored["text"].to_pylist(), strict=True):
-            had[class_id].append(text)
+        known: set[str] = set()
+        had: dict[int, list[str]] = defaultdict(list)
+        for batch in tx.scan("sentences", ["sentence_id", "class_id", "text"], batch_rows=8192):
+            for key, class_id, text in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                known.add(key)
+                had[class_id].append(text)
         found = {i: _records(row, texts[i], had[i]) for i, row in rows.items() if not row.why}
         table = sentence_rows(found, known.__contains__)
         tx.upsert("sentences", table)
-        known.update(table["sentence_id"].to_pylist())
+        known.update(table.column("sentence_id").to_pylist())
         made = write_prompts(workspace, tx, tx.class_table().ids, known.__contains__) if prompts else 0
     next_step = "vlltr embed" if table.num_rows or made else None
     return WikipediaReport(wiki.url, tuple(rows.values()), table.num_rows, made, next_step)
 
 
-def _wanted(
-    workspace: Workspace, wiki: wikipedia.Wiki, only: Sequence[str], titles: Mapping[str, str]
-) -> dict[int, wikipedia.Wanted]:
-    """The classes to look at, by number, ascending."""
-    table = workspace.snapshot().class_table()
-    if not table.ids:
-        raise MissingStepError(
-            "the workspace has no classes, so there is nothing to look for",
-            "Bring in training images first: vlltr ingest images PATH --split train",
-        )
-    names = table.names
-    given = _remembered(wiki) | {names[table.lookup(name)]: title for name, title in titles.items()}
-    ids = sorted({table.lookup(name) for name in only}) or table.ids
-    return {i: wikipedia.Wanted(names[i], table.aliases.get(i, ()), given.get(names[i])) for i in ids}
-
-
-def _remembered(wiki: wikipedia.Wiki) -> dict[str, str]:
+def _remembered(wiki: Wiki) -> dict[str, str]:
     """Titles that were settled in earlier runs, by class."""
     try:
         values: dict[str, str] = json.loads(_titles_file(wiki).read_text(encoding="utf-8"))
@@ -171,34 +171,26 @@ def _remembered(wiki: wikipedia.Wiki) -> dict[str, str]:
     return values
 
 
-def _remember(wiki: wikipedia.Wiki, name: str, title: str) -> None:
+def _remember(wiki: Wiki, name: str, title: str) -> None:
     text = json.dumps(_remembered(wiki) | {name: title}, ensure_ascii=False, indent=1, sort_keys=True)
-    part = _titles_file(wiki).with_suffix(".part")
-    part.write_text(text + "\n", encoding="utf-8")
-    part.replace(_titles_file(wiki))
+    _titles_file(wiki).write_text(text + "\n", encoding="utf-8")
 
 
-def _titles_file(wiki: wikipedia.Wiki) -> Path:
+def _titles_file(wiki: Wiki) -> Path:
     return wiki.folder / f"titles-{short(hashlib.sha256(wiki.url.encode()).hexdigest())}.json"
 
 
-def _row(
-    name: str,
-    match: wikipedia.Match,
-    article: wikipedia.Article | None,
-    sentences: Sequence[str],
-    hint: str | None,
-) -> ClassArticle:
+def _row(name: str, match: Match, article: Article | None, sentences: int, hint: str | None) -> ClassArticle:
     """A class's article as far as it is known before anything is written."""
     if article is None:
         return ClassArticle(name, why=match.why, candidates=match.candidates)
     if not sentences:
         return ClassArticle(name, why=f"no sentence is left of the article {article.title!r}")
-    if hint and not match.settled and not wikipedia.mentions(hint, article.title, article.extract):
+    if hint and not mentions(hint, article.title, article.extract):
         why = f"the article {article.title!r} does not mention {hint!r}"
         return ClassArticle(name, why=why, candidates=(article.title,))
     source = article.url, article.revision, article.timestamp, article.licence
-    return ClassArticle(name, article.title, *source, sentences=len(sentences))
+    return ClassArticle(name, article.title, *source, sentences=sentences)
 
 
 def _records(row: ClassArticle, texts: Sequence[str], had: Sequence[str]) -> list[SentenceRecord]:

@@ -29,7 +29,7 @@ from vlltr_index.anchors.index import TorchIndex, load_index
 from vlltr_index.embedding.loading import ClassStats, LoadedBank
 from vlltr_index.encoders import openclip
 from vlltr_index.encoders.encoder import Encoder
-from vlltr_index.encoders.tokenizing import GENERIC, SAVED_KEYS
+from vlltr_index.encoders.openclip import GENERIC, SAVED_KEYS
 from vlltr_index.errors import MissingPackageError, MissingStepError, PretrainedError, UsageError, VlltrError
 from vlltr_index.heads.checkpoint import SHARED, SavedHead, load_head, read_facts
 from vlltr_index.heads.lgr import LGRHead
