@@ -2,25 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-__all__ = [
-    "BASELINES",
-    "ClassScore",
-    "ImageRecord",
-    "Neighbour",
-    "Prediction",
-    "Progress",
-    "RankScore",
-    "SentenceRecord",
-    "SentenceShare",
-    "Skipped",
-    "Taxon",
-    "by_group",
-    "image_share",
-]
-
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 Progress = Callable[[str, int, int | None], None]
 """Called as `progress(step, done, total)`; `total` is None where it is not known."""

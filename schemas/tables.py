@@ -7,23 +7,6 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-__all__ = [
-    "ANCHORS",
-    "CLASSES",
-    "CLASS_STATS",
-    "COMMITTED",
-    "IMAGES",
-    "KEYS",
-    "SENTENCES",
-    "SENTENCE_SCORES",
-    "TAXONOMY",
-    "class_stats",
-    "image_vectors",
-    "image_vectors_name",
-    "sentence_vectors",
-    "sentence_vectors_name",
-]
-
 
 def _required(name: str, kind: pa.DataType) -> pa.Field:
     return pa.field(name, kind, nullable=False)

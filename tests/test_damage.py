@@ -66,10 +66,7 @@ def test_tables_that_cannot_be_listed(tmp_path: Path) -> None:
     (tmp_path / "lance").write_text("")
     with pytest.raises(WorkspaceError) as error:
         Store(tmp_path / "lance").names()
-    assert error.value.message.startswith(f"the tables in {tmp_path / 'lance'} cannot be listed: ")
-    assert (
-        error.value.hint == "Look at the folder's permissions or the network, or bring it back from a backup."
-    )
+    assert error.value.message.startswith(f"the list of tables in {tmp_path / 'lance'} cannot be read: ")
 
 
 def test_commands_on_damaged_anchors(
@@ -168,10 +165,7 @@ def test_flipped_bytes_in_a_head_are_noticed(trained: Workspace, pictures: Path)
     (folder / "head.safetensors").write_bytes(weights)
     with pytest.raises(WorkspaceError) as error:
         Recognizer.open(Workspace.open(trained.path)).predict(asked)
-    assert (
-        error.value.message
-        == f"{folder} is damaged: its files are not those that were written: the digest differs"
-    )
+    assert error.value.message == f"{folder} is damaged: its files are not those that were written"
     assert error.value.hint == (
         "Bring it back from a backup, or make it again: vlltr train lgr. "
         "To go back to a commit that does without it: vlltr history, then vlltr rollback ID"

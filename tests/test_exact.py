@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from neighbours import anchors, check_hits, naive, queries, recall
 from torch import Tensor
 
-from vlltr_index.anchors import exact
-from vlltr_index.anchors.exact import AnchorIndex, TorchIndex, WithDelta
-from vlltr_index.anchors.index import build_index
+from vlltr_index.anchors import index as exact
+from vlltr_index.anchors.index import AnchorIndex, TorchIndex, WithDelta, build_index
 from vlltr_index.errors import InputError
 
 exact_kinds = pytest.mark.parametrize("kind", ["torch", "flat"])

@@ -15,7 +15,7 @@ from vlltr_index.errors import UsageError, WorkspaceError
 from vlltr_index.pipelines.history import diff, rollback
 from vlltr_index.pipelines.prune import prune
 from vlltr_index.schemas.tables import sentence_vectors, sentence_vectors_name
-from vlltr_index.store.history import History
+from vlltr_index.store.snapshot import History
 from vlltr_index.store.storage import Storage
 from vlltr_index.store.tables import Store
 from vlltr_index.store.workspace import Workspace

@@ -12,7 +12,7 @@ from tablerows import anchor_rows, class_rows, image_rows, score_rows, sentence_
 from vlltr_index.errors import InputError, WorkspaceError
 from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.schemas.tables import SENTENCES, sentence_vectors
-from vlltr_index.store.history import Commit, Info
+from vlltr_index.store.snapshot import Commit, Info
 from vlltr_index.store.transaction import Transaction, put_back
 from vlltr_index.store.workspace import Workspace
 

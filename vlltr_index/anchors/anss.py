@@ -27,19 +27,6 @@ from vlltr_index.tensors import (
     working_dtype,
 )
 
-__all__ = [
-    "Selection",
-    "SentenceScores",
-    "anchor_limits",
-    "choose_score_images",
-    "class_means",
-    "positive_terms",
-    "score_sentences",
-    "select_anchors",
-    "shift_images",
-]
-
-
 _MEMORY_BYTES = 256 * 2**20
 _TEXT_BYTES = 64 * 2**20  # of normalised texts
 _ROWS = 8192  # at a time in float64

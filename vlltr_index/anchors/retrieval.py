@@ -14,15 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlltr_index.anchors.exact import AnchorIndex
+from vlltr_index.anchors.index import AnchorIndex
 from vlltr_index.errors import InputError
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.fusion import FusedScores
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.pairs import pair_text_logits
 from vlltr_index.tensors import check_labels, check_matrix, unit_rows
-
-__all__ = ["AnchorClasses", "Fuse", "Retrieved", "estimated_text_logits", "nearest_classes", "retrieve"]
 
 Fuse = Callable[[Tensor, Tensor], tuple[FusedScores, Tensor]]
 """Called with image rows int64 [b] and text logits [b, C]; gives fused scores and how much of an answer rests on each

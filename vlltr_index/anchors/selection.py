@@ -39,15 +39,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
 
-__all__ = [
-    "ScoreImages",
-    "SelectReport",
-    "choose_anchors",
-    "score_images",
-    "select",
-    "update",
-    "write_anchors",
-]
 
 _log = logging.getLogger(__name__)
 

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["CropPixels", "Crops", "embed_crops", "pool_crops"]
 
 _NUMBERS = (1, 5)
 _MARGIN = 14  # the enlarged square has a margin of a fourteenth of the side on each side: 224 -> 256

@@ -20,19 +20,6 @@ from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import InputError
 from vlltr_index.tensors import memory_mended_by
 
-__all__ = [
-    "Augment",
-    "Batches",
-    "Engine",
-    "ImageSource",
-    "ImageVectors",
-    "LocalEngine",
-    "Reader",
-    "Sources",
-    "image_features",
-    "text_vectors",
-]
-
 Augment = Callable[[Tensor, Sequence[int]], Tensor]
 """Pixels [B, 3, H, W] as the encoder's preprocessing gives them, and a seed for each, to an augmented batch."""
 

@@ -27,32 +27,13 @@ from vlltr_index.schemas.config import AugmentConfig, EncoderConfig
 from vlltr_index.schemas.fingerprint import digest_json
 from vlltr_index.schemas.tables import class_stats as class_stats_schema
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
-from vlltr_index.store.arrow import quote
+from vlltr_index.store.tables import quote
 from vlltr_index.tensors import unit_rows
 
 if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
 
-__all__ = [
-    "ClassStats",
-    "ImageSet",
-    "LoadedBank",
-    "anchor_losses",
-    "augmented_view",
-    "class_positions",
-    "class_stats",
-    "image_set",
-    "image_vectors_of",
-    "load_bank",
-    "open_encoder",
-    "recipe_encoder",
-    "run_folder",
-    "sentence_means",
-    "stats_rows",
-    "usable_images",
-    "view_suffix",
-]
 
 _log = logging.getLogger(__name__)
 _SENTENCES_AT_ONCE = 100_000

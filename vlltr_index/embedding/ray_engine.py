@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
     from vlltr_index.encoders.encoder import Encoder
 
-__all__ = ["RayData", "RayEngine", "decoded", "on_cpu"]
 
 _BATCH = 64  # images that are decoded, and go through a model, at once
 _PART = 4  # batches at most that are read by one task

@@ -29,15 +29,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.tables import Store
     from vlltr_index.store.transaction import Transaction
 
-__all__ = [
-    "StoredImages",
-    "all_embedded",
-    "embed_images",
-    "embed_sentences",
-    "image_vector_table",
-    "load_sources",
-    "vector_table",
-]
 
 _TEXT_BATCH = 4096
 IMAGE_BATCH = 64

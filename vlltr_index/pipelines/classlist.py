@@ -128,7 +128,7 @@ def show_class(workspace: Workspace, name: str, every_sentence: bool = False) ->
 
 def _sentences(snapshot: Snapshot, class_id: int) -> tuple[list[AnchorRow], list[AnchorRow]]:
     """Anchors by rank, and the other sentences by loss."""
-    from vlltr_index.store.arrow import one_of
+    from vlltr_index.store.tables import one_of
 
     where = f"class_id = {class_id}"
     texts = {r["sentence_id"]: r for r in snapshot.table("sentences", where=where).to_pylist()}

@@ -21,7 +21,7 @@ from vlltr_index.train.data import SMALL_SIDE
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
-    from vlltr_index.store.history import Commit
+    from vlltr_index.store.snapshot import Commit
     from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
 

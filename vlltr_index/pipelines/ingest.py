@@ -22,7 +22,6 @@ from vlltr_index.data.text_readers import read_text
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.schemas.records import ImageRecord, SentenceRecord, Skipped
 from vlltr_index.schemas.tables import IMAGES
-from vlltr_index.store.arrow import one_of
 from vlltr_index.store.ingestion import (
     file_of,
     image_id,
@@ -35,6 +34,7 @@ from vlltr_index.store.ingestion import (
     sentence_rows,
     with_stored_bytes,
 )
+from vlltr_index.store.tables import one_of
 from vlltr_index.wording import many, some
 
 if TYPE_CHECKING:

@@ -32,8 +32,7 @@ from vlltr_index.schemas.fingerprint import short
 if TYPE_CHECKING:
     from vlltr_index.pipelines.status import StatusReport
     from vlltr_index.schemas.config import FusionConfig
-    from vlltr_index.store.history import Commit
-    from vlltr_index.store.snapshot import Snapshot
+    from vlltr_index.store.snapshot import Commit, Snapshot
     from vlltr_index.store.workspace import Workspace
 
 __all__ = ["anchor_list", "clip", "curves", "facts", "quarantine"]

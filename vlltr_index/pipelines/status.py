@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from vlltr_index.errors import MissingStepError, WorkspaceError
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
-from vlltr_index.store.arrow import quote
 from vlltr_index.store.holdout import held_images
+from vlltr_index.store.tables import quote
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:

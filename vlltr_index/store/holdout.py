@@ -19,15 +19,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
 
-__all__ = [
-    "HeldOut",
-    "choose_held_out",
-    "choose_held_out_classes",
-    "held_images",
-    "read_held_out",
-    "without_names",
-    "write_held_out",
-]
 
 SHARE = 10  # one training image in ten is kept out, at most
 LEAST_LEFT = 2  # images that a class keeps

@@ -20,24 +20,11 @@ from vlltr_index.data.text import normalise_text, sentence_id, text_hash
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.records import ImageRecord, SentenceRecord
 from vlltr_index.schemas.tables import CLASSES, IMAGES, SENTENCES
-from vlltr_index.store.arrow import one_of
+from vlltr_index.store.tables import one_of
 
 if TYPE_CHECKING:
     from vlltr_index.store.transaction import Transaction
 
-__all__ = [
-    "file_of",
-    "image_id",
-    "image_row",
-    "image_rows",
-    "is_gone",
-    "known_names",
-    "note_aliases",
-    "probe_all",
-    "resolve_classes",
-    "sentence_rows",
-    "with_stored_bytes",
-]
 
 T = TypeVar("T")
 U = TypeVar("U")

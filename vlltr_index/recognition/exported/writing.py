@@ -32,7 +32,7 @@ from vlltr_index.schemas.exported import (
     anchors_schema,
     sentences_schema,
 )
-from vlltr_index.store.arrow import one_of, quote
+from vlltr_index.store.tables import one_of, quote
 from vlltr_index.store.taxonomy import load_taxonomy
 from vlltr_index.version import VERSION
 
