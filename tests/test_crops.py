@@ -14,8 +14,8 @@ from PIL import Image
 
 from tests.commands import run
 from tests.parts import check_parts
-from vlltr_index.embedding.crops import Crops, embed_crops, pool_crops
 from vlltr_index.embedding.loading import image_set
+from vlltr_index.embedding.vectors import Crops, embed_crops, pool_crops
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.encoders.openclip import Preprocessing
 from vlltr_index.errors import UsageError

@@ -13,9 +13,8 @@ import torch
 from tests import drawings
 from tests.commands import run
 from vlltr_index.data.decoding import open_image
-from vlltr_index.embedding.engines import LocalEngine, Reader
 from vlltr_index.embedding.loading import image_set, load_bank, open_encoder
-from vlltr_index.embedding.vectors import load_sources
+from vlltr_index.embedding.vectors import LocalEngine, Reader, load_sources
 from vlltr_index.errors import FingerprintMismatch
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text

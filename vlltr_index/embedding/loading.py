@@ -100,6 +100,11 @@ def usable_images(snapshot: Snapshot, split: str, columns: list[str]) -> pa.Tabl
     return snapshot.table("images", wanted, where).sort_by("image_id")
 
 
+def numbers(rows: pa.Table, column: str) -> Tensor:
+    """An integer column as int64 [N]."""
+    return torch.from_numpy(rows[column].to_numpy().copy()).long()
+
+
 def class_positions(class_ids: Tensor, wanted: Tensor) -> Tensor:
     """Position of each of `wanted` int64 [N] in the ascending `class_ids` int64 [C]; -1 where it is not there."""
     if class_ids.numel() == 0:
@@ -164,7 +169,7 @@ def image_set(
     suffix = view_suffix(view, augment)
     name = image_vectors_name(image_fp)
     _, features = snapshot.store.vectors(name, "vector_key", [f"{i}:{suffix}" for i in ids])
-    return ImageSet(ids, torch.from_numpy(rows["class_id"].to_numpy().copy()).long(), features)
+    return ImageSet(ids, numbers(rows, "class_id"), features)
 
 
 def image_vectors_of(snapshot: Snapshot, image_ids: Sequence[str]) -> Tensor:
@@ -202,8 +207,7 @@ def class_stats(snapshot: Snapshot, dim: int) -> ClassStats:
         none = torch.empty(0, dtype=torch.int64)
         return ClassStats(none, none, torch.empty(0, dim, dtype=torch.float64))
     sums = torch.from_numpy(rows["sum"].combine_chunks().flatten().to_numpy().copy()).view(rows.num_rows, -1)
-    ids, counts = (torch.from_numpy(rows[c].to_numpy().copy()).long() for c in ("class_id", "images"))
-    return ClassStats(ids, counts, sums)
+    return ClassStats(numbers(rows, "class_id"), numbers(rows, "images"), sums)
 
 
 def stats_rows(features: Tensor, class_ids: Tensor, image_fp: str) -> pa.Table:
@@ -236,8 +240,8 @@ class LoadedBank:
     @classmethod
     def of(cls, rows: pa.Table, vectors: Tensor, losses: Tensor, selection_id: str) -> LoadedBank:
         """Put together rows of `anchors` by class and rank, their vectors [A, D] and losses [A]; A may be 0."""
-        owner = torch.from_numpy(rows["class_id"].to_numpy().copy()).long()
-        keys = torch.from_numpy(rows["anchor_key"].to_numpy().copy())
+        owner = numbers(rows, "class_id")
+        keys = numbers(rows, "anchor_key")
         if len(owner):
             bank = AnchorBank.build(vectors, owner, torch.unique(owner), losses)
         else:
@@ -272,7 +276,7 @@ def sentence_means(snapshot: Snapshot, class_ids: Tensor) -> Tensor:
     """Mean of all normalised sentences of each class, float32 [C, D]; zeros for a class without one."""
     commit = snapshot.commit
     rows = snapshot.table("sentences", ["text_hash", "class_id"])
-    at = class_positions(class_ids, torch.from_numpy(rows["class_id"].to_numpy().copy()).long())
+    at = class_positions(class_ids, numbers(rows, "class_id"))
     hashes, sums = rows["text_hash"], torch.zeros(len(class_ids), commit.info.dim)
     told = (at >= 0).nonzero()[:, 0]
     for part in told.split(_SENTENCES_AT_ONCE) if len(told) else ():

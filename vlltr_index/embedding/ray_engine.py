@@ -11,29 +11,27 @@ import logging
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import cached_property, partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from vlltr_index.embedding.engines import (
+from vlltr_index.embedding.vectors import (
     Augment,
-    Batches,
     ImageSource,
     ImageVectors,
     Reader,
-    Sources,
+    StoredImages,
     image_features,
     text_vectors,
 )
 from vlltr_index.errors import ConfigError, UsageError, VlltrError
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from vlltr_index.encoders.encoder import Encoder
 
 
@@ -52,6 +50,20 @@ _PIXELS = pa.schema([_PLACE, _ID, pa.field("pixels", pa.large_binary()), _PROBLE
 _VECTORS = pa.schema([_PLACE, _ID, pa.field("vector", pa.large_binary()), _PROBLEM])
 
 
+class Sources(Protocol):
+    """Images by number, of which bytes are read when they are loaded, in whatever process: it can be pickled."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, places: Sequence[int]) -> Sources:
+        """Those at some places."""
+        ...
+
+    def load(self) -> Iterable[ImageSource]:
+        """All of them, in their order."""
+        ...
+
+
 class RayData:
     """Ray Data, where Ray runs already or RAY_ADDRESS names a cluster; else it is started here for the block.
 
@@ -67,28 +79,30 @@ class RayData:
     def __init__(self, actors: int | None = None) -> None:
         if actors is not None and actors < 1:
             raise UsageError(f"the ray engine needs one actor at least, got {actors}")
-        self.ray = _import_ray()
+        try:
+            import ray
+            import ray.data.exceptions
+        except ImportError:
+            raise ConfigError(
+                "--engine ray needs the package ray, which is not installed",
+                'Install it: pip install "vlltr-index[ray]", or run it with --engine local',
+            ) from None
+        self.ray: Any = ray
         self._actors = actors
-        self._started = False
-        self._log = logging.getLogger("ray.data"), logging.getLogger("ray.data").level
+        self._stack = ExitStack()
 
-    def __enter__(self) -> RayData:
+    def __enter__(self) -> Self:
         if not self.ray.is_initialized():
-            self._init()
-        logger, _ = self._log
+            self._start()
+        logger = logging.getLogger("ray.data")
+        self._stack.callback(logger.setLevel, logger.level)
         logger.setLevel(logging.CRITICAL)  # errors come out as ours
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        logger, level = self._log
-        logger.setLevel(level)
-        if self._started:
-            self.ray.shutdown()
-            self._started = False
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
-    def _init(self) -> None:
+    def _start(self) -> None:
         """Join the cluster that RAY_ADDRESS names, or start Ray on this machine.
 
         Raises:
@@ -98,14 +112,20 @@ class RayData:
             os.environ.pop("OMP_NUM_THREADS", None)  # Ray gives each actor its share
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         address = os.environ.get("RAY_ADDRESS")
-        self._started = True
         options = {} if address else {"include_dashboard": False}
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)  # lancedb's, about processes that are started
                 self.ray.init(log_to_driver=False, logging_level="error", **options)
         except Exception as error:  # a bare one where the machine is too busy, other kinds for addresses
-            raise _not_up(address, error) from None
+            what, mend = "ray cannot be started on this machine", "Run"
+            if address:
+                what, mend = (
+                    f"ray at RAY_ADDRESS={address} cannot be reached",
+                    "Mend or unset RAY_ADDRESS, or run",
+                )
+            raise VlltrError(f"{what}: {_first_line(error)}", f"{mend} it with --engine local.") from None
+        self._stack.callback(self.ray.shutdown)
 
     def run(
         self,
@@ -136,8 +156,16 @@ class RayData:
                     done.update(table["place"].to_pylist())
                     yield table
             except (self.ray.exceptions.RayError, self.ray.data.exceptions.ExecutionTimeoutError) as error:
+                if isinstance(error, self.ray.exceptions.RayTaskError):
+                    raise error.cause if isinstance(error.cause, VlltrError) else error from None
                 tries = _TRIES if done else tries - 1
-                _raise_unless_lost(self.ray, error, tries)
+                if not tries:
+                    raise VlltrError(
+                        f"the ray engine stood still or lost a machine {_TRIES} times without a result in between: "
+                        f"{_first_line(error)}",
+                        "What was done is kept. Run it again, with fewer --actors if memory ran out, or with "
+                        "--engine local.",
+                    ) from None
             left = [place for place in left if place not in done]
 
     def _once(
@@ -190,24 +218,8 @@ class RayData:
         yield from data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
 
 
-def _not_up(address: str | None, error: Exception) -> VlltrError:
-    what, mend = "ray cannot be started on this machine", "Run"
-    if address:
-        what, mend = f"ray at RAY_ADDRESS={address} cannot be reached", "Mend or unset RAY_ADDRESS, or run"
-    first = str(error).strip().partition("\n")[0]
-    return VlltrError(f"{what}: {first}", f"{mend} it with --engine local.")
-
-
-def _raise_unless_lost(ray: Any, error: Exception, tries: int) -> None:
-    """Raise what a task or an actor raised, or what to do where no try is left."""
-    if isinstance(error, ray.exceptions.RayTaskError):
-        raise error.cause if isinstance(error.cause, VlltrError) else error from None
-    if not tries:
-        first = str(error).strip().partition("\n")[0]
-        raise VlltrError(
-            f"the ray engine stood still or lost a machine {_TRIES} times without a result in between: {first}",
-            "What was done is kept. Run it again, with fewer --actors if memory ran out, or with --engine local.",
-        ) from None
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _datasource(sources: Sources, parts: Sequence[Sequence[int]]) -> Any:
@@ -261,7 +273,7 @@ def _decode(reader: Reader, table: pa.Table) -> pa.Table:
     return pa.table(columns, schema=_PIXELS)
 
 
-class RayEngine:
+class RayEngine(RayData):
     """An `Engine` whose actors each hold a copy of the encoder.
 
     Images given by path must be there under the same path on all machines.
@@ -273,21 +285,16 @@ class RayEngine:
     """
 
     def __init__(self, encoder: Encoder, augment: Augment | None = None, actors: int | None = None) -> None:
-        self._data = RayData(actors)
+        super().__init__(actors)
         self._encoder, self._augment = encoder, augment
 
-    def __enter__(self) -> RayEngine:
-        self._data.__enter__()
+    def __enter__(self) -> Self:
+        super().__enter__()
         device, encoder = self._encoder.device, self._encoder.to("cpu")
         names = encoder.text_fp, encoder.image_fp
-        self._arguments = self._data.ray.put(encoder), names, on_cpu()
+        self._arguments = self.ray.put(encoder), names, on_cpu()
         encoder.to(device)
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._data.__exit__(kind, error, trace)
 
     def texts(self, batches: Iterable[Sequence[str]]) -> Iterator[tuple[Tensor, int]]:
         """See `Engine`."""
@@ -295,17 +302,17 @@ class RayEngine:
         waiting, cut, sizes = list[bytes](), 0, iter(map(len, parts))
         sources = _Texts([text for part in parts for text in part])
         size = next(sizes, 0)
-        for table in self._data.run(sources, None, _TextTower, self._arguments, ordered=True):
+        for table in self.run(sources, None, _TextTower, self._arguments, ordered=True):
             waiting += table["vector"].to_pylist()
             cut += sum(table["cut"].to_pylist())
             while size and len(waiting) >= size:
                 yield _tensor(waiting[:size]), cut
                 waiting, cut, size = waiting[size:], 0, next(sizes, 0)
 
-    def images(self, batches: Batches, views: Sequence[int]) -> Iterator[ImageVectors]:
+    def images(self, batches: StoredImages, views: Sequence[int]) -> Iterator[ImageVectors]:
         """See `Engine`."""
         reader = Reader(self._encoder.transform, self._augment, views)
-        for table in self._data.run(batches, reader, _ImageTower, self._arguments):
+        for table in self.run(batches, reader, _ImageTower, self._arguments):
             rows = list(zip(*(table[name].to_pylist() for name in ("id", "vector", "problem")), strict=True))
             ids = [i for i, vector, _ in rows if vector is not None]
             flat = _tensor([vector for _, vector, _ in rows if vector is not None])
@@ -391,20 +398,3 @@ def decoded(table: pa.Table, size: tuple[int, int]) -> list[Tensor | None]:
 def on_cpu() -> bool:
     """Whether actors are to leave GPUs alone, as this process was told to."""
     return os.environ.get("VLLTR_DEVICE") == "cpu"
-
-
-def _import_ray() -> Any:
-    """ray with Ray Data.
-
-    Raises:
-        ConfigError: If it is not installed.
-    """
-    try:
-        import ray
-        import ray.data.exceptions
-    except ImportError:
-        raise ConfigError(
-            "--engine ray needs the package ray, which is not installed",
-            'Install it: pip install "vlltr-index[ray]", or run it with --engine local',
-        ) from None
-    return ray

@@ -164,9 +164,8 @@ def _lines(
     answers: Answers, named: Iterable[tuple[str, str | bytes]], data: RayData, ray: OnRay, how: dict[str, Any]
 ) -> Iterator[tuple[str, bool]]:
     """What `_as_json` gives, by Ray's actors."""
-    from vlltr_index.embedding.crops import CropPixels
-    from vlltr_index.embedding.engines import Reader
     from vlltr_index.embedding.ray_engine import on_cpu
+    from vlltr_index.embedding.vectors import CropPixels, Reader
 
     reader = Reader(CropPixels(answers.encoder, how.get("crops", 1)), None, (0,))
     model = ray.address, answers.commit, how, answers.encoder.image_size, on_cpu()

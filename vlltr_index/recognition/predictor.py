@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from vlltr_index.anchors.index import MANY_ANCHORS, AnchorIndex, WithDelta, load_index
 from vlltr_index.anchors.retrieval import AnchorClasses, retrieve
 from vlltr_index.data.decoding import UNREADABLE, ImageSource, image_label, open_image
-from vlltr_index.embedding.crops import Crops
 from vlltr_index.embedding.loading import image_vectors_of, open_encoder
+from vlltr_index.embedding.vectors import Crops
 from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.heads.explanation import ClassExplanation, explain_class
 from vlltr_index.heads.fusion import FusedScores, parts_of
@@ -147,7 +147,7 @@ class Answers:
                 what is quicker for a batch: all, where there are fewer than 64,000 anchors, an exact index or a GPU,
                 and for several images where there are fewer than 32 anchors a class.
             reject: Whether each prediction says if the image is of any of the classes at all.
-            crops: Crops of each image that make its feature: 1, or 5, see `vlltr_index.embedding.crops`.
+            crops: Crops of each image that make its feature: 1, or 5, see `vlltr_index.embedding.vectors`.
             only: Names of classes: the answer is among them, as if there were no others. All of them are scored.
             neighbours: Nearest training images of the best class.
             parent: The answer is among the classes below this node, as by `only`.

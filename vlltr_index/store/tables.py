@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -30,6 +31,7 @@ _MOST_OPEN = 64  # tables
 _MOST_TABLES = 1_000_000
 _BATCH = 8192  # rows a scan hands out at once, at most
 _FEW = 2000  # keys that are worth a filter instead of a scan
+_ROWS, _SECONDS = 4096, 30.0  # `appending` writes so many rows, or so long after the last time
 _KEY_MARK = b"lance-schema:unenforced-primary-key:position"
 _NAME = re.compile(r"[A-Za-z0-9_.-]+\Z")
 _NEVER = timedelta(days=36500)  # LanceDB's own limit, a week, fails where an older version is tagged
@@ -214,6 +216,28 @@ class Store:
         if data.num_rows:
             with self._table(name, "written") as table:
                 table.add(conform(data, _plain(table.schema), name))
+
+    @contextmanager
+    def appending(self, name: str) -> Iterator[Callable[[pa.Table], None]]:
+        """Gives an `append` that writes many rows at a time: readers open a file for each time.
+
+        A run that is killed loses those of half a minute at most.
+        """
+        waiting, since = list[pa.Table](), time.monotonic()
+
+        def append(rows: pa.Table) -> None:
+            nonlocal since
+            waiting.extend([rows] if rows.num_rows else [])
+            if waiting and (sum(map(len, waiting)) >= _ROWS or time.monotonic() - since > _SECONDS):
+                self.append(name, pa.concat_tables(waiting))
+                waiting.clear()
+                since = time.monotonic()
+
+        try:
+            yield append
+        finally:
+            if waiting:
+                self.append(name, pa.concat_tables(waiting))
 
     def upsert(self, name: str, data: pa.Table, key: str) -> None:
         """Write rows by `key`: replace the row that has it, else insert; of equal keys the last counts.
