@@ -117,7 +117,7 @@ def test_a_changed_file_is_refused(kind: str, tmp_path: Path) -> None:
     [
         (None, "Build it again: vlltr index"),
         ("[]", "Build it again: vlltr index"),
-        ({"size": 99}, r"width, anchors and keys are \(16, 100, 100\), expected \(16, 99, 99\)"),
+        ({"size": 99}, r"width and anchors are \(16, 100\), expected \(16, 99\)"),
         ({"format": 2}, "format 2, kind 'flat' is not known to this version"),
         ({"files": None}, "TypeError"),
     ],

@@ -13,7 +13,7 @@ import logging
 import math
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -39,29 +39,25 @@ _GPU_SCRATCH = 2**28  # bytes of a GPU that FAISS keeps for its own work
 _log = logging.getLogger(__name__)
 
 
-class AnchorIndex(Protocol):
-    """Something that finds the anchors nearest to an image."""
+class AnchorIndex:
+    """Something that finds the anchors nearest to an image.
 
-    @property
-    def kind(self) -> str:
-        """`torch`, `flat`, `ivf` or `hnsw`."""
-        ...
+    Attributes:
+        kind: `torch`, `flat`, `ivf` or `hnsw`.
+        dim: Width D of the vectors.
+        keys: Keys of the anchors that can be found, int64 [size].
+    """
 
-    @property
-    def dim(self) -> int:
-        """Width D of the vectors."""
-        ...
+    kind: str
+    dim: int
+    keys: Tensor
 
     @property
     def size(self) -> int:
         """Number of anchors that can be found."""
-        ...
+        return len(self.keys)
 
-    @property
-    def keys(self) -> Tensor:
-        """Keys of the anchors that can be found, int64 [size]."""
-        ...
-
+    @torch.no_grad()
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k nearest anchors of each query, best first.
 
@@ -76,10 +72,21 @@ class AnchorIndex(Protocol):
         Raises:
             InputError: The shape or dtype does not fit, a query is not finite, or k is below 1.
         """
-        ...
+        check_matrix("queries", queries, columns=self.dim)
+        if k < 1:
+            raise InputError(f"k must be at least 1, got {k}")
+        if not bool(queries.isfinite().all()):
+            raise InputError("a query holds values that are not finite")
+        scores, keys = self._best(queries.detach().float().contiguous(), k)
+        padding = 0, k - scores.shape[1]
+        return F.pad(scores, padding, value=float("-inf")), F.pad(keys, padding, value=-1)
+
+    def _best(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """`search` of float32 queries, for k at most."""
+        raise NotImplementedError
 
 
-class TorchIndex:
+class TorchIndex(AnchorIndex):
     """Exact search by matrix product; needs no FAISS.
 
     Args:
@@ -90,30 +97,17 @@ class TorchIndex:
     kind = "torch"
 
     def __init__(self, vectors: Tensor, keys: Tensor) -> None:
-        self.vectors, self.keys = vectors, keys
+        self.vectors, self.keys, self.dim = vectors, keys, vectors.shape[1]
         self._copies = dict[torch.device, Tensor]()
 
-    @property
-    def dim(self) -> int:
-        """Width D of the vectors."""
-        return self.vectors.shape[1]
-
-    @property
-    def size(self) -> int:
-        """Number of anchors."""
-        return self.vectors.shape[0]
-
-    @torch.no_grad()
-    def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """See `AnchorIndex.search`."""
-        wanted = check_search(queries, k, self.dim)
+    def _best(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         with full_precision(queries.device):
-            if wanted.device not in self._copies:
-                self._copies[wanted.device] = self.vectors.to(wanted.device)
-            vectors = self._copies[wanted.device]
-            parts = [self._part(vectors, part, min(k, self.size)) for part in torch.split(wanted, 512)]
+            if queries.device not in self._copies:
+                self._copies[queries.device] = self.vectors.to(queries.device)
+            vectors = self._copies[queries.device]
+            parts = [self._part(vectors, part, min(k, self.size)) for part in torch.split(queries, 512)]
         scores, rows = (torch.cat(column) for column in zip(*parts, strict=True))
-        return padded(scores, self.keys.to(rows.device)[rows], k)
+        return scores, self.keys.to(rows.device)[rows]
 
     def _part(self, vectors: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Best k rows, taken over pieces of the anchors so that no [B, A] matrix is ever held."""
@@ -129,7 +123,7 @@ class TorchIndex:
         return best, rows
 
 
-class WithDelta:
+class WithDelta(AnchorIndex):
     """A base index with later anchors beside it and removed ones struck out; exact where the base is.
 
     Args:
@@ -151,31 +145,18 @@ class WithDelta:
         both = keys[torch.isin(keys, removed)]
         if len(both):
             raise InputError(f"anchor key {int(both[0])} is both added and removed")
-        self.base, self.delta, self.kind = base, TorchIndex(vectors, keys), base.kind
+        self.base, self.delta, self.kind, self.dim = base, TorchIndex(vectors, keys), base.kind, base.dim
         hidden = torch.isin(base.keys, torch.cat([removed, keys]))
         self._hidden = base.keys[hidden]
         self.keys = torch.cat([base.keys[~hidden], keys])
 
-    @property
-    def dim(self) -> int:
-        """Width D of the vectors."""
-        return self.base.dim
-
-    @property
-    def size(self) -> int:
-        """Number of anchors that can be found."""
-        return len(self.keys)
-
-    @torch.no_grad()
-    def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """See `AnchorIndex.search`."""
-        wanted = check_search(queries, k, self.dim)
-        scores, keys = self._live(wanted, k)
+    def _best(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        scores, keys = self._live(queries, k)
         if self.delta.size:
-            new = self.delta.search(wanted, k)
+            new = self.delta.search(queries, k)
             scores, keys = torch.cat([scores, new[0]], 1), torch.cat([keys, new[1]], 1)
         best, order = scores.topk(min(k, scores.shape[1]))
-        return padded(best, keys.gather(1, order), k)
+        return best, keys.gather(1, order)
 
     def _live(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """At least the best k of the base that are not hidden; asks deeper only where that was not enough."""
@@ -207,23 +188,7 @@ def check_anchors(vectors: Tensor, keys: Tensor, dim: int | None = None) -> tupl
     return vectors, keys
 
 
-def check_search(queries: Tensor, k: int, dim: int) -> Tensor:
-    """Queries [B, D] as contiguous float32 where they lie, after a look at them."""
-    check_matrix("queries", queries, columns=dim)
-    if k < 1:
-        raise InputError(f"k must be at least 1, got {k}")
-    if not bool(queries.isfinite().all()):
-        raise InputError("a query holds values that are not finite")
-    return queries.detach().float().contiguous()
-
-
-def padded(scores: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Results [B, at most k] widened to [B, k]."""
-    missing = k - scores.shape[1]
-    return F.pad(scores, (0, missing), value=float("-inf")), F.pad(keys, (0, missing), value=-1)
-
-
-class FaissIndex:
+class FaissIndex(AnchorIndex):
     """A FAISS index whose ids are positions in `keys`. Make it with `build_index` or load it.
 
     Args:
@@ -236,29 +201,17 @@ class FaissIndex:
     """
 
     def __init__(self, index: Any, kind: str, keys: Tensor) -> None:
-        self.index, self.kind, self.keys = index, kind, keys
+        self.index, self.kind, self.keys, self.dim = index, kind, keys, int(index.d)
         self._lock, self._copies = Lock(), dict[torch.device, Any]()
 
-    @property
-    def dim(self) -> int:
-        """Width D of the vectors."""
-        return int(self.index.d)
-
-    @property
-    def size(self) -> int:
-        """Number of anchors."""
-        return int(self.index.ntotal)
-
-    @torch.no_grad()
-    def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """See `AnchorIndex.search`."""
-        wanted, count = check_search(queries, k, self.dim), min(k, self.size)
-        scores, rows = self._once(wanted, count, max(512, 16 * k) if self.kind == "ivf" else max(256, 2 * k))
+    def _best(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        k = min(k, self.size)
+        scores, rows = self._once(queries, k, max(512, 16 * k) if self.kind == "ivf" else max(256, 2 * k))
         short = (rows < 0).any(1)
         if bool(short.any()):
-            scores[short], rows[short] = self._once(wanted[short], count, self.size)
+            scores[short], rows[short] = self._once(queries[short], k, self.size)
         keys = torch.where(rows < 0, -1, self.keys.to(rows.device)[rows.clamp(min=0)])
-        return padded(scores.masked_fill(rows < 0, float("-inf")), keys, k)
+        return scores.masked_fill(rows < 0, float("-inf")), keys
 
     def _once(self, queries: Tensor, k: int, looked_at: int) -> tuple[Tensor, Tensor]:
         """The best k of about so many anchors: of four cells at least, or along the graph."""
@@ -352,9 +305,7 @@ def save_index(index: AnchorIndex, folder: Path) -> None:
     else:
         raise InputError("an index with a delta cannot be saved", "Build it again: vlltr index")
     save_file(tensors, folder / "anchors.safetensors")
-    files = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in names
-    }
+    files = {name: {"sha256": _sha256(folder / name)} for name in names}
     facts = {"format": _FORMAT, "kind": index.kind, "dim": index.dim, "size": index.size, "files": files}
     (folder / "index.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -392,9 +343,11 @@ def _read(folder: Path, facts: dict[str, Any]) -> FaissIndex | TorchIndex:
         if found.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise ValueError("index.faiss does not search by inner product")
         index = FaissIndex(found, facts["kind"], tensors["keys"])
-    stated, held = (facts["dim"], facts["size"], facts["size"]), (index.dim, index.size, len(index.keys))
+        if found.ntotal != len(index.keys):
+            raise ValueError(f"index.faiss has {found.ntotal} anchors, and there are {len(index.keys)} keys")
+    stated, held = (facts["dim"], facts["size"]), (index.dim, index.size)
     if stated != held or index.keys.dtype != torch.int64:
-        raise ValueError(f"width, anchors and keys are {held}, expected {stated}")
+        raise ValueError(f"width and anchors are {held}, expected {stated}")
     return index
 
 
