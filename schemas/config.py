@@ -100,16 +100,14 @@ class CVLPConfig(_Training):
     joint_weight: float = Field(default=0.0, ge=0)  # the joint stage; 0 turns it off
     joint_visual_weight: float = Field(default=1.0, ge=0)
     extra_classes: int = Field(default=256, ge=0, le=1_000_000)
-    joint_sentences: int = Field(
-        default=1, ge=1, le=1_000_000
-    )  # averaged for each candidate class of the joint stage
+    # averaged for each candidate class of the joint stage
+    joint_sentences: int = Field(default=1, ge=1, le=1_000_000)
     word_dropout: float = Field(default=0.0, ge=0, lt=1)
     temperature: float | None = Field(default=None, gt=0)  # tau to start from; none: the encoder's own
     learn_scale: bool = True
     max_scale: float | None = Field(default=100.0, gt=1)  # of 1 / tau, after each step; none: no bound
-    hold_out: int = Field(
-        default=300, ge=0, le=1_000_000
-    )  # most images kept out, to weigh parts on; never over a tenth
+    # most images kept out, to weigh parts on; never over a tenth
+    hold_out: int = Field(default=300, ge=0, le=1_000_000)
     hold_out_classes: bool = True  # keep one class in 50 out, at most 20, where there are 100; see holdout
     workers: int = Field(default=2, ge=0, le=1_000)
     checkpoint_every: int = Field(default=1, ge=1, le=1_000_000)  # epochs

@@ -32,9 +32,7 @@ class ImageRecord:
     class_name: str | None
     split: str
     data: bytes | None = None
-    group: str | None = (
-        None  # what it shares with others that are held out together: a font, a camera, a burst
-    )
+    group: str | None = None  # shared with others that are held out together: a font, a camera, a burst
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,11 +24,17 @@ from vlltr_index.anchors.anss import (
     select_anchors,
     shift_images,
 )
-from vlltr_index.embedding.loading import augmented_view, numbers, usable_images
+from vlltr_index.embedding.loading import (
+    augmented_view,
+    image_vectors_of,
+    numbers,
+    text_vectors_of,
+    usable_images,
+)
 from vlltr_index.errors import MissingStepError
 from vlltr_index.schemas.config import SelectConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
-from vlltr_index.schemas.tables import ANCHORS, SENTENCE_SCORES, image_vectors_name, sentence_vectors_name
+from vlltr_index.schemas.tables import ANCHORS, SENTENCE_SCORES
 from vlltr_index.store.holdout import held_images
 from vlltr_index.store.tables import one_of
 from vlltr_index.tensors import choose_device, device_name, memory_mended_by
@@ -127,11 +133,6 @@ def choose_anchors(
     _, sizes = torch.unique_consecutive(owner[chosen], return_counts=True)
     first = torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
     return Selection(chosen, torch.arange(len(chosen)) - first)
-
-
-def _vectors(tx: Snapshot, name: str, key_column: str, keys: Sequence[str]) -> Tensor:
-    """Stored vectors by key, float32 [n, D]; as wide as the encoder's also where there are none."""
-    return tx.store.vectors(name, key_column, keys)[1] if keys else torch.empty(0, tx.commit.info.dim)
 
 
 def write_anchors(
@@ -298,12 +299,10 @@ class _Rows:
         self.came_or_went = {class_id for _, class_id in moved}  # classes whose own images changed
 
     def text(self, at: Tensor) -> Tensor:
-        hashes = self._hashes.take(pa.array(at.numpy())).to_pylist()
-        return _vectors(self.tx, sentence_vectors_name(self.facts[0]), "text_hash", hashes)
+        return text_vectors_of(self.tx, self._hashes.take(pa.array(at.numpy())).to_pylist())
 
     def images(self, ids: Sequence[str]) -> Tensor:
-        keys = [f"{i}:{self.now.view}" for i in ids]
-        return _vectors(self.tx, image_vectors_name(self.facts[1]), "vector_key", keys)
+        return image_vectors_of(self.tx, ids, self.now.view)
 
     def rescored(self, touched: set[int]) -> SentenceScores:
         """Both terms of every sentence, as they are now; `touched` gains the classes that turn out to be new."""
