@@ -73,15 +73,6 @@ def test_losses_equal_their_twin(
     torch.testing.assert_close(narrow, expected, rtol=0, atol=1e-3 * max(1.0, scale / 100))
 
 
-def test_scores_ignore_an_ambient_autocast() -> None:
-    """Scores under bfloat16 autocast are the same to the last bit."""
-    t, tl, x, xl = _draw(0, 8, 20, 3)
-    t, x = t.float(), x.float()
-    expected = score_sentences(t, tl, x, xl, 100.0).loss
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(score_sentences(t, tl, x, xl, 100.0).loss, expected, rtol=0, atol=0)
-
-
 @quick
 @given(
     images=st.integers(2, 12),

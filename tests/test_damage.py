@@ -61,14 +61,6 @@ def test_damaged_data(tmp_path: Path) -> None:
         assert error.value.hint == HINT
 
 
-def test_tables_that_cannot_be_listed(tmp_path: Path) -> None:
-    """A file in place of the tables' folder."""
-    (tmp_path / "lance").write_text("")
-    with pytest.raises(WorkspaceError) as error:
-        Store(tmp_path / "lance").names()
-    assert error.value.message.startswith(f"the list of tables in {tmp_path / 'lance'} cannot be read: ")
-
-
 def test_commands_on_damaged_anchors(
     trained: Workspace, tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

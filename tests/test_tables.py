@@ -94,13 +94,11 @@ def test_rows_that_do_not_fit_are_refused(
 
 @pytest.mark.parametrize("number", [float("nan"), float("-inf"), None])
 def test_vectors_that_are_not_numbers_are_refused(store: Store, number: float | None) -> None:
-    """Neither way of writing lets a NaN, infinity or null in."""
+    """No NaN, infinity or null gets in."""
     store.create("v", sentence_vectors(3), "text_hash")
     bad = vector_rows(["a", "b"], [[1, 2, 3], [1.0, number, 0.0]])
-    for write in (lambda: store.append("v", bad), lambda: store.upsert("v", bad, "text_hash")):
-        with pytest.raises(InputError) as error:
-            write()
-        assert str(error.value) == "column 'vector' of table v has a vector that is not all finite numbers"
+    with pytest.raises(InputError, match="column 'vector' of table v has a vector that is not all finite"):
+        store.append("v", bad)
 
 
 def test_a_table_that_another_process_dropped_is_gone(store: Store) -> None:
@@ -132,13 +130,6 @@ def test_quoted_text_matches_itself_only(store: Store, value: str, other: str) -
     store.delete("classes", "true")
     store.append("classes", rows.set_column(1, "name", pa.array([value, other])))
     assert store.count("classes", f"name = {quote(value)}") == 1 + (value == other)
-
-
-def test_text_that_cannot_be_stored_is_refused() -> None:
-    """Lone surrogates and null characters have no SQL literal."""
-    for text, why in (("\ud800", "not valid Unicode text"), ("a\0b", "null character")):
-        with pytest.raises(InputError, match=why):
-            quote(text)
 
 
 def filled(store: Store, batches: int, size: int) -> pa.Table:

@@ -17,6 +17,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -45,7 +46,6 @@ _STALLED = (
 _TRIES = 2  # without a single image done in between
 _PLACE, _ID = pa.field("place", pa.int64()), pa.field("id", pa.string())
 _PROBLEM = pa.field("problem", pa.string())
-_LOADED = pa.schema([_PLACE, _ID, pa.field("path", pa.binary()), pa.field("data", pa.large_binary())])
 _PIXELS = pa.schema([_PLACE, _ID, pa.field("pixels", pa.large_binary()), _PROBLEM])
 _VECTORS = pa.schema([_PLACE, _ID, pa.field("vector", pa.large_binary()), _PROBLEM])
 
@@ -133,17 +133,15 @@ class RayData:
         reader: Reader | None,
         model: type,
         arguments: Sequence[Any],
-        ordered: bool = False,
     ) -> Iterator[pa.Table]:
-        """What a model makes of sources, in tables of any number of rows, each source once.
+        """What a model makes of sources, in tables of any number of rows, each source once, in their order.
 
         Args:
             sources: They are loaded on this machine.
             reader: Decodes them in tasks, to pixels; None: the model gets them as they were loaded.
             model: Made once an actor. Called with a table that has `place`, `id` and `pixels` (bytes of float32) or
-                `problem`, without a reader `path` or `data`; gives a table with the same `place`.
+                `problem`, without a reader `source` (bytes); gives a table with the same `place`.
             arguments: Of the model; what is large by `ray.put`.
-            ordered: Whether tables come in the order of the sources.
 
         Raises:
             VlltrError: What a task or an actor raised; or if machines or actors are lost again and again.
@@ -152,7 +150,7 @@ class RayData:
         while left:
             done = set[int]()
             try:
-                for table in self._once(sources, left, reader, model, arguments, ordered):
+                for table in self._once(sources, left, reader, model, arguments):
                     done.update(table["place"].to_pylist())
                     yield table
             except (self.ray.exceptions.RayError, self.ray.data.exceptions.ExecutionTimeoutError) as error:
@@ -175,7 +173,6 @@ class RayData:
         reader: Reader | None,
         model: type,
         arguments: Sequence[Any],
-        ordered: bool,
     ) -> Iterator[pa.Table]:
         """`run` of some of the sources, until something is lost."""
         from ray.data import ActorPoolStrategy, read_datasource
@@ -214,7 +211,7 @@ class RayData:
         context.raise_original_map_exception = True
         context.enable_progress_bars = context.print_on_execution_start = False
         context.execution_no_progress_timeout_s = _STALLED
-        context.execution_options.preserve_order = ordered
+        context.execution_options.preserve_order = True
         yield from data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
 
 
@@ -243,33 +240,27 @@ def _datasource(sources: Sources, parts: Sequence[Sequence[int]]) -> Any:
 
 
 def _load(sources: Sources, places: Sequence[int]) -> Iterator[pa.Table]:
-    """Tables of `_LOADED`, a batch each."""
+    """Tables of `place`, `id`, `source` (bytes, or a path or text as such) and `is_text`, a batch each."""
     rows = zip(places, sources.load(), strict=True)
     while batch := list(islice(rows, _BATCH)):
-        yield pa.Table.from_pylist(
-            [
-                {"place": place, "id": i, "data": source}
-                if isinstance(source, bytes)
-                else {"place": place, "id": i, "path": os.fsencode(source)}
-                for place, (i, source) in batch
-            ],
-            schema=_LOADED,
-        )
+        found = [source for _, (_, source) in batch]
+        data = [source if isinstance(source, bytes) else os.fsencode(source) for source in found]
+        columns = {"place": [place for place, _ in batch], "id": [i for _, (i, _) in batch]}
+        columns["is_text"] = [not isinstance(source, bytes) for source in found]
+        yield pa.table({**columns, "source": pa.array(data, pa.large_binary())})
 
 
 def _sources(table: pa.Table) -> list[ImageSource]:
-    columns = (table[name].to_pylist() for name in ("id", "path", "data"))
-    return [(i, os.fsdecode(path) if data is None else data) for i, path, data in zip(*columns, strict=True)]
+    columns = (table[name].to_pylist() for name in ("id", "source", "is_text"))
+    return [(i, os.fsdecode(data) if is_text else data) for i, data, is_text in zip(*columns, strict=True)]
 
 
 def _decode(reader: Reader, table: pa.Table) -> pa.Table:
     """A table of `_PIXELS`: all views of an image one after the other."""
-    read = reader.__getitems__(_sources(table))
-    pixels = dict(
-        zip(read.ids, (image.numpy().tobytes() for image in read.pixels.transpose(0, 1)), strict=True)
-    )
-    ids = table["id"].to_pylist()
-    columns = [table["place"], ids, [pixels.get(i) for i in ids], [read.problems.get(i) for i in ids]]
+    ids, pixels, problems = reader.__getitems__(_sources(table))
+    of = dict(zip(ids, (image.numpy().tobytes() for image in pixels.transpose(0, 1)), strict=True))
+    names = table["id"].to_pylist()
+    columns = [table["place"], names, [of.get(i) for i in names], [problems.get(i) for i in names]]
     return pa.table(columns, schema=_PIXELS)
 
 
@@ -296,18 +287,10 @@ class RayEngine(RayData):
         encoder.to(device)
         return self
 
-    def texts(self, batches: Iterable[Sequence[str]]) -> Iterator[tuple[Tensor, int]]:
+    def texts(self, texts: Sequence[tuple[str, str]]) -> Iterator[tuple[list[str], Tensor, int]]:
         """See `Engine`."""
-        parts = [list(batch) for batch in batches]
-        waiting, cut, sizes = list[bytes](), 0, iter(map(len, parts))
-        sources = _Texts([text for part in parts for text in part])
-        size = next(sizes, 0)
-        for table in self.run(sources, None, _TextTower, self._arguments, ordered=True):
-            waiting += table["vector"].to_pylist()
-            cut += sum(table["cut"].to_pylist())
-            while size and len(waiting) >= size:
-                yield _tensor(waiting[:size]), cut
-                waiting, cut, size = waiting[size:], 0, next(sizes, 0)
+        for table in self.run(_Texts(texts), None, _TextTower, self._arguments):
+            yield table["id"].to_pylist(), _tensor(table["vector"].to_pylist()), pc.sum(table["cut"]).as_py()
 
     def images(self, batches: StoredImages, views: Sequence[int]) -> Iterator[ImageVectors]:
         """See `Engine`."""
@@ -327,20 +310,14 @@ def _tensor(rows: Sequence[bytes]) -> Tensor:
     return torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.float32).view(len(rows), -1)
 
 
-class _Texts:
-    """Sentences as sources, whose paths they are."""
-
-    def __init__(self, texts: Sequence[str]) -> None:
-        self._texts = texts
-
-    def __len__(self) -> int:
-        return len(self._texts)
+class _Texts(list[tuple[str, str]]):
+    """Sentences as sources."""
 
     def take(self, places: Sequence[int]) -> _Texts:
-        return _Texts([self._texts[place] for place in places])
+        return _Texts(self[place] for place in places)
 
-    def load(self) -> Iterator[ImageSource]:
-        return (("", text) for text in self._texts)
+    def load(self) -> _Texts:
+        return self
 
 
 class _Tower:
@@ -367,7 +344,8 @@ class _TextTower(_Tower):
     def __call__(self, table: pa.Table) -> pa.Table:
         vectors, cut = text_vectors(self._encoder, [str(text) for _, text in _sources(table)])
         rows = pa.array([row.numpy().tobytes() for row in vectors], pa.large_binary())
-        return pa.table({"place": table["place"], "vector": rows, "cut": [cut, *[0] * (len(rows) - 1)]})
+        cuts = [cut, *[0] * (len(rows) - 1)]
+        return pa.table({"place": table["place"], "id": table["id"], "vector": rows, "cut": cuts})
 
 
 class _ImageTower(_Tower):

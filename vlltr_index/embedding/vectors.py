@@ -74,8 +74,8 @@ class ImageVectors(NamedTuple):
 class Engine(Protocol):
     """Computes vectors lazily."""
 
-    def texts(self, batches: Iterable[Sequence[str]]) -> Iterator[tuple[Tensor, int]]:
-        """For each batch of N texts: float32 [N, D] on the CPU, unnormalised, and how many texts were cut."""
+    def texts(self, texts: Sequence[tuple[str, str]]) -> Iterator[tuple[list[str], Tensor, int]]:
+        """Of texts with their keys, batch by batch: N keys, vectors as `text_vectors`, and how many texts were cut."""
         ...
 
     def images(self, batches: StoredImages, views: Sequence[int]) -> Iterator[ImageVectors]:
@@ -134,10 +134,11 @@ class LocalEngine:
     def __init__(self, encoder: Encoder, augment: Augment | None = None, workers: int = 0) -> None:
         self._encoder, self._augment, self._workers = encoder, augment, workers
 
-    def texts(self, batches: Iterable[Sequence[str]]) -> Iterator[tuple[Tensor, int]]:
+    def texts(self, texts: Sequence[tuple[str, str]]) -> Iterator[tuple[list[str], Tensor, int]]:
         """See `Engine`."""
-        for batch in batches:
-            yield text_vectors(self._encoder, batch)
+        for start in range(0, len(texts), _TEXT_BATCH):
+            part = texts[start : start + _TEXT_BATCH]
+            yield [key for key, _ in part], *text_vectors(self._encoder, [text for _, text in part])
 
     def images(
         self, batches: Iterable[Sequence[ImageSource]], views: Sequence[int]
@@ -216,15 +217,14 @@ def embed_sentences(
     tx.store.create(name, sentence_vectors(encoder.dim), "text_hash")
     have = _have(tx, name, "text_hash", hashes)
     todo = {h: t for h, t in zip(hashes, texts, strict=True) if h not in have}
-    keys, truncated, done = list(todo), 0, 0
-    parts = [keys[start : start + _TEXT_BATCH] for start in range(0, len(keys), _TEXT_BATCH)]
-    computed = (engine or LocalEngine(encoder)).texts([todo[h] for h in part] for part in parts)
-    for part, (vectors, cut) in zip(parts, computed, strict=True):
-        truncated += cut
-        tx.store.append(name, vector_table({"text_hash": part}, vectors))
-        done += len(part)
-        if progress:
-            progress("embed sentences", done, len(todo))
+    truncated, done = 0, 0
+    with tx.store.appending(name) as append:
+        for part, vectors, cut in (engine or LocalEngine(encoder)).texts(list(todo.items())):
+            truncated += cut
+            append(vector_table({"text_hash": part}, vectors))
+            done += len(part)
+            if progress:
+                progress("embed sentences", done, len(todo))
     return len(todo), len(set(hashes)) - len(todo), truncated
 
 

@@ -169,7 +169,7 @@ def _lines(
 
     reader = Reader(CropPixels(answers.encoder, how.get("crops", 1)), None, (0,))
     model = ray.address, answers.commit, how, answers.encoder.image_size, on_cpu()
-    for table in data.run(Pictures(list(named)), reader, _Answering, model, ordered=True):
+    for table in data.run(Pictures(list(named)), reader, _Answering, model):
         yield from zip(table["line"].to_pylist(), table["lost"].to_pylist(), strict=True)
 
 
