@@ -146,8 +146,8 @@ def retrieve(
         visual_scores: Float [B, C], what the image side says; under `paper` minus infinity for classes without a row.
         fuse: Puts image side and text logits together.
         neighbours: Nearest anchors whose classes are candidates; may be 0.
-        best: At least 1: candidates by the prototypes, as many by the image side, and as many at least by both and in each
-            later round.
+        best: At least 1: candidates by the prototypes, as many by the image side, and as many at least by both and in
+            each later round.
         max_residual: Between 0 and 1.
 
     Raises:
