@@ -37,7 +37,7 @@ from benchmarks.draws_sources import (
     with_texts,
 )
 from benchmarks.long_tailed import RESULTS, surroundings
-from vlltr_index.embedding import engines
+from vlltr_index.embedding import vectors
 
 SOURCES = ("heldout", "train", "clip")
 _log = logging.getLogger(__name__)
@@ -103,10 +103,10 @@ def measured(plan: Plan, number: int, folder: Path) -> dict[str, Any]:
         encoder = plan.encoder
         if plan.source == "clip":
             encoder = clip_encoder(folder / "encoder")
-            stack.enter_context(patch.object(engines, "text_vectors", text_vectors))
-            stack.enter_context(patch.object(engines.LocalEngine, "images", image_vectors))
+            stack.enter_context(patch.object(vectors, "text_vectors", text_vectors))
+            stack.enter_context(patch.object(vectors.LocalEngine, "images", image_vectors))
         else:
-            stack.enter_context(patch.object(engines, "text_vectors", remembered))
+            stack.enter_context(patch.object(vectors, "text_vectors", remembered))
         bench = Bench(folder, encoder, drawn)
         found = bench.without_images() if setting.images == 0 else bench.with_images(number)
         if plan.additions and "failed" not in found:

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlltr_index.data.glyphs import glyph_files
-from vlltr_index.embedding.engines import ImageSource, ImageVectors
+from vlltr_index.embedding.vectors import ImageSource, ImageVectors
 from vlltr_index.encoders import openclip
 from vlltr_index.encoders.encoder import Encoder
 
@@ -174,7 +174,7 @@ _vectors_of: dict[str, dict[str, Tensor]] = {}
 
 
 def remembered(encoder: Encoder, texts: Sequence[str]) -> tuple[Tensor, int]:
-    """In the place of `engines.text_vectors`, with the same vectors: a text is embedded in one draw only."""
+    """In the place of `vectors.text_vectors`, with the same vectors: a text is embedded in one draw only."""
     known = _vectors_of.setdefault(encoder.text_fp, {})
     new = [text for text in texts if text not in known]
     if new:
@@ -242,7 +242,7 @@ def _vector(tower: str, own: Tensor | float, noise: float, seed: str) -> Tensor:
 
 
 def text_vectors(encoder: Encoder, texts: Sequence[str]) -> tuple[Tensor, int]:
-    """In the place of `engines.text_vectors`: a sentence that names no class has no class's part."""
+    """In the place of `vectors.text_vectors`: a sentence that names no class has no class's part."""
     rows = []
     for text in texts:
         found = _NAME.search(text)

@@ -46,8 +46,8 @@ def write_pictures(folder: Path, images: int) -> tuple[Path, Path]:
 def bare(workspace: Path, pictures: Path) -> None:
     """Decode and encode all pictures, and no more."""
     from vlltr_index.data.unlabelled import unlabelled_images
-    from vlltr_index.embedding.engines import LocalEngine
     from vlltr_index.embedding.loading import open_encoder
+    from vlltr_index.embedding.vectors import LocalEngine
     from vlltr_index.store.workspace import Workspace
 
     opened = Workspace.open(workspace)

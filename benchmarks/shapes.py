@@ -21,7 +21,7 @@ MODULES = (
     "heads.weighing",
     "heads.fusion",
     "heads.explanation",
-    "anchors.exact",
+    "anchors.index",
     "evaluation.metrics",
     "train.sampling",
 )
@@ -40,9 +40,9 @@ _ENTRY = re.compile(r"^ {4}(\w+): (.*)$")
 
 def public(module: Any) -> Iterator[tuple[str, Any]]:
     """The functions and classes that a module itself defines and offers, with the classes' public methods."""
-    for name in sorted(name for name in vars(module) if not name.startswith("_")):
-        value = getattr(module, name)
-        if getattr(value, "__module__", None) != module.__name__ or not callable(value):
+    for name, value in sorted(vars(module).items()):
+        own = getattr(value, "__module__", None) == module.__name__
+        if name.startswith("_") or not own or not callable(value):
             continue
         yield name, value
         if inspect.isclass(value):

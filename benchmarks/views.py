@@ -23,7 +23,7 @@ import torch
 from benchmarks.embedding.common import photographs
 from benchmarks.page import put
 from vlltr_index.data.decoding import open_image
-from vlltr_index.embedding.engines import Augment, LocalEngine
+from vlltr_index.embedding.vectors import Augment, LocalEngine
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.schemas.config import AugmentConfig
 from vlltr_index.train.augment import ViewAugment

@@ -9,25 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from vlltr_index.errors import ConfigError
 
-__all__ = [
-    "FORMAT",
-    "AugmentConfig",
-    "BaselineConfig",
-    "BaselinesConfig",
-    "CVLPConfig",
-    "EncoderConfig",
-    "FusionConfig",
-    "LGRConfig",
-    "LoRAConfig",
-    "Recipe",
-    "SelectConfig",
-    "WorkspaceConfig",
-    "apply_overrides",
-    "parse_toml",
-    "validate",
-    "with_nulls",
-]
-
 FORMAT = 2
 """The workspace format; a workspace of another one is refused."""
 
@@ -38,6 +19,15 @@ _Whole = Annotated[int, Field(ge=1)]
 
 class _Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_is_null(cls, values: Any) -> Any:
+        """TOML has no null: "none" stands for it where a field may be null."""
+        fields = {n for n, field in cls.model_fields.items() if type(None) in get_args(field.annotation)}
+        if not isinstance(values, dict):
+            return values
+        return {key: None if value == "none" and key in fields else value for key, value in values.items()}
 
 
 class EncoderConfig(_Config):
@@ -110,16 +100,14 @@ class CVLPConfig(_Training):
     joint_weight: float = Field(default=0.0, ge=0)  # the joint stage; 0 turns it off
     joint_visual_weight: float = Field(default=1.0, ge=0)
     extra_classes: int = Field(default=256, ge=0, le=1_000_000)
-    joint_sentences: int = Field(
-        default=1, ge=1, le=1_000_000
-    )  # averaged for each candidate class of the joint stage
+    # averaged for each candidate class of the joint stage
+    joint_sentences: int = Field(default=1, ge=1, le=1_000_000)
     word_dropout: float = Field(default=0.0, ge=0, lt=1)
     temperature: float | None = Field(default=None, gt=0)  # tau to start from; none: the encoder's own
     learn_scale: bool = True
     max_scale: float | None = Field(default=100.0, gt=1)  # of 1 / tau, after each step; none: no bound
-    hold_out: int = Field(
-        default=300, ge=0, le=1_000_000
-    )  # most images kept out, to weigh parts on; never over a tenth
+    # most images kept out, to weigh parts on; never over a tenth
+    hold_out: int = Field(default=300, ge=0, le=1_000_000)
     hold_out_classes: bool = True  # keep one class in 50 out, at most 20, where there are 100; see holdout
     workers: int = Field(default=2, ge=0, le=1_000)
     checkpoint_every: int = Field(default=1, ge=1, le=1_000_000)  # epochs
@@ -254,19 +242,6 @@ def validate(model: type[_Model], values: dict[str, Any], where: str) -> _Model:
         ) from None
 
 
-def with_nulls(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
-    """`values` from TOML, which has no null, with each "none" as null where the field allows it."""
-    result = dict(values)
-    for name, field in model.model_fields.items():
-        value = values.get(name)
-        kind = field.annotation
-        if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, BaseModel):
-            result[name] = with_nulls(kind, value)
-        elif value == "none" and type(None) in get_args(kind):
-            result[name] = None
-    return result
-
-
 def parse_toml(data: bytes, where: str) -> dict[str, Any]:
     """What a TOML file holds.
 
@@ -288,30 +263,26 @@ def parse_toml(data: bytes, where: str) -> dict[str, Any]:
 def apply_overrides(values: dict[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]:
     """Return `values` with each `section.key=value` of `overrides` set; values are read as TOML, else as text.
 
-    "none" stays a text, see `with_nulls`; "null" is null.
+    "null" is null.
 
     Raises:
-        ConfigError: If an override has no `=` or goes through something that is not a table.
+        ConfigError: If an override has no `=`.
     """
-    result = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
     for item in overrides:
         key, sep, raw = item.partition("=")
         if not sep or not key.strip():
             raise ConfigError(f"--set takes key=value, got {item!r}", "For example: --set cvlp.epochs=3")
         try:
             value = tomllib.loads(f"v = {raw}")["v"]
-        except tomllib.TOMLDecodeError:
-            value = None if raw == "null" else raw
         except (ValueError, RecursionError):
-            wrong = f"--set {key.strip()}: a number too long, or too deeply nested"
-            raise ConfigError(wrong, "For example: --set cvlp.epochs=3") from None
-        *parents, last = key.strip().split(".")
-        table = result
-        for parent in parents:
-            child = table.get(parent, {})
-            if not isinstance(child, dict):
-                raise ConfigError(f"--set {item}: {parent!r} is a value, not a section")
-            table[parent] = dict(child)
-            table = table[parent]
-        table[last] = value
-    return result
+            value = None if raw == "null" else raw
+        values = _with(values, key.strip().split("."), value)
+    return values
+
+
+def _with(table: Any, path: list[str], value: Any) -> Any:
+    """`table` with `value` at the path."""
+    if not path:
+        return value
+    table = table if isinstance(table, dict) else {}
+    return table | {path[0]: _with(table.get(path[0]), path[1:], value)}

@@ -9,16 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vlltr_index.schemas.config import FusionConfig
 
-__all__ = [
-    "EXPORT_FORMAT",
-    "LIBRARY",
-    "ExportedClass",
-    "ExportedConfig",
-    "ExportedTaxon",
-    "anchors_schema",
-    "sentences_schema",
-]
-
 EXPORT_FORMAT = 1
 """The format of exported folders."""
 LIBRARY = "vlltr-index"

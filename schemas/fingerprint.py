@@ -7,8 +7,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["digest_bytes", "digest_json", "short"]
-
 
 def digest_bytes(data: bytes) -> str:
     """SHA-256 of `data` in hexadecimal."""

@@ -7,9 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from vlltr_index.errors import ConfigError, UsageError
-from vlltr_index.schemas.config import Recipe, apply_overrides, parse_toml, validate, with_nulls
-
-__all__ = ["list_recipes", "load_recipe", "override"]
+from vlltr_index.schemas.config import Recipe, apply_overrides, parse_toml, validate
 
 
 def _root() -> Path:
@@ -48,7 +46,7 @@ def load_recipe(
         if pretrained and Path(pretrained).expanduser().exists():
             pretrained = str(Path(pretrained).expanduser().absolute())
         values["encoder"] = values.get("encoder", {}) | {"model": model, "pretrained": pretrained or None}
-    return validate(Recipe, with_nulls(Recipe, apply_overrides(values, overrides)), f"recipe {name}")
+    return validate(Recipe, apply_overrides(values, overrides), f"recipe {name}")
 
 
 def override(recipe: Recipe, overrides: tuple[str, ...], sections: tuple[str, ...] = ()) -> Recipe:
@@ -71,5 +69,4 @@ def override(recipe: Recipe, overrides: tuple[str, ...], sections: tuple[str, ..
                 f"--set {item[:80]}: this command reads of the recipe {' and '.join(f'[{s}]' for s in sections)} alone",
                 "Change it in vlltr.toml, below [recipe]; or in a run of everything: vlltr train all --set ...",
             )
-    values = apply_overrides(recipe.model_dump(), overrides)
-    return validate(Recipe, with_nulls(Recipe, values), "--set")
+    return validate(Recipe, apply_overrides(recipe.model_dump(), overrides), "--set")

@@ -2,25 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-__all__ = [
-    "BASELINES",
-    "ClassScore",
-    "ImageRecord",
-    "Neighbour",
-    "Prediction",
-    "Progress",
-    "RankScore",
-    "SentenceRecord",
-    "SentenceShare",
-    "Skipped",
-    "Taxon",
-    "by_group",
-    "image_share",
-]
-
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 Progress = Callable[[str, int, int | None], None]
 """Called as `progress(step, done, total)`; `total` is None where it is not known."""
@@ -49,9 +32,7 @@ class ImageRecord:
     class_name: str | None
     split: str
     data: bytes | None = None
-    group: str | None = (
-        None  # what it shares with others that are held out together: a font, a camera, a burst
-    )
+    group: str | None = None  # shared with others that are held out together: a font, a camera, a burst
 
 
 @dataclass(frozen=True, slots=True)

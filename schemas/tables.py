@@ -7,23 +7,6 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-__all__ = [
-    "ANCHORS",
-    "CLASSES",
-    "CLASS_STATS",
-    "COMMITTED",
-    "IMAGES",
-    "KEYS",
-    "SENTENCES",
-    "SENTENCE_SCORES",
-    "TAXONOMY",
-    "class_stats",
-    "image_vectors",
-    "image_vectors_name",
-    "sentence_vectors",
-    "sentence_vectors_name",
-]
-
 
 def _required(name: str, kind: pa.DataType) -> pa.Field:
     return pa.field(name, kind, nullable=False)
@@ -56,22 +39,16 @@ SENTENCES = pa.schema(
 
 IMAGES = pa.schema(
     [
-        _required(
-            "image_id", pa.string()
-        ),  # hash of split and source path, and the side of `data`, if it is reduced
+        _required("image_id", pa.string()),  # hash of split and source path, and the side of reduced `data`
         pa.field("content_hash", pa.string()),  # of the file that came in; null where it cannot be read
         _required("uri", pa.string()),
-        pa.field(
-            "data", pa.binary()
-        ),  # what is seen in place of the file: a Parquet row's bytes, or reduced ones
+        pa.field("data", pa.binary()),  # seen in place of the file: a Parquet row's bytes, or reduced ones
         pa.field("class_id", pa.int32()),
         _required("split", pa.string()),
         pa.field("width", pa.int32()),  # of the file
         pa.field("height", pa.int32()),
         pa.field("problem", pa.string()),  # why it is quarantined
-        pa.field(
-            "group", pa.string()
-        ),  # images of one group are held out together: a font, a camera, a burst
+        pa.field("group", pa.string()),  # held out together: images of one font, camera or burst
     ]
 )
 

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from vlltr_index.cli.main import vlltr
 from vlltr_index.schemas.tables import KEYS
-from vlltr_index.store.history import Commit
+from vlltr_index.store.snapshot import Commit
 from vlltr_index.store.tables import Store
 from vlltr_index.store.transaction import put_back
 from vlltr_index.store.workspace import Workspace

@@ -27,18 +27,10 @@ def test_lookup_by_name_and_alias(table: ClassTable) -> None:
     for name in ("Tench", "tench", " TENCH ", "Tinca"):
         assert table.lookup(name) == 0
     assert table.lookup("Cafe\u0301") == 4
+    assert (table.lookup("e"), table.lookup("E")) == (1, 2)  # an exact name wins
+    assert ClassTable({0: "a", 1: "b"}, {1: ("a",)}).lookup("a") == 0  # and a name over an alias
     assert "tench" in table
     assert len(table) == 4
-
-
-def test_case_decides_where_it_has_to(table: ClassTable) -> None:
-    """An exact name wins over one that differs in case."""
-    assert (table.lookup("e"), table.lookup("E")) == (1, 2)
-
-
-def test_a_name_wins_over_an_alias() -> None:
-    """A class is found by its name even where another has that alias."""
-    assert ClassTable({0: "a", 1: "b"}, {1: ("a",)}).lookup("a") == 0
 
 
 def test_two_that_fit_are_both_named() -> None:

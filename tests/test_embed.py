@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import pickle
 from pathlib import Path
 
@@ -13,9 +12,8 @@ import torch
 from tests import drawings
 from tests.commands import run
 from vlltr_index.data.decoding import open_image
-from vlltr_index.embedding.engines import LocalEngine, Reader
 from vlltr_index.embedding.loading import image_set, load_bank, open_encoder
-from vlltr_index.embedding.vectors import load_sources
+from vlltr_index.embedding.vectors import LocalEngine, Reader, load_sources
 from vlltr_index.errors import FingerprintMismatch
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text
@@ -108,20 +106,14 @@ def test_views_do_not_depend_on_the_images_beside_them(pictures: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["fork", "forkserver"])
-def test_processes_read_what_threads_read(pictures: Path, method: str) -> None:
+def test_processes_read_what_threads_read(pictures: Path) -> None:
     """Workers get no weights and give the same vectors, in the same order; what cannot be read is named."""
     encoder = drawings.encoder()
     augment = ViewAugment(AugmentConfig(kind="photo"), encoder)
     assert len(pickle.dumps(Reader(encoder.transform, augment, (0, 1)))) < 100_000
     sources = [(path.name, str(path)) for path in sorted(pictures.glob("known-*.png"))]
     batches = [[one] for one in sources] + [[("gone", "gone.png")]]
-    before = multiprocessing.get_start_method()
-    multiprocessing.set_start_method(method, force=True)
-    try:
-        found = list(LocalEngine(encoder, augment, workers=2).images(iter(batches), (0, 1)))
-    finally:
-        multiprocessing.set_start_method(before, force=True)
+    found = list(LocalEngine(encoder, augment, workers=2).images(iter(batches), (0, 1)))
     expected = list(LocalEngine(encoder, augment).images(batches, (0, 1)))
     assert [(f.ids, f.problems) for f in found] == [(e.ids, e.problems) for e in expected]
     for mine, theirs in zip(found, expected, strict=True):

@@ -9,10 +9,8 @@ from hypothesis import strategies as st
 from neighbours import anchors, check_hits, naive, queries, recall
 from torch import Tensor
 
-from vlltr_index.anchors import exact
-from vlltr_index.anchors.exact import AnchorIndex, TorchIndex, WithDelta
-from vlltr_index.anchors.index import build_index
-from vlltr_index.errors import InputError
+from vlltr_index.anchors import index as exact
+from vlltr_index.anchors.index import AnchorIndex, TorchIndex, WithDelta, build_index
 
 exact_kinds = pytest.mark.parametrize("kind", ["torch", "flat"])
 
@@ -69,13 +67,3 @@ def test_an_added_key_replaces_the_base_one() -> None:
     assert int(found[0, 0]) == int(keys[0])
     assert float(scores[0, 0]) == pytest.approx(1.0)
     assert sorted(found[0].tolist()) == sorted(keys.tolist())
-
-
-def test_a_delta_that_does_not_fit() -> None:
-    """A key both added and removed, or vectors of another width, are refused."""
-    vectors, keys = anchors(10)
-    base = build_index(vectors[:5], keys[:5])
-    with pytest.raises(InputError, match=f"anchor key {int(keys[5])} is both added and removed"):
-        WithDelta(base, vectors[5:], keys[5:], keys[5:6])
-    with pytest.raises(InputError, match=r"vectors must have shape \[N, 16\]"):
-        WithDelta(base, vectors[5:, :4], keys[5:], keys[:0])

@@ -10,7 +10,7 @@ import pytest
 
 from vlltr_index.errors import WorkspaceError
 from vlltr_index.schemas.config import FusionConfig
-from vlltr_index.store.history import NOTHING, Commit, History
+from vlltr_index.store.snapshot import NOTHING, Commit, History
 from vlltr_index.store.storage import Storage
 
 
@@ -65,14 +65,11 @@ def test_commits_come_back_in_order(history: LocalHistory) -> None:
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"", "Expecting value"),
-        (b"\xff\xfe\x00", "'utf-8' codec can't decode"),
+        (b"\xff\xfe\x00", "Invalid JSON"),
         (b"[" * 100_000, "recursion"),
         (b'{"id": 2}', "parent: Field required"),
         (None, "it says it is commit 1"),
         ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
-        ({"index": {"digest": 5}}, "index.digest: Input should be a valid string"),
-        ({"tables": {"classes": -1}}, "tables.classes: Input should be greater than or equal to 1"),
         ({"text_fp": "../x"}, "text_fp: String should match pattern '^[A-Za-z0-9_.-]+$'"),
         ({"info": {"logit_scale": float("nan")}}, "info.logit_scale: Input should be a finite number"),
     ],
@@ -110,9 +107,5 @@ def test_damage_in_the_middle_has_no_easy_way_out(history: LocalHistory) -> None
 def test_a_commit_without_the_encoders_scale() -> None:
     """It may lack it until something was embedded; who needs it is told."""
     assert commit(2, info={"logit_scale": 3}).logit_scale == 3.0
-    with pytest.raises(WorkspaceError) as error:
+    with pytest.raises(WorkspaceError, match=r"commit 2 has no logit_scale\nNote it again: vlltr embed"):
         commit(2).logit_scale  # noqa: B018 - reading it is the test
-    assert str(error.value) == (
-        "commit 2 is damaged: its info has no logit_scale, the encoder's scale\n"
-        "Bring history/2.json back from a backup, or note it again: vlltr embed"
-    )

@@ -18,7 +18,6 @@ from torch import Tensor
 from vlltr_index.anchors.index import (
     KINDS,
     FaissIndex,
-    WithDelta,
     build_index,
     load_index,
     plan,
@@ -59,10 +58,9 @@ def test_pads_what_is_not_there(kind: str) -> None:
     assert scores.shape == found.shape == (0, 3)
 
 
-@every_kind
-def test_autocast_does_not_narrow(kind: str) -> None:
+def test_autocast_does_not_narrow() -> None:
     """An ambient autocast changes no score."""
-    index = build_index(*anchors(100), kind)
+    index = build_index(*anchors(100), "torch")
     plain = index.search(queries(), 4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(index.search(queries(), 4), plain)
@@ -94,36 +92,21 @@ def test_save_and_load(kind: str, tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.search(queries(), 9), index.search(queries(), 9))
 
 
-@every_kind
-def test_a_cut_file_is_refused(kind: str, tmp_path: Path) -> None:
-    """A truncated file gives an error that names file, sizes and mending command, even without digests."""
-    save_index(build_index(*anchors(100), kind), tmp_path)
-    name = "anchors.safetensors" if kind == "torch" else "index.faiss"
-    data = (tmp_path / name).read_bytes()
-    for length in (0, len(data) - 1):
-        (tmp_path / name).write_bytes(data[:length])
-        with pytest.raises(WorkspaceError) as caught:
-            load_index(tmp_path, verify=False)
-        assert str(caught.value) == (
-            f"the index in {tmp_path} cannot be used: {name} has {length:,} bytes, expected {len(data):,}:"
-            " it was cut short or changed\nBuild it again: vlltr index"
-        )
-
-
-@every_kind
+@pytest.mark.parametrize("kind", ["torch", "ivf"])
 def test_a_changed_file_is_refused(kind: str, tmp_path: Path) -> None:
-    """One flipped byte is noticed."""
+    """One flipped byte, or a missing one, is noticed, and the mending command named."""
     save_index(build_index(*anchors(100), kind), tmp_path)
     for path in [p for p in tmp_path.iterdir() if p.name != "index.json"]:
-        data = bytearray(path.read_bytes())
-        data[-1] ^= 1
-        path.write_bytes(bytes(data))
-        with pytest.raises(
-            WorkspaceError, match=f"{path.name} is not the file that was written: its SHA-256"
-        ):
-            load_index(tmp_path)
-        data[-1] ^= 1
-        path.write_bytes(bytes(data))
+        data = path.read_bytes()
+        for wrong in (data[:-1], data[:-1] + bytes([data[-1] ^ 1])):
+            path.write_bytes(wrong)
+            with pytest.raises(WorkspaceError) as caught:
+                load_index(tmp_path)
+            assert (
+                f"{path.name} is not the file that was written: its SHA-256 differs" in caught.value.message
+            )
+            assert caught.value.hint == "Build it again: vlltr index"
+        path.write_bytes(data)
     assert load_index(tmp_path).size == 100
 
 
@@ -131,8 +114,7 @@ def test_a_changed_file_is_refused(kind: str, tmp_path: Path) -> None:
     ("content", "message"),
     [
         (None, "Build it again: vlltr index"),
-        ("[]", "Build it again: vlltr index"),
-        ({"size": 99}, r"width, anchors and keys are \(16, 100, 100\), expected \(16, 99, 99\)"),
+        ({"size": 99}, r"width and anchors are \(16, 100\), expected \(16, 99\)"),
         ({"format": 2}, "format 2, kind 'flat' is not known to this version"),
         ({"files": None}, "TypeError"),
     ],
@@ -148,16 +130,6 @@ def test_facts_that_do_not_fit_are_refused(
     if content is not None:
         path.write_text(content if isinstance(content, str) else json.dumps(facts | content))
     with pytest.raises(WorkspaceError, match=message):
-        load_index(tmp_path)
-
-
-def test_a_foreign_metric_is_refused(tmp_path: Path) -> None:
-    """An index by distance would rank backwards."""
-    vectors, keys = anchors(10)
-    by_distance = faiss.IndexFlatL2(DIM)
-    by_distance.add(vectors.numpy())
-    save_index(FaissIndex(by_distance, "flat", keys), tmp_path)
-    with pytest.raises(WorkspaceError, match="does not search by inner product"):
         load_index(tmp_path)
 
 
@@ -188,19 +160,6 @@ def test_without_faiss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(
         loaded.search(queries(), 5)[0].double(), naive(vectors, queries(), 5), atol=1e-5, rtol=0
     )
-
-
-def test_faiss_that_finds_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU build may raise RuntimeError when it is imported."""
-
-    def find_spec(name: str, *_: object) -> None:
-        if name == "faiss":
-            raise RuntimeError("no CUDA driver")
-
-    monkeypatch.delitem(sys.modules, "faiss")
-    monkeypatch.setattr(sys, "meta_path", [SimpleNamespace(find_spec=find_spec), *sys.meta_path])
-    with pytest.raises(MissingStepError, match="needs FAISS, which cannot be imported: no CUDA driver"):
-        build_index(*anchors(100), "flat")
 
 
 CARD = torch.device("cuda", 1)
@@ -284,31 +243,17 @@ def test_a_gpu_that_fails(card: SimpleNamespace, caplog: pytest.LogCaptureFixtur
 # ---- the plan, and what is refused
 
 
-@pytest.mark.parametrize(
-    ("size", "kind", "reason"),
-    [
-        (63_999, "torch", "63,999 anchors: scoring every class takes no longer than a search"),
-        (64_000, "ivf", "looking into the nearest cells alone is quicker than scoring every class"),
-    ],
-)
-def test_plan(size: int, kind: str, reason: str) -> None:
+def test_plan() -> None:
     """The kind goes by the number of anchors, and the reason says why."""
-    chosen, why = plan(size)
-    assert chosen == kind
-    assert reason in why
+    assert plan(63_999) == ("torch", "63,999 anchors: scoring every class takes no longer than a search")
+    assert plan(64_000)[0] == "ivf"
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            lambda v, k: (v * 2, k),
-            r"must be normalised and finite: the one with key \d+ has length 2 \(20 such\)",
-        ),
         (lambda v, k: (v * torch.nan, k), "has length nan"),
         (lambda v, k: (v, k[:-1]), r"keys must have shape \[20\], got \[19\]"),
-        (lambda v, k: (v, k.float()), "keys must be integers"),
-        (lambda v, k: (v[0], k), r"vectors must have shape \[N, D\], got \[16\]"),
         (lambda v, k: (v, torch.zeros_like(k)), "keys must be distinct and not negative"),
         (lambda v, k: (v[:0], k[:0]), "there are no anchors to index\nRun: vlltr select"),
     ],
@@ -323,20 +268,15 @@ def test_anchors_that_do_not_fit(
         build_index(*anchors(3), "pq")
 
 
-@every_kind
 @pytest.mark.parametrize(
     ("wanted", "k", "message"),
     [
         (torch.ones(2, DIM + 1), 3, rf"queries must have shape \[N, {DIM}\], got \[2, {DIM + 1}\]"),
-        (torch.ones(2, DIM, dtype=torch.int64), 3, "queries must be floating point"),
         (torch.full((2, DIM), torch.nan), 3, "a query holds values that are not finite"),
         (torch.ones(2, DIM), 0, "k must be at least 1, got 0"),
     ],
 )
-def test_queries_that_do_not_fit(kind: str, wanted: Tensor, k: int, message: str) -> None:
-    """All kinds refuse the same queries in the same words."""
-    base = build_index(*anchors(10), kind)
-    empty = torch.empty(0, dtype=torch.int64)
-    for index in (base, WithDelta(base, torch.empty(0, DIM), empty, empty)):
-        with pytest.raises(InputError, match=message):
-            index.search(wanted, k)
+def test_queries_that_do_not_fit(wanted: Tensor, k: int, message: str) -> None:
+    """They are refused before any search."""
+    with pytest.raises(InputError, match=message):
+        build_index(*anchors(10)).search(wanted, k)

@@ -80,7 +80,7 @@ def test_settings_that_cannot_be_read_or_meant() -> None:
         assert str(caught.value.hint).startswith(hint)
     recipe = load_recipe("glyphs_lt/fast")
     for raw in ("1" * 5000, "[" * 40_000):
-        with pytest.raises(ConfigError, match=r"--set lgr\.lr: a number too long, or too deeply nested"):
+        with pytest.raises(ConfigError, match=r"lgr\.lr: Input should be a "):
             override(recipe, (f"lgr.lr={raw}",))
     for item in ("lgr.batch_size=99999999999", "cvlp.warmup_epochs=1e308", "select.split="):
         with pytest.raises(ConfigError, match=item.partition("=")[0]):

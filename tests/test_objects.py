@@ -13,7 +13,7 @@ from tests.commands import run
 from vlltr_index.data.decoding import open_image
 from vlltr_index.data.image_readers import read_images
 from vlltr_index.data.unlabelled import unlabelled_images
-from vlltr_index.embedding.engines import LocalEngine
+from vlltr_index.embedding.vectors import LocalEngine
 from vlltr_index.errors import InputError, MissingStepError, UsageError, WorkspaceError
 from vlltr_index.pipelines.ingest import ingest_images
 from vlltr_index.schemas.records import ImageRecord

@@ -11,7 +11,6 @@ from benchmarks import scaling
 from tests.commands import run
 from vlltr_index.anchors.index import KINDS
 from vlltr_index.anchors.planning import plan_index
-from vlltr_index.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
 
@@ -68,13 +67,6 @@ def test_half_a_plan_is_refused(args: tuple[str, ...], capsys: pytest.CaptureFix
     code, _, err = run(capsys, "index", *args)
     assert code == 2
     assert "Error: a plan wants --plan, --classes and --anchors; --width may stand beside them\n" in err
-
-
-def test_a_plan_for_nothing() -> None:
-    """From Python the numbers are looked at, too."""
-    with pytest.raises(UsageError) as none:
-        plan_index(0, 512)
-    assert str(none.value) == "there is nothing to plan for 0 anchors of width 512"
 
 
 def test_the_committed_page_is_made_from_the_committed_results() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tests.pretended_cuda import CardTensor, pretended
 from tests.test_deciding import CONFIG, drawn
+from vlltr_index.anchors import anss
 from vlltr_index.anchors.anss import positive_terms, score_sentences, shift_images
 from vlltr_index.anchors.selection import select
 from vlltr_index.evaluation.baselines import (
@@ -101,14 +102,16 @@ def head_of(bank: AnchorBank, rows: int, **options: Any) -> LGRHead:
     return head
 
 
-def test_anss_waits_once() -> None:
+def test_anss_waits_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores of sentences in many chunks, of classes with and without images, equal the CPU's within 1e-9."""
     torch.manual_seed(0)
     text, images = torch.randn(300, 16), torch.randn(70, 16)
     owners, labels = torch.arange(300) % 9, torch.arange(70) % 7
     plain = score_sentences(text, owners, images, labels, 30.0)
+    monkeypatch.setattr(anss, "_COLUMNS", 4)  # 16 on a GPU
+    monkeypatch.setattr(anss, "_MEMORY_BYTES", 32 * 3 * 16 * 4)
     with pretended() as card:
-        scores = score_sentences(text, owners, images, labels, 30.0, chunk_rows=32, chunk_images=16)
+        scores = score_sentences(text, owners, images, labels, 30.0)
         assert card.waits.total() == 1, card.waits
         assert scores.lse.device.type == "cpu"
         shifted, _ = shift_images(plain, text, images[:5], images[5:9], 30.0)

@@ -80,7 +80,7 @@ def test_an_interrupted_rollback_leaves_the_newest_commit(
     before = state(grown)
     with monkeypatch.context() as patch:
         killed(patch)
-        patch.setattr("vlltr_index.store.history.History.append", _stop)
+        patch.setattr("vlltr_index.store.snapshot.History.append", _stop)
         with pytest.raises(KeyboardInterrupt):
             rollback(grown, 1)
     assert state(grown) == before

@@ -17,7 +17,7 @@ from tests.commands import run
 from vlltr_index.errors import LockedError, MissingStepError, WorkspaceError
 from vlltr_index.pipelines.history import diff, prune, rollback
 from vlltr_index.schemas.config import FORMAT, EncoderConfig, Recipe
-from vlltr_index.store.history import Commit, History
+from vlltr_index.store.snapshot import Commit, History
 from vlltr_index.store.storage import Storage, storage_at
 from vlltr_index.store.workspace import Workspace
 
@@ -75,7 +75,7 @@ def test_the_lock_is_one_writers(storage: Storage) -> None:
     storage.root.mkdir(exist_ok=True)
     for _ in range(2):
         with storage.lock("embed", timeout=0):
-            holder = f"`vlltr embed` (process {os.getpid()} on {socket.gethostname()}, for 0:0"
+            holder = f"`vlltr embed` (process {os.getpid()} on {socket.gethostname()}, since 20"
             assert str(storage.writer()).startswith(holder)
             thread = threading.Thread(target=second)
             thread.start()

@@ -12,7 +12,7 @@ from tablerows import anchor_rows, class_rows, image_rows, score_rows, sentence_
 from vlltr_index.errors import InputError, WorkspaceError
 from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.schemas.tables import SENTENCES, sentence_vectors
-from vlltr_index.store.history import Commit, Info
+from vlltr_index.store.snapshot import Commit, Info
 from vlltr_index.store.transaction import Transaction, put_back
 from vlltr_index.store.workspace import Workspace
 
@@ -124,7 +124,11 @@ def test_an_error_puts_everything_back(workspace: Workspace) -> None:
         tx.upsert("classes", class_rows([0, 5], name="new"))
         tx.delete("classes", "class_id = 1")
         tx.upsert("sentences", sentence_rows(range(3)))
-    assert workspace.store.names() == ["classes"]
+        tx.store.create("sentence_vectors_t", sentence_vectors(3), "text_hash")
+    assert workspace.store.names() == [
+        "classes",
+        "sentence_vectors_t",
+    ]  # vectors stay: that is how it resumes
     assert workspace.store.read("classes").sort_by("class_id").equals(class_rows([0, 1]))
     assert len(workspace.history.list()) == 1
     write(workspace, classes=class_rows([2]))
@@ -152,13 +156,6 @@ def test_what_an_unfinished_writer_left_is_put_back(workspace: Workspace) -> Non
         >= {"c1": commit.tables["classes"], "c2": after.tables["classes"]}.items()
     )
     assert (ids(workspace, 1), ids(workspace)) == ([0], [0, 1])
-
-
-def test_vector_caches_are_not_put_back(workspace: Workspace) -> None:
-    """Vectors stay when a command fails: that is how it resumes."""
-    with interrupted(workspace) as tx:
-        tx.store.create("sentence_vectors_t", sentence_vectors(3), "text_hash")
-    assert workspace.store.names() == ["sentence_vectors_t"]
 
 
 def test_replace_makes_a_table_just_that(workspace: Workspace) -> None:
@@ -214,7 +211,6 @@ def test_a_table_that_somebody_deleted_is_named(workspace: Workspace) -> None:
     workspace.store.drop("classes")
     with pytest.raises(WorkspaceError) as error:
         write(workspace, classes=class_rows([1]))
-    assert str(error.value).startswith(
-        f"commit 1 names the table 'classes', which is gone from {workspace.store.uri}\n"
-        "Bring that folder back from a backup, or make a new workspace (vlltr init DIR) and run there again what "
+    assert (
+        error.value.message == f"commit 1 names the table 'classes', which is gone from {workspace.store.uri}"
     )

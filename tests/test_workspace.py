@@ -9,17 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from vlltr_index.errors import (
-    ConfigError,
-    MissingStepError,
-    UsageError,
-    WorkspaceError,
-)
-from vlltr_index.schemas.config import (
-    AugmentConfig,
-    CVLPConfig,
-    Recipe,
-)
+from vlltr_index.errors import ConfigError, MissingStepError, UsageError, WorkspaceError
+from vlltr_index.schemas.config import AugmentConfig, CVLPConfig, Recipe
 from vlltr_index.store.workspace import Workspace
 
 
@@ -53,13 +44,8 @@ def test_create_refuses_folders_with_other_things(tmp_path: Path) -> None:
 def test_other_addresses_are_refused(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is no bucket cannot hold a workspace; nothing is made."""
     monkeypatch.setenv("VLLTR_CACHE_DIR", str(tmp_path / "cache"))
-    for method in (Workspace.open, Workspace.find, lambda p: Workspace.create(p, Recipe(name="test"))):
-        with pytest.raises(UsageError) as error:
-            method(address)
-        assert str(error.value) == (
-            f"{address} is not an address that can hold a workspace\n"
-            "Give a folder, or an address such as s3://BUCKET/NAME, gs://BUCKET/NAME or az://CONTAINER/NAME."
-        )
+    with pytest.raises(UsageError, match=f"{address} is not an address that can hold a workspace"):
+        Workspace.create(address, Recipe(name="test"))
     assert not (tmp_path / "cache").exists()
 
 
@@ -84,7 +70,6 @@ def test_find_goes_upward(workspace: Workspace, monkeypatch: pytest.MonkeyPatch,
     [
         ("format = ", "is not valid TOML"),
         ('format = 2\n[recipe]\nname = "x"\nepoch = 3\n', "recipe.epoch: Extra inputs are not permitted"),
-        ('recipe = "x"\n', "recipe: Input should be a valid dictionary"),
     ],
 )
 def test_a_damaged_configuration_is_named(workspace: Workspace, text: str, message: str) -> None:
@@ -115,15 +100,9 @@ def test_objects_are_named_by_their_content(workspace: Workspace) -> None:
     assert build("a", "1") == first
     assert path.read_text() == "1"
     assert all(len(name) == 16 for name in os.listdir(workspace.path / "heads"))
-
-
-def test_a_missing_object_names_the_command(workspace: Workspace) -> None:
-    """Files that are gone can be made again; a digest cannot leave the folder."""
-    with pytest.raises(MissingStepError) as error:
-        workspace.object_path("checkpoints", "ab" * 32)
-    assert error.value.hint == "Make it again: vlltr train cvlp"
-    with pytest.raises(MissingStepError):
-        workspace.object_path("heads", "../history")
+    for kind, digest in (("checkpoints", "ab" * 32), ("heads", "../history")):  # gone, and no digest
+        with pytest.raises(MissingStepError, match="Make it again: vlltr train "):
+            workspace.object_path(kind, digest)  # type: ignore[arg-type]  # two of its kinds
 
 
 def test_status_and_history_load_no_torch(workspace: Workspace) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tablerows import anchor_rows, class_rows, sentence_rows
 
-from vlltr_index.store.history import Commit, History
+from vlltr_index.store.snapshot import Commit, History
 from vlltr_index.store.storage import write_lock
 from vlltr_index.store.workspace import Workspace
 

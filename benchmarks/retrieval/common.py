@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from benchmarks.clock import Clock
 from benchmarks.harness import Arrays
-from vlltr_index.anchors.exact import WithDelta
+from vlltr_index.anchors.index import WithDelta
 from vlltr_index.embedding.loading import ClassStats, LoadedBank
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.checkpoint import Parts, SavedHead

@@ -27,21 +27,9 @@ from vlltr_index.tensors import (
     working_dtype,
 )
 
-__all__ = [
-    "Selection",
-    "SentenceScores",
-    "anchor_limits",
-    "choose_score_images",
-    "class_means",
-    "positive_terms",
-    "score_sentences",
-    "select_anchors",
-    "shift_images",
-]
-
-
 _MEMORY_BYTES = 256 * 2**20
 _TEXT_BYTES = 64 * 2**20  # of normalised texts
+_COLUMNS = 2048  # images of a chunk on a CPU
 _ROWS = 8192  # at a time in float64
 
 
@@ -85,8 +73,6 @@ def score_sentences(
     image_features: Tensor,
     image_labels: Tensor,
     logit_scale: float | Tensor,
-    chunk_rows: int | None = None,
-    chunk_images: int | None = None,
 ) -> SentenceScores:
     """Score sentences against the score images of all classes.
 
@@ -101,8 +87,6 @@ def score_sentences(
             stand in for them, one a class.
         image_labels: Integers [N_i], class ids.
         logit_scale: The multiplier of the cosine, not its logarithm.
-        chunk_rows: Sentences at a time; None keeps a chunk of products within 256 MiB.
-        chunk_images: Images at a time.
 
     Returns:
         The scores. Memory stays at one chunk of products and 64 MiB of normalised texts beside the inputs.
@@ -114,9 +98,9 @@ def score_sentences(
     if image_features.shape[0] == 0:
         image_labels, means = class_means(text_features, text_labels)
         image_features = means.to(working_dtype(text_features))
-    scale, device = _scale(logit_scale), work_device(text_features)
+    scale, device = float(logit_scale), work_device(text_features)
     images = image_features.to(device, non_blocking=True)
-    lse = _logsumexp_cosines(text_features, images, scale, chunk_rows, chunk_images)
+    lse = _logsumexp_cosines(text_features, images, scale)
     positive = _positive(text_features, text_labels, images, image_labels, scale)
     lse, positive = torch.stack([lse, positive]).to(text_features.device)
     return SentenceScores(lse, lse.clone(), positive)
@@ -143,12 +127,12 @@ def shift_images(
         InputError: Shapes or dtypes do not fit.
     """
     check_vector("scores", scores.lse, text_features.shape[0])
-    scale, lse, last = _scale(logit_scale), scores.lse, scores.last_exact_lse
+    scale, lse, last = float(logit_scale), scores.lse, scores.last_exact_lse
     if len(came):
-        lse = torch.logaddexp(lse, _logsumexp_cosines(text_features, came, scale, None, None).to(lse.device))
+        lse = torch.logaddexp(lse, _logsumexp_cosines(text_features, came, scale).to(lse.device))
         last = torch.maximum(last, lse)
     if len(went):
-        gone = _logsumexp_cosines(text_features, went, scale, None, None).to(lse.device)
+        gone = _logsumexp_cosines(text_features, went, scale).to(lse.device)
         lse = lse + torch.log1p(-torch.exp(gone - lse).clamp(max=1.0))
     return SentenceScores(lse, last, scores.positive), lse < last - math.log(2.0)
 
@@ -176,7 +160,7 @@ def positive_terms(
         InputError: Shapes or dtypes do not fit.
     """
     _check_pairs(text_features, text_labels, images, image_labels)
-    positive = _positive(text_features, text_labels, images, image_labels, _scale(logit_scale))
+    positive = _positive(text_features, text_labels, images, image_labels, float(logit_scale))
     return positive.to(text_features.device)
 
 
@@ -201,21 +185,12 @@ def select_anchors(
         Positions ordered by class, then loss, then sentence id, and their ranks.
 
     Raises:
-        InputError: Lengths differ, a loss is NaN, a `max_per_class` is below one, or an unknown mode.
+        InputError: Losses and labels differ in length, or a loss is NaN.
     """
-    if mode not in ("anss", "cutoff"):
-        raise InputError(f"selection mode must be 'anss' or 'cutoff', got {mode!r}")
     check_vector("losses", losses)
-    limits = torch.as_tensor(max_per_class).cpu().expand(losses.shape[0])
-    if bool((limits < 1).any()):
-        raise InputError(f"max_per_class must be at least 1, got {int(limits.min())}")
     check_labels("text_labels", text_labels, losses.shape[0])
-    ids = (
-        sentence_ids.detach().cpu().numpy() if isinstance(sentence_ids, Tensor) else np.asarray(sentence_ids)
-    )
-    if ids.shape != (losses.shape[0],):
-        raise InputError(f"sentence_ids must have length {losses.shape[0]}, got shape {list(ids.shape)}")
-    labels = text_labels.detach().cpu().numpy()
+    limits = torch.as_tensor(max_per_class).cpu().expand(losses.shape[0])
+    ids, labels = np.asarray(sentence_ids), text_labels.detach().cpu().numpy()
     values = losses.detach().cpu().to(torch.float64).numpy()
     if mode == "anss" and np.isnan(values).any():
         raise InputError(f"the loss of sentence {ids[np.isnan(values)][0]} is not a number")
@@ -263,11 +238,9 @@ def choose_score_images(content_hashes: Sequence[str], labels: Tensor, per_class
         Positions, int64, ordered by class and hash.
 
     Raises:
-        InputError: Lengths differ, or `per_class` is below one.
+        InputError: Lengths differ.
     """
     check_labels("labels", labels, len(content_hashes))
-    if per_class < 1:
-        raise InputError(f"per_class must be at least 1, got {per_class}")
     classes = labels.detach().cpu().numpy()
     order = np.lexsort((np.asarray(content_hashes, dtype=np.str_), classes))
     return torch.from_numpy(order[_ranks(classes[order]) < per_class].astype(np.int64))
@@ -301,10 +274,6 @@ def _at(places: Tensor, values: Tensor) -> Tensor:
     return places.to(values.device, non_blocking=True)
 
 
-def _scale(logit_scale: float | Tensor) -> float:
-    return float(logit_scale.detach()) if isinstance(logit_scale, Tensor) else float(logit_scale)
-
-
 def _check_pairs(text_features: Tensor, text_labels: Tensor, images: Tensor, image_labels: Tensor) -> None:
     check_matrix("text_features", text_features)
     check_labels("text_labels", text_labels, text_features.shape[0])
@@ -312,9 +281,7 @@ def _check_pairs(text_features: Tensor, text_labels: Tensor, images: Tensor, ima
     check_labels("image_labels", image_labels, images.shape[0])
 
 
-def _logsumexp_cosines(
-    text_features: Tensor, images: Tensor, scale: float, chunk_rows: int | None, chunk_images: int | None
-) -> Tensor:
+def _logsumexp_cosines(text_features: Tensor, images: Tensor, scale: float) -> Tensor:
     """logsumexp_i scale * cos(t, i) of every sentence, float64 [N_t] on the working device, by chunks of products.
 
     Beside it lie 64 MiB of normalised sentences, or one chunk of them. A GPU gets the images all at once, sentences in
@@ -323,9 +290,9 @@ def _logsumexp_cosines(
     dtype, device = working_dtype(text_features, images), work_device(text_features)
     images = images.to(device, non_blocking=True)
     # On a CPU a chunk that stays near the caches is twice as fast as the largest one that fits the budget.
-    columns = chunk_images or min(max(1, images.shape[0]), 2048 if images.device.type == "cpu" else 8192)
+    columns = min(max(1, images.shape[0]), _COLUMNS if images.device.type == "cpu" else 4 * _COLUMNS)
     # Three buffers of a chunk's size may live at once.
-    rows = chunk_rows or max(1, min(1024, _MEMORY_BYTES // (3 * columns * dtype.itemsize)))
+    rows = max(1, min(1024, _MEMORY_BYTES // (3 * columns * dtype.itemsize)))
     result = torch.full((text_features.shape[0],), -math.inf, dtype=torch.float64, device=device)
     # Texts are normalised once, images once a block of texts.
     block = rows * max(1, _TEXT_BYTES // (rows * max(1, text_features.shape[1]) * dtype.itemsize))

@@ -1,7 +1,8 @@
-"""Nearest anchors of an image: which kind of index suits, building it, its files, and searching with FAISS.
+"""Nearest anchors of an image: which kind of index suits, building it, its files, and searching, with FAISS or without.
 
-An index is immutable. What was added or removed since is searched beside it (`WithDelta`) until it is built
-again. All kinds can be built again from the anchors' vectors at any time.
+All answer by inner product of vectors of length one, that is by cosine, and name anchors by their keys. An index is
+immutable. What was added or removed since is searched beside it (`WithDelta`) until it is built again, at any time from
+the anchors' vectors.
 """
 
 from __future__ import annotations
@@ -12,29 +13,16 @@ import logging
 import math
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import functional as F
 
-from vlltr_index.anchors.exact import AnchorIndex, TorchIndex, WithDelta, check_anchors, check_search, padded
 from vlltr_index.errors import InputError, MissingStepError, WorkspaceError
-
-__all__ = [
-    "KINDS",
-    "MANY_ANCHORS",
-    "AnchorIndex",
-    "FaissIndex",
-    "TorchIndex",
-    "WithDelta",
-    "build_index",
-    "gpu_count",
-    "load_index",
-    "plan",
-    "save_index",
-]
+from vlltr_index.tensors import check_labels, check_matrix, full_precision
 
 KINDS = ("torch", "flat", "ivf", "hnsw")
 """`torch` and `flat` are exact, `ivf` and `hnsw` approximate; `torch` does without FAISS."""
@@ -43,6 +31,7 @@ MANY_ANCHORS = 64_000
 """From here on retrieval is quicker than scoring all classes: four times for clustered anchors."""
 
 _FORMAT = 1
+_SCORES_AT_ONCE = 2**24
 # Anchors a cell that cells are fitted to; with 256 it takes four times as long and finds no more.
 _SAMPLE = 64
 _GPU_MAX_K = 2048  # FAISS refuses more on a GPU
@@ -50,7 +39,156 @@ _GPU_SCRATCH = 2**28  # bytes of a GPU that FAISS keeps for its own work
 _log = logging.getLogger(__name__)
 
 
-class FaissIndex:
+class AnchorIndex:
+    """Something that finds the anchors nearest to an image.
+
+    Attributes:
+        kind: `torch`, `flat`, `ivf` or `hnsw`.
+        dim: Width D of the vectors.
+        keys: Keys of the anchors that can be found, int64 [size].
+    """
+
+    kind: str
+    dim: int
+    keys: Tensor
+
+    @property
+    def size(self) -> int:
+        """Number of anchors that can be found."""
+        return len(self.keys)
+
+    @torch.no_grad()
+    def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k nearest anchors of each query, best first.
+
+        Args:
+            queries: Float [B, D], normalised.
+            k: At least 1; where it exceeds `size`, the rest is padded.
+
+        Returns:
+            Cosines float32 [B, k] (padding: -inf) and keys int64 [B, k] (padding: -1), on the queries'
+            device. `hnsw` may pad earlier, where it reaches nothing more.
+
+        Raises:
+            InputError: The shape or dtype does not fit, a query is not finite, or k is below 1.
+        """
+        check_matrix("queries", queries, columns=self.dim)
+        if k < 1:
+            raise InputError(f"k must be at least 1, got {k}")
+        if not bool(queries.isfinite().all()):
+            raise InputError("a query holds values that are not finite")
+        scores, keys = self._best(queries.detach().float().contiguous(), k)
+        padding = 0, k - scores.shape[1]
+        return F.pad(scores, padding, value=float("-inf")), F.pad(keys, padding, value=-1)
+
+    def _best(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """`search` of float32 queries, for k at most."""
+        raise NotImplementedError
+
+
+class TorchIndex(AnchorIndex):
+    """Exact search by matrix product; needs no FAISS.
+
+    Args:
+        vectors: Float32 [A, D], normalised.
+        keys: Int64 [A], distinct.
+    """
+
+    kind = "torch"
+
+    def __init__(self, vectors: Tensor, keys: Tensor) -> None:
+        self.vectors, self.keys, self.dim = vectors, keys, vectors.shape[1]
+        self._copies = dict[torch.device, Tensor]()
+
+    def _best(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        with full_precision(queries.device):
+            if queries.device not in self._copies:
+                self._copies[queries.device] = self.vectors.to(queries.device)
+            vectors = self._copies[queries.device]
+            parts = [self._part(vectors, part, min(k, self.size)) for part in torch.split(queries, 512)]
+        scores, rows = (torch.cat(column) for column in zip(*parts, strict=True))
+        return scores, self.keys.to(rows.device)[rows]
+
+    def _part(self, vectors: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Best k rows, taken over pieces of the anchors so that no [B, A] matrix is ever held."""
+        rows_at_once = max(_SCORES_AT_ONCE // max(len(queries), 1), k, 1)
+        best, rows = queries.new_empty((len(queries), 0)), torch.empty_like(queries[:, :0], dtype=torch.int64)
+        for start in range(0, self.size, rows_at_once):
+            scores, found = (queries @ vectors[start : start + rows_at_once].T).topk(
+                min(k, self.size - start, rows_at_once)
+            )
+            best, rows = torch.cat([best, scores], 1), torch.cat([rows, found + start], 1)
+            best, order = best.topk(min(k, best.shape[1]))
+            rows = rows.gather(1, order)
+        return best, rows
+
+
+class WithDelta(AnchorIndex):
+    """A base index with later anchors beside it and removed ones struck out; exact where the base is.
+
+    Args:
+        base: Any index.
+        added_vectors: Float [N, D], normalised; N may be 0.
+        added_keys: Int64 [N], distinct. A key that the base has too replaces the base's.
+        removed_keys: Int64 [R]; keys that the base does not have are ignored.
+
+    Raises:
+        InputError: Shapes do not fit, vectors are not normalised, or a key is both added and removed.
+    """
+
+    def __init__(
+        self, base: AnchorIndex, added_vectors: Tensor, added_keys: Tensor, removed_keys: Tensor
+    ) -> None:
+        vectors, keys = check_anchors(added_vectors, added_keys, base.dim)
+        check_labels("removed_keys", removed_keys)
+        removed = torch.unique(removed_keys.detach().cpu().long())
+        both = keys[torch.isin(keys, removed)]
+        if len(both):
+            raise InputError(f"anchor key {int(both[0])} is both added and removed")
+        self.base, self.delta, self.kind, self.dim = base, TorchIndex(vectors, keys), base.kind, base.dim
+        hidden = torch.isin(base.keys, torch.cat([removed, keys]))
+        self._hidden = base.keys[hidden]
+        self.keys = torch.cat([base.keys[~hidden], keys])
+
+    def _best(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        scores, keys = self._live(queries, k)
+        if self.delta.size:
+            new = self.delta.search(queries, k)
+            scores, keys = torch.cat([scores, new[0]], 1), torch.cat([keys, new[1]], 1)
+        best, order = scores.topk(min(k, scores.shape[1]))
+        return best, keys.gather(1, order)
+
+    def _live(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """At least the best k of the base that are not hidden; asks deeper only where that was not enough."""
+        most = min(self.base.size, k + len(self._hidden))
+        depth = min(most, k + min(k, len(self._hidden)))
+        while True:
+            scores, keys = self.base.search(queries, max(depth, 1))
+            scores = scores.masked_fill(torch.isin(keys, self._hidden.to(keys.device)), float("-inf"))
+            if depth >= most or bool((scores.isfinite().sum(1) >= k).all()):
+                return scores, keys.masked_fill(scores.isneginf(), -1)
+            depth = min(most, 2 * depth)
+
+
+def check_anchors(vectors: Tensor, keys: Tensor, dim: int | None = None) -> tuple[Tensor, Tensor]:
+    """Vectors [A, D] as contiguous float32 and keys [A] as int64, both on the CPU, after a look at them."""
+    check_matrix("vectors", vectors, columns=dim)
+    check_labels("keys", keys, size=vectors.shape[0])
+    vectors, keys = vectors.detach().cpu().float().contiguous(), keys.detach().cpu().long().contiguous()
+    if len(keys) and (int(keys.min()) < 0 or len(torch.unique(keys)) != len(keys)):
+        raise InputError("anchor keys must be distinct and not negative")
+    wrong = ((torch.linalg.vector_norm(vectors, dim=1) - 1).abs() <= 1e-3).logical_not().nonzero()
+    if len(wrong):
+        row = int(wrong[0, 0])
+        raise InputError(
+            f"anchor vectors must be normalised and finite: the one with key {int(keys[row])} has length"
+            f" {float(vectors[row].norm()):.4g} ({len(wrong)} such)",
+            "Normalise them first; where a stored vector is broken: vlltr embed",
+        )
+    return vectors, keys
+
+
+class FaissIndex(AnchorIndex):
     """A FAISS index whose ids are positions in `keys`. Make it with `build_index` or load it.
 
     Args:
@@ -63,64 +201,39 @@ class FaissIndex:
     """
 
     def __init__(self, index: Any, kind: str, keys: Tensor) -> None:
-        self.index, self.kind, self.keys = index, kind, keys
-        self._lock, self._copies = Lock(), dict[torch.device, _OnGpu | None]()
+        self.index, self.kind, self.keys, self.dim = index, kind, keys, int(index.d)
+        self._lock, self._copies = Lock(), dict[torch.device, Any]()
 
-    @property
-    def dim(self) -> int:
-        """Width D of the vectors."""
-        return int(self.index.d)
-
-    @property
-    def size(self) -> int:
-        """Number of anchors."""
-        return int(self.index.ntotal)
-
-    @torch.no_grad()
-    def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """See `AnchorIndex.search`."""
-        wanted, count, effort = check_search(queries, k, self.dim), min(k, self.size), 1
-        scores, rows = self._once(wanted, count, effort)
+    def _best(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        k = min(k, self.size)
+        scores, rows = self._once(queries, k, max(512, 16 * k) if self.kind == "ivf" else max(256, 2 * k))
         short = (rows < 0).any(1)
-        while bool(short.any()) and self._can_try_harder(count, effort):
-            effort *= 4
-            scores[short], rows[short] = self._once(wanted[short], count, effort)
-            short = (rows < 0).any(1)
+        if bool(short.any()):
+            scores[short], rows[short] = self._once(queries[short], k, self.size)
         keys = torch.where(rows < 0, -1, self.keys.to(rows.device)[rows.clamp(min=0)])
-        return padded(scores.masked_fill(rows < 0, float("-inf")), keys, k)
+        return scores.masked_fill(rows < 0, float("-inf")), keys
 
-    def _once(self, queries: Tensor, k: int, effort: int) -> tuple[Tensor, Tensor]:
+    def _once(self, queries: Tensor, k: int, looked_at: int) -> tuple[Tensor, Tensor]:
+        """The best k of about so many anchors: of four cells at least, or along the graph."""
         faiss, device, options = _faiss(), queries.device, None
         if self.kind == "ivf":
-            options = faiss.SearchParametersIVF(nprobe=self._probes(k, effort))
+            cells = int(self.index.nlist)
+            probes = min(cells, max(4, math.ceil(looked_at * cells / self.size)))
+            options = faiss.SearchParametersIVF(nprobe=probes)
         elif self.kind == "hnsw":
-            options = faiss.SearchParametersHNSW(efSearch=self._breadth(k, effort))
+            options = faiss.SearchParametersHNSW(efSearch=looked_at)
         if device.type == "cuda" and self.kind != "hnsw" and k <= _GPU_MAX_K:
             with self._lock:
                 try:
                     if device not in self._copies:
                         self._copies[device] = _to_gpu(self.index, device)
                     if (copy := self._copies[device]) is not None:
-                        return _search(copy.index, queries, k, options)
+                        return _search(copy[1], queries, k, options)
                 except RuntimeError as error:
                     _log.warning("FAISS searches on the CPU, since on %s it fails: %s", device, error)
                     self._copies[device] = None
         scores, rows = _search(self.index, queries.cpu(), k, options)
         return scores.to(device), rows.to(device)
-
-    def _probes(self, k: int, effort: int) -> int:
-        """Cells to look into: four, or more to meet about 512 anchors and 16 k."""
-        cells = int(self.index.nlist)
-        usual = max(4, math.ceil(max(512, 16 * k) * cells / self.size))
-        return min(cells, usual * effort)
-
-    def _breadth(self, k: int, effort: int) -> int:
-        return max(256, 2 * k) * effort
-
-    def _can_try_harder(self, k: int, effort: int) -> bool:
-        if self.kind == "ivf":
-            return self._probes(k, effort) < int(self.index.nlist)
-        return self.kind == "hnsw" and self._breadth(k, effort) < self.size
 
 
 def build_index(vectors: Tensor, keys: Tensor, kind: str = "auto", seed: int = 0) -> AnchorIndex:
@@ -192,20 +305,13 @@ def save_index(index: AnchorIndex, folder: Path) -> None:
     else:
         raise InputError("an index with a delta cannot be saved", "Build it again: vlltr index")
     save_file(tensors, folder / "anchors.safetensors")
-    files = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in names
-    }
+    files = {name: {"sha256": _sha256(folder / name)} for name in names}
     facts = {"format": _FORMAT, "kind": index.kind, "dim": index.dim, "size": index.size, "files": files}
     (folder / "index.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def load_index(folder: Path, mmap: bool = True, verify: bool = True) -> FaissIndex | TorchIndex:
-    """Read what `save_index` wrote.
-
-    Args:
-        folder: The folder it was written into.
-        mmap: Map FAISS's file into memory instead of reading it; `torch` is always mapped.
-        verify: Check the files' digests (about a second a GB); their sizes are checked in any case.
+def load_index(folder: Path) -> FaissIndex | TorchIndex:
+    """Read what `save_index` wrote: files are mapped into memory, their digests checked (about a second a GB).
 
     Raises:
         WorkspaceError: A file is missing, cut short or changed, or what it holds does not fit together.
@@ -215,41 +321,34 @@ def load_index(folder: Path, mmap: bool = True, verify: bool = True) -> FaissInd
         facts = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         if facts["format"] != _FORMAT or facts["kind"] not in KINDS:
             raise ValueError(f"format {facts['format']}, kind {facts['kind']!r} is not known to this version")
-        for name in ["anchors.safetensors"] + ["index.faiss"] * (facts["kind"] != "torch"):
-            _check_file(folder / name, facts["files"][name], verify)
-        return _read(folder, facts, mmap)
+        for name in ["anchors.safetensors", *(["index.faiss"] if facts["kind"] != "torch" else [])]:
+            if _sha256(folder / name) != facts["files"][name]["sha256"]:
+                raise ValueError(f"{name} is not the file that was written: its SHA-256 differs")
+        return _read(folder, facts)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        what = f"{type(error).__name__}: {error}" if isinstance(error, (KeyError, TypeError)) else str(error)
         raise WorkspaceError(
-            f"the index in {folder} cannot be used: {what}", "Build it again: vlltr index"
+            f"the index in {folder} cannot be used: {type(error).__name__}: {error}",
+            "Build it again: vlltr index",
         ) from None
 
 
-def _read(folder: Path, facts: dict[str, Any], mmap: bool) -> FaissIndex | TorchIndex:
+def _read(folder: Path, facts: dict[str, Any]) -> FaissIndex | TorchIndex:
     tensors = load_file(folder / "anchors.safetensors")
     index: FaissIndex | TorchIndex
     if facts["kind"] == "torch":
         index = TorchIndex(tensors["vectors"], tensors["keys"])
     else:
         faiss = _faiss()
-        found = faiss.read_index(str(folder / "index.faiss"), faiss.IO_FLAG_MMAP_IFC if mmap else 0)
+        found = faiss.read_index(str(folder / "index.faiss"), faiss.IO_FLAG_MMAP_IFC)
         if found.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise ValueError("index.faiss does not search by inner product")
         index = FaissIndex(found, facts["kind"], tensors["keys"])
-    stated, held = (facts["dim"], facts["size"], facts["size"]), (index.dim, index.size, len(index.keys))
+        if found.ntotal != len(index.keys):
+            raise ValueError(f"index.faiss has {found.ntotal} anchors, and there are {len(index.keys)} keys")
+    stated, held = (facts["dim"], facts["size"]), (index.dim, index.size)
     if stated != held or index.keys.dtype != torch.int64:
-        raise ValueError(f"width, anchors and keys are {held}, expected {stated}")
+        raise ValueError(f"width and anchors are {held}, expected {stated}")
     return index
-
-
-def _check_file(path: Path, stated: dict[str, Any], verify: bool) -> None:
-    size = path.stat().st_size
-    if size != stated["bytes"]:
-        raise ValueError(
-            f"{path.name} has {size:,} bytes, expected {stated['bytes']:,}: it was cut short or changed"
-        )
-    if verify and _sha256(path) != stated["sha256"]:
-        raise ValueError(f"{path.name} is not the file that was written: its SHA-256 differs")
 
 
 def _sha256(path: Path) -> str:
@@ -310,17 +409,15 @@ def _cells(size: int) -> int:
     return 1 << int(power)
 
 
-class _OnGpu(NamedTuple):
-    resources: Any  # must outlive the index
-    index: Any
+def _to_gpu(index: Any, device: torch.device) -> tuple[Any, Any] | None:
+    """What must outlive a copy on a GPU, and the copy; None with FAISS's CPU build.
 
-
-def _to_gpu(index: Any, device: torch.device) -> _OnGpu | None:
-    """A copy on a GPU, or None with FAISS's CPU build. FAISS ends the process if asked without a GPU."""
+    FAISS ends the process if asked without a GPU.
+    """
     if not gpu_count():
         return None
     faiss = _faiss()
     resources = faiss.StandardGpuResources()
     resources.setTempMemory(_GPU_SCRATCH)
     resources.setDefaultNullStreamAllDevices()  # torch's: what it wrote is there when FAISS reads
-    return _OnGpu(resources, faiss.index_cpu_to_gpu(resources, device.index or 0, index))
+    return resources, faiss.index_cpu_to_gpu(resources, device.index or 0, index)

@@ -11,8 +11,6 @@ from typing import Any
 from vlltr_index.anchors.index import plan
 from vlltr_index.errors import UsageError
 
-__all__ = ["IndexPlan", "KindCost", "features_of", "plan_index"]
-
 
 @dataclass(frozen=True)
 class KindCost:

@@ -14,14 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlltr_index.anchors.exact import AnchorIndex
+from vlltr_index.anchors.index import AnchorIndex
 from vlltr_index.errors import InputError
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.fusion import FusedScores
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.tensors import check_labels, check_matrix, unit_rows
-
-__all__ = ["AnchorClasses", "Fuse", "Retrieved", "estimated_text_logits", "nearest_classes", "retrieve"]
 
 Fuse = Callable[[Tensor, Tensor], tuple[FusedScores, Tensor]]
 """Called with image rows int64 [b] and text logits [b, C]; gives fused scores and how much of an answer rests on each
@@ -109,17 +107,7 @@ def estimated_text_logits(prototype_logits: Tensor, exact_logits: Tensor, candid
 
     Returns:
         Float [B, C].
-
-    Raises:
-        InputError: Shapes do not fit, or an image has no candidate.
     """
-    check_matrix("prototype_logits", prototype_logits)
-    batch, classes = prototype_logits.shape
-    check_matrix("exact_logits", exact_logits, columns=classes, rows=batch)
-    if candidate_mask.shape != prototype_logits.shape or candidate_mask.dtype != torch.bool:
-        raise InputError(f"candidate_mask must be bool {[batch, classes]}, got {list(candidate_mask.shape)}")
-    if not bool(candidate_mask.any(1).all()):
-        raise InputError("an image has no candidate class to estimate the others from")
     lifts = torch.where(candidate_mask, exact_logits - prototype_logits, 0.0)
     lift = lifts.sum(1, keepdim=True) / candidate_mask.sum(1, keepdim=True)
     best = exact_logits.masked_fill(~candidate_mask, float("-inf")).amax(1, keepdim=True)
@@ -157,17 +145,15 @@ def retrieve(
         visual_scores: Float [B, C], what the image side says; under `paper` minus infinity for classes without a row.
         fuse: Puts image side and text logits together.
         neighbours: Nearest anchors whose classes are candidates; may be 0.
-        best: Candidates by the prototypes, as many by the image side, and as many at least by both and in each
-            later round.
+        best: At least 1: candidates by the prototypes, as many by the image side, and as many at least by both and in
+            each later round.
         max_residual: Between 0 and 1.
 
     Raises:
-        InputError: Shapes do not fit, there is no class, or `best` is below 1.
+        InputError: Shapes do not fit, or there is no class.
     """
     if not bank.num_classes:
         raise InputError("there is no class to score", "Run: vlltr select")
-    if best < 1:
-        raise InputError(f"at least one class must be a candidate, got best = {best}")
     check_matrix("visual_scores", visual_scores, columns=bank.num_classes, rows=len(image_features))
     known = head.prototype_logits(image_features, bank)
     rows = torch.arange(len(known), device=known.device)

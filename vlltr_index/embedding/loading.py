@@ -27,32 +27,13 @@ from vlltr_index.schemas.config import AugmentConfig, EncoderConfig
 from vlltr_index.schemas.fingerprint import digest_json
 from vlltr_index.schemas.tables import class_stats as class_stats_schema
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
-from vlltr_index.store.arrow import quote
+from vlltr_index.store.tables import quote
 from vlltr_index.tensors import unit_rows
 
 if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
 
-__all__ = [
-    "ClassStats",
-    "ImageSet",
-    "LoadedBank",
-    "anchor_losses",
-    "augmented_view",
-    "class_positions",
-    "class_stats",
-    "image_set",
-    "image_vectors_of",
-    "load_bank",
-    "open_encoder",
-    "recipe_encoder",
-    "run_folder",
-    "sentence_means",
-    "stats_rows",
-    "usable_images",
-    "view_suffix",
-]
 
 _log = logging.getLogger(__name__)
 _SENTENCES_AT_ONCE = 100_000
@@ -85,10 +66,14 @@ def open_encoder(workspace: Workspace, snapshot: Snapshot, check: bool = True) -
             f"the encoder {config.model} has no weights yet: the recipe starts it from scratch",
             "Train it: vlltr train cvlp",
         )
-    if check and commit.image_fp:
-        _check("images", commit.image_fp, encoder.image_fp)
-    if check and commit.text_fp:
-        _check("sentences", commit.text_fp, encoder.text_fp)
+    towers = ("images", commit.image_fp, encoder.image_fp), ("sentences", commit.text_fp, encoder.text_fp)
+    for what, expected, found in towers if check else ():
+        if expected not in (None, found):
+            raise FingerprintMismatch(
+                f"the vectors of the {what} were made by encoder {expected}, the encoder that loads now is {found}: "
+                "its weights, preprocessing or tokenizer changed",
+                "Put the old weights back, or run: vlltr embed --force, then select, train lgr, index",
+            )
     return encoder
 
 
@@ -103,20 +88,16 @@ def recipe_encoder(config: EncoderConfig) -> Encoder:
     )
 
 
-def _check(what: str, expected: str, found: str) -> None:
-    if expected != found:
-        raise FingerprintMismatch(
-            f"the vectors of the {what} were made by encoder {expected}, the encoder that loads now is {found}: "
-            "its weights, preprocessing or tokenizer changed",
-            "Put the old weights back, or run: vlltr embed --force, then select, train lgr, index",
-        )
-
-
 def usable_images(snapshot: Snapshot, split: str, columns: list[str]) -> pa.Table:
     """Rows of `images` of one split that have a class and no problem, ordered by image_id."""
     where = f"split = {quote(split)} AND class_id IS NOT NULL AND problem IS NULL"
     wanted = list(dict.fromkeys(["image_id", "class_id", *columns]))
     return snapshot.table("images", wanted, where).sort_by("image_id")
+
+
+def numbers(rows: pa.Table, column: str) -> Tensor:
+    """An integer column as int64 [N]."""
+    return torch.from_numpy(rows[column].to_numpy().copy()).long()
 
 
 def class_positions(class_ids: Tensor, wanted: Tensor) -> Tensor:
@@ -176,26 +157,37 @@ def image_set(
         raise MissingStepError(
             f"there are no images in split {split!r}", f"Run: vlltr ingest images PATH --split {split}"
         )
+    ids: list[str] = rows["image_id"].to_pylist()
+    features = image_vectors_of(snapshot, ids, view_suffix(view, augment), image_fp)
+    return ImageSet(ids, numbers(rows, "class_id"), features)
+
+
+def image_vectors_of(
+    snapshot: Snapshot, image_ids: Sequence[str], suffix: str = "0", image_fp: str | None = None
+) -> Tensor:
+    """Stored vectors of images, float32 [N, D] unnormalised, in the order given; by the commit's encoder or another.
+
+    Raises:
+        MissingStepError: If one of them has not been embedded in that view.
+    """
     image_fp = image_fp or snapshot.commit.image_fp
     if not image_fp:
         raise MissingStepError("no image has been embedded yet", "Run: vlltr embed")
-    ids: list[str] = rows["image_id"].to_pylist()
-    suffix = view_suffix(view, augment)
-    name = image_vectors_name(image_fp)
-    _, features = snapshot.store.vectors(name, "vector_key", [f"{i}:{suffix}" for i in ids])
-    return ImageSet(ids, torch.from_numpy(rows["class_id"].to_numpy().copy()).long(), features)
+    keys = [f"{i}:{suffix}" for i in image_ids]
+    return _vectors(snapshot, image_vectors_name(image_fp), "vector_key", keys)
 
 
-def image_vectors_of(snapshot: Snapshot, image_ids: Sequence[str]) -> Tensor:
-    """Stored vectors of images in the plain view, float32 [N, D] unnormalised, in the order given.
+def text_vectors_of(snapshot: Snapshot, hashes: Sequence[str]) -> Tensor:
+    """Stored vectors of sentences, float32 [N, D] unnormalised, in the order given.
 
     Raises:
         MissingStepError: If one of them has not been embedded.
     """
-    if not snapshot.commit.image_fp:
-        raise MissingStepError("no image has been embedded yet", "Run: vlltr embed")
-    keys = [f"{i}:0" for i in image_ids]
-    return snapshot.store.vectors(image_vectors_name(snapshot.commit.image_fp), "vector_key", keys)[1]
+    return _vectors(snapshot, sentence_vectors_name(snapshot.commit.text_fp or ""), "text_hash", hashes)
+
+
+def _vectors(snapshot: Snapshot, name: str, column: str, keys: Sequence[str]) -> Tensor:
+    return snapshot.store.vectors(name, column, keys)[1] if keys else torch.empty(0, snapshot.commit.info.dim)
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,30 +209,21 @@ def class_stats(snapshot: Snapshot, dim: int) -> ClassStats:
     """The committed statistics of the classes in use, under the commit's image fingerprint; `dim` is their width."""
     rows = snapshot.table("class_stats")
     rows = rows.filter(pc.equal(rows["image_fp"], snapshot.commit.image_fp or "")).sort_by("class_id")
-    if not rows.num_rows:
-        none = torch.empty(0, dtype=torch.int64)
-        return ClassStats(none, none, torch.empty(0, dim, dtype=torch.float64))
-    sums = torch.from_numpy(rows["sum"].combine_chunks().flatten().to_numpy().copy()).view(rows.num_rows, -1)
-    ids, counts = (torch.from_numpy(rows[c].to_numpy().copy()).long() for c in ("class_id", "images"))
-    return ClassStats(ids, counts, sums)
+    sums = torch.from_numpy(pc.list_flatten(rows["sum"]).to_numpy().copy()).view(-1, dim)
+    return ClassStats(numbers(rows, "class_id"), numbers(rows, "images"), sums)
 
 
 def stats_rows(features: Tensor, class_ids: Tensor, image_fp: str) -> pa.Table:
     """Rows of `class_stats` for training images: features [N, D] unnormalised, class ids int64 [N]."""
     owners, labels = torch.unique(class_ids, return_inverse=True)
     counts, sums = class_sums(unit_rows(features), labels, len(owners))
-    schema = class_stats_schema(features.shape[1])
-    return pa.table(
-        {
-            "class_id": pa.array(owners.tolist(), pa.int32()),
-            "image_fp": [image_fp] * len(owners),
-            "images": pa.array(counts.tolist(), pa.int32()),
-            "sum": pa.FixedSizeListArray.from_arrays(
-                pa.array(sums.flatten().numpy()), type=schema.field("sum").type
-            ),
-        },
-        schema=schema,
-    )
+    columns = {
+        "class_id": owners.numpy(),
+        "image_fp": [image_fp] * len(owners),
+        "images": counts.numpy(),
+        "sum": pa.FixedSizeListArray.from_arrays(pa.array(sums.flatten().numpy()), features.shape[1]),
+    }
+    return pa.table(columns).cast(class_stats_schema(features.shape[1]))
 
 
 @dataclass(frozen=True)
@@ -255,8 +238,8 @@ class LoadedBank:
     @classmethod
     def of(cls, rows: pa.Table, vectors: Tensor, losses: Tensor, selection_id: str) -> LoadedBank:
         """Put together rows of `anchors` by class and rank, their vectors [A, D] and losses [A]; A may be 0."""
-        owner = torch.from_numpy(rows["class_id"].to_numpy().copy()).long()
-        keys = torch.from_numpy(rows["anchor_key"].to_numpy().copy())
+        owner = numbers(rows, "class_id")
+        keys = numbers(rows, "anchor_key")
         if len(owner):
             bank = AnchorBank.build(vectors, owner, torch.unique(owner), losses)
         else:
@@ -271,32 +254,24 @@ def load_bank(snapshot: Snapshot) -> LoadedBank:
         MissingStepError: If no anchors have been selected, or their vectors are missing.
     """
     commit = snapshot.commit
-    anchors = snapshot.table("anchors")
+    anchors = snapshot.table("anchors").sort_by([("class_id", "ascending"), ("rank", "ascending")])
     if not commit.text_fp or not commit.selection_id:
         raise MissingStepError("no anchor sentences have been selected yet", "Run: vlltr select")
-    if not anchors.num_rows:  # no class has a sentence
-        vectors = torch.empty(0, commit.info.dim)
-        return LoadedBank.of(anchors, vectors, vectors[:, 0], commit.selection_id)
-    anchors = anchors.sort_by([("class_id", "ascending"), ("rank", "ascending")])
     sentences = snapshot.table("sentences", columns=["sentence_id", "text_hash"])
     hash_of = dict(zip(sentences["sentence_id"].to_pylist(), sentences["text_hash"].to_pylist(), strict=True))
     sentence_ids: list[str] = anchors["sentence_id"].to_pylist()
-    _, vectors = snapshot.store.vectors(
-        sentence_vectors_name(commit.text_fp), "text_hash", [hash_of[s] for s in sentence_ids]
-    )
+    vectors = text_vectors_of(snapshot, [hash_of[s] for s in sentence_ids])
     return LoadedBank.of(anchors, vectors, anchor_losses(snapshot, sentence_ids), commit.selection_id)
 
 
 def sentence_means(snapshot: Snapshot, class_ids: Tensor) -> Tensor:
     """Mean of all normalised sentences of each class, float32 [C, D]; zeros for a class without one."""
-    commit = snapshot.commit
     rows = snapshot.table("sentences", ["text_hash", "class_id"])
-    at = class_positions(class_ids, torch.from_numpy(rows["class_id"].to_numpy().copy()).long())
-    hashes, sums = rows["text_hash"], torch.zeros(len(class_ids), commit.info.dim)
+    at = class_positions(class_ids, numbers(rows, "class_id"))
+    hashes, sums = rows["text_hash"], torch.zeros(len(class_ids), snapshot.commit.info.dim)
     told = (at >= 0).nonzero()[:, 0]
     for part in told.split(_SENTENCES_AT_ONCE) if len(told) else ():
-        wanted = hashes.take(pa.array(part.numpy())).to_pylist()
-        _, vectors = snapshot.store.vectors(sentence_vectors_name(commit.text_fp or ""), "text_hash", wanted)
+        vectors = text_vectors_of(snapshot, hashes.take(pa.array(part.numpy())).to_pylist())
         sums.index_add_(0, at[part], unit_rows(vectors))
     counts = torch.bincount(at[at >= 0], minlength=len(class_ids))
     return sums / counts.clamp(min=1)[:, None]

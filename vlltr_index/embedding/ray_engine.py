@@ -11,32 +11,30 @@ import logging
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import cached_property, partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from vlltr_index.embedding.engines import (
+from vlltr_index.embedding.vectors import (
     Augment,
-    Batches,
     ImageSource,
     ImageVectors,
     Reader,
-    Sources,
+    StoredImages,
     image_features,
     text_vectors,
 )
 from vlltr_index.errors import ConfigError, UsageError, VlltrError
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from vlltr_index.encoders.encoder import Encoder
 
-__all__ = ["RayData", "RayEngine", "decoded", "on_cpu"]
 
 _BATCH = 64  # images that are decoded, and go through a model, at once
 _PART = 4  # batches at most that are read by one task
@@ -48,9 +46,22 @@ _STALLED = (
 _TRIES = 2  # without a single image done in between
 _PLACE, _ID = pa.field("place", pa.int64()), pa.field("id", pa.string())
 _PROBLEM = pa.field("problem", pa.string())
-_LOADED = pa.schema([_PLACE, _ID, pa.field("path", pa.binary()), pa.field("data", pa.large_binary())])
 _PIXELS = pa.schema([_PLACE, _ID, pa.field("pixels", pa.large_binary()), _PROBLEM])
 _VECTORS = pa.schema([_PLACE, _ID, pa.field("vector", pa.large_binary()), _PROBLEM])
+
+
+class Sources(Protocol):
+    """Images by number, of which bytes are read when they are loaded, in whatever process: it can be pickled."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, places: Sequence[int]) -> Sources:
+        """Those at some places."""
+        ...
+
+    def load(self) -> Iterable[ImageSource]:
+        """All of them, in their order."""
+        ...
 
 
 class RayData:
@@ -68,28 +79,30 @@ class RayData:
     def __init__(self, actors: int | None = None) -> None:
         if actors is not None and actors < 1:
             raise UsageError(f"the ray engine needs one actor at least, got {actors}")
-        self.ray = _import_ray()
+        try:
+            import ray
+            import ray.data.exceptions
+        except ImportError:
+            raise ConfigError(
+                "--engine ray needs the package ray, which is not installed",
+                'Install it: pip install "vlltr-index[ray]", or run it with --engine local',
+            ) from None
+        self.ray: Any = ray
         self._actors = actors
-        self._started = False
-        self._log = logging.getLogger("ray.data"), logging.getLogger("ray.data").level
+        self._stack = ExitStack()
 
-    def __enter__(self) -> RayData:
+    def __enter__(self) -> Self:
         if not self.ray.is_initialized():
-            self._init()
-        logger, _ = self._log
+            self._start()
+        logger = logging.getLogger("ray.data")
+        self._stack.callback(logger.setLevel, logger.level)
         logger.setLevel(logging.CRITICAL)  # errors come out as ours
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        logger, level = self._log
-        logger.setLevel(level)
-        if self._started:
-            self.ray.shutdown()
-            self._started = False
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
-    def _init(self) -> None:
+    def _start(self) -> None:
         """Join the cluster that RAY_ADDRESS names, or start Ray on this machine.
 
         Raises:
@@ -99,14 +112,20 @@ class RayData:
             os.environ.pop("OMP_NUM_THREADS", None)  # Ray gives each actor its share
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         address = os.environ.get("RAY_ADDRESS")
-        self._started = True
         options = {} if address else {"include_dashboard": False}
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)  # lancedb's, about processes that are started
                 self.ray.init(log_to_driver=False, logging_level="error", **options)
         except Exception as error:  # a bare one where the machine is too busy, other kinds for addresses
-            raise _not_up(address, error) from None
+            what, mend = "ray cannot be started on this machine", "Run"
+            if address:
+                what, mend = (
+                    f"ray at RAY_ADDRESS={address} cannot be reached",
+                    "Mend or unset RAY_ADDRESS, or run",
+                )
+            raise VlltrError(f"{what}: {_first_line(error)}", f"{mend} it with --engine local.") from None
+        self._stack.callback(self.ray.shutdown)
 
     def run(
         self,
@@ -114,17 +133,15 @@ class RayData:
         reader: Reader | None,
         model: type,
         arguments: Sequence[Any],
-        ordered: bool = False,
     ) -> Iterator[pa.Table]:
-        """What a model makes of sources, in tables of any number of rows, each source once.
+        """What a model makes of sources, in tables of any number of rows, each source once, in their order.
 
         Args:
             sources: They are loaded on this machine.
             reader: Decodes them in tasks, to pixels; None: the model gets them as they were loaded.
             model: Made once an actor. Called with a table that has `place`, `id` and `pixels` (bytes of float32) or
-                `problem`, without a reader `path` or `data`; gives a table with the same `place`.
+                `problem`, without a reader `source` (bytes); gives a table with the same `place`.
             arguments: Of the model; what is large by `ray.put`.
-            ordered: Whether tables come in the order of the sources.
 
         Raises:
             VlltrError: What a task or an actor raised; or if machines or actors are lost again and again.
@@ -133,12 +150,20 @@ class RayData:
         while left:
             done = set[int]()
             try:
-                for table in self._once(sources, left, reader, model, arguments, ordered):
+                for table in self._once(sources, left, reader, model, arguments):
                     done.update(table["place"].to_pylist())
                     yield table
             except (self.ray.exceptions.RayError, self.ray.data.exceptions.ExecutionTimeoutError) as error:
+                if isinstance(error, self.ray.exceptions.RayTaskError):
+                    raise error.cause if isinstance(error.cause, VlltrError) else error from None
                 tries = _TRIES if done else tries - 1
-                _raise_unless_lost(self.ray, error, tries)
+                if not tries:
+                    raise VlltrError(
+                        f"the ray engine stood still or lost a machine {_TRIES} times without a result in between: "
+                        f"{_first_line(error)}",
+                        "What was done is kept. Run it again, with fewer --actors if memory ran out, or with "
+                        "--engine local.",
+                    ) from None
             left = [place for place in left if place not in done]
 
     def _once(
@@ -148,7 +173,6 @@ class RayData:
         reader: Reader | None,
         model: type,
         arguments: Sequence[Any],
-        ordered: bool,
     ) -> Iterator[pa.Table]:
         """`run` of some of the sources, until something is lost."""
         from ray.data import ActorPoolStrategy, read_datasource
@@ -187,28 +211,12 @@ class RayData:
         context.raise_original_map_exception = True
         context.enable_progress_bars = context.print_on_execution_start = False
         context.execution_no_progress_timeout_s = _STALLED
-        context.execution_options.preserve_order = ordered
+        context.execution_options.preserve_order = True
         yield from data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
 
 
-def _not_up(address: str | None, error: Exception) -> VlltrError:
-    what, mend = "ray cannot be started on this machine", "Run"
-    if address:
-        what, mend = f"ray at RAY_ADDRESS={address} cannot be reached", "Mend or unset RAY_ADDRESS, or run"
-    first = str(error).strip().partition("\n")[0]
-    return VlltrError(f"{what}: {first}", f"{mend} it with --engine local.")
-
-
-def _raise_unless_lost(ray: Any, error: Exception, tries: int) -> None:
-    """Raise what a task or an actor raised, or what to do where no try is left."""
-    if isinstance(error, ray.exceptions.RayTaskError):
-        raise error.cause if isinstance(error.cause, VlltrError) else error from None
-    if not tries:
-        first = str(error).strip().partition("\n")[0]
-        raise VlltrError(
-            f"the ray engine stood still or lost a machine {_TRIES} times without a result in between: {first}",
-            "What was done is kept. Run it again, with fewer --actors if memory ran out, or with --engine local.",
-        ) from None
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _datasource(sources: Sources, parts: Sequence[Sequence[int]]) -> Any:
@@ -232,37 +240,31 @@ def _datasource(sources: Sources, parts: Sequence[Sequence[int]]) -> Any:
 
 
 def _load(sources: Sources, places: Sequence[int]) -> Iterator[pa.Table]:
-    """Tables of `_LOADED`, a batch each."""
+    """Tables of `place`, `id`, `source` (bytes, or a path or text as such) and `is_text`, a batch each."""
     rows = zip(places, sources.load(), strict=True)
     while batch := list(islice(rows, _BATCH)):
-        yield pa.Table.from_pylist(
-            [
-                {"place": place, "id": i, "data": source}
-                if isinstance(source, bytes)
-                else {"place": place, "id": i, "path": os.fsencode(source)}
-                for place, (i, source) in batch
-            ],
-            schema=_LOADED,
-        )
+        found = [source for _, (_, source) in batch]
+        data = [source if isinstance(source, bytes) else os.fsencode(source) for source in found]
+        columns = {"place": [place for place, _ in batch], "id": [i for _, (i, _) in batch]}
+        columns["is_text"] = [not isinstance(source, bytes) for source in found]
+        yield pa.table({**columns, "source": pa.array(data, pa.large_binary())})
 
 
 def _sources(table: pa.Table) -> list[ImageSource]:
-    columns = (table[name].to_pylist() for name in ("id", "path", "data"))
-    return [(i, os.fsdecode(path) if data is None else data) for i, path, data in zip(*columns, strict=True)]
+    columns = (table[name].to_pylist() for name in ("id", "source", "is_text"))
+    return [(i, os.fsdecode(data) if is_text else data) for i, data, is_text in zip(*columns, strict=True)]
 
 
 def _decode(reader: Reader, table: pa.Table) -> pa.Table:
     """A table of `_PIXELS`: all views of an image one after the other."""
-    read = reader.__getitems__(_sources(table))
-    pixels = dict(
-        zip(read.ids, (image.numpy().tobytes() for image in read.pixels.transpose(0, 1)), strict=True)
-    )
-    ids = table["id"].to_pylist()
-    columns = [table["place"], ids, [pixels.get(i) for i in ids], [read.problems.get(i) for i in ids]]
+    ids, pixels, problems = reader.__getitems__(_sources(table))
+    of = dict(zip(ids, (image.numpy().tobytes() for image in pixels.transpose(0, 1)), strict=True))
+    names = table["id"].to_pylist()
+    columns = [table["place"], names, [of.get(i) for i in names], [problems.get(i) for i in names]]
     return pa.table(columns, schema=_PIXELS)
 
 
-class RayEngine:
+class RayEngine(RayData):
     """An `Engine` whose actors each hold a copy of the encoder.
 
     Images given by path must be there under the same path on all machines.
@@ -274,39 +276,26 @@ class RayEngine:
     """
 
     def __init__(self, encoder: Encoder, augment: Augment | None = None, actors: int | None = None) -> None:
-        self._data = RayData(actors)
+        super().__init__(actors)
         self._encoder, self._augment = encoder, augment
 
-    def __enter__(self) -> RayEngine:
-        self._data.__enter__()
+    def __enter__(self) -> Self:
+        super().__enter__()
         device, encoder = self._encoder.device, self._encoder.to("cpu")
         names = encoder.text_fp, encoder.image_fp
-        self._arguments = self._data.ray.put(encoder), names, on_cpu()
+        self._arguments = self.ray.put(encoder), names, on_cpu()
         encoder.to(device)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._data.__exit__(kind, error, trace)
-
-    def texts(self, batches: Iterable[Sequence[str]]) -> Iterator[tuple[Tensor, int]]:
+    def texts(self, texts: Sequence[tuple[str, str]]) -> Iterator[tuple[list[str], Tensor, int]]:
         """See `Engine`."""
-        parts = [list(batch) for batch in batches]
-        waiting, cut, sizes = list[bytes](), 0, iter(map(len, parts))
-        sources = _Texts([text for part in parts for text in part])
-        size = next(sizes, 0)
-        for table in self._data.run(sources, None, _TextTower, self._arguments, ordered=True):
-            waiting += table["vector"].to_pylist()
-            cut += sum(table["cut"].to_pylist())
-            while size and len(waiting) >= size:
-                yield _tensor(waiting[:size]), cut
-                waiting, cut, size = waiting[size:], 0, next(sizes, 0)
+        for table in self.run(_Texts(texts), None, _TextTower, self._arguments):
+            yield table["id"].to_pylist(), _tensor(table["vector"].to_pylist()), pc.sum(table["cut"]).as_py()
 
-    def images(self, batches: Batches, views: Sequence[int]) -> Iterator[ImageVectors]:
+    def images(self, batches: StoredImages, views: Sequence[int]) -> Iterator[ImageVectors]:
         """See `Engine`."""
         reader = Reader(self._encoder.transform, self._augment, views)
-        for table in self._data.run(batches, reader, _ImageTower, self._arguments):
+        for table in self.run(batches, reader, _ImageTower, self._arguments):
             rows = list(zip(*(table[name].to_pylist() for name in ("id", "vector", "problem")), strict=True))
             ids = [i for i, vector, _ in rows if vector is not None]
             flat = _tensor([vector for _, vector, _ in rows if vector is not None])
@@ -321,20 +310,14 @@ def _tensor(rows: Sequence[bytes]) -> Tensor:
     return torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.float32).view(len(rows), -1)
 
 
-class _Texts:
-    """Sentences as sources, whose paths they are."""
-
-    def __init__(self, texts: Sequence[str]) -> None:
-        self._texts = texts
-
-    def __len__(self) -> int:
-        return len(self._texts)
+class _Texts(list[tuple[str, str]]):
+    """Sentences as sources."""
 
     def take(self, places: Sequence[int]) -> _Texts:
-        return _Texts([self._texts[place] for place in places])
+        return _Texts(self[place] for place in places)
 
-    def load(self) -> Iterator[ImageSource]:
-        return (("", text) for text in self._texts)
+    def load(self) -> _Texts:
+        return self
 
 
 class _Tower:
@@ -361,7 +344,8 @@ class _TextTower(_Tower):
     def __call__(self, table: pa.Table) -> pa.Table:
         vectors, cut = text_vectors(self._encoder, [str(text) for _, text in _sources(table)])
         rows = pa.array([row.numpy().tobytes() for row in vectors], pa.large_binary())
-        return pa.table({"place": table["place"], "vector": rows, "cut": [cut, *[0] * (len(rows) - 1)]})
+        cuts = [cut, *[0] * (len(rows) - 1)]
+        return pa.table({"place": table["place"], "id": table["id"], "vector": rows, "cut": cuts})
 
 
 class _ImageTower(_Tower):
@@ -392,20 +376,3 @@ def decoded(table: pa.Table, size: tuple[int, int]) -> list[Tensor | None]:
 def on_cpu() -> bool:
     """Whether actors are to leave GPUs alone, as this process was told to."""
     return os.environ.get("VLLTR_DEVICE") == "cpu"
-
-
-def _import_ray() -> Any:
-    """ray with Ray Data.
-
-    Raises:
-        ConfigError: If it is not installed.
-    """
-    try:
-        import ray
-        import ray.data.exceptions
-    except ImportError:
-        raise ConfigError(
-            "--engine ray needs the package ray, which is not installed",
-            'Install it: pip install "vlltr-index[ray]", or run it with --engine local',
-        ) from None
-    return ray

@@ -1,19 +1,30 @@
-"""Vectors of sentences and images that have none yet, appended to the caches of their fingerprint."""
+"""Vectors of sentences and images that have none yet: read, computed, and appended to the caches of their fingerprint.
+
+An image may be seen through test-time crops: a little larger, at its centre and corners, as one feature. The crops'
+features are brought to length one, averaged, and the mean is given the crops' mean length. What is scored is that one
+feature; so fusion, retrieval and explanation are what they are for any feature, and stay exact.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import numpy as np
 import pyarrow as pa
+import torch
+from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from vlltr_index.embedding.engines import Augment, Engine, ImageSource, LocalEngine
+from vlltr_index.data.decoding import open_image
+from vlltr_index.data.objects import start_method
 from vlltr_index.embedding.loading import usable_images, view_suffix
 from vlltr_index.encoders.encoder import Encoder
+from vlltr_index.encoders.openclip import Preprocessing
+from vlltr_index.errors import InputError, UsageError
 from vlltr_index.schemas.config import AugmentConfig
 from vlltr_index.schemas.tables import (
     image_vectors,
@@ -22,29 +33,172 @@ from vlltr_index.schemas.tables import (
     sentence_vectors_name,
 )
 from vlltr_index.store.tables import one_of
+from vlltr_index.tensors import memory_mended_by
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.tables import Store
     from vlltr_index.store.transaction import Transaction
+    from vlltr_index.store.workspace import Workspace
 
-__all__ = [
-    "StoredImages",
-    "all_embedded",
-    "embed_images",
-    "embed_sentences",
-    "image_vector_table",
-    "load_sources",
-    "vector_table",
-]
+Augment = Callable[[Tensor, Sequence[int]], Tensor]
+"""Pixels [B, 3, H, W] as the encoder's preprocessing gives them, and a seed for each, to an augmented batch."""
 
-_TEXT_BATCH = 4096
+ImageSource = tuple[str, bytes | str]
+"""An image's id, and its bytes or else its path."""
+
 IMAGE_BATCH = 64
+_TEXT_BATCH = 4096
 _SOURCES = 1024  # images that a table is asked for at once; whole batches
-_ROWS, _SECONDS = 4096, 30.0  # an append has so many rows, or comes so long after the last one
 _SOURCE = ["image_id", "uri", "data"]
 _FEW = 1000  # keys that are worth a condition instead of a scan
+_THREADS = 2  # that read batches ahead; Pillow and torch let others run meanwhile
+_MARGIN = 14  # the enlarged square has a margin of a fourteenth of the side on each side: 224 -> 256
+
+
+class ImageVectors(NamedTuple):
+    """The vectors of one batch of images.
+
+    Attributes:
+        ids: Of the images that could be read, in the order given.
+        vectors: float32 [V, len(ids), D] on the CPU, unnormalised; one row of vectors a view.
+        problems: Why the others could not, by id.
+    """
+
+    ids: list[str]
+    vectors: Tensor
+    problems: dict[str, str]
+
+
+class Engine(Protocol):
+    """Computes vectors lazily."""
+
+    def texts(self, texts: Sequence[tuple[str, str]]) -> Iterator[tuple[list[str], Tensor, int]]:
+        """Of texts with their keys, batch by batch: N keys, vectors as `text_vectors`, and how many texts were cut."""
+        ...
+
+    def images(self, batches: StoredImages, views: Sequence[int]) -> Iterator[ImageVectors]:
+        """The vectors of images in some views, in any order: 0 is the plain view, others are augmented."""
+        ...
+
+
+class Reader(Dataset[ImageVectors]):
+    """Decodes, preprocesses and augments batches, in whatever process: it can be pickled, and holds no weights.
+
+    A batch has pixels [V, n, 3, H, W] in the place of vectors. An image is decoded once for all its views. The random
+    numbers of an augmented view depend on the image and the view alone, so that the images beside it do not matter.
+
+    Args:
+        preprocess: Pixels of one image.
+        augment: Of the views after the plain one.
+        views: Which are wanted.
+    """
+
+    def __init__(
+        self, preprocess: Callable[[Image.Image], Tensor], augment: Augment | None, views: Sequence[int]
+    ) -> None:
+        self._preprocess, self._augment, self._views = preprocess, augment, views
+
+    def __getitems__(self, batch: Sequence[ImageSource]) -> ImageVectors:
+        ids, pixels, problems = list[str](), list[Tensor](), dict[str, str]()
+        for image_id, source in batch:
+            try:
+                pixels.append(self._preprocess(open_image(source)))
+                ids.append(image_id)
+            except InputError as error:
+                problems[image_id] = error.message
+        if not ids:
+            return ImageVectors(ids, torch.empty(len(self._views), 0), problems)
+        plain = torch.stack(pixels)
+        return ImageVectors(
+            ids, torch.stack([self._view(plain, ids, view) for view in self._views]), problems
+        )
+
+    def _view(self, plain: Tensor, ids: Sequence[str], view: int) -> Tensor:
+        if not view or self._augment is None:
+            return plain
+        seeds = (hashlib.sha256(f"{image_id}:{view}".encode()).digest()[:7] for image_id in ids)
+        return self._augment(plain, [int.from_bytes(seed, "big") for seed in seeds])
+
+
+class LocalEngine:
+    """Computes on the encoder's device; other threads or processes read the next batches meanwhile.
+
+    Args:
+        encoder: What computes the vectors.
+        augment: Of the views after the plain one.
+        workers: Processes that read; 0: two threads of this one, enough for small images.
+    """
+
+    def __init__(self, encoder: Encoder, augment: Augment | None = None, workers: int = 0) -> None:
+        self._encoder, self._augment, self._workers = encoder, augment, workers
+
+    def texts(self, texts: Sequence[tuple[str, str]]) -> Iterator[tuple[list[str], Tensor, int]]:
+        """See `Engine`."""
+        for start in range(0, len(texts), _TEXT_BATCH):
+            part = texts[start : start + _TEXT_BATCH]
+            yield [key for key, _ in part], *text_vectors(self._encoder, [text for _, text in part])
+
+    def images(
+        self, batches: Iterable[Sequence[ImageSource]], views: Sequence[int]
+    ) -> Iterator[ImageVectors]:
+        """See `Engine`."""
+        reader, encoder = Reader(self._encoder.transform, self._augment, views), self._encoder
+        read = _threads(reader, batches)
+        if self._workers:
+            read = iter(
+                DataLoader(
+                    reader,
+                    batch_sampler=batches,  # type: ignore[arg-type]  # a source stands for its place
+                    num_workers=self._workers,
+                    multiprocessing_context=start_method(),
+                    collate_fn=_as_it_is,
+                    pin_memory=encoder.device.type == "cuda",
+                )
+            )
+        for ids, pixels, problems in read:
+            vectors = torch.empty(len(views), 0, encoder.dim)
+            if ids:
+                vectors = image_features(encoder, pixels.flatten(0, 1)).view(len(views), len(ids), -1)
+            yield ImageVectors(ids, vectors, problems)
+
+
+def _threads(reader: Reader, batches: Iterable[Sequence[ImageSource]]) -> Iterator[ImageVectors]:
+    with ThreadPoolExecutor(_THREADS) as pool:
+        coming = deque[Any]()
+        for batch in batches:
+            coming.append(pool.submit(reader.__getitems__, batch))
+            if len(coming) > _THREADS:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+
+
+def _as_it_is(read: Any) -> Any:
+    return read
+
+
+def text_vectors(encoder: Encoder, texts: Sequence[str]) -> tuple[Tensor, int]:
+    """Vectors float32 [N, D] on the CPU, unnormalised, and how many texts were cut to the context."""
+    tokens = encoder.tokenize(texts)
+    return encoder.encode_texts(tokens), tokens.truncated
+
+
+@torch.inference_mode()
+def image_features(encoder: Encoder, pixels: Tensor) -> Tensor:
+    """Features float32 [B, D] on the CPU; a batch for which a GPU has too little memory is halved.
+
+    Raises:
+        VlltrError: If there is not even enough for one image.
+    """
+    try:
+        return encoder.encode_pixels(pixels.to(encoder.device, non_blocking=True)).cpu()
+    except torch.OutOfMemoryError as error:
+        if len(pixels) == 1:
+            with memory_mended_by("embed", "Free memory of the GPU, or use --device cpu."):
+                raise error
+    return torch.cat([image_features(encoder, half) for half in pixels.chunk(2)])
 
 
 def embed_sentences(
@@ -63,17 +217,15 @@ def embed_sentences(
     tx.store.create(name, sentence_vectors(encoder.dim), "text_hash")
     have = _have(tx, name, "text_hash", hashes)
     todo = {h: t for h, t in zip(hashes, texts, strict=True) if h not in have}
-    keys, truncated, done = list(todo), 0, 0
-    parts = [keys[start : start + _TEXT_BATCH] for start in range(0, len(keys), _TEXT_BATCH)]
-    engine = engine or LocalEngine(encoder)
-    computed = engine.texts([todo[h] for h in part] for part in parts)
-    for part, (vectors, cut) in zip(parts, computed, strict=True):
-        truncated += cut
-        tx.store.append(name, vector_table({"text_hash": part}, vectors))
-        done += len(part)
-        if progress:
-            progress("embed sentences", done, len(keys))
-    return len(keys), len(set(hashes)) - len(keys), truncated
+    truncated, done = 0, 0
+    with tx.store.appending(name) as append:
+        for part, vectors, cut in (engine or LocalEngine(encoder)).texts(list(todo.items())):
+            truncated += cut
+            append(vector_table({"text_hash": part}, vectors))
+            done += len(part)
+            if progress:
+                progress("embed sentences", done, len(todo))
+    return len(todo), len(set(hashes)) - len(todo), truncated
 
 
 def embed_images(
@@ -102,49 +254,22 @@ def embed_images(
     for i in ids:
         lacking.setdefault(tuple(v for v in views if f"{i}:{suffixes[v]}" not in have), []).append(i)
     lacking.pop((), None)
-    todo, done, looked, failed = sum(map(len, lacking.values())), 0, 0, 0
+    todo, done, looked, problems = sum(map(len, lacking.values())), 0, 0, dict[str, str]()
     engine = engine or LocalEngine(encoder, augment)
-    with _appended(tx, name) as append:
+    with tx.store.appending(name) as append:
         for wanted, images in lacking.items():
             for result in engine.images(StoredImages(tx.store, images), wanted):
-                if result.problems:
-                    failed += len(result.problems)
-                    _keep_aside(tx, result.problems)
+                problems |= result.problems
                 for view, vectors in zip(wanted, result.vectors, strict=True):
                     append(image_vector_table(result.ids, suffixes[view], view, vectors))
                 done += len(wanted) * len(result.ids)
                 looked += len(result.ids) + len(result.problems)
                 if progress:
                     progress(f"embed {split} images", looked, todo)
+    if problems:
+        _keep_aside(tx, problems)
     missed = sum(len(wanted) * len(images) for wanted, images in lacking.items())
-    return done, len(views) * len(ids) - missed, failed
-
-
-@contextmanager
-def _appended(tx: Transaction, name: str) -> Iterator[Callable[[pa.Table], None]]:
-    """Takes rows of a table and appends them, many at a time: readers open a file for each time.
-
-    A run that is killed loses those of half a minute at most.
-    """
-    waiting, since = list[pa.Table](), time.monotonic()
-
-    def flush() -> None:
-        nonlocal since
-        if waiting:
-            tx.store.append(name, pa.concat_tables(waiting))
-        waiting.clear()
-        since = time.monotonic()
-
-    def append(rows: pa.Table) -> None:
-        if rows.num_rows:  # of a batch of which no image can be read there are none
-            waiting.append(rows)
-        if sum(rows.num_rows for rows in waiting) >= _ROWS or time.monotonic() - since > _SECONDS:
-            flush()
-
-    try:
-        yield append
-    finally:
-        flush()
+    return done, len(views) * len(ids) - missed, len(problems)
 
 
 def all_embedded(snapshot: Snapshot, image_fp: str, image_ids: Sequence[str], suffix: str = "0") -> bool:
@@ -164,13 +289,11 @@ def _keep_aside(tx: Transaction, problems: dict[str, str]) -> None:
     """Note why images cannot be used."""
     rows = tx.table("images", where=one_of("image_id", problems))
     why = pa.array([problems[i] for i in rows["image_id"].to_pylist()], pa.string())
-    tx.upsert(
-        "images", rows.set_column(rows.column_names.index("problem"), rows.schema.field("problem"), why)
-    )
+    tx.upsert("images", rows.drop_columns(["problem"]).append_column("problem", why))
 
 
 class StoredImages:
-    """Images of the table `images` as it is now, in batches; see `Batches`."""
+    """Images of the table `images` as it is now, in batches, or by number for Ray: it can be pickled."""
 
     def __init__(self, store: Store, ids: Sequence[str]) -> None:
         self._store, self._ids = store, ids
@@ -203,18 +326,114 @@ def _sources(rows: pa.Table, ids: Sequence[str]) -> list[ImageSource]:
     return [(i, found[i]) for i in ids]
 
 
-def vector_table(columns: dict[str, list[str] | list[int]], vectors: Tensor) -> pa.Table:
+def vector_table(columns: dict[str, Any], vectors: Tensor) -> pa.Table:
     """An Arrow table of `columns` and a fixed-size-list column `vector` from float32 [N, D], without a copy."""
-    flat = pa.array(np.ascontiguousarray(vectors.numpy()).reshape(-1))
-    arrays = {
-        name: pa.array(values, pa.int32() if values and isinstance(values[0], int) else pa.string())
-        for name, values in columns.items()
-    }
-    arrays["vector"] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-    return pa.table(arrays)
+    flat = pa.array(vectors.contiguous().view(-1).numpy())
+    return pa.table({**columns, "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])})
 
 
 def image_vector_table(ids: list[str], suffix: str, view: int, vectors: Tensor) -> pa.Table:
     """Rows of a cache of image vectors, float32 [N, D]."""
     keys = [f"{image_id}:{suffix}" for image_id in ids]
     return vector_table({"vector_key": keys, "image_id": ids, "view": [view] * len(ids)}, vectors)
+
+
+class CropPixels:
+    """Turns an image into its crops' pixels; it can be pickled, and holds no weights.
+
+    Args:
+        encoder: Whose size and preprocessing count.
+        number: 1: the image as it is preprocessed. 5: preprocessed a seventh larger, then its centre and corners.
+
+    Raises:
+        UsageError: Another number.
+    """
+
+    def __init__(self, encoder: Encoder, number: int = 1) -> None:
+        if number not in (1, 5):
+            raise UsageError(f"crops is 1 or 5 (the centre and the corners), got {number}", "Use --crops 5")
+        self._size = height, width = encoder.image_size
+        self.number = number
+        self._margins = max(1, round(height / _MARGIN)), max(1, round(width / _MARGIN))
+        self._transform: Callable[[Image.Image], Tensor] = encoder.transform
+        if number > 1:
+            larger = height + 2 * self._margins[0], width + 2 * self._margins[1]
+            cfg = encoder.config["preprocess_cfg"]
+            cfg["size"] = larger[0] if larger[0] == larger[1] else list(larger)
+            if "resize" in cfg:
+                cfg["resize"] = max(cfg["resize"], *larger)
+            self._transform = Preprocessing(cfg)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """The crops of one image, normalised for the encoder: float32 [number, 3, H, W]."""
+        whole = self._transform(image)
+        if self.number == 1:
+            return whole[None]
+        (height, width), (down, right) = self._size, self._margins
+        corners = [(y, x) for y in (0, 2 * down) for x in (0, 2 * right)]
+        return torch.stack([whole[:, y : y + height, x : x + width] for y, x in ((down, right), *corners)])
+
+
+class Crops:
+    """Turns images into their crops' pixels, and pixels into features, for one encoder; arguments as `CropPixels`."""
+
+    def __init__(self, encoder: Encoder, number: int = 1) -> None:
+        self.encoder, self.pixels = encoder, CropPixels(encoder, number)
+
+    @torch.inference_mode()
+    def features(self, pixels: Sequence[Tensor]) -> Tensor:
+        """One feature for each image from its crops [number, 3, H, W]: float32 [B, D], unnormalised.
+
+        They are on the encoder's device.
+        """
+        batch = torch.cat(list(pixels)).to(self.encoder.device, non_blocking=True)
+        features = self.encoder.encode_pixels(batch)
+        return pool_crops(features.view(len(pixels), self.pixels.number, -1))
+
+
+def pool_crops(features: Tensor) -> Tensor:
+    """Features of crops to one feature an image: the mean direction, at the crops' mean length.
+
+    Args:
+        features: Float [B, N, D], unnormalised.
+
+    Returns:
+        [B, D], unnormalised; with one crop, that crop's feature.
+    """
+    if features.shape[1] == 1:
+        return features[:, 0]
+    lengths = torch.linalg.vector_norm(features, dim=2, keepdim=True)
+    mean = (features / lengths.clamp(min=1e-12)).mean(1)
+    unit = mean / torch.linalg.vector_norm(mean, dim=1, keepdim=True).clamp(min=1e-12)
+    pooled: Tensor = unit * lengths.mean(1)
+    return pooled
+
+
+def embed_crops(
+    workspace: Workspace,
+    encoder: Encoder,
+    image_ids: Sequence[str],
+    number: int,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Features of images through `number` crops, from the cache or computed and kept there: float32 [N, D].
+
+    Raises:
+        UsageError: Another number of crops than there is.
+        InputError: An image cannot be read any more.
+    """
+    crops, name = Crops(encoder, number), image_vectors_name(encoder.image_fp)
+    suffix, view = (f"crops-{number}", -number) if number > 1 else ("0", 0)
+    keys = {image_id: f"{image_id}:{suffix}" for image_id in image_ids}
+    if not all_embedded(workspace.snapshot(), encoder.image_fp, image_ids, suffix):
+        with workspace.transaction("evaluate") as tx:  # only the cache grows: no commit
+            tx.store.create(name, image_vectors(encoder.dim), "vector_key")
+            have = tx.store.keys(name, "vector_key")
+            todo = [image_id for image_id, key in keys.items() if key not in have]
+            for start in range(0, len(todo), IMAGE_BATCH):
+                part = todo[start : start + IMAGE_BATCH]
+                pixels = [crops.pixels(open_image(source)) for _, source in load_sources(tx, part)]
+                tx.store.append(name, image_vector_table(part, suffix, view, crops.features(pixels).cpu()))
+                if progress:
+                    progress(f"embed images, {number} crops each", start + len(part), len(todo))
+    return workspace.store.vectors(name, "vector_key", [keys[i] for i in image_ids])[1]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vlltr_index.errors import MissingStepError
-from vlltr_index.store.arrow import one_of
+from vlltr_index.store.tables import one_of
 from vlltr_index.store.taxonomy import load_taxonomy
 
 if TYPE_CHECKING:

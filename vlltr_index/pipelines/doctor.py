@@ -17,7 +17,7 @@ from vlltr_index.store.workspace import Kind, Workspace
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
-    from vlltr_index.store.history import Commit
+    from vlltr_index.store.snapshot import Commit
 
 State = Literal["ok", "note", "problem"]
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vlltr_index.embedding.crops import embed_crops
 from vlltr_index.embedding.loading import ImageSet, class_positions, image_set, usable_images
+from vlltr_index.embedding.vectors import embed_crops
 from vlltr_index.errors import MissingStepError, UsageError, WorkspaceError
 from vlltr_index.evaluation import metrics
 from vlltr_index.heads.fusion import Rule

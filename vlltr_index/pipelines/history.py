@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from vlltr_index.schemas.records import Progress
-    from vlltr_index.store.history import Commit
+    from vlltr_index.store.snapshot import Commit
     from vlltr_index.store.workspace import Workspace
 
 

@@ -24,8 +24,8 @@ from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.schemas.records import SentenceRecord
 from vlltr_index.schemas.tables import sentence_vectors, sentence_vectors_name
-from vlltr_index.store.arrow import one_of, quote
 from vlltr_index.store.ingestion import known_names, note_aliases, resolve_classes, sentence_rows
+from vlltr_index.store.tables import one_of, quote
 
 if TYPE_CHECKING:
     from vlltr_index.store.transaction import Transaction

@@ -22,7 +22,7 @@ from vlltr_index.errors import InputError, UsageError
 from vlltr_index.schemas.records import ImageRecord, SentenceRecord, Skipped
 from vlltr_index.schemas.tables import IMAGES
 from vlltr_index.store import ingestion
-from vlltr_index.store.arrow import one_of
+from vlltr_index.store.tables import one_of
 from vlltr_index.wording import many, some
 
 if TYPE_CHECKING:

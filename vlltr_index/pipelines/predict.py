@@ -153,14 +153,13 @@ def _lines(
     if ray is None:
         yield from map(_as_json, named_predictions(answers, named, **how))
         return
-    from vlltr_index.embedding.crops import CropPixels
-    from vlltr_index.embedding.engines import Reader
     from vlltr_index.embedding.ray_engine import RayData, on_cpu
+    from vlltr_index.embedding.vectors import CropPixels, Reader
 
     reader = Reader(CropPixels(answers.encoder, how.get("crops", 1)), None, (0,))
     model = ray.address, answers.commit, how, answers.encoder.image_size, on_cpu()
     with RayData(ray.actors) as data:
-        for table in data.run(Pictures(list(named)), reader, _Answering, model, ordered=True):
+        for table in data.run(Pictures(list(named)), reader, _Answering, model):
             yield from zip(table["line"].to_pylist(), table["lost"].to_pylist(), strict=True)
 
 

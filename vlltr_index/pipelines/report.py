@@ -35,8 +35,7 @@ if TYPE_CHECKING:
     from vlltr_index.pipelines.status import StatusReport
     from vlltr_index.schemas.config import FusionConfig
     from vlltr_index.schemas.records import ClassScore, Progress
-    from vlltr_index.store.history import Commit
-    from vlltr_index.store.snapshot import Snapshot
+    from vlltr_index.store.snapshot import Commit, Snapshot
     from vlltr_index.store.workspace import Kind, Workspace
 
 _CONFUSIONS, _WEAKEST, _SHOWN, _SENTENCES = 12, 20, 12, 3

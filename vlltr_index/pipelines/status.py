@@ -16,14 +16,13 @@ import pyarrow.compute as pc
 from vlltr_index.errors import MissingStepError, WorkspaceError
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
-from vlltr_index.store.arrow import quote
 from vlltr_index.store.holdout import held_images
+from vlltr_index.store.tables import quote
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
     from vlltr_index.schemas.config import SelectConfig
-    from vlltr_index.store.history import Commit
-    from vlltr_index.store.snapshot import Snapshot
+    from vlltr_index.store.snapshot import Commit, Snapshot
     from vlltr_index.store.workspace import Kind, Workspace
 
 

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from vlltr_index.anchors.index import MANY_ANCHORS, AnchorIndex, WithDelta, load_index
 from vlltr_index.anchors.retrieval import AnchorClasses, retrieve
 from vlltr_index.data.decoding import UNREADABLE, ImageSource, image_label, open_image
-from vlltr_index.embedding.crops import Crops
 from vlltr_index.embedding.loading import class_positions, image_vectors_of, open_encoder
+from vlltr_index.embedding.vectors import Crops
 from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.heads.explanation import ClassExplanation, explain_class
 from vlltr_index.heads.fusion import FusedScores, parts_of

@@ -7,11 +7,12 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass
 
 from vlltr_index.errors import WorkspaceError
 
@@ -19,15 +20,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
 
-__all__ = [
-    "HeldOut",
-    "choose_held_out",
-    "choose_held_out_classes",
-    "held_images",
-    "read_held_out",
-    "without_names",
-    "write_held_out",
-]
 
 SHARE = 10  # one training image in ten is kept out, at most
 LEAST_LEFT = 2  # images that a class keeps
@@ -39,7 +31,7 @@ LEAST_IMAGES = 10  # that a class kept out has
 _FILE = "held_out.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True)  # pydantic's
 class HeldOut:
     """What a stage 1 did not see.
 
@@ -90,20 +82,17 @@ def choose_held_out(
         Positions in the N, ascending.
     """
     budget = min(most, len(image_ids) // SHARE)
-    size, whole, parted = (
-        Counter(groups),
-        dict[tuple[str, str], list[int]](),
-        dict[tuple[str, str], list[int]](),
-    )
+    size, whole, parted = Counter(groups), dict[str, list[int]](), dict[str, list[int]]()
     for place, (image, group, content) in enumerate(zip(image_ids, groups, content_hashes, strict=True)):
-        alone = ("content", content) if content else ("image", image)
-        whole.setdefault(("group", group) if group else alone, []).append(place)
-        small = group if group and size[group] <= max(budget // SHARE, SMALL) else None
-        parted.setdefault(("group", small) if small else alone, []).append(place)
+        alone = f"content\0{content}" if content else f"image\0{image}"
+        grouped = f"group\0{group}" if group else alone
+        whole.setdefault(grouped, []).append(place)
+        small = size[group] <= max(budget // SHARE, SMALL)
+        parted.setdefault(grouped if small else alone, []).append(place)
     chosen, spare, held = set[int](), Counter(class_ids), Counter[int]()
     limits = [2**n for n in range(budget.bit_length() + 1)]
     for units, room, most_of_a_class in ((whole, budget // 2, limits[-1:]), (parted, budget, limits)):
-        order = sorted(units, key=lambda key: _order("\0".join(key)))
+        order = sorted(units, key=_order)
         for limit in most_of_a_class:
             for unit in (units[key] for key in order if len(chosen) < room):
                 wanted = Counter(class_ids[place] for place in unit)
@@ -166,21 +155,15 @@ def read_held_out(folder: Path) -> HeldOut:
     Raises:
         WorkspaceError: If the file is damaged.
     """
-    path = folder / _FILE
-    if not path.is_file():
-        return HeldOut()
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        images, classes = frozenset(values["images"]), frozenset(values["classes"])
-        if {type(i) for i in images} <= {str} and {type(c) for c in classes} <= {int}:
-            return HeldOut(images, classes)
-        why = "it should list ids of images, and numbers of classes"
-    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
-        why = f"{type(error).__name__}: {error}"
-    raise WorkspaceError(
-        f"{path} does not say what stage 1 did not see: {why}",
-        "Bring it back from a backup, or make it again: vlltr train cvlp",
-    )
+        return TypeAdapter(HeldOut).validate_json((folder / _FILE).read_bytes())
+    except FileNotFoundError:
+        return HeldOut()
+    except (OSError, ValueError) as error:
+        raise WorkspaceError(
+            f"{folder / _FILE} does not say what stage 1 did not see: {error}",
+            "Bring it back from a backup, or make it again: vlltr train cvlp",
+        ) from None
 
 
 def held_images(workspace: Workspace, snapshot: Snapshot) -> frozenset[str]:

@@ -20,24 +20,10 @@ from vlltr_index.data.text import normalise_text, sentence_id, text_hash
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.records import ImageRecord, SentenceRecord
 from vlltr_index.schemas.tables import CLASSES, IMAGES, SENTENCES
-from vlltr_index.store.arrow import one_of
 
 if TYPE_CHECKING:
     from vlltr_index.store.transaction import Transaction
 
-__all__ = [
-    "file_of",
-    "image_id",
-    "image_row",
-    "image_rows",
-    "is_gone",
-    "known_names",
-    "note_aliases",
-    "probe_all",
-    "resolve_classes",
-    "sentence_rows",
-    "with_stored_bytes",
-]
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -177,15 +163,10 @@ def known_names(tx: Transaction, names: ClassNames | None) -> ClassNames | None:
     """
     if names is None:
         return None
-    table = tx.class_table()
-    result = []
+    table, result = tx.class_table(), []
     for name, aliases in zip(names.names, names.aliases, strict=True):
-        found = table.find(name)
-        if found is None:
-            ids = {i for i in map(table.find, aliases) if i is not None}
-            found = ids.pop() if len(ids) == 1 else None
-            name = name if found is None else table.names[found]
-        result.append(name)
+        ids = set() if name in table else set(map(table.find, aliases)) - {None}
+        result.append(table.names[ids.pop() or 0] if len(ids) == 1 else name)
     return replace(names, names=tuple(result))
 
 
@@ -203,18 +184,11 @@ def note_aliases(
     if given is None or used is None:
         return
     table = tx.class_table()
-    wanted: dict[int, list[str]] = {}
+    rows = {row["class_id"]: row for row in tx.table("classes").to_pylist()}
     for name, shown, aliases in zip(given.names, used.names, given.aliases, strict=True):
-        class_id = classes.get(shown)
-        new = [a for a in (name, *aliases) if table.find(a) is None]
-        if class_id is not None and new:
-            wanted[class_id] = new
-    if not wanted:
-        return
-    rows: list[dict[str, Any]] = tx.table("classes", where=one_of("class_id", list(wanted))).to_pylist()
-    for row in rows:
-        row["aliases"] = [*row["aliases"], *wanted[row["class_id"]]]
-    tx.upsert("classes", pa.Table.from_pylist(rows, schema=CLASSES))
+        if (class_id := classes.get(shown)) is not None:
+            rows[class_id]["aliases"] += [a for a in (name, *aliases) if a not in table]
+    tx.upsert("classes", pa.Table.from_pylist(list(rows.values()), schema=CLASSES))
 
 
 def file_of(uri: str) -> str:

@@ -1,25 +1,251 @@
-"""Reading a workspace at exactly one commit, and its classes by number, name and alias."""
+"""The commits, and reading a workspace at exactly one of them: its tables, and its classes by number, name and alias.
+
+A commit is `history/<n>.json`, written once, whole or not at all, and never changed.
+"""
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from vlltr_index.errors import MissingStepError, UnknownClassError, UsageError, WorkspaceError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vlltr_index.errors import UnknownClassError, UsageError, WorkspaceError
+from vlltr_index.schemas.config import FORMAT, AugmentConfig, FusionConfig
 from vlltr_index.schemas.tables import CLASS_STATS, COMMITTED, KEYS, class_stats
-from vlltr_index.store.history import Commit
+from vlltr_index.store.storage import Storage
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from vlltr_index.store.tables import Store
 
-__all__ = ["ClassTable", "Snapshot", "folded", "table_gone"]
+_FOLDER = "history"
+
+_Version = Annotated[int, Field(ge=1, lt=2**63)]
+_Fingerprint = Annotated[str, Field(pattern="^[A-Za-z0-9_.-]+$")]  # part of a table's name
+_Count = Annotated[int, Field(ge=0, lt=2**53)]  # every reader of JSON keeps it exactly
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+
+class Index(_Record):
+    """The index over the anchors: its digest, and the text tower whose vectors it holds."""
+
+    digest: str = Field(min_length=1)
+    kind: Literal["torch", "flat", "ivf", "hnsw"] | None = None
+    text_fp: str | None = None
+
+
+class Tuned(_Record):
+    """A checkpoint whose visual tower stage 2 trained, and the one it started from; null: the recipe's weights."""
+
+    checkpoint: str
+    start: str | None
+
+
+class Info(_Record):
+    """What commands note for later ones; each commit hands it on to the next.
+
+    Attributes:
+        logit_scale: The scale of the encoder that made the vectors.
+        dim: Width of the vectors.
+        precision: Of the arithmetic that made the newest of them; tf32 is no part of their fingerprint.
+        views: How many views of each training image have a vector.
+        augment: How the augmented ones among them were made.
+        select: The settings of the selection.
+        lgr: The settings of the head.
+        recipe: Name of the recipe that the head was trained by.
+        protocol: Its protocol.
+        tuned: What stage 2 made of the visual tower.
+        merged: A class that was merged into another, to that one; no chains.
+        next: By table, the first number that no row has, or ever had.
+        baseline_fc: Digest of the image-only baseline's checkpoint.
+        baselines: Digest of each other baseline by its name.
+    """
+
+    logit_scale: float | None = Field(default=None, gt=0)
+    dim: int = Field(default=1, ge=1, le=2**20)
+    precision: Literal["fp32", "tf32", "bf16"] | None = None
+    views: int = Field(default=1, ge=1, lt=2**53)
+    augment: AugmentConfig | None = None
+    select: dict[str, Any] | None = None
+    lgr: dict[str, Any] | None = None
+    recipe: str | None = None
+    protocol: str | None = None
+    tuned: Tuned | None = None
+    merged: dict[_Count, _Count] = {}
+    next: dict[str, _Count] = {}
+    baseline_fc: str | None = None
+    baselines: dict[str, str] = {}
+
+
+class State(_Record):
+    """What a commit says beside its tables; a rollback brings it back.
+
+    Attributes:
+        text_fp: Fingerprint of the text tower whose vectors the commit uses.
+        image_fp: Fingerprint of the visual tower.
+        checkpoint: Digest of the stage 1 run that gave the encoder; null: the recipe's weights.
+        head: Digest of the head.
+        fusion: How both branches are put together.
+        index: The index over the anchors.
+        selection_id: The selection that the table `anchors` holds.
+        info: Small facts that are handed on from commit to commit.
+    """
+
+    text_fp: _Fingerprint | None = None
+    image_fp: _Fingerprint | None = None
+    checkpoint: str | None = None
+    head: str | None = None
+    fusion: FusionConfig | None = None
+    index: Index | None = None
+    selection_id: str | None = None
+    info: Info = Info()
+
+
+class Commit(State):
+    """What a workspace holds after one command.
+
+    Attributes:
+        format: The workspace format it was written in.
+        id: 1, 2, 3 ...; 0 where nothing has been committed.
+        parent: The commit before; null for the first.
+        command: The command that made it, without `vlltr`.
+        created_at: ISO 8601, UTC.
+        program_version: The version of this program that wrote it.
+        tables: The version of each committed table, tagged `c<id>`.
+        state_of: The earlier commit whose state a rollback brought back; null: this commit's state is its own.
+    """
+
+    format: int = Field(default=FORMAT, ge=FORMAT, le=FORMAT)
+    id: int = Field(ge=1)
+    parent: int | None
+    command: str
+    created_at: str
+    program_version: str
+    tables: dict[str, _Version]
+    state_of: int | None = None
+
+    @property
+    def state(self) -> int:
+        """The commit that first held this state: itself, or the one that a rollback went back to."""
+        return self.id if self.state_of is None else self.state_of
+
+    @property
+    def own_index(self) -> Index | None:
+        """`index`; None where it was built over other vectors."""
+        return self.index if self.index is not None and self.index.text_fp == self.text_fp else None
+
+    @property
+    def logit_scale(self) -> float:
+        """The scale of the encoder that made the vectors.
+
+        Raises:
+            WorkspaceError: If the commit does not say it, though whatever embeds notes it.
+        """
+        if self.info.logit_scale is None:
+            raise WorkspaceError(f"commit {self.id} has no logit_scale", "Note it again: vlltr embed")
+        return self.info.logit_scale
+
+    @property
+    def untuned(self) -> str | None:
+        """The checkpoint before stage 2 tuned its visual tower; `checkpoint` where it did not."""
+        tuned = self.info.tuned
+        return tuned.start if tuned is not None and tuned.checkpoint == self.checkpoint else self.checkpoint
+
+
+# What a workspace holds before its first commit; never written, and so not held to what a file must say.
+NOTHING = Commit.model_construct(id=0, parent=None, command="", created_at="", program_version="", tables={})
+
+
+class History:
+    """The commits below `history/`, oldest first."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def _name(self, commit_id: int) -> str:
+        return f"{_FOLDER}/{commit_id}.json"
+
+    def ids(self) -> Sequence[int]:
+        """Numbers of all commits, ascending."""
+        stems = [n.removesuffix(".json") for n in self._storage.names(_FOLDER) if n.endswith(".json")]
+        return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdigit())
+
+    def newer_than(self, commit_id: int) -> bool:
+        """Whether commit `commit_id` is no longer the newest: two looks at the folder, no listing."""
+        there = self._storage.exists
+        return there(self._name(commit_id + 1)) or (commit_id > 0 and not there(self._name(commit_id)))
+
+    def last(self) -> Commit:
+        """The newest commit; `NOTHING` where nothing has been committed.
+
+        Raises:
+            WorkspaceError: If its file is damaged.
+        """
+        ids = self.ids()
+        return self.read(ids[-1]) if ids else NOTHING
+
+    def list(self) -> Sequence[Commit]:
+        """All commits, oldest first."""
+        return [self.read(i) for i in self.ids()]
+
+    def read(self, commit_id: int) -> Commit:
+        """One commit.
+
+        Raises:
+            WorkspaceError: If there is no such commit, or its file is damaged.
+        """
+        try:
+            commit = Commit.model_validate_json(self._storage.read(self._name(commit_id)))
+        except FileNotFoundError:
+            ids = self.ids()
+            known = f"there are {ids[0]} to {ids[-1]}" if ids else "nothing has been committed yet"
+            raise WorkspaceError(
+                f"there is no commit {commit_id}; {known}", "See which commits there are: vlltr history"
+            ) from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "(top)"
+            raise self._damaged(commit_id, f"{where}: {first['msg']}") from None
+        except OSError as error:
+            raise self._damaged(commit_id, str(error)) from None
+        if commit.id != commit_id:
+            raise self._damaged(commit_id, f"it says it is commit {commit.id}")
+        return commit
+
+    def _damaged(self, commit_id: int, why: str) -> WorkspaceError:
+        hint = "Bring the file back from a backup."
+        if commit_id == max(self.ids(), default=0):
+            back = f"to commit {commit_id - 1}" if commit_id > 1 else "to an empty workspace"
+            hint += f" To go back {back} and lose what this one added, delete it."
+        return WorkspaceError(f"{self._storage.at(self._name(commit_id))} is damaged: {why}", hint)
+
+    def remove(self, commit_id: int) -> None:
+        """Give a commit up: what only it names may be removed."""
+        self._storage.remove(self._name(commit_id))
+
+    def append(self, commit: Commit) -> None:
+        """Write the next commit: durable when this returns; never over one that is there.
+
+        Raises:
+            WorkspaceError: If a commit of that number exists.
+        """
+        text = json.dumps(commit.model_dump(mode="json"), indent=1, ensure_ascii=False, sort_keys=True)
+        try:
+            self._storage.write(self._name(commit.id), f"{text}\n".encode(), new=True)
+        except FileExistsError:
+            raise WorkspaceError(
+                f"commit {commit.id} exists already: another writer was here", "Run the command again."
+            ) from None
 
 
 def folded(name: str) -> str:
@@ -42,13 +268,14 @@ class ClassTable:
     retired: frozenset[int] = frozenset()
 
     @classmethod
-    def from_arrow(cls, rows: pa.Table) -> ClassTable:
+    def from_arrow(cls, table: pa.Table) -> ClassTable:
         """Read rows of the table `classes`."""
-        ids: list[int] = rows.column("class_id").to_pylist()
-        names = dict(zip(ids, rows.column("name").to_pylist(), strict=True))
-        aliases = {i: tuple(a) for i, a in zip(ids, rows.column("aliases").to_pylist(), strict=True)}
-        gone = zip(ids, rows.column("retired_at").to_pylist(), strict=True)
-        return cls(names, aliases, frozenset(i for i, at in gone if at is not None))
+        rows: list[dict[str, Any]] = table.select(["class_id", "name", "aliases", "retired_at"]).to_pylist()
+        return cls(
+            {row["class_id"]: row["name"] for row in rows},
+            {row["class_id"]: tuple(row["aliases"]) for row in rows},
+            frozenset(row["class_id"] for row in rows if row["retired_at"] is not None),
+        )
 
     @cached_property
     def ids(self) -> tuple[int, ...]:
@@ -62,18 +289,15 @@ class ClassTable:
         return self.find(name) is not None
 
     @cached_property
-    def _levels(self) -> tuple[dict[str, list[int]], ...]:
-        """Class numbers by exact name, exact alias, folded name, folded alias; the first that knows wins."""
-        levels: tuple[dict[str, list[int]], ...] = ({}, {}, {}, {})
+    def _spelled(self) -> dict[tuple[int, str], list[int]]:
+        """Class numbers by exact name (0), exact alias (1), folded name (2), folded alias (3)."""
+        found: dict[tuple[int, str], list[int]] = {}
         for i in self.ids:
-            for level, keys in enumerate(self._spellings(i)):
-                for key in keys:
-                    levels[level].setdefault(key, []).append(i)
-        return levels
-
-    def _spellings(self, class_id: int) -> tuple[set[str], ...]:
-        name, aliases = self.names[class_id], self.aliases.get(class_id, ())
-        return {name}, set(aliases), {folded(name)}, {folded(a) for a in aliases}
+            name, aliases = self.names[i], self.aliases.get(i, ())
+            for level, keys in enumerate(([name], aliases, [folded(name)], map(folded, aliases))):
+                for key in set(keys):
+                    found.setdefault((level, key), []).append(i)
+        return found
 
     def find(self, name: str) -> int | None:
         """The class of that name or alias, None if there is none; case does not matter unless it decides.
@@ -81,16 +305,15 @@ class ClassTable:
         Raises:
             UnknownClassError: If two classes fit equally well.
         """
-        exact, alias, plain, plain_alias = self._levels
-        for level, key in ((exact, name), (alias, name), (plain, folded(name)), (plain_alias, folded(name))):
-            found = level.get(key, [])
-            if len(found) == 1:
-                return found[0]
-            if found:
+        for key in enumerate((name, name, folded(name), folded(name))):
+            found = self._spelled.get(key, [])
+            if len(found) > 1:
                 these = " or ".join(f"{self.names[i]!r} (class {i})" for i in found)
                 raise UnknownClassError(
                     f"class name {name!r} may mean {these}", "Give the name as it is written there."
                 )
+            if found:
+                return found[0]
         return None
 
     def lookup(self, name: str) -> int:
@@ -102,7 +325,7 @@ class ClassTable:
         found = self.find(name)
         if found is not None:
             return found
-        shown = {s: self.names[i] for i in self.ids for level in self._spellings(i)[2:] for s in level}
+        shown = {key: self.names[ids[0]] for (level, key), ids in self._spelled.items() if level > 1}
         close = list(dict.fromkeys(shown[s] for s in get_close_matches(folded(name), list(shown), n=3)))
         hint = f"Did you mean {', '.join(map(repr, close))}? " if close else ""
         hint += (
@@ -111,21 +334,12 @@ class ClassTable:
         raise UnknownClassError(f"no class {name!r}", hint)
 
 
-def table_gone(commit_id: int, name: str, uri: str) -> WorkspaceError:
-    """What to say where a table that a commit names is not there: its files were deleted."""
-    return WorkspaceError(
-        f"commit {commit_id} names the table {name!r}, which is gone from {uri}",
-        "Bring that folder back from a backup, or make a new workspace (vlltr init DIR) and run there again what "
-        "`vlltr history` lists.",
-    )
-
-
 class Snapshot:
     """The committed tables as one commit names them; writers after it change nothing here.
 
     Attributes:
         store: The tables, for the vectors: those are caches outside the commits.
-        commit: The commit; `history.NOTHING` where nothing has been committed.
+        commit: The commit; `NOTHING` where nothing has been committed.
     """
 
     def __init__(self, store: Store, commit: Commit) -> None:
@@ -149,13 +363,9 @@ class Snapshot:
 
     def schema(self, name: str) -> pa.Schema:
         """The table's columns, whether it is there or not."""
-        if name == CLASS_STATS:
-            if self.has(name):
-                with self._there(name):
-                    return self.store.schema(name, self._version(name))
-            return class_stats(self.commit.info.dim)
-        self.has(name)  # refuses unknown names
-        return COMMITTED[name]
+        if not self.has(name) or name != CLASS_STATS:
+            return COMMITTED.get(name) or class_stats(self.commit.info.dim)
+        return self.store.schema(name, self._version(name))
 
     def table(self, name: str, columns: Sequence[str] | None = None, where: str | None = None) -> pa.Table:
         """A committed table's rows, in no order to rely on; no rows where it has not been written yet.
@@ -163,11 +373,10 @@ class Snapshot:
         Args:
             name: One of `schemas.tables.KEYS`.
             columns: Which, and in what order; default all.
-            where: SQL condition; literals through `arrow.quote`.
+            where: SQL condition; literals through `tables.quote`.
         """
         if self.has(name):
-            with self._there(name):
-                return self.store.read(name, columns, where, self._version(name))
+            return self.store.read(name, columns, where, self._version(name))
         empty = self.schema(name).empty_table()
         return empty if columns is None else empty.select(list(columns))
 
@@ -180,35 +389,19 @@ class Snapshot:
     ) -> Iterator[pa.RecordBatch]:
         """Stream a committed table's rows, for tables that hold image bytes."""
         if self.has(name):
-            with self._there(name):
-                yield from self.store.scan(name, columns, where, self._version(name), batch_rows)
+            yield from self.store.scan(name, columns, where, self._version(name), batch_rows)
 
     def full_text(self, name: str, column: str, words: str, where: str, limit: int) -> pa.Table:
         """Keys of a committed table's rows whose text has the words; see `Store.full_text`."""
-        with self._there(name):
-            return self.store.full_text(name, column, words, KEYS[name], limit, where, self._version(name))
+        return self.store.full_text(name, column, words, KEYS[name], limit, where, self._version(name))
 
     def count(self, name: str, where: str | None = None) -> int:
         """How many rows a committed table has (for which `where` holds)."""
-        if not self.has(name):
-            return 0
-        with self._there(name):
-            return self.store.count(name, where, self._version(name))
-
-    @contextmanager
-    def _there(self, name: str) -> Iterator[None]:
-        """Say which commit needs the table where its files are gone."""
-        try:
-            yield
-        except MissingStepError:
-            if name not in self.commit.tables:
-                raise
-            raise table_gone(self.commit.id, name, self.store.uri) from None
+        return self.store.count(name, where, self._version(name)) if self.has(name) else 0
 
     def class_table(self) -> ClassTable:
         """The classes by number, name and alias."""
         if self._classes is None:
-            self._classes = ClassTable.from_arrow(
-                self.table("classes", ["class_id", "name", "aliases", "retired_at"])
-            )
+            rows = self.table("classes", ["class_id", "name", "aliases", "retired_at"])
+            self._classes = ClassTable.from_arrow(rows)
         return self._classes

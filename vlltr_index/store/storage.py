@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
@@ -21,21 +20,18 @@ from filelock import FileLock, Timeout
 from vlltr_index.data.objects import objects_at, told_by
 from vlltr_index.errors import LockedError, UsageError, WorkspaceError, write_error
 
-__all__ = [
-    "ObjectStorage",
-    "Storage",
-    "in_words",
-    "signature",
-    "storage_at",
-    "sync_folder",
-    "write_lock",
-    "writer",
-]
+_log = logging.getLogger(__name__)
+
+_LOCK = "lock"
+_CACHE = "VLLTR_CACHE_DIR"
+_ADDRESS = re.compile(r"(?:s3|gs|az)://[A-Za-z0-9][A-Za-z0-9._-]*(?:/[^/?#\\]+)*/?\Z")
+_PAUSE = 0.5  # seconds between two tries for the lock
+_WAIT = "Wait until it is done, or stop it, and run this again."
 
 
 @contextmanager
 def write_lock(path: Path, command: str, timeout: float | None = None) -> Iterator[None]:
-    """Hold the lock file `path` while the block runs; `<path>.json` beside it says who does.
+    """Hold the lock file `path` while the block runs; `<path>.holder` beside it says who does.
 
     Args:
         path: The lock file; made if it is not there, never removed.
@@ -47,7 +43,7 @@ def write_lock(path: Path, command: str, timeout: float | None = None) -> Iterat
         WorkspaceError: If the file cannot be written, for example on a full disk.
         UsageError: If this thread holds it already: it would wait for itself.
     """
-    lock = FileLock(path)
+    lock, beside = FileLock(path), path.with_name(f"{path.name}.holder")
     try:
         try:
             lock.acquire(timeout=0)
@@ -55,12 +51,9 @@ def write_lock(path: Path, command: str, timeout: float | None = None) -> Iterat
             if timeout != 0:
                 _log.warning("waiting for %s, which is writing to %s", _holder(path), path.parent)
             lock.acquire(timeout=-1 if timeout is None else timeout)
-        _beside(path).write_bytes(signature(command))
+        beside.write_bytes(_signature(command))
     except Timeout:
-        raise LockedError(
-            f"{_holder(path)} is writing to {path.parent}",
-            "Wait until it is done, or stop it, and run this again.",
-        ) from None
+        raise LockedError(f"{_holder(path)} is writing to {path.parent}", _WAIT) from None
     except RuntimeError as error:
         raise UsageError(
             f"{command}: this program is already writing to {path.parent}", "End that transaction first."
@@ -71,56 +64,21 @@ def write_lock(path: Path, command: str, timeout: float | None = None) -> Iterat
     try:
         yield
     finally:
-        _beside(path).unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         lock.release()
 
 
-def writer(path: Path) -> str | None:
-    """Who holds the lock file `path` now, in words; None if nobody does."""
-    if not path.is_file():
-        return None
-    try:
-        with FileLock(path, timeout=0):
-            return None
-    except Timeout:
-        return _holder(path)
-    except OSError:  # it may not be written, so nobody writes
-        return None
-
-
-def signature(command: str) -> bytes:
+def _signature(command: str) -> bytes:
     """What a holder writes beside its lock: its command, process and host, and since when it holds it."""
-    facts = {"command": command, "process": os.getpid(), "host": socket.gethostname()}
-    return json.dumps({**facts, "since": datetime.now(UTC).isoformat(timespec="seconds")}).encode()
-
-
-def in_words(signed: bytes) -> str:
-    """Who wrote a signature, and how long it has held the lock."""
-    try:
-        facts = json.loads(signed)
-        age = datetime.now(UTC).replace(microsecond=0) - datetime.fromisoformat(facts["since"])
-        return f"`vlltr {facts['command']}` (process {facts['process']} on {facts['host']}, for {age})"
-    except (ValueError, KeyError, TypeError):
-        return "another process"
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f"{path.name}.json")
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    return f"`vlltr {command}` (process {os.getpid()} on {socket.gethostname()}, since {since})".encode()
 
 
 def _holder(path: Path) -> str:
     try:
-        return in_words(_beside(path).read_bytes())
+        return path.with_name(f"{path.name}.holder").read_text(encoding="utf-8")
     except FileNotFoundError:  # it has only just taken the lock
         return "another process"
-
-
-_log = logging.getLogger(__name__)
-
-_LOCK = "lock"
-_CACHE = "VLLTR_CACHE_DIR"
-_ADDRESS = re.compile(r"(?:s3|gs|az)://[A-Za-z0-9][A-Za-z0-9._-]*(?:/[^/?#\\]+)*/?\Z")
-_PAUSE = 0.5  # seconds between two tries for the lock
 
 
 def storage_at(address: str | os.PathLike[str]) -> Storage:
@@ -234,7 +192,16 @@ class Storage:
 
     def writer(self) -> str | None:
         """Who holds the lock now, in words; None if nobody does."""
-        return writer(self.root / _LOCK)
+        path = self.root / _LOCK
+        try:
+            if path.is_file():
+                with FileLock(path, timeout=0):
+                    pass
+        except Timeout:
+            return _holder(path)
+        except OSError:  # it may not be written, so nobody writes
+            pass
+        return None
 
     def unlock(self) -> str | None:
         """Clear a lock that a killed writer left, and say whose it was; a folder's lock goes with its holder: None."""
@@ -334,7 +301,7 @@ class ObjectStorage(Storage):
     @contextmanager
     def lock(self, command: str, timeout: float | None = None) -> Iterator[None]:
         """Hold the lock object, made only where there is none; one of a killed writer stays until `unlock`."""
-        start, signed = time.monotonic(), signature(command)
+        start, signed = time.monotonic(), _signature(command)
         while True:
             try:
                 self.write(_LOCK, signed, new=True)
@@ -343,8 +310,7 @@ class ObjectStorage(Storage):
                 if time.monotonic() - start >= (timeout or 0):
                     raise LockedError(
                         f"{self.writer()} is writing to {self.address}",
-                        "Wait until it is done, and run this again. If it was killed, clear its lock: "
-                        f"vlltr -w {self.address} doctor --unlock",
+                        f"{_WAIT} If it was killed, clear its lock: vlltr -w {self.address} doctor --unlock",
                     ) from None
             time.sleep(_PAUSE)
         try:
@@ -361,7 +327,7 @@ class ObjectStorage(Storage):
     def writer(self) -> str | None:
         """Who holds the lock object, or held it when it was killed."""
         try:
-            return in_words(self.read(_LOCK))
+            return self.read(_LOCK).decode("utf-8", "replace")
         except FileNotFoundError:
             return None
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,24 +17,77 @@ from typing import TYPE_CHECKING, Any
 
 import lancedb.index
 import lancedb.query
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from lancedb.rerankers import RRFReranker
 
-from vlltr_index.errors import MissingStepError, VlltrError, WorkspaceError
-from vlltr_index.store.arrow import conform, last_per_key, one_of, quote
+from vlltr_index.errors import InputError, MissingStepError, VlltrError, WorkspaceError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Store", "fuse_rankings", "one_of", "quote"]
-
 _MOST_OPEN = 64  # tables
+_MOST_TABLES = 1_000_000
 _BATCH = 8192  # rows a scan hands out at once, at most
 _FEW = 2000  # keys that are worth a filter instead of a scan
+_ROWS, _SECONDS = 4096, 30.0  # `appending` writes so many rows, or so long after the last time
 _KEY_MARK = b"lance-schema:unenforced-primary-key:position"
 _NAME = re.compile(r"[A-Za-z0-9_.-]+\Z")
 _NEVER = timedelta(days=36500)  # LanceDB's own limit, a week, fails where an older version is tagged
 _MARGIN = timedelta(seconds=10)  # LanceDB refuses where a tagged version looks old, and the clock moves on
+
+
+def quote(value: str) -> str:
+    """`value` as an SQL string literal for a `where`, safe whatever it holds.
+
+    Raises:
+        InputError: If it is not valid Unicode or holds a null character.
+    """
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"not valid Unicode text: {value!r}") from None
+    if "\0" in value:
+        raise InputError(f"text with a null character: {value!r}")
+    return "'" + value.replace("'", "''") + "'"
+
+
+def one_of(column: str, values: Iterable[str | int]) -> str:
+    """A `where` that holds for the rows whose `column` is one of `values`."""
+    items = ", ".join(quote(v) if isinstance(v, str) else str(int(v)) for v in values)
+    return f"{column} IN ({items})" if items else "false"
+
+
+def conform(data: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
+    """`data` with exactly the columns and types of `schema`; nullable columns may be left out.
+
+    Raises:
+        InputError: If a column is unknown, missing, of another type, null where it must not be, or a vector
+            holds something that is not a finite number; `what` names the table in the message.
+    """
+    for field in schema:
+        if field.nullable and field.name not in data.column_names:
+            data = data.append_column(field, pa.nulls(data.num_rows, field.type))
+    try:
+        if unknown := set(data.column_names) - set(schema.names):
+            raise KeyError(f"it has no column {min(unknown)!r}")
+        rows = data.select(schema.names).cast(schema)
+    except (KeyError, ValueError, pa.ArrowException) as error:
+        raise InputError(f"rows do not fit table {what}: {error.args[0]}") from None
+    for field in schema:
+        is_vector = pa.types.is_fixed_size_list(field.type)
+        if is_vector and not np.isfinite(pc.list_flatten(rows[field.name]).to_numpy()).all():
+            raise InputError(
+                f"column {field.name!r} of table {what} has a vector that is not all finite numbers"
+            )
+    return rows
+
+
+def last_per_key(rows: pa.Table, key: str) -> pa.Table:
+    """`rows` without those whose `key` comes again further down: what writing them one by one would leave."""
+    last = {value: at for at, value in enumerate(rows[key].to_pylist())}
+    return rows if len(last) == rows.num_rows else rows.take(sorted(last.values()))
 
 
 class Store:
@@ -45,8 +99,8 @@ class Store:
         self._pid = -1
         self._opened: dict[tuple[str, int | None], Any] = {}
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"uri": self.uri, "_db": None, "_pid": -1, "_opened": {}}
+    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
+        return type(self), (self.uri,)
 
     @property
     def _connection(self) -> Any:
@@ -59,14 +113,14 @@ class Store:
         connection, key = self._connection, (name, version)
         table = self._opened.get(key)
         if table is None:
-            if version is not None and not self.exists(name):
-                raise self._no_table(name)
-            with self._explained(name, "opened"):
+            with self._explained(f"table {name!r}", "opened"):
                 try:
                     table = connection.open_table(name, version=version)
                 except ValueError:  # no such table, or no such version
-                    if version is None:
-                        raise self._no_table(name) from None
+                    if version is None or not self.exists(name):
+                        raise MissingStepError(
+                            f"there is no table {name!r} in {self.uri}", "See what there is: vlltr status"
+                        ) from None
                     raise
             # Never changed in place: other threads read it.
             self._opened = {**(self._opened if len(self._opened) < _MOST_OPEN else {}), key: table}
@@ -76,55 +130,42 @@ class Store:
         """Open the table anew the next time."""
         self._opened = {key: table for key, table in self._opened.items() if key[0] != name}
 
-    def _no_table(self, name: str) -> MissingStepError:
-        return MissingStepError(
-            f"there is no table {name!r} in {self.uri}", "See what there is: vlltr status"
-        )
-
     @contextmanager
-    def _explained(self, name: str, what: str = "read") -> Iterator[None]:
-        """In the block, LanceDB's errors about the table become a `WorkspaceError`."""
+    def _explained(self, subject: str, what: str) -> Iterator[None]:
+        """In the block, LanceDB's errors about the subject become a `WorkspaceError`."""
         try:
             yield
         except VlltrError:
             raise
         except Exception as error:  # LanceDB raises ValueError, RuntimeError, OSError and a panic of its own
             raise WorkspaceError(
-                f"table {name!r} in {self.uri} cannot be {what}: {error}",
+                f"{subject} in {self.uri} cannot be {what}: {error}",
                 "Look at the disk, its permissions or the network; bring damaged files back from a backup, or make a "
                 "new workspace: vlltr init DIR",
             ) from error
 
+    @contextmanager
+    def _table(self, name: str, what: str = "read", version: int | None = None) -> Iterator[Any]:
+        table = self._open(name, version)
+        with self._explained(f"table {name!r}", what):
+            yield table
+
     def names(self) -> list[str]:
         """Names of all tables, half-made ones too, sorted."""
-        names: list[str] = []
-        token: str | None = None
-        try:
-            while True:
-                page = self._connection.list_tables(page_token=token)
-                names += page.tables
-                token = page.page_token
-                if not token:
-                    return sorted(names)
-        except (ValueError, RuntimeError, OSError) as error:
-            raise WorkspaceError(
-                f"the tables in {self.uri} cannot be listed: {error}",
-                "Look at the folder's permissions or the network, or bring it back from a backup.",
-            ) from error
+        with self._explained("the list of tables", "read"):
+            return sorted(self._connection.list_tables(limit=_MOST_TABLES).tables)
 
     def exists(self, name: str) -> bool:
         """Whether the table is there and opens: a writer killed while making it leaves just a name."""
-        _ = self._connection  # which lets go of handles from before a fork
-        if (table := self._opened.get((name, None))) is not None:
-            try:
-                return bool(table.version)
-            except Exception:  # LanceDB raises what it likes where another process dropped the table
-                self._forget(name)
         try:
-            self._open(name)
+            return bool(self._open(name).version)
         except MissingStepError:
             return False
-        return True
+        except VlltrError:
+            raise
+        except Exception:  # LanceDB raises what it likes where another process dropped the table
+            self._forget(name)
+            return name in self.names()
 
     def create(self, name: str, schema: pa.Schema, key: str | None = None) -> None:
         """Make an empty table, unless it is there; a half-made one is made anew.
@@ -134,26 +175,23 @@ class Store:
         """
         if not _NAME.match(name):
             raise WorkspaceError(f"{name!r} is no name for a table: letters, digits, '_', '-' and '.' only")
-        if self.exists(name):
-            table = self._open(name)
-        else:
-            with self._explained(name, "made"):
-                table = self._connection.create_table(name, schema=schema, exist_ok=True)
-        found = _plain(table.schema)
-        if not found.equals(_plain(schema)):
-            raise WorkspaceError(
-                f"table {name!r} in {self.uri} has the columns\n{found}\n"
-                f"and this program expects\n{_plain(schema)}",
-                "Make a new workspace: vlltr init DIR",
-            )
-        if key is not None and _KEY_MARK not in (table.schema.field(key).metadata or {}):
-            with self._explained(name, "written"):
+        if not self.exists(name):
+            with self._explained(f"table {name!r}", "made"):
+                self._connection.create_table(name, schema=schema, exist_ok=True)
+        with self._table(name, "written") as table:
+            if not (found := _plain(table.schema)).equals(_plain(schema)):
+                raise WorkspaceError(
+                    f"table {name!r} in {self.uri} has the columns\n{found}\n"
+                    f"and this program expects\n{_plain(schema)}",
+                    "Make a new workspace: vlltr init DIR",
+                )
+            if key is not None and _KEY_MARK not in (table.schema.field(key).metadata or {}):
                 table.set_unenforced_primary_key([key])
 
     def remake(self, name: str, schema: pa.Schema, key: str) -> None:
         """Make the table empty, with other columns, in a new version: the old versions stay as they are."""
         self._forget(name)
-        with self._explained(name, "written"):
+        with self._explained(f"table {name!r}", "written"):
             table = self._connection.create_table(name, schema=schema, mode="overwrite")
             table.set_unenforced_primary_key([key])
 
@@ -161,13 +199,12 @@ class Store:
         """Remove a table and all its versions, if it is there."""
         if name in self.names():
             self._forget(name)
-            with self._explained(name, "removed"):
+            with self._explained(f"table {name!r}", "removed"):
                 self._connection.drop_table(name, ignore_missing=True)
 
     def schema(self, name: str, version: int | None = None) -> pa.Schema:
         """The table's schema, without LanceDB's own metadata."""
-        table = self._open(name, version)
-        with self._explained(name):
+        with self._table(name, version=version) as table:
             return _plain(table.schema)
 
     def append(self, name: str, data: pa.Table) -> None:
@@ -177,9 +214,30 @@ class Store:
             InputError: If the rows do not fit the table.
         """
         if data.num_rows:
-            rows = conform(data, self.schema(name), name)
-            with self._explained(name, "written"):
-                self._open(name).add(rows)
+            with self._table(name, "written") as table:
+                table.add(conform(data, _plain(table.schema), name))
+
+    @contextmanager
+    def appending(self, name: str) -> Iterator[Callable[[pa.Table], None]]:
+        """Gives an `append` that writes many rows at a time: readers open a file for each time.
+
+        A run that is killed loses those of half a minute at most.
+        """
+        waiting, since = list[pa.Table](), time.monotonic()
+
+        def append(rows: pa.Table) -> None:
+            nonlocal since
+            waiting.extend([rows] if rows.num_rows else [])
+            if waiting and (sum(map(len, waiting)) >= _ROWS or time.monotonic() - since > _SECONDS):
+                self.append(name, pa.concat_tables(waiting))
+                waiting.clear()
+                since = time.monotonic()
+
+        try:
+            yield append
+        finally:
+            if waiting:
+                self.append(name, pa.concat_tables(waiting))
 
     def upsert(self, name: str, data: pa.Table, key: str) -> None:
         """Write rows by `key`: replace the row that has it, else insert; of equal keys the last counts.
@@ -188,23 +246,20 @@ class Store:
             InputError: If the rows do not fit the table.
         """
         if data.num_rows:
-            rows = last_per_key(conform(data, self.schema(name), name), key)
-            merge = self._open(name).merge_insert(key).when_matched_update_all().when_not_matched_insert_all()
-            with self._explained(name, "written"):
-                merge.execute(rows)
+            with self._table(name, "written") as table:
+                rows = last_per_key(conform(data, _plain(table.schema), name), key)
+                table.merge_insert(key).when_matched_update_all().when_not_matched_insert_all().execute(rows)
 
     def delete(self, name: str, where: str) -> int:
         """Delete the rows for which `where` holds (literals through `quote`); returns how many there were."""
         if self.count(name, where) == 0:
             return 0
-        table = self._open(name)
-        with self._explained(name, "written"):
+        with self._table(name, "written") as table:
             return int(table.delete(where).num_deleted_rows)
 
     def count(self, name: str, where: str | None = None, version: int | None = None) -> int:
         """How many rows there are (for which `where` holds)."""
-        table = self._open(name, version)
-        with self._explained(name):
+        with self._table(name, version=version) as table:
             return int(table.count_rows(where))
 
     def scan(
@@ -220,15 +275,11 @@ class Store:
         Raises:
             WorkspaceError: If the table's files are damaged.
         """
-        query = self._open(name, version).search()
-        if where is not None:
-            query = query.where(where)
-        if columns is not None:
-            query = query.select(list(columns))
-        with self._explained(name):
-            batches = iter(query.to_batches(batch_rows))
+        with self._table(name, version=version) as table:
+            query = table.search().where(where) if where else table.search()
+            batches = iter((query.select(list(columns)) if columns else query).to_batches(batch_rows))
         while True:  # what happens between two batches is the caller's
-            with self._explained(name):
+            with self._explained(f"table {name!r}", "read"):
                 batch = next(batches, None)
             if batch is None:
                 return
@@ -242,35 +293,32 @@ class Store:
         version: int | None = None,
     ) -> pa.Table:
         """A table's rows as one Arrow table, with `columns` in their order."""
-        full = self.schema(name, version)
-        schema = full if columns is None else pa.schema([full.field(c) for c in columns])
+        schema = self.schema(name, version)
+        if columns is not None:
+            schema = pa.schema([schema.field(c) for c in columns])
         batches = [b.select(schema.names) for b in self.scan(name, columns, where, version)]
         return pa.Table.from_batches(
             [pa.RecordBatch.from_arrays(b.columns, schema=schema) for b in batches], schema
         )
 
-    def keys(self, name: str, column: str) -> set[str]:
-        """All values of a text column; an empty set where there is no such table."""
+    def keys(self, name: str, column: str) -> set[Any]:
+        """All values of a column; an empty set where there is no such table."""
         if not self.exists(name):
             return set()
-        found: set[str] = set()
-        for batch in self.scan(name, [column]):
-            found.update(batch.column(0).to_pylist())
-        return found
+        return {key for batch in self.scan(name, [column]) for key in batch.column(0).to_pylist()}
 
     def vector_batches(
         self, name: str, key_column: str, where: str | None = None
     ) -> Iterator[tuple[pa.Array, torch.Tensor]]:
         """Stream keys [b] and vectors float32 [b, D] of the column `vector`, unnormalised, without copying.
 
-        Do not write into the vectors: the memory is Arrow's. Rows whose vector is null are left out.
+        Do not write into the vectors: the memory is Arrow's.
         """
         from torch.utils.dlpack import from_dlpack
 
         for batch in self.scan(name, [key_column, "vector"], where):
-            rows = batch.filter(batch["vector"].is_valid()) if batch["vector"].null_count else batch
-            if rows.num_rows:
-                yield rows[key_column], from_dlpack(rows["vector"].flatten()).view(rows.num_rows, -1)
+            if batch.num_rows:
+                yield batch[key_column], from_dlpack(batch["vector"].flatten()).view(batch.num_rows, -1)
 
     def vectors(self, name: str, key_column: str, keys: Sequence[str]) -> tuple[Sequence[str], torch.Tensor]:
         """Vectors as one tensor float32 [n, D], unnormalised as stored, and the key of each row.
@@ -306,8 +354,7 @@ class Store:
 
     def version(self, name: str) -> int:
         """The newest version's number."""
-        table = self._open(name)
-        with self._explained(name):
+        with self._table(name) as table:
             return int(table.version)
 
     def tags(self, name: str) -> dict[str, int]:
@@ -316,25 +363,22 @@ class Store:
         Raises:
             WorkspaceError: If the file of one is damaged.
         """
-        table = self._open(name)
-        with self._explained(name, "asked for its tags"):
+        with self._table(name, "asked for its tags") as table:
             return {tag: int(facts["version"]) for tag, facts in table.tags.list().items()}
 
     def tag(self, name: str, version: int, tag: str) -> None:
         """Name a version, which keeps it from being cleaned away; a tag that is there is moved."""
-        tags = self._open(name).tags
-        with self._explained(name, "written"):
+        with self._table(name, "written") as table:
             try:
-                tags.update(tag, version)
+                table.tags.update(tag, version)
             except RuntimeError:  # there is none
-                tags.create(tag, version)
+                table.tags.create(tag, version)
 
     def untag(self, name: str, *tags: str) -> None:
         """Remove tags that are there."""
-        there = self._open(name).tags
-        with self._explained(name, "written"):
+        with self._table(name, "written") as table:
             for tag in tags:
-                there.delete(tag)
+                table.tags.delete(tag)
 
     def restore(self, name: str, version: int) -> int:
         """Make an old version's rows the newest again; returns the number of the version that this makes.
@@ -343,15 +387,13 @@ class Store:
             WorkspaceError: If the version was cleaned away.
         """
         self._forget(name)  # through a handle that is behind, rows of another writer would be lost
-        table = self._open(name)
-        with self._explained(name, f"put back to version {version}"):
+        with self._table(name, f"put back to version {version}") as table:
             table.restore(version)
             return int(table.version)
 
     def optimize(self, name: str) -> None:
         """Merge small fragments, which makes a new version."""
-        table = self._open(name)
-        with self._explained(name, "merged"):
+        with self._table(name, "merged") as table:
             table.optimize(cleanup_older_than=_NEVER)
 
     def clean(self, name: str) -> None:
@@ -360,8 +402,8 @@ class Store:
         What is younger than that by a few seconds stays. No other process may write meanwhile.
         """
         self.optimize(name)
-        table, tagged = self._open(name), set(self.tags(name).values())
-        with self._explained(name, "cleaned"):
+        tagged = set(self.tags(name).values())
+        with self._table(name, "cleaned") as table:
             kept = [v["timestamp"] for v in table.list_versions() if v["version"] in tagged]
             now = datetime.now()  # LanceDB's times have no zone
             age = now - min(kept, default=now) + _MARGIN
@@ -369,8 +411,7 @@ class Store:
 
     def index_text(self, name: str, column: str) -> None:
         """Make the full-text index of a text column, unless there is one; `optimize` takes later rows into it."""
-        table = self._open(name)
-        with self._explained(name, "indexed"):
+        with self._table(name, "indexed") as table:
             if not table.list_indices():
                 table.create_index(column, config=lancedb.index.FTS())
 
@@ -381,17 +422,16 @@ class Store:
         words: str,
         key: str,
         limit: int,
-        where: str | None = None,
+        where: str = "true",
         version: int | None = None,
     ) -> pa.Table:
         """The `key` of rows whose text has the words, and their BM25 `_score`, best first; equal ones by `key`.
 
         Rows that are not in the index yet are searched one by one.
         """
-        table = self._open(name, version)
-        with self._explained(name):
-            query = table.search(lancedb.query.MatchQuery(words, column)).select([key, "_score"]).limit(limit)
-            found = (query if where is None else query.where(where)).to_arrow()
+        with self._table(name, version=version) as table:
+            query = table.search(lancedb.query.MatchQuery(words, column)).select([key, "_score"])
+            found = query.limit(limit).where(where).to_arrow()
         return found.sort_by([("_score", "descending"), (key, "ascending")])
 
 

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import ClassTable, Snapshot
     from vlltr_index.store.transaction import Transaction
 
-__all__ = ["Taxonomy", "circle", "load_taxonomy", "merge_nodes", "rename_node", "taxonomy_of"]
 
 Taxonomy = Mapping[str, Taxon]
 """By name: a class's, or that of what lies above classes. There is no circle."""

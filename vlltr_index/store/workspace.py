@@ -15,17 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import tomli_w
-from pydantic import BaseModel
 from safetensors import SafetensorError
 
-from vlltr_index.errors import (
-    MissingStepError,
-    UsageError,
-    WorkspaceError,
-    write_error,
-)
-from vlltr_index.schemas.config import FORMAT, Recipe, WorkspaceConfig, parse_toml, validate, with_nulls
-from vlltr_index.store.history import History
+from vlltr_index.errors import MissingStepError, UsageError, WorkspaceError, write_error
+from vlltr_index.schemas.config import FORMAT, Recipe, WorkspaceConfig, parse_toml, validate
+from vlltr_index.store.snapshot import History
 from vlltr_index.store.storage import Storage, storage_at, sync_folder
 
 if TYPE_CHECKING:
@@ -35,7 +29,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.tables import Store
     from vlltr_index.store.transaction import Transaction
 
-__all__ = ["CONFIG_NAME", "Kind", "Workspace"]
 
 _log = logging.getLogger(__name__)
 
@@ -133,7 +126,7 @@ class Workspace:
                 f"{file} has format {written}, this program works with format {FORMAT}",
                 "Make a new workspace: vlltr init DIR",
             )
-        return cls(storage, validate(WorkspaceConfig, with_nulls(WorkspaceConfig, values), file))
+        return cls(storage, validate(WorkspaceConfig, values, file))
 
     @classmethod
     def find(cls, start: str | os.PathLike[str] | None = None) -> Workspace:
@@ -155,7 +148,7 @@ class Workspace:
     def write_config(self, config: WorkspaceConfig | None = None) -> None:
         """Write `vlltr.toml`, whole or not at all, and keep to it from here on."""
         self.config = config or self.config
-        text = _HEADER + tomli_w.dumps(_without_nulls(self.config))
+        text = _HEADER + tomli_w.dumps(_for_toml(self.config.model_dump()))
         self.storage.write(CONFIG_NAME, text.encode("utf-8"))
 
     def snapshot(self, at: int | None = None) -> Snapshot:
@@ -239,22 +232,18 @@ class Workspace:
             WorkspaceError: If they cannot be written.
         """
         parent = self.path / kind
-        parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=parent))
         try:
-            build(temporary)
-            digest = _digest_folder(temporary, sync=True)
-            final = parent / digest[:16]
-            if final.exists() and _digest_folder(final) != digest:
-                shutil.rmtree(final)  # damaged since: put it right
-            if not final.exists():
-                os.chmod(temporary, 0o755)
-                os.rename(temporary, final)
-                sync_folder(parent)
+            with _folder_in(parent, ".tmp-") as temporary:
+                build(temporary)
+                digest = _digest_folder(temporary, sync=True)
+                final = parent / digest[:16]
+                if final.exists() and _digest_folder(final) != digest:
+                    shutil.rmtree(final)  # damaged since: put it right
+                if not final.exists():
+                    os.rename(temporary, final)
+                    sync_folder(parent)
         except (OSError, SafetensorError) as error:
             raise write_error(parent, error) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         self.storage.upload(f"{kind}/{final.name}")
         return digest
 
@@ -278,22 +267,13 @@ class Workspace:
             WorkspaceError: If a file of it was changed, cut short or deleted.
         """
         path = self.object_path(kind, digest)
-        try:
-            whole = _digest_folder(path).startswith(digest)
-        except OSError as error:
-            raise self._damaged(kind, path, str(error)) from None
-        if not whole:
-            raise self._damaged(kind, path, "its files are not those that were written: the digest differs")
+        if not _digest_folder(path).startswith(digest):
+            hint = f"Bring it back from a backup, or make it again: {_REMAKE[kind]}. "
+            hint += "To go back to a commit that does without it: vlltr history, then vlltr rollback ID"
+            if self.storage.at(f"{kind}/{path.name}") != str(path):  # object storage has it, this is a copy
+                hint = f"Delete this copy, and it is fetched again: rm -r {shlex.quote(str(path))}"
+            raise WorkspaceError(f"{path} is damaged: its files are not those that were written", hint)
         return path
-
-    def _damaged(self, kind: Kind, path: Path, why: str) -> WorkspaceError:
-        hint = (
-            f"Bring it back from a backup, or make it again: {_REMAKE[kind]}. "
-            "To go back to a commit that does without it: vlltr history, then vlltr rollback ID"
-        )
-        if self.storage.at(f"{kind}/{path.name}") != str(path):  # object storage has it, this is a copy
-            hint = f"Delete this copy, and it is fetched again: rm -r {shlex.quote(str(path))}"
-        return WorkspaceError(f"{path} is damaged: {why}", hint)
 
     def check_object(self, kind: Kind, digest: str) -> None:
         """See whether an object is kept, without bringing it here.
@@ -301,7 +281,7 @@ class Workspace:
         Raises:
             MissingStepError: If it is gone.
         """
-        if not digest.isalnum() or not any(True for _ in self.storage.names(f"{kind}/{digest[:16]}")):
+        if not digest.isalnum() or next(self.storage.names(f"{kind}/{digest[:16]}"), None) is None:
             raise self._gone(kind, digest)
 
     def object_file(self, kind: Kind, digest: str, name: str) -> bytes:
@@ -322,24 +302,20 @@ class Workspace:
 
     def _bring(self, kind: Kind, digest: str, final: Path) -> bool:
         """Bring an object here, whole or not at all; whether there was one."""
-        final.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=final.parent))
-        try:
-            if not self.storage.download(f"{kind}/{final.name}", temporary):
+        name = f"{kind}/{final.name}"
+        with _folder_in(final.parent, ".new-") as temporary:
+            if not self.storage.download(name, temporary):
                 return False
             if not _digest_folder(temporary).startswith(digest):
                 raise WorkspaceError(
-                    f"{self.storage.at(f'{kind}/{final.name}')} is damaged: its content has another digest",
+                    f"{self.storage.at(name)} is damaged: its content has another digest",
                     f"Bring it back from a backup, or make it again: {_REMAKE[kind]}",
                 )
-            os.chmod(temporary, 0o755)
             try:
                 os.rename(temporary, final)
             except OSError:  # another process gave the name to a folder of the same content
                 if not final.is_dir():
                     raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         return True
 
     def _sweep(self) -> None:
@@ -349,6 +325,18 @@ class Workspace:
         for kind in get_args(Kind):
             for left in (self.path / kind).glob(".tmp-*"):
                 shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def _folder_in(parent: Path, prefix: str) -> Iterator[Path]:
+    """A new folder that is removed at the end, unless it was renamed."""
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    os.chmod(folder, 0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _digest_folder(folder: Path, sync: bool = False) -> str:
@@ -368,15 +356,8 @@ def _digest_folder(folder: Path, sync: bool = False) -> str:
     return whole.hexdigest()
 
 
-def _without_nulls(config: BaseModel) -> dict[str, Any]:
-    """`config` for TOML, which has no null: left out where that is the default, else "none"."""
-    result: dict[str, Any] = {}
-    for name, field in type(config).model_fields.items():
-        value = getattr(config, name)
-        if isinstance(value, BaseModel):
-            result[name] = _without_nulls(value)
-        elif value is not None:
-            result[name] = list(value) if isinstance(value, tuple) else value
-        elif field.default is not None:
-            result[name] = "none"
-    return result
+def _for_toml(value: Any) -> Any:
+    """`value` for TOML, which has no null: "none" stands for it."""
+    if isinstance(value, dict):
+        return {key: _for_toml(inner) for key, inner in value.items()}
+    return "none" if value is None else value

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from huggingface_hub import CardData
 
     from vlltr_index.schemas.exported import ExportedConfig
-    from vlltr_index.store.history import Commit
+    from vlltr_index.store.snapshot import Commit
     from vlltr_index.store.workspace import Workspace
 
 _log = logging.getLogger(__name__)

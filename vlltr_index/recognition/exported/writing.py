@@ -43,8 +43,8 @@ from vlltr_index.schemas.exported import (
     anchors_schema,
     sentences_schema,
 )
-from vlltr_index.store.arrow import one_of, quote
 from vlltr_index.store.storage import sync_folder
+from vlltr_index.store.tables import one_of, quote
 from vlltr_index.store.taxonomy import load_taxonomy
 from vlltr_index.version import VERSION
 from vlltr_index.wording import some
