@@ -12,7 +12,7 @@ from torch import Tensor
 
 import vlltr_index.anchors.selection
 from tests.commands import run
-from vlltr_index.cli.context import Context
+from vlltr_index.cli.main import Context
 from vlltr_index.embedding.engines import LocalEngine
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import UsageError, VlltrError

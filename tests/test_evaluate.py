@@ -114,7 +114,7 @@ def test_the_table_shows_every_baseline(trained: Workspace, capsys: pytest.Captu
     report = json.loads(call("--json", "evaluate", "--bootstrap", "10"))
     assert report["against"] == "image-only + logit adjustment"
     assert set(report["rows"]) > set(BASELINES)
-    again = json.loads(call("--json", "train", "baseline", "crt", "--seed", "3", *sets))
+    again = json.loads(call("--json", "train", "baseline", "crt", "--set", "baselines.seed=3", *sets))
     assert again["crt"]["settings"]["chosen_on"] == "val"
     refused = call("train", "baseline", "ncm", "--processes", "2", code=2)
     assert "baseline ncm is made in one process; --processes is for fc" in refused

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.commands import run
-from vlltr_index.cli.context import Context
-from vlltr_index.cli.fit import look, plan_steps, verdict
+from vlltr_index.cli.fit import look, plan_fit, verdict
+from vlltr_index.cli.main import Context
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.evaluation.metrics import AccuracyReport, EvaluationReport, Interval
 from vlltr_index.pipelines.ingest import ingest_images
@@ -90,18 +90,18 @@ def test_pictures_are_held_out_and_taken_back(workspace: Workspace, shots: Path)
 
 def test_the_plan_follows_the_folder(shots: Path, tmp_path: Path) -> None:
     """Classes alone are parted; the folders train and test are taken as they are, and no picture is learned twice."""
-    parted = [step.args for step in plan_steps(shots, None, 0.2)]
+    parted = [words for _, words in plan_fit(shots, None, 0.2)]
     assert parted[0] == ("ingest", "images", str(shots), "--split", "train", "--hold-out", "0.2")
     assert [args for args in parted if args[0] == "ingest"][-1][-1] == "0"
     assert ("train", "baseline", "zero-shot") not in parted
-    unmeasured = [step.args for step in plan_steps(shots, None, 0.0)]
+    unmeasured = [words for _, words in plan_fit(shots, None, 0.0)]
     assert [args[0] for args in unmeasured] == ["ingest", "embed", "select", "train", "index"]
     shutil.copytree(shots, tmp_path / "alone" / "train")
-    assert plan_steps(tmp_path / "alone", None, 0.2)[0].args[2] == str(tmp_path / "alone" / "train")
+    assert plan_fit(tmp_path / "alone", None, 0.2)[0][1][2] == str(tmp_path / "alone" / "train")
     shutil.move(shots, tmp_path / "data" / "train")
     shutil.copytree(tmp_path / "data" / "train", tmp_path / "data" / "val")
     (tmp_path / "texts").mkdir()
-    given = [step.args for step in plan_steps(tmp_path / "data", tmp_path / "texts", 0.2)]
+    given = [words for _, words in plan_fit(tmp_path / "data", tmp_path / "texts", 0.2)]
     assert given[2] == ("ingest", "images", str(tmp_path / "data" / "val"), "--split", "test")
     assert len([args for args in given if args == ("train", "lgr")]) == 1
 
@@ -132,9 +132,9 @@ def test_folders_that_are_no_classes(
 def test_a_workspace_and_texts_that_are_not_there(workspace: Workspace, shots: Path) -> None:
     """Are no folder of pictures, and no texts."""
     with pytest.raises(InputError, match="is a workspace"):
-        plan_steps(workspace.path, None, 0.2)
+        plan_fit(workspace.path, None, 0.2)
     with pytest.raises(InputError, match=r"there is no .*nowhere"):
-        plan_steps(shots, shots / "nowhere", 0.2)
+        plan_fit(shots, shots / "nowhere", 0.2)
 
 
 def test_broken_and_moved_pictures(capsys: pytest.CaptureFixture[str], shots: Path, tmp_path: Path) -> None:
