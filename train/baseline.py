@@ -9,19 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from vlltr_index.schemas.config import BaselineConfig
+from vlltr_index.train.augment import BatchMixer
 from vlltr_index.train.cvlp import visual_classifier
 from vlltr_index.train.data import TrainImages
-from vlltr_index.train.distributed import gather_rows, join_processes
-from vlltr_index.train.loop import RunPlan, StageOne, run
-from vlltr_index.train.losses import logit_adjusted_cross_entropy, sampler_prior, soft_cross_entropy
-from vlltr_index.train.micro import in_parts
-from vlltr_index.train.mixing import BatchMixer
+from vlltr_index.train.distributed import join_processes
+from vlltr_index.train.loop import Run, StageOne
+from vlltr_index.train.losses import adjusted_loss, sampler_prior
 
 if TYPE_CHECKING:
     from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.schemas.records import Progress
-
-__all__ = ["train_image_only"]
 
 
 def train_image_only(
@@ -30,7 +27,6 @@ def train_image_only(
     config: BaselineConfig,
     *,
     run_dir: Path | None = None,
-    log_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> StageOne:
     """Train the visual tower, in place, and a linear classifier of its unnormalised features; texts play no part.
@@ -43,7 +39,6 @@ def train_image_only(
         images: Training images, labels 0..C-1.
         config: The recipe's `baseline` section.
         run_dir: Where the state of an unfinished run is kept; None keeps none.
-        log_dir: For TensorBoard, where it is installed.
         progress: Called after every step.
 
     Raises:
@@ -63,26 +58,11 @@ def train_image_only(
         labels, soft = images.labels[positions], None
         if mixer is not None:
             pixels, soft = mixer(pixels, labels, generator)
-        features = gather_rows(in_parts(encoder.encode_pixels, pixels, config.micro_batch))
+        features = images.encode(encoder, pixels, config.micro_batch)
         with torch.autocast(features.device.type, enabled=False):
             logits = visual(features.float())
-        loss = (
-            soft_cross_entropy(logits, soft, log_prior, config.logit_adjustment)
-            if soft is not None
-            else logit_adjusted_cross_entropy(
-                logits, labels, log_prior, config.logit_adjustment, config.label_smoothing
-            )
-        )
+        loss = adjusted_loss(logits, labels, soft, log_prior, config)
         return loss, {"visual": loss}
 
-    log = run(
-        RunPlan.of("train baseline fc", config),
-        encoder,
-        module,
-        images,
-        objective,
-        run_dir=run_dir,
-        log_dir=log_dir,
-        progress=progress,
-    )
-    return StageOne.of(encoder, visual, log)
+    run = Run("train baseline fc", config, encoder, module, images, objective, run_dir, progress)
+    return StageOne.of(encoder, visual, run.train())

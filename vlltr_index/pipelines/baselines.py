@@ -166,9 +166,7 @@ def train_baseline_stage(
         images = TrainImages(
             run.data.sources, run.data.labels, encoder, config.augment, workers=config.workers
         )
-        stage = train_image_only(
-            encoder, images, config, run_dir=run.folder, log_dir=workspace.path / "logs", progress=progress
-        )
+        stage = train_image_only(encoder, images, config, run_dir=run.folder, progress=progress)
         facts = {"config": config.model_dump(mode="json"), "kind": "baseline-fc"}
 
         def keep(tx: Transaction) -> str:
