@@ -54,6 +54,7 @@ def _entry(path: tuple[str, ...], command: click.Command) -> str:
         max_content_width=100,
         terminal_width=100,
         help_option_names=[],  # said once, above
+        show_default=True,
     )
     return f"```text\n{command.get_help(context).rstrip()}\n```\n"
 

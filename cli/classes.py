@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vlltr_index.cli.main import PLACE, Context, device_option, dry_run_option, pass_context, yes_option
+from vlltr_index.cli.main import FILE, PATH, Context, device_option, dry_run_option, pass_context, yes_option
 from vlltr_index.errors import UsageError
 from vlltr_index.wording import many
 
@@ -18,14 +18,8 @@ if TYPE_CHECKING:
 _PICTURES = 10
 # The word in the tables to the reader's: a class that was ingested need not be trained yet.
 _ORIGIN = {"trained": "ingested", "added": "added"}
-_sentence_option = click.option(
-    "--sentence", "sentences", multiple=True, help="A sentence about the class; repeatable."
-)
-_text_option = click.option(
-    "--text",
-    type=PLACE,
-    help="A file of text about the class: .txt, or JSON, JSONL, CSV or Parquet as for `ingest text`.",
-)
+_sentence_option = click.option("--sentence", "sentences", multiple=True, help="A sentence; repeatable.")
+_text_option = click.option("--text", type=FILE, help="A file of text: .txt, or as for `ingest text`.")
 
 
 @click.group("classes")
@@ -91,12 +85,12 @@ def _detail_lines(detail: ClassDetail, every: bool) -> list[str]:
 @click.argument("name", required=False)
 @_sentence_option
 @_text_option
-@click.option("--images", type=PLACE, help="A folder of its images.")
+@click.option("--images", type=PATH, help="A folder of its images.")
 @click.option("--alias", "aliases", multiple=True, help="Another name; repeatable.")
 @click.option(
     "--from",
     "manifest",
-    type=PLACE,
+    type=PATH,
     help='A JSON file of many: {name: [sentence, ...]} or {name: {"sentences": [...], "images": [...]}}.',
 )
 @dry_run_option
@@ -216,7 +210,7 @@ def images_command() -> None:
 
 @images_command.command("add")
 @click.argument("name", metavar="CLASS")
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=PLACE)
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=PATH)
 @dry_run_option
 @device_option
 @pass_context

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vlltr_index.cli.main import (
-    PLACE,
+    FILE,
     Context,
     at_option,
     crops_option,
@@ -32,28 +32,14 @@ _against_option = click.option(
 
 
 @click.command("evaluate")
-@click.option("--split", default="test", show_default=True, help="Which images.")
-@click.option(
-    "--retrieval",
-    type=click.Choice(["faiss", "exhaustive"]),
-    default="exhaustive",
-    show_default=True,
-    help="Score the classes that the index retrieves, or all.",
-)
+@click.option("--split", default="test", help="Which images.")
+@click.option("--retrieval", type=click.Choice(["faiss", "exhaustive"]), default="exhaustive")
 @at_option
-@click.option(
-    "--bootstrap",
-    default=1000,
-    show_default=True,
-    type=click.IntRange(1, 1_000_000),
-    help="Draws for the intervals.",
-)
+@click.option("--bootstrap", default=1000, type=click.IntRange(1), help="Draws for the intervals.")
 @_against_option
 @crops_option
 @click.option(
-    "--rule",
-    type=click.Choice(["ours", "paper", "logits"]),
-    help="Fuse the branches by this rule; default: the workspace's.",
+    "--rule", type=click.Choice(["ours", "paper", "logits"]), help="Fuse the branches by this rule."
 )
 @device_option
 @pass_context
@@ -114,8 +100,8 @@ def difference_lines(report: EvaluationReport) -> list[str]:
 
 
 @click.command("report")
-@click.option("--out", type=PLACE, metavar="FILE.html", help="Where to; default: reports/ in the workspace.")
-@click.option("--split", default="test", show_default=True, help="Which images to evaluate.")
+@click.option("--out", type=FILE, help="Where to; default: reports/ in the workspace.")
+@click.option("--split", default="test", help="Which images to evaluate.")
 @_against_option
 @device_option
 @pass_context

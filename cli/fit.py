@@ -6,7 +6,6 @@ import json
 import shlex
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vlltr_index.cli.main import PLACE, Context, device_option, pass_context, set_option, vlltr
+from vlltr_index.cli.main import DIR, FILE, Context, device_option, pass_context, set_option, vlltr
 from vlltr_index.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,6 +24,7 @@ Step = tuple[str, tuple[str, ...]]
 
 _TEXTS = ("texts", "texts.json", "texts.jsonl", "texts.csv", "texts.parquet")
 _TESTS = ("test", "val", "validation", "valid")
+_TO_MEASURE = "split = 'test' AND problem IS NULL"
 _TRAINED: list[Step] = [
     ("Vectors of pictures and sentences", ("embed",)),
     ("The sentences that tell the classes apart (AnSS)", ("select",)),
@@ -52,21 +52,17 @@ def run_step(context: Context, folder: Path, step: Step, place: str) -> Any:
 
 
 @click.command("fit")
-@click.argument("pictures", metavar="DIR", type=PLACE)
+@click.argument("pictures", metavar="DIR", type=DIR)
 @click.option(
-    "--text",
-    type=PLACE,
-    metavar="PATH",
-    help="Sentences, as for `ingest text`; default: DIR/texts, or DIR/texts.json (.jsonl, .csv, .parquet).",
+    "--text", type=FILE, help="Sentences, as for `ingest text`; default: DIR/texts (.json, .csv, ...)."
 )
 @click.option("--encoder", metavar="MODEL[:PRETRAINED|:FILE]", help="As for `init`.")
 @click.option("--recipe", metavar="NAME", help="As for `init`.")
 @set_option
-@click.option("--to", type=PLACE, metavar="DIR", help="The workspace; default: DIR-model beside DIR.")
+@click.option("--to", type=DIR, help="The workspace; default: DIR-model beside DIR.")
 @click.option(
     "--hold-out",
     default=0.2,
-    show_default=True,
     type=click.FloatRange(0, 0.9),
     metavar="SHARE",
     help="Share of each class's pictures to measure on; not used where DIR has a folder test or val.",
@@ -101,13 +97,13 @@ def fit_command(
         run_step(context, folder, ("A workspace", ("init", str(folder), *options)), "[0]")
     measured: EvaluationReport | None = None
     for number, step in enumerate(steps, 1):
-        if step[1][:2] == ("train", "baseline") and not _tested(folder):
+        if step[1][:2] == ("train", "baseline") and not _count(folder, _TO_MEASURE):
             context.say("\nNo class has pictures enough to hold one out: nothing is measured.")
             break
         result = run_step(context, folder, step, f"[{number}/{len(steps)}]")
         measured = result if step[1][0] == "evaluate" else measured
-        if step[1][:2] == ("ingest", "images"):
-            look(context, folder)
+        if step[1][:2] == ("ingest", "images") and not _count(folder, "problem IS NULL"):
+            raise InputError("none of the pictures can be read", "The lines above say why.")
     context.show({"workspace": str(folder), "evaluation": measured}, ())
     if measured is not None:
         context.say("\n" + verdict(measured))
@@ -166,35 +162,6 @@ def _check(pictures: Path, inside: dict[str, Path], test: str | None) -> None:
             f"{pictures} has a folder {parts[0]}, which is no class, and not train and test",
             f"Put class folders into {pictures / 'train'} and {pictures / 'test'}, or give one of them.",
         )
-    if test is None:
-        return
-    known, asked = ({e.name for e in inside[part].iterdir() if e.is_dir()} for part in ("train", test))
-    if not known & asked:
-        there = [", ".join(sorted(names)[:5]) or "no class" for names in (known, asked)]
-        raise InputError(
-            f"train and {test} of {pictures} have no class in common: {there[0]}; {there[1]}",
-            f"Name the folders alike, or take {test} away: then a part of train is held out.",
-        )
-
-
-def look(context: Context, folder: Path) -> None:
-    """Stop where no picture can be read; tell of those that are gone from their places, which count all the same."""
-    from vlltr_index.store.ingestion import is_gone
-    from vlltr_index.store.workspace import Workspace
-
-    snapshot = Workspace.open(folder).snapshot()
-    rows = snapshot.table("images", ["uri", "class_id"], "problem IS NULL AND data IS NULL").to_pylist()
-    if not rows:
-        raise InputError("none of the pictures can be read", "The lines above say why.")
-    names = snapshot.class_table().names
-    gone = Counter(names[r["class_id"]] for r in rows if r["class_id"] in names and is_gone(r["uri"]))
-    if gone:
-        listed = ", ".join(f"{name} {count}" for name, count in gone.most_common(5))
-        context.say(
-            f"{gone.total()} pictures are no longer where they were, and count all the same: {listed}. Where a class"
-            f" was renamed or given up: vlltr -w {shlex.quote(str(folder))} classes rename OLD NEW, or classes"
-            " remove NAME."
-        )
 
 
 def verdict(measured: EvaluationReport) -> str:
@@ -213,21 +180,17 @@ def verdict(measured: EvaluationReport) -> str:
     return f"{said} {'That is better.' if less.high < 0 else 'That may be chance.' if less.value else ''}".rstrip()
 
 
-def _tested(folder: Path) -> bool:
-    """Whether there are pictures to measure on."""
+def _count(folder: Path, where: str) -> int:
+    """How many pictures of the workspace are such."""
     from vlltr_index.store.workspace import Workspace
 
-    return Workspace.open(folder).snapshot().count("images", "split = 'test' AND problem IS NULL") > 0
+    return Workspace.open(folder).snapshot().count("images", where)
 
 
 @click.command("quickstart")
 @click.option("--fast", "size", flag_value="fast", help="A small slice in about a minute: does it work here?")
-@click.option(
-    "--full", "size", flag_value="full", help="All classes, trained in full (half an hour or more)."
-)
-@click.option(
-    "--dir", "folder", type=PLACE, metavar="DIR", help="Where to; default: ./vlltr-quickstart (-fast, -full)."
-)
+@click.option("--full", "size", flag_value="full", help="All classes, in full (half an hour or more).")
+@click.option("--dir", "folder", type=DIR, help="Where to; default: ./vlltr-quickstart (-fast, -full).")
 @device_option
 @pass_context
 def quickstart_command(context: Context, size: str | None, folder: Path | None) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vlltr_index.cli.main import PLACE, Context, pass_context, table
+from vlltr_index.cli.main import DIR, FILE, PATH, Context, pass_context, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,26 +25,15 @@ def ingest_command() -> None:
 
 @ingest_command.command("images")
 @click.argument("path")
-@click.option(
-    "--split", help="train, val, test or a name of your own; a Parquet file may have a column for it."
-)
-@click.option(
-    "--root",
-    "list_root",
-    type=PLACE,
-    metavar="DIR",
-    help="Folder that the paths of a list or JSON are relative to; default: its own.",
-)
+@click.option("--split", help="train, val, test or a name of your own; Parquet may have a column for it.")
+@click.option("--root", "list_root", type=DIR, help="Base of a list's or JSON's paths; default: its own.")
 @click.option(
     "--names",
     "label_names",
-    type=PLACE,
-    metavar="FILE",
+    type=FILE,
     help="Names of numeric labels: one a line, `n01440764 tench`, `airfield 0`, or categories.json.",
 )
-@click.option(
-    "--create-classes", is_flag=True, help="Make classes for unknown names in splits other than train."
-)
+@click.option("--create-classes", is_flag=True, help="Make classes for unknown names outside train, too.")
 @click.option(
     "--store",
     type=click.IntRange(16, 8192),
@@ -72,17 +61,14 @@ def images(context: Context, /, path: str, **how: Any) -> None:
 
 
 @ingest_command.command("text")
-@click.argument("path", type=PLACE)
+@click.argument("path", type=PATH)
 @click.option(
     "--names",
     "label_names",
-    type=PLACE,
-    metavar="FILE",
+    type=FILE,
     help="Names of the class numbers of desc_N.txt; default: labels.txt or categories.json beside them.",
 )
-@click.option(
-    "--prompts/--no-prompts", default=None, help="Add the recipe's prompts for each class; default: yes."
-)
+@click.option("--prompts/--no-prompts", default=None, help="Add the recipe's prompts, as by default.")
 @pass_context
 def text(context: Context, /, **how: Any) -> None:
     """Bring in sentences from PATH.
@@ -97,7 +83,7 @@ def text(context: Context, /, **how: Any) -> None:
 
 
 @ingest_command.command("classes")
-@click.argument("path", metavar="FILE", type=PLACE)
+@click.argument("path", metavar="FILE", type=FILE)
 @pass_context
 def classes(context: Context, path: Path) -> None:
     """Bring in what classes lie below: genus, family, or whatever holds several of them.
@@ -111,7 +97,7 @@ def classes(context: Context, path: Path) -> None:
 
 
 @ingest_command.command("wikipedia")
-@click.option("--lang", default="en", show_default=True, help="Wikipedia's language.")
+@click.option("--lang", default="en", help="Wikipedia's language.")
 @click.option("--hint", help="What all classes have in common, such as bird: it settles which page is meant.")
 @click.option("--title", "titles", multiple=True, metavar="CLASS=TITLE", help="Settle a class; repeatable.")
 @click.option("--interactive", is_flag=True, help="Ask where a name may mean several things.")

@@ -221,7 +221,8 @@ def broken(before: str, text: str, width: int | None) -> list[str]:
 class _Place(click.ParamType[Path]):
     """A path as the user typed it, with `~` expanded."""
 
-    name = "path"
+    def __init__(self, name: str) -> None:
+        self.name = name
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Whether there is something is for the library to say."""
@@ -237,7 +238,7 @@ def _compute_on(context: click.Context, parameter: click.Parameter, device: str 
         os.environ["VLLTR_DEVICE"] = device
 
 
-PLACE = _Place()
+PATH, FILE, DIR = _Place("path"), _Place("file"), _Place("dir")
 pass_context = click.make_pass_decorator(Context)
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value; repeatable."
@@ -245,18 +246,15 @@ set_option = click.option(
 dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would happen; commit nothing.")
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 at_option = click.option("--at", type=click.IntRange(1), metavar="ID", help="As of this commit.")
-crops_option = click.option(
-    "--crops", default=1, show_default=True, help="Crops of each image: 1, or 5 (centre and corners)."
-)
+crops_option = click.option("--crops", default=1, help="Crops of each image: 1, or 5 (centre and corners).")
 engine_option = click.option(
     "--engine",
     type=click.Choice(["local", "ray"]),
     default="local",
-    show_default=True,
     help="Compute in this process, or by Ray Data here or on a cluster (RAY_ADDRESS).",
 )
 actors_option = click.option(
-    "--actors", type=click.IntRange(1), help="Models that Ray holds; default: one a GPU, or else one a CPU."
+    "--actors", type=click.IntRange(1), help="Models on Ray; default: one a GPU or CPU."
 )
 device_option = click.option(
     "--device",
@@ -302,11 +300,10 @@ class LazyGroup(click.Group):
 
 
 @click.group(
-    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True},
 )
-@click.option(
-    "-w", "--workspace", metavar="DIR|URI", help="The workspace; default: the nearest folder upward."
-)
+@click.option("-w", "--workspace", metavar="DIR|URI", help="Which; default: the nearest folder upward.")
 @click.option("--json", "as_json", is_flag=True, help="Write results to stdout as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress; warnings and errors only.")
 @click.option(

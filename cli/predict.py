@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from vlltr_index.cli.main import (
-    PLACE,
+    FILE,
     Context,
     actors_option,
     at_option,
@@ -31,11 +31,9 @@ _SILENT = "the text has no weight in this head (vlltr train lgr says why): no se
 
 @click.command("predict")
 @click.argument("images", nargs=-1, required=True, metavar="IMG...")
-@click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="Classes an image.")
+@click.option("--top", default=5, type=click.IntRange(1), help="Classes an image.")
 @click.option("--explain", type=click.IntRange(0), help="Sentences a class; default: 3, or with --out none.")
-@click.option(
-    "--neighbours", default=0, type=click.IntRange(0), help="Nearest training images of the best class."
-)
+@click.option("--neighbours", default=0, type=click.IntRange(0), help="Nearest images of the best class.")
 @click.option(
     "--only",
     metavar="LIST|FILE",
@@ -48,17 +46,11 @@ _SILENT = "the text has no weight in this head (vlltr train lgr says why): no se
     metavar="ACCURACY",
     help="Answer at the deepest rank that held this accuracy on held-out images, such as 0.95.",
 )
-@click.option(
-    "--out",
-    type=PLACE,
-    metavar="FILE",
-    help="Write the answers to a .csv, .jsonl or .parquet file; stopped, the same command goes on.",
-)
+@click.option("--out", type=FILE, help="Write to .csv, .jsonl or .parquet; stopped, the command goes on.")
 @click.option(
     "--retrieval",
     type=click.Choice(["auto", "faiss", "exhaustive"]),
     default="auto",
-    show_default=True,
     help="Score the classes that the index retrieves, or all; auto: what is quicker.",
 )
 @engine_option

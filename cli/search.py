@@ -7,11 +7,9 @@ from pathlib import Path
 
 import click
 
-from vlltr_index.cli.main import PLACE, Context, device_option, pass_context
+from vlltr_index.cli.main import FILE, Context, device_option, pass_context
 
-_top_option = click.option(
-    "--top", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many."
-)
+_top_option = click.option("--top", type=click.IntRange(1, 1000), default=20, help="How many.")
 
 
 @click.group("search")
@@ -23,7 +21,7 @@ def search_command() -> None:
 @click.argument("text")
 @click.option("--split", help="Images of this split alone; default: all.")
 @_top_option
-@click.option("--out", type=PLACE, metavar="FILE.png", help="Write a contact sheet, too.")
+@click.option("--out", type=FILE, help="Write a contact sheet, too.")
 @click.option("--compare", is_flag=True, help="Show beside it what the encoder found before training.")
 @device_option
 @pass_context

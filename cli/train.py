@@ -44,17 +44,12 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
         set_option,
         device_option,
         click.option(
-            "--recipe",
-            metavar="NAME",
-            help="Use this recipe's section for the step alone; `all` takes the recipe as a whole.",
+            "--recipe", metavar="NAME", help="Take this recipe's section; `all`: take it as a whole."
         ),
-        click.option(
-            "--resume/--restart", default=True, help="Go on from an interrupted run of the same settings."
-        ),
+        click.option("--resume/--restart", default=True, help="Go on from an interrupted run."),
         click.option(
             "--processes",
             default=1,
-            show_default=True,
             type=click.IntRange(1),
             metavar="N",
             help="Train with N processes on this machine, a GPU each where there are GPUs.",
@@ -265,9 +260,7 @@ def refit_command(context: Context, overrides: tuple[str, ...]) -> None:
 
 
 @click.command("embed")
-@click.option(
-    "--views", type=click.IntRange(1), help="Stored views of a training image; default: the recipe's."
-)
+@click.option("--views", type=click.IntRange(1), help="Views of a training image; default: the recipe's.")
 @click.option("--force", is_flag=True, help="Take an encoder whose weights changed; select and train again.")
 @engine_option
 @actors_option
@@ -322,19 +315,9 @@ def select_command(context: Context, overrides: tuple[str, ...]) -> None:
 
 
 @click.command("index")
-@click.option(
-    "--kind",
-    type=click.Choice(["auto", "torch", "flat", "ivf", "hnsw"]),
-    default="auto",
-    show_default=True,
-    help="What is built; auto: by the number of anchors.",
-)
-@click.option(
-    "--plan", "plan_only", is_flag=True, help="Only say which kind would be built, and what each costs."
-)
-@click.option(
-    "--classes", type=click.IntRange(1, 10**9), help="Plan for so many classes; needs no workspace."
-)
+@click.option("--kind", type=click.Choice(["auto", "torch", "flat", "ivf", "hnsw"]), default="auto")
+@click.option("--plan", "plan_only", is_flag=True, help="Only say what would be built, and what each costs.")
+@click.option("--classes", type=click.IntRange(1, 10**9), help="Plan for so many; needs no workspace.")
 @click.option("--anchors", type=click.IntRange(1, 10**6), help="Plan for so many anchors a class.")
 @click.option("--width", type=click.IntRange(1, 10**5), help="Plan for vectors of this width; default: 512.")
 @pass_context

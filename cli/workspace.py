@@ -9,7 +9,17 @@ from typing import Any
 
 import click
 
-from vlltr_index.cli.main import PLACE, Context, at_option, broken, pass_context, set_option, yes_option
+from vlltr_index.cli.main import (
+    DIR,
+    FILE,
+    PATH,
+    Context,
+    at_option,
+    broken,
+    pass_context,
+    set_option,
+    yes_option,
+)
 from vlltr_index.wording import many
 
 
@@ -155,13 +165,11 @@ def prune_command(context: Context, keep: int, yes: bool) -> None:
 
 
 @click.command("export")
-@click.argument("folder", metavar="DIR", type=PLACE)
+@click.argument("folder", metavar="DIR", type=DIR)
 @at_option
 @click.option("--force", is_flag=True, help="Replace an export that is there; anything else is left alone.")
 @click.option("--index", "with_index", is_flag=True, help="Put the FAISS index in, where there is one.")
-@click.option(
-    "--tables", is_flag=True, help="Write the tables for `datasets`, pandas and others, not a model."
-)
+@click.option("--tables", is_flag=True, help="Write tables for `datasets`, pandas and others, not a model.")
 @click.option("--embed-images", is_flag=True, help="With --tables: put the bytes of image files in.")
 @click.option("--push", metavar="USER/NAME", help="Make it this model on the Hugging Face hub, too.")
 @click.option("--private", is_flag=True, help="With --push: let a new repository be private.")
@@ -185,20 +193,15 @@ def import_command() -> None:
 
 
 @import_command.command("release")
-@click.argument("path", metavar="CHECKPOINT", type=PLACE)
+@click.argument("path", metavar="CHECKPOINT", type=PATH)
 @click.option("--stage", type=click.IntRange(1, 2), help="What it must be; default: found out.")
 @click.option(
     "--names",
     "label_names",
-    type=PLACE,
-    metavar="FILE",
+    type=FILE,
     help="Stage 2: class names in the order of the benchmark's labels, such as labels.txt or categories.json.",
 )
-@click.option(
-    "--anchors",
-    is_flag=True,
-    help="Stage 2: keep the checkpoint's anchor vectors, whose sentences are not in it.",
-)
+@click.option("--anchors", is_flag=True, help="Stage 2: keep the anchor vectors, which have no sentences.")
 @pass_context
 def release(context: Context, /, **how: Any) -> None:
     """Make CHECKPOINT of the VL-LTR release the workspace's encoder (stage 1) or image tower and head (stage 2).

@@ -11,12 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.commands import run
-from vlltr_index.cli.fit import look, plan_fit, verdict
-from vlltr_index.cli.main import Context
+from vlltr_index.cli.fit import plan_fit, verdict
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.evaluation.metrics import AccuracyReport, EvaluationReport, Interval
 from vlltr_index.pipelines.ingest import ingest_images
-from vlltr_index.schemas.recipes import load_recipe
 from vlltr_index.store.workspace import Workspace
 
 
@@ -112,8 +110,6 @@ def test_the_plan_follows_the_folder(shots: Path, tmp_path: Path) -> None:
         ([], "has no class folder"),
         (["train/owl", "moon"], "has a folder train, which is no class, and not train and test"),
         (["test/owl"], "has a folder test, which is no class"),
-        (["train/owl", "test/tit"], "have no class in common: owl; tit"),
-        (["train/owl", "test"], "have no class in common: owl; no class"),
     ],
 )
 def test_folders_that_are_no_classes(
@@ -137,21 +133,13 @@ def test_a_workspace_and_texts_that_are_not_there(workspace: Workspace, shots: P
         plan_fit(shots, shots / "nowhere", 0.2)
 
 
-def test_broken_and_moved_pictures(capsys: pytest.CaptureFixture[str], shots: Path, tmp_path: Path) -> None:
-    """None that can be read stops the run; those that are gone from their places are told by class."""
+def test_no_picture_can_be_read(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """It stops there."""
     (tmp_path / "bad" / "owl").mkdir(parents=True)
     (tmp_path / "bad" / "owl" / "1.png").write_bytes(b"no picture")
     code, _, err = run(capsys, "fit", tmp_path / "bad", "--encoder", "vlltr-tiny:glyphs")
     assert code == 1
     assert "none of the pictures can be read" in err
-    made = Workspace.create(tmp_path / "w", load_recipe("ours"))
-    ingest_images(made, shots, "train", create_classes=True)
-    shutil.rmtree(shots / "merlin")
-    look(Context(), tmp_path / "w")
-    assert (
-        "4 pictures are no longer where they were, and count all the same: merlin 4."
-        in capsys.readouterr().out
-    )
 
 
 @pytest.mark.slow

@@ -20,20 +20,11 @@ from vlltr_index.errors import MissingStepError, UsageError
 if TYPE_CHECKING:
     from vlltr_index.store.workspace import Workspace
 
-POLICY = "; ".join(
-    [
-        "default-src 'none'",
-        "script-src 'self' 'unsafe-inline' 'unsafe-eval'",  # Gradio compiles its templates in the browser
-        "style-src 'self' 'unsafe-inline'",
-        "img-src 'self' data: blob:",
-        "font-src 'self' data:",
-        "connect-src 'self'",
-        "worker-src 'self' blob:",
-        "manifest-src 'self'",
-        "base-uri 'self'",
-        "form-action 'self'",
-        "frame-ancestors 'none'",
-    ]
+POLICY = (
+    "default-src 'none'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
+    "script-src 'self' 'unsafe-inline' 'unsafe-eval'; "  # Gradio compiles its templates in the browser
+    "connect-src 'self'; worker-src 'self' blob:; manifest-src 'self'; base-uri 'self'; form-action 'self'; "
+    "frame-ancestors 'none'"
 )
 """The Content-Security-Policy of every answer: nothing is fetched from, or sent to, another address."""
 
@@ -48,10 +39,8 @@ _MANIFEST = {"name": "vlltr", "start_url": "/", "display": "browser"}
 
 
 @click.command("ui")
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
-@click.option(
-    "--port", default=7860, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one."
-)
+@click.option("--host", default="127.0.0.1", help="The address to listen at.")
+@click.option("--port", default=7860, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in the browser.")
 @click.option("--read-only", is_flag=True, help="Nothing can be added or undone on the page.")
 @device_option
