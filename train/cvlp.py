@@ -235,17 +235,15 @@ class _Objective:
             parts["distillation"] = self._distil(image, text[paired], target_image, target_text)
             loss = loss + config.distillation_weight * parts["distillation"]
         if candidates is not None:
-            parts["text"] = text_classification_loss(
-                image,
-                drawn.mean(0),
-                candidates.targets,
-                self.text_prior[candidates.classes],
-                self.log_scale.exp(),
-            )
             assert self.visual is not None
             with torch.autocast(image.device.type, enabled=False):
                 logits = self.visual(image.float())
-            parts["visual"] = logit_adjusted_cross_entropy(logits, labels, self.visual_prior)
+            prior, scale = self.text_prior[candidates.classes], self.log_scale.exp()
+            joint = text_classification_loss(image, drawn.mean(0), candidates.targets, prior, scale)
+            parts |= {
+                "text": joint,
+                "visual": logit_adjusted_cross_entropy(logits, labels, self.visual_prior),
+            }
             loss = loss + config.joint_weight * (parts["text"] + config.joint_visual_weight * parts["visual"])
         return loss, parts
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -81,11 +81,14 @@ def train_lgr(
     if features.dim() != 3 or not features.is_floating_point() or not features.shape[0]:
         raise InputError(f"features must be floating [V, N, D], got {features.dtype} {list(features.shape)}")
     check_labels("labels", labels, features.shape[1], bank.num_classes)
-    labels, home = labels.long().cpu(), features.device
     head = new_head(features.shape[2], bank, config, visual_init, logit_scale, rows=bank.num_classes)
-    places = torch.arange(bank.num_classes)
-    _fit(head, features, labels, bank, config, places, BRANCHES, config.epochs, log, run_dir, progress)
-    return head.to(home).eval()
+    places, labels = torch.arange(bank.num_classes), labels.long()
+    head, found = train_until(
+        head, features, labels, bank, config, None, places=places, run_dir=run_dir, progress=progress
+    )
+    if log is not None:
+        log[:] = found
+    return head
 
 
 def train_until(
@@ -94,7 +97,7 @@ def train_until(
     labels: Tensor,
     bank: AnchorBank,
     config: LGRConfig,
-    stop: int | HeldOut,
+    stop: int | HeldOut | None,
     *,
     places: Tensor,
     branches: Sequence[str] = BRANCHES,
@@ -113,8 +116,8 @@ def train_until(
         features: Float [V, N, D], V views of N images, unnormalised.
         labels: Int64 [N], rows of the visual classifier.
         bank: Anchors of the classes that have a sentence.
-        config: The recipe's `lgr` section; `epochs` is not looked at.
-        stop: Steps, or images that are not among those trained on.
+        config: The recipe's `lgr` section.
+        stop: Steps, or images that are not among those trained on; None: `config.epochs`, at the rate of the cosine.
         places: Int64 [C], the position in the bank of each row's class; -1 for a class without a sentence.
         branches: Which are trained, and looked at: `visual`, `text` or both.
         run_dir: As for `train_lgr`; for a number of steps.
@@ -128,31 +131,11 @@ def train_until(
         VlltrError: The loss, or a weight at the end, is not finite.
         WorkspaceError: The state in `run_dir` is damaged.
     """
-    each = max(steps_per_epoch(len(labels), config.batch_size), _LEAST_STEPS)
-    held = None if isinstance(stop, int) else stop
-    checks = max(round(stop / each), 1) if isinstance(stop, int) else _MOST_CHECKS
-    log, home = Log(), features.device
-    _fit(head, features, labels, bank, config, places, branches, checks, log, run_dir, progress, each, held)
-    return head.to(home).eval(), log
-
-
-def _fit(
-    head: LGRHead,
-    features: Tensor,
-    labels: Tensor,
-    bank: AnchorBank,
-    config: LGRConfig,
-    places: Tensor,
-    branches: Sequence[str],
-    epochs: int,
-    log: Log | None,
-    run_dir: Path | None,
-    progress: Progress | None,
-    steady: int | None = None,
-    held: HeldOut | None = None,
-) -> None:
-    """Train a head where heavy work is done: `epochs`, or checks of `steady` steps each until `held` says stop."""
-    device, log = work_device(features), Log() if log is None else log
+    home, device, log, held = features.device, work_device(features), Log(), None
+    steady = None if stop is None else max(steps_per_epoch(len(labels), config.batch_size), _LEAST_STEPS)
+    epochs = config.epochs
+    if steady is not None:
+        epochs = max(round(stop / steady), 1) if isinstance(stop, int) else _MOST_CHECKS
     head, features, labels, places = head.to(device), features.to(device), labels.cpu(), places.cpu()
     anchors = _training_anchors(features, places[labels], bank, float(head.logit_scale.detach()), config)
     objective = _HeadLoss(head, anchors, labels, config, places, branches)
@@ -160,18 +143,18 @@ def _fit(
     groups = parameter_groups(head.named_parameters(), config.lr, config.weight_decay, rates)
     optimizer = torch.optim.AdamW(groups, fused=True)
     best, lowest, kept = 0, math.inf, dict[str, Tensor]()
-    if held is not None:
-        held = replace(held, bank=held.bank.to(device), labels=held.labels.cpu())
-        lowest, kept = held.loss(objective), _copied(head)
+    if isinstance(stop, HeldOut):
+        held = HeldOut(stop.features, stop.labels.cpu(), stop.bank.to(device))
+        lowest, kept = objective.held_out(held), deepcopy(head.state_dict())
     for epoch in range(load_state(run_dir, head, optimizer, log), epochs):
         log.append(_head_epoch(epoch, features, objective, optimizer, progress, epochs, steady))
         if run_dir is not None:
             save_state(run_dir, head, optimizer, log)
         if held is None:
             continue
-        log[-1]["held_out"] = loss = held.loss(objective)
+        log[-1]["held_out"] = loss = objective.held_out(held)
         if loss < min((1.0 - _GAIN) * lowest, lowest - _LEAST_GAIN):
-            best, lowest, kept = epoch + 1, loss, _copied(head)
+            best, lowest, kept = epoch + 1, loss, deepcopy(head.state_dict())
         elif epoch + 1 - best >= _PATIENCE:
             break
     if held is not None:
@@ -179,10 +162,10 @@ def _fit(
     check_finite(head, "train lgr")
     if log and steady:
         log[-1]["best"] = float((epochs if held is None else best) * steady)
+    return head.to(home).eval(), log
 
 
-@dataclass(frozen=True, eq=False)
-class HeldOut:
+class HeldOut(NamedTuple):
     """Images that say when to stop.
 
     Attributes:
@@ -194,18 +177,6 @@ class HeldOut:
     features: Tensor
     labels: Tensor
     bank: AnchorBank
-
-    @torch.no_grad()
-    def loss(self, objective: _HeadLoss) -> float:
-        """The sum of the branches' losses, each at the temperature that suits it best; images weigh n^-power."""
-        total = 0.0
-        for logits, labels, weights in objective.held_out(self.features, self.labels, self.bank):
-            total += nll(fit_temperature(logits, labels, weights) * logits, labels, weights)
-        return total
-
-
-def _copied(head: LGRHead) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in head.state_dict().items()}
 
 
 def _head_epoch(
@@ -430,23 +401,29 @@ class _HeadLoss:
             parts["text"] = adjusted_loss(logits, places[told], soft, self.text_prior, self.config)
         return sum(parts.values(), features.new_zeros(())), parts
 
-    def held_out(
-        self, features: Tensor, labels: Tensor, bank: AnchorBank
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Logits, labels and weights of images that are not trained on, among the classes that are, for each branch."""
-        counts = torch.bincount(self.labels, minlength=len(self.places)).double()
-        weights = counts[labels].clamp(min=1.0) ** -self.config.sampler_power
-        device = self.head.log_logit_scale.device
-        parts = [part.float().to(device) for part in features.split(_AT_ONCE)]
+    @torch.no_grad()
+    def held_out(self, images: HeldOut) -> float:
+        """The branches' losses over images that are not trained on, among the classes that are, as one sum.
+
+        Each branch's is taken at the temperature that suits it best; images weigh n^-power.
+        """
+        counts, total = torch.bincount(self.labels, minlength=len(self.places)).double(), 0.0
+        weights = counts[images.labels].clamp(min=1.0) ** -self.config.sampler_power
+        device, places = self.head.log_logit_scale.device, self.places[images.labels]
+        parts = [part.float().to(device) for part in images.features.split(_AT_ONCE)]
+
+        def loss(logits: list[Tensor], prior: Tensor, targets: Tensor, told: Tensor) -> float:
+            known = prior.isfinite()
+            kept, targets = torch.cat(logits)[told][:, known], (known.cumsum(0) - 1)[targets[told]]
+            return nll(fit_temperature(kept, targets, weights[told]) * kept, targets, weights[told])
+
         if "visual" in self.branches:
-            known = self.log_prior.isfinite()
-            logits = torch.cat([self.head.visual_logits(part).cpu() for part in parts])
-            yield logits[:, known], (known.cumsum(0) - 1)[labels], weights
-        told = self.places[labels] >= 0
-        if "text" in self.branches and bool(told.any()):
-            known, places = self.text_prior.isfinite(), self.places[labels][told]
-            logits = torch.cat([self.head.text_logits(part, bank).cpu() for part in parts])
-            yield logits[told][:, known], (known.cumsum(0) - 1)[places], weights[told]
+            logits = [self.head.visual_logits(part).cpu() for part in parts]
+            total += loss(logits, self.log_prior, images.labels, torch.ones_like(places, dtype=torch.bool))
+        if "text" in self.branches and bool((places >= 0).any()):
+            logits = [self.head.text_logits(part, images.bank).cpu() for part in parts]
+            total += loss(logits, self.text_prior, places, places >= 0)
+        return total
 
 
 class TrainingAnchors:
