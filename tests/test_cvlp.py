@@ -15,7 +15,7 @@ from vlltr_index.errors import ConfigError, VlltrError, WorkspaceError
 from vlltr_index.schemas.config import CVLPConfig
 from vlltr_index.train.checkpoint import STATE
 from vlltr_index.train.cvlp import draw_candidates, train_cvlp
-from vlltr_index.train.data import TrainImages, TrainTexts
+from vlltr_index.train.data import TrainImages
 from vlltr_index.train.loop import StageOne
 from vlltr_index.train.sampling import stream
 
@@ -228,20 +228,6 @@ def test_candidates_are_the_batchs_classes_and_distinct_others() -> None:
         assert set(others) <= {3, 6, 7}
 
 
-def test_several_sentences_a_candidate_are_averaged() -> None:
-    """Where a class has only one sentence, averaging three draws of it is the loss of a single draw, to rounding."""
-    encoder = drawings.encoder()
-    only = TrainTexts([group[:1] for group in drawings.texts()], encoder)
-    losses = []
-    for count in (1, 3):
-        encoder = drawings.encoder()
-        config = OURS.model_copy(
-            update={"epochs": 1, "batch_size": 56, "word_dropout": 0.0, "joint_sentences": count}
-        )
-        losses.append(train_cvlp(encoder, drawings.images(encoder), only, config).log[0]["text"])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-
-
 def test_the_temperature_and_what_becomes_of_it() -> None:
     """tau starts where it is told, stays where it is not learned, and has no bound where there is none."""
     frozen = fit(OURS.model_copy(update={"epochs": 1, "temperature": 0.05, "learn_scale": False}))
@@ -251,12 +237,3 @@ def test_the_temperature_and_what_becomes_of_it() -> None:
     assert free.log[0]["scale"] > 101.0
     held = fit(OURS.model_copy(update={"epochs": 1, "temperature": 0.005}))
     assert held.encoder.logit_scale <= 100.01
-
-
-def test_batch_norm_keeps_its_statistics_when_asked(whole: StageOne) -> None:
-    """In eval mode no running value moves; in training mode they do."""
-    still = fit(OURS.model_copy(update={"epochs": 1, "batch_norm": "eval"}))
-    start = drawings.encoder().model.state_dict()
-    for stage, same_values in ((still, True), (whole, False)):
-        values = stage.encoder.model.state_dict()
-        assert all(torch.equal(values[k], start[k]) for k in start if "running" in k) is same_values

@@ -249,10 +249,12 @@ class _Objective:
 
     def _contrast(self, image: Tensor, text: Tensor, labels: Tensor, text_labels: Tensor) -> Tensor:
         scale = self.log_scale.exp()
-        owners = [some.to(image.device, non_blocking=True) for some in (labels, text_labels)]
+        labels = labels.to(image.device, non_blocking=True)
+        text_labels = text_labels.to(image.device, non_blocking=True)
         if (bias := self.encoder.logit_bias) is not None:
-            return class_sigmoid_loss(image, text, *owners, scale, bias)
-        sides = class_contrastive_loss(image, text, *owners, scale, self.config.label_smoothing)
+            return class_sigmoid_loss(image, text, labels, text_labels, scale, bias)
+        smoothing = self.config.label_smoothing
+        sides = class_contrastive_loss(image, text, labels, text_labels, scale, smoothing)
         return (sides[0] + sides[1]) / (1 if self.config.ccl_reduction == "sum" else 2)
 
     def _distil(self, image: Tensor, text: Tensor, target_image: Tensor, target_text: Tensor) -> Tensor:

@@ -311,11 +311,7 @@ def new_head(
     logit_scale: float,
     rows: int | None = None,
 ) -> LGRHead:
-    """An untrained head: identity projections, its visual classifier from stage 1 or, for `cosine`, from the texts.
-
-    Raises:
-        InputError: `visual_init` does not fit.
-    """
+    """An untrained head: identity projections, its visual classifier from stage 1 or, for `cosine`, from the texts."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of(config.seed, "head"))
         head = LGRHead(
@@ -335,14 +331,8 @@ def new_head(
                 start = visual_init[0]  # a class has no sentence
             head.visual_head.weight.copy_(unit_rows(start))
         elif isinstance(head.visual_head, nn.Linear) and visual_init is not None:
-            weight, bias = visual_init
-            if weight.shape != head.visual_head.weight.shape or bias.shape != head.visual_head.bias.shape:
-                raise InputError(
-                    f"the visual classifier to start from is {list(weight.shape)}, "
-                    f"the head needs {list(head.visual_head.weight.shape)}"
-                )
-            head.visual_head.weight.copy_(weight)
-            head.visual_head.bias.copy_(bias)
+            head.visual_head.weight.copy_(visual_init[0])
+            head.visual_head.bias.copy_(visual_init[1])
     return head
 
 

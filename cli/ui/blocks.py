@@ -83,7 +83,6 @@ class _Page:
         self._status = gr.HTML(elem_id="vl-top")
         self._notice = gr.HTML(elem_id="vl-notice")
         self._lay_out_answer()
-        self._lay_out_comparison()
         if not desk.read_only:
             self._lay_out_changes()
         self._drawn = [self._visit, self._status, self._notice, self._best, self._class, self._sentences]
@@ -114,8 +113,6 @@ class _Page:
                 "Put all back", interactive=False, scale=1, min_width=160, elem_id="vl-put-back"
             )
         self._sentences = gr.HTML(piece("sentences", None), js_on_load=_STRIKE, elem_id="vl-sentences")
-
-    def _lay_out_comparison(self) -> None:
         gr.HTML("<h2>Why one class and not another</h2>")
         with gr.Row(equal_height=False):
             self._first = gr.Dropdown(label="this class", min_width=200, elem_id="vl-first")

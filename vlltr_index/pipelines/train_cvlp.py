@@ -29,9 +29,10 @@ from vlltr_index.store.holdout import (
     without_names,
     write_held_out,
 )
-from vlltr_index.train.cvlp import StageOne, train_cvlp
+from vlltr_index.train.cvlp import train_cvlp
 from vlltr_index.train.data import TrainImages, TrainTexts
 from vlltr_index.train.distributed import by_first, meet
+from vlltr_index.train.loop import StageOne
 
 if TYPE_CHECKING:
     from vlltr_index.encoders.encoder import Encoder
