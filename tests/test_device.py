@@ -24,7 +24,7 @@ from vlltr_index.schemas.config import BaselineConfig, WorkspaceConfig
 from vlltr_index.schemas.recipes import override
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import choose_device, cuda_problem, float32_by, full_precision
-from vlltr_index.train.baseline import train_image_only
+from vlltr_index.train.cvlp import train_image_only
 
 FULL = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB free. Including non-PyTorch memory, ..."
 no_card = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

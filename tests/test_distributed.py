@@ -18,9 +18,8 @@ from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import ConfigError
 from vlltr_index.schemas.config import BaselineConfig, CVLPConfig
 from vlltr_index.train.augment import BatchMixer
-from vlltr_index.train.baseline import train_image_only
 from vlltr_index.train.checkpoint import STATE
-from vlltr_index.train.cvlp import train_cvlp
+from vlltr_index.train.cvlp import train_cvlp, train_image_only
 from vlltr_index.train.data import TrainImages
 from vlltr_index.train.distributed import gather_rows, join_processes, own_part, share_batch_norm, world
 from vlltr_index.train.sampling import stream

@@ -1,4 +1,7 @@
-"""Stage 1: class-wise visual-linguistic pre-training (CVLP), with distillation and the joint stage as options."""
+"""Stage 1: class-wise visual-linguistic pre-training (CVLP), with distillation and the joint stage as options.
+
+And the baseline beside it: the same visual tower and a linear layer under cross-entropy.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from vlltr_index.errors import ConfigError, InputError
-from vlltr_index.schemas.config import CVLPConfig
+from vlltr_index.schemas.config import BaselineConfig, CVLPConfig
 from vlltr_index.tensors import unit_rows
+from vlltr_index.train.augment import BatchMixer
 from vlltr_index.train.data import TrainImages, TrainTexts
 from vlltr_index.train.distributed import gather_rows, in_parts, join_processes, world
 from vlltr_index.train.loop import Run, StageOne
 from vlltr_index.train.lora import adapted
 from vlltr_index.train.losses import (
+    adjusted_loss,
     class_contrastive_loss,
     class_sigmoid_loss,
     distillation_loss,
@@ -137,6 +142,53 @@ def train_cvlp(
         )
         log = run.train()
     return StageOne.of(encoder, visual, log)
+
+
+def train_image_only(
+    encoder: Encoder,
+    images: TrainImages,
+    config: BaselineConfig,
+    *,
+    run_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> StageOne:
+    """Train the visual tower, in place, and a linear classifier of its unnormalised features; texts play no part.
+
+    With `config.logit_adjustment` at zero this is plain cross-entropy; subtract the log of the sampler's prior
+    from its logits afterwards for logit adjustment after training.
+
+    Args:
+        encoder: Where to start; its text tower stays as it is.
+        images: Training images, labels 0..C-1.
+        config: The recipe's `baseline` section.
+        run_dir: Where the state of an unfinished run is kept; None keeps none.
+        progress: Called after every step.
+
+    Raises:
+        ConfigError: The batch cannot be shared out among the processes, or not into pairs to mix.
+    """
+    join_processes(encoder)
+    visual = visual_classifier(encoder, images.num_classes, config.seed)
+    tower = encoder.model.visual
+    assert isinstance(tower, nn.Module)
+    module = nn.ModuleDict({"tower": tower, "visual": visual})
+    log_prior = sampler_prior(images.class_counts, config.sampler_power).log().float()
+    mixer = BatchMixer.of(config, images.num_classes)
+
+    def objective(
+        pixels: Tensor, positions: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        labels, soft = images.labels[positions], None
+        if mixer is not None:
+            pixels, soft = mixer(pixels, labels, generator)
+        features = images.encode(encoder, pixels, config.micro_batch)
+        with torch.autocast(features.device.type, enabled=False):
+            logits = visual(features.float())
+        loss = adjusted_loss(logits, labels, soft, log_prior, config)
+        return loss, {"visual": loss}
+
+    run = Run("train baseline fc", config, encoder, module, images, objective, run_dir, progress)
+    return StageOne.of(encoder, visual, run.train())
 
 
 def visual_classifier(encoder: Encoder, classes: int, seed: int) -> nn.Linear:

@@ -32,7 +32,7 @@ from vlltr_index.pipelines.training import (
 from vlltr_index.schemas.records import BASELINES
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
 from vlltr_index.tensors import choose_device
-from vlltr_index.train.baseline import train_image_only
+from vlltr_index.train.cvlp import train_image_only
 from vlltr_index.train.data import TrainImages
 
 if TYPE_CHECKING:
