@@ -40,7 +40,7 @@ _ENTRY = re.compile(r"^ {4}(\w+): (.*)$")
 
 def public(module: Any) -> Iterator[tuple[str, Any]]:
     """The functions and classes that a module itself defines and offers, with the classes' public methods."""
-    for name in module.__all__:
+    for name in getattr(module, "__all__", [n for n in vars(module) if not n.startswith("_")]):
         value = getattr(module, name)
         if getattr(value, "__module__", None) != module.__name__ or not callable(value):
             continue
