@@ -278,7 +278,18 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor, log_prior: Tensor, tau: 
 def adjusted_loss(
     logits: Tensor, labels: Tensor, soft: Tensor | None, log_prior: Tensor, config: LGRConfig | BaselineConfig
 ) -> Tensor:
-    """`logit_adjusted_cross_entropy` of `labels`, or of mixed images `soft_cross_entropy` of their distributions."""
+    """`logit_adjusted_cross_entropy` of labels, or `soft_cross_entropy` of mixed images.
+
+    Args:
+        logits: Float [B, C].
+        labels: Integers [B].
+        soft: Float [B, C], what the images were mixed of; None: they were not.
+        log_prior: Float [C], as for both.
+        config: Says `logit_adjustment` and `label_smoothing`.
+
+    Returns:
+        A scalar.
+    """
     if soft is not None:
         return soft_cross_entropy(logits, soft, log_prior, config.logit_adjustment)
     tau, smoothing = config.logit_adjustment, config.label_smoothing
