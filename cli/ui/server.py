@@ -6,7 +6,7 @@ import ipaddress
 import os
 import socket
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from importlib.util import find_spec
@@ -29,9 +29,9 @@ POLICY = (
 """The Content-Security-Policy of every answer: nothing is fetched from, or sent to, another address."""
 
 _HEADERS = {
-    "content-security-policy": POLICY,
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "same-origin",
+    b"content-security-policy": POLICY.encode(),
+    b"x-content-type-options": b"nosniff",
+    b"referrer-policy": b"same-origin",
 }
 _FETCHING = ("/gradio_api/file=", "/gradio_api/proxy=")  # of other addresses, where what follows is one
 _NAMES = ("127.0.0.1", "localhost", "[::1]")
@@ -124,7 +124,6 @@ def page_app(workspace: Workspace, read_only: bool = False, local: bool = True) 
         from vlltr_index.cli.ui.service import MAX_UPLOAD, Desk
 
         app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-        app.middleware("http")(guard(local))
         app.get("/manifest.json")(lambda: _MANIFEST)  # the page names one, and Gradio has none
         gr.mount_gradio_app(
             app,
@@ -145,7 +144,7 @@ def page_app(workspace: Workspace, read_only: bool = False, local: bool = True) 
             ),
             css=files("vlltr_index.cli.ui").joinpath("page.css").read_text(encoding="utf-8"),
         )
-        yield app
+        yield Guard(app, local)
 
 
 def serve(
@@ -176,24 +175,33 @@ def serve(
             return
 
 
-def guard(local: bool) -> Callable[[Any, Callable[[Any], Awaitable[Any]]], Awaitable[Any]]:
-    """The middleware of the page: whose requests it answers, and what the browser may do with its answers.
+class Guard:
+    """What stands before the page: whose requests it answers, and what the browser may do with its answers.
 
     Refused are requests to fetch another address, those that another site's page makes the browser send, and, where
     the page is for this machine alone (`local`), those that come under another name (a site whose name leads here).
     """
 
-    async def answer(request: Any, go_on: Callable[[Any], Awaitable[Any]]) -> Any:
-        from fastapi import Response
+    def __init__(self, app: Any, local: bool) -> None:
+        self._app, self._local = app, local
 
-        status = refusal(
-            request.url.path, request.headers.get("host", ""), request.headers.get("origin"), local
-        )
-        response = await go_on(request) if status is None else Response(status_code=status)
-        response.headers.update(_HEADERS)
-        return response
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass on, or refuse one request; not as middleware for answers, which holds up those that are streams."""
+        if scope["type"] == "lifespan":
+            return await self._app(scope, receive, send)
 
-    return answer
+        async def with_policy(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                kept = [(n, v) for n, v in message.get("headers", []) if n.lower() not in _HEADERS]
+                message["headers"] = [*kept, *_HEADERS.items()]
+            await send(message)
+
+        given = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        status = refusal(scope["path"], given.get(b"host", ""), given.get(b"origin"), self._local)
+        if status is None:
+            return await self._app(scope, receive, with_policy)
+        await with_policy({"type": "http.response.start", "status": status})
+        await send({"type": "http.response.body"})
 
 
 def refusal(path: str, host: str, origin: str | None, local: bool) -> int | None:
