@@ -15,7 +15,7 @@ _HEAD = """# Commands
 
 Made from the program by `python -m benchmarks.reference > docs/commands.md`.
 
-`vlltr [-w DIR] [--json] [-q] [-v] COMMAND ...`: a workspace is the nearest folder upward with a `vlltr.toml`, or
+`vlltr [-w DIR] [--json] [-q] COMMAND ...`: a workspace is the nearest folder upward with a `vlltr.toml`, or
 the one that `-w` names. `--json` writes results to stdout as JSON; everything else goes to stderr. Exit codes: 0
 done, 1 failed, 2 the command was not understood, 130 stopped by Ctrl-C. A command that was stopped goes on where it
 was when it is run again. Every command takes `-h`.
@@ -54,6 +54,7 @@ def _entry(path: tuple[str, ...], command: click.Command) -> str:
         max_content_width=100,
         terminal_width=100,
         help_option_names=[],  # said once, above
+        show_default=True,
     )
     return f"```text\n{command.get_help(context).rstrip()}\n```\n"
 

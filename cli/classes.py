@@ -1,22 +1,25 @@
-"""`vlltr classes`: the class list as rows."""
+"""`vlltr classes`, `sentences` and `images`: the class list as rows, and what each class has."""
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from vlltr_index.cli.context import Context, device_option, dry_run_option, existing, pass_context, yes_option
+from vlltr_index.cli.main import FILE, PATH, Context, device_option, dry_run_option, pass_context, yes_option
+from vlltr_index.errors import UsageError
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
-    from vlltr_index.classes import NewClass
     from vlltr_index.pipelines.classlist import ClassDetail
 
 _PICTURES = 10
 # The word in the tables to the reader's: a class that was ingested need not be trained yet.
 _ORIGIN = {"trained": "ingested", "added": "added"}
+_sentence_option = click.option("--sentence", "sentences", multiple=True, help="A sentence; repeatable.")
+_text_option = click.option("--text", type=FILE, help="A file of text: .txt, or as for `ingest text`.")
 
 
 @click.group("classes")
@@ -65,10 +68,10 @@ def _detail_lines(detail: ClassDetail, every: bool) -> list[str]:
         if names:
             lines.append(f"{label}: {', '.join(names)}")
     for sentence in [*detail.anchors, *detail.others]:
-        rank = "    -" if sentence.rank is None else f"  {sentence.rank:>3}"
-        loss = "       -" if sentence.loss is None else f"{sentence.loss:8.3f}"
+        rank = "-" if sentence.rank is None else sentence.rank
+        loss = "-" if sentence.loss is None else f"{sentence.loss:.3f}"
         key = f"  {sentence.sentence_id[:12]}" if every else ""
-        lines.append(f"{rank}  loss {loss}{key}  {sentence.text}  [{sentence.source}]")
+        lines.append(f"{rank:>5}  loss {loss:>8}{key}  {sentence.text}  [{sentence.source}]")
     shown = detail.pictures if every else detail.pictures[:_PICTURES]
     for picture in shown:
         problem = f"  ({picture.problem})" if picture.problem else ""
@@ -80,16 +83,14 @@ def _detail_lines(detail: ClassDetail, every: bool) -> list[str]:
 
 @classes_command.command("add")
 @click.argument("name", required=False)
-@click.option("--sentence", "sentences", multiple=True, help="A sentence about the class; repeatable.")
-@click.option(
-    "--text",
-    help="A file of text about the class: .txt, or JSON, JSONL, CSV or Parquet as for `ingest text`.",
-)
-@click.option("--images", help="A folder of its images.")
+@_sentence_option
+@_text_option
+@click.option("--images", type=PATH, help="A folder of its images.")
 @click.option("--alias", "aliases", multiple=True, help="Another name; repeatable.")
 @click.option(
     "--from",
     "manifest",
+    type=PATH,
     help='A JSON file of many: {name: [sentence, ...]} or {name: {"sentences": [...], "images": [...]}}.',
 )
 @dry_run_option
@@ -99,46 +100,30 @@ def add(
     context: Context,
     name: str | None,
     sentences: tuple[str, ...],
-    text: str | None,
-    images: str | None,
+    text: Path | None,
+    images: Path | None,
     aliases: tuple[str, ...],
-    manifest: str | None,
+    manifest: Path | None,
     dry_run: bool,
 ) -> None:
     """Add the class NAME by its sentences, its images, or both; it can be recognised at once."""
-    from vlltr_index.classes import add_classes
-
-    wanted = _wanted(name, sentences, text, images, aliases, manifest)
-    context.show(add_classes(context.open(), wanted, dry_run=dry_run, progress=context.progress))
-
-
-def _wanted(
-    name: str | None,
-    sentences: tuple[str, ...],
-    text: str | None,
-    images: str | None,
-    aliases: tuple[str, ...],
-    manifest: str | None,
-) -> list[NewClass]:
-    """The classes that the options of `add` describe."""
-    from vlltr_index.classes import NewClass, read_manifest
+    from vlltr_index.classes import NewClass, add_classes, read_manifest
     from vlltr_index.data.files import require
-    from vlltr_index.errors import UsageError
 
-    if (name is None) == (manifest is None):
-        raise UsageError(
-            "give either NAME or --from FILE", "For example: vlltr classes add okapi --text okapi.txt"
-        )
-    if manifest is None:
-        assert name is not None
-        text_file, folder = existing(text) if text else None, require(existing(images)) if images else None
-        return [NewClass(name, tuple(sentences), text_file, folder, tuple(aliases))]
-    if sentences or text or images or aliases:
+    if manifest is not None and (sentences or text or images or aliases):
         raise UsageError(
             "--from FILE says all about its classes: --sentence, --text, --images and --alias go with NAME",
             "Write them into the file, or leave --from out.",
         )
-    return read_manifest(existing(manifest))
+    if name is not None and manifest is None:
+        wanted = [NewClass(name, sentences, text, images if images is None else require(images), aliases)]
+    elif manifest is not None and name is None:
+        wanted = read_manifest(manifest)
+    else:
+        raise UsageError(
+            "give either NAME or --from FILE", "For example: vlltr classes add okapi --text okapi.txt"
+        )
+    context.run(add_classes, wanted, dry_run=dry_run)
 
 
 @classes_command.command("remove")
@@ -149,20 +134,17 @@ def _wanted(
 def remove(context: Context, names: tuple[str, ...], yes: bool, dry_run: bool) -> None:
     """Remove classes with their sentences and images; `vlltr rollback` brings them back."""
     from vlltr_index.classes import remove_classes
-    from vlltr_index.errors import UsageError
 
-    workspace = context.open()
-    table = workspace.snapshot().class_table()
+    table = context.open().snapshot().class_table()
     known = [table.names[table.lookup(name)] for name in names]
     if not yes and not dry_run:
         if not sys.stdin.isatty():
             raise UsageError(
                 "removing classes asks first, and there is no terminal to ask at", "Say so beforehand: --yes"
             )
-        click.confirm(
-            f"Remove {', '.join(map(repr, known))} with all sentences and images?", abort=True, err=True
-        )
-    context.show(remove_classes(workspace, known, dry_run=dry_run, progress=context.progress))
+        asked = ", ".join(map(repr, known))
+        click.confirm(f"Remove {asked} with all sentences and images?", abort=True, err=True)
+    context.run(remove_classes, known, dry_run=dry_run)
 
 
 @classes_command.command("rename")
@@ -170,11 +152,11 @@ def remove(context: Context, names: tuple[str, ...], yes: bool, dry_run: bool) -
 @click.argument("new")
 @dry_run_option
 @pass_context
-def rename(context: Context, old: str, new: str, dry_run: bool) -> None:
+def rename(context: Context, /, **how: Any) -> None:
     """Give the class OLD the name NEW: its number and texts stay, its prompts are made anew."""
     from vlltr_index.classes import rename_class
 
-    context.show(rename_class(context.open(), old, new, dry_run=dry_run, progress=context.progress))
+    context.run(rename_class, **how)
 
 
 @classes_command.command("merge")
@@ -182,8 +164,69 @@ def rename(context: Context, old: str, new: str, dry_run: bool) -> None:
 @click.argument("other")
 @dry_run_option
 @pass_context
-def merge(context: Context, into: str, other: str, dry_run: bool) -> None:
+def merge(context: Context, /, **how: Any) -> None:
     """Make two classes one: sentences and images of OTHER go to INTO, its name becomes an alias."""
     from vlltr_index.classes import merge_classes
 
-    context.show(merge_classes(context.open(), into, other, dry_run=dry_run, progress=context.progress))
+    context.run(merge_classes, **how)
+
+
+@click.group("sentences")
+def sentences_command() -> None:
+    """Give a class more sentences, or take some away, without retraining."""
+
+
+@sentences_command.command("add")
+@click.argument("name", metavar="CLASS")
+@_sentence_option
+@_text_option
+@dry_run_option
+@device_option
+@pass_context
+def add_sentences(context: Context, /, **how: Any) -> None:
+    """Add sentences to CLASS; its anchors are selected again."""
+    from vlltr_index.classes import add_sentences
+
+    context.run(add_sentences, **how)
+
+
+@sentences_command.command("remove")
+@click.argument("name", metavar="CLASS")
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@click.option("--matching", metavar="TEXT", help="All sentences of the class that hold this text.")
+@dry_run_option
+@pass_context
+def remove_sentences(context: Context, /, **how: Any) -> None:
+    """Take sentences from CLASS, by id (`vlltr classes show CLASS --all`) or by what they say."""
+    from vlltr_index.classes import remove_sentences
+
+    context.run(remove_sentences, **how)
+
+
+@click.group("images")
+def images_command() -> None:
+    """Give a class more training images, or take some away, without retraining."""
+
+
+@images_command.command("add")
+@click.argument("name", metavar="CLASS")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=PATH)
+@dry_run_option
+@device_option
+@pass_context
+def add_images(context: Context, /, **how: Any) -> None:
+    """Add images to CLASS: files, or folders of them; all anchors are selected again."""
+    from vlltr_index.classes import add_images
+
+    context.run(add_images, **how)
+
+
+@images_command.command("remove")
+@click.argument("ids", nargs=-1, required=True, metavar="IMAGE_ID...")
+@dry_run_option
+@pass_context
+def remove_images(context: Context, /, **how: Any) -> None:
+    """Take images away, by their ids (`vlltr classes show CLASS`)."""
+    from vlltr_index.classes import remove_images
+
+    context.run(remove_images, **how)

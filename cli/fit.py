@@ -1,40 +1,68 @@
-"""`vlltr fit`: from a folder of pictures to a model, each step a command that could have been typed."""
+"""`vlltr fit` and `vlltr quickstart`: from pictures to a model, each step a command that could have been typed."""
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections import Counter
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from vlltr_index.cli.context import Context, device_option, existing, pass_context, set_option
-from vlltr_index.cli.steps import Step, run_step
+from vlltr_index.cli.main import DIR, FILE, Context, device_option, pass_context, set_option, vlltr
 from vlltr_index.errors import InputError
 
 if TYPE_CHECKING:
     from vlltr_index.evaluation.metrics import EvaluationReport
 
+Step = tuple[str, tuple[str, ...]]
+"""Why a command is run, and its words."""
+
 _TEXTS = ("texts", "texts.json", "texts.jsonl", "texts.csv", "texts.parquet")
 _TESTS = ("test", "val", "validation", "valid")
+_TO_MEASURE = "split = 'test' AND problem IS NULL"
+_TRAINED: list[Step] = [
+    ("Vectors of pictures and sentences", ("embed",)),
+    ("The sentences that tell the classes apart (AnSS)", ("select",)),
+    ("The head, and how much pictures and texts count", ("train", "lgr")),
+    ("The index over the sentences", ("index",)),
+]
+_FOLDER = {"fast": "vlltr-quickstart-fast", "short": "vlltr-quickstart", "full": "vlltr-quickstart-full"}
+_RECIPE = {"fast": "glyphs_lt/fast", "short": "glyphs_lt/quick", "full": "glyphs_lt/ours"}
+_UNSEEN = (
+    "latin small letter k with caron"  # held out; one that the method knows well, as is measured beside it
+)
+
+
+def run_step(context: Context, folder: Path, step: Step, place: str) -> Any:
+    """Print a step and run it on the workspace `folder`; what the command returned. With --json it prints to stderr."""
+    title, words = step
+    args = words if words[0] == "init" else ("-w", str(folder), *words)
+    context.say(f"\n{place} {title}\n$ {shlex.join(('vlltr', *args))}")
+    options = ["--quiet"] if context.quiet or context.as_json else []
+    started = time.monotonic()
+    with redirect_stdout(sys.stderr if context.as_json else sys.stdout):
+        result = vlltr.main(args=[*options, *args], prog_name="vlltr", standalone_mode=False, obj=True)
+    context.say(f"({time.monotonic() - started:.1f} s)")
+    return result
 
 
 @click.command("fit")
-@click.argument("directory", metavar="DIR")
+@click.argument("pictures", metavar="DIR", type=DIR)
 @click.option(
-    "--text",
-    metavar="PATH",
-    help="Sentences, as for `ingest text`; default: DIR/texts, or DIR/texts.json (.jsonl, .csv, .parquet).",
+    "--text", type=FILE, help="Sentences, as for `ingest text`; default: DIR/texts (.json, .csv, ...)."
 )
 @click.option("--encoder", metavar="MODEL[:PRETRAINED|:FILE]", help="As for `init`.")
 @click.option("--recipe", metavar="NAME", help="As for `init`.")
 @set_option
-@click.option("--to", metavar="DIR", help="The workspace; default: DIR-model beside DIR.")
+@click.option("--to", type=DIR, help="The workspace; default: DIR-model beside DIR.")
 @click.option(
     "--hold-out",
     default=0.2,
-    show_default=True,
     type=click.FloatRange(0, 0.9),
     metavar="SHARE",
     help="Share of each class's pictures to measure on; not used where DIR has a folder test or val.",
@@ -43,12 +71,12 @@ _TESTS = ("test", "val", "validation", "valid")
 @pass_context
 def fit_command(
     context: Context,
-    directory: str,
-    text: str | None,
+    pictures: Path,
+    text: Path | None,
     encoder: str | None,
     recipe: str | None,
     overrides: tuple[str, ...],
-    to: str | None,
+    to: Path | None,
     hold_out: float,
 ) -> None:
     """Make a model of the pictures in DIR: a folder of class folders, or of the folders train and test.
@@ -56,27 +84,26 @@ def fit_command(
     A part of the pictures is held out, the model is measured on it beside simple rules, and a report is written. Then
     the head is trained once more on all pictures. Run it again when pictures or texts came: vectors are kept.
     """
-    pictures = existing(directory)
-    if directory.startswith("-"):
-        pictures = pictures.resolve()  # no option of a step
     if not pictures.is_dir():
         raise InputError(f"{pictures} is no folder", "Give a folder of class folders: DIR/tench/1.jpg")
-    folder = existing(to) if to else pictures.resolve().with_name(f"{pictures.resolve().name}-model")
-    steps = plan_steps(pictures, existing(text) if text else _texts(pictures), hold_out)
-    chosen = {"--encoder": encoder, "--recipe": recipe}
-    options = [part for name, value in chosen.items() if value for part in (name, value)]
-    options += [part for value in overrides for part in ("--set", value)]
+    if str(pictures).startswith("-"):
+        pictures = pictures.resolve()  # no option of a step
+    folder = to or pictures.resolve().with_name(f"{pictures.resolve().name}-model")
+    texts = text or next((path for name in _TEXTS if (path := pictures / name).exists()), None)
+    steps = plan_fit(pictures, texts, hold_out)
+    chosen = [("--encoder", encoder), ("--recipe", recipe), *(("--set", value) for value in overrides)]
+    options = [part for name, value in chosen if value for part in (name, value)]
     if options or not (folder / "vlltr.toml").exists():
-        run_step(context, folder, Step("A workspace", ("init", str(folder), *options)), "[0]")
+        run_step(context, folder, ("A workspace", ("init", str(folder), *options)), "[0]")
     measured: EvaluationReport | None = None
     for number, step in enumerate(steps, 1):
-        if step.args[:2] == ("train", "baseline") and not _tested(folder):
+        if step[1][:2] == ("train", "baseline") and not _count(folder, _TO_MEASURE):
             context.say("\nNo class has pictures enough to hold one out: nothing is measured.")
             break
-        _, result = run_step(context, folder, step, f"[{number}/{len(steps)}]")
-        measured = result if step.args[0] == "evaluate" else measured
-        if step.args[:2] == ("ingest", "images"):
-            look(context, folder)
+        result = run_step(context, folder, step, f"[{number}/{len(steps)}]")
+        measured = result if step[1][0] == "evaluate" else measured
+        if step[1][:2] == ("ingest", "images") and not _count(folder, "problem IS NULL"):
+            raise InputError("none of the pictures can be read", "The lines above say why.")
     context.show({"workspace": str(folder), "evaluation": measured}, ())
     if measured is not None:
         context.say("\n" + verdict(measured))
@@ -89,8 +116,8 @@ def fit_command(
         context.say(f"The report lies in {folder / 'reports'}.")
 
 
-def plan_steps(pictures: Path, texts: Path | None, hold_out: float) -> list[Step]:
-    """The commands after `init`, in order.
+def plan_fit(pictures: Path, texts: Path | None, hold_out: float) -> list[Step]:
+    """The commands of `vlltr fit` after `init`, in order.
 
     Raises:
         InputError: If the folder or the texts are not what they should be.
@@ -100,28 +127,24 @@ def plan_steps(pictures: Path, texts: Path | None, hold_out: float) -> list[Step
     _check(pictures, inside, test)
     if texts is not None and not texts.exists():
         raise InputError(f"there is no {texts}", "Give the texts that there are, or leave --text out.")
-    source = str(inside.get("train", pictures))
-    ingest = ("ingest", "images", source, "--split", "train")
-    steps = []
+    ingest = ("ingest", "images", str(inside.get("train", pictures)), "--split", "train")
+    steps: list[Step] = []
     if texts is not None:
-        steps.append(Step("Sentences about the classes", ("ingest", "text", str(texts))))
+        steps.append(("Sentences about the classes", ("ingest", "text", str(texts))))
     if test is None:
-        held = (*ingest, "--hold-out", f"{hold_out:g}")
-        steps.append(Step("Pictures, and a part of them to measure on", held))
+        steps.append(("Pictures, and a part of them to measure on", (*ingest, "--hold-out", f"{hold_out:g}")))
     else:
         measured = ("ingest", "images", str(inside[test]), "--split", "test")
-        steps += [Step("Pictures to learn from", ingest), Step("Pictures to measure on", measured)]
-    steps += _trained()
+        steps += [("Pictures to learn from", ingest), ("Pictures to measure on", measured)]
+    steps += _TRAINED
     if test is None and not hold_out:
         return steps
     for rule in ("ncm", "discriminant", *(["zero-shot"] if texts is not None else [])):
-        steps.append(Step("A simple rule on the same vectors", ("train", "baseline", rule)))
-    steps += [
-        Step("Accuracy on pictures that it has not seen", ("evaluate", "--split", "test")),
-        Step("The report", ("report", "--split", "test")),
-    ]
+        steps.append(("A simple rule on the same vectors", ("train", "baseline", rule)))
+    steps.append(("Accuracy on pictures that it has not seen", ("evaluate", "--split", "test")))
+    steps.append(("The report", ("report", "--split", "test")))
     if test is None:
-        steps += [Step("All pictures for training", (*ingest, "--hold-out", "0")), *_trained()]
+        steps += [("All pictures for training", (*ingest, "--hold-out", "0")), *_TRAINED]
     return steps
 
 
@@ -138,36 +161,6 @@ def _check(pictures: Path, inside: dict[str, Path], test: str | None) -> None:
         raise InputError(
             f"{pictures} has a folder {parts[0]}, which is no class, and not train and test",
             f"Put class folders into {pictures / 'train'} and {pictures / 'test'}, or give one of them.",
-        )
-    if test is None:
-        return
-    known, asked = ({e.name for e in inside[part].iterdir() if e.is_dir()} for part in ("train", test))
-    if not known & asked:
-        there = [", ".join(sorted(names)[:5]) or "no class" for names in (known, asked)]
-        raise InputError(
-            f"train and {test} of {pictures} have no class in common: {there[0]}; {there[1]}",
-            f"Name the folders alike, or take {test} away: then a part of train is held out.",
-        )
-
-
-def look(context: Context, folder: Path) -> None:
-    """Stop where no picture can be read; tell of those that are gone from their places, which count all the same."""
-    from vlltr_index.store.ingestion import is_gone
-    from vlltr_index.store.workspace import Workspace
-
-    snapshot = Workspace.open(folder).snapshot()
-    rows = snapshot.table("images", ["uri", "class_id"], "problem IS NULL AND data IS NULL")
-    if not rows.num_rows:
-        raise InputError("none of the pictures can be read", "The lines above say why.")
-    names = snapshot.class_table().names
-    pairs = zip(rows["uri"].to_pylist(), rows["class_id"].to_pylist(), strict=True)
-    gone = Counter(names[owner] for uri, owner in pairs if owner in names and is_gone(uri))
-    if gone:
-        listed = ", ".join(f"{name} {count}" for name, count in gone.most_common(5))
-        context.say(
-            f"{gone.total()} pictures are no longer where they were, and count all the same: {listed}. Where a class"
-            f" was renamed or given up: vlltr -w {shlex.quote(str(folder))} classes rename OLD NEW, or classes"
-            " remove NAME."
         )
 
 
@@ -187,22 +180,96 @@ def verdict(measured: EvaluationReport) -> str:
     return f"{said} {'That is better.' if less.high < 0 else 'That may be chance.' if less.value else ''}".rstrip()
 
 
-def _tested(folder: Path) -> bool:
-    """Whether there are pictures to measure on."""
+def _count(folder: Path, where: str) -> int:
+    """How many pictures of the workspace are such."""
     from vlltr_index.store.workspace import Workspace
 
-    return Workspace.open(folder).snapshot().count("images", "split = 'test' AND problem IS NULL") > 0
+    return Workspace.open(folder).snapshot().count("images", where)
 
 
-def _trained() -> list[Step]:
-    return [
-        Step("Vectors of pictures and sentences", ("embed",)),
-        Step("The sentences that tell the classes apart (AnSS)", ("select",)),
-        Step("The head, and how much pictures and texts count", ("train", "lgr")),
-        Step("The index over the sentences", ("index",)),
-    ]
+@click.command("quickstart")
+@click.option("--fast", "size", flag_value="fast", help="A small slice in about a minute: does it work here?")
+@click.option("--full", "size", flag_value="full", help="All classes, in full (half an hour or more).")
+@click.option("--dir", "folder", type=DIR, help="Where to; default: ./vlltr-quickstart (-fast, -full).")
+@device_option
+@pass_context
+def quickstart_command(context: Context, size: str | None, folder: Path | None) -> None:
+    """Run the whole method on Glyphs-LT, the long-tailed data set that ships with the package.
+
+    Ingests text and images of a third of its classes, trains, selects anchor sentences, indexes, evaluates, explains a
+    prediction, adds a class by its description alone, and writes a report. Every step is printed as the command that
+    does it. Stopped, it goes on where it was.
+    """
+    size = size or "short"
+    folder = folder or Path(_FOLDER[size])
+    started, journal = time.monotonic(), folder / "quickstart.json"
+    done: dict[str, float] = json.loads(journal.read_text(encoding="utf-8")) if journal.is_file() else {}
+    init = ("A workspace", ("init", str(folder), "--recipe", _RECIPE[size]))
+    run_step(context, folder, init, "[0]")
+    steps = list(plan_quickstart(folder, size))
+    for number, step in enumerate(steps, 1):
+        place, began = f"[{number}/{len(steps)}]", time.monotonic()
+        key = f"{place} {shlex.join(step[1])}"
+        shows = step[1][0] in ("evaluate", "predict") and "--explain" not in step[1]
+        if key in done and not shows:
+            context.say(f"{place} {step[0]}: done before")
+            continue
+        run_step(context, folder, step, place)
+        done[key] = round(time.monotonic() - began, 1)
+        fresh = journal.with_suffix(".new")
+        fresh.write_text(json.dumps(done, indent=2) + "\n", encoding="utf-8")
+        fresh.replace(journal)
+    minutes = (time.monotonic() - started) / 60
+    context.show({"workspace": str(folder), "steps": done, "minutes": round(minutes, 2)}, ())
+    context.say(
+        f"\nDone in {minutes:.1f} minutes. The workspace is {folder}; the report lies in {folder / 'reports'}."
+    )
+    context.say("For a folder of your own, with a folder of pictures for each class:")
+    context.say("  vlltr fit PICTURES --encoder ViT-B-32-quickgelu:openai")
+    context.say("  vlltr -w PICTURES-model predict NEW.jpg")
+    context.say('  vlltr -w PICTURES-model classes add NAME --sentence "What it looks like."')
 
 
-def _texts(pictures: Path) -> Path | None:
-    """The texts that lie among the pictures."""
-    return next((path for name in _TEXTS if (path := pictures / name).exists()), None)
+def plan_quickstart(folder: Path, size: str) -> Iterator[Step]:
+    """The commands of a quickstart, in order; writes the sample files that they name."""
+    from vlltr_index.data.glyphs import glyph_files, write_part, write_sample, write_text
+
+    data, short = glyph_files(fast=size == "fast"), size == "short"
+    data = write_part(data, 3, folder / "data") if short else data
+    yield "Sentences about every class", ("ingest", "text", str(data.texts))
+    alike = ", drawn by the fonts of train; a few fonts share a glyph to the byte"
+    for split, note in (("train", ""), ("val", alike), ("test", ", drawn by other fonts")):
+        yield f"Images: {split}{note}", ("ingest", "images", str(data.images), "--split", split)
+    yield "Stage 1: train both towers together (CVLP)", ("train", "cvlp")
+    yield "Embed sentences and images into LanceDB", ("embed",)
+    yield "Keep the sentences that tell the classes apart (AnSS)", ("select",)
+    yield "Stage 2: the language-guided head (LGR)", ("train", "lgr")
+    yield "The index over the anchor sentences", ("index",)
+    if size != "fast":
+        yield "The image-only baseline", ("train", "baseline", "fc")
+    yield "Accuracy by class size", ("evaluate", "--split", "test")
+    classes = json.loads((data.folder / "classes.json").read_text(encoding="utf-8"))
+    names = json.loads(data.texts.read_text(encoding="utf-8"))
+    few = sorted(n for n in names if classes[n]["bin"] == "few" and classes[n]["train"] <= 5)
+    known, samples, held = few[len(few) // 2], folder / "samples", data.heldout_classes("dev")
+    known_png = str(write_sample(data.images, "test", known, samples / "known.png"))
+    unseen_png = str(write_sample(data.images, "dev_test", _UNSEEN, samples / "unseen.png"))
+    unseen_txt = str(write_text(held.pop(_UNSEEN), samples / "unseen.txt"))
+    after = "; after seconds of training the new class need not win yet" if size == "fast" else ""
+    yield f"A rare character, explained ({known})", ("predict", known_png, "--top", "2")
+    yield (
+        f"A character that no class stands for ({_UNSEEN})",
+        ("predict", unseen_png, "--top", "2", "--explain", "1"),
+    )
+    yield "Add its class by its description alone", ("classes", "add", _UNSEEN, "--text", unseen_txt)
+    yield f"The same picture again{after}", ("predict", unseen_png, "--top", "2")
+    if size == "full":
+        manifest = samples / "dev-classes.json"
+        manifest.write_text(json.dumps(held, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        added = ("classes", "add", "--from", str(manifest))
+        yield "Add the other development classes, from text alone", added
+        yield "Their images", ("ingest", "images", str(data.images), "--split", "dev_test")
+        yield "Embed them", ("embed",)
+        yield "New classes among all", ("evaluate", "--split", "dev_test")
+        yield "Old classes beside them", ("evaluate", "--split", "test")
+    yield "One file about all of it, for a browser", ("report",)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from vlltr_index.cli.context import Context, existing, pass_context
+from vlltr_index.cli.main import DIR, FILE, PATH, Context, pass_context, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,20 +25,15 @@ def ingest_command() -> None:
 
 @ingest_command.command("images")
 @click.argument("path")
-@click.option(
-    "--split", help="train, val, test or a name of your own; a Parquet file may have a column for it."
-)
-@click.option(
-    "--root", metavar="DIR", help="Folder that the paths of a list or JSON are relative to; default: its own."
-)
+@click.option("--split", help="train, val, test or a name of your own; Parquet may have a column for it.")
+@click.option("--root", "list_root", type=DIR, help="Base of a list's or JSON's paths; default: its own.")
 @click.option(
     "--names",
-    metavar="FILE",
+    "label_names",
+    type=FILE,
     help="Names of numeric labels: one a line, `n01440764 tench`, `airfield 0`, or categories.json.",
 )
-@click.option(
-    "--create-classes", is_flag=True, help="Make classes for unknown names in splits other than train."
-)
+@click.option("--create-classes", is_flag=True, help="Make classes for unknown names outside train, too.")
 @click.option(
     "--store",
     type=click.IntRange(16, 8192),
@@ -51,16 +47,7 @@ def ingest_command() -> None:
     help="Put this share of each class's images into split test instead of train; 0 takes all for training again.",
 )
 @pass_context
-def images(
-    context: Context,
-    path: str,
-    split: str | None,
-    root: str | None,
-    names: str | None,
-    create_classes: bool,
-    store: int | None,
-    hold_out: float | None,
-) -> None:
+def images(context: Context, /, path: str, **how: Any) -> None:
     """Bring in images from PATH.
 
     PATH is a folder of class folders, also in object storage (s3://bucket/birds), a `path label` list (ImageNet-LT,
@@ -70,32 +57,20 @@ def images(
     from vlltr_index.data.objects import is_address
     from vlltr_index.pipelines.ingest import ingest_images
 
-    report = ingest_images(
-        context.open(),
-        path if is_address(path) else existing(path),
-        split,
-        list_root=existing(root) if root else None,
-        label_names=existing(names) if names else None,
-        create_classes=create_classes,
-        store=store,
-        hold_out=hold_out,
-        progress=context.progress,
-    )
-    context.show(report)
+    context.run(ingest_images, path if is_address(path) else Path(path).expanduser(), **how)
 
 
 @ingest_command.command("text")
-@click.argument("path")
+@click.argument("path", type=PATH)
 @click.option(
     "--names",
-    metavar="FILE",
+    "label_names",
+    type=FILE,
     help="Names of the class numbers of desc_N.txt; default: labels.txt or categories.json beside them.",
 )
-@click.option(
-    "--prompts/--no-prompts", default=None, help="Add the recipe's prompts for each class; default: yes."
-)
+@click.option("--prompts/--no-prompts", default=None, help="Add the recipe's prompts, as by default.")
 @pass_context
-def text(context: Context, path: str, names: str | None, prompts: bool | None) -> None:
+def text(context: Context, /, **how: Any) -> None:
     """Bring in sentences from PATH.
 
     PATH is a folder of .txt files (one a class), JSONL ({"class", "text", "source"}), JSON ({class: [sentence, ...]}),
@@ -104,18 +79,13 @@ def text(context: Context, path: str, names: str | None, prompts: bool | None) -
     """
     from vlltr_index.pipelines.ingest import ingest_text
 
-    file = existing(names) if names else None
-    context.show(
-        ingest_text(
-            context.open(), existing(path), label_names=file, prompts=prompts, progress=context.progress
-        )
-    )
+    context.run(ingest_text, **how)
 
 
 @ingest_command.command("classes")
-@click.argument("path", metavar="FILE")
+@click.argument("path", metavar="FILE", type=FILE)
 @pass_context
-def classes(context: Context, path: str) -> None:
+def classes(context: Context, path: Path) -> None:
     """Bring in what classes lie below: genus, family, or whatever holds several of them.
 
     FILE is CSV, TSV or Parquet with the columns name and parent (and rank, and aliases with ; between), or
@@ -123,11 +93,11 @@ def classes(context: Context, path: str) -> None:
     """
     from vlltr_index.pipelines.taxonomy import ingest_classes
 
-    context.show(ingest_classes(context.open(), existing(path)))
+    context.show(ingest_classes(context.open(), path))
 
 
 @ingest_command.command("wikipedia")
-@click.option("--lang", default="en", show_default=True, help="Wikipedia's language.")
+@click.option("--lang", default="en", help="Wikipedia's language.")
 @click.option("--hint", help="What all classes have in common, such as bird: it settles which page is meant.")
 @click.option("--title", "titles", multiple=True, metavar="CLASS=TITLE", help="Settle a class; repeatable.")
 @click.option("--interactive", is_flag=True, help="Ask where a name may mean several things.")
@@ -138,7 +108,6 @@ def classes(context: Context, path: str) -> None:
 @pass_context
 def wikipedia(
     context: Context,
-    /,
     lang: str,
     hint: str | None,
     titles: tuple[str, ...],
@@ -156,36 +125,28 @@ def wikipedia(
     from vlltr_index.pipelines.wikipedia import ingest_wikipedia, open_wiki, parse_titles
 
     workspace = context.open()
-    wiki = open_wiki(workspace, api, lang, contact, refresh)
+    again = {"--lang": lang if lang != "en" else None, "--hint": hint, "--api": api}
+    given = [f" {option} {shlex.quote(value)}" for option, value in again.items() if value]
     report = ingest_wikipedia(
         workspace,
-        wiki,
+        open_wiki(workspace, api, lang, contact, refresh),
         lang=lang,
         hint=hint,
         titles=parse_titles(titles),
-        choose=_choose if interactive else None,
-        command=_start(lang, hint, api),
-        progress=None if interactive else context.progress,
         prompts=prompts,
+        choose=_choose if interactive else None,
+        command="vlltr ingest wikipedia" + "".join(given),
+        progress=None if interactive else context.progress,
     )
     context.show({**asdict(report), "found": report.found}, _articles(report))
     if report.rows and not report.found:
         raise click.exceptions.Exit(1)
 
 
-def _start(lang: str, hint: str | None, api: str | None) -> str:
-    """The command again, without what settles a class."""
-    options = {"--lang": lang if lang != "en" else None, "--hint": hint, "--api": api}
-    given = [f"{option} {shlex.quote(value)}" for option, value in options.items() if value]
-    return " ".join(["vlltr ingest wikipedia", *given])
-
-
 def _choose(name: str, candidates: Sequence[str]) -> str | None:
     """Ask on stderr which article is about the class."""
-    click.echo(f"{name!r} may be:", err=True)
-    for number, title in enumerate(candidates, 1):
-        click.echo(f"  {number:>2}  {title}", err=True)
-    question = "A number, a title, or nothing to leave it open"
+    listed = "".join(f"  {number:>2}  {title}\n" for number, title in enumerate(candidates, 1))
+    question = f"{name!r} may be:\n{listed}A number, a title, or nothing to leave it open"
     text = str(click.prompt(question, default="", show_default=False, err=True)).strip()
     if text.isdecimal() and 1 <= int(text) <= len(candidates):
         return candidates[int(text) - 1]
@@ -194,8 +155,6 @@ def _choose(name: str, candidates: Sequence[str]) -> str | None:
 
 def _articles(report: WikipediaReport) -> Iterator[str | Table]:
     """The articles for people: a table, what settles the classes without one, and the counts."""
-    from vlltr_index.cli.render import table
-
     rows = [[r.name, r.title or "-", r.why, f"{r.sentences:,}", f"{r.added:,}"] for r in report.rows]
     columns = ["class", "article", "why not", "sentences", "added"]
     yield table(f"Articles from {report.source}", columns, rows, left=3)

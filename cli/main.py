@@ -1,65 +1,268 @@
-"""`vlltr`: the group, its global options, and how errors leave the program."""
+"""`vlltr`: the group and its options, what every command shares, and how errors leave the program."""
 
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import sys
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from vlltr_index.cli.context import Context
 from vlltr_index.errors import MissingStepError, VlltrError
 from vlltr_index.version import VERSION
 
-__all__ = ["COMMANDS", "main", "vlltr"]
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from vlltr_index.pipelines.status import StatusReport
+    from vlltr_index.schemas.records import Progress
+    from vlltr_index.store.workspace import Workspace
 
 COMMANDS: dict[str, tuple[str, str]] = {
     # name: (module of vlltr_index.cli, what `vlltr --help` says), in the order of a first session
-    "quickstart": ("quickstart", "Run the whole method on the data set that ships with the package."),
+    "quickstart": ("fit", "Run the whole method on the data set that ships with the package."),
     "fit": ("fit", "Make a model of a folder of pictures: all of the commands below in one."),
     "init": ("workspace", "Make a workspace."),
     "ingest": ("ingest", "Bring in images and text."),
-    "import": ("import_", "Bring in checkpoints of the VL-LTR release."),
+    "import": ("workspace", "Bring in checkpoints of the VL-LTR release."),
     "train": ("train", "Train the encoder (cvlp), the head (lgr), both (all), or a baseline."),
-    "embed": ("stages", "Embed sentences and images with the workspace's encoder."),
-    "select": ("stages", "Select each class's anchor sentences (AnSS)."),
-    "index": ("stages", "Build the FAISS index over the anchors."),
+    "embed": ("train", "Embed sentences and images with the workspace's encoder."),
+    "select": ("train", "Select each class's anchor sentences (AnSS)."),
+    "index": ("train", "Build the FAISS index over the anchors."),
     "predict": ("predict", "Recognise images and name the sentences behind each answer."),
     "explain": ("predict", "Show why an image is, or is not, of a class."),
     "evaluate": ("evaluate", "Measure accuracy on a split: overall, many, medium, few."),
-    "report": ("report", "Write one HTML file: accuracy, gains, confusions, explained predictions."),
+    "report": ("evaluate", "Write one HTML file: accuracy, gains, confusions, explained predictions."),
     "classes": ("classes", "List, show, add, remove, rename and merge classes, without retraining."),
-    "sentences": ("sentences", "Give a class more sentences, or take some away."),
-    "images": ("images", "Give a class more training images, or take some away."),
-    "refit": ("refit", "Train the head again over all classes that have images by now."),
-    "export": ("export", "Write a folder to share: the model, or the tables."),
+    "sentences": ("classes", "Give a class more sentences, or take some away."),
+    "images": ("classes", "Give a class more training images, or take some away."),
+    "refit": ("train", "Train the head again over all classes that have images by now."),
+    "export": ("workspace", "Write a folder to share: the model, or the tables."),
     "search": ("search", "Find images by a text, and sentences by an image or a text."),
-    "ui": ("ui.command", "Serve a page to recognise pictures, take answers apart, and add classes."),
+    "ui": ("ui.server", "Serve a page to recognise pictures, take answers apart, and add classes."),
     "status": ("workspace", "Show what exists, what is stale, and the next command."),
-    "doctor": ("doctor", "Look whether versions, device and workspace are in order."),
-    "history": ("history", "List the workspace's commits."),
-    "rollback": ("history", "Go back to an earlier commit, in a new one."),
-    "diff": ("history", "Show what differs between two commits."),
-    "prune": ("history", "Give up old commits and the files that only they needed."),
-    "completion": ("doctor", "Print the script that completes commands with Tab."),
+    "doctor": ("workspace", "Look whether versions, device and workspace are in order."),
+    "history": ("workspace", "List the workspace's commits."),
+    "rollback": ("workspace", "Go back to an earlier commit, in a new one."),
+    "diff": ("workspace", "Show what differs between two commits."),
+    "prune": ("workspace", "Give up old commits and the files that only they needed."),
+    "completion": ("workspace", "Print the script that completes commands with Tab."),
 }
 
 _LONG = {"embed", "fit", "quickstart", "train"}  # worth a look at what else the machine does
-_ELSEWHERE = "Choose a folder that you may write to."
 _MENDS = {
     errno.ENOSPC: "Free some space there, then run the same command again.",
-    errno.EDQUOT: "Free some space there, then run the same command again.",
-    errno.EROFS: _ELSEWHERE,
-    errno.EACCES: _ELSEWHERE,
-    errno.EPERM: _ELSEWHERE,
-    errno.ENAMETOOLONG: "Choose a shorter name.",
-    errno.ELOOP: "A link there leads back to itself: remove it.",
+    errno.EROFS: "Choose a folder that you may write to.",
+    errno.EACCES: "Choose a folder that you may write to.",
 }
+_PLAIN_EVERY = 10.0  # seconds between two plain lines of one step
+
+
+@dataclass
+class Context:
+    """The global options, and the few things commands do with them."""
+
+    workspace: str | None = None
+    as_json: bool = False
+    quiet: bool = False
+    goes_on: bool = False  # one of several commands: the next one comes by itself
+    opened: Workspace | None = None
+    _drawing: ExitStack = field(default_factory=ExitStack)
+    _draw: Progress | None = None
+
+    def open(self) -> Workspace:
+        """The workspace named by `-w`, or the nearest one upward."""
+        from vlltr_index.store.workspace import Workspace
+
+        self.opened = Workspace.open(self.workspace) if self.workspace else Workspace.find()
+        if (device := self.opened.recipe.device) != "auto":
+            os.environ.setdefault("VLLTR_DEVICE", device)
+        return self.opened
+
+    def run(self, work: Callable[..., Any], *args: Any, **how: Any) -> None:
+        """Do `work` on the workspace, with progress, and show the report that it gives."""
+        self.show(work(self.open(), *args, progress=self.progress, **how))
+
+    def status(self) -> StatusReport | None:
+        """How the opened workspace stands; None where that cannot be said, which is for the next command to tell."""
+        from vlltr_index.pipelines.status import status
+
+        with suppress(VlltrError):
+            return None if self.opened is None else status(self.opened)
+        return None
+
+    def say_next(self) -> None:
+        """Tell people the command that comes next for the opened workspace."""
+        if not (self.quiet or self.as_json or self.goes_on) and (found := self.status()) is not None:
+            self.say(f"Next: {found.next}")
+
+    def console(self, stderr: bool = False) -> Console:
+        """A rich console; results go to stdout, everything else to stderr."""
+        from rich.console import Console
+
+        console = Console(stderr=stderr, highlight=False)
+        return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=140)
+
+    def width(self) -> int | None:
+        """Columns of the terminal that results go to; none where they go to a file or a pipe."""
+        console = self.console()
+        return console.width if console.is_terminal else None
+
+    def show(self, record: Any, lines: Iterable[str | Table] | None = None, always: bool = False) -> None:
+        """One result: as JSON where that was asked for, else as `lines`, default `record.lines()`, for people.
+
+        Under `-q` the lines are left out, unless they are what was asked for (`always`). Where other commands follow
+        by themselves, the next one is not told.
+        """
+        self.end_progress()
+        if self.as_json:
+            from pydantic_core import to_jsonable_python
+
+            value = to_jsonable_python(record)
+            click.echo(json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True))
+        elif always or not self.quiet:
+            for line in record.lines() if lines is None else lines:
+                if not isinstance(line, str):
+                    self.console().print(line)
+                elif not (self.goes_on and line.startswith("Next: ")):
+                    click.echo(line)
+
+    def say(self, message: str) -> None:
+        """A line for people: on stdout, or on stderr where stdout carries JSON; not under `-q`."""
+        self.end_progress()
+        if not self.quiet:
+            click.echo(message, err=self.as_json)
+
+    def progress(self, step: str, done: int, total: int | None) -> None:
+        """Draw progress on stderr: bars in a terminal, plain lines elsewhere; not under `-q`."""
+        if self.quiet:
+            return
+        if self._draw is None:
+            console = self.console(stderr=True)
+            self._draw = _bars(console, self._drawing) if console.is_terminal else _plain(console)
+        self._draw(step, done, total)
+
+    def end_progress(self) -> None:
+        """Leave what was drawn of the progress as it stands."""
+        self._drawing.close()
+        self._draw = None
+
+
+def _bars(console: Console, drawing: ExitStack) -> Progress:
+    """Draws a bar a step until `drawing` is closed."""
+    from rich import progress
+
+    columns = (
+        progress.TextColumn("{task.description}"), progress.BarColumn(bar_width=30), progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(), progress.TimeRemainingColumn(),
+    )  # fmt: skip
+    bars, tasks = drawing.enter_context(progress.Progress(*columns, console=console)), {}
+
+    def draw(step: str, done: int, total: int | None) -> None:
+        if step not in tasks:
+            tasks[step] = bars.add_task(step)
+        bars.update(tasks[step], completed=done, total=total)
+
+    return draw
+
+
+def _plain(console: Console) -> Progress:
+    """Prints a line a step now and then, and one at its end."""
+    due: dict[str, float] = {}
+
+    def draw(step: str, done: int, total: int | None) -> None:
+        now, ended = time.monotonic(), total is not None and done >= total
+        if ended or now >= due.setdefault(step, now + _PLAIN_EVERY):
+            due[step] = now + _PLAIN_EVERY
+            console.print(f"{step}: {done:,}" + ("" if total is None else f"/{total:,}"), markup=False)
+
+    return draw
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> Table:
+    """A rich table whose first `left` columns are text and the others numbers."""
+    from rich import box
+    from rich.table import Table as RichTable
+
+    result = RichTable(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+    for position, name in enumerate(columns):
+        text = position < left  # in a narrow terminal texts are broken, numbers never
+        result.add_column(name, justify="left" if text else "right", overflow="fold", no_wrap=not text)
+    for row in rows:
+        result.add_row(*row)
+    return result
+
+
+def percent(value: float | None) -> str:
+    """A fraction as a percentage with one decimal, or a dash."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def broken(before: str, text: str, width: int | None) -> list[str]:
+    """`text` after `before`, broken at `width` columns with the rest below its beginning."""
+    if width is None or len(before) + len(text) <= width:
+        return [before + text]
+    from textwrap import wrap
+
+    first, *rest = wrap(text, max(24, width - len(before)))
+    return [before + first, *(" " * len(before) + line for line in rest)]
+
+
+class _Place(click.ParamType[Path]):
+    """A path as the user typed it, with `~` expanded."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Whether there is something is for the library to say."""
+        return Path(value).expanduser()
+
+
+def _compute_on(context: click.Context, parameter: click.Parameter, device: str | None) -> None:
+    """Let this process, and those that it starts, compute on `device`."""
+    if device is not None:
+        from vlltr_index.tensors import choose_device
+
+        choose_device(device)
+        os.environ["VLLTR_DEVICE"] = device
+
+
+PATH, FILE, DIR = _Place("path"), _Place("file"), _Place("dir")
+pass_context = click.make_pass_decorator(Context)
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value; repeatable."
+)
+dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would happen; commit nothing.")
+yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+at_option = click.option("--at", type=click.IntRange(1), metavar="ID", help="As of this commit.")
+crops_option = click.option("--crops", default=1, help="Crops of each image: 1, or 5 (centre and corners).")
+engine_option = click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    help="Compute in this process, or by Ray Data here or on a cluster (RAY_ADDRESS).",
+)
+actors_option = click.option(
+    "--actors", type=click.IntRange(1), help="Models on Ray; default: one a GPU or CPU."
+)
+device_option = click.option(
+    "--device",
+    metavar="NAME",
+    expose_value=False,
+    callback=_compute_on,
+    help="auto, cpu, cuda or cuda:N; default: VLLTR_DEVICE, else the recipe's.",
+)
 
 
 class LazyGroup(click.Group):
@@ -71,14 +274,13 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the module that defines `cmd_name`."""
-        if cmd_name not in COMMANDS:
-            if ctx.resilient_parsing:
-                return None
-            raise click.NoSuchCommand(cmd_name, possibilities=COMMANDS, ctx=ctx)
-        module = import_module(f"vlltr_index.cli.{COMMANDS[cmd_name][0]}")
-        command = getattr(module, f"{cmd_name}_command")
-        assert isinstance(command, click.Command)
-        return command
+        if cmd_name in COMMANDS:
+            module = import_module(f"vlltr_index.cli.{COMMANDS[cmd_name][0]}")
+            command: click.Command = getattr(module, f"{cmd_name}_command")
+            return command
+        if ctx.resilient_parsing:
+            return None
+        raise click.NoSuchCommand(cmd_name, possibilities=COMMANDS, ctx=ctx)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; where it lacks a step, say which one comes first of all."""
@@ -86,10 +288,10 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except MissingStepError as error:
             hint = error.hint or ""
-            first = ctx.obj.first_step() if hint.startswith("Run: vlltr ") else None
-            if first is None or first in hint:
+            found = ctx.obj.status() if hint.startswith("Run: vlltr ") else None
+            if found is None or not found.stale or found.next in hint:
                 raise
-            raise MissingStepError(error.message, f"{hint}\nBefore that: {first}") from None
+            raise MissingStepError(error.message, f"{hint}\nBefore that: {found.next}") from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands from their stored summaries: `--help` imports no command."""
@@ -98,14 +300,12 @@ class LazyGroup(click.Group):
 
 
 @click.group(
-    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True},
 )
-@click.option(
-    "-w", "--workspace", metavar="DIR|URI", help="The workspace; default: the nearest folder upward."
-)
+@click.option("-w", "--workspace", metavar="DIR|URI", help="Which; default: the nearest folder upward.")
 @click.option("--json", "as_json", is_flag=True, help="Write results to stdout as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress; warnings and errors only.")
-@click.option("-v", "--verbose", is_flag=True, help="More detail on stderr.")
 @click.option(
     "--threads",
     type=click.IntRange(1),
@@ -114,26 +314,18 @@ class LazyGroup(click.Group):
 )
 @click.version_option(VERSION, prog_name="vlltr")
 @click.pass_context
-def vlltr(
-    ctx: click.Context,
-    workspace: str | None,
-    as_json: bool,
-    quiet: bool,
-    verbose: bool,
-    threads: int | None,
-) -> None:
+def vlltr(ctx: click.Context, /, threads: int | None, **options: Any) -> None:
     """Long-tailed image recognition that knows its classes through text (VL-LTR)."""
     # Read when torch is loaded. Threads that wait by spinning take the core from those that they wait for.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if threads is None and ctx.invoked_subcommand in _LONG and "OMP_NUM_THREADS" not in os.environ:
         threads = _free_cores()
-        os.environ["VLLTR_FREE_CORES"] = str(threads)  # for one process: several share them
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
-    ctx.obj = Context(workspace=workspace, as_json=as_json, quiet=quiet, goes_on=ctx.obj is True)
+    ctx.obj = Context(**options, goes_on=ctx.obj is True)
     ctx.call_on_close(ctx.obj.end_progress)
     logger = logging.getLogger("vlltr_index")
-    logger.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+    logger.setLevel(logging.WARNING if options["quiet"] else logging.INFO)
     if not any(isinstance(handler, _Echo) for handler in logger.handlers):
         logger.addHandler(_Echo())
 
@@ -159,47 +351,36 @@ def main(argv: list[str] | None = None) -> NoReturn:
     try:
         code = vlltr.main(args=argv, prog_name="vlltr", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
-    except click.exceptions.Exit as leave:
-        sys.exit(leave.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        if (
-            int(os.environ.get("WORLD_SIZE") or "1") == 1
-        ):  # of several processes the one that started them says it
+        if int(os.environ.get("WORLD_SIZE") or "1") == 1:  # of several, the one that started them says it
             click.echo("Stopped. Run the same command again to go on.", err=True)
         sys.exit(130)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except VlltrError as error:
-        click.echo(f"Error: {error.message}", err=True)
-        if error.hint:
-            click.echo(error.hint, err=True)
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's; what foresaw it has said what mends it
+    except (VlltrError, OSError, MemoryError, RuntimeError) as error:
+        found = _in_words(error)
+        if found is None:
             raise
-        click.echo(f"Error: {str(error).partition('. Including')[0]}", err=True)
-        click.echo("Free memory of the GPU (nvidia-smi shows who holds it), or use --device cpu.", err=True)
-        sys.exit(1)
-    except (OSError, MemoryError) as error:
-        _say_what_the_machine_lacks(error)
-        sys.exit(1)
+        for line in filter(None, found):
+            click.echo(line, err=True)
+        try:
+            sys.stdout.flush()
+        except OSError:  # stdout is what is full: it is given up
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(getattr(error, "exit_code", 1))
 
 
-def _say_what_the_machine_lacks(error: OSError | MemoryError) -> None:
-    """The last word on what no command foresees: a full disk, a folder that cannot be written, too little memory."""
+def _in_words(error: Exception) -> tuple[str, str | None] | None:
+    """What was wrong and what mends it, where a person can mend it: ours, the machine's, a GPU's memory."""
+    if isinstance(error, VlltrError):
+        return f"Error: {error.message}", error.hint
     if isinstance(error, MemoryError):
-        click.echo(f"Error: there is not enough memory: {str(error) or 'none is left'}", err=True)
-        return
-    where = f": {error.filename}" if error.filename is not None else ""
-    click.echo(f"Error: {error.strerror or error}{where}", err=True)
-    hint = _MENDS.get(error.errno or 0)
-    if hint is not None:
-        click.echo(hint, err=True)
-    with suppress(OSError):
-        sys.stdout.flush()  # fails again where stdout is what is full, and is then given up
-        return
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return f"Error: there is not enough memory: {str(error) or 'none is left'}", None
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename is not None else ""
+        return f"Error: {error.strerror or error}{where}", _MENDS.get(error.errno or 0)
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which nobody has foreseen
+        mend = "Free memory of the GPU (nvidia-smi shows who holds it), or use --device cpu."
+        return f"Error: {str(error).partition('. Including')[0]}", mend
+    return None

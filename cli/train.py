@@ -1,4 +1,4 @@
-"""`vlltr train cvlp`, `lgr`, `all`, `baseline`."""
+"""`vlltr train`, `refit`, and what stands around them: `embed`, `select`, `index`."""
 
 from __future__ import annotations
 
@@ -13,38 +13,43 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vlltr_index.cli.context import Context, device_option, pass_context, set_option
+from vlltr_index.cli.main import (
+    Context,
+    actors_option,
+    device_option,
+    engine_option,
+    pass_context,
+    set_option,
+    table,
+)
 from vlltr_index.errors import PeerError, UsageError, VlltrError
 from vlltr_index.schemas.records import BASELINES
+from vlltr_index.wording import many
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from vlltr_index.anchors.planning import IndexPlan
+    from vlltr_index.pipelines.embed import EngineName
     from vlltr_index.pipelines.training import TrainReport
     from vlltr_index.schemas.config import Recipe
     from vlltr_index.store.workspace import Workspace
 
-
-_log = logging.getLogger("vlltr_index.cli.train")
 _GRACE = 5.0  # seconds
-_STARTED = "VLLTR_STARTED"  # set for the processes that `--processes` starts
 
 
 def _options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What every training takes."""
     for option in (
         set_option,
         device_option,
         click.option(
-            "--recipe",
-            metavar="NAME",
-            help="Use this recipe's section for the step alone; `all` takes the recipe as a whole.",
+            "--recipe", metavar="NAME", help="Take this recipe's section; `all`: take it as a whole."
         ),
-        click.option("--seed", type=int, help="The seed of the run."),
-        click.option(
-            "--resume/--restart", default=True, help="Go on from an interrupted run of the same settings."
-        ),
+        click.option("--resume/--restart", default=True, help="Go on from an interrupted run."),
         click.option(
             "--processes",
             default=1,
-            show_default=True,
             type=click.IntRange(1),
             metavar="N",
             help="Train with N processes on this machine, a GPU each where there are GPUs.",
@@ -54,29 +59,17 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def _recipe(
-    workspace: Workspace, recipe: str | None, overrides: tuple[str, ...], seed: int | None, part: str = ""
-) -> Recipe:
+def _recipe(workspace: Workspace, recipe: str | None, overrides: tuple[str, ...], part: str = "") -> Recipe:
     """What to train by: of another recipe the section `part` alone counts, or all where none is named."""
     from vlltr_index.schemas.recipes import load_recipe, override
 
     chosen = load_recipe(recipe) if recipe else workspace.recipe
-    if part and chosen.encoder != workspace.recipe.encoder and _speaks():
-        _log.warning(
-            "of recipe %s only the section [%s] is used: the encoder stays %s, as in vlltr.toml"
-            " (vlltr train all --recipe %s takes it as a whole)",
-            chosen.name,
-            part,
-            workspace.recipe.encoder.model,
-            recipe,
-        )
-    seeds = [f"{one}.seed={seed}" for one in ([part] if part else ["cvlp", "lgr"]) if seed is not None]
-    return override(chosen, (*overrides, *seeds), (part,) if part else ())
+    return override(chosen, overrides, (part,) if part else ())
 
 
-def _speaks() -> bool:
-    """Whether this process talks to the user: of several, the first does."""
-    return int(os.environ.get("WORLD_SIZE") or "1") == 1 or int(os.environ.get("RANK") or "0") == 0
+def _number(name: str, default: int) -> int:
+    """What a launcher of processes says in the environment."""
+    return int(os.environ.get(name) or default)
 
 
 def _shared_out(processes: int) -> bool:
@@ -86,13 +79,8 @@ def _shared_out(processes: int) -> bool:
         UsageError: If there are fewer GPUs than processes.
         VlltrError: If one of them was killed.
     """
-    if processes == 1 or _STARTED in os.environ:
+    if processes == 1 or _number("WORLD_SIZE", 1) > 1:
         return False
-    if int(os.environ.get("WORLD_SIZE") or "1") > 1:
-        raise UsageError(
-            f"this was started as one of {os.environ['WORLD_SIZE']} processes (WORLD_SIZE) and cannot start more",
-            "Leave --processes away, or start it without torchrun.",
-        )
     import torch
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -101,13 +89,11 @@ def _shared_out(processes: int) -> bool:
     gpus = 0 if os.environ.get("VLLTR_DEVICE") == "cpu" else torch.cuda.device_count()
     if 0 < gpus < processes:
         raise UsageError(
-            f"--processes {processes}: each takes a GPU of its own, and there {'is' if gpus == 1 else 'are'} {gpus}",
-            f"Use --processes {gpus}." if gpus > 1 else "Leave --processes away.",
+            f"--processes {processes}: each takes a GPU of its own, and there are {gpus}",
+            "Use fewer, or leave --processes away.",
         )
-    os.environ[_STARTED] = "1"
-    if (free := os.environ.pop("VLLTR_FREE_CORES", None)) is not None:
-        os.environ["OMP_NUM_THREADS"] = str(max(1, int(free) // processes))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    threads = _number("OMP_NUM_THREADS", os.cpu_count() or 1) // processes
+    os.environ["OMP_NUM_THREADS"] = str(max(1, threads))
     config = LaunchConfig(
         1, 1, processes, run_id=str(os.getpid()), rdzv_backend="c10d", rdzv_endpoint="localhost:0",
         max_restarts=0, signals_to_handle="SIGTERM,SIGHUP", local_addr="127.0.0.1",
@@ -127,7 +113,6 @@ def _shared_out(processes: int) -> bool:
             "If memory ran out: a smaller batch_size or fewer processes. The same command goes on from the last epoch.",
         ) from None
     finally:
-        del os.environ[_STARTED]
         logging.disable(logging.NOTSET)
     return True
 
@@ -137,7 +122,7 @@ def _training(context: Context) -> Iterator[None]:
     """A run of a training command, which ends quietly where another process says what was wrong."""
     from vlltr_index.train.distributed import leave, world
 
-    if not _speaks():
+    if _number("RANK", 0):  # of several processes the first talks to the user
         context.quiet, context.as_json = True, False
         logging.getLogger("vlltr_index").setLevel(logging.WARNING)
     try:
@@ -145,10 +130,8 @@ def _training(context: Context) -> Iterator[None]:
     except PeerError as error:
         raise click.exceptions.Exit(error.exit_code) from None
     except RuntimeError:
-        if world()[1] > 1:
-            time.sleep(
-                _GRACE
-            )  # where it lost another one, the launcher ends this one meanwhile, and says why
+        if world()[1] > 1:  # if it lost another one, the launcher ends this one meanwhile, and says why
+            time.sleep(_GRACE)
         raise
     leave()
 
@@ -221,9 +204,8 @@ def everything(context: Context, /, processes: int, resume: bool, **given: Any) 
     with _training(context):
         meet()
         if adopt_recipe(workspace, chosen):
-            context.say(
-                f"Recipe {chosen.name} is the workspace's own now: {workspace.storage.at('vlltr.toml')}"
-            )
+            at = workspace.storage.at("vlltr.toml")
+            context.say(f"Recipe {chosen.name} is the workspace's own now: {at}")
         reports = train_all(workspace, chosen, context.progress, resume=resume)
     following = "Trained, embedded, selected and indexed. Next: vlltr evaluate --split test"
     context.show(reports, [*reports["train lgr"].notes, following])
@@ -260,3 +242,129 @@ def baseline(context: Context, /, name: str, processes: int, resume: bool, **giv
             chosen = ", ".join(f"{key} {value}" for key, value in row.settings.items())
             context.say(": ".join(filter(None, (row.label, "; ".join(filter(None, (chosen, row.note)))))))
     context.show(made, [f"Next: {following}"])
+
+
+@click.command("refit")
+@set_option
+@device_option
+@pass_context
+def refit_command(context: Context, overrides: tuple[str, ...]) -> None:
+    """Train the head again, on stored vectors, over all classes that have images by now.
+
+    Worth it when many classes came by images, or trained ones got more: they take part in the training
+    then. Takes seconds to minutes; the encoder, the anchors and the index stay.
+    """
+    from vlltr_index.pipelines.train_lgr import refit
+
+    context.run(refit, _recipe(context.open(), None, overrides, "lgr").lgr)
+
+
+@click.command("embed")
+@click.option("--views", type=click.IntRange(1), help="Views of a training image; default: the recipe's.")
+@click.option("--force", is_flag=True, help="Take an encoder whose weights changed; select and train again.")
+@engine_option
+@actors_option
+@device_option
+@pass_context
+def embed_command(
+    context: Context, views: int | None, force: bool, engine: EngineName, actors: int | None
+) -> None:
+    """Embed every sentence and image that has no vector yet; an interrupted run goes on where it was.
+
+    Either engine computes the same vectors, and goes on where the other one was.
+    """
+    from vlltr_index.pipelines.embed import embed
+
+    report = embed(context.open(), views, context.progress, force, engine, actors)
+    lines = [
+        f"Embedded {many(report.sentences, 'sentence')} ({report.sentences_before:,} there before) and"
+        f" {many(report.images, 'image vector')} ({report.images_before:,} there before)."
+    ]
+    if report.truncated:
+        cut = many(report.truncated, "sentence was", "sentences were")
+        lines.append(f"{cut} longer than the encoder's context of {report.context} tokens, and cut there.")
+    if report.unreadable:
+        unread = many(report.unreadable, "image")
+        lines.append(f"{unread} could not be read again: kept aside with the reason.")
+    context.show(report, lines)
+    context.say_next()
+
+
+@click.command("select")
+@set_option
+@device_option
+@pass_context
+def select_command(context: Context, overrides: tuple[str, ...]) -> None:
+    """Score each sentence against the class image sets and keep the best of each class as anchors (AnSS)."""
+    from vlltr_index.anchors.selection import select
+
+    workspace = context.open()
+    report = select(workspace, _recipe(workspace, None, overrides, "select").select, context.progress)
+    lines = [
+        f"Selected {many(report.anchors, 'anchor')} of {many(report.sentences, 'sentence')} for"
+        f" {many(report.classes, 'class', 'classes')} ({report.mode}, {many(report.images, 'image')})."
+    ]
+    if report.classes_without_images:
+        bare = many(report.classes_without_images, "class has", "classes have")
+        lines.append(f"{bare} no training image: sentences there go by text alone.")
+    if report.classes_without_sentences:
+        silent = many(report.classes_without_sentences, "class has", "classes have")
+        lines.append(f"{silent} no sentence, and no anchor: they are told by their images alone.")
+    context.show(report, lines)
+    context.say_next()
+
+
+@click.command("index")
+@click.option("--kind", type=click.Choice(["auto", "torch", "flat", "ivf", "hnsw"]), default="auto")
+@click.option("--plan", "plan_only", is_flag=True, help="Only say what would be built, and what each costs.")
+@click.option("--classes", type=click.IntRange(1, 10**9), help="Plan for so many; needs no workspace.")
+@click.option("--anchors", type=click.IntRange(1, 10**6), help="Plan for so many anchors a class.")
+@click.option("--width", type=click.IntRange(1, 10**5), help="Plan for vectors of this width; default: 512.")
+@pass_context
+def index_command(
+    context: Context, kind: str, plan_only: bool, classes: int | None, anchors: int | None, width: int | None
+) -> None:
+    """Build the index over the anchors; its kind goes by their number."""
+    from vlltr_index.anchors.planning import plan_index
+    from vlltr_index.pipelines.build_index import index_anchors, plan_for
+
+    if (classes or anchors or width) and not (plan_only and classes and anchors):
+        raise click.UsageError("a plan wants --plan, --classes and --anchors; --width may stand beside them")
+    if plan_only:
+        size = (classes or 0) * (anchors or 0)
+        plan = plan_index(size, width or 512) if size else plan_for(context.open())
+        context.show(plan, _plan_lines(plan))
+        return
+    report = index_anchors(context.open(), kind, context.progress)
+    what = f"an index of kind {report.kind}" if report.anchors else "no index"
+    context.show(report, [f"Built {what}: {report.reason}."])
+    context.say_next()
+
+
+def _plan_lines(plan: IndexPlan) -> list[str | Table]:
+    """The kind of index that would be built, what each kind costs, and where the figures come from."""
+    if not plan.costs:
+        return [f"Would build no index: {plan.reason}."]
+    rows = []
+    for cost in plan.costs:
+        kind = "no index: every class is scored" if cost.kind == "none" else cost.kind
+        sizes = [_size(mib) for mib in (cost.memory_mib, cost.disk_mib)]
+        times = [_time(t) for t in (cost.build_seconds, cost.one_image_seconds, cost.batch_seconds)]
+        rows.append([kind + " *" * cost.beyond, *sizes, *times])
+    columns = ["kind", "memory", "disk", "build", "one image", "128 images"]
+    lines: list[str | Table] = [
+        f"Would build an index of kind {plan.kind}: {plan.reason}.",
+        table(f"{plan.anchors:,} anchors of width {plan.dim:,}", columns, rows),
+        f"Reckoned from times of a processor, measured on {plan.measured_on}.",
+    ]
+    return lines + ["* larger than what was measured."] * any(cost.beyond for cost in plan.costs)
+
+
+def _size(mib: float) -> str:
+    return f"{mib:,.0f} MiB" if mib < 10_000 else f"{mib / 1024:,.0f} GiB"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 1:
+        return f"{1000 * seconds:,.0f} ms"
+    return f"{seconds:,.0f} s" if seconds < 600 else f"{seconds / 60:,.0f} min"

@@ -1,12 +1,27 @@
-"""`vlltr init` and `status`."""
+"""Commands about a workspace as a whole: `init`, `status`, `doctor`, its commits, what is shared, and `completion`."""
 
 from __future__ import annotations
 
 import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import click
 
-from vlltr_index.cli.context import Context, pass_context, set_option
+from vlltr_index.cli.main import (
+    DIR,
+    FILE,
+    PATH,
+    Context,
+    at_option,
+    broken,
+    pass_context,
+    set_option,
+    yes_option,
+)
+from vlltr_index.errors import UsageError
+from vlltr_index.wording import many
 
 
 @click.command("init")
@@ -48,24 +63,198 @@ def init_command(
         check_source(chosen.encoder.model, chosen.encoder.pretrained, chosen.encoder.image_size)
     workspace = Workspace.create(directory, chosen)
     context.show({"workspace": workspace.address, "recipe": workspace.recipe.name}, ())
-    if workspace.history.last().id:
-        context.say(f"The workspace {workspace.address} is there already, and stays as it is.")
-        context.say(f"Next: vlltr -w {shlex.quote(directory)} status")
-        return
-    context.say(f"Made the workspace {workspace.address} (recipe {workspace.recipe.name}).")
-    context.say(
-        f"Next: vlltr -w {shlex.quote(directory)} ingest text PATH, then ingest images PATH --split train"
+    said, following = (
+        f"Made the workspace {workspace.address} (recipe {workspace.recipe.name}).",
+        "ingest text PATH",
     )
+    following += ", then ingest images PATH --split train"
+    if workspace.history.last().id:
+        said = f"The workspace {workspace.address} is there already, and stays as it is."
+        following = "status"
+    context.say(f"{said}\nNext: vlltr -w {shlex.quote(directory)} {following}")
 
 
 @click.command("status")
 @pass_context
 def status_command(context: Context) -> None:
     """Show what the workspace holds, what is stale, and the next command."""
-    from vlltr_index.cli.render import broken
     from vlltr_index.pipelines.status import status
 
     report = status(context.open())
     rows, width = report.lines(), context.width()
     lines = (line for name, value in rows for line in broken(f"{name:<22} ", value, width))
     context.show(report, lines, always=True)
+
+
+@click.command("doctor")
+@click.option("--unlock", is_flag=True, help="Clear the lock that a killed writer left in object storage.")
+@pass_context
+def doctor_command(context: Context, unlock: bool) -> None:
+    """Look at versions, the device and the workspace; exit code 1 where something must be mended."""
+    from vlltr_index.pipelines.doctor import diagnose
+
+    if unlock:
+        holder = context.open().storage.unlock()
+        context.say(f"Cleared the lock of {holder}." if holder else "There is no lock to clear.")
+        return
+    checks = diagnose(context.workspace, named=context.workspace is not None)
+    problems = sum(check.state == "problem" for check in checks)
+    lines = (
+        f"{check.state:<8} {check.name:<18} {check.value}"
+        + (f"\n{'':<27} {check.mend}" if check.mend else "")
+        for check in checks
+        if check.state == "problem" or not context.quiet
+    )
+    context.show({"ok": not problems, "checks": checks}, lines, always=True)
+    context.say(f"{many(problems, 'problem')} found." if problems else "Everything is in order.")
+    if problems:
+        raise click.exceptions.Exit(1)
+
+
+@click.command("history")
+@pass_context
+def history_command(context: Context) -> None:
+    """List the workspace's commits, newest first."""
+    history = context.open().history
+    commits = [history.read(i) for i in reversed(history.ids())]
+    lines = (f"{commit.id:>5}  {commit.created_at}  {commit.command}" for commit in commits)
+    context.show(commits, lines, always=True)
+
+
+@click.command("rollback")
+@click.argument("commit", type=click.IntRange(1), metavar="ID")
+@yes_option
+@pass_context
+def rollback_command(context: Context, commit: int, yes: bool) -> None:
+    """Go back to the state of commit ID, in a new commit: nothing is lost."""
+    from vlltr_index.pipelines.history import rollback, undone
+
+    workspace = context.open()
+    commands = undone(workspace, commit)
+    if commands and not yes:
+        listed = "".join(f"  vlltr {command}\n" for command in commands)
+        click.confirm(f"{listed}Go back to commit {commit}, before these?", abort=True, err=True)
+    context.show(rollback(workspace, commit))
+
+
+@click.command("diff")
+@click.argument("before", type=click.IntRange(1), metavar="ID")
+@click.argument("after", type=click.IntRange(1), metavar="ID")
+@pass_context
+def diff_command(context: Context, before: int, after: int) -> None:
+    """Show what differs between two commits: names of classes, and numbers of sentences, images and anchors."""
+    from vlltr_index.pipelines.history import diff
+
+    context.show(diff(context.open(), before, after), always=True)
+
+
+@click.command("prune")
+@click.option("--keep", required=True, type=click.IntRange(1), help="How many of the newest commits stay.")
+@yes_option
+@pass_context
+def prune_command(context: Context, keep: int, yes: bool) -> None:
+    """Give up old commits, and remove the files that only they needed.
+
+    The commits that stay answer as before. This cannot be taken back.
+    """
+    from vlltr_index.pipelines.history import prune
+
+    old = len(context.open().history.ids()[:-keep])
+    if not yes:
+        click.confirm(f"Give up the oldest {old} commits? This cannot be taken back.", abort=True, err=True)
+    context.run(prune, keep)
+
+
+@click.command("export")
+@click.argument("folder", metavar="DIR", type=DIR)
+@at_option
+@click.option("--force", is_flag=True, help="Replace an export that is there; anything else is left alone.")
+@click.option("--index", "with_index", is_flag=True, help="Put the FAISS index in, where there is one.")
+@click.option("--tables", is_flag=True, help="Write tables for `datasets`, pandas and others, not a model.")
+@click.option("--embed-images", is_flag=True, help="With --tables: put the bytes of image files in.")
+@click.option("--push", metavar="USER/NAME", help="Make it this model on the Hugging Face hub, too.")
+@click.option("--private", is_flag=True, help="With --push: let a new repository be private.")
+@pass_context
+def export_command(
+    context: Context,
+    folder: Path,
+    at: int | None,
+    force: bool,
+    with_index: bool,
+    tables: bool,
+    embed_images: bool,
+    push: str | None,
+    private: bool,
+) -> None:
+    """Write DIR, which `Recognizer.from_pretrained` reads without the workspace: encoder, head, anchors, model card.
+
+    With --tables: classes, sentences, images and anchors as Parquet files. DIR appears whole or not at all.
+    """
+    from vlltr_index.recognition.exported.reading import check_repository
+    from vlltr_index.recognition.exported.writing import export_model, export_tables, push_model
+
+    if embed_images and not tables:
+        raise UsageError("--embed-images is for --tables: a model has no images", "Leave it out.")
+    if tables and (with_index or push):
+        raise UsageError(
+            f"{'--index' if with_index else '--push'} is for a model, not for --tables",
+            "To put tables on the hub: hf upload user/name DIR --repo-type dataset",
+        )
+    if private and push is None:
+        raise UsageError("--private is for --push", "Add: --push user/name")
+    workspace, url = context.open(), None
+    if tables:
+        report = export_tables(
+            workspace, folder, at, force=force, embed_images=embed_images, progress=context.progress
+        )
+    else:
+        if push is not None:
+            check_repository(push)
+        report = export_model(workspace, folder, at, force=force, with_index=with_index)
+        if push is not None:
+            url = push_model(Path(report.folder), push, private=private or None)
+    pushed = [f"Pushed: {url}"] if url else []
+    context.show({**asdict(report), "url": url}, [*report.lines(), *pushed])
+
+
+@click.group("import")
+def import_command() -> None:
+    """Bring in what other programs have trained."""
+
+
+@import_command.command("release")
+@click.argument("path", metavar="CHECKPOINT", type=PATH)
+@click.option(
+    "--names",
+    "label_names",
+    type=FILE,
+    help="Stage 2: class names in the order of the benchmark's labels, such as labels.txt or categories.json.",
+)
+@click.option("--anchors", is_flag=True, help="Stage 2: keep the anchor vectors, which have no sentences.")
+@pass_context
+def release(context: Context, /, **how: Any) -> None:
+    """Make CHECKPOINT of the VL-LTR release the workspace's encoder (stage 1) or image tower and head (stage 2).
+
+    Nothing in the file is executed. Stage 2 takes the text tower of the workspace's encoder, so stage 1 comes first.
+    The release keeps its sentences in pickled files, which are not read: `vlltr embed` and `vlltr select` choose the
+    anchors anew, unless --anchors keeps the checkpoint's vectors.
+    """
+    from vlltr_index.pipelines.import_release import import_release
+
+    context.show(import_release(context.open(), **how))
+
+
+@click.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion_command(context: click.Context, shell: str) -> None:
+    """Print the script that completes commands and options with Tab in SHELL.
+
+    \b
+    bash:  eval "$(vlltr completion bash)"    in ~/.bashrc
+    zsh:   eval "$(vlltr completion zsh)"     in ~/.zshrc
+    fish:  vlltr completion fish > ~/.config/fish/completions/vlltr.fish
+    """
+    from click.shell_completion import shell_complete
+
+    shell_complete(context.find_root().command, {}, "vlltr", "_VLLTR_COMPLETE", f"{shell}_source")

@@ -25,15 +25,19 @@ def test_values_stay_in_range_and_images_change(config: AugmentConfig, channels:
     """Shape and range hold; the same generator gives the same images, another one others."""
     pixels = torch.rand(12, channels, 16, 16, generator=torch.Generator().manual_seed(0))
     augment = BatchAugment(config)
-    first = augment(pixels, torch.Generator().manual_seed(1))
+
+    def augmented(seed: int) -> torch.Tensor:
+        return augment.apply(pixels, augment.draw(len(pixels), torch.Generator().manual_seed(seed)))
+
+    first = augmented(1)
     if channels == 1 and config.auto_augment and config.kind == "photo":
         assert first.shape == (12, 3, 16, 16)
     else:
         assert first.shape == pixels.shape
     assert first.min() >= 0
     assert first.max() <= 1
-    assert torch.equal(first, augment(pixels, torch.Generator().manual_seed(1)))
-    assert not torch.equal(first, augment(pixels, torch.Generator().manual_seed(2)))
+    assert torch.equal(first, augmented(1))
+    assert not torch.equal(first, augmented(2))
 
 
 @pytest.mark.parametrize("config", KINDS)
@@ -65,7 +69,10 @@ def test_normalised_pixels_are_augmented_in_their_own_range() -> None:
     mean, std = encoder.mean.view(1, 3, 1, 1), encoder.std.view(1, 3, 1, 1)
     plain, seeds = BatchAugment(drawings.AUGMENT), [3, 1, 2, 3]
     expected = torch.cat(
-        [plain(one[None], torch.Generator().manual_seed(s)) for one, s in zip(pixels, seeds, strict=True)]
+        [
+            plain.apply(one[None], plain.draw(1, torch.Generator().manual_seed(s)))
+            for one, s in zip(pixels, seeds, strict=True)
+        ]
     )
     augment = pickle.loads(pickle.dumps(ViewAugment(drawings.AUGMENT, encoder)))  # noqa: S301 - our own
     torch.testing.assert_close(augment((pixels - mean) / std, seeds), (expected - mean) / std)

@@ -142,13 +142,3 @@ def test_evaluate_and_classes(
     assert (code, len(out.splitlines())) == (0, 61)
     code, out, _ = run(capsys, "-w", trained.path, "history")
     assert "classes add" in out.splitlines()[0]
-
-
-def test_processes_within_processes_are_refused(
-    capsys: pytest.CaptureFixture[str], workspace: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One of several processes that a launcher started does not start more."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    code, _, err = run(capsys, "-w", workspace.path, "train", "cvlp", "--processes", "2")
-    assert code == 2
-    assert "this was started as one of 2 processes (WORLD_SIZE) and cannot start more" in err

@@ -125,12 +125,3 @@ def test_word_dropout_strikes_words_out(seed: int, share: float) -> None:
         assert words[-1] == max(source)
         left = iter(source)
         assert all(word in left for word in words)
-
-
-def test_dropout_strikes_out_its_share(encoder: Encoder) -> None:
-    """Of many inner words about a tenth go."""
-    texts = drawings.sentences(encoder)
-    rows = torch.full((2000,), 2)
-    _, lengths = texts.tokens(rows, 0.1, torch.Generator().manual_seed(0))
-    inner = int(texts.lengths[2]) - 2
-    assert abs(1 - (lengths - 2).float().mean().item() / inner - 0.1) < 0.01

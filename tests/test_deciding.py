@@ -263,14 +263,6 @@ def test_texts_say_more_of_classes_without_images() -> None:
     assert silent.told == silent.pictured
 
 
-@pytest.mark.parametrize("images", [[3, 3], [20, 1], [1, 1, 20]])
-def test_collections_of_few_classes_leave_no_fold_without_one(images: list[int]) -> None:
-    """Where all images that a fold holds out are of the classes that stand for later ones, it says nothing."""
-    data = drawn(images, apart=0.2)
-    weights = parts_of(decide(data, CONFIG)).weights
-    assert all(0.0 <= value < math.inf for value in (weights.told.generative, weights.told.text))
-
-
 @pytest.mark.slow
 def test_a_decision_is_made_again_and_a_stopped_one_goes_on(tmp_path: Path) -> None:
     """The same numbers whatever the caller's random state; stopped at its end, the final head is not begun anew."""

@@ -6,25 +6,25 @@ import logging
 import os
 from pathlib import Path
 
+import drawings
 import pytest
 import torch
 from torch import Tensor
 
 import vlltr_index.anchors.selection
 from tests.commands import run
-from vlltr_index.cli.context import Context
+from vlltr_index.cli.main import Context
 from vlltr_index.embedding.vectors import LocalEngine
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import UsageError, VlltrError
 from vlltr_index.pipelines.doctor import diagnose
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.train_lgr import train_lgr_stage
-from vlltr_index.schemas.config import AugmentConfig, BaselineConfig, WorkspaceConfig
+from vlltr_index.schemas.config import BaselineConfig, WorkspaceConfig
 from vlltr_index.schemas.recipes import override
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import choose_device, cuda_problem, float32_by, full_precision
-from vlltr_index.train.baseline import train_image_only
-from vlltr_index.train.data import TrainImages
+from vlltr_index.train.cvlp import train_image_only
 
 FULL = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB free. Including non-PyTorch memory, ..."
 no_card = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -129,9 +129,7 @@ def test_a_full_gpu_names_what_mends_it(
 ) -> None:
     """Training of a tower, training on stored vectors, and selection each name settings of theirs."""
     encoder = small()
-    pixels = torch.zeros(4, 3, *encoder.image_size)
-    images = TrainImages.from_features(pixels, torch.tensor([0, 0, 1, 1]))
-    config = BaselineConfig(batch_size=2, epochs=1, augment=AugmentConfig(kind="none"))
+    images, config = drawings.images(encoder), BaselineConfig(batch_size=2, epochs=1)
     monkeypatch.setattr(Encoder, "encode_pixels", full)
     with pytest.raises(VlltrError) as caught:
         train_image_only(encoder, images, config)

@@ -184,8 +184,8 @@ def test_cores_that_others_use_are_left_to_them(
     """Long commands look how busy the machine is, unless it was said how many threads they may have."""
     monkeypatch.setattr("psutil.cpu_percent", lambda interval, percpu: [busy] * 4)
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 2, 3}, raising=False)
-    monkeypatch.setenv("VLLTR_FREE_CORES", "7")  # given back in the end, as the other
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("VLLTR_THREADS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")  # given back in the end
     run(capsys, "train", "--help")
     assert os.environ.pop("OMP_NUM_THREADS") == "7"
     run(capsys, "train", "--help")

@@ -13,10 +13,9 @@ from tests.test_recognition import drawing_bank
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import ConfigError
 from vlltr_index.schemas.config import BaselineConfig, CVLPConfig, LGRConfig
-from vlltr_index.train.baseline import train_image_only
-from vlltr_index.train.cvlp import train_cvlp
+from vlltr_index.train.cvlp import train_cvlp, train_image_only
+from vlltr_index.train.distributed import in_parts
 from vlltr_index.train.losses import class_contrastive_loss
-from vlltr_index.train.micro import in_parts
 from vlltr_index.train.recognition import tune_visual
 
 JOINT = CVLPConfig(

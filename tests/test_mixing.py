@@ -9,8 +9,8 @@ from torch import Tensor
 
 from vlltr_index.errors import ConfigError
 from vlltr_index.schemas.config import BaselineConfig, LGRConfig
-from vlltr_index.train import mixing
-from vlltr_index.train.mixing import BatchMixer
+from vlltr_index.train import augment
+from vlltr_index.train.augment import BatchMixer
 from vlltr_index.train.sampling import stream
 
 LABELS = torch.tensor([0, 1, 2, 0])
@@ -70,6 +70,6 @@ def test_nothing_to_mix_and_an_odd_batch(monkeypatch: pytest.MonkeyPatch) -> Non
     assert error.value.hint == "Use --set lgr.batch_size=8"
     with pytest.raises(ConfigError, match=r"Use --set baseline\.batch_size=8"):
         BatchMixer.of(BaselineConfig(mixup=0.8, batch_size=7), 3)
-    monkeypatch.setattr(mixing, "world", lambda: (0, 2))
+    monkeypatch.setattr(augment, "world", lambda: (0, 2))
     with pytest.raises(ConfigError, match="each process has 3 of the batch"):
         BatchMixer.of(LGRConfig(mixup=0.8, batch_size=6), 3)

@@ -163,7 +163,7 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch, drawn: Path) 
     words = ["-w", str(drawn), "train", "cvlp", "--processes", "2"]
     result = CliRunner().invoke(vlltr, words)
     assert isinstance(result.exception, UsageError)
-    assert result.exception.message == "--processes 2: each takes a GPU of its own, and there is 1"
+    assert result.exception.message == "--processes 2: each takes a GPU of its own, and there are 1"
 
 
 def node(path: Path, endpoint: str) -> subprocess.Popen[str]:

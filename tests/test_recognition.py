@@ -17,10 +17,9 @@ from vlltr_index.errors import VlltrError
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.schemas.config import BaselineConfig, LGRConfig
-from vlltr_index.train.baseline import train_image_only
-from vlltr_index.train.cvlp import visual_classifier
+from vlltr_index.train.augment import BatchMixer
+from vlltr_index.train.cvlp import train_image_only, visual_classifier
 from vlltr_index.train.losses import sampler_prior, soft_cross_entropy
-from vlltr_index.train.mixing import BatchMixer
 from vlltr_index.train.recognition import HeldOut, new_head, train_lgr, train_until, tune_visual
 from vlltr_index.train.sampling import epoch_batches, stream
 

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vlltr_index.errors import InputError
 from vlltr_index.train.losses import sampler_prior
 from vlltr_index.train.sampling import epoch_batches, seed_of, steps_per_epoch, stream
 from vlltr_index.train.schedule import parameter_groups, set_rates
@@ -43,12 +42,6 @@ def test_streams_depend_on_all_their_names() -> None:
     assert seed_of(1, 2, "a") == seed_of(1, 2, "a")
     assert len({seed_of(1, 2), seed_of(12), seed_of(2, 1), seed_of(1, 2, "")}) == 4
     assert torch.equal(torch.rand(3, generator=stream(1)), torch.rand(3, generator=stream(1)))
-
-
-def test_a_sampler_without_images_is_refused() -> None:
-    """The error says what is missing."""
-    with pytest.raises(InputError, match="at least one image"):
-        epoch_batches(torch.empty(0, dtype=torch.int64), 2, 0.5, stream(0))
 
 
 def test_the_rate_ends_at_its_floor() -> None:

@@ -1,4 +1,4 @@
-"""Training augmentation: whole batches of small images on tensors, single photographs on PIL images."""
+"""Training augmentation: whole batches of small images on tensors, single photographs on PIL images, mixed batches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,18 +16,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlltr_index.errors import ConfigError
-from vlltr_index.schemas.config import AugmentConfig
+from vlltr_index.schemas.config import AugmentConfig, BaselineConfig, LGRConfig
+from vlltr_index.train.distributed import gather_rows, world
 
 if TYPE_CHECKING:
     from vlltr_index.encoders.encoder import Encoder
-
-__all__ = ["BatchAugment", "PhotoTransform", "ViewAugment", "seeded"]
 
 _ROTATE = 0.14  # radians, about 8 degrees
 _SHEAR = 0.12
 _ZOOM = 0.12
 _SHIFT = 0.08  # of the side
 _SEEDED = threading.Lock()
+_Transform = Callable[[Image.Image], Image.Image]
 _NEAR = 8  # photographs that stay near the caches
 _THICKEN, _THIN, _BLUR = 0.2, 0.15, 0.2  # shares of a batch
 
@@ -58,10 +58,6 @@ class BatchAugment:
         pixels = _warp(pixels, _crop_matrices(draws, self.config.crop_min, self.config.flip))
         pixels = _jitter(pixels, draws, self.config.color_jitter)
         return _erase(pixels, draws, self.config.random_erase)
-
-    def __call__(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        """`draw` and `apply` in one."""
-        return self.apply(pixels, self.draw(len(pixels), generator).to(pixels.device))
 
 
 class ViewAugment:
@@ -94,15 +90,9 @@ def _glyph_matrices(draws: Tensor) -> Tensor:
     cos, sin = torch.cos(_ROTATE * turn), torch.sin(_ROTATE * turn)
     sx, sy = 1 + _ZOOM * across, 1 + _ZOOM * down
     lean = _SHEAR * shear
-    rows = [
-        sx * cos,
-        sy * (lean * cos - sin),
-        2 * _SHIFT * right,
-        sx * sin,
-        sy * (lean * sin + cos),
-        2 * _SHIFT * below,
-    ]
-    return torch.stack(rows, 1).view(-1, 2, 3)
+    upper = [sx * cos, sy * (lean * cos - sin), 2 * _SHIFT * right]
+    lower = [sx * sin, sy * (lean * sin + cos), 2 * _SHIFT * below]
+    return torch.stack(upper + lower, 1).view(-1, 2, 3)
 
 
 def _crop_matrices(draws: Tensor, crop_min: float, flip: bool) -> Tensor:
@@ -163,11 +153,7 @@ def _erase(pixels: Tensor, draws: Tensor, share: float) -> Tensor:
     return pixels.masked_fill(erased[:, None], 0.5)
 
 
-class _PilTransform(Protocol):
-    def __call__(self, image: Image.Image) -> Image.Image: ...
-
-
-def auto_augment(config: AugmentConfig) -> _PilTransform | None:
+def auto_augment(config: AugmentConfig) -> _Transform | None:
     """timm's RandAugment as `config.auto_augment` spells it, or None.
 
     Raises:
@@ -182,7 +168,7 @@ def auto_augment(config: AugmentConfig) -> _PilTransform | None:
         )
     from timm.data.auto_augment import rand_augment_transform
 
-    transform: _PilTransform = rand_augment_transform(config.auto_augment, {"img_mean": (128, 128, 128)})
+    transform: _Transform = rand_augment_transform(config.auto_augment, {"img_mean": (128, 128, 128)})
     return transform
 
 
@@ -203,7 +189,7 @@ def seeded(seed: int, work: Callable[[], Any]) -> Any:
             np.random.set_state(array)
 
 
-def _each(transform: _PilTransform, pixels: Tensor, draws: Tensor) -> Tensor:
+def _each(transform: _Transform, pixels: Tensor, draws: Tensor) -> Tensor:
     """Run a PIL transform over every image of a batch, seeded by its row of `draws`."""
     whole = (pixels * 255).add_(0.5).to(torch.uint8).expand(-1, 3, -1, -1).cpu()
     seeds, done = (draws[:, 11].double() * 2**24).long().tolist(), torch.empty_like(whole)
@@ -233,14 +219,62 @@ class PhotoTransform:
             v2.Normalize(torch.as_tensor(encoder.mean).tolist(), torch.as_tensor(encoder.std).tolist()),
             v2.RandomErasing(config.random_erase) if config.random_erase else None,
         ]
-        self._steps = [step for step in steps if step is not None]
+        self._steps = v2.Compose([step for step in steps if step is not None])
 
     def __call__(self, image: Image.Image, seed: int) -> Tensor:
         """One image, by the random numbers of `seed`."""
-        result = seeded(seed, partial(self._run, image))
-        return result.as_subclass(torch.Tensor) if isinstance(result, Tensor) else torch.as_tensor(result)
+        made: Tensor = seeded(seed, partial(self._steps, image))
+        return made.as_subclass(torch.Tensor)
 
-    def _run(self, value: Any) -> Any:
-        for step in self._steps:
-            value = step(value)
-        return value
+
+class BatchMixer:
+    """Mixes each image of a batch with the one at the mirrored place; one share and kind of mixing a batch.
+
+    With both `mixup` and `cutmix` above 0 a coin decides a batch. Processes that share a batch draw the same share and
+    kind, and mix within their own parts of it.
+
+    Args:
+        mixup: The beta distribution's parameter; 0 turns mixup off.
+        cutmix: The same for cutmix.
+        label_smoothing: Share of the target spread evenly over all classes.
+        classes: C.
+    """
+
+    def __init__(self, mixup: float, cutmix: float, label_smoothing: float, classes: int) -> None:
+        from timm.data.mixup import Mixup
+
+        self._mix: Any = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=classes)
+
+    @classmethod
+    def of(cls, config: LGRConfig | BaselineConfig, classes: int) -> BatchMixer | None:
+        """As the configuration says; None where it mixes nothing.
+
+        Raises:
+            ConfigError: If a process's part of the batch is odd.
+        """
+        if not (config.mixup or config.cutmix):
+            return None
+        share, left = divmod(config.batch_size, world()[1])
+        if left == 0 and share % 2:
+            section = "lgr" if isinstance(config, LGRConfig) else "baseline"
+            raise ConfigError(
+                f"mixup and cutmix pair images up: each process has {share} of the batch, which is odd",
+                f"Use --set {section}.batch_size={(share + 1) * world()[1]}",
+            )
+        return cls(config.mixup, config.cutmix, config.label_smoothing, classes)
+
+    def __call__(self, pixels: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Mix a process's part of a batch.
+
+        Args:
+            pixels: Float [b, 3, H, W], this process's part, b even; left as they are.
+            labels: int64 [B], the classes of all processes' images.
+            generator: The same in every process.
+
+        Returns:
+            Mixed pixels [b, 3, H, W], and the targets of all processes' images, float32 [B, C], on the pixels' device.
+        """
+        seed = int(torch.randint(2**31, (1,), generator=generator))
+        own = labels.to(pixels.device).split(len(pixels))[world()[0]]
+        mixed, targets = seeded(seed, lambda: self._mix(pixels.clone(), own))
+        return mixed, gather_rows(targets)

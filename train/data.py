@@ -19,20 +19,18 @@ from vlltr_index.errors import InputError
 from vlltr_index.schemas.config import AugmentConfig
 from vlltr_index.tensors import check_labels
 from vlltr_index.train.augment import BatchAugment, PhotoTransform
-from vlltr_index.train.micro import in_parts
+from vlltr_index.train.distributed import encode_rows, gather_rows
 from vlltr_index.train.sampling import seed_of, stream
 
 if TYPE_CHECKING:
     from vlltr_index.encoders.encoder import Encoder
-    from vlltr_index.schemas.records import Progress
-
-__all__ = ["TrainImages", "TrainTexts"]
 
 _log = logging.getLogger(__name__)
 
 MEMORY_LIMIT = 1 << 30
 SMALL_SIDE = 96
 _PREFETCH = 4  # batches that a worker has ready
+_MATES = 20  # that are tried in the place of an image that cannot be read
 
 
 class TrainImages:
@@ -50,7 +48,6 @@ class TrainImages:
         augment: The training augmentation.
         workers: Processes that decode streamed images; 0 decodes in this one.
         memory_limit: See above.
-        progress: Called while images are decoded into memory.
 
     Raises:
         InputError: Numbers differ, there is no image, or none of them can be read.
@@ -68,7 +65,6 @@ class TrainImages:
         *,
         workers: int = 2,
         memory_limit: int = MEMORY_LIMIT,
-        progress: Progress | None = None,
     ) -> None:
         self._set_labels(labels, len(sources))
         self._mean, self._std = (
@@ -80,7 +76,7 @@ class TrainImages:
         self._wanted: list[list[tuple[int, int]]] = []
         height, width = encoder.image_size
         if max(height, width) <= SMALL_SIDE and len(sources) * height * width * 3 <= memory_limit:
-            self.pixels = self._decode_all(encoder, progress)
+            self.pixels = self._decode_all(encoder)
         else:
             self._stream = _Stream(sources, self.labels, encoder, augment)
             self._glyphs = augment.kind == "glyph"
@@ -93,9 +89,11 @@ class TrainImages:
         made.features = features
         return made
 
-    def encode(self, encoder: Encoder, batch: Tensor, micro_batch: int | None = None) -> Tensor:
-        """Image features float32 [b, D] of what `epoch` yields, which stored vectors are already."""
-        return in_parts(encoder.encode_pixels, batch, micro_batch) if self.features is None else batch
+    def encode(self, encoder: Encoder, batch: Tensor, micro_batch: int | None) -> Tensor:
+        """Image features float32 [B, D] of what `epoch` yields in all processes; stored vectors are that already."""
+        if self.features is not None:
+            return gather_rows(batch)
+        return encode_rows(encoder.encode_pixels, batch, micro_batch)
 
     def _set_labels(self, labels: Tensor, count: int) -> None:
         check_labels("labels", labels, count)
@@ -126,36 +124,23 @@ class TrainImages:
             return
         generator = stream("augment", *seed)
         if self.pixels is not None:
-            yield from _ahead(self._held(self.pixels, batches, part, generator))
+            held = ((self.pixels[positions[part]].float() / 255) for positions in batches)
+            yield from _ahead(self._augmented(pixels, batches, part, generator) for pixels in held)
             return
-        yield from self._streamed(batches, part, generator, *seed)
-
-    def _held(
-        self, pixels: Tensor, batches: Tensor, part: slice, generator: torch.Generator
-    ) -> Iterator[Tensor]:
-        for positions in batches:
-            draws = self._augment.draw(len(positions), generator)[part]
-            made = self._normalise(self._augment.apply(pixels[positions[part]].float() / 255, draws))
-            yield made.pin_memory() if self._pinned else made
-
-    def _streamed(
-        self, batches: Tensor, part: slice, generator: torch.Generator, *seed: object
-    ) -> Iterator[Tensor]:
-        wanted = [
-            [
-                (position, seed_of(*seed, step, column + (part.start or 0)))
-                for column, position in enumerate(row)
-            ]
-            for step, row in enumerate(batches[:, part].tolist())
+        self._wanted[:] = [
+            [(position, seed_of(*seed, step, column)) for column, position in enumerate(row)][part]
+            for step, row in enumerate(batches.tolist())
         ]
-        self._wanted[:] = wanted
         for pixels, read in self._loader:
             self._note([p for p in read.tolist() if p >= 0])
-            if self._glyphs:
-                draws = self._augment.draw(batches.shape[1], generator)[part]
-                raw = (pixels * self._std + self._mean).clamp(0.0, 1.0)
-                pixels = self._normalise(self._augment.apply(raw, draws))
-            yield pixels
+            raw = (pixels * self._std + self._mean).clamp(0.0, 1.0) if self._glyphs else pixels
+            yield self._augmented(raw, batches, part, generator) if self._glyphs else pixels
+
+    def _augmented(self, pixels: Tensor, batches: Tensor, part: slice, generator: torch.Generator) -> Tensor:
+        """Augment and normalise a part of a batch with values in 0..1; the draws are those of the whole."""
+        draws = self._augment.draw(batches.shape[1], generator)[part]
+        made = (self._augment.apply(pixels, draws) - self._mean) / self._std
+        return made.pin_memory() if self._pinned else made
 
     @cached_property
     def _loader(self) -> DataLoader[tuple[Tensor, int]]:
@@ -174,41 +159,30 @@ class TrainImages:
     def _note(self, positions: list[int]) -> None:
         for position in set(positions) - self.replaced:
             self.replaced.add(position)
-            _log.warning(
-                "training image %s cannot be read; another one of its class stands in", self._name(position)
-            )
+            source = self._sources[position]
+            name = source if isinstance(source, str) else f"number {position}"
+            _log.warning("training image %s cannot be read; another one of its class stands in", name)
 
-    def _name(self, position: int) -> str:
-        source = self._sources[position]
-        return source if isinstance(source, str) else f"number {position}"
-
-    def _normalise(self, pixels: Tensor) -> Tensor:
-        return (pixels - self._mean) / self._std
-
-    def _decode_all(self, encoder: Encoder, progress: Progress | None) -> Tensor:
-        total, grey = len(self._sources), True
-        pixels, broken = np.zeros((total, 3, *encoder.image_size), np.uint8), []
+    def _decode_all(self, encoder: Encoder) -> Tensor:
+        total, mean, std = len(self._sources), encoder.mean.view(3, 1, 1), encoder.std.view(3, 1, 1)
+        pixels, good = (
+            np.zeros((total, 3, *encoder.image_size), np.uint8),
+            torch.ones(total, dtype=torch.bool),
+        )
         for position, source in enumerate(self._sources):
-            try:
-                pixels[position] = _decoded(source, encoder)
+            try:  # what the encoder's preprocessing gives before it normalises
+                values = (encoder.preprocess(open_image(source)) * std + mean) * 255
+                pixels[position] = values.round().clamp(0, 255).to(torch.uint8).numpy()
             except InputError:
-                broken.append(position)
-            first = pixels[position, 0]
-            grey = (
-                grey
-                and np.array_equal(first, pixels[position, 1])
-                and np.array_equal(first, pixels[position, 2])
-            )
-            if progress and ((position + 1) % 1000 == 0 or position + 1 == total):
-                progress("decode training images", position + 1, total)
-        if len(broken) == total:
-            raise InputError(f"none of the {total} training images can be read, for example {self._name(0)}")
-        bad = set(broken)
+                good[position] = False
+        if not bool(good.any()):
+            raise InputError(f"none of the {total} training images can be read")
+        broken = (~good).nonzero()[:, 0].tolist()
         for position in broken:
-            mates = (self.labels == self.labels[position]).nonzero()[:, 0].tolist()
-            mate = next((m for m in mates if m not in bad), None)
-            pixels[position] = 128 if mate is None else pixels[mate]
+            mates = (good & (self.labels == self.labels[position])).nonzero()[:, 0].tolist()
+            pixels[position] = pixels[mates[0]] if mates else 128
         self._note(broken)
+        grey = all(np.array_equal(pixels[:, 0], pixels[:, channel]) for channel in (1, 2))
         return torch.from_numpy(np.ascontiguousarray(pixels[:, :1]) if grey else pixels)
 
 
@@ -219,13 +193,6 @@ def _ahead(batches: Iterator[Tensor]) -> Iterator[Tensor]:
         while (batch := coming.result()) is not None:
             coming = pool.submit(next, batches, None)
             yield batch
-
-
-def _decoded(source: bytes | str, encoder: Encoder) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """uint8 [3, H, W], what the encoder's preprocessing gives before it normalises."""
-    mean, std = encoder.mean.view(3, 1, 1), encoder.std.view(3, 1, 1)
-    values = (encoder.preprocess(open_image(source)) * std + mean) * 255
-    return values.round().clamp(0, 255).to(torch.uint8).numpy()
 
 
 class _Stream(Dataset[tuple[Tensor, int]]):
@@ -243,7 +210,8 @@ class _Stream(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, wanted: tuple[int, int]) -> tuple[Tensor, int]:
         position, seed = wanted
-        for candidate in self._candidates(position):
+        mates = (self._labels == self._labels[position]).nonzero()[:_MATES, 0].tolist()
+        for candidate in (position, *mates):
             try:
                 image = open_image(self._sources[candidate])
             except InputError:
@@ -251,11 +219,6 @@ class _Stream(Dataset[tuple[Tensor, int]]):
             pixels = self._plain(image) if self._photo is None else self._photo(image, seed)
             return pixels, -1 if candidate == position else position
         return torch.zeros(3, *self._size), position
-
-    def _candidates(self, position: int) -> Iterator[int]:
-        yield position
-        mates = (self._labels == self._labels[position]).nonzero()[:, 0].tolist()
-        yield from (m for m in mates[:20] if m != position)
 
 
 class TrainTexts:

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from vlltr_index.heads.anchor_bank import AnchorBank
     from vlltr_index.schemas.records import Progress
 
-__all__ = ["Decision", "StageTwoData", "decide", "text_matches"]
-
 _log = logging.getLogger(__name__)
 
 _FEW_IMAGES = 5000  # below it the parts are held out in folds, from there on in one part
@@ -53,6 +51,7 @@ _PERMUTATIONS = 99
 _ACCEPTED = 0.95
 _FEWEST_TO_MATCH = 5
 _QUERIES, _LATE = 20, 100
+_RULES = ("class means", "a linear discriminant", "zero-shot")
 _ALONE = Meeting(TEMPERED, 0.0)
 _BY_DEFAULT = PartWeights(0.0, TEMPERED, 0.0, _ALONE, _ALONE)
 _NOTHING_TO_SPARE = (
@@ -165,20 +164,20 @@ def decide(
     linear = len(data.labels) >= _FEW_IMAGES
     if data.visual_init is not None:
         linear = sum(int(out.sum()) for out in held_out) >= _ENOUGH_FOR_LINEAR
-    use = _Use(linear, data.has_text)
-    folds = [_fold(data, config, out, use, progress) for out in held_out]
+    branches = ("visual",) * linear + ("text",) * data.has_text  # which trained parts may count
+    folds = [_fold(data, config, out, branches, progress) for out in held_out]
     everything = torch.ones_like(data.labels, dtype=torch.bool)
     shared, steps = _shared(data, everything), 0
     parts, notes = Parts(shared, _BY_DEFAULT), [_NOTHING_TO_SPARE]
     if folds:
         steps = round(sum(fold.steps for fold in folds) / len(folds))
-        parts, notes = _weigh(data, folds, shared, use, matches)
+        parts, notes = _weigh(data, folds, shared, branches, matches)
     head, log = _head(data, config, parts.shared, everything), list[dict[str, float]]()
-    rows, seen = data.rows, _learned(data, use)
+    rows, seen = data.rows, _learned(data, branches)
     if steps:
         head, log = train_until(
             head, data.features[:, seen], data.labels[seen], data.bank, config, steps, places=data.places,
-            branches=use.branches, run_dir=run_dir, progress=progress,
+            branches=branches, run_dir=run_dir, progress=progress,
         )  # fmt: skip
     _keep_rows(head.cpu(), rows)
     held = sum(len(fold.labels) for fold in folds)
@@ -206,7 +205,7 @@ def weigh(data: StageTwoData, head: LGRHead) -> tuple[Parts, list[str]]:
     head.cpu()
     if not folds:
         return Parts(shared.to("cpu"), _BY_DEFAULT), [_NOTHING_TO_SPARE]
-    parts, notes = _weigh(data, folds, shared, _Use(True, data.has_text), matches)
+    parts, notes = _weigh(data, folds, shared, ("visual",) + ("text",) * data.has_text, matches)
     return replace(parts, shared=parts.shared.to("cpu")), notes
 
 
@@ -248,19 +247,6 @@ def _with_matching_text(data: StageTwoData) -> tuple[StageTwoData, bool | None]:
     """The data, as if no class had a sentence where texts do not match the images; and whether they do."""
     matches = text_matches(data)
     return replace(data, places=torch.full_like(data.places, -1)) if matches is False else data, matches
-
-
-@dataclass(frozen=True)
-class _Use:
-    """Which trained parts may count."""
-
-    linear: bool
-    text: bool
-
-    @property
-    def branches(self) -> tuple[str, ...]:
-        """As `train_until` names them."""
-        return ("visual",) * self.linear + ("text",) * self.text
 
 
 @dataclass(frozen=True, eq=False)
@@ -351,22 +337,24 @@ def _head(data: StageTwoData, config: LGRConfig, shared: SharedGaussian, rest: T
     return new_head(rows.shape[1], data.bank, config, (rows, biases), data.logit_scale)
 
 
-def _fold(data: StageTwoData, config: LGRConfig, out: Tensor, use: _Use, progress: Progress | None) -> _Fold:
+def _fold(
+    data: StageTwoData, config: LGRConfig, out: Tensor, branches: Sequence[str], progress: Progress | None
+) -> _Fold:
     rest, labels, plain = _rest(data, out), data.labels[out], data.features[0, out]
     shared = _shared(data, rest)
     head, log = _head(data, config, shared, rest), list[dict[str, float]]()
-    if use.branches:
-        seen = rest & _learned(data, use)
+    if branches:
+        seen = rest & _learned(data, branches)
         head, log = train_until(
             head, data.features[:, seen], data.labels[seen], data.bank, config,
-            HeldOut(plain, labels, data.bank), places=data.places, branches=use.branches, progress=progress,
+            HeldOut(plain, labels, data.bank), places=data.places, branches=branches, progress=progress,
         )  # fmt: skip
     return _judged(data, out, shared, head, int(log[-1]["best"]) if log else 0)
 
 
-def _learned(data: StageTwoData, use: _Use) -> Tensor:
+def _learned(data: StageTwoData, branches: Sequence[str]) -> Tensor:
     """The images that a head learns from, bool [N]."""
-    of = data.rows if use.linear else data.rows & (data.places >= 0)
+    of = data.rows if "visual" in branches else data.rows & (data.places >= 0)
     return of[data.labels]
 
 
@@ -388,10 +376,9 @@ def _judged(data: StageTwoData, out: Tensor, shared: SharedGaussian, head: LGRHe
 def _visual(data: StageTwoData, head: LGRHead, features: Tensor) -> Tensor:
     """Logits of the visual classifier [B, C], on the CPU; zeros for classes that have no row in the head."""
     logits = head.visual_logits(features).cpu()
-    if logits.shape[1] == data.classes:
-        return logits
+    rows = data.rows if logits.shape[1] < data.classes else slice(None)
     whole = logits.new_zeros(len(features), data.classes)
-    whole[:, data.rows] = logits
+    whole[:, rows] = logits
     return whole
 
 
@@ -405,7 +392,11 @@ def _text(data: StageTwoData, head: LGRHead, features: Tensor) -> Tensor:
 
 
 def _weigh(
-    data: StageTwoData, folds: list[_Fold], shared: SharedGaussian, use: _Use, matches: bool | None
+    data: StageTwoData,
+    folds: list[_Fold],
+    shared: SharedGaussian,
+    branches: Sequence[str],
+    matches: bool | None,
 ) -> tuple[Parts, list[str]]:
     """Noise, weights, the level of known images, what is answered to the held-out ones, and what to say of them."""
     counts, known = torch.bincount(data.labels, minlength=data.classes), data.rows
@@ -423,9 +414,9 @@ def _weigh(
     noise = min(_NOISES, key=loss)
     scores = HeldOutScores(
         labels,
-        columns([fold.image for fold in folds]) if use.linear else None,
+        columns([fold.image for fold in folds]) if "visual" in branches else None,
         columns([fold.likelihoods(noise) for fold in folds]),
-        columns([fold.text for fold in folds]) if use.text else None,
+        columns([fold.text for fold in folds]) if "text" in branches else None,
         weights,
     )
     enough = len(labels) >= _ENOUGH or not bool(data.unseen.any())
@@ -541,12 +532,8 @@ def _notes(
         f"{100 * balanced_accuracy(fused, scores.labels):.1f} % of {many(len(mine), 'training image')} right, each held"
         f" out from what was fitted, and each class counted alike. Weights: {used or 'no part counts'}."
     ]
-    for name, rule in (
-        ("class means", _class_means),
-        ("a linear discriminant", _discriminant),
-        ("zero-shot", _zero_shot),
-    ):
-        other = torch.cat([rule(fold).cpu() for fold in folds])[:, data.rows].argmax(1) == scores.labels
+    for name, said in zip(_RULES, zip(*map(_by_rules, folds), strict=True), strict=True):
+        other = torch.cat(said).cpu()[:, data.rows].argmax(1) == scores.labels
         better, worse = int((other & ~mine).sum()), int((mine & ~other).sum())
         if better - worse > 2.0 * math.sqrt(better + worse):
             _log.warning(
@@ -569,19 +556,13 @@ def _of_texts(data: StageTwoData, weights: PartWeights, shared: SharedGaussian, 
     return f"The texts foretell {100 * shared.text_r2:.0f} % of how the class means differ{told}"
 
 
-def _class_means(fold: _Fold) -> Tensor:
-    """Cosine with the class means, [M, C]."""
-    return fold.features.double() @ unit_rows(fold.model.sums).T
-
-
-def _zero_shot(fold: _Fold) -> Tensor:
-    """Cosine with the mean sentences, [M, C]; 0 for a class without one."""
-    return fold.features.double() @ unit_rows(fold.model.prototypes.double()).T
-
-
-def _discriminant(fold: _Fold) -> Tensor:
-    """Fisher's linear discriminant with the shrunk covariance, [M, C]."""
-    shared, n = fold.model.shared, fold.model.counts.double()[:, None]
+def _by_rules(fold: _Fold) -> list[Tensor]:
+    """What `_RULES` say, each [M, C]: cosine with the class means, Fisher's linear discriminant with the shrunk
+    covariance, and cosine with the mean sentences, 0 for a class without one.
+    """
+    shared, n, images = fold.model.shared, fold.model.counts.double()[:, None], fold.features.double()
     means = (fold.model.sums / n.clamp(min=1.0) - shared.centre) @ shared.basis
-    scores = (fold.features.double() - shared.centre) @ shared.basis @ means.T - 0.5 * means.square().sum(1)
-    return torch.where(n.T > 0, scores, float("-inf"))
+    scores = (images - shared.centre) @ shared.basis @ means.T - 0.5 * means.square().sum(1)
+    discriminant = torch.where(n.T > 0, scores, float("-inf"))
+    texts = unit_rows(fold.model.prototypes.double())
+    return [images @ unit_rows(fold.model.sums).T, discriminant, images @ texts.T]

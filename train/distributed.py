@@ -1,4 +1,4 @@
-"""What several processes of one run share: how they meet, gathering with gradients, synchronised BatchNorm.
+"""A batch that several processes share, or that a tower sees in parts: how they meet, and gathering with gradients.
 
 Every process computes the whole loss from the gathered features. The gradient of a gathered row is the sum over the
 processes' losses, and what DistributedDataParallel averages are the gradients of one process with the whole batch.
@@ -14,26 +14,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from vlltr_index.errors import ConfigError, PeerError, VlltrError
 from vlltr_index.tensors import choose_device
 
 if TYPE_CHECKING:
     from vlltr_index.encoders.encoder import Encoder
-
-__all__ = [
-    "by_first",
-    "first_then_all",
-    "gather_rows",
-    "join_processes",
-    "leave",
-    "meet",
-    "own_part",
-    "share_batch_norm",
-    "world",
-]
-
 
 # How long processes wait for the first, which may embed and write for hours: over gloo, in a group of their own.
 # Gradients keep the time-outs of their backend, so that one that hangs is noticed.
@@ -54,12 +41,10 @@ def meet() -> torch.device | None:
     from accelerate import PartialState
 
     global _waiting
-    device: torch.device = PartialState(
-        cpu=choose_device().type == "cpu"
-    ).device  # of CPUs too it gives a number
+    device: torch.device = PartialState(cpu=choose_device().type == "cpu").device
     if _waiting is None:
         _waiting = dist.new_group(backend="gloo", timeout=_PATIENCE)
-    return device if device.type == "cuda" else torch.device(device.type)
+    return device if device.type == "cuda" else torch.device(device.type)  # of CPUs too it gives a number
 
 
 def join_processes(encoder: Encoder) -> None:
@@ -136,28 +121,38 @@ def own_part(batch_size: int) -> slice:
     return slice(rank * share, (rank + 1) * share)
 
 
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        ctx.count = rows.shape[0]
-        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        total = grads[0].contiguous().clone()
-        dist.all_reduce(total)
-        first = dist.get_rank() * ctx.count
-        return total[first : first + ctx.count]
-
-
 def gather_rows(rows: Tensor) -> Tensor:
     """[b, ...] of every process, as many in each, stacked in rank order to [b * processes, ...], with gradients."""
     if world()[1] == 1:
         return rows
-    gathered: Tensor = _Gather.apply(rows.contiguous())  # type: ignore[no-untyped-call] # torch leaves it untyped
-    return gathered
+    from torch.distributed.nn.functional import all_gather
+
+    gathered: tuple[Tensor, ...] = all_gather(rows)
+    return torch.cat(gathered)
+
+
+def encode_rows(encode: Callable[[Tensor], Tensor], rows: Tensor, micro_batch: int | None) -> Tensor:
+    """Features of the rows of all processes, with gradients, each process encoding its own by `in_parts`."""
+    return gather_rows(in_parts(encode, rows, micro_batch))
+
+
+def in_parts(encode: Callable[[Tensor], Tensor], rows: Tensor, size: int | None) -> Tensor:
+    """Features [B, D] of rows [B, ...], `size` at a time; values and gradients are those of the whole batch.
+
+    Nothing but the features is kept. Once the loss over all of them has given their gradients, each part is encoded
+    again and handed its own: the cached gradients of Gao et al., "Scaling Deep Contrastive Learning Batch Size under
+    Memory Limited Setup" (2021), with the random numbers of the first time. It costs one more forward pass.
+
+    Args:
+        encode: A tower, without BatchNorm in training mode.
+        rows: What it takes.
+        size: Rows at a time; None: all.
+    """
+    if size is None or len(rows) <= size:
+        return encode(rows)
+    if not torch.is_grad_enabled():
+        return torch.cat([encode(part) for part in rows.split(size)])
+    return torch.cat([checkpoint(encode, part, use_reentrant=False) for part in rows.split(size)])
 
 
 def share_batch_norm(module: nn.Module, device: torch.device) -> None:
@@ -166,7 +161,7 @@ def share_batch_norm(module: nn.Module, device: torch.device) -> None:
     Raises:
         ConfigError: On CPUs, which have no such BatchNorm.
     """
-    if world()[1] == 1 or not any(isinstance(part, _BatchNorm) for part in module.modules()):
+    if world()[1] == 1:
         return
     if device.type != "cuda":
         raise ConfigError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -16,11 +16,9 @@ from vlltr_index.train.sampling import seed_of
 if TYPE_CHECKING:
     from vlltr_index.encoders.encoder import Encoder
 
-__all__ = ["adapted", "lora_targets"]
-
 
 @contextmanager
-def adapted(encoder: Encoder, config: LoRAConfig, *, visual_only: bool, seed: int) -> Iterator[None]:
+def adapted(encoder: Encoder, config: LoRAConfig | None, visual_only: bool, seed: int) -> Iterator[None]:
     """Give the encoder's towers adapters, in place; at the end of the block they are merged into the weights.
 
     Within the block the adapters alone ask for gradients. They start as nothing: the features are those of the encoder
@@ -28,20 +26,30 @@ def adapted(encoder: Encoder, config: LoRAConfig, *, visual_only: bool, seed: in
 
     Args:
         encoder: What is adapted.
-        config: Rank, scale, and whether attention gets adapters.
+        config: Rank, scale, and whether attention gets adapters; None: there are none.
         visual_only: Leave the text tower alone.
         seed: What the adapters' random start depends on.
 
     Raises:
         ConfigError: If peft is not installed, or the encoder has nothing that takes an adapter.
     """
-    peft_config, lora_model = _peft()
+    if config is None:
+        yield
+        return
+    try:
+        from peft import LoraConfig
+        from peft.tuners.lora import LoraModel
+    except ImportError:
+        raise ConfigError(
+            "low-rank adapters (tune = lora) need the package peft, which is not installed",
+            'Install it: pip install "vlltr-index[lora]"',
+        ) from None
     modules, parameters = lora_targets(encoder.model, visual_only, config.attention)
     if not modules and not parameters:
         raise ConfigError(
             f"{encoder.name} has no layer that takes a low-rank adapter", "Use --set lgr.tune=visual"
         )
-    settings = peft_config(
+    settings = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
         target_modules=modules,
@@ -50,7 +58,7 @@ def adapted(encoder: Encoder, config: LoRAConfig, *, visual_only: bool, seed: in
     )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of(seed, "lora"))
-        wrapped = lora_model(encoder.model, {"default": settings}, "default")
+        wrapped = LoraModel(encoder.model, {"default": settings}, "default")
     yield
     wrapped.merge_and_unload()
     encoder.model.requires_grad_(True)
@@ -82,20 +90,3 @@ def lora_targets(model: nn.Module, visual_only: bool, attention: bool) -> tuple[
         elif isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
             modules.append(name)
     return modules, parameters
-
-
-def _peft() -> tuple[Any, Any]:
-    """peft's configuration and model classes.
-
-    Raises:
-        ConfigError: If it is not installed.
-    """
-    try:
-        from peft import LoraConfig
-        from peft.tuners.lora import LoraModel
-    except ImportError:
-        raise ConfigError(
-            "low-rank adapters (tune = lora) need the package peft, which is not installed",
-            'Install it: pip install "vlltr-index[lora]"',
-        ) from None
-    return LoraConfig, LoraModel

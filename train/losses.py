@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlltr_index.errors import InputError
+from vlltr_index.schemas.config import BaselineConfig, LGRConfig
 from vlltr_index.tensors import (
     check_labels,
     check_matrix,
@@ -22,18 +23,6 @@ from vlltr_index.tensors import (
     unit_rows,
     working_dtype,
 )
-
-__all__ = [
-    "candidate_log_prior",
-    "class_contrastive_loss",
-    "class_sigmoid_loss",
-    "distillation_loss",
-    "joint_log_adjustment",
-    "logit_adjusted_cross_entropy",
-    "sampler_prior",
-    "soft_cross_entropy",
-    "text_classification_loss",
-]
 
 
 def class_contrastive_loss(
@@ -61,18 +50,11 @@ def class_contrastive_loss(
     Raises:
         InputError: Shapes or dtypes do not fit.
     """
-    check_matrix("image_features", image_features)
-    check_matrix("text_features", text_features, columns=image_features.shape[1])
-    check_labels("image_labels", image_labels, image_features.shape[0])
-    check_labels("text_labels", text_labels, text_features.shape[0])
-    _check_share("label_smoothing", label_smoothing)
+    _check_pairs(image_features, text_features, image_labels, text_labels)
     with full_precision(image_features.device):
         logits = _scaled_cosines(image_features, text_features, logit_scale)
         positives = image_labels[:, None] == text_labels[None, :]
-        return (
-            _side(logits, positives, label_smoothing),
-            _side(logits.T, positives.T, label_smoothing),
-        )
+        return _side(logits, positives, label_smoothing), _side(logits.T, positives.T, label_smoothing)
 
 
 def class_sigmoid_loss(
@@ -102,10 +84,7 @@ def class_sigmoid_loss(
     Raises:
         InputError: Shapes or dtypes do not fit.
     """
-    check_matrix("image_features", image_features)
-    check_matrix("text_features", text_features, columns=image_features.shape[1])
-    check_labels("image_labels", image_labels, image_features.shape[0])
-    check_labels("text_labels", text_labels, text_features.shape[0])
+    _check_pairs(image_features, text_features, image_labels, text_labels)
     with full_precision(image_features.device):
         logits = _scaled_cosines(image_features, text_features, logit_scale) + logit_bias
         signs = (image_labels[:, None] == text_labels[None, :]).to(logits.dtype) * 2 - 1
@@ -127,10 +106,8 @@ def distillation_loss(
         A scalar.
 
     Raises:
-        InputError: Shapes differ, `paired` on a matrix that is not square, or an unknown mode.
+        InputError: Shapes differ, or `paired` on a matrix that is not square.
     """
-    if mode not in ("full", "paired"):
-        raise InputError(f"distillation mode must be 'full' or 'paired', got {mode!r}")
     check_matrix("student_logits", student_logits)
     check_matrix("teacher_logits", teacher_logits, student_logits.shape[1], student_logits.shape[0])
     if mode == "paired" and student_logits.shape[0] != student_logits.shape[1]:
@@ -267,7 +244,6 @@ def logit_adjusted_cross_entropy(
         InputError: Shapes or dtypes do not fit, a target is out of range, or its prior is zero.
     """
     check_matrix("logits", logits)
-    _check_share("label_smoothing", label_smoothing)
     adjustment = torch.where(torch.isneginf(log_prior), log_prior, tau * log_prior)
     return _adjusted_cross_entropy(logits, targets, adjustment, "log_prior", label_smoothing)
 
@@ -285,25 +261,46 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor, log_prior: Tensor, tau: 
         A scalar.
 
     Raises:
-        InputError: Shapes or dtypes do not fit, or a class that is left out has some of a target.
+        InputError: Shapes or dtypes do not fit.
     """
     check_matrix("logits", logits)
     check_matrix("targets", targets, columns=logits.shape[1], rows=logits.shape[0])
     check_vector("log_prior", log_prior, logits.shape[1])
-    if logits.shape[0] == 0:
-        raise InputError("the batch is empty: there is nothing to average over")
     dtype = working_dtype(logits)
     absent = torch.isneginf(log_prior)
-    some_absent = bool(absent.any())
+    adjustment = torch.where(absent, log_prior, tau * log_prior).to(logits.device, dtype, non_blocking=True)
     absent = absent.to(logits.device, non_blocking=True)
-    if some_absent and bool((targets[:, absent] > 0).any()):
-        raise InputError("targets name a class whose prior is zero: it must have training images")
-    prior = log_prior.to(logits.device, dtype, non_blocking=True)
-    adjustment = torch.where(absent, 0.0, tau * prior.masked_fill(absent, 0.0))
     with full_precision(logits.device):
-        adjusted = (logits.to(dtype) + adjustment).masked_fill(absent, float("-inf"))
-        terms = targets.to(dtype) * adjusted.log_softmax(1).masked_fill(absent, 0.0)
-        return -terms.sum(1).mean()
+        terms = (logits.to(dtype) + adjustment).log_softmax(1).masked_fill(absent, 0.0)
+        return -(targets.to(dtype) * terms).sum(1).mean()
+
+
+def adjusted_loss(
+    logits: Tensor, labels: Tensor, soft: Tensor | None, log_prior: Tensor, config: LGRConfig | BaselineConfig
+) -> Tensor:
+    """`logit_adjusted_cross_entropy` of labels, or `soft_cross_entropy` of mixed images.
+
+    Args:
+        logits: Float [B, C].
+        labels: Integers [B].
+        soft: Float [B, C], what the images were mixed of; None: they were not.
+        log_prior: Float [C], as for both.
+        config: Says `logit_adjustment` and `label_smoothing`.
+
+    Returns:
+        A scalar.
+    """
+    if soft is not None:
+        return soft_cross_entropy(logits, soft, log_prior, config.logit_adjustment)
+    tau, smoothing = config.logit_adjustment, config.label_smoothing
+    return logit_adjusted_cross_entropy(logits, labels, log_prior, tau, smoothing)
+
+
+def _check_pairs(images: Tensor, texts: Tensor, image_labels: Tensor, text_labels: Tensor) -> None:
+    check_matrix("image_features", images)
+    check_matrix("text_features", texts, columns=images.shape[1])
+    check_labels("image_labels", image_labels, images.shape[0])
+    check_labels("text_labels", text_labels, texts.shape[0])
 
 
 def _scaled_cosines(image_features: Tensor, text_features: Tensor, logit_scale: float | Tensor) -> Tensor:
@@ -329,16 +326,11 @@ def _adjusted_cross_entropy(
     """Cross-entropy of logits + adjustment, where minus infinity leaves a column out of everything."""
     check_labels("targets", targets, logits.shape[0], logits.shape[1])
     check_vector(name, adjustment, logits.shape[1])
-    if logits.shape[0] == 0:
-        raise InputError("the batch is empty: there is nothing to average over")
     dtype = working_dtype(logits)
     own = adjustment.to(targets.device)[targets]  # looked at where they lie: best on the CPU, see the module
     if not bool(own.isfinite().all()):
-        position = int(targets[~own.isfinite()][0])
-        raise InputError(
-            f"{name} of target {position} is {float(adjustment[position])}: "
-            "an image's own class must have training images"
-        )
+        target = int(targets[~own.isfinite()][0])
+        raise InputError(f"{name} of target {target} is not finite: its class must have training images")
     targets = targets.long().to(logits.device, non_blocking=True)
     adjustment = adjustment.to(logits.device, dtype, non_blocking=True)
     with full_precision(logits.device):
@@ -349,8 +341,3 @@ def _adjusted_cross_entropy(
             spread = -torch.where(present, log_probabilities, 0.0).sum() / (present.sum() * len(logits))
             loss = (1.0 - label_smoothing) * loss + label_smoothing * spread
         return loss
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0.0 <= value < 1.0:
-        raise InputError(f"{name} must be at least 0 and below 1, got {value}")

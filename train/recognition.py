@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,23 +18,19 @@ from vlltr_index.heads.lgr import CosineClassifier, LGRHead
 from vlltr_index.heads.weighing import fit_temperature, nll
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.tensors import check_labels, unit_rows, work_device
-from vlltr_index.train.checkpoint import STATE, load_state, pack_optimizer, save_state, unpack_optimizer
+from vlltr_index.train.augment import BatchMixer
+from vlltr_index.train.checkpoint import Log, load_state, save_state
 from vlltr_index.train.data import TrainImages
-from vlltr_index.train.distributed import gather_rows, join_processes
-from vlltr_index.train.loop import RunPlan, check_finite, run
+from vlltr_index.train.distributed import join_processes
+from vlltr_index.train.loop import Run, check_finite
 from vlltr_index.train.lora import adapted
-from vlltr_index.train.losses import logit_adjusted_cross_entropy, sampler_prior, soft_cross_entropy
-from vlltr_index.train.micro import in_parts
-from vlltr_index.train.mixing import BatchMixer
-from vlltr_index.train.noise import TrainingAnchors, with_strays
+from vlltr_index.train.losses import adjusted_loss, sampler_prior
 from vlltr_index.train.sampling import epoch_batches, seed_of, steps_per_epoch, stream
 from vlltr_index.train.schedule import parameter_groups, set_rates
 
 if TYPE_CHECKING:
     from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.schemas.records import Progress
-
-__all__ = ["HeldOut", "new_head", "train_lgr", "train_until", "tune_visual"]
 
 _LEAST_STEPS, _MOST_CHECKS, _PATIENCE = 20, 200, 2
 _GAIN, _LEAST_GAIN = 0.005, 0.002
@@ -55,11 +50,12 @@ def train_lgr(
     logit_scale: float,
     run_dir: Path | None = None,
     progress: Progress | None = None,
-    log: list[dict[str, float]] | None = None,
+    log: Log | None = None,
 ) -> LGRHead:
     """Train the head on stored vectors; each step takes one of an image's views at random.
 
-    The anchors have strays of other classes among them, and some are left out in each step, see `train.noise`.
+    The anchors have strays of other classes among them, and some are left out in each step: attention that has only
+    ever seen well chosen sentences trusts any that resembles the image.
 
     Vectors on the CPU go to where `choose_device` says, all of them, and the head comes back.
 
@@ -86,21 +82,14 @@ def train_lgr(
     if features.dim() != 3 or not features.is_floating_point() or not features.shape[0]:
         raise InputError(f"features must be floating [V, N, D], got {features.dtype} {list(features.shape)}")
     check_labels("labels", labels, features.shape[1], bank.num_classes)
-    labels, device, home = labels.long().cpu(), work_device(features), features.device
-    features = features.to(device)
-    head = new_head(features.shape[2], bank, config, visual_init, logit_scale, rows=bank.num_classes).to(
-        device
+    head = new_head(features.shape[2], bank, config, visual_init, logit_scale, rows=bank.num_classes)
+    places, labels = torch.arange(bank.num_classes), labels.long()
+    head, found = train_until(
+        head, features, labels, bank, config, None, places=places, run_dir=run_dir, progress=progress
     )
-    anchors = _training_anchors(features, labels, bank, logit_scale, config)
-    objective = _HeadLoss(head, anchors, labels, config)
-    optimizer = torch.optim.AdamW(_groups(head, config, ""), fused=True)
-    state, log = run_dir / STATE if run_dir is not None else None, [] if log is None else log
-    for epoch in range(_restore_head(state, head, optimizer, log), config.epochs):
-        log.append(_head_epoch(epoch, features, objective, optimizer, progress, config.epochs))
-        if state is not None:
-            _keep_head_state(state, head, optimizer, log)
-    check_finite(head, "train lgr")
-    return head.to(home).eval()
+    if log is not None:
+        log[:] = found
+    return head
 
 
 def train_until(
@@ -109,13 +98,13 @@ def train_until(
     labels: Tensor,
     bank: AnchorBank,
     config: LGRConfig,
-    stop: int | HeldOut,
+    stop: int | HeldOut | None,
     *,
     places: Tensor,
     branches: Sequence[str] = BRANCHES,
     run_dir: Path | None = None,
     progress: Progress | None = None,
-) -> tuple[LGRHead, list[dict[str, float]]]:
+) -> tuple[LGRHead, Log]:
     """Train a head on stored vectors at a steady rate: for so many steps, or until a held-out loss has converged.
 
     That loss is looked at every epoch, or every 20 steps where an epoch is shorter. It has converged once two looks
@@ -128,8 +117,8 @@ def train_until(
         features: Float [V, N, D], V views of N images, unnormalised.
         labels: Int64 [N], rows of the visual classifier.
         bank: Anchors of the classes that have a sentence.
-        config: The recipe's `lgr` section; `epochs` is not looked at.
-        stop: Steps, or images that are not among those trained on.
+        config: The recipe's `lgr` section.
+        stop: Steps, or images that are not among those trained on; None: `config.epochs`, at the rate of the cosine.
         places: Int64 [C], the position in the bank of each row's class; -1 for a class without a sentence.
         branches: Which are trained, and looked at: `visual`, `text` or both.
         run_dir: As for `train_lgr`; for a number of steps.
@@ -143,40 +132,41 @@ def train_until(
         VlltrError: The loss, or a weight at the end, is not finite.
         WorkspaceError: The state in `run_dir` is damaged.
     """
-    device, home, log = work_device(features), features.device, list[dict[str, float]]()
-    head, features = head.to(device), features.to(device)
-    labels, places = labels.cpu(), places.cpu()
+    home, device, log, held = features.device, work_device(features), Log(), None
+    steady = None if stop is None else max(steps_per_epoch(len(labels), config.batch_size), _LEAST_STEPS)
+    epochs = config.epochs
+    if steady is not None:
+        epochs = max(round(stop / steady), 1) if isinstance(stop, int) else _MOST_CHECKS
+    head, features, labels, places = head.to(device), features.to(device), labels.cpu(), places.cpu()
     anchors = _training_anchors(features, places[labels], bank, float(head.logit_scale.detach()), config)
     objective = _HeadLoss(head, anchors, labels, config, places, branches)
-    optimizer = torch.optim.AdamW(_groups(head, config, ""), fused=True)
-    state = run_dir / STATE if run_dir is not None else None
-    each = max(steps_per_epoch(len(labels), config.batch_size), _LEAST_STEPS)
-    held = (
-        None if isinstance(stop, int) else replace(stop, bank=stop.bank.to(device), labels=stop.labels.cpu())
-    )
-    checks = max(round(stop / each), 1) if isinstance(stop, int) else _MOST_CHECKS
-    best, lowest, kept = 0, held.loss(objective) if held is not None else 0.0, _copied(head)
-    for check in range(_restore_head(state, head, optimizer, log), checks):
-        log.append(_head_epoch(check, features, objective, optimizer, progress, checks, steady=each))
-        if state is not None:
-            _keep_head_state(state, head, optimizer, log)
+    rates = dict.fromkeys(_PROJECTIONS, config.projection_lr)
+    groups = parameter_groups(head.named_parameters(), config.lr, config.weight_decay, rates)
+    optimizer = torch.optim.AdamW(groups, fused=True)
+    best, lowest, kept = 0, math.inf, dict[str, Tensor]()
+    if isinstance(stop, HeldOut):
+        held = HeldOut(stop.features, stop.labels.cpu(), stop.bank.to(device))
+        lowest, kept = objective.held_out(held), deepcopy(head.state_dict())
+    for epoch in range(load_state(run_dir, head, optimizer, log), epochs):
+        log.append(_head_epoch(epoch, features, objective, optimizer, progress, epochs, steady))
+        if run_dir is not None:
+            save_state(run_dir, head, optimizer, log)
         if held is None:
             continue
-        log[-1]["held_out"] = loss = held.loss(objective)
+        log[-1]["held_out"] = loss = objective.held_out(held)
         if loss < min((1.0 - _GAIN) * lowest, lowest - _LEAST_GAIN):
-            best, lowest, kept = check + 1, loss, _copied(head)
-        elif check + 1 - best >= _PATIENCE:
+            best, lowest, kept = epoch + 1, loss, deepcopy(head.state_dict())
+        elif epoch + 1 - best >= _PATIENCE:
             break
     if held is not None:
         head.load_state_dict(kept)
     check_finite(head, "train lgr")
-    if log:
-        log[-1]["best"] = float((best if held is not None else checks) * each)
+    if log and steady:
+        log[-1]["best"] = float((epochs if held is None else best) * steady)
     return head.to(home).eval(), log
 
 
-@dataclass(frozen=True, eq=False)
-class HeldOut:
+class HeldOut(NamedTuple):
     """Images that say when to stop.
 
     Attributes:
@@ -189,18 +179,6 @@ class HeldOut:
     labels: Tensor
     bank: AnchorBank
 
-    @torch.no_grad()
-    def loss(self, objective: _HeadLoss) -> float:
-        """The sum of the branches' losses, each at the temperature that suits it best; images weigh n^-power."""
-        total = 0.0
-        for logits, labels, weights in objective.held_out(self.features, self.labels, self.bank):
-            total += nll(fit_temperature(logits, labels, weights) * logits, labels, weights)
-        return total
-
-
-def _copied(head: LGRHead) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in head.state_dict().items()}
-
 
 def _head_epoch(
     epoch: int,
@@ -209,7 +187,7 @@ def _head_epoch(
     optimizer: torch.optim.Optimizer,
     progress: Progress | None,
     epochs: int,
-    steady: int | None = None,
+    steady: int | None,
 ) -> dict[str, float]:
     """One of `epochs` over stored vectors, or `steady` steps after a short warm-up; what the log says of it.
 
@@ -250,33 +228,6 @@ def _head_epoch(
     return entry | ({"steps": float((epoch + 1) * steady)} if steady else {})
 
 
-def _keep_head_state(
-    path: Path, head: LGRHead, optimizer: torch.optim.Optimizer, log: list[dict[str, float]]
-) -> None:
-    """Write head, optimizer and log after an epoch."""
-    tensors = {f"head/{name}": value for name, value in head.state_dict().items()}
-    moments = pack_optimizer(optimizer, dict(head.named_parameters()))
-    save_state(path, tensors | {f"optimizer/{name}": value for name, value in moments.items()}, {"log": log})
-
-
-def _restore_head(
-    path: Path | None, head: LGRHead, optimizer: torch.optim.Optimizer, log: list[dict[str, float]]
-) -> int:
-    """Put back what `_keep_head_state` wrote; how many epochs are done."""
-    found = load_state(path) if path is not None else None
-    if found is None:
-        return 0
-    tensors, facts = found
-    parts: dict[str, dict[str, Tensor]] = {"head": {}, "optimizer": {}}
-    for name, value in tensors.items():
-        part, _, rest = name.partition("/")
-        parts[part][rest] = value
-    head.load_state_dict(parts["head"])
-    unpack_optimizer(optimizer, dict(head.named_parameters()), parts["optimizer"])
-    log.extend(facts["log"])
-    return len(log)
-
-
 def tune_visual(
     encoder: Encoder,
     images: TrainImages,
@@ -285,9 +236,8 @@ def tune_visual(
     *,
     visual_init: tuple[Tensor, Tensor] | None = None,
     run_dir: Path | None = None,
-    log_dir: Path | None = None,
     progress: Progress | None = None,
-) -> tuple[LGRHead, list[dict[str, float]]]:
+) -> tuple[LGRHead, Log]:
     """Train the head on images that pass the visual tower in every step; the anchors' vectors stay as they are.
 
     With `tune = "visual"` the tower is trained in place with `config.encoder_lr`; with `lora` low-rank adapters are,
@@ -302,7 +252,6 @@ def tune_visual(
         config: The recipe's `lgr` section.
         visual_init: Weight [C, D] and bias [C] to start a linear visual classifier from.
         run_dir: Where the state of an unfinished run is kept; None keeps none.
-        log_dir: For TensorBoard, where it is installed.
         progress: Called after every step.
 
     Returns:
@@ -315,14 +264,12 @@ def tune_visual(
     join_processes(encoder)
     encoder.eval()
     check_labels("labels", images.labels, classes=bank.num_classes)
-    head = new_head(encoder.dim, bank, config, visual_init, encoder.logit_scale, rows=bank.num_classes).to(
-        encoder.device
-    )
+    head = new_head(encoder.dim, bank, config, visual_init, encoder.logit_scale, rows=bank.num_classes)
+    head = head.to(encoder.device)
     anchors = TrainingAnchors(bank.to(encoder.device), len(bank.vectors), config.anchor_dropout)
-    head_loss = _HeadLoss(head, anchors, images.labels, config)
-    tower = encoder.model.visual
+    head_loss = _HeadLoss(head, anchors, images.labels, config, torch.arange(bank.num_classes), BRANCHES)
+    tower, learns = encoder.model.visual, config.tune != "head"
     assert isinstance(tower, nn.Module)
-    learns = config.tune != "head"
     mixer = BatchMixer.of(config, bank.num_classes)
 
     def objective(
@@ -332,39 +279,29 @@ def tune_visual(
         if mixer is not None:
             pixels, soft = mixer(pixels, images.labels[positions], generator)
         with torch.set_grad_enabled(learns):
-            features = gather_rows(in_parts(encoder.encode_pixels, pixels, config.micro_batch))
+            features = images.encode(encoder, pixels, config.micro_batch)
         return head_loss(features, positions, generator, soft)
 
-    with ExitStack() as stack:
-        if config.tune == "lora":
-            stack.enter_context(adapted(encoder, config.lora, visual_only=True, seed=config.seed))
-        module = nn.ModuleDict({"head": head} | ({"tower": tower} if learns else {}))
-        log = run(
-            _plan(config),
+    with adapted(encoder, config.lora if config.tune == "lora" else None, True, config.seed):
+        rates = {f"head.{name}": config.projection_lr for name in _PROJECTIONS} | {
+            "tower.": config.encoder_lr
+        }
+        log = Run(
+            "train lgr",
+            config,
             encoder,
-            module,
+            nn.ModuleDict({"head": head} | ({"tower": tower} if learns else {})),
             images,
             objective,
-            run_dir=run_dir,
-            log_dir=log_dir,
-            progress=progress,
-            log_scale=head.log_logit_scale,
-        )
+            run_dir,
+            progress,
+            head.log_logit_scale,
+            config.max_scale,
+            rates,
+            "train" if config.tune == "visual" and config.batch_norm == "train" else "eval",
+        ).train()
     encoder.eval()
     return head.cpu().eval(), log
-
-
-def _plan(config: LGRConfig) -> RunPlan:
-    """The numbers of a run over images; without a tower that learns, only the head's parameters are in it."""
-    rates = {f"head.{name}": config.projection_lr for name in _PROJECTIONS} | {"tower.": config.encoder_lr}
-    return RunPlan.of(
-        "train lgr",
-        config,
-        checkpoint_every=1,
-        max_scale=config.max_scale,
-        lr_by_prefix=rates,
-        batch_norm="train" if config.tune == "visual" and config.batch_norm == "train" else "eval",
-    )
 
 
 def new_head(
@@ -375,11 +312,7 @@ def new_head(
     logit_scale: float,
     rows: int | None = None,
 ) -> LGRHead:
-    """An untrained head: identity projections, its visual classifier from stage 1 or, for `cosine`, from the texts.
-
-    Raises:
-        InputError: `visual_init` does not fit.
-    """
+    """An untrained head: identity projections, its visual classifier from stage 1 or, for `cosine`, from the texts."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of(config.seed, "head"))
         head = LGRHead(
@@ -399,14 +332,8 @@ def new_head(
                 start = visual_init[0]  # a class has no sentence
             head.visual_head.weight.copy_(unit_rows(start))
         elif isinstance(head.visual_head, nn.Linear) and visual_init is not None:
-            weight, bias = visual_init
-            if weight.shape != head.visual_head.weight.shape or bias.shape != head.visual_head.bias.shape:
-                raise InputError(
-                    f"the visual classifier to start from is {list(weight.shape)}, "
-                    f"the head needs {list(head.visual_head.weight.shape)}"
-                )
-            head.visual_head.weight.copy_(weight)
-            head.visual_head.bias.copy_(bias)
+            head.visual_head.weight.copy_(visual_init[0])
+            head.visual_head.bias.copy_(visual_init[1])
     return head
 
 
@@ -433,78 +360,119 @@ class _HeadLoss:
         anchors: TrainingAnchors,
         labels: Tensor,
         config: LGRConfig,
-        places: Tensor | None = None,
-        branches: Sequence[str] = BRANCHES,
+        places: Tensor,
+        branches: Sequence[str],
     ) -> None:
-        self.branches = branches
         self.head, self.anchors, self.labels, self.config = head, anchors, labels, config
-        text_classes = anchors.bank.num_classes
-        classes = text_classes if places is None else len(places)
-        prior = sampler_prior(torch.bincount(labels, minlength=classes), config.sampler_power)
+        self.places, self.branches = places, branches
+        prior = sampler_prior(torch.bincount(labels, minlength=len(places)), config.sampler_power)
         self.log_prior = prior.log().float()
-        self.places = torch.arange(classes) if places is None else places
-        told = (self.places >= 0).nonzero()[:, 0]
-        self.text_prior = self.log_prior.new_full((text_classes,), -math.inf)
-        self.text_prior[self.places[told]] = self.log_prior[told]
+        told = (places >= 0).nonzero()[:, 0]
+        self.text_prior = self.log_prior.new_full((anchors.bank.num_classes,), -math.inf)
+        self.text_prior[places[told]] = self.log_prior[told]
 
     def __call__(
         self, features: Tensor, positions: Tensor, generator: torch.Generator, soft: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and parts of features [B, D] of the images at `positions` [B], or of mixed ones with targets [B, C].
 
-        `generator` says which anchors are left out.
+        `generator` says which anchors are left out. The loss of the text is of the images whose class has a sentence.
         """
-        config, kept = self.config, self.anchors.kept(generator) if self.anchors.bank.num_classes else None
-        if soft is not None:
-            log_prior, parts = self.log_prior, {}
-            for name, logits in zip(
-                ("visual", "text"), self.head(features, self.anchors.bank, kept), strict=True
-            ):
-                parts[name] = soft_cross_entropy(logits, soft, log_prior, config.logit_adjustment)
-        else:
-            parts = self._hard(features, self.labels[positions], kept)
-        return sum(parts.values(), features.new_zeros(())), parts
-
-    def _hard(self, features: Tensor, labels: Tensor, kept: Tensor | None) -> dict[str, Tensor]:
-        """The losses of images with labels int64 [B]; that of the text is of those whose class has a sentence."""
-        places, parts = self.places[labels], dict[str, Tensor]()
+        kept = self.anchors.kept(generator) if self.anchors.bank.num_classes else None
+        labels, parts = self.labels[positions], dict[str, Tensor]()
+        places = self.places[labels]
         told = (places >= 0).nonzero()[:, 0]
         if "visual" in self.branches:
             logits = self.head.visual_logits(features)
-            parts["visual"] = self._entropy(logits, labels, self.log_prior)
+            parts["visual"] = adjusted_loss(logits, labels, soft, self.log_prior, self.config)
         if "text" in self.branches and len(told):
             if len(told) < len(places):
                 features = features[told.to(features.device, non_blocking=True)]
             logits = self.head.text_logits(features, self.anchors.bank, kept)
-            parts["text"] = self._entropy(logits, places[told], self.text_prior)
-        return parts
+            parts["text"] = adjusted_loss(logits, places[told], soft, self.text_prior, self.config)
+        return sum(parts.values(), features.new_zeros(())), parts
 
-    def _entropy(self, logits: Tensor, targets: Tensor, log_prior: Tensor) -> Tensor:
-        config = self.config
-        return logit_adjusted_cross_entropy(
-            logits, targets, log_prior, config.logit_adjustment, config.label_smoothing
-        )
+    @torch.no_grad()
+    def held_out(self, images: HeldOut) -> float:
+        """The branches' losses over images that are not trained on, among the classes that are, as one sum.
 
-    def held_out(
-        self, features: Tensor, labels: Tensor, bank: AnchorBank
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Logits, labels and weights of images that are not trained on, among the classes that are, for each branch."""
-        counts = torch.bincount(self.labels, minlength=len(self.places)).double()
-        weights = counts[labels].clamp(min=1.0) ** -self.config.sampler_power
-        device = self.head.log_logit_scale.device
-        parts = [part.float().to(device) for part in features.split(_AT_ONCE)]
+        Each branch's is taken at the temperature that suits it best; images weigh n^-power.
+        """
+        counts, total = torch.bincount(self.labels, minlength=len(self.places)).double(), 0.0
+        weights = counts[images.labels].clamp(min=1.0) ** -self.config.sampler_power
+        device, places = self.head.log_logit_scale.device, self.places[images.labels]
+        parts = [part.float().to(device) for part in images.features.split(_AT_ONCE)]
+
+        def loss(logits: list[Tensor], prior: Tensor, targets: Tensor, told: Tensor) -> float:
+            known = prior.isfinite()
+            kept, targets = torch.cat(logits)[told][:, known], (known.cumsum(0) - 1)[targets[told]]
+            return nll(fit_temperature(kept, targets, weights[told]) * kept, targets, weights[told])
+
         if "visual" in self.branches:
-            known = self.log_prior.isfinite()
-            logits = torch.cat([self.head.visual_logits(part).cpu() for part in parts])
-            yield logits[:, known], (known.cumsum(0) - 1)[labels], weights
-        told = self.places[labels] >= 0
-        if "text" in self.branches and bool(told.any()):
-            known, places = self.text_prior.isfinite(), self.places[labels][told]
-            logits = torch.cat([self.head.text_logits(part, bank).cpu() for part in parts])
-            yield logits[told][:, known], (known.cumsum(0) - 1)[places], weights[told]
+            logits = [self.head.visual_logits(part).cpu() for part in parts]
+            total += loss(logits, self.log_prior, images.labels, torch.ones_like(places, dtype=torch.bool))
+        if "text" in self.branches and bool((places >= 0).any()):
+            logits = [self.head.text_logits(part, images.bank).cpu() for part in parts]
+            total += loss(logits, self.text_prior, places, places >= 0)
+        return total
 
 
-def _groups(head: LGRHead, config: LGRConfig, prefix: str) -> list[dict[str, object]]:
-    rates = {prefix + name: config.projection_lr for name in _PROJECTIONS}
-    named = ((prefix + name, parameter) for name, parameter in head.named_parameters())
-    return parameter_groups(named, config.lr, config.weight_decay, rates)
+class TrainingAnchors:
+    """The anchors of a training run.
+
+    Args:
+        bank: The anchors, strays after the others; see `with_strays`.
+        own: How many of them are the classes' own.
+        dropout: The chance with which each is left out of a step, 0 <= dropout < 1.
+    """
+
+    def __init__(self, bank: AnchorBank, own: int, dropout: float) -> None:
+        self.bank, self.dropout = bank, dropout
+        self._class_of_row, self._own = bank.class_of_row.cpu(), (bank.rows < own).cpu()
+
+    def kept(self, generator: torch.Generator) -> Tensor | None:
+        """Draw the anchors of a step, bool [A] on the bank's device; each class keeps one of its own. None: all."""
+        if not self.dropout:
+            return None
+        draws = torch.rand(len(self._own), generator=generator)
+        best = torch.zeros(self.bank.num_classes).scatter_reduce(
+            0, self._class_of_row, draws * self._own, "amax"
+        )
+        kept = (draws >= self.dropout) | (self._own & (draws == best[self._class_of_row]))
+        return kept.to(self.bank.vectors.device, non_blocking=True)
+
+
+def with_strays(
+    bank: AnchorBank, centres: Tensor, logit_scale: float, share: float, generator: torch.Generator
+) -> AnchorBank:
+    """Put anchors of other classes among those of each class, drawn at random.
+
+    The loss of sentence t of class o in class c is L(t) + scale * (t . m_o - t . m_c): its logsumexp stays, and its
+    mean cosine is that with the images of c.
+
+    Args:
+        bank: The anchors of C classes, with their losses.
+        centres: Float [C, D], the mean of each class's normalised image vectors, itself not normalised.
+        logit_scale: The multiplier of the cosine.
+        share: Strays of a class by the number of its anchors, rounded up.
+        generator: Where the randomness comes from.
+
+    Returns:
+        The bank with the strays, whose `rows` are len(bank.vectors) and above; with one class alone there are none.
+    """
+    classes, counts = torch.arange(bank.num_classes), torch.tensor(bank.bounds).diff()
+    host = torch.repeat_interleave(classes, (counts * share).ceil().long())
+    others = len(bank.vectors) - counts[host]
+    if not len(host) or bank.num_classes == 1:
+        return bank
+    drawn = (torch.rand(len(host), generator=generator, dtype=torch.float64) * others).long()
+    drawn += counts[host] * (drawn >= torch.tensor(bank.bounds)[host])  # past the host's own
+    host, drawn = host.to(bank.vectors.device), drawn.to(bank.vectors.device)
+    owner, unit = bank.class_of_row[drawn], unit_rows(bank.vectors[drawn])
+    nearer = (unit * (centres[owner] - centres[host]).to(unit)).sum(1)
+    return AnchorBank.build(
+        torch.cat([bank.vectors, bank.vectors[drawn]]),
+        bank.class_ids[torch.cat([bank.class_of_row, host])],
+        bank.class_ids,
+        torch.cat([bank.losses, bank.losses[drawn] + logit_scale * nearer]),
+    )

@@ -7,10 +7,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-from vlltr_index.errors import InputError
 from vlltr_index.tensors import check_labels
-
-__all__ = ["epoch_batches", "seed_of", "steps_per_epoch", "stream"]
 
 
 def seed_of(*names: object) -> int:
@@ -45,11 +42,9 @@ def epoch_batches(
         int64 [steps, batch_size].
 
     Raises:
-        InputError: There is no image, or a label is negative.
+        InputError: Labels are no vector of integers.
     """
     check_labels("labels", labels)
-    if labels.numel() == 0 or int(labels.min()) < 0:
-        raise InputError("the sampler needs at least one image, and labels that are not negative")
     labels = labels.cpu().long()
     steps = steps or steps_per_epoch(labels.numel(), batch_size)
     counts = torch.bincount(labels).double()

@@ -9,8 +9,6 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-__all__ = ["cosine_factor", "decays", "parameter_groups", "set_rates"]
-
 
 def cosine_factor(step: int, total: int, warmup: int, floor: float = 0.0) -> float:
     """Share of the peak learning rate at `step` (from 0) of `total`: a linear rise over `warmup` steps, then a cosine.
@@ -33,11 +31,6 @@ def set_rates(optimizer: Optimizer, step: int, total: int, warmup: int, min_lr: 
         group["lr"] = group["peak"] * cosine_factor(step, total, warmup, floor)
 
 
-def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: not to vectors and scalars, biases, and the logit scale."""
-    return parameter.ndim > 1 and not name.endswith(("bias", "logit_scale"))
-
-
 def parameter_groups(
     named: Iterable[tuple[str, nn.Parameter]],
     lr: float,
@@ -49,14 +42,15 @@ def parameter_groups(
     Args:
         named: Names and parameters; those without `requires_grad` are left out.
         lr: Peak learning rate, kept in each group as `peak`.
-        weight_decay: For those that `decays` says yes to.
+        weight_decay: Not of vectors and scalars, biases, and the logit scale.
         lr_by_prefix: Other peaks for names that start with a prefix; the first that fits counts. Zero freezes.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in named:
         peak = next((v for p, v in (lr_by_prefix or {}).items() if name.startswith(p)), lr)
         if parameter.requires_grad and peak > 0:
-            groups.setdefault((peak, weight_decay if decays(name, parameter) else 0.0), []).append(parameter)
+            decays = parameter.ndim > 1 and not name.endswith(("bias", "logit_scale"))
+            groups.setdefault((peak, weight_decay if decays else 0.0), []).append(parameter)
     return [
         {"params": parameters, "lr": peak, "peak": peak, "weight_decay": decay}
         for (peak, decay), parameters in groups.items()

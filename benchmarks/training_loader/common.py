@@ -15,7 +15,7 @@ from benchmarks.harness import Arrays
 from vlltr_index.data.decoding import reduced_bytes
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.schemas.config import AugmentConfig, BaselineConfig
-from vlltr_index.train.baseline import train_image_only
+from vlltr_index.train.cvlp import train_image_only
 from vlltr_index.train.data import TrainImages
 from vlltr_index.train.sampling import epoch_batches, stream
 

@@ -6,22 +6,19 @@ A visit's state lives in the server, one for each tab. Each handler takes it, an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from torch import Tensor
 
-from vlltr_index.cli.ui.render import piece
-from vlltr_index.cli.ui.service import MAX_PICTURES, MAX_UPLOAD, Desk, Made, names_of
+from vlltr_index.cli.ui.service import MAX_PICTURES, MAX_UPLOAD, Desk, names_of, piece
 from vlltr_index.errors import VlltrError
 from vlltr_index.recognition.counterfactual import Examination, ExaminedClass
 
 if TYPE_CHECKING:
     from vlltr_index.recognition.predictor import Answers
-
-__all__ = ["build_page"]
 
 _Drawing = dict[Any, Any]  # component to what it shows
 
@@ -56,7 +53,7 @@ class Visit:
 
     feature: Tensor | None = None  # of the picture, [D]
     image_fp: str | None = None  # the tower that gave it
-    struck: frozenset[str] = field(default_factory=frozenset)
+    struck: frozenset[str] = frozenset()
     chosen: str | None = None
     first: str | None = None
     second: str | None = None
@@ -86,7 +83,6 @@ class _Page:
         self._status = gr.HTML(elem_id="vl-top")
         self._notice = gr.HTML(elem_id="vl-notice")
         self._lay_out_answer()
-        self._lay_out_comparison()
         if not desk.read_only:
             self._lay_out_changes()
         self._drawn = [self._visit, self._status, self._notice, self._best, self._class, self._sentences]
@@ -117,8 +113,6 @@ class _Page:
                 "Put all back", interactive=False, scale=1, min_width=160, elem_id="vl-put-back"
             )
         self._sentences = gr.HTML(piece("sentences", None), js_on_load=_STRIKE, elem_id="vl-sentences")
-
-    def _lay_out_comparison(self) -> None:
         gr.HTML("<h2>Why one class and not another</h2>")
         with gr.Row(equal_height=False):
             self._first = gr.Dropdown(label="this class", min_width=200, elem_id="vl-first")
@@ -207,10 +201,9 @@ class _Page:
 
     def _follow(self, visit: Visit, picture: str | None) -> _Drawing:
         """Draw everything anew if there is a newer commit, or another thing to undo."""
-        current = self._desk.answers().commit, _commit_of(self._desk.offer())
-        return (
-            {self._visit: visit} if current == (visit.commit, visit.offered) else self._draw(visit, picture)
-        )
+        if (self._desk.answers().commit, self._desk.offer()[0]) == (visit.commit, visit.offered):
+            return {self._visit: visit}
+        return self._draw(visit, picture)
 
     def _look_again(self, visit: Visit, picture: str | None) -> _Drawing:
         """Draw the picture's best classes after a change that was made here."""
@@ -226,15 +219,14 @@ class _Page:
 
     def _take_back(self, visit: Visit) -> str:
         """Undo what the button names."""
-        offered = self._desk.offer()
+        _, name = self._desk.offer()
         try:
             report = self._desk.undo(visit.offered or 0)
         except VlltrError as error:
             return piece("error", error)
-        assert offered is not None  # else `undo` refuses
         said = f"Commit {report.commit} has the state of commit {report.target}."
         back = f"To have the class back: vlltr rollback {report.commit - 1}"
-        return piece("notice", [f"Undone: the class {offered.name!r} is gone again.", f"{said} {back}"])
+        return piece("notice", [f"Undone: the class {name!r} is gone again.", f"{said} {back}"])
 
     # Drawing.
 
@@ -249,13 +241,13 @@ class _Page:
         names, number = names_of(answers), answers.commit
         # What was said of a picture that cannot be shown stays until there is another one.
         drawn: _Drawing = {self._notice: notice} if notice or found is not None else {}
-        choices, offer = {}, self._desk.offer()
-        if (visit.commit, visit.offered) != (number, _commit_of(offer)):
-            visit = replace(visit, commit=number, offered=_commit_of(offer))
+        choices, (offered, name) = {}, self._desk.offer()
+        if (visit.commit, visit.offered) != (number, offered):
+            visit = replace(visit, commit=number, offered=offered)
             drawn[self._status] = piece("status", self._name, number, len(names), self._desk.read_only)
             if not self._desk.read_only:
-                label = f"Undo: add {offer.name!r}" if offer is not None else "Nothing to undo"
-                drawn[self._undo] = gr.update(value=label, interactive=offer is not None)
+                label = f"Undo: add {name!r}" if offered else "Nothing to undo"
+                drawn[self._undo] = gr.update(value=label, interactive=bool(offered))
             choices = {"choices": names}
         best = found.best(_TOP, visit.struck) if found is not None else []
         visit = _settled(visit, best, names)
@@ -288,10 +280,6 @@ class _Page:
             two = piece("error", error)
         near = self._desk.neighbours(found, one)
         return {self._sentences: piece("sentences", one, near), self._comparison: two}
-
-
-def _commit_of(offer: Made | None) -> int | None:
-    return offer.commit if offer is not None else None
 
 
 def _settled(visit: Visit, best: Sequence[ExaminedClass], names: Sequence[str]) -> Visit:

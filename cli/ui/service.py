@@ -1,20 +1,21 @@
-"""What the page does with a workspace, whatever draws it: answers, additions, and taking back what was added here."""
+"""What the page does with a workspace, whatever draws it: answers, additions, taking these back, and pieces of HTML."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlltr_index.classes import ChangeReport, NewClass, Session, add_classes
 from vlltr_index.data.decoding import UNREADABLE, open_image
 from vlltr_index.data.text import normalise_text, split_sentences
 from vlltr_index.errors import InputError, UsageError, WorkspaceError
-from vlltr_index.evaluation.report import nearest_pictures
+from vlltr_index.evaluation.report import environment, nearest_pictures
 from vlltr_index.pipelines.history import RollbackReport, rollback
 from vlltr_index.recognition.counterfactual import Examination
+from vlltr_index.recognition.in_words import rather_than
 from vlltr_index.recognizer import Recognizer
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from vlltr_index.recognition.predictor import Answers
     from vlltr_index.store.workspace import Workspace
 
-__all__ = ["MAX_PICTURES", "MAX_TEXT", "MAX_UPLOAD", "Desk", "Made", "names_of"]
-
 MAX_UPLOAD = 20 * 2**20
 """Bytes a picture that is given to the page may have."""
 MAX_PICTURES = 50
@@ -32,21 +31,6 @@ MAX_PICTURES = 50
 MAX_TEXT = 200_000
 """Characters the text of a class may have."""
 _MAX_FILE_NAME = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """A commit that was made from the page.
-
-    Attributes:
-        commit: Its number.
-        before: The commit it came after, which taking it back goes back to.
-        name: The class that it added.
-    """
-
-    commit: int
-    before: int
-    name: str
 
 
 class Desk:
@@ -67,7 +51,7 @@ class Desk:
         _ = self._recognizer.encoder  # what is wrong with it is said now, not to the first visitor
         self._session = Session(workspace)
         self._writing = threading.Lock()
-        self._made: list[Made] = []
+        self._made: dict[int, str] = {}  # commits that were made from the page, and the class that each added
 
     def answers(self) -> Answers:
         """The newest commit that can answer."""
@@ -100,36 +84,33 @@ class Desk:
             UsageError: If the page is for reading only.
         """
         self._check_writable()
-        if len(text) > MAX_TEXT:
-            raise InputError(
-                f"a text of {len(text):,} characters; {MAX_TEXT:,} are allowed here",
-                "Add it on the command line: vlltr classes add NAME --text FILE",
-            )
-        if len(pictures) > MAX_PICTURES:
-            raise InputError(
-                f"{len(pictures)} pictures; {MAX_PICTURES} are allowed here",
-                "Add the class with some of them, the others on the command line: vlltr images add NAME FOLDER",
-            )
+        for what, count, most in (
+            ("characters", len(text), MAX_TEXT),
+            ("pictures", len(pictures), MAX_PICTURES),
+        ):
+            if count > most:
+                raise InputError(
+                    f"{count:,} {what}; {most:,} are allowed here", "Use vlltr classes add for more."
+                )
         images = tuple((_file_name(given), _checked(given, path)) for given, path in pictures)
-        wanted = NewClass(name, tuple(split_sentences(text)), image_bytes=images)
+        wanted, history = (
+            NewClass(name, tuple(split_sentences(text)), image_bytes=images),
+            self.workspace.history,
+        )
         with self._writing:
-            newest = self.workspace.history.ids()[-1]
+            newest = history.ids()[-1]
             report = add_classes(self.workspace, [wanted], session=self._session)
-            self._made += self._made_since(newest, report.classes[0].name)
+            name = report.classes[0].name
+            since = [
+                history.read(i) for i in history.ids() if i > newest
+            ]  # others may have committed around it
+            self._made |= {commit.id: name for commit in since if commit.command == f"classes add {name!r}"}
         return report
 
-    def _made_since(self, newest: int, name: str) -> list[Made]:
-        """The commit after `newest` that added the class; other programs may have committed around it."""
-        since = (self.workspace.history.read(i) for i in self.workspace.history.ids() if i > newest)
-        command = f"classes add {name!r}"
-        return [Made(c.id, c.parent, name) for c in since if c.command == command and c.parent is not None]
-
-    def offer(self) -> Made | None:
-        """What can be taken back: the newest state of the workspace, if it was made from the page."""
-        if self.read_only:
-            return None
-        made, last = self._made[-1:], self.workspace.history.last()
-        return made[0] if made and last.state == made[0].commit else None
+    def offer(self) -> tuple[int | None, str]:
+        """What can be taken back: the newest state's commit and its class, if it was made from the page."""
+        state = self.workspace.history.last().state
+        return (state, self._made[state]) if state in self._made else (None, "")
 
     def undo(self, commit: int) -> RollbackReport:
         """Go back to the commit before `commit`, if that is what `offer` offers.
@@ -140,17 +121,16 @@ class Desk:
         """
         self._check_writable()
         with self._writing:
-            offered, last = self.offer(), self.workspace.history.last()
-            if offered is None or offered.commit != commit:
-                now = f"commit {last.id} ({last.command})" if last.id else "nothing"
+            last = self.workspace.history.last()
+            if commit not in self._made or last.state != commit:
                 raise WorkspaceError(
-                    f"commit {commit} is not the newest any more, that is {now}: nothing was undone",
+                    f"commit {commit} is not the newest any more, that is commit {last.id} ({last.command}): nothing"
+                    " was undone",
                     "Only what was done last, and from this page, can be undone here. For anything else: vlltr history,"
                     " then vlltr rollback",
                 )
-            report = rollback(self.workspace, offered.before, newest=last.id)
-            self._made.pop()
-        return report
+            before = self.workspace.history.read(commit).parent or 0
+            return rollback(self.workspace, before, newest=last.id)
 
     def _check_writable(self) -> None:
         if self.read_only:
@@ -166,15 +146,14 @@ def names_of(answers: Answers) -> list[str]:
 
 def _read(path: Path) -> bytes:
     """The bytes of a file that was given to the page."""
-    try:
-        size = path.stat().st_size
-        if size > MAX_UPLOAD:
-            raise InputError(
-                f"a picture of {size / 2**20:.1f} MiB; {MAX_UPLOAD >> 20} are allowed", "Make it smaller."
-            )
-        return path.read_bytes()
-    except OSError:
-        raise InputError("the picture is not there any more", "Give it again.") from None
+    if not path.is_file():
+        raise InputError("the picture is not there any more", "Give it again.")
+    size = path.stat().st_size
+    if size > MAX_UPLOAD:
+        raise InputError(
+            f"a picture of {size / 2**20:.1f} MiB; {MAX_UPLOAD >> 20} are allowed", "Make it smaller."
+        )
+    return path.read_bytes()
 
 
 def _checked(given: str, path: Path) -> bytes:
@@ -190,3 +169,17 @@ def _checked(given: str, path: Path) -> bytes:
 def _file_name(given: str) -> str:
     """A file's name as its owner calls it, without folders, so that it can be shown and stored."""
     return normalise_text(Path(given.replace("\\", "/")).name)[-_MAX_FILE_NAME:] or "picture"
+
+
+def piece(name: str, *values: Any) -> str:
+    """The piece of the page that the macro `name` of its template draws of some values, with every text escaped."""
+    return str(getattr(_macros(), name)(*values))
+
+
+@cache
+def _macros() -> Any:
+    made = environment("vlltr_index.cli.ui")
+    # What rounds to nothing has no sign.
+    made.filters["change"] = lambda value: f"{value:+.3f}" if abs(value) >= 5e-4 else "0.000"
+    made.globals["rather_than"] = rather_than
+    return made.get_template("page.html").module

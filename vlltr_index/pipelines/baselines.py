@@ -24,7 +24,7 @@ from vlltr_index.pipelines import training
 from vlltr_index.schemas.records import BASELINES
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
 from vlltr_index.tensors import choose_device
-from vlltr_index.train.baseline import train_image_only
+from vlltr_index.train.cvlp import train_image_only
 from vlltr_index.train.data import TrainImages
 
 if TYPE_CHECKING:
@@ -140,8 +140,7 @@ def train_baseline_stage(
         encoder = training.starting_encoder(recipe, [["a"]], config.seed)
         data = run.data
         images = TrainImages(data.sources, data.labels, encoder, config.augment, workers=config.workers)
-        logs = workspace.path / "logs"
-        stage = train_image_only(encoder, images, config, run_dir=run.folder, log_dir=logs, progress=progress)
+        stage = train_image_only(encoder, images, config, run_dir=run.folder, progress=progress)
 
         def keep(tx: Transaction) -> str:
             digest = workspace.put_object(

@@ -81,7 +81,6 @@ def train_cvlp_stage(
             TrainTexts(data.texts, encoder),
             config,
             run_dir=run.folder,
-            log_dir=workspace.path / "logs",
             progress=progress,
             teacher=teacher,
         )

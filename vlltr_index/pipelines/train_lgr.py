@@ -25,10 +25,10 @@ from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.store.holdout import HeldOut, read_held_out, write_held_out
 from vlltr_index.tensors import choose_device, device_name, memory_mended_by
-from vlltr_index.train.cvlp import StageOne
 from vlltr_index.train.data import TrainImages
 from vlltr_index.train.deciding import Decision, StageTwoData, decide, weigh, without_images
 from vlltr_index.train.distributed import by_first, first_then_all, meet
+from vlltr_index.train.loop import StageOne
 from vlltr_index.train.recognition import train_lgr, tune_visual
 from vlltr_index.wording import many
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
-    from vlltr_index.train.loop import Log
+    from vlltr_index.train.checkpoint import Log
 
 _log = logging.getLogger(__name__)
 
@@ -235,7 +235,6 @@ def _tune_visual(
             config,
             visual_init=_visual_init(workspace, start, data.class_ids),
             run_dir=run.folder,
-            log_dir=workspace.path / "logs",
             progress=progress,
         )
         rows = head.visual_head if isinstance(head.visual_head, nn.Linear) else None
