@@ -188,7 +188,8 @@ class Guard:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass on, or refuse one request; not as middleware for answers, which holds up those that are streams."""
         if scope["type"] == "lifespan":
-            return await self._app(scope, receive, send)
+            await self._app(scope, receive, send)
+            return
 
         async def with_policy(message: Any) -> None:
             if message["type"] == "http.response.start":
@@ -199,9 +200,10 @@ class Guard:
         given = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         status = refusal(scope["path"], given.get(b"host", ""), given.get(b"origin"), self._local)
         if status is None:
-            return await self._app(scope, receive, with_policy)
-        await with_policy({"type": "http.response.start", "status": status})
-        await send({"type": "http.response.body"})
+            await self._app(scope, receive, with_policy)
+        else:
+            await with_policy({"type": "http.response.start", "status": status})
+            await send({"type": "http.response.body"})
 
 
 def refusal(path: str, host: str, origin: str | None, local: bool) -> int | None:
