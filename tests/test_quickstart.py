@@ -26,7 +26,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Co
     command = [*VLLTR, "quickstart", "--fast"]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     runs = folder / "vlltr-quickstart-fast" / "runs"
-    while process.poll() is None and not list(runs.glob("cvlp-*/state.pt")):
+    while process.poll() is None and not list(runs.glob("cvlp-*/state.safetensors")):
         pass
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=300)

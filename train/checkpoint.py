@@ -1,13 +1,17 @@
-"""State of an unfinished run: one file that is either whole or not there."""
+"""State of an unfinished run: one safetensors file that is either whole or not there."""
 
 from __future__ import annotations
 
+import json
 import os
+from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 
 import torch
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from vlltr_index.errors import WorkspaceError, write_error
 from vlltr_index.store.storage import sync_folder
@@ -15,7 +19,7 @@ from vlltr_index.store.storage import sync_folder
 Log = list[dict[str, float]]
 """One entry an epoch."""
 
-STATE = "state.pt"
+STATE = "state.safetensors"
 """The file of a run's state, in the run's folder."""
 
 
@@ -27,15 +31,19 @@ def save_state(run_dir: Path, module: nn.Module, optimizer: torch.optim.Optimize
     """
     path = run_dir / STATE
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    learned, tensors = optimizer.state_dict(), {f"module/{k}": v for k, v in module.state_dict().items()}
+    for number, state in learned["state"].items():
+        tensors |= {f"optimizer/{number}/{k}": torch.as_tensor(v) for k, v in state.items()}
+    flat = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    facts = {"groups": json.dumps(learned["param_groups"]), "log": json.dumps(log)}
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        with scratch.open("wb") as file:
-            state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "log": log}
-            torch.save(state, file)
+        save_file(flat, scratch, metadata=facts)
+        with scratch.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(scratch, path)
         sync_folder(run_dir)
-    except (OSError, RuntimeError) as error:
+    except (OSError, SafetensorError) as error:
         raise write_error(path, error) from error
     finally:
         with suppress(OSError):
@@ -51,10 +59,22 @@ def load_state(run_dir: Path | None, module: nn.Module, optimizer: torch.optim.O
     if run_dir is None or not (run_dir / STATE).is_file():
         return 0
     try:
-        state = torch.load(run_dir / STATE, map_location="cpu", weights_only=True)
-        module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
-        log[:] = state["log"]
+        with safe_open(run_dir / STATE, framework="pt") as file:
+            facts, tensors = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - not a dict
+        module.load_state_dict(
+            {k.removeprefix("module/"): v for k, v in tensors.items() if k.startswith("module/")}
+        )
+        owners = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        learned = defaultdict[int, dict[str, Tensor]](dict)
+        for key, value in tensors.items():
+            if key.startswith("optimizer/"):
+                _, number, name = key.split("/")
+                own = owners[int(number)]  # laid out in memory as it: another order of sums rounds otherwise
+                if value.shape == own.shape:
+                    value = torch.empty_like(own, device="cpu", dtype=value.dtype).copy_(value)
+                learned[int(number)][name] = value
+        optimizer.load_state_dict({"state": dict(learned), "param_groups": json.loads(facts["groups"])})
+        log[:] = json.loads(facts["log"])
     except Exception as error:
         raise WorkspaceError(
             f"the state of the unfinished run in {run_dir / STATE} cannot be used: {error}",
