@@ -320,6 +320,7 @@ def vlltr(ctx: click.Context, /, threads: int | None, **options: Any) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if threads is None and ctx.invoked_subcommand in _LONG and "OMP_NUM_THREADS" not in os.environ:
         threads = _free_cores()
+        os.environ["VLLTR_FREE_CORES"] = str(threads)  # for one process: several share them
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     ctx.obj = Context(**options, goes_on=ctx.obj is True)
@@ -351,7 +352,12 @@ def main(argv: list[str] | None = None) -> NoReturn:
     try:
         code = vlltr.main(args=argv, prog_name="vlltr", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as error:
+        if (
+            isinstance(error, click.Abort) and error.__cause__ is None
+        ):  # a question that was not answered by yes
+            click.echo("Nothing was changed. With --yes there is no question.", err=True)
+            sys.exit(1)
         if int(os.environ.get("WORLD_SIZE") or "1") == 1:  # of several, the one that started them says it
             click.echo("Stopped. Run the same command again to go on.", err=True)
         sys.exit(130)

@@ -9,8 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vlltr_index.schemas.config import FusionConfig
 
-EXPORT_FORMAT = 1
-"""The format of exported folders."""
 LIBRARY = "vlltr-index"
 """The value of `library` in `config.json`, by which an exported folder is known."""
 

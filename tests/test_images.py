@@ -190,3 +190,15 @@ def test_damaged_files_never_raise_anything_else(kind: str, place: float, patch:
     except InputError as error:
         outcome = error.message.partition(": ")[2]
     assert outcome == ("RGB" if problem is None else problem)
+
+
+def test_too_large_a_picture_is_refused_wherever_it_comes_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it is decoded, as a file and as bytes."""
+    monkeypatch.setattr("vlltr_index.data.decoding.MAX_BYTES", 2**20)
+    path = tmp_path / "large.png"
+    path.write_bytes(bytes(2**20 + 1))
+    for source in (path, path.read_bytes()):
+        with pytest.raises(InputError, match="larger than 1 MiB"):
+            open_image(source)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 from tablerows import anchor_rows, class_rows, image_rows, sentence_rows, stats_rows
 
+from tests import commands
 from tests.commits import killed, run, state
 from vlltr_index.classes import add_class, remove_classes
 from vlltr_index.errors import MissingStepError, WorkspaceError
@@ -71,6 +73,18 @@ def test_later_writes_build_on_what_came_back(grown: Workspace, target: int) -> 
     assert [state(grown, n) for n in range(1, 7)] == kept
     rollback(grown, 6)
     assert state(grown) == kept[target - 1]
+
+
+def test_an_unanswered_question_changes_nothing(
+    grown: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a terminal, or by anything but yes, the command ends and says how it can be had without a question."""
+    before = grown.history.last().id
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    code, _, err = commands.run(capsys, "-w", grown.path, "rollback", "1")
+    assert code == 1
+    assert err.endswith("Nothing was changed. With --yes there is no question.\n")
+    assert grown.history.last().id == before
 
 
 def test_an_interrupted_rollback_leaves_the_newest_commit(

@@ -57,6 +57,7 @@ def test_a_stopped_decision_goes_on(trained: Workspace) -> None:
     whole = train_lgr_stage(trained, config, lambda _, done, __: calls.append(done))
     assert len(whole.notes) == 2
     assert whole.epochs > 1
+    assert not whole.resumed
     left = [len(calls) - 1]
 
     def stop(step: str, done: int, total: int | None) -> None:

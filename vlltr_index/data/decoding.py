@@ -161,11 +161,11 @@ def _bytes(source: ImageRecord | bytes | str | os.PathLike[str]) -> bytes:
     if isinstance(source, ImageRecord):
         source = source.uri if source.data is None else source.data
     if isinstance(source, bytes):
-        return source
+        return _bounded(source)
     name = os.fspath(source)
     try:
         if is_address(name):
-            return read_object(name)
+            return _bounded(read_object(name))
         facts = os.stat(name)
         if not stat.S_ISREG(facts.st_mode):
             raise InputError("not a file")
@@ -176,6 +176,12 @@ def _bytes(source: ImageRecord | bytes | str | os.PathLike[str]) -> bytes:
         raise InputError("no such file") from None
     except (OSError, ValueError) as error:
         raise InputError(getattr(error, "strerror", None) or str(error)) from None
+
+
+def _bounded(data: bytes) -> bytes:
+    if len(data) > MAX_BYTES:
+        raise InputError(f"larger than {MAX_BYTES >> 20} MiB")
+    return data
 
 
 def _in_memory(source: Image.Image | NDArray[np.uint8]) -> Image.Image:

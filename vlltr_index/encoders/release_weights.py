@@ -124,7 +124,7 @@ def model_config(state: dict[str, Tensor], where: str) -> dict[str, Any]:
             "layers": _count(state, r"transformer\.resblocks\.(\d+)\."),
         }
         dim = state["text_projection"].shape[1]
-    except (KeyError, IndexError) as error:
+    except (KeyError, IndexError, TypeError) as error:
         raise EncoderError(
             f"{where} lacks weights of CLIP's towers, or one has another shape: {error}",
             "Fetch or copy the file again.",
@@ -221,7 +221,7 @@ def release_head(checkpoint: ReleaseCheckpoint, rows: Tensor | None = None) -> L
         classes, width = own["visual_head.2.weight"].shape[0], len(own["query_norm.weight"])
         head = LGRHead(width, classes, visual="mlp", loss_bias=False)
         head.load_state_dict(own)
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, IndexError, TypeError, RuntimeError) as error:
         raise EncoderError(
             f"{checkpoint.path} does not hold the release's two-branch head with a scale: {error}",
             "Heads of the paper's method can be imported: LGR_r50, LGR_vit16 and their variants.",

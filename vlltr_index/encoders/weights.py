@@ -414,7 +414,7 @@ def set_image_size(config: Config, image_size: int | None, resize: int | None = 
     Raises:
         EncoderError: If the tower cannot take images of that size, or takes others than squares of one size.
     """
-    vision, pre = config["model_cfg"]["vision_cfg"], config["preprocess_cfg"]
+    vision, pre = config["model_cfg"].setdefault("vision_cfg", {}), config["preprocess_cfg"]
     sides, timm_name = vision.get("image_size", 224), str(vision.get("timm_model_name", ""))
     if isinstance(sides, list | tuple):
         vision["image_size"], sides = sides[0], set(sides)

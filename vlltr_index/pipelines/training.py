@@ -258,7 +258,7 @@ def held_folder(folder: Path, command: str, resume: bool) -> Iterator[bool]:
         LockedError: If another process trains the same run.
     """
     with write_lock(folder / _LOCK, command, timeout=0):
-        there = [path for path in folder.iterdir() if path.name not in (_LOCK, f"{_LOCK}.json")]
+        there = [path for path in folder.iterdir() if not path.name.startswith(_LOCK)]
         for path in () if resume else there:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         yield resume and bool(there)

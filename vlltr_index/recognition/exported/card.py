@@ -12,6 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlltr_index.errors import WorkspaceError
 from vlltr_index.recognition.exported.reading import CARD
 from vlltr_index.schemas.exported import LIBRARY
 
@@ -129,14 +130,17 @@ def newest_results(workspace: Workspace, commit: Commit) -> dict[str, Any] | Non
                 facts = json.loads(workspace.storage.read(f"reports/{name}"))
                 if facts["crops"] == 1 and facts["commit"] <= commit.id and facts["rows"]["vl-ltr"]["top1"]:
                     found.append(facts)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
                 _log.warning("reports/%s is left out of the model card: %r", name, error)
     if not found:
         return None
     best: dict[str, Any] = max(found, key=lambda facts: (facts["commit"], facts["split"] == "test"))
     same = best["commit"] in workspace.history.ids()
     if same:
-        other = workspace.history.read(best["commit"])
+        try:
+            other = workspace.history.read(best["commit"])
+        except WorkspaceError:  # a damaged old commit
+            return best | {"same": False}
         same = all(getattr(other, name) == getattr(commit, name) for name in _SAME)
         same = same and all(other.tables.get(name) == commit.tables.get(name) for name in _TABLES)
     return best | {"same": same}

@@ -416,6 +416,8 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError, KeyError) as error:
         _damaged(path, f"not a safetensors file: {error}")
     for name, value in tensors.items():
+        if value.is_complex():
+            _damaged(path, f"{name} holds complex values")
         if value.is_floating_point() and not bool(value.float().isfinite().all()):
             _damaged(path, f"{name} holds values that are not finite")
     return tensors
