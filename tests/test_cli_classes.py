@@ -31,7 +31,7 @@ def test_removing_asks_first(
     assert err == (
         "Error: removing classes asks first, and there is no terminal to ask at\nSay so beforehand: --yes\n"
     )
-    for answer, expected in (("n", 130), ("y", 0)):
+    for answer, expected in (("n", 1), ("y", 0)):
         typed = io.StringIO(answer + "\n")
         typed.isatty = lambda: True  # type: ignore[method-assign]  # a terminal, as far as anyone can tell
         monkeypatch.setattr(sys, "stdin", typed)
