@@ -115,8 +115,7 @@ def doctor_command(context: Context, unlock: bool) -> None:
 @pass_context
 def history_command(context: Context) -> None:
     """List the workspace's commits, newest first."""
-    history = context.open().history
-    commits = [history.read(i) for i in reversed(history.ids())]
+    commits = context.open().history.list()[::-1]
     lines = (f"{commit.id:>5}  {commit.created_at}  {commit.command}" for commit in commits)
     context.show(commits, lines, always=True)
 

@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlltr_index.classes import add_class, merge_classes
-from vlltr_index.recognition.exported.reading import SUMS, file_digest
+from vlltr_index.recognition.exported.reading import SUMS
 from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.fingerprint import digest_file
 from vlltr_index.schemas.records import ClassScore, Prediction
 from vlltr_index.store.workspace import Workspace
 
@@ -87,7 +88,7 @@ def share(workspace: Workspace, folder: Path, pictures: Path) -> Shared:
 def sign(folder: Path) -> None:
     """Write the digests of what is in the folder now, as somebody who means harm would."""
     files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    lines = [f"{file_digest(folder / name)}  {name}\n" for name in files if name != SUMS]
+    lines = [f"{digest_file(folder / name)}  {name}\n" for name in files if name != SUMS]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 

@@ -7,10 +7,10 @@ the anchors' vectors.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
+from abc import ABC, abstractmethod
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlltr_index.errors import InputError, MissingStepError, WorkspaceError
+from vlltr_index.schemas.fingerprint import digest_file
 from vlltr_index.tensors import check_labels, check_matrix, full_precision
 
 KINDS = ("torch", "flat", "ivf", "hnsw")
@@ -39,7 +40,7 @@ _GPU_SCRATCH = 2**28  # bytes of a GPU that FAISS keeps for its own work
 _log = logging.getLogger(__name__)
 
 
-class AnchorIndex:
+class AnchorIndex(ABC):
     """Something that finds the anchors nearest to an image.
 
     Attributes:
@@ -81,9 +82,9 @@ class AnchorIndex:
         padding = 0, k - scores.shape[1]
         return F.pad(scores, padding, value=float("-inf")), F.pad(keys, padding, value=-1)
 
+    @abstractmethod
     def _best(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """`search` of float32 queries, for k at most."""
-        raise NotImplementedError
 
 
 class TorchIndex(AnchorIndex):
@@ -305,7 +306,7 @@ def save_index(index: AnchorIndex, folder: Path) -> None:
     else:
         raise InputError("an index with a delta cannot be saved", "Build it again: vlltr index")
     save_file(tensors, folder / "anchors.safetensors")
-    files = {name: {"sha256": _sha256(folder / name)} for name in names}
+    files = {name: {"sha256": digest_file(folder / name)} for name in names}
     facts = {"format": _FORMAT, "kind": index.kind, "dim": index.dim, "size": index.size, "files": files}
     (folder / "index.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -322,7 +323,7 @@ def load_index(folder: Path) -> FaissIndex | TorchIndex:
         if facts["format"] != _FORMAT or facts["kind"] not in KINDS:
             raise ValueError(f"format {facts['format']}, kind {facts['kind']!r} is not known to this version")
         for name in ["anchors.safetensors", *(["index.faiss"] if facts["kind"] != "torch" else [])]:
-            if _sha256(folder / name) != facts["files"][name]["sha256"]:
+            if digest_file(folder / name) != facts["files"][name]["sha256"]:
                 raise ValueError(f"{name} is not the file that was written: its SHA-256 differs")
         return _read(folder, facts)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
@@ -349,11 +350,6 @@ def _read(folder: Path, facts: dict[str, Any]) -> FaissIndex | TorchIndex:
     if stated != held or index.keys.dtype != torch.int64:
         raise ValueError(f"width and anchors are {held}, expected {stated}")
     return index
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _faiss() -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vlltr_index.data.objects import is_address, read_object
 from vlltr_index.errors import InputError
+from vlltr_index.schemas.fingerprint import digest_bytes
 from vlltr_index.schemas.records import ImageRecord
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def probe(
         data = _bytes(record)
     except InputError as error:
         return Probe(None, None, None, error.message)
-    digest = content_hash(data)
+    digest = digest_bytes(data)
     if known is not None and digest in known:
         return known[digest]
     try:
@@ -126,11 +126,6 @@ def _reduced_size(width: int, height: int, side: int) -> tuple[int, int]:
     if short <= side:
         return width, height
     return max(1, round(width * side / short)), max(1, round(height * side / short))
-
-
-def content_hash(data: bytes) -> str:
-    """SHA-256 of the bytes in hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
 
 
 def image_label(source: ImageRecord | ImageSource | os.PathLike[str]) -> str:

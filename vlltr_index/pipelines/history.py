@@ -183,7 +183,7 @@ def prune(workspace: Workspace, keep: int, progress: Progress | None = None) -> 
         raise UsageError(f"at least the newest commit stays: --keep takes 1 or more, got {keep}")
     with workspace.transaction(f"prune --keep {keep}"):
         history, store, storage = workspace.history, workspace.store, workspace.storage
-        commits = [history.read(i) for i in history.ids()]
+        commits = history.list()
         old, kept = commits[:-keep], commits[-keep:]
         named = "".join(commit.model_dump_json() for commit in kept)
         there = {(kind, name.partition("/")[0]) for kind in get_args(Kind) for name in storage.names(kind)}

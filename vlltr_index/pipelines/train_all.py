@@ -52,7 +52,7 @@ def adopt_recipe(workspace: Workspace, recipe: Recipe) -> bool:
         )
     workspace.config = workspace.config.model_copy(update={"recipe": recipe})
     if world()[0] == 0:
-        workspace.write_config(workspace.config)
+        workspace.write_config()
     return True
 
 

@@ -6,7 +6,6 @@ model is first laid out without memory ("meta") and compared with the file of it
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -36,6 +35,7 @@ from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.recognition.predictor import TEXT_COLUMNS, Answers, texts_of
 from vlltr_index.recognition.scorer import Scorer
 from vlltr_index.schemas.exported import LIBRARY, ExportedConfig, anchors_schema, sentences_schema
+from vlltr_index.schemas.fingerprint import digest_file
 from vlltr_index.schemas.records import Taxon
 from vlltr_index.store.snapshot import ClassTable
 from vlltr_index.store.taxonomy import circle, taxonomy_of
@@ -206,12 +206,6 @@ def read_model(folder: Path, device: str | torch.device | None = None, trust_ind
     )
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def read_sums(folder: Path) -> dict[str, str]:
     """The digests in `SHA256SUMS` by file name.
 
@@ -250,7 +244,7 @@ def verify(folder: Path) -> dict[str, str]:
             raise PretrainedError(f"{folder} has no file {name}", _AGAIN)
         if name.endswith(".json") and path.stat().st_size > _MOST_JSON:
             _damaged(path, f"larger than {_MOST_JSON >> 20} MiB")
-        if digests.get(name) != file_digest(path):
+        if digests.get(name) != digest_file(path):
             raise PretrainedError(f"{path} is not the file that was exported: its SHA-256 differs", _AGAIN)
     return digests
 

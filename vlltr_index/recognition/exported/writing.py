@@ -28,7 +28,6 @@ from vlltr_index.recognition.exported.reading import (
     OPTIONAL,
     SUMS,
     check_repository,
-    file_digest,
     read_config,
     read_sums,
     refused,
@@ -43,6 +42,7 @@ from vlltr_index.schemas.exported import (
     anchors_schema,
     sentences_schema,
 )
+from vlltr_index.schemas.fingerprint import digest_file
 from vlltr_index.store.storage import sync_folder
 from vlltr_index.store.tables import one_of, quote
 from vlltr_index.store.taxonomy import load_taxonomy
@@ -237,7 +237,7 @@ def _new_folder(folder: Path, force: bool) -> Iterator[Path]:
 
 def _write_sums(folder: Path) -> None:
     files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    lines = [f"{file_digest(folder / name)}  {name}\n" for name in files]
+    lines = [f"{digest_file(folder / name)}  {name}\n" for name in files]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
     for name in (*files, SUMS):
         (folder / name).chmod(0o644)  # some libraries let only their user read what they write
