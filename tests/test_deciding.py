@@ -134,6 +134,21 @@ def test_what_goes_together_is_held_out_together(fits: Fits) -> None:
     assert right(decision, data) > 0.9
 
 
+def test_a_fold_has_the_anchors_that_its_own_images_chose() -> None:
+    """Sentences that only the held-out images made look right do not count; asked for once a fold, for its images."""
+    data, asked = drawn([6] * 8, apart=1.5), list[set[int]]()
+    assert parts_of(decide(data, CONFIG)).weights.text > 0.0
+    wrong = AnchorBank.build(data.bank.vectors.roll(9, 0), data.bank.class_of_row, data.bank.class_ids)
+
+    def without(out: Tensor) -> AnchorBank:
+        asked.append(set(out.nonzero()[:, 0].tolist()))
+        return wrong
+
+    assert parts_of(decide(replace(data, anchors_without=without), CONFIG)).weights.text == 0.0
+    assert len(asked) == 5
+    assert sorted(n for out in asked for n in out) == list(range(48))
+
+
 def test_a_class_keeps_its_last_images(fits: Fits) -> None:
     """One image, or two that are nearly the same, are never held out; nor is a group that is all a class has."""
     data = drawn([1, 2, 3, 6], [False] * 4, groups=[None] * 3 + ["g"] * 4 + [None] * 5)

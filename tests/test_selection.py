@@ -8,11 +8,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import ValidationError
 from tablerows import class_rows, sentence_rows
 
 from tests.changes import anchors
-from vlltr_index.anchors.selection import score_images, select, update
+from vlltr_index.anchors.selection import anchors_without, score_images, select, update
 from vlltr_index.embedding.loading import image_set, load_bank
 from vlltr_index.errors import MissingStepError
 from vlltr_index.pipelines.embed import embed
@@ -20,6 +21,7 @@ from vlltr_index.pipelines.ingest import ingest_images, ingest_text
 from vlltr_index.pipelines.status import status
 from vlltr_index.schemas.config import Recipe, SelectConfig
 from vlltr_index.store.holdout import held_images
+from vlltr_index.store.tables import one_of
 from vlltr_index.store.workspace import Workspace
 
 
@@ -142,6 +144,23 @@ def test_the_first_and_the_last_image_change_all_scores(tmp_path: Path, pictures
         tx.delete("images", "split = 'train'")
         update(tx, config, some, set())
     assert losses(workspace) == pytest.approx(alone, abs=1e-3)
+
+
+def test_anchors_without_some_images_are_as_if_these_had_never_been_there(trained: Workspace) -> None:
+    """The same sentences in the same order, with their losses, as selected after the images are gone."""
+    config, held = trained.recipe.select, held_images(trained, trained.snapshot())
+    select(trained, config)
+    snapshot, before = trained.snapshot(), load_bank(trained.snapshot()).bank
+    gone = score_images(snapshot, config, held).ids[::3]
+    found = anchors_without(snapshot, config, held.union(gone), before.class_ids)
+    with trained.transaction("fewer images") as tx:
+        tx.delete("images", one_of("image_id", gone))
+    select(trained, config)
+    wanted = load_bank(trained.snapshot()).bank
+    assert torch.equal(found.offsets, wanted.offsets)
+    assert torch.equal(found.vectors, wanted.vectors)
+    assert not torch.equal(found.vectors, before.vectors)
+    torch.testing.assert_close(found.losses, wanted.losses, rtol=0, atol=1e-4)
 
 
 def test_classes_without_sentences_have_no_anchor(tmp_path: Path, pictures: Path) -> None:

@@ -75,6 +75,7 @@ class StageTwoData:
         logit_scale: The multiplier of the cosine.
         sentence_means: Float [C, D], mean of all normalised sentences of each class, chosen or not, zeros without one;
             None: as `prototypes`.
+        anchors_without: The bank as it would be, had the images bool [N] not chosen its anchors; None: as it is.
     """
 
     features: Tensor
@@ -87,6 +88,7 @@ class StageTwoData:
     visual_init: tuple[Tensor, Tensor] | None
     logit_scale: float
     sentence_means: Tensor | None = None
+    anchors_without: Callable[[Tensor], AnchorBank] | None = None
 
     @property
     def classes(self) -> int:
@@ -149,9 +151,9 @@ def decide(
     """Train the head and fit the generative model; weigh them on images that trained none of the parts weighed.
 
     Those are the images that stage 1 did not see, where there are some; else five folds, from 5,000 images on one part
-    in ten. In each fold everything is fitted anew on the rest. Fewer than 30 images that stage 1 did not see weigh
-    nothing, and fewer than 100 not stage 1's classifier, which is poor where images are few. Then all is fitted on all
-    images, the head for as many steps as its held-out loss took to converge.
+    in ten. In each fold anchors are chosen and everything is fitted anew on the rest. Fewer than 30 images that stage 1
+    did not see weigh nothing, and fewer than 100 not stage 1's classifier, which is poor where images are few. Then all
+    is fitted on all images, the head for as many steps as its held-out loss took to converge.
 
     Args:
         data: See there.
@@ -253,6 +255,7 @@ def _with_matching_text(data: StageTwoData) -> tuple[StageTwoData, bool | None]:
 class _Fold:
     """All parts fitted without some images, and what they say of these; C columns."""
 
+    data: StageTwoData  # with the anchors chosen without them
     out: Tensor  # bool [N], the M images
     labels: Tensor  # int64 [M]
     features: Tensor  # [M, D], normalised
@@ -340,6 +343,8 @@ def _head(data: StageTwoData, config: LGRConfig, shared: SharedGaussian, rest: T
 def _fold(
     data: StageTwoData, config: LGRConfig, out: Tensor, branches: Sequence[str], progress: Progress | None
 ) -> _Fold:
+    if data.has_text and data.anchors_without is not None:
+        data = replace(data, bank=data.anchors_without(out).to(data.features.device))
     rest, labels, plain = _rest(data, out), data.labels[out], data.features[0, out]
     shared = _shared(data, rest)
     head, log = _head(data, config, shared, rest), list[dict[str, float]]()
@@ -370,7 +375,7 @@ def _judged(data: StageTwoData, out: Tensor, shared: SharedGaussian, head: LGRHe
     with torch.inference_mode():
         image, text = _visual(data, head, plain), _text(data, head, plain)
     model = _model(data, shared, _rest(data, out))
-    return _Fold(out, data.labels[out], unit_rows(plain), model, head, image, text, steps)
+    return _Fold(data, out, data.labels[out], unit_rows(plain), model, head, image, text, steps)
 
 
 def _visual(data: StageTwoData, head: LGRHead, features: Tensor) -> Tensor:
@@ -477,7 +482,7 @@ def _meetings(data: StageTwoData, folds: list[_Fold], noise: float, found: PartW
         late[drawn[number::_FOLDS][:_LATE]] = True
         rest = ~fold.out & ~late[data.labels]
         if bool(rest.any()):
-            model = _model(data, replace(_shared(data, rest), noise=noise), rest)
+            model = _model(fold.data, replace(_shared(fold.data, rest), noise=noise), rest)
             prototypes = torch.where(late[:, None].to(texts.device), texts, model.prototypes)
             model = replace(model, prototypes=prototypes)
             designs.append(_newcomers(data, fold.out, model, late, 0, zero_shot))

@@ -32,6 +32,7 @@ from vlltr_index.embedding.loading import (
     usable_images,
 )
 from vlltr_index.errors import MissingStepError
+from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.schemas.config import SelectConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.schemas.tables import ANCHORS, SENTENCE_SCORES
@@ -91,7 +92,7 @@ def select(workspace: Workspace, config: SelectConfig, progress: Progress | None
             progress("score sentences", len(rows.ids), len(rows.ids))
         rule = [config.mode, config.max_anchors, config.max_share]
         selection_id = short(digest_json([*rows.facts, rule, sorted(rows.ids), now.digest]))
-        anchors = rows.write(scores, config, None, selection_id)
+        anchors = rows.write(tx, scores, config, None, selection_id)
         tx.note(select=config.model_dump(mode="json"))
         told, pictured = set(rows.owner.tolist()), set(now.class_ids.tolist())
         silent = set(tx.class_table().ids) - told
@@ -265,7 +266,28 @@ def update(
     """
     rows = _Rows(tx, before, score_images(tx, config, held), config.mode)
     scores = rows.rescored(touched)
-    rows.write(scores, config, None if rows.came_or_went or rows.stored is None else touched)
+    rows.write(tx, scores, config, None if rows.came_or_went or rows.stored is None else touched)
+
+
+def anchors_without(
+    snapshot: Snapshot, config: SelectConfig, images: frozenset[str], class_ids: Tensor
+) -> AnchorBank:
+    """The anchors that some classes would have, had these images not been there; nothing is written.
+
+    Args:
+        snapshot: With all scores as `config` gives them, or they are computed.
+        config: What the anchors were selected by.
+        images: The ids of the images that shall not count.
+        class_ids: int64 [C], distinct classes that have a sentence; the order of the bank.
+    """
+    rows = _Rows(
+        snapshot, score_images(snapshot, config), score_images(snapshot, config, images), config.mode
+    )
+    losses = rows.rescored(set()).loss
+    at = torch.isin(rows.owner, class_ids).nonzero()[:, 0]
+    at = at[rows.chosen(losses[at], at, config).positions]
+    known = torch.where(rows.ranked[at], losses[at], 0.0).float()
+    return AnchorBank.build(rows.text(at), rows.owner[at], class_ids, known)
 
 
 class _Rows:
@@ -275,7 +297,7 @@ class _Rows:
     nothing that is stored counts.
     """
 
-    def __init__(self, tx: Transaction, before: ScoreImages | None, now: ScoreImages, mode: str) -> None:
+    def __init__(self, tx: Snapshot, before: ScoreImages | None, now: ScoreImages, mode: str) -> None:
         self.tx, self.before, self.now, commit = tx, before or now, now, tx.commit
         if not commit.text_fp or not commit.image_fp:
             raise MissingStepError("nothing has been embedded yet", "Run: vlltr embed")
@@ -332,8 +354,14 @@ class _Rows:
             positive[at] = positive_terms(self.text(at), self.owner[at], images, owners, scale)
         return SentenceScores(lse, last, positive)
 
+    def chosen(self, losses: Tensor, at: Tensor, config: SelectConfig) -> Selection:
+        """The anchors among the sentences `at` int64 [S], which have these losses [S]; positions are among them."""
+        ids = [self.ids[i] for i in at.tolist()]
+        return choose_anchors(losses, self.owner[at], ids, self.prompts[at], self.ranked[at], config)
+
     def write(
         self,
+        tx: Transaction,
         scores: SentenceScores,
         config: SelectConfig,
         classes: set[int] | None,
@@ -356,13 +384,13 @@ class _Rows:
             schema=SENTENCE_SCORES,
         )
         if classes is None:
-            self.tx.replace("sentence_scores", rows)
+            tx.replace("sentence_scores", rows)
         else:
-            self.tx.upsert("sentence_scores", rows)
-            _delete(self.tx, "sentence_scores", "sentence_id", self._gone)
-        chosen, ranks = choose_anchors(loss, owner, ids, self.prompts[scope], ranked, config)
+            tx.upsert("sentence_scores", rows)
+            _delete(tx, "sentence_scores", "sentence_id", self._gone)
+        chosen, ranks = self.chosen(loss, scope, config)
         names = [ids[i] for i in chosen.tolist()]
-        write_anchors(self.tx, selection_id, names, owner[chosen], ranks, classes)
+        write_anchors(tx, selection_id, names, owner[chosen], ranks, classes)
         return len(names)
 
 

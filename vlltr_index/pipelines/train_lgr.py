@@ -7,12 +7,14 @@ import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 
+from vlltr_index.anchors.selection import anchors_without
 from vlltr_index.classes.change import Effect, View
 from vlltr_index.embedding import loading
 from vlltr_index.embedding.loading import load_bank
@@ -21,7 +23,7 @@ from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import MissingStepError
 from vlltr_index.heads.checkpoint import SavedHead, save_head
 from vlltr_index.pipelines import training
-from vlltr_index.schemas.config import LGRConfig
+from vlltr_index.schemas.config import LGRConfig, SelectConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.store.holdout import HeldOut, read_held_out, write_held_out
 from vlltr_index.tensors import choose_device, device_name, memory_mended_by
@@ -150,10 +152,17 @@ def _stage_two_data(
     unseen, unseen_classes = _unseen(held, first.image_ids, class_ids)
     places = loading.class_positions(loaded.bank.class_ids, class_ids)
     there = places[places >= 0]
+    bank = loaded.bank.select(there) if len(there) else loaded.bank
+    selected = commit.info.select
+
+    def without(out: Tensor) -> AnchorBank:
+        left_out = frozenset(compress(first.image_ids, out.tolist()))
+        return anchors_without(snapshot, SelectConfig.model_validate(selected), left_out, bank.class_ids)
+
     data = StageTwoData(
         features=features,
         labels=labels,
-        bank=loaded.bank.select(there) if len(there) else loaded.bank,
+        bank=bank,
         places=torch.where(places >= 0, (places >= 0).cumsum(0) - 1, -1),
         groups=loading.usable_images(snapshot, "train", ["group"])["group"].to_pylist(),
         visual_init=init,
@@ -161,6 +170,7 @@ def _stage_two_data(
         sentence_means=loading.sentence_means(snapshot, class_ids),
         unseen=unseen,
         unseen_classes=unseen_classes,
+        anchors_without=without if selected and not held.images else None,
     )
     return data, class_ids
 
