@@ -73,10 +73,10 @@ def test_every_format_gives_the_same_records(tmp_path: Path) -> None:
     ]
     jsonl = write(tmp_path / "t.jsonl", "\n\n".join(json.dumps(r) for r in rows))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
-    for suffix, mark in (("csv", ","), ("tsv", "\t")):
+    for name, mark in (("t.csv", ","), ("semicolons.csv", ";"), ("t.tsv", "\t")):
         lines = [mark.join(rows[0])]
         lines += [mark.join('"' + (v or "").replace('"', '""') + '"' for v in r.values()) for r in rows]
-        write(tmp_path / f"t.{suffix}", "\r\n".join(lines))
+        write(tmp_path / name, "\r\n".join(lines))
     expected = [
         SentenceRecord("owl", "It hoots.", "book", "p. 3", "CC0-1.0"),
         SentenceRecord("owl", "It flies.", "book", "p. 3", "CC0-1.0"),
@@ -84,8 +84,8 @@ def test_every_format_gives_the_same_records(tmp_path: Path) -> None:
     ]
     assert list(read_text(jsonl)) == expected
     assert list(read_text(tmp_path / "t.parquet")) == expected
-    for suffix in ("csv", "tsv"):
-        found = list(read_text(tmp_path / f"t.{suffix}"))
+    for name in ("t.csv", "semicolons.csv", "t.tsv"):
+        found = list(read_text(tmp_path / name))
         assert [(r.class_name, r.text) for r in found if isinstance(r, SentenceRecord)] == [
             (r.class_name, r.text) for r in expected
         ]

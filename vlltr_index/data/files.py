@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ def open_parquet(path: Path | str, needed: Sequence[str] = ()) -> Iterator[pq.Pa
 
 
 def read_rows(path: Path, needed: Sequence[str], more: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of a CSV, TSV or Parquet file, each with its place.
+    """Rows of a CSV, TSV or Parquet file, each with its place; a CSV may have semicolons for commas.
 
     Args:
         path: The file.
@@ -160,8 +161,10 @@ def read_rows(path: Path, needed: Sequence[str], more: Sequence[str]) -> Iterato
                     yield f"{path}#{number}", row
                     number += 1
         return
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    lines = csv.reader((line for _, line in read_lines(path)), delimiter=delimiter, strict=True)
+    texts = (line for _, line in read_lines(path))
+    first = next(texts, "")
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;", key=first.count)
+    lines = csv.reader(chain([first], texts), delimiter=delimiter, strict=True)
     try:
         header = [column.strip() for column in next(lines, [])]
         _check_columns(path, header, needed)
