@@ -11,16 +11,23 @@ import pytest
 import torch
 from pydantic import ValidationError
 from tablerows import class_rows, sentence_rows
+from torch import Tensor
 
+from tests import drawings
 from tests.changes import anchors
 from vlltr_index.anchors.selection import anchors_without, score_images, select, update
+from vlltr_index.classes import add_class
 from vlltr_index.embedding.loading import image_set, load_bank
 from vlltr_index.errors import MissingStepError
+from vlltr_index.heads.anchor_bank import AnchorBank
+from vlltr_index.pipelines import train_lgr
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text
 from vlltr_index.pipelines.status import status
+from vlltr_index.pipelines.train_lgr import train_lgr_stage
 from vlltr_index.schemas.config import Recipe, SelectConfig
 from vlltr_index.store.holdout import held_images
+from vlltr_index.store.snapshot import Snapshot
 from vlltr_index.store.tables import one_of
 from vlltr_index.store.workspace import Workspace
 
@@ -148,11 +155,13 @@ def test_the_first_and_the_last_image_change_all_scores(tmp_path: Path, pictures
 
 def test_anchors_without_some_images_are_as_if_these_had_never_been_there(trained: Workspace) -> None:
     """The same sentences in the same order, with their losses, as selected after the images are gone."""
-    config, held = trained.recipe.select, held_images(trained, trained.snapshot())
+    config = trained.recipe.select
+    with trained.transaction("as if without stage 1") as tx:
+        tx.set(checkpoint=None)
     select(trained, config)
     snapshot, before = trained.snapshot(), load_bank(trained.snapshot()).bank
-    gone = score_images(snapshot, config, held).ids[::3]
-    found = anchors_without(snapshot, config, held.union(gone), before.class_ids)
+    gone = score_images(snapshot, config).ids[::3]
+    found = anchors_without(snapshot, config, frozenset(gone), before.class_ids)
     with trained.transaction("fewer images") as tx:
         tx.delete("images", one_of("image_id", gone))
     select(trained, config)
@@ -161,6 +170,39 @@ def test_anchors_without_some_images_are_as_if_these_had_never_been_there(traine
     assert torch.equal(found.vectors, wanted.vectors)
     assert not torch.equal(found.vectors, before.vectors)
     torch.testing.assert_close(found.losses, wanted.losses, rtol=0, atol=1e-4)
+
+
+def test_training_and_changes_select_as_the_selection_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its settings, though the recipe has others: the folds of `train lgr` without their images, and a class added.
+
+    Sentences of classes without images need no vector for that.
+    """
+    drawings.write(tmp_path / "all")
+    for word in drawings.WORDS[:4]:
+        shutil.move(tmp_path / "all" / word, tmp_path / "pictures" / word)
+    told = dict(zip(drawings.WORDS[:4], drawings.texts(), strict=False))
+    workspace = fresh(tmp_path / "workspace", told, tmp_path / "pictures")
+    select(workspace, SelectConfig(max_anchors=2, max_share=None))
+    (tmp_path / "more.json").write_text(json.dumps({"okapi": ["An okapi."]}))
+    ingest_text(workspace, tmp_path / "more.json")
+    asked = list[frozenset[str]]()
+
+    def spy(snapshot: Snapshot, config: SelectConfig, images: frozenset[str], ids: Tensor) -> AnchorBank:
+        asked.append(images)
+        bank = anchors_without(snapshot, config, images, ids)
+        assert bank.offsets.tolist() == [0, 2, 4, 6, 8]
+        return bank
+
+    monkeypatch.setattr(train_lgr, "anchors_without", spy)
+    train_lgr_stage(workspace, workspace.recipe.lgr)
+    assert len(asked) == 5
+    images = image_set(workspace.snapshot(), "train").image_ids
+    assert sorted(image for held_out in asked for image in held_out) == sorted(images)
+    embed(workspace)
+    add_class(workspace, "zebra", ("A zebra.", "It has stripes.", "It is no horse."))
+    assert sizes(workspace) == dict.fromkeys((*drawings.WORDS[:4], "zebra"), 2) | {"okapi": 1}
 
 
 def test_classes_without_sentences_have_no_anchor(tmp_path: Path, pictures: Path) -> None:

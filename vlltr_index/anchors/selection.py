@@ -77,7 +77,7 @@ def select(workspace: Workspace, config: SelectConfig, progress: Progress | None
     """
     with workspace.transaction("select") as tx:
         now = score_images(tx, config, held_images(workspace, tx))
-        rows = _Rows(tx, None, now, config.mode)
+        rows = _Rows(tx, None, now, config.mode, tx.class_table().ids)
         if not rows.ids and not now.ids:
             raise MissingStepError(
                 "there is neither a sentence nor a training image to select by",
@@ -93,7 +93,7 @@ def select(workspace: Workspace, config: SelectConfig, progress: Progress | None
         rule = [config.mode, config.max_anchors, config.max_share]
         selection_id = short(digest_json([*rows.facts, rule, sorted(rows.ids), now.digest]))
         anchors = rows.write(tx, scores, config, None, selection_id)
-        tx.note(select=config.model_dump(mode="json"))
+        tx.note(select=config)
         told, pictured = set(rows.owner.tolist()), set(now.class_ids.tolist())
         silent = set(tx.class_table().ids) - told
     return SelectReport(
@@ -264,7 +264,7 @@ def update(
     Raises:
         MissingStepError: If a vector is missing.
     """
-    rows = _Rows(tx, before, score_images(tx, config, held), config.mode)
+    rows = _Rows(tx, before, score_images(tx, config, held), config.mode, tx.class_table().ids)
     scores = rows.rescored(touched)
     rows.write(tx, scores, config, None if rows.came_or_went or rows.stored is None else touched)
 
@@ -275,35 +275,38 @@ def anchors_without(
     """The anchors that some classes would have, had these images not been there; nothing is written.
 
     Args:
-        snapshot: With all scores as `config` gives them, or they are computed.
+        snapshot: Stored scores that are not as `config` gives them are computed anew.
         config: What the anchors were selected by.
-        images: The ids of the images that shall not count.
+        images: The ids of the images that shall not count; not all that there are.
         class_ids: int64 [C], distinct classes that have a sentence; the order of the bank.
+
+    Raises:
+        MissingStepError: If a vector is missing.
     """
-    rows = _Rows(
-        snapshot, score_images(snapshot, config), score_images(snapshot, config, images), config.mode
-    )
+    before, now = score_images(snapshot, config), score_images(snapshot, config, images)
+    rows = _Rows(snapshot, before, now, config.mode, class_ids.tolist())
     losses = rows.rescored(set()).loss
-    at = torch.isin(rows.owner, class_ids).nonzero()[:, 0]
-    at = at[rows.chosen(losses[at], at, config).positions]
+    at = rows.chosen(losses, torch.arange(len(losses)), config).positions
     known = torch.where(rows.ranked[at], losses[at], 0.0).float()
     return AnchorBank.build(rows.text(at), rows.owner[at], class_ids, known)
 
 
 class _Rows:
-    """The sentences of a workspace beside their stored scores and the images that came and went since `before`.
+    """The sentences of some classes beside their stored scores and the images that came and went since `before`.
 
     They are ordered by class and key; for `cutoff`, by class in the order in which they came in. Without `before`
     nothing that is stored counts.
     """
 
-    def __init__(self, tx: Snapshot, before: ScoreImages | None, now: ScoreImages, mode: str) -> None:
+    def __init__(
+        self, tx: Snapshot, before: ScoreImages | None, now: ScoreImages, mode: str, classes: Sequence[int]
+    ) -> None:
         self.tx, self.before, self.now, commit = tx, before or now, now, tx.commit
         if not commit.text_fp or not commit.image_fp:
             raise MissingStepError("nothing has been embedded yet", "Run: vlltr embed")
         self.facts = commit.text_fp, commit.image_fp, commit.logit_scale
         rows = tx.table("sentences", ["sentence_id", "text_hash", "class_id", "source", "position"])
-        rows = rows.filter(pc.is_in(rows["class_id"], pa.array(tx.class_table().ids, pa.int32())))
+        rows = rows.filter(pc.is_in(rows["class_id"], pa.array(classes, pa.int32())))
         order = ["class_id", *(["position"] if mode == "cutoff" else []), "sentence_id"]
         rows = rows.sort_by([(column, "ascending") for column in order])
         self.ids: list[str] = rows["sentence_id"].to_pylist()

@@ -369,7 +369,7 @@ def change(
     """
     session = session or Session(workspace)
     with workspace.transaction(command, dry_run=dry_run) as tx:
-        before, select = session.view(tx), workspace.recipe.select
+        before, select = session.view(tx), tx.commit.info.select or workspace.recipe.select
         held = held_images(workspace, tx)
         images = score_images(tx, select, held)
         done = edit(tx)

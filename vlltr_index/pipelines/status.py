@@ -223,7 +223,7 @@ def _selection_steps(workspace: Workspace, snapshot: Snapshot) -> _Steps:
     used = texts.filter(
         pc.is_in(texts["class_id"], value_set=pa.array(snapshot.class_table().ids, pa.int32()))
     )
-    config, held = workspace.recipe.select, frozenset[str]()
+    config, held = snapshot.commit.info.select or workspace.recipe.select, frozenset[str]()
     with suppress(MissingStepError):  # a checkpoint that is gone is told of elsewhere
         held = held_images(workspace, snapshot)
     if changed := len(set(used["sentence_id"].to_pylist()) ^ set(scored["sentence_id"].to_pylist())):

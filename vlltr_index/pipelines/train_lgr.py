@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import compress
 from typing import TYPE_CHECKING
 
@@ -103,6 +104,8 @@ def _train_head(
         augment.model_dump(mode="json"),
         commit.logit_scale,
         workspace.recipe.fusion.rule,
+        commit.info.model_dump(mode="json")["select"],
+        commit.tables.get("sentences"),
         [hashlib.sha256(view.contiguous().numpy().data).hexdigest() for view in features],
     ]
     folder = loading.run_folder(workspace, f"lgr-{short(digest_json(facts))}")
@@ -153,12 +156,10 @@ def _stage_two_data(
     places = loading.class_positions(loaded.bank.class_ids, class_ids)
     there = places[places >= 0]
     bank = loaded.bank.select(there) if len(there) else loaded.bank
+    again: Callable[[Tensor], AnchorBank] | None = None
     selected = commit.info.select
-
-    def without(out: Tensor) -> AnchorBank:
-        left_out = frozenset(compress(first.image_ids, out.tolist()))
-        return anchors_without(snapshot, SelectConfig.model_validate(selected), left_out, bank.class_ids)
-
+    if selected and selected.split == "train" and held == HeldOut():
+        again = partial(_anchors_without, snapshot, selected, bank.class_ids, first.image_ids)
     data = StageTwoData(
         features=features,
         labels=labels,
@@ -170,9 +171,15 @@ def _stage_two_data(
         sentence_means=loading.sentence_means(snapshot, class_ids),
         unseen=unseen,
         unseen_classes=unseen_classes,
-        anchors_without=without if selected and not held.images else None,
+        anchors_without=again,
     )
     return data, class_ids
+
+
+def _anchors_without(
+    snapshot: Snapshot, config: SelectConfig, class_ids: Tensor, image_ids: list[str], out: Tensor
+) -> AnchorBank:
+    return anchors_without(snapshot, config, frozenset(compress(image_ids, out.tolist())), class_ids)
 
 
 def _unseen(held: HeldOut, image_ids: list[str], class_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -302,7 +309,7 @@ def _parted(
 def _keep_head(workspace: Workspace, tx: Transaction, saved: SavedHead, config: LGRConfig, log: Log) -> str:
     """Commit the head with the settings it was trained by, those of its selection too, and the log of its losses."""
     settings, recipe = config.model_dump(mode="json"), workspace.recipe
-    record = {**settings, "select": tx.commit.info.select}
+    record = {**settings, "select": tx.commit.info.model_dump(mode="json")["select"]}
     digest = workspace.put_object("heads", lambda path: save_head(saved, path, log, record))
     tx.set(head=digest, fusion=recipe.fusion)
     tx.note(lgr=settings, recipe=recipe.name, protocol=recipe.protocol)

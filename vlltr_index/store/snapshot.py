@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vlltr_index.errors import UnknownClassError, UsageError, WorkspaceError
-from vlltr_index.schemas.config import FORMAT, AugmentConfig, FusionConfig
+from vlltr_index.schemas.config import FORMAT, AugmentConfig, FusionConfig, SelectConfig
 from vlltr_index.schemas.tables import CLASS_STATS, COMMITTED, KEYS, class_stats
 from vlltr_index.store.storage import Storage
 
@@ -60,7 +60,7 @@ class Info(_Record):
         precision: Of the arithmetic that made the newest of them; tf32 is no part of their fingerprint.
         views: How many views of each training image have a vector.
         augment: How the augmented ones among them were made.
-        select: The settings of the selection.
+        select: The settings of the selection; null where the anchors were imported.
         lgr: The settings of the head.
         recipe: Name of the recipe that the head was trained by.
         protocol: Its protocol.
@@ -76,7 +76,7 @@ class Info(_Record):
     precision: Literal["fp32", "tf32", "bf16"] | None = None
     views: int = Field(default=1, ge=1, lt=2**53)
     augment: AugmentConfig | None = None
-    select: dict[str, Any] | None = None
+    select: SelectConfig | None = None
     lgr: dict[str, Any] | None = None
     recipe: str | None = None
     protocol: str | None = None
