@@ -75,7 +75,7 @@ def _of_source(title: str, runs: Sequence[Result]) -> list[str]:
     by = {(r["setting"], r["texts"]): list(r["draws"].values()) for r in runs}
     true = {s: rows for (s, texts), rows in by.items() if texts == "true"}
     usual = {s: true[s] for s in SETTINGS if s in true}
-    few = {s: rows for s, rows in sorted(true.items(), key=_size) if s not in SETTINGS}
+    few = {s: true[s] for s in sorted(true.keys() - set(SETTINGS), key=_size)}
     lines = ["", f"**{title}**", ""]
     if usual:
         lines += _table(
@@ -109,8 +109,8 @@ def _of_source(title: str, runs: Sequence[Result]) -> list[str]:
     return lines
 
 
-def _size(item: tuple[str, Any]) -> list[int]:
-    return [int(n) for n in item[0].split("x")]
+def _size(setting: str) -> list[int]:
+    return [int(n) for n in setting.split("x")]
 
 
 def _table(head: str, rows: Mapping[str, Any], line: Callable[[Any], list[str]]) -> list[str]:
