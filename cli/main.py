@@ -353,9 +353,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
         code = vlltr.main(args=argv, prog_name="vlltr", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except (click.Abort, KeyboardInterrupt) as error:
-        if (
-            isinstance(error, click.Abort) and error.__cause__ is None
-        ):  # a question that was not answered by yes
+        # A question that was not answered by yes.
+        if isinstance(error, click.Abort) and error.__cause__ is None:
             click.echo("Nothing was changed. With --yes there is no question.", err=True)
             sys.exit(1)
         if int(os.environ.get("WORLD_SIZE") or "1") == 1:  # of several, the one that started them says it
