@@ -171,7 +171,7 @@ def measure(workspace: Workspace, baseline: bool) -> dict[str, Any]:
     chances = {METHOD: fused.probabilities, WHOLE: rows[WHOLE].softmax(1)}
     chances |= {name: scores.softmax(1) for name, scores in tempered.items()}
     assert scorer.saved.parts is not None
-    weighed = _weights_of(scorer, test.features, labels, counts)
+    weighed = weights_of(scorer, test.features, labels, counts)
     saved = replace(scorer.saved, parts=replace(scorer.saved.parts, weights=weighed))
     rows[WEIGHED] = replace(scorer, saved=saved).exhaustive(test.features).probabilities
     return {
@@ -204,7 +204,7 @@ def _tempered(data: StageTwoData, scorer: Scorer, features: Tensor) -> dict[str,
 
 
 @torch.inference_mode()
-def _weights_of(scorer: Scorer, features: Tensor, labels: Tensor, counts: Tensor) -> PartWeights:
+def weights_of(scorer: Scorer, features: Tensor, labels: Tensor, counts: Tensor) -> PartWeights:
     """What images of the test split would have weighed the parts, had they been the ones held out."""
     known = scorer.trained[labels]
     some, position = features[known], scorer.trained.long().cumsum(0) - 1
