@@ -432,16 +432,8 @@ def _weigh(
     accept = float(best[int((1.0 - _ACCEPTED) * len(best))])
     left = f"Stage 1 left {many(len(labels), 'image')} out, too few to weigh by: the usual weights hold."
     notes = _notes(data, folds, scores, found, shared, matches) if enough else [left]
-    held = HeldOutAnswers(labels, _fused(scores, found).softmax(1).half())
+    held = HeldOutAnswers(labels, scores.fused(found).softmax(1).half())
     return Parts(replace(shared, noise=noise), found, accept, held), notes
-
-
-def _fused(scores: HeldOutScores, weights: PartWeights) -> Tensor:
-    """All parts together, float [N, C]."""
-    fused = weights.generative * scores.likelihoods
-    for part, weight in ((scores.image, weights.image), (scores.text, weights.text)):
-        fused = fused if part is None else fused + weight * part
-    return fused
 
 
 def _meetings(data: StageTwoData, folds: list[_Fold], noise: float, found: PartWeights) -> PartWeights:
@@ -529,7 +521,7 @@ def _notes(
     matches: bool | None,
 ) -> list[str]:
     """What was decided, for people; a warning where a simple rule is right more often by two standard errors."""
-    fused = _fused(scores, weights)
+    fused = scores.fused(weights)
     mine = fused.argmax(1) == scores.labels
     shares = {"linear layer": weights.image, "generative model": weights.generative, "text": weights.text}
     used = ", ".join(f"{name} {weight:.3g}" for name, weight in shares.items() if weight)
