@@ -48,7 +48,7 @@ class ExportedConfig(_Exported):
         created_at: When that commit was made, ISO 8601, UTC.
         recipe: The recipe's name.
         protocol: `paper`, `release` or `ours`.
-        settings: The recipe's sections, for people.
+        settings: What the stages and the selection that ran here were set to, for people.
         encoder: What the encoder is called.
         text_fp: Fingerprint of the text tower.
         image_fp: Fingerprint of the visual tower.

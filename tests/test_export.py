@@ -20,6 +20,8 @@ from vlltr_index.recognition.exported import writing
 from vlltr_index.recognition.exported.reading import SUMS
 from vlltr_index.recognition.exported.writing import export_model
 from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.config import WorkspaceConfig
+from vlltr_index.schemas.recipes import override
 from vlltr_index.store.workspace import Workspace
 
 
@@ -72,6 +74,15 @@ def test_the_same_commit_gives_the_same_bytes(trained: Workspace, tmp_path: Path
     assert (tmp_path / "one" / SUMS).read_text() == (tmp_path / "two" / SUMS).read_text()
     export_model(trained, tmp_path / "four")
     assert json.loads((tmp_path / "four" / "config.json").read_text())["index"] is None
+
+
+def test_settings_are_those_of_the_training(trained: Workspace, tmp_path: Path) -> None:
+    """Not what the recipe says by now."""
+    changed = override(trained.recipe, ("cvlp.epochs=9", "lgr.epochs=9", "select.max_anchors=9"))
+    export_model(Workspace(trained.path, WorkspaceConfig(recipe=changed)), tmp_path / "model")
+    said = json.loads((tmp_path / "model" / "config.json").read_text())["settings"]
+    for name in ("cvlp", "select", "lgr"):
+        assert said[name] == getattr(trained.recipe, name).model_dump(mode="json")
 
 
 def test_a_faiss_index_is_read_only_where_it_is_trusted(

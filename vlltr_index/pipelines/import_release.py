@@ -129,6 +129,7 @@ def _stage_one(workspace: Workspace, checkpoint: release_weights.ReleaseCheckpoi
         if tx.commit.checkpoint != digest:
             tx.set(checkpoint=digest, text_fp=None, image_fp=None)
             tx.set(head=None, index=None, selection_id=None, fusion=None)
+            tx.note(cvlp=None)
         text = tx.count("sentences")
     return _report(checkpoint, encoder, digest, next_step="vlltr embed" if text else "vlltr ingest text PATH")
 
@@ -190,7 +191,7 @@ def _stage_two(
         tx.set(checkpoint=digest, head=head_digest, fusion=fusion, image_fp=encoder.image_fp)
         if tx.commit.text_fp != encoder.text_fp:  # else anchors and index stay
             tx.set(text_fp=None, image_fp=None, selection_id=None, index=None)
-        tx.note(tuned={"checkpoint": digest, "start": start})
+        tx.note(tuned={"checkpoint": digest, "start": start}, lgr=None)
         if anchors:
             _keep_anchors(tx, encoder, vectors, ids, names)
         added = len(tx.class_table()) - before

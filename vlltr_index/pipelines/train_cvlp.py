@@ -92,6 +92,7 @@ def train_cvlp_stage(
         def keep(tx: Transaction) -> str:
             digest = workspace.put_object("checkpoints", build)
             tx.set(checkpoint=digest, **dict.fromkeys(_GIVEN_UP))
+            tx.note(cvlp=config.model_dump(mode="json"))
             return digest
 
         digest = run.commit(keep)

@@ -60,8 +60,9 @@ class Info(_Record):
         precision: Of the arithmetic that made the newest of them; tf32 is no part of their fingerprint.
         views: How many views of each training image have a vector.
         augment: How the augmented ones among them were made.
-        select: The settings of the selection; null where the anchors were imported.
-        lgr: The settings of the head.
+        cvlp: The settings of stage 1; null where it did not run here.
+        select: Those of the selection; null where the anchors were imported.
+        lgr: Those of the head; null where it was.
         recipe: Name of the recipe that the head was trained by.
         protocol: Its protocol.
         tuned: What stage 2 made of the visual tower.
@@ -76,6 +77,7 @@ class Info(_Record):
     precision: Literal["fp32", "tf32", "bf16"] | None = None
     views: int = Field(default=1, ge=1, lt=2**53)
     augment: AugmentConfig | None = None
+    cvlp: dict[str, Any] | None = None
     select: SelectConfig | None = None
     lgr: dict[str, Any] | None = None
     recipe: str | None = None

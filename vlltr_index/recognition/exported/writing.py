@@ -313,14 +313,13 @@ def _config(
     workspace: Workspace, snapshot: Snapshot, scorer: Scorer, encoder: Encoder, sentences: int
 ) -> ExportedConfig:
     commit = snapshot.commit
-    recipe = workspace.recipe
     return ExportedConfig(
         program_version=VERSION,
         commit=commit.state,
         created_at=commit.created_at,
-        recipe=recipe.name,
-        protocol=recipe.protocol,
-        settings=recipe.model_dump(mode="json", include={"cvlp", "select", "lgr"}),
+        recipe=commit.info.recipe or workspace.recipe.name,
+        protocol=commit.info.protocol or workspace.recipe.protocol,
+        settings=commit.info.model_dump(mode="json", include={"cvlp", "select", "lgr"}),
         encoder=encoder.name,
         text_fp=scorer.saved.text_fp,
         image_fp=scorer.saved.image_fp,
