@@ -80,6 +80,8 @@ def test_the_way_through_both_stages(
     before = space.history.last()
     run(space, "import", "release", files["one"])
     assert space.history.last() == before
+    with space.transaction("train lgr") as tx:
+        tx.note(lgr={"epochs": 9}, recipe="glyphs_lt/fast", protocol="ours")
     capsys.readouterr()
     run(space, "import", "release", files["two"], "--names", data / "labels.txt")
     assert capsys.readouterr().out == (
@@ -92,6 +94,7 @@ def test_the_way_through_both_stages(
         run(space, command)
     commit = space.history.last()
     assert commit.head is not None
+    assert (commit.info.lgr, commit.info.recipe, commit.info.protocol) == (None, None, None)
     assert commit.fusion == FusionConfig(rule="paper", alpha=0.2)  # it has no weights for the recipe's rule
     table = space.snapshot().class_table()
     assert [table.lookup(name) for name in PLACES] == [1, 2, 0]

@@ -15,8 +15,8 @@ _PRIOR_SPREAD = 0.25  # of a part's weight, in units of the visual parts' togeth
 TEMPERED = 1 / 12  # of the generative model's log-likelihoods, which are about that much too sure
 _USUAL_TEXT = 0.15
 _STEPS = 60
-_MISLABELLED = 0.01  # of the images
-_ROUNDS = 20
+_AT_RANDOM = 0.01  # of the labels
+_ROUNDS = 100
 _LEAST = 0.02  # a smaller share than this is none
 
 
@@ -29,7 +29,7 @@ class HeldOutScores:
         image: Float [N, C], logits of the visual classifier.
         likelihoods: Float [N, C], of the generative model.
         text: Float [N, C], text logits.
-        weights: Float64 [N], what each image counts; they sum to N.
+        weights: Float64 [N], what each image counts.
     """
 
     labels: Tensor
@@ -48,8 +48,8 @@ class HeldOutScores:
     def rightly_labelled(self, weights: PartWeights) -> Tensor:
         """How probable it is that a label was not drawn at random, as one in a hundred is, float64 [N]."""
         own = self.fused(weights).double().softmax(1).gather(1, self.labels[:, None])[:, 0]
-        own = (1.0 - _MISLABELLED) * own
-        return own / (own + _MISLABELLED / self.likelihoods.shape[1])
+        own = (1.0 - _AT_RANDOM) * own
+        return own / (own + _AT_RANDOM / self.likelihoods.shape[1])
 
 
 def image_weights(labels: Tensor, counts: Tensor) -> Tensor:

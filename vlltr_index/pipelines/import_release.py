@@ -191,7 +191,7 @@ def _stage_two(
         tx.set(checkpoint=digest, head=head_digest, fusion=fusion, image_fp=encoder.image_fp)
         if tx.commit.text_fp != encoder.text_fp:  # else anchors and index stay
             tx.set(text_fp=None, image_fp=None, selection_id=None, index=None)
-        tx.note(tuned={"checkpoint": digest, "start": start}, lgr=None)
+        tx.note(tuned={"checkpoint": digest, "start": start}, lgr=None, recipe=None, protocol=None)
         if anchors:
             _keep_anchors(tx, encoder, vectors, ids, names)
         added = len(tx.class_table()) - before
