@@ -45,12 +45,6 @@ class HeldOutScores:
             fused = fused if part is None else fused + weight * part
         return fused
 
-    def rightly_labelled(self, weights: PartWeights) -> Tensor:
-        """How probable it is that a label was not drawn at random, as one in a hundred is, float64 [N]."""
-        own = self.fused(weights).double().softmax(1).gather(1, self.labels[:, None])[:, 0]
-        own = (1.0 - _AT_RANDOM) * own
-        return own / (own + _AT_RANDOM / self.likelihoods.shape[1])
-
 
 def image_weights(labels: Tensor, counts: Tensor) -> Tensor:
     """n^-1/2 of each image's class, float64 [N], scaled to sum to N; counts int64 [C] of training images."""
@@ -82,8 +76,8 @@ def fit_temperature(logits: Tensor, labels: Tensor, weights: Tensor) -> float:
     spread = _spread(logits)
     if spread == math.inf:
         return 1.0
-    scaled = logits.double() / spread
-    return float(_fit([scaled], labels, weights, torch.ones(1), torch.zeros(1))[0]) / spread
+    scaled = logits.double()[None] / spread
+    return float(_fit(scaled, labels, weights, torch.ones(1), torch.zeros(1))[0]) / spread
 
 
 def fit_weights(held_out: HeldOutScores) -> PartWeights:
@@ -94,33 +88,33 @@ def fit_weights(held_out: HeldOutScores) -> PartWeights:
     common weight, and the text at 0, each with a quarter of the visual parts' sum as its standard deviation. A text of
     less than 2 % of the whole is left out.
     """
-    right = torch.ones_like(held_out.weights)
-    for _ in range(_ROUNDS):
-        found = _most_probable(replace(held_out, weights=right * held_out.weights))
-        before, right = right, held_out.rightly_labelled(found)
-        if bool((right - before).abs().max() < 1e-4):
-            break
-    return found
-
-
-def _most_probable(held_out: HeldOutScores) -> PartWeights:
-    labels, weights = held_out.labels, held_out.weights
-    visual = [part for part in (held_out.image, held_out.likelihoods) if part is not None]
+    labels, likelihoods = held_out.labels, held_out.likelihoods
+    visual = [part for part in (held_out.image, likelihoods) if part is not None]
     parts = visual if held_out.text is None else [*visual, held_out.text]
     units = [_spread(part) for part in parts]
-    scaled = [part.double() / unit for part, unit in zip(parts, units, strict=True)]
-    common = fit_temperature(torch.stack(scaled[: len(visual)]).mean(0), labels, weights)
-    means = torch.zeros(len(parts))
-    means[: len(visual)] = common / len(visual)
-    precision = torch.full((len(parts),), (_PRIOR_SPREAD * max(common, 1e-6)) ** -2)
-    factors = _fit(scaled, labels, weights, means, precision)
-    generative, image, told = factors[len(visual) - 1] / units[len(visual) - 1], 0.0, 0.0
-    if held_out.image is not None:
-        image = float(factors[0]) / units[0]
-    if held_out.text is not None and float(factors[-1]) >= _LEAST * float(factors.sum()):
-        told = float(factors[-1]) / units[-1]
-    meeting = Meeting(fit_temperature(held_out.likelihoods, labels, weights), told)
-    return PartWeights(image, float(generative), told, meeting, meeting)
+    scaled = torch.stack([part.double() / unit for part, unit in zip(parts, units, strict=True)])
+    means, right = torch.zeros(len(parts)), torch.ones_like(held_out.weights)
+    for _ in range(_ROUNDS):
+        weights = right * held_out.weights
+        common = fit_temperature(scaled[: len(visual)].mean(0), labels, weights)
+        means[: len(visual)] = common / len(visual)
+        precision = torch.full_like(means, (_PRIOR_SPREAD * max(common, 1e-6)) ** -2)
+        factors = _fit(scaled, labels, weights, means, precision)
+        before, right = right, _rightly_labelled(torch.einsum("p,pnc->nc", factors, scaled), labels)
+        if bool((right - before).abs().max() < 1e-4):
+            break
+    found = [float(factor) / unit for factor, unit in zip(factors, units, strict=True)]
+    image = 0.0 if held_out.image is None else found[0]
+    counts = held_out.text is not None and float(factors[-1]) >= _LEAST * float(factors.sum())
+    told = found[-1] if counts else 0.0
+    meeting = Meeting(fit_temperature(likelihoods, labels, weights), told)
+    return PartWeights(image, found[len(visual) - 1], told, meeting, meeting)
+
+
+def _rightly_labelled(scores: Tensor, labels: Tensor) -> Tensor:
+    """How probable it is by softmax(scores) [N, C] that a label was not drawn at random, as some are; [N]."""
+    own = (1.0 - _AT_RANDOM) * scores.softmax(1).gather(1, labels[:, None])[:, 0]
+    return own / (own + _AT_RANDOM / scores.shape[1])
 
 
 def usual_weights(held_out: HeldOutScores) -> PartWeights:
@@ -142,12 +136,12 @@ def _spread(part: Tensor) -> float:
     return spread if spread > 1e-9 else math.inf
 
 
-def _fit(parts: list[Tensor], labels: Tensor, weights: Tensor, means: Tensor, precision: Tensor) -> Tensor:
-    """The non-negative factors that maximise the weighted likelihood of softmax(sum of factor * part) and the prior.
+def _fit(parts: Tensor, labels: Tensor, weights: Tensor, means: Tensor, precision: Tensor) -> Tensor:
+    """Non-negative factors [P] that maximise the weighted likelihood of softmax(sum of factor * part) and the prior.
 
     The problem is convex: Newton's method, projected, with halved steps.
     """
-    stacked = torch.stack([part - part.mean(1, keepdim=True) for part in parts])  # [P, N, C]
+    stacked = parts - parts.mean(2, keepdim=True)  # [P, N, C]
     right = stacked.gather(2, labels.expand(len(parts), -1)[:, :, None])[:, :, 0]
     # As if a tenth of an image more had been of any class: bounded where all are right.
     right = right * (1.0 - 0.1 / (0.1 + len(labels)))
