@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -57,7 +58,7 @@ def images(context: Context, /, path: str, **how: Any) -> None:
     from vlltr_index.data.objects import is_address
     from vlltr_index.pipelines.ingest import ingest_images
 
-    context.run(ingest_images, path if is_address(path) else Path(path).expanduser(), **how)
+    context.run(ingest_images, path if is_address(path) else Path(os.path.expanduser(path)), **how)
 
 
 @ingest_command.command("text")
@@ -147,7 +148,10 @@ def _choose(name: str, candidates: Sequence[str]) -> str | None:
     """Ask on stderr which article is about the class."""
     listed = "".join(f"  {number:>2}  {title}\n" for number, title in enumerate(candidates, 1))
     question = f"{name!r} may be:\n{listed}A number, a title, or nothing to leave it open"
-    text = str(click.prompt(question, default="", show_default=False, err=True)).strip()
+    try:
+        text = str(click.prompt(question, default="", show_default=False, err=True)).strip()
+    except click.Abort:  # what was settled before is kept
+        raise KeyboardInterrupt from None
     if text.isdecimal() and 1 <= int(text) <= len(candidates):
         return candidates[int(text) - 1]
     return text or None

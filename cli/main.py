@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -110,8 +111,9 @@ class Context:
         """A rich console; results go to stdout, everything else to stderr."""
         from rich.console import Console
 
-        console = Console(stderr=stderr, highlight=False)
-        return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=140)
+        made = partial(Console, stderr=stderr, highlight=False, markup=False)  # a name may be in [brackets]
+        console = made()
+        return console if console.is_terminal else made(width=140)
 
     def width(self) -> int | None:
         """Columns of the terminal that results go to; none where they go to a file or a pipe."""
@@ -184,7 +186,7 @@ def _plain(console: Console) -> Progress:
         now, ended = time.monotonic(), total is not None and done >= total
         if ended or now >= due.setdefault(step, now + _PLAIN_EVERY):
             due[step] = now + _PLAIN_EVERY
-            console.print(f"{step}: {done:,}" + ("" if total is None else f"/{total:,}"), markup=False)
+            console.print(f"{step}: {done:,}" + ("" if total is None else f"/{total:,}"))
 
     return draw
 
@@ -226,7 +228,7 @@ class _Place(click.ParamType[Path]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Whether there is something is for the library to say."""
-        return Path(value).expanduser()
+        return Path(os.path.expanduser(value))
 
 
 def _compute_on(context: click.Context, parameter: click.Parameter, device: str | None) -> None:

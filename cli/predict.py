@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from vlltr_index.cli.main import (
     pass_context,
     percent,
 )
-from vlltr_index.errors import InputError
 from vlltr_index.schemas.records import ClassScore, Prediction, SentenceShare, by_group
 
 _INDENT = " " * 11
@@ -110,14 +109,15 @@ def predict_command(
 
 def _names(only: str | None) -> list[str] | None:
     """The classes of `--only`."""
+    from vlltr_index.data.files import read_lines
+
     if only is None:
         return None
-    listed = only.split(",")
-    if os.path.isfile(file := Path(only).expanduser()):  # not Path.is_file: a list may be too long for a name
-        try:
-            listed = file.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError:
-            raise InputError(f"{file} is not UTF-8", "Write a class a line, in UTF-8.") from None
+    listed: Iterable[str] = only.split(",")
+    if os.path.isfile(
+        file := os.path.expanduser(only)
+    ):  # not Path.is_file: a list may be too long for a name
+        listed = (line for _, line in read_lines(Path(file)))
     return [name.strip() for name in listed if name.strip()]
 
 

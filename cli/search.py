@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def sentences(context: Context, query: str, class_name: str | None, top: int, no
 
     found = search_sentences(
         context.open(),
-        str(Path(query).expanduser()) if is_image_path(query) else query,
+        os.path.expanduser(query) if is_image_path(query) else query,
         class_name=class_name,
         top=top,
         hybrid=False if no_hybrid else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -43,9 +44,11 @@ def load_recipe(
     values = parse_toml(path.read_bytes(), str(path))
     if encoder is not None:
         model, _, pretrained = encoder.partition(":")
-        if pretrained and Path(pretrained).expanduser().exists():
-            pretrained = str(Path(pretrained).expanduser().absolute())
-        values["encoder"] = values.get("encoder", {}) | {"model": model, "pretrained": pretrained or None}
+        if pretrained and os.path.exists(file := os.path.expanduser(pretrained)):
+            pretrained = os.path.abspath(file)
+        section = values.get("encoder")
+        section = section if isinstance(section, dict) else {}
+        values["encoder"] = section | {"model": model, "pretrained": pretrained or None}
     return validate(Recipe, apply_overrides(values, overrides), f"recipe {name}")
 
 

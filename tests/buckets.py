@@ -43,6 +43,14 @@ class Bucket:
         """A place that nothing is in yet."""
         return f"s3://birds/{uuid.uuid4().hex[:8]}"
 
+    def put(self, address: str, files: dict[str, bytes]) -> None:
+        """Place objects below an address."""
+        import obstore
+        from obstore.store import from_url
+
+        for name, data in files.items():
+            obstore.put(from_url(address), name, data)
+
     def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         """Answer one request; writes one after the other, as moto looks at conditions before it writes."""
         self.asked += 1

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from vlltr_index.cli.main import main
+from vlltr_index.store.workspace import Workspace
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: str | Path) -> tuple[int, str, str]:
@@ -20,8 +21,22 @@ def run(capsys: pytest.CaptureFixture[str], *args: str | Path) -> tuple[int, str
     return code, out, err
 
 
-def vlltr(*args: str | Path) -> None:
-    """Run a command that must succeed."""
+def vlltr(*args: object, code: int = 0) -> None:
+    """Run a command that must end so."""
     with pytest.raises(SystemExit) as leave:
         main([str(a) for a in args])
-    assert not leave.value.code, args
+    assert (leave.value.code or 0) == code, args
+
+
+def inside(space: Workspace, *args: object, code: int = 0) -> None:
+    """A command in a workspace."""
+    vlltr("-w", space.path, *args, code=code)
+
+
+def refusal(space: Workspace, capsys: pytest.CaptureFixture[str], *args: object, code: int = 1) -> str:
+    """What a command that fails writes to stderr; nothing is committed."""
+    before = space.history.last()
+    capsys.readouterr()
+    inside(space, *args, code=code)
+    assert space.history.last() == before
+    return capsys.readouterr().err

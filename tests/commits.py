@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from click.testing import CliRunner
 
@@ -11,6 +13,12 @@ from vlltr_index.store.snapshot import Commit
 from vlltr_index.store.tables import Store
 from vlltr_index.store.transaction import put_back
 from vlltr_index.store.workspace import Workspace
+
+
+def commit(number: int, command: str = "embed", **fields: Any) -> Commit:
+    """Commit `number` of a straight line."""
+    facts = {"created_at": "2026-01-01T00:00:00+00:00", "program_version": "0", "tables": {}, **fields}
+    return Commit.model_validate({"id": number, "parent": number - 1 or None, "command": command, **facts})
 
 
 def state(workspace: Workspace, at: int | None = None) -> dict[str, object]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.pictures import encoded
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text
 from vlltr_index.schemas.config import AugmentConfig
@@ -22,6 +22,7 @@ from vlltr_index.train.data import TrainImages, TrainTexts
 COUNTS = (20, 12, 8, 6, 4, 3, 2, 1)
 WORDS = ("ring", "cross", "bar", "dot", "wedge", "arch", "hook", "wave")
 AUGMENT = AugmentConfig(kind="glyph")
+QUICK = ("lgr.epochs=1", "lgr.views=1", "lgr.batch_size=28")
 
 
 def labels() -> Tensor:
@@ -74,9 +75,7 @@ def sentences(of: Encoder) -> TrainTexts:
 def png(values: Tensor) -> bytes:
     """A PNG of uint8 [H, W] or [3, H, W]."""
     array = values.numpy() if values.dim() == 2 else values.permute(1, 2, 0).contiguous().numpy()
-    target = BytesIO()
-    Image.fromarray(array).save(target, "PNG")
-    return target.getvalue()
+    return encoded(Image.fromarray(array))
 
 
 def write(folder: Path, seed: int = 0) -> Path:
@@ -106,9 +105,7 @@ def workspace(folder: Path, *settings: str) -> Workspace:
 
 def trained_tensors(of: Workspace) -> dict[str, Tensor]:
     """The weights of the newest commit's encoder and visual classifier."""
-    commit = of.history.last()
-    assert commit.checkpoint is not None
-    folder = of.object_path("checkpoints", commit.checkpoint)
+    folder = of.object_path("checkpoints", str(of.history.last().checkpoint))
     return {k: v for path in sorted(folder.glob("*.safetensors")) for k, v in load_file(path).items()}
 
 

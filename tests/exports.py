@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def check_same(found: Any, expected: Any) -> None:
     """Records with the same words and ids, and numbers that agree to 1e-6: products round by where memory lies."""
     if is_dataclass(expected) and not isinstance(expected, type):
         assert type(found) is type(expected)
-        found, expected = vars_of(found), vars_of(expected)
+        found, expected = asdict(found), asdict(expected)
     if isinstance(expected, dict):
         assert found.keys() == expected.keys()
         for key, value in expected.items():
@@ -57,11 +57,6 @@ def check_same(found: Any, expected: Any) -> None:
         assert found == pytest.approx(expected, rel=1e-6, abs=1e-6)
     else:
         assert found == expected
-
-
-def vars_of(record: Any) -> dict[str, Any]:
-    """A record's fields by name."""
-    return {f.name: getattr(record, f.name) for f in fields(record)}
 
 
 def changed(workspace: Workspace, heldout: dict[str, list[str]], pictures: Path) -> None:

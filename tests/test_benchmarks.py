@@ -12,7 +12,8 @@ from benchmark_trees import IMAGENET, PLACES, SPECIES, WORDNET
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlltr_index.cli.main import main
+from tests.commands import inside as run
+from tests.commands import refusal
 from vlltr_index.data.image_readers import read_images
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.config import Recipe
@@ -24,13 +25,6 @@ from vlltr_index.store.workspace import Workspace
 def space(tmp_path: Path) -> Workspace:
     """An empty workspace whose recipe has one prompt."""
     return Workspace.create(tmp_path / "ws", Recipe(name="test", prompts=("a photo of a {}.",)))
-
-
-def run(space: Workspace, *args: object, code: int = 0) -> None:
-    """A `vlltr` command in the workspace."""
-    with pytest.raises(SystemExit) as left:
-        main(["-w", str(space.path), *map(str, args)])
-    assert left.value.code == code
 
 
 def images(space: Workspace) -> dict[str, list[tuple[str, str]]]:
@@ -157,15 +151,6 @@ def test_texts_whose_names_lie_elsewhere(
         f"Error: {path} names its classes itself: --names is for a folder of desc_<class number>.txt\n"
         f"Leave it out: vlltr ingest text {path}\n"
     )
-
-
-def refusal(space: Workspace, capsys: pytest.CaptureFixture[str], *args: object) -> str:
-    """What a command that fails writes to stderr; nothing is committed."""
-    before = space.history.last()
-    capsys.readouterr()
-    run(space, *args, code=1)
-    assert space.history.last() == before
-    return capsys.readouterr().err
 
 
 def test_labels_out_of_range(space: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

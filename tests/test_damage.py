@@ -136,9 +136,7 @@ def test_a_damaged_commit(trained: Workspace, pictures: Path, capsys: pytest.Cap
 
 def head_of(workspace: Workspace) -> Path:
     """The folder of the newest commit's head."""
-    commit = workspace.history.last()
-    assert commit.head is not None
-    return workspace.object_path("heads", commit.head)
+    return workspace.object_path("heads", str(workspace.history.last().head))
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from tests.pictures import encoded
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.config import AugmentConfig
@@ -31,12 +32,7 @@ def encoder() -> Encoder:
 
 def colour_images(count: int) -> list[bytes | str]:
     rng = np.random.default_rng(0)
-    result: list[bytes | str] = []
-    for _ in range(count):
-        target = BytesIO()
-        Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8)).save(target, "PNG")
-        result.append(target.getvalue())
-    return result
+    return [encoded(Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8))) for _ in range(count)]
 
 
 def epoch(images: TrainImages, batches: Tensor, part: slice = slice(None), seed: int = 0) -> Tensor:

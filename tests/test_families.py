@@ -189,6 +189,8 @@ def test_a_saved_hub_tokenizer_gives_the_same_ids(tmp_path: Path) -> None:
     assert torch.equal(again(SENTENCES).ids, found.ids)
     assert again.identity() == tokenizer.identity()
     assert found.ids[2, -1] == 2
+    assert int(found.lengths[2]) > found.ids.shape[1] == 24
+    assert bool((found.ids[0, found.lengths[0] :] == 1).all())  # <pad>, to the whole context
     # SigLIP's texts are cleaned as open_clip cleans them: lower case, no punctuation.
     assert torch.equal(
         tokenizer(["The Cross, made of lines!"]).ids, tokenizer(["the cross made of lines"]).ids

@@ -30,7 +30,6 @@ from vlltr_index.heads.fusion import (
 quick = settings(max_examples=40, deadline=None)
 CLASSES = 5
 NONE = -math.inf
-WEIGHTS = PartWeights(0.4, 0.08, 0.3, Meeting(0.07, 0.2, 0.6), Meeting(0.05, 0.5, -0.2))
 EVEN = PartWeights(1.0, 1.0, 1.0, Meeting(1.0, 1.0), Meeting(1.0, 1.0))
 
 factors = st.sampled_from([0.0, 0.05, 1.0, 3.0])

@@ -8,22 +8,11 @@ from typing import Any
 
 import pytest
 
+from tests.commits import commit
 from vlltr_index.errors import WorkspaceError
 from vlltr_index.schemas.config import FusionConfig
-from vlltr_index.store.snapshot import NOTHING, Commit, History
+from vlltr_index.store.snapshot import NOTHING, History
 from vlltr_index.store.storage import Storage
-
-
-def commit(number: int, **fields: Any) -> Commit:
-    """Commit `number` of a straight line."""
-    parent = number - 1 if number > 1 else None
-    facts = {
-        "command": "embed",
-        "created_at": "2026-01-01T00:00:00+00:00",
-        "program_version": "0",
-        "tables": {},
-    }
-    return Commit.model_validate({"id": number, "parent": parent, **facts, **fields})
 
 
 class LocalHistory(History):

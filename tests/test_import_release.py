@@ -13,7 +13,8 @@ import release_twins
 import torch
 from benchmark_trees import PLACES
 
-from vlltr_index.cli.main import main
+from tests.commands import inside as run
+from tests.commands import refusal
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.encoders.release_weights import model_config, read_release
 from vlltr_index.heads.checkpoint import load_head
@@ -28,13 +29,6 @@ def space(tmp_path: Path) -> Workspace:
     values = {"lgr": {"views": 1}, "fusion": {"alpha": 0.4}}
     recipe = Recipe.model_validate({"name": "test", "prompts": ("a photo of a {}.",), **values})
     return Workspace.create(tmp_path / "ws", recipe)
-
-
-def run(space: Workspace, *args: object, code: int = 0) -> None:
-    """A `vlltr` command in the workspace."""
-    with pytest.raises(SystemExit) as left:
-        main(["-w", str(space.path), *map(str, args)])
-    assert left.value.code == code
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +87,11 @@ def test_the_way_through_both_stages(
     for command in ("embed", "select", "index"):
         run(space, command)
     commit = space.history.last()
-    assert commit.head is not None
     assert (commit.info.lgr, commit.info.recipe, commit.info.protocol) == (None, None, None)
     assert commit.fusion == FusionConfig(rule="paper", alpha=0.2)  # it has no weights for the recipe's rule
     table = space.snapshot().class_table()
     assert [table.lookup(name) for name in PLACES] == [1, 2, 0]
-    saved = load_head(space.object_path("heads", commit.head))
+    saved = load_head(space.object_path("heads", str(commit.head)))
     images = torch.randn(4, 24)
     visual, _ = release_twins.logits(files["state"], images)
     assert torch.allclose(saved.head.visual_logits(images), visual[:, [2, 0, 1]], atol=1e-4)
@@ -137,15 +130,6 @@ def test_predictions_on_the_checkpoints_anchors(
     assert space.snapshot().count("sentences") == space.snapshot().count("anchors") == 6
     bank = Recognizer.open(space).scorer.bank
     assert float(bank.vectors.norm()) == pytest.approx(float(state["text_embeddings"].norm()))
-
-
-def refusal(space: Workspace, capsys: pytest.CaptureFixture[str], *args: object, code: int = 1) -> str:
-    """What a command that fails writes to stderr; nothing is committed."""
-    before = space.history.last()
-    capsys.readouterr()
-    run(space, *args, code=code)
-    assert space.history.last() == before
-    return capsys.readouterr().err
 
 
 def test_what_stage_two_needs(

@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests import pictures
+from tests.pictures import encoded
 from vlltr_index.data.decoding import open_image
 from vlltr_index.errors import InputError
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text
@@ -25,17 +27,12 @@ from vlltr_index.store.workspace import Workspace
 
 def png(number: int) -> bytes:
     """A small PNG of its own."""
-    out = BytesIO()
-    noise = np.random.default_rng(number).integers(0, 255, (6, 4, 3), np.uint8)
-    Image.fromarray(noise).save(out, "PNG")
-    return out.getvalue()
+    return encoded(Image.fromarray(np.random.default_rng(number).integers(0, 255, (6, 4, 3), np.uint8)))
 
 
 def put(path: Path, number: int) -> Path:
     """Write an image file, with its folders."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png(number))
-    return path
+    return pictures.put(path, png(number))
 
 
 def texts(path: Path, values: dict[str, list[str]]) -> Path:

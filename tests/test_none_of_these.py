@@ -12,7 +12,7 @@ import torch
 from tests.commands import run
 from tests.drawings import png
 from vlltr_index.errors import MissingStepError
-from vlltr_index.heads.checkpoint import load_head, save_head
+from vlltr_index.heads.checkpoint import save_head
 from vlltr_index.recognition.scorer import OTHER_RULE
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.store.workspace import Workspace
@@ -40,9 +40,7 @@ def test_a_head_without_a_level_says_which_command_gives_one(
     trained: Workspace, pictures: Path, capsys: pytest.CaptureFixture[str], parts: bool, why: str
 ) -> None:
     """Where no image could be held out there is none, and none in heads of another rule; other answers go on."""
-    commit = trained.history.last()
-    assert commit.head is not None
-    saved = load_head(trained.whole_object("heads", commit.head))
+    saved = Recognizer.open(trained).scorer.saved
     assert saved.parts is not None
     without = replace(saved, parts=replace(saved.parts, accept_above=None) if parts else None)
     with trained.transaction("a head without a level") as tx:

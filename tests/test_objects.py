@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import drawings
@@ -14,7 +13,7 @@ from vlltr_index.data.decoding import open_image
 from vlltr_index.data.image_readers import read_images
 from vlltr_index.data.unlabelled import unlabelled_images
 from vlltr_index.embedding.vectors import LocalEngine
-from vlltr_index.errors import InputError, MissingStepError, UsageError, WorkspaceError
+from vlltr_index.errors import InputError, UsageError, WorkspaceError
 from vlltr_index.pipelines.ingest import ingest_images
 from vlltr_index.schemas.records import ImageRecord
 from vlltr_index.store.workspace import Workspace
@@ -25,13 +24,9 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def shots(bucket: Bucket, tmp_path: Path) -> str:
     """The address of two class folders, with a file that is no image and one outside of all folders."""
-    import obstore
-    from obstore.store import from_url
-
-    address = bucket.address()
-    store, png = from_url(address), drawings.png(drawings.pixels()[0][0])
-    for name in ("ring/1.png", "ring/deeper/2.png", "arch/3.PNG", "arch/notes.txt", "4.png"):
-        obstore.put(store, name, png)
+    address, png = bucket.address(), drawings.png(drawings.pixels()[0][0])
+    names = ("ring/1.png", "ring/deeper/2.png", "arch/3.PNG", "arch/notes.txt", "4.png")
+    bucket.put(address, dict.fromkeys(names, png))
     return address
 
 
@@ -50,12 +45,8 @@ def test_class_folders_come_in(shots: str, workspace: Workspace, capsys: pytest.
 
 def test_splits_and_hidden_folders(bucket: Bucket) -> None:
     """As in a folder: the first are no classes, the others are passed over."""
-    import obstore
-    from obstore.store import from_url
-
     address = bucket.address()
-    for name in ("train/ring/1.png", "test/ring/1.png", ".thumbs/ring/1.png"):
-        obstore.put(from_url(address), name, b"")
+    bucket.put(address, dict.fromkeys(("train/ring/1.png", "test/ring/1.png", ".thumbs/ring/1.png"), b""))
     with pytest.raises(InputError, match=r"holds splits \(test, train\), not classes"):
         list(read_images(address, "train"))
     assert [r.source for r in read_images(f"{address}/train", "train") if isinstance(r, ImageRecord)] == [
@@ -96,7 +87,3 @@ def test_what_cannot_be_had(shots: str, bucket: Bucket, monkeypatch: pytest.Monk
     with pytest.raises(WorkspaceError) as refused:
         open_image(f"{shots}/4.png")
     assert refused.value.message.startswith(f"{shots}/4.png cannot be used: ")
-    monkeypatch.setitem(sys.modules, "obstore", None)
-    with pytest.raises(MissingStepError) as lacking:
-        list(read_images("s3://another/place", "train"))
-    assert lacking.value.hint == 'Run: pip install "vlltr-index[remote]"'

@@ -8,9 +8,12 @@ import open_clip
 import pytest
 import small_clip
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from vlltr_index.encoders import openclip, weights
+from vlltr_index.encoders.openclip import BPETokenizer, WordTokenizer
 from vlltr_index.errors import EncoderError
 
 TEXTS = ["a tench", "a photo of a tench, a freshwater fish of the carp family", "", "omega"]
@@ -128,3 +131,44 @@ def test_hub_tokenizers_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> N
         openclip.make_tokenizer({"model_cfg": {**small_clip.MODEL_CFG, "text_cfg": text}})
     assert caught.value.message == "the tokenizer owner/name cannot be loaded: OSError: no connection"
     assert "it needs a network the first time" in str(caught.value.hint)
+
+
+SENTENCES = ["A photo of a tench.", "", "it's the 2nd, naïve café — ok", "word " * 200]
+
+
+@pytest.fixture(scope="module")
+def simple() -> Any:
+    """open_clip's own tokenizer."""
+    return open_clip.SimpleTokenizer(context_length=77)
+
+
+def test_bpe_gives_open_clips_ids(simple: Any) -> None:
+    """Ids equal open_clip's, apart from the padding that is trimmed; cut texts end with the end token."""
+    tokens = BPETokenizer(simple, "lower")(SENTENCES)
+    assert torch.equal(tokens.ids, simple(SENTENCES)[:, : tokens.ids.shape[1]])
+    assert tokens.lengths.tolist() == [len(simple.encode(s)) + 2 for s in SENTENCES]
+    assert tokens.truncated == 1
+    assert len(BPETokenizer(simple, "lower")(SENTENCES[:2]).ids[0]) < 77
+
+
+def test_words_ids_are_laid_out_as_stated() -> None:
+    """PAD 0, UNK 1, words from 2, start V-2 and end V-1, so that the largest id is the end; long texts are cut."""
+    tokenizer = WordTokenizer(["omega", "small"], 4)
+    tokens = tokenizer(["Small OMEGA small", "unknown", ""])
+    assert tokenizer.vocab_size == 6
+    assert tokens.ids.tolist() == [[4, 3, 2, 5], [4, 1, 5, 0], [4, 5, 0, 0]]
+    assert (tokens.lengths.tolist(), tokens.truncated) == ([5, 3, 2], 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(max_size=60), min_size=1, max_size=5), st.integers(2, 12))
+def test_any_text_can_be_tokenised(texts: list[str], context: int) -> None:
+    """Whatever the characters: start first, one end, padding after it, known words wherever they were seen."""
+    tokenizer = WordTokenizer.build(texts, context)
+    tokens = tokenizer(texts)
+    assert tokens.ids.shape[1] <= context
+    for row, length in zip(tokens.ids, tokens.lengths.clamp(max=context).tolist(), strict=True):
+        assert row[0] == tokenizer.start_id
+        assert int(row.argmax()) == length - 1
+        assert (row[length:] == tokenizer.pad_id).all()
+        assert (row != 1).all()

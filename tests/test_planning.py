@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import scaling
 from tests.commands import run
 from vlltr_index.anchors.index import KINDS
 from vlltr_index.anchors.planning import plan_index
@@ -67,10 +66,3 @@ def test_half_a_plan_is_refused(args: tuple[str, ...], capsys: pytest.CaptureFix
     code, _, err = run(capsys, "index", *args)
     assert code == 2
     assert "Error: a plan wants --plan, --classes and --anchors; --width may stand beside them\n" in err
-
-
-def test_the_committed_page_is_made_from_the_committed_results() -> None:
-    """Run `python -m benchmarks.scaling table` where this fails."""
-    text = scaling.PAGE.read_text(encoding="utf-8")
-    made = text.split(scaling.MARKS[0])[1].split(scaling.MARKS[1])[0]
-    assert made == f"\n\n{scaling.page()}\n"

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.exports import Shared
+from tests.pictures import encoded
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.recognizer import Recognizer
 
@@ -56,13 +57,11 @@ def test_pil_images_are_turned_and_put_on_paper(recognizer: Recognizer, pictures
         picture = opened.convert("RGB")
     exif = Image.Exif()
     exif[0x0112] = 6
-    target = BytesIO()
-    picture.save(target, "PNG", exif=exif)
-    turned = Image.open(BytesIO(target.getvalue()))
+    data = encoded(picture, exif=exif)
     clear = picture.convert("RGBA")
     clear.putalpha(0)
     white = np.full((*picture.size[::-1], 3), 255, np.uint8)
-    found = recognizer.predict_proba([target.getvalue(), turned, clear, white])
+    found = recognizer.predict_proba([data, Image.open(BytesIO(data)), clear, white])
     assert np.abs(found[0] - found[1]).max() < 1e-6
     assert np.abs(found[2] - found[3]).max() < 1e-6
 

@@ -23,21 +23,13 @@ from vlltr_index.schemas.recipes import override
 from vlltr_index.store.workspace import Workspace
 
 pytestmark = pytest.mark.slow
-SETTINGS = (
-    "cvlp.epochs=2",
-    "cvlp.batch_size=28",
-    "cvlp.precision=fp32",
-    "cvlp.batch_norm=eval",
-    "lgr.epochs=1",
-    "lgr.views=1",
-    "lgr.batch_size=28",
-)
+SETTINGS = ("cvlp.epochs=2", "cvlp.batch_size=28", "cvlp.precision=fp32", "cvlp.batch_norm=eval")
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with a few drawings, nothing trained."""
-    return drawings.workspace(tmp_path_factory.mktemp("drawn"), *SETTINGS).path
+    return drawings.workspace(tmp_path_factory.mktemp("drawn"), *SETTINGS, *drawings.QUICK).path
 
 
 def start(path: Path, *args: str) -> subprocess.Popen[str]:

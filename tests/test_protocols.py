@@ -29,17 +29,10 @@ SMALL = (
 )
 
 
+SPLITS = ("train", "val", "test")
 TREES: dict[str, tuple[Callable[[Path], Path], str, dict[str, str]]] = {
-    "imagenet_lt": (
-        benchmark_trees.imagenet_lt,
-        "labels.txt",
-        {split: f"ImageNet_LT_{split}.txt" for split in ("train", "val", "test")},
-    ),
-    "places_lt": (
-        benchmark_trees.places_lt,
-        "labels.txt",
-        {split: f"Places_LT_{split}.txt" for split in ("train", "val", "test")},
-    ),
+    "imagenet_lt": (benchmark_trees.imagenet_lt, "labels.txt", {s: f"ImageNet_LT_{s}.txt" for s in SPLITS}),
+    "places_lt": (benchmark_trees.places_lt, "labels.txt", {s: f"Places_LT_{s}.txt" for s in SPLITS}),
     "inat2018": (
         benchmark_trees.inat2018,
         "categories.json",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,11 +20,7 @@ from vlltr_index.store.workspace import Workspace
 
 def head(workspace: Workspace, text: str) -> str:
     """A head of one file."""
-
-    def build(folder: Path) -> None:
-        (folder / "head.json").write_text(text)
-
-    return workspace.put_object("heads", build)
+    return workspace.put_object("heads", lambda folder: (folder / "head.json").write_text(text))
 
 
 @pytest.fixture

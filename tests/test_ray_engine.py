@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tests.buckets import Bucket
 from tests.commands import run
+from tests.exports import check_same
 from vlltr_index.embedding import ray_engine
 from vlltr_index.embedding.ray_engine import RayData, RayEngine
 from vlltr_index.embedding.vectors import StoredImages
@@ -48,9 +49,6 @@ ONE_CPU = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 @pytest.fixture(scope="module")
 def places(server: Bucket, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Other drawings of the same classes: a folder, a Parquet file and objects; each with a broken one."""
-    import obstore
-    from obstore.store import from_url
-
     folder = tmp_path_factory.mktemp("places")
     for seed, name in enumerate("abc", 1):
         drawings.write(folder / name, seed)
@@ -62,9 +60,8 @@ def places(server: Bucket, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     with pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment().items():
             patch.setenv(name, value)
-        store = from_url(address)
-        for path in (folder / "c").rglob("*.png"):
-            obstore.put(store, path.relative_to(folder / "c").as_posix(), path.read_bytes())
+        shots = folder / "c"
+        server.put(address, {p.relative_to(shots).as_posix(): p.read_bytes() for p in shots.rglob("*.png")})
         yield {"folder": str(folder / "a"), "parquet": str(folder / "b.parquet"), "objects": address}
 
 
@@ -119,9 +116,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def stored(workspace: Workspace) -> dict[str, Tensor]:
     """Every stored vector by its key."""
     commit = workspace.history.last()
-    assert commit.text_fp is not None
-    assert commit.image_fp is not None
-    texts, images = sentence_vectors_name(commit.text_fp), image_vectors_name(commit.image_fp)
+    texts, images = sentence_vectors_name(str(commit.text_fp)), image_vectors_name(str(commit.image_fp))
     found = {}
     for name, column in ((texts, "text_hash"), (images, "vector_key")):
         keys = sorted(workspace.store.keys(name, column))
@@ -212,24 +207,9 @@ def test_a_killed_worker_changes_no_vector(
     assert_same(spread, local)
 
 
-def rows(path: Path) -> list[dict[str, Any]]:
-    """The lines of a .jsonl file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def assert_same_answers(one: Path, other: Path) -> None:
+def assert_same_answers(*files: Path) -> None:
     """The same pictures in the same order, with the same classes and sentences."""
-    for mine, theirs in zip(rows(one), rows(other), strict=True):
-        assert mine == approximately(theirs)
-
-
-def approximately(value: Any) -> Any:
-    """`value` with a tolerance on each number in it: 1e-6, or 1e-6 of it."""
-    if isinstance(value, dict):
-        return {key: approximately(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [approximately(inner) for inner in value]
-    return pytest.approx(value, abs=1e-6, rel=1e-6) if isinstance(value, float) else value
+    check_same(*([json.loads(line) for line in f.read_text(encoding="utf-8").splitlines()] for f in files))
 
 
 def test_a_killed_worker_changes_no_answer(
@@ -276,20 +256,8 @@ def test_the_ray_engine_goes_on_where_the_local_one_stopped(
 
     with pytest.raises(KeyboardInterrupt):
         predict_to_file(answers, [*places.values()], out, stop, **how)
-    args = (
-        "-w",
-        drawn,
-        "--json",
-        "predict",
-        *places.values(),
-        "--out",
-        out,
-        "--engine",
-        "ray",
-        "--actors",
-        "1",
-    )
-    code, printed, err = run(capsys, *args)
+    args = ("-w", drawn, "--json", "predict", *places.values(), "--out", out)
+    code, printed, err = run(capsys, *args, "--engine", "ray", "--actors", "1")
     assert code == 1, err
     assert err.startswith("3 of 170 images cannot be read.")
     done = json.loads(printed[printed.index("{") :])  # Ray may tell before of the worker killed above

@@ -34,18 +34,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def steps(files: Path) -> list[list[str | Path]]:
-    """The commands after `init`, up to the index."""
-    return [
-        ["ingest", "images", files / "images", "--split", "train"],
-        ["ingest", "text", files / "texts.json"],
-        ["embed"],
-        ["select"],
-        ["train", "lgr"],
-        ["index", "--kind", "flat"],
-    ]
-
-
 def test_the_whole_way_by_uri(
     files: Path,
     bucket: Bucket,
@@ -58,10 +46,15 @@ def test_the_whole_way_by_uri(
     chosen = ["--recipe", "glyphs_lt/fast", "--set", "encoder.pretrained=glyphs", "--set", "lgr.epochs=1"]
     images = sorted(files.glob("test-*.png"))
     answers = []
+    steps: list[tuple[str | Path, ...]] = [
+        ("ingest", "images", files / "images", "--split", "train"),
+        ("ingest", "text", files / "texts.json"),
+        *(("embed",), ("select",), ("train", "lgr"), ("index", "--kind", "flat")),
+    ]
     for place in (str(folder), address):
         code, out, err = run(capsys, "--json", "init", place, *chosen)
         assert (code, json.loads(out)["workspace"]) == (0, place), err
-        for step in steps(files):
+        for step in steps:
             code, out, err = run(capsys, "-q", "-w", place, *step)
             assert code == 0, (step, err)
         code, out, err = run(capsys, "-q", "--json", "-w", place, "predict", *images, "--explain", "2")

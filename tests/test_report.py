@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.commands import run
+from tests.pages import Page
 from tests.reports import spoil
 from vlltr_index.errors import InputError, MissingStepError, UsageError
 from vlltr_index.evaluation.records import Curves, Measured, Missing
@@ -22,27 +22,6 @@ from vlltr_index.pipelines.report import gather_report, write_report
 from vlltr_index.store.workspace import Workspace
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-
-
-class Page(HTMLParser):
-    """Elements with their attributes, and the text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        """All text, spaces made one."""
-        return " ".join(" ".join(self.words).replace("\xa0", " ").split())
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +125,7 @@ def test_parts_that_are_not_there_name_their_command(trained: Workspace, tmp_pat
 def test_a_head_without_a_log(trained: Workspace) -> None:
     """A damaged one, an imported one, one whose files are gone."""
     commit = trained.history.last()
-    assert commit.head is not None
-    log = trained.object_path("heads", commit.head) / "train.json"
+    log = trained.object_path("heads", str(commit.head)) / "train.json"
     drawn = gather_report(trained, commit.id).curves[1]
     assert isinstance(drawn, Curves)
     assert list(drawn.values) == ["total", "text", "visual"]

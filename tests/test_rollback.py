@@ -146,9 +146,7 @@ def test_diff_says_what_changed(grown: Workspace) -> None:
 
 
 def test_the_commands(grown: Workspace) -> None:
-    """Going back asks first and says how to take it back; history and diff show it."""
-    assert run(grown, "rollback", "3", answer="n\n", code=1) == ""
-    assert len(grown.history.ids()) == 5
+    """Going back says how to take it back; history and diff show it."""
     said = run(grown, "rollback", "3", "--yes")
     assert said.startswith(
         "Commit 6 has the state of commit 3 (select). Nothing is lost: vlltr rollback 5 takes"

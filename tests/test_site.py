@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from importlib import import_module
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -16,29 +15,16 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from benchmarks.shapes import MODULES, public, shapes
+from tests.pages import Page
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted({path.stem for path in (ROOT / "docs").glob("*.md")} | {"shapes"})
 _LOADS = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href"}
 
 
-class Page(HTMLParser):
-    """What one page loads, where it links to, and the anchors it has."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.loads, self.links, self.anchors = list[str](), list[str](), set[str]()
-        self.feed(path.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note addresses and anchors."""
-        given = {key: value or "" for key, value in attrs}
-        if "id" in given:
-            self.anchors.add(given["id"])
-        if tag in _LOADS and given.get(_LOADS[tag]):
-            self.loads.append(given[_LOADS[tag]])
-        if tag == "a" and given.get("href"):
-            self.links.append(given["href"])
+def elements(path: Path) -> list[tuple[str, dict[str, str | None]]]:
+    """The elements of a page."""
+    return Page(path.read_text(encoding="utf-8")).elements
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +65,9 @@ def test_every_page_is_in_the_navigation(site: Path) -> None:
 def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
     """Scripts, styles, images and fonts lie beside the pages."""
     for page in site.rglob("*.html"):
-        for address in Page(page).loads:
-            assert not urlsplit(address).netloc, f"{page.name}: {address}"
+        for tag, given in elements(page):
+            address = given.get(_LOADS.get(tag, ""))
+            assert not urlsplit(address or "").netloc, f"{page.name}: {address}"
     for style in site.rglob("*.css"):
         for address in re.findall(r"(?:url\(|@import )[\"']?([^\"')]+)", style.read_text(encoding="utf-8")):
             assert address.startswith("data:") or not urlsplit(address).netloc, f"{style.name}: {address}"
@@ -89,9 +76,10 @@ def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
 @pytest.mark.slow
 def test_links_and_anchors_lead_somewhere(site: Path) -> None:
     """Within the site every link names a page, and the part after # one of its headings."""
-    pages = {path.name: Page(path) for path in site.glob("*.html")}
+    pages = {path.name: elements(path) for path in site.glob("*.html")}
+    anchors = {name: {given.get("id") for _, given in found} for name, found in pages.items()}
     for name in (f"{page}.html" for page in PAGES):
-        for link in pages[name].links:
+        for link in (given.get("href") or "" for tag, given in pages[name] if tag == "a"):
             target = urlsplit(link)
             if target.scheme or target.netloc:
                 continue
@@ -99,7 +87,7 @@ def test_links_and_anchors_lead_somewhere(site: Path) -> None:
             if page in (".", ".."):
                 continue
             assert page in pages, f"{name}: {link}"
-            assert not target.fragment or unquote(target.fragment) in pages[page].anchors, f"{name}: {link}"
+            assert not target.fragment or unquote(target.fragment) in anchors[page], f"{name}: {link}"
 
 
 def test_the_page_of_shapes_names_every_public_function() -> None:

@@ -117,13 +117,7 @@ def test_folders_load_with_their_preprocessing(tmp_path: Path) -> None:
 
 
 def test_folders_that_hold_no_encoder(tmp_path: Path) -> None:
-    """Nothing, a damaged configuration, and one without weights: each says what is missing."""
-    with pytest.raises(EncoderError) as caught:
-        Encoder.load("local-dir", str(tmp_path))
-    assert str(caught.value) == (
-        f"{tmp_path} holds no encoder: neither encoder.json nor open_clip_config.json\n"
-        "A local folder needs open_clip_config.json and open_clip_model.safetensors."
-    )
+    """A damaged configuration, and one without weights: each says what is missing."""
     folder = _folder(tmp_path / "f")
     (folder / "open_clip_model.safetensors").unlink()
     with pytest.raises(EncoderError, match="holds no weights"):
@@ -132,8 +126,6 @@ def test_folders_that_hold_no_encoder(tmp_path: Path) -> None:
     save_file(dict(small_clip.make().state_dict()), str(folder / "model.safetensors"))
     with pytest.raises(EncoderError, match="is damaged: KeyError"):
         Encoder.load("local-dir", str(folder))
-    with pytest.raises(EncoderError, match="no such folder: /nowhere"):
-        Encoder.load("local-dir:/nowhere")
 
 
 @pytest.mark.parametrize(("tag", "model"), [("openai", TWIN), ("laion", NAME)])
@@ -194,14 +186,10 @@ def test_hub_encoders_are_called_by_repository_and_commit(
 
 
 def test_weights_that_do_not_exist(tmp_path: Path) -> None:
-    """A missing file, an unknown tag, and no weights at all."""
+    """A missing file, and no weights at all."""
     with pytest.raises(EncoderError) as caught:
         Encoder.load(NAME, str(tmp_path / "w.pt"))
     assert caught.value.message.endswith("/w.pt', and there is no such file")
-    with pytest.raises(EncoderError) as caught:
-        Encoder.load("ViT-B-16", "opnai")
-    assert caught.value.message == "ViT-B-16 has no weights called 'opnai', and there is no such file"
-    assert str(caught.value.hint).startswith("Its tags: openai, laion400m_e31")
     with pytest.raises(EncoderError) as caught:
         Encoder.load(NAME)
     assert str(caught.value) == (

@@ -1,4 +1,4 @@
-"""What the speed page makes of results: ratios, goals, bounds, exponents; and that the committed page is up to date."""
+"""The speed page: it leaves out no size that was measured, and is made from the committed results."""
 
 from __future__ import annotations
 
@@ -6,15 +6,10 @@ import importlib
 import json
 from pathlib import Path
 
-from benchmarks import speed_table
+from benchmarks import scaling, speed_table
 from benchmarks.__main__ import QUESTIONS
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
-
-
-def row(median: float, cpu: float | None = None, portion: float = 1.0) -> dict[str, float]:
-    """A competitor's row."""
-    return {"median": median, "portion": portion, **({} if cpu is None else {"cpu_median": cpu})}
 
 
 def test_no_measured_size_is_left_out_of_the_page() -> None:
@@ -26,9 +21,9 @@ def test_no_measured_size_is_left_out_of_the_page() -> None:
         assert result["question"] in QUESTIONS
 
 
-def test_the_committed_page_is_made_from_the_committed_results() -> None:
-    """Run `python -m benchmarks table` where this fails."""
+def test_the_committed_pages_are_made_from_the_committed_results() -> None:
+    """Run `python -m benchmarks table` or `python -m benchmarks.scaling table` where this fails."""
     results = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(RESULTS.glob("speed-*.json"))]
-    text = speed_table.PAGE.read_text(encoding="utf-8")
-    made = text.split(speed_table.MARKS[0])[1].split(speed_table.MARKS[1])[0]
-    assert made == f"\n\n{speed_table.page(results)}\n"
+    for part, page in ((speed_table, speed_table.page(results)), (scaling, scaling.page())):
+        text = part.PAGE.read_text(encoding="utf-8")
+        assert text.split(part.MARKS[0])[1].split(part.MARKS[1])[0] == f"\n\n{page}\n"

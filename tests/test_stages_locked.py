@@ -15,17 +15,7 @@ from vlltr_index.pipelines.train_all import train_all
 from vlltr_index.pipelines.train_cvlp import train_cvlp_stage
 from vlltr_index.store.workspace import Workspace
 
-SETTINGS = (
-    "cvlp.tune=text",
-    "cvlp.epochs=2",
-    "cvlp.batch_size=14",
-    "cvlp.precision=fp32",
-    "lgr.epochs=1",
-    "lgr.views=1",
-    "lgr.batch_size=28",
-)
-
-
+SETTINGS = ("cvlp.tune=text", "cvlp.epochs=2", "cvlp.batch_size=14", "cvlp.precision=fp32", *drawings.QUICK)
 pytestmark = pytest.mark.slow
 
 
@@ -40,9 +30,7 @@ def trained(workspace: Workspace) -> tuple[Encoder, set[str]]:
     steps = set[str]()
     config = workspace.recipe.cvlp
     train_cvlp_stage(workspace, config, lambda step, done, total: steps.add(step))
-    commit = workspace.history.last()
-    assert commit.checkpoint is not None
-    return Encoder.open(workspace.object_path("checkpoints", commit.checkpoint)), steps
+    return Encoder.open(workspace.object_path("checkpoints", str(workspace.history.last().checkpoint))), steps
 
 
 def test_vectors_are_made_once_and_stay_valid(drawn: Workspace) -> None:

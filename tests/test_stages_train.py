@@ -45,11 +45,6 @@ def test_tuning_the_visual_tower(trained: Workspace, pictures: Path) -> None:
     assert train_lgr_stage(trained, config).digest == report.digest  # from the untuned tower again
 
 
-def by_rule(workspace: Workspace, *sets: str) -> None:
-    """Let the workspace's recipe have other values."""
-    workspace.write_config(WorkspaceConfig(recipe=override(workspace.recipe, sets)))
-
-
 def test_a_stopped_decision_goes_on(trained: Workspace) -> None:
     """Stopped in its final head, the same command goes on there and commits the head of a run that was not stopped."""
     sets = ("lgr.lr=3e-2", "lgr.projection_lr=3e-2", "lgr.batch_size=32", "lgr.views=1")
@@ -85,7 +80,7 @@ def test_classes_without_anchors_are_named(trained: Workspace, pictures: Path, t
     scorer, names = Recognizer.open(trained).scorer, trained.snapshot().class_table().names
     assert names[int(scorer.class_ids[-1])] == "okapi"
     assert scorer.visual_sides()[int(scorer.class_ids[-1])] == "images"
-    by_rule(trained, "fusion.rule=paper")
+    trained.write_config(WorkspaceConfig(recipe=override(trained.recipe, ("fusion.rule=paper",))))
     with pytest.raises(MissingStepError) as caught:
         train_lgr_stage(trained, trained.recipe.lgr)
     assert caught.value.message == "1 class with training images has no anchor sentence: 'okapi'"

@@ -14,10 +14,11 @@ from tablerows import class_rows
 from writers import STEPS, add_anchors, write_in_steps
 
 from tests.commands import run
+from tests.commits import commit
 from vlltr_index.errors import LockedError, MissingStepError, WorkspaceError
 from vlltr_index.pipelines.history import diff, prune, rollback
 from vlltr_index.schemas.config import FORMAT, EncoderConfig, Recipe
-from vlltr_index.store.snapshot import Commit, History
+from vlltr_index.store.snapshot import History
 from vlltr_index.store.storage import Storage, storage_at
 from vlltr_index.store.workspace import Workspace
 
@@ -34,12 +35,6 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def storage(address: str) -> Storage:
     """An empty place."""
     return storage_at(address)
-
-
-def commit(number: int, command: str = "embed") -> Commit:
-    """Commit `number` of a straight line."""
-    facts = {"command": command, "created_at": "2026-01-01", "program_version": "0", "tables": {}}
-    return Commit.model_validate({"id": number, "parent": number - 1 or None, **facts})
 
 
 def test_files_come_back(storage: Storage) -> None:
@@ -119,8 +114,11 @@ def test_making_and_opening(address: str) -> None:
     with pytest.raises(WorkspaceError, match=f"{address}/vlltr.toml has format {FORMAT + 1}"):
         Workspace.open(address)
     made.storage.write("other/notes.txt", b"mine")
-    with pytest.raises(WorkspaceError, match=f"{address}/other is not empty and not a workspace"):
+    with pytest.raises(WorkspaceError) as error:
         Workspace.create(f"{address}/other", Recipe(name="test"))
+    assert str(error.value) == (
+        f"{address}/other is not empty and not a workspace\nChoose a new one: vlltr init DIR"
+    )
 
 
 @pytest.mark.slow

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from pathlib import Path
 
+import open_clip
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.commands import run
 from vlltr_index.data.text import (
     class_prompts,
     clean_name,
     normalise_text,
+    prompt_templates,
     sentence_id,
     split_sentences,
     text_hash,
 )
 from vlltr_index.errors import ConfigError, InputError
 from vlltr_index.schemas.records import SentenceRecord
+from vlltr_index.store.workspace import Workspace
 
 # Cleaning
 
@@ -82,6 +87,9 @@ def test_bad_class_names_are_refused() -> None:
         ["See fig. 3.", "It is A. Smith's idea."],
         ["S. The list of J. R. In is short."],
         ["Tinca tinca subsp. aurea is golden.", "Others, e.g. the carp, are not."],
+        ["It has two wings.", "Its body is thin."],
+        ["He said no. His dog left."],  # "no." may be a number's
+        ["It is a subsp. Its name is old."],
     ],
 )
 def test_sentences_end_where_a_reader_ends_them(sentences: list[str]) -> None:
@@ -94,18 +102,6 @@ def test_plain_words_end_sentences(word: str) -> None:
     """Whatever the next sentence begins with; abbreviations do not."""
     assert len(split_sentences(f"It is like a {word}. White poplars grow here.")) == 2
     assert len(split_sentences(f"Prof. Smith drew the {word} in vol. Three of his work.")) == 1
-
-
-def test_a_sentence_that_begins_with_a_common_word_stands_alone() -> None:
-    """Also after a word that the splitter takes for the first of a pair; abbreviations of ours end nothing."""
-    assert split_sentences("It has two wings. Its body is thin.") == [
-        "It has two wings.",
-        "Its body is thin.",
-    ]
-    assert split_sentences("He said no. His dog left.") == [
-        "He said no. His dog left."
-    ]  # "no." may be a number's
-    assert split_sentences("It is a subsp. Its name is old.") == ["It is a subsp. Its name is old."]
 
 
 def test_line_breaks_end_sentences_unless_they_only_fit_the_page() -> None:
@@ -178,3 +174,42 @@ def test_a_prompt_needs_one_slot(template: str) -> None:
     with pytest.raises(ConfigError) as caught:
         class_prompts("tench", [template])
     assert caught.value.message == f"the prompt {template!r} must have one {{}}, where the class name goes"
+
+
+def test_clips_eighty_prompts_read_well() -> None:
+    """CLIP's own words, with single spaces, and the article that the name needs."""
+    assert prompt_templates("clip") == "clip"
+    plain = [record.text for record in class_prompts("tench", "clip")]
+    assert plain == [template("tench") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
+    for name in ("owl", "tench", "great_grey_owl"):
+        texts = [record.text for record in class_prompts(name, "clip")]
+        assert len(set(texts)) == 80
+        assert all("  " not in t and " ." not in t and "_" not in t and t == t.strip() for t in texts)
+    assert "a bad photo of an owl." in [r.text for r in class_prompts("owl", "clip")]
+
+
+def test_templates_of_your_own(tmp_path: Path) -> None:
+    """One a line; comments and blank lines do not count; each has one place for the class."""
+    file = tmp_path / "prompts.txt"
+    file.write_text("# drawings\n a   drawing of a {}.\n\nmy {}\n", encoding="utf-8")
+    assert prompt_templates(str(file)) == ("a drawing of a {}.", "my {}")
+    file.write_text("a drawing.\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"the prompt 'a drawing\.' must have one \{\}"):
+        prompt_templates(str(file))
+    file.write_text("# nothing\n", encoding="utf-8")
+    with pytest.raises(InputError, match="has no template"):
+        prompt_templates(str(file))
+    with pytest.raises(InputError, match="no such file"):
+        prompt_templates(str(tmp_path / "none.txt"))
+
+
+def test_init_keeps_the_templates(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """CLIP's by their name, one's own one by one; they are CLIP's where nothing is said."""
+    file = tmp_path / "prompts.txt"
+    file.write_text("my {}\n", encoding="utf-8")
+    for asked, kept in (((), "clip"), (("--prompts", "clip"), "clip"), (("--prompts", file), ("my {}",))):
+        folder = tmp_path / f"ws{len(list(tmp_path.iterdir()))}"
+        code, _, _ = run(capsys, "init", folder, *asked, "--encoder", "vlltr-tiny")
+        assert (code, Workspace.open(folder).recipe.prompts) == (0, kept)
+    code, _, err = run(capsys, "init", tmp_path / "other", "--prompts", "films")
+    assert (code, "no such file or folder: films" in err) == (1, True)

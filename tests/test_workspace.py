@@ -23,14 +23,9 @@ def test_no_value_survives_the_file(tmp_path: Path) -> None:
     assert 'clip_grad = "none"' in (workspace.path / "vlltr.toml").read_text()
 
 
-def test_create_refuses_folders_with_other_things(tmp_path: Path) -> None:
-    """A folder that holds something is not taken over; an empty one, or one an interrupted `create` left, is."""
+def test_what_create_takes_and_refuses(tmp_path: Path) -> None:
+    """Not what is no folder; but an empty one, and one that an interrupted `create` left."""
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(WorkspaceError) as error:
-        Workspace.create(tmp_path, Recipe(name="test"))
-    assert (
-        str(error.value) == f"{tmp_path} is not empty and not a workspace\nChoose a new one: vlltr init DIR"
-    )
     with pytest.raises(WorkspaceError, match=r"notes\.txt cannot be made: "):
         Workspace.create(tmp_path / "notes.txt", Recipe(name="test"))
     with pytest.raises(WorkspaceError, match="cannot be made"):
@@ -65,20 +60,13 @@ def test_find_goes_upward(workspace: Workspace, monkeypatch: pytest.MonkeyPatch,
     )
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("format = ", "is not valid TOML"),
-        ('format = 2\n[recipe]\nname = "x"\nepoch = 3\n', "recipe.epoch: Extra inputs are not permitted"),
-    ],
-)
-def test_a_damaged_configuration_is_named(workspace: Workspace, text: str, message: str) -> None:
+def test_a_damaged_configuration_is_named(workspace: Workspace) -> None:
     """The file and the key are in the message."""
-    (workspace.path / "vlltr.toml").write_text(text)
+    (workspace.path / "vlltr.toml").write_text('format = 2\n[recipe]\nname = "x"\nepoch = 3\n')
     with pytest.raises(ConfigError) as error:
         Workspace.open(workspace.path)
     assert str(workspace.path / "vlltr.toml") in error.value.message
-    assert message in error.value.message
+    assert "recipe.epoch: Extra inputs are not permitted" in error.value.message
 
 
 def test_objects_are_named_by_their_content(workspace: Workspace) -> None:

@@ -93,10 +93,8 @@ class Desk:
                     f"{count:,} {what}; {most:,} are allowed here", "Use vlltr classes add for more."
                 )
         images = tuple((_file_name(given), _checked(given, path)) for given, path in pictures)
-        wanted, history = (
-            NewClass(name, tuple(split_sentences(text)), image_bytes=images),
-            self.workspace.history,
-        )
+        wanted = NewClass(normalise_text(name), tuple(split_sentences(text)), image_bytes=images)
+        history = self.workspace.history
         with self._writing:
             newest = history.ids()[-1]
             report = add_classes(self.workspace, [wanted], session=self._session)

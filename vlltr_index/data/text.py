@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -190,7 +191,7 @@ def prompt_templates(which: str) -> Literal["clip"] | tuple[str, ...]:
     """
     if which == "clip":
         return "clip"
-    path = Path(which).expanduser()
+    path = Path(os.path.expanduser(which))
     lines = (normalise_text(line) for _, line in read_lines(require(path)))
     templates = tuple(line for line in lines if line and not line.startswith("#"))
     if not templates:

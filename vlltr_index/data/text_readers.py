@@ -151,7 +151,8 @@ def _sentences(
 
 def _read_folder(folder: Path, source: str) -> _Items:
     root = folder.resolve()
-    files = sorted(p for p in folder.rglob("*.txt") if not p.name.startswith("."))
+    every = sorted(folder.rglob("*.txt"))
+    files = [p for p in every if "/." not in f"/{p.relative_to(folder).as_posix()}"]
     if not files:
         raise InputError(f"no .txt file in the folder {folder}", _FORMATS)
     for file in sorted(folder.iterdir()):

@@ -36,7 +36,7 @@ def unlabelled_images(paths: Sequence[str], with_data: bool = True) -> Iterator[
         InputError: If a folder, pattern or list names no image, or a list or Parquet file cannot be read.
     """
     for given in paths:
-        path = Path(given).expanduser()
+        path = Path(os.path.expanduser(given))
         ending = path.suffix.lower()
         if ending == ".parquet" and not is_address(given):
             yield from _rows(path, with_data)
@@ -63,8 +63,13 @@ def unlabelled_images(paths: Sequence[str], with_data: bool = True) -> Iterator[
 
 def _below(folder: Path) -> Iterator[str]:
     for place, folders, files in os.walk(folder):
-        folders.sort()
-        yield from (os.path.join(place, f) for f in sorted(files) if f.lower().endswith(ENDINGS))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (os.path.join(place, name) for name in sorted(files) if _is_picture(name))
+
+
+def _is_picture(name: str) -> bool:
+    """Whether a name below a folder is that of an image, and neither it nor a folder in it is hidden."""
+    return name.lower().endswith(ENDINGS) and not name.startswith(".") and "/." not in name
 
 
 def _listed(path: Path) -> Iterator[str]:
@@ -77,7 +82,7 @@ def _objects(address: str) -> Iterator[str]:
     if address.lower().endswith(ENDINGS):
         yield address
         return
-    yield from (f"{address}/{name}" for name in object_names(address) if name.lower().endswith(ENDINGS))
+    yield from (f"{address}/{name}" for name in object_names(address) if _is_picture(name))
 
 
 def _rows(path: Path, with_data: bool) -> Iterator[tuple[str, bytes]]:

@@ -76,15 +76,14 @@ class Evaluation:
 def evaluate(workspace: Workspace, split: str = "test", **how: Any) -> metrics.EvaluationReport:
     """Evaluate on the stored vectors of `split` over all classes of the workspace, beside every committed baseline.
 
-    The report is also written to `reports/evaluate-<split>-<commit>.json`, with crops or another rule to one
-    whose name says so; where that cannot be written, a warning says why. Arguments and errors are those of
+    The report is also written to `reports/evaluate-<split>-<commit>.json`, with crops, another rule or retrieval to
+    one whose name says so; where that cannot be written, a warning says why. Arguments and errors are those of
     `evaluation`.
     """
     result = evaluation(workspace, split, **how).report
-    ending = (f"-crops-{result.crops}" if result.crops != 1 else "") + (
-        f"-{how['rule']}" if how.get("rule") else ""
-    )
-    name = f"reports/evaluate-{split}-{result.commit}{ending}.json"
+    crops, retrieval = f"crops-{result.crops}", result.retrieval
+    ways = crops * (result.crops > 1), how.get("rule"), retrieval * (retrieval != "exhaustive")
+    name = "-".join(filter(None, ("reports/evaluate", split, str(result.commit), *ways))) + ".json"
     text = json.dumps(asdict(result), indent=2, sort_keys=True) + "\n"
     try:
         workspace.storage.write(name, text.encode("utf-8"))

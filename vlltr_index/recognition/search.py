@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
@@ -291,6 +291,6 @@ def is_image_path(query: str) -> bool:
     """
     if not query.casefold().endswith(ENDINGS):
         return False
-    if Path(query).expanduser().is_file():
+    if os.path.isfile(os.path.expanduser(query)):
         return True
     raise InputError(f"no such file: {query}", "To search for a text, let it end otherwise.")

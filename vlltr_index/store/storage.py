@@ -91,7 +91,7 @@ def storage_at(address: str | os.PathLike[str]) -> Storage:
     text = os.fspath(address)
     if "://" in text:
         return ObjectStorage(text)
-    return Storage(Path(address).expanduser().absolute())
+    return Storage(Path(os.path.expanduser(address)).absolute())
 
 
 class Storage:
@@ -233,7 +233,7 @@ class ObjectStorage(Storage):
         cache = os.environ.get(_CACHE) or user_cache_path("vlltr-index", appauthor=False)
         readable = re.sub(r"[^A-Za-z0-9._-]+", "-", self.address)[:60]
         digest = hashlib.sha256(self.address.encode()).hexdigest()[:12]
-        self.root = Path(cache).expanduser().absolute() / f"{readable}-{digest}"
+        self.root = Path(os.path.expanduser(cache)).absolute() / f"{readable}-{digest}"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:

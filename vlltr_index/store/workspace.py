@@ -112,7 +112,7 @@ class Workspace:
         try:
             values = parse_toml(storage.read(CONFIG_NAME), file)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            if "://" not in str(path) and Path(path).expanduser().is_file():
+            if "://" not in str(path) and os.path.isfile(os.path.expanduser(path)):
                 raise WorkspaceError(
                     f"{storage.address} is a file, not a workspace", "Name a folder: vlltr -w DIR ..."
                 ) from None

@@ -125,7 +125,7 @@ def newest_results(workspace: Workspace, commit: Commit) -> dict[str, Any] | Non
     """
     found = []
     for name in workspace.storage.names("reports"):
-        if fnmatch(name, "evaluate-*.json"):
+        if fnmatch(name, "evaluate-*[0-9].json"):
             try:
                 facts = json.loads(workspace.storage.read(f"reports/{name}"))
                 if facts["crops"] == 1 and facts["commit"] <= commit.id and facts["rows"]["vl-ltr"]["top1"]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -104,7 +105,7 @@ def locate(
         UsageError: If it is neither a folder nor a repository's name, or a folder and there is a `revision`.
         PretrainedError: If the hub does not give it.
     """
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if folder.is_dir():
         if revision is not None:
             raise UsageError(f"{folder} is a folder here: it has no revision {revision!r}")

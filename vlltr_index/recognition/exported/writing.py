@@ -182,7 +182,7 @@ def push_model(
 
 
 def _place(folder: str | Path) -> Path:
-    return Path(folder).expanduser().absolute()
+    return Path(os.path.expanduser(folder)).absolute()
 
 
 def _check_target(folder: Path, force: bool) -> None:
