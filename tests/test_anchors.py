@@ -162,6 +162,13 @@ def test_limits_equal_their_twin(
     assert kept.positions.tolist() == wanted
 
 
+@pytest.mark.parametrize(("sentences", "share", "limit"), [(750, 0.036, 27), (9_999, 1 / 3, 3_333)])
+def test_limits_of_large_classes_are_exact(sentences: int, share: float, limit: int) -> None:
+    """A share that comes to a whole number is not rounded to the one below."""
+    labels, every = torch.zeros(sentences).long(), torch.ones(sentences, dtype=torch.bool)
+    assert anchor_limits(labels, ~every, every, 10_000, share).unique().tolist() == [limit]
+
+
 @quick
 @given(
     labels=st.lists(st.integers(0, 3), min_size=1, max_size=12),

@@ -16,6 +16,7 @@ from vlltr_index.classes import NewClass, add_class, add_classes, add_images, re
 from vlltr_index.data.glyphs import glyph_files, write_sample
 from vlltr_index.embedding.loading import image_set
 from vlltr_index.errors import InputError
+from vlltr_index.pipelines.classlist import show_class
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.ingest import ingest_images
 from vlltr_index.recognition.scorer import load_scorer
@@ -140,13 +141,20 @@ def test_refusals_leave_the_workspace_as_it_was(trained: Workspace, tmp_path: Pa
             [NewClass("okapi", ("x",), aliases=(known,))],
             f"class 'okapi': the alias {known!r} is another class's name",
         ),
+        ([NewClass("okapi", ("x",), aliases=(" ",))], "an alias of 'okapi': the class name is empty"),
+        (
+            [NewClass("ring", ("x",), aliases=("big  ring",)), NewClass("big ring", ("y",))],
+            "class 'big ring' is given twice",
+        ),
     ]
     for wanted, message in cases:
         with pytest.raises(InputError) as caught:
             add_classes(trained, wanted)
         assert caught.value.message == message
     assert trained.history.last() == before
-    assert add_class(trained, "okapi", ["An animal."], aliases=["Okapi"]).classes[0].name == "okapi"
+    added = add_class(trained, "okapi", ["An animal."], aliases=["Okapi", "  forest\ngiraffe "])
+    assert added.classes[0].name == "okapi"
+    assert show_class(trained, "okapi").aliases == ["Okapi", "forest giraffe"]
 
 
 def test_images_that_came_since_the_selection_are_counted(

@@ -222,7 +222,7 @@ def anchor_limits(
     classes, group = torch.unique(text_labels, return_inverse=True)
     own, every = (torch.bincount(group[part], minlength=len(classes)) for part in (~prompts, slice(None)))
     counted = torch.where(own > 0, own, every)
-    shares = torch.where(ranked, share, 1.0)
+    shares = torch.where(ranked, torch.tensor(share, dtype=torch.float64), 1.0)  # in float32 1e-9 is lost
     return (counted[group] * shares + 1e-9).long().clamp(min=2, max=most)
 
 

@@ -23,6 +23,7 @@ from vlltr_index.errors import InputError, UsageError
 from vlltr_index.schemas.records import SentenceRecord
 from vlltr_index.schemas.tables import CLASSES
 from vlltr_index.store.ingestion import sentence_rows
+from vlltr_index.store.snapshot import folded
 from vlltr_index.store.tables import one_of
 from vlltr_index.store.taxonomy import merge_nodes, rename_node
 from vlltr_index.wording import many, some
@@ -104,15 +105,13 @@ def add_classes(workspace: Workspace, wanted: Sequence[NewClass], **how: Unpack[
 
 
 def _write(workspace: Workspace, tx: Transaction, wanted: Sequence[NewClass]) -> Edit:
-    names = _checked_names(tx, wanted)
-    first = tx.next_id("classes", len(wanted))
-    new = dict(enumerate(wanted, first))
+    new = dict(enumerate(_checked(tx, wanted), tx.next_id("classes", len(wanted))))
     paths: dict[int, list[Path | tuple[str, bytes]]] = {
         i: [*([one.images] if one.images else []), *one.image_files, *one.image_bytes]
         for i, one in new.items()
     }
     skipped: list[str] = []
-    pictures = new_image_rows(tx, paths, dict(enumerate(names, first)), skipped)
+    pictures = new_image_rows(tx, paths, {i: one.name for i, one in new.items()}, skipped)
     seen = set(usable(pictures)["class_id"].to_pylist())
     for class_id, one in new.items():
         told = one.text is not None or any(text.strip() for text in one.sentences)
@@ -122,8 +121,14 @@ def _write(workspace: Workspace, tx: Transaction, wanted: Sequence[NewClass]) ->
                 "Give it a --sentence, a --text file, or --images.",
             )
     rows = [
-        {"class_id": i, "name": name, "aliases": list(one.aliases), "origin": "added", "created_at": _now()}
-        for (i, one), name in zip(new.items(), names, strict=True)
+        {
+            "class_id": i,
+            "name": one.name,
+            "aliases": list(one.aliases),
+            "origin": "added",
+            "created_at": _now(),
+        }
+        for i, one in new.items()
     ]
     tx.upsert("classes", pa.Table.from_pylist(rows, schema=CLASSES))
     texts = sentence_rows({i: _sentences(workspace, one) for i, one in new.items()})
@@ -133,10 +138,10 @@ def _write(workspace: Workspace, tx: Transaction, wanted: Sequence[NewClass]) ->
     return Edit(set(new), (), texts, pictures, bool(pictures.num_rows), notes=notes)
 
 
-def _checked_names(tx: Transaction, wanted: Sequence[NewClass]) -> list[str]:
-    """The new names as they are stored, after a look whether they and the aliases are free."""
+def _checked(tx: Transaction, wanted: Sequence[NewClass]) -> list[NewClass]:
+    """The new classes with names and aliases as they are stored, after a look whether these are free."""
     table = tx.class_table()
-    names: list[str] = []
+    checked: list[NewClass] = []
     seen: set[str] = set()
     for one in wanted:
         name = clean_name(one.name, "the new class")
@@ -144,19 +149,20 @@ def _checked_names(tx: Transaction, wanted: Sequence[NewClass]) -> list[str]:
             raise InputError(
                 f"there is a class {name!r} already", f"See what it holds: vlltr classes show {name!r}"
             )
-        if name.casefold() in seen:
+        if folded(name) in seen:
             raise InputError(f"class {name!r} is given twice")
-        names.append(name)
-        seen.add(name.casefold())
-        for alias in one.aliases:
-            if alias.casefold() == name.casefold():
+        seen.add(folded(name))
+        aliases = tuple(clean_name(alias, f"an alias of {name!r}") for alias in one.aliases)
+        for alias in aliases:
+            if folded(alias) == folded(name):
                 continue
-            if table.find(alias) is not None or alias.casefold() in seen:
+            if table.find(alias) is not None or folded(alias) in seen:
                 raise InputError(
                     f"class {name!r}: the alias {alias!r} is another class's name", "Leave this alias out."
                 )
-            seen.add(alias.casefold())
-    return names
+            seen.add(folded(alias))
+        checked.append(replace(one, name=name, aliases=aliases))
+    return checked
 
 
 def _sentences(workspace: Workspace, one: NewClass) -> list[SentenceRecord]:

@@ -32,13 +32,14 @@ def taxonomy_of(taxa: Iterable[Taxon], classes: ClassTable) -> Taxonomy:
     """
     rows = {taxon.name: taxon for taxon in taxa}
     nodes = {t.parent: Taxon(t.parent, None) for t in rows.values() if t.parent is not None} | rows
-    spelled, shown = {folded(name): name for name in nodes}, dict[str, str]()
+    spelled, shown, taken = {folded(name): name for name in nodes}, dict[str, str](), set[str]()
     called = [(classes.names[i], classes.names[i]) for i in classes.ids]
     called += [(alias, classes.names[i]) for i in classes.ids for alias in classes.aliases.get(i, ())]
     for alias, name in called:
         own = alias if alias in nodes else spelled.get(folded(alias))
-        if own is not None and name not in shown.values():
-            shown.setdefault(own, name)
+        if own is not None and own not in shown and name not in taken:
+            shown[own] = name
+            taken.add(name)
     return {
         shown.get(name, name): Taxon(
             shown.get(name, name), taxon.parent and shown.get(taxon.parent, taxon.parent), taxon.rank
