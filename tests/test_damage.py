@@ -15,9 +15,11 @@ from tests.commands import run
 from vlltr_index.errors import WorkspaceError
 from vlltr_index.evaluation.records import Missing
 from vlltr_index.heads.checkpoint import load_head
+from vlltr_index.pipelines.build_index import index_anchors
 from vlltr_index.pipelines.report import gather_report
 from vlltr_index.pipelines.status import status
 from vlltr_index.pipelines.train_lgr import train_lgr_stage
+from vlltr_index.recognition.predictor import load_answers
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.tables import CLASSES
 from vlltr_index.store.tables import Store
@@ -137,6 +139,18 @@ def test_a_damaged_commit(trained: Workspace, pictures: Path, capsys: pytest.Cap
 def head_of(workspace: Workspace) -> Path:
     """The folder of the newest commit's head."""
     return workspace.object_path("heads", str(workspace.history.last().head))
+
+
+@pytest.mark.parametrize("name", ["index.json", "anchors.safetensors", "index.faiss"])
+def test_flipped_bytes_in_an_index_are_noticed(trained: Workspace, name: str) -> None:
+    """Before any of its files is read."""
+    folder = trained.object_path("index", str(index_anchors(trained, "flat").digest))
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(WorkspaceError) as error:
+        load_answers(trained, trained.snapshot()).open_index()
+    assert error.value.message == f"{folder} is damaged: its files are not those that were written"
+    assert "make it again: vlltr index. " in str(error.value.hint)
 
 
 @pytest.mark.slow

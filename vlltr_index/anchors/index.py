@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlltr_index.errors import InputError, MissingStepError, WorkspaceError
-from vlltr_index.schemas.fingerprint import digest_file
 from vlltr_index.tensors import check_labels, check_matrix, full_precision
 
 KINDS = ("torch", "flat", "ivf", "hnsw")
@@ -129,27 +128,18 @@ class WithDelta(AnchorIndex):
 
     Args:
         base: Any index.
-        added_vectors: Float [N, D], normalised; N may be 0.
-        added_keys: Int64 [N], distinct. A key that the base has too replaces the base's.
-        removed_keys: Int64 [R]; keys that the base does not have are ignored.
-
-    Raises:
-        InputError: Shapes do not fit, vectors are not normalised, or a key is both added and removed.
+        added_vectors: Float32 [N, D], normalised; N may be 0.
+        added_keys: Int64 [N], distinct, none of them the base's.
+        removed_keys: Int64 [R], distinct keys of the base.
     """
 
     def __init__(
         self, base: AnchorIndex, added_vectors: Tensor, added_keys: Tensor, removed_keys: Tensor
     ) -> None:
-        vectors, keys = check_anchors(added_vectors, added_keys, base.dim)
-        check_labels("removed_keys", removed_keys)
-        removed = torch.unique(removed_keys.detach().cpu().long())
-        both = keys[torch.isin(keys, removed)]
-        if len(both):
-            raise InputError(f"anchor key {int(both[0])} is both added and removed")
-        self.base, self.delta, self.kind, self.dim = base, TorchIndex(vectors, keys), base.kind, base.dim
-        hidden = torch.isin(base.keys, torch.cat([removed, keys]))
-        self._hidden = base.keys[hidden]
-        self.keys = torch.cat([base.keys[~hidden], keys])
+        delta = TorchIndex(added_vectors, added_keys)
+        self.base, self.delta, self.kind, self.dim = base, delta, base.kind, base.dim
+        self._hidden = removed_keys
+        self.keys = torch.cat([base.keys[~torch.isin(base.keys, removed_keys)], added_keys])
 
     def _best(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         scores, keys = self._live(queries, k)
@@ -169,24 +159,6 @@ class WithDelta(AnchorIndex):
             if depth >= most or bool((scores.isfinite().sum(1) >= k).all()):
                 return scores, keys.masked_fill(scores.isneginf(), -1)
             depth = min(most, 2 * depth)
-
-
-def check_anchors(vectors: Tensor, keys: Tensor, dim: int | None = None) -> tuple[Tensor, Tensor]:
-    """Vectors [A, D] as contiguous float32 and keys [A] as int64, both on the CPU, after a look at them."""
-    check_matrix("vectors", vectors, columns=dim)
-    check_labels("keys", keys, size=vectors.shape[0])
-    vectors, keys = vectors.detach().cpu().float().contiguous(), keys.detach().cpu().long().contiguous()
-    if len(keys) and (int(keys.min()) < 0 or len(torch.unique(keys)) != len(keys)):
-        raise InputError("anchor keys must be distinct and not negative")
-    wrong = ((torch.linalg.vector_norm(vectors, dim=1) - 1).abs() <= 1e-3).logical_not().nonzero()
-    if len(wrong):
-        row = int(wrong[0, 0])
-        raise InputError(
-            f"anchor vectors must be normalised and finite: the one with key {int(keys[row])} has length"
-            f" {float(vectors[row].norm()):.4g} ({len(wrong)} such)",
-            "Normalise them first; where a stored vector is broken: vlltr embed",
-        )
-    return vectors, keys
 
 
 class FaissIndex(AnchorIndex):
@@ -237,30 +209,41 @@ class FaissIndex(AnchorIndex):
         return scores.to(device), rows.to(device)
 
 
-def build_index(vectors: Tensor, keys: Tensor, kind: str = "auto", seed: int = 0) -> AnchorIndex:
+def build_index(vectors: Tensor, keys: Tensor, kind: str = "auto") -> FaissIndex | TorchIndex:
     """An index over anchors.
 
     Args:
         vectors: Float [A, D], normalised.
         keys: Int64 [A], distinct and not negative.
         kind: One of `KINDS`, or `auto`, which asks `plan`.
-        seed: Of the clustering of `ivf`.
 
     Raises:
         InputError: Shapes do not fit, a vector is not normalised, keys repeat, there is no anchor, or
             the kind is unknown.
         MissingStepError: The kind needs FAISS and it is not installed.
     """
-    vectors, keys = check_anchors(vectors, keys)
+    check_matrix("vectors", vectors)
+    check_labels("keys", keys, size=vectors.shape[0])
+    vectors, keys = vectors.detach().cpu().float().contiguous(), keys.detach().cpu().long().contiguous()
     if not len(keys):
         raise InputError("there are no anchors to index", "Run: vlltr select")
+    if int(keys.min()) < 0 or len(torch.unique(keys)) != len(keys):
+        raise InputError("anchor keys must be distinct and not negative")
+    wrong = ((torch.linalg.vector_norm(vectors, dim=1) - 1).abs() <= 1e-3).logical_not().nonzero()
+    if len(wrong):
+        row = int(wrong[0, 0])
+        raise InputError(
+            f"anchor vectors must be normalised and finite: the one with key {int(keys[row])} has length"
+            f" {float(vectors[row].norm()):.4g} ({len(wrong)} such)",
+            "Normalise them first; where a stored vector is broken: vlltr embed",
+        )
     if kind == "auto":
         kind, _ = plan(len(vectors))
     if kind == "torch":
         return TorchIndex(vectors, keys)
     if kind not in KINDS:
         raise InputError(f"an index is one of {', '.join(KINDS)} or auto, got {kind!r}")
-    return FaissIndex(_build_faiss(_faiss(), vectors, kind, seed), kind, keys)
+    return FaissIndex(_build_faiss(_faiss(), vectors, kind), kind, keys)
 
 
 def plan(size: int) -> tuple[Literal["torch", "ivf"], str]:
@@ -290,66 +273,46 @@ def gpu_count() -> int:
     return int(_faiss().get_num_gpus())
 
 
-def save_index(index: AnchorIndex, folder: Path) -> None:
-    """Write `index.json`, `anchors.safetensors` and, for FAISS kinds, `index.faiss` into an existing folder.
-
-    Raises:
-        InputError: The index has a delta beside it, which must be merged by building it again.
-    """
-    names = ["anchors.safetensors"]
+def save_index(index: FaissIndex | TorchIndex, folder: Path) -> None:
+    """Write `index.json`, `anchors.safetensors` and, for FAISS kinds, `index.faiss` into an existing folder."""
     tensors = {"keys": index.keys}
     if isinstance(index, TorchIndex):
         tensors["vectors"] = index.vectors
-    elif isinstance(index, FaissIndex):
-        names.append("index.faiss")
-        _faiss().write_index(index.index, str(folder / "index.faiss"))
     else:
-        raise InputError("an index with a delta cannot be saved", "Build it again: vlltr index")
+        _faiss().write_index(index.index, str(folder / "index.faiss"))
     save_file(tensors, folder / "anchors.safetensors")
-    files = {name: {"sha256": digest_file(folder / name)} for name in names}
-    facts = {"format": _FORMAT, "kind": index.kind, "dim": index.dim, "size": index.size, "files": files}
-    (folder / "index.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    facts = {"format": _FORMAT, "kind": index.kind}
+    (folder / "index.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
 
 def load_index(folder: Path) -> FaissIndex | TorchIndex:
-    """Read what `save_index` wrote: files are mapped into memory, their digests checked (about a second a GB).
+    """Read what `save_index` wrote: files are mapped into memory; their digests are the caller's to check.
 
     Raises:
-        WorkspaceError: A file is missing, cut short or changed, or what it holds does not fit together.
+        WorkspaceError: A file is missing or cut short, or what it holds does not fit together.
         MissingStepError: It is a FAISS kind and FAISS is not installed.
     """
     try:
         facts = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         if facts["format"] != _FORMAT or facts["kind"] not in KINDS:
             raise ValueError(f"format {facts['format']}, kind {facts['kind']!r} is not known to this version")
-        for name in ["anchors.safetensors", *(["index.faiss"] if facts["kind"] != "torch" else [])]:
-            if digest_file(folder / name) != facts["files"][name]["sha256"]:
-                raise ValueError(f"{name} is not the file that was written: its SHA-256 differs")
-        return _read(folder, facts)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        tensors = load_file(folder / "anchors.safetensors")
+        index: FaissIndex | TorchIndex
+        if facts["kind"] == "torch":
+            index = TorchIndex(tensors["vectors"], tensors["keys"])
+            held = len(index.vectors)
+        else:
+            faiss = _faiss()
+            found = faiss.read_index(str(folder / "index.faiss"), faiss.IO_FLAG_MMAP_IFC)
+            index, held = FaissIndex(found, facts["kind"], tensors["keys"]), found.ntotal
+        if held != index.size or index.keys.dtype != torch.int64:
+            raise ValueError(f"it has {held} anchors, and there are {index.size} keys, {index.keys.dtype}")
+        return index
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
         raise WorkspaceError(
             f"the index in {folder} cannot be used: {type(error).__name__}: {error}",
             "Build it again: vlltr index",
         ) from None
-
-
-def _read(folder: Path, facts: dict[str, Any]) -> FaissIndex | TorchIndex:
-    tensors = load_file(folder / "anchors.safetensors")
-    index: FaissIndex | TorchIndex
-    if facts["kind"] == "torch":
-        index = TorchIndex(tensors["vectors"], tensors["keys"])
-    else:
-        faiss = _faiss()
-        found = faiss.read_index(str(folder / "index.faiss"), faiss.IO_FLAG_MMAP_IFC)
-        if found.metric_type != faiss.METRIC_INNER_PRODUCT:
-            raise ValueError("index.faiss does not search by inner product")
-        index = FaissIndex(found, facts["kind"], tensors["keys"])
-        if found.ntotal != len(index.keys):
-            raise ValueError(f"index.faiss has {found.ntotal} anchors, and there are {len(index.keys)} keys")
-    stated, held = (facts["dim"], facts["size"]), (index.dim, index.size)
-    if stated != held or index.keys.dtype != torch.int64:
-        raise ValueError(f"width and anchors are {held}, expected {stated}")
-    return index
 
 
 def _faiss() -> Any:
@@ -381,7 +344,7 @@ def _search(index: Any, queries: Tensor, k: int, options: Any) -> tuple[Tensor, 
     return scores, rows
 
 
-def _build_faiss(faiss: Any, vectors: Tensor, kind: str, seed: int) -> Any:
+def _build_faiss(faiss: Any, vectors: Tensor, kind: str) -> Any:
     size, dim = vectors.shape
     array = vectors.numpy()
     if kind == "flat":
@@ -389,7 +352,7 @@ def _build_faiss(faiss: Any, vectors: Tensor, kind: str, seed: int) -> Any:
     elif kind == "ivf":
         cells = _cells(size)
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, cells, faiss.METRIC_INNER_PRODUCT)
-        index.cp.seed, index.cp.spherical, index.cp.min_points_per_centroid = seed, True, 1
+        index.cp.seed, index.cp.spherical, index.cp.min_points_per_centroid = 0, True, 1
         index.cp.max_points_per_centroid = _SAMPLE
         index.train(array)
     else:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlltr_index.anchors.index import MANY_ANCHORS, AnchorIndex, WithDelta, load_index
+from vlltr_index.anchors.index import MANY_ANCHORS, AnchorIndex, FaissIndex, TorchIndex, WithDelta, load_index
 from vlltr_index.anchors.retrieval import AnchorClasses, retrieve
 from vlltr_index.data.decoding import UNREADABLE, ImageSource, image_label, open_image
 from vlltr_index.embedding.loading import class_positions, image_vectors_of, open_encoder
@@ -115,7 +115,7 @@ class Answers:
     scorer: Scorer
     classes: ClassTable
     open_encoder: Callable[[], Encoder]
-    open_index: Callable[[], AnchorIndex | None]
+    open_index: Callable[[], FaissIndex | TorchIndex | None]
     texts: Callable[[], Texts]
     training_images: Callable[[int], tuple[pa.Table, Tensor]] | None = None
     device: torch.device = _CPU
@@ -563,9 +563,9 @@ def load_answers(workspace: Workspace, snapshot: Snapshot) -> Answers:
     """What a commit of a workspace answers with; errors as for `load_scorer`."""
     scorer, commit = load_scorer(workspace, snapshot), snapshot.commit
 
-    def index() -> AnchorIndex | None:
+    def index() -> FaissIndex | TorchIndex | None:
         own = commit.own_index
-        return None if own is None else load_index(workspace.object_path("index", own.digest))
+        return None if own is None else load_index(workspace.whole_object("index", own.digest))
 
     return Answers(
         commit.id,

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlltr_index.anchors.index import TorchIndex, load_index
+from vlltr_index.anchors.index import FaissIndex, TorchIndex, load_index
 from vlltr_index.embedding.loading import ClassStats, LoadedBank
 from vlltr_index.encoders import openclip
 from vlltr_index.encoders.encoder import Encoder
@@ -41,9 +41,6 @@ from vlltr_index.schemas.records import Taxon
 from vlltr_index.store.snapshot import ClassTable
 from vlltr_index.store.taxonomy import circle, taxonomy_of
 from vlltr_index.version import VERSION
-
-if TYPE_CHECKING:
-    from vlltr_index.anchors.index import AnchorIndex
 
 _log = logging.getLogger(__name__)
 
@@ -489,7 +486,9 @@ def _bank(rows: pa.Table, config: ExportedConfig) -> LoadedBank:
     return LoadedBank.of(rows, vectors.view(-1, config.dim), known, config.selection_id)
 
 
-def _index(folder: Path, config: ExportedConfig, loaded: LoadedBank, trusted: bool) -> AnchorIndex | None:
+def _index(
+    folder: Path, config: ExportedConfig, loaded: LoadedBank, trusted: bool
+) -> FaissIndex | TorchIndex | None:
     """What retrieval searches: None where the workspace had no index, so that all classes are scored."""
     if config.index is None:
         return None
