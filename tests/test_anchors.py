@@ -15,7 +15,6 @@ from torch import Tensor
 from vlltr_index.anchors import anss
 from vlltr_index.anchors.anss import (
     anchor_limits,
-    choose_score_images,
     score_sentences,
     select_anchors,
     shift_images,
@@ -202,20 +201,3 @@ def test_selection_refuses_what_it_cannot_rank() -> None:
     """A loss that is not a number is named."""
     with pytest.raises(InputError, match="the loss of sentence b is not a number"):
         select_anchors(torch.tensor([0.0, math.nan]), torch.tensor([0, 0]), ["a", "b"], 1)
-
-
-@quick
-@given(labels=st.lists(st.integers(0, 3), max_size=15), most=st.integers(1, 4), data=st.data())
-def test_score_images_do_not_depend_on_the_order(labels: list[int], most: int, data: st.DataObject) -> None:
-    """Each class keeps its smallest hashes, also after a shuffle."""
-    hashes = [f"{(k * 7919) % 1009:04x}" for k in range(len(labels))]
-    expected = {
-        h
-        for c in set(labels)
-        for h in sorted(h for h, label in zip(hashes, labels, strict=True) if label == c)[:most]
-    }
-    order = data.draw(st.permutations(range(len(labels))))
-    shuffled = [hashes[k] for k in order]
-    kept = choose_score_images(shuffled, torch.tensor([labels[k] for k in order], dtype=torch.int64), most)
-    assert {shuffled[k] for k in kept.tolist()} == expected
-    assert len(kept) == len(expected)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import drawings
 import pyarrow as pa
@@ -21,6 +22,7 @@ from vlltr_index.pipelines.ingest import ingest_images
 from vlltr_index.pipelines.status import status
 from vlltr_index.pipelines.train_all import train_all
 from vlltr_index.pipelines.train_cvlp import train_cvlp_stage
+from vlltr_index.schemas.config import SelectConfig
 from vlltr_index.schemas.recipes import override
 from vlltr_index.store import holdout
 from vlltr_index.store.holdout import (
@@ -29,6 +31,7 @@ from vlltr_index.store.holdout import (
     choose_held_out_classes,
     held_images,
     read_held_out,
+    score_image_rows,
     without_names,
     write_held_out,
 )
@@ -195,3 +198,18 @@ def test_the_texts_of_the_others_do_not_name_them(
     words = (folder / "words.json").read_text(encoding="utf-8")
     assert json.dumps(name) not in words
     assert all(json.dumps(word) in words for word in {*drawings.WORDS} - {name})
+
+
+@settings(max_examples=50, deadline=None)
+@given(labels=st.lists(st.integers(0, 3), max_size=15), most=st.integers(1, 4), data=st.data())
+def test_score_images_do_not_depend_on_the_order(labels: list[int], most: int, data: st.DataObject) -> None:
+    """Each class keeps its smallest hashes, of equal ones the smaller id, and none that is held out."""
+    images = [(label, f"{k * 7919 % 5:04x}", f"i{k:02d}") for k, label in enumerate(labels)]
+    held = data.draw(st.frozensets(st.sampled_from([i for *_, i in images]))) if images else frozenset()
+    there = sorted(image for image in images if image[2] not in held)
+    expected = [image for c in range(4) for image in [i for i in there if i[0] == c][:most]]
+    columns = pa.schema([("class_id", pa.int32()), ("content_hash", pa.string()), ("image_id", pa.string())])
+    rows = [dict(zip(columns.names, image, strict=True)) for image in data.draw(st.permutations(images))]
+    snapshot: Any = SimpleNamespace(table=lambda *_: pa.Table.from_pylist(rows, schema=columns))
+    kept = score_image_rows(snapshot, SelectConfig(images_per_class=most), held)
+    assert [tuple(row.values()) for row in kept.to_pylist()] == expected

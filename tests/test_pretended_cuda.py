@@ -116,7 +116,7 @@ def test_anss_waits_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert scores.lse.device.type == "cpu"
         shifted, _ = shift_images(plain, text, images[:5], images[5:9], 30.0)
         assert card.waits.total() == 3, card.waits
-        terms = positive_terms(text, owners, images, labels, 30.0)
+        terms = positive_terms(text, owners, images, labels, 30.0).cpu()
     torch.testing.assert_close(scores.lse, plain.lse, atol=1e-5, rtol=1e-6)
     torch.testing.assert_close(scores.positive, plain.positive, atol=1e-9, rtol=1e-9)
     torch.testing.assert_close(terms, plain.positive)

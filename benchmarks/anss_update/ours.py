@@ -27,7 +27,7 @@ def run(state: Any) -> Arrays:
     shifted, _ = shift_images(known, texts[:n], images[m:], images[:0], SCALE)
     losses = known.loss
     if m < len(images):
-        losses = shifted.lse - positive_terms(*old, images, owners, SCALE)
+        losses = shifted.lse - positive_terms(*old, images, owners, SCALE).to(shifted.lse.device)
     if n < len(texts):
         losses = torch.cat([losses, score_sentences(texts[n:], labels[n:], images, owners, SCALE).loss])
     wait()

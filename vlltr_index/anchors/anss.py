@@ -17,15 +17,7 @@ import torch
 from torch import Tensor
 
 from vlltr_index.errors import InputError
-from vlltr_index.tensors import (
-    check_labels,
-    check_matrix,
-    check_vector,
-    full_precision,
-    unit_rows,
-    work_device,
-    working_dtype,
-)
+from vlltr_index.tensors import full_precision, unit_rows, work_device, working_dtype
 
 _MEMORY_BYTES = 256 * 2**20
 _TEXT_BYTES = 64 * 2**20  # of normalised texts
@@ -90,18 +82,14 @@ def score_sentences(
 
     Returns:
         The scores. Memory stays at one chunk of products and 64 MiB of normalised texts beside the inputs.
-
-    Raises:
-        InputError: Shapes or dtypes do not fit.
     """
-    _check_pairs(text_features, text_labels, image_features, image_labels)
     if image_features.shape[0] == 0:
         image_labels, means = class_means(text_features, text_labels)
         image_features = means.to(working_dtype(text_features))
     scale, device = float(logit_scale), work_device(text_features)
     images = image_features.to(device, non_blocking=True)
     lse = _logsumexp_cosines(text_features, images, scale)
-    positive = _positive(text_features, text_labels, images, image_labels, scale)
+    positive = positive_terms(text_features, text_labels, images, image_labels, scale)
     lse, positive = torch.stack([lse, positive]).to(text_features.device)
     return SentenceScores(lse, lse.clone(), positive)
 
@@ -122,11 +110,7 @@ def shift_images(
         The scores, their positive terms as before: those of classes whose images changed are `positive_terms`. And
         bool [N_t]: rows whose logsumexp fell more than ln 2 below their `last_exact_lse`, which have lost the digits
         that subtraction needs and must be scored again.
-
-    Raises:
-        InputError: Shapes or dtypes do not fit.
     """
-    check_vector("scores", scores.lse, text_features.shape[0])
     scale, lse, last = float(logit_scale), scores.lse, scores.last_exact_lse
     if len(came):
         lse = torch.logaddexp(lse, _logsumexp_cosines(text_features, came, scale).to(lse.device))
@@ -142,7 +126,7 @@ def positive_terms(
     text_labels: Tensor,
     images: Tensor,
     image_labels: Tensor,
-    logit_scale: float | Tensor,
+    logit_scale: float,
 ) -> Tensor:
     """The positive term of L_lin: scale * mean cosine with the class's images, else with its mean sentence.
 
@@ -154,14 +138,18 @@ def positive_terms(
         logit_scale: The multiplier of the cosine.
 
     Returns:
-        Float64 [N_t].
-
-    Raises:
-        InputError: Shapes or dtypes do not fit.
+        Float64 [N_t], on the working device.
     """
-    _check_pairs(text_features, text_labels, images, image_labels)
-    positive = _positive(text_features, text_labels, images, image_labels, float(logit_scale))
-    return positive.to(text_features.device)
+    text_labels, image_labels = text_labels.cpu(), image_labels.cpu()
+    bare = (~torch.isin(text_labels, image_labels)).nonzero()[:, 0]
+    positive = _against_means(
+        text_features, text_labels, images, image_labels, logit_scale, renormalise=False
+    )
+    if len(bare):
+        text, labels = text_features[_at(bare, text_features)], text_labels[bare]
+        by_text = _against_means(text, labels, text, labels, logit_scale, renormalise=True)
+        positive.index_copy_(0, _at(bare, positive), by_text)
+    return positive
 
 
 def select_anchors(
@@ -185,19 +173,18 @@ def select_anchors(
         Positions ordered by class, then loss, then sentence id, and their ranks.
 
     Raises:
-        InputError: Losses and labels differ in length, or a loss is NaN.
+        InputError: A loss is NaN.
     """
-    check_vector("losses", losses)
-    check_labels("text_labels", text_labels, losses.shape[0])
     limits = torch.as_tensor(max_per_class).cpu().expand(losses.shape[0])
-    ids, labels = np.asarray(sentence_ids), text_labels.detach().cpu().numpy()
+    ids, labels = np.asarray(sentence_ids), text_labels.detach().cpu()
     values = losses.detach().cpu().to(torch.float64).numpy()
     if mode == "anss" and np.isnan(values).any():
         raise InputError(f"the loss of sentence {ids[np.isnan(values)][0]} is not a number")
-    order = np.lexsort((ids, values, labels)) if mode == "anss" else np.argsort(labels, kind="stable")
-    ranks = _ranks(labels[order])
-    kept = ranks < limits.numpy()[order]
-    return Selection(torch.from_numpy(order[kept].astype(np.int64)), torch.from_numpy(ranks[kept]))
+    by = (ids, values, labels.numpy()) if mode == "anss" else (labels.numpy(),)
+    order = torch.from_numpy(np.lexsort(by))  # stable
+    ranks = ranks_in_runs(labels[order])
+    kept = ranks < limits[order]
+    return Selection(order[kept], ranks[kept])
 
 
 def anchor_limits(
@@ -226,59 +213,15 @@ def anchor_limits(
     return (counted[group] * shares + 1e-9).long().clamp(min=2, max=most)
 
 
-def choose_score_images(content_hashes: Sequence[str], labels: Tensor, per_class: int = 50) -> Tensor:
-    """The images of each class with the smallest content hashes, whatever the input's order.
-
-    Args:
-        content_hashes: A hash of each image's bytes, [N].
-        labels: Integers [N], class ids.
-        per_class: Images a class at most, at least 1.
-
-    Returns:
-        Positions, int64, ordered by class and hash.
-
-    Raises:
-        InputError: Lengths differ.
-    """
-    check_labels("labels", labels, len(content_hashes))
-    classes = labels.detach().cpu().numpy()
-    order = np.lexsort((np.asarray(content_hashes, dtype=np.str_), classes))
-    return torch.from_numpy(order[_ranks(classes[order]) < per_class].astype(np.int64))
-
-
-def _ranks(
-    sorted_labels: np.ndarray[tuple[int], np.dtype[np.int64]],
-) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Position of each element within its run of equal labels."""
-    positions = np.arange(len(sorted_labels), dtype=np.int64)
-    starts = np.r_[True, sorted_labels[1:] != sorted_labels[:-1]] if len(sorted_labels) else np.zeros(0, bool)
-    return positions - np.maximum.accumulate(np.where(starts, positions, 0))
-
-
-def _positive(
-    text_features: Tensor, text_labels: Tensor, images: Tensor, image_labels: Tensor, scale: float
-) -> Tensor:
-    """scale * t . (the mean of its class's images, else the mean sentence), float64 [N_t] on the working device."""
-    text_labels, image_labels = text_labels.cpu(), image_labels.cpu()
-    bare = (~torch.isin(text_labels, image_labels)).nonzero()[:, 0]
-    positive = _against_means(text_features, text_labels, images, image_labels, scale, renormalise=False)
-    if len(bare):
-        text, labels = text_features[_at(bare, text_features)], text_labels[bare]
-        by_text = _against_means(text, labels, text, labels, scale, renormalise=True)
-        positive.index_copy_(0, _at(bare, positive), by_text)
-    return positive
+def ranks_in_runs(labels: Tensor) -> Tensor:
+    """Position of each element of integers [N] within its run of equal ones: int64 [N], from 0."""
+    _, sizes = torch.unique_consecutive(labels, return_counts=True)
+    return torch.arange(len(labels)) - torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
 
 
 def _at(places: Tensor, values: Tensor) -> Tensor:
     """Places int64 on the CPU, where `values` lie; a GPU is not waited for."""
     return places.to(values.device, non_blocking=True)
-
-
-def _check_pairs(text_features: Tensor, text_labels: Tensor, images: Tensor, image_labels: Tensor) -> None:
-    check_matrix("text_features", text_features)
-    check_labels("text_labels", text_labels, text_features.shape[0])
-    check_matrix("image_features", images, columns=text_features.shape[1])
-    check_labels("image_labels", image_labels, images.shape[0])
 
 
 def _logsumexp_cosines(text_features: Tensor, images: Tensor, scale: float) -> Tensor:

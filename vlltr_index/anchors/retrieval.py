@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from vlltr_index.anchors.index import AnchorIndex
+from vlltr_index.embedding.loading import class_positions
 from vlltr_index.errors import InputError
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.fusion import FusedScores
 from vlltr_index.heads.lgr import LGRHead
-from vlltr_index.tensors import check_labels, check_matrix, unit_rows
+from vlltr_index.tensors import unit_rows
 
 Fuse = Callable[[Tensor, Tensor], tuple[FusedScores, Tensor]]
 """Called with image rows int64 [b] and text logits [b, C]; gives fused scores and how much of an answer rests on each
@@ -35,25 +36,17 @@ class AnchorClasses:
         keys: Integers [A], distinct anchor keys.
         classes: Integers [A], the class *position*, 0 to num_classes - 1, of each.
         num_classes: C.
-
-    Raises:
-        InputError: Shapes do not fit, or a position is out of range.
     """
 
     def __init__(self, keys: Tensor, classes: Tensor, num_classes: int) -> None:
-        check_labels("keys", keys)
-        check_labels("classes", classes, size=keys.shape[0], classes=num_classes)
         self.num_classes = num_classes
         self._keys, order = keys.long().sort()
         self._classes = classes.long()[order]
 
     def positions(self, keys: Tensor) -> Tensor:
         """Class position of each of `keys`, same shape, int64; -1 for keys that are not there, such as padding."""
-        if not len(self._keys):
-            return torch.full_like(keys, -1)
-        wanted = keys.to(self._keys.device)
-        at = torch.searchsorted(self._keys, wanted).clamp(max=len(self._keys) - 1)
-        return torch.where(self._keys[at] == wanted, self._classes[at], -1).to(keys.device)
+        at = class_positions(self._keys, keys.to(self._keys.device))
+        return torch.where(at < 0, -1, self._classes[at]).to(keys.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,9 +75,6 @@ def nearest_classes(
         index: Over the normalised anchors.
         anchor_classes: From anchor key to class position.
         neighbours: Nearest anchors whose classes are taken; may be 0.
-
-    Raises:
-        InputError: Shapes do not fit.
     """
     shape = len(image_features), anchor_classes.num_classes + 1
     found = torch.zeros(shape, dtype=torch.bool, device=image_features.device)
@@ -150,11 +140,10 @@ def retrieve(
         max_residual: Between 0 and 1.
 
     Raises:
-        InputError: Shapes do not fit, or there is no class.
+        InputError: There is no class.
     """
     if not bank.num_classes:
         raise InputError("there is no class to score", "Run: vlltr select")
-    check_matrix("visual_scores", visual_scores, columns=bank.num_classes, rows=len(image_features))
     known = head.prototype_logits(image_features, bank)
     rows = torch.arange(len(known), device=known.device)
     whole, text_part = fuse(rows, known)

@@ -18,25 +18,19 @@ from vlltr_index.anchors.anss import (
     Selection,
     SentenceScores,
     anchor_limits,
-    choose_score_images,
     positive_terms,
+    ranks_in_runs,
     score_sentences,
     select_anchors,
     shift_images,
 )
-from vlltr_index.embedding.loading import (
-    augmented_view,
-    image_vectors_of,
-    numbers,
-    text_vectors_of,
-    usable_images,
-)
+from vlltr_index.embedding.loading import augmented_view, image_vectors_of, numbers, text_vectors_of
 from vlltr_index.errors import MissingStepError
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.schemas.config import SelectConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.schemas.tables import ANCHORS, SENTENCE_SCORES
-from vlltr_index.store.holdout import held_images
+from vlltr_index.store.holdout import held_images, score_image_rows
 from vlltr_index.store.tables import one_of
 from vlltr_index.tensors import choose_device, device_name, memory_mended_by
 
@@ -49,7 +43,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_PART = 1000  # keys a condition names at once
 _FACTS = ("text_fp", "image_fp", "scale", "image_set")
 
 
@@ -131,9 +124,7 @@ def choose_anchors(
     limits = anchor_limits(owner, prompts, ranked, config.max_anchors, config.max_share)
     kinds = owner if config.max_share is None else 2 * owner + prompts
     chosen = select_anchors(losses, kinds, ids, limits, mode=config.mode).positions
-    _, sizes = torch.unique_consecutive(owner[chosen], return_counts=True)
-    first = torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
-    return Selection(chosen, torch.arange(len(chosen)) - first)
+    return Selection(chosen, ranks_in_runs(owner[chosen]))
 
 
 def write_anchors(
@@ -189,7 +180,7 @@ def write_anchors(
     if anew:
         tx.replace("anchors", rows)
     else:
-        _delete(tx, "anchors", "anchor_key", gone)
+        tx.delete("anchors", one_of("anchor_key", gone))
         tx.upsert("anchors", rows)
 
 
@@ -226,18 +217,14 @@ def score_images(tx: Snapshot, config: SelectConfig, held: frozenset[str] = froz
     Raises:
         MissingStepError: If the split has no images, or augmented views are asked for and none are embedded.
     """
-    rows = usable_images(tx, config.split, ["content_hash"])
-    if held:
-        rows = rows.filter(pc.invert(pc.is_in(rows["image_id"], pa.array(sorted(held), pa.string()))))
+    rows = score_image_rows(tx, config, held)
     if not rows.num_rows and config.split != "train":
         raise MissingStepError(
             f"sentences are selected by the images of split {config.split!r} (select.split), which has none",
             f"Run: vlltr ingest images PATH --split {config.split}, or use --set select.split=train",
         )
-    labels = numbers(rows, "class_id")
-    kept = choose_score_images(rows["content_hash"].to_pylist(), labels, config.images_per_class)
-    ids = rows["image_id"].take(pa.array(kept.numpy())).to_pylist()
-    return ScoreImages(ids, labels[kept], augmented_view(tx) if config.augmented else "0")
+    view = augmented_view(tx) if config.augmented else "0"
+    return ScoreImages(rows["image_id"].to_pylist(), numbers(rows, "class_id"), view)
 
 
 def update(
@@ -354,7 +341,7 @@ class _Rows:
             mine = _of(touched, self.now.class_ids)
             images = self.images([self.now.ids[i] for i in mine.tolist()])
             owners = self.now.class_ids[mine]
-            positive[at] = positive_terms(self.text(at), self.owner[at], images, owners, scale)
+            positive[at] = positive_terms(self.text(at), self.owner[at], images, owners, scale).cpu()
         return SentenceScores(lse, last, positive)
 
     def chosen(self, losses: Tensor, at: Tensor, config: SelectConfig) -> Selection:
@@ -390,7 +377,7 @@ class _Rows:
             tx.replace("sentence_scores", rows)
         else:
             tx.upsert("sentence_scores", rows)
-            _delete(tx, "sentence_scores", "sentence_id", self._gone)
+            tx.delete("sentence_scores", one_of("sentence_id", self._gone))
         chosen, ranks = self.chosen(loss, scope, config)
         names = [ids[i] for i in chosen.tolist()]
         write_anchors(tx, selection_id, names, owner[chosen], ranks, classes)
@@ -400,11 +387,6 @@ class _Rows:
 def _of(classes: set[int], owner: Tensor) -> Tensor:
     """Where `owner` int64 [N] is one of these classes."""
     return torch.isin(owner, torch.tensor(sorted(classes), dtype=torch.int64)).nonzero()[:, 0]
-
-
-def _delete(tx: Transaction, table: str, key: str, values: Sequence[str] | Sequence[int]) -> None:
-    for start in range(0, len(values), _PART):
-        tx.delete(table, one_of(key, values[start : start + _PART]))
 
 
 def _stored_scores(tx: Snapshot, facts: tuple[str, str, float, str]) -> pa.Table | None:

@@ -16,12 +16,11 @@ import pyarrow.compute as pc
 from vlltr_index.errors import MissingStepError, WorkspaceError
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
-from vlltr_index.store.holdout import held_images
+from vlltr_index.store.holdout import held_images, score_image_rows
 from vlltr_index.store.tables import quote
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
-    from vlltr_index.schemas.config import SelectConfig
     from vlltr_index.store.snapshot import Commit, Snapshot
     from vlltr_index.store.workspace import Kind, Workspace
 
@@ -229,23 +228,10 @@ def _selection_steps(workspace: Workspace, snapshot: Snapshot) -> _Steps:
     if changed := len(set(used["sentence_id"].to_pylist()) ^ set(scored["sentence_id"].to_pylist())):
         yield f"the selection is from before {many(changed, 'sentence')} came or went", "vlltr select"
     elif not config.augmented and (  # else the images' name depends on the augmentation too
-        set(scored["image_set"].to_pylist()) - {_image_set(snapshot, config, held)}
+        set(scored["image_set"].to_pylist())
+        - {short(digest_json(score_image_rows(snapshot, config, held)["image_id"].to_pylist()))}
     ):
         yield "the selection is from before images that it scores against came or went", "vlltr select"
-
-
-def _image_set(snapshot: Snapshot, config: SelectConfig, held: frozenset[str]) -> str:
-    """What a selection made now would name its images by: those of each class with the smallest content hashes."""
-    where = f"split = {quote(config.split)} AND class_id IS NOT NULL AND problem IS NULL"
-    columns = ["class_id", "content_hash", "image_id"]
-    rows = snapshot.table("images", columns, where).sort_by([(column, "ascending") for column in columns])
-    kept: list[str] = []
-    counts: Counter[int] = Counter()
-    for owner, image in zip(rows["class_id"].to_pylist(), rows["image_id"].to_pylist(), strict=True):
-        if image not in held and counts[owner] < config.images_per_class:
-            counts[owner] += 1
-            kept.append(image)
-    return short(digest_json(kept))
 
 
 def _head_steps(workspace: Workspace, commit: Commit) -> _Steps:

@@ -10,13 +10,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from vlltr_index.errors import WorkspaceError
+from vlltr_index.store.tables import quote
 
 if TYPE_CHECKING:
+    from vlltr_index.schemas.config import SelectConfig
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
 
@@ -175,3 +179,18 @@ def held_images(workspace: Workspace, snapshot: Snapshot) -> frozenset[str]:
     rows = snapshot.table("images", ["image_id", "class_id"])
     pairs = zip(rows["image_id"].to_pylist(), rows["class_id"].to_pylist(), strict=True)
     return frozenset(image for image, owner in pairs if held.has(image) or owner in held.classes)
+
+
+def score_image_rows(snapshot: Snapshot, config: SelectConfig, held: frozenset[str]) -> pa.Table:
+    """The images that sentences are scored against: rows of class_id, content_hash and image_id, in this order.
+
+    Of each class in the split those with the smallest content hashes, so that the order they came in does not matter;
+    those that are `held` out, of no class, or cannot be read are not among them.
+    """
+    where = f"split = {quote(config.split)} AND class_id IS NOT NULL AND problem IS NULL"
+    columns = ["class_id", "content_hash", "image_id"]
+    rows = snapshot.table("images", columns, where).sort_by([(column, "ascending") for column in columns])
+    rows = rows.filter(pc.invert(pc.is_in(rows["image_id"], pa.array(sorted(held), pa.string()))))
+    owners = rows["class_id"].to_numpy()
+    ranks = np.arange(len(owners)) - np.searchsorted(owners, owners)
+    return rows.filter(pa.array(ranks < config.images_per_class))
