@@ -160,7 +160,7 @@ def _new(draw: random.Random, folder: Path, name: str, images: int, sentences: i
         noise = np.frombuffer(draw.randbytes(32 * 32 * 3), dtype=np.uint8).reshape(32, 32, 3)
         Image.fromarray(noise).save(path)
         files.append(path)
-    return NewClass(name, texts, image_files=tuple(files))
+    return NewClass(name, texts, images=tuple(files))
 
 
 def _workspace(folder: Path, classes: int, sentences: int = SENTENCES_EACH) -> Workspace:

@@ -245,7 +245,7 @@ def prototypes(workspace: Workspace, ids: Tensor) -> tuple[dict[str, Tensor], fl
         if len(torch.unique(owners)) < len(ids):
             continue  # a class without
         hashes = some["text_hash"].to_pylist()
-        vectors = snapshot.store.vectors(sentence_vectors_name(commit.text_fp), "text_hash", hashes)[1]
+        vectors = snapshot.store.vectors(sentence_vectors_name(commit.text_fp), "text_hash", hashes)
         found[name] = text_means(vectors, owners, len(ids))
     return found, commit.logit_scale
 

@@ -234,8 +234,8 @@ def _conditions(group: Group) -> Iterator[tuple[str, list[NewClass], bool]]:
                 n: tuple(files[i] for i in drawn(n, len(files), shots, draw))
                 for n, files in group.files.items()
             }
-            yield label, [NewClass(n, image_files=images[n]) for n in group.names], False
-            both = [NewClass(n, tuple(group.texts[n]), image_files=images[n]) for n in group.names]
+            yield label, [NewClass(n, images=images[n]) for n in group.names], False
+            both = [NewClass(n, tuple(group.texts[n]), images=images[n]) for n in group.names]
             yield f"text + {label}", both, False
     yield "text + 5 images, refit", both, True
 
@@ -344,7 +344,7 @@ def _text_means(old: Old) -> Tensor:
     snapshot = old.workspace.snapshot()
     rows = snapshot.table("sentences", ["class_id", "text_hash"])
     name = sentence_vectors_name(old.scorer.saved.text_fp)
-    vectors = snapshot.store.vectors(name, "text_hash", rows["text_hash"].to_pylist())[1]
+    vectors = snapshot.store.vectors(name, "text_hash", rows["text_hash"].to_pylist())
     owner = class_positions(old.scorer.class_ids, torch.tensor(rows["class_id"].to_pylist()))
     return class_means(vectors, owner, len(old.scorer.class_ids))
 

@@ -52,7 +52,7 @@ def run(path: Path, draws: int = DRAWS, keep: bool = True) -> dict[str, Any]:
     right = sentences_of(snapshot, scorer.class_ids)
     assert snapshot.commit.text_fp is not None
     name = sentence_vectors_name(snapshot.commit.text_fp)
-    vectors = snapshot.store.vectors(name, "text_hash", right.hashes)[1]
+    vectors = snapshot.store.vectors(name, "text_hash", right.hashes)
     chosen = score_images(snapshot, config)
     images, owners = (
         image_vectors_of(snapshot, chosen.ids),

@@ -116,7 +116,7 @@ def add(
             "Write them into the file, or leave --from out.",
         )
     if name is not None and manifest is None:
-        wanted = [NewClass(name, sentences, text, images if images is None else require(images), aliases)]
+        wanted = [NewClass(name, sentences, text, () if images is None else (require(images),), aliases)]
     elif manifest is not None and name is None:
         wanted = read_manifest(manifest)
     else:

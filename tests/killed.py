@@ -19,7 +19,7 @@ def okapi(picture: Path) -> Any:
     """The class that is added."""
     from vlltr_index.classes import NewClass
 
-    return NewClass("okapi", ("It is an animal.", "It has stripes."), image_files=(picture,))
+    return NewClass("okapi", ("It is an animal.", "It has stripes."), images=(picture,))
 
 
 @contextmanager

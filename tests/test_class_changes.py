@@ -192,7 +192,7 @@ def test_dry_runs_commit_nothing(small: Workspace, world: World, names: list[str
     """Each change can be looked at first: commits and rows stay, and the next writer finds nothing to put back."""
     at, before = commits(small), state(small)
     added = add_classes(
-        small, [NewClass("okapi", ("It is new.",), image_files=(Path(world.pictures[0]),))], dry_run=True
+        small, [NewClass("okapi", ("It is new.",), images=(Path(world.pictures[0]),))], dry_run=True
     )
     assert (added.classes[0].images, added.classes[0].visual) == (1, "images")
     assert added.lines()[-1] == "This was a dry run: nothing was committed."

@@ -59,7 +59,7 @@ class Story:
         files = self.take_pictures(n) if with_images else []
         if not texts and not files:
             return
-        wanted = NewClass(name, tuple(texts), image_files=tuple(map(Path, files)))
+        wanted = NewClass(name, tuple(texts), images=tuple(map(Path, files)))
         report = add_classes(self.workspace, [wanted], session=self.session)
         kept = self.classes[report.classes[0].class_id] = Model(name)
         for text in texts:
@@ -235,7 +235,7 @@ def test_removing_what_was_added_leaves_the_state_before(world: World, tmp_path:
     features = image_set(workspace.snapshot(), "val").features
     before, chances = statistics(workspace), probabilities(workspace, features)
     chosen, first = anchors(workspace), world.classes[0].name
-    add_classes(workspace, [NewClass("okapi", ("An animal.",), image_files=(Path(world.pictures[0]),))])
+    add_classes(workspace, [NewClass("okapi", ("An animal.",), images=(Path(world.pictures[0]),))])
     add_images(workspace, first, [Path(p) for p in world.pictures[1:3]])
     add_sentences(workspace, first, ["It has many strokes."])
     assert statistics(workspace)[0][0] == before[0][0] + 2

@@ -134,7 +134,7 @@ def test_refusals_leave_the_workspace_as_it_was(trained: Workspace, tmp_path: Pa
         ([NewClass("  ", ("x",))], "the new class: the class name is empty"),
         ([NewClass("okapi", ("x",)), NewClass("Okapi", ("y",))], "class 'Okapi' is given twice"),
         (
-            [NewClass("okapi", (" ",), image_files=(broken,))],
+            [NewClass("okapi", (" ",), images=(broken,))],
             "nothing is known of class 'okapi': no sentence and no readable image",
         ),
         (

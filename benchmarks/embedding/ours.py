@@ -57,5 +57,5 @@ def run(state: Any) -> Arrays:
             Path(u).name: i for u, i in zip(*(rows[c].to_pylist() for c in ("uri", "image_id")), strict=True)
         }
         keys = [f"{ids[f.name]}:0" for f in files] if values["what"] == "images" else hashes
-        _, vectors = tx.store.vectors(name, column, keys)
+        vectors = tx.store.vectors(name, column, keys)
     return {"vectors": common.arrays(vectors), "_extra": took}

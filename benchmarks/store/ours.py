@@ -35,12 +35,12 @@ def run(state: Any) -> Arrays:
         else:
             store.upsert("t", rows, "text_hash")
         took = clock.read()
-        _, vectors = store.vectors("t", "text_hash", first)
+        vectors = store.vectors("t", "text_hash", first)
         all_of_it = whole(place)
         store.drop("t")
         shutil.rmtree(place / "t.lance", ignore_errors=True)
         return {"head": head(vectors[0]), "whole": all_of_it, "_extra": took}
     vectors = torch.cat([part for _, part in store.vector_batches("t", "text_hash")])
     took = clock.read()
-    _, some = store.vectors("t", "text_hash", first)
+    some = store.vectors("t", "text_hash", first)
     return {"head": head(some[0]), "_extra": {**took, "rows": len(vectors)}}

@@ -93,7 +93,7 @@ class Desk:
                     f"{count:,} {what}; {most:,} are allowed here", "Use vlltr classes add for more."
                 )
         images = tuple((_file_name(given), _checked(given, path)) for given, path in pictures)
-        wanted = NewClass(normalise_text(name), tuple(split_sentences(text)), image_bytes=images)
+        wanted = NewClass(normalise_text(name), tuple(split_sentences(text)), images=images)
         history = self.workspace.history
         with self._writing:
             newest = history.ids()[-1]

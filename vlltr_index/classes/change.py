@@ -250,8 +250,7 @@ def _updated_bank(tx: Snapshot, before: loading.LoadedBank) -> loading.LoadedBan
         where = one_of("sentence_id", wanted) if len(wanted) <= _FEW else None
         rows = tx.table("sentences", ["sentence_id", "text_hash"], where)
         hash_of = dict(zip(rows["sentence_id"].to_pylist(), rows["text_hash"].to_pylist(), strict=True))
-        name = sentence_vectors_name(tx.commit.text_fp or "")
-        vectors[at < 0] = tx.store.vectors(name, "text_hash", [hash_of[s] for s in wanted])[1]
+        vectors[at < 0] = loading.text_vectors_of(tx, [hash_of[s] for s in wanted])
     owners = torch.tensor(anchors["class_id"].to_pylist(), dtype=torch.int64)
     losses = _settled(loading.anchor_losses(tx, sentence_ids), before.bank.losses, at, owners)
     return loading.LoadedBank.of(anchors, vectors, losses, before.selection_id)

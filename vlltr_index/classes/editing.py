@@ -43,10 +43,9 @@ class NewClass:
     name: str
     sentences: tuple[str, ...] = ()
     text: Path | None = None  # a file of text about it
-    images: Path | None = None  # a folder of its images
+    images: tuple[Path | tuple[str, bytes], ...] = ()
+    """Files, folders, and names with encoded images: of these the workspace keeps the bytes."""
     aliases: tuple[str, ...] = ()
-    image_files: tuple[Path, ...] = ()
-    image_bytes: tuple[tuple[str, bytes], ...] = ()  # names and encoded images; the workspace keeps the bytes
 
 
 class _Entry(BaseModel, extra="forbid"):
@@ -74,8 +73,7 @@ def read_manifest(path: Path) -> list[NewClass]:
     for name, given in entries.items():
         entry = given if isinstance(given, _Entry) else _Entry(sentences=given)
         files = tuple(path.parent / image for image in entry.images)
-        aliases = tuple(entry.aliases)
-        found.append(NewClass(name, tuple(entry.sentences), aliases=aliases, image_files=files))
+        found.append(NewClass(name, tuple(entry.sentences), None, files, tuple(entry.aliases)))
     return found
 
 
@@ -88,7 +86,8 @@ def add_class(
     **how: Unpack[How],
 ) -> ChangeReport:
     """Add one class; see `add_classes`."""
-    return add_classes(workspace, [NewClass(name, tuple(sentences), None, images, tuple(aliases))], **how)
+    pictures = () if images is None else (images,)
+    return add_classes(workspace, [NewClass(name, tuple(sentences), None, pictures, tuple(aliases))], **how)
 
 
 def add_classes(workspace: Workspace, wanted: Sequence[NewClass], **how: Unpack[How]) -> ChangeReport:
@@ -106,11 +105,8 @@ def add_classes(workspace: Workspace, wanted: Sequence[NewClass], **how: Unpack[
 
 def _write(workspace: Workspace, tx: Transaction, wanted: Sequence[NewClass]) -> Edit:
     new = dict(enumerate(_checked(tx, wanted), tx.next_id("classes", len(wanted))))
-    paths: dict[int, list[Path | tuple[str, bytes]]] = {
-        i: [*([one.images] if one.images else []), *one.image_files, *one.image_bytes]
-        for i, one in new.items()
-    }
     skipped: list[str] = []
+    paths = {i: one.images for i, one in new.items()}
     pictures = new_image_rows(tx, paths, {i: one.name for i, one in new.items()}, skipped)
     seen = set(usable(pictures)["class_id"].to_pylist())
     for class_id, one in new.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,6 @@ from urllib.request import Request, urlopen
 
 from vlltr_index.errors import InputError
 from vlltr_index.version import VERSION
-
-_log = logging.getLogger(__name__)
 
 _PAUSE, _WAIT, _LONGEST = 0.2, 5, 300  # seconds: before a request, until a busy server's next, and at most
 _TRIES = 4

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.workspace import Workspace
 
-
-_log = logging.getLogger(__name__)
 _SENTENCES_AT_ONCE = 100_000
 
 
@@ -187,7 +184,7 @@ def text_vectors_of(snapshot: Snapshot, hashes: Sequence[str]) -> Tensor:
 
 
 def _vectors(snapshot: Snapshot, name: str, column: str, keys: Sequence[str]) -> Tensor:
-    return snapshot.store.vectors(name, column, keys)[1] if keys else torch.empty(0, snapshot.commit.info.dim)
+    return snapshot.store.vectors(name, column, keys) if keys else torch.empty(0, snapshot.commit.info.dim)
 
 
 @dataclass(frozen=True, eq=False)

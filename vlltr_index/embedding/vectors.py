@@ -17,11 +17,12 @@ import pyarrow as pa
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from vlltr_index.data.decoding import open_image
 from vlltr_index.data.objects import start_method
-from vlltr_index.embedding.loading import usable_images, view_suffix
+from vlltr_index.embedding.loading import image_vectors_of, usable_images, view_suffix
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.encoders.openclip import Preprocessing
 from vlltr_index.errors import InputError, UsageError
@@ -153,7 +154,7 @@ class LocalEngine:
                     batch_sampler=batches,  # type: ignore[arg-type]  # a source stands for its place
                     num_workers=self._workers,
                     multiprocessing_context=start_method(),
-                    collate_fn=_as_it_is,
+                    collate_fn=tuple,
                     pin_memory=encoder.device.type == "cuda",
                 )
             )
@@ -173,10 +174,6 @@ def _threads(reader: Reader, batches: Iterable[Sequence[ImageSource]]) -> Iterat
                 yield coming.popleft().result()
         while coming:
             yield coming.popleft().result()
-
-
-def _as_it_is(read: Any) -> Any:
-    return read
 
 
 def text_vectors(encoder: Encoder, texts: Sequence[str]) -> tuple[Tensor, int]:
@@ -402,11 +399,8 @@ def pool_crops(features: Tensor) -> Tensor:
     """
     if features.shape[1] == 1:
         return features[:, 0]
-    lengths = torch.linalg.vector_norm(features, dim=2, keepdim=True)
-    mean = (features / lengths.clamp(min=1e-12)).mean(1)
-    unit = mean / torch.linalg.vector_norm(mean, dim=1, keepdim=True).clamp(min=1e-12)
-    pooled: Tensor = unit * lengths.mean(1)
-    return pooled
+    length: Tensor = torch.linalg.vector_norm(features, dim=2).mean(1, keepdim=True)
+    return F.normalize(F.normalize(features, dim=2).mean(1), dim=1) * length
 
 
 def embed_crops(
@@ -416,24 +410,25 @@ def embed_crops(
     number: int,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Features of images through `number` crops, from the cache or computed and kept there: float32 [N, D].
+    """Features of images through `number` crops, more than 1, from the cache or computed and kept there.
+
+    float32 [N, D], unnormalised.
 
     Raises:
         UsageError: Another number of crops than there is.
         InputError: An image cannot be read any more.
     """
     crops, name = Crops(encoder, number), image_vectors_name(encoder.image_fp)
-    suffix, view = (f"crops-{number}", -number) if number > 1 else ("0", 0)
-    keys = {image_id: f"{image_id}:{suffix}" for image_id in image_ids}
+    suffix = f"crops-{number}"
     if not all_embedded(workspace.snapshot(), encoder.image_fp, image_ids, suffix):
         with workspace.transaction("evaluate") as tx:  # only the cache grows: no commit
             tx.store.create(name, image_vectors(encoder.dim), "vector_key")
             have = tx.store.keys(name, "vector_key")
-            todo = [image_id for image_id, key in keys.items() if key not in have]
+            todo = [image_id for image_id in image_ids if f"{image_id}:{suffix}" not in have]
             for start in range(0, len(todo), IMAGE_BATCH):
                 part = todo[start : start + IMAGE_BATCH]
                 pixels = [crops.pixels(open_image(source)) for _, source in load_sources(tx, part)]
-                tx.store.append(name, image_vector_table(part, suffix, view, crops.features(pixels).cpu()))
+                tx.store.append(name, image_vector_table(part, suffix, -number, crops.features(pixels).cpu()))
                 if progress:
                     progress(f"embed images, {number} crops each", start + len(part), len(todo))
-    return workspace.store.vectors(name, "vector_key", [keys[i] for i in image_ids])[1]
+    return image_vectors_of(workspace.snapshot(), image_ids, suffix, encoder.image_fp)

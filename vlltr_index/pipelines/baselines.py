@@ -15,14 +15,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vlltr_index.embedding.loading import class_positions, image_set, open_encoder, usable_images
+from vlltr_index.embedding.loading import (
+    class_positions,
+    image_set,
+    image_vectors_of,
+    open_encoder,
+    usable_images,
+)
 from vlltr_index.embedding.vectors import all_embedded, embed_images, embed_sentences
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import FingerprintMismatch, MissingStepError, UsageError, WorkspaceError
 from vlltr_index.evaluation import baselines as rules
 from vlltr_index.pipelines import training
 from vlltr_index.schemas.records import BASELINES
-from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
+from vlltr_index.schemas.tables import sentence_vectors_name
 from vlltr_index.tensors import choose_device
 from vlltr_index.train.cvlp import train_image_only
 from vlltr_index.train.data import TrainImages
@@ -77,7 +83,7 @@ class BaselineRow:
             return rules.tip_logits(features, cache, numbers["alpha"], numbers["beta"])
         sentences = sentences_of(snapshot, self.class_ids)
         name = sentence_vectors_name(numbers["text_fp"])
-        _, vectors = snapshot.store.vectors(name, "text_hash", sentences.hashes)
+        vectors = snapshot.store.vectors(name, "text_hash", sentences.hashes)
         return rules.knn_sentence_logits(
             features, vectors.to(features.device), sentences.labels, len(self.class_ids), numbers["k"]
         )
@@ -273,8 +279,7 @@ def score_baselines(
                 encoder = _encoder_of(workspace, row, name)
                 image_fp = encoder.image_fp
                 _embed(workspace, encoder, split, image_ids, progress)
-            keys = [f"{i}:0" for i in image_ids]
-            _, features = workspace.store.vectors(image_vectors_name(image_fp), "vector_key", keys)
+            features = image_vectors_of(snapshot, image_ids, image_fp=image_fp)
             known = {tower: features.to(choose_device())}
         note = "; ".join(filter(None, (row.note, _age(row, snapshot, name))))
         yield replace(row, note=note), row.scores(known[tower], snapshot).cpu()
@@ -518,11 +523,11 @@ def _vectors(making: _Making, encoder: Encoder, hashes: list[str], texts: list[s
     """Stored vectors of sentences, embedded where they lack; float32 [N_t, D], unnormalised."""
     name, store = sentence_vectors_name(encoder.text_fp), making.workspace.store
     try:
-        return store.vectors(name, "text_hash", hashes)[1].to(choose_device())
+        return store.vectors(name, "text_hash", hashes).to(choose_device())
     except MissingStepError:
         with making.workspace.transaction("embed for a baseline") as tx:  # only the cache grows: no commit
             embed_sentences(tx, encoder, hashes, texts, making.progress)
-    return store.vectors(name, "text_hash", hashes)[1].to(choose_device())
+    return store.vectors(name, "text_hash", hashes).to(choose_device())
 
 
 _FITS = dict(

@@ -127,11 +127,12 @@ def ingest_images(
     command += "" if hold_out is None else f" --hold-out {hold_out:g}"
     with workspace.transaction(command) as tx:
         before = len(tx.class_table())
-        names = ingestion.known_names(tx, given)
+        names = given and ingestion.known_names(tx, given)
         labels, out = _listed(read_images(path, split, list_root, names, with_data=False), hold_out or 0.0)
         fresh = {name for name, where in labels.items() if create_classes or "train" in where}
         classes = ingestion.resolve_classes(tx, list(labels), lambda name: name in fresh)
-        ingestion.note_aliases(tx, given, names, classes)
+        if given and names:
+            ingestion.note_aliases(tx, given, names, classes)
         total = sum(map(Counter.total, labels.values()))
         images = (
             replace(item, split="test") if isinstance(item, ImageRecord) and item.source in out else item
@@ -396,10 +397,11 @@ def ingest_text(
     """
     names, notes = _corpus_names(path, label_names), _Notes()
     with workspace.transaction(f"ingest text {path}") as tx:
-        used, before = ingestion.known_names(tx, names), len(tx.class_table())
+        used, before = names and ingestion.known_names(tx, names), len(tx.class_table())
         found = _read_sentences(path, used, notes, progress)
         classes = ingestion.resolve_classes(tx, list(found), lambda name: True)
-        ingestion.note_aliases(tx, names, used, classes)
+        if names and used:
+            ingestion.note_aliases(tx, names, used, classes)
         known = set(tx.table("sentences", ["sentence_id"])["sentence_id"].to_pylist())
         owned: dict[int, list[SentenceRecord]] = defaultdict(list)
         for name, records in found.items():

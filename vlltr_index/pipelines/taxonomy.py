@@ -116,7 +116,6 @@ def _named(tx: Transaction, given: Sequence[Taxon], before: Taxonomy) -> list[Ta
     aliases = tuple(tuple(a for a in taxon.aliases if claims[folded(a)] == 1) for taxon in given)
     names = ClassNames(tuple(taxon.name for taxon in given), aliases)
     used = known_names(tx, names)
-    assert used is not None
     spelled = {folded(name): name for name in before}
 
     def one(name: str) -> str:

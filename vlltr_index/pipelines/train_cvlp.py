@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from vlltr_index.embedding.loading import usable_images
+from vlltr_index.embedding.loading import image_vectors_of, usable_images
 from vlltr_index.embedding.vectors import embed_images
 from vlltr_index.errors import ConfigError
 from vlltr_index.pipelines import training
 from vlltr_index.schemas.config import CVLPConfig
-from vlltr_index.schemas.tables import image_vectors_name
 from vlltr_index.store.holdout import HeldOut, choose_held_out_classes, without_names, write_held_out
 from vlltr_index.train.cvlp import train_cvlp
 from vlltr_index.train.data import TrainImages, TrainTexts
@@ -125,8 +124,7 @@ def _embed_first(workspace: Workspace, progress: Progress | None) -> None:
 
 def _stored_images(snapshot: Snapshot, data: training.TrainingSet, encoder: Encoder) -> TrainImages:
     """The plain vectors of the training images, which `_embed_first` has stored."""
-    keys = [f"{i}:0" for i in data.image_ids]
-    _, features = snapshot.store.vectors(image_vectors_name(encoder.image_fp), "vector_key", keys)
+    features = image_vectors_of(snapshot, data.image_ids, image_fp=encoder.image_fp)
     return TrainImages.from_features(features, data.labels)
 
 

@@ -153,7 +153,7 @@ def resolve_classes(
     return found
 
 
-def known_names(tx: Transaction, names: ClassNames | None) -> ClassNames | None:
+def known_names(tx: Transaction, names: ClassNames) -> ClassNames:
     """`names` as the workspace has them: a class that it knows by an alias alone goes by its name there.
 
     Folders of ImageNet, for one, are named by WordNet ids; who has ingested them has classes of that name.
@@ -161,8 +161,6 @@ def known_names(tx: Transaction, names: ClassNames | None) -> ClassNames | None:
     Raises:
         UnknownClassError: If a name fits two of the workspace's classes equally well.
     """
-    if names is None:
-        return None
     table, result = tx.class_table(), []
     for name, aliases in zip(names.names, names.aliases, strict=True):
         ids = set() if name in table else set(map(table.find, aliases)) - {None}
@@ -171,7 +169,7 @@ def known_names(tx: Transaction, names: ClassNames | None) -> ClassNames | None:
 
 
 def note_aliases(
-    tx: Transaction, given: ClassNames | None, used: ClassNames | None, classes: Mapping[str, int | None]
+    tx: Transaction, given: ClassNames, used: ClassNames, classes: Mapping[str, int | None]
 ) -> None:
     """Give classes the other names that their benchmark has for them, unless another class goes by one.
 
@@ -181,8 +179,6 @@ def note_aliases(
         used: What `known_names` made of them.
         classes: The class of each name of `used` that occurred.
     """
-    if given is None or used is None:
-        return
     table = tx.class_table()
     rows = {row["class_id"]: row for row in tx.table("classes").to_pylist()}
     for name, shown, aliases in zip(given.names, used.names, given.aliases, strict=True):

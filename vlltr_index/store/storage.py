@@ -177,16 +177,9 @@ class Storage:
         return False
 
     def lock(self, command: str, timeout: float | None = None) -> AbstractContextManager[None]:
-        """Hold the workspace's lock for writers while the block runs.
+        """Hold the workspace's lock for writers while the block runs: see `write_lock`.
 
-        Args:
-            command: What others who wait are told.
-            timeout: Seconds to wait; default: in a folder as long as it takes, in object storage not at all.
-
-        Raises:
-            LockedError: If another writer still holds it after `timeout` seconds.
-            WorkspaceError: If the lock cannot be written.
-            UsageError: If this thread holds it already: it would wait for itself.
+        In object storage the default is not to wait.
         """
         return write_lock(self.root / _LOCK, command, timeout)
 

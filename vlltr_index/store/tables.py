@@ -7,7 +7,6 @@ fork.
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,7 +32,6 @@ _BATCH = 8192  # rows a scan hands out at once, at most
 _FEW = 2000  # keys that are worth a filter instead of a scan
 _ROWS, _SECONDS = 4096, 30.0  # `appending` writes so many rows, or so long after the last time
 _KEY_MARK = b"lance-schema:unenforced-primary-key:position"
-_NAME = re.compile(r"[A-Za-z0-9_.-]+\Z")
 _NEVER = timedelta(days=36500)  # LanceDB's own limit, a week, fails where an older version is tagged
 _MARGIN = timedelta(seconds=10)  # LanceDB refuses where a tagged version looks old, and the clock moves on
 
@@ -171,10 +169,9 @@ class Store:
         """Make an empty table, unless it is there; a half-made one is made anew.
 
         Raises:
-            WorkspaceError: If a table of that name has other columns.
+            WorkspaceError: If a table of that name has other columns, or the name has other characters than letters,
+                digits, '_', '-' and '.'.
         """
-        if not _NAME.match(name):
-            raise WorkspaceError(f"{name!r} is no name for a table: letters, digits, '_', '-' and '.' only")
         if not self.exists(name):
             with self._explained(f"table {name!r}", "made"):
                 self._connection.create_table(name, schema=schema, exist_ok=True)
@@ -197,10 +194,9 @@ class Store:
 
     def drop(self, name: str) -> None:
         """Remove a table and all its versions, if it is there."""
-        if name in self.names():
-            self._forget(name)
-            with self._explained(f"table {name!r}", "removed"):
-                self._connection.drop_table(name, ignore_missing=True)
+        self._forget(name)
+        with self._explained(f"table {name!r}", "removed"):
+            self._connection.drop_table(name, ignore_missing=True)
 
     def schema(self, name: str, version: int | None = None) -> pa.Schema:
         """The table's schema, without LanceDB's own metadata."""
@@ -320,8 +316,8 @@ class Store:
             if batch.num_rows:
                 yield batch[key_column], from_dlpack(batch["vector"].flatten()).view(batch.num_rows, -1)
 
-    def vectors(self, name: str, key_column: str, keys: Sequence[str]) -> tuple[Sequence[str], torch.Tensor]:
-        """Vectors as one tensor float32 [n, D], unnormalised as stored, and the key of each row.
+    def vectors(self, name: str, key_column: str, keys: Sequence[str]) -> torch.Tensor:
+        """Vectors as one tensor float32 [n, D], unnormalised as stored.
 
         Args:
             name: A table with a key column and a fixed-size list column `vector`.
@@ -334,7 +330,7 @@ class Store:
         import torch
 
         if not keys:
-            return keys, torch.empty(0, 0)
+            return torch.empty(0, 0)
         place = {key: n for n, key in enumerate(dict.fromkeys(keys))}
         found = torch.zeros(len(place), dtype=torch.bool)
         if self.exists(name):
@@ -350,7 +346,7 @@ class Store:
             raise MissingStepError(
                 f"{missing:,} of {len(place):,} vectors are not in {name}", "Make them: vlltr embed"
             )
-        return keys, out if len(place) == len(keys) else out[torch.tensor([place[key] for key in keys])]
+        return out if len(place) == len(keys) else out[torch.tensor([place[key] for key in keys])]
 
     def version(self, name: str) -> int:
         """The newest version's number."""

@@ -289,9 +289,7 @@ class Workspace:
 
         Raises:
             OSError: If there is no such file.
-            MissingStepError: If the object is gone.
         """
-        self.check_object(kind, digest)
         return self.storage.read(f"{kind}/{digest[:16]}/{name}")
 
     def _gone(self, kind: Kind, digest: str) -> MissingStepError:
