@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.reference import commands
 from tests.commands import run
+from vlltr_index.cli.main import Context, table
 from vlltr_index.store.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
@@ -50,6 +51,11 @@ def test_every_command_has_help_and_a_docs_entry() -> None:
         (("-w", "{ws}", "train", "cvlp"), 1, "Error: there are no training images\nRun: vlltr ingest images"),
         (("-w", "{ws}", "select"), 1, "Error: nothing has been embedded yet\nRun: vlltr embed"),
         (("-w", "{ws}", "index"), 1, "Error: no anchor sentences have been selected yet\nRun: vlltr select"),
+        (
+            ("-w", "{ws}", "ingest", "text", "~nobody-of-that-name/x"),
+            1,
+            "Error: no such file or folder: ~nobody-",
+        ),
         (("-w", "{ws}", "classes", "show", "x"), 1, "Error: no class 'x'\nThere are no classes yet"),
         (("-w", "{ws}", "classes", "add"), 2, "Error: give either NAME or --from FILE"),
     ],
@@ -69,6 +75,14 @@ def test_wrong_use_says_what_mends_it(
     assert found == code
     assert out == ""
     assert "Traceback" not in err
+
+
+def test_names_in_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """In a table, where rich could take them for markup."""
+    rows = [("Quercus [red oak]", "1"), ("owl [/x]", "2")]
+    Context().show(None, [table("of [i]two[/i]", ("class", "images"), rows)])
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("of [i]two[/i]", *(name for name, _ in rows)))
 
 
 def test_init_status_history_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

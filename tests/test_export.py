@@ -107,7 +107,9 @@ def test_a_faiss_index_is_read_only_where_it_is_trusted(
 def test_results_stand_in_the_card(
     trained: Workspace, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without an evaluation the card says so, a damaged one is left out; with one it has its figures."""
+    """Without an evaluation the card says so, a damaged one is left out; with one it has its figures, which others by
+    another rule or by the index leave as they are.
+    """
     (trained.path / "reports").mkdir(exist_ok=True)
     for path in (trained.path / "reports").glob("evaluate-*"):
         path.unlink()
@@ -128,6 +130,10 @@ def test_results_stand_in_the_card(
     assert measured[0] == {"type": "accuracy", "value": round(overall, 4), "name": "top-1, overall"}
     assert f"| overall | {100 * overall:.1f} |" in text
     assert "Measured on this model: split test" in text
+    evaluate(trained, rule="paper", bootstrap=20)
+    evaluate(trained, retrieval="faiss", bootstrap=20)
+    export_model(trained, tmp_path / "other")
+    assert (tmp_path / "other" / "README.md").read_text(encoding="utf-8") == text
     with trained.transaction("another head") as tx:
         tx.set(fusion=trained.recipe.fusion.model_copy(update={"alpha": 0.123}))
     export_model(trained, tmp_path / "later")

@@ -37,11 +37,11 @@ def last(desk: Desk) -> int:
 
 
 def test_a_class_is_added_used_and_taken_back(desk: Desk, pictures: Path) -> None:
-    """One commit each way; its pictures live in the workspace; the answer is as it was."""
+    """One commit each way; its pictures live in the workspace; the answer is as it was; blanks around a name go."""
     before, number = desk.examine(pictures / "unseen" / "1.png").best(3), last(desk)
     assert desk.offer() == (None, "")
     report = desk.add(
-        "okapi", TEXT, [(f"C:\\tmp\\{n}.png", pictures / "unseen" / f"{n}.png") for n in (0, 1)]
+        "  okapi ", TEXT, [(f"C:\\tmp\\{n}.png", pictures / "unseen" / f"{n}.png") for n in (0, 1)]
     )
     assert last(desk) == number + 1
     assert report.classes[0].images == 2

@@ -30,7 +30,7 @@ def recognizer(trained_once: Path) -> Recognizer:
 
 @pytest.fixture
 def shots(tmp_path: Path, pictures: Path) -> Path:
-    """A folder of pictures, one of them below another folder, one broken, and a file that is none."""
+    """A folder of pictures, one of them below another folder, one broken, two hidden, and a file that is none."""
     folder = tmp_path / "shots"
     (folder / "more").mkdir(parents=True)
     first, second, *_ = sorted(pictures.glob("known-*.png"))
@@ -38,6 +38,9 @@ def shots(tmp_path: Path, pictures: Path) -> Path:
     (folder / "more" / "b.PNG").write_bytes(second.read_bytes())
     (folder / "broken.jpg").write_bytes(b"no picture")
     (folder / "notes.md").write_text("none")
+    (folder / ".cache").mkdir()
+    for hidden in ("._a.png", ".cache/x.png"):
+        (folder / hidden).write_bytes(first.read_bytes())
     return folder
 
 
@@ -216,7 +219,7 @@ def test_names_that_are_no_text(recognizer: Recognizer, shots: Path, tmp_path: P
 def test_the_command(
     capsys: pytest.CaptureFixture[str], trained_once: Path, shots: Path, tmp_path: Path
 ) -> None:
-    """Answers for people, as JSON and in a file; `--only` by a list or a file; a broken picture gives exit code 1."""
+    """Answers for people, as JSON and in a file; `--only` by a list or a file; what is unreadable gives exit code 1."""
     answer = ("-w", trained_once, "predict", shots, "--top", "2")
     code, out, err = run(capsys, *answer, "--explain", "1")
     assert code == 1
@@ -228,5 +231,10 @@ def test_the_command(
     for only in (",".join(names), tmp_path / "only.txt"):
         code, out, _ = run(capsys, "--json", *answer, "--only", only)
         assert {score["name"] for score in json.loads(out)[0]["classes"]} == set(names)
+    (tmp_path / "only.txt").write_bytes(b"\xff\n")
+    code, _, err = run(capsys, *answer, "--only", tmp_path / "only.txt")
+    assert (code, f"{tmp_path / 'only.txt'}:1: not UTF-8 text" in err) == (1, True)
+    code, out, err = run(capsys, *answer[:3], "~nobody-of-that-name/x.png")
+    assert (code, "~nobody-of-that-name/x.png" in out, "Traceback" in err) == (1, True, False)
     code, out, _ = run(capsys, *answer, "--out", tmp_path / "answers.csv")
     assert (code, out) == (1, f"Wrote 3 rows to {tmp_path / 'answers.csv'}; 1 picture could not be read.\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -210,3 +211,12 @@ def test_other_sizes_and_weights_than_the_recipes() -> None:
     encoder = load_recipe("imagenet_lt/release-rn50", encoder="RN50-quickgelu:weights.pt").encoder
     assert (encoder.model, encoder.pretrained, encoder.resize) == ("RN50-quickgelu", "weights.pt", 256)
     assert load_recipe("imagenet_lt/release-rn50", encoder="RN50").encoder.pretrained is None
+
+
+def test_an_encoder_that_is_no_section(tmp_path: Path) -> None:
+    """A recipe that gives the encoder's name alone does not fit, but where another one takes its place."""
+    path = tmp_path / "mine.toml"
+    path.write_text('name = "mine"\nencoder = "RN50"\n', encoding="utf-8")
+    assert load_recipe(str(path), encoder="RN50").encoder.model == "RN50"
+    with pytest.raises(ConfigError, match="encoder: "):
+        load_recipe(str(path))

@@ -197,7 +197,7 @@ def test_a_file_that_names_classes_tells_of_one(tmp_path: Path) -> None:
 
 
 def test_what_a_folder_of_texts_leaves_out(tmp_path: Path) -> None:
-    """Files of other kinds, with the command for those that name their classes, empty ones, links that lead away."""
+    """Files of other kinds, with the command for those that name their classes, empty and hidden ones, links away."""
     secret = write(tmp_path / "secret.txt", "Secret.")
     folder = tmp_path / "texts"
     write(folder / "owl.txt", "It hoots.")
@@ -205,6 +205,7 @@ def test_what_a_folder_of_texts_leaves_out(tmp_path: Path) -> None:
     write(folder / "notes.docx", "x")
     write(folder / "tit.TXT", "It sings.")
     write(folder / ".hidden.json", "{}")
+    write(folder / ".ipynb_checkpoints" / "tench.txt", "It swims.")
     write(folder / "wren.txt", " \n")
     (folder / "link.txt").symlink_to(secret)
     (folder / "loop.txt").symlink_to(folder / "loop.txt")

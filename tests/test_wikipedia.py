@@ -272,12 +272,17 @@ def test_the_command_shows_a_table(
 def test_the_command_asks(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, server: FakeWiki, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With --interactive a number or a title settles a class, and is remembered; a wrong one says so."""
+    """With --interactive a number or a title settles a class, and is remembered; a wrong one says so; without an answer
+    it stops.
+    """
     workspace = named(tmp_path, "crane")
     command: Sequence[object] = ("-w", workspace.path, "--json", "ingest", "wikipedia", "--api", server.url)
     for answer, why in (("\n", "'Crane' may mean"), ("Crane (yoga)\n", "there is no article 'Crane (yoga)'")):
         monkeypatch.setattr("sys.stdin", io.StringIO(answer))
         assert why in run(capsys, *command, "--interactive")[1]
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    code, out, err = run(capsys, *command, "--interactive")
+    assert (code, out, "Stopped. " in err, "--yes" in err) == (130, "", True, False)
     monkeypatch.setattr("sys.stdin", io.StringIO("2\n"))
     code, out, err = run(capsys, *command, "--interactive")
     assert (code, json.loads(out)["rows"][0]["title"]) == (0, "Crane (machine)")
