@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_costs_are_those_that_were_measured() -> None:
-    """Each kind's figures lie within the error that the fit states; memory and disk are exact to a hundredth."""
+    """Each kind's times lie within the error that the fit states, and its disk within five in a hundred."""
     points = json.loads((ROOT / "benchmarks/results/scaling-curves.json").read_text(encoding="utf-8"))[
         "curves"
     ]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from time import sleep
 
 import pytest
 
@@ -27,7 +28,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Co
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     runs = folder / "vlltr-quickstart-fast" / "runs"
     while process.poll() is None and not list(runs.glob("cvlp-*/state.safetensors")):
-        pass
+        sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 130, err

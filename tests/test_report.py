@@ -68,11 +68,14 @@ def test_its_figures_agree_with_each_other(full: Workspace) -> None:
     total = sum(g.gain.value * g.gain.images for g in groups) / found.evaluation.images
     assert total == pytest.approx(found.evaluation.differences["overall"].value)
     assert sum(g.classes for g in groups) == 61
+    assert found.weakest
     worst = [c.right / c.images for c in found.weakest]
     assert worst == sorted(worst)
+    assert found.gallery
     for heading, items in found.gallery:
         assert items
         assert all((item.right is not None) == (heading == "Wrong") for item in items)
+    assert found.confusions
     counts = [c.wrong for c in found.confusions]
     assert counts == sorted(counts, reverse=True)
     for one in found.confusions:
@@ -148,10 +151,10 @@ def test_a_workspace_at_its_beginning(workspace: Workspace, pictures: Path, tmp_
         write_report(workspace)
     assert caught.value.message == "nothing has been committed yet: there is nothing to report on"
     assert caught.value.hint == "Run: vlltr ingest images PATH --split train"
-    (pictures / "unseen" / "cut.png").write_bytes((pictures / "unseen" / "0.png").read_bytes()[:60])
-    ingest_images(workspace, pictures, "train", create_classes=True)
+    folder = shutil.copytree(pictures, tmp_path / "pictures")
+    (folder / "unseen" / "cut.png").write_bytes((folder / "unseen" / "0.png").read_bytes()[:60])
+    ingest_images(workspace, folder, "train", create_classes=True)
     done = write_report(workspace)
-    (pictures / "unseen" / "cut.png").unlink()
     assert Path(done.path) == workspace.path / "reports" / "report-test-1.html"
     assert [m.mend for m in done.missing] == ["Run: vlltr select", "Run: vlltr select"]
     text = Page(Path(done.path).read_text(encoding="utf-8")).text

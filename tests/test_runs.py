@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import drawings
@@ -43,8 +44,9 @@ def drawn(once: Path, tmp_path: Path) -> Workspace:
     return Workspace.open(shutil.copytree(once, tmp_path / "workspace"))
 
 
-def at_first_step(do: Callable[[], object]) -> Callable[[str, int, int | None], None]:
-    """A progress callback that does something once, in the middle of training."""
+@contextmanager
+def at_first_step(do: Callable[[], object]) -> Iterator[Callable[[str, int, int | None], None]]:
+    """A progress callback that does something once, in the middle of training; at the end it must have done it."""
     done: list[object] = []
 
     def progress(step: str, count: int, total: int | None) -> None:
@@ -52,7 +54,8 @@ def at_first_step(do: Callable[[], object]) -> Callable[[str, int, int | None], 
             done.append(True)
             do()
 
-    return progress
+    yield progress
+    assert done
 
 
 def commits(workspace: Workspace) -> list[str]:
@@ -71,7 +74,8 @@ def test_others_read_and_write_while_it_trains(drawn: Workspace, tmp_path: Path)
         add_class(other, "knot", ["a knot tied of two lines"])
 
     before = commits(drawn)
-    train_cvlp_stage(drawn, drawn.recipe.cvlp, at_first_step(meanwhile))
+    with at_first_step(meanwhile) as progress:
+        train_cvlp_stage(drawn, drawn.recipe.cvlp, progress)
     assert commits(drawn) == [*before, "classes add 'knot'", "train cvlp"]
     assert drawn.snapshot().class_table().find("knot") is not None
     assert not list((drawn.path / "runs").iterdir())
@@ -86,8 +90,8 @@ def test_new_training_images_are_not_committed_over(drawn: Workspace, tmp_path: 
         ingest_images(Workspace.open(drawn.path), tmp_path / "more", "train")
 
     before = commits(drawn)
-    with pytest.raises(WorkspaceError) as caught:
-        train_cvlp_stage(drawn, drawn.recipe.cvlp, at_first_step(meanwhile))
+    with at_first_step(meanwhile) as progress, pytest.raises(WorkspaceError) as caught:
+        train_cvlp_stage(drawn, drawn.recipe.cvlp, progress)
     assert caught.value.message == (
         "train cvlp: what it was trained on changed meanwhile: the training images. Nothing was committed"
     )
@@ -120,11 +124,14 @@ def test_changed_texts_and_anchors_are_named(drawn: Workspace) -> None:
         with Workspace.open(drawn.path).transaction("unanchor") as tx:
             tx.delete("anchors", "rank = 1")
 
-    with pytest.raises(WorkspaceError, match=r"the anchors of the training classes\. Nothing"):
-        train_lgr_stage(drawn, drawn.recipe.lgr, at_first_step(unanchor))
-    with pytest.raises(WorkspaceError, match=r"meanwhile: the sentences of the training classes\. Nothing"):
-        train_cvlp_stage(drawn, drawn.recipe.cvlp, at_first_step(lambda: retell("dot")))
-    train_baseline_stage(drawn, drawn.recipe.baseline, at_first_step(lambda: retell("wave")))
+    changed = r"the anchors of the training classes\. Nothing"
+    with at_first_step(unanchor) as progress, pytest.raises(WorkspaceError, match=changed):
+        train_lgr_stage(drawn, drawn.recipe.lgr, progress)
+    changed = r"meanwhile: the sentences of the training classes\. Nothing"
+    with at_first_step(lambda: retell("dot")) as progress, pytest.raises(WorkspaceError, match=changed):
+        train_cvlp_stage(drawn, drawn.recipe.cvlp, progress)
+    with at_first_step(lambda: retell("wave")) as progress:
+        train_baseline_stage(drawn, drawn.recipe.baseline, progress)
     assert commits(drawn)[-1] == "train baseline fc"
 
 
@@ -140,4 +147,5 @@ def test_one_run_is_trained_once_at_a_time(drawn: Workspace) -> None:
         with ThreadPoolExecutor(1) as pool, pytest.raises(LockedError, match="`vlltr train cvlp`"):
             pool.submit(take).result()
 
-    train_cvlp_stage(drawn, drawn.recipe.cvlp, at_first_step(meanwhile))
+    with at_first_step(meanwhile) as progress:
+        train_cvlp_stage(drawn, drawn.recipe.cvlp, progress)

@@ -148,7 +148,9 @@ def test_hybrid_search_knows_words_that_the_encoder_does_not(trained: Workspace)
     assert found.hybrid
     top = next(h for h in found.hits if h.by_words == 1)
     assert (top.class_name, top.source) == (names[0], "more.json")
-    assert search_sentences(trained, "zyxomma", top=3, hybrid=False).hits[0].by_words is None
+    alone = search_sentences(trained, "zyxomma", top=3, hybrid=False).hits[0]
+    assert alone.by_words is None
+    assert alone.sentence_id != top.sentence_id
     only = search_sentences(trained, "the catalogue", class_name=names[0], top=500)
     assert {h.class_name for h in only.hits} == {names[0]}
     fused = [round(sum(1 / (60 + r) for r in (h.by_vector, h.by_words) if r), 6) for h in only.hits]

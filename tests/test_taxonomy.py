@@ -73,7 +73,7 @@ def test_delimited_files_and_parquet_say_the_same(
     for taxa in found:
         assert [t.name for t in taxa] == [Taxon(" ".join(n.split()), None).name for n, _, _ in rows]
         assert all(len(t.aliases) == 2 and t.rank is None for t in taxa)
-    assert [t.parent for t in found[0]] == [t.parent for t in found[1]] == [t.parent for t in found[2]]
+        assert [t.parent for t in taxa] == [" ".join(parent.split()) or None for _, parent, _ in rows]
 
 
 def test_categories_of_inaturalist(tmp_path: Path) -> None:
