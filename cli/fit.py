@@ -232,7 +232,7 @@ def quickstart_command(context: Context, size: str | None, folder: Path | None) 
 
 def plan_quickstart(folder: Path, size: str) -> Iterator[Step]:
     """The commands of a quickstart, in order; writes the sample files that they name."""
-    from vlltr_index.data.glyphs import glyph_files, write_part, write_sample, write_text
+    from vlltr_index.data.glyphs import glyph_files, write_part, write_sample
 
     data, short = glyph_files(fast=size == "fast"), size == "short"
     data = write_part(data, 3, folder / "data") if short else data
@@ -254,14 +254,15 @@ def plan_quickstart(folder: Path, size: str) -> Iterator[Step]:
     known, samples, held = few[len(few) // 2], folder / "samples", data.heldout_classes("dev")
     known_png = str(write_sample(data.images, "test", known, samples / "known.png"))
     unseen_png = str(write_sample(data.images, "dev_test", _UNSEEN, samples / "unseen.png"))
-    unseen_txt = str(write_text(held.pop(_UNSEEN), samples / "unseen.txt"))
+    unseen_txt = samples / "unseen.txt"
+    unseen_txt.write_text("\n".join(held.pop(_UNSEEN)) + "\n", encoding="utf-8")
     after = "; after seconds of training the new class need not win yet" if size == "fast" else ""
     yield f"A rare character, explained ({known})", ("predict", known_png, "--top", "2")
     yield (
         f"A character that no class stands for ({_UNSEEN})",
         ("predict", unseen_png, "--top", "2", "--explain", "1"),
     )
-    yield "Add its class by its description alone", ("classes", "add", _UNSEEN, "--text", unseen_txt)
+    yield "Add its class by its description alone", ("classes", "add", _UNSEEN, "--text", str(unseen_txt))
     yield f"The same picture again{after}", ("predict", unseen_png, "--top", "2")
     if size == "full":
         manifest = samples / "dev-classes.json"

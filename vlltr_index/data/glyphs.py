@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
-from vlltr_index.errors import WorkspaceError
-
 
 @dataclass(frozen=True)
 class GlyphFiles:
@@ -26,25 +24,10 @@ class GlyphFiles:
 
 
 def glyph_files(fast: bool = False) -> GlyphFiles:
-    """Paths of the data.
-
-    Raises:
-        WorkspaceError: If the package was installed without its data.
-    """
+    """Paths of the data."""
     folder = Path(str(files("vlltr_index.recipes.glyphs_lt"))) / "data"
-    prefix = "fast_" if fast else ""
-    found = GlyphFiles(
-        folder / ("fast.parquet" if fast else "glyphs_lt.parquet"),
-        folder / f"{prefix}texts.json",
-        folder / f"{prefix}heldout.json",
-        folder,
-    )
-    for path in (found.images, found.texts, found.heldout):
-        if not path.is_file():
-            raise WorkspaceError(
-                f"the Glyphs-LT file {path.name} is not in this installation", "Install the package again."
-            )
-    return found
+    images, prefix = folder / ("fast.parquet" if fast else "glyphs_lt.parquet"), "fast_" if fast else ""
+    return GlyphFiles(images, folder / f"{prefix}texts.json", folder / f"{prefix}heldout.json", folder)
 
 
 def write_part(files: GlyphFiles, every: int, folder: Path) -> GlyphFiles:
@@ -66,24 +49,11 @@ def write_part(files: GlyphFiles, every: int, folder: Path) -> GlyphFiles:
 
 
 def write_sample(parquet: Path, split: str, label: str, target: Path, number: int = 0) -> Path:
-    """Write one image of a class and split as a PNG file; returns `target`.
-
-    Raises:
-        WorkspaceError: If there is no such image.
-    """
+    """Write one image of a class and split as a PNG file; returns `target`."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     table = pq.read_table(parquet, filters=(pc.field("split") == split) & (pc.field("label") == label))
-    if table.num_rows <= number:
-        raise WorkspaceError(f"{parquet.name} has no image {number} of {label!r} in split {split!r}")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(table["image"][number].as_py())
-    return target
-
-
-def write_text(sentences: list[str], target: Path) -> Path:
-    """Write sentences as a text file, one a line; returns `target`."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text("\n".join(sentences) + "\n", encoding="utf-8")
     return target
