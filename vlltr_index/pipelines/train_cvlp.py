@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-
 from vlltr_index.embedding.loading import image_vectors_of, usable_images
 from vlltr_index.embedding.vectors import embed_images
 from vlltr_index.errors import ConfigError
@@ -145,10 +143,5 @@ def _texts(data: training.TrainingSet, names: Mapping[int, str], apart: frozense
     A class all of whose sentences do keeps them.
     """
     told = {i: texts for i, texts in zip(data.class_ids.tolist(), data.texts, strict=True) if i not in apart}
-    pairs = [(i, text) for i, texts in told.items() for text in texts]
-    rows = pa.table({"class_id": [i for i, _ in pairs], "text": [text for _, text in pairs]})
-    rows = without_names(rows, names, sorted(apart))
-    clean: dict[int, list[str]] = {}
-    for i, text in zip(rows["class_id"].to_pylist(), rows["text"].to_pylist(), strict=True):
-        clean.setdefault(i, []).append(text)
-    return [clean.get(i, texts) for i, texts in told.items()]
+    clean = without_names(told, names, sorted(apart))
+    return [clean[i] or texts for i, texts in told.items()]

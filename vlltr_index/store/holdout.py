@@ -123,23 +123,22 @@ def choose_held_out_classes(images: Mapping[str, int]) -> list[str]:
     return able[: min(len(images) // CLASS_SHARE, MOST_CLASSES)]
 
 
-def without_names(rows: pa.Table, names: Mapping[int, str], left_out: Sequence[int]) -> pa.Table:
-    """Rows of class_id and text without those in which another class's text gives a left-out class's name away.
+def without_names(
+    told: Mapping[int, list[str]], names: Mapping[int, str], left_out: Sequence[int]
+) -> dict[int, list[str]]:
+    """The texts of each class without those that give a left-out class's name away.
 
-    A class whose own name holds a left-out one keeps its sentences: they could say nothing else.
+    A class whose own name holds a left-out one keeps them: they could say nothing else.
     """
-    pattern = {i: re.compile(rf"\b{re.escape(names[i].casefold())}\b") for i in left_out}
-    telling = {
-        i: [p for p in pattern.values() if not p.search(names[i].casefold())]
-        for i in set(rows["class_id"].to_pylist())
-    }
+    patterns = [re.compile(rf"\b{re.escape(names[i].casefold())}\b") for i in left_out]
     # One pass with all names at once; the few hits are then looked at name by name.
-    every = re.compile("|".join(rf"\b{re.escape(names[i].casefold())}\b" for i in left_out) or r"(?!)")
-    keep = [
-        not (every.search(text.casefold()) and any(p.search(text.casefold()) for p in telling[class_id]))
-        for class_id, text in zip(rows["class_id"].to_pylist(), rows["text"].to_pylist(), strict=True)
-    ]
-    return rows.filter(pa.array(keep, pa.bool_()))
+    every = re.compile("|".join(p.pattern for p in patterns) or r"(?!)")
+    found = {}
+    for i, texts in told.items():
+        telling = [p for p in patterns if not p.search(names[i].casefold())]
+        spoken = ((text, text.casefold()) for text in texts)
+        found[i] = [t for t, low in spoken if not (every.search(low) and any(p.search(low) for p in telling))]
+    return found
 
 
 def _order(key: str) -> str:
