@@ -33,9 +33,7 @@ _TRAINED: list[Step] = [
 ]
 _FOLDER = {"fast": "vlltr-quickstart-fast", "short": "vlltr-quickstart", "full": "vlltr-quickstart-full"}
 _RECIPE = {"fast": "glyphs_lt/fast", "short": "glyphs_lt/quick", "full": "glyphs_lt/ours"}
-_UNSEEN = (
-    "latin small letter k with caron"  # held out; one that the method knows well, as is measured beside it
-)
+_UNSEEN = "latin small letter k with caron"  # held out; the method knows it well, as is measured beside it
 
 
 def run_step(context: Context, folder: Path, step: Step, place: str) -> Any:

@@ -116,7 +116,7 @@ def _names(only: str | None) -> list[str] | None:
     listed: Iterable[str] = only.split(",")
     if os.path.isfile(
         file := os.path.expanduser(only)
-    ):  # not Path.is_file: a list may be too long for a name
+    ):  # Path.is_file fails where a list is too long for a name
         listed = (line for _, line in read_lines(Path(file)))
     return [name.strip() for name in listed if name.strip()]
 

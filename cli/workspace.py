@@ -63,11 +63,8 @@ def init_command(
         check_source(chosen.encoder.model, chosen.encoder.pretrained, chosen.encoder.image_size)
     workspace = Workspace.create(directory, chosen)
     context.show({"workspace": workspace.address, "recipe": workspace.recipe.name}, ())
-    said, following = (
-        f"Made the workspace {workspace.address} (recipe {workspace.recipe.name}).",
-        "ingest text PATH",
-    )
-    following += ", then ingest images PATH --split train"
+    said = f"Made the workspace {workspace.address} (recipe {workspace.recipe.name})."
+    following = "ingest text PATH, then ingest images PATH --split train"
     if workspace.history.last().id:
         said = f"The workspace {workspace.address} is there already, and stays as it is."
         following = "status"

@@ -84,14 +84,11 @@ class Desk:
             UsageError: If the page is for reading only.
         """
         self._check_writable()
-        for what, count, most in (
-            ("characters", len(text), MAX_TEXT),
-            ("pictures", len(pictures), MAX_PICTURES),
-        ):
+        sizes = ("characters", len(text), MAX_TEXT), ("pictures", len(pictures), MAX_PICTURES)
+        for what, count, most in sizes:
             if count > most:
-                raise InputError(
-                    f"{count:,} {what}; {most:,} are allowed here", "Use vlltr classes add for more."
-                )
+                said = f"{count:,} {what}; {most:,} are allowed here"
+                raise InputError(said, "Use vlltr classes add for more.")
         images = tuple((_file_name(given), _checked(given, path)) for given, path in pictures)
         wanted = NewClass(normalise_text(name), tuple(split_sentences(text)), images=images)
         history = self.workspace.history
@@ -99,9 +96,7 @@ class Desk:
             newest = history.ids()[-1]
             report = add_classes(self.workspace, [wanted], session=self._session)
             name = report.classes[0].name
-            since = [
-                history.read(i) for i in history.ids() if i > newest
-            ]  # others may have committed around it
+            since = [history.read(i) for i in history.ids() if i > newest]  # others' commits among them
             self._made |= {commit.id: name for commit in since if commit.command == f"classes add {name!r}"}
         return report
 

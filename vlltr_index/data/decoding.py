@@ -195,9 +195,7 @@ def _decode(
 ) -> tuple[Image.Image, tuple[int, int]]:
     """The decoded image, turned upright, and the size it is to get."""
     try:
-        image: Image.Image = (
-            Image.open(BytesIO(source), formats=_FORMATS) if isinstance(source, bytes) else source
-        )
+        image = Image.open(BytesIO(source), formats=_FORMATS) if isinstance(source, bytes) else source
         width, height = image.size
         if width * height <= max_pixels:
             image = image if isinstance(source, bytes) else image.copy()

@@ -114,9 +114,8 @@ def _splitter() -> PunktSentenceTokenizer:
     from nupunkt import load_default_model
 
     splitter = load_default_model()  # an instance of our own, so the abbreviations stay here
-    for word in [
-        a for a in splitter.abbreviations if len(a) > 2 and a.isalpha() and not _COMMON.fullmatch(a)
-    ]:
+    long = [a for a in splitter.abbreviations if len(a) > 2 and a.isalpha()]
+    for word in [a for a in long if not _COMMON.fullmatch(a)]:
         splitter.remove_abbreviation(word)
     splitter.add_abbreviations(_ABBREVIATIONS)
     return splitter
@@ -172,9 +171,7 @@ def class_prompts(class_name: str, templates: Literal["clip"] | Sequence[str]) -
     """
     spoken = " ".join(_KEY.sub("", class_name).replace("_", " ").split())
     if templates == "clip":
-        from vlltr_index.encoders.openclip import (
-            clip_templates,  # takes seconds, so only where prompts are made
-        )
+        from vlltr_index.encoders.openclip import clip_templates  # seconds, so only where prompts are made
 
         templates = clip_templates()
     return [SentenceRecord(class_name, _fill(template, spoken), "prompt") for template in templates]

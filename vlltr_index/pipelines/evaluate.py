@@ -136,9 +136,8 @@ def evaluation(
     data, class_ids = image_set(snapshot, split), scorer.class_ids
     labels = _labels(snapshot, class_ids, data, split)
     if crops != 1:
-        data = replace(
-            data, features=embed_crops(workspace, recognizer.encoder, data.image_ids, crops, progress)
-        )
+        features = embed_crops(workspace, recognizer.encoder, data.image_ids, crops, progress)
+        data = replace(data, features=features)
     tree = recognizer.current().tree() if own.taxonomy else None
     answers, summed = _own_answers(recognizer, data, labels, retrieval, tree, progress)
     seen = f"{crops} crops an image" if crops != 1 else ""
@@ -151,9 +150,8 @@ def evaluation(
         answers[row.label], notes[row.label] = RowAnswers(places, places[:, 0] == labels, sure), row.note
     counts = training_counts(snapshot, class_ids)
     added = snapshot.table("classes", ["class_id"], "origin = 'added'")["class_id"].to_pylist()
-    counts[torch.isin(class_ids, torch.tensor(added, dtype=torch.int64)) & ~scorer.trained] = (
-        0  # they are "new"
-    )
+    new = torch.isin(class_ids, torch.tensor(added, dtype=torch.int64)) & ~scorer.trained
+    counts[new] = 0
     report = metrics.EvaluationReport(
         split=split,
         commit=snapshot.commit.id,

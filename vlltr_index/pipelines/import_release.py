@@ -115,10 +115,7 @@ def import_release(
 
 def _stage_one(workspace: Workspace, checkpoint: release_weights.ReleaseCheckpoint) -> ImportReport:
     encoder = release_weights.stage_one_encoder(checkpoint, workspace.recipe.encoder.precision)
-    name, asked = (
-        encoder.name,
-        workspace.recipe.encoder.model,
-    )  # a later training run starts from what the recipe names
+    name, asked = encoder.name, workspace.recipe.encoder.model  # which a later training run starts from
     if " " not in name and asked.removesuffix("-quickgelu") != name.removesuffix("-quickgelu"):
         raise UsageError(
             f"{checkpoint.path} holds a {name}, the workspace's recipe names {asked}",

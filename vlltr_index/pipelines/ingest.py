@@ -202,7 +202,7 @@ class _ImageRun:
     seen: set[str] = field(default_factory=set)
     stored: dict[str, tuple[str, str, str | None]] = field(
         default_factory=dict
-    )  # id without side -> id, uri, hash
+    )  # by id without side: id, uri, hash
     replaced: list[str] = field(default_factory=list)  # ids of images that were kept at another side
     probes: dict[str, Probe] = field(default_factory=dict)  # of readable images, by content hash
 

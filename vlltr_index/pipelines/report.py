@@ -39,11 +39,7 @@ if TYPE_CHECKING:
     from vlltr_index.store.workspace import Kind, Workspace
 
 _CONFUSIONS, _WEAKEST, _SHOWN, _SENTENCES = 12, 20, 12, 3
-_NAME, _LISTED, _TEXT = (
-    120,
-    240,
-    300,
-)  # letters of a name, of a sentence in a list, and of one under a picture
+_NAME, _LISTED, _TEXT = 120, 240, 300  # letters of a name, of a sentence in a list, of one under a picture
 _ANCHOR_ROWS = 6000  # sentences in the list of anchors, about
 _ANCHOR_CLASSES = 3000
 _GROUP = 50  # classes under one heading
