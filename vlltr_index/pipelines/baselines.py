@@ -149,9 +149,7 @@ def train_baseline_stage(
         stage = train_image_only(encoder, images, config, run_dir=run.folder, progress=progress)
 
         def keep(tx: Transaction) -> str:
-            digest = workspace.put_object(
-                "checkpoints", lambda at: training.save_stage(stage, data, "baseline-fc", config, at)
-            )
+            digest = training.keep_stage(workspace, stage, data, "baseline-fc", config)
             tx.note(baseline_fc=digest)
             return digest
 

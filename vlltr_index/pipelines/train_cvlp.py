@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlltr_index.embedding.loading import image_vectors_of, usable_images
@@ -11,7 +10,7 @@ from vlltr_index.embedding.vectors import embed_images
 from vlltr_index.errors import ConfigError
 from vlltr_index.pipelines import training
 from vlltr_index.schemas.config import CVLPConfig
-from vlltr_index.store.holdout import HeldOut, choose_held_out_classes, without_names, write_held_out
+from vlltr_index.store.holdout import HeldOut, choose_held_out_classes, without_names
 from vlltr_index.train.cvlp import train_cvlp
 from vlltr_index.train.data import TrainImages, TrainTexts
 from vlltr_index.train.distributed import by_first, meet
@@ -22,9 +21,6 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
-
-# Of another encoder's vectors.
-_GIVEN_UP = ("text_fp", "image_fp", "head", "index", "selection_id", "fusion")
 
 
 def train_cvlp_stage(
@@ -82,13 +78,10 @@ def train_cvlp_stage(
             teacher=teacher,
         )
 
-        def build(path: Path) -> None:
-            training.save_stage(stage, data, "cvlp", config, path)
-            write_held_out(held, path)
-
         def keep(tx: Transaction) -> str:
-            digest = workspace.put_object("checkpoints", build)
-            tx.set(checkpoint=digest, **dict.fromkeys(_GIVEN_UP))
+            digest = training.keep_stage(workspace, stage, data, "cvlp", config, held)
+            tx.set(checkpoint=digest, text_fp=None, image_fp=None)  # the rest is of another encoder's vectors
+            tx.set(head=None, index=None, selection_id=None, fusion=None)
             tx.note(cvlp=config.model_dump(mode="json"))
             return digest
 

@@ -26,7 +26,7 @@ from vlltr_index.heads.checkpoint import SavedHead, save_head
 from vlltr_index.pipelines import training
 from vlltr_index.schemas.config import LGRConfig, SelectConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
-from vlltr_index.store.holdout import HeldOut, read_held_out, write_held_out
+from vlltr_index.store.holdout import HeldOut, read_held_out
 from vlltr_index.tensors import choose_device, device_name, memory_mended_by
 from vlltr_index.train.data import TrainImages
 from vlltr_index.train.deciding import Decision, StageTwoData, decide, weigh, without_images
@@ -36,8 +36,6 @@ from vlltr_index.train.recognition import train_lgr, tune_visual
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from vlltr_index.heads.anchor_bank import AnchorBank
     from vlltr_index.heads.lgr import LGRHead
     from vlltr_index.schemas.records import Progress
@@ -273,12 +271,7 @@ def _keep_tuned(
     """Commit a head and a tower that were trained together; the head's digest, and what was decided."""
     encoder, workspace, notes = stage.encoder, run.workspace, list[str]()
     if config.tune != "head":
-
-        def build(path: Path) -> None:
-            training.save_stage(stage, data, "lgr", config, path)
-            write_held_out(held, path)
-
-        checkpoint = workspace.put_object("checkpoints", build)
+        checkpoint = training.keep_stage(workspace, stage, data, "lgr", config, held)
         tx.set(checkpoint=checkpoint, image_fp=encoder.image_fp)
         tx.note(tuned={"checkpoint": checkpoint, "start": _start(tx, config)})
     embed_images(tx, encoder, "train", progress=progress)

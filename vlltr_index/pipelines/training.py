@@ -24,7 +24,7 @@ from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import MissingStepError, WorkspaceError
 from vlltr_index.schemas.config import Recipe
 from vlltr_index.schemas.fingerprint import digest_json, short
-from vlltr_index.store.holdout import HeldOut, choose_held_out
+from vlltr_index.store.holdout import HeldOut, choose_held_out, write_held_out
 from vlltr_index.store.storage import write_lock
 from vlltr_index.train.distributed import by_first, first_then_all, meet, own_part
 from vlltr_index.train.loop import StageOne
@@ -305,16 +305,30 @@ def run_key(what: str, recipe: Recipe, section: Any, data: TrainingSet) -> str:
     return f"{what}-{short(digest_json(facts))}"
 
 
-def save_stage(stage: StageOne, data: TrainingSet, kind: str, config: Any, folder: Path) -> None:
-    """Write a stage's encoder, its visual classifier, and what it was trained on."""
-    stage.encoder.save(folder)
-    if stage.visual_weight is not None and stage.visual_bias is not None:
-        tensors = {"weight": stage.visual_weight.detach().float(), "bias": stage.visual_bias.detach().float()}
-        tensors |= {"class_ids": data.class_ids, "counts": data.counts}
-        save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "visual.safetensors")
+def keep_stage(
+    workspace: Workspace,
+    stage: StageOne,
+    data: TrainingSet,
+    kind: str,
+    config: Any,
+    held: HeldOut | None = None,
+) -> str:
+    """Keep a stage's encoder, its visual classifier, what it was trained on and what not; the checkpoint's digest."""
     facts = {"config": config.model_dump(mode="json"), "kind": kind}
     record = {**facts, "log": stage.log, "classes": len(data.class_ids), "images": len(data.labels)}
-    (folder / "train.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    def build(folder: Path) -> None:
+        stage.encoder.save(folder)
+        if (weight := stage.visual_weight) is not None and (bias := stage.visual_bias) is not None:
+            tensors = {"weight": weight.detach().float(), "bias": bias.detach().float()}
+            tensors |= {"class_ids": data.class_ids, "counts": data.counts}
+            save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "visual.safetensors")
+        text = json.dumps(record, indent=2, sort_keys=True) + "\n"
+        (folder / "train.json").write_text(text, encoding="utf-8")
+        if held is not None:
+            write_held_out(held, folder)
+
+    return workspace.put_object("checkpoints", build)
 
 
 def load_visual(folder: Path, class_ids: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
