@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -354,16 +354,14 @@ def _next_step(tx: Transaction) -> str | None:
     return f"vlltr ingest text PATH, or without text: vlltr embed   ({told})" if bare else None
 
 
-def write_prompts(
-    workspace: Workspace,
-    tx: Transaction,
-    class_ids: Iterable[int],
-    known: Callable[[str], bool] | None = None,
-) -> int:
-    """Give classes the recipe's prompts, but for sentences that are `known` by their id; how many are new."""
-    names = tx.class_table().names
+def write_prompts(workspace: Workspace, tx: Transaction, class_ids: Iterable[int]) -> int:
+    """Give classes the recipe's prompts, but for sentences that are there; how many are new."""
+    names, known = (
+        tx.class_table().names,
+        set(tx.table("sentences", ["sentence_id"])["sentence_id"].to_pylist()),
+    )
     asked = {i: class_prompts(names[i], workspace.recipe.prompts) for i in sorted(class_ids)}
-    return tx.upsert("sentences", ingestion.sentence_rows(asked, known))
+    return tx.upsert("sentences", ingestion.sentence_rows(asked, known.__contains__))
 
 
 def _classes_without_text(tx: Transaction) -> tuple[set[int], set[int]]:
@@ -410,9 +408,8 @@ def ingest_text(
             owned[class_id] += records
         rows = ingestion.sentence_rows(owned, known.__contains__)
         tx.upsert("sentences", rows)
-        known.update(rows["sentence_id"].to_pylist())
         table, wanted = tx.class_table(), prompts is not False
-        made = write_prompts(workspace, tx, table.ids, known.__contains__) if wanted else 0
+        made = write_prompts(workspace, tx, table.ids) if wanted else 0
         bare = sorted(_classes_without_text(tx)[1])
     if bare:
         notes.lines.append(
