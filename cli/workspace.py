@@ -94,7 +94,7 @@ def doctor_command(context: Context, unlock: bool) -> None:
         holder = context.open().storage.unlock()
         context.say(f"Cleared the lock of {holder}." if holder else "There is no lock to clear.")
         return
-    checks = diagnose(context.workspace, named=context.workspace is not None)
+    checks = diagnose(context.workspace)
     problems = sum(check.state == "problem" for check in checks)
     lines = (
         f"{check.state:<8} {check.name:<18} {check.value}"

@@ -35,7 +35,7 @@ def test_versions_against_their_bounds(version: str | None, state: str, value: s
 
 def test_this_machine_is_in_order(workspace: Workspace) -> None:
     """Where the tests run, nothing is broken."""
-    checks = diagnose(workspace.path, named=True)
+    checks = diagnose(workspace.path)
     assert {"python", "torch", "lancedb", "device", "workspace"} <= {check.name for check in checks}
     assert not [check for check in checks if check.state == "problem"]
 
@@ -97,13 +97,13 @@ def test_a_workspace_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     (none,) = check_workspace()
     assert (none.state, none.value.startswith("no workspace")) == ("note", True)
-    (asked,) = check_workspace(tmp_path / "ws", named=True)
+    (asked,) = check_workspace(tmp_path / "ws")
     assert (asked.state, asked.mend) == ("problem", f"Make one: vlltr init {tmp_path / 'ws'}")
 
 
 def problems(workspace: Workspace) -> list[Check]:
     """What is wrong with a workspace."""
-    return [check for check in check_workspace(workspace.path, named=True) if check.state == "problem"]
+    return [check for check in check_workspace(workspace.path) if check.state == "problem"]
 
 
 def test_a_workspace_that_somebody_broke(trained: Workspace) -> None:
@@ -129,12 +129,12 @@ def test_the_command(
 ) -> None:
     """A line a check, exit code 1 where there is a problem; -q shows problems alone; JSON has it all."""
     good = [Check("torch", "ok", "2.13 (needs >=2.6)"), Check("gpu", "note", "none", "buy one")]
-    monkeypatch.setattr(doctor, "diagnose", lambda start, named: good)
+    monkeypatch.setattr(doctor, "diagnose", lambda start: good)
     code, out, _ = run(capsys, "-w", workspace.path, "doctor")
     assert (code, out.splitlines()[0]) == (0, "ok       torch              2.13 (needs >=2.6)")
     assert out.splitlines()[-1] == "Everything is in order."
     bad = [*good, Check("head", "problem", "damaged", "vlltr train lgr")]
-    monkeypatch.setattr(doctor, "diagnose", lambda start, named: bad)
+    monkeypatch.setattr(doctor, "diagnose", lambda start: bad)
     code, out, _ = run(capsys, "-q", "doctor")
     assert (code, [line.strip() for line in out.splitlines()]) == (
         1, ["problem  head               damaged", "vlltr train lgr"],

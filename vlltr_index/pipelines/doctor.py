@@ -43,15 +43,14 @@ class Check:
     mend: str | None = None
 
 
-def diagnose(start: str | os.PathLike[str] | None = None, named: bool = False) -> list[Check]:
+def diagnose(start: str | os.PathLike[str] | None = None) -> list[Check]:
     """Look at everything.
 
     Args:
-        start: A workspace, or a folder in one; default: the current folder.
-        named: Whether `start` must be a workspace.
+        start: A workspace; default: the nearest one upward from the current folder, if there is one.
     """
     python = f"{platform.python_version()} (needs {metadata.metadata(_NAME)['Requires-Python']})"
-    return [Check("python", "ok", python), *_packages(), *_faiss(), _device(), *check_workspace(start, named)]
+    return [Check("python", "ok", python), *_packages(), *_faiss(), _device(), *check_workspace(start)]
 
 
 def _packages() -> list[Check]:
@@ -132,15 +131,15 @@ def _device() -> Check:
     return Check("device", "ok", f"{', '.join(names)}; CUDA {torch.version.cuda}")
 
 
-def check_workspace(start: str | os.PathLike[str] | None = None, named: bool = False) -> list[Check]:
+def check_workspace(start: str | os.PathLike[str] | None = None) -> list[Check]:
     """Whether the workspace opens, and holds what its newest commit names."""
     name, found = "workspace", list[Check]()
     try:
-        workspace = Workspace.open(start) if named and start is not None else Workspace.find(start)
+        workspace = Workspace.find() if start is None else Workspace.open(start)
         name, found = "commit", [Check("workspace", "ok", workspace.address)]
         commit = workspace.history.last()
     except VlltrError as error:
-        missing = not named and "no workspace" in error.message
+        missing = start is None and "no workspace" in error.message
         return [*found, Check(name, "note" if missing else "problem", error.message, error.hint)]
     if not commit.id:
         return found
