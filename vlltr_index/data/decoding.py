@@ -51,7 +51,6 @@ class Probe(NamedTuple):
 
 def open_image(
     source: ImageRecord | ImageSource | os.PathLike[str],
-    max_pixels: int = MAX_PIXELS,
     side: int | None = None,
 ) -> Image.Image:
     """Decode a JPEG, PNG, WebP, BMP, GIF (first frame) or TIFF (first page) into RGB, upright as its EXIF says.
@@ -62,13 +61,13 @@ def open_image(
 
     Raises:
         InputError: With the reason, if the file is missing, of another format, damaged, or has more than
-            `max_pixels` pixels, or if an array is not uint8 [H, W, 3].
+            `MAX_PIXELS` pixels, or if an array is not uint8 [H, W, 3].
     """
     try:
         if isinstance(source, ImageRecord | bytes | str | os.PathLike):
-            image, size = _decode(_bytes(source), max_pixels, side)
+            image, size = _decode(_bytes(source), side)
         else:
-            image, size = _decode(_in_memory(source), max_pixels, None)
+            image, size = _decode(_in_memory(source))
         image = _rgb(image)
     except InputError as error:
         name = f"of {len(source):,} bytes" if isinstance(source, bytes) else image_label(source)
@@ -78,14 +77,12 @@ def open_image(
 
 def probe(
     record: ImageRecord | bytes | str | os.PathLike[str],
-    max_pixels: int = MAX_PIXELS,
     known: Mapping[str, Probe] | None = None,
 ) -> Probe:
     """Decode an image in full to see whether it can be used; never raises for what is in it.
 
     Args:
         record: A file's path, or bytes.
-        max_pixels: See `open_image`.
         known: Earlier probes by content hash: the same bytes are not decoded again.
     """
     try:
@@ -96,7 +93,7 @@ def probe(
     if known is not None and digest in known:
         return known[digest]
     try:
-        _, size = _decode(data, max_pixels)
+        _, size = _decode(data)
     except InputError as error:
         return Probe(digest, None, None, error.message)
     return Probe(digest, *size, None)
@@ -190,14 +187,12 @@ def _in_memory(source: Image.Image | NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(source)
 
 
-def _decode(
-    source: bytes | Image.Image, max_pixels: int, side: int | None = None
-) -> tuple[Image.Image, tuple[int, int]]:
+def _decode(source: bytes | Image.Image, side: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
     """The decoded image, turned upright, and the size it is to get."""
     try:
         image = Image.open(BytesIO(source), formats=_FORMATS) if isinstance(source, bytes) else source
         width, height = image.size
-        if width * height <= max_pixels:
+        if width * height <= MAX_PIXELS:
             image = image if isinstance(source, bytes) else image.copy()
             if side is not None:
                 image.draft(None, _reduced_size(width, height, side))  # None: any colours
@@ -210,10 +205,10 @@ def _decode(
     except UnidentifiedImageError:
         raise InputError("not a JPEG, PNG, WebP, BMP, GIF or TIFF image, or damaged") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise InputError(f"more than the {max_pixels:,} pixels allowed") from None
+        raise InputError(f"more than the {MAX_PIXELS:,} pixels allowed") from None
     except Exception as error:  # Pillow's plugins raise many kinds for damaged files
         raise InputError(f"truncated or corrupt: {str(error) or type(error).__name__}") from None
-    raise InputError(f"{width:,} x {height:,} pixels, more than the {max_pixels:,} allowed")
+    raise InputError(f"{width:,} x {height:,} pixels, more than the {MAX_PIXELS:,} allowed")
 
 
 def _rgb(image: Image.Image) -> Image.Image:
