@@ -81,9 +81,6 @@ class PeerError(VlltrError):
         super().__init__("the first process of this run failed")
         self.exit_code = exit_code
 
-    def __reduce__(self) -> tuple[type[PeerError], tuple[int]]:
-        return type(self), (self.exit_code,)
-
 
 def write_error(place: str | os.PathLike[str], error: Exception) -> WorkspaceError:
     """What to say where the system or a library could not write a file, or into a folder."""

@@ -17,7 +17,7 @@ from vlltr_index.errors import InputError
 
 _WORDNET = re.compile(r"(n\d{8})[\s,:]+(?:(\d+)\s+(?=\S+$))?(\S.*)")
 _NUMBERED = re.compile(r"(\S+)\s+(?:(\S.*)\s)?(\d{1,9})")
-_INITIAL = re.compile(r"/[a-z]/")  # as in /a/airfield
+_INITIAL = re.compile(r"\A/[a-z]/")  # as in /a/airfield
 _CATEGORIES = 'Expected iNaturalist\'s categories.json: [{"id": 0, "name": "Acer rubrum"}, ...]'
 _LAYOUTS = (
     "Give one class name a line (line 1 names label 0), lines such as `n01440764 tench` or `airfield 0`, "
@@ -139,9 +139,7 @@ def _from_wordnet(where: str, rows: Sequence[Sequence[str]]) -> ClassNames:
 
 
 def _from_numbered(where: str, numbered: Sequence[tuple[int, str]]) -> ClassNames:
-    rows = [
-        _INITIAL.sub("", raw, count=1) if _INITIAL.match(raw) else raw for raw in _in_order(numbered, where)
-    ]
+    rows = [_INITIAL.sub("", raw) for raw in _in_order(numbered, where)]
     names = [clean_name(_spoken(row.replace("/", " ")), f"{where}: class {n}") for n, row in enumerate(rows)]
     aliases = [sorted({row, row.replace("/", "-")} - {name}) for row, name in zip(rows, names, strict=True)]
     return ClassNames.of(names, aliases, where=where)
