@@ -91,12 +91,6 @@ def by_group(sentences: Sequence[SentenceShare]) -> list[list[SentenceShare]]:
     return list(groups.values())
 
 
-def image_share(image_part: float, text_part: float) -> float:
-    """The images' share of the parts that speak for a class, 0 to 1; a half where neither does."""
-    image, text = max(image_part, 0.0), max(text_part, 0.0)
-    return image / (image + text) if image + text else 0.5
-
-
 @dataclass(frozen=True, slots=True)
 class ClassScore:
     """A class's probability and what each branch gave.
@@ -118,8 +112,9 @@ class ClassScore:
 
     @property
     def image_share(self) -> float:
-        """How much of what speaks for the class the images gave, 0 to 1."""
-        return image_share(self.image_part, self.text_part)
+        """How much of what speaks for the class the images gave, 0 to 1; a half where neither side speaks for it."""
+        image, text = max(self.image_part, 0.0), max(self.text_part, 0.0)
+        return image / (image + text) if image + text else 0.5
 
     @property
     def by_image(self) -> bool:
