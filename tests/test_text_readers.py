@@ -26,9 +26,9 @@ def write(path: Path, content: str | bytes) -> Path:
     return path
 
 
-def records(path: Path, source: str | None = None) -> list[tuple[str, str]]:
+def records(path: Path) -> list[tuple[str, str]]:
     """Class and text of everything a reader takes."""
-    return [(r.class_name, r.text) for r in read_text(path, source) if isinstance(r, SentenceRecord)]
+    return [(r.class_name, r.text) for r in read_text(path) if isinstance(r, SentenceRecord)]
 
 
 def left_out(path: Path) -> list[tuple[str, str]]:
@@ -56,7 +56,6 @@ def test_folder_of_texts(tmp_path: Path) -> None:
         SentenceRecord("owl", "It hoots.", tmp_path.name, "owl/more/two.txt"),
         SentenceRecord("owl", "It flies at night.", tmp_path.name, "owl/one.txt"),
     ]
-    assert {r.source for r in read_text(tmp_path, "mine") if isinstance(r, SentenceRecord)} == {"mine"}
 
 
 def test_every_format_gives_the_same_records(tmp_path: Path) -> None:

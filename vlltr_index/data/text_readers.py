@@ -55,17 +55,17 @@ class _Row(BaseModel):
     licence: str | None = None
 
 
-def read_text(path: Path, source: str | None = None, names: ClassNames | None = None) -> _Items:
+def read_text(path: Path, names: ClassNames | None = None) -> _Items:
     """Stream the sentences of a source.
 
     Texts in .txt, JSONL, CSV, TSV and Parquet are split into sentences; a JSON list holds sentences already. A
     .txt file is named after its class; those in a subfolder belong to the class the subfolder is named after. A
     folder with `desc_<class number>.txt` (or `wiki` in it) is a release's corpus: see `read_release_corpus`.
-    Empty texts, empty classes and pieces longer than 4,000 characters are handed out as `Skipped`.
+    Empty texts, empty classes and pieces longer than 4,000 characters are handed out as `Skipped`. What brings no
+    source of its own is from the folder or file.
 
     Args:
         path: A folder or a file.
-        source: Name of the source for records that do not bring one; default: the name of the folder or file.
         names: Names of the class numbers of a release's corpus; default: those that lie beside it.
 
     Raises:
@@ -73,11 +73,11 @@ def read_text(path: Path, source: str | None = None, names: ClassNames | None = 
             file and line.
     """
     if not require(path).is_dir():
-        yield from _read_file(path, source or path.name)
+        yield from _read_file(path)
     elif is_release_corpus(path):
-        yield from read_release_corpus(path, names or names_beside(path), source)
+        yield from read_release_corpus(path, names or names_beside(path))
     else:
-        yield from _read_folder(path, source or path.resolve().name)
+        yield from _read_folder(path)
 
 
 def class_sentences(path: Path, class_name: str) -> list[SentenceRecord]:
@@ -89,7 +89,7 @@ def class_sentences(path: Path, class_name: str) -> list[SentenceRecord]:
         InputError: If the file is missing, is malformed, or holds no sentence about the class.
     """
     name = clean_name(class_name, "--text")
-    found = [i for i in _read_file(require(path), path.name, name) if isinstance(i, SentenceRecord)]
+    found = [i for i in _read_file(require(path), name) if isinstance(i, SentenceRecord)]
     ours = [item for item in found if item.class_name.casefold() == name.casefold()]
     if not ours:
         others = f"; it is about {found[0].class_name!r}" if found else ""
@@ -100,9 +100,9 @@ def class_sentences(path: Path, class_name: str) -> list[SentenceRecord]:
     return ours
 
 
-def _read_file(path: Path, source: str, name: str | None = None) -> _Items:
+def _read_file(path: Path, name: str | None = None) -> _Items:
     """What a file says about classes that it names, or, where it names none, about the class `name`."""
-    kind = path.suffix.lower()
+    kind, source = path.suffix.lower(), path.name
     if kind == ".json":
         kinds = dict[str, list[str] | str]
         values = read_json(path, list[str] | kinds if name else kinds, _JSON_EXAMPLE)
@@ -149,7 +149,7 @@ def _sentences(
             yield SentenceRecord(name, sentence, source, ref, licence)
 
 
-def _read_folder(folder: Path, source: str) -> _Items:
+def _read_folder(folder: Path) -> _Items:
     root = folder.resolve()
     every = sorted(folder.rglob("*.txt"))
     files = [p for p in every if "/." not in f"/{p.relative_to(folder).as_posix()}"]
@@ -167,7 +167,7 @@ def _read_folder(folder: Path, source: str) -> _Items:
         parts = file.relative_to(folder).parts
         name = clean_name(file.stem if len(parts) == 1 else parts[0], str(file))
         text = decode(read_bytes(file), str(file))
-        yield from _sentences(text, name, source, str(file), "/".join(parts))
+        yield from _sentences(text, name, root.name, str(file), "/".join(parts))
 
 
 def is_release_corpus(folder: Path) -> bool:
@@ -200,7 +200,7 @@ def names_beside(folder: Path) -> ClassNames:
     )
 
 
-def read_release_corpus(folder: Path, names: ClassNames, source: str | None = None) -> _Items:
+def read_release_corpus(folder: Path, names: ClassNames) -> _Items:
     """Stream a corpus's sentences, class by class; each names its file and section.
 
     Sections such as References are left out with all that lies below them. A file that is not UTF-8 is read as GBK.
@@ -227,7 +227,7 @@ def read_release_corpus(folder: Path, names: ClassNames, source: str | None = No
         for heading, body in sections(text, DROPPED_SECTIONS["en"]):
             ref = path.name + (f"#{heading}" if heading else "")
             if body.strip():
-                found += _sentences(body, name, source or "wikipedia", str(path), ref, _LICENCE)
+                found += _sentences(body, name, "wikipedia", str(path), ref, _LICENCE)
         yield from found or _sentences("", name, "", str(path))
     if gbk:
         _log.info("%s: %s files are not UTF-8 and were read as GBK", place, f"{gbk:,}")

@@ -452,7 +452,7 @@ def _read_sentences(
     """The sentences of a source by class name."""
     found: dict[str, list[SentenceRecord]] = defaultdict(list)
     read = 0
-    for item in read_text(path, names=names):
+    for item in read_text(path, names):
         if isinstance(item, Skipped):
             notes.skip(item)
             continue
