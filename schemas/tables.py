@@ -129,17 +129,6 @@ def image_vectors_name(image_fp: str) -> str:
 
 CLASS_STATS = "class_stats"  # its width is the encoder's, so the schema is a function
 
-KEYS = {
-    "classes": "class_id",
-    "sentences": "sentence_id",
-    "images": "image_id",
-    "sentence_scores": "sentence_id",
-    "anchors": "anchor_key",
-    "class_stats": "class_id",
-    "taxonomy": "name",
-}
-"""The primary key of each committed table."""
-
 COMMITTED = {
     "classes": CLASSES,
     "sentences": SENTENCES,
@@ -149,3 +138,6 @@ COMMITTED = {
     "taxonomy": TAXONOMY,
 }
 """Committed tables whose schema does not depend on the encoder."""
+
+KEYS = {name: schema.names[0] for name, schema in COMMITTED.items()} | {CLASS_STATS: "class_id"}
+"""The primary key of each committed table, its first column."""
