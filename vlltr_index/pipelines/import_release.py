@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +74,7 @@ def import_release(
     workspace: Workspace,
     path: Path,
     *,
-    label_names: Path | Sequence[str] | None = None,
+    label_names: Path | None = None,
     anchors: bool = False,
 ) -> ImportReport:
     """Make a checkpoint of the release the workspace's encoder (stage 1), or its image tower and head (stage 2).
@@ -87,7 +86,7 @@ def import_release(
     Args:
         workspace: Where to.
         path: What the release's training program saved.
-        label_names: Names of the head's classes in the order of the benchmark's labels, or a file of them; stage 2.
+        label_names: A file of the head's classes in the order of the benchmark's labels; stage 2.
         anchors: Whether the vectors of the checkpoint become the anchors; stage 2.
 
     Raises:
@@ -109,8 +108,7 @@ def import_release(
             f"which classes are the rows of the head in {path}?",
             f"Name the benchmark's class names: vlltr import release {path} --names labels.txt",
         )
-    names = read_class_names(label_names) if isinstance(label_names, Path) else ClassNames.of(label_names)
-    return _stage_two(workspace, checkpoint, names, anchors)
+    return _stage_two(workspace, checkpoint, read_class_names(label_names), anchors)
 
 
 def _stage_one(workspace: Workspace, checkpoint: release_weights.ReleaseCheckpoint) -> ImportReport:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +88,7 @@ def ingest_images(
     split: str | None = None,
     *,
     list_root: Path | None = None,
-    label_names: Path | ClassNames | Sequence[str] | None = None,
+    label_names: Path | None = None,
     create_classes: bool = False,
     store: int | None = None,
     hold_out: float | None = None,
@@ -105,7 +105,7 @@ def ingest_images(
         path: See `data.image_readers.read_images`.
         split: Names of classes are made from split `train`; images of other splits need a class that is there.
         list_root: What the paths of a list are relative to; default: its own folder.
-        label_names: Names of numeric labels, or a file of them: see `data.names.read_class_names`.
+        label_names: A file of the names of numeric labels: see `data.names.read_class_names`.
         create_classes: Make classes for unknown names in every split.
         store: The shorter side, in pixels, of the images that the workspace keeps; smaller ones are kept as they are.
             Training and embedding see these from then on, not the files. An image that came in before with another
@@ -120,8 +120,7 @@ def ingest_images(
     """
     if hold_out is not None and (split != "train" or not 0.0 <= hold_out < 1.0):
         raise UsageError("a share from 0 to 0.9 is held out of the training split", "Say so: --split train")
-    given = read_class_names(label_names) if isinstance(label_names, Path) else label_names
-    given = given if given is None or isinstance(given, ClassNames) else ClassNames.of(given)
+    given = read_class_names(label_names) if label_names is not None else None
     command = f"ingest images {path}" + (f" --split {split}" if split else "")
     command += f" --store {store}" if store else ""
     command += "" if hold_out is None else f" --hold-out {hold_out:g}"
@@ -377,8 +376,8 @@ def ingest_text(
     workspace: Workspace,
     path: Path,
     *,
-    label_names: Path | ClassNames | None = None,
-    prompts: bool | None = None,
+    label_names: Path | None = None,
+    prompts: bool = True,
     progress: Progress | None = None,
 ) -> IngestReport:
     """Bring in sentences, make classes for new names, and give every class its prompts.
@@ -386,8 +385,8 @@ def ingest_text(
     Args:
         workspace: Where to.
         path: See `data.text_readers.read_text`.
-        label_names: Names of a release corpus's class numbers; default: the file beside it.
-        prompts: Whether every class of the workspace gets the recipe's prompts; default: yes.
+        label_names: A file of the names of a release corpus's class numbers; default: the one beside it.
+        prompts: Whether every class of the workspace gets the recipe's prompts.
         progress: Called with the step's name, what is done, and the total.
 
     Raises:
@@ -408,12 +407,12 @@ def ingest_text(
             owned[class_id] += records
         rows = ingestion.sentence_rows(owned, known.__contains__)
         tx.upsert("sentences", rows)
-        table, wanted = tx.class_table(), prompts is not False
-        made = write_prompts(workspace, tx, table.ids) if wanted else 0
+        table = tx.class_table()
+        made = write_prompts(workspace, tx, table.ids) if prompts else 0
         bare = sorted(_classes_without_text(tx)[1])
     if bare:
         notes.lines.append(
-            f"{len(bare):,} of {len(table):,} classes have no text{' but prompts' if wanted else ''}: "
+            f"{len(bare):,} of {len(table):,} classes have no text{' but prompts' if prompts else ''}: "
             + some(table.names[i] for i in bare)
         )
     return IngestReport(
@@ -429,7 +428,7 @@ def ingest_text(
     )
 
 
-def _corpus_names(path: Path, given: Path | ClassNames | None) -> ClassNames | None:
+def _corpus_names(path: Path, given: Path | None) -> ClassNames | None:
     """The names of a release corpus's class numbers.
 
     Raises:
@@ -443,7 +442,7 @@ def _corpus_names(path: Path, given: Path | ClassNames | None) -> ClassNames | N
             f"{path} names its classes itself: --names is for a folder of desc_<class number>.txt",
             f"Leave it out: vlltr ingest text {path}",
         )
-    return read_class_names(given) if isinstance(given, Path) else given
+    return read_class_names(given)
 
 
 def _read_sentences(
