@@ -26,7 +26,6 @@ from vlltr_index.evaluation.figures import SHOTS, confused_pairs, gains, shots, 
 from vlltr_index.evaluation.metrics import Interval, reliability
 from vlltr_index.evaluation.report import nearest_pictures, render, thumbnail
 from vlltr_index.heads.checkpoint import load_head
-from vlltr_index.pipelines.baselines import ADJUSTED, FC, baseline_labels
 from vlltr_index.pipelines.evaluate import METHOD, Evaluation, evaluation
 from vlltr_index.pipelines.status import status
 from vlltr_index.schemas.fingerprint import short
@@ -94,7 +93,7 @@ def write_report(
         workspace: What to report on.
         out: The file; default `reports/report-<split>-<commit>.html` in the workspace.
         split: Which images to evaluate.
-        against: The baseline's row; default: image-only with logit adjustment, else image-only, else the best.
+        against: The baseline's row; default: image-only with logit adjustment, else the best.
         progress: Called while scoring and embedding.
 
     Raises:
@@ -183,11 +182,9 @@ def gather_report(
 def _measure(
     workspace: Workspace, snapshot: Snapshot, split: str, against: str | None, progress: Progress | None
 ) -> Evaluation | records.Missing:
-    """The evaluation, or what it lacks; compared with the best baseline there is."""
+    """The evaluation, or what it lacks."""
     try:
-        labels = baseline_labels(workspace, snapshot)
-        other = against or next((name for name in (ADJUSTED, FC) if name in labels), None)
-        return evaluation(workspace, split, at=snapshot.commit.id, progress=progress, against=other)
+        return evaluation(workspace, split, at=snapshot.commit.id, progress=progress, against=against)
     except WorkspaceError as error:  # not there, damaged, or another encoder's
         return records.Missing(error.message, error.hint or "See: vlltr status")
 
