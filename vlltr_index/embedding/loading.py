@@ -76,13 +76,8 @@ def open_encoder(workspace: Workspace, snapshot: Snapshot, check: bool = True) -
 
 def recipe_encoder(config: EncoderConfig) -> Encoder:
     """The weights that a recipe names."""
-    return Encoder.load(
-        config.model,
-        config.pretrained,
-        image_size=config.image_size,
-        resize=config.resize,
-        precision=config.precision,
-    )
+    how = config.model_dump(include={"image_size", "resize", "precision"})
+    return Encoder.load(config.model, config.pretrained, **how)
 
 
 def usable_images(snapshot: Snapshot, split: str, columns: list[str]) -> pa.Table:

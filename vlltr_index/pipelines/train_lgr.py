@@ -341,12 +341,10 @@ def _trained_bank(tx: Snapshot, loaded: loading.LoadedBank, class_ids: Tensor) -
 def _visual_init(
     workspace: Workspace, checkpoint: str | None, class_ids: Tensor
 ) -> tuple[Tensor, Tensor] | None:
-    found = (
-        training.load_visual(workspace.object_path("checkpoints", checkpoint), class_ids)
-        if checkpoint
-        else None
-    )
-    return found if found is None else found[:2]
+    if not checkpoint:
+        return None
+    found = training.load_visual(workspace.object_path("checkpoints", checkpoint), class_ids)
+    return found and found[:2]
 
 
 @dataclass(frozen=True)
