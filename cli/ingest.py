@@ -69,7 +69,7 @@ def images(context: Context, /, path: str, **how: Any) -> None:
     type=FILE,
     help="Names of the class numbers of desc_N.txt; default: labels.txt or categories.json beside them.",
 )
-@click.option("--prompts/--no-prompts", default=True, help="Add the recipe's prompts, as by default.")
+@click.option("--prompts/--no-prompts", default=None, help="Add the recipe's prompts, as by default.")
 @pass_context
 def text(context: Context, /, **how: Any) -> None:
     """Bring in sentences from PATH.

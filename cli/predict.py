@@ -114,9 +114,8 @@ def _names(only: str | None) -> list[str] | None:
     if only is None:
         return None
     listed: Iterable[str] = only.split(",")
-    if os.path.isfile(
-        file := os.path.expanduser(only)
-    ):  # Path.is_file fails where a list is too long for a name
+    # Not Path.is_file: a list may be too long for a name.
+    if os.path.isfile(file := os.path.expanduser(only)):
         listed = (line for _, line in read_lines(Path(file)))
     return [name.strip() for name in listed if name.strip()]
 

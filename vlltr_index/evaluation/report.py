@@ -74,10 +74,8 @@ def _charts(report: Report) -> dict[str, Any]:
     measured = report.measured
     if isinstance(measured, Measured):
         rows, against = measured.evaluation.rows, measured.evaluation.against
-        drawn = [
-            *list(rows)[:3],
-            *([against] if against in rows else []),
-        ]  # the method, its branches, the other
+        # The method, its branches, the other.
+        drawn = [*list(rows)[:3], *([against] if against in rows else [])]
         charts["accuracy"] = accuracy_chart({name: rows[name] for name in dict.fromkeys(drawn)})
         errors = measured.evaluation.calibration_error
         charts["reliability"] = reliability_chart(measured.reliability, errors)

@@ -86,7 +86,7 @@ def import_release(
     Args:
         workspace: Where to.
         path: What the release's training program saved.
-        label_names: A file of the head's classes in the order of the benchmark's labels; stage 2.
+        label_names: A file of the names of the head's classes in the order of the benchmark's labels; stage 2.
         anchors: Whether the vectors of the checkpoint become the anchors; stage 2.
 
     Raises:

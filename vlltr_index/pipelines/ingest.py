@@ -199,9 +199,8 @@ class _ImageRun:
     added: int = 0
     updated: int = 0
     seen: set[str] = field(default_factory=set)
-    stored: dict[str, tuple[str, str, str | None]] = field(
-        default_factory=dict
-    )  # by id without side: id, uri, hash
+    # By id without side: id, uri, hash.
+    stored: dict[str, tuple[str, str, str | None]] = field(default_factory=dict)
     replaced: list[str] = field(default_factory=list)  # ids of images that were kept at another side
     probes: dict[str, Probe] = field(default_factory=dict)  # of readable images, by content hash
 
@@ -355,10 +354,8 @@ def _next_step(tx: Transaction) -> str | None:
 
 def write_prompts(workspace: Workspace, tx: Transaction, class_ids: Iterable[int]) -> int:
     """Give classes the recipe's prompts, but for sentences that are there; how many are new."""
-    names, known = (
-        tx.class_table().names,
-        set(tx.table("sentences", ["sentence_id"])["sentence_id"].to_pylist()),
-    )
+    names = tx.class_table().names
+    known = set(tx.table("sentences", ["sentence_id"])["sentence_id"].to_pylist())
     asked = {i: class_prompts(names[i], workspace.recipe.prompts) for i in sorted(class_ids)}
     return tx.upsert("sentences", ingestion.sentence_rows(asked, known.__contains__))
 
@@ -377,7 +374,7 @@ def ingest_text(
     path: Path,
     *,
     label_names: Path | None = None,
-    prompts: bool = True,
+    prompts: bool | None = None,
     progress: Progress | None = None,
 ) -> IngestReport:
     """Bring in sentences, make classes for new names, and give every class its prompts.
@@ -386,7 +383,7 @@ def ingest_text(
         workspace: Where to.
         path: See `data.text_readers.read_text`.
         label_names: A file of the names of a release corpus's class numbers; default: the one beside it.
-        prompts: Whether every class of the workspace gets the recipe's prompts.
+        prompts: Whether every class of the workspace gets the recipe's prompts; default: yes.
         progress: Called with the step's name, what is done, and the total.
 
     Raises:
@@ -407,12 +404,12 @@ def ingest_text(
             owned[class_id] += records
         rows = ingestion.sentence_rows(owned, known.__contains__)
         tx.upsert("sentences", rows)
-        table = tx.class_table()
-        made = write_prompts(workspace, tx, table.ids) if prompts else 0
+        table, wanted = tx.class_table(), prompts is not False
+        made = write_prompts(workspace, tx, table.ids) if wanted else 0
         bare = sorted(_classes_without_text(tx)[1])
     if bare:
         notes.lines.append(
-            f"{len(bare):,} of {len(table):,} classes have no text{' but prompts' if prompts else ''}: "
+            f"{len(bare):,} of {len(table):,} classes have no text{' but prompts' if wanted else ''}: "
             + some(table.names[i] for i in bare)
         )
     return IngestReport(

@@ -80,8 +80,8 @@ def train_cvlp_stage(
 
         def keep(tx: Transaction) -> str:
             digest = training.keep_stage(workspace, stage, data, "cvlp", config, held)
-            tx.set(checkpoint=digest, text_fp=None, image_fp=None)  # the rest is of another encoder's vectors
-            tx.set(head=None, index=None, selection_id=None, fusion=None)
+            tx.set(checkpoint=digest, text_fp=None, image_fp=None)
+            tx.set(head=None, index=None, selection_id=None, fusion=None)  # of another encoder's vectors
             tx.note(cvlp=config.model_dump(mode="json"))
             return digest
 
