@@ -19,7 +19,7 @@ from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.schemas.config import BaselineConfig, LGRConfig
 from vlltr_index.train.augment import BatchMixer
 from vlltr_index.train.cvlp import train_image_only, visual_classifier
-from vlltr_index.train.losses import sampler_prior, soft_cross_entropy
+from vlltr_index.train.losses import adjusted_cross_entropy, sampler_prior
 from vlltr_index.train.recognition import HeldOut, new_head, train_lgr, train_until, tune_visual
 from vlltr_index.train.sampling import epoch_batches, stream
 
@@ -354,7 +354,7 @@ def test_the_baselines_batches_are_mixed(mixup: float, cutmix: float) -> None:
     with torch.no_grad():
         logits = classifier(encoder.encode_pixels(mixed))
     prior = sampler_prior(images.class_counts, config.sampler_power).log().float()
-    expected = soft_cross_entropy(logits, targets, prior, 0.5)
+    expected = adjusted_cross_entropy(logits, targets, prior, 0.5)
     encoder = drawings.encoder()
     found = train_image_only(encoder, drawings.images(encoder), config).log[0]
     assert found["loss"] == found["visual"] == pytest.approx(float(expected), rel=1e-5)

@@ -23,12 +23,11 @@ from vlltr_index.train.distributed import gather_rows, in_parts, join_processes,
 from vlltr_index.train.loop import Run, StageOne
 from vlltr_index.train.lora import adapted
 from vlltr_index.train.losses import (
-    adjusted_loss,
+    adjusted_cross_entropy,
     class_contrastive_loss,
     class_sigmoid_loss,
     distillation_loss,
     joint_log_adjustment,
-    logit_adjusted_cross_entropy,
     sampler_prior,
     text_classification_loss,
 )
@@ -184,7 +183,8 @@ def train_image_only(
         features = images.encode(encoder, pixels, config.micro_batch)
         with torch.autocast(features.device.type, enabled=False):
             logits = visual(features.float())
-        loss = adjusted_loss(logits, labels, soft, log_prior, config)
+        targets, tau = labels if soft is None else soft, config.logit_adjustment
+        loss = adjusted_cross_entropy(logits, targets, log_prior, tau, config.label_smoothing)
         return loss, {"visual": loss}
 
     run = Run("train baseline fc", config, encoder, module, images, objective, run_dir, progress)
@@ -292,10 +292,7 @@ class _Objective:
                 logits = self.visual(image.float())
             prior, scale = self.text_prior[candidates.classes], self.log_scale.exp()
             joint = text_classification_loss(image, drawn.mean(0), candidates.targets, prior, scale)
-            parts |= {
-                "text": joint,
-                "visual": logit_adjusted_cross_entropy(logits, labels, self.visual_prior),
-            }
+            parts |= {"text": joint, "visual": adjusted_cross_entropy(logits, labels, self.visual_prior)}
             loss = loss + config.joint_weight * (parts["text"] + config.joint_visual_weight * parts["visual"])
         return loss, parts
 

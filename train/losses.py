@@ -2,7 +2,7 @@
 
 Pure functions: tensors in, tensors out. All of them compute in float32 at least, also under an ambient
 autocast, because a bfloat16 cosine times a scale of 100 is off by whole units. Targets and priors may lie on the CPU
-where logits are on a GPU: there they are checked without waiting for it, and follow.
+where logits are on a GPU: they follow.
 """
 
 from __future__ import annotations
@@ -14,15 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlltr_index.errors import InputError
-from vlltr_index.schemas.config import BaselineConfig, LGRConfig
-from vlltr_index.tensors import (
-    check_labels,
-    check_matrix,
-    check_vector,
-    full_precision,
-    unit_rows,
-    working_dtype,
-)
+from vlltr_index.tensors import full_precision, unit_rows, working_dtype
 
 
 def class_contrastive_loss(
@@ -46,11 +38,7 @@ def class_contrastive_loss(
     Returns:
         The image-to-text and the text-to-image loss, scalars. Rows without a positive are left out of the
         mean; a side without any positive is zero and still has gradients.
-
-    Raises:
-        InputError: Shapes or dtypes do not fit.
     """
-    _check_pairs(image_features, text_features, image_labels, text_labels)
     with full_precision(image_features.device):
         logits = _scaled_cosines(image_features, text_features, logit_scale)
         positives = image_labels[:, None] == text_labels[None, :]
@@ -80,11 +68,7 @@ def class_sigmoid_loss(
 
     Returns:
         A scalar.
-
-    Raises:
-        InputError: Shapes or dtypes do not fit.
     """
-    _check_pairs(image_features, text_features, image_labels, text_labels)
     with full_precision(image_features.device):
         logits = _scaled_cosines(image_features, text_features, logit_scale) + logit_bias
         signs = (image_labels[:, None] == text_labels[None, :]).to(logits.dtype) * 2 - 1
@@ -100,20 +84,11 @@ def distillation_loss(
         student_logits: Float [N_i, N_t], scaled cosines; rows are images.
         teacher_logits: Float [N_i, N_t], the same of the teacher. No gradient flows into it.
         mode: `full`: cross-entropy with the teacher's whole rows and columns, mean of the two sides (what the
-            release runs). `paired`: the equation as printed, diagonal terms only, sum of the two sides.
+            release runs). `paired`: the equation as printed, diagonal terms only, sum of the two sides; N_t is N_i.
 
     Returns:
         A scalar.
-
-    Raises:
-        InputError: Shapes differ, or `paired` on a matrix that is not square.
     """
-    check_matrix("student_logits", student_logits)
-    check_matrix("teacher_logits", teacher_logits, student_logits.shape[1], student_logits.shape[0])
-    if mode == "paired" and student_logits.shape[0] != student_logits.shape[1]:
-        raise InputError(
-            f"paired distillation needs as many sentences as images, got {list(student_logits.shape)}"
-        )
     dtype = working_dtype(student_logits, teacher_logits)
     student, teacher = student_logits.to(dtype), teacher_logits.detach().to(dtype)
     with full_precision(student.device):
@@ -138,7 +113,6 @@ def sampler_prior(class_counts: Tensor, power: float = 0.5) -> Tensor:
     Raises:
         InputError: A negative count, or no image at all.
     """
-    check_vector("class_counts", class_counts)
     counts = class_counts.to(torch.float64)
     if counts.numel() == 0 or bool((counts < 0).any()) or not bool((counts > 0).any()):
         raise InputError("class_counts must hold no negative number and at least one positive one")
@@ -146,12 +120,12 @@ def sampler_prior(class_counts: Tensor, power: float = 0.5) -> Tensor:
     return mass / mass.sum()
 
 
-def candidate_log_prior(prior: Tensor, batch_size: int, extra: int) -> Tensor:
-    """Log probability that a class other than the image's own is among the candidates of a joint-stage step.
+def joint_log_adjustment(prior: Tensor, batch_size: int, extra: int) -> Tensor:
+    """log p_c - log pi_c, what the joint stage adds to every candidate's logit, the target's included.
 
-    The candidates are the classes in the batch and `extra` others, drawn uniformly among the rest that have
-    training images: pi_c = 1 - (1 - p_c)^(B-1), plus the chance of being among the extra ones where it is
-    not.
+    pi_c is the probability that a class other than the image's own is among the candidates of a step. These are the
+    classes in the batch and `extra` others, drawn uniformly among the rest that have training images:
+    pi_c = 1 - (1 - p_c)^(B-1), plus the chance of being among the extra ones where it is not.
 
     Args:
         prior: The sampler's class prior p, [C], summing to one.
@@ -159,40 +133,16 @@ def candidate_log_prior(prior: Tensor, batch_size: int, extra: int) -> Tensor:
         extra: Extra classes drawn a step.
 
     Returns:
-        log pi, float64 [C]; zero for classes with p = 0, which never are candidates.
-
-    Raises:
-        InputError: `batch_size` is below one, or `extra` is negative.
-    """
-    check_vector("prior", prior)
-    if batch_size < 1 or extra < 0:
-        raise InputError(f"batch_size must be at least 1 and extra at least 0, got {batch_size} and {extra}")
-    p = prior.to(torch.float64)
-    drawn = p > 0
-    absent = torch.exp((batch_size - 1) * torch.log1p(-p.clamp(max=1.0 - 1e-15)))
-    # Classes outside the batch, given that c is one of them: c itself and the expected number of the others.
-    outside = torch.where(drawn, torch.exp(batch_size * torch.log1p(-p.clamp(max=1.0 - 1e-15))), 0.0)
-    others = 1.0 + outside.sum() - outside
-    chance = (1.0 - absent) + absent * (extra / others).clamp(max=1.0)
-    return torch.where(drawn, chance.clamp(min=1e-300).log(), 0.0)
-
-
-def joint_log_adjustment(prior: Tensor, batch_size: int, extra: int) -> Tensor:
-    """log p_c - log pi_c, what the joint stage adds to every candidate's logit, the target's included.
-
-    Args:
-        prior: The sampler's class prior p, [C].
-        batch_size: As for `candidate_log_prior`.
-        extra: As for `candidate_log_prior`.
-
-    Returns:
         Float64 [C]; minus infinity for classes without training images, which keeps them out of the
         denominator.
-
-    Raises:
-        InputError: As `candidate_log_prior`.
     """
-    return prior.to(torch.float64).log() - candidate_log_prior(prior, batch_size, extra)
+    p = prior.to(torch.float64)
+    absent = torch.exp((batch_size - 1) * torch.log1p(-p.clamp(max=1.0 - 1e-15)))
+    # Classes outside the batch, given that c is one of them: c itself and the expected number of the others.
+    outside = torch.where(p > 0, torch.exp(batch_size * torch.log1p(-p.clamp(max=1.0 - 1e-15))), 0.0)
+    others = 1.0 + outside.sum() - outside
+    chance = (1.0 - absent) + absent * (extra / others).clamp(max=1.0)
+    return p.log() - chance.clamp(min=1e-300).log()
 
 
 def text_classification_loss(
@@ -208,99 +158,49 @@ def text_classification_loss(
     Args:
         image_features: Float [B, D], normalised or not.
         candidate_text_features: Float [K, D], one sentence of each candidate class, normalised or not.
-        targets: Integers [B], positions among the candidates.
+        targets: Int64 [B], positions among the candidates, none of one that is left out.
         log_adjustment: Float [K], see `joint_log_adjustment`; minus infinity leaves a candidate out.
         logit_scale: The multiplier of the cosine, not its logarithm.
 
     Returns:
         A scalar.
-
-    Raises:
-        InputError: Shapes or dtypes do not fit, a target is out of range, or its adjustment is not finite.
     """
-    check_matrix("image_features", image_features)
-    check_matrix("candidate_text_features", candidate_text_features, columns=image_features.shape[1])
     with full_precision(image_features.device):
         logits = _scaled_cosines(image_features, candidate_text_features, logit_scale)
-    return _adjusted_cross_entropy(logits, targets, log_adjustment, "log_adjustment", 0.0)
+    return adjusted_cross_entropy(logits, targets, log_adjustment)
 
 
-def logit_adjusted_cross_entropy(
+def adjusted_cross_entropy(
     logits: Tensor, targets: Tensor, log_prior: Tensor, tau: float = 1.0, label_smoothing: float = 0.0
 ) -> Tensor:
     """Cross-entropy of logits + tau * log prior (logit adjustment, Menon et al. 2021).
 
     Args:
         logits: Float [B, C].
-        targets: Integers [B].
+        targets: Int64 [B], none of a class that is left out; or float [B, C], rows summing to one, as mixup and cutmix
+            give them.
         log_prior: Float [C], the logarithm of the sampler's class prior; minus infinity leaves a class out.
         tau: Strength of the adjustment; 0 is plain cross-entropy (classes left out stay out).
-        label_smoothing: Share of the target spread evenly over the classes that are not left out.
-
-    Returns:
-        A scalar.
-
-    Raises:
-        InputError: Shapes or dtypes do not fit, a target is out of range, or its prior is zero.
-    """
-    check_matrix("logits", logits)
-    adjustment = torch.where(torch.isneginf(log_prior), log_prior, tau * log_prior)
-    return _adjusted_cross_entropy(logits, targets, adjustment, "log_prior", label_smoothing)
-
-
-def soft_cross_entropy(logits: Tensor, targets: Tensor, log_prior: Tensor, tau: float = 1.0) -> Tensor:
-    """Cross-entropy with whole distributions, as mixup and cutmix give them, of logits + tau * log prior.
-
-    Args:
-        logits: Float [B, C].
-        targets: Float [B, C], rows summing to one.
-        log_prior: Float [C], as for `logit_adjusted_cross_entropy`.
-        tau: Strength of the adjustment; 0 is plain cross-entropy.
-
-    Returns:
-        A scalar.
-
-    Raises:
-        InputError: Shapes or dtypes do not fit.
-    """
-    check_matrix("logits", logits)
-    check_matrix("targets", targets, columns=logits.shape[1], rows=logits.shape[0])
-    check_vector("log_prior", log_prior, logits.shape[1])
-    dtype = working_dtype(logits)
-    absent = torch.isneginf(log_prior)
-    adjustment = torch.where(absent, log_prior, tau * log_prior).to(logits.device, dtype, non_blocking=True)
-    absent = absent.to(logits.device, non_blocking=True)
-    with full_precision(logits.device):
-        terms = (logits.to(dtype) + adjustment).log_softmax(1).masked_fill(absent, 0.0)
-        return -(targets.to(dtype) * terms).sum(1).mean()
-
-
-def adjusted_loss(
-    logits: Tensor, labels: Tensor, soft: Tensor | None, log_prior: Tensor, config: LGRConfig | BaselineConfig
-) -> Tensor:
-    """`logit_adjusted_cross_entropy` of labels, or `soft_cross_entropy` of mixed images.
-
-    Args:
-        logits: Float [B, C].
-        labels: Integers [B].
-        soft: Float [B, C], what the images were mixed of; None: they were not.
-        log_prior: Float [C], as for both.
-        config: Says `logit_adjustment` and `label_smoothing`.
+        label_smoothing: Share of an int64 target spread evenly over the classes that are not left out; mixed targets
+            were smoothed by who mixed them.
 
     Returns:
         A scalar.
     """
-    if soft is not None:
-        return soft_cross_entropy(logits, soft, log_prior, config.logit_adjustment)
-    tau, smoothing = config.logit_adjustment, config.label_smoothing
-    return logit_adjusted_cross_entropy(logits, labels, log_prior, tau, smoothing)
-
-
-def _check_pairs(images: Tensor, texts: Tensor, image_labels: Tensor, text_labels: Tensor) -> None:
-    check_matrix("image_features", images)
-    check_matrix("text_features", texts, columns=images.shape[1])
-    check_labels("image_labels", image_labels, images.shape[0])
-    check_labels("text_labels", text_labels, texts.shape[0])
+    dtype, device = working_dtype(logits), logits.device
+    present = ~torch.isneginf(log_prior)
+    adjustment = torch.where(present, tau * log_prior, log_prior).to(device, dtype, non_blocking=True)
+    present, targets = (part.to(device, non_blocking=True) for part in (present, targets))
+    with full_precision(device):
+        log_probabilities = (logits.to(dtype) + adjustment).log_softmax(1)
+        kept = torch.where(present, log_probabilities, 0.0)
+        if targets.is_floating_point():
+            return -(targets.to(dtype) * kept).sum(1).mean()
+        loss = F.nll_loss(log_probabilities, targets)
+        if label_smoothing:
+            spread = -kept.sum() / (present.sum() * len(logits))
+            loss = (1.0 - label_smoothing) * loss + label_smoothing * spread
+        return loss
 
 
 def _scaled_cosines(image_features: Tensor, text_features: Tensor, logit_scale: float | Tensor) -> Tensor:
@@ -318,26 +218,3 @@ def _side(logits: Tensor, positives: Tensor, label_smoothing: float) -> Tensor:
         targets = (1.0 - label_smoothing) * targets + label_smoothing / logits.shape[1]
     rows = -(targets * logits.log_softmax(1)).sum(1)
     return torch.where(kept, rows, 0.0).sum() / kept.sum().clamp(min=1)
-
-
-def _adjusted_cross_entropy(
-    logits: Tensor, targets: Tensor, adjustment: Tensor, name: str, label_smoothing: float
-) -> Tensor:
-    """Cross-entropy of logits + adjustment, where minus infinity leaves a column out of everything."""
-    check_labels("targets", targets, logits.shape[0], logits.shape[1])
-    check_vector(name, adjustment, logits.shape[1])
-    dtype = working_dtype(logits)
-    own = adjustment.to(targets.device)[targets]  # looked at where they lie: best on the CPU, see the module
-    if not bool(own.isfinite().all()):
-        target = int(targets[~own.isfinite()][0])
-        raise InputError(f"{name} of target {target} is not finite: its class must have training images")
-    targets = targets.long().to(logits.device, non_blocking=True)
-    adjustment = adjustment.to(logits.device, dtype, non_blocking=True)
-    with full_precision(logits.device):
-        log_probabilities = (logits.to(dtype) + adjustment).log_softmax(1)
-        loss = F.nll_loss(log_probabilities, targets)
-        if label_smoothing:
-            present = adjustment.isfinite()
-            spread = -torch.where(present, log_probabilities, 0.0).sum() / (present.sum() * len(logits))
-            loss = (1.0 - label_smoothing) * loss + label_smoothing * spread
-        return loss

@@ -24,7 +24,7 @@ from vlltr_index.train.data import TrainImages
 from vlltr_index.train.distributed import join_processes
 from vlltr_index.train.loop import Run, check_finite
 from vlltr_index.train.lora import adapted
-from vlltr_index.train.losses import adjusted_loss, sampler_prior
+from vlltr_index.train.losses import adjusted_cross_entropy, sampler_prior
 from vlltr_index.train.sampling import epoch_batches, seed_of, steps_per_epoch, stream
 from vlltr_index.train.schedule import parameter_groups, set_rates
 
@@ -380,16 +380,19 @@ class _HeadLoss:
         """
         kept = self.anchors.kept(generator) if self.anchors.bank.num_classes else None
         labels, parts = self.labels[positions], dict[str, Tensor]()
+        tau, smoothing = self.config.logit_adjustment, self.config.label_smoothing
         places = self.places[labels]
         told = (places >= 0).nonzero()[:, 0]
         if "visual" in self.branches:
             logits = self.head.visual_logits(features)
-            parts["visual"] = adjusted_loss(logits, labels, soft, self.log_prior, self.config)
+            targets = labels if soft is None else soft
+            parts["visual"] = adjusted_cross_entropy(logits, targets, self.log_prior, tau, smoothing)
         if "text" in self.branches and len(told):
             if len(told) < len(places):
                 features = features[told.to(features.device, non_blocking=True)]
             logits = self.head.text_logits(features, self.anchors.bank, kept)
-            parts["text"] = adjusted_loss(logits, places[told], soft, self.text_prior, self.config)
+            targets = places[told] if soft is None else soft
+            parts["text"] = adjusted_cross_entropy(logits, targets, self.text_prior, tau, smoothing)
         return sum(parts.values(), features.new_zeros(())), parts
 
     @torch.no_grad()

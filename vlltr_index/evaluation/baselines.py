@@ -19,7 +19,7 @@ from torch import Tensor
 from vlltr_index.errors import InputError, VlltrError
 from vlltr_index.heads.weighing import balanced_accuracy
 from vlltr_index.tensors import unit_rows, working_dtype
-from vlltr_index.train.losses import logit_adjusted_cross_entropy, sampler_prior
+from vlltr_index.train.losses import adjusted_cross_entropy, sampler_prior
 from vlltr_index.train.sampling import epoch_batches, stream
 from vlltr_index.train.schedule import cosine_factor
 
@@ -180,7 +180,7 @@ def _minimise(
             rows = views[
                 view.to(views.device, non_blocking=True), positions.to(views.device, non_blocking=True)
             ]
-            loss = logit_adjusted_cross_entropy(
+            loss = adjusted_cross_entropy(
                 logits(rows), labels[positions], log_prior, training.logit_adjustment
             )
             optimizer.zero_grad(set_to_none=True)
