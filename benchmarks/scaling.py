@@ -139,7 +139,7 @@ def train(folder: Path, classes: int) -> Facts:
     centre = centres(np.random.default_rng(0), classes, bank.dim)
     features = torch.cat([part for _, part in vectors(centre, labels.numpy(), 1, 1.2)])
     config = workspace.recipe.lgr.model_copy(update={"batch_size": TRAIN_BATCH})
-    head = new_head(bank.dim, bank, config, None, 50.0)
+    head = new_head(bank, config, None, 50.0)
     with torch.no_grad():
         head.visual_head.weight.copy_(2 * torch.nn.functional.normalize(features, dim=1))  # type: ignore[union-attr,operator]
     times: list[float] = []

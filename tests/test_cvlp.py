@@ -54,11 +54,11 @@ def facts(log: list[dict[str, float]]) -> list[dict[str, float]]:
 
 def same(one: StageOne, other: StageOne) -> bool:
     """Equal weights, classifiers and logs, to the bit."""
-    assert one.visual_weight is not None
-    assert other.visual_weight is not None
+    assert one.visual is not None
+    assert other.visual is not None
     return (
         drawings.same_weights(one.encoder, other.encoder)
-        and torch.equal(one.visual_weight, other.visual_weight)
+        and torch.equal(one.visual.weight, other.visual.weight)
         and facts(one.log) == facts(other.log)
     )
 
@@ -85,15 +85,14 @@ def test_the_log_tells_loss_parts_scale_rate_and_speed(whole: StageOne) -> None:
 def test_it_learns_both_branches() -> None:
     """After some epochs, the classifier and the sentences both name the drawings of the larger classes."""
     stage = fit(OURS.model_copy(update={"epochs": 16}))
-    assert stage.visual_weight is not None
-    assert stage.visual_bias is not None
+    assert stage.visual is not None
     encoder = stage.encoder
     pixels = (drawings.pixels(seed=5).float() / 255).expand(-1, 3, -1, -1)
     mean, std = encoder.mean.view(1, 3, 1, 1), encoder.std.view(1, 3, 1, 1)
     with torch.no_grad():
         features = encoder.encode_pixels((pixels - mean) / std)
+        by_row = stage.visual(features).argmax(1)
         texts = F.normalize(encoder.encode_texts([g[0] for g in drawings.texts()]), dim=1)
-    by_row = (features @ stage.visual_weight.T + stage.visual_bias).argmax(1)
     by_text = (F.normalize(features, dim=1) @ texts.T).argmax(1)
     labels = drawings.labels()
     assert (by_row == labels).float().mean() > 0.9
@@ -189,8 +188,7 @@ def test_the_text_tower_alone_learns_from_stored_vectors(tmp_path: Path) -> None
 def test_the_papers_way_has_no_visual_classifier() -> None:
     """Without the joint stage there is one sentence an image, the sum of the sides, and no classifier."""
     stage = fit(PAPER)
-    assert stage.visual_weight is None
-    assert stage.visual_bias is None
+    assert stage.visual is None
     assert set(stage.log[0]) >= {"loss", "ccl"}
     assert "text" not in stage.log[0]
 

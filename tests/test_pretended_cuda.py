@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tests.pretended_cuda import CardTensor, pretended
 from tests.test_deciding import CONFIG, drawn
+from tests.test_recognition import fitted
 from vlltr_index.anchors import anss
 from vlltr_index.anchors.anss import positive_terms, score_sentences, shift_images
 from vlltr_index.anchors.selection import select
@@ -46,7 +47,6 @@ from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.schemas.records import Prediction
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.train.deciding import decide, weigh
-from vlltr_index.train.recognition import train_lgr
 
 
 def test_the_pretended_gpu_is_like_one() -> None:
@@ -180,15 +180,13 @@ def test_a_training_step_of_lgr(classes: int, monkeypatch: pytest.MonkeyPatch) -
     bank, labels = bank_of(classes), torch.arange(6 * classes) % classes
     features = torch.randn(2, len(labels), 16)
     config = LGRConfig(epochs=1, batch_size=classes, views=2, strays=0.0)
-    log, there = list[dict[str, float]](), list[dict[str, float]]()
-    head = train_lgr(features, labels, bank, config, logit_scale=20.0, log=log)
+    head, log = fitted(features, labels, bank, config)
     with pretended() as card:
         monkeypatch.setenv("VLLTR_DEVICE", "cuda")
         before = list[int]()
-        moved = train_lgr(
-            features, labels, bank, config, logit_scale=20.0, log=there,
-            progress=lambda *_: before.append(card.waits.total()),
-        )  # fmt: skip
+        moved, there = fitted(
+            features, labels, bank, config, progress=lambda *_: before.append(card.waits.total())
+        )
     assert max(b - a for a, b in pairwise(before)) <= 3, card.waits
     assert before[-1] == before[1], card.waits  # none at all once what is kept is there
     assert there[0]["loss"] == pytest.approx(log[0]["loss"], abs=1e-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import drawings
 import pytest
@@ -18,9 +19,10 @@ from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.schemas.config import BaselineConfig, LGRConfig
 from vlltr_index.train.augment import BatchMixer
+from vlltr_index.train.checkpoint import Log
 from vlltr_index.train.cvlp import train_image_only, visual_classifier
 from vlltr_index.train.losses import adjusted_cross_entropy, sampler_prior
-from vlltr_index.train.recognition import HeldOut, new_head, train_lgr, train_until, tune_visual
+from vlltr_index.train.recognition import new_head, train_until, tune_visual
 from vlltr_index.train.sampling import epoch_batches, stream
 
 CLASSES, WIDTH = 6, 12
@@ -39,20 +41,26 @@ def stored(seed: int = 0) -> tuple[Tensor, Tensor, AnchorBank]:
     return features, labels, AnchorBank.build(anchors, owner, torch.arange(CLASSES), losses)
 
 
+def fitted(
+    features: Tensor, labels: Tensor, bank: AnchorBank, config: LGRConfig, scale: float = 20.0, **how: Any
+) -> tuple[LGRHead, Log]:
+    """A new head trained for `config.epochs`; `how` is for `train_until`."""
+    head, places = new_head(bank, config, None, scale), torch.arange(bank.num_classes)
+    return train_until(head, features, labels, bank, config, None, places=places, **how)
+
+
 def accuracy(head: LGRHead, features: Tensor, labels: Tensor, bank: AnchorBank) -> tuple[float, float]:
     with torch.no_grad():
-        visual, text = ((logits.argmax(1) == labels).float().mean() for logits in head(features, bank))
+        both = head.visual_logits(features), head.text_logits(features, bank)
+        visual, text = ((logits.argmax(1) == labels).float().mean() for logits in both)
     return float(visual), float(text)
 
 
 def test_both_branches_learn_and_the_log_tells_it() -> None:
     """The loss falls, both branches name most images, and progress comes once a step."""
     features, labels, bank = stored()
-    log: list[dict[str, float]] = []
     calls: list[tuple[str, int, int | None]] = []
-    head = train_lgr(
-        features, labels, bank, CONFIG, logit_scale=20.0, progress=lambda *c: calls.append(c), log=log
-    )
+    head, log = fitted(features, labels, bank, CONFIG, progress=lambda *c: calls.append(c))
     assert not head.training
     assert min(accuracy(head, features[0], labels, bank)) > 0.9
     assert [e["epoch"] for e in log] == [1, 2, 3, 4, 5, 6]
@@ -67,11 +75,11 @@ def test_the_same_seed_gives_the_same_head() -> None:
     features, labels, bank = stored()
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
-    one = train_lgr(features, labels, bank, CONFIG, logit_scale=20.0)
+    one, _ = fitted(features, labels, bank, CONFIG)
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(2)
-    two = train_lgr(features, labels, bank, CONFIG, logit_scale=20.0)
-    other = train_lgr(features, labels, bank, CONFIG.model_copy(update={"seed": 1}), logit_scale=20.0)
+    two, _ = fitted(features, labels, bank, CONFIG)
+    other, _ = fitted(features, labels, bank, CONFIG.model_copy(update={"seed": 1}))
     assert same_head(one, two)
     assert not same_head(one, other)
 
@@ -81,7 +89,7 @@ def test_a_view_is_drawn_for_each_image() -> None:
     features, labels, bank = stored()
     spoilt = torch.stack([features[0], torch.full_like(features[0], float("nan"))])
     with pytest.raises(VlltrError, match="the loss is nan in epoch 1"):
-        train_lgr(spoilt, labels, bank, CONFIG, logit_scale=20.0)
+        fitted(spoilt, labels, bank, CONFIG)
 
 
 def test_the_scale_is_learned_only_when_asked_and_clamped() -> None:
@@ -90,7 +98,7 @@ def test_the_scale_is_learned_only_when_asked_and_clamped() -> None:
 
     def scale(start: float, **changes: object) -> float:
         config = CONFIG.model_copy(update={"lr": 0.5, "epochs": 2, **changes})
-        head = train_lgr(features, labels, bank, config, logit_scale=start)
+        head, _ = fitted(features, labels, bank, config, start)
         return float(head.logit_scale.detach())
 
     assert scale(20.0) == pytest.approx(20.0)
@@ -104,16 +112,15 @@ def test_a_stopped_run_on_stored_vectors_goes_on(tmp_path: Path) -> None:
     features, labels, bank = stored()
     config = CONFIG.model_copy(update={"visual": "mlp", "learn_scale": True, "epochs": 4})
 
-    def run(folder: Path | None, until: int) -> tuple[LGRHead, list[dict[str, float]], list[int]]:
-        log, steps = list[dict[str, float]](), list[int]()
+    def run(folder: Path | None, until: int) -> tuple[LGRHead, Log, list[int]]:
+        steps = list[int]()
 
         def progress(step: str, done: int, total: int | None) -> None:
             steps.append(done)
             if done == until:
                 raise KeyboardInterrupt
 
-        given = {"logit_scale": 20.0, "run_dir": folder, "log": log, "progress": progress}
-        return train_lgr(features, labels, bank, config, **given), log, steps  # type: ignore[arg-type]  # any
+        return *fitted(features, labels, bank, config, run_dir=folder, progress=progress), steps
 
     head, whole, _ = run(None, 0)
     with pytest.raises(KeyboardInterrupt):
@@ -128,12 +135,11 @@ def test_a_stopped_run_on_stored_vectors_goes_on(tmp_path: Path) -> None:
 def test_each_kind_of_visual_branch_trains(kind: str) -> None:
     """Its loss falls; a cosine classifier starts from the classes' mean anchors."""
     features, labels, bank = stored()
-    log: list[dict[str, float]] = []
     config = CONFIG.model_copy(update={"visual": kind})
-    train_lgr(features, labels, bank, config, logit_scale=20.0, log=log)
+    _, log = fitted(features, labels, bank, config)
     assert log[-1]["visual"] < log[0]["visual"]
     if kind == "cosine":
-        head = new_head(WIDTH, bank, config, None, 20.0)
+        head = new_head(bank, config, None, 20.0)
         assert isinstance(head.visual_head, nn.Module)
         torch.testing.assert_close(
             head.visual_head.weight.detach(), F.normalize(bank.prototypes(False), dim=1)
@@ -164,7 +170,7 @@ def test_other_sentences_than_the_anchors_do_not_break_a_trained_head() -> None:
     config = LGRConfig(epochs=12, batch_size=32, lr=1e-2, projection_lr=3e-2)
     plain = config.model_copy(update={"loss_bias": False, "anchor_dropout": 0.0, "strays": 0.0})
     for settings, all_of_them, noisy in ((plain, (0.7, 0.9), (0.0, 0.2)), (config, (0.98, 1), (0.98, 1))):
-        head = train_lgr(images[None], labels, anchors, settings, logit_scale=10.0)
+        head, _ = fitted(images[None], labels, anchors, settings, 10.0)
         assert accuracy(head, fresh, labels, anchors)[1] > 0.98
         for bank, (low, high) in zip(others, (all_of_them, noisy), strict=True):
             assert low <= accuracy(head, fresh, labels, bank)[1] <= high
@@ -172,7 +178,7 @@ def test_other_sentences_than_the_anchors_do_not_break_a_trained_head() -> None:
 
 def start(bank: AnchorBank, config: LGRConfig, rows: int = CLASSES) -> LGRHead:
     """An untrained head with a linear visual classifier of zeros."""
-    return new_head(WIDTH, bank, config, (torch.zeros(rows, WIDTH), torch.zeros(rows)), 20.0)
+    return new_head(bank, config, (torch.zeros(rows, WIDTH), torch.zeros(rows)), 20.0)
 
 
 def same_head(one: LGRHead, other: LGRHead) -> bool:
@@ -183,7 +189,7 @@ def same_head(one: LGRHead, other: LGRHead) -> bool:
 def test_a_head_trains_until_the_held_out_loss_has_converged() -> None:
     """It ends as it was when that was lowest: as one trained for just so many steps, each check in the log."""
     features, labels, bank = stored()
-    places, held = torch.arange(CLASSES), HeldOut(features[1], labels, bank)
+    places, held = torch.arange(CLASSES), (features[1], labels)
     calls = list[int]()
     head, log = train_until(
         start(bank, CONFIG), features[:1], labels, bank, CONFIG, held, places=places,
@@ -206,10 +212,9 @@ def test_a_head_that_only_gets_worse_is_left_as_it_was() -> None:
     """With a ruinous rate the best head is the one before the first step."""
     features, labels, bank = stored()
     config = CONFIG.model_copy(update={"lr": 30.0, "projection_lr": 30.0})
-    good = train_lgr(features[:1], labels, bank, CONFIG, logit_scale=20.0)
+    good, _ = fitted(features[:1], labels, bank, CONFIG)
     before = deepcopy(good)
-    held = HeldOut(features[1], labels, bank)
-    places = torch.arange(CLASSES)
+    places, held = torch.arange(CLASSES), (features[1], labels)
     head, log = train_until(good, features[:1], labels, bank, config, held, places=places)
     assert log[-1]["best"] == 0.0
     assert same_head(head, before)
@@ -221,8 +226,9 @@ def test_classes_without_a_sentence_have_a_visual_row_alone() -> None:
     told = 4
     some = bank.select(torch.arange(told))
     places = torch.where(torch.arange(CLASSES) < told, torch.arange(CLASSES), -1)
-    held = HeldOut(features[1], labels, some)
-    head, _ = train_until(start(some, CONFIG), features[:1], labels, some, CONFIG, held, places=places)
+    head, _ = train_until(
+        start(some, CONFIG), features[:1], labels, some, CONFIG, (features[1], labels), places=places
+    )
     right = head.visual_logits(features[1]).argmax(1) == labels
     assert float(right.float().mean()) > 0.9
     seen = labels < told
@@ -235,7 +241,7 @@ def test_a_last_step_that_ruins_the_weights_is_refused() -> None:
     features, labels, bank = stored()
     config = CONFIG.model_copy(update={"epochs": 1, "batch_size": len(labels), "lr": 1e39})
     with pytest.raises(VlltrError) as caught:
-        train_lgr(features, labels, bank, config, logit_scale=20.0)
+        fitted(features, labels, bank, config)
     assert caught.value.message.startswith("train lgr: the weights ")
     assert caught.value.message.endswith(" are not finite any more")
     assert caught.value.hint == "Try a lower lr."
@@ -291,7 +297,7 @@ def test_with_mixing_a_frozen_tower_stays_and_the_head_learns(tmp_path: Path) ->
     bank = drawing_bank(encoder)
     head, _ = tune_visual(encoder, drawings.images(encoder), bank, config)
     assert drawings.same_weights(encoder, drawings.encoder())
-    assert not same_head(head, new_head(encoder.dim, bank, config, None, encoder.logit_scale))
+    assert not same_head(head, new_head(bank, config, None, encoder.logit_scale))
     stop = drawings.stop_at(6)
     with pytest.raises(KeyboardInterrupt):
         tune_visual(encoder, drawings.images(encoder), bank, config, run_dir=tmp_path, progress=stop)
@@ -327,8 +333,8 @@ def test_the_baseline_trains_the_tower_without_texts(tmp_path: Path) -> None:
     text_fp = encoder.text_fp
     stage = train_image_only(encoder, drawings.images(encoder), BASELINE)
     assert encoder.text_fp == text_fp
-    assert stage.visual_weight is not None
-    assert stage.visual_weight.shape == (8, encoder.dim)
+    assert stage.visual is not None
+    assert stage.visual.weight.shape == (8, encoder.dim)
     assert stage.log[-1]["visual"] < stage.log[0]["visual"]
     assert "scale" not in stage.log[0]
     other, images, stop = drawings.encoder(), drawings.images(encoder), drawings.stop_at(6)

@@ -23,12 +23,16 @@ STATE = "state.safetensors"
 """The file of a run's state, in the run's folder."""
 
 
-def save_state(run_dir: Path, module: nn.Module, optimizer: torch.optim.Optimizer, log: Log) -> None:
+def save_state(run_dir: Path | None, module: nn.Module, optimizer: torch.optim.Optimizer, log: Log) -> None:
     """Write what a run has learned after an epoch; a kill at any moment leaves the old file or the new one.
+
+    Without a folder nothing is written.
 
     Raises:
         WorkspaceError: If it cannot be written.
     """
+    if run_dir is None:
+        return
     path = run_dir / STATE
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     learned, tensors = optimizer.state_dict(), {f"module/{k}": v for k, v in module.state_dict().items()}

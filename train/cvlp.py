@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vlltr_index.errors import ConfigError, InputError
+from vlltr_index.errors import ConfigError
 from vlltr_index.schemas.config import BaselineConfig, CVLPConfig
 from vlltr_index.tensors import unit_rows
 from vlltr_index.train.augment import BatchMixer
@@ -77,7 +77,6 @@ def train_cvlp(
     *,
     run_dir: Path | None = None,
     progress: Progress | None = None,
-    teacher: Encoder | None = None,
 ) -> StageOne:
     """Train both towers: all their weights, or low-rank adapters that are merged at the end (`tune = "lora"`).
 
@@ -94,37 +93,32 @@ def train_cvlp(
     batch.
 
     Args:
-        encoder: Where to start; trained in place.
+        encoder: Where to start; trained in place. The teacher of distillation is a frozen copy of it as it comes in.
         images: Training images or, for `tune = "text"`, their vectors; labels 0..C-1.
         texts: Sentences of the same C classes.
         config: The recipe's `cvlp` section.
         run_dir: Where the state of an unfinished run is kept; its name must stand for all that the run depends on.
             None keeps none.
         progress: Called after every step.
-        teacher: Frozen, for distillation; default: a copy of `encoder` as it comes in.
 
     Returns:
         The encoder, and the visual classifier where the joint stage trained one.
 
     Raises:
         ConfigError: Options that exclude each other, or every weight is zero.
-        InputError: Images and texts have different numbers of classes.
     """
     join_processes(encoder)
-    distils = config.distillation != "none" and config.distillation_weight > 0
-    _check(encoder, images, texts, config, distils)
+    distils, teacher = config.distillation != "none" and config.distillation_weight > 0, None
+    _check(encoder, config, distils)
     if distils:
-        teacher = encoder.copy() if teacher is None else teacher
-        teacher.to(encoder.device).eval()
+        teacher = encoder.copy().eval()
         teacher.model.requires_grad_(False)
     visual = visual_classifier(encoder, images.num_classes, config.seed) if config.joint_weight > 0 else None
     rates = None
     if config.text_lr is not None:  # the towers have rates of their own
         rates = {"encoder.visual.": config.lr, "encoder.logit_": config.lr, "encoder.": config.text_lr}
     with _tuned(encoder, config) as log_scale:
-        objective = _Objective(
-            encoder, teacher if distils else None, visual, images, texts, config, log_scale
-        )
+        objective = _Objective(encoder, teacher, visual, images, texts, config, log_scale)
         run = Run(
             "train cvlp",
             config,
@@ -140,7 +134,7 @@ def train_cvlp(
             batch_norm="eval" if config.tune != "full" else config.batch_norm,
         )
         log = run.train()
-    return StageOne.of(encoder, visual, log)
+    return StageOne(encoder.eval(), visual, log)
 
 
 def train_image_only(
@@ -187,8 +181,8 @@ def train_image_only(
         loss = adjusted_cross_entropy(logits, targets, log_prior, tau, config.label_smoothing)
         return loss, {"visual": loss}
 
-    run = Run("train baseline fc", config, encoder, module, images, objective, run_dir, progress)
-    return StageOne.of(encoder, visual, run.train())
+    log = Run("train baseline fc", config, encoder, module, images, objective, run_dir, progress).train()
+    return StageOne(encoder.eval(), visual, log)
 
 
 def visual_classifier(encoder: Encoder, classes: int, seed: int) -> nn.Linear:
@@ -198,13 +192,7 @@ def visual_classifier(encoder: Encoder, classes: int, seed: int) -> nn.Linear:
         return nn.Linear(encoder.dim, classes).to(encoder.device)
 
 
-def _check(
-    encoder: Encoder, images: TrainImages, texts: TrainTexts, config: CVLPConfig, distils: bool
-) -> None:
-    if images.num_classes != texts.num_classes:
-        raise InputError(
-            f"there are images of {images.num_classes} classes, and texts of {texts.num_classes}"
-        )
+def _check(encoder: Encoder, config: CVLPConfig, distils: bool) -> None:
     if config.distillation == "paired" and config.joint_weight > 0:
         raise ConfigError(
             "paired distillation needs a sentence for every image, the joint stage draws one for every class",

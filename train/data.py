@@ -17,9 +17,8 @@ from vlltr_index.data.decoding import open_image
 from vlltr_index.data.objects import start_method
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.config import AugmentConfig
-from vlltr_index.tensors import check_labels
 from vlltr_index.train.augment import BatchAugment, PhotoTransform
-from vlltr_index.train.distributed import encode_rows, gather_rows
+from vlltr_index.train.distributed import gather_rows, in_parts
 from vlltr_index.train.sampling import seed_of, stream
 
 if TYPE_CHECKING:
@@ -43,14 +42,14 @@ class TrainImages:
 
     Args:
         sources: Bytes, or the path, of each image.
-        labels: Integers [N]; every class 0..C-1 should occur.
+        labels: Int64 [N]; every class 0..C-1 should occur.
         encoder: Gives size, preprocessing, mean and std.
         augment: The training augmentation.
         workers: Processes that decode streamed images; 0 decodes in this one.
         memory_limit: See above.
 
     Raises:
-        InputError: Numbers differ, there is no image, or none of them can be read.
+        InputError: There is no image, or none of them can be read.
     """
 
     pixels: Tensor | None
@@ -66,7 +65,7 @@ class TrainImages:
         workers: int = 2,
         memory_limit: int = MEMORY_LIMIT,
     ) -> None:
-        self._set_labels(labels, len(sources))
+        self._set_labels(labels)
         self._mean, self._std = (
             torch.as_tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (encoder.mean, encoder.std)
         )
@@ -85,7 +84,7 @@ class TrainImages:
     def from_features(cls, features: Tensor, labels: Tensor) -> TrainImages:
         """Stored vectors float32 [N, D], unnormalised, for training that leaves the visual tower as it is."""
         made = cls.__new__(cls)
-        made._set_labels(labels, len(features))
+        made._set_labels(labels)
         made.features = features
         return made
 
@@ -93,14 +92,12 @@ class TrainImages:
         """Image features float32 [B, D] of what `epoch` yields in all processes; stored vectors are that already."""
         if self.features is not None:
             return gather_rows(batch)
-        return encode_rows(encoder.encode_pixels, batch, micro_batch)
+        return gather_rows(in_parts(encoder.encode_pixels, batch, micro_batch))
 
-    def _set_labels(self, labels: Tensor, count: int) -> None:
-        check_labels("labels", labels, count)
-        if not count:
+    def _set_labels(self, labels: Tensor) -> None:
+        if not len(labels):  # as where all that are left were held out of stage 1
             raise InputError("there are no training images", "Run: vlltr ingest images PATH --split train")
-        self.labels = labels.long()
-        self.num_classes = int(self.labels.max()) + 1
+        self.labels, self.num_classes = labels, int(labels.max()) + 1
         self.class_counts = torch.bincount(self.labels, minlength=self.num_classes)
         self.replaced: set[int] = set()
         self.pixels = self.features = None
@@ -227,22 +224,12 @@ class TrainTexts:
     Args:
         texts: The sentences of each class, one at least.
         encoder: Gives the tokens.
-
-    Raises:
-        InputError: A class has no sentence.
     """
 
     def __init__(self, texts: Sequence[Sequence[str]], encoder: Encoder) -> None:
-        bare = next((c for c, sentences in enumerate(texts) if not len(sentences)), None)
-        if bare is not None or not len(texts):
-            raise InputError(
-                "there are no sentences" if bare is None else f"class {bare} has no sentence",
-                "Run: vlltr ingest text PATH",
-            )
         tokens = encoder.tokenize([t for sentences in texts for t in sentences])
         self.ids = tokens.ids
         self.lengths = tokens.lengths.clamp(max=self.ids.shape[1])
-        self.truncated = tokens.truncated
         counts = torch.tensor([len(sentences) for sentences in texts])
         self.offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
         self.num_classes = len(texts)

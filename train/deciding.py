@@ -32,7 +32,7 @@ from vlltr_index.heads.weighing import (
 )
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.tensors import unit_rows, work_device
-from vlltr_index.train.recognition import HeldOut, new_head, train_until
+from vlltr_index.train.recognition import new_head, train_until
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def weigh(data: StageTwoData, head: LGRHead) -> tuple[Parts, list[str]]:
 def without_images(bank: AnchorBank, config: LGRConfig, logit_scale: float) -> Decision:
     """A head for classes none of which has an image: untrained attention over their sentences alone decides."""
     dim = bank.dim
-    head = new_head(dim, bank, config, None, logit_scale, rows=0)
+    head = new_head(bank, config, (torch.zeros(0, dim), torch.zeros(0)), logit_scale)
     zeros, none = torch.zeros(dim, dtype=torch.float64), torch.zeros(dim, dim, dtype=torch.float64)
     ones, eye = zeros + 1.0, torch.eye(dim, dtype=torch.float64)
     shared = SharedGaussian(zeros, eye, ones, ones, zeros, none)
@@ -337,7 +337,7 @@ def _head(data: StageTwoData, config: LGRConfig, shared: SharedGaussian, rest: T
     if data.visual_init is not None:
         there = data.visual_init[1].isfinite()
         rows[there], biases[there] = data.visual_init[0][there], data.visual_init[1][there]
-    return new_head(rows.shape[1], data.bank, config, (rows, biases), data.logit_scale)
+    return new_head(data.bank, config, (rows, biases), data.logit_scale)
 
 
 def _fold(
@@ -352,7 +352,7 @@ def _fold(
         seen = rest & _learned(data, branches)
         head, log = train_until(
             head, data.features[:, seen], data.labels[seen], data.bank, config,
-            HeldOut(plain, labels, data.bank), places=data.places, branches=branches, progress=progress,
+            (plain, labels), places=data.places, branches=branches, progress=progress,
         )  # fmt: skip
     return _judged(data, out, shared, head, int(log[-1]["best"]) if log else 0)
 

@@ -131,11 +131,6 @@ def gather_rows(rows: Tensor) -> Tensor:
     return torch.cat(gathered)
 
 
-def encode_rows(encode: Callable[[Tensor], Tensor], rows: Tensor, micro_batch: int | None) -> Tensor:
-    """Features of the rows of all processes, with gradients, each process encoding its own by `in_parts`."""
-    return gather_rows(in_parts(encode, rows, micro_batch))
-
-
 def in_parts(encode: Callable[[Tensor], Tensor], rows: Tensor, size: int | None) -> Tensor:
     """Features [B, D] of rows [B, ...], `size` at a time; values and gradients are those of the whole batch.
 

@@ -43,24 +43,13 @@ class StageOne:
 
     Attributes:
         encoder: The trained encoder, in eval mode.
-        visual_weight: float32 [C, D] of the linear visual classifier, which takes unnormalised features; None
-            where the stage has none.
-        visual_bias: float32 [C], or None.
+        visual: The linear visual classifier of unnormalised features, [C, D] and [C]; None where the stage has none.
         log: One entry an epoch: the means of the loss parts, scale, lr, images_per_s, seconds.
     """
 
     encoder: Encoder
-    visual_weight: Tensor | None
-    visual_bias: Tensor | None
+    visual: nn.Linear | None
     log: Log
-
-    @classmethod
-    def of(cls, encoder: Encoder, visual: nn.Linear | None, log: Log) -> StageOne:
-        """With the weights of `visual` on the CPU, the encoder put into eval mode."""
-        if visual is None:
-            return cls(encoder.eval(), None, None, log)
-        weight, bias = (part.detach().float().cpu() for part in (visual.weight, visual.bias))
-        return cls(encoder.eval(), weight, bias, log)
 
 
 def check_finite(module: nn.Module, name: str) -> None:
@@ -177,7 +166,7 @@ class Run:
                 )
                 _log.info("%s epoch %d: %s", self.name, epoch + 1, told)
                 if (epoch + 1) % every == 0 or epoch + 1 == config.epochs:
-                    by_first(self._save)
+                    by_first(lambda: save_state(self.run_dir, self.module, self.optimizer, self.log))
         self.module.eval()
         self._lay_out(torch.contiguous_format)
         return self.log
@@ -233,10 +222,6 @@ class Run:
             with torch.no_grad():
                 self.log_scale.clamp_(max=math.log(self.max_scale))
         return {"loss": loss, **parts}
-
-    def _save(self) -> None:
-        if self.run_dir is not None:
-            save_state(self.run_dir, self.module, self.optimizer, self.log)
 
     def _lay_out(self, memory_format: torch.memory_format) -> None:
         """Change the memory layout of all weights of the encoder with four dimensions, in place."""

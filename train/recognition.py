@@ -6,18 +6,18 @@ import math
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from vlltr_index.anchors.anss import class_means
-from vlltr_index.errors import InputError, VlltrError
+from vlltr_index.errors import VlltrError
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.lgr import CosineClassifier, LGRHead
 from vlltr_index.heads.weighing import fit_temperature, nll
 from vlltr_index.schemas.config import LGRConfig
-from vlltr_index.tensors import check_labels, unit_rows, work_device
+from vlltr_index.tensors import unit_rows, work_device
 from vlltr_index.train.augment import BatchMixer
 from vlltr_index.train.checkpoint import Log, load_state, save_state
 from vlltr_index.train.data import TrainImages
@@ -40,65 +40,13 @@ BRANCHES = ("visual", "text")
 _PROJECTIONS = ("query_proj", "key_proj", "query_norm", "key_norm")
 
 
-def train_lgr(
-    features: Tensor,
-    labels: Tensor,
-    bank: AnchorBank,
-    config: LGRConfig,
-    *,
-    visual_init: tuple[Tensor, Tensor] | None = None,
-    logit_scale: float,
-    run_dir: Path | None = None,
-    progress: Progress | None = None,
-    log: Log | None = None,
-) -> LGRHead:
-    """Train the head on stored vectors; each step takes one of an image's views at random.
-
-    The anchors have strays of other classes among them, and some are left out in each step: attention that has only
-    ever seen well chosen sentences trusts any that resembles the image.
-
-    Vectors on the CPU go to where `choose_device` says, all of them, and the head comes back.
-
-    Args:
-        features: Float [V, N, D], V views of N images, unnormalised.
-        labels: Integers [N], best on the CPU, positions among the bank's classes.
-        bank: The anchors of the C classes.
-        config: The recipe's `lgr` section; `tune` is the caller's affair.
-        visual_init: Weight [C, D] and bias [C] to start a linear visual classifier from.
-        logit_scale: The multiplier of the cosine, stage 1's.
-        run_dir: Where the state of an unfinished run is kept after each epoch, and gone on from; its name must stand
-            for all that the run depends on. None keeps none.
-        progress: Called after every step.
-        log: Receives one entry an epoch.
-
-    Returns:
-        The head, in eval mode, where the vectors lie.
-
-    Raises:
-        InputError: Shapes do not fit, or a label is out of range.
-        VlltrError: The loss, or a weight at the end, is not finite.
-        WorkspaceError: The state in `run_dir` is damaged.
-    """
-    if features.dim() != 3 or not features.is_floating_point() or not features.shape[0]:
-        raise InputError(f"features must be floating [V, N, D], got {features.dtype} {list(features.shape)}")
-    check_labels("labels", labels, features.shape[1], bank.num_classes)
-    head = new_head(features.shape[2], bank, config, visual_init, logit_scale, rows=bank.num_classes)
-    places, labels = torch.arange(bank.num_classes), labels.long()
-    head, found = train_until(
-        head, features, labels, bank, config, None, places=places, run_dir=run_dir, progress=progress
-    )
-    if log is not None:
-        log[:] = found
-    return head
-
-
 def train_until(
     head: LGRHead,
     features: Tensor,
     labels: Tensor,
     bank: AnchorBank,
     config: LGRConfig,
-    stop: int | HeldOut | None,
+    stop: int | tuple[Tensor, Tensor] | None,
     *,
     places: Tensor,
     branches: Sequence[str] = BRANCHES,
@@ -107,21 +55,27 @@ def train_until(
 ) -> tuple[LGRHead, Log]:
     """Train a head on stored vectors at a steady rate: for so many steps, or until a held-out loss has converged.
 
-    That loss is looked at every epoch, or every 20 steps where an epoch is shorter. It has converged once two looks
-    have not lowered it by 0.5 % and 0.002; the head is then as it was at its lowest, which may be before the first
-    step. It is taken at the temperature that suits it best: a head that is merely too sure of itself is not trained too
-    long.
+    Each step takes one of an image's views at random. The anchors have strays of other classes among them, and some are
+    left out in each step: attention that has only ever seen well chosen sentences trusts any that resembles the image.
+    Vectors on the CPU go to where `choose_device` says, all of them, and the head comes back.
+
+    The held-out loss is looked at every epoch, or every 20 steps where an epoch is shorter. It has converged once two
+    looks have not lowered it by 0.5 % and 0.002; the head is then as it was at its lowest, which may be before the
+    first step. It is taken at the temperature that suits it best: a head that is merely too sure of itself is not
+    trained too long.
 
     Args:
         head: Where to start; trained in place.
         features: Float [V, N, D], V views of N images, unnormalised.
-        labels: Int64 [N], rows of the visual classifier.
+        labels: Int64 [N], best on the CPU, rows of the visual classifier.
         bank: Anchors of the classes that have a sentence.
-        config: The recipe's `lgr` section.
-        stop: Steps, or images that are not among those trained on; None: `config.epochs`, at the rate of the cosine.
+        config: The recipe's `lgr` section; `tune` is the caller's affair.
+        stop: Steps, or features float [M, D] and labels int64 [M] of images that are not among those trained on; None:
+            `config.epochs`, at the rate of the cosine.
         places: Int64 [C], the position in the bank of each row's class; -1 for a class without a sentence.
         branches: Which are trained, and looked at: `visual`, `text` or both.
-        run_dir: As for `train_lgr`; for a number of steps.
+        run_dir: Where the state of an unfinished run is kept after each epoch, and gone on from; its name must stand
+            for all that the run depends on. None keeps none, as where a held-out loss says when to stop.
         progress: Called after every step.
 
     Returns:
@@ -144,16 +98,15 @@ def train_until(
     groups = parameter_groups(head.named_parameters(), config.lr, config.weight_decay, rates)
     optimizer = torch.optim.AdamW(groups, fused=True)
     best, lowest, kept = 0, math.inf, dict[str, Tensor]()
-    if isinstance(stop, HeldOut):
-        held = HeldOut(stop.features, stop.labels.cpu(), stop.bank.to(device))
-        lowest, kept = objective.held_out(held), deepcopy(head.state_dict())
+    if isinstance(stop, tuple):
+        held = stop[0], stop[1].cpu(), bank.to(device)
+        lowest, kept = objective.held_out(*held), deepcopy(head.state_dict())
     for epoch in range(load_state(run_dir, head, optimizer, log), epochs):
         log.append(_head_epoch(epoch, features, objective, optimizer, progress, epochs, steady))
-        if run_dir is not None:
-            save_state(run_dir, head, optimizer, log)
+        save_state(run_dir, head, optimizer, log)
         if held is None:
             continue
-        log[-1]["held_out"] = loss = objective.held_out(held)
+        log[-1]["held_out"] = loss = objective.held_out(*held)
         if loss < min((1.0 - _GAIN) * lowest, lowest - _LEAST_GAIN):
             best, lowest, kept = epoch + 1, loss, deepcopy(head.state_dict())
         elif epoch + 1 - best >= _PATIENCE:
@@ -164,20 +117,6 @@ def train_until(
     if log and steady:
         log[-1]["best"] = float((epochs if held is None else best) * steady)
     return head.to(home).eval(), log
-
-
-class HeldOut(NamedTuple):
-    """Images that say when to stop.
-
-    Attributes:
-        features: Float [M, D], unnormalised.
-        labels: Int64 [M], rows of the visual classifier.
-        bank: The anchors without strays.
-    """
-
-    features: Tensor
-    labels: Tensor
-    bank: AnchorBank
 
 
 def _head_epoch(
@@ -243,7 +182,7 @@ def tune_visual(
     With `tune = "visual"` the tower is trained in place with `config.encoder_lr`; with `lora` low-rank adapters are,
     and merged at the end; with `head` it stays as it is, and images are augmented and mixed (mixup, cutmix) anew.
     The text tower is not touched, so stored sentence vectors stay valid; image vectors do not where the tower learns.
-    Anchors are left out of steps as in `train_lgr`, but no strays come among them.
+    Anchors are left out of steps as in `train_until`, but no strays come among them.
 
     Args:
         encoder: Where to start.
@@ -258,14 +197,11 @@ def tune_visual(
         The head in eval mode, and the log.
 
     Raises:
-        InputError: Images and anchors have different classes.
         ConfigError: The batch cannot be shared out among the processes, or not into pairs to mix.
     """
     join_processes(encoder)
     encoder.eval()
-    check_labels("labels", images.labels, classes=bank.num_classes)
-    head = new_head(encoder.dim, bank, config, visual_init, encoder.logit_scale, rows=bank.num_classes)
-    head = head.to(encoder.device)
+    head = new_head(bank, config, visual_init, encoder.logit_scale).to(encoder.device)
     anchors = TrainingAnchors(bank.to(encoder.device), len(bank.vectors), config.anchor_dropout)
     head_loss = _HeadLoss(head, anchors, images.labels, config, torch.arange(bank.num_classes), BRANCHES)
     tower, learns = encoder.model.visual, config.tune != "head"
@@ -305,19 +241,22 @@ def tune_visual(
 
 
 def new_head(
-    dim: int,
-    bank: AnchorBank,
-    config: LGRConfig,
-    visual_init: tuple[Tensor, Tensor] | None,
-    logit_scale: float,
-    rows: int | None = None,
+    bank: AnchorBank, config: LGRConfig, visual_init: tuple[Tensor, Tensor] | None, logit_scale: float
 ) -> LGRHead:
-    """An untrained head: identity projections, its visual classifier from stage 1 or, for `cosine`, from the texts."""
+    """An untrained head: identity projections, its visual classifier from stage 1 or, for `cosine`, from the texts.
+
+    Args:
+        bank: The anchors of C classes.
+        config: The recipe's `lgr` section.
+        visual_init: Weight [R, D] and bias [R] to start a linear visual classifier from; any kind has R rows. None: C
+            rows, drawn at random.
+        logit_scale: The multiplier of the cosine to start from.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of(config.seed, "head"))
         head = LGRHead(
-            dim,
-            (bank.num_classes if visual_init is None else len(visual_init[1])) if rows is None else rows,
+            bank.dim,
+            bank.num_classes if visual_init is None else len(visual_init[1]),
             visual=config.visual,
             logit_scale=logit_scale,
             learn_scale=config.learn_scale,
@@ -396,15 +335,20 @@ class _HeadLoss:
         return sum(parts.values(), features.new_zeros(())), parts
 
     @torch.no_grad()
-    def held_out(self, images: HeldOut) -> float:
+    def held_out(self, features: Tensor, labels: Tensor, bank: AnchorBank) -> float:
         """The branches' losses over images that are not trained on, among the classes that are, as one sum.
 
         Each branch's is taken at the temperature that suits it best; images weigh n^-power.
+
+        Args:
+            features: Float [M, D], unnormalised.
+            labels: Int64 [M] on the CPU, rows of the visual classifier.
+            bank: The anchors without strays, where the head is.
         """
         counts, total = torch.bincount(self.labels, minlength=len(self.places)).double(), 0.0
-        weights = counts[images.labels].clamp(min=1.0) ** -self.config.sampler_power
-        device, places = self.head.log_logit_scale.device, self.places[images.labels]
-        parts = [part.float().to(device) for part in images.features.split(_AT_ONCE)]
+        weights = counts[labels].clamp(min=1.0) ** -self.config.sampler_power
+        device, places = self.head.log_logit_scale.device, self.places[labels]
+        parts = [part.float().to(device) for part in features.split(_AT_ONCE)]
 
         def loss(logits: list[Tensor], prior: Tensor, targets: Tensor, told: Tensor) -> float:
             known = prior.isfinite()
@@ -413,9 +357,9 @@ class _HeadLoss:
 
         if "visual" in self.branches:
             logits = [self.head.visual_logits(part).cpu() for part in parts]
-            total += loss(logits, self.log_prior, images.labels, torch.ones_like(places, dtype=torch.bool))
+            total += loss(logits, self.log_prior, labels, torch.ones_like(places, dtype=torch.bool))
         if "text" in self.branches and bool((places >= 0).any()):
-            logits = [self.head.text_logits(part, images.bank).cpu() for part in parts]
+            logits = [self.head.text_logits(part, bank).cpu() for part in parts]
             total += loss(logits, self.text_prior, places, places >= 0)
         return total
 

@@ -7,8 +7,6 @@ import hashlib
 import torch
 from torch import Tensor
 
-from vlltr_index.tensors import check_labels
-
 
 def seed_of(*names: object) -> int:
     """A seed below 2^63 that depends on every one of `names` and on nothing else."""
@@ -32,7 +30,7 @@ def epoch_batches(
     """Positions of one epoch's images, drawn with replacement by the weights n_c^-power.
 
     Args:
-        labels: Integers [N], the class of each image.
+        labels: Int64 [N], the class of each image.
         batch_size: Images a step, over all processes.
         power: 0 draws images uniformly, 0.5 is the square-root sampler, 1 draws classes uniformly.
         generator: Where the randomness comes from.
@@ -40,12 +38,8 @@ def epoch_batches(
 
     Returns:
         int64 [steps, batch_size].
-
-    Raises:
-        InputError: Labels are no vector of integers.
     """
-    check_labels("labels", labels)
-    labels = labels.cpu().long()
+    labels = labels.cpu()
     steps = steps or steps_per_epoch(labels.numel(), batch_size)
     counts = torch.bincount(labels).double()
     edges = counts[labels].pow(-power).cumsum(0)

@@ -1,4 +1,4 @@
-"""`vlltr_index.train.recognition.train_lgr` on stored vectors."""
+"""`vlltr_index.train.recognition.train_until` on stored vectors, for one epoch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from benchmarks.harness import Arrays
 from benchmarks.lgr_common import DEVICE, bank_of, wait
 from vlltr_index.schemas.config import LGRConfig
-from vlltr_index.train.recognition import train_lgr
+from vlltr_index.train.recognition import new_head, train_until
 
 
 def prepare(inputs: Arrays, values: dict[str, Any]) -> Any:
@@ -22,7 +22,8 @@ def prepare(inputs: Arrays, values: dict[str, Any]) -> Any:
 def run(state: Any) -> Arrays:
     """Ten batches of the epoch."""
     features, labels, bank = state
-    log: list[dict[str, float]] = []
-    train_lgr(features, labels, bank, LGRConfig(epochs=1, batch_size=128), logit_scale=50.0, log=log)
+    config, places = LGRConfig(epochs=1, batch_size=128), torch.arange(bank.num_classes)
+    head = new_head(bank, config, None, 50.0)
+    _, log = train_until(head, features, labels, bank, config, None, places=places)
     wait()
     return {"loss": np.array([log[-1]["loss"]])}

@@ -61,22 +61,12 @@ def train_cvlp_stage(
     ) as run:
         held, data = _parted(run.snapshot, run.data, config)
         encoder = training.starting_encoder(recipe, data.texts, config.seed)
-        teacher = None
-        if config.distillation != "none" and recipe.encoder.pretrained:
-            teacher = training.starting_encoder(recipe, data.texts, config.seed)
         if config.tune == "text":
             images = _stored_images(run.snapshot, data, encoder)
         else:
             images = TrainImages(data.sources, data.labels, encoder, config.augment, workers=config.workers)
-        stage = train_cvlp(
-            encoder,
-            images,
-            TrainTexts(data.texts, encoder),
-            config,
-            run_dir=run.folder,
-            progress=progress,
-            teacher=teacher,
-        )
+        texts = TrainTexts(data.texts, encoder)
+        stage = train_cvlp(encoder, images, texts, config, run_dir=run.folder, progress=progress)
 
         def keep(tx: Transaction) -> str:
             digest = training.keep_stage(workspace, stage, data, "cvlp", config, held)

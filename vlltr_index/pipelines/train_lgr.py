@@ -32,7 +32,7 @@ from vlltr_index.train.data import TrainImages
 from vlltr_index.train.deciding import Decision, StageTwoData, decide, weigh, without_images
 from vlltr_index.train.distributed import by_first, first_then_all, meet
 from vlltr_index.train.loop import StageOne
-from vlltr_index.train.recognition import train_lgr, tune_visual
+from vlltr_index.train.recognition import new_head, train_until, tune_visual
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
@@ -115,18 +115,12 @@ def _train_head(
             class_ids = class_ids[decision.rows]
         else:
             class_ids, labels = torch.unique(first.class_ids, return_inverse=True)
-            log: Log = []
-            head = train_lgr(
-                features,
-                labels,
-                _trained_bank(snapshot, loaded, class_ids),
-                config,
-                visual_init=_visual_init(workspace, commit.checkpoint, class_ids),
-                logit_scale=commit.logit_scale,
-                run_dir=folder,
-                progress=progress,
-                log=log,
-            )
+            bank = _trained_bank(snapshot, loaded, class_ids)
+            init = _visual_init(workspace, commit.checkpoint, class_ids)
+            head, log = train_until(
+                new_head(bank, config, init, commit.logit_scale), features, labels, bank, config, None,
+                places=torch.arange(bank.num_classes), run_dir=folder, progress=progress,
+            )  # fmt: skip
             decision = Decision(head, None, log)
         report = _commit_head(workspace, config, decision, class_ids, first, before, resumed, command)
         shutil.rmtree(folder, ignore_errors=True)  # only now that the commit is there
@@ -252,8 +246,7 @@ def _tune_visual(
             run_dir=run.folder,
             progress=progress,
         )
-        rows = head.visual_head if isinstance(head.visual_head, nn.Linear) else None
-        stage = StageOne(encoder, rows.weight if rows else None, rows.bias if rows else None, log)
+        stage = StageOne(encoder, head.visual_head if isinstance(head.visual_head, nn.Linear) else None, log)
         digest, notes = run.commit(lambda tx: _keep_tuned(run, tx, stage, head, data, held, config, progress))
     return training.stage_report("lgr", digest, data, config.epochs, run.resumed, stage, notes=tuple(notes))
 

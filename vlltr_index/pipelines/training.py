@@ -319,8 +319,8 @@ def keep_stage(
 
     def build(folder: Path) -> None:
         stage.encoder.save(folder)
-        if (weight := stage.visual_weight) is not None and (bias := stage.visual_bias) is not None:
-            tensors = {"weight": weight.detach().float(), "bias": bias.detach().float()}
+        if stage.visual is not None:
+            tensors = {name: value.float().cpu() for name, value in stage.visual.state_dict().items()}
             tensors |= {"class_ids": data.class_ids, "counts": data.counts}
             save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "visual.safetensors")
         text = json.dumps(record, indent=2, sort_keys=True) + "\n"
