@@ -21,7 +21,13 @@ def prepare(inputs: Arrays, values: dict[str, Any]) -> Any:
     head = LGRHead(values["dim"], bank.num_classes, logit_scale=50.0).to(DEVICE)
     pixels = torch.from_numpy(inputs["pixels"]).to(DEVICE)
     labels = torch.from_numpy(inputs["labels"][: len(pixels)]).to(DEVICE)
-    step = Step(head, lambda images: head(images, bank), head.query_proj.weight, pixels, labels)
+    step = Step(
+        head,
+        lambda images: (head.visual_logits(images), head.text_logits(images, bank)),
+        head.query_proj.weight,
+        pixels,
+        labels,
+    )
     return model, pixels, step
 
 

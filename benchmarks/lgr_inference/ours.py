@@ -25,6 +25,7 @@ def prepare(inputs: Arrays, values: dict[str, Any]) -> Any:
 def run(state: Any) -> Arrays:
     """Both branches."""
     head, bank, images = state
-    _, text = head(images, bank)
+    head.visual_logits(images)
+    text = head.text_logits(images, bank)
     wait()
     return {"logits": text.float().cpu().numpy()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.harness import Arrays
 from benchmarks.lgr_common import DEVICE, bank_of, images_of
@@ -20,7 +21,11 @@ def prepare(inputs: Arrays, values: dict[str, Any]) -> Step:
         head.query_proj.weight.copy_(torch.from_numpy(inputs["projections"][0]))
         head.key_proj.weight.copy_(torch.from_numpy(inputs["projections"][1]))
     head.to(DEVICE)
-    return Step(head, lambda images: head(images, bank), head.query_proj.weight, *images_of(inputs))
+
+    def both(images: Tensor) -> tuple[Tensor, Tensor]:
+        return head.visual_logits(images), head.text_logits(images, bank)
+
+    return Step(head, both, head.query_proj.weight, *images_of(inputs))
 
 
 def run(state: Step) -> Arrays:

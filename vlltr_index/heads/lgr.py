@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vlltr_index.errors import InputError
 from vlltr_index.heads.anchor_bank import LAYER_NORM_EPS, AnchorBank
 from vlltr_index.heads.lgr_autograd import attended_cosine, pair_cosines
-from vlltr_index.tensors import check_matrix, full_precision, unit_rows
+from vlltr_index.tensors import full_precision, unit_rows
 
 warnings.filterwarnings("ignore", "Initializing zero-element tensors is a no-op")  # a head may have no row
 _ROWS_AT_ONCE = 512
@@ -113,34 +113,22 @@ class LGRHead(nn.Module):
         """Keep the multiplier at or below `maximum`, in place; call it after each optimizer step."""
         self.log_logit_scale.clamp_(max=math.log(maximum))
 
-    def forward(
-        self, image_features: Tensor, bank: AnchorBank, kept: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Both branches.
-
-        Args:
-            image_features: Float [B, D], unnormalised as the encoder gives them.
-            bank: The anchors of C classes.
-            kept: Bool [A], the anchors that take part, at least one of each class; default: all.
-
-        Returns:
-            Visual logits [B, C_v] and text logits [B, C], float32 at least.
-
-        Raises:
-            InputError: Widths do not fit.
-        """
-        return self.visual_logits(image_features), self.text_logits(image_features, bank, kept)
-
     def visual_logits(self, image_features: Tensor) -> Tensor:
-        """Logits of the visual classifier, [B, C_v]; `image_features` float [B, D], unnormalised."""
+        """Logits of the visual classifier, [B, C_v], float32 at least; `image_features` float [B, D], unnormalised."""
         features = self._features(image_features)
         with full_precision(features.device):
             logits: Tensor = self.visual_head(features)
             return logits * self.logit_scale if self.visual == "cosine" else logits
 
     def text_logits(self, image_features: Tensor, bank: AnchorBank, kept: Tensor | None = None) -> Tensor:
-        """scale * cos(I, G_c), G_c the attended anchors of class c, [B, C]; arguments as for `forward`."""
-        features = self._features(image_features, bank)
+        """scale * cos(I, G_c), G_c the attended anchors of class c, [B, C], float32 at least.
+
+        Args:
+            image_features: Float [B, D], unnormalised as the encoder gives them.
+            bank: The anchors of C classes.
+            kept: Bool [A], the anchors that take part, at least one of each class; default: all.
+        """
+        features = self._features(image_features)
         with full_precision(features.device):
             query, image = self.query(features), unit_rows(features)
             bias, rows = self._bias(bank, kept), _ROWS_AT_ONCE
@@ -171,11 +159,8 @@ class LGRHead(nn.Module):
             bank: The anchors; of those of other classes nothing is read.
             images: Int64 [P], rows of `image_features`.
             classes: Int64 [P], positions in the bank.
-
-        Raises:
-            InputError: Widths do not fit.
         """
-        features = self._features(image_features, bank)
+        features = self._features(image_features)
         query, image, bias = self.query(features), unit_rows(features), self._bias(bank)
         cosines = pair_cosines(query, image, bank, images, classes, self.normalise_values, bias)
         return self.logit_scale * cosines
@@ -185,7 +170,7 @@ class LGRHead(nn.Module):
 
         Anchors are weighed by the softmax of -beta L_m, as attention weighs them where nothing in the image matters.
         """
-        features = self._features(image_features, bank)
+        features = self._features(image_features)
         with full_precision(features.device):
             prototypes = bank.prototypes(self.normalise_values, self.beta, unit=True).to(features.dtype)
             return (self.logit_scale * unit_rows(features)) @ prototypes.T
@@ -200,13 +185,8 @@ class LGRHead(nn.Module):
         out = self.log_logit_scale.new_full((), -math.inf)
         return torch.where(kept, torch.zeros_like(out) if bias is None else bias, out)
 
-    def _features(self, image_features: Tensor, bank: AnchorBank | None = None) -> Tensor:
-        """The features in the head's working dtype, after a look at their width."""
-        check_matrix("image_features", image_features, columns=self.dim)
-        if bank is not None and bank.dim != self.dim:
-            raise InputError(
-                f"the head is {self.dim} wide, the anchors {bank.dim}", "vlltr embed, then vlltr train lgr"
-            )
+    def _features(self, image_features: Tensor) -> Tensor:
+        """The features in the head's working dtype."""
         return image_features.to(self.query_proj.weight.dtype)
 
 
