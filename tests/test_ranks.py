@@ -23,6 +23,7 @@ from vlltr_index.pipelines.taxonomy import ingest_classes
 from vlltr_index.recognition.exported.writing import export_tables
 from vlltr_index.recognition.predictor import Asked
 from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.records import Prediction
 from vlltr_index.store.workspace import Workspace
 
 
@@ -120,6 +121,21 @@ def test_answers_come_at_the_rank_that_held(tree: Workspace, pictures: Path) -> 
             assert sum(share.percent for share in one.answer.sentences) <= 100.0
     few = surely(tree, images=20).predict(known(pictures)[:1], coverage=0.9)
     assert few[0].answer is None
+
+
+def test_trees_of_many_questions_are_not_all_kept(tree: Workspace, pictures: Path) -> None:
+    """However many sets of classes are asked about; the answers stay."""
+    answers = Recognizer.open(tree).current()
+    first, *others = sorted(answers.names.values())[:12]
+
+    def ask(name: str) -> list[Prediction]:
+        return list(answers.stream(known(pictures)[:1], only=[name]))
+
+    before = ask(first)
+    for name in others:
+        ask(name)
+    assert len(answers._kept_ranks) <= 8
+    assert ask(first) == before
 
 
 def test_a_head_that_cannot_say(tree: Workspace, trained_once: Path, pictures: Path) -> None:

@@ -224,8 +224,9 @@ class Recognizer:
         Raises:
             UsageError: If `retrieval` is none of these, another number of crops, `neighbours` of an exported folder,
                 or `coverage` is no share.
-            MissingStepError: If `reject` or `coverage` are asked for and the head cannot say, there is no tree of
-                classes, or the training images that `neighbours` asks for have no vectors.
+            MissingStepError: If `reject` or `coverage` are asked for and the head cannot say, one of `only` has neither
+                anchors nor images, there is no tree of classes, or the training images that `neighbours` asks for have
+                no vectors.
             UnknownClassError: If there is no class of a name in `only`, or no such parent.
         """
         return list(self.stream(images, **asked))
@@ -269,7 +270,7 @@ class Recognizer:
         Raises:
             InputError: If the image cannot be read.
             UnknownClassError: If there is no such class.
-            MissingStepError: If the class has no anchors: it came after the selection.
+            MissingStepError: If the class has neither anchors nor images: it came after the selection.
         """
         return self.current().explain(image, name, crops)
 

@@ -45,6 +45,7 @@ _READERS = 8
 _CPU = torch.device("cpu")
 _DENSE = 32  # anchors a class
 _CLASSES = 32  # whose training vectors are kept
+_KEPT_RANKS = 8  # trees, each above the classes of one `only` or `parent`
 _SPOKESMEN = 5  # classes whose sentences explain an answer above them
 
 TEXT_COLUMNS = ("sentence_id", "text", "source", "source_ref", "licence")
@@ -162,22 +163,7 @@ class Answers:
         parent: str | None = None,
         coverage: float | None = None,
     ) -> Iterator[Prediction]:
-        """The best classes of each image, best first, each with its nearest sentences; images are read as it goes on.
-
-        An image that cannot be read gives a `Prediction` with `problem` set; the others are answered.
-
-        Args:
-            images: Paths, encoded bytes, PIL images, arrays uint8 [H, W, 3], or decoded ones, any number. The other
-                arguments: see `Asked`.
-
-        Raises:
-            UsageError: If `retrieval` is none of these, another number of crops, `neighbours` of an exported folder,
-                or `coverage` is no share.
-            MissingStepError: If `reject` or `coverage` are asked for and the head cannot say, one of `only` has neither
-                anchors nor images, there is no tree of classes, or the training images that `neighbours` asks for have
-                no vectors.
-            UnknownClassError: If there is no such class or parent.
-        """
+        """As `Recognizer.stream`; images may be decoded already, and the other arguments are those of `Asked`."""
         if retrieval not in ("auto", "faiss", "exhaustive"):
             raise UsageError(f"retrieval is 'auto', 'faiss' or 'exhaustive', got {retrieval!r}")
         some = only is not None or parent is not None
@@ -238,11 +224,14 @@ class Answers:
                 raise MissingStepError(*NO_TREE)
             return None, None
         key = columns.numpy().tobytes(), coverage
-        if key not in self._kept_ranks:
+        found = self._kept_ranks.get(key)
+        if found is None:
             tree = self.tree(columns)
-            least = None if coverage is None else self.scorer.ranks_holding(tree, columns, coverage)
-            self._kept_ranks[key] = tree, least
-        return self._kept_ranks[key]
+            found = tree, None if coverage is None else self.scorer.ranks_holding(tree, columns, coverage)
+            if len(self._kept_ranks) >= _KEPT_RANKS:
+                self._kept_ranks.clear()
+            self._kept_ranks[key] = found
+        return found
 
     @cached_property
     def _kept_ranks(self) -> dict[tuple[bytes, float | None], _Ranks]:
@@ -338,12 +327,7 @@ class Answers:
         return features[0]
 
     def probabilities(self, images: Sequence[ImageSource], crops: int = 1) -> NDArray[np.float64]:
-        """Probability of every class for each image, float64 [B, C], every class scored exactly; rows sum to one.
-
-        Raises:
-            InputError: If an image cannot be read, naming it.
-            UsageError: If it is another number of crops.
-        """
+        """As `Recognizer.predict_proba`: float64 [B, C]."""
         rows: list[NDArray[np.float64]] = [np.empty((0, len(self.scorer.class_ids)))]
         for start in range(0, len(images), _BATCH):
             part = images[start : start + _BATCH]
@@ -359,11 +343,7 @@ class Answers:
 
     @torch.inference_mode()
     def score(self, features: Tensor, retrieval: str = "faiss") -> tuple[FusedScores, Tensor]:
-        """Fused scores of features [B, D] over all classes [B, C], and the residual probability [B], on the CPU.
-
-        `retrieval` is as for `stream`. The residual is the mass of the classes that were not scored exactly: 0 for
-        `exhaustive`.
-        """
+        """As `Recognizer.score`; what it gives lies on the CPU."""
         features, residual = features.to(self.device, non_blocking=True), torch.zeros(len(features))
         if self._used(retrieval, len(features)) == "exhaustive":
             found = self._placed.exhaustive(features)
@@ -425,13 +405,7 @@ class Answers:
         return AnchorClasses(self.scorer.loaded.keys.to(self.device), bank.class_of_row, bank.num_classes)
 
     def explain(self, image: ImageSource, name: str, crops: int = 1) -> ClassScore:
-        """One class's score for one image, with every one of its anchor sentences, by share; `crops` as in `predict`.
-
-        Raises:
-            InputError: If the image cannot be read.
-            UnknownClassError: If there is no such class.
-            MissingStepError: If the class has neither anchors nor images: it came after the selection.
-        """
+        """As `Recognizer.explain`."""
         class_id = int(self.scorer.class_ids[self._column(name)])
         return self.explained(self.feature(image, crops), [class_id], None)[0]
 
