@@ -14,6 +14,10 @@ from vlltr_index.evaluation.records import ClassGain, Gains, GroupGain, WeakClas
 SHOTS = ("many", "medium", "few", "few5", "new")
 """Classes by size, largest first; here each class has one of them: `few5` is taken out of `few`."""
 
+_BARS = 40  # or a few more where a size would have none; with more classes, neighbours in size share a bar
+_LISTED = 8  # classes named with the largest gain, and with the smallest
+_RESAMPLES = 1000  # of the bootstrap behind each bar's interval
+
 
 def shots(counts: Tensor) -> list[str]:
     """One of `SHOTS` for each class of `counts` int64 [C], by the release's bounds."""
@@ -30,9 +34,6 @@ def gains(
     labels: Tensor,
     counts: Tensor,
     names: Sequence[str],
-    groups: int = 40,
-    listed: int = 8,
-    resamples: int = 1000,
 ) -> Gains:
     """What the method is above another row, by class size.
 
@@ -43,10 +44,6 @@ def gains(
         labels: int64 [N], columns of the images' classes.
         counts: int64 [C], training images.
         names: Of the C classes.
-        groups: Bars at most (a few more where a size would have none): with more classes than that, neighbours
-            in size share a bar.
-        listed: Classes named with the largest gain, and with the smallest.
-        resamples: Of the bootstrap behind each bar's interval.
     """
     tested = torch.bincount(labels, minlength=len(counts))
     shot = shots(counts)
@@ -55,11 +52,11 @@ def gains(
     for name in SHOTS:
         members = [c for c in order if shot[c] == name]
         if members:
-            wanted = max(1, round(groups * len(members) / max(len(order), groups)))
-            wanted = len(members) if len(order) <= groups else min(wanted, len(members))
+            wanted = max(1, round(_BARS * len(members) / max(len(order), _BARS)))
+            wanted = len(members) if len(order) <= _BARS else min(wanted, len(members))
             for part in torch.tensor(members).tensor_split(wanted):
                 inside = torch.isin(labels, part)
-                gain = paired_difference(method[inside], other[inside], resamples=resamples)
+                gain = paired_difference(method[inside], other[inside], resamples=_RESAMPLES)
                 first, last = int(part[0]), int(part[-1])
                 sizes = int(counts[first]), int(counts[last])
                 bars.append(GroupGain(name, len(part), names[first], names[last], *sizes, gain))
@@ -71,8 +68,8 @@ def gains(
         for c in order
     ]
     rows.sort(key=lambda r: (r.other - r.method, -r.images, r.train, r.name))
-    most = tuple(r for r in rows[:listed] if r.method > r.other)
-    least = tuple(r for r in rows[::-1][:listed] if r.method < r.other)
+    most = tuple(r for r in rows[:_LISTED] if r.method > r.other)
+    least = tuple(r for r in rows[::-1][:_LISTED] if r.method < r.other)
     return Gains(against, tuple(bars), most, least)
 
 

@@ -18,6 +18,7 @@ Convention = Literal["release", "lift"]
 """`release`: many >= 100 training images, medium 21-99, few <= 20. `lift`: > 100, 20-100, < 20."""
 
 _FEW5 = 5
+_CONFIDENCE_BINS = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,23 +129,13 @@ def accuracy_report(
     """Accuracy overall and by shot, with 95 % bootstrap intervals over images.
 
     Args:
-        predictions: Integers [N] or [N, K], class positions, best first.
-        labels: Integers [N], class positions.
+        predictions: Int64 [N] or [N, K], class positions, best first.
+        labels: Int64 [N], class positions, of one image at least.
         class_counts: Integers [C], training images of each class.
         convention: Bounds of the bins.
         resamples: Bootstrap resamples.
-
-    Raises:
-        InputError: Shapes do not fit, labels are out of range, or there is no image.
     """
-    check_labels("labels", labels, classes=class_counts.shape[0])
-    if labels.numel() == 0:
-        raise InputError("there is no image to evaluate", "vlltr ingest images PATH --split test")
     ranked = predictions[:, None] if predictions.dim() == 1 else predictions
-    if ranked.dim() != 2 or ranked.shape[0] != labels.shape[0] or ranked.shape[1] == 0:
-        raise InputError(
-            f"predictions must be [N] or [N, K] with N = {len(labels)}, got {list(predictions.shape)}"
-        )
     hits = ranked == labels[:, None].to(ranked.device)
     masks = bin_masks(labels, class_counts, convention)
     rng = np.random.default_rng(0)
@@ -178,40 +169,36 @@ def paired_difference(first_correct: Tensor, second_correct: Tensor, resamples: 
     return _bootstrap(difference, resamples, np.random.default_rng(0))
 
 
-def expected_calibration_error(confidences: Tensor, correct: Tensor, bins: int = 15) -> float:
+def expected_calibration_error(confidences: Tensor, correct: Tensor) -> float:
     """Mean gap between confidence and accuracy over the bins of `reliability`, weighed by their images.
 
     Args:
         confidences: Float [N], probability of the predicted class.
         correct: Bool [N].
-        bins: Number of bins.
 
     Raises:
         InputError: As for `reliability`.
     """
-    found = reliability(confidences, correct, bins)
+    found = reliability(confidences, correct)
     return sum(b.images * abs(b.confidence - b.accuracy) for b in found) / sum(b.images for b in found)
 
 
-def reliability(confidences: Tensor, correct: Tensor, bins: int = 15) -> list[ReliabilityBin]:
-    """Confidence and accuracy over equally wide bins of confidence; bins without images are left out.
+def reliability(confidences: Tensor, correct: Tensor) -> list[ReliabilityBin]:
+    """Confidence and accuracy over 15 equally wide bins of confidence; bins without images are left out.
 
     Args:
         confidences: Float [N], probability of the predicted class.
         correct: Bool [N].
-        bins: Number of bins.
 
     Raises:
-        InputError: Lengths differ, there is no image, or a confidence lies outside 0..1.
+        InputError: There is no image, or a confidence lies outside 0..1.
     """
-    check_vector("confidences", confidences)
-    check_vector("correct", correct, confidences.shape[0])
     values, right = confidences.double(), correct.double()
     if values.numel() == 0 or not bool(((values >= 0) & (values <= 1 + 1e-6)).all()):
         raise InputError("confidences must be probabilities in 0..1, and at least one")
-    place = (values * bins).ceil().long().sub(1).clamp(0, bins - 1)
+    place = (values * _CONFIDENCE_BINS).ceil().long().sub(1).clamp(0, _CONFIDENCE_BINS - 1)
     columns = torch.stack([torch.ones_like(values), values, right], dim=1)
-    sums = torch.zeros(bins, 3, dtype=torch.float64, device=values.device).index_add(0, place, columns)
+    sums = columns.new_zeros(_CONFIDENCE_BINS, 3).index_add(0, place, columns)
     return [ReliabilityBin(int(n), s / n, r / n) for n, s, r in sums.tolist() if n]
 
 

@@ -197,7 +197,10 @@ class _AttendedCosine(torch.autograd.Function):
         saved = []
         for block in bank.blocks:
             products = bank.block_vectors(block, query.dtype) @ stacked
-            attention = _softmax(products[:, :images], bank, block, bias)
+            attention = products[:, :images] / bank.sigma[block.start : block.stop, None].to(query.dtype)
+            if bias is not None:
+                attention += bias[block.start : block.stop, None]
+            attention = block.unpad(block.pad(attention, fill=float("-inf")).softmax(1))
             scores = products[:, images:].contiguous()
             terms = _terms(attention, scores, image, bank, block, normalise_values)
             result[:, block.first : block.last] = (terms.dot * terms.inverse).T
@@ -256,14 +259,6 @@ def _block_gradients(
     by_logit = block.unpad((by_shares - centre).mul_(shares))
     by_image = block.unpad(shares * slope)
     return by_logit, by_image if weight is None else by_image * weight
-
-
-def _softmax(products: Tensor, bank: AnchorBank, block: Block, bias: Tensor | None) -> Tensor:
-    """Softmax within each class of q' . E_m / sigma_m + b_m, [anchors, images] to the same."""
-    logits = products / bank.sigma[block.start : block.stop, None].to(products.dtype)
-    if bias is not None:
-        logits += bias[block.start : block.stop, None]
-    return block.unpad(block.pad(logits, fill=float("-inf")).softmax(1))
 
 
 def _value_weight(
