@@ -23,10 +23,10 @@ from vlltr_index import Recognizer
 from vlltr_index.cli.main import vlltr
 from vlltr_index.embedding.loading import ImageSet, image_set
 from vlltr_index.errors import VlltrError
-from vlltr_index.evaluation.baselines import cosine_logits
 from vlltr_index.evaluation.metrics import expected_calibration_error
 from vlltr_index.schemas.tables import sentence_vectors_name
 from vlltr_index.store.workspace import Workspace
+from vlltr_index.tensors import cosine_logits
 
 __all__ = ["ADDITIONS", "IMAGE_SIDE", "METHOD", "TEXT_SIDE", "Bench", "prototypes", "sides"]
 

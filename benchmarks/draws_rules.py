@@ -11,12 +11,11 @@ from torch import Tensor
 from vlltr_index.evaluation.baselines import (
     cache_logits,
     class_means,
-    cosine_logits,
     first_of_each_class,
     linear_logits,
     shrunk_discriminant,
 )
-from vlltr_index.tensors import unit_rows
+from vlltr_index.tensors import cosine_logits, unit_rows
 
 __all__ = ["TEXTLESS", "Chosen", "choose", "discriminant", "folds", "rules"]
 

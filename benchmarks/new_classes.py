@@ -61,7 +61,6 @@ from vlltr_index.evaluation.baselines import (
     TipCache,
     choose_tip,
     class_means,
-    cosine_logits,
     first_of_each_class,
     tip_logits,
 )
@@ -69,6 +68,7 @@ from vlltr_index.pipelines.train_lgr import refit
 from vlltr_index.recognition.scorer import Scorer, load_scorer
 from vlltr_index.schemas.tables import sentence_vectors_name
 from vlltr_index.store.workspace import Workspace
+from vlltr_index.tensors import cosine_logits
 
 DRAWS = 3
 SHOTS = (1, 5)

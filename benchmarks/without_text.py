@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vlltr_index.embedding.loading import image_set
-from vlltr_index.evaluation.baselines import class_means, cosine_logits
+from vlltr_index.evaluation.baselines import class_means
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.checkpoint import Parts
 from vlltr_index.heads.fusion import image_side
@@ -17,7 +17,7 @@ from vlltr_index.recognition.scorer import Scorer
 from vlltr_index.store.holdout import read_held_out
 from vlltr_index.store.snapshot import Snapshot
 from vlltr_index.store.workspace import Workspace
-from vlltr_index.tensors import unit_rows
+from vlltr_index.tensors import cosine_logits, unit_rows
 from vlltr_index.train.deciding import StageTwoData, weigh
 
 __all__ = ["WHOLE", "discriminant", "held_out", "rows_without_text", "training_data", "with_rows_for_all"]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.pretended_cuda import CardTensor, pretended
-from tests.test_deciding import CONFIG, drawn
+from tests.test_deciding import CONFIG, drawn, held_out
 from tests.test_recognition import fitted
 from vlltr_index.anchors import anss
 from vlltr_index.anchors.anss import positive_terms, score_sentences, shift_images
@@ -24,7 +24,6 @@ from vlltr_index.evaluation.baselines import (
     adjusted_logits,
     choose_tip,
     class_means,
-    cosine_logits,
     fc_head,
     hold_back,
     knn_sentence_logits,
@@ -46,6 +45,7 @@ from vlltr_index.recognition.predictor import Answers, load_answers
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.schemas.records import Prediction
 from vlltr_index.store.workspace import Workspace
+from vlltr_index.tensors import cosine_logits
 from vlltr_index.train.deciding import decide, weigh
 
 
@@ -205,7 +205,7 @@ def test_stage_two_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("VLLTR_DEVICE", "cuda")
         found = decide(data, CONFIG)
         judged, _ = weigh(replace(data, unseen=torch.arange(42) % 5 == 0), deepcopy(found.head))
-    assert found.held_out == plain.held_out
+    assert held_out(found) == held_out(plain)
     assert plain.parts is not None
     assert found.parts is not None
     assert found.parts.weights.generative == pytest.approx(plain.parts.weights.generative, rel=1e-2)

@@ -243,7 +243,7 @@ def design(
     def said(owners: Tensor) -> tuple[Tensor, Tensor]:
         points = centres[owners] + torch.randn(len(owners), 8, generator=g)
         text = torch.eye(old + new)[owners] + torch.randn(len(owners), old + new, generator=g)
-        return -0.5 * torch.cdist(points, centres).square(), text
+        return -0.5 * torch.cdist(points, centres).square().double(), text.double()
 
     return Newcomers(*said(labels), *said(new_labels), new_labels, old), labels, new_labels
 

@@ -132,7 +132,6 @@ class Decision:
         parts: The generative model's shared parameters and the weights; None for the rules `paper` and `logits`.
         log: One entry a check of the head's training.
         notes: What was decided, a sentence each.
-        held_out: Images that the weights were fitted on.
         rows: Bool [C], the classes that have a row in the visual classifier; None: all. The others meet them as classes
             do that come later.
     """
@@ -141,7 +140,6 @@ class Decision:
     parts: Parts | None
     log: list[dict[str, float]]
     notes: list[str] = field(default_factory=list)
-    held_out: int = 0
     rows: Tensor | None = None
 
 
@@ -182,8 +180,7 @@ def decide(
             branches=branches, run_dir=run_dir, progress=progress,
         )  # fmt: skip
     _keep_rows(head.cpu(), rows)
-    held = sum(len(fold.labels) for fold in folds)
-    return Decision(head.eval(), replace(parts, shared=parts.shared.to("cpu")), log, notes, held, rows)
+    return Decision(head.eval(), replace(parts, shared=parts.shared.to("cpu")), log, notes, rows)
 
 
 def _keep_rows(head: LGRHead, rows: Tensor) -> None:
@@ -506,8 +503,10 @@ def _newcomers(
     model = replace(model, counts=counts, sums=sums).select(order)
     old, new = data.features[0, out & known[data.labels]], data.features[0, queries]
     return Newcomers(
-        likelihoods=model.log_likelihoods(unit_rows(old)).cpu(), text=text_logits(old)[:, order],
-        new_likelihoods=model.log_likelihoods(unit_rows(new)).cpu(), new_text=text_logits(new)[:, order],
+        likelihoods=model.log_likelihoods(unit_rows(old)).cpu().double(),
+        text=text_logits(old)[:, order].double(),
+        new_likelihoods=model.log_likelihoods(unit_rows(new)).cpu().double(),
+        new_text=text_logits(new)[:, order].double(),
         new_labels=column[data.labels[queries]], trained=int(known.sum()),
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlltr_index.errors import InputError
-from vlltr_index.tensors import full_precision, unit_rows, working_dtype
+from vlltr_index.tensors import cosine_logits, full_precision, working_dtype
 
 
 def class_contrastive_loss(
@@ -40,7 +40,7 @@ def class_contrastive_loss(
         mean; a side without any positive is zero and still has gradients.
     """
     with full_precision(image_features.device):
-        logits = _scaled_cosines(image_features, text_features, logit_scale)
+        logits = cosine_logits(image_features, text_features, logit_scale)
         positives = image_labels[:, None] == text_labels[None, :]
         return _side(logits, positives, label_smoothing), _side(logits.T, positives.T, label_smoothing)
 
@@ -70,7 +70,7 @@ def class_sigmoid_loss(
         A scalar.
     """
     with full_precision(image_features.device):
-        logits = _scaled_cosines(image_features, text_features, logit_scale) + logit_bias
+        logits = cosine_logits(image_features, text_features, logit_scale) + logit_bias
         signs = (image_labels[:, None] == text_labels[None, :]).to(logits.dtype) * 2 - 1
         return -F.logsigmoid(signs * logits).sum() / logits.shape[0]
 
@@ -166,7 +166,7 @@ def text_classification_loss(
         A scalar.
     """
     with full_precision(image_features.device):
-        logits = _scaled_cosines(image_features, candidate_text_features, logit_scale)
+        logits = cosine_logits(image_features, candidate_text_features, logit_scale)
     return adjusted_cross_entropy(logits, targets, log_adjustment)
 
 
@@ -201,12 +201,6 @@ def adjusted_cross_entropy(
             spread = -kept.sum() / (present.sum() * len(logits))
             loss = (1.0 - label_smoothing) * loss + label_smoothing * spread
         return loss
-
-
-def _scaled_cosines(image_features: Tensor, text_features: Tensor, logit_scale: float | Tensor) -> Tensor:
-    """scale * cosine of every image with every sentence, [N_i, N_t], in float32 at least."""
-    dtype = working_dtype(image_features, text_features)
-    return logit_scale * (unit_rows(image_features.to(dtype)) @ unit_rows(text_features.to(dtype)).T)
 
 
 def _side(logits: Tensor, positives: Tensor, label_smoothing: float) -> Tensor:

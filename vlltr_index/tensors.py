@@ -152,3 +152,9 @@ def work_device(value: Tensor) -> torch.device:
 def unit_rows(value: Tensor) -> Tensor:
     """Rows scaled to length one, in float32 at least; a zero row stays zero. Shape [N, D] -> [N, D]."""
     return F.normalize(value.to(working_dtype(value)), dim=-1)
+
+
+def cosine_logits(features: Tensor, weight: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+    """scale * cosine of each row of features [N, D] with each row of weight [C, D], in float32 at least; [N, C]."""
+    dtype = working_dtype(features, weight)
+    return scale * (unit_rows(features.to(dtype)) @ unit_rows(weight.to(dtype)).T)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vlltr_index.errors import InputError, VlltrError
 from vlltr_index.heads.weighing import balanced_accuracy
-from vlltr_index.tensors import unit_rows, working_dtype
+from vlltr_index.tensors import cosine_logits, unit_rows, working_dtype
 from vlltr_index.train.losses import adjusted_cross_entropy, sampler_prior
 from vlltr_index.train.sampling import epoch_batches, stream
 from vlltr_index.train.schedule import cosine_factor
@@ -35,12 +35,6 @@ def linear_logits(features: Tensor, weight: Tensor, bias: Tensor | None = None) 
     dtype = working_dtype(features, weight)
     logits = features.to(dtype) @ weight.to(dtype).T
     return logits if bias is None else logits + bias.to(dtype)
-
-
-def cosine_logits(features: Tensor, weight: Tensor, scale: float = 1.0) -> Tensor:
-    """scale * cosine of each row of features with each row of weight; [N, C]."""
-    dtype = working_dtype(features, weight)
-    return scale * (unit_rows(features.to(dtype)) @ unit_rows(weight.to(dtype)).T)
 
 
 def adjusted_logits(logits: Tensor, class_counts: Tensor, sampler_power: float) -> Tensor:

@@ -28,7 +28,6 @@ class ClassExplanation:
 
     Attributes:
         position: The class's position in the bank.
-        rows: Int64 [M], the anchors' places in what the bank was built from.
         attention: Float64 [M], sums to one, those struck out included.
         shares: Float64 [M], add up to `cosine`; zero for those struck out.
         effects: Float64 [M], the cosine with the sentence less the cosine without it, the others as they are: what
@@ -38,7 +37,6 @@ class ClassExplanation:
     """
 
     position: int
-    rows: Tensor
     attention: Tensor
     shares: Tensor
     effects: Tensor
@@ -87,9 +85,7 @@ def explain_class(
         put_back = _cosine(attended + terms, image)
         effects = torch.where(out, put_back - cosine, cosine - _cosine(_without_each(kept), image))
         scale = float(head.logit_scale.detach())
-    return ClassExplanation(
-        position, bank.rows[start:stop], attention, shares, effects, float(cosine), scale * float(cosine)
-    )
+    return ClassExplanation(position, attention, shares, effects, float(cosine), scale * float(cosine))
 
 
 def _without_each(terms: Tensor) -> Tensor:

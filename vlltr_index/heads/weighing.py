@@ -147,15 +147,15 @@ def _fit(parts: Tensor, labels: Tensor, weights: Tensor, means: Tensor, precisio
     right = right * (1.0 - 0.1 / (0.1 + len(labels)))
     means, precision = means.double(), precision.double()
 
-    def loss(factors: Tensor) -> Tensor:
+    def loss(factors: Tensor) -> tuple[Tensor, Tensor]:
         scores = torch.einsum("p,pnc->nc", factors, stacked)
         likelihood = (weights * (scores.logsumexp(1) - factors @ right)).sum()
-        return likelihood + 0.5 * (precision * (factors - means).square()).sum()
+        return likelihood + 0.5 * (precision * (factors - means).square()).sum(), scores
 
     factors = means.clamp(min=0.0)
-    value = loss(factors)
+    value, scores = loss(factors)
     for _ in range(_STEPS):
-        chances = torch.einsum("p,pnc->nc", factors, stacked).softmax(1)
+        chances = scores.softmax(1)
         expected = (stacked * chances).sum(2)
         gradient = ((expected - right) * weights).sum(1) + precision * (factors - means)
         second = (stacked * (chances * weights[:, None])).flatten(1) @ stacked.flatten(1).T
@@ -168,7 +168,7 @@ def _fit(parts: Tensor, labels: Tensor, weights: Tensor, means: Tensor, precisio
         length = 1.0
         while length > 1e-6:
             moved = (factors - length * step).clamp(min=0.0)
-            lower = loss(moved)
+            lower, scores = loss(moved)
             if bool(lower <= value):
                 break
             length /= 2
@@ -188,10 +188,10 @@ class Newcomers:
     The first C classes are the trained ones, the K others the newcomers.
 
     Attributes:
-        likelihoods: Float [N, C + K], of held-out images of trained classes.
-        text: Float [N, C + K], their text logits.
-        new_likelihoods: Float [M, C + K], of images of the newcomers that they are not known by.
-        new_text: Float [M, C + K]; M may be 0.
+        likelihoods: Float64 [N, C + K], of held-out images of trained classes.
+        text: Float64 [N, C + K], their text logits.
+        new_likelihoods: Float64 [M, C + K], of images of the newcomers that they are not known by.
+        new_text: Float64 [M, C + K]; M may be 0.
         new_labels: Int64 [M], their classes, C to C + K - 1.
         trained: C.
     """
@@ -202,13 +202,6 @@ class Newcomers:
     new_text: Tensor
     new_labels: Tensor
     trained: int
-
-    def double(self) -> Newcomers:
-        """The same in float64."""
-        return Newcomers(
-            self.likelihoods.double(), self.text.double(), self.new_likelihoods.double(),
-            self.new_text.double(), self.new_labels, self.trained,
-        )  # fmt: skip
 
 
 def fit_meeting(
@@ -226,7 +219,7 @@ def fit_meeting(
         weights: Whether they are fitted; else they stay.
         offset: Whether that is.
     """
-    designs = [one.double() for one in designs if len(one.new_labels) and len(one.text)]
+    designs = [one for one in designs if len(one.new_labels) and len(one.text)]
     if not designs:
         return start
     seen, told = (

@@ -29,7 +29,7 @@ from vlltr_index.evaluation import baselines as rules
 from vlltr_index.pipelines import training
 from vlltr_index.schemas.records import BASELINES
 from vlltr_index.schemas.tables import sentence_vectors_name
-from vlltr_index.tensors import choose_device
+from vlltr_index.tensors import choose_device, cosine_logits
 from vlltr_index.train.cvlp import train_image_only
 from vlltr_index.train.data import TrainImages
 
@@ -77,7 +77,7 @@ class BaselineRow:
         if self.rule == "linear":
             return rules.linear_logits(features, t["weight"], t["bias"])
         if self.rule == "cosine":
-            return rules.cosine_logits(features, t["weight"], numbers["scale"])
+            return cosine_logits(features, t["weight"], numbers["scale"])
         if self.rule == "tip":
             cache = rules.TipCache(t["keys"], t["key_labels"], t["prototypes"], numbers["scale"])
             return rules.tip_logits(features, cache, numbers["alpha"], numbers["beta"])
