@@ -126,7 +126,8 @@ def test_stage_two_gives_the_releases_logits(tmp_path: Path) -> None:
     images = 3 * torch.randn(6, 24)
     visual, text = release_twins.logits(state, images)
     with torch.no_grad():
-        found = release_head(checkpoint)(images, bank)
+        head = release_head(checkpoint)
+        found = head.visual_logits(images), head.text_logits(images, bank)
         turned = release_head(checkpoint, torch.tensor([4, 2, 0, 1, 3])).visual_logits(images)
     assert torch.allclose(found[0], visual, atol=1e-4, rtol=1e-5)
     assert torch.allclose(found[1], text, atol=1e-3, rtol=1e-4)
