@@ -111,7 +111,7 @@ class Context:
         """A rich console; results go to stdout, everything else to stderr."""
         from rich.console import Console
 
-        made = partial(Console, stderr=stderr, highlight=False, markup=False)  # a name may be in [brackets]
+        made = partial(Console, stderr=stderr, highlight=False, markup=False, emoji=False)  # names are data
         console = made()
         return console if console.is_terminal else made(width=140)
 

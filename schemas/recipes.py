@@ -45,7 +45,7 @@ def load_recipe(
     if encoder is not None:
         model, _, pretrained = encoder.partition(":")
         if pretrained and os.path.exists(file := os.path.expanduser(pretrained)):
-            pretrained = os.path.abspath(file)
+            pretrained = str(Path(file).absolute())
         section = values.get("encoder")
         section = section if isinstance(section, dict) else {}
         values["encoder"] = section | {"model": model, "pretrained": pretrained or None}

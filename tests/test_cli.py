@@ -79,7 +79,7 @@ def test_wrong_use_says_what_mends_it(
 
 def test_names_in_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     """In a table, where rich could take them for markup."""
-    rows = [("Quercus [red oak]", "1"), ("owl [/x]", "2")]
+    rows = [("Quercus [red oak]", "1"), ("owl [/x] :dog:", "2")]
     Context().show(None, [table("of [i]two[/i]", ("class", "images"), rows)])
     shown = capsys.readouterr().out
     assert all(text in shown for text in ("of [i]two[/i]", *(name for name, _ in rows)))

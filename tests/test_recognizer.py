@@ -129,6 +129,13 @@ def test_retrieval_is_taken_where_it_is_quicker(
     assert taken(paths) == {"faiss"}
 
 
+def test_features_of_another_width_are_refused(recognizer: Recognizer) -> None:
+    """Before anything is computed with them."""
+    for features in (torch.ones(2, 3), torch.ones(recognizer.scorer.saved.head.dim)):
+        with pytest.raises(InputError, match=r"features must have shape \[N, "):
+            recognizer.score(features)
+
+
 def test_a_head_of_another_encoder_is_refused(trained: Workspace) -> None:
     """A head whose fingerprint is not the vectors' is refused, not used."""
     other = replace(Recognizer.open(trained).scorer.saved, image_fp="0" * 16)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from tablerows import anchor_rows, class_rows, image_rows, score_rows, sentence_rows, vector_rows
 
+from vlltr_index.errors import MissingStepError
 from vlltr_index.pipelines.status import status
 from vlltr_index.schemas.config import EncoderConfig, WorkspaceConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
@@ -194,6 +195,12 @@ def test_files_that_are_gone(finished: Workspace) -> None:
     report = status(finished)
     assert "files are gone" in report.stale[0]
     assert report.next == "vlltr train lgr"
+
+
+def test_a_commit_that_names_files_elsewhere(finished: Workspace) -> None:
+    """What lies outside the workspace is not read."""
+    with pytest.raises(MissingStepError, match="is gone"):
+        finished.object_file("checkpoints", "../../secret", "encoder.json")
 
 
 def test_who_is_writing(finished: Workspace) -> None:

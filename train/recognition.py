@@ -53,7 +53,8 @@ def train_until(
     run_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[LGRHead, Log]:
-    """Train a head on stored vectors at a steady rate: for so many steps, or until a held-out loss has converged.
+    """Train a head on stored vectors: at a steady rate for so many steps or until a held-out loss has converged, or
+    else for the recipe's epochs.
 
     Each step takes one of an image's views at random. The anchors have strays of other classes among them, and some are
     left out in each step: attention that has only ever seen well chosen sentences trusts any that resembles the image.
@@ -79,8 +80,8 @@ def train_until(
         progress: Called after every step.
 
     Returns:
-        The head, in eval mode, where the vectors lie; and the log, each entry with the `steps` so far, the last with
-        the `best` number of steps.
+        The head, in eval mode, where the vectors lie; and the log. At a steady rate each entry has the `steps` so far,
+        the last the `best` number of steps.
 
     Raises:
         VlltrError: The loss, or a weight at the end, is not finite.

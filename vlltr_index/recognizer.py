@@ -283,5 +283,8 @@ class Recognizer:
 
         `retrieval` is as for `predict`. The residual is the mass of the classes that were not scored exactly: 0 for
         `exhaustive`.
+
+        Raises:
+            InputError: If the features are not [B, D] of the head's width.
         """
         return self._answers.score(features, retrieval)

@@ -33,7 +33,7 @@ class AnchorClasses:
     """Which class an anchor belongs to.
 
     Args:
-        keys: Integers [A], distinct anchor keys.
+        keys: Integers [A], distinct anchor keys, at least one.
         classes: Integers [A], the class *position*, 0 to num_classes - 1, of each.
         num_classes: C.
     """

@@ -23,10 +23,10 @@ _ROWS = 64
 def unlabelled_images(paths: Sequence[str], with_data: bool = True) -> Iterator[tuple[str, str | bytes]]:
     """The name and the source of each picture, in a fixed order, none opened.
 
-    A folder gives the images in and below it, by name, and a pattern (`shots/**/*.jpg`) what it matches. A list (.txt)
-    has a path a line, relative to its own folder. A Parquet file has the column image, binary or a struct with `bytes`;
-    its rows are called `file.parquet#row`. An address (`s3://bucket/shots`) is an image by its ending, else a folder.
-    Anything else is taken for an image.
+    A folder gives the images in and below it that are not hidden, by name, and a pattern (`shots/**/*.jpg`) what it
+    matches. A list (.txt) has a path a line, relative to its own folder. A Parquet file has the column image, binary or
+    a struct with `bytes`; its rows are called `file.parquet#row`. An address (`s3://bucket/shots`) is an image by its
+    ending, else a folder. Anything else is taken for an image.
 
     Args:
         paths: Any of these.

@@ -28,7 +28,7 @@ from vlltr_index.recognition.in_words import numbered, sayings
 from vlltr_index.recognition.scorer import NO_TREE, Scorer, classes_below, load_scorer, tree_above
 from vlltr_index.schemas.records import ClassScore, Neighbour, Prediction, RankScore, SentenceShare
 from vlltr_index.store.taxonomy import load_taxonomy
-from vlltr_index.tensors import choose_device
+from vlltr_index.tensors import check_matrix, choose_device
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -344,6 +344,7 @@ class Answers:
     @torch.inference_mode()
     def score(self, features: Tensor, retrieval: str = "faiss") -> tuple[FusedScores, Tensor]:
         """As `Recognizer.score`; what it gives lies on the CPU."""
+        check_matrix("features", features, columns=self.scorer.saved.head.dim)
         features, residual = features.to(self.device, non_blocking=True), torch.zeros(len(features))
         if self._used(retrieval, len(features)) == "exhaustive":
             found = self._placed.exhaustive(features)

@@ -128,7 +128,7 @@ def without_names(
 ) -> dict[int, list[str]]:
     """The texts of each class without those that give a left-out class's name away.
 
-    A class whose own name holds a left-out one keeps them: they could say nothing else.
+    A class whose own name holds a left-out one keeps them: they could say nothing else. Another may be left with none.
     """
     patterns = [re.compile(rf"\b{re.escape(names[i].casefold())}\b") for i in left_out]
     # One pass with all names at once; the few hits are then looked at name by name.

@@ -289,7 +289,10 @@ class Workspace:
 
         Raises:
             OSError: If there is no such file.
+            MissingStepError: If `digest` is no digest.
         """
+        if not digest.isalnum():  # a commit's file may come from others
+            raise self._gone(kind, digest)
         return self.storage.read(f"{kind}/{digest[:16]}/{name}")
 
     def _gone(self, kind: Kind, digest: str) -> MissingStepError:
