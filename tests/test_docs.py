@@ -48,6 +48,11 @@ def test_commands_in_the_docs_are_real(page: str, line: str) -> None:
     parse(vlltr, shlex.split(line)[1:], "vlltr")
 
 
+def test_there_are_commands_in_the_docs() -> None:
+    """Else the test above would have none to look at, and be skipped."""
+    assert len(written_commands()) > 50
+
+
 def test_the_readme_has_the_two_commands() -> None:
     """The two lines that do all the set-up stand there as they are."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -177,7 +177,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
         lambda f: edit_json(f, "config.json", lambda v: v["classes"].append(v["classes"][0])),
         "two classes have one number",
     ),
-    "config: towers": (config(image_fp="0" * 16), "they do not belong together|config.json says"),
+    "config: towers": (config(image_fp="0" * 16), "is of the towers .*: they do not belong together"),
     "encoder: layers": (
         encoder("model_cfg", "text_cfg", "layers", value=10**9),
         r"config\.model_cfg\.text_cfg\.layers is 1,000,000,000",

@@ -148,7 +148,7 @@ def test_from_a_folder_to_a_model(capsys: pytest.CaptureFixture[str], shots: Pat
     (shots / "texts.json").write_text(json.dumps({"kestrel": ["It hovers."], "merlin": ["It is small."]}))
     code, out, err = run(capsys, "fit", shots, "--encoder", "vlltr-tiny:glyphs")
     assert code == 0, err
-    assert "3 images, 3 classes" in out or "test: 3 images" in out
+    assert "Top-1 on test: 3 images, 3 classes" in out
     for words in (
         "ncm",
         "discriminant",

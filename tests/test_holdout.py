@@ -91,6 +91,7 @@ def test_the_choice(images: list[Image], most: int, random: object) -> None:
     shuffled = list(images)
     random.shuffle(shuffled)  # type: ignore[attr-defined] # hypothesis gives a random.Random
     assert set(choose(shuffled, most)) == set(chosen)
+    assert len(choose([Image(str(n), n % 4, None, None) for n in range(100)], 99)) == 10
 
 
 @settings(max_examples=30, deadline=None)

@@ -278,3 +278,4 @@ def test_no_list_entry_gets_outside(entry: str, tmp_path_factory: pytest.TempPat
     except (InputError, UsageError):
         return
     assert all(Path(os.path.realpath(r.uri)).is_relative_to(root) for r in found)
+    assert Path(found[-1].uri) == root / "a.png"

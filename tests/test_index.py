@@ -320,6 +320,10 @@ def test_anchors_that_do_not_fit(
     """What cannot be indexed is refused with its reason."""
     with pytest.raises(InputError, match=message):
         build_index(*change(*anchors(20)))
+
+
+def test_a_kind_that_there_is_not() -> None:
+    """The message names those that there are."""
     with pytest.raises(InputError, match="an index is one of torch, flat, ivf, hnsw or auto, got 'pq'"):
         build_index(*anchors(3), "pq")
 
