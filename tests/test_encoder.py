@@ -221,6 +221,11 @@ def test_damaged_folders_are_refused(tmp_path: Path, name: str) -> None:
         with pytest.raises(EncoderError) as caught:
             Encoder.open(tmp_path)
         assert str(tmp_path) in str(caught.value)
-    (tmp_path / "encoder.json").write_text('{"format": 2}')
-    with pytest.raises(EncoderError, match=r"encoder\.json has format 2, this program reads 1"):
-        Encoder.open(tmp_path)
+    for content, why in (
+        ('{"format": 2}', "has format 2, this program reads 1"),
+        ("[]", "must hold a JSON object"),
+        ("[" * 100_000, "cannot be read as JSON: "),
+    ):
+        (tmp_path / "encoder.json").write_text(content)
+        with pytest.raises(EncoderError, match=rf"encoder\.json {why}"):
+            Encoder.open(tmp_path)

@@ -234,6 +234,10 @@ CASES: dict[str, tuple[Spoil, str]] = {
         tensors("head/head.safetensors", head__log_logit_scale=NAN),
         r"head\.log_logit_scale holds values that are not finite",
     ),
+    "head: class numbers": (
+        change_tensor("head/head.safetensors", "class_ids", lambda t: t.int()),
+        r"class_ids are torch\.int32, expected int64",
+    ),
     "head: without its beta": (
         lambda f: edit_json(f, "head/head.json", lambda v: v.update(loss_bias=False)),
         r"'head\.log_beta' is not part of the model",

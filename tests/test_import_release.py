@@ -155,6 +155,14 @@ def test_what_stage_two_needs(
         f"Error: {one} is a checkpoint of stage 1: it has no classes and no anchors\n"
         f"Leave the options out: vlltr import release {one}\n"
     )
+    run(space, "import", "release", one)
+    capsys.readouterr()
+    state = {**files["state"], "text_embeddings": files["state"]["text_embeddings"][:2]}
+    few = release_twins.save(tmp_path / "few.pth", state, model="LGR_vit16", data_set="PLACES_LT")
+    assert refusal(space, capsys, "import", "release", few, "--names", labels, "--anchors") == (
+        "Error: the checkpoint has 3 classes in its head and 2 among its anchors\n"
+        "Leave its anchors out; vlltr embed and vlltr select choose new ones.\n"
+    )
 
 
 def test_the_recipe_must_name_the_checkpoints_model(

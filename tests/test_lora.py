@@ -9,6 +9,7 @@ import drawings
 import pytest
 import small_clip
 import torch
+from torch import nn
 
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import ConfigError
@@ -71,6 +72,17 @@ def test_adapters_on_convolutions(tmp_path: Path) -> None:
     learn(encoder, visual_only=True)
     encoder.save(tmp_path)
     assert drawings.same_weights(Encoder.open(tmp_path, device="cpu"), encoder)
+
+
+def test_an_encoder_without_a_layer_for_adapters() -> None:
+    """What can be done instead is said."""
+    encoder = drawings.encoder()
+    encoder.model.visual = nn.Identity()
+    with (
+        pytest.raises(ConfigError, match="vlltr-tiny has no layer that takes a low-rank adapter\nUse --set"),
+        adapted(encoder, CONFIG, visual_only=True, seed=0),
+    ):
+        pass
 
 
 def test_without_peft_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,8 @@ def test_bins_at_their_bounds() -> None:
     with pytest.raises(InputError) as error:
         bins(counts, "paper")  # type: ignore[arg-type] # on purpose
     assert str(error.value) == "convention must be 'release' or 'lift', got 'paper'"
+    with pytest.raises(InputError, match=r"class_counts must be integers, got torch\.float32"):
+        bins(counts.float())
 
 
 def test_accuracy_by_shot() -> None:
