@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 from tests.exports import Shared, edit_json, edit_rows, edit_tensors, sign
 from vlltr_index.errors import PretrainedError
 from vlltr_index.recognition.exported import reading
 from vlltr_index.recognition.exported.reading import SUMS, read_model
 
-Spoil = Callable[[Path], None]
+Spoil = Callable[[Path], object]
 
 GONE = object()
 STATS = "class_stats.safetensors"
@@ -38,16 +40,23 @@ def config(**values: Any) -> Spoil:
     return lambda folder: edit_json(folder, "config.json", lambda v: v.update(values))
 
 
-def encoder(*path: str, value: Any) -> Spoil:
-    """Set one value of the encoder's configuration."""
+def at(name: str, *path: str, value: Any = GONE) -> Spoil:
+    """Set one value of a JSON file, or take it away."""
 
     def change(values: dict[str, Any]) -> None:
-        inner = values["config"]
-        for key in path[:-1]:
-            inner = inner[key]
-        inner[path[-1]] = value
+        *above, last = path
+        for key in above:
+            values = values[key]
+        values.update({last: value})
+        if value is GONE:
+            del values[last]
 
-    return lambda folder: edit_json(folder, "encoder/encoder.json", change)
+    return lambda folder: edit_json(folder, name, change)
+
+
+encoder = partial(at, "encoder/encoder.json", "config")
+head = partial(at, "head/head.json")
+parts = partial(at, "head/head.json", "parts")
 
 
 def tokenizer(beside: str = "", **values: Any) -> Spoil:
@@ -78,26 +87,6 @@ def change_tensor(name: str, key: str, change: Callable[[torch.Tensor], torch.Te
     )
 
 
-def rows_of_one(stats: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The classes' sums, brought to length 1."""
-    return stats["sums"] / stats["sums"].norm(dim=1, keepdim=True)
-
-
-def parts(*path: str, value: Any = GONE) -> Spoil:
-    """Set one value of what the head's file says of its parts, or take it away."""
-
-    def change(values: dict[str, Any]) -> None:
-        *above, last = ("parts", *path)
-        for key in above:
-            values = values[key]
-        if value is GONE:
-            del values[last]
-        else:
-            values[last] = value
-
-    return lambda folder: edit_json(folder, "head/head.json", change)
-
-
 def rows(name: str, number: int = 0, **values: Any) -> Spoil:
     """Set values of one row of a Parquet file."""
     return lambda folder: edit_rows(folder, name, lambda table: table[number].update(values))
@@ -108,16 +97,6 @@ def text(name: str, value: str) -> Spoil:
 
     def spoil(folder: Path) -> None:
         (folder / name).write_text(value, encoding="utf-8")
-        sign(folder)
-
-    return spoil
-
-
-def drop(name: str) -> Spoil:
-    """Delete a file, and sign."""
-
-    def spoil(folder: Path) -> None:
-        (folder / name).unlink()
         sign(folder)
 
     return spoil
@@ -142,15 +121,6 @@ def pickled(folder: Path) -> None:
     sign(folder)
 
 
-def sums(line: str) -> Spoil:
-    """Add a line to the digests."""
-
-    def spoil(folder: Path) -> None:
-        (folder / SUMS).write_text((folder / SUMS).read_text() + line + "\n")
-
-    return spoil
-
-
 def other_columns(folder: Path) -> None:
     """A Parquet file of something else, with the right number of rows."""
     number = pq.read_metadata(folder / "anchors.parquet").num_rows
@@ -161,13 +131,13 @@ def other_columns(folder: Path) -> None:
 NAN = torch.tensor(float("nan"))
 CASES: dict[str, tuple[Spoil, str]] = {
     "changed": (unsigned, r"anchors\.parquet is not the file that was exported: its SHA-256 differs"),
-    "missing": (drop("head/head.json"), "has no file head/head.json"),
+    "missing": (lambda f: (f / "head/head.json").unlink() or sign(f), "has no file head/head.json"),
     "no digests": (lambda f: (f / SUMS).unlink(), "is not an exported folder: it has no file SHA256SUMS"),
     "a path outside": (
-        sums("0" * 64 + "  ../../etc/passwd"),
+        lambda f: (f / SUMS).write_text(f"{(f / SUMS).read_text()}{'0' * 64}  ../../etc/passwd\n"),
         r"names '\.\./\.\./etc/passwd', which is no file",
     ),
-    "long digests": (lambda f: (f / SUMS).write_bytes(b"x" * 2**20 + b"x") and None, "larger than 1,048,576"),
+    "long digests": (lambda f: (f / SUMS).write_bytes(b"x" * 2**20 + b"x"), "larger than 1,048,576"),
     "config: key": (config(extra=1), r"config\.json cannot be used: extra: Extra inputs are not permitted"),
     "config: text": (text("config.json", "[" * 100_000), "Invalid JSON"),
     "encoder: text": (text("encoder/encoder.json", "[" * 100_000), "not valid JSON"),
@@ -218,10 +188,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
         encoder("model_cfg", "vision_cfg", "timm_model_name", value="hf-hub:user/evil"),
         "timm_model_name 'hf-hub:user/evil' would be fetched from elsewhere",
     ),
-    "head: width": (
-        lambda f: edit_json(f, "head/head.json", lambda v: v.update(dim=99)),
-        r"the head is 99 wide, config\.json says",
-    ),
+    "head: width": (head("dim", value=99), r"the head is 99 wide, config\.json says"),
     "head: scale": (
         tensors("head/head.safetensors", head__log_logit_scale=torch.tensor(90.0)),
         r"the exponential of log_logit_scale is 1\.\d+e\+39; up to 1,000,000 can be",
@@ -238,15 +205,9 @@ CASES: dict[str, tuple[Spoil, str]] = {
         change_tensor("head/head.safetensors", "class_ids", lambda t: t.int()),
         r"class_ids are torch\.int32, expected int64",
     ),
-    "head: without its beta": (
-        lambda f: edit_json(f, "head/head.json", lambda v: v.update(loss_bias=False)),
-        r"'head\.log_beta' is not part of the model",
-    ),
+    "head: without its beta": (head("loss_bias", value=False), r"'head\.log_beta' is not part of the model"),
     "head: pickle": (pickled, "not a safetensors file"),
-    "parts: missing": (
-        lambda f: edit_json(f, "head/head.json", lambda v: v.pop("parts")),
-        r"head\.json cannot be used: parts in head\.json: Field required",
-    ),
+    "parts: missing": (head("parts"), r"head\.json cannot be used: parts in head\.json: Field required"),
     "parts: noise": (
         parts("noise", value=0.0),
         r"parts\.noise in head\.json: Input should be greater than 0",
@@ -271,7 +232,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
     ),
     "stats: too long": (
         lambda f: edit_tensors(
-            f, STATS, lambda t: t.update(sums=1.01 * t["counts"][:, None] * rows_of_one(t))
+            f, STATS, lambda t: t.update(sums=1.01 * t["counts"][:, None] * normalize(t["sums"]))
         ),
         "a class's sum is longer than its images' normalised vectors can add up to",
     ),
