@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from safetensors import SafetensorError
@@ -85,10 +86,7 @@ def test_a_disk_that_fills_while_a_command_writes(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """LanceDB's error is in the message, though undoing fails too; afterwards the same command works."""
-
-    def full(*arguments: object) -> None:
-        raise RuntimeError("lance error: No space left on device (os error 28)")
-
+    full = Mock(side_effect=RuntimeError("lance error: No space left on device (os error 28)"))
     with workspace.transaction("first") as tx:
         tx.upsert("classes", class_rows([0]))
     table = type(workspace.store._open("classes"))

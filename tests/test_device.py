@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import drawings
 import pytest
@@ -27,6 +28,7 @@ from vlltr_index.tensors import choose_device, cuda_problem, float32_by, full_pr
 from vlltr_index.train.cvlp import train_image_only
 
 FULL = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB free. Including non-PyTorch memory, ..."
+full = Mock(side_effect=torch.OutOfMemoryError(FULL))
 no_card = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 
@@ -39,11 +41,6 @@ def unset(monkeypatch: pytest.MonkeyPatch) -> None:
 def small(precision: str = "fp32") -> Encoder:
     """Random weights."""
     return Encoder.scratch("vlltr-tiny", ["a ring"], precision=precision)  # type: ignore[arg-type]  # a literal by its caller
-
-
-def full(*args: object, **options: object) -> Tensor:
-    """What torch does where a GPU is full."""
-    raise torch.OutOfMemoryError(FULL)
 
 
 @no_card

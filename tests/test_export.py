@@ -6,6 +6,7 @@ import errno
 import json
 import subprocess
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -176,13 +177,10 @@ def test_a_full_disk_leaves_nothing_half_written(
     trained: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error while writing leaves no folder, and under `force` the old one as it was."""
-
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     export_model(trained, tmp_path / "old")
     before = (tmp_path / "old" / SUMS).read_text()
-    monkeypatch.setattr(writing, "write_card", full)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(writing, "write_card", Mock(side_effect=full))
     for name, force in (("new", False), ("old", True)):
         with pytest.raises(PretrainedError, match=f"{name} cannot be written: No space left on device"):
             export_model(trained, tmp_path / name, force=force)

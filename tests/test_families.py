@@ -7,6 +7,7 @@ import shutil
 import socket
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import drawings
 import pytest
@@ -133,19 +134,13 @@ def _folder(path: Path, family: str) -> Path:
     return path
 
 
-@pytest.fixture
-def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError("the network is not to be used")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("_no_network")
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_family_is_saved_opened_trained_and_exported(tmp_path: Path, family: str) -> None:
+def test_a_family_is_saved_opened_trained_and_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
     """The folder it came from is gone after the start: saved, trained and exported models have all they need."""
+    monkeypatch.setattr(socket.socket, "connect", Mock(side_effect=OSError("the network is not to be used")))
     folder = _folder(tmp_path / "source", family)
     first = Encoder.load("local-dir", str(folder), device="cpu")
     first.save(tmp_path / "saved")

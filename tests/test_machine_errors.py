@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -41,11 +42,7 @@ def test_what_no_command_foresees(
     said: str,
 ) -> None:
     """A full disk, a folder that cannot be written, too little memory: a message and exit code 1."""
-
-    def fail(*args: object, **options: object) -> Workspace:
-        raise error
-
-    monkeypatch.setattr(Workspace, "open", fail)
+    monkeypatch.setattr(Workspace, "open", Mock(side_effect=error))
     assert run(capsys, "-w", trained_once, "status") == (1, "", said)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import Mock
 
 import open_clip
 import pytest
@@ -103,11 +104,8 @@ def test_unbuildable_configurations_are_refused(monkeypatch: pytest.MonkeyPatch)
     for changes in ({"nonsense": 1}, {"text_cfg": {"pool_type": "?"}}):
         with pytest.raises(EncoderError, match="open_clip cannot build this model"):
             openclip.build_model({**small_clip.MODEL_CFG, **changes})
-
-    def offline(**_: object) -> None:
-        raise OSError("We couldn't connect to the hub\nmore")
-
-    monkeypatch.setattr(open_clip, "CustomTextCLIP", offline)
+    offline = OSError("We couldn't connect to the hub\nmore")
+    monkeypatch.setattr(open_clip, "CustomTextCLIP", Mock(side_effect=offline))
     with pytest.raises(EncoderError, match=r"OSError: We couldn't connect to the hub\n.*needs a network"):
         openclip.build_model({**small_clip.MODEL_CFG, "custom_text": True})
 
@@ -121,11 +119,7 @@ def test_unknown_preprocessing_is_refused(change: dict[str, Any]) -> None:
 
 def test_hub_tokenizers_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error says that this tokenizer needs a network, and what to do without one."""
-
-    def offline(*_: object, **__: object) -> None:
-        raise OSError("no connection\nmore")
-
-    monkeypatch.setattr(openclip, "HFTokenizer", offline)
+    monkeypatch.setattr(openclip, "HFTokenizer", Mock(side_effect=OSError("no connection\nmore")))
     text = {**small_clip.MODEL_CFG["text_cfg"], "hf_tokenizer_name": "owner/name"}
     with pytest.raises(EncoderError) as caught:
         openclip.make_tokenizer({"model_cfg": {**small_clip.MODEL_CFG, "text_cfg": text}})

@@ -8,6 +8,7 @@ import os
 from dataclasses import asdict
 from itertools import count, islice
 from pathlib import Path
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -143,12 +144,8 @@ def test_answers_in_a_file(recognizer: Recognizer, shots: Path, tmp_path: Path, 
     """One row a picture, a broken one with its problem; a run that was cut off goes on without loss or repeat."""
     out, part = tmp_path / f"answers.{ending}", tmp_path / f"answers.{ending}.part"
     answers, paths = recognizer.current(), [str(shots), str(shots / "a.png")]
-
-    def stop(step: str, done: int, total: int | None) -> None:
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        predict_to_file(answers, paths, out, stop, top=2)
+        predict_to_file(answers, paths, out, Mock(side_effect=KeyboardInterrupt), top=2)
     assert not out.exists()
     expected = list(named_predictions(answers, unlabelled_images([str(shots)]), top=2))
     first = json.dumps(asdict(expected[0]), ensure_ascii=False) + "\n"

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
+from unittest.mock import Mock
 
 import pytest
 
@@ -28,11 +29,8 @@ def test_an_evaluation_that_cannot_be_kept(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """It is shown, and a warning says why it was not kept."""
-
-    def refuse(*arguments: object, **options: object) -> None:
-        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
-
-    monkeypatch.setattr(Storage, "write", refuse)
+    refused = OSError(errno.EACCES, os.strerror(errno.EACCES))
+    monkeypatch.setattr(Storage, "write", Mock(side_effect=refused))
     with caplog.at_level(logging.WARNING):
         code, out, _ = run(capsys, "-w", trained.path, "-q", "evaluate", "--bootstrap", "10")
     newest = trained.history.ids()[-1]

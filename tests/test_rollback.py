@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from tablerows import anchor_rows, class_rows, image_rows, sentence_rows, stats_rows
@@ -94,17 +95,13 @@ def test_an_interrupted_rollback_leaves_the_newest_commit(
     before = state(grown)
     with monkeypatch.context() as patch:
         killed(patch)
-        patch.setattr("vlltr_index.store.snapshot.History.append", _stop)
+        patch.setattr("vlltr_index.store.snapshot.History.append", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             rollback(grown, 1)
     assert state(grown) == before
     with grown.transaction("ingest text") as tx:
         assert tx.count("anchors") == 2
     assert state(grown) == before
-
-
-def _stop(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def test_missing_commits_and_files(grown: Workspace) -> None:

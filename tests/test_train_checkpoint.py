@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -42,11 +43,7 @@ def test_a_failed_write_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest
     """What is there before the rename stays readable."""
     save_state(tmp_path, *learned(0), [])
     before = (tmp_path / STATE).read_bytes()
-
-    def fail(*_: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "replace", fail)
+    monkeypatch.setattr(os, "replace", Mock(side_effect=OSError("disk full")))
     with pytest.raises(WorkspaceError, match=rf"{STATE} cannot be written: disk full"):
         save_state(tmp_path, *learned(1), [])
     assert (tmp_path / STATE).read_bytes() == before
