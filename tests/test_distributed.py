@@ -16,7 +16,6 @@ import torch.multiprocessing as mp
 from safetensors import safe_open
 from torch import nn
 
-from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import ConfigError
 from vlltr_index.schemas.config import BaselineConfig, CVLPConfig
 from vlltr_index.train.augment import BatchMixer
@@ -49,17 +48,9 @@ NAMES = (*CONFIGS, "baseline")
 BASELINE = BaselineConfig(epochs=1, batch_size=28, lr=1e-3, augment=drawings.AUGMENT)
 
 
-def encoder(name: str, folder: Path) -> Encoder:
-    """A small CLIP with a vision transformer; `text` trains the text tower alone."""
-    small_clip.register(folder)
-    made = Encoder.scratch(small_clip.NAME, device="cpu")
-    made.model.load_state_dict(small_clip.make().state_dict())
-    return made
-
-
 def train(name: str, folder: Path) -> None:
     """Two steps of one epoch; what the first process saves goes to a file named by the number of processes."""
-    made = encoder(name, folder)
+    made = small_clip.encoder()
     images = drawings.images(made)
     if name == "baseline":
         train_image_only(made, images, BASELINE, run_dir=folder)
@@ -104,7 +95,7 @@ def process(rank: int, folder: Path, port: int) -> None:
     torch.set_num_threads(1)
     os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    join_processes(encoder("joint", folder))
+    join_processes(small_clip.encoder())
     assert dist.is_initialized()
     arithmetic()
     mixing()

@@ -20,11 +20,6 @@ from vlltr_index.errors import EncoderError, InputError
 TEXTS = ["greek small letter omega", "latin capital letter a with grave", "an arrow", "a", ""]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _registered(tmp_path_factory: pytest.TempPathFactory) -> None:
-    small_clip.register(tmp_path_factory.mktemp("configs"))
-
-
 @pytest.fixture(scope="module", params=["vlltr-tiny", small_clip.NAME])
 def encoder(request: pytest.FixtureRequest) -> Encoder:
     """Both kinds of tokenizer and tower; not to be changed."""

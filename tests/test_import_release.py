@@ -10,6 +10,7 @@ import benchmark_trees
 import open_clip
 import pytest
 import release_twins
+import small_clip
 import torch
 from benchmark_trees import PLACES
 
@@ -190,9 +191,6 @@ def test_stage_two_over_weights_that_are_not_stage_ones(
     tmp_path: Path, files: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A recipe's own weights give the text tower with a warning; plain GELU is refused."""
-    import small_clip
-
-    small_clip.register(tmp_path)
     weights = tmp_path / "w.pt"
     torch.save(small_clip.make().state_dict(), weights)
     args = ("import", "release", files["two"], "--names", files["data"] / "labels.txt")

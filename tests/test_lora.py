@@ -45,9 +45,8 @@ def learn(encoder: Encoder, visual_only: bool) -> None:
 
 
 @pytest.mark.parametrize("visual_only", [False, True])
-def test_adapters_on_a_vit_reach_attention_and_mlp(visual_only: bool, tmp_path: Path) -> None:
+def test_adapters_on_a_vit_reach_attention_and_mlp(visual_only: bool) -> None:
     """Packed attention and both MLP layers learn; after the merge names, types and all other weights are as before."""
-    small_clip.register(tmp_path)
     encoder = Encoder.scratch(small_clip.NAME, seed=0, device="cpu")
     before = {k: v.clone() for k, v in encoder.model.state_dict().items()}
     text_fp, image_fp = encoder.text_fp, encoder.image_fp

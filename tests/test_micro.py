@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -25,12 +23,9 @@ JOINT = CVLPConfig(
 
 
 @pytest.fixture
-def encoder(tmp_path: Path) -> Encoder:
+def encoder() -> Encoder:
     """A small CLIP with two transformers."""
-    small_clip.register(tmp_path)
-    made = Encoder.scratch(small_clip.NAME, device="cpu")
-    made.model.load_state_dict(small_clip.make().state_dict())
-    return made
+    return small_clip.encoder()
 
 
 def most_rows(tower: nn.Module) -> list[int]:

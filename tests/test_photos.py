@@ -22,7 +22,6 @@ ENCODER = f"{small_clip.NAME}-quickgelu:clip.safetensors"
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Pictures and OpenAI-format weights; the current folder is the project."""
-    small_clip.register(tmp_path)
     for name, colour in COLOURS.items():
         for number in range(4):
             path = tmp_path / ("pictures" if number else "test") / name / f"{number}.jpg"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import open_clip
 import pytest
@@ -18,11 +19,6 @@ from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import EncoderError
 
 NAME, TWIN = small_clip.NAME, f"{small_clip.NAME}-quickgelu"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _registered(tmp_path_factory: pytest.TempPathFactory) -> None:
-    small_clip.register(tmp_path_factory.mktemp("configs"))
 
 
 def _write(path: Path, state: dict[str, Tensor]) -> str:
@@ -149,10 +145,7 @@ def test_without_a_network_the_error_says_how_to_use_a_file(
     model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the download raises, it becomes one error with the way out."""
-
-    def offline(*_: object, **__: object) -> str:
-        raise ConnectionError("no route to host\nmore")
-
+    offline = Mock(side_effect=ConnectionError("no route to host\nmore"))
     monkeypatch.setattr(open_clip, "download_pretrained", offline)
     monkeypatch.setattr(weights, "download_pretrained_from_hf", offline)
     name, _, rest = model.partition(":")
