@@ -16,6 +16,11 @@ from vlltr_index.cli.main import Context, table
 from vlltr_index.store.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
+ALONE = (
+    ": this command reads of the recipe [{}] alone\n"
+    "Change it in vlltr.toml, below [recipe]; or in a run of everything: vlltr train all --set ...\n"
+)
+PLAN = "Error: a plan wants --plan, --classes and --anchors; --width may stand beside them\n"
 
 
 def test_every_command_has_help_and_a_docs_entry() -> None:
@@ -58,6 +63,35 @@ def test_every_command_has_help_and_a_docs_entry() -> None:
         ),
         (("-w", "{ws}", "classes", "show", "x"), 1, "Error: no class 'x'\nThere are no classes yet"),
         (("-w", "{ws}", "classes", "add"), 2, "Error: give either NAME or --from FILE"),
+        (
+            ("-w", "{ws}", "classes", "add", "--from", "m.json", "--alias", "x"),
+            2,
+            "Error: --from FILE says all about its classes: --sentence, --text, --images and",
+        ),
+        (("-w", "{ws}", "predict", "x.png"), 1, "\nBefore that: vlltr ingest images PATH --split train\n"),
+        (
+            ("predict", "x.png", "--engine", "ray"),
+            2,
+            "Error: --engine ray writes a file: name it with --out FILE\n",
+        ),
+        (
+            ("-w", "{ws}", "train", "lgr", "--set", "encoder.model=RN50"),
+            2,
+            f"encoder.model=RN50{ALONE.format('lgr')}",
+        ),
+        (
+            ("-w", "{ws}", "train", "cvlp", "--set", 'prompts=["a"]'),
+            2,
+            f'prompts=["a"]{ALONE.format("cvlp")}',
+        ),
+        (
+            ("-w", "{ws}", "select", "--set", "fusion.alpha=0.1"),
+            2,
+            f"fusion.alpha=0.1{ALONE.format('select')}",
+        ),
+        (("index", "--classes", "3", "--anchors", "2"), 2, PLAN),
+        (("index", "--plan", "--classes", "3"), 2, PLAN),
+        (("index", "--plan", "--width", "3"), 2, PLAN),
     ],
 )
 def test_wrong_use_says_what_mends_it(

@@ -88,16 +88,11 @@ def test_a_class_is_shown_for_people(small: Path, world: World, capsys: pytest.C
 
 
 def test_a_manifest(small: Path, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`add --from` makes its classes, and refuses options of NAME."""
+    """`add --from` makes its classes."""
     name = min(world.texts)
     values = {name: {"sentences": world.texts[name], "images": world.pictures[:2], "aliases": ["beta"]}}
     manifest = tmp_path / "manifest.json"
     manifest.write_text(json.dumps(values), encoding="utf-8")
-    code, out, err = run(
-        capsys, "-q", "-w", small, "--json", "classes", "add", "--from", manifest, "--alias", "x"
-    )
-    assert (code, out) == (2, "")
-    assert err.startswith("Error: --from FILE says all about its classes: --sentence, --text, --images and")
     code, out, _ = run(capsys, "-w", small, "classes", "add", "--from", manifest)
     assert (code, out.startswith(f"Added {name!r} (class 10): ")) == (0, True)
     code, out, _ = run(capsys, "-w", small, "classes", "show", "beta")

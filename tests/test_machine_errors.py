@@ -1,4 +1,4 @@
-"""What the machine lacks, options that nobody can mean, and the step that comes first: messages, no tracebacks."""
+"""What the machine lacks, and options that nobody can mean: messages, no tracebacks."""
 
 from __future__ import annotations
 
@@ -60,14 +60,6 @@ def test_an_output_that_is_full(trained_once: Path, args: tuple[str, ...]) -> No
     )
 
 
-def test_the_step_that_comes_first_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """`predict` on an empty workspace asks for what `vlltr status` asks for, not only for its own last step."""
-    Workspace.create(tmp_path / "w", load_recipe("glyphs_lt/fast"))
-    code, _, err = run(capsys, "-w", tmp_path / "w", "predict", "x.png")
-    assert code == 1
-    assert err.splitlines()[-1] == "Before that: vlltr ingest images PATH --split train"
-
-
 def test_settings_that_cannot_be_read_or_meant() -> None:
     """Endless numbers and nesting in TOML, batches beyond all memory, an empty split."""
     hint = "Mend it there: texts stand in quotes"
@@ -86,27 +78,3 @@ def test_settings_that_cannot_be_read_or_meant() -> None:
     ):
         with pytest.raises(ConfigError, match=f"{item.partition('=')[0]}: {why}"):
             override(recipe, (item,))
-
-
-@pytest.mark.parametrize(
-    ("command", "item", "sections"),
-    [
-        (("train", "lgr"), "encoder.model=RN50", "[lgr]"),
-        (("train", "cvlp"), 'prompts=["a"]', "[cvlp]"),
-        (("select",), "fusion.alpha=0.1", "[select]"),
-    ],
-)
-def test_a_value_that_would_count_for_nothing(
-    capsys: pytest.CaptureFixture[str],
-    trained_once: Path,
-    command: tuple[str, ...],
-    item: str,
-    sections: str,
-) -> None:
-    """A step does not take a value of another step in silence."""
-    code, _, err = run(capsys, "-w", trained_once, *command, "--set", item)
-    assert (code, err) == (
-        2,
-        f"Error: --set {item}: this command reads of the recipe {sections} alone\n"
-        "Change it in vlltr.toml, below [recipe]; or in a run of everything: vlltr train all --set ...\n",
-    )

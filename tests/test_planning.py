@@ -56,13 +56,3 @@ def test_the_command_needs_no_workspace(
         assert few.memory_mib < many.memory_mib
         assert few.batch_seconds <= many.batch_seconds
         assert few.build_seconds <= many.build_seconds
-
-
-@pytest.mark.parametrize(
-    "args", [("--classes", "3", "--anchors", "2"), ("--plan", "--classes", "3"), ("--plan", "--width", "3")]
-)
-def test_half_a_plan_is_refused(args: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    """The numbers go together."""
-    code, _, err = run(capsys, "index", *args)
-    assert code == 2
-    assert "Error: a plan wants --plan, --classes and --anchors; --width may stand beside them\n" in err

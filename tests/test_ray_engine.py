@@ -345,13 +345,6 @@ def test_the_command_starts_ray_and_ends_it(drawn: Path, tmp_path: Path) -> None
     assert not [line for line in done.stderr.splitlines() if "Traceback" in line or "Warning" in line]
 
 
-def test_ray_writes_a_file(capsys: pytest.CaptureFixture[str]) -> None:
-    """What cannot be meant is refused before a workspace is opened."""
-    code, _, err = run(capsys, "predict", "x.png", "--engine", "ray")
-    assert code == 2
-    assert "Error: --engine ray writes a file: name it with --out FILE\n" in err
-
-
 def test_no_actor_at_all() -> None:
     """At least one has to compute."""
     with pytest.raises(UsageError) as none:
