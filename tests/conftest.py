@@ -17,6 +17,7 @@ from tests.exports import Shared, changed, share
 from vlltr_index.data.glyphs import glyph_files, write_sample
 from vlltr_index.pipelines.ingest import ingest_images, ingest_text
 from vlltr_index.pipelines.train_all import train_all
+from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.config import Recipe
 from vlltr_index.schemas.recipes import load_recipe, override
 from vlltr_index.store.workspace import Workspace
@@ -72,6 +73,12 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def recognizer(trained_once: Path) -> Recognizer:
+    """The trained workspace's recognizer; nothing writes through it."""
+    return Recognizer.open(trained_once)
+
+
 @pytest.fixture
 def trained(trained_once: Path, tmp_path: Path) -> Workspace:
     """A copy of the trained workspace that a test may change."""
@@ -82,6 +89,12 @@ def trained(trained_once: Path, tmp_path: Path) -> Workspace:
 def world(trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
     """Ten classes in a trained workspace of their own, and a model of them; tests change copies."""
     return build_world(tmp_path_factory.mktemp("world"), Workspace.open(trained_once))
+
+
+@pytest.fixture
+def small(world: World, tmp_path: Path) -> Workspace:
+    """A copy of its workspace that a test may change."""
+    return Workspace.open(shutil.copytree(world.folder, tmp_path / "small"))
 
 
 @pytest.fixture(scope="session")
@@ -118,3 +131,9 @@ def shared(
     workspace = Workspace.open(shutil.copytree(trained_once, place / "workspace"))
     changed(workspace, heldout, pictures)
     return share(workspace, place / "model", pictures)
+
+
+@pytest.fixture(scope="session")
+def exported(shared: Shared) -> Recognizer:
+    """The exported model."""
+    return Recognizer.from_pretrained(shared.folder)

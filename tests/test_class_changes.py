@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,12 +29,6 @@ from vlltr_index.pipelines.classlist import show_class
 from vlltr_index.recognition.scorer import load_scorer
 from vlltr_index.store.transaction import put_back
 from vlltr_index.store.workspace import Workspace
-
-
-@pytest.fixture
-def small(world: World, tmp_path: Path) -> Workspace:
-    """A copy of its workspace that a test may change."""
-    return Workspace.open(shutil.copytree(world.folder, tmp_path / "small"))
 
 
 @pytest.fixture

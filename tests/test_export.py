@@ -26,22 +26,16 @@ from vlltr_index.schemas.recipes import override
 from vlltr_index.store.workspace import Workspace
 
 
-@pytest.fixture(scope="module")
-def recognizer(shared: Shared) -> Recognizer:
-    """The exported model."""
-    return Recognizer.from_pretrained(shared.folder)
-
-
-def test_answers_are_the_workspaces(recognizer: Recognizer, shared: Shared, pictures: Path) -> None:
+def test_answers_are_the_workspaces(exported: Recognizer, shared: Shared, pictures: Path) -> None:
     """Probabilities, parts, sentences and verdicts; explanations of trained and added classes."""
     images = sorted(pictures.glob("known-*.png"))
     for asked, answers in zip(ASKED, shared.answers, strict=True):
-        check_same(recognizer.predict(images, **asked), answers)
+        check_same(exported.predict(images, **asked), answers)
     image = images[0]
-    check_same([recognizer.explain(image, score.name) for score in shared.explained], shared.explained)
-    assert recognizer.explain(image, "the second").name in shared.names
+    check_same([exported.explain(image, score.name) for score in shared.explained], shared.explained)
+    assert exported.explain(image, "the second").name in shared.names
     with pytest.raises(UsageError, match="an exported folder has no training images to show as neighbours"):
-        recognizer.predict([image], neighbours=1)
+        exported.predict([image], neighbours=1)
 
 
 def test_no_pickle_and_true_digests(shared: Shared) -> None:

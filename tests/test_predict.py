@@ -23,12 +23,6 @@ from vlltr_index.pipelines.predict import named_predictions, predict_to_file
 from vlltr_index.recognizer import Recognizer
 
 
-@pytest.fixture(scope="module")
-def recognizer(trained_once: Path) -> Recognizer:
-    """The trained workspace's recognizer; nothing in this module writes through it."""
-    return Recognizer.open(trained_once)
-
-
 @pytest.fixture
 def shots(tmp_path: Path, pictures: Path) -> Path:
     """A folder of pictures, one of them below another folder, one broken, two hidden, and a file that is none."""

@@ -10,48 +10,41 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.exports import Shared
 from tests.pictures import encoded
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.recognizer import Recognizer
 
 
-@pytest.fixture(scope="module")
-def recognizer(shared: Shared) -> Recognizer:
-    """An exported model; a workspace's goes the same way."""
-    return Recognizer.from_pretrained(shared.folder)
-
-
-def test_columns_are_the_classes(recognizer: Recognizer, pictures: Path) -> None:
+def test_columns_are_the_classes(exported: Recognizer, pictures: Path) -> None:
     """Float64 [B, C] whose rows sum to one; the columns' names are `classes_`, and `predict` says the same."""
     images = sorted(pictures.glob("known-*.png"))
-    found = recognizer.predict_proba(images)
+    found = exported.predict_proba(images)
     assert found.dtype == np.float64
-    assert found.shape == (6, len(recognizer.classes_)) == (6, len(recognizer.scorer.class_ids))
+    assert found.shape == (6, len(exported.classes_)) == (6, len(exported.scorer.class_ids))
     assert np.abs(found.sum(axis=1) - 1).max() < 1e-12
     assert found.min() >= 0
-    predicted = recognizer.predict(images, top=3, retrieval="exhaustive")
+    predicted = exported.predict(images, top=3, retrieval="exhaustive")
     for row, prediction in zip(found, predicted, strict=True):
         best = np.argsort(-row, kind="stable")[:3]
-        assert recognizer.classes_[best].tolist() == [c.name for c in prediction.classes]
+        assert exported.classes_[best].tolist() == [c.name for c in prediction.classes]
         assert row[best] == pytest.approx([c.probability for c in prediction.classes], abs=1e-6)
-    assert recognizer.predict_names(images) == [p.classes[0].name for p in predicted]
+    assert exported.predict_names(images) == [p.classes[0].name for p in predicted]
 
 
-def test_every_kind_of_image_gives_the_same(recognizer: Recognizer, pictures: Path) -> None:
+def test_every_kind_of_image_gives_the_same(exported: Recognizer, pictures: Path) -> None:
     """A path, its bytes, a PIL image and an array are one picture."""
     path = pictures / "known-3.png"
     with Image.open(path) as opened:
         picture = opened.copy()
     array = np.asarray(picture.convert("RGB"))
     kinds: list[Any] = [path, str(path), path.read_bytes(), picture, picture.convert("RGB"), array]
-    found = recognizer.predict_proba(kinds)
+    found = exported.predict_proba(kinds)
     assert np.abs(found - found[0]).max() < 1e-5  # float32, and the place in a batch moves the last bits
-    labels = [p.image for p in recognizer.predict(kinds[2:], top=1)]
+    labels = [p.image for p in exported.predict(kinds[2:], top=1)]
     assert labels == ["(bytes)", "(Image)", "(Image)", "(ndarray)"]
 
 
-def test_pil_images_are_turned_and_put_on_paper(recognizer: Recognizer, pictures: Path) -> None:
+def test_pil_images_are_turned_and_put_on_paper(exported: Recognizer, pictures: Path) -> None:
     """EXIF rotation and transparency count for a PIL image as for the file it came from."""
     with Image.open(pictures / "known-0.png") as opened:
         picture = opened.convert("RGB")
@@ -61,7 +54,7 @@ def test_pil_images_are_turned_and_put_on_paper(recognizer: Recognizer, pictures
     clear = picture.convert("RGBA")
     clear.putalpha(0)
     white = np.full((*picture.size[::-1], 3), 255, np.uint8)
-    found = recognizer.predict_proba([data, Image.open(BytesIO(data)), clear, white])
+    found = exported.predict_proba([data, Image.open(BytesIO(data)), clear, white])
     assert np.abs(found[0] - found[1]).max() < 1e-6
     assert np.abs(found[2] - found[3]).max() < 1e-6
 
@@ -74,24 +67,22 @@ def test_pil_images_are_turned_and_put_on_paper(recognizer: Recognizer, pictures
         ("none.png", "cannot read the image none.png: no such file"),
     ],
 )
-def test_an_image_that_cannot_be_read(
-    recognizer: Recognizer, pictures: Path, image: Any, message: str
-) -> None:
+def test_an_image_that_cannot_be_read(exported: Recognizer, pictures: Path, image: Any, message: str) -> None:
     """It is named with its place; `predict` answers the others instead."""
     good = pictures / "known-0.png"
     with pytest.raises(InputError, match=r"images\[1\]: .*" + message.removeprefix("cannot read the image ")):
-        recognizer.predict_proba([good, image])
-    first, second = recognizer.predict([good, image], top=1)
+        exported.predict_proba([good, image])
+    first, second = exported.predict([good, image], top=1)
     assert first.problem is None
     assert second.problem is not None
 
 
-def test_none_and_many(recognizer: Recognizer, pictures: Path) -> None:
+def test_none_and_many(exported: Recognizer, pictures: Path) -> None:
     """No image gives no row; more than a batch go through in order; other numbers of crops are refused."""
-    assert recognizer.predict_proba([]).shape == (0, len(recognizer.classes_))
-    assert recognizer.predict_names([]) == []
+    assert exported.predict_proba([]).shape == (0, len(exported.classes_))
+    assert exported.predict_names([]) == []
     images = (sorted(pictures.glob("known-*.png")) * 11)[:64] * 2  # two batches that are alike
-    found = recognizer.predict_proba(images)
+    found = exported.predict_proba(images)
     assert np.abs(found[:64] - found[64:]).max() < 1e-6
     with pytest.raises(UsageError, match="crops is 1 or 5"):
-        recognizer.predict_proba(images[:1], crops=3)
+        exported.predict_proba(images[:1], crops=3)

@@ -29,12 +29,6 @@ from vlltr_index.schemas.config import FusionConfig
 from vlltr_index.store.workspace import Workspace
 
 
-@pytest.fixture(scope="module")
-def recognizer(trained_once: Path) -> Recognizer:
-    """The trained workspace's recognizer; nothing in this module writes through it."""
-    return Recognizer.open(trained_once)
-
-
 @pytest.mark.parametrize("rule", ["ours", "logits", "paper"])
 def test_parts_add_up(trained: Workspace, pictures: Path, rule: str) -> None:
     """What each side gave adds up to a class's log-odds against the best other class, under `paper` to its probability;
