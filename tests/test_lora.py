@@ -11,11 +11,11 @@ import small_clip
 import torch
 from torch import nn
 
+from tests.test_cvlp import fit
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import ConfigError
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.schemas.config import CVLPConfig, LGRConfig, LoRAConfig
-from vlltr_index.train.cvlp import StageOne, train_cvlp
 from vlltr_index.train.lora import adapted
 from vlltr_index.train.recognition import tune_visual
 
@@ -104,21 +104,15 @@ def test_stage_1_trains_adapters_and_resumes(tmp_path: Path) -> None:
         tune="lora", lora=CONFIG, epochs=3, batch_size=16, lr=1e-2, joint_weight=1.0, extra_classes=4,
         augment=drawings.AUGMENT,
     )  # fmt: skip
-
-    def fit(run_dir: Path | None = None, stop: int | None = None) -> StageOne:
-        encoder, progress = drawings.encoder(), drawings.stop_at(stop)
-        images, texts = drawings.images(encoder), drawings.sentences(encoder)
-        return train_cvlp(encoder, images, texts, config, run_dir=run_dir, progress=progress)
-
-    stage = fit()
+    stage = fit(config)
     assert stage.log[-1]["loss"] < stage.log[0]["loss"]
     start, end = drawings.encoder().model.state_dict(), stage.encoder.model.state_dict()
     changed = {k for k in end if not torch.equal(start[k], end[k])}
     assert "logit_scale" in changed
     assert not any("ln_" in k or "running" in k or k == "token_embedding.weight" for k in changed)
     with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path, stop=7)
-    assert drawings.same_weights(fit(tmp_path).encoder, stage.encoder)
+        fit(config, tmp_path, 7)
+    assert drawings.same_weights(fit(config, tmp_path).encoder, stage.encoder)
 
 
 def test_stage_2_tunes_the_visual_tower_through_adapters() -> None:
