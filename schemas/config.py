@@ -276,13 +276,13 @@ def apply_overrides(values: dict[str, Any], overrides: tuple[str, ...]) -> dict[
             value = tomllib.loads(f"v = {raw}")["v"]
         except (ValueError, RecursionError):
             value = None if raw == "null" else raw
-        values = _with(values, key.strip().split("."), value)
+        values = with_value(values, key.strip().split("."), value)
     return values
 
 
-def _with(table: Any, path: list[str], value: Any) -> Any:
-    """`table` with `value` at the path."""
+def with_value(table: Any, path: list[str], value: Any) -> Any:
+    """`table` with `value` at the path; what stands in the way and is no table goes."""
     if not path:
         return value
     table = table if isinstance(table, dict) else {}
-    return table | {path[0]: _with(table.get(path[0]), path[1:], value)}
+    return table | {path[0]: with_value(table.get(path[0]), path[1:], value)}

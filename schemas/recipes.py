@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from vlltr_index.errors import ConfigError, UsageError
-from vlltr_index.schemas.config import Recipe, apply_overrides, parse_toml, validate
+from vlltr_index.schemas.config import Recipe, apply_overrides, parse_toml, validate, with_value
 
 
 def _root() -> Path:
@@ -46,9 +46,8 @@ def load_recipe(
         model, _, pretrained = encoder.partition(":")
         if pretrained and os.path.exists(file := os.path.expanduser(pretrained)):
             pretrained = str(Path(file).absolute())
-        section = values.get("encoder")
-        section = section if isinstance(section, dict) else {}
-        values["encoder"] = section | {"model": model, "pretrained": pretrained or None}
+        values = with_value(values, ["encoder", "model"], model)
+        values = with_value(values, ["encoder", "pretrained"], pretrained or None)
     return validate(Recipe, apply_overrides(values, overrides), f"recipe {name}")
 
 

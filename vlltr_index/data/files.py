@@ -45,6 +45,11 @@ def read_bytes(path: Path) -> bytes:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file, or a folder that it lies in, is hidden; by its path with slashes."""
+    return "/." in f"/{name}"
+
+
 def decode(data: bytes, where: str) -> str:
     """`data` as UTF-8 text, without a byte order mark.
 

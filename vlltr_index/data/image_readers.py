@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from vlltr_index.data.decoding import ENDINGS
-from vlltr_index.data.files import open_parquet, read_json, read_lines, require, unfit
+from vlltr_index.data.files import is_hidden, open_parquet, read_json, read_lines, require, unfit
 from vlltr_index.data.names import Category, ClassNames, category_names
 from vlltr_index.data.objects import is_address, object_names
 from vlltr_index.data.text import check_split, clean_name
@@ -75,7 +75,7 @@ def read_images(
     elif split is None:
         raise UsageError(f"which split do the images of {path} belong to?", "Say so: --split train")
     elif not isinstance(path, Path):
-        names = [n for n in object_names(path) if not n.startswith(".") and "/." not in n]
+        names = [name for name in object_names(path) if not is_hidden(name)]
         yield from _by_folder(path.rstrip("/"), ((name, "") for name in names), split, class_name, with_data)
     elif path.is_dir():
         yield from _by_folder(str(path.resolve()), _walk(path.resolve()), split, class_name, with_data)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field
 from vlltr_index.data.files import (
     checked,
     decode,
+    is_hidden,
     parse_json,
     read_bytes,
     read_json,
@@ -151,8 +152,7 @@ def _sentences(
 
 def _read_folder(folder: Path) -> _Items:
     root = folder.resolve()
-    every = sorted(folder.rglob("*.txt"))
-    files = [p for p in every if "/." not in f"/{p.relative_to(folder).as_posix()}"]
+    files = sorted(p for p in folder.rglob("*.txt") if not is_hidden(p.relative_to(folder).as_posix()))
     if not files:
         raise InputError(f"no .txt file in the folder {folder}", _FORMATS)
     for file in sorted(folder.iterdir()):

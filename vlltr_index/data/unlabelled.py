@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from vlltr_index.data.decoding import ENDINGS
-from vlltr_index.data.files import open_parquet, read_lines
+from vlltr_index.data.files import is_hidden, open_parquet, read_lines
 from vlltr_index.data.objects import is_address, object_names
 from vlltr_index.errors import InputError
 
@@ -63,13 +63,13 @@ def unlabelled_images(paths: Sequence[str], with_data: bool = True) -> Iterator[
 
 def _below(folder: Path) -> Iterator[str]:
     for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
         yield from (os.path.join(place, name) for name in sorted(files) if _is_picture(name))
 
 
 def _is_picture(name: str) -> bool:
     """Whether a name below a folder is that of an image, and neither it nor a folder in it is hidden."""
-    return name.lower().endswith(ENDINGS) and not name.startswith(".") and "/." not in name
+    return name.lower().endswith(ENDINGS) and not is_hidden(name)
 
 
 def _listed(path: Path) -> Iterator[str]:
