@@ -86,7 +86,9 @@ TAXONOMY = pa.schema(
 
 
 def class_stats(dim: int) -> pa.Schema:
-    """What the generative model knows a class by: its training images and the sum [dim] of their normalised vectors."""
+    """What the generative model knows a class by: how many units its training images are, and the sum [dim] of the
+    means of their normalised vectors. Images that are one observation, such as near duplicates, are one unit.
+    """
     return pa.schema(
         [
             _required("class_id", pa.int32()),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import replace
 
@@ -12,11 +11,11 @@ from torch import Tensor
 
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.checkpoint import Parts
-from vlltr_index.heads.fusion import Meeting, PartWeights, fuse, image_side
-from vlltr_index.heads.generative import GenerativeModel, SharedGaussian, class_sums, fit_shared
+from vlltr_index.heads.fusion import fuse, image_side
+from vlltr_index.heads.generative import GenerativeModel, Moments, class_sums
+from vlltr_index.heads.units import units_of
 from vlltr_index.schemas.config import LGRConfig
 from vlltr_index.tensors import unit_rows
-from vlltr_index.train import deciding
 from vlltr_index.train.deciding import Decision, StageTwoData, decide, text_matches, weigh, without_images
 
 WIDTH = 8
@@ -53,7 +52,7 @@ def drawn(
         labels,
         bank,
         places,
-        groups or [None] * len(labels),
+        units_of(features[0], labels, groups or [None] * len(labels)),
         torch.zeros(len(labels), dtype=torch.bool),
         torch.zeros(len(counts), dtype=torch.bool),
         None,
@@ -100,11 +99,13 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> Fits:
     """Which images, by their first view, each generative model was fitted on, and their labels."""
     found: Fits = []
 
-    def spy(features: Tensor, labels: Tensor, prototypes: Tensor) -> SharedGaussian:
-        found.append(({round(float(x), 6) for x in features[0, :, 0]}, labels))  # type: ignore[misc]
-        return fit_shared(features, labels, prototypes)
+    measured = Moments.of
 
-    monkeypatch.setattr(deciding, "fit_shared", spy)
+    def spy(features: Tensor, labels: Tensor, units: Tensor, classes: int) -> Moments:
+        found.append(({round(float(x), 6) for x in features[0, :, 0]}, labels))  # type: ignore[misc]
+        return measured(features, labels, units, classes)
+
+    monkeypatch.setattr(Moments, "of", staticmethod(spy))
     return found
 
 
@@ -124,7 +125,7 @@ def test_what_goes_together_is_held_out_together(fits: Fits) -> None:
     for first in range(0, 32, 8):
         features[0, first + 3] = features[0, first + 2] * 1.001 + 1e-3
         features[0, first + 4] = features[0, first + 5] * 0.999 - 1e-3
-    data = replace(data, features=features)
+    data = replace(data, features=features, units=units_of(features[0], data.labels, groups * 4))
     decision = decide(data, CONFIG)
     out = left_out(fits, data)
     together = [[n for n in range(32) if groups[n % 8] == name] for name in ("a", "b")]
@@ -156,10 +157,11 @@ def test_a_fold_has_the_anchors_that_its_own_images_chose() -> None:
 
 def test_a_class_keeps_its_last_images(fits: Fits) -> None:
     """One image, or two that are nearly the same, are never held out; nor is a group that is all a class has."""
-    data = drawn([1, 2, 3, 6], [False] * 4, groups=[None] * 3 + ["g"] * 4 + [None] * 5)
+    groups = [None] * 3 + ["g"] * 4 + [None] * 5
+    data = drawn([1, 2, 3, 6], [False] * 4, groups=groups)
     features = data.features.clone()
     features[0, 2] = features[0, 1] * 1.001 + 1e-3
-    data = replace(data, features=features)
+    data = replace(data, features=features, units=units_of(features[0], data.labels, groups))
     decision = decide(data, CONFIG)
     held = {n for some in left_out(fits, data) for n in some}
     assert held == set(range(6, 12))
@@ -248,29 +250,6 @@ def test_texts_match_where_they_lie_nearer_to_their_own_images() -> None:
     assert permuted.count(False) >= 10
     assert text_matches(drawn([3] * 4)) is None
     assert text_matches(drawn([3] * 8, [True] * 4 + [False] * 4)) is None
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("told", [True, False])
-def test_a_simple_rule_that_is_better_is_named(
-    told: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Weights by which nothing counts are worse than each of them; good ones give no warning."""
-    data = drawn([6] * 6, [told] * 6, apart=0.3)
-    with caplog.at_level(logging.WARNING):
-        decide(data, CONFIG)
-    assert caplog.messages == []
-    later = Meeting(1.0, 0.0)
-    monkeypatch.setattr(deciding, "fit_weights", lambda scores: PartWeights(0.0, 0.0, 0.0, later, later))
-    with caplog.at_level(logging.WARNING):
-        decide(data, CONFIG)
-    rules = ["class means", "a linear discriminant", *["zero-shot"] * told]
-    assert [
-        message.removeprefix("of the images held out ").split(" alone")[0] for message in caplog.messages
-    ] == rules
-    assert caplog.messages[0] == (
-        "of the images held out class means alone would have 36 of 36 right, all parts together 6"
-    )
 
 
 def test_texts_say_more_of_classes_without_images() -> None:

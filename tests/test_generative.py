@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vlltr_index.errors import InputError
-from vlltr_index.heads.generative import GenerativeModel, SharedGaussian, class_sums, fit_shared
+from vlltr_index.heads.generative import (
+    GenerativeModel,
+    Moments,
+    SharedGaussian,
+    class_sums,
+    fit_shared,
+    shrunk,
+)
+from vlltr_index.heads.units import number_observations
 
 quick = settings(max_examples=40, deadline=None)
 seeds = st.integers(0, 2**31)
@@ -70,17 +78,27 @@ def apart(log_likelihoods: Tensor) -> Tensor:
     dim=st.integers(1, 6),
     views=st.integers(1, 3),
     alike=st.sampled_from(["no", "no", "some", "all"]),
+    size=st.integers(1, 3),
+    shrinkage=st.sampled_from([1.0, 3.0, None]),
     seed=seeds,
 )
 def test_the_fit_equals_its_twin(
-    classes: list[tuple[int, bool]], dim: int, views: int, alike: str, seed: int
+    classes: list[tuple[int, bool]],
+    dim: int,
+    views: int,
+    alike: str,
+    size: int,
+    shrinkage: float | None,
+    seed: int,
 ) -> None:
-    """Classes without images, with one, without text; one class; more dimensions than images; duplicates; views."""
+    """Classes without images, with one, without text; one class; more dimensions than images; duplicates; views; units
+    of several images."""
     counts, told = [n for n, _ in classes], [there for _, there in classes]
     counts[0] = max(counts[0], 1)
     features, labels, texts = drawn(counts, told, dim, views, alike, seed)
-    expected = twins.shared_gaussian(features, labels.tolist(), texts)
-    found = fit_shared(features, labels, texts)
+    units = number_observations(labels, [str(n // size) for n in range(len(labels))])
+    expected = twins.shared_gaussian(features, labels.tolist(), units.tolist(), texts, shrinkage)
+    found = fit_shared(Moments.of(features, labels, units, len(counts)), texts, shrinkage)
     blank = (found.basis.T @ expected.pop("seen") @ found.basis).diagonal().maximum(found.spread)
     torch.testing.assert_close(found.blank, blank, rtol=1e-6, atol=1e-7)
     for name, value in expected.items():
@@ -147,9 +165,10 @@ def test_texts_foretell_classes_that_have_no_image() -> None:
     turned = torch.linalg.qr(torch.randn(6, 6, generator=g)).Q
     features = (2.0 * texts @ turned)[labels] + 0.3 * torch.randn(200, 6, generator=g)
     seen = labels < 30
-    shared = fit_shared(features[None, seen], labels[seen], texts)
+    moments = Moments.of(features[None, seen], labels[seen], torch.arange(150), 40)
+    shared = fit_shared(moments, texts)
     assert shared.text_r2 > 0.9
-    counts, sums = class_sums(features[seen], labels[seen], 40)
+    counts, sums = moments.counts, moments.sums
     model = GenerativeModel(shared, counts, sums, texts)
     right = model.log_likelihoods(features[~seen]).argmax(1) == labels[~seen]
     assert float(right.float().mean()) > 0.9
@@ -164,8 +183,8 @@ def test_a_text_that_its_images_contradict_counts_for_nothing() -> None:
     g = torch.Generator().manual_seed(0)
     texts, labels = 3.0 * torch.randn(40, 6, generator=g), torch.arange(40).repeat_interleave(3)
     features = texts[labels] + torch.randn(120, 6, generator=g)
-    shared = fit_shared(features[None], labels, texts)
-    counts, sums = class_sums(features, labels, 40)
+    moments = Moments.of(features[None], labels, torch.arange(120), 40)
+    shared, counts, sums = fit_shared(moments, texts), moments.counts, moments.sums
     swapped, none = texts.clone(), texts.clone()
     swapped[:2], none[:2] = texts[[1, 0]], 0.0
     own, others, blank = (
@@ -182,11 +201,55 @@ def test_texts_of_few_classes_that_say_nothing_foretell_nothing() -> None:
         g = torch.Generator().manual_seed(seed)
         labels = torch.arange(10).repeat_interleave(20)
         features = torch.randn(10, 64, generator=g)[labels] + torch.randn(200, 64, generator=g)
-        shared = fit_shared(features[None], labels, torch.randn(10, 64, generator=g))
+        moments = Moments.of(features[None], labels, torch.arange(200), 10)
+        shared = fit_shared(moments, torch.randn(10, 64, generator=g))
         found.append(shared.text_r2)
         assert bool((shared.text_map == 0).all()) is (shared.text_r2 == 0.0)
     assert sum(r2 == 0.0 for r2 in found) >= 6
     assert max(found) < 0.02
+
+
+def test_units_are_the_observations() -> None:
+    """Each image shown five times gives what it gives once, if the copies are one unit, and too sure a model if not."""
+    features, labels, texts = drawn([4] * 8, [True] * 8, 5)
+    copies, again = features.repeat_interleave(5, 1), labels.repeat_interleave(5)
+    once = Moments.of(features, labels, torch.arange(32), 8)
+    grouped = Moments.of(copies, again, torch.arange(32).repeat_interleave(5), 8)
+    alone = Moments.of(copies, again, torch.arange(160), 8)
+    for moments, same in ((grouped, True), (alone, False)):
+        assert torch.equal(moments.counts, once.counts) is same
+        assert torch.allclose(moments.within, once.within) is same
+        assert torch.allclose(fit_shared(moments, texts).spread, fit_shared(once, texts).spread) is same
+
+
+def test_class_means_keep_their_distances_where_images_are_few() -> None:
+    """Lambda is what class means were drawn with, whichever way S was shrunk: nothing is left of it at the bound."""
+    g = torch.Generator().manual_seed(0)
+    labels = torch.arange(60).repeat_interleave(3)
+    scale = torch.linspace(0.2, 2.0, 24).double()
+    means = 2.0 * torch.randn(60, 24, generator=g, dtype=torch.float64) * scale
+    features = (means[labels] + torch.randn(180, 24, generator=g, dtype=torch.float64) * scale)[None]
+    moments = Moments.of(features, labels, torch.arange(180), 60)
+    for shrinkage in (1.0, 3.0, None):
+        shared = fit_shared(moments, torch.zeros(60, 24), shrinkage)
+        back = torch.linalg.inv(shared.basis)
+        between = (back.T @ shared.spread.diag() @ back).trace()
+        assert float(between) == pytest.approx(float((2.0 * scale).square().sum()), rel=0.2)
+
+
+@pytest.mark.parametrize("observations", [0, 10, 1000])
+def test_a_covariance_is_shrunk_by_what_it_rests_on(observations: int) -> None:
+    """All of it without an observation, less the more there are; the trace stays."""
+    g = torch.Generator().manual_seed(0)
+    rows = torch.randn(max(observations, 2), 6, generator=g, dtype=torch.float64) * torch.arange(1.0, 7.0)
+    covariance = rows.T @ rows / len(rows)
+    for shrinkage in (1.0, 3.0, None):
+        found = shrunk(covariance, observations, shrinkage)
+        torch.testing.assert_close(found, twins.shrunk(covariance, observations, shrinkage))
+        assert float(found.trace()) == pytest.approx(float(covariance.trace()))
+        sphere = float(covariance.trace()) / 6 * torch.eye(6, dtype=torch.float64)
+        left = float((found - sphere).norm() / (covariance - sphere).norm())
+        assert {0: left == 0.0, 10: left < 0.8, 1000: 0.9 < left < 1.0}[observations]
 
 
 @pytest.mark.parametrize(
@@ -197,9 +260,8 @@ def test_likelihoods_are_finite_where_nothing_can_be_estimated(counts: list[int]
     features, labels, texts = drawn(counts, [True] * len(counts), 4, alike="all")
     if same and len(set(counts)) == 1 and counts[0] == 1:
         features = features[:, :1].expand_as(features)
-    model = GenerativeModel(
-        fit_shared(features.float(), labels, texts), *class_sums(features[0], labels, len(counts)), texts
-    )
+    moments = Moments.of(features.float(), labels, torch.arange(len(labels)), len(counts))
+    model = GenerativeModel(fit_shared(moments, texts), moments.counts, moments.sums, texts)
     other = features[0].float() + torch.randn(1, 4, generator=torch.Generator().manual_seed(0))
     for images in (features[0].float(), other):
         assert float(model.log_likelihoods(images).abs().max()) < 1e3
@@ -208,5 +270,8 @@ def test_likelihoods_are_finite_where_nothing_can_be_estimated(counts: list[int]
 def test_the_fit_refuses_values_that_are_not_finite() -> None:
     """They would make every class's model NaN."""
     features, labels, texts = drawn([2, 2], [True, True], 3)
-    with pytest.raises(InputError, match="features and prototypes must be finite"):
-        fit_shared(features * torch.tensor([1.0, torch.nan, 1.0]), labels, texts)
+    units = torch.arange(4)
+    with pytest.raises(InputError, match="features must be finite"):
+        Moments.of(features * torch.tensor([1.0, torch.nan, 1.0]), labels, units, 2)
+    with pytest.raises(InputError, match="prototypes must be finite"):
+        fit_shared(Moments.of(features, labels, units, 2), texts * torch.tensor([1.0, torch.nan, 1.0]))

@@ -92,6 +92,10 @@ def test_balanced_accuracy_counts_classes_alike() -> None:
     labels = torch.tensor([0, 0, 0, 1, 1])
     assert balanced_accuracy(scores, labels) == pytest.approx((1.0 + 0.0) / 2)
     assert balanced_accuracy(scores[:, [1, 0, 2]], labels) == pytest.approx((0.0 + 0.5) / 2)
+    labels = torch.tensor([0, 0, 1, 1, 1])
+    assert balanced_accuracy(scores[:, [1, 0, 2]], labels) == pytest.approx((0.0 + 2 / 3) / 2)
+    units = torch.tensor([0, 1, 2, 2, 3])
+    assert balanced_accuracy(scores[:, [1, 0, 2]], labels, units) == pytest.approx((0.0 + 1 / 2) / 2)
 
 
 @quick

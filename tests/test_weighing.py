@@ -21,6 +21,8 @@ from vlltr_index.heads.weighing import (
     fit_temperature,
     fit_weights,
     image_weights,
+    paired_mean,
+    plainest,
     usual_weights,
 )
 
@@ -38,7 +40,11 @@ def drawn(
     right = torch.eye(classes, dtype=torch.float64)[labels]
     noise = [torch.randn(images, classes, generator=g, dtype=torch.float64) for _ in parts]
     scores = [10.0**power * (known * right + n) for (known, power), n in zip(parts, noise, strict=True)]
-    return labels, scores, image_weights(labels, torch.randint(0, 9, (classes,), generator=g))
+    return (
+        labels,
+        scores,
+        image_weights(labels, torch.randint(0, 9, (classes,), generator=g), torch.arange(images)),
+    )
 
 
 def loss_of(scores: Tensor, labels: Tensor, weights: Tensor) -> float:
@@ -76,10 +82,48 @@ def least(loss: object, *starts: list[float]) -> tuple[list[float], float]:
 
 
 def test_images_of_a_class_count_by_the_root_of_its_size() -> None:
-    """n^-1/2, in sum as many as there are images; a class that was never trained counts as one of one image."""
-    weights = image_weights(torch.tensor([0, 0, 1, 2]), torch.tensor([4, 1, 0]))
+    """n^-1/2, in sum as many as there are units; a class that was never trained counts as one of one image."""
+    labels, counts = torch.tensor([0, 0, 1, 2]), torch.tensor([4, 1, 0])
+    weights = image_weights(labels, counts, torch.arange(4))
     assert weights.dtype == torch.float64
     torch.testing.assert_close(weights, torch.tensor([0.5, 0.5, 1.0, 1.0]).double() * 4 / 3)
+    weights = image_weights(labels, counts, torch.tensor([7, 7, 1, 2]))
+    torch.testing.assert_close(weights, torch.tensor([0.25, 0.25, 1.0, 1.0]).double() * 3 / 2.5)
+
+
+def test_the_plainest_setting_within_a_standard_error_is_chosen() -> None:
+    """A plain one that is level by chance is taken, one that is worse for all is not; copies prove nothing."""
+    g = torch.Generator().manual_seed(0)
+    best = torch.rand(40, generator=g, dtype=torch.float64)
+    level = best + 0.01 + 0.5 * torch.tensor([1.0, -1.0]).double().repeat(20)
+    worse = best + 0.1 + 0.01 * torch.randn(40, generator=g, dtype=torch.float64)
+    ones, alone = torch.ones(40).double(), torch.arange(40)
+    assert plainest([worse, level, best], ones, alone) == 1
+    assert plainest([worse, best, level], ones, alone) == 1
+    assert plainest([best], ones, alone) == 0
+    shifted = torch.tensor([0.4, 0.1, -0.2]).double()
+    sure = shifted.repeat_interleave(30)
+    nothing = torch.zeros(90).double()
+    assert plainest([sure, nothing], torch.ones(90).double(), torch.arange(90)) == 1
+    assert plainest([sure, nothing], torch.ones(90).double(), torch.arange(3).repeat_interleave(30)) == 0
+
+
+@quick
+@given(images=st.integers(1, 20), seed=seeds)
+def test_the_error_of_a_mean_is_of_units(images: int, seed: int) -> None:
+    """As unit by unit: the squares of the weighted sums of what differs from the mean."""
+    g = torch.Generator().manual_seed(seed)
+    differences, weights = torch.randn(2, images, generator=g, dtype=torch.float64)
+    weights = weights.abs() + 0.1
+    units = torch.randint(0, 6, (images,), generator=g)
+    means, errors = paired_mean(differences[None], weights, units)
+    share = (weights / weights.sum()).tolist()
+    mean = sum(s * d for s, d in zip(share, differences.tolist(), strict=True))
+    sums = dict.fromkeys(units.tolist(), 0.0)
+    for unit, s, d in zip(units.tolist(), share, differences.tolist(), strict=True):
+        sums[unit] += s * (d - mean)
+    assert float(means) == pytest.approx(mean)
+    assert float(errors) == pytest.approx(math.sqrt(sum(total**2 for total in sums.values())), abs=1e-12)
 
 
 @quick

@@ -187,34 +187,47 @@ def weighted_mean(rows: list[Tensor], weights: list[float]) -> Tensor:
     return total / sum(weights)
 
 
-def shrunk(covariance: Tensor, freedom: int) -> Tensor:
-    """Toward the multiple of the identity that has its trace."""
+def shrunk(covariance: Tensor, observations: int, shrinkage: float | None) -> Tensor:
+    """Toward the multiple of the identity that has its trace: by OAS times `shrinkage`, or by the sizes alone."""
     dim = len(covariance)
-    r = dim / (freedom + dim)
+    if shrinkage is None:
+        r = dim / (observations + dim)
+    else:
+        squares = sum(value**2 for value in covariance.flatten().tolist())
+        trace = sum(covariance.diagonal().tolist())
+        above = (1 - 2 / dim) * squares + trace**2
+        below = (observations + 1 - 2 / dim) * (squares - trace**2 / dim)
+        r = min(1.0, shrinkage * above / below) if below > 0 and above > 0 else 1.0
     return (1 - r) * covariance + r * covariance.trace() / dim * torch.eye(dim, dtype=covariance.dtype)
 
 
-def within(features: Tensor, labels: list[int], centre: Tensor) -> Tensor:
-    """S, [V, N, D]: how an image's mean view varies in its class, and how a view does about it; without more images
-    than classes, or any scatter, half that about the centre."""
+def within(features: Tensor, labels: list[int], units: list[int]) -> Tensor:
+    """S, [V, N, D]: how a unit's mean varies in its class, and how images and views do about it; without more units
+    than classes, or any scatter, half that about the mean of the units."""
     views, images, dim = features.shape
-    middle = [sum((view[n] for view in features), torch.zeros(dim).double()) / views for n in range(images)]
-    pooled = torch.zeros(dim, dim, dtype=torch.float64)
-    if images > len(set(labels)):
+    nothing = torch.zeros(dim, dim, dtype=torch.float64)
+    middle, owner = dict[int, Tensor](), dict[int, int]()
+    for unit in set(units):
+        own = [n for n, other in enumerate(units) if other == unit]
+        rows = [view[n] for view in features for n in own]
+        middle[unit], owner[unit] = sum(rows, torch.zeros(dim).double()) / len(rows), labels[own[0]]
+    pooled, freedom = nothing.clone(), len(middle) - len(set(labels))
+    if freedom:
         for label in set(labels):
-            own = [m for m, other in zip(middle, labels, strict=True) if other == label]
-            mean = sum(own, torch.zeros(dim, dtype=torch.float64)) / len(own)
-            for m in own:
-                pooled += torch.outer(m - mean, m - mean) / (images - len(set(labels)))
-        for n, m in enumerate(middle):
+            some = [m for unit, m in middle.items() if owner[unit] == label]
+            mean = sum(some, torch.zeros(dim).double()) / len(some)
+            for m in some:
+                pooled += torch.outer(m - mean, m - mean) / freedom
+        for n, unit in enumerate(units):
             for view in features:
-                pooled += torch.outer(view[n] - m, view[n] - m) / (views * images)
+                apart = view[n] - middle[unit]
+                pooled += torch.outer(apart, apart) / (views * images)
     if pooled.trace() > 1e-9:
         return pooled
-    total = torch.zeros(dim, dim, dtype=torch.float64)
-    for x in features[0]:
-        total += torch.outer(x - centre, x - centre)
-    return total / (2 * images) if total.trace() > 1e-9 else torch.eye(dim, dtype=torch.float64)
+    total, centre = nothing.clone(), sum(middle.values(), torch.zeros(dim).double()) / len(middle)
+    for m in middle.values():
+        total += torch.outer(m - centre, m - centre) / (2 * len(middle))
+    return total if total.trace() > 1e-9 else torch.eye(dim, dtype=torch.float64)
 
 
 def text_maps(text: list[Tensor], seen: list[Tensor], weights: list[float]) -> list[Tensor]:
@@ -268,48 +281,51 @@ def text_fit(
     return mapped, residuals, 1.0 - left[best] / total
 
 
-def between(apart: list[Tensor], counts: list[float], weights: list[float]) -> Tensor:
+def between(
+    apart: list[Tensor], counts: list[float], weights: list[float], noise: Tensor, shrinkage: float | None
+) -> Tensor:
     """How class means lie apart, [D, D]: the weighted squares less what sampling adds, shrunk; of one class, I."""
-    identity = torch.eye(len(apart[0]), dtype=torch.float64)
     if len(apart) == 1:
-        return identity
-    total = torch.zeros_like(identity)
+        return torch.eye(len(apart[0]), dtype=torch.float64)
+    total = torch.zeros_like(noise)
     for row, count, w in zip(apart, counts, weights, strict=True):
-        total += w / sum(weights) * (torch.outer(row, row) - identity / count)
-    return shrunk(total, len(apart))
+        total += w / sum(weights) * (torch.outer(row, row) - noise / count)
+    return shrunk(total, len(apart), shrinkage)
 
 
-def shared_gaussian(features: Tensor, labels: list[int], prototypes: Tensor) -> dict[str, Tensor]:
+def shared_gaussian(
+    features: Tensor, labels: list[int], units: list[int], prototypes: Tensor, shrinkage: float | None
+) -> dict[str, Tensor]:
     """What all classes share, in the features' own coordinates: g, Sigma, Lambda, tbar, T and R^2.
 
     Whitened by a Cholesky factor: any other root of Sigma turns the space, and nothing here depends on that.
     """
     dim, classes = features.shape[2], sorted(set(labels))
-    n = [float(labels.count(c)) for c in classes]
+    n, means = list[float](), list[Tensor]()
+    for c in classes:
+        own = sorted({unit for unit, label in zip(units, labels, strict=True) if label == c})
+        middle = [features[0, [u == unit for u in units]].mean(0) for unit in own]
+        n.append(float(len(own)))
+        means.append(sum(middle, torch.zeros(dim).double()) / len(own))
     weights = [count / (count + 2.0) for count in n]
-    means = [
-        sum((x for x, own in zip(features[0], labels, strict=True) if own == c), torch.zeros(dim).double())
-        / count
-        for c, count in zip(classes, n, strict=True)
-    ]
     centre = weighted_mean(means, weights)
-    sigma = shrunk(within(features, labels, centre), len(labels) - len(classes))
+    scatter = within(features, labels, units)
+    sigma = shrunk(scatter, len(set(units)) - len(classes), shrinkage)
     whitening = torch.linalg.inv(torch.linalg.cholesky(sigma)).T
+    noise = whitening.T @ scatter @ whitening
     told = [bool((prototypes[c] != 0).any()) for c in classes]
     text_centre = torch.zeros(dim, dtype=torch.float64)
     if any(told):
-        own = [(prototypes[c], w) for c, w, there in zip(classes, weights, told, strict=True) if there]
-        text_centre = weighted_mean([t for t, _ in own], [w for _, w in own])
+        pairs = [(prototypes[c], w) for c, w, there in zip(classes, weights, told, strict=True) if there]
+        text_centre = weighted_mean([t for t, _ in pairs], [w for _, w in pairs])
     text = [(prototypes[c] - text_centre) @ whitening for c in classes]
     seen = [(mean - centre) @ whitening for mean in means]
     mapped, residuals, r2 = text_fit(text, seen, weights, told)
     spread = torch.zeros(dim, dim, dtype=torch.float64)
-    chosen = [
-        there or not r2 for there in told
-    ]  # classes that texts foretell, or all where they foretell none
-    values, vectors = torch.linalg.eigh(
-        between(*([v for v, kept in zip(of, chosen, strict=True) if kept] for of in (residuals, n, weights)))
-    )
+    # Classes that texts foretell, or all where they foretell none.
+    chosen = [there or not r2 for there in told]
+    kept = [[v for v, there in zip(of, chosen, strict=True) if there] for of in (residuals, n, weights)]
+    values, vectors = torch.linalg.eigh(between(*kept, noise, shrinkage))  # type: ignore[arg-type]
     for value, direction in zip(values, vectors.T, strict=True):
         spread += max(float(value), 0.02) * torch.outer(direction, direction)
     back = torch.linalg.inv(whitening)
@@ -317,7 +333,7 @@ def shared_gaussian(features: Tensor, labels: list[int], prototypes: Tensor) -> 
         "centre": centre,
         "sigma": sigma,
         "spread": back.T @ spread @ back,
-        "seen": back.T @ between(seen, n, weights) @ back,
+        "seen": back.T @ between(seen, n, weights, noise, shrinkage) @ back,
         "text_centre": text_centre,
         "text_map": whitening @ mapped @ back,
         "text_r2": torch.tensor(r2, dtype=torch.float64),

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vlltr_index.heads.checkpoint import Parts
 from vlltr_index.heads.fusion import Meeting, PartWeights
-from vlltr_index.heads.generative import GenerativeModel, SharedGaussian, class_sums, fit_shared
+from vlltr_index.heads.generative import GenerativeModel, Moments, SharedGaussian, class_sums, fit_shared
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.tree import HeldOutAnswers
+from vlltr_index.heads.units import number_observations
 from vlltr_index.heads.weighing import (
     TEMPERED,
     HeldOutScores,
@@ -27,7 +27,8 @@ from vlltr_index.heads.weighing import (
     fit_temperature,
     fit_weights,
     image_weights,
-    nll,
+    item_nll,
+    plainest,
     usual_weights,
 )
 from vlltr_index.schemas.config import LGRConfig
@@ -39,19 +40,17 @@ if TYPE_CHECKING:
     from vlltr_index.heads.anchor_bank import AnchorBank
     from vlltr_index.schemas.records import Progress
 
-_log = logging.getLogger(__name__)
-
 _FEW_IMAGES = 5000  # below it the parts are held out in folds, from there on in one part
 _ENOUGH, _ENOUGH_FOR_LINEAR = 30, 100  # images that stage 1 did not see, to weigh by
 _FOLDS, _ONE_PART, _MOST_HELD = 5, 10, 1000
-_ALIKE = 0.9995  # cosine of near duplicates
-_NOISES = (0.6, 0.8, 1.0)
+_SHRINKAGES: tuple[float | None, ...] = (1.0, 3.0, 10.0, None)  # of both covariances, the plainest first
+_OCTAVES = range(-3, 5)  # of the noise
+_STEPS = 4  # an octave: losses between octaves are interpolated
 _NEW_IMAGES = (1, 5)
 _PERMUTATIONS = 99
 _ACCEPTED = 0.95
 _FEWEST_TO_MATCH = 5
 _QUERIES, _LATE = 20, 100
-_RULES = ("class means", "a linear discriminant", "zero-shot")
 _ALONE = Meeting(TEMPERED, 0.0)
 _BY_DEFAULT = PartWeights(0.0, TEMPERED, 0.0, _ALONE, _ALONE)
 _NOTHING_TO_SPARE = (
@@ -68,7 +67,7 @@ class StageTwoData:
         labels: Int64 [N], 0 to C - 1.
         bank: Anchors of the C classes, or of some; the others have no sentence.
         places: Int64 [C], each class's position in the bank; -1 for one without a sentence.
-        groups: For each image what it is held out together with, None for an image by itself.
+        units: For each image the name of its unit, see `units_of`: what is held out together, and counts once a class.
         unseen: Bool [N], images that stage 1 did not see, of classes that it saw; all False where it did not run.
         unseen_classes: Bool [C], classes that stage 1 did not see.
         visual_init: Rows [C, D] and biases [C] of stage 1's visual classifier, a bias NaN for a class it did not see.
@@ -82,7 +81,7 @@ class StageTwoData:
     labels: Tensor
     bank: AnchorBank
     places: Tensor
-    groups: Sequence[str | None]
+    units: Sequence[str]
     unseen: Tensor
     unseen_classes: Tensor
     visual_init: tuple[Tensor, Tensor] | None
@@ -94,6 +93,11 @@ class StageTwoData:
     def classes(self) -> int:
         """C."""
         return len(self.places)
+
+    @cached_property
+    def observations(self) -> Tensor:
+        """What is one observation, int64 [N]."""
+        return number_observations(self.labels, self.units)
 
     @property
     def has_text(self) -> bool:
@@ -167,12 +171,13 @@ def decide(
     branches = ("visual",) * linear + ("text",) * data.has_text  # which trained parts may count
     folds = [_fold(data, config, out, branches, progress) for out in held_out]
     everything = torch.ones_like(data.labels, dtype=torch.bool)
-    shared, steps = _shared(data, everything), 0
-    parts, notes = Parts(shared, _BY_DEFAULT), [_NOTHING_TO_SPARE]
+    moments, steps = _moments(data, everything), 0
+    model = _model(data, moments)
+    parts, notes = Parts(model.shared, _BY_DEFAULT), [_NOTHING_TO_SPARE]
     if folds:
         steps = round(sum(fold.steps for fold in folds) / len(folds))
-        parts, notes = _weigh(data, folds, shared, branches, matches)
-    head, log = _head(data, config, parts.shared, everything), list[dict[str, float]]()
+        parts, notes = _weigh(data, folds, moments, branches, matches)
+    head, log = _head(data, config, model, everything), list[dict[str, float]]()
     rows, seen = data.rows, _learned(data, branches)
     if steps:
         head, log = train_until(
@@ -198,13 +203,13 @@ def weigh(data: StageTwoData, head: LGRHead) -> tuple[Parts, list[str]]:
         The parts, and what was decided, a sentence each.
     """
     data, matches = _with_matching_text(data.placed())
-    shared = _shared(data, torch.ones_like(data.labels, dtype=torch.bool))
+    moments = _moments(data, torch.ones_like(data.labels, dtype=torch.bool))
     held_out = _held_out(data) if bool(data.unseen.any()) else []
-    folds = [_judged(data, out, _shared(data, _rest(data, out)), head, 0) for out in held_out]
+    folds = [_judged(data, out, _moments(data, _rest(data, out)), head, 0) for out in held_out]
     head.cpu()
     if not folds:
-        return Parts(shared.to("cpu"), _BY_DEFAULT), [_NOTHING_TO_SPARE]
-    parts, notes = _weigh(data, folds, shared, ("visual",) + ("text",) * data.has_text, matches)
+        return Parts(_model(data, moments).shared.to("cpu"), _BY_DEFAULT), [_NOTHING_TO_SPARE]
+    parts, notes = _weigh(data, folds, moments, ("visual",) + ("text",) * data.has_text, matches)
     return replace(parts, shared=parts.shared.to("cpu")), notes
 
 
@@ -256,18 +261,30 @@ class _Fold:
     out: Tensor  # bool [N], the M images
     labels: Tensor  # int64 [M]
     features: Tensor  # [M, D], normalised
-    model: GenerativeModel
+    models: Mapping[float | None, GenerativeModel]  # by shrinkage, with a noise of 1
     head: LGRHead
     image: Tensor
     text: Tensor
     steps: int
 
-    def at(self, noise: float) -> GenerativeModel:
-        """The model with another noise."""
-        return replace(self.model, shared=replace(self.model.shared, noise=noise))
+    def at(self, covariances: _Covariances) -> GenerativeModel:
+        """The model with some of the covariances that are chosen from."""
+        return covariances.noisy(self.models[covariances.shrinkage])
 
-    def likelihoods(self, noise: float) -> Tensor:
-        return self.at(noise).log_likelihoods(self.features).cpu()
+    def likelihoods(self, covariances: _Covariances) -> Tensor:
+        """What it says of the images, [M, C]."""
+        return self.at(covariances).log_likelihoods(self.features).cpu()
+
+
+class _Covariances(NamedTuple):
+    """How the covariances of a generative model are estimated: see `shrunk`, and `noise` of `SharedGaussian`."""
+
+    shrinkage: float | None
+    noise: float
+
+    def noisy(self, model: GenerativeModel) -> GenerativeModel:
+        """A model of this shrinkage with this noise."""
+        return replace(model, shared=replace(model.shared, noise=self.noise))
 
 
 def _held_out(data: StageTwoData) -> list[Tensor]:
@@ -290,7 +307,7 @@ def _held_out(data: StageTwoData) -> list[Tensor]:
 
 def _drawn_folds(data: StageTwoData) -> list[Tensor]:
     """Five folds of all images, or one of a tenth; what goes together is in one."""
-    units = _units(data)
+    units = data.units
     shuffled = sorted(set(units), key=lambda unit: hashlib.sha256(f"fold:{unit}".encode()).digest())
     ranks = {unit: rank for rank, unit in enumerate(shuffled)}
     place = torch.tensor([ranks[unit] for unit in units])
@@ -301,32 +318,20 @@ def _drawn_folds(data: StageTwoData) -> list[Tensor]:
     return [(small & ((sizes * small).cumsum(0) <= most))[place]]
 
 
-def _units(data: StageTwoData) -> list[str]:
-    """What each image is held out together with: its group, or one of its class that is nearly the same."""
-    images = unit_rows(data.features[0])
-    units = [f"group {group}" if group else f"image {n}" for n, group in enumerate(data.groups)]
-    for label in data.labels.unique().tolist():
-        own = (data.labels == label).nonzero()[:, 0].tolist()
-        own = torch.tensor(sorted(own, key=lambda n: not data.groups[n]))  # those with a group first
-        first = [(images[part] @ images[own].T > _ALIKE).int().argmax(1) for part in own.split(512)]
-        for n, at in zip(own.tolist(), own[torch.cat(first).cpu()].tolist(), strict=True):
-            if not data.groups[n]:
-                units[n] = units[at]
-    return units
+def _moments(data: StageTwoData, rest: Tensor) -> Moments:
+    """Those of the images `rest`, bool [N]."""
+    units = data.observations[rest].unique(return_inverse=True)[1]
+    return Moments.of(unit_rows(data.features[:, rest]), data.labels[rest], units, data.classes)
 
 
-def _shared(data: StageTwoData, rest: Tensor) -> SharedGaussian:
-    return fit_shared(unit_rows(data.features[:, rest]), data.labels[rest], data.prototypes)
+def _model(data: StageTwoData, moments: Moments, shrinkage: float | None = _SHRINKAGES[0]) -> GenerativeModel:
+    shared = fit_shared(moments, data.prototypes, shrinkage)
+    return GenerativeModel(shared, moments.counts, moments.sums, data.prototypes)
 
 
-def _model(data: StageTwoData, shared: SharedGaussian, rest: Tensor) -> GenerativeModel:
-    counts, sums = class_sums(unit_rows(data.features[0, rest]), data.labels[rest], data.classes)
-    return GenerativeModel(shared, counts, sums, data.prototypes)
-
-
-def _head(data: StageTwoData, config: LGRConfig, shared: SharedGaussian, rest: Tensor) -> LGRHead:
-    """An untrained head; its visual rows are stage 1's, or else start from the tempered discriminant."""
-    model = _model(data, shared, rest)
+def _head(data: StageTwoData, config: LGRConfig, model: GenerativeModel, rest: Tensor) -> LGRHead:
+    """An untrained head; its visual rows are stage 1's, or else start from the model's tempered discriminant."""
+    shared = model.shared
     length = data.features[0, rest].norm(dim=1).mean()
     rows = TEMPERED * (shared.basis @ model.posterior[0].T).T
     biases = -(rows @ shared.centre) - 0.5 * TEMPERED * model.posterior[0].square().sum(1)
@@ -343,15 +348,15 @@ def _fold(
     if data.has_text and data.anchors_without is not None:
         data = replace(data, bank=data.anchors_without(out).to(data.features.device))
     rest, labels, plain = _rest(data, out), data.labels[out], data.features[0, out]
-    shared = _shared(data, rest)
-    head, log = _head(data, config, shared, rest), list[dict[str, float]]()
+    moments = _moments(data, rest)
+    head, log = _head(data, config, _model(data, moments), rest), list[dict[str, float]]()
     if branches:
         seen = rest & _learned(data, branches)
         head, log = train_until(
             head, data.features[:, seen], data.labels[seen], data.bank, config,
             (plain, labels), places=data.places, branches=branches, progress=progress,
         )  # fmt: skip
-    return _judged(data, out, shared, head, int(log[-1]["best"]) if log else 0)
+    return _judged(data, out, moments, head, int(log[-1]["best"]) if log else 0)
 
 
 def _learned(data: StageTwoData, branches: Sequence[str]) -> Tensor:
@@ -365,14 +370,14 @@ def _rest(data: StageTwoData, out: Tensor) -> Tensor:
     return ~out & ~data.unseen_classes[data.labels]
 
 
-def _judged(data: StageTwoData, out: Tensor, shared: SharedGaussian, head: LGRHead, steps: int) -> _Fold:
-    """What a head and shared parameters that were fitted without some images say of these."""
+def _judged(data: StageTwoData, out: Tensor, moments: Moments, head: LGRHead, steps: int) -> _Fold:
+    """Ask a head that was trained without some images, and models of the moments of the others, about these."""
     plain = data.features[0, out]
     head = head.to(plain.device)
     with torch.inference_mode():
         image, text = _visual(data, head, plain), _text(data, head, plain)
-    model = _model(data, shared, _rest(data, out))
-    return _Fold(data, out, data.labels[out], unit_rows(plain), model, head, image, text, steps)
+    models = {shrinkage: _model(data, moments, shrinkage) for shrinkage in _SHRINKAGES}
+    return _Fold(data, out, data.labels[out], unit_rows(plain), models, head, image, text, steps)
 
 
 def _visual(data: StageTwoData, head: LGRHead, features: Tensor) -> Tensor:
@@ -396,44 +401,72 @@ def _text(data: StageTwoData, head: LGRHead, features: Tensor) -> Tensor:
 def _weigh(
     data: StageTwoData,
     folds: list[_Fold],
-    shared: SharedGaussian,
+    moments: Moments,
     branches: Sequence[str],
     matches: bool | None,
 ) -> tuple[Parts, list[str]]:
-    """Noise, weights, the level of known images, what is answered to the held-out ones, and what to say of them."""
-    counts, known = torch.bincount(data.labels, minlength=data.classes), data.rows
+    """Choose covariances and weights on the held-out images; what is answered to these, and what to say of it all."""
+    known = data.rows
     position = known.long().cumsum(0) - 1
     labels = position[torch.cat([fold.labels for fold in folds])]
-    weights = image_weights(labels, counts[known])
+    units = torch.cat([data.observations[fold.out] for fold in folds])
+    weights = image_weights(labels, moments.counts.cpu()[known], units)
 
     def columns(parts: list[Tensor]) -> Tensor:
         return torch.cat(parts)[:, known]
 
-    def loss(noise: float) -> float:
-        level = columns([fold.likelihoods(noise) for fold in folds])
-        return nll(fit_temperature(level, labels, weights) * level, labels, weights)
+    def losses(covariances: _Covariances) -> Tensor:
+        level = columns([fold.likelihoods(covariances) for fold in folds])
+        return item_nll(fit_temperature(level, labels, weights) * level, labels)
 
-    noise = min(_NOISES, key=loss)
+    chosen = _plainest_covariances(losses, weights, units)
     scores = HeldOutScores(
         labels,
         columns([fold.image for fold in folds]) if "visual" in branches else None,
-        columns([fold.likelihoods(noise) for fold in folds]),
+        columns([fold.likelihoods(chosen) for fold in folds]),
         columns([fold.text for fold in folds]) if "text" in branches else None,
         weights,
     )
     enough = len(labels) >= _ENOUGH or not bool(data.unseen.any())
     found = fit_weights(scores) if enough else usual_weights(scores)
     if enough:
-        found = _meetings(data, folds, noise, found)
+        found = _meetings(data, folds, chosen, found)
     best = scores.likelihoods.amax(1).sort().values
     accept = float(best[int((1.0 - _ACCEPTED) * len(best))])
     left = f"Stage 1 left {many(len(labels), 'image')} out, too few to weigh by: the usual weights hold."
-    notes = _notes(data, folds, scores, found, shared, matches) if enough else [left]
+    shared = chosen.noisy(_model(data, moments, chosen.shrinkage)).shared
+    notes = _notes(data, scores, units, found, shared, matches) if enough else [left]
     held = HeldOutAnswers(labels, scores.fused(found).softmax(1).half())
-    return Parts(replace(shared, noise=noise), found, accept, held), notes
+    return Parts(shared, found, accept, held), notes
 
 
-def _meetings(data: StageTwoData, folds: list[_Fold], noise: float, found: PartWeights) -> PartWeights:
+def _plainest_covariances(
+    losses: Callable[[_Covariances], Tensor], weights: Tensor, units: Tensor
+) -> _Covariances:
+    """Choose the plainest whose mean loss is within a standard error of the least.
+
+    The first shrinkage of `_SHRINKAGES` that has one, and there the noise nearest to 1.
+
+    Args:
+        losses: Of the held-out images, float64 [M]; asked at whole octaves of the noise.
+        weights: Float64 [M].
+        units: Int64 [M], see `plainest`.
+    """
+    found = dict[_Covariances, Tensor]()
+    for shrinkage in _SHRINKAGES:
+        octaves = [losses(_Covariances(shrinkage, 2.0**octave)) for octave in _OCTAVES]
+        steps = range(_STEPS * (len(octaves) - 1) + 1)
+        for step in sorted(steps, key=lambda step: abs(step / _STEPS + _OCTAVES[0])):
+            at, between = divmod(step, _STEPS)
+            upper = octaves[min(at + 1, len(octaves) - 1)]
+            noise = 2.0 ** (step / _STEPS + _OCTAVES[0])
+            found[_Covariances(shrinkage, noise)] = octaves[at].lerp(upper, between / _STEPS)
+    return list(found)[plainest(list(found.values()), weights, units)]
+
+
+def _meetings(
+    data: StageTwoData, folds: list[_Fold], chosen: _Covariances, found: PartWeights
+) -> PartWeights:
     """How later classes meet the others, from ones that stand for them.
 
     After a stage 1 these are the classes that it did not see. Without one, where images held out say enough of classes
@@ -442,7 +475,8 @@ def _meetings(data: StageTwoData, folds: list[_Fold], noise: float, found: PartW
     told = data.places >= 0
     if bool(data.unseen_classes.any()):
         fold, late = folds[0], data.unseen_classes
-        model, most = fold.at(noise), int(torch.bincount(data.labels, minlength=data.classes)[late].max())
+        model = fold.at(chosen)
+        most = max(len(_one_a_unit(data, place)) for place in late.nonzero()[:, 0].tolist())
 
         def said(features: Tensor) -> Tensor:
             with torch.inference_mode():
@@ -471,7 +505,7 @@ def _meetings(data: StageTwoData, folds: list[_Fold], noise: float, found: PartW
         late[drawn[number::_FOLDS][:_LATE]] = True
         rest = ~fold.out & ~late[data.labels]
         if bool(rest.any()):
-            model = _model(fold.data, replace(_shared(fold.data, rest), noise=noise), rest)
+            model = chosen.noisy(_model(fold.data, _moments(fold.data, rest), chosen.shrinkage))
             prototypes = torch.where(late[:, None].to(texts.device), texts, model.prototypes)
             model = replace(model, prototypes=prototypes)
             designs.append(_newcomers(data, fold.out, model, late, 0, zero_shot))
@@ -486,7 +520,7 @@ def _newcomers(
     images: int,
     text_logits: Callable[[Tensor], Tensor],
 ) -> Newcomers:
-    """The classes `late`, bool [C], each known by its text and so many images; `out` as for `_judged`."""
+    """The classes `late`, bool [C], each known by its text and so many images, one a unit; `out` as for `_judged`."""
     known = data.rows & ~late
     order = torch.cat([known.nonzero()[:, 0], late.nonzero()[:, 0]])
     column = torch.full((data.classes,), -1)
@@ -494,7 +528,7 @@ def _newcomers(
     counts, sums = model.counts.clone(), model.sums.clone()
     asked = [torch.empty(0, dtype=torch.int64)]
     for place in late.nonzero()[:, 0].tolist():
-        own = (data.labels == place).nonzero()[:, 0]
+        own = _one_a_unit(data, place)
         shown = own[:images]
         counts[place] = len(shown)
         sums[place] = unit_rows(data.features[0, shown]).double().sum(0)
@@ -511,32 +545,31 @@ def _newcomers(
     )  # fmt: skip
 
 
+def _one_a_unit(data: StageTwoData, place: int) -> Tensor:
+    """The first image of each unit of a class, int64."""
+    first: dict[int, int] = {}
+    for image in (data.labels == place).nonzero()[:, 0].tolist():
+        first.setdefault(int(data.observations[image]), image)
+    return torch.tensor(list(first.values()))
+
+
 def _notes(
     data: StageTwoData,
-    folds: list[_Fold],
     scores: HeldOutScores,
+    units: Tensor,
     weights: PartWeights,
     shared: SharedGaussian,
     matches: bool | None,
 ) -> list[str]:
-    """What was decided, for people; a warning where a simple rule is right more often by two standard errors."""
-    fused = scores.fused(weights)
-    mine = fused.argmax(1) == scores.labels
+    """Say what was decided, for people; units int64 [M] are those of the held-out images."""
+    right = balanced_accuracy(scores.fused(weights), scores.labels, units)
     shares = {"linear layer": weights.image, "generative model": weights.generative, "text": weights.text}
     used = ", ".join(f"{name} {weight:.3g}" for name, weight in shares.items() if weight)
-    notes = [
-        f"{100 * balanced_accuracy(fused, scores.labels):.1f} % of {many(len(mine), 'training image')} right, each held"
-        f" out from what was fitted, and each class counted alike. Weights: {used or 'no part counts'}."
+    return [
+        f"{100 * right:.1f} % of {many(len(units), 'training image')} right, each held out from what was fitted, and"
+        f" each class counted alike. Weights: {used or 'no part counts'}.",
+        _of_texts(data, weights, shared, matches),
     ]
-    for name, said in zip(_RULES, zip(*map(_by_rules, folds), strict=True), strict=True):
-        other = torch.cat(said).cpu()[:, data.rows].argmax(1) == scores.labels
-        better, worse = int((other & ~mine).sum()), int((mine & ~other).sum())
-        if better - worse > 2.0 * math.sqrt(better + worse):
-            _log.warning(
-                "of the images held out %s alone would have %d of %d right, all parts together %d",
-                name, int(other.sum()), len(other), int(mine.sum()),
-            )  # fmt: skip
-    return [*notes, _of_texts(data, weights, shared, matches)]
 
 
 def _of_texts(data: StageTwoData, weights: PartWeights, shared: SharedGaussian, matches: bool | None) -> str:
@@ -550,15 +583,3 @@ def _of_texts(data: StageTwoData, weights: PartWeights, shared: SharedGaussian, 
         return f"The texts {match}, but the images say as much by themselves."
     told = ", and count beside the images." if weights.text else "; beside the images they say nothing more."
     return f"The texts foretell {100 * shared.text_r2:.0f} % of how the class means differ{told}"
-
-
-def _by_rules(fold: _Fold) -> list[Tensor]:
-    """What `_RULES` say, each [M, C]: cosine with the class means, Fisher's linear discriminant with the shrunk
-    covariance, and cosine with the mean sentences, 0 for a class without one.
-    """
-    shared, n, images = fold.model.shared, fold.model.counts.double()[:, None], fold.features.double()
-    means = (fold.model.sums / n.clamp(min=1.0) - shared.centre) @ shared.basis
-    scores = (images - shared.centre) @ shared.basis @ means.T - 0.5 * means.square().sum(1)
-    discriminant = torch.where(n.T > 0, scores, float("-inf"))
-    texts = unit_rows(fold.model.prototypes.double())
-    return [images @ unit_rows(fold.model.sums).T, discriminant, images @ texts.T]

@@ -21,7 +21,8 @@ from vlltr_index.errors import (
     write_error,
 )
 from vlltr_index.heads.anchor_bank import AnchorBank
-from vlltr_index.heads.generative import class_sums
+from vlltr_index.heads.generative import unit_sums
+from vlltr_index.heads.units import number_observations, units_of
 from vlltr_index.schemas.config import AugmentConfig, EncoderConfig
 from vlltr_index.schemas.fingerprint import digest_json
 from vlltr_index.schemas.tables import class_stats as class_stats_schema
@@ -85,6 +86,12 @@ def usable_images(snapshot: Snapshot, split: str, columns: list[str]) -> pa.Tabl
     where = f"split = {quote(split)} AND class_id IS NOT NULL AND problem IS NULL"
     wanted = list(dict.fromkeys(["image_id", "class_id", *columns]))
     return snapshot.table("images", wanted, where).sort_by("image_id")
+
+
+def image_groups(snapshot: Snapshot) -> list[str | None]:
+    """The group of each usable training image, in the order of `image_set`; None for one without."""
+    groups: list[str | None] = usable_images(snapshot, "train", ["group"])["group"].to_pylist()
+    return groups
 
 
 def numbers(rows: pa.Table, column: str) -> Tensor:
@@ -188,8 +195,8 @@ class ClassStats:
 
     Attributes:
         class_ids: int64 [S], ascending.
-        counts: int64 [S], images.
-        sums: float64 [S, D], of their normalised vectors.
+        counts: int64 [S], units of images.
+        sums: float64 [S, D], of the means of their normalised vectors.
     """
 
     class_ids: Tensor
@@ -205,10 +212,18 @@ def class_stats(snapshot: Snapshot, dim: int) -> ClassStats:
     return ClassStats(numbers(rows, "class_id"), numbers(rows, "images"), sums)
 
 
-def stats_rows(features: Tensor, class_ids: Tensor, image_fp: str) -> pa.Table:
-    """Rows of `class_stats` for training images: features [N, D] unnormalised, class ids int64 [N]."""
+def stats_rows(features: Tensor, class_ids: Tensor, groups: Sequence[str | None], image_fp: str) -> pa.Table:
+    """Count and sum the units of training images, as rows of `class_stats`.
+
+    Args:
+        features: Float [N, D], unnormalised.
+        class_ids: Int64 [N].
+        groups: What each image belongs to, see `units_of`.
+        image_fp: Fingerprint of the encoder.
+    """
     owners, labels = torch.unique(class_ids, return_inverse=True)
-    counts, sums = class_sums(unit_rows(features), labels, len(owners))
+    units = number_observations(labels, units_of(features, labels, groups))
+    counts, sums = unit_sums(unit_rows(features), labels, units, len(owners))
     columns = {
         "class_id": owners.numpy(),
         "image_fp": [image_fp] * len(owners),

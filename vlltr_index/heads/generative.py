@@ -4,10 +4,10 @@ Probabilistic LDA (Ioffe 2006; Prince & Elder 2007) with a prior mean that the c
 
     x | c ~ N(mu_c, s Sigma)        mu_c ~ N(g + T (t_c - tbar), Lambda)
 
-A class is known by the number and the sum of its features, and by its text prototype, so that classes come and go
-without a new fit, and one without images has a place too. A class without text, or whose images its text makes less
-likely than no text does, has the wider prior N(g, Lambda_0). Work is done in the basis where Sigma is the identity and
-Lambda is diagonal; of Lambda_0 the diagonal counts there.
+A class is known by how many units it has, images or several that are one observation, by the sum of their features, and
+by its text prototype, so that classes come and go without a new fit, and one without images has a place too. A class
+without text, or whose images its text makes less likely than no text does, has the wider prior N(g, Lambda_0). Work is
+done in the basis where Sigma is the identity and Lambda is diagonal; of Lambda_0 the diagonal counts there.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class GenerativeModel:
 
     Attributes:
         shared: The parameters.
-        counts: Int64 [C], images of each class; may be 0.
+        counts: Int64 [C], units of each class; may be 0. A unit is an image, or several that are one observation.
         sums: Float64 [C, D], the sum of their features, unnormalised.
         prototypes: Float [C, T], mean of each class's normalised anchors; a row of zeros is a class without text.
     """
@@ -157,7 +157,7 @@ class GenerativeModel:
 
 
 def class_sums(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Images and sums of features of each class: int64 [C] and float64 [C, D], of features [N, D], labels int64 [N].
+    """Count and sum the features of each class: int64 [C] and float64 [C, D], of features [N, D], labels int64 [N].
 
     Both are where the features lie.
     """
@@ -166,43 +166,125 @@ def class_sums(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, 
     return torch.bincount(labels, minlength=classes), sums.index_add_(0, labels, features.double())
 
 
-def fit_shared(features: Tensor, labels: Tensor, prototypes: Tensor) -> SharedGaussian:
-    """Fit what all classes share.
-
-    Sigma is the within-class covariance S, that of images about their class and of views about their image together,
-    as (1 - r) S + r tr(S) / D with r = D / (N - C + D); where every class has one image, or the same one several times,
-    half the total scatter stands for it. T is a multiple of the identity and a ridge on what that leaves, chosen on
-    classes left out (5 folds, means taken inside each fold); zero where it foretells nothing. Lambda is the covariance
-    of the residuals on classes left out, less what sampling adds, shrunk as Sigma.
+def unit_sums(features: Tensor, labels: Tensor, units: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Count the units of each class and sum their means: int64 [C] and float64 [C, D], where the features lie.
 
     Args:
-        features: Float [V, N, D], V views of N images, the plain one first, unnormalised.
+        features: Float [N, D].
         labels: Int64 [N], 0 to C - 1.
+        units: Int64 [N], 0 to U - 1: what is one observation. The images of a unit are of one class.
+        classes: C.
+    """
+    means = _unit_means(features, units)
+    return class_sums(means, _owners(labels, units, len(means)), classes)
+
+
+def _unit_means(features: Tensor, units: Tensor) -> Tensor:
+    """The mean of each unit, [U, D] in the features' dtype."""
+    counts, sums = class_sums(features, units, int(units.max()) + 1)
+    return (sums / counts[:, None]).to(features.dtype)
+
+
+def _owners(labels: Tensor, units: Tensor, count: int) -> Tensor:
+    """The class of each of `count` units, int64 [U]."""
+    return labels.new_empty(count).scatter_(0, units.to(labels.device), labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """What a fit of the shared parameters rests on. Units, not images, are counted.
+
+    Attributes:
+        counts: Int64 [C], units of each class; may be 0.
+        sums: Float64 [C, D], the sum of their means.
+        within: Float64 [D, D], S: the pooled covariance of unit means about their class, and of images and views about
+            their unit; where every class has one unit and that no scatter, half the total covariance.
+        freedom: Units less classes.
+    """
+
+    counts: Tensor
+    sums: Tensor
+    within: Tensor
+    freedom: int
+
+    @classmethod
+    def of(cls, features: Tensor, labels: Tensor, units: Tensor, classes: int) -> Moments:
+        """Measure V views of N images.
+
+        Args:
+            features: Float [V, N, D], the plain view first, unnormalised.
+            labels, units, classes: As for `unit_sums`, of the images.
+
+        Raises:
+            InputError: Values are not finite.
+        """
+        if not bool(features.isfinite().all()):
+            raise InputError("features must be finite", "vlltr embed")
+        labels, units = labels.to(features.device), units.to(features.device)
+        counts, sums = unit_sums(features[0], labels, units, classes)
+        owners = _owners(labels, units, int(counts.sum()))
+        freedom = len(owners) - int((counts > 0).sum())
+        return cls(counts, sums, _within(features, owners, units, freedom), freedom)
+
+
+def fit_shared(moments: Moments, prototypes: Tensor, shrinkage: float | None = 1.0) -> SharedGaussian:
+    """Fit what all classes share.
+
+    Sigma is the within-class covariance S, shrunk. T is a multiple of the identity and a ridge on what that leaves,
+    chosen on classes left out (5 folds, means taken inside each fold); zero where it foretells nothing. Lambda is the
+    covariance of the residuals on classes left out, less what sampling adds to class means, S / n, shrunk.
+
+    Args:
+        moments: Of the images.
         prototypes: Float [C, T], as for `GenerativeModel`; T is D.
+        shrinkage: How much both covariances are shrunk, see `shrunk`.
 
     Raises:
-        InputError: Values are not finite.
+        InputError: Prototypes are not finite.
     """
-    if not bool(features.isfinite().all()) or not bool(prototypes.isfinite().all()):
-        raise InputError("features and prototypes must be finite", "vlltr embed")
-    labels, prototypes = labels.to(features.device), prototypes.to(features.device)
-    counts, sums = class_sums(features[0], labels, len(prototypes))
-    there = counts > 0
-    n, means = counts[there].double(), sums[there] / counts[there].double()[:, None]
-    weights = n / (n + 2.0)
+    if not bool(prototypes.isfinite().all()):
+        raise InputError("prototypes must be finite", "vlltr embed")
+    there = moments.counts > 0
+    n = moments.counts[there].double()
+    means, weights = moments.sums[there] / n[:, None], n / (n + 2.0)
     centre = _mean(means, weights)
-    whitening = _inverse_root(_within(features, labels, centre, len(n)), features.shape[1] - len(n))
-    text = prototypes[there].double()
+    whitening = _inverse_root(shrunk(moments.within, moments.freedom, shrinkage))
+    noise = whitening @ moments.within @ whitening  # S in the basis; not I, for S was shrunk before the root
+    text = prototypes.to(means.device)[there].double()
     told = (text != 0).any(1)
     text_centre = _mean(text[told], weights[told]) if bool(told.any()) else text.new_zeros(text.shape[1])
-    seen, known = (means - centre) @ whitening, torch.where(told[:, None], text - text_centre, 0.0)
+    seen = (means - centre) @ whitening
+    known = torch.where(told[:, None], text - text_centre, 0.0)
     text_map, residuals, r2 = _fit_text(known @ whitening, seen, weights * told)
     foretold = told if r2 else torch.ones_like(told)
-    spread, rotation = torch.linalg.eigh(_between(residuals[foretold], n[foretold], weights[foretold]))
+    about_texts = _between(residuals[foretold], n[foretold], weights[foretold], noise, shrinkage)
+    spread, rotation = torch.linalg.eigh(about_texts)
     spread = spread.clamp(min=_LEAST_SPREAD)
-    blank = torch.maximum((rotation.T @ _between(seen, n, weights) @ rotation).diagonal(), spread)
+    about_centre = _between(seen, n, weights, noise, shrinkage)
+    blank = torch.maximum((rotation.T @ about_centre @ rotation).diagonal(), spread)
     basis, text_map = whitening @ rotation, whitening @ text_map @ rotation
     return SharedGaussian(centre, basis, spread, blank, text_centre, text_map, text_r2=r2)
+
+
+def shrunk(covariance: Tensor, observations: int, shrinkage: float | None = 1.0) -> Tensor:
+    """Draw a covariance towards the sphere of the same trace: (1 - r) S + r tr(S) / D I, float64 [D, D].
+
+    Args:
+        covariance: S, of Gaussian observations about their mean.
+        observations: n, how many it rests on, less what was estimated from them; r is 1 for 0.
+        shrinkage: r is this many times that of the oracle approximating shrinkage (OAS; Chen et al., "Shrinkage
+            Algorithms for MMSE Covariance Estimation", 2010, Eq. 23), at most 1; None: r = D / (n + D).
+    """
+    dim = len(covariance)
+    trace = covariance.trace()
+    if shrinkage is None:
+        r = dim / (observations + dim)
+    else:
+        square, of_sphere = float(covariance.square().sum()), float(trace.square()) / dim
+        apart = (observations + 1.0 - 2.0 / dim) * (square - of_sphere)
+        best = (1.0 - 2.0 / dim) * square + dim * of_sphere
+        r = min(1.0, shrinkage * best / apart) if apart > 0.0 and best > 0.0 else 1.0
+    return (1.0 - r) * covariance + r * trace / dim * torch.eye(dim).to(covariance)
 
 
 def _log_density(apart: Tensor, variance: Tensor) -> Tensor:
@@ -214,20 +296,19 @@ def _mean(rows: Tensor, weights: Tensor) -> Tensor:
     return (weights[:, None] * rows).sum(0) / weights.sum()
 
 
-def _within(features: Tensor, labels: Tensor, centre: Tensor, classes: int) -> Tensor:
-    """S float64 [D, D]: of images about their class, of views about their image; else half that about the centre."""
+def _within(features: Tensor, owners: Tensor, units: Tensor, freedom: int) -> Tensor:
+    """S float64 [D, D] of features [V, N, D], classes of units int64 [U] and units of images int64 [N]."""
     views, images, dim = features.shape
     least = _NO_SCATTER * float(features[0].double().square().sum(1).mean())
-    if images > classes:
-        means = features.mean(0) if views > 1 else features[0]
-        counts, sums = class_sums(means, labels, int(labels.max()) + 1)
-        pooled = _scatter(means[None], sums / counts.clamp(min=1)[:, None], labels) / (images - classes)
-        if views > 1:
-            own = torch.arange(images, device=labels.device)
-            pooled += _scatter(features, means.double(), own) / (views * images)
+    means = _unit_means(features.mean(0) if views > 1 else features[0], units)
+    if freedom:
+        counts, sums = class_sums(means, owners, int(owners.max()) + 1)
+        pooled = _scatter(means[None], sums / counts.clamp(min=1)[:, None], owners) / freedom
+        if views > 1 or images > len(means):
+            pooled += _scatter(features, means, units) / (views * images)
         if float(pooled.trace()) > least:
             return pooled
-    total = _scatter(features[:1], centre[None], torch.zeros_like(labels)) / (2 * images)
+    total = _scatter(means[None], means.mean(0, keepdim=True), torch.zeros_like(owners)) / (2 * len(means))
     return (
         total if float(total.trace()) > least else torch.eye(dim, dtype=torch.float64, device=features.device)
     )
@@ -243,15 +324,9 @@ def _scatter(features: Tensor, means: Tensor, owners: Tensor) -> Tensor:
     return scatter
 
 
-def _shrunk(covariance: Tensor, freedom: int) -> Tensor:
-    dim = len(covariance)
-    r = dim / (freedom + dim)
-    return (1 - r) * covariance + r * covariance.trace() / dim * torch.eye(dim).to(covariance)
-
-
-def _inverse_root(covariance: Tensor, freedom: int) -> Tensor:
-    """Sigma^(-1/2) of the shrunk covariance."""
-    values, vectors = torch.linalg.eigh(_shrunk(covariance, freedom))
+def _inverse_root(covariance: Tensor) -> Tensor:
+    """Sigma^(-1/2)."""
+    values, vectors = torch.linalg.eigh(covariance)
     least = torch.finfo(values.dtype).eps * values.amax().clamp(min=1e-20)
     root: Tensor = vectors * values.clamp(min=least).rsqrt() @ vectors.T
     return root
@@ -310,12 +385,13 @@ def _maps(text: Tensor, seen: Tensor, weights: Tensor) -> list[Tensor]:
     ]
 
 
-def _between(residuals: Tensor, counts: Tensor, weights: Tensor) -> Tensor:
-    """Shrunk covariance [D, D] of residuals [C, D] of classes with `counts` images, less what sampling adds."""
+def _between(
+    residuals: Tensor, counts: Tensor, weights: Tensor, noise: Tensor, shrinkage: float | None
+) -> Tensor:
+    """Shrunk covariance [D, D] of residuals [C, D] of classes of n = `counts` units, less noise / n for sampling."""
     classes, dim = residuals.shape
-    identity = torch.eye(dim).to(residuals)
     if classes == 1:
-        return identity
+        return torch.eye(dim).to(residuals)
     share = weights / weights.sum()
     between = (share[:, None] * residuals).T @ residuals
-    return _shrunk(between - (share / counts).sum() * identity, classes)
+    return shrunk(between - (share / counts).sum() * noise, classes, shrinkage)

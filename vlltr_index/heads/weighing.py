@@ -46,23 +46,78 @@ class HeldOutScores:
         return fused
 
 
-def image_weights(labels: Tensor, counts: Tensor) -> Tensor:
-    """n^-1/2 of each image's class, float64 [N], scaled to sum to N; counts int64 [C] of training images."""
-    weights = counts[labels].double().clamp(min=1.0).rsqrt()
-    return weights * (len(labels) / weights.sum())
+def image_weights(labels: Tensor, counts: Tensor, units: Tensor) -> Tensor:
+    """Weigh each unit of images by n^-1/2 of its class, float64 [N], scaled to sum to the number of units.
+
+    Args:
+        labels: Int64 [N], the images' classes.
+        counts: Int64 [C], units of each class that are trained on.
+        units: Int64 [N], which images are one observation; its images share its weight.
+    """
+    each = _unit_shares(units)
+    weights = counts[labels].double().clamp(min=1.0).rsqrt() * each
+    return weights * (each.sum() / weights.sum())
 
 
-def balanced_accuracy(scores: Tensor, labels: Tensor) -> float:
-    """Mean over the classes present of their top-1 accuracy; scores [N, C], labels int64 [N]."""
+def balanced_accuracy(scores: Tensor, labels: Tensor, units: Tensor | None = None) -> float:
+    """Average the top-1 accuracy of the classes that are present.
+
+    Args:
+        scores: Float [N, C].
+        labels: Int64 [N].
+        units: Int64 [N], which images are one observation: they count as one of their class. None: each image is one.
+    """
+    each = _unit_shares(torch.arange(len(labels)) if units is None else units).to(scores.device)
     right = (scores.argmax(1) == labels).double()
-    counts = torch.bincount(labels, minlength=scores.shape[1]).double()
-    return float((right / counts[labels]).sum() / (counts > 0).sum())
+    counts = torch.zeros(scores.shape[1], dtype=torch.float64, device=scores.device).index_add(
+        0, labels, each
+    )
+    return float((right * each / counts[labels]).sum() / (counts > 0).sum())
+
+
+def _unit_shares(units: Tensor) -> Tensor:
+    """What each image is of its unit, float64 [N]: one over the unit's images."""
+    _, which, sizes = units.unique(return_inverse=True, return_counts=True)
+    return 1.0 / sizes[which].double()
+
+
+def item_nll(logits: Tensor, labels: Tensor) -> Tensor:
+    """Negative log-likelihood of each label int64 [N] by softmax(logits) [N, C], float64 [N]."""
+    return -logits.double().log_softmax(1).gather(1, labels[:, None])[:, 0]
 
 
 def nll(logits: Tensor, labels: Tensor, weights: Tensor) -> float:
     """Weighted mean negative log-likelihood of softmax(logits) [N, C]."""
-    chosen = logits.double().log_softmax(1).gather(1, labels[:, None])[:, 0]
-    return float(-(weights * chosen).sum() / weights.sum())
+    return float((weights * item_nll(logits, labels)).sum() / weights.sum())
+
+
+def plainest(losses: Sequence[Tensor], weights: Tensor, units: Tensor) -> int:
+    """Find the first of settings whose mean loss is at most a standard error above the least.
+
+    Args:
+        losses: Float64 [N] of each setting, on the same images; the plainest setting first.
+        weights: Float64 [N], what each image counts.
+        units: Int64 [N], which images are one observation.
+    """
+    rows = torch.stack(list(losses))
+    best = rows[(rows @ weights).argmin()]
+    above, error = paired_mean(rows - best, weights, units)
+    return int((above <= error).int().argmax())
+
+
+def paired_mean(differences: Tensor, weights: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
+    """Average differences float64 [R, N] over images, and the standard errors over units: float64 [R] each.
+
+    Args:
+        differences: Of each row.
+        weights: Float64 [N], what each image counts.
+        units: Int64 [N], which images are one observation.
+    """
+    share = weights / weights.sum()
+    means = differences @ share
+    places = units.unique(return_inverse=True)[1]
+    by_unit = torch.zeros_like(differences).index_add_(1, places, share * (differences - means[:, None]))
+    return means, by_unit.square().sum(1).sqrt()
 
 
 def fit_temperature(logits: Tensor, labels: Tensor, weights: Tensor) -> float:

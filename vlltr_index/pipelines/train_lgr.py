@@ -23,6 +23,7 @@ from vlltr_index.embedding.vectors import embed_images
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.errors import MissingStepError
 from vlltr_index.heads.checkpoint import SavedHead, save_head
+from vlltr_index.heads.units import units_of
 from vlltr_index.pipelines import training
 from vlltr_index.schemas.config import LGRConfig, SelectConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
@@ -157,7 +158,7 @@ def _stage_two_data(
         labels=labels,
         bank=bank,
         places=torch.where(places >= 0, (places >= 0).cumsum(0) - 1, -1),
-        groups=loading.usable_images(snapshot, "train", ["group"])["group"].to_pylist(),
+        units=units_of(first.features, labels, loading.image_groups(snapshot)),
         visual_init=init,
         logit_scale=commit.logit_scale,
         sentence_means=loading.sentence_means(snapshot, class_ids),
@@ -200,7 +201,8 @@ def _commit_head(
         )
         if images is not None:
             count = len(images.class_ids)
-            tx.replace("class_stats", loading.stats_rows(images.features, images.class_ids, fps[1]))
+            groups = loading.image_groups(tx)
+            tx.replace("class_stats", loading.stats_rows(images.features, images.class_ids, groups, fps[1]))
         tx.note(merged={})
     last, notes = log[-1] if log else {}, tuple(decision.notes)
     epochs = round(last.get("epoch", 0))
@@ -276,7 +278,8 @@ def _keep_tuned(
         whole = replace(whole, unseen=unseen, unseen_classes=apart, visual_init=None)
         parts, notes = weigh(whole, head)
     saved = SavedHead(head, data.class_ids, encoder.text_fp, encoder.image_fp, parts)
-    tx.replace("class_stats", loading.stats_rows(images.features, images.class_ids, saved.image_fp))
+    groups = loading.image_groups(tx)
+    tx.replace("class_stats", loading.stats_rows(images.features, images.class_ids, groups, saved.image_fp))
     return _keep_head(workspace, tx, saved, config, stage.log), notes
 
 
