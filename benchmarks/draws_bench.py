@@ -24,6 +24,7 @@ from vlltr_index.cli.main import vlltr
 from vlltr_index.embedding.loading import ImageSet, image_set
 from vlltr_index.errors import VlltrError
 from vlltr_index.evaluation.metrics import expected_calibration_error
+from vlltr_index.heads.weighing import balanced_accuracy
 from vlltr_index.schemas.tables import sentence_vectors_name
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import cosine_logits
@@ -53,13 +54,13 @@ class Bench:
         train, test = image_set(snapshot, "train"), image_set(snapshot, "test")
         ids, labels = torch.unique(train.class_ids, return_inverse=True)
         answers = torch.searchsorted(ids, test.class_ids)
-        usable = rules(*prototypes(workspace, ids))
+        usable = rules(len(ids), *prototypes(workspace, ids))
         chosen = choose(usable, train.features, labels, test.features, number)
         on_folds = {n: None if one.on_folds is None else round(one.on_folds, 5) for n, one in chosen.items()}
         return {
             **({"failed": problem} if problem else {}),
             **self._report({} if problem else _scores(Recognizer.open(workspace), test), len(answers)),
-            "rules": {n: _share(one.best == answers) for n, one in chosen.items()},
+            "rules": {n: _measured(one.scores.softmax(1), answers) for n, one in chosen.items()},
             "settings": {n: one.setting for n, one in chosen.items()},
             "on folds": on_folds,
             "best simple": max(on_folds, key=lambda n: on_folds[n] or 0.0),
@@ -80,10 +81,12 @@ class Bench:
         test = image_set(workspace.snapshot(), "test")
         ids = torch.unique(test.class_ids)
         setting, rows = next(iter(prototypes(workspace, ids)[0].items()))
-        best = ids[cosine_logits(test.features.double(), rows).argmax(1)]
+        scores = (
+            workspace.snapshot().commit.logit_scale * cosine_logits(test.features.double(), rows)
+        ).softmax(1)
         return {
             **self._report(_scores(Recognizer.open(workspace), test, ids), len(test.class_ids)),
-            "rules": {"zero-shot": _share(best == test.class_ids)},
+            "rules": {"zero-shot": _measured(scores, torch.searchsorted(ids, test.class_ids))},
             "settings": {"zero-shot": setting},
             "best simple": "zero-shot",
         }
@@ -210,7 +213,7 @@ def _columns(recognizer: Recognizer) -> Tensor:
 def _scores(
     recognizer: Recognizer, test: ImageSet, only: Tensor | None = None
 ) -> dict[str, dict[str, float]]:
-    """Accuracy, calibration error and mean negative log-likelihood of each side, among the classes `only` or all."""
+    """What `_measured` says of each side, among the classes `only` or all."""
     ids = _columns(recognizer)
     kept = torch.ones(len(ids), dtype=torch.bool) if only is None else torch.isin(ids, only)
     place = {i: at for at, i in enumerate(ids[kept].tolist())}
@@ -218,15 +221,20 @@ def _scores(
     found = {}
     for name, chances in sides(recognizer, test.features).items():
         shares = chances[:, kept].double().clamp(min=1e-12)
-        shares = shares / shares.sum(1, keepdim=True)
-        confidence, best = shares.max(1)
-        own = shares.gather(1, labels[:, None])
-        found[name] = {
-            "accuracy": _share(best == labels),
-            "ece": round(expected_calibration_error(confidence, best == labels), 5),
-            "nll": round(float(-own.log().mean()), 4),
-        }
+        found[name] = _measured(shares / shares.sum(1, keepdim=True), labels)
     return found
+
+
+def _measured(shares: Tensor, labels: Tensor) -> dict[str, float]:
+    """Measure probabilities [Q, C]: accuracy, each picture and each class counting alike, calibration error, NLL."""
+    confidence, best = shares.max(1)
+    own = shares.gather(1, labels[:, None]).clamp(min=1e-12)
+    return {
+        "accuracy": _share(best == labels),
+        "balanced": round(balanced_accuracy(shares, labels), 5),
+        "ece": round(expected_calibration_error(confidence, best == labels), 5),
+        "nll": round(float(-own.log().mean()), 4),
+    }
 
 
 def prototypes(workspace: Workspace, ids: Tensor) -> tuple[dict[str, Tensor], float]:

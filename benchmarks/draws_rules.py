@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]  # it has no types
 from torch import Tensor
 
 from vlltr_index.evaluation.baselines import (
@@ -15,6 +16,7 @@ from vlltr_index.evaluation.baselines import (
     linear_logits,
     shrunk_discriminant,
 )
+from vlltr_index.heads.weighing import balanced_accuracy, fit_temperature
 from vlltr_index.tensors import cosine_logits, unit_rows
 
 __all__ = ["TEXTLESS", "Chosen", "choose", "discriminant", "folds", "rules"]
@@ -25,7 +27,8 @@ ALPHAS, BETAS = (
 )  # of Tip-Adapter; the first: its own
 CACHE = 16  # images a class in its cache
 FOLDS, WHOLE = 5, 5000  # from so many images on one fold is held out, not each
-TEXTLESS = ("class means", "shrunk discriminant")
+TEXTLESS = ("class means", "shrunk discriminant", "logistic regression")
+REGRESSED = 200  # classes at most: with more, logistic regression takes minutes a fold
 Scores = Iterator[tuple[str, Tensor]]
 Rule = Callable[[Tensor, Tensor, Tensor], Scores]
 """Training vectors [N, D], labels [N], queries [Q, D], to the scores [Q, C] of each setting; all unnormalised."""
@@ -33,17 +36,24 @@ Rule = Callable[[Tensor, Tensor, Tensor], Scores]
 
 @dataclass(frozen=True)
 class Chosen:
-    """A rule's setting that is best on the folds, its accuracy there (None: no fold could be held out), its answers."""
+    """A rule's setting that is best on the folds.
+
+    Attributes:
+        setting: Its name.
+        on_folds: Its accuracy there; None: no fold could be held out.
+        scores: Float64 [Q, C] of the queries, at the temperature that suits the folds best.
+    """
 
     setting: str
     on_folds: float | None
-    best: Tensor  # int64 [Q]
+    scores: Tensor
 
 
-def rules(prototypes: Mapping[str, Tensor], scale: float) -> dict[str, Rule]:
+def rules(classes: int, prototypes: Mapping[str, Tensor], scale: float) -> dict[str, Rule]:
     """The rules that can be had.
 
     Args:
+        classes: C.
         prototypes: Means of the classes' sentences, float [C, D], by what sentences; none: no rule that uses text.
         scale: Multiplier of the text cosines in Tip-Adapter.
     """
@@ -62,6 +72,8 @@ def rules(prototypes: Mapping[str, Tensor], scale: float) -> dict[str, Rule]:
                 yield f"alpha {alpha:g}, beta {beta:g}", cosines + alpha * cache
 
     found: dict[str, Rule] = {"class means": nearest_mean, "shrunk discriminant": discriminant}
+    if classes <= REGRESSED:
+        found["logistic regression"] = logistic_regression
     return found | ({"zero-shot": zero_shot, "Tip-Adapter": tip_adapter} if prototypes else {})
 
 
@@ -73,8 +85,20 @@ def nearest_mean(x: Tensor, y: Tensor, queries: Tensor) -> Scores:
 
 
 def discriminant(x: Tensor, y: Tensor, queries: Tensor) -> Scores:
-    """The library's, as the one setting there is."""
-    yield "", linear_logits(queries, *shrunk_discriminant(x, y, int(y.max()) + 1))
+    """The library's, and with its covariance shrunk by the numbers of images and dimensions alone."""
+    for name, shrinkage in (("OAS", 1.0), ("D / (N - C + D)", None)):
+        yield name, linear_logits(queries, *shrunk_discriminant(x, y, int(y.max()) + 1, shrinkage))
+
+
+def logistic_regression(x: Tensor, y: Tensor, queries: Tensor) -> Scores:
+    """scikit-learn's on normalised vectors, C = 100, each image weighing alike, and each class."""
+    seen, asked = unit_rows(x).numpy(), unit_rows(queries).numpy()
+    for name, weight in (("plain", None), ("balanced", "balanced")):
+        model = LogisticRegression(C=100.0, max_iter=1000, class_weight=weight).fit(seen, y.numpy())
+        scores = torch.full((len(queries), int(y.max()) + 1), float("-inf"), dtype=torch.float64)
+        columns = torch.from_numpy(model.classes_)
+        scores[:, columns] = torch.from_numpy(model.predict_log_proba(asked)).clamp(min=-60.0)
+        yield name, scores
 
 
 def _means(x: Tensor, y: Tensor, classes: int) -> Tensor:
@@ -115,27 +139,22 @@ def choose(found: Mapping[str, Rule], x: Tensor, y: Tensor, queries: Tensor, see
     held = folds(y, seed)
     chosen = {}
     for name, rule in found.items():
-        right = dict[str, Tensor]()
+        told = dict[str, list[Tensor]]()
         for rows in held:
             kept = torch.ones(len(y), dtype=torch.bool).index_fill(0, rows, False)
             for setting, scores in rule(x[kept], y[kept], x[rows]):
-                hit = torch.zeros(len(y), dtype=torch.float64)
-                hit[rows] = (scores.argmax(1) == y[rows]).double()
-                right[setting] = right.get(setting, 0) + hit
-        accuracy = {s: _balanced(hit, y, torch.cat(held)) for s, hit in right.items()}
+                told.setdefault(setting, []).append(scores.float())
+        asked = torch.cat([y[rows] for rows in held]) if held else y[:0]
+        accuracy = {s: balanced_accuracy(torch.cat(parts), asked) for s, parts in told.items()}
         wanted = max(accuracy, key=accuracy.__getitem__) if accuracy else None
         for label, scores in rule(x, y, queries):
             if wanted in (None, label):
-                chosen[name] = Chosen(label, accuracy.get(label), scores.argmax(1))
+                factor = 1.0
+                if wanted is not None:
+                    factor = fit_temperature(torch.cat(told[label]), asked, torch.ones(len(asked)).double())
+                chosen[name] = Chosen(label, accuracy.get(label), factor * scores.double())
                 break
     return chosen
-
-
-def _balanced(hit: Tensor, labels: Tensor, rows: Tensor) -> float:
-    """Mean over the classes of the share of their held-out images that are right."""
-    counts = torch.bincount(labels[rows]).double()
-    sums = torch.zeros_like(counts).index_add(0, labels[rows], hit[rows])
-    return float((sums / counts)[counts > 0].mean())
 
 
 def text_means(vectors: Tensor, labels: Tensor, classes: int) -> Tensor:

@@ -40,24 +40,26 @@ TEXTS = ("true", "swapped", "random", "none")
 LEAST_TEST, NEW_IMAGES = 3, 5  # test images a class at least; images of the class that is added
 OTHERS = 10  # classes with images beside those without
 ALL_SHARE = 0.25  # of each class's training images, at least one
+ICONS = ("icons", "families")
 Picture = tuple[str, bytes]  # without bytes where the name says it all
 _WORD = re.compile(r"[\w-]+")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """`CxK`: C classes of K images each; `all`: every class that is trained, long-tailed."""
+    """`CxK`: C classes of K images each; `Cxall`: of all their images; `all`: every class, of a share of them."""
 
     classes: int | None
     images: int | None
+    share: float = 1.0  # where no number is said
 
     @classmethod
     def of(cls, name: str) -> Setting:
         """The setting that is called `name`."""
         if name == "all":
-            return cls(None, None)
+            return cls(None, None, ALL_SHARE)
         classes, images = name.split("x")
-        return cls(int(classes), int(images))
+        return cls(int(classes), None if images == "all" else int(images))
 
 
 @dataclass(frozen=True)
@@ -93,30 +95,48 @@ def draw(source: str, setting: Setting, number: int, final: bool = False) -> Dra
     """Collection `number` of a source; its classes and pictures depend on nothing else.
 
     Args:
-        source: `heldout`, `train` or `clip`.
+        source: `heldout`, `train`, `icons`, `families` or `clip`.
         setting: Its size.
         number: Of the draw.
         final: Take the held-out classes that are for final figures.
     """
-    images = setting.images if setting.images is not None else 1
-    pools = _clip(number) if source == "clip" else _glyphs(source, final)
-    fits = [p for p in pools if not p.test or len(p.train) >= images]  # of a pool there may be fewer
+    pools = _pools(source, number, final)
+    fits = [p for p in pools if len(p.train) >= _least(source, setting)]
     chance = random.Random(f"{source}:{setting.classes}:{number}")
     fits = chance.sample(fits, len(fits))
     new = next(p for p in fits if len(p.train) >= NEW_IMAGES)
     fits.remove(new)
     count = len(fits) if setting.classes is None else setting.classes
-    kinds = tuple(_kind(p, setting.images, number) for p in fits[:count])
+    kinds = tuple(_kind(p, setting, number) for p in fits[:count])
     others = fits[count : count + OTHERS] if setting.images == 0 else []
-    return Draw(kinds, _kind(new, NEW_IMAGES, number), tuple(_kind(p, NEW_IMAGES, number) for p in others))
+    few = Setting(None, NEW_IMAGES)
+    return Draw(kinds, _kind(new, few, number), tuple(_kind(p, few, number) for p in others))
 
 
-def _kind(pool: _Pool, images: int | None, number: int) -> Kind:
+def _pools(source: str, number: int, final: bool) -> list[_Pool]:
+    if source == "clip":
+        return _clip(number)
+    return _icons(source) if source in ICONS else _glyphs(source, final)
+
+
+def _least(source: str, setting: Setting) -> int:
+    """How many pictures a class has to have for training; in a pool, for testing too."""
+    if source == "heldout":  # there are few: a class has what it has
+        return 0
+    if source != "icons":
+        return setting.images or 1
+    return LEAST_TEST + (1 if setting.images is None else max(setting.images, NEW_IMAGES))
+
+
+def _kind(pool: _Pool, setting: Setting, number: int) -> Kind:
     """A class with its pictures in an order of the draw's, so that more training pictures contain fewer."""
     order = random.Random(f"{number}:{pool.name}").sample(pool.train, len(pool.train))
-    taken = math.ceil(ALL_SHARE * len(order)) if images is None else images
+    taken = math.ceil(setting.share * len(order)) if setting.images is None else setting.images
     if pool.test:
         return Kind(pool.name, pool.sentences, tuple(order[:taken]), tuple(pool.test))
+    if setting.images is None:
+        taken = min(taken, len(order) - max(LEAST_TEST, len(order) // 5))
+        return Kind(pool.name, pool.sentences, tuple(order[:taken]), tuple(order[taken:]))
     taken = min(taken, len(order) - LEAST_TEST)
     return Kind(pool.name, pool.sentences, tuple(order[:taken]), tuple(order[max(taken, NEW_IMAGES) :]))
 
@@ -136,6 +156,23 @@ def _glyphs(source: str, final: bool) -> list[_Pool]:
         pool = pools[row["label"]]
         part = pool.test if row["split"] == "test" else pool.train
         part.append((f"{at}.png", row["image"]))
+    return list(pools.values())
+
+
+@cache
+def _icons(source: str) -> list[_Pool]:
+    """Trained classes of Icons-LT: all pictures in one pool, or test pictures of other families than training ones."""
+    folder = Path(__file__).parents[1] / "recipes" / "icons_lt" / "data"
+    texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
+    pools = {n: _Pool(n, tuple(t), [], []) for n, t in sorted(texts.items())}
+    splits = ("train", "val", "test") if source == "icons" else ("train", "test")
+    rows = pq.read_table(
+        folder / "icons_lt.parquet", columns=["image", "label", "split"], filters=[("split", "in", splits)]
+    )
+    for at, row in enumerate(rows.to_pylist()):
+        pool = pools[row["label"]]
+        apart = source == "families" and row["split"] == "test"
+        (pool.test if apart else pool.train).append((f"{at}.png", row["image"]))
     return list(pools.values())
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vlltr_index.errors import InputError, VlltrError
+from vlltr_index.heads.generative import shrunk
 from vlltr_index.heads.weighing import balanced_accuracy
 from vlltr_index.tensors import cosine_logits, unit_rows, working_dtype
 from vlltr_index.train.losses import adjusted_cross_entropy, sampler_prior
@@ -64,18 +65,19 @@ def class_means(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     return unit_rows(sums.index_add(0, labels, rows) / counts[:, None])
 
 
-def shrunk_discriminant(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Linear discriminant with equal priors and the covariance (1 - r) S + r tr(S) / D I; weight and bias.
+def shrunk_discriminant(
+    features: Tensor, labels: Tensor, num_classes: int, shrinkage: float | None = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Fit a linear discriminant with equal priors; weight and bias.
 
-    S is pooled within the classes, and r = D / (N - C + D). Every class has a row.
+    The covariance pooled within the classes is shrunk, see `shrunk`. Every class has a row.
     """
     sums = features.new_zeros(num_classes, features.shape[1]).index_add(0, labels, features)
     means = sums / torch.bincount(labels, minlength=num_classes)[:, None]
     within, freedom, width = features - means[labels], len(labels) - num_classes, features.shape[1]
     pooled = within.T @ within / max(freedom, 1)
-    r, level = width / (freedom + width), pooled.trace() / width
-    shrunk = (1 - r) * pooled + (r * level if level > 0 else 1.0) * torch.eye(width).to(features)
-    weight = torch.linalg.solve(shrunk, means.T).T
+    covariance = shrunk(pooled, freedom, shrinkage) if pooled.trace() > 0 else torch.eye(width).to(features)
+    weight = torch.linalg.solve(covariance, means.T).T
     return weight, -(means * weight).sum(1) / 2
 
 
