@@ -39,7 +39,7 @@ from vlltr_index.embedding.vectors import vector_table
 from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.heads.checkpoint import Parts, SavedHead, save_head
 from vlltr_index.heads.fusion import Meeting, PartWeights
-from vlltr_index.heads.generative import fit_shared
+from vlltr_index.heads.generative import Moments, fit_shared
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.pipelines.build_index import index_anchors
 from vlltr_index.schemas.recipes import load_recipe, override
@@ -191,13 +191,16 @@ def _workspace(folder: Path, classes: int, sentences: int = SENTENCES_EACH) -> W
     with torch.no_grad():
         head.visual_head.weight.copy_(centres / dim**0.5)
     images = image_set(workspace.snapshot(), "train")
-    shared = fit_shared(unit_rows(images.features)[None], images.class_ids, unit_rows(centres))
+    each = torch.arange(len(images.class_ids))
+    moments = Moments.of(unit_rows(images.features)[None], images.class_ids, each, classes)
+    shared = fit_shared(moments, unit_rows(centres))
     later = Meeting(0.1, 0.1)
     parts = Parts(shared, PartWeights(1.0, 0.1, 0.1, later, later))
     saved = SavedHead(head, torch.arange(classes), encoder.text_fp, encoder.image_fp, parts)
     with workspace.transaction("a head out of the air") as tx:
         tx.set(head=workspace.put_object("heads", lambda path: save_head(saved, path)))
-        tx.replace("class_stats", stats_rows(images.features, images.class_ids, encoder.image_fp))
+        rows = stats_rows(images.features, images.class_ids, [None] * len(each), encoder.image_fp)
+        tx.replace("class_stats", rows)
     index_anchors(workspace)
     return workspace
 

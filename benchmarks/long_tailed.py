@@ -213,7 +213,8 @@ def weights_of(scorer: Scorer, features: Tensor, labels: Tensor, counts: Tensor)
         for logits in (scorer.visual_logits, scorer.log_likelihoods, scorer.text_logits)
     ]
     owners = position[labels[known]]
-    return fit_weights(HeldOutScores(owners, *parts, image_weights(owners, counts[scorer.trained])))
+    weights = image_weights(owners, counts[scorer.trained], torch.arange(len(owners)))
+    return fit_weights(HeldOutScores(owners, *parts, weights))
 
 
 def decided(parts: Parts) -> dict[str, Any]:

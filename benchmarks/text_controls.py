@@ -48,7 +48,7 @@ from benchmarks.without_text import training_data, with_rows_for_all
 from vlltr_index.anchors.selection import select
 from vlltr_index.embedding.loading import class_positions, image_set, usable_images
 from vlltr_index.heads.fusion import fuse, image_side
-from vlltr_index.heads.generative import GenerativeModel, class_sums
+from vlltr_index.heads.generative import GenerativeModel, unit_sums
 from vlltr_index.pipelines.baselines import score_baselines, train_baseline
 from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.evaluate import training_counts
@@ -186,7 +186,7 @@ def _prior_off(workspace: Workspace, scorer: Scorer, features: Tensor) -> Tensor
     data = replace(data, bank=scorer.bank, places=places)
     data = _Untold(**{field.name: getattr(data, field.name) for field in fields(data)})
     parts, _ = weigh(data, with_rows_for_all(scorer))
-    counts, sums = class_sums(unit_rows(data.features[0]), data.labels, data.classes)
+    counts, sums = unit_sums(unit_rows(data.features[0]), data.labels, data.observations, data.classes)
     model = GenerativeModel(parts.shared, counts, sums, data.prototypes)
     with torch.inference_mode():
         likelihoods = model.log_likelihoods(unit_rows(features))

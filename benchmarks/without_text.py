@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vlltr_index.embedding.loading import image_set
+from vlltr_index.embedding.loading import image_groups, image_set
 from vlltr_index.evaluation.baselines import class_means
 from vlltr_index.heads.anchor_bank import AnchorBank
 from vlltr_index.heads.checkpoint import Parts
 from vlltr_index.heads.fusion import image_side
-from vlltr_index.heads.generative import GenerativeModel, class_sums
+from vlltr_index.heads.generative import GenerativeModel, unit_sums
 from vlltr_index.heads.lgr import LGRHead
+from vlltr_index.heads.units import units_of
 from vlltr_index.heads.weighing import HeldOutScores, fit_weights, image_weights
 from vlltr_index.recognition.scorer import Scorer
 from vlltr_index.store.holdout import read_held_out
@@ -38,7 +39,7 @@ def rows_without_text(
     """
     assert data.classes == len(scorer.class_ids), "classes were added after training"
     plain, trained = data.features[0], scorer.trained
-    counts, sums = class_sums(unit_rows(plain), data.labels, data.classes)
+    counts, sums = unit_sums(unit_rows(plain), data.labels, data.observations, data.classes)
     parts, _ = weigh(data, with_rows_for_all(scorer))
     model = GenerativeModel(parts.shared, counts, sums, data.prototypes)
     means = class_means(plain, data.labels, data.classes)
@@ -65,8 +66,9 @@ def rows_without_text(
 def held_out(data: StageTwoData, trained: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Features [M, D] of the images that stage 1 did not see, positions among the classes that it saw, and weights."""
     labels = (trained.long().cumsum(0) - 1)[data.labels[data.unseen]]
-    counts = torch.bincount(data.labels, minlength=data.classes)
-    return data.features[0, data.unseen], labels, image_weights(labels, counts[trained])
+    counts, _ = unit_sums(data.features[0], data.labels, data.observations, data.classes)
+    weights = image_weights(labels, counts[trained], data.observations[data.unseen])
+    return data.features[0, data.unseen], labels, weights
 
 
 def with_rows_for_all(scorer: Scorer) -> LGRHead:
@@ -104,7 +106,7 @@ def training_data(workspace: Workspace, snapshot: Snapshot) -> StageTwoData:
         labels=labels,
         bank=empty,
         places=torch.full_like(class_ids, -1),
-        groups=[None] * len(labels),
+        units=units_of(first.features, labels, image_groups(snapshot)),
         unseen=torch.tensor([held.has(image) for image in first.image_ids]),
         unseen_classes=torch.tensor([i in held.classes for i in class_ids.tolist()]),
         visual_init=None,

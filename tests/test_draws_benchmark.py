@@ -60,6 +60,12 @@ def test_a_draw_goes_through_the_commands(tmp_path: Path, monkeypatch: pytest.Mo
     found = measured(plan, 0, tmp_path / "draw")
     assert (found["classes"], found["images"], found["tests"]) == (2, [3, 3], 12)
     assert list(found["sides"]) == ["vl-ltr", "image side", "text side"]
-    assert list(found["rules"]) == ["class means", "shrunk discriminant", "zero-shot", "Tip-Adapter"]
+    assert list(found["rules"]) == [
+        "class means",
+        "shrunk discriminant",
+        "logistic regression",
+        "zero-shot",
+        "Tip-Adapter",
+    ]
     assert found["trained"]["images"] == 6
     assert all(len(found["additions"]["1 image"][how]) == 2 for how in ("added", "joint"))
