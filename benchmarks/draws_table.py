@@ -56,12 +56,13 @@ def generated(runs: Sequence[Result]) -> str:
     """All tables as Markdown."""
     first = runs[0]
     parts = [
-        f"Top-1 in per cent, mean over the draws, each class counted alike / each picture; torch"
-        f" {first['versions']['torch']}, {first['machine']['threads']} thread. *Behind*: what the best simple rule, chosen"
-        " on folds of the training images, has more than vl-ltr, in points: mean, upper end of its one-sided 95 %"
-        " interval, worst draw. ECE in points; a rule's is at the temperature that suits its folds best. `train lgr` in"
-        " processor seconds. Held-out classes have at most 8 images to train on; a setting that wants more classes than"
-        f" there are takes all. In `all` each class has {ALL_SHARE:.0%} of its training images, in `60xall` all.",
+        "Top-1 in per cent, mean over the draws, each class counted alike / each picture; torch"
+        f" {first['versions']['torch']}, {first['machine']['threads']} thread. *Behind*: what the best simple rule,"
+        " chosen on folds of the training images, has more than vl-ltr, in points: mean, upper end of its one-sided"
+        " 95 % interval, worst draw. ECE in points; a rule's is at the temperature that suits its folds best."
+        " `train lgr` in processor seconds. Held-out classes have at most 8 images to train on; a setting that wants"
+        f" more classes than there are takes all. In `all` each class has {ALL_SHARE:.0%} of its training images, in"
+        " `60xall` all.",
     ]
     for label in sorted({r["label"] for r in runs}):
         for source, title in SOURCES.items():

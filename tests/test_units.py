@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from vlltr_index.embedding.loading import stats_rows
 from vlltr_index.heads.units import number_observations, units_of
+from vlltr_index.tensors import unit_rows
 
 
 def test_near_duplicates_of_a_class_are_one_unit_and_so_is_a_group() -> None:
@@ -25,3 +27,12 @@ def test_near_duplicates_of_a_class_are_one_unit_and_so_is_a_group() -> None:
     assert numbers[3] != numbers[4]  # of two classes
     assert numbers[4] == numbers[7]
     assert sorted(set(numbers.tolist())) == list(range(5))
+
+
+def test_class_statistics_count_units() -> None:
+    """A class of three pictures, two of them one burst, is known by two: the picture, and the mean of the burst."""
+    features = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+    rows = stats_rows(features, torch.tensor([7, 7, 7, 9]), [None, "burst", "burst", None], "fp").to_pylist()
+    assert [(row["class_id"], row["images"]) for row in rows] == [(7, 2), (9, 1)]
+    own = unit_rows(features).double()
+    torch.testing.assert_close(torch.tensor(rows[0]["sum"]).double(), own[0] + own[1:3].mean(0))
