@@ -112,9 +112,11 @@ def doctor_command(context: Context, unlock: bool) -> None:
 @pass_context
 def history_command(context: Context) -> None:
     """List the workspace's commits, newest first."""
-    commits = context.open().history.list()[::-1]
-    lines = (f"{commit.id:>5}  {commit.created_at}  {commit.command}" for commit in commits)
-    context.show(commits, lines, always=True)
+    commits, wrong = context.open().history.look()
+    lines = (f"{commit.id:>5}  {commit.created_at}  {commit.command}" for commit in commits[::-1])
+    context.show(commits[::-1], lines, always=True)
+    for error in wrong:
+        raise error
 
 
 @click.command("rollback")
@@ -126,10 +128,11 @@ def rollback_command(context: Context, commit: int, yes: bool) -> None:
     from vlltr_index.pipelines.history import rollback, undone
 
     workspace = context.open()
-    commands = undone(workspace, commit)
-    if commands and not yes:
-        listed = "".join(f"  vlltr {command}\n" for command in commands)
-        click.confirm(f"{listed}Go back to commit {commit}, before these?", abort=True, err=True)
+    lost = [f"vlltr {command}" for command in undone(workspace, commit)]
+    lost += [error.message for error in workspace.history.look()[1]]
+    if lost and not yes:
+        listed = "".join(f"  {what}\n" for what in lost)
+        click.confirm(f"{listed}Go back to commit {commit}, without these?", abort=True, err=True)
     context.show(rollback(workspace, commit))
 
 

@@ -43,9 +43,9 @@ def killed(patch: pytest.MonkeyPatch) -> None:
     """Let the next transaction put back what others left, but not, at its end, what it leaves itself: as if killed."""
     once = iter([put_back])
 
-    def first_time(store: Store, last: Commit) -> list[str]:
+    def first_time(store: Store, last: Commit, force: bool = False) -> list[str]:
         for call in once:
-            return call(store, last)
+            return call(store, last, force)
         return []
 
     patch.setattr("vlltr_index.store.transaction.put_back", first_time)

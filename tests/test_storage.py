@@ -84,6 +84,7 @@ def test_the_lock_is_one_writers(storage: Storage) -> None:
 def test_commits_are_taken_once(storage: Storage) -> None:
     """Where two writers looked before either wrote, the storage decides; a reader sees that there is more."""
     history = History(storage)
+    history.begin()
     assert history.last().id == 0
     history.append(commit(1))
     assert (history.newer_than(0), history.newer_than(1)) == (True, False)

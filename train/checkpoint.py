@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -14,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlltr_index.errors import WorkspaceError, write_error
-from vlltr_index.store.storage import sync_folder
+from vlltr_index.store.files import whole_file
 
 Log = list[dict[str, float]]
 """One entry an epoch."""
@@ -34,24 +32,16 @@ def save_state(run_dir: Path | None, module: nn.Module, optimizer: torch.optim.O
     if run_dir is None:
         return
     path = run_dir / STATE
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     learned, tensors = optimizer.state_dict(), {f"module/{k}": v for k, v in module.state_dict().items()}
     for number, state in learned["state"].items():
         tensors |= {f"optimizer/{number}/{k}": torch.as_tensor(v) for k, v in state.items()}
     flat = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     facts = {"groups": json.dumps(learned["param_groups"]), "log": json.dumps(log)}
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        save_file(flat, scratch, metadata=facts)
-        with scratch.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-        sync_folder(run_dir)
+        with whole_file(path) as unfinished:
+            save_file(flat, unfinished, metadata=facts)
     except (OSError, SafetensorError) as error:
         raise write_error(path, error) from error
-    finally:
-        with suppress(OSError):
-            scratch.unlink()
 
 
 def load_state(run_dir: Path | None, module: nn.Module, optimizer: torch.optim.Optimizer, log: Log) -> int:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Literal
 from packaging.requirements import Requirement
 
 from vlltr_index.errors import MissingStepError, UsageError, VlltrError
+from vlltr_index.store.snapshot import NOTHING
+from vlltr_index.store.transaction import check_tags
 from vlltr_index.store.workspace import Kind, Workspace
 from vlltr_index.wording import many
 
@@ -137,7 +139,12 @@ def check_workspace(start: str | os.PathLike[str] | None = None) -> list[Check]:
     try:
         workspace = Workspace.find() if start is None else Workspace.open(start)
         name, found = "commit", [Check("workspace", "ok", workspace.address)]
-        commit = workspace.history.last()
+        commits, wrong = workspace.history.look()
+        commit = commits[-1] if commits else NOTHING
+        found += [Check(name, "problem", error.message, error.hint) for error in wrong]
+        if commit.id != workspace.history.highest():  # the newest one is among what is wrong
+            return found
+        check_tags(workspace.store, commit)
     except VlltrError as error:
         missing = start is None and "no workspace" in error.message
         return [*found, Check(name, "note" if missing else "problem", error.message, error.hint)]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
 from vlltr_index.errors import UsageError, WorkspaceError
-from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
+from vlltr_index.schemas.tables import KEYS, image_vectors_name, sentence_vectors_name
 from vlltr_index.store.workspace import Kind
 
 if TYPE_CHECKING:
@@ -26,28 +26,35 @@ class RollbackReport:
         command: What made that commit.
         commit: The commit that this made; the newest one where the state was that one's already.
         changed: Whether a commit was made.
+        before: The commit that was the newest that can be read.
+        damaged: Commits whose files are damaged: given up.
     """
 
     target: int
     command: str
     commit: int
     changed: bool
+    before: int
+    damaged: tuple[int, ...] = ()
 
     def lines(self) -> list[str]:
         """The report for people."""
         if not self.changed:
             return [f"The workspace is in the state of commit {self.target} ({self.command}) already."]
-        return [
-            f"Commit {self.commit} has the state of commit {self.target} ({self.command}). Nothing is lost:"
-            f" vlltr rollback {self.commit - 1} takes this back.",
-            "vlltr.toml is as it was: what is trained from here on follows it.",
+        lines = [f"Commit {self.commit} has the state of commit {self.target} ({self.command})."]
+        if self.before != self.target:
+            lines[0] += f" Nothing is lost: vlltr rollback {self.before} takes this back."
+        lines += [
+            f"Commit {n} was given up: what is left of it is history/{n}.json.damaged." for n in self.damaged
         ]
+        return [*lines, "vlltr.toml is as it was: what is trained from here on follows it."]
 
 
 def rollback(workspace: Workspace, commit_id: int, newest: int | None = None) -> RollbackReport:
     """Append a commit that has the rows, encoder, head, index and fusion values of commit `commit_id`.
 
     History is not rewritten, numbers of classes and anchors are not used again, and vectors stay: they are caches.
+    Where commits are damaged or gone, the workspace goes on without them.
 
     Args:
         workspace: The workspace.
@@ -58,7 +65,8 @@ def rollback(workspace: Workspace, commit_id: int, newest: int | None = None) ->
         WorkspaceError: If there is no such commit, or there are commits after `newest`.
         MissingStepError: If files of its encoder, head or index are gone.
     """
-    with workspace.transaction(f"rollback {commit_id}") as tx:
+    damaged: list[int] = []
+    with workspace.transaction(f"rollback {commit_id}", mend=True) as tx:
         target = workspace.history.read(commit_id)
         if newest is not None and tx.commit.id != newest:
             raise WorkspaceError(
@@ -77,20 +85,24 @@ def rollback(workspace: Workspace, commit_id: int, newest: int | None = None) ->
         last = tx.commit
         if last.state != target.state:
             tx.go_back(target)
+        damaged = workspace.history.set_aside()
     made = tx.result_commit
-    return RollbackReport(commit_id, target.command, made.id, made != last)
+    return RollbackReport(commit_id, target.command, made.id, made != last, last.id, tuple(damaged))
 
 
 def undone(workspace: Workspace, commit_id: int) -> list[str]:
     """The commands whose effect going back to `commit_id` takes away, oldest first; none where nothing would change.
 
+    Those of commits that cannot be read are not among them.
+
     Raises:
         WorkspaceError: If there is no such commit.
     """
-    target, last = workspace.history.read(commit_id), workspace.history.last()
-    if last.state == target.state:
+    target = workspace.history.read(commit_id)
+    commits, _ = workspace.history.look()
+    if commits[-1].state == target.state:
         return []
-    return [workspace.history.read(i).command for i in workspace.history.ids() if i > commit_id]
+    return [commit.command for commit in commits if commit.id > commit_id]
 
 
 @dataclass(frozen=True)
@@ -197,7 +209,7 @@ def prune(workspace: Workspace, keep: int, progress: Progress | None = None) -> 
         merged = f"p{kept[-1].id}" if kept else ""  # the tag of the same rows, from where writers go on
         for done, name in enumerate(names):
             committed = bool(kept) and name in kept[-1].tables
-            if committed:
+            if name in KEYS:
                 store.untag(name, *(store.tags(name).keys() - {merged, *(f"c{one.id}" for one in kept)}))
             store.clean(name)
             if committed:

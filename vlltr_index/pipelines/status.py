@@ -18,6 +18,7 @@ from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
 from vlltr_index.store.holdout import held_images, score_image_rows
 from vlltr_index.store.tables import quote
+from vlltr_index.store.transaction import check_tags
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
@@ -94,10 +95,12 @@ def status(workspace: Workspace, at: int | None = None) -> StatusReport:
     """Look at the newest commit, or number `at`, and the vectors beside it.
 
     Raises:
-        WorkspaceError: If the commit's file is damaged.
+        WorkspaceError: If the commit's file is damaged, or the history is not that of the tables.
     """
     snapshot = workspace.snapshot(at)
     commit, config = snapshot.commit, workspace.recipe.encoder
+    if not commit.id:
+        check_tags(workspace.store, commit)
     rows = snapshot.table("images", ["image_id", "split", "class_id", "problem"])
     usable = rows.filter(pc.and_(pc.is_valid(rows["class_id"]), pc.is_null(rows["problem"])))
     first = {"train": 0, "val": 1, "test": 2}

@@ -6,8 +6,10 @@ A commit is `history/<n>.json`, written once, whole or not at all, and never cha
 from __future__ import annotations
 
 import json
+import logging
 import unicodedata
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -25,7 +27,13 @@ if TYPE_CHECKING:
 
     from vlltr_index.store.tables import Store
 
+_log = logging.getLogger(__name__)
+
 _FOLDER = "history"
+NEWEST = f"{_FOLDER}/newest"
+"""The file that says the number of the newest commit."""
+
+_ANEW = "make a new workspace: vlltr init DIR"
 
 _Version = Annotated[int, Field(ge=1, lt=2**63)]
 _Fingerprint = Annotated[str, Field(pattern="^[A-Za-z0-9_.-]+$")]  # part of a table's name
@@ -169,7 +177,11 @@ NOTHING = Commit.model_construct(id=0, parent=None, command="", created_at="", p
 
 
 class History:
-    """The commits below `history/`, oldest first."""
+    """The commits below `history/`, oldest first.
+
+    Beside them `history/newest` says the number of the newest one: so a folder that was lost is not taken for one in
+    which nothing has been committed, and a newest commit that is gone is missed.
+    """
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
@@ -177,28 +189,112 @@ class History:
     def _name(self, commit_id: int) -> str:
         return f"{_FOLDER}/{commit_id}.json"
 
-    def ids(self) -> Sequence[int]:
-        """Numbers of all commits, ascending."""
+    def begin(self) -> None:
+        """Say that nothing has been committed."""
+        self._note(0)
+
+    def _note(self, newest: int) -> None:
+        self._storage.write(NEWEST, f"{newest}\n".encode())
+
+    def _noted(self) -> int | None:
+        """The number of the newest commit that was made; None where that is not known."""
+        try:
+            return int(self._storage.read(NEWEST))
+        except (FileNotFoundError, ValueError):
+            return None
+        except OSError as error:
+            said = f"{self._storage.at(NEWEST)} cannot be read: {error.strerror}"
+            raise WorkspaceError(said, "Mend its permissions, or look at the disk.") from error
+
+    def _there(self) -> Sequence[int]:
+        """Numbers of the commits whose files are there, ascending."""
         stems = [n.removesuffix(".json") for n in self._storage.names(_FOLDER) if n.endswith(".json")]
         return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdigit())
 
+    def ids(self) -> Sequence[int]:
+        """Numbers of all commits, ascending.
+
+        Raises:
+            WorkspaceError: If the history is missing, cannot be listed, or lacks its newest commit.
+        """
+        noted = self._noted()  # before the commits: another process may be adding one
+        there = self._there()
+        if (missing := self._missing(noted, there)) is not None:
+            raise missing
+        return there
+
+    def _missing(self, noted: int | None, there: Sequence[int]) -> WorkspaceError | None:
+        """What to say where the folder is not whole."""
+        folder = self._storage.at(_FOLDER)
+        if noted is None and not there:
+            return WorkspaceError(
+                f"{folder} is missing, or what was in it is", f"Bring it back from a backup, or {_ANEW}"
+            )
+        if noted is None:
+            what = (
+                f"{self._storage.at(NEWEST)} is missing or damaged: commit {there[-1]} may not be the newest"
+            )
+            return WorkspaceError(what, self._ways_on("Bring it"))
+        if noted > max(there, default=0):
+            rest = f"the newest there is commit {there[-1]}" if there else "no commit is there"
+            return WorkspaceError(
+                f"commit {noted} is gone from {folder}: {rest}", self._ways_on(f"Bring {noted}.json")
+            )
+        return None
+
+    def _ways_on(self, bring: str) -> str:
+        """How to go on where a file of the history is missing or damaged."""
+        last = self._last_readable()
+        without = f"go on from commit {last.id} without it: vlltr rollback {last.id}" if last.id else _ANEW
+        return f"{bring} back from a backup, or {without}"
+
+    def _last_readable(self) -> Commit:
+        """The newest commit that can be read; `NOTHING` where none can."""
+        found = (self._parsed(commit_id) for commit_id in reversed(self._there()))
+        return next((commit for commit in found if isinstance(commit, Commit)), NOTHING)
+
     def newer_than(self, commit_id: int) -> bool:
         """Whether commit `commit_id` is no longer the newest: two looks at the folder, no listing."""
-        there = self._storage.exists
-        return there(self._name(commit_id + 1)) or (commit_id > 0 and not there(self._name(commit_id)))
+        return (self._noted() or 0) > commit_id or (
+            commit_id > 0 and not self._storage.exists(self._name(commit_id))
+        )
 
     def last(self) -> Commit:
         """The newest commit; `NOTHING` where nothing has been committed.
 
         Raises:
-            WorkspaceError: If its file is damaged.
+            WorkspaceError: If the history is not whole, or the commit's file is damaged.
         """
         ids = self.ids()
         return self.read(ids[-1]) if ids else NOTHING
 
     def list(self) -> Sequence[Commit]:
-        """All commits, oldest first."""
-        return [self.read(i) for i in self.ids()]
+        """All commits, oldest first.
+
+        Raises:
+            WorkspaceError: If the history is not whole, or a commit's file is damaged.
+        """
+        commits, wrong = self.look()
+        for error in wrong:
+            raise error
+        return commits
+
+    def look(self) -> tuple[Sequence[Commit], Sequence[WorkspaceError]]:
+        """The commits that can be read, oldest first, and what is wrong with the history, if anything.
+
+        Raises:
+            WorkspaceError: If nothing of the history can be read.
+        """
+        noted = self._noted()
+        there = self._there()
+        found = {commit_id: self._parsed(commit_id) for commit_id in there}
+        commits = [commit for commit in found.values() if isinstance(commit, Commit)]
+        wrong = [self._damaged(n, why) for n, why in found.items() if isinstance(why, str)]
+        if (missing := self._missing(noted, there)) is not None:
+            wrong.append(missing)
+        if wrong and not commits:
+            raise wrong[0]
+        return commits, wrong
 
     def read(self, commit_id: int) -> Commit:
         """One commit.
@@ -206,48 +302,77 @@ class History:
         Raises:
             WorkspaceError: If there is no such commit, or its file is damaged.
         """
-        try:
-            commit = Commit.model_validate_json(self._storage.read(self._name(commit_id)))
-        except FileNotFoundError:
+        commit = self._parsed(commit_id)
+        if commit is None:
             ids = self.ids()
             known = f"there are {ids[0]} to {ids[-1]}" if ids else "nothing has been committed yet"
             raise WorkspaceError(
                 f"there is no commit {commit_id}; {known}", "See which commits there are: vlltr history"
-            ) from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "(top)"
-            raise self._damaged(commit_id, f"{where}: {first['msg']}") from None
-        except OSError as error:
-            raise self._damaged(commit_id, str(error)) from None
-        if commit.id != commit_id:
-            raise self._damaged(commit_id, f"it says it is commit {commit.id}")
+            )
+        if isinstance(commit, str):
+            raise self._damaged(commit_id, commit)
         return commit
 
+    def _parsed(self, commit_id: int) -> Commit | str | None:
+        """A commit, or what is wrong with its file; None where there is none."""
+        try:
+            commit = Commit.model_validate_json(self._storage.read(self._name(commit_id)))
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            first = error.errors()[0]
+            return f"{'.'.join(map(str, first['loc'])) or '(top)'}: {first['msg']}"
+        except OSError as error:
+            return str(error)
+        return commit if commit.id == commit_id else f"it says it is commit {commit.id}"
+
     def _damaged(self, commit_id: int, why: str) -> WorkspaceError:
-        hint = "Bring the file back from a backup."
-        if commit_id == max(self.ids(), default=0):
-            back = f"to commit {commit_id - 1}" if commit_id > 1 else "to an empty workspace"
-            hint += f" To go back {back} and lose what this one added, delete it."
-        return WorkspaceError(f"{self._storage.at(self._name(commit_id))} is damaged: {why}", hint)
+        return WorkspaceError(
+            f"{self._storage.at(self._name(commit_id))} is damaged: {why}", self._ways_on("Bring the file")
+        )
 
     def remove(self, commit_id: int) -> None:
         """Give a commit up: what only it names may be removed."""
         self._storage.remove(self._name(commit_id))
 
+    def highest(self) -> int:
+        """The highest number that a commit has, or had as far as is known."""
+        return max([self._noted() or 0, *self._there()])
+
+    def set_aside(self) -> list[int]:
+        """Give the commits up whose files are damaged; these stay, as `<n>.json.damaged`. Returns their numbers."""
+        damaged = [commit_id for commit_id in self._there() if isinstance(self._parsed(commit_id), str)]
+        for commit_id in damaged:
+            name = self._name(commit_id)
+            with suppress(OSError):  # it cannot even be read
+                self._storage.write(f"{name}.damaged", self._storage.read(name))
+            self._storage.remove(name)
+        return damaged
+
     def append(self, commit: Commit) -> None:
-        """Write the next commit: durable when this returns; never over one that is there.
+        """Write the next commit: it, and the tables that it names, are durable when this returns.
 
         Raises:
-            WorkspaceError: If a commit of that number exists.
+            WorkspaceError: If a commit of that number exists, or something cannot be written.
         """
         text = json.dumps(commit.model_dump(mode="json"), indent=1, ensure_ascii=False, sort_keys=True)
         try:
+            self._storage.sync_tables(since=self._name(commit.parent) if commit.parent else None)
             self._storage.write(self._name(commit.id), f"{text}\n".encode(), new=True)
         except FileExistsError:
             raise WorkspaceError(
                 f"commit {commit.id} exists already: another writer was here", "Run the command again."
             ) from None
+        self.note_newest(commit)
+
+    def note_newest(self, commit: Commit) -> None:
+        """See that `history/newest` names the newest commit: a writer may have been killed before it did."""
+        if self._noted() == commit.id:
+            return
+        try:
+            self._note(commit.id)
+        except (OSError, WorkspaceError) as error:  # the commit is made
+            _log.warning("%s was not written: %s", self._storage.at(NEWEST), error)
 
 
 def folded(name: str) -> str:

@@ -8,10 +8,9 @@ import os
 import re
 import shutil
 import socket
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,6 +18,8 @@ from filelock import FileLock, Timeout
 
 from vlltr_index.data.objects import objects_at, told_by
 from vlltr_index.errors import LockedError, UsageError, WorkspaceError, write_error
+from vlltr_index.store.durability import sync_changed
+from vlltr_index.store.files import remove_folder, sync, write_file
 
 _log = logging.getLogger(__name__)
 
@@ -101,12 +102,14 @@ class Storage:
         address: What people call the place: the folder's path, or the URI.
         root: A folder on this machine: the workspace itself, or what this machine keeps of it.
         tables: The address for LanceDB.
+        lance: The folder of the tables; None in object storage, where what is written is durable.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.address = str(root)
-        self.tables = str(root / "lance")
+        self.lance: Path | None = root / "lance"
+        self.tables = str(self.lance)
 
     def at(self, name: str) -> str:
         """What people call the file: its path or URI."""
@@ -117,9 +120,13 @@ class Storage:
         return (self.root / name).is_file()
 
     def names(self, folder: str = "") -> Iterator[str]:
-        """Names of all files below a folder, relative to it, in no order; hidden ones are left out."""
+        """Names of all files below a folder, relative to it, in no order; hidden ones are left out.
+
+        Raises:
+            WorkspaceError: If a folder cannot be listed; one that is not there has none.
+        """
         top = self.root / folder
-        for place, folders, files in os.walk(top):
+        for place, folders, files in os.walk(top, onerror=_not_listed):
             folders[:] = [name for name in folders if not name.startswith(".")]
             inner = Path(place).relative_to(top)
             yield from ((inner / name).as_posix() for name in files if not name.startswith("."))
@@ -143,31 +150,31 @@ class Storage:
         Raises:
             FileExistsError: If it is there already, and should be new.
         """
-        path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+        write_file(self.root / name, data, new)
+
+    def sync_tables(self, since: str | None) -> None:
+        """Make durable what was written to the tables since a file was written; None: all of it.
+
+        Raises:
+            WorkspaceError: If the disk refuses.
+        """
+        if self.lance is None or not self.lance.is_dir():
+            return
         try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            if new:
-                os.link(temporary, path)
-            else:
-                os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_folder(path.parent)
+            sync_changed(self.lance, self.root / since if since else None)
+            sync(self.root)
+        except OSError as error:
+            raise write_error(self.lance, error) from error
 
     def remove(self, name: str) -> None:
         """Remove a file, or a folder with all in it: half of one is never found under its name on this machine."""
         path = self.root / name
-        if not path.is_dir():
-            path.unlink(missing_ok=True)
+        if path.is_dir():
+            remove_folder(path)
             return
-        hidden = path.with_name(f".tmp-{path.name}")
-        os.rename(path, hidden)
-        shutil.rmtree(hidden, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            path.unlink()
+            sync(path.parent)
 
     def upload(self, folder: str) -> None:
         """Keep what lies in the local folder `root / folder`: nothing to do in a folder."""
@@ -222,6 +229,7 @@ class ObjectStorage(Storage):
         self._library, self._store = objects_at(self.address)
         from platformdirs import user_cache_path
 
+        self.lance = None
         self.tables = f"{self.address}/lance"
         cache = os.environ.get(_CACHE) or user_cache_path("vlltr-index", appauthor=False)
         readable = re.sub(r"[^A-Za-z0-9._-]+", "-", self.address)[:60]
@@ -331,10 +339,10 @@ class ObjectStorage(Storage):
         return holder
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _not_listed(error: OSError) -> None:
+    """Raise what `os.walk` would pass over, unless the folder is not there."""
+    if not isinstance(error, FileNotFoundError):
+        raise WorkspaceError(
+            f"{error.filename} cannot be listed: {error.strerror}",
+            "Mend its permissions, or look at the disk.",
+        ) from error

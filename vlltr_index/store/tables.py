@@ -21,7 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from lancedb.rerankers import RRFReranker
 
-from vlltr_index.errors import InputError, MissingStepError, VlltrError, WorkspaceError
+from vlltr_index.errors import InputError, MissingStepError, VlltrError, WorkspaceError, write_error
+from vlltr_index.schemas.tables import KEYS
+from vlltr_index.store.durability import give_up, keep
 
 if TYPE_CHECKING:
     import torch
@@ -89,10 +91,15 @@ def last_per_key(rows: pa.Table, key: str) -> pa.Table:
 
 
 class Store:
-    """Tables in the folder (or other LanceDB address) `uri`."""
+    """Tables in the folder (or other LanceDB address) `uri`.
+
+    In a folder, what is written to a table of vectors, or any other that no commit names, is durable when the method
+    returns.
+    """
 
     def __init__(self, uri: str | Path) -> None:
         self.uri = str(uri)
+        self._folder = None if "://" in self.uri else Path(self.uri)
         self._db: Any = None
         self._pid = -1
         self._opened: dict[tuple[str, int | None], Any] = {}
@@ -127,6 +134,14 @@ class Store:
     def _forget(self, name: str) -> None:
         """Open the table anew the next time."""
         self._opened = {key: table for key, table in self._opened.items() if key[0] != name}
+
+    def _keep(self, name: str) -> None:
+        """Make a table that no commit names durable, as it is now."""
+        if self._folder is not None and name not in KEYS:
+            try:
+                keep(self._folder, name, self.version(name))
+            except OSError as error:
+                raise write_error(self._folder, error) from error
 
     @contextmanager
     def _explained(self, subject: str, what: str) -> Iterator[None]:
@@ -184,6 +199,7 @@ class Store:
                 )
             if key is not None and _KEY_MARK not in (table.schema.field(key).metadata or {}):
                 table.set_unenforced_primary_key([key])
+        self._keep(name)
 
     def remake(self, name: str, schema: pa.Schema, key: str) -> None:
         """Make the table empty, with other columns, in a new version: the old versions stay as they are."""
@@ -197,6 +213,8 @@ class Store:
         self._forget(name)
         with self._explained(f"table {name!r}", "removed"):
             self._connection.drop_table(name, ignore_missing=True)
+        if self._folder is not None:
+            give_up(self._folder, name)
 
     def schema(self, name: str, version: int | None = None) -> pa.Schema:
         """The table's schema, without LanceDB's own metadata."""
@@ -212,6 +230,7 @@ class Store:
         if data.num_rows:
             with self._table(name, "written") as table:
                 table.add(conform(data, _plain(table.schema), name))
+            self._keep(name)
 
     @contextmanager
     def appending(self, name: str) -> Iterator[Callable[[pa.Table], None]]:
@@ -245,13 +264,16 @@ class Store:
             with self._table(name, "written") as table:
                 rows = last_per_key(conform(data, _plain(table.schema), name), key)
                 table.merge_insert(key).when_matched_update_all().when_not_matched_insert_all().execute(rows)
+            self._keep(name)
 
     def delete(self, name: str, where: str) -> int:
         """Delete the rows for which `where` holds (literals through `quote`); returns how many there were."""
         if self.count(name, where) == 0:
             return 0
         with self._table(name, "written") as table:
-            return int(table.delete(where).num_deleted_rows)
+            gone = int(table.delete(where).num_deleted_rows)
+        self._keep(name)
+        return gone
 
     def count(self, name: str, where: str | None = None, version: int | None = None) -> int:
         """How many rows there are (for which `where` holds)."""
@@ -391,6 +413,7 @@ class Store:
         """Merge small fragments, which makes a new version."""
         with self._table(name, "merged") as table:
             table.optimize(cleanup_older_than=_NEVER)
+        self._keep(name)
 
     def clean(self, name: str) -> None:
         """Merge, then remove the versions before the oldest tagged one (without tags: all old ones) and files of none.
@@ -404,6 +427,7 @@ class Store:
             now = datetime.now()  # LanceDB's times have no zone
             age = now - min(kept, default=now) + _MARGIN
             table.optimize(cleanup_older_than=age, delete_unverified=True)
+        self._keep(name)
 
     def index_text(self, name: str, column: str) -> None:
         """Make the full-text index of a text column, unless there is one; `optimize` takes later rows into it."""

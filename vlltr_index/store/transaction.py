@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,17 @@ _PART = 1000  # rows compared with what is there at once
 _COMPACT_FROM = 32  # writes to one table that are worth merging before the commit
 
 
-def put_back(store: Store, last: Commit) -> list[str]:
-    """Undo what a writer left that did not commit; returns the names of the tables it had touched."""
+def put_back(store: Store, last: Commit, force: bool = False) -> list[str]:
+    """Undo what a writer left that did not commit; returns the names of the tables it had touched.
+
+    Args:
+        store: The tables.
+        last: The newest commit.
+        force: Do so though there are signs of a later commit.
+
+    Raises:
+        WorkspaceError: If a table of the commit is gone, or another would be undone that bears the tag of a later one.
+    """
     names, touched = store.names(), []
     if gone := sorted(last.tables.keys() - set(names)):
         raise WorkspaceError(
@@ -35,16 +45,64 @@ def put_back(store: Store, last: Commit) -> list[str]:
     for name in names:
         if name not in KEYS:
             continue  # vectors are caches: what is there is right
-        if name not in last.tables:
-            store.drop(name)
+        if not store.exists(name):
+            store.drop(name)  # half made
             touched.append(name)
-            continue
-        version = store.version(name)
-        # p: the same rows, merged by prune or put back
-        if version != last.tables[name] and store.tags(name).get(f"p{last.id}") != version:
-            store.tag(name, store.restore(name, last.tables[name]), f"p{last.id}")
-            touched.append(name)
+        elif name not in last.tables or store.version(name) != last.tables[name]:
+            tags = store.tags(name)
+            if not force:
+                _check_tags(store, last, name, tags)
+            if _undo(store, last, name, tags):
+                touched.append(name)
     return touched
+
+
+def _undo(store: Store, last: Commit, name: str, tags: Mapping[str, int]) -> bool:
+    """Make a table what the commit says; whether it was something else."""
+    if name in last.tables:
+        if tags.get(f"p{last.id}") == store.version(name):  # the same rows, merged by prune or put back
+            return False
+        store.tag(name, store.restore(name, last.tables[name]), f"p{last.id}")
+        return True
+    if any(map(_commit_of, tags)):  # what a commit may name is emptied, in a new version
+        return store.delete(name, "true") > 0
+    store.drop(name)
+    return True
+
+
+def check_tags(store: Store, last: Commit) -> None:
+    """See that no table bears the tag of a commit that must have come after `last`.
+
+    Raises:
+        WorkspaceError: If one does.
+    """
+    for name in store.names():
+        if name in KEYS and store.exists(name):
+            _check_tags(store, last, name, store.tags(name))
+
+
+def _check_tags(store: Store, last: Commit, name: str, tags: Iterable[str]) -> None:
+    newest = max(map(_commit_of, tags), default=0)
+    if newest <= last.id + 1:  # a killed writer may have tagged the next one
+        return
+    there = f"the newest in its history is commit {last.id}" if last.id else "no commit is in its history"
+    on = f"go on from it: vlltr rollback {last.id}" if last.id else "make a new workspace: vlltr init DIR"
+    raise WorkspaceError(
+        f"commit {newest} is gone: table {name!r} in {store.uri} bears its tag, and {there}",
+        f"Bring the folder history back from a backup, or {on}",
+    )
+
+
+def newest_tag(store: Store) -> int:
+    """The highest number of a commit that a table bears the tag of."""
+    tags = (store.tags(name) for name in store.names() if name in KEYS and store.exists(name))
+    return max((_commit_of(tag) for found in tags for tag in found), default=0)
+
+
+def _commit_of(tag: str) -> int:
+    """The commit that a tag is of; 0 where it is of none."""
+    number = tag.removeprefix("c")
+    return int(number) if tag != number and number.isdigit() else 0
 
 
 class Transaction(Snapshot):
@@ -57,11 +115,14 @@ class Transaction(Snapshot):
         result_commit: After the end: the commit that was made, or the last one if nothing changed.
     """
 
-    def __init__(self, store: Store, history: History, command: str, base: Commit) -> None:
+    def __init__(
+        self, store: Store, history: History, command: str, base: Commit, number: int | None = None
+    ) -> None:
         super().__init__(store, base)
         self.command = command
         self.result_commit = base
         self._history = history
+        self._number = number  # of the commit, which is made in any case
         self._tables = set(base.tables)
         self._writes = Counter[str]()
         self._state = _state(base)
@@ -88,7 +149,7 @@ class Transaction(Snapshot):
 
     def _ready(self, name: str, schema: pa.Schema) -> None:
         """Make the table if it is not there yet, anew if the encoder's width is another now."""
-        if not self.has(name):
+        if not self.has(name) and not self.store.exists(name):
             self.store.create(name, schema, KEYS[name])
         elif self.store.schema(name) != schema:
             self.store.remake(name, schema, KEYS[name])
@@ -225,17 +286,19 @@ class Transaction(Snapshot):
         base = self.commit
         if self._writes:
             self.note(next=self._next)
-        if not self._writes and State.model_validate(self._state) == State.model_validate(_state(base)):
+        same = not self._writes and State.model_validate(self._state) == State.model_validate(_state(base))
+        if same and self._number is None:
             return base
+        number = self._number or base.id + 1
         self.result_commit = Commit(
             **self._state,
-            id=base.id + 1,
+            id=number,
             parent=base.id or None,
             command=self.command,
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             program_version=VERSION,
             state_of=self._state_of,
-            tables=self._tagged(base.id + 1),
+            tables=self._tagged(number),
         )
         self._history.append(self.result_commit)
         return self.result_commit

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shlex
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -17,15 +15,17 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import tomli_w
 from safetensors import SafetensorError
 
-from vlltr_index.errors import MissingStepError, UsageError, WorkspaceError, write_error
+from vlltr_index.errors import MissingStepError, UsageError, VlltrError, WorkspaceError, write_error
 from vlltr_index.schemas.config import FORMAT, Recipe, WorkspaceConfig, parse_toml, validate
-from vlltr_index.store.snapshot import History
-from vlltr_index.store.storage import Storage, storage_at, sync_folder
+from vlltr_index.store.durability import is_whole, recover
+from vlltr_index.store.files import SCRATCH, digest_folder, scratch_folder, settle
+from vlltr_index.store.snapshot import NEWEST, History
+from vlltr_index.store.storage import Storage, storage_at
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from vlltr_index.store.snapshot import Snapshot
+    from vlltr_index.store.snapshot import Commit, Snapshot
     from vlltr_index.store.tables import Store
     from vlltr_index.store.transaction import Transaction
 
@@ -86,12 +86,13 @@ class Workspace:
                     f"Edit {storage.at(CONFIG_NAME)}, or choose another folder.",
                 )
             return there
-        if next(storage.names(), None) is not None:
+        if any(name != NEWEST for name in storage.names()):  # that alone is of an `init` that was killed
             raise WorkspaceError(
                 f"{storage.address} is not empty and not a workspace", "Choose a new one: vlltr init DIR"
             )
         workspace = cls(storage, WorkspaceConfig(recipe=recipe))
         try:
+            workspace.history.begin()
             workspace.write_config()
         except OSError as error:
             raise WorkspaceError(
@@ -126,7 +127,9 @@ class Workspace:
                 f"{file} has format {written}, this program works with format {FORMAT}",
                 "Make a new workspace: vlltr init DIR",
             )
-        return cls(storage, validate(WorkspaceConfig, values, file))
+        workspace = cls(storage, validate(WorkspaceConfig, values, file))
+        workspace._recover()
+        return workspace
 
     @classmethod
     def find(cls, start: str | os.PathLike[str] | None = None) -> Workspace:
@@ -181,9 +184,18 @@ class Workspace:
             )
         return snapshot.table(name, columns)
 
+    def _recover(self) -> None:
+        """Remove what a power cut left half-written, with which LanceDB opens no table; not while another writes."""
+        lance = self.storage.lance
+        with suppress(VlltrError, OSError):  # whoever reads a table is told
+            if lance is not None and not is_whole(lance):
+                with self.storage.lock("doctor", timeout=0):
+                    last = self.history.last()
+                    recover(lance, last.id, last.tables)
+
     @contextmanager
     def transaction(
-        self, command: str, timeout: float | None = None, dry_run: bool = False
+        self, command: str, timeout: float | None = None, dry_run: bool = False, mend: bool = False
     ) -> Iterator[Transaction]:
         """Write: one commit at the end if anything changed, nothing if an error leaves the block.
 
@@ -192,19 +204,22 @@ class Workspace:
             timeout: Seconds to wait for another writer; default: in a folder as long as it takes, in object storage not
                 at all.
             dry_run: Put the tables back at the end in place of the commit; new vectors stay, they are caches.
+            mend: Where the history is not whole, go on from the newest commit that can be read, and make a commit in
+                any case.
 
         Raises:
             LockedError: If another writer is still there after `timeout`.
+            WorkspaceError: If the history is not whole, but for `mend`, or nothing of it can be read.
         """
         from vlltr_index.store.transaction import Transaction, put_back
 
         with self.storage.lock(command, timeout):
-            last = self.history.last()
-            touched = put_back(self.store, last)
+            last, number = self._base(mend)
+            touched = put_back(self.store, last, force=mend)
             if touched:
                 _log.info("put back what an unfinished command left in %s", ", ".join(touched))
             self._sweep()
-            tx = Transaction(self.store, self.history, command, last)
+            tx = Transaction(self.store, self.history, command, last, number)
             try:
                 yield tx
                 if dry_run:
@@ -217,6 +232,20 @@ class Workspace:
                 except WorkspaceError as error:  # such as a disk that is full: the next writer puts it back
                     _log.debug("what the command wrote was not put back: %s", error.message)
                 raise
+
+    def _base(self, mend: bool) -> tuple[Commit, int | None]:
+        """The commit that a writer goes on from, and the number of a commit that it makes in any case."""
+        from vlltr_index.store.transaction import newest_tag
+
+        commits, wrong = self.history.look() if mend else ((), ())
+        last = commits[-1] if wrong else self.history.last()
+        if self.storage.lance is not None:
+            recover(self.storage.lance, last.id, last.tables)
+        highest = max(self.history.highest(), newest_tag(self.store)) if mend else 0
+        if wrong or highest > last.id + 1:  # a killed writer may have tagged the next one
+            return last, highest + 1
+        self.history.note_newest(last)
+        return last, None
 
     def put_object(self, kind: Kind, build: Callable[[Path], object]) -> str:
         """Keep files that never change, named by their content; call it inside a transaction.
@@ -233,15 +262,12 @@ class Workspace:
         """
         parent = self.path / kind
         try:
-            with _folder_in(parent, ".tmp-") as temporary:
-                build(temporary)
-                digest = _digest_folder(temporary, sync=True)
+            with scratch_folder(parent) as unfinished:
+                build(unfinished)
+                digest = digest_folder(unfinished)
                 final = parent / digest[:16]
-                if final.exists() and _digest_folder(final) != digest:
-                    shutil.rmtree(final)  # damaged since: put it right
-                if not final.exists():
-                    os.rename(temporary, final)
-                    sync_folder(parent)
+                damaged = final.exists() and digest_folder(final) != digest
+                settle(unfinished, final, replace=damaged)
         except (OSError, SafetensorError) as error:
             raise write_error(parent, error) from error
         self.storage.upload(f"{kind}/{final.name}")
@@ -267,7 +293,7 @@ class Workspace:
             WorkspaceError: If a file of it was changed, cut short or deleted.
         """
         path = self.object_path(kind, digest)
-        if not _digest_folder(path).startswith(digest):
+        if not digest_folder(path).startswith(digest):
             hint = f"Bring it back from a backup, or make it again: {_REMAKE[kind]}. "
             hint += "To go back to a commit that does without it: vlltr history, then vlltr rollback ID"
             if self.storage.at(f"{kind}/{path.name}") != str(path):  # object storage has it, this is a copy
@@ -304,57 +330,25 @@ class Workspace:
     def _bring(self, kind: Kind, digest: str, final: Path) -> bool:
         """Bring an object here, whole or not at all; whether there was one."""
         name = f"{kind}/{final.name}"
-        with _folder_in(final.parent, ".new-") as temporary:
-            if not self.storage.download(name, temporary):
+        with scratch_folder(final.parent, prefix=".new-") as unfinished:  # no writer sweeps it away
+            if not self.storage.download(name, unfinished):
                 return False
-            if not _digest_folder(temporary).startswith(digest):
+            if not digest_folder(unfinished).startswith(digest):
                 raise WorkspaceError(
                     f"{self.storage.at(name)} is damaged: its content has another digest",
                     f"Bring it back from a backup, or make it again: {_REMAKE[kind]}",
                 )
-            try:
-                os.rename(temporary, final)
-            except OSError:  # another process gave the name to a folder of the same content
-                if not final.is_dir():
-                    raise
+            settle(unfinished, final)
         return True
 
     def _sweep(self) -> None:
         """Remove what a killed writer left."""
-        for unfinished in (self.path / "history").glob(".*.tmp"):
-            unfinished.unlink()
-        for kind in get_args(Kind):
-            for left in (self.path / kind).glob(".tmp-*"):
-                shutil.rmtree(left, ignore_errors=True)
-
-
-@contextmanager
-def _folder_in(parent: Path, prefix: str) -> Iterator[Path]:
-    """A new folder that is removed at the end, unless it was renamed."""
-    parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-    os.chmod(folder, 0o755)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _digest_folder(folder: Path, sync: bool = False) -> str:
-    """SHA-256 over the relative path and the bytes of every file, in path order; what others hid there is left out."""
-    whole = hashlib.sha256()
-    found = (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
-    files = {p.relative_to(folder).as_posix(): p for p in found}
-    for name in sorted(files):
-        with open(files[name], "rb") as file:
-            inner = hashlib.file_digest(file, "sha256").hexdigest()
-            if sync:
-                os.fsync(file.fileno())
-        whole.update(f"{name}\0{inner}\0".encode())
-    if sync:
-        for part in [folder, *(p for p in folder.rglob("*") if p.is_dir())]:
-            sync_folder(part)
-    return whole.hexdigest()
+        for folder in ("history", *get_args(Kind)):
+            for left in (self.path / folder).glob(f"{SCRATCH}*"):
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink()
 
 
 def _for_toml(value: Any) -> Any:

@@ -43,7 +43,7 @@ from vlltr_index.schemas.exported import (
     sentences_schema,
 )
 from vlltr_index.schemas.fingerprint import digest_file
-from vlltr_index.store.storage import sync_folder
+from vlltr_index.store.files import sync
 from vlltr_index.store.tables import one_of, quote
 from vlltr_index.store.taxonomy import load_taxonomy
 from vlltr_index.version import VERSION
@@ -228,7 +228,7 @@ def _new_folder(folder: Path, force: bool) -> Iterator[Path]:
             if folder.is_dir():
                 os.rename(folder, Path(temporary) / "old")
             os.rename(built, folder)
-        sync_folder(folder.parent)
+        sync(folder.parent)
     except OSError as error:
         raise PretrainedError(
             f"{folder} cannot be written: {error.strerror or error}", "Make room, or choose another folder."
@@ -244,7 +244,7 @@ def _write_sums(folder: Path) -> None:
         with (folder / name).open("rb") as file:
             os.fsync(file.fileno())
     for part in [folder, *(p for p in folder.rglob("*") if p.is_dir())]:
-        sync_folder(part)
+        sync(part)
 
 
 def _check_movable(encoder: Encoder) -> None:

@@ -1,0 +1,1 @@
+"""What is promised about data that is lost or damaged, tried out."""
