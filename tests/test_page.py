@@ -16,7 +16,6 @@ from tests.commands import run
 from vlltr_index.classes import NewClass, add_classes
 from vlltr_index.cli.ui import server
 from vlltr_index.cli.ui import service as service_module
-from vlltr_index.cli.ui.server import POLICY, refusal
 from vlltr_index.cli.ui.service import Desk, piece
 from vlltr_index.errors import InputError, UsageError, WorkspaceError
 from vlltr_index.store.workspace import Workspace
@@ -94,6 +93,7 @@ def test_additions_that_are_refused(
     bad.write_bytes(b"\x89PNG nothing")
     number = last(desk)
     monkeypatch.setattr(service_module, "MAX_UPLOAD", 2**20)
+    monkeypatch.setattr(service_module, "MAX_TOGETHER", 4 * 2**20)
     large = tmp_path / "large.png"
     large.write_bytes(bytes(2**20 + 1))
     good = ("a.png", pictures / "unseen" / "0.png")
@@ -102,6 +102,10 @@ def test_additions_that_are_refused(
         (("okapi", ""), "nothing is known of class 'okapi': no sentence and no readable image"),
         (("okapi", "x" * 200_001), "200,001 characters; 200,000 are allowed here"),
         (("okapi", TEXT, [good] * 51), "51 pictures; 50 are allowed here"),
+        (
+            ("okapi", TEXT, [("large.png", large)] * 4),
+            "4,194,308 bytes of pictures; 4,194,304 are allowed here",
+        ),
         (
             ("okapi", TEXT, [("../x/bad.png", bad)]),
             "bad.png: cannot read the image of 12 bytes: not a JPEG, PNG, WebP, BMP, GIF or TIFF image, or damaged",
@@ -161,11 +165,11 @@ def app(trained: Workspace) -> Iterator[Any]:
 
 
 def ask(
-    app: Any, path: str, method: str = "GET", content: bytes = b"", **headers: str
+    app: Any, path: str, method: str = "GET", content: bytes = b"", query: str = "", **headers: str
 ) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body of one answer."""
     sent: list[dict[str, Any]] = []
-    given = {"host": "127.0.0.1:7860"} | headers
+    given = {"host": "127.0.0.1:7860", "content-length": str(len(content))} | headers
     scope = {
         "type": "http",
         "asgi": {"version": "3.0"},
@@ -174,7 +178,7 @@ def ask(
         "scheme": "http",
         "path": path,
         "raw_path": path.encode(),
-        "query_string": b"",
+        "query_string": query.encode(),
         "root_path": "",
         "headers": [(name.encode(), value.encode()) for name, value in given.items()],
         "client": ("127.0.0.1", 1),
@@ -195,6 +199,8 @@ def ask(
 @pytest.mark.slow
 def test_nothing_but_the_page_is_served(app: Any, trained: Workspace, tmp_path: Path) -> None:
     """No file of the workspace or the machine is served, and what the page may load is its own."""
+    from vlltr_index.cli.ui.guard import POLICY
+
     status, headers, body = ask(app, "/")
     assert status == 200
     assert headers["content-security-policy"] == POLICY
@@ -205,12 +211,17 @@ def test_nothing_but_the_page_is_served(app: Any, trained: Workspace, tmp_path: 
     assert ask(app, "/gradio_api/file=/etc/passwd")[0] == 403
     upload = Path(os.environ["GRADIO_TEMP_DIR"])
     assert ask(app, f"/gradio_api/file={upload}/../{config.relative_to('/')}")[0] in (403, 404)
-    (upload / "link.toml").symlink_to(config)
-    assert b"recipe" not in ask(app, f"/gradio_api/file={upload}/link.toml")[2]
+    (upload / "sub").mkdir()
+    for link in (upload / "link.toml", upload / "sub" / "link.toml"):
+        link.symlink_to(config)
+        assert ask(app, f"/gradio_api/file={link}")[0] == 403
+    given = upload / "sub" / "given.txt"
+    given.write_text("given", encoding="utf-8")
+    assert ask(app, f"/gradio_api/file={given}")[2] == b"given"
     for name in ("file=vlltr.toml", "file=https://example.org/x.png", "proxy=https://example.org/"):
         assert ask(app, f"/gradio_api/{name}")[0] == 403, name
     assert ask(app, "/docs")[0] == 404
-    assert ask(app, "/monitoring")[0] == 403
+    assert ask(app, "/monitoring")[0] == 404
     assert json.loads(ask(app, "/manifest.json")[2])["name"] == "vlltr"
 
 
@@ -221,9 +232,37 @@ def test_requests_that_others_made_the_browser_send_are_refused(app: Any) -> Non
     assert ask(app, join, "POST", origin="http://example.org")[0] == 403
     assert ask(app, join, "POST", origin="null")[0] == 403
     assert ask(app, "/", host="example.org:7860")[0] == 421
-    for host in ("localhost:7860", "[::1]:7860", "127.0.0.1"):
+    for host in ("localhost:7860", "[::1]:7860", "127.0.0.1", "127.0.0.2:1"):
         assert ask(app, "/", host=host)[0] == 200
-    assert refusal("/", "example.org", None, local=False) is None
+    for host in ("192.0.2.1:7860", "0.0.0.0", "localhost.example.org", "example.org#localhost", "[::1", ""):
+        assert ask(app, "/", host=host)[0] == 421, host
+
+
+@pytest.mark.slow
+def test_others_need_the_link(trained: Workspace) -> None:
+    """Where other machines can reach the page, its token is needed once, for everything; a name must be its own."""
+    with server.page_app(trained, token="sesame", names={"lab"}) as app:
+        for path in ("/", "/theme.css", "/gradio_api/queue/data", "/gradio_api/app_id", "/nothing"):
+            status, headers, body = ask(app, path, host="192.0.2.1:7860")
+            assert (status, body) == (403, b"Open the link that vlltr ui printed: it has a token.\n"), path
+            assert "set-cookie" not in headers
+        for wrong in ("token=", "token=sesam", "token=sesame1", "token=ses%C3%A4me", "Token=sesame"):
+            assert ask(app, "/", query=wrong)[0] == 403, wrong
+        status, headers, _ = ask(app, "/", query="token=sesame", host="Lab:7860")
+        assert (status, headers["location"]) == (303, "/")
+        assert headers["set-cookie"] == "vlltr-7860=sesame; HttpOnly; Path=/; SameSite=lax"
+        cookie = headers["set-cookie"].partition(";")[0]
+        for host in ("lab:7860", "192.0.2.1:7860", "[2001:db8::1]:7860", "localhost:7860"):
+            assert ask(app, "/", host=host, cookie=cookie)[0] == 200, host
+        assert ask(app, "/", host="lab:7860", cookie=f"{cookie}x")[0] == 403
+        for host in ("example.org:7860", "lab.example.org", "xlab"):
+            assert ask(app, "/", host=host, cookie=cookie)[0] == 421, host
+            assert ask(app, "/", host=host, query="token=sesame")[0] == 421, host
+        assert ask(app, "/manifest.json", host="lab")[0] == 200
+        join = ask(
+            app, "/gradio_api/queue/join", "POST", host="lab", cookie=cookie, origin="http://example.org"
+        )
+        assert join[0] == 403
 
 
 @pytest.mark.slow
@@ -254,10 +293,10 @@ def test_the_command(
     trained_once: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The address on stdout; a warning where others can reach it."""
-    asked: list[bool] = []
+    asked: list[tuple[str, bool]] = []
 
-    def serve(workspace: Workspace, listening: socket.socket, only: bool, ready: Any) -> None:
-        asked.append(only)
+    def serve(workspace: Workspace, listening: socket.socket, host: str, only: bool, ready: Any) -> None:
+        asked.append((host, only))
         ready("http://192.0.2.1:1/")
         listening.close()
 
@@ -267,13 +306,16 @@ def test_the_command(
     assert run(capsys, *ui, "--host", "127.0.0.1") == (0, "http://192.0.2.1:1/\n", "")
     code, out, err = run(capsys, "--json", *ui, "--host", "0.0.0.0")
     assert (code, out) == (0, '{\n  "address": "http://192.0.2.1:1/"\n}\n')
-    assert err.startswith("Warning: everyone who reaches port ")
-    assert err.endswith(
-        " of this machine can change this workspace.\nWith --read-only nothing can be added or undone.\n"
+    assert err == (
+        "Warning: who has the link can change this workspace, and nothing is encrypted on the way.\n"
+        "With --read-only nothing can be added or undone.\n"
     )
     _, _, err = run(capsys, *ui, "--host", "0.0.0.0", "--read-only")
-    assert err.endswith(" of this machine can see this workspace's classes and sentences.\n")
-    assert asked == [False, False, True]
+    assert err == (
+        "Warning: who has the link can see this workspace's classes and sentences, and nothing is encrypted on the"
+        " way.\n"
+    )
+    assert asked == [("127.0.0.1", False), ("0.0.0.0", False), ("0.0.0.0", True)]
 
 
 def test_without_gradio(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 from torch import Tensor
 
-from vlltr_index.cli.ui.service import MAX_PICTURES, MAX_UPLOAD, Desk, names_of, piece
+from vlltr_index.cli.ui.service import MAX_PICTURES, MAX_TOGETHER, MAX_UPLOAD, Desk, names_of, piece
 from vlltr_index.errors import VlltrError
 from vlltr_index.recognition.counterfactual import Examination, ExaminedClass
 
@@ -129,7 +129,8 @@ class _Page:
                 )
             with gr.Column(min_width=280):
                 self._new_pictures = gr.File(
-                    label=f"pictures, if there are any: at most {MAX_PICTURES} of {MAX_UPLOAD >> 20} MiB",
+                    label=f"pictures, if there are any: at most {MAX_PICTURES} of {MAX_UPLOAD >> 20} MiB,"
+                    f" {MAX_TOGETHER >> 20} MiB together",
                     file_count="multiple",
                     type="filepath",
                     height=180,

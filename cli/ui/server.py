@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import secrets
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from importlib.util import find_spec
@@ -20,21 +21,6 @@ from vlltr_index.errors import MissingStepError, UsageError
 if TYPE_CHECKING:
     from vlltr_index.store.workspace import Workspace
 
-POLICY = (
-    "default-src 'none'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
-    "script-src 'self' 'unsafe-inline' 'unsafe-eval'; "  # Gradio compiles its templates in the browser
-    "connect-src 'self'; worker-src 'self' blob:; manifest-src 'self'; base-uri 'self'; form-action 'self'; "
-    "frame-ancestors 'none'"
-)
-"""The Content-Security-Policy of every answer: nothing is fetched from, or sent to, another address."""
-
-_HEADERS = {
-    b"content-security-policy": POLICY.encode(),
-    b"x-content-type-options": b"nosniff",
-    b"referrer-policy": b"same-origin",
-}
-_FETCHING = ("/gradio_api/file=", "/gradio_api/proxy=")  # of other addresses, where what follows is one
-_NAMES = ("127.0.0.1", "localhost", "[::1]")
 _MANIFEST = {"name": "vlltr", "start_url": "/", "display": "browser"}
 
 
@@ -64,11 +50,10 @@ def ui_command(context: Context, host: str, port: int, open_browser: bool, read_
     listening = bind(host, port)
     if not is_local(listening.getsockname()[0]):
         can = "see this workspace's classes and sentences" if read_only else "change this workspace"
-        where = f"port {listening.getsockname()[1]} of this machine"
-        click.echo(f"Warning: everyone who reaches {where} can {can}.", err=True)
+        click.echo(f"Warning: who has the link can {can}, and nothing is encrypted on the way.", err=True)
         if not read_only:
             click.echo("With --read-only nothing can be added or undone.", err=True)
-    serve(workspace, listening, read_only, ready)
+    serve(workspace, listening, host, read_only, ready)
 
 
 def is_local(host: str) -> bool:
@@ -96,13 +81,16 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 @contextmanager
-def page_app(workspace: Workspace, read_only: bool = False, local: bool = True) -> Iterator[Any]:
+def page_app(
+    workspace: Workspace, read_only: bool = False, token: str = "", names: Collection[str] = ()
+) -> Iterator[Any]:
     """The page as an ASGI application; uploads lie in a temporary folder that is gone afterwards.
 
     Args:
         workspace: With a trained head.
         read_only: Nothing can be added or undone.
-        local: Whether only this machine can reach it.
+        token: What a browser must show once; without one, the page is for this machine alone.
+        names: With a token: the names, in lower case, that the page has beside its addresses.
 
     Raises:
         MissingStepError: If a step before has not been run; the hint names what to do.
@@ -121,18 +109,20 @@ def page_app(workspace: Workspace, read_only: bool = False, local: bool = True) 
         from fastapi import FastAPI
 
         from vlltr_index.cli.ui.blocks import build_page
+        from vlltr_index.cli.ui.guard import Guard
         from vlltr_index.cli.ui.service import MAX_UPLOAD, Desk
 
         app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
         app.get("/manifest.json")(lambda: _MANIFEST)  # the page names one, and Gradio has none
+        page = build_page(Desk(workspace, read_only))
         gr.mount_gradio_app(
             app,
-            build_page(Desk(workspace, read_only)),
+            page,
             path="/",
             allowed_paths=[],
             blocked_paths=[str(workspace.path.resolve())],
             max_file_size=MAX_UPLOAD,
-            show_error=True,
+            show_error=False,  # to clients: what nobody has foreseen may name files; it is told here
             ssr_mode=False,
             mcp_server=False,
             enable_monitoring=False,
@@ -144,72 +134,41 @@ def page_app(workspace: Workspace, read_only: bool = False, local: bool = True) 
             ),
             css=files("vlltr_index.cli.ui").joinpath("page.css").read_text(encoding="utf-8"),
         )
-        yield Guard(app, local)
+        yield Guard(app, page, folder, token, names)
 
 
 def serve(
-    workspace: Workspace, listening: socket.socket, read_only: bool, ready: Callable[[str], None]
+    workspace: Workspace,
+    listening: socket.socket,
+    host: str,
+    read_only: bool,
+    ready: Callable[[str], None],
 ) -> None:
-    """Serve the page until it is interrupted.
+    """Serve the page until it is interrupted; where other machines can reach it, to those that have its link.
 
     Args:
         workspace: With a trained head.
         listening: From `bind`; closed in the end.
+        host: What `bind` was given.
         read_only: Nothing can be added or undone.
-        ready: Called with the page's address; from then on it answers.
+        ready: Called with the page's link; from then on it answers.
 
     Raises:
         MissingStepError: As for `page_app`.
     """
-    host, port = listening.getsockname()[:2]
-    with listening, page_app(workspace, read_only, is_local(host)) as app:
+    address, port = listening.getsockname()[:2]
+    token = "" if is_local(address) else secrets.token_urlsafe(32)
+    own = socket.gethostname()
+    shown = own if ipaddress.ip_address(address).is_unspecified else address
+    link = f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/{f'?token={token}' if token else ''}"
+    with listening, page_app(workspace, read_only, token, {own.lower(), host.lower()}) as app:
         import uvicorn
 
         # Open tabs hold connections: each that is cut off at the end would be logged with a traceback.
         quiet = {"log_level": "critical", "access_log": False, "ws": "none"}
         server = uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=1, **quiet))
-        ready(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
+        ready(link)
         try:
             server.run(sockets=[listening])
         except KeyboardInterrupt:  # the way to end it
             return
-
-
-class Guard:
-    """What stands before the page: whose requests it answers, and what the browser may do with its answers.
-
-    Refused are requests to fetch another address, those that another site's page makes the browser send, and, where
-    the page is for this machine alone (`local`), those that come under another name (a site whose name leads here).
-    """
-
-    def __init__(self, app: Any, local: bool) -> None:
-        self._app, self._local = app, local
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Pass on, or refuse one request; not as middleware for answers, which holds up those that are streams."""
-        if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
-            return
-
-        async def with_policy(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                kept = [(n, v) for n, v in message.get("headers", []) if n.lower() not in _HEADERS]
-                message["headers"] = [*kept, *_HEADERS.items()]
-            await send(message)
-
-        given = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        status = refusal(scope["path"], given.get(b"host", ""), given.get(b"origin"), self._local)
-        if status is None:
-            await self._app(scope, receive, with_policy)
-        else:
-            await with_policy({"type": "http.response.start", "status": status})
-            await send({"type": "http.response.body"})
-
-
-def refusal(path: str, host: str, origin: str | None, local: bool) -> int | None:
-    """The status to refuse a request with; None to let it pass."""
-    if local and host not in _NAMES and host.rpartition(":")[0] not in _NAMES:
-        return 421
-    if path.startswith(_FETCHING) and not path.startswith(f"{_FETCHING[0]}/"):
-        return 403
-    return 403 if origin is not None and origin.partition("://")[2] != host else None

@@ -28,6 +28,8 @@ MAX_UPLOAD = 20 * 2**20
 """Bytes a picture that is given to the page may have."""
 MAX_PICTURES = 50
 """Pictures a class may be added with."""
+MAX_TOGETHER = 200 * 2**20
+"""Bytes these may have together."""
 MAX_TEXT = 200_000
 """Characters the text of a class may have."""
 _MAX_FILE_NAME = 100
@@ -84,7 +86,12 @@ class Desk:
             UsageError: If the page is for reading only.
         """
         self._check_writable()
-        sizes = ("characters", len(text), MAX_TEXT), ("pictures", len(pictures), MAX_PICTURES)
+        together = sum(path.stat().st_size for _, path in pictures if path.is_file())
+        sizes = (
+            ("characters", len(text), MAX_TEXT),
+            ("pictures", len(pictures), MAX_PICTURES),
+            ("bytes of pictures", together, MAX_TOGETHER),
+        )
         for what, count, most in sizes:
             if count > most:
                 said = f"{count:,} {what}; {most:,} are allowed here"

@@ -1,0 +1,212 @@
+"""What stands before the page: whom it answers, and what of a request reaches Gradio.
+
+Gradio serves much that this page does not use, and opens any file that a call names. So only what the page itself asks
+for is passed on, and a call is read here first: its files are those that were uploaded to this page.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import secrets
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import gradio as gr
+from fastapi import HTTPException, Request
+from fastapi.responses import PlainTextResponse, RedirectResponse
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vlltr_index.cli.ui.service import MAX_TOGETHER
+
+POLICY = (
+    "default-src 'none'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
+    "script-src 'self' 'unsafe-inline' 'unsafe-eval'; "  # Gradio compiles its templates in the browser
+    "connect-src 'self'; worker-src 'self' blob:; manifest-src 'self'; base-uri 'self'; form-action 'self'; "
+    "frame-ancestors 'none'"
+)
+"""The Content-Security-Policy of every answer: nothing is fetched from, or sent to, another address."""
+
+_HEADERS = {
+    b"content-security-policy": POLICY.encode(),
+    b"x-content-type-options": b"nosniff",
+    b"referrer-policy": b"same-origin",
+    b"cross-origin-resource-policy": b"same-origin",
+}
+_FILE, _CALL, _UPLOAD = "/gradio_api/file=", "/gradio_api/queue/join", "/gradio_api/upload"
+_MANIFEST = "/manifest.json"  # browsers ask for it without a cookie
+_PAGES = {
+    *("/", "/theme.css", "/favicon.ico", "/robots.txt", _MANIFEST),
+    *(f"/gradio_api/{name}" for name in ("queue/data", "upload_progress", "startup-events", "app_id")),
+}
+_FOLDERS = ("/assets/", "/static/", "/gradio_api/heartbeat/", _FILE)
+_MAX_BODY = {_CALL: 4 * 2**20, _UPLOAD: MAX_TOGETHER + 2**20}
+"""Bytes that the body of each request with one may have."""
+
+
+class _Upload(BaseModel):
+    """A file that a call names; its address, size and kind, which a client might invent, are left out."""
+
+    path: str
+    meta: Mapping[Literal["_type"], Literal["gradio.FileData"]] = {"_type": "gradio.FileData"}
+
+
+class _Call(BaseModel):
+    """What the page's own calls have; all else that Gradio would take is left out."""
+
+    model_config = ConfigDict(strict=True)
+
+    fn_index: int
+    data: list[str | _Upload | list[_Upload] | None]
+    session_hash: Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
+    trigger_id: int | None = None
+    event_data: dict[str, Annotated[str, Field(max_length=1000)] | bool] | None = None
+
+
+class Guard:
+    """The page as it is served; as an ASGI application, since middleware for answers holds up streams.
+
+    Args:
+        app: The application that has the page.
+        page: The page.
+        folder: Where its uploads lie, without links.
+        token: What a browser must show once; without one, the page is for this machine alone.
+        names: With a token: the names, in lower case, that the page has beside its addresses.
+    """
+
+    def __init__(
+        self, app: Any, page: gr.Blocks, folder: str, token: str = "", names: Collection[str] = ()
+    ) -> None:
+        self._app = app
+        self._page = page
+        self._folder = folder
+        self._token = token
+        self._names = names
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass one request on, or refuse it."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+
+        async def with_policy(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                kept = [(n, v) for n, v in message.get("headers", []) if n.lower() not in _HEADERS]
+                message["headers"] = [*kept, *_HEADERS.items()]
+            await send(message)
+
+        request = Request(scope, receive)
+        try:
+            self._check_sender(request)
+            answer = self._entry(request)
+            self._check_asked(request)
+            if answer is None and request.scope["path"] == _CALL:
+                receive = _again(self._checked_call(await request.body()), receive)
+        except HTTPException as refused:
+            answer = PlainTextResponse(f"{refused.detail}\n", refused.status_code)
+        await (answer or self._app)(scope, receive, with_policy)
+
+    def _check_sender(self, request: Request) -> None:
+        """Refuse what comes under another name, and what another site's page made the browser send."""
+        hosts = request.headers.getlist("host")
+        if len(hosts) != 1 or not self._is_own_name(hosts[0]):
+            raise HTTPException(421, "This page does not answer under that name.")
+        origin = request.headers.get("origin")
+        if origin is not None and origin.partition("://")[2] != hosts[0]:
+            raise HTTPException(403, "Only the page itself may ask.")
+
+    def _is_own_name(self, host: str) -> bool:
+        """Whether a Host header is one of this page; another name is of a site that was made to lead here."""
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return name == "localhost" or name in self._names
+        return address.is_loopback or self._token != ""
+
+    def _entry(self, request: Request) -> RedirectResponse | None:
+        """Let in who has the token; who comes with the link gets a cookie, and an address without it.
+
+        Raises:
+            HTTPException: 403 for who has none.
+        """
+        if not self._token or request.scope["path"] == _MANIFEST:
+            return None
+        cookie = f"vlltr-{request.scope['server'][1]}"  # browsers do not keep those of several ports apart
+        if self._is_token(request.query_params.get("token")):
+            entered = RedirectResponse("/", 303)
+            entered.set_cookie(cookie, self._token, httponly=True, samesite="lax")
+            return entered
+        if not self._is_token(request.cookies.get(cookie)):
+            raise HTTPException(403, "Open the link that vlltr ui printed: it has a token.")
+        return None
+
+    def _is_token(self, shown: str | None) -> bool:
+        """Whether something is the token; takes as long whatever it is."""
+        return shown is not None and secrets.compare_digest(shown.encode(), self._token.encode())
+
+    def _check_asked(self, request: Request) -> None:
+        """Refuse what the page does not use, what is too large, and files that are no uploads."""
+        path = request.scope["path"]
+        if request.method == "POST" and path in _MAX_BODY:
+            length = request.headers.get("content-length", "")
+            if "transfer-encoding" in request.headers or not length.isdecimal():
+                raise HTTPException(411, "The request does not say how long it is.")
+            if int(length) > _MAX_BODY[path]:
+                raise HTTPException(413, f"More than {_MAX_BODY[path] >> 20} MiB in one request.")
+        elif request.method not in ("GET", "HEAD") or not (path in _PAGES or path.startswith(_FOLDERS)):
+            raise HTTPException(404, "There is nothing here.")
+        if path.startswith(_FILE) and not self._is_upload(path.removeprefix(_FILE)):
+            raise HTTPException(403, "This is no file of the page.")
+
+    def _is_upload(self, path: str) -> bool:
+        """Whether an upload to this page was told that it lies at `path`; the file may be gone by now."""
+        above = os.path.dirname(os.path.dirname(path))
+        return above == self._folder and "\0" not in path and os.path.realpath(path) == path
+
+    def _checked_call(self, body: bytes) -> bytes:
+        """A call of one of the page's functions, with what that function takes, and nothing else.
+
+        Raises:
+            HTTPException: 400 if it is none, 404 if there is no such function, 403 if it names a file that was not
+                uploaded.
+        """
+        try:
+            call = _Call.model_validate_json(body)
+        except ValidationError:
+            raise HTTPException(400, "This is no call of the page.") from None
+        function = self._page.fns.get(call.fn_index)
+        if function is None:
+            raise HTTPException(404, "There is no such function.")
+        if len(call.data) != len(function.inputs) or not all(map(_fits, function.inputs, call.data)):
+            raise HTTPException(400, "This is not what the function takes.")
+        for value in call.data:
+            for file in value if isinstance(value, list) else [value]:
+                if isinstance(file, _Upload) and not self._is_upload(file.path):
+                    raise HTTPException(403, "This is no file of the page.")
+        return call.model_dump_json().encode()
+
+
+def _fits(component: Any, value: str | _Upload | list[_Upload] | None) -> bool:
+    """Whether a component of the page can have a value; one of another kind takes none until it is named here."""
+    if isinstance(component, gr.Image):
+        return value is None or isinstance(value, _Upload)
+    if isinstance(component, gr.File):
+        return value is None or isinstance(value, list)
+    if isinstance(component, gr.Textbox | gr.Dropdown):
+        return value is None or isinstance(value, str)
+    return value is None
+
+
+def _again(body: bytes, receive: Any) -> Any:
+    """What receives `body`, and then what is received."""
+    left = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive_again() -> Any:
+        return left.pop() if left else await receive()
+
+    return receive_again
