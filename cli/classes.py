@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vlltr_index.cli.main import FILE, PATH, Context, device_option, dry_run_option, pass_context, yes_option
+from vlltr_index.cli.main import (
+    FILE,
+    PATH,
+    Context,
+    confirm,
+    device_option,
+    dry_run_option,
+    pass_context,
+    yes_option,
+)
 from vlltr_index.errors import UsageError
 from vlltr_index.wording import many
 
@@ -143,7 +152,7 @@ def remove(context: Context, names: tuple[str, ...], yes: bool, dry_run: bool) -
                 "removing classes asks first, and there is no terminal to ask at", "Say so beforehand: --yes"
             )
         asked = ", ".join(map(repr, known))
-        click.confirm(f"Remove {asked} with all sentences and images?", abort=True, err=True)
+        confirm(f"Remove {asked} with all sentences and images?")
     context.run(remove_classes, known, dry_run=dry_run)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vlltr_index.cli.main import DIR, FILE, PATH, Context, pass_context, table
+from vlltr_index.cli.main import DIR, FILE, PATH, Context, ask, pass_context, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -149,7 +149,7 @@ def _choose(name: str, candidates: Sequence[str]) -> str | None:
     listed = "".join(f"  {number:>2}  {title}\n" for number, title in enumerate(candidates, 1))
     question = f"{name!r} may be:\n{listed}A number, a title, or nothing to leave it open"
     try:
-        text = str(click.prompt(question, default="", show_default=False, err=True)).strip()
+        text = ask(question)
     except click.Abort:  # what was settled before is kept
         raise KeyboardInterrupt from None
     if text.isdecimal() and 1 <= int(text) <= len(candidates):

@@ -20,6 +20,7 @@ import click
 
 from vlltr_index.errors import MissingStepError, VlltrError
 from vlltr_index.version import VERSION
+from vlltr_index.wording import shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,6 +68,21 @@ _MENDS = {
     errno.EACCES: "Choose a folder that you may write to.",
 }
 _PLAIN_EVERY = 10.0  # seconds between two plain lines of one step
+
+
+def echo(text: str, err: bool = False) -> None:
+    """Write a line to stdout or stderr: what comes from outside in it cannot act on the terminal."""
+    click.echo(shown(text), err=err)
+
+
+def confirm(question: str) -> None:
+    """Ask on stderr; the command ends unless the answer is yes."""
+    click.confirm(shown(question), abort=True, err=True)
+
+
+def ask(question: str) -> str:
+    """Ask on stderr, for a text that may be empty."""
+    return str(click.prompt(shown(question), default="", show_default=False, err=True)).strip()
 
 
 @dataclass
@@ -131,19 +147,19 @@ class Context:
             from pydantic_core import to_jsonable_python
 
             value = to_jsonable_python(record)
-            click.echo(json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True))
+            echo(json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True))
         elif always or not self.quiet:
             for line in record.lines() if lines is None else lines:
                 if not isinstance(line, str):
                     self.console().print(line)
                 elif not (self.goes_on and line.startswith("Next: ")):
-                    click.echo(line)
+                    echo(line)
 
     def say(self, message: str) -> None:
         """A line for people: on stdout, or on stderr where stdout carries JSON; not under `-q`."""
         self.end_progress()
         if not self.quiet:
-            click.echo(message, err=self.as_json)
+            echo(message, err=self.as_json)
 
     def progress(self, step: str, done: int, total: int | None) -> None:
         """Draw progress on stderr: bars in a terminal, plain lines elsewhere; not under `-q`."""
@@ -172,7 +188,7 @@ def _bars(console: Console, drawing: ExitStack) -> Progress:
 
     def draw(step: str, done: int, total: int | None) -> None:
         if step not in tasks:
-            tasks[step] = bars.add_task(step)
+            tasks[step] = bars.add_task(shown(step))
         bars.update(tasks[step], completed=done, total=total)
 
     return draw
@@ -186,7 +202,7 @@ def _plain(console: Console) -> Progress:
         now, ended = time.monotonic(), total is not None and done >= total
         if ended or now >= due.setdefault(step, now + _PLAIN_EVERY):
             due[step] = now + _PLAIN_EVERY
-            console.print(f"{step}: {done:,}" + ("" if total is None else f"/{total:,}"))
+            console.print(f"{shown(step)}: {done:,}" + ("" if total is None else f"/{total:,}"))
 
     return draw
 
@@ -196,12 +212,12 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], lef
     from rich import box
     from rich.table import Table as RichTable
 
-    result = RichTable(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+    result = RichTable(title=shown(title), box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
     for position, name in enumerate(columns):
         text = position < left  # in a narrow terminal texts are broken, numbers never
-        result.add_column(name, justify="left" if text else "right", overflow="fold", no_wrap=not text)
+        result.add_column(shown(name), justify="left" if text else "right", overflow="fold", no_wrap=not text)
     for row in rows:
-        result.add_row(*row)
+        result.add_row(*map(shown, row))
     return result
 
 
@@ -337,16 +353,17 @@ def _free_cores() -> int:
     """Cores that no other program uses just now, at least one: a thread beside a busy program holds up all others."""
     import psutil
 
-    mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    from vlltr_index.data.decoding import cores
+
     busy: list[float] = psutil.cpu_percent(0.2, percpu=True)
-    return max(1, round(sum(1 - busy[core] / 100 for core in mine if core < len(busy))))
+    return max(1, round(sum(1 - busy[core] / 100 for core in cores() if core < len(busy))))
 
 
 class _Echo(logging.Handler):
     """Writes to whatever `sys.stderr` is at the time."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        sys.stderr.write(f"{self.format(record)}\n")
+        sys.stderr.write(f"{shown(self.format(record))}\n")
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
@@ -357,12 +374,13 @@ def main(argv: list[str] | None = None) -> NoReturn:
     except (click.Abort, KeyboardInterrupt) as error:
         # A question that was not answered by yes.
         if isinstance(error, click.Abort) and error.__cause__ is None:
-            click.echo("Nothing was changed. With --yes there is no question.", err=True)
+            echo("Nothing was changed. With --yes there is no question.", err=True)
             sys.exit(1)
         if int(os.environ.get("WORLD_SIZE") or "1") == 1:  # of several, the one that started them says it
-            click.echo("Stopped. Run the same command again to go on.", err=True)
+            echo("Stopped. Run the same command again to go on.", err=True)
         sys.exit(130)
     except click.ClickException as error:
+        error.message = shown(error.message)
         error.show()
         sys.exit(error.exit_code)
     except (VlltrError, OSError, MemoryError, RuntimeError) as error:
@@ -370,7 +388,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         if found is None:
             raise
         for line in filter(None, found):
-            click.echo(line, err=True)
+            echo(line, err=True)
         try:
             sys.stdout.flush()
         except OSError:  # stdout is what is full: it is given up

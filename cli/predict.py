@@ -18,6 +18,7 @@ from vlltr_index.cli.main import (
     broken,
     crops_option,
     device_option,
+    echo,
     engine_option,
     pass_context,
     percent,
@@ -103,7 +104,7 @@ def predict_command(
             context.show(predictions)
         answered, unread = len(predictions), sum(p.problem is not None for p in predictions)
     if unread:
-        click.echo(f"{unread} of {answered} images cannot be read. {UNREADABLE}", err=True)
+        echo(f"{unread} of {answered} images cannot be read. {UNREADABLE}", err=True)
         raise click.exceptions.Exit(1)
 
 

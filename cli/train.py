@@ -72,6 +72,14 @@ def _number(name: str, default: int) -> int:
     return int(os.environ.get(name) or default)
 
 
+def _threads() -> int:
+    """Threads that this process may use: what OMP_NUM_THREADS says, of a list its first number, else one a core."""
+    from vlltr_index.data.decoding import cores
+
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() else len(cores())
+
+
 def _shared_out(processes: int) -> bool:
     """Run this very command in so many processes by torch's launcher; False for one, and in one of them.
 
@@ -92,8 +100,7 @@ def _shared_out(processes: int) -> bool:
             f"--processes {processes}: each takes a GPU of its own, and there are {gpus}",
             "Use fewer, or leave --processes away.",
         )
-    threads = _number("OMP_NUM_THREADS", os.cpu_count() or 1) // processes
-    os.environ["OMP_NUM_THREADS"] = str(max(1, threads))
+    os.environ["OMP_NUM_THREADS"] = str(max(1, _threads() // processes))
     config = LaunchConfig(
         1, 1, processes, run_id=str(os.getpid()), rdzv_backend="c10d", rdzv_endpoint="localhost:0",
         max_restarts=0, signals_to_handle="SIGTERM,SIGHUP", local_addr="127.0.0.1",

@@ -16,6 +16,7 @@ from vlltr_index.cli.main import (
     Context,
     at_option,
     broken,
+    confirm,
     pass_context,
     set_option,
     yes_option,
@@ -131,8 +132,9 @@ def rollback_command(context: Context, commit: int, yes: bool) -> None:
     lost = [f"vlltr {command}" for command in undone(workspace, commit)]
     lost += [error.message for error in workspace.history.look()[1]]
     if lost and not yes:
-        listed = "".join(f"  {what}\n" for what in lost)
-        click.confirm(f"{listed}Go back to commit {commit}, without these?", abort=True, err=True)
+        listed = "".join(f"  {what}
+" for what in lost)
+        confirm(f"{listed}Go back to commit {commit}, without these?")
     context.show(rollback(workspace, commit))
 
 
@@ -160,7 +162,7 @@ def prune_command(context: Context, keep: int, yes: bool) -> None:
 
     old = len(context.open().history.ids()[:-keep])
     if not yes:
-        click.confirm(f"Give up the oldest {old} commits? This cannot be taken back.", abort=True, err=True)
+        confirm(f"Give up the oldest {old} commits? This cannot be taken back.")
     context.run(prune, keep)
 
 

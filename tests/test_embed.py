@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from tests import drawings
 from tests.commands import run
+from tests.pictures import encoded, put
 from vlltr_index.data.decoding import open_image
 from vlltr_index.embedding.loading import image_set, load_bank, open_encoder
 from vlltr_index.embedding.vectors import LocalEngine, Reader, load_sources
@@ -75,6 +77,23 @@ def test_an_image_that_went_missing_is_kept_aside(
     assert (report.images, report.unreadable) == (1, 1)
     assert len(image_set(trained.snapshot(), "test").image_ids) == before + 1
     assert trained.snapshot().count("images", "problem IS NOT NULL") == 1
+
+
+def test_a_thin_image_that_came_in_is_kept_aside(
+    trained: Workspace, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is named, and the others are embedded."""
+    name = trained.snapshot().class_table().names[0]
+    folder = tmp_path / "more" / name
+    for number in range(2):
+        put(folder / f"{number}.png", (pictures / "unseen" / f"{number}.png").read_bytes())
+    ingest_images(trained, tmp_path / "more", "test")
+    put(folder / "0.png", encoded(Image.new("1", (1, 200_000))))
+    report = embed(trained)
+    assert (report.images, report.unreadable) == (1, 1)
+    why = "1 x 200,000 pixels: one side is more than 1,000 times the other"
+    path = folder / "0.png"
+    assert f"kept aside: {path}: cannot read the image {path}: {why}" in caplog.messages
 
 
 def test_other_weights_are_refused_unless_forced(trained: Workspace) -> None:

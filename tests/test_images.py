@@ -9,15 +9,19 @@ import zlib
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from pictures import COLOURS, RNG, encoded, put
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
-from vlltr_index.data.decoding import MAX_PIXELS, Probe, open_image, probe
+from vlltr_index.data.decoding import MAX_PIXELS, MAX_RATIO, Probe, open_image, probe, read_image
+from vlltr_index.encoders.openclip import MAX_RESIZED, Preprocessing
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.records import ImageRecord
 
@@ -204,3 +208,64 @@ def test_too_large_a_picture_is_refused_wherever_it_comes_from(
     for source in (path, path.read_bytes()):
         with pytest.raises(InputError, match="larger than 1 MiB"):
             open_image(source)
+
+
+def thin(long: int) -> bytes:
+    """A picture of one pixel by `long`."""
+    return encoded(Image.new("1", (1, long)))
+
+
+def test_thin_pictures_are_refused_by_their_header() -> None:
+    """Resizing keeps the ratio, so that the longer side of a thin picture would grow beyond all memory."""
+    assert MAX_RATIO == 1000
+    for size in ((1, 200_000), (20_000_000, 1), (3, 3001)):
+        why = f"{size[0]:,} x {size[1]:,} pixels: one side is more than 1,000 times the other"
+        assert probe(png_header(*size)).problem == why
+        with pytest.raises(InputError) as caught:
+            open_image(png_header(*size))
+        assert caught.value.message.endswith(f": {why}")
+    assert probe(thin(1000)) == Probe(hashlib.sha256(thin(1000)).hexdigest(), 1, 1000, None)
+    assert open_image(Image.new("L", (4000, 4))).size == (4000, 4)
+
+
+def test_what_is_made_of_a_picture_is_its_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Too little memory, and a refusal by what comes after decoding, name the picture."""
+    path = put(tmp_path / "x.png")
+
+    def refuse(image: Image.Image) -> None:
+        raise InputError("it is too thin")
+
+    def fill(image: Image.Image) -> None:
+        raise MemoryError
+
+    for transform, why in ((refuse, "it is too thin"), (fill, "there is not enough memory for it")):
+        with pytest.raises(InputError) as caught:
+            read_image(path, transform)
+        assert caught.value.message == f"cannot read the image {path}: {why}"
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", Mock(side_effect=MemoryError))
+    assert probe(path).problem == "there is not enough memory for it"
+    with pytest.raises(InputError, match=r"x\.png: there is not enough memory for it"):
+        open_image(path)
+
+
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+def test_the_size_after_resizing_is_bounded(mode: str) -> None:
+    """Whatever the encoder's size: a refusal, or the square; a panorama passes, and is what open_clip makes of it."""
+    for size in (32, 384):
+        cfg = {"size": size, "resize_mode": mode}
+        preprocess = Preprocessing(cfg)
+        panorama = Image.fromarray(RNG.integers(0, 255, (30, 600, 3), np.uint8))
+        theirs = image_transform_v2(PreprocessCfg(**cfg), is_train=False)  # type: ignore[arg-type]  # one is a number
+        assert torch.equal(preprocess(panorama), theirs(panorama))
+        for ratio in (400, 1000, 20_000_000):
+            image = Image.new("RGB", (1, ratio))
+            lost = {
+                "shortest": size * size * ratio > MAX_RESIZED,
+                "longest": 2 * size < ratio,
+                "squash": False,
+            }
+            if lost[mode]:
+                with pytest.raises(InputError, match=f"1 x {ratio:,} pixels"):
+                    preprocess(image)
+            else:
+                assert preprocess(image).shape == (3, size, size)

@@ -12,9 +12,15 @@ from unittest.mock import Mock
 import pytest
 
 from tests.commands import run
+from tests.pictures import put
+from vlltr_index.cli.main import main
+from vlltr_index.cli.train import _shared_out
+from vlltr_index.data.decoding import cores
 from vlltr_index.errors import ConfigError
 from vlltr_index.schemas.config import parse_toml
 from vlltr_index.schemas.recipes import load_recipe, override
+from vlltr_index.schemas.records import ImageRecord
+from vlltr_index.store.ingestion import probe_all
 from vlltr_index.store.workspace import Workspace
 
 
@@ -78,3 +84,33 @@ def test_settings_that_cannot_be_read_or_meant() -> None:
     ):
         with pytest.raises(ConfigError, match=f"{item.partition('=')[0]}: {why}"):
             override(recipe, (item,))
+
+
+def test_a_system_without_affinity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where nobody says which cores a process may use (macOS, Windows), images are probed and cores counted."""
+    picture = ImageRecord("x", str(put(tmp_path / "x.png")), None, "train")
+    assert set(cores()) <= set(range(os.cpu_count() or 1))
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert cores() == list(range(os.cpu_count() or 1))
+    assert [found.problem for found in probe_all([picture])] == [None]
+    monkeypatch.setattr("psutil.cpu_percent", lambda interval, percpu: [0.0] * 64)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert os.environ.pop("OMP_NUM_THREADS") == str(len(cores()))
+
+
+@pytest.mark.parametrize(
+    ("asked", "each"), [("4,2", "2"), ("4", "2"), ("1", "1"), (" 6, 3 ", "3"), ("many", None)]
+)
+def test_processes_share_the_threads_of_a_list(
+    monkeypatch: pytest.MonkeyPatch, asked: str, each: str | None
+) -> None:
+    """OpenMP takes a number for each depth of nesting; the first counts, and what is no number counts for nothing."""
+    started = Mock()
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", started)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert _shared_out(2)
+    assert started.called
+    assert os.environ["OMP_NUM_THREADS"] == (each or str(max(1, len(cores()) // 2)))

@@ -15,8 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from filelock import FileLock
+from PIL import Image
 
 from tests.commands import run
+from tests.pictures import encoded, put
 from vlltr_index.data.unlabelled import Pictures, unlabelled_images
 from vlltr_index.errors import InputError, UnknownClassError, UsageError
 from vlltr_index.pipelines.predict import named_predictions, predict_to_file
@@ -173,6 +175,19 @@ def test_answers_in_a_file(recognizer: Recognizer, shots: Path, tmp_path: Path, 
             assert [row["class_1"], row["class_2"]] == [score.name for score in one.classes]
             assert float(row["probability_2"]) == pytest.approx(one.classes[1].probability, abs=1e-5)
             assert float(row["text_part"]) == pytest.approx(one.classes[0].text_part, abs=1e-4)
+
+
+def test_a_thin_picture_is_its_own_problem(recognizer: Recognizer, shots: Path, tmp_path: Path) -> None:
+    """It costs next to nothing, is reported by name, and the others are answered."""
+    put(shots / "thin.png", encoded(Image.new("1", (200_000, 1))))
+    report = predict_to_file(recognizer.current(), [str(shots)], tmp_path / "out.jsonl")
+    assert (report.images, report.unreadable) == (4, 2)
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    problems = {Path(row["image"]).name: row["problem"] for row in rows}
+    assert problems["a.png"] is None
+    assert problems["thin.png"] == (
+        f"cannot read the image {shots / 'thin.png'}: 200,000 x 1 pixels: one side is more than 1,000 times the other"
+    )
 
 
 def test_files_that_do_not_fit(recognizer: Recognizer, shots: Path, tmp_path: Path) -> None:

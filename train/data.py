@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vlltr_index.data.decoding import open_image
+from vlltr_index.data.decoding import read_image
 from vlltr_index.data.objects import start_method
 from vlltr_index.errors import InputError
 from vlltr_index.schemas.config import AugmentConfig
@@ -168,7 +168,7 @@ class TrainImages:
         )
         for position, source in enumerate(self._sources):
             try:  # what the encoder's preprocessing gives before it normalises
-                values = (encoder.preprocess(open_image(source)) * std + mean) * 255
+                values = (read_image(source, encoder.preprocess) * std + mean) * 255
                 pixels[position] = values.round().clamp(0, 255).to(torch.uint8).numpy()
             except InputError:
                 good[position] = False
@@ -207,13 +207,13 @@ class _Stream(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, wanted: tuple[int, int]) -> tuple[Tensor, int]:
         position, seed = wanted
+        transform = self._plain if self._photo is None else partial(self._photo, seed=seed)
         mates = (self._labels == self._labels[position]).nonzero()[:_MATES, 0].tolist()
         for candidate in (position, *mates):
             try:
-                image = open_image(self._sources[candidate])
+                pixels = read_image(self._sources[candidate], transform)
             except InputError:
                 continue
-            pixels = self._plain(image) if self._photo is None else self._photo(image, seed)
             return pixels, -1 if candidate == position else position
         return torch.zeros(3, *self._size), position
 

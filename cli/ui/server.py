@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vlltr_index.cli.main import Context, device_option, pass_context
+from vlltr_index.cli.main import Context, device_option, echo, pass_context
 from vlltr_index.errors import MissingStepError, UsageError
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ def ui_command(context: Context, host: str, port: int, open_browser: bool, read_
     listening = bind(host, port)
     if not is_local(listening.getsockname()[0]):
         can = "see this workspace's classes and sentences" if read_only else "change this workspace"
-        click.echo(f"Warning: who has the link can {can}, and nothing is encrypted on the way.", err=True)
+        echo(f"Warning: who has the link can {can}, and nothing is encrypted on the way.", err=True)
         if not read_only:
-            click.echo("With --read-only nothing can be added or undone.", err=True)
+            echo("With --read-only nothing can be added or undone.", err=True)
     serve(workspace, listening, host, read_only, ready)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, Union
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar, Union
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 64_000_000
 """Pixels an image may have: more is taken for a decompression bomb."""
+MAX_RATIO = 1000
+"""How often its shorter side an image's longer one may be: resizing keeps the ratio, and would make a thin one huge."""
 MAX_BYTES = 256 * 2**20
 """Bytes an image file may have."""
 ENDINGS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -37,6 +39,9 @@ ImageSource: TypeAlias = Union[str, Path, bytes, Image.Image, "NDArray[np.uint8]
 """A file's path or address in object storage, encoded bytes, a PIL image, or an array uint8 [H, W, 3] of red, green and
 blue."""
 
+T = TypeVar("T")
+
+_NO_MEMORY = "there is not enough memory for it"
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
 
@@ -61,7 +66,20 @@ def open_image(
 
     Raises:
         InputError: With the reason, if the file is missing, of another format, damaged, or has more than
-            `MAX_PIXELS` pixels, or if an array is not uint8 [H, W, 3].
+            `MAX_PIXELS` pixels, or if an array is not uint8 [H, W, 3], or memory does not suffice.
+    """
+    return read_image(source, lambda image: image, side)
+
+
+def read_image(
+    source: ImageRecord | ImageSource | os.PathLike[str],
+    transform: Callable[[Image.Image], T],
+    side: int | None = None,
+) -> T:
+    """What `transform` makes of an image that was decoded as by `open_image`.
+
+    Raises:
+        InputError: As there, and where `transform` refuses the image, or has too little memory for it.
     """
     try:
         if isinstance(source, ImageRecord | bytes | str | os.PathLike):
@@ -69,10 +87,13 @@ def open_image(
         else:
             image, size = _decode(_in_memory(source))
         image = _rgb(image)
+        return transform(image if image.size == size else image.resize(size, Image.Resampling.BICUBIC))
     except InputError as error:
-        name = f"of {len(source):,} bytes" if isinstance(source, bytes) else image_label(source)
-        raise InputError(f"cannot read the image {name}: {error.message}") from None
-    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+        why = error.message
+    except MemoryError:
+        why = _NO_MEMORY
+    name = f"of {len(source):,} bytes" if isinstance(source, bytes) else image_label(source)
+    raise InputError(f"cannot read the image {name}: {why}")
 
 
 def probe(
@@ -85,17 +106,17 @@ def probe(
         record: A file's path, or bytes.
         known: Earlier probes by content hash: the same bytes are not decoded again.
     """
+    digest = None
     try:
         data = _bytes(record)
-    except InputError as error:
-        return Probe(None, None, None, error.message)
-    digest = digest_bytes(data)
-    if known is not None and digest in known:
-        return known[digest]
-    try:
+        digest = digest_bytes(data)
+        if known is not None and digest in known:
+            return known[digest]
         _, size = _decode(data)
     except InputError as error:
         return Probe(digest, None, None, error.message)
+    except MemoryError:
+        return Probe(digest, None, None, _NO_MEMORY)
     return Probe(digest, *size, None)
 
 
@@ -123,6 +144,13 @@ def _reduced_size(width: int, height: int, side: int) -> tuple[int, int]:
     if short <= side:
         return width, height
     return max(1, round(width * side / short)), max(1, round(height * side / short))
+
+
+def cores() -> list[int]:
+    """The numbers of the processor's cores that this process may use: so many images can be decoded at once."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))  # macOS and Windows have no such call
 
 
 def image_label(source: ImageRecord | ImageSource | os.PathLike[str]) -> str:
@@ -192,7 +220,7 @@ def _decode(source: bytes | Image.Image, side: int | None = None) -> tuple[Image
     try:
         image = Image.open(BytesIO(source), formats=_FORMATS) if isinstance(source, bytes) else source
         width, height = image.size
-        if width * height <= MAX_PIXELS:
+        if width * height <= MAX_PIXELS and max(width, height) <= MAX_RATIO * min(width, height):
             image = image if isinstance(source, bytes) else image.copy()
             if side is not None:
                 image.draft(None, _reduced_size(width, height, side))  # None: any colours
@@ -206,9 +234,13 @@ def _decode(source: bytes | Image.Image, side: int | None = None) -> tuple[Image
         raise InputError("not a JPEG, PNG, WebP, BMP, GIF or TIFF image, or damaged") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InputError(f"more than the {MAX_PIXELS:,} pixels allowed") from None
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's plugins raise many kinds for damaged files
         raise InputError(f"truncated or corrupt: {str(error) or type(error).__name__}") from None
-    raise InputError(f"{width:,} x {height:,} pixels, more than the {MAX_PIXELS:,} allowed")
+    if width * height > MAX_PIXELS:
+        raise InputError(f"{width:,} x {height:,} pixels, more than the {MAX_PIXELS:,} allowed")
+    raise InputError(f"{width:,} x {height:,} pixels: one side is more than {MAX_RATIO:,} times the other")
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -8,9 +8,11 @@ feature; so fusion, retrieval and explanation are what they are for any feature,
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import pyarrow as pa
@@ -20,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from vlltr_index.data.decoding import open_image
+from vlltr_index.data.decoding import read_image
 from vlltr_index.data.objects import start_method
 from vlltr_index.embedding.loading import image_vectors_of, usable_images, view_suffix
 from vlltr_index.encoders.encoder import Encoder
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
     from vlltr_index.store.transaction import Transaction
     from vlltr_index.store.workspace import Workspace
 
+_log = logging.getLogger(__name__)
+
 Augment = Callable[[Tensor, Sequence[int]], Tensor]
 """Pixels [B, 3, H, W] as the encoder's preprocessing gives them, and a seed for each, to an augmented batch."""
 
@@ -53,6 +57,7 @@ IMAGE_BATCH = 64
 _TEXT_BATCH = 4096
 _SOURCES = 1024  # images that a table is asked for at once; whole batches
 _SOURCE = ["image_id", "uri", "data"]
+_EXAMPLES = 10  # of images that are kept aside, in words
 _FEW = 1000  # keys that are worth a condition instead of a scan
 _THREADS = 2  # that read batches ahead; Pillow and torch let others run meanwhile
 _MARGIN = 14  # the enlarged square has a margin of a fourteenth of the side on each side: 224 -> 256
@@ -105,7 +110,7 @@ class Reader(Dataset[ImageVectors]):
         ids, pixels, problems = list[str](), list[Tensor](), dict[str, str]()
         for image_id, source in batch:
             try:
-                pixels.append(self._preprocess(open_image(source)))
+                pixels.append(read_image(source, self._preprocess))
                 ids.append(image_id)
             except InputError as error:
                 problems[image_id] = error.message
@@ -286,6 +291,8 @@ def _keep_aside(tx: Transaction, problems: dict[str, str]) -> None:
     """Note why images cannot be used."""
     rows = tx.table("images", where=one_of("image_id", problems))
     why = pa.array([problems[i] for i in rows["image_id"].to_pylist()], pa.string())
+    for uri, problem in islice(zip(rows["uri"].to_pylist(), why.to_pylist(), strict=True), _EXAMPLES):
+        _log.warning("kept aside: %s: %s", uri, problem)
     tx.upsert("images", rows.drop_columns(["problem"]).append_column("problem", why))
 
 
@@ -427,7 +434,7 @@ def embed_crops(
             todo = [image_id for image_id in image_ids if f"{image_id}:{suffix}" not in have]
             for start in range(0, len(todo), IMAGE_BATCH):
                 part = todo[start : start + IMAGE_BATCH]
-                pixels = [crops.pixels(open_image(source)) for _, source in load_sources(tx, part)]
+                pixels = [read_image(source, crops.pixels) for _, source in load_sources(tx, part)]
                 tx.store.append(name, image_vector_table(part, suffix, -number, crops.features(pixels).cpu()))
                 if progress:
                     progress(f"embed images, {number} crops each", start + len(part), len(todo))

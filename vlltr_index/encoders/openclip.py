@@ -30,7 +30,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision.transforms.functional import center_crop
 
 from vlltr_index.encoders.weights import check_side, read_json
-from vlltr_index.errors import EncoderError
+from vlltr_index.errors import EncoderError, InputError
 from vlltr_index.schemas.fingerprint import digest_json
 
 _POSITION_IDS = "text.transformer.embeddings.position_ids"
@@ -41,6 +41,8 @@ GENERIC = "PreTrainedTokenizerFast"
 """transformers' class of any tokenizer that a tokenizer.json holds whole."""
 SAVED_KEYS = frozenset({"tokenizer_class", "padding_side", "truncation_side", *_SPECIAL})
 """What a tokenizer_config.json of ours may hold."""
+MAX_RESIZED = 64_000_000
+"""Pixels that an image may be resized to before the square is cropped out of it: a thin one's longer side grows too."""
 _WIDTHS = (48, 96, 192)  # of the stages of the image tower of `vlltr-tiny`
 _GRID = 4  # side of its last map, which the features are read from
 
@@ -174,6 +176,7 @@ class Preprocessing:
 
     Raises:
         EncoderError: If the configuration is not one that open_clip knows.
+        InputError: When called, for an image so thin that it would be resized to more than `MAX_RESIZED` pixels.
     """
 
     def __init__(self, preprocess_cfg: dict[str, Any]) -> None:
@@ -185,14 +188,27 @@ class Preprocessing:
             if resize is not None and resize < size:
                 raise ValueError(f"resize {resize} is less than size {size}")
             cfg |= {} if resize is None else {"size": resize}
-            self._transform = image_transform_v2(PreprocessCfg(**cfg), is_train=False)
+            known = PreprocessCfg(**cfg)
+            self._transform = image_transform_v2(known, is_train=False)
+            # Pixels of the shorter side after resizing; the other modes make no side longer than the square's.
+            self._shorter = max(known.input_size[1:]) if known.resize_mode == "shortest" else 1
         except (TypeError, ValueError, AssertionError) as error:
             raise EncoderError(f"this preprocessing cannot be used: {preprocess_cfg}: {error}") from error
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Of one image."""
+        width, height = image.size
+        longer = self._shorter * max(width, height) // min(width, height)
+        if longer * self._shorter > MAX_RESIZED:
+            raise InputError(
+                f"{width:,} x {height:,} pixels, which {longer:,} x {self._shorter:,} would be made of: more than the "
+                f"{MAX_RESIZED:,} allowed"
+            )
         image = image.convert("L") if self._grey else image
-        pixels = cast(Tensor, self._transform(image if image.mode == "RGB" else image.convert("RGB")))
+        try:
+            pixels = cast(Tensor, self._transform(image if image.mode == "RGB" else image.convert("RGB")))
+        except ValueError as error:  # where the longer side counts: the shorter one would get no pixel
+            raise InputError(f"{width:,} x {height:,} pixels cannot be resized: {error}") from None
         return pixels if self._crop is None else center_crop(pixels, self._crop)
 
 

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from vlltr_index.data.unlabelled import Pictures, unlabelled_images
 from vlltr_index.errors import UsageError, VlltrError, WorkspaceError, write_error
-from vlltr_index.wording import many
+from vlltr_index.wording import cell, many
 
 if TYPE_CHECKING:
     from vlltr_index.recognition.predictor import Answers
@@ -250,7 +250,8 @@ def _finish(part: Path, out: Path, schema: pa.Schema) -> None:
                 else:
                     writer = csv.DictWriter(target, schema.names)
                     writer.writeheader()
-                    writer.writerows(_flat(json.loads(line)) for line in file)
+                    rows = (_flat(json.loads(line)) for line in file)
+                    writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
     os.replace(made, out)
     part.unlink()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -18,7 +17,7 @@ from torch.nn import functional as F
 
 from vlltr_index.anchors.index import MANY_ANCHORS, AnchorIndex, FaissIndex, TorchIndex, WithDelta, load_index
 from vlltr_index.anchors.retrieval import AnchorClasses, retrieve
-from vlltr_index.data.decoding import UNREADABLE, ImageSource, image_label, open_image
+from vlltr_index.data.decoding import UNREADABLE, ImageSource, cores, image_label, read_image
 from vlltr_index.embedding.loading import class_positions, image_vectors_of, open_encoder
 from vlltr_index.embedding.vectors import Crops
 from vlltr_index.errors import InputError, MissingStepError, UsageError
@@ -294,12 +293,12 @@ class Answers:
             if isinstance(image, ReadImage):
                 return image
             try:
-                return ReadImage(image_label(image), views.pixels(open_image(image)), None)
+                return ReadImage(image_label(image), read_image(image, views.pixels), None)
             except InputError as error:
                 return ReadImage(image_label(image), None, error.message)
 
         source = iter(images)
-        with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(_READERS, len(cores()))) as pool:
             coming = pool.map(read, islice(source, _BATCH))
             while batch := list(coming):
                 coming = pool.map(read, islice(source, _BATCH))

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlltr_index.data.decoding import ENDINGS, open_image
+from vlltr_index.data.decoding import ENDINGS, read_image
 from vlltr_index.embedding.loading import open_encoder, recipe_encoder
 from vlltr_index.embedding.vectors import Crops, all_embedded, embed_images
 from vlltr_index.encoders.encoder import Encoder
@@ -247,7 +247,7 @@ def search_sentences(
     encoder = open_encoder(workspace, snapshot)
     if is_image:
         crops = Crops(encoder)
-        vector = crops.features([crops.pixels(open_image(query))])[0].cpu()
+        vector = crops.features([read_image(query, crops.pixels)])[0].cpu()
     else:
         vector = encoder.encode_texts([query])[0]
     ranked = _ranked(snapshot, sentence_vectors_name(encoder.text_fp), rows, "text_hash", vector)

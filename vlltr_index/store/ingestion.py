@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
-from vlltr_index.data.decoding import Probe, probe, reduced_bytes
+from vlltr_index.data.decoding import Probe, cores, probe, reduced_bytes
 from vlltr_index.data.names import ClassNames
 from vlltr_index.data.objects import is_address
 from vlltr_index.data.text import normalise_text, sentence_id, text_hash
@@ -93,7 +92,7 @@ def with_stored_bytes(
 
 
 def _on_all_cores(work: Callable[[T], U], items: Sequence[T]) -> list[U]:
-    with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as pool:
+    with ThreadPoolExecutor(min(8, len(cores()))) as pool:
         return list(pool.map(work, items))
 
 
