@@ -132,8 +132,7 @@ def rollback_command(context: Context, commit: int, yes: bool) -> None:
     lost = [f"vlltr {command}" for command in undone(workspace, commit)]
     lost += [error.message for error in workspace.history.look()[1]]
     if lost and not yes:
-        listed = "".join(f"  {what}
-" for what in lost)
+        listed = "".join(f"  {what}\n" for what in lost)
         confirm(f"{listed}Go back to commit {commit}, without these?")
     context.show(rollback(workspace, commit))
 
