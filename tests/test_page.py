@@ -185,8 +185,12 @@ def ask(
         "server": ("127.0.0.1", 7860),
     }
 
+    received = [{"type": "http.request", "body": content, "more_body": False}]
+
     async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": content, "more_body": False}
+        if not received:
+            await asyncio.Event().wait()  # who asks stays connected
+        return received.pop()
 
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
@@ -218,8 +222,9 @@ def test_nothing_but_the_page_is_served(app: Any, trained: Workspace, tmp_path: 
     given = upload / "sub" / "given.txt"
     given.write_text("given", encoding="utf-8")
     assert ask(app, f"/gradio_api/file={given}")[2] == b"given"
-    for name in ("file=vlltr.toml", "file=https://example.org/x.png", "proxy=https://example.org/"):
+    for name in ("file=vlltr.toml", "file=https://example.org/x.png"):
         assert ask(app, f"/gradio_api/{name}")[0] == 403, name
+    assert ask(app, "/gradio_api/proxy=https://example.org/")[0] == 404
     assert ask(app, "/docs")[0] == 404
     assert ask(app, "/monitoring")[0] == 404
     assert json.loads(ask(app, "/manifest.json")[2])["name"] == "vlltr"

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,25 +85,52 @@ class Page:
         assert self.browser.sideways() <= 0
 
 
-@pytest.fixture(scope="module")
-def page(chromium: Browser, trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    """The page of a copy of the trained workspace; Ctrl-C ends it in order."""
-    folder = shutil.copytree(trained_once, tmp_path_factory.mktemp("page") / "glyphs")
-    command = [sys.executable, "-m", "vlltr_index.cli", "-w", str(folder), "ui", "--port", "0"]
+@contextmanager
+def served(folder: Path, browser: Browser, *options: str) -> Iterator[Page]:
+    """The page as `vlltr ui` prints its address; Ctrl-C ends it in order."""
+    command = [sys.executable, "-m", "vlltr_index.cli", "-w", str(folder), "ui", "--port", "0", *options]
     log = folder.parent / "log"
     with log.open("w") as errors:
         running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
         assert running.stdout is not None
         try:
             address = running.stdout.readline().strip()
-            assert address.startswith("http://127.0.0.1:"), log.read_text()
-            yield Page(address, Workspace.open(folder), chromium)
+            assert address.startswith("http://"), log.read_text()
+            yield Page(address, Workspace.open(folder), browser)
         finally:
             running.send_signal(signal.SIGINT)
             code = running.wait(PATIENCE)
             running.stdout.close()
     assert code == 0
     assert "Traceback" not in log.read_text()
+
+
+@pytest.fixture(scope="module")
+def page(chromium: Browser, trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """The page of a copy of the trained workspace, for this machine alone."""
+    folder = shutil.copytree(trained_once, tmp_path_factory.mktemp("page") / "glyphs")
+    with served(folder, chromium) as made:
+        assert made.address.startswith("http://127.0.0.1:")
+        yield made
+
+
+def test_others_enter_by_the_link(
+    chromium: Browser, trained_once: Path, tmp_path: Path, pictures: Path
+) -> None:
+    """The link leads to the page and leaves no token in the address; without it there is nothing to see."""
+    folder = shutil.copytree(trained_once, tmp_path / "glyphs")
+    with served(folder, chromium, "--host", "0.0.0.0") as page:
+        port, token = page.address.rpartition(":")[2].split("/?token=")
+        page.address = f"http://127.0.0.1:{port}/"
+        chromium.open(page.address)
+        assert page.text("body") == "Open the link that vlltr ui printed: it has a token."
+        chromium.open(f"{page.address}?token={token}")
+        assert chromium.js("return location.href") == page.address
+        page.open(1280)
+        page.give("#vl-picture", pictures / "known-0.png")
+        page.wait(lambda: len(page.texts("#vl-best .vl-name")) == 5)
+        page.browser.screenshot("ui-link")
+        page.check()
 
 
 @pytest.mark.parametrize("width", [1280, 390])
