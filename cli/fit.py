@@ -198,6 +198,8 @@ def quickstart_command(context: Context, size: str | None, folder: Path | None) 
     prediction, adds a class by its description alone, and writes a report. Every step is printed as the command that
     does it. Stopped, it goes on where it was.
     """
+    from vlltr_index.store.files import write_file
+
     size = size or "short"
     folder = folder or Path(_FOLDER[size])
     started, journal = time.monotonic(), folder / "quickstart.json"
@@ -214,9 +216,7 @@ def quickstart_command(context: Context, size: str | None, folder: Path | None) 
             continue
         run_step(context, folder, step, place)
         done[key] = round(time.monotonic() - began, 1)
-        fresh = journal.with_suffix(".new")
-        fresh.write_text(json.dumps(done, indent=2) + "\n", encoding="utf-8")
-        fresh.replace(journal)
+        write_file(journal, (json.dumps(done, indent=2) + "\n").encode())
     minutes = (time.monotonic() - started) / 60
     context.show({"workspace": str(folder), "steps": done, "minutes": round(minutes, 2)}, ())
     context.say(
@@ -231,6 +231,7 @@ def quickstart_command(context: Context, size: str | None, folder: Path | None) 
 def plan_quickstart(folder: Path, size: str) -> Iterator[Step]:
     """The commands of a quickstart, in order; writes the sample files that they name."""
     from vlltr_index.data.glyphs import glyph_files, write_part, write_sample
+    from vlltr_index.store.files import write_file
 
     data, short = glyph_files(fast=size == "fast"), size == "short"
     data = write_part(data, 3, folder / "data") if short else data
@@ -253,7 +254,7 @@ def plan_quickstart(folder: Path, size: str) -> Iterator[Step]:
     known_png = str(write_sample(data.images, "test", known, samples / "known.png"))
     unseen_png = str(write_sample(data.images, "dev_test", _UNSEEN, samples / "unseen.png"))
     unseen_txt = samples / "unseen.txt"
-    unseen_txt.write_text("\n".join(held.pop(_UNSEEN)) + "\n", encoding="utf-8")
+    write_file(unseen_txt, ("\n".join(held.pop(_UNSEEN)) + "\n").encode())
     after = "; after seconds of training the new class need not win yet" if size == "fast" else ""
     yield f"A rare character, explained ({known})", ("predict", known_png, "--top", "2")
     yield (
@@ -264,7 +265,7 @@ def plan_quickstart(folder: Path, size: str) -> Iterator[Step]:
     yield f"The same picture again{after}", ("predict", unseen_png, "--top", "2")
     if size == "full":
         manifest = samples / "dev-classes.json"
-        manifest.write_text(json.dumps(held, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        write_file(manifest, (json.dumps(held, ensure_ascii=False, indent=1) + "\n").encode())
         added = ("classes", "add", "--from", str(manifest))
         yield "Add the other development classes, from text alone", added
         yield "Their images", ("ingest", "images", str(data.images), "--split", "dev_test")

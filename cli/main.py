@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from vlltr_index.errors import MissingStepError, VlltrError
+from vlltr_index.errors import FREE_SPACE, MissingStepError, VlltrError
 from vlltr_index.version import VERSION
 from vlltr_index.wording import shown
 
@@ -63,7 +63,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 _LONG = {"embed", "fit", "quickstart", "train"}  # worth a look at what else the machine does
 _MENDS = {
-    errno.ENOSPC: "Free some space there, then run the same command again.",
+    errno.ENOSPC: FREE_SPACE,
     errno.EROFS: "Choose a folder that you may write to.",
     errno.EACCES: "Choose a folder that you may write to.",
 }

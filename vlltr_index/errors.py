@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+
+# The system's reason in a library's words: (os error 28), [errno 28], Os { code: 28, ...; FAISS has the text alone.
+_CODE = re.compile(r"(?:os error |errno |code: )(\d+)", re.IGNORECASE)
+_PLAIN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_SOURCE = re.compile(
+    r",? (?:at )?/\S+\.(?:rs|cpp|cc|h):\d+(?::\d+)?|, location: Location \{[^}]*\}|, backtrace: \w+"
+)
+FREE_SPACE = "Free some space there, then run the same command again."
 
 
 class VlltrError(Exception):
@@ -82,9 +92,22 @@ class PeerError(VlltrError):
         self.exit_code = exit_code
 
 
+def system_code(error: Exception) -> int | None:
+    """The number of the system's error behind what a library raised; None where it names none."""
+    found = _CODE.search(str(error))
+    code = getattr(error, "errno", None) or (int(found[1]) if found else None)
+    return errno.ENOSPC if code is None and os.strerror(errno.ENOSPC) in str(error) else code
+
+
+def reason(error: Exception) -> str:
+    """Why the system or a library refused, without the places in the library's own source."""
+    code = system_code(error)
+    return os.strerror(code) if code in _PLAIN else _SOURCE.sub("", str(error))
+
+
 def write_error(place: str | os.PathLike[str], error: Exception) -> WorkspaceError:
     """What to say where the system or a library could not write a file, or into a folder."""
     return WorkspaceError(
-        f"{place} cannot be written: {error}",
+        f"{place} cannot be written: {reason(error)}",
         "Free some space, mend its permissions, or work on a copy of the workspace.",
     )

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlltr_index.errors import InputError, MissingStepError, WorkspaceError
+from vlltr_index.errors import InputError, MissingStepError, WorkspaceError, reason
 from vlltr_index.tensors import check_labels, check_matrix, full_precision
 
 KINDS = ("torch", "flat", "ivf", "hnsw")
@@ -274,12 +274,19 @@ def gpu_count() -> int:
 
 
 def save_index(index: FaissIndex | TorchIndex, folder: Path) -> None:
-    """Write `index.json`, `anchors.safetensors` and, for FAISS kinds, `index.faiss` into an existing folder."""
+    """Write `index.json`, `anchors.safetensors` and, for FAISS kinds, `index.faiss` into an existing folder.
+
+    Raises:
+        OSError: If they cannot be written; safetensors raises a SafetensorError.
+    """
     tensors = {"keys": index.keys}
     if isinstance(index, TorchIndex):
         tensors["vectors"] = index.vectors
     else:
-        _faiss().write_index(index.index, str(folder / "index.faiss"))
+        try:
+            _faiss().write_index(index.index, str(folder / "index.faiss"))
+        except RuntimeError as error:
+            raise OSError(reason(error)) from error
     save_file(tensors, folder / "anchors.safetensors")
     facts = {"format": _FORMAT, "kind": index.kind}
     (folder / "index.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")

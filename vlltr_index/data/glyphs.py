@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
+from vlltr_index.data.files import open_new
+
 
 @dataclass(frozen=True)
 class GlyphFiles:
@@ -40,11 +42,11 @@ def write_part(files: GlyphFiles, every: int, folder: Path) -> GlyphFiles:
     kept = sorted(texts)[::every]
     part = replace(files, images=folder / files.images.name, texts=folder / files.texts.name)
     folder.mkdir(parents=True, exist_ok=True)
-    part.texts.write_text(
-        json.dumps({name: texts[name] for name in kept}, ensure_ascii=False), encoding="utf-8"
-    )
+    with open_new(part.texts) as file:
+        file.write(json.dumps({name: texts[name] for name in kept}, ensure_ascii=False).encode())
     wanted = pa.array([*kept, *files.heldout_classes("dev"), *files.heldout_classes("final")])
-    pq.write_table(pq.read_table(files.images, filters=pc.field("label").isin(wanted)), part.images)
+    with open_new(part.images) as file:
+        pq.write_table(pq.read_table(files.images, filters=pc.field("label").isin(wanted)), file)
     return part
 
 
@@ -55,5 +57,6 @@ def write_sample(parquet: Path, split: str, label: str, target: Path, number: in
 
     table = pq.read_table(parquet, filters=(pc.field("split") == split) & (pc.field("label") == label))
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(table["image"][number].as_py())
+    with open_new(target) as file:
+        file.write(table["image"][number].as_py())
     return target

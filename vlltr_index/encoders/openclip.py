@@ -381,7 +381,8 @@ class HubTokenizer(Tokenizer):
         inner = self._hub.tokenizer
         inner.backend_tokenizer.no_truncation()  # transformers sets both again with every call
         inner.backend_tokenizer.no_padding()
-        inner.backend_tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+        whole = inner.backend_tokenizer.to_str(pretty=False)
+        (folder / "tokenizer.json").write_text(whole, encoding="utf-8")
         sides = {name: getattr(inner, name) for name in ("padding_side", "truncation_side")}
         special = {name: token for name in _SPECIAL if (token := getattr(inner, name)) is not None}
         facts = {"tokenizer_class": GENERIC} | sides | special

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from packaging.requirements import Requirement
 
 from vlltr_index.errors import MissingStepError, UsageError, VlltrError
+from vlltr_index.recognition.exported.place import beside, unfinished
 from vlltr_index.store.snapshot import NOTHING
 from vlltr_index.store.transaction import check_tags
 from vlltr_index.store.workspace import Kind, Workspace
@@ -148,10 +150,20 @@ def check_workspace(start: str | os.PathLike[str] | None = None) -> list[Check]:
     except VlltrError as error:
         missing = start is None and "no workspace" in error.message
         return [*found, Check(name, "note" if missing else "problem", error.message, error.hint)]
+    found += _exports(workspace)
     if not commit.id:
         return found
     whole = f"{commit.id} ({commit.command}): its tables open, and its files are those that were written"
     return found + (list(_problems(workspace, commit)) or [Check("commit", "ok", whole)])
+
+
+def _exports(workspace: Workspace) -> Iterator[Check]:
+    """Exports that were killed, and what they left."""
+    for folder in unfinished(workspace):
+        lost = "" if folder.is_dir() else f", and moved what {folder} held there"
+        found = f"one to {folder} was killed: it left {beside(folder)}{lost}"
+        again = f"vlltr export --force {shlex.quote(str(folder))}"
+        yield Check("export", "problem" if lost else "note", found, f"{again} puts that in order.")
 
 
 def _problems(workspace: Workspace, commit: Commit) -> Iterator[Check]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlltr_index.embedding.loading import ImageSet, class_positions, image_set, usable_images
 from vlltr_index.embedding.vectors import embed_crops
-from vlltr_index.errors import MissingStepError, UsageError, WorkspaceError
+from vlltr_index.errors import MissingStepError, UsageError, WorkspaceError, reason
 from vlltr_index.evaluation import metrics
 from vlltr_index.heads.fusion import Rule
 from vlltr_index.pipelines.baselines import ADJUSTED, baseline_labels, score_baselines
@@ -88,7 +88,7 @@ def evaluate(workspace: Workspace, split: str = "test", **how: Any) -> metrics.E
     try:
         workspace.storage.write(name, text.encode("utf-8"))
     except (OSError, WorkspaceError) as error:  # it is not worth losing the result over
-        _log.warning("this evaluation could not be kept in %s: %s", workspace.storage.at(name), error)
+        _log.warning("this evaluation could not be kept in %s: %s", workspace.storage.at(name), reason(error))
     return result
 
 

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from vlltr_index.data.unlabelled import Pictures, unlabelled_images
 from vlltr_index.errors import UsageError, VlltrError, WorkspaceError, write_error
+from vlltr_index.store.files import whole_file
 from vlltr_index.wording import cell, many
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def predict_to_file(
             )
             try:
                 with (
-                    part.open("a", encoding="utf-8") as file,
+                    open(part, "a", encoding="utf-8", opener=_unlinked) as file,
                     closing(_lines(answers, todo, ray, how)) as lines,
                 ):
                     for written, (line, lost) in enumerate(lines, 1):
@@ -206,10 +207,15 @@ def _values(record: Any) -> dict[str, Any]:
     return {name: getattr(record, name) for name in record.__slots__}
 
 
+def _unlinked(path: str, flags: int) -> int:
+    """Open a file for `open`, but not through a link."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
 def _begun(part: Path, asked: bytes) -> dict[str, bool]:
     """Names that are answered, and whether each could not be read; a line that was cut off is taken away."""
     done: dict[str, bool] = {}
-    with part.open("ab+") as file:
+    with open(part, "ab+", opener=_unlinked) as file:
         file.seek(0)
         begun, first = file.readline(), file.readline()
         if not first:  # nothing was answered
@@ -236,8 +242,8 @@ def _begun(part: Path, asked: bytes) -> dict[str, bool]:
 
 def _finish(part: Path, out: Path, schema: pa.Schema) -> None:
     """Make `out` of the answers, whole or not at all."""
-    made, kind = out.with_name(out.name + ".new"), out.suffix.lower()
-    with part.open(encoding="utf-8") as file:
+    kind = out.suffix.lower()
+    with part.open(encoding="utf-8") as file, whole_file(out) as made:
         file.readline()
         if kind == ".parquet":
             with pq.ParquetWriter(made, schema) as table:
@@ -252,7 +258,6 @@ def _finish(part: Path, out: Path, schema: pa.Schema) -> None:
                     writer.writeheader()
                     rows = (_flat(json.loads(line)) for line in file)
                     writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
-    os.replace(made, out)
     part.unlink()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import re
 from collections import Counter
@@ -29,6 +28,7 @@ from vlltr_index.heads.checkpoint import load_head
 from vlltr_index.pipelines.evaluate import METHOD, Evaluation, evaluation
 from vlltr_index.pipelines.status import status
 from vlltr_index.schemas.fingerprint import short
+from vlltr_index.store.files import write_file
 
 if TYPE_CHECKING:
     from vlltr_index.pipelines.status import StatusReport
@@ -116,13 +116,9 @@ def write_report(
     report = gather_report(workspace, commit.id, split, against, progress)
     data = render(report).encode("utf-8", "replace")
     path = out or workspace.path / "reports" / f"report-{split}-{commit.id}.html"
-    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(exist_ok=True)
-        part.write_bytes(data)
-        part.replace(path)
+        write_file(path, data)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise InputError(f"cannot write {path}: {error.strerror or error}", "Choose another place.") from None
     measured = report.measured
     parts: list[object] = [measured, *report.curves, report.anchors]

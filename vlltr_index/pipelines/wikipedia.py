@@ -18,6 +18,7 @@ from vlltr_index.errors import MissingStepError, UsageError
 from vlltr_index.pipelines.ingest import write_prompts
 from vlltr_index.schemas.fingerprint import short
 from vlltr_index.schemas.records import SentenceRecord
+from vlltr_index.store.files import write_file
 from vlltr_index.store.ingestion import sentence_rows
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def _remembered(wiki: Wiki) -> dict[str, str]:
 
 def _remember(wiki: Wiki, name: str, title: str) -> None:
     text = json.dumps(_remembered(wiki) | {name: title}, ensure_ascii=False, indent=1, sort_keys=True)
-    _titles_file(wiki).write_text(text + "\n", encoding="utf-8")
+    write_file(_titles_file(wiki), f"{text}\n".encode())
 
 
 def _titles_file(wiki: Wiki) -> Path:

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vlltr_index.data.decoding import open_image
 from vlltr_index.errors import InputError, UsageError
+from vlltr_index.store.files import whole_file
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 _SIDE = 160  # pixels of a picture, at most
@@ -61,7 +62,9 @@ def write_sheet(path: Path, title: str, panels: Sequence[Panel], columns: int = 
         InputError: If it cannot be written.
     """
     try:
-        contact_sheet(title, panels, columns).save(check_target(path))
+        with whole_file(check_target(path)) as unfinished:
+            kind = Image.registered_extensions()[path.suffix.lower()]
+            contact_sheet(title, panels, columns).save(unfinished, kind)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}", "Choose another place.") from None
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from vlltr_index.data.files import open_new
 from vlltr_index.data.objects import objects_at, told_by
 from vlltr_index.errors import LockedError, UsageError, WorkspaceError, write_error
 from vlltr_index.store.durability import sync_changed
@@ -52,7 +53,8 @@ def write_lock(path: Path, command: str, timeout: float | None = None) -> Iterat
             if timeout != 0:
                 _log.warning("waiting for %s, which is writing to %s", _holder(path), path.parent)
             lock.acquire(timeout=-1 if timeout is None else timeout)
-        beside.write_bytes(_signature(command))
+        with open_new(beside) as file:
+            file.write(_signature(command))
     except Timeout:
         raise LockedError(f"{_holder(path)} is writing to {path.parent}", _WAIT) from None
     except RuntimeError as error:
@@ -150,7 +152,12 @@ class Storage:
         Raises:
             FileExistsError: If it is there already, and should be new.
         """
-        write_file(self.root / name, data, new)
+        path = self.root / name
+        try:
+            write_file(path, data, new)
+        except OSError as error:
+            error.filename = error.filename or str(path)  # the system names none where the disk is full
+            raise
 
     def sync_tables(self, since: str | None) -> None:
         """Make durable what was written to the tables since a file was written; None: all of it.

@@ -6,6 +6,7 @@ fork.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +22,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from lancedb.rerankers import RRFReranker
 
-from vlltr_index.errors import InputError, MissingStepError, VlltrError, WorkspaceError, write_error
+from vlltr_index.errors import (
+    FREE_SPACE,
+    InputError,
+    MissingStepError,
+    VlltrError,
+    WorkspaceError,
+    reason,
+    system_code,
+    write_error,
+)
 from vlltr_index.schemas.tables import KEYS
 from vlltr_index.store.durability import give_up, keep
 
@@ -115,7 +125,9 @@ class Store:
         return self._db
 
     def _open(self, name: str, version: int | None = None) -> Any:
-        connection, key = self._connection, (name, version)
+        key = name, version
+        with self._explained(f"table {name!r}", "opened"):
+            connection = self._connection
         table = self._opened.get(key)
         if table is None:
             with self._explained(f"table {name!r}", "opened"):
@@ -151,10 +163,13 @@ class Store:
         except VlltrError:
             raise
         except Exception as error:  # LanceDB raises ValueError, RuntimeError, OSError and a panic of its own
-            raise WorkspaceError(
-                f"{subject} in {self.uri} cannot be {what}: {error}",
+            mend = (
                 "Look at the disk, its permissions or the network; bring damaged files back from a backup, or make a "
-                "new workspace: vlltr init DIR",
+                "new workspace: vlltr init DIR"
+            )
+            raise WorkspaceError(
+                f"{subject} in {self.uri} cannot be {what}: {reason(error)}",
+                FREE_SPACE if system_code(error) == errno.ENOSPC else mend,
             ) from error
 
     @contextmanager

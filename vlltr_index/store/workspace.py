@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import tomli_w
 from safetensors import SafetensorError
 
-from vlltr_index.errors import MissingStepError, UsageError, VlltrError, WorkspaceError, write_error
+from vlltr_index.errors import (
+    MissingStepError,
+    UsageError,
+    VlltrError,
+    WorkspaceError,
+    reason,
+    write_error,
+)
 from vlltr_index.schemas.config import FORMAT, Recipe, WorkspaceConfig, parse_toml, validate
 from vlltr_index.store.durability import is_whole, recover
 from vlltr_index.store.files import SCRATCH, digest_folder, scratch_folder, settle
@@ -33,6 +41,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 CONFIG_NAME = "vlltr.toml"
+_REFUSED = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # in a path, by LanceDB
 Kind = Literal["heads", "checkpoints", "index"]
 
 _REMAKE = {"heads": "vlltr train lgr", "checkpoints": "vlltr train cvlp", "index": "vlltr index"}
@@ -52,6 +61,12 @@ class Workspace:
 
     def __init__(self, place: Storage | str | os.PathLike[str], config: WorkspaceConfig) -> None:
         self.storage = place if isinstance(place, Storage) else storage_at(place)
+        if _REFUSED.search(self.storage.address):
+            raise UsageError(
+                f"{self.storage.address!r} cannot hold a workspace: LanceDB takes no path with a tab, a line feed, "
+                "another control character, or one that is not UTF-8",
+                "Give the folder another name.",
+            )
         self.address = self.storage.address
         self.path = self.storage.root
         self.config = config
@@ -96,7 +111,7 @@ class Workspace:
             workspace.write_config()
         except OSError as error:
             raise WorkspaceError(
-                f"{storage.address} cannot be made: {error}", "Choose another folder."
+                f"{storage.address} cannot be made: {reason(error)}", "Choose another folder."
             ) from None
         return workspace
 

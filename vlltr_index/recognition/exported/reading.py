@@ -33,6 +33,7 @@ from vlltr_index.encoders.openclip import GENERIC, SAVED_KEYS
 from vlltr_index.errors import MissingPackageError, MissingStepError, PretrainedError, UsageError, VlltrError
 from vlltr_index.heads.checkpoint import SHARED, SavedHead, load_head, read_facts
 from vlltr_index.heads.lgr import LGRHead
+from vlltr_index.recognition.exported.place import bring_back
 from vlltr_index.recognition.predictor import TEXT_COLUMNS, Answers, texts_of
 from vlltr_index.recognition.scorer import Scorer
 from vlltr_index.schemas.exported import LIBRARY, ExportedConfig, anchors_schema, sentences_schema
@@ -103,6 +104,7 @@ def locate(
         PretrainedError: If the hub does not give it.
     """
     folder = Path(os.path.expanduser(name))
+    bring_back(folder)
     if folder.is_dir():
         if revision is not None:
             raise UsageError(f"{folder} is a folder here: it has no revision {revision!r}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from vlltr_index.anchors.index import save_index
 from vlltr_index.data.decoding import image_bytes
 from vlltr_index.embedding.loading import load_bank
-from vlltr_index.errors import MissingStepError, PretrainedError
+from vlltr_index.errors import MissingStepError, PretrainedError, reason
 from vlltr_index.heads.checkpoint import save_head
 from vlltr_index.recognition.exported.card import licence_id, newest_results, save_card, write_card
+from vlltr_index.recognition.exported.place import bring_back, new_folder, take_place
 from vlltr_index.recognition.exported.reading import (
     CARD,
     OPTIONAL,
@@ -43,7 +44,6 @@ from vlltr_index.schemas.exported import (
     sentences_schema,
 )
 from vlltr_index.schemas.fingerprint import digest_file
-from vlltr_index.store.files import sync
 from vlltr_index.store.tables import one_of, quote
 from vlltr_index.store.taxonomy import load_taxonomy
 from vlltr_index.version import VERSION
@@ -112,7 +112,7 @@ def export_model(
         FingerprintMismatch: If encoder, vectors and head do not belong together.
     """
     target, snapshot = _place(folder), workspace.snapshot(at)
-    with _new_folder(target, force) as new:
+    with _new_folder(workspace, target, force) as new:
         answers, commit = load_answers(workspace, snapshot), snapshot.commit
         scorer, encoder = answers.scorer, answers.encoder
         _check_movable(encoder)
@@ -208,43 +208,25 @@ def _check_target(folder: Path, force: bool) -> None:
 
 
 @contextmanager
-def _new_folder(folder: Path, force: bool) -> Iterator[Path]:
+def _new_folder(workspace: Workspace, folder: Path, force: bool) -> Iterator[Path]:
     """An empty folder beside `folder` for the block to write into: with digests it gets that name at the end.
 
     Raises:
         PretrainedError: If `folder` may not be written, which is seen before the block runs, or the disk refuses.
     """
+    bring_back(folder)
     _check_target(folder, force)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = tempfile.TemporaryDirectory(
-            prefix=f".{folder.name}.", dir=folder.parent, ignore_cleanup_errors=True
-        )
-        with beside as temporary:
-            built = Path(temporary) / "new"
-            built.mkdir()
+        with new_folder(workspace, folder) as built:
             yield built
-            _write_sums(built)
-            if folder.is_dir():
-                os.rename(folder, Path(temporary) / "old")
-            os.rename(built, folder)
-        sync(folder.parent)
-    except OSError as error:
+            names = sorted(p.relative_to(built).as_posix() for p in built.rglob("*") if p.is_file())
+            lines = [f"{digest_file(built / name)}  {name}\n" for name in names]
+            (built / SUMS).write_text("".join(lines), encoding="utf-8")
+            take_place(built, folder)
+    except (OSError, SafetensorError) as error:
         raise PretrainedError(
-            f"{folder} cannot be written: {error.strerror or error}", "Make room, or choose another folder."
+            f"{folder} cannot be written: {reason(error)}", "Make room, or choose another folder."
         ) from None
-
-
-def _write_sums(folder: Path) -> None:
-    files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    lines = [f"{digest_file(folder / name)}  {name}\n" for name in files]
-    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
-    for name in (*files, SUMS):
-        (folder / name).chmod(0o644)  # some libraries let only their user read what they write
-        with (folder / name).open("rb") as file:
-            os.fsync(file.fileno())
-    for part in [folder, *(p for p in folder.rglob("*") if p.is_dir())]:
-        sync(part)
 
 
 def _check_movable(encoder: Encoder) -> None:
@@ -386,7 +368,7 @@ def export_tables(
     if not snapshot.class_table().ids:
         raise MissingStepError("there are no classes to export", "Run: vlltr ingest text PATH")
     number = snapshot.commit.id or None
-    with _new_folder(target, force) as new:
+    with _new_folder(workspace, target, force) as new:
         loaded = load_bank(snapshot) if snapshot.commit.selection_id else None
         sentences = _sentence_rows(snapshot, loaded)
         tables = {"classes": _classes(snapshot), "sentences": sentences}
