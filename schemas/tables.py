@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+CHECKSUM = "checksum"
+"""Column of the vector caches: a sum over a row's key and vector, made as it is written and compared as it is read."""
+
 
 def _required(name: str, kind: pa.DataType) -> pa.Field:
     return pa.field(name, kind, nullable=False)
@@ -101,7 +104,13 @@ def class_stats(dim: int) -> pa.Schema:
 
 def sentence_vectors(dim: int) -> pa.Schema:
     """Text vectors of width `dim`, unnormalised as the encoder gives them."""
-    return pa.schema([_required("text_hash", pa.string()), _required("vector", pa.list_(pa.float32(), dim))])
+    return pa.schema(
+        [
+            _required("text_hash", pa.string()),
+            _required("vector", pa.list_(pa.float32(), dim)),
+            _required(CHECKSUM, pa.int64()),
+        ]
+    )
 
 
 def image_vectors(dim: int) -> pa.Schema:
@@ -115,6 +124,7 @@ def image_vectors(dim: int) -> pa.Schema:
             _required("image_id", pa.string()),
             _required("view", pa.int32()),
             _required("vector", pa.list_(pa.float32(), dim)),
+            _required(CHECKSUM, pa.int64()),
         ]
     )
 

@@ -109,7 +109,7 @@ def test_missing_commits_and_files(grown: Workspace) -> None:
     with pytest.raises(WorkspaceError, match="there is no commit 9; there are 1 to 5"):
         rollback(grown, 9)
     with grown.transaction("train lgr") as tx:
-        tx.set(head="ab" * 32)
+        tx.set(head="ab" * 32, selection_id=None)
     with grown.transaction("train lgr") as tx:
         tx.set(head=None)
     with pytest.raises(MissingStepError, match="Make it again: vlltr train lgr"):

@@ -300,7 +300,7 @@ class Session:
         """The commit's state."""
         number = snapshot.commit.id
         if self._view is None or self._view[0] != number:
-            self._view = (number, View.load(self.workspace, snapshot))
+            self._view = (number, View.load(self.workspace, self.workspace.snapshot(number or None)))
         return self._view[1]
 
     def keep(self, commit_id: int, view: View) -> None:

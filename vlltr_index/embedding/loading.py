@@ -18,6 +18,7 @@ from vlltr_index.errors import (
     EncoderError,
     FingerprintMismatch,
     MissingStepError,
+    WorkspaceError,
     write_error,
 )
 from vlltr_index.heads.anchor_bank import AnchorBank
@@ -206,7 +207,7 @@ class ClassStats:
 
 def class_stats(snapshot: Snapshot, dim: int) -> ClassStats:
     """The committed statistics of the classes in use, under the commit's image fingerprint; `dim` is their width."""
-    rows = snapshot.table("class_stats")
+    rows = snapshot.answering("class_stats")
     rows = rows.filter(pc.equal(rows["image_fp"], snapshot.commit.image_fp or "")).sort_by("class_id")
     sums = torch.from_numpy(pc.list_flatten(rows["sum"]).to_numpy().copy()).view(-1, dim)
     return ClassStats(numbers(rows, "class_id"), numbers(rows, "images"), sums)
@@ -261,14 +262,40 @@ def load_bank(snapshot: Snapshot) -> LoadedBank:
         MissingStepError: If no anchors have been selected, or their vectors are missing.
     """
     commit = snapshot.commit
+    if snapshot.parts is not None and commit.selection_id:
+        return _bank_of(snapshot.parts("anchors"), snapshot.parts("ranks"), commit.selection_id)
     anchors = snapshot.table("anchors").sort_by([("class_id", "ascending"), ("rank", "ascending")])
     if not commit.text_fp or not commit.selection_id:
         raise MissingStepError("no anchor sentences have been selected yet", "Run: vlltr select")
     sentences = snapshot.table("sentences", columns=["sentence_id", "text_hash"])
     hash_of = dict(zip(sentences["sentence_id"].to_pylist(), sentences["text_hash"].to_pylist(), strict=True))
     sentence_ids: list[str] = anchors["sentence_id"].to_pylist()
+    if strange := set(sentence_ids) - hash_of.keys():
+        raise WorkspaceError(
+            f"the table 'anchors' names the sentence {min(strange)!r}, which the table 'sentences' has not",
+            "See what is damaged: vlltr doctor; or select again: vlltr select",
+        )
     vectors = text_vectors_of(snapshot, [hash_of[s] for s in sentence_ids])
     return LoadedBank.of(anchors, vectors, anchor_losses(snapshot, sentence_ids), commit.selection_id)
+
+
+def _bank_of(anchors: pa.Table, ranks: pa.Table, selection_id: str) -> LoadedBank:
+    """Put together what parts say of the anchors; see `store.parts`."""
+    at = pc.index_in(ranks["anchor_key"].combine_chunks(), value_set=anchors["anchor_key"].combine_chunks())
+    rows = anchors.select(["anchor_key", "class_id", "sentence_id"]).take(at)
+    for name in ("rank", "loss"):
+        rows = rows.append_column(name, ranks[name])
+    rows = rows.append_column("row", at)
+    rows = rows.sort_by([("class_id", "ascending"), ("rank", "ascending")])
+    place, start = torch.empty(len(anchors), dtype=torch.int64), 0
+    place[numbers(rows, "row")] = torch.arange(len(rows))
+    vectors = torch.empty(len(rows), anchors.schema.field("vector").type.list_size)
+    for chunk in anchors["vector"].chunks:
+        stored = torch.from_numpy(chunk.flatten().to_numpy().copy()).view(len(chunk), -1)
+        vectors[place[start : start + len(chunk)]] = stored
+        start += len(chunk)
+    losses = pc.fill_null(rows["loss"], 0.0).to_numpy().astype("float32")
+    return LoadedBank.of(rows, vectors, torch.from_numpy(losses), selection_id)
 
 
 def sentence_means(snapshot: Snapshot, class_ids: Tensor) -> Tensor:

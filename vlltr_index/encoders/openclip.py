@@ -136,6 +136,16 @@ def prefer_channels_last(model: nn.Module) -> bool:
     return True
 
 
+def _read_words(path: Path) -> list[str]:
+    words: list[Any] = read_json(path, list)
+    try:
+        for word in words:
+            str.encode(word)  # half of a surrogate pair is no text
+    except (TypeError, UnicodeEncodeError) as error:
+        raise EncoderError(f"{path} must hold words: {error}") from None
+    return words
+
+
 def make_tokenizer(config: dict[str, Any], folder: Path | None = None) -> Tokenizer:
     """The tokenizer that a configuration names; CLIP's needs no network, a Hugging Face one may.
 
@@ -150,7 +160,7 @@ def make_tokenizer(config: dict[str, Any], folder: Path | None = None) -> Tokeni
     text = config["model_cfg"]["text_cfg"]
     length, options = text.get("context_length", 77), text.get("tokenizer_kwargs") or {}
     if config.get("tokenizer") == "words" and folder is not None:
-        return WordTokenizer(read_json(folder / "words.json", list), length)
+        return WordTokenizer(_read_words(folder / "words.json"), length)
     source = text.get("hf_tokenizer_name")
     if not source:
         simple = open_clip.SimpleTokenizer(context_length=length, **options)

@@ -48,7 +48,7 @@ def index_anchors(workspace: Workspace, kind: str = "auto", progress: Progress |
         MissingStepError: If no anchors have been selected.
     """
     with workspace.transaction("index") as tx:
-        loaded = load_bank(tx)
+        loaded = load_bank(workspace.snapshot(tx.commit.id or None))
         size, dim = loaded.bank.vectors.shape
         if not size:
             tx.set(index=None)

@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 
 from vlltr_index.errors import MissingStepError, UsageError, VlltrError
 from vlltr_index.recognition.exported.place import beside, unfinished
+from vlltr_index.store.parts import differences
 from vlltr_index.store.snapshot import NOTHING
 from vlltr_index.store.transaction import check_tags
 from vlltr_index.store.workspace import Kind, Workspace
@@ -153,8 +154,17 @@ def check_workspace(start: str | os.PathLike[str] | None = None) -> list[Check]:
     found += _exports(workspace)
     if not commit.id:
         return found
+    if problems := list(_problems(workspace, commit)):
+        return found + problems
     whole = f"{commit.id} ({commit.command}): its tables open, and its files are those that were written"
-    return found + (list(_problems(workspace, commit)) or [Check("commit", "ok", whole)])
+    if commit.parts:
+        whole += "; its tables of classes, what lies above them, their statistics and their anchors say what it answers"
+        return [*found, Check("commit", "ok", whole)]
+    found.append(Check("commit", "ok", whole))
+    if commit.head:
+        what = f"commit {commit.id} names none: it answers from the tables, whose content nothing checks"
+        found.append(Check("parts", "note", what, f"vlltr rollback {commit.id}"))
+    return found
 
 
 def _exports(workspace: Workspace) -> Iterator[Check]:
@@ -179,9 +189,17 @@ def _problems(workspace: Workspace, commit: Commit) -> Iterator[Check]:
         ("baseline fc", "checkpoints", commit.info.baseline_fc),
     ]
     named += [(f"baseline {name}", "heads", digest) for name, digest in commit.info.baselines.items()]
+    named += [(f"part {number}", "parts", part.digest) for number, part in enumerate(commit.parts, 1)]
     looks += [(what, partial(workspace.whole_object, kind, digest)) for what, kind, digest in named if digest]
     for what, look in looks:
         try:
             look()
         except VlltrError as error:
             yield Check(what, "problem", error.message, error.hint)
+    try:
+        for told in differences(snapshot):
+            yield Check(
+                "tables", "problem", told, "Bring the table's folder below lance/ back from a backup."
+            )
+    except VlltrError as error:
+        yield Check("tables", "problem", error.message, error.hint)

@@ -51,8 +51,9 @@ class RollbackReport:
 
 
 def rollback(workspace: Workspace, commit_id: int, newest: int | None = None) -> RollbackReport:
-    """Append a commit that has the rows, encoder, head, index and fusion values of commit `commit_id`.
+    """Append a commit that has the rows, encoder, head, index, parts and fusion values of commit `commit_id`.
 
+    Parts that are damaged or gone are made again of its tables, also where the workspace is in that state already.
     History is not rewritten, numbers of classes and anchors are not used again, and vectors stay: they are caches.
     Where commits are damaged or gone, the workspace goes on without them.
 
@@ -83,11 +84,22 @@ def rollback(workspace: Workspace, commit_id: int, newest: int | None = None) ->
             if digest:
                 workspace.check_object(kind, digest)
         last = tx.commit
-        if last.state != target.state:
+        if last.state != target.state or _lacks_parts(workspace, target):
             tx.go_back(target)
         damaged = workspace.history.set_aside()
     made = tx.result_commit
     return RollbackReport(commit_id, target.command, made.id, made != last, last.id, tuple(damaged))
+
+
+def _lacks_parts(workspace: Workspace, commit: Commit) -> bool:
+    """Whether a commit names no parts though it has a head, or some that are not those that were written."""
+    if not commit.parts:
+        return commit.head is not None
+    try:
+        workspace.parts.together(commit.parts)
+    except WorkspaceError:
+        return True
+    return False
 
 
 def undone(workspace: Workspace, commit_id: int) -> list[str]:

@@ -20,7 +20,7 @@ from vlltr_index.anchors.retrieval import AnchorClasses, retrieve
 from vlltr_index.data.decoding import UNREADABLE, ImageSource, cores, image_label, read_image
 from vlltr_index.embedding.loading import class_positions, image_vectors_of, open_encoder
 from vlltr_index.embedding.vectors import Crops
-from vlltr_index.errors import InputError, MissingStepError, UsageError
+from vlltr_index.errors import InputError, MissingStepError, UsageError, WorkspaceError
 from vlltr_index.heads.explanation import ClassExplanation, explain_class
 from vlltr_index.heads.fusion import FusedScores, parts_of
 from vlltr_index.recognition.in_words import numbered, sayings
@@ -351,6 +351,7 @@ class Answers:
             found, residual = self._retrieve(features)
         if self.device.type != "cpu":  # in one piece: the device is waited for once
             found = FusedScores(*torch.stack(list(found)).cpu())
+        _check_finite(features, found)
         return found, residual.cpu()
 
     def _used(self, retrieval: str, images: int) -> str:
@@ -533,6 +534,25 @@ class Answers:
         return tuple(Neighbour(**row, cosine=c) for row, c in zip(found, best.values.tolist(), strict=True))
 
 
+def _check_finite(features: Tensor, found: FusedScores) -> None:
+    """See whether scores are numbers.
+
+    Raises:
+        InputError: If features are not.
+        WorkspaceError: If what they were scored by is not sound.
+    """
+    good = (found.probabilities + found.visual_part + found.text_part + found.text_logits).isfinite().all(1)
+    if bool(good.all()):
+        return
+    wrong = f"of {int((~good).sum())} of {len(good)} images"
+    if not bool(features.isfinite().all()):
+        raise InputError(f"the features {wrong} are not all finite numbers", "Embed these images again.")
+    raise WorkspaceError(
+        f"the scores {wrong} are not all finite numbers: what they come from is damaged",
+        "See what is damaged: vlltr doctor; or train the head again: vlltr train lgr",
+    )
+
+
 def load_answers(workspace: Workspace, snapshot: Snapshot) -> Answers:
     """What a commit of a workspace answers with; errors as for `load_scorer`."""
     scorer, commit = load_scorer(workspace, snapshot), snapshot.commit
@@ -549,7 +569,7 @@ def load_answers(workspace: Workspace, snapshot: Snapshot) -> Answers:
         open_encoder=cache(lambda: open_encoder(workspace, snapshot)),
         device=choose_device(),
         open_index=cache(index),
-        texts=cache(lambda: texts_of(snapshot.table("sentences", TEXT_COLUMNS))),
+        texts=cache(partial(_anchor_texts, snapshot)),
         training_images=lru_cache(_CLASSES)(partial(_training_images, snapshot)),
         taxonomy=load_taxonomy(snapshot),
     )
@@ -560,6 +580,11 @@ def _training_images(snapshot: Snapshot, class_id: int) -> tuple[pa.Table, Tenso
     where = f"split = 'train' AND class_id = {class_id} AND problem IS NULL"
     rows = snapshot.table("images", ["image_id", "uri"], where).sort_by("image_id")
     return rows, F.normalize(image_vectors_of(snapshot, rows["image_id"].to_pylist()), dim=1)
+
+
+def _anchor_texts(snapshot: Snapshot) -> Texts:
+    rows = snapshot.table("sentences", TEXT_COLUMNS) if snapshot.parts is None else snapshot.parts("anchors")
+    return texts_of(rows)
 
 
 def texts_of(rows: pa.Table) -> Texts:

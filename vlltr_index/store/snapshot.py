@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vlltr_index.errors import UnknownClassError, UsageError, WorkspaceError
 from vlltr_index.schemas.config import FORMAT, AugmentConfig, FusionConfig, SelectConfig
+from vlltr_index.schemas.fingerprint import digest_json
 from vlltr_index.schemas.tables import CLASS_STATS, COMMITTED, KEYS, class_stats
 from vlltr_index.store.storage import Storage
 
@@ -57,6 +58,13 @@ class Tuned(_Record):
 
     checkpoint: str
     start: str | None
+
+
+class Part(_Record):
+    """An object below `parts/` that answers rest on: its digest and its size."""
+
+    digest: str = Field(pattern="^[0-9a-f]{64}$")
+    bytes: _Count
 
 
 class Info(_Record):
@@ -108,6 +116,8 @@ class State(_Record):
         fusion: How both branches are put together.
         index: The index over the anchors.
         selection_id: The selection that the table `anchors` holds.
+        parts: What answers rest on beside encoder, head and index: a base, and what changed since, oldest first; none
+            where the commit cannot answer.
         info: Small facts that are handed on from commit to commit.
     """
 
@@ -118,6 +128,7 @@ class State(_Record):
     fusion: FusionConfig | None = None
     index: Index | None = None
     selection_id: str | None = None
+    parts: tuple[Part, ...] = ()
     info: Info = Info()
 
 
@@ -170,6 +181,12 @@ class Commit(State):
         """The checkpoint before stage 2 tuned its visual tower; `checkpoint` where it did not."""
         tuned = self.info.tuned
         return tuned.start if tuned is not None and tuned.checkpoint == self.checkpoint else self.checkpoint
+
+
+class _Filed(Commit):
+    """A commit as its file has it, with the digest of all that the file says beside it; none where there was none."""
+
+    digest: str | None = None
 
 
 # What a workspace holds before its first commit; never written, and so not held to what a file must say.
@@ -316,15 +333,20 @@ class History:
     def _parsed(self, commit_id: int) -> Commit | str | None:
         """A commit, or what is wrong with its file; None where there is none."""
         try:
-            commit = Commit.model_validate_json(self._storage.read(self._name(commit_id)))
+            data = self._storage.read(self._name(commit_id))
+            filed, said = _Filed.model_validate_json(data), json.loads(data)
         except FileNotFoundError:
             return None
         except ValidationError as error:
             first = error.errors()[0]
             return f"{'.'.join(map(str, first['loc'])) or '(top)'}: {first['msg']}"
-        except OSError as error:
+        except (OSError, ValueError) as error:
             return str(error)
-        return commit if commit.id == commit_id else f"it says it is commit {commit.id}"
+        if said.pop("digest", None) not in (None, digest_json(said)):
+            return "it is not the file that was written"
+        if filed.id != commit_id:
+            return f"it says it is commit {filed.id}"
+        return Commit.model_validate({name: getattr(filed, name) for name in Commit.model_fields})
 
     def _damaged(self, commit_id: int, why: str) -> WorkspaceError:
         return WorkspaceError(
@@ -355,7 +377,9 @@ class History:
         Raises:
             WorkspaceError: If a commit of that number exists, or something cannot be written.
         """
-        text = json.dumps(commit.model_dump(mode="json"), indent=1, ensure_ascii=False, sort_keys=True)
+        values = commit.model_dump(mode="json")
+        values["digest"] = digest_json(values)
+        text = json.dumps(values, indent=1, ensure_ascii=False, sort_keys=True)
         try:
             self._storage.sync_tables(since=self._name(commit.parent) if commit.parent else None)
             self._storage.write(self._name(commit.id), f"{text}\n".encode(), new=True)
@@ -467,11 +491,14 @@ class Snapshot:
     Attributes:
         store: The tables, for the vectors: those are caches outside the commits.
         commit: The commit; `NOTHING` where nothing has been committed.
+        parts: Gives the rows of one of `parts.TABLES` as the commit's parts have them, each part checked before it is
+            read; None: answers are read from the tables, unchecked.
     """
 
-    def __init__(self, store: Store, commit: Commit) -> None:
+    def __init__(self, store: Store, commit: Commit, parts: Callable[[str], pa.Table] | None = None) -> None:
         self.store = store
         self.commit = commit
+        self.parts = parts if commit.parts else None
         self._classes: ClassTable | None = None
 
     def _version(self, name: str) -> int | None:
@@ -529,6 +556,9 @@ class Snapshot:
     def class_table(self) -> ClassTable:
         """The classes by number, name and alias."""
         if self._classes is None:
-            rows = self.table("classes", ["class_id", "name", "aliases", "retired_at"])
-            self._classes = ClassTable.from_arrow(rows)
+            self._classes = ClassTable.from_arrow(self.answering("classes"))
         return self._classes
+
+    def answering(self, name: str) -> pa.Table:
+        """The rows of `classes`, `taxonomy` or `class_stats` that answers rest on: the parts', else the table's."""
+        return self.table(name) if self.parts is None else self.parts(name)

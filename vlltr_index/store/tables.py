@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -32,7 +33,7 @@ from vlltr_index.errors import (
     system_code,
     write_error,
 )
-from vlltr_index.schemas.tables import KEYS
+from vlltr_index.schemas.tables import CHECKSUM, KEYS
 from vlltr_index.store.durability import give_up, keep
 
 if TYPE_CHECKING:
@@ -100,6 +101,31 @@ def last_per_key(rows: pa.Table, key: str) -> pa.Table:
     return rows if len(last) == rows.num_rows else rows.take(sorted(last.values()))
 
 
+def checksums(keys: Sequence[str], vectors: Any) -> Any:
+    """A number int64 [n] for each row of a vector cache, that any single changed bit of it changes.
+
+    The sum of the vector's 32-bit words, each times an odd number that tells its place, and the key's CRC-32.
+
+    Args:
+        keys: Of the n rows.
+        vectors: NumPy float32 [n, D].
+    """
+    places = np.arange(1, 2 * vectors.shape[1], 2, dtype=np.uint64)
+    words = np.einsum("ij,j->i", np.ascontiguousarray(vectors).view(np.uint32), places)
+    named = np.array([zlib.crc32(key.encode()) for key in keys], np.uint64)
+    return (words + named).astype(np.int64)
+
+
+def _fitting(data: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
+    """`conform`; rows of a vector cache, the key first and the checksum last, get their checksums."""
+    if CHECKSUM not in schema.names:
+        return conform(data, schema, what)
+    rows = conform(data, schema.remove(len(schema) - 1), what)
+    vectors = pc.list_flatten(rows["vector"]).to_numpy().reshape(len(rows), -1)
+    sums = checksums(rows[schema.names[0]].to_pylist(), vectors)
+    return rows.append_column(schema.field(CHECKSUM), pa.array(sums))
+
+
 class Store:
     """Tables in the folder (or other LanceDB address) `uri`.
 
@@ -160,9 +186,9 @@ class Store:
         """In the block, LanceDB's errors about the subject become a `WorkspaceError`."""
         try:
             yield
-        except VlltrError:
+        except (VlltrError, KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
-        except Exception as error:  # LanceDB raises ValueError, RuntimeError, OSError and a panic of its own
+        except BaseException as error:  # LanceDB raises what it likes, and a panic in Rust is no Exception
             mend = (
                 "Look at the disk, its permissions or the network; bring damaged files back from a backup, or make a "
                 "new workspace: vlltr init DIR"
@@ -237,14 +263,14 @@ class Store:
             return _plain(table.schema)
 
     def append(self, name: str, data: pa.Table) -> None:
-        """Add rows without looking at keys.
+        """Add rows without looking at keys; those of a vector cache get their checksums here.
 
         Raises:
             InputError: If the rows do not fit the table.
         """
         if data.num_rows:
             with self._table(name, "written") as table:
-                table.add(conform(data, _plain(table.schema), name))
+                table.add(_fitting(data, _plain(table.schema), name))
             self._keep(name)
 
     @contextmanager
@@ -277,7 +303,7 @@ class Store:
         """
         if data.num_rows:
             with self._table(name, "written") as table:
-                rows = last_per_key(conform(data, _plain(table.schema), name), key)
+                rows = last_per_key(_fitting(data, _plain(table.schema), name), key)
                 table.merge_insert(key).when_matched_update_all().when_not_matched_insert_all().execute(rows)
             self._keep(name)
 
@@ -346,12 +372,30 @@ class Store:
         """Stream keys [b] and vectors float32 [b, D] of the column `vector`, unnormalised, without copying.
 
         Do not write into the vectors: the memory is Arrow's.
+
+        Raises:
+            WorkspaceError: If a row of a cache is not the one that was written.
         """
         from torch.utils.dlpack import from_dlpack
 
-        for batch in self.scan(name, [key_column, "vector"], where):
+        names = self.schema(name).names
+        key, summed = names[0], CHECKSUM in names
+        for batch in self.scan(name, list({key_column, key, "vector"}) + [CHECKSUM] * summed, where):
             if batch.num_rows:
-                yield batch[key_column], from_dlpack(batch["vector"].flatten()).view(batch.num_rows, -1)
+                flat = batch["vector"].flatten()
+                if summed:
+                    self._check(name, batch[key].to_pylist(), flat.to_numpy(), batch[CHECKSUM].to_numpy())
+                yield batch[key_column], from_dlpack(flat).view(batch.num_rows, -1)
+
+    def _check(self, name: str, keys: Sequence[str], flat: Any, stated: Any) -> None:
+        wrong = (checksums(keys, flat.reshape(len(keys), -1)) != stated).nonzero()[0]
+        if len(wrong):
+            raise WorkspaceError(
+                f"table {name!r} in {self.uri} is damaged: the vector of {keys[wrong[0]]!r} is not the one that was "
+                "written",
+                f"Bring it back from a backup, or remove the folder {name}.lance there, and make all of its vectors "
+                "again: vlltr embed",
+            )
 
     def vectors(self, name: str, key_column: str, keys: Sequence[str]) -> torch.Tensor:
         """Vectors as one tensor float32 [n, D], unnormalised as stored.

@@ -21,7 +21,7 @@ Taxonomy = Mapping[str, Taxon]
 
 def load_taxonomy(snapshot: Snapshot) -> Taxonomy:
     """The tree of a commit; empty where there is none."""
-    rows = snapshot.table("taxonomy").to_pylist()
+    rows = snapshot.answering("taxonomy").to_pylist()
     return taxonomy_of((Taxon(**row) for row in rows), snapshot.class_table()) if rows else {}
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vlltr_index.store.tables import Store
 
 _NUMBERED = frozenset({"classes", "anchors"})  # tables whose key is a number that is never used again
+_ALL = "true"  # a condition that holds for all rows
 _PART = 1000  # rows compared with what is there at once
 _COMPACT_FROM = 32  # writes to one table that are worth merging before the commit
 
@@ -113,6 +114,7 @@ class Transaction(Snapshot):
     Attributes:
         commit: The commit this one starts from; `set` and `note` show only in `result_commit`.
         result_commit: After the end: the commit that was made, or the last one if nothing changed.
+        touched: By table, the keys of the rows that were written or deleted; None: any may have been.
     """
 
     def __init__(
@@ -125,6 +127,7 @@ class Transaction(Snapshot):
         self._number = number  # of the commit, which is made in any case
         self._tables = set(base.tables)
         self._writes = Counter[str]()
+        self.touched: dict[str, set[Any] | None] = {}
         self._state = _state(base)
         self._next = Counter(base.info.next)
         self._known: dict[str, set[Any]] = {}
@@ -139,7 +142,10 @@ class Transaction(Snapshot):
     def _version(self, name: str) -> int | None:
         return None
 
-    def _wrote(self, name: str, all_new: bool = False) -> None:
+    def _wrote(self, name: str, keys: pa.ChunkedArray | None = None, all_new: bool = False) -> None:
+        """Note a write to rows with these keys, of which `all_new` may be gone; no keys: to any rows."""
+        before = self.touched.get(name, set())
+        self.touched[name] = None if keys is None or before is None else before.union(keys.to_pylist())
         self._writes[name] += 1
         self._tables.add(name)
         self._classes = None
@@ -191,7 +197,7 @@ class Transaction(Snapshot):
             if changed.num_rows:
                 count += changed.num_rows
                 self.store.upsert(name, changed, key)
-                self._wrote(name)
+                self._wrote(name, changed[key])
         if new.num_rows:
             known.update(new[key].to_pylist())
             self._append(name, self._numbered(new) if name == "sentences" else new)
@@ -220,16 +226,19 @@ class Transaction(Snapshot):
 
     def _append(self, name: str, rows: pa.Table) -> None:
         self.store.append(name, rows)
-        self._wrote(name)
+        self._wrote(name, rows[KEYS[name]])
         if name in _NUMBERED:
             self._next[name] = max(self._next[name], pc.max(rows[KEYS[name]]).as_py() + 1)
 
     def delete(self, name: str, where: str) -> int:
         """Delete the rows for which `where` holds (literals through `tables.quote`); returns how many."""
-        gone = self.store.delete(name, where) if self.has(name) else 0
-        if gone:
-            self._wrote(name, all_new=True)
-        return gone
+        if not self.has(name):
+            return 0
+        gone = None if where == _ALL else self.table(name, [KEYS[name]], where)[KEYS[name]]
+        count = self.store.delete(name, where)
+        if count:
+            self._wrote(name, gone, all_new=True)
+        return count
 
     def replace(self, name: str, rows: pa.Table) -> bool:
         """Make `rows` all that the table holds; False if it held just that.
@@ -242,7 +251,7 @@ class Transaction(Snapshot):
             raise InputError(f"two rows for table {name} have the same {key}")
         if self.table(name).sort_by(key).equals(rows.sort_by(key)):
             return False
-        self.delete(name, "true")
+        self.delete(name, _ALL)
         if rows.num_rows:
             self._ready(name, rows.schema)
             self._append(name, rows)
@@ -273,7 +282,7 @@ class Transaction(Snapshot):
         now = self.commit.tables
         for name in sorted(now.keys() | target.tables.keys()):
             if name not in target.tables:
-                self.delete(name, "true")
+                self.delete(name, _ALL)
             elif now.get(name) != target.tables[name]:
                 self.store.restore(name, target.tables[name])
                 self._wrote(name, all_new=True)
@@ -281,13 +290,27 @@ class Transaction(Snapshot):
         self.note(next=self._next)
         self._state_of = target.state
 
+    @property
+    def state(self) -> State:
+        """What the new commit says beside its tables."""
+        return State.model_validate(self._state)
+
+    @property
+    def changed(self) -> bool:
+        """Whether there is anything to commit."""
+        return bool(self._writes) or self.state != State.model_validate(_state(self.commit))
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether the new commit has an earlier one's state."""
+        return self._state_of is not None
+
     def finish(self) -> Commit:
         """Commit, if anything changed; called by `Workspace.transaction`."""
         base = self.commit
         if self._writes:
             self.note(next=self._next)
-        same = not self._writes and State.model_validate(self._state) == State.model_validate(_state(base))
-        if same and self._number is None:
+        if not self.changed and self._number is None:
             return base
         number = self._number or base.id + 1
         self.result_commit = Commit(

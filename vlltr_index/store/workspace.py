@@ -1,4 +1,4 @@
-"""A folder or a URI that holds it all: vlltr.toml, lance/, heads/, checkpoints/, index/, history/."""
+"""A folder or a URI that holds it all: vlltr.toml, lance/, heads/, checkpoints/, index/, parts/, history/."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -33,6 +33,7 @@ from vlltr_index.store.storage import Storage, storage_at
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from vlltr_index.store.parts import PartReader
     from vlltr_index.store.snapshot import Commit, Snapshot
     from vlltr_index.store.tables import Store
     from vlltr_index.store.transaction import Transaction
@@ -42,9 +43,14 @@ _log = logging.getLogger(__name__)
 
 CONFIG_NAME = "vlltr.toml"
 _REFUSED = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # in a path, by LanceDB
-Kind = Literal["heads", "checkpoints", "index"]
+Kind = Literal["heads", "checkpoints", "index", "parts"]
 
-_REMAKE = {"heads": "vlltr train lgr", "checkpoints": "vlltr train cvlp", "index": "vlltr index"}
+_REMAKE = {
+    "heads": "vlltr train lgr",
+    "checkpoints": "vlltr train cvlp",
+    "index": "vlltr index",
+    "parts": "vlltr rollback ID, with the newest commit's own number, makes it of the tables as they are",
+}
 _HEADER = '# A vlltr workspace. Change the recipe freely; "none" stands for no value.\n\n'
 
 
@@ -83,6 +89,13 @@ class Workspace:
         from vlltr_index.store.tables import Store
 
         return Store(self.storage.tables)
+
+    @cached_property
+    def parts(self) -> PartReader:
+        """What reads the parts that commits name."""
+        from vlltr_index.store.parts import PartReader
+
+        return PartReader(partial(self.whole_object, "parts"))
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], recipe: Recipe) -> Workspace:
@@ -177,7 +190,8 @@ class Workspace:
         """
         from vlltr_index.store.snapshot import Snapshot
 
-        return Snapshot(self.store, self.history.last() if at is None else self.history.read(at))
+        commit = self.history.last() if at is None else self.history.read(at)
+        return Snapshot(self.store, commit, partial(self.parts.rows, commit.parts))
 
     def table(self, name: str, at: int | None = None, columns: Sequence[str] | None = None) -> pa.Table:
         """A table as Arrow, as of the newest commit or of `at`: for pandas `.to_pandas()`, for polars `from_arrow`.
@@ -226,6 +240,7 @@ class Workspace:
             LockedError: If another writer is still there after `timeout`.
             WorkspaceError: If the history is not whole, but for `mend`, or nothing of it can be read.
         """
+        from vlltr_index.store.parts import next_parts
         from vlltr_index.store.transaction import Transaction, put_back
 
         with self.storage.lock(command, timeout):
@@ -240,6 +255,8 @@ class Workspace:
                 if dry_run:
                     put_back(self.store, last)
                 else:
+                    if tx.changed or tx.goes_back:
+                        tx.set(parts=next_parts(tx, self.parts, partial(self.put_object, "parts")))
                     tx.finish()
             except BaseException:
                 try:
