@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ class Site:
 
     client: Any  # of httpx
     folder: Path
+    app: Any  # behind what guards it
 
     def ask(self, method: str, path: str, **how: Any) -> Any:
         """One answer, whole."""
@@ -78,7 +80,7 @@ def served(workspace: Workspace, **how: Any) -> Iterator[Site]:
         try:
             address = f"http://127.0.0.1:{listening.getsockname()[1]}"
             with httpx.Client(base_url=address, timeout=60, trust_env=False) as client:
-                yield Site(client, Path(os.environ["GRADIO_TEMP_DIR"]))
+                yield Site(client, Path(os.environ["GRADIO_TEMP_DIR"]), app._app)
         finally:
             running.should_exit = True
             thread.join()
@@ -134,7 +136,7 @@ def test_no_function_opens_a_file_that_was_not_uploaded(site: Site, pictures: Pa
     for function in config["dependencies"]:
         inputs = function["inputs"]
         for place, component in enumerate(inputs):
-            data: list[Any] = [None] * len(inputs)
+            data: list[Any] = ["" if kinds[one] == "textbox" else None for one in inputs]
             for value in named(uploaded, foreign):
                 if isinstance(value, str) and kinds[component] in ("textbox", "dropdown"):
                     continue  # a text like any other
@@ -150,3 +152,148 @@ def test_no_function_opens_a_file_that_was_not_uploaded(site: Site, pictures: Pa
     assert let_in == []
     assert {kind for _, kind in taking} == {"image", "file"}
     assert site.held() == held
+
+
+def test_only_what_the_page_asks_for_is_served(site: Site) -> None:
+    """Of all that Gradio serves, listed from itself, a client reaches what the page uses and nothing else."""
+    used = {
+        *("/", "/assets/{path}", "/static/{path}", "/theme.css", "/favicon.ico", "/robots.txt"),
+        *(
+            "/gradio_api/queue/join",
+            "/gradio_api/queue/data",
+            "/gradio_api/upload",
+            "/gradio_api/upload_progress",
+        ),
+        *(
+            "/gradio_api/file={path_or_url}",
+            "/gradio_api/heartbeat/{session_hash}",
+            "/gradio_api/app_id",
+        ),
+        *("/gradio_api/startup-events", "/manifest.json"),
+    }
+    paths = site.app.routes[-1].app.openapi()["paths"]
+    assert paths.keys() - {"/manifest.json"} > used - {"/manifest.json"}
+    assert len(paths) > 60
+    for path in paths.keys() - used:
+        asked = re.sub(r"\{\w+\}", "x", path)
+        answers = {site.ask(method.upper(), asked, json={}).status_code for method in paths[path]}
+        assert answers == {404}, path
+    for path in ("/openapi.json", "/gradio_api/openapi.json", "/docs", "/gradio_api/info", "/config"):
+        assert site.ask("GET", path).status_code == 404, path
+    for method in ("PUT", "DELETE", "PATCH", "OPTIONS", "POST"):
+        assert site.ask(method, "/", content=b"").status_code == 404, method
+
+
+def test_paths_do_not_leave_their_folders(site: Site, pictures: Path) -> None:
+    """Dots, encoded slashes and ends of strings lead nowhere; an upload's name is no path, and a page is no page."""
+    uploaded = site.upload("a.png", (pictures / "known-0.png").read_bytes()).json()[0]
+    for path in (
+        *("/assets/%2e%2e/%2e%2e/%2e%2e/routes.py", "/static/..%2f..%2froutes.py", "/assets//etc/passwd"),
+        *("/static/%2fetc%2fpasswd", "/gradio_api/file=%2fetc%2fpasswd", f"/gradio_api/file={uploaded}%00"),
+        *(f"/gradio_api/file={site.folder}", "/gradio_api/file/etc/passwd", "//etc/passwd"),
+    ):
+        assert 400 <= site.ask("GET", path).status_code < 500, path
+    assert site.upload("..", b"x").status_code == 400
+    for name in ("../../x.html", "/etc/x.html", "x" * 400 + ".html", "..\\..\\x.html"):
+        told = Path(site.upload(name, b"<script>alert(1)</script>", "text/html").json()[0])
+        assert told.parent.parent == site.folder
+        shown = site.ask("GET", f"/gradio_api/file={told}")
+        assert shown.headers["content-disposition"].startswith("attachment"), name
+        assert shown.headers["content-type"] == "application/octet-stream"
+
+
+def test_sizes(site: Site) -> None:
+    """What a request says of its length is held against a limit before anything is read; without a length it is no
+    request.
+    """
+    host = site.client.base_url.netloc
+    for path, most in ((JOIN, 4 * 2**20), (UPLOAD, 201 * 2**20)):
+        asked = b"POST %s HTTP/1.1\r\nHost: %s\r\nContent-Length: %d\r\n\r\n" % (
+            path.encode(),
+            host,
+            most + 1,
+        )
+        with socket.create_connection(("127.0.0.1", site.client.base_url.port), 60) as connection:
+            connection.sendall(asked)
+            assert connection.recv(100).startswith(b"HTTP/1.1 413 "), path
+        assert site.ask("POST", path, content=iter([b"x"])).status_code == 411
+    held = set(site.folder.rglob("*"))
+    assert site.upload("large.png", bytes(20 * 2**20 + 1)).status_code == 413
+    assert set(site.folder.rglob("*")) == held
+
+
+def test_calls_that_are_none(site: Site, pictures: Path) -> None:
+    """A body that is not what the page sends is a 400, a function that there is not is a 404."""
+    good = {"data": [None], "fn_index": 0, "session_hash": "a"}
+    assert site.ask("POST", JOIN, json=good).status_code == 200
+    wrong = [good | {"session_hash": hashed} for hashed in ("", "a" * 65, "../a", None, 1)]
+    wrong += [good | {"fn_index": index} for index in (None, "0", True, 0.5)]
+    wrong += [good | {"data": data} for data in ([], [None, None], None, {}, "x", [[[None]]], [1], [{}])]
+    wrong += [good | {"event_data": event} for event in ("x", {"name": {"path": "x"}}, {"name": "x" * 1001})]
+    bodies = [json.dumps(body).encode() for body in wrong]
+    bodies += [
+        b"",
+        b"[",
+        b"[" * 100_000,
+        b"null",
+        b'{"data": NaN}',
+        b"\xff\xfe[\0",
+        b'{"session_hash": "\\ud800"}',
+    ]
+    for body in bodies:
+        answer = site.ask("POST", JOIN, content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == 400, body[:100]
+        assert answer.text in ("This is no call of the page.\n", "This is not what the function takes.\n")
+    for index in (-1, 99, 10**30):
+        assert site.call(index, [None]).status_code == 404
+
+
+def test_nothing_else_of_a_file_counts(site: Site, pictures: Path) -> None:
+    """An upload's address, kind and name as the client invents them: no other machine is asked, and it is read."""
+    uploaded = site.upload("a.png", (pictures / "known-0.png").read_bytes()).json()[0]
+    look = next(
+        f for f in site.config()["dependencies"] if len(f["inputs"]) == 2 and f["targets"][0][1] == "change"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"http://127.0.0.1:{other.getsockname()[1]}/x.png"
+        file = {
+            "path": uploaded,
+            "meta": META,
+            "url": address,
+            "is_stream": True,
+            "orig_name": "../../x",
+            "size": -1,
+        }
+        more = {"session_hash": "file", "event_id": "x", "batched": True, "trigger_id": 9999}
+        assert site.call(look["id"], [None, file], **more).status_code == 200
+        ended = next(said for said in site.messages("file") if said["msg"] == "process_completed")
+        assert ended["success"]
+        assert "vl-name" in json.dumps(ended["output"])
+        other.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            other.accept()
+
+
+def test_sessions_are_apart(site: Site, pictures: Path) -> None:
+    """What one tab looks at does not show in another, and nobody hears of events whose session he cannot name."""
+    uploaded = site.upload("a.png", (pictures / "known-0.png").read_bytes()).json()[0]
+    functions = {f["targets"][0][1]: f["id"] for f in site.config()["dependencies"] if f["targets"]}
+    file = {"path": uploaded, "meta": META}
+    assert site.call(functions["change"], [None, file], session_hash="mine").status_code == 200
+    assert "vl-name" in json.dumps(site.messages("mine"))
+    assert site.call(functions["load"], [None], session_hash="yours").status_code == 200
+    assert "vl-name" not in json.dumps(site.messages("yours"))
+    with site.client.stream("GET", "/gradio_api/queue/data?session_hash=nobodys") as answer:
+        assert "unexpected_error" in next(answer.iter_lines())
+
+
+def test_events_that_lack_what_they_should_tell(site: Site, pictures: Path) -> None:
+    """They choose and strike nothing that is there; no function fails."""
+    uploaded = site.upload("a.png", (pictures / "known-0.png").read_bytes()).json()[0]
+    functions = {f["targets"][0][1]: f["id"] for f in site.config()["dependencies"] if f["targets"]}
+    for event in (None, {}, {"name": True}, {"name": "no class"}, {"sentence": "none", "struck": True}):
+        for name in ("choose", "strike"):
+            data = [None, {"path": uploaded, "meta": META}]
+            assert site.call(functions[name], data, session_hash="event", event_data=event).status_code == 200
+            (ended,) = [m["success"] for m in site.messages("event") if m["msg"] == "process_completed"]
+            assert ended, (name, event)

@@ -123,7 +123,7 @@ def test_others_enter_by_the_link(
         port, token = page.address.rpartition(":")[2].split("/?token=")
         page.address = f"http://127.0.0.1:{port}/"
         chromium.open(page.address)
-        assert page.text("body") == "Open the link that vlltr ui printed: it has a token."
+        assert page.text("body").strip() == "Open the link that vlltr ui printed: it has a token."
         chromium.open(f"{page.address}?token={token}")
         assert chromium.js("return location.href") == page.address
         page.open(1280)

@@ -182,7 +182,7 @@ class _Page:
         return self._draw(Visit(found.feature, found.answers.scorer.saved.image_fp))
 
     def _choose_there(self, visit: Visit, picture: str | None, event: gr.EventData) -> _Drawing:
-        return self._choose(visit, picture, str(event.name))
+        return self._choose(visit, picture, str(getattr(event, "name", "")))
 
     def _choose(self, visit: Visit, picture: str | None, name: str | None) -> _Drawing:
         """Show another class's sentences."""
@@ -190,8 +190,8 @@ class _Page:
 
     def _strike(self, visit: Visit, picture: str | None, event: gr.EventData) -> _Drawing:
         """Strike a sentence out, or put it back."""
-        one = {str(event.sentence)}
-        struck = visit.struck | one if event.struck is True else visit.struck - one
+        one = {str(getattr(event, "sentence", ""))}
+        struck = visit.struck | one if getattr(event, "struck", False) is True else visit.struck - one
         return self._draw(replace(visit, struck=struck), picture)
 
     def _put_all_back(self, visit: Visit, picture: str | None) -> _Drawing:

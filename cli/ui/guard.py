@@ -164,7 +164,7 @@ class Guard:
             raise HTTPException(403, "This is no file of the page.")
 
     def _is_upload(self, path: str) -> bool:
-        """Whether an upload to this page was told that it lies at `path`; the file may be gone by now."""
+        """Whether `path` is that of an upload to this page, and leads nowhere else; the file may be gone by now."""
         above = os.path.dirname(os.path.dirname(path))
         return above == self._folder and "\0" not in path and os.path.realpath(path) == path
 
@@ -188,7 +188,7 @@ class Guard:
             for file in value if isinstance(value, list) else [value]:
                 if isinstance(file, _Upload) and not self._is_upload(file.path):
                     raise HTTPException(403, "This is no file of the page.")
-        return call.model_dump_json().encode()
+        return call.model_copy(update={"event_data": call.event_data or {}}).model_dump_json().encode()
 
 
 def _fits(component: Any, value: str | _Upload | list[_Upload] | None) -> bool:
@@ -197,9 +197,9 @@ def _fits(component: Any, value: str | _Upload | list[_Upload] | None) -> bool:
         return value is None or isinstance(value, _Upload)
     if isinstance(component, gr.File):
         return value is None or isinstance(value, list)
-    if isinstance(component, gr.Textbox | gr.Dropdown):
+    if isinstance(component, gr.Dropdown):
         return value is None or isinstance(value, str)
-    return value is None
+    return isinstance(value, str) if isinstance(component, gr.Textbox) else value is None
 
 
 def _again(body: bytes, receive: Any) -> Any:
