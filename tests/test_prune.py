@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ from tablerows import class_rows, image_rows, sentence_rows, vector_rows
 from tests.commits import killed, run, state
 from vlltr_index.errors import UsageError, WorkspaceError
 from vlltr_index.pipelines.history import diff, prune, rollback
+from vlltr_index.schemas.config import Recipe
 from vlltr_index.schemas.tables import sentence_vectors, sentence_vectors_name
 from vlltr_index.store.snapshot import History
 from vlltr_index.store.storage import Storage
@@ -62,7 +66,7 @@ def test_what_is_kept_reads_as_before(old: Workspace) -> None:
             use(3)
 
 
-def test_old_versions_are_cleaned_away(old: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_versions_are_cleaned_away(old: Workspace) -> None:
     """The bytes of versions that no kept commit needs are freed."""
 
     def size() -> int:
@@ -71,7 +75,6 @@ def test_old_versions_are_cleaned_away(old: Workspace, monkeypatch: pytest.Monke
     with old.transaction("more") as tx:
         tx.delete("images", "true")
     before = size()
-    monkeypatch.setattr("vlltr_index.store.tables._MARGIN", timedelta(milliseconds=100))
     prune(old, 1)
     assert size() < before
     with pytest.raises(WorkspaceError):
@@ -130,6 +133,101 @@ def test_killed_in_the_middle(
     with again.transaction("more") as tx:
         tx.upsert("classes", class_rows([50]))
     assert {n: state(again, n) for n in (5, 6)} == before
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace of which a prune has much to remove: rows that came and went, and another encoder's vectors."""
+    workspace = Workspace.create(tmp_path_factory.mktemp("bare") / "workspace", Recipe(name="test"))
+    for number in range(4):
+        with workspace.transaction(f"step {number}") as tx:
+            fp = "old" if number < 2 else "new"
+            tx.upsert("images", image_rows([number], data=b"x" * 100_000))
+            tx.delete("images", f"image_id = 'train{number - 1}'")
+            tx.store.create(sentence_vectors_name(fp), sentence_vectors(3), "text_hash")
+            tx.store.append(sentence_vectors_name(fp), vector_rows([f"h{number}"], [[1, 2, 3]]))
+            tx.set(head=head(workspace, f"head {number}"), text_fp=fp, image_fp=fp)
+    return workspace.path
+
+
+def sizes(path: Path) -> dict[str, int]:
+    """Units of 10,000 bytes in each folder of a workspace, and in each table."""
+    found: dict[str, int] = {}
+    for file in (p for p in path.rglob("*") if p.is_file()):
+        part = "/".join(file.relative_to(path).parts[:2])
+        found[part] = found.get(part, 0) + file.stat().st_size
+    return {part: round(size / 10_000) for part, size in found.items()}
+
+
+MOMENTS = [(Store, n) for n in ("drop", "untag", "optimize", "clean", "tag")] + [
+    (owner, n)
+    for owner, names in ((Storage, ["remove"]), (History, ["remove"]), (os, ["rename", "unlink"]))
+    for n in names
+]
+
+
+def stopped_prune(path: Path, moment: int) -> bool:
+    """Prune, and stop as a kill would, before or after a chosen one of the steps; whether it came so far."""
+    left = iter(range(moment, -1, -1))
+
+    def reach() -> None:
+        if next(left, 0) == 0:  # what runs on the way out is not run after a kill
+            raise KeyboardInterrupt
+
+    def around(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            reach()
+            result = call(*args, **kwargs)
+            reach()
+            return result
+
+        return wrapped
+
+    with pytest.MonkeyPatch.context() as patch:
+        killed(patch)
+        for owner, name in MOMENTS:
+            patch.setattr(owner, name, around(getattr(owner, name)))
+        try:
+            prune(Workspace.open(path), 2)
+        except KeyboardInterrupt:
+            return True
+    return False
+
+
+def test_as_much_is_reclaimed_after_a_kill(bare: Path, tmp_path: Path) -> None:
+    """At any moment, of a prune or of a command before: what stays in the end is what one without kills leaves."""
+    plain = Workspace.open(shutil.copytree(bare, tmp_path / "plain"))
+    before = sizes(plain.path)
+    prune(plain, 2)
+    expected, moment = sizes(plain.path), 0
+    assert expected["lance/images.lance"] < before["lance/images.lance"] - 15
+    while True:
+        path = shutil.copytree(bare, tmp_path / "killed")
+        if not stopped_prune(path, moment):
+            break
+        prune(Workspace.open(path), 2)
+        assert sizes(path) == expected, moment
+        shutil.rmtree(path)
+        moment += 3  # before one step, after another
+    assert moment > 60
+
+
+def test_what_a_killed_command_wrote_is_reclaimed(
+    bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that no commit has, though they came after the oldest one that is kept; and half of a table of vectors."""
+    path = shutil.copytree(bare, tmp_path / "killed")
+    expected = sizes(Path(shutil.copytree(bare, tmp_path / "plain")))
+    with monkeypatch.context() as patch:
+        killed(patch)
+        with pytest.raises(KeyboardInterrupt), Workspace.open(path).transaction("more") as tx:
+            tx.upsert("images", image_rows([50], data=b"y" * 500_000))
+            raise KeyboardInterrupt
+    shutil.rmtree(path / "lance" / f"{sentence_vectors_name('old')}.lance" / "_versions")
+    assert sizes(path)["lance/images.lance"] > expected["lance/images.lance"] + 40
+    for one in (tmp_path / "plain", path):
+        prune(Workspace.open(one), 2)
+    assert sizes(path) == sizes(tmp_path / "plain")
 
 
 def test_the_command(old: Workspace) -> None:

@@ -38,7 +38,7 @@ def test_an_evaluation_that_cannot_be_kept(
     assert code == 0
     assert "text branch" in out
     assert [record.getMessage() for record in caplog.records] == [
-        f"this evaluation could not be kept in {file}: [Errno 13] Permission denied"
+        f"this evaluation could not be kept in {file}: Permission denied"
     ]
 
 

@@ -8,7 +8,7 @@ import re
 
 # The system's reason in a library's words: (os error 28), [errno 28], Os { code: 28, ...; FAISS has the text alone.
 _CODE = re.compile(r"(?:os error |errno |code: )(\d+)", re.IGNORECASE)
-_PLAIN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_PLAIN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 _SOURCE = re.compile(
     r",? (?:at )?/\S+\.(?:rs|cpp|cc|h):\d+(?::\d+)?|, location: Location \{[^}]*\}|, backtrace: \w+"
 )

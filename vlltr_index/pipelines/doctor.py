@@ -141,7 +141,7 @@ def check_workspace(start: str | os.PathLike[str] | None = None) -> list[Check]:
     name, found = "workspace", list[Check]()
     try:
         workspace = Workspace.find() if start is None else Workspace.open(start)
-        name, found = "commit", [Check("workspace", "ok", workspace.address)]
+        name, found = "commit", [Check("workspace", "ok", workspace.address), *_exports(workspace)]
         commits, wrong = workspace.history.look()
         commit = commits[-1] if commits else NOTHING
         found += [Check(name, "problem", error.message, error.hint) for error in wrong]
@@ -151,7 +151,6 @@ def check_workspace(start: str | os.PathLike[str] | None = None) -> list[Check]:
     except VlltrError as error:
         missing = start is None and "no workspace" in error.message
         return [*found, Check(name, "note" if missing else "problem", error.message, error.hint)]
-    found += _exports(workspace)
     if not commit.id:
         return found
     if problems := list(_problems(workspace, commit)):

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -89,6 +89,16 @@ def kept(lance: Path) -> dict[str, int]:
         return {str(name): int(version) for name, version in json.loads((lance / _LIST).read_bytes()).items()}
     except (FileNotFoundError, ValueError, TypeError, AttributeError):
         return {}
+
+
+def remove_versions(lance: Path, name: str, but: Container[int]) -> None:
+    """Remove all versions of a table but some; files that only they needed are then of none.
+
+    LanceDB itself removes versions before the oldest tagged one alone, and a killed command leaves its own after that.
+    """
+    for version, path in list(_manifests(lance / f"{name}{_SUFFIX}")):
+        if version not in but:
+            path.unlink()
 
 
 def _write(lance: Path, versions: Mapping[str, int]) -> None:

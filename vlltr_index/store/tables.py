@@ -34,7 +34,7 @@ from vlltr_index.errors import (
     write_error,
 )
 from vlltr_index.schemas.tables import CHECKSUM, KEYS
-from vlltr_index.store.durability import give_up, keep
+from vlltr_index.store.durability import give_up, keep, remove_versions
 
 if TYPE_CHECKING:
     import torch
@@ -475,16 +475,21 @@ class Store:
         self._keep(name)
 
     def clean(self, name: str) -> None:
-        """Merge, then remove the versions before the oldest tagged one (without tags: all old ones) and files of none.
+        """Merge, then remove all versions but the newest and those that are tagged, and files of none.
 
-        What is younger than that by a few seconds stays. No other process may write meanwhile.
+        In object storage those after the oldest tagged one stay, and what is older than that by a few seconds alone. No
+        other process may write meanwhile.
         """
         self.optimize(name)
-        tagged = set(self.tags(name).values())
+        tagged, age = set(self.tags(name).values()), _NEVER
+        if self._folder is not None:
+            remove_versions(self._folder, name, {self.version(name), *tagged})
+            self._forget(name)
         with self._table(name, "cleaned") as table:
-            kept = [v["timestamp"] for v in table.list_versions() if v["version"] in tagged]
-            now = datetime.now()  # LanceDB's times have no zone
-            age = now - min(kept, default=now) + _MARGIN
+            if self._folder is None:
+                kept = [v["timestamp"] for v in table.list_versions() if v["version"] in tagged]
+                now = datetime.now()  # LanceDB's times have no zone
+                age = now - min(kept, default=now) + _MARGIN
             table.optimize(cleanup_older_than=age, delete_unverified=True)
         self._keep(name)
 
