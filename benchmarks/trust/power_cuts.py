@@ -1,10 +1,10 @@
 """`python -m benchmarks.trust.power_cuts`: cut the power at every moment of the commands of `workload`.
 
 What the commands ask of the file system is recorded once. Then, after each of it, the folder is made that a power cut
-could leave there, in four ways (see `disk.VARIANTS`), and looked at in this one process: the workspace opens, its history
-is whole, every commit that a command acknowledged is there with the rows that it had, the vectors that it rests on and
-its head and index are those that were written, and a writer makes the next commit. A state that occurs again is looked at
-once. Each case has a number; `--replay NUMBER` makes that folder again and leaves it to be looked at.
+could leave there, in four ways (see `disk.VARIANTS`), and looked at in this one process: the workspace opens, its
+history is whole, every commit that a command acknowledged is there with the rows that it had, the vectors that it rests
+on and its head and index are those that were written, and a writer makes the next commit. A state that occurs again is
+looked at once. Each case has a number; `--replay NUMBER` makes that folder again and leaves it to be looked at.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,12 @@ from benchmarks.harness import machine
 from benchmarks.trust.disk import VARIANTS, Disk, Operation, State, operations, record
 from benchmarks.trust.workload import COMMANDS, prepare
 from vlltr_index.schemas.tables import KEYS, image_vectors_name, sentence_vectors_name
-from vlltr_index.store.durability import is_whole
 from vlltr_index.store.snapshot import Commit
 from vlltr_index.store.workspace import Workspace
 
 RESULT = Path(__file__).parents[1] / "results" / "trust-power_cuts.json"
 _DONE = "acknowledged"
-_EACH = 7  # of so many states one is written to, and each whose newest writes were cut off
+_EACH = 10  # of so many states one is written to
 
 
 @dataclass
@@ -80,16 +80,20 @@ def _vectors(workspace: Workspace, name: str) -> dict[str, bytes]:
 
 
 class Recording:
-    """The commands' operations, and what each command's end promised."""
+    """What the commands asked of the file system.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Args:
+        folder: Where it is kept: the folder that the commands work in, and `log` in it.
+        program: A module that runs the commands when it is given the folder, and makes a folder in `acknowledged` after
+            each.
+    """
+
+    def __init__(self, folder: Path, program: str = "benchmarks.trust.workload") -> None:
+        self.folder, self._program = folder, program
 
     def make(self) -> None:
-        """Record the commands, in a new folder; each command's end is looked at in a copy."""
-        prepare(self.folder)
-        program = "benchmarks.trust.workload"
-        record([sys.executable, "-m", program, str(self.folder)], self.folder / "log")
+        """Run the commands."""
+        record([sys.executable, "-m", self._program, str(self.folder)], self.folder / "log")
 
     def operations(self) -> list[Operation]:
         """All of them, in order."""
@@ -129,20 +133,26 @@ class Cuts:
         self.written = 0
         self.failures: dict[int, str] = {}
         self._recording, self._scratch = recording, scratch
-        self._promised = Expected()
-        self._workspace = False  # whether `init` has been acknowledged
+        self._promised = Expected()  # by the commands that have ended, but for what the next one gives up
+        self._workspace = False  # whether a command has ended
         self._sound: set[object] = set()  # tables that were read, and found to be right
 
     def run(self, say: Any, steps: Sequence[Operation] | None = None) -> None:
         """Look at every case; `steps` stands for what was recorded."""
         steps = self._recording.operations() if steps is None else steps
+        promises = list(self._promises(steps))
         disk, seen = Disk(_DONE), set[object]()
         place, was = self._scratch / "disk", State()
         place.mkdir()
         for number, step in enumerate(steps):
             disk.apply(step)
-            if step.kind == "mkdir" and step.path.startswith(f"{_DONE}/"):
-                self._acknowledge(disk, int(step.path.removeprefix(f"{_DONE}/")), say)
+            if _ends(step):
+                self._promised, self._workspace = promises.pop(0), True
+                kept = promises[0].commits if promises else self._promised.commits
+                self._promised.commits = {n: c for n, c in self._promised.commits.items() if n in kept}
+                say(
+                    f"{self.cases:>6} cases, {self.states:>6} states, {len(self.failures):>3} failures: {step.path}"
+                )
             for at, variant in enumerate(VARIANTS):
                 case = number * len(VARIANTS) + at
                 state = _of_workspace(disk.after_a_cut(variant, case))
@@ -156,20 +166,18 @@ class Cuts:
                 was = state
                 self._look(case, place, state)
 
-    def _acknowledge(self, disk: Disk, command: int, say: Any) -> None:
-        """From here on what the disk would hold after an orderly end must be there."""
-        place = self._scratch / "orderly"
-        state = {
-            name: token and (*token[:2], "now") for name, token in disk.after_a_cut("dropped", 0).items()
-        }
-        place.mkdir()
-        materialise(disk, _of_workspace(state), State(), place)
-        self._promised, self._workspace = expected(place / "workspace"), True
-        shutil.rmtree(place)
-        say(
-            f"{self.cases:>6} cases, {self.states:>6} states, {len(self.failures):>3} failures"
-            f" until the end of vlltr {' '.join(COMMANDS[command])}"
-        )
+    def _promises(self, steps: Sequence[Operation]) -> Iterator[Expected]:
+        """What is there after each command, where all that was asked for was done."""
+        disk, place = Disk(_DONE), self._scratch / "orderly"
+        for step in steps:
+            disk.apply(step)
+            if _ends(step):
+                there = disk.after_a_cut("dropped", 0)
+                state: State = {name: token and (*token[:2], "now") for name, token in there.items()}
+                place.mkdir()
+                materialise(disk, _of_workspace(state), State(), place)
+                yield expected(place / "workspace")
+                shutil.rmtree(place)
 
     def _look(self, case: int, place: Path, state: State) -> None:
         copy = self._scratch / f"case-{case}"
@@ -188,38 +196,32 @@ class Cuts:
         """
         if not self._workspace and not (folder / "vlltr.toml").exists():
             return
-        cut_off = (folder / "lance").is_dir() and not is_whole(folder / "lance")
         workspace = Workspace.open(folder)
         commits, wrong = workspace.history.look()
         for error in wrong:
             raise error
-        there = {commit.id: commit for commit in commits}
+        there, parts = {commit.id: commit for commit in commits}, _parts(state)
         for number, commit in self._promised.commits.items():
             assert there.get(number) == commit, f"commit {number} is not there as it was"
             for name, version in commit.tables.items():
-                self._read(workspace, name, version, state)
-        for name, vectors in self._promised.vectors.items():
-            self._read_vectors(workspace, name, vectors, state)
+                self._read(workspace, name, version, parts)
+        for name in self._promised.vectors:
+            self._read_vectors(workspace, name, parts)
         if commits:
             self._objects(workspace, commits[-1])
-        if cut_off or self.states % _EACH == 0:
+        if self.states % _EACH == 0:
             self._write(workspace)
 
-    def _part(self, state: State, name: str) -> object:
-        """What is on the disk of one table."""
-        prefix = f"workspace/lance/{name}.lance/"
-        return frozenset(item for item in state.items() if item[0].startswith(prefix))
-
-    def _read(self, workspace: Workspace, name: str, version: int, state: State) -> None:
-        key = name, version, self._part(state, name)
+    def _read(self, workspace: Workspace, name: str, version: int, parts: Mapping[str, object]) -> None:
+        key = name, version, parts[name]
         if key not in self._sound:
             found = digest(workspace.store.read(name, version=version))
             assert found == self._promised.rows[name, version], f"table {name} has other rows at {version}"
             self._sound.add(key)
 
-    def _read_vectors(self, workspace: Workspace, name: str, vectors: dict[str, bytes], state: State) -> None:
-        listed = state.get("workspace/lance/synced.json")
-        key = name, len(vectors), listed, self._part(state, name)
+    def _read_vectors(self, workspace: Workspace, name: str, parts: Mapping[str, object]) -> None:
+        vectors = self._promised.vectors[name]
+        key = name, len(vectors), parts["synced.json"], parts[name]
         if key not in self._sound:
             found = _vectors(workspace, name)
             assert vectors.items() <= found.items(), f"vectors of {name} are gone or others"
@@ -244,6 +246,21 @@ class Cuts:
                     tx.store.create(table(fp), tx.store.schema(table(fp)))
         assert workspace.history.last().id == before.id + 1
         assert workspace.snapshot().count("classes") == rows.num_rows + 1
+
+
+def _ends(step: Operation) -> bool:
+    """Whether a command ended with it."""
+    return step.kind == "mkdir" and step.path.startswith(f"{_DONE}/")
+
+
+def _parts(state: State) -> dict[str, object]:
+    """What is on the disk of each table, and of the list of those that are durable."""
+    found, prefix = defaultdict[str, set[object]](set), "workspace/lance/"
+    for name, token in state.items():
+        if name.startswith(prefix):
+            table, _, inner = name.removeprefix(prefix).partition("/")
+            found[table.removesuffix(".lance")].add((inner, token))
+    return {"synced.json": None} | {table: frozenset(items) for table, items in found.items()}
 
 
 def _of_workspace(state: State) -> State:
@@ -291,6 +308,7 @@ def main() -> None:
         recording = Recording((kept or Path(scratch) / "recording").absolute())
         if not (recording.folder / "log").exists():
             recording.folder.mkdir(parents=True)
+            prepare(recording.folder)
             recording.make()
         if parsed.replay is not None:
             place = recording.folder / f"case-{parsed.replay}"
