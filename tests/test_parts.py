@@ -293,6 +293,22 @@ def test_rows_that_do_not_fit_are_refused(workspace: Workspace) -> None:
     refused("not all finite numbers", "sentence_scores", "loss", float("nan"))
 
 
+def test_an_export_of_damaged_sentences_is_refused(workspace: Workspace, tmp_path: Path) -> None:
+    """Its digests would make the damage look whole."""
+    key = workspace.snapshot().table("anchors", ["sentence_id"])["sentence_id"][0].as_py()
+    for column, value in (("licence", "CC0"), ("text", "another")):
+        with workspace.store._table("sentences") as table:
+            table.update(where=f"sentence_id = '{key}'", values={column: value})
+        version, last = workspace.store.version("sentences"), workspace.history.last()
+        path = workspace.path / "history" / f"{last.id}.json"
+        said = json.loads(path.read_text(encoding="utf-8"))
+        said["tables"]["sentences"], said["digest"] = version, None
+        path.write_text(json.dumps(said), encoding="utf-8")
+        with pytest.raises(WorkspaceError, match=f"the table 'sentences' is damaged: '{key}' of class"):
+            Recognizer.open(workspace.path).export(tmp_path / "export")
+    assert not (tmp_path / "export").exists()
+
+
 def test_a_damaged_commit_is_told(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     """A changed value that fits its field is no longer taken for what was committed."""
     path = workspace.path / "history" / f"{workspace.history.last().id}.json"

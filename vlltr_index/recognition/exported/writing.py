@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 
 from vlltr_index.anchors.index import save_index
 from vlltr_index.data.decoding import image_bytes
+from vlltr_index.data.text import sentence_id, text_hash
 from vlltr_index.embedding.loading import load_bank
-from vlltr_index.errors import MissingStepError, PretrainedError, reason
+from vlltr_index.errors import MissingStepError, PretrainedError, WorkspaceError, reason
 from vlltr_index.heads.checkpoint import save_head
 from vlltr_index.recognition.exported.card import licence_id, newest_results, save_card, write_card
 from vlltr_index.recognition.exported.place import bring_back, new_folder, take_place
@@ -34,7 +35,7 @@ from vlltr_index.recognition.exported.reading import (
     refused,
     verify,
 )
-from vlltr_index.recognition.predictor import load_answers
+from vlltr_index.recognition.predictor import TEXT_COLUMNS, load_answers, texts_of
 from vlltr_index.schemas.exported import (
     LIBRARY,
     ExportedClass,
@@ -256,6 +257,7 @@ def _sentence_rows(snapshot: Snapshot, loaded: LoadedBank | None) -> pa.Table:
     rows = snapshot.table("sentences", columns, one_of("class_id", table.ids))
     order = [("class_id", "ascending"), ("position", "ascending"), ("sentence_id", "ascending")]
     rows = rows.sort_by(order)
+    _check_sentences(snapshot, rows)
     names = pa.array([table.names[i] for i in rows["class_id"].to_pylist()], pa.string())
     ranks: dict[str, int] = {}
     if loaded is not None:  # each anchor's place among its class's, from 0, in the bank's order
@@ -264,6 +266,24 @@ def _sentence_rows(snapshot: Snapshot, loaded: LoadedBank | None) -> pa.Table:
     rank = pa.array([ranks.get(i) for i in rows["sentence_id"].to_pylist()], pa.int32())
     rows = rows.append_column("class", names).append_column("rank", rank)
     return rows.select(sentences_schema().names).cast(sentences_schema())
+
+
+def _check_sentences(snapshot: Snapshot, rows: pa.Table) -> None:
+    """See whether rows of the table of sentences are those that were written.
+
+    Raises:
+        WorkspaceError: If one is not.
+    """
+    keys, owners, texts, *beside = (
+        rows[n].to_pylist() for n in ("sentence_id", "class_id", *TEXT_COLUMNS[1:])
+    )
+    known = {} if snapshot.parts is None else texts_of(snapshot.parts("anchors"))
+    for key, class_id, text, *told in zip(keys, owners, texts, *beside, strict=True):
+        if sentence_id(class_id, text_hash(text)) != key or known.get(key, (text, *told)) != (text, *told):
+            raise WorkspaceError(
+                f"the table 'sentences' is damaged: {key!r} of class {class_id} is not the sentence that was written",
+                "Bring the folder lance/sentences.lance back from a backup.",
+            )
 
 
 def _anchor_rows(sentences: pa.Table, loaded: LoadedBank) -> pa.Table:
@@ -391,8 +411,8 @@ def export_tables(
 
 
 def _classes(snapshot: Snapshot) -> pa.Table:
-    rows = snapshot.table("classes", where="retired_at IS NULL").sort_by("class_id")
-    return rows.drop_columns(["retired_at"])
+    rows = snapshot.answering("classes").sort_by("class_id")
+    return rows.filter(pc.is_null(rows["retired_at"])).drop_columns(["retired_at"])
 
 
 def _write_images(
