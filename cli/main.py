@@ -13,6 +13,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -380,8 +381,9 @@ def main(argv: list[str] | None = None) -> NoReturn:
             echo("Stopped. Run the same command again to go on.", err=True)
         sys.exit(130)
     except click.ClickException as error:
-        error.message = shown(error.message)
-        error.show()
+        told = StringIO()
+        error.show(told)
+        echo(told.getvalue().removesuffix("\n"), err=True)
         sys.exit(error.exit_code)
     except (VlltrError, OSError, MemoryError, RuntimeError) as error:
         found = _in_words(error)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -16,7 +20,7 @@ from tests.pictures import put
 from vlltr_index.cli.main import main
 from vlltr_index.cli.train import _shared_out
 from vlltr_index.data.decoding import cores
-from vlltr_index.errors import ConfigError
+from vlltr_index.errors import ConfigError, reason, write_error
 from vlltr_index.schemas.config import parse_toml
 from vlltr_index.schemas.recipes import load_recipe, override
 from vlltr_index.schemas.records import ImageRecord
@@ -114,3 +118,126 @@ def test_processes_share_the_threads_of_a_list(
     assert _shared_out(2)
     assert started.called
     assert os.environ["OMP_NUM_THREADS"] == (each or str(max(1, len(cores()) // 2)))
+
+
+@contextmanager
+def small_files(size: int) -> Iterator[None]:
+    """Let the system refuse to write files beyond a size: a failure as of a full disk, for every library."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("size", "command", "said"),
+    [
+        (100, ("classes", "add", "okapi", "--sentence", "It has stripes."), "lance cannot be written"),
+        (100_000, ("index", "--kind", "flat"), "index cannot be written"),
+        (1000, ("export", "model"), "model cannot be written"),
+        (1000, ("export", "--tables", "model"), "model cannot be written"),
+        (10, ("predict", "shots", "--out", "a.csv"), "a.csv cannot be written"),
+    ],
+)
+def test_a_disk_that_takes_no_more(
+    trained_once: Path,
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+    command: tuple[str, ...],
+    said: str,
+) -> None:
+    """Where, and the system's reason: no traceback, no path of another program's source, nothing half-written."""
+    workspace = Workspace.open(shutil.copytree(trained_once, tmp_path / "workspace"))
+    before = workspace.history.last()
+    (tmp_path / "shots").symlink_to(pictures)
+    monkeypatch.chdir(tmp_path)
+    with small_files(size):
+        code, out, err = run(capsys, "-w", workspace.path, "-q", *command)
+    assert (code, out) == (1, "")
+    assert said in err
+    assert ": File too large\n" in err
+    for other in (".rs:", ".cpp:", ".py:", "cargo", "LanceError", "Traceback"):
+        assert other not in err
+    assert workspace.history.last() == before
+    assert not [
+        path for path in os.listdir(tmp_path) if path not in ("workspace", "shots") and "a.csv." not in path
+    ]
+
+
+@pytest.mark.parametrize(
+    ("raised", "why"),
+    [
+        (
+            RuntimeError(
+                "lance error: LanceError(IO): Generic LocalFileSystem error: Unable to copy data to file: No space left"
+                " on device (os error 28), /root/.cargo/registry/src/index/lance-table-13.0.0/src/io/commit.rs:1663:50"
+            ),
+            os.strerror(errno.ENOSPC),
+        ),
+        (
+            ValueError(
+                "Failed to connect: IO { source: Io { err: Os { code: 13, kind: PermissionDenied } }, location: "
+                'Location { file: "/root/.cargo/lance-io-13.0.0/src/object_store.rs", line: 1506, column: 92 } }'
+            ),
+            os.strerror(errno.EACCES),
+        ),
+        (
+            RuntimeError(
+                "Error in write_index at /project/faiss/impl/index_write.cpp:499: 'x' failed: write error"
+            ),
+            "Error in write_index: 'x' failed: write error",
+        ),
+        (
+            RuntimeError("lance error: Not found: birds/x.lance, /root/.cargo/src/local.rs:133:9"),
+            "lance error: Not found: birds/x.lance",
+        ),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/x"), os.strerror(errno.ENOSPC)),
+        (OSError("odd"), "odd"),
+    ],
+)
+def test_what_libraries_raise_is_said_without_their_sources(raised: Exception, why: str) -> None:
+    """A full disk in the system's words, whichever library met it; a hint that fits."""
+    assert reason(raised) == why
+    assert write_error("/data", raised).message == f"/data cannot be written: {why}"
+
+
+def test_tables_that_cannot_be_read(
+    trained: Workspace, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder of tables that the system does not open: every command says so."""
+    shutil.rmtree(trained.path / "lance")
+    (trained.path / "lance").symlink_to("lance")
+    picture = pictures / "known-0.png"
+    for command in (
+        ("status",),
+        ("classes", "list"),
+        ("predict", picture),
+        ("doctor",),
+        ("select",),
+        ("export", "x"),
+    ):
+        code, out, err = run(capsys, "-w", trained.path, *command)
+        assert code == 1, command
+        assert f"{trained.path / 'lance'}" in out + err
+        assert ".rs" not in out + err
+
+
+@pytest.mark.parametrize("name", ["a\tb", "a\nb", "a\x7fb", "a\udcffb"])
+def test_a_path_that_cannot_hold_a_workspace(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """LanceDB takes no control characters: it is said when the workspace is made, and of one that was moved there."""
+    said = f"Error: {str(tmp_path / name)!r} cannot hold a workspace: LanceDB takes no path with a tab, a line feed,"
+    code, _, err = run(capsys, "init", tmp_path / name)
+    assert code == 2
+    assert err.startswith(said)
+    assert not (tmp_path / name).exists()
+    workspace.path.rename(tmp_path / name)
+    code, _, err = run(capsys, "-w", tmp_path / name, "status")
+    assert code == 2
+    assert err.startswith(said)

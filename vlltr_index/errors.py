@@ -96,7 +96,7 @@ def system_code(error: Exception) -> int | None:
     """The number of the system's error behind what a library raised; None where it names none."""
     found = _CODE.search(str(error))
     code = getattr(error, "errno", None) or (int(found[1]) if found else None)
-    return errno.ENOSPC if code is None and os.strerror(errno.ENOSPC) in str(error) else code
+    return code or next((code for code in _PLAIN if os.strerror(code) in str(error)), None)
 
 
 def reason(error: Exception) -> str:

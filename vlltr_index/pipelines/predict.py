@@ -256,8 +256,8 @@ def _finish(part: Path, out: Path, schema: pa.Schema) -> None:
                 else:
                     writer = csv.DictWriter(target, schema.names)
                     writer.writeheader()
-                    rows = (_flat(json.loads(line)) for line in file)
-                    writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
+                    flat = (_flat(json.loads(line)) for line in file)
+                    writer.writerows({name: cell(value) for name, value in row.items()} for row in flat)
     part.unlink()
 
 
