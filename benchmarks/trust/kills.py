@@ -10,17 +10,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from benchmarks.harness import machine
 from benchmarks.trust.power_cuts import Expected, digest, expected
@@ -30,6 +35,7 @@ from vlltr_index.store.files import SCRATCH
 from vlltr_index.store.workspace import Workspace
 
 RESULT = Path(__file__).parents[1] / "results" / "trust-kills.json"
+_INDEX = re.compile(r"(_indices/)[^/]+")
 _MOST = 3  # kills of one command, one after the other
 _SCRATCH = (SCRATCH, ".tmp", ".new-")  # LanceDB's own among them
 
@@ -53,38 +59,49 @@ class Found:
     failures: dict[str, str] = field(default_factory=dict)
 
 
-def load() -> None:
-    """Import what the commands need, so that a child process is at work at once."""
-    import lancedb  # noqa: F401
-    import open_clip  # noqa: F401
-    import torch  # noqa: F401
+LOADED = (
+    "lancedb",
+    "open_clip",
+    "torch",
+    "benchmarks.trust.power_cuts",
+    "vlltr_index.classes",
+    "vlltr_index.cli.main",
+    "vlltr_index.pipelines.embed",
+    "vlltr_index.pipelines.train_lgr",
+)
+"""What the processes that commands run in have imported before they start."""
 
-    import vlltr_index.classes
-    import vlltr_index.pipelines.embed
-    import vlltr_index.pipelines.train_lgr  # noqa: F401
+warnings.filterwarnings(
+    "ignore", message="lancedb fork support"
+)  # nothing is open in the process that is forked
+_SERVER = multiprocessing.get_context("forkserver")
 
 
-def start(folder: Path, command: Sequence[str]) -> int:
-    """Run a command in a process of its own; returns its number."""
+def run(folder: Path, command: Sequence[str]) -> None:
+    """Run a command, quietly."""
     from vlltr_index.cli.main import main
+    from vlltr_index.store import tables
 
-    process = os.fork()
-    if process:
-        return process
-    code, quiet = 1, os.open(os.devnull, os.O_WRONLY)
-    try:
-        for stream in (1, 2):
-            os.dup2(quiet, stream)
-        main(arguments(folder, command))
-    except SystemExit as leave:
-        code = int(leave.code or 0)
-    finally:
-        os._exit(code)
+    tables._MARGIN = timedelta(milliseconds=100)  # prune keeps what is young
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(quiet, stream)
+    main(arguments(folder, command))
 
 
-def finish(folder: Path, command: Sequence[str]) -> int:
+def start(folder: Path, command: Sequence[str]) -> Any:
+    """Run a command in a process of its own."""
+    process = _SERVER.Process(target=run, args=(folder, command))
+    process.start()
+    return process
+
+
+def finish(folder: Path, command: Sequence[str]) -> int | None:
     """Run a command to its end; returns its exit code."""
-    return os.waitstatus_to_exitcode(os.waitpid(start(folder, command), 0)[1])
+    process = start(folder, command)
+    process.join()
+    code: int | None = process.exitcode
+    return code
 
 
 class Round:
@@ -98,9 +115,10 @@ class Round:
     def kill(self, seconds: float) -> bool:
         """Start the command and kill it so long after; whether it was still running."""
         process = start(self.folder, self.command)
-        time.sleep(seconds)
-        os.kill(process, signal.SIGKILL)
-        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+        process.join(seconds)
+        process.kill()
+        process.join()
+        return bool(process.exitcode == -signal.SIGKILL)
 
     def check(self, promised: Expected) -> bool:
         """See that what was committed before is there; whether the command's own commit is, too.
@@ -147,7 +165,7 @@ class Round:
         """
         other = Path(shutil.copytree(self.undisturbed, f"{self.folder}-undisturbed"))
         for place in (self.folder, other):
-            assert finish(place, ("prune", "--keep", "99", "--yes")) == 0, "prune failed"
+            assert finish(place, ("prune", "--keep", "1", "--yes")) == 0, "prune failed"
         more = _files(self.workspace) - _files(other / "workspace")
         shutil.rmtree(other)
         assert not more, f"pruned, there are more files: {dict(more)}"
@@ -165,9 +183,9 @@ def _unfinished(path: Path) -> bool:
 
 
 def _files(folder: Path) -> Counter[str]:
-    """How many files each folder holds; those of LanceDB's own bookkeeping have other names each time."""
+    """How many files each folder holds; the folder of an index of a table has another name each time."""
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return Counter(path.parent.as_posix() for path in paths if "_versions" not in path.parts)
+    return Counter(_INDEX.sub(r"\1*", path.parent.as_posix()) for path in paths)
 
 
 def run_command(number: int, place: Path, folder: Path, wanted: int, found: Found | None) -> Found:
@@ -204,7 +222,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=18, help="Of each command; default: 18.")
     parser.add_argument("--restart", action="store_true", help="Forget what was found before.")
     parsed = parser.parse_args()
-    load()
+    _SERVER.set_forkserver_preload(list(LOADED))
     done: dict[str, Found] = {}
     if RESULT.exists() and not parsed.restart:
         kept = json.loads(RESULT.read_text(encoding="utf-8"))["commands"]

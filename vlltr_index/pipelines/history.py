@@ -10,7 +10,7 @@ from vlltr_index.schemas.tables import KEYS, image_vectors_name, sentence_vector
 from vlltr_index.store.workspace import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.snapshot import Commit
@@ -66,7 +66,7 @@ def rollback(workspace: Workspace, commit_id: int, newest: int | None = None) ->
         WorkspaceError: If there is no such commit, or there are commits after `newest`.
         MissingStepError: If files of its encoder, head or index are gone.
     """
-    damaged: list[int] = []
+    damaged: Sequence[int] = ()
     with workspace.transaction(f"rollback {commit_id}", mend=True) as tx:
         target = workspace.history.read(commit_id)
         if newest is not None and tx.commit.id != newest:

@@ -149,6 +149,16 @@ def _tags_after(folder: Path, commit: int) -> Iterator[Path]:
             yield path
 
 
+def sweep(lance: Path, name: str) -> None:
+    """Remove the unfinished files of writers of a table that were killed; LanceDB's own cleaning leaves them.
+
+    Call it only while nobody writes.
+    """
+    for path in (lance / f"{name}{_SUFFIX}").rglob("*"):
+        if path.name.startswith(".tmp") or "#" in path.name:
+            path.unlink()
+
+
 def _tables(lance: Path) -> Iterator[tuple[str, Path]]:
     """Name and folder of each table."""
     with suppress(FileNotFoundError), os.scandir(lance) as entries:

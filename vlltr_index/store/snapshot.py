@@ -361,7 +361,7 @@ class History:
         """The highest number that a commit has, or had as far as is known."""
         return max([self._noted() or 0, *self._there()])
 
-    def set_aside(self) -> list[int]:
+    def set_aside(self) -> Sequence[int]:
         """Give the commits up whose files are damaged; these stay, as `<n>.json.damaged`. Returns their numbers."""
         damaged = [commit_id for commit_id in self._there() if isinstance(self._parsed(commit_id), str)]
         for commit_id in damaged:

@@ -34,7 +34,7 @@ from vlltr_index.errors import (
     write_error,
 )
 from vlltr_index.schemas.tables import CHECKSUM, KEYS
-from vlltr_index.store.durability import give_up, keep, remove_versions
+from vlltr_index.store.durability import give_up, keep, remove_versions, sweep
 
 if TYPE_CHECKING:
     import torch
@@ -492,6 +492,8 @@ class Store:
                 age = now - min(kept, default=now) + _MARGIN
             table.optimize(cleanup_older_than=age, delete_unverified=True)
         self._keep(name)
+        if self._folder is not None:
+            sweep(self._folder, name)
 
     def index_text(self, name: str, column: str) -> None:
         """Make the full-text index of a text column, unless there is one; `optimize` takes later rows into it."""
