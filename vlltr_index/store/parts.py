@@ -43,6 +43,7 @@ _LINKS = (
 _COPIED = ("classes", "taxonomy", "class_stats")
 _EDITED = ("classes", "taxonomy")  # commands read rows of these, and write them back with something changed
 _TEXT = ("text", "source", "source_ref", "licence")
+_SOURCES = ("anchors", "sentences", "sentence_scores")  # of the parts' `anchors` and `ranks`
 _ANCHOR = ["anchor_key", "class_id", "sentence_id"]
 _SENTENCE = ["sentence_id", "text_hash", *_TEXT]
 _FEW = 2000  # keys that are worth a condition instead of a scan
@@ -201,9 +202,8 @@ def next_parts(
         return old
     size = _size(changes)
     kept = list(old)
-    while (
-        len(kept) > 1 and kept[-1].bytes <= 2 * size
-    ):  # so there are few parts, and each row is written few times
+    # There are few parts, then, and each row is written few times.
+    while len(kept) > 1 and kept[-1].bytes <= 2 * size:
         last = reader.together([kept.pop()])
         changes = {name: change.after(last[name], TABLES[name]) for name, change in changes.items()}
         size = _size(changes)
@@ -218,37 +218,40 @@ def _size(changes: dict[str, Change]) -> int:
 
 def _changes(tx: Transaction, before: dict[str, Change]) -> dict[str, Change]:
     """What a command changed, by table: all of it where there is nothing before, or any row may have changed."""
-    found: dict[str, Change] = {}
-    for name in _COPIED:
-        keys = tx.touched.get(name, set()) if before else None
+    found = {
+        name: Change(change.rows.slice(0, 0), change.gone.slice(0, 0)) for name, change in before.items()
+    }
+    for name in (name for name in _COPIED if not before or name in tx.touched):
+        keys = tx.touched[name] if before else None
         if keys and name in _EDITED:
             _check_edited(tx, name, before[name].rows, keys)
         found[name] = _change(_some(tx, name, KEYS[name], keys), name, keys)
-    moved = tx.touched.get("anchors", set()) if before else None
-    retold = (
-        _anchors_of(tx, tx.touched.get("sentences", set())) if tx.state.text_fp == tx.commit.text_fp else None
-    )
-    weighed = _anchors_of(tx, tx.touched.get("sentence_scores", set()))
-    told = None
-    if moved is not None and retold is not None:
-        told = retold | _came_or_went(tx, before["anchors"].rows, moved)
-    found["anchors"] = _change(_anchor_rows(tx, tx.state.text_fp or "", told), "anchors", told)
-    ranked = None if moved is None or weighed is None else moved | weighed
-    found["ranks"] = _change(_rank_rows(tx, ranked), "ranks", ranked)
+    told_anew = not before or tx.state.text_fp != tx.commit.text_fp
+    if told_anew or not tx.touched.keys().isdisjoint(_SOURCES):
+        rows = tx.table("anchors", [*_ANCHOR, "rank"])
+        moved = tx.touched.get("anchors", set()) if before else None
+        retold = None if told_anew else _anchors_of(rows, tx.touched.get("sentences", set()))
+        weighed = _anchors_of(rows, tx.touched.get("sentence_scores", set()))
+        told = ranked = None
+        if moved is not None and retold is not None:
+            told = retold | _came_or_went(_among(rows, "anchor_key", moved), before["anchors"].rows, moved)
+        if moved is not None and weighed is not None:
+            ranked = moved | weighed
+        anchors = _anchor_rows(tx, _among(rows, "anchor_key", told), tx.state.text_fp or "")
+        found["anchors"] = _change(anchors, "anchors", told)
+        found["ranks"] = _change(_rank_rows(tx, _among(rows, "anchor_key", ranked)), "ranks", ranked)
     return found
 
 
-def _came_or_went(tx: Transaction, before: pa.Table, keys: set[int]) -> set[int]:
+def _came_or_went(now: pa.Table, before: pa.Table, keys: set[int]) -> set[int]:
     """Of the keys those of new anchors, and of such that are no more: what there was keeps its text and its vector.
 
     Raises:
         WorkspaceError: If one that there was is of another sentence now.
     """
-    now = _some(tx, "anchors", "anchor_key", keys, _ANCHOR)
-    was = before.select(_ANCHOR).filter(pc.is_in(before["anchor_key"], value_set=pa.array(keys, pa.int64())))
+    was = _among(before.select(_ANCHOR), "anchor_key", keys)
     here, there = (set(rows["anchor_key"].to_pylist()) for rows in (now, was))
-    both = pa.array(here & there, pa.int64())
-    one, other = (rows.filter(pc.is_in(rows["anchor_key"], value_set=both)) for rows in (now, was))
+    one, other = (_among(rows, "anchor_key", here & there) for rows in (now.select(_ANCHOR), was))
     if (key := _differs(one, other, "anchor_key")) is not None:
         raise WorkspaceError(f"anchor {key} is of another sentence than it was", _SELECT)
     return here ^ there
@@ -275,37 +278,39 @@ def _all(true: pa.ChunkedArray) -> bool:
     return bool(pc.all(true, min_count=0).as_py())
 
 
+def _among(rows: pa.Table, column: str, values: set[Any] | None) -> pa.Table:
+    """The rows whose column has one of some values; None: all rows."""
+    if values is None:
+        return rows
+    return rows.filter(pc.is_in(rows[column], value_set=pa.array(values, rows.schema.field(column).type)))
+
+
 def _some(
     snapshot: Snapshot, name: str, column: str, values: set[Any] | None, columns: list[str] | None = None
 ) -> pa.Table:
     """The rows of a table whose column has one of some values; None: all rows."""
-    if values is None:
-        return snapshot.table(name, columns)
-    if len(values) <= _FEW:
+    if values is not None and len(values) <= _FEW:
         return snapshot.table(name, columns, one_of(column, sorted(values)))
-    rows = snapshot.table(name, columns)
-    return rows.filter(pc.is_in(rows[column], value_set=pa.array(values, rows.schema.field(column).type)))
+    return _among(snapshot.table(name, columns), column, values)
 
 
-def _anchors_of(tx: Transaction, sentences: set[str] | None) -> set[int] | None:
+def _anchors_of(anchors: pa.Table, sentences: set[str] | None) -> set[int] | None:
     """Keys of the anchors that these sentences are; None: of all."""
     if sentences is None:
         return None
-    rows = _some(tx, "anchors", "sentence_id", sentences, ["sentence_id", "anchor_key"])
-    return set(rows["anchor_key"].to_pylist())
+    return set(_among(anchors, "sentence_id", sentences)["anchor_key"].to_pylist())
 
 
-def _anchor_rows(snapshot: Snapshot, text_fp: str, keys: set[int] | None) -> pa.Table:
+def _anchor_rows(snapshot: Snapshot, anchors: pa.Table, text_fp: str) -> pa.Table:
     """Anchors with text and vector.
 
     Raises:
         MissingStepError: If one has no vector.
         WorkspaceError: If one has no sentence, or its sentence is not the one that was written.
     """
-    rows = _some(snapshot, "anchors", "anchor_key", keys, _ANCHOR)
+    rows = anchors.select(_ANCHOR)
     ids = rows["sentence_id"].combine_chunks()
-    wanted = None if keys is None else set(ids.to_pylist())
-    sentences = _some(snapshot, "sentences", "sentence_id", wanted, _SENTENCE)
+    sentences = _some(snapshot, "sentences", "sentence_id", set(ids.to_pylist()), _SENTENCE)
     at = pc.index_in(ids, value_set=sentences["sentence_id"].combine_chunks())
     if at.null_count:
         key = rows["anchor_key"].filter(at.is_null())[0].as_py()
@@ -322,23 +327,19 @@ def _anchor_rows(snapshot: Snapshot, text_fp: str, keys: set[int] | None) -> pa.
             )
     for name in _TEXT:
         rows = rows.append_column(sentences.schema.field(name), sentences[name])
-    vectors = snapshot.store.vectors(sentence_vectors_name(text_fp), "text_hash", hashes)
-    dim = (
-        vectors.shape[1]
-        or snapshot.store.schema(sentence_vectors_name(text_fp)).field("vector").type.list_size
-    )
+    table = sentence_vectors_name(text_fp)
+    vectors = snapshot.store.vectors(table, "text_hash", hashes)
+    dim = vectors.shape[1] or snapshot.store.schema(table).field("vector").type.list_size
     flat = pa.array(vectors.contiguous().view(-1).numpy())
     return rows.append_column("vector", pa.FixedSizeListArray.from_arrays(flat, dim))
 
 
-def _rank_rows(snapshot: Snapshot, keys: set[int] | None) -> pa.Table:
+def _rank_rows(snapshot: Snapshot, anchors: pa.Table) -> pa.Table:
     """Anchors with rank and loss; null where it is not known."""
-    rows = _some(snapshot, "anchors", "anchor_key", keys, ["anchor_key", "sentence_id", "rank"])
-    ids = rows["sentence_id"].combine_chunks()
-    wanted = None if keys is None else set(ids.to_pylist())
-    scores = _some(snapshot, "sentence_scores", "sentence_id", wanted, ["sentence_id", "loss"])
+    ids = anchors["sentence_id"].combine_chunks()
+    scores = _some(snapshot, "sentence_scores", "sentence_id", set(ids.to_pylist()), ["sentence_id", "loss"])
     at = pc.index_in(ids, value_set=scores["sentence_id"].combine_chunks())
-    return rows.drop_columns(["sentence_id"]).append_column("loss", scores["loss"].take(at))
+    return anchors.select(["anchor_key", "rank"]).append_column("loss", scores["loss"].take(at))
 
 
 def _check_edited(tx: Transaction, name: str, before: pa.Table, keys: set[Any]) -> None:
@@ -348,10 +349,7 @@ def _check_edited(tx: Transaction, name: str, before: pa.Table, keys: set[Any]) 
         WorkspaceError: If they were not.
     """
     was = _some(Snapshot(tx.store, tx.commit), name, KEYS[name], keys)
-    mine = before.filter(
-        pc.is_in(before[KEYS[name]], value_set=pa.array(keys, before.schema.field(KEYS[name]).type))
-    )
-    if (key := _differs(was, mine, KEYS[name])) is not None:
+    if (key := _differs(was, _among(before, KEYS[name], keys), KEYS[name])) is not None:
         raise WorkspaceError(_other(name, key, tx.commit.id), f"{_DOCTOR}. {_BACK}")
 
 
@@ -379,7 +377,7 @@ def _check_counts(tx: Transaction, after: dict[str, Change]) -> None:
     rows = {name: change.rows for name, change in after.items()}
     for name, part in rows.items():
         table = "anchors" if name == "ranks" else name
-        if (count := tx.count(table)) != part.num_rows:
+        if table in tx.touched and (count := tx.count(table)) != part.num_rows:
             raise WorkspaceError(
                 f"table {table!r} has {count:,} rows; with what this command wrote it should have {part.num_rows:,}",
                 f"{_DOCTOR}. {_BACK}",
@@ -405,9 +403,10 @@ def differences(snapshot: Snapshot) -> Iterator[str]:
     if snapshot.parts is None:
         return
     for name, key in TABLES.items():
+        rows = snapshot.table("anchors" if name == "ranks" else name)
         if name == "anchors":
-            rows = _anchor_rows(snapshot, snapshot.commit.text_fp or "", None)
-        else:
-            rows = _rank_rows(snapshot, None) if name == "ranks" else snapshot.table(name)
+            rows = _anchor_rows(snapshot, rows, snapshot.commit.text_fp or "")
+        elif name == "ranks":
+            rows = _rank_rows(snapshot, rows)
         if (found := _differs(rows, snapshot.parts(name), key)) is not None:
             yield _other(name, found, snapshot.commit.id)
