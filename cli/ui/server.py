@@ -25,7 +25,9 @@ _MANIFEST = {"name": "vlltr", "start_url": "/", "display": "browser"}
 
 
 @click.command("ui")
-@click.option("--host", default="127.0.0.1", help="The address to listen at; other machines need the printed link.")
+@click.option(
+    "--host", default="127.0.0.1", help="The address to listen at; other machines need the printed link."
+)
 @click.option("--port", default=7860, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in the browser.")
 @click.option("--read-only", is_flag=True, help="Nothing can be added or undone on the page.")
