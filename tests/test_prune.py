@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -219,11 +218,16 @@ def test_what_a_killed_command_wrote_is_reclaimed(
     """Rows that no commit has, though they came after the oldest one that is kept; and half of a table of vectors."""
     path = shutil.copytree(bare, tmp_path / "killed")
     expected = sizes(Path(shutil.copytree(bare, tmp_path / "plain")))
-    with monkeypatch.context() as patch:
-        killed(patch)
-        with suppress(KeyboardInterrupt), Workspace.open(path).transaction("more") as tx:
+
+    def interrupted() -> None:
+        with Workspace.open(path).transaction("more") as tx:
             tx.upsert("images", image_rows([50], data=b"y" * 500_000))
             raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        killed(patch)
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
     shutil.rmtree(path / "lance" / f"{sentence_vectors_name('old')}.lance" / "_versions")
     assert sizes(path)["lance/images.lance"] > expected["lance/images.lance"] + 40
     for one in (tmp_path / "plain", path):
