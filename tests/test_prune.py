@@ -243,3 +243,14 @@ def test_the_command(old: Workspace) -> None:
     assert len(run(old, "history").splitlines()) == 2
     with pytest.raises(UsageError, match="at least the newest commit stays: --keep takes 1 or more, got 0"):
         prune(old, 0)
+
+
+def test_what_killed_writers_left_goes(old: Workspace) -> None:
+    """LanceDB's own unfinished files, which its cleaning leaves."""
+    folder = old.path / "lance" / "classes.lance"
+    left = [folder / "_transactions" / ".tmpa1B2c3", folder / "_versions" / "18446744073709551600.manifest#1"]
+    for path in left:
+        path.write_bytes(b"half")
+    prune(old, 2)
+    assert not any(path.exists() for path in left)
+    assert old.snapshot().count("classes") == 6

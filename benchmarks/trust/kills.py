@@ -36,6 +36,7 @@ from vlltr_index.store.workspace import Workspace
 
 RESULT = Path(__file__).parents[1] / "results" / "trust-kills.json"
 _INDEX = re.compile(r"(_indices/)[^/]+")
+_YOUNG = 3.0  # seconds: what is younger is kept by prune
 _MOST = 3  # kills of one command, one after the other
 _SCRATCH = (SCRATCH, ".tmp", ".new-")  # LanceDB's own among them
 
@@ -82,7 +83,7 @@ def run(folder: Path, command: Sequence[str]) -> None:
     from vlltr_index.cli.main import main
     from vlltr_index.store import tables
 
-    tables._MARGIN = timedelta(milliseconds=100)  # prune keeps what is young
+    tables._MARGIN = timedelta(seconds=_YOUNG)
     quiet = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(quiet, stream)
@@ -118,6 +119,7 @@ class Round:
         process.join(seconds)
         process.kill()
         process.join()
+        time.sleep(_YOUNG)
         return bool(process.exitcode == -signal.SIGKILL)
 
     def check(self, promised: Expected) -> bool:
@@ -163,11 +165,12 @@ class Round:
         Raises:
             AssertionError: If there is more here.
         """
-        other = Path(shutil.copytree(self.undisturbed, f"{self.folder}-undisturbed"))
+        other = self.folder / "undisturbed"
+        shutil.copytree(self.undisturbed, other)
+        time.sleep(_YOUNG)
         for place in (self.folder, other):
             assert finish(place, ("prune", "--keep", "1", "--yes")) == 0, "prune failed"
         more = _files(self.workspace) - _files(other / "workspace")
-        shutil.rmtree(other)
         assert not more, f"pruned, there are more files: {dict(more)}"
 
 
