@@ -249,8 +249,7 @@ def _updated_bank(tx: Snapshot, before: loading.LoadedBank) -> loading.LoadedBan
     if wanted := [s for s in sentence_ids if s not in row_of]:
         where = one_of("sentence_id", wanted) if len(wanted) <= _FEW else None
         rows = tx.table("sentences", ["sentence_id", "text_hash"], where)
-        hash_of = dict(zip(rows["sentence_id"].to_pylist(), rows["text_hash"].to_pylist(), strict=True))
-        vectors[at < 0] = loading.text_vectors_of(tx, [hash_of[s] for s in wanted])
+        vectors[at < 0] = loading.text_vectors_of(tx, loading.hashes_of(rows, wanted))
     owners = torch.tensor(anchors["class_id"].to_pylist(), dtype=torch.int64)
     losses = _settled(loading.anchor_losses(tx, sentence_ids), before.bank.losses, at, owners)
     return loading.LoadedBank.of(anchors, vectors, losses, before.selection_id)

@@ -268,15 +268,24 @@ def load_bank(snapshot: Snapshot) -> LoadedBank:
     if not commit.text_fp or not commit.selection_id:
         raise MissingStepError("no anchor sentences have been selected yet", "Run: vlltr select")
     sentences = snapshot.table("sentences", columns=["sentence_id", "text_hash"])
-    hash_of = dict(zip(sentences["sentence_id"].to_pylist(), sentences["text_hash"].to_pylist(), strict=True))
     sentence_ids: list[str] = anchors["sentence_id"].to_pylist()
-    if strange := set(sentence_ids) - hash_of.keys():
+    vectors = text_vectors_of(snapshot, hashes_of(sentences, sentence_ids))
+    return LoadedBank.of(anchors, vectors, anchor_losses(snapshot, sentence_ids), commit.selection_id)
+
+
+def hashes_of(sentences: pa.Table, wanted: Sequence[str]) -> list[str]:
+    """The text hashes of anchors' sentences by their ids, out of rows of the table `sentences`.
+
+    Raises:
+        WorkspaceError: If there is no such sentence.
+    """
+    hash_of = dict(zip(sentences["sentence_id"].to_pylist(), sentences["text_hash"].to_pylist(), strict=True))
+    if strange := set(wanted) - hash_of.keys():
         raise WorkspaceError(
             f"the table 'anchors' names the sentence {min(strange)!r}, which the table 'sentences' has not",
             "See what is damaged: vlltr doctor; or select again: vlltr select",
         )
-    vectors = text_vectors_of(snapshot, [hash_of[s] for s in sentence_ids])
-    return LoadedBank.of(anchors, vectors, anchor_losses(snapshot, sentence_ids), commit.selection_id)
+    return [hash_of[key] for key in wanted]
 
 
 def _bank_of(anchors: pa.Table, ranks: pa.Table, selection_id: str) -> LoadedBank:

@@ -33,7 +33,15 @@ from vlltr_index.errors import (
     system_code,
     write_error,
 )
-from vlltr_index.schemas.tables import CHECKSUM, KEYS
+from vlltr_index.schemas.tables import (
+    CHECKSUM,
+    CLASS_STATS,
+    COMMITTED,
+    KEYS,
+    class_stats,
+    image_vectors,
+    sentence_vectors,
+)
 from vlltr_index.store.durability import give_up, keep, remove_versions, sweep
 
 if TYPE_CHECKING:
@@ -165,6 +173,13 @@ class Store:
                             f"there is no table {name!r} in {self.uri}", "See what there is: vlltr status"
                         ) from None
                     raise
+                found, columns = _plain(table.schema), _columns(name)
+            if columns is not None and found.names != columns:
+                raise WorkspaceError(
+                    f"table {name!r} in {self.uri} has the columns {found.names}, and this program expects {columns}",
+                    "Its files may have been taken for another's: bring them back from a backup, or make a new "
+                    "workspace: vlltr init DIR",
+                )
             # Never changed in place: other threads read it.
             self._opened = {**(self._opened if len(self._opened) < _MOST_OPEN else {}), key: table}
         return table
@@ -531,6 +546,14 @@ def fuse_rankings(key: str, one: pa.Table, other: pa.Table) -> pa.Table:
     """
     ranked = [ranking.rename_columns({key: "_rowid"}) for ranking in (one, other)]
     return RRFReranker().rerank_hybrid("", *ranked).rename_columns({"_rowid": key})
+
+
+def _columns(name: str) -> list[str] | None:
+    """The columns of a workspace's table; None: it is none of these."""
+    if name in COMMITTED:
+        return list(COMMITTED[name].names)
+    kinds = {CLASS_STATS: class_stats, "sentence_vectors_": sentence_vectors, "image_vectors_": image_vectors}
+    return next((list(schema(1).names) for start, schema in kinds.items() if name.startswith(start)), None)
 
 
 def _plain(schema: pa.Schema) -> pa.Schema:
