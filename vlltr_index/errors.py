@@ -92,14 +92,14 @@ class PeerError(VlltrError):
         self.exit_code = exit_code
 
 
-def system_code(error: Exception) -> int | None:
+def system_code(error: BaseException) -> int | None:
     """The number of the system's error behind what a library raised; None where it names none."""
     found = _CODE.search(str(error))
     code = getattr(error, "errno", None) or (int(found[1]) if found else None)
     return code or next((code for code in _PLAIN if os.strerror(code) in str(error)), None)
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """Why the system or a library refused, without the places in the library's own source."""
     code = system_code(error)
     return os.strerror(code) if code in _PLAIN else _SOURCE.sub("", str(error))

@@ -78,7 +78,8 @@ def balanced_accuracy(scores: Tensor, labels: Tensor, units: Tensor | None = Non
 def _unit_shares(units: Tensor) -> Tensor:
     """What each image is of its unit, float64 [N]: one over the unit's images."""
     _, which, sizes = units.unique(return_inverse=True, return_counts=True)
-    return 1.0 / sizes[which].double()
+    shares: Tensor = 1.0 / sizes[which].double()
+    return shares
 
 
 def item_nll(logits: Tensor, labels: Tensor) -> Tensor:
