@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from tablerows import class_rows
 
 from tests.commands import run
-from vlltr_index.errors import WorkspaceError
+from vlltr_index.encoders.openclip import make_tokenizer
+from vlltr_index.errors import EncoderError, WorkspaceError
 from vlltr_index.evaluation.records import Missing
 from vlltr_index.heads.checkpoint import load_head
 from vlltr_index.pipelines.build_index import index_anchors
@@ -200,3 +201,12 @@ def test_status_and_report_outlast_damaged_json(trained: Workspace) -> None:
         (head / "head.json").write_text(json.dumps(values), encoding="utf-8")
         with pytest.raises(WorkspaceError, match=f"the head in .* cannot be read: {why}"):
             load_head(head)
+
+
+@pytest.mark.parametrize("word", ["NaN", '"\\ud800"', "7"])
+def test_a_vocabulary_that_is_no_text(word: str, tmp_path: Path) -> None:
+    """What is no text in words.json is told as damage."""
+    (tmp_path / "words.json").write_text(f'["one", {word}]', encoding="utf-8")
+    config = {"tokenizer": "words", "model_cfg": {"text_cfg": {"context_length": 8}}}
+    with pytest.raises(EncoderError, match=r"words\.json must hold words: "):
+        make_tokenizer(config, tmp_path)
