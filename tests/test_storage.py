@@ -228,7 +228,8 @@ def test_a_killed_writer_leaves_the_last_commit_or_its_own(
         with workspace.transaction("status", timeout=0) as tx:  # puts back what was left
             assert tx.table("classes").equals(snapshot.table("classes"))
     assert len(workspace.history.ids()) == 1 + done
-    assert workspace.store.names() == (["classes", "sentences"] if done else ["classes"])
+    tagged = step in STEPS[2:]  # then a commit may name the new table: it is emptied, not dropped
+    assert workspace.store.names() == (["classes", "sentences"] if tagged else ["classes"])
     assert not [*workspace.path.glob("heads/.tmp-*"), *workspace.path.glob("history/.*")]
     with workspace.transaction("ingest") as tx:
         tx.upsert("classes", class_rows([3]))
