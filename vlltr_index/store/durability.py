@@ -150,13 +150,15 @@ def _tags_after(folder: Path, commit: int) -> Iterator[Path]:
 
 
 def sweep(lance: Path, name: str) -> None:
-    """Remove the unfinished files of writers of a table that were killed; LanceDB's own cleaning leaves them.
+    """Remove the unfinished files of a table's killed writers, which LanceDB's cleaning leaves, and sync the others.
 
-    Call it only while nobody writes.
+    Call it only while nobody writes. Afterwards a tag may say that the newest version can be gone on from.
     """
-    for path in (lance / f"{name}{_SUFFIX}").rglob("*"):
+    folder = lance / f"{name}{_SUFFIX}"
+    for path in folder.rglob("*"):
         if path.name.startswith(".tmp") or "#" in path.name:
             path.unlink()
+    sync_changed(folder, None)
 
 
 def _tables(lance: Path) -> Iterator[tuple[str, Path]]:
