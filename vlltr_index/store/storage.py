@@ -347,8 +347,8 @@ class ObjectStorage(Storage):
 
 
 def _not_listed(error: OSError) -> None:
-    """Raise what `os.walk` would pass over, unless the folder is not there."""
-    if not isinstance(error, FileNotFoundError):
+    """Raise what `os.walk` would pass over, unless there is no folder."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise WorkspaceError(
             f"{error.filename} cannot be listed: {error.strerror}",
             "Mend its permissions, or look at the disk.",
