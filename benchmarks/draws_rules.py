@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]  # it has no types
 from torch import Tensor
 
 from vlltr_index.evaluation.baselines import (
@@ -92,6 +91,8 @@ def discriminant(x: Tensor, y: Tensor, queries: Tensor) -> Scores:
 
 def logistic_regression(x: Tensor, y: Tensor, queries: Tensor) -> Scores:
     """scikit-learn's on normalised vectors, C = 100, each image weighing alike, and each class."""
+    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]  # it has no types
+
     seen, asked = unit_rows(x).numpy(), unit_rows(queries).numpy()
     for name, weight in (("plain", None), ("balanced", "balanced")):
         model = LogisticRegression(C=100.0, max_iter=1000, class_weight=weight).fit(seen, y.numpy())
