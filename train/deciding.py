@@ -410,16 +410,19 @@ def _weigh(
     position = known.long().cumsum(0) - 1
     labels = position[torch.cat([fold.labels for fold in folds])]
     units = torch.cat([data.observations[fold.out] for fold in folds])
-    weights = image_weights(labels, moments.counts.cpu()[known], units)
+    counts = moments.counts.cpu()[known]
+    weights = image_weights(labels, counts, units)
+    # Classes alike: by more weight on large ones a wide noise is likely, under which the means of small ones move.
+    alike = image_weights(labels, counts, units, power=1.0)
 
     def columns(parts: list[Tensor]) -> Tensor:
         return torch.cat(parts)[:, known]
 
     def losses(covariances: _Covariances) -> Tensor:
         level = columns([fold.likelihoods(covariances) for fold in folds])
-        return item_nll(fit_temperature(level, labels, weights) * level, labels)
+        return item_nll(fit_temperature(level, labels, alike) * level, labels)
 
-    chosen = _plainest_covariances(losses, weights, units)
+    chosen = _plainest_covariances(losses, alike, units)
     scores = HeldOutScores(
         labels,
         columns([fold.image for fold in folds]) if "visual" in branches else None,

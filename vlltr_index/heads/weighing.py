@@ -46,16 +46,17 @@ class HeldOutScores:
         return fused
 
 
-def image_weights(labels: Tensor, counts: Tensor, units: Tensor) -> Tensor:
-    """Weigh each unit of images by n^-1/2 of its class, float64 [N], scaled to sum to the number of units.
+def image_weights(labels: Tensor, counts: Tensor, units: Tensor, power: float = 0.5) -> Tensor:
+    """Weigh each unit of images by n^-power of its class, float64 [N], scaled to sum to the number of units.
 
     Args:
         labels: Int64 [N], the images' classes.
         counts: Int64 [C], units of each class that are trained on.
         units: Int64 [N], which images are one observation; its images share its weight.
+        power: 1 makes classes count alike.
     """
     each = _unit_shares(units)
-    weights = counts[labels].double().clamp(min=1.0).rsqrt() * each
+    weights = counts[labels].double().clamp(min=1.0) ** -power * each
     return weights * (each.sum() / weights.sum())
 
 
