@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import twins
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -87,12 +88,12 @@ def test_the_discriminant_is_the_textbooks() -> None:
     x, queries = draw(0, 12, 5) + y[:, None], draw(1, 7, 5)
     means = torch.stack([x[y == c].mean(0) for c in range(3)])
     pooled = sum((x[i] - means[y[i]]).outer(x[i] - means[y[i]]) for i in range(12)) / 9
-    r = 5 / (12 - 3 + 5)
-    shrunk = (1 - r) * pooled + r * pooled.trace() / 5 * torch.eye(5, dtype=torch.float64)
     away = queries[:, None] - means
-    distance = torch.einsum("qcd,de,qce->qc", away, shrunk.inverse(), away)
-    found = linear_logits(queries, *shrunk_discriminant(x, y, 3))
-    assert torch.allclose((found + distance / 2).std(1), torch.zeros(7, dtype=torch.float64), atol=1e-9)
+    for shrinkage in (1.0, None):
+        covariance = twins.shrunk(pooled, 9, shrinkage)
+        distance = torch.einsum("qcd,de,qce->qc", away, covariance.inverse(), away)
+        found = linear_logits(queries, *shrunk_discriminant(x, y, 3, shrinkage))
+        assert torch.allclose((found + distance / 2).std(1), torch.zeros(7, dtype=torch.float64), atol=1e-9)
     alone = linear_logits(queries, *shrunk_discriminant(x[:3], y[:3], 3))
     assert torch.equal(alone.argmax(1), torch.cdist(queries, x[:3]).argmin(1))
 

@@ -9,12 +9,17 @@ import shutil
 import unicodedata
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tablerows import vector_rows
 
 from tests.commands import run
+from vlltr_index.data.text import sentence_id, text_hash
 from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.tables import sentence_vectors_name
+from vlltr_index.store.transaction import Transaction
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.wording import cell, shown
 
@@ -78,14 +83,35 @@ def spoil(workspace: Workspace) -> None:
         classes = tx.table("classes").to_pylist()
         for row in classes:
             row |= {"name": f"{EVIL}{row['class_id']}", "aliases": [f"{EVIL}alias {row['class_id']}"]}
-        sentences = tx.table("sentences").to_pylist()
-        for row in sentences:
-            row |= {"text": EVIL + row["text"], "source": EVIL, "source_ref": EVIL, "licence": EVIL}
+        retell(tx)
         images = tx.table("images").to_pylist()
         for row in images:
             row["uri"] = f"{EVIL}{row['uri']}"
-        for name, rows in (("classes", classes), ("sentences", sentences), ("images", images)):
-            tx.upsert(name, tx.table(name).schema.empty_table().from_pylist(rows, tx.table(name).schema))
+        for name, rows in (("classes", classes), ("images", images)):
+            tx.upsert(name, pa.Table.from_pylist(rows, tx.schema(name)))
+
+
+def retell(tx: Transaction) -> None:
+    """Give all sentences other texts, with all that hangs on their hashes: ids, vectors, scores and anchors."""
+    sentences, known = tx.table("sentences").to_pylist(), dict[str, str]()
+    vectors = sentence_vectors_name(tx.commit.text_fp or "")
+    old = [row["text_hash"] for row in sentences]
+    for row in sentences:
+        text = EVIL + row["text"]
+        before, hashed = row["sentence_id"], text_hash(text)
+        row |= {"text": text, "source": EVIL, "source_ref": EVIL, "licence": EVIL, "text_hash": hashed}
+        row["sentence_id"] = known[before] = sentence_id(row["class_id"], hashed)
+    rows = tx.store.vectors(vectors, "text_hash", old).tolist()
+    pairs = {row["text_hash"]: vector for row, vector in zip(sentences, rows, strict=True)}
+    tx.store.upsert(vectors, vector_rows(list(pairs), list(pairs.values()), len(rows[0])), "text_hash")
+    scores, anchors = tx.table("sentence_scores").to_pylist(), tx.table("anchors").to_pylist()
+    for row in (*scores, *anchors):
+        row["sentence_id"] = known[row["sentence_id"]]
+    for row in anchors:
+        row["anchor_key"] += 10_000
+    for name, new in (("sentences", sentences), ("sentence_scores", scores), ("anchors", anchors)):
+        tx.delete(name, "true")
+        tx.upsert(name, pa.Table.from_pylist(new, tx.schema(name)))
 
 
 @pytest.fixture

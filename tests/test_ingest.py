@@ -142,10 +142,10 @@ def photo(path: Path, number: int, orientation: int) -> Path:
 
 
 def test_kept_images(workspace: Workspace, tmp_path: Path) -> None:
-    """Larger images are reduced and upright, smaller ones keep their bytes; some can be neither read nor reduced."""
+    """Larger images are reduced and upright, smaller ones keep their bytes; some cannot be read, or are too thin."""
     large, small = photo(tmp_path / "data/owl/a.jpg", 1, 6), put(tmp_path / "data/owl/b.png", 2)
     put(tmp_path / "data/owl/c.png", 3).write_bytes(b"oops")
-    Image.new("L", (33, 70_000)).save(tmp_path / "data/owl/d.png")  # too long for a JPEG
+    Image.new("L", (33, 70_000)).save(tmp_path / "data/owl/d.png")
     report = ingest_images(workspace, tmp_path / "data", "train", store=32)
     assert (report.added, report.quarantined) == (4, 2)
     by_uri = {Path(r["uri"]).name: r for r in rows(workspace, "images")}
@@ -157,9 +157,17 @@ def test_kept_images(workspace: Workspace, tmp_path: Path) -> None:
         wanted = open_image(large).resize((32, 48), Image.Resampling.BICUBIC)
         assert np.abs(np.asarray(kept, int) - np.asarray(wanted, int)).mean() < 2
     assert (by_uri["b.png"]["data"], by_uri["c.png"]["data"]) == (small.read_bytes(), None)
-    assert by_uri["d.png"]["problem"].startswith("it cannot be reduced: ")
+    assert by_uri["d.png"]["problem"] == "33 x 70,000 pixels: one side is more than 1,000 times the other"
     again = ingest_images(workspace, tmp_path / "data", "train", store=32)
     assert (again.added, again.updated, again.unchanged) == (0, 0, 4)
+
+
+def test_an_image_that_cannot_be_kept(workspace: Workspace, tmp_path: Path) -> None:
+    """One that stays too long for a JPEG when it is reduced."""
+    (tmp_path / "data/owl").mkdir(parents=True)
+    Image.new("L", (71, 70_000)).save(tmp_path / "data/owl/a.png")
+    assert ingest_images(workspace, tmp_path / "data", "train", store=70).quarantined == 1
+    assert rows(workspace, "images")[0]["problem"].startswith("it cannot be reduced: ")
 
 
 def test_another_side_is_another_key(workspace: Workspace, tmp_path: Path) -> None:
