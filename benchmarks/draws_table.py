@@ -172,8 +172,11 @@ def _calibration(rows: Sequence[Row]) -> list[str]:
     if not there:
         return ["-"] * 3
 
-    def shown(found: Sequence[Mapping[str, float]]) -> str:
-        return f"{100 * fmean(one['ece'] for one in found):.1f} / {fmean(one['nll'] for one in found):.2f}"
+    def shown(found: Sequence[float | Mapping[str, float]]) -> str:
+        if any(isinstance(one, float) for one in found):
+            return "-"
+        ece, nll = ([one[which] for one in found] for which in ("ece", "nll"))
+        return f"{100 * fmean(ece):.1f} / {fmean(nll):.2f}"
 
     return [
         shown([r["sides"][METHOD] for r in there]),
@@ -182,9 +185,19 @@ def _calibration(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _accuracies(rows: Sequence[Row], which: str = "balanced") -> list[dict[str, float]]:
+def _accuracies(rows: Sequence[Row], which: str = "accuracy") -> list[dict[str, float]]:
     """Accuracy of the rules and, where no command refused, of the method and its sides, a draw each."""
-    return [{n: one[which] for n, one in (r["rules"] | r["sides"]).items()} for r in rows]
+    return [
+        {n: value for n, one in (r["rules"] | r["sides"]).items() if (value := _figure(one, which)) is not None}
+        for r in rows
+    ]
+
+
+def _figure(found: float | Mapping[str, float], which: str) -> float | None:
+    """One figure of a rule or a side; results of before have a rule's accuracy by pictures alone."""
+    if isinstance(found, float):
+        return found if which == "accuracy" else None
+    return found.get(which)
 
 
 def _mean(found: Sequence[Mapping[str, float]], name: str) -> str:
