@@ -188,7 +188,11 @@ def _calibration(rows: Sequence[Row]) -> list[str]:
 def _accuracies(rows: Sequence[Row], which: str = "accuracy") -> list[dict[str, float]]:
     """Accuracy of the rules and, where no command refused, of the method and its sides, a draw each."""
     return [
-        {n: value for n, one in (r["rules"] | r["sides"]).items() if (value := _figure(one, which)) is not None}
+        {
+            n: value
+            for n, one in (r["rules"] | r["sides"]).items()
+            if (value := _figure(one, which)) is not None
+        }
         for r in rows
     ]
 

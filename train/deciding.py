@@ -410,9 +410,10 @@ def _weigh(
     position = known.long().cumsum(0) - 1
     labels = position[torch.cat([fold.labels for fold in folds])]
     units = torch.cat([data.observations[fold.out] for fold in folds])
+    enough = len(units.unique()) >= _ENOUGH or not bool(data.unseen.any())
     counts = moments.counts.cpu()[known]
     weights = image_weights(labels, counts, units)
-    # Classes alike: by more weight on large ones a wide noise is likely, under which the means of small ones move.
+    # As if classes were drawn alike: by n^-1/2 a wide noise wins, under which the means of small classes move together.
     alike = image_weights(labels, counts, units, power=1.0)
 
     def columns(parts: list[Tensor]) -> Tensor:
@@ -422,7 +423,7 @@ def _weigh(
         level = columns([fold.likelihoods(covariances) for fold in folds])
         return item_nll(fit_temperature(level, labels, alike) * level, labels)
 
-    chosen = _plainest_covariances(losses, alike, units)
+    chosen = _plainest_covariances(losses, alike, units) if enough else _PLAINEST
     scores = HeldOutScores(
         labels,
         columns([fold.image for fold in folds]) if "visual" in branches else None,
@@ -430,7 +431,6 @@ def _weigh(
         columns([fold.text for fold in folds]) if "text" in branches else None,
         weights,
     )
-    enough = len(labels) >= _ENOUGH or not bool(data.unseen.any())
     found = fit_weights(scores) if enough else usual_weights(scores)
     if enough:
         found = _meetings(data, folds, chosen, found)
@@ -443,6 +443,9 @@ def _weigh(
     return Parts(shared, found, accept, held), notes
 
 
+_PLAINEST = _Covariances(_SHRINKAGES[0], 1.0)
+
+
 def _plainest_covariances(
     losses: Callable[[_Covariances], Tensor], weights: Tensor, units: Tensor
 ) -> _Covariances:
@@ -451,7 +454,7 @@ def _plainest_covariances(
     The first shrinkage of `_SHRINKAGES` that has one, and there the noise nearest to 1.
 
     Args:
-        losses: Of the held-out images, float64 [M]; asked at whole octaves of the noise.
+        losses: Of the held-out images, float64 [M]; asked at whole octaves of the noise, and interpolated between.
         weights: Float64 [M].
         units: Int64 [M], see `plainest`.
     """
@@ -553,7 +556,7 @@ def _one_a_unit(data: StageTwoData, place: int) -> Tensor:
     first: dict[int, int] = {}
     for image in (data.labels == place).nonzero()[:, 0].tolist():
         first.setdefault(int(data.observations[image]), image)
-    return torch.tensor(list(first.values()))
+    return torch.tensor(list(first.values()), dtype=torch.int64)
 
 
 def _notes(

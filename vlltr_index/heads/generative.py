@@ -66,7 +66,7 @@ class GenerativeModel:
     Attributes:
         shared: The parameters.
         counts: Int64 [C], units of each class; may be 0. A unit is an image, or several that are one observation.
-        sums: Float64 [C, D], the sum of their features, unnormalised.
+        sums: Float64 [C, D], the sum of their features, of several images their mean.
         prototypes: Float [C, T], mean of each class's normalised anchors; a row of zeros is a class without text.
     """
 
@@ -137,7 +137,7 @@ class GenerativeModel:
         """The model with one more class, last; the others are as they were.
 
         Args:
-            count: Its images; may be 0.
+            count: Its units; may be 0.
             total: Float [D], the sum of their features.
             prototype: Float [T], mean of its normalised sentences; zeros for a class without text.
         """
@@ -267,10 +267,10 @@ def fit_shared(moments: Moments, prototypes: Tensor, shrinkage: float | None = 1
 
 
 def shrunk(covariance: Tensor, observations: int, shrinkage: float | None = 1.0) -> Tensor:
-    """Draw a covariance towards the sphere of the same trace: (1 - r) S + r tr(S) / D I, float64 [D, D].
+    """Draw a covariance towards the sphere of the same trace: (1 - r) S + r tr(S) / D I, [D, D] in its dtype.
 
     Args:
-        covariance: S, of Gaussian observations about their mean.
+        covariance: S, float [D, D]; a difference of two may be indefinite.
         observations: n, how many it rests on, less what was estimated from them; r is 1 for 0.
         shrinkage: r is this many times that of the oracle approximating shrinkage (OAS; Chen et al., "Shrinkage
             Algorithms for MMSE Covariance Estimation", 2010, Eq. 23), at most 1; None: r = D / (n + D).

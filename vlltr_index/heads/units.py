@@ -39,4 +39,4 @@ def number_observations(labels: Tensor, units: Sequence[str]) -> Tensor:
     """Number what is one observation, int64 [N] from 0: the images of a unit that are of one class, int64 [N]."""
     numbers: dict[tuple[int, str], int] = {}
     keys = zip(labels.tolist(), units, strict=True)
-    return torch.tensor([numbers.setdefault(key, len(numbers)) for key in keys])
+    return torch.tensor([numbers.setdefault(key, len(numbers)) for key in keys], dtype=torch.int64)

@@ -51,9 +51,9 @@ def image_weights(labels: Tensor, counts: Tensor, units: Tensor, power: float = 
 
     Args:
         labels: Int64 [N], the images' classes.
-        counts: Int64 [C], units of each class that are trained on.
+        counts: Int64 [C], units of each class, those that are held out too.
         units: Int64 [N], which images are one observation; its images share its weight.
-        power: 1 makes classes count alike.
+        power: With 1 the images weigh as if classes had been drawn alike.
     """
     each = _unit_shares(units)
     weights = counts[labels].double().clamp(min=1.0) ** -power * each
@@ -110,6 +110,8 @@ def plainest(losses: Sequence[Tensor], weights: Tensor, units: Tensor) -> int:
 def paired_mean(differences: Tensor, weights: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
     """Average differences float64 [R, N] over images, and the standard errors over units: float64 [R] each.
 
+    Of one unit the error is infinite.
+
     Args:
         differences: Of each row.
         weights: Float64 [N], what each image counts.
@@ -119,7 +121,10 @@ def paired_mean(differences: Tensor, weights: Tensor, units: Tensor) -> tuple[Te
     means = differences @ share
     places = units.unique(return_inverse=True)[1]
     by_unit = torch.zeros_like(differences).index_add_(1, places, share * (differences - means[:, None]))
-    return means, by_unit.square().sum(1).sqrt()
+    count = int(places.max()) + 1
+    if count == 1:
+        return means, torch.full_like(means, math.inf)
+    return means, (by_unit.square().sum(1) * count / (count - 1)).sqrt()
 
 
 def fit_temperature(logits: Tensor, labels: Tensor, weights: Tensor) -> float:
