@@ -215,3 +215,16 @@ def test_an_init_that_was_killed(tmp_path: Path) -> None:
     workspace = Workspace.create(place, Recipe(name="test"))
     (place / "vlltr.toml").unlink()
     assert Workspace.create(place, workspace.recipe).history.last().id == 0
+
+
+def test_a_table_that_does_not_open_is_not_taken_for_half_made(grown: Workspace) -> None:
+    """A commit names it: what is left of it stays, and every writer says so."""
+    table = grown.path / "lance" / "sentences.lance"
+    shutil.rmtree(table / "_versions")
+    left = sorted(table.rglob("*"))
+    assert left
+    with pytest.raises(
+        WorkspaceError, match=r"names the table 'sentences', which is gone from .* or does not open"
+    ):
+        write(Workspace.open(grown.path))
+    assert sorted(table.rglob("*")) == left

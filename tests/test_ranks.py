@@ -102,7 +102,7 @@ def test_predictions_name_what_the_best_class_lies_below(tree: Workspace, pictur
 def test_answers_come_at_the_rank_that_held(tree: Workspace, pictures: Path) -> None:
     """A class where it is sure enough, else its half with sentences of the classes in it, else nothing."""
     recognizer = surely(tree)
-    shown = tree.snapshot().table("images", ["data"], "split = 'test'")["data"].to_pylist()[:30]
+    shown = tree.snapshot().table("images", ["data"], "split = 'test'")["data"].to_pylist()[:100]
     found = recognizer.predict(shown, explain=2, coverage=0.9)
     assert {one.answer.rank for one in found if one.answer is not None} == {"class", "half"}
     for one in found:

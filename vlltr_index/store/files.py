@@ -89,7 +89,7 @@ def settle(folder: Path, name: Path, replace: bool = False) -> bool:
 
     Args:
         folder: What was written.
-        name: Its place in the same folder.
+        name: Its place, on the same file system.
         replace: Take the place of a folder of that name; else that one stays. A kill between its two renames leaves
             the old one beside it, as `folder` with `-old` at the end.
 
@@ -109,6 +109,7 @@ def settle(folder: Path, name: Path, replace: bool = False) -> bool:
     except OSError:
         if not name.is_dir():
             raise
+        sync(name.parent)  # who wrote it may have been killed before this
         return False
     sync(name.parent)
     shutil.rmtree(old, ignore_errors=True)

@@ -382,12 +382,7 @@ def _check_counts(tx: Transaction, after: dict[str, Change]) -> None:
                 f"table {table!r} has {count:,} rows; with what this command wrote it should have {part.num_rows:,}",
                 f"{_DOCTOR}. {_BACK}",
             )
-    links = (
-        ("anchors", "ranks", "anchor_key"),
-        ("anchors", "classes", "class_id"),
-        ("class_stats", "classes", "class_id"),
-    )
-    for one, other, key in links:
+    for one, other, key in _LINKS:
         known = pc.is_in(rows[one][key], value_set=rows[other][key].combine_chunks())
         if not _all(known):
             key_of = rows[one][key].filter(pc.invert(known))[0].as_py()

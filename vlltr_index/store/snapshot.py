@@ -9,7 +9,6 @@ import json
 import logging
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -365,10 +364,7 @@ class History:
         """Give the commits up whose files are damaged; these stay, as `<n>.json.damaged`. Returns their numbers."""
         damaged = [commit_id for commit_id in self._there() if isinstance(self._parsed(commit_id), str)]
         for commit_id in damaged:
-            name = self._name(commit_id)
-            with suppress(OSError):  # it cannot even be read
-                self._storage.write(f"{name}.damaged", self._storage.read(name))
-            self._storage.remove(name)
+            self._storage.rename(self._name(commit_id), f"{self._name(commit_id)}.damaged")
         return damaged
 
     def append(self, commit: Commit) -> None:

@@ -183,6 +183,11 @@ class Storage:
             path.unlink()
             sync(path.parent)
 
+    def rename(self, name: str, new: str) -> None:
+        """Give a file another name, in the place of one that has it; what it holds need not be readable."""
+        os.replace(self.root / name, self.root / new)
+        sync((self.root / new).parent)
+
     def upload(self, folder: str) -> None:
         """Keep what lies in the local folder `root / folder`: nothing to do in a folder."""
 
@@ -288,6 +293,11 @@ class ObjectStorage(Storage):
         with self._asked(name):
             self._library.delete(self._store, inside or name)
         shutil.rmtree(self.root / name, ignore_errors=True)
+
+    def rename(self, name: str, new: str) -> None:
+        """Give an object another name."""
+        with self._asked(name):
+            self._library.rename(self._store, name, new)
 
     def upload(self, folder: str) -> None:
         """Write the local folder's files as objects."""

@@ -42,7 +42,7 @@ from vlltr_index.schemas.tables import (
     image_vectors,
     sentence_vectors,
 )
-from vlltr_index.store.durability import give_up, keep, remove_versions, sweep
+from vlltr_index.store.durability import give_up, keep, remove_versions, sweep, sync_changed
 
 if TYPE_CHECKING:
     import torch
@@ -174,7 +174,8 @@ class Store:
                         ) from None
                     raise
                 found, columns = _plain(table.schema), _columns(name)
-            if columns is not None and found.names != columns:
+            unsummed = [column for column in columns or () if column != CHECKSUM]  # of an earlier program
+            if columns is not None and found.names not in (columns, unsummed):
                 raise WorkspaceError(
                     f"table {name!r} in {self.uri} has the columns {found.names}, and this program expects {columns}",
                     "Its files may have been taken for another's: bring them back from a backup, or make a new "
@@ -187,6 +188,14 @@ class Store:
     def _forget(self, name: str) -> None:
         """Open the table anew the next time."""
         self._opened = {key: table for key, table in self._opened.items() if key[0] != name}
+
+    def sync(self, name: str) -> None:
+        """Make all of a table durable; in object storage it is by itself."""
+        if self._folder is not None:
+            try:
+                sync_changed(self._folder / f"{name}.lance", None)
+            except OSError as error:
+                raise write_error(self._folder, error) from error
 
     def _keep(self, name: str) -> None:
         """Make a table that no commit names durable, as it is now."""

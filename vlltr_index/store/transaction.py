@@ -37,16 +37,17 @@ def put_back(store: Store, last: Commit, force: bool = False) -> list[str]:
         WorkspaceError: If a table of the commit is gone, or another would be undone that bears the tag of a later one.
     """
     names, touched = store.names(), []
-    if gone := sorted(last.tables.keys() - set(names)):
+    there = {name for name in names if name in KEYS and store.exists(name)}
+    if gone := sorted(last.tables.keys() - there):
         raise WorkspaceError(
-            f"commit {last.id} names the table {gone[0]!r}, which is gone from {store.uri}",
+            f"commit {last.id} names the table {gone[0]!r}, which is gone from {store.uri} or does not open",
             "Bring that folder back from a backup, or make a new workspace (vlltr init DIR) and run there again what "
             "`vlltr history` lists.",
         )
     for name in names:
         if name not in KEYS:
             continue  # vectors are caches: what is there is right
-        if not store.exists(name):
+        if name not in there:
             store.drop(name)  # half made
             touched.append(name)
         elif name not in last.tables or store.version(name) != last.tables[name]:
@@ -63,7 +64,9 @@ def _undo(store: Store, last: Commit, name: str, tags: Mapping[str, int]) -> boo
     if name in last.tables:
         if tags.get(f"p{last.id}") == store.version(name):  # the same rows, merged by prune or put back
             return False
-        store.tag(name, store.restore(name, last.tables[name]), f"p{last.id}")
+        restored = store.restore(name, last.tables[name])
+        store.sync(name)  # before the tag by which a writer goes on from it
+        store.tag(name, restored, f"p{last.id}")
         return True
     if any(map(_commit_of, tags)):  # what a commit may name is emptied, in a new version
         return store.delete(name, "true") > 0

@@ -375,7 +375,7 @@ class Workspace:
 
     def _sweep(self) -> None:
         """Remove what a killed writer left."""
-        for folder in ("history", *get_args(Kind)):
+        for folder in ("", "history", "lance", *get_args(Kind)):
             for left in (self.path / folder).glob(f"{SCRATCH}*"):
                 if left.is_dir():
                     shutil.rmtree(left, ignore_errors=True)
