@@ -119,6 +119,7 @@ def test_changed_texts_and_anchors_are_named(drawn: Workspace) -> None:
         with Workspace.open(drawn.path).transaction("retell") as tx:
             owner = tx.class_table().lookup(name)
             tx.delete("sentences", f"class_id = {owner} AND text LIKE 'the {name}%'")
+            tx.delete("anchors", f"class_id = {owner}")  # none may be of a sentence that is gone
 
     def unanchor() -> None:
         with Workspace.open(drawn.path).transaction("unanchor") as tx:
