@@ -228,3 +228,29 @@ def test_a_table_that_does_not_open_is_not_taken_for_half_made(grown: Workspace)
     ):
         write(Workspace.open(grown.path))
     assert sorted(table.rglob("*")) == left
+
+
+def test_going_on_behind_a_damaged_commit_is_going_back(grown: Workspace) -> None:
+    """The new commit has the state of the one that it goes on from: once more, there is nothing to do."""
+    newest(grown).write_text("{")
+    first = rollback(Workspace.open(grown.path), 2)
+    assert (first.changed, first.damaged) == (True, (3,))
+    assert newest(grown).with_name("3.json.damaged").read_text() == "{"
+    again = Workspace.open(grown.path)
+    assert again.history.last().state == 2
+    assert not rollback(again, 2).changed
+
+
+def test_a_damaged_commit_stays_where_nothing_came_of_it(
+    grown: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full takes no new commit, and so the file of the damaged one keeps its name."""
+    newest(grown).write_text("{")
+
+    def full(*_: object) -> None:
+        raise WorkspaceError("full")
+
+    monkeypatch.setattr("vlltr_index.store.snapshot.History.append", full)
+    with pytest.raises(WorkspaceError, match="full"):
+        rollback(Workspace.open(grown.path), 2)
+    assert newest(grown).read_text() == "{"

@@ -175,14 +175,14 @@ def test_a_disk_that_takes_no_more(
         (
             RuntimeError(
                 "lance error: LanceError(IO): Generic LocalFileSystem error: Unable to copy data to file: No space left"
-                " on device (os error 28), /root/.cargo/registry/src/index/lance-table-13.0.0/src/io/commit.rs:1663:50"
+                " on device (os error 28), /build/.cargo/registry/src/index/lance-table-13.0.0/src/io/commit.rs:1663:50"
             ),
             os.strerror(errno.ENOSPC),
         ),
         (
             ValueError(
                 "Failed to connect: IO { source: Io { err: Os { code: 13, kind: PermissionDenied } }, location: "
-                'Location { file: "/root/.cargo/lance-io-13.0.0/src/object_store.rs", line: 1506, column: 92 } }'
+                'Location { file: "/build/.cargo/lance-io-13.0.0/src/object_store.rs", line: 1506, column: 92 } }'
             ),
             os.strerror(errno.EACCES),
         ),
@@ -193,7 +193,7 @@ def test_a_disk_that_takes_no_more(
             "Error in write_index: 'x' failed: write error",
         ),
         (
-            RuntimeError("lance error: Not found: birds/x.lance, /root/.cargo/src/local.rs:133:9"),
+            RuntimeError("lance error: Not found: birds/x.lance, /build/.cargo/src/local.rs:133:9"),
             "lance error: Not found: birds/x.lance",
         ),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/x"), os.strerror(errno.ENOSPC)),

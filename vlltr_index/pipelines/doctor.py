@@ -190,11 +190,15 @@ def _problems(workspace: Workspace, commit: Commit) -> Iterator[Check]:
     named += [(f"baseline {name}", "heads", digest) for name, digest in commit.info.baselines.items()]
     named += [(f"part {number}", "parts", part.digest) for number, part in enumerate(commit.parts, 1)]
     looks += [(what, partial(workspace.whole_object, kind, digest)) for what, kind, digest in named if digest]
+    whole = True
     for what, look in looks:
         try:
             look()
         except VlltrError as error:
+            whole = False
             yield Check(what, "problem", error.message, error.hint)
+    if not whole:
+        return  # what is damaged cannot be compared
     try:
         for told in differences(snapshot):
             yield Check(

@@ -10,7 +10,7 @@ from vlltr_index.schemas.tables import KEYS, image_vectors_name, sentence_vector
 from vlltr_index.store.workspace import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from vlltr_index.schemas.records import Progress
     from vlltr_index.store.snapshot import Commit
@@ -66,7 +66,6 @@ def rollback(workspace: Workspace, commit_id: int, newest: int | None = None) ->
         WorkspaceError: If there is no such commit, or there are commits after `newest`.
         MissingStepError: If files of its encoder, head or index are gone.
     """
-    damaged: Sequence[int] = ()
     with workspace.transaction(f"rollback {commit_id}", mend=True) as tx:
         target = workspace.history.read(commit_id)
         if newest is not None and tx.commit.id != newest:
@@ -86,8 +85,8 @@ def rollback(workspace: Workspace, commit_id: int, newest: int | None = None) ->
         last = tx.commit
         if last.state != target.state or _lacks_parts(workspace, target):
             tx.go_back(target)
-        damaged = workspace.history.set_aside()
     made = tx.result_commit
+    damaged = workspace.history.set_aside()  # only now that the workspace can be gone on with
     return RollbackReport(commit_id, target.command, made.id, made != last, last.id, tuple(damaged))
 
 

@@ -99,7 +99,7 @@ def status(workspace: Workspace, at: int | None = None) -> StatusReport:
     """
     snapshot = workspace.snapshot(at)
     commit, config = snapshot.commit, workspace.recipe.encoder
-    if not commit.id:
+    if at is None:
         check_tags(workspace.store, commit)
     rows = snapshot.table("images", ["image_id", "split", "class_id", "problem"])
     usable = rows.filter(pc.and_(pc.is_valid(rows["class_id"]), pc.is_null(rows["problem"])))

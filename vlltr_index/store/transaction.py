@@ -323,7 +323,7 @@ class Transaction(Snapshot):
             command=self.command,
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             program_version=VERSION,
-            state_of=self._state_of,
+            state_of=self._state_of if self.changed or self.goes_back else base.state,
             tables=self._tagged(number),
         )
         self._history.append(self.result_commit)
