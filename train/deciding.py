@@ -205,7 +205,7 @@ def weigh(data: StageTwoData, head: LGRHead) -> tuple[Parts, list[str]]:
     data, matches = _with_matching_text(data.placed())
     moments = _moments(data, torch.ones_like(data.labels, dtype=torch.bool))
     held_out = _held_out(data) if bool(data.unseen.any()) else []
-    folds = [_judged(data, out, _moments(data, _rest(data, out)), head, 0) for out in held_out]
+    folds = [_judged(data, out, _models(data, _rest(data, out)), head, 0) for out in held_out]
     head.cpu()
     if not folds:
         return Parts(_model(data, moments).shared.to("cpu"), _BY_DEFAULT), [_NOTHING_TO_SPARE]
@@ -329,6 +329,12 @@ def _model(data: StageTwoData, moments: Moments, shrinkage: float | None = _SHRI
     return GenerativeModel(shared, moments.counts, moments.sums, data.prototypes)
 
 
+def _models(data: StageTwoData, rest: Tensor) -> dict[float | None, GenerativeModel]:
+    """Fit one of each shrinkage on the images `rest`, bool [N]."""
+    moments = _moments(data, rest)
+    return {shrinkage: _model(data, moments, shrinkage) for shrinkage in _SHRINKAGES}
+
+
 def _head(data: StageTwoData, config: LGRConfig, model: GenerativeModel, rest: Tensor) -> LGRHead:
     """An untrained head; its visual rows are stage 1's, or else start from the model's tempered discriminant."""
     shared = model.shared
@@ -348,15 +354,15 @@ def _fold(
     if data.has_text and data.anchors_without is not None:
         data = replace(data, bank=data.anchors_without(out).to(data.features.device))
     rest, labels, plain = _rest(data, out), data.labels[out], data.features[0, out]
-    moments = _moments(data, rest)
-    head, log = _head(data, config, _model(data, moments), rest), list[dict[str, float]]()
+    models = _models(data, rest)
+    head, log = _head(data, config, models[_SHRINKAGES[0]], rest), list[dict[str, float]]()
     if branches:
         seen = rest & _learned(data, branches)
         head, log = train_until(
             head, data.features[:, seen], data.labels[seen], data.bank, config,
             (plain, labels), places=data.places, branches=branches, progress=progress,
         )  # fmt: skip
-    return _judged(data, out, moments, head, int(log[-1]["best"]) if log else 0)
+    return _judged(data, out, models, head, int(log[-1]["best"]) if log else 0)
 
 
 def _learned(data: StageTwoData, branches: Sequence[str]) -> Tensor:
@@ -370,13 +376,18 @@ def _rest(data: StageTwoData, out: Tensor) -> Tensor:
     return ~out & ~data.unseen_classes[data.labels]
 
 
-def _judged(data: StageTwoData, out: Tensor, moments: Moments, head: LGRHead, steps: int) -> _Fold:
-    """Ask a head that was trained without some images, and models of the moments of the others, about these."""
+def _judged(
+    data: StageTwoData,
+    out: Tensor,
+    models: Mapping[float | None, GenerativeModel],
+    head: LGRHead,
+    steps: int,
+) -> _Fold:
+    """Ask a head that was trained without some images, and models that were fitted without them, about these."""
     plain = data.features[0, out]
     head = head.to(plain.device)
     with torch.inference_mode():
         image, text = _visual(data, head, plain), _text(data, head, plain)
-    models = {shrinkage: _model(data, moments, shrinkage) for shrinkage in _SHRINKAGES}
     return _Fold(data, out, data.labels[out], unit_rows(plain), models, head, image, text, steps)
 
 

@@ -181,7 +181,10 @@ def unit_sums(features: Tensor, labels: Tensor, units: Tensor, classes: int) -> 
 
 def _unit_means(features: Tensor, units: Tensor) -> Tensor:
     """The mean of each unit, [U, D] in the features' dtype."""
-    counts, sums = class_sums(features, units, int(units.max()) + 1)
+    count = int(units.max()) + 1
+    if count == len(features):  # each image is one
+        return torch.empty_like(features).index_copy_(0, units.to(features.device), features)
+    counts, sums = class_sums(features, units, count)
     return (sums / counts[:, None]).to(features.dtype)
 
 
@@ -198,7 +201,7 @@ class Moments:
         counts: Int64 [C], units of each class; may be 0.
         sums: Float64 [C, D], the sum of their means.
         within: Float64 [D, D], S: the pooled covariance of unit means about their class, and of images and views about
-            their unit; where every class has one unit and that no scatter, half the total covariance.
+            their unit; where every class has one unit, or nothing varies, half the total covariance.
         freedom: Units less classes.
     """
 
