@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,10 @@ from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.tree import HeldOutAnswers
 from vlltr_index.heads.units import number_observations
 from vlltr_index.heads.weighing import (
+    PLAINEST,
+    SHRINKAGES,
     TEMPERED,
+    Covariances,
     HeldOutScores,
     Newcomers,
     balanced_accuracy,
@@ -28,7 +31,7 @@ from vlltr_index.heads.weighing import (
     fit_weights,
     image_weights,
     item_nll,
-    plainest,
+    plainest_covariances,
     usual_weights,
 )
 from vlltr_index.schemas.config import LGRConfig
@@ -43,9 +46,6 @@ if TYPE_CHECKING:
 _FEW_IMAGES = 5000  # below it the parts are held out in folds, from there on in one part
 _ENOUGH, _ENOUGH_FOR_LINEAR = 30, 100  # images that stage 1 did not see, to weigh by
 _FOLDS, _ONE_PART, _MOST_HELD = 5, 10, 1000
-_SHRINKAGES: tuple[float | None, ...] = (1.0, 3.0, 10.0, None)  # of both covariances, the plainest first
-_OCTAVES = range(-3, 5)  # of the noise
-_STEPS = 4  # an octave: losses between octaves are interpolated
 _NEW_IMAGES = (1, 5)
 _PERMUTATIONS = 99
 _ACCEPTED = 0.95
@@ -267,24 +267,13 @@ class _Fold:
     text: Tensor
     steps: int
 
-    def at(self, covariances: _Covariances) -> GenerativeModel:
+    def at(self, covariances: Covariances) -> GenerativeModel:
         """The model with some of the covariances that are chosen from."""
         return covariances.noisy(self.models[covariances.shrinkage])
 
-    def likelihoods(self, covariances: _Covariances) -> Tensor:
+    def likelihoods(self, covariances: Covariances) -> Tensor:
         """What it says of the images, [M, C]."""
         return self.at(covariances).log_likelihoods(self.features).cpu()
-
-
-class _Covariances(NamedTuple):
-    """How the covariances of a generative model are estimated: see `shrunk`, and `noise` of `SharedGaussian`."""
-
-    shrinkage: float | None
-    noise: float
-
-    def noisy(self, model: GenerativeModel) -> GenerativeModel:
-        """A model of this shrinkage with this noise."""
-        return replace(model, shared=replace(model.shared, noise=self.noise))
 
 
 def _held_out(data: StageTwoData) -> list[Tensor]:
@@ -324,7 +313,7 @@ def _moments(data: StageTwoData, rest: Tensor) -> Moments:
     return Moments.of(unit_rows(data.features[:, rest]), data.labels[rest], units, data.classes)
 
 
-def _model(data: StageTwoData, moments: Moments, shrinkage: float | None = _SHRINKAGES[0]) -> GenerativeModel:
+def _model(data: StageTwoData, moments: Moments, shrinkage: float | None = SHRINKAGES[0]) -> GenerativeModel:
     shared = fit_shared(moments, data.prototypes, shrinkage)
     return GenerativeModel(shared, moments.counts, moments.sums, data.prototypes)
 
@@ -332,7 +321,7 @@ def _model(data: StageTwoData, moments: Moments, shrinkage: float | None = _SHRI
 def _models(data: StageTwoData, rest: Tensor) -> dict[float | None, GenerativeModel]:
     """Fit one of each shrinkage on the images `rest`, bool [N]."""
     moments = _moments(data, rest)
-    return {shrinkage: _model(data, moments, shrinkage) for shrinkage in _SHRINKAGES}
+    return {shrinkage: _model(data, moments, shrinkage) for shrinkage in SHRINKAGES}
 
 
 def _head(data: StageTwoData, config: LGRConfig, model: GenerativeModel, rest: Tensor) -> LGRHead:
@@ -355,7 +344,7 @@ def _fold(
         data = replace(data, bank=data.anchors_without(out).to(data.features.device))
     rest, labels, plain = _rest(data, out), data.labels[out], data.features[0, out]
     models = _models(data, rest)
-    head, log = _head(data, config, models[_SHRINKAGES[0]], rest), list[dict[str, float]]()
+    head, log = _head(data, config, models[SHRINKAGES[0]], rest), list[dict[str, float]]()
     if branches:
         seen = rest & _learned(data, branches)
         head, log = train_until(
@@ -430,11 +419,11 @@ def _weigh(
     def columns(parts: list[Tensor]) -> Tensor:
         return torch.cat(parts)[:, known]
 
-    def losses(covariances: _Covariances) -> Tensor:
+    def losses(covariances: Covariances) -> Tensor:
         level = columns([fold.likelihoods(covariances) for fold in folds])
         return item_nll(fit_temperature(level, labels, alike) * level, labels)
 
-    chosen = _plainest_covariances(losses, alike, units) if enough else _PLAINEST
+    chosen = plainest_covariances(losses, alike, units) if enough else PLAINEST
     scores = HeldOutScores(
         labels,
         columns([fold.image for fold in folds]) if "visual" in branches else None,
@@ -454,36 +443,7 @@ def _weigh(
     return Parts(shared, found, accept, held), notes
 
 
-_PLAINEST = _Covariances(_SHRINKAGES[0], 1.0)
-
-
-def _plainest_covariances(
-    losses: Callable[[_Covariances], Tensor], weights: Tensor, units: Tensor
-) -> _Covariances:
-    """Choose the plainest whose mean loss is within a standard error of the least.
-
-    The first shrinkage of `_SHRINKAGES` that has one, and there the noise nearest to 1.
-
-    Args:
-        losses: Of the held-out images, float64 [M]; asked at whole octaves of the noise, and interpolated between.
-        weights: Float64 [M].
-        units: Int64 [M], see `plainest`.
-    """
-    found = dict[_Covariances, Tensor]()
-    for shrinkage in _SHRINKAGES:
-        octaves = [losses(_Covariances(shrinkage, 2.0**octave)) for octave in _OCTAVES]
-        steps = range(_STEPS * (len(octaves) - 1) + 1)
-        for step in sorted(steps, key=lambda step: abs(step / _STEPS + _OCTAVES[0])):
-            at, between = divmod(step, _STEPS)
-            upper = octaves[min(at + 1, len(octaves) - 1)]
-            noise = 2.0 ** (step / _STEPS + _OCTAVES[0])
-            found[_Covariances(shrinkage, noise)] = octaves[at].lerp(upper, between / _STEPS)
-    return list(found)[plainest(list(found.values()), weights, units)]
-
-
-def _meetings(
-    data: StageTwoData, folds: list[_Fold], chosen: _Covariances, found: PartWeights
-) -> PartWeights:
+def _meetings(data: StageTwoData, folds: list[_Fold], chosen: Covariances, found: PartWeights) -> PartWeights:
     """How later classes meet the others, from ones that stand for them.
 
     After a stage 1 these are the classes that it did not see. Without one, where images held out say enough of classes

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vlltr_index.heads.fusion import Meeting, PartWeights
+from vlltr_index.heads.generative import GenerativeModel
 
 _PRIOR_SPREAD = 0.25  # of a part's weight, in units of the visual parts' together
 TEMPERED = 1 / 12  # of the generative model's log-likelihoods, which are about that much too sure
@@ -18,6 +20,23 @@ _STEPS = 60
 _AT_RANDOM = 0.01  # of the labels
 _ROUNDS = 100
 _LEAST = 0.02  # a smaller share than this is none
+
+
+SHRINKAGES: tuple[float | None, ...] = (1.0, 3.0, 10.0, None)
+"""How much both covariances may be shrunk, see `shrunk`; the plainest first."""
+_OCTAVES = range(-3, 5)  # of the noise
+_PARTS = 4  # of an octave: losses between octaves are interpolated
+
+
+class Covariances(NamedTuple):
+    """How the covariances of a generative model are estimated: see `shrunk`, and `noise` of `SharedGaussian`."""
+
+    shrinkage: float | None
+    noise: float
+
+    def noisy(self, model: GenerativeModel) -> GenerativeModel:
+        """A model of this shrinkage with this noise."""
+        return replace(model, shared=replace(model.shared, noise=self.noise))
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +124,33 @@ def plainest(losses: Sequence[Tensor], weights: Tensor, units: Tensor) -> int:
     best = rows[(rows @ weights).argmin()]
     above, error = paired_mean(rows - best, weights, units)
     return int((above <= error).int().argmax())
+
+
+PLAINEST = Covariances(SHRINKAGES[0], 1.0)
+
+
+def plainest_covariances(
+    losses: Callable[[Covariances], Tensor], weights: Tensor, units: Tensor
+) -> Covariances:
+    """Choose the plainest whose mean loss is within a standard error of the least.
+
+    The first shrinkage of `SHRINKAGES` that has one, and there the noise nearest to 1.
+
+    Args:
+        losses: Of the held-out images, float64 [M]; asked at whole octaves of the noise, and interpolated between.
+        weights: Float64 [M].
+        units: Int64 [M], see `plainest`.
+    """
+    found = dict[Covariances, Tensor]()
+    for shrinkage in SHRINKAGES:
+        octaves = [losses(Covariances(shrinkage, 2.0**octave)) for octave in _OCTAVES]
+        steps = range(_PARTS * (len(octaves) - 1) + 1)
+        for step in sorted(steps, key=lambda step: abs(step / _PARTS + _OCTAVES[0])):
+            at, between = divmod(step, _PARTS)
+            upper = octaves[min(at + 1, len(octaves) - 1)]
+            noise = 2.0 ** (step / _PARTS + _OCTAVES[0])
+            found[Covariances(shrinkage, noise)] = octaves[at].lerp(upper, between / _PARTS)
+    return list(found)[plainest(list(found.values()), weights, units)]
 
 
 def paired_mean(differences: Tensor, weights: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
