@@ -198,7 +198,7 @@ def quickstart_command(context: Context, size: str | None, folder: Path | None) 
     prediction, adds a class by its description alone, and writes a report. Every step is printed as the command that
     does it. Stopped, it goes on where it was.
     """
-    from vlltr_index.store.files import write_file
+    from vlltr_index.data.writing import write_file
 
     size = size or "short"
     folder = folder or Path(_FOLDER[size])
@@ -231,7 +231,7 @@ def quickstart_command(context: Context, size: str | None, folder: Path | None) 
 def plan_quickstart(folder: Path, size: str) -> Iterator[Step]:
     """The commands of a quickstart, in order; writes the sample files that they name."""
     from vlltr_index.data.glyphs import glyph_files, write_part, write_sample
-    from vlltr_index.store.files import write_file
+    from vlltr_index.data.writing import write_file
 
     data, short = glyph_files(fast=size == "fast"), size == "short"
     data = write_part(data, 3, folder / "data") if short else data

@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vlltr_index.data.writing import whole_file
 from vlltr_index.errors import WorkspaceError, write_error
-from vlltr_index.store.files import whole_file
 
 Log = list[dict[str, float]]
 """One entry an epoch."""

@@ -30,8 +30,8 @@ from typing import Any
 from benchmarks.harness import machine
 from benchmarks.trust.power_cuts import Expected, digest, expected
 from benchmarks.trust.workload import COMMANDS, FIRST, arguments, prepare
+from vlltr_index.data.writing import SCRATCH
 from vlltr_index.schemas.tables import KEYS
-from vlltr_index.store.files import SCRATCH
 from vlltr_index.store.workspace import Workspace
 
 RESULT = Path(__file__).parents[1] / "results" / "trust-kills.json"

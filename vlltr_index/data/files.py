@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -43,12 +43,6 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
-
-
-def open_new(path: Path) -> BinaryIO:
-    """A new file to write into, in the place of what has its name: a link there is replaced, not followed."""
-    path.unlink(missing_ok=True)
-    return path.open("xb")
 
 
 def is_hidden(name: str) -> bool:

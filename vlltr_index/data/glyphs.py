@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
-from vlltr_index.data.files import open_new
+from vlltr_index.data.writing import whole_file, write_file
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,10 @@ def write_part(files: GlyphFiles, every: int, folder: Path) -> GlyphFiles:
     texts = json.loads(files.texts.read_text(encoding="utf-8"))
     kept = sorted(texts)[::every]
     part = replace(files, images=folder / files.images.name, texts=folder / files.texts.name)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open_new(part.texts) as file:
-        file.write(json.dumps({name: texts[name] for name in kept}, ensure_ascii=False).encode())
+    write_file(part.texts, json.dumps({name: texts[name] for name in kept}, ensure_ascii=False).encode())
     wanted = pa.array([*kept, *files.heldout_classes("dev"), *files.heldout_classes("final")])
-    with open_new(part.images) as file:
-        pq.write_table(pq.read_table(files.images, filters=pc.field("label").isin(wanted)), file)
+    with whole_file(part.images) as unfinished:
+        pq.write_table(pq.read_table(files.images, filters=pc.field("label").isin(wanted)), unfinished)
     return part
 
 
@@ -56,7 +54,5 @@ def write_sample(parquet: Path, split: str, label: str, target: Path, number: in
     import pyarrow.parquet as pq
 
     table = pq.read_table(parquet, filters=(pc.field("split") == split) & (pc.field("label") == label))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with open_new(target) as file:
-        file.write(table["image"][number].as_py())
+    write_file(target, table["image"][number].as_py())
     return target

@@ -16,7 +16,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
-from vlltr_index.data.files import open_new
+from vlltr_index.data.writing import write_file
 from vlltr_index.errors import InputError
 from vlltr_index.version import VERSION
 
@@ -138,9 +138,7 @@ class Wiki:
             except (OSError, ValueError):
                 pass
         query = self._ask(address)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open_new(file) as target:
-            target.write(json.dumps(query, ensure_ascii=False).encode())
+        write_file(file, json.dumps(query, ensure_ascii=False).encode())
         return query
 
     def _ask(self, address: str) -> dict[str, Any]:

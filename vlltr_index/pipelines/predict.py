@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from vlltr_index.data.unlabelled import Pictures, unlabelled_images
+from vlltr_index.data.writing import whole_file
 from vlltr_index.errors import UsageError, VlltrError, WorkspaceError, write_error
-from vlltr_index.store.files import whole_file
 from vlltr_index.wording import cell, many
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vlltr_index.data.writing import write_file
 from vlltr_index.embedding.loading import usable_images
 from vlltr_index.embedding.vectors import load_sources
 from vlltr_index.errors import InputError, MissingStepError, UsageError, WorkspaceError
@@ -28,7 +29,6 @@ from vlltr_index.heads.checkpoint import load_head
 from vlltr_index.pipelines.evaluate import METHOD, Evaluation, evaluation
 from vlltr_index.pipelines.status import status
 from vlltr_index.schemas.fingerprint import short
-from vlltr_index.store.files import write_file
 
 if TYPE_CHECKING:
     from vlltr_index.pipelines.status import StatusReport

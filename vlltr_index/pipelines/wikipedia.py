@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from vlltr_index.data.wikipedia import Article, Match, Wiki, match_class, mentions, own_titles
 from vlltr_index.data.wikipedia_text import DROPPED_SECTIONS, article_sentences, near_duplicates
+from vlltr_index.data.writing import write_file
 from vlltr_index.errors import MissingStepError, UsageError
 from vlltr_index.pipelines.ingest import write_prompts
 from vlltr_index.schemas.fingerprint import short
 from vlltr_index.schemas.records import SentenceRecord
-from vlltr_index.store.files import write_file
 from vlltr_index.store.ingestion import sentence_rows
 
 if TYPE_CHECKING:

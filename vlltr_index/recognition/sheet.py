@@ -9,8 +9,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from vlltr_index.data.decoding import open_image
+from vlltr_index.data.writing import whole_file
 from vlltr_index.errors import InputError, UsageError
-from vlltr_index.store.files import whole_file
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 _SIDE = 160  # pixels of a picture, at most

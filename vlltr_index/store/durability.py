@@ -21,7 +21,7 @@ from collections.abc import Container, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from vlltr_index.store.files import sync, sync_all, write_file
+from vlltr_index.data.writing import sync, sync_all, write_file
 
 _LIST = "synced.json"
 _SUFFIX = ".lance"

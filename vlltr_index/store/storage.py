@@ -16,11 +16,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from vlltr_index.data.files import open_new
 from vlltr_index.data.objects import objects_at, told_by
+from vlltr_index.data.writing import remove_folder, sync, write_file
 from vlltr_index.errors import LockedError, UsageError, WorkspaceError, write_error
 from vlltr_index.store.durability import sync_changed
-from vlltr_index.store.files import remove_folder, sync, write_file
 
 _log = logging.getLogger(__name__)
 
@@ -53,8 +52,7 @@ def write_lock(path: Path, command: str, timeout: float | None = None) -> Iterat
             if timeout != 0:
                 _log.warning("waiting for %s, which is writing to %s", _holder(path), path.parent)
             lock.acquire(timeout=-1 if timeout is None else timeout)
-        with open_new(beside) as file:
-            file.write(_signature(command))
+        write_file(beside, _signature(command))
     except Timeout:
         raise LockedError(f"{_holder(path)} is writing to {path.parent}", _WAIT) from None
     except RuntimeError as error:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import tomli_w
 from safetensors import SafetensorError
 
+from vlltr_index.data.writing import SCRATCH, digest_folder, scratch_folder, settle
 from vlltr_index.errors import (
     MissingStepError,
     UsageError,
@@ -26,7 +27,6 @@ from vlltr_index.errors import (
 )
 from vlltr_index.schemas.config import FORMAT, Recipe, WorkspaceConfig, parse_toml, validate
 from vlltr_index.store.durability import is_whole, recover
-from vlltr_index.store.files import SCRATCH, digest_folder, scratch_folder, settle
 from vlltr_index.store.snapshot import NEWEST, History
 from vlltr_index.store.storage import Storage, storage_at
 

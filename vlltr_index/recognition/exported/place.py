@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from vlltr_index.data.files import open_new
+from vlltr_index.data.writing import make_folder, settle, sync, write_file
 from vlltr_index.errors import PretrainedError
-from vlltr_index.store.files import make_folder, settle, sync
 
 if TYPE_CHECKING:
     from vlltr_index.store.workspace import Workspace
@@ -46,9 +45,7 @@ def new_folder(workspace: Workspace, folder: Path) -> Iterator[Path]:
     hidden = beside(folder)
     note = workspace.path / "runs" / f"export-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}"
     with suppress(OSError):  # a workspace may be read by who cannot write into it
-        make_folder(note.parent)
-        with open_new(note) as file:
-            file.write(os.fsencode(folder))
+        write_file(note, os.fsencode(folder))
     make_folder(hidden)
     try:
         held = FileLock(hidden / _LOCK).acquire(timeout=0)
@@ -67,7 +64,8 @@ def new_folder(workspace: Workspace, folder: Path) -> Iterator[Path]:
             _put_back(folder)  # where it could not be replaced
             shutil.rmtree(hidden, ignore_errors=True)
             with suppress(OSError):
-                note.unlink()
+                for left in note.parent.glob(f"*{note.name}*"):  # and one that a kill left unfinished
+                    left.unlink()
 
 
 def take_place(new: Path, folder: Path) -> None:

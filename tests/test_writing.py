@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from vlltr_index.store.files import make_folder, remove_folder, scratch_folder, settle, whole_file, write_file
+from vlltr_index.data.writing import (
+    make_folder,
+    remove_folder,
+    scratch_folder,
+    settle,
+    whole_file,
+    write_file,
+)
 
 
 @pytest.fixture(autouse=True)
