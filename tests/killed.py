@@ -22,6 +22,19 @@ def okapi(picture: Path) -> Any:
     return NewClass("okapi", ("It is an animal.", "It has stripes."), images=(picture,))
 
 
+def around(call: Callable[..., Any], step: Callable[[], None]) -> Callable[..., Any]:
+    """The same call, with a step before and after it."""
+
+    @wraps(call)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        step()
+        result = call(*args, **kwargs)
+        step()
+        return result
+
+    return wrapped
+
+
 @contextmanager
 def moments(reach: Callable[[int], None]) -> Iterator[None]:
     """Call `reach` with 0, 1, ... before and after each write to a table, and around the writing of the commit."""
@@ -29,19 +42,12 @@ def moments(reach: Callable[[int], None]) -> Iterator[None]:
 
     numbers = iter(range(10_000))
 
-    def around(call: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(call)
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            reach(next(numbers))
-            result = call(*args, **kwargs)
-            reach(next(numbers))
-            return result
-
-        return wrapped
+    def step() -> None:
+        reach(next(numbers))
 
     with (
-        mock.patch.multiple(Store, **{name: around(getattr(Store, name)) for name in WRITES}),
-        mock.patch.object(os, "link", around(os.link)),
+        mock.patch.multiple(Store, **{name: around(getattr(Store, name), step) for name in WRITES}),
+        mock.patch.object(os, "link", around(os.link, step)),
     ):
         yield
 

@@ -6,11 +6,11 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.commands import run
+from tests.killed import around
 from vlltr_index.errors import PretrainedError
 from vlltr_index.recognition.exported.place import beside, new_folder, unfinished
 from vlltr_index.recognition.exported.reading import CARD, SUMS, locate, read_sums
@@ -49,17 +49,8 @@ def killed(work: Callable[[], None], moment: int) -> bool:
             if next(left) == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        def around(call: Callable[..., Any]) -> Callable[..., Any]:
-            def wrapped(*args: Any, **kwargs: Any) -> Any:
-                reach()
-                result = call(*args, **kwargs)
-                reach()
-                return result
-
-            return wrapped
-
         for name in CALLS:
-            setattr(os, name, around(getattr(os, name)))
+            setattr(os, name, around(getattr(os, name), reach))
         work()
         os._exit(0)
     finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from tablerows import class_rows, image_rows, sentence_rows, vector_rows
 
 from tests.commits import killed, run, state
+from tests.killed import around
 from vlltr_index.errors import UsageError, WorkspaceError
 from vlltr_index.pipelines.history import diff, prune, rollback
 from vlltr_index.schemas.config import Recipe
@@ -174,19 +174,10 @@ def stopped_prune(path: Path, moment: int) -> bool:
         if next(left, 0) == 0:  # what runs on the way out is not run after a kill
             raise KeyboardInterrupt
 
-    def around(call: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            reach()
-            result = call(*args, **kwargs)
-            reach()
-            return result
-
-        return wrapped
-
     with pytest.MonkeyPatch.context() as patch:
         killed(patch)
         for owner, name in MOMENTS:
-            patch.setattr(owner, name, around(getattr(owner, name)))
+            patch.setattr(owner, name, around(getattr(owner, name), reach))
         try:
             prune(Workspace.open(path), 2)
         except KeyboardInterrupt:
