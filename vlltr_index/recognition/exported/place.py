@@ -64,8 +64,8 @@ def new_folder(workspace: Workspace, folder: Path) -> Iterator[Path]:
             _put_back(folder)  # where it could not be replaced
             shutil.rmtree(hidden, ignore_errors=True)
             with suppress(OSError):
-                for left in note.parent.glob(f"*{note.name}*"):  # and one that a kill left unfinished
-                    left.unlink()
+                for written in note.parent.glob(f"*{note.name}*"):  # and one that a kill left unfinished
+                    written.unlink()
 
 
 def take_place(new: Path, folder: Path) -> None:
