@@ -222,13 +222,17 @@ def test_units_are_the_observations() -> None:
         assert torch.allclose(fit_shared(moments, texts).spread, fit_shared(once, texts).spread) is same
 
 
-def test_class_means_keep_their_distances_where_images_are_few() -> None:
-    """Lambda is what class means were drawn with, whichever way S was shrunk: nothing is left of it at the bound."""
+@pytest.mark.parametrize("views", [1, 3])
+def test_class_means_keep_their_distances_where_images_are_few(views: int) -> None:
+    """Lambda is what class means were drawn with, whichever way S was shrunk: nothing is left of it at the bound, nor
+    is more taken off where views of an image differ as much as images do."""
     g = torch.Generator().manual_seed(0)
     labels = torch.arange(60).repeat_interleave(3)
     scale = torch.linspace(0.2, 2.0, 24).double()
     means = 2.0 * torch.randn(60, 24, generator=g, dtype=torch.float64) * scale
-    features = (means[labels] + torch.randn(180, 24, generator=g, dtype=torch.float64) * scale)[None]
+    images = means[labels] + torch.randn(180, 24, generator=g, dtype=torch.float64) * scale
+    others = torch.randn(views - 1, 180, 24, generator=g, dtype=torch.float64) * 2.0 * scale
+    features = torch.cat([images[None], images + others])
     moments = Moments.of(features, labels, torch.arange(180), 60)
     for shrinkage in (1.0, 3.0, None):
         shared = fit_shared(moments, torch.zeros(60, 24), shrinkage)

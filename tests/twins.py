@@ -201,33 +201,36 @@ def shrunk(covariance: Tensor, observations: int, shrinkage: float | None) -> Te
     return (1 - r) * covariance + r * covariance.trace() / dim * torch.eye(dim, dtype=covariance.dtype)
 
 
-def within(features: Tensor, labels: list[int], units: list[int]) -> Tensor:
-    """S, [V, N, D]: how a unit's mean varies in its class, and how images and views do about it; without more units
-    than classes, or any scatter, half that about the mean of the units."""
+def within(features: Tensor, labels: list[int], units: list[int]) -> tuple[Tensor, Tensor]:
+    """S, of [V, N, D]: how a unit's mean varies in its class, and how images and views do about it; and how a unit's
+    plain mean does. Without more units than classes, or any scatter, both are half that about the mean of the units."""
     views, images, dim = features.shape
     nothing = torch.zeros(dim, dim, dtype=torch.float64)
-    middle, owner = dict[int, Tensor](), dict[int, int]()
+    middle, plain, owner = dict[int, Tensor](), dict[int, Tensor](), dict[int, int]()
     for unit in set(units):
         own = [n for n, other in enumerate(units) if other == unit]
         rows = [view[n] for view in features for n in own]
         middle[unit], owner[unit] = sum(rows, torch.zeros(dim).double()) / len(rows), labels[own[0]]
-    pooled, freedom = nothing.clone(), len(middle) - len(set(labels))
+        plain[unit] = features[0, own].mean(0)
+    pooled, sampling, freedom = nothing.clone(), nothing.clone(), len(middle) - len(set(labels))
     if freedom:
-        for label in set(labels):
-            some = [m for unit, m in middle.items() if owner[unit] == label]
-            mean = sum(some, torch.zeros(dim).double()) / len(some)
-            for m in some:
-                pooled += torch.outer(m - mean, m - mean) / freedom
+        for of, means in ((pooled, middle), (sampling, plain)):
+            for label in set(labels):
+                some = [m for unit, m in means.items() if owner[unit] == label]
+                mean = sum(some, torch.zeros(dim).double()) / len(some)
+                for m in some:
+                    of += torch.outer(m - mean, m - mean) / freedom
         for n, unit in enumerate(units):
             for view in features:
                 apart = view[n] - middle[unit]
                 pooled += torch.outer(apart, apart) / (views * images)
     if pooled.trace() > 1e-9:
-        return pooled
+        return pooled, sampling
     total, centre = nothing.clone(), sum(middle.values(), torch.zeros(dim).double()) / len(middle)
     for m in middle.values():
         total += torch.outer(m - centre, m - centre) / (2 * len(middle))
-    return total if total.trace() > 1e-9 else torch.eye(dim, dtype=torch.float64)
+    total = total if total.trace() > 1e-9 else torch.eye(dim, dtype=torch.float64)
+    return total, total
 
 
 def text_maps(text: list[Tensor], seen: list[Tensor], weights: list[float]) -> list[Tensor]:
@@ -309,10 +312,10 @@ def shared_gaussian(
         means.append(sum(middle, torch.zeros(dim).double()) / len(own))
     weights = [count / (count + 2.0) for count in n]
     centre = weighted_mean(means, weights)
-    scatter = within(features, labels, units)
+    scatter, sampling = within(features, labels, units)
     sigma = shrunk(scatter, len(set(units)) - len(classes), shrinkage)
     whitening = torch.linalg.inv(torch.linalg.cholesky(sigma)).T
-    noise = whitening.T @ scatter @ whitening
+    noise = whitening.T @ sampling @ whitening
     told = [bool((prototypes[c] != 0).any()) for c in classes]
     text_centre = torch.zeros(dim, dtype=torch.float64)
     if any(told):

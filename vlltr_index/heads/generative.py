@@ -202,12 +202,15 @@ class Moments:
         sums: Float64 [C, D], the sum of their means.
         within: Float64 [D, D], S: the pooled covariance of unit means about their class, and of images and views about
             their unit; where every class has one unit, or nothing varies, half the total covariance.
+        sampling: Float64 [D, D], the pooled covariance of plain unit means about their class: by it over n the mean of
+            a class of n units varies. It is S where a unit is one image with one view.
         freedom: Units less classes.
     """
 
     counts: Tensor
     sums: Tensor
     within: Tensor
+    sampling: Tensor
     freedom: int
 
     @classmethod
@@ -224,10 +227,11 @@ class Moments:
         if not bool(features.isfinite().all()):
             raise InputError("features must be finite", "vlltr embed")
         labels, units = labels.to(features.device), units.to(features.device)
-        counts, sums = unit_sums(features[0], labels, units, classes)
-        owners = _owners(labels, units, int(counts.sum()))
+        means = _unit_means(features[0], units)
+        owners = _owners(labels, units, len(means))
+        counts, sums = class_sums(means, owners, classes)
         freedom = len(owners) - int((counts > 0).sum())
-        return cls(counts, sums, _within(features, owners, units, freedom), freedom)
+        return cls(counts, sums, *_within(features, means, owners, units, freedom), freedom)
 
 
 def fit_shared(moments: Moments, prototypes: Tensor, shrinkage: float | None = 1.0) -> SharedGaussian:
@@ -235,7 +239,7 @@ def fit_shared(moments: Moments, prototypes: Tensor, shrinkage: float | None = 1
 
     Sigma is the within-class covariance S, shrunk. T is a multiple of the identity and a ridge on what that leaves,
     chosen on classes left out (5 folds, means taken inside each fold); zero where it foretells nothing. Lambda is the
-    covariance of the residuals on classes left out, less what sampling adds to class means, S / n, shrunk.
+    covariance of the residuals on classes left out, less what sampling adds to class means, shrunk.
 
     Args:
         moments: Of the images.
@@ -252,7 +256,7 @@ def fit_shared(moments: Moments, prototypes: Tensor, shrinkage: float | None = 1
     means, weights = moments.sums[there] / n[:, None], n / (n + 2.0)
     centre = _mean(means, weights)
     whitening = _inverse_root(shrunk(moments.within, moments.freedom, shrinkage))
-    noise = whitening @ moments.within @ whitening  # S in the basis; not I, for S was shrunk before the root
+    noise = whitening @ moments.sampling @ whitening  # not I: S was shrunk before the root
     text = prototypes.to(means.device)[there].double()
     told = (text != 0).any(1)
     text_centre = _mean(text[told], weights[told]) if bool(told.any()) else text.new_zeros(text.shape[1])
@@ -299,22 +303,38 @@ def _mean(rows: Tensor, weights: Tensor) -> Tensor:
     return (weights[:, None] * rows).sum(0) / weights.sum()
 
 
-def _within(features: Tensor, owners: Tensor, units: Tensor, freedom: int) -> Tensor:
-    """S float64 [D, D] of features [V, N, D], classes of units int64 [U] and units of images int64 [N]."""
+def _within(
+    features: Tensor, means: Tensor, owners: Tensor, units: Tensor, freedom: int
+) -> tuple[Tensor, Tensor]:
+    """S and the covariance of plain unit means about their class, float64 [D, D].
+
+    Args:
+        features: Float [V, N, D].
+        means: Float [U, D], of the plain view of each unit.
+        owners: Int64 [U], their classes.
+        units: Int64 [N].
+        freedom: As in `Moments`.
+    """
     views, images, dim = features.shape
     least = _NO_SCATTER * float(features[0].double().square().sum(1).mean())
-    means = _unit_means(features.mean(0) if views > 1 else features[0], units)
+    middle = means if views == 1 else _unit_means(features.mean(0), units)
     if freedom:
-        counts, sums = class_sums(means, owners, int(owners.max()) + 1)
-        pooled = _scatter(means[None], sums / counts.clamp(min=1)[:, None], owners) / freedom
+        sampling = _about_classes(means, owners) / freedom
+        within = sampling if views == 1 else _about_classes(middle, owners) / freedom
         if views > 1 or images > len(means):
-            pooled += _scatter(features, means, units) / (views * images)
-        if float(pooled.trace()) > least:
-            return pooled
-    total = _scatter(means[None], means.mean(0, keepdim=True), torch.zeros_like(owners)) / (2 * len(means))
-    return (
-        total if float(total.trace()) > least else torch.eye(dim, dtype=torch.float64, device=features.device)
-    )
+            within = within + _scatter(features, middle, units) / (views * images)
+        if float(within.trace()) > least:
+            return within, sampling
+    total = _about_classes(middle, torch.zeros_like(owners)) / (2 * len(means))
+    if float(total.trace()) <= least:
+        total = torch.eye(dim, dtype=torch.float64, device=features.device)
+    return total, total
+
+
+def _about_classes(means: Tensor, owners: Tensor) -> Tensor:
+    """Sum over units of (mean - class mean)^T (mean - class mean), float64 [D, D]."""
+    counts, sums = class_sums(means, owners, int(owners.max()) + 1)
+    return _scatter(means[None], sums / counts.clamp(min=1)[:, None], owners)
 
 
 def _scatter(features: Tensor, means: Tensor, owners: Tensor) -> Tensor:
