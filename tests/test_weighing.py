@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -15,14 +16,18 @@ from torch import Tensor
 
 from vlltr_index.heads.fusion import Meeting, PartWeights, fuse, image_side
 from vlltr_index.heads.weighing import (
+    PLAINEST,
+    SHRINKAGES,
+    Covariances,
     HeldOutScores,
     Newcomers,
     fit_meeting,
     fit_temperature,
     fit_weights,
     image_weights,
+    level_with_best,
     paired_mean,
-    plainest,
+    plainest_covariances,
     usual_weights,
 )
 
@@ -91,21 +96,40 @@ def test_images_of_a_class_count_by_the_root_of_its_size() -> None:
     torch.testing.assert_close(weights, torch.tensor([0.25, 0.25, 1.0, 1.0]).double() * 3 / 2.5)
 
 
-def test_the_plainest_setting_within_a_standard_error_is_chosen() -> None:
-    """A plain one that is level by chance is taken, one that is worse for all is not; copies prove nothing."""
+def test_settings_within_a_standard_error_are_level_with_the_best() -> None:
+    """One that is level by chance is, one that is worse for all is not; copies prove nothing."""
     g = torch.Generator().manual_seed(0)
     best = torch.rand(40, generator=g, dtype=torch.float64)
     level = best + 0.01 + 0.5 * torch.tensor([1.0, -1.0]).double().repeat(20)
     worse = best + 0.1 + 0.01 * torch.randn(40, generator=g, dtype=torch.float64)
     ones, alone = torch.ones(40).double(), torch.arange(40)
-    assert plainest([worse, level, best], ones, alone) == 1
-    assert plainest([worse, best, level], ones, alone) == 1
-    assert plainest([best], ones, alone) == 0
-    shifted = torch.tensor([0.4, 0.1, -0.2]).double()
-    sure = shifted.repeat_interleave(30)
-    nothing = torch.zeros(90).double()
-    assert plainest([sure, nothing], torch.ones(90).double(), torch.arange(90)) == 1
-    assert plainest([sure, nothing], torch.ones(90).double(), torch.arange(3).repeat_interleave(30)) == 0
+    assert level_with_best(torch.stack([worse, level, best]), ones, alone).tolist() == [1, 2]
+    assert level_with_best(best[None], ones, alone).tolist() == [0]
+    sure = torch.tensor([0.4, 0.1, -0.2]).double().repeat_interleave(30)
+    costs, ones = torch.stack([sure, torch.zeros(90).double()]), torch.ones(90).double()
+    assert level_with_best(costs, ones, torch.arange(90)).tolist() == [1]
+    assert level_with_best(costs, ones, torch.arange(3).repeat_interleave(30)).tolist() == [0, 1]
+
+
+def test_covariances_are_the_plainest_of_those_that_are_likely_and_accurate() -> None:
+    """Nearest to a noise of 1 where all are alike; a likelier setting that misses more images is not taken."""
+    ones, alone = torch.ones(40).double(), torch.arange(40)
+    nothing = torch.zeros(2, 40).double()
+    assert plainest_covariances(lambda _: nothing, ones, alone) == PLAINEST
+
+    def likely_at(best: Covariances, missed: float) -> Callable[[Covariances], Tensor]:
+        def costs(covariances: Covariances) -> Tensor:
+            away = abs(math.log2(covariances.noise / best.noise)) + (covariances.shrinkage != best.shrinkage)
+            wrong = torch.zeros(40).double()
+            wrong[: int(40 * missed)] = float(covariances == best)
+            return torch.stack([torch.linspace(1.0, 1.1, 40).double() * (1.0 + away), wrong])
+
+        return costs
+
+    for shrinkage in SHRINKAGES:
+        best = Covariances(shrinkage, 4.0)
+        assert plainest_covariances(likely_at(best, 0.0), ones, alone) == best
+        assert plainest_covariances(likely_at(best, 0.5), ones, alone) != best
 
 
 @quick

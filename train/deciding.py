@@ -419,11 +419,12 @@ def _weigh(
     def columns(parts: list[Tensor]) -> Tensor:
         return torch.cat(parts)[:, known]
 
-    def losses(covariances: Covariances) -> Tensor:
+    def costs(covariances: Covariances) -> Tensor:
         level = columns([fold.likelihoods(covariances) for fold in folds])
-        return item_nll(fit_temperature(level, labels, alike) * level, labels)
+        losses = item_nll(fit_temperature(level, labels, alike) * level, labels)
+        return torch.stack([losses, (level.argmax(1) != labels).double()])
 
-    chosen = plainest_covariances(losses, alike, units) if enough else PLAINEST
+    chosen = plainest_covariances(costs, alike, units) if enough else PLAINEST
     scores = HeldOutScores(
         labels,
         columns([fold.image for fold in folds]) if "visual" in branches else None,

@@ -112,45 +112,50 @@ def nll(logits: Tensor, labels: Tensor, weights: Tensor) -> float:
     return float((weights * item_nll(logits, labels)).sum() / weights.sum())
 
 
-def plainest(losses: Sequence[Tensor], weights: Tensor, units: Tensor) -> int:
-    """Find the first of settings whose mean loss is at most a standard error above the least.
+def level_with_best(costs: Tensor, weights: Tensor, units: Tensor) -> Tensor:
+    """Find the settings whose mean cost is at most a standard error above the least, int64 positions, ascending.
 
     Args:
-        losses: Float64 [N] of each setting, on the same images; the plainest setting first.
+        costs: Float64 [S, N] of S settings, on the same N images.
         weights: Float64 [N], what each image counts.
         units: Int64 [N], which images are one observation.
     """
-    rows = torch.stack(list(losses))
-    best = rows[(rows @ weights).argmin()]
-    above, error = paired_mean(rows - best, weights, units)
-    return int((above <= error).int().argmax())
+    best = costs[(costs @ weights).argmin()]
+    above, error = paired_mean(costs - best, weights, units)
+    return (above <= error).nonzero()[:, 0]
 
 
 PLAINEST = Covariances(SHRINKAGES[0], 1.0)
 
 
 def plainest_covariances(
-    losses: Callable[[Covariances], Tensor], weights: Tensor, units: Tensor
+    costs: Callable[[Covariances], Tensor], weights: Tensor, units: Tensor
 ) -> Covariances:
-    """Choose the plainest whose mean loss is within a standard error of the least.
+    """Choose the plainest whose mean loss is within a standard error of the least, of those as accurate as the best.
 
-    The first shrinkage of `SHRINKAGES` that has one, and there the noise nearest to 1.
+    Accurate are those that miss at most a standard error more images than the setting that misses fewest: where images
+    are few the likeliest may be one that draws all classes together. Plainest is the first shrinkage of `SHRINKAGES`,
+    and there the noise nearest to 1.
 
     Args:
-        losses: Of the held-out images, float64 [M]; asked at whole octaves of the noise, and interpolated between.
+        costs: Of the M held-out images, float64 [2, M]: the loss, and 1 for one that is missed. It is asked at whole
+            octaves of the noise, and interpolated between.
         weights: Float64 [M].
-        units: Int64 [M], see `plainest`.
+        units: Int64 [M], see `level_with_best`.
     """
     found = dict[Covariances, Tensor]()
     for shrinkage in SHRINKAGES:
-        octaves = [losses(Covariances(shrinkage, 2.0**octave)) for octave in _OCTAVES]
+        octaves = [costs(Covariances(shrinkage, 2.0**octave)) for octave in _OCTAVES]
         steps = range(_PARTS * (len(octaves) - 1) + 1)
         for step in sorted(steps, key=lambda step: abs(step / _PARTS + _OCTAVES[0])):
             at, between = divmod(step, _PARTS)
             upper = octaves[min(at + 1, len(octaves) - 1)]
             noise = 2.0 ** (step / _PARTS + _OCTAVES[0])
             found[Covariances(shrinkage, noise)] = octaves[at].lerp(upper, between / _PARTS)
-    return list(found)[plainest(list(found.values()), weights, units)]
+    losses, missed = torch.stack(list(found.values()), 1)
+    accurate = level_with_best(missed, weights, units)
+    likely = level_with_best(losses[accurate], weights, units)
+    return list(found)[int(accurate[likely[0]])]
 
 
 def paired_mean(differences: Tensor, weights: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
