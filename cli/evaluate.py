@@ -79,7 +79,8 @@ def evaluation_table(report: EvaluationReport) -> Table:
 
 def _rank_tables(report: EvaluationReport) -> list[Table]:
     """Accuracy by rank, where classes have parents."""
-    rows, bins = [], list[str]()
+    rows = []
+    bins = list[str]()
     for rank, ways in report.ranks.items():
         bins = bins or list(ways["summed"])
         for how, top1 in ways.items():

@@ -164,7 +164,8 @@ def _check(pictures: Path, inside: dict[str, Path], test: str | None) -> None:
 
 def verdict(measured: EvaluationReport) -> str:
     """How good the model is, beside the best simple rule, in a sentence or two."""
-    mine, other = measured.rows["vl-ltr"].top1["overall"], measured.against
+    mine = measured.rows["vl-ltr"].top1["overall"]
+    other = measured.against
     said = (
         f"Of {mine.images:,} pictures that it had not seen, the model named {100 * mine.value:.1f} % rightly"
     )
@@ -202,13 +203,15 @@ def quickstart_command(context: Context, size: str | None, folder: Path | None) 
 
     size = size or "short"
     folder = folder or Path(_FOLDER[size])
-    started, journal = time.monotonic(), folder / "quickstart.json"
+    started = time.monotonic()
+    journal = folder / "quickstart.json"
     done: dict[str, float] = json.loads(journal.read_text(encoding="utf-8")) if journal.is_file() else {}
     init = ("A workspace", ("init", str(folder), "--recipe", _RECIPE[size]))
     run_step(context, folder, init, "[0]")
     steps = list(plan_quickstart(folder, size))
     for number, step in enumerate(steps, 1):
-        place, began = f"[{number}/{len(steps)}]", time.monotonic()
+        place = f"[{number}/{len(steps)}]"
+        began = time.monotonic()
         key = f"{place} {shlex.join(step[1])}"
         shows = step[1][0] in ("evaluate", "predict") and "--explain" not in step[1]
         if key in done and not shows:
@@ -233,7 +236,8 @@ def plan_quickstart(folder: Path, size: str) -> Iterator[Step]:
     from vlltr_index.data.glyphs import glyph_files, write_part, write_sample
     from vlltr_index.data.writing import write_file
 
-    data, short = glyph_files(fast=size == "fast"), size == "short"
+    data = glyph_files(fast=size == "fast")
+    short = size == "short"
     data = write_part(data, 3, folder / "data") if short else data
     yield "Sentences about every class", ("ingest", "text", str(data.texts))
     alike = ", drawn by the fonts of train; a few fonts share a glyph to the byte"
@@ -250,7 +254,9 @@ def plan_quickstart(folder: Path, size: str) -> Iterator[Step]:
     classes = json.loads((data.folder / "classes.json").read_text(encoding="utf-8"))
     names = json.loads(data.texts.read_text(encoding="utf-8"))
     few = sorted(n for n in names if classes[n]["bin"] == "few" and classes[n]["train"] <= 5)
-    known, samples, held = few[len(few) // 2], folder / "samples", data.heldout_classes("dev")
+    known = few[len(few) // 2]
+    samples = folder / "samples"
+    held = data.heldout_classes("dev")
     known_png = str(write_sample(data.images, "test", known, samples / "known.png"))
     unseen_png = str(write_sample(data.images, "dev_test", _UNSEEN, samples / "unseen.png"))
     unseen_txt = samples / "unseen.txt"

@@ -185,7 +185,8 @@ def _bars(console: Console, drawing: ExitStack) -> Progress:
         progress.TextColumn("{task.description}"), progress.BarColumn(bar_width=30), progress.MofNCompleteColumn(),
         progress.TimeElapsedColumn(), progress.TimeRemainingColumn(),
     )  # fmt: skip
-    bars, tasks = drawing.enter_context(progress.Progress(*columns, console=console)), {}
+    bars = drawing.enter_context(progress.Progress(*columns, console=console))
+    tasks = {}
 
     def draw(step: str, done: int, total: int | None) -> None:
         if step not in tasks:
@@ -200,7 +201,8 @@ def _plain(console: Console) -> Progress:
     due: dict[str, float] = {}
 
     def draw(step: str, done: int, total: int | None) -> None:
-        now, ended = time.monotonic(), total is not None and done >= total
+        now = time.monotonic()
+        ended = total is not None and done >= total
         if ended or now >= due.setdefault(step, now + _PLAIN_EVERY):
             due[step] = now + _PLAIN_EVERY
             console.print(f"{shown(step)}: {done:,}" + ("" if total is None else f"/{total:,}"))
@@ -257,7 +259,9 @@ def _compute_on(context: click.Context, parameter: click.Parameter, device: str 
         os.environ["VLLTR_DEVICE"] = device
 
 
-PATH, FILE, DIR = _Place("path"), _Place("file"), _Place("dir")
+PATH = _Place("path")
+FILE = _Place("file")
+DIR = _Place("dir")
 pass_context = click.make_pass_decorator(Context)
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value; repeatable."

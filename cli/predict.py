@@ -92,7 +92,8 @@ def predict_command(
         ray = OnRay(workspace.address, actors) if engine == "ray" else None
         report = predict_to_file(answers, images, out, context.progress, ray, **how)
         context.show(report)
-        answered, unread = report.images, report.unreadable
+        answered = report.images
+        unread = report.unreadable
     else:
         predictions = []
         for one in named_predictions(answers, unlabelled_images(images), **how):
@@ -102,7 +103,8 @@ def predict_command(
                 context.show(one, lines, always=True)
         if context.as_json:
             context.show(predictions)
-        answered, unread = len(predictions), sum(p.problem is not None for p in predictions)
+        answered = len(predictions)
+        unread = sum(p.problem is not None for p in predictions)
     if unread:
         echo(f"{unread} of {answered} images cannot be read. {UNREADABLE}", err=True)
         raise click.exceptions.Exit(1)
@@ -153,7 +155,9 @@ def prediction_lines(prediction: Prediction, width: int | None = None, covered: 
     """
     if prediction.problem is not None:
         return [f"{prediction.image}: not read: {prediction.problem}"]
-    lines, silent, answer = [prediction.image], _silent(prediction.classes), prediction.answer
+    lines = [prediction.image]
+    silent = _silent(prediction.classes)
+    answer = prediction.answer
     best = ", ".join(f"{s.name} {percent(s.probability)} %" for s in prediction.classes[:3])
     if prediction.known is False:
         return [*lines, f"  none of these (closest: {best})"]
@@ -229,7 +233,8 @@ def explanation_lines(image: str, scores: Sequence[ClassScore], width: int | Non
     if len(scores) == 2:
         lines += broken("  ", rather_than(*scores), width)
     for score in scores:
-        image_part, text_part = score.image_part, score.text_part
+        image_part = score.image_part
+        text_part = score.text_part
         parts = f"image branch {percent(image_part)} + text branch {percent(text_part)}"
         if score.unit == "log-odds":
             total = image_part + text_part

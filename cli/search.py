@@ -41,7 +41,8 @@ def images(context: Context, text: str, split: str | None, top: int, out: Path |
         if found.base is None
         else {"trained here": found.hits, "before training": found.base}
     )
-    lines, panels = [], []
+    lines = []
+    panels = []
     for heading, hits in sides.items():
         lines += [f"{heading}:"] * bool(heading)
         lines += [f"{hit.similarity:+.3f}  {hit.class_name}  [{hit.split}]  {hit.uri}" for hit in hits]

@@ -130,7 +130,8 @@ def _training(context: Context) -> Iterator[None]:
     from vlltr_index.train.distributed import leave, world
 
     if _number("RANK", 0):  # of several processes the first talks to the user
-        context.quiet, context.as_json = True, False
+        context.quiet = True
+        context.as_json = False
         logging.getLogger("vlltr_index").setLevel(logging.WARNING)
     try:
         yield

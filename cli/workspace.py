@@ -79,7 +79,8 @@ def status_command(context: Context) -> None:
     from vlltr_index.pipelines.status import status
 
     report = status(context.open())
-    rows, width = report.lines(), context.width()
+    rows = report.lines()
+    width = context.width()
     lines = (line for name, value in rows for line in broken(f"{name:<22} ", value, width))
     context.show(report, lines, always=True)
 
@@ -202,7 +203,8 @@ def export_command(
         )
     if private and push is None:
         raise UsageError("--private is for --push", "Add: --push user/name")
-    workspace, url = context.open(), None
+    workspace = context.open()
+    url = None
     if tables:
         report = export_tables(
             workspace, folder, at, force=force, embed_images=embed_images, progress=context.progress

@@ -113,7 +113,8 @@ class ClassScore:
     @property
     def image_share(self) -> float:
         """How much of what speaks for the class the images gave, 0 to 1; a half where neither side speaks for it."""
-        image, text = max(self.image_part, 0.0), max(self.text_part, 0.0)
+        image = max(self.image_part, 0.0)
+        text = max(self.text_part, 0.0)
         return image / (image + text) if image + text else 0.5
 
     @property

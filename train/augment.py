@@ -87,8 +87,10 @@ class ViewAugment:
 def _glyph_matrices(draws: Tensor) -> Tensor:
     """Small rotation, shear, zoom and shift: inverse maps for `affine_grid`, [B, 2, 3]."""
     turn, shear, across, down, right, below = (draws[:, :6] * 2 - 1).unbind(1)
-    cos, sin = torch.cos(_ROTATE * turn), torch.sin(_ROTATE * turn)
-    sx, sy = 1 + _ZOOM * across, 1 + _ZOOM * down
+    cos = torch.cos(_ROTATE * turn)
+    sin = torch.sin(_ROTATE * turn)
+    sx = 1 + _ZOOM * across
+    sy = 1 + _ZOOM * down
     lean = _SHEAR * shear
     upper = [sx * cos, sy * (lean * cos - sin), 2 * _SHIFT * right]
     lower = [sx * sin, sy * (lean * sin + cos), 2 * _SHIFT * below]
@@ -100,7 +102,8 @@ def _crop_matrices(draws: Tensor, crop_min: float, flip: bool) -> Tensor:
     area, aspect, right, below, mirror = draws[:, :5].unbind(1)
     side = (crop_min + (1 - crop_min) * area).sqrt()
     ratio = torch.exp((aspect - 0.5) * float(np.log(16 / 9)) / 2)
-    width, height = (side * ratio).clamp(max=1.0), (side / ratio).clamp(max=1.0)
+    width = (side * ratio).clamp(max=1.0)
+    height = (side / ratio).clamp(max=1.0)
     sign = torch.where(mirror < 0.5, -1.0, 1.0) if flip else torch.ones_like(mirror)
     zero = torch.zeros_like(width)
     rows = [width * sign, zero, (1 - width) * (2 * right - 1), zero, height, (1 - height) * (2 * below - 1)]
@@ -114,7 +117,9 @@ def _warp(pixels: Tensor, matrices: Tensor) -> Tensor:
 
 def _reshape_strokes(pixels: Tensor, draws: Tensor) -> Tensor:
     """Widen bright areas in some images, dark ones in others, and blur some; each mixed with the original."""
-    choice, amount, blur = draws[:, 6], draws[:, 7].view(-1, 1, 1, 1), draws[:, 8]
+    choice = draws[:, 6]
+    amount = draws[:, 7].view(-1, 1, 1, 1)
+    blur = draws[:, 8]
     result = pixels.clone()
     brighter = (choice < _THICKEN).nonzero()[:, 0]
     darker = ((choice >= _THICKEN) & (choice < _THICKEN + _THIN)).nonzero()[:, 0]
@@ -134,7 +139,9 @@ def _jitter(pixels: Tensor, draws: Tensor, strength: float) -> Tensor:
         return pixels
     bright, contrast, colour = (1 + strength * (2 * draws[:, 5:8] - 1)).view(-1, 3, 1, 1, 1).unbind(1)
     # All three in one: about the image's mean for contrast, about each pixel's grey for saturation.
-    mean, grey, scale = pixels.mean((1, 2, 3), keepdim=True), pixels.mean(1, keepdim=True), bright * contrast
+    mean = pixels.mean((1, 2, 3), keepdim=True)
+    grey = pixels.mean(1, keepdim=True)
+    scale = bright * contrast
     shift = grey.mul_((1 - colour) * scale).add_((1 - contrast) * bright * mean)
     return (pixels * (colour * scale)).add_(shift).clamp_(0.0, 1.0)
 
@@ -144,8 +151,10 @@ def _erase(pixels: Tensor, draws: Tensor, share: float) -> Tensor:
     if share == 0:
         return pixels
     height, width = pixels.shape[2:]
-    rows, columns = torch.arange(height, device=pixels.device), torch.arange(width, device=pixels.device)
-    top, left = draws[:, 9, None] * height * 2 / 3, draws[:, 10, None] * width * 2 / 3
+    rows = torch.arange(height, device=pixels.device)
+    columns = torch.arange(width, device=pixels.device)
+    top = draws[:, 9, None] * height * 2 / 3
+    left = draws[:, 10, None] * width * 2 / 3
     inside = ((rows >= top) & (rows < top + height / 3))[:, :, None] & (
         (columns >= left) & (columns < left + width / 3)
     )[:, None]
@@ -178,7 +187,8 @@ def seeded(seed: int, work: Callable[[], Any]) -> Any:
     One thread at a time, for they are the process's.
     """
     with _SEEDED, torch.random.fork_rng(devices=[]):
-        python, array = random.getstate(), np.random.get_state()
+        python = random.getstate()
+        array = np.random.get_state()
         try:
             random.seed(seed)
             np.random.seed(seed % 2**32)
@@ -192,7 +202,8 @@ def seeded(seed: int, work: Callable[[], Any]) -> Any:
 def _each(transform: _Transform, pixels: Tensor, draws: Tensor) -> Tensor:
     """Run a PIL transform over every image of a batch, seeded by its row of `draws`."""
     whole = (pixels * 255).add_(0.5).to(torch.uint8).expand(-1, 3, -1, -1).cpu()
-    seeds, done = (draws[:, 11].double() * 2**24).long().tolist(), torch.empty_like(whole)
+    seeds = (draws[:, 11].double() * 2**24).long().tolist()
+    done = torch.empty_like(whole)
     for image, seed, into in zip(whole, seeds, done, strict=True):
         array = image.movedim(0, 2).contiguous().numpy()
         changed = np.array(seeded(seed, partial(transform, Image.fromarray(array))))

@@ -32,7 +32,8 @@ def save_state(run_dir: Path | None, module: nn.Module, optimizer: torch.optim.O
     if run_dir is None:
         return
     path = run_dir / STATE
-    learned, tensors = optimizer.state_dict(), {f"module/{k}": v for k, v in module.state_dict().items()}
+    learned = optimizer.state_dict()
+    tensors = {f"module/{k}": v for k, v in module.state_dict().items()}
     for number, state in learned["state"].items():
         tensors |= {f"optimizer/{number}/{k}": torch.as_tensor(v) for k, v in state.items()}
     flat = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.schemas.records import Progress
 
-_LENGTH_GROUPS, _GROUP_ROWS = 4, 64
+_LENGTH_GROUPS = 4
+_GROUP_ROWS = 64
 
 
 class Candidates(NamedTuple):
@@ -108,7 +109,8 @@ def train_cvlp(
         ConfigError: Options that exclude each other, or every weight is zero.
     """
     join_processes(encoder)
-    distils, teacher = config.distillation != "none" and config.distillation_weight > 0, None
+    distils = config.distillation != "none" and config.distillation_weight > 0
+    teacher = None
     _check(encoder, config, distils)
     if distils:
         teacher = encoder.copy().eval()
@@ -171,13 +173,15 @@ def train_image_only(
     def objective(
         pixels: Tensor, positions: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        labels, soft = images.labels[positions], None
+        labels = images.labels[positions]
+        soft = None
         if mixer is not None:
             pixels, soft = mixer(pixels, labels, generator)
         features = images.encode(encoder, pixels, config.micro_batch)
         with torch.autocast(features.device.type, enabled=False):
             logits = visual(features.float())
-        targets, tau = labels if soft is None else soft, config.logit_adjustment
+        targets = labels if soft is None else soft
+        tau = config.logit_adjustment
         loss = adjusted_cross_entropy(logits, targets, log_prior, tau, config.label_smoothing)
         return loss, {"visual": loss}
 
@@ -210,7 +214,9 @@ def _check(encoder: Encoder, config: CVLPConfig, distils: bool) -> None:
 @contextmanager
 def _tuned(encoder: Encoder, config: CVLPConfig) -> Iterator[nn.Parameter]:
     """Make the encoder ready for what the configuration tunes; yields the log of its scale."""
-    log_scale, bias, visual = encoder.model.logit_scale, encoder.logit_bias, encoder.model.visual
+    log_scale = encoder.model.logit_scale
+    bias = encoder.logit_bias
+    visual = encoder.model.visual
     assert isinstance(log_scale, nn.Parameter)
     assert isinstance(visual, nn.Module)
     learned = [log_scale] if bias is None else [log_scale, bias]
@@ -239,9 +245,14 @@ class _Objective:
         config: CVLPConfig,
         log_scale: nn.Parameter,
     ) -> None:
-        self.encoder, self.teacher, self.visual, self.config = encoder, teacher, visual, config
+        self.encoder = encoder
+        self.teacher = teacher
+        self.visual = visual
+        self.config = config
         self.teacher_scale = 1.0 if teacher is None else teacher.logit_scale
-        self.images, self.texts, self.log_scale = images, texts, log_scale
+        self.images = images
+        self.texts = texts
+        self.log_scale = log_scale
         self.present = images.class_counts.nonzero()[:, 0]
         prior = sampler_prior(images.class_counts, config.sampler_power)
         self.visual_prior = prior.log().float()
@@ -250,11 +261,16 @@ class _Objective:
     def __call__(
         self, pixels: Tensor, positions: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        config, labels = self.config, self.images.labels[positions]
-        text_labels, draws, paired, candidates = labels, 1, slice(None), None
+        config = self.config
+        labels = self.images.labels[positions]
+        text_labels = labels
+        draws = 1
+        paired = slice(None)
+        candidates = None
         if config.joint_weight > 0:
             candidates = draw_candidates(labels, self.present, config.extra_classes, generator)
-            text_labels, draws = candidates.classes, config.joint_sentences
+            text_labels = candidates.classes
+            draws = config.joint_sentences
             # The CCL sees sentences of the batch's classes only: the others have no positive among the images.
             paired = slice(candidates.in_batch)
         rows = torch.cat([self.texts.draw(text_labels, generator) for _ in range(draws)])
@@ -263,7 +279,9 @@ class _Objective:
         drawn = _gather_texts(self.encoder, ids, lengths, config.micro_batch).view(
             draws, len(text_labels), -1
         )
-        text, parts, loss = drawn[0], dict[str, Tensor](), image.new_zeros(())
+        text = drawn[0]
+        parts = dict[str, Tensor]()
+        loss = image.new_zeros(())
         if config.ccl_weight > 0:
             parts["ccl"] = self._contrast(image, text[paired], labels, text_labels[paired])
             loss = loss + config.ccl_weight * parts["ccl"]
@@ -278,7 +296,8 @@ class _Objective:
             assert self.visual is not None
             with torch.autocast(image.device.type, enabled=False):
                 logits = self.visual(image.float())
-            prior, scale = self.text_prior[candidates.classes], self.log_scale.exp()
+            prior = self.text_prior[candidates.classes]
+            scale = self.log_scale.exp()
             joint = text_classification_loss(image, drawn.mean(0), candidates.targets, prior, scale)
             parts |= {"text": joint, "visual": adjusted_cross_entropy(logits, labels, self.visual_prior)}
             loss = loss + config.joint_weight * (parts["text"] + config.joint_visual_weight * parts["visual"])

@@ -70,7 +70,8 @@ class TrainImages:
             torch.as_tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (encoder.mean, encoder.std)
         )
         self._augment = BatchAugment(augment)
-        self._sources, self._workers = sources, workers
+        self._sources = sources
+        self._workers = workers
         self._pinned = encoder.device.type == "cuda"
         self._wanted: list[list[tuple[int, int]]] = []
         height, width = encoder.image_size
@@ -161,11 +162,11 @@ class TrainImages:
             _log.warning("training image %s cannot be read; another one of its class stands in", name)
 
     def _decode_all(self, encoder: Encoder) -> Tensor:
-        total, mean, std = len(self._sources), encoder.mean.view(3, 1, 1), encoder.std.view(3, 1, 1)
-        pixels, good = (
-            np.zeros((total, 3, *encoder.image_size), np.uint8),
-            torch.ones(total, dtype=torch.bool),
-        )
+        total = len(self._sources)
+        mean = encoder.mean.view(3, 1, 1)
+        std = encoder.std.view(3, 1, 1)
+        pixels = np.zeros((total, 3, *encoder.image_size), np.uint8)
+        good = torch.ones(total, dtype=torch.bool)
         for position, source in enumerate(self._sources):
             try:  # what the encoder's preprocessing gives before it normalises
                 values = (read_image(source, encoder.preprocess) * std + mean) * 255
@@ -201,7 +202,9 @@ class _Stream(Dataset[tuple[Tensor, int]]):
     def __init__(
         self, sources: Sequence[bytes | str], labels: Tensor, encoder: Encoder, augment: AugmentConfig
     ) -> None:
-        self._sources, self._labels, self._size = sources, labels, encoder.image_size
+        self._sources = sources
+        self._labels = labels
+        self._size = encoder.image_size
         self._plain = encoder.transform
         self._photo = PhotoTransform(augment, encoder) if augment.kind == "photo" else None
 
@@ -238,7 +241,8 @@ class TrainTexts:
 
     def draw(self, classes: Tensor, generator: torch.Generator) -> Tensor:
         """One random sentence for each of `classes` int64 [K]: rows int64 [K]."""
-        first, last = self.offsets[classes], self.offsets[classes + 1]
+        first = self.offsets[classes]
+        last = self.offsets[classes + 1]
         share = torch.rand(len(classes), generator=generator, dtype=torch.float64)
         return first + (share * (last - first)).long()
 
@@ -248,7 +252,8 @@ class TrainTexts:
         With dropout each token between start and end is struck out with that probability; a sentence never loses
         all of them.
         """
-        ids, lengths = self.ids[rows], self.lengths[rows]
+        ids = self.ids[rows]
+        lengths = self.lengths[rows]
         if word_dropout > 0:
             ids, lengths = self._drop(ids, lengths, word_dropout, generator)
         return ids[:, : int(lengths.max())], lengths

@@ -45,12 +45,15 @@ if TYPE_CHECKING:
 
 _FEW_IMAGES = 5000  # below it the parts are held out in folds, from there on in one part
 _ENOUGH, _ENOUGH_FOR_LINEAR = 30, 100  # images that stage 1 did not see, to weigh by
-_FOLDS, _ONE_PART, _MOST_HELD = 5, 10, 1000
+_FOLDS = 5
+_ONE_PART = 10
+_MOST_HELD = 1000
 _NEW_IMAGES = (1, 5)
 _PERMUTATIONS = 99
 _ACCEPTED = 0.95
 _FEWEST_TO_MATCH = 5
-_QUERIES, _LATE = 20, 100
+_QUERIES = 20
+_LATE = 100
 _ALONE = Meeting(TEMPERED, 0.0)
 _BY_DEFAULT = PartWeights(0.0, TEMPERED, 0.0, _ALONE, _ALONE)
 _NOTHING_TO_SPARE = (
@@ -114,7 +117,8 @@ class StageTwoData:
         """The vectors where heavy work is done, see `work_device`; numbers and masks stay on the CPU."""
         device = work_device(self.features)
         means = self.sentence_means if self.sentence_means is None else self.sentence_means.to(device)
-        bank, features = self.bank.to(device), self.features.to(device)
+        bank = self.bank.to(device)
+        features = self.features.to(device)
         return replace(self, features=features, bank=bank, sentence_means=means)
 
     @property
@@ -171,14 +175,18 @@ def decide(
     branches = ("visual",) * linear + ("text",) * data.has_text  # which trained parts may count
     folds = [_fold(data, config, out, branches, progress) for out in held_out]
     everything = torch.ones_like(data.labels, dtype=torch.bool)
-    moments, steps = _moments(data, everything), 0
+    moments = _moments(data, everything)
+    steps = 0
     model = _model(data, moments)
-    parts, notes = Parts(model.shared, _BY_DEFAULT), [_NOTHING_TO_SPARE]
+    parts = Parts(model.shared, _BY_DEFAULT)
+    notes = [_NOTHING_TO_SPARE]
     if folds:
         steps = round(sum(fold.steps for fold in folds) / len(folds))
         parts, notes = _weigh(data, folds, moments, branches, matches)
-    head, log = _head(data, config, model, everything), list[dict[str, float]]()
-    rows, seen = data.rows, _learned(data, branches)
+    head = _head(data, config, model, everything)
+    log = list[dict[str, float]]()
+    rows = data.rows
+    seen = _learned(data, branches)
     if steps:
         head, log = train_until(
             head, data.features[:, seen], data.labels[seen], data.bank, config, steps, places=data.places,
@@ -217,8 +225,10 @@ def without_images(bank: AnchorBank, config: LGRConfig, logit_scale: float) -> D
     """A head for classes none of which has an image: untrained attention over their sentences alone decides."""
     dim = bank.dim
     head = new_head(bank, config, (torch.zeros(0, dim), torch.zeros(0)), logit_scale)
-    zeros, none = torch.zeros(dim, dtype=torch.float64), torch.zeros(dim, dim, dtype=torch.float64)
-    ones, eye = zeros + 1.0, torch.eye(dim, dtype=torch.float64)
+    zeros = torch.zeros(dim, dtype=torch.float64)
+    none = torch.zeros(dim, dim, dtype=torch.float64)
+    ones = zeros + 1.0
+    eye = torch.eye(dim, dtype=torch.float64)
     shared = SharedGaussian(zeros, eye, ones, ones, zeros, none)
     by_text = Meeting(0.0, 1.0)
     notes = ["There is no training image: the classes are told apart by their texts alone."]
@@ -238,7 +248,8 @@ def text_matches(data: StageTwoData) -> bool | None:
     both = (counts > 0).cpu() & (data.places >= 0)
     if int(both.sum()) < _FEWEST_TO_MATCH:
         return None
-    means, text = sums[both] / counts[both][:, None], text[both].double()
+    means = sums[both] / counts[both][:, None]
+    text = text[both].double()
     agreement = (means - means.mean(0)) @ (text - text.mean(0)).T
     generator = torch.Generator().manual_seed(0)
     own = float(agreement.trace())
@@ -302,7 +313,8 @@ def _drawn_folds(data: StageTwoData) -> list[Tensor]:
     place = torch.tensor([ranks[unit] for unit in units])
     if len(units) < _FEW_IMAGES:
         return [place % _FOLDS == part for part in range(_FOLDS)]
-    sizes, most = torch.bincount(place), min(len(units) // _ONE_PART, _MOST_HELD)
+    sizes = torch.bincount(place)
+    most = min(len(units) // _ONE_PART, _MOST_HELD)
     small = sizes <= most
     return [(small & ((sizes * small).cumsum(0) <= most))[place]]
 
@@ -330,10 +342,12 @@ def _head(data: StageTwoData, config: LGRConfig, model: GenerativeModel, rest: T
     length = data.features[0, rest].norm(dim=1).mean()
     rows = TEMPERED * (shared.basis @ model.posterior[0].T).T
     biases = -(rows @ shared.centre) - 0.5 * TEMPERED * model.posterior[0].square().sum(1)
-    rows, biases = (rows / length).float().cpu(), biases.float().cpu()
+    rows = (rows / length).float().cpu()
+    biases = biases.float().cpu()
     if data.visual_init is not None:
         there = data.visual_init[1].isfinite()
-        rows[there], biases[there] = data.visual_init[0][there], data.visual_init[1][there]
+        rows[there] = data.visual_init[0][there]
+        biases[there] = data.visual_init[1][there]
     return new_head(data.bank, config, (rows, biases), data.logit_scale)
 
 
@@ -342,9 +356,12 @@ def _fold(
 ) -> _Fold:
     if data.has_text and data.anchors_without is not None:
         data = replace(data, bank=data.anchors_without(out).to(data.features.device))
-    rest, labels, plain = _rest(data, out), data.labels[out], data.features[0, out]
+    rest = _rest(data, out)
+    labels = data.labels[out]
+    plain = data.features[0, out]
     models = _models(data, rest)
-    head, log = _head(data, config, models[SHRINKAGES[0]], rest), list[dict[str, float]]()
+    head = _head(data, config, models[SHRINKAGES[0]], rest)
+    log = list[dict[str, float]]()
     if branches:
         seen = rest & _learned(data, branches)
         head, log = train_until(
@@ -376,7 +393,8 @@ def _judged(
     plain = data.features[0, out]
     head = head.to(plain.device)
     with torch.inference_mode():
-        image, text = _visual(data, head, plain), _text(data, head, plain)
+        image = _visual(data, head, plain)
+        text = _text(data, head, plain)
     return _Fold(data, out, data.labels[out], unit_rows(plain), models, head, image, text, steps)
 
 
@@ -452,7 +470,8 @@ def _meetings(data: StageTwoData, folds: list[_Fold], chosen: Covariances, found
     """
     told = data.places >= 0
     if bool(data.unseen_classes.any()):
-        fold, late = folds[0], data.unseen_classes
+        fold = folds[0]
+        late = data.unseen_classes
         model = fold.at(chosen)
         most = max(len(_one_a_unit(data, place)) for place in late.nonzero()[:, 0].tolist())
 
@@ -503,7 +522,8 @@ def _newcomers(
     order = torch.cat([known.nonzero()[:, 0], late.nonzero()[:, 0]])
     column = torch.full((data.classes,), -1)
     column[order] = torch.arange(len(order))
-    counts, sums = model.counts.clone(), model.sums.clone()
+    counts = model.counts.clone()
+    sums = model.sums.clone()
     asked = [torch.empty(0, dtype=torch.int64)]
     for place in late.nonzero()[:, 0].tolist():
         own = _one_a_unit(data, place)
@@ -513,7 +533,8 @@ def _newcomers(
         asked.append(own[images : images + _QUERIES])
     queries = torch.cat(asked)
     model = replace(model, counts=counts, sums=sums).select(order)
-    old, new = data.features[0, out & known[data.labels]], data.features[0, queries]
+    old = data.features[0, out & known[data.labels]]
+    new = data.features[0, queries]
     return Newcomers(
         likelihoods=model.log_likelihoods(unit_rows(old)).cpu().double(),
         text=text_logits(old)[:, order].double(),

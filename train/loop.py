@@ -68,7 +68,8 @@ class _StepLoss(nn.Module):
 
     def __init__(self, module: nn.Module, objective: Objective) -> None:
         super().__init__()
-        self.module, self.objective = module, objective
+        self.module = module
+        self.objective = objective
 
     def forward(
         self, pixels: Tensor, positions: Tensor, generator: torch.Generator
@@ -115,7 +116,8 @@ class Run:
     log: Log = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        config, self.device = self.config, self.encoder.device
+        config = self.config
+        self.device = self.encoder.device
         self.part = own_part(config.batch_size)
         self.norms = [part for part in self.module.modules() if isinstance(part, _BatchNorm)]
         if self.batch_norm == "train" and self.norms:
@@ -148,7 +150,8 @@ class Run:
             WorkspaceError: The saved state is damaged or of another run.
             VlltrError: The loss, or a weight after an epoch, is not finite.
         """
-        config, rank = self.config, world()[0]
+        config = self.config
+        rank = world()[0]
         every = getattr(config, "checkpoint_every", 1)
         _log.info("%s on %s, %s", self.name, device_name(self.device), self.precision)
         with (
@@ -173,7 +176,8 @@ class Run:
 
     def _epoch(self, epoch: int) -> dict[str, float]:
         """One pass; its log entry."""
-        config, started = self.config, time.perf_counter()
+        config = self.config
+        started = time.perf_counter()
         draws = stream(config.seed, epoch, "images")
         batches = epoch_batches(self.images.labels, config.batch_size, config.sampler_power, draws)
         generator = stream(config.seed, epoch, "step")

@@ -77,7 +77,8 @@ def lora_targets(model: nn.Module, visual_only: bool, attention: bool) -> tuple[
         attention: Include the packed query, key and value matrices of `nn.MultiheadAttention`.
     """
     parents = dict(model.named_modules())
-    modules, parameters = [], []
+    modules = []
+    parameters = []
     for name, module in parents.items():
         parent = parents[name.rpartition(".")[0]]
         if visual_only and not name.startswith("visual."):

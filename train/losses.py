@@ -90,7 +90,8 @@ def distillation_loss(
         A scalar.
     """
     dtype = working_dtype(student_logits, teacher_logits)
-    student, teacher = student_logits.to(dtype), teacher_logits.detach().to(dtype)
+    student = student_logits.to(dtype)
+    teacher = teacher_logits.detach().to(dtype)
     with full_precision(student.device):
         sides = []
         for s, t in ((student, teacher), (student.T, teacher.T)):
@@ -187,7 +188,8 @@ def adjusted_cross_entropy(
     Returns:
         A scalar.
     """
-    dtype, device = working_dtype(logits), logits.device
+    dtype = working_dtype(logits)
+    device = logits.device
     present = ~torch.isneginf(log_prior)
     adjustment = torch.where(present, tau * log_prior, log_prior).to(device, dtype, non_blocking=True)
     present, targets = (part.to(device, non_blocking=True) for part in (present, targets))

@@ -32,8 +32,11 @@ if TYPE_CHECKING:
     from vlltr_index.encoders.encoder import Encoder
     from vlltr_index.schemas.records import Progress
 
-_LEAST_STEPS, _MOST_CHECKS, _PATIENCE = 20, 200, 2
-_GAIN, _LEAST_GAIN = 0.005, 0.002
+_LEAST_STEPS = 20
+_MOST_CHECKS = 200
+_PATIENCE = 2
+_GAIN = 0.005
+_LEAST_GAIN = 0.002
 _WARM_STEPS = 20
 _AT_ONCE = 512
 BRANCHES = ("visual", "text")
@@ -87,21 +90,30 @@ def train_until(
         VlltrError: The loss, or a weight at the end, is not finite.
         WorkspaceError: The state in `run_dir` is damaged.
     """
-    home, device, log, held = features.device, work_device(features), Log(), None
+    home = features.device
+    device = work_device(features)
+    log = Log()
+    held = None
     steady = None if stop is None else max(steps_per_epoch(len(labels), config.batch_size), _LEAST_STEPS)
     epochs = config.epochs
     if steady is not None:
         epochs = max(round(stop / steady), 1) if isinstance(stop, int) else _MOST_CHECKS
-    head, features, labels, places = head.to(device), features.to(device), labels.cpu(), places.cpu()
+    head = head.to(device)
+    features = features.to(device)
+    labels = labels.cpu()
+    places = places.cpu()
     anchors = _training_anchors(features, places[labels], bank, float(head.logit_scale.detach()), config)
     objective = _HeadLoss(head, anchors, labels, config, places, branches)
     rates = dict.fromkeys(_PROJECTIONS, config.projection_lr)
     groups = parameter_groups(head.named_parameters(), config.lr, config.weight_decay, rates)
     optimizer = torch.optim.AdamW(groups, fused=True)
-    best, lowest, kept = 0, math.inf, dict[str, Tensor]()
+    best = 0
+    lowest = math.inf
+    kept = dict[str, Tensor]()
     if isinstance(stop, tuple):
         held = stop[0], stop[1].cpu(), bank.to(device)
-        lowest, kept = objective.held_out(*held), deepcopy(head.state_dict())
+        lowest = objective.held_out(*held)
+        kept = deepcopy(head.state_dict())
     for epoch in range(load_state(run_dir, head, optimizer, log), epochs):
         log.append(_head_epoch(epoch, features, objective, optimizer, progress, epochs, steady))
         save_state(run_dir, head, optimizer, log)
@@ -109,7 +121,9 @@ def train_until(
             continue
         log[-1]["held_out"] = loss = objective.held_out(*held)
         if loss < min((1.0 - _GAIN) * lowest, lowest - _LEAST_GAIN):
-            best, lowest, kept = epoch + 1, loss, deepcopy(head.state_dict())
+            best = epoch + 1
+            lowest = loss
+            kept = deepcopy(head.state_dict())
         elif epoch + 1 - best >= _PATIENCE:
             break
     if held is not None:
@@ -134,14 +148,16 @@ def _head_epoch(
     Raises:
         VlltrError: The loss is not finite.
     """
-    config, head = objective.config, objective.head
+    config = objective.config
+    head = objective.head
     device = head.log_logit_scale.device
     draws = stream(config.seed, epoch, "lgr")
     size = min(config.batch_size, len(objective.labels)) if steady else config.batch_size
     batches = epoch_batches(objective.labels, size, config.sampler_power, draws, steady)
     chosen = torch.randint(features.shape[0], batches.shape, generator=stream(config.seed, epoch, "views"))
     dropping = stream(config.seed, epoch, "anchors")
-    total, warmup = len(batches) * epochs, round(len(batches) * config.warmup_epochs)
+    total = len(batches) * epochs
+    warmup = round(len(batches) * config.warmup_epochs)
     sums: dict[str, Tensor] = {}
     for done, (positions, view) in enumerate(zip(batches, chosen, strict=True), epoch * len(batches)):
         if steady:
@@ -205,7 +221,8 @@ def tune_visual(
     head = new_head(bank, config, visual_init, encoder.logit_scale).to(encoder.device)
     anchors = TrainingAnchors(bank.to(encoder.device), len(bank.vectors), config.anchor_dropout)
     head_loss = _HeadLoss(head, anchors, images.labels, config, torch.arange(bank.num_classes), BRANCHES)
-    tower, learns = encoder.model.visual, config.tune != "head"
+    tower = encoder.model.visual
+    learns = config.tune != "head"
     assert isinstance(tower, nn.Module)
     mixer = BatchMixer.of(config, bank.num_classes)
 
@@ -303,8 +320,12 @@ class _HeadLoss:
         places: Tensor,
         branches: Sequence[str],
     ) -> None:
-        self.head, self.anchors, self.labels, self.config = head, anchors, labels, config
-        self.places, self.branches = places, branches
+        self.head = head
+        self.anchors = anchors
+        self.labels = labels
+        self.config = config
+        self.places = places
+        self.branches = branches
         prior = sampler_prior(torch.bincount(labels, minlength=len(places)), config.sampler_power)
         self.log_prior = prior.log().float()
         told = (places >= 0).nonzero()[:, 0]
@@ -319,8 +340,10 @@ class _HeadLoss:
         `generator` says which anchors are left out. The loss of the text is of the images whose class has a sentence.
         """
         kept = self.anchors.kept(generator) if self.anchors.bank.num_classes else None
-        labels, parts = self.labels[positions], dict[str, Tensor]()
-        tau, smoothing = self.config.logit_adjustment, self.config.label_smoothing
+        labels = self.labels[positions]
+        parts = dict[str, Tensor]()
+        tau = self.config.logit_adjustment
+        smoothing = self.config.label_smoothing
         places = self.places[labels]
         told = (places >= 0).nonzero()[:, 0]
         if "visual" in self.branches:
@@ -346,14 +369,17 @@ class _HeadLoss:
             labels: Int64 [M] on the CPU, rows of the visual classifier.
             bank: The anchors without strays, where the head is.
         """
-        counts, total = torch.bincount(self.labels, minlength=len(self.places)).double(), 0.0
+        counts = torch.bincount(self.labels, minlength=len(self.places)).double()
+        total = 0.0
         weights = counts[labels].clamp(min=1.0) ** -self.config.sampler_power
-        device, places = self.head.log_logit_scale.device, self.places[labels]
+        device = self.head.log_logit_scale.device
+        places = self.places[labels]
         parts = [part.float().to(device) for part in features.split(_AT_ONCE)]
 
         def loss(logits: list[Tensor], prior: Tensor, targets: Tensor, told: Tensor) -> float:
             known = prior.isfinite()
-            kept, targets = torch.cat(logits)[told][:, known], (known.cumsum(0) - 1)[targets[told]]
+            kept = torch.cat(logits)[told][:, known]
+            targets = (known.cumsum(0) - 1)[targets[told]]
             return nll(fit_temperature(kept, targets, weights[told]) * kept, targets, weights[told])
 
         if "visual" in self.branches:
@@ -375,7 +401,8 @@ class TrainingAnchors:
     """
 
     def __init__(self, bank: AnchorBank, own: int, dropout: float) -> None:
-        self.bank, self.dropout = bank, dropout
+        self.bank = bank
+        self.dropout = dropout
         self._class_of_row, self._own = bank.class_of_row.cpu(), (bank.rows < own).cpu()
 
     def kept(self, generator: torch.Generator) -> Tensor | None:
@@ -408,15 +435,18 @@ def with_strays(
     Returns:
         The bank with the strays, whose `rows` are len(bank.vectors) and above; with one class alone there are none.
     """
-    classes, counts = torch.arange(bank.num_classes), torch.tensor(bank.bounds).diff()
+    classes = torch.arange(bank.num_classes)
+    counts = torch.tensor(bank.bounds).diff()
     host = torch.repeat_interleave(classes, (counts * share).ceil().long())
     others = len(bank.vectors) - counts[host]
     if not len(host) or bank.num_classes == 1:
         return bank
     drawn = (torch.rand(len(host), generator=generator, dtype=torch.float64) * others).long()
     drawn += counts[host] * (drawn >= torch.tensor(bank.bounds)[host])  # past the host's own
-    host, drawn = host.to(bank.vectors.device), drawn.to(bank.vectors.device)
-    owner, unit = bank.class_of_row[drawn], unit_rows(bank.vectors[drawn])
+    host = host.to(bank.vectors.device)
+    drawn = drawn.to(bank.vectors.device)
+    owner = bank.class_of_row[drawn]
+    unit = unit_rows(bank.vectors[drawn])
     nearer = (unit * (centres[owner] - centres[host]).to(unit)).sum(1)
     return AnchorBank.build(
         torch.cat([bank.vectors, bank.vectors[drawn]]),

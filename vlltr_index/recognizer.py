@@ -206,7 +206,8 @@ class Recognizer:
             self._passed_over = newest
             _log.warning("answering as of commit %d: commit %d cannot yet: %s", self.commit, newest, error)
             return
-        new, old = answers.scorer.saved, self._answers.scorer.saved
+        new = answers.scorer.saved
+        old = self._answers.scorer.saved
         if (new.text_fp, new.image_fp) == (old.text_fp, old.image_fp):
             answers = replace(answers, open_encoder=self._answers.open_encoder)
         self._answers = answers

@@ -72,7 +72,8 @@ def float32_by(tf32: bool) -> Iterator[None]:
     torch's own default is full for products and TensorFloat-32 for convolutions, so that the vectors of one encoder
     would differ by 1e-3 between machines. The setting is the process's.
     """
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    matmul = torch.backends.cuda.matmul
+    cudnn = torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     matmul.allow_tf32 = cudnn.allow_tf32 = tf32
     try:

@@ -78,7 +78,8 @@ class _Page:
     """The components and their handlers; made inside a `gr.Blocks`."""
 
     def __init__(self, page: gr.Blocks, desk: Desk, name: str) -> None:
-        self._desk, self._name = desk, name
+        self._desk = desk
+        self._name = name
         self._visit = gr.State(Visit())
         self._status = gr.HTML(elem_id="vl-top")
         self._notice = gr.HTML(elem_id="vl-notice")
@@ -233,16 +234,20 @@ class _Page:
 
     def _draw(self, visit: Visit, picture: str | None = None) -> _Drawing:
         """Everything as the visit has it; what belongs to the commit, only where that is another one."""
-        answers, notice = self._desk.answers(), ""
+        answers = self._desk.answers()
+        notice = ""
         try:
             found = self._examination(answers, visit, picture)
         except VlltrError as error:
-            found, notice = None, piece("error", error)
+            found = None
+            notice = piece("error", error)
             visit = Visit(commit=visit.commit, offered=visit.offered)
-        names, number = names_of(answers), answers.commit
+        names = names_of(answers)
+        number = answers.commit
         # What was said of a picture that cannot be shown stays until there is another one.
         drawn: _Drawing = {self._notice: notice} if notice or found is not None else {}
-        choices, (offered, name) = {}, self._desk.offer()
+        choices = {}
+        (offered, name) = self._desk.offer()
         if (visit.commit, visit.offered) != (number, offered):
             visit = replace(visit, commit=number, offered=offered)
             drawn[self._status] = piece("status", self._name, number, len(names), self._desk.read_only)
@@ -287,7 +292,9 @@ def _settled(visit: Visit, best: Sequence[ExaminedClass], names: Sequence[str]) 
     """The visit with the best classes where none is chosen, or one that is gone; with none without a picture."""
     if not best:
         return replace(visit, chosen=None, first=None, second=None)
-    there, top, runner_up = set(names), best[0].name, best[min(1, len(best) - 1)].name
+    there = set(names)
+    top = best[0].name
+    runner_up = best[min(1, len(best) - 1)].name
     return replace(
         visit,
         chosen=visit.chosen if visit.chosen in there else top,

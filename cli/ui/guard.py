@@ -34,7 +34,9 @@ _HEADERS = {
     b"referrer-policy": b"same-origin",
     b"cross-origin-resource-policy": b"same-origin",
 }
-_FILE, _CALL, _UPLOAD = "/gradio_api/file=", "/gradio_api/queue/join", "/gradio_api/upload"
+_FILE = "/gradio_api/file="
+_CALL = "/gradio_api/queue/join"
+_UPLOAD = "/gradio_api/upload"
 _MANIFEST = "/manifest.json"  # browsers ask for it without a cookie
 _PAGES = {
     *("/", "/theme.css", "/favicon.ico", "/robots.txt", _MANIFEST),

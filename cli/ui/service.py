@@ -48,7 +48,8 @@ class Desk:
     """
 
     def __init__(self, workspace: Workspace, read_only: bool = False) -> None:
-        self.workspace, self.read_only = workspace, read_only
+        self.workspace = workspace
+        self.read_only = read_only
         self._recognizer = Recognizer.open(workspace)
         _ = self._recognizer.encoder  # what is wrong with it is said now, not to the first visitor
         self._session = Session(workspace)

@@ -86,7 +86,8 @@ def score_sentences(
     if image_features.shape[0] == 0:
         image_labels, means = class_means(text_features, text_labels)
         image_features = means.to(working_dtype(text_features))
-    scale, device = float(logit_scale), work_device(text_features)
+    scale = float(logit_scale)
+    device = work_device(text_features)
     images = image_features.to(device, non_blocking=True)
     lse = _logsumexp_cosines(text_features, images, scale)
     positive = positive_terms(text_features, text_labels, images, image_labels, scale)
@@ -111,7 +112,9 @@ def shift_images(
         bool [N_t]: rows whose logsumexp fell more than ln 2 below their `last_exact_lse`, which have lost the digits
         that subtraction needs and must be scored again.
     """
-    scale, lse, last = float(logit_scale), scores.lse, scores.last_exact_lse
+    scale = float(logit_scale)
+    lse = scores.lse
+    last = scores.last_exact_lse
     if len(came):
         lse = torch.logaddexp(lse, _logsumexp_cosines(text_features, came, scale).to(lse.device))
         last = torch.maximum(last, lse)
@@ -140,13 +143,15 @@ def positive_terms(
     Returns:
         Float64 [N_t], on the working device.
     """
-    text_labels, image_labels = text_labels.cpu(), image_labels.cpu()
+    text_labels = text_labels.cpu()
+    image_labels = image_labels.cpu()
     bare = (~torch.isin(text_labels, image_labels)).nonzero()[:, 0]
     positive = _against_means(
         text_features, text_labels, images, image_labels, logit_scale, renormalise=False
     )
     if len(bare):
-        text, labels = text_features[_at(bare, text_features)], text_labels[bare]
+        text = text_features[_at(bare, text_features)]
+        labels = text_labels[bare]
         by_text = _against_means(text, labels, text, labels, logit_scale, renormalise=True)
         positive.index_copy_(0, _at(bare, positive), by_text)
     return positive
@@ -176,7 +181,8 @@ def select_anchors(
         InputError: A loss is NaN.
     """
     limits = torch.as_tensor(max_per_class).cpu().expand(losses.shape[0])
-    ids, labels = np.asarray(sentence_ids), text_labels.detach().cpu()
+    ids = np.asarray(sentence_ids)
+    labels = text_labels.detach().cpu()
     values = losses.detach().cpu().to(torch.float64).numpy()
     if mode == "anss" and np.isnan(values).any():
         raise InputError(f"the loss of sentence {ids[np.isnan(values)][0]} is not a number")
@@ -230,7 +236,8 @@ def _logsumexp_cosines(text_features: Tensor, images: Tensor, scale: float) -> T
     Beside it lie 64 MiB of normalised sentences, or one chunk of them. A GPU gets the images all at once, sentences in
     blocks, and is not waited for.
     """
-    dtype, device = working_dtype(text_features, images), work_device(text_features)
+    dtype = working_dtype(text_features, images)
+    device = work_device(text_features)
     images = images.to(device, non_blocking=True)
     # On a CPU a chunk that stays near the caches is twice as fast as the largest one that fits the budget.
     columns = min(max(1, images.shape[0]), _COLUMNS if images.device.type == "cpu" else 4 * _COLUMNS)

@@ -97,7 +97,9 @@ class TorchIndex(AnchorIndex):
     kind = "torch"
 
     def __init__(self, vectors: Tensor, keys: Tensor) -> None:
-        self.vectors, self.keys, self.dim = vectors, keys, vectors.shape[1]
+        self.vectors = vectors
+        self.keys = keys
+        self.dim = vectors.shape[1]
         self._copies = dict[torch.device, Tensor]()
 
     def _best(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -112,12 +114,14 @@ class TorchIndex(AnchorIndex):
     def _part(self, vectors: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Best k rows, taken over pieces of the anchors so that no [B, A] matrix is ever held."""
         rows_at_once = max(_SCORES_AT_ONCE // max(len(queries), 1), k, 1)
-        best, rows = queries.new_empty((len(queries), 0)), torch.empty_like(queries[:, :0], dtype=torch.int64)
+        best = queries.new_empty((len(queries), 0))
+        rows = torch.empty_like(queries[:, :0], dtype=torch.int64)
         for start in range(0, self.size, rows_at_once):
             scores, found = (queries @ vectors[start : start + rows_at_once].T).topk(
                 min(k, self.size - start, rows_at_once)
             )
-            best, rows = torch.cat([best, scores], 1), torch.cat([rows, found + start], 1)
+            best = torch.cat([best, scores], 1)
+            rows = torch.cat([rows, found + start], 1)
             best, order = best.topk(min(k, best.shape[1]))
             rows = rows.gather(1, order)
         return best, rows
@@ -137,7 +141,10 @@ class WithDelta(AnchorIndex):
         self, base: AnchorIndex, added_vectors: Tensor, added_keys: Tensor, removed_keys: Tensor
     ) -> None:
         delta = TorchIndex(added_vectors, added_keys)
-        self.base, self.delta, self.kind, self.dim = base, delta, base.kind, base.dim
+        self.base = base
+        self.delta = delta
+        self.kind = base.kind
+        self.dim = base.dim
         self._hidden = removed_keys
         self.keys = torch.cat([base.keys[~torch.isin(base.keys, removed_keys)], added_keys])
 
@@ -145,7 +152,8 @@ class WithDelta(AnchorIndex):
         scores, keys = self._live(queries, k)
         if self.delta.size:
             new = self.delta.search(queries, k)
-            scores, keys = torch.cat([scores, new[0]], 1), torch.cat([keys, new[1]], 1)
+            scores = torch.cat([scores, new[0]], 1)
+            keys = torch.cat([keys, new[1]], 1)
         best, order = scores.topk(min(k, scores.shape[1]))
         return best, keys.gather(1, order)
 
@@ -188,7 +196,9 @@ class FaissIndex(AnchorIndex):
 
     def _once(self, queries: Tensor, k: int, looked_at: int) -> tuple[Tensor, Tensor]:
         """The best k of about so many anchors: of four cells at least, or along the graph."""
-        faiss, device, options = _faiss(), queries.device, None
+        faiss = _faiss()
+        device = queries.device
+        options = None
         if self.kind == "ivf":
             cells = int(self.index.nlist)
             probes = min(cells, max(4, math.ceil(looked_at * cells / self.size)))
@@ -224,7 +234,8 @@ def build_index(vectors: Tensor, keys: Tensor, kind: str = "auto") -> FaissIndex
     """
     check_matrix("vectors", vectors)
     check_labels("keys", keys, size=vectors.shape[0])
-    vectors, keys = vectors.detach().cpu().float().contiguous(), keys.detach().cpu().long().contiguous()
+    vectors = vectors.detach().cpu().float().contiguous()
+    keys = keys.detach().cpu().long().contiguous()
     if not len(keys):
         raise InputError("there are no anchors to index", "Run: vlltr select")
     if int(keys.min()) < 0 or len(torch.unique(keys)) != len(keys):
@@ -311,7 +322,8 @@ def load_index(folder: Path) -> FaissIndex | TorchIndex:
         else:
             faiss = _faiss()
             found = faiss.read_index(str(folder / "index.faiss"), faiss.IO_FLAG_MMAP_IFC)
-            index, held = FaissIndex(found, facts["kind"], tensors["keys"]), found.ntotal
+            index = FaissIndex(found, facts["kind"], tensors["keys"])
+            held = found.ntotal
         if held != index.size or index.keys.dtype != torch.int64:
             raise ValueError(f"it has {held} anchors, and there are {index.size} keys, {index.keys.dtype}")
         return index
@@ -344,8 +356,10 @@ def _search(index: Any, queries: Tensor, k: int, options: Any) -> tuple[Tensor, 
 
     By address, as `faiss.contrib.torch_utils` has it, which takes no options and changes FAISS for the whole process.
     """
-    faiss, shape = _faiss(), (len(queries), k)
-    scores, rows = queries.new_empty(shape), queries.new_empty(shape, dtype=torch.int64)
+    faiss = _faiss()
+    shape = (len(queries), k)
+    scores = queries.new_empty(shape)
+    rows = queries.new_empty(shape, dtype=torch.int64)
     asked, best = (faiss.cast_integer_to_float_ptr(part.data_ptr()) for part in (queries, scores))
     index.search_c(len(queries), asked, k, best, faiss.cast_integer_to_idx_t_ptr(rows.data_ptr()), options)
     return scores, rows
@@ -359,7 +373,9 @@ def _build_faiss(faiss: Any, vectors: Tensor, kind: str) -> Any:
     elif kind == "ivf":
         cells = _cells(size)
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, cells, faiss.METRIC_INNER_PRODUCT)
-        index.cp.seed, index.cp.spherical, index.cp.min_points_per_centroid = 0, True, 1
+        index.cp.seed = 0
+        index.cp.spherical = True
+        index.cp.min_points_per_centroid = 1
         index.cp.max_points_per_centroid = _SAMPLE
         index.train(array)
     else:

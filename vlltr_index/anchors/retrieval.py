@@ -150,7 +150,9 @@ def retrieve(
     mask = _of_best(known, best) | _of_best(visual_scores, best) | _largest(text_part, max_residual, best)
     some = rows[_are_few(mask)]
     mask[some] |= nearest_classes(image_features[some], index, anchor_classes, neighbours)
-    exact, residual, pending = torch.zeros_like(known), known.new_zeros(len(known)), mask
+    exact = torch.zeros_like(known)
+    residual = known.new_zeros(len(known))
+    pending = mask
     at: Tensor | slice = slice(None)
     while len(rows):
         few = _are_few(mask[at])
@@ -194,7 +196,8 @@ def _score_pairs(
     """Put the exact logits of the classes `wanted` [b, C] by the images `rows` [b] into `exact` [B, C]."""
     images, classes = wanted.nonzero().unbind(1)
     order = classes.argsort()  # images that want the same class read its anchors one after the other
-    at, classes = rows[images[order]], classes[order]
+    at = rows[images[order]]
+    classes = classes[order]
     exact[at, classes] = head.pair_text_logits(image_features, bank, at, classes).to(exact.dtype)
 
 

@@ -87,7 +87,8 @@ def select(workspace: Workspace, config: SelectConfig, progress: Progress | None
         selection_id = short(digest_json([*rows.facts, rule, sorted(rows.ids), now.digest]))
         anchors = rows.write(tx, scores, config, None, selection_id)
         tx.note(select=config)
-        told, pictured = set(rows.owner.tolist()), set(now.class_ids.tolist())
+        told = set(rows.owner.tolist())
+        pictured = set(now.class_ids.tolist())
         silent = set(tx.class_table().ids) - told
     return SelectReport(
         len(rows.ids),
@@ -270,7 +271,8 @@ def anchors_without(
     Raises:
         MissingStepError: If a vector is missing.
     """
-    before, now = score_images(snapshot, config), score_images(snapshot, config, images)
+    before = score_images(snapshot, config)
+    now = score_images(snapshot, config, images)
     rows = _Rows(snapshot, before, now, config.mode, class_ids.tolist())
     losses = rows.rescored(set()).loss
     at = rows.chosen(losses, torch.arange(len(losses)), config).positions
@@ -288,7 +290,10 @@ class _Rows:
     def __init__(
         self, tx: Snapshot, before: ScoreImages | None, now: ScoreImages, mode: str, classes: Sequence[int]
     ) -> None:
-        self.tx, self.before, self.now, commit = tx, before or now, now, tx.commit
+        self.tx = tx
+        self.before = before or now
+        self.now = now
+        commit = tx.commit
         if not commit.text_fp or not commit.image_fp:
             raise MissingStepError("nothing has been embedded yet", "Run: vlltr embed")
         self.facts = commit.text_fp, commit.image_fp, commit.logit_scale
@@ -297,7 +302,8 @@ class _Rows:
         order = ["class_id", *(["position"] if mode == "cutoff" else []), "sentence_id"]
         rows = rows.sort_by([(column, "ascending") for column in order])
         self.ids: list[str] = rows["sentence_id"].to_pylist()
-        self.owner, self._hashes = numbers(rows, "class_id"), rows["text_hash"]
+        self.owner = numbers(rows, "class_id")
+        self._hashes = rows["text_hash"]
         self.prompts = torch.from_numpy(pc.equal(rows["source"], "prompt").to_numpy())
         self.ranked = torch.isin(self.owner, now.class_ids)
         # Without images the texts stand in for them, and every sentence's terms depend on all others.
@@ -318,7 +324,8 @@ class _Rows:
 
     def rescored(self, touched: set[int]) -> SentenceScores:
         """Both terms of every sentence, as they are now; `touched` gains the classes that turn out to be new."""
-        known, scale = self._at >= 0, self.facts[2]
+        known = self._at >= 0
+        scale = self.facts[2]
         lse, last, positive = columns = torch.zeros(3, len(self.ids), dtype=torch.float64)
         if self.stored is not None:
             for column, name in zip(columns, ("lse", "last_exact_lse", "positive"), strict=True):
@@ -329,12 +336,16 @@ class _Rows:
             came = self.images([i for i in self.now.ids if i not in self.before.owner])
             went = self.images([i for i in self.before.ids if i not in self.now.owner])
             part, lost = shift_images(SentenceScores(*columns[:, at]), self.text(at), came, went, scale)
-            lse[at], last[at], again[at[lost]] = part.lse, part.last_exact_lse, True
+            lse[at] = part.lse
+            last[at] = part.last_exact_lse
+            again[at[lost]] = True
         if bool(again.any()):
             at = again.nonzero()[:, 0]
             images = self.images(self.now.ids)
             fresh = score_sentences(self.text(at), self.owner[at], images, self.now.class_ids, scale)
-            lse[at], last[at], positive[at] = fresh.lse, fresh.lse, fresh.positive
+            lse[at] = fresh.lse
+            last[at] = fresh.lse
+            positive[at] = fresh.positive
         touched |= {*self.owner[~known].tolist(), *self.came_or_went}
         at = _of(touched, self.owner)
         if len(at) and bool(known.any()):  # else all of each class was just scored
@@ -359,7 +370,9 @@ class _Rows:
     ) -> int:
         """Write scores and anchors, of all classes or of some; returns how many anchors these have."""
         scope = torch.arange(len(self.ids)) if classes is None else _of(classes, self.owner)
-        ids, owner, ranked = [self.ids[i] for i in scope.tolist()], self.owner[scope], self.ranked[scope]
+        ids = [self.ids[i] for i in scope.tolist()]
+        owner = self.owner[scope]
+        ranked = self.ranked[scope]
         loss = scores.loss[scope]
         facts = zip(_FACTS, (*self.facts, self.now.digest), strict=True)
         rows = pa.table(

@@ -46,7 +46,9 @@ _SHOWN = 3  # classes of a change that are named one by one
 _HARM = 0.01  # a loss of the other classes' accuracy that is worth a warning
 # Validation images that the effect is seen through: so many that their scores stay within this, whatever the number
 # of classes, but no fewer and no more than these.
-_SCORES, _FEWEST, _MOST = 4_000_000, 300, 1000
+_SCORES = 4_000_000
+_FEWEST = 300
+_MOST = 1000
 _RIVALS = 3
 _STILL = 1e-3  # of losses
 _FEW = 1000  # sentences that are worth a condition instead of a scan
@@ -178,7 +180,8 @@ class View:
 
     def updated(self, tx: Transaction, merged: Mapping[int, int]) -> View:
         """The state after a change, at the cost of what differs in its anchors and rows."""
-        loaded, saved = _updated_bank(tx, self.scorer.loaded), self.scorer.saved
+        loaded = _updated_bank(tx, self.scorer.loaded)
+        saved = self.scorer.saved
         scorer = Scorer.build(
             loaded, saved, loading.class_stats(tx, saved.head.dim), self.scorer.fusion, merged
         )
@@ -188,7 +191,8 @@ class View:
 
     def _columns_after(self, loaded: loading.LoadedBank) -> Tensor:
         """Text logits after a change: columns of classes with the same anchors are taken over."""
-        before, after = _anchors_of(self.scorer.loaded), _anchors_of(loaded)
+        before = _anchors_of(self.scorer.loaded)
+        after = _anchors_of(loaded)
         if not before:  # no class had a sentence
             return self._text_logits(loaded.bank)
         place = {c: n for n, c in enumerate(before)}
@@ -222,7 +226,8 @@ class View:
 
 def rivals(bank: AnchorBank, class_ids: Sequence[int]) -> dict[int, list[int]]:
     """The classes whose mean anchor is nearest to that of each of `class_ids`, nearest first; none for a mute one."""
-    prototypes, ids = F.normalize(bank.prototypes(), dim=1), bank.class_ids.tolist()
+    prototypes = F.normalize(bank.prototypes(), dim=1)
+    ids = bank.class_ids.tolist()
     found: dict[int, list[int]] = {class_id: [] for class_id in class_ids}
     for class_id in found.keys() & set(ids):
         cosines = prototypes @ prototypes[ids.index(class_id)]
@@ -233,7 +238,8 @@ def rivals(bank: AnchorBank, class_ids: Sequence[int]) -> dict[int, list[int]]:
 
 def _anchors_of(loaded: loading.LoadedBank) -> dict[int, tuple[tuple[str, float], ...]]:
     """The sentences of each class with their losses, in the bank's order."""
-    bounds, ids = loaded.bank.bounds, loaded.bank.class_ids.tolist()
+    bounds = loaded.bank.bounds
+    ids = loaded.bank.class_ids.tolist()
     anchors = list(zip(loaded.sentence_ids, loaded.bank.losses.tolist(), strict=True))
     return {c: tuple(anchors[bounds[n] : bounds[n + 1]]) for n, c in enumerate(ids)}
 
@@ -367,11 +373,13 @@ def change(
     """
     session = session or Session(workspace)
     with workspace.transaction(command, dry_run=dry_run) as tx:
-        before, select = session.view(tx), tx.commit.info.select or workspace.recipe.select
+        before = session.view(tx)
+        select = tx.commit.info.select or workspace.recipe.select
         held = held_images(workspace, tx)
         images = score_images(tx, select, held)
         done = edit(tx)
-        after, effect = before, Effect()
+        after = before
+        effect = Effect()
         if done.touched:
             _embed(session, tx, done, progress)
             update(tx, select, images, set(done.touched), held)
@@ -437,8 +445,10 @@ def _embed(session: Session, tx: Transaction, done: Edit, progress: Progress | N
         hashes, texts = (done.sentences[c].to_pylist() for c in ("text_hash", "text"))
         embed_sentences(tx, session.encoder(tx), hashes, texts, progress)
     if done.images is not None and (good := usable(done.images)["image_id"].to_pylist()):
-        config, encoder = session.workspace.recipe.lgr.augment, session.encoder(tx)
-        views, augment = range(tx.commit.info.views), ViewAugment(config, encoder)
+        config = session.workspace.recipe.lgr.augment
+        encoder = session.encoder(tx)
+        views = range(tx.commit.info.views)
+        augment = ViewAugment(config, encoder)
         embed_images(tx, encoder, "train", views, augment, config, progress, only=good)
 
 
@@ -449,11 +459,14 @@ def usable(images: pa.Table) -> pa.Table:
 
 def _states(tx: Transaction, view: View, class_ids: set[int]) -> list[AddedClass]:
     """Those of the classes that there are now, as they are."""
-    table, bank = tx.class_table(), view.scorer.bank
+    table = tx.class_table()
+    bank = view.scorer.bank
     shown = sorted(class_ids.intersection(table.ids))
     if not shown:
         return []
-    names, near, where = table.names, rivals(bank, shown), one_of("class_id", shown)
+    names = table.names
+    near = rivals(bank, shown)
+    where = one_of("class_id", shown)
     sentences = Counter(tx.table("sentences", ["class_id"], where)["class_id"].to_pylist())
     good = f"split = 'train' AND problem IS NULL AND {where}"
     images = Counter(tx.table("images", ["class_id"], good)["class_id"].to_pylist())

@@ -181,7 +181,8 @@ def remove_classes(workspace: Workspace, names: Sequence[str], **how: Unpack[How
     """
 
     def write(tx: Transaction) -> Edit:
-        table, notes = tx.class_table(), []
+        table = tx.class_table()
+        notes = []
         ids = list(dict.fromkeys(table.lookup(name) for name in names))
         if len(ids) == len(table):
             raise InputError("no class would be left", "Make a new workspace instead: vlltr init DIR")
@@ -211,7 +212,8 @@ def rename_class(workspace: Workspace, old: str, new: str, **how: Unpack[How]) -
     def write(tx: Transaction) -> Edit:
         table = tx.class_table()
         class_id = table.lookup(old)
-        before, taken = table.names[class_id], table.find(name)
+        before = table.names[class_id]
+        taken = table.find(name)
         if taken is not None and taken != class_id:
             raise InputError(
                 f"there is a class {name!r} already (class {taken})",
@@ -267,7 +269,8 @@ def merge_classes(workspace: Workspace, into: str, other: str, **how: Unpack[How
 
     def write(tx: Transaction) -> Edit:
         table = tx.class_table()
-        kept, gone = table.lookup(into), table.lookup(other)
+        kept = table.lookup(into)
+        gone = table.lookup(other)
         name = table.names[kept]
         if kept == gone:
             raise InputError(f"{into!r} and {other!r} are the same class ({name!r})")

@@ -160,7 +160,8 @@ def read_rows(path: Path, needed: Sequence[str], more: Sequence[str]) -> Iterato
     """
     if path.suffix.lower() == ".parquet":
         with open_parquet(path, needed) as file:
-            columns, number = [c for c in (*needed, *more) if c in file.schema_arrow.names], 0
+            columns = [c for c in (*needed, *more) if c in file.schema_arrow.names]
+            number = 0
             for batch in file.iter_batches(1000, columns=columns):
                 for row in batch.to_pylist():
                     yield f"{path}#{number}", row

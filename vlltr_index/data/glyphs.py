@@ -28,7 +28,8 @@ class GlyphFiles:
 def glyph_files(fast: bool = False) -> GlyphFiles:
     """Paths of the data."""
     folder = Path(str(files("vlltr_index.recipes.glyphs_lt"))) / "data"
-    images, prefix = folder / ("fast.parquet" if fast else "glyphs_lt.parquet"), "fast_" if fast else ""
+    images = folder / ("fast.parquet" if fast else "glyphs_lt.parquet")
+    prefix = "fast_" if fast else ""
     return GlyphFiles(images, folder / f"{prefix}texts.json", folder / f"{prefix}heldout.json", folder)
 
 

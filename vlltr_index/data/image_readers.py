@@ -95,11 +95,13 @@ def _by_folder(
     root: str, files: Iterable[tuple[str, str]], split: str, class_name: str | None, tell: bool
 ) -> _Items:
     """Records of files, by their path below `root`, each with why it cannot be taken; the first folder is the class."""
-    found, below = 0, dict[str, set[str]]()
+    found = 0
+    below = dict[str, set[str]]()
     for name, why in files:
         folder, *inner = name.split("/")[:-1] or [""]
         below.setdefault(folder, set()).update(inner[:1])
-        where, own = f"{root}/{name}", class_name or folder
+        where = f"{root}/{name}"
+        own = class_name or folder
         if not why and not name.lower().endswith(ENDINGS):
             why = "not an image by its ending"
         if why or not own:
@@ -152,7 +154,8 @@ def _listed(
         raise InputError(f"no such folder: {root}", "Name the one that the paths are relative to: --root DIR")
     root = root.resolve()
     inside = cache(lambda folder: Path(os.path.realpath(folder)).is_relative_to(root))
-    found, example = 0, ""
+    found = 0
+    example = ""
     for where, entry, name, why in rows:
         full = os.path.normpath(os.path.join(root, entry))
         if not full.startswith(os.path.join(root, "")):
@@ -220,7 +223,8 @@ def _coco_rows(path: Path, names: ClassNames | None) -> Iterator[tuple[str, str,
             )
         labels[note.image_id].add(note.category_id)
     for image in facts.images:
-        where, own = f"{path}: image {image.id}", labels[image.id]
+        where = f"{path}: image {image.id}"
+        own = labels[image.id]
         why = "" if len(own) == 1 else "annotations of two categories" if own else "no annotation"
         yield where, image.file_name, None if why else _class(min(own), names, where), why
 
@@ -245,11 +249,15 @@ def _read_parquet(
     names = names or _own_names(schema)
     columns = [c for c in (label, "split", "group", *(["image"] if with_data else [])) if c in schema.names]
     columns += ["source"] if _has_own_sources(file, schema) else []
-    number, found, uri = -1, 0, str(path.resolve())
+    number = -1
+    found = 0
+    uri = str(path.resolve())
     for batch in file.iter_batches(64 if with_data else 8192, columns=columns):
         for row in batch.to_pylist():
             number += 1
-            own, where, data = row.get("split", split), f"{uri}#{number}", row.get("image")
+            own = row.get("split", split)
+            where = f"{uri}#{number}"
+            data = row.get("image")
             if split is not None and own != split:
                 continue
             found += 1
@@ -257,7 +265,8 @@ def _read_parquet(
             if not own or (with_data and data is None):
                 yield Skipped(where, "the row has no image bytes" if own else "the row names no split")
                 continue
-            name, source = _class(row[label], names, where), row.get("source") or f"{path.name}#{number}"
+            name = _class(row[label], names, where)
+            source = row.get("source") or f"{path.name}#{number}"
             yield ImageRecord(source, where, name, check_split(own), data, row.get("group") or None)
     if not found:
         there = file.read(["split"])["split"].unique().to_pylist() if "split" in schema.names else []

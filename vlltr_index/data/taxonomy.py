@@ -63,7 +63,8 @@ def _categories(path: Path) -> Iterator[Taxon]:
         for depth, rank in enumerate(_RANKS, 1):
             if names[:depth] in called:
                 continue
-            parent, name = called.get(names[: depth - 1]), names[depth - 1]
+            parent = called.get(names[: depth - 1])
+            name = names[depth - 1]
             species = depth == len(_RANKS)
             if name.casefold() in taken and not species:
                 name = f"{name} ({parent})"

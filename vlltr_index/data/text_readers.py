@@ -41,7 +41,8 @@ _FORMATS = (
     'Expected a folder of .txt files (one a class), .jsonl ({"class": ..., "text": ...} a line), '
     ".json ({class: [sentence, ...]}), .csv, .tsv or .parquet with the columns class and text."
 )
-_LINES, _TABLES = (".jsonl", ".ndjson"), (".csv", ".tsv", ".parquet")
+_LINES = (".jsonl", ".ndjson")
+_TABLES = (".csv", ".tsv", ".parquet")
 _DESC = re.compile(r"desc_(\d{1,9})\.txt")
 _LICENCE = "CC BY-SA (Wikipedia)"
 _LABELS = ("labels.txt", "categories.json")
@@ -103,7 +104,8 @@ def class_sentences(path: Path, class_name: str) -> list[SentenceRecord]:
 
 def _read_file(path: Path, name: str | None = None) -> _Items:
     """What a file says about classes that it names, or, where it names none, about the class `name`."""
-    kind, source = path.suffix.lower(), path.name
+    kind = path.suffix.lower()
+    source = path.name
     if kind == ".json":
         kinds = dict[str, list[str] | str]
         values = read_json(path, list[str] | kinds if name else kinds, _JSON_EXAMPLE)
@@ -222,7 +224,8 @@ def read_release_corpus(folder: Path, names: ClassNames) -> _Items:
         try:
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError:
-            text, gbk = _from_gbk(data, path), gbk + 1
+            text = _from_gbk(data, path)
+            gbk = gbk + 1
         found: list[SentenceRecord | Skipped] = []
         for heading, body in sections(text, DROPPED_SECTIONS["en"]):
             ref = path.name + (f"#{heading}" if heading else "")

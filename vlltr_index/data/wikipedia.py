@@ -113,7 +113,8 @@ class Wiki:
             InputError: If the wiki gives no text.
         """
         query = self._query(_ARTICLE, pageids=str(page.pageid))
-        raw, rights = query["pages"][0], query["rightsinfo"]
+        raw = query["pages"][0]
+        rights = query["rightsinfo"]
         if "extract" not in raw:
             raise InputError(
                 f"{self.url} gives no text of the page {page.title!r}",
@@ -146,23 +147,31 @@ class Wiki:
         agent = f"vlltr-index/{VERSION} ({contact}) urllib"
         request = Request(address, headers={"User-Agent": agent, "Accept-Encoding": "gzip"})
         code: int | str = ""
-        pause, why, after = _PAUSE, "", ""
+        pause = _PAUSE
+        why = ""
+        after = ""
         for _ in range(_TRIES):
             sleep(pause)
             try:
                 with urlopen(request, timeout=_TIMEOUT) as response:
-                    data, after = response.read(), response.headers["Retry-After"]
+                    data = response.read()
+                    after = response.headers["Retry-After"]
                     zipped = response.headers["Content-Encoding"] == "gzip"
                 answer = json.loads(gzip.decompress(data) if zipped else data)
                 if "error" not in answer:
                     query: dict[str, Any] = answer["query"]
                     return query
-                code, why = answer["error"]["code"], answer["error"]["info"]
+                code = answer["error"]["code"]
+                why = answer["error"]["info"]
             except HTTPError as error:
-                code, why, after = error.code, error.reason, error.headers["Retry-After"]
+                code = error.code
+                why = error.reason
+                after = error.headers["Retry-After"]
                 error.close()
             except (OSError, EOFError, HTTPException) as error:
-                code, why, after = "no connection", str(getattr(error, "reason", None) or error), ""
+                code = "no connection"
+                why = str(getattr(error, "reason", None) or error)
+                after = ""
             except (ValueError, KeyError, TypeError):
                 raise InputError(f"{self.url} does not answer as a MediaWiki API does", _ADDRESS) from None
             pause = int(after) if str(after).isdecimal() else _WAIT

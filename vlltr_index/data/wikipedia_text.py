@@ -45,7 +45,8 @@ def plain_text(extract: str) -> str:
 def _mend(line: str) -> str:
     before = None
     while line != before:
-        before, line = line, " ".join(line.split())
+        before = line
+        line = " ".join(line.split())
         for gap, mended in _GAPS:
             line = gap.sub(mended, line)
     return line
@@ -59,7 +60,8 @@ def sections(text: str, dropped: Sequence[str]) -> list[tuple[str, str]]:
     kept = True
     for line in text.splitlines():
         if match := _HEADING.fullmatch(line.strip()):
-            level, heading = len(match[1]), normalise_text(match[2])
+            level = len(match[1])
+            heading = normalise_text(match[2])
             path = [*(above for above in path if above[0] < level), (level, heading.casefold())]
             kept = not away.intersection(name for _, name in path)
             if kept:
@@ -89,7 +91,8 @@ def near_duplicates(texts: Sequence[str], known: Iterable[str] = ()) -> list[int
 
     Two texts nearly repeat each other if their sets of words, without case, have a Jaccard index of 0.9 or more.
     """
-    stay, found = [_words(text) for text in known], []
+    stay = [_words(text) for text in known]
+    found = []
     for position, words in enumerate(map(_words, texts)):
         if any(_NEAR * len(words | other) <= len(words & other) for other in stay):
             found.append(position)

@@ -47,7 +47,8 @@ def open_encoder(workspace: Workspace, snapshot: Snapshot, check: bool = True) -
         MissingStepError: If the encoder starts from scratch and stage 1 has not run.
         FingerprintMismatch: If the weights are not the ones that made the commit's vectors.
     """
-    commit, config = snapshot.commit, workspace.recipe.encoder
+    commit = snapshot.commit
+    config = workspace.recipe.encoder
     if commit.checkpoint:
         folder = workspace.object_path("checkpoints", commit.checkpoint)
         try:
@@ -296,7 +297,8 @@ def _bank_of(anchors: pa.Table, ranks: pa.Table, selection_id: str) -> LoadedBan
         rows = rows.append_column(name, ranks[name])
     rows = rows.append_column("row", at)
     rows = rows.sort_by([("class_id", "ascending"), ("rank", "ascending")])
-    place, start = torch.empty(len(anchors), dtype=torch.int64), 0
+    place = torch.empty(len(anchors), dtype=torch.int64)
+    start = 0
     place[numbers(rows, "row")] = torch.arange(len(rows))
     vectors = torch.empty(len(rows), anchors.schema.field("vector").type.list_size)
     for chunk in anchors["vector"].chunks:
@@ -311,7 +313,8 @@ def sentence_means(snapshot: Snapshot, class_ids: Tensor) -> Tensor:
     """Mean of all normalised sentences of each class, float32 [C, D]; zeros for a class without one."""
     rows = snapshot.table("sentences", ["text_hash", "class_id"])
     at = class_positions(class_ids, numbers(rows, "class_id"))
-    hashes, sums = rows["text_hash"], torch.zeros(len(class_ids), snapshot.commit.info.dim)
+    hashes = rows["text_hash"]
+    sums = torch.zeros(len(class_ids), snapshot.commit.info.dim)
     told = (at >= 0).nonzero()[:, 0]
     for part in told.split(_SENTENCES_AT_ONCE) if len(told) else ():
         vectors = text_vectors_of(snapshot, hashes.take(pa.array(part.numpy())).to_pylist())

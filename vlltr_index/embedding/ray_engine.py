@@ -44,7 +44,8 @@ _STALLED = (
     600.0  # seconds without any progress: an actor waits in vain for a place on the machines that are left
 )
 _TRIES = 2  # without a single image done in between
-_PLACE, _ID = pa.field("place", pa.int64()), pa.field("id", pa.string())
+_PLACE = pa.field("place", pa.int64())
+_ID = pa.field("id", pa.string())
 _PROBLEM = pa.field("problem", pa.string())
 _PIXELS = pa.schema([_PLACE, _ID, pa.field("pixels", pa.large_binary()), _PROBLEM])
 _VECTORS = pa.schema([_PLACE, _ID, pa.field("vector", pa.large_binary()), _PROBLEM])
@@ -118,12 +119,11 @@ class RayData:
                 warnings.simplefilter("ignore", RuntimeWarning)  # lancedb's, about processes that are started
                 self.ray.init(log_to_driver=False, logging_level="error", **options)
         except Exception as error:  # a bare one where the machine is too busy, other kinds for addresses
-            what, mend = "ray cannot be started on this machine", "Run"
+            what = "ray cannot be started on this machine"
+            mend = "Run"
             if address:
-                what, mend = (
-                    f"ray at RAY_ADDRESS={address} cannot be reached",
-                    "Mend or unset RAY_ADDRESS, or run",
-                )
+                what = f"ray at RAY_ADDRESS={address} cannot be reached"
+                mend = "Mend or unset RAY_ADDRESS, or run"
             raise VlltrError(f"{what}: {_first_line(error)}", f"{mend} it with --engine local.") from None
         self._stack.callback(self.ray.shutdown)
 
@@ -146,7 +146,8 @@ class RayData:
         Raises:
             VlltrError: What a task or an actor raised; or if machines or actors are lost again and again.
         """
-        left, tries = list(range(len(sources))), _TRIES
+        left = list(range(len(sources)))
+        tries = _TRIES
         while left:
             done = set[int]()
             try:
@@ -178,7 +179,8 @@ class RayData:
         from ray.data import ActorPoolStrategy, read_datasource
 
         there = self.ray.cluster_resources()
-        cpus, gpus = int(there.get("CPU", 1)), int(there.get("GPU", 0))
+        cpus = int(there.get("CPU", 1))
+        gpus = int(there.get("GPU", 0))
         most = max(node["Resources"].get("CPU", 0) for node in self.ray.nodes() if node["Alive"])
         batches = min(_PART, -(-len(places) // (4 * max(1, cpus) * _BATCH)))
         parts = [places[at : at + batches * _BATCH] for at in range(0, len(places), batches * _BATCH)]
@@ -277,11 +279,13 @@ class RayEngine(RayData):
 
     def __init__(self, encoder: Encoder, augment: Augment | None = None, actors: int | None = None) -> None:
         super().__init__(actors)
-        self._encoder, self._augment = encoder, augment
+        self._encoder = encoder
+        self._augment = augment
 
     def __enter__(self) -> Self:
         super().__enter__()
-        device, encoder = self._encoder.device, self._encoder.to("cpu")
+        device = self._encoder.device
+        encoder = self._encoder.to("cpu")
         names = encoder.text_fp, encoder.image_fp
         self._arguments = self.ray.put(encoder), names, on_cpu()
         encoder.to(device)
@@ -324,7 +328,9 @@ class _Tower:
     """What an actor holds: the encoder on the actor's device, had at the first call, whose errors are told."""
 
     def __init__(self, shared: Any, names: tuple[str, str], on_cpu: bool) -> None:
-        self._shared, self._names, self._on_cpu = shared, names, on_cpu
+        self._shared = shared
+        self._names = names
+        self._on_cpu = on_cpu
 
     @cached_property
     def _encoder(self) -> Encoder:

@@ -104,10 +104,14 @@ class Reader(Dataset[ImageVectors]):
     def __init__(
         self, preprocess: Callable[[Image.Image], Tensor], augment: Augment | None, views: Sequence[int]
     ) -> None:
-        self._preprocess, self._augment, self._views = preprocess, augment, views
+        self._preprocess = preprocess
+        self._augment = augment
+        self._views = views
 
     def __getitems__(self, batch: Sequence[ImageSource]) -> ImageVectors:
-        ids, pixels, problems = list[str](), list[Tensor](), dict[str, str]()
+        ids = list[str]()
+        pixels = list[Tensor]()
+        problems = dict[str, str]()
         for image_id, source in batch:
             try:
                 pixels.append(read_image(source, self._preprocess))
@@ -138,7 +142,9 @@ class LocalEngine:
     """
 
     def __init__(self, encoder: Encoder, augment: Augment | None = None, workers: int = 0) -> None:
-        self._encoder, self._augment, self._workers = encoder, augment, workers
+        self._encoder = encoder
+        self._augment = augment
+        self._workers = workers
 
     def texts(self, texts: Sequence[tuple[str, str]]) -> Iterator[tuple[list[str], Tensor, int]]:
         """See `Engine`."""
@@ -150,7 +156,8 @@ class LocalEngine:
         self, batches: Iterable[Sequence[ImageSource]], views: Sequence[int]
     ) -> Iterator[ImageVectors]:
         """See `Engine`."""
-        reader, encoder = Reader(self._encoder.transform, self._augment, views), self._encoder
+        reader = Reader(self._encoder.transform, self._augment, views)
+        encoder = self._encoder
         read = _threads(reader, batches)
         if self._workers:
             read = iter(
@@ -219,7 +226,8 @@ def embed_sentences(
     tx.store.create(name, sentence_vectors(encoder.dim), "text_hash")
     have = _have(tx, name, "text_hash", hashes)
     todo = {h: t for h, t in zip(hashes, texts, strict=True) if h not in have}
-    truncated, done = 0, 0
+    truncated = 0
+    done = 0
     with tx.store.appending(name) as append:
         for part, vectors, cut in (engine or LocalEngine(encoder)).texts(list(todo.items())):
             truncated += cut
@@ -256,7 +264,10 @@ def embed_images(
     for i in ids:
         lacking.setdefault(tuple(v for v in views if f"{i}:{suffixes[v]}" not in have), []).append(i)
     lacking.pop((), None)
-    todo, done, looked, problems = sum(map(len, lacking.values())), 0, 0, dict[str, str]()
+    todo = sum(map(len, lacking.values()))
+    done = 0
+    looked = 0
+    problems = dict[str, str]()
     engine = engine or LocalEngine(encoder, augment)
     with tx.store.appending(name) as append:
         for wanted, images in lacking.items():
@@ -276,7 +287,8 @@ def embed_images(
 
 def all_embedded(snapshot: Snapshot, image_fp: str, image_ids: Sequence[str], suffix: str = "0") -> bool:
     """Whether each image has a vector by the encoder `image_fp`; it takes no lock, so that a reader need not wait."""
-    name, keys = image_vectors_name(image_fp), [f"{i}:{suffix}" for i in image_ids]
+    name = image_vectors_name(image_fp)
+    keys = [f"{i}:{suffix}" for i in image_ids]
     return snapshot.store.exists(name) and _have(snapshot, name, "vector_key", keys).issuperset(keys)
 
 
@@ -300,7 +312,8 @@ class StoredImages:
     """Images of the table `images` as it is now, in batches, or by number for Ray: it can be pickled."""
 
     def __init__(self, store: Store, ids: Sequence[str]) -> None:
-        self._store, self._ids = store, ids
+        self._store = store
+        self._ids = ids
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -373,7 +386,8 @@ class CropPixels:
         whole = self._transform(image)
         if self.number == 1:
             return whole[None]
-        (height, width), (down, right) = self._size, self._margins
+        (height, width) = self._size
+        (down, right) = self._margins
         corners = [(y, x) for y in (0, 2 * down) for x in (0, 2 * right)]
         return torch.stack([whole[:, y : y + height, x : x + width] for y, x in ((down, right), *corners)])
 
@@ -425,7 +439,8 @@ def embed_crops(
         UsageError: Another number of crops than there is.
         InputError: An image cannot be read any more.
     """
-    crops, name = Crops(encoder, number), image_vectors_name(encoder.image_fp)
+    crops = Crops(encoder, number)
+    name = image_vectors_name(encoder.image_fp)
     suffix = f"crops-{number}"
     if not all_embedded(workspace.snapshot(), encoder.image_fp, image_ids, suffix):
         with workspace.transaction("evaluate") as tx:  # only the cache grows: no commit

@@ -145,7 +145,8 @@ class Encoder:
         try:
             source = weights.read_source(model, pretrained)
             config = source.config
-            resized, stored = config.get("resized"), config["model_cfg"]["vision_cfg"].get("image_size", 224)
+            resized = config.get("resized")
+            stored = config["model_cfg"]["vision_cfg"].get("image_size", 224)
             tokenizer = openclip.make_tokenizer(config, source.folder)
             weights.set_image_size(config, image_size, resize)
             built = openclip.build_model(config["model_cfg"], drawn=False)

@@ -158,7 +158,8 @@ def make_tokenizer(config: dict[str, Any], folder: Path | None = None) -> Tokeni
         EncoderError: If a word vocabulary or a Hugging Face tokenizer is named and cannot be loaded.
     """
     text = config["model_cfg"]["text_cfg"]
-    length, options = text.get("context_length", 77), text.get("tokenizer_kwargs") or {}
+    length = text.get("context_length", 77)
+    options = text.get("tokenizer_kwargs") or {}
     if config.get("tokenizer") == "words" and folder is not None:
         return WordTokenizer(_read_words(folder / "words.json"), length)
     source = text.get("hf_tokenizer_name")
@@ -167,7 +168,8 @@ def make_tokenizer(config: dict[str, Any], folder: Path | None = None) -> Tokeni
         return BPETokenizer(simple, options.get("clean", "lower"))
     options = {**options, "tokenizer_mode": text.get("tokenizer_mode"), "trust_remote_code": False}
     if folder is not None and (folder / "tokenizer_config.json").is_file():
-        source, options["local_files_only"] = str(folder), True
+        source = str(folder)
+        options["local_files_only"] = True
     try:
         return HubTokenizer(HFTokenizer(source, length, **options))
     except Exception as error:  # transformers raises whatever it meets
@@ -191,8 +193,10 @@ class Preprocessing:
 
     def __init__(self, preprocess_cfg: dict[str, Any]) -> None:
         cfg = dict(preprocess_cfg)
-        size, resize = cfg.get("size"), cfg.pop("resize", None)
-        self._grey, self._crop = cfg.get("mode") == "L", None if resize is None else [size, size]
+        size = cfg.get("size")
+        resize = cfg.pop("resize", None)
+        self._grey = cfg.get("mode") == "L"
+        self._crop = None if resize is None else [size, size]
         cfg |= {"mode": "RGB"} if self._grey else {}
         try:
             if resize is not None and resize < size:
@@ -253,7 +257,8 @@ def encode_text(model: nn.Module, ids: Tensor) -> Tensor:
         return cast(Tensor, model.encode_text(ids, normalize=False))  # type: ignore[operator]  # nn.Module types its methods as Tensor
     part: Any = copy(getattr(model, "text", model))
     length = ids.shape[1]
-    positions, mask = part.positional_embedding[:length], part.attn_mask[:length, :length]
+    positions = part.positional_embedding[:length]
+    mask = part.attn_mask[:length, :length]
     if positions.requires_grad and positions.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         # A mask that asks for a gradient keeps attention off torch's CPU flash kernel, whose bfloat16 backward takes
         # five times as long on short texts. (Choosing a kernel by name would be a setting of the whole process.)
@@ -319,7 +324,8 @@ class WordTokenizer(Tokenizer):
     def __init__(self, words: Sequence[str], context_length: int) -> None:
         super().__init__(context_length, len(words) + 4)
         self.words = tuple(words)
-        self.start_id, self.end_id = self.vocab_size - 2, self.vocab_size - 1
+        self.start_id = self.vocab_size - 2
+        self.end_id = self.vocab_size - 1
         self._ids = {word: at for at, word in enumerate(self.words, start=2)}
 
     @staticmethod

@@ -22,8 +22,10 @@ from vlltr_index.errors import EncoderError
 from vlltr_index.heads.lgr import LGRHead
 
 _HEAD_WIDTH = 64
-_MEAN, _STD = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_MEAN = (0.4815, 0.4578, 0.4082)
+_STD = (0.2686, 0.2613, 0.2758)
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
 _HEAD_PARTS = {
     "text_block.attn.norm1q": "query_norm",
     "text_block.attn.norm1k": "key_norm",
@@ -66,7 +68,8 @@ def read_release(path: Path) -> ReleaseCheckpoint:
     state = tensors_in(whole)
     found = _stage(path, state)
     floats = {k: v.float() if v.is_floating_point() else v for k, v in state.items() if k not in OPENAI_MARKS}
-    args, epoch = whole.get("args"), whole.get("epoch")
+    args = whole.get("args")
+    epoch = whole.get("epoch")
     options = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
     plain = {str(k): v for k, v in options.items() if v is None or isinstance(v, str | int | float | bool)}
     return ReleaseCheckpoint(path, found, floats, plain, epoch if isinstance(epoch, int) else None)
@@ -103,7 +106,8 @@ def model_config(state: dict[str, Tensor], where: str) -> dict[str, Any]:
         EncoderError: If a weight is missing or of an impossible shape.
     """
     try:
-        text_width, pooled = state["ln_final.weight"].shape[0], "visual.attnpool.positional_embedding"
+        text_width = state["ln_final.weight"].shape[0]
+        pooled = "visual.attnpool.positional_embedding"
         resnet = pooled in state
         positions = state[pooled if resnet else "visual.positional_embedding"].shape[0]
         patch = state["visual.conv1.weight"].shape[3]
@@ -218,7 +222,8 @@ def release_head(checkpoint: ReleaseCheckpoint, rows: Tensor | None = None) -> L
         own["log_logit_scale"] = own["log_logit_scale"].reshape(())
         for name in ("visual_head.2.weight", "visual_head.2.bias"):
             own[name] = own[name] if rows is None else own[name][rows]
-        classes, width = own["visual_head.2.weight"].shape[0], len(own["query_norm.weight"])
+        classes = own["visual_head.2.weight"].shape[0]
+        width = len(own["query_norm.weight"])
         head = LGRHead(width, classes, visual="mlp", loss_bias=False)
         head.load_state_dict(own)
     except (KeyError, IndexError, TypeError, RuntimeError) as error:

@@ -35,8 +35,10 @@ _Json = TypeVar("_Json", dict[str, Any], list[Any])
 
 _log = logging.getLogger(__name__)
 
-_OWN, _SHIPPED = "vlltr-tiny", "glyphs"
-_SAVED_FILE, _CONFIG_FILE = "encoder.json", "open_clip_config.json"
+_OWN = "vlltr-tiny"
+_SHIPPED = "glyphs"
+_SAVED_FILE = "encoder.json"
+_CONFIG_FILE = "open_clip_config.json"
 _FORMAT = 1
 _WEIGHT_FILES = (
     "open_clip_model.safetensors",
@@ -310,7 +312,8 @@ def _describe(folder: Path) -> dict[str, Any]:
             return facts
         if (folder / _CONFIG_FILE).is_file():
             facts = read_json(folder / _CONFIG_FILE, dict)
-            cfg, pre = facts["model_cfg"], preprocessing(facts.get("preprocess_cfg") or {})
+            cfg = facts["model_cfg"]
+            pre = preprocessing(facts.get("preprocess_cfg") or {})
             _check_packages(str(folder), cfg)
             return {"config": {"model_cfg": cfg, "preprocess_cfg": pre, "tokenizer": "open_clip"}}
     except (KeyError, TypeError, AttributeError) as error:
@@ -324,7 +327,8 @@ def _describe(folder: Path) -> dict[str, Any]:
 def _from_folder(folder: Path, name: str | None = None) -> Source:
     """What `Encoder.save` wrote, or open_clip's layout: its configuration beside its weights."""
     facts = _describe(folder)
-    config, called = facts["config"], facts.get("name") or name or folder.name
+    config = facts["config"]
+    called = facts.get("name") or name or folder.name
     found = next((folder / name for name in _WEIGHT_FILES if (folder / name).is_file()), None)
     if found is None:
         raise EncoderError(
@@ -347,7 +351,8 @@ def _from_hub(repository: str) -> Source:
 
 def _from_file(model: str, config: Config, path: Path) -> Source:
     """A named model's weights; an open_clip configuration beside the file is believed if it is the model's."""
-    beside, known = path.parent / _CONFIG_FILE, None
+    beside = path.parent / _CONFIG_FILE
+    known = None
     facts = read_json(beside, dict) if beside.is_file() else {}
     cfg = facts.get("model_cfg") or {}
     if {**config["model_cfg"], "quick_gelu": None} == {**cfg, "quick_gelu": None}:
@@ -365,10 +370,13 @@ def _settle(source: Source, known: bool | None, who: str) -> Source:
         who: Who says so.
     """
     if source.state.keys() >= OPENAI_MARKS:
-        known, who = True, "the entries that only OpenAI's files have"
+        known = True
+        who = "the entries that only OpenAI's files have"
         source.state = {name: value for name, value in source.state.items() if name not in OPENAI_MARKS}
-    cfg, twin = source.config["model_cfg"], source.name.replace("/", "-") + "-quickgelu"
-    named, has_twin = bool(cfg.get("quick_gelu")), twin in open_clip.list_models()
+    cfg = source.config["model_cfg"]
+    twin = source.name.replace("/", "-") + "-quickgelu"
+    named = bool(cfg.get("quick_gelu"))
+    has_twin = twin in open_clip.list_models()
     if known is None and has_twin and not named:
         _log.warning(
             "%s does not say whether it was trained with QuickGELU; it is loaded as %s, with plain GELU. "
@@ -378,7 +386,8 @@ def _settle(source: Source, known: bool | None, who: str) -> Source:
     if known in (None, named):
         return source
     if known:
-        cfg["quick_gelu"], source.name = True, twin if has_twin else source.name
+        cfg["quick_gelu"] = True
+        source.name = twin if has_twin else source.name
     else:
         del cfg["quick_gelu"]
         source.name = source.name.removesuffix("-quickgelu")
@@ -414,8 +423,10 @@ def set_image_size(config: Config, image_size: int | None, resize: int | None = 
     Raises:
         EncoderError: If the tower cannot take images of that size, or takes others than squares of one size.
     """
-    vision, pre = config["model_cfg"].setdefault("vision_cfg", {}), config["preprocess_cfg"]
-    sides, timm_name = vision.get("image_size", 224), str(vision.get("timm_model_name", ""))
+    vision = config["model_cfg"].setdefault("vision_cfg", {})
+    pre = config["preprocess_cfg"]
+    sides = vision.get("image_size", 224)
+    timm_name = str(vision.get("timm_model_name", ""))
     if isinstance(sides, list | tuple):
         vision["image_size"], sides = sides[0], set(sides)
     if "naflex" in timm_name or (isinstance(sides, set) and len(sides) > 1):

@@ -74,7 +74,9 @@ def shrunk_discriminant(
     """
     sums = features.new_zeros(num_classes, features.shape[1]).index_add(0, labels, features)
     means = sums / torch.bincount(labels, minlength=num_classes)[:, None]
-    within, freedom, width = features - means[labels], len(labels) - num_classes, features.shape[1]
+    within = features - means[labels]
+    freedom = len(labels) - num_classes
+    width = features.shape[1]
     pooled = within.T @ within / max(freedom, 1)
     covariance = shrunk(pooled, freedom, shrinkage) if pooled.trace() > 0 else torch.eye(width).to(features)
     weight = torch.linalg.solve(covariance, means.T).T
@@ -161,7 +163,8 @@ def _minimise(
     progress: Progress | None,
 ) -> None:
     """Minimise the (logit-adjusted) cross-entropy of `logits` [B, C] over leaves `parameters`, in place."""
-    views, labels = features[None] if features.dim() == 2 else features, labels.cpu()
+    views = features[None] if features.dim() == 2 else features
+    labels = labels.cpu()
     power = training.sampler_power
     log_prior = sampler_prior(torch.bincount(labels, minlength=num_classes), power).log()
     optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay)
@@ -200,7 +203,8 @@ def knn_sentence_logits(
     best cosine s of a class adds (1 + s) / 4; a class without a sentence gets minus infinity. Sentence vectors float
     [N_t, D] are normalised here, their labels int64 [N_t] are classes.
     """
-    parts, sentence_labels = [], sentence_labels.to(features.device)
+    parts = []
+    sentence_labels = sentence_labels.to(features.device)
     for part in features.split(_BATCH):
         cosines = cosine_logits(part, sentence_vectors)
         best = cosines.new_full((len(part), num_classes), -torch.inf)

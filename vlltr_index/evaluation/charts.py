@@ -65,7 +65,10 @@ class Chart:
 
     def mark(self, series: int, at: tuple[float, float], size: float = 4.0, title: str = "") -> None:
         """The mark of a series: its shape (circle, square, triangle, diamond) tells it as well as its colour."""
-        (x, y), top, side, r = at, size * 1.25, size * 1.15, size * 1.3
+        (x, y) = at
+        top = size * 1.25
+        side = size * 1.15
+        r = size * 1.3
         path = (
             f"M{x - size:.1f} {y:.1f}a{size} {size} 0 1 0 {2 * size} 0a{size} {size} 0 1 0 {-2 * size} 0z",
             f"M{x - size:.1f} {y - size:.1f}h{2 * size}v{2 * size}h{-2 * size}z",
@@ -80,7 +83,8 @@ class Chart:
         for series, name in enumerate(names):
             wide = 30 + _text_width(name)
             if left > x and left + wide > self.width + 10:
-                left, y = x, y + 17
+                left = x
+                y = y + 17
             self.mark(series, (left + 5, y - 4))
             self.text(left + 14, y, _fitted(name, self.width - left - 14), "ink")
             left += wide
@@ -102,7 +106,9 @@ def accuracy_chart(rows: Mapping[str, AccuracyReport]) -> Chart:
     shots = list(next(iter(found.values())))
     every = [interval for top1 in found.values() for interval in top1.values()]
     ticks = _nice_ticks(100 * min(i.low for i in every), min(100.0, 100 * max(i.high for i in every)))
-    line, left, right = 15.0, 66.0, _WIDTH - 44
+    line = 15.0
+    left = 66.0
+    right = _WIDTH - 44
     chart = Chart(
         "Top-1 accuracy by class size with 95 % intervals; the table below has the same numbers.", 0
     )
@@ -139,8 +145,12 @@ def gain_chart(groups: Sequence[GroupGain], against: str) -> Chart:
         "intervals.",
         290,
     )
-    left, right, top, bottom = 36.0, _WIDTH - 6, 40.0, 236.0
-    y, step = _scale(ticks[0], ticks[-1], bottom, top), (right - left) / len(groups)
+    left = 36.0
+    right = _WIDTH - 6
+    top = 40.0
+    bottom = 236.0
+    y = _scale(ticks[0], ticks[-1], bottom, top)
+    step = (right - left) / len(groups)
     wide = min(step * 0.8, 34)
     chart.rows(y, ticks, left, right, signed=True)
     for number, group in enumerate(groups):
@@ -163,13 +173,15 @@ def _shot_labels(
     chart: Chart, groups: Sequence[GroupGain], left: float, step: float, top: float, bottom: float
 ) -> None:
     """Names of the sizes above, their training images below; a line where one ends. Narrow ones take turns in rows."""
-    at, free = left, [0.0, 0.0]
+    at = left
+    free = [0.0, 0.0]
     for shot, part in groupby(groups, key=lambda g: g.shot):
         members = list(part)
         end = at + len(members) * step
         if at > left:
             chart.line(at, top - 26, at, bottom + 8, "divider")
-        most, least = members[0].largest, members[-1].smallest
+        most = members[0].largest
+        least = members[-1].smallest
         numbers = f"{most}" if most == least else f"{most}–{least}"
         wide = max(1.2 * _text_width(shot), _text_width(numbers, 11)) + 8  # the name is bold
         middle = min(max((at + end) / 2, wide / 2), _WIDTH - wide / 2)
@@ -182,13 +194,17 @@ def _shot_labels(
 
 def loss_chart(curves: Curves) -> Chart:
     """Means of the loss parts by epoch, each line with its name at its end."""
-    names, last = list(curves.values), max(curves.epochs)
+    names = list(curves.values)
+    last = max(curves.epochs)
     chart = Chart(f"{curves.title}: mean loss by epoch of {', '.join(names)}.", 240)
     room = min(120.0, max(map(_text_width, names)) + 16)
     every = [v for values in curves.values.values() for v in values]
     logarithmic = min(every) > 0 and max(every) > _WIDE * min(every)
     ticks = _log_ticks(min(every), max(every)) if logarithmic else _nice_ticks(min(0.0, *every), max(every))
-    left, right, top, bottom = 42.0, _WIDTH - room, 12.0, 200.0
+    left = 42.0
+    right = _WIDTH - room
+    top = 12.0
+    bottom = 200.0
     x = _scale(min(1.0, last - 1) if last > 1 else 0.0, last, left, right)
     y = _scale(ticks[0], ticks[-1], bottom, top, logarithmic)
     chart.rows(y, ticks, left, right)
@@ -214,7 +230,8 @@ def loss_chart(curves: Curves) -> Chart:
 def _apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Places near those wanted, in the same order, at least `gap` from each other."""
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    placed, ceiling = list(wanted), max(high, low + gap * (len(order) - 1))
+    placed = list(wanted)
+    ceiling = max(high, low + gap * (len(order) - 1))
     for i in order:
         placed[i] = low = max(placed[i], low)
         low += gap
@@ -227,11 +244,15 @@ def _apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list
 def reliability_chart(rows: Mapping[str, Sequence[ReliabilityBin]], errors: Mapping[str, float]) -> Chart:
     """Accuracy by confidence: on the diagonal a probability means what it says. Below: how sure the first row is."""
     chart = Chart("Accuracy by confidence of the answer, with the number of images below.", 0)
-    left, right = 42.0, _WIDTH - 10
+    left = 42.0
+    right = _WIDTH - 10
     top = chart.legend([f"{name}, ECE {100 * errors[name]:.1f}" for name in rows]) + 14
-    bottom, floor = top + 250, top + 310
+    bottom = top + 250
+    floor = top + 310
     chart.height = floor + 40
-    x, y, ticks = _scale(0, 100, left, right), _scale(0, 100, bottom, top), range(0, 101, 20)
+    x = _scale(0, 100, left, right)
+    y = _scale(0, 100, bottom, top)
+    ticks = range(0, 101, 20)
     chart.rows(y, ticks, left, right)
     for tick in ticks:
         chart.text(x(tick), floor + 16, str(tick), "small", "middle")
@@ -275,7 +296,8 @@ def _fitted(text: str, width: float) -> str:
 
 def _log_ticks(low: float, high: float) -> list[float]:
     """Ones, twos and fives times powers of ten that cover `low` to `high`, both positive; powers alone if many."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    first = math.floor(math.log10(low))
+    last = math.ceil(math.log10(high))
     every = (1, 2, 5) if last - first <= 3 else (1,)
     ticks = [digit * 10.0**power for power in range(first, last + 1) for digit in every]
     below = [t for t in ticks if t <= low * (1 + 1e-9)]
@@ -288,5 +310,6 @@ def _nice_ticks(low: float, high: float) -> list[float]:
     span = high - low if high > low else max(abs(high), 1.0)
     step: float = 10 ** math.floor(math.log10(span / 5))
     step *= next(m for m in (1, 2, 5, 10) if span / (step * m) <= 5)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    first = math.floor(low / step + 1e-9)
+    last = math.ceil(high / step - 1e-9)
     return [n * step for n in range(first, max(last, first + 1) + 1)]

@@ -57,7 +57,8 @@ def gains(
             for part in torch.tensor(members).tensor_split(wanted):
                 inside = torch.isin(labels, part)
                 gain = paired_difference(method[inside], other[inside], resamples=_RESAMPLES)
-                first, last = int(part[0]), int(part[-1])
+                first = int(part[0])
+                last = int(part[-1])
                 sizes = int(counts[first]), int(counts[last])
                 bars.append(GroupGain(name, len(part), names[first], names[last], *sizes, gain))
     right = [

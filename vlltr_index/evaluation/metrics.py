@@ -193,7 +193,8 @@ def reliability(confidences: Tensor, correct: Tensor) -> list[ReliabilityBin]:
     Raises:
         InputError: There is no image, or a confidence lies outside 0..1.
     """
-    values, right = confidences.double(), correct.double()
+    values = confidences.double()
+    right = correct.double()
     if values.numel() == 0 or not bool(((values >= 0) & (values <= 1 + 1e-6)).all()):
         raise InputError("confidences must be probabilities in 0..1, and at least one")
     place = (values * _CONFIDENCE_BINS).ceil().long().sub(1).clamp(0, _CONFIDENCE_BINS - 1)
@@ -218,7 +219,9 @@ def _bootstrap(outcomes: NDArray[np.int64], resamples: int, rng: np.random.Gener
     The sum of n draws with replacement depends on the outcomes' shares alone, so it is drawn as a
     multinomial.
     """
-    n, up, down = len(outcomes), float((outcomes == 1).mean()), float((outcomes == -1).mean())
+    n = len(outcomes)
+    up = float((outcomes == 1).mean())
+    down = float((outcomes == -1).mean())
     raised = rng.binomial(n, up, size=resamples)
     lowered = rng.binomial(n - raised, min(1.0, down / (1.0 - up)) if up < 1.0 else 0.0)
     low, high = np.quantile((raised - lowered) / n, [0.025, 0.975])

@@ -73,7 +73,8 @@ def _charts(report: Report) -> dict[str, Any]:
     charts["losses"] = [loss_chart(curves) for curves in report.curves if isinstance(curves, Curves)]
     measured = report.measured
     if isinstance(measured, Measured):
-        rows, against = measured.evaluation.rows, measured.evaluation.against
+        rows = measured.evaluation.rows
+        against = measured.evaluation.against
         # The method, its branches, the other.
         drawn = [*list(rows)[:3], *([against] if against in rows else [])]
         charts["accuracy"] = accuracy_chart({name: rows[name] for name in dict.fromkeys(drawn)})

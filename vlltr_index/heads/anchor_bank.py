@@ -162,12 +162,16 @@ class AnchorBank:
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
         """The runs of classes that are worked on together."""
-        bounds, blocks, first, width = self.bounds, list[Block](), 0, 0
+        bounds = self.bounds
+        blocks = list[Block]()
+        first = 0
+        width = 0
         for position in range(self.num_classes):
             length = bounds[position + 1] - bounds[position]
             if position > first and max(width, length) * (position + 1 - first) > _BLOCK_SLOTS:
                 blocks.append(self._block(first, position, width))
-                first, width = position, 0
+                first = position
+                width = 0
             width = max(width, length)
         blocks.append(self._block(first, self.num_classes, width))
         return tuple(blocks)
@@ -236,7 +240,8 @@ class AnchorBank:
 
     def _mean_values(self, normalise_values: bool, beta: float) -> Tensor:
         """Weighted mean of each class's anchors, [C, D]."""
-        dtype, owner = working_dtype(self.vectors), self.class_of_row
+        dtype = working_dtype(self.vectors)
+        owner = self.class_of_row
         least = self.losses.new_full((self.num_classes,), torch.inf).scatter_reduce(
             0, owner, self.losses, "amin"
         )
@@ -259,7 +264,8 @@ class AnchorBank:
         return {}
 
     def _block(self, first: int, last: int, width: int) -> Block:
-        start, stop = self.bounds[first], self.bounds[last]
+        start = self.bounds[first]
+        stop = self.bounds[last]
         slots = None
         if stop - start != (last - first) * width:
             classes = self.class_of_row[start:stop]

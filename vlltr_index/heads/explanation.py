@@ -66,11 +66,13 @@ def explain_class(
     Returns:
         The explanation, computed in float64 on the features' device.
     """
-    start, stop = bank.bounds[position], bank.bounds[position + 1]
+    start = bank.bounds[position]
+    stop = bank.bounds[position + 1]
     out = torch.zeros(stop - start, dtype=torch.bool, device=bank.vectors.device)
     out[list(struck)] = True
     with torch.no_grad(), full_precision(bank.vectors.device):
-        query, values = head.query(image_feature[None])[0].double(), bank.vectors[start:stop].double()
+        query = head.query(image_feature[None])[0].double()
+        values = bank.vectors[start:stop].double()
         known = head.beta * bank.losses[start:stop].double()
         attention = (values @ query / bank.sigma[start:stop].double() - known).softmax(0)
         if head.normalise_values:

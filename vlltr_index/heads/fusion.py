@@ -143,7 +143,8 @@ def image_side(
         known = known + weights.image * visual_logits[:, own]
     side.scores[:, own] = known.log_softmax(1)
     for kind, meeting in side.later(weights):
-        gated, at = meeting.generative * likelihoods, _columns(kind, likelihoods)
+        gated = meeting.generative * likelihoods
+        at = _columns(kind, likelihoods)
         side.scores[:, at] = gated[:, at] + meeting.offset - _level(gated[:, own])
     return side
 
@@ -194,7 +195,8 @@ def resting(image: ImageSide, text_logits: Tensor, probabilities: Tensor, weight
         image: As for `fuse`; so are `text_logits` and `weights`.
         probabilities: What `fuse` gave.
     """
-    rests, trained = probabilities.clone(), _columns(image.trained, probabilities)
+    rests = probabilities.clone()
+    trained = _columns(image.trained, probabilities)
     for kind, meeting in image.later(weights):
         later = probabilities[:, _columns(kind, probabilities)].sum(1, keepdim=True)
         level = meeting.generative * image.likelihoods[:, trained] + meeting.text * text_logits[:, trained]
@@ -216,7 +218,8 @@ def fuse_protocol(
         alpha: Weight of the visual branch under `paper`.
     """
     dtype = working_dtype(text_logits, visual_logits)
-    visual, text = visual_logits.to(dtype), text_logits.to(dtype)
+    visual = visual_logits.to(dtype)
+    text = text_logits.to(dtype)
     there = visual.isfinite()
     by_text = text.softmax(1)
     by_image = torch.where(there, visual.softmax(1), 0.0)
@@ -225,7 +228,8 @@ def fuse_protocol(
         filled = torch.where(there, visual, level)
         return FusedScores((filled + text).softmax(1), filled, text, by_image, by_text, text)
     share = alpha * there.any().to(by_image.dtype)  # without a visual row the text says all
-    visual_part, text_part = share * by_image, (1.0 - share) * by_text
+    visual_part = share * by_image
+    text_part = (1.0 - share) * by_text
     return FusedScores(visual_part + text_part, visual_part, text_part, by_image, by_text, text)
 
 

@@ -78,7 +78,8 @@ class GenerativeModel:
     @cached_property
     def prior(self) -> tuple[Tensor, Tensor]:
         """Mean and variance of the prior of each class mean in the basis, both float64 [C, D]."""
-        shared, text = self.shared, self.prototypes.double()
+        shared = self.shared
+        text = self.prototypes.double()
         told = (text != 0).any(1, keepdim=True)
         foretold = (text - shared.text_centre) @ shared.text_map
         sampling = shared.noise / self.counts.double().clamp(min=1.0)[:, None]
@@ -226,7 +227,8 @@ class Moments:
         """
         if not bool(features.isfinite().all()):
             raise InputError("features must be finite", "vlltr embed")
-        labels, units = labels.to(features.device), units.to(features.device)
+        labels = labels.to(features.device)
+        units = units.to(features.device)
         means = _unit_means(features[0], units)
         owners = _owners(labels, units, len(means))
         counts, sums = class_sums(means, owners, classes)
@@ -253,7 +255,8 @@ def fit_shared(moments: Moments, prototypes: Tensor, shrinkage: float | None = 1
         raise InputError("prototypes must be finite", "vlltr embed")
     there = moments.counts > 0
     n = moments.counts[there].double()
-    means, weights = moments.sums[there] / n[:, None], n / (n + 2.0)
+    means = moments.sums[there] / n[:, None]
+    weights = n / (n + 2.0)
     centre = _mean(means, weights)
     whitening = _inverse_root(shrunk(moments.within, moments.freedom, shrinkage))
     noise = whitening @ moments.sampling @ whitening  # not I: S was shrunk before the root
@@ -269,7 +272,8 @@ def fit_shared(moments: Moments, prototypes: Tensor, shrinkage: float | None = 1
     spread = spread.clamp(min=_LEAST_SPREAD)
     about_centre = _between(seen, n, weights, noise, shrinkage)
     blank = torch.maximum((rotation.T @ about_centre @ rotation).diagonal(), spread)
-    basis, text_map = whitening @ rotation, whitening @ text_map @ rotation
+    basis = whitening @ rotation
+    text_map = whitening @ text_map @ rotation
     return SharedGaussian(centre, basis, spread, blank, text_centre, text_map, text_r2=r2)
 
 
@@ -287,7 +291,8 @@ def shrunk(covariance: Tensor, observations: int, shrinkage: float | None = 1.0)
     if shrinkage is None:
         r = dim / (observations + dim)
     else:
-        square, of_sphere = float(covariance.square().sum()), float(trace.square()) / dim
+        square = float(covariance.square().sum())
+        of_sphere = float(trace.square()) / dim
         apart = (observations + 1.0 - 2.0 / dim) * (square - of_sphere)
         best = (1.0 - 2.0 / dim) * square + dim * of_sphere
         r = min(1.0, shrinkage * best / apart) if apart > 0.0 and best > 0.0 else 1.0
@@ -379,7 +384,8 @@ def _fit_text(text: Tensor, seen: Tensor, weights: Tensor) -> tuple[Tensor, Tens
     for fold in folds.unique():
         out = folds == fold
         w = torch.where(out, 0.0, weights)
-        x0, y0 = _mean(text, w), _mean(seen, w)
+        x0 = _mean(text, w)
+        y0 = _mean(seen, w)
         alone[out] = seen[out] - y0
         for which, mapped in enumerate(_maps(text - x0, seen - y0, w)):
             foretold[which][out] = (text[out] - x0) @ mapped

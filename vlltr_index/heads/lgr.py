@@ -86,8 +86,11 @@ class LGRHead(nn.Module):
         loss_bias: bool = True,
     ) -> None:
         super().__init__()
-        self.dim, self.num_visual_classes, self.visual = dim, num_visual_classes, visual
-        self.normalise_values, self.detach_value_norm = normalise_values, detach_value_norm
+        self.dim = dim
+        self.num_visual_classes = num_visual_classes
+        self.visual = visual
+        self.normalise_values = normalise_values
+        self.detach_value_norm = detach_value_norm
         self.query_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.key_norm = KeyNorm(dim)
         self.query_proj = nn.Linear(dim, dim, bias=False)
@@ -130,8 +133,10 @@ class LGRHead(nn.Module):
         """
         features = self._features(image_features)
         with full_precision(features.device):
-            query, image = self.query(features), unit_rows(features)
-            bias, rows = self._bias(bank, kept), _ROWS_AT_ONCE
+            query = self.query(features)
+            image = unit_rows(features)
+            bias = self._bias(bank, kept)
+            rows = _ROWS_AT_ONCE
             if features.device.type == "cuda":
                 rows = min(rows, max(1, _PRODUCTS_AT_ONCE // (bank.num_classes * bank.whole.width)))
             parts = [
@@ -161,7 +166,9 @@ class LGRHead(nn.Module):
             classes: Int64 [P], positions in the bank.
         """
         features = self._features(image_features)
-        query, image, bias = self.query(features), unit_rows(features), self._bias(bank)
+        query = self.query(features)
+        image = unit_rows(features)
+        bias = self._bias(bank)
         cosines = pair_cosines(query, image, bank, images, classes, self.normalise_values, bias)
         return self.logit_scale * cosines
 

@@ -98,8 +98,10 @@ def plain_cosine(
     Returns:
         [B, C], and whether anchors cancelled somewhere, bool []: those entries have lost digits.
     """
-    block, dtype = bank.whole, query.dtype
-    vectors, norms = bank.block_vectors(block, dtype), bank.norms[:, None].to(dtype)
+    block = bank.whole
+    dtype = query.dtype
+    vectors = bank.block_vectors(block, dtype)
+    norms = bank.norms[:, None].to(dtype)
     logits = vectors @ query.T / bank.sigma[:, None].to(dtype)
     if bias is not None:
         logits = logits + bias[:, None]
@@ -138,7 +140,8 @@ def pair_cosines(
         normalise_values: As there.
         bias: As there.
     """
-    vectors, parts = bank.vectors.to(query.dtype), [query.new_empty(0)]
+    vectors = bank.vectors.to(query.dtype)
+    parts = [query.new_empty(0)]
     with full_precision(query.device):
         for at, of in zip(images.split(_PAIRS_AT_ONCE), classes.split(_PAIRS_AT_ONCE), strict=True):
             parts.append(_pair_cosines(query[at], image[at], bank, vectors, of, normalise_values, bias))
@@ -190,8 +193,11 @@ class _AttendedCosine(torch.autograd.Function):
         normalise_values: bool,
         detach_norm: bool,
     ) -> Tensor:
-        images, learns = query.shape[0], any(ctx.needs_input_grad[:3])
-        ctx.bank, ctx.normalise_values, ctx.detach_norm = bank, normalise_values, detach_norm
+        images = query.shape[0]
+        learns = any(ctx.needs_input_grad[:3])
+        ctx.bank = bank
+        ctx.normalise_values = normalise_values
+        ctx.detach_norm = detach_norm
         stacked = torch.cat([query, image]).T.contiguous()
         result = query.new_empty((images, bank.num_classes))
         saved = []
@@ -246,7 +252,8 @@ def _block_gradients(
 ) -> tuple[Tensor, Tensor]:
     """Gradients by the attention logits and by I . E_m, both [anchors, images]."""
     terms = _terms(attention, scores, image, bank, block, normalise_values)
-    shares, weight = block.pad(attention), _value_weight(bank, block, normalise_values, attention.dtype)
+    shares = block.pad(attention)
+    weight = _value_weight(bank, block, normalise_values, attention.dtype)
     slope = (outer * terms.inverse)[:, None]
     if detach_norm:
         by_shares = block.pad(scores) * slope
@@ -301,7 +308,8 @@ def _direct(
     """Overwrite the cancelled entries of dot, square (in the place of `inverse`) and mixed from G itself."""
     for position in cancelled.any(1).nonzero()[:, 0].tolist():
         which = cancelled[position].nonzero()[:, 0]
-        start, stop = bank.bounds[block.first + position], bank.bounds[block.first + position + 1]
+        start = bank.bounds[block.first + position]
+        stop = bank.bounds[block.first + position + 1]
         vectors = bank.vectors[start:stop].to(values.dtype)
         attended = values[position, : stop - start, which].T @ vectors
         terms.dot[position, which] = (attended * image[which]).sum(1)

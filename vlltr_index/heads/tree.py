@@ -187,11 +187,14 @@ def thresholds(tree: ClassTree, held_out: HeldOutAnswers, accuracy: float) -> di
         held_out: Answers among the same classes.
         accuracy: Which share of a rank's answers has to be right, between 0 and 1.
     """
-    sums, right = tree.sums(held_out.probabilities.float()), tree.holding(held_out.labels)
+    sums = tree.sums(held_out.probabilities.float())
+    right = tree.holding(held_out.labels)
     found: dict[str, float] = {}
     for rank, nodes in tree.levels.items():
-        own, wrong = sums[:, nodes], ~right[:, nodes]
-        best, astray = own.amax(1), torch.where(wrong, own, 0.0).amax(1)
+        own = sums[:, nodes]
+        wrong = ~right[:, nodes]
+        best = own.amax(1)
+        astray = torch.where(wrong, own, 0.0).amax(1)
         tried = own[own > _HALF].unique()  # ascending
         answered = len(best) - torch.searchsorted(best.sort().values, tried)
         missed = len(best) - torch.searchsorted(astray.sort().values, tried)
@@ -200,7 +203,8 @@ def thresholds(tree: ClassTree, held_out: HeldOutAnswers, accuracy: float) -> di
                 break
             if _chance(images, misses, 1.0 - accuracy) <= _DOUBT:
                 found[rank] = max(least - _ROUNDED, _HALF + _ROUNDED)
-                sums, right = sums[best < least], right[best < least]
+                sums = sums[best < least]
+                right = right[best < least]
                 break
     return found
 

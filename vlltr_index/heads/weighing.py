@@ -201,19 +201,22 @@ def fit_weights(held_out: HeldOutScores) -> PartWeights:
     common weight, and the text at 0, each with a quarter of the visual parts' sum as its standard deviation. A text of
     less than 2 % of the whole is left out.
     """
-    labels, likelihoods = held_out.labels, held_out.likelihoods
+    labels = held_out.labels
+    likelihoods = held_out.likelihoods
     visual = [part for part in (held_out.image, likelihoods) if part is not None]
     parts = visual if held_out.text is None else [*visual, held_out.text]
     units = [_spread(part) for part in parts]
     scaled = torch.stack([part.double() / unit for part, unit in zip(parts, units, strict=True)])
-    means, right = torch.zeros(len(parts)), torch.ones_like(held_out.weights)
+    means = torch.zeros(len(parts))
+    right = torch.ones_like(held_out.weights)
     for _ in range(_ROUNDS):
         weights = right * held_out.weights
         common = fit_temperature(scaled[: len(visual)].mean(0), labels, weights)
         means[: len(visual)] = common / len(visual)
         precision = torch.full_like(means, (_PRIOR_SPREAD * max(common, 1e-6)) ** -2)
         factors = _fit(scaled, labels, weights, means, precision)
-        before, right = right, _rightly_labelled(torch.einsum("p,pnc->nc", factors, scaled), labels)
+        before = right
+        right = _rightly_labelled(torch.einsum("p,pnc->nc", factors, scaled), labels)
         if bool((right - before).abs().max() < 1e-4):
             break
     found = [float(factor) / unit for factor, unit in zip(factors, units, strict=True)]
@@ -236,7 +239,8 @@ def usual_weights(held_out: HeldOutScores) -> PartWeights:
     The generative model has its usual temperature of 12, the text 15 % of what both vary over the classes, the visual
     classifier nothing.
     """
-    told, visual = 0.0, TEMPERED * _spread(held_out.likelihoods)
+    told = 0.0
+    visual = TEMPERED * _spread(held_out.likelihoods)
     if held_out.text is not None and visual < math.inf:
         told = _USUAL_TEXT / (1.0 - _USUAL_TEXT) * visual / _spread(held_out.text)
     meeting = Meeting(TEMPERED, told)
@@ -258,7 +262,8 @@ def _fit(parts: Tensor, labels: Tensor, weights: Tensor, means: Tensor, precisio
     right = stacked.gather(2, labels.expand(len(parts), -1)[:, :, None])[:, :, 0]
     # As if a tenth of an image more had been of any class: bounded where all are right.
     right = right * (1.0 - 0.1 / (0.1 + len(labels)))
-    means, precision = means.double(), precision.double()
+    means = means.double()
+    precision = precision.double()
 
     def loss(factors: Tensor) -> tuple[Tensor, Tensor]:
         scores = torch.einsum("p,pnc->nc", factors, stacked)
@@ -288,7 +293,8 @@ def _fit(parts: Tensor, labels: Tensor, weights: Tensor, means: Tensor, precisio
         else:
             break
         done = bool((moved - factors).abs().max() <= 1e-7 * (1.0 + factors.abs().max()))
-        factors, value = moved, lower
+        factors = moved
+        value = lower
         if done:
             break
     return factors
@@ -343,7 +349,8 @@ def fit_meeting(
     whole = float(before @ units)
     if not whole:
         return start
-    usual, factors = before * units / whole, torch.where(units > 0, whole / units, 0.0)
+    usual = before * units / whole
+    factors = torch.where(units > 0, whole / units, 0.0)
     # A root of 0 would stay there.
     roots = (usual.clamp(min=0.1) if weights else usual).sqrt().requires_grad_(weights)
     shift = torch.zeros((), dtype=torch.float64, requires_grad=offset)
@@ -371,7 +378,8 @@ def fit_meeting(
 
 def _meeting_loss(one: Newcomers, generative: Tensor, text: Tensor, offset: Tensor) -> Tensor:
     """Negative log-likelihood of a design, an image of a newcomer weighing one."""
-    first, classes = one.trained, one.likelihoods.shape[1]
+    first = one.trained
+    classes = one.likelihoods.shape[1]
     shift = offset * (torch.arange(classes) >= first)
     old = generative * one.likelihoods + text * one.text
     new = generative * one.new_likelihoods + text * one.new_text + shift

@@ -73,7 +73,8 @@ class BaselineRow:
 
     def scores(self, features: Tensor, snapshot: Snapshot) -> Tensor:
         """Scores [N, C] of features [N, D], unnormalised, of the row's tower."""
-        t, numbers = {k: v.to(features.device) for k, v in self.tensors.items()}, self.settings
+        t = {k: v.to(features.device) for k, v in self.tensors.items()}
+        numbers = self.settings
         if self.rule == "linear":
             return rules.linear_logits(features, t["weight"], t["bias"])
         if self.rule == "cosine":
@@ -191,7 +192,8 @@ def _save(rows: list[BaselineRow], folder: Path) -> None:
 def _load(workspace: Workspace, name: str, digest: str) -> list[BaselineRow]:
     """Read the rows of a committed baseline."""
     folder = _kept(workspace, "heads", digest, name)
-    tensors, rows = load_file(folder / "baseline.safetensors"), []
+    tensors = load_file(folder / "baseline.safetensors")
+    rows = []
     record = json.loads((folder / "baseline.json").read_text(encoding="utf-8"))
     for number, facts in enumerate(record["rows"]):
         prefix = f"{number}."
@@ -326,7 +328,8 @@ class _Making:
         ids = usable_images(self.workspace.snapshot(), split, [])["image_id"].to_pylist()
         _embed(self.workspace, encoder, split, ids, self.progress)
         found = image_set(self.workspace.snapshot(), split, image_fp=encoder.image_fp)  # what could be read
-        labels, device = class_positions(class_ids, found.class_ids), choose_device()
+        labels = class_positions(class_ids, found.class_ids)
+        device = choose_device()
         return found.features[labels >= 0].to(device), labels[labels >= 0].to(device)
 
     def trained_classes(self) -> Tensor:
@@ -361,12 +364,14 @@ class _Tower:
     ) -> _Tower:
         """Read splits train and val."""
         features, labels = making.split(encoder, "train", class_ids)
-        fitted, chosen_on = torch.ones(len(labels), dtype=torch.bool), "val"
+        fitted = torch.ones(len(labels), dtype=torch.bool)
+        chosen_on = "val"
         try:
             seen, seen_labels = making.split(encoder, "val", class_ids)
         except MissingStepError:
             fitted = ~rules.hold_back(labels, making.config.held_back)
-            seen, seen_labels = features[~fitted], labels[~fitted]
+            seen = features[~fitted]
+            seen_labels = labels[~fitted]
             chosen_on = "held-back training images" if len(seen) else "nothing: defaults"
         images = features, labels, fitted, seen, seen_labels
         return cls(encoder, whose, checkpoint, class_ids, *images, chosen_on)
@@ -457,7 +462,8 @@ def _lws(making: _Making) -> list[BaselineRow]:
 
 def _discriminant(making: _Making) -> list[BaselineRow]:
     tower = _own_tower(making, making.trained_classes())
-    features, classes = tower.features.double(), len(tower.class_ids)
+    features = tower.features.double()
+    classes = len(tower.class_ids)
     weight, bias = rules.shrunk_discriminant(features, tower.labels, classes)
     return [tower.row("discriminant", "linear", {"weight": weight, "bias": bias}, {})]
 
@@ -484,7 +490,8 @@ def _knn(making: _Making) -> list[BaselineRow]:
 
 
 def _tip_adapter(making: _Making) -> list[BaselineRow]:
-    sentences, config = sentences_of(making.snapshot), making.config
+    sentences = sentences_of(making.snapshot)
+    config = making.config
     tower = _own_tower(making, sentences.class_ids)
     prototypes, note = _ensemble(making, tower.encoder, sentences)
 
@@ -493,7 +500,8 @@ def _tip_adapter(making: _Making) -> list[BaselineRow]:
         return rules.TipCache(features[places], labels[places], prototypes, tower.encoder.logit_scale)
 
     facts: dict[str, Any] = {"chosen_on": tower.chosen_on}
-    alpha, beta = config.alphas[len(config.alphas) // 2], config.betas[len(config.betas) // 2]
+    alpha = config.alphas[len(config.alphas) // 2]
+    beta = config.betas[len(config.betas) // 2]
     if len(tower.seen):
         tried = cache(tower.features[tower.fitted], tower.labels[tower.fitted])
         (alpha, beta), accuracy = rules.choose_tip(
@@ -519,7 +527,8 @@ def _ensemble(making: _Making, encoder: Encoder, sentences: Sentences) -> tuple[
 
 def _vectors(making: _Making, encoder: Encoder, hashes: list[str], texts: list[str]) -> Tensor:
     """Stored vectors of sentences, embedded where they lack; float32 [N_t, D], unnormalised."""
-    name, store = sentence_vectors_name(encoder.text_fp), making.workspace.store
+    name = sentence_vectors_name(encoder.text_fp)
+    store = making.workspace.store
     try:
         return store.vectors(name, "text_hash", hashes).to(choose_device())
     except MissingStepError:

@@ -106,7 +106,8 @@ def show_class(workspace: Workspace, name: str, every_sentence: bool = False) ->
     found = snapshot.table("images", columns, f"class_id = {class_id}").to_pylist()
     pictures = [ImageRow(**image) for image in found]
     visual, rivals = _standing(workspace, snapshot, class_id)
-    names, merged = snapshot.class_table().names, snapshot.commit.info.merged
+    names = snapshot.class_table().names
+    merged = snapshot.commit.info.merged
     return ClassDetail(
         class_id=class_id,
         name=row["name"],

@@ -100,7 +100,8 @@ def _faiss() -> Iterator[Check]:
     except MissingStepError as error:
         yield Check("faiss", "problem", error.message, again.format("cpu"))
         return
-    cards, (least, most) = _cards() if builds == ["faiss-gpu-cu12"] else {}, _CU12_CARDS
+    cards = _cards() if builds == ["faiss-gpu-cu12"] else {}
+    (least, most) = _CU12_CARDS
     if wrong := [f"{name} has {c[0]}.{c[1]}" for name, c in cards.items() if not least <= c <= most]:
         what = f"faiss-gpu-cu12 is made for compute capability 7.0 to 8.9, {', '.join(wrong)}"
         yield Check("faiss", "problem", what, again.format("gpu"))
@@ -138,10 +139,12 @@ def _device() -> Check:
 
 def check_workspace(start: str | os.PathLike[str] | None = None) -> list[Check]:
     """Whether the workspace opens, and holds what its newest commit names."""
-    name, found = "workspace", list[Check]()
+    name = "workspace"
+    found = list[Check]()
     try:
         workspace = Workspace.find() if start is None else Workspace.open(start)
-        name, found = "commit", [Check("workspace", "ok", workspace.address), *_exports(workspace)]
+        name = "commit"
+        found = [Check("workspace", "ok", workspace.address), *_exports(workspace)]
         commits, wrong = workspace.history.look()
         commit = commits[-1] if commits else NOTHING
         found += [Check(name, "problem", error.message, error.hint) for error in wrong]

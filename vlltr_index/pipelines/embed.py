@@ -88,13 +88,17 @@ def embed(
         with _open_engine(engine, actors, encoder, augment, _workers(workspace, encoder, views)) as computes:
             hashes, texts = tx.table("sentences", ["text_hash", "text"]).to_pydict().values()
             new, before, truncated = embed_sentences(tx, encoder, hashes, texts, progress, computes)
-            images, there, unreadable = 0, 0, 0
+            images = 0
+            there = 0
+            unreadable = 0
             for split in sorted(set(tx.table("images", ["split"])["split"].to_pylist())):
                 wanted = range(views if split == "train" else 1)
                 made, had, failed = embed_images(
                     tx, encoder, split, wanted, None, drawn, progress, engine=computes
                 )
-                images, there, unreadable = images + made, there + had, unreadable + failed
+                images = images + made
+                there = there + had
+                unreadable = unreadable + failed
         fps = encoder.text_fp, encoder.image_fp
         if (commit.text_fp or fps[0], commit.image_fp or fps[1]) != fps:  # they were another encoder's
             tx.set(selection_id=None, head=None, index=None, fusion=None)

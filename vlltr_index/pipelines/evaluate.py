@@ -81,7 +81,8 @@ def evaluate(workspace: Workspace, split: str = "test", **how: Any) -> metrics.E
     `evaluation`.
     """
     result = evaluation(workspace, split, **how).report
-    crops, retrieval = f"crops-{result.crops}", result.retrieval
+    crops = f"crops-{result.crops}"
+    retrieval = result.retrieval
     ways = crops * (result.crops > 1), how.get("rule"), retrieval * (retrieval != "exhaustive")
     name = "-".join(filter(None, ("reports/evaluate", split, str(result.commit), *ways))) + ".json"
     text = json.dumps(asdict(result), indent=2, sort_keys=True) + "\n"
@@ -133,7 +134,8 @@ def evaluation(
             f"no row {against!r} to compare with",
             f"There are: {', '.join(rows)}. Make others: vlltr train baseline NAME",
         )
-    data, class_ids = image_set(snapshot, split), scorer.class_ids
+    data = image_set(snapshot, split)
+    class_ids = scorer.class_ids
     labels = _labels(snapshot, class_ids, data, split)
     if crops != 1:
         features = embed_crops(workspace, recognizer.encoder, data.image_ids, crops, progress)
@@ -147,7 +149,8 @@ def evaluation(
         best, confidence = _top(scores.softmax(1) if row.probabilities else scores)
         places = class_positions(class_ids, row.class_ids[best].reshape(-1)).reshape(best.shape)
         sure = confidence if row.probabilities else None
-        answers[row.label], notes[row.label] = RowAnswers(places, places[:, 0] == labels, sure), row.note
+        answers[row.label] = RowAnswers(places, places[:, 0] == labels, sure)
+        notes[row.label] = row.note
     counts = training_counts(snapshot, class_ids)
     added = snapshot.table("classes", ["class_id"], "origin = 'added'")["class_id"].to_pylist()
     new = torch.isin(class_ids, torch.tensor(added, dtype=torch.int64)) & ~scorer.trained

@@ -156,7 +156,8 @@ def diff(workspace: Workspace, before: int, after: int) -> DiffReport:
     Raises:
         WorkspaceError: If there is no such commit.
     """
-    old, new = workspace.snapshot(before), workspace.snapshot(after)
+    old = workspace.snapshot(before)
+    new = workspace.snapshot(after)
     was, now = (
         {i: snapshot.class_table().names[i] for i in snapshot.class_table().ids} for snapshot in (old, new)
     )
@@ -205,9 +206,12 @@ def prune(workspace: Workspace, keep: int, progress: Progress | None = None) -> 
     if keep < 1:
         raise UsageError(f"at least the newest commit stays: --keep takes 1 or more, got {keep}")
     with workspace.transaction(f"prune --keep {keep}"):
-        history, store, storage = workspace.history, workspace.store, workspace.storage
+        history = workspace.history
+        store = workspace.store
+        storage = workspace.storage
         commits = history.list()
-        old, kept = commits[:-keep], commits[-keep:]
+        old = commits[:-keep]
+        kept = commits[-keep:]
         named = "".join(commit.model_dump_json() for commit in kept)
         there = {(kind, name.partition("/")[0]) for kind in get_args(Kind) for name in storage.names(kind)}
         objects = [f"{kind}/{name}" for kind, name in sorted(there) if name not in named]

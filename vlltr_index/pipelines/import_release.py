@@ -179,7 +179,8 @@ def _stage_two(
             release_weights.release_head(checkpoint, order), ids[order], encoder.text_fp, encoder.image_fp
         )
         head_digest = workspace.put_object("heads", lambda folder: save_head(saved, folder))
-        alpha, own = release_weights.fusion_alpha(checkpoint), workspace.recipe.fusion
+        alpha = release_weights.fusion_alpha(checkpoint)
+        own = workspace.recipe.fusion
         rule = "paper" if own.rule == "ours" else own.rule
         fusion = FusionConfig(rule=rule, alpha=own.alpha if alpha is None else alpha)
         tx.set(checkpoint=digest, head=head_digest, fusion=fusion, image_fp=encoder.image_fp)

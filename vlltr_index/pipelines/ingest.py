@@ -226,7 +226,8 @@ class _ImageRun:
                 size += len(item.data or b"")
             if len(part) >= _ROWS or size >= _BYTES:
                 self._write(part)
-                part, size = [], 0
+                part = []
+                size = 0
         self._write(part)
         for start in range(0, len(self.replaced), _ROWS):
             self.tx.delete("images", one_of("image_id", self.replaced[start : start + _ROWS]))
@@ -257,7 +258,8 @@ class _ImageRun:
         pairs = list(zip(records, probes, strict=True))
         if self.side is not None:
             pairs = ingestion.with_stored_bytes(records, probes, self.side)
-        rows, added = [], 0
+        rows = []
+        added = 0
         for record, found in pairs:
             class_id = self.classes[record.class_name] if record.class_name else None
             row = ingestion.image_row(record, found, class_id, self.side)
@@ -336,7 +338,8 @@ def _counted(names: Counter[str]) -> str:
 
 def _shared(tx: Transaction, given: Iterable[str]) -> list[set[str]]:
     """The splits of each image of those `given` that is, byte for byte, in another split too."""
-    rows, splits = tx.table("images", ["content_hash", "split"]), defaultdict[str | None, set[str]](set)
+    rows = tx.table("images", ["content_hash", "split"])
+    splits = defaultdict[str | None, set[str]](set)
     for content, split in zip(rows["content_hash"].to_pylist(), rows["split"].to_pylist(), strict=True):
         splits[content].add(split)
     splits.pop(None, None)
@@ -389,9 +392,11 @@ def ingest_text(
     Raises:
         InputError: If the source cannot be used, or holds no sentence.
     """
-    names, notes = _corpus_names(path, label_names), _Notes()
+    names = _corpus_names(path, label_names)
+    notes = _Notes()
     with workspace.transaction(f"ingest text {path}") as tx:
-        used, before = names and ingestion.known_names(tx, names), len(tx.class_table())
+        used = names and ingestion.known_names(tx, names)
+        before = len(tx.class_table())
         found = _read_sentences(path, used, notes, progress)
         classes = ingestion.resolve_classes(tx, list(found), lambda name: True)
         if names and used:
@@ -404,7 +409,8 @@ def ingest_text(
             owned[class_id] += records
         rows = ingestion.sentence_rows(owned, known.__contains__)
         tx.upsert("sentences", rows)
-        table, wanted = tx.class_table(), prompts is not False
+        table = tx.class_table()
+        wanted = prompts is not False
         made = write_prompts(workspace, tx, table.ids) if wanted else 0
         bare = sorted(_classes_without_text(tx)[1])
     if bare:

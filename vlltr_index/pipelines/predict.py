@@ -115,7 +115,9 @@ def predict_to_file(
             if out.exists():  # by now
                 raise UsageError(f"{out} is there already", "Choose another file, or remove it.")
             done = _begun(part, asked)
-            before, unread, written = len(done), sum(done.values()), 0
+            before = len(done)
+            unread = sum(done.values())
+            written = 0
             todo = (
                 (name, source)
                 for name, source in unlabelled_images(paths, with_data=ray is None)
@@ -170,7 +172,10 @@ class _Answering:
     def __init__(
         self, address: str, commit: int, how: dict[str, Any], size: tuple[int, int], on_cpu: bool
     ) -> None:
-        self._address, self._commit, self._how, self._size = address, commit, how, size
+        self._address = address
+        self._commit = commit
+        self._how = how
+        self._size = size
         os.environ["VLLTR_DEVICE"] = "cpu" if on_cpu else "auto"
 
     @cached_property
@@ -217,7 +222,8 @@ def _begun(part: Path, asked: bytes) -> dict[str, bool]:
     done: dict[str, bool] = {}
     with open(part, "ab+", opener=_unlinked) as file:
         file.seek(0)
-        begun, first = file.readline(), file.readline()
+        begun = file.readline()
+        first = file.readline()
         if not first:  # nothing was answered
             file.truncate(0)
             file.write(asked)
@@ -231,7 +237,8 @@ def _begun(part: Path, asked: bytes) -> dict[str, bool]:
         try:
             for line in file:
                 if line.endswith(b"\n"):
-                    row, end = json.loads(line), end + len(line)
+                    row = json.loads(line)
+                    end = end + len(line)
                     done[row["image"]] = row["problem"] is not None
         except (ValueError, LookupError, TypeError) as error:
             why = f"{part} has a line that is no answer of this program: {error}"
@@ -262,7 +269,8 @@ def _finish(part: Path, out: Path, schema: pa.Schema) -> None:
 
 
 def _schema(top: int, coverage: bool) -> pa.Schema:
-    text, number = pa.string(), pa.float64()
+    text = pa.string()
+    number = pa.float64()
     fields = {"image": text}
     if coverage:
         fields |= {"answer": text, "answer_rank": text, "answer_probability": number}

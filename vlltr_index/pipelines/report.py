@@ -37,7 +37,10 @@ if TYPE_CHECKING:
     from vlltr_index.store.snapshot import Commit, Snapshot
     from vlltr_index.store.workspace import Kind, Workspace
 
-_CONFUSIONS, _WEAKEST, _SHOWN, _SENTENCES = 12, 20, 12, 3
+_CONFUSIONS = 12
+_WEAKEST = 20
+_SHOWN = 12
+_SENTENCES = 3
 _NAME, _LISTED, _TEXT = 120, 240, 300  # letters of a name, of a sentence in a list, of one under a picture
 _ANCHOR_ROWS = 6000  # sentences in the list of anchors, about
 _ANCHOR_CLASSES = 3000
@@ -123,9 +126,11 @@ def write_report(
     measured = report.measured
     parts: list[object] = [measured, *report.curves, report.anchors]
     if isinstance(measured, records.Missing):
-        found, method = None, None
+        found = None
+        method = None
     else:
-        found, method = measured.evaluation, measured.evaluation.rows[METHOD]
+        found = measured.evaluation
+        method = measured.evaluation.rows[METHOD]
         parts.append(measured.gains)
     return ReportFile(
         path=str(path),
@@ -186,7 +191,8 @@ def _measure(
 
 
 def _parts(measured: Evaluation, snapshot: Snapshot) -> records.Measured:
-    report, method = measured.report, measured.answers[METHOD]
+    report = measured.report
+    method = measured.answers[METHOD]
     names = {i: clip(name) for i, name in snapshot.class_table().names.items()}
     columns = [names[i] for i in measured.class_ids.tolist()]
     rows = [METHOD, *([report.against] if report.against else [])]
@@ -195,7 +201,9 @@ def _parts(measured: Evaluation, snapshot: Snapshot) -> records.Measured:
         for name in rows
         if (row := measured.answers[name]).confidence is not None
     }
-    best, labels, counts = method.best[:, 0], measured.labels, measured.counts
+    best = method.best[:, 0]
+    labels = measured.labels
+    counts = measured.counts
     gained: records.Gains | records.Missing = records.Missing(
         "there is no baseline to compare with", "Run: vlltr train baseline fc"
     )
@@ -216,8 +224,11 @@ def _confusions(
     measured: Evaluation, snapshot: Snapshot, columns: Sequence[str]
 ) -> tuple[records.Confusion, ...]:
     """Pairs of classes, each with its surest image."""
-    method, labels = measured.answers[METHOD], measured.labels
-    best, confidence, shot = method.best[:, 0], _confidence(measured), shots(measured.counts)
+    method = measured.answers[METHOD]
+    labels = measured.labels
+    best = method.best[:, 0]
+    confidence = _confidence(measured)
+    shot = shots(measured.counts)
     pairs = confused_pairs(best, labels, _CONFUSIONS)
     surest = []
     for truth, taken, _ in pairs:
@@ -235,7 +246,9 @@ def _confusions(
 def _gallery(
     measured: Evaluation, snapshot: Snapshot, columns: Sequence[str]
 ) -> tuple[tuple[str, tuple[records.Explained, ...]], ...]:
-    right, sure, gallery = measured.answers[METHOD].right, _confidence(measured), []
+    right = measured.answers[METHOD].right
+    sure = _confidence(measured)
+    gallery = []
     for heading, chosen in (("Wrong", ~right), ("Right", right)):
         places = spread(chosen, measured.labels, sure, measured.counts, _SHOWN)
         gallery.append((heading, _explain(measured, snapshot, places, columns)))
@@ -252,16 +265,20 @@ def _explain(
     measured: Evaluation, snapshot: Snapshot, places: Sequence[int], columns: Sequence[str]
 ) -> tuple[records.Explained, ...]:
     """Images by their places: picture, answer and, where that is wrong, the right class, with sentences."""
-    ids, shot = measured.class_ids.tolist(), shots(measured.counts)
+    ids = measured.class_ids.tolist()
+    shot = shots(measured.counts)
     sources = load_sources(snapshot, [measured.data.image_ids[place] for place in places])
-    answers, result = measured.recognizer.current(), []
+    answers = measured.recognizer.current()
+    result = []
     for place, (_, source) in zip(places, sources, strict=True):
-        taken, truth = int(measured.answers[METHOD].best[place, 0]), int(measured.labels[place])
+        taken = int(measured.answers[METHOD].best[place, 0])
+        truth = int(measured.labels[place])
         wanted = [ids[taken]] if taken == truth else [ids[taken], ids[truth]]
         feature = measured.data.features[place]
         scores = [_clipped(s) for s in answers.explained(feature, wanted, _SENTENCES)]
         right = scores[1] if len(scores) > 1 else None
-        picture, train = thumbnail(source), int(measured.counts[truth])
+        picture = thumbnail(source)
+        train = int(measured.counts[truth])
         near = nearest_pictures(answers, snapshot, feature, scores[0])
         result.append(records.Explained(picture, columns[truth], shot[truth], train, scores[0], right, near))
     return tuple(result)
@@ -288,7 +305,8 @@ def facts(
     workspace: Workspace, snapshot: Snapshot, split: str, state: StatusReport
 ) -> tuple[tuple[str, str], ...]:
     """What the report is about, as (label, value)."""
-    commit, recipe = snapshot.commit, workspace.recipe
+    commit = snapshot.commit
+    recipe = workspace.recipe
     fusion = commit.fusion or recipe.fusion
     images = ", ".join(f"{n:,} {name}" for name, n in state.images.items()) or "none"
     back = f", the state of commit {commit.state_of}" if commit.state_of is not None else ""

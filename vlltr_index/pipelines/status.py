@@ -98,7 +98,8 @@ def status(workspace: Workspace, at: int | None = None) -> StatusReport:
         WorkspaceError: If the commit's file is damaged, or the history is not that of the tables.
     """
     snapshot = workspace.snapshot(at)
-    commit, config = snapshot.commit, workspace.recipe.encoder
+    commit = snapshot.commit
+    config = workspace.recipe.encoder
     if at is None:
         check_tags(workspace.store, commit)
     rows = snapshot.table("images", ["image_id", "split", "class_id", "problem"])
@@ -155,7 +156,8 @@ def _todo(
     workspace: Workspace, snapshot: Snapshot, images: dict[str, int], lacking: dict[str, int]
 ) -> _Steps:
     """What is to do, and the command that does it; `lacking` are rows without a vector, by their kind."""
-    commit, add_text = snapshot.commit, "vlltr ingest text PATH"
+    commit = snapshot.commit
+    add_text = "vlltr ingest text PATH"
     if not images.get("train"):
         yield "there are no training images", "vlltr ingest images PATH --split train"
     told = set(snapshot.table("sentences", ["class_id"])["class_id"].to_pylist())
@@ -179,7 +181,8 @@ def _todo(
 
 
 def _encoder_steps(workspace: Workspace, commit: Commit) -> _Steps:
-    command, checkpoint = "vlltr train cvlp", commit.checkpoint
+    command = "vlltr train cvlp"
+    checkpoint = commit.checkpoint
     if not checkpoint:
         if not workspace.recipe.encoder.pretrained:
             yield "the encoder has not been trained", command
@@ -191,7 +194,8 @@ def _encoder_steps(workspace: Workspace, commit: Commit) -> _Steps:
 
 def encoder_change(workspace: Workspace, checkpoint: str) -> str | None:
     """How the encoder that `vlltr.toml` names differs from the one of a checkpoint, in words; None if it does not."""
-    asked, trained = workspace.recipe.encoder, _trained(workspace, checkpoint)
+    asked = workspace.recipe.encoder
+    trained = _trained(workspace, checkpoint)
     if trained is None or "/" in asked.model or ":" in asked.model:  # a folder, or a name on a hub
         return None
     model, size, resize = trained
@@ -212,7 +216,8 @@ def _trained(workspace: Workspace, digest: str) -> tuple[str, int, int | None] |
     """The open_clip model that a checkpoint says it is, its image size, and what images are resized to before."""
     try:
         facts = json.loads(workspace.object_file("checkpoints", digest, "encoder.json"))
-        config, resize = facts["config"], dict(facts["config"]["preprocess_cfg"]).get("resize")
+        config = facts["config"]
+        resize = dict(facts["config"]["preprocess_cfg"]).get("resize")
         return str(facts["name"]), int(config["model_cfg"]["vision_cfg"]["image_size"]), resize
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, WorkspaceError):
         return None
@@ -225,7 +230,8 @@ def _selection_steps(workspace: Workspace, snapshot: Snapshot) -> _Steps:
     used = texts.filter(
         pc.is_in(texts["class_id"], value_set=pa.array(snapshot.class_table().ids, pa.int32()))
     )
-    config, held = snapshot.commit.info.select or workspace.recipe.select, frozenset[str]()
+    config = snapshot.commit.info.select or workspace.recipe.select
+    held = frozenset[str]()
     with suppress(MissingStepError):  # a checkpoint that is gone is told of elsewhere
         held = held_images(workspace, snapshot)
     if changed := len(set(used["sentence_id"].to_pylist()) ^ set(scored["sentence_id"].to_pylist())):
@@ -253,7 +259,9 @@ def _head_steps(workspace: Workspace, commit: Commit) -> _Steps:
 
 
 def _index_steps(workspace: Workspace, snapshot: Snapshot) -> _Steps:
-    command, index, anchors = "vlltr index", snapshot.commit.index, snapshot.count("anchors")
+    command = "vlltr index"
+    index = snapshot.commit.index
+    anchors = snapshot.count("anchors")
     if index is None:
         if anchors:
             yield "there is no index over the anchors", command

@@ -72,7 +72,8 @@ def ingest_classes(workspace: Workspace, path: Path) -> TaxonomyReport:
     """
     given = read_taxonomy(path)
     with workspace.transaction(f"ingest classes {path}") as tx:
-        classes, before = tx.class_table(), load_taxonomy(tx)
+        classes = tx.class_table()
+        before = load_taxonomy(tx)
         taxa = _named(tx, given, before)
         tree: Taxonomy = {**before, **{taxon.name: taxon for taxon in taxa}}
         if found := circle(tree, (taxon.name for taxon in taxa)):

@@ -113,7 +113,8 @@ def _parted(
     snapshot: Snapshot, data: training.TrainingSet, config: CVLPConfig
 ) -> tuple[HeldOut, training.TrainingSet]:
     """What is kept out of the training split, and the rest."""
-    names, ids = snapshot.class_table().names, data.class_ids.tolist()
+    names = snapshot.class_table().names
+    ids = data.class_ids.tolist()
     counts = {names[i]: n for i, n in zip(ids, data.counts.tolist(), strict=True)}
     apart = set(choose_held_out_classes(counts)) if config.hold_out_classes else set()
     held = training.hold_out(data, config.hold_out, frozenset(i for i in ids if names[i] in apart))

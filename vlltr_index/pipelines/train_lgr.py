@@ -80,8 +80,10 @@ def _train_head(
     workspace: Workspace, config: LGRConfig, progress: Progress | None, resume: bool, command: str
 ) -> training.TrainReport:
     loading.run_folder(workspace)
-    snapshot, ours = workspace.snapshot(), workspace.recipe.fusion.rule == "ours"
-    commit, loaded = snapshot.commit, load_bank(snapshot)
+    snapshot = workspace.snapshot()
+    ours = workspace.recipe.fusion.rule == "ours"
+    commit = snapshot.commit
+    loaded = load_bank(snapshot)
     before = _facts(snapshot)
     if ours and not loading.usable_images(snapshot, "train", []).num_rows:
         decision = without_images(loaded.bank, config, commit.logit_scale)
@@ -92,7 +94,8 @@ def _train_head(
             f"the head is to be trained on {config.views} views of each image (lgr.views), and {stored} are stored",
             f"Make them: vlltr embed --views {config.views}, or use --set lgr.views={stored}",
         )
-    first, augment = loading.image_set(snapshot, "train"), workspace.recipe.lgr.augment
+    first = loading.image_set(snapshot, "train")
+    augment = workspace.recipe.lgr.augment
     features = first.features.new_empty(config.views, *first.features.shape)
     for view, target in enumerate(features):
         target.copy_(loading.image_set(snapshot, "train", view, augment).features if view else first.features)
@@ -138,7 +141,8 @@ def _stage_two_data(
     """What stage 2 learns from, and the classes int64 [C] that have training images."""
     commit = snapshot.commit
     class_ids, labels = torch.unique(first.class_ids, return_inverse=True)
-    held, init = HeldOut(), None
+    held = HeldOut()
+    init = None
     if commit.checkpoint:
         folder = workspace.object_path("checkpoints", commit.checkpoint)
         held = read_held_out(folder)
@@ -177,7 +181,8 @@ def _anchors_without(
 
 def _unseen(held: HeldOut, image_ids: list[str], class_ids: Tensor) -> tuple[Tensor, Tensor]:
     """The images bool [N] and classes bool [C] that were held out."""
-    images, classes = [held.has(i) for i in image_ids], [i in held.classes for i in class_ids.tolist()]
+    images = [held.has(i) for i in image_ids]
+    classes = [i in held.classes for i in class_ids.tolist()]
     return torch.tensor(images, dtype=torch.bool), torch.tensor(classes, dtype=torch.bool)
 
 
@@ -192,7 +197,8 @@ def _commit_head(
     command: str,
 ) -> training.TrainReport:
     """Commit the head and the statistics of the classes' images, if nothing that they rest on changed meanwhile."""
-    log, count = decision.log, 0
+    log = decision.log
+    count = 0
     with workspace.transaction(command) as tx:
         training.refuse_changes(command, before, _facts(tx))
         fps = tx.commit.text_fp or "", tx.commit.image_fp or ""
@@ -204,7 +210,8 @@ def _commit_head(
             groups = loading.image_groups(tx)
             tx.replace("class_stats", loading.stats_rows(images.features, images.class_ids, groups, fps[1]))
         tx.note(merged={})
-    last, notes = log[-1] if log else {}, tuple(decision.notes)
+    last = log[-1] if log else {}
+    notes = tuple(decision.notes)
     epochs = round(last.get("epoch", 0))
     return training.TrainReport("lgr", digest, len(class_ids), count, epochs, resumed, last, notes=notes)
 
@@ -229,12 +236,14 @@ def _tune_visual(
 ) -> training.TrainReport:
     def key(snapshot: Snapshot, data: training.TrainingSet) -> str:
         settings = config.model_dump(exclude={"micro_batch"})  # the gradients are the same
-        start, selection = _start(snapshot, config), load_bank(snapshot).selection_id
+        start = _start(snapshot, config)
+        selection = load_bank(snapshot).selection_id
         facts = [start, selection, settings, data.image_ids, data.labels.tolist()]
         return f"lgr-{short(digest_json(facts))}"
 
     with training.training_run(workspace, "train lgr", config.batch_size, resume, key, _facts) as run:
-        snapshot, workers = run.snapshot, workspace.recipe.cvlp.workers
+        snapshot = run.snapshot
+        workers = workspace.recipe.cvlp.workers
         start = _start(snapshot, config)
         data, held = _parted(workspace, run.data, start)
         bank = first_then_all(lambda: _trained_bank(snapshot, load_bank(snapshot), data.class_ids))
@@ -264,14 +273,17 @@ def _keep_tuned(
     progress: Progress | None,
 ) -> tuple[str, list[str]]:
     """Commit a head and a tower that were trained together; the head's digest, and what was decided."""
-    encoder, workspace, notes = stage.encoder, run.workspace, list[str]()
+    encoder = stage.encoder
+    workspace = run.workspace
+    notes = list[str]()
     if config.tune != "head":
         checkpoint = training.keep_stage(workspace, stage, data, "lgr", config, held)
         tx.set(checkpoint=checkpoint, image_fp=encoder.image_fp)
         tx.note(tuned={"checkpoint": checkpoint, "start": _start(tx, config)})
     embed_images(tx, encoder, "train", progress=progress)
     # The transaction's commit is still the one before: it names the vectors of the encoder before.
-    images, parts = loading.image_set(tx, "train", image_fp=encoder.image_fp), None
+    images = loading.image_set(tx, "train", image_fp=encoder.image_fp)
+    parts = None
     if workspace.recipe.fusion.rule == "ours":
         whole, class_ids = _stage_two_data(workspace, tx, load_bank(tx), images, images.features[None])
         unseen, apart = _unseen(held, images.image_ids, class_ids)
@@ -297,7 +309,8 @@ def _parted(
 
 def _keep_head(workspace: Workspace, tx: Transaction, saved: SavedHead, config: LGRConfig, log: Log) -> str:
     """Commit the head with the settings it was trained by, those of its selection too, and the log of its losses."""
-    settings, recipe = config.model_dump(mode="json"), workspace.recipe
+    settings = config.model_dump(mode="json")
+    recipe = workspace.recipe
     record = {**settings, "select": tx.commit.info.model_dump(mode="json")["select"]}
     digest = workspace.put_object("heads", lambda path: save_head(saved, path, log, record))
     tx.set(head=digest, fusion=recipe.fusion)
@@ -386,7 +399,8 @@ def refit(workspace: Workspace, config: LGRConfig, progress: Progress | None = N
     stored = config.model_copy(update={"tune": "head", "mixup": 0.0, "cutmix": 0.0, "views": views})
     report = train_lgr_stage(workspace, stored, progress, resume=False, command="refit")
     after = View.load(workspace, workspace.snapshot())
-    names, known = snapshot.class_table().names, set(before.scorer.row_owners.tolist())
+    names = snapshot.class_table().names
+    known = set(before.scorer.row_owners.tolist())
     effect = after.effect(before, set(before.scorer.class_ids.tolist()) - known)
     text_only = len(after.scorer.class_ids) - len(after.scorer.visual_sides())
     new = [names[i] for i in after.scorer.row_owners.tolist() if i not in known]

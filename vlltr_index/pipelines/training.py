@@ -116,7 +116,9 @@ def hold_out(data: TrainingSet, most: int, classes: frozenset[int] = frozenset()
     """What to keep out of the training split: some classes, and at most so many images of the others."""
     owners = data.owners
     seen = [n for n, owner in enumerate(owners) if owner not in classes]
-    ids, groups, digests = _at(data.image_ids, seen), _at(data.groups, seen), _at(data.digests, seen)
+    ids = _at(data.image_ids, seen)
+    groups = _at(data.groups, seen)
+    digests = _at(data.digests, seen)
     return HeldOut.of(
         (ids[n] for n in choose_held_out(ids, _at(owners, seen), groups, digests, most)), classes
     )
@@ -128,7 +130,9 @@ def without(data: TrainingSet, held: HeldOut, texts: list[list[str]]) -> Trainin
     kept = [n for n, (image, i) in enumerate(pairs) if not held.has(image) and i not in held.classes]
     owners = data.class_ids[data.labels[kept]]
     class_ids, labels, counts = torch.unique(owners, return_inverse=True, return_counts=True)
-    sources, digests, groups = _at(data.sources, kept), _at(data.digests, kept), _at(data.groups, kept)
+    sources = _at(data.sources, kept)
+    digests = _at(data.digests, kept)
+    groups = _at(data.groups, kept)
     return TrainingSet(class_ids, counts, _at(data.image_ids, kept), labels, sources, digests, groups, texts)
 
 
@@ -354,7 +358,8 @@ def load_visual(folder: Path, class_ids: Tensor) -> tuple[Tensor, Tensor, Tensor
     at = class_positions(known, class_ids)
     if bool((at < 0).all()):
         return None
-    weight, bias = weights[at], biases[at]
+    weight = weights[at]
+    bias = biases[at]
     weight[at < 0], bias[at < 0] = weights.mean(0), biases.mean()
     return weight, bias, at >= 0
 

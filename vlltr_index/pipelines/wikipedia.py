@@ -127,7 +127,8 @@ def ingest_wikipedia(
     rows: dict[int, ClassArticle] = {}
     texts: dict[int, list[str]] = {}
     for class_id, names in wanted.items():
-        name, title = names[0], settled.get(names[0])
+        name = names[0]
+        title = settled.get(names[0])
         match = Match(None) if title else match_class(names, own, wiki, hint)
         if choose and match.candidates and match.page is None:
             title = choose(name, match.candidates)

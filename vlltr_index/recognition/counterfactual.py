@@ -82,7 +82,8 @@ class Examination:
 
     def __init__(self, answers: Answers, feature: Tensor) -> None:
         scorer = answers.scorer
-        self.answers, self.feature = answers, feature
+        self.answers = answers
+        self.feature = feature
         with torch.inference_mode():
             self._visual = scorer.image_side(feature[None])
             self._text = scorer.saved.head.text_logits(feature[None], scorer.bank)
@@ -110,7 +111,9 @@ class Examination:
 
     def best(self, top: int = 5, struck: Collection[str] = ()) -> list[ExaminedClass]:
         """The `top` best classes, best first, without their sentences; `struck` as for `scores`."""
-        fused, left_out, ids = self.scores(struck), self._places(struck), self.answers.scorer.class_ids
+        fused = self.scores(struck)
+        left_out = self._places(struck)
+        ids = self.answers.scorer.class_ids
         best = fused.probabilities[0].topk(min(top, len(ids))).indices
         return [self._class(class_id, fused, left_out) for class_id in ids[best].tolist()]
 
@@ -136,7 +139,8 @@ class Examination:
             MissingStepError: If one has no anchors.
             InputError: If both are the same class.
         """
-        one, other = self.look(first, struck), self.look(second, struck)
+        one = self.look(first, struck)
+        other = self.look(second, struck)
         if one.class_id == other.class_id:
             raise InputError(f"class {first!r} cannot be compared with itself", "Choose another one.")
         return Comparison(one, other, one.cosine - other.cosine, _arguments(one), _arguments(other))
@@ -147,7 +151,8 @@ class Examination:
 
     def _places(self, struck: Collection[str]) -> Mapping[int, Sequence[int]]:
         """Position of a class to its sentences that are struck out, by their place among its anchors."""
-        bank, found = self.answers.scorer.bank, dict[int, list[int]]()
+        bank = self.answers.scorer.bank
+        found = dict[int, list[int]]()
         for row in sorted(self._rows[sentence_id] for sentence_id in struck if sentence_id in self._rows):
             position = int(bank.class_of_row[row])
             found.setdefault(position, []).append(row - bank.bounds[position])
@@ -172,11 +177,15 @@ class Examination:
         scorer = self.answers.scorer
         column = int(class_positions(scorer.class_ids, torch.tensor(class_id)))
         image_part, text_part = parts_of(fused, torch.tensor([[column]]), scorer.fusion.rule)
-        cosines, logits, told = (0.0, 0.0), (0.0, 0.0), list[ExaminedSentence]()
+        cosines = (0.0, 0.0)
+        logits = (0.0, 0.0)
+        told = list[ExaminedSentence]()
         if (place := self.answers.places.get(class_id)) is not None:
             struck = left_out.get(place, ())
-            before, now = self._explain(place), self._explain(place, struck)
-            cosines, logits = (now.cosine, before.cosine), (now.logit, before.logit)
+            before = self._explain(place)
+            now = self._explain(place, struck)
+            cosines = (now.cosine, before.cosine)
+            logits = (now.logit, before.logit)
             shares = {m: asdict(share) for m, _, share in self.answers.by_share(now)}
             for m, sentence_id, _ in self.answers.by_share(before) if sentences else ():
                 told.append(ExaminedSentence(**shares[m], sentence_id=sentence_id, struck=m in struck))

@@ -24,10 +24,13 @@ def sayings(sentences: Iterable[tuple[int, str, str]], names: Mapping[int, str])
         names: Class id to name.
     """
     spoken = {class_id: _words(name) for class_id, name in names.items()}
-    found, users = [], defaultdict[str, set[int]](set)
+    found = []
+    users = defaultdict[str, set[int]](set)
     for class_id, text, source in sentences:
-        words, name = (() if source == "prompt" else _words(text)), spoken[class_id]
-        said, rest = f" {' '.join(words)} ".split(f" {' '.join(name)} "), [w for w in words if w not in name]
+        words = () if source == "prompt" else _words(text)
+        name = spoken[class_id]
+        said = f" {' '.join(words)} ".split(f" {' '.join(name)} ")
+        rest = [w for w in words if w not in name]
         template = "{}".join(said) if len(said) > 1 else " ".join(rest)
         users[template].add(class_id)
         found.append((source == "prompt", template, frozenset(name).intersection(words)))

@@ -248,7 +248,8 @@ class Answers:
         """What each image's best class lies below, and the answer that its rank gives, with sentences."""
         if tree is None:
             return [((), None)] * len(features)
-        sums, found = tree.sums(probabilities), list[tuple[tuple[RankScore, ...], RankScore | None]]()
+        sums = tree.sums(probabilities)
+        found = list[tuple[tuple[RankScore, ...], RankScore | None]]()
         nodes = [-1] * len(sums) if least is None else tree.answers(sums, least).tolist()
         for feature, row, own, node in zip(features.cpu(), probabilities, sums, nodes, strict=True):
             path = tree.paths[tree.nodes[int(row.argmax())]]
@@ -307,7 +308,8 @@ class Answers:
     def features(self, images: Sequence[ImageSource], crops: int = 1) -> tuple[Tensor, list[str | None]]:
         """Features [B, D] of the readable images, unnormalised, and for each image why it was not readable."""
         views = Crops(self.encoder, crops)
-        features, problems = [torch.empty(0, self.encoder.dim)], list[str | None]()
+        features = [torch.empty(0, self.encoder.dim)]
+        problems = list[str | None]()
         for batch in self._read(images, views):
             problems += [problem for _, _, problem in batch]
             if pixels := [read for _, read, _ in batch if read is not None]:
@@ -361,7 +363,8 @@ class Answers:
         all of them; for several images also with many anchors a class, since it looks at each class's prototype. A GPU
         scores every class in no time.
         """
-        anchors, classes = len(self.scorer.bank.vectors), self.scorer.bank.num_classes
+        anchors = len(self.scorer.bank.vectors)
+        classes = self.scorer.bank.num_classes
         quick = self.device.type != "cuda" and anchors >= MANY_ANCHORS
         quick = quick and (images == 1 or anchors >= _DENSE * classes)
         wanted = retrieval == "faiss" or (retrieval == "auto" and quick)
@@ -388,14 +391,16 @@ class Answers:
 
     def _retrieve(self, features: Tensor) -> tuple[FusedScores, Tensor]:
         """Fused scores [B, C] and the residual probability [B]."""
-        scorer, index = self._placed, self._index
+        scorer = self._placed
+        index = self._index
         assert index is not None
         image = scorer.image_side(features)
 
         def fuse(rows: Tensor, text: Tensor) -> tuple[FusedScores, Tensor]:
             return scorer.resting(image if len(rows) == len(features) else image.rows(rows), text)
 
-        head, bank = scorer.saved.head, scorer.bank
+        head = scorer.saved.head
+        bank = scorer.bank
         found = retrieve(features, head, bank, index, self._anchor_classes, image.scores, fuse)
         return found.fused, found.residual
 
@@ -452,7 +457,8 @@ class Answers:
             neighbours: Nearest training images of the first class of each image.
         """
         classes = self.scorer.class_ids if columns is None else self.scorer.class_ids[columns]
-        rule, scale = self.scorer.fusion.rule, float(self.scorer.saved.head.logit_scale.detach())
+        rule = self.scorer.fusion.rule
+        scale = float(self.scorer.saved.head.logit_scale.detach())
         told = torch.isin(classes, self.scorer.bank.class_ids)
         cosines = torch.where(told, fused.text_logits / scale, 0.0)
         chances, cosines = (values.gather(1, positions) for values in (fused.probabilities, cosines))
@@ -463,7 +469,8 @@ class Answers:
         for feature, row in zip(features, torch.stack([v.double() for v in values], 2).tolist(), strict=True):
             scores = list[ClassScore]()
             for number, probability, image_part, text_part, cosine in row:
-                class_id, shares = int(number), tuple[SentenceShare, ...]()
+                class_id = int(number)
+                shares = tuple[SentenceShare, ...]()
                 if explain != 0:
                     cosine, shares = self._shares(feature, class_id, explain)
                 parts = probability, image_part, text_part, cosine
@@ -486,8 +493,10 @@ class Answers:
     def by_share(self, found: ClassExplanation) -> list[tuple[int, str, SentenceShare]]:
         """A class's sentences, groups by the sum of their shares, each by falling share: place, id and record."""
         first, last = self.scorer.bank.bounds[found.position : found.position + 2]
-        texts, groups = self.texts(), numbered(self._sayings[first:last])
-        told, percents = [], found.percents
+        texts = self.texts()
+        groups = numbered(self._sayings[first:last])
+        told = []
+        percents = found.percents
         for m, sentence_id in enumerate(self.scorer.loaded.sentence_ids[first:last]):
             share = SentenceShare(
                 *texts[sentence_id],
@@ -504,7 +513,8 @@ class Answers:
     @cached_property
     def _sayings(self) -> list[Hashable]:
         """What each anchor says that is a template around its class's name."""
-        bank, texts = self.scorer.bank, self.texts()
+        bank = self.scorer.bank
+        texts = self.texts()
         owners = bank.class_ids[bank.class_of_row].tolist()
         told = (texts[sentence_id][:2] for sentence_id in self.scorer.loaded.sentence_ids)
         return sayings(((owner, *one) for owner, one in zip(owners, told, strict=True)), self.names)
@@ -555,7 +565,8 @@ def _check_finite(features: Tensor, found: FusedScores) -> None:
 
 def load_answers(workspace: Workspace, snapshot: Snapshot) -> Answers:
     """What a commit of a workspace answers with; errors as for `load_scorer`."""
-    scorer, commit = load_scorer(workspace, snapshot), snapshot.commit
+    scorer = load_scorer(workspace, snapshot)
+    commit = snapshot.commit
 
     def index() -> FaissIndex | TorchIndex | None:
         own = commit.own_index

@@ -87,7 +87,8 @@ class Scorer:
         sums = torch.zeros(len(class_ids), saved.head.dim, dtype=torch.float64)
         prototypes = torch.zeros(len(class_ids), saved.head.dim)
         at = class_positions(class_ids, stats.class_ids)
-        counts[at], sums[at] = stats.counts, stats.sums
+        counts[at] = stats.counts
+        sums[at] = stats.sums
         prototypes[class_positions(class_ids, bank.class_ids)] = bank.prototypes(True).float()
         model = GenerativeModel(saved.parts.shared, counts, sums, prototypes)
         return cls(loaded, saved, stats, class_ids, model, fusion, merged)
@@ -116,7 +117,8 @@ class Scorer:
 
     def visual_logits(self, features: Tensor) -> Tensor:
         """Logits of the visual classifier, [B, C]; minus infinity for a class without a row."""
-        rows, owners = self.saved.head.visual_logits(features), self.row_owners
+        rows = self.saved.head.visual_logits(features)
+        owners = self.row_owners
         if torch.equal(owners, self.class_ids):  # each class has its row, in order: as a rule
             return rows
         return class_logits(rows, class_positions(self.class_ids, owners), len(self.class_ids))
@@ -187,7 +189,8 @@ class Scorer:
         lacking = f"this head cannot say {what}: "
         if self.saved.parts is None:
             raise MissingStepError(f"{lacking}it was trained for the protocols paper or release", OTHER_RULE)
-        level, answers = self.saved.parts.accept_above, self.saved.parts.held_out
+        level = self.saved.parts.accept_above
+        answers = self.saved.parts.held_out
         if level is None or answers is None:
             raise MissingStepError(
                 f"{lacking}no image could be held out when it was trained",
@@ -210,10 +213,12 @@ class Scorer:
         if not 0.0 < coverage < 1.0:
             hint = "For example: --coverage 0.95"
             raise UsageError(f"coverage lies between 0 and 1, got {coverage:g}", hint)
-        classes, owners = self.class_ids[columns], self.row_owners
+        classes = self.class_ids[columns]
+        owners = self.row_owners
         _, answers = self.held_out("which rank held")
         answers = answers.among(class_positions(classes, owners), len(columns))
-        images, least = len(answers.labels), thresholds(tree, answers, coverage)
+        images = len(answers.labels)
+        least = thresholds(tree, answers, coverage)
         told = ", ".join(f"{rank} from {100 * value:.0f} %" for rank, value in least.items()) or "none"
         if images < (needed := least_needed(coverage)):
             told += f" (it takes {needed} at least)"
@@ -249,7 +254,8 @@ def load_scorer(workspace: Workspace, snapshot: Snapshot) -> Scorer:
     if not commit.head:
         raise MissingStepError("no head has been trained yet", "Run: vlltr train lgr")
     saved = load_head(workspace.whole_object("heads", commit.head))
-    mine, theirs = (saved.text_fp, saved.image_fp), (commit.text_fp, commit.image_fp)
+    mine = (saved.text_fp, saved.image_fp)
+    theirs = (commit.text_fp, commit.image_fp)
     if mine != theirs:
         raise FingerprintMismatch(
             f"the head was trained on vectors of the towers {mine}, the workspace's are of {theirs}",
@@ -272,7 +278,8 @@ def classes_below(tree: ClassTree, classes: ClassTable, name: str) -> set[int]:
     Raises:
         UnknownClassError: If there is no such node, naming close ones.
     """
-    nodes, known = ClassTable(dict(enumerate(tree.names)), {}), None
+    nodes = ClassTable(dict(enumerate(tree.names)), {})
+    known = None
     if name not in tree.names:
         known = classes.find(name)
     return set(tree.below(nodes.lookup(name if known is None else classes.names[known])).tolist())

@@ -196,7 +196,8 @@ def _ranked(
         The rows with their cosine in a new column `similarity`.
     """
     wanted = F.normalize(query.float().cpu(), dim=0)
-    keys, cosines = [], []
+    keys = []
+    cosines = []
     if snapshot.store.exists(table):
         for found, vectors in snapshot.store.vector_batches(table, key, where):
             keys.append(found)

@@ -17,7 +17,10 @@ _SIDE = 160  # pixels of a picture, at most
 _GAP = 12
 _LINE = 17
 _LONGEST = 500  # characters of a line that are looked at
-_PAPER, _INK, _GREY, _FRAME = "white", "#1a1a1a", "#595959", "#d0d0d0"
+_PAPER = "white"
+_INK = "#1a1a1a"
+_GREY = "#595959"
+_FRAME = "#d0d0d0"
 _ENLARGED = 96  # smaller pictures are enlarged by a whole factor, so that their pixels stay sharp
 
 

@@ -68,7 +68,8 @@ def keep(lance: Path, name: str, version: int) -> None:
         name: The table.
         version: Its newest version.
     """
-    known, listed = kept(lance), lance / _LIST
+    known = kept(lance)
+    listed = lance / _LIST
     if known.get(name) == version:
         return
     sync_changed(lance / f"{name}{_SUFFIX}", listed if name in known else None)
@@ -128,7 +129,8 @@ def recover(lance: Path, commit: int, committed: Mapping[str, int]) -> list[str]
     Returns:
         Names of the tables that something was removed from.
     """
-    durable, touched = kept(lance), list[str]()
+    durable = kept(lance)
+    touched = list[str]()
     for name, folder in _tables(lance):
         least = committed.get(name, durable.get(name, 0))
         newer = [path for version, path in _manifests(folder) if version > least]

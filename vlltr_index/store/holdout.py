@@ -86,14 +86,18 @@ def choose_held_out(
         Positions in the N, ascending.
     """
     budget = min(most, len(image_ids) // SHARE)
-    size, whole, parted = Counter(groups), dict[str, list[int]](), dict[str, list[int]]()
+    size = Counter(groups)
+    whole = dict[str, list[int]]()
+    parted = dict[str, list[int]]()
     for place, (image, group, content) in enumerate(zip(image_ids, groups, content_hashes, strict=True)):
         alone = f"content\0{content}" if content else f"image\0{image}"
         grouped = f"group\0{group}" if group else alone
         whole.setdefault(grouped, []).append(place)
         small = size[group] <= max(budget // SHARE, SMALL)
         parted.setdefault(grouped if small else alone, []).append(place)
-    chosen, spare, held = set[int](), Counter(class_ids), Counter[int]()
+    chosen = set[int]()
+    spare = Counter(class_ids)
+    held = Counter[int]()
     limits = [2**n for n in range(budget.bit_length() + 1)]
     for units, room, most_of_a_class in ((whole, budget // 2, limits[-1:]), (parted, budget, limits)):
         order = sorted(units, key=_order)

@@ -107,7 +107,8 @@ def sentence_rows(
     rows: dict[str, dict[str, Any]] = {}
     for class_id, records in sentences.items():
         for record in records:
-            text, hashed = normalise_text(record.text), text_hash(record.text)
+            text = normalise_text(record.text)
+            hashed = text_hash(record.text)
             key = sentence_id(class_id, hashed)
             if text and key not in rows and not (known and known(key)):
                 rows[key] = {
@@ -132,7 +133,8 @@ def resolve_classes(
     Raises:
         UnknownClassError: If a name fits two classes equally well.
     """
-    table, given = tx.class_table(), set(names)
+    table = tx.class_table()
+    given = set(names)
     found: dict[str, int | None] = {}
     for name in dict.fromkeys(names):
         class_id = table.find(name)
@@ -160,7 +162,8 @@ def known_names(tx: Transaction, names: ClassNames) -> ClassNames:
     Raises:
         UnknownClassError: If a name fits two of the workspace's classes equally well.
     """
-    table, result = tx.class_table(), []
+    table = tx.class_table()
+    result = []
     for name, aliases in zip(names.names, names.aliases, strict=True):
         ids = set() if name in table else set(map(table.find, aliases)) - {None}
         result.append(table.names[ids.pop() or 0] if len(ids) == 1 else name)

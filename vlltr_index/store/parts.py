@@ -208,7 +208,9 @@ def next_parts(
         changes = {name: change.after(last[name], TABLES[name]) for name, change in changes.items()}
         size = _size(changes)
     if not kept or _SHARE * (sum(part.bytes for part in kept[1:]) + size) > kept[0].bytes:
-        kept, changes, size = [], after, _size(after)
+        kept = []
+        changes = after
+        size = _size(after)
     return (*kept, Part(digest=put(lambda folder: _write_part(changes, folder)), bytes=size))
 
 
@@ -355,7 +357,8 @@ def _check_edited(tx: Transaction, name: str, before: pa.Table, keys: set[Any]) 
 
 def _differs(one: pa.Table, other: pa.Table, key: str) -> Any:
     """The key of a row that two tables do not have alike; None: there is none."""
-    one, other = one.sort_by(key), other.sort_by(key)
+    one = one.sort_by(key)
+    other = other.sort_by(key)
     if one.equals(other):
         return None
     if apart := set(one[key].to_pylist()) ^ set(other[key].to_pylist()):

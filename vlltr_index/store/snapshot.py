@@ -333,7 +333,8 @@ class History:
         """A commit, or what is wrong with its file; None where there is none."""
         try:
             data = self._storage.read(self._name(commit_id))
-            filed, said = _Filed.model_validate_json(data), json.loads(data)
+            filed = _Filed.model_validate_json(data)
+            said = json.loads(data)
         except FileNotFoundError:
             return None
         except ValidationError as error:
@@ -440,7 +441,8 @@ class ClassTable:
         """Class numbers by exact name (0), exact alias (1), folded name (2), folded alias (3)."""
         found: dict[tuple[int, str], list[int]] = {}
         for i in self.ids:
-            name, aliases = self.names[i], self.aliases.get(i, ())
+            name = self.names[i]
+            aliases = self.aliases.get(i, ())
             for level, keys in enumerate(([name], aliases, [folded(name)], map(folded, aliases))):
                 for key in set(keys):
                     found.setdefault((level, key), []).append(i)

@@ -44,7 +44,8 @@ def write_lock(path: Path, command: str, timeout: float | None = None) -> Iterat
         WorkspaceError: If the file cannot be written, for example on a full disk.
         UsageError: If this thread holds it already: it would wait for itself.
     """
-    lock, beside = FileLock(path), path.with_name(f"{path.name}.holder")
+    lock = FileLock(path)
+    beside = path.with_name(f"{path.name}.holder")
     try:
         try:
             lock.acquire(timeout=0)
@@ -317,7 +318,8 @@ class ObjectStorage(Storage):
     @contextmanager
     def lock(self, command: str, timeout: float | None = None) -> Iterator[None]:
         """Hold the lock object, made only where there is none; one of a killed writer stays until `unlock`."""
-        start, signed = time.monotonic(), _signature(command)
+        start = time.monotonic()
+        signed = _signature(command)
         while True:
             try:
                 self.write(_LOCK, signed, new=True)

@@ -155,7 +155,8 @@ class Store:
     def _connection(self) -> Any:
         if self._pid != os.getpid():  # a connection does not survive a fork
             self._db = lancedb.connect(self.uri, read_consistency_interval=timedelta(0))
-            self._pid, self._opened = os.getpid(), {}
+            self._pid = os.getpid()
+            self._opened = {}
         return self._db
 
     def _open(self, name: str, version: int | None = None) -> Any:
@@ -173,7 +174,8 @@ class Store:
                             f"there is no table {name!r} in {self.uri}", "See what there is: vlltr status"
                         ) from None
                     raise
-                found, columns = _plain(table.schema), _columns(name)
+                found = _plain(table.schema)
+                columns = _columns(name)
             unsummed = [column for column in columns or () if column != CHECKSUM]  # of an earlier program
             if columns is not None and found.names not in (columns, unsummed):
                 raise WorkspaceError(
@@ -303,7 +305,8 @@ class Store:
 
         A run that is killed loses those of half a minute at most.
         """
-        waiting, since = list[pa.Table](), time.monotonic()
+        waiting = list[pa.Table]()
+        since = time.monotonic()
 
         def append(rows: pa.Table) -> None:
             nonlocal since
@@ -403,7 +406,8 @@ class Store:
         from torch.utils.dlpack import from_dlpack
 
         names = self.schema(name).names
-        key, summed = names[0], CHECKSUM in names
+        key = names[0]
+        summed = CHECKSUM in names
         for batch in self.scan(name, list({key_column, key, "vector"}) + [CHECKSUM] * summed, where):
             if batch.num_rows:
                 flat = batch["vector"].flatten()
@@ -505,7 +509,8 @@ class Store:
         other process may write meanwhile.
         """
         self.optimize(name)
-        tagged, age = set(self.tags(name).values()), _NEVER
+        tagged = set(self.tags(name).values())
+        age = _NEVER
         if self._folder is not None:
             remove_versions(self._folder, name, {self.version(name), *tagged})
             self._forget(name)

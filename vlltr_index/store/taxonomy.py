@@ -32,7 +32,9 @@ def taxonomy_of(taxa: Iterable[Taxon], classes: ClassTable) -> Taxonomy:
     """
     rows = {taxon.name: taxon for taxon in taxa}
     nodes = {t.parent: Taxon(t.parent, None) for t in rows.values() if t.parent is not None} | rows
-    spelled, shown, taken = {folded(name): name for name in nodes}, dict[str, str](), set[str]()
+    spelled = {folded(name): name for name in nodes}
+    shown = dict[str, str]()
+    taken = set[str]()
     called = [(classes.names[i], classes.names[i]) for i in classes.ids]
     called += [(alias, classes.names[i]) for i in classes.ids for alias in classes.aliases.get(i, ())]
     for alias, name in called:
@@ -79,7 +81,8 @@ def merge_nodes(tx: Transaction, kept: str, gone: str) -> None:
 
     Without a place of its own that one gets the other's by its alias.
     """
-    rows, old = tx.table("taxonomy").to_pylist(), folded(gone)
+    rows = tx.table("taxonomy").to_pylist()
+    old = folded(gone)
     parents = {folded(row["name"]): row["parent"] for row in rows}
     if folded(kept) not in parents:
         return

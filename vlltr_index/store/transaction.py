@@ -36,7 +36,8 @@ def put_back(store: Store, last: Commit, force: bool = False) -> list[str]:
     Raises:
         WorkspaceError: If a table of the commit is gone, or another would be undone that bears the tag of a later one.
     """
-    names, touched = store.names(), []
+    names = store.names()
+    touched = []
     there = {name for name in names if name in KEYS and store.exists(name)}
     if gone := sorted(last.tables.keys() - there):
         raise WorkspaceError(
@@ -193,7 +194,8 @@ class Transaction(Snapshot):
         self._ready(name, rows.schema)
         known = self._known.setdefault(name, self._known.get(name) or self.store.keys(name, key))
         is_known = pa.array([k in known for k in rows[key].to_pylist()], pa.bool_())
-        new, old = rows.filter(pc.invert(is_known)), rows.filter(is_known)
+        new = rows.filter(pc.invert(is_known))
+        old = rows.filter(is_known)
         count = new.num_rows
         for start in range(0, old.num_rows, _PART):
             changed = self._changed(name, old.slice(start, _PART))
@@ -249,7 +251,8 @@ class Transaction(Snapshot):
         Raises:
             InputError: If the rows do not fit the table, or two have one key.
         """
-        key, rows = KEYS[name], self._conform(name, rows)
+        key = KEYS[name]
+        rows = self._conform(name, rows)
         if last_per_key(rows, key).num_rows != rows.num_rows:
             raise InputError(f"two rows for table {name} have the same {key}")
         if self.table(name).sort_by(key).equals(rows.sort_by(key)):

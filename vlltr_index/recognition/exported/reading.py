@@ -291,7 +291,8 @@ def _damaged(path: Path, why: str) -> NoReturn:
 
 def _check_towers(path: Path, found: Encoder | SavedHead, config: ExportedConfig) -> None:
     """Refuse an encoder, or a head that was trained on an encoder, other than `config` says."""
-    stated, fingerprints = (config.text_fp, config.image_fp), (found.text_fp, found.image_fp)
+    stated = (config.text_fp, config.image_fp)
+    fingerprints = (found.text_fp, found.image_fp)
     if stated != fingerprints:
         raise PretrainedError(
             f"{path} is of the towers {' and '.join(fingerprints)}, config.json says {' and '.join(stated)}: "
@@ -305,8 +306,11 @@ def _check_encoder(folder: Path, config: ExportedConfig) -> None:
     path = folder / "encoder.json"
     facts = _json(path)
     try:
-        model, pre = facts["config"]["model_cfg"], facts["config"]["preprocess_cfg"]
-        text, vision, width = dict(model["text_cfg"]), dict(model["vision_cfg"]), model["embed_dim"]
+        model = facts["config"]["model_cfg"]
+        pre = facts["config"]["preprocess_cfg"]
+        text = dict(model["text_cfg"])
+        vision = dict(model["vision_cfg"])
+        width = model["embed_dim"]
         sizes = (pre["size"], pre.get("resize", 224), vision.get("image_size", 224))
     except (KeyError, TypeError, ValueError) as error:
         _damaged(path, f"{type(error).__name__}: {error}")
@@ -352,7 +356,8 @@ def _check_tokenizer(folder: Path, name: str) -> None:
 
 def _head(folder: Path, config: ExportedConfig) -> SavedHead:
     """The head, whose weights have just the shapes that its description asks for, and are finite."""
-    path, weights = folder / "head.json", folder / "head.safetensors"
+    path = folder / "head.json"
+    weights = folder / "head.safetensors"
     try:
         facts = read_facts(path.read_bytes())
     except ValueError as error:
@@ -360,7 +365,8 @@ def _head(folder: Path, config: ExportedConfig) -> SavedHead:
     if facts.dim != config.dim:
         _damaged(path, f"the head is {facts.dim} wide, config.json says {config.dim}")
     tensors = _tensors(weights)
-    rows, held = _length(tensors, "class_ids"), _length(tensors, "held_out.labels")
+    rows = _length(tensors, "class_ids")
+    held = _length(tensors, "held_out.labels")
     with torch.device("meta"):
         head = LGRHead(config.dim, rows, facts.visual, loss_bias=facts.loss_bias)
     expected = {f"head.{name}": tuple(value.shape) for name, value in head.state_dict().items()}
@@ -371,7 +377,8 @@ def _head(folder: Path, config: ExportedConfig) -> SavedHead:
             expected |= {"held_out.labels": (held,), "held_out.probabilities": (held, rows)}
     _check_shapes(weights, tensors, expected | {"class_ids": (rows,)})
     if "held_out.labels" in tensors:
-        labels, chances = tensors["held_out.labels"], tensors["held_out.probabilities"]
+        labels = tensors["held_out.labels"]
+        chances = tensors["held_out.probabilities"]
         if labels.dtype != torch.int64 or not bool(((labels >= 0) & (labels < rows)).all()):
             _damaged(weights, f"held_out.labels must be integers from 0 to {rows - 1}")
         if not bool((chances >= 0).all() and (chances <= 1).all()):
@@ -387,7 +394,8 @@ def _head(folder: Path, config: ExportedConfig) -> SavedHead:
 
 def _stats(path: Path, config: ExportedConfig, there: bool) -> ClassStats:
     """What is known of the classes' images; of none without the file."""
-    dim, none = config.dim, torch.empty(0, dtype=torch.int64)
+    dim = config.dim
+    none = torch.empty(0, dtype=torch.int64)
     if not there:
         return ClassStats(none, none, torch.empty(0, dim, dtype=torch.float64))
     found = _tensors(path)
@@ -441,7 +449,8 @@ def _rows(path: Path, schema: pa.Schema, number: int) -> pa.Table:
             found = {f.name: f.type for f in file.schema_arrow}
             if found != {f.name: f.type for f in schema}:
                 _damaged(path, f"its columns are {found}")
-            parts, size = [], 0
+            parts = []
+            size = 0
             for batch in file.iter_batches(_BATCH, columns=schema.names):
                 size += batch.nbytes
                 if size > _MOST_TABLE:
@@ -456,7 +465,8 @@ def _rows(path: Path, schema: pa.Schema, number: int) -> pa.Table:
 
 def _check_links(folder: Path, config: ExportedConfig, anchors: pa.Table) -> None:
     """See whether classes, sentences and anchors name each other: distinct keys, and nothing that is not there."""
-    path, beside = folder / "anchors.parquet", folder / "sentences.parquet"
+    path = folder / "anchors.parquet"
+    beside = folder / "sentences.parquet"
     sentences = _rows(beside, sentences_schema(), config.sentences)
     classes = pa.array([item.class_id for item in config.classes], pa.int32())
     for where, rows in ((path, anchors), (beside, sentences)):
@@ -483,7 +493,8 @@ def _all(true: pa.ChunkedArray) -> bool:
 
 def _bank(rows: pa.Table, config: ExportedConfig) -> LoadedBank:
     rows = rows.sort_by([("class_id", "ascending"), ("rank", "ascending")])
-    flat, losses = pc.list_flatten(rows["vector"]), rows["loss"]
+    flat = pc.list_flatten(rows["vector"])
+    losses = rows["loss"]
     vectors, known = (torch.from_numpy(column.to_numpy().copy()) for column in (flat, losses))
     return LoadedBank.of(rows, vectors.view(-1, config.dim), known, config.selection_id)
 

@@ -112,10 +112,13 @@ def export_model(
         MissingStepError: If anchors or head are not there yet.
         FingerprintMismatch: If encoder, vectors and head do not belong together.
     """
-    target, snapshot = _place(folder), workspace.snapshot(at)
+    target = _place(folder)
+    snapshot = workspace.snapshot(at)
     with _new_folder(workspace, target, force) as new:
-        answers, commit = load_answers(workspace, snapshot), snapshot.commit
-        scorer, encoder = answers.scorer, answers.encoder
+        answers = load_answers(workspace, snapshot)
+        commit = snapshot.commit
+        scorer = answers.scorer
+        encoder = answers.encoder
         _check_movable(encoder)
         sentences = _sentence_rows(snapshot, scorer.loaded)
         anchors = _anchor_rows(sentences, scorer.loaded)
@@ -384,7 +387,8 @@ def export_tables(
         MissingStepError: If there are no classes.
         InputError: If an image file that is to be embedded cannot be read any more.
     """
-    target, snapshot = _place(folder), workspace.snapshot(at)
+    target = _place(folder)
+    snapshot = workspace.snapshot(at)
     if not snapshot.class_table().ids:
         raise MissingStepError("there are no classes to export", "Run: vlltr ingest text PATH")
     number = snapshot.commit.id or None
@@ -396,10 +400,12 @@ def export_tables(
             tables["taxonomy"] = snapshot.table("taxonomy").sort_by("name")
         if loaded is not None:
             tables["anchors"] = _anchor_rows(sentences, loaded)
-        rows, files = dict[str, int](), dict[str, dict[str, str]]()
+        rows = dict[str, int]()
+        files = dict[str, dict[str, str]]()
         for name, table in tables.items():
             pq.write_table(table, new / f"{name}.parquet")
-            rows[name], files[name] = table.num_rows, {"train": f"{name}.parquet"}
+            rows[name] = table.num_rows
+            files[name] = {"train": f"{name}.parquet"}
         files["images"], rows["images"], paths = _write_images(snapshot, new, embed_images, progress)
         _write_card(new, files, sentences, rows=rows, recipe=workspace.recipe.name, commit=number)
     notes = []
@@ -422,7 +428,10 @@ def _write_images(
     owned = f"({one_of('class_id', snapshot.class_table().ids)} OR class_id IS NULL) AND problem IS NULL"
     counts = pc.value_counts(snapshot.table("images", ["split"], owned)["split"].combine_chunks())
     number = {str(item["values"]): int(item["counts"]) for item in counts.to_pylist()}
-    total, done, paths, files = sum(number.values()), 0, 0, dict[str, str]()
+    total = sum(number.values())
+    done = 0
+    paths = 0
+    files = dict[str, str]()
     for split in sorted(number):
         name = _split_name(split, files)
         files[name] = f"images/{name}.parquet"
@@ -432,7 +441,8 @@ def _write_images(
             for batch in snapshot.scan("images", _COLUMNS, where, _ROWS):
                 table, without = _image_rows(batch, snapshot.class_table().names, embed)
                 writer.write_table(table)
-                done, paths = done + table.num_rows, paths + without
+                done = done + table.num_rows
+                paths = paths + without
                 if progress:
                     progress("export images", done, total)
     return files, total, paths
@@ -447,7 +457,8 @@ def _split_name(split: str, taken: Mapping[str, str]) -> str:
 
 
 def _image_rows(batch: pa.RecordBatch, names: Mapping[int, str], embed: bool) -> tuple[pa.Table, int]:
-    images, without = [], 0
+    images = []
+    without = 0
     for uri, data in zip(batch["uri"].to_pylist(), batch["data"].to_pylist(), strict=True):
         if data is None and embed:
             data = image_bytes(uri)
