@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from benchmarks.page import put
 from vlltr_index.anchors.selection import select
-from vlltr_index.classes import NewClass, Session, add_classes
+from vlltr_index.classes import ChangeOptions, NewClass, Session, add_classes
 from vlltr_index.data.text import sentence_id, text_hash
 from vlltr_index.embedding.loading import image_set, stats_rows
 from vlltr_index.embedding.vectors import vector_table
@@ -89,7 +89,9 @@ def _cost(classes: int, repeats: int) -> dict[str, Any]:
         workspace = _workspace(Path(folder) / "workspace", classes)
         made = time.monotonic() - started
         session, draw, found = Session(workspace), random.Random(0), dict[str, Any]()
-        add_classes(workspace, [_new(draw, Path(folder), "warm", 1)], session=session)  # loads what is kept
+        add_classes(
+            workspace, [_new(draw, Path(folder), "warm", 1)], ChangeOptions(session=session)
+        )  # loads what is kept
         for kind, images in (("text", 0), ("text + 5 images", 5)):
             steps = [
                 _timed(workspace, session, _new(draw, Path(folder), f"{kind} {number}", images))
@@ -113,7 +115,7 @@ def _row(classes: int, count: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         workspace = _workspace(Path(folder) / "workspace", classes, ROW_SENTENCES)
         session, draw = Session(workspace), random.Random(1)
-        add_classes(workspace, [_new(draw, Path(folder), "warm", 1)], session=session)
+        add_classes(workspace, [_new(draw, Path(folder), "warm", 1)], ChangeOptions(session=session))
         steps = [
             _timed(workspace, session, _new(draw, Path(folder), f"class {n}", 5, ROW_NEW))
             for n in range(count)
@@ -138,7 +140,7 @@ def _quarters(values: list[float]) -> list[float]:
 
 def _timed(workspace: Workspace, session: Session, wanted: NewClass) -> tuple[float, float, int]:
     before, started, busy = _bytes(workspace.path), time.monotonic(), time.process_time()
-    add_classes(workspace, [wanted], session=session)
+    add_classes(workspace, [wanted], ChangeOptions(session=session))
     return (
         time.process_time() - busy,
         time.monotonic() - started,

@@ -17,6 +17,7 @@ from vlltr_index.embedding.loading import class_positions, image_set, usable_ima
 from vlltr_index.pipelines.evaluate import training_counts
 from vlltr_index.recognition.sheet import Panel, Picture, write_sheet
 from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.store.workspace import Workspace
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -49,7 +50,7 @@ def write(path: Path) -> None:
         pictures = []
         for at in places:
             data, name, images = rows[at].as_py(), names[int(test.class_ids[at])], int(counts[labels[at]])
-            prediction = recognizer.predict([data], top=2, explain=2)[0]
+            prediction = recognizer.predict([data], PredictOptions(top=2, explain=2))[0]
             lines, plural = prediction_lines(prediction, WIDTH)[1:], "s" * (images > 1)
             alone = recognizer.explain(data, names[int(scorer.class_ids[told[at]])])
             parts += [f"**{name}**, {images} training image{plural}:", "", "```text", *lines]

@@ -193,9 +193,9 @@ def generated(groups: dict[str, list[dict[str, Any]]]) -> str:
             "",
             *table_by_rank(runs),
             "",
-            "With `--coverage`: images answered at a rank, and after the colon how many of these answers are right, per"
-            f" cent. *{HELD}*: the test images weighed so that many, medium and few are as frequent as among those held"
-            f" out.",
+            "With `--min-accuracy`: images answered at a rank, and after the colon how many of these answers are right,"
+            f" per cent. *{HELD}*: the test images weighed so that many, medium and few are as frequent as among those"
+            f" held out.",
             "",
             *table_of_answers(runs),
             "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from vlltr_index.errors import UsageError
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
+    from vlltr_index.classes import ChangeReport
     from vlltr_index.pipelines.classlist import ClassDetail
 
 _PICTURES = 10
@@ -90,6 +92,16 @@ def _detail_lines(detail: ClassDetail, every: bool) -> list[str]:
     return lines
 
 
+def _change(
+    context: Context, work: Callable[..., ChangeReport], *args: Any, dry_run: bool, **how: Any
+) -> None:
+    """Make a change of the workspace's classes, and show its report."""
+    from vlltr_index.classes import ChangeOptions
+
+    options = ChangeOptions(dry_run=dry_run, progress=context.progress)
+    context.show(work(context.open(), *args, options=options, **how))
+
+
 @classes_command.command("add")
 @click.argument("name", required=False)
 @_sentence_option
@@ -132,7 +144,7 @@ def add(
         raise UsageError(
             "give either NAME or --from FILE", "For example: vlltr classes add okapi --text okapi.txt"
         )
-    context.run(add_classes, wanted, dry_run=dry_run)
+    _change(context, add_classes, wanted, dry_run=dry_run)
 
 
 @classes_command.command("remove")
@@ -153,7 +165,7 @@ def remove(context: Context, names: tuple[str, ...], yes: bool, dry_run: bool) -
             )
         asked = ", ".join(map(repr, known))
         confirm(f"Remove {asked} with all sentences and images?")
-    context.run(remove_classes, known, dry_run=dry_run)
+    _change(context, remove_classes, known, dry_run=dry_run)
 
 
 @classes_command.command("rename")
@@ -165,7 +177,7 @@ def rename(context: Context, /, **how: Any) -> None:
     """Give the class OLD the name NEW: its number and texts stay, its prompts are made anew."""
     from vlltr_index.classes import rename_class
 
-    context.run(rename_class, **how)
+    _change(context, rename_class, **how)
 
 
 @classes_command.command("merge")
@@ -177,7 +189,7 @@ def merge(context: Context, /, **how: Any) -> None:
     """Make two classes one: sentences and images of OTHER go to INTO, its name becomes an alias."""
     from vlltr_index.classes import merge_classes
 
-    context.run(merge_classes, **how)
+    _change(context, merge_classes, **how)
 
 
 @click.group("sentences")
@@ -196,7 +208,7 @@ def add_sentences(context: Context, /, **how: Any) -> None:
     """Add sentences to CLASS; its anchors are selected again."""
     from vlltr_index.classes import add_sentences
 
-    context.run(add_sentences, **how)
+    _change(context, add_sentences, **how)
 
 
 @sentences_command.command("remove")
@@ -209,7 +221,7 @@ def remove_sentences(context: Context, /, **how: Any) -> None:
     """Take sentences from CLASS, by id (`vlltr classes show CLASS --all`) or by what they say."""
     from vlltr_index.classes import remove_sentences
 
-    context.run(remove_sentences, **how)
+    _change(context, remove_sentences, **how)
 
 
 @click.group("images")
@@ -227,7 +239,7 @@ def add_images(context: Context, /, **how: Any) -> None:
     """Add images to CLASS: files, or folders of them; all anchors are selected again."""
     from vlltr_index.classes import add_images
 
-    context.run(add_images, **how)
+    _change(context, add_images, **how)
 
 
 @images_command.command("remove")
@@ -238,4 +250,4 @@ def remove_images(context: Context, /, **how: Any) -> None:
     """Take images away, by their ids (`vlltr classes show CLASS`)."""
     from vlltr_index.classes import remove_images
 
-    context.run(remove_images, **how)
+    _change(context, remove_images, **how)

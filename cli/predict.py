@@ -41,7 +41,7 @@ _SILENT = "the text has no weight in this head (vlltr train lgr says why): no se
 )
 @click.option("--parent", metavar="NAME", help="Answer among the classes below this name alone.")
 @click.option(
-    "--coverage",
+    "--min-accuracy",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     metavar="ACCURACY",
     help="Answer at the deepest rank that held this accuracy on held-out images, such as 0.95.",
@@ -82,24 +82,27 @@ def predict_command(
     from vlltr_index.data.unlabelled import unlabelled_images
     from vlltr_index.pipelines.predict import OnRay, named_predictions, predict_to_file
     from vlltr_index.recognizer import Recognizer
+    from vlltr_index.schemas.options import PredictOptions
 
     if engine == "ray" and out is None:
         raise click.UsageError("--engine ray writes a file: name it with --out FILE")
     workspace = context.open()
     answers = Recognizer.open(workspace, at=at).current()
-    how |= {"only": _names(only), "explain": (0 if out else 3) if explain is None else explain}
+    if explain is None:
+        explain = 0 if out else 3
+    options = PredictOptions(only=_names(only), explain=explain, **how)
     if out is not None:
         ray = OnRay(workspace.address, actors) if engine == "ray" else None
-        report = predict_to_file(answers, images, out, context.progress, ray, **how)
+        report = predict_to_file(answers, images, out, options, progress=context.progress, ray=ray)
         context.show(report)
         answered = report.images
         unread = report.unreadable
     else:
         predictions = []
-        for one in named_predictions(answers, unlabelled_images(images), **how):
+        for one in named_predictions(answers, unlabelled_images(images), options):
             predictions.append(one if context.as_json else replace(one, classes=()))
             if not context.as_json:
-                lines = prediction_lines(one, context.width(), how["coverage"] is not None)
+                lines = prediction_lines(one, context.width(), options.min_accuracy is not None)
                 context.show(one, lines, always=True)
         if context.as_json:
             context.show(predictions)
@@ -151,7 +154,7 @@ def prediction_lines(prediction: Prediction, width: int | None = None, covered: 
     Args:
         prediction: What the recognizer says of one image.
         width: Columns to break lines at; none: a sentence a line, however long.
-        covered: Whether the answer is that of a rank (`--coverage`).
+        covered: Whether the answer is that of a rank (`--min-accuracy`).
     """
     if prediction.problem is not None:
         return [f"{prediction.image}: not read: {prediction.problem}"]

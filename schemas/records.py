@@ -146,7 +146,7 @@ class Prediction:
     """The best classes for one image, best first.
 
     `ranks` are what the best class lies below, from the top, itself the last; there are none without a tree of classes.
-    `answer` is the node that `coverage` gave, None where no rank can answer or that was not asked.
+    `answer` is the node that `min_accuracy` gave, None where no rank can answer or that was not asked.
     """
 
     image: str

@@ -19,6 +19,7 @@ from vlltr_index.classes import add_class, merge_classes
 from vlltr_index.recognition.exported.reading import SUMS
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.fingerprint import digest_file
+from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.schemas.records import ClassScore, Prediction
 from vlltr_index.store.workspace import Workspace
 
@@ -34,9 +35,9 @@ class Shared:
     explained: list[ClassScore]
 
 
-ASKED: list[dict[str, Any]] = [
-    {"top": 5, "explain": 99, "retrieval": "faiss", "reject": True},
-    {"top": 99, "explain": 1, "retrieval": "exhaustive", "crops": 5},
+ASKED = [
+    PredictOptions(top=5, explain=99, retrieval="faiss", reject=True),
+    PredictOptions(top=99, explain=1, retrieval="exhaustive", crops=5),
 ]
 
 
@@ -72,7 +73,7 @@ def share(workspace: Workspace, folder: Path, pictures: Path) -> Shared:
     """Export a workspace, ask it, and delete it."""
     images = sorted(pictures.glob("known-*.png"))
     recognizer = Recognizer.open(workspace)
-    answers = [recognizer.predict(images, **asked) for asked in ASKED]
+    answers = [recognizer.predict(images, asked) for asked in ASKED]
     names = [recognizer.names[i] for i in recognizer.scorer.class_ids.tolist()]
     explained = [recognizer.explain(images[0], names[n]) for n in (0, -1, -2)]
     recognizer.export(folder)

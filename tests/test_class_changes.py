@@ -10,6 +10,7 @@ import torch
 
 from tests.changes import World, anchors, state
 from vlltr_index.classes import (
+    ChangeOptions,
     ChangeReport,
     NewClass,
     add_class,
@@ -188,18 +189,20 @@ def test_dry_runs_commit_nothing(small: Workspace, world: World, names: list[str
     """Each change can be looked at first: commits and rows stay, and the next writer finds nothing to put back."""
     at, before = commits(small), state(small)
     added = add_classes(
-        small, [NewClass("okapi", ("It is new.",), images=(Path(world.pictures[0]),))], dry_run=True
+        small,
+        [NewClass("okapi", ("It is new.",), images=(Path(world.pictures[0]),))],
+        ChangeOptions(dry_run=True),
     )
     assert (added.classes[0].images, added.classes[0].visual) == (1, "images")
     assert added.lines()[-1] == "This was a dry run: nothing was committed."
     reports: list[ChangeReport] = [
-        remove_classes(small, [names[0]], dry_run=True),
-        rename_class(small, names[0], "other", dry_run=True),
-        merge_classes(small, names[0], names[1], dry_run=True),
-        add_sentences(small, names[0], ["New."], dry_run=True),
-        remove_sentences(small, names[0], matching="printed", dry_run=True),
-        add_images(small, names[0], [Path(world.pictures[3])], dry_run=True),
-        remove_images(small, [show_class(small, names[0]).pictures[0].image_id], dry_run=True),
+        remove_classes(small, [names[0]], ChangeOptions(dry_run=True)),
+        rename_class(small, names[0], "other", ChangeOptions(dry_run=True)),
+        merge_classes(small, names[0], names[1], ChangeOptions(dry_run=True)),
+        add_sentences(small, names[0], ["New."], options=ChangeOptions(dry_run=True)),
+        remove_sentences(small, names[0], matching="printed", options=ChangeOptions(dry_run=True)),
+        add_images(small, names[0], [Path(world.pictures[3])], ChangeOptions(dry_run=True)),
+        remove_images(small, [show_class(small, names[0]).pictures[0].image_id], ChangeOptions(dry_run=True)),
     ]
     assert commits(small) == at
     assert state(small) == before

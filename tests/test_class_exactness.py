@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tests.changes import Kept as Model
 from tests.changes import World, anchors, losses, probabilities, rebuilt
 from vlltr_index.classes import (
+    ChangeOptions,
     NewClass,
     Session,
     add_classes,
@@ -40,7 +41,7 @@ class Story:
 
     def __init__(self, world: World, folder: Path) -> None:
         self.workspace = Workspace.open(shutil.copytree(world.folder, folder / "changed"))
-        self.session = Session(self.workspace)
+        self.options = ChangeOptions(session=Session(self.workspace))
         self.classes = {i: Model(k.name, dict(k.texts), set(k.pictures)) for i, k in world.classes.items()}
         self.world, self.merged = world, dict[int, int]()
         self.texts, self.pictures = sorted(world.texts), list(world.pictures)
@@ -60,7 +61,7 @@ class Story:
         if not texts and not files:
             return
         wanted = NewClass(name, tuple(texts), images=tuple(map(Path, files)))
-        report = add_classes(self.workspace, [wanted], session=self.session)
+        report = add_classes(self.workspace, [wanted], self.options)
         kept = self.classes[report.classes[0].class_id] = Model(name)
         for text in texts:
             kept.tell(text)
@@ -70,7 +71,7 @@ class Story:
     def more_sentences(self, n: int, m: int) -> None:
         kept = self.classes[self.pick(n)]
         text = f"It has {m % 5} strokes and {n % 3} dots."
-        add_sentences(self.workspace, kept.name, [text], session=self.session)
+        add_sentences(self.workspace, kept.name, [text], options=self.options)
         kept.tell(text)
 
     def fewer_sentences(self, n: int, m: int) -> None:
@@ -81,13 +82,13 @@ class Story:
         hashed = sorted(kept.texts)[m % len(kept.texts)]
         rows = self.workspace.snapshot().table("sentences", where=f"class_id = {class_id}").to_pylist()
         chosen = next(r["sentence_id"] for r in rows if r["text_hash"] == hashed)
-        remove_sentences(self.workspace, kept.name, [chosen[:12]], session=self.session)
+        remove_sentences(self.workspace, kept.name, [chosen[:12]], options=self.options)
         del kept.texts[hashed]
 
     def more_images(self, n: int, m: int) -> None:
         kept, files = self.classes[self.pick(n)], self.take_pictures(m)
         if files:
-            add_images(self.workspace, kept.name, [Path(f) for f in files], session=self.session)
+            add_images(self.workspace, kept.name, [Path(f) for f in files], self.options)
             kept.pictures.update(files)
 
     def fewer_images(self, n: int, m: int) -> None:
@@ -96,12 +97,16 @@ class Story:
             return
         gone = sorted(kept.pictures)[m % len(kept.pictures)]
         rows = self.workspace.snapshot().table("images", ["image_id", "uri"]).to_pylist()
-        remove_images(self.workspace, [r["image_id"] for r in rows if r["uri"] == gone], session=self.session)
+        remove_images(
+            self.workspace,
+            [r["image_id"] for r in rows if r["uri"] == gone],
+            self.options,
+        )
         kept.pictures.remove(gone)
 
     def rename(self, n: int, m: int) -> None:
         kept, name = self.classes[self.pick(n)], next(self.fresh)
-        rename_class(self.workspace, kept.name, name, session=self.session)
+        rename_class(self.workspace, kept.name, name, self.options)
         made = {text_hash(r.text) for r in class_prompts(kept.name, self.workspace.recipe.prompts)}
         gone = [h for h, (_, source) in kept.texts.items() if source == "prompt" and h in made]
         for hashed in gone:
@@ -112,13 +117,18 @@ class Story:
 
     def remove(self, n: int, m: int) -> None:
         class_id = self.pick(n)
-        remove_classes(self.workspace, [self.classes.pop(class_id).name], session=self.session)
+        remove_classes(self.workspace, [self.classes.pop(class_id).name], self.options)
 
     def merge(self, n: int, m: int) -> None:
         into, other = self.pick(n), self.pick(m)
         if into == other:
             return
-        merge_classes(self.workspace, self.classes[into].name, self.classes[other].name, session=self.session)
+        merge_classes(
+            self.workspace,
+            self.classes[into].name,
+            self.classes[other].name,
+            self.options,
+        )
         gone = self.classes.pop(other)
         for text, source in gone.texts.values():
             self.classes[into].tell(text, source)

@@ -21,6 +21,7 @@ from vlltr_index.pipelines.embed import embed
 from vlltr_index.pipelines.ingest import ingest_images
 from vlltr_index.recognition.scorer import load_scorer
 from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.store.workspace import Workspace
 
 
@@ -41,7 +42,9 @@ def test_a_class_by_its_description_alone(
     recognizer = Recognizer.open(trained)
     position = recognizer.scorer.class_ids.tolist().index(added.class_id)
     assert not bool(recognizer.scorer.trained[position])
-    scores = recognizer.predict([pictures / "unseen" / "0.png"], top=61, retrieval="exhaustive")[0].classes
+    scores = recognizer.predict(
+        [pictures / "unseen" / "0.png"], PredictOptions(top=61, retrieval="exhaustive")
+    )[0].classes
     told = recognizer.explain(pictures / "unseen" / "0.png", name)
     rival = next(score for score in scores if score.name != name)
     assert told.image_part + told.text_part == pytest.approx(

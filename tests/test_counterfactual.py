@@ -16,6 +16,7 @@ from vlltr_index.recognition.predictor import Answers
 from vlltr_index.recognition.scorer import Scorer
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.config import FusionConfig
+from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.store.workspace import Workspace
 
 
@@ -55,7 +56,9 @@ def test_nothing_struck_out_is_what_predict_answers(
     look: Examination, answers: Answers, pictures: Path
 ) -> None:
     """Classes, probabilities and parts are those of exhaustive scoring; sentences those of `explain`."""
-    expected = next(answers.stream([pictures / "known-0.png"], top=4, retrieval="exhaustive")).classes
+    expected = next(
+        answers.stream([pictures / "known-0.png"], PredictOptions(top=4, retrieval="exhaustive"))
+    ).classes
     best = look.best(4)
     assert [one.name for one in best] == [one.name for one in expected]
     for one, other in zip(best, expected, strict=True):

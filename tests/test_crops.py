@@ -20,6 +20,7 @@ from vlltr_index.encoders.encoder import Encoder
 from vlltr_index.encoders.openclip import Preprocessing
 from vlltr_index.errors import UsageError
 from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.store.workspace import Workspace
 
 
@@ -89,8 +90,8 @@ def test_predictions_and_explanations_are_of_the_feature_that_is_scored(
     """Shares add up to the cosine of the pooled feature, parts to the log-odds, from Python and the command line."""
     recognizer = Recognizer.open(trained)
     image = pictures / "known-0.png"
-    (plain,) = recognizer.predict([image], retrieval="exhaustive")
-    (cropped,) = recognizer.predict([image], explain=99, retrieval="exhaustive", crops=5)
+    (plain,) = recognizer.predict([image], PredictOptions(retrieval="exhaustive"))
+    (cropped,) = recognizer.predict([image], PredictOptions(explain=99, retrieval="exhaustive", crops=5))
     features, _ = recognizer.features([image], crops=5)
     fused, _ = recognizer.score(features, "exhaustive")
     position = {int(c): n for n, c in enumerate(recognizer.scorer.class_ids)}
@@ -112,5 +113,5 @@ def test_predictions_and_explanations_are_of_the_feature_that_is_scored(
     assert said["classes"][0]["probability"] == pytest.approx(cropped.classes[0].probability, abs=1e-6)
     assert code == 0
     with pytest.raises(UsageError) as error:
-        recognizer.predict([image], crops=3)
+        recognizer.predict([image], PredictOptions(crops=3))
     assert str(error.value) == "crops is 1 or 5 (the centre and the corners), got 3\nUse --crops 5"

@@ -22,6 +22,7 @@ from vlltr_index.recognition.exported.reading import SUMS
 from vlltr_index.recognition.exported.writing import export_model
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.config import WorkspaceConfig
+from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.schemas.recipes import override
 from vlltr_index.store.workspace import Workspace
 
@@ -30,12 +31,12 @@ def test_answers_are_the_workspaces(exported: Recognizer, shared: Shared, pictur
     """Probabilities, parts, sentences and verdicts; explanations of trained and added classes."""
     images = sorted(pictures.glob("known-*.png"))
     for asked, answers in zip(ASKED, shared.answers, strict=True):
-        check_same(exported.predict(images, **asked), answers)
+        check_same(exported.predict(images, asked), answers)
     image = images[0]
     check_same([exported.explain(image, score.name) for score in shared.explained], shared.explained)
     assert exported.explain(image, "the second").name in shared.names
     with pytest.raises(UsageError, match="an exported folder has no training images to show as neighbours"):
-        exported.predict([image], neighbours=1)
+        exported.predict([image], PredictOptions(neighbours=1))
 
 
 def test_no_pickle_and_true_digests(shared: Shared) -> None:
@@ -87,7 +88,7 @@ def test_a_faiss_index_is_read_only_where_it_is_trusted(
     images = sorted(pictures.glob("known-*.png"))
     index_anchors(trained, "flat")
     asked = Recognizer.open(trained)
-    expected = asked.predict(images, explain=2, retrieval="faiss")
+    expected = asked.predict(images, PredictOptions(explain=2, retrieval="faiss"))
     assert {p.retrieval for p in expected} == {"faiss"}
     asked.export(tmp_path / "model", with_index=True)
     assert (tmp_path / "model" / "index" / "index.faiss").is_file()
@@ -95,8 +96,8 @@ def test_a_faiss_index_is_read_only_where_it_is_trusted(
     trusting = Recognizer.from_pretrained(tmp_path / "model", trust_index=True)
     kinds = [r.current()._index.kind for r in (plain, trusting)]  # type: ignore[union-attr]  # both have one
     assert kinds == ["torch", "flat"]
-    check_same(plain.predict(images, explain=2, retrieval="faiss"), expected)
-    check_same(trusting.predict(images, explain=2, retrieval="faiss"), expected)
+    check_same(plain.predict(images, PredictOptions(explain=2, retrieval="faiss")), expected)
+    check_same(trusting.predict(images, PredictOptions(explain=2, retrieval="faiss")), expected)
 
 
 def test_results_stand_in_the_card(

@@ -56,7 +56,7 @@ def test_what_is_pushed_comes_back(
     assert repo.commits[-1] == here
     again = Recognizer.from_pretrained("user/birds")
     images = sorted(pictures.glob("known-*.png"))
-    check_same(again.predict(images, **ASKED[0]), shared.answers[0])
+    check_same(again.predict(images, ASKED[0]), shared.answers[0])
 
 
 def test_only_known_files_are_fetched_and_old_ones_are_kept_out(

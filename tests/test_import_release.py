@@ -21,6 +21,7 @@ from vlltr_index.encoders.release_weights import model_config, read_release
 from vlltr_index.heads.checkpoint import load_head
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.config import FusionConfig, Recipe
+from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.store.workspace import Workspace
 
 
@@ -118,7 +119,7 @@ def test_predictions_on_the_checkpoints_anchors(
     features, _ = recognizer.features([image])
     visual, text = release_twins.logits(files["state"], features)
     expected = 0.2 * visual.softmax(1) + 0.8 * text.softmax(1)
-    (prediction,) = recognizer.predict([image], top=3, explain=1)
+    (prediction,) = recognizer.predict([image], PredictOptions(top=3, explain=1))
     found = {score.name: score.probability for score in prediction.classes}
     assert [found[name] for name in PLACES] == pytest.approx(expected[0].tolist(), abs=1e-5)
     assert prediction.classes[0].sentences[0].source == "anchors of the release"

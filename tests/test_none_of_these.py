@@ -15,6 +15,7 @@ from vlltr_index.errors import MissingStepError
 from vlltr_index.heads.checkpoint import save_head
 from vlltr_index.recognition.scorer import OTHER_RULE
 from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.store.workspace import Workspace
 
 
@@ -25,7 +26,7 @@ def test_the_best_likelihood_is_held_against_the_heads_level(trained: Workspace,
     assert parts is not None
     assert parts.accept_above is not None
     best = recognizer.scorer.log_likelihoods(recognizer.features(images)[0]).amax(1).tolist()
-    for found, value in zip(recognizer.predict(images, reject=True), best, strict=True):
+    for found, value in zip(recognizer.predict(images, PredictOptions(reject=True)), best, strict=True):
         assert found.known_score == pytest.approx(value, abs=1e-3)
         assert found.known is (value >= parts.accept_above)
     assert all(found.known is None for found in recognizer.predict(images))
@@ -49,7 +50,7 @@ def test_a_head_without_a_level_says_which_command_gives_one(
     code, out, err = run(capsys, "-q", "-w", trained.path, "predict", image, "--reject")
     assert (code, out, err) == (1, "", f"Error: this head cannot say 'none of these': {why}\n")
     with pytest.raises(MissingStepError):
-        Recognizer.open(trained.path).predict([image], reject=True)
+        Recognizer.open(trained.path).predict([image], PredictOptions(reject=True))
     assert Recognizer.open(trained.path).predict([image])[0].known is None
 
 

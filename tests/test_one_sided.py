@@ -32,6 +32,7 @@ from vlltr_index.pipelines.train_lgr import refit
 from vlltr_index.recognition.counterfactual import Examination
 from vlltr_index.recognition.exported.writing import export_model
 from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.schemas.recipes import load_recipe, override
 from vlltr_index.store.workspace import Workspace
 
@@ -90,7 +91,7 @@ def check_export(workspace: Workspace, images: list[Path], folder: Path) -> None
     np.testing.assert_allclose(read.predict_proba(images), mine.predict_proba(images), atol=1e-6)
     assert read.classes_.tolist() == mine.classes_.tolist()
     if mine.scorer.saved.parts is not None and mine.scorer.saved.parts.accept_above is not None:
-        known = [[p.known for p in r.predict(images, reject=True)] for r in (mine, read)]
+        known = [[p.known for p in r.predict(images, PredictOptions(reject=True))] for r in (mine, read)]
         assert known[0] == known[1]
 
 
@@ -99,7 +100,7 @@ def test_without_a_sentence_the_images_answer(mute: Workspace, drawn: list[Path]
     assert mute.snapshot().count("sentences") == mute.snapshot().count("anchors") == 0
     recognizer = Recognizer.open(mute)
     for image in drawn:
-        best, other, *_ = recognizer.predict([image], explain=3)[0].classes
+        best, other, *_ = recognizer.predict([image], PredictOptions(explain=3))[0].classes
         assert best.sentences == ()
         assert (best.text_part, best.cosine) == (0.0, 0.0)
         assert best.image_part == pytest.approx(math.log(best.probability / other.probability), abs=1e-4)
@@ -197,12 +198,12 @@ def test_without_an_image_the_texts_answer(
         expected = recognizer.scorer.saved.head.text_logits(features, recognizer.scorer.bank).softmax(1)
     np.testing.assert_allclose(recognizer.predict_proba(asked), expected.numpy(), atol=1e-5)
     assert recognizer.scorer.visual_sides() == {}
-    best = recognizer.predict(asked[:1], explain=2)[0].classes[0]
+    best = recognizer.predict(asked[:1], PredictOptions(explain=2))[0].classes[0]
     assert (best.image_part, len(best.sentences)) == (0.0, 2)
     report = evaluate(told, bootstrap=10).rows
     assert report["vl-ltr"].top1["overall"].value == report["text branch"].top1["overall"].value > 0.5
     with pytest.raises(MissingStepError, match="no image could be held out when it was trained"):
-        recognizer.predict(asked[:1], reject=True)
+        recognizer.predict(asked[:1], PredictOptions(reject=True))
     code, out, _ = run(capsys, "-w", told.path, "train", "lgr")
     assert code == 0
     assert "There is no training image: the classes are told apart by their texts alone." in out
@@ -252,7 +253,7 @@ def test_some_classes_by_pictures_and_some_by_texts(tmp_path: Path) -> None:
     recognizer.export(tmp_path / "model")
     for asked in (recognizer, Recognizer.from_pretrained(tmp_path / "model")):
         for retrieval in ("faiss", "exhaustive"):
-            (found,) = asked.predict([image], top=99, explain=2, retrieval=retrieval)
+            (found,) = asked.predict([image], PredictOptions(top=99, explain=2, retrieval=retrieval))
             check_parts(found.classes)
             assert [one.name for one in found.classes] == looked
     assert evaluate(workspace, bootstrap=5).rows["vl-ltr"].top1["overall"].value > 0.8

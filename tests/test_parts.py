@@ -26,6 +26,7 @@ from vlltr_index.pipelines.history import prune, rollback
 from vlltr_index.pipelines.taxonomy import ingest_classes
 from vlltr_index.recognition.predictor import load_answers
 from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.schemas.tables import sentence_vectors
 from vlltr_index.store.parts import TABLES, Change
 from vlltr_index.store.snapshot import Snapshot
@@ -189,7 +190,7 @@ FLIPPED = (
 def test_flips_in_tables_change_no_answer(workspace: Workspace, world: World, table: str) -> None:
     """Each leaves the answers as they were, or ends with an error in words."""
     asked = [world.pictures[0]]
-    before = Recognizer.open(workspace).predict(asked, explain=2)
+    before = Recognizer.open(workspace).predict(asked, PredictOptions(explain=2))
     draw = random.Random(table)
     files = sorted(workspace.path.glob(f"lance/{table}.lance/data/*"))
     for _ in range(12):
@@ -197,7 +198,7 @@ def test_flips_in_tables_change_no_answer(workspace: Workspace, world: World, ta
         whole = path.read_bytes()
         flip(path, draw)
         with suppress(VlltrError):
-            assert Recognizer.open(workspace.path).predict(asked, explain=2) == before
+            assert Recognizer.open(workspace.path).predict(asked, PredictOptions(explain=2)) == before
         path.write_bytes(whole)
 
 

@@ -23,6 +23,7 @@ from vlltr_index.data.unlabelled import Pictures, unlabelled_images
 from vlltr_index.errors import InputError, UnknownClassError, UsageError
 from vlltr_index.pipelines.predict import named_predictions, predict_to_file
 from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.options import PredictOptions
 
 
 @pytest.fixture
@@ -113,9 +114,9 @@ def test_a_stream_takes_any_number(recognizer: Recognizer, pictures: Path) -> No
 def test_only_some_classes(recognizer: Recognizer, pictures: Path) -> None:
     """Their probabilities in the proportions they have among all, and the log-odds those among them."""
     image, size = pictures / "known-0.png", len(recognizer.scorer.class_ids)
-    whole = recognizer.predict([image], top=size, retrieval="exhaustive")[0].classes
+    whole = recognizer.predict([image], PredictOptions(top=size, retrieval="exhaustive"))[0].classes
     kept = [whole[1], whole[4], whole[6]]
-    found = recognizer.predict([image], only=[one.name for one in reversed(kept)])[0].classes
+    found = recognizer.predict([image], PredictOptions(only=[one.name for one in reversed(kept)]))[0].classes
     assert [one.name for one in found] == [one.name for one in kept]
     total = sum(one.probability for one in kept)
     assert [one.probability for one in found] == pytest.approx(
@@ -123,16 +124,16 @@ def test_only_some_classes(recognizer: Recognizer, pictures: Path) -> None:
     )
     odds = torch.tensor(found[0].probability / found[1].probability).log()
     assert found[0].image_part + found[0].text_part == pytest.approx(float(odds), abs=1e-4)
-    alone = recognizer.predict([image], only=[kept[0].name])[0].classes
+    alone = recognizer.predict([image], PredictOptions(only=[kept[0].name]))[0].classes
     assert [(one.probability, one.image_part) for one in alone] == [(pytest.approx(1.0), 0.0)]
     with pytest.raises(UnknownClassError):
-        recognizer.predict([image], only=["no such class"])
+        recognizer.predict([image], PredictOptions(only=["no such class"]))
     for asked, words in (
         ({"only": []}, "names no class"),
         ({"only": ["x"], "reject": True}, "looks at all classes"),
     ):
         with pytest.raises(UsageError, match=words):
-            recognizer.predict([image], **asked)  # type: ignore[arg-type]  # each of its own type
+            recognizer.predict([image], PredictOptions(**asked))  # type: ignore[arg-type]  # each of its own type
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
@@ -140,20 +141,21 @@ def test_answers_in_a_file(recognizer: Recognizer, shots: Path, tmp_path: Path, 
     """One row a picture, a broken one with its problem; a run that was cut off goes on without loss or repeat."""
     out, part = tmp_path / f"answers.{ending}", tmp_path / f"answers.{ending}.part"
     answers, paths = recognizer.current(), [str(shots), str(shots / "a.png")]
+    stop = Mock(side_effect=KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
-        predict_to_file(answers, paths, out, Mock(side_effect=KeyboardInterrupt), top=2)
+        predict_to_file(answers, paths, out, PredictOptions(top=2), progress=stop)
     assert not out.exists()
-    expected = list(named_predictions(answers, unlabelled_images([str(shots)]), top=2))
+    expected = list(named_predictions(answers, unlabelled_images([str(shots)]), PredictOptions(top=2)))
     first = json.dumps(asdict(expected[0]), ensure_ascii=False) + "\n"
     head = part.read_text(encoding="utf-8").splitlines(keepends=True)[0]
     part.write_text(head + first + first[:20], encoding="utf-8")  # killed while it wrote the second
     with pytest.raises(UsageError, match="asked for otherwise"):
-        predict_to_file(answers, paths, out, top=3)
+        predict_to_file(answers, paths, out, PredictOptions(top=3))
     part.write_text(head + "[1]\n" + first, encoding="utf-8")
     with pytest.raises(UsageError, match="no answer of this program"):
-        predict_to_file(answers, paths, out, top=2)
+        predict_to_file(answers, paths, out, PredictOptions(top=2))
     part.write_text(head + first + first[:20], encoding="utf-8")
-    report = predict_to_file(answers, paths, out, top=2)
+    report = predict_to_file(answers, paths, out, PredictOptions(top=2))
     assert (report.images, report.there_before, report.unreadable) == (3, 1, 1)
     assert not part.exists()
     if ending == "jsonl":
@@ -200,7 +202,7 @@ def test_files_that_do_not_fit(recognizer: Recognizer, shots: Path, tmp_path: Pa
     with pytest.raises(UsageError, match=r"there is no folder .*none"):
         predict_to_file(answers, paths, tmp_path / "none" / "d.csv")
     with pytest.raises(UnknownClassError):
-        predict_to_file(answers, paths, tmp_path / "e.csv", only=["no such class"])
+        predict_to_file(answers, paths, tmp_path / "e.csv", PredictOptions(only=["no such class"]))
     assert predict_to_file(answers, paths, tmp_path / "e.csv").images == 1
 
 

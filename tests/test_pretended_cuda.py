@@ -43,6 +43,7 @@ from vlltr_index.pipelines.evaluate import evaluate
 from vlltr_index.pipelines.train_lgr import train_lgr_stage
 from vlltr_index.recognition.predictor import Answers, load_answers
 from vlltr_index.schemas.config import LGRConfig
+from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.schemas.records import Prediction
 from vlltr_index.store.workspace import Workspace
 from vlltr_index.tensors import cosine_logits
@@ -256,7 +257,7 @@ def test_a_prediction_waits_twice(
         scorer = found.scorer
         found = replace(found, scorer=scorer.with_rule(scorer.fusion.model_copy(update={"rule": rule})))
         list(found.stream(paths[:1]))  # what is kept is made
-        return found, list(found.stream(paths, **how))
+        return found, list(found.stream(paths, PredictOptions(**how)))
 
     _, expected = answers()
     _, explained = answers(explain=2, neighbours=1, reject=rule == "ours")
@@ -281,10 +282,14 @@ def test_an_index_is_asked_on_the_gpu(
     """What retrieval answers there is what it answers on the CPU."""
     index_anchors(trained, "flat")
     paths = sorted(pictures.glob("known-*.png"))
-    expected = list(load_answers(trained, trained.snapshot()).stream(paths, retrieval="faiss"))
+    expected = list(
+        load_answers(trained, trained.snapshot()).stream(paths, PredictOptions(retrieval="faiss"))
+    )
     with pretended():
         monkeypatch.setenv("VLLTR_DEVICE", "cuda")
-        found = list(load_answers(trained, trained.snapshot()).stream(paths, retrieval="faiss"))
+        found = list(
+            load_answers(trained, trained.snapshot()).stream(paths, PredictOptions(retrieval="faiss"))
+        )
     for mine, theirs in zip(found, expected, strict=True):
         assert mine.retrieval == "faiss"
         assert [c.class_id for c in mine.classes] == [c.class_id for c in theirs.classes]

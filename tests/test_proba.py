@@ -13,6 +13,7 @@ from PIL import Image
 from tests.pictures import encoded
 from vlltr_index.errors import InputError, UsageError
 from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.options import PredictOptions
 
 
 def test_columns_are_the_classes(exported: Recognizer, pictures: Path) -> None:
@@ -23,7 +24,7 @@ def test_columns_are_the_classes(exported: Recognizer, pictures: Path) -> None:
     assert found.shape == (6, len(exported.classes_)) == (6, len(exported.scorer.class_ids))
     assert np.abs(found.sum(axis=1) - 1).max() < 1e-12
     assert found.min() >= 0
-    predicted = exported.predict(images, top=3, retrieval="exhaustive")
+    predicted = exported.predict(images, PredictOptions(top=3, retrieval="exhaustive"))
     for row, prediction in zip(found, predicted, strict=True):
         best = np.argsort(-row, kind="stable")[:3]
         assert exported.classes_[best].tolist() == [c.name for c in prediction.classes]
@@ -40,7 +41,7 @@ def test_every_kind_of_image_gives_the_same(exported: Recognizer, pictures: Path
     kinds: list[Any] = [path, str(path), path.read_bytes(), picture, picture.convert("RGB"), array]
     found = exported.predict_proba(kinds)
     assert np.abs(found - found[0]).max() < 1e-5  # float32, and the place in a batch moves the last bits
-    labels = [p.image for p in exported.predict(kinds[2:], top=1)]
+    labels = [p.image for p in exported.predict(kinds[2:], PredictOptions(top=1))]
     assert labels == ["(bytes)", "(Image)", "(Image)", "(ndarray)"]
 
 
@@ -72,7 +73,7 @@ def test_an_image_that_cannot_be_read(exported: Recognizer, pictures: Path, imag
     good = pictures / "known-0.png"
     with pytest.raises(InputError, match=r"images\[1\]: .*" + message.removeprefix("cannot read the image ")):
         exported.predict_proba([good, image])
-    first, second = exported.predict([good, image], top=1)
+    first, second = exported.predict([good, image], PredictOptions(top=1))
     assert first.problem is None
     assert second.problem is not None
 

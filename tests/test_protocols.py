@@ -18,6 +18,7 @@ from vlltr_index.cli.main import main
 from vlltr_index.pipelines.ingest import ingest_images
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.config import Recipe
+from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.store.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -107,7 +108,7 @@ def check(folder: Path, name: str, images: int) -> None:
     assert found["tuned"] is tuned is (recipe.lgr.tune == "visual")
     snapshot = Workspace.open(folder).snapshot()
     source = snapshot.table("images", ["uri"], "split = 'test'")["uri"].to_pylist()[0]
-    (prediction,) = Recognizer.open(folder).predict([source], explain=2)
+    (prediction,) = Recognizer.open(folder).predict([source], PredictOptions(explain=2))
     assert prediction.problem is None
     unit = "log-odds" if recipe.protocol == "ours" else "probability"
     assert {score.unit for score in prediction.classes} == {unit}

@@ -21,8 +21,8 @@ from vlltr_index.pipelines.predict import predict_to_file
 from vlltr_index.pipelines.report import write_report
 from vlltr_index.pipelines.taxonomy import ingest_classes
 from vlltr_index.recognition.exported.writing import export_tables
-from vlltr_index.recognition.predictor import Asked
 from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.schemas.records import Prediction
 from vlltr_index.store.workspace import Workspace
 
@@ -85,7 +85,7 @@ def test_predictions_name_what_the_best_class_lies_below(tree: Workspace, pictur
     """Probabilities of ranks are sums over classes; without a tree there are none."""
     recognizer = Recognizer.open(tree)
     halves = {name: taxon.parent for name, taxon in recognizer.current().taxonomy.items()}
-    for one in recognizer.predict(known(pictures), top=999, retrieval="exhaustive"):
+    for one in recognizer.predict(known(pictures), PredictOptions(top=999, retrieval="exhaustive")):
         best = one.classes[0]
         assert one.answer is None
         assert one.ranks[-1].node == best.name
@@ -103,7 +103,7 @@ def test_answers_come_at_the_rank_that_held(tree: Workspace, pictures: Path) -> 
     """A class where it is sure enough, else its half with sentences of the classes in it, else nothing."""
     recognizer = surely(tree)
     shown = tree.snapshot().table("images", ["data"], "split = 'test'")["data"].to_pylist()[:100]
-    found = recognizer.predict(shown, explain=2, coverage=0.9)
+    found = recognizer.predict(shown, PredictOptions(explain=2, min_accuracy=0.9))
     assert {one.answer.rank for one in found if one.answer is not None} == {"class", "half"}
     for one in found:
         best = one.classes[0]
@@ -119,7 +119,7 @@ def test_answers_come_at_the_rank_that_held(tree: Workspace, pictures: Path) -> 
             assert groups == set(range(len(groups)))
             assert 1 <= len(groups) <= 2
             assert sum(share.percent for share in one.answer.sentences) <= 100.0
-    few = surely(tree, images=20).predict(known(pictures)[:1], coverage=0.9)
+    few = surely(tree, images=20).predict(known(pictures)[:1], PredictOptions(min_accuracy=0.9))
     assert few[0].answer is None
 
 
@@ -129,7 +129,7 @@ def test_trees_of_many_questions_are_not_all_kept(tree: Workspace, pictures: Pat
     first, *others = sorted(answers.names.values())[:12]
 
     def ask(name: str) -> list[Prediction]:
-        return list(answers.stream(known(pictures)[:1], only=[name]))
+        return list(answers.stream(known(pictures)[:1], PredictOptions(only=[name])))
 
     before = ask(first)
     for name in others:
@@ -142,15 +142,15 @@ def test_a_head_that_cannot_say(tree: Workspace, trained_once: Path, pictures: P
     """No tree, no such parent, no share, no held-out images: what is missing is named."""
     images, recognizer = known(pictures)[:1], Recognizer.open(tree)
     without = Recognizer.open(trained_once)
-    for how in (Asked(coverage=0.9), Asked(parent="first")):
+    for options in (PredictOptions(min_accuracy=0.9), PredictOptions(parent="first")):
         with pytest.raises(MissingStepError, match="no class has a parent"):
-            without.predict(images, **how)
+            without.predict(images, options)
     with pytest.raises(UnknownClassError, match="no class 'frist'\nDid you mean 'first'"):
-        recognizer.predict(images, parent="frist")
-    with pytest.raises(UsageError, match="coverage lies between 0 and 1, got 1\n"):
-        recognizer.predict(images, coverage=1.0)
+        recognizer.predict(images, PredictOptions(parent="frist"))
+    with pytest.raises(UsageError, match="the least accuracy lies between 0 and 1, got 1\n"):
+        recognizer.predict(images, PredictOptions(min_accuracy=1.0))
     with pytest.raises(UsageError, match=r"an answer among some classes \(--only, --parent\) with --reject"):
-        recognizer.predict(images, parent="first", reject=True)
+        recognizer.predict(images, PredictOptions(parent="first", reject=True))
     answers = recognizer.current()
     saved = answers.scorer.saved
     assert saved.parts is not None
@@ -158,26 +158,28 @@ def test_a_head_that_cannot_say(tree: Workspace, trained_once: Path, pictures: P
     with pytest.raises(
         MissingStepError, match="this head cannot say which rank held: no image could be held"
     ):
-        list(replace(answers, scorer=scorer).stream(images, coverage=0.9))
+        list(replace(answers, scorer=scorer).stream(images, PredictOptions(min_accuracy=0.9)))
 
 
 def test_the_command(
     tree: Workspace, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`--parent` answers among the classes below; `--coverage` for people, as JSON and in a file."""
+    """`--parent` answers among the classes below; `--min-accuracy` for people, as JSON and in a file."""
     image, workspace = known(pictures)[0], ("-w", tree.path)
     code, out, _ = run(capsys, "--json", *workspace, "predict", image, "--parent", "first")
     below = json.loads(out)[0]
     assert code == 0
     assert {r["node"] for r in below["ranks"]} == {"first", below["classes"][0]["name"]}
-    code, out, err = run(capsys, *workspace, "predict", image, "--coverage", "0.999")
+    code, out, err = run(capsys, *workspace, "predict", image, "--min-accuracy", "0.999")
     assert code == 0
     assert "no answer at any rank (closest: " in out
     assert "ranks that held 99.9 % on them: none (it takes 2995 at least)" in err
-    code, out, _ = run(capsys, *workspace, "predict", image, "--coverage", "0.05")
+    code, out, _ = run(capsys, *workspace, "predict", image, "--min-accuracy", "0.05")
     assert " (class)   (closest: " in out
     target = tmp_path / "answers.csv"
-    predict_to_file(surely(tree).current(), [str(pictures)], target, top=1, explain=1, coverage=0.9)
+    predict_to_file(
+        surely(tree).current(), [str(pictures)], target, PredictOptions(top=1, explain=1, min_accuracy=0.9)
+    )
     rows = list(csv.DictReader(target.read_text(encoding="utf-8").splitlines()))
     assert list(rows[0])[:5] == ["image", "answer", "answer_rank", "answer_probability", "class_1"]
     assert "class" in {row["answer_rank"] for row in rows} <= {"class", "half", ""}
@@ -204,9 +206,14 @@ def test_an_exported_folder_answers_with_ranks(tree: Workspace, pictures: Path, 
     """The same ranks and answers; the tables have the tree."""
     recognizer = Recognizer.open(tree)
     recognizer.export(tmp_path / "model")
-    for how in ({}, {"coverage": 0.05, "explain": 1}, {"parent": "second"}):
+    asked = (
+        PredictOptions(),
+        PredictOptions(min_accuracy=0.05, explain=1),
+        PredictOptions(parent="second"),
+    )
+    for options in asked:
         one, other = (
-            r.predict(known(pictures)[:2], **how)
+            r.predict(known(pictures)[:2], options)
             for r in (recognizer, Recognizer.from_pretrained(tmp_path / "model"))
         )
         for mine, theirs in zip(one, other, strict=True):

@@ -33,6 +33,7 @@ from vlltr_index.pipelines.predict import OnRay, predict_to_file
 from vlltr_index.pipelines.train_all import train_all
 from vlltr_index.recognition import predictor
 from vlltr_index.recognizer import Recognizer
+from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.schemas.tables import image_vectors_name, sentence_vectors_name
 from vlltr_index.store.workspace import Workspace
 
@@ -217,13 +218,18 @@ def test_a_killed_worker_changes_no_answer(
 ) -> None:
     """Answers for a folder, Parquet rows and objects come in their order, broken pictures too."""
     answers, paths = Recognizer.open(drawn).current(), list(places.values())
-    report = predict_to_file(answers, paths, tmp_path / "local.jsonl", top=3, explain=1)
+    report = predict_to_file(answers, paths, tmp_path / "local.jsonl", PredictOptions(top=3, explain=1))
     assert (report.images, report.unreadable) == (170, 3)
     answers.encoder.transform = slowly(answers.encoder.transform)
     killing = Killing(cluster)
     try:
         spread = predict_to_file(
-            answers, paths, tmp_path / "ray.jsonl", killing, OnRay(str(drawn), 2), top=3, explain=1
+            answers,
+            paths,
+            tmp_path / "ray.jsonl",
+            PredictOptions(top=3, explain=1),
+            progress=killing,
+            ray=OnRay(str(drawn), 2),
         )
     finally:
         cluster.add_node(**ONE_CPU)
@@ -237,25 +243,14 @@ def test_the_ray_engine_goes_on_where_the_local_one_stopped(
 ) -> None:
     """The command finishes a file that was begun in one process; exit code 1 tells of broken pictures."""
     answers, out = Recognizer.open(drawn).current(), tmp_path / "out.jsonl"
-    how = {
-        "top": 5,
-        "explain": 0,
-        "neighbours": 0,
-        "retrieval": "auto",
-        "reject": False,
-        "crops": 1,
-        "only": None,
-        "parent": None,
-        "coverage": None,
-    }
-    predict_to_file(answers, [*places.values()], tmp_path / "whole.jsonl", **how)
+    predict_to_file(answers, [*places.values()], tmp_path / "whole.jsonl")
 
     def stop(step: str, done: int, total: int | None) -> None:
         if done == 70:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        predict_to_file(answers, [*places.values()], out, stop, **how)
+        predict_to_file(answers, [*places.values()], out, progress=stop)
     args = ("-w", drawn, "--json", "predict", *places.values(), "--out", out)
     code, printed, err = run(capsys, *args, "--engine", "ray", "--actors", "1")
     assert code == 1, err
@@ -296,7 +291,7 @@ def test_errors_inside_workers_are_told(
     monkeypatch.undo()
     answers, gone = Recognizer.open(drawn).current(), tmp_path / "gone"
     with pytest.raises(WorkspaceError) as elsewhere:
-        predict_to_file(answers, [places["folder"]], tmp_path / "out.csv", None, OnRay(str(gone), 1))
+        predict_to_file(answers, [places["folder"]], tmp_path / "out.csv", ray=OnRay(str(gone), 1))
     assert f": {gone} is not a workspace" in elsewhere.value.message
     assert elsewhere.value.hint == (
         "All machines must see the workspace under the same path, or in object storage (s3://...)."

@@ -26,6 +26,7 @@ from vlltr_index.pipelines.history import rollback
 from vlltr_index.recognition import predictor
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.config import FusionConfig
+from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.store.workspace import Workspace
 
 
@@ -38,7 +39,7 @@ def test_parts_add_up(trained: Workspace, pictures: Path, rule: str) -> None:
     recognizer = Recognizer.open(trained)
     classes = len(recognizer.scorer.class_ids)
     for prediction in recognizer.predict(
-        sorted(pictures.glob("known-*.png")), top=classes, retrieval="exhaustive"
+        sorted(pictures.glob("known-*.png")), PredictOptions(top=classes, retrieval="exhaustive")
     ):
         assert len(prediction.classes) == classes
         ordered = [c.probability for c in prediction.classes]
@@ -69,7 +70,9 @@ def test_shares_add_up_to_the_text_logit(recognizer: Recognizer, pictures: Path)
         assert gave == pytest.approx(100 if any(s.share > 0 for s in score.sentences) else 0)
         (top,) = (
             c
-            for c in recognizer.predict([image], top=99, explain=1, retrieval="exhaustive")[0].classes
+            for c in recognizer.predict([image], PredictOptions(top=99, explain=1, retrieval="exhaustive"))[
+                0
+            ].classes
             if c.name == name
         )
         assert [s.text for s in top.sentences] == [s.text for s in score.folded[0]]
@@ -80,7 +83,7 @@ def test_neighbours_are_the_nearest_training_images(
 ) -> None:
     """Of the best class alone, by the stored vectors of the plain view; the exact twin over the whole split."""
     image = pictures / "known-0.png"
-    best, other = recognizer.predict([image], top=2, neighbours=3)[0].classes
+    best, other = recognizer.predict([image], PredictOptions(top=2, neighbours=3))[0].classes
     images = image_set(Workspace.open(trained_once).snapshot(), "train")
     (feature,), _ = recognizer.features([image])
     cosines = torch.cosine_similarity(images.features, feature[None])
@@ -99,7 +102,7 @@ def test_what_cannot_be_answered(
         Recognizer.open(workspace)
     assert caught.value.hint == "Run: vlltr select"
     with pytest.raises(UsageError, match="retrieval is 'auto', 'faiss' or 'exhaustive', got 'magic'"):
-        recognizer.predict([pictures / "known-0.png"], retrieval="magic")
+        recognizer.predict([pictures / "known-0.png"], PredictOptions(retrieval="magic"))
     with pytest.raises(UnknownClassError, match="no class 'hippopotamus'"):
         recognizer.explain(pictures / "known-0.png", "hippopotamus")
     with pytest.raises(InputError):
@@ -149,19 +152,19 @@ def test_an_open_recognizer_takes_newer_commits(
     images = sorted(pictures.glob("known-*.png"))[:2]
     following = Recognizer.open(trained)
     staying = Recognizer.open(trained, reload=False)
-    before = following.predict(images, explain=2)
+    before = following.predict(images, PredictOptions(explain=2))
     encoder = following.encoder
     name = min(heldout)
     add_class(Workspace.open(trained.path), name, heldout[name])
-    after = following.predict(images, explain=2)
-    assert after == Recognizer.open(trained).predict(images, explain=2) != before
+    after = following.predict(images, PredictOptions(explain=2))
+    assert after == Recognizer.open(trained).predict(images, PredictOptions(explain=2)) != before
     assert {p.commit for p in after} == {following.commit} == {before[0].commit + 1}
     assert name in following.names.values()
     assert following.encoder is encoder
-    assert staying.predict(images, explain=2) == before
+    assert staying.predict(images, PredictOptions(explain=2)) == before
     assert following.explain(images[0], name).name == name
     rollback(trained, before[0].commit)
-    assert following.predict(images, explain=2) == before
+    assert following.predict(images, PredictOptions(explain=2)) == before
 
 
 def test_another_encoder_is_loaded(trained: Workspace, pictures: Path) -> None:

@@ -10,17 +10,19 @@ from vlltr_index.version import VERSION
 if TYPE_CHECKING:
     from vlltr_index.classes import add_class as add_class
     from vlltr_index.recognizer import Recognizer as Recognizer
+    from vlltr_index.schemas.options import PredictOptions as PredictOptions
     from vlltr_index.store.workspace import Workspace as Workspace
 
 __version__ = VERSION
 
 _LAZY = {
+    "PredictOptions": "vlltr_index.schemas.options",
     "Recognizer": "vlltr_index.recognizer",
     "Workspace": "vlltr_index.store.workspace",
     "add_class": "vlltr_index.classes",
 }
 
-__all__ = ["Recognizer", "Workspace", "__version__", "add_class"]
+__all__ = ["PredictOptions", "Recognizer", "Workspace", "__version__", "add_class"]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,12 +7,13 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from vlltr_index.errors import UsageError, WorkspaceError
-from vlltr_index.recognition.predictor import Answers, Asked, load_answers
+from vlltr_index.recognition.predictor import Answers, load_answers
+from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.schemas.records import ClassScore, Prediction
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from vlltr_index.store.workspace import Workspace
 
 _log = logging.getLogger(__name__)
+_USUAL = PredictOptions()
 
 
 class Recognizer:
@@ -212,29 +214,28 @@ class Recognizer:
             answers = replace(answers, open_encoder=self._answers.open_encoder)
         self._answers = answers
 
-    def predict(self, images: Sequence[ImageSource], **asked: Unpack[Asked]) -> list[Prediction]:
+    def predict(self, images: Sequence[ImageSource], options: PredictOptions = _USUAL) -> list[Prediction]:
         """The best classes of each image, best first, each with its nearest sentences; all from one commit.
 
         An image that cannot be read gives a `Prediction` with `problem` set; the others are answered.
 
         Args:
             images: Paths, encoded bytes, PIL images, or arrays uint8 [H, W, 3] of red, green and blue.
-            asked: `top`, `explain`, `retrieval`, `reject`, `crops`, `only`, `neighbours`, `parent` and `coverage`, see
-                `vlltr_index.recognition.predictor.Asked`.
+            options: See there.
 
         Raises:
-            UsageError: If `retrieval` is none of these, another number of crops, `neighbours` of an exported folder,
-                or `coverage` is no share.
-            MissingStepError: If `reject` or `coverage` are asked for and the head cannot say, one of `only` has neither
-                anchors nor images, there is no tree of classes, or the training images that `neighbours` asks for have
-                no vectors.
+            UsageError: If there is no such number of crops, `only` names no class, or `neighbours` are asked of an
+                exported folder.
+            MissingStepError: If `reject` or `min_accuracy` are asked for and the head cannot say, one of `only` has
+                neither anchors nor images, there is no tree of classes, or the training images that `neighbours` asks
+                for have no vectors.
             UnknownClassError: If there is no class of a name in `only`, or no such parent.
         """
-        return list(self.stream(images, **asked))
+        return list(self.stream(images, options))
 
-    def stream(self, images: Iterable[ImageSource], **asked: Unpack[Asked]) -> Iterator[Prediction]:
-        """`predict` for any number of images, one prediction after the other in their order, in flat memory."""
-        return self.current().stream(images, **asked)
+    def stream(self, images: Iterable[ImageSource], options: PredictOptions = _USUAL) -> Iterator[Prediction]:
+        """Predict any number of images, one after the other in their order, in flat memory."""
+        return self.current().stream(images, options)
 
     @property
     def classes_(self) -> NDArray[np.str_]:

@@ -30,6 +30,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from vlltr_index.schemas.options import PredictOptions
+
 RESULT = Path(__file__).parents[1] / "results" / "trust-damages.json"
 KINDS = ("flip", "zeroes", "cut", "swap", "delete")
 COMPARED = ("predict", "explain", "add", "load")
@@ -272,7 +274,7 @@ def _load(copy: Path, picture: Path) -> int:
     from vlltr_index.recognizer import Recognizer
 
     try:
-        found = Recognizer.from_pretrained(copy).predict([str(picture)], explain=2)
+        found = Recognizer.from_pretrained(copy).predict([str(picture)], PredictOptions(explain=2))
     except VlltrError as error:
         sys.stderr.write(f"Error: {error}\n")
         return error.exit_code

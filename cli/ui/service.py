@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlltr_index.classes import ChangeReport, NewClass, Session, add_classes
+from vlltr_index.classes import ChangeOptions, ChangeReport, NewClass, Session, add_classes
 from vlltr_index.data.decoding import UNREADABLE, open_image
 from vlltr_index.data.text import normalise_text, split_sentences
 from vlltr_index.errors import InputError, UsageError, WorkspaceError
@@ -102,7 +102,7 @@ class Desk:
         history = self.workspace.history
         with self._writing:
             newest = history.ids()[-1]
-            report = add_classes(self.workspace, [wanted], session=self._session)
+            report = add_classes(self.workspace, [wanted], ChangeOptions(session=self._session))
             name = report.classes[0].name
             since = [history.read(i) for i in history.ids() if i > newest]  # others' commits among them
             self._made |= {commit.id: name for commit in since if commit.command == f"classes add {name!r}"}

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -313,18 +313,22 @@ class Session:
         self._view = (commit_id, view)
 
 
-class How(TypedDict, total=False):
+@dataclass(frozen=True, kw_only=True)
+class ChangeOptions:
     """How a change is made, the same for all of them.
 
     Attributes:
         dry_run: Show what would happen; commit nothing.
         progress: Called with the step's name, what is done, and the total.
-        session: Keeps encoder and scorer for the next change; none given: they are loaded for this one.
+        session: Keeps encoder and scorer for the next change; None: they are loaded for this one.
     """
 
-    dry_run: bool
-    progress: Progress | None
-    session: Session | None
+    dry_run: bool = False
+    progress: Progress | None = None
+    session: Session | None = None
+
+
+USUAL = ChangeOptions()
 
 
 @dataclass
@@ -354,9 +358,7 @@ def change(
     workspace: Workspace,
     command: str,
     edit: Callable[[Transaction], Edit],
-    dry_run: bool = False,
-    progress: Progress | None = None,
-    session: Session | None = None,
+    options: ChangeOptions = USUAL,
 ) -> ChangeReport:
     """Make a change in one commit: embed only what is new, bring scores, anchors and class statistics up to date.
 
@@ -366,13 +368,13 @@ def change(
         workspace: With a trained head.
         command: What the commit says was run.
         edit: Writes the rows of `classes`, `sentences` and `images`.
-        dry_run: As `How` says; so do `progress` and `session`.
+        options: See there.
 
     Raises:
         MissingStepError: If the workspace has no trained head yet.
     """
-    session = session or Session(workspace)
-    with workspace.transaction(command, dry_run=dry_run) as tx:
+    session = options.session or Session(workspace)
+    with workspace.transaction(command, dry_run=options.dry_run) as tx:
         before = session.view(tx)
         select = tx.commit.info.select or workspace.recipe.select
         held = held_images(workspace, tx)
@@ -381,7 +383,7 @@ def change(
         after = before
         effect = Effect()
         if done.touched:
-            _embed(session, tx, done, progress)
+            _embed(session, tx, done, options.progress)
             update(tx, select, images, set(done.touched), held)
             if done.images_changed:
                 _update_stats(tx, done.touched)
@@ -390,13 +392,13 @@ def change(
             after = before.updated(tx, merged)
             effect = after.effect(before, done.touched)
         classes = _states(tx, after, done.touched.union(done.shown))
-        report = ChangeReport(command, dry_run, done.notes, classes, effect)
+        report = ChangeReport(command, options.dry_run, done.notes, classes, effect)
         if _is_mute(after.scorer) and any(not state.images for state in classes):
             report.notes.append(_MUTE)
-        if not dry_run:
+        if not options.dry_run:
             _tidy(tx)
     if tx.result_commit == tx.commit:
-        return report if dry_run else replace(report, changed=False)
+        return report if options.dry_run else replace(report, changed=False)
     session.keep(tx.result_commit.id, after)
     return report
 

@@ -1,6 +1,6 @@
 """Changing the class list: classes added, removed, renamed and merged, and given more sentences and images, or fewer.
 
-Every function makes one commit; for the arguments `how` see `change.How`.
+Every function makes one commit; for `options` see `change.ChangeOptions`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Unpack
+from typing import TYPE_CHECKING, Annotated, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, Field
 
-from vlltr_index.classes.change import ChangeReport, Edit, How, change, new_image_rows, usable
+from vlltr_index.classes.change import (
+    USUAL,
+    ChangeOptions,
+    ChangeReport,
+    Edit,
+    change,
+    new_image_rows,
+    usable,
+)
 from vlltr_index.data.files import read_json, require
 from vlltr_index.data.text import class_prompts, clean_name, normalise_text, sentence_id, text_hash
 from vlltr_index.data.text_readers import class_sentences
@@ -83,14 +91,16 @@ def add_class(
     sentences: Sequence[str] = (),
     images: Path | None = None,
     aliases: Sequence[str] = (),
-    **how: Unpack[How],
+    options: ChangeOptions = USUAL,
 ) -> ChangeReport:
     """Add one class; see `add_classes`."""
     pictures = () if images is None else (images,)
-    return add_classes(workspace, [NewClass(name, tuple(sentences), None, pictures, tuple(aliases))], **how)
+    return add_classes(workspace, [NewClass(name, tuple(sentences), None, pictures, tuple(aliases))], options)
 
 
-def add_classes(workspace: Workspace, wanted: Sequence[NewClass], **how: Unpack[How]) -> ChangeReport:
+def add_classes(
+    workspace: Workspace, wanted: Sequence[NewClass], options: ChangeOptions = USUAL
+) -> ChangeReport:
     """Add classes: embed only what is new, score it, select anchors, count its images.
 
     The index is not rebuilt: the new anchors are searched beside it, exactly.
@@ -100,7 +110,7 @@ def add_classes(workspace: Workspace, wanted: Sequence[NewClass], **how: Unpack[
         MissingStepError: If the workspace has no trained head yet.
     """
     command = f"classes add {some(one.name for one in wanted)}"
-    return replace(change(workspace, command, lambda tx: _write(workspace, tx, wanted), **how), added=True)
+    return replace(change(workspace, command, lambda tx: _write(workspace, tx, wanted), options), added=True)
 
 
 def _write(workspace: Workspace, tx: Transaction, wanted: Sequence[NewClass]) -> Edit:
@@ -170,7 +180,9 @@ def _sentences(workspace: Workspace, one: NewClass) -> list[SentenceRecord]:
     return records
 
 
-def remove_classes(workspace: Workspace, names: Sequence[str], **how: Unpack[How]) -> ChangeReport:
+def remove_classes(
+    workspace: Workspace, names: Sequence[str], options: ChangeOptions = USUAL
+) -> ChangeReport:
     """Retire classes: their sentences, images (of all splits) and statistics go, trained rows are masked.
 
     Their numbers are not used again; a class of the same name can be added again.
@@ -193,14 +205,14 @@ def remove_classes(workspace: Workspace, names: Sequence[str], **how: Unpack[How
             notes.append(f"Removed {table.names[i]!r} (class {i}) with {content}.")
         return Edit(set(ids), images_changed=True, notes=notes)
 
-    return change(workspace, f"classes remove {some(names)}", write, **how)
+    return change(workspace, f"classes remove {some(names)}", write, options)
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def rename_class(workspace: Workspace, old: str, new: str, **how: Unpack[How]) -> ChangeReport:
+def rename_class(workspace: Workspace, old: str, new: str, options: ChangeOptions = USUAL) -> ChangeReport:
     """Give a class another name: it keeps its number, images and free texts; its prompts are made anew.
 
     Raises:
@@ -236,7 +248,7 @@ def rename_class(workspace: Workspace, old: str, new: str, **how: Unpack[How]) -
             notes.append(f"The tree of classes has a {name!r} already: the class is that now.")
         return Edit({class_id} if gone else set(), [class_id], made, notes=notes)
 
-    return change(workspace, f"classes rename {old!r} {name!r}", write, **how)
+    return change(workspace, f"classes rename {old!r} {name!r}", write, options)
 
 
 def _renamed_prompts(
@@ -257,7 +269,9 @@ def _renamed_prompts(
     return new_rows, len(gone), len(stay)
 
 
-def merge_classes(workspace: Workspace, into: str, other: str, **how: Unpack[How]) -> ChangeReport:
+def merge_classes(
+    workspace: Workspace, into: str, other: str, options: ChangeOptions = USUAL
+) -> ChangeReport:
     """Make two classes one: sentences and images of `other` go to `into`, its name becomes an alias.
 
     Trained visual rows stay, their probabilities add up.
@@ -295,7 +309,7 @@ def merge_classes(workspace: Workspace, into: str, other: str, **how: Unpack[How
         )
         return Edit({kept, gone}, images_changed=True, merged=merged, notes=[note])
 
-    return change(workspace, f"classes merge {into!r} {other!r}", write, **how)
+    return change(workspace, f"classes merge {into!r} {other!r}", write, options)
 
 
 def _move_sentences(tx: Transaction, gone: int, kept: int) -> int:
@@ -314,7 +328,7 @@ def add_sentences(
     name: str,
     sentences: Sequence[str] = (),
     text: Path | None = None,
-    **how: Unpack[How],
+    options: ChangeOptions = USUAL,
 ) -> ChangeReport:
     """Give a class more sentences, and select its anchors again.
 
@@ -323,7 +337,7 @@ def add_sentences(
         name: The class.
         sentences: Each taken as one sentence.
         text: A file of text, which is split.
-        how: See `change.How`.
+        options: See there.
 
     Raises:
         UnknownClassError: If there is no such class.
@@ -344,11 +358,15 @@ def add_sentences(
         notes = [f"{many(rows.num_rows, 'sentence')} added{same}."]
         return Edit({class_id} if rows.num_rows else set(), [class_id], rows, notes=notes)
 
-    return change(workspace, f"sentences add {name!r}", write, **how)
+    return change(workspace, f"sentences add {name!r}", write, options)
 
 
 def remove_sentences(
-    workspace: Workspace, name: str, ids: Sequence[str] = (), matching: str | None = None, **how: Unpack[How]
+    workspace: Workspace,
+    name: str,
+    ids: Sequence[str] = (),
+    matching: str | None = None,
+    options: ChangeOptions = USUAL,
 ) -> ChangeReport:
     """Take sentences from a class, and select its anchors again.
 
@@ -357,7 +375,7 @@ def remove_sentences(
         name: The class.
         ids: Sentence ids, or their first six or more characters.
         matching: All sentences that hold this text, in any case.
-        how: See `change.How`.
+        options: See there.
 
     Raises:
         UsageError: If neither ids nor a text are given.
@@ -389,17 +407,19 @@ def remove_sentences(
         more = [f"  and {len(gone) - _EXAMPLES} more"] if len(gone) > _EXAMPLES else []
         return Edit({class_id}, notes=[f"{many(len(gone), 'sentence')} removed:", *shown, *more])
 
-    return change(workspace, f"sentences remove {name!r}", write, **how)
+    return change(workspace, f"sentences remove {name!r}", write, options)
 
 
-def add_images(workspace: Workspace, name: str, paths: Sequence[Path], **how: Unpack[How]) -> ChangeReport:
+def add_images(
+    workspace: Workspace, name: str, paths: Sequence[Path], options: ChangeOptions = USUAL
+) -> ChangeReport:
     """Give a class more training images: all anchors are selected again, and what is known of its images is counted.
 
     Args:
         workspace: With a trained head.
         name: The class.
         paths: Image files, or folders of them.
-        how: See `change.How`.
+        options: See there.
 
     Raises:
         UnknownClassError: If there is no such class.
@@ -421,10 +441,10 @@ def add_images(workspace: Workspace, name: str, paths: Sequence[Path], **how: Un
         notes += [f"Left out: {what}" for what in skipped]
         return Edit({class_id} if new else set(), [class_id], images=rows, images_changed=True, notes=notes)
 
-    return _with_trained_note(change(workspace, f"images add {name!r}", write, **how))
+    return _with_trained_note(change(workspace, f"images add {name!r}", write, options))
 
 
-def remove_images(workspace: Workspace, ids: Sequence[str], **how: Unpack[How]) -> ChangeReport:
+def remove_images(workspace: Workspace, ids: Sequence[str], options: ChangeOptions = USUAL) -> ChangeReport:
     """Take images away: all anchors are selected again, and what is known of their classes' images is counted anew.
 
     A class that loses its last training image is known by text alone, if it was not trained.
@@ -432,7 +452,7 @@ def remove_images(workspace: Workspace, ids: Sequence[str], **how: Unpack[How]) 
     Args:
         workspace: With a trained head.
         ids: Image ids, or their first six or more characters.
-        how: See `change.How`.
+        options: See there.
 
     Raises:
         UsageError: If no id is given.
@@ -451,7 +471,7 @@ def remove_images(workspace: Workspace, ids: Sequence[str], **how: Unpack[How]) 
         return Edit(set(owners), images_changed=True, notes=[f"{many(len(gone), 'image')} removed."])
 
     command = f"images remove {' '.join(ids[:3])}" + (" ..." if len(ids) > 3 else "")
-    return _with_trained_note(change(workspace, command, write, **how))
+    return _with_trained_note(change(workspace, command, write, options))
 
 
 def _with_trained_note(report: ChangeReport) -> ChangeReport:

@@ -10,7 +10,7 @@ import socket
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import islice, starmap
 from pathlib import Path
@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from vlltr_index.data.unlabelled import Pictures, unlabelled_images
 from vlltr_index.data.writing import whole_file
 from vlltr_index.errors import UsageError, VlltrError, WorkspaceError, write_error
+from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.wording import cell, many
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 _FORMATS = (".csv", ".jsonl", ".parquet")
 _ROWS = 10_000
+_USUAL = PredictOptions()
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,9 @@ class OnRay:
 
 
 def named_predictions(
-    answers: Answers, images: Iterable[tuple[str, str | bytes]], **how: Any
+    answers: Answers, images: Iterable[tuple[str, str | bytes]], options: PredictOptions = _USUAL
 ) -> Iterator[Prediction]:
-    """`Answers.stream` over named sources; each prediction goes by its source's name."""
+    """Predict named sources; each prediction goes by its source's name."""
     names = deque[str]()
 
     def sources() -> Iterator[str | bytes]:
@@ -69,7 +71,7 @@ def named_predictions(
             names.append(name)
             yield source
 
-    for prediction in answers.stream(sources(), **how):
+    for prediction in answers.stream(sources(), options):
         yield replace(prediction, image=names.popleft())
 
 
@@ -77,9 +79,10 @@ def predict_to_file(
     answers: Answers,
     paths: Sequence[str],
     out: Path,
+    options: PredictOptions = _USUAL,
+    *,
     progress: Progress | None = None,
     ray: OnRay | None = None,
-    **how: Any,
 ) -> PredictReport:
     """Answer for pictures into a CSV, JSONL or Parquet file, one row a picture; each name once.
 
@@ -91,9 +94,9 @@ def predict_to_file(
         answers: What answers.
         paths: As for `data.unlabelled.unlabelled_images`.
         out: The file; it must not be there.
+        options: See there.
         progress: Called after every picture.
         ray: Answers are computed there; default: in this process. Either goes on where the other one stopped.
-        how: As for `Answers.stream`.
 
     Raises:
         ConfigError: If Ray is not installed.
@@ -108,7 +111,7 @@ def predict_to_file(
         )
     part, lock = (out.with_name(out.name + ending) for ending in (".part", ".lock"))
     model = [answers.scorer.saved.text_fp, answers.scorer.saved.image_fp, answers.scorer.loaded.selection_id]
-    facts = {"commit": answers.commit, "model": model, "images": list(paths), **how}
+    facts = {"commit": answers.commit, "model": model, "images": list(paths), **asdict(options)}
     asked = json.dumps(facts, sort_keys=True).encode() + b"\n"
     try:
         with FileLock(lock, timeout=0):
@@ -126,7 +129,7 @@ def predict_to_file(
             try:
                 with (
                     open(part, "a", encoding="utf-8", opener=_unlinked) as file,
-                    closing(_lines(answers, todo, ray, how)) as lines,
+                    closing(_lines(answers, todo, ray, options)) as lines,
                 ):
                     for written, (line, lost) in enumerate(lines, 1):
                         file.write(line + "\n")
@@ -138,7 +141,7 @@ def predict_to_file(
                     part.unlink()
                     lock.unlink()
                 raise
-            _finish(part, out, _schema(how.get("top", 5), how.get("coverage") is not None))
+            _finish(part, out, _schema(options.top, options.min_accuracy is not None))
             lock.unlink(missing_ok=True)  # while it is held: whoever comes next sees `out`
     except Timeout:
         raise UsageError(
@@ -150,17 +153,17 @@ def predict_to_file(
 
 
 def _lines(
-    answers: Answers, named: Iterable[tuple[str, str | bytes]], ray: OnRay | None, how: dict[str, Any]
+    answers: Answers, named: Iterable[tuple[str, str | bytes]], ray: OnRay | None, options: PredictOptions
 ) -> Generator[tuple[str, bool], None, None]:
     """What `_as_json` gives of each prediction, made here or by Ray's actors."""
     if ray is None:
-        yield from map(_as_json, named_predictions(answers, named, **how))
+        yield from map(_as_json, named_predictions(answers, named, options))
         return
     from vlltr_index.embedding.ray_engine import RayData, on_cpu
     from vlltr_index.embedding.vectors import CropPixels, Reader
 
-    reader = Reader(CropPixels(answers.encoder, how.get("crops", 1)), None, (0,))
-    model = ray.address, answers.commit, how, answers.encoder.image_size, on_cpu()
+    reader = Reader(CropPixels(answers.encoder, options.crops), None, (0,))
+    model = ray.address, answers.commit, options, answers.encoder.image_size, on_cpu()
     with RayData(ray.actors) as data:
         for table in data.run(Pictures(list(named)), reader, _Answering, model):
             yield from zip(table["line"].to_pylist(), table["lost"].to_pylist(), strict=True)
@@ -170,11 +173,11 @@ class _Answering:
     """What an actor holds: a commit's model, opened at the first call, whose errors are told."""
 
     def __init__(
-        self, address: str, commit: int, how: dict[str, Any], size: tuple[int, int], on_cpu: bool
+        self, address: str, commit: int, options: PredictOptions, size: tuple[int, int], on_cpu: bool
     ) -> None:
         self._address = address
         self._commit = commit
-        self._how = how
+        self._options = options
         self._size = size
         os.environ["VLLTR_DEVICE"] = "cpu" if on_cpu else "auto"
 
@@ -197,7 +200,7 @@ class _Answering:
         rows = zip(
             table["id"].to_pylist(), decoded(table, self._size), table["problem"].to_pylist(), strict=True
         )
-        lines = map(_as_json, self._answers.stream(starmap(ReadImage, rows), **self._how))
+        lines = map(_as_json, self._answers.stream(starmap(ReadImage, rows), self._options))
         line, lost = zip(*lines, strict=True)
         return pa.table({"place": table["place"], "line": line, "lost": lost})
 
@@ -268,11 +271,11 @@ def _finish(part: Path, out: Path, schema: pa.Schema) -> None:
     part.unlink()
 
 
-def _schema(top: int, coverage: bool) -> pa.Schema:
+def _schema(top: int, by_rank: bool) -> pa.Schema:
     text = pa.string()
     number = pa.float64()
     fields = {"image": text}
-    if coverage:
+    if by_rank:
         fields |= {"answer": text, "answer_rank": text, "answer_probability": number}
     for k in range(1, top + 1):
         fields |= {f"class_{k}": text, f"probability_{k}": number}

@@ -8,7 +8,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, lru_cache, partial
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from vlltr_index.heads.explanation import ClassExplanation, explain_class
 from vlltr_index.heads.fusion import FusedScores, parts_of
 from vlltr_index.recognition.in_words import numbered, sayings
 from vlltr_index.recognition.scorer import NO_TREE, Scorer, classes_below, load_scorer, tree_above
+from vlltr_index.schemas.options import PredictOptions
 from vlltr_index.schemas.records import ClassScore, Neighbour, Prediction, RankScore, SentenceShare
 from vlltr_index.store.taxonomy import load_taxonomy
 from vlltr_index.tensors import check_matrix, choose_device
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 _BATCH = 64
 _READERS = 8
 _CPU = torch.device("cpu")
+_USUAL = PredictOptions()
 _DENSE = 32  # anchors a class
 _CLASSES = 32  # whose training vectors are kept
 _KEPT_RANKS = 8  # trees, each above the classes of one `only` or `parent`
@@ -52,36 +54,6 @@ TEXT_COLUMNS = ("sentence_id", "text", "source", "source_ref", "licence")
 _Ranks = tuple["ClassTree | None", dict[str, float] | None]
 Texts = Mapping[str, tuple[str, str, str | None, str | None]]
 """Sentence id to text, source, its reference there, and licence."""
-
-
-class Asked(TypedDict, total=False):
-    """What is asked about images, as keyword arguments.
-
-    Attributes:
-        top: Classes an image; 5 unless it is given.
-        explain: Sentences a class, by their share of its text score, else none; those that say the same but for a
-            template count as one.
-        retrieval: `faiss` scores the classes that the index retrieves; `exhaustive` all of them; `auto`, the default,
-            takes what is quicker for a batch: all, where there are fewer than 64,000 anchors, an exact index or a GPU,
-            and for several images where there are fewer than 32 anchors a class.
-        reject: Whether each prediction says if the image is of any of the classes at all (`known`).
-        crops: Crops of each image that make its feature: 1, the default, or 5 (the centre and the corners).
-        only: Names of classes: the answer is among them, as if there were no others. All of them are scored.
-        neighbours: Nearest training images of the best class, by stored vectors; else none.
-        parent: The answer is among the classes below this name in the tree of classes, as if there were no others.
-        coverage: An accuracy between 0 and 1: `answer` is of the deepest rank that held it on the images held out
-            when the head was trained, with the sentences of the classes it holds; None where no rank can answer.
-    """
-
-    top: int
-    explain: int
-    retrieval: str
-    reject: bool
-    crops: int
-    only: Sequence[str] | None
-    neighbours: int
-    parent: str | None
-    coverage: float | None
 
 
 class ReadImage(NamedTuple):
@@ -150,41 +122,29 @@ class Answers:
         return WithDelta(base, F.normalize(self.scorer.bank.vectors[new], dim=1), keys[new], gone)
 
     def stream(
-        self,
-        images: Iterable[ImageSource | ReadImage],
-        top: int = 5,
-        explain: int = 0,
-        retrieval: str = "auto",
-        reject: bool = False,
-        crops: int = 1,
-        only: Sequence[str] | None = None,
-        neighbours: int = 0,
-        parent: str | None = None,
-        coverage: float | None = None,
+        self, images: Iterable[ImageSource | ReadImage], options: PredictOptions = _USUAL
     ) -> Iterator[Prediction]:
-        """As `Recognizer.stream`; images may be decoded already, and the other arguments are those of `Asked`."""
-        if retrieval not in ("auto", "faiss", "exhaustive"):
-            raise UsageError(f"retrieval is 'auto', 'faiss' or 'exhaustive', got {retrieval!r}")
-        some = only is not None or parent is not None
-        if some and reject:
-            what = "an answer among some classes (--only, --parent) with --reject, which looks at all classes"
-            raise UsageError(what, "Leave one of them out.")
-        level = self.scorer.held_out("'none of these'")[0] if reject else None
-        columns = self._columns(only, parent)
-        tree, least = self._ranks(columns, coverage)
-        views = Crops(self.encoder, crops)
+        """Predict as `Recognizer.stream` does; images may be decoded already."""
+        level = self.scorer.held_out("'none of these'")[0] if options.reject else None
+        columns = self._columns(options.only, options.parent)
+        tree, least = self._ranks(columns, options.min_accuracy)
+        views = Crops(self.encoder, options.crops)
         for batch in self._read(images, views):
             pixels = [read for _, read, _ in batch if read is not None]
-            used = "exhaustive" if some else self._used(retrieval, len(pixels))
+            used = "exhaustive" if options.some else self._used(options.retrieval, len(pixels))
             answered: Iterator[Prediction] = iter(())
             if pixels:
                 features = views.features(pixels)
                 fused, residual = self.score(features, used)
-                if some:
+                if options.some:
                     fused = fused.among(columns, self.scorer.fusion.rule)
-                best = fused.probabilities.topk(min(top, len(columns))).indices
-                scores = self._class_scores(features, fused, best, explain, columns, neighbours)
-                above = self._above(tree, least, features, fused.probabilities, columns, explain)
+                best = fused.probabilities.topk(min(options.top, len(columns))).indices
+                scores = self._class_scores(
+                    features, fused, best, options.explain, columns=columns, neighbours=options.neighbours
+                )
+                above = self._above(
+                    tree, least, features, fused.probabilities, columns=columns, explain=options.explain
+                )
                 rows = zip(scores, residual.tolist(), self._known(features, level), above, strict=True)
                 answered = (
                     Prediction("", classes, rest, used, self.state, None, *known, *placed)
@@ -216,17 +176,20 @@ class Answers:
         classes = self.scorer.class_ids if columns is None else self.scorer.class_ids[columns]
         return tree_above(self.taxonomy, [self.names[i] for i in classes.tolist()])
 
-    def _ranks(self, columns: Tensor, coverage: float | None) -> _Ranks:
-        """The tree above the classes in some columns, int64, and with `coverage` the ranks that held it."""
+    def _ranks(self, columns: Tensor, min_accuracy: float | None) -> _Ranks:
+        """Return the tree above the classes in columns int64 [C], and the least probability of an answer by rank."""
         if not self.taxonomy:
-            if coverage is not None:
+            if min_accuracy is not None:
                 raise MissingStepError(*NO_TREE)
             return None, None
-        key = columns.numpy().tobytes(), coverage
+        key = columns.numpy().tobytes(), min_accuracy
         found = self._kept_ranks.get(key)
         if found is None:
             tree = self.tree(columns)
-            found = tree, None if coverage is None else self.scorer.ranks_holding(tree, columns, coverage)
+            least = None
+            if min_accuracy is not None:
+                least = self.scorer.ranks_holding(tree, columns, min_accuracy)
+            found = tree, least
             if len(self._kept_ranks) >= _KEPT_RANKS:
                 self._kept_ranks.clear()
             self._kept_ranks[key] = found

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vlltr_index.embedding.loading import ClassStats, LoadedBank, class_positions, class_stats, load_bank
-from vlltr_index.errors import FingerprintMismatch, MissingStepError, UsageError
+from vlltr_index.errors import FingerprintMismatch, MissingStepError
 from vlltr_index.heads.checkpoint import SavedHead, load_head
 from vlltr_index.heads.fusion import (
     FusedScores,
@@ -198,33 +198,40 @@ class Scorer:
             )
         return level, answers
 
-    def ranks_holding(self, tree: ClassTree, columns: Tensor, coverage: float) -> dict[str, float]:
-        """The least probability of an answer of each rank that held an accuracy on the images held out from training.
+    def ranks_holding(self, tree: ClassTree, columns: Tensor, min_accuracy: float) -> dict[str, float]:
+        """Find the ranks that held an accuracy on the images held out from training.
+
+        Returns:
+            The least probability of an answer of each. How many of the held-out images they answer, their coverage,
+            is logged.
 
         Args:
             tree: Of the classes that are answered among.
             columns: Int64 [C], the columns of these classes.
-            coverage: The accuracy.
+            min_accuracy: The accuracy, between 0 and 1.
 
         Raises:
-            UsageError: If it does not lie between 0 and 1.
             MissingStepError: If no image was held out.
         """
-        if not 0.0 < coverage < 1.0:
-            hint = "For example: --coverage 0.95"
-            raise UsageError(f"coverage lies between 0 and 1, got {coverage:g}", hint)
         classes = self.class_ids[columns]
         owners = self.row_owners
         _, answers = self.held_out("which rank held")
         answers = answers.among(class_positions(classes, owners), len(columns))
         images = len(answers.labels)
-        least = thresholds(tree, answers, coverage)
+        least = thresholds(tree, answers, min_accuracy)
         told = ", ".join(f"{rank} from {100 * value:.0f} %" for rank, value in least.items()) or "none"
-        if images < (needed := least_needed(coverage)):
+        if images < (needed := least_needed(min_accuracy)):
             told += f" (it takes {needed} at least)"
         if later := int((class_positions(owners, classes) < 0).sum()):
             told += f"; {many(later, 'class', 'classes')} that came later had no part in it"
-        _log.info("%d images were held out; ranks that held %g %% on them: %s", images, 100 * coverage, told)
+        answered = tree.answers(tree.sums(answers.probabilities.float()), least) >= 0
+        _log.info(
+            "%d images were held out; ranks that held %g %% on them: %s; they answer %.0f %% of these images",
+            images,
+            100 * min_accuracy,
+            told,
+            100 * float(answered.double().mean()) if images else 0.0,
+        )
         return least
 
     def with_rule(self, fusion: FusionConfig) -> Scorer:

@@ -1,0 +1,62 @@
+"""Options of predictions: one frozen record for the command line, Python, the page, Ray and a run that goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vlltr_index.errors import UsageError
+
+RETRIEVALS = ("auto", "faiss", "exhaustive")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PredictOptions:
+    """How images are recognised, and what is said of each.
+
+    Attributes:
+        top: Classes an image.
+        explain: Sentences a class, by their share of its text score; those that say the same but for a template count
+            as one. 0: none.
+        retrieval: `faiss` scores the classes that the index retrieves; `exhaustive` all of them; `auto` takes what is
+            quicker for a batch: all, where there are fewer than 64,000 anchors, an exact index or a GPU, and for
+            several images where there are fewer than 32 anchors a class.
+        reject: Whether each prediction says if the image is of any of the classes at all (`known`).
+        crops: Crops of each image that make its feature: 1 or 5 (the centre and the corners).
+        only: Names of classes: the answer is among them, as if there were no others. All of them are scored.
+        neighbours: Nearest training images of the best class, by stored vectors. 0: none.
+        parent: The answer is among the classes below this name in the tree of classes, as if there were no others.
+        min_accuracy: Between 0 and 1: `answer` is of the deepest rank that was right so often on the images held out
+            when the head was trained, with the sentences of the classes it holds; None where no rank can answer.
+
+    Raises:
+        UsageError: If `retrieval` is none of these, `min_accuracy` does not lie between 0 and 1, or `reject`, which
+            looks at all classes, is asked for together with `only` or `parent`.
+    """
+
+    top: int = 5
+    explain: int = 0
+    retrieval: str = "auto"
+    reject: bool = False
+    crops: int = 1
+    only: Sequence[str] | None = None
+    neighbours: int = 0
+    parent: str | None = None
+    min_accuracy: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.retrieval not in RETRIEVALS:
+            raise UsageError(f"retrieval is 'auto', 'faiss' or 'exhaustive', got {self.retrieval!r}")
+        if self.min_accuracy is not None and not 0.0 < self.min_accuracy < 1.0:
+            raise UsageError(
+                f"the least accuracy lies between 0 and 1, got {self.min_accuracy:g}",
+                "For example: --min-accuracy 0.95",
+            )
+        if self.reject and self.some:
+            what = "an answer among some classes (--only, --parent) with --reject, which looks at all classes"
+            raise UsageError(what, "Leave one of them out.")
+
+    @property
+    def some(self) -> bool:
+        """Whether the answer is among some of the classes."""
+        return self.only is not None or self.parent is not None
