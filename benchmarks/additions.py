@@ -184,7 +184,7 @@ def _workspace(folder: Path, classes: int, sentences: int = SENTENCES_EACH) -> W
         _write_images(tx, encoder, "train", torch.arange(classes).repeat_interleave(IMAGES_EACH), around)
         owners = torch.randint(classes, (VAL_IMAGES,), generator=generator)
         _write_images(tx, encoder, "val", owners, around)
-        checkpoint = workspace.put_object("checkpoints", encoder.save)
+        checkpoint = workspace.objects.put("checkpoints", encoder.save)
         tx.set(checkpoint=checkpoint, text_fp=encoder.text_fp, image_fp=encoder.image_fp)
         tx.note(logit_scale=encoder.logit_scale, dim=dim, views=1)
     select(workspace, recipe.select)
@@ -200,7 +200,7 @@ def _workspace(folder: Path, classes: int, sentences: int = SENTENCES_EACH) -> W
     parts = Parts(shared, PartWeights(1.0, 0.1, 0.1, later, later))
     saved = SavedHead(head, torch.arange(classes), encoder.text_fp, encoder.image_fp, parts)
     with workspace.transaction("a head out of the air") as tx:
-        tx.set(head=workspace.put_object("heads", lambda path: save_head(saved, path)))
+        tx.set(head=workspace.objects.put("heads", lambda path: save_head(saved, path)))
         rows = stats_rows(images.features, images.class_ids, [None] * len(each), encoder.image_fp)
         tx.replace("class_stats", rows)
     index_anchors(workspace)

@@ -84,7 +84,7 @@ def _copy(old: dict[str, Any], result: dict[str, Any]) -> None:
 
 def _measure(workspace: Workspace, seed: int) -> dict[str, Any]:
     snapshot = workspace.snapshot()
-    scorer, test = load_scorer(workspace, snapshot), image_set(snapshot, "test")
+    scorer, test = load_scorer(snapshot), image_set(snapshot, "test")
     labels = class_positions(scorer.class_ids, test.class_ids)
     found: dict[str, Any] = {
         "order": [],

@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("workspace", type=Path)
     workspace = Workspace.open(parser.parse_args().workspace)
     snapshot = workspace.snapshot()
-    scorer, test = load_scorer(workspace, snapshot), image_set(snapshot, "test")
+    scorer, test = load_scorer(snapshot), image_set(snapshot, "test")
     counts, labels = (
         training_counts(snapshot, scorer.class_ids),
         class_positions(scorer.class_ids, test.class_ids),

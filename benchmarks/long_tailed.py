@@ -158,7 +158,7 @@ def permuted(texts: Path, target: Path) -> Path:
 def measure(workspace: Workspace, baseline: bool) -> dict[str, Any]:
     """Which test images each row has right, and what was decided; the image-only rows where there is a `baseline`."""
     snapshot = workspace.snapshot()
-    scorer, test = load_scorer(workspace, snapshot), image_set(snapshot, "test")
+    scorer, test = load_scorer(snapshot), image_set(snapshot, "test")
     counts = training_counts(snapshot, scorer.class_ids)
     labels = class_positions(scorer.class_ids, test.class_ids)
     fused, data = scorer.exhaustive(test.features), training_data(workspace, snapshot)

@@ -96,7 +96,7 @@ class Old:
     def load(cls, workspace: Workspace) -> Old:
         """Read a finished workspace."""
         snapshot = workspace.snapshot()
-        scorer, test = load_scorer(workspace, snapshot), image_set(snapshot, "test")
+        scorer, test = load_scorer(snapshot), image_set(snapshot, "test")
         best = scorer.class_ids[scorer.exhaustive(test.features).probabilities.argmax(1)]
         return cls(workspace, scorer, test.features, test.class_ids, best == test.class_ids)
 
@@ -150,7 +150,7 @@ def oracle(
     texts, pictures = _together(files, group_name, images, folder / name)
     workspace = made(folder / name, recipe, texts, pictures, seconds, SPLITS)
     snapshot = workspace.snapshot()
-    scorer, test = load_scorer(workspace, snapshot), image_set(snapshot, "test")
+    scorer, test = load_scorer(snapshot), image_set(snapshot, "test")
     with tempfile.TemporaryDirectory() as support:
         encoder = Session(workspace).encoder(snapshot)
         group = read_group(files, group_name, encoder, Path(support))
@@ -249,7 +249,7 @@ def _added(
     if refitted:
         refit(workspace, workspace.recipe.lgr)
     snapshot = workspace.snapshot()
-    scorer, lookup = load_scorer(workspace, snapshot), snapshot.class_table().lookup
+    scorer, lookup = load_scorer(snapshot), snapshot.class_table().lookup
     shutil.rmtree(workspace.path)
     return _row(scorer, lookup, group, old.test, old.test_owners, lost)
 

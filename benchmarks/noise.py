@@ -48,7 +48,7 @@ def run(path: Path, draws: int = DRAWS, keep: bool = True) -> dict[str, Any]:
     """Measure the ladder on one workspace."""
     workspace = Workspace.open(path)
     snapshot, config = workspace.snapshot(), workspace.recipe.select
-    scorer, test = load_scorer(workspace, snapshot), image_set(snapshot, "test")
+    scorer, test = load_scorer(snapshot), image_set(snapshot, "test")
     right = sentences_of(snapshot, scorer.class_ids)
     assert snapshot.commit.text_fp is not None
     name = sentence_vectors_name(snapshot.commit.text_fp)

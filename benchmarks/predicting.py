@@ -51,7 +51,7 @@ def bare(workspace: Path, pictures: Path) -> None:
     from vlltr_index.store.workspace import Workspace
 
     opened = Workspace.open(workspace)
-    engine, batch = LocalEngine(open_encoder(opened, opened.snapshot()).eval()), list[tuple[str, Any]]()
+    engine, batch = LocalEngine(open_encoder(opened.snapshot()).eval()), list[tuple[str, Any]]()
 
     def batches() -> Any:
         for one in unlabelled_images([str(pictures)]):

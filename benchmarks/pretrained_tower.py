@@ -63,7 +63,7 @@ def run(folder: Path) -> None:
     names, snapshot = imagenet_names(), workspace.snapshot()
     measured = measure(workspace, baseline=False)
     known = {i: name.casefold() in names for i, name in snapshot.class_table().names.items()}
-    columns = [known[i] for i in load_scorer(workspace, snapshot).class_ids.tolist()]
+    columns = [known[i] for i in load_scorer(snapshot).class_ids.tolist()]
     result = {
         "dataset": dataset(files),
         **surroundings(),

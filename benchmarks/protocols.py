@@ -61,7 +61,7 @@ def run(data: str, protocol: str, folder: Path) -> None:
 def _measure(workspace: Workspace) -> dict[str, Any]:
     embed(workspace)  # the paper's second stage tuned the visual tower
     snapshot = workspace.snapshot()
-    scorer, test = load_scorer(workspace, snapshot), image_set(snapshot, "test")
+    scorer, test = load_scorer(snapshot), image_set(snapshot, "test")
     labels = class_positions(scorer.class_ids, test.class_ids)
     fused = scorer.exhaustive(test.features)
     rows = {METHOD: fused.probabilities, "image side": fused.by_image, "text branch": fused.by_text}

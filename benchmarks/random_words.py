@@ -33,7 +33,7 @@ def control(workspace: Workspace, seed: int, features: Tensor) -> Iterator[tuple
     draws the one with the median accuracy on split val is taken.
     """
     snapshot = workspace.snapshot()
-    encoder, bank = open_encoder(workspace, snapshot).eval(), load_bank(snapshot).bank
+    encoder, bank = open_encoder(snapshot).eval(), load_bank(snapshot).bank
     val, counts = image_set(snapshot, "val"), bank.offsets.diff()
     known = class_positions(bank.class_ids, val.class_ids)
     seen, labels = val.features[known >= 0], known[known >= 0]

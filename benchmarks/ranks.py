@@ -74,7 +74,7 @@ def run(name: str, workspace: Workspace) -> None:
     """Measure a workspace."""
     data = about(workspace)
     ingest_classes(workspace, RECIPES / data / "tree.csv")
-    parts = load_scorer(workspace, workspace.snapshot()).saved.parts
+    parts = load_scorer(workspace.snapshot()).saved.parts
     if parts is None or parts.held_out is None:
         train_lgr_stage(workspace, workspace.recipe.lgr)
     result = {"name": name, "data": data, "dataset": dataset(files_of(data)), **surroundings()}
@@ -85,7 +85,7 @@ def run(name: str, workspace: Workspace) -> None:
 def measured(workspace: Workspace) -> dict[str, Any]:
     """Each test image: whether each rank is right, and for each accuracy asked for at which rank it is answered."""
     snapshot = workspace.snapshot()
-    answers, test = load_answers(workspace, snapshot), image_set(snapshot, "test")
+    answers, test = load_answers(snapshot), image_set(snapshot, "test")
     scorer, tree = answers.scorer, answers.tree()
     labels = class_positions(scorer.class_ids, test.class_ids)
     chances = scorer.exhaustive(test.features).probabilities

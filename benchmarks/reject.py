@@ -39,7 +39,7 @@ def run(seed: int, folder: Path, groups: Sequence[str], fast: bool = False) -> d
     """Measure one seed's workspace; nothing is written to it."""
     data, workspace = glyph_files(fast), Workspace.open(folder / f"seed-{seed}")
     snapshot = workspace.snapshot()
-    scorer, encoder = load_scorer(workspace, snapshot), open_encoder(workspace, snapshot)
+    scorer, encoder = load_scorer(snapshot), open_encoder(snapshot)
     encoder.eval()
     known = image_set(snapshot, "test").features
     result = {"seed": seed, "dataset": dataset(data), **surroundings(), "groups": {}}

@@ -156,7 +156,7 @@ def train(folder: Path, classes: int) -> Facts:
     names = snapshot.commit.text_fp or "", snapshot.commit.image_fp or ""
     saved = SavedHead(head, labels, *names, parts(bank.dim))
     with workspace.transaction("train lgr") as tx:
-        digest = workspace.put_object("heads", lambda path: save_head(saved, path))
+        digest = workspace.objects.put("heads", lambda path: save_head(saved, path))
         tx.replace("class_stats", stats_rows(features, labels, [None] * classes, saved.image_fp))
         tx.set(head=digest, fusion=workspace.recipe.fusion)
         tx.note(lgr=config.model_dump(mode="json"), recipe=workspace.recipe.name)

@@ -97,7 +97,7 @@ def run(path: Path, wanted: Sequence[str] = WAYS) -> None:
     started, source = time.monotonic(), Workspace.open(path)
     rows, weighed = dict[str, Tensor](), dict[str, Any]()
     snapshot, files = source.snapshot(), files_of(about(source))
-    scorer, test = load_scorer(source, snapshot), image_set(snapshot, "test")
+    scorer, test = load_scorer(snapshot), image_set(snapshot, "test")
     labels = class_positions(scorer.class_ids, test.class_ids)
 
     def add(name: str, scores: Tensor) -> None:
@@ -160,7 +160,7 @@ def _told(workspace: Workspace, texts: Texts) -> Scorer:
     embed(workspace)
     select(workspace, workspace.recipe.select)
     train_lgr_stage(workspace, workspace.recipe.lgr)
-    return load_scorer(workspace, workspace.snapshot())
+    return load_scorer(workspace.snapshot())
 
 
 def _rules(workspace: Workspace, image_ids: list[str]) -> Iterator[tuple[str, Tensor]]:

@@ -51,7 +51,7 @@ def run(way: str, folder: Path, fast: bool = False) -> None:
     left_out = () if way == "text" else ("train cvlp",)
     workspace = made(folder / name, recipe, data.texts, data.images, seconds, left_out=left_out)
     snapshot = workspace.snapshot()
-    scorer, test = load_scorer(workspace, snapshot), image_set(snapshot, "test")
+    scorer, test = load_scorer(snapshot), image_set(snapshot, "test")
     labels = class_positions(scorer.class_ids, test.class_ids)
     said = scorer.exhaustive(test.features)
     means = prototypes(workspace, scorer.class_ids)[0]["own sentences"]

@@ -98,7 +98,7 @@ def training_data(workspace: Workspace, snapshot: Snapshot) -> StageTwoData:
     first = image_set(snapshot, "train")
     rest = [image_set(snapshot, "train", view, recipe.augment).features for view in range(1, recipe.views)]
     class_ids, labels = torch.unique(first.class_ids, return_inverse=True)
-    held = read_held_out(workspace.object_path("checkpoints", commit.checkpoint))
+    held = read_held_out(workspace.objects.path("checkpoints", commit.checkpoint))
     none, dim = torch.empty(0, dtype=torch.int64), first.features.shape[1]
     empty = AnchorBank(torch.empty(0, dim), none.new_zeros(1), none, none, torch.empty(0))
     return StageTwoData(

@@ -192,5 +192,5 @@ def anchors(workspace: Workspace) -> dict[str, tuple[int, int]]:
 
 def probabilities(workspace: Workspace, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Class ids [C] and probabilities [B, C] with exhaustive retrieval."""
-    scorer = load_scorer(workspace, workspace.snapshot())
+    scorer = load_scorer(workspace.snapshot())
     return scorer.class_ids, scorer.exhaustive(features).probabilities

@@ -27,7 +27,7 @@ def main(folder: Path) -> None:
             tx.upsert("classes", class_rows([number]))
             tx.store.create(name, sentence_vectors(3), "text_hash")
             tx.store.append(name, vector_rows([f"h{number}"], [[1.0, 2.0, float(number)]]))
-            tx.set(text_fp="t", head=workspace.put_object("heads", build))
+            tx.set(text_fp="t", head=workspace.objects.put("heads", build))
         (done / str(number)).mkdir()
     prune(workspace, 1)
     (done / "3").mkdir()

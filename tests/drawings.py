@@ -105,7 +105,7 @@ def workspace(folder: Path, *settings: str) -> Workspace:
 
 def trained_tensors(of: Workspace) -> dict[str, Tensor]:
     """The weights of the newest commit's encoder and visual classifier."""
-    folder = of.object_path("checkpoints", str(of.history.last().checkpoint))
+    folder = of.objects.path("checkpoints", str(of.history.last().checkpoint))
     return {k: v for path in sorted(folder.glob("*.safetensors")) for k, v in load_file(path).items()}
 
 

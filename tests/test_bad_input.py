@@ -41,7 +41,7 @@ def test_one_class_is_not_explained_against_itself(
 def test_damaged_checkpoints(trained: Workspace, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Weights cut short, and stage 1's classifier cut short or another file: the commands that make them again."""
     commit = trained.history.last()
-    folder = trained.object_path("checkpoints", str(commit.checkpoint))
+    folder = trained.objects.path("checkpoints", str(commit.checkpoint))
     path = folder / "visual.safetensors"
     for content, why in (
         (b"xx", ""),

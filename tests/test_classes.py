@@ -71,9 +71,9 @@ def test_old_classes_keep_their_order_among_themselves(
 ) -> None:
     """A class that comes by text takes the same share from each old class."""
     features = image_set(trained.snapshot(), "test").features[:50]
-    before = load_scorer(trained, trained.snapshot()).exhaustive(features).probabilities
+    before = load_scorer(trained.snapshot()).exhaustive(features).probabilities
     add_class(trained, min(heldout), heldout[min(heldout)])
-    scorer = load_scorer(trained, trained.snapshot())
+    scorer = load_scorer(trained.snapshot())
     after = scorer.exhaustive(features).probabilities
     assert torch.allclose(after.sum(1), torch.ones(50), atol=1e-5)
     old = after[:, scorer.trained]

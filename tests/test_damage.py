@@ -116,7 +116,7 @@ def test_an_object_that_does_not_fit(workspace: Workspace) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     with pytest.raises(WorkspaceError, match=r"heads cannot be written: .*No space left"):
-        workspace.put_object("heads", lambda folder: full(folder / "head.safetensors"))
+        workspace.objects.put("heads", lambda folder: full(folder / "head.safetensors"))
     assert not list((workspace.path / "heads").iterdir())
 
 
@@ -136,17 +136,17 @@ def test_a_damaged_commit(trained: Workspace, pictures: Path, capsys: pytest.Cap
 
 def head_of(workspace: Workspace) -> Path:
     """The folder of the newest commit's head."""
-    return workspace.object_path("heads", str(workspace.history.last().head))
+    return workspace.objects.path("heads", str(workspace.history.last().head))
 
 
 @pytest.mark.parametrize("name", ["index.json", "anchors.safetensors", "index.faiss"])
 def test_flipped_bytes_in_an_index_are_noticed(trained: Workspace, name: str) -> None:
     """Before any of its files is read."""
-    folder = trained.object_path("index", str(index_anchors(trained, "flat").digest))
+    folder = trained.objects.path("index", str(index_anchors(trained, "flat").digest))
     data = (folder / name).read_bytes()
     (folder / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(WorkspaceError) as error:
-        load_answers(trained, trained.snapshot()).open_index()
+        load_answers(trained.snapshot()).open_index()
     assert error.value.message == f"{folder} is damaged: its files are not those that were written"
     assert "make it again: vlltr index. " in str(error.value.hint)
 
@@ -178,7 +178,7 @@ def test_status_and_report_outlast_damaged_json(trained: Workspace) -> None:
     """Deeply nested JSON in a head or a checkpoint is damage like any other; so are facts of another type."""
     commit = trained.history.last()
     head = head_of(trained)
-    checkpoint = trained.object_path("checkpoints", str(commit.checkpoint))
+    checkpoint = trained.objects.path("checkpoints", str(commit.checkpoint))
     whole = json.loads((head / "head.json").read_text(encoding="utf-8"))
     for path in (head / "head.json", head / "train.json", checkpoint / "encoder.json"):
         path.write_text("[" * 100_000, encoding="utf-8")

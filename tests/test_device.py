@@ -110,7 +110,7 @@ def test_tf32_is_noted_and_warned_of(trained: Workspace, caplog: pytest.LogCaptu
     with trained.transaction("test") as tx:
         before = tx.commit
     trained.write_config(WorkspaceConfig(recipe=override(trained.recipe, ("encoder.precision=tf32",))))
-    checkpoint = trained.object_path("checkpoints", before.checkpoint or "")
+    checkpoint = trained.objects.path("checkpoints", before.checkpoint or "")
     facts = (checkpoint / "encoder.json").read_text(encoding="utf-8")
     (checkpoint / "encoder.json").write_text(facts.replace('"fp32"', '"tf32"'), encoding="utf-8")
     with caplog.at_level(logging.INFO, "vlltr_index"):

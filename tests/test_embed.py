@@ -28,7 +28,7 @@ from vlltr_index.train.augment import ViewAugment
 def test_stored_vectors_are_what_the_encoder_gives(trained: Workspace) -> None:
     """View 0 of train and test, and the anchors, equal encoding each image and sentence alone, within 1e-4."""
     snapshot = trained.snapshot()
-    encoder = open_encoder(trained, snapshot)
+    encoder = open_encoder(snapshot)
     encoder.eval()
     for split in ("train", "test"):
         stored = image_set(snapshot, split)

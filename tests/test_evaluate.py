@@ -30,7 +30,7 @@ def test_the_text_row_is_the_text_branch_alone(trained: Workspace, heldout: dict
     with trained.transaction("test") as tx:
         tx.set(fusion=FusionConfig(rule="paper", alpha=0.9))
     report = evaluate(trained, bootstrap=10)
-    scorer, data = load_scorer(trained, trained.snapshot()), image_set(trained.snapshot(), "test")
+    scorer, data = load_scorer(trained.snapshot()), image_set(trained.snapshot(), "test")
     text = scorer.saved.head.text_logits(data.features, scorer.bank)
     right = scorer.class_ids[text.argmax(1)] == data.class_ids
     assert report.rows["text branch"].top1["overall"].value == pytest.approx(float(right.double().mean()))

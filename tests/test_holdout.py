@@ -136,7 +136,7 @@ def test_the_file(tmp_path: Path) -> None:
 def trained_with(workspace: Workspace, *settings: str) -> tuple[HeldOut, dict[int, int]]:
     """Run stage 1; what it did not see, and how many images of each class it saw."""
     report = train_cvlp_stage(workspace, override(workspace.recipe, settings).cvlp)
-    folder = workspace.object_path("checkpoints", report.digest)
+    folder = workspace.objects.path("checkpoints", report.digest)
     held, visual = read_held_out(folder), load_file(folder / "visual.safetensors")
     counts = dict(zip(visual["class_ids"].tolist(), visual["counts"].tolist(), strict=True))
     assert (report.held_images, report.held_classes) == (len(held.images), len(held.classes))
@@ -175,7 +175,7 @@ def test_images_kept_at_another_side_stay_unseen(tmp_path: Path) -> None:
     workspace = drawings.workspace(tmp_path, *ONE_EPOCH)
     held, _ = trained_with(workspace)
     ingest_images(workspace, tmp_path / "images", "train", store=16)
-    found = held_images(workspace, workspace.snapshot())
+    found = held_images(workspace.snapshot())
     assert {image.partition("-")[0] for image in found} == held.images
     assert all(image.endswith("-16") for image in found)
 
@@ -192,7 +192,7 @@ def test_the_texts_of_the_others_do_not_name_them(
         "Kept out, so that train lgr weighs its parts on what this stage never saw: 3 images and 1 class"
         " (cvlp.hold_out, cvlp.hold_out_classes)"
     )
-    folder = workspace.object_path("checkpoints", str(workspace.history.last().checkpoint))
+    folder = workspace.objects.path("checkpoints", str(workspace.history.last().checkpoint))
     (apart,) = read_held_out(folder).classes
     name = workspace.snapshot().class_table().names[apart]
     words = (folder / "words.json").read_text(encoding="utf-8")

@@ -93,7 +93,7 @@ def test_the_way_through_both_stages(
     assert commit.fusion == FusionConfig(rule="paper", alpha=0.2)  # it has no weights for the recipe's rule
     table = space.snapshot().class_table()
     assert [table.lookup(name) for name in PLACES] == [1, 2, 0]
-    saved = load_head(space.object_path("heads", str(commit.head)))
+    saved = load_head(space.objects.path("heads", str(commit.head)))
     images = torch.randn(4, 24)
     visual, _ = release_twins.logits(files["state"], images)
     assert torch.allclose(saved.head.visual_logits(images), visual[:, [2, 0, 1]], atol=1e-4)

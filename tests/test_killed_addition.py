@@ -45,7 +45,7 @@ def test_kill_9(undisturbed: Undisturbed, world: World, tmp_path: Path, share: f
     assert process.exitcode == -signal.SIGKILL
     workspace = Workspace.open(path)
     assert state(workspace) == (after if share == 1.0 else before)
-    load_scorer(workspace, workspace.snapshot())
+    load_scorer(workspace.snapshot())
     if share < 1.0:
         add_classes(workspace, [okapi(picture)])
         assert state(workspace) == after

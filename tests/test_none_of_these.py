@@ -45,7 +45,7 @@ def test_a_head_without_a_level_says_which_command_gives_one(
     assert saved.parts is not None
     without = replace(saved, parts=replace(saved.parts, accept_above=None) if parts else None)
     with trained.transaction("a head without a level") as tx:
-        tx.set(head=trained.put_object("heads", lambda path: save_head(without, path)))
+        tx.set(head=trained.objects.put("heads", lambda path: save_head(without, path)))
     image = pictures / "known-0.png"
     code, out, err = run(capsys, "-q", "-w", trained.path, "predict", image, "--reject")
     assert (code, out, err) == (1, "", f"Error: this head cannot say 'none of these': {why}\n")

@@ -47,7 +47,7 @@ def workspace(world: World, tmp_path: Path) -> Workspace:
 
 def tables_alone(workspace: Workspace) -> Snapshot:
     """The newest commit, read from its tables."""
-    return Snapshot(workspace.store, workspace.history.last())
+    return Snapshot(workspace.store, workspace.history.last(), workspace.objects, workspace.recipe)
 
 
 def check_same(workspace: Workspace) -> None:
@@ -67,7 +67,7 @@ def check_same(workspace: Workspace) -> None:
     ):
         assert torch.equal(a, b)
     assert vars(snapshot.class_table())["names"] == tables_alone(workspace).class_table().names
-    answers, plain = load_answers(again, snapshot), load_answers(again, tables_alone(workspace))
+    answers, plain = load_answers(snapshot), load_answers(tables_alone(workspace))
     assert answers.taxonomy == plain.taxonomy
     told = answers.texts()
     assert told == {key: plain.texts()[key] for key in mine.sentence_ids}

@@ -253,7 +253,7 @@ def test_a_prediction_waits_twice(
     paths = sorted(pictures.glob("known-*.png"))
 
     def answers(**how: Any) -> tuple[Answers, list[Prediction]]:
-        found = load_answers(trained, trained.snapshot())
+        found = load_answers(trained.snapshot())
         scorer = found.scorer
         found = replace(found, scorer=scorer.with_rule(scorer.fusion.model_copy(update={"rule": rule})))
         list(found.stream(paths[:1]))  # what is kept is made
@@ -282,14 +282,10 @@ def test_an_index_is_asked_on_the_gpu(
     """What retrieval answers there is what it answers on the CPU."""
     index_anchors(trained, "flat")
     paths = sorted(pictures.glob("known-*.png"))
-    expected = list(
-        load_answers(trained, trained.snapshot()).stream(paths, PredictOptions(retrieval="faiss"))
-    )
+    expected = list(load_answers(trained.snapshot()).stream(paths, PredictOptions(retrieval="faiss")))
     with pretended():
         monkeypatch.setenv("VLLTR_DEVICE", "cuda")
-        found = list(
-            load_answers(trained, trained.snapshot()).stream(paths, PredictOptions(retrieval="faiss"))
-        )
+        found = list(load_answers(trained.snapshot()).stream(paths, PredictOptions(retrieval="faiss")))
     for mine, theirs in zip(found, expected, strict=True):
         assert mine.retrieval == "faiss"
         assert [c.class_id for c in mine.classes] == [c.class_id for c in theirs.classes]

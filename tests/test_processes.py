@@ -66,7 +66,7 @@ def check_near(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
 def log_of(workspace: Workspace) -> list[dict[str, float]]:
     """The log of the newest commit's stage 1."""
     commit = workspace.history.last()
-    file = workspace.object_path("checkpoints", str(commit.checkpoint)) / "train.json"
+    file = workspace.objects.path("checkpoints", str(commit.checkpoint)) / "train.json"
     log: list[dict[str, float]] = json.loads(file.read_text(encoding="utf-8"))["log"]
     return log
 

@@ -75,7 +75,7 @@ def recorded(folder: Path) -> dict[str, Any]:
     workspace = Workspace.open(folder)
     commit = workspace.history.last()
     assert commit.checkpoint is not None
-    path = workspace.object_path("checkpoints", str(commit.untuned)) / "train.json"
+    path = workspace.objects.path("checkpoints", str(commit.untuned)) / "train.json"
     return {
         "recipe": workspace.recipe,
         "stage 1": json.loads(path.read_text(encoding="utf-8"))["config"],

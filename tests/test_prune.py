@@ -24,7 +24,7 @@ from vlltr_index.store.workspace import Workspace
 
 def head(workspace: Workspace, text: str) -> str:
     """A head of one file."""
-    return workspace.put_object("heads", lambda folder: (folder / "head.json").write_text(text))
+    return workspace.objects.put("heads", lambda folder: (folder / "head.json").write_text(text))
 
 
 @pytest.fixture

@@ -94,28 +94,28 @@ def test_objects_are_brought_here_and_checked(
     address = bucket.address()
     workspace = Workspace.create(address, Recipe(name="test"))
     with workspace.transaction("train") as tx:
-        digest = workspace.put_object(
+        digest = workspace.objects.put(
             "heads", lambda folder: (folder / "a.bin").write_bytes(b"x" * 40_000_000)
         )
         tx.set(head=digest)
     monkeypatch.setenv("VLLTR_CACHE_DIR", str(tmp_path / "elsewhere"))
     there = Workspace.open(address)
     assert there.path.is_relative_to(tmp_path / "elsewhere")
-    assert there.object_path("heads", digest).joinpath("a.bin").read_bytes() == b"x" * 40_000_000
+    assert there.objects.path("heads", digest).joinpath("a.bin").read_bytes() == b"x" * 40_000_000
     asked = bucket.asked
-    there.object_path("heads", digest)
+    there.objects.path("heads", digest)
     assert bucket.asked == asked
-    copy = there.whole_object("heads", digest)
+    copy = there.objects.whole("heads", digest)
     (copy / "a.bin").write_bytes(b"y")
     with pytest.raises(WorkspaceError) as damaged:
-        there.whole_object("heads", digest)
+        there.objects.whole("heads", digest)
     assert damaged.value.message == f"{copy} is damaged: its files are not those that were written"
     assert damaged.value.hint == f"Delete this copy, and it is fetched again: rm -r {copy}"
     monkeypatch.setenv("VLLTR_CACHE_DIR", str(tmp_path / "third"))
     third = Workspace.open(address)
     third.storage.write(f"heads/{digest[:16]}/a.bin", b"y")
     with pytest.raises(WorkspaceError) as error:
-        third.object_path("heads", digest)
+        third.objects.path("heads", digest)
     assert str(error.value) == (
         f"{address}/heads/{digest[:16]} is damaged: its content has another digest\n"
         "Bring it back from a backup, or make it again: vlltr train lgr"

@@ -128,7 +128,7 @@ def test_parts_that_are_not_there_name_their_command(trained: Workspace, tmp_pat
 def test_a_head_without_a_log(trained: Workspace) -> None:
     """A damaged one, an imported one, one whose files are gone."""
     commit = trained.history.last()
-    log = trained.object_path("heads", str(commit.head)) / "train.json"
+    log = trained.objects.path("heads", str(commit.head)) / "train.json"
     drawn = gather_report(trained, commit.id).curves[1]
     assert isinstance(drawn, Curves)
     assert list(drawn.values) == ["total", "text", "visual"]

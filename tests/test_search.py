@@ -47,7 +47,7 @@ def test_images_nearest_to_a_text(trained_once: Path) -> None:
     snapshot = workspace.snapshot()
     found = search_images(workspace, "a round shape", split="test", top=7)
     stored = image_set(snapshot, "test")
-    query = open_encoder(workspace, snapshot).encode_texts(["a round shape"])[0]
+    query = open_encoder(snapshot).encode_texts(["a round shape"])[0]
     cosines = F.normalize(stored.features, dim=1) @ F.normalize(query, dim=0)
     assert [h.similarity for h in found.hits] == pytest.approx(
         cosines.sort(descending=True).values[:7].tolist(), abs=1e-6
@@ -124,7 +124,7 @@ def test_sentences_nearest_to_an_image(trained_once: Path, pictures: Path) -> No
     workspace = Workspace.open(trained_once)
     snapshot = workspace.snapshot()
     found = search_sentences(workspace, str(pictures / "known-0.png"), top=6, is_image=True)
-    encoder = open_encoder(workspace, snapshot).eval()
+    encoder = open_encoder(snapshot).eval()
     with Image.open(pictures / "known-0.png") as image, torch.no_grad():
         query = encoder.encode_pixels(encoder.preprocess(image.convert("RGB")).unsqueeze(0))[0]
     rows = snapshot.table("sentences").to_pylist()

@@ -51,7 +51,7 @@ def test_augmented_views_may_select(trained: Workspace) -> None:
     """As the release does on iNaturalist: the same images through the training augmentation."""
     plain = trained.recipe.select
     select(trained, plain)
-    held = held_images(trained, trained.snapshot())
+    held = held_images(trained.snapshot())
     before, images = losses(trained), score_images(trained.snapshot(), plain, held)
     report = select(trained, plain.model_copy(update={"augmented": True}))
     augmented = score_images(trained.snapshot(), SelectConfig(augmented=True), held)

@@ -105,7 +105,7 @@ def test_every_baseline_is_a_row(all_made: Workspace) -> None:
     scored(all_made)
     with all_made.transaction("another writer"):
         rows = scored(all_made)
-    assert list(rows) == [FC, ADJUSTED, *BASELINES] == baseline_labels(all_made, all_made.snapshot())
+    assert list(rows) == [FC, ADJUSTED, *BASELINES] == baseline_labels(all_made.snapshot())
     for row, scores in rows.values():
         assert scores.shape == (56, len(row.class_ids))
         assert bool(scores.isfinite().all())
@@ -120,7 +120,7 @@ def test_the_same_again_commits_nothing_and_an_earlier_tower_is_said(
 ) -> None:
     """Same settings, same files; rows of another fc baseline are shown with what makes them again."""
     workspace = Workspace.open(shutil.copytree(all_made.path, tmp_path / "w"))
-    before, there = workspace.history.last(), fc_checkpoint(workspace, workspace.snapshot())
+    before, there = workspace.history.last(), fc_checkpoint(workspace.snapshot())
     for name in ("ncm", "crt", "discriminant"):
         make(workspace, name)
     assert workspace.history.last() == before
@@ -130,7 +130,7 @@ def test_the_same_again_commits_nothing_and_an_earlier_tower_is_said(
         (target / "other").touch()
 
     with workspace.transaction("test") as tx:
-        tx.note(baseline_fc=workspace.put_object("checkpoints", copy))
+        tx.note(baseline_fc=workspace.objects.put("checkpoints", copy))
     rows = scored(workspace)
     assert rows["ncm"][0].note == "made with an earlier tower: vlltr train baseline ncm"
     assert rows["discriminant"][0].note == ""
@@ -144,7 +144,7 @@ def test_rows_are_of_the_tower_they_name(all_made: Workspace) -> None:
     means = [F.normalize(train.features[train.class_ids == c], dim=1).mean(0) for c in ncm.class_ids]
     cosines = F.normalize(test.features, dim=1) @ F.normalize(torch.stack(means), dim=1).T
     torch.testing.assert_close(scores, cosines)
-    visual = load_file(fc_checkpoint(all_made, snapshot) / "visual.safetensors")
+    visual = load_file(fc_checkpoint(snapshot) / "visual.safetensors")
     plain = linear_logits(test.features, visual["weight"])
     assert torch.equal(rows[FC][0].class_ids, visual["class_ids"])
     torch.testing.assert_close(rows[FC][1], plain + visual["bias"])
@@ -234,14 +234,14 @@ def test_files_that_are_gone_or_damaged_name_the_command(all_made: Workspace, tm
     """Each with the baseline to make again."""
     workspace = Workspace.open(shutil.copytree(all_made.path, tmp_path / "w"))
     commit = workspace.history.last()
-    folder = workspace.object_path("heads", commit.info.baselines["crt"])
+    folder = workspace.objects.path("heads", commit.info.baselines["crt"])
     (folder / "baseline.json").write_text("{", encoding="utf-8")
     with pytest.raises(
         WorkspaceError, match="is damaged: its files are not those that were written"
     ) as damaged:
         scored(workspace)
     assert damaged.value.hint == "Make it again: vlltr train baseline crt"
-    shutil.rmtree(fc_checkpoint(workspace, workspace.snapshot()))
+    shutil.rmtree(fc_checkpoint(workspace.snapshot()))
     with pytest.raises(MissingStepError, match="is gone") as fc_gone:
         make(workspace, "ncm")
     assert fc_gone.value.hint == "Make it again: vlltr train baseline fc"

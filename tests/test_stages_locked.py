@@ -30,7 +30,9 @@ def trained(workspace: Workspace) -> tuple[Encoder, set[str]]:
     steps = set[str]()
     config = workspace.recipe.cvlp
     train_cvlp_stage(workspace, config, lambda step, done, total: steps.add(step))
-    return Encoder.open(workspace.object_path("checkpoints", str(workspace.history.last().checkpoint))), steps
+    return Encoder.open(
+        workspace.objects.path("checkpoints", str(workspace.history.last().checkpoint))
+    ), steps
 
 
 def test_vectors_are_made_once_and_stay_valid(drawn: Workspace) -> None:

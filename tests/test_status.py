@@ -53,7 +53,7 @@ def ingest(workspace: Workspace, tx: Transaction) -> None:
 
 def files(workspace: Workspace, kind: str, name: str, text: str) -> str:
     """An object with one file."""
-    return workspace.put_object(kind, lambda folder: (folder / name).write_text(text))  # type: ignore[arg-type]  # any
+    return workspace.objects.put(kind, lambda folder: (folder / name).write_text(text))  # type: ignore[arg-type]  # any
 
 
 def train(workspace: Workspace, tx: Transaction) -> None:
@@ -207,7 +207,7 @@ def test_files_that_are_gone(finished: Workspace) -> None:
 def test_a_commit_that_names_files_elsewhere(finished: Workspace) -> None:
     """What lies outside the workspace is not read."""
     with pytest.raises(MissingStepError, match="is gone"):
-        finished.object_file("checkpoints", "../../secret", "encoder.json")
+        finished.objects.file("checkpoints", "../../secret", "encoder.json")
 
 
 def test_who_is_writing(finished: Workspace) -> None:

@@ -135,7 +135,7 @@ def test_commits_rollback_and_prune(address: str) -> None:
                 (folder / "sub").mkdir()
                 (folder / "sub" / "a b.bin").write_bytes(bytes([content]) * 100)
 
-            digests.append(workspace.put_object("heads", build))
+            digests.append(workspace.objects.put("heads", build))
             tx.set(head=digests[-1])
     with pytest.raises(KeyError), workspace.transaction("broken") as tx:  # noqa: PT012 - as it happens
         tx.upsert("classes", class_rows([7]))
@@ -153,9 +153,9 @@ def test_commits_rollback_and_prune(address: str) -> None:
     report = prune(workspace, 1)
     assert (report.kept, report.removed) == ((4,), tuple(sorted(f"heads/{d[:16]}" for d in digests[1:])))
     assert Workspace.open(address).snapshot().count("classes") == 1
-    assert workspace.object_file("heads", digests[0], "sub/a b.bin") == bytes(100)
+    assert workspace.objects.file("heads", digests[0], "sub/a b.bin") == bytes(100)
     with pytest.raises(MissingStepError) as error:
-        workspace.object_path("heads", digests[1])
+        workspace.objects.path("heads", digests[1])
     assert str(error.value) == (
         f"{address}/heads/{digests[1][:16]} is gone: the workspace's newest commits need it\n"
         "Make it again: vlltr train lgr"

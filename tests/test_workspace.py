@@ -77,12 +77,12 @@ def test_objects_are_named_by_their_content(workspace: Workspace) -> None:
             (folder / "deep").mkdir()
             (folder / "deep" / name).write_text(data)
 
-        return workspace.put_object("heads", write)
+        return workspace.objects.put("heads", write)
 
     first = build("a", "1")
     assert build("a", "1") == first
     assert len({first, build("a", "2"), build("b", "1")}) == 3
-    path = workspace.object_path("heads", first) / "deep" / "a"
+    path = workspace.objects.path("heads", first) / "deep" / "a"
     assert path.read_text() == "1"
     path.write_text("changed since")
     assert build("a", "1") == first
@@ -90,7 +90,7 @@ def test_objects_are_named_by_their_content(workspace: Workspace) -> None:
     assert all(len(name) == 16 for name in os.listdir(workspace.path / "heads"))
     for kind, digest in (("checkpoints", "ab" * 32), ("heads", "../history")):  # gone, and no digest
         with pytest.raises(MissingStepError, match="Make it again: vlltr train "):
-            workspace.object_path(kind, digest)  # type: ignore[arg-type]  # two of its kinds
+            workspace.objects.path(kind, digest)  # type: ignore[arg-type]  # two of its kinds
 
 
 def test_status_and_history_load_no_torch(workspace: Workspace) -> None:

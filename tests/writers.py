@@ -55,7 +55,7 @@ def write_in_steps(path: Path, pipe: Connection) -> None:
             stop("object half written")
             (folder / "head.json").write_text("{}")
 
-        tx.set(head=workspace.put_object("heads", build))
+        tx.set(head=workspace.objects.put("heads", build))
 
 
 def _stop_in_append(stop: Any) -> None:

@@ -74,7 +74,7 @@ class Recognizer:
 
         if not isinstance(workspace, Workspace):
             workspace = Workspace.open(workspace)
-        answers = load_answers(workspace, workspace.snapshot(at))
+        answers = load_answers(workspace.snapshot(at))
         return cls(workspace, answers, follow=reload and at is None)
 
     @classmethod
@@ -203,7 +203,7 @@ class Recognizer:
     def _reload(self, workspace: Workspace) -> None:
         newest = workspace.history.ids()[-1]
         try:
-            answers = load_answers(workspace, workspace.snapshot(newest))
+            answers = load_answers(workspace.snapshot(newest))
         except WorkspaceError as error:
             self._passed_over = newest
             _log.warning("answering as of commit %d: commit %d cannot yet: %s", self.commit, newest, error)

@@ -31,7 +31,7 @@ def prepare(inputs: Arrays, values: dict[str, Any]) -> Any:
     ingest_text(workspace, folder / "texts.json")
     files = common.photographs(values["number"] if values["what"] == "images" else 1)
     ingest_images(workspace, files[0].parents[1], "train")
-    encoder = open_encoder(workspace, workspace.snapshot())
+    encoder = open_encoder(workspace.snapshot())
     encoder.eval()
     return values, workspace, encoder, files, texts
 

@@ -90,7 +90,7 @@ def build(folder: Path) -> None:
     ingest_classes(workspace, folder / "tree.csv")
     encoder = Encoder.load("vlltr-tiny", "glyphs")
     with workspace.transaction("an encoder") as tx:
-        tx.set(checkpoint=workspace.put_object("checkpoints", encoder.save))
+        tx.set(checkpoint=workspace.objects.put("checkpoints", encoder.save))
     embed(workspace)
     select(workspace, recipe.select)
     train_lgr_stage(workspace, recipe.lgr)

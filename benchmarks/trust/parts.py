@@ -123,7 +123,8 @@ def read(folder: Path) -> dict[str, Any]:
     workspace.store.names()
     found = {"digests": _seconds(lambda: workspace.parts.together(snapshot.commit.parts))}
     found["anchors_of_parts"] = _seconds(lambda: load_bank(snapshot))
-    found["anchors_of_tables"] = _seconds(lambda: load_bank(Snapshot(workspace.store, snapshot.commit)))
+    tables = Snapshot(workspace.store, snapshot.commit, workspace.objects, workspace.recipe)
+    found["anchors_of_tables"] = _seconds(lambda: load_bank(tables))
     return found
 
 

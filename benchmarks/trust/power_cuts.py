@@ -229,9 +229,9 @@ class Cuts:
 
     def _objects(self, workspace: Workspace, commit: Commit) -> None:
         if commit.head:
-            workspace.whole_object("heads", commit.head)
+            workspace.objects.whole("heads", commit.head)
         if commit.index:
-            workspace.whole_object("index", commit.index.digest)
+            workspace.objects.whole("index", commit.index.digest)
 
     def _write(self, workspace: Workspace) -> None:
         """Make a commit, as the next command would."""

@@ -69,7 +69,7 @@ def select(workspace: Workspace, config: SelectConfig, progress: Progress | None
         MissingStepError: If sentences or images have not been embedded.
     """
     with workspace.transaction("select") as tx:
-        now = score_images(tx, config, held_images(workspace, tx))
+        now = score_images(tx, config, held_images(tx))
         rows = _Rows(tx, None, now, config.mode, tx.class_table().ids)
         if not rows.ids and not now.ids:
             raise MissingStepError(

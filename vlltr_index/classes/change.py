@@ -155,7 +155,7 @@ class View:
     @classmethod
     def load(cls, workspace: Workspace, snapshot: Snapshot) -> View:
         """Read a state as a whole."""
-        scorer = load_scorer(workspace, snapshot)
+        scorer = load_scorer(snapshot)
         most = max(_FEWEST, min(_MOST, _SCORES // len(scorer.class_ids)))
         # By their ids, which are hashes: as good as drawn.
         rows = loading.usable_images(snapshot, "val", []).slice(0, most)
@@ -298,7 +298,7 @@ class Session:
         commit = snapshot.commit
         facts = (commit.checkpoint, commit.text_fp, commit.image_fp)
         if self._encoder is None or self._encoder[0] != facts:
-            self._encoder = (facts, loading.open_encoder(self.workspace, snapshot))
+            self._encoder = (facts, loading.open_encoder(snapshot))
         return self._encoder[1]
 
     def view(self, snapshot: Snapshot) -> View:
@@ -377,7 +377,7 @@ def change(
     with workspace.transaction(command, dry_run=options.dry_run) as tx:
         before = session.view(tx)
         select = tx.commit.info.select or workspace.recipe.select
-        held = held_images(workspace, tx)
+        held = held_images(tx)
         images = score_images(tx, select, held)
         done = edit(tx)
         after = before

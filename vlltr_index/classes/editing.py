@@ -110,10 +110,10 @@ def add_classes(
         MissingStepError: If the workspace has no trained head yet.
     """
     command = f"classes add {some(one.name for one in wanted)}"
-    return replace(change(workspace, command, lambda tx: _write(workspace, tx, wanted), options), added=True)
+    return replace(change(workspace, command, lambda tx: _write(tx, wanted), options), added=True)
 
 
-def _write(workspace: Workspace, tx: Transaction, wanted: Sequence[NewClass]) -> Edit:
+def _write(tx: Transaction, wanted: Sequence[NewClass]) -> Edit:
     new = dict(enumerate(_checked(tx, wanted), tx.next_id("classes", len(wanted))))
     skipped: list[str] = []
     paths = {i: one.images for i, one in new.items()}
@@ -137,7 +137,7 @@ def _write(workspace: Workspace, tx: Transaction, wanted: Sequence[NewClass]) ->
         for i, one in new.items()
     ]
     tx.upsert("classes", pa.Table.from_pylist(rows, schema=CLASSES))
-    texts = sentence_rows({i: _sentences(workspace, one) for i, one in new.items()})
+    texts = sentence_rows({i: _sentences(one, tx.recipe.prompts) for i, one in new.items()})
     tx.upsert("sentences", texts)
     tx.upsert("images", pictures)
     notes = [f"Left out: {what}" for what in skipped]
@@ -171,10 +171,10 @@ def _checked(tx: Transaction, wanted: Sequence[NewClass]) -> list[NewClass]:
     return checked
 
 
-def _sentences(workspace: Workspace, one: NewClass) -> list[SentenceRecord]:
+def _sentences(one: NewClass, prompts: Sequence[str]) -> list[SentenceRecord]:
     records = [SentenceRecord(one.name, text, "given") for text in one.sentences]
     records += class_sentences(one.text, one.name) if one.text is not None else []
-    records += class_prompts(one.name, workspace.recipe.prompts)
+    records += class_prompts(one.name, prompts)
     if not any(record.text.split() for record in records):  # a recipe without prompts: no class is mute
         return [SentenceRecord(one.name, one.name, "name")]
     return records
@@ -236,7 +236,7 @@ def rename_class(workspace: Workspace, old: str, new: str, options: ChangeOption
         aliases = [a for a in table.aliases.get(class_id, ()) if a.casefold() != name.casefold()]
         _change_class(tx, class_id, name=name, aliases=aliases)
         taken_place = rename_node(tx, before, name)
-        made, gone, kept = _renamed_prompts(workspace, tx, class_id, before, name)
+        made, gone, kept = _renamed_prompts(tx, class_id, before, name)
         notes = [f"Renamed {before!r} to {name!r} (class {class_id})."]
         notes.append(
             f"{gone} sentences made from the old name gave way to {made.num_rows} made from the new one;"
@@ -251,15 +251,13 @@ def rename_class(workspace: Workspace, old: str, new: str, options: ChangeOption
     return change(workspace, f"classes rename {old!r} {name!r}", write, options)
 
 
-def _renamed_prompts(
-    workspace: Workspace, tx: Transaction, class_id: int, old: str, new: str
-) -> tuple[pa.Table, int, int]:
+def _renamed_prompts(tx: Transaction, class_id: int, old: str, new: str) -> tuple[pa.Table, int, int]:
     """Replace the sentences made from the old name; returns the new rows, how many went, and how many stay."""
     rows = tx.table("sentences", ["sentence_id", "text_hash", "source"], f"class_id = {class_id}").to_pylist()
-    made = {("prompt", text_hash(record.text)) for record in class_prompts(old, workspace.recipe.prompts)}
+    made = {("prompt", text_hash(record.text)) for record in class_prompts(old, tx.recipe.prompts)}
     made.add(("name", text_hash(old)))
     gone = {row["sentence_id"]: row["source"] for row in rows if (row["source"], row["text_hash"]) in made}
-    records = class_prompts(new, workspace.recipe.prompts) if "prompt" in gone.values() else []
+    records = class_prompts(new, tx.recipe.prompts) if "prompt" in gone.values() else []
     if "name" in gone.values():
         records = [*records, SentenceRecord(new, new, "name")]
     stay = {row["sentence_id"] for row in rows} - gone.keys()

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _SENTENCES_AT_ONCE = 100_000
 
 
-def open_encoder(workspace: Workspace, snapshot: Snapshot, check: bool = True) -> Encoder:
+def open_encoder(snapshot: Snapshot, check: bool = True) -> Encoder:
     """The encoder that a commit names: its checkpoint, or the recipe's weights where stage 1 has not run.
 
     With `check` off, weights that changed since the commit are taken as they are.
@@ -48,9 +48,9 @@ def open_encoder(workspace: Workspace, snapshot: Snapshot, check: bool = True) -
         FingerprintMismatch: If the weights are not the ones that made the commit's vectors.
     """
     commit = snapshot.commit
-    config = workspace.recipe.encoder
+    config = snapshot.recipe.encoder
     if commit.checkpoint:
-        folder = workspace.object_path("checkpoints", commit.checkpoint)
+        folder = snapshot.objects.path("checkpoints", commit.checkpoint)
         try:
             encoder = Encoder.open(folder)
         except EncoderError as error:

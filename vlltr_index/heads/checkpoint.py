@@ -140,7 +140,7 @@ def _write(path: Path, facts: Mapping[str, Any]) -> None:
 
 
 def load_head(folder: Path) -> SavedHead:
-    """Read what `save_head` wrote. Whether its weights are still those, `Workspace.whole_object` tells.
+    """Read what `save_head` wrote. Whether its weights are still those, `Workspace.objects.whole` tells.
 
     Raises:
         WorkspaceError: If a file is missing or damaged.

@@ -36,9 +36,10 @@ from vlltr_index.train.data import TrainImages
 if TYPE_CHECKING:
     from vlltr_index.schemas.config import BaselineConfig, BaselinesConfig
     from vlltr_index.schemas.records import Progress
+    from vlltr_index.store.objects import Kind
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.transaction import Transaction
-    from vlltr_index.store.workspace import Kind, Workspace
+    from vlltr_index.store.workspace import Workspace
 
 FC = "image-only"
 ADJUSTED = "image-only + logit adjustment"
@@ -171,7 +172,7 @@ def train_baseline(
         raise UsageError(f"no baseline {name!r}", f"There are: fc, {', '.join(BASELINES)}.")
     rows = _FITS[name](_Making(workspace, workspace.snapshot(), config, progress))
     with workspace.transaction(f"train baseline {name}") as tx:
-        digest = workspace.put_object("heads", lambda path: _save(rows, path))
+        digest = workspace.objects.put("heads", lambda path: _save(rows, path))
         tx.note(baselines={**tx.commit.info.baselines, name: digest})
     return rows
 
@@ -189,9 +190,9 @@ def _save(rows: list[BaselineRow], folder: Path) -> None:
     (folder / "baseline.json").write_text(text, encoding="utf-8")
 
 
-def _load(workspace: Workspace, name: str, digest: str) -> list[BaselineRow]:
+def _load(snapshot: Snapshot, name: str, digest: str) -> list[BaselineRow]:
     """Read the rows of a committed baseline."""
-    folder = _kept(workspace, "heads", digest, name)
+    folder = _kept(snapshot, "heads", digest, name)
     tensors = load_file(folder / "baseline.safetensors")
     rows = []
     record = json.loads((folder / "baseline.json").read_text(encoding="utf-8"))
@@ -202,15 +203,15 @@ def _load(workspace: Workspace, name: str, digest: str) -> list[BaselineRow]:
     return rows
 
 
-def _kept(workspace: Workspace, kind: Kind, digest: str, name: str) -> Path:
+def _kept(snapshot: Snapshot, kind: Kind, digest: str, name: str) -> Path:
     """The folder of a committed baseline, whose files must be those that were written."""
     try:
-        return workspace.whole_object(kind, digest)
+        return snapshot.objects.whole(kind, digest)
     except WorkspaceError as error:
         raise type(error)(error.message, f"Make it again: vlltr train baseline {name}") from None
 
 
-def fc_checkpoint(workspace: Workspace, snapshot: Snapshot) -> Path:
+def fc_checkpoint(snapshot: Snapshot) -> Path:
     """The folder of the fc baseline's tower and classifier.
 
     Raises:
@@ -222,14 +223,14 @@ def fc_checkpoint(workspace: Workspace, snapshot: Snapshot) -> Path:
         raise MissingStepError(
             "the image-only baseline has not been trained yet", "Run: vlltr train baseline fc"
         )
-    return _kept(workspace, "checkpoints", digest, "fc")
+    return _kept(snapshot, "checkpoints", digest, "fc")
 
 
-def _rows(workspace: Workspace, snapshot: Snapshot) -> Iterator[tuple[str, BaselineRow]]:
+def _rows(snapshot: Snapshot) -> Iterator[tuple[str, BaselineRow]]:
     """Name and row of each committed baseline, in the order of the table."""
     info = snapshot.commit.info
     if info.baseline_fc:
-        folder = fc_checkpoint(workspace, snapshot)
+        folder = fc_checkpoint(snapshot)
         config = json.loads((folder / "train.json").read_text(encoding="utf-8"))["config"]
         visual = load_file(folder / "visual.safetensors")
         tensors = {"weight": visual["weight"], "bias": visual["bias"]}
@@ -240,17 +241,17 @@ def _rows(workspace: Workspace, snapshot: Snapshot) -> Iterator[tuple[str, Basel
             yield "fc", replace(row, label=ADJUSTED, tensors={**tensors, "bias": bias})
     for name in BASELINES:
         if name in info.baselines:
-            yield from ((name, row) for row in _load(workspace, name, info.baselines[name]))
+            yield from ((name, row) for row in _load(snapshot, name, info.baselines[name]))
 
 
-def baseline_labels(workspace: Workspace, snapshot: Snapshot) -> list[str]:
+def baseline_labels(snapshot: Snapshot) -> list[str]:
     """Names of the rows that `score_baselines` gives, in its order.
 
     Raises:
         MissingStepError: If a baseline's files are gone.
         WorkspaceError: If they are damaged.
     """
-    return [row.label for _, row in _rows(workspace, snapshot)]
+    return [row.label for _, row in _rows(snapshot)]
 
 
 def score_baselines(
@@ -271,12 +272,12 @@ def score_baselines(
         FingerprintMismatch: If the encoder a baseline was made with is not there any more.
     """
     known: dict[tuple[str | None, str | None], Tensor] = {}  # of the last row's tower
-    for name, row in _rows(workspace, snapshot):
+    for name, row in _rows(snapshot):
         tower = row.checkpoint, row.image_fp
         if tower not in known:
             image_fp = row.image_fp
             if image_fp is None or not all_embedded(snapshot, image_fp, image_ids):
-                encoder = _encoder_of(workspace, row, name)
+                encoder = _encoder_of(snapshot, row, name)
                 image_fp = encoder.image_fp
                 _embed(workspace, encoder, split, image_ids, progress)
             features = image_vectors_of(snapshot, image_ids, image_fp=image_fp)
@@ -285,12 +286,12 @@ def score_baselines(
         yield replace(row, note=note), row.scores(known[tower], snapshot).cpu()
 
 
-def _encoder_of(workspace: Workspace, row: BaselineRow, name: str) -> Encoder:
+def _encoder_of(snapshot: Snapshot, row: BaselineRow, name: str) -> Encoder:
     """The encoder that a row was made with."""
     if row.checkpoint is not None:
-        encoder = Encoder.open(workspace.object_path("checkpoints", row.checkpoint))
+        encoder = Encoder.open(snapshot.objects.path("checkpoints", row.checkpoint))
     else:
-        encoder = training.starting_encoder(workspace.recipe)
+        encoder = training.starting_encoder(snapshot.recipe)
     if row.image_fp not in (None, encoder.image_fp):
         raise FingerprintMismatch(
             f"baseline {name!r} was made with encoder {row.image_fp}, the one that loads now is {encoder.image_fp}",
@@ -409,13 +410,13 @@ class _Tower:
 
 def _own_tower(making: _Making, class_ids: Tensor) -> _Tower:
     """Features of the workspace's encoder: the checkpoint its commit names, or the recipe's pretrained weights."""
-    encoder = open_encoder(making.workspace, making.snapshot)
+    encoder = open_encoder(making.snapshot)
     return _Tower.load(making, encoder, "own", making.snapshot.commit.checkpoint, class_ids)
 
 
 def _fc_tower(making: _Making) -> tuple[_Tower, Tensor, Tensor]:
     """Features of the fc baseline's tower, and its classifier's weight and bias for their classes."""
-    folder = fc_checkpoint(making.workspace, making.snapshot)
+    folder = fc_checkpoint(making.snapshot)
     visual = load_file(folder / "visual.safetensors")
     rows = torch.isin(visual["class_ids"], making.trained_classes())
     digest = making.snapshot.commit.info.baseline_fc

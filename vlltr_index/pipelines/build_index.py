@@ -58,7 +58,7 @@ def index_anchors(workspace: Workspace, kind: str = "auto", progress: Progress |
         if progress:
             progress("build index", 0, size)
         index = build_index(F.normalize(loaded.bank.vectors, dim=1), loaded.keys, kind=chosen)
-        digest = workspace.put_object("index", lambda folder: save_index(index, folder))
+        digest = workspace.objects.put("index", lambda folder: save_index(index, folder))
         if progress:
             progress("build index", size, size)
         tx.set(index={"digest": digest, "kind": chosen, "text_fp": tx.commit.text_fp})

@@ -105,7 +105,7 @@ def show_class(workspace: Workspace, name: str, every_sentence: bool = False) ->
     columns = ["image_id", "uri", "split", "problem"]
     found = snapshot.table("images", columns, f"class_id = {class_id}").to_pylist()
     pictures = [ImageRow(**image) for image in found]
-    visual, rivals = _standing(workspace, snapshot, class_id)
+    visual, rivals = _standing(snapshot, class_id)
     names = snapshot.class_table().names
     merged = snapshot.commit.info.merged
     return ClassDetail(
@@ -136,13 +136,13 @@ def _sentences(snapshot: Snapshot, class_id: int) -> tuple[list[AnchorRow], list
     return [r for r in rows if r.rank is not None], [r for r in rows if r.rank is None]
 
 
-def _standing(workspace: Workspace, snapshot: Snapshot, class_id: int) -> tuple[str, list[str]]:
+def _standing(snapshot: Snapshot, class_id: int) -> tuple[str, list[str]]:
     """What the class's images do, and its nearest rivals."""
     from vlltr_index.classes.change import rivals
     from vlltr_index.recognition.scorer import load_scorer
 
     try:
-        scorer = load_scorer(workspace, snapshot)
+        scorer = load_scorer(snapshot)
     except MissingStepError:  # no head yet
         return "none", []
     names = snapshot.class_table().names

@@ -15,10 +15,11 @@ from packaging.requirements import Requirement
 
 from vlltr_index.errors import MissingStepError, UsageError, VlltrError
 from vlltr_index.recognition.exported.place import beside, unfinished
+from vlltr_index.store.objects import Kind
 from vlltr_index.store.parts import differences
 from vlltr_index.store.snapshot import NOTHING
 from vlltr_index.store.transaction import check_tags
-from vlltr_index.store.workspace import Kind, Workspace
+from vlltr_index.store.workspace import Workspace
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
@@ -192,7 +193,9 @@ def _problems(workspace: Workspace, commit: Commit) -> Iterator[Check]:
     ]
     named += [(f"baseline {name}", "heads", digest) for name, digest in commit.info.baselines.items()]
     named += [(f"part {number}", "parts", part.digest) for number, part in enumerate(commit.parts, 1)]
-    looks += [(what, partial(workspace.whole_object, kind, digest)) for what, kind, digest in named if digest]
+    looks += [
+        (what, partial(workspace.objects.whole, kind, digest)) for what, kind, digest in named if digest
+    ]
     whole = True
     for what, look in looks:
         try:

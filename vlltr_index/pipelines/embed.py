@@ -78,7 +78,7 @@ def embed(
         commit = tx.commit
         if commit.checkpoint and (change := encoder_change(workspace, commit.checkpoint)):
             _log.warning("%s: the trained one is used, until it is trained again: vlltr train cvlp", change)
-        encoder = open_encoder(workspace, tx, check=not force)
+        encoder = open_encoder(tx, check=not force)
         _log.info("embed on %s, %s", device_name(encoder.device), encoder.precision)
         if encoder.precision == "tf32":
             _log.warning(

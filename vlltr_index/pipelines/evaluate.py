@@ -123,12 +123,12 @@ def evaluation(
         UsageError: If there is no row `against`, or another number of crops.
     """
     snapshot = workspace.snapshot(at)
-    own = load_answers(workspace, snapshot)
+    own = load_answers(snapshot)
     scorer = own.scorer
     if rule is not None:
         scorer = scorer.with_rule(scorer.fusion.model_copy(update={"rule": rule}))
     recognizer = Recognizer(workspace, replace(own, scorer=scorer), follow=False)
-    rows = [*_BRANCHES[1:], *baseline_labels(workspace, snapshot)]
+    rows = [*_BRANCHES[1:], *baseline_labels(snapshot)]
     if against is not None and against not in rows:  # before anything is scored
         raise UsageError(
             f"no row {against!r} to compare with",

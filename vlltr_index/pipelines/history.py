@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, get_args
 
 from vlltr_index.errors import UsageError, WorkspaceError
 from vlltr_index.schemas.tables import KEYS, image_vectors_name, sentence_vectors_name
-from vlltr_index.store.workspace import Kind
+from vlltr_index.store.objects import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -81,7 +81,7 @@ def rollback(workspace: Workspace, commit_id: int, newest: int | None = None) ->
         }
         for kind, digest in named.items():
             if digest:
-                workspace.check_object(kind, digest)
+                workspace.objects.check(kind, digest)
         last = tx.commit
         if last.state != target.state or _lacks_parts(workspace, target):
             tx.go_back(target)

@@ -151,7 +151,7 @@ def _keep_encoder(
         text = json.dumps(facts, indent=2, sort_keys=True)
         (folder / "train.json").write_text(text + "\n", encoding="utf-8")
 
-    return workspace.put_object("checkpoints", write)
+    return workspace.objects.put("checkpoints", write)
 
 
 def _stage_two(
@@ -166,7 +166,7 @@ def _stage_two(
         )
     vectors = release_weights.anchor_vectors(checkpoint) if anchors else []
     with workspace.transaction(f"import release {checkpoint.path}") as tx:
-        base, start, notes = _base(workspace, tx)
+        base, start, notes = _base(tx)
         encoder = release_weights.stage_two_encoder(checkpoint, base)
         before = len(tx.class_table())
         used = known_names(tx, names)
@@ -178,7 +178,7 @@ def _stage_two(
         saved = SavedHead(
             release_weights.release_head(checkpoint, order), ids[order], encoder.text_fp, encoder.image_fp
         )
-        head_digest = workspace.put_object("heads", lambda folder: save_head(saved, folder))
+        head_digest = workspace.objects.put("heads", lambda folder: save_head(saved, folder))
         alpha = release_weights.fusion_alpha(checkpoint)
         own = workspace.recipe.fusion
         rule = "paper" if own.rule == "ours" else own.rule
@@ -205,22 +205,22 @@ def _stage_two(
     )
 
 
-def _base(workspace: Workspace, tx: Transaction) -> tuple[Encoder, str | None, list[str]]:
+def _base(tx: Transaction) -> tuple[Encoder, str | None, list[str]]:
     """The encoder that gives the text tower, its checkpoint, and what is to be said about it."""
     start = tx.commit.untuned
-    if not start and not workspace.recipe.encoder.pretrained:
+    if not start and not tx.recipe.encoder.pretrained:
         raise MissingStepError(
             "a checkpoint of stage 2 has no text tower, and the workspace has no encoder to take one from",
             "Import the checkpoint of stage 1 first: vlltr import release CHECKPOINT",
         )
     if start:
-        return Encoder.open(workspace.object_path("checkpoints", start)), start, []
-    config = workspace.recipe.encoder
+        return Encoder.open(tx.objects.path("checkpoints", start)), start, []
+    config = tx.recipe.encoder
     note = (
         f"the text tower is that of {config.model}:{config.pretrained}: the release trained its own in stage 1; "
         "where you have that checkpoint, import it first"
     )
-    return open_encoder(workspace, tx, check=False), None, [note]
+    return open_encoder(tx, check=False), None, [note]
 
 
 def _keep_anchors(

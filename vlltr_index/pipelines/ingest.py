@@ -141,7 +141,7 @@ def ingest_images(
         run.take(images)
         run.compare(names, labels)
         mute = _classes_without_text(tx)[0].intersection(classes.values())
-        return run.report(str(path), before, write_prompts(workspace, tx, mute))
+        return run.report(str(path), before, write_prompts(tx, mute))
 
 
 def _listed(
@@ -355,11 +355,11 @@ def _next_step(tx: Transaction) -> str | None:
     return f"vlltr ingest text PATH, or without text: vlltr embed   ({told})" if bare else None
 
 
-def write_prompts(workspace: Workspace, tx: Transaction, class_ids: Iterable[int]) -> int:
+def write_prompts(tx: Transaction, class_ids: Iterable[int]) -> int:
     """Give classes the recipe's prompts, but for sentences that are there; how many are new."""
     names = tx.class_table().names
     known = set(tx.table("sentences", ["sentence_id"])["sentence_id"].to_pylist())
-    asked = {i: class_prompts(names[i], workspace.recipe.prompts) for i in sorted(class_ids)}
+    asked = {i: class_prompts(names[i], tx.recipe.prompts) for i in sorted(class_ids)}
     return tx.upsert("sentences", ingestion.sentence_rows(asked, known.__contains__))
 
 
@@ -411,7 +411,7 @@ def ingest_text(
         tx.upsert("sentences", rows)
         table = tx.class_table()
         wanted = prompts is not False
-        made = write_prompts(workspace, tx, table.ids) if wanted else 0
+        made = write_prompts(tx, table.ids) if wanted else 0
         bare = sorted(_classes_without_text(tx)[1])
     if bare:
         notes.lines.append(

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from vlltr_index.pipelines.status import StatusReport
     from vlltr_index.schemas.config import FusionConfig
     from vlltr_index.schemas.records import ClassScore, Progress
-    from vlltr_index.store.snapshot import Commit, Snapshot
-    from vlltr_index.store.workspace import Kind, Workspace
+    from vlltr_index.store.objects import Kind
+    from vlltr_index.store.snapshot import Snapshot
+    from vlltr_index.store.workspace import Workspace
 
 _CONFUSIONS = 12
 _WEAKEST = 20
@@ -171,10 +172,10 @@ def gather_report(
     return records.Report(
         title=clip(workspace.path.name),
         split=split,
-        facts=facts(workspace, snapshot, split, state),
+        facts=facts(snapshot, split, state),
         notes=tuple(notes),
         measured=_parts(measured, snapshot) if isinstance(measured, Evaluation) else measured,
-        curves=curves(workspace, snapshot),
+        curves=curves(snapshot),
         anchors=anchor_list(snapshot),
         quarantine=quarantine(snapshot),
     )
@@ -301,12 +302,10 @@ def clip(text: str, letters: int = _NAME) -> str:
     return text if len(text) <= letters else text[: letters - 1].rstrip() + "…"
 
 
-def facts(
-    workspace: Workspace, snapshot: Snapshot, split: str, state: StatusReport
-) -> tuple[tuple[str, str], ...]:
+def facts(snapshot: Snapshot, split: str, state: StatusReport) -> tuple[tuple[str, str], ...]:
     """What the report is about, as (label, value)."""
     commit = snapshot.commit
-    recipe = workspace.recipe
+    recipe = snapshot.recipe
     fusion = commit.fusion or recipe.fusion
     images = ", ".join(f"{n:,} {name}" for name, n in state.images.items()) or "none"
     back = f", the state of commit {commit.state_of}" if commit.state_of is not None else ""
@@ -319,7 +318,7 @@ def facts(
         ("encoder", state.encoder),
         ("fingerprints", f"text {commit.text_fp or 'none'}, images {commit.image_fp or 'none'}"),
         ("head", short(commit.head) if commit.head else "none"),
-        ("fusion", _fusion(workspace, commit, fusion)),
+        ("fusion", _fusion(snapshot, fusion)),
         ("classes", f"{state.classes:,} ({_by_shot(snapshot)})"),
         ("images", f"{images}; {state.quarantined:,} quarantined"),
         ("sentences", f"{state.sentences:,}, of which {state.anchors:,} are anchors"),
@@ -327,13 +326,14 @@ def facts(
     )
 
 
-def _fusion(workspace: Workspace, commit: Commit, fusion: FusionConfig) -> str:
+def _fusion(snapshot: Snapshot, fusion: FusionConfig) -> str:
     """The rule, and what each part counts under it."""
     if fusion.rule != "ours":
         return f"rule {fusion.rule}" + (f", alpha {fusion.alpha:g}" if fusion.rule == "paper" else "")
     parts = None
     with suppress(MissingStepError, WorkspaceError):  # the measured part says so
-        parts = load_head(workspace.whole_object("heads", commit.head)).parts if commit.head else None
+        head = snapshot.commit.head
+        parts = load_head(snapshot.objects.whole("heads", head)).parts if head else None
     if parts is None:
         return "rule ours"
     w = parts.weights
@@ -366,7 +366,7 @@ def _versions() -> list[str]:
     return there
 
 
-def curves(workspace: Workspace, snapshot: Snapshot) -> tuple[records.Curves | records.Missing, ...]:
+def curves(snapshot: Snapshot) -> tuple[records.Curves | records.Missing, ...]:
     """Losses of stage 1, stage 2 and the image-only baseline, of those that were trained by steps here."""
     commit = snapshot.commit
     stages: list[tuple[Kind, str | None, str, str]] = [
@@ -377,7 +377,7 @@ def curves(workspace: Workspace, snapshot: Snapshot) -> tuple[records.Curves | r
     found: list[records.Curves | records.Missing] = []
     for kind, digest, title, command in stages:
         try:
-            path = workspace.object_path(kind, digest) / "train.json" if digest is not None else None
+            path = snapshot.objects.path(kind, digest) / "train.json" if digest is not None else None
             if path is not None and path.is_file():
                 found.append(_read_log(path, title))
         except MissingStepError:

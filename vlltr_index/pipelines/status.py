@@ -22,8 +22,9 @@ from vlltr_index.store.transaction import check_tags
 from vlltr_index.wording import many
 
 if TYPE_CHECKING:
+    from vlltr_index.store.objects import Kind, Objects
     from vlltr_index.store.snapshot import Commit, Snapshot
-    from vlltr_index.store.workspace import Kind, Workspace
+    from vlltr_index.store.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def _todo(
         missing = [many(n, kind) for kind, n in lacking.items() if n]
         yield f"without a vector: {' and '.join(missing)}", "vlltr embed"
     if commit.selection_id:
-        yield from _selection_steps(workspace, snapshot)
+        yield from _selection_steps(snapshot)
         yield from _head_steps(workspace, commit)
         yield from _index_steps(workspace, snapshot)
     elif commit.text_fp:
@@ -186,7 +187,7 @@ def _encoder_steps(workspace: Workspace, commit: Commit) -> _Steps:
     if not checkpoint:
         if not workspace.recipe.encoder.pretrained:
             yield "the encoder has not been trained", command
-    elif _gone(workspace, "checkpoints", checkpoint):
+    elif _gone(workspace.objects, "checkpoints", checkpoint):
         yield f"the encoder's files are gone: {short(checkpoint)}", command
     elif change := encoder_change(workspace, checkpoint):
         yield change, command
@@ -215,7 +216,7 @@ def _described(model: str, size: int | None, resize: int | None) -> str:
 def _trained(workspace: Workspace, digest: str) -> tuple[str, int, int | None] | None:
     """The open_clip model that a checkpoint says it is, its image size, and what images are resized to before."""
     try:
-        facts = json.loads(workspace.object_file("checkpoints", digest, "encoder.json"))
+        facts = json.loads(workspace.objects.file("checkpoints", digest, "encoder.json"))
         config = facts["config"]
         resize = dict(facts["config"]["preprocess_cfg"]).get("resize")
         return str(facts["name"]), int(config["model_cfg"]["vision_cfg"]["image_size"]), resize
@@ -223,17 +224,17 @@ def _trained(workspace: Workspace, digest: str) -> tuple[str, int, int | None] |
         return None
 
 
-def _selection_steps(workspace: Workspace, snapshot: Snapshot) -> _Steps:
+def _selection_steps(snapshot: Snapshot) -> _Steps:
     fits = f"text_fp = {quote(snapshot.commit.text_fp or '')}"
     scored = snapshot.table("sentence_scores", ["sentence_id", "image_set"], fits)
     texts = snapshot.table("sentences", ["sentence_id", "class_id"])
     used = texts.filter(
         pc.is_in(texts["class_id"], value_set=pa.array(snapshot.class_table().ids, pa.int32()))
     )
-    config = snapshot.commit.info.select or workspace.recipe.select
+    config = snapshot.commit.info.select or snapshot.recipe.select
     held = frozenset[str]()
     with suppress(MissingStepError):  # a checkpoint that is gone is told of elsewhere
-        held = held_images(workspace, snapshot)
+        held = held_images(snapshot)
     if changed := len(set(used["sentence_id"].to_pylist()) ^ set(scored["sentence_id"].to_pylist())):
         yield f"the selection is from before {many(changed, 'sentence')} came or went", "vlltr select"
     elif not config.augmented and (  # else the images' name depends on the augmentation too
@@ -247,11 +248,11 @@ def _head_steps(workspace: Workspace, commit: Commit) -> _Steps:
     command = "vlltr train lgr"
     if not commit.head:
         yield "the head has not been trained", command
-    elif _gone(workspace, "heads", commit.head):
+    elif _gone(workspace.objects, "heads", commit.head):
         yield f"the head's files are gone: {short(commit.head)}", command
     else:
         try:
-            facts = json.loads(workspace.object_file("heads", commit.head, "head.json"))
+            facts = json.loads(workspace.objects.file("heads", commit.head, "head.json"))
             if (facts["text_fp"], facts["image_fp"]) != (commit.text_fp, commit.image_fp):
                 yield "the head was trained on another encoder's vectors", command
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -265,7 +266,7 @@ def _index_steps(workspace: Workspace, snapshot: Snapshot) -> _Steps:
     if index is None:
         if anchors:
             yield "there is no index over the anchors", command
-    elif _gone(workspace, "index", index.digest):
+    elif _gone(workspace.objects, "index", index.digest):
         yield f"the index's files are gone: {short(index.digest)}", command
     elif index.text_fp != snapshot.commit.text_fp:
         yield "the index is over another encoder's vectors", command
@@ -289,9 +290,9 @@ def _anchors_since(workspace: Workspace, snapshot: Snapshot, digest: str) -> int
     return len(set(then.to_pylist()) ^ set(now.to_pylist()))
 
 
-def _gone(workspace: Workspace, kind: Kind, digest: str) -> bool:
+def _gone(objects: Objects, kind: Kind, digest: str) -> bool:
     try:
-        workspace.check_object(kind, digest)
+        objects.check(kind, digest)
     except WorkspaceError:
         return True
     return False

@@ -114,7 +114,7 @@ def _train_head(
     _log.info("%s on %s, fp32", command, device_name(choose_device()))
     with training.held_folder(folder, command, resume) as resumed, memory_mended_by(command, _LESS_MEMORY):
         if ours:
-            data, class_ids = _stage_two_data(workspace, snapshot, loaded, first, features)
+            data, class_ids = _stage_two_data(snapshot, loaded, first, features)
             decision = decide(data, config, folder, progress)
             class_ids = class_ids[decision.rows]
         else:
@@ -132,7 +132,6 @@ def _train_head(
 
 
 def _stage_two_data(
-    workspace: Workspace,
     snapshot: Snapshot,
     loaded: loading.LoadedBank,
     first: loading.ImageSet,
@@ -144,7 +143,7 @@ def _stage_two_data(
     held = HeldOut()
     init = None
     if commit.checkpoint:
-        folder = workspace.object_path("checkpoints", commit.checkpoint)
+        folder = snapshot.objects.path("checkpoints", commit.checkpoint)
         held = read_held_out(folder)
         if (visual := training.load_visual(folder, class_ids)) is not None:
             weight, bias, known = visual
@@ -202,9 +201,7 @@ def _commit_head(
     with workspace.transaction(command) as tx:
         training.refuse_changes(command, before, _facts(tx))
         fps = tx.commit.text_fp or "", tx.commit.image_fp or ""
-        digest = _keep_head(
-            workspace, tx, SavedHead(decision.head, class_ids, *fps, decision.parts), config, log
-        )
+        digest = _keep_head(tx, SavedHead(decision.head, class_ids, *fps, decision.parts), config, log)
         if images is not None:
             count = len(images.class_ids)
             groups = loading.image_groups(tx)
@@ -247,7 +244,7 @@ def _tune_visual(
         start = _start(snapshot, config)
         data, held = _parted(workspace, run.data, start)
         bank = first_then_all(lambda: _trained_bank(snapshot, load_bank(snapshot), data.class_ids))
-        encoder = _starting_encoder(workspace, snapshot, start)
+        encoder = _starting_encoder(snapshot, start)
         head, log = tune_visual(
             encoder,
             TrainImages(data.sources, data.labels, encoder, config.augment, workers=workers),
@@ -285,14 +282,14 @@ def _keep_tuned(
     images = loading.image_set(tx, "train", image_fp=encoder.image_fp)
     parts = None
     if workspace.recipe.fusion.rule == "ours":
-        whole, class_ids = _stage_two_data(workspace, tx, load_bank(tx), images, images.features[None])
+        whole, class_ids = _stage_two_data(tx, load_bank(tx), images, images.features[None])
         unseen, apart = _unseen(held, images.image_ids, class_ids)
         whole = replace(whole, unseen=unseen, unseen_classes=apart, visual_init=None)
         parts, notes = weigh(whole, head)
     saved = SavedHead(head, data.class_ids, encoder.text_fp, encoder.image_fp, parts)
     groups = loading.image_groups(tx)
     tx.replace("class_stats", loading.stats_rows(images.features, images.class_ids, groups, saved.image_fp))
-    return _keep_head(workspace, tx, saved, config, stage.log), notes
+    return _keep_head(tx, saved, config, stage.log), notes
 
 
 def _parted(
@@ -301,18 +298,18 @@ def _parted(
     """The training images without those that the parts are weighed on, and these: stage 1's, or as many chosen anew."""
     if workspace.recipe.fusion.rule != "ours":
         return data, HeldOut()
-    held = read_held_out(workspace.object_path("checkpoints", start)) if start else HeldOut()
+    held = read_held_out(workspace.objects.path("checkpoints", start)) if start else HeldOut()
     if not held.images:
         held = replace(training.hold_out(data, workspace.recipe.cvlp.hold_out), classes=held.classes)
     return training.without(data, held, data.texts), held
 
 
-def _keep_head(workspace: Workspace, tx: Transaction, saved: SavedHead, config: LGRConfig, log: Log) -> str:
+def _keep_head(tx: Transaction, saved: SavedHead, config: LGRConfig, log: Log) -> str:
     """Commit the head with the settings it was trained by, those of its selection too, and the log of its losses."""
     settings = config.model_dump(mode="json")
-    recipe = workspace.recipe
+    recipe = tx.recipe
     record = {**settings, "select": tx.commit.info.model_dump(mode="json")["select"]}
-    digest = workspace.put_object("heads", lambda path: save_head(saved, path, log, record))
+    digest = tx.objects.put("heads", lambda path: save_head(saved, path, log, record))
     tx.set(head=digest, fusion=recipe.fusion)
     tx.note(lgr=settings, recipe=recipe.name, protocol=recipe.protocol)
     return digest
@@ -326,13 +323,13 @@ def _start(snapshot: Snapshot, config: LGRConfig) -> str | None:
     return snapshot.commit.checkpoint if config.tune == "head" else snapshot.commit.untuned
 
 
-def _starting_encoder(workspace: Workspace, snapshot: Snapshot, start: str | None) -> Encoder:
+def _starting_encoder(snapshot: Snapshot, start: str | None) -> Encoder:
     """The encoder of the checkpoint that stage 2 starts from."""
     if start == snapshot.commit.checkpoint:
-        return loading.open_encoder(workspace, snapshot)
+        return loading.open_encoder(snapshot)
     if start is None:
-        return training.starting_encoder(workspace.recipe)
-    return Encoder.open(workspace.object_path("checkpoints", start))
+        return training.starting_encoder(snapshot.recipe)
+    return Encoder.open(snapshot.objects.path("checkpoints", start))
 
 
 def _trained_bank(tx: Snapshot, loaded: loading.LoadedBank, class_ids: Tensor) -> AnchorBank:
@@ -352,7 +349,7 @@ def _visual_init(
 ) -> tuple[Tensor, Tensor] | None:
     if not checkpoint:
         return None
-    found = training.load_visual(workspace.object_path("checkpoints", checkpoint), class_ids)
+    found = training.load_visual(workspace.objects.path("checkpoints", checkpoint), class_ids)
     return found and found[:2]
 
 

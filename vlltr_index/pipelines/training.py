@@ -332,7 +332,7 @@ def keep_stage(
         if held is not None:
             write_held_out(held, folder)
 
-    return workspace.put_object("checkpoints", build)
+    return workspace.objects.put("checkpoints", build)
 
 
 def load_visual(folder: Path, class_ids: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:

@@ -158,7 +158,7 @@ def ingest_wikipedia(
         found = {i: _records(row, texts[i], had[i]) for i, row in rows.items() if not row.why}
         table = sentence_rows(found, known.__contains__)
         tx.upsert("sentences", table)
-        made = write_prompts(workspace, tx, tx.class_table().ids) if prompts else 0
+        made = write_prompts(tx, tx.class_table().ids) if prompts else 0
     next_step = "vlltr embed" if table.num_rows or made else None
     return WikipediaReport(wiki.url, tuple(rows.values()), table.num_rows, made, next_step)
 

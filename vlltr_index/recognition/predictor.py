@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from vlltr_index.heads.tree import ClassTree
     from vlltr_index.store.snapshot import ClassTable, Snapshot
     from vlltr_index.store.taxonomy import Taxonomy
-    from vlltr_index.store.workspace import Workspace
 
 _BATCH = 64
 _READERS = 8
@@ -526,21 +525,21 @@ def _check_finite(features: Tensor, found: FusedScores) -> None:
     )
 
 
-def load_answers(workspace: Workspace, snapshot: Snapshot) -> Answers:
+def load_answers(snapshot: Snapshot) -> Answers:
     """What a commit of a workspace answers with; errors as for `load_scorer`."""
-    scorer = load_scorer(workspace, snapshot)
+    scorer = load_scorer(snapshot)
     commit = snapshot.commit
 
     def index() -> FaissIndex | TorchIndex | None:
         own = commit.own_index
-        return None if own is None else load_index(workspace.whole_object("index", own.digest))
+        return None if own is None else load_index(snapshot.objects.whole("index", own.digest))
 
     return Answers(
         commit.id,
         commit.state,
         scorer,
         snapshot.class_table(),
-        open_encoder=cache(lambda: open_encoder(workspace, snapshot)),
+        open_encoder=cache(lambda: open_encoder(snapshot)),
         device=choose_device(),
         open_index=cache(index),
         texts=cache(partial(_anchor_texts, snapshot)),

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from vlltr_index.heads.anchor_bank import AnchorBank
     from vlltr_index.store.snapshot import Snapshot
     from vlltr_index.store.taxonomy import Taxonomy
-    from vlltr_index.store.workspace import Workspace
 
 _log = logging.getLogger(__name__)
 
@@ -248,7 +247,7 @@ class Scorer:
         return replace(self, fusion=fusion)
 
 
-def load_scorer(workspace: Workspace, snapshot: Snapshot) -> Scorer:
+def load_scorer(snapshot: Snapshot) -> Scorer:
     """Load what a commit names.
 
     Raises:
@@ -260,7 +259,7 @@ def load_scorer(workspace: Workspace, snapshot: Snapshot) -> Scorer:
     commit = snapshot.commit
     if not commit.head:
         raise MissingStepError("no head has been trained yet", "Run: vlltr train lgr")
-    saved = load_head(workspace.whole_object("heads", commit.head))
+    saved = load_head(snapshot.objects.whole("heads", commit.head))
     mine = (saved.text_fp, saved.image_fp)
     theirs = (commit.text_fp, commit.image_fp)
     if mine != theirs:
@@ -269,7 +268,7 @@ def load_scorer(workspace: Workspace, snapshot: Snapshot) -> Scorer:
             "Train it again: vlltr train lgr",
         )
     stats = class_stats(snapshot, saved.head.dim)
-    fusion = commit.fusion or workspace.recipe.fusion
+    fusion = commit.fusion or snapshot.recipe.fusion
     return Scorer.build(loaded, saved, stats, fusion, commit.info.merged)
 
 

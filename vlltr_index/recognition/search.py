@@ -117,8 +117,8 @@ def search_images(
     _check_text(text)
     snapshot = workspace.snapshot()
     images = _images(snapshot, split)
-    base_encoder = _starting_encoder(workspace, snapshot) if compare else None
-    encoder = open_encoder(workspace, snapshot)
+    base_encoder = _starting_encoder(snapshot) if compare else None
+    encoder = open_encoder(snapshot)
     hits, searched = _nearest_images(snapshot, images, encoder, text, top)
     if not searched:
         raise MissingStepError("no image has been embedded with this encoder", "Run: vlltr embed")
@@ -151,13 +151,13 @@ def _images(snapshot: Snapshot, split: str | None) -> pa.Table:
     return rows
 
 
-def _starting_encoder(workspace: Workspace, snapshot: Snapshot) -> Encoder:
+def _starting_encoder(snapshot: Snapshot) -> Encoder:
     """The encoder that training started from.
 
     Raises:
         UsageError: If it started from random weights, or has not been trained since.
     """
-    config = workspace.recipe.encoder
+    config = snapshot.recipe.encoder
     if not config.pretrained or not snapshot.commit.checkpoint:
         why = "has not been trained here" if config.pretrained else "starts from random weights"
         raise UsageError(
@@ -245,7 +245,7 @@ def search_sentences(
     rows = snapshot.table("sentences", ["sentence_id", "text_hash"], where)
     if not rows.num_rows:
         raise MissingStepError("there are no sentences", "Run: vlltr ingest text PATH")
-    encoder = open_encoder(workspace, snapshot)
+    encoder = open_encoder(snapshot)
     if is_image:
         crops = Crops(encoder)
         vector = crops.features([read_image(query, crops.pixels)])[0].cpu()

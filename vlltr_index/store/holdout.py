@@ -22,7 +22,6 @@ from vlltr_index.store.tables import quote
 if TYPE_CHECKING:
     from vlltr_index.schemas.config import SelectConfig
     from vlltr_index.store.snapshot import Snapshot
-    from vlltr_index.store.workspace import Workspace
 
 
 SHARE = 10  # one training image in ten is kept out, at most
@@ -173,12 +172,12 @@ def read_held_out(folder: Path) -> HeldOut:
         ) from None
 
 
-def held_images(workspace: Workspace, snapshot: Snapshot) -> frozenset[str]:
+def held_images(snapshot: Snapshot) -> frozenset[str]:
     """The images that the stage 1 whose encoder a commit names did not see, those of classes kept out among them."""
     commit = snapshot.commit
     if not commit.checkpoint:
         return frozenset()
-    held = read_held_out(workspace.object_path("checkpoints", commit.checkpoint))
+    held = read_held_out(snapshot.objects.path("checkpoints", commit.checkpoint))
     rows = snapshot.table("images", ["image_id", "class_id"])
     pairs = zip(rows["image_id"].to_pylist(), rows["class_id"].to_pylist(), strict=True)
     return frozenset(image for image, owner in pairs if held.has(image) or owner in held.classes)

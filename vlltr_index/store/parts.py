@@ -350,7 +350,7 @@ def _check_edited(tx: Transaction, name: str, before: pa.Table, keys: set[Any]) 
     Raises:
         WorkspaceError: If they were not.
     """
-    was = _some(Snapshot(tx.store, tx.commit), name, KEYS[name], keys)
+    was = _some(Snapshot(tx.store, tx.commit, tx.objects, tx.recipe), name, KEYS[name], keys)
     if (key := _differs(was, _among(before, KEYS[name], keys), KEYS[name])) is not None:
         raise WorkspaceError(_other(name, key, tx.commit.id), f"{_DOCTOR}. {_BACK}")
 

@@ -25,6 +25,8 @@ from vlltr_index.store.storage import Storage
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from vlltr_index.schemas.config import Recipe
+    from vlltr_index.store.objects import Objects
     from vlltr_index.store.tables import Store
 
 _log = logging.getLogger(__name__)
@@ -489,13 +491,24 @@ class Snapshot:
     Attributes:
         store: The tables, for the vectors: those are caches outside the commits.
         commit: The commit; `NOTHING` where nothing has been committed.
+        objects: The files that commits name.
+        recipe: The workspace's; what the commit says of itself wins over it.
         parts: Gives the rows of one of `parts.TABLES` as the commit's parts have them, each part checked before it is
             read; None: answers are read from the tables, unchecked.
     """
 
-    def __init__(self, store: Store, commit: Commit, parts: Callable[[str], pa.Table] | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        commit: Commit,
+        objects: Objects,
+        recipe: Recipe,
+        parts: Callable[[str], pa.Table] | None = None,
+    ) -> None:
         self.store = store
         self.commit = commit
+        self.objects = objects
+        self.recipe = recipe
         self.parts = parts if commit.parts else None
         self._classes: ClassTable | None = None
 

@@ -17,6 +17,8 @@ from vlltr_index.store.tables import conform, last_per_key, one_of
 from vlltr_index.version import VERSION
 
 if TYPE_CHECKING:
+    from vlltr_index.schemas.config import Recipe
+    from vlltr_index.store.objects import Objects
     from vlltr_index.store.tables import Store
 
 _NUMBERED = frozenset({"classes", "anchors"})  # tables whose key is a number that is never used again
@@ -122,9 +124,17 @@ class Transaction(Snapshot):
     """
 
     def __init__(
-        self, store: Store, history: History, command: str, base: Commit, number: int | None = None
+        self,
+        store: Store,
+        history: History,
+        command: str,
+        base: Commit,
+        *,
+        objects: Objects,
+        recipe: Recipe,
+        number: int | None = None,
     ) -> None:
-        super().__init__(store, base)
+        super().__init__(store, base, objects, recipe)
         self.command = command
         self.result_commit = base
         self._history = history

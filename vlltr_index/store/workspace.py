@@ -7,26 +7,24 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import tomli_w
-from safetensors import SafetensorError
 
-from vlltr_index.data.writing import SCRATCH, digest_folder, scratch_folder, settle
+from vlltr_index.data.writing import SCRATCH
 from vlltr_index.errors import (
-    MissingStepError,
     UsageError,
     VlltrError,
     WorkspaceError,
     reason,
-    write_error,
 )
 from vlltr_index.schemas.config import FORMAT, Recipe, WorkspaceConfig, parse_toml, validate
 from vlltr_index.store.durability import is_whole, recover
+from vlltr_index.store.objects import Kind, Objects
 from vlltr_index.store.snapshot import NEWEST, History
 from vlltr_index.store.storage import Storage, storage_at
 
@@ -43,14 +41,6 @@ _log = logging.getLogger(__name__)
 
 CONFIG_NAME = "vlltr.toml"
 _REFUSED = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # in a path, by LanceDB
-Kind = Literal["heads", "checkpoints", "index", "parts"]
-
-_REMAKE = {
-    "heads": "vlltr train lgr",
-    "checkpoints": "vlltr train cvlp",
-    "index": "vlltr index",
-    "parts": "vlltr rollback ID, with the newest commit's own number, makes it of the tables as they are",
-}
 _HEADER = '# A vlltr workspace. Change the recipe freely; "none" stands for no value.\n\n'
 
 
@@ -63,6 +53,8 @@ class Workspace:
         path: The folder, absolute. Of a workspace in object storage: the local folder for copies of objects, for the
             state of runs that train here, logs, and what wikis answered.
         config: What its `vlltr.toml` says.
+        objects: The files that its commits name.
+        history: Its commits.
     """
 
     def __init__(self, place: Storage | str | os.PathLike[str], config: WorkspaceConfig) -> None:
@@ -76,6 +68,7 @@ class Workspace:
         self.address = self.storage.address
         self.path = self.storage.root
         self.config = config
+        self.objects = Objects(self.storage)
         self.history = History(self.storage)
 
     @property
@@ -95,7 +88,7 @@ class Workspace:
         """What reads the parts that commits name."""
         from vlltr_index.store.parts import PartReader
 
-        return PartReader(partial(self.whole_object, "parts"))
+        return PartReader(partial(self.objects.whole, "parts"))
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], recipe: Recipe) -> Workspace:
@@ -191,7 +184,8 @@ class Workspace:
         from vlltr_index.store.snapshot import Snapshot
 
         commit = self.history.last() if at is None else self.history.read(at)
-        return Snapshot(self.store, commit, partial(self.parts.rows, commit.parts))
+        parts = partial(self.parts.rows, commit.parts)
+        return Snapshot(self.store, commit, self.objects, self.recipe, parts)
 
     def table(self, name: str, at: int | None = None, columns: Sequence[str] | None = None) -> pa.Table:
         """A table as Arrow, as of the newest commit or of `at`: for pandas `.to_pandas()`, for polars `from_arrow`.
@@ -249,14 +243,22 @@ class Workspace:
             if touched:
                 _log.info("put back what an unfinished command left in %s", ", ".join(touched))
             self._sweep()
-            tx = Transaction(self.store, self.history, command, last, number)
+            tx = Transaction(
+                self.store,
+                self.history,
+                command,
+                last,
+                objects=self.objects,
+                recipe=self.recipe,
+                number=number,
+            )
             try:
                 yield tx
                 if dry_run:
                     put_back(self.store, last)
                 else:
                     if tx.changed or tx.goes_back:
-                        tx.set(parts=next_parts(tx, self.parts, partial(self.put_object, "parts")))
+                        tx.set(parts=next_parts(tx, self.parts, partial(self.objects.put, "parts")))
                     tx.finish()
             except BaseException:
                 try:
@@ -278,100 +280,6 @@ class Workspace:
             return last, highest + 1
         self.history.note_newest(last)
         return last, None
-
-    def put_object(self, kind: Kind, build: Callable[[Path], object]) -> str:
-        """Keep files that never change, named by their content; call it inside a transaction.
-
-        Args:
-            kind: Which folder they go to.
-            build: Writes the files into the empty folder it is given.
-
-        Returns:
-            The digest that `object_path` takes: SHA-256 over names and bytes.
-
-        Raises:
-            WorkspaceError: If they cannot be written.
-        """
-        parent = self.path / kind
-        try:
-            with scratch_folder(parent) as unfinished:
-                build(unfinished)
-                digest = digest_folder(unfinished)
-                final = parent / digest[:16]
-                damaged = final.exists() and digest_folder(final) != digest
-                settle(unfinished, final, replace=damaged)
-        except (OSError, SafetensorError) as error:
-            raise write_error(parent, error) from error
-        self.storage.upload(f"{kind}/{final.name}")
-        return digest
-
-    def object_path(self, kind: Kind, digest: str) -> Path:
-        """The local folder of an object; one in object storage is brought here first, and checked.
-
-        Raises:
-            MissingStepError: If it is gone.
-            WorkspaceError: If what object storage has is not what was put there.
-        """
-        path = self.path / kind / digest[:16]
-        if not digest.isalnum() or not (path.is_dir() or self._bring(kind, digest, path)):
-            raise self._gone(kind, digest)
-        return path
-
-    def whole_object(self, kind: Kind, digest: str) -> Path:
-        """The local folder of an object whose files are still those that were put there.
-
-        Raises:
-            MissingStepError: If it is gone.
-            WorkspaceError: If a file of it was changed, cut short or deleted.
-        """
-        path = self.object_path(kind, digest)
-        if not digest_folder(path).startswith(digest):
-            hint = f"Bring it back from a backup, or make it again: {_REMAKE[kind]}. "
-            hint += "To go back to a commit that does without it: vlltr history, then vlltr rollback ID"
-            if self.storage.at(f"{kind}/{path.name}") != str(path):  # object storage has it, this is a copy
-                hint = f"Delete this copy, and it is fetched again: rm -r {shlex.quote(str(path))}"
-            raise WorkspaceError(f"{path} is damaged: its files are not those that were written", hint)
-        return path
-
-    def check_object(self, kind: Kind, digest: str) -> None:
-        """See whether an object is kept, without bringing it here.
-
-        Raises:
-            MissingStepError: If it is gone.
-        """
-        if not digest.isalnum() or next(self.storage.names(f"{kind}/{digest[:16]}"), None) is None:
-            raise self._gone(kind, digest)
-
-    def object_file(self, kind: Kind, digest: str, name: str) -> bytes:
-        """One file of an object, without bringing the others here.
-
-        Raises:
-            OSError: If there is no such file.
-            MissingStepError: If `digest` is no digest.
-        """
-        if not digest.isalnum():  # a commit's file may come from others
-            raise self._gone(kind, digest)
-        return self.storage.read(f"{kind}/{digest[:16]}/{name}")
-
-    def _gone(self, kind: Kind, digest: str) -> MissingStepError:
-        return MissingStepError(
-            f"{self.storage.at(f'{kind}/{digest[:16]}')} is gone: the workspace's newest commits need it",
-            f"Make it again: {_REMAKE[kind]}",
-        )
-
-    def _bring(self, kind: Kind, digest: str, final: Path) -> bool:
-        """Bring an object here, whole or not at all; whether there was one."""
-        name = f"{kind}/{final.name}"
-        with scratch_folder(final.parent, prefix=".new-") as unfinished:  # no writer sweeps it away
-            if not self.storage.download(name, unfinished):
-                return False
-            if not digest_folder(unfinished).startswith(digest):
-                raise WorkspaceError(
-                    f"{self.storage.at(name)} is damaged: its content has another digest",
-                    f"Bring it back from a backup, or make it again: {_REMAKE[kind]}",
-                )
-            settle(unfinished, final)
-        return True
 
     def _sweep(self) -> None:
         """Remove what a killed writer left."""

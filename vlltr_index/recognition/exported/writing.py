@@ -115,14 +115,14 @@ def export_model(
     target = _place(folder)
     snapshot = workspace.snapshot(at)
     with _new_folder(workspace, target, force) as new:
-        answers = load_answers(workspace, snapshot)
+        answers = load_answers(snapshot)
         commit = snapshot.commit
         scorer = answers.scorer
         encoder = answers.encoder
         _check_movable(encoder)
         sentences = _sentence_rows(snapshot, scorer.loaded)
         anchors = _anchor_rows(sentences, scorer.loaded)
-        config = _config(workspace, snapshot, scorer, encoder, sentences.num_rows)
+        config = _config(snapshot, scorer, encoder, sentences.num_rows)
         encoder.save(new / "encoder")
         (new / "head").mkdir()
         save_head(scorer.saved, new / "head")
@@ -314,16 +314,14 @@ def _save_stats(scorer: Scorer, path: Path) -> None:
         save_file({name: value.contiguous() for name, value in tensors.items()}, path)
 
 
-def _config(
-    workspace: Workspace, snapshot: Snapshot, scorer: Scorer, encoder: Encoder, sentences: int
-) -> ExportedConfig:
+def _config(snapshot: Snapshot, scorer: Scorer, encoder: Encoder, sentences: int) -> ExportedConfig:
     commit = snapshot.commit
     return ExportedConfig(
         program_version=VERSION,
         commit=commit.state,
         created_at=commit.created_at,
-        recipe=commit.info.recipe or workspace.recipe.name,
-        protocol=commit.info.protocol or workspace.recipe.protocol,
+        recipe=commit.info.recipe or snapshot.recipe.name,
+        protocol=commit.info.protocol or snapshot.recipe.protocol,
         settings=commit.info.model_dump(mode="json", include={"cvlp", "select", "lgr"}),
         encoder=encoder.name,
         text_fp=scorer.saved.text_fp,
