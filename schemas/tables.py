@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-CHECKSUM = "checksum"
-"""Column of the vector caches: a sum over a row's key and vector, made as it is written and compared as it is read."""
-
 
 def _required(name: str, kind: pa.DataType) -> pa.Field:
     return pa.field(name, kind, nullable=False)
@@ -108,7 +105,6 @@ def sentence_vectors(dim: int) -> pa.Schema:
         [
             _required("text_hash", pa.string()),
             _required("vector", pa.list_(pa.float32(), dim)),
-            _required(CHECKSUM, pa.int64()),
         ]
     )
 
@@ -124,7 +120,6 @@ def image_vectors(dim: int) -> pa.Schema:
             _required("image_id", pa.string()),
             _required("view", pa.int32()),
             _required("vector", pa.list_(pa.float32(), dim)),
-            _required(CHECKSUM, pa.int64()),
         ]
     )
 
@@ -153,3 +148,9 @@ COMMITTED = {
 
 KEYS = {name: schema.names[0] for name, schema in COMMITTED.items()} | {CLASS_STATS: "class_id"}
 """The primary key of each committed table, its first column."""
+
+CHECKED = {
+    "images": tuple(name for name in IMAGES.names if name != "data"),  # which is large, and seldom read
+    "sentence_scores": tuple(SENTENCE_SCORES.names),
+}
+"""Committed tables that no part holds and changes build on, and the columns that are compared with what was written."""

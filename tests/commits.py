@@ -25,7 +25,7 @@ def state(workspace: Workspace, at: int | None = None) -> dict[str, object]:
     """All rows and fields of a commit, but not its number, its command and its counters."""
     snapshot = workspace.snapshot(at)
     tables = {n: snapshot.table(n).sort_by(KEYS[n]).to_pylist() for n in KEYS if snapshot.count(n)}
-    left_out = {"id", "parent", "command", "created_at", "tables", "state_of", "info", "format"}
+    left_out = {"id", "parent", "command", "created_at", "tables", "checksums", "state_of", "info", "format"}
     info = snapshot.commit.info.model_dump(exclude={"next"})
     return {**tables, **snapshot.commit.model_dump(exclude=left_out), "info": info}
 

@@ -86,4 +86,4 @@ def vector_rows(keys: Sequence[str], vectors: Sequence[Sequence[float] | None], 
     """Rows of a sentence vector cache."""
     schema = sentence_vectors(dim)
     columns = [pa.array(keys, pa.string()), pa.array(vectors, schema.field("vector").type)]
-    return pa.Table.from_arrays(columns, names=["text_hash", "vector"])
+    return pa.Table.from_arrays(columns, names=schema.names)

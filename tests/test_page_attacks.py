@@ -222,6 +222,31 @@ def test_sizes(site: Site) -> None:
     assert set(site.folder.rglob("*")) == held
 
 
+def test_forms_that_are_no_upload(site: Site) -> None:
+    """A form that cannot be read, or has no file where the page sends one, is refused; nothing of it is kept."""
+    file = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\nx\r\n--b--\r\n'
+    kind, told = "multipart/form-data; boundary=b", b'; filename="a.png"'
+    assert site.ask("POST", UPLOAD, content=file, headers={"content-type": kind}).status_code == 200
+    held = site.held()
+    forms = [
+        ("", file),
+        ("text/plain", file),
+        ("multipart/form-data", file),
+        ("multipart/form-data; boundary=c", file),
+        ("multipart/form-data; boundary=" + "b" * 5000, file),
+        (kind, b"\0\xff"),
+        (kind, file.replace(told, b"")),
+        (kind, file.replace(told, b"").replace(b"x", b"\xff\xfe")),
+        (kind, file.replace(b"filename=", b"filename*=utf-9''")),
+        (kind, file.replace(b'name="files"; ', b"")),
+        (kind, file.replace(b"Content-Disposition", b"X")),
+    ]
+    for kind, form in forms:
+        answer = site.ask("POST", UPLOAD, content=form, headers={"content-type": kind})
+        assert answer.status_code == 400, (kind[:50], form)
+    assert site.held() == held
+
+
 def test_calls_that_are_none(site: Site, pictures: Path) -> None:
     """A body that is not what the page sends is a 400, a function that there is not is a 404."""
     good = {"data": [None], "fn_index": 0, "session_hash": "a"}

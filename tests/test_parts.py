@@ -9,11 +9,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from tablerows import vector_rows
 
 from tests.changes import World
 from tests.commands import run
@@ -27,10 +25,8 @@ from vlltr_index.pipelines.taxonomy import ingest_classes
 from vlltr_index.recognition.predictor import load_answers
 from vlltr_index.recognizer import Recognizer
 from vlltr_index.schemas.options import PredictOptions
-from vlltr_index.schemas.tables import sentence_vectors
 from vlltr_index.store.parts import TABLES, Change
 from vlltr_index.store.snapshot import Snapshot
-from vlltr_index.store.tables import Store, checksums
 from vlltr_index.store.workspace import Workspace
 
 
@@ -236,27 +232,6 @@ def test_a_change_does_not_take_over_damaged_rows(workspace: Workspace, world: W
     with pytest.raises(WorkspaceError, match=f"table 'classes' is not what commit {newest} answers with"):
         rename_class(Workspace.open(workspace.path), "damaged", "a new name")
     assert workspace.history.last().id == newest
-
-
-def test_a_changed_vector_is_noticed(tmp_path: Path) -> None:
-    """As it is read, whichever bit it was; and a vector under another key."""
-    vectors = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
-    keys = ["a", "b", "c"]
-    sums = checksums(keys, vectors)
-    for bit in range(32 * vectors.size):
-        words = vectors.view(np.uint32).copy()
-        words[bit // 32 // 5, bit // 32 % 5] ^= np.uint32(1 << bit % 32)
-        assert (checksums(keys, words.view(np.float32)) != sums).sum() == 1
-    assert (checksums(["b", "a", "c"], vectors) != sums).sum() == 2
-    store = Store(tmp_path)
-    store.create("v", sentence_vectors(3), "text_hash")
-    store.append("v", vector_rows(["k0", "k1"], [[1, 2, 3], [4, 5, 6]]))
-    assert store.vectors("v", "text_hash", ["k1"]).tolist() == [[4, 5, 6]]
-    with store._table("v") as table:
-        table.update(where="text_hash = 'k1'", values={"vector": [4.0, 5.0, 7.0]})
-    with pytest.raises(WorkspaceError, match="the vector of 'k1' is not the one that was written") as error:
-        store.vectors("v", "text_hash", ["k0"])
-    assert "vlltr embed" in str(error.value.hint)
 
 
 def test_scores_that_are_not_finite_are_errors(workspace: Workspace, world: World) -> None:

@@ -15,7 +15,6 @@ from vlltr_index.pipelines.status import status
 from vlltr_index.schemas.config import EncoderConfig, WorkspaceConfig
 from vlltr_index.schemas.fingerprint import digest_json, short
 from vlltr_index.schemas.tables import (
-    CHECKSUM,
     image_vectors,
     image_vectors_name,
     sentence_vectors,
@@ -38,7 +37,7 @@ def without_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 def image_vector_rows(ids: list[str]) -> pa.Table:
     """Plain views of images."""
     rows = [{"vector_key": f"{i}:0", "image_id": i, "view": 0, "vector": [1.0, 2, 3]} for i in ids]
-    return pa.Table.from_pylist(rows, schema=image_vectors(3)).drop_columns([CHECKSUM])
+    return pa.Table.from_pylist(rows, schema=image_vectors(3))
 
 
 def ingest(workspace: Workspace, tx: Transaction) -> None:
@@ -166,7 +165,7 @@ def other_encoder(workspace: Workspace, tx: Transaction) -> None:
     """Another encoder that has embedded and selected all."""
     for fp, name in (("t", sentence_vectors_name), ("i", image_vectors_name)):
         tx.store.create(name(f"{fp}2"), tx.store.schema(name(fp)))
-        tx.store.append(name(f"{fp}2"), tx.store.read(name(fp)).drop_columns([CHECKSUM]))
+        tx.store.append(name(f"{fp}2"), tx.store.read(name(fp)))
     tx.replace("sentence_scores", score_rows(range(3), text_fp="t2", image_set=SCORED))
     tx.set(text_fp="t2", image_fp="i2")
 

@@ -107,7 +107,25 @@ class Guard:
                 receive = _again(self._checked_call(await request.body()), receive)
         except HTTPException as refused:
             answer = PlainTextResponse(f"{refused.detail}\n", refused.status_code)
-        await (answer or self._app)(scope, receive, with_policy)
+        app = self._upload if request.scope["path"] == _UPLOAD else self._app
+        await (answer or app)(scope, receive, with_policy)
+
+    async def _upload(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass an upload on; where Gradio cannot read its form, and the machine is not at fault, that is a 400."""
+
+        async def unless_failed(message: Any) -> None:
+            nonlocal failed
+            failed = failed or message.get("status") == 500
+            if not failed:
+                await send(message)
+
+        failed = False
+        try:
+            await self._app(scope, receive, unless_failed)
+        except OSError:
+            raise
+        except Exception:  # of the parser, or of what reads the form as one of the page
+            await PlainTextResponse("This is no upload of the page.\n", 400)(scope, receive, send)
 
     def _check_sender(self, request: Request) -> None:
         """Refuse what comes under another name, and what another site's page made the browser send."""

@@ -144,6 +144,7 @@ class Commit(State):
         created_at: ISO 8601, UTC.
         program_version: The version of this program that wrote it.
         tables: The version of each committed table, tagged `c<id>`.
+        checksums: Of each of them whose rows have checksums, their sum.
         state_of: The earlier commit whose state a rollback brought back; null: this commit's state is its own.
     """
 
@@ -154,6 +155,7 @@ class Commit(State):
     created_at: str
     program_version: str
     tables: dict[str, _Version]
+    checksums: dict[str, _Count] = {}
     state_of: int | None = None
 
     @property
@@ -511,10 +513,16 @@ class Snapshot:
         self.recipe = recipe
         self.parts = parts if commit.parts else None
         self._classes: ClassTable | None = None
+        self._checksums = dict(commit.checksums)
 
     def _version(self, name: str) -> int | None:
         """The version to read, None for the newest."""
         return self.commit.tables.get(name)
+
+    def _check(self, name: str) -> None:
+        """See that a table's rows are those that were written, all of them: damage may hide one from a condition."""
+        if name in self._checksums:
+            self.store.check(name, self._checksums[name], self._version(name))
 
     def has(self, name: str) -> bool:
         """Whether the commit has that table.
@@ -539,8 +547,12 @@ class Snapshot:
             name: One of `schemas.tables.KEYS`.
             columns: Which, and in what order; default all.
             where: SQL condition; literals through `tables.quote`.
+
+        Raises:
+            WorkspaceError: If rows of `images` or `sentence_scores` are not those that were written.
         """
         if self.has(name):
+            self._check(name)
             return self.store.read(name, columns, where, self._version(name))
         empty = self.schema(name).empty_table()
         return empty if columns is None else empty.select(list(columns))
@@ -552,8 +564,9 @@ class Snapshot:
         where: str | None = None,
         batch_rows: int = 1024,
     ) -> Iterator[pa.RecordBatch]:
-        """Stream a committed table's rows, for tables that hold image bytes."""
+        """Stream a committed table's rows, for tables that hold image bytes; errors as for `table`."""
         if self.has(name):
+            self._check(name)
             yield from self.store.scan(name, columns, where, self._version(name), batch_rows)
 
     def full_text(self, name: str, column: str, words: str, where: str, limit: int) -> pa.Table:
@@ -561,8 +574,11 @@ class Snapshot:
         return self.store.full_text(name, column, words, KEYS[name], limit, where, self._version(name))
 
     def count(self, name: str, where: str | None = None) -> int:
-        """How many rows a committed table has (for which `where` holds)."""
-        return self.store.count(name, where, self._version(name)) if self.has(name) else 0
+        """How many rows a committed table has (for which `where` holds); errors as for `table`."""
+        if not self.has(name):
+            return 0
+        self._check(name)
+        return self.store.count(name, where, self._version(name))
 
     def class_table(self) -> ClassTable:
         """The classes by number, name and alias."""

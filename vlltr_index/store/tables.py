@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -34,7 +33,6 @@ from vlltr_index.errors import (
     write_error,
 )
 from vlltr_index.schemas.tables import (
-    CHECKSUM,
     CLASS_STATS,
     COMMITTED,
     KEYS,
@@ -42,6 +40,7 @@ from vlltr_index.schemas.tables import (
     image_vectors,
     sentence_vectors,
 )
+from vlltr_index.store.checksums import CHECKSUM, checksums, covered, total, with_checksum, wrong_row
 from vlltr_index.store.durability import give_up, keep, remove_versions, sweep, sync_changed
 
 if TYPE_CHECKING:
@@ -55,6 +54,10 @@ _ROWS, _SECONDS = 4096, 30.0  # `appending` writes so many rows, or so long afte
 _KEY_MARK = b"lance-schema:unenforced-primary-key:position"
 _NEVER = timedelta(days=36500)  # LanceDB's own limit, a week, fails where an older version is tagged
 _MARGIN = timedelta(seconds=10)  # LanceDB refuses where a tagged version looks old, and the clock moves on
+_MENDS = {  # of committed tables that are damaged
+    "images": "make a new workspace (vlltr init DIR) and run there again what `vlltr history` lists.",
+    "sentence_scores": "make all of its rows again: vlltr select",
+}
 
 
 def quote(value: str) -> str:
@@ -109,29 +112,14 @@ def last_per_key(rows: pa.Table, key: str) -> pa.Table:
     return rows if len(last) == rows.num_rows else rows.take(sorted(last.values()))
 
 
-def checksums(keys: Sequence[str], vectors: Any) -> Any:
-    """A number int64 [n] for each row of a vector cache, that any single changed bit of it changes.
-
-    The sum of the vector's 32-bit words, each times an odd number that tells its place, and the key's CRC-32.
-
-    Args:
-        keys: Of the n rows.
-        vectors: NumPy float32 [n, D].
-    """
-    places = np.arange(1, 2 * vectors.shape[1], 2, dtype=np.uint64)
-    words = np.einsum("ij,j->i", np.ascontiguousarray(vectors).view(np.uint32), places)
-    named = np.array([zlib.crc32(key.encode()) for key in keys], np.uint64)
-    return (words + named).astype(np.int64)
-
-
 def _fitting(data: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
-    """`conform`; rows of a vector cache, the key first and the checksum last, get their checksums."""
+    """`conform`, and beside each row its checksum, where the table as it is there has them."""
+    rows = conform(data, _plain(schema), what)
     if CHECKSUM not in schema.names:
-        return conform(data, schema, what)
-    rows = conform(data, schema.remove(len(schema) - 1), what)
-    vectors = pc.list_flatten(rows["vector"]).to_numpy().reshape(len(rows), -1)
-    sums = checksums(rows[schema.names[0]].to_pylist(), vectors)
-    return rows.append_column(schema.field(CHECKSUM), pa.array(sums))
+        return rows
+    batches = rows.select(covered(what, schema)).to_batches(_BATCH)
+    sums = pa.chunked_array([pa.array(checksums(batch)) for batch in batches])
+    return rows.append_column(schema.field(CHECKSUM), sums)
 
 
 class Store:
@@ -147,6 +135,7 @@ class Store:
         self._db: Any = None
         self._pid = -1
         self._opened: dict[tuple[str, int | None], Any] = {}
+        self._checked: set[tuple[str, int]] = set()
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
         return type(self), (self.uri,)
@@ -176,8 +165,7 @@ class Store:
                     raise
                 found = _plain(table.schema)
                 columns = _columns(name)
-            unsummed = [column for column in columns or () if column != CHECKSUM]  # of an earlier program
-            if columns is not None and found.names not in (columns, unsummed):
+            if columns not in (None, found.names):
                 raise WorkspaceError(
                     f"table {name!r} in {self.uri} has the columns {found.names}, and this program expects {columns}",
                     "Its files may have been taken for another's: bring them back from a backup, or make a new "
@@ -190,6 +178,7 @@ class Store:
     def _forget(self, name: str) -> None:
         """Open the table anew the next time."""
         self._opened = {key: table for key, table in self._opened.items() if key[0] != name}
+        self._checked = {key for key in self._checked if key[0] != name}
 
     def sync(self, name: str) -> None:
         """Make all of a table durable; in object storage it is by itself."""
@@ -256,7 +245,7 @@ class Store:
         """
         if not self.exists(name):
             with self._explained(f"table {name!r}", "made"):
-                self._connection.create_table(name, schema=schema, exist_ok=True)
+                self._connection.create_table(name, schema=with_checksum(name, schema), exist_ok=True)
         with self._table(name, "written") as table:
             if not (found := _plain(table.schema)).equals(_plain(schema)):
                 raise WorkspaceError(
@@ -272,7 +261,7 @@ class Store:
         """Make the table empty, with other columns, in a new version: the old versions stay as they are."""
         self._forget(name)
         with self._explained(f"table {name!r}", "written"):
-            table = self._connection.create_table(name, schema=schema, mode="overwrite")
+            table = self._connection.create_table(name, schema=with_checksum(name, schema), mode="overwrite")
             table.set_unenforced_primary_key([key])
 
     def drop(self, name: str) -> None:
@@ -284,19 +273,19 @@ class Store:
             give_up(self._folder, name)
 
     def schema(self, name: str, version: int | None = None) -> pa.Schema:
-        """The table's schema, without LanceDB's own metadata."""
+        """The table's schema, without LanceDB's own metadata and without checksums."""
         with self._table(name, version=version) as table:
             return _plain(table.schema)
 
     def append(self, name: str, data: pa.Table) -> None:
-        """Add rows without looking at keys; those of a vector cache get their checksums here.
+        """Add rows without looking at keys.
 
         Raises:
             InputError: If the rows do not fit the table.
         """
         if data.num_rows:
             with self._table(name, "written") as table:
-                table.add(_fitting(data, _plain(table.schema), name))
+                table.add(_fitting(data, table.schema, name))
             self._keep(name)
 
     @contextmanager
@@ -330,7 +319,7 @@ class Store:
         """
         if data.num_rows:
             with self._table(name, "written") as table:
-                rows = last_per_key(_fitting(data, _plain(table.schema), name), key)
+                rows = last_per_key(_fitting(data, table.schema, name), key)
                 table.merge_insert(key).when_matched_update_all().when_not_matched_insert_all().execute(rows)
             self._keep(name)
 
@@ -363,7 +352,7 @@ class Store:
         """
         with self._table(name, version=version) as table:
             query = table.search().where(where) if where else table.search()
-            batches = iter((query.select(list(columns)) if columns else query).to_batches(batch_rows))
+            batches = iter(query.select(list(columns or _plain(table.schema).names)).to_batches(batch_rows))
         while True:  # what happens between two batches is the caller's
             with self._explained(f"table {name!r}", "read"):
                 batch = next(batches, None)
@@ -405,25 +394,57 @@ class Store:
         """
         from torch.utils.dlpack import from_dlpack
 
-        names = self.schema(name).names
-        key = names[0]
-        summed = CHECKSUM in names
-        for batch in self.scan(name, list({key_column, key, "vector"}) + [CHECKSUM] * summed, where):
+        for batch in self._checked_rows(name, list({key_column, "vector"}), where):
             if batch.num_rows:
-                flat = batch["vector"].flatten()
-                if summed:
-                    self._check(name, batch[key].to_pylist(), flat.to_numpy(), batch[CHECKSUM].to_numpy())
-                yield batch[key_column], from_dlpack(flat).view(batch.num_rows, -1)
+                vectors = from_dlpack(batch["vector"].flatten())
+                yield batch[key_column], vectors.view(batch.num_rows, -1)
 
-    def _check(self, name: str, keys: Sequence[str], flat: Any, stated: Any) -> None:
-        wrong = (checksums(keys, flat.reshape(len(keys), -1)) != stated).nonzero()[0]
-        if len(wrong):
-            raise WorkspaceError(
-                f"table {name!r} in {self.uri} is damaged: the vector of {keys[wrong[0]]!r} is not the one that was "
-                "written",
-                f"Bring it back from a backup, or remove the folder {name}.lance there, and make all of its vectors "
-                "again: vlltr embed",
-            )
+    def _checked_rows(
+        self, name: str, columns: Sequence[str] = (), where: str | None = None, version: int | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Stream some columns, and where rows have a checksum, it and what it is over, once they are compared."""
+        with self._table(name, version=version) as table:
+            schema = table.schema
+        over = covered(name, schema) if CHECKSUM in schema.names else ()
+        wanted = [*columns, *over, CHECKSUM] if over else columns
+        for batch in self.scan(name, list(dict.fromkeys(wanted)), where, version):
+            if over and (at := wrong_row(batch, over)) is not None:
+                key = batch[over[0]].cast(pa.binary())[at].as_py().decode(errors="replace")
+                raise self._damaged(name, f"the row {key!r} is not the one that was written")
+            yield batch
+
+    def _damaged(self, name: str, what: str) -> WorkspaceError:
+        mend = _MENDS.get(name, "remove it, and make all of its vectors again: vlltr embed")
+        return WorkspaceError(
+            f"table {name!r} in {self.uri} is damaged: {what}",
+            f"Bring its folder {name}.lance back from a backup, or {mend}",
+        )
+
+    def check(self, name: str, checksum: int, version: int | None = None) -> None:
+        """See that the rows are those that were written, once for each version.
+
+        Args:
+            name: A table whose rows have checksums.
+            checksum: What `checksum` gave.
+            version: Of the table; default: the newest.
+
+        Raises:
+            WorkspaceError: If a row was changed, or is missing, or was brought back.
+        """
+        key = name, self.version(name) if version is None else version
+        if key in self._checked:
+            return
+        rows = self._checked_rows(name, version=version)
+        if total(batch[CHECKSUM] for batch in rows) != checksum:
+            raise self._damaged(name, "rows are missing, or there are others than were written")
+        self._checked.add(key)
+
+    def checksum(self, name: str) -> int | None:
+        """The sum of the rows' checksums, below 2**53; None: they have none."""
+        with self._table(name) as table:
+            if CHECKSUM not in table.schema.names:
+                return None
+        return total(batch[CHECKSUM] for batch in self.scan(name, [CHECKSUM]))
 
     def vectors(self, name: str, key_column: str, keys: Sequence[str]) -> torch.Tensor:
         """Vectors as one tensor float32 [n, D], unnormalised as stored.
@@ -571,5 +592,5 @@ def _columns(name: str) -> list[str] | None:
 
 
 def _plain(schema: pa.Schema) -> pa.Schema:
-    """`schema` without metadata."""
-    return pa.schema([pa.field(f.name, f.type, f.nullable) for f in schema])
+    """`schema` without metadata and without the checksum."""
+    return pa.schema([pa.field(f.name, f.type, f.nullable) for f in schema if f.name != CHECKSUM])

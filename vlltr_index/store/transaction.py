@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -162,6 +163,7 @@ class Transaction(Snapshot):
         self.touched[name] = None if keys is None or before is None else before.union(keys.to_pylist())
         self._writes[name] += 1
         self._tables.add(name)
+        self._checksums.pop(name, None)  # its rows are this command's
         self._classes = None
         if all_new:
             self._known.pop(name, None)
@@ -196,11 +198,13 @@ class Transaction(Snapshot):
 
         Raises:
             InputError: If the rows do not fit the table.
+            WorkspaceError: If rows of `images` or `sentence_scores` are not those that were written.
         """
         key = KEYS[name]
         rows = last_per_key(self._conform(name, rows), key)
         if not rows.num_rows:
             return 0
+        self._check(name)
         self._ready(name, rows.schema)
         known = self._known.setdefault(name, self._known.get(name) or self.store.keys(name, key))
         is_known = pa.array([k in known for k in rows[key].to_pylist()], pa.bool_())
@@ -256,7 +260,7 @@ class Transaction(Snapshot):
         return count
 
     def replace(self, name: str, rows: pa.Table) -> bool:
-        """Make `rows` all that the table holds; False if it held just that.
+        """Make `rows` all that the table holds, which mends it; False if it held just that.
 
         Raises:
             InputError: If the rows do not fit the table, or two have one key.
@@ -265,8 +269,9 @@ class Transaction(Snapshot):
         rows = self._conform(name, rows)
         if last_per_key(rows, key).num_rows != rows.num_rows:
             raise InputError(f"two rows for table {name} have the same {key}")
-        if self.table(name).sort_by(key).equals(rows.sort_by(key)):
-            return False
+        with suppress(WorkspaceError):  # damaged: all is written anew
+            if self.table(name).sort_by(key).equals(rows.sort_by(key)):
+                return False
         self.delete(name, _ALL)
         if rows.num_rows:
             self._ready(name, rows.schema)
@@ -302,6 +307,8 @@ class Transaction(Snapshot):
             elif now.get(name) != target.tables[name]:
                 self.store.restore(name, target.tables[name])
                 self._wrote(name, all_new=True)
+                if name in target.checksums:
+                    self._checksums[name] = target.checksums[name]
         self._state = _state(target)
         self.note(next=self._next)
         self._state_of = target.state
@@ -329,6 +336,7 @@ class Transaction(Snapshot):
         if not self.changed and self._number is None:
             return base
         number = self._number or base.id + 1
+        tables = self._tagged(number)
         self.result_commit = Commit(
             **self._state,
             id=number,
@@ -337,7 +345,8 @@ class Transaction(Snapshot):
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             program_version=VERSION,
             state_of=self._state_of if self.changed or self.goes_back else base.state,
-            tables=self._tagged(number),
+            tables=tables,
+            checksums=self._checksums_now(),
         )
         self._history.append(self.result_commit)
         return self.result_commit
@@ -352,6 +361,10 @@ class Transaction(Snapshot):
             versions[name] = self.store.version(name)
             self.store.tag(name, versions[name], f"c{commit_id}")
         return versions
+
+    def _checksums_now(self) -> dict[str, int]:
+        found = {name: self.store.checksum(name) for name in sorted(self._tables - self._checksums.keys())}
+        return self._checksums | {name: total for name, total in found.items() if total is not None}
 
 
 def _state(commit: Commit) -> dict[str, Any]:
