@@ -1,1 +1,1 @@
-"""What crosses rooms: Arrow tables, configurations, records and fingerprints."""
+"""Types that several packages share: Arrow tables, configurations, records and fingerprints."""

@@ -1,4 +1,4 @@
-"""What an exported folder says about itself: `config.json`, and the columns of its Parquet files."""
+"""Description of an exported folder: `config.json`, and the columns of its Parquet files."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from pydantic import BaseModel, ConfigDict, Field
 from vlltr_index.schemas.config import FusionConfig
 
 LIBRARY = "vlltr-index"
-"""The value of `library` in `config.json`, by which an exported folder is known."""
+"""The value of `library` in `config.json`, which identifies an exported folder."""
 
 _MOST_CLASSES = 1_000_000
 _WIDEST = 16_384
 
 
 class _Exported(BaseModel):
+    """Base of the models of `config.json`."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class ExportedClass(_Exported):
-    """A class by number and names; one without an anchor sentence is never an answer."""
+    """A class with its id and names; one without an anchor sentence is never an answer."""
 
     class_id: int = Field(ge=0, lt=2**31)
     name: str = Field(min_length=1, max_length=10_000)
@@ -30,7 +32,7 @@ class ExportedClass(_Exported):
 
 
 class ExportedTaxon(_Exported):
-    """A class, or a name above classes, by what it lies below."""
+    """A class, or a name above classes, with its parent and rank."""
 
     name: str = Field(min_length=1, max_length=10_000)
     parent: str | None = Field(default=None, min_length=1, max_length=10_000)
@@ -38,32 +40,32 @@ class ExportedTaxon(_Exported):
 
 
 class ExportedConfig(_Exported):
-    """The file `config.json`.
+    """Content of the file `config.json`.
 
     Attributes:
-        format: Of the folder.
+        format: Format of the folder.
         library: Always `vlltr-index`.
         program_version: The version of this program that wrote the folder.
-        commit: The workspace's commit, whose predictions the folder gives.
-        created_at: When that commit was made, ISO 8601, UTC.
+        commit: The workspace's commit that was exported.
+        created_at: Time of that commit, ISO 8601, UTC.
         recipe: The recipe's name.
         protocol: `paper`, `release` or `ours`.
-        settings: What the stages and the selection that ran here were set to, for people.
-        encoder: What the encoder is called.
+        settings: Settings of the stages and the selection that were run, for information only.
+        encoder: The encoder's name.
         text_fp: Fingerprint of the text tower.
         image_fp: Fingerprint of the visual tower.
         dim: Width D of the vectors.
-        preprocess: What images go through; for people, `encoder/encoder.json` counts.
-        tokenizer: What makes the tokenizer; for people.
-        selection_id: The selection of the anchors.
-        fusion: How both branches are put together.
-        rejects: Whether the head knows a level for "none of these".
-        classes: The classes, by ascending number.
-        taxonomy: What the classes lie below.
-        merged: A class that was merged into another, to that one.
-        anchors: Rows of `anchors.parquet`.
-        sentences: Rows of `sentences.parquet`.
-        index: The kind of index the workspace answered with; null: none was built.
+        preprocess: Preprocessing of images, for information only; `encoder/encoder.json` is used.
+        tokenizer: Identity of the tokenizer, for information only.
+        selection_id: Id of the selection of the anchors.
+        fusion: The fusion rule.
+        rejects: Whether the head has a threshold for "none of these".
+        classes: The classes, by ascending id.
+        taxonomy: The tree above the classes.
+        merged: For each class that was merged into another, the id of that one.
+        anchors: Number of rows of `anchors.parquet`.
+        sentences: Number of rows of `sentences.parquet`.
+        index: The workspace's kind of index; null: none was built.
     """
 
     format: Literal[1] = 1
@@ -103,14 +105,14 @@ _SENTENCE = [
 
 
 def sentences_schema() -> pa.Schema:
-    """All sentences of the classes; `rank` is null for those that are not anchors."""
+    """Return the schema of all sentences; `rank` is null for those that are not anchors."""
     return pa.schema([*_SENTENCE, pa.field("rank", pa.int32())])
 
 
 def anchors_schema(dim: int) -> pa.Schema:
-    """The anchors, by class and rank, with their vectors float32 [dim], unnormalised as the encoder gives them.
+    """Return the schema of the anchors, by class and rank, with unnormalised vectors float32 [dim].
 
-    `loss` is L_lin, zero where it is unknown.
+    `loss` is L_lin, zero if it is unknown.
     """
     return pa.schema(
         [

@@ -1,4 +1,4 @@
-"""What identifies a tower: architecture, weights, and preprocessing or tokenizer."""
+"""Digests, of which the fingerprints of towers are made: architecture, weights, preprocessing or tokenizer."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Any
 
 
 def digest_bytes(data: bytes) -> str:
-    """SHA-256 of `data` in hexadecimal."""
+    """Compute the SHA-256 of `data` in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
 def digest_file(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal."""
+    """Compute the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest_json(value: Mapping[str, Any] | list[Any]) -> str:
-    """SHA-256 of the canonical JSON of `value` (sorted keys, no spaces)."""
+    """Compute the SHA-256 of the canonical JSON of `value` (sorted keys, no spaces)."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return digest_bytes(text.encode())
 
 
 def short(digest: str) -> str:
-    """The first 16 hexadecimal digits: enough for a name in a workspace."""
+    """Return the first 16 hexadecimal digits, which suffice for a name in a workspace."""
     return digest[:16]

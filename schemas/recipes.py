@@ -1,4 +1,4 @@
-"""Finding, reading and overriding recipes."""
+"""Finding and reading recipes, and overriding their values."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from vlltr_index.schemas.config import Recipe, apply_overrides, parse_toml, vali
 
 
 def _root() -> Path:
+    """Return the folder of the recipes that ship with the package."""
     return Path(str(files("vlltr_index.recipes")))
 
 
 def list_recipes() -> list[str]:
-    """Names of the recipes that ship with the package, such as `glyphs_lt/ours`."""
+    """List the names of the recipes that ship with the package, such as `glyphs_lt/ours`."""
     root = _root()
     return sorted(str(p.relative_to(root).with_suffix("")) for p in root.rglob("*.toml"))
 
@@ -24,16 +25,16 @@ def list_recipes() -> list[str]:
 def load_recipe(
     name: str | None = None, overrides: tuple[str, ...] = (), encoder: str | None = None
 ) -> Recipe:
-    """Read the recipe `name` (one that ships, or a path to a TOML file), with values overridden.
+    """Read a recipe, with values overridden.
 
     Args:
-        name: Default `ours`.
+        name: Name of a recipe that ships with the package, or path of a TOML file; None: `ours`.
         overrides: `section.key=value` strings.
         encoder: `MODEL`, `MODEL:TAG` or `MODEL:FILE`; replaces the recipe's model and weights.
 
     Raises:
-        UsageError: If there is no such recipe; the message lists those there are.
-        ConfigError: If the file or an override does not fit the schema.
+        UsageError: There is no such recipe; the message lists all recipes.
+        ConfigError: The file or an override does not fit the schema.
     """
     name = name or "ours"
     path = Path(name) if name.endswith(".toml") else _root() / f"{name}.toml"
@@ -44,7 +45,8 @@ def load_recipe(
     values = parse_toml(path.read_bytes(), str(path))
     if encoder is not None:
         model, _, pretrained = encoder.partition(":")
-        if pretrained and os.path.exists(file := os.path.expanduser(pretrained)):
+        file = os.path.expanduser(pretrained)
+        if pretrained and os.path.exists(file):
             pretrained = str(Path(file).absolute())
         values = with_value(values, ["encoder", "model"], model)
         values = with_value(values, ["encoder", "pretrained"], pretrained or None)
@@ -52,15 +54,15 @@ def load_recipe(
 
 
 def override(recipe: Recipe, overrides: tuple[str, ...], sections: tuple[str, ...] = ()) -> Recipe:
-    """`recipe` with `section.key=value` strings applied.
+    """Return a recipe with `section.key=value` strings applied.
 
     Args:
-        recipe: Stays as it is.
-        overrides: As they follow `--set`.
-        sections: Those that the command reads, if it does not read all.
+        recipe: The recipe, which is not changed.
+        overrides: The strings, as they follow `--set`.
+        sections: The sections that the command reads; empty: all.
 
     Raises:
-        ConfigError: If one of them does not fit the schema, or is of a section where it would count for nothing.
+        ConfigError: An override does not fit the schema, or is of a section that the command does not read.
     """
     if not overrides:
         return recipe

@@ -1,4 +1,4 @@
-"""Plain records that cross rooms. None of them holds a tensor."""
+"""Plain records that several packages share. None of them holds a tensor."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 Progress = Callable[[str, int, int | None], None]
-"""Called as `progress(step, done, total)`; `total` is None where it is not known."""
+"""Called as `progress(step, done, total)`; `total` is None if it is unknown."""
 
 BASELINES = ("ncm", "crt", "tau-norm", "lws", "discriminant", "zero-shot", "knn", "tip-adapter")
-"""The baselines on stored vectors, in the order of the table: seconds to minutes each."""
+"""The baselines on stored vectors, in the order of the table; each takes seconds to minutes."""
 
 
 @dataclass(frozen=True, slots=True)
 class SentenceRecord:
-    """One sentence about one class, as a reader gives it."""
+    """One sentence about one class, as a reader yields it."""
 
     class_name: str
     text: str
@@ -25,19 +25,19 @@ class SentenceRecord:
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """One image, as a reader gives it: a path, or bytes that came out of a Parquet file."""
+    """One image, as a reader yields it: a path, or the bytes in a Parquet file."""
 
     source: str  # path below the source's root, or a row's own name; identifies the image within its split
     uri: str  # absolute path of the file, or `file.parquet#row`
     class_name: str | None
     split: str
     data: bytes | None = None
-    group: str | None = None  # shared with others that are held out together: a font, a camera, a burst
+    group: str | None = None  # images of one group are held out together: a font, a camera, a burst
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """Something in a source that was left out, and why."""
+    """A part of a source that was left out, and the reason."""
 
     where: str  # file, or file:line
     why: str
@@ -45,7 +45,7 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Taxon:
-    """A class, or a name above classes, as a reader gives it: what it lies below, and its rank."""
+    """A class, or a name above classes, as a reader yields it, with its parent and rank."""
 
     name: str
     parent: str | None
@@ -56,11 +56,11 @@ class Taxon:
 
 @dataclass(frozen=True, slots=True)
 class SentenceShare:
-    """A sentence behind a class's text score.
+    """Share of a sentence in its class's text score.
 
-    `share` is in points of cosine similarity; the shares of all the class's anchors add up to the cosine and may
-    be negative. `percent` is 100 * share / sum of the class's positive shares. `effect` is how much the cosine falls
-    when the sentence is struck out. Sentences of a class that say the same but for a template have one `group`.
+    `share` is in points of cosine similarity; the shares of all the class's anchors add up to the cosine, and may be
+    negative. `percent` is 100 * share / sum of the class's positive shares. `effect` is the fall of the cosine if the
+    sentence is struck out. Sentences of a class that differ only by a template have the same `group`.
     """
 
     text: str
@@ -76,7 +76,7 @@ class SentenceShare:
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A training image of a class, and its cosine to the image asked about."""
+    """A training image of a class, and its cosine with the query image."""
 
     image_id: str
     uri: str
@@ -84,7 +84,7 @@ class Neighbour:
 
 
 def by_group(sentences: Sequence[SentenceShare]) -> list[list[SentenceShare]]:
-    """Sentences by group, in their order."""
+    """Divide sentences into their groups, in the order of the first sentence of each."""
     groups: dict[int, list[SentenceShare]] = {}
     for sentence in sentences:
         groups.setdefault(sentence.group, []).append(sentence)
@@ -93,11 +93,11 @@ def by_group(sentences: Sequence[SentenceShare]) -> list[list[SentenceShare]]:
 
 @dataclass(frozen=True, slots=True)
 class ClassScore:
-    """A class's probability and what each branch gave.
+    """Probability of a class, with the parts of each branch.
 
-    Where `unit` is `log-odds`, `image_part + text_part` is log P(this class) / P(the best other class). Where it is
-    `probability` (the fusion rule `paper`), it is the probability. `cosine` is exact where sentences were asked for, or
-    all classes scored.
+    If `unit` is `log-odds`, `image_part + text_part` is log P(this class) / P(the best other class); if it is
+    `probability` (the fusion rule `paper`), the sum is the probability. `cosine` is exact if sentences were requested,
+    or if all classes were scored.
     """
 
     class_id: int
@@ -112,27 +112,27 @@ class ClassScore:
 
     @property
     def image_share(self) -> float:
-        """How much of what speaks for the class the images gave, 0 to 1; a half where neither side speaks for it."""
+        """Share of the image part in the sum of the positive parts, 0 to 1; a half if no part is positive."""
         image = max(self.image_part, 0.0)
         text = max(self.text_part, 0.0)
         return image / (image + text) if image + text else 0.5
 
     @property
     def by_image(self) -> bool:
-        """Whether the image side decided for it."""
+        """Whether the image side decided for the class."""
         return self.image_part > max(self.text_part, 0.0)
 
     @property
     def folded(self) -> list[list[SentenceShare]]:
-        """The sentences by group, in their order: what people are shown as one line."""
+        """The sentences by group; each group is shown as one line."""
         return by_group(self.sentences)
 
 
 @dataclass(frozen=True, slots=True)
 class RankScore:
-    """A node of the tree of classes, and the probability of all classes that it holds together.
+    """A node of the tree of classes, with the summed probability of all classes that it holds.
 
-    The `percent` of a sentence is that in its class's text score, times the class's part of the probability.
+    The `percent` of a sentence is that in its class's text score, times the class's share of the probability.
     """
 
     node: str
@@ -153,9 +153,9 @@ class Prediction:
     classes: tuple[ClassScore, ...]
     residual: float  # probability of the classes that were not scored exactly (0 when exhaustive)
     retrieval: str  # "faiss" | "exhaustive"
-    commit: int  # whose state answered: after a rollback, the commit gone back to
+    commit: int  # the commit that answered; after a rollback the one that was restored
     problem: str | None = None  # why the image could not be read; then `classes` is empty
-    known: bool | None = None  # whether it is of any of the classes at all; None where that was not asked
-    known_score: float | None = None  # what that was judged by, the likelihood of its best class
+    known: bool | None = None  # whether the image is of any of the classes; None without `reject`
+    known_score: float | None = None  # the log-likelihood of the best class, by which this was decided
     ranks: tuple[RankScore, ...] = ()
     answer: RankScore | None = None

@@ -1,6 +1,7 @@
 """Arrow schemas of the workspace's tables.
 
-Vectors never change, only grow: they are caches beside the committed tables. Everything else is committed.
+Tables of vectors are caches beside the committed tables: rows are only added, and never change. All others are
+committed.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import pyarrow as pa
 
 
 def _required(name: str, kind: pa.DataType) -> pa.Field:
+    """Make a field that may not be null."""
     return pa.field(name, kind, nullable=False)
 
 
@@ -33,22 +35,22 @@ SENTENCES = pa.schema(
         pa.field("source_ref", pa.string()),
         pa.field("licence", pa.string()),
         pa.field("tokens", pa.int32()),  # before any cut; null until embedded
-        pa.field("position", pa.int32()),  # within its class, in the order in which its sentences came in
+        pa.field("position", pa.int32()),  # within its class, in the order of ingestion
     ]
 )
 
 IMAGES = pa.schema(
     [
         _required("image_id", pa.string()),  # hash of split and source path, and the side of reduced `data`
-        pa.field("content_hash", pa.string()),  # of the file that came in; null where it cannot be read
+        pa.field("content_hash", pa.string()),  # of the ingested file; null if it cannot be read
         _required("uri", pa.string()),
-        pa.field("data", pa.binary()),  # seen in place of the file: a Parquet row's bytes, or reduced ones
+        pa.field("data", pa.binary()),  # used instead of the file: a Parquet row's bytes, or reduced ones
         pa.field("class_id", pa.int32()),
         _required("split", pa.string()),
         pa.field("width", pa.int32()),  # of the file
         pa.field("height", pa.int32()),
         pa.field("problem", pa.string()),  # why it is quarantined
-        pa.field("group", pa.string()),  # held out together: images of one font, camera or burst
+        pa.field("group", pa.string()),  # images of one group are held out together: a font, camera or burst
     ]
 )
 
@@ -62,7 +64,7 @@ SENTENCE_SCORES = pa.schema(
         _required("lse", pa.float64()),
         _required("last_exact_lse", pa.float64()),
         _required("positive", pa.float64()),
-        pa.field("loss", pa.float64()),  # L_lin; null where the class has no image that it was scored against
+        pa.field("loss", pa.float64()),  # L_lin; null if the class had no image to score against
     ]
 )
 
@@ -78,7 +80,7 @@ ANCHORS = pa.schema(
 
 TAXONOMY = pa.schema(
     [
-        _required("name", pa.string()),  # of a class, or of what lies above classes
+        _required("name", pa.string()),  # of a class, or of a node above classes
         pa.field("parent", pa.string()),  # null: a root
         pa.field("rank", pa.string()),
     ]
@@ -86,8 +88,9 @@ TAXONOMY = pa.schema(
 
 
 def class_stats(dim: int) -> pa.Schema:
-    """What the generative model knows a class by: how many units its training images are, and the sum [dim] of the
-    means of their normalised vectors. Images that are one observation, such as near duplicates, are one unit.
+    """Return the schema of the statistics by which the generative model knows a class: the number of units of its
+    training images, and the sum [dim] of the units' mean normalised vectors. Images that are one observation, such as
+    near duplicates, are one unit.
     """
     return pa.schema(
         [
@@ -100,7 +103,7 @@ def class_stats(dim: int) -> pa.Schema:
 
 
 def sentence_vectors(dim: int) -> pa.Schema:
-    """Text vectors of width `dim`, unnormalised as the encoder gives them."""
+    """Return the schema of text vectors of width `dim`, unnormalised as the encoder gives them."""
     return pa.schema(
         [
             _required("text_hash", pa.string()),
@@ -110,7 +113,7 @@ def sentence_vectors(dim: int) -> pa.Schema:
 
 
 def image_vectors(dim: int) -> pa.Schema:
-    """Image vectors of width `dim`, unnormalised; `view` 0 is the plain preprocessing, others augmented.
+    """Return the schema of image vectors of width `dim`, unnormalised; `view` 0 is plain, the others are augmented.
 
     `vector_key` is `image_id:view`.
     """
@@ -125,16 +128,16 @@ def image_vectors(dim: int) -> pa.Schema:
 
 
 def sentence_vectors_name(text_fp: str) -> str:
-    """Name of the table that holds the text vectors of the fingerprint `text_fp`."""
+    """Return the name of the table of text vectors of the fingerprint `text_fp`."""
     return f"sentence_vectors_{text_fp}"
 
 
 def image_vectors_name(image_fp: str) -> str:
-    """Name of the table that holds the image vectors of the fingerprint `image_fp`."""
+    """Return the name of the table of image vectors of the fingerprint `image_fp`."""
     return f"image_vectors_{image_fp}"
 
 
-CLASS_STATS = "class_stats"  # its width is the encoder's, so the schema is a function
+CLASS_STATS = "class_stats"  # its schema depends on the encoder's width, so it is a function
 
 COMMITTED = {
     "classes": CLASSES,

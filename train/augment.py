@@ -1,4 +1,4 @@
-"""Training augmentation: whole batches of small images on tensors, single photographs on PIL images, mixed batches."""
+"""Training augmentation: batches of small images as tensors, single photographs as PIL images, mixup and cutmix."""
 
 from __future__ import annotations
 
@@ -28,15 +28,17 @@ _ZOOM = 0.12
 _SHIFT = 0.08  # of the side
 _SEEDED = threading.Lock()
 _Transform = Callable[[Image.Image], Image.Image]
-_NEAR = 8  # photographs that stay near the caches
-_THICKEN, _THIN, _BLUR = 0.2, 0.15, 0.2  # shares of a batch
+_NEAR = 8  # photographs that fit into the processor's cache
+_THICKEN = 0.2  # share of a batch
+_THIN = 0.15  # share of a batch
+_BLUR = 0.2  # share of a batch
 
 
 class BatchAugment:
-    """Augments batches of images with values in 0..1, of any number of channels.
+    """Augmentation of batches of images with values in 0..1 and any number of channels.
 
-    The random numbers are drawn for a whole batch and may be applied to a part of it, so that processes which share
-    a batch see what one process would.
+    Random numbers are drawn for a whole batch and may be applied to a part of it, so that several processes that divide
+    a batch augment it as a single process would.
     """
 
     def __init__(self, config: AugmentConfig) -> None:
@@ -44,7 +46,7 @@ class BatchAugment:
         self._auto = auto_augment(config) if config.kind == "photo" else None
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Random numbers for `count` images, uniform in 0..1: float32 [count, 12]."""
+        """Draw the random numbers for `count` images, uniform in 0..1: float32 [count, 12]."""
         return torch.rand(count, 12, generator=generator)
 
     def apply(self, pixels: Tensor, draws: Tensor) -> Tensor:
@@ -61,21 +63,20 @@ class BatchAugment:
 
 
 class ViewAugment:
-    """The augmentation of pixels that are already normalised for `encoder`; it can be pickled.
+    """Augmentation of pixels that are already normalised for `encoder`; it can be pickled.
 
     Args:
-        config: See there.
-        encoder: Gives mean and standard deviation.
+        config: The recipe's `augment` section.
+        encoder: Encoder whose mean and standard deviation the pixels have.
     """
 
     def __init__(self, config: AugmentConfig, encoder: Encoder) -> None:
         self._augment = BatchAugment(config)
-        self._mean, self._std = (
-            torch.as_tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (encoder.mean, encoder.std)
-        )
+        self._mean = torch.as_tensor(encoder.mean, dtype=torch.float32).view(1, 3, 1, 1)
+        self._std = torch.as_tensor(encoder.std, dtype=torch.float32).view(1, 3, 1, 1)
 
     def __call__(self, pixels: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Float [B, 3, H, W] to the same, each image by the random numbers of its seed."""
+        """Augment float [B, 3, H, W], each image by the random numbers of its seed; same shape and normalisation."""
         draws = torch.cat([self._augment.draw(1, torch.Generator().manual_seed(seed)) for seed in seeds])
         done = torch.empty_like(pixels)
         for part in torch.arange(len(pixels)).split(_NEAR):
@@ -85,7 +86,7 @@ class ViewAugment:
 
 
 def _glyph_matrices(draws: Tensor) -> Tensor:
-    """Small rotation, shear, zoom and shift: inverse maps for `affine_grid`, [B, 2, 3]."""
+    """Make the inverse maps of a small rotation, shear, zoom and shift for `affine_grid`, [B, 2, 3]."""
     turn, shear, across, down, right, below = (draws[:, :6] * 2 - 1).unbind(1)
     cos = torch.cos(_ROTATE * turn)
     sin = torch.sin(_ROTATE * turn)
@@ -98,7 +99,7 @@ def _glyph_matrices(draws: Tensor) -> Tensor:
 
 
 def _crop_matrices(draws: Tensor, crop_min: float, flip: bool) -> Tensor:
-    """Random resized crops (area from `crop_min` to 1, aspect 3/4 to 4/3) and flips, [B, 2, 3]."""
+    """Make the maps of random resized crops (area `crop_min` to 1, aspect 3/4 to 4/3) and flips, [B, 2, 3]."""
     area, aspect, right, below, mirror = draws[:, :5].unbind(1)
     side = (crop_min + (1 - crop_min) * area).sqrt()
     ratio = torch.exp((aspect - 0.5) * float(np.log(16 / 9)) / 2)
@@ -111,12 +112,13 @@ def _crop_matrices(draws: Tensor, crop_min: float, flip: bool) -> Tensor:
 
 
 def _warp(pixels: Tensor, matrices: Tensor) -> Tensor:
+    """Resample images [B, C, H, W] under affine maps [B, 2, 3]."""
     grid = F.affine_grid(matrices, list(pixels.shape), align_corners=False)
     return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def _reshape_strokes(pixels: Tensor, draws: Tensor) -> Tensor:
-    """Widen bright areas in some images, dark ones in others, and blur some; each mixed with the original."""
+    """Widen bright areas in some images and dark ones in others, mixed with the original, and blur some."""
     choice = draws[:, 6]
     amount = draws[:, 7].view(-1, 1, 1, 1)
     blur = draws[:, 8]
@@ -134,11 +136,11 @@ def _reshape_strokes(pixels: Tensor, draws: Tensor) -> Tensor:
 
 
 def _jitter(pixels: Tensor, draws: Tensor, strength: float) -> Tensor:
-    """Brightness, contrast and saturation by factors of 1 +- `strength`."""
+    """Change brightness, contrast and saturation by factors between 1 - `strength` and 1 + `strength`."""
     if strength == 0:
         return pixels
     bright, contrast, colour = (1 + strength * (2 * draws[:, 5:8] - 1)).view(-1, 3, 1, 1, 1).unbind(1)
-    # All three in one: about the image's mean for contrast, about each pixel's grey for saturation.
+    # All three in one linear map: contrast is about the image's mean, saturation about each pixel's grey.
     mean = pixels.mean((1, 2, 3), keepdim=True)
     grey = pixels.mean(1, keepdim=True)
     scale = bright * contrast
@@ -147,7 +149,7 @@ def _jitter(pixels: Tensor, draws: Tensor, strength: float) -> Tensor:
 
 
 def _erase(pixels: Tensor, draws: Tensor, share: float) -> Tensor:
-    """Blank a square of a third of the side, in a `share` of the images."""
+    """Blank a rectangle of a third of height and width, in a `share` of the images."""
     if share == 0:
         return pixels
     height, width = pixels.shape[2:]
@@ -155,18 +157,18 @@ def _erase(pixels: Tensor, draws: Tensor, share: float) -> Tensor:
     columns = torch.arange(width, device=pixels.device)
     top = draws[:, 9, None] * height * 2 / 3
     left = draws[:, 10, None] * width * 2 / 3
-    inside = ((rows >= top) & (rows < top + height / 3))[:, :, None] & (
-        (columns >= left) & (columns < left + width / 3)
-    )[:, None]
+    in_rows = (rows >= top) & (rows < top + height / 3)
+    in_columns = (columns >= left) & (columns < left + width / 3)
+    inside = in_rows[:, :, None] & in_columns[:, None]
     erased = inside & (draws[:, 8] < share)[:, None, None]
     return pixels.masked_fill(erased[:, None], 0.5)
 
 
 def auto_augment(config: AugmentConfig) -> _Transform | None:
-    """timm's RandAugment as `config.auto_augment` spells it, or None.
+    """Make timm's RandAugment from its spelling in `config.auto_augment`; None if there is none.
 
     Raises:
-        ConfigError: If the spelling is not timm's.
+        ConfigError: The spelling is not timm's.
     """
     if config.auto_augment is None:
         return None
@@ -182,9 +184,9 @@ def auto_augment(config: AugmentConfig) -> _Transform | None:
 
 
 def seeded(seed: int, work: Callable[[], Any]) -> Any:
-    """Run `work` with the global generators of Python, NumPy and torch (CPU) seeded; put them back afterwards.
+    """Run `work` with the global generators of Python, NumPy and torch (CPU) seeded, and restore them afterwards.
 
-    One thread at a time, for they are the process's.
+    One thread at a time does so, for these generators belong to the whole process.
     """
     with _SEEDED, torch.random.fork_rng(devices=[]):
         python = random.getstate()
@@ -200,7 +202,7 @@ def seeded(seed: int, work: Callable[[], Any]) -> Any:
 
 
 def _each(transform: _Transform, pixels: Tensor, draws: Tensor) -> Tensor:
-    """Run a PIL transform over every image of a batch, seeded by its row of `draws`."""
+    """Apply a PIL transform to every image of a batch [B, C, H, W], seeded by its row of `draws`; [B, 3, H, W]."""
     whole = (pixels * 255).add_(0.5).to(torch.uint8).expand(-1, 3, -1, -1).cpu()
     seeds = (draws[:, 11].double() * 2**24).long().tolist()
     done = torch.empty_like(whole)
@@ -212,7 +214,7 @@ def _each(transform: _Transform, pixels: Tensor, draws: Tensor) -> Tensor:
 
 
 class PhotoTransform:
-    """A single PIL image, and a seed, to float32 [3, H, W], normalised for `encoder`; it can be pickled."""
+    """Augmentation of single PIL images to float32 [3, H, W], normalised for `encoder`; it can be pickled."""
 
     def __init__(self, config: AugmentConfig, encoder: Encoder) -> None:
         from torchvision.transforms import v2
@@ -233,22 +235,22 @@ class PhotoTransform:
         self._steps = v2.Compose([step for step in steps if step is not None])
 
     def __call__(self, image: Image.Image, seed: int) -> Tensor:
-        """One image, by the random numbers of `seed`."""
+        """Augment one image by the random numbers of `seed`."""
         made: Tensor = seeded(seed, partial(self._steps, image))
         return made.as_subclass(torch.Tensor)
 
 
 class BatchMixer:
-    """Mixes each image of a batch with the one at the mirrored place; one share and kind of mixing a batch.
+    """Mixup and cutmix: each image of a batch is mixed with the one at the mirrored position.
 
-    With both `mixup` and `cutmix` above 0 a coin decides a batch. Processes that share a batch draw the same share and
-    kind, and mix within their own parts of it.
+    All images of a batch are mixed in the same way and proportion. With both `mixup` and `cutmix` above 0 one of them
+    is drawn for each batch. Processes that divide a batch draw the same, and mix within their own parts of it.
 
     Args:
-        mixup: The beta distribution's parameter; 0 turns mixup off.
+        mixup: Parameter of the beta distribution; 0 turns mixup off.
         cutmix: The same for cutmix.
         label_smoothing: Share of the target spread evenly over all classes.
-        classes: C.
+        classes: Number of classes, C.
     """
 
     def __init__(self, mixup: float, cutmix: float, label_smoothing: float, classes: int) -> None:
@@ -258,10 +260,10 @@ class BatchMixer:
 
     @classmethod
     def of(cls, config: LGRConfig | BaselineConfig, classes: int) -> BatchMixer | None:
-        """As the configuration says; None where it mixes nothing.
+        """Make the mixer that the configuration describes; None where it mixes nothing.
 
         Raises:
-            ConfigError: If a process's part of the batch is odd.
+            ConfigError: A process's part of the batch is odd.
         """
         if not (config.mixup or config.cutmix):
             return None
@@ -278,9 +280,9 @@ class BatchMixer:
         """Mix a process's part of a batch.
 
         Args:
-            pixels: Float [b, 3, H, W], this process's part, b even; left as they are.
-            labels: int64 [B], the classes of all processes' images.
-            generator: The same in every process.
+            pixels: Float [b, 3, H, W], this process's part, b even; not changed.
+            labels: Int64 [B], the classes of all processes' images.
+            generator: Source of the random numbers, in the same state in every process.
 
         Returns:
             Mixed pixels [b, 3, H, W], and the targets of all processes' images, float32 [B, C], on the pixels' device.

@@ -1,4 +1,4 @@
-"""State of an unfinished run: one safetensors file that is either whole or not there."""
+"""State of an unfinished run, in one safetensors file that is either complete or missing."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from vlltr_index.data.writing import whole_file
 from vlltr_index.errors import WorkspaceError, write_error
 
 Log = list[dict[str, float]]
-"""One entry an epoch."""
+"""One entry for each epoch."""
 
 STATE = "state.safetensors"
 """The file of a run's state, in the run's folder."""
 
 
 def save_state(run_dir: Path | None, module: nn.Module, optimizer: torch.optim.Optimizer, log: Log) -> None:
-    """Write what a run has learned after an epoch; a kill at any moment leaves the old file or the new one.
+    """Write the state of a run after an epoch; a kill at any moment leaves the old file or the new one.
 
     Without a folder nothing is written.
 
     Raises:
-        WorkspaceError: If it cannot be written.
+        WorkspaceError: The file cannot be written.
     """
     if run_dir is None:
         return
@@ -46,16 +46,17 @@ def save_state(run_dir: Path | None, module: nn.Module, optimizer: torch.optim.O
 
 
 def load_state(run_dir: Path | None, module: nn.Module, optimizer: torch.optim.Optimizer, log: Log) -> int:
-    """Put back what `save_state` wrote, in place; how many epochs are done, none where there is nothing.
+    """Restore the state that `save_state` wrote, in place; return how many epochs are done, 0 without a file.
 
     Raises:
-        WorkspaceError: If the file is damaged or of another run.
+        WorkspaceError: The file is damaged, or of another run.
     """
     if run_dir is None or not (run_dir / STATE).is_file():
         return 0
     try:
         with safe_open(run_dir / STATE, framework="pt") as file:
-            facts, tensors = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - not a dict
+            facts = file.metadata()
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - not a dict
         module.load_state_dict(
             {k.removeprefix("module/"): v for k, v in tensors.items() if k.startswith("module/")}
         )
@@ -64,8 +65,10 @@ def load_state(run_dir: Path | None, module: nn.Module, optimizer: torch.optim.O
         for key, value in tensors.items():
             if key.startswith("optimizer/"):
                 _, number, name = key.split("/")
-                own = owners[int(number)]  # laid out in memory as it: another order of sums rounds otherwise
-                if value.shape == own.shape:
+                own = owners[int(number)]
+                if (
+                    value.shape == own.shape
+                ):  # take its memory layout: sums in another order are rounded differently
                     value = torch.empty_like(own, device="cpu", dtype=value.dtype).copy_(value)
                 learned[int(number)][name] = value
         optimizer.load_state_dict({"state": dict(learned), "param_groups": json.loads(facts["groups"])})

@@ -1,6 +1,6 @@
-"""Stage 1: class-wise visual-linguistic pre-training (CVLP), with distillation and the joint stage as options.
+"""Stage 1: class-wise visual-linguistic pre-training (CVLP), with distillation and the joint loss as options.
 
-And the baseline beside it: the same visual tower and a linear layer under cross-entropy.
+The baseline without texts is here too: the visual tower and a linear layer, trained with cross-entropy.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _GROUP_ROWS = 64
 
 
 class Candidates(NamedTuple):
-    """The classes that a step's images are told apart from.
+    """The classes among which the images of a step are classified.
 
     Attributes:
-        classes: int64 [K]; first the classes in the batch, ascending, then the extra ones.
-        targets: int64 [B], the place of each image's class among them.
-        in_batch: How many of them are in the batch.
+        classes: Int64 [K], first the classes in the batch, ascending, then the extra ones.
+        targets: Int64 [B], the position of each image's class in `classes`.
+        in_batch: Number of classes in the batch.
     """
 
     classes: Tensor
@@ -56,13 +56,13 @@ class Candidates(NamedTuple):
 
 
 def draw_candidates(labels: Tensor, present: Tensor, extra: int, generator: torch.Generator) -> Candidates:
-    """The classes in the batch and `extra` others.
+    """Return the classes in the batch and `extra` others.
 
     Args:
-        labels: int64 [B], the classes of all processes' images.
-        present: int64 [P], the classes that have training images.
-        extra: Others to draw, uniformly and without replacement; fewer where there are no more.
-        generator: The same in every process.
+        labels: Int64 [B], the classes of all processes' images.
+        present: Int64 [P], the classes that have training images.
+        extra: Number of other classes to draw, uniformly and without replacement; fewer where there are no more.
+        generator: Source of the random numbers, in the same state in every process.
     """
     own, targets = labels.unique(return_inverse=True)
     others = present[~torch.isin(present, own)]
@@ -81,32 +81,32 @@ def train_cvlp(
 ) -> StageOne:
     """Train both towers: all their weights, or low-rank adapters that are merged at the end (`tune = "lora"`).
 
-    With `tune = "text"` the visual tower stays as it is, and images may be its stored vectors.
+    With `tune = "text"` the visual tower is frozen, and images may be its stored vectors.
 
     loss = ccl_weight * CCL (Eq. 2) + distillation_weight * distillation (Eq. 3)
          + joint_weight * (text loss + joint_visual_weight * visual loss)
 
-    A model with a `logit_bias` (SigLIP) has the sigmoid loss in place of the CCL, and its scale has no upper bound; the
-    bias is common to all classes, so that it changes none of the other losses.
+    For a model with a `logit_bias` (SigLIP) the sigmoid loss replaces the CCL, and the scale has no upper bound; the
+    bias is the same for all classes, so it changes none of the other losses.
 
-    Without the joint stage every image brings a sentence of its class. With it every class in the batch does, and
-    `extra_classes` others, `joint_sentences` of them averaged; the CCL then runs over one sentence of each class in the
-    batch.
+    Without the joint loss a sentence is drawn for each image. With it `joint_sentences` sentences, to be averaged, are
+    drawn for each class in the batch and for `extra_classes` others; the CCL then uses one sentence of each class in
+    the batch.
 
     Args:
-        encoder: Where to start; trained in place. The teacher of distillation is a frozen copy of it as it comes in.
+        encoder: The encoder to train, in place. The teacher of distillation is a frozen copy of its initial state.
         images: Training images or, for `tune = "text"`, their vectors; labels 0..C-1.
         texts: Sentences of the same C classes.
         config: The recipe's `cvlp` section.
-        run_dir: Where the state of an unfinished run is kept; its name must stand for all that the run depends on.
-            None keeps none.
+        run_dir: Folder for the state of an unfinished run; its name must identify all that the run depends on. None: no
+            state is saved.
         progress: Called after every step.
 
     Returns:
-        The encoder, and the visual classifier where the joint stage trained one.
+        The encoder, and the visual classifier if the joint loss trained one.
 
     Raises:
-        ConfigError: Options that exclude each other, or every weight is zero.
+        ConfigError: Options exclude each other, or the weight of every loss is zero.
     """
     join_processes(encoder)
     distils = config.distillation != "none" and config.distillation_weight > 0
@@ -117,20 +117,31 @@ def train_cvlp(
         teacher.model.requires_grad_(False)
     visual = visual_classifier(encoder, images.num_classes, config.seed) if config.joint_weight > 0 else None
     rates = None
-    if config.text_lr is not None:  # the towers have rates of their own
+    if config.text_lr is not None:
         rates = {"encoder.visual.": config.lr, "encoder.logit_": config.lr, "encoder.": config.text_lr}
     with _tuned(encoder, config) as log_scale:
-        objective = _Objective(encoder, teacher, visual, images, texts, config, log_scale)
+        module = nn.ModuleDict({"encoder": encoder.model})
+        if visual is not None:
+            module["visual"] = visual
+        objective = _Objective(
+            encoder=encoder,
+            teacher=teacher,
+            visual=visual,
+            images=images,
+            texts=texts,
+            config=config,
+            log_scale=log_scale,
+        )
         run = Run(
-            "train cvlp",
-            config,
-            encoder,
-            nn.ModuleDict({"encoder": encoder.model} | ({} if visual is None else {"visual": visual})),
-            images,
-            objective,
-            run_dir,
-            progress,
-            log_scale,
+            name="train cvlp",
+            config=config,
+            encoder=encoder,
+            module=module,
+            images=images,
+            objective=objective,
+            run_dir=run_dir,
+            progress=progress,
+            log_scale=log_scale,
             max_scale=config.max_scale if encoder.logit_bias is None else None,
             rates=rates,
             batch_norm="eval" if config.tune != "full" else config.batch_norm,
@@ -147,20 +158,23 @@ def train_image_only(
     run_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> StageOne:
-    """Train the visual tower, in place, and a linear classifier of its unnormalised features; texts play no part.
+    """Train the visual tower, in place, and a linear classifier of its unnormalised features, without any text.
 
-    With `config.logit_adjustment` at zero this is plain cross-entropy; subtract the log of the sampler's prior
-    from its logits afterwards for logit adjustment after training.
+    With `config.logit_adjustment` at zero this is plain cross-entropy; for logit adjustment after training subtract the
+    log of the sampler's prior from the logits.
 
     Args:
-        encoder: Where to start; its text tower stays as it is.
+        encoder: The encoder whose visual tower is trained; its text tower stays as it is.
         images: Training images, labels 0..C-1.
         config: The recipe's `baseline` section.
-        run_dir: Where the state of an unfinished run is kept; None keeps none.
+        run_dir: Folder for the state of an unfinished run; None: no state is saved.
         progress: Called after every step.
 
+    Returns:
+        The encoder, and the trained classifier.
+
     Raises:
-        ConfigError: The batch cannot be shared out among the processes, or not into pairs to mix.
+        ConfigError: The batch cannot be divided among the processes, or a process's part not into pairs to mix.
     """
     join_processes(encoder)
     visual = visual_classifier(encoder, images.num_classes, config.seed)
@@ -182,21 +196,33 @@ def train_image_only(
             logits = visual(features.float())
         targets = labels if soft is None else soft
         tau = config.logit_adjustment
-        loss = adjusted_cross_entropy(logits, targets, log_prior, tau, config.label_smoothing)
+        loss = adjusted_cross_entropy(
+            logits, targets, log_prior, tau=tau, label_smoothing=config.label_smoothing
+        )
         return loss, {"visual": loss}
 
-    log = Run("train baseline fc", config, encoder, module, images, objective, run_dir, progress).train()
+    log = Run(
+        name="train baseline fc",
+        config=config,
+        encoder=encoder,
+        module=module,
+        images=images,
+        objective=objective,
+        run_dir=run_dir,
+        progress=progress,
+    ).train()
     return StageOne(encoder.eval(), visual, log)
 
 
 def visual_classifier(encoder: Encoder, classes: int, seed: int) -> nn.Linear:
-    """A linear layer over unnormalised features, its start drawn from `seed`, on the encoder's device."""
+    """Make a linear layer over unnormalised features, initialised from `seed`, on the encoder's device."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of(seed, "visual"))
         return nn.Linear(encoder.dim, classes).to(encoder.device)
 
 
 def _check(encoder: Encoder, config: CVLPConfig, distils: bool) -> None:
+    """Refuse options that exclude each other, and a training without any loss."""
     if config.distillation == "paired" and config.joint_weight > 0:
         raise ConfigError(
             "paired distillation needs a sentence for every image, the joint stage draws one for every class",
@@ -213,7 +239,7 @@ def _check(encoder: Encoder, config: CVLPConfig, distils: bool) -> None:
 
 @contextmanager
 def _tuned(encoder: Encoder, config: CVLPConfig) -> Iterator[nn.Parameter]:
-    """Make the encoder ready for what the configuration tunes; yields the log of its scale."""
+    """Freeze and adapt the encoder's weights as the configuration says, within the block; yield its log scale."""
     log_scale = encoder.model.logit_scale
     bias = encoder.logit_bias
     visual = encoder.model.visual
@@ -233,7 +259,7 @@ def _tuned(encoder: Encoder, config: CVLPConfig) -> Iterator[nn.Parameter]:
 
 
 class _Objective:
-    """The loss of one step, from this process's pixels or vectors and everybody's labels."""
+    """Loss of one step, from this process's pixels or vectors and the labels of all processes."""
 
     def __init__(
         self,
@@ -261,6 +287,7 @@ class _Objective:
     def __call__(
         self, pixels: Tensor, positions: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss and its parts, as `Objective` says."""
         config = self.config
         labels = self.images.labels[positions]
         text_labels = labels
@@ -271,14 +298,13 @@ class _Objective:
             candidates = draw_candidates(labels, self.present, config.extra_classes, generator)
             text_labels = candidates.classes
             draws = config.joint_sentences
-            # The CCL sees sentences of the batch's classes only: the others have no positive among the images.
+            # The CCL uses sentences of the batch's classes alone: the others have no positive among the images.
             paired = slice(candidates.in_batch)
         rows = torch.cat([self.texts.draw(text_labels, generator) for _ in range(draws)])
         ids, lengths = self.texts.tokens(rows, config.word_dropout, generator)
         image = self.images.encode(self.encoder, pixels, config.micro_batch)
-        drawn = _gather_texts(self.encoder, ids, lengths, config.micro_batch).view(
-            draws, len(text_labels), -1
-        )
+        features = _gather_texts(self.encoder, ids, lengths, config.micro_batch)
+        drawn = features.view(draws, len(text_labels), -1)
         text = drawn[0]
         parts = dict[str, Tensor]()
         loss = image.new_zeros(())
@@ -288,9 +314,9 @@ class _Objective:
         if self.teacher is not None:
             with torch.no_grad():
                 target_image = self.images.encode(self.teacher, pixels, config.micro_batch)
-                first = ids[: len(text)], lengths[: len(text)]
-                target_text = _gather_texts(self.teacher, *first, config.micro_batch)[paired]
-            parts["distillation"] = self._distil(image, text[paired], target_image, target_text)
+                first = slice(len(text))
+                target_text = _gather_texts(self.teacher, ids[first], lengths[first], config.micro_batch)
+            parts["distillation"] = self._distil(image, text[paired], target_image, target_text[paired])
             loss = loss + config.distillation_weight * parts["distillation"]
         if candidates is not None:
             assert self.visual is not None
@@ -298,22 +324,31 @@ class _Objective:
                 logits = self.visual(image.float())
             prior = self.text_prior[candidates.classes]
             scale = self.log_scale.exp()
-            joint = text_classification_loss(image, drawn.mean(0), candidates.targets, prior, scale)
+            joint = text_classification_loss(
+                image, drawn.mean(0), candidates.targets, log_adjustment=prior, logit_scale=scale
+            )
             parts |= {"text": joint, "visual": adjusted_cross_entropy(logits, labels, self.visual_prior)}
             loss = loss + config.joint_weight * (parts["text"] + config.joint_visual_weight * parts["visual"])
         return loss, parts
 
     def _contrast(self, image: Tensor, text: Tensor, labels: Tensor, text_labels: Tensor) -> Tensor:
+        """Compute the CCL, or the sigmoid loss for a model with a bias, of features [B, D] and [K, D]: a scalar."""
         scale = self.log_scale.exp()
         labels = labels.to(image.device, non_blocking=True)
         text_labels = text_labels.to(image.device, non_blocking=True)
-        if (bias := self.encoder.logit_bias) is not None:
-            return class_sigmoid_loss(image, text, labels, text_labels, scale, bias)
+        bias = self.encoder.logit_bias
+        if bias is not None:
+            return class_sigmoid_loss(
+                image, text, labels, text_labels=text_labels, logit_scale=scale, logit_bias=bias
+            )
         smoothing = self.config.label_smoothing
-        sides = class_contrastive_loss(image, text, labels, text_labels, scale, smoothing)
+        sides = class_contrastive_loss(
+            image, text, labels, text_labels=text_labels, logit_scale=scale, label_smoothing=smoothing
+        )
         return (sides[0] + sides[1]) / (1 if self.config.ccl_reduction == "sum" else 2)
 
     def _distil(self, image: Tensor, text: Tensor, target_image: Tensor, target_text: Tensor) -> Tensor:
+        """Compute the distillation loss from the student's and the teacher's features, [B, D] and [K, D]: a scalar."""
         assert self.config.distillation != "none"
         with torch.autocast(image.device.type, enabled=False):
             logits = self.log_scale.exp() * unit_rows(image) @ unit_rows(text).T
@@ -324,12 +359,12 @@ class _Objective:
 
 
 def _gather_texts(encoder: Encoder, ids: Tensor, lengths: Tensor, micro_batch: int | None) -> Tensor:
-    """Features of sentences, each process encoding its share: float [K, D] in every process.
+    """Encode sentences, each process a share of them, and return the features float [K, D] of all in every process.
 
     Args:
-        encoder: Whose text tower runs.
-        ids: int64 [K, L] on the CPU.
-        lengths: int64 [K]; sentences of like length go through the tower together, cut to their longest.
+        encoder: The encoder whose text tower is used.
+        ids: Int64 [K, L], on the CPU.
+        lengths: Int64 [K]; sentences of similar length are encoded together, cut to the longest of them.
         micro_batch: See `in_parts`.
     """
     rank, processes = world()

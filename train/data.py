@@ -1,4 +1,4 @@
-"""Training images and sentences: small images held decoded in memory, photographs streamed from workers."""
+"""Training images and sentences: small images are kept decoded in memory, photographs are decoded by workers."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ _log = logging.getLogger(__name__)
 
 MEMORY_LIMIT = 1 << 30
 SMALL_SIDE = 96
-_PREFETCH = 4  # batches that a worker has ready
-_MATES = 20  # that are tried in the place of an image that cannot be read
+_PREFETCH = 4  # batches that a worker decodes ahead
+_MATES = 20  # images of the class that are tried in place of one that cannot be read
 
 
 class TrainImages:
     """Training images with labels 0..C-1.
 
-    Images of at most 96 pixels a side are decoded once into uint8 [N, 1 or 3, H, W] (1 where all of them are grey),
-    as long as N * H * W * 3 bytes stay below `memory_limit`, and augmented as batches. Larger ones are decoded and
-    augmented by DataLoader workers, each time anew. An image that cannot be read is replaced by another one of its
-    class (a blank one where there is none), with a warning.
+    If the encoder's input has at most 96 pixels a side, and N * H * W * 3 bytes are at most `memory_limit`, images are
+    decoded once into uint8 [N, 1 or 3, H, W] (1 where all of them are grey) and augmented as batches. Otherwise
+    DataLoader workers decode and augment them in every epoch. An image that cannot be read is replaced by another one
+    of its class (by a blank one where there is none), with a warning.
 
     Args:
         sources: Bytes, or the path, of each image.
         labels: Int64 [N]; every class 0..C-1 should occur.
-        encoder: Gives size, preprocessing, mean and std.
+        encoder: Encoder whose size, preprocessing, mean and standard deviation the images get.
         augment: The training augmentation.
-        workers: Processes that decode streamed images; 0 decodes in this one.
-        memory_limit: See above.
+        workers: Number of processes that decode streamed images; 0 decodes in this one.
+        memory_limit: Most bytes that decoded images may take.
 
     Raises:
         InputError: There is no image, or none of them can be read.
@@ -66,9 +66,8 @@ class TrainImages:
         memory_limit: int = MEMORY_LIMIT,
     ) -> None:
         self._set_labels(labels)
-        self._mean, self._std = (
-            torch.as_tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (encoder.mean, encoder.std)
-        )
+        self._mean = torch.as_tensor(encoder.mean, dtype=torch.float32).view(1, 3, 1, 1)
+        self._std = torch.as_tensor(encoder.std, dtype=torch.float32).view(1, 3, 1, 1)
         self._augment = BatchAugment(augment)
         self._sources = sources
         self._workers = workers
@@ -83,22 +82,24 @@ class TrainImages:
 
     @classmethod
     def from_features(cls, features: Tensor, labels: Tensor) -> TrainImages:
-        """Stored vectors float32 [N, D], unnormalised, for training that leaves the visual tower as it is."""
+        """Make training data of stored vectors float32 [N, D], unnormalised, for training with a frozen image tower."""
         made = cls.__new__(cls)
         made._set_labels(labels)
         made.features = features
         return made
 
     def encode(self, encoder: Encoder, batch: Tensor, micro_batch: int | None) -> Tensor:
-        """Image features float32 [B, D] of what `epoch` yields in all processes; stored vectors are that already."""
+        """Encode this process's part of a batch as `epoch` yields it: float32 [B, D] of all processes, unnormalised."""
         if self.features is not None:
             return gather_rows(batch)
         return gather_rows(in_parts(encoder.encode_pixels, batch, micro_batch))
 
     def _set_labels(self, labels: Tensor) -> None:
-        if not len(labels):  # as where all that are left were held out of stage 1
+        """Set labels and class counts, and hold neither pixels nor vectors yet."""
+        if not len(labels):  # for instance where all images are held out of stage 1
             raise InputError("there are no training images", "Run: vlltr ingest images PATH --split train")
-        self.labels, self.num_classes = labels, int(labels.max()) + 1
+        self.labels = labels
+        self.num_classes = int(labels.max()) + 1
         self.class_counts = torch.bincount(self.labels, minlength=self.num_classes)
         self.replaced: set[int] = set()
         self.pixels = self.features = None
@@ -107,15 +108,15 @@ class TrainImages:
         return len(self.labels)
 
     def epoch(self, batches: Tensor, part: slice, *seed: object) -> Iterator[Tensor]:
-        """The pixels of one epoch's steps, augmented.
+        """Yield the augmented pixels of each step of an epoch.
 
         Args:
-            batches: int64 [steps, B], positions of the images of all processes.
-            part: The columns that this process wants.
-            seed: What the random numbers depend on; they do not depend on `part` or the number of workers.
+            batches: Int64 [steps, B], positions of the images of all processes.
+            part: The columns of this process.
+            seed: All that the random numbers depend on; `part` and the number of workers do not matter.
 
         Yields:
-            float32 [b, 3, H, W], normalised, on the CPU; of stored vectors float32 [b, D], as they are.
+            Float32 [b, 3, H, W], normalised, on the CPU; stored vectors float32 [b, D] unchanged.
         """
         if self.features is not None:
             yield from (self.features[positions[part]] for positions in batches)
@@ -135,14 +136,14 @@ class TrainImages:
             yield self._augmented(raw, batches, part, generator) if self._glyphs else pixels
 
     def _augmented(self, pixels: Tensor, batches: Tensor, part: slice, generator: torch.Generator) -> Tensor:
-        """Augment and normalise a part of a batch with values in 0..1; the draws are those of the whole."""
+        """Augment and normalise this process's part of a batch with values in 0..1; draws are made for the whole."""
         draws = self._augment.draw(batches.shape[1], generator)[part]
         made = (self._augment.apply(pixels, draws) - self._mean) / self._std
         return made.pin_memory() if self._pinned else made
 
     @cached_property
     def _loader(self) -> DataLoader[tuple[Tensor, int]]:
-        """Gives the batches in `_wanted`; its workers stay from epoch to epoch."""
+        """Loader of the batches in `_wanted`; its workers live from epoch to epoch."""
         return DataLoader(
             self._stream,
             batch_sampler=self._wanted,
@@ -155,6 +156,7 @@ class TrainImages:
         )
 
     def _note(self, positions: list[int]) -> None:
+        """Warn of images that cannot be read, of each once."""
         for position in set(positions) - self.replaced:
             self.replaced.add(position)
             source = self._sources[position]
@@ -162,13 +164,14 @@ class TrainImages:
             _log.warning("training image %s cannot be read; another one of its class stands in", name)
 
     def _decode_all(self, encoder: Encoder) -> Tensor:
+        """Decode all images as the encoder preprocesses them, but not normalised: uint8 [N, 1 or 3, H, W]."""
         total = len(self._sources)
         mean = encoder.mean.view(3, 1, 1)
         std = encoder.std.view(3, 1, 1)
         pixels = np.zeros((total, 3, *encoder.image_size), np.uint8)
         good = torch.ones(total, dtype=torch.bool)
         for position, source in enumerate(self._sources):
-            try:  # what the encoder's preprocessing gives before it normalises
+            try:  # preprocessing ends with the normalisation, which is undone here
                 values = (read_image(source, encoder.preprocess) * std + mean) * 255
                 pixels[position] = values.round().clamp(0, 255).to(torch.uint8).numpy()
             except InputError:
@@ -185,16 +188,18 @@ class TrainImages:
 
 
 def _ahead(batches: Iterator[Tensor]) -> Iterator[Tensor]:
-    """The same batches, each made by another thread while the one before is worked on."""
+    """Yield the batches, each made by another thread while the one before it is used."""
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
+        batch = coming.result()
+        while batch is not None:
             coming = pool.submit(next, batches, None)
             yield batch
+            batch = coming.result()
 
 
 class _Stream(Dataset[tuple[Tensor, int]]):
-    """Reads (position, seed) pairs: pixels, and the position where another image had to stand in (else -1).
+    """Dataset with (position, seed) as index: pixels, and the position if another image had to replace it, else -1.
 
     It can be pickled, and holds no weights.
     """
@@ -209,6 +214,7 @@ class _Stream(Dataset[tuple[Tensor, int]]):
         self._photo = PhotoTransform(augment, encoder) if augment.kind == "photo" else None
 
     def __getitem__(self, wanted: tuple[int, int]) -> tuple[Tensor, int]:
+        """Read and transform an image, or another one of its class if it cannot be read."""
         position, seed = wanted
         transform = self._plain if self._photo is None else partial(self._photo, seed=seed)
         mates = (self._labels == self._labels[position]).nonzero()[:_MATES, 0].tolist()
@@ -222,11 +228,11 @@ class _Stream(Dataset[tuple[Tensor, int]]):
 
 
 class TrainTexts:
-    """The sentences of classes 0..C-1 as token ids.
+    """Sentences of classes 0..C-1 as token ids.
 
     Args:
-        texts: The sentences of each class, one at least.
-        encoder: Gives the tokens.
+        texts: The sentences of each class, at least one.
+        encoder: Encoder whose tokenizer is used.
     """
 
     def __init__(self, texts: Sequence[Sequence[str]], encoder: Encoder) -> None:
@@ -240,16 +246,16 @@ class TrainTexts:
         self._pad = int(self.ids[padded][0]) if bool(padded.any()) else 0
 
     def draw(self, classes: Tensor, generator: torch.Generator) -> Tensor:
-        """One random sentence for each of `classes` int64 [K]: rows int64 [K]."""
+        """Draw a random sentence for each of `classes`, int64 [K]; return rows int64 [K]."""
         first = self.offsets[classes]
         last = self.offsets[classes + 1]
         share = torch.rand(len(classes), generator=generator, dtype=torch.float64)
         return first + (share * (last - first)).long()
 
     def tokens(self, rows: Tensor, word_dropout: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Token ids of `rows`, int64 [K, L], trimmed to the longest, and the length of each, int64 [K].
+        """Return token ids of `rows`, int64 [K, L], trimmed to the longest, and the length of each, int64 [K].
 
-        With dropout each token between start and end is struck out with that probability; a sentence never loses
+        With `word_dropout` each token between start and end is removed with that probability; a sentence never loses
         all of them.
         """
         ids = self.ids[rows]
@@ -261,6 +267,7 @@ class TrainTexts:
     def _drop(
         self, ids: Tensor, lengths: Tensor, share: float, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
+        """Remove a random share of the tokens between start and end; return ids [K, L], padded, and lengths [K]."""
         places = torch.arange(ids.shape[1])
         inner = (places > 0) & (places < lengths[:, None] - 1)
         struck = inner & (torch.rand(ids.shape, generator=generator) < share)

@@ -1,4 +1,4 @@
-"""Stage 2 over stored vectors: head, generative model, and how much each part counts, from training images alone."""
+"""Stage 2 on stored vectors: train the head, fit the generative model and the weights of both, by training images."""
 
 from __future__ import annotations
 
@@ -43,8 +43,9 @@ if TYPE_CHECKING:
     from vlltr_index.heads.anchor_bank import AnchorBank
     from vlltr_index.schemas.records import Progress
 
-_FEW_IMAGES = 5000  # below it the parts are held out in folds, from there on in one part
-_ENOUGH, _ENOUGH_FOR_LINEAR = 30, 100  # images that stage 1 did not see, to weigh by
+_FEW_IMAGES = 5000  # with fewer, images are held out in folds; else in one split
+_ENOUGH = 30  # images that stage 1 did not see, for fitting weights
+_ENOUGH_FOR_LINEAR = 100  # the same, for stage 1's classifier to have a weight
 _FOLDS = 5
 _ONE_PART = 10
 _MOST_HELD = 1000
@@ -55,7 +56,7 @@ _FEWEST_TO_MATCH = 5
 _QUERIES = 20
 _LATE = 100
 _ALONE = Meeting(TEMPERED, 0.0)
-_BY_DEFAULT = PartWeights(0.0, TEMPERED, 0.0, _ALONE, _ALONE)
+_BY_DEFAULT = PartWeights(image=0.0, generative=TEMPERED, text=0.0, pictured=_ALONE, told=_ALONE)
 _NOTHING_TO_SPARE = (
     "No image could be kept out of training, so nothing could be weighed: the images count, text as a prior."
 )
@@ -63,21 +64,21 @@ _NOTHING_TO_SPARE = (
 
 @dataclass(frozen=True, eq=False)
 class StageTwoData:
-    """What stage 2 learns from.
+    """Training data of stage 2.
 
     Attributes:
         features: Float [V, N, D], V views of N images, the plain one first, unnormalised.
         labels: Int64 [N], 0 to C - 1.
         bank: Anchors of the C classes, or of some; the others have no sentence.
         places: Int64 [C], each class's position in the bank; -1 for one without a sentence.
-        units: For each image the name of its unit, see `units_of`: what is held out together, and counts once a class.
+        units: The name of each image's unit, see `units_of`; in a class it is one observation, and held out as a whole.
         unseen: Bool [N], images that stage 1 did not see, of classes that it saw; all False where it did not run.
         unseen_classes: Bool [C], classes that stage 1 did not see.
-        visual_init: Rows [C, D] and biases [C] of stage 1's visual classifier, a bias NaN for a class it did not see.
+        visual_init: Rows [C, D] and biases [C] of stage 1's visual classifier, NaN biases for classes it did not see.
         logit_scale: The multiplier of the cosine.
-        sentence_means: Float [C, D], mean of all normalised sentences of each class, chosen or not, zeros without one;
-            None: as `prototypes`.
-        anchors_without: The bank as it would be, had the images bool [N] not chosen its anchors; None: as it is.
+        sentence_means: Float [C, D], mean of all normalised sentences of each class, selected or not; zeros without
+            one. None: `prototypes` takes its place.
+        anchors_without: Selects anchors without the images bool [N], and returns their bank; None: `bank` is used.
     """
 
     features: Tensor
@@ -94,12 +95,12 @@ class StageTwoData:
 
     @property
     def classes(self) -> int:
-        """C."""
+        """Number of classes, C."""
         return len(self.places)
 
     @cached_property
     def observations(self) -> Tensor:
-        """What is one observation, int64 [N]."""
+        """Number of each image's observation, int64 [N]: the images of a unit that are of one class have the same."""
         return number_observations(self.labels, self.units)
 
     @property
@@ -109,12 +110,12 @@ class StageTwoData:
 
     @property
     def rows(self) -> Tensor:
-        """The classes with a row in the visual classifier, bool [C]: where stage 1 ran, those that it saw."""
+        """Classes with a row in the visual classifier, bool [C]: all but those that stage 1 did not see."""
         seen = ~self.unseen_classes
         return seen if self.visual_init is None else seen & self.visual_init[1].isfinite()
 
     def placed(self) -> StageTwoData:
-        """The vectors where heavy work is done, see `work_device`; numbers and masks stay on the CPU."""
+        """Return the data with its vectors on the device of `work_device`; labels and masks stay on the CPU."""
         device = work_device(self.features)
         means = self.sentence_means if self.sentence_means is None else self.sentence_means.to(device)
         bank = self.bank.to(device)
@@ -133,15 +134,14 @@ class StageTwoData:
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """What stage 2 gives.
+    """Result of stage 2.
 
     Attributes:
         head: The trained head.
         parts: The generative model's shared parameters and the weights; None for the rules `paper` and `logits`.
-        log: One entry a check of the head's training.
-        notes: What was decided, a sentence each.
-        rows: Bool [C], the classes that have a row in the visual classifier; None: all. The others meet them as classes
-            do that come later.
+        log: One entry for each check of the head's training.
+        notes: What was decided, in sentences for the user.
+        rows: Bool [C], the classes with a row in the visual classifier; None: all. Others are scored as later ones.
     """
 
     head: LGRHead
@@ -154,17 +154,18 @@ class Decision:
 def decide(
     data: StageTwoData, config: LGRConfig, run_dir: Path | None = None, progress: Progress | None = None
 ) -> Decision:
-    """Train the head and fit the generative model; weigh them on images that trained none of the parts weighed.
+    """Train the head, fit the generative model, and choose their weights on images that none of them was trained on.
 
-    Those are the images that stage 1 did not see, where there are some; else five folds, from 5,000 images on one part
-    in ten. In each fold anchors are chosen and everything is fitted anew on the rest. Fewer than 30 images that stage 1
-    did not see weigh nothing, and fewer than 100 not stage 1's classifier, which is poor where images are few. Then all
-    is fitted on all images, the head for as many steps as its held-out loss took to converge.
+    Held out are the images that stage 1 did not see. Without such images there are five folds; from 5,000 images on,
+    one split that holds out a tenth. For each fold anchors are selected and everything is fitted on the rest. With
+    fewer than 30 images that stage 1 did not see no weight is fitted; with fewer than 100 stage 1's classifier gets no
+    weight, for it is poor where images are few. At last everything is fitted on all images, the head with the number
+    of steps after which its held-out loss had converged, averaged over the folds.
 
     Args:
-        data: See there.
+        data: Images, anchors, and what stage 1 saw of them.
         config: The recipe's `lgr` section.
-        run_dir: Where the final head's unfinished state is kept; None keeps none.
+        run_dir: Folder for the state of the final head's training, where an interrupted run goes on; None saves none.
         progress: Called after every step.
     """
     data, matches = _with_matching_text(data.placed())
@@ -172,8 +173,12 @@ def decide(
     linear = len(data.labels) >= _FEW_IMAGES
     if data.visual_init is not None:
         linear = sum(int(out.sum()) for out in held_out) >= _ENOUGH_FOR_LINEAR
-    branches = ("visual",) * linear + ("text",) * data.has_text  # which trained parts may count
-    folds = [_fold(data, config, out, branches, progress) for out in held_out]
+    branches: list[str] = []  # the trained parts that may get a weight
+    if linear:
+        branches.append("visual")
+    if data.has_text:
+        branches.append("text")
+    folds = [_fold(data, config, out, branches=branches, progress=progress) for out in held_out]
     everything = torch.ones_like(data.labels, dtype=torch.bool)
     moments = _moments(data, everything)
     steps = 0
@@ -182,22 +187,23 @@ def decide(
     notes = [_NOTHING_TO_SPARE]
     if folds:
         steps = round(sum(fold.steps for fold in folds) / len(folds))
-        parts, notes = _weigh(data, folds, moments, branches, matches)
+        parts, notes = _weigh(data, folds, moments, branches=branches, matches=matches)
     head = _head(data, config, model, everything)
     log = list[dict[str, float]]()
     rows = data.rows
     seen = _learned(data, branches)
     if steps:
         head, log = train_until(
-            head, data.features[:, seen], data.labels[seen], data.bank, config, steps, places=data.places,
-            branches=branches, run_dir=run_dir, progress=progress,
+            head, data.features[:, seen], data.labels[seen], bank=data.bank, config=config, stop=steps,
+            places=data.places, branches=branches, run_dir=run_dir, progress=progress,
         )  # fmt: skip
     _keep_rows(head.cpu(), rows)
-    return Decision(head.eval(), replace(parts, shared=parts.shared.to("cpu")), log, notes, rows)
+    parts = replace(parts, shared=parts.shared.to("cpu"))
+    return Decision(head=head.eval(), parts=parts, log=log, notes=notes, rows=rows)
 
 
 def _keep_rows(head: LGRHead, rows: Tensor) -> None:
-    """Take the rows of other classes than `rows`, bool [C], out of the visual classifier, whatever its kind."""
+    """Remove all rows but those of the classes `rows`, bool [C], from the visual classifier, in place."""
     layer = head.visual_head[-1] if isinstance(head.visual_head, nn.Sequential) else head.visual_head
     head.num_visual_classes = int(rows.sum())
     for name, values in layer.named_parameters():
@@ -205,42 +211,46 @@ def _keep_rows(head: LGRHead, rows: Tensor) -> None:
 
 
 def weigh(data: StageTwoData, head: LGRHead) -> tuple[Parts, list[str]]:
-    """Fit the generative model beside a head that is trained already, and weigh both on the images it did not see.
+    """Fit the generative model beside a trained head, and the weights of both on the images that stage 1 did not see.
 
     Returns:
-        The parts, and what was decided, a sentence each.
+        The parts, and what was decided, in sentences for the user.
     """
     data, matches = _with_matching_text(data.placed())
     moments = _moments(data, torch.ones_like(data.labels, dtype=torch.bool))
     held_out = _held_out(data) if bool(data.unseen.any()) else []
-    folds = [_judged(data, out, _models(data, _rest(data, out)), head, 0) for out in held_out]
+    folds = [_judged(data, out, _models(data, _rest(data, out)), head=head, steps=0) for out in held_out]
     head.cpu()
     if not folds:
         return Parts(_model(data, moments).shared.to("cpu"), _BY_DEFAULT), [_NOTHING_TO_SPARE]
-    parts, notes = _weigh(data, folds, moments, ("visual",) + ("text",) * data.has_text, matches)
+    branches = ["visual", "text"] if data.has_text else ["visual"]
+    parts, notes = _weigh(data, folds, moments, branches, matches=matches)
     return replace(parts, shared=parts.shared.to("cpu")), notes
 
 
 def without_images(bank: AnchorBank, config: LGRConfig, logit_scale: float) -> Decision:
-    """A head for classes none of which has an image: untrained attention over their sentences alone decides."""
+    """Make a head for classes without any image: untrained attention over their sentences alone decides."""
     dim = bank.dim
     head = new_head(bank, config, (torch.zeros(0, dim), torch.zeros(0)), logit_scale)
     zeros = torch.zeros(dim, dtype=torch.float64)
     none = torch.zeros(dim, dim, dtype=torch.float64)
     ones = zeros + 1.0
     eye = torch.eye(dim, dtype=torch.float64)
-    shared = SharedGaussian(zeros, eye, ones, ones, zeros, none)
+    shared = SharedGaussian(
+        centre=zeros, basis=eye, spread=ones, blank=ones, text_centre=zeros, text_map=none
+    )
     by_text = Meeting(0.0, 1.0)
+    weights = PartWeights(image=0.0, generative=0.0, text=0.0, pictured=by_text, told=by_text)
     notes = ["There is no training image: the classes are told apart by their texts alone."]
-    return Decision(head.eval(), Parts(shared, PartWeights(0.0, 0.0, 0.0, by_text, by_text)), [], notes)
+    return Decision(head=head.eval(), parts=Parts(shared, weights), log=[], notes=notes)
 
 
 def text_matches(data: StageTwoData) -> bool | None:
-    """Whether the classes' texts lie nearer to their own images than permuted ones do; None below 5 classes with both.
+    """Test whether texts lie nearer to their own classes' images than permuted ones; None below 5 classes with both.
 
     The statistic is the sum over the classes of the inner product of the mean image and the mean sentence, both less
-    their means over the classes; it has to exceed those of 95 in 99 permutations. All sentences count, for anchors were
-    chosen by the images.
+    their means over the classes; it has to exceed those of 95 % of 99 permutations. All sentences count, for anchors
+    were selected by the images.
     """
     images = unit_rows(data.features[0])
     text = data.prototypes if data.sentence_means is None else data.sentence_means
@@ -259,38 +269,40 @@ def text_matches(data: StageTwoData) -> bool | None:
 
 
 def _with_matching_text(data: StageTwoData) -> tuple[StageTwoData, bool | None]:
-    """The data, as if no class had a sentence where texts do not match the images; and whether they do."""
+    """Remove all text from the data where `text_matches` denies a match; return the data and the test's outcome."""
     matches = text_matches(data)
-    return replace(data, places=torch.full_like(data.places, -1)) if matches is False else data, matches
+    if matches is False:
+        data = replace(data, places=torch.full_like(data.places, -1))
+    return data, matches
 
 
 @dataclass(frozen=True, eq=False)
 class _Fold:
-    """All parts fitted without some images, and what they say of these; C columns."""
+    """Parts fitted without M held-out images, and their scores of these images among C classes."""
 
-    data: StageTwoData  # with the anchors chosen without them
-    out: Tensor  # bool [N], the M images
+    data: StageTwoData  # its anchors were selected without the held-out images
+    out: Tensor  # bool [N], the held-out images
     labels: Tensor  # int64 [M]
     features: Tensor  # [M, D], normalised
     models: Mapping[float | None, GenerativeModel]  # by shrinkage, with a noise of 1
     head: LGRHead
-    image: Tensor
-    text: Tensor
-    steps: int
+    image: Tensor  # [M, C], logits of the visual classifier
+    text: Tensor  # [M, C], text logits
+    steps: int  # of training the head
 
     def at(self, covariances: Covariances) -> GenerativeModel:
-        """The model with some of the covariances that are chosen from."""
+        """Return the model with the given shrinkage and noise."""
         return covariances.noisy(self.models[covariances.shrinkage])
 
     def likelihoods(self, covariances: Covariances) -> Tensor:
-        """What it says of the images, [M, C]."""
+        """Return the log-likelihoods of the held-out images under that model, [M, C], on the CPU."""
         return self.at(covariances).log_likelihoods(self.features).cpu()
 
 
 def _held_out(data: StageTwoData) -> list[Tensor]:
-    """The images that each fold holds out, bool [N]: what goes together, but never the last images of a class.
+    """Return the images that each fold holds out, bool [N]: whole units, but never the last images of a class.
 
-    After a stage 1 that saw all images there is none: what it trained would be sure of them.
+    There is no fold after a stage 1 that saw all images, for its tower is too sure of these.
     """
     folds = [data.unseen] if bool(data.unseen.any()) else []
     if data.visual_init is None and not folds:
@@ -306,7 +318,7 @@ def _held_out(data: StageTwoData) -> list[Tensor]:
 
 
 def _drawn_folds(data: StageTwoData) -> list[Tensor]:
-    """Five folds of all images, or one of a tenth; what goes together is in one."""
+    """Draw five folds of all images, or one split of a tenth where there are many; no unit is divided."""
     units = data.units
     shuffled = sorted(set(units), key=lambda unit: hashlib.sha256(f"fold:{unit}".encode()).digest())
     ranks = {unit: rank for rank, unit in enumerate(shuffled)}
@@ -320,24 +332,25 @@ def _drawn_folds(data: StageTwoData) -> list[Tensor]:
 
 
 def _moments(data: StageTwoData, rest: Tensor) -> Moments:
-    """Those of the images `rest`, bool [N]."""
+    """Measure the moments of the images `rest`, bool [N]."""
     units = data.observations[rest].unique(return_inverse=True)[1]
     return Moments.of(unit_rows(data.features[:, rest]), data.labels[rest], units, data.classes)
 
 
 def _model(data: StageTwoData, moments: Moments, shrinkage: float | None = SHRINKAGES[0]) -> GenerativeModel:
+    """Fit the generative model by moments of images and the classes' prototypes."""
     shared = fit_shared(moments, data.prototypes, shrinkage)
     return GenerativeModel(shared, moments.counts, moments.sums, data.prototypes)
 
 
 def _models(data: StageTwoData, rest: Tensor) -> dict[float | None, GenerativeModel]:
-    """Fit one of each shrinkage on the images `rest`, bool [N]."""
+    """Fit one generative model for each shrinkage on the images `rest`, bool [N]."""
     moments = _moments(data, rest)
     return {shrinkage: _model(data, moments, shrinkage) for shrinkage in SHRINKAGES}
 
 
 def _head(data: StageTwoData, config: LGRConfig, model: GenerativeModel, rest: Tensor) -> LGRHead:
-    """An untrained head; its visual rows are stage 1's, or else start from the model's tempered discriminant."""
+    """Make an untrained head; classes without a visual row of stage 1 get that of the model's linear discriminant."""
     shared = model.shared
     length = data.features[0, rest].norm(dim=1).mean()
     rows = TEMPERED * (shared.basis @ model.posterior[0].T).T
@@ -354,6 +367,7 @@ def _head(data: StageTwoData, config: LGRConfig, model: GenerativeModel, rest: T
 def _fold(
     data: StageTwoData, config: LGRConfig, out: Tensor, branches: Sequence[str], progress: Progress | None
 ) -> _Fold:
+    """Select anchors and fit all parts without the images `out`, bool [N], and score these images."""
     if data.has_text and data.anchors_without is not None:
         data = replace(data, bank=data.anchors_without(out).to(data.features.device))
     rest = _rest(data, out)
@@ -365,41 +379,40 @@ def _fold(
     if branches:
         seen = rest & _learned(data, branches)
         head, log = train_until(
-            head, data.features[:, seen], data.labels[seen], data.bank, config,
-            (plain, labels), places=data.places, branches=branches, progress=progress,
+            head, data.features[:, seen], data.labels[seen], bank=data.bank, config=config,
+            stop=(plain, labels), places=data.places, branches=branches, progress=progress,
         )  # fmt: skip
-    return _judged(data, out, models, head, int(log[-1]["best"]) if log else 0)
+    return _judged(data, out, models, head, steps=int(log[-1]["best"]) if log else 0)
 
 
 def _learned(data: StageTwoData, branches: Sequence[str]) -> Tensor:
-    """The images that a head learns from, bool [N]."""
+    """Return the images that a head learns from, bool [N]: of classes with a row and, for text alone, a sentence."""
     of = data.rows if "visual" in branches else data.rows & (data.places >= 0)
     return of[data.labels]
 
 
 def _rest(data: StageTwoData, out: Tensor) -> Tensor:
-    """What all parts are fitted on where `out` is held out, bool [N]."""
+    """Return the images that all parts are fitted on where `out`, bool [N], is held out: bool [N]."""
     return ~out & ~data.unseen_classes[data.labels]
 
 
 def _judged(
-    data: StageTwoData,
-    out: Tensor,
-    models: Mapping[float | None, GenerativeModel],
-    head: LGRHead,
-    steps: int,
+    data: StageTwoData, out: Tensor, models: Mapping[float | None, GenerativeModel], head: LGRHead, steps: int
 ) -> _Fold:
-    """Ask a head that was trained without some images, and models that were fitted without them, about these."""
+    """Score the images `out`, bool [N], by a head that was trained and models that were fitted without them."""
     plain = data.features[0, out]
     head = head.to(plain.device)
     with torch.inference_mode():
         image = _visual(data, head, plain)
         text = _text(data, head, plain)
-    return _Fold(data, out, data.labels[out], unit_rows(plain), models, head, image, text, steps)
+    return _Fold(
+        data=data, out=out, labels=data.labels[out], features=unit_rows(plain), models=models, head=head,
+        image=image, text=text, steps=steps,
+    )  # fmt: skip
 
 
 def _visual(data: StageTwoData, head: LGRHead, features: Tensor) -> Tensor:
-    """Logits of the visual classifier [B, C], on the CPU; zeros for classes that have no row in the head."""
+    """Compute the logits of the visual classifier [B, C], on the CPU; zeros for classes without a row in the head."""
     logits = head.visual_logits(features).cpu()
     rows = data.rows if logits.shape[1] < data.classes else slice(None)
     whole = logits.new_zeros(len(features), data.classes)
@@ -408,7 +421,7 @@ def _visual(data: StageTwoData, head: LGRHead, features: Tensor) -> Tensor:
 
 
 def _text(data: StageTwoData, head: LGRHead, features: Tensor) -> Tensor:
-    """Text logits [B, C], on the CPU; a class without a sentence has the mean of the others."""
+    """Compute text logits [B, C], on the CPU; a class without a sentence has the mean of the others."""
     if not data.has_text:
         return torch.zeros(len(features), data.classes)
     logits = torch.cat([head.text_logits(part, data.bank) for part in features.split(512)]).cpu()
@@ -417,13 +430,9 @@ def _text(data: StageTwoData, head: LGRHead, features: Tensor) -> Tensor:
 
 
 def _weigh(
-    data: StageTwoData,
-    folds: list[_Fold],
-    moments: Moments,
-    branches: Sequence[str],
-    matches: bool | None,
+    data: StageTwoData, folds: list[_Fold], moments: Moments, branches: Sequence[str], matches: bool | None
 ) -> tuple[Parts, list[str]]:
-    """Choose covariances and weights on the held-out images; what is answered to these, and what to say of it all."""
+    """Choose covariances and weights on the held-out images; return the parts, and notes for the user."""
     known = data.rows
     position = known.long().cumsum(0) - 1
     labels = position[torch.cat([fold.labels for fold in folds])]
@@ -431,7 +440,7 @@ def _weigh(
     enough = len(units.unique()) >= _ENOUGH or not bool(data.unseen.any())
     counts = moments.counts.cpu()[known]
     weights = image_weights(labels, counts, units)
-    # As if classes were drawn alike: by n^-1/2 a wide noise wins, under which the means of small classes move together.
+    # Classes weigh alike here: n^-1/2 favours large classes and a wide noise, which draws small classes together.
     alike = image_weights(labels, counts, units, power=1.0)
 
     def columns(parts: list[Tensor]) -> Tensor:
@@ -444,11 +453,11 @@ def _weigh(
 
     chosen = plainest_covariances(costs, alike, units) if enough else PLAINEST
     scores = HeldOutScores(
-        labels,
-        columns([fold.image for fold in folds]) if "visual" in branches else None,
-        columns([fold.likelihoods(chosen) for fold in folds]),
-        columns([fold.text for fold in folds]) if "text" in branches else None,
-        weights,
+        labels=labels,
+        image=columns([fold.image for fold in folds]) if "visual" in branches else None,
+        likelihoods=columns([fold.likelihoods(chosen) for fold in folds]),
+        text=columns([fold.text for fold in folds]) if "text" in branches else None,
+        weights=weights,
     )
     found = fit_weights(scores) if enough else usual_weights(scores)
     if enough:
@@ -457,16 +466,16 @@ def _weigh(
     accept = float(best[int((1.0 - _ACCEPTED) * len(best))])
     left = f"Stage 1 left {many(len(labels), 'image')} out, too few to weigh by: the usual weights hold."
     shared = chosen.noisy(_model(data, moments, chosen.shrinkage)).shared
-    notes = _notes(data, scores, units, found, shared, matches) if enough else [left]
+    notes = _notes(data, scores, units, weights=found, shared=shared, matches=matches) if enough else [left]
     held = HeldOutAnswers(labels, scores.fused(found).softmax(1).half())
     return Parts(shared, found, accept, held), notes
 
 
 def _meetings(data: StageTwoData, folds: list[_Fold], chosen: Covariances, found: PartWeights) -> PartWeights:
-    """How later classes meet the others, from ones that stand for them.
+    """Fit the weights and offsets of later classes, on classes that play them.
 
-    After a stage 1 these are the classes that it did not see. Without one, where images held out say enough of classes
-    that have images, they are a fifth of the classes in each fold, 100 at most, known by text alone.
+    After a stage 1 these are the classes that it did not see. Without one a fifth of the classes in each fold, 100 at
+    most, plays classes known by text alone; classes with images keep the weights in `found`.
     """
     told = data.places >= 0
     if bool(data.unseen_classes.any()):
@@ -479,8 +488,12 @@ def _meetings(data: StageTwoData, folds: list[_Fold], chosen: Covariances, found
             with torch.inference_mode():
                 return _text(data, fold.head, features)
 
-        alone = [_newcomers(data, fold.out, model, late & told, 0, said)]
-        few = [_newcomers(data, fold.out, model, late, k, said) for k in _NEW_IMAGES if k < most]
+        alone = [_newcomers(data, fold.out, model, late=late & told, images=0, text_logits=said)]
+        few = [
+            _newcomers(data, fold.out, model, late=late, images=k, text_logits=said)
+            for k in _NEW_IMAGES
+            if k < most
+        ]
         return replace(
             found,
             pictured=fit_meeting(found.pictured, few, weights=False),
@@ -490,7 +503,7 @@ def _meetings(data: StageTwoData, folds: list[_Fold], chosen: Covariances, found
         return found
     texts = data.prototypes if data.sentence_means is None else data.sentence_means
 
-    def zero_shot(features: Tensor) -> Tensor:  # by all sentences: anchors were chosen by the images
+    def zero_shot(features: Tensor) -> Tensor:  # by all sentences: anchors were selected by the images
         logits = (data.logit_scale * unit_rows(features) @ unit_rows(texts).T).cpu()
         return torch.where(told, logits, logits[:, told].mean(1, keepdim=True))
 
@@ -505,7 +518,7 @@ def _meetings(data: StageTwoData, folds: list[_Fold], chosen: Covariances, found
             model = chosen.noisy(_model(fold.data, _moments(fold.data, rest), chosen.shrinkage))
             prototypes = torch.where(late[:, None].to(texts.device), texts, model.prototypes)
             model = replace(model, prototypes=prototypes)
-            designs.append(_newcomers(data, fold.out, model, late, 0, zero_shot))
+            designs.append(_newcomers(data, fold.out, model, late=late, images=0, text_logits=zero_shot))
     return replace(found, told=fit_meeting(found.told, designs, offset=False))
 
 
@@ -517,7 +530,10 @@ def _newcomers(
     images: int,
     text_logits: Callable[[Tensor], Tensor],
 ) -> Newcomers:
-    """The classes `late`, bool [C], each known by its text and so many images, one a unit; `out` as for `_judged`."""
+    """Score images with the classes `late`, bool [C], as later ones: each is known by its text and `images` images.
+
+    Scored are those of the held-out images `out`, bool [N], that are of other classes, and 20 images of each late one.
+    """
     known = data.rows & ~late
     order = torch.cat([known.nonzero()[:, 0], late.nonzero()[:, 0]])
     column = torch.full((data.classes,), -1)
@@ -545,7 +561,7 @@ def _newcomers(
 
 
 def _one_a_unit(data: StageTwoData, place: int) -> Tensor:
-    """The first image of each unit of a class, int64."""
+    """Return the first image of each unit of a class, int64."""
     first: dict[int, int] = {}
     for image in (data.labels == place).nonzero()[:, 0].tolist():
         first.setdefault(int(data.observations[image]), image)
@@ -560,7 +576,7 @@ def _notes(
     shared: SharedGaussian,
     matches: bool | None,
 ) -> list[str]:
-    """Say what was decided, for people; units int64 [M] are those of the held-out images."""
+    """Tell the user what was decided; `units`, int64 [M], are those of the held-out images."""
     right = balanced_accuracy(scores.fused(weights), scores.labels, units)
     shares = {"linear layer": weights.image, "generative model": weights.generative, "text": weights.text}
     used = ", ".join(f"{name} {weight:.3g}" for name, weight in shares.items() if weight)
@@ -572,7 +588,7 @@ def _notes(
 
 
 def _of_texts(data: StageTwoData, weights: PartWeights, shared: SharedGaussian, matches: bool | None) -> str:
-    """What the texts are worth."""
+    """Tell the user how much the texts help."""
     if matches is False:
         return "The texts do not match the images: permuted between the classes they fit as well. They do not count."
     if not data.has_text:

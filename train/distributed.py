@@ -1,7 +1,8 @@
-"""A batch that several processes share, or that a tower sees in parts: how they meet, and gathering with gradients.
+"""Training with several processes, and with batches that a tower encodes in parts.
 
 Every process computes the whole loss from the gathered features. The gradient of a gathered row is the sum over the
-processes' losses, and what DistributedDataParallel averages are the gradients of one process with the whole batch.
+processes' losses, so the average that DistributedDataParallel takes equals the gradient of a single process with the
+whole batch.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from vlltr_index.tensors import choose_device
 if TYPE_CHECKING:
     from vlltr_index.encoders.encoder import Encoder
 
-# How long processes wait for the first, which may embed and write for hours: over gloo, in a group of their own.
-# Gradients keep the time-outs of their backend, so that one that hangs is noticed.
+# Time-out of waiting for the first process, which may embed and write for hours. It holds in a gloo group of its own;
+# gradients keep the time-out of their backend, so that a process that hangs is noticed.
 _PATIENCE = timedelta(days=7)
 _waiting: dist.ProcessGroup | None = None
 
@@ -31,10 +32,10 @@ T = TypeVar("T")
 
 
 def meet() -> torch.device | None:
-    """Meet the processes that this one was started with, by `--processes`, `torchrun` or `accelerate launch`.
+    """Join the process group if this process was started with others: `--processes`, `torchrun`, `accelerate launch`.
 
     Returns:
-        This process's device; None if it was started alone.
+        The device of this process; None if it was started alone.
     """
     if int(os.environ.get("WORLD_SIZE") or "1") == 1 or not dist.is_available():
         return None
@@ -44,18 +45,18 @@ def meet() -> torch.device | None:
     device: torch.device = PartialState(cpu=choose_device().type == "cpu").device
     if _waiting is None:
         _waiting = dist.new_group(backend="gloo", timeout=_PATIENCE)
-    return device if device.type == "cuda" else torch.device(device.type)  # of CPUs too it gives a number
+    return device if device.type == "cuda" else torch.device(device.type)  # accelerate numbers CPUs too
 
 
 def join_processes(encoder: Encoder) -> None:
-    """`meet`, and move the encoder to this process's device; started alone, nothing happens."""
+    """Join the process group and move the encoder to this process's device; do nothing if started alone."""
     device = meet()
     if device is not None:
         encoder.to(device)
 
 
 def leave() -> None:
-    """End the process group, where there is one."""
+    """End the process group, if there is one."""
     global _waiting
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
@@ -63,17 +64,17 @@ def leave() -> None:
 
 
 def world() -> tuple[int, int]:
-    """(rank, processes) of the process group; (0, 1) without one."""
+    """Return the rank of this process and the number of processes; (0, 1) without a process group."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
 def by_first(work: Callable[[], T]) -> T:
-    """Do `work` in the first process and hand what it gives (anything that can be pickled) to all.
+    """Do `work` in the first process and return its result, which can be pickled, in all processes.
 
     Raises:
-        PeerError: In the others, if it raises an error in the first.
+        PeerError: In the other processes, if `work` raises an error in the first.
     """
     rank, processes = world()
     if processes == 1:
@@ -95,10 +96,10 @@ def by_first(work: Callable[[], T]) -> T:
 
 
 def first_then_all(work: Callable[[], T]) -> T:
-    """Do `work` in the first process, then in each of the others: what fails for all is raised once, by the first.
+    """Do `work` in the first process, then in each of the others, so that an error of all is raised by the first alone.
 
     Raises:
-        PeerError: In the others, if it raises an error in the first.
+        PeerError: In the other processes, if `work` raises an error in the first.
     """
     made: list[T] = []
     by_first(lambda: made.append(work()))
@@ -106,10 +107,10 @@ def first_then_all(work: Callable[[], T]) -> T:
 
 
 def own_part(batch_size: int) -> slice:
-    """The rows of a global batch that this process encodes.
+    """Return the rows of a global batch that this process encodes.
 
     Raises:
-        ConfigError: If the batch cannot be shared out evenly.
+        ConfigError: The batch cannot be divided evenly.
     """
     rank, processes = world()
     if batch_size % processes:
@@ -122,7 +123,7 @@ def own_part(batch_size: int) -> slice:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """[b, ...] of every process, as many in each, stacked in rank order to [b * processes, ...], with gradients."""
+    """Stack the rows [b, ...] of all processes, as many in each, by rank: [b * processes, ...], with gradients."""
     if world()[1] == 1:
         return rows
     from torch.distributed.nn.functional import all_gather
@@ -132,15 +133,15 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def in_parts(encode: Callable[[Tensor], Tensor], rows: Tensor, size: int | None) -> Tensor:
-    """Features [B, D] of rows [B, ...], `size` at a time; values and gradients are those of the whole batch.
+    """Encode rows [B, ...] to features [B, D], `size` at a time, with the values and gradients of the whole batch.
 
-    Nothing but the features is kept. Once the loss over all of them has given their gradients, each part is encoded
-    again and handed its own: the cached gradients of Gao et al., "Scaling Deep Contrastive Learning Batch Size under
-    Memory Limited Setup" (2021), with the random numbers of the first time. It costs one more forward pass.
+    Only the features are kept in memory. The backward pass encodes each part again, with the same random numbers, and
+    gives it the gradients of its features: the gradient cache of Gao et al., "Scaling Deep Contrastive Learning Batch
+    Size under Memory Limited Setup" (2021). This costs one more forward pass.
 
     Args:
         encode: A tower, without BatchNorm in training mode.
-        rows: What it takes.
+        rows: The tower's input.
         size: Rows at a time; None: all.
     """
     if size is None or len(rows) <= size:
@@ -154,7 +155,7 @@ def share_batch_norm(module: nn.Module, device: torch.device) -> None:
     """Make BatchNorm in training mode use the statistics of all processes' rows, in place.
 
     Raises:
-        ConfigError: On CPUs, which have no such BatchNorm.
+        ConfigError: The device is a CPU, for which there is no such BatchNorm.
     """
     if world()[1] == 1:
         return

@@ -1,4 +1,4 @@
-"""The loop that the stages share: seeded batches, one optimizer step each, a log line and a saved state an epoch."""
+"""Training loop of all stages: seeded batches, one optimizer step each, a log entry and a saved state per epoch."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ _log = logging.getLogger(__name__)
 _LESS_MEMORY = "Try --set {0}.micro_batch=32, or less, or {0}.precision=auto, or --device cpu."
 
 Objective = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
-"""Loss and its parts, over the whole batch and so the same in every process, of this process's pixels [b, 3, H, W] or
-vectors [b, D], and all positions [B]."""
+"""Takes this process's pixels [b, 3, H, W] or vectors [b, D], the positions [B] of the whole batch, and a generator;
+gives the loss and its parts over the whole batch, the same in every process."""
 
 
 @dataclass(frozen=True)
 class StageOne:
-    """What the first stage, or a baseline, gives.
+    """Result of the first stage, or of a baseline.
 
     Attributes:
         encoder: The trained encoder, in eval mode.
-        visual: The linear visual classifier of unnormalised features, [C, D] and [C]; None where the stage has none.
-        log: One entry an epoch: the means of the loss parts, scale, lr, images_per_s, seconds.
+        visual: The linear classifier of unnormalised features, weight [C, D] and bias [C]; None if none was trained.
+        log: One entry for each epoch: the means of the loss parts, scale, lr, images_per_s, seconds.
     """
 
     encoder: Encoder
@@ -53,10 +53,10 @@ class StageOne:
 
 
 def check_finite(module: nn.Module, name: str) -> None:
-    """See that the last step left all weights finite: the next loss would show it, but there may be none.
+    """Check that all weights are finite after the last step, which no later loss can show.
 
     Raises:
-        VlltrError: If one is not.
+        VlltrError: A weight is not finite.
     """
     for key, value in module.named_parameters():
         if not bool(torch.isfinite(value).all()):
@@ -64,7 +64,7 @@ def check_finite(module: nn.Module, name: str) -> None:
 
 
 class _StepLoss(nn.Module):
-    """The objective with the weights that it learns, for DistributedDataParallel."""
+    """Objective together with the weights that it trains, as a module for DistributedDataParallel."""
 
     def __init__(self, module: nn.Module, objective: Objective) -> None:
         super().__init__()
@@ -74,6 +74,7 @@ class _StepLoss(nn.Module):
     def forward(
         self, pixels: Tensor, positions: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss and its parts, as `Objective` says."""
         return self.objective(pixels, positions, generator)
 
 
@@ -84,21 +85,22 @@ class Run:
     All randomness depends on the seed and the epoch alone, so a resumed run equals an uninterrupted one.
 
     Attributes:
-        name: What people call it; its second word is the recipe's section.
-        config: That section.
-        encoder: Gives the device; part of the module, or not.
-        module: What learns.
-        images: What it learns from.
+        name: Name for the user, such as `train cvlp`; its second word is the recipe's section.
+        config: The recipe's section.
+        encoder: The encoder, whose device is used; it may be a part of `module` or not.
+        module: The weights to train.
+        images: The training images.
         objective: The loss of one step.
-        run_dir: Where the state of an unfinished run is kept; its name must stand for all that the run depends on.
+        run_dir: Folder for the state of an unfinished run; its name must identify all that the run depends on. None: no
+            state is saved.
         progress: Called after every step, in the first process.
-        log_scale: A parameter that is kept at or below the logarithm of `max_scale`.
+        log_scale: A parameter that is clamped to at most the logarithm of `max_scale` after each step.
         max_scale: None: no bound.
-        rates: Other peaks of the learning rate than `config.lr`, by the beginning of a weight's name.
-        batch_norm: `train`, or `eval`: BatchNorm keeps its statistics and uses them.
+        rates: Peaks of the learning rate other than `config.lr`, by the prefix of a weight's name.
+        batch_norm: `train`; or `eval`: BatchNorm uses its stored statistics and does not change them.
 
     Raises:
-        ConfigError: The batch cannot be shared out, or BatchNorm needs more of it than a process has.
+        ConfigError: The batch cannot be divided among the processes, or BatchNorm needs it as a whole.
     """
 
     name: str
@@ -116,6 +118,7 @@ class Run:
     log: Log = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        """Make optimizer and schedule, and prepare the module for the device and the processes."""
         config = self.config
         self.device = self.encoder.device
         self.part = own_part(config.batch_size)
@@ -144,7 +147,7 @@ class Run:
             self.precision = "bf16" if _bfloat16_is_fast(self.device) else "fp32"
 
     def train(self) -> Log:
-        """All epochs that are not done yet; one entry an epoch, from the first.
+        """Train for all epochs that are not done yet; return the log of all epochs, from the first.
 
         Raises:
             WorkspaceError: The saved state is damaged or of another run.
@@ -159,14 +162,12 @@ class Run:
             float32_by(tf32=self.precision == "tf32"),
             memory_mended_by(self.name, _LESS_MEMORY.format(self.name.split()[1])),
         ):
-            for epoch in range(
-                load_state(self.run_dir, self.module, self.optimizer, self.log), config.epochs
-            ):
+            done = load_state(self.run_dir, self.module, self.optimizer, self.log)
+            for epoch in range(done, config.epochs):
                 torch.manual_seed(seed_of(config.seed, epoch, rank))
                 self.log.append(self._epoch(epoch))
-                told = ", ".join(
-                    f"{k} {v:.4g}" for k, v in self.log[-1].items() if k not in ("epoch", "seconds")
-                )
+                shown = {k: v for k, v in self.log[-1].items() if k not in ("epoch", "seconds")}
+                told = ", ".join(f"{k} {v:.4g}" for k, v in shown.items())
                 _log.info("%s epoch %d: %s", self.name, epoch + 1, told)
                 if (epoch + 1) % every == 0 or epoch + 1 == config.epochs:
                     by_first(lambda: save_state(self.run_dir, self.module, self.optimizer, self.log))
@@ -175,7 +176,7 @@ class Run:
         return self.log
 
     def _epoch(self, epoch: int) -> dict[str, float]:
-        """One pass; its log entry."""
+        """Train for one epoch; return its log entry."""
         config = self.config
         started = time.perf_counter()
         draws = stream(config.seed, epoch, "images")
@@ -209,9 +210,10 @@ class Run:
     def _step(
         self, pixels: Tensor, positions: Tensor, generator: torch.Generator, done: int
     ) -> dict[str, Tensor]:
+        """Take one optimizer step, the `done`-th of the run from 0; return the loss and its parts."""
         config = self.config
         warmup = round(self.steps * config.warmup_epochs)
-        set_rates(self.optimizer, done, self.steps * config.epochs, warmup, config.min_lr)
+        set_rates(self.optimizer, done, self.steps * config.epochs, warmup=warmup, min_lr=config.min_lr)
         pixels = pixels.to(self.device, non_blocking=True)
         if pixels.dim() == 4:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
@@ -228,12 +230,12 @@ class Run:
         return {"loss": loss, **parts}
 
     def _lay_out(self, memory_format: torch.memory_format) -> None:
-        """Change the memory layout of all weights of the encoder with four dimensions, in place."""
+        """Change the memory layout of the encoder's four-dimensional weights, in place."""
         self.encoder.model.to(memory_format=memory_format)  # type: ignore[call-overload] # missing in torch's annotations
 
 
 def _bfloat16_is_fast(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16 itself; emulated it is slower than float32."""
+    """Say whether the hardware multiplies bfloat16 natively; emulated, bfloat16 is slower than float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA) on an encoder's towers, merged at the end so that a checkpoint stays a plain one."""
+"""Low-rank adapters (LoRA) on an encoder's towers, merged at the end so that checkpoints have plain weights."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 @contextmanager
 def adapted(encoder: Encoder, config: LoRAConfig | None, visual_only: bool, seed: int) -> Iterator[None]:
-    """Give the encoder's towers adapters, in place; at the end of the block they are merged into the weights.
+    """Add adapters to the encoder's towers, in place, and merge them into the weights at the end of the block.
 
-    Within the block the adapters alone ask for gradients. They start as nothing: the features are those of the encoder
-    as it was. If the block raises, the encoder is left with them and is not to be used any more.
+    Within the block only the adapters require gradients. At first they change nothing: features are those of the
+    encoder as it was. If the block raises, the adapters stay, and the encoder must not be used any more.
 
     Args:
-        encoder: What is adapted.
-        config: Rank, scale, and whether attention gets adapters; None: there are none.
-        visual_only: Leave the text tower alone.
-        seed: What the adapters' random start depends on.
+        encoder: The encoder to adapt.
+        config: Rank, scale, and whether attention gets adapters; None adds none.
+        visual_only: Adapt the visual tower alone.
+        seed: Seed of the adapters' initial weights.
 
     Raises:
-        ConfigError: If peft is not installed, or the encoder has nothing that takes an adapter.
+        ConfigError: peft is not installed, or no layer of the encoder takes an adapter.
     """
     if config is None:
         yield
@@ -65,7 +65,7 @@ def adapted(encoder: Encoder, config: LoRAConfig | None, visual_only: bool, seed
 
 
 def lora_targets(model: nn.Module, visual_only: bool, attention: bool) -> tuple[list[str], list[str]]:
-    """Names of the layers, and of the packed attention matrices, that get an adapter.
+    """Return the names of the layers, and of the packed attention matrices, that get an adapter.
 
     Layers are linear ones and ungrouped convolutions. Left out are those whose weights another module reads rather
     than calls (the output projection inside `nn.MultiheadAttention`, the projections of CLIP's attention pooling):

@@ -1,8 +1,8 @@
 """Losses of the first stage and of the head: class-wise contrast, distillation, the joint stage's text loss.
 
-Pure functions: tensors in, tensors out. All of them compute in float32 at least, also under an ambient
-autocast, because a bfloat16 cosine times a scale of 100 is off by whole units. Targets and priors may lie on the CPU
-where logits are on a GPU: they follow.
+Pure functions: tensors in, tensors out. All of them compute in float32 at least, also under autocast, because a
+bfloat16 cosine times a scale of 100 is off by whole units. Targets and priors may lie on the CPU while logits lie on a
+GPU: they are moved there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def class_contrastive_loss(
     logit_scale: float | Tensor,
     label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Class-wise contrastive loss: every image and sentence of one class are a positive pair (VL-LTR, Eq. 2).
+    """Compute the class-wise contrastive loss: image and sentence of one class are a positive pair (VL-LTR, Eq. 2).
 
     Args:
         image_features: Float [N_i, D], normalised or not.
@@ -53,10 +53,10 @@ def class_sigmoid_loss(
     logit_scale: float | Tensor,
     logit_bias: float | Tensor,
 ) -> Tensor:
-    """SigLIP's loss (Zhai et al., ICCV 2023, Eq. 1), every image and sentence of one class a positive pair.
+    """Compute SigLIP's loss (Zhai et al., ICCV 2023, Eq. 1): an image and a sentence of one class are a positive pair.
 
-    Each pair is a question of its own, whether it is of one class: with logits scale * cosine + bias, the sum over all
-    pairs of -log sigmoid(logit) where it is, of -log sigmoid(-logit) where it is not, over the number of images.
+    With logits scale * cosine + bias this is the sum of -log sigmoid(logit) over the positive pairs and of
+    -log sigmoid(-logit) over all others, divided by the number of images.
 
     Args:
         image_features: Float [N_i, D], normalised or not.
@@ -78,7 +78,7 @@ def class_sigmoid_loss(
 def distillation_loss(
     student_logits: Tensor, teacher_logits: Tensor, mode: Literal["full", "paired"] = "full"
 ) -> Tensor:
-    """Distillation from a frozen copy of the starting model (VL-LTR, Eq. 3).
+    """Compute the loss of distillation from a frozen copy of the initial model (VL-LTR, Eq. 3).
 
     Args:
         student_logits: Float [N_i, N_t], scaled cosines; rows are images.
@@ -101,8 +101,7 @@ def distillation_loss(
 
 
 def sampler_prior(class_counts: Tensor, power: float = 0.5) -> Tensor:
-    """Class prior of a sampler that draws images with replacement by weights n_c^-power: mass n_c^(1 -
-    power).
+    """Compute the class prior of a sampler that draws images by weights n_c^-power: n_c^(1 - power), normalised.
 
     Args:
         class_counts: Training images of each class, [C]; classes without any get probability zero.
@@ -122,7 +121,7 @@ def sampler_prior(class_counts: Tensor, power: float = 0.5) -> Tensor:
 
 
 def joint_log_adjustment(prior: Tensor, batch_size: int, extra: int) -> Tensor:
-    """log p_c - log pi_c, what the joint stage adds to every candidate's logit, the target's included.
+    """Compute log p_c - log pi_c, which the joint loss adds to the logit of every candidate, including the target.
 
     pi_c is the probability that a class other than the image's own is among the candidates of a step. These are the
     classes in the batch and `extra` others, drawn uniformly among the rest that have training images:
@@ -139,7 +138,7 @@ def joint_log_adjustment(prior: Tensor, batch_size: int, extra: int) -> Tensor:
     """
     p = prior.to(torch.float64)
     absent = torch.exp((batch_size - 1) * torch.log1p(-p.clamp(max=1.0 - 1e-15)))
-    # Classes outside the batch, given that c is one of them: c itself and the expected number of the others.
+    # The expected number of classes outside the batch, given that c is one of them.
     outside = torch.where(p > 0, torch.exp(batch_size * torch.log1p(-p.clamp(max=1.0 - 1e-15))), 0.0)
     others = 1.0 + outside.sum() - outside
     chance = (1.0 - absent) + absent * (extra / others).clamp(max=1.0)
@@ -153,8 +152,7 @@ def text_classification_loss(
     log_adjustment: Tensor,
     logit_scale: float | Tensor,
 ) -> Tensor:
-    """Cross-entropy of images among candidate classes, one sentence for each: scale * cosine + log p_c -
-    log pi_c.
+    """Compute the cross-entropy of images among candidate classes, by logits scale * cosine + log p_c - log pi_c.
 
     Args:
         image_features: Float [B, D], normalised or not.
@@ -174,7 +172,7 @@ def text_classification_loss(
 def adjusted_cross_entropy(
     logits: Tensor, targets: Tensor, log_prior: Tensor, tau: float = 1.0, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Cross-entropy of logits + tau * log prior (logit adjustment, Menon et al. 2021).
+    """Compute the cross-entropy of logits + tau * log prior (logit adjustment, Menon et al. 2021).
 
     Args:
         logits: Float [B, C].
@@ -182,8 +180,8 @@ def adjusted_cross_entropy(
             give them.
         log_prior: Float [C], the logarithm of the sampler's class prior; minus infinity leaves a class out.
         tau: Strength of the adjustment; 0 is plain cross-entropy (classes left out stay out).
-        label_smoothing: Share of an int64 target spread evenly over the classes that are not left out; mixed targets
-            were smoothed by who mixed them.
+        label_smoothing: Share of an int64 target spread evenly over the classes that are not left out; float targets
+            are used as they are.
 
     Returns:
         A scalar.
@@ -192,7 +190,8 @@ def adjusted_cross_entropy(
     device = logits.device
     present = ~torch.isneginf(log_prior)
     adjustment = torch.where(present, tau * log_prior, log_prior).to(device, dtype, non_blocking=True)
-    present, targets = (part.to(device, non_blocking=True) for part in (present, targets))
+    present = present.to(device, non_blocking=True)
+    targets = targets.to(device, non_blocking=True)
     with full_precision(device):
         log_probabilities = (logits.to(dtype) + adjustment).log_softmax(1)
         kept = torch.where(present, log_probabilities, 0.0)
@@ -206,7 +205,7 @@ def adjusted_cross_entropy(
 
 
 def _side(logits: Tensor, positives: Tensor, label_smoothing: float) -> Tensor:
-    """Mean over the rows that have a positive of the cross-entropy with the normalised positives."""
+    """Compute the mean cross-entropy with the normalised positives, over the rows that have a positive."""
     counts = positives.sum(1)
     kept = counts > 0
     targets = positives.to(logits.dtype) / counts.clamp(min=1)[:, None]

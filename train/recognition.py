@@ -1,4 +1,4 @@
-"""Stage 2: training the language-guided recognition head, on stored vectors or on images that pass the tower."""
+"""Stage 2: training the language-guided recognition head on stored vectors, or on images through the tower."""
 
 from __future__ import annotations
 
@@ -56,35 +56,35 @@ def train_until(
     run_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[LGRHead, Log]:
-    """Train a head on stored vectors: at a steady rate for so many steps or until a held-out loss has converged, or
-    else for the recipe's epochs.
+    """Train a head on stored vectors: for a number of steps, until a held-out loss has converged, or for the epochs of
+    the recipe.
 
-    Each step takes one of an image's views at random. The anchors have strays of other classes among them, and some are
-    left out in each step: attention that has only ever seen well chosen sentences trusts any that resembles the image.
-    Vectors on the CPU go to where `choose_device` says, all of them, and the head comes back.
+    Each step takes one of an image's views at random. Anchors of other classes (strays) are mixed into each class, and
+    some anchors are left out of each step: attention that was trained on well chosen sentences alone trusts any that
+    resembles the image. Vectors on the CPU are moved to the device of `choose_device`, and the head comes back.
 
-    The held-out loss is looked at every epoch, or every 20 steps where an epoch is shorter. It has converged once two
-    looks have not lowered it by 0.5 % and 0.002; the head is then as it was at its lowest, which may be before the
-    first step. It is taken at the temperature that suits it best: a head that is merely too sure of itself is not
-    trained too long.
+    With steps or a held-out loss the learning rate is constant after a short warm-up. The held-out loss is measured
+    every epoch, or every 20 steps where an epoch is shorter. It has converged once two measurements have not lowered it
+    by both 0.5 % and 0.002; the head then has its state at the lowest one, which may be that before the first step. It
+    is measured at the best temperature, so that overconfidence alone does not count as a higher loss.
 
     Args:
-        head: Where to start; trained in place.
+        head: The head to train, in place.
         features: Float [V, N, D], V views of N images, unnormalised.
         labels: Int64 [N], best on the CPU, rows of the visual classifier.
         bank: Anchors of the classes that have a sentence.
-        config: The recipe's `lgr` section; `tune` is the caller's affair.
-        stop: Steps, or features float [M, D] and labels int64 [M] of images that are not among those trained on; None:
-            `config.epochs`, at the rate of the cosine.
+        config: The recipe's `lgr` section; `tune` is ignored.
+        stop: Number of steps; or features float [M, D] and labels int64 [M] of held-out images; or None for
+            `config.epochs` with a cosine schedule.
         places: Int64 [C], the position in the bank of each row's class; -1 for a class without a sentence.
-        branches: Which are trained, and looked at: `visual`, `text` or both.
-        run_dir: Where the state of an unfinished run is kept after each epoch, and gone on from; its name must stand
-            for all that the run depends on. None keeps none, as where a held-out loss says when to stop.
+        branches: The branches that are trained, and whose held-out loss counts: `visual`, `text` or both.
+        run_dir: Folder for the state after each epoch, from which an interrupted run goes on; its name must identify
+            all that the run depends on. None, also with a held-out loss, saves no state.
         progress: Called after every step.
 
     Returns:
-        The head, in eval mode, where the vectors lie; and the log. At a steady rate each entry has the `steps` so far,
-        the last the `best` number of steps.
+        The head in eval mode, on the device of the vectors, and the log. Unless `stop` is None each entry has the
+        `steps` so far, and the last one the `best` number of steps.
 
     Raises:
         VlltrError: The loss, or a weight at the end, is not finite.
@@ -102,8 +102,12 @@ def train_until(
     features = features.to(device)
     labels = labels.cpu()
     places = places.cpu()
-    anchors = _training_anchors(features, places[labels], bank, float(head.logit_scale.detach()), config)
-    objective = _HeadLoss(head, anchors, labels, config, places, branches)
+    anchors = _training_anchors(
+        features, places[labels], bank, logit_scale=float(head.logit_scale.detach()), config=config
+    )
+    objective = _HeadLoss(
+        head=head, anchors=anchors, labels=labels, config=config, places=places, branches=branches
+    )
     rates = dict.fromkeys(_PROJECTIONS, config.projection_lr)
     groups = parameter_groups(head.named_parameters(), config.lr, config.weight_decay, rates)
     optimizer = torch.optim.AdamW(groups, fused=True)
@@ -115,11 +119,15 @@ def train_until(
         lowest = objective.held_out(*held)
         kept = deepcopy(head.state_dict())
     for epoch in range(load_state(run_dir, head, optimizer, log), epochs):
-        log.append(_head_epoch(epoch, features, objective, optimizer, progress, epochs, steady))
+        entry = _head_epoch(
+            epoch, features, objective, optimizer, progress=progress, epochs=epochs, steady=steady
+        )
+        log.append(entry)
         save_state(run_dir, head, optimizer, log)
         if held is None:
             continue
-        log[-1]["held_out"] = loss = objective.held_out(*held)
+        loss = objective.held_out(*held)
+        log[-1]["held_out"] = loss
         if loss < min((1.0 - _GAIN) * lowest, lowest - _LEAST_GAIN):
             best = epoch + 1
             lowest = loss
@@ -143,7 +151,7 @@ def _head_epoch(
     epochs: int,
     steady: int | None,
 ) -> dict[str, float]:
-    """One of `epochs` over stored vectors, or `steady` steps after a short warm-up; what the log says of it.
+    """Train for one of `epochs` over stored vectors, or for `steady` steps at a constant rate; return the log's entry.
 
     Raises:
         VlltrError: The loss is not finite.
@@ -153,7 +161,7 @@ def _head_epoch(
     device = head.log_logit_scale.device
     draws = stream(config.seed, epoch, "lgr")
     size = min(config.batch_size, len(objective.labels)) if steady else config.batch_size
-    batches = epoch_batches(objective.labels, size, config.sampler_power, draws, steady)
+    batches = epoch_batches(objective.labels, size, config.sampler_power, generator=draws, steps=steady)
     chosen = torch.randint(features.shape[0], batches.shape, generator=stream(config.seed, epoch, "views"))
     dropping = stream(config.seed, epoch, "anchors")
     total = len(batches) * epochs
@@ -164,7 +172,7 @@ def _head_epoch(
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * min(1.0, (done + 1) / _WARM_STEPS)
         else:
-            set_rates(optimizer, done, total, warmup, config.min_lr)
+            set_rates(optimizer, done, total, warmup=warmup, min_lr=config.min_lr)
         rows = features[view.to(device, non_blocking=True), positions.to(device, non_blocking=True)]
         loss, parts = objective(rows.float(), positions, dropping)
         optimizer.zero_grad(set_to_none=True)
@@ -181,7 +189,9 @@ def _head_epoch(
         raise VlltrError(f"train lgr: the loss is {means['loss']} in epoch {epoch + 1}", "Try a lower lgr.lr")
     scale = float(head.logit_scale.detach())
     entry = {**means, "epoch": epoch + 1.0, "scale": scale, "lr": optimizer.param_groups[0]["lr"]}
-    return entry | ({"steps": float((epoch + 1) * steady)} if steady else {})
+    if steady:
+        entry["steps"] = float((epoch + 1) * steady)
+    return entry
 
 
 def tune_visual(
@@ -196,31 +206,38 @@ def tune_visual(
 ) -> tuple[LGRHead, Log]:
     """Train the head on images that pass the visual tower in every step; the anchors' vectors stay as they are.
 
-    With `tune = "visual"` the tower is trained in place with `config.encoder_lr`; with `lora` low-rank adapters are,
-    and merged at the end; with `head` it stays as it is, and images are augmented and mixed (mixup, cutmix) anew.
-    The text tower is not touched, so stored sentence vectors stay valid; image vectors do not where the tower learns.
-    Anchors are left out of steps as in `train_until`, but no strays come among them.
+    With `tune = "visual"` the tower is trained in place with `config.encoder_lr`; with `lora` low-rank adapters are
+    trained and merged at the end; with `head` the tower stays as it is, and images are augmented and mixed (mixup,
+    cutmix) in each step. The text tower never changes, so stored sentence vectors stay valid; image vectors become
+    invalid where the tower learns. Anchors are left out of steps as in `train_until`, but there are no strays.
 
     Args:
-        encoder: Where to start.
-        images: Training images, labels are positions among the bank's classes.
+        encoder: The encoder that encodes the images; its visual tower may be trained in place.
+        images: Training images; labels are positions among the bank's classes.
         bank: The anchors of the C classes.
         config: The recipe's `lgr` section.
         visual_init: Weight [C, D] and bias [C] to start a linear visual classifier from.
-        run_dir: Where the state of an unfinished run is kept; None keeps none.
+        run_dir: Folder for the state of an unfinished run; None: no state is saved.
         progress: Called after every step.
 
     Returns:
         The head in eval mode, and the log.
 
     Raises:
-        ConfigError: The batch cannot be shared out among the processes, or not into pairs to mix.
+        ConfigError: The batch cannot be divided among the processes, or a process's part not into pairs to mix.
     """
     join_processes(encoder)
     encoder.eval()
     head = new_head(bank, config, visual_init, encoder.logit_scale).to(encoder.device)
     anchors = TrainingAnchors(bank.to(encoder.device), len(bank.vectors), config.anchor_dropout)
-    head_loss = _HeadLoss(head, anchors, images.labels, config, torch.arange(bank.num_classes), BRANCHES)
+    head_loss = _HeadLoss(
+        head=head,
+        anchors=anchors,
+        labels=images.labels,
+        config=config,
+        places=torch.arange(bank.num_classes),
+        branches=BRANCHES,
+    )
     tower = encoder.model.visual
     learns = config.tune != "head"
     assert isinstance(tower, nn.Module)
@@ -237,22 +254,22 @@ def tune_visual(
         return head_loss(features, positions, generator, soft)
 
     with adapted(encoder, config.lora if config.tune == "lora" else None, True, config.seed):
-        rates = {f"head.{name}": config.projection_lr for name in _PROJECTIONS} | {
-            "tower.": config.encoder_lr
-        }
+        module = nn.ModuleDict({"head": head, "tower": tower} if learns else {"head": head})
+        rates = {f"head.{name}": config.projection_lr for name in _PROJECTIONS}
+        rates["tower."] = config.encoder_lr
         log = Run(
-            "train lgr",
-            config,
-            encoder,
-            nn.ModuleDict({"head": head} | ({"tower": tower} if learns else {})),
-            images,
-            objective,
-            run_dir,
-            progress,
-            head.log_logit_scale,
-            config.max_scale,
-            rates,
-            "train" if config.tune == "visual" and config.batch_norm == "train" else "eval",
+            name="train lgr",
+            config=config,
+            encoder=encoder,
+            module=module,
+            images=images,
+            objective=objective,
+            run_dir=run_dir,
+            progress=progress,
+            log_scale=head.log_logit_scale,
+            max_scale=config.max_scale,
+            rates=rates,
+            batch_norm="train" if config.tune == "visual" and config.batch_norm == "train" else "eval",
         ).train()
     encoder.eval()
     return head.cpu().eval(), log
@@ -261,13 +278,13 @@ def tune_visual(
 def new_head(
     bank: AnchorBank, config: LGRConfig, visual_init: tuple[Tensor, Tensor] | None, logit_scale: float
 ) -> LGRHead:
-    """An untrained head: identity projections, its visual classifier from stage 1 or, for `cosine`, from the texts.
+    """Make an untrained head: identity projections, visual classifier from stage 1 or, for `cosine`, from the texts.
 
     Args:
         bank: The anchors of C classes.
         config: The recipe's `lgr` section.
-        visual_init: Weight [R, D] and bias [R] to start a linear visual classifier from; any kind has R rows. None: C
-            rows, drawn at random.
+        visual_init: Weight [R, D] and bias [R] to start a linear visual classifier from; a classifier of another kind
+            has R rows too. None: C rows, drawn at random.
         logit_scale: The multiplier of the cosine to start from.
     """
     with torch.random.fork_rng(devices=[]):
@@ -297,19 +314,23 @@ def new_head(
 def _training_anchors(
     features: Tensor, places: Tensor, bank: AnchorBank, logit_scale: float, config: LGRConfig
 ) -> TrainingAnchors:
-    """The anchors with strays among them; `places` int64 [N] are the images' classes in the bank, -1 for none."""
+    """Add strays to the anchors; `places`, int64 [N], are the images' classes in the bank, -1 for none."""
     told = (places >= 0).nonzero()[:, 0]
     classes, means = class_means(features[0, told.to(features.device)], places[told])
     centres = torch.zeros(bank.num_classes, bank.dim, dtype=means.dtype)
     centres[classes] = means.cpu()
     noisy = with_strays(
-        bank, centres.to(bank.vectors), logit_scale, config.strays, stream(config.seed, "strays")
+        bank,
+        centres.to(bank.vectors),
+        logit_scale,
+        share=config.strays,
+        generator=stream(config.seed, "strays"),
     )
     return TrainingAnchors(noisy.to(work_device(features)), len(bank.vectors), config.anchor_dropout)
 
 
 class _HeadLoss:
-    """Visual plus text cross-entropy, both adjusted by the sampler's prior."""
+    """Sum of the visual and the text cross-entropy, both adjusted by the sampler's prior."""
 
     def __init__(
         self,
@@ -335,9 +356,10 @@ class _HeadLoss:
     def __call__(
         self, features: Tensor, positions: Tensor, generator: torch.Generator, soft: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and parts of features [B, D] of the images at `positions` [B], or of mixed ones with targets [B, C].
+        """Compute the loss and its parts for features [B, D] of the images at `positions` [B].
 
-        `generator` says which anchors are left out. The loss of the text is of the images whose class has a sentence.
+        Mixed images have the targets `soft`, float [B, C]. `generator` draws the anchors that are left out. The text's
+        part is over the images whose class has a sentence.
         """
         kept = self.anchors.kept(generator) if self.anchors.bank.num_classes else None
         labels = self.labels[positions]
@@ -349,25 +371,29 @@ class _HeadLoss:
         if "visual" in self.branches:
             logits = self.head.visual_logits(features)
             targets = labels if soft is None else soft
-            parts["visual"] = adjusted_cross_entropy(logits, targets, self.log_prior, tau, smoothing)
+            parts["visual"] = adjusted_cross_entropy(
+                logits, targets, self.log_prior, tau=tau, label_smoothing=smoothing
+            )
         if "text" in self.branches and len(told):
             if len(told) < len(places):
                 features = features[told.to(features.device, non_blocking=True)]
             logits = self.head.text_logits(features, self.anchors.bank, kept)
             targets = places[told] if soft is None else soft
-            parts["text"] = adjusted_cross_entropy(logits, targets, self.text_prior, tau, smoothing)
+            parts["text"] = adjusted_cross_entropy(
+                logits, targets, self.text_prior, tau=tau, label_smoothing=smoothing
+            )
         return sum(parts.values(), features.new_zeros(())), parts
 
     @torch.no_grad()
     def held_out(self, features: Tensor, labels: Tensor, bank: AnchorBank) -> float:
-        """The branches' losses over images that are not trained on, among the classes that are, as one sum.
+        """Compute the sum of the branches' losses over held-out images, among the classes that are trained on.
 
-        Each branch's is taken at the temperature that suits it best; images weigh n^-power.
+        Each branch's loss is taken at its best temperature; images weigh n^-power, n being the size of their class.
 
         Args:
             features: Float [M, D], unnormalised.
             labels: Int64 [M] on the CPU, rows of the visual classifier.
-            bank: The anchors without strays, where the head is.
+            bank: The anchors without strays, on the head's device.
         """
         counts = torch.bincount(self.labels, minlength=len(self.places)).double()
         total = 0.0
@@ -392,18 +418,19 @@ class _HeadLoss:
 
 
 class TrainingAnchors:
-    """The anchors of a training run.
+    """Anchors of a training run, of which each step leaves some out.
 
     Args:
-        bank: The anchors, strays after the others; see `with_strays`.
-        own: How many of them are the classes' own.
-        dropout: The chance with which each is left out of a step, 0 <= dropout < 1.
+        bank: The anchors, with or without strays; see `with_strays`.
+        own: Number of anchors that are the classes' own, not strays.
+        dropout: Probability with which each anchor is left out of a step, 0 <= dropout < 1.
     """
 
     def __init__(self, bank: AnchorBank, own: int, dropout: float) -> None:
         self.bank = bank
         self.dropout = dropout
-        self._class_of_row, self._own = bank.class_of_row.cpu(), (bank.rows < own).cpu()
+        self._class_of_row = bank.class_of_row.cpu()
+        self._own = (bank.rows < own).cpu()
 
     def kept(self, generator: torch.Generator) -> Tensor | None:
         """Draw the anchors of a step, bool [A] on the bank's device; each class keeps one of its own. None: all."""
@@ -420,20 +447,20 @@ class TrainingAnchors:
 def with_strays(
     bank: AnchorBank, centres: Tensor, logit_scale: float, share: float, generator: torch.Generator
 ) -> AnchorBank:
-    """Put anchors of other classes among those of each class, drawn at random.
+    """Add strays to each class: anchors of other classes, drawn at random.
 
-    The loss of sentence t of class o in class c is L(t) + scale * (t . m_o - t . m_c): its logsumexp stays, and its
-    mean cosine is that with the images of c.
+    In class c the loss of sentence t of class o is L(t) + scale * (t . m_o - t . m_c): the logsumexp term stays, and
+    the mean cosine is the one with the images of c.
 
     Args:
         bank: The anchors of C classes, with their losses.
         centres: Float [C, D], the mean of each class's normalised image vectors, itself not normalised.
         logit_scale: The multiplier of the cosine.
-        share: Strays of a class by the number of its anchors, rounded up.
-        generator: Where the randomness comes from.
+        share: Number of a class's strays as a share of the number of its anchors, rounded up.
+        generator: Source of the random numbers.
 
     Returns:
-        The bank with the strays, whose `rows` are len(bank.vectors) and above; with one class alone there are none.
+        The bank with the strays, whose `rows` are len(bank.vectors) and above; with a single class there are none.
     """
     classes = torch.arange(bank.num_classes)
     counts = torch.tensor(bank.bounds).diff()
@@ -442,7 +469,7 @@ def with_strays(
     if not len(host) or bank.num_classes == 1:
         return bank
     drawn = (torch.rand(len(host), generator=generator, dtype=torch.float64) * others).long()
-    drawn += counts[host] * (drawn >= torch.tensor(bank.bounds)[host])  # past the host's own
+    drawn += counts[host] * (drawn >= torch.tensor(bank.bounds)[host])  # skip the class's own anchors
     host = host.to(bank.vectors.device)
     drawn = drawn.to(bank.vectors.device)
     owner = bank.class_of_row[drawn]

@@ -1,4 +1,4 @@
-"""Learning rate over the steps, and which parameters decay."""
+"""Learning rate schedule, and parameter groups with their weight decay."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 
 def cosine_factor(step: int, total: int, warmup: int, floor: float = 0.0) -> float:
-    """Share of the peak learning rate at `step` (from 0) of `total`: a linear rise over `warmup` steps, then a cosine.
+    """Compute the share of the peak learning rate at `step`, from 0, of `total`: `warmup` linear steps, then a cosine.
 
     The first step is never zero, and the share at `step == total` would be `floor`.
     """
@@ -22,9 +22,9 @@ def cosine_factor(step: int, total: int, warmup: int, floor: float = 0.0) -> flo
 
 
 def set_rates(optimizer: Optimizer, step: int, total: int, warmup: int, min_lr: float) -> None:
-    """Give each group of `parameter_groups` its rate at a step of `cosine_factor`.
+    """Set the learning rate of each group of `parameter_groups` for a step, by `cosine_factor`.
 
-    A rate ends at `min_lr`; one whose peak is lower stays at its peak.
+    A rate ends at `min_lr`; a group with a lower peak stays at its peak.
     """
     for group in optimizer.param_groups:
         floor = min(1.0, min_lr / group["peak"])
@@ -37,13 +37,13 @@ def parameter_groups(
     weight_decay: float,
     lr_by_prefix: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Optimizer groups of the parameters that learn, by learning rate and decay.
+    """Group the parameters that learn by learning rate and weight decay, for an optimizer.
 
     Args:
         named: Names and parameters; those without `requires_grad` are left out.
         lr: Peak learning rate, kept in each group as `peak`.
-        weight_decay: Not of vectors and scalars, biases, and the logit scale.
-        lr_by_prefix: Other peaks for names that start with a prefix; the first that fits counts. Zero freezes.
+        weight_decay: Weight decay, but zero for vectors and scalars, biases, and the logit scale.
+        lr_by_prefix: Other peaks for names that start with a prefix; the first that matches counts. Zero freezes.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in named:

@@ -1,4 +1,4 @@
-"""One tree of errors. A message gives the value, what was expected, and the next command to run."""
+"""Error classes. A message gives the value, what was expected, and the next command to run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 import os
 import re
 
-# The system's reason in a library's words: (os error 28), [errno 28], Os { code: 28, ...; FAISS has the text alone.
+# How libraries give the system's error: (os error 28), [errno 28], Os { code: 28, ...; FAISS gives the text alone.
 _CODE = re.compile(r"(?:os error |errno |code: )(\d+)", re.IGNORECASE)
 _PLAIN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 _SOURCE = re.compile(
@@ -16,11 +16,11 @@ FREE_SPACE = "Free some space there, then run the same command again."
 
 
 class VlltrError(Exception):
-    """Base of all errors raised on purpose; `exit_code` is what the command line exits with.
+    """Base of all errors raised on purpose; `exit_code` is the exit status of the command line.
 
     Args:
         message: What was wrong, where, and what was expected.
-        hint: The command or change that mends it, shown on a line of its own.
+        hint: The command or change that solves it, shown on a line of its own.
     """
 
     exit_code = 1
@@ -31,11 +31,12 @@ class VlltrError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
+        """Return the message, and the hint on the next line."""
         return self.message if self.hint is None else f"{self.message}\n{self.hint}"
 
 
 class UsageError(VlltrError):
-    """The request itself cannot be meant: an option's value, a combination of options."""
+    """The request is invalid: an option's value, or a combination of options."""
 
     exit_code = 2
 
@@ -53,7 +54,7 @@ class EncoderError(VlltrError):
 
 
 class MissingPackageError(VlltrError):
-    """A package of an extra is needed and not installed; the hint is the command that installs it."""
+    """A package of an extra is needed but not installed; the hint is the command that installs it."""
 
 
 class WorkspaceError(VlltrError):
@@ -65,7 +66,7 @@ class LockedError(WorkspaceError):
 
 
 class MissingStepError(WorkspaceError):
-    """Something must be run first; the hint names the command."""
+    """Another command must be run first; the hint names it."""
 
 
 class FingerprintMismatch(WorkspaceError):
@@ -73,18 +74,18 @@ class FingerprintMismatch(WorkspaceError):
 
 
 class PretrainedError(VlltrError):
-    """An exported folder cannot be written or used, or the hub did not give or take it."""
+    """An exported folder cannot be written or used, or could not be downloaded from the hub or uploaded to it."""
 
 
 class UnknownClassError(VlltrError):
-    """A class name that the workspace does not know; the message lists close names."""
+    """The workspace has no class of that name; the message lists similar names."""
 
 
 class PeerError(VlltrError):
-    """Another process of the same run failed, and says itself why.
+    """Another process of the same run failed, and reports the reason itself.
 
     Args:
-        exit_code: What that one exits with.
+        exit_code: The exit status of that process.
     """
 
     def __init__(self, exit_code: int = 1) -> None:
@@ -93,20 +94,20 @@ class PeerError(VlltrError):
 
 
 def system_code(error: BaseException) -> int | None:
-    """The number of the system's error behind what a library raised; None where it names none."""
+    """Return the number of the system error that a library's error is about; None if it names none."""
     found = _CODE.search(str(error))
     code = getattr(error, "errno", None) or (int(found[1]) if found else None)
     return code or next((code for code in _PLAIN if os.strerror(code) in str(error)), None)
 
 
 def reason(error: BaseException) -> str:
-    """Why the system or a library refused, without the places in the library's own source."""
+    """Return the reason of an error of the system or a library, without locations in the library's source code."""
     code = system_code(error)
     return os.strerror(code) if code in _PLAIN else _SOURCE.sub("", str(error))
 
 
 def write_error(place: str | os.PathLike[str], error: Exception) -> WorkspaceError:
-    """What to say where the system or a library could not write a file, or into a folder."""
+    """Make the error for a file or folder that the system or a library could not write."""
     return WorkspaceError(
         f"{place} cannot be written: {reason(error)}",
         "Free some space, mend its permissions, or work on a copy of the workspace.",

@@ -1,4 +1,4 @@
-"""Recognizer: predictions of a workspace, as of its newest commit or one commit for good, or of an exported folder."""
+"""Recognizer: predictions of a workspace, by its newest commit or a fixed one, or of an exported folder."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _USUAL = PredictOptions()
 
 
 class Recognizer:
-    """Answers for a workspace or an exported folder; several threads may share one.
+    """Model of a workspace or an exported folder, which predicts and explains; several threads may share it.
 
-    Made by `Recognizer.open` or `Recognizer.from_pretrained`; the latter never changes. The former, without `at`, looks
-    before `predict` and `explain` whether there is a newer commit, and loads it; the encoder is loaded again only where
-    it is another one. A newer commit that cannot answer yet, because its head is still to be trained, say, is passed
-    over with a warning: the one before goes on answering.
+    It is made by `Recognizer.open` or `Recognizer.from_pretrained`. The latter never changes. The former, without `at`,
+    looks for a newer commit before `predict` and `explain`, and loads it; the encoder is loaded again only if it has
+    changed. A newer commit that cannot answer, for instance because its head is not trained yet, is skipped with a
+    warning, and the one before is used.
     """
 
     def __init__(
@@ -58,17 +58,17 @@ class Recognizer:
     def open(
         cls, workspace: Workspace | str | Path, at: int | None = None, reload: bool = True
     ) -> Recognizer:
-        """Open a workspace, or a folder that is one.
+        """Open a workspace.
 
         Args:
             workspace: The workspace or its folder.
-            at: Answer as of this commit, for good; default: as of the newest.
-            reload: Whether newer commits are taken as they come, without `at`.
+            at: The commit that answers, always; None: the newest.
+            reload: Whether newer commits are loaded as they appear; only without `at`.
 
         Raises:
-            MissingStepError: If a step before has not been run; the hint names it.
-            FingerprintMismatch: If encoder, vectors and head do not belong together.
-            WorkspaceError: If there is no commit `at`.
+            MissingStepError: A command must be run first; the hint names it.
+            FingerprintMismatch: Encoder, vectors and head do not belong together.
+            WorkspaceError: There is no commit `at`.
         """
         from vlltr_index.store.workspace import Workspace
 
@@ -88,22 +88,22 @@ class Recognizer:
         device: str | None = None,
         trust_index: bool = False,
     ) -> Recognizer:
-        """Read what `export`, `push_to_hub` or `vlltr export` wrote; it answers as the workspace did at that commit.
+        """Load a model that `export`, `push_to_hub` or `vlltr export` wrote; it answers like the exported commit.
 
         Digests, shapes, sizes and values are checked first, and nothing that was fetched is executed.
 
         Args:
             name: A folder, or a repository on the Hugging Face hub, `user/name`.
             revision: Branch, tag or commit of the repository.
-            token: For the hub; default: the one that is stored; False: none.
-            cache_dir: Where fetched files are kept; default: huggingface_hub's cache.
-            device: Of the encoder; default: a GPU where there is one.
-            trust_index: Whether FAISS may read the index file, if the folder has one. FAISS was not made for files
-                that somebody changed on purpose; without it the anchors are searched exactly.
+            token: Token of the hub; None: the stored one; False: none.
+            cache_dir: Folder for fetched files; None: huggingface_hub's cache.
+            device: Device of the encoder; None: a GPU if there is one.
+            trust_index: Whether FAISS may read the index file, if the folder has one. FAISS is not safe against
+                maliciously changed files; without it the anchors are searched exactly.
 
         Raises:
-            UsageError: If `name` is neither a folder nor a repository's name.
-            PretrainedError: If the hub does not give it, or something in it is not what it should be.
+            UsageError: `name` is neither a folder nor a repository's name.
+            PretrainedError: It cannot be downloaded, or something in it is invalid.
         """
         from vlltr_index.recognition.exported.reading import locate, read_model
 
@@ -111,16 +111,16 @@ class Recognizer:
         return cls(None, read_model(folder, device, trust_index), follow=False, folder=folder)
 
     def export(self, folder: str | Path, *, force: bool = False, with_index: bool = False) -> ExportReport:
-        """Write what `from_pretrained` reads, whole or not at all: this model as of the commit that answers now.
+        """Export this model, at the commit that answers now, for `from_pretrained`; completely or not at all.
 
         Args:
             folder: A new or empty folder.
-            force: Replace an export that is there; anything else is left alone all the same.
-            with_index: Put the FAISS index in, where there is one.
+            force: Replace an export in that folder; anything else is never replaced.
+            with_index: Include the FAISS index, if there is one.
 
         Raises:
-            PretrainedError: If the folder may not be written.
-            UsageError: If this model is of an exported folder, which can be copied.
+            PretrainedError: The folder may not be written.
+            UsageError: This model is of an exported folder, which can be copied.
         """
         from vlltr_index.recognition.exported.writing import export_model
 
@@ -138,23 +138,23 @@ class Recognizer:
         token: str | bool | None = None,
         with_index: bool = False,
     ) -> str:
-        """Export this model, and make that the repository `repo_id` on the Hugging Face hub, in one commit there.
+        """Export this model and upload it to the repository `repo_id` on the Hugging Face hub, in one commit there.
 
-        A model that was read from an exported folder is pushed as it lies there.
+        A model that was loaded from an exported folder is uploaded as it is.
 
         Args:
-            repo_id: `user/name`; made if it is not there.
-            private: Whether a new repository is private; default: what the user or organisation has set.
-            commit_message: Default: names the workspace's commit.
-            token: For the hub; default: the one that is stored.
-            with_index: As for `export`; an exported folder is pushed with what it has.
+            repo_id: `user/name`; made if it does not exist.
+            private: Whether a new repository is private; None: the default of the user or organisation.
+            commit_message: Message of the hub's commit; None: one that names the workspace's commit.
+            token: Token of the hub; None: the stored one.
+            with_index: As for `export`; an exported folder is uploaded with all that it has.
 
         Returns:
             The address of the hub's commit.
 
         Raises:
-            UsageError: If `repo_id` is no name.
-            PretrainedError: If the hub does not take it.
+            UsageError: `repo_id` is not a valid name.
+            PretrainedError: The hub refuses it.
         """
         import tempfile
 
@@ -170,12 +170,12 @@ class Recognizer:
 
     @property
     def commit(self) -> int:
-        """The number of the commit that answered last."""
+        """Number of the commit that answered last."""
         return self._answers.commit
 
     @property
     def scorer(self) -> Scorer:
-        """Anchors, head and fusion values of `commit`."""
+        """Scorer of `commit`, with its anchors, head and fusion weights."""
         return self._answers.scorer
 
     @property
@@ -185,13 +185,13 @@ class Recognizer:
 
     @property
     def names(self) -> dict[int, str]:
-        """Class id to name."""
+        """The name of each class id."""
         return self._answers.names
 
     def current(self) -> Answers:
-        """The newest commit's answers (with `at` or without `reload`: those opened), loaded now if they are new.
+        """Return the model of the newest commit, loaded now if it is new; with `at` or without `reload` the opened one.
 
-        For several calls that belong together: what this returns never changes.
+        Use it for several calls that must be answered by the same commit: the returned object never changes.
         """
         if not self._follow or self._workspace is None:
             return self._answers
@@ -201,6 +201,7 @@ class Recognizer:
             return self._answers
 
     def _reload(self, workspace: Workspace) -> None:
+        """Load the newest commit, or skip it if it cannot answer."""
         newest = workspace.history.ids()[-1]
         try:
             answers = load_answers(workspace.snapshot(newest))
@@ -217,7 +218,7 @@ class Recognizer:
     def predict(self, images: Sequence[ImageSource], options: PredictOptions = _USUAL) -> list[Prediction]:
         """The best classes of each image, best first, each with its nearest sentences; all from one commit.
 
-        An image that cannot be read gives a `Prediction` with `problem` set; the others are answered.
+        An image that cannot be read gets a `Prediction` with `problem` set; the others are answered.
 
         Args:
             images: Paths, encoded bytes, PIL images, or arrays uint8 [H, W, 3] of red, green and blue.
@@ -239,13 +240,13 @@ class Recognizer:
 
     @property
     def classes_(self) -> NDArray[np.str_]:
-        """Names of the classes [C] in the order of `predict_proba`'s columns, as of the commit that answered last."""
+        """Names of the classes [C] in the order of `predict_proba`'s columns, by the commit that answered last."""
         import numpy as np
 
         return np.array([self.names[i] for i in self.scorer.class_ids.tolist()], dtype=np.str_)
 
     def predict_proba(self, images: Sequence[ImageSource], crops: int = 1) -> NDArray[np.float64]:
-        """Probability of every class for each image, float64 [B, C]: columns as `classes_`, rows sum to one.
+        """Predict the probability of every class for each image, float64 [B, C]; columns as `classes_`, rows sum to 1.
 
         Every class is scored exactly, as by `predict` with `retrieval="exhaustive"`.
 
@@ -254,39 +255,39 @@ class Recognizer:
             crops: As in `predict`.
 
         Raises:
-            InputError: If an image cannot be read; the message names it, and its place in `images`. (`predict` answers
+            InputError: An image cannot be read; the message names it, and its position in `images`. (`predict` answers
                 the others.)
-            UsageError: If it is another number of crops.
+            UsageError: The number of crops is not supported.
         """
         return self.current().probabilities(images, crops)
 
     def predict_names(self, images: Sequence[ImageSource], crops: int = 1) -> list[str]:
-        """The name of the most probable class of each image; arguments and errors as for `predict_proba`."""
+        """Predict the name of the most probable class of each image; arguments and errors as for `predict_proba`."""
         answers = self.current()
         best = answers.probabilities(images, crops).argmax(axis=1)
         return [answers.names[int(answers.scorer.class_ids[c])] for c in best]
 
     def explain(self, image: ImageSource, name: str, crops: int = 1) -> ClassScore:
-        """One class's score for one image, with every one of its anchor sentences, by share; `crops` as in `predict`.
+        """Explain one class's score for one image by all its anchor sentences, by share; `crops` as in `predict`.
 
         Raises:
-            InputError: If the image cannot be read.
-            UnknownClassError: If there is no such class.
-            MissingStepError: If the class has neither anchors nor images: it came after the selection.
+            InputError: The image cannot be read.
+            UnknownClassError: There is no such class.
+            MissingStepError: The class has neither anchors nor images, since it was added after the selection.
         """
         return self.current().explain(image, name, crops)
 
     def features(self, images: Sequence[ImageSource], crops: int = 1) -> tuple[Tensor, list[str | None]]:
-        """Features [B, D] of the readable images, unnormalised, and for each image why it was not readable."""
+        """Compute features [B, D] of the readable images, unnormalised; and say for each image why it is unreadable."""
         return self._answers.features(images, crops)
 
     def score(self, features: Tensor, retrieval: str = "faiss") -> tuple[FusedScores, Tensor]:
-        """Fused scores of features [B, D] over all classes [B, C] of `commit`, and the residual probability [B].
+        """Score features [B, D], unnormalised: fused scores of all classes [B, C] of `commit`, and the residual [B].
 
-        `retrieval` is as for `predict`. The residual is the mass of the classes that were not scored exactly: 0 for
-        `exhaustive`.
+        `retrieval` is as for `predict`. The residual is the probability of the classes that were not scored exactly: 0
+        for `exhaustive`.
 
         Raises:
-            InputError: If the features are not [B, D] of the head's width.
+            InputError: The features are not [B, D] of the head's width.
         """
         return self._answers.score(features, retrieval)

@@ -1,4 +1,4 @@
-"""What the numeric modules share: shape checks, unit rows, the device, and what float32 means on it."""
+"""Helpers of the numeric modules: checks of shapes, normalised rows, the device, and its float32 precision."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlltr_index.errors import InputError, UsageError, VlltrError
 
 
 def check_matrix(name: str, value: Tensor, columns: int | None = None, rows: int | None = None) -> None:
-    """Refuse anything but a floating [rows, columns] tensor.
+    """Refuse any tensor but a floating-point one of shape [rows, columns].
 
     Raises:
         InputError: `value` has another number of dimensions, another size, or an integer dtype.
@@ -33,7 +33,7 @@ def check_matrix(name: str, value: Tensor, columns: int | None = None, rows: int
 
 
 def check_vector(name: str, value: Tensor, size: int | None = None) -> None:
-    """Refuse anything but a one-dimensional tensor of the given size.
+    """Refuse any tensor but a one-dimensional one of the given size.
 
     Raises:
         InputError: `value` has another shape.
@@ -43,7 +43,7 @@ def check_vector(name: str, value: Tensor, size: int | None = None) -> None:
 
 
 def check_labels(name: str, value: Tensor, size: int | None = None, classes: int | None = None) -> None:
-    """Refuse anything but an integer vector, with values in 0..classes-1 where `classes` is given.
+    """Refuse any tensor but an integer vector, with values in 0..classes-1 if `classes` is given.
 
     Raises:
         InputError: `value` has another shape, a floating dtype, or a value out of range.
@@ -58,7 +58,7 @@ def check_labels(name: str, value: Tensor, size: int | None = None, classes: int
 
 
 def working_dtype(*values: Tensor) -> torch.dtype:
-    """The dtype to compute in: the widest of the tensors', and float32 at least."""
+    """Return the dtype to compute in: the widest of the tensors' dtypes, and float32 at least."""
     dtype = torch.float32
     for value in values:
         dtype = torch.promote_types(dtype, value.dtype)
@@ -67,37 +67,40 @@ def working_dtype(*values: Tensor) -> torch.dtype:
 
 @contextmanager
 def float32_by(tf32: bool) -> Iterator[None]:
-    """Multiply float32 on a GPU in full or, with `tf32`, at the 10 bits of TensorFloat-32; restored at the end.
+    """Multiply float32 on a GPU in full precision or, with `tf32`, with 10 bits (TensorFloat-32), within the block.
 
-    torch's own default is full for products and TensorFloat-32 for convolutions, so that the vectors of one encoder
-    would differ by 1e-3 between machines. The setting is the process's.
+    torch's default is full precision for products but TensorFloat-32 for convolutions, so that the vectors of one
+    encoder would differ by 1e-3 between machines. The setting is global to the process; it is restored at the end.
     """
     matmul = torch.backends.cuda.matmul
     cudnn = torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = tf32
+    matmul_before = matmul.allow_tf32
+    cudnn_before = cudnn.allow_tf32
+    matmul.allow_tf32 = tf32
+    cudnn.allow_tf32 = tf32
     try:
         yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+        matmul.allow_tf32 = matmul_before
+        cudnn.allow_tf32 = cudnn_before
 
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """A context in which neither an ambient autocast nor TensorFloat-32 narrows anything."""
+    """Compute float32 in full precision within the block: without autocast, and without TensorFloat-32."""
     with torch.autocast(device_type=device.type, enabled=False), float32_by(tf32=False):
         yield
 
 
 def choose_device(wanted: str | torch.device | None = None) -> torch.device:
-    """Where to compute.
+    """Choose the device to compute on.
 
     Args:
-        wanted: `cpu`, `cuda`, `cuda:N`, or `auto`: a GPU where torch can use one. Default: what VLLTR_DEVICE says, else
-            `auto`. Of several processes on a machine each takes a GPU of its own where no number is given.
+        wanted: `cpu`, `cuda`, `cuda:N`, or `auto`: a GPU if torch can use one. None: the value of VLLTR_DEVICE, else
+            `auto`. Without a number each of several processes on a machine takes a GPU of its own.
 
     Raises:
-        UsageError: Another name, or a GPU that torch cannot use, with the driver's reason.
+        UsageError: The name is unknown, or torch cannot use the GPU; the message has the driver's reason.
     """
     name = str(wanted or os.environ.get("VLLTR_DEVICE") or "auto")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
@@ -106,7 +109,8 @@ def choose_device(wanted: str | torch.device | None = None) -> torch.device:
         return torch.device("cpu")
     number = name.partition(":")[2] or os.environ.get("LOCAL_RANK") or "0"
     device = torch.device("cuda", int(number))
-    if (problem := cuda_problem(device)) is not None:
+    problem = cuda_problem(device)
+    if problem is not None:
         raise UsageError(
             f"the device {name} cannot be used: {problem}",
             "Use --device cpu, or install a torch with CUDA that fits the driver; vlltr doctor shows what there is.",
@@ -115,7 +119,7 @@ def choose_device(wanted: str | torch.device | None = None) -> torch.device:
 
 
 def cuda_problem(device: torch.device) -> str | None:
-    """Why torch cannot compute on a GPU, as torch or the driver has it; None if it can."""
+    """Return the reason of torch or the driver why a GPU cannot be used; None if it can be used."""
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -124,15 +128,16 @@ def cuda_problem(device: torch.device) -> str | None:
 
 
 def device_name(device: torch.device) -> str:
-    """A device for people."""
+    """Describe a device for the user."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"the processor, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() != 1)}"
+    threads = torch.get_num_threads()
+    return f"the processor, {threads} {'thread' if threads == 1 else 'threads'}"
 
 
 @contextmanager
 def memory_mended_by(what: str, mend: str) -> Iterator[None]:
-    """Say what to change where a GPU's memory does not suffice.
+    """Raise an error with the advice `mend` if a GPU's memory does not suffice within the block.
 
     Raises:
         VlltrError: Instead of torch's OutOfMemoryError.
@@ -146,16 +151,16 @@ def memory_mended_by(what: str, mend: str) -> Iterator[None]:
 
 
 def work_device(value: Tensor) -> torch.device:
-    """Where heavy work on `value` is done: where it lies, or from the CPU on the device of `choose_device`."""
+    """Return the device for heavy work on `value`: its own, or for a tensor on the CPU that of `choose_device`."""
     return choose_device() if value.device.type == "cpu" else value.device
 
 
 def unit_rows(value: Tensor) -> Tensor:
-    """Rows scaled to length one, in float32 at least; a zero row stays zero. Shape [N, D] -> [N, D]."""
+    """Normalise rows [N, D] to length one, in float32 at least; a row of zeros stays zero."""
     return F.normalize(value.to(working_dtype(value)), dim=-1)
 
 
 def cosine_logits(features: Tensor, weight: Tensor, scale: float | Tensor = 1.0) -> Tensor:
-    """scale * cosine of each row of features [N, D] with each row of weight [C, D], in float32 at least; [N, C]."""
+    """Compute scale * cosine of rows of features [N, D] with rows of weight [C, D]: [N, C], float32 at least."""
     dtype = working_dtype(features, weight)
     return scale * (unit_rows(features.to(dtype)) @ unit_rows(weight.to(dtype)).T)

@@ -1,3 +1,3 @@
-"""The version of the program, for what names it: commits, exports, requests to the hub and to Wikipedia."""
+"""Version of the program, as it is named in commits, exports, and requests to the hub and to Wikipedia."""
 
 VERSION = "0.1.0"

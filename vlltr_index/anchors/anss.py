@@ -1,8 +1,8 @@
-"""Anchor sentence selection (AnSS): which sentences of a class tell it best from all the others.
+"""Anchor sentence selection (AnSS): the sentences of a class that distinguish it best from the other classes.
 
-L_lin(t) = logsumexp_i s(t, i) - mean over the class's images of s(t, i), with s = scale * cosine. The mean
-is linear in the images, so only the logsumexp needs all products; it is taken in chunks and kept a
-sentence, so that later images change it without the old ones.
+L_lin(t) = logsumexp_i s(t, i) - mean over the class's images of s(t, i), with s = scale * cosine. The mean is linear in
+the images, so only the logsumexp needs all products. It is computed in chunks and stored for each sentence, so that it
+can be updated for added or removed images without the others.
 """
 
 from __future__ import annotations
@@ -20,21 +20,20 @@ from vlltr_index.errors import InputError
 from vlltr_index.tensors import full_precision, unit_rows, work_device, working_dtype
 
 _MEMORY_BYTES = 256 * 2**20
-_TEXT_BYTES = 64 * 2**20  # of normalised texts
+_TEXT_BYTES = 64 * 2**20  # most bytes of normalised texts
 _COLUMNS = 2048  # images of a chunk on a CPU
 _ROWS = 8192  # at a time in float64
 
 
 @dataclass(frozen=True)
 class SentenceScores:
-    """Both terms of L_lin for each sentence, kept so that images can come and go.
+    """Both terms of L_lin for each sentence, from which it can be updated when images are added or removed.
 
     Attributes:
-        lse: logsumexp over all images, float64 [N_t].
-        last_exact_lse: The value below which removals are measured: the largest `lse` since it was last
-            computed from all images, float64 [N_t].
-        positive: scale * mean cosine with the class's images (without images: with its mean sentence),
-            float64 [N_t].
+        lse: Logsumexp over all images, float64 [N_t].
+        last_exact_lse: The largest `lse` since it was last computed from all images, float64 [N_t]; how far `lse` has
+            fallen below it tells how many digits removals have cost.
+        positive: scale * mean cosine with the class's images (without images: with its mean sentence), float64 [N_t].
     """
 
     lse: Tensor
@@ -43,15 +42,15 @@ class SentenceScores:
 
     @property
     def loss(self) -> Tensor:
-        """L_lin, float64 [N_t]; the smaller, the better the sentence tells its class."""
+        """L_lin, float64 [N_t]; the smaller it is, the better the sentence distinguishes its class."""
         return self.lse - self.positive
 
 
 class Selection(NamedTuple):
-    """Chosen sentences, ordered by class and rank.
+    """Selected sentences, ordered by class and rank.
 
     Attributes:
-        positions: Int64 [A], places in the input.
+        positions: Int64 [A], positions in the input.
         ranks: Int64 [A], from 0 within each class.
     """
 
@@ -68,20 +67,20 @@ def score_sentences(
 ) -> SentenceScores:
     """Score sentences against the score images of all classes.
 
-    Features on the CPU are worked on where `choose_device` says, and the scores come back to them in one piece; labels
-    are best left on the CPU: then a GPU is waited for once, whatever the size.
+    Features on the CPU are moved to the device of `choose_device`, and the scores come back to the CPU in one transfer;
+    labels are best left on the CPU: then a GPU is waited for only once.
 
     Args:
         text_features: Float [N_t, D], normalised or not.
         text_labels: Integers [N_t], class ids. A class without an image is scored against its mean
             sentence, so all its sentences must be here.
-        image_features: Float [N_i, D], normalised or not. Where there is none at all, the classes' mean sentences
-            stand in for them, one a class.
+        image_features: Float [N_i, D], normalised or not. If there is none at all, the mean sentence of each class
+            takes the place of its images.
         image_labels: Integers [N_i], class ids.
         logit_scale: The multiplier of the cosine, not its logarithm.
 
     Returns:
-        The scores. Memory stays at one chunk of products and 64 MiB of normalised texts beside the inputs.
+        The scores. Beside the inputs memory is used for one chunk of products and 64 MiB of normalised texts.
     """
     if image_features.shape[0] == 0:
         image_labels, means = class_means(text_features, text_labels)
@@ -90,7 +89,9 @@ def score_sentences(
     device = work_device(text_features)
     images = image_features.to(device, non_blocking=True)
     lse = _logsumexp_cosines(text_features, images, scale)
-    positive = positive_terms(text_features, text_labels, images, image_labels, scale)
+    positive = positive_terms(
+        text_features, text_labels, images, image_labels=image_labels, logit_scale=scale
+    )
     lse, positive = torch.stack([lse, positive]).to(text_features.device)
     return SentenceScores(lse, lse.clone(), positive)
 
@@ -98,19 +99,19 @@ def score_sentences(
 def shift_images(
     scores: SentenceScores, text_features: Tensor, came: Tensor, went: Tensor, logit_scale: float | Tensor
 ) -> tuple[SentenceScores, Tensor]:
-    """The logsumexp after images came and went, from these alone; what went is subtracted in the log domain.
+    """Update the logsumexp by added and removed images alone; removed ones are subtracted in the log domain.
 
     Args:
-        scores: Scores of the sentences before.
-        text_features: Float [N_t, D], the sentences the scores belong to.
-        came: Float [N_new, D], normalised or not.
-        went: Float [N_gone, D], normalised or not.
-        logit_scale: The multiplier the scores were computed with.
+        scores: Scores of the sentences before the change.
+        text_features: Float [N_t, D], the sentences that the scores belong to.
+        came: Float [N_new, D], the added images, normalised or not.
+        went: Float [N_gone, D], the removed images, normalised or not.
+        logit_scale: The multiplier that the scores were computed with.
 
     Returns:
-        The scores, their positive terms as before: those of classes whose images changed are `positive_terms`. And
-        bool [N_t]: rows whose logsumexp fell more than ln 2 below their `last_exact_lse`, which have lost the digits
-        that subtraction needs and must be scored again.
+        The scores, with the old positive terms: where a class's images changed, compute them by `positive_terms`. And
+        bool [N_t]: rows whose logsumexp fell more than ln 2 below their `last_exact_lse`, which have lost too many
+        digits to subtraction and must be scored again.
     """
     scale = float(logit_scale)
     lse = scores.lse
@@ -131,7 +132,7 @@ def positive_terms(
     image_labels: Tensor,
     logit_scale: float,
 ) -> Tensor:
-    """The positive term of L_lin: scale * mean cosine with the class's images, else with its mean sentence.
+    """Compute the positive term of L_lin: scale * mean cosine with the class's images, else with its mean sentence.
 
     Args:
         text_features: Float [N_t, D], normalised or not; all sentences of a class that has no image.
@@ -147,12 +148,12 @@ def positive_terms(
     image_labels = image_labels.cpu()
     bare = (~torch.isin(text_labels, image_labels)).nonzero()[:, 0]
     positive = _against_means(
-        text_features, text_labels, images, image_labels, logit_scale, renormalise=False
+        text_features, text_labels, images, labels=image_labels, scale=logit_scale, renormalise=False
     )
     if len(bare):
         text = text_features[_at(bare, text_features)]
         labels = text_labels[bare]
-        by_text = _against_means(text, labels, text, labels, logit_scale, renormalise=True)
+        by_text = _against_means(text, labels, text, labels=labels, scale=logit_scale, renormalise=True)
         positive.index_copy_(0, _at(bare, positive), by_text)
     return positive
 
@@ -196,55 +197,60 @@ def select_anchors(
 def anchor_limits(
     text_labels: Tensor, prompts: Tensor, ranked: Tensor, most: int, share: float | None
 ) -> Tensor:
-    """How many anchors the class of each sentence may have: at most `most`, and at most a share of its sentences.
+    """Compute how many anchors the class of each sentence may have: at most `most` and a share of its sentences.
+
+    The limit holds for the class's own sentences and for its prompts separately.
 
     Args:
         text_labels: Integers [N_t], class ids.
         prompts: Bool [N_t], which sentences are prompts.
-        ranked: Bool [N_t], which sentences were scored against images of their class. Where there are none, the scores
-            do not tell good sentences from bad ones, so none is left out for its rank: the share is 1.
+        ranked: Bool [N_t], which sentences were scored against images of their class. Without such images the scores do
+            not separate good sentences from bad ones, so the share is 1.
         most: M, at least 1.
-        share: Of the class's own sentences, rounded down, but no fewer than 2; as many of its prompts beside them, or
-            this share of these where it has nothing else. None: no such limit.
+        share: The share of the class's own sentences, or of its prompts if it has nothing else; rounded down, but at
+            least 2. None: no such limit.
 
     Returns:
-        int64 [N_t], the same for all sentences of a class.
+        Int64 [N_t], the same for all sentences of a class.
     """
     if share is None:
         return torch.full_like(text_labels, most, dtype=torch.int64)
     classes, group = torch.unique(text_labels, return_inverse=True)
-    own, every = (torch.bincount(group[part], minlength=len(classes)) for part in (~prompts, slice(None)))
+    own = torch.bincount(group[~prompts], minlength=len(classes))
+    every = torch.bincount(group, minlength=len(classes))
     counted = torch.where(own > 0, own, every)
-    shares = torch.where(ranked, torch.tensor(share, dtype=torch.float64), 1.0)  # in float32 1e-9 is lost
+    shares = torch.where(
+        ranked, torch.tensor(share, dtype=torch.float64), 1.0
+    )  # float32 would lose the 1e-9 below
     return (counted[group] * shares + 1e-9).long().clamp(min=2, max=most)
 
 
 def ranks_in_runs(labels: Tensor) -> Tensor:
-    """Position of each element of integers [N] within its run of equal ones: int64 [N], from 0."""
+    """Compute the position of each element of integers [N] within its run of equal ones: int64 [N], from 0."""
     _, sizes = torch.unique_consecutive(labels, return_counts=True)
     return torch.arange(len(labels)) - torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
 
 
 def _at(places: Tensor, values: Tensor) -> Tensor:
-    """Places int64 on the CPU, where `values` lie; a GPU is not waited for."""
+    """Move positions, int64 on the CPU, to the device of `values`, without waiting for a GPU."""
     return places.to(values.device, non_blocking=True)
 
 
 def _logsumexp_cosines(text_features: Tensor, images: Tensor, scale: float) -> Tensor:
-    """logsumexp_i scale * cos(t, i) of every sentence, float64 [N_t] on the working device, by chunks of products.
+    """Compute logsumexp_i scale * cos(t, i) of every sentence, float64 [N_t] on the working device, in chunks.
 
-    Beside it lie 64 MiB of normalised sentences, or one chunk of them. A GPU gets the images all at once, sentences in
-    blocks, and is not waited for.
+    In memory are one chunk of products and 64 MiB of normalised sentences, or one chunk of these if that is more. On a
+    GPU all images are moved at once, and sentences in blocks, without waiting for it.
     """
     dtype = working_dtype(text_features, images)
     device = work_device(text_features)
     images = images.to(device, non_blocking=True)
-    # On a CPU a chunk that stays near the caches is twice as fast as the largest one that fits the budget.
+    # On a CPU a chunk that fits into the caches is twice as fast as the largest one that fits into the budget.
     columns = min(max(1, images.shape[0]), _COLUMNS if images.device.type == "cpu" else 4 * _COLUMNS)
-    # Three buffers of a chunk's size may live at once.
+    # Up to three buffers of a chunk's size exist at once.
     rows = max(1, min(1024, _MEMORY_BYTES // (3 * columns * dtype.itemsize)))
     result = torch.full((text_features.shape[0],), -math.inf, dtype=torch.float64, device=device)
-    # Texts are normalised once, images once a block of texts.
+    # Texts are normalised once, images once for each block of texts.
     block = rows * max(1, _TEXT_BYTES // (rows * max(1, text_features.shape[1]) * dtype.itemsize))
     with torch.no_grad(), full_precision(device):
         for start in range(0, text_features.shape[0], block):
@@ -263,12 +269,13 @@ def _logsumexp_cosines(text_features: Tensor, images: Tensor, scale: float) -> T
 
 
 def class_means(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Means of the normalised `features` [N, D] of each class: the labels int64 [G], ascending, and float64 [G, D].
+    """Compute the mean of each class's normalised `features` [N, D]: labels int64 [G], ascending, and float64 [G, D].
 
-    Labels are where they were given, the means where the features lie.
+    The labels stay on their device, the means are on the features' device.
     """
     classes, group = torch.unique(labels, return_inverse=True)
-    counts, group = (_at(one, features) for one in (torch.bincount(group, minlength=len(classes)), group))
+    counts = _at(torch.bincount(group, minlength=len(classes)), features)
+    group = _at(group, features)
     sums = features.new_zeros((len(classes), features.shape[1]), dtype=torch.float64)
     for start in range(0, features.shape[0], _ROWS):
         part = slice(start, start + _ROWS)
@@ -284,9 +291,9 @@ def _against_means(
     scale: float,
     renormalise: bool,
 ) -> Tensor:
-    """scale * t . mean of the class's normalised `features`, float64 [N_t] on the working device; labels on the CPU.
+    """Compute scale * t . mean of the class's normalised `features`: float64 [N_t], on the working device.
 
-    Zero for a class without any.
+    Zero for a class without any. Labels lie on the CPU.
     """
     device = work_device(text_features)
     with torch.no_grad(), full_precision(device):

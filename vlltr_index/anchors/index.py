@@ -1,8 +1,8 @@
-"""Nearest anchors of an image: which kind of index suits, building it, its files, and searching, with FAISS or without.
+"""Indexes of anchors, with FAISS and without: choosing the kind, building, files, and search for the nearest ones.
 
-All answer by inner product of vectors of length one, that is by cosine, and name anchors by their keys. An index is
-immutable. What was added or removed since is searched beside it (`WithDelta`) until it is built again, at any time from
-the anchors' vectors.
+All kinds search by inner product of vectors of length one, that is by cosine, and identify anchors by their keys. An
+index never changes. Anchors added or removed since are handled beside it (`WithDelta`) until it is built again from the
+anchors' vectors, which is possible at any time.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from vlltr_index.errors import InputError, MissingStepError, WorkspaceError, rea
 from vlltr_index.tensors import check_labels, check_matrix, full_precision
 
 KINDS = ("torch", "flat", "ivf", "hnsw")
-"""`torch` and `flat` are exact, `ivf` and `hnsw` approximate; `torch` does without FAISS."""
+"""`torch` and `flat` are exact, `ivf` and `hnsw` approximate; `torch` does not need FAISS."""
 
 MANY_ANCHORS = 64_000
-"""From here on retrieval is quicker than scoring all classes: four times for clustered anchors."""
+"""From this number on retrieval is quicker than scoring all classes: four times for clustered anchors."""
 
 _FORMAT = 1
 _SCORES_AT_ONCE = 2**24
-# Anchors a cell that cells are fitted to; with 256 it takes four times as long and finds no more.
+# Anchors per cell that k-means is fitted on; with 256 it takes four times as long and recall is no better.
 _SAMPLE = 64
 _GPU_MAX_K = 2048  # FAISS refuses more on a GPU
 _GPU_SCRATCH = 2**28  # bytes of a GPU that FAISS keeps for its own work
@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 
 class AnchorIndex(ABC):
-    """Something that finds the anchors nearest to an image.
+    """Index that finds the anchors nearest to an image; the base class of all kinds.
 
     Attributes:
         kind: `torch`, `flat`, `ivf` or `hnsw`.
@@ -59,15 +59,15 @@ class AnchorIndex(ABC):
 
     @torch.no_grad()
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The k nearest anchors of each query, best first.
+        """Find the k nearest anchors of each query, best first.
 
         Args:
             queries: Float [B, D], normalised.
-            k: At least 1; where it exceeds `size`, the rest is padded.
+            k: At least 1; results beyond `size` are padding.
 
         Returns:
             Cosines float32 [B, k] (padding: -inf) and keys int64 [B, k] (padding: -1), on the queries'
-            device. `hnsw` may pad earlier, where it reaches nothing more.
+            device. `hnsw` may return more padding, if its graph leads to fewer anchors.
 
         Raises:
             InputError: The shape or dtype does not fit, a query is not finite, or k is below 1.
@@ -83,7 +83,7 @@ class AnchorIndex(ABC):
 
     @abstractmethod
     def _best(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """`search` of float32 queries, for k at most."""
+        """Search with contiguous float32 queries, as `search` does; fewer than k columns are allowed."""
 
 
 class TorchIndex(AnchorIndex):
@@ -103,23 +103,24 @@ class TorchIndex(AnchorIndex):
         self._copies = dict[torch.device, Tensor]()
 
     def _best(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Search by matrix products on the queries' device, to which the vectors are copied once."""
         with full_precision(queries.device):
             if queries.device not in self._copies:
                 self._copies[queries.device] = self.vectors.to(queries.device)
             vectors = self._copies[queries.device]
             parts = [self._part(vectors, part, min(k, self.size)) for part in torch.split(queries, 512)]
-        scores, rows = (torch.cat(column) for column in zip(*parts, strict=True))
+        scores = torch.cat([found for found, _ in parts])
+        rows = torch.cat([found for _, found in parts])
         return scores, self.keys.to(rows.device)[rows]
 
     def _part(self, vectors: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Best k rows, taken over pieces of the anchors so that no [B, A] matrix is ever held."""
+        """Find the best k rows, piece by piece of the anchors, so that no matrix [B, A] is needed."""
         rows_at_once = max(_SCORES_AT_ONCE // max(len(queries), 1), k, 1)
         best = queries.new_empty((len(queries), 0))
         rows = torch.empty_like(queries[:, :0], dtype=torch.int64)
         for start in range(0, self.size, rows_at_once):
-            scores, found = (queries @ vectors[start : start + rows_at_once].T).topk(
-                min(k, self.size - start, rows_at_once)
-            )
+            products = queries @ vectors[start : start + rows_at_once].T
+            scores, found = products.topk(min(k, self.size - start, rows_at_once))
             best = torch.cat([best, scores], 1)
             rows = torch.cat([rows, found + start], 1)
             best, order = best.topk(min(k, best.shape[1]))
@@ -128,7 +129,7 @@ class TorchIndex(AnchorIndex):
 
 
 class WithDelta(AnchorIndex):
-    """A base index with later anchors beside it and removed ones struck out; exact where the base is.
+    """Base index with anchors that were added later, and without those that were removed; exact if the base is.
 
     Args:
         base: Any index.
@@ -149,6 +150,7 @@ class WithDelta(AnchorIndex):
         self.keys = torch.cat([base.keys[~torch.isin(base.keys, removed_keys)], added_keys])
 
     def _best(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Search base and added anchors, and merge the results."""
         scores, keys = self._live(queries, k)
         if self.delta.size:
             new = self.delta.search(queries, k)
@@ -158,7 +160,7 @@ class WithDelta(AnchorIndex):
         return best, keys.gather(1, order)
 
     def _live(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """At least the best k of the base that are not hidden; asks deeper only where that was not enough."""
+        """Find at least the best k of the base that were not removed, searching deeper until there are so many."""
         most = min(self.base.size, k + len(self._hidden))
         depth = min(most, k + min(k, len(self._hidden)))
         while True:
@@ -170,24 +172,30 @@ class WithDelta(AnchorIndex):
 
 
 class FaissIndex(AnchorIndex):
-    """A FAISS index whose ids are positions in `keys`. Make it with `build_index` or load it.
+    """FAISS index whose ids are positions in `keys`. Make it with `build_index` or `load_index`.
 
     Args:
         index: The FAISS index, over inner products.
         kind: `flat`, `ivf` or `hnsw`.
         keys: Int64 [A].
 
-    Queries on a GPU are answered there, by a copy of a `flat` or `ivf` index, one search at a time, since such
-    indexes are not safe between threads; by the CPU where the GPU has no room for it, and where k exceeds 2,048.
+    Queries on a GPU are answered there, by a copy of a `flat` or `ivf` index, one search at a time, since such copies
+    are not thread-safe; on the CPU if the GPU has no room for the copy, or if k exceeds 2,048.
     """
 
     def __init__(self, index: Any, kind: str, keys: Tensor) -> None:
-        self.index, self.kind, self.keys, self.dim = index, kind, keys, int(index.d)
-        self._lock, self._copies = Lock(), dict[torch.device, Any]()
+        self.index = index
+        self.kind = kind
+        self.keys = keys
+        self.dim = int(index.d)
+        self._lock = Lock()
+        self._copies = dict[torch.device, Any]()
 
     def _best(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Search a part of the index, and all of it for queries that found too few anchors."""
         k = min(k, self.size)
-        scores, rows = self._once(queries, k, max(512, 16 * k) if self.kind == "ivf" else max(256, 2 * k))
+        looked_at = max(512, 16 * k) if self.kind == "ivf" else max(256, 2 * k)
+        scores, rows = self._once(queries, k, looked_at)
         short = (rows < 0).any(1)
         if bool(short.any()):
             scores[short], rows[short] = self._once(queries[short], k, self.size)
@@ -195,7 +203,7 @@ class FaissIndex(AnchorIndex):
         return scores.masked_fill(rows < 0, float("-inf")), keys
 
     def _once(self, queries: Tensor, k: int, looked_at: int) -> tuple[Tensor, Tensor]:
-        """The best k of about so many anchors: of four cells at least, or along the graph."""
+        """Find the best k of about `looked_at` anchors: in at least four cells, or along the graph."""
         faiss = _faiss()
         device = queries.device
         options = None
@@ -210,7 +218,8 @@ class FaissIndex(AnchorIndex):
                 try:
                     if device not in self._copies:
                         self._copies[device] = _to_gpu(self.index, device)
-                    if (copy := self._copies[device]) is not None:
+                    copy = self._copies[device]
+                    if copy is not None:
                         return _search(copy[1], queries, k, options)
                 except RuntimeError as error:
                     _log.warning("FAISS searches on the CPU, since on %s it fails: %s", device, error)
@@ -220,12 +229,12 @@ class FaissIndex(AnchorIndex):
 
 
 def build_index(vectors: Tensor, keys: Tensor, kind: str = "auto") -> FaissIndex | TorchIndex:
-    """An index over anchors.
+    """Build an index of anchors.
 
     Args:
         vectors: Float [A, D], normalised.
         keys: Int64 [A], distinct and not negative.
-        kind: One of `KINDS`, or `auto`, which asks `plan`.
+        kind: One of `KINDS`, or `auto` for that of `plan`.
 
     Raises:
         InputError: Shapes do not fit, a vector is not normalised, keys repeat, there is no anchor, or
@@ -258,10 +267,11 @@ def build_index(vectors: Tensor, keys: Tensor, kind: str = "auto") -> FaissIndex
 
 
 def plan(size: int) -> tuple[Literal["torch", "ivf"], str]:
-    """Which kind suits `size` anchors, and why in words.
+    """Choose the kind of index for `size` anchors, and say why.
 
-    Few are scored all at once whatever the index. Beyond, cells (IVF) without compression; compressed vectors lose too
-    many neighbours. HNSW is built only on request: it takes long to build and finds no more.
+    Small numbers of anchors are all scored at once, whatever the index is. Larger ones get cells (IVF) without
+    compression: compressed vectors lose too many neighbours. HNSW is built only on request, for building it takes long
+    and it finds no more neighbours.
     """
     if size < MANY_ANCHORS:
         return "torch", f"{size:,} anchors: scoring every class takes no longer than a search"
@@ -276,7 +286,7 @@ def plan(size: int) -> tuple[Literal["torch", "ivf"], str]:
 
 
 def gpu_count() -> int:
-    """GPUs that FAISS can use; 0 with its CPU build.
+    """Return the number of GPUs that FAISS can use; 0 with its CPU build.
 
     Raises:
         MissingStepError: FAISS cannot be imported.
@@ -288,7 +298,7 @@ def save_index(index: FaissIndex | TorchIndex, folder: Path) -> None:
     """Write `index.json`, `anchors.safetensors` and, for FAISS kinds, `index.faiss` into an existing folder.
 
     Raises:
-        OSError: If they cannot be written; safetensors raises a SafetensorError.
+        OSError: A file cannot be written; safetensors raises a SafetensorError.
     """
     tensors = {"keys": index.keys}
     if isinstance(index, TorchIndex):
@@ -304,10 +314,10 @@ def save_index(index: FaissIndex | TorchIndex, folder: Path) -> None:
 
 
 def load_index(folder: Path) -> FaissIndex | TorchIndex:
-    """Read what `save_index` wrote: files are mapped into memory; their digests are the caller's to check.
+    """Read an index that `save_index` wrote, mapped into memory; the caller checks the digests of its files.
 
     Raises:
-        WorkspaceError: A file is missing or cut short, or what it holds does not fit together.
+        WorkspaceError: A file is missing or cut short, or the files do not fit together.
         MissingStepError: It is a FAISS kind and FAISS is not installed.
     """
     try:
@@ -335,7 +345,7 @@ def load_index(folder: Path) -> FaissIndex | TorchIndex:
 
 
 def _faiss() -> Any:
-    """The faiss module.
+    """Import faiss.
 
     Raises:
         MissingStepError: It is not installed.
@@ -352,20 +362,24 @@ def _faiss() -> Any:
 
 
 def _search(index: Any, queries: Tensor, k: int, options: Any) -> tuple[Tensor, Tensor]:
-    """Scores float32 and rows int64, both [B, k], of queries that lie where the index does.
+    """Search with queries on the index's device: scores float32 and rows int64, both [B, k].
 
-    By address, as `faiss.contrib.torch_utils` has it, which takes no options and changes FAISS for the whole process.
+    FAISS gets the tensors' addresses, as in `faiss.contrib.torch_utils`, which has no options and patches FAISS for the
+    whole process.
     """
     faiss = _faiss()
     shape = (len(queries), k)
     scores = queries.new_empty(shape)
     rows = queries.new_empty(shape, dtype=torch.int64)
-    asked, best = (faiss.cast_integer_to_float_ptr(part.data_ptr()) for part in (queries, scores))
-    index.search_c(len(queries), asked, k, best, faiss.cast_integer_to_idx_t_ptr(rows.data_ptr()), options)
+    asked = faiss.cast_integer_to_float_ptr(queries.data_ptr())
+    best = faiss.cast_integer_to_float_ptr(scores.data_ptr())
+    found = faiss.cast_integer_to_idx_t_ptr(rows.data_ptr())
+    index.search_c(len(queries), asked, k, best, found, options)  # SWIG: no argument has a name
     return scores, rows
 
 
 def _build_faiss(faiss: Any, vectors: Tensor, kind: str) -> Any:
+    """Build a FAISS index of the given kind over vectors float32 [A, D]."""
     size, dim = vectors.shape
     array = vectors.numpy()
     if kind == "flat":
@@ -386,20 +400,20 @@ def _build_faiss(faiss: Any, vectors: Tensor, kind: str) -> Any:
 
 
 def _cells(size: int) -> int:
-    """About 4 sqrt(size) cells, a power of two, with at least 16 anchors a cell on average."""
+    """Return the number of cells: about 4 sqrt(size), a power of two, with at least 16 anchors per cell on average."""
     power = math.log2(max(1.0, min(4 * math.sqrt(size), size / 16)))
     return 1 << int(power)
 
 
 def _to_gpu(index: Any, device: torch.device) -> tuple[Any, Any] | None:
-    """What must outlive a copy on a GPU, and the copy; None with FAISS's CPU build.
+    """Copy an index to a GPU; return the resources, which must live as long as the copy, and the copy.
 
-    FAISS ends the process if asked without a GPU.
+    None with FAISS's CPU build, which would end the process if it were called.
     """
     if not gpu_count():
         return None
     faiss = _faiss()
     resources = faiss.StandardGpuResources()
     resources.setTempMemory(_GPU_SCRATCH)
-    resources.setDefaultNullStreamAllDevices()  # torch's: what it wrote is there when FAISS reads
+    resources.setDefaultNullStreamAllDevices()  # torch's stream, so that FAISS reads after torch has written
     return resources, faiss.index_cpu_to_gpu(resources, device.index or 0, index)

@@ -1,4 +1,4 @@
-"""What each kind of index costs, reckoned from measured curves (`python -m benchmarks.scaling curves`, then `fit`)."""
+"""Costs of each kind of index, estimated from measured curves (`python -m benchmarks.scaling curves`, then `fit`)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from vlltr_index.errors import UsageError
 
 @dataclass(frozen=True)
 class KindCost:
-    """One kind of index at one size; seconds are a processor's.
+    """Estimated costs of one kind of index at one size, on a CPU.
 
     Attributes:
-        kind: `none`: every class is scored, without an index.
-        memory_mib: The anchors and the index, in a process that answers.
-        disk_mib: The index's files.
-        build_seconds: To build it.
-        one_image_seconds: To answer for one image whose feature is there.
-        batch_seconds: For 128 of them.
-        beyond: Whether it is larger than what was measured.
+        kind: The kind of index; `none`: every class is scored, without an index.
+        memory_mib: Memory of the anchors and the index in a process that answers, in MiB.
+        disk_mib: Size of the index's files, in MiB.
+        build_seconds: Seconds to build it.
+        one_image_seconds: Seconds to answer for one image whose vector is known.
+        batch_seconds: Seconds to answer for 128 such images.
+        beyond: Whether the size is above the largest measured one.
     """
 
     kind: str
@@ -37,7 +37,7 @@ class KindCost:
 
 @dataclass(frozen=True)
 class IndexPlan:
-    """Which kind `vlltr index` would build, why, and what all kinds cost; `measured_on` is the curves' machine."""
+    """The kind that `vlltr index` would build, the reason, and the costs of all kinds, `measured_on` some machine."""
 
     kind: str
     reason: str
@@ -48,37 +48,45 @@ class IndexPlan:
 
 
 def plan_index(anchors: int, dim: int) -> IndexPlan:
-    """The plan for a number of anchors of width `dim`.
+    """Plan the index for a number of anchors of width `dim`.
 
     Raises:
-        UsageError: If there is to be no anchor, or no width.
+        UsageError: The number of anchors, or the width, is below 1.
     """
     if anchors < 1 or dim < 1:
         raise UsageError(f"there is nothing to plan for {anchors:,} anchors of width {dim:,}")
     kind, reason = plan(anchors)
     curves = _curves()
     costs = tuple(_cost(kind, curve, anchors, dim) for kind, curve in curves["kinds"].items())
-    return IndexPlan(kind, reason, anchors, dim, costs, curves["machine"])
+    return IndexPlan(
+        kind=kind, reason=reason, anchors=anchors, dim=dim, costs=costs, measured_on=curves["machine"]
+    )
 
 
 def features_of(what: str, kind: str, anchors: int, dim: int) -> tuple[float, ...]:
-    """What a cost is a weighted sum of: answers look at all classes; cells and graphs are built in more than that.
+    """Return the terms of which a cost is a weighted sum.
+
+    An answer is linear in the number of anchors, for all classes are scored; building cells or a graph takes more.
 
     Args:
-        what: `build`, `one` or `batch`.
+        what: The cost: `build`, `one` or `batch`.
         kind: As in `KindCost`.
-        anchors: How many.
-        dim: Their width.
+        anchors: Number of anchors.
+        dim: Width of the anchors.
     """
     if what != "build":
         return 1.0, anchors, anchors * dim
     more = anchors**1.5
-    return {"ivf": (anchors * dim, more * dim), "hnsw": (more, more * dim)}.get(
-        kind, (anchors, anchors * dim)
-    )
+    if kind == "ivf":
+        return anchors * dim, more * dim
+    if kind == "hnsw":
+        return more, more * dim
+    return anchors, anchors * dim
 
 
 def _cost(kind: str, curve: dict[str, Any], anchors: int, dim: int) -> KindCost:
+    """Estimate the costs of one kind from its curve."""
+
     def seconds(what: str) -> float:
         pairs = zip(curve[what], features_of(what, kind, anchors, dim), strict=True)
         return float(sum(weight * value for weight, value in pairs))
@@ -86,17 +94,18 @@ def _cost(kind: str, curve: dict[str, Any], anchors: int, dim: int) -> KindCost:
     vectors = 4 * anchors * dim
     disk = vectors + curve["bytes_an_anchor"] * anchors if kind != "none" else 0.0
     return KindCost(
-        kind,
-        (vectors + disk) / 2**20,
-        disk / 2**20,
-        seconds("build"),
-        seconds("one"),
-        seconds("batch"),
-        anchors * dim > curve["largest"],
+        kind=kind,
+        memory_mib=(vectors + disk) / 2**20,
+        disk_mib=disk / 2**20,
+        build_seconds=seconds("build"),
+        one_image_seconds=seconds("one"),
+        batch_seconds=seconds("batch"),
+        beyond=anchors * dim > curve["largest"],
     )
 
 
 @cache
 def _curves() -> dict[str, Any]:
+    """Read the fitted curves."""
     found: dict[str, Any] = json.loads(files(__package__).joinpath("curves.json").read_text(encoding="utf-8"))
     return found

@@ -1,9 +1,9 @@
-"""An answer over all classes at the cost of a few: promising classes are scored exactly, the others estimated.
+"""Retrieval: answers over all classes, in which only the promising classes are scored exactly.
 
-Candidates are the classes that the answer rests on when each is known by its prototype (the mean anchor, as attention
-without an image would weigh it), and those of an image's nearest anchors, since attended anchors can come nearer to the
-image than their mean. Every other class stays in the denominator with its prototype's logit, raised by what attention
-gave the candidates on average.
+These candidates are the most probable classes when each is represented by its prototype (the mean of its anchors,
+weighed by their losses), and the classes of the image's nearest anchors, since attended anchors can be nearer to the
+image than their mean. Every other class stays in the denominator of the softmax: its logit is estimated as that of its
+prototype, raised by what attention added to the candidates' logits on average.
 """
 
 from __future__ import annotations
@@ -23,19 +23,21 @@ from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.tensors import unit_rows
 
 Fuse = Callable[[Tensor, Tensor], tuple[FusedScores, Tensor]]
-"""Called with image rows int64 [b] and text logits [b, C]; gives fused scores and how much of an answer rests on each
-class's text logit, [b, C]."""
+"""Takes image rows int64 [b] and text logits [b, C]; gives fused scores, and how much an answer depends on each class's
+text logit, [b, C]."""
 
-_FEW = 1 / 16  # of the classes: an image that wants more is scored on all, which a batch does in one product
+_FEW = (
+    1 / 16
+)  # of the classes: an image with more candidates is scored on all, which takes one product for a batch
 
 
 class AnchorClasses:
-    """Which class an anchor belongs to.
+    """Map from anchor keys to the classes that they belong to.
 
     Args:
         keys: Integers [A], distinct anchor keys, at least one.
-        classes: Integers [A], the class *position*, 0 to num_classes - 1, of each.
-        num_classes: C.
+        classes: Integers [A], the class *position*, 0 to num_classes - 1, of each anchor.
+        num_classes: Number of classes, C.
     """
 
     def __init__(self, keys: Tensor, classes: Tensor, num_classes: int) -> None:
@@ -44,20 +46,20 @@ class AnchorClasses:
         self._classes = classes.long()[order]
 
     def positions(self, keys: Tensor) -> Tensor:
-        """Class position of each of `keys`, same shape, int64; -1 for keys that are not there, such as padding."""
+        """Return the class position of each of `keys`, same shape, int64; -1 for unknown keys, such as padding."""
         at = class_positions(self._keys, keys.to(self._keys.device))
         return torch.where(at < 0, -1, self._classes[at]).to(keys.device)
 
 
 @dataclass(frozen=True, eq=False)
 class Retrieved:
-    """What retrieval gives.
+    """Result of retrieval.
 
     Attributes:
-        fused: Scores of all classes [B, C]; its text logits are exact for the candidates and estimated for the others.
+        fused: Scores of all classes [B, C]; the text logits are exact for candidates and estimated for other classes.
         candidates: Bool [B, C].
-        residual: Float [B], how much of the probability rests on estimates: all of that of the classes that are not
-            candidates, under `paper` its text part.
+        residual: Float [B], how much of the probability depends on estimates: that of all classes that are not
+            candidates; under `paper` its text part.
     """
 
     fused: FusedScores
@@ -68,32 +70,34 @@ class Retrieved:
 def nearest_classes(
     image_features: Tensor, index: AnchorIndex, anchor_classes: AnchorClasses, neighbours: int
 ) -> Tensor:
-    """The classes of each image's nearest anchors, bool [B, C].
+    """Find the classes of each image's nearest anchors, bool [B, C].
 
     Args:
-        image_features: Float [B, D], unnormalised or not.
-        index: Over the normalised anchors.
-        anchor_classes: From anchor key to class position.
-        neighbours: Nearest anchors whose classes are taken; may be 0.
+        image_features: Float [B, D], normalised or not.
+        index: The index of the normalised anchors.
+        anchor_classes: Map from anchor key to class position.
+        neighbours: Number of nearest anchors whose classes are taken; may be 0.
     """
     shape = len(image_features), anchor_classes.num_classes + 1
     found = torch.zeros(shape, dtype=torch.bool, device=image_features.device)
     if neighbours:
         positions = anchor_classes.positions(index.search(unit_rows(image_features), neighbours)[1])
-        found.scatter_(1, positions.where(positions >= 0, shape[1] - 1), True)  # the last column is padding's
+        found.scatter_(
+            1, positions.where(positions >= 0, shape[1] - 1), True
+        )  # padding goes to an extra column
     return found[:, :-1]
 
 
 def estimated_text_logits(prototype_logits: Tensor, exact_logits: Tensor, candidate_mask: Tensor) -> Tensor:
-    """Exact logits for candidates, for all others the prototype's logit and the candidates' mean lift.
+    """Combine exact logits of candidates with estimates for all others: prototype logit plus the candidates' mean lift.
 
-    The lift of a class is what attention adds: exact logit less prototype logit. An estimate stays below the image's
-    best candidate.
+    The lift of a class is its exact logit less its prototype logit, which attention adds. An estimate stays below the
+    image's best candidate.
 
     Args:
         prototype_logits: Float [B, C].
-        exact_logits: Float [B, C]; only the candidates' values count.
-        candidate_mask: Bool [B, C], at least one a row.
+        exact_logits: Float [B, C]; only the candidates' values are used.
+        candidate_mask: Bool [B, C], at least one candidate in each row.
 
     Returns:
         Float [B, C].
@@ -119,25 +123,25 @@ def retrieve(
     best: int = 8,
     max_residual: float = 0.05,
 ) -> Retrieved:
-    """Scores of all classes, where only candidates are scored exactly.
+    """Score all classes, only the candidates exactly.
 
-    Candidates are first the `best` of each side, those that the answer by prototypes rests on but for half of
-    `max_residual`, and those of the nearest anchors. Where more than `max_residual` of the answer still rests on
-    estimates, or an estimated class would win, the best estimated classes join, until it is not so. An image that
-    wants many classes is scored on all of them. What an image gets does not depend on the images beside it.
+    The first candidates of an image are the `best` classes by prototypes and by the image side, the most probable
+    classes by both until at most half of `max_residual` is left, and the classes of its nearest anchors. While more
+    than `max_residual` of the answer depends on estimates, or an estimated class would win, the best estimated classes
+    become candidates, and their number doubles in each round. An image with many candidates is scored on all classes.
+    Its answer does not depend on the other images of the batch.
 
     Args:
         image_features: Float [B, D], unnormalised.
         head: The head.
-        bank: Its anchors, of C classes.
-        index: Over the normalised anchors.
-        anchor_classes: From anchor key to position in the bank.
-        visual_scores: Float [B, C], what the image side says; under `paper` minus infinity for classes without a row.
-        fuse: Puts image side and text logits together.
-        neighbours: Nearest anchors whose classes are candidates; may be 0.
-        best: At least 1: candidates by the prototypes, as many by the image side, and as many at least by both and in
-            each later round.
-        max_residual: Between 0 and 1.
+        bank: The head's anchors, of C classes.
+        index: The index of the normalised anchors.
+        anchor_classes: Map from anchor key to position in the bank.
+        visual_scores: Float [B, C], scores of the image side; under `paper` minus infinity for classes without a row.
+        fuse: Fuses the image side with text logits.
+        neighbours: Number of nearest anchors whose classes are candidates; may be 0.
+        best: At least 1: number of candidates by prototypes, as many by the image side, and as many at least by both.
+        max_residual: Largest part of an answer that may depend on estimates, between 0 and 1.
 
     Raises:
         InputError: There is no class.
@@ -158,11 +162,11 @@ def retrieve(
         few = _are_few(mask[at])
         mask[rows[~few]] = True
         if 2 * int(few.sum()) < len(rows):
-            few = torch.zeros_like(few)  # the product with all anchors is made anyway
+            few = torch.zeros_like(few)  # most rows need the product with all anchors anyway
         all_of = rows[~few]
         if len(all_of):
             exact[all_of] = head.text_logits(image_features[all_of], bank).to(exact.dtype)
-        _score_pairs(head, image_features, bank, rows[few], pending[few], exact)
+        _score_pairs(head, image_features, bank, rows=rows[few], wanted=pending[few], exact=exact)
         fused, text_part = fuse(rows, estimated_text_logits(known[at], exact[at], mask[at]))
         whole = _put(whole, fused, rows)
         text_part = text_part.masked_fill(mask[at], 0.0)
@@ -177,12 +181,12 @@ def retrieve(
 
 
 def _are_few(mask: Tensor) -> Tensor:
-    """Whether so few classes are wanted, bool [b, C], that scoring these alone is quicker: bool [b]."""
+    """Say for each row of bool [b, C] whether it has so few classes that scoring these alone is quicker: bool [b]."""
     return mask.sum(1) <= _FEW * mask.shape[1]
 
 
 def _put(whole: FusedScores, part: FusedScores, rows: Tensor) -> FusedScores:
-    """`whole` with `part` in its rows."""
+    """Put the scores `part` into the rows of `whole`, in place, and return the result."""
     if len(rows) == len(whole.probabilities):
         return part
     for values, new in zip(whole, part, strict=True):
@@ -193,29 +197,29 @@ def _put(whole: FusedScores, part: FusedScores, rows: Tensor) -> FusedScores:
 def _score_pairs(
     head: LGRHead, image_features: Tensor, bank: AnchorBank, rows: Tensor, wanted: Tensor, exact: Tensor
 ) -> None:
-    """Put the exact logits of the classes `wanted` [b, C] by the images `rows` [b] into `exact` [B, C]."""
+    """Write the exact logits of the classes `wanted` [b, C] for the images `rows` [b] into `exact` [B, C]."""
     images, classes = wanted.nonzero().unbind(1)
-    order = classes.argsort()  # images that want the same class read its anchors one after the other
+    order = classes.argsort()  # so that the anchors of a class are read for all its images in turn
     at = rows[images[order]]
     classes = classes[order]
     exact[at, classes] = head.pair_text_logits(image_features, bank, at, classes).to(exact.dtype)
 
 
 def _of_best(values: Tensor, number: int) -> Tensor:
-    """Where each row has its largest values, bool [B, C]; minus infinity never counts."""
+    """Mark the largest values of each row, bool [B, C]; minus infinity never counts."""
     best, at = values.topk(min(number, values.shape[1]))
     return torch.zeros_like(values, dtype=torch.bool).scatter_(1, at, best > float("-inf"))
 
 
 def _largest(text_part: Tensor, max_residual: float, least: int) -> Tensor:
-    """Where each row has its largest text parts, bool [b, C].
+    """Mark the largest text parts of each row, bool [b, C].
 
-    At least `least`, and so many that all others add up to no more than half of `max_residual`.
+    At least `least` are marked, and so many that all others add up to at most half of `max_residual`.
     """
     best, at = text_part.topk(min(least, text_part.shape[1]))
     taken = torch.zeros_like(text_part, dtype=torch.bool).scatter_(1, at, True)
     short = text_part.sum(1) - best.sum(1) > max_residual / 2
     parts, order = text_part[short].sort(dim=1, descending=True)
-    left = parts.flip(1).cumsum(1).flip(1)  # of this class and all smaller ones
+    left = parts.flip(1).cumsum(1).flip(1)  # sum of this part and all smaller ones
     taken[short] |= torch.zeros_like(taken[short]).scatter_(1, order, left > max_residual / 2)
     return taken

@@ -1,4 +1,4 @@
-"""Anchor sentence selection (AnSS) over a workspace: scores and anchors as rows."""
+"""Anchor sentence selection (AnSS) for a workspace, with scores and anchors in its tables."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _FACTS = ("text_fp", "image_fp", "scale", "image_set")
 
 @dataclass(frozen=True)
 class SelectReport:
-    """What a selection did."""
+    """Report of a selection."""
 
     sentences: int
     images: int
@@ -61,12 +61,12 @@ class SelectReport:
 
 
 def select(workspace: Workspace, config: SelectConfig, progress: Progress | None = None) -> SelectReport:
-    """Score every sentence against the class image sets and keep the best of each class, in one commit.
+    """Score every sentence against the images of all classes and keep the best of each class, in one commit.
 
-    A class without any sentence gets no anchor; a workspace without any gets none at all.
+    A class without any sentence gets no anchor.
 
     Raises:
-        MissingStepError: If sentences or images have not been embedded.
+        MissingStepError: Sentences or images have not been embedded, or there are neither.
     """
     with workspace.transaction("select") as tx:
         now = score_images(tx, config, held_images(tx))
@@ -85,20 +85,20 @@ def select(workspace: Workspace, config: SelectConfig, progress: Progress | None
             progress("score sentences", len(rows.ids), len(rows.ids))
         rule = [config.mode, config.max_anchors, config.max_share]
         selection_id = short(digest_json([*rows.facts, rule, sorted(rows.ids), now.digest]))
-        anchors = rows.write(tx, scores, config, None, selection_id)
+        anchors = rows.write(tx, scores, config, classes=None, selection_id=selection_id)
         tx.note(select=config)
         told = set(rows.owner.tolist())
         pictured = set(now.class_ids.tolist())
         silent = set(tx.class_table().ids) - told
     return SelectReport(
-        len(rows.ids),
-        len(now.ids),
-        len(told),
-        anchors,
-        config.mode,
-        len(told - pictured),
-        len(silent),
-        selection_id,
+        sentences=len(rows.ids),
+        images=len(now.ids),
+        classes=len(told),
+        anchors=anchors,
+        mode=config.mode,
+        classes_without_images=len(told - pictured),
+        classes_without_sentences=len(silent),
+        selection_id=selection_id,
     )
 
 
@@ -110,9 +110,9 @@ def choose_anchors(
     ranked: Tensor,
     config: SelectConfig,
 ) -> Selection:
-    """The sentences that become anchors: own ones, then prompts, which do not compete with them.
+    """Choose the sentences that become anchors: of a class's own sentences, and separately of its prompts.
 
-    Of 80 prompts a few would always be ahead of a class's two or three sentences.
+    If both competed, some of 80 prompts would always have smaller losses than a class's two or three sentences.
 
     Args:
         losses: L_lin, float [N_t].
@@ -120,9 +120,10 @@ def choose_anchors(
         ids: N_t sentence ids.
         prompts: Bool [N_t], which sentences are prompts.
         ranked: Bool [N_t], which sentences were scored against images of their class.
-        config: The recipe's `select` section; without `max_share` all sentences are alike, as in the paper.
+        config: The recipe's `select` section; without `max_share` prompts are treated like all sentences, as in the
+            paper.
     """
-    limits = anchor_limits(owner, prompts, ranked, config.max_anchors, config.max_share)
+    limits = anchor_limits(owner, prompts, ranked, most=config.max_anchors, share=config.max_share)
     kinds = owner if config.max_share is None else 2 * owner + prompts
     chosen = select_anchors(losses, kinds, ids, limits, mode=config.mode).positions
     return Selection(chosen, ranks_in_runs(owner[chosen]))
@@ -136,17 +137,17 @@ def write_anchors(
     ranks: Tensor,
     classes: set[int] | None = None,
 ) -> None:
-    """Make these the anchors, of all classes or of `classes`; what stays as it was is not written.
+    """Write the anchors of all classes, or of `classes`; rows that stay the same are not written.
 
     A sentence that was an anchor keeps its key, so the index stays valid for it.
 
     Args:
         tx: The open transaction.
-        selection_id: What the selection is called; None: it is named by what changes, if anything does.
-        sentence_ids: A sentences.
-        class_ids: int64 [A].
-        ranks: int64 [A], from 0 within each class.
-        classes: Whose anchors these are, if not all there are.
+        selection_id: Id of the selection; None: the digest of all that changes, if anything does.
+        sentence_ids: The A sentences.
+        class_ids: Int64 [A], their classes.
+        ranks: Int64 [A], their ranks, from 0 within each class.
+        classes: The classes whose anchors these are; None: all.
     """
     rows = tx.table("anchors", ["sentence_id", "class_id", "rank", "anchor_key"])
     if classes is not None:
@@ -190,9 +191,9 @@ class ScoreImages:
     """The images that sentences are scored against, ordered by class and content hash.
 
     Attributes:
-        ids: Of the images [N_i].
-        class_ids: int64 [N_i].
-        view: Which of their stored views counts: the plain one, "0", or an augmented one.
+        ids: Ids of the N_i images.
+        class_ids: Int64 [N_i].
+        view: The stored view that is used: the plain one, "0", or an augmented one.
     """
 
     ids: list[str]
@@ -201,22 +202,22 @@ class ScoreImages:
 
     @property
     def digest(self) -> str:
-        """What the stored scores name their images by."""
+        """Digest by which stored scores identify their images."""
         return short(digest_json(self.ids if self.view == "0" else [self.view, self.ids]))
 
     @cached_property
     def owner(self) -> dict[str, int]:
-        """Image to class."""
+        """The class of each image id."""
         return dict(zip(self.ids, self.class_ids.tolist(), strict=True))
 
 
 def score_images(tx: Snapshot, config: SelectConfig, held: frozenset[str] = frozenset()) -> ScoreImages:
-    """The images that sentences are to be scored against as the tables are now; no vector is read.
+    """Return the images that sentences are scored against, by the tables as they are now; no vector is read.
 
-    Images that stage 1 `held` out are not among them: what they say of the text shall not have chosen it.
+    Images that stage 1 `held` out are not among them: the text's weight is fitted on these, so they must not select it.
 
     Raises:
-        MissingStepError: If the split has no images, or augmented views are asked for and none are embedded.
+        MissingStepError: The split has no images, or augmented views are configured but none are embedded.
     """
     rows = score_image_rows(tx, config, held)
     if not rows.num_rows and config.split != "train":
@@ -235,45 +236,55 @@ def update(
     touched: set[int],
     held: frozenset[str] = frozenset(),
 ) -> None:
-    """Bring scores and anchors up to date after other tables changed in this transaction.
+    """Update scores and anchors after other tables changed in this transaction.
 
-    Only new sentences are scored against all images. The terms of the others change by the images that came and went
-    alone; those of a row that lost its digits are computed again, and all of them where there were or are no images.
-    Where images changed, all classes are selected again, else the touched ones. A sentence that stays an anchor keeps
-    its key, so the index stays valid for it.
+    Only new sentences are scored against all images. The terms of other sentences are updated by the added and removed
+    images alone; they are computed again for rows that lost too many digits, and for all rows if there were or are no
+    images. If images changed, anchors are selected for all classes, else for the touched ones. A sentence that stays an
+    anchor keeps its key, so the index stays valid for it.
 
     Args:
-        tx: With the tables as they are to be.
+        tx: The transaction, with all other tables in their final state.
         config: The recipe's `select` section.
         before: `score_images` before the change.
-        touched: Classes whose sentences or images changed, those that are gone too.
+        touched: Classes whose sentences or images changed, removed classes included.
         held: As for `score_images`.
 
     Raises:
-        MissingStepError: If a vector is missing.
+        MissingStepError: A vector is missing.
     """
-    rows = _Rows(tx, before, score_images(tx, config, held), config.mode, tx.class_table().ids)
+    rows = _Rows(
+        tx=tx,
+        before=before,
+        now=score_images(tx, config, held),
+        mode=config.mode,
+        classes=tx.class_table().ids,
+    )
     scores = rows.rescored(touched)
-    rows.write(tx, scores, config, None if rows.came_or_went or rows.stored is None else touched)
+    every = bool(rows.came_or_went) or rows.stored is None
+    rows.write(tx, scores, config, classes=None if every else touched)
 
 
 def anchors_without(
     snapshot: Snapshot, config: SelectConfig, images: frozenset[str], class_ids: Tensor
 ) -> AnchorBank:
-    """The anchors that some classes would have, had these images not been there; nothing is written.
+    """Select the anchors that some classes would have without some images; nothing is written.
 
     Args:
-        snapshot: Stored scores that are not as `config` gives them are computed anew.
-        config: What the anchors were selected by.
-        images: The ids of the images that shall not count; not all that there are.
-        class_ids: int64 [C], distinct classes that have a sentence; the order of the bank.
+        snapshot: The commit to read from. Its stored scores are used if they were computed by the settings in `config`.
+        config: The settings of the selection.
+        images: The ids of the images to leave out; not all images.
+        class_ids: Int64 [C], distinct classes that have a sentence, in the order of the bank.
+
+    Returns:
+        The bank of these anchors, unnormalised.
 
     Raises:
-        MissingStepError: If a vector is missing.
+        MissingStepError: A vector is missing.
     """
     before = score_images(snapshot, config)
     now = score_images(snapshot, config, images)
-    rows = _Rows(snapshot, before, now, config.mode, class_ids.tolist())
+    rows = _Rows(tx=snapshot, before=before, now=now, mode=config.mode, classes=class_ids.tolist())
     losses = rows.rescored(set()).loss
     at = rows.chosen(losses, torch.arange(len(losses)), config).positions
     known = torch.where(rows.ranked[at], losses[at], 0.0).float()
@@ -281,10 +292,10 @@ def anchors_without(
 
 
 class _Rows:
-    """The sentences of some classes beside their stored scores and the images that came and went since `before`.
+    """The sentences of some classes, with their stored scores and the images that were added or removed since `before`.
 
-    They are ordered by class and key; for `cutoff`, by class in the order in which they came in. Without `before`
-    nothing that is stored counts.
+    Sentences are ordered by class and id; for `cutoff` by class and position in their source. Without `before` stored
+    scores are ignored.
     """
 
     def __init__(
@@ -299,14 +310,14 @@ class _Rows:
         self.facts = commit.text_fp, commit.image_fp, commit.logit_scale
         rows = tx.table("sentences", ["sentence_id", "text_hash", "class_id", "source", "position"])
         rows = rows.filter(pc.is_in(rows["class_id"], pa.array(classes, pa.int32())))
-        order = ["class_id", *(["position"] if mode == "cutoff" else []), "sentence_id"]
+        order = ["class_id", "position", "sentence_id"] if mode == "cutoff" else ["class_id", "sentence_id"]
         rows = rows.sort_by([(column, "ascending") for column in order])
         self.ids: list[str] = rows["sentence_id"].to_pylist()
         self.owner = numbers(rows, "class_id")
         self._hashes = rows["text_hash"]
         self.prompts = torch.from_numpy(pc.equal(rows["source"], "prompt").to_numpy())
         self.ranked = torch.isin(self.owner, now.class_ids)
-        # Without images the texts stand in for them, and every sentence's terms depend on all others.
+        # Without images the mean sentences take their place, so that every sentence's terms depend on all others.
         usable = before is not None and before.ids and now.ids
         self.stored = _stored_scores(tx, (*self.facts, self.before.digest)) if usable else None
         theirs = SENTENCE_SCORES.empty_table() if self.stored is None else self.stored
@@ -317,16 +328,19 @@ class _Rows:
         self.came_or_went = {class_id for _, class_id in moved}  # classes whose own images changed
 
     def text(self, at: Tensor) -> Tensor:
+        """Read the vectors of the sentences `at`, int64 [S]: float [S, D], unnormalised."""
         return text_vectors_of(self.tx, self._hashes.take(pa.array(at.numpy())).to_pylist())
 
     def images(self, ids: Sequence[str]) -> Tensor:
+        """Read the vectors of images: float [N, D], unnormalised."""
         return image_vectors_of(self.tx, ids, self.now.view)
 
     def rescored(self, touched: set[int]) -> SentenceScores:
-        """Both terms of every sentence, as they are now; `touched` gains the classes that turn out to be new."""
+        """Compute both terms of every sentence as of now; add classes with new sentences or images to `touched`."""
         known = self._at >= 0
         scale = self.facts[2]
-        lse, last, positive = columns = torch.zeros(3, len(self.ids), dtype=torch.float64)
+        columns = torch.zeros(3, len(self.ids), dtype=torch.float64)
+        lse, last, positive = columns
         if self.stored is not None:
             for column, name in zip(columns, ("lse", "last_exact_lse", "positive"), strict=True):
                 column[known] = torch.from_numpy(self.stored[name].to_numpy().copy())[self._at[known]]
@@ -335,30 +349,37 @@ class _Rows:
             at = known.nonzero()[:, 0]
             came = self.images([i for i in self.now.ids if i not in self.before.owner])
             went = self.images([i for i in self.before.ids if i not in self.now.owner])
-            part, lost = shift_images(SentenceScores(*columns[:, at]), self.text(at), came, went, scale)
+            old = SentenceScores(lse[at], last[at], positive[at])
+            part, lost = shift_images(old, self.text(at), came, went, logit_scale=scale)
             lse[at] = part.lse
             last[at] = part.last_exact_lse
             again[at[lost]] = True
         if bool(again.any()):
             at = again.nonzero()[:, 0]
             images = self.images(self.now.ids)
-            fresh = score_sentences(self.text(at), self.owner[at], images, self.now.class_ids, scale)
+            fresh = score_sentences(
+                self.text(at), self.owner[at], images, image_labels=self.now.class_ids, logit_scale=scale
+            )
             lse[at] = fresh.lse
             last[at] = fresh.lse
             positive[at] = fresh.positive
         touched |= {*self.owner[~known].tolist(), *self.came_or_went}
         at = _of(touched, self.owner)
-        if len(at) and bool(known.any()):  # else all of each class was just scored
+        if len(at) and bool(known.any()):  # otherwise all sentences were just scored
             mine = _of(touched, self.now.class_ids)
             images = self.images([self.now.ids[i] for i in mine.tolist()])
             owners = self.now.class_ids[mine]
-            positive[at] = positive_terms(self.text(at), self.owner[at], images, owners, scale).cpu()
+            positive[at] = positive_terms(
+                self.text(at), self.owner[at], images, image_labels=owners, logit_scale=scale
+            ).cpu()
         return SentenceScores(lse, last, positive)
 
     def chosen(self, losses: Tensor, at: Tensor, config: SelectConfig) -> Selection:
-        """The anchors among the sentences `at` int64 [S], which have these losses [S]; positions are among them."""
+        """Choose anchors among the sentences `at`, int64 [S], by their losses [S]; positions are in `at`."""
         ids = [self.ids[i] for i in at.tolist()]
-        return choose_anchors(losses, self.owner[at], ids, self.prompts[at], self.ranked[at], config)
+        return choose_anchors(
+            losses, self.owner[at], ids, prompts=self.prompts[at], ranked=self.ranked[at], config=config
+        )
 
     def write(
         self,
@@ -368,7 +389,7 @@ class _Rows:
         classes: set[int] | None,
         selection_id: str | None = None,
     ) -> int:
-        """Write scores and anchors, of all classes or of some; returns how many anchors these have."""
+        """Write the scores and anchors of all classes, or of some; return their number of anchors."""
         scope = torch.arange(len(self.ids)) if classes is None else _of(classes, self.owner)
         ids = [self.ids[i] for i in scope.tolist()]
         owner = self.owner[scope]
@@ -393,17 +414,17 @@ class _Rows:
             tx.delete("sentence_scores", one_of("sentence_id", self._gone))
         chosen, ranks = self.chosen(loss, scope, config)
         names = [ids[i] for i in chosen.tolist()]
-        write_anchors(tx, selection_id, names, owner[chosen], ranks, classes)
+        write_anchors(tx, selection_id, names, class_ids=owner[chosen], ranks=ranks, classes=classes)
         return len(names)
 
 
 def _of(classes: set[int], owner: Tensor) -> Tensor:
-    """Where `owner` int64 [N] is one of these classes."""
+    """Return the positions where `owner`, int64 [N], is one of the classes: int64."""
     return torch.isin(owner, torch.tensor(sorted(classes), dtype=torch.int64)).nonzero()[:, 0]
 
 
 def _stored_scores(tx: Snapshot, facts: tuple[str, str, float, str]) -> pa.Table | None:
-    """All stored scores; None where the encoder, scale or images of one differ from `facts`."""
+    """Read all stored scores; None if the encoder, scale or images of any differ from `facts`."""
     rows = tx.table("sentence_scores")
     same = all(pc.unique(rows[n]).to_pylist() == [value] for n, value in zip(_FACTS, facts, strict=True))
     return rows if same else None

@@ -1,4 +1,4 @@
-"""Decoding images that may be anything: size is read from the header first, and every failure gives a reason."""
+"""Decoding of untrusted images: the size is checked by the header first, and every failure has a reason."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_PIXELS = 64_000_000
-"""Pixels an image may have: more is taken for a decompression bomb."""
+"""Most pixels of an image; a larger one is taken for a decompression bomb."""
 MAX_RATIO = 1000
-"""How often its shorter side an image's longer one may be: resizing keeps the ratio, and would make a thin one huge."""
+"""Largest ratio of an image's longer side to its shorter one; resizing would make a thinner image very large."""
 MAX_BYTES = 256 * 2**20
-"""Bytes an image file may have."""
+"""Most bytes of an image file."""
 ENDINGS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-"""Endings of the files that are taken for images, in lower case."""
+"""Endings of files that are taken for images, in lower case."""
 
 UNREADABLE = (
     "Give JPEG, PNG, WebP, BMP, GIF or TIFF files; open the image elsewhere to see whether it is whole."
 )
-"""What to do about an image that cannot be read."""
+"""Hint for an image that cannot be read."""
 
 ImageSource: TypeAlias = Union[str, Path, bytes, Image.Image, "NDArray[np.uint8]"]
 """A file's path or address in object storage, encoded bytes, a PIL image, or an array uint8 [H, W, 3] of red, green and
@@ -46,9 +46,9 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
 
 class Probe(NamedTuple):
-    """What decoding an image showed; width and height are those after its EXIF rotation."""
+    """Result of decoding an image; width and height are those after its EXIF rotation."""
 
-    content_hash: str | None  # SHA-256 of the bytes; None where the file cannot be read
+    content_hash: str | None  # SHA-256 of the bytes; None if the file cannot be read
     width: int | None
     height: int | None
     problem: str | None
@@ -60,13 +60,14 @@ def open_image(
 ) -> Image.Image:
     """Decode a JPEG, PNG, WebP, BMP, GIF (first frame) or TIFF (first page) into RGB, upright as its EXIF says.
 
-    Transparent parts become white, 16-bit values are scaled to 8 bits, CMYK and palettes are converted; so are those
-    of a PIL image. An array is taken as it is. With `side` a larger file's image is resized (bicubic) to that shorter
-    side; a JPEG is then decoded at the smallest of 1/1, 1/2, 1/4 and 1/8 that is no smaller, which costs a fraction.
+    Transparent parts become white, 16-bit values are scaled to 8 bits, CMYK and palettes are converted, also of a PIL
+    image. An array is used as it is. With `side` the image of a file is resized (bicubic) so that its shorter side has
+    this length, if it is longer; a JPEG is then decoded at 1/2, 1/4 or 1/8 of its size if that suffices, which is much
+    quicker.
 
     Raises:
-        InputError: With the reason, if the file is missing, of another format, damaged, or has more than
-            `MAX_PIXELS` pixels, or if an array is not uint8 [H, W, 3], or memory does not suffice.
+        InputError: The file is missing, of another format, damaged, or has more than `MAX_PIXELS` pixels; an array is
+            not uint8 [H, W, 3]; or memory does not suffice. The message has the reason.
     """
     return read_image(source, lambda image: image, side)
 
@@ -76,10 +77,10 @@ def read_image(
     transform: Callable[[Image.Image], T],
     side: int | None = None,
 ) -> T:
-    """What `transform` makes of an image that was decoded as by `open_image`.
+    """Decode an image as `open_image` does, and return the result of `transform` for it.
 
     Raises:
-        InputError: As there, and where `transform` refuses the image, or has too little memory for it.
+        InputError: As for `open_image`; or `transform` refuses the image, or memory does not suffice for it.
     """
     try:
         if isinstance(source, ImageRecord | bytes | str | os.PathLike):
@@ -100,11 +101,11 @@ def probe(
     record: ImageRecord | bytes | str | os.PathLike[str],
     known: Mapping[str, Probe] | None = None,
 ) -> Probe:
-    """Decode an image in full to see whether it can be used; never raises for what is in it.
+    """Decode an image in full to check whether it can be used; problems are returned, not raised.
 
     Args:
         record: A file's path, or bytes.
-        known: Earlier probes by content hash: the same bytes are not decoded again.
+        known: Earlier probes by content hash; the same bytes are not decoded again.
     """
     digest = None
     try:
@@ -112,23 +113,23 @@ def probe(
         digest = digest_bytes(data)
         if known is not None and digest in known:
             return known[digest]
-        _, size = _decode(data)
+        _, (width, height) = _decode(data)
     except InputError as error:
         return Probe(digest, None, None, error.message)
     except MemoryError:
         return Probe(digest, None, None, _NO_MEMORY)
-    return Probe(digest, *size, None)
+    return Probe(digest, width, height, None)
 
 
 def reduced_bytes(record: ImageRecord | str, size: tuple[int, int], side: int) -> bytes:
-    """The file of an image with its shorter side at `side` pixels.
+    """Return the bytes of an image file, reduced so that the shorter side has at most `side` pixels.
 
     A larger image becomes an upright RGB JPEG of quality 95 without chroma subsampling; others keep their bytes.
 
     Args:
         record: An image that `probe` could read, or its path.
-        size: Its (width, height).
-        side: In pixels.
+        size: The image's (width, height).
+        side: Length of the shorter side in pixels.
     """
     data = image_bytes(record)
     if min(size) <= side:
@@ -139,7 +140,7 @@ def reduced_bytes(record: ImageRecord | str, size: tuple[int, int], side: int) -
 
 
 def _reduced_size(width: int, height: int, side: int) -> tuple[int, int]:
-    """(width, height) with the shorter one at `side` pixels and the ratio kept; smaller images stay as they are."""
+    """Scale (width, height) so that the shorter one is `side` pixels; smaller images keep their size."""
     short = min(width, height)
     if short <= side:
         return width, height
@@ -147,14 +148,14 @@ def _reduced_size(width: int, height: int, side: int) -> tuple[int, int]:
 
 
 def cores() -> list[int]:
-    """The numbers of the processor's cores that this process may use: so many images can be decoded at once."""
+    """Return the numbers of the CPU cores that this process may use; their count is that of useful decoders."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))  # macOS and Windows have no such call
 
 
 def image_label(source: ImageRecord | ImageSource | os.PathLike[str]) -> str:
-    """What to call an image in an answer: its path, or what it is."""
+    """Return a label for an image in answers: its path, or its kind."""
     if isinstance(source, bytes):
         return "(bytes)"
     if isinstance(source, ImageRecord):
@@ -163,10 +164,10 @@ def image_label(source: ImageRecord | ImageSource | os.PathLike[str]) -> str:
 
 
 def image_bytes(source: ImageRecord | bytes | str | os.PathLike[str]) -> bytes:
-    """The bytes of an image file as they are; bytes are what they are.
+    """Read the bytes of an image file; bytes are returned as they are.
 
     Raises:
-        InputError: With the reason, if the file is missing, cannot be read, or is larger than `MAX_BYTES`.
+        InputError: The file is missing, cannot be read, or is larger than `MAX_BYTES`; the message has the reason.
     """
     try:
         return _bytes(source)
@@ -174,10 +175,11 @@ def image_bytes(source: ImageRecord | bytes | str | os.PathLike[str]) -> bytes:
         raise InputError(f"cannot read the image {image_label(source)}: {error.message}") from None
 
 
-# Those below raise InputError with nothing but the reason.
+# The functions below raise InputError with the reason alone; callers add the image.
 
 
 def _bytes(source: ImageRecord | bytes | str | os.PathLike[str]) -> bytes:
+    """Read the bytes of an image, from a file or object storage."""
     if isinstance(source, ImageRecord):
         source = source.uri if source.data is None else source.data
     if isinstance(source, bytes):
@@ -199,13 +201,14 @@ def _bytes(source: ImageRecord | bytes | str | os.PathLike[str]) -> bytes:
 
 
 def _bounded(data: bytes) -> bytes:
+    """Refuse more than `MAX_BYTES` bytes."""
     if len(data) > MAX_BYTES:
         raise InputError(f"larger than {MAX_BYTES >> 20} MiB")
     return data
 
 
 def _in_memory(source: Image.Image | NDArray[np.uint8]) -> Image.Image:
-    """A PIL image as it is, or an array as one."""
+    """Return a PIL image as it is, or convert an array to one."""
     if isinstance(source, Image.Image):
         return source
     shape: tuple[int, ...] = getattr(source, "shape", ())
@@ -216,17 +219,17 @@ def _in_memory(source: Image.Image | NDArray[np.uint8]) -> Image.Image:
 
 
 def _decode(source: bytes | Image.Image, side: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
-    """The decoded image, turned upright, and the size it is to get."""
+    """Decode an image and turn it upright; return also the size that it must be resized to."""
     try:
         image = Image.open(BytesIO(source), formats=_FORMATS) if isinstance(source, bytes) else source
         width, height = image.size
         if width * height <= MAX_PIXELS and max(width, height) <= MAX_RATIO * min(width, height):
             image = image if isinstance(source, bytes) else image.copy()
             if side is not None:
-                image.draft(None, _reduced_size(width, height, side))  # None: any colours
+                image.draft(None, _reduced_size(width, height, side))  # None keeps the colour mode
             drafted = image.size
             image.load()
-            with suppress(Exception):  # damaged EXIF data is no reason to lose the picture
+            with suppress(Exception):  # an image with damaged EXIF data can still be used
                 ImageOps.exif_transpose(image, in_place=True)
             size = (width, height) if image.size == drafted else (height, width)
             return image, size if side is None else _reduced_size(*size, side)
@@ -236,7 +239,7 @@ def _decode(source: bytes | Image.Image, side: int | None = None) -> tuple[Image
         raise InputError(f"more than the {MAX_PIXELS:,} pixels allowed") from None
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's plugins raise many kinds for damaged files
+    except Exception as error:  # Pillow's plugins raise many kinds of errors for damaged files
         raise InputError(f"truncated or corrupt: {str(error) or type(error).__name__}") from None
     if width * height > MAX_PIXELS:
         raise InputError(f"{width:,} x {height:,} pixels, more than the {MAX_PIXELS:,} allowed")
@@ -244,6 +247,7 @@ def _decode(source: bytes | Image.Image, side: int | None = None) -> tuple[Image
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to RGB, with transparent parts in white."""
     if image.mode[0] in "IF":
         return _scaled(image).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
@@ -257,7 +261,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _scaled(image: Image.Image) -> Image.Image:
-    """A grey image of 16 or 32 bits or of floats (0 to 1, else 0 to 255) in 8 bits."""
+    """Scale a grey image of 16 or 32 bits, or of floats (0 to 1, else 0 to 255), to 8 bits."""
     import numpy as np
 
     values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)

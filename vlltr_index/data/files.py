@@ -1,4 +1,4 @@
-"""Files from outside: text, JSON and tables, each read by one function whose errors say where."""
+"""Reading of input files: text, JSON and tables, with errors that name the place."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from vlltr_index.errors import InputError
 
 
 def require(path: Path) -> Path:
-    """`path`, which must be there.
+    """Check that a path exists, and return it.
 
     Raises:
-        InputError: If it is not.
+        InputError: It does not exist.
     """
     try:
         path.stat()
@@ -34,10 +34,10 @@ def require(path: Path) -> Path:
 
 
 def read_bytes(path: Path) -> bytes:
-    """What a file holds.
+    """Read the bytes of a file.
 
     Raises:
-        InputError: If it cannot be read.
+        InputError: The file cannot be read.
     """
     try:
         return path.read_bytes()
@@ -46,15 +46,15 @@ def read_bytes(path: Path) -> bytes:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file, or a folder that it lies in, is hidden; by its path with slashes."""
+    """Say whether a file, or a folder above it, is hidden; by its path with slashes."""
     return "/." in f"/{name}"
 
 
 def decode(data: bytes, where: str) -> str:
-    """`data` as UTF-8 text, without a byte order mark.
+    """Decode UTF-8 text, without a byte order mark.
 
     Raises:
-        InputError: If it is not UTF-8; `where` says where it stands.
+        InputError: It is not UTF-8; `where` is the place in the message.
     """
     try:
         return data.decode("utf-8-sig")
@@ -66,10 +66,10 @@ def decode(data: bytes, where: str) -> str:
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Each line with its line break, and where it stands: `file:number`.
+    """Yield the place of each line, `file:number`, and the line with its line break.
 
     Raises:
-        InputError: If the file cannot be read or a line is not UTF-8.
+        InputError: The file cannot be read, or a line is not UTF-8.
     """
     try:
         with path.open("rb") as file:
@@ -80,21 +80,21 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def read_json(path: Path, kind: Any, expected: str) -> Any:
-    """What a JSON file holds, as `kind`.
+    """Read a JSON file of the type `kind`.
 
     Args:
         path: The file.
         kind: A type that pydantic checks.
-        expected: What the file should hold, for errors.
+        expected: The expected content, for messages.
 
     Raises:
-        InputError: If it cannot be read, is cut off or no JSON, names a key of an object twice, or is not of that type.
+        InputError: The file cannot be read, is cut off or no JSON, has a key of an object twice, or has another type.
     """
     return parse_json(decode(read_bytes(path), str(path)), kind, str(path), expected)
 
 
 def parse_json(text: str, kind: Any, where: str, expected: str) -> Any:
-    """As `read_json`, of a text; `where` says where it stands."""
+    """Parse a JSON text as `read_json` does; `where` is its place in messages."""
     try:
         return checked(json.loads(text, object_pairs_hook=_no_twins), kind, where, expected)
     except json.JSONDecodeError as error:
@@ -106,10 +106,10 @@ def parse_json(text: str, kind: Any, where: str, expected: str) -> Any:
 
 
 def checked(value: Any, kind: Any, where: str, expected: str) -> Any:
-    """`value`, if it is what pydantic takes for `kind`.
+    """Check by pydantic that a value is of the type `kind`, and return it.
 
     Raises:
-        InputError: If it is not.
+        InputError: It is not.
     """
     try:
         return _adapter(kind).validate_python(value, strict=True)
@@ -121,10 +121,12 @@ def checked(value: Any, kind: Any, where: str, expected: str) -> Any:
 
 @lru_cache(maxsize=32)
 def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """Make pydantic's adapter for a type; adapters are cached."""
     return TypeAdapter(kind)
 
 
 def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make the dictionary of a JSON object, and refuse a key that occurs twice."""
     values = dict(pairs)
     if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -134,10 +136,10 @@ def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 @contextmanager
 def open_parquet(path: Path | str, needed: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
-    """A Parquet file that has some columns.
+    """Open a Parquet file that must have some columns.
 
     Raises:
-        InputError: If it cannot be read, then or later, or lacks one of them.
+        InputError: It cannot be opened or, within the block, read; or it lacks a column.
     """
     try:
         with pq.ParquetFile(path) as file:
@@ -148,15 +150,15 @@ def open_parquet(path: Path | str, needed: Sequence[str] = ()) -> Iterator[pq.Pa
 
 
 def read_rows(path: Path, needed: Sequence[str], more: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of a CSV, TSV or Parquet file, each with its place; a CSV may have semicolons for commas.
+    """Yield the rows of a CSV, TSV or Parquet file, each with its place; a CSV may have semicolons instead of commas.
 
     Args:
         path: The file.
         needed: Columns that it must have.
-        more: Columns that are read too, where they are.
+        more: Optional columns.
 
     Raises:
-        InputError: If it cannot be read, lacks a column, or a row has more or fewer fields than the header.
+        InputError: The file cannot be read or lacks a column, or a row has more or fewer fields than the header.
     """
     if path.suffix.lower() == ".parquet":
         with open_parquet(path, needed) as file:
@@ -190,6 +192,7 @@ def read_rows(path: Path, needed: Sequence[str], more: Sequence[str]) -> Iterato
 
 
 def _check_columns(path: Path | str, columns: Sequence[str], needed: Sequence[str]) -> None:
+    """Refuse a table that does not have each needed column once."""
     for name in needed:
         if columns.count(name) != 1:
             raise InputError(
@@ -200,7 +203,7 @@ def _check_columns(path: Path | str, columns: Sequence[str], needed: Sequence[st
 
 
 def unfit(path: str, root: Path) -> str:
-    """Why a file cannot be taken, or an empty string: it must be one, and no link out of `root`, which is resolved."""
+    """Return why a path is no usable file below `root`, a resolved path; empty if it is one, and no link out of it."""
     try:
         kind = os.stat(path).st_mode
     except (OSError, ValueError):

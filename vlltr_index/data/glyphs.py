@@ -1,4 +1,4 @@
-"""Glyphs-LT, the data set that ships with the package: where its files are, and samples written out as PNG."""
+"""Glyphs-LT, the data set that ships with the package: its files, parts of it, and samples as PNG files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vlltr_index.data.writing import whole_file, write_file
 
 @dataclass(frozen=True)
 class GlyphFiles:
-    """The files of the whole set, or of the small slice for a quick look."""
+    """Files of the whole data set, or of its small version for a first look."""
 
     images: Path
     texts: Path
@@ -20,13 +20,13 @@ class GlyphFiles:
     folder: Path
 
     def heldout_classes(self, group: str = "dev") -> dict[str, list[str]]:
-        """Sentences of the held-out classes of `dev` or `final`, by name."""
+        """Read the sentences of the held-out classes of `dev` or `final`, by class name."""
         values: dict[str, dict[str, list[str]]] = json.loads(self.heldout.read_text(encoding="utf-8"))
         return values[group]
 
 
 def glyph_files(fast: bool = False) -> GlyphFiles:
-    """Paths of the data."""
+    """Return the files of the data set; with `fast` those of the small version."""
     folder = Path(str(files("vlltr_index.recipes.glyphs_lt"))) / "data"
     images = folder / ("fast.parquet" if fast else "glyphs_lt.parquet")
     prefix = "fast_" if fast else ""
@@ -34,7 +34,7 @@ def glyph_files(fast: bool = False) -> GlyphFiles:
 
 
 def write_part(files: GlyphFiles, every: int, folder: Path) -> GlyphFiles:
-    """Write every so-manieth class by name, with its images and texts, and all held-out classes, into `folder`."""
+    """Write each `every`-th class by name, with its images and texts, and all held-out classes, into `folder`."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -50,7 +50,7 @@ def write_part(files: GlyphFiles, every: int, folder: Path) -> GlyphFiles:
 
 
 def write_sample(parquet: Path, split: str, label: str, target: Path, number: int = 0) -> Path:
-    """Write one image of a class and split as a PNG file; returns `target`."""
+    """Write one image of a class and split as a PNG file; return `target`."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 

@@ -1,4 +1,4 @@
-"""Image sources to records: folders of class folders, `path label` lists, COCO-like JSON, Parquet."""
+"""Readers of images: folders of class folders, `path label` lists, COCO-like JSON, Parquet."""
 
 from __future__ import annotations
 
@@ -44,26 +44,26 @@ def read_images(
     class_name: str | None = None,
     with_data: bool = True,
 ) -> _Items:
-    """Stream the images of a source; no image is opened.
+    """Yield the images of a source, without opening them.
 
-    In a folder, the first level names the classes, and whatever lies deeper belongs to them. A list has a path and a
-    label on each line, with a tab or the last space between. A JSON file has images and annotations, as
-    iNaturalist's. A Parquet file has the columns image (binary, or a struct with `bytes`) and label (or class, as
-    `vlltr export --tables` writes it): text, or a number whose name is in `label_names` or in the file's own metadata;
-    and perhaps split, source, and group, which says what images are held out together. A row is identified by `source`
-    where that is different for every row, else by its number.
+    In a folder the first level names the classes, and all that lies deeper belongs to them. A list has a path and a
+    label on each line, separated by a tab or the last space. A JSON file has images and annotations, as iNaturalist's.
+    A Parquet file has the columns image (binary, or a struct with `bytes`) and label (or class, as `vlltr export
+    --tables` writes it): text, or a number whose name is in `label_names` or in the file's own metadata. Its optional
+    columns are split, source, and group (images of one group are held out together). A row is identified by `source` if
+    that is different for every row, else by its number.
 
     Args:
-        path: A folder, a list, a JSON file or a Parquet file; or as text the address of a folder in object storage.
-        split: The split the images go to; of a Parquet file with a column `split`, only the rows of that split.
-        list_root: What the paths of a list or JSON file are relative to; default: its own folder.
+        path: A folder, a list, a JSON file or a Parquet file; or, as text, the address of a folder in object storage.
+        split: The split of the images; of a Parquet file with a column `split`, only the rows of that split are read.
+        list_root: Folder that the paths of a list or JSON file are relative to; None: the file's own folder.
         label_names: Names of numeric labels 0, 1, 2 ...
-        class_name: The class of all images, whatever their folder; folders only.
-        with_data: Whether to read the bytes out of a Parquet file; without, its records have no data.
+        class_name: The class of all images, whatever their folder is; for folders only.
+        with_data: Whether to read the bytes in a Parquet file; without, its records have no data.
 
     Raises:
-        InputError: If the path is missing or of no known kind, holds no image, or something in it is malformed.
-        UsageError: If the split is missing or is no name for one.
+        InputError: The path is missing or of no known kind, holds no image, or something in it is malformed.
+        UsageError: The split is missing or not a valid name.
     """
     path = str(path) if is_address(path) else require(Path(path))
     kind = os.path.splitext(path)[1].lower()
@@ -71,14 +71,18 @@ def read_images(
         check_split(split)
     if kind == ".parquet" and os.path.isfile(path):
         with open_parquet(path, ["image"]) as file:
-            yield from _read_parquet(Path(path), file, split, label_names, with_data)
+            yield from _read_parquet(Path(path), file, split, names=label_names, with_data=with_data)
     elif split is None:
         raise UsageError(f"which split do the images of {path} belong to?", "Say so: --split train")
     elif not isinstance(path, Path):
         names = [name for name in object_names(path) if not is_hidden(name)]
-        yield from _by_folder(path.rstrip("/"), ((name, "") for name in names), split, class_name, with_data)
+        yield from _by_folder(
+            path.rstrip("/"), ((name, "") for name in names), split, class_name=class_name, tell=with_data
+        )
     elif path.is_dir():
-        yield from _by_folder(str(path.resolve()), _walk(path.resolve()), split, class_name, with_data)
+        yield from _by_folder(
+            str(path.resolve()), _walk(path.resolve()), split, class_name=class_name, tell=with_data
+        )
     elif kind in _LISTS:
         yield from _listed(path, _list_rows(path, label_names), list_root or path.parent, split)
     elif kind == ".json":
@@ -94,7 +98,7 @@ def read_images(
 def _by_folder(
     root: str, files: Iterable[tuple[str, str]], split: str, class_name: str | None, tell: bool
 ) -> _Items:
-    """Records of files, by their path below `root`, each with why it cannot be taken; the first folder is the class."""
+    """Make records of files, given by path below `root` and why they are unusable; the first folder is the class."""
     found = 0
     below = dict[str, set[str]]()
     for name, why in files:
@@ -125,12 +129,12 @@ def _by_folder(
     if tell and deep and not class_name:
         _log.warning(
             "folders below a class folder are no classes of their own; all below these is of one class each: %s",
-            ", ".join(deep[:5]) + ", ..." * (len(deep) > 5),
+            ", ".join(deep[:5]) + (", ..." if len(deep) > 5 else ""),
         )
 
 
 def _walk(root: Path, below: str = "") -> Iterator[tuple[str, str]]:
-    """Files in and below a folder, by path and in order, each with why it cannot be taken; none that is hidden."""
+    """Yield the files below a folder in order, by path and why they are unusable; hidden ones are left out."""
     try:
         with os.scandir(root / below) as entries:
             found = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
@@ -149,7 +153,7 @@ def _walk(root: Path, below: str = "") -> Iterator[tuple[str, str]]:
 def _listed(
     listing: Path, rows: Iterable[tuple[str, str, str | None, str]], root: Path, split: str
 ) -> _Items:
-    """Records of listed files: where each stands, its path below `root`, its class, and why it cannot be taken."""
+    """Make records of listed files, given by place, path below `root`, class, and why they are unusable."""
     if not root.is_dir():
         raise InputError(f"no such folder: {root}", "Name the one that the paths are relative to: --root DIR")
     root = root.resolve()
@@ -180,8 +184,10 @@ def _listed(
 
 
 def _list_rows(path: Path, names: ClassNames | None) -> Iterator[tuple[str, str, str | None, str]]:
-    for where, line in read_lines(path):
-        if line := line.strip():
+    """Yield place, path and class of each line of a list."""
+    for where, raw in read_lines(path):
+        line = raw.strip()
+        if line:
             entry, _, label = line.rpartition("\t") if "\t" in line else line.rpartition(" ")
             if not entry or not label:
                 raise InputError(
@@ -193,22 +199,29 @@ def _list_rows(path: Path, names: ClassNames | None) -> Iterator[tuple[str, str,
 
 
 class _Image(BaseModel):
+    """An image in a COCO-like file."""
+
     id: int | str
     file_name: str
 
 
 class _Annotation(BaseModel):
+    """An annotation in a COCO-like file: the class of an image."""
+
     image_id: int | str
     category_id: int
 
 
 class _Coco(BaseModel):
+    """Content of a COCO-like file."""
+
     images: list[_Image]
     annotations: list[_Annotation]
     categories: list[Category] = []
 
 
 def _coco_rows(path: Path, names: ClassNames | None) -> Iterator[tuple[str, str, str | None, str]]:
+    """Yield place, path and class of each image of a COCO-like file, and why it is unusable."""
     facts: _Coco = read_json(path, _Coco, _COCO)
     if names is None and facts.categories:
         names = category_names(facts.categories, str(path))
@@ -225,12 +238,14 @@ def _coco_rows(path: Path, names: ClassNames | None) -> Iterator[tuple[str, str,
     for image in facts.images:
         where = f"{path}: image {image.id}"
         own = labels[image.id]
-        why = "" if len(own) == 1 else "annotations of two categories" if own else "no annotation"
+        why = ""
+        if len(own) != 1:
+            why = "annotations of two categories" if own else "no annotation"
         yield where, image.file_name, None if why else _class(min(own), names, where), why
 
 
 def _class(label: str | int | None, names: ClassNames | None, where: str) -> str | None:
-    """The class name of a label; null and negative numbers stand for none."""
+    """Return the class name of a label; null and negative numbers have none."""
     if label is None or (isinstance(label, int) and label < 0):
         return None
     if isinstance(label, int) and names is not None:
@@ -241,14 +256,18 @@ def _class(label: str | int | None, names: ClassNames | None, where: str) -> str
 def _read_parquet(
     path: Path, file: pq.ParquetFile, split: str | None, names: ClassNames | None, with_data: bool
 ) -> _Items:
+    """Yield the images of a Parquet file, see `read_images`."""
     schema = file.schema_arrow
     label = "class" if "class" in schema.names and "label" not in schema.names else "label"
     _check_types(path, schema, label)
     if split is None and "split" not in schema.names:
         raise UsageError(f"which split do the images of {path} belong to?", "Say so: --split train")
     names = names or _own_names(schema)
-    columns = [c for c in (label, "split", "group", *(["image"] if with_data else [])) if c in schema.names]
-    columns += ["source"] if _has_own_sources(file, schema) else []
+    columns = [c for c in (label, "split", "group") if c in schema.names]
+    if with_data:
+        columns.append("image")
+    if _has_own_sources(file, schema):
+        columns.append("source")
     number = -1
     found = 0
     uri = str(path.resolve())
@@ -267,7 +286,14 @@ def _read_parquet(
                 continue
             name = _class(row[label], names, where)
             source = row.get("source") or f"{path.name}#{number}"
-            yield ImageRecord(source, where, name, check_split(own), data, row.get("group") or None)
+            yield ImageRecord(
+                source=source,
+                uri=where,
+                class_name=name,
+                split=check_split(own),
+                data=data,
+                group=row.get("group") or None,
+            )
     if not found:
         there = file.read(["split"])["split"].unique().to_pylist() if "split" in schema.names else []
         raise InputError(
@@ -302,7 +328,7 @@ def _check_types(path: Path, schema: pa.Schema, label: str) -> None:
 
 
 def _own_names(schema: pa.Schema) -> ClassNames | None:
-    """Names of the numeric labels, as Hugging Face's `datasets` writes them into the metadata."""
+    """Read the names of numeric labels from the metadata that Hugging Face's `datasets` writes."""
     try:
         facts: Any = json.loads((schema.metadata or {})[b"huggingface"])
         names = facts["info"]["features"]["label"]["names"]
@@ -312,7 +338,7 @@ def _own_names(schema: pa.Schema) -> ClassNames | None:
 
 
 def _has_own_sources(file: pq.ParquetFile, schema: pa.Schema) -> bool:
-    """Whether `source` tells the rows of each split apart."""
+    """Say whether the column `source` identifies the rows of each split."""
     if "source" not in schema.names:
         return False
     keys = [name for name in ("split", "source") if name in schema.names]

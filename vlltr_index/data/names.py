@@ -1,4 +1,4 @@
-"""Names of numbered classes: the files that the benchmarks and their text corpora bring."""
+"""Names of numbered classes, read from the files of benchmarks and text corpora."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class ClassNames:
 
     Attributes:
         names: The name of each label, all different.
-        aliases: Other names of each label, none of them of two labels: WordNet ids, folder names.
-        where: The file they were read from.
+        aliases: Other names of each label, such as WordNet ids and folder names; none is an alias of two labels.
+        where: The file that they were read from.
     """
 
     names: tuple[str, ...]
@@ -47,12 +47,12 @@ class ClassNames:
         keys: Sequence[str] = (),
         where: str = "the names",
     ) -> ClassNames:
-        """Names in the order of the labels; aliases that would stand for two labels are dropped.
+        """Make it from names in the order of the labels; aliases of two labels are dropped.
 
-        Two classes of one name (ImageNet has two cranes) are told apart by their key: `crane (n02012849)`.
+        If two classes have one name (ImageNet has two cranes), their keys are added: `crane (n02012849)`.
 
         Raises:
-            InputError: If there is none, or two have one name and there are no keys.
+            InputError: There is no name, or two classes have one name and there are no keys.
         """
         given = tuple(names)
         count = Counter(map(str.casefold, given))
@@ -64,18 +64,22 @@ class ClassNames:
         if not given or len(taken) < len(given):
             twice = f": two labels have one name, {taken.most_common(1)[0][0]!r}" if given else " is empty"
             raise InputError(f"{where}{twice}", _LAYOUTS)
-        others = [tuple(a) for a in aliases] if aliases is not None else [()] * len(given)
-        taken.update(name for row in others for name in {*map(str.casefold, row)})
-        return cls(given, tuple(tuple(a for a in row if taken[a.casefold()] == 1) for row in others), where)
+        others: list[tuple[str, ...]] = [() for _ in given]
+        if aliases is not None:
+            others = [tuple(row) for row in aliases]
+        for row in others:
+            taken.update({*map(str.casefold, row)})
+        unique = [tuple(alias for alias in row if taken[alias.casefold()] == 1) for row in others]
+        return cls(given, tuple(unique), where)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def name(self, label: int, where: str) -> str:
-        """The name of a label.
+        """Return the name of a label.
 
         Raises:
-            InputError: If there is none; `where` says where the label stands.
+            InputError: The label has no name; `where` is the label's place in the message.
         """
         if not 0 <= label < len(self.names):
             raise InputError(
@@ -88,15 +92,15 @@ class ClassNames:
 def read_class_names(path: Path) -> ClassNames:
     """Read a file of class names.
 
-    Known are: one name a line, in the order of the labels; `n01440764 tench` and `n01440764 449 tench` (labels
-    go by WordNet id, whatever the order of the lines); `airfield 0` (places, with `_`, `/` or a leading `/a/`), or
-    `airfield airfield` in the order of the labels, as LIFT has it; a JSON list of {"id", "name"}, or an object that
-    has it as `categories`. In all but the first, `_` stands for a space, and what the file calls a class otherwise
-    becomes an alias.
+    These formats are known: one name per line, in the order of the labels; `n01440764 tench` and `n01440764 449 tench`
+    (labels are in the order of WordNet ids, not of lines); `airfield 0` (Places, with `_`, `/` or a leading `/a/`), or
+    `airfield airfield` in the order of the labels, as in LIFT; a JSON list of {"id", "name"}, or an object with this
+    list as `categories`. In all but the first, `_` stands for a space, and other names of a class in the file become
+    aliases.
 
     Raises:
-        InputError: If the file is missing, empty or malformed, a number is missing or doubled, or two classes
-            have one name.
+        InputError: The file is missing, empty or malformed, a number is missing or occurs twice, or two classes have
+            one name.
     """
     require(path)
     if path.suffix.lower() == ".json":
@@ -105,18 +109,19 @@ def read_class_names(path: Path) -> ClassNames:
     while rows and not rows[-1][0]:
         rows.pop()
     lines = [line for line, _ in rows]
-    wordnet = [m.groups() for line in lines if (m := _WORDNET.fullmatch(line))]
+    wordnet = [match.groups() for match in map(_WORDNET.fullmatch, lines) if match]
     if lines and len(wordnet) == len(lines):
         return _from_wordnet(str(path), sorted(wordnet))
-    if lines and (numbered := _numbered_rows(lines)):
+    numbered = _numbered_rows(lines) if lines else []
+    if numbered:
         return _from_numbered(str(path), numbered)
     return ClassNames.of((clean_name(*row) for row in rows), where=str(path))
 
 
 def _numbered_rows(lines: Sequence[str]) -> list[tuple[int, str]]:
-    """Number and name of each line (the last and the first field); empty where numbers are part of the names.
+    """Read number and name of each line, its last and first field; return none if the numbers are part of the names.
 
-    Lines that all say one word twice, `airport_terminal airport_terminal`, are numbered by their place.
+    If all lines have one word twice, `airport_terminal airport_terminal`, they are numbered in their order.
     """
     words = [line.split() for line in lines]
     if all(len(one) == 2 and one[0] == one[1] for one in words):
@@ -130,6 +135,7 @@ def _numbered_rows(lines: Sequence[str]) -> list[tuple[int, str]]:
 
 
 def _from_wordnet(where: str, rows: Sequence[Sequence[str]]) -> ClassNames:
+    """Make names from rows of WordNet id, number and words; the first word is the name."""
     ids = [row[0] for row in rows]
     if len(set(ids)) < len(ids):
         raise InputError(f"{where}: a WordNet id occurs twice", _LAYOUTS)
@@ -139,6 +145,7 @@ def _from_wordnet(where: str, rows: Sequence[Sequence[str]]) -> ClassNames:
 
 
 def _from_numbered(where: str, numbered: Sequence[tuple[int, str]]) -> ClassNames:
+    """Make names from numbered names of places, whose folder names become aliases."""
     rows = [_INITIAL.sub("", raw) for raw in _in_order(numbered, where)]
     names = [clean_name(_spoken(row.replace("/", " ")), f"{where}: class {n}") for n, row in enumerate(rows)]
     aliases = [sorted({row, row.replace("/", "-")} - {name}) for row, name in zip(rows, names, strict=True)]
@@ -146,11 +153,12 @@ def _from_numbered(where: str, numbered: Sequence[tuple[int, str]]) -> ClassName
 
 
 def _spoken(name: str) -> str:
+    """Replace underscores by spaces."""
     return " ".join(name.replace("_", " ").split())
 
 
 def _in_order(numbered: Sequence[tuple[int, str]], where: str) -> list[str]:
-    """Names by number; the numbers must be 0, 1, 2 ... without a gap."""
+    """Return names in the order of their numbers, which must be 0, 1, 2 ... without a gap."""
     numbers = sorted(number for number, _ in numbered)
     if numbers != list(range(len(numbers))):
         raise InputError(
@@ -161,17 +169,17 @@ def _in_order(numbered: Sequence[tuple[int, str]], where: str) -> list[str]:
 
 
 class Category(BaseModel):
-    """A class in a JSON file of COCO's kind; the taxonomy beside the name is left aside, as many classes share it."""
+    """A class in a JSON file like COCO's; the ranks beside the name are ignored, since many classes share them."""
 
     id: int
     name: str
 
 
 def read_categories(path: Path, kind: Any) -> list[Any]:
-    """The list in a JSON file of categories, or under `categories` there, each of a kind that pydantic checks.
+    """Read the categories in a JSON file, a list or an object with the list as `categories`, each checked as `kind`.
 
     Raises:
-        InputError: If it cannot be read, or holds something else.
+        InputError: The file cannot be read, or holds something else.
     """
     value = read_json(path, Any, _CATEGORIES)
     rows = value.get("categories") if isinstance(value, dict) else value
@@ -180,10 +188,10 @@ def read_categories(path: Path, kind: Any) -> list[Any]:
 
 
 def category_names(rows: Iterable[Category], where: str) -> ClassNames:
-    """Names by id.
+    """Make names from categories, in the order of their ids.
 
     Raises:
-        InputError: If the ids are not 0, 1, 2 ...
+        InputError: The ids are not 0, 1, 2 ...
     """
     names = _in_order([(row.id, row.name) for row in rows], where)
     return ClassNames.of((clean_name(n, f"{where}: category {i}") for i, n in enumerate(names)), where=where)

@@ -1,6 +1,6 @@
-"""Objects in S3, Google Cloud Storage or Azure by their addresses (the only obstore import).
+"""Objects in S3, Google Cloud Storage or Azure by their addresses. Only this module imports obstore.
 
-Credentials and endpoint are the environment's.
+Credentials and endpoint come from environment variables.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from typing import Any, Literal
 
 from vlltr_index.errors import MissingStepError, WorkspaceError
 
-_opened: set[int] = set()  # processes
-_SHOWN = 500  # characters of what obstore says
+_opened: set[int] = set()  # ids of processes that have opened object storage
+_SHOWN = 500  # characters of obstore's message that are shown
 
 
 def is_address(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is the address of objects, such as `s3://bucket/birds`."""
+    """Say whether a path is an address in object storage, such as `s3://bucket/birds`."""
     return os.fspath(path).startswith(("s3://", "gs://", "az://"))
 
 
 def objects_at(address: str) -> tuple[Any, Any]:
-    """obstore, and its store of the objects below an address.
+    """Return the module obstore, and its store of the objects below an address.
 
     Raises:
-        MissingStepError: If the extra `remote` is not installed.
-        WorkspaceError: If the address cannot be used.
+        MissingStepError: The extra `remote` is not installed.
+        WorkspaceError: The address cannot be used.
     """
     try:
         import obstore
         import obstore.exceptions
-        import platformdirs  # noqa: F401  # of the same extra: a workspace there needs it
+        import platformdirs  # noqa: F401  # of the same extra; a workspace in object storage needs it
         from obstore.store import from_url
     except ImportError as error:
         raise MissingStepError(
@@ -48,7 +48,7 @@ def objects_at(address: str) -> tuple[Any, Any]:
 
 @contextmanager
 def told_by(library: Any, address: str) -> Iterator[None]:
-    """obstore's errors with the address; an object that is missing or there is a `FileNotFoundError` or so."""
+    """Turn obstore's errors into ours with the address; a missing or existing object into Python's own errors."""
     try:
         yield
     except FileNotFoundError:
@@ -56,7 +56,7 @@ def told_by(library: Any, address: str) -> Iterator[None]:
     except (library.exceptions.AlreadyExistsError, library.exceptions.PreconditionError):
         raise FileExistsError(address) from None
     except library.exceptions.BaseError as error:
-        said = str(error).partition("Debug source")[0]  # without its account of its own insides
+        said = str(error).partition("Debug source")[0]  # without obstore's dump of its internal error
         raise WorkspaceError(
             f"{address.removesuffix('/')} cannot be used: {' '.join(said.split())[:_SHOWN]}",
             "Look at the network, the address, and what the environment says of credentials and endpoint (AWS_..., "
@@ -65,16 +65,16 @@ def told_by(library: Any, address: str) -> Iterator[None]:
 
 
 def start_method() -> Literal["spawn"] | None:
-    """How processes that may read objects are started: a fork of one that has read some would wait forever."""
+    """Return the start method for processes that may read objects; forks hang if this process has read some."""
     return "spawn" if os.getpid() in _opened else None
 
 
 def read_object(address: str) -> bytes:
-    """What an object holds.
+    """Read the bytes of an object.
 
     Raises:
-        FileNotFoundError: If there is none.
-        WorkspaceError: If it cannot be had.
+        FileNotFoundError: There is no such object.
+        WorkspaceError: It cannot be read.
     """
     library, store, key = _within(address)
     with told_by(library, address):
@@ -82,10 +82,10 @@ def read_object(address: str) -> bytes:
 
 
 def object_names(address: str) -> list[str]:
-    """Names of all objects below an address, relative to it, in their order.
+    """List the names of all objects below an address, relative to it, sorted.
 
     Raises:
-        WorkspaceError: If they cannot be listed.
+        WorkspaceError: They cannot be listed.
     """
     library, store, prefix = _within(address.rstrip("/"))
     with told_by(library, address):
@@ -94,7 +94,7 @@ def object_names(address: str) -> list[str]:
 
 
 def _within(address: str) -> tuple[Any, Any, str]:
-    """obstore, the store of the bucket, and the key in it."""
+    """Return the module obstore, the store of the bucket, and the key in it."""
     scheme, _, rest = address.partition("://")
     bucket, _, key = rest.partition("/")
     return (*_bucket(f"{scheme}://{bucket}", os.getpid()), key)
@@ -102,5 +102,5 @@ def _within(address: str) -> tuple[Any, Any, str]:
 
 @lru_cache(maxsize=8)
 def _bucket(address: str, process: int) -> tuple[Any, Any]:
-    """A store does not survive a fork: each process has its own."""
+    """Open the store of a bucket; each process has its own, since a store does not survive a fork."""
     return objects_at(address)

@@ -1,4 +1,4 @@
-"""Trees of classes from files: CSV, TSV or Parquet with name and parent, and iNaturalist's categories.json."""
+"""Readers of trees of classes: CSV, TSV or Parquet with name and parent, and iNaturalist's categories.json."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _FORMATS = (
 
 
 def read_taxonomy(path: Path) -> list[Taxon]:
-    """Read what lies below what: one record a name, a parent that has no line of its own is a root.
+    """Read a tree of classes: one record for each name; a parent without a record is a root.
 
-    Of iNaturalist's categories.json the seven ranks are taken. A name that stands in two places there (Prunella is a
-    genus of birds and one of plants) gets its parent in brackets in the second one.
+    Of iNaturalist's categories.json the seven ranks are read. If a name occurs in two places there (Prunella is a genus
+    of birds and one of plants), the second gets its parent in brackets.
 
     Raises:
-        InputError: If the file is missing, empty, or malformed, naming the line.
+        InputError: The file is missing, empty or malformed; the message names the line.
     """
     kind = require(path).suffix.lower()
     if kind == ".json":
@@ -42,19 +42,22 @@ def read_taxonomy(path: Path) -> list[Taxon]:
 
 
 def _taxon(row: dict[str, Any], where: str) -> Taxon:
-    parent, rank, aliases = (row.get(key) or "" for key in ("parent", "rank", "aliases"))
+    """Make a record from a row of a table; aliases are a list, or text with semicolons between them."""
+    parent = row.get("parent") or ""
+    rank = row.get("rank") or ""
+    aliases = row.get("aliases") or ""
     names = map(str, aliases) if isinstance(aliases, list) else str(aliases).split(";")
     return Taxon(
-        clean_name(str(row["name"] or ""), where),
-        clean_name(str(parent), where) if str(parent).strip() else None,
-        str(rank).strip() or None,
-        tuple(clean_name(name, where) for name in names if name.strip()),
-        where,
+        name=clean_name(str(row["name"] or ""), where),
+        parent=clean_name(str(parent), where) if str(parent).strip() else None,
+        rank=str(rank).strip() or None,
+        aliases=tuple(clean_name(name, where) for name in names if name.strip()),
+        where=where,
     )
 
 
 def _categories(path: Path) -> Iterator[Taxon]:
-    """The nodes of each path that were not there before; those below a name that stands twice are other nodes."""
+    """Yield the nodes of iNaturalist's categories, each once; equal names below different parents are two nodes."""
     called: dict[tuple[str, ...], str] = {}
     taken: set[str] = set()
     for number, row in enumerate(read_categories(path, dict[str, Any])):
@@ -71,4 +74,4 @@ def _categories(path: Path) -> Iterator[Taxon]:
             common = str(row.get("common_name") or "").strip() if species else ""
             called[names[:depth]] = name
             taken.add(name.casefold())
-            yield Taxon(name, parent, rank, (common,) if common else (), where)
+            yield Taxon(name=name, parent=parent, rank=rank, aliases=(common,) if common else (), where=where)

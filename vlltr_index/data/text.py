@@ -1,4 +1,4 @@
-"""Text: normalised, hashed, split into sentences; names of classes and splits, and the prompts made from them."""
+"""Text: normalising, hashing and splitting into sentences; names of classes and splits, and prompts for names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nupunkt import PunktSentenceTokenizer
 
 MAX_SENTENCE = 4_000
-"""Characters a sentence may have: more is no sentence, and no encoder reads so far."""
+"""Most characters of a sentence; longer pieces are no sentences, and no encoder reads so far."""
 
 _MAX_NAME = 200  # characters
 _SPLIT = re.compile(r"[\w.-]{1,64}")
@@ -31,7 +31,7 @@ _DROPPED = re.compile(
     "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff\ud800-\udfff]"
 )
 _ABBREVIATIONS = ["approx", "ca", "cf", "cv", "fig", "figs", "spp", "ssp", "subsp", "syn", "var"]
-# Abbreviations of three letters and more; the splitter's own list has thousands of plain words.
+# Abbreviations of three letters and more that are kept; the splitter's list has thousands of plain words too.
 _COMMON = re.compile(
     r"abb|alt|approx|apr|auct|aug|ave|avg|capt|col|cols|corp|dec|dept|diam|dist|ed|eds|elev|esp|esq|est|etc|"
     r"excl|feb|fig|figs|gen|gov|hon|ibid|illus|inc|incl|inst|jan|jul|jun|lat|lib|lieut|ltd|mar|max|med|messrs|"
@@ -39,22 +39,22 @@ _COMMON = re.compile(
     r"sci|sec|sect|sen|sep|sept|ser|sgt|spec|spp|ssp|subsp|syn|temp|trans|univ|var|vars|viz|vol|vols"
 )
 _HEADING = re.compile(r"=+[^=].*=+")  # as in wiki text: == Description ==
-_OPENERS = (  # words that begin a sentence and are nobody's name
+_OPENERS = (  # words that begin a sentence and are not names
     "It|Its|This|That|These|Those|They|Their|There|The|He|She|His|Her|We|An?|In|At|As|And|But|For|From|By|With|"
     "When|While|Where|After|Before|Although|Though|However|Because|If|Since|During|Then|Some|Many|Most|Both|Each|"
     "All|Other|Unlike|Such|Also"
 )
-# "vitamin C. It", "3 m. The": a single letter that ends a sentence, where the splitter takes it for an initial.
+# "vitamin C. It", "3 m. The": a sentence ends with a single letter, which the splitter takes for an initial.
 _LETTER_END = re.compile(
     rf"(?:(?<=[^\W\d_] )[A-Z]|(?<=\d )[a-zA-Zµ]{{1,3}}|(?<=\d)[a-z])\.(?= (?:{_OPENERS})\s)"
 )
-# "two wings. Its": a whole word that ends a sentence, where the splitter knows the two words as a pair.
+# "two wings. Its": a sentence ends with a word, but the splitter knows the two words as a collocation.
 _WORD_END = re.compile(rf"\b([a-z]{{3,}})\.(?= (?:{_OPENERS})\s)")
-_UNBROKEN = re.compile(r"\S{500}")  # the splitter's time is quadratic in such a run
-_WRAPPED = 60  # a line of that many characters that ends in mid-sentence was broken to fit the page
+_UNBROKEN = re.compile(r"\S{500}")  # the splitter's time is quadratic in the length of such a run
+_WRAPPED = 60  # a line of so many characters that ends within a sentence is taken to be wrapped
 _ENDS = tuple(".!?…:;\"”’')]")
 
-_KEY = re.compile(r" \(n\d{8}\)$")  # a WordNet id that tells two classes of one name apart
+_KEY = re.compile(r" \(n\d{8}\)$")  # a WordNet id that distinguishes two classes of one name
 _SLOT = re.compile(r"(?:\b([Aa]n?|[Tt]he) )?\{\}")
 _OWN_ARTICLE = re.compile(r"(?:a|an|the)\s", re.IGNORECASE)
 _VOWEL_SOUND = re.compile(r"(?:[aeiou]|hour|honest|honou?r|heir|8|11\b|18\b)", re.IGNORECASE)
@@ -64,25 +64,25 @@ _CONSONANT_SOUND = re.compile(
 
 
 def normalise_text(text: str) -> str:
-    """`text` in NFC, without control characters, every run of white space one space, none at the ends."""
+    """Normalise text: NFC, without control characters, white space as single spaces, none at the ends."""
     return " ".join(unicodedata.normalize("NFC", _DROPPED.sub("", text)).split())
 
 
 def text_hash(text: str) -> str:
-    """SHA-256 of the normalised text without regard to case: what makes two sentences the same."""
+    """Compute the SHA-256 of the normalised, case-folded text; sentences with equal hashes count as the same."""
     return hashlib.sha256(normalise_text(text).casefold().encode()).hexdigest()
 
 
 def sentence_id(class_id: int, hashed: str) -> str:
-    """The key of the sentence with `text_hash` `hashed` in the class `class_id`."""
+    """Compute the key of the sentence with the `text_hash` `hashed` in the class `class_id`."""
     return hashlib.sha256(f"{class_id}\0{hashed}".encode()).hexdigest()[:32]
 
 
 def clean_name(name: str, where: str) -> str:
-    """A class name, normalised as text is.
+    """Normalise a class name as text.
 
     Raises:
-        InputError: If nothing is left of it or it is longer than 200 characters; `where` says where it stands.
+        InputError: Nothing is left of it, or it is longer than 200 characters; `where` is its place in the message.
     """
     cleaned = normalise_text(name)
     if not cleaned:
@@ -96,10 +96,10 @@ def clean_name(name: str, where: str) -> str:
 
 
 def check_split(split: str) -> str:
-    """`split`, if it can be the name of one.
+    """Check the name of a split, and return it.
 
     Raises:
-        UsageError: If it cannot.
+        UsageError: It is not a valid name.
     """
     if not _SPLIT.fullmatch(split):
         raise UsageError(
@@ -111,9 +111,10 @@ def check_split(split: str) -> str:
 
 @lru_cache(maxsize=1)
 def _splitter() -> PunktSentenceTokenizer:
+    """Load the sentence splitter, with our abbreviations."""
     from nupunkt import load_default_model
 
-    splitter = load_default_model()  # an instance of our own, so the abbreviations stay here
+    splitter = load_default_model()  # a new instance, so that the abbreviations change only here
     long = [a for a in splitter.abbreviations if len(a) > 2 and a.isalpha()]
     for word in [a for a in long if not _COMMON.fullmatch(a)]:
         splitter.remove_abbreviation(word)
@@ -122,10 +123,10 @@ def _splitter() -> PunktSentenceTokenizer:
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of `text`, normalised; wiki headings and pieces without a letter or digit are left out.
+    """Split text into normalised sentences; wiki headings and pieces without a letter or digit are left out.
 
-    A line break ends a sentence, unless the line was broken only to fit a page: then the next one starts with a
-    small letter, or the line is long and ends in mid-sentence.
+    A line break ends a sentence unless the line is wrapped: the next one starts with a small letter, or the line is
+    long and ends within a sentence.
     """
     found: list[str] = []
     for block in _blocks(text):
@@ -136,14 +137,15 @@ def split_sentences(text: str) -> list[str]:
 
 
 def _parted(sentence: str) -> list[str]:
-    """A sentence, parted where a single letter, a unit, or a word that is no abbreviation ends one."""
-    words = (match.end() for match in _WORD_END.finditer(sentence) if match[1] not in _ABBREVIATIONS)
-    ends = sorted({0, *(match.end() for match in _LETTER_END.finditer(sentence)), *words, len(sentence)})
+    """Split a sentence again after a single letter, a unit, or a word that is no abbreviation, if one ends there."""
+    words = [match.end() for match in _WORD_END.finditer(sentence) if match[1] not in _ABBREVIATIONS]
+    letters = [match.end() for match in _LETTER_END.finditer(sentence)]
+    ends = sorted({0, *letters, *words, len(sentence)})
     return [sentence[start:end].strip() for start, end in pairwise(ends)]
 
 
 def _blocks(text: str) -> list[str]:
-    """Lines, those broken to fit a page joined again."""
+    """Return the lines of a text, with wrapped ones joined."""
     blocks: list[list[str]] = []
     last = ""
     for line in map(normalise_text, text.splitlines()):
@@ -158,33 +160,33 @@ def _blocks(text: str) -> list[str]:
 
 
 def class_prompts(class_name: str, templates: Literal["clip"] | Sequence[str]) -> list[SentenceRecord]:
-    """One sentence for each template, with `a` or `an` as the name asks and underscores as spaces.
+    """Make a prompt from each template, with `a` or `an` as the name requires and underscores as spaces.
 
-    Of `crane (n02012849)` the name is `crane`.
+    For `crane (n02012849)` the name in prompts is `crane`.
 
     Args:
         class_name: The class, as it is named in the workspace.
-        templates: Each with one `{}`; "clip": the 80 that CLIP was evaluated with.
+        templates: Templates with one `{}` each; "clip": the 80 that CLIP was evaluated with.
 
     Raises:
-        ConfigError: If a template has no `{}`, or more than one.
+        ConfigError: A template has no `{}`, or more than one.
     """
     spoken = " ".join(_KEY.sub("", class_name).replace("_", " ").split())
     if templates == "clip":
-        from vlltr_index.encoders.openclip import clip_templates  # seconds, so only where prompts are made
+        from vlltr_index.encoders.openclip import clip_templates  # this import takes seconds
 
         templates = clip_templates()
     return [SentenceRecord(class_name, _fill(template, spoken), "prompt") for template in templates]
 
 
 def prompt_templates(which: str) -> Literal["clip"] | tuple[str, ...]:
-    """What a recipe's `prompts` are: "clip" as it is, or the templates of a text file with one a line.
+    """Return the templates for a recipe's `prompts`: "clip" as it is, or those of a text file with one per line.
 
     Blank lines, and lines that start with `#`, are left out.
 
     Raises:
-        InputError: If the file is missing or has no template.
-        ConfigError: If a template does not have one `{}`.
+        InputError: The file is missing or has no template.
+        ConfigError: A template does not have one `{}`.
     """
     if which == "clip":
         return "clip"
@@ -193,11 +195,12 @@ def prompt_templates(which: str) -> Literal["clip"] | tuple[str, ...]:
     templates = tuple(line for line in lines if line and not line.startswith("#"))
     if not templates:
         raise InputError(f"{path} has no template", "Write one a line, such as: a photo of a {}.")
-    class_prompts("a class", templates)  # raises for one that cannot be filled
+    class_prompts("a class", templates)  # raises for a template that cannot be filled
     return templates
 
 
 def _fill(template: str, name: str) -> str:
+    """Put a name into a template."""
     if template.count("{}") != 1:
         raise ConfigError(
             f"the prompt {template!r} must have one {{}}, where the class name goes",
@@ -207,6 +210,7 @@ def _fill(template: str, name: str) -> str:
 
 
 def _with_article(article: str | None, name: str) -> str:
+    """Put the template's article before a name, `a` or `an` by its sound; none before a name that has its own."""
     if article is None or _OWN_ARTICLE.match(name):
         return name
     if article.lower() == "the":

@@ -1,4 +1,4 @@
-"""Description sources to sentence records: folders of .txt, JSONL, JSON, CSV, TSV, Parquet, and the release's corpus.
+"""Readers of texts: folders of .txt, JSONL, JSON, CSV, TSV, Parquet, and the release's corpus.
 
 The VL-LTR release's text corpus is `wiki/desc_<class number>.txt` beside `labels.txt` or `categories.json`.
 """
@@ -50,6 +50,8 @@ _Items = Iterator[SentenceRecord | Skipped]
 
 
 class _Row(BaseModel):
+    """A row of a table, or a line of JSONL."""
+
     name: str = Field(alias="class")
     text: str
     source: str | None = None
@@ -58,21 +60,21 @@ class _Row(BaseModel):
 
 
 def read_text(path: Path, names: ClassNames | None = None) -> _Items:
-    """Stream the sentences of a source.
+    """Yield the sentences of a source.
 
-    Texts in .txt, JSONL, CSV, TSV and Parquet are split into sentences; a JSON list holds sentences already. A
-    .txt file is named after its class; those in a subfolder belong to the class the subfolder is named after. A
-    folder with `desc_<class number>.txt` (or `wiki` in it) is a release's corpus: see `read_release_corpus`.
-    Empty texts, empty classes and pieces longer than 4,000 characters are handed out as `Skipped`. What brings no
-    source of its own is from the folder or file.
+    Texts in .txt, JSONL, CSV, TSV and Parquet are split into sentences; a JSON list has sentences already. A .txt file
+    has the name of its class; files in a subfolder belong to the class with the subfolder's name. A folder with
+    `desc_<class number>.txt`, in it or in its subfolder `wiki`, is a release's corpus: see `read_release_corpus`. Empty
+    texts, empty classes and pieces longer than 4,000 characters are yielded as `Skipped`. The default of a sentence's
+    source is the name of the folder or file.
 
     Args:
         path: A folder or a file.
-        names: Names of the class numbers of a release's corpus; default: those that lie beside it.
+        names: Names of the class numbers of a release's corpus; None: those in a file beside it.
 
     Raises:
-        InputError: If the path is missing, of no known format, or something in it is malformed; the message names
-            file and line.
+        InputError: The path is missing, of no known format, or something in it is malformed; the message names file and
+            line.
     """
     if not require(path).is_dir():
         yield from _read_file(path)
@@ -83,12 +85,12 @@ def read_text(path: Path, names: ClassNames | None = None) -> _Items:
 
 
 def class_sentences(path: Path, class_name: str) -> list[SentenceRecord]:
-    """The sentences of a file about one class: plain text, a JSON list of sentences, or a format of `read_text`.
+    """Read the sentences of one class from a file: plain text, a JSON list of sentences, or a format of `read_text`.
 
-    Of a file that names classes, those of `class_name` are taken, without regard to case.
+    If the file names classes, only the sentences of `class_name` are returned, whatever its case.
 
     Raises:
-        InputError: If the file is missing, is malformed, or holds no sentence about the class.
+        InputError: The file is missing or malformed, or has no sentence about the class.
     """
     name = clean_name(class_name, "--text")
     found = [i for i in _read_file(require(path), name) if isinstance(i, SentenceRecord)]
@@ -103,7 +105,7 @@ def class_sentences(path: Path, class_name: str) -> list[SentenceRecord]:
 
 
 def _read_file(path: Path, name: str | None = None) -> _Items:
-    """What a file says about classes that it names, or, where it names none, about the class `name`."""
+    """Yield the sentences of a file, about the classes that it names or, if it names none, about the class `name`."""
     kind = path.suffix.lower()
     source = path.name
     if kind == ".json":
@@ -122,15 +124,20 @@ def _read_file(path: Path, name: str | None = None) -> _Items:
     elif name or kind == ".txt":
         text = decode(read_bytes(path), str(path))
         ref = None if name else path.name
-        yield from _sentences(text, name or clean_name(path.stem, str(path)), source, str(path), ref)
+        yield from _sentences(
+            text, name or clean_name(path.stem, str(path)), source, where=str(path), ref=ref
+        )
     else:
         raise InputError(f"{path}: unknown text format {path.suffix!r}", _FORMATS)
 
 
 def _row(row: _Row, source: str, where: str) -> _Items:
+    """Yield the sentences of a row; `source` is the default."""
     own = normalise_text(row.source or "") or source
     name = clean_name(row.name, where)
-    return _sentences(row.text, name, own, where, row.source_ref or None, row.licence or None)
+    return _sentences(
+        row.text, name, own, where=where, ref=row.source_ref or None, licence=row.licence or None
+    )
 
 
 def _sentences(
@@ -141,7 +148,7 @@ def _sentences(
     ref: str | None = None,
     licence: str | None = None,
 ) -> _Items:
-    """The sentences of a text, or those of a list, that belong to one class."""
+    """Yield the sentences of one class, from a text or a list of sentences."""
     sentences = split_sentences(text) if isinstance(text, str) else list(map(normalise_text, text))
     if not any(sentences):
         yield Skipped(where, "the text is empty")
@@ -149,53 +156,64 @@ def _sentences(
         if len(sentence) > MAX_SENTENCE:
             yield Skipped(where, f"a piece of {len(sentence):,} characters without an end of sentence")
         else:
-            yield SentenceRecord(name, sentence, source, ref, licence)
+            yield SentenceRecord(
+                class_name=name, text=sentence, source=source, source_ref=ref, licence=licence
+            )
 
 
 def _read_folder(folder: Path) -> _Items:
+    """Yield the sentences of a folder of .txt files, and its other files as `Skipped`."""
     root = folder.resolve()
     files = sorted(p for p in folder.rglob("*.txt") if not is_hidden(p.relative_to(folder).as_posix()))
     if not files:
         raise InputError(f"no .txt file in the folder {folder}", _FORMATS)
     for file in sorted(folder.iterdir()):
         if file.suffix != ".txt" and not file.name.startswith(".") and file.is_file():
-            by_itself = f"; take it by itself: vlltr ingest text {shlex.quote(str(file))}"
-            own = file.suffix.lower() in (".json", *_LINES, *_TABLES)
-            yield Skipped(str(file), "of a folder, .txt files are read" + by_itself * own)
+            why = "of a folder, .txt files are read"
+            if file.suffix.lower() in (".json", *_LINES, *_TABLES):
+                why += f"; take it by itself: vlltr ingest text {shlex.quote(str(file))}"
+            yield Skipped(str(file), why)
     for file in files:
-        if why := unfit(str(file), root):
+        why = unfit(str(file), root)
+        if why:
             yield Skipped(str(file), why)
             continue
         parts = file.relative_to(folder).parts
         name = clean_name(file.stem if len(parts) == 1 else parts[0], str(file))
         text = decode(read_bytes(file), str(file))
-        yield from _sentences(text, name, root.name, str(file), "/".join(parts))
+        yield from _sentences(text, name, root.name, where=str(file), ref="/".join(parts))
 
 
 def is_release_corpus(folder: Path) -> bool:
-    """Whether `folder`, or its subfolder `wiki`, holds `desc_<number>.txt`."""
+    """Say whether `folder`, or its subfolder `wiki`, holds `desc_<number>.txt`."""
     return bool(_descriptions(folder)[1])
 
 
 def _descriptions(folder: Path) -> tuple[Path, dict[int, Path]]:
-    """Where a corpus's texts lie, and the text of each class number."""
+    """Find the folder of a corpus's texts, and the file of each class number."""
     for place in (folder / "wiki", folder):
         files = sorted(place.iterdir()) if place.is_dir() else ()
-        if found := {int(m[1]): p for p in files if (m := _DESC.fullmatch(p.name))}:
+        found = dict[int, Path]()
+        for path in files:
+            match = _DESC.fullmatch(path.name)
+            if match:
+                found[int(match[1])] = path
+        if found:
             return place, found
     return folder, {}
 
 
 def names_beside(folder: Path) -> ClassNames:
-    """The class names that lie beside a corpus: `labels.txt` or `categories.json`.
+    """Read the class names beside a corpus, from `labels.txt` or `categories.json`.
 
     Raises:
-        InputError: If neither is there, or it is malformed.
+        InputError: Neither file exists, or it is malformed.
     """
     place, _ = _descriptions(folder)
-    for candidate in (near / name for near in (place, place.parent) for name in _LABELS):
-        if candidate.is_file():
-            return read_class_names(candidate)
+    for near in (place, place.parent):
+        for name in _LABELS:
+            if (near / name).is_file():
+                return read_class_names(near / name)
     raise InputError(
         f"{folder} holds texts by class number, and no {' or '.join(_LABELS)} that names the classes",
         "Name the file: vlltr ingest text PATH --names FILE",
@@ -203,13 +221,13 @@ def names_beside(folder: Path) -> ClassNames:
 
 
 def read_release_corpus(folder: Path, names: ClassNames) -> _Items:
-    """Stream a corpus's sentences, class by class; each names its file and section.
+    """Yield a corpus's sentences, class by class, each with its file and section.
 
-    Sections such as References are left out with all that lies below them. A file that is not UTF-8 is read as GBK.
-    A class without a file, and an empty file, are handed out as `Skipped`.
+    Sections such as References are left out with all their subsections. A file that is not UTF-8 is read as GBK. A
+    class without a file, and an empty file, are yielded as `Skipped`.
 
     Raises:
-        InputError: If a file's number has no name, or a file is neither UTF-8 nor GBK.
+        InputError: A file's number has no name, or a file is neither UTF-8 nor GBK.
     """
     place, files = _descriptions(folder)
     for number, path in files.items():
@@ -217,7 +235,8 @@ def read_release_corpus(folder: Path, names: ClassNames) -> _Items:
     gbk = 0
     for number, name in enumerate(names.names):
         path = files.get(number, place / f"desc_{number}.txt")
-        if why := unfit(str(path), folder.resolve()):
+        why = unfit(str(path), folder.resolve())
+        if why:
             yield Skipped(str(path), f"{why}: the class {name!r} has no text here")
             continue
         data = read_bytes(path)
@@ -225,18 +244,19 @@ def read_release_corpus(folder: Path, names: ClassNames) -> _Items:
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError:
             text = _from_gbk(data, path)
-            gbk = gbk + 1
+            gbk += 1
         found: list[SentenceRecord | Skipped] = []
         for heading, body in sections(text, DROPPED_SECTIONS["en"]):
             ref = path.name + (f"#{heading}" if heading else "")
             if body.strip():
-                found += _sentences(body, name, "wikipedia", str(path), ref, _LICENCE)
+                found += _sentences(body, name, "wikipedia", where=str(path), ref=ref, licence=_LICENCE)
         yield from found or _sentences("", name, "", str(path))
     if gbk:
         _log.info("%s: %s files are not UTF-8 and were read as GBK", place, f"{gbk:,}")
 
 
 def _from_gbk(data: bytes, path: Path) -> str:
+    """Decode GBK text."""
     try:
         return data.decode("gbk")
     except UnicodeDecodeError:

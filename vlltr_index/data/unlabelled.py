@@ -1,4 +1,4 @@
-"""Pictures to recognise: files, folders, patterns, lists, Parquet files and object storage, by names and sources."""
+"""Readers of unlabelled images: files, folders, patterns, lists, Parquet files and object storage."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _ROWS = 64
 
 
 def unlabelled_images(paths: Sequence[str], with_data: bool = True) -> Iterator[tuple[str, str | bytes]]:
-    """The name and the source of each picture, in a fixed order, none opened.
+    """Yield the name and the source of each image, in a fixed order, without opening it.
 
-    A folder gives the images in and below it that are not hidden, by name, and a pattern (`shots/**/*.jpg`) what it
-    matches. A list (.txt) has a path a line, relative to its own folder. A Parquet file has the column image, binary or
-    a struct with `bytes`; its rows are called `file.parquet#row`. An address (`s3://bucket/shots`) is an image by its
-    ending, else a folder. Anything else is taken for an image.
+    A folder gives the images in and below it that are not hidden, sorted; a pattern (`shots/**/*.jpg`) gives all that
+    it matches. A list (.txt) has one path per line, relative to its own folder. A Parquet file has the column image,
+    binary or a struct with `bytes`; its rows have the names `file.parquet#row`. An address (`s3://bucket/shots`) is an
+    image if it ends like one, else a folder. Anything else is taken for an image.
 
     Args:
         paths: Any of these.
-        with_data: Whether to read the bytes out of a Parquet file; without, they are empty.
+        with_data: Whether to read the bytes in a Parquet file; without, they are empty.
 
     Raises:
-        InputError: If a folder, pattern or list names no image, or a list or Parquet file cannot be read.
+        InputError: A folder, pattern or list names no image, or a list or Parquet file cannot be read.
     """
     for given in paths:
         path = Path(os.path.expanduser(given))
@@ -62,23 +62,27 @@ def unlabelled_images(paths: Sequence[str], with_data: bool = True) -> Iterator[
 
 
 def _below(folder: Path) -> Iterator[str]:
+    """Yield the paths of the images in and below a folder."""
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         yield from (os.path.join(place, name) for name in sorted(files) if _is_picture(name))
 
 
 def _is_picture(name: str) -> bool:
-    """Whether a name below a folder is that of an image, and neither it nor a folder in it is hidden."""
+    """Say whether a path below a folder ends like an image, and neither it nor a folder in it is hidden."""
     return name.lower().endswith(ENDINGS) and not is_hidden(name)
 
 
 def _listed(path: Path) -> Iterator[str]:
-    for _, line in read_lines(path):
-        if line := line.strip():
+    """Yield the paths in a list, relative to the list's folder."""
+    for _, raw in read_lines(path):
+        line = raw.strip()
+        if line:
             yield line if is_address(line) else str(path.parent / line)
 
 
 def _objects(address: str) -> Iterator[str]:
+    """Yield the addresses of the images at or below an address."""
     if address.lower().endswith(ENDINGS):
         yield address
         return
@@ -86,6 +90,7 @@ def _objects(address: str) -> Iterator[str]:
 
 
 def _rows(path: Path, with_data: bool) -> Iterator[tuple[str, bytes]]:
+    """Yield the name and the bytes of each image in a Parquet file."""
     with open_parquet(path, ["image"]) as file:
         if not with_data:
             yield from ((f"{path}#{row}", b"") for row in range(file.metadata.num_rows))
@@ -98,30 +103,32 @@ def _rows(path: Path, with_data: bool) -> Iterator[tuple[str, bytes]]:
 
 
 def _bytes(value: object) -> bytes:
+    """Return the bytes of a value of the column image; empty if there are none."""
     image = value.get("bytes") if isinstance(value, dict) else value
     return image if isinstance(image, bytes) else b""
 
 
 class Pictures:
-    """Pictures by number, for the ray engine: bytes out of Parquet files are read when they are loaded.
+    """Images by position, for the ray engine; those in Parquet files are read only by `load`.
 
     Args:
-        named: Names and sources, as `unlabelled_images` gives them without data.
-        root: The folder that paths are relative to; default: this process's.
+        named: Names and sources, as `unlabelled_images` yields them without data.
+        root: The folder that paths are relative to; None: the working directory.
     """
 
     def __init__(self, named: Sequence[tuple[str, str | bytes]], root: str | None = None) -> None:
-        self._named, self._root = named, root or os.getcwd()
+        self._named = named
+        self._root = root or os.getcwd()
 
     def __len__(self) -> int:
         return len(self._named)
 
     def take(self, places: Sequence[int]) -> Pictures:
-        """Those at some places."""
+        """Return the images at some positions."""
         return Pictures([self._named[place] for place in places], self._root)
 
     def load(self) -> Iterator[tuple[str, str | bytes]]:
-        """The name and the source of each."""
+        """Yield the name and the source of each image."""
         for name, source in self._named:
             if isinstance(source, bytes):
                 path, _, row = name.rpartition("#")
@@ -131,7 +138,7 @@ class Pictures:
 
 
 def _row_at(path: str, row: int) -> bytes:
-    """The image in a row of a Parquet file."""
+    """Read the image in a row of a Parquet file."""
     starts = _starts(path)
     group = bisect_right(starts, row) - 1
     return _bytes(_group(path, group)[row - starts[group]].as_py())
@@ -139,6 +146,7 @@ def _row_at(path: str, row: int) -> bytes:
 
 @lru_cache(maxsize=8)
 def _starts(path: str) -> list[int]:
+    """Return the first row of each row group of a Parquet file, and the number of rows."""
     with open_parquet(path) as file:
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
     return list(accumulate(sizes, initial=0))
@@ -146,5 +154,6 @@ def _starts(path: str) -> list[int]:
 
 @lru_cache(maxsize=1)
 def _group(path: str, group: int) -> pa.ChunkedArray:
+    """Read the images of a row group of a Parquet file."""
     with open_parquet(path) as file:
         return file.read_row_group(group, columns=["image"])["image"]

@@ -1,4 +1,4 @@
-"""Which article is about a class, and its text: from Wikipedia, or another wiki with the extension TextExtracts."""
+"""Finding the article about a class, and its text, in Wikipedia or another wiki with the extension TextExtracts."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ from vlltr_index.data.writing import write_file
 from vlltr_index.errors import InputError
 from vlltr_index.version import VERSION
 
-_PAUSE, _WAIT, _LONGEST = 0.2, 5, 300  # seconds: before a request, until a busy server's next, and at most
+_PAUSE = 0.2  # seconds before a request
+_WAIT = 5  # seconds before the next request to a busy server
+_LONGEST = 300  # most seconds that are waited if a server asks for it
 _TRIES = 4
 _TIMEOUT = 60
-_TITLES = 20  # a request: the API takes 50, but an address must not grow too long
+_TITLES = 20  # titles in a request: the API allows 50, but the address must not become too long
 _BUSY = frozenset({429, 500, 502, 503, 504, "maxlag", "ratelimited", "readonly", "no connection"})
 _LATER = "Run it again later: what has come is kept."
 _ADDRESS = "Give the address of a wiki's api.php: --api https://en.wikipedia.org/w/api.php"
@@ -37,26 +39,28 @@ _ARTICLE = {
 }  # fmt: skip
 _SEARCH = {"list": "search", "srnamespace": "0", "srlimit": "10", "srprop": "redirecttitle"}
 
-_SHOWN = 12  # candidates
+_SHOWN = 12  # most candidates
 _FORBIDDEN = re.compile(r"[#<>\[\]|{}\x00-\x1f\x7f]")  # in titles
 _WORDNET = re.compile(r"n\d{8}\s+|\s*\(n\d{8}\)\Z")
-_NUMBER = re.compile(r"(?:n?\d+|/.*)\Z")  # names of folders, not of things
+_NUMBER = re.compile(r"(?:n?\d+|/.*)\Z")  # aliases that are numbers or paths
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page that is there; redirects have been followed."""
+    """An existing page, after redirects."""
 
     title: str
     pageid: int
     disambiguation: bool = False
     description: str | None = None  # the wiki's short description
-    fragment: str | None = None  # the section that a redirect led to: the page is about more than that
+    fragment: str | None = (
+        None  # the section that a redirect led to; the page itself is about something wider
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Article:
-    """A page's text as TextExtracts gives it, and where exactly it is from."""
+    """A page's text, as TextExtracts gives it, with its source."""
 
     title: str
     revision: str
@@ -68,13 +72,13 @@ class Article:
 
 @dataclass
 class Wiki:
-    """A wiki's API: one request at a time, a pause before each; answers are kept on disk.
+    """API of a wiki, with one request at a time, a pause before each, and a cache of answers on disk.
 
     Attributes:
-        url: Address of its api.php.
-        folder: Where answers are kept; made when the first comes.
-        contact: How the wiki's operators can reach whoever runs this.
-        refresh: Ask again for what is kept.
+        url: Address of the wiki's api.php.
+        folder: Folder of the cache, made with the first answer.
+        contact: Contact of the user, for the wiki's operators.
+        refresh: Request again what is in the cache.
     """
 
     url: str
@@ -83,34 +87,34 @@ class Wiki:
     refresh: bool = False
 
     def pages(self, titles: Sequence[str]) -> dict[str, Page | None]:
-        """The page of each title, other spellings and redirects followed; None where there is no article."""
+        """Find the page of each title, after normalisation and redirects; None if there is no article."""
         found: dict[str, Page | None] = {}
         asked = list(dict.fromkeys(titles))
         for start in range(0, len(asked), _TITLES):
             part = asked[start : start + _TITLES]
             query = self._query(_PAGE, titles="|".join(part))
-            steps = {s["from"]: s for kind in ("normalized", "redirects") for s in query.get(kind, ())}
+            steps = {step["from"]: step for step in query.get("normalized", ())}
+            steps |= {step["from"]: step for step in query.get("redirects", ())}
             pages = {page["title"]: page for page in query.get("pages", ())}
             found |= {title: _page(title, steps, pages) for title in part}
         return found
 
     def links(self, page: Page) -> list[str]:
-        """Titles of the articles that a page links to, in alphabetical order, 500 at most."""
+        """List the titles of the articles that a page links to, in alphabetical order, 500 at most."""
         asked = {"prop": "links", "plnamespace": "0", "pllimit": "max"}
         query = self._query(asked, pageids=str(page.pageid))
         return [link["title"] for link in query["pages"][0].get("links", ())]
 
     def search(self, words: str) -> list[str]:
-        """Titles of articles, or of redirects to them, in which the words occur, best first; ten at most."""
-        return [
-            hit.get("redirecttitle") or hit["title"] for hit in self._query(_SEARCH, srsearch=words)["search"]
-        ]
+        """Search for words; return titles of articles, or of redirects to them, best first, ten at most."""
+        hits = self._query(_SEARCH, srsearch=words)["search"]
+        return [hit.get("redirecttitle") or hit["title"] for hit in hits]
 
     def article(self, page: Page) -> Article:
-        """A page's text with its revision and licence.
+        """Fetch a page's text with its revision and licence.
 
         Raises:
-            InputError: If the wiki gives no text.
+            InputError: The wiki gives no text.
         """
         query = self._query(_ARTICLE, pageids=str(page.pageid))
         raw = query["pages"][0]
@@ -125,11 +129,16 @@ class Wiki:
         licence = known or rights["text"] or rights["url"] or None
         url = raw["editurl"].replace("action=edit", f"oldid={revision['revid']}")
         return Article(
-            raw["title"], str(revision["revid"]), revision["timestamp"], url, licence, raw["extract"]
+            title=raw["title"],
+            revision=str(revision["revid"]),
+            timestamp=revision["timestamp"],
+            url=url,
+            licence=licence,
+            extract=raw["extract"],
         )
 
     def _query(self, params: Mapping[str, str], **more: str) -> dict[str, Any]:
-        """The answer to `action=query`, from the disk if it is there; a damaged file counts as missing."""
+        """Return the answer to `action=query`, from the cache if possible; a damaged file counts as missing."""
         address = f"{self.url}?{urlencode({**_ALWAYS, **params, **more})}"
         file = self.folder / f"{hashlib.sha256(address.encode()).hexdigest()[:32]}.json"
         if not self.refresh:
@@ -143,6 +152,7 @@ class Wiki:
         return query
 
     def _ask(self, address: str) -> dict[str, Any]:
+        """Send a request, again if the server is busy, and return the answer."""
         contact = self.contact or "text for image recognition; no contact given"
         agent = f"vlltr-index/{VERSION} ({contact}) urllib"
         request = Request(address, headers={"User-Agent": agent, "Accept-Encoding": "gzip"})
@@ -177,14 +187,18 @@ class Wiki:
             pause = int(after) if str(after).isdecimal() else _WAIT
             if code not in _BUSY or pause > _LONGEST:
                 break
-        hint = _LATER if code in _BUSY else _CONTACT if code == 403 else _ADDRESS
+        hint = _ADDRESS
+        if code in _BUSY:
+            hint = _LATER
+        elif code == 403:
+            hint = _CONTACT
         raise InputError(f"{self.url} gives no answer: {code}: {why}", hint)
 
 
 def _page(title: str, steps: Mapping[str, Any], pages: Mapping[str, Any]) -> Page | None:
-    """The page of a title in an answer, which lists other spellings and redirects as steps."""
+    """Find the page of a title in an answer, which lists normalisations and redirects as steps."""
     fragment = None
-    for _ in steps:  # redirects may run in a circle
+    for _ in steps:  # at most so many, for redirects may form a cycle
         if title in steps:
             fragment = steps[title].get("tofragment", fragment)
             title = steps[title]["to"]
@@ -192,12 +206,18 @@ def _page(title: str, steps: Mapping[str, Any], pages: Mapping[str, Any]) -> Pag
     if "pageid" not in raw or raw["ns"] != 0:
         return None
     props = raw.get("pageprops", {})
-    return Page(title, raw["pageid"], "disambiguation" in props, props.get("wikibase-shortdesc"), fragment)
+    return Page(
+        title=title,
+        pageid=raw["pageid"],
+        disambiguation="disambiguation" in props,
+        description=props.get("wikibase-shortdesc"),
+        fragment=fragment,
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The article chosen for a class, or why there is none and which ones there are."""
+    """The article chosen for a class, or the reason why there is none, with candidates."""
 
     page: Page | None
     why: str = ""
@@ -205,19 +225,20 @@ class Match:
 
 
 def match_class(names: Sequence[str], own: Mapping[str, Page | None], wiki: Wiki, hint: str | None) -> Match:
-    """The best article of a class.
+    """Choose the article of a class.
 
-    A page called `name (hint)` is best, then one of the class's own names, then an alias; with a hint, a page whose
-    title or short description has it goes first. A disambiguation page, and a name that only a search finds, are
-    settled by the hint where it fits one of the articles that have the name in their title.
+    A page with the title `name (hint)` is preferred, then one with the class's name, then one with an alias; with a
+    hint, pages come first that have it in their title or short description. If there is a disambiguation page, or only
+    a search finds the name, the hint decides if it fits just one of the articles with the name in their title.
 
     Args:
         names: The class's name and aliases.
-        own: The pages of its `own_titles`.
-        wiki: Where to look further.
-        hint: A word or two that all classes have in common, such as `bird`.
+        own: The pages of the class's `own_titles`.
+        wiki: The wiki, for further requests.
+        hint: A word or two that describe all classes, such as `bird`.
     """
-    ambiguous = doubtful = None
+    ambiguous = None
+    doubtful = None
     candidates: list[str] = []
     for title in own_titles(names, hint):
         page = own[title]
@@ -247,15 +268,15 @@ def match_class(names: Sequence[str], own: Mapping[str, Page | None], wiki: Wiki
 
 
 def own_titles(names: Sequence[str], hint: str | None) -> list[str]:
-    """The titles to look at first for a class of these names, likeliest first."""
+    """Return the titles to look up first for a class of these names, most likely first."""
     spelled = _spellings(names)
     return [*(f"{name} ({hint})" for name in spelled if hint), *spelled]
 
 
 def _spellings(names: Sequence[str]) -> list[str]:
-    """A class's names as titles, likeliest first: without underscores, WordNet numbers, and aliases that are paths.
+    """Turn a class's names into titles, most likely first, without underscores, WordNet ids, and aliases of `_NUMBER`.
 
-    `a, b` may be called a or b too, and `a/b` `b a` or a.
+    `a, b` gives also `a` and `b`, and `a/b` gives `b a` and `a`.
     """
     found: list[str] = []
     for one in (names[0], *(alias for alias in names[1:] if not _NUMBER.match(alias))):
@@ -267,6 +288,6 @@ def _spellings(names: Sequence[str]) -> list[str]:
 
 
 def mentions(hint: str, *texts: str | None) -> bool:
-    """Whether every word of the hint begins a word of one of the texts."""
+    """Say whether every word of the hint is the beginning of a word in one of the texts."""
     whole = " ".join(text for text in texts if text).casefold()
     return all(re.search(rf"\b{re.escape(word)}", whole) for word in hint.casefold().split())

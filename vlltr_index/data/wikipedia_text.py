@@ -1,4 +1,4 @@
-"""An article as the TextExtracts API gives it, in plain text with `== Headings ==`, to sentences."""
+"""Sentences of an article, which the TextExtracts API gives as plain text with `== Headings ==`."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ DROPPED_SECTIONS: dict[str, tuple[str, ...]] = {
     "fr": ("Références", "Liens externes", "Bibliographie", "Voir aussi", "Notes", "Notes et références"),
     "es": ("Referencias", "Enlaces externos", "Bibliografía", "Véase también", "Notas"),
 }
-"""Headings, by language, of the sections that do not describe anything."""
+"""Headings of the sections that describe nothing, by language."""
 
 _MIN_WORDS = 3
 _NEAR = 0.9
 _HEADING = re.compile(r"(={2,})\s*(.*?)\s*=*")
-# A formula comes twice: its MathML on indented lines of its own, which a blank one opens, then its TeX.
+# A formula occurs twice: as MathML on indented lines after a blank one, and then as TeX.
 _FORMULA = re.compile(r"(?:\n[ \t]+(?=\n)(?:\n[ \t][^\n]*)*?)?\{\\[a-z]+style[^\n]*\}")
-_MARK = "\ufffc"  # stands where a formula was
-_INDENTED = re.compile(r"\n[ \t]+")  # the rest of a line that a formula broke
-_GAPS = (  # what is left around something that was taken out
+_MARK = "\ufffc"  # replaces a formula
+_INDENTED = re.compile(r"\n[ \t]+")  # the line break that a formula left within a line
+_GAPS = (  # brackets and punctuation that are left around something that was removed
     (re.compile(r"\(\s*(?:[,;:–—-]\s*|or\s+)*\)|\[\s*\]"), ""),
     (re.compile(r"\([\s,;:]+(?:or[\s,;:]*[,;:]\s*)?"), "("),
     (re.compile(r"[\s,;:]+\)"), ")"),
@@ -34,15 +34,21 @@ _MARKUP = re.compile(rf"[{{}}\\{_MARK}]|\[\[|\]\]|</?\w")
 
 
 def plain_text(extract: str) -> str:
-    """An extract with each paragraph and heading on one line, gaps mended, U+FFFC in place of formulae.
+    """Clean an extract: each paragraph and heading is on one line, formulae are U+FFFC, and gaps are repaired.
 
-    Gaps are empty brackets, and doubled or loose marks, where the wiki left something out.
+    Gaps are empty brackets, and double or loose punctuation, where the wiki left something out.
     """
-    marked = _FORMULA.sub(lambda match: _MARK + "." * match[0].rstrip("} ").endswith("."), extract)
+
+    def mark(formula: re.Match[str]) -> str:
+        ends = formula[0].rstrip("} ").endswith(".")
+        return f"{_MARK}." if ends else _MARK
+
+    marked = _FORMULA.sub(mark, extract)
     return "\n".join(map(_mend, _INDENTED.sub(" ", marked).splitlines())).rstrip("\n")
 
 
 def _mend(line: str) -> str:
+    """Repair the gaps of a line, until none is left."""
     before = None
     while line != before:
         before = line
@@ -53,13 +59,17 @@ def _mend(line: str) -> str:
 
 
 def sections(text: str, dropped: Sequence[str]) -> list[tuple[str, str]]:
-    """Headings and bodies of an article, without those of `dropped` and all below them; the lead has no heading."""
+    """Split an article into headings and bodies, without sections of `dropped` and their subsections.
+
+    The heading of the introduction is empty.
+    """
     away = set(map(str.casefold, dropped))
     found: list[tuple[str, list[str]]] = [("", [])]
     path: list[tuple[int, str]] = []  # the open headings with their levels
     kept = True
     for line in text.splitlines():
-        if match := _HEADING.fullmatch(line.strip()):
+        match = _HEADING.fullmatch(line.strip())
+        if match:
             level = len(match[1])
             heading = normalise_text(match[2])
             path = [*(above for above in path if above[0] < level), (level, heading.casefold())]
@@ -72,24 +82,25 @@ def sections(text: str, dropped: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def article_sentences(extract: str, dropped: Sequence[str]) -> list[str]:
-    """The sentences of an extract, each different one once; see `sections` for what is left out.
+    """Return the different sentences of an extract, without the sections `dropped`.
 
-    Left out too: what has fewer than three words or no end, as items of lists; and what is not whole, because a
-    formula or markup is in it.
+    Left out are also pieces of fewer than three words or without punctuation at the end, such as items of lists, and
+    sentences with a formula or markup in them.
     """
     found: dict[str, str] = {}
     for _, body in sections(plain_text(extract), dropped):
-        for sentence in (s for line in body.splitlines() for s in split_sentences(line)):
-            whole = len(sentence.split()) >= _MIN_WORDS and len(sentence) <= MAX_SENTENCE
-            if whole and _END.search(sentence) and not _MARKUP.search(sentence):
-                found.setdefault(sentence.casefold(), sentence)
+        for line in body.splitlines():
+            for sentence in split_sentences(line):
+                whole = len(sentence.split()) >= _MIN_WORDS and len(sentence) <= MAX_SENTENCE
+                if whole and _END.search(sentence) and not _MARKUP.search(sentence):
+                    found.setdefault(sentence.casefold(), sentence)
     return list(found.values())
 
 
 def near_duplicates(texts: Sequence[str], known: Iterable[str] = ()) -> list[int]:
-    """Positions of the texts that nearly repeat an earlier one that stays, or one of `known`; ascending.
+    """Return the positions of texts that are near duplicates of an earlier text that is kept, or of one of `known`.
 
-    Two texts nearly repeat each other if their sets of words, without case, have a Jaccard index of 0.9 or more.
+    Two texts are near duplicates if their sets of words, without case, have a Jaccard index of at least 0.9.
     """
     stay = [_words(text) for text in known]
     found = []
@@ -102,4 +113,5 @@ def near_duplicates(texts: Sequence[str], known: Iterable[str] = ()) -> list[int
 
 
 def _words(text: str) -> frozenset[str]:
+    """Return the set of a text's words, without case."""
     return frozenset(re.findall(r"\w+", text.casefold()))

@@ -1,7 +1,7 @@
-"""Files and folders that appear whole or not at all, and are still there after a power cut.
+"""Writing of files and folders completely or not at all, so that they survive a power cut.
 
-What is written gets its name last, in three steps: its bytes are synced, it is renamed (or linked, where nothing may be
-written over), and the folder that it lies in is synced.
+A file gets its name last: its bytes are synced, it is renamed (or linked, if no other file may be replaced), and then
+its folder is synced.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from pathlib import Path
 from vlltr_index.schemas.fingerprint import digest_file
 
 SCRATCH = ".tmp-"
-"""What the names of unfinished files and folders begin with, unless their writer chose otherwise."""
+"""Default prefix of the names of unfinished files and folders."""
 
-_AT_ONCE = 8  # syncs
+_AT_ONCE = 8  # syncs in parallel
 
 
 def write_file(path: Path, data: bytes, new: bool = False) -> None:
-    """Write a file whole or not at all: see `whole_file`."""
+    """Write a file completely or not at all, see `whole_file`."""
     with whole_file(path, new) as unfinished:
         unfinished.write_bytes(data)
 
 
 @contextmanager
 def whole_file(path: Path, new: bool = False) -> Iterator[Path]:
-    """Gives the path of an empty file for the block to write into; at the end it gets the name `path`, durably.
+    """Yield the path of an empty file to write into; after the block it is renamed to `path`, durably.
 
-    Whatever the block wrote it with, its mode is that of the umask. If the block raises, `path` is as it was.
+    Its mode is that of the umask, however the block wrote it. If the block raises, `path` does not change.
 
     Args:
         path: The file; missing folders above it are made.
-        new: Refuse to write over a file that is there; of several writers at once one succeeds.
+        new: Refuse to replace an existing file; of several concurrent writers one succeeds.
 
     Raises:
-        FileExistsError: If the file is there already, and should be new.
-        OSError: If it cannot be written.
+        FileExistsError: The file exists, and should be new.
+        OSError: The file cannot be written.
     """
     make_folder(path.parent)
     unfinished = _beside(path.parent, SCRATCH, path.name)
@@ -62,16 +62,16 @@ def whole_file(path: Path, new: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder(parent: Path, prefix: str = SCRATCH) -> Iterator[Path]:
-    """Gives an empty folder in `parent` for the block to write into, which may give it a name by `settle`.
+    """Yield an empty folder in `parent` to write into, which the block may rename by `settle`.
 
-    At the end it is removed with all in it, unless it got a name.
+    After the block it is removed with all its content, unless it was renamed.
 
     Args:
-        parent: Where it is made; missing folders are made too.
-        prefix: How its name begins, so that it can be found after a kill.
+        parent: The folder above it; it is made if it is missing.
+        prefix: Prefix of its name, by which it can be found after a kill.
 
     Raises:
-        OSError: If it cannot be made.
+        OSError: The folder cannot be made.
     """
     make_folder(parent)
     folder = _beside(parent, prefix)
@@ -83,18 +83,18 @@ def scratch_folder(parent: Path, prefix: str = SCRATCH) -> Iterator[Path]:
 
 
 def settle(folder: Path, name: Path, replace: bool = False) -> bool:
-    """Give a folder that `scratch_folder` made its name, with all that it holds durable; whether it got it.
+    """Rename a folder of `scratch_folder` to its final name, with durable content; say whether it got the name.
 
-    The mode of its files becomes that of the umask, whatever wrote them.
+    The mode of its files becomes that of the umask, however they were written.
 
     Args:
-        folder: What was written.
-        name: Its place, on the same file system.
-        replace: Take the place of a folder of that name; else that one stays. A kill between its two renames leaves
-            the old one beside it, as `folder` with `-old` at the end.
+        folder: The folder that was written.
+        name: Its final path, on the same file system.
+        replace: Replace an existing folder of that name; otherwise that one stays. A kill between the two renames
+            leaves the old folder as `folder` with `-old` at the end.
 
     Raises:
-        OSError: If something cannot be synced or renamed.
+        OSError: A file or folder cannot be synced or renamed.
     """
     mode = folder.stat().st_mode & 0o666
     for path in folder.rglob("*"):
@@ -109,7 +109,7 @@ def settle(folder: Path, name: Path, replace: bool = False) -> bool:
     except OSError:
         if not name.is_dir():
             raise
-        sync(name.parent)  # who wrote it may have been killed before this
+        sync(name.parent)  # the process that wrote it may have been killed before it synced the folder
         return False
     sync(name.parent)
     shutil.rmtree(old, ignore_errors=True)
@@ -117,7 +117,7 @@ def settle(folder: Path, name: Path, replace: bool = False) -> bool:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder with all in it: half of one is never found under its name."""
+    """Remove a folder with all its content; a kill never leaves a part of it under its name."""
     hidden = _beside(path.parent, SCRATCH, path.name)
     os.rename(path, hidden)
     sync(path.parent)
@@ -125,7 +125,7 @@ def remove_folder(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it where they are missing, durably."""
+    """Make a folder, and missing ones above it, durably."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in reversed(missing):
@@ -136,7 +136,7 @@ def sync(path: Path) -> None:
     """Make the bytes of a file, or the names in a folder, durable."""
     windows = os.name == "nt"
     if windows and path.is_dir():
-        return  # it cannot be opened there
+        return  # Windows cannot open folders
     handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -145,14 +145,14 @@ def sync(path: Path) -> None:
 
 
 def sync_all(paths: Sequence[Path]) -> None:
-    """Sync files and folders: many at once, which a file system does with few writes."""
+    """Sync files and folders in parallel, which a file system can do with fewer writes."""
     if paths:
         with ThreadPoolExecutor(min(_AT_ONCE, len(paths))) as pool:
             list(pool.map(sync, paths))
 
 
 def digest_folder(folder: Path) -> str:
-    """SHA-256 over the relative path and the bytes of every file, in path order; what others hid there is left out."""
+    """Compute the SHA-256 of the relative path and the bytes of every file, sorted by path, without hidden files."""
     whole = hashlib.sha256()
     found = (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
     files = {p.relative_to(folder).as_posix(): p for p in found}
@@ -162,5 +162,5 @@ def digest_folder(folder: Path) -> str:
 
 
 def _beside(parent: Path, prefix: str, name: str = "new") -> Path:
-    """A path in `parent` that no other writer has."""
+    """Make a path in `parent` that no other writer uses."""
     return parent / f"{prefix}{name}-{secrets.token_hex(4)}"

@@ -1,4 +1,4 @@
-"""Reading a workspace into tensors: its encoder, features by split, and the anchor bank."""
+"""Reading a workspace into tensors: its encoder, the vectors of a split, and the anchor bank."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ _SENTENCES_AT_ONCE = 100_000
 def open_encoder(snapshot: Snapshot, check: bool = True) -> Encoder:
     """The encoder that a commit names: its checkpoint, or the recipe's weights where stage 1 has not run.
 
-    With `check` off, weights that changed since the commit are taken as they are.
+    Without `check`, weights that have changed since the commit are accepted.
 
     Raises:
-        MissingStepError: If the encoder starts from scratch and stage 1 has not run.
-        FingerprintMismatch: If the weights are not the ones that made the commit's vectors.
+        MissingStepError: The encoder starts from scratch and stage 1 has not run.
+        FingerprintMismatch: The weights are not the ones that computed the commit's vectors.
     """
     commit = snapshot.commit
     config = snapshot.recipe.encoder
@@ -66,8 +66,13 @@ def open_encoder(snapshot: Snapshot, check: bool = True) -> Encoder:
             f"the encoder {config.model} has no weights yet: the recipe starts it from scratch",
             "Train it: vlltr train cvlp",
         )
-    towers = ("images", commit.image_fp, encoder.image_fp), ("sentences", commit.text_fp, encoder.text_fp)
-    for what, expected, found in towers if check else ():
+    if not check:
+        return encoder
+    towers = [
+        ("images", commit.image_fp, encoder.image_fp),
+        ("sentences", commit.text_fp, encoder.text_fp),
+    ]
+    for what, expected, found in towers:
         if expected not in (None, found):
             raise FingerprintMismatch(
                 f"the vectors of the {what} were made by encoder {expected}, the encoder that loads now is {found}: "
@@ -78,31 +83,31 @@ def open_encoder(snapshot: Snapshot, check: bool = True) -> Encoder:
 
 
 def recipe_encoder(config: EncoderConfig) -> Encoder:
-    """The weights that a recipe names."""
+    """Load the pretrained encoder that a recipe names."""
     how = config.model_dump(include={"image_size", "resize", "precision"})
     return Encoder.load(config.model, config.pretrained, **how)
 
 
 def usable_images(snapshot: Snapshot, split: str, columns: list[str]) -> pa.Table:
-    """Rows of `images` of one split that have a class and no problem, ordered by image_id."""
+    """Read the rows of `images` of one split that have a class and no problem, ordered by image_id."""
     where = f"split = {quote(split)} AND class_id IS NOT NULL AND problem IS NULL"
     wanted = list(dict.fromkeys(["image_id", "class_id", *columns]))
     return snapshot.table("images", wanted, where).sort_by("image_id")
 
 
 def image_groups(snapshot: Snapshot) -> list[str | None]:
-    """The group of each usable training image, in the order of `image_set`; None for one without."""
+    """Read the group of each usable training image, in the order of `image_set`; None for one without a group."""
     groups: list[str | None] = usable_images(snapshot, "train", ["group"])["group"].to_pylist()
     return groups
 
 
 def numbers(rows: pa.Table, column: str) -> Tensor:
-    """An integer column as int64 [N]."""
+    """Convert an integer column to int64 [N]."""
     return torch.from_numpy(rows[column].to_numpy().copy()).long()
 
 
 def class_positions(class_ids: Tensor, wanted: Tensor) -> Tensor:
-    """Position of each of `wanted` int64 [N] in the ascending `class_ids` int64 [C]; -1 where it is not there."""
+    """Find the position of each of `wanted`, int64 [N], in the ascending `class_ids`, int64 [C]; -1 if missing."""
     if class_ids.numel() == 0:
         return torch.full_like(wanted, -1)
     at = torch.searchsorted(class_ids, wanted).clamp(max=class_ids.numel() - 1)
@@ -119,7 +124,7 @@ class ImageSet:
 
 
 def view_suffix(view: int, augment: AugmentConfig | None = None) -> str:
-    """What follows the image id in a vector's key: view 0 is plain; others depend on the augmentation."""
+    """Return the suffix of a view, which follows the image id in a vector's key and names the augmentation."""
     if view == 0:
         return "0"
     facts = {} if augment is None else augment.model_dump(mode="json")
@@ -127,10 +132,10 @@ def view_suffix(view: int, augment: AugmentConfig | None = None) -> str:
 
 
 def augmented_view(snapshot: Snapshot) -> str:
-    """The suffix of the first augmented view, by the augmentation that the stored ones were made with.
+    """Return the suffix of the first augmented view, under the augmentation of the stored vectors.
 
     Raises:
-        MissingStepError: If none have been embedded.
+        MissingStepError: No augmented view has been embedded.
     """
     info = snapshot.commit.info
     if info.views < 2 or info.augment is None:
@@ -148,10 +153,10 @@ def image_set(
     augment: AugmentConfig | None = None,
     image_fp: str | None = None,
 ) -> ImageSet:
-    """The stored vectors of the usable images of `split`, in one view; by the commit's encoder or that of `image_fp`.
+    """Read the vectors of the usable images of `split` in one view, by the commit's encoder or that of `image_fp`.
 
     Raises:
-        MissingStepError: If the split is empty, or not all of it has been embedded.
+        MissingStepError: The split is empty, or not all of it has been embedded.
     """
     rows = usable_images(snapshot, split, [])
     if not rows.num_rows:
@@ -166,10 +171,10 @@ def image_set(
 def image_vectors_of(
     snapshot: Snapshot, image_ids: Sequence[str], suffix: str = "0", image_fp: str | None = None
 ) -> Tensor:
-    """Stored vectors of images, float32 [N, D] unnormalised, in the order given; by the commit's encoder or another.
+    """Read vectors of images, float32 [N, D] unnormalised, in the given order; by the commit's encoder or `image_fp`.
 
     Raises:
-        MissingStepError: If one of them has not been embedded in that view.
+        MissingStepError: An image has not been embedded in that view.
     """
     image_fp = image_fp or snapshot.commit.image_fp
     if not image_fp:
@@ -179,26 +184,27 @@ def image_vectors_of(
 
 
 def text_vectors_of(snapshot: Snapshot, hashes: Sequence[str]) -> Tensor:
-    """Stored vectors of sentences, float32 [N, D] unnormalised, in the order given.
+    """Read vectors of sentences by their text hashes, float32 [N, D] unnormalised, in the given order.
 
     Raises:
-        MissingStepError: If one of them has not been embedded.
+        MissingStepError: A sentence has not been embedded.
     """
     return _vectors(snapshot, sentence_vectors_name(snapshot.commit.text_fp or ""), "text_hash", hashes)
 
 
 def _vectors(snapshot: Snapshot, name: str, column: str, keys: Sequence[str]) -> Tensor:
+    """Read vectors from a table by the values of its key column, float32 [N, D]; N may be 0."""
     return snapshot.store.vectors(name, column, keys) if keys else torch.empty(0, snapshot.commit.info.dim)
 
 
 @dataclass(frozen=True, eq=False)
 class ClassStats:
-    """What is known of the training images of S classes.
+    """Statistics of the training images of S classes.
 
     Attributes:
-        class_ids: int64 [S], ascending.
-        counts: int64 [S], units of images.
-        sums: float64 [S, D], of the means of their normalised vectors.
+        class_ids: Int64 [S], ascending.
+        counts: Int64 [S], number of units of images.
+        sums: Float64 [S, D], sum of the units' mean normalised vectors.
     """
 
     class_ids: Tensor
@@ -207,7 +213,7 @@ class ClassStats:
 
 
 def class_stats(snapshot: Snapshot, dim: int) -> ClassStats:
-    """The committed statistics of the classes in use, under the commit's image fingerprint; `dim` is their width."""
+    """Read the statistics of a commit's classes under its image fingerprint; `dim` is the width of the vectors."""
     rows = snapshot.answering("class_stats")
     rows = rows.filter(pc.equal(rows["image_fp"], snapshot.commit.image_fp or "")).sort_by("class_id")
     sums = torch.from_numpy(pc.list_flatten(rows["sum"]).to_numpy().copy()).view(-1, dim)
@@ -220,7 +226,7 @@ def stats_rows(features: Tensor, class_ids: Tensor, groups: Sequence[str | None]
     Args:
         features: Float [N, D], unnormalised.
         class_ids: Int64 [N].
-        groups: What each image belongs to, see `units_of`.
+        groups: The group of each image or None, see `units_of`.
         image_fp: Fingerprint of the encoder.
     """
     owners, labels = torch.unique(class_ids, return_inverse=True)
@@ -237,7 +243,7 @@ def stats_rows(features: Tensor, class_ids: Tensor, groups: Sequence[str | None]
 
 @dataclass(frozen=True)
 class LoadedBank:
-    """The anchors of a commit, and the sentence behind each."""
+    """Anchors of a commit, and the sentence of each."""
 
     bank: AnchorBank
     keys: Tensor  # int64 [A], in the bank's order
@@ -246,21 +252,23 @@ class LoadedBank:
 
     @classmethod
     def of(cls, rows: pa.Table, vectors: Tensor, losses: Tensor, selection_id: str) -> LoadedBank:
-        """Put together rows of `anchors` by class and rank, their vectors [A, D] and losses [A]; A may be 0."""
+        """Make it from rows of `anchors` sorted by class and rank, vectors float [A, D] and losses [A]; A may be 0."""
         owner = numbers(rows, "class_id")
         keys = numbers(rows, "anchor_key")
         if len(owner):
             bank = AnchorBank.build(vectors, owner, torch.unique(owner), losses)
         else:
-            bank = AnchorBank(vectors, owner.new_zeros(1), owner, owner, losses)
+            bank = AnchorBank(
+                vectors=vectors, offsets=owner.new_zeros(1), class_ids=owner, rows=owner, losses=losses
+            )
         return cls(bank, keys, rows["sentence_id"].to_pylist(), selection_id)
 
 
 def load_bank(snapshot: Snapshot) -> LoadedBank:
-    """The anchors that a commit names, ordered by class and rank, with their stored vectors.
+    """Load the anchors of a commit, ordered by class and rank, with their stored vectors.
 
     Raises:
-        MissingStepError: If no anchors have been selected, or their vectors are missing.
+        MissingStepError: No anchors have been selected, or their vectors are missing.
     """
     commit = snapshot.commit
     if snapshot.parts is not None and commit.selection_id:
@@ -275,13 +283,14 @@ def load_bank(snapshot: Snapshot) -> LoadedBank:
 
 
 def hashes_of(sentences: pa.Table, wanted: Sequence[str]) -> list[str]:
-    """The text hashes of anchors' sentences by their ids, out of rows of the table `sentences`.
+    """Return the text hashes of the sentences with the given ids, from rows of the table `sentences`.
 
     Raises:
-        WorkspaceError: If there is no such sentence.
+        WorkspaceError: There is no sentence with one of the ids.
     """
     hash_of = dict(zip(sentences["sentence_id"].to_pylist(), sentences["text_hash"].to_pylist(), strict=True))
-    if strange := set(wanted) - hash_of.keys():
+    strange = set(wanted) - hash_of.keys()
+    if strange:
         raise WorkspaceError(
             f"the table 'anchors' names the sentence {min(strange)!r}, which the table 'sentences' has not",
             "See what is damaged: vlltr doctor; or select again: vlltr select",
@@ -290,7 +299,7 @@ def hashes_of(sentences: pa.Table, wanted: Sequence[str]) -> list[str]:
 
 
 def _bank_of(anchors: pa.Table, ranks: pa.Table, selection_id: str) -> LoadedBank:
-    """Put together what parts say of the anchors; see `store.parts`."""
+    """Make the bank from the parts `anchors` and `ranks` of a commit, see `store.parts`."""
     at = pc.index_in(ranks["anchor_key"].combine_chunks(), value_set=anchors["anchor_key"].combine_chunks())
     rows = anchors.select(["anchor_key", "class_id", "sentence_id"]).take(at)
     for name in ("rank", "loss"):
@@ -310,7 +319,7 @@ def _bank_of(anchors: pa.Table, ranks: pa.Table, selection_id: str) -> LoadedBan
 
 
 def sentence_means(snapshot: Snapshot, class_ids: Tensor) -> Tensor:
-    """Mean of all normalised sentences of each class, float32 [C, D]; zeros for a class without one."""
+    """Compute the mean of all normalised sentences of each class, float32 [C, D]; zeros for a class without any."""
     rows = snapshot.table("sentences", ["text_hash", "class_id"])
     at = class_positions(class_ids, numbers(rows, "class_id"))
     hashes = rows["text_hash"]
@@ -324,7 +333,7 @@ def sentence_means(snapshot: Snapshot, class_ids: Tensor) -> Tensor:
 
 
 def anchor_losses(snapshot: Snapshot, sentence_ids: Sequence[str]) -> Tensor:
-    """L_lin of sentences, float32 [A]; 0 where it is not known: imported, or of a class without images."""
+    """Read L_lin of sentences, float32 [A]; 0 where it is unknown: for imported ones, and classes without images."""
     scores = snapshot.table("sentence_scores", ["sentence_id", "loss"])
     at = pc.index_in(pa.array(sentence_ids, pa.string()), value_set=scores["sentence_id"].combine_chunks())
     losses = pc.fill_null(scores["loss"].take(at), 0.0).to_numpy()
@@ -332,10 +341,10 @@ def anchor_losses(snapshot: Snapshot, sentence_ids: Sequence[str]) -> Tensor:
 
 
 def run_folder(workspace: Workspace, key: str = "") -> Path:
-    """The folder where a run with this key keeps its resume state until it commits; without a key, that of all runs.
+    """Make the folder for the state of the unfinished run with this key; without a key, the folder of all runs.
 
     Raises:
-        WorkspaceError: If it cannot be made, or written.
+        WorkspaceError: The folder cannot be made, or is not writable.
     """
     folder = workspace.path / "runs" / key
     try:

@@ -1,8 +1,8 @@
-"""Images and sentences through Ray Data, on this machine or a cluster. The only ray import.
+"""Embedding of images and sentences by Ray Data, on this machine or a cluster. Only this module imports ray.
 
-Tasks read and decode, actors hold a model each, and the process that runs the command receives what they made: it alone
-writes. Where a machine or an actor is lost, Ray computes again what was under way there; where that stands still, since
-the machines that are left have no place for the actor, the rest begins anew on these.
+Tasks read and decode, each actor holds a model, and the process that runs the command receives and writes the results.
+If a machine or an actor is lost, Ray repeats its unfinished work. If that makes no progress, since the remaining
+machines have no room for the actor, the rest of the work is started again on these machines.
 """
 
 from __future__ import annotations
@@ -37,13 +37,11 @@ if TYPE_CHECKING:
 
 
 _BATCH = 64  # images that are decoded, and go through a model, at once
-_PART = 4  # batches at most that are read by one task
-_READERS = 2  # tasks that read, on the machine of the command: it has the tables
-_ACTOR_CPUS = 0.1  # an actor's share: decoding gets the rest
-_STALLED = (
-    600.0  # seconds without any progress: an actor waits in vain for a place on the machines that are left
-)
-_TRIES = 2  # without a single image done in between
+_PART = 4  # most batches that one task reads
+_READERS = 2  # tasks that read, on the machine of the command, which has the tables
+_ACTOR_CPUS = 0.1  # CPUs reserved for an actor; the rest is for decoding
+_STALLED = 600.0  # seconds without progress after which no machine is taken to have room for an actor
+_TRIES = 2  # failures in a row, without any image done in between
 _PLACE = pa.field("place", pa.int64())
 _ID = pa.field("id", pa.string())
 _PROBLEM = pa.field("problem", pa.string())
@@ -52,29 +50,29 @@ _VECTORS = pa.schema([_PLACE, _ID, pa.field("vector", pa.large_binary()), _PROBL
 
 
 class Sources(Protocol):
-    """Images by number, of which bytes are read when they are loaded, in whatever process: it can be pickled."""
+    """Sources by position, whose bytes are read only by `load`, in any process: it can be pickled."""
 
     def __len__(self) -> int: ...
 
     def take(self, places: Sequence[int]) -> Sources:
-        """Those at some places."""
+        """Return the sources at some positions."""
         ...
 
     def load(self) -> Iterable[ImageSource]:
-        """All of them, in their order."""
+        """Read all sources, in their order."""
         ...
 
 
 class RayData:
-    """Ray Data, where Ray runs already or RAY_ADDRESS names a cluster; else it is started here for the block.
+    """Context manager around Ray Data: it uses a running Ray, or the cluster of RAY_ADDRESS, or starts Ray here.
 
     Args:
-        actors: How many models; default: one a GPU, or where there is none one a CPU. Several share a GPU where there
-            are fewer GPUs.
+        actors: Number of models. None: one per GPU, or one per CPU where there is no GPU. With fewer GPUs than actors
+            several share a GPU.
 
     Raises:
-        ConfigError: If ray is not installed.
-        UsageError: If there is to be no actor.
+        ConfigError: Ray is not installed.
+        UsageError: The number of actors is below 1.
     """
 
     def __init__(self, actors: int | None = None) -> None:
@@ -93,32 +91,36 @@ class RayData:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
+        """Start or join Ray, unless it runs already."""
         if not self.ray.is_initialized():
             self._start()
         logger = logging.getLogger("ray.data")
         self._stack.callback(logger.setLevel, logger.level)
-        logger.setLevel(logging.CRITICAL)  # errors come out as ours
+        logger.setLevel(logging.CRITICAL)  # errors are raised as errors of this package
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Stop Ray if it was started here."""
         self._stack.close()
 
     def _start(self) -> None:
         """Join the cluster that RAY_ADDRESS names, or start Ray on this machine.
 
         Raises:
-            VlltrError: If it does not come up.
+            VlltrError: Ray does not start, or the cluster cannot be reached.
         """
         if os.environ.pop("VLLTR_FREE_CORES", None):
-            os.environ.pop("OMP_NUM_THREADS", None)  # Ray gives each actor its share
+            os.environ.pop("OMP_NUM_THREADS", None)  # Ray sets it for each actor
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         address = os.environ.get("RAY_ADDRESS")
         options = {} if address else {"include_dashboard": False}
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)  # lancedb's, about processes that are started
+                warnings.simplefilter("ignore", RuntimeWarning)  # lancedb warns about forked processes
                 self.ray.init(log_to_driver=False, logging_level="error", **options)
-        except Exception as error:  # a bare one where the machine is too busy, other kinds for addresses
+        except (
+            Exception
+        ) as error:  # Ray raises bare Exception if the machine is too busy, others for addresses
             what = "ray cannot be started on this machine"
             mend = "Run"
             if address:
@@ -134,24 +136,25 @@ class RayData:
         model: type,
         arguments: Sequence[Any],
     ) -> Iterator[pa.Table]:
-        """What a model makes of sources, in tables of any number of rows, each source once, in their order.
+        """Apply a model to sources; yield tables of any number of rows, each source once, in their order.
 
         Args:
-            sources: They are loaded on this machine.
-            reader: Decodes them in tasks, to pixels; None: the model gets them as they were loaded.
-            model: Made once an actor. Called with a table that has `place`, `id` and `pixels` (bytes of float32) or
-                `problem`, without a reader `source` (bytes); gives a table with the same `place`.
-            arguments: Of the model; what is large by `ray.put`.
+            sources: The sources, which are loaded on this machine.
+            reader: Decodes them to pixels, in tasks; None: the model gets them as they were loaded.
+            model: Class that each actor makes an instance of. It is called with a table that has `place`, `id` and
+                `pixels` (bytes of float32) or `problem`, without a reader `source` (bytes), and gives a table with the
+                same `place`.
+            arguments: Arguments of the class; large ones by `ray.put`.
 
         Raises:
-            VlltrError: What a task or an actor raised; or if machines or actors are lost again and again.
+            VlltrError: A task or an actor raised it, or machines or actors are lost repeatedly.
         """
         left = list(range(len(sources)))
         tries = _TRIES
         while left:
             done = set[int]()
             try:
-                for table in self._once(sources, left, reader, model, arguments):
+                for table in self._once(sources, left, reader, model=model, arguments=arguments):
                     done.update(table["place"].to_pylist())
                     yield table
             except (self.ray.exceptions.RayError, self.ray.data.exceptions.ExecutionTimeoutError) as error:
@@ -175,7 +178,7 @@ class RayData:
         model: type,
         arguments: Sequence[Any],
     ) -> Iterator[pa.Table]:
-        """`run` of some of the sources, until something is lost."""
+        """Apply the model to the sources at `places`, until a machine or an actor is lost."""
         from ray.data import ActorPoolStrategy, read_datasource
 
         there = self.ray.cluster_resources()
@@ -211,40 +214,48 @@ class RayData:
         )
         context = data.context
         context.raise_original_map_exception = True
-        context.enable_progress_bars = context.print_on_execution_start = False
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
         context.execution_no_progress_timeout_s = _STALLED
         context.execution_options.preserve_order = True
         yield from data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
 
 
 def _first_line(error: Exception) -> str:
+    """Return the first line of an error's message."""
     return str(error).strip().partition("\n")[0]
 
 
 def _datasource(sources: Sources, parts: Sequence[Sequence[int]]) -> Any:
-    """The sources as Ray Data reads them, a task for each part."""
+    """Make a data source of Ray Data with one read task for each part of the sources."""
     from ray.data import Datasource, ReadTask
     from ray.data.block import BlockMetadata
 
     class OfSources(Datasource):  # type: ignore[misc]  # ray has no types here
+        """Data source of the parts."""
+
         def estimate_inmemory_data_size(self) -> None:
+            """Give no estimate."""
             return None
 
         def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[Any]:
-            return [
-                ReadTask(
-                    partial(_load, sources.take(part), list(part)), BlockMetadata(len(part), None, None, None)
-                )
-                for part in parts
-            ]
+            """Make one task for each part."""
+            tasks = []
+            for part in parts:
+                load = partial(_load, sources.take(part), list(part))
+                tasks.append(ReadTask(load, BlockMetadata(len(part), None, None, None)))
+            return tasks
 
     return OfSources()
 
 
 def _load(sources: Sources, places: Sequence[int]) -> Iterator[pa.Table]:
-    """Tables of `place`, `id`, `source` (bytes, or a path or text as such) and `is_text`, a batch each."""
+    """Load sources; yield a table of `place`, `id`, `source` (bytes, path or text) and `is_text` for each batch."""
     rows = zip(places, sources.load(), strict=True)
-    while batch := list(islice(rows, _BATCH)):
+    while True:
+        batch = list(islice(rows, _BATCH))
+        if not batch:
+            return
         found = [source for _, (_, source) in batch]
         data = [source if isinstance(source, bytes) else os.fsencode(source) for source in found]
         columns = {"place": [place for place, _ in batch], "id": [i for _, (i, _) in batch]}
@@ -253,12 +264,13 @@ def _load(sources: Sources, places: Sequence[int]) -> Iterator[pa.Table]:
 
 
 def _sources(table: pa.Table) -> list[ImageSource]:
+    """Convert a table of `_load` to ids with bytes, path or text."""
     columns = (table[name].to_pylist() for name in ("id", "source", "is_text"))
     return [(i, os.fsdecode(data) if is_text else data) for i, data, is_text in zip(*columns, strict=True)]
 
 
 def _decode(reader: Reader, table: pa.Table) -> pa.Table:
-    """A table of `_PIXELS`: all views of an image one after the other."""
+    """Decode the images of a table to a table of `_PIXELS`, with all views of an image in one value."""
     ids, pixels, problems = reader.__getitems__(_sources(table))
     of = dict(zip(ids, (image.numpy().tobytes() for image in pixels.transpose(0, 1)), strict=True))
     names = table["id"].to_pylist()
@@ -267,14 +279,14 @@ def _decode(reader: Reader, table: pa.Table) -> pa.Table:
 
 
 class RayEngine(RayData):
-    """An `Engine` whose actors each hold a copy of the encoder.
+    """`Engine` whose actors each hold a copy of the encoder.
 
-    Images given by path must be there under the same path on all machines.
+    Images given by path must have the same path on all machines.
 
     Args:
-        encoder: What the actors compute with.
-        augment: Of the views after the plain one.
-        actors: As for `RayData`; and so are the errors.
+        encoder: The encoder that the actors use.
+        augment: Augmentation of the views after the plain one.
+        actors: As for `RayData`, which raises the same errors.
     """
 
     def __init__(self, encoder: Encoder, augment: Augment | None = None, actors: int | None = None) -> None:
@@ -283,24 +295,26 @@ class RayEngine(RayData):
         self._augment = augment
 
     def __enter__(self) -> Self:
+        """Start or join Ray, and share the encoder with the actors."""
         super().__enter__()
         device = self._encoder.device
         encoder = self._encoder.to("cpu")
-        names = encoder.text_fp, encoder.image_fp
-        self._arguments = self.ray.put(encoder), names, on_cpu()
+        names = (encoder.text_fp, encoder.image_fp)
+        self._arguments = (self.ray.put(encoder), names, on_cpu())
         encoder.to(device)
         return self
 
     def texts(self, texts: Sequence[tuple[str, str]]) -> Iterator[tuple[list[str], Tensor, int]]:
-        """See `Engine`."""
+        """Yield the vectors of texts, as `Engine` says."""
         for table in self.run(_Texts(texts), None, _TextTower, self._arguments):
             yield table["id"].to_pylist(), _tensor(table["vector"].to_pylist()), pc.sum(table["cut"]).as_py()
 
     def images(self, batches: StoredImages, views: Sequence[int]) -> Iterator[ImageVectors]:
-        """See `Engine`."""
+        """Yield the vectors of images, as `Engine` says."""
         reader = Reader(self._encoder.transform, self._augment, views)
         for table in self.run(batches, reader, _ImageTower, self._arguments):
-            rows = list(zip(*(table[name].to_pylist() for name in ("id", "vector", "problem")), strict=True))
+            columns = [table[name].to_pylist() for name in ("id", "vector", "problem")]
+            rows = list(zip(*columns, strict=True))
             ids = [i for i, vector, _ in rows if vector is not None]
             flat = _tensor([vector for _, vector, _ in rows if vector is not None])
             vectors = flat.view(len(ids), len(views), self._encoder.dim).transpose(0, 1)
@@ -308,7 +322,7 @@ class RayEngine(RayData):
 
 
 def _tensor(rows: Sequence[bytes]) -> Tensor:
-    """float32 [N, ...]."""
+    """Convert N rows of bytes to float32 [N, K]."""
     if not rows:
         return torch.empty(0)
     return torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.float32).view(len(rows), -1)
@@ -318,14 +332,16 @@ class _Texts(list[tuple[str, str]]):
     """Sentences as sources."""
 
     def take(self, places: Sequence[int]) -> _Texts:
+        """Return the sentences at some positions."""
         return _Texts(self[place] for place in places)
 
     def load(self) -> _Texts:
+        """Return the sentences, which are in memory already."""
         return self
 
 
 class _Tower:
-    """What an actor holds: the encoder on the actor's device, had at the first call, whose errors are told."""
+    """Base of the actors' models: it gets the encoder at the first call, whose errors Ray reports to the caller."""
 
     def __init__(self, shared: Any, names: tuple[str, str], on_cpu: bool) -> None:
         self._shared = shared
@@ -334,11 +350,13 @@ class _Tower:
 
     @cached_property
     def _encoder(self) -> Encoder:
+        """The encoder, on the actor's device."""
         import ray
 
-        encoder: Encoder = ray.get(self._shared).copy()  # what Ray shares is read-only memory
+        encoder: Encoder = ray.get(self._shared).copy()  # Ray's shared memory is read-only
         encoder.to("cpu" if self._on_cpu or not torch.cuda.is_available() else "cuda").eval()
-        if (found := (encoder.text_fp, encoder.image_fp)) != self._names:
+        found = (encoder.text_fp, encoder.image_fp)
+        if found != self._names:
             raise VlltrError(
                 f"an actor's encoder is {found}, expected {self._names}",
                 "Install the same versions of vlltr-index and torch on all machines.",
@@ -347,15 +365,22 @@ class _Tower:
 
 
 class _TextTower(_Tower):
+    """Model of an actor that encodes sentences."""
+
     def __call__(self, table: pa.Table) -> pa.Table:
+        """Encode a table's sentences; `cut` counts those that were cut, in the first row for all."""
         vectors, cut = text_vectors(self._encoder, [str(text) for _, text in _sources(table)])
         rows = pa.array([row.numpy().tobytes() for row in vectors], pa.large_binary())
-        cuts = [cut, *[0] * (len(rows) - 1)]
+        cuts = [0] * len(rows)
+        cuts[0] = cut
         return pa.table({"place": table["place"], "id": table["id"], "vector": rows, "cut": cuts})
 
 
 class _ImageTower(_Tower):
+    """Model of an actor that encodes images."""
+
     def __call__(self, table: pa.Table) -> pa.Table:
+        """Encode a table's images, to a table of `_VECTORS`."""
         pixels = [image for image in decoded(table, self._encoder.image_size) if image is not None]
         found = image_features(self._encoder, torch.cat(pixels)) if pixels else torch.empty(0)
         vectors = iter(found.view(len(pixels), -1))
@@ -365,20 +390,21 @@ class _ImageTower(_Tower):
 
 
 def decoded(table: pa.Table, size: tuple[int, int]) -> list[Tensor | None]:
-    """Pixels float32 [views, 3, H, W] of each row that a model is called with; None where there are none.
+    """Convert the pixels of each row of a table to float32 [views, 3, H, W]; None for an image without pixels.
 
     Args:
-        table: See `RayData.run`.
+        table: The table that a model is called with, see `RayData.run`.
         size: (H, W) of the encoder.
     """
-    return [
-        None
-        if pixels is None
-        else torch.frombuffer(bytearray(pixels), dtype=torch.float32).view(-1, 3, *size)
-        for pixels in table["pixels"].to_pylist()
-    ]
+    images = list[Tensor | None]()
+    for pixels in table["pixels"].to_pylist():
+        image = None
+        if pixels is not None:
+            image = torch.frombuffer(bytearray(pixels), dtype=torch.float32).view(-1, 3, *size)
+        images.append(image)
+    return images
 
 
 def on_cpu() -> bool:
-    """Whether actors are to leave GPUs alone, as this process was told to."""
+    """Say whether this process, and so its actors, must not use GPUs."""
     return os.environ.get("VLLTR_DEVICE") == "cpu"

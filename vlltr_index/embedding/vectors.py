@@ -1,8 +1,8 @@
-"""Vectors of sentences and images that have none yet: read, computed, and appended to the caches of their fingerprint.
+"""Computing the vectors of sentences and images that have none yet, and appending them to their encoder's caches.
 
-An image may be seen through test-time crops: a little larger, at its centre and corners, as one feature. The crops'
-features are brought to length one, averaged, and the mean is given the crops' mean length. What is scored is that one
-feature; so fusion, retrieval and explanation are what they are for any feature, and stay exact.
+An image may be encoded through test-time crops: it is resized a little larger, and cropped at its centre and corners.
+The crops' features are normalised to length one and averaged, and the mean gets the crops' mean length. The result is a
+single feature, so that fusion, retrieval and explanation work as for any image, and stay exact.
 """
 
 from __future__ import annotations
@@ -48,28 +48,28 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 Augment = Callable[[Tensor, Sequence[int]], Tensor]
-"""Pixels [B, 3, H, W] as the encoder's preprocessing gives them, and a seed for each, to an augmented batch."""
+"""Takes pixels [B, 3, H, W], preprocessed for the encoder, and a seed for each; gives an augmented batch."""
 
 ImageSource = tuple[str, bytes | str]
-"""An image's id, and its bytes or else its path."""
+"""An image's id, and its bytes or its path."""
 
 IMAGE_BATCH = 64
 _TEXT_BATCH = 4096
-_SOURCES = 1024  # images that a table is asked for at once; whole batches
+_SOURCES = 1024  # images that are read from the table at once; a multiple of the batch
 _SOURCE = ["image_id", "uri", "data"]
-_EXAMPLES = 10  # of images that are kept aside, in words
-_FEW = 1000  # keys that are worth a condition instead of a scan
-_THREADS = 2  # that read batches ahead; Pillow and torch let others run meanwhile
+_EXAMPLES = 10  # images that are named in warnings
+_FEW = 1000  # keys that are looked up by a condition instead of a scan
+_THREADS = 2  # threads that read batches ahead; Pillow and torch release the interpreter's lock
 _MARGIN = 14  # the enlarged square has a margin of a fourteenth of the side on each side: 224 -> 256
 
 
 class ImageVectors(NamedTuple):
-    """The vectors of one batch of images.
+    """Vectors of one batch of images.
 
     Attributes:
-        ids: Of the images that could be read, in the order given.
-        vectors: float32 [V, len(ids), D] on the CPU, unnormalised; one row of vectors a view.
-        problems: Why the others could not, by id.
+        ids: Ids of the images that could be read, in the given order.
+        vectors: Float32 [V, len(ids), D] on the CPU, unnormalised, of V views.
+        problems: For each image that could not be read, the reason by its id.
     """
 
     ids: list[str]
@@ -78,27 +78,27 @@ class ImageVectors(NamedTuple):
 
 
 class Engine(Protocol):
-    """Computes vectors lazily."""
+    """An engine that computes vectors, batch by batch."""
 
     def texts(self, texts: Sequence[tuple[str, str]]) -> Iterator[tuple[list[str], Tensor, int]]:
-        """Of texts with their keys, batch by batch: N keys, vectors as `text_vectors`, and how many texts were cut."""
+        """Yield for each batch of texts with keys: the keys, vectors as of `text_vectors`, and how many were cut."""
         ...
 
     def images(self, batches: StoredImages, views: Sequence[int]) -> Iterator[ImageVectors]:
-        """The vectors of images in some views, in any order: 0 is the plain view, others are augmented."""
+        """Yield the vectors of images in some views, in any order; view 0 is plain, the others are augmented."""
         ...
 
 
 class Reader(Dataset[ImageVectors]):
-    """Decodes, preprocesses and augments batches, in whatever process: it can be pickled, and holds no weights.
+    """Dataset that decodes, preprocesses and augments batches in any process: it can be pickled, and holds no weights.
 
-    A batch has pixels [V, n, 3, H, W] in the place of vectors. An image is decoded once for all its views. The random
-    numbers of an augmented view depend on the image and the view alone, so that the images beside it do not matter.
+    A batch is an `ImageVectors` with pixels [V, n, 3, H, W] instead of vectors. An image is decoded once for all its
+    views. The random numbers of an augmented view depend on image and view alone, not on the batch.
 
     Args:
-        preprocess: Pixels of one image.
-        augment: Of the views after the plain one.
-        views: Which are wanted.
+        preprocess: Gives the pixels of one image.
+        augment: Augmentation of the views after the plain one.
+        views: The views to make.
     """
 
     def __init__(
@@ -109,6 +109,7 @@ class Reader(Dataset[ImageVectors]):
         self._views = views
 
     def __getitems__(self, batch: Sequence[ImageSource]) -> ImageVectors:
+        """Read a batch of images in all views."""
         ids = list[str]()
         pixels = list[Tensor]()
         problems = dict[str, str]()
@@ -121,11 +122,11 @@ class Reader(Dataset[ImageVectors]):
         if not ids:
             return ImageVectors(ids, torch.empty(len(self._views), 0), problems)
         plain = torch.stack(pixels)
-        return ImageVectors(
-            ids, torch.stack([self._view(plain, ids, view) for view in self._views]), problems
-        )
+        views = torch.stack([self._view(plain, ids, view) for view in self._views])
+        return ImageVectors(ids, views, problems)
 
     def _view(self, plain: Tensor, ids: Sequence[str], view: int) -> Tensor:
+        """Make one view of pixels [n, 3, H, W]; view 0 is the plain one."""
         if not view or self._augment is None:
             return plain
         seeds = (hashlib.sha256(f"{image_id}:{view}".encode()).digest()[:7] for image_id in ids)
@@ -133,12 +134,12 @@ class Reader(Dataset[ImageVectors]):
 
 
 class LocalEngine:
-    """Computes on the encoder's device; other threads or processes read the next batches meanwhile.
+    """Engine on the encoder's device, while other threads or processes read the next batches.
 
     Args:
-        encoder: What computes the vectors.
-        augment: Of the views after the plain one.
-        workers: Processes that read; 0: two threads of this one, enough for small images.
+        encoder: The encoder that computes the vectors.
+        augment: Augmentation of the views after the plain one.
+        workers: Number of processes that read; 0: two threads of this one, enough for small images.
     """
 
     def __init__(self, encoder: Encoder, augment: Augment | None = None, workers: int = 0) -> None:
@@ -147,15 +148,16 @@ class LocalEngine:
         self._workers = workers
 
     def texts(self, texts: Sequence[tuple[str, str]]) -> Iterator[tuple[list[str], Tensor, int]]:
-        """See `Engine`."""
+        """Yield the vectors of texts, as `Engine` says."""
         for start in range(0, len(texts), _TEXT_BATCH):
             part = texts[start : start + _TEXT_BATCH]
-            yield [key for key, _ in part], *text_vectors(self._encoder, [text for _, text in part])
+            vectors, cut = text_vectors(self._encoder, [text for _, text in part])
+            yield [key for key, _ in part], vectors, cut
 
     def images(
         self, batches: Iterable[Sequence[ImageSource]], views: Sequence[int]
     ) -> Iterator[ImageVectors]:
-        """See `Engine`."""
+        """Yield the vectors of images, as `Engine` says."""
         reader = Reader(self._encoder.transform, self._augment, views)
         encoder = self._encoder
         read = _threads(reader, batches)
@@ -163,7 +165,7 @@ class LocalEngine:
             read = iter(
                 DataLoader(
                     reader,
-                    batch_sampler=batches,  # type: ignore[arg-type]  # a source stands for its place
+                    batch_sampler=batches,  # type: ignore[arg-type]  # sources instead of positions
                     num_workers=self._workers,
                     multiprocessing_context=start_method(),
                     collate_fn=tuple,
@@ -178,6 +180,7 @@ class LocalEngine:
 
 
 def _threads(reader: Reader, batches: Iterable[Sequence[ImageSource]]) -> Iterator[ImageVectors]:
+    """Read batches ahead in threads, and yield them in their order."""
     with ThreadPoolExecutor(_THREADS) as pool:
         coming = deque[Any]()
         for batch in batches:
@@ -189,17 +192,17 @@ def _threads(reader: Reader, batches: Iterable[Sequence[ImageSource]]) -> Iterat
 
 
 def text_vectors(encoder: Encoder, texts: Sequence[str]) -> tuple[Tensor, int]:
-    """Vectors float32 [N, D] on the CPU, unnormalised, and how many texts were cut to the context."""
+    """Encode texts to float32 [N, D] on the CPU, unnormalised; return also how many were cut to the context length."""
     tokens = encoder.tokenize(texts)
     return encoder.encode_texts(tokens), tokens.truncated
 
 
 @torch.inference_mode()
 def image_features(encoder: Encoder, pixels: Tensor) -> Tensor:
-    """Features float32 [B, D] on the CPU; a batch for which a GPU has too little memory is halved.
+    """Encode pixels to float32 [B, D] on the CPU, unnormalised; a batch too large for a GPU's memory is halved.
 
     Raises:
-        VlltrError: If there is not even enough for one image.
+        VlltrError: The memory does not suffice for a single image.
     """
     try:
         return encoder.encode_pixels(pixels.to(encoder.device, non_blocking=True)).cpu()
@@ -218,7 +221,7 @@ def embed_sentences(
     progress: Progress | None = None,
     engine: Engine | None = None,
 ) -> tuple[int, int, int]:
-    """Embed the texts whose hash is not in the cache; returns (embedded, there before, cut to the context).
+    """Embed the texts whose hash is not in the cache; return how many were embedded, there before, and cut.
 
     The vectors are computed by `engine`, by default in this process, and appended here.
     """
@@ -249,11 +252,11 @@ def embed_images(
     only: Sequence[str] | None = None,
     engine: Engine | None = None,
 ) -> tuple[int, int, int]:
-    """Embed those views of the images of `split` that have no vector yet; returns (embedded, before, unreadable).
+    """Embed the views of the images of `split` that have no vector yet.
 
-    The first two count vectors. An image is decoded once for all views that it lacks. An image that could be read when
-    it came in, and cannot now, is kept aside with its problem. With `only`, these images alone are looked at. The
-    vectors are computed by `engine`, by default in this process with `augment`.
+    Returned is how many vectors were embedded, how many there were before, and how many images are unreadable. An image is decoded once for all views that it lacks. If
+    an image can no longer be read, its problem is stored with it, and it is not used. With `only`, these images are
+    embedded instead of the split's. The vectors are computed by `engine`, by default in this process with `augment`.
     """
     name = image_vectors_name(encoder.image_fp)
     tx.store.create(name, image_vectors(encoder.dim), "vector_key")
@@ -262,8 +265,9 @@ def embed_images(
     have = _have(tx, name, "vector_key", [f"{i}:{suffix}" for i in ids for suffix in suffixes.values()])
     lacking: dict[tuple[int, ...], list[str]] = {}
     for i in ids:
-        lacking.setdefault(tuple(v for v in views if f"{i}:{suffixes[v]}" not in have), []).append(i)
-    lacking.pop((), None)
+        missing = tuple(v for v in views if f"{i}:{suffixes[v]}" not in have)
+        if missing:
+            lacking.setdefault(missing, []).append(i)
     todo = sum(map(len, lacking.values()))
     done = 0
     looked = 0
@@ -286,21 +290,21 @@ def embed_images(
 
 
 def all_embedded(snapshot: Snapshot, image_fp: str, image_ids: Sequence[str], suffix: str = "0") -> bool:
-    """Whether each image has a vector by the encoder `image_fp`; it takes no lock, so that a reader need not wait."""
+    """Say whether each image has a vector by the encoder `image_fp`, without a lock, so that readers need not wait."""
     name = image_vectors_name(image_fp)
     keys = [f"{i}:{suffix}" for i in image_ids]
     return snapshot.store.exists(name) and _have(snapshot, name, "vector_key", keys).issuperset(keys)
 
 
 def _have(tx: Snapshot, name: str, column: str, keys: Sequence[str]) -> set[str]:
-    """Keys that are in a cache: of `keys` at least, where they are few those alone."""
+    """Return which of `keys` are in a cache; if there are many, all keys of the cache."""
     if len(keys) > _FEW:
         return tx.store.keys(name, column)
     return set(tx.store.read(name, [column], one_of(column, keys))[column].to_pylist())
 
 
 def _keep_aside(tx: Transaction, problems: dict[str, str]) -> None:
-    """Note why images cannot be used."""
+    """Store why images cannot be used, and warn of some."""
     rows = tx.table("images", where=one_of("image_id", problems))
     why = pa.array([problems[i] for i in rows["image_id"].to_pylist()], pa.string())
     for uri, problem in islice(zip(rows["uri"].to_pylist(), why.to_pylist(), strict=True), _EXAMPLES):
@@ -309,7 +313,7 @@ def _keep_aside(tx: Transaction, problems: dict[str, str]) -> None:
 
 
 class StoredImages:
-    """Images of the table `images` as it is now, in batches, or by number for Ray: it can be pickled."""
+    """Images of the current table `images`, in batches, or by position for Ray; it can be pickled."""
 
     def __init__(self, store: Store, ids: Sequence[str]) -> None:
         self._store = store
@@ -319,62 +323,65 @@ class StoredImages:
         return len(self._ids)
 
     def __iter__(self) -> Iterator[list[ImageSource]]:
+        """Yield the images in batches of `IMAGE_BATCH`."""
         for start in range(0, len(self), _SOURCES):
             found = self.take(range(start, min(start + _SOURCES, len(self)))).load()
             yield from (found[first : first + IMAGE_BATCH] for first in range(0, len(found), IMAGE_BATCH))
 
     def take(self, places: Sequence[int]) -> StoredImages:
-        """Those at some places."""
+        """Return the images at some positions."""
         return StoredImages(self._store, [self._ids[place] for place in places])
 
     def load(self) -> list[ImageSource]:
-        """Each with its bytes, or else its path."""
+        """Read all images: each id with its bytes or its path."""
         return _sources(self._store.read("images", _SOURCE, one_of("image_id", self._ids)), self._ids)
 
 
 def load_sources(snapshot: Snapshot, ids: Sequence[str]) -> list[ImageSource]:
-    """Each image of `ids` with its bytes, or else its path, in their order."""
+    """Read the bytes or the path of each image of `ids`, in their order."""
     return _sources(snapshot.table("images", _SOURCE, one_of("image_id", ids)), ids)
 
 
 def _sources(rows: pa.Table, ids: Sequence[str]) -> list[ImageSource]:
+    """Convert rows of `images` to sources, in the order of `ids`."""
     columns = zip(*rows.to_pydict().values(), strict=True)
     found = {i: uri if data is None else data for i, uri, data in columns}
     return [(i, found[i]) for i in ids]
 
 
 def vector_table(columns: dict[str, Any], vectors: Tensor) -> pa.Table:
-    """An Arrow table of `columns` and a fixed-size-list column `vector` from float32 [N, D], without a copy."""
+    """Make an Arrow table of `columns` and a fixed-size-list column `vector` of float32 [N, D], without a copy."""
     flat = pa.array(vectors.contiguous().view(-1).numpy())
     return pa.table({**columns, "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])})
 
 
 def image_vector_table(ids: list[str], suffix: str, view: int, vectors: Tensor) -> pa.Table:
-    """Rows of a cache of image vectors, float32 [N, D]."""
+    """Make rows of a cache of image vectors, float32 [N, D]."""
     keys = [f"{image_id}:{suffix}" for image_id in ids]
     return vector_table({"vector_key": keys, "image_id": ids, "view": [view] * len(ids)}, vectors)
 
 
 class CropPixels:
-    """Turns an image into its crops' pixels; it can be pickled, and holds no weights.
+    """Preprocessing of an image into its crops' pixels; it can be pickled, and holds no weights.
 
     Args:
-        encoder: Whose size and preprocessing count.
-        number: 1: the image as it is preprocessed. 5: preprocessed a seventh larger, then its centre and corners.
+        encoder: Encoder whose size and preprocessing are used.
+        number: 1: the image as it is preprocessed. 5: preprocessed a seventh larger, and cropped at centre and corners.
 
     Raises:
-        UsageError: Another number.
+        UsageError: Another number of crops.
     """
 
     def __init__(self, encoder: Encoder, number: int = 1) -> None:
         if number not in (1, 5):
             raise UsageError(f"crops is 1 or 5 (the centre and the corners), got {number}", "Use --crops 5")
-        self._size = height, width = encoder.image_size
+        height, width = encoder.image_size
+        self._size = (height, width)
         self.number = number
-        self._margins = max(1, round(height / _MARGIN)), max(1, round(width / _MARGIN))
+        self._margins = (max(1, round(height / _MARGIN)), max(1, round(width / _MARGIN)))
         self._transform: Callable[[Image.Image], Tensor] = encoder.transform
         if number > 1:
-            larger = height + 2 * self._margins[0], width + 2 * self._margins[1]
+            larger = (height + 2 * self._margins[0], width + 2 * self._margins[1])
             cfg = encoder.config["preprocess_cfg"]
             cfg["size"] = larger[0] if larger[0] == larger[1] else list(larger)
             if "resize" in cfg:
@@ -382,27 +389,28 @@ class CropPixels:
             self._transform = Preprocessing(cfg)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """The crops of one image, normalised for the encoder: float32 [number, 3, H, W]."""
+        """Make the crops of one image, normalised for the encoder: float32 [number, 3, H, W]."""
         whole = self._transform(image)
         if self.number == 1:
             return whole[None]
-        (height, width) = self._size
-        (down, right) = self._margins
-        corners = [(y, x) for y in (0, 2 * down) for x in (0, 2 * right)]
-        return torch.stack([whole[:, y : y + height, x : x + width] for y, x in ((down, right), *corners)])
+        height, width = self._size
+        down, right = self._margins
+        places = [(down, right), (0, 0), (0, 2 * right), (2 * down, 0), (2 * down, 2 * right)]
+        return torch.stack([whole[:, y : y + height, x : x + width] for y, x in places])
 
 
 class Crops:
-    """Turns images into their crops' pixels, and pixels into features, for one encoder; arguments as `CropPixels`."""
+    """Crops of images and their features for one encoder; arguments as for `CropPixels`."""
 
     def __init__(self, encoder: Encoder, number: int = 1) -> None:
-        self.encoder, self.pixels = encoder, CropPixels(encoder, number)
+        self.encoder = encoder
+        self.pixels = CropPixels(encoder, number)
 
     @torch.inference_mode()
     def features(self, pixels: Sequence[Tensor]) -> Tensor:
-        """One feature for each image from its crops [number, 3, H, W]: float32 [B, D], unnormalised.
+        """Compute one feature for each image from its crops [number, 3, H, W]: float32 [B, D], unnormalised.
 
-        They are on the encoder's device.
+        The features are on the encoder's device.
         """
         batch = torch.cat(list(pixels)).to(self.encoder.device, non_blocking=True)
         features = self.encoder.encode_pixels(batch)
@@ -410,7 +418,7 @@ class Crops:
 
 
 def pool_crops(features: Tensor) -> Tensor:
-    """Features of crops to one feature an image: the mean direction, at the crops' mean length.
+    """Pool the features of crops into one feature per image: the mean direction, with the crops' mean length.
 
     Args:
         features: Float [B, N, D], unnormalised.
@@ -431,19 +439,20 @@ def embed_crops(
     number: int,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Features of images through `number` crops, more than 1, from the cache or computed and kept there.
+    """Read the features of images through `number` crops, more than 1, and compute and store those that are missing.
 
-    float32 [N, D], unnormalised.
+    Returns:
+        Float32 [N, D], unnormalised.
 
     Raises:
-        UsageError: Another number of crops than there is.
-        InputError: An image cannot be read any more.
+        UsageError: The number of crops is not supported.
+        InputError: An image can no longer be read.
     """
     crops = Crops(encoder, number)
     name = image_vectors_name(encoder.image_fp)
     suffix = f"crops-{number}"
     if not all_embedded(workspace.snapshot(), encoder.image_fp, image_ids, suffix):
-        with workspace.transaction("evaluate") as tx:  # only the cache grows: no commit
+        with workspace.transaction("evaluate") as tx:  # it only adds to the cache, so there is no commit
             tx.store.create(name, image_vectors(encoder.dim), "vector_key")
             have = tx.store.keys(name, "vector_key")
             todo = [image_id for image_id in image_ids if f"{image_id}:{suffix}" not in have]

@@ -1,4 +1,4 @@
-"""An image tower, a text tower, tokenizer and preprocessing, as one thing that is saved and identified."""
+"""Encoder: image tower, text tower, tokenizer and preprocessing, which are saved and identified together."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ _TOKENS_A_BATCH = 16_384
 
 
 class Encoder:
-    """Two towers of one open_clip model, with everything that has to travel with their weights.
+    """Both towers of an open_clip model, with everything that belongs to their weights.
 
     Attributes:
         model: The open_clip model, weights in float32.
-        tokenizer: Texts to token ids.
-        name: What the model is called.
+        tokenizer: The tokenizer of the text tower.
+        name: The model's name.
         dim: Width D of the features.
         image_size: (height, width) in pixels.
-        transform: The preprocessing of one image, without the weights: for other processes.
-        mean: float32 [3] of the preprocessing.
-        std: float32 [3] of the preprocessing.
-        precision: "bf16" runs both towers under bfloat16 autocast, "tf32" lets a GPU multiply at 10 bits; outputs are
-            float32 all the same.
+        transform: The preprocessing of one image, which holds no weights and can be sent to other processes.
+        mean: Float32 [3], mean of the normalisation.
+        std: Float32 [3], standard deviation of the normalisation.
+        precision: "bf16" runs both towers under bfloat16 autocast, "tf32" lets a GPU multiply with 10 bits of mantissa;
+            outputs are always float32.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class Encoder:
         self._config = deepcopy(config)
         pre = self._config["preprocess_cfg"]
         self.transform = openclip.Preprocessing(pre)
-        height, width = pre["size"] if isinstance(pre["size"], list) else [pre["size"]] * 2
-        self.image_size: tuple[int, int] = height, width
+        height, width = pre["size"] if isinstance(pre["size"], list) else (pre["size"], pre["size"])
+        self.image_size: tuple[int, int] = (height, width)
         self.mean = torch.tensor(pre["mean"], dtype=torch.float32)
         self.std = torch.tensor(pre["std"], dtype=torch.float32)
         self.dim = int(self._config["model_cfg"]["embed_dim"])
@@ -81,23 +81,27 @@ class Encoder:
         precision: Precision = "fp32",
         device: str | torch.device | None = None,
     ) -> Encoder:
-        """Random weights drawn from `seed`; the caller's random state is left as it was.
+        """Make an encoder with random weights; the caller's random state does not change.
 
         Args:
             model: A name that open_clip knows, or `vlltr-tiny`.
-            texts: What a word vocabulary is built from; only `vlltr-tiny` has one.
-            seed: Same seed and texts, same weights.
-            image_size: As for `load`, and so are `resize`, `precision` and `device`.
+            texts: Texts that a word vocabulary is built from; only `vlltr-tiny` has one.
+            seed: Seed of the weights; the same seed and texts give the same weights.
+            image_size: As for `load`.
+            resize: As for `load`.
+            precision: As for `load`.
+            device: As for `load`.
 
         Raises:
-            EncoderError: If there is no such model, or it needs texts and got none.
-            MissingPackageError: If it needs transformers, which is not installed.
+            EncoderError: There is no such model, or it needs texts and got none.
+            MissingPackageError: The model needs transformers, which is not installed.
         """
         config = weights.find_config(model)
         text = config["model_cfg"]["text_cfg"]
         tokenizer: Tokenizer
         if config["tokenizer"] == "words":
-            tokenizer = words = WordTokenizer.build(texts or (), text["context_length"])
+            words = WordTokenizer.build(texts or (), text["context_length"])
+            tokenizer = words
             text["vocab_size"] = words.vocab_size
             if not words.words:
                 raise EncoderError(
@@ -108,7 +112,7 @@ class Encoder:
             tokenizer = openclip.make_tokenizer(config)
         weights.set_image_size(config, image_size, resize)
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # leaves the GPUs' alone
+            torch.default_generator.manual_seed(seed)  # does not touch the GPUs' generators
             built = openclip.build_model(config["model_cfg"])
         if image_size is not None:
             openclip.set_timm_size(built, image_size)
@@ -125,22 +129,22 @@ class Encoder:
         precision: Precision | None = None,
         device: str | torch.device | None = None,
     ) -> Encoder:
-        """Weights from open_clip's list, from a file or from a folder, with the preprocessing that belongs to them.
+        """Load weights from open_clip's list, a file or a folder, with the preprocessing that belongs to them.
 
-        Weights are read as tensors only. Where it is known whether they were trained with QuickGELU, that decides,
-        whatever the name says.
+        Only tensors are read, no code is run. If it is known whether the weights were trained with QuickGELU, this
+        decides the activation, whatever the model's name says.
 
         Args:
             model: A name that open_clip knows, a folder, `local-dir:FOLDER`, or `hf-hub:OWNER/NAME[@REVISION]`.
             pretrained: A tag, or a .safetensors, .pt, .pth, .bin or .ckpt file, or a folder.
             image_size: Side in pixels; position embeddings are interpolated to it.
-            resize: Shorter side before the crop, instead of what belongs to the weights.
-            precision: Of the towers' arithmetic; default: as it was saved, else fp32.
-            device: Default: a GPU where there is one.
+            resize: Length of the shorter side before the crop, instead of the one that belongs to the weights.
+            precision: Precision of the towers' arithmetic; None: as it was saved, else fp32.
+            device: None: a GPU if there is one.
 
         Raises:
-            EncoderError: If the weights cannot be had or do not fit the model, or what describes them is damaged.
-            MissingPackageError: As for `scratch`; seen before any weights are fetched.
+            EncoderError: The weights cannot be fetched or do not fit the model, or their description is damaged.
+            MissingPackageError: The model needs transformers, which is not installed; raised before any download.
         """
         try:
             source = weights.read_source(model, pretrained)
@@ -164,11 +168,11 @@ class Encoder:
 
     @classmethod
     def open(cls, folder: str | Path, device: str | torch.device | None = None) -> Encoder:
-        """Read what `save` wrote, as `load` does."""
+        """Load an encoder that `save` wrote."""
         return cls.load("local-dir", str(folder), device=device)
 
     def save(self, folder: str | Path) -> None:
-        """Write encoder.json, model.safetensors and a tokenizer that does not ship into `folder`.
+        """Write encoder.json, model.safetensors and the tokenizer, unless it is part of open_clip, into `folder`.
 
         A word vocabulary is in words.json, a Hugging Face tokenizer in tokenizer.json and tokenizer_config.json.
         """
@@ -183,15 +187,16 @@ class Encoder:
         self.tokenizer.save(folder)
 
     def copy(self) -> Encoder:
-        """A second encoder with the same weights in its own memory, as a teacher needs it."""
+        """Return a second encoder with a copy of the weights."""
         how: dict[str, Any] = {"name": self.name, "precision": self.precision, "device": self.device}
         return Encoder(deepcopy(self.model), self.tokenizer, self._config, **how)
 
     def learn_words(self, texts: Iterable[str], seed: int) -> int:
-        """Give the words of `texts` that a word vocabulary lacks a row each; returns how many there were.
+        """Add the words of `texts` that a word vocabulary lacks, with an embedding for each; return their number.
 
-        The new rows are drawn from `seed` as a new model's are, so they mean nothing until stage 1 has trained them;
-        all others stay, and so do the features of texts without new words. Other tokenizers can spell every word: 0.
+        The new embeddings are drawn from `seed` like those of a new model, so they are meaningless until stage 1 has
+        trained them. All others stay, and so do the features of texts without new words. Other tokenizers need no new
+        words: 0.
         """
         if not isinstance(self.tokenizer, WordTokenizer):
             return 0
@@ -204,18 +209,18 @@ class Encoder:
         return added
 
     def to(self, device: str | torch.device) -> Encoder:
-        """Move the weights; returns self."""
+        """Move the weights to a device; return self."""
         self.device = torch.device(device)
         self.model.to(self.device)
         return self
 
     def train(self, mode: bool = True) -> Encoder:
-        """Put both towers into training mode; returns self."""
+        """Put both towers into training mode, or out of it; return self."""
         self.model.train(mode)
         return self
 
     def eval(self) -> Encoder:
-        """Put both towers into evaluation mode; returns self."""
+        """Put both towers into evaluation mode; return self."""
         return self.train(False)
 
     @property
@@ -225,29 +230,30 @@ class Encoder:
 
     @property
     def logit_scale(self) -> float:
-        """The multiplier on cosines, 1/tau = exp(log-scale); `model.logit_scale` is the log, as a parameter."""
+        """The multiplier of cosines, exp(`model.logit_scale`); 1 / temperature."""
         return float(self.model.logit_scale.detach().exp())  # type: ignore[operator]  # a Parameter, not a Module
 
     @property
     def logit_bias(self) -> nn.Parameter | None:
-        """What SigLIP adds to scale * cosine of a pair before the sigmoid; None for models without.
+        """The bias that SigLIP adds to scale * cosine of a pair before the sigmoid; None for models without.
 
-        It is common to all classes: a softmax over classes is the same with and without it.
+        It is the same for all classes, so that it does not change a softmax over classes.
         """
         bias = getattr(self.model, "logit_bias", None)
         return bias if isinstance(bias, nn.Parameter) else None
 
     @property
     def text_fp(self) -> str:
-        """Names the text tower: architecture, weights, tokenizer, precision."""
+        """Fingerprint of the text tower: architecture, weights, tokenizer, precision."""
         return self._fingerprint("text")
 
     @property
     def image_fp(self) -> str:
-        """Names the image tower: architecture, weights, preprocessing, precision."""
+        """Fingerprint of the image tower: architecture, weights, preprocessing, precision."""
         return self._fingerprint("image")
 
     def _fingerprint(self, tower: Literal["text", "image"]) -> str:
+        """Compute a tower's fingerprint, anew if its weights have changed."""
         state = {
             n: v
             for n, v in self.model.state_dict().items()
@@ -259,7 +265,7 @@ class Encoder:
             facts = {
                 "architecture": {k: v for k, v in self._config["model_cfg"].items() if k != drop},
                 "weights": weights_digest(state),
-                # tf32 is a note beside the vectors
+                # tf32 is recorded beside the vectors instead.
                 "precision": "bf16" if self.precision == "bf16" else "fp32",
                 "input": self.tokenizer.identity() if tower == "text" else self._config["preprocess_cfg"],
             }
@@ -267,21 +273,21 @@ class Encoder:
         return self._digests[tower][1]
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """One image, resized, cropped and normalised as the weights expect: float32 [3, H, W]."""
+        """Resize, crop and normalise one image as the weights expect: float32 [3, H, W]."""
         return self.transform(image)
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
-        """Token ids of N texts, trimmed to the longest; longer ones than the context are cut and counted."""
+        """Tokenize N texts, padded to the longest; texts longer than the context are cut and counted."""
         return self.tokenizer(texts)
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """Image features float32 [B, D], unnormalised, with gradients.
+        """Encode images to features float32 [B, D], unnormalised, with gradients.
 
         Args:
             pixels: Floating [B, 3, H, W] on the encoder's device, normalised by `mean` and `std`.
 
         Raises:
-            InputError: If the shape does not fit.
+            InputError: The shape or the dtype does not fit.
         """
         if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
             raise InputError(f"pixels must be floating [B, 3, H, W], got {pixels.dtype} {list(pixels.shape)}")
@@ -292,13 +298,13 @@ class Encoder:
         return features.float()
 
     def encode_tokens(self, ids: Tensor) -> Tensor:
-        """Text features float32 [B, D], unnormalised, with gradients; the same whatever the padding.
+        """Encode tokens to features float32 [B, D], unnormalised, with gradients; padding does not matter.
 
         Args:
-            ids: int64 [B, L] on the encoder's device, L at most the context length.
+            ids: Int64 [B, L] on the encoder's device, L at most the context length.
 
         Raises:
-            InputError: If the shape, the dtype or the length does not fit.
+            InputError: The shape, the dtype or the length does not fit.
         """
         length = self.tokenizer.context_length
         if ids.ndim != 2 or ids.dtype != torch.int64 or not 1 <= ids.shape[1] <= length:
@@ -309,13 +315,12 @@ class Encoder:
             return openclip.encode_text(self.model, ids).float()
 
     def encode_texts(self, texts: Sequence[str] | Tokens) -> Tensor:
-        """Text features float32 [N, D] on the CPU, unnormalised, without gradients, in the order of `texts`.
+        """Encode texts to features float32 [N, D] on the CPU, unnormalised, without gradients, in their order.
 
-        Texts of like length go through the tower together, each batch cut to its longest: same values, less
-        work.
+        Texts of similar length are encoded together, each batch cut to its longest text: same values, less work.
 
         Args:
-            texts: N texts, or what `tokenize` made of them.
+            texts: N texts, or their tokens from `tokenize`.
         """
         tokens = texts if isinstance(texts, Tokens) else self.tokenize(texts)
         result = torch.empty(len(tokens), self.dim)
@@ -323,7 +328,7 @@ class Encoder:
         order = torch.argsort(lengths, stable=True)
         done = 0
         while done < len(order):
-            # The batch starts at its shortest text; what it is padded to is known only at its end.
+            # A first estimate by the shortest text, which comes first, and then the size by the longest, which comes last.
             step = max(1, _TOKENS_A_BATCH // max(1, int(lengths[order[done]])))
             rows = order[done : done + step]
             rows = rows[: max(1, _TOKENS_A_BATCH // max(1, int(lengths[rows[-1]])))]
@@ -335,10 +340,13 @@ class Encoder:
 
     @contextmanager
     def _arithmetic(self) -> Iterator[None]:
-        """As `precision` has it; an ambient autocast stays, and with gradients what float32 means: training decides."""
+        """Set the arithmetic of `precision` within the block.
+
+        An ambient autocast stays. With gradients the precision of float32 products is left to the training.
+        """
         with ExitStack() as stack:
             if torch.is_inference_mode_enabled():
-                # Under inference mode and autocast torch copies an attention layer's weights once for every token.
+                # Under inference mode and autocast torch copies an attention layer's weights for every token.
                 stack.enter_context(torch.inference_mode(False))
                 stack.enter_context(torch.no_grad())
             if not torch.is_grad_enabled():

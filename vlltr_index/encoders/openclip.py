@@ -1,4 +1,4 @@
-"""open_clip's models, tokenizers and preprocessing by plain functions; and those of `vlltr-tiny`, which are ours."""
+"""Models, tokenizers and preprocessing of open_clip by plain functions, and our own of `vlltr-tiny`."""
 
 from __future__ import annotations
 
@@ -38,48 +38,52 @@ _WORD = re.compile(r"[^\W_]+")
 _MAX_WORDS = 1 << 17
 _SPECIAL = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 GENERIC = "PreTrainedTokenizerFast"
-"""transformers' class of any tokenizer that a tokenizer.json holds whole."""
+"""Class of transformers for tokenizers that are fully described by a tokenizer.json."""
 SAVED_KEYS = frozenset({"tokenizer_class", "padding_side", "truncation_side", *_SPECIAL})
-"""What a tokenizer_config.json of ours may hold."""
+"""Keys that a tokenizer_config.json of ours may have."""
 MAX_RESIZED = 64_000_000
-"""Pixels that an image may be resized to before the square is cropped out of it: a thin one's longer side grows too."""
-_WIDTHS = (48, 96, 192)  # of the stages of the image tower of `vlltr-tiny`
-_GRID = 4  # side of its last map, which the features are read from
+"""Most pixels that an image may be resized to before the square crop; a thin image becomes very long."""
+_WIDTHS = (48, 96, 192)  # widths of the stages of the image tower of `vlltr-tiny`
+_GRID = 4  # side of its last feature map
 
 
 def clip_templates() -> tuple[str, ...]:
-    """The 80 prompts that CLIP was evaluated with on ImageNet; `{}` stands for the class name."""
+    """Return the 80 prompts that CLIP was evaluated with on ImageNet; `{}` stands for the class name."""
     return tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
 
 
 def known_as(model_cfg: dict[str, Any]) -> str | None:
-    """The name under which open_clip has this configuration; None if it has none."""
+    """Return the name under which open_clip has this configuration; None if it does not have it."""
     names = open_clip.list_models()
     return next((name for name in names if open_clip.get_model_config(name) == model_cfg), None)
 
 
 class _NoDraws(TorchFunctionMode):
-    """While it is entered, tensors are left as they are instead of being drawn, which takes longer than loading."""
+    """Context in which tensors are not initialised with random values, which takes longer than loading weights."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if func in (Tensor.normal_, Tensor.uniform_) else func(*args, **(kwargs or {}))
+        """Call a function of torch, but skip random initialisation."""
+        if func in (Tensor.normal_, Tensor.uniform_):
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def build_model(model_cfg: dict[str, Any], drawn: bool = True) -> nn.Module:
-    """A model in float32, on torch's default device, with random weights if they are `drawn`; nothing is downloaded.
+    """Build a model in float32 on torch's default device, without any download; initialise its weights if `drawn`.
 
     Raises:
-        EncoderError: If the configuration is not one that open_clip can build.
+        EncoderError: open_clip cannot build a model from this configuration.
     """
     cfg = deepcopy(model_cfg)
     try:
-        cfg["vision_cfg"]["timm_model_pretrained"] = cfg["text_cfg"]["hf_model_pretrained"] = False
+        cfg["vision_cfg"]["timm_model_pretrained"] = False
+        cfg["text_cfg"]["hf_model_pretrained"] = False
         kind = open_clip.CLIP
         if cfg.pop("custom_text", False) or "hf_model_name" in cfg["text_cfg"]:
             kind = open_clip.CoCa if "multimodal_cfg" in cfg else open_clip.CustomTextCLIP
         with nullcontext() if drawn else _NoDraws():
             return cast(nn.Module, kind(**cfg))
-    except Exception as error:  # open_clip, timm and transformers raise many kinds
+    except Exception as error:  # open_clip, timm and transformers raise many kinds of errors
         raise EncoderError(
             f"open_clip cannot build this model: {type(error).__name__}: {str(error).partition(chr(10))[0]}",
             "A text tower of transformers is described on the hub: the first time, this needs a network.",
@@ -87,13 +91,13 @@ def build_model(model_cfg: dict[str, Any], drawn: bool = True) -> nn.Module:
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
-    """Put weights into `model`, by open_clip's means: older layouts are converted, image positions interpolated.
+    """Load weights into `model` with open_clip's functions: old layouts are converted, image positions interpolated.
 
-    (`open_clip.load_checkpoint` takes files alone, which were read already, and leaves ResNets' positions.) The numbers
-    0, 1, 2... that BERT towers saved by an older transformers hold are left out.
+    `open_clip.load_checkpoint` is not used: it reads files, and does not interpolate the positions of ResNets. The
+    position ids in BERT towers that an older transformers saved are left out.
 
     Raises:
-        EncoderError: If names or shapes do not fit.
+        EncoderError: Names or shapes do not fit.
     """
     state = convert_state_dict(model, dict(state))
     if _POSITION_IDS not in model.state_dict():
@@ -116,10 +120,10 @@ def load_state(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
 
 
 def set_timm_size(model: nn.Module, image_size: int) -> None:
-    """Give a timm image tower another input size, its positions interpolated; leave other towers alone.
+    """Change the input size of a timm image tower, with interpolated positions; leave other towers alone.
 
     Raises:
-        EncoderError: If patches would not fill it.
+        EncoderError: The size is not a multiple of the patch size.
     """
     visual: Any = model.visual
     if hasattr(visual, "set_input_size"):
@@ -129,7 +133,7 @@ def set_timm_size(model: nn.Module, image_size: int) -> None:
 
 
 def prefer_channels_last(model: nn.Module) -> bool:
-    """Lay out CLIP's ResNets with channels last (1.7 times as fast in bfloat16 on a CPU); whether that was done."""
+    """Lay out CLIP's ResNets with channels last (1.7 times as fast in bfloat16 on a CPU); say whether it was done."""
     if not isinstance(model.visual, ModifiedResNet):
         return False
     model.visual.to(memory_format=torch.channels_last)
@@ -137,25 +141,26 @@ def prefer_channels_last(model: nn.Module) -> bool:
 
 
 def _read_words(path: Path) -> list[str]:
+    """Read the words of a vocabulary."""
     words: list[Any] = read_json(path, list)
     try:
         for word in words:
-            str.encode(word)  # half of a surrogate pair is no text
+            str.encode(word)  # refuses half of a surrogate pair
     except (TypeError, UnicodeEncodeError) as error:
         raise EncoderError(f"{path} must hold words: {error}") from None
     return words
 
 
 def make_tokenizer(config: dict[str, Any], folder: Path | None = None) -> Tokenizer:
-    """The tokenizer that a configuration names; CLIP's needs no network, a Hugging Face one may.
+    """Make the tokenizer that a configuration names; CLIP's needs no network, a Hugging Face one may need it.
 
     Args:
         config: A model's configuration.
-        folder: Where a word vocabulary lies, and where a Hugging Face tokenizer's files are looked for before the hub;
+        folder: Folder of a word vocabulary, or of a Hugging Face tokenizer's files, which are preferred to the hub;
             nothing in them is executed.
 
     Raises:
-        EncoderError: If a word vocabulary or a Hugging Face tokenizer is named and cannot be loaded.
+        EncoderError: A word vocabulary or a Hugging Face tokenizer is named and cannot be loaded.
     """
     text = config["model_cfg"]["text_cfg"]
     length = text.get("context_length", 77)
@@ -172,7 +177,7 @@ def make_tokenizer(config: dict[str, Any], folder: Path | None = None) -> Tokeni
         options["local_files_only"] = True
     try:
         return HubTokenizer(HFTokenizer(source, length, **options))
-    except Exception as error:  # transformers raises whatever it meets
+    except Exception as error:  # transformers raises many kinds of errors
         raise EncoderError(
             f"the tokenizer {source} cannot be loaded: {type(error).__name__}: {str(error).partition(chr(10))[0]}",
             "It is a Hugging Face tokenizer: it needs a network the first time, or its files beside\n"
@@ -181,13 +186,12 @@ def make_tokenizer(config: dict[str, Any], folder: Path | None = None) -> Tokeni
 
 
 class Preprocessing:
-    """PIL image to float32 [3, H, W], normalised; it can be pickled.
+    """Preprocessing of a PIL image to float32 [3, H, W], normalised; it can be pickled.
 
-    Two values are ours: mode "L" takes the colour out first; `resize` is what the image is resized to before the
-    square of `size` is cropped out of its middle.
+    Two settings are ours: mode "L" removes the colour first; `resize` is the size before the centre crop of `size`.
 
     Raises:
-        EncoderError: If the configuration is not one that open_clip knows.
+        EncoderError: open_clip does not know the configuration.
         InputError: When called, for an image so thin that it would be resized to more than `MAX_RESIZED` pixels.
     """
 
@@ -197,20 +201,22 @@ class Preprocessing:
         resize = cfg.pop("resize", None)
         self._grey = cfg.get("mode") == "L"
         self._crop = None if resize is None else [size, size]
-        cfg |= {"mode": "RGB"} if self._grey else {}
+        if self._grey:
+            cfg["mode"] = "RGB"
         try:
             if resize is not None and resize < size:
                 raise ValueError(f"resize {resize} is less than size {size}")
-            cfg |= {} if resize is None else {"size": resize}
+            if resize is not None:
+                cfg["size"] = resize
             known = PreprocessCfg(**cfg)
             self._transform = image_transform_v2(known, is_train=False)
-            # Pixels of the shorter side after resizing; the other modes make no side longer than the square's.
+            # Pixels of the shorter side after resizing; in the other modes no side becomes longer than the square's.
             self._shorter = max(known.input_size[1:]) if known.resize_mode == "shortest" else 1
         except (TypeError, ValueError, AssertionError) as error:
             raise EncoderError(f"this preprocessing cannot be used: {preprocess_cfg}: {error}") from error
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Of one image."""
+        """Preprocess one image."""
         width, height = image.size
         longer = self._shorter * max(width, height) // min(width, height)
         if longer * self._shorter > MAX_RESIZED:
@@ -221,13 +227,15 @@ class Preprocessing:
         image = image.convert("L") if self._grey else image
         try:
             pixels = cast(Tensor, self._transform(image if image.mode == "RGB" else image.convert("RGB")))
-        except ValueError as error:  # where the longer side counts: the shorter one would get no pixel
+        except (
+            ValueError
+        ) as error:  # if the longer side is resized to the size, the shorter one may get no pixel
             raise InputError(f"{width:,} x {height:,} pixels cannot be resized: {error}") from None
         return pixels if self._crop is None else center_crop(pixels, self._crop)
 
 
 def trims_exactly(model: nn.Module) -> bool:
-    """Whether padding on the right cannot matter: attention is causal, and a token of the text is pooled."""
+    """Say whether padding on the right cannot matter: attention is causal, and the pooled token is one of the text."""
     part = getattr(model, "text", model)
     if getattr(part, "attn_mask", None) is None or getattr(part, "cls_emb", None) is not None:
         return False
@@ -237,7 +245,7 @@ def trims_exactly(model: nn.Module) -> bool:
 
 
 def insert_tokens(model: nn.Module, at: int, count: int, seed: int) -> None:
-    """Make room for `count` more tokens before token `at`: rows drawn from `seed` as in a new model, others kept."""
+    """Insert embeddings of `count` tokens before token `at`, drawn from `seed` as in a new model; keep all others."""
     clip: Any = model
     rows = clip.token_embedding.weight.detach()
     generator = torch.Generator().manual_seed(seed)
@@ -248,10 +256,10 @@ def insert_tokens(model: nn.Module, at: int, count: int, seed: int) -> None:
 
 
 def encode_text(model: nn.Module, ids: Tensor) -> Tensor:
-    """Text features [B, D], unnormalised, of ids int64 [B, L].
+    """Encode ids int64 [B, L] to text features [B, D], unnormalised.
 
-    L may be shorter than the context where `trims_exactly` holds: open_clip's own encoding then runs on a copy of the
-    tower, the weights shared, whose positions and mask are cut to L. The model itself stays as it is.
+    L may be shorter than the context if `trims_exactly` holds: open_clip's own encoding then runs on a copy of the
+    tower that shares the weights, with positions and mask cut to L. The model itself does not change.
     """
     if not trims_exactly(model):
         return cast(Tensor, model.encode_text(ids, normalize=False))  # type: ignore[operator]  # nn.Module types its methods as Tensor
@@ -260,8 +268,8 @@ def encode_text(model: nn.Module, ids: Tensor) -> Tensor:
     positions = part.positional_embedding[:length]
     mask = part.attn_mask[:length, :length]
     if positions.requires_grad and positions.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        # A mask that asks for a gradient keeps attention off torch's CPU flash kernel, whose bfloat16 backward takes
-        # five times as long on short texts. (Choosing a kernel by name would be a setting of the whole process.)
+        # With a mask that requires a gradient torch does not use its flash kernel for CPUs, whose bfloat16 backward
+        # takes five times as long on short texts. (Selecting a kernel by name would affect the whole process.)
         mask = mask.clone().requires_grad_()
     part._parameters = {**part._parameters, "positional_embedding": positions}
     part._buffers = {**part._buffers, "attn_mask": mask}
@@ -273,9 +281,9 @@ class Tokens:
     """Token ids of N texts.
 
     Attributes:
-        ids: int64 [N, L], L the longest text after the cut; shorter ones are padded on the right.
-        lengths: int64 [N], with the start and end tokens, before the cut.
-        truncated: How many texts were longer than the context.
+        ids: Int64 [N, L], L being the longest text after the cut; shorter ones are padded on the right.
+        lengths: Int64 [N], with the start and end tokens, before the cut.
+        truncated: Number of texts that were longer than the context.
     """
 
     ids: Tensor
@@ -287,7 +295,7 @@ class Tokens:
 
 
 class Tokenizer(ABC):
-    """Texts to ids."""
+    """Tokenizer of texts to ids; the base class of all kinds."""
 
     def __init__(self, context_length: int, vocab_size: int, pad_id: int = 0) -> None:
         self.context_length = context_length
@@ -296,17 +304,17 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """All ids of one text, with start and end, however long."""
+        """Return all ids of one text, with start and end, without any cut."""
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What makes two tokenizers equal, as JSON."""
+        """Return what identifies the tokenizer, as JSON values; equal ones give equal ids."""
 
     def save(self, folder: Path) -> None:  # noqa: B027 # CLIP's ships with open_clip
         """Write the files that `make_tokenizer` reads, if it needs any."""
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
-        """Tokens of `texts`, in their order; what is cut keeps its end token."""
+        """Tokenize texts, in their order; a text that is cut keeps its end token."""
         rows = [self.encode(text) for text in texts]
         lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
         longest = self.context_length
@@ -319,7 +327,7 @@ class Tokenizer(ABC):
 
 
 class WordTokenizer(Tokenizer):
-    """Lower-cased words and numbers; PAD 0, unknown 1, words from 2, start V-2, end V-1 (the largest, as in CLIP)."""
+    """Tokenizer of lower-case words: PAD 0, unknown 1, words from 2, start V-2, end V-1 (the largest, as in CLIP)."""
 
     def __init__(self, words: Sequence[str], context_length: int) -> None:
         super().__init__(context_length, len(words) + 4)
@@ -330,25 +338,29 @@ class WordTokenizer(Tokenizer):
 
     @staticmethod
     def split(text: str) -> list[str]:
-        """The words of one text."""
+        """Split one text into its words and numbers, in lower case."""
         return _WORD.findall(text.casefold())
 
     @classmethod
     def build(cls, texts: Iterable[str], context_length: int) -> WordTokenizer:
-        """A vocabulary of the words of `texts`, the most frequent first and ties by spelling."""
-        counts = Counter(word for text in texts for word in cls.split(text))
+        """Build the vocabulary of `texts`, with the most frequent words first, and ties by spelling."""
+        counts = Counter[str]()
+        for text in texts:
+            counts.update(cls.split(text))
         ranked = sorted(counts, key=lambda word: (-counts[word], word))
         return cls(ranked[:_MAX_WORDS], context_length)
 
     def extended(self, texts: Iterable[str]) -> WordTokenizer:
-        """With the words of `texts` that are not in it yet behind its own, in the order of `build`."""
+        """Return the tokenizer with the new words of `texts` after its own, in the order of `build`."""
         new = [word for word in self.build(texts, self.context_length).words if word not in self._ids]
         return WordTokenizer([*self.words, *new][: max(_MAX_WORDS, len(self.words))], self.context_length)
 
     def encode(self, text: str) -> list[int]:
+        """Return the ids of the words, with start and end."""
         return [self.start_id, *(self._ids.get(word, 1) for word in self.split(text)), self.end_id]
 
     def identity(self) -> dict[str, Any]:
+        """Return kind, context length and a digest of the words."""
         return {
             "kind": "words",
             "context_length": self.context_length,
@@ -356,12 +368,13 @@ class WordTokenizer(Tokenizer):
         }
 
     def save(self, folder: Path) -> None:
+        """Write words.json."""
         text = json.dumps(self.words, ensure_ascii=False, indent=0) + "\n"
         (folder / "words.json").write_text(text, encoding="utf-8")
 
 
 class BPETokenizer(Tokenizer):
-    """CLIP's byte-pair encoding, by open_clip's `SimpleTokenizer`, without the padding to the whole context."""
+    """CLIP's byte-pair encoding by open_clip's `SimpleTokenizer`, but without padding to the whole context."""
 
     def __init__(self, simple: Any, clean: str) -> None:
         super().__init__(simple.context_length, simple.vocab_size)
@@ -369,9 +382,11 @@ class BPETokenizer(Tokenizer):
         self._clean = clean
 
     def encode(self, text: str) -> list[int]:
+        """Return the ids of the byte pairs, with start and end."""
         return [self._simple.sot_token_id, *self._simple.encode(text), self._simple.eot_token_id]
 
     def identity(self) -> dict[str, Any]:
+        """Return kind, context length, cleaning and a digest of the vocabulary."""
         return {
             "kind": "bpe",
             "context_length": self.context_length,
@@ -381,7 +396,7 @@ class BPETokenizer(Tokenizer):
 
 
 class HubTokenizer(Tokenizer):
-    """A Hugging Face tokenizer, by open_clip's `HFTokenizer`, which cuts and pads."""
+    """Hugging Face tokenizer by open_clip's `HFTokenizer`, which cuts and pads."""
 
     def __init__(self, hub: Any) -> None:
         inner = hub.tokenizer
@@ -389,34 +404,36 @@ class HubTokenizer(Tokenizer):
         self._hub = hub
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json, and what surrounds it in tokenizer_config.json: `HFTokenizer` opens such a folder.
+        """Write tokenizer.json and tokenizer_config.json; `HFTokenizer` can open this folder.
 
-        The class that is named there is the generic one. It takes tokenizer.json as it is, where the tokenizer's own
-        class may build it anew, and differently in another version of transformers.
+        The class named in tokenizer_config.json is the generic one, which uses tokenizer.json as it is. The tokenizer's
+        own class may build another one from it, depending on the version of transformers.
         """
         inner = self._hub.tokenizer
-        inner.backend_tokenizer.no_truncation()  # transformers sets both again with every call
+        inner.backend_tokenizer.no_truncation()  # transformers sets truncation and padding again in each call
         inner.backend_tokenizer.no_padding()
         whole = inner.backend_tokenizer.to_str(pretty=False)
         (folder / "tokenizer.json").write_text(whole, encoding="utf-8")
         sides = {name: getattr(inner, name) for name in ("padding_side", "truncation_side")}
-        special = {name: token for name in _SPECIAL if (token := getattr(inner, name)) is not None}
+        special = {name: getattr(inner, name) for name in _SPECIAL if getattr(inner, name) is not None}
         facts = {"tokenizer_class": GENERIC} | sides | special
         (folder / "tokenizer_config.json").write_text(
             json.dumps(facts, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8"
         )
 
     def encode(self, text: str) -> list[int]:
+        """Return the ids of one text, with the special tokens of the model."""
         return list(self._hub.tokenizer(self._hub.clean_fn(text), truncation=False).input_ids)
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
-        """Tokens of `texts`, padded to the whole context: these models may look at the padding."""
+        """Tokenize texts, padded to the whole context, since these models may attend to the padding."""
         if not texts:
             return super().__call__(texts)
         lengths = torch.tensor([len(self.encode(text)) for text in texts], dtype=torch.int64)
         return Tokens(self._hub(list(texts)).long(), lengths, int((lengths > self.context_length).sum()))
 
     def identity(self) -> dict[str, Any]:
+        """Return kind, context length, mode and a digest of the vocabulary."""
         return {
             "kind": "hub",
             "context_length": self.context_length,
@@ -426,13 +443,14 @@ class HubTokenizer(Tokenizer):
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    """Make a 3x3 convolution with BatchNorm."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(outputs)
     )
 
 
 class _Residual(nn.Module):
-    """Two 3x3 convolutions beside a skip; the second starts at zero, so the block starts as the identity."""
+    """Residual block of two 3x3 convolutions, the second initialised with zero, so that the block is the identity."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -441,14 +459,15 @@ class _Residual(nn.Module):
         nn.init.zeros_(cast(nn.BatchNorm2d, self.second[1]).weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the block to [B, width, H, W]."""
         return F.relu(self.second(F.relu(self.first(x), inplace=True)).add_(x), inplace=True)
 
 
 class TinyTower(nn.Module):
-    """Grey drawing to a flat map: pixel-unshuffle by 2, then widths 48, 96, 192 with a residual block each.
+    """Image tower for grey drawings: pixel-unshuffle by 2, then widths 48, 96, 192 with a residual block each.
 
-    Input float [B, 3, H, W] with H and W even (the channels are averaged); output float [B, 192 * 4 * 4], not
-    normalised. The last map is kept flat rather than averaged: in centred drawings a stroke's place counts.
+    The input is float [B, 3, H, W] with H and W even (the channels are averaged), the output float [B, 192 * 4 * 4],
+    not normalised. The last map is flattened, not averaged: in centred drawings the place of a stroke matters.
     """
 
     num_features = _WIDTHS[-1] * _GRID * _GRID
@@ -470,10 +489,10 @@ class TinyTower(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack this form
 
     def reset_classifier(self, num_classes: int = 0, global_pool: str | None = None) -> None:
-        """There is no classifier to remove; the signature is timm's."""
+        """Do nothing: there is no classifier to remove. The signature is timm's."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features of [B, 3, H, W]: [B, 3072]."""
+        """Compute the features [B, 3072] of pixels [B, 3, H, W]."""
         x = F.pixel_unshuffle(x.mean(dim=1, keepdim=True), 2)
         x = self.stages(x.contiguous(memory_format=torch.channels_last))
         if x.shape[-2:] != (_GRID, _GRID):
@@ -483,7 +502,7 @@ class TinyTower(nn.Module):
 
 @register_model  # type: ignore[untyped-decorator]  # timm publishes no types
 def vlltr_tiny(pretrained: bool = False, **_: Any) -> TinyTower:
-    """What timm calls for `timm_model_name = "vlltr_tiny"`; there are no weights to download."""
+    """Make the tower for timm's name "vlltr_tiny"; there are no weights to download."""
     if pretrained:
         raise ValueError("vlltr_tiny has no pretrained weights")
     return TinyTower()

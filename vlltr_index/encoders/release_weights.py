@@ -1,4 +1,4 @@
-"""Checkpoints of the VL-LTR release in our terms: encoder, head, and the vectors of the sentences it chose.
+"""Checkpoints of the VL-LTR release, converted to encoder, head, and the vectors of their anchor sentences.
 
 Stage 1 (`CVLP`) has OpenAI CLIP's names and shapes. Stage 2 (`LGR`) has the image tower under `visual`, the anchors
 `text_embeddings` [C, M, D] (padded with zeros), `logit_scale` (a logarithm), and under `text_block` the attention
@@ -38,14 +38,14 @@ _HEAD_PARTS = {
 
 @dataclass(frozen=True)
 class ReleaseCheckpoint:
-    """A checkpoint of the release.
+    """Checkpoint of the release.
 
     Attributes:
         path: The file.
         stage: 1 (both towers) or 2 (image tower, head and anchors).
-        state: Its weights by the release's names, in float32.
-        args: The training program's options, those that are plain values.
-        epoch: The epoch it was saved after, from 0; None where it does not say.
+        state: The weights by the release's names, in float32.
+        args: The training program's options that are plain values.
+        epoch: The epoch after which it was saved, from 0; None if unknown.
     """
 
     path: Path
@@ -56,13 +56,13 @@ class ReleaseCheckpoint:
 
 
 def read_release(path: Path) -> ReleaseCheckpoint:
-    """Read a checkpoint: tensors, plain values and `argparse.Namespace`, nothing else; nothing in it is executed.
+    """Read a checkpoint of tensors, plain values and `argparse.Namespace`; nothing in it is executed.
 
     Args:
-        path: What the release's training program saved, or its weights alone.
+        path: A file that the release's training program saved, or its weights alone.
 
     Raises:
-        EncoderError: If the file is missing or damaged, holds more than that, or is no checkpoint of the release.
+        EncoderError: The file is missing or damaged, holds anything else, or is no checkpoint of the release.
     """
     whole = load_checkpoint(path, [argparse.Namespace])
     state = tensors_in(whole)
@@ -70,12 +70,19 @@ def read_release(path: Path) -> ReleaseCheckpoint:
     floats = {k: v.float() if v.is_floating_point() else v for k, v in state.items() if k not in OPENAI_MARKS}
     args = whole.get("args")
     epoch = whole.get("epoch")
-    options = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
+    options: dict[Any, Any] = {}
+    if isinstance(args, argparse.Namespace):
+        options = vars(args)
+    elif isinstance(args, dict):
+        options = args
     plain = {str(k): v for k, v in options.items() if v is None or isinstance(v, str | int | float | bool)}
-    return ReleaseCheckpoint(path, found, floats, plain, epoch if isinstance(epoch, int) else None)
+    return ReleaseCheckpoint(
+        path=path, stage=found, state=floats, args=plain, epoch=epoch if isinstance(epoch, int) else None
+    )
 
 
 def _stage(path: Path, state: dict[str, Tensor]) -> Literal[1, 2]:
+    """Say which stage a checkpoint is of, by the names of its weights."""
     if "token_embedding.weight" in state and "visual.conv1.weight" in state:
         return 1
     if any(name.startswith("text_block.") for name in state) and "visual.conv1.weight" in state:
@@ -88,7 +95,7 @@ def _stage(path: Path, state: dict[str, Tensor]) -> Literal[1, 2]:
 
 
 def fusion_alpha(checkpoint: ReleaseCheckpoint) -> float | None:
-    """The weight of the visual branch that the release's evaluation has for the data set; None where unknown."""
+    """Return the weight of the visual branch in the release's evaluation of the data set; None if that is unknown."""
     data = checkpoint.args.get("data_set")
     if not isinstance(data, str):
         return None
@@ -96,14 +103,14 @@ def fusion_alpha(checkpoint: ReleaseCheckpoint) -> float | None:
 
 
 def model_config(state: dict[str, Tensor], where: str) -> dict[str, Any]:
-    """open_clip's `model_cfg` for weights with OpenAI's names, read from their shapes; with QuickGELU.
+    """Derive open_clip's `model_cfg`, with QuickGELU, from the shapes of weights with OpenAI's names.
 
     Args:
         state: Weights of both towers.
-        where: What to call them in a message.
+        where: Where they come from, for messages.
 
     Raises:
-        EncoderError: If a weight is missing or of an impossible shape.
+        EncoderError: A weight is missing or has an impossible shape.
     """
     try:
         text_width = state["ln_final.weight"].shape[0]
@@ -112,14 +119,21 @@ def model_config(state: dict[str, Tensor], where: str) -> dict[str, Any]:
         positions = state[pooled if resnet else "visual.positional_embedding"].shape[0]
         patch = state["visual.conv1.weight"].shape[3]
         grid = round((positions - 1) ** 0.5)
-        vision: dict[str, Any] = {
-            "image_size": (32 if resnet else patch) * grid,
-            "layers": [_count(state, rf"visual\.layer{n}\.(\d+)\.") for n in (1, 2, 3, 4)]
-            if resnet
-            else _count(state, r"visual\.transformer\.resblocks\.(\d+)\."),
-            "width": state["visual.layer1.0.conv1.weight" if resnet else "visual.conv1.weight"].shape[0],
-            "patch_size": None if resnet else patch,
-        }
+        vision: dict[str, Any]
+        if resnet:
+            vision = {
+                "image_size": 32 * grid,
+                "layers": [_count(state, rf"visual\.layer{n}\.(\d+)\.") for n in (1, 2, 3, 4)],
+                "width": state["visual.layer1.0.conv1.weight"].shape[0],
+                "patch_size": None,
+            }
+        else:
+            vision = {
+                "image_size": patch * grid,
+                "layers": _count(state, r"visual\.transformer\.resblocks\.(\d+)\."),
+                "width": state["visual.conv1.weight"].shape[0],
+                "patch_size": patch,
+            }
         text = {
             "context_length": state["positional_embedding"].shape[0],
             "vocab_size": state["token_embedding.weight"].shape[0],
@@ -137,12 +151,13 @@ def model_config(state: dict[str, Tensor], where: str) -> dict[str, Any]:
 
 
 def _count(state: dict[str, Tensor], pattern: str) -> int:
+    """Count the different values of a pattern's group in the names of weights."""
     found = re.compile(pattern)
     return len({m[1] for m in map(found.match, state) if m})
 
 
 def _preprocess(checkpoint: ReleaseCheckpoint, image_size: int) -> dict[str, Any]:
-    """The release's evaluation: bicubic to 256 / 224 of the size, the middle square, its own rounded mean and std."""
+    """Return the release's evaluation preprocessing: bicubic to 256 / 224 of the size, centre crop, its mean and std."""
     clip = checkpoint.args.get("clip_ms") is not False
     mean, std = (_MEAN, _STD) if clip else (_IMAGENET_MEAN, _IMAGENET_STD)
     own = preprocessing({"size": image_size, "mean": mean, "std": std})
@@ -150,10 +165,10 @@ def _preprocess(checkpoint: ReleaseCheckpoint, image_size: int) -> dict[str, Any
 
 
 def stage_one_encoder(checkpoint: ReleaseCheckpoint, precision: Precision = "fp32") -> Encoder:
-    """Both towers of a stage 1 checkpoint, with QuickGELU and the release's evaluation preprocessing.
+    """Make an encoder from a stage 1 checkpoint, with QuickGELU and the release's evaluation preprocessing.
 
     Raises:
-        EncoderError: If its weights are not those of a CLIP ResNet or ViT, or it has another vocabulary than CLIP's.
+        EncoderError: The weights are not those of a CLIP ResNet or ViT, or the vocabulary is not CLIP's.
     """
     where = str(checkpoint.path)
     cfg = model_config(checkpoint.state, where)
@@ -176,10 +191,12 @@ def stage_one_encoder(checkpoint: ReleaseCheckpoint, precision: Precision = "fp3
 
 
 def stage_two_encoder(checkpoint: ReleaseCheckpoint, base: Encoder) -> Encoder:
-    """`base` with the image tower of a stage 2 checkpoint; such checkpoints hold no text tower.
+    """Make an encoder from the image tower of a stage 2 checkpoint and the text tower of `base`.
+
+    Stage 2 checkpoints hold no text tower.
 
     Raises:
-        EncoderError: If the image tower is of another architecture than `base`'s, or `base` lacks QuickGELU.
+        EncoderError: The image tower is of another architecture than `base`'s, or `base` lacks QuickGELU.
     """
     config = base.config
     if not config["model_cfg"].get("quick_gelu"):
@@ -203,25 +220,25 @@ def stage_two_encoder(checkpoint: ReleaseCheckpoint, base: Encoder) -> Encoder:
 
 
 def release_head(checkpoint: ReleaseCheckpoint, rows: Tensor | None = None) -> LGRHead:
-    """The head of a stage 2 checkpoint, in eval mode: its logits are the release's.
+    """Make the head of a stage 2 checkpoint, in eval mode, which gives the same logits as the release.
 
     Args:
-        checkpoint: Of stage 2.
-        rows: int64 [C], the release's class of each row wanted; default: as they are.
+        checkpoint: A checkpoint of stage 2.
+        rows: Int64 [C], the release's class of each row of the new head; None: all rows in their order.
 
     Raises:
-        EncoderError: If it is not the two-branch head of the paper, or shapes do not fit each other.
+        EncoderError: It is not the two-branch head of the paper, or shapes do not fit each other.
     """
-    own = {
-        name.replace(theirs, ours, 1): value
-        for theirs, ours in _HEAD_PARTS.items()
-        for name, value in checkpoint.state.items()
-        if name.startswith(theirs)
-    }
+    own = dict[str, Tensor]()
+    for theirs, ours in _HEAD_PARTS.items():
+        for name, value in checkpoint.state.items():
+            if name.startswith(theirs):
+                own[name.replace(theirs, ours, 1)] = value
     try:
         own["log_logit_scale"] = own["log_logit_scale"].reshape(())
         for name in ("visual_head.2.weight", "visual_head.2.bias"):
-            own[name] = own[name] if rows is None else own[name][rows]
+            weights = own[name]
+            own[name] = weights if rows is None else weights[rows]
         classes = own["visual_head.2.weight"].shape[0]
         width = len(own["query_norm.weight"])
         head = LGRHead(width, classes, visual="mlp", loss_bias=False)
@@ -235,10 +252,10 @@ def release_head(checkpoint: ReleaseCheckpoint, rows: Tensor | None = None) -> L
 
 
 def anchor_vectors(checkpoint: ReleaseCheckpoint) -> list[Tensor]:
-    """The vectors of each class's sentences, float32 [M, D] unnormalised, by class number; padding is left out.
+    """Return the vectors of each class's sentences, float32 [M, D] unnormalised, by class number, without padding.
 
     Raises:
-        EncoderError: If there are none, they are not finite, or a class has none.
+        EncoderError: There are none, they are not finite, or a class has none.
     """
     table = checkpoint.state.get("text_embeddings")
     usable = table is not None and table.ndim == 3 and bool(table.isfinite().all())

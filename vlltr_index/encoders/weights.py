@@ -1,4 +1,4 @@
-"""An encoder's weights: where they come from, what has to be known with them, reading them, and their digests."""
+"""Weights of encoders: finding and reading them, the configuration that belongs to them, and their digests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from vlltr_index.errors import EncoderError, MissingPackageError, VlltrError
 
 OPENAI_MARKS = frozenset({"input_resolution", "context_length", "vocab_size"})
-"""Entries that only OpenAI's own CLIP files have beside their weights."""
+"""Entries that only OpenAI's own CLIP files have beside the weights."""
 
 Config = dict[str, Any]
 """`model_cfg` and `preprocess_cfg` as in an open_clip_config.json, and `tokenizer`: "open_clip" or "words"."""
@@ -51,10 +51,10 @@ _WEIGHT_FILES = (
 
 
 def read_json(path: Path, kind: type[_Json]) -> _Json:
-    """A JSON object (`dict`) or array (`list`).
+    """Read a JSON object (`dict`) or array (`list`) from a file.
 
     Raises:
-        EncoderError: If the file is missing or holds something else.
+        EncoderError: The file is missing or holds something else.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -66,12 +66,13 @@ def read_json(path: Path, kind: type[_Json]) -> _Json:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, on the CPU, by name: see `tensors_in`. Nothing in the file is executed.
+    """Read the tensors of a file by name, on the CPU; see `tensors_in`. Nothing in the file is executed.
 
     Raises:
-        EncoderError: If the file is missing or damaged, or holds no tensors.
+        EncoderError: The file is missing or damaged, or holds no tensors.
     """
-    if state := tensors_in(load_checkpoint(path)):
+    state = tensors_in(load_checkpoint(path))
+    if state:
         return state
     raise EncoderError(
         f"{path} does not hold weights by name",
@@ -80,10 +81,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def tensors_in(checkpoint: Any) -> dict[str, Tensor]:
-    """The tensors of a training checkpoint, by name.
+    """Return the tensors of a training checkpoint by name.
 
-    Its `state_dict` or `model` is taken out, and the `module.` that data-parallel training puts before every name is
-    dropped.
+    They may be under `model` or `state_dict`. The prefix `module.` of data-parallel training is removed.
     """
     whole = checkpoint if isinstance(checkpoint, dict) else {}
     found = next((whole[k] for k in ("model", "state_dict") if isinstance(whole.get(k), dict)), whole)
@@ -94,16 +94,16 @@ def tensors_in(checkpoint: Any) -> dict[str, Tensor]:
 
 
 def load_checkpoint(path: Path, allowed: Sequence[type] = ()) -> Any:
-    """What a file of weights holds, on the CPU: tensors, numbers, texts, lists and dictionaries of them.
+    """Load a file of weights to the CPU: tensors, numbers, texts, and lists and dictionaries of these.
 
     Nothing in the file is executed.
 
     Args:
         path: A .safetensors file, or one that torch saved.
-        allowed: Classes whose instances may be in it too. Only such as merely hold values: `argparse.Namespace`.
+        allowed: Classes whose instances may be in it too. They must be mere containers, such as `argparse.Namespace`.
 
     Raises:
-        EncoderError: If the file is missing or damaged, or holds anything else.
+        EncoderError: The file is missing or damaged, or holds anything else.
     """
     if not path.is_file():
         raise EncoderError(f"no such file: {path}", "Check the path.")
@@ -112,7 +112,7 @@ def load_checkpoint(path: Path, allowed: Sequence[type] = ()) -> Any:
             return load_file(str(path))
         with torch.serialization.safe_globals(list(allowed)):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors raise many kinds for damaged files
+    except Exception as error:  # torch and safetensors raise many kinds of errors for damaged files
         hint = "Fetch or copy it again, unpack it if it is an archive, or save its weights as .safetensors."
         if _is_torchscript(path):
             hint = (
@@ -131,6 +131,7 @@ def load_checkpoint(path: Path, allowed: Sequence[type] = ()) -> Any:
 
 
 def _is_torchscript(path: Path) -> bool:
+    """Say whether a file is a TorchScript archive."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -138,9 +139,9 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and values, in the order of the names.
+    """Compute the SHA-256 of names, dtypes, shapes and values, in the order of the names.
 
-    The device and the memory layout do not count, so a saved and opened copy has the same digest.
+    Device and memory layout do not matter, so a copy that was saved and opened has the same digest.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -151,13 +152,13 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def revision(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
-    """Changes when one of the tensors is written in place or replaced: an optimiser's step, a load, a move."""
+    """Return a value that changes when a tensor is written in place or replaced: by an optimiser, a load, a move."""
     return tuple((value._version, value.data_ptr()) for value in tensors)
 
 
 @dataclass
 class Source:
-    """Weights and the configuration they need; `folder` is where a tokenizer's files may lie."""
+    """Weights and the configuration that they need; `folder` may hold a tokenizer's files."""
 
     name: str
     config: Config
@@ -168,17 +169,17 @@ class Source:
 
 
 def preprocessing(facts: Config) -> Config:
-    """open_clip's preprocessing, with what `facts` say of it; other facts are left out."""
+    """Return open_clip's preprocessing, changed by those of `facts` that belong to it."""
     merged = merge_preprocess_dict(PreprocessCfg(), facts)
-    return cast(Config, json.loads(json.dumps(merged)))  # lists for tuples, as they come back from a file
+    return cast(Config, json.loads(json.dumps(merged)))  # lists instead of tuples, as if read from a file
 
 
 def find_config(model: str) -> Config:
-    """The configuration of `vlltr-tiny`, or of a model that open_clip knows by name.
+    """Return the configuration of `vlltr-tiny`, or of a model that open_clip knows by name.
 
     Raises:
-        EncoderError: If there is none; the hint names the closest.
-        MissingPackageError: If it needs transformers, which is not installed.
+        EncoderError: There is no such model; the hint names similar ones.
+        MissingPackageError: The model needs transformers, which is not installed.
     """
     if model == _OWN:
         text = (files("vlltr_index.encoders") / f"{_OWN}.json").read_text(encoding="utf-8")
@@ -196,7 +197,7 @@ def find_config(model: str) -> Config:
 
 
 def _check_packages(name: str, model_cfg: Config) -> None:
-    """See whether what a model's text side is made with is installed."""
+    """Check that transformers is installed if the text tower or the tokenizer of a model needs it."""
     text = model_cfg.get("text_cfg") or {}
     part = text.get("hf_model_name") or text.get("hf_tokenizer_name")
     if part and find_spec("transformers") is None:
@@ -207,12 +208,12 @@ def _check_packages(name: str, model_cfg: Config) -> None:
 
 
 def check_source(model: str, pretrained: str | None, image_size: int | None = None) -> None:
-    """See whether there can be such an encoder, before anything is loaded or fetched.
+    """Check that an encoder can be loaded, before any download.
 
     Raises:
-        EncoderError: If no model has that name, or it has no such tag and there is no such file or folder. If it cannot
+        EncoderError: No model has that name; or it has no such tag, and there is no such file or folder; or it does not
             take images of that size.
-        MissingPackageError: If it needs transformers, which is not installed.
+        MissingPackageError: The model needs transformers, which is not installed.
     """
     folder = _find_folder(model, pretrained)
     if folder is not None:
@@ -224,14 +225,14 @@ def check_source(model: str, pretrained: str | None, image_size: int | None = No
 
 
 def read_source(model: str, pretrained: str | None) -> Source:
-    """Weights by tag, file, folder or hub repository, with the right activation and preprocessing.
+    """Read weights by tag, file, folder or hub repository, with their activation and preprocessing.
 
     Args:
         model: A name that open_clip knows, a folder, `local-dir:FOLDER`, or `hf-hub:OWNER/NAME[@REVISION]`.
         pretrained: A tag, a file or a folder.
 
     Raises:
-        EncoderError: If there are none, or they cannot be fetched or read.
+        EncoderError: There are no such weights, or they cannot be fetched or read.
     """
     folder = _find_folder(model, pretrained)
     scheme, _, repository = model.partition(":")
@@ -253,7 +254,7 @@ def read_source(model: str, pretrained: str | None) -> Source:
         path = Path(open_clip.download_pretrained(tag))
     except VlltrError:
         raise
-    except (OSError, RuntimeError) as error:  # what the network, the hub and the file system raise
+    except (OSError, RuntimeError) as error:  # of the network, the hub and the file system
         raise EncoderError(
             f"the weights {what} are not on this machine, and cannot be downloaded: {type(error).__name__}: "
             f"{str(error).partition(chr(10))[0]}",
@@ -261,13 +262,12 @@ def read_source(model: str, pretrained: str | None) -> Source:
             "vlltr init DIR --encoder MODEL:/path/to/open_clip_model.safetensors",
         ) from error
     config["preprocess_cfg"] = preprocessing(tag)
-    return _settle(
-        Source(model, config, read_weights(path), what), bool(tag.get("quick_gelu")), "open_clip's list"
-    )
+    source = Source(model, config, read_weights(path), what)
+    return _settle(source, bool(tag.get("quick_gelu")), "open_clip's list")
 
 
 def _find_folder(model: str, pretrained: str | None) -> Path | None:
-    """The local folder that is meant, if one is: `FOLDER`, `local-dir:FOLDER`, a folder in place of a tag, or ours."""
+    """Return the local folder that is meant, if any: `FOLDER`, `local-dir:FOLDER`, a folder as tag, or the shipped one."""
     if (model, pretrained) == (_OWN, _SHIPPED):
         return Path(str(files("vlltr_index.recipes.glyphs_lt"))) / "pretrained"
     scheme, _, rest = model.partition(":")
@@ -278,14 +278,14 @@ def _find_folder(model: str, pretrained: str | None) -> Path | None:
 
 
 def _tag(model: str, tag: str) -> Config:
-    """What open_clip knows of a tag of the model or of its twin with plain GELU; nothing where there is none."""
+    """Return open_clip's entry for a tag of the model, or of its variant with plain GELU; empty if there is none."""
     name = model.replace("/", "-")
     plain = name.removesuffix("-quickgelu")
     return dict(open_clip.get_pretrained_cfg(name, tag) or open_clip.get_pretrained_cfg(plain, tag))
 
 
 def _tag_or_file(model: str, pretrained: str) -> Config:
-    """What open_clip knows of a tag; nothing where `pretrained` is a file."""
+    """Return open_clip's entry for a tag; empty if `pretrained` is a file."""
     tag = _tag(model, pretrained)
     if not tag and not Path(pretrained).is_file():
         tags = (
@@ -299,7 +299,7 @@ def _tag_or_file(model: str, pretrained: str) -> Config:
 
 
 def _describe(folder: Path) -> dict[str, Any]:
-    """What a folder says of its encoder: `config`, and where `Encoder.save` wrote it, `name` and `precision`."""
+    """Read a folder's description of its encoder: `config`, and if `Encoder.save` wrote it, `name` and `precision`."""
     try:
         if (folder / _SAVED_FILE).is_file():
             facts = read_json(folder / _SAVED_FILE, dict)
@@ -325,7 +325,7 @@ def _describe(folder: Path) -> dict[str, Any]:
 
 
 def _from_folder(folder: Path, name: str | None = None) -> Source:
-    """What `Encoder.save` wrote, or open_clip's layout: its configuration beside its weights."""
+    """Read a folder that `Encoder.save` wrote, or one in open_clip's layout, with a configuration beside the weights."""
     facts = _describe(folder)
     config = facts["config"]
     called = facts.get("name") or name or folder.name
@@ -334,15 +334,22 @@ def _from_folder(folder: Path, name: str | None = None) -> Source:
         raise EncoderError(
             f"{folder} holds no weights", f"One of these is looked for: {', '.join(_WEIGHT_FILES)}."
         )
-    source = Source(called, config, read_weights(found), str(found), folder, facts.get("precision", "fp32"))
+    source = Source(
+        name=called,
+        config=config,
+        state=read_weights(found),
+        where=str(found),
+        folder=folder,
+        precision=facts.get("precision", "fp32"),
+    )
     saved = "format" in facts
     return source if saved else _settle(source, bool(config["model_cfg"].get("quick_gelu")), _CONFIG_FILE)
 
 
 def _from_hub(repository: str) -> Source:
-    """A repository in open_clip's layout, at a revision or the newest; its name says at which commit it was read."""
+    """Read a hub repository in open_clip's layout, at a revision or the newest; the source's name has the commit."""
     owner_name, _, wanted = repository.partition("@")
-    # The folder is called by the commit, which the weights are then taken from too.
+    # The folder's name is the commit, from which the weights are read too.
     folder = Path(download_pretrained_from_hf(owner_name, _CONFIG_FILE, wanted or None)).parent
     _describe(folder)
     download_pretrained_from_hf(owner_name, revision=folder.name)
@@ -350,7 +357,7 @@ def _from_hub(repository: str) -> Source:
 
 
 def _from_file(model: str, config: Config, path: Path) -> Source:
-    """A named model's weights; an open_clip configuration beside the file is believed if it is the model's."""
+    """Read a model's weights from a file; an open_clip configuration beside it is used if it is of the same model."""
     beside = path.parent / _CONFIG_FILE
     known = None
     facts = read_json(beside, dict) if beside.is_file() else {}
@@ -362,12 +369,12 @@ def _from_file(model: str, config: Config, path: Path) -> Source:
 
 
 def _settle(source: Source, known: bool | None, who: str) -> Source:
-    """Give `source` the activation that its weights were trained with, where that is known, and say so.
+    """Set the activation that the weights were trained with, if it is known, and log a change.
 
     Args:
-        source: Changed in place. OpenAI's marks, which prove QuickGELU, are taken out of its weights.
-        known: Whether they were trained with QuickGELU; None where nothing says so.
-        who: Who says so.
+        source: Changed in place. OpenAI's marks, which prove QuickGELU, are removed from its weights.
+        known: Whether the weights were trained with QuickGELU; None: unknown.
+        who: Where this is known from, for messages.
     """
     if source.state.keys() >= OPENAI_MARKS:
         known = True
@@ -399,10 +406,10 @@ def _settle(source: Source, known: bool | None, who: str) -> Source:
 
 
 def check_side(image_size: int, unit: int) -> None:
-    """See whether patches (or strides) of `unit` pixels fill a side of `image_size` pixels.
+    """Check that a side of `image_size` pixels is a multiple of the patch size (or stride) `unit`.
 
     Raises:
-        EncoderError: If they do not.
+        EncoderError: It is not.
     """
     if image_size < unit or image_size % unit:
         raise EncoderError(
@@ -412,23 +419,24 @@ def check_side(image_size: int, unit: int) -> None:
 
 
 def set_image_size(config: Config, image_size: int | None, resize: int | None = None) -> None:
-    """Write the side in pixels into `config`, for model and preprocessing; None takes the model's own.
+    """Write the side in pixels into `config`, for model and preprocessing.
 
     Args:
         config: Changed in place.
-        image_size: The side of the square that the tower sees. What `config` resizes to goes with it.
-        resize: What the shorter side becomes before that square is cut out of the middle; None leaves what
-            `config` says, and where it says nothing images are resized to the square's side.
+        image_size: The side of the tower's square input; a resize in `config` is scaled with it. None: the model's own.
+        resize: Length of the shorter side before the centre crop; None leaves the resize of `config`, and without one
+            images are resized to the square's side.
 
     Raises:
-        EncoderError: If the tower cannot take images of that size, or takes others than squares of one size.
+        EncoderError: The tower does not take images of that size, or its input is not a square of one size.
     """
     vision = config["model_cfg"].setdefault("vision_cfg", {})
     pre = config["preprocess_cfg"]
     sides = vision.get("image_size", 224)
     timm_name = str(vision.get("timm_model_name", ""))
     if isinstance(sides, list | tuple):
-        vision["image_size"], sides = sides[0], set(sides)
+        vision["image_size"] = sides[0]
+        sides = set(sides)
     if "naflex" in timm_name or (isinstance(sides, set) and len(sides) > 1):
         raise EncoderError(
             f"this encoder takes images of {'any shape' if 'naflex' in timm_name else 'oblong shape'}; images are "

@@ -1,4 +1,4 @@
-"""Rules that the method is compared with, on stored features: pure tensors in, tensors out.
+"""Baselines on stored features: pure functions, tensors in, tensors out.
 
 Features float [N, D] are unnormalised, labels int64 [N] in 0..C-1; weights have shape [C, D], biases [C]. Sources:
 cRT, tau-normalisation and LWS from Kang et al., "Decoupling Representation and Classifier for Long-Tailed
@@ -32,29 +32,29 @@ _Setting = TypeVar("_Setting")
 
 
 def linear_logits(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """features W^T + bias; [N, C]."""
+    """Compute features W^T + bias: [N, C]."""
     dtype = working_dtype(features, weight)
     logits = features.to(dtype) @ weight.to(dtype).T
     return logits if bias is None else logits + bias.to(dtype)
 
 
 def adjusted_logits(logits: Tensor, class_counts: Tensor, sampler_power: float) -> Tensor:
-    """Logit adjustment after training: logits [N, C] less the log of the sampler's class prior.
+    """Adjust logits [N, C] after training: subtract the log of the sampler's class prior.
 
-    Images were drawn by the weights n_c^-sampler_power, with n_c of `class_counts` int64 [C]; a class without any gets
-    minus infinity.
+    Images were drawn by the weights n_c^-sampler_power, with n_c of `class_counts`, int64 [C]; a class without images
+    gets minus infinity.
     """
     prior = sampler_prior(class_counts, sampler_power).to(logits.device)
     return torch.where(prior > 0, logits - prior.log().to(logits.dtype), -torch.inf)
 
 
 def class_means(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Mean of each class's normalised features, scaled to length one again; [C, D].
+    """Compute the mean of each class's normalised features, normalised again: [C, D].
 
-    Of images it is nearest class mean; of the sentences made from a class's prompts, zero-shot.
+    With images as rows this is the nearest class mean; with a class's prompts it is the zero-shot classifier.
 
     Raises:
-        InputError: If a class has no row.
+        InputError: A class has no row.
     """
     labels = labels.to(features.device)
     counts = torch.bincount(labels, minlength=num_classes)
@@ -68,9 +68,9 @@ def class_means(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 def shrunk_discriminant(
     features: Tensor, labels: Tensor, num_classes: int, shrinkage: float | None = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Fit a linear discriminant with equal priors; weight and bias.
+    """Fit a linear discriminant with equal priors; return weight [C, D] and bias [C].
 
-    The covariance pooled within the classes is shrunk, see `shrunk`. Every class has a row.
+    The covariance pooled within the classes is shrunk, see `shrunk`. Every class must have a row.
     """
     sums = features.new_zeros(num_classes, features.shape[1]).index_add(0, labels, features)
     means = sums / torch.bincount(labels, minlength=num_classes)[:, None]
@@ -84,22 +84,20 @@ def shrunk_discriminant(
 
 
 def tau_normalised(weight: Tensor, tau: float) -> Tensor:
-    """w_i / |w_i|^tau of each row; a zero row stays zero. The bias is left out there."""
+    """Compute w_i / |w_i|^tau of each row; a row of zeros stays zero. This baseline has no bias."""
     norms = weight.norm(dim=1, keepdim=True)
     return torch.where(norms > 0, weight / norms.clamp(min=1e-30) ** tau, weight)
 
 
 @dataclass(frozen=True)
 class HeadTraining:
-    """The numbers of one run over stored features, of which an epoch draws about as many as there are."""
+    """Settings of a training on stored features, in which an epoch draws about as many images as there are."""
 
     epochs: int = 10
     batch_size: int = 256
-    lr: float = 1e-2  # the peak, of AdamW under a cosine; for features of root mean square one
+    lr: float = 1e-2  # peak of AdamW's rate, with a cosine schedule, for features of root mean square one
     weight_decay: float = 0.0
-    sampler_power: float = (
-        0.5  # 0 draws images uniformly, 0.5 is the square-root sampler, 1 draws classes uniformly
-    )
+    sampler_power: float = 0.5  # 0: images uniformly, 0.5: square-root sampler, 1: classes uniformly
     logit_adjustment: float = 0.0  # by the sampler's prior, in the loss; 0 is cross-entropy
     seed: int = 0
 
@@ -111,12 +109,12 @@ def fc_head(
     training: HeadTraining,
     progress: Progress | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A linear classifier trained from zero on frozen features: weight and bias; with `sampler_power` 1 it is cRT.
+    """Train a linear classifier from zero on frozen features; return weight and bias. With `sampler_power` 1 it is cRT.
 
-    Features may be [V, N, D], with V views an image of which a step takes one.
+    Features may be [V, N, D] with V views of each image, of which a step takes one at random.
 
     Raises:
-        VlltrError: If the loss is not finite.
+        VlltrError: The loss is not finite.
     """
     features = features.to(working_dtype(features))
     rms = features.pow(2).mean().sqrt().clamp(min=1e-12)
@@ -126,7 +124,16 @@ def fc_head(
     def logits(rows: Tensor) -> Tensor:
         return linear_logits(rows / rms, weight, bias)
 
-    _minimise([weight, bias], logits, features, labels, num_classes, training, "train linear head", progress)
+    _minimise(
+        [weight, bias],
+        logits,
+        features,
+        labels=labels,
+        num_classes=num_classes,
+        training=training,
+        name="train linear head",
+        progress=progress,
+    )
     return weight.detach() / rms, bias.detach()
 
 
@@ -138,7 +145,7 @@ def lws_scales(
     training: HeadTraining,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Learnable weight scaling: the factors f_i [C] of the logits f_i (w_i . x + b_i), from one; w and b stay.
+    """Train learnable weight scaling: factors f_i [C] of the logits f_i (w_i . x + b_i), starting at 1; w, b are fixed.
 
     Arguments and errors are those of `fc_head`; the paper's `sampler_power` is 1.
     """
@@ -148,7 +155,16 @@ def lws_scales(
         return linear_logits(rows, weight, bias) * factors
 
     features = features.to(factors.dtype)
-    _minimise([factors], logits, features, labels, len(weight), training, "train weight scaling", progress)
+    _minimise(
+        [factors],
+        logits,
+        features,
+        labels=labels,
+        num_classes=len(weight),
+        training=training,
+        name="train weight scaling",
+        progress=progress,
+    )
     return factors.detach()
 
 
@@ -162,7 +178,7 @@ def _minimise(
     name: str,
     progress: Progress | None,
 ) -> None:
-    """Minimise the (logit-adjusted) cross-entropy of `logits` [B, C] over leaves `parameters`, in place."""
+    """Minimise the (logit-adjusted) cross-entropy of `logits` [B, C] over the leaf tensors `parameters`, in place."""
     views = features[None] if features.dim() == 2 else features
     labels = labels.cpu()
     power = training.sampler_power
@@ -197,11 +213,11 @@ def _minimise(
 def knn_sentence_logits(
     features: Tensor, sentence_vectors: Tensor, sentence_labels: Tensor, num_classes: int, k: int
 ) -> Tensor:
-    """Votes of the k nearest sentences (by cosine) of each image, of all classes' sentences; [N, C].
+    """Count for each class its sentences among the k nearest sentences (by cosine) of each image: [N, C].
 
-    Classes with equal votes, none included, stand in the order of their nearest sentence: a vote counts one, and the
-    best cosine s of a class adds (1 + s) / 4; a class without a sentence gets minus infinity. Sentence vectors float
-    [N_t, D] are normalised here, their labels int64 [N_t] are classes.
+    Ties, also at zero votes, are ordered by the nearest sentence: a vote counts one, and the best cosine s of a class
+    adds (1 + s) / 4. A class without a sentence gets minus infinity. Sentence vectors, float [N_t, D], are normalised
+    here; their labels, int64 [N_t], are classes.
     """
     parts = []
     sentence_labels = sentence_labels.to(features.device)
@@ -217,18 +233,18 @@ def knn_sentence_logits(
 
 @dataclass(frozen=True, eq=False)
 class TipCache:
-    """Tip-Adapter's key-value cache and the text classifier it is added to; all vectors are used normalised."""
+    """Tip-Adapter's key-value cache, and the text classifier that it is added to; all vectors are used normalised."""
 
-    keys: Tensor  # float [K, D], features of the kept images
+    keys: Tensor  # float [K, D], features of the images in the cache
     labels: Tensor  # int64 [K], their classes
     prototypes: Tensor  # float [C, D], the text classifier
     scale: float  # of the text cosines
 
 
 def first_of_each_class(labels: Tensor, limit: int) -> Tensor:
-    """Positions int64 [K], ascending, of the first `limit` images of each class.
+    """Return the positions, int64 [K], ascending, of the first `limit` images of each class.
 
-    Images are in the order of their ids, which are hashes: the first are as good as drawn.
+    Images are in the order of their ids, which are hashes, so that the first ones are a random sample.
     """
     order, rank, _ = _ranks(labels)
     kept: Tensor = order[rank < limit].sort().values
@@ -236,7 +252,7 @@ def first_of_each_class(labels: Tensor, limit: int) -> Tensor:
 
 
 def cache_logits(features: Tensor, keys: Tensor, labels: Tensor, num_classes: int, beta: float) -> Tensor:
-    """exp(-beta (1 - f F^T)) L, the cache's part of Tip-Adapter, f and the keys F [K, D] normalised; [N, C]."""
+    """Compute the cache's part of Tip-Adapter, exp(-beta (1 - f F^T)) L, with f and F [K, D] normalised: [N, C]."""
     parts = []
     for part in features.split(_BATCH):
         affinity = torch.exp(-beta * (1.0 - cosine_logits(part, keys)))
@@ -245,20 +261,20 @@ def cache_logits(features: Tensor, keys: Tensor, labels: Tensor, num_classes: in
 
 
 def tip_logits(features: Tensor, cache: TipCache, alpha: float, beta: float) -> Tensor:
-    """alpha exp(-beta (1 - f F^T)) L + scale f W^T, f, keys F and prototypes W normalised; [N, C]."""
-    kept = cache_logits(features, cache.keys, cache.labels, len(cache.prototypes), beta)
+    """Compute alpha exp(-beta (1 - f F^T)) L + scale f W^T, with f, keys F and prototypes W normalised: [N, C]."""
+    kept = cache_logits(features, cache.keys, cache.labels, num_classes=len(cache.prototypes), beta=beta)
     return alpha * kept + cosine_logits(features, cache.prototypes, cache.scale)
 
 
 def choose_tip(
     features: Tensor, labels: Tensor, cache: TipCache, alphas: Sequence[float], betas: Sequence[float]
 ) -> tuple[tuple[float, float], float]:
-    """`best_setting` over the pairs (alpha, beta), for images that are not in the cache; of equals the first beta."""
+    """Choose alpha and beta by `best_setting` on images that are not in the cache; of ties the first beta wins."""
     text = cosine_logits(features, cache.prototypes, cache.scale)
 
     @lru_cache(maxsize=1)
     def kept(beta: float) -> Tensor:
-        return cache_logits(features, cache.keys, cache.labels, len(cache.prototypes), beta)
+        return cache_logits(features, cache.keys, cache.labels, num_classes=len(cache.prototypes), beta=beta)
 
     pairs = [(alpha, beta) for beta in betas for alpha in alphas]
     return best_setting(pairs, lambda pair: text + pair[0] * kept(pair[1]), labels)
@@ -267,23 +283,23 @@ def choose_tip(
 def best_setting(
     settings: Sequence[_Setting], scores: Callable[[_Setting], Tensor], labels: Tensor
 ) -> tuple[_Setting, float]:
-    """Setting with the best class-balanced top-1 accuracy of scores(setting) [N, C], the first of equals; and it."""
+    """Return the setting with the best class-balanced top-1 accuracy of scores(setting) [N, C], and this accuracy."""
     found = [balanced_accuracy(scores(setting), labels) for setting in settings]
     return settings[found.index(max(found))], max(found)
 
 
 def hold_back(labels: Tensor, share: float) -> Tensor:
-    """Which images to keep out of a fit so that settings can be chosen on them, bool [N].
+    """Choose images to hold out of a fit, on which settings are chosen then: bool [N].
 
-    Of each class with two images or more the first round(share * n), and at least one; of the others none.
+    Of each class with two images or more these are the first round(share * n), at least one; of other classes none.
     """
     order, rank, counts = _ranks(labels)
-    given = (share * counts.double()).round().clamp(min=1).minimum(counts - 1.0)  # none of a single image
+    given = (share * counts.double()).round().clamp(min=1).minimum(counts - 1.0)  # 0 for a single image
     return torch.zeros(len(labels), dtype=torch.bool, device=labels.device).index_put((order,), rank < given)
 
 
 def _ranks(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions [N] by class, each one's place within its class, and how many images its class has."""
+    """Return positions [N] sorted by class, the rank of each within its class, and the size of its class."""
     order = labels.argsort(stable=True)
     counts = torch.unique_consecutive(labels[order], return_counts=True)[1]
     starts = (counts.cumsum(0) - counts).repeat_interleave(counts)

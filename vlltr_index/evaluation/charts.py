@@ -1,7 +1,7 @@
-"""The four charts of the report, as lists of SVG shapes: geometry here, colours in the page's style sheet, by class.
+"""The four charts of the report, as lists of SVG shapes; the page's style sheet gives colours to their classes.
 
-Charts are 400 units wide with text of 12, so that they can be read at the width of a phone. Nothing here is markup:
-the page's template writes the elements, and escapes every text.
+Charts are 400 units wide with text of size 12, so that they are legible at the width of a phone. The shapes are no
+markup: the page's template writes the elements, and escapes every text.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from vlltr_index.evaluation.records import Curves, GroupGain
 
 _WIDTH = 400.0
 _LETTER = 6.3  # mean width of a letter at size 12
-_WIDE = 8.0  # losses further apart than this are drawn on a logarithmic scale
+_WIDE = 8.0  # ratio of losses above which the scale is logarithmic
 _Scale = Callable[[float], float]
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One SVG element; `title` is what a pointer over it shows."""
+    """An SVG element; `title` is its tooltip."""
 
     tag: str
     attributes: dict[str, str | float]
@@ -32,7 +32,7 @@ class Shape:
 
 @dataclass
 class Chart:
-    """A drawing and what it shows in words, for those who do not see it; coordinates are rounded to a tenth."""
+    """A drawing, with a description for screen readers; coordinates are rounded to a tenth."""
 
     description: str
     height: float
@@ -40,32 +40,34 @@ class Chart:
     shapes: list[Shape] = field(default_factory=list)
 
     def add(self, tag: str, kind: str, text: str = "", title: str = "", **attributes: str | float) -> None:
-        """A shape of the class `kind`."""
-        rounded = {
-            k.replace("_", "-"): round(v, 1) if isinstance(v, float) else v for k, v in attributes.items()
-        }
-        self.shapes.append(Shape(tag, {**rounded, "class": kind} if kind else rounded, text, title))
+        """Add a shape with the CSS class `kind`."""
+        values: dict[str, str | float] = {}
+        for name, value in attributes.items():
+            values[name.replace("_", "-")] = round(value, 1) if isinstance(value, float) else value
+        if kind:
+            values["class"] = kind
+        self.shapes.append(Shape(tag, values, text, title))
 
     def line(self, x1: float, y1: float, x2: float, y2: float, kind: str, title: str = "") -> None:
-        """A straight line."""
+        """Add a straight line."""
         self.add("line", kind, title=title, x1=x1, y1=y1, x2=x2, y2=y2)
 
     def text(self, x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> None:
-        """A text whose baseline is `y`."""
+        """Add a text with the baseline `y`."""
         self.add("text", kind, text, x=x, y=y, text_anchor=anchor)
 
     def bar(self, x: float, y: float, width: float, height: float, kind: str, title: str) -> None:
-        """A rectangle."""
+        """Add a rectangle."""
         self.add("rect", f"bar {kind}", title=title, x=x, y=y, width=max(width, 0.5), height=max(height, 0.5))
 
     def curve(self, series: int, points: Sequence[tuple[float, float]]) -> None:
-        """A line through points."""
+        """Add a line through points."""
         path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
         self.add("path", f"curve s{series} d{series}", d=path)
 
     def mark(self, series: int, at: tuple[float, float], size: float = 4.0, title: str = "") -> None:
-        """The mark of a series: its shape (circle, square, triangle, diamond) tells it as well as its colour."""
-        (x, y) = at
+        """Add the mark of a series, which has its own shape (circle, square, triangle, diamond) beside its colour."""
+        x, y = at
         top = size * 1.25
         side = size * 1.15
         r = size * 1.3
@@ -78,7 +80,7 @@ class Chart:
         self.add("path", f"mark s{series}", title=title, d=path)
 
     def legend(self, names: Sequence[str], x: float = 4, y: float = 14) -> float:
-        """Marks with names, in rows from `y` down; returns where the last row stands."""
+        """Add a legend, in rows from `y` down; return the baseline of the last row."""
         left = x
         for series, name in enumerate(names):
             wide = 30 + _text_width(name)
@@ -93,15 +95,16 @@ class Chart:
     def rows(
         self, y: _Scale, ticks: Sequence[float], left: float, right: float, signed: bool = False
     ) -> None:
-        """Lines across with their values left of them; with `signed` zero is the axis."""
+        """Add horizontal lines with their values on the left; with `signed`, the line at zero is the axis."""
         for tick in ticks:
             axis = signed and abs(tick) < 1e-9
-            self.line(left, y(tick), right, y(tick), "axis" if axis else "grid")
-            self.text(left - 5, y(tick) + 4, f"{tick:+g}" if signed and tick else f"{tick:g}", "small", "end")
+            self.line(left, y(tick), right, y2=y(tick), kind="axis" if axis else "grid")
+            label = f"{tick:+g}" if signed and tick else f"{tick:g}"
+            self.text(left - 5, y(tick) + 4, label, kind="small", anchor="end")
 
 
 def accuracy_chart(rows: Mapping[str, AccuracyReport]) -> Chart:
-    """Top-1 accuracy of a few rows by class size: a mark with its 95 % interval and its value."""
+    """Draw the top-1 accuracy of a few rows by class size, with values and 95 % intervals."""
     found = {name: row.top1 for name, row in rows.items()}
     shots = list(next(iter(found.values())))
     every = [interval for top1 in found.values() for interval in top1.values()]
@@ -117,27 +120,31 @@ def accuracy_chart(rows: Mapping[str, AccuracyReport]) -> Chart:
     chart.height = bottom + 36
     x = _scale(ticks[0], ticks[-1], left, right)
     for tick in ticks:
-        chart.line(x(tick), y, x(tick), bottom, "grid")
-        chart.text(x(tick), bottom + 16, f"{tick:g}", "small", "middle")
+        chart.line(x(tick), y, x(tick), y2=bottom, kind="grid")
+        chart.text(x(tick), bottom + 16, f"{tick:g}", kind="small", anchor="middle")
     y += 4
     for shot in shots:
         chart.text(4, y + (len(found) * line) / 2 + 5, shot, "ink strong")
         for series, (name, top1) in enumerate(found.items()):
             y += line
             if shot in top1:
-                value, low, high = (100 * v for v in (top1[shot].value, top1[shot].low, top1[shot].high))
+                value = 100 * top1[shot].value
+                low = 100 * top1[shot].low
+                high = 100 * top1[shot].high
                 said = f"{name}, {shot}: {value:.1f} % ({low:.1f} to {high:.1f})"
-                chart.line(x(low), y - 5, x(high), y - 5, f"whisker s{series}", said)
+                chart.line(x(low), y - 5, x(high), y2=y - 5, kind=f"whisker s{series}", title=said)
                 chart.mark(series, (x(value), y - 5), title=said)
                 chart.text(x(high) + 8, y - 1, f"{value:.1f}", "small")
         y += 12
-        chart.line(4, y - 4, _WIDTH - 4, y - 4, "grid")
-    chart.text((left + right) / 2, bottom + 32, "top-1 accuracy, % (95 % interval)", "small", "middle")
+        chart.line(4, y - 4, _WIDTH - 4, y2=y - 4, kind="grid")
+    chart.text(
+        (left + right) / 2, bottom + 32, "top-1 accuracy, % (95 % interval)", kind="small", anchor="middle"
+    )
     return chart
 
 
 def gain_chart(groups: Sequence[GroupGain], against: str) -> Chart:
-    """Gain over another row, a bar a group of classes, the largest classes left."""
+    """Draw the gain over another row, with one bar per group of classes, the largest classes on the left."""
     spans = [100 * v for g in groups for v in (g.gain.value, g.gain.low, g.gain.high)]
     ticks = _nice_ticks(min(0.0, *spans), max(0.0, *spans))
     chart = Chart(
@@ -155,31 +162,45 @@ def gain_chart(groups: Sequence[GroupGain], against: str) -> Chart:
     chart.rows(y, ticks, left, right, signed=True)
     for number, group in enumerate(groups):
         middle = left + (number + 0.5) * step
-        value, low, high = (100 * v for v in (group.gain.value, group.gain.low, group.gain.high))
+        value = 100 * group.gain.value
+        low = 100 * group.gain.low
+        high = 100 * group.gain.high
         who = group.first if group.classes == 1 else f"{group.classes} classes, {group.first} to {group.last}"
         said = (
             f"{who}: {value:+.1f} points ({low:+.1f} to {high:+.1f}), "
             f"{group.largest} to {group.smallest} training images, {group.gain.images} images"
         )
-        place = (middle - wide / 2, min(y(value), y(0)), wide, abs(y(value) - y(0)))
-        chart.bar(*place, "up" if value >= 0 else "down", said)
-        chart.line(middle, y(low), middle, y(high), "error", said)
-    _shot_labels(chart, groups, left, step, top, bottom)
-    chart.text((left + right) / 2, 284, "training images of a class, largest classes left", "small", "middle")
+        chart.bar(
+            x=middle - wide / 2,
+            y=min(y(value), y(0)),
+            width=wide,
+            height=abs(y(value) - y(0)),
+            kind="up" if value >= 0 else "down",
+            title=said,
+        )
+        chart.line(middle, y(low), middle, y2=y(high), kind="error", title=said)
+    _shot_labels(chart, groups, left, step=step, top=top, bottom=bottom)
+    chart.text(
+        (left + right) / 2,
+        284,
+        "training images of a class, largest classes left",
+        kind="small",
+        anchor="middle",
+    )
     return chart
 
 
 def _shot_labels(
     chart: Chart, groups: Sequence[GroupGain], left: float, step: float, top: float, bottom: float
 ) -> None:
-    """Names of the sizes above, their training images below; a line where one ends. Narrow ones take turns in rows."""
+    """Add names of sizes above and training images below, with dividers; narrow ones alternate between two rows."""
     at = left
     free = [0.0, 0.0]
     for shot, part in groupby(groups, key=lambda g: g.shot):
         members = list(part)
         end = at + len(members) * step
         if at > left:
-            chart.line(at, top - 26, at, bottom + 8, "divider")
+            chart.line(at, top - 26, at, y2=bottom + 8, kind="divider")
         most = members[0].largest
         least = members[-1].smallest
         numbers = f"{most}" if most == least else f"{most}–{least}"
@@ -187,13 +208,13 @@ def _shot_labels(
         middle = min(max((at + end) / 2, wide / 2), _WIDTH - wide / 2)
         row = 0 if middle - wide / 2 >= free[0] else 1
         free[row] = middle + wide / 2
-        chart.text(middle, top - 25 + 15 * row, shot, "ink strong", "middle")
-        chart.text(middle, bottom + 16 + 14 * row, numbers, "small", "middle")
+        chart.text(middle, top - 25 + 15 * row, shot, kind="ink strong", anchor="middle")
+        chart.text(middle, bottom + 16 + 14 * row, numbers, kind="small", anchor="middle")
         at = end
 
 
 def loss_chart(curves: Curves) -> Chart:
-    """Means of the loss parts by epoch, each line with its name at its end."""
+    """Draw the means of the loss parts by epoch, with the name of each line at its end."""
     names = list(curves.values)
     last = max(curves.epochs)
     chart = Chart(f"{curves.title}: mean loss by epoch of {', '.join(names)}.", 240)
@@ -206,13 +227,13 @@ def loss_chart(curves: Curves) -> Chart:
     top = 12.0
     bottom = 200.0
     x = _scale(min(1.0, last - 1) if last > 1 else 0.0, last, left, right)
-    y = _scale(ticks[0], ticks[-1], bottom, top, logarithmic)
+    y = _scale(ticks[0], ticks[-1], bottom, end=top, logarithmic=logarithmic)
     chart.rows(y, ticks, left, right)
-    epochs = (
-        range(1, int(last) + 1) if last <= 8 else (1, *(t for t in _nice_ticks(0, last) if 1 < t <= last))
-    )
+    epochs: list[float] = list(range(1, int(last) + 1))
+    if last > 8:
+        epochs = [1, *(t for t in _nice_ticks(0, last) if 1 < t <= last)]
     for epoch in epochs:
-        chart.text(x(epoch), bottom + 16, f"{epoch:g}", "small", "middle")
+        chart.text(x(epoch), bottom + 16, f"{epoch:g}", kind="small", anchor="middle")
     ends = _apart([y(curves.values[name][-1]) for name in names], 13, top, bottom)
     for series, (name, end) in enumerate(zip(names, ends, strict=True)):
         points = [(x(e), y(v)) for e, v in zip(curves.epochs, curves.values[name], strict=True)]
@@ -220,29 +241,29 @@ def loss_chart(curves: Curves) -> Chart:
         for place in {*range(0, len(points), -(-len(points) // 10)), len(points) - 1}:
             said = f"{name}, epoch {curves.epochs[place]:g}: {curves.values[name][place]:.3f}"
             chart.mark(series, points[place], 3.2, said)
-        chart.line(points[-1][0] + 5, points[-1][1], right + 11, end, "leader")
+        chart.line(points[-1][0] + 5, points[-1][1], right + 11, y2=end, kind="leader")
         chart.text(right + 13, end + 4, _fitted(name, room - 13), "ink")
     label = "epoch; logarithmic scale of losses" if logarithmic else "epoch"
-    chart.text((left + right) / 2, 236, label, "small", "middle")
+    chart.text((left + right) / 2, 236, label, kind="small", anchor="middle")
     return chart
 
 
 def _apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Places near those wanted, in the same order, at least `gap` from each other."""
+    """Move positions as little as possible, in the same order, so that they are at least `gap` apart."""
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
     placed = list(wanted)
     ceiling = max(high, low + gap * (len(order) - 1))
     for i in order:
-        placed[i] = low = max(placed[i], low)
-        low += gap
+        placed[i] = max(placed[i], low)
+        low = placed[i] + gap
     for i in reversed(order):
-        placed[i] = ceiling = min(placed[i], ceiling)
-        ceiling -= gap
+        placed[i] = min(placed[i], ceiling)
+        ceiling = placed[i] - gap
     return placed
 
 
 def reliability_chart(rows: Mapping[str, Sequence[ReliabilityBin]], errors: Mapping[str, float]) -> Chart:
-    """Accuracy by confidence: on the diagonal a probability means what it says. Below: how sure the first row is."""
+    """Draw the accuracy by confidence, with the ideal diagonal, and below a histogram of the first row's confidence."""
     chart = Chart("Accuracy by confidence of the answer, with the number of images below.", 0)
     left = 42.0
     right = _WIDTH - 10
@@ -255,8 +276,8 @@ def reliability_chart(rows: Mapping[str, Sequence[ReliabilityBin]], errors: Mapp
     ticks = range(0, 101, 20)
     chart.rows(y, ticks, left, right)
     for tick in ticks:
-        chart.text(x(tick), floor + 16, str(tick), "small", "middle")
-    chart.line(x(0), y(0), x(100), y(100), "ideal")
+        chart.text(x(tick), floor + 16, str(tick), kind="small", anchor="middle")
+    chart.line(x(0), y(0), x(100), y2=y(100), kind="ideal")
     for series, (name, found) in enumerate(rows.items()):
         points = [(x(100 * b.confidence), y(100 * b.accuracy)) for b in found]
         chart.curve(series, points)
@@ -269,33 +290,36 @@ def reliability_chart(rows: Mapping[str, Sequence[ReliabilityBin]], errors: Mapp
     most = max(b.images for b in first)
     for b in first:
         tall = 40 * b.images / most
-        chart.bar(x(100 * b.confidence) - 6, floor - tall, 12, tall, "up", f"{b.images} images")
-    chart.line(left, floor, right, floor, "axis")
+        chart.bar(
+            x(100 * b.confidence) - 6, floor - tall, 12, height=tall, kind="up", title=f"{b.images} images"
+        )
+    chart.line(left, floor, right, y2=floor, kind="axis")
     chart.text(left, floor - 46, f"images of {name} (tallest: {most:,})", "small")
-    chart.text((left + right) / 2, floor + 34, "confidence, %", "small", "middle")
+    chart.text((left + right) / 2, floor + 34, "confidence, %", kind="small", anchor="middle")
     chart.text(left + 4, top + 12, "right, %", "small")
     return chart
 
 
 def _scale(low: float, high: float, start: float, end: float, logarithmic: bool = False) -> _Scale:
-    """A map from values to places, linear or logarithmic."""
+    """Make a map from values to positions, linear or logarithmic."""
     by: _Scale = math.log if logarithmic else float
-    return lambda value: start + (by(value) - by(low)) / ((by(high) - by(low)) or 1.0) * (end - start)
+    span = (by(high) - by(low)) or 1.0
+    return lambda value: start + (by(value) - by(low)) / span * (end - start)
 
 
 def _text_width(text: str, size: float = 12.0) -> float:
-    """About how wide a text is."""
+    """Estimate the width of a text."""
     return len(text) * _LETTER * size / 12
 
 
 def _fitted(text: str, width: float) -> str:
-    """`text`, cut with an ellipsis where it is wider."""
+    """Return the text, cut with an ellipsis if it is wider than `width`."""
     letters = max(1, int(width / _LETTER))
     return text if len(text) <= letters else text[: max(1, letters - 1)].rstrip() + "…"
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Ones, twos and fives times powers of ten that cover `low` to `high`, both positive; powers alone if many."""
+    """Return powers of ten, for small ranges also times 2 and 5, that cover `low` to `high`, both positive."""
     first = math.floor(math.log10(low))
     last = math.ceil(math.log10(high))
     every = (1, 2, 5) if last - first <= 3 else (1,)
@@ -306,7 +330,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _nice_ticks(low: float, high: float) -> list[float]:
-    """Round numbers that cover `low` to `high`, both ends included."""
+    """Return round numbers that cover `low` to `high`, both ends included."""
     span = high - low if high > low else max(abs(high), 1.0)
     step: float = 10 ** math.floor(math.log10(span / 5))
     step *= next(m for m in (1, 2, 5, 10) if span / (step * m) <= 5)

@@ -1,4 +1,4 @@
-"""The report's figures from answers: tensors in, records out."""
+"""Figures of the report, computed from answers: tensors in, records out."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from vlltr_index.evaluation.metrics import bins, few5, paired_difference
 from vlltr_index.evaluation.records import ClassGain, Gains, GroupGain, WeakClass
 
 SHOTS = ("many", "medium", "few", "few5", "new")
-"""Classes by size, largest first; here each class has one of them: `few5` is taken out of `few`."""
+"""Sizes of classes, largest first; here each class has exactly one: `few` does not include `few5`."""
 
-_BARS = 40  # or a few more where a size would have none; with more classes, neighbours in size share a bar
-_LISTED = 8  # classes named with the largest gain, and with the smallest
-_RESAMPLES = 1000  # of the bootstrap behind each bar's interval
+_BARS = (
+    40  # about; with more classes, classes of similar size share a bar, and each size has at least one bar
+)
+_LISTED = 8  # classes that are listed for the largest gain, and for the smallest
+_RESAMPLES = 1000  # bootstrap resamples for each bar's interval
 
 
 def shots(counts: Tensor) -> list[str]:
-    """One of `SHOTS` for each class of `counts` int64 [C], by the release's bounds."""
+    """Return one of `SHOTS` for each class of `counts`, int64 [C], by the release's bounds."""
     return [
         "few5" if small else name
         for name, small in zip(bins(counts, "release"), few5(counts).tolist(), strict=True)
@@ -35,15 +37,15 @@ def gains(
     counts: Tensor,
     names: Sequence[str],
 ) -> Gains:
-    """What the method is above another row, by class size.
+    """Compute the method's gain of accuracy over another row, by class size.
 
     Args:
         against: Name of the other row.
         method: Bool [N], whether the method is right.
-        other: Bool [N], whether the other row is.
-        labels: int64 [N], columns of the images' classes.
-        counts: int64 [C], training images.
-        names: Of the C classes.
+        other: Bool [N], whether the other row is right.
+        labels: Int64 [N], columns of the images' classes.
+        counts: Int64 [C], training images of each class.
+        names: Names of the C classes.
     """
     tested = torch.bincount(labels, minlength=len(counts))
     shot = shots(counts)
@@ -59,13 +61,28 @@ def gains(
                 gain = paired_difference(method[inside], other[inside], resamples=_RESAMPLES)
                 first = int(part[0])
                 last = int(part[-1])
-                sizes = int(counts[first]), int(counts[last])
-                bars.append(GroupGain(name, len(part), names[first], names[last], *sizes, gain))
+                bar = GroupGain(
+                    shot=name,
+                    classes=len(part),
+                    first=names[first],
+                    last=names[last],
+                    largest=int(counts[first]),
+                    smallest=int(counts[last]),
+                    gain=gain,
+                )
+                bars.append(bar)
     right = [
         torch.bincount(labels[row], minlength=len(counts)) / tested.clamp(min=1) for row in (method, other)
     ]
     rows = [
-        ClassGain(names[c], shot[c], int(counts[c]), int(tested[c]), float(right[0][c]), float(right[1][c]))
+        ClassGain(
+            name=names[c],
+            shot=shot[c],
+            train=int(counts[c]),
+            images=int(tested[c]),
+            method=float(right[0][c]),
+            other=float(right[1][c]),
+        )
         for c in order
     ]
     rows.sort(key=lambda r: (r.other - r.method, -r.images, r.train, r.name))
@@ -75,12 +92,12 @@ def gains(
 
 
 def confused_pairs(best: Tensor, labels: Tensor, limit: int) -> list[tuple[int, int, int]]:
-    """The most frequent confusions: (right column, answered column, images), most frequent first.
+    """Return the most frequent confusions, as (right column, answered column, images), most frequent first.
 
     Args:
-        best: int64 [N], answered columns; -1 for a class that is gone, which is left out.
-        labels: int64 [N], right columns.
-        limit: How many.
+        best: Int64 [N], answered columns; -1 for a class that is gone, which is left out.
+        labels: Int64 [N], right columns.
+        limit: Most confusions to return.
     """
     wrong = (best != labels) & (best >= 0)
     pairs = Counter(zip(labels[wrong].tolist(), best[wrong].tolist(), strict=True))
@@ -90,14 +107,14 @@ def confused_pairs(best: Tensor, labels: Tensor, limit: int) -> list[tuple[int, 
 def weakest(
     best: Tensor, labels: Tensor, counts: Tensor, names: Sequence[str], limit: int
 ) -> tuple[WeakClass, ...]:
-    """Classes by rising accuracy; of equal ones those with more images first.
+    """Return the classes of lowest accuracy, in rising order; of ties those with more images first.
 
     Args:
-        best: int64 [N], answered columns.
-        labels: int64 [N], right columns.
-        counts: int64 [C], training images.
-        names: Of the C classes.
-        limit: How many; classes without an error are left out.
+        best: Int64 [N], answered columns.
+        labels: Int64 [N], right columns.
+        counts: Int64 [C], training images of each class.
+        names: Names of the C classes.
+        limit: Most classes to return; classes without an error are left out.
     """
     tested = torch.bincount(labels, minlength=len(counts)).tolist()
     right = torch.bincount(labels[best == labels], minlength=len(counts)).tolist()
@@ -107,22 +124,30 @@ def weakest(
     rows = []
     for c in order[:limit]:
         taken = Counter(i for i in best[labels == c].tolist() if i not in (c, -1))
-        shown = tuple(
-            (names[i], n) for i, n in sorted(taken.items(), key=lambda item: (-item[1], item[0]))[:3]
+        frequent = sorted(taken.items(), key=lambda item: (-item[1], item[0]))[:3]
+        shown = tuple((names[i], n) for i, n in frequent)
+        rows.append(
+            WeakClass(
+                name=names[c],
+                shot=shot[c],
+                train=int(counts[c]),
+                images=tested[c],
+                right=right[c],
+                taken_for=shown,
+            )
         )
-        rows.append(WeakClass(names[c], shot[c], int(counts[c]), tested[c], right[c], shown))
     return tuple(rows)
 
 
 def spread(chosen: Tensor, labels: Tensor, confidence: Tensor, counts: Tensor, limit: int) -> list[int]:
-    """Images to show: the surest of each class, classes with the fewest training images first.
+    """Choose images to show: the most confident one of each class, with the smallest classes first.
 
     Args:
         chosen: Bool [N], which images may be shown.
-        labels: int64 [N], right columns.
+        labels: Int64 [N], right columns.
         confidence: Float [N], probability of the answer.
-        counts: int64 [C], training images.
-        limit: How many.
+        counts: Int64 [C], training images of each class.
+        limit: Most images to return.
     """
     surest: dict[int, int] = {}
     places = chosen.nonzero()[:, 0]

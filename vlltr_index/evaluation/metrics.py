@@ -1,4 +1,4 @@
-"""Accuracy by shot, its sampling error, and calibration."""
+"""Metrics: accuracy by shot, its sampling error, and calibration."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CONFIDENCE_BINS = 15
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A share of images with its 95 % bootstrap interval, and the number of images behind it."""
+    """A share of images with its 95 % bootstrap interval, and the number of images that it was computed from."""
 
     value: float
     low: float
@@ -39,7 +39,7 @@ class AccuracyReport:
         convention: The bounds of many, medium and few.
         top1: `overall`, `many`, `medium`, `few`, `few5` (at most 5 training images; part of few), and `new`
             (classes without training images). A bin without test images is left out.
-        top5: The same keys; empty where fewer than five predictions an image were given.
+        top5: The same keys; empty if fewer than five predictions per image were given.
     """
 
     convention: Convention
@@ -49,24 +49,24 @@ class AccuracyReport:
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """Accuracy of each row by bin, and the paired difference of the method to one of the others.
+    """Accuracy of each row (the method, its branches, baselines) by bin, and the method's paired difference to one row.
 
     Attributes:
-        split: Which images.
-        commit: Which commit.
+        split: The split of the images.
+        commit: The commit that was evaluated.
         convention: The bounds of many, medium and few.
-        images: How many images.
-        classes: How many classes were to choose from.
+        images: Number of images.
+        classes: Number of classes that answers were chosen from.
         retrieval: `faiss` or `exhaustive`.
         rows: Accuracy of each row.
         calibration_error: Expected calibration error of the rows that have probabilities.
-        differences: The method less `against`, by bin, on the same images.
-        against: The row it is compared with.
-        notes: What a reader must know of a row.
-        crops: How many crops of each image the method saw.
-        rule: How the branches were put together.
-        ranks: Where classes have parents, by rank, the deepest first: how often the node of that rank that holds the
-            best class is right (`best class`), and the most probable one, all classes summed (`summed`); by bin.
+        differences: Accuracy of the method less that of `against`, by bin, on the same images.
+        against: The row that the method is compared with.
+        notes: A remark for the reader about a row.
+        crops: Number of crops of each image.
+        rule: The fusion rule.
+        ranks: If classes have parents, accuracy by rank, the deepest first: of the node that holds the best class
+            (`best class`), and of the most probable node, summed over its classes (`summed`); by bin.
     """
 
     split: str
@@ -87,7 +87,7 @@ class EvaluationReport:
 
 @dataclass(frozen=True, slots=True)
 class ReliabilityBin:
-    """Images of about one confidence: how many, their mean confidence, and the share that is right."""
+    """Images with confidences in one interval: their number, mean confidence, and accuracy."""
 
     images: int
     confidence: float
@@ -95,27 +95,35 @@ class ReliabilityBin:
 
 
 def bins(class_counts: Tensor, convention: Convention = "release") -> list[str]:
-    """The bin of each class: `many`, `medium`, `few`, or `new` for a class without training images.
+    """Return the bin of each class: `many`, `medium`, `few`, or `new` for a class without training images.
 
     Args:
         class_counts: Integers [C], training images of each class.
-        convention: See `Convention`.
+        convention: Bounds of the bins.
 
     Raises:
-        InputError: An unknown convention, or counts that are not integers.
+        InputError: The convention is unknown, or counts are not integers.
     """
     if convention not in ("release", "lift"):
         raise InputError(f"convention must be 'release' or 'lift', got {convention!r}")
     check_labels("class_counts", class_counts)
-    many, few = (100, 20) if convention == "release" else (101, 19)
-    return [
-        "new" if n == 0 else "many" if n >= many else "few" if n <= few else "medium"
-        for n in class_counts.tolist()
-    ]
+    many = 100 if convention == "release" else 101
+    few = 20 if convention == "release" else 19
+    names = []
+    for n in class_counts.tolist():
+        if n == 0:
+            names.append("new")
+        elif n >= many:
+            names.append("many")
+        elif n <= few:
+            names.append("few")
+        else:
+            names.append("medium")
+    return names
 
 
 def few5(class_counts: Tensor) -> Tensor:
-    """Classes with 1 to 5 training images, bool [C]; a part of `few`."""
+    """Mark the classes with 1 to 5 training images, bool [C]; a part of `few`."""
     return (class_counts > 0) & (class_counts <= _FEW5)
 
 
@@ -126,11 +134,11 @@ def accuracy_report(
     convention: Convention = "release",
     resamples: int = 2000,
 ) -> AccuracyReport:
-    """Accuracy overall and by shot, with 95 % bootstrap intervals over images.
+    """Compute the accuracy overall and by shot, with 95 % bootstrap intervals over images.
 
     Args:
         predictions: Int64 [N] or [N, K], class positions, best first.
-        labels: Int64 [N], class positions, of one image at least.
+        labels: Int64 [N], class positions; N is at least 1.
         class_counts: Integers [C], training images of each class.
         convention: Bounds of the bins.
         resamples: Bootstrap resamples.
@@ -150,8 +158,7 @@ def accuracy_report(
 
 
 def paired_difference(first_correct: Tensor, second_correct: Tensor, resamples: int = 2000) -> Interval:
-    """Accuracy of the first less accuracy of the second on the same images, with a paired 95 % bootstrap
-    interval.
+    """Compute the accuracy of the first less that of the second on the same images, with a paired 95 % interval.
 
     Args:
         first_correct: Bool [N].
@@ -170,7 +177,7 @@ def paired_difference(first_correct: Tensor, second_correct: Tensor, resamples: 
 
 
 def expected_calibration_error(confidences: Tensor, correct: Tensor) -> float:
-    """Mean gap between confidence and accuracy over the bins of `reliability`, weighed by their images.
+    """Compute the mean gap between confidence and accuracy over the bins of `reliability`, weighed by their images.
 
     Args:
         confidences: Float [N], probability of the predicted class.
@@ -184,7 +191,7 @@ def expected_calibration_error(confidences: Tensor, correct: Tensor) -> float:
 
 
 def reliability(confidences: Tensor, correct: Tensor) -> list[ReliabilityBin]:
-    """Confidence and accuracy over 15 equally wide bins of confidence; bins without images are left out.
+    """Compute confidence and accuracy in 15 equally wide bins of confidence; bins without images are left out.
 
     Args:
         confidences: Float [N], probability of the predicted class.
@@ -204,7 +211,7 @@ def reliability(confidences: Tensor, correct: Tensor) -> list[ReliabilityBin]:
 
 
 def bin_masks(labels: Tensor, class_counts: Tensor, convention: Convention) -> dict[str, NDArray[np.bool_]]:
-    """The images of each bin that has any, bool [N], in the order they are reported."""
+    """Return the images of each bin that has any, bool [N], in the order of the report."""
     names = np.asarray(bins(class_counts, convention))[labels.cpu().numpy()]
     masks = {"overall": np.ones(len(names), dtype=np.bool_)}
     masks |= {name: names == name for name in ("many", "medium", "few")}
@@ -214,10 +221,9 @@ def bin_masks(labels: Tensor, class_counts: Tensor, convention: Convention) -> d
 
 
 def _bootstrap(outcomes: NDArray[np.int64], resamples: int, rng: np.random.Generator) -> Interval:
-    """95 % interval of the mean of outcomes in {-1, 0, 1}, images resampled.
+    """Compute the mean of outcomes in {-1, 0, 1}, with its 95 % interval over resampled images.
 
-    The sum of n draws with replacement depends on the outcomes' shares alone, so it is drawn as a
-    multinomial.
+    The sum of n draws with replacement depends on the outcomes' shares alone, so it is drawn from a multinomial.
     """
     n = len(outcomes)
     up = float((outcomes == 1).mean())

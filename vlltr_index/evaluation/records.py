@@ -1,4 +1,4 @@
-"""What a report says, as plain records: no tensor, no table, nothing that is not shown."""
+"""Content of the report, as plain records without tensors or tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vlltr_index.schemas.records import ClassScore
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A part that cannot be shown: why, and what to run to have it."""
+    """A part of the report that cannot be shown: the reason, and the command that makes it available."""
 
     why: str
     mend: str
@@ -19,16 +19,16 @@ class Missing:
 
 @dataclass(frozen=True, slots=True)
 class GroupGain:
-    """Classes of about one size: what the method is above the other row on their images.
+    """Gain of accuracy over another row for a group of classes of similar size.
 
     Attributes:
-        shot: `many`, `medium`, `few`, `few5` or `new`; here `few` is few without few5.
-        classes: How many, and the names of the first and the last.
+        shot: `many`, `medium`, `few`, `few5` or `new`; here `few` does not include `few5`.
+        classes: Number of classes.
         first: Name of the largest class.
-        last: Name of the smallest.
-        largest: Training images of the largest.
-        smallest: Of the smallest.
-        gain: Paired difference of accuracy over the group's images.
+        last: Name of the smallest class.
+        largest: Training images of the largest class.
+        smallest: Training images of the smallest class.
+        gain: Paired difference of accuracy on the group's images.
     """
 
     shot: str
@@ -42,7 +42,7 @@ class GroupGain:
 
 @dataclass(frozen=True, slots=True)
 class ClassGain:
-    """One class's accuracy by both rows."""
+    """Accuracy of both rows on one class, with its training images and its test images."""
 
     name: str
     shot: str
@@ -54,7 +54,7 @@ class ClassGain:
 
 @dataclass(frozen=True, slots=True)
 class Gains:
-    """Gain over another row, classes ordered by falling size, and the classes it is largest and smallest for."""
+    """Gain over another row by groups of classes, in falling size, and for the classes of largest and smallest gain."""
 
     against: str
     groups: tuple[GroupGain, ...]
@@ -73,7 +73,7 @@ class Curves:
 
 @dataclass(frozen=True, slots=True)
 class Thumbnail:
-    """A small picture as a data URI, its size in pixels; without a URI, why it cannot be shown."""
+    """A small picture as a data URI with its size in pixels, or the reason why it cannot be shown."""
 
     uri: str | None
     width: int = 0
@@ -83,20 +83,20 @@ class Thumbnail:
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """One image's answer with what is behind it, and the right class where the answer is another."""
+    """The answer for one image with its explanation, and the right class if the answer is wrong."""
 
     picture: Thumbnail
     truth: str
     shot: str
     train: int
     best: ClassScore
-    right: ClassScore | None  # None where `best` is right
-    neighbours: tuple[Thumbnail, ...]  # training pictures of `best`, where the image side decided
+    right: ClassScore | None  # None if `best` is right
+    neighbours: tuple[Thumbnail, ...]  # training pictures of `best`, if the image side decided
 
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """Images of one class that are taken for another; `example` is the surest of them."""
+    """Images of one class that are taken for another; `example` is the most confident of them."""
 
     truth: str
     taken_for: str
@@ -108,7 +108,7 @@ class Confusion:
 
 @dataclass(frozen=True, slots=True)
 class WeakClass:
-    """A class with its accuracy, and what its images are taken for most often."""
+    """A class of low accuracy, and the classes that its images are taken for most often."""
 
     name: str
     shot: str
@@ -120,7 +120,7 @@ class WeakClass:
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """An anchor sentence; `loss` is its L_lin, None where it has none."""
+    """An anchor sentence; `loss` is its L_lin, None if it is unknown."""
 
     text: str
     source: str
@@ -139,13 +139,13 @@ class ClassAnchors:
 
 @dataclass(frozen=True, slots=True)
 class AnchorList:
-    """Anchors by class, in groups of classes that stand in order of name.
+    """Anchors by class, in groups of classes ordered by name.
 
     Attributes:
-        groups: Heading and classes.
-        classes: Classes that have anchors, listed or not.
-        total: Their anchors.
-        each: Anchors of a class that are listed at most.
+        groups: Heading and classes of each group.
+        classes: Number of classes that have anchors, listed or not.
+        total: Number of their anchors.
+        each: Most anchors of a class that are listed.
     """
 
     groups: tuple[tuple[str, tuple[ClassAnchors, ...]], ...]
@@ -155,13 +155,13 @@ class AnchorList:
 
     @property
     def listed(self) -> int:
-        """How many classes are listed."""
+        """Number of classes that are listed."""
         return sum(len(classes) for _, classes in self.groups)
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A quarantined image."""
+    """A quarantined image, with the reason."""
 
     where: str
     split: str
@@ -170,7 +170,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Quarantine:
-    """Images that take no part: how many by reason, and the first of them."""
+    """Images that are not used: their number by reason, and the first of them."""
 
     total: int
     reasons: tuple[tuple[str, int], ...]
@@ -179,15 +179,15 @@ class Quarantine:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What needs a head and an evaluated split.
+    """The parts of the report that need a head and an evaluated split.
 
     Attributes:
-        evaluation: The figures; the method is its first row, the branches follow.
-        reliability: Confidence against accuracy, of the method and the row it is compared with.
-        gains: By class size, over the baseline.
-        confusions: Most frequent first.
+        evaluation: The evaluation; its first row is the method, followed by the branches.
+        reliability: Accuracy by confidence, of the method and the row that it is compared with.
+        gains: Gain over the baseline by class size.
+        confusions: Confusions, most frequent first.
         weakest: Classes by rising accuracy.
-        gallery: Headings with explained answers: wrong ones and right ones, each tail first.
+        gallery: Headings with explained answers, wrong and right ones; each with the smallest classes first.
     """
 
     evaluation: EvaluationReport
@@ -200,17 +200,17 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that the page shows.
+    """Content of the whole report.
 
     Attributes:
         title: The workspace's name.
-        split: Which images were evaluated.
-        facts: What this is about: commit, recipe, protocol, versions, counts, as (label, value).
-        notes: Things a reader must know.
-        measured: Accuracy and all that follows from it.
-        curves: Of stage 1, stage 2 and the baseline, those there are.
-        anchors: By class.
-        quarantine: Images left out.
+        split: The split that was evaluated.
+        facts: Commit, recipe, protocol, versions and counts, as (label, value).
+        notes: Remarks for the reader.
+        measured: Accuracy and all parts that depend on it.
+        curves: Loss curves of stage 1, stage 2 and the baseline, as far as there are any.
+        anchors: Anchors by class.
+        quarantine: Images that are not used.
     """
 
     title: str

@@ -1,8 +1,8 @@
-"""The page: a report as one HTML document without scripts, links to other places, or anything to fetch.
+"""Rendering of the report as one HTML document, without scripts, external links, or anything to fetch.
 
-Charts are SVG elements that the template writes, not pictures from a plotting library: their colours are variables of
-the style sheet (light, dark), their text is text, and a chart takes a few kilobytes. Every value goes through the
-template's escaping, inside SVG too.
+Charts are SVG elements that the template writes, not pictures of a plotting library: their colours are variables of
+the style sheet (light, dark), their text is real text, and a chart takes a few kilobytes. Every value is escaped by the
+template, inside SVG too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vlltr_index.schemas.records import ClassScore
     from vlltr_index.store.snapshot import Snapshot
 
-_SIDE = 144  # pixels of a small picture at most: shown at half of that, sharp on dense screens too
+_SIDE = 144  # longer side of a thumbnail in pixels: twice the size that is shown, for screens of high density
 
 _CARDS = {
     "many": "many (100 or more training images)",
@@ -41,7 +41,7 @@ _CARDS = {
 
 
 def render(report: Report) -> str:
-    """The report as an HTML document."""
+    """Render the report as an HTML document."""
     template = environment("vlltr_index.evaluation").get_template("report.html")
     measured = report.measured
     rows = measured.evaluation.rows if isinstance(measured, Measured) else {}
@@ -50,7 +50,7 @@ def render(report: Report) -> str:
 
 @cache
 def environment(package: str) -> Environment:
-    """The templates of a package, which escape every value, with the filters that pages share."""
+    """Make the template environment of a package, which escapes every value, with the filters that pages share."""
     made = Environment(
         loader=PackageLoader(package),
         autoescape=True,
@@ -68,15 +68,16 @@ def environment(package: str) -> Environment:
 
 
 def _charts(report: Report) -> dict[str, Any]:
-    """The charts of the parts that are there."""
+    """Make the charts of those parts that the report has."""
     charts: dict[str, Chart | list[Chart]] = {}
     charts["losses"] = [loss_chart(curves) for curves in report.curves if isinstance(curves, Curves)]
     measured = report.measured
     if isinstance(measured, Measured):
         rows = measured.evaluation.rows
         against = measured.evaluation.against
-        # The method, its branches, the other.
-        drawn = [*list(rows)[:3], *([against] if against in rows else [])]
+        drawn = list(rows)[:3]  # the method and its branches
+        if against in rows:
+            drawn.append(against)
         charts["accuracy"] = accuracy_chart({name: rows[name] for name in dict.fromkeys(drawn)})
         errors = measured.evaluation.calibration_error
         charts["reliability"] = reliability_chart(measured.reliability, errors)
@@ -86,10 +87,10 @@ def _charts(report: Report) -> dict[str, Any]:
 
 
 def thumbnail(source: bytes | str) -> Thumbnail:
-    """A picture of at most 144 pixels a side, as PNG or JPEG, whichever is smaller.
+    """Make a picture of at most 144 pixels a side, as PNG or JPEG, whichever is smaller.
 
     Args:
-        source: Encoded bytes, or a path. One that cannot be read gives a thumbnail that says why.
+        source: Encoded bytes, or a path. If it cannot be read, the thumbnail has the reason instead of a picture.
     """
     try:
         image = open_image(source)
@@ -108,13 +109,13 @@ def thumbnail(source: bytes | str) -> Thumbnail:
 def nearest_pictures(
     answers: Answers, snapshot: Snapshot, feature: Tensor, score: ClassScore
 ) -> tuple[Thumbnail, ...]:
-    """The 3 nearest training pictures of a class that the image side decided for; none for another, or without vectors.
+    """Find the 3 nearest training pictures of a class, if the image side decided for it and there are stored vectors.
 
     Args:
-        answers: Of a workspace.
-        snapshot: The same commit.
+        answers: Answers of a workspace.
+        snapshot: The same commit of the workspace.
         feature: Float [D] of the image, unnormalised as the encoder gives it.
-        score: The class's.
+        score: The class's score.
     """
     if not score.by_image:
         return ()

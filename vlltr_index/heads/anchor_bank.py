@@ -1,4 +1,4 @@
-"""The anchors of all classes in one ragged matrix, with what the head needs of them kept beside it."""
+"""Anchors of all classes in one ragged matrix, with cached quantities that the head needs."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from vlltr_index.tensors import full_precision, unit_rows, working_dtype
 
 LAYER_NORM_EPS = 1e-5
 CANCELLED = 1e-3
-"""Below this share of (sum p_m |E_m|)^2 the quadratic form has lost its digits."""
-_BLOCK_SLOTS = 8192  # padded anchors worked on at a time
+"""Below this share of (sum p_m |E_m|)^2 the quadratic form has lost its digits to cancellation."""
+_BLOCK_SLOTS = 8192  # padded anchors of a block
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """A run of classes worked on together; shorter classes are padded to `width`, longer runs are split.
+    """Consecutive classes that are computed together, with their anchors padded to `width`.
 
     Attributes:
         first: First class (position in the bank).
         last: One past the last class.
         start: First anchor row.
         stop: One past the last anchor row.
-        width: Anchors of the longest class.
-        slots: Place of each anchor row in the padded order [(last - first) * width], int64; None where all
-            classes have `width` anchors and nothing is padded.
+        width: Number of anchors of the largest class.
+        slots: Position of each anchor row in the padded order [(last - first) * width], int64; None where all classes
+            have `width` anchors and nothing is padded.
     """
 
     first: int
@@ -42,7 +42,7 @@ class Block:
     slots: Tensor | None
 
     def pad(self, rows: Tensor, fill: float = 0.0) -> Tensor:
-        """[anchors, X] -> [classes, width, X], `fill` in the padding."""
+        """Pad rows [anchors, X] to [classes, width, X] with `fill`."""
         classes = self.last - self.first
         if self.slots is None:
             return rows.view(classes, self.width, rows.shape[1])
@@ -50,7 +50,7 @@ class Block:
         return padded.index_copy_(0, self.slots, rows).view(classes, self.width, rows.shape[1])
 
     def unpad(self, padded: Tensor) -> Tensor:
-        """[classes, width, X] -> [anchors, X]."""
+        """Remove the padding from [classes, width, X]: [anchors, X]."""
         rows = padded.reshape(-1, padded.shape[2])
         return rows if self.slots is None else rows.index_select(0, self.slots)
 
@@ -63,9 +63,9 @@ class AnchorBank:
         vectors: Float [A, D], unnormalised as the encoder gives them, sorted by class. Frozen: no gradient.
         offsets: Int64 [C + 1]; class c owns rows offsets[c] to offsets[c + 1].
         class_ids: Int64 [C].
-        rows: Int64 [A], where each row stood in what `build` was given.
+        rows: Int64 [A], the position of each row in the input of `build`.
         losses: Float [A], L_lin of each anchor, float32 at least; zeros where it is unknown. Only differences within a
-            class count.
+            class matter.
     """
 
     vectors: Tensor
@@ -88,14 +88,14 @@ class AnchorBank:
             vectors: Float [A, D], unnormalised.
             class_of_anchor: Integers [A], the class *id* of each anchor.
             class_ids: Integers [C], distinct; their order is the bank's class order.
-            losses: Float [A], L_lin of each anchor; none given: unknown.
+            losses: Float [A], L_lin of each anchor; None: unknown.
 
         Returns:
             The bank; within a class the anchors keep their order.
 
         Raises:
-            InputError: `class_ids` are not the classes of the anchors, each once, or a vector is
-                not finite; the message names the class id.
+            InputError: `class_ids` are not the classes of the anchors, each once, or a vector is not finite; the
+                message names the class id.
         """
         ids = torch.as_tensor(class_ids, device=vectors.device).to(torch.int64)
         ordered, places = ids.sort()
@@ -118,7 +118,11 @@ class AnchorBank:
         if losses is None:
             losses = vectors.new_zeros(vectors.shape[0], dtype=dtype)
         return cls(
-            vectors.detach()[order].contiguous(), offsets, ids, order, losses.to(order.device, dtype)[order]
+            vectors=vectors.detach()[order].contiguous(),
+            offsets=offsets,
+            class_ids=ids,
+            rows=order,
+            losses=losses.to(order.device, dtype)[order],
         )
 
     @property
@@ -147,7 +151,7 @@ class AnchorBank:
 
     @cached_property
     def sigma(self) -> Tensor:
-        """What LayerNorm divides each anchor by: sqrt(variance + eps), [A], float32 at least."""
+        """Divisor of LayerNorm for each anchor, sqrt(variance + eps): [A], float32 at least."""
         with _kept():
             vectors = self.vectors.to(working_dtype(self.vectors))
             return (vectors.var(1, unbiased=False) + LAYER_NORM_EPS).sqrt()
@@ -161,7 +165,7 @@ class AnchorBank:
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
-        """The runs of classes that are worked on together."""
+        """Division of the classes into blocks of limited size; a class with more anchors is a block by itself."""
         bounds = self.bounds
         blocks = list[Block]()
         first = 0
@@ -178,23 +182,23 @@ class AnchorBank:
 
     @cached_property
     def whole(self) -> Block:
-        """All classes as one run."""
+        """All classes as one block."""
         return self._block(0, self.num_classes, max(b - a for a, b in pairwise(self.bounds)))
 
     @cached_property
     def opposed(self) -> bool:
-        """Whether two anchors of a class are so far apart that attention to both could cancel them."""
+        """Whether two anchors of a class are so opposed that their weighted mean could cancel to nothing."""
         with _kept(), full_precision(self.vectors.device):
             unit = self.whole.pad(self.vectors.to(self.norms.dtype) / self.norms[:, None].clamp(min=1e-12))
             there = self.whole.pad(torch.ones_like(self.norms)[:, None])
             return bool(((unit @ unit.mT < CANCELLED) & (there * there.mT > 0)).any())
 
     def block_vectors(self, block: Block, dtype: torch.dtype) -> Tensor:
-        """The anchors of a block, [anchors, D], without a copy where the dtype is right."""
+        """Return the anchors of a block, [anchors, D], in a dtype; without a copy if they have it."""
         return self.vectors[block.start : block.stop].to(dtype)
 
     def gram(self, block: Block, dtype: torch.dtype) -> Tensor:
-        """Inner products of the anchors of each class of a block, [classes, width, width], kept."""
+        """Return the inner products of the anchors of each class of a block, [classes, width, width]; cached."""
         key = block.first, block.last, dtype
         if key not in self._grams:
             with _kept(), full_precision(self.vectors.device):
@@ -203,12 +207,12 @@ class AnchorBank:
         return self._grams[key]
 
     def prototypes(self, normalise_values: bool = False, beta: float = 0.0, unit: bool = False) -> Tensor:
-        """Mean anchor of each class, [C, D], float32 at least; kept.
+        """Return the mean anchor of each class, [C, D], float32 at least; cached.
 
         Args:
-            normalise_values: Bring the anchors to length one first.
-            beta: Weigh them by the softmax of -beta times their losses; 0: all alike.
-            unit: Bring the means to length one.
+            normalise_values: Normalise the anchors to length one first.
+            beta: Weigh the anchors by the softmax of -beta times their losses; 0: all alike.
+            unit: Normalise the means to length one.
         """
         key = (normalise_values, beta, unit)
         if key not in self._means:
@@ -218,10 +222,10 @@ class AnchorBank:
         return self._means[key]
 
     def select(self, classes: Tensor | Sequence[int]) -> AnchorBank:
-        """The bank of some classes alone.
+        """Return the bank of some classes alone.
 
         Args:
-            classes: Integers [C'], *positions* in this bank, in the order wanted.
+            classes: Integers [C'], *positions* in this bank, in the order of the result.
         """
         wanted = torch.as_tensor(classes, device=self.offsets.device).to(torch.int64)
         lengths = self.offsets.diff()[wanted]
@@ -230,16 +234,22 @@ class AnchorBank:
         shift = torch.repeat_interleave(self.offsets[wanted] - offsets[:-1], lengths, output_size=total)
         rows = torch.arange(total, device=self.offsets.device) + shift
         ids = self.class_ids[wanted]
-        return AnchorBank(self.vectors[rows], offsets, ids, self.rows[rows], self.losses[rows])
+        return AnchorBank(
+            vectors=self.vectors[rows],
+            offsets=offsets,
+            class_ids=ids,
+            rows=self.rows[rows],
+            losses=self.losses[rows],
+        )
 
     def to(self, device: torch.device | str) -> AnchorBank:
-        """The bank on another device."""
+        """Return the bank on another device."""
         if torch.device(device) == self.vectors.device:
             return self
         return AnchorBank(*(getattr(self, f.name).to(device) for f in fields(self)))
 
     def _mean_values(self, normalise_values: bool, beta: float) -> Tensor:
-        """Weighted mean of each class's anchors, [C, D]."""
+        """Compute the weighted mean of each class's anchors, [C, D]."""
         dtype = working_dtype(self.vectors)
         owner = self.class_of_row
         least = self.losses.new_full((self.num_classes,), torch.inf).scatter_reduce(
@@ -257,13 +267,16 @@ class AnchorBank:
 
     @cached_property
     def _grams(self) -> dict[tuple[int, int, torch.dtype], Tensor]:
+        """Cache of `gram`."""
         return {}
 
     @cached_property
     def _means(self) -> dict[tuple[bool, float, bool], Tensor]:
+        """Cache of `prototypes`."""
         return {}
 
     def _block(self, first: int, last: int, width: int) -> Block:
+        """Make the block of the classes `first` to `last`, the latter not included."""
         start = self.bounds[first]
         stop = self.bounds[last]
         slots = None
@@ -276,6 +289,6 @@ class AnchorBank:
 
 @contextmanager
 def _kept() -> Iterator[None]:
-    """Compute without gradient and outside inference mode, so that autograd may save it later."""
+    """Compute without gradient but outside inference mode, so that autograd may use the cached result later."""
     with torch.inference_mode(False), torch.no_grad():
         yield

@@ -1,4 +1,4 @@
-"""Heads as files: the LGR head, the classes of its visual rows, the generative model's shared parameters, weights."""
+"""Heads as files: the LGR head, the classes of its visual rows, the generative model's parameters, the weights."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from vlltr_index.heads.generative import SharedGaussian
 from vlltr_index.heads.lgr import LGRHead
 from vlltr_index.heads.tree import HeldOutAnswers
 
-_TIMES = ("seconds", "images_per_s")  # left out of the log: the same training gives the same digest
+_TIMES = ("seconds", "images_per_s")  # left out of the log, so that the same training gives the same digest
 SHARED = ("centre", "basis", "spread", "blank", "text_centre", "text_map")
-"""The tensors of the generative model in a head's file, below `generative.`."""
+"""Names of the generative model's tensors in a head's file, after the prefix `generative.`."""
 HELD_OUT = ("labels", "probabilities")
-"""The tensors of the answers to held-out images there, below `held_out.`; none where there were no such images."""
+"""Names of the tensors of held-out answers in that file, after `held_out.`; missing without held-out images."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What the rule `ours` needs beside the head, as `vlltr train lgr` decided it.
+    """Parameters of the rule `ours` beside the head, as `vlltr train lgr` chose them.
 
     Attributes:
         shared: The generative model's shared parameters.
-        weights: How much each part counts.
-        accept_above: The best log-likelihood of 95 % of images that trained nothing is at least this; None where there
-            were none.
-        held_out: What was answered for these images, the classes in the order of the visual rows; None likewise.
+        weights: Weights of the parts.
+        accept_above: The largest log-likelihood of 95 % of the held-out images is at least this; None without held-out
+            images.
+        held_out: Answers for the held-out images, with the classes in the order of the visual rows; None without any.
     """
 
     shared: SharedGaussian
@@ -47,14 +47,14 @@ class Parts:
 
 @dataclass(frozen=True)
 class SavedHead:
-    """A trained head and its surroundings.
+    """A trained head, and all that is stored with it.
 
     Attributes:
         head: The module, in eval mode.
-        class_ids: int64 [C_v], the class of each visual row, ascending: the classes it was trained on.
+        class_ids: Int64 [C_v], the class of each visual row, ascending: the classes it was trained on.
         text_fp: Fingerprint of the text tower whose vectors it was trained on.
         image_fp: Fingerprint of the visual tower.
-        parts: None for a head of the protocols `paper` and `release`.
+        parts: Parameters of the rule `ours`; None for a head of the protocols `paper` and `release`.
     """
 
     head: LGRHead
@@ -65,11 +65,13 @@ class SavedHead:
 
 
 class _Facts(BaseModel):
+    """Base of the models of `head.json`: strict, and without unknown keys."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class PartFacts(_Facts):
-    """The numbers of `Parts` in `head.json`."""
+    """Numbers of `Parts` in `head.json`."""
 
     weights: PartWeights
     noise: float = Field(gt=0.0, le=1e3)
@@ -78,7 +80,7 @@ class PartFacts(_Facts):
 
 
 class HeadFacts(_Facts):
-    """The file `head.json`."""
+    """Content of the file `head.json`."""
 
     format: Literal[1] = 1
     dim: int = Field(ge=1)
@@ -100,14 +102,21 @@ def save_head(
 
     Args:
         saved: The head.
-        folder: Where to.
-        log: What its training gave, an entry an epoch; times are left out.
-        config: What it was trained by.
+        folder: The folder to write to.
+        log: The log of its training, one entry for each epoch; times are left out.
+        config: The settings of its training.
     """
     tensors = {f"head.{k}": v.detach().cpu().contiguous() for k, v in saved.head.state_dict().items()}
     tensors["class_ids"] = saved.class_ids.long().contiguous()
     parts = saved.parts
+    part_facts = None
     if parts is not None:
+        part_facts = PartFacts(
+            weights=parts.weights,
+            noise=parts.shared.noise,
+            text_r2=parts.shared.text_r2,
+            accept_above=parts.accept_above,
+        )
         tensors |= {f"generative.{n}": getattr(parts.shared, n).float().contiguous() for n in SHARED}
         if parts.held_out is not None:
             tensors |= {f"held_out.{n}": getattr(parts.held_out, n).contiguous() for n in HELD_OUT}
@@ -120,14 +129,7 @@ def save_head(
         loss_bias=head.log_beta is not None,
         text_fp=saved.text_fp,
         image_fp=saved.image_fp,
-        parts=None
-        if parts is None
-        else PartFacts(
-            weights=parts.weights,
-            noise=parts.shared.noise,
-            text_r2=parts.shared.text_r2,
-            accept_above=parts.accept_above,
-        ),
+        parts=part_facts,
     )
     _write(folder / "head.json", facts.model_dump())
     if log:
@@ -136,6 +138,7 @@ def save_head(
 
 
 def _write(path: Path, facts: Mapping[str, Any]) -> None:
+    """Write a JSON file."""
     path.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -143,7 +146,7 @@ def load_head(folder: Path) -> SavedHead:
     """Read what `save_head` wrote. Whether its weights are still those, `Workspace.objects.whole` tells.
 
     Raises:
-        WorkspaceError: If a file is missing or damaged.
+        WorkspaceError: A file is missing or damaged.
     """
     try:
         facts = read_facts((folder / "head.json").read_bytes())
@@ -164,14 +167,16 @@ def load_head(folder: Path) -> SavedHead:
         raise WorkspaceError(
             f"the head in {folder} cannot be read: {error}", "Train it again: vlltr train lgr"
         ) from None
-    return SavedHead(head.eval(), class_ids, facts.text_fp, facts.image_fp, parts)
+    return SavedHead(
+        head=head.eval(), class_ids=class_ids, text_fp=facts.text_fp, image_fp=facts.image_fp, parts=parts
+    )
 
 
 def read_facts(data: bytes) -> HeadFacts:
-    """What `head.json` says.
+    """Parse the content of `head.json`.
 
     Raises:
-        ValueError: Naming the first value that is not as `save_head` writes it.
+        ValueError: A value is not as `save_head` writes it; the message names the first one.
     """
     try:
         return HeadFacts.model_validate_json(data)
@@ -181,7 +186,7 @@ def read_facts(data: bytes) -> HeadFacts:
 
 
 def _parts(facts: PartFacts, tensors: dict[str, Tensor]) -> Parts:
-    """The parts; their tensors are taken out of `tensors`."""
+    """Make the parts of a head, and remove their tensors from `tensors`."""
     shared = {name: tensors.pop(f"generative.{name}").double() for name in SHARED}
     if not all(bool((shared[name] > 0.0).all()) for name in ("spread", "blank")):
         raise ValueError("a variance in head.safetensors is not above 0")

@@ -1,9 +1,9 @@
-"""Which sentences stand behind a class's text score, and how much of it each.
+"""Explanation of a class's text score: the share of each of its sentences.
 
 With G = sum_m a_m E_m, the share of sentence m is a_m E_m . I / (|I| |G|): shares add up to the cosine, and
-may be negative. Its effect is cos(I, G) - cos(I, G - a_m E_m), what striking the sentence out takes from
-the cosine. Both are points of similarity, not of probability. Sentences may be struck out: the attention of the
-others stays as it is, and what is left of G points where it would if the class had never had them.
+may be negative. Its effect is cos(I, G) - cos(I, G - a_m E_m), the loss of cosine if the sentence is struck out. Both
+are points of similarity, not of probability. Sentences may be struck out, that is, left out of G: the attention of the
+others keeps its proportions, so G has the direction that it would have if the class had never had these sentences.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from vlltr_index.heads.lgr import LGRHead
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ClassExplanation:
-    """One class's text score, sentence by sentence, in the bank's order of the class's anchors.
+    """Explanation of one class's text score by its M sentences, in the bank's order of the class's anchors.
 
     Attributes:
         position: The class's position in the bank.
-        attention: Float64 [M], sums to one, those struck out included.
-        shares: Float64 [M], add up to `cosine`; zero for those struck out.
-        effects: Float64 [M], the cosine with the sentence less the cosine without it, the others as they are: what
-            striking it out takes away, and for one struck out already what putting it back would give.
+        attention: Float64 [M], sums to one, struck sentences included.
+        shares: Float64 [M], add up to `cosine`; zero for struck sentences.
+        effects: Float64 [M], the cosine with the sentence less the cosine without it, the others unchanged; also for a
+            struck sentence, where it says what putting the sentence back would add.
         cosine: cos(I, G).
         logit: scale * cosine, the text logit.
     """
@@ -45,7 +45,7 @@ class ClassExplanation:
 
     @property
     def percents(self) -> Tensor:
-        """Shares in per cent of the positive ones, float64 [M]; zero where none is positive."""
+        """Shares in per cent of the sum of the positive ones, float64 [M]; zero where none is positive."""
         positive = self.shares.clamp(min=0).sum()
         return 100 * self.shares / positive if float(positive) else torch.zeros_like(self.shares)
 
@@ -53,15 +53,15 @@ class ClassExplanation:
 def explain_class(
     head: LGRHead, bank: AnchorBank, position: int, image_feature: Tensor, struck: Sequence[int] = ()
 ) -> ClassExplanation:
-    """Take one class's text score for one image apart.
+    """Explain one class's text score for one image.
 
     Args:
         head: The head.
-        bank: The anchors; the head's width.
+        bank: The anchors, of the head's width.
         position: The class's position in the bank.
         image_feature: Float [D], unnormalised as the encoder gives it.
-        struck: Sentences of the class that are left out of G, by their place among its anchors, 0 to M - 1. With all of
-            them struck out the cosine is zero.
+        struck: Sentences of the class that are left out of G, by their position among its anchors, 0 to M - 1. If all
+            are struck the cosine is zero.
 
     Returns:
         The explanation, computed in float64 on the features' device.
@@ -87,11 +87,18 @@ def explain_class(
         put_back = _cosine(attended + terms, image)
         effects = torch.where(out, put_back - cosine, cosine - _cosine(_without_each(kept), image))
         scale = float(head.logit_scale.detach())
-    return ClassExplanation(position, attention, shares, effects, float(cosine), scale * float(cosine))
+    return ClassExplanation(
+        position=position,
+        attention=attention,
+        shares=shares,
+        effects=effects,
+        cosine=float(cosine),
+        logit=scale * float(cosine),
+    )
 
 
 def _without_each(terms: Tensor) -> Tensor:
-    """Sum of all rows but one, for each row, [M, D]: sums from both ends, so that nothing cancels."""
+    """Sum all rows but one, for each row: [M, D]. Sums from both ends are added, so that no digits cancel."""
     zero = torch.zeros_like(terms[:1])
     before = torch.cat([zero, terms.cumsum(0)[:-1]])
     after = torch.cat([terms.flip(0).cumsum(0).flip(0)[1:], zero])
@@ -99,6 +106,6 @@ def _without_each(terms: Tensor) -> Tensor:
 
 
 def _cosine(vectors: Tensor, unit: Tensor) -> Tensor:
-    """Cosine of each row with a unit vector; zero for a row of zeros."""
+    """Compute the cosine of each row with a unit vector; zero for a row of zeros."""
     lengths = vectors.norm(dim=1)
     return torch.where(lengths > 0, vectors @ unit / lengths.clamp(min=1e-300), 0.0)

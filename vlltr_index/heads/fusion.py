@@ -1,14 +1,14 @@
-"""One distribution from what the images and the texts of classes say about a picture.
+"""Fusion of the visual and the text side into one distribution over the classes.
 
-Three rules put it together:
+There are three rules:
 
 - `ours`: a product of three experts, the visual classifier, the generative model and the text branch, with weights that
-  `vlltr train lgr` fits. Classes that came after the training have no row in the visual classifier. They meet the
-  trained ones by the chain rule: whether an image is of a trained class the generative model and the text branch say
-  by weights of their own, which of the trained ones it is all three experts say. So an addition leaves the order of the
-  trained classes among themselves as it was.
-- `paper`: alpha P^I + (1 - alpha) P^T (VL-LTR's sum at alpha = 0.5; its release has 0.2 and 0.7).
-- `logits`: softmax of the sum of both branches' logits, by which the release counts its many, medium and few.
+  `vlltr train lgr` fits. Later classes, added after training, have no row in the visual classifier. They are compared
+  with the trained ones by the chain rule: the generative model and the text branch, with weights of their own, decide
+  whether an image is of a trained class, and all three experts decide of which trained class. So the addition of a
+  class does not change the order of the trained ones.
+- `paper`: alpha P^I + (1 - alpha) P^T (VL-LTR's sum has alpha = 0.5; its release has 0.2 and 0.7).
+- `logits`: softmax of the sum of both branches' logits, as the release evaluates many, medium and few.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from vlltr_index.tensors import working_dtype
 Rule = Literal["ours", "paper", "logits"]
 
 Weight = Annotated[float, Field(ge=0.0, le=1e6)]
-"""A factor of a part's scores; files with others are refused."""
+"""A factor of a part's scores; a file with a value out of these bounds is refused."""
 
 
 @dataclass(frozen=True, slots=True)
 class Meeting:
-    """How classes that came after the training meet the trained ones and each other; only the offset may be negative.
+    """Weights by which later classes are compared with the trained ones; only the offset may be negative.
 
     Attributes:
-        generative: What their log-likelihoods, and those of the trained ones beside them, are multiplied by.
-        text: What the text logits are.
-        offset: Added to their scores.
+        generative: Factor of the log-likelihoods, of the later classes and of the trained ones in the comparison.
+        text: Factor of the text logits, likewise.
+        offset: Added to the scores of the later classes.
     """
 
     generative: Weight
@@ -45,14 +45,14 @@ class Meeting:
 
 @dataclass(frozen=True, slots=True)
 class PartWeights:
-    """How much each part counts under the rule `ours`; none is negative.
+    """Weights of the parts under the rule `ours`; none is negative.
 
     Attributes:
-        image: What the visual classifier's logits are multiplied by.
-        generative: What the log-likelihoods are, where trained classes are told apart.
-        text: What the text logits are, there.
-        pictured: For later classes that have images.
-        told: For later classes that are known by text alone.
+        image: Factor of the visual classifier's logits.
+        generative: Factor of the log-likelihoods, among the trained classes.
+        text: Factor of the text logits, among the trained classes.
+        pictured: Weights of later classes that have images.
+        told: Weights of later classes that are known by text alone.
     """
 
     image: Weight
@@ -63,13 +63,13 @@ class PartWeights:
 
 
 class ImageSide(NamedTuple):
-    """What the visual side says of B images and C classes.
+    """Visual scores of B images and C classes.
 
     Attributes:
-        scores: Float [B, C]: log-scores up to a constant of the image.
-        likelihoods: Float [B, C]: the generative model's, where the rule is `ours`.
-        trained: Bool [C], there; on the CPU, as `pictured` is, so that a GPU is not waited for.
-        pictured: Bool [C]: which have images, there.
+        scores: Float [B, C], log-scores up to a constant of each image.
+        likelihoods: Float [B, C], log-likelihoods of the generative model, under the rule `ours`.
+        trained: Bool [C], the trained classes, under `ours`; on the CPU like `pictured`, so that no GPU is waited for.
+        pictured: Bool [C], the classes that have images, under `ours`.
     """
 
     scores: Tensor
@@ -78,11 +78,11 @@ class ImageSide(NamedTuple):
     pictured: Tensor
 
     def rows(self, rows: Tensor) -> ImageSide:
-        """The same of the images at the places int64 [b]: scores and likelihoods [b, C]."""
+        """Return the scores of the images at the positions int64 [b]: scores and likelihoods [b, C]."""
         return self._replace(scores=self.scores[rows], likelihoods=self.likelihoods[rows])
 
     def later(self, weights: PartWeights) -> tuple[tuple[Tensor, Meeting], ...]:
-        """The kinds of classes that came after the training, bool [C], and how they meet the others."""
+        """Return the kinds of later classes that there are, bool [C], each with its weights."""
         kinds = (
             (~self.trained & self.pictured, weights.pictured),
             (~self.trained & ~self.pictured, weights.told),
@@ -91,17 +91,17 @@ class ImageSide(NamedTuple):
 
 
 class FusedScores(NamedTuple):
-    """Probabilities and where they come from.
+    """Probabilities, and the parts that they are made of.
 
     Under `ours` and `logits` the parts add up to the logarithm of each probability, up to a constant of the image;
     under `paper` to the probability.
 
     Attributes:
         probabilities: Float [B, C], rows sum to one.
-        visual_part: Float [B, C]: what the images of the class give.
-        text_part: Float [B, C]: what its text gives.
-        by_image: Float [B, C]: the answer of the visual side alone.
-        by_text: Float [B, C]: the answer of the text branch alone.
+        visual_part: Float [B, C], the contribution of the class's images.
+        text_part: Float [B, C], the contribution of its text.
+        by_image: Float [B, C], the probabilities by the visual side alone.
+        by_text: Float [B, C], the probabilities by the text branch alone.
         text_logits: Float [B, C], scale * cosine.
     """
 
@@ -113,28 +113,32 @@ class FusedScores(NamedTuple):
     text_logits: Tensor
 
     def among(self, columns: Tensor, rule: Rule) -> FusedScores:
-        """What they are among some classes, int64 [K], as if there were no others: float [B, K] each."""
+        """Return the scores among the classes `columns`, int64 [K], as if there were no others: float [B, K] each."""
         whole, image, text, *rest = (values[:, columns] for values in self)
         if rule == "paper":
             total = whole.sum(1, keepdim=True).clamp(min=1e-30)
-            return FusedScores(whole / total, image / total, text / total, *rest)
-        return FusedScores((image + text).softmax(1), image, text, *rest)
+            whole = whole / total
+            image = image / total
+            text = text / total
+        else:
+            whole = (image + text).softmax(1)
+        return FusedScores(whole, image, text, *rest)
 
 
 def image_side(
     visual_logits: Tensor, likelihoods: Tensor, trained: Tensor, pictured: Tensor, weights: PartWeights
 ) -> ImageSide:
-    """The visual side of the rule `ours`.
+    """Compute the visual scores of the rule `ours`.
 
-    A trained class has log P(c | trained, x). A later one has the offset of its kind and g_c less the logsumexp of g
-    over the trained ones, g times the kind's weight.
+    The score of a trained class is log P(c | trained, x). That of a later class is the offset of its kind, plus g_c,
+    less the logsumexp of g over the trained classes, where g is multiplied by the kind's weight.
 
     Args:
-        visual_logits: Float [B, C]; only the trained classes' columns count, and they not at a weight of 0.
-        likelihoods: Float [B, C], g: the generative model's.
-        trained: Bool [C].
-        pictured: Bool [C], the classes that have images.
-        weights: See `PartWeights`.
+        visual_logits: Float [B, C]; only the trained classes' columns are used, and none if their weight is 0.
+        likelihoods: Float [B, C], g, the log-likelihoods of the generative model.
+        trained: Bool [C], the trained classes, on the CPU.
+        pictured: Bool [C], the classes that have images, on the CPU.
+        weights: The weights of the parts.
     """
     side = ImageSide(torch.empty_like(likelihoods), likelihoods, trained, pictured)
     own = _columns(trained, likelihoods)
@@ -150,29 +154,32 @@ def image_side(
 
 
 def _columns(mask: Tensor, values: Tensor) -> Tensor:
-    """Where a mask on the CPU is set, int64, and where `values` lie: a GPU is not waited for."""
+    """Return where a mask on the CPU is set, int64, on the device of `values`, without waiting for a GPU."""
     return mask.nonzero()[:, 0].to(values.device, non_blocking=True)
 
 
 def _level(scores: Tensor) -> Tensor:
-    """The logsumexp of each row, [B, 1]; 0 where there is no column."""
+    """Compute the logsumexp of each row, [B, 1]; 0 where there is no column."""
     return scores.logsumexp(1, keepdim=True) if scores.shape[1] else scores.new_zeros(len(scores), 1)
 
 
 def fuse(image: ImageSide, text_logits: Tensor, weights: PartWeights) -> FusedScores:
-    """The rule `ours`: softmax of image score + text part.
+    """Fuse both sides by the rule `ours`: softmax of visual score + text part.
 
-    A class's text part is its weighted text logit, less what the text logits of the trained classes add to the level
-    that the class is measured by: of the trained ones in their own score, of g in that of a later class.
+    A class's text part is its weighted text logit, less what the text logits of the trained classes add to the
+    logsumexp that is subtracted from its score: that of the trained classes' own scores for a trained class, that of g
+    for a later one.
 
     Args:
-        image: From `image_side`.
+        image: Visual scores, from `image_side`.
         text_logits: Float [B, C].
-        weights: See `PartWeights`.
+        weights: The weights of the parts.
     """
     dtype = working_dtype(text_logits, image.scores)
     trained = _columns(image.trained, text_logits)
-    scores, told, likelihoods = (part.to(dtype) for part in (image.scores, text_logits, image.likelihoods))
+    scores = image.scores.to(dtype)
+    told = text_logits.to(dtype)
+    likelihoods = image.likelihoods.to(dtype)
 
     def part(weight: float, of: Tensor, beside: Tensor) -> Tensor:
         return weight * told[:, of] - _level(beside + weight * told[:, trained]) + _level(beside)
@@ -182,18 +189,27 @@ def fuse(image: ImageSide, text_logits: Tensor, weights: PartWeights) -> FusedSc
     for kind, meeting in image.later(weights):
         at = _columns(kind, told)
         text[:, at] = part(meeting.text, at, meeting.generative * likelihoods[:, trained])
-    return FusedScores((scores + text).softmax(1), scores, text, scores.softmax(1), told.softmax(1), told)
+    return FusedScores(
+        probabilities=(scores + text).softmax(1),
+        visual_part=scores,
+        text_part=text,
+        by_image=scores.softmax(1),
+        by_text=told.softmax(1),
+        text_logits=told,
+    )
 
 
 def resting(image: ImageSide, text_logits: Tensor, probabilities: Tensor, weights: PartWeights) -> Tensor:
-    """How much of an answer of `fuse` rests on each class's text logit, float [B, C].
+    """Measure how much an answer of `fuse` depends on each class's text logit, float [B, C].
 
-    Its probability; for a trained class its share in the level that later classes are measured by, if that is more,
-    times 4 p (1 - p) where these have the probability p together.
+    That is the class's probability. For a trained class it is, if larger, the class's share in the logsumexp that later
+    classes are compared with, times 4 p (1 - p), where p is the probability of all classes of a later kind together.
 
     Args:
-        image: As for `fuse`; so are `text_logits` and `weights`.
-        probabilities: What `fuse` gave.
+        image: As for `fuse`.
+        text_logits: As for `fuse`.
+        probabilities: The probabilities that `fuse` gave.
+        weights: As for `fuse`.
     """
     rests = probabilities.clone()
     trained = _columns(image.trained, probabilities)
@@ -208,13 +224,13 @@ def resting(image: ImageSide, text_logits: Tensor, probabilities: Tensor, weight
 def fuse_protocol(
     visual_logits: Tensor, text_logits: Tensor, rule: Literal["paper", "logits"], alpha: float
 ) -> FusedScores:
-    """The rules `paper` and `logits`.
+    """Fuse both branches by the rule `paper` or `logits`.
 
     Args:
         visual_logits: Float [B, C], minus infinity for a class without a visual row, from `class_logits`. Under
-            `logits` such a class has the mean of the others: it speaks neither for nor against.
+            `logits` such a class gets the mean of the others, which counts neither for nor against it.
         text_logits: Float [B, C].
-        rule: Which.
+        rule: The rule.
         alpha: Weight of the visual branch under `paper`.
     """
     dtype = working_dtype(text_logits, visual_logits)
@@ -226,42 +242,57 @@ def fuse_protocol(
     if rule == "logits":
         level = torch.where(there, visual, 0.0).sum(1, keepdim=True) / there.sum(1, keepdim=True).clamp(min=1)
         filled = torch.where(there, visual, level)
-        return FusedScores((filled + text).softmax(1), filled, text, by_image, by_text, text)
-    share = alpha * there.any().to(by_image.dtype)  # without a visual row the text says all
+        return FusedScores(
+            probabilities=(filled + text).softmax(1),
+            visual_part=filled,
+            text_part=text,
+            by_image=by_image,
+            by_text=by_text,
+            text_logits=text,
+        )
+    share = alpha * there.any().to(by_image.dtype)  # without any visual row the text decides alone
     visual_part = share * by_image
     text_part = (1.0 - share) * by_text
-    return FusedScores(visual_part + text_part, visual_part, text_part, by_image, by_text, text)
+    return FusedScores(
+        probabilities=visual_part + text_part,
+        visual_part=visual_part,
+        text_part=text_part,
+        by_image=by_image,
+        by_text=by_text,
+        text_logits=text,
+    )
 
 
 def parts_of(fused: FusedScores, positions: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
-    """What images and text gave classes, float [B, K] each.
+    """Divide the answer for some classes into an image part and a text part, float [B, K] each.
 
-    Under `paper` their parts of a class's probability. In a product their parts of the logarithm of its odds against
-    the best other class: they add up to log P(class) / P(other).
+    Under `paper` these are parts of the class's probability. Under the other rules they are parts of the logarithm of
+    its odds against the best other class: they add up to log P(class) / P(other).
 
     Args:
         fused: The scores.
-        positions: Int64 [B, K]: which classes of each image.
-        rule: By which rule.
+        positions: Int64 [B, K], the classes of each image.
+        rule: The rule that the scores were fused by.
     """
-    parts = fused.visual_part, fused.text_part
-    image, text = (part.gather(1, positions) for part in parts)
+    image = fused.visual_part.gather(1, positions)
+    text = fused.text_part.gather(1, positions)
     if rule == "paper":
         return image, text
-    if fused.probabilities.shape[1] == 1:  # there is no other
+    if fused.probabilities.shape[1] == 1:  # there is no other class
         return torch.zeros_like(image), torch.zeros_like(text)
-    first, second = (parts[0] + parts[1]).topk(2).indices.T[:, :, None]  # probabilities may all be zero
+    # By the parts, not by the probabilities, which may all be rounded to zero.
+    first, second = (fused.visual_part + fused.text_part).topk(2).indices.T[:, :, None]
     rival = torch.where(positions == first, second, first)
-    return image - parts[0].gather(1, rival), text - parts[1].gather(1, rival)
+    return image - fused.visual_part.gather(1, rival), text - fused.text_part.gather(1, rival)
 
 
 def class_logits(row_logits: Tensor, row_class: Tensor, classes: int) -> Tensor:
-    """Logits of visual rows to logits of classes: logsumexp over a class's rows, minus infinity without one.
+    """Turn logits of visual rows into logits of classes: logsumexp over a class's rows, minus infinity without one.
 
     Args:
         row_logits: Float [B, R].
         row_class: Integers [R], best on the CPU: the class each row belongs to; -1 for a row whose class is gone.
-        classes: C.
+        classes: Number of classes, C.
 
     Returns:
         Float [B, C].

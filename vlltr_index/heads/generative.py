@@ -4,10 +4,11 @@ Probabilistic LDA (Ioffe 2006; Prince & Elder 2007) with a prior mean that the c
 
     x | c ~ N(mu_c, s Sigma)        mu_c ~ N(g + T (t_c - tbar), Lambda)
 
-A class is known by how many units it has, images or several that are one observation, by the sum of their features, and
-by its text prototype, so that classes come and go without a new fit, and one without images has a place too. A class
-without text, or whose images its text makes less likely than no text does, has the wider prior N(g, Lambda_0). Work is
-done in the basis where Sigma is the identity and Lambda is diagonal; of Lambda_0 the diagonal counts there.
+A class is described by the number of its units (an image, or several that are one observation), the sum of their
+features, and its text prototype. So classes can be added and removed without a new fit, also ones without images. A
+class without text, or whose images are less likely under the prior of its text than without, has the wider prior
+N(g, Lambda_0). All is computed in the basis where Sigma is the identity and Lambda is diagonal; of Lambda_0 only the
+diagonal is used there.
 """
 
 from __future__ import annotations
@@ -25,23 +26,23 @@ _FOLDS = 5
 _RIDGES = tuple(10.0**n for n in range(-2, 5))
 _LEAST_SPREAD = 0.02
 _ROWS_AT_ONCE = 1024
-_NO_SCATTER = 1e-12  # of the mean squared length: what rounding leaves between images that are the same
+_NO_SCATTER = 1e-12  # share of the mean squared length: the scatter that rounding gives to identical images
 
 
 @dataclass(frozen=True, eq=False)
 class SharedGaussian:
-    """What all classes share; float64.
+    """Parameters of the generative model that all classes share; float64.
 
     Attributes:
         centre: [D], g: the mean of the class means.
         basis: [D, D]; z = (x - centre) @ basis has within-class covariance I, and Lambda is diagonal there.
         spread: [D], Lambda's diagonal.
-        blank: [D], Lambda_0's: how class means lie about g, nowhere less than about what texts foretell.
+        blank: [D], Lambda_0's diagonal: the variance of class means about g, at least that of `spread`.
         text_centre: [T], tbar.
         text_map: [T, D]; (t - text_centre) @ text_map is a class's prior mean in the basis. Zero where texts do not
-            foretell the class means.
-        noise: s, how wide images that were not fitted here lie, in units of Sigma.
-        text_r2: Share of the class means' variance that texts foretell of classes left out, 0 to 1.
+            predict the class means.
+        noise: s, the covariance of images within a class, in units of Sigma, for images that were not fitted.
+        text_r2: Share of the class means' variance that texts predict for classes left out of the fit, 0 to 1.
     """
 
     centre: Tensor
@@ -54,19 +55,19 @@ class SharedGaussian:
     text_r2: float = 0.0
 
     def to(self, device: torch.device | str) -> SharedGaussian:
-        """The same on another device."""
+        """Return the parameters on another device."""
         names = ("centre", "basis", "spread", "blank", "text_centre", "text_map")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
 @dataclass(frozen=True, eq=False)
 class GenerativeModel:
-    """C classes under shared parameters.
+    """Generative model of C classes under shared parameters.
 
     Attributes:
         shared: The parameters.
         counts: Int64 [C], units of each class; may be 0. A unit is an image, or several that are one observation.
-        sums: Float64 [C, D], the sum of their features, of several images their mean.
+        sums: Float64 [C, D], the sum of the units' features; that of a unit of several images is their mean.
         prototypes: Float [C, T], mean of each class's normalised anchors; a row of zeros is a class without text.
     """
 
@@ -91,18 +92,20 @@ class GenerativeModel:
     @cached_property
     def posterior(self) -> tuple[Tensor, Tensor]:
         """Mean and predictive variance of each class in the basis, both float64 [C, D]."""
-        (mean, spread), noise, n = self.prior, self.shared.noise, self.counts.double()[:, None]
+        mean, spread = self.prior
+        noise = self.shared.noise
+        n = self.counts.double()[:, None]
         gain = n * spread / (n * spread + noise)
         return mean + gain * (self._means - mean), noise + spread * (1.0 - gain)
 
     @property
     def _means(self) -> Tensor:
-        """The mean of each class's images in the basis, float64 [C, D]; of no meaning without images."""
+        """Mean of each class's images in the basis, float64 [C, D]; meaningless for a class without images."""
         n = self.counts.double()[:, None].clamp(min=1.0)
         return (self.sums / n - self.shared.centre) @ self.shared.basis
 
     def log_likelihoods(self, features: Tensor) -> Tensor:
-        """log N(x; m_c, v_c) up to a constant that all classes share.
+        """Compute log N(x; m_c, v_c) up to a constant that all classes share.
 
         Args:
             features: Float [B, D], unnormalised as the encoder gives them.
@@ -117,7 +120,7 @@ class GenerativeModel:
             return torch.cat([z.square(), z], 1) @ weights - offset
 
     def _on(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """What scores a feature, where features are scored; kept."""
+        """Return weights, offset, centre and basis on a device in a dtype; the copies are cached."""
         if (device, dtype) not in self._placed:
             parts = (*self._quadratic, self.shared.centre, self.shared.basis)
             self._placed[device, dtype] = tuple(part.to(device, dtype) for part in parts)
@@ -125,22 +128,23 @@ class GenerativeModel:
 
     @cached_property
     def _placed(self) -> dict[tuple[torch.device, torch.dtype], tuple[Tensor, ...]]:
+        """Copies of `_on` by device and dtype."""
         return {}
 
     @cached_property
     def _quadratic(self) -> tuple[Tensor, Tensor]:
-        """Float64 [2 D, C] and [C]: the log-likelihood is [z^2, z] @ weights - offset."""
+        """Weights [2 D, C] and offset [C], float64: the log-likelihood is [z^2, z] @ weights - offset."""
         mean, variance = self.posterior
         weights = torch.cat([-0.5 / variance, mean / variance], 1).T.contiguous()
         return weights, 0.5 * (mean.square() / variance + variance.log()).sum(1)
 
     def add_class(self, count: int, total: Tensor, prototype: Tensor) -> GenerativeModel:
-        """The model with one more class, last; the others are as they were.
+        """Return the model with one more class at the end; the others do not change.
 
         Args:
-            count: Its units; may be 0.
+            count: Number of units of the class; may be 0.
             total: Float [D], the sum of their features.
-            prototype: Float [T], mean of its normalised sentences; zeros for a class without text.
+            prototype: Float [T], mean of the class's normalised sentences; zeros for a class without text.
         """
         return replace(
             self,
@@ -150,7 +154,7 @@ class GenerativeModel:
         )
 
     def select(self, classes: Tensor) -> GenerativeModel:
-        """The model of the classes at the positions int64 [C']."""
+        """Return the model of the classes at the positions int64 [C'] alone."""
         classes = classes.to(self.sums.device)
         return GenerativeModel(
             self.shared, self.counts[classes], self.sums[classes], self.prototypes[classes]
@@ -160,7 +164,7 @@ class GenerativeModel:
 def class_sums(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """Count and sum the features of each class: int64 [C] and float64 [C, D], of features [N, D], labels int64 [N].
 
-    Both are where the features lie.
+    Both are on the features' device.
     """
     labels = labels.to(features.device, non_blocking=True)
     sums = torch.zeros(classes, features.shape[1], dtype=torch.float64, device=features.device)
@@ -168,44 +172,44 @@ def class_sums(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, 
 
 
 def unit_sums(features: Tensor, labels: Tensor, units: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Count the units of each class and sum their means: int64 [C] and float64 [C, D], where the features lie.
+    """Count the units of each class and sum their means: int64 [C] and float64 [C, D], on the features' device.
 
     Args:
         features: Float [N, D].
         labels: Int64 [N], 0 to C - 1.
-        units: Int64 [N], 0 to U - 1: what is one observation. The images of a unit are of one class.
-        classes: C.
+        units: Int64 [N], 0 to U - 1: the unit of each image. The images of a unit are of one class.
+        classes: Number of classes, C.
     """
     means = _unit_means(features, units)
     return class_sums(means, _owners(labels, units, len(means)), classes)
 
 
 def _unit_means(features: Tensor, units: Tensor) -> Tensor:
-    """The mean of each unit, [U, D] in the features' dtype."""
+    """Compute the mean feature of each unit, [U, D] in the features' dtype."""
     count = int(units.max()) + 1
-    if count == len(features):  # each image is one
+    if count == len(features):  # each image is a unit
         return torch.empty_like(features).index_copy_(0, units.to(features.device), features)
     counts, sums = class_sums(features, units, count)
     return (sums / counts[:, None]).to(features.dtype)
 
 
 def _owners(labels: Tensor, units: Tensor, count: int) -> Tensor:
-    """The class of each of `count` units, int64 [U]."""
+    """Return the class of each of `count` units, int64 [U]."""
     return labels.new_empty(count).scatter_(0, units.to(labels.device), labels)
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """What a fit of the shared parameters rests on. Units, not images, are counted.
+    """Statistics from which the shared parameters are fitted. Units, not images, are counted.
 
     Attributes:
         counts: Int64 [C], units of each class; may be 0.
-        sums: Float64 [C, D], the sum of their means.
-        within: Float64 [D, D], S: the pooled covariance of unit means about their class, and of images and views about
-            their unit; where every class has one unit, or nothing varies, half the total covariance.
-        sampling: Float64 [D, D], the pooled covariance of plain unit means about their class: by it over n the mean of
-            a class of n units varies. It is S where a unit is one image with one view.
-        freedom: Units less classes.
+        sums: Float64 [C, D], the sum of the units' means.
+        within: Float64 [D, D], S: the pooled covariance of unit means about their class mean, plus that of images and
+            views about their unit's mean; where every class has one unit, or nothing varies, half the total covariance.
+        sampling: Float64 [D, D], the pooled covariance of plain unit means about their class mean. Divided by n it is
+            the covariance of the mean of a class with n units. It equals S where each unit is one image with one view.
+        freedom: Degrees of freedom: number of units less number of classes with images.
     """
 
     counts: Tensor
@@ -216,14 +220,14 @@ class Moments:
 
     @classmethod
     def of(cls, features: Tensor, labels: Tensor, units: Tensor, classes: int) -> Moments:
-        """Measure V views of N images.
+        """Compute the statistics of V views of N images.
 
         Args:
             features: Float [V, N, D], the plain view first, unnormalised.
             labels, units, classes: As for `unit_sums`, of the images.
 
         Raises:
-            InputError: Values are not finite.
+            InputError: Features are not finite.
         """
         if not bool(features.isfinite().all()):
             raise InputError("features must be finite", "vlltr embed")
@@ -233,18 +237,19 @@ class Moments:
         owners = _owners(labels, units, len(means))
         counts, sums = class_sums(means, owners, classes)
         freedom = len(owners) - int((counts > 0).sum())
-        return cls(counts, sums, *_within(features, means, owners, units, freedom), freedom)
+        within, sampling = _within(features, means, owners, units=units, freedom=freedom)
+        return cls(counts=counts, sums=sums, within=within, sampling=sampling, freedom=freedom)
 
 
 def fit_shared(moments: Moments, prototypes: Tensor, shrinkage: float | None = 1.0) -> SharedGaussian:
-    """Fit what all classes share.
+    """Fit the parameters that all classes share.
 
-    Sigma is the within-class covariance S, shrunk. T is a multiple of the identity and a ridge on what that leaves,
-    chosen on classes left out (5 folds, means taken inside each fold); zero where it foretells nothing. Lambda is the
+    Sigma is the within-class covariance S, shrunk. T is a multiple of the identity plus a ridge regression on the rest,
+    chosen on classes left out (5 folds, means taken inside each fold); zero where it predicts nothing. Lambda is the
     covariance of the residuals on classes left out, less what sampling adds to class means, shrunk.
 
     Args:
-        moments: Of the images.
+        moments: Statistics of the images.
         prototypes: Float [C, T], as for `GenerativeModel`; T is D.
         shrinkage: How much both covariances are shrunk, see `shrunk`.
 
@@ -259,7 +264,7 @@ def fit_shared(moments: Moments, prototypes: Tensor, shrinkage: float | None = 1
     weights = n / (n + 2.0)
     centre = _mean(means, weights)
     whitening = _inverse_root(shrunk(moments.within, moments.freedom, shrinkage))
-    noise = whitening @ moments.sampling @ whitening  # not I: S was shrunk before the root
+    noise = whitening @ moments.sampling @ whitening  # not the identity: S was shrunk before the root
     text = prototypes.to(means.device)[there].double()
     told = (text != 0).any(1)
     text_centre = _mean(text[told], weights[told]) if bool(told.any()) else text.new_zeros(text.shape[1])
@@ -267,22 +272,32 @@ def fit_shared(moments: Moments, prototypes: Tensor, shrinkage: float | None = 1
     known = torch.where(told[:, None], text - text_centre, 0.0)
     text_map, residuals, r2 = _fit_text(known @ whitening, seen, weights * told)
     foretold = told if r2 else torch.ones_like(told)
-    about_texts = _between(residuals[foretold], n[foretold], weights[foretold], noise, shrinkage)
+    about_texts = _between(
+        residuals[foretold], n[foretold], weights[foretold], noise=noise, shrinkage=shrinkage
+    )
     spread, rotation = torch.linalg.eigh(about_texts)
     spread = spread.clamp(min=_LEAST_SPREAD)
-    about_centre = _between(seen, n, weights, noise, shrinkage)
+    about_centre = _between(seen, n, weights, noise=noise, shrinkage=shrinkage)
     blank = torch.maximum((rotation.T @ about_centre @ rotation).diagonal(), spread)
     basis = whitening @ rotation
     text_map = whitening @ text_map @ rotation
-    return SharedGaussian(centre, basis, spread, blank, text_centre, text_map, text_r2=r2)
+    return SharedGaussian(
+        centre=centre,
+        basis=basis,
+        spread=spread,
+        blank=blank,
+        text_centre=text_centre,
+        text_map=text_map,
+        text_r2=r2,
+    )
 
 
 def shrunk(covariance: Tensor, observations: int, shrinkage: float | None = 1.0) -> Tensor:
-    """Draw a covariance towards the sphere of the same trace: (1 - r) S + r tr(S) / D I, [D, D] in its dtype.
+    """Shrink a covariance towards a multiple of the identity: (1 - r) S + r tr(S) / D I, [D, D] in its dtype.
 
     Args:
-        covariance: S, float [D, D]; a difference of two may be indefinite.
-        observations: n, how many it rests on, less what was estimated from them; r is 1 for 0.
+        covariance: S, float [D, D]; the difference of two covariances may be indefinite.
+        observations: n, the number of observations less that of estimated means; r is 1 for 0.
         shrinkage: r is this many times that of the oracle approximating shrinkage (OAS; Chen et al., "Shrinkage
             Algorithms for MMSE Covariance Estimation", 2010, Eq. 23), at most 1; None: r = D / (n + D).
     """
@@ -300,24 +315,25 @@ def shrunk(covariance: Tensor, observations: int, shrinkage: float | None = 1.0)
 
 
 def _log_density(apart: Tensor, variance: Tensor) -> Tensor:
-    """log N(apart; 0, variance) of rows [C, D], less a constant: [C, 1]."""
+    """Compute log N(apart; 0, variance) of rows [C, D], up to a constant: [C, 1]."""
     return -0.5 * (apart.square() / variance + variance.log()).sum(1, keepdim=True)
 
 
 def _mean(rows: Tensor, weights: Tensor) -> Tensor:
+    """Compute the weighted mean [D] of rows [C, D]."""
     return (weights[:, None] * rows).sum(0) / weights.sum()
 
 
 def _within(
     features: Tensor, means: Tensor, owners: Tensor, units: Tensor, freedom: int
 ) -> tuple[Tensor, Tensor]:
-    """S and the covariance of plain unit means about their class, float64 [D, D].
+    """Compute `within` and `sampling` of `Moments`, float64 [D, D] each.
 
     Args:
         features: Float [V, N, D].
-        means: Float [U, D], of the plain view of each unit.
-        owners: Int64 [U], their classes.
-        units: Int64 [N].
+        means: Float [U, D], the mean of the plain views of each unit.
+        owners: Int64 [U], the class of each unit.
+        units: Int64 [N], the unit of each image.
         freedom: As in `Moments`.
     """
     views, images, dim = features.shape
@@ -337,13 +353,13 @@ def _within(
 
 
 def _about_classes(means: Tensor, owners: Tensor) -> Tensor:
-    """Sum over units of (mean - class mean)^T (mean - class mean), float64 [D, D]."""
+    """Compute the sum over units of (mean - class mean)^T (mean - class mean), float64 [D, D]."""
     counts, sums = class_sums(means, owners, int(owners.max()) + 1)
     return _scatter(means[None], sums / counts.clamp(min=1)[:, None], owners)
 
 
 def _scatter(features: Tensor, means: Tensor, owners: Tensor) -> Tensor:
-    """Sum over views and images of (x - mean)^T (x - mean), float64 [D, D]."""
+    """Compute the sum over views and images of (x - mean)^T (x - mean), float64 [D, D]."""
     scatter = means.new_zeros(means.shape[1], means.shape[1], dtype=torch.float64)
     for view in features:
         for rows, own in zip(view.split(_ROWS_AT_ONCE), owners.split(_ROWS_AT_ONCE), strict=True):
@@ -353,7 +369,7 @@ def _scatter(features: Tensor, means: Tensor, owners: Tensor) -> Tensor:
 
 
 def _inverse_root(covariance: Tensor) -> Tensor:
-    """Sigma^(-1/2)."""
+    """Compute the inverse square root of a covariance [D, D]."""
     values, vectors = torch.linalg.eigh(covariance)
     least = torch.finfo(values.dtype).eps * values.amax().clamp(min=1e-20)
     root: Tensor = vectors * values.clamp(min=least).rsqrt() @ vectors.T
@@ -361,22 +377,23 @@ def _inverse_root(covariance: Tensor) -> Tensor:
 
 
 def _fit_text(text: Tensor, seen: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, float]:
-    """T, the class means less what it foretells with the class left out, and the share that it foretells.
+    """Fit T, the map from text prototypes to class means, by cross-validation over classes.
 
     Args:
         text: Float64 [C, D], prototypes less their mean, whitened.
-        seen: Float64 [C, D], class means less theirs, whitened.
+        seen: Float64 [C, D], class means less their mean, whitened.
         weights: Float64 [C]; 0 for a class without text.
 
     Returns:
-        [D, D], [C, D] and the R^2 against the mean of the other classes, which T = 0 gives. Rows of classes without
-        text have no meaning unless T = 0.
+        T [D, D]; the residuals [C, D] of class means that were left out of the fit; and the R^2 of these predictions
+        against the mean of the other classes, which T = 0 predicts. Residuals of classes without text are meaningless
+        unless T = 0.
     """
     nothing = seen.new_zeros(text.shape[1], seen.shape[1])
     told = weights > 0
     if int(told.sum()) < 3:
         return nothing, seen, 0.0
-    folds = (told.cumsum(0) - 1).clamp(min=0)  # few classes: each by itself
+    folds = (told.cumsum(0) - 1).clamp(min=0)  # with few classes each is a fold
     if int(told.sum()) >= 2 * _FOLDS:
         folds = folds % _FOLDS
     alone = torch.zeros_like(seen)
@@ -401,7 +418,7 @@ def _fit_text(text: Tensor, seen: Tensor, weights: Tensor) -> tuple[Tensor, Tens
 
 
 def _maps(text: Tensor, seen: Tensor, weights: Tensor) -> list[Tensor]:
-    """a I, and a I + R for each ridge; text and means [C, D] are centred."""
+    """Fit a I, and a I + R for each ridge of `_RIDGES`; text and class means [C, D] are centred."""
     w = weights[:, None]
     scale = (w * text * seen).sum() / (w * text.square()).sum().clamp(min=1e-300)
     identity = torch.eye(text.shape[1]).to(text) * scale
@@ -417,7 +434,7 @@ def _maps(text: Tensor, seen: Tensor, weights: Tensor) -> list[Tensor]:
 def _between(
     residuals: Tensor, counts: Tensor, weights: Tensor, noise: Tensor, shrinkage: float | None
 ) -> Tensor:
-    """Shrunk covariance [D, D] of residuals [C, D] of classes of n = `counts` units, less noise / n for sampling."""
+    """Compute the shrunk covariance [D, D] of residuals [C, D], less noise / n for sampling n = `counts` units."""
     classes, dim = residuals.shape
     if classes == 1:
         return torch.eye(dim).to(residuals)

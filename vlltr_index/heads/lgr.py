@@ -1,11 +1,11 @@
 """The language-guided recognition head (LGR): a visual classifier beside attention over anchor sentences.
 
-The release projects every anchor in every step. Anchors are frozen here, so the key side is folded into the
-query:
-with q' = g_k * (W_k^T W_q LayerNorm(I)) less its mean, q . k_m equals q' . E_m / sigma_m up to a constant
-over m, which the softmax drops. The key LayerNorm's bias is part of that constant: it has no effect and no
-gradient. Beside what the image asks for stands what is known of a sentence without any image: -beta L_lin, its loss in
-anchor selection. At beta = 1 that alone would weigh a sentence by how surely it names its class among the score images.
+The release projects every anchor in every step. Anchors are frozen here, so the key side is folded into the query:
+with q' = g_k * (W_k^T W_q LayerNorm(I)) less its mean, q . k_m equals q' . E_m / sigma_m up to a constant over m, which
+the softmax drops. The key LayerNorm's bias is part of that constant: it has no effect and no gradient. A term that does
+not depend on the image is added to the attention logits: -beta L_lin, with the sentence's loss in anchor selection.
+Without the image, and with beta = 1, it gives a sentence more attention the better it identified its class among the
+images that anchors were selected by.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from vlltr_index.tensors import full_precision, unit_rows
 
 warnings.filterwarnings("ignore", "Initializing zero-element tensors is a no-op")  # a head may have no row
 _ROWS_AT_ONCE = 512
-_PRODUCTS_AT_ONCE = 2**26  # of images and anchors on a GPU: 256 MiB, a few times over
+_PRODUCTS_AT_ONCE = 2**26  # of images and anchors on a GPU: a few tensors of 256 MiB
 
 
 class KeyNorm(nn.Module):
-    """The affine part of the keys' LayerNorm: `weight` [D] is learned, `bias` [D] is a buffer of zeros."""
+    """Affine part of the keys' LayerNorm: `weight` [D] is learned, `bias` [D] is a buffer of zeros."""
 
     weight: Tensor
     bias: Tensor
@@ -40,19 +40,19 @@ class KeyNorm(nn.Module):
 
 
 class CosineClassifier(nn.Module):
-    """Cosines with one row a class: [B, D] -> [B, C]."""
+    """Classifier by cosines with one row for each class: [B, D] to [B, C]."""
 
     def __init__(self, dim: int, classes: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(classes, dim) * dim**-0.5)
 
     def forward(self, image_features: Tensor) -> Tensor:
-        """Cosine of each image [B, D] with each row [R, D]: [B, R]; inputs need not be normalised."""
+        """Compute the cosine of each image [B, D] with each row [R, D]: [B, R]; inputs need not be normalised."""
         return unit_rows(image_features) @ unit_rows(self.weight).T
 
 
 class LGRHead(nn.Module):
-    """Visual logits and text logits of images (VL-LTR, Eqs. 4-7; the bias by each anchor's loss is ours).
+    """Head that gives visual logits and text logits of images (VL-LTR, Eqs. 4-7; the bias by anchor losses is ours).
 
     Parameters: `query_norm` (LayerNorm), `key_norm.weight`, `query_proj.weight` and `key_proj.weight` [D, D] (identity
     at first, no bias), `visual_head`, `log_logit_scale` (the logarithm; frozen unless `learn_scale`), `log_beta`.
@@ -63,15 +63,14 @@ class LGRHead(nn.Module):
         visual: `linear`; `mlp`: linear to 4 D, ReLU, linear; `cosine`: scale times cosine with a row.
         logit_scale: The multiplier of the cosine to start from, not its logarithm.
         learn_scale: Whether the scale is learned.
-        normalise_values: Weigh each sentence as if its vector had length one; by default it weighs by its
-            norm.
-        detach_value_norm: Let no gradient flow through the length of the attended anchors, as the release
-            does on iNaturalist; values are the same.
+        normalise_values: Average sentence vectors normalised to length one; by default longer vectors count more.
+        detach_value_norm: Let no gradient flow through the length of the attended anchors, as the release does on
+            iNaturalist; values are the same.
         loss_bias: Subtract beta times an anchor's loss from its attention logits; beta is learned, above 0, and 1 at
             first. Without it beta is 0.
 
     Raises:
-        InputError: An unknown kind of visual head.
+        InputError: The kind of visual head is unknown.
     """
 
     def __init__(
@@ -108,28 +107,28 @@ class LGRHead(nn.Module):
 
     @property
     def beta(self) -> float:
-        """What an anchor's loss is multiplied by before it is taken off its attention logits."""
+        """Factor of an anchor's loss, which is subtracted from its attention logit."""
         return 0.0 if self.log_beta is None else float(self.log_beta.detach().exp())
 
     @torch.no_grad()
     def clamp_scale_(self, maximum: float = 100.0) -> None:
-        """Keep the multiplier at or below `maximum`, in place; call it after each optimizer step."""
+        """Clamp the multiplier to at most `maximum`, in place; call it after each optimizer step."""
         self.log_logit_scale.clamp_(max=math.log(maximum))
 
     def visual_logits(self, image_features: Tensor) -> Tensor:
-        """Logits of the visual classifier, [B, C_v], float32 at least; `image_features` float [B, D], unnormalised."""
+        """Compute the visual classifier's logits [B, C_v], float32 at least, of features float [B, D], unnormalised."""
         features = self._features(image_features)
         with full_precision(features.device):
             logits: Tensor = self.visual_head(features)
             return logits * self.logit_scale if self.visual == "cosine" else logits
 
     def text_logits(self, image_features: Tensor, bank: AnchorBank, kept: Tensor | None = None) -> Tensor:
-        """scale * cos(I, G_c), G_c the attended anchors of class c, [B, C], float32 at least.
+        """Compute scale * cos(I, G_c), where G_c are the attended anchors of class c: [B, C], float32 at least.
 
         Args:
             image_features: Float [B, D], unnormalised as the encoder gives them.
             bank: The anchors of C classes.
-            kept: Bool [A], the anchors that take part, at least one of each class; default: all.
+            kept: Bool [A], the anchors that take part, at least one of each class; None: all.
         """
         features = self._features(image_features)
         with full_precision(features.device):
@@ -139,14 +138,16 @@ class LGRHead(nn.Module):
             rows = _ROWS_AT_ONCE
             if features.device.type == "cuda":
                 rows = min(rows, max(1, _PRODUCTS_AT_ONCE // (bank.num_classes * bank.whole.width)))
-            parts = [
-                attended_cosine(q, i, bank, self.normalise_values, self.detach_value_norm, bias)
-                for q, i in zip(torch.split(query, rows), torch.split(image, rows), strict=True)
-            ]
+            parts = list[Tensor]()
+            for q, i in zip(torch.split(query, rows), torch.split(image, rows), strict=True):
+                part = attended_cosine(
+                    q, i, bank, self.normalise_values, detach_norm=self.detach_value_norm, bias=bias
+                )
+                parts.append(part)
             return self.logit_scale * (parts[0] if len(parts) == 1 else torch.cat(parts))
 
     def query(self, image_features: Tensor) -> Tensor:
-        """q' [B, D]: anchor m's attention logit is q' . E_m / sigma_m - beta L_m, up to a constant over its class."""
+        """Compute q' [B, D]: an attention logit is q' . E_m / sigma_m - beta L_m, up to a constant over the class."""
         features = self._features(image_features)
         with full_precision(features.device):
             asked: Tensor = self.query_proj(self.query_norm(features))
@@ -157,11 +158,11 @@ class LGRHead(nn.Module):
     def pair_text_logits(
         self, image_features: Tensor, bank: AnchorBank, images: Tensor, classes: Tensor
     ) -> Tensor:
-        """What `text_logits` gives image `images[p]` and class `classes[p]`, float [P], without gradient.
+        """Compute `text_logits` for P pairs of image `images[p]` and class `classes[p]`: float [P], without gradient.
 
         Args:
             image_features: Float [B, D], unnormalised.
-            bank: The anchors; of those of other classes nothing is read.
+            bank: The anchors; only those of the pairs' classes are read.
             images: Int64 [P], rows of `image_features`.
             classes: Int64 [P], positions in the bank.
         """
@@ -169,13 +170,21 @@ class LGRHead(nn.Module):
         query = self.query(features)
         image = unit_rows(features)
         bias = self._bias(bank)
-        cosines = pair_cosines(query, image, bank, images, classes, self.normalise_values, bias)
+        cosines = pair_cosines(
+            query,
+            image,
+            bank,
+            images=images,
+            classes=classes,
+            normalise_values=self.normalise_values,
+            bias=bias,
+        )
         return self.logit_scale * cosines
 
     def prototype_logits(self, image_features: Tensor, bank: AnchorBank) -> Tensor:
-        """scale * cos(I, mean anchor of the class), [B, C]: the text logits by what is known without the image.
+        """Compute scale * cos(I, prototype of the class), [B, C], for features float [B, D], unnormalised.
 
-        Anchors are weighed by the softmax of -beta L_m, as attention weighs them where nothing in the image matters.
+        The anchors in a prototype are weighed by the softmax of -beta L_m, the attention of a query of zeros.
         """
         features = self._features(image_features)
         with full_precision(features.device):
@@ -183,7 +192,7 @@ class LGRHead(nn.Module):
             return (self.logit_scale * unit_rows(features)) @ prototypes.T
 
     def _bias(self, bank: AnchorBank, kept: Tensor | None = None) -> Tensor | None:
-        """What is added to the attention logits, [A]: -beta L_m, and -inf where not `kept`; None for nothing."""
+        """Compute the bias of the attention logits, [A]: -beta L_m, and -inf where not `kept`; None for no bias."""
         bias = None
         if self.log_beta is not None:
             bias = -self.log_beta.exp() * bank.losses.to(self.log_beta.dtype)
@@ -193,11 +202,12 @@ class LGRHead(nn.Module):
         return torch.where(kept, torch.zeros_like(out) if bias is None else bias, out)
 
     def _features(self, image_features: Tensor) -> Tensor:
-        """The features in the head's working dtype."""
+        """Convert features to the head's dtype."""
         return image_features.to(self.query_proj.weight.dtype)
 
 
 def _visual_head(visual: str, dim: int, classes: int) -> nn.Module:
+    """Make a visual classifier of the given kind: [B, dim] to [B, classes]."""
     if visual == "linear":
         return nn.Linear(dim, classes)
     if visual == "mlp":

@@ -1,22 +1,21 @@
-"""The cosine between images and attended anchors, without projecting anchors and without building them up.
+"""Cosine between images and attended anchors, computed without projecting anchors and without storing G.
 
-With one query q' an image, attention over the anchors E_m of a class is softmax_m(q' . E_m / sigma_m + b_m), and
-with p_m = a_m w_m (w_m = 1, or 1 / |E_m| where values are normalised), s_m = E_m . I and R the class's Gram
-matrix
+With one query q' for each image, attention a_m over the anchors E_m of a class is softmax_m(q' . E_m / sigma_m + b_m).
+With p_m = a_m w_m (w_m = 1, or 1 / |E_m| where values are normalised), s_m = E_m . I and R the class's Gram matrix
 
     cos(I, G) = p . s / sqrt(p^T R p),    G = sum_m p_m E_m,    |I| = 1.
 
-One product of the stacked [q'; I] with E gives both attention and s. G itself (images x classes x width) is
-built only where p^T R p has lost its digits to cancellation. Layout: anchors first, images last, so that a
+One product of the stacked [q'; I] with E gives both attention and s. G itself (images x classes x width) is computed
+only where p^T R p has lost its digits to cancellation. Anchors are the first dimension and images the last, so that a
 block of classes is a contiguous view.
 
-A GPU does the same for all classes at once, differentiated by torch: some thirty kernels whatever their number, and it
-is waited for only where a class's anchors are so opposed that they could cancel. The function written by hand, in
-blocks, is for the memory of CPUs, and for anchors that did cancel.
+On a GPU all classes are computed at once and differentiated by torch: about thirty kernels for any number of classes.
+The host waits for the GPU only where the anchors of a class are so opposed that they could cancel. The handwritten
+autograd function works in blocks: it saves memory on CPUs, and it handles anchors that did cancel.
 
-Single pairs of an image and a class, and all pairs of a few images, go by a product with a sparse matrix (a row a pair,
-its anchors as columns), and G by a weighted sum of rows: both read ragged classes where they lie, without a copy and
-without padding.
+Single pairs of an image and a class, and all pairs of a few images, use a product with a sparse matrix (one row for
+each pair, with its anchors as columns), and G is a weighted sum of rows: both read ragged classes in place, without a
+copy and without padding.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ from vlltr_index.tensors import full_precision
 
 
 class _Terms(NamedTuple):
-    """What cosine and gradient need of a block: [classes, images], `mixed` [classes, width, images]."""
+    """Intermediate values of a block: [classes, images], and `mixed` [classes, width, images]."""
 
     dot: Tensor  # G . I
-    inverse: Tensor  # 1 / |G|, zero where G has cancelled to nothing
+    inverse: Tensor  # 1 / |G|, zero where G has cancelled to zero
     mixed: Tensor  # E_m . G
 
 
-_GRAM_FLOATS = 2**28  # of the Gram matrices of all classes at once
+_GRAM_FLOATS = 2**28  # most numbers in the Gram matrices of all classes together
 _FEW = 4  # images
 _PAIRS_AT_ONCE = 4096
 warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
@@ -55,29 +54,33 @@ def attended_cosine(
     detach_norm: bool = False,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """Cosine between each image and its attended anchors of each class (VL-LTR, Eqs. 4-6).
+    """Compute the cosine between each image and its attended anchors of each class (VL-LTR, Eqs. 4-6).
 
     Args:
         query: Float [B, D], q' such that the attention logit of anchor m is q' . E_m / sigma_m.
         image: Float [B, D], rows of length one, same dtype as `query`.
         bank: The anchors, frozen.
-        normalise_values: Weigh every sentence as if its vector had length one.
-        detach_norm: Take |G| as a constant in the gradient.
-        bias: Float [A], added to the attention logits of each anchor, same dtype; -inf leaves an anchor out, but may
-            not stand for all of a class.
+        normalise_values: Average sentence vectors normalised to length one.
+        detach_norm: Treat |G| as a constant in the gradient.
+        bias: Float [A], added to the attention logits of each anchor, same dtype; -inf leaves an anchor out, but not
+            all anchors of a class.
 
     Returns:
-        [B, C]; zero, without gradient, where the attended anchors cancel to nothing.
+        [B, C]; zero, without gradient, where the attended anchors cancel to zero.
     """
     with full_precision(query.device):
         if query.device.type == "cuda" and bank.num_classes * bank.whole.width**2 <= _GRAM_FLOATS:
-            whole, cancelled = plain_cosine(query, image, bank, normalise_values, detach_norm, bias)
+            whole, cancelled = plain_cosine(
+                query, image, bank, normalise_values=normalise_values, detach_norm=detach_norm, bias=bias
+            )
             if not bank.opposed or not bool(cancelled):
                 return whole
         if len(query) <= _FEW and not any(t is not None and t.requires_grad for t in (query, image, bias)):
             images = torch.arange(len(query), device=query.device).repeat(bank.num_classes)
             classes = torch.arange(bank.num_classes, device=query.device).repeat_interleave(len(query))
-            found = pair_cosines(query, image, bank, images, classes, normalise_values, bias)
+            found = pair_cosines(
+                query, image, bank, images, classes=classes, normalise_values=normalise_values, bias=bias
+            )
             return found.view(bank.num_classes, len(query)).T
         result: Tensor = _AttendedCosine.apply(  # type: ignore[no-untyped-call] # torch leaves it untyped
             query, image, bias, bank, normalise_values, detach_norm
@@ -93,10 +96,10 @@ def plain_cosine(
     detach_norm: bool = False,
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What `attended_cosine` gives, of all classes at once and differentiated by torch; arguments are the same.
+    """Compute `attended_cosine` for all classes at once, differentiated by torch; arguments are the same.
 
     Returns:
-        [B, C], and whether anchors cancelled somewhere, bool []: those entries have lost digits.
+        The cosines [B, C], and whether any attended anchors cancelled, bool []: their cosines have lost digits.
     """
     block = bank.whole
     dtype = query.dtype
@@ -129,22 +132,25 @@ def pair_cosines(
     normalise_values: bool = False,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """What `attended_cosine` gives single pairs, [P], without gradient; other arguments are as there.
+    """Compute `attended_cosine` for single pairs of an image and a class: [P], without gradient.
 
     Args:
-        query: Float [B, D].
-        image: Float [B, D].
+        query: Float [B, D], as for `attended_cosine`.
+        image: Float [B, D], likewise.
         bank: The anchors.
         images: Int64 [P], rows of `query` and `image`.
         classes: Int64 [P], positions in the bank. Equal ones side by side are read once.
-        normalise_values: As there.
-        bias: As there.
+        normalise_values: As for `attended_cosine`.
+        bias: As for `attended_cosine`.
     """
     vectors = bank.vectors.to(query.dtype)
     parts = [query.new_empty(0)]
     with full_precision(query.device):
         for at, of in zip(images.split(_PAIRS_AT_ONCE), classes.split(_PAIRS_AT_ONCE), strict=True):
-            parts.append(_pair_cosines(query[at], image[at], bank, vectors, of, normalise_values, bias))
+            part = _pair_cosines(
+                query[at], image[at], bank, vectors, classes=of, normalise_values=normalise_values, bias=bias
+            )
+            parts.append(part)
     return torch.cat(parts)
 
 
@@ -157,7 +163,7 @@ def _pair_cosines(
     normalise_values: bool,
     bias: Tensor | None,
 ) -> Tensor:
-    """cos(I, G) [P] of q' and I, both [P, D], with one class each."""
+    """Compute cos(I, G), [P], from q' and I, both [P, D], with one class for each row."""
     lengths = bank.offsets.diff()[classes]
     starts = F.pad(lengths.cumsum(0), (1, 0))
     pair = torch.repeat_interleave(lengths)
@@ -183,6 +189,8 @@ def _pair_cosines(
 
 
 class _AttendedCosine(torch.autograd.Function):
+    """The cosines [B, C] of `attended_cosine`, block by block, with a handwritten gradient."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -193,6 +201,7 @@ class _AttendedCosine(torch.autograd.Function):
         normalise_values: bool,
         detach_norm: bool,
     ) -> Tensor:
+        """Compute the cosines, and save attention and s of each block where a gradient is needed."""
         images = query.shape[0]
         learns = any(ctx.needs_input_grad[:3])
         ctx.bank = bank
@@ -208,7 +217,9 @@ class _AttendedCosine(torch.autograd.Function):
                 attention += bias[block.start : block.stop, None]
             attention = block.unpad(block.pad(attention, fill=float("-inf")).softmax(1))
             scores = products[:, images:].contiguous()
-            terms = _terms(attention, scores, image, bank, block, normalise_values)
+            terms = _terms(
+                attention, scores, image, bank=bank, block=block, normalise_values=normalise_values
+            )
             result[:, block.first : block.last] = (terms.dot * terms.inverse).T
             if learns:
                 saved += [attention, scores]
@@ -220,6 +231,7 @@ class _AttendedCosine(torch.autograd.Function):
     def backward(
         ctx: Any, grad: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
+        """Compute the gradients of query, image and bias from that of the cosines."""
         bank: AnchorBank = ctx.bank
         image, *saved = ctx.saved_tensors
         with torch.no_grad(), full_precision(image.device):
@@ -228,7 +240,14 @@ class _AttendedCosine(torch.autograd.Function):
             for block, attention, scores in zip(bank.blocks, saved[::2], saved[1::2], strict=True):
                 outer = grad[:, block.first : block.last].T
                 by_logit, by_image = _block_gradients(
-                    attention, scores, outer, image, bank, block, ctx.normalise_values, ctx.detach_norm
+                    attention,
+                    scores,
+                    outer,
+                    image=image,
+                    bank=bank,
+                    block=block,
+                    normalise_values=ctx.normalise_values,
+                    detach_norm=ctx.detach_norm,
                 )
                 if by_bias is not None:
                     by_bias[block.start : block.stop] = by_logit.sum(1)
@@ -250,8 +269,8 @@ def _block_gradients(
     normalise_values: bool,
     detach_norm: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients by the attention logits and by I . E_m, both [anchors, images]."""
-    terms = _terms(attention, scores, image, bank, block, normalise_values)
+    """Compute the gradients with respect to the attention logits and to I . E_m, both [anchors, images]."""
+    terms = _terms(attention, scores, image, bank=bank, block=block, normalise_values=normalise_values)
     shares = block.pad(attention)
     weight = _value_weight(bank, block, normalise_values, attention.dtype)
     slope = (outer * terms.inverse)[:, None]
@@ -271,7 +290,7 @@ def _block_gradients(
 def _value_weight(
     bank: AnchorBank, block: Block, normalise_values: bool, dtype: torch.dtype
 ) -> Tensor | None:
-    """w of each anchor, [anchors, 1]; None stands for ones."""
+    """Return the factor w of each anchor, [anchors, 1]; None stands for ones."""
     if not normalise_values:
         return None
     return bank.norms[block.start : block.stop, None].to(dtype).clamp(min=1e-12).reciprocal()
@@ -285,7 +304,7 @@ def _terms(
     block: Block,
     normalise_values: bool,
 ) -> _Terms:
-    """G . I, 1 / |G| and E_m . G of every image with every class of a block."""
+    """Compute G . I, 1 / |G| and E_m . G of every image with every class of a block."""
     dtype = attention.dtype
     weight = _value_weight(bank, block, normalise_values, dtype)
     weighted = attention if weight is None else attention * weight
@@ -296,7 +315,7 @@ def _terms(
     reach = block.pad(weighted * bank.norms[block.start : block.stop, None].to(dtype)).sum(1)
     cancelled = square < CANCELLED * reach.square()
     if bool(cancelled.any()):
-        _direct(_Terms(dot, square, mixed), cancelled, values, image, bank, block)
+        _direct(_Terms(dot, square, mixed), cancelled, values, image=image, bank=bank, block=block)
     floor = torch.finfo(dtype).eps * reach
     inverse = torch.where(square > floor.square(), square.clamp(min=torch.finfo(dtype).tiny).rsqrt(), 0.0)
     return _Terms(dot, inverse, mixed)
@@ -305,7 +324,7 @@ def _terms(
 def _direct(
     terms: _Terms, cancelled: Tensor, values: Tensor, image: Tensor, bank: AnchorBank, block: Block
 ) -> None:
-    """Overwrite the cancelled entries of dot, square (in the place of `inverse`) and mixed from G itself."""
+    """Overwrite the cancelled entries of dot, square (stored as `inverse`) and mixed by those of G itself."""
     for position in cancelled.any(1).nonzero()[:, 0].tolist():
         which = cancelled[position].nonzero()[:, 0]
         start = bank.bounds[block.first + position]

@@ -1,4 +1,4 @@
-"""Ranks above the classes: probabilities summed along a tree, and when one of its nodes may be the answer."""
+"""Ranks above the classes: probabilities of a tree's nodes, and the thresholds above which a node is the answer."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 CLASS = "class"
-_HALF = 0.5  # of two nodes of which neither is below the other, one at most has more than this
-_ROUNDED = 2.0**-12  # what half precision may add to a probability below one
-_DOUBT = 0.05  # the chance of taking a rank that is right less often for one that holds
+_HALF = 0.5  # of two nodes of which neither lies below the other, at most one has more than this
+_ROUNDED = 2.0**-12  # largest rounding error of half precision for a probability below one
+_DOUBT = 0.05  # probability with which a rank that is right less often than required may pass
 
 
 @dataclass(frozen=True, eq=False)
 class HeldOutAnswers:
-    """What was answered for N images that trained none of what answered, among C classes.
+    """Answers for N held-out images, which trained no part of the model, among C classes.
 
     Attributes:
         labels: Int64 [N], columns of their classes.
@@ -29,11 +29,11 @@ class HeldOutAnswers:
     probabilities: Tensor
 
     def among(self, columns: Tensor, classes: int) -> HeldOutAnswers:
-        """The same among other classes, as if there were no others: rows sum to one, in float32.
+        """Return the answers among other classes, as if there were no others; rows sum to one, in float32.
 
         Args:
-            columns: Int64 [C], the new column of each class; -1 for one that is not there. Its images are left out.
-            classes: How many columns there are now.
+            columns: Int64 [C], the new column of each class; -1 for a class that is gone, whose images are left out.
+            classes: Number of new columns.
         """
         kept = columns >= 0
         own = kept[self.labels]
@@ -47,10 +47,10 @@ class ClassTree:
     """C classes as nodes of one or more trees; M nodes, each after its parent.
 
     Attributes:
-        names: What each node is called.
-        ranks: The rank of each.
-        parents: The parent of each; -1 for a root.
-        nodes: The node of each class. One class may lie below another.
+        names: Name of each node.
+        ranks: Rank of each node.
+        parents: Parent of each node; -1 for a root.
+        nodes: Node of each class. One class may lie below another.
     """
 
     names: tuple[str, ...]
@@ -60,30 +60,31 @@ class ClassTree:
 
     @cached_property
     def paths(self) -> tuple[tuple[int, ...], ...]:
-        """The nodes from a root to each node, itself the last."""
+        """For each node, the nodes from its root down to itself."""
         found: list[tuple[int, ...]] = []
         for node, parent in enumerate(self.parents):
-            found.append((*(found[parent] if parent >= 0 else ()), node))
+            above = found[parent] if parent >= 0 else ()
+            found.append((*above, node))
         return tuple(found)
 
     @cached_property
     def _pairs(self) -> Tensor:
-        """Each class, and each node that holds it: int64 [2, P]."""
+        """Pairs of a class and a node that holds it, int64 [2, P]."""
         pairs = [(column, node) for column, own in enumerate(self.nodes) for node in self.paths[own]]
         return torch.tensor(pairs, dtype=torch.int64).T
 
     def below(self, node: int) -> Tensor:
-        """The columns of the classes that a node holds, int64, ascending."""
+        """Return the columns of the classes that a node holds, int64, ascending."""
         return self._pairs[0, self._pairs[1] == node]
 
     @cached_property
     def sizes(self) -> Tensor:
-        """How many classes each node holds, int64 [M]."""
+        """Number of classes that each node holds, int64 [M]."""
         return torch.bincount(self._pairs[1], minlength=len(self.names))
 
     @cached_property
     def levels(self) -> dict[str, Tensor]:
-        """Nodes of each rank, int64, the deepest rank first, without nodes that hold every class."""
+        """Nodes of each rank, int64, the deepest rank first; nodes that hold every class are left out."""
         depths: dict[str, int] = {}
         telling: dict[str, list[int]] = {}
         for node, rank in enumerate(self.ranks):
@@ -93,13 +94,13 @@ class ClassTree:
         return {rank: torch.tensor(telling[rank]) for rank in sorted(depths, key=lambda r: -depths[r])}
 
     def sums(self, probabilities: Tensor) -> Tensor:
-        """Probabilities of the classes [B, C] to those of the nodes [B, M]: of all classes that a node holds."""
+        """Sum the probabilities [B, C] of the classes that each node holds: [B, M]."""
         column, node = self._pairs
         sums = probabilities.new_zeros(len(probabilities), len(self.names))
         return sums.index_add_(1, node, probabilities[:, column])
 
     def holding(self, labels: Tensor) -> Tensor:
-        """Whether each node holds the class of each image: int64 [N] columns to bool [N, M]."""
+        """Say for each image, by its class's column int64 [N], which nodes hold its class: bool [N, M]."""
         found = torch.zeros(len(labels), len(self.names), dtype=torch.bool)
         for row, column in zip(found, labels.tolist(), strict=True):
             row[list(self.paths[self.nodes[column]])] = True
@@ -107,7 +108,7 @@ class ClassTree:
 
     @cached_property
     def at_rank(self) -> dict[str, Tensor]:
-        """For each of `levels` its node that holds each class, the deepest of several, int64 [C]; -1 for none."""
+        """For each rank of `levels`, the deepest of its nodes that holds each class, int64 [C]; -1 for none."""
         found = {}
         for rank, nodes in self.levels.items():
             telling = set(nodes.tolist())
@@ -116,17 +117,17 @@ class ClassTree:
         return found
 
     def best_at(self, rank: str, probabilities: Tensor) -> Tensor:
-        """The node of a rank that has most of the probabilities [B, C], each class's at one node: int64 [B]."""
+        """Return the most probable node of a rank, int64 [B]; each of the probabilities [B, C] counts for one node."""
         of = self.at_rank[rank]
         sums = probabilities.new_zeros(len(probabilities), len(self.names))
         return sums.index_add_(1, of[of >= 0], probabilities[:, of >= 0]).argmax(1)
 
     def answers(self, sums: Tensor, least: Mapping[str, float]) -> Tensor:
-        """The node that is the answer to each image: of the deepest rank that has one probable enough; -1 for none.
+        """Return the answer for each image: the node of the deepest rank that is probable enough; -1 for none.
 
         Args:
-            sums: Float [B, M], from `sums`.
-            least: The least probability of a node of each rank that may be the answer, more than a half.
+            sums: Float [B, M], the nodes' probabilities, from the method `sums`.
+            least: For each rank that may answer, the least probability of a node that may be the answer, above a half.
 
         Returns:
             Int64 [B].
@@ -134,7 +135,7 @@ class ClassTree:
         best = torch.full((len(sums),), -1)
         for rank, nodes in self.levels.items():
             if rank in least:
-                # Nodes above a half lie below one another, and a child comes after its parent.
+                # All nodes above a half lie on one path, and a child has a larger number than its parent.
                 fits = torch.where(sums[:, nodes] >= least[rank], nodes, -1).amax(1)
                 best = torch.where(best < 0, fits, best)
         return best
@@ -143,12 +144,12 @@ class ClassTree:
 def grow(
     parents: Mapping[str, str | None], ranks: Mapping[str, str | None], classes: Sequence[str]
 ) -> ClassTree:
-    """The tree above some classes: nodes that hold none of them are left out.
+    """Build the tree above some classes; nodes that hold none of them are left out.
 
     Args:
-        parents: The parent of each node by name; a name that is no key is a root. There is no circle.
-        ranks: The rank of each. Without one a class has `class` (`leaf` where that is a rank given), another node
-            `level 1`, `level 2` ... from the root.
+        parents: The parent of each node by name; a name that is no key is a root. There must be no cycle.
+        ranks: The rank of each node by name. The default is `class` for a class (`leaf` if `class` is among the given
+            ranks), and `level 1`, `level 2` ... from the root for another node.
         classes: Names of the C classes, in the order of their columns.
     """
     places: dict[str, int] = {}
@@ -156,8 +157,10 @@ def grow(
     above: list[int] = []
     for name in classes:
         path = [name]
-        while (parent := parents.get(path[-1])) is not None:
+        parent = parents.get(name)
+        while parent is not None:
             path.append(parent)
+            parent = parents.get(parent)
         before = -1
         for depth, node in enumerate(reversed(path), 1):
             if node not in places:
@@ -165,7 +168,7 @@ def grow(
                 depths.append(depth)
                 above.append(before)
             before = places[node]
-    lowest = "leaf" if CLASS in ranks.values() else CLASS  # biologists' classes hold species
+    lowest = "leaf" if CLASS in ranks.values() else CLASS  # in biology a class is a rank above the species
     own = set(classes)
     called = (
         ranks.get(name) or (lowest if name in own else f"level {depth}")
@@ -175,17 +178,17 @@ def grow(
 
 
 def thresholds(tree: ClassTree, held_out: HeldOutAnswers, accuracy: float) -> dict[str, float]:
-    """The least probability at which a node of each rank may be the answer, the deepest rank first.
+    """Find the least probability at which a node of each rank may be the answer, the deepest rank first.
 
-    A rank answers for the images that no deeper one answered. Its threshold is the lowest above a half at which its
-    answers to the held-out images were right so often that a rank that is right less often than `accuracy` would do as
-    well, at this threshold, in one of twenty draws at most, less what half precision may have rounded. Several
-    thresholds are tried. A rank for which there is none answers nothing, and is left out.
+    A rank answers for the images that no deeper one answered. Its threshold is the lowest above a half that passes a
+    test on the held-out images: a rank that is right less often than `accuracy` would do as well as this one in at most
+    one of twenty draws (binomial, for this threshold alone, although several are tried). The rounding error of half
+    precision is subtracted. A rank without such a threshold never answers, and is left out.
 
     Args:
-        tree: Of the classes.
+        tree: The tree of the classes.
         held_out: Answers among the same classes.
-        accuracy: Which share of a rank's answers has to be right, between 0 and 1.
+        accuracy: The share of a rank's answers that has to be right, between 0 and 1.
     """
     sums = tree.sums(held_out.probabilities.float())
     right = tree.holding(held_out.labels)
@@ -210,13 +213,13 @@ def thresholds(tree: ClassTree, held_out: HeldOutAnswers, accuracy: float) -> di
 
 
 def least_needed(accuracy: float) -> int:
-    """How many answers, all of them right, show that a rank holds this accuracy."""
+    """Return how many answers, if all are right, suffice to show that a rank has this accuracy."""
     return math.ceil(math.log(_DOUBT) / math.log(accuracy))
 
 
 def _chance(images: int, misses: int, rate: float) -> float:
-    """The chance of at most so many misses in so many images, each missed with the chance `rate`."""
-    if misses >= rate * images:  # about a half or more
+    """Compute the binomial probability of at most `misses` in `images`, each missed with probability `rate`."""
+    if misses >= rate * images:  # the probability is about a half or more, far above any that matters
         return 1.0
     k = torch.arange(misses + 1, dtype=torch.float64)
     n = torch.tensor(float(images), dtype=torch.float64)

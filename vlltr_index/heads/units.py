@@ -1,4 +1,4 @@
-"""What counts as one observation: near duplicates, and what a collection says belongs together."""
+"""Units of images that count as one observation: near duplicates, and groups that the collection names."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 from vlltr_index.tensors import unit_rows
 
-_ALIKE = 0.9995  # cosine of near duplicates
+_ALIKE = 0.9995  # least cosine of near duplicates
 _AT_ONCE = 512
 
 
 def units_of(features: Tensor, labels: Tensor, groups: Sequence[str | None]) -> list[str]:
-    """Name the unit of each image: its group, or else that of the first image of its class that is nearly the same.
+    """Name the unit of each image: its group, or else the unit of the first near duplicate in its class.
 
     A group may have images of several classes.
 
@@ -36,7 +36,7 @@ def units_of(features: Tensor, labels: Tensor, groups: Sequence[str | None]) -> 
 
 
 def number_observations(labels: Tensor, units: Sequence[str]) -> Tensor:
-    """Number what is one observation, int64 [N] from 0: the images of a unit that are of one class, int64 [N]."""
+    """Number observations from 0, int64 [N]: the images of a unit that are of one class are one observation."""
     numbers: dict[tuple[int, str], int] = {}
     keys = zip(labels.tolist(), units, strict=True)
     return torch.tensor([numbers.setdefault(key, len(numbers)) for key in keys], dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""How much each part of an answer counts, fitted on images that did not train the parts: tensors in, values out."""
+"""Weights of the parts of an answer, fitted on images that did not train the parts: tensors in, values out."""
 
 from __future__ import annotations
 
@@ -13,42 +13,42 @@ from torch import Tensor
 from vlltr_index.heads.fusion import Meeting, PartWeights
 from vlltr_index.heads.generative import GenerativeModel
 
-_PRIOR_SPREAD = 0.25  # of a part's weight, in units of the visual parts' together
-TEMPERED = 1 / 12  # of the generative model's log-likelihoods, which are about that much too sure
+_PRIOR_SPREAD = 0.25  # standard deviation of the prior of a weight, as a share of the visual parts' sum
+TEMPERED = 1 / 12  # usual weight of the generative model's log-likelihoods, which are overconfident
 _USUAL_TEXT = 0.15
 _STEPS = 60
-_AT_RANDOM = 0.01  # of the labels
+_AT_RANDOM = 0.01  # share of labels that are taken to be random
 _ROUNDS = 100
-_LEAST = 0.02  # a smaller share than this is none
+_LEAST = 0.02  # least share of the text in the sum of the weights; a smaller one counts as zero
 
 
 SHRINKAGES: tuple[float | None, ...] = (1.0, 3.0, 10.0, None)
-"""How much both covariances may be shrunk, see `shrunk`; the plainest first."""
-_OCTAVES = range(-3, 5)  # of the noise
-_PARTS = 4  # of an octave: losses between octaves are interpolated
+"""Candidates for the shrinkage of both covariances, see `shrunk`; the plainest first."""
+_OCTAVES = range(-3, 5)  # the noise is 2 to these powers
+_PARTS = 4  # steps in an octave; losses between octaves are interpolated
 
 
 class Covariances(NamedTuple):
-    """How the covariances of a generative model are estimated: see `shrunk`, and `noise` of `SharedGaussian`."""
+    """Settings of a generative model's covariances: see `shrunk`, and `noise` of `SharedGaussian`."""
 
     shrinkage: float | None
     noise: float
 
     def noisy(self, model: GenerativeModel) -> GenerativeModel:
-        """A model of this shrinkage with this noise."""
+        """Return a model, fitted with this shrinkage, with this noise."""
         return replace(model, shared=replace(model.shared, noise=self.noise))
 
 
 @dataclass(frozen=True, eq=False)
 class HeldOutScores:
-    """What the parts say of N images that trained none of them; a part that is not there is None.
+    """Scores of N held-out images, which trained none of the parts; a part that is not used is None.
 
     Attributes:
         labels: Int64 [N], positions among the C classes.
         image: Float [N, C], logits of the visual classifier.
-        likelihoods: Float [N, C], of the generative model.
+        likelihoods: Float [N, C], log-likelihoods of the generative model.
         text: Float [N, C], text logits.
-        weights: Float64 [N], what each image counts.
+        weights: Float64 [N], the weight of each image.
     """
 
     labels: Tensor
@@ -58,10 +58,11 @@ class HeldOutScores:
     weights: Tensor
 
     def fused(self, weights: PartWeights) -> Tensor:
-        """All parts together, float [N, C]."""
+        """Return the weighted sum of the parts, float [N, C]."""
         fused = weights.generative * self.likelihoods
         for part, weight in ((self.image, weights.image), (self.text, weights.text)):
-            fused = fused if part is None else fused + weight * part
+            if part is not None:
+                fused = fused + weight * part
         return fused
 
 
@@ -70,9 +71,9 @@ def image_weights(labels: Tensor, counts: Tensor, units: Tensor, power: float = 
 
     Args:
         labels: Int64 [N], the images' classes.
-        counts: Int64 [C], units of each class, those that are held out too.
-        units: Int64 [N], which images are one observation; its images share its weight.
-        power: With 1 the images weigh as if classes had been drawn alike.
+        counts: Int64 [C], units of each class, held-out ones included.
+        units: Int64 [N], the unit of each image; the images of a unit share its weight.
+        power: 0.5 by default; with 1 all classes have the same weight.
     """
     each = _unit_shares(units)
     weights = counts[labels].double().clamp(min=1.0) ** -power * each
@@ -80,12 +81,12 @@ def image_weights(labels: Tensor, counts: Tensor, units: Tensor, power: float = 
 
 
 def balanced_accuracy(scores: Tensor, labels: Tensor, units: Tensor | None = None) -> float:
-    """Average the top-1 accuracy of the classes that are present.
+    """Compute the top-1 accuracy, averaged over the classes that are present.
 
     Args:
         scores: Float [N, C].
         labels: Int64 [N].
-        units: Int64 [N], which images are one observation: they count as one of their class. None: each image is one.
+        units: Int64 [N], the unit of each image; the images of a unit count as one. None: each image is a unit.
     """
     each = _unit_shares(torch.arange(len(labels)) if units is None else units).to(scores.device)
     right = (scores.argmax(1) == labels).double()
@@ -96,19 +97,19 @@ def balanced_accuracy(scores: Tensor, labels: Tensor, units: Tensor | None = Non
 
 
 def _unit_shares(units: Tensor) -> Tensor:
-    """What each image is of its unit, float64 [N]: one over the unit's images."""
+    """Compute each image's share of its unit, float64 [N]: one over the number of the unit's images."""
     _, which, sizes = units.unique(return_inverse=True, return_counts=True)
     shares: Tensor = 1.0 / sizes[which].double()
     return shares
 
 
 def item_nll(logits: Tensor, labels: Tensor) -> Tensor:
-    """Negative log-likelihood of each label int64 [N] by softmax(logits) [N, C], float64 [N]."""
+    """Compute the negative log-likelihood of each label, int64 [N], under softmax(logits) [N, C]: float64 [N]."""
     return -logits.double().log_softmax(1).gather(1, labels[:, None])[:, 0]
 
 
 def nll(logits: Tensor, labels: Tensor, weights: Tensor) -> float:
-    """Weighted mean negative log-likelihood of softmax(logits) [N, C]."""
+    """Compute the weighted mean of the negative log-likelihood under softmax(logits) [N, C]."""
     return float((weights * item_nll(logits, labels)).sum() / weights.sum())
 
 
@@ -117,8 +118,8 @@ def level_with_best(costs: Tensor, weights: Tensor, units: Tensor) -> Tensor:
 
     Args:
         costs: Float64 [S, N] of S settings, on the same N images.
-        weights: Float64 [N], what each image counts.
-        units: Int64 [N], which images are one observation.
+        weights: Float64 [N], the weight of each image.
+        units: Int64 [N], the unit of each image.
     """
     best = costs[(costs @ weights).argmin()]
     above, error = paired_mean(costs - best, weights, units)
@@ -131,17 +132,18 @@ PLAINEST = Covariances(SHRINKAGES[0], 1.0)
 def plainest_covariances(
     costs: Callable[[Covariances], Tensor], weights: Tensor, units: Tensor
 ) -> Covariances:
-    """Choose the plainest whose mean loss is within a standard error of the least, of those as accurate as the best.
+    """Choose the plainest covariances that are about as accurate, and about as likely, as the best ones.
 
-    Accurate are those that miss at most a standard error more images than the setting that misses fewest: where images
-    are few the likeliest may be one that draws all classes together. Plainest is the first shrinkage of `SHRINKAGES`,
-    and there the noise nearest to 1.
+    First all settings stay that miss at most one standard error more images than the one that misses fewest: where
+    images are few the likeliest setting may draw all classes together. Of these the plainest is chosen whose mean loss
+    is within one standard error of the least. Plainest is the first shrinkage of `SHRINKAGES`, and of one shrinkage the
+    noise nearest to 1.
 
     Args:
-        costs: Of the M held-out images, float64 [2, M]: the loss, and 1 for one that is missed. It is asked at whole
-            octaves of the noise, and interpolated between.
-        weights: Float64 [M].
-        units: Int64 [M], see `level_with_best`.
+        costs: Gives for a setting, float64 [2, M], the loss of each of the M held-out images, and 1 where the image is
+            missed, else 0. It is called for whole octaves of the noise; values between are interpolated.
+        weights: Float64 [M], the weight of each image.
+        units: Int64 [M], the unit of each image.
     """
     found = dict[Covariances, Tensor]()
     for shrinkage in SHRINKAGES:
@@ -159,14 +161,14 @@ def plainest_covariances(
 
 
 def paired_mean(differences: Tensor, weights: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
-    """Average differences float64 [R, N] over images, and the standard errors over units: float64 [R] each.
+    """Compute means over images, and their standard errors over units: float64 [R] each.
 
-    Of one unit the error is infinite.
+    With a single unit the error is infinite.
 
     Args:
-        differences: Of each row.
-        weights: Float64 [N], what each image counts.
-        units: Int64 [N], which images are one observation.
+        differences: Float64 [R, N], differences of R pairs on N images.
+        weights: Float64 [N], the weight of each image.
+        units: Int64 [N], the unit of each image.
     """
     share = weights / weights.sum()
     means = differences @ share
@@ -179,27 +181,27 @@ def paired_mean(differences: Tensor, weights: Tensor, units: Tensor) -> tuple[Te
 
 
 def fit_temperature(logits: Tensor, labels: Tensor, weights: Tensor) -> float:
-    """The factor that makes softmax(factor * logits) likeliest; 1 / temperature. 1 where they tell no class apart.
+    """Fit 1 / temperature: the factor under which softmax(factor * logits) is likeliest; 1 if all logits are alike.
 
     Args:
         logits: Float [N, C].
         labels: Int64 [N].
-        weights: Float64 [N], what each image counts.
+        weights: Float64 [N], the weight of each image.
     """
     spread = _spread(logits)
     if spread == math.inf:
         return 1.0
     scaled = logits.double()[None] / spread
-    return float(_fit(scaled, labels, weights, torch.ones(1), torch.zeros(1))[0]) / spread
+    return float(_fit(scaled, labels, weights, means=torch.ones(1), precision=torch.zeros(1))[0]) / spread
 
 
 def fit_weights(held_out: HeldOutScores) -> PartWeights:
-    """How much each part counts: the most probable weights, by expectation-maximisation.
+    """Fit the most probable weights of the parts, by expectation-maximisation.
 
-    The label of one image in a hundred is drawn at random: otherwise a single wrong one decides how sure answers are.
-    Each part is brought to the same spread over the classes. The prior has the visual parts alike, at their likeliest
-    common weight, and the text at 0, each with a quarter of the visual parts' sum as its standard deviation. A text of
-    less than 2 % of the whole is left out.
+    One label in a hundred is taken to be random: otherwise a single wrong label decides how confident answers are. Each
+    part is scaled to the same spread over the classes. The prior mean is the likeliest common weight for the visual
+    parts and 0 for the text; its standard deviation is a quarter of the visual parts' sum. A text with less than 2 % of
+    the sum of the weights gets none.
     """
     labels = held_out.labels
     likelihoods = held_out.likelihoods
@@ -214,7 +216,7 @@ def fit_weights(held_out: HeldOutScores) -> PartWeights:
         common = fit_temperature(scaled[: len(visual)].mean(0), labels, weights)
         means[: len(visual)] = common / len(visual)
         precision = torch.full_like(means, (_PRIOR_SPREAD * max(common, 1e-6)) ** -2)
-        factors = _fit(scaled, labels, weights, means, precision)
+        factors = _fit(scaled, labels, weights, means=means, precision=precision)
         before = right
         right = _rightly_labelled(torch.einsum("p,pnc->nc", factors, scaled), labels)
         if bool((right - before).abs().max() < 1e-4):
@@ -224,43 +226,45 @@ def fit_weights(held_out: HeldOutScores) -> PartWeights:
     counts = held_out.text is not None and float(factors[-1]) >= _LEAST * float(factors.sum())
     told = found[-1] if counts else 0.0
     meeting = Meeting(fit_temperature(likelihoods, labels, weights), told)
-    return PartWeights(image, found[len(visual) - 1], told, meeting, meeting)
+    return PartWeights(
+        image=image, generative=found[len(visual) - 1], text=told, pictured=meeting, told=meeting
+    )
 
 
 def _rightly_labelled(scores: Tensor, labels: Tensor) -> Tensor:
-    """How probable it is by softmax(scores) [N, C] that a label was not drawn at random, as some are; [N]."""
+    """Compute the probability under softmax(scores) [N, C] that a label is not one of the random ones; [N]."""
     own = (1.0 - _AT_RANDOM) * scores.softmax(1).gather(1, labels[:, None])[:, 0]
     return own / (own + _AT_RANDOM / scores.shape[1])
 
 
 def usual_weights(held_out: HeldOutScores) -> PartWeights:
-    """Weights where too few images were held out to fit any.
+    """Return the weights for when too few images were held out to fit any.
 
-    The generative model has its usual temperature of 12, the text 15 % of what both vary over the classes, the visual
-    classifier nothing.
+    The generative model has its usual temperature of 12, the text 15 % of the spread of both over the classes, and the
+    visual classifier no weight.
     """
     told = 0.0
     visual = TEMPERED * _spread(held_out.likelihoods)
     if held_out.text is not None and visual < math.inf:
         told = _USUAL_TEXT / (1.0 - _USUAL_TEXT) * visual / _spread(held_out.text)
     meeting = Meeting(TEMPERED, told)
-    return PartWeights(0.0, TEMPERED, told, meeting, meeting)
+    return PartWeights(image=0.0, generative=TEMPERED, text=told, pictured=meeting, told=meeting)
 
 
 def _spread(part: Tensor) -> float:
-    """The mean over images of a part's standard deviation over classes; infinite for one that tells none apart."""
+    """Compute the mean over images of a part's standard deviation over classes; infinite where all scores are alike."""
     spread = float(part.double().std(1, unbiased=False).mean())
     return spread if spread > 1e-9 else math.inf
 
 
 def _fit(parts: Tensor, labels: Tensor, weights: Tensor, means: Tensor, precision: Tensor) -> Tensor:
-    """Non-negative factors [P] that maximise the weighted likelihood of softmax(sum of factor * part) and the prior.
+    """Fit factors [P], at least 0, that maximise weighted likelihood of softmax(sum of factor * part) and prior.
 
-    The problem is convex: Newton's method, projected, with halved steps.
+    The problem is convex; it is solved by projected Newton steps, which are halved until the objective falls.
     """
     stacked = parts - parts.mean(2, keepdim=True)  # [P, N, C]
     right = stacked.gather(2, labels.expand(len(parts), -1)[:, :, None])[:, :, 0]
-    # As if a tenth of an image more had been of any class: bounded where all are right.
+    # A tenth of an image more, of no class in particular, keeps the factors finite where all images are right.
     right = right * (1.0 - 0.1 / (0.1 + len(labels)))
     means = means.double()
     precision = precision.double()
@@ -302,17 +306,17 @@ def _fit(parts: Tensor, labels: Tensor, weights: Tensor, means: Tensor, precisio
 
 @dataclass(frozen=True, eq=False)
 class Newcomers:
-    """What the parts say, some classes standing for ones that came later, known by so and so many images each.
+    """Scores of images where some classes play later ones, each known by a few images.
 
     The first C classes are the trained ones, the K others the newcomers.
 
     Attributes:
-        likelihoods: Float64 [N, C + K], of held-out images of trained classes.
-        text: Float64 [N, C + K], their text logits.
-        new_likelihoods: Float64 [M, C + K], of images of the newcomers that they are not known by.
-        new_text: Float64 [M, C + K]; M may be 0.
-        new_labels: Int64 [M], their classes, C to C + K - 1.
-        trained: C.
+        likelihoods: Float64 [N, C + K], log-likelihoods of held-out images of trained classes.
+        text: Float64 [N, C + K], text logits of the same images.
+        new_likelihoods: Float64 [M, C + K], log-likelihoods of other images of newcomers than those they are known by.
+        new_text: Float64 [M, C + K], text logits of these images; M may be 0.
+        new_labels: Int64 [M], the classes of these images, C to C + K - 1.
+        trained: Number of trained classes, C.
     """
 
     likelihoods: Tensor
@@ -326,24 +330,24 @@ class Newcomers:
 def fit_meeting(
     start: Meeting, designs: Sequence[Newcomers], weights: bool = True, offset: bool = True
 ) -> Meeting:
-    """How later classes meet the trained ones: most probable, from classes that stand for later ones.
+    """Fit the most probable weights and offset of later classes, on classes that play them.
 
-    An image of a newcomer has to be found among all classes, one of a trained class among the trained ones, whichever
-    of them. Newcomers weigh together what they are among all classes. The prior has the weights as they were, with what
-    both parts vary over the classes there as the standard deviation, and the offset at 0 with one of 1.
+    The likelihood is that an image of a newcomer is recognised among all classes, and that one of a trained class is
+    assigned to any of the trained ones. Newcomers together weigh their share of all classes. The prior of the weights
+    has its mean at `start`, and as standard deviation the spread that both parts have there over the classes; that of
+    the offset is a standard normal one.
 
     Args:
-        start: The weights without such classes.
-        designs: Ones without an image of a newcomer, or of a trained class, say nothing.
-        weights: Whether they are fitted; else they stay.
-        offset: Whether that is.
+        start: The weights before the fit.
+        designs: Scores with newcomers; one without any image of a newcomer, or of a trained class, is ignored.
+        weights: Whether the weights are fitted; otherwise they stay at `start`.
+        offset: Whether the offset is fitted.
     """
     designs = [one for one in designs if len(one.new_labels) and len(one.text)]
     if not designs:
         return start
-    seen, told = (
-        _spread(torch.cat(p)) for p in zip(*((d.new_likelihoods, d.new_text) for d in designs), strict=True)
-    )
+    seen = _spread(torch.cat([one.new_likelihoods for one in designs]))
+    told = _spread(torch.cat([one.new_text for one in designs]))
     before = torch.tensor([start.generative, start.text], dtype=torch.float64)
     units = torch.tensor([seen, told], dtype=torch.float64).nan_to_num(posinf=0.0)
     whole = float(before @ units)
@@ -351,7 +355,7 @@ def fit_meeting(
         return start
     usual = before * units / whole
     factors = torch.where(units > 0, whole / units, 0.0)
-    # A root of 0 would stay there.
+    # The search is over square roots, which keeps weights positive; at 0 its gradient vanishes.
     roots = (usual.clamp(min=0.1) if weights else usual).sqrt().requires_grad_(weights)
     shift = torch.zeros((), dtype=torch.float64, requires_grad=offset)
     fitted = [value for value in (roots, shift) if value.requires_grad]
@@ -371,13 +375,13 @@ def fit_meeting(
     if not weights:
         return replace(start, offset=found)
     shares = roots.detach().square()
-    shares[shares < 1e-6] = 0.0  # a root comes near 0, never there
+    shares[shares < 1e-6] = 0.0  # a root comes near 0 but never reaches it
     generative, text = (shares * factors).tolist()
     return Meeting(generative, text, found)
 
 
 def _meeting_loss(one: Newcomers, generative: Tensor, text: Tensor, offset: Tensor) -> Tensor:
-    """Negative log-likelihood of a design, an image of a newcomer weighing one."""
+    """Compute the negative log-likelihood of a design, in which an image of a newcomer has the weight one."""
     first = one.trained
     classes = one.likelihoods.shape[1]
     shift = offset * (torch.arange(classes) >= first)
